@@ -1,0 +1,111 @@
+"""The command ``beacon-ota``: a table of lazily imported groups, one module each.
+
+Exit codes: 0 done · 1 refused input or a failed check · 2 wrong usage · 3 unreachable ·
+4 not permitted · 130 interrupted.
+"""
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+import typer.core
+import typer.main
+
+from beacon_ota import __version__
+from beacon_ota.errors import BeaconOtaError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command of the table: the module that holds it, and the line for the help."""
+
+    module: str
+    help: str
+
+
+# The order is the order of the help.
+TABLE = {
+    "demo": Entry("demo", "Run the whole pipeline on virtual beacons."),
+    "image": Entry("image", "Build and inspect release and flash images."),
+    "core": Entry("core", "Fetch and show MicroPython cores."),
+    "flash": Entry("flash", "Write a flash image to a chip and verify it."),
+    "deploy": Entry("deploy", "Copy the app to a board that runs MicroPython (development)."),
+    "keys": Entry("keys", "Make, list, export and rotate signing keys."),
+    "serve": Entry("serve", "Run the orchestrator or a mirror."),
+    "release": Entry("release", "Sign, upload, promote, deprecate releases."),
+    "rollout": Entry("rollout", "Plan, start, watch and stop rollouts."),
+    "beacon": Entry("beacon", "List, show and manage beacons."),
+    "site": Entry("site", "Manage buildings, floors, time zones and windows."),
+    "events": Entry("events", "Follow what happens, live."),
+    "token": Entry("token", "Make and revoke administrator tokens."),
+    "audit": Entry("audit", "Show and verify the audit log."),
+    "provision": Entry("provision", "Bring beacons online over Bluetooth."),
+    "monitor": Entry("monitor", "Watch beacons in Bluetooth range."),
+    "virtual": Entry("virtual", "Run virtual beacons from flash images."),
+    "swarm": Entry("swarm", "Simulate thousands of beacons against an orchestrator."),
+    "campaign": Entry("campaign", "Power cuts, faults and fuzzing on virtual beacons."),
+}
+
+
+class Root(typer.core.TyperGroup):
+    """A group that imports a command's module only when it is used."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return list(TABLE)
+
+    def get_command(self, ctx, cmd_name: str):  # the context's class is typer's own affair
+        entry = TABLE.get(cmd_name)
+        if entry is None:
+            return None
+        module = importlib.import_module(f"beacon_ota.cli.{entry.module}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+    def format_help(self, ctx, formatter) -> None:
+        """Print the table itself, so that help imports nothing."""
+        from beacon_ota.cli import output
+
+        width = max(map(len, TABLE))
+        print = output.console.print
+        print("[bold]beacon-ota[/] COMMAND …  (each takes --help)\n", highlight=False)
+        for name, entry in TABLE.items():
+            print(f"  [cyan]{name:{width}}[/]  {entry.help}", highlight=False)
+        print("\n  --version, --install-completion, --show-completion", highlight=False)
+
+
+app = typer.Typer(
+    cls=Root,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"beacon-ota {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Over-the-air updates for fleets of ESP32-C3 MicroPython beacons."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; named errors become one line on stderr and an exit code."""
+    try:
+        app(args=args, prog_name="beacon-ota")
+    except BeaconOtaError as error:
+        from beacon_ota.cli import output
+
+        output.fail(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,58 @@
+"""What every command prints: tables for people, JSON for scripts, one line for a failure."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from beacon_ota.errors import BeaconOtaError
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def emit(
+    rows: Iterable[Mapping[str, object]],
+    columns: Sequence[str],
+    *,
+    as_json: bool,
+    title: str | None = None,
+) -> None:
+    """Print rows as a table of the given columns, or all their fields as a JSON array."""
+    rows = list(rows)
+    if as_json:
+        dump(rows)
+        return
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in columns))
+    console.print(table)
+
+
+def dump(value: object) -> None:
+    """Print one JSON document on stdout."""
+    json.dump(value, sys.stdout, indent=2, sort_keys=True, default=str)
+    sys.stdout.write("\n")
+
+
+def fail(error: BeaconOtaError) -> None:
+    """Print a named failure on stderr: what, found, expected, code."""
+    errors.print(f"[bold red]error[/] {escape(error.message)}", highlight=False)
+    if error.found is not None:
+        errors.print(f"  found     {escape(str(error.found))}", highlight=False)
+    if error.expected is not None:
+        errors.print(f"  expected  {escape(str(error.expected))}", highlight=False)
+    errors.print(f"  code      {error.code}", highlight=False)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return escape(str(value))

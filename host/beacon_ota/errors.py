@@ -1,0 +1,61 @@
+"""The errors of the host package say who is at fault, and carry a stable code.
+
+BeaconOtaError
+├── InputError     what they sent: a file, a message, a field (exit 1)
+├── UsageError     what the caller did: an option, an order of calls (exit 2)
+├── ReachError     what we could not reach: a server, a port, a beacon (exit 3)
+└── DeniedError    who may not: credentials, roles, locks (exit 4)
+"""
+
+
+class BeaconOtaError(Exception):
+    """A named failure.
+
+    Args:
+        code: stable word for scripts and metrics, e.g. ``image_magic``.
+        message: one sentence for a person: what was found, what was expected, what to do.
+        found: the offending value, when there is one.
+        expected: what would have been accepted.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str, *, found: object = None, expected: object = None):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.found = found
+        self.expected = expected
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields that a problem document or ``--json`` carries."""
+        fields: dict[str, object] = {"code": self.code, "detail": self.message}
+        if self.found is not None:
+            fields["found"] = self.found
+        if self.expected is not None:
+            fields["expected"] = self.expected
+        return fields
+
+
+class InputError(BeaconOtaError):
+    """What they sent is not acceptable."""
+
+    exit_code = 1
+
+
+class UsageError(BeaconOtaError):
+    """The caller asked for something that cannot be done this way."""
+
+    exit_code = 2
+
+
+class ReachError(BeaconOtaError):
+    """Something outside could not be reached in time."""
+
+    exit_code = 3
+
+
+class DeniedError(BeaconOtaError):
+    """The other side knows who asks, and refuses."""
+
+    exit_code = 4

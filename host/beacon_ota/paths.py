@@ -1,0 +1,12 @@
+"""Where the project's own data (firmware, boards) lies: a checkout or an installed wheel."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def data(*parts: str) -> Path:
+    """Return the path of a data file such as ``data("firmware", "app")``."""
+    checkout = _PACKAGE.parent.parent
+    root = checkout if (checkout / "firmware").is_dir() else _PACKAGE / "_data"
+    return root.joinpath(*parts)
