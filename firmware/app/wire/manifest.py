@@ -1,0 +1,293 @@
+# The release manifest: what is signed, how it travels, what a beacon accepts.
+#
+# * The envelope is DSSE: {"payload","payloadType","signatures":[{"keyid","sig"}]}.
+# * The payload is the one canonical JSON of its fields: names sorted, no space,
+#   ASCII. Whoever reads it encodes it again and compares, so that two parsers
+#   cannot read the same signed bytes in two ways (repeated names, lax commas).
+# * What could cost memory is refused by length or by counting brackets before a
+#   JSON parser sees it. Numbers of everything are bounded below.
+# * Order of belief: envelope, signatures (not here: no arithmetic in this file),
+#   payload, then the rules of check().
+
+import json
+from binascii import a2b_base64, b2a_base64, hexlify, unhexlify
+
+from . import versions
+
+try:
+    from micropython import const
+except ImportError:
+
+    def const(value):
+        return value
+
+
+TYPE = "application/vnd.beacon-ota.release+json"
+SCHEME = "aes-128-ctr"
+
+MAX_PAYLOAD = const(1024)
+MAX_SIGNATURES = const(8)
+MAX_SIGNATURE = const(512)  # bytes; RSA-3072 has 384
+MAX_ENVELOPE = const(7680)  # characters of text: all of the above in base64, and the frame
+MAX_SIZE = const(0x1000000)  # bytes of an image: the address space of the flash
+MAX_TIME = 253402300799  # the last second of the year 9999
+
+_MAX_NAME = const(32)
+_NAME = "abcdefghijklmnopqrstuvwxyz0123456789_-"
+
+
+# Why a release is not installed: a code of the stage "verify", and a few words.
+class Refused(Exception):
+    def __init__(self, code, detail):
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+
+
+def _bad(what):
+    return Refused("signature", what)
+
+
+# The field shapes. Each returns the canonical JSON of its value, and nothing it
+# lets through needs escaping: that is what makes the encoder below this small.
+def _hash(value, size=64):
+    try:
+        if len(value) == size and hexlify(unhexlify(value)).decode() == value:
+            return '"%s"' % value
+    except (ValueError, TypeError):
+        pass
+    raise ValueError
+
+
+def _version(value):
+    versions.parse(value)
+    return '"%s"' % value
+
+
+def _name(value):
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME or value[0] in "_-":
+        raise ValueError
+    for c in value:
+        if c not in _NAME:
+            raise ValueError
+    return '"%s"' % value
+
+
+# The exact type, because True is an int and 1.0 is a number to JSON.
+def _integer(value, low, high):
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError
+    return "%d" % value
+
+
+def _size(value):
+    return _integer(value, 1, MAX_SIZE)
+
+
+def _time(value):
+    return _integer(value, 0, MAX_TIME)
+
+
+def _flag(value):
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    raise ValueError
+
+
+def _encryption(value):
+    if not isinstance(value, dict) or len(value) != 2 or value.get("scheme") != SCHEME:
+        raise ValueError
+    return '{"ciphertext_sha256":%s,"scheme":"%s"}' % (
+        _hash(value.get("ciphertext_sha256")),
+        SCHEME,
+    )
+
+
+# In the order in which they are written.
+_FIELDS = (
+    ("checksum", _hash),
+    ("core", _hash),
+    ("device_type", _name),
+    ("encryption", _encryption),
+    ("expires_at", _time),
+    ("issued_at", _time),
+    ("min_version", _version),
+    ("required", _flag),
+    ("size", _size),
+    ("version", _version),
+)
+
+
+# The payload of a dict of fields; only "encryption" may be missing.
+def encode(fields):
+    parts = []
+    for name, shape in _FIELDS:
+        if name == "encryption" and name not in fields:
+            continue
+        try:
+            parts.append('"%s":%s' % (name, shape(fields[name])))
+        except (KeyError, ValueError):
+            raise _bad("payload: " + name)
+    if len(parts) != len(fields):
+        raise _bad("payload: unknown field")
+    if fields["expires_at"] <= fields["issued_at"]:
+        raise _bad("payload: expires_at")
+    return ("{" + ",".join(parts) + "}").encode()
+
+
+# The fields of a payload. Call it with bytes whose signatures were found good.
+def decode(payload):
+    if len(payload) > MAX_PAYLOAD or b"[" in payload or payload.count(b"{") > 2:
+        raise _bad("payload: not canonical")
+    try:
+        fields = json.loads(payload)
+    except (ValueError, TypeError):
+        raise _bad("payload: not JSON")
+    if not isinstance(fields, dict):
+        raise _bad("payload: not an object")
+    if encode(fields) != payload:
+        raise _bad("payload: not canonical")
+    return fields
+
+
+# DSSE's pre-authentication encoding: the bytes that are signed.
+def pae(payload):
+    kind = TYPE.encode()
+    return b"DSSEv1 %d " % len(kind) + kind + b" %d " % len(payload) + payload
+
+
+# The envelope as text, from a payload and pairs (keyid, signature).
+def pack(payload, signatures):
+    return '{"payload":"%s","payloadType":"%s","signatures":[%s]}' % (
+        _base64(payload),
+        TYPE,
+        ",".join(['{"keyid":"%s","sig":"%s"}' % (k, _base64(s)) for k, s in signatures]),
+    )
+
+
+# (payload, [(keyid, signature)]) of an envelope: the object that an offer holds,
+# or text, which then has to be exactly what pack() writes. A keyid may come
+# once: that bounds the modular powers and keeps k-of-n from being k times one.
+def unpack(envelope):
+    if isinstance(envelope, dict):
+        return _open(envelope)
+    if isinstance(envelope, bytes):
+        if len(envelope) > MAX_ENVELOPE:
+            raise _bad("envelope: too long")
+        try:
+            envelope = envelope.decode()
+        except ValueError:
+            raise _bad("envelope: not text")
+    if not isinstance(envelope, str):
+        raise _bad("envelope: not an object")
+    if len(envelope) > MAX_ENVELOPE:
+        raise _bad("envelope: too long")
+    if envelope.count("[") != 1 or envelope.count("{") > 1 + MAX_SIGNATURES:
+        raise _bad("envelope: not canonical")
+    try:
+        found = json.loads(envelope)
+    except (ValueError, TypeError):
+        raise _bad("envelope: not JSON")
+    if not isinstance(found, dict):
+        raise _bad("envelope: not an object")
+    payload, signatures = _open(found)
+    if pack(payload, signatures) != envelope:
+        raise _bad("envelope: not canonical")
+    return payload, signatures
+
+
+def _open(envelope):
+    if len(envelope) != 3 or envelope.get("payloadType") != TYPE:
+        raise _bad("envelope: payloadType")
+    payload = _unbase64(envelope.get("payload"), MAX_PAYLOAD)
+    entries = envelope.get("signatures")
+    if not isinstance(entries, list) or not 0 < len(entries) <= MAX_SIGNATURES:
+        raise _bad("envelope: signatures")
+    signatures = []
+    seen = set()
+    for entry in entries:
+        if not isinstance(entry, dict) or len(entry) != 2:
+            raise _bad("envelope: signatures")
+        keyid = entry.get("keyid")
+        try:
+            _hash(keyid, 16)
+        except ValueError:
+            raise _bad("envelope: keyid")
+        if keyid in seen:
+            raise _bad("envelope: keyid twice")
+        seen.add(keyid)
+        signatures.append((keyid, _unbase64(entry.get("sig"), MAX_SIGNATURE)))
+    return payload, signatures
+
+
+# Does the offer speak of the release that the manifest speaks of?
+def agree(fields, offer):
+    for name in ("checksum", "size", "version"):
+        if offer.get(name) != fields[name]:
+            raise Refused("checksum", "offer and manifest differ: " + name)
+
+
+# An offer without a manifest, as the fields that check() wants: what nobody
+# vouches for is what the rules then cannot refuse. For insecure fleets only.
+def unsigned(offer, device_type):
+    fields = {
+        "checksum": offer.get("checksum"),
+        "core": "00" * 32,
+        "device_type": device_type,
+        "expires_at": MAX_TIME,
+        "issued_at": 0,
+        "min_version": versions.LOWEST,
+        "required": offer.get("required", False),
+        "size": offer.get("size"),
+        "version": offer.get("version"),
+    }
+    try:
+        encode(fields)
+    except Refused as error:
+        raise Refused("image", error.detail)
+    return fields
+
+
+# May a beacon of this type, running this version, install the release? `floor`
+# is the highest version ever confirmed on it (None: none yet), `now` an
+# authenticated time in UTC seconds (None: the clock is unset), `room` the bytes
+# of the slot. Returns False when only the date could not be judged.
+def check(fields, device_type, running, floor, now, room):
+    if fields["device_type"] != device_type:
+        raise Refused("device_type", "for %s, this is %s" % (fields["device_type"], device_type))
+    version = fields["version"]
+    try:
+        if versions.compare(version, running) <= 0:
+            raise Refused("downgrade", "%s is not above running %s" % (version, running))
+        if floor and versions.compare(version, floor) < 0:
+            raise Refused("downgrade", "%s is below floor %s" % (version, floor))
+        lowest = fields["min_version"]
+        if versions.compare(running, lowest) < 0:
+            raise Refused("image", "needs %s, running %s" % (lowest, running))
+    except ValueError:
+        raise Refused("downgrade", "own version or floor unreadable")
+    if fields["size"] > room:
+        raise Refused("image", "%d bytes, slot has %d" % (fields["size"], room))
+    if now is None:
+        return False
+    if now >= fields["expires_at"]:
+        raise Refused("expired", "at %d, now %d" % (fields["expires_at"], now))
+    return True
+
+
+def _base64(data):
+    return b2a_base64(data)[:-1].decode()
+
+
+# Strict: the decoders of both Pythons skip what they do not know.
+def _unbase64(text, limit):
+    try:
+        if len(text) <= (limit + 2) // 3 * 4:
+            data = a2b_base64(text)
+            if _base64(data) == text:
+                return data
+    except (ValueError, TypeError):
+        pass
+    raise _bad("envelope: base64")
