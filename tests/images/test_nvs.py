@@ -85,7 +85,7 @@ def test_an_entry_packs_and_unpacks(namespace, key, value):
     raw = item.pack()
     assert len(raw) == nvs.ENTRY
     again = Item.unpack(raw)
-    assert again == item and again.value == value
+    assert again is not None and again == item and again.value == value
     for bit in (0, 40, 100, 200):
         broken = bytearray(raw)
         broken[bit // 8] ^= 1 << bit % 8
