@@ -1,0 +1,450 @@
+"""The values that rollout decisions are made of and made from.
+
+Units: times are UTC seconds since 1970 (``at``, ``now``, ``…_at``), durations are seconds
+(``…_s``), shares lie in (0, 1]. Every value is frozen; a decision never changes one.
+The words (``StrEnum``) are stable: they appear in answers, metrics, the audit log and the docs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+MINUTE, HOUR, DAY, WEEK = 60.0, 3600.0, 86_400.0, 604_800.0
+
+
+# ---- what an administrator asks for ----
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The release image that a rollout hands out.
+
+    ``checksum`` is the SHA-256 of the plain image, hex: what a beacon reports as its image.
+    """
+
+    firmware_id: str
+    version: str
+    device_type: str
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One rung of a ladder: the cumulative share it opens, and how long it is watched."""
+
+    share: float
+    soak_s: float = 0.0
+
+
+LADDER = (Stage(0.10, 24 * HOUR), Stage(0.55, 12 * HOUR), Stage(1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a stage must show before the next opens, and what stops the rollout.
+
+    Attributes:
+        min_sample: beacons with an outcome needed to judge a stage (all present when fewer).
+        healthy_share: confirmed healthy among the attempted, needed to go on.
+        failure_share: failed among those with an outcome; more than this halts …
+        failure_sample: … once so many have an outcome.
+        in_a_row: so many different beacons failing one after another halt, at any sample.
+        silence_s: from an offer taken to its outcome; longer is ``lost``, a failure.
+        presence_s: a beacon heard from within this time is present; others are not waited for.
+        patience_s: a stage waits no longer than this for present beacons to come to an end.
+        retry_first: stages of failure (``download`` …) that count only once the beacon has used
+            up its attempts, or has not tried again within ``silence_s``.
+    """
+
+    min_sample: int = 3
+    healthy_share: float = 0.9
+    failure_share: float = 0.05
+    failure_sample: int = 5
+    in_a_row: int = 3
+    silence_s: float = 30 * MINUTE
+    presence_s: float = 6 * HOUR
+    patience_s: float = WEEK
+    retry_first: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Which beacons belong to a wave.
+
+    Attributes:
+        sites: paths in the site tree; a path stands for everything below it. Empty: anywhere.
+        tags: the beacon has all of these …
+        without: … and none of these.
+        rest: everything that no other wave of the rollout selects; excludes the other fields.
+    """
+
+    sites: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    rest: bool = False
+
+
+class Base(StrEnum):
+    """What a wave's opening is counted from."""
+
+    START = "start"
+    PREVIOUS_START = "previous_start"
+    PREVIOUS_END = "previous_end"
+    TIME = "time"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """When a wave opens: ``seconds`` after ``base``, or at UTC ``seconds`` when base is TIME."""
+
+    base: Base = Base.START
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """A part of the fleet that climbs the ladder by itself.
+
+    ``ladder`` and ``gate`` stand in for the plan's when given.
+    """
+
+    name: str
+    selector: Selector
+    opens: Opening = Opening()
+    ladder: tuple[Stage, ...] | None = None
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often one beacon may try one release, and the pauses between (the last repeats)."""
+
+    limit: int = 3
+    pauses_s: tuple[float, ...] = (120.0, 240.0, 480.0, 960.0, 1920.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A rollout as it was ordered; it never changes afterwards.
+
+    Attributes:
+        required: installed whatever the hour and without soaking; the gates stay.
+        window: ``HH:MM-HH:MM`` in each building's own zone, instead of the building's window.
+        concurrency: updates under way in one building at a time; None is no cap.
+        offer_s: how long an offer that nobody takes holds its place in the building.
+    """
+
+    rollout_id: str
+    release: Release
+    waves: tuple[Wave, ...] = (Wave("all", Selector(rest=True)),)
+    ladder: tuple[Stage, ...] = LADDER
+    gate: Gate = Gate()
+    retry: Retry = Retry()
+    required: bool = False
+    window: str | None = None
+    concurrency: int | None = None
+    offer_s: float = 10 * MINUTE
+
+
+# ---- what decisions see of the world ----
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Daily maintenance window: minutes after local midnight, and an IANA zone name.
+
+    ``end`` before ``start`` runs over midnight; 0 to 1440 is any time.
+    """
+
+    start: int = 180
+    end: int = 300
+    zone: str = "UTC"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A node of the site tree; ``zone`` and ``window`` are inherited from above when None.
+
+    ``path`` is like ``campus/building-a/floor-2``; ``kind`` is ``site``, ``building`` or
+    ``floor``, taken from the depth when None.
+    """
+
+    path: str
+    zone: str | None = None
+    window: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a site path comes down to: the building it counts in, and the window in force."""
+
+    building: str
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
+class Beacon:
+    """A beacon as decisions see it.
+
+    Attributes:
+        version: running version; image: SHA-256 of the running release image, "" if unknown.
+        on_trial: the running image is not confirmed yet.
+        quarantined: withheld from all rollouts, by hand.
+        cleared_at: attempts that ended before this no longer count against its limit.
+    """
+
+    id: str
+    device_type: str
+    version: str
+    image: str = ""
+    channel: str = "stable"
+    site: str = ""
+    tags: frozenset[str] = frozenset()
+    on_trial: bool = False
+    quarantined: bool = False
+    cleared_at: float = 0.0
+
+
+class Result(StrEnum):
+    """How an attempt ended. The first four are outcomes; the last two count for nothing."""
+
+    SUCCESS = "success"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
+    LOST = "lost"
+    EXPIRED = "expired"  # offered, never taken
+    STOPPED = "stopped"  # withdrawn by a halt, an abort or a newer offer
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One offer to one beacon, and what became of it.
+
+    ``wave`` and ``stage`` are where the beacon stood when it was offered. ``failed_in`` is the
+    stage of the failure that the beacon reported (``download``, ``boot`` …).
+    """
+
+    id: str
+    beacon_id: str
+    rollout_id: str
+    firmware_id: str
+    wave: int
+    stage: int
+    offered_at: float
+    taken_at: float | None = None
+    rebooting_at: float | None = None
+    ended_at: float | None = None
+    result: Result | None = None
+    failed_in: str | None = None
+
+
+# ---- what a rollout has come to ----
+
+
+class Status(StrEnum):
+    """Where a rollout stands."""
+
+    SCHEDULED = "scheduled"
+    ACTIVE = "active"
+    PAUSED = "paused"
+    HALTED = "halted"
+    COMPLETED = "completed"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class WaveState:
+    """How far a wave is. ``stage`` is -1 before it opens; the stamps of the present stage follow.
+
+    ``sampled_at``: when the stage's sample was complete; soaking counts from there.
+    """
+
+    stage: int = -1
+    opened_at: float | None = None
+    stage_at: float | None = None
+    sampled_at: float | None = None
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutState:
+    """Everything that changes in a rollout: the fold of its transitions.
+
+    ``since``: failures up to here were accepted by whoever resumed the rollout after a halt.
+    """
+
+    start_at: float
+    waves: tuple[WaveState, ...]
+    status: Status = Status.SCHEDULED
+    since: float = 0.0
+    reason: str = ""
+    by: str = ""
+    changed_at: float = 0.0
+
+
+class Kind(StrEnum):
+    """What happened to a rollout."""
+
+    STARTED = "started"
+    WAVE_OPENED = "wave_opened"
+    STAGE_OPENED = "stage_opened"
+    SAMPLED = "sampled"
+    WAVE_COMPLETED = "wave_completed"
+    COMPLETED = "completed"
+    HALTED = "halted"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    ABORTED = "aborted"
+    CLOCK_BACK = "clock_back"
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One change of a rollout, to be recorded and then applied.
+
+    Attributes:
+        wave, stage: where, for changes of a wave; stage is the one that opens, or that tripped.
+        reason: a stable word; detail: a sentence with the numbers.
+        by: who did it; ``engine`` for the gates.
+    """
+
+    at: float
+    kind: Kind
+    wave: int | None = None
+    stage: int | None = None
+    reason: str = ""
+    detail: str = ""
+    by: str = "engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Beacons of one wave and stage; each counts once, under its latest outcome.
+
+    Attributes:
+        healthy: confirmed by the new image, and heard from lately.
+        gone: confirmed, but silent for longer than the gate's presence.
+        failed: failed, rolled back or lost.
+        accepted: the same, before the last resume by hand.
+        open: taken the offer, no outcome yet.
+        waiting: due for the release and present; away: due, not heard from lately.
+        row: longest run of failures, in the order in which the offers were taken.
+    """
+
+    healthy: int = 0
+    gone: int = 0
+    failed: int = 0
+    accepted: int = 0
+    open: int = 0
+    waiting: int = 0
+    away: int = 0
+    row: int = 0
+
+    @property
+    def decided(self) -> int:
+        """Beacons with an outcome that counts."""
+        return self.healthy + self.gone + self.failed
+
+    @property
+    def attempted(self) -> int:
+        """Beacons that took the offer."""
+        return self.decided + self.open
+
+    @property
+    def reach(self) -> int:
+        """Beacons that can be judged or waited for."""
+        return self.attempted + self.waiting
+
+    @property
+    def members(self) -> int:
+        """All beacons of the cell that the release is or was for."""
+        return self.reach + self.accepted + self.away
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts by wave and stage, and over the whole rollout."""
+
+    cells: tuple[tuple[Cell, ...], ...]
+    total: Cell
+
+
+# ---- what a beacon is told ----
+
+
+class Reason(StrEnum):
+    """Why a beacon is offered a release, or not now."""
+
+    OFFER = "offer"
+    NO_RELEASE = "no_release"
+    UP_TO_DATE = "up_to_date"
+    VERSION = "version"
+    CHANNEL = "channel"
+    WITHDRAWN = "withdrawn"
+    QUARANTINED = "quarantined"
+    TRIAL = "trial"
+    SCHEDULED = "scheduled"
+    PAUSED = "paused"
+    HALTED = "halted"
+    ABORTED = "aborted"
+    WAVE = "wave"
+    STAGE = "stage"
+    ATTEMPTS = "attempts"
+    RETRY = "retry"
+    REBOOTING = "rebooting"
+    WINDOW = "window"
+    BUSY = "busy"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to one poll.
+
+    Attributes:
+        again_at: when time alone may change the answer; None when it takes something else.
+        attempt_id: the open attempt that this offer goes on with; None starts a new one.
+        number: which attempt of this beacon at this release it would be, from 1.
+        not_before, not_after: the maintenance window in force; None when any time will do.
+    """
+
+    reason: Reason
+    rollout_id: str | None = None
+    firmware_id: str | None = None
+    wave: int | None = None
+    stage: int | None = None
+    again_at: float | None = None
+    attempt_id: str | None = None
+    number: int = 0
+    not_before: float | None = None
+    not_after: float | None = None
+    required: bool = False
+
+    @property
+    def offered(self) -> bool:
+        """True when the beacon is to be given the release."""
+        return self.reason is Reason.OFFER
+
+
+# ---- what would happen ----
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """When one beacon would be offered the release; ``at`` is None if never, for ``reason``."""
+
+    beacon_id: str
+    wave: int | None
+    stage: int | None
+    at: float | None
+    reason: Reason = Reason.OFFER
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """A preview: who would get the release when, and what the rollout would do by itself."""
+
+    slots: tuple[Slot, ...]
+    transitions: tuple[Transition, ...]
+    ends_at: float | None
+    left_out: Mapping[Reason, int] = field(default_factory=dict)
