@@ -1,0 +1,137 @@
+from beacon_ota.wire import report
+
+ID = "0123456789abcdef01234567"
+SHA = "ab" * 32
+
+
+def status(**changes):
+    doc = {
+        "firmware_version": "1.2.3",
+        "update_status": "success",
+        "updated_at": 1735689085,
+        "previous_version": "1.2.2",
+        "attempt_id": ID,
+        "firmware_id": ID,
+        "image_sha256": SHA,
+    }
+    for name in changes:
+        doc[name] = changes[name]
+    return doc
+
+
+def idle(**changes):
+    doc = status(update_status="idle")
+    del doc["attempt_id"], doc["firmware_id"]
+    for name in changes:
+        doc[name] = changes[name]
+    return doc
+
+
+def refused(doc):
+    try:
+        report.check(doc)
+    except report.ReportError as error:
+        assert str(error)
+        return error.field
+    raise AssertionError(doc)
+
+
+def test_every_status_has_its_shape():
+    report.check(status())
+    report.check(idle())
+    report.check(status(update_status="downloading", progress=0))
+    report.check(status(update_status="downloading", progress=100, bytes=5, heap_free_min=9))
+    report.check(status(update_status="verifying"))
+    report.check(status(update_status="rebooting"))
+    report.check(status(update_status="failed", stage="download", code="stall", detail="x" * 200))
+    report.check(status(update_status="rolled_back", stage="boot", code="crash"))
+    report.check(status(something_new={"a": 1}))
+
+
+def test_every_code_belongs_to_its_stage():
+    for stage in report.CODES:
+        for code in report.CODES[stage]:
+            report.check(status(update_status="failed", stage=stage, code=code))
+            for other in report.CODES:
+                if code not in report.CODES[other]:
+                    doc = status(update_status="failed", stage=other, code=code)
+                    assert refused(doc) == "code"
+
+
+def test_missing_fields():
+    for name in status():
+        doc = status()
+        del doc[name]
+        assert refused(doc) == name
+    assert refused(status(update_status="downloading")) == "progress"
+    assert refused(status(update_status="failed")) == "stage"
+    assert refused(status(update_status="failed", stage="flash")) == "code"
+    assert refused(status(update_status="rolled_back", stage="flash", code="write")) == "stage"
+
+
+def test_idle_speaks_of_no_attempt():
+    assert refused(idle(attempt_id=ID)) == "attempt_id"
+    assert refused(idle(firmware_id=ID)) == "firmware_id"
+
+
+def test_wrong_types_are_named():
+    for name, values in (
+        ("update_status", (None, 5, "Success", ["idle"], {})),
+        ("firmware_version", (None, "", "1", 5, ["1.2.3"])),
+        ("previous_version", (None, "x")),
+        ("updated_at", (None, -1, "5", 1.5, True, 1 << 70)),
+        ("attempt_id", (None, ID.upper(), ID[:-1], ID + "0", 7, [])),
+        ("firmware_id", ("", "g" * 24)),
+        ("image_sha256", (None, SHA[:-1], SHA.upper(), bytes(32))),
+        ("bytes", ("1", -1, True, 1.0, None, 1 << 60)),
+        ("trials", (-1, [])),
+        ("clock_unset", (False, 1, "true")),
+        ("insecure", (None, False)),
+    ):
+        for value in values:
+            assert refused(status(**{name: value})) == name, (name, value)
+    for value in (None, -1, 101, "50", True, 2.0):
+        assert refused(status(update_status="downloading", progress=value)) == "progress"
+    for value in (None, 5, "x" * 201, "é" * 101):
+        doc = status(update_status="failed", stage="flash", code="write", detail=value)
+        assert refused(doc) == "detail", value
+    for doc in (None, [], "x", 5):
+        assert refused(doc) == "body"
+
+
+def test_journal():
+    entry = [1, 0, "boot", "crash", "x" * 80]
+    report.check(idle(journal=[]))
+    report.check(idle(journal=[entry, [2, 1735689085, "wifi", "drop", ""]]))
+    report.check(idle(journal=[[i, 0, "a", "b", "é" * 80] for i in range(1, 9)]))
+    for bad in (
+        None,
+        {},
+        "x",
+        [[i, 0, "a", "b", ""] for i in range(1, 10)],
+        [entry, entry],
+        [[2, 0, "a", "b", ""], [1, 0, "a", "b", ""]],
+        [entry[:4]],
+        [entry + [1]],
+        [5],
+        [[0, 0, "a", "b", ""]],
+        [[1 << 31, 0, "a", "b", ""]],
+        [["1", 0, "a", "b", ""]],
+        [[1, -1, "a", "b", ""]],
+        [[1, 0, "", "b", ""]],
+        [[1, 0, "A", "b", ""]],
+        [[1, 0, "a", "b" * 17, ""]],
+        [[1, 0, "a", None, ""]],
+        [[1, 0, "a", "b", "x" * 81]],
+        [[1, 0, "a", "b", None]],
+    ):
+        assert refused(idle(journal=bad)) == "journal", bad
+
+
+def test_clip_cuts_between_characters():
+    assert report.clip("abc", 3) == "abc"
+    assert report.clip("abcd", 3) == "abc"
+    assert report.clip("aéé", 4) == "aé"
+    assert report.clip("aéé", 3) == "aé"
+    assert report.clip("€", 2) == ""
+    assert report.clip("", 0) == ""
