@@ -118,7 +118,7 @@ def test_a_small_read_only_nvs_is_fine():
         (lambda b: b[:160] + b"\xff" * 32 + b[192:], "table_md5"),
         (lambda b: b[:160], "table_end"),
         (lambda b: b[:192] + b[:32] + b[224:], "table_end"),
-        (lambda b: b[:12] + b"\xc3\x28\0" + b[15:], "table_name"),
+        (lambda b: b[:12] + b"\xc3\x28\0" + b[15:], "table_md5"),
     ],
 )
 def test_damaged_binaries(change, code):
@@ -126,6 +126,15 @@ def test_damaged_binaries(change, code):
     with pytest.raises(PartitionError) as caught:
         partitions.parse_bin(change(binary))
     assert caught.value.code == code
+
+
+def test_a_name_that_is_no_text():
+    row = bytearray(partitions.parse_csv(MICROPYTHON_OTA).partitions[0].pack())
+    row[12:15] = b"\xc3\x28\0"
+    data = bytes(row) + partitions.MD5_MARK + hashlib.md5(row).digest() + b"\xff" * 32
+    with pytest.raises(PartitionError) as caught:
+        partitions.parse_bin(data)
+    assert caught.value.code == "table_name"
 
 
 def test_a_binary_table_is_found_within_a_flash_image():

@@ -2,3 +2,7 @@
 
 Everything here is a function of bytes; reading and writing files is the caller's affair.
 """
+
+from mmap import mmap
+
+Buffer = bytes | bytearray | memoryview | mmap

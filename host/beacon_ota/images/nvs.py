@@ -21,6 +21,7 @@ from enum import IntEnum
 from io import BytesIO
 
 from beacon_ota.errors import InputError
+from beacon_ota.images import Buffer
 
 PAGE = 4096
 ENTRY = 32
@@ -114,13 +115,13 @@ class Header:
     ok: bool
 
 
-def parse_header(page: bytes | bytearray | memoryview) -> Header:
+def parse_header(page: Buffer) -> Header:
     """Read the header of ``page`` (at least 32 bytes)."""
     state, sequence, version, _, stored = _HEADER.unpack_from(page)
     return Header(state, sequence, version, stored == crc(bytes(page[4:28])))
 
 
-def entry_state(page: bytes | bytearray | memoryview, index: int) -> EntryState:
+def entry_state(page: Buffer, index: int) -> EntryState:
     """Return the state of entry ``index`` (0–125) of ``page`` (at least 64 bytes)."""
     return EntryState(page[BITMAP + index // 4] >> index % 4 * 2 & 3)
 
@@ -192,7 +193,7 @@ class Item:
         return head + struct.pack("<I", crc(tail, zlib.crc32(head, 0xFFFFFFFF))) + tail
 
     @classmethod
-    def unpack(cls, raw: bytes | bytearray | memoryview, room: int = ENTRIES) -> "Item | None":
+    def unpack(cls, raw: Buffer, room: int = ENTRIES) -> "Item | None":
         """Read an entry; None when its CRC, type or span is wrong.
 
         Args:
@@ -243,7 +244,7 @@ class Placed:
     payload: bytes
 
 
-def items(page: bytes | bytearray | memoryview) -> Iterator[Placed]:
+def items(page: Buffer) -> Iterator[Placed]:
     """Yield the valid items of one page, in the order they were written.
 
     An item counts when all its entries are marked written and both its CRCs are right:
@@ -267,7 +268,7 @@ def items(page: bytes | bytearray | memoryview) -> Iterator[Placed]:
         index += step
 
 
-def _written(page: bytes | bytearray | memoryview, index: int, span: int) -> bool:
+def _written(page: Buffer, index: int, span: int) -> bool:
     return all(entry_state(page, i) == EntryState.WRITTEN for i in range(index, index + span))
 
 
@@ -316,7 +317,7 @@ class Nvs:
         return {entry.key: entry.value for entry in self.entries if entry.namespace == name}
 
 
-def read(data: bytes | bytearray | memoryview) -> Nvs:
+def read(data: Buffer) -> Nvs:
     """Read an NVS partition as a beacon would find it after start-up.
 
     Raises:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from beacon_ota.errors import InputError
+from beacon_ota.images import Buffer
 
 TABLE_OFFSET = 0x8000  # flash offset of the table
 TABLE_SECTOR = 0x1000  # flash it occupies
@@ -208,9 +209,7 @@ def parse_csv(text: str, flash_size: int | None = None) -> Table:
     return verify(Table(tuple(parts)), flash_size)
 
 
-def parse_bin(
-    data: bytes | bytearray | memoryview, flash_size: int | None = None, offset: int = 0
-) -> Table:
+def parse_bin(data: Buffer, flash_size: int | None = None, offset: int = 0) -> Table:
     """Read a binary table, e.g. the 4096 bytes at flash offset 0x8000.
 
     Raises:
@@ -218,10 +217,10 @@ def parse_bin(
             ``table_end`` (no end mark), or one of :func:`verify`.
     """
     data = bytes(data[offset : offset + TABLE_SIZE])
-    parts: list[Partition] = []
+    rows: list[bytes] = []
     for at in range(0, len(data) - ROW + 1, ROW):
         row = data[at : at + ROW]
-        if row[:2] == MD5_MARK[:2] and parts:
+        if row[:2] == MD5_MARK[:2] and rows:
             digest = hashlib.md5(data[:at]).digest()
             if row[16:] != digest:
                 raise PartitionError(
@@ -232,8 +231,8 @@ def parse_bin(
                 )
             if data[at + ROW : at + 2 * ROW] != b"\xff" * ROW:
                 break
-            return verify(Table(tuple(parts)), flash_size)
-        if row == b"\xff" * ROW and parts:
+            return verify(Table(tuple(_unpack(row) for row in rows)), flash_size)
+        if row == b"\xff" * ROW and rows:
             # The bootloader would go on without it; ESP-IDF's partition API does not.
             raise PartitionError("table_md5", "the table has no MD5 row")
         if row[:2] != ROW_MAGIC:
@@ -243,13 +242,13 @@ def parse_bin(
                 found=row[:2].hex(),
                 expected=ROW_MAGIC.hex(),
             )
-        parts.append(_unpack(row))
+        rows.append(row)
     raise PartitionError(
-        "table_end" if parts else "table_magic", "the table has no end mark", found=len(data)
+        "table_end" if rows else "table_magic", "the table has no end mark", found=len(data)
     )
 
 
-def is_table(data: bytes | bytearray | memoryview, offset: int = 0) -> bool:
+def is_table(data: Buffer, offset: int = 0) -> bool:
     """Tell whether a partition table begins at ``offset``, as cheaply as possible."""
     return bytes(data[offset : offset + 2]) == ROW_MAGIC
 
