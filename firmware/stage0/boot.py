@@ -1,0 +1,204 @@
+# Stage 0: the first Python of every boot. Written once at flashing and never again in the field, so
+# it is short, imports nothing from the app and trusts nothing it reads. In this order: put the boot
+# on trial or not, give a trial its hard limits, find the running slot's app and mount it.
+# What it defines at the top stays for main.py, which runs in the same namespace.
+
+import json
+import os
+import sys
+import time
+from binascii import crc32
+from struct import unpack_from
+
+import machine
+from esp32 import NVS, Partition
+
+try:
+    import vfs
+except ImportError:  # before MicroPython 1.23
+    vfs = os
+
+TRIALS = 3
+TRIAL_LIMIT = 900_000  # ms that an unconfirmed release may run
+TRIAL_WDT = 60_000  # ms
+RESCUE = 8  # crashes in a row before the other slot gets its turn
+
+crashes = 0
+
+
+# One line in the error journal: the same ring that the app keeps, because what stage 0 has to say
+# is said when no app is there to say it.
+def note(code, detail):
+    nvs = NVS("beacon")
+    entry = bytearray(512)
+    seq = 0
+    for i in range(8):
+        try:
+            size = nvs.get_blob("journal%d" % i, entry)
+            seq = max(seq, json.loads(entry[:size])[0])
+        except (OSError, ValueError, TypeError, IndexError):
+            continue  # an unused or unreadable place of the ring
+    seq += 1
+    now = int(time.time()) + (946684800 if time.gmtime(0)[0] == 2000 else 0)
+    entry = [seq, now if now > 1735689600 else 0, "boot", code, detail[:80]]
+    nvs.set_blob("journal%d" % (seq % 8), json.dumps(entry))
+    nvs.commit()
+
+
+# The active otadata entry as the bootloader picks it: (sector, slot number, state, its 32 bytes);
+# sector -1 when no entry counts.
+def active(ota, slots):
+    best = (-1, -1, -1, b"")
+    top = -1
+    for sector in (0, 1):
+        entry = bytearray(32)
+        ota.readblocks(sector, entry, 0)
+        seq = unpack_from("<I", entry)[0]
+        state, crc = unpack_from("<II", entry, 24)
+        if seq == 0xFFFFFFFF or state in (3, 4) or crc != crc32(entry[:4], 0xFFFFFFFF):
+            continue
+        if seq > top:
+            top = seq
+            best = (sector, (seq - 1 & 0xFFFFFFFF) % slots, state, entry)
+    return best
+
+
+# One of at most three trial boots: burn a mark in the entry's unused label, then turn PENDING back
+# to NEW by clearing one bit. Both only clear bits, so no erase puts the entry at risk, and a cut
+# anywhere leaves the bootloader either on another trial or on the old slot. The mark comes first:
+# a trial that is not counted would be a boot loop without end.
+def burn(ota, sector, entry):
+    used = sum(entry[4 + i] != 0xFF for i in range(TRIALS - 1))
+    if used == TRIALS - 1:
+        return  # the last trial stays PENDING: its reset is the rollback
+    check = bytearray(32)
+    ota.writeblocks(sector, b"\0", 4 + used)
+    ota.readblocks(sector, check, 0)
+    if check[4 + used] == 0:
+        ota.writeblocks(sector, b"\0\0\0\0", 24)
+
+
+# Nobody feeds and nobody confirms: the chip resets by itself, whatever the app believes of itself.
+def guard(ota, sector):
+    machine.WDT(timeout=TRIAL_WDT)
+
+    def late(_):
+        state = bytearray(4)
+        ota.readblocks(sector, state, 24)
+        if state[0] != 2:
+            machine.reset()
+
+    machine.Timer(0, mode=machine.Timer.ONE_SHOT, period=TRIAL_LIMIT, callback=late)
+
+
+# The read-only block device of an app filesystem: the sectors behind the core.
+class Tail:
+    def __init__(self, part, first, count):
+        self.part = part
+        self.first = first
+        self.count = count
+
+    def readblocks(self, n, buf, off=0):
+        self.part.readblocks(self.first + n, buf, off)
+
+    def writeblocks(self, n, buf, off=0):
+        raise OSError(30)
+
+    def ioctl(self, op, arg):
+        return self.count if op == 4 else 4096 if op == 5 else 0
+
+
+# Where a slot's app filesystem lies: behind the core's segments, checksum and hash, at the next
+# sector. None when there is no image, or no filesystem behind it.
+def tail(part):
+    size = part.info()[3]
+    head = bytearray(32)
+    part.readblocks(0, head, 0)
+    if head[0] != 0xE9 or head[1] > 16:
+        return None
+    hashed = 32 if head[23] else 0
+    at = 24
+    for _ in range(head[1]):
+        part.readblocks(0, head, at)
+        at += 8 + unpack_from("<I", head, 4)[0]
+        if at > size - 4096:
+            return None
+    at = ((at + 16 & -16) + hashed + 4095) & -4096
+    if at > size - 4096:
+        return None
+    part.readblocks(0, head, at)
+    block, count = unpack_from("<II", head, 24)
+    if head[8:16] != b"littlefs" or block != 4096 or not 2 <= count <= (size - at) >> 12:
+        return None
+    return Tail(part, at >> 12, count)
+
+
+# The confirmed app crashes for ever: give another slot a trial, the factory app last. set_boot's
+# traps: never a slot that otadata selects already, and never onto stale trial marks.
+def rescue(ota, slots, running, sector, slot):
+    for part in slots + Partition.find(Partition.TYPE_APP, subtype=0):
+        _, kind, address, _, label, _ = part.info()
+        if address == running.info()[2] or kind == 0x10 + slot:
+            continue
+        try:
+            if kind and not tail(part):
+                continue
+            if kind:
+                ota.ioctl(6, 0 if sector < 0 else 1 - sector)
+            part.set_boot()
+        except OSError as error:
+            note("rescue", "%s: %r" % (label, error))
+            continue
+        note("rescue", label)
+        machine.reset()
+
+
+# Puts the app's folder in front of everything else that can be imported; without one, main.py
+# finds nothing to run, and says so.
+def start():
+    global crashes
+    running = Partition(Partition.RUNNING)
+    slots = []
+    while len(slots) < 16:
+        found = Partition.find(Partition.TYPE_APP, subtype=0x10 + len(slots))
+        if not found:
+            break
+        slots.append(found[0])
+    found = Partition.find(Partition.TYPE_DATA, subtype=0)
+    ota = found[0] if found and slots else None
+    sector, slot, state, entry = active(ota, len(slots)) if ota else (-1, -1, -1, b"")
+    trial = state in (0, 1) and running.info()[1] == 0x10 + slot
+    if trial:
+        if state == 1:
+            burn(ota, sector, entry)
+        guard(ota, sector)
+    elif machine.reset_cause() not in (machine.PWRON_RESET, machine.DEEPSLEEP_RESET):
+        nvs = NVS("beacon")
+        try:
+            crashes = nvs.get_i32("crashes")
+        except OSError:
+            crashes = 0  # not there yet
+        crashes += 1
+        nvs.set_i32("crashes", crashes)
+        nvs.commit()
+        # 8, 16, 32, ...: two broken slots that take turns must not wear out the flash.
+        if ota and crashes >= RESCUE and not crashes & crashes - 1:
+            rescue(ota, slots, running, sector, slot)
+    device = tail(running)
+    if device:
+        try:
+            vfs.mount(device, "/app", readonly=True)
+        except OSError:
+            if trial:
+                machine.reset()
+            raise
+    elif "app" not in os.listdir("/"):  # where development puts it
+        return ".frozen/app"
+    return "/app"
+
+
+try:
+    sys.path[:] = [start(), ".frozen"]
+except Exception as error:
+    sys.path[:] = []
+    sys.print_exception(error)
