@@ -1,0 +1,56 @@
+# RSA-3072 PSS verification, SHA-256, salt 32 (RFC 8017 §8.1.2 and §9.1.2; the scheme of ESP32
+# Secure Boot v2). The exponent is 65537 and not a parameter, so nobody can weaken it.
+
+from hashlib import sha256
+
+from micropython import const
+
+from .hmac import equal
+
+_SIZE = const(384)
+_HASH = const(32)
+_SALT = const(32)
+_DB = const(351)  # _SIZE - _HASH - 1
+_ZEROS = const(318)  # _DB - 1 - _SALT
+
+
+# True when `signature` (bytes) was made over the 32-byte `digest` by the holder of modulus `n`
+# (384 bytes or an integer). Anything malformed is False: a refusal needs no reason from here.
+def verify(n, digest, signature):
+    if not isinstance(n, int):
+        n = int.from_bytes(n, "big")
+    if len(signature) != _SIZE or len(digest) != _HASH or n >> 3071 != 1 or not n & 1:
+        return False
+    s = int.from_bytes(signature, "big")
+    if s >= n:
+        return False
+    encoded = pow(s, 65537, n).to_bytes(_SIZE, "big")
+    return _matches(encoded, digest)
+
+
+# EMSA-PSS-VERIFY with emBits = 3071: the leading bit is zero, the trailer is BC, and the data
+# block unmasks to zeros, 01 and a salt of exactly 32 bytes.
+def _matches(encoded, digest):
+    if encoded[_SIZE - 1] != 0xBC or encoded[0] & 0x80:
+        return False
+    seed = encoded[_DB : _DB + _HASH]
+    mask = int.from_bytes(_mgf1(seed, _DB), "big")
+    block = (int.from_bytes(encoded[:_DB], "big") ^ mask).to_bytes(_DB, "big")
+    if block[0] & 0x7F or block[_ZEROS] != 1:
+        return False
+    if int.from_bytes(block[1:_ZEROS], "big"):
+        return False
+    expected = sha256(bytes(8))
+    expected.update(digest)
+    expected.update(block[_ZEROS + 1 :])
+    return equal(expected.digest(), seed)
+
+
+# MGF1 with SHA-256 (RFC 8017 B.2.1).
+def _mgf1(seed, length):
+    out = b""
+    for i in range((length + _HASH - 1) // _HASH):
+        block = sha256(seed)
+        block.update(i.to_bytes(4, "big"))
+        out += block.digest()
+    return out[:length]
