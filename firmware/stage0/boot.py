@@ -91,21 +91,23 @@ def guard(ota, sector):
     machine.Timer(0, mode=machine.Timer.ONE_SHOT, period=TRIAL_LIMIT, callback=late)
 
 
-# The read-only block device of an app filesystem: the sectors behind the core.
+# The read-only block device of an app filesystem, behind the core. Its blocks are smaller than
+# sectors: nothing is ever erased here, and at 4 KiB a block dozens of small modules would not fit.
 class Tail:
-    def __init__(self, part, first, count):
+    def __init__(self, part, start, block, count):
         self.part = part
-        self.first = first
+        self.start = start
+        self.block = block
         self.count = count
 
     def readblocks(self, n, buf, off=0):
-        self.part.readblocks(self.first + n, buf, off)
+        self.part.readblocks(0, buf, self.start + n * self.block + off)
 
     def writeblocks(self, n, buf, off=0):
         raise OSError(30)
 
     def ioctl(self, op, arg):
-        return self.count if op == 4 else 4096 if op == 5 else 0
+        return self.count if op == 4 else self.block if op == 5 else 0
 
 
 # Where a slot's app filesystem lies: behind the core's segments, checksum and hash, at the next
@@ -128,9 +130,13 @@ def tail(part):
         return None
     part.readblocks(0, head, at)
     block, count = unpack_from("<II", head, 24)
-    if head[8:16] != b"littlefs" or block != 4096 or not 2 <= count <= (size - at) >> 12:
+    if (
+        head[8:16] != b"littlefs"
+        or not 128 <= block <= 4096
+        or not 2 <= count <= (size - at) // block
+    ):
         return None
-    return Tail(part, at >> 12, count)
+    return Tail(part, at, block, count)
 
 
 # The confirmed app crashes for ever: give another slot a trial, the factory app last. set_boot's
