@@ -1,0 +1,81 @@
+# Is this offer to be believed? Asked before one byte of the image is downloaded; what comes
+# back is the signed manifest, and from there on its checksum and size count, not the offer's.
+# The trusted keys lie in the running app, so they change only together with a release.
+# Every refusal is a wire.manifest.Refused, its code one of the stage "verify".
+
+import asyncio
+import json
+import os
+from binascii import unhexlify
+from hashlib import sha256
+
+from crypto import pss
+from micropython import const
+from wire import manifest
+from wire.manifest import Refused
+
+KEYS = "/app/keys.json"
+_MAX_KEYS = const(8192)  # bytes of the file: eight keys and room to spare
+
+
+# The offer's manifest fields, once the signatures, the rules and the offer itself agree.
+# `floor`, `now` and `room` are those of wire.manifest.check(). An insecure app accepts an offer
+# without a manifest, and, as long as it holds no keys, one whose signatures it cannot judge.
+async def check(offer, device_type, running, floor, now, room, insecure=False, keys=KEYS):
+    envelope = offer.get("manifest")
+    if envelope is None:
+        if not insecure:
+            raise Refused("signature", "no manifest")
+        fields = manifest.unsigned(offer, device_type)
+    else:
+        payload, signatures = manifest.unpack(envelope)
+        trusted = _load(keys)
+        if trusted:
+            await _judge(payload, signatures, trusted)
+        elif not insecure:
+            raise Refused("signature", "the app holds no keys")
+        fields = manifest.decode(payload)
+        manifest.agree(fields, offer)
+    manifest.check(fields, device_type, running, floor, now, room)
+    return fields
+
+
+# The keys of the running app, or None when it was built without.
+def _load(path):
+    try:
+        size = os.stat(path)[6]
+    except OSError:
+        return None
+    try:
+        if size > _MAX_KEYS:
+            raise ValueError
+        with open(path) as f:
+            trusted = json.load(f)
+        if not 0 < trusted["threshold"] <= len(trusted["keys"]):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, OSError):
+        raise Refused("signature", "keys.json unreadable")
+    return trusted
+
+
+# As many different keys as the threshold asks for have to have signed. unpack() lets a keyid
+# through once only, so counting signatures is counting keys; unknown ones are passed over.
+async def _judge(payload, signatures, trusted):
+    digest = sha256(manifest.pae(payload)).digest()
+    missing = trusted["threshold"]
+    for keyid, signature in signatures:
+        n = trusted["keys"].get(keyid)
+        if n and await _verify(unhexlify(n), digest, signature):
+            missing -= 1
+            if not missing:
+                return
+    raise Refused("signature", "%d more good signatures needed" % missing)
+
+
+# The modular power takes a fifth of a second on the chip: other tasks run between its steps.
+async def _verify(n, digest, signature):
+    good = False
+    for verdict in pss.steps(n, digest, signature):
+        good = verdict
+        await asyncio.sleep(0)
+    return good
