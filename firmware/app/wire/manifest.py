@@ -10,9 +10,11 @@
 #   payload, then the rules of check().
 
 import json
-from binascii import a2b_base64, b2a_base64, hexlify, unhexlify
+from binascii import a2b_base64, b2a_base64
 
 from . import versions
+from .offer import MAX_SIZE
+from .report import is_hex, is_number
 
 try:
     from micropython import const
@@ -29,7 +31,6 @@ MAX_PAYLOAD = const(1024)
 MAX_SIGNATURES = const(8)
 MAX_SIGNATURE = const(512)  # bytes; RSA-3072 has 384
 MAX_ENVELOPE = const(7680)  # characters of text: all of the above in base64, and the frame
-MAX_SIZE = const(0x1000000)  # bytes of an image: the address space of the flash
 MAX_TIME = 253402300799  # the last second of the year 9999
 
 _MAX_NAME = const(32)
@@ -50,13 +51,10 @@ def _bad(what):
 
 # The field shapes. Each returns the canonical JSON of its value, and nothing it
 # lets through needs escaping: that is what makes the encoder below this small.
-def _hash(value, size=64):
-    try:
-        if len(value) == size and hexlify(unhexlify(value)).decode() == value:
-            return '"%s"' % value
-    except (ValueError, TypeError):
-        pass
-    raise ValueError
+def _hash(value):
+    if not is_hex(value, 64):
+        raise ValueError
+    return '"%s"' % value
 
 
 def _version(value):
@@ -65,27 +63,23 @@ def _version(value):
 
 
 def _name(value):
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME or value[0] in "_-":
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME:
         raise ValueError
-    for c in value:
-        if c not in _NAME:
-            raise ValueError
+    if value[0] in "_-" or value.strip(_NAME):
+        raise ValueError
     return '"%s"' % value
 
 
-# The exact type, because True is an int and 1.0 is a number to JSON.
-def _integer(value, low, high):
-    if type(value) is not int or not low <= value <= high:
+def _size(value):
+    if not is_number(value, 1, MAX_SIZE):
         raise ValueError
     return "%d" % value
 
 
-def _size(value):
-    return _integer(value, 1, MAX_SIZE)
-
-
 def _time(value):
-    return _integer(value, 0, MAX_TIME)
+    if not is_number(value, 0, MAX_TIME):
+        raise ValueError
+    return "%d" % value
 
 
 def _flag(value):
@@ -211,9 +205,7 @@ def _open(envelope):
         if not isinstance(entry, dict) or len(entry) != 2:
             raise _bad("envelope: signatures")
         keyid = entry.get("keyid")
-        try:
-            _hash(keyid, 16)
-        except ValueError:
+        if not is_hex(keyid, 16):
             raise _bad("envelope: keyid")
         if keyid in seen:
             raise _bad("envelope: keyid twice")
