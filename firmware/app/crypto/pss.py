@@ -17,15 +17,26 @@ _ZEROS = const(318)  # _DB - 1 - _SALT
 # True when `signature` (bytes) was made over the 32-byte `digest` by the holder of modulus `n`
 # (384 bytes or an integer). Anything malformed is False: a refusal needs no reason from here.
 def verify(n, digest, signature):
+    good = False
+    for verdict in steps(n, digest, signature):
+        good = verdict
+    return good
+
+
+# The same as a generator: it yields False after each squaring, about a seventeenth of the whole,
+# so that an event loop can run in between, and last the verdict.
+def steps(n, digest, signature):
     if not isinstance(n, int):
         n = int.from_bytes(n, "big")
     if len(signature) != _SIZE or len(digest) != _HASH or n >> 3071 != 1 or not n & 1:
-        return False
-    s = int.from_bytes(signature, "big")
+        return
+    s = x = int.from_bytes(signature, "big")
     if s >= n:
-        return False
-    encoded = pow(s, 65537, n).to_bytes(_SIZE, "big")
-    return _matches(encoded, digest)
+        return
+    for _ in range(16):  # 65537 = 2^16 + 1
+        x = pow(x, 2, n)
+        yield False
+    yield _matches((x * s % n).to_bytes(_SIZE, "big"), digest)
 
 
 # EMSA-PSS-VERIFY with emBits = 3071: the leading bit is zero, the trailer is BC, and the data
