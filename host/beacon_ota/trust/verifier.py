@@ -1,0 +1,156 @@
+"""Decide whether a release is believed. Pure: fed with values, no file and no clock.
+
+Rules, in this order:
+
+* The envelope is one of ours, bounded, in its one form.
+* At least ``threshold`` *different* trusted keys signed the payload; unknown keys do not count.
+* The payload is the canonical form of exactly the manifest's fields.
+* What the manifest says is what is there: the upload for an orchestrator, the offer and its own
+  type, version, floor, slot and clock for a beacon.
+
+:meth:`Verifier.check` is the orchestrator's question at upload, with the upload's codes;
+:meth:`Verifier.judge` is the beacon's, with the beacon's codes, and the same answer as the
+firmware's own ``ota/verify.py``::
+
+    verifier = Verifier(KeySet.parse(Path("keys.json").read_bytes()))
+    manifest = verifier.check(envelope, Facts("esp32c3", "1.2.3", size, sha256), now=time.time())
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from beacon_ota.errors import InputError
+from beacon_ota.trust import dsse
+from beacon_ota.trust.dsse import Envelope
+from beacon_ota.trust.keys import KeySet
+from beacon_ota.trust.manifest import Manifest
+from beacon_ota.wire import manifest as wire
+from beacon_ota.wire.manifest import Refused
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an upload is, by its form and its bytes."""
+
+    device_type: str
+    version: str
+    size: int
+    """Bytes uploaded."""
+    sha256: str
+    """Of the bytes uploaded, hex: of the ciphertext when the release is encrypted."""
+    core: str | None = None
+    """SHA-256 of the core, hex, where the image could be parsed."""
+    required: bool | None = None
+    """What the form said about ``required``, if it said anything."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a beacon knows of itself when an offer comes."""
+
+    device_type: str
+    running: str
+    """Running version."""
+    floor: str | None
+    """Highest version ever confirmed, None when there is none yet."""
+    now: int | None
+    """Authenticated time, UTC seconds; None when the clock is unset."""
+    room: int
+    """Bytes of the slot that would be written."""
+    insecure: bool = False
+    """Does the running app accept releases that nobody signed?"""
+
+
+class Verifier:
+    """Believes what enough of its keys have signed.
+
+    Args:
+        trusted: the keys that count, or None for a fleet without any.
+    """
+
+    def __init__(self, trusted: KeySet | None):
+        self.trusted = trusted
+
+    def open(self, envelope: Envelope) -> Manifest:
+        """Return the manifest of an envelope that enough trusted keys signed.
+
+        Raises:
+            Refused: ``signature``, with the reason as its detail.
+        """
+        payload, signatures = wire.unpack(envelope)
+        if self.trusted is None:
+            raise Refused("signature", "no keys are trusted")
+        missing = self.trusted.threshold - len(dsse.good(payload, signatures, self.trusted))
+        if missing > 0:
+            raise Refused("signature", f"{missing} more good signatures needed")
+        return Manifest.read(payload)
+
+    def check(self, envelope: Envelope | None, facts: Facts, *, now: float | None) -> Manifest:
+        """Return the manifest of an upload.
+
+        Args:
+            envelope: the form field ``manifest``; None when there was none.
+            facts: what was uploaded.
+            now: UTC seconds, None to leave the dates unjudged.
+
+        Raises:
+            InputError: ``manifest_missing``, ``manifest_signature``, ``manifest_mismatch``
+                (with the field, found and expected), ``manifest_expired``.
+        """
+        if not envelope:
+            raise InputError("manifest_missing", "The release comes without a signed manifest.")
+        try:
+            manifest = self.open(envelope)
+        except Refused as error:
+            raise InputError(
+                "manifest_signature", f"The manifest is not to be believed: {error.detail}."
+            ) from error
+        _compare(manifest, facts)
+        if now is not None and now >= manifest.expires_at:
+            raise InputError(
+                "manifest_expired",
+                "The manifest has expired: no beacon would install the release.",
+                found=manifest.expires_at,
+                expected=f"later than {int(now)}",
+            )
+        return manifest
+
+    def judge(self, offer: Mapping[str, object], situation: Situation) -> Manifest:
+        """Return the manifest that a beacon in this situation would act on.
+
+        Raises:
+            Refused: with the code that the beacon would report under ``verify``.
+        """
+        envelope = offer.get("manifest")
+        own = situation
+        if envelope is None:
+            if not own.insecure:
+                raise Refused("signature", "no manifest")
+            manifest = Manifest.of(wire.unsigned(offer, own.device_type))
+        else:
+            if self.trusted is None and own.insecure:
+                manifest = Manifest.read(wire.unpack(envelope)[0])
+            else:
+                manifest = self.open(envelope)  # type: ignore[arg-type]
+            wire.agree(manifest.fields(), offer)
+        wire.check(manifest.fields(), own.device_type, own.running, own.floor, own.now, own.room)
+        return manifest
+
+
+def _compare(manifest: Manifest, facts: Facts) -> None:
+    pairs = {
+        "device_type": (facts.device_type, manifest.device_type),
+        "version": (facts.version, manifest.version),
+        "size": (facts.size, manifest.size),
+        "sha256": (facts.sha256, manifest.served_sha256),
+        "core": (facts.core, manifest.core),
+        "required": (facts.required, manifest.required),
+    }
+    for name, (found, expected) in pairs.items():
+        if found is not None and found != expected:
+            raise InputError(
+                "manifest_mismatch",
+                f"The manifest was signed for something else: {name} differs.",
+                found=found,
+                expected=expected,
+            )
