@@ -1,0 +1,423 @@
+"""A Bluetooth LE controller of the room: HCI above, the room's air below.
+
+bumble's controller answers the commands that only ask for information. What touches the air is
+here, because bumble's stands in for it only roughly: it reports advertising data as scan responses,
+knows neither non-connectable advertising nor RSSI, and never loses a connection.
+
+The controller offers what an ESP32-C3 or a plain USB adapter does: legacy advertising, 251-byte
+packets, no link-layer encryption (a host that asks for it is told so).
+"""
+
+import asyncio
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from bumble import hci
+from bumble.controller import Controller
+from bumble.transport.common import TransportSink
+
+from beacon_ota.virtual.radio.air import Air, Link, Place
+
+MAX_ADV_EVENT_DELAY_S = 0.010  # advDelay of every event (Core vol 6, part B, 4.4.2.2.1)
+ADV_UNIT_S = 0.000625
+CREDITS = 12  # ACL packets a host may have under way
+PACKET_LENGTH = 251
+
+# The vendor command of Zephyr's and other controllers that gives a radio its public address.
+WRITE_BD_ADDR = hci.hci_vendor_command_op_code(0x0006)
+
+_ADV_TYPES = {0: "ADV_IND", 2: "ADV_SCAN_IND", 3: "ADV_NONCONN_IND"}
+_SCAN_RSP = 4
+_OK = hci.HCI_ErrorCode.SUCCESS
+
+_Status = hci.HCI_StatusReturnParameters
+
+
+class Advertiser:
+    """Legacy advertising of one controller: what is sent, and when.
+
+    Advertising events lie ``interval`` apart from the start on. While nobody in the room listens
+    there is no timer; :meth:`wake` picks the rhythm up again.
+    """
+
+    def __init__(self, controller: "RoomController") -> None:
+        self.controller = controller
+        self.adv_type = 0
+        self.address = controller.public_address
+        self.interval = 0.1
+        self.data = b""
+        self.response = b""
+        self.enabled = False
+        self.events = 0
+        self._loop = asyncio.get_running_loop()
+        self._anchor = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def kind(self) -> str:
+        return _ADV_TYPES[self.adv_type]
+
+    @property
+    def connectable(self) -> bool:
+        return self.adv_type == 0
+
+    @property
+    def scannable(self) -> bool:
+        return self.adv_type in (0, 2)
+
+    def start(self) -> None:
+        self.stop()
+        self.enabled = True
+        self._anchor = self._loop.time()
+        self.wake()
+
+    def stop(self) -> None:
+        self.enabled = False
+        self.wake()
+
+    def wake(self) -> None:
+        """Run the timer if, and only if, it has something to do."""
+        if self.enabled and self.controller.air.heard:
+            if self._timer is None:
+                self._schedule()
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _schedule(self) -> None:
+        now = self._loop.time()
+        passed = int((now - self._anchor) / self.interval) + 1 if now > self._anchor else 0
+        delay = self.controller.air.random.random() * MAX_ADV_EVENT_DELAY_S
+        when = self._anchor + passed * self.interval + delay
+        self._timer = self._loop.call_at(when, self._event)
+
+    def _event(self) -> None:
+        self._timer = None
+        self.events += 1
+        self.controller.air.advertise(self)
+        if self.enabled:
+            self.wake()
+
+
+class RoomController(Controller):
+    """One radio of the room.
+
+    Args:
+        air: what it shares with the others.
+        address: its public address.
+        place: where it is.
+        sink: takes HCI packets for the host.
+    """
+
+    le_features = hci.LeFeatureMask.LE_DATA_PACKET_LENGTH_EXTENSION
+    le_acl_data_packet_length = PACKET_LENGTH
+    total_num_le_acl_data_packets = CREDITS
+    supported_max_tx_octets = PACKET_LENGTH
+    supported_max_rx_octets = PACKET_LENGTH
+    suggested_max_tx_octets = PACKET_LENGTH
+    suggested_max_tx_time = 2120
+
+    def __init__(
+        self,
+        air: Air,
+        address: hci.Address,
+        place: Place | None = None,
+        sink: TransportSink | None = None,
+    ) -> None:
+        super().__init__(str(address), host_sink=sink, public_address=address)
+        self.air = self.link = air
+        self.place = place or Place()
+        self.advertiser = Advertiser(self)
+        self.scanning = False
+        self.room_for_reports: Callable[[], bool] = lambda: True
+        self.on_moved: Callable[[hci.Address], None] = lambda address: None
+        self._active = False
+        self._duty = 1.0
+        self._unique = False
+        self._reported: set[tuple[hci.Address, int]] = set()
+        self._initiating: hci.HCI_LE_Create_Connection_Command | None = None
+        self._links: dict[int, Link] = {}
+        self._partial: dict[int, tuple[bytearray, int]] = {}
+        air.add_controller(self)
+
+    # Host side
+
+    def on_packet(self, packet: bytes) -> None:
+        if packet[0] == hci.HCI_ACL_DATA_PACKET:
+            self._on_acl(packet)
+        else:
+            command = hci.HCI_Packet.from_bytes(packet)
+            if isinstance(command, hci.HCI_Command):
+                self.on_hci_command_packet(command)
+
+    def on_hci_command_packet(self, command: hci.HCI_Command) -> None:
+        if command.op_code == WRITE_BD_ADDR:
+            self._complete(WRITE_BD_ADDR, bytes([self._write_address(command.parameters)]))
+        else:
+            super().on_hci_command_packet(command)
+
+    def on_hci_command(self, command: hci.HCI_Command) -> Any:
+        unknown = bytes([hci.HCI_ErrorCode.UNKNOWN_HCI_COMMAND_ERROR])
+        self._complete(command.op_code, unknown)
+
+    def send_hci_packet(self, packet: hci.HCI_Packet) -> None:
+        self._emit(bytes(packet))
+
+    def _emit(self, packet: bytes) -> None:
+        if self.host:
+            asyncio.get_running_loop().call_soon(self.host.on_packet, packet)
+
+    def _complete(self, op_code: int, parameters: bytes) -> None:
+        body = struct.pack("<BH", 1, op_code) + parameters
+        self._emit(bytes([hci.HCI_EVENT_PACKET, 0x0E, len(body)]) + body)
+
+    def _write_address(self, parameters: bytes) -> int:
+        if len(parameters) != 6 or self.advertiser.enabled or self._links:
+            return hci.HCI_ErrorCode.COMMAND_DISALLOWED_ERROR
+        self.public_address = hci.Address(parameters, hci.Address.PUBLIC_DEVICE_ADDRESS)
+        self.on_moved(self.public_address)
+        return _OK
+
+    def _own(self, address_type: int) -> hci.Address:
+        return self.random_address if address_type & 1 else self.public_address
+
+    def on_hci_reset_command(self, _command: hci.HCI_Reset_Command) -> _Status:
+        self.advertiser.stop()
+        self.advertiser.data = self.advertiser.response = b""
+        self._stop_listening()
+        for link in set(self._links.values()):
+            link.silence(self)
+        self._links.clear()
+        self._partial.clear()
+        return _Status(_OK)
+
+    # Advertising (bumble's synchronous commands are not typed)
+
+    def on_hci_le_set_advertising_parameters_command(self, command: Any) -> _Status:
+        if self.advertiser.enabled:
+            return _Status(hci.HCI_ErrorCode.COMMAND_DISALLOWED_ERROR)
+        if command.advertising_type not in _ADV_TYPES:
+            return _Status(hci.HCI_ErrorCode.UNSUPPORTED_FEATURE_OR_PARAMETER_VALUE_ERROR)
+        if not 0x20 <= command.advertising_interval_min <= 0x4000:
+            return _Status(hci.HCI_ErrorCode.INVALID_COMMAND_PARAMETERS_ERROR)
+        self.advertiser.adv_type = command.advertising_type
+        self.advertiser.interval = command.advertising_interval_min * ADV_UNIT_S
+        self.advertiser.address = self._own(command.own_address_type)
+        return _Status(_OK)
+
+    def on_hci_le_set_advertising_data_command(self, command: Any) -> _Status:
+        self.advertiser.data = command.advertising_data
+        return _Status(_OK)
+
+    def on_hci_le_set_scan_response_data_command(self, command: Any) -> _Status:
+        self.advertiser.response = command.scan_response_data
+        return _Status(_OK)
+
+    def on_hci_le_set_advertising_enable_command(self, command: Any) -> _Status:
+        if command.advertising_enable:
+            self.advertiser.start()
+        else:
+            self.advertiser.stop()
+        return _Status(_OK)
+
+    # Listening
+
+    def on_hci_le_set_scan_parameters_command(self, command: Any) -> _Status:
+        if self.scanning:
+            return _Status(hci.HCI_ErrorCode.COMMAND_DISALLOWED_ERROR)
+        if not 4 <= command.le_scan_window <= command.le_scan_interval <= 0x4000:
+            return _Status(hci.HCI_ErrorCode.INVALID_COMMAND_PARAMETERS_ERROR)
+        self._active = command.le_scan_type == 1
+        self._duty = command.le_scan_window / command.le_scan_interval
+        return _Status(_OK)
+
+    def on_hci_le_set_scan_enable_command(self, command: Any) -> _Status:
+        self.scanning = bool(command.le_scan_enable)
+        self._unique = bool(command.filter_duplicates)
+        self._reported.clear()
+        self._listen()
+        return _Status(_OK)
+
+    def on_hci_le_create_connection_command(
+        self, command: hci.HCI_LE_Create_Connection_Command
+    ) -> None:
+        if self._initiating is not None:
+            disallowed = hci.HCI_ErrorCode.COMMAND_DISALLOWED_ERROR
+            self._send_hci_command_status(disallowed, command.op_code)
+            return
+        self._send_hci_command_status(hci.HCI_COMMAND_STATUS_PENDING, command.op_code)
+        self._initiating = command
+        self._listen()
+
+    def on_hci_le_create_connection_cancel_command(
+        self, _command: hci.HCI_LE_Create_Connection_Cancel_Command
+    ) -> _Status:
+        command, self._initiating = self._initiating, None
+        if command is None:
+            return _Status(hci.HCI_ErrorCode.COMMAND_DISALLOWED_ERROR)
+        self._listen()
+        unknown = hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR
+        asyncio.get_running_loop().call_soon(
+            self._connection_complete, unknown, 0, hci.Role.CENTRAL, command.peer_address, 0, 0, 0
+        )
+        return _Status(_OK)
+
+    def _listen(self) -> None:
+        self.air.listen(self, self.scanning or self._initiating is not None)
+
+    def _stop_listening(self) -> None:
+        self.scanning = False
+        self._initiating = None
+        self._listen()
+
+    def hear(self, advertiser: Advertiser, rssi: int) -> None:
+        """An advertisement has reached this radio."""
+        command = self._initiating
+        if command and advertiser.connectable and command.peer_address == advertiser.address:
+            self._initiating = None
+            self._listen()
+            self.air.connect(
+                self,
+                self._own(command.own_address_type),
+                advertiser,
+                command.connection_interval_min,
+                command.max_latency,
+                command.supervision_timeout,
+            )
+        elif self.scanning and (self._duty >= 1 or self.air.random.random() < self._duty):
+            self._report(advertiser.adv_type, advertiser, advertiser.data, rssi)
+            if self._active and advertiser.scannable:
+                self._ask(advertiser, rssi)
+
+    def _ask(self, advertiser: Advertiser, rssi: int) -> None:
+        """An active scanner's request, and the scan response to it."""
+        me = self.public_address
+        self.air.log("SCAN_REQ", self, me, advertiser.address, payload=b"")
+        if self.air.lost(self, advertiser.controller):
+            return
+        self.air.log(
+            "SCAN_RSP", advertiser.controller, advertiser.address, payload=advertiser.response
+        )
+        if not self.air.lost(advertiser.controller, self):
+            self._report(_SCAN_RSP, advertiser, advertiser.response, rssi)
+
+    def _report(self, kind: int, advertiser: Advertiser, data: bytes, rssi: int) -> None:
+        if self._unique:
+            if (advertiser.address, kind) in self._reported:
+                return
+            self._reported.add((advertiser.address, kind))
+        if not self.room_for_reports():  # a host that reads too slowly misses some, as on hardware
+            return
+        address = advertiser.address
+        body = struct.pack("<BBBB", 0x02, 1, kind, not address.is_public)
+        body += bytes(address) + bytes([len(data)]) + data + struct.pack("b", rssi)
+        self._emit(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
+
+    # Connections
+
+    def free_handle(self) -> int:
+        """The lowest handle not in use; the first connection's is 0, as on the ESP32."""
+        return next(handle for handle in range(0xF00) if handle not in self._links)
+
+    def on_link(self, link: Link) -> None:
+        """A connection begins."""
+        end, peer = link.ends[self], link.other(self)
+        self._links[end.handle] = link
+        self._connection_complete(
+            _OK, end.handle, end.role, peer.address, link.interval, link.latency, link.timeout
+        )
+
+    def _connection_complete(
+        self,
+        status: int,
+        handle: int,
+        role: int,
+        peer: hci.Address,
+        interval: int,
+        latency: int,
+        timeout: int,
+    ) -> None:
+        body = struct.pack("<BBHBB", 0x01, status, handle, role, not peer.is_public)
+        body += bytes(peer) + struct.pack("<HHHB", interval, latency, timeout, 0)
+        self._emit(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
+
+    def on_unlinked(self, handle: int, reason: int) -> None:
+        """A connection has ended."""
+        self._links.pop(handle, None)
+        self._partial.pop(handle, None)
+        body = struct.pack("<BHB", _OK, handle, reason)
+        self._emit(bytes([hci.HCI_EVENT_PACKET, 0x05, len(body)]) + body)
+
+    def on_parameters(self, handle: int, link: Link) -> None:
+        """A connection has new parameters."""
+        body = struct.pack("<BBHHHH", 0x03, _OK, handle, link.interval, link.latency, link.timeout)
+        self._emit(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
+
+    def _on_acl(self, packet: bytes) -> None:
+        """Collect the fragments of an L2CAP PDU and send it when it is whole."""
+        if len(packet) < 5:
+            return
+        header, length = struct.unpack_from("<HH", packet, 1)
+        handle, first = header & 0xFFF, header >> 12 & 3 != 1
+        link = self._links.get(handle)
+        if link is None or length != len(packet) - 5:
+            return
+        if first:
+            self._partial[handle] = (bytearray(), 0)
+        elif handle not in self._partial:
+            return
+        pdu, packets = self._partial[handle]
+        pdu += packet[5:]
+        self._partial[handle] = (pdu, packets + 1)
+        if len(pdu) < 4:
+            return
+        whole = 4 + int.from_bytes(pdu[:2], "little")
+        if len(pdu) >= whole:
+            del self._partial[handle]
+            link.send(self, bytes(pdu[:whole]), packets + 1)
+
+    def on_sent(self, handle: int, credits: int) -> None:
+        """Packets of this radio have reached the other end."""
+        self._emit(struct.pack("<BBBBHH", hci.HCI_EVENT_PACKET, 0x13, 5, 1, handle, credits))
+
+    def on_received(self, handle: int, pdu: bytes) -> None:
+        """An L2CAP PDU has arrived."""
+        self._emit(struct.pack("<BHH", hci.HCI_ACL_DATA_PACKET, handle | 2 << 12, len(pdu)) + pdu)
+
+    def on_hci_disconnect_command(self, command: hci.HCI_Disconnect_Command) -> None:
+        link = self._links.get(command.connection_handle)
+        if link is None:
+            unknown = hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR
+            self._send_hci_command_status(unknown, command.op_code)
+            return
+        self._send_hci_command_status(hci.HCI_COMMAND_STATUS_PENDING, command.op_code)
+        link.terminate(self, command.reason)
+
+    def on_hci_le_connection_update_command(
+        self, command: hci.HCI_LE_Connection_Update_Command
+    ) -> None:
+        link = self._links.get(command.connection_handle)
+        if link is None:
+            unknown = hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR
+            self._send_hci_command_status(unknown, command.op_code)
+            return
+        self._send_hci_command_status(hci.HCI_COMMAND_STATUS_PENDING, command.op_code)
+        link.update(
+            command.connection_interval_max, command.max_latency, command.supervision_timeout
+        )
+
+    def on_hci_read_rssi_command(self, command: Any) -> hci.HCI_Read_RSSI_ReturnParameters:
+        link = self._links.get(command.handle)
+        unknown = hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR
+        return hci.HCI_Read_RSSI_ReturnParameters(
+            status=_OK if link else unknown,
+            handle=command.handle,
+            rssi=self.air.rssi(link.other(self).controller, self) if link else 127,
+        )
+
+    def on_hci_le_enable_encryption_command(
+        self, command: hci.HCI_LE_Enable_Encryption_Command
+    ) -> None:
+        unsupported = hci.HCI_ErrorCode.UNSUPPORTED_REMOTE_FEATURE_ERROR
+        self._send_hci_command_status(unsupported, command.op_code)

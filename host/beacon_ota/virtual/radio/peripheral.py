@@ -1,0 +1,575 @@
+"""A beacon's Bluetooth: what MicroPython's `bluetooth` does on an ESP32-C3, over a room's radio.
+
+The calls and their errors are those of `extmod/modbluetooth.c` over NimBLE, as the `bluetooth`
+stand-in forwards them; events go to the beacon's handler one at a time, and NimBLE's host waits for
+each (the port runs handlers synchronously on NimBLE's task).
+"""
+
+import asyncio
+import errno
+import secrets
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from bumble import hci
+from bumble.att import (
+    ATT_CID,
+    ATT_INVALID_PDU_ERROR,
+    ATT_PDU,
+    ATT_REQUESTS,
+    ATT_Handle_Value_Notification,
+)
+from bumble.core import InvalidPacketError
+from bumble.device import (
+    AdvertisingType,
+    Connection,
+    Device,
+    DeviceConfiguration,
+    LegacyAdvertiser,
+)
+from bumble.hci import Role
+from bumble.pairing import PairingConfig, PairingDelegate
+
+from beacon_ota.virtual.radio.attributes import (
+    IRQ_GATTS_READ_REQUEST,
+    Attributes,
+    ServiceSpec,
+)
+from beacon_ota.virtual.radio.controller import CREDITS
+from beacon_ota.virtual.radio.transport import RadioHost, Report
+
+IRQ_CENTRAL_CONNECT = 1
+IRQ_CENTRAL_DISCONNECT = 2
+IRQ_SCAN_RESULT = 5
+IRQ_SCAN_DONE = 6
+IRQ_GATTS_INDICATE_DONE = 20
+IRQ_MTU_EXCHANGED = 21
+IRQ_CONNECTION_UPDATE = 27
+
+DEFAULT_NAME = b"MPY ESP32"
+MAX_NAME = 31
+DEFAULT_MTU = 256
+MIN_MTU, MAX_MTU = 23, 527
+MAX_CONNECTIONS = 4
+MAX_ADV_DATA = 31
+ADV_UNIT_US = 625
+DEFAULT_INTERVALS = {True: 0x30, False: 0xA0}  # of 625 us: connectable, not connectable
+MBUFS = 36  # blocks of NimBLE's pools: 12 of 256 bytes and 24 of 320
+MBUF_PAYLOAD = 292  # of a 320-byte block
+SCAN_BACKLOG = 16
+DISCONNECT_TIMEOUT_S = 0.5
+
+INVALID_HCI_PARAMETERS = 0x12
+STATUS_NOT_CONNECTED = 7  # BLE_HS_ENOTCONN
+STATUS_TIMEOUT = 13  # BLE_HS_ETIMEOUT
+NO_CONNECTION = 0xFFFF
+
+_USER = hci.HCI_ErrorCode.REMOTE_USER_TERMINATED_CONNECTION_ERROR
+
+# Calls the beacon's handler in its interpreter; returns what it returned.
+Handler = Callable[[int, tuple[Any, ...]], Awaitable[object]]
+
+
+class Radio(Protocol):
+    """Gives a host stack its controller, and takes it away again."""
+
+    async def open(self, address: bytes) -> RadioHost: ...
+
+    async def close(self) -> None: ...
+
+
+class Peripheral:
+    """The Bluetooth of one beacon. Every method runs in the event loop of its radio.
+
+    Args:
+        radio: where its controllers come from.
+        address: public address, six bytes as they are written.
+        handler: runs the beacon's IRQ handler and waits for it.
+    """
+
+    def __init__(self, radio: Radio, address: bytes, handler: Handler) -> None:
+        self.address = address
+        self.name = DEFAULT_NAME
+        self.mtu = DEFAULT_MTU
+        self._radio = radio
+        self._handler = handler
+        self._device: Device | None = None
+        self._attributes: Attributes | None = None
+        self._own_address_type = hci.OwnAddressType.PUBLIC
+        self._advertising = False
+        self._terminating: set[int] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._turn = asyncio.Lock()
+        self._scan: asyncio.Task[None] | None = None
+        self._results = 0
+
+    # Life
+
+    @property
+    def active(self) -> bool:
+        return self._device is not None
+
+    async def set_active(self, on: bool) -> None:
+        """Start the stack (again: a second start restarts it), or stop it."""
+        await self._stop()
+        if on:
+            await self._start()
+
+    async def _start(self) -> None:
+        host = await self._radio.open(self.address)
+        host.on_report = self._on_report
+        config = DeviceConfiguration(
+            gap_service_enabled=False, gatt_service_enabled=False, keystore=None
+        )
+        device = _Stack(name="beacon", config=config, host=host)
+        device.pairing_config_factory = lambda connection: PairingConfig(delegate=_NoPairing())
+        await device.power_on()
+        device.on(Device.EVENT_CONNECTION, self._on_connection)
+        self.mtu = DEFAULT_MTU
+        self._own_address_type = hci.OwnAddressType.PUBLIC
+        self._device = device
+        self._new_attributes()
+
+    async def _stop(self) -> None:
+        device = self._device
+        if device is None:
+            return
+        await self.stop_scan()
+        if self._advertising:
+            await self.stop_advertising()
+        gone = [self._end(connection) for connection in tuple(device.connections.values())]
+        if gone:
+            await asyncio.wait([asyncio.ensure_future(end) for end in gone])
+        self._device = self._attributes = None
+        await self._radio.close()
+
+    async def vanish(self) -> None:
+        """The chip has lost its power, or was reset: nobody is told anything."""
+        self._device = self._attributes = None
+        self._advertising = False
+        self.name = DEFAULT_NAME
+        await self._radio.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        self._tasks.clear()
+        self._turn = asyncio.Lock()
+
+    def _need(self) -> Device:
+        if self._device is None:
+            raise OSError(errno.ENODEV)
+        return self._device
+
+    # Events
+
+    async def _irq(
+        self, event: int, *data: Any, before: Callable[[], None] | None = None
+    ) -> object:
+        async with self._turn:
+            if before is not None:
+                before()
+            return await self._handler(event, data)
+
+    def _tell(self, event: int, *data: Any, before: Callable[[], None] | None = None) -> None:
+        self._spawn(self._irq(event, *data, before=before))
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # Settings
+
+    def config(self, name: str) -> Any:
+        """The value of a setting.
+
+        Raises:
+            ValueError: there is no such setting (`rxbuf` among them: events are synchronous).
+            OSError: ENODEV while the stack is off.
+        """
+        if name == "gap_name":
+            return self.name
+        if name not in ("mac", "mtu"):
+            raise ValueError("unknown config param")
+        device = self._need()
+        if name == "mtu":
+            return self.mtu
+        if self._own_address_type == hci.OwnAddressType.PUBLIC:
+            return 0, self.address
+        return 1, bytes(device.random_address)[::-1]
+
+    async def set_config(self, name: str, value: Any) -> None:
+        """Change a setting; errors as :meth:`config`, and EINVAL for a value out of range."""
+        if name == "gap_name":
+            if len(value) > MAX_NAME:
+                raise OSError(errno.EINVAL)
+            self.name = bytes(value).partition(b"\0")[0]
+        elif name == "mtu":
+            self._need()
+            if not MIN_MTU <= value <= MAX_MTU:
+                raise OSError(errno.EINVAL)
+            self.mtu = value
+            if self._attributes is not None:
+                self._attributes.max_mtu = value
+        elif name == "addr_mode":
+            await self._set_address_mode(value)
+        elif name not in ("bond", "mitm", "io", "le_secure"):  # accepted: pairing never happens
+            raise ValueError("unknown config param")
+
+    async def _set_address_mode(self, mode: int) -> None:
+        device = self._need()
+        if mode == 0:
+            self._own_address_type = hci.OwnAddressType.PUBLIC
+            return
+        raw = bytearray(secrets.token_bytes(6))
+        top = {1: 0xC0, 2: 0x40}.get(mode, 0x00)  # static, resolvable, non-resolvable
+        raw[5] = raw[5] & 0x3F | top
+        device.random_address = hci.Address(bytes(raw), hci.Address.RANDOM_DEVICE_ADDRESS)
+        await device.send_sync_command(
+            hci.HCI_LE_Set_Random_Address_Command(random_address=device.random_address)
+        )
+        self._own_address_type = hci.OwnAddressType.RANDOM
+
+    # Advertising
+
+    async def advertise(
+        self,
+        interval_us: int,
+        data: bytes | None,
+        response: bytes | None,
+        connectable: bool,
+    ) -> None:
+        """Advertise every ``interval_us`` (rounded down to 625); ``None`` reuses the last payload.
+
+        Raises:
+            OSError: ENODEV; -18 for more than 31 bytes; EINVAL outside 20 ms to 10.24 s;
+                ENOMEM connectable with four connections. Advertising has stopped then.
+        """
+        device = self._need()
+        if self._advertising:
+            await self.stop_advertising()
+        if data is not None:
+            _check_payload(data)
+            await device.send_sync_command(
+                hci.HCI_LE_Set_Advertising_Data_Command(advertising_data=data)
+            )
+        if response is not None:
+            _check_payload(response)
+            await device.send_sync_command(
+                hci.HCI_LE_Set_Scan_Response_Data_Command(scan_response_data=response)
+            )
+        interval = interval_us // ADV_UNIT_US
+        if interval and not 0x20 <= interval <= 0x4000:
+            raise OSError(errno.EINVAL)
+        if connectable and len(device.connections) >= MAX_CONNECTIONS:
+            raise OSError(errno.ENOMEM)
+        interval = interval or DEFAULT_INTERVALS[connectable]
+        await device.send_sync_command(
+            hci.HCI_LE_Set_Advertising_Parameters_Command(
+                advertising_interval_min=interval,
+                advertising_interval_max=interval,
+                # general discoverable and not connectable is scannable to NimBLE
+                advertising_type=0 if connectable else 2,
+                own_address_type=self._own_address_type,
+                peer_address_type=hci.AddressType.PUBLIC_DEVICE,
+                peer_address=hci.Address.ANY,
+                advertising_channel_map=7,
+                advertising_filter_policy=0,
+            )
+        )
+        await self._enable(True)
+
+    async def stop_advertising(self) -> None:
+        """Stop, if it runs and the stack does."""
+        if self._device is not None and self._advertising:
+            await self._enable(False)
+
+    async def _enable(self, on: bool) -> None:
+        device = self._need()
+        await device.send_sync_command(
+            hci.HCI_LE_Set_Advertising_Enable_Command(advertising_enable=int(on))
+        )
+        self._advertising = on
+        device.legacy_advertiser = LegacyAdvertiser(  # tells bumble the address of a connection
+            device=device,
+            advertising_type=AdvertisingType.UNDIRECTED_CONNECTABLE_SCANNABLE,
+            own_address_type=self._own_address_type,
+            peer_address=hci.Address.ANY,
+            auto_restart=False,
+        )
+
+    # Connections
+
+    def _on_connection(self, connection: Connection) -> None:
+        if connection.role != Role.PERIPHERAL:
+            return
+        self._advertising = False
+        handle = connection.handle
+        peer = (int(not connection.peer_address.is_public), bytes(connection.peer_address)[::-1])
+        connection.on(
+            Connection.EVENT_DISCONNECTION, lambda reason: self._on_disconnection(handle, peer)
+        )
+        connection.on(
+            Connection.EVENT_CONNECTION_ATT_MTU_UPDATE,
+            lambda: self._tell(IRQ_MTU_EXCHANGED, handle, connection.att_mtu),
+        )
+        connection.on(
+            Connection.EVENT_CONNECTION_PARAMETERS_UPDATE,
+            lambda: self._tell(IRQ_CONNECTION_UPDATE, handle, *_parameters(connection), 0),
+        )
+        self._tell(IRQ_CENTRAL_CONNECT, handle, *peer)
+
+    def _on_disconnection(self, handle: int, peer: tuple[int, bytes]) -> None:
+        self._terminating.discard(handle)
+        self._tell(IRQ_CENTRAL_DISCONNECT, handle, *peer)
+
+    def _connection(self, handle: int) -> Connection:
+        connection = self._need().connections.get(handle)
+        if connection is None:
+            raise OSError(errno.ENOTCONN)
+        return connection
+
+    def disconnect(self, handle: int) -> bool:
+        """Begin to end a connection; whether there was one.
+
+        Raises:
+            OSError: ENODEV; EALREADY when it is about to end.
+        """
+        connection = self._need().connections.get(handle)
+        if connection is None:
+            return False
+        if handle in self._terminating:
+            raise OSError(errno.EALREADY)
+        self._terminating.add(handle)
+        self._spawn(self._end(connection))
+        return True
+
+    async def _end(self, connection: Connection) -> None:
+        try:
+            async with asyncio.timeout(DISCONNECT_TIMEOUT_S):
+                await connection.disconnect(_USER)
+        except (TimeoutError, hci.HCI_Error):
+            pass  # gone already, or out of reach: the supervision timeout ends it
+
+    # Attributes
+
+    def _new_attributes(self) -> Attributes:
+        device = self._need()
+        attributes = Attributes(device, self._irq, lambda: self.name)
+        attributes.max_mtu = self.mtu
+        device.gatt_server = self._attributes = attributes
+        return attributes
+
+    def register(self, services: list[ServiceSpec]) -> list[list[int]]:
+        """Replace all services; the handles of each one's values and descriptors.
+
+        Raises:
+            OSError: ENODEV; EBUSY while advertising, scanning or connected; E2BIG.
+        """
+        device = self._need()
+        if self._advertising or self._scan is not None or device.connections:
+            raise OSError(errno.EBUSY)
+        attributes = self._new_attributes()
+        return [attributes.register(service) for service in services]
+
+    def read(self, handle: int) -> bytes:
+        """The value of a handle; empty when there is none, as the port has it."""
+        if self._attributes is None or handle not in self._attributes.values:
+            return b""
+        return self._attributes.values[handle].read()
+
+    def write(self, handle: int, data: bytes, send_update: bool) -> None:
+        """Set the value of a handle, and tell subscribers if asked to.
+
+        Raises:
+            OSError: ENODEV; EINVAL for a handle without a value.
+        """
+        self._need()
+        attributes = self._attributes
+        assert attributes is not None
+        attributes.value(handle).write(data)
+        if send_update:
+            self._spawn(self._update(attributes, handle))
+
+    async def _update(self, attributes: Attributes, handle: int) -> None:
+        for bearer, subscriptions in tuple(attributes.subscribers.items()):
+            assert isinstance(bearer, Connection)
+            wanted = subscriptions.get(handle, b"\0\0")[0]
+            if not wanted:
+                continue
+            await self._irq(IRQ_GATTS_READ_REQUEST, NO_CONNECTION, handle)
+            try:
+                if wanted & 1:
+                    self.notify(bearer.handle, handle, attributes.value(handle).data)
+                else:
+                    self.indicate(bearer.handle, handle, attributes.value(handle).data)
+            except OSError:
+                pass  # NimBLE drops an update that it has no memory or connection for
+
+    def resize(self, handle: int, room: int, append: bool) -> None:
+        """Give a value a new, empty buffer.
+
+        Raises:
+            OSError: ENODEV; EINVAL for a handle without a value.
+        """
+        self._need()
+        assert self._attributes is not None
+        self._attributes.value(handle).resize(room, append)
+
+    def notify(self, conn: int, handle: int, data: bytes | None) -> None:
+        """Send a notification, subscribed or not; what exceeds MTU - 3 is cut off.
+
+        ``None`` sends the value of the handle.
+
+        Raises:
+            OSError: ENODEV; ENOTCONN; EINVAL; ENOMEM while too many wait to be sent.
+        """
+        connection = self._connection(conn)
+        data = self._payload(handle, data)
+        queue = connection.data_packet_queue
+        assert queue is not None
+        # What the controller holds has left NimBLE's pools.
+        blocks = max(0, queue.pending - CREDITS) + 1 + len(data) // MBUF_PAYLOAD
+        if blocks > MBUFS:
+            raise OSError(errno.ENOMEM)
+        pdu = ATT_Handle_Value_Notification(
+            attribute_handle=handle, attribute_value=data[: connection.att_mtu - 3]
+        )
+        connection.send_l2cap_pdu(ATT_CID, bytes(pdu))
+
+    def indicate(self, conn: int, handle: int, data: bytes | None) -> None:
+        """Send an indication; an event tells when it was confirmed, or could not be.
+
+        Raises:
+            OSError: as :meth:`notify`.
+        """
+        connection = self._connection(conn)
+        data = self._payload(handle, data)
+        assert self._attributes is not None
+        attribute = self._attributes.get_attribute(handle)
+        if attribute is None:
+            raise OSError(errno.EINVAL)
+        self._spawn(self._indicate(self._attributes, connection, attribute, data))
+
+    async def _indicate(
+        self, attributes: Attributes, connection: Connection, attribute: Any, data: bytes
+    ) -> None:
+        status = 0
+        gone = asyncio.Event()
+        connection.once(Connection.EVENT_DISCONNECTION, lambda reason: gone.set())
+        sending = self._spawn(attributes.indicate_subscriber(connection, attribute, data, True))
+        ending = self._spawn(gone.wait())
+        await asyncio.wait((sending, ending), return_when=asyncio.FIRST_COMPLETED)
+        if gone.is_set():
+            status = STATUS_NOT_CONNECTED
+        elif sending.exception() is not None:
+            status = STATUS_TIMEOUT
+        sending.cancel()
+        ending.cancel()
+        await self._irq(IRQ_GATTS_INDICATE_DONE, connection.handle, attribute.handle, status)
+
+    def _payload(self, handle: int, data: bytes | None) -> bytes:
+        if handle == 0:
+            raise OSError(errno.EINVAL)
+        if data is None:
+            assert self._attributes is not None
+            return self._attributes.value(handle).data
+        return data
+
+    # Scanning
+
+    async def scan(self, duration_ms: int, interval_us: int, window_us: int, active: bool) -> None:
+        """Scan for ``duration_ms`` (0: until stopped); results and the end come as events.
+
+        Raises:
+            OSError: ENODEV; EALREADY.
+        """
+        device = self._need()
+        if self._scan is not None:
+            raise OSError(errno.EALREADY)
+        interval = max(4, min(0x4000, interval_us // ADV_UNIT_US))
+        window = max(4, min(interval, window_us // ADV_UNIT_US))
+        await device.send_sync_command(
+            hci.HCI_LE_Set_Scan_Parameters_Command(
+                le_scan_type=int(active),
+                le_scan_interval=interval,
+                le_scan_window=window,
+                own_address_type=self._own_address_type,
+                scanning_filter_policy=0,
+            )
+        )
+        await self._scan_enable(True)
+        endless = asyncio.Event().wait()
+        self._scan = self._spawn(self._scan_end(duration_ms) if duration_ms else endless)
+
+    async def _scan_end(self, duration_ms: int) -> None:
+        await asyncio.sleep(duration_ms / 1000)
+        await self.stop_scan()
+
+    async def stop_scan(self) -> None:
+        """Stop scanning, if it runs."""
+        scan, self._scan = self._scan, None
+        if scan is None:
+            return
+        await self._scan_enable(False)
+        self._tell(IRQ_SCAN_DONE)
+        if scan is not asyncio.current_task():
+            scan.cancel()
+
+    async def _scan_enable(self, on: bool) -> None:
+        await self._need().send_sync_command(
+            hci.HCI_LE_Set_Scan_Enable_Command(le_scan_enable=int(on), filter_duplicates=0)
+        )
+
+    def _on_report(self, report: Report) -> None:
+        if self._scan is None or self._results >= SCAN_BACKLOG:
+            return
+
+        def taken() -> None:
+            self._results -= 1
+
+        self._results += 1
+        address = bytes(report.address)[::-1]
+        kind = int(not report.address.is_public)
+        self._tell(
+            IRQ_SCAN_RESULT, kind, address, report.kind, report.rssi, report.data, before=taken
+        )
+
+
+def _parameters(connection: Connection) -> tuple[int, int, int]:
+    """Connection parameters in the units of the air: 1.25 ms, events, 10 ms."""
+    parameters = connection.parameters
+    return (
+        round(parameters.connection_interval / 1.25),
+        parameters.peripheral_latency,
+        round(parameters.supervision_timeout / 10),
+    )
+
+
+def _check_payload(data: bytes) -> None:
+    if len(data) > MAX_ADV_DATA:
+        raise OSError(-INVALID_HCI_PARAMETERS)
+
+
+class _NoPairing(PairingDelegate):
+    """No link in the room is encrypted, so pairing would promise what it cannot keep."""
+
+    async def accept(self) -> bool:
+        return False
+
+
+class _Stack(Device):
+    """bumble's device, answering a PDU it cannot parse as NimBLE does."""
+
+    def on_gatt_pdu(self, connection_handle: Any, pdu: bytes) -> None:
+        try:
+            ATT_PDU.from_bytes(pdu)
+        except (struct.error, IndexError, ValueError, InvalidPacketError):
+            connection = self.connections.get(connection_handle)
+            if connection is not None and pdu and pdu[0] in ATT_REQUESTS:
+                attributes = self.gatt_server
+                assert isinstance(attributes, Attributes)
+                attributes.refuse(connection, pdu[0], 0, ATT_INVALID_PDU_ERROR)
+            return
+        super().on_gatt_pdu(connection_handle, pdu)

@@ -1,0 +1,234 @@
+"""The HCI between a host stack and its controller in the room: direct, or over a local socket.
+
+A host in the room's own process talks to its controller directly; one in another process connects
+to the room's socket and speaks H4, the framing of HCI over a serial line. Each connection to the
+socket is a radio of its own that leaves the room when the connection ends.
+"""
+
+import asyncio
+import logging
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bumble import hci
+from bumble.core import InvalidPacketError
+from bumble.host import Host
+from bumble.transport.common import AsyncPipeSink, PacketParser, TransportLostError
+
+from beacon_ota.errors import ReachError
+from beacon_ota.virtual.radio.controller import WRITE_BD_ADDR, RoomController
+
+# bumble warns of what is ordinary here, such as a notification nobody subscribed to.
+logging.getLogger("bumble").setLevel(logging.ERROR)
+
+REPORT_BACKLOG = 64 * 1024  # bytes a slow host may leave unread before it misses advertisements
+BACKLOG = 1024 * 1024  # bytes after which it is taken for dead
+CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One advertising report, as the controller gave it.
+
+    Args:
+        kind: 0 ADV_IND, 2 ADV_SCAN_IND, 3 ADV_NONCONN_IND, 4 SCAN_RSP.
+        address: of the advertiser.
+        data: AD structures, at most 31 bytes.
+        rssi: dBm.
+    """
+
+    kind: int
+    address: hci.Address
+    data: bytes
+    rssi: int
+
+
+class RadioHost(Host):
+    """bumble's host without its per-packet log lines, which cost more than the packets."""
+
+    def __init__(self, source: Any = None, sink: Any = None) -> None:
+        self.on_report: Callable[[Report], None] | None = None
+        self.lost = asyncio.Event()
+        super().__init__(source, sink)
+
+    def send_hci_packet(self, packet: hci.HCI_Packet) -> None:
+        if self.hci_sink is not None:
+            self.hci_sink.on_packet(bytes(packet))
+
+    def on_packet(self, packet: bytes) -> None:
+        if packet[:2] == b"\x04\x3e" and packet[3] == 0x02:
+            if self.on_report is not None:
+                self.on_report(_report(packet))
+            return
+        super().on_packet(packet)
+
+    def on_hci_packet(self, packet: hci.HCI_Packet) -> None:
+        if isinstance(packet, hci.HCI_Event):
+            self.on_hci_event_packet(packet)
+        elif isinstance(packet, hci.HCI_AclDataPacket):
+            self.on_hci_acl_data_packet(packet)
+
+    def on_transport_lost(self) -> None:
+        """The room has gone: whoever waits for it is told."""
+        self.lost.set()
+        if self.pending_response is not None and not self.pending_response.done():
+            self.pending_response.set_exception(TransportLostError("the room is gone"))
+        self.emit("flush")
+
+
+def _report(packet: bytes) -> Report:
+    # 04 3e len 02 count kind address_type address[6] length data rssi; the room reports one each
+    length = packet[13]
+    return Report(
+        kind=packet[5],
+        address=hci.Address(packet[7:13], hci.AddressType(packet[6])),
+        data=packet[14 : 14 + length],
+        rssi=int.from_bytes(packet[14 + length : 15 + length], "little", signed=True),
+    )
+
+
+def attach(controller: RoomController) -> RadioHost:
+    """A host for a controller of the same event loop."""
+    host = RadioHost(controller, AsyncPipeSink(controller))
+    controller.host = host
+    return host
+
+
+class Remote:
+    """A radio in a room of another process, for a :class:`~.peripheral.Peripheral`.
+
+    Args:
+        path: of the room's socket.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._line: Line | None = None
+
+    async def open(self, address: bytes) -> RadioHost:
+        """Come in with a public address (six bytes as they are written)."""
+        self._line = await Line.open(self._path, address)
+        return self._line.host
+
+    async def close(self) -> None:
+        """Go silent."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+
+class Port(asyncio.Protocol):
+    """The room's side of one connection to its socket.
+
+    Args:
+        enter: makes the controller of a newly connected host.
+        leave: takes it out of the room again.
+    """
+
+    def __init__(
+        self,
+        enter: Callable[["Port"], RoomController],
+        leave: Callable[[RoomController], None],
+    ) -> None:
+        self._enter = enter
+        self._leave = leave
+        self._controller: RoomController | None = None
+        self._transport: asyncio.Transport | None = None
+        self._parser = PacketParser()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        try:
+            self._controller = self._enter(self)
+        except ReachError:
+            transport.abort()
+            return
+        self._controller.room_for_reports = self._room_for_reports
+        self._parser.set_packet_sink(self._controller)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._controller is not None:
+            self._leave(self._controller)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except InvalidPacketError:  # not H4, or out of step: nothing after it can be understood
+            assert self._transport is not None
+            self._transport.abort()
+
+    def on_packet(self, packet: bytes) -> None:
+        """Take an HCI packet of the controller to the host."""
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size() > BACKLOG:
+            self._transport.abort()
+        elif not self._transport.is_closing():
+            self._transport.write(packet)
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _room_for_reports(self) -> bool:
+        assert self._transport is not None
+        return self._transport.get_write_buffer_size() < REPORT_BACKLOG
+
+
+class Line(asyncio.Protocol):
+    """A host's side of a connection to a room's socket."""
+
+    def __init__(self) -> None:
+        self.host = RadioHost(sink=self)
+        self._parser = PacketParser(self.host)
+        self._transport: asyncio.Transport | None = None
+
+    @classmethod
+    async def open(cls, path: str, address: bytes | None = None) -> "Line":
+        """Connect to the room that listens at ``path``, with a public address of one's own.
+
+        Args:
+            address: six bytes as they are written; without one the room gives an address.
+
+        Raises:
+            ReachError: ``radio_room`` when there is none.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, line = await loop.create_unix_connection(cls, path)
+        except (OSError, TimeoutError) as error:
+            raise ReachError(
+                "radio_room",
+                f"No virtual radio answers at {path}; is the virtual fleet running?",
+                found=str(error),
+            ) from error
+        if address is not None:
+            line.on_packet(struct.pack("<BHB", hci.HCI_COMMAND_PACKET, WRITE_BD_ADDR, 6))
+            line.on_packet(address[::-1])
+        return line
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.host.on_transport_lost()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except InvalidPacketError:
+            self.close()
+
+    def on_packet(self, packet: bytes) -> None:
+        """Take an HCI packet of the host to the controller."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(packet)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
