@@ -1,0 +1,388 @@
+"""LittleFS: read any image safely, build images that are the same byte for byte each time.
+
+The reader is our own and does not trust what it reads: every block, chain and size is bounded by
+the image, so that an uploaded file can be looked into. The writer is littlefs itself.
+
+On disk (version 2): directories are pairs of blocks, of which the newer valid one counts. A
+block is a revision and commits; a commit is tags with data, and a CRC. Tags are XORed with the
+tag before and log what happens to the directory's numbered entries. A file is inline in its
+directory, or a chain of blocks, each pointing back (CTZ skip list). Source: littlefs SPEC.md.
+"""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from beacon_ota.errors import InputError
+from beacon_ota.images import Buffer
+
+MAGIC = b"littlefs"
+MAGIC_OFFSET = 8
+VERSION = 0x0002_0000  # on-disk version written, readable by every littlefs 2
+NAME_MAX = 255
+FILES_MAX = 1024
+DEPTH_MAX = 8
+
+_NAME, _STRUCT, _SPLICE, _CRC, _TAIL = 0x000, 0x200, 0x400, 0x500, 0x600
+_REGULAR, _DIRECTORY, _SUPERBLOCK = 0x001, 0x002, 0x0FF
+_DIR_STRUCT, _INLINE, _CTZ = 0x200, 0x201, 0x202
+_CREATE, _DELETE = 0x401, 0x4FF
+_HARD_TAIL = 0x601
+_NO_BLOCK = 0xFFFFFFFF
+_NO_ENTRY = 0x3FF
+
+# What MicroPython mounts with: a file inlined for a larger cache could not be read there.
+_READ, _PROGRAM, _CACHE, _LOOKAHEAD = 32, 32, 128, 32
+
+
+class LittlefsError(InputError):
+    """An image is not a sound LittleFS, or cannot be made into one."""
+
+
+@dataclass(frozen=True)
+class Filesystem:
+    """What an image holds: paths with ``/``, without one in front, and the files' bytes."""
+
+    block_size: int
+    block_count: int
+    version: tuple[int, int]
+    files: dict[str, bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image."""
+        return self.block_size * self.block_count
+
+
+@dataclass
+class _Entry:
+    kind: int = 0
+    name: bytes = b""
+    struct: int = 0
+    data: bytes = b""
+
+
+@dataclass
+class _Directory:
+    entries: list[_Entry] = field(default_factory=list)
+    tail: tuple[int, int] | None = None
+
+
+def is_littlefs(data: Buffer, offset: int = 0) -> bool:
+    """Tell whether a LittleFS begins at ``offset``, cheaply."""
+    at = offset + MAGIC_OFFSET
+    return bytes(data[at : at + len(MAGIC)]) == MAGIC
+
+
+def size_of(data: Buffer, offset: int = 0) -> int:
+    """Return the bytes of the filesystem at ``offset`` from its first superblock alone.
+
+    Raises:
+        LittlefsError: ``fs_magic``, ``fs_geometry``.
+    """
+    block_size, count = _geometry(data, offset)
+    return block_size * count
+
+
+def read(data: Buffer, offset: int = 0) -> Filesystem:
+    """Read all files of the filesystem at ``offset``.
+
+    Raises:
+        LittlefsError: ``fs_magic`` (not LittleFS), ``fs_geometry`` (block size or count make no
+            sense, or the image is cut short), ``fs_version``, ``fs_damaged``.
+    """
+    block_size, count = _geometry(data, offset)
+    if len(data) - offset < block_size * count:
+        raise LittlefsError(
+            "fs_geometry",
+            "the filesystem is cut short",
+            found=f"{len(data) - offset} bytes",
+            expected=f"{block_size * count} bytes",
+        )
+    reader = _Reader(memoryview(data)[offset : offset + block_size * count], block_size)
+    files = reader.tree()
+    return Filesystem(block_size, count, reader.version, files)
+
+
+def build(files: Mapping[str, bytes], block_size: int, block_count: int | None = None) -> bytes:
+    """Return an image that holds ``files``; the same files give the same bytes.
+
+    Args:
+        files: path → content; folders are made as needed.
+        block_size: bytes, a power of two from 128 to 4096.
+        block_count: blocks; as few as possible by default, in whole units of 4096 bytes.
+
+    Raises:
+        LittlefsError: ``fs_name`` (a path that cannot be stored), ``fs_full``, ``fs_build``.
+    """
+    for path in files:
+        _check_path(path, files)
+    if block_count is not None:
+        return _build(files, block_size, block_count)[0]
+    unit = max(1, 4096 // block_size)
+    # littlefs needs a little room beside what it uses; the loop finds how much.
+    total = sum(map(len, files.values()))
+    count = _up((total * 2 // block_size) + 8 * len(files) + 64, unit)
+    used = _build(files, block_size, count)[1]
+    count = _up(used, unit)
+    while True:
+        try:
+            return _build(files, block_size, count)[0]
+        except LittlefsError:
+            count += unit
+
+
+def _check_path(path: str, files: Mapping[str, bytes]) -> None:
+    parts = path.split("/")
+    if not all(0 < len(part.encode()) <= NAME_MAX for part in parts) or {".", ".."} & {*parts}:
+        raise LittlefsError("fs_name", "not a path for a file", found=path)
+    for depth in range(1, len(parts)):
+        if "/".join(parts[:depth]) in files:
+            raise LittlefsError("fs_name", "a folder has the name of a file", found=path)
+
+
+def _build(files: Mapping[str, bytes], block_size: int, block_count: int) -> tuple[bytes, int]:
+    """Return the image and the number of blocks in use."""
+    from littlefs import LittleFS, LittleFSError
+
+    fs = LittleFS(
+        block_size=block_size,
+        block_count=block_count,
+        disk_version=VERSION,
+        mount=False,
+        read_size=_READ,
+        prog_size=_PROGRAM,
+        cache_size=_CACHE,
+        lookahead_size=_LOOKAHEAD,
+    )
+    try:
+        fs.format()
+        fs.mount()
+        made: set[str] = set()
+        for path in sorted(files):
+            parts = path.split("/")
+            for depth in range(1, len(parts)):
+                folder = "/".join(parts[:depth])
+                if folder not in made:
+                    fs.mkdir(folder)
+                    made.add(folder)
+            with fs.open(path, "wb") as file:
+                file.write(files[path])
+        used = fs.used_block_count
+        fs.unmount()
+    except LittleFSError as error:
+        if error.code == LittleFSError.Error.LFS_ERR_NOSPC:
+            raise LittlefsError(
+                "fs_full",
+                "the files do not fit into the filesystem",
+                found=f"{sum(map(len, files.values()))} bytes in {len(files)} files",
+                expected=f"at most {block_size * block_count} bytes, overhead included",
+            ) from error
+        raise LittlefsError("fs_build", f"littlefs refuses: {error}") from error
+    return bytes(fs.context.buffer), used
+
+
+def _geometry(data: Buffer, offset: int) -> tuple[int, int]:
+    head = bytes(data[offset : offset + 32])
+    if len(head) < 32 or not is_littlefs(head):
+        raise LittlefsError(
+            "fs_magic", "no LittleFS here", found=head[8:16].hex(), expected=MAGIC.hex()
+        )
+    block_size, count = struct.unpack_from("<II", head, 24)
+    if not 128 <= block_size <= 4096 or block_size & block_size - 1 or not 2 <= count <= 1 << 20:
+        raise LittlefsError(
+            "fs_geometry",
+            "impossible block size or count",
+            found=f"{count} blocks of {block_size} bytes",
+            expected="blocks of 128 to 4096 bytes",
+        )
+    return block_size, count
+
+
+class _Reader:
+    """Walks one image; no block is taken for a directory or a chain twice."""
+
+    def __init__(self, view: memoryview, block_size: int):
+        self.view = view
+        self.block_size = block_size
+        self.seen: set[int] = set()
+        self.version = (0, 0)
+        self.count = 0
+
+    def tree(self) -> dict[str, bytes]:
+        files: dict[str, bytes] = {}
+        self.folder((0, 1), "", files)
+        return files
+
+    def folder(self, pair: tuple[int, int], path: str, files: dict[str, bytes]) -> None:
+        if path.count("/") > DEPTH_MAX:
+            raise _damaged("folders nest too deep", path)
+        following: tuple[int, int] | None = pair
+        while following is not None:
+            directory = self.directory(following)
+            for entry in directory.entries:
+                self.entry(entry, path, files)
+            following = directory.tail
+
+    def entry(self, entry: _Entry, path: str, files: dict[str, bytes]) -> None:
+        if entry.kind == _SUPERBLOCK:
+            self.superblock(entry)
+            return
+        self.count += 1
+        if self.count > FILES_MAX:
+            raise _damaged("too many entries", self.count)
+        try:
+            name = path + entry.name.decode()
+        except UnicodeDecodeError:
+            raise _damaged("a name is not text", entry.name.hex()) from None
+        if not entry.name or b"/" in entry.name or b"\0" in entry.name or name in files:
+            raise _damaged("a name is empty, odd or twice there", name)
+        if entry.kind == _DIRECTORY:
+            if entry.struct != _DIR_STRUCT or len(entry.data) != 8:
+                raise _damaged("a folder without blocks", name)
+            first, second = struct.unpack("<II", entry.data)
+            self.folder((first, second), name + "/", files)
+        elif entry.kind == _REGULAR and entry.struct == _INLINE:
+            files[name] = entry.data
+        elif entry.kind == _REGULAR and entry.struct == _CTZ and len(entry.data) == 8:
+            head, size = struct.unpack("<II", entry.data)
+            files[name] = self.chain(head, size, name)
+        else:
+            raise _damaged("an entry of no known kind", name)
+
+    def superblock(self, entry: _Entry) -> None:
+        if entry.name != MAGIC or entry.struct != _INLINE or len(entry.data) < 24:
+            raise _damaged("the superblock is not complete", entry.name)
+        version, block_size = struct.unpack_from("<II", entry.data)
+        self.version = version >> 16, version & 0xFFFF
+        if self.version[0] != 2:
+            raise LittlefsError(
+                "fs_version", "an unknown LittleFS version", found=self.version, expected="2.x"
+            )
+        if block_size != self.block_size:
+            raise _damaged("two block sizes", block_size)
+
+    def block(self, number: int) -> memoryview:
+        """Return block ``number``, which nothing else may use."""
+        if number in self.seen:
+            raise _damaged("a block is used twice", number)
+        if (number + 1) * self.block_size > len(self.view):
+            raise _damaged("a block outside of the filesystem", number)
+        self.seen.add(number)
+        return self.view[number * self.block_size : (number + 1) * self.block_size]
+
+    def directory(self, pair: tuple[int, int]) -> _Directory:
+        """Return the newest valid state of a pair of blocks."""
+        blocks = [self.block(number) for number in pair]
+        revisions = [struct.unpack_from("<I", block)[0] for block in blocks]
+        if (revisions[1] - revisions[0]) & 0xFFFFFFFF < 0x80000000:
+            blocks.reverse()
+        for block in blocks:
+            directory = _replay(block)
+            if directory is not None:
+                return directory
+        raise _damaged("neither block of a folder is valid", pair)
+
+    def chain(self, head: int, size: int, name: str) -> bytes:
+        """Collect a file from its last block (``head``) to its first."""
+        if not 0 < size <= len(self.view):
+            raise _damaged("a file is larger than the filesystem", name)
+        index = _last_index(size, self.block_size)
+        parts: list[bytes] = []
+        while index >= 0:
+            block = self.block(head)
+            skip = 4 * ((index & -index).bit_length()) if index else 0
+            parts.append(bytes(block[skip:]))
+            head = struct.unpack_from("<I", block)[0]
+            index -= 1
+        parts.reverse()
+        data = b"".join(parts)
+        if len(data) < size:
+            raise _damaged("a file's blocks are too few", name)
+        return data[:size]
+
+
+def _replay(block: memoryview) -> _Directory | None:
+    """Apply the commits of a block, up to the last whose CRC is right; None without any."""
+    state: _Directory | None = None
+    pending: list[tuple[int, int, bytes]] = []
+    directory = _Directory()
+    crc = zlib.crc32(block[:4])
+    at, before = 4, 0xFFFFFFFF
+    while at + 4 <= len(block):
+        stored = struct.unpack_from(">I", block, at)[0]
+        tag = stored ^ before
+        kind, number, length = tag >> 20 & 0x7FF, tag >> 10 & 0x3FF, tag & 0x3FF
+        if length == 0x3FF:  # the entry or attribute is gone
+            length = 0
+        if tag >> 31 or at + 4 + length > len(block):
+            break
+        crc = zlib.crc32(block[at : at + 4], crc)
+        data = bytes(block[at + 4 : at + 4 + length])
+        at += 4 + length
+        before = tag
+        if kind & 0x780 == _CRC:
+            if length < 4 or struct.unpack_from("<I", data)[0] != crc ^ 0xFFFFFFFF:
+                break
+            for change in pending:
+                if not _apply(directory, *change):
+                    return state
+            state = _Directory([*map(_copy, directory.entries)], directory.tail)
+            pending = []
+            before ^= (kind & 1) << 31
+            crc = 0
+        else:
+            crc = zlib.crc32(data, crc)
+            pending.append((kind, number, data))
+    return state
+
+
+def _apply(directory: _Directory, kind: int, number: int, data: bytes) -> bool:
+    """Apply one tag; False when it makes no sense."""
+    entries, group = directory.entries, kind & 0x700
+    if kind == _CREATE:
+        if number > len(entries):
+            return False
+        entries.insert(number, _Entry())
+    elif kind == _DELETE:
+        if number >= len(entries):
+            return False
+        del entries[number]
+    elif group in (_NAME, _STRUCT):
+        if number == _NO_ENTRY:
+            return False
+        while number >= len(entries):  # a compacted log names entries in any order
+            entries.append(_Entry())
+        if group == _NAME:
+            entries[number].kind, entries[number].name = kind, data
+        else:
+            entries[number].struct, entries[number].data = kind, data
+    elif group == _TAIL:
+        if len(data) != 8:
+            return False
+        first, second = struct.unpack("<II", data)
+        hard = kind == _HARD_TAIL and _NO_BLOCK not in (first, second)
+        directory.tail = (first, second) if hard else None
+    return True
+
+
+def _copy(entry: _Entry) -> _Entry:
+    return _Entry(entry.kind, entry.name, entry.struct, entry.data)
+
+
+def _last_index(size: int, block_size: int) -> int:
+    """Return the index of the block that holds a file's last byte."""
+    at, room = size - 1, block_size - 8
+    index = at // room
+    if index == 0:
+        return 0
+    return (at - 4 * ((index - 1).bit_count() + 2)) // room
+
+
+def _up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _damaged(what: str, found: object) -> LittlefsError:
+    return LittlefsError("fs_damaged", f"the filesystem is damaged: {what}", found=found)
