@@ -1,7 +1,5 @@
 """Staged rollouts as pure decisions: values in, values out, no clock, no I/O.
 
-Begin with the types; then
-
     rollout = Rollout(plan)                                      compiled once, cheap to ask
     state = begin(rollout, start_at)
     decide([Live(rollout, state, release_state), …newest first], beacon, now,
@@ -14,8 +12,11 @@ Begin with the types; then
     apply(state, transition)                                     -> state
     pause, resume, halt, abort, step                             -> transitions, by hand
     due(rollout, state, tally, now)                              -> when to look again
-    preview(rollout, beacons, sites, start_at)                   -> Timeline, before it starts
+    judge(rollout, state, tally, wave, now)                      -> what a wave waits for
+    preview(rollout, beacons, places, start_at)                  -> Timeline, before it starts
     parse(data), dump(plan)                                      the form people write
     Places(sites), parse_window(text, zone), next_window(window, now)
-    poll_delay(beacon_id, now, …)                                -> seconds, jittered
+    poll_delay(beacon_id, now, until=…)                          -> seconds, jittered
+
+Types are in ``types``; docs/rollouts.md says what they mean.
 """

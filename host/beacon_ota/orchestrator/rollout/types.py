@@ -189,6 +189,7 @@ class Beacon:
 
     Attributes:
         version: running version; image: SHA-256 of the running release image, "" if unknown.
+        version_at: when it last stated that version (a poll or a report).
         on_trial: the running image is not confirmed yet.
         quarantined: withheld from all rollouts, by hand.
         cleared_at: attempts that ended before this no longer count against its limit.
@@ -198,6 +199,7 @@ class Beacon:
     device_type: str
     version: str
     image: str = ""
+    version_at: float = 0.0
     channel: str = "stable"
     site: str = ""
     tags: frozenset[str] = frozenset()
@@ -352,6 +354,11 @@ class Cell:
         return self.decided + self.open
 
     @property
+    def tried(self) -> int:
+        """Beacons that ever took the offer, accepted failures included."""
+        return self.attempted + self.accepted
+
+    @property
     def reach(self) -> int:
         """Beacons that can be judged or waited for."""
         return self.attempted + self.waiting
@@ -364,10 +371,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts by wave and stage, and over the whole rollout."""
+    """Counts by wave and stage (``cells[wave][stage]``), and their sums.
+
+    ``common`` leaves out the waves that have a gate of their own.
+    """
 
     cells: tuple[tuple[Cell, ...], ...]
     total: Cell
+    common: Cell
 
 
 # ---- what a beacon is told ----

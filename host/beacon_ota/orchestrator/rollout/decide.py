@@ -1,0 +1,291 @@
+"""Who is offered what, now: the answer to one poll, and to one report of an attempt.
+
+The newest rollout that has reached a beacon decides about it. Older ones count only where newer
+ones stand aside (halted, aborted, not open for this beacon yet, not for this beacon at all);
+a *required* older one is not held back by a newer one either.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .rules import Rollout, order
+from .types import (
+    Attempt,
+    Base,
+    Beacon,
+    Decision,
+    Place,
+    Reason,
+    Result,
+    RolloutState,
+    Status,
+)
+from .windows import DEFAULT, next_window
+
+OUTCOMES = frozenset((Result.SUCCESS, Result.FAILED, Result.ROLLED_BACK, Result.LOST))
+ANYWHERE = Place("", DEFAULT)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A rollout as it stands. ``release_state`` is ``testing``, ``stable`` or ``deprecated``."""
+
+    rollout: Rollout
+    state: RolloutState
+    release_state: str = "stable"
+
+
+# With one of these a rollout stands aside: an older one may serve the beacon.
+_ASIDE = frozenset(
+    (
+        Reason.UP_TO_DATE,
+        Reason.CHANNEL,
+        Reason.WITHDRAWN,
+        Reason.SCHEDULED,
+        Reason.HALTED,
+        Reason.ABORTED,
+        Reason.WAVE,
+    )
+)
+_STOPPED = {Status.HALTED: Reason.HALTED, Status.ABORTED: Reason.ABORTED}
+_NO_RELEASE = Decision(Reason.NO_RELEASE)
+_QUARANTINED = Decision(Reason.QUARANTINED)
+_TRIAL = Decision(Reason.TRIAL)
+_VERSION = Decision(Reason.VERSION)
+
+
+def decide(
+    rollouts: Sequence[Live],
+    beacon: Beacon,
+    now: float,
+    *,
+    attempts: Sequence[Attempt] = (),
+    place: Place = ANYWHERE,
+    busy: int = 0,
+) -> Decision:
+    """Answer a poll.
+
+    Args:
+        rollouts: newest first.
+        now: UTC seconds.
+        attempts: this beacon's own, of any rollout, in any order.
+        place: of the beacon's site.
+        busy: attempts under way in the beacon's building, its own not counted.
+
+    Returns:
+        The offer, or the reason that holds it back and when time alone may change that.
+    """
+    if beacon.quarantined:
+        return _QUARANTINED
+    if beacon.on_trial:
+        return _TRIAL
+    running = order(beacon.version)
+    if running is None:
+        return _VERSION
+    held = aside = None
+    for live in rollouts:
+        if held is not None and not live.rollout.plan.required:
+            continue
+        answer = _ask(live, beacon, running, now, attempts, place, busy)
+        if answer is None:
+            continue
+        reason = answer.reason
+        if reason is Reason.OFFER:
+            return answer
+        if reason in _ASIDE:
+            if aside is None or aside.reason is Reason.CHANNEL:
+                aside = answer
+        elif held is None:
+            held = answer
+    return held or aside or _NO_RELEASE
+
+
+def _ask(
+    live: Live,
+    beacon: Beacon,
+    running: tuple,
+    now: float,
+    attempts: Sequence[Attempt],
+    place: Place,
+    busy: int,
+) -> Decision | None:
+    """Return what one rollout says to a beacon, None when it is not for this beacon."""
+    rollout = live.rollout
+    plan = rollout.plan
+    release = plan.release
+    if release.device_type != beacon.device_type:
+        return None
+    if rollout.order <= running or release.checksum == beacon.image:
+        return rollout.up_to_date
+    rollout_id = plan.rollout_id
+    firmware_id = release.firmware_id
+    wave = rollout.wave_of(beacon)
+    if wave is None:
+        return None
+    if (reason := withheld(live.release_state, beacon.channel)) is not None:
+        return Decision(reason, rollout_id, firmware_id, wave)
+    state = live.state
+    status = state.status
+    if status is Status.HALTED or status is Status.ABORTED:
+        return Decision(_STOPPED[status], rollout_id, firmware_id, wave)
+    if status is Status.SCHEDULED:
+        return Decision(
+            Reason.SCHEDULED, rollout_id, firmware_id, wave, again_at=_opens(live, wave)
+        )
+    reached = state.waves[wave].stage
+    if reached < 0:
+        return Decision(Reason.WAVE, rollout_id, firmware_id, wave, again_at=_opens(live, wave))
+    stage = rollout.stage_of(beacon.id, wave)
+    if stage > reached:
+        return Decision(Reason.STAGE, rollout_id, firmware_id, wave, stage)
+
+    current = None
+    tries = 0
+    last = 0.0
+    for attempt in attempts:
+        if attempt.firmware_id != firmware_id:
+            continue
+        if attempt.result is None:
+            if attempt.rebooting_at is not None:
+                return Decision(Reason.REBOOTING, rollout_id, firmware_id, wave, stage)
+            if attempt.rollout_id == rollout_id:
+                current = attempt
+        elif attempt.result in OUTCOMES and (ended := attempt.ended_at or 0.0) > beacon.cleared_at:
+            tries += 1
+            last = max(last, ended)
+
+    # What was begun is finished, whatever the hour: it holds its place already, and leaving it
+    # lying would make a lost update of it.
+    if current is not None and current.taken_at is not None:
+        return Decision(
+            Reason.OFFER,
+            rollout_id,
+            firmware_id,
+            wave,
+            stage,
+            None,
+            current.id,
+            tries + 1,
+            required=plan.required,
+        )
+    if status is Status.PAUSED:
+        return Decision(Reason.PAUSED, rollout_id, firmware_id, wave, stage)
+    if tries:
+        if tries >= plan.retry.limit:
+            return Decision(Reason.ATTEMPTS, rollout_id, firmware_id, wave, stage, number=tries)
+        pauses = plan.retry.pauses_s
+        pause = pauses[min(tries, len(pauses)) - 1]
+        # An end in the future means that the clock went back; the count of tries still bounds it.
+        if 0 <= now - last < pause:
+            return Decision(
+                Reason.RETRY, rollout_id, firmware_id, wave, stage, last + pause, number=tries
+            )
+    not_before = not_after = None
+    if not plan.required:
+        start, end = next_window(rollout.window(place.window), now)
+        if now < start:
+            return Decision(Reason.WINDOW, rollout_id, firmware_id, wave, stage, start)
+        if end < math.inf:
+            not_before, not_after = start, end
+    if plan.concurrency is not None and busy >= plan.concurrency and current is None:
+        return Decision(Reason.BUSY, rollout_id, firmware_id, wave, stage)
+    return Decision(
+        Reason.OFFER,
+        rollout_id,
+        firmware_id,
+        wave,
+        stage,
+        None,
+        None if current is None else current.id,
+        tries + 1,
+        not_before,
+        not_after,
+        plan.required,
+    )
+
+
+def withheld(release_state: str, channel: str) -> Reason | None:
+    """Return why a release in this state is not for a channel, None when it is."""
+    if release_state == "stable" or (release_state == "testing" and channel == "beta"):
+        return None
+    return Reason.CHANNEL if release_state == "testing" else Reason.WITHDRAWN
+
+
+def opens_at(rollout: Rollout, state: RolloutState, wave: int) -> float | None:
+    """Return when a wave opens or opened, UTC seconds; None while that depends on an earlier one.
+
+    No wave opens before the rollout starts. Before the first wave, "previous" is the start.
+    """
+    own = state.waves[wave]
+    if own.opened_at is not None:
+        return own.opened_at
+    opening = rollout.plan.waves[wave].opens
+    if opening.base is Base.TIME:
+        return max(opening.seconds, state.start_at)
+    base = state.start_at
+    if wave and opening.base is not Base.START:
+        before = state.waves[wave - 1]
+        stamp = before.opened_at if opening.base is Base.PREVIOUS_START else before.ended_at
+        if stamp is None and opening.base is Base.PREVIOUS_START:
+            stamp = opens_at(rollout, state, wave - 1)
+        if stamp is None:
+            return None
+        base = stamp
+    return max(base + opening.seconds, state.start_at)
+
+
+def _opens(live: Live, wave: int) -> float | None:
+    return opens_at(live.rollout, live.state, wave)
+
+
+def may_go_on(status: Status, release_state: str, attempt: Attempt) -> bool:
+    """Tell whether an open attempt may go on towards ``set_boot``; False is a 409 or 410.
+
+    A halt, an abort and a withdrawn release stop everybody who is not rebooting yet; a pause
+    stops only those who have not begun.
+    """
+    if attempt.result is not None:
+        return False
+    if attempt.rebooting_at is not None:
+        return True
+    if status in _STOPPED or release_state == "deprecated":
+        return False
+    return status is not Status.PAUSED or attempt.taken_at is not None
+
+
+def lost(
+    attempts: Iterable[Attempt], now: float, silence_s: float, *, listening_since: float = 0.0
+) -> list[Attempt]:
+    """Return the open attempts that have been silent for too long: a failure each.
+
+    Args:
+        silence_s: the gate's, seconds.
+        listening_since: since when beacons could have reached us without interruption; what we
+            were not there to hear is not held against them.
+    """
+    return [
+        attempt
+        for attempt in attempts
+        if attempt.result is None
+        and attempt.taken_at is not None
+        and now >= max(attempt.taken_at, listening_since) + silence_s
+    ]
+
+
+def expired(attempts: Iterable[Attempt], now: float, offer_s: float) -> list[Attempt]:
+    """Return the offers that nobody took in ``offer_s`` seconds; they count for nothing."""
+    return [
+        attempt
+        for attempt in attempts
+        if attempt.result is None
+        and attempt.taken_at is None
+        and now >= attempt.offered_at + offer_s
+    ]
+
+
+def withdrawn(attempts: Iterable[Attempt]) -> list[Attempt]:
+    """Return the open attempts that a halt or an abort ends: all that are not rebooting yet."""
+    return [
+        attempt for attempt in attempts if attempt.result is None and attempt.rebooting_at is None
+    ]

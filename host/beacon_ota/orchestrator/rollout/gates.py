@@ -1,0 +1,303 @@
+"""What a rollout has come to, in counts, and what the counts mean.
+
+The counts are taken from the beacons and their unique outcomes each time; nothing is kept.
+A beacon counts once: under its latest outcome, in the wave and stage of that attempt, or, when it
+has taken no offer, where it stands now.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import StrEnum
+
+from .decide import OUTCOMES, withheld
+from .rules import Rollout, order
+from .types import Attempt, Beacon, Cell, Gate, Result, RolloutState, Tally
+
+_FAILURES = OUTCOMES - {Result.SUCCESS}
+_FIELDS = ("healthy", "gone", "failed", "accepted", "open", "waiting", "away")
+_HEALTHY, _GONE, _FAILED, _ACCEPTED, _OPEN, _WAITING, _AWAY = range(len(_FIELDS))
+
+
+def tally(
+    rollout: Rollout,
+    state: RolloutState,
+    beacons: Iterable[Beacon],
+    attempts: Mapping[str, Sequence[Attempt]],
+    seen: Mapping[str, float],
+    now: float,
+    *,
+    release_state: str = "stable",
+    listening_since: float = 0.0,
+) -> Tally:
+    """Count a rollout's beacons by wave and stage.
+
+    Args:
+        beacons: all that are registered; those the release is not for are left out here.
+        attempts: by beacon id, those of this rollout's release (of other rollouts, too).
+        seen: by beacon id, when it was last heard from, UTC seconds.
+        listening_since: since when the orchestrator has been there to hear anybody.
+    """
+    counting = _Counting(rollout, state, seen, now, release_state, listening_since)
+    known = set()
+    for beacon in beacons:
+        mine = attempts.get(beacon.id, ())
+        if mine:
+            known.add(beacon.id)
+        counting.add(beacon.id, beacon, mine)
+    for beacon_id, mine in attempts.items():
+        if beacon_id not in known:  # no longer registered; what it reported still happened
+            counting.add(beacon_id, None, mine)
+    return counting.result()
+
+
+class _Counting:
+    """One pass over the fleet."""
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        state: RolloutState,
+        seen: Mapping[str, float],
+        now: float,
+        release_state: str,
+        listening_since: float,
+    ):
+        self.rollout = rollout
+        self.since = state.since
+        self.seen = seen
+        self.now = now
+        self.release_state = release_state
+        self.listening_since = listening_since
+        self.counts = [[[0] * len(_FIELDS) for _ in ladder] for ladder in rollout.ladders]
+        # Per cell: (taken, ended, attempt, failed?) of every beacon with an outcome.
+        self.ends: list[list[list[tuple[float, float, str, bool]]]] = [
+            [[] for _ in ladder] for ladder in rollout.ladders
+        ]
+
+    def add(self, beacon_id: str, beacon: Beacon | None, attempts: Sequence[Attempt]) -> None:
+        rollout = self.rollout
+        own = rollout.plan.rollout_id
+        latest = current = None
+        tries = 0
+        cleared_at = 0.0 if beacon is None else beacon.cleared_at
+        for attempt in attempts:
+            if attempt.result in OUTCOMES:
+                if (attempt.ended_at or 0.0) > cleared_at:
+                    tries += 1
+                if attempt.rollout_id == own and (latest is None or _later(attempt, latest)):
+                    latest = attempt
+            elif (
+                attempt.result is None
+                and attempt.taken_at is not None
+                and attempt.rollout_id == own
+            ):
+                current = attempt
+        if latest is not None:
+            self._count_outcome(beacon_id, beacon, latest, current, tries)
+        elif current is not None:
+            self.counts[current.wave][current.stage][_OPEN] += 1
+        elif beacon is not None and tries < rollout.plan.retry.limit:
+            self._count_waiting(beacon)
+
+    def _count_outcome(
+        self,
+        beacon_id: str,
+        beacon: Beacon | None,
+        latest: Attempt,
+        current: Attempt | None,
+        tries: int,
+    ) -> None:
+        gate = self.rollout.gates[latest.wave]
+        ended = latest.ended_at or 0.0
+        accepted = ended <= self.since
+        failed = latest.result in _FAILURES or self._fell_back(beacon, ended)
+        if not failed:
+            field = _HEALTHY if self._present(beacon_id, gate) else _GONE
+            if accepted and field == _GONE:
+                field = _ACCEPTED
+        elif accepted:
+            field = _ACCEPTED if current is None else _OPEN
+        elif (
+            latest.failed_in in gate.retry_first
+            and tries < self.rollout.plan.retry.limit
+            and (current is not None or self.now < ended + gate.silence_s)
+        ):
+            field = _OPEN
+        else:
+            field = _FAILED
+        where = latest if current is None or field != _OPEN else current
+        self.counts[where.wave][where.stage][field] += 1
+        if field in (_HEALTHY, _GONE, _FAILED):
+            self.ends[where.wave][where.stage].append(
+                (latest.taken_at or latest.offered_at, ended, latest.id, failed)
+            )
+
+    def _count_waiting(self, beacon: Beacon) -> None:
+        rollout = self.rollout
+        release = rollout.plan.release
+        if (
+            beacon.device_type != release.device_type
+            or beacon.quarantined
+            or release.checksum == beacon.image
+            or withheld(self.release_state, beacon.channel) is not None
+        ):
+            return
+        running = order(beacon.version)
+        if running is None or rollout.order <= running:
+            return
+        wave = rollout.wave_of(beacon)
+        if wave is None:
+            return
+        field = _WAITING if self._present(beacon.id, rollout.gates[wave]) else _AWAY
+        self.counts[wave][rollout.stage_of(beacon.id, wave)][field] += 1
+
+    def _present(self, beacon_id: str, gate: Gate) -> bool:
+        heard = self.seen.get(beacon_id, 0.0)
+        return max(heard, self.listening_since) > self.now - gate.presence_s
+
+    def _fell_back(self, beacon: Beacon | None, ended: float) -> bool:
+        """True for a beacon that confirmed the release and has stated an older version since."""
+        if beacon is None or beacon.version_at <= ended:
+            return False
+        running = order(beacon.version)
+        return (
+            running is not None
+            and running < self.rollout.order
+            and beacon.image != self.rollout.plan.release.checksum
+        )
+
+    def result(self) -> Tally:
+        cells = tuple(
+            tuple(_cell(*cell) for cell in zip(counts, ends, strict=True))
+            for counts, ends in zip(self.counts, self.ends, strict=True)
+        )
+        everything = range(len(cells))
+        common = [w for w in everything if self.rollout.plan.waves[w].gate is None]
+        total = self._sum(everything)
+        return Tally(cells, total, total if len(common) == len(cells) else self._sum(common))
+
+    def _sum(self, waves: Iterable[int]) -> Cell:
+        waves = tuple(waves)
+        ends = [end for wave in waves for stage in self.ends[wave] for end in stage]
+        counts = [0] * len(_FIELDS)
+        for wave in waves:
+            for stage in self.counts[wave]:
+                counts = [a + b for a, b in zip(counts, stage, strict=True)]
+        return _cell(counts, ends)
+
+
+def _cell(counts: Sequence[int], ends: list) -> Cell:
+    # The order matters only where more than one has failed.
+    row = longest_row(ends) if counts[_FAILED] > 1 else counts[_FAILED]
+    return Cell(**dict(zip(_FIELDS, counts, strict=True)), row=row)
+
+
+def longest_row(ends: Collection[tuple[float, float, str, bool]]) -> int:
+    """Return the longest run of failures among (taken, ended, attempt id, failed).
+
+    In the order in which the offers were taken: a ``lost`` is known half an hour after its
+    neighbours' successes, and all of them at once would look like a row at the end.
+    """
+    longest = run = 0
+    for *_, failed in sorted(ends):
+        run = run + 1 if failed else 0
+        longest = max(longest, run)
+    return longest
+
+
+def _later(attempt: Attempt, other: Attempt) -> bool:
+    return ((attempt.ended_at or 0.0), attempt.offered_at) > (
+        (other.ended_at or 0.0),
+        other.offered_at,
+    )
+
+
+def tripped(cell: Cell, gate: Gate) -> tuple[str, str] | None:
+    """Return why a cell's failures stop the rollout, as (word, sentence); None if they do not."""
+    if cell.row >= gate.in_a_row:
+        return "failures_in_a_row", f"{cell.row} beacons failed one after another"
+    if cell.decided >= gate.failure_sample and cell.failed / cell.decided > gate.failure_share:
+        return (
+            "failure_share",
+            f"{cell.failed} of {cell.decided} failed ({cell.failed / cell.decided:.1%}), "
+            f"the limit is {gate.failure_share:.1%}",
+        )
+    return None
+
+
+class Verdict(StrEnum):
+    """What a gate says about a stage."""
+
+    WAIT = "wait"
+    SAMPLED = "sampled"
+    PASS = "pass"
+    HALT = "halt"
+
+
+def judge(
+    rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float
+) -> tuple[Verdict, str, str]:
+    """Judge the present stage of an open wave.
+
+    Returns:
+        The verdict; a stable word; a sentence with the numbers.
+    """
+    own = state.waves[wave]
+    stage = own.stage
+    gate = rollout.gates[wave]
+    cell = tally.cells[wave][stage]
+    stage_at = now if own.stage_at is None else own.stage_at
+    patient = now - stage_at < gate.patience_s
+    if not any(other.reach for other in tally.cells[wave]):
+        if patient:
+            return Verdict.WAIT, "nobody_there", "nobody in this wave can be reached"
+        return Verdict.PASS, "nobody_there", "nobody in this wave could be reached"
+    if cell.members == 0:
+        return Verdict.PASS, "empty", "nobody in this stage"
+    soak = soak_of(rollout, tally, wave, stage)
+    if cell.reach == 0:
+        if now - stage_at >= soak:
+            return Verdict.PASS, "nobody_there", f"{cell.members} in this stage, none reachable"
+        return Verdict.WAIT, "soak", "nobody in this stage can be reached so far"
+    # Those who keep asking and never begin are waited for, too, but not for ever.
+    reach = cell.reach if patient else cell.attempted
+    if reach == 0 and any(other.tried for other in tally.cells[wave]):
+        return Verdict.PASS, "nobody_took", f"{cell.waiting} in this stage never took the offer"
+    need = min(gate.min_sample, reach or cell.reach)
+    if cell.decided < need:
+        return Verdict.WAIT, "sample", f"{cell.decided} of the {need} outcomes needed"
+    sampled_at = own.sampled_at
+    if sampled_at is None:
+        return Verdict.SAMPLED, "sample", f"{cell.decided} outcomes, {need} needed"
+    if now - sampled_at < soak:
+        return Verdict.WAIT, "soak", f"watched for {soak / 3600:g} h"
+    says = f"{cell.healthy} of {cell.attempted} confirmed healthy"
+    if cell.healthy / cell.attempted >= gate.healthy_share:
+        if stage == len(rollout.ladders[wave]) - 1 and patient and cell.open + cell.waiting:
+            return Verdict.WAIT, "serving", f"{cell.open} under way, {cell.waiting} to come"
+        return Verdict.PASS, "healthy", says
+    if cell.open:
+        return Verdict.WAIT, "open", f"{cell.open} under way"
+    if cell.failed and now - sampled_at < gate.silence_s:
+        return Verdict.WAIT, "retries", f"{cell.failed} failed and may try again"
+    if (cell.healthy + cell.gone) / cell.attempted >= gate.healthy_share:
+        if patient:
+            return Verdict.WAIT, "gone", f"{cell.gone} confirmed and not heard from since"
+        return Verdict.HALT, "gone", f"{cell.gone} confirmed and not heard from since"
+    return Verdict.HALT, "healthy_share", f"{says}, {gate.healthy_share:.0%} needed"
+
+
+def soak_of(rollout: Rollout, tally: Tally, wave: int, stage: int) -> float:
+    """Return how long a stage is watched, seconds.
+
+    A stage in which nobody was tried hands its watch on: the first beacons of a small building
+    are its canaries, in whichever stage they stand.
+    """
+    if rollout.plan.required:
+        return 0.0
+    ladder = rollout.ladders[wave]
+    soak = ladder[stage].soak_s
+    for before in range(stage - 1, -1, -1):
+        if tally.cells[wave][before].tried:
+            break
+        soak = max(soak, ladder[before].soak_s)
+    return soak

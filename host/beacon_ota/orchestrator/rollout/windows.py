@@ -1,0 +1,238 @@
+"""Maintenance windows: wall-clock time of a building, as spans of UTC seconds.
+
+One rule: it is the window when the building's own clock says so. On the days when clocks change
+this makes a window longer, shorter, double, or absent (all of it inside the skipped hour), and
+nothing has to be said about local times that do not exist or exist twice.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+from beacon_ota.errors import InputError
+
+from .types import Place, Site, Window
+
+DAY_MIN = 1440
+DEFAULT = Window()
+ANY_TIME = (-math.inf, math.inf)
+SITE_DEPTH_MAX = 8
+SITE_PATH_MAX = 200
+
+_DAY = 86_400
+_LOOK_BACK = 27 * 3600  # longer than any window, so that none is cut at its beginning
+_LOOK_AHEAD = 8 * _DAY  # a window can be absent for a day, never for a week
+_PROBE = 6 * 3600  # clocks are not changed there and back within this time
+_MEMO_MAX = 4096
+
+_TEXT = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-(?:([01][0-9]|2[0-3]):([0-5][0-9])|24:00)")
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def parse_window(text: str, zone: str = "UTC") -> Window:
+    """Read ``HH:MM-HH:MM``, local time of the IANA ``zone``; ``00:00-24:00`` is any time.
+
+    Raises:
+        InputError: ``window_syntax``, ``window_empty``, ``time_zone_unknown``.
+    """
+    match = _TEXT.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise InputError(
+            "window_syntax",
+            "a window is written HH:MM-HH:MM",
+            found=_shown(text),
+            expected="03:00-05:00",
+        )
+    hour, minute, end_hour, end_minute = match.groups()
+    start = int(hour) * 60 + int(minute)
+    end = DAY_MIN if end_hour is None else int(end_hour) * 60 + int(end_minute)
+    if start == end:
+        raise InputError(
+            "window_empty", "the window has no length; any time is 00:00-24:00", found=text
+        )
+    known_zone(zone)
+    return Window(start, end, zone)
+
+
+def format_window(window: Window) -> str:
+    """Write the hours of a window as :func:`parse_window` reads them."""
+    return "-".join(f"{at // 60:02}:{at % 60:02}" for at in (window.start, window.end))
+
+
+@lru_cache(maxsize=1024)
+def known_zone(name: str) -> ZoneInfo:
+    """Return the zone of an IANA name, ``Europe/Berlin``.
+
+    Raises:
+        InputError: ``time_zone_unknown``.
+    """
+    # The database's directory also holds other files and other clocks; those are no names.
+    if isinstance(name, str) and not name.startswith(("posix", "right/", "localtime")):
+        try:
+            return ZoneInfo(name)
+        except (KeyError, ValueError, OSError):
+            pass
+    raise InputError(
+        "time_zone_unknown",
+        "no such time zone",
+        found=_shown(name),
+        expected="an IANA name: Europe/Berlin",
+    )
+
+
+_memo: dict[Window, tuple[float, float, float]] = {}
+
+
+def next_window(window: Window, now: float) -> tuple[float, float]:
+    """Return the span (start, end) in UTC seconds of the window that is open, or opens next.
+
+    A window of any time is ``ANY_TIME``. The end is the first second outside.
+    """
+    known = _memo.get(window)
+    if known is None or not known[0] <= now < known[2]:
+        known = _find(window, now)
+        if len(_memo) >= _MEMO_MAX:
+            _memo.clear()
+        _memo[window] = known
+    return known[1], known[2]
+
+
+def _find(window: Window, now: float) -> tuple[float, float, float]:
+    """Return (since, start, end): the next span, the right answer from ``since`` to ``end``."""
+    if (window.end - window.start) % DAY_MIN == 0:
+        return -math.inf, *ANY_TIME
+    since = now
+    start = end = -math.inf
+    for piece_start, piece_end in _pieces(window, math.floor(now)):
+        if piece_start == end:  # goes on over a change of the clocks
+            end = piece_end
+            continue
+        if end > now:
+            break
+        if end > -math.inf:
+            since = end
+        start, end = piece_start, piece_end
+    return since, start, end
+
+
+def _pieces(window: Window, now: int) -> Iterator[tuple[int, int]]:
+    """Yield the window's spans in order, cut where the zone's offset changes."""
+    opens = window.start * 60
+    length = (window.end - window.start) % DAY_MIN * 60
+    for begin, stop, offset in _offsets(known_zone(window.zone), now):
+        day = (begin + offset) // _DAY - 1
+        while (start := day * _DAY + opens - offset) < stop:
+            if start + length > begin:
+                yield max(start, begin), min(start + length, stop)
+            day += 1
+
+
+def _offsets(zone: ZoneInfo, now: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (begin, end, seconds east of UTC) for the times around ``now``."""
+    begin = at = now - _LOOK_BACK
+    offset = _offset(zone, at)
+    while at < now + _LOOK_AHEAD:
+        later = at + _PROBE
+        if _offset(zone, later) != offset:
+            low, high = at, later
+            while high - low > 1:
+                middle = (low + high) // 2
+                if _offset(zone, middle) == offset:
+                    low = middle
+                else:
+                    high = middle
+            yield begin, high, offset
+            begin, offset = high, _offset(zone, high)
+        at = later
+    yield begin, at, offset
+
+
+def _offset(zone: ZoneInfo, at: int) -> int:
+    east = datetime.fromtimestamp(at, UTC).astimezone(zone).utcoffset()
+    return 0 if east is None else int(east.total_seconds())
+
+
+class Places:
+    """The site tree, resolved: for every path its building and its window.
+
+    Args:
+        sites: nodes in any order; parents need not be listed.
+        zone, window: for beacons whose path says nothing.
+
+    Raises:
+        InputError: ``site_path``, ``site_kind``, and those of :func:`parse_window`.
+    """
+
+    def __init__(
+        self, sites: Iterable[Site] = (), *, zone: str = "UTC", window: str = "03:00-05:00"
+    ):
+        self._known = {}
+        for site in sites:
+            check_path(site.path)
+            if site.kind not in (None, "site", "building", "floor"):
+                raise InputError("site_kind", "unknown kind of site", found=_shown(site.kind))
+            self._known[site.path] = site
+        self._default = parse_window(window, zone)
+        self._resolved = {path: self._resolve(path) for path in self._known}
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """All paths of the tree, inner nodes included."""
+        return frozenset(part for path in self._known for part in ancestors(path))
+
+    def of(self, path: str) -> Place:
+        """Return the place of a path, which need not be in the tree itself."""
+        place = self._resolved.get(path)
+        return self._resolve(path) if place is None else place
+
+    def _resolve(self, path: str) -> Place:
+        window = self._default
+        hours = zone = None
+        building = path.partition("/")[0]
+        for depth, part in enumerate(ancestors(path), 1):
+            site = self._known.get(part) or Site(part)
+            if site.kind == "building" or (site.kind is None and depth == 2):
+                building = part
+            hours = hours if site.window is None else site.window
+            zone = zone if site.zone is None else site.zone
+        if zone is not None:
+            window = replace(window, zone=zone)
+            known_zone(zone)
+        if hours is not None:
+            window = parse_window(hours, window.zone)
+        return Place(building, window)
+
+
+@lru_cache(maxsize=4096)
+def ancestors(path: str) -> tuple[str, ...]:
+    """Return the path's own ancestors from the top, itself last; none for an empty path."""
+    if not path:
+        return ()
+    parts = path.split("/")
+    return tuple("/".join(parts[: depth + 1]) for depth in range(len(parts)))
+
+
+def check_path(path: object) -> str:
+    """Return a site path if it is one: ``campus/building-a/floor-2``.
+
+    Raises:
+        InputError: ``site_path``.
+    """
+    if isinstance(path, str) and 0 < len(path) <= SITE_PATH_MAX:
+        parts = path.split("/")
+        if len(parts) <= SITE_DEPTH_MAX and all(_SEGMENT.fullmatch(part) for part in parts):
+            return path
+    raise InputError(
+        "site_path",
+        "a site path is names joined by slashes",
+        found=_shown(path),
+        expected="campus/building-a/floor-2",
+    )
+
+
+def _shown(value: object) -> str:
+    return str(value)[:SITE_PATH_MAX]
