@@ -142,7 +142,7 @@ class Adapter:
         await device.power_on()
         return cls(path, line, device)
 
-    async def release(self) -> None:
+    def release(self) -> None:
         """Give the adapter back; the last one out leaves the room."""
         self._users -= 1
         if self._users > 0:

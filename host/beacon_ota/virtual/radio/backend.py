@@ -89,7 +89,7 @@ class RoomScanner(BaseBleakScanner):
         adapter, self._adapter = self._adapter, None
         if adapter is not None:
             await adapter.stop_scan(self._on_report)
-            await adapter.release()
+            adapter.release()
 
     def _on_report(self, report: Report) -> None:
         sighting = self._sightings.setdefault(report.address, Sighting(report.address))
@@ -203,12 +203,16 @@ class RoomClient(BaseBleakClient):
                     await connection.disconnect()
             except (TimeoutError, BaseBumbleError):
                 pass  # it has ended by itself
-        self._adapter = None
+        self._release()
+
+    def _release(self) -> None:
+        adapter, self._adapter = self._adapter, None
         if adapter is not None:
-            await adapter.release()
+            adapter.release()
 
     def _on_disconnection(self, reason: int) -> None:
         self._gone.set()
+        self._release()
         self.services = None
         self._subscribers.clear()
         if self._disconnected_callback is not None:
@@ -296,7 +300,7 @@ class RoomClient(BaseBleakClient):
 
     async def _write(self, handle: int, data: bytes, response: bool) -> None:
         client = self._client()
-        limit = MAX_VALUE if response else self.mtu_size - 3
+        limit = MAX_VALUE if response else min(self.mtu_size - 3, MAX_VALUE)
         if len(data) > limit:
             raise BleakError(f"{len(data)} bytes are too many; this write takes {limit}.")
         await self._run(client.write_value(handle, data, with_response=response))

@@ -500,10 +500,11 @@ class Peripheral:
             )
         )
         await self._scan_enable(True)
-        endless = asyncio.Event().wait()
-        self._scan = self._spawn(self._scan_end(duration_ms) if duration_ms else endless)
+        self._scan = self._spawn(self._scan_end(duration_ms))
 
     async def _scan_end(self, duration_ms: int) -> None:
+        if duration_ms == 0:
+            await asyncio.Event().wait()  # until it is cancelled
         await asyncio.sleep(duration_ms / 1000)
         await self.stop_scan()
 

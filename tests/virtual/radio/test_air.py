@@ -1,0 +1,187 @@
+"""Advertising in a room: who hears it, how loudly, and what it costs."""
+
+import asyncio
+import math
+import time
+from typing import Any
+
+import pytest
+from bleak import BleakScanner
+from bleak.backends.scanner import AdvertisementData
+
+from beacon_ota.errors import UsageError
+from beacon_ota.virtual.radio.choice import radio
+from beacon_ota.virtual.radio.room import Room
+from tests.virtual.radio.beacons import PROVISIONABLE, Beacon, until
+
+
+def scan(
+    room: Room, seconds: float = 0.25, mode: Any = "active"
+) -> dict[str, list[AdvertisementData]]:
+    """All advertisement data seen in a while, by address."""
+    seen: dict[str, list[AdvertisementData]] = {}
+
+    async def body() -> None:
+        def callback(device: Any, data: AdvertisementData) -> None:
+            seen.setdefault(device.address, []).append(data)
+
+        async with BleakScanner(callback, scanning_mode=mode, **radio(room.spec).scanner):
+            await asyncio.sleep(seconds)
+
+    asyncio.run(body())
+    return seen
+
+
+def test_an_active_scan_brings_the_scan_response(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    last = scan(room)[beacon.address][-1]
+    assert last.local_name == "BLUFI_A1B2C3"
+    assert last.service_uuids == ["0000ffff-0000-1000-8000-00805f9b34fb"]
+    assert last.service_data == {"0000ffff-0000-1000-8000-00805f9b34fb": b"\xec\x01\x03"}
+
+
+def test_a_passive_scan_does_not(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    seen = scan(room, mode="passive")[beacon.address]
+    assert seen and all(data.local_name is None for data in seen)
+    assert seen[-1].service_uuids
+
+
+def test_manufacturer_data_of_both_payloads(room: Room) -> None:
+    ibeacon = b"\x1a\xff\x4c\x00\x02\x15" + bytes(range(16)) + b"\x00\x01\x00\x02\xc5"
+    progress = b"\x04\xff\x59\x00\x2a"
+    beacon = Beacon(room).start().advertise(b"\x02\x01\x06" + ibeacon, progress)
+    last = scan(room)[beacon.address][-1]
+    assert last.manufacturer_data == {0x004C: ibeacon[4:], 0x0059: b"\x2a"}
+
+
+def test_the_interval_is_kept(room: Room) -> None:
+    beacon = Beacon(room).start().advertise(interval_us=50_000)
+    count = len(scan(room, 1.0, "passive")[beacon.address])
+    assert 16 <= count <= 21  # advDelay adds 0..10 ms without adding up
+
+
+def test_not_connectable_is_scannable_still(room: Room) -> None:
+    beacon = Beacon(room).start().advertise(connectable=False)
+    seen = scan(room)[beacon.address]
+    assert seen[-1].local_name == "BLUFI_A1B2C3"
+    kinds = {data.platform_data[0].kind for data in seen}
+    assert kinds == {2, 4}  # ADV_SCAN_IND and SCAN_RSP
+
+
+def test_nothing_is_sent_while_nobody_listens(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    advertiser = next(iter(room.air.controllers)).advertiser  # type: ignore[attr-defined]
+    time.sleep(0.2)
+    assert advertiser.events == 0
+    assert scan(room)[beacon.address]
+    heard = advertiser.events
+    assert heard > 3
+    time.sleep(0.2)
+    assert advertiser.events == heard
+
+
+def test_distance_is_loudness(room: Room) -> None:
+    near, far = Beacon(room, 1).start().advertise(), Beacon(room, 2).start().advertise()
+    room.place(near.address, 1.0)
+    room.place(far.address, 20.0, 5.0, tx_power=-3)
+    seen = scan(room)
+    assert {data.rssi for data in seen[near.address]} == {-59}
+    expected = -59 - 3 - 22 * math.log10(math.hypot(20, 5))
+    assert {data.rssi for data in seen[far.address]} == {round(expected)}
+
+
+def test_noise_scatters_around_the_level(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    room.place(beacon.address, 1.0)
+    room.conditions(noise=3.0)
+    levels = [data.rssi for data in scan(room, 0.6)[beacon.address]]
+    assert len(set(levels)) > 3
+    assert -66 < sum(levels) / len(levels) < -52
+
+
+def test_out_of_reach_is_silence(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    room.place(beacon.address, 500.0)
+    assert beacon.address not in scan(room)
+
+
+def test_loss_thins_out(room: Room) -> None:
+    lossy, clear = Beacon(room, 1).start().advertise(), Beacon(room, 2).start().advertise()
+    room.place(lossy.address, loss=0.7)
+    seen = scan(room, 0.8, "passive")
+    share = len(seen.get(lossy.address, [])) / len(seen[clear.address])
+    assert 0.05 < share < 0.6
+    room.conditions(loss=1.0)
+    assert not scan(room)
+
+
+def test_payloads_change_while_it_runs(room: Room) -> None:
+    beacon = Beacon(room).start().advertise(response=b"\x04\xff\x59\x00\x01")
+
+    async def body() -> None:
+        seen: set[bytes] = set()
+
+        def callback(device: Any, data: AdvertisementData) -> None:
+            seen.add(data.manufacturer_data.get(0x59, b""))
+
+        async with BleakScanner(callback, **radio(room.spec).scanner):
+            await until(lambda: b"\x01" in seen)
+            await asyncio.to_thread(beacon.advertise, None, b"\x04\xff\x59\x00\x02")
+            await until(lambda: b"\x02" in seen)
+
+    asyncio.run(body())
+    # None keeps the other payload
+    assert scan(room)[beacon.address][-1].service_uuids
+
+
+def test_filter_by_service(room: Room) -> None:
+    wanted = Beacon(room, 1).start().advertise()
+    Beacon(room, 2).start().advertise(b"\x02\x01\x06", b"")
+
+    async def body() -> list[str]:
+        found = await BleakScanner.discover(
+            0.2, service_uuids=["0000ffff-0000-1000-8000-00805f9b34fb"], **radio(room.spec).scanner
+        )
+        return [device.address for device in found]
+
+    assert asyncio.run(body()) == [wanted.address]
+
+
+def test_many_beacons_are_all_heard(room: Room) -> None:
+    beacons = [Beacon(room, n).start().advertise(interval_us=100_000) for n in range(30)]
+    assert set(scan(room, 0.5)) == {beacon.address for beacon in beacons}
+
+
+def test_two_scanners_share_the_adapter(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+
+    async def body() -> None:
+        active: list[AdvertisementData] = []
+        passive: list[AdvertisementData] = []
+        arguments = radio(room.spec).scanner
+        async with BleakScanner(lambda d, a: passive.append(a), None, "passive", **arguments):
+            second = BleakScanner(lambda d, a: active.append(a), None, "active", **arguments)
+            await second.start()
+            await until(lambda: active and active[-1].local_name)
+            assert sum(item["scanning"] for item in room.radios()) == 1
+            await second.stop()
+            assert passive
+            count = len(passive)
+            await until(lambda: len(passive) > count)
+        await until(lambda: [item["address"] for item in room.radios()] == [beacon.address])
+
+    asyncio.run(body())
+
+
+def test_a_broken_payload_gives_what_is_whole(room: Room) -> None:
+    beacon = Beacon(room).start().advertise(PROVISIONABLE + b"\x09\x09cut", b"\x00\x05junk")
+    last = scan(room)[beacon.address][-1]
+    assert last.local_name is None and last.service_uuids
+
+
+@pytest.mark.parametrize("text", ["", "AA:BB", "not an address", "AA:BB:CC:DD:EE:GG"])
+def test_a_place_needs_an_address(room: Room, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        room.place(text)
+    assert caught.value.code == "radio_address"
