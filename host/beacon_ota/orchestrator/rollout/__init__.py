@@ -5,8 +5,8 @@
     decide([Live(rollout, state, release_state), …newest first], beacon, now,
            attempts=…, place=places.of(beacon.site), busy=…)     -> Decision, in microseconds
     may_go_on(status, release_state, attempt)                    -> False: answer 409 or 410
-    lost(attempts, now, silence_s, listening_since=…)            -> attempts to end as lost
-    expired(attempts, now, offer_s), withdrawn(attempts)         -> attempts to end otherwise
+    lost(rollout, attempts, now, listening_since=…)              -> attempts to end as lost
+    expired(rollout, attempts, now), withdrawn(attempts)         -> attempts to end otherwise
     tally(rollout, state, beacons, attempts, seen, now)          -> Tally, from unique outcomes
     advance(rollout, state, tally, now)                          -> transitions
     apply(state, transition)                                     -> state

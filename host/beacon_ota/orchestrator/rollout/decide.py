@@ -255,32 +255,36 @@ def may_go_on(status: Status, release_state: str, attempt: Attempt) -> bool:
 
 
 def lost(
-    attempts: Iterable[Attempt], now: float, silence_s: float, *, listening_since: float = 0.0
+    rollout: Rollout, attempts: Iterable[Attempt], now: float, *, listening_since: float = 0.0
 ) -> list[Attempt]:
-    """Return the open attempts that have been silent for too long: a failure each.
+    """Return a rollout's open attempts that have been silent for too long: a failure each.
 
     Args:
-        silence_s: the gate's, seconds.
+        attempts: of any rollout; the others' are left alone.
         listening_since: since when beacons could have reached us without interruption; what we
             were not there to hear is not held against them.
     """
+    own = rollout.plan.rollout_id
     return [
         attempt
         for attempt in attempts
-        if attempt.result is None
+        if attempt.rollout_id == own
+        and attempt.result is None
         and attempt.taken_at is not None
-        and now >= max(attempt.taken_at, listening_since) + silence_s
+        and now >= max(attempt.taken_at, listening_since) + rollout.gates[attempt.wave].silence_s
     ]
 
 
-def expired(attempts: Iterable[Attempt], now: float, offer_s: float) -> list[Attempt]:
-    """Return the offers that nobody took in ``offer_s`` seconds; they count for nothing."""
+def expired(rollout: Rollout, attempts: Iterable[Attempt], now: float) -> list[Attempt]:
+    """Return a rollout's offers that nobody took in time; they count for nothing."""
+    own = rollout.plan.rollout_id
     return [
         attempt
         for attempt in attempts
-        if attempt.result is None
+        if attempt.rollout_id == own
+        and attempt.result is None
         and attempt.taken_at is None
-        and now >= attempt.offered_at + offer_s
+        and now >= attempt.offered_at + rollout.plan.offer_s
     ]
 
 

@@ -1,0 +1,366 @@
+"""A fleet and its rollouts in fast motion: the real decisions, over events instead of a clock.
+
+:func:`preview` runs a plan over the registered beacons as if every update went well, to say who
+would get the release when. Given other fates, the same machinery tells what a bad release would
+have come to.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+from .advance import advance, apply, begin, due
+from .decide import Live, decide, lost, withdrawn
+from .gates import tally
+from .polling import PERIOD_S, poll_delay
+from .rules import Rollout
+from .types import (
+    DAY,
+    Attempt,
+    Beacon,
+    Decision,
+    Kind,
+    Reason,
+    Result,
+    Slot,
+    Status,
+    Tally,
+    Timeline,
+    Transition,
+)
+from .windows import Places
+
+UPDATE_S = 60.0
+TICK_S = 60.0
+HORIZON_S = 366 * DAY
+_REBOOT = 0.8  # of an update's time has passed when the beacon reboots
+_ALWAYS = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one attempt: a result after some seconds; None is silence for ever."""
+
+    result: Result | None = Result.SUCCESS
+    after_s: float = UPDATE_S
+    failed_in: str | None = None
+
+
+Behave = Callable[[Beacon, int, float], Fate]
+
+
+def all_goes_well(beacon: Beacon, number: int, now: float) -> Fate:
+    """The fate of every attempt in a preview."""
+    return Fate()
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An offer that was made: when, to whom, by which rollout."""
+
+    at: float
+    beacon_id: str
+    decision: Decision
+
+
+class Simulation:
+    """Beacons that poll, rollouts that move, and nothing between them but the decisions.
+
+    Args:
+        rollouts: newest first.
+        start_at: UTC seconds.
+        behave: the fate of (beacon, number of the attempt, time).
+        joins: by beacon id, when it is first heard from; others are there from the start.
+        period_s: between two polls of a beacon.
+
+    Attributes:
+        now: UTC seconds of the last event.
+        beacons, attempts: by beacon id, as they stand.
+        offers, transitions: what has happened so far; transitions as (rollout id, transition).
+        said: by beacon id, the last decision.
+    """
+
+    def __init__(
+        self,
+        rollouts: Iterable[Live],
+        beacons: Iterable[Beacon],
+        places: Places,
+        start_at: float,
+        *,
+        behave: Behave = all_goes_well,
+        joins: Mapping[str, float] | None = None,
+        period_s: float = PERIOD_S,
+    ):
+        self.now = start_at
+        self.rollouts = list(rollouts)
+        self.beacons = {beacon.id: beacon for beacon in beacons}
+        self.attempts: dict[str, list[Attempt]] = {}
+        self.offers: list[Offer] = []
+        self.transitions: list[tuple[str, Transition]] = []
+        self.said: dict[str, Decision] = {}
+        self._places = places
+        self._behave = behave
+        self._period_s = period_s
+        self._open: dict[str, Attempt] = {}
+        self._busy: Counter[str] = Counter()
+        self._building: dict[str, str] = {}  # of an open attempt, wherever its beacon is moved
+        self._seen: dict[str, float] = {}
+        self._parked: set[str] = set()
+        self._next: dict[str, float] = {}
+        self._ticks: set[float] = set()
+        self._serial = count()
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        joins = joins or {}
+        for beacon_id in self.beacons:
+            at = max(start_at, joins.get(beacon_id, start_at))
+            first = at + poll_delay(beacon_id, at, period_s=period_s)
+            self.at(first, lambda beacon_id=beacon_id: self._arrive(beacon_id))
+            if at <= start_at:
+                self._seen[beacon_id] = _ALWAYS
+        self._tick_at(start_at)
+
+    def at(self, when: float, event: Callable[[], None]) -> None:
+        """Have something happen at a time."""
+        heapq.heappush(self._events, (max(when, self.now), next(self._serial), event))
+
+    def run(self, until: float, *, stop: Callable[[], bool] = lambda: False) -> None:
+        """Go on until a time, or until ``stop`` says so; then ``now`` is that time."""
+        while self._events and self._events[0][0] <= until:
+            if stop():
+                return
+            self.now, _, event = heapq.heappop(self._events)
+            event()
+        self.now = max(self.now, until)
+
+    def apply(self, rollout_id: str, changes: Sequence[Transition]) -> None:
+        """Apply transitions to a rollout, as an administrator's calls do."""
+        index = next(
+            n for n, live in enumerate(self.rollouts) if live.rollout.plan.rollout_id == rollout_id
+        )
+        live = self.rollouts[index]
+        state = live.state
+        for change in changes:
+            state = apply(state, change)
+            self.transitions.append((rollout_id, change))
+        self.rollouts[index] = replace(live, state=state)
+        if state.status in (Status.HALTED, Status.ABORTED):
+            mine = [a for a in self._open.values() if a.rollout_id == rollout_id]
+            for attempt in withdrawn(mine):
+                self._end(attempt, Result.STOPPED)
+        self._wake()
+
+    def start(self, live: Live) -> None:
+        """Add a rollout, newer than all others."""
+        self.rollouts.insert(0, live)
+        self._tick_at(self.now)
+        self._wake()
+
+    def vanish(self, beacon_id: str) -> None:
+        """Let a beacon fall silent: it polls no more."""
+        self._seen[beacon_id] = self.now
+        self._parked.discard(beacon_id)
+
+    def join(self, beacon: Beacon) -> None:
+        """Let a beacon appear, or come back as something else."""
+        self.beacons[beacon.id] = beacon
+        self._arrive(beacon.id)
+
+    def tally(self, live: Live) -> Tally:
+        """Count a rollout as it stands now."""
+        return tally(
+            live.rollout,
+            live.state,
+            self.beacons.values(),
+            self.attempts,
+            self._seen,
+            self.now,
+            release_state=live.release_state,
+        )
+
+    # ---- beacons ----
+
+    def _arrive(self, beacon_id: str) -> None:
+        self._seen[beacon_id] = _ALWAYS
+        self._poll(beacon_id)
+
+    def _poll_after(self, beacon_id: str, at: float, until: float | None = None) -> None:
+        """Have a beacon poll at its own moment after ``at``; what it had in mind is forgotten."""
+        when = at + poll_delay(beacon_id, at, until=until, period_s=self._period_s)
+        self._next[beacon_id] = when
+
+        def poll() -> None:
+            if self._next.get(beacon_id) == when:
+                self._poll(beacon_id)
+
+        self.at(when, poll)
+
+    def _poll(self, beacon_id: str) -> None:
+        self._next.pop(beacon_id, None)
+        if self._seen.get(beacon_id) != _ALWAYS:
+            return
+        beacon = self.beacons[beacon_id]
+        place = self._places.of(beacon.site)
+        own = self._open.get(beacon_id)
+        answer = self.said[beacon_id] = decide(
+            self.rollouts,
+            beacon,
+            self.now,
+            attempts=self.attempts.get(beacon_id, ()),
+            place=place,
+            busy=self._busy[place.building] - (own is not None),
+        )
+        if answer.offered:
+            self._begin(beacon, answer)
+            return
+        self._parked.add(beacon_id)
+        if answer.again_at is not None:
+            self._poll_after(beacon_id, answer.again_at, answer.again_at)
+        elif answer.reason is Reason.BUSY:
+            self._poll_after(beacon_id, self.now)
+
+    def _wake(self) -> None:
+        """Something has changed: everybody who waits asks again at its own moment."""
+        for beacon_id in sorted(self._parked):
+            self._poll_after(beacon_id, self.now)
+        self._parked.clear()
+
+    def _begin(self, beacon: Beacon, answer: Decision) -> None:
+        if beacon.id in self._open:  # asked again in between; the update is under way
+            return
+        self._parked.discard(beacon.id)
+        assert answer.rollout_id is not None and answer.firmware_id is not None
+        assert answer.wave is not None and answer.stage is not None
+        self.offers.append(Offer(self.now, beacon.id, answer))
+        attempt = Attempt(
+            f"{next(self._serial):024x}",
+            beacon.id,
+            answer.rollout_id,
+            answer.firmware_id,
+            answer.wave,
+            answer.stage,
+            self.now,
+            self.now,
+        )
+        self.attempts.setdefault(beacon.id, []).append(attempt)
+        self._open[beacon.id] = attempt
+        building = self._building[attempt.id] = self._places.of(beacon.site).building
+        self._busy[building] += 1
+        fate = self._behave(beacon, answer.number, self.now)
+        if fate.result is not Result.FAILED:
+            reboots = self.now + _REBOOT * fate.after_s
+            self.at(reboots, lambda: self._reboot(attempt.id, beacon.id, fate))
+        self.at(self.now + fate.after_s, lambda: self._report(attempt.id, beacon.id, fate))
+
+    def _reboot(self, attempt_id: str, beacon_id: str, fate: Fate) -> None:
+        attempt = self._open.get(beacon_id)
+        if attempt is None or attempt.id != attempt_id:
+            return
+        self._change(attempt, replace(attempt, rebooting_at=self.now))
+        if fate.result is None:
+            self.vanish(beacon_id)
+            self._tick_at(attempt.offered_at + self._silence_s(attempt))
+
+    def _report(self, attempt_id: str, beacon_id: str, fate: Fate) -> None:
+        attempt = self._open.get(beacon_id)
+        if attempt is None or attempt.id != attempt_id or fate.result is None:
+            return
+        if fate.result is Result.SUCCESS:
+            release = self._of(attempt).rollout.plan.release
+            self.beacons[beacon_id] = replace(
+                self.beacons[beacon_id],
+                version=release.version,
+                image=release.checksum,
+                version_at=self.now,
+            )
+        self._end(attempt, fate.result, fate.failed_in)
+        self._tick_at(self.now)
+
+    def _end(self, attempt: Attempt, result: Result, failed_in: str | None = None) -> None:
+        self._change(
+            attempt, replace(attempt, ended_at=self.now, result=result, failed_in=failed_in)
+        )
+        del self._open[attempt.beacon_id]
+        self._busy[self._building.pop(attempt.id)] -= 1
+        if self._seen.get(attempt.beacon_id) == _ALWAYS:
+            self._poll_after(attempt.beacon_id, self.now)
+
+    def _change(self, old: Attempt, new: Attempt) -> None:
+        mine = self.attempts[old.beacon_id]
+        mine[mine.index(old)] = new
+        self._open[old.beacon_id] = new
+
+    # ---- rollouts ----
+
+    def _silence_s(self, attempt: Attempt) -> float:
+        return self._of(attempt).rollout.gates[attempt.wave].silence_s
+
+    def _of(self, attempt: Attempt) -> Live:
+        return next(
+            live for live in self.rollouts if live.rollout.plan.rollout_id == attempt.rollout_id
+        )
+
+    def _tick_at(self, when: float) -> None:
+        when = -(-when // TICK_S) * TICK_S
+        if when not in self._ticks:
+            self._ticks.add(when)
+            self.at(when, self._tick)
+
+    def _tick(self) -> None:
+        self._ticks.discard(self.now)
+        for live in tuple(self.rollouts):
+            for attempt in lost(live.rollout, self._open.values(), self.now):
+                self._end(attempt, Result.LOST)
+            if live.state.status in (Status.HALTED, Status.ABORTED):
+                continue
+            counts = self.tally(live)
+            if changes := advance(live.rollout, live.state, counts, self.now):
+                self.apply(live.rollout.plan.rollout_id, changes)
+        for live in self.rollouts:
+            at = due(live.rollout, live.state, self.tally(live), self.now)
+            if at is not None:
+                self._tick_at(at)
+
+
+def preview(
+    rollout: Rollout,
+    beacons: Iterable[Beacon],
+    places: Places,
+    start_at: float,
+    *,
+    release_state: str = "stable",
+    horizon_s: float = HORIZON_S,
+) -> Timeline:
+    """Say who would get a release when, if every update went well and everybody were there.
+
+    Args:
+        start_at: UTC seconds.
+        horizon_s: how far ahead to look.
+
+    Returns:
+        The timeline; what comes later than the horizon has no time and keeps its reason.
+    """
+    beacons = list(beacons)
+    live = Live(rollout, begin(rollout, start_at), release_state)
+    run = Simulation([live], beacons, places, start_at)
+    run.run(start_at + horizon_s, stop=lambda: run.rollouts[0].state.status is Status.COMPLETED)
+    first = {}
+    for offer in run.offers:
+        first.setdefault(offer.beacon_id, offer)
+    slots = []
+    for beacon in beacons:
+        offer = first.get(beacon.id)
+        if offer is None:
+            said = run.said.get(beacon.id, Decision(Reason.NO_RELEASE))
+            slots.append(Slot(beacon.id, said.wave, said.stage, None, said.reason))
+        else:
+            slots.append(Slot(beacon.id, offer.decision.wave, offer.decision.stage, offer.at))
+    slots.sort(key=lambda slot: (slot.at is None, slot.at or 0.0, slot.beacon_id))
+    changes = tuple(change for _, change in run.transitions)
+    return Timeline(
+        tuple(slots),
+        changes,
+        next((change.at for change in changes if change.kind is Kind.COMPLETED), None),
+        Counter(slot.reason for slot in slots if slot.at is None),
+    )
