@@ -1,0 +1,114 @@
+"""``beacon-ota serve``: run the orchestrator."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from beacon_ota.cli import output
+from beacon_ota.errors import UsageError
+
+app = typer.Typer(add_completion=False, help="Run the orchestrator or a mirror.")
+
+
+@app.command()
+def serve(
+    data: Annotated[Path, typer.Option(help="Folder of the database and the images.")] = Path(
+        "beacon-ota-data"
+    ),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    keys: Annotated[
+        Path | None, typer.Option(help="Public keys that are trusted (keys.json of the app).")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Accept releases that nobody signed.")
+    ] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Where the first admin token goes (mode 0600).")
+    ] = None,
+    poll: Annotated[float, typer.Option(min=1, help="Seconds between a beacon's polls.")] = 60.0,
+    zone: Annotated[str, typer.Option(help="Time zone of beacons without a site.")] = "UTC",
+    window: Annotated[str, typer.Option(help="Maintenance window, HH:MM-HH:MM.")] = "03:00-05:00",
+    announce: Annotated[
+        bool | None,
+        typer.Option(help="Announce over mDNS; default: unless on a loopback address."),
+    ] = None,
+    time_scale: Annotated[float, typer.Option(min=0.001, help="Run the clock faster.")] = 1.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Announce URL and token as one line of JSON.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log refusals, too.")] = False,
+) -> None:
+    """Run the orchestrator until interrupted."""
+    from beacon_ota.orchestrator.rollout.windows import parse_window
+    from beacon_ota.orchestrator.server import Listen
+    from beacon_ota.orchestrator.server import serve as run
+    from beacon_ota.orchestrator.service import Settings
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    parse_window(window, zone)
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("tls_incomplete", "--tls-cert and --tls-key go together")
+    loopback = host in ("localhost", "::1") or host.startswith("127.")
+
+    def ready(url: str, token: str | None) -> None:
+        if as_json:
+            typer.echo(json.dumps({"url": url, "token": token, "data": str(data)}))
+        else:
+            _greet(url, token, token_file, insecure)
+        sys.stdout.flush()
+
+    settings = Settings(
+        data=data,
+        poll_s=poll,
+        insecure=insecure,
+        trusted=_trusted(data, keys),
+        zone=zone,
+        window=window,
+    )
+    listen = Listen(
+        host=host,
+        port=port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        announce=not loopback if announce is None else announce,
+        token_file=token_file,
+        time_scale=time_scale,
+        on_ready=ready,
+    )
+    run(settings, listen)
+
+
+def _trusted(data: Path, keys: Path | None):
+    """Return the trusted keys: of the option, else of the data folder, else None."""
+    from beacon_ota.trust import KeySet
+
+    file = keys or data / "keys.json"
+    if keys is None and not file.is_file():
+        return None
+    try:
+        return KeySet.parse(file.read_bytes())
+    except OSError as error:
+        raise UsageError("keys_unreadable", f"cannot read {file}: {error.strerror}") from None
+
+
+def _greet(url: str, token: str | None, token_file: Path | None, insecure: bool) -> None:
+    print = output.console.print
+    print(f"[bold]Beacon OTA[/] on [cyan]{url}[/]   API [cyan]{url}/docs[/]", highlight=False)
+    if token is not None:
+        print(f"first admin token, shown this once:  [bold]{token}[/]", highlight=False)
+        print(f"  export BEACON_OTA_URL={url} BEACON_OTA_TOKEN={token}", highlight=False)
+    elif token_file is not None and token_file.exists():
+        print(f"admin token in {token_file}", highlight=False)
+    if insecure:
+        print("[bold red]insecure[/]: releases without a signature are accepted", highlight=False)

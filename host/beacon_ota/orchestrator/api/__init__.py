@@ -1,0 +1,1 @@
+"""The administrators' side: FastAPI under ``/api``, one module per noun."""

@@ -1,0 +1,74 @@
+"""How the API answers: plain JSON, times also for people, refusals as problem documents."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from beacon_ota.errors import BeaconOtaError
+from beacon_ota.orchestrator import problems
+from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.store import Fields
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON answer."""
+    return Response(
+        json.dumps(value, separators=(",", ":")),
+        status,
+        headers=headers,
+        media_type="application/json",
+    )
+
+
+def iso(at: float | None) -> str | None:
+    """Return UTC seconds in ISO 8601."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
+def page(name: str, rows: list[Fields], **more: Any) -> Response:
+    """Return a listing: the rows under their name, and what belongs to the page."""
+    return answer({name: rows, **more})
+
+
+def install(app: FastAPI) -> None:
+    """Answer every refusal as a problem document."""
+
+    @app.exception_handler(BeaconOtaError)
+    async def _named(_request: Request, error: BeaconOtaError) -> Response:
+        return problem(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return problem(
+            Problem(422, "request_invalid", f"{where}: {first['msg']}", found=where or "body")
+        )
+
+    @app.exception_handler(HTTPException)
+    async def _http(_request: Request, error: HTTPException) -> Response:
+        code = _CODES.get(error.status_code, "http")
+        return problem(Problem(error.status_code, code, str(error.detail)))
+
+    @app.exception_handler(Exception)
+    async def _defect(_request: Request, _error: Exception) -> Response:
+        return problem(Problem(500, "internal", "the orchestrator failed; the log says how"))
+
+
+def problem(error: BeaconOtaError) -> Response:
+    """Return a refusal."""
+    headers = error.headers if isinstance(error, Problem) else None
+    return Response(
+        problems.document(error),
+        problems.status_of(error),
+        headers=headers,
+        media_type=problems.MEDIA_TYPE,
+    )

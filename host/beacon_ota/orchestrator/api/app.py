@@ -1,0 +1,36 @@
+"""The administrators' application: every router, the docs, and how refusals look."""
+
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from beacon_ota import __version__
+from beacon_ota.orchestrator.api import answers, beacons, firmwares, sites, tokens
+from beacon_ota.orchestrator.api.answers import answer
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.throttle import Throttle
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the application for a service that runs."""
+    app = FastAPI(
+        title="Beacon OTA",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+    )
+    app.state.service = service
+    app.state.throttle = Throttle(LIMITS.refusals)
+    answers.install(app)
+    for module in (firmwares, beacons, sites, tokens):
+        app.include_router(module.router)
+    app.include_router(firmwares.download_router)
+
+    @app.get("/health", tags=["health"])
+    async def health() -> Response:
+        """Tell that the orchestrator is up and its database answers."""
+        await service.db.read(lambda conn: conn.exec_driver_sql("SELECT 1").scalar())
+        return answer({"status": "ok", "version": __version__})
+
+    return app

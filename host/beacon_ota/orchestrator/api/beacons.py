@@ -1,0 +1,283 @@
+"""``/api/beacons``: register, list, show, move, rekey, quarantine."""
+
+import json
+import secrets
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.api.access import Admin, On, Operator, Viewer
+from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.problems import Problem, missing
+from beacon_ota.orchestrator.store import Fields, attempts, beacons, sites
+from beacon_ota.wire import auth
+
+router = APIRouter(prefix="/api/beacons", tags=["beacons"])
+
+_TIMES = ("created_at", "first_seen", "last_seen", "quarantined_at")
+Tag = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[A-Za-z0-9._:-]+$")]
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="32 bytes in hex")]
+SitePath = Annotated[str, Field(max_length=200)]
+
+
+class NewBeacon(BaseModel):
+    """A beacon to register, with the key that it was provisioned with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    beacon_id: Annotated[str, Field(max_length=64)]
+    key: Key | None = Field(None, description="absent: one is made, and returned this once")
+    device_type: Annotated[
+        str, Field(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    ]
+    site: SitePath | None = None
+    channel: Literal["stable", "beta"] = "stable"
+    tags: Annotated[list[Tag], Field(max_length=32)] = []
+
+    @field_validator("beacon_id")
+    @classmethod
+    def _valid(cls, value: str) -> str:
+        if not auth.valid_id(value):
+            raise ValueError("letters, digits, dot, dash and underscore, at most 64")
+        return value
+
+
+class Change(BaseModel):
+    """What of a beacon is to change; what is absent stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    site: SitePath | None = None
+    channel: Literal["stable", "beta"] | None = None
+    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
+
+
+class Why(BaseModel):
+    """The reason for what is done, kept in the audit log."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str, Field(max_length=200)] = ""
+
+
+def shown(row: Fields) -> Fields:
+    """Return a beacon as the API shows it."""
+    public = {key: value for key, value in row.items() if key not in ("id", "cleared_at")}
+    for key in _TIMES:
+        public[key] = iso(public[key])
+    return {"beacon_id": row["id"], **public}
+
+
+@router.post("", status_code=201)
+async def create(new: NewBeacon, service: On, actor: Operator) -> Response:
+    """Register a beacon. Its key is never shown again."""
+    key = bytes.fromhex(new.key) if new.key else secrets.token_bytes(32)
+    now = service.clock.now()
+    row: Fields = {
+        "id": new.beacon_id,
+        "key": key,
+        "device_type": new.device_type,
+        "site": new.site,
+        "tags": json.dumps(sorted(set(new.tags))),
+        "channel": new.channel,
+        "created_at": now,
+    }
+
+    def work(conn: Connection) -> Fields:
+        if beacons.get(conn, new.beacon_id) is not None:
+            raise UsageError("beacon_taken", "this beacon is registered", found=new.beacon_id)
+        _check_site(conn, new.site)
+        beacons.add(conn, row)
+        found = beacons.get(conn, new.beacon_id)
+        assert found is not None
+        return found
+
+    stored = await service.change(
+        actor.name,
+        "beacon.created",
+        new.beacon_id,
+        work,
+        then=service.view.put_beacon,
+        detail={"device_type": new.device_type, "site": new.site},
+    )
+    public = shown(beacons.shown(stored))
+    return answer(public if new.key else {**public, "key": key.hex()}, 201)
+
+
+@router.get("")
+async def listing(
+    service: On,
+    actor: Viewer,
+    after: Annotated[str, Query(max_length=64, description="the last id of the page before")] = "",
+    limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
+    site: Annotated[str | None, Query(max_length=200)] = None,
+    version: Annotated[str | None, Query(max_length=64)] = None,
+    device_type: Annotated[str | None, Query(max_length=64)] = None,
+    channel: Annotated[str | None, Query(max_length=16)] = None,
+    tag: Annotated[str | None, Query(max_length=32)] = None,
+    search: Annotated[str | None, Query(max_length=64)] = None,
+    quarantined: bool | None = None,
+    silent_s: Annotated[float | None, Query(ge=0, description="not heard from for so long")] = None,
+) -> Response:
+    """List beacons by id; ``next`` is where the following page begins."""
+    await service.flush()
+    total, rows = await service.db.read(
+        _page,
+        {
+            "after": after,
+            "limit": limit,
+            "site": site,
+            "version": version,
+            "device_type": device_type,
+            "channel": channel,
+            "tag": tag,
+            "search": search,
+            "quarantined": quarantined,
+            "silent_since": None if silent_s is None else service.clock.now() - silent_s,
+        },
+    )
+    more = rows[-1]["id"] if len(rows) == limit and total > limit else None
+    return page("beacons", [shown(row) for row in rows], total=total, next=more)
+
+
+def _page(conn: Connection, filters: dict[str, Any]) -> tuple[int, list[Fields]]:
+    return beacons.page(conn, **filters)
+
+
+@router.get("/{beacon_id}")
+async def show(
+    beacon_id: str,
+    service: On,
+    actor: Viewer,
+    limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 50,
+) -> Response:
+    """Show a beacon: its attempts, reports and journal, newest first."""
+    await service.flush()
+
+    def read(conn: Connection) -> Fields | None:
+        row = beacons.get(conn, beacon_id)
+        if row is None:
+            return None
+        versions = {key: one.row["version"] for key, one in service.view.releases.items()}
+        tries = []
+        for one in attempts.of_beacon(conn, beacon_id, limit):
+            for key in ("offered_at", "taken_at", "rebooting_at", "ended_at", "late_at"):
+                one[key] = iso(one[key])
+            tries.append({**one, "version": versions.get(one["firmware_id"])})
+        reports = [
+            {**one, "at": iso(one["at"])} for one in beacons.reports_of(conn, beacon_id, limit)
+        ]
+        entries = [
+            {key: one[key] for key in ("seq", "stage", "code", "detail")}
+            | {"at": iso(one["utc"] or None), "stored_at": iso(one["stored_at"])}
+            for one in beacons.journal_of(conn, beacon_id, limit)
+        ]
+        return {
+            **shown(beacons.shown(row)),
+            "rekeying": row["next_key"] is not None,
+            "attempts": tries,
+            "reports": reports,
+            "journal": entries,
+        }
+
+    found = await service.db.read(read)
+    if found is None:
+        raise missing("beacon", beacon_id)
+    return answer(found)
+
+
+@router.patch("/{beacon_id}")
+async def change(beacon_id: str, wanted: Change, service: On, actor: Operator) -> Response:
+    """Move a beacon, change its channel or its tags."""
+    values: Fields = wanted.model_dump(exclude_unset=True)
+    if "channel" in values and values["channel"] is None:
+        raise Problem(422, "request_invalid", "channel: stable or beta", found="channel")
+    detail = dict(values)
+    if "tags" in values:
+        values["tags"] = json.dumps(sorted(set(values["tags"] or [])))
+
+    def work(conn: Connection) -> Fields:
+        _check_site(conn, values.get("site"))
+        return _change(conn, beacon_id, values)
+
+    return await _do(service, actor, "beacon.changed", beacon_id, work, detail=detail)
+
+
+@router.post("/{beacon_id}/rekey")
+async def rekey(beacon_id: str, service: On, actor: Admin) -> Response:
+    """Give a beacon a new key; it learns it with its next report, under the old one."""
+    new = secrets.token_bytes(32)
+
+    def work(conn: Connection) -> Fields:
+        return _change(conn, beacon_id, {"next_key": new})
+
+    return await _do(service, actor, "beacon.rekey", beacon_id, work)
+
+
+@router.post("/{beacon_id}/quarantine")
+async def quarantine(beacon_id: str, why: Why, service: On, actor: Operator) -> Response:
+    """Offer a beacon nothing until it is released again."""
+    values = {"quarantined_at": service.clock.now(), "quarantine_reason": why.reason}
+
+    def work(conn: Connection) -> Fields:
+        return _change(conn, beacon_id, values)
+
+    return await _do(service, actor, "beacon.quarantined", beacon_id, work, reason=why.reason)
+
+
+@router.post("/{beacon_id}/unquarantine")
+async def unquarantine(beacon_id: str, why: Why, service: On, actor: Operator) -> Response:
+    """Release a beacon, and forgive what failed until now: it may try again."""
+    values = {
+        "quarantined_at": None,
+        "quarantine_reason": None,
+        "cleared_at": service.clock.now(),
+    }
+
+    def work(conn: Connection) -> Fields:
+        return _change(conn, beacon_id, values)
+
+    return await _do(service, actor, "beacon.unquarantined", beacon_id, work, reason=why.reason)
+
+
+@router.delete("/{beacon_id}", status_code=204)
+async def remove(beacon_id: str, service: On, actor: Admin) -> Response:
+    """Forget a beacon; what came of its attempts stays counted."""
+
+    def work(conn: Connection) -> None:
+        if not beacons.remove(conn, beacon_id):
+            raise missing("beacon", beacon_id)
+
+    await service.change(
+        actor.name,
+        "beacon.removed",
+        beacon_id,
+        work,
+        then=lambda _none: service.view.drop_beacon(beacon_id),
+    )
+    return Response(status_code=204)
+
+
+def _change(conn: Connection, beacon_id: str, values: Fields) -> Fields:
+    if beacons.get(conn, beacon_id) is None:
+        raise missing("beacon", beacon_id)
+    row = beacons.change(conn, beacon_id, **values) if values else beacons.get(conn, beacon_id)
+    assert row is not None
+    return row
+
+
+async def _do(service, actor, action: str, beacon_id: str, work, **more) -> Response:
+    row = await service.change(
+        actor.name, action, beacon_id, work, then=service.view.put_beacon, **more
+    )
+    return answer(shown(beacons.shown(row)))
+
+
+def _check_site(conn: Connection, site: str | None) -> None:
+    if site is not None and sites.get(conn, site) is None:
+        raise Problem(422, "site_unknown", "there is no such site; add it first", found=site)

@@ -1,0 +1,176 @@
+"""``/api/firmwares``: upload, list, promote, deprecate."""
+
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy import Connection
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.api.access import On, Operator, Viewer
+from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.download import load, transmit
+from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.store import Fields, firmwares
+from beacon_ota.orchestrator.upload import upload as take
+from beacon_ota.wire import versions
+
+router = APIRouter(prefix="/api/firmwares", tags=["releases"])
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["device_type", "version", "binary"],
+                    "properties": {
+                        "device_type": {"type": "string", "examples": ["esp32c3"]},
+                        "version": {"type": "string", "examples": ["1.2.3"]},
+                        "binary": {"type": "string", "format": "binary"},
+                        "description": {"type": "string", "maxLength": 500},
+                        "channel": {"type": "string", "enum": ["beta", "stable"]},
+                        "required": {"type": "boolean"},
+                        "manifest": {"type": "string", "description": "DSSE envelope"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+def shown(row: Fields) -> Fields:
+    """Return a release as the API shows it."""
+    public = {key: value for key, value in row.items() if not key.endswith("_at")}
+    for key in ("uploaded_at", "promoted_at", "deprecated_at", "damaged_at", "expires_at"):
+        public[key] = iso(row[key])
+    public["info"] = json.loads(row["info"])
+    public["signed"] = row["manifest"] is not None
+    public["firmware_id"] = public.pop("id")
+    del public["manifest"]
+    return public
+
+
+@router.post("/upload", status_code=201, openapi_extra=_FORM)
+async def upload(request: Request, service: On, actor: Operator) -> Response:
+    """Upload a release image; it is examined before anything is stored."""
+    content_type = request.headers.get("content-type", "")
+    try:
+        done = await take(service, actor, content_type, request.stream())
+    except ClientDisconnect:
+        return Response(status_code=400)  # nobody is there to read it
+    return answer(shown(done.row), 201 if done.created else 200)
+
+
+@router.get("")
+async def listing(
+    service: On,
+    actor: Viewer,
+    device_type: Annotated[str | None, Query(max_length=64)] = None,
+    state: Annotated[str | None, Query(max_length=16)] = None,
+) -> Response:
+    """List releases, newest first; ``previous`` marks the stable one before the current one."""
+    rows = await service.db.read(firmwares.every, device_type, state)
+    public = [shown(row) for row in rows]
+    for one, role in roles(rows).items():
+        next(row for row in public if row["firmware_id"] == one)["role"] = role
+    return page("firmwares", public)
+
+
+@router.get("/{firmware_id}")
+async def show(firmware_id: str, service: On, actor: Viewer) -> Response:
+    """Show a release."""
+    row = await service.db.read(firmwares.get, firmware_id)
+    if row is None:
+        raise missing("firmware", firmware_id)
+    return answer({**shown(row), "manifest": row["manifest"] and json.loads(row["manifest"])})
+
+
+@router.post("/{firmware_id}/promote")
+async def promote(firmware_id: str, service: On, actor: Operator) -> Response:
+    """Move a release from ``testing`` to ``stable``: it is for every beacon then."""
+    return await _move(service, actor, firmware_id, "testing", "stable", "promoted")
+
+
+@router.post("/{firmware_id}/deprecate")
+async def deprecate(
+    firmware_id: str,
+    service: On,
+    actor: Operator,
+    reason: Annotated[str, Query(max_length=200)] = "",
+) -> Response:
+    """Withdraw a release: no beacon is offered it any more, and none under way goes on."""
+    return await _move(service, actor, firmware_id, None, "deprecated", "deprecated", reason)
+
+
+async def _move(
+    service, actor, firmware_id: str, before: str | None, after: str, action: str, reason: str = ""
+) -> Response:
+    now = service.clock.now()
+
+    def work(conn: Connection) -> Fields:
+        row = firmwares.get(conn, firmware_id)
+        if row is None:
+            raise missing("firmware", firmware_id)
+        if row["state"] == after or (before is not None and row["state"] != before):
+            raise UsageError(
+                "firmware_state",
+                f"a {row['state']} release cannot be {action}",
+                found=row["state"],
+                expected=before,
+            )
+        changed = firmwares.change(conn, firmware_id, state=after, **{f"{action}_at": now})
+        assert changed is not None
+        return changed
+
+    row = await service.change(
+        actor.name,
+        f"firmware.{action}",
+        firmware_id,
+        work,
+        then=service.view.put_release,
+        reason=reason,
+    )
+    return answer(shown(row))
+
+
+def roles(rows: list[Fields]) -> dict[str, str]:
+    """Return which releases are ``current`` and ``previous``: the highest stable versions."""
+    stable: dict[str, list[Fields]] = {}
+    for row in rows:
+        if row["state"] == "stable" and row["damaged_at"] is None:
+            stable.setdefault(row["device_type"], []).append(row)
+    found = {}
+    for those in stable.values():
+        those.sort(key=lambda row: versions.parse(row["version"]), reverse=True)
+        for row, role in zip(those, ("current", "previous"), strict=False):
+            found[row["id"]] = role
+    return found
+
+
+download_router = APIRouter(tags=["releases"])
+
+
+class _Image(Response):
+    """The bytes of a release, sent as the beacons get them."""
+
+    def __init__(self, service, release, data):
+        super().__init__()
+        self._parts = (service, data, release.row["blob"])
+
+    async def __call__(self, scope, receive, send) -> None:
+        service, data, digest = self._parts
+        await transmit(service, scope, send, data, digest, None)
+
+
+@download_router.get("/firmwares/{firmware_id}/download")
+async def download(firmware_id: str, service: On, actor: Viewer) -> Response:
+    """Download the bytes that beacons get, with a bearer token instead of a beacon's key."""
+    release = service.view.releases.get(firmware_id)
+    if release is None:
+        raise missing("firmware", firmware_id)
+    return _Image(service, release, await load(service, release))

@@ -1,0 +1,137 @@
+"""``/api/sites``: the tree of sites, buildings and floors, their time zones and windows."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.api.access import On, Operator, Viewer
+from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.rollout.windows import (
+    check_path,
+    known_zone,
+    next_window,
+    parse_window,
+)
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.store import Fields, sites
+
+router = APIRouter(prefix="/api/sites", tags=["sites"])
+
+Zone = Annotated[str | None, Field(max_length=64, examples=["Europe/Berlin"])]
+Hours = Annotated[str | None, Field(max_length=16, examples=["03:00-05:00"])]
+Kind = Literal["site", "building", "floor"] | None
+
+
+class NewSite(BaseModel):
+    """A node of the tree; zone and window are its parent's when absent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: Annotated[str, Field(max_length=200, examples=["hq/a/2"])]
+    name: Annotated[str, Field(max_length=128)] = ""
+    kind: Kind = None
+    tz: Zone = None
+    window: Hours = None
+
+
+class Change(BaseModel):
+    """What of a site is to change; null takes the parent's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(max_length=128)] = ""
+    kind: Kind = None
+    tz: Zone = None
+    window: Hours = None
+
+
+@router.get("")
+async def listing(service: On, actor: Viewer) -> Response:
+    """List the tree by path, with the building and the window in force at each node."""
+    rows = await service.db.read(sites.every)
+    return page("sites", [_shown(service, row) for row in rows])
+
+
+@router.post("", status_code=201)
+async def create(new: NewSite, service: On, actor: Operator) -> Response:
+    """Add a site below its parent."""
+    check_path(new.path)
+    _check(new.tz, new.window)
+
+    def work(conn: Connection) -> list[Fields]:
+        parent = new.path.rpartition("/")[0]
+        if parent and sites.get(conn, parent) is None:
+            raise missing("site", parent)
+        if sites.get(conn, new.path) is not None:
+            raise UsageError("site_taken", "this site is there", found=new.path)
+        sites.add(conn, {**new.model_dump(), "created_at": service.clock.now()})
+        return sites.every(conn)
+
+    return await _do(service, actor, "site.created", new.path, work, new.model_dump(), 201)
+
+
+@router.patch("/{path:path}")
+async def change(path: str, wanted: Change, service: On, actor: Operator) -> Response:
+    """Change a site's name, kind, zone or window."""
+    values = wanted.model_dump(exclude_unset=True)
+    _check(values.get("tz"), values.get("window"))
+
+    def work(conn: Connection) -> list[Fields]:
+        if sites.get(conn, path) is None:
+            raise missing("site", path)
+        if values:
+            sites.change(conn, path, **values)
+        return sites.every(conn)
+
+    return await _do(service, actor, "site.changed", path, work, values)
+
+
+@router.delete("/{path:path}", status_code=204)
+async def remove(path: str, service: On, actor: Operator) -> Response:
+    """Remove a site that has nothing below it and no beacons."""
+
+    def work(conn: Connection) -> list[Fields]:
+        why = sites.in_use(conn, path)
+        if why is not None:
+            raise UsageError("site_in_use", f"the site is in use: {why}", found=path)
+        if not sites.remove(conn, path):
+            raise missing("site", path)
+        return sites.every(conn)
+
+    await service.change(actor.name, "site.removed", path, work, then=service.view.put_sites)
+    return Response(status_code=204)
+
+
+def _check(zone: str | None, hours: str | None) -> None:
+    if zone is not None:
+        known_zone(zone)
+    if hours is not None:
+        parse_window(hours)
+
+
+async def _do(
+    service: Service, actor, action: str, path: str, work, detail: Fields, status: int = 200
+) -> Response:
+    rows = await service.change(
+        actor.name, action, path, work, then=service.view.put_sites, detail=detail
+    )
+    return answer(_shown(service, next(row for row in rows if row["path"] == path)), status)
+
+
+def _shown(service: Service, row: Fields) -> Fields:
+    place = service.view.places.of(row["path"])
+    start, end = next_window(place.window, service.clock.now())
+    always = start == float("-inf")
+    return {
+        **row,
+        "created_at": iso(row["created_at"]),
+        "building": place.building,
+        "zone": place.window.zone,
+        "opens_at": None if always else iso(start),
+        "closes_at": None if always else iso(end),
+    }

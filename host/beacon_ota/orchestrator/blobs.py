@@ -1,0 +1,118 @@
+"""Image files, named by the SHA-256 of their bytes: written once, never changed.
+
+A file is written beside, synchronised, and renamed before the row that refers to it is
+committed. So a row always has its bytes, and what a crash leaves over is a file without a row,
+removed at the next start. What is served comes from memory, where it got by being hashed: bytes
+that changed on the disk are noticed before the first of them leaves.
+"""
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import BinaryIO
+
+from beacon_ota.errors import InputError
+from beacon_ota.orchestrator.limits import LIMITS
+
+
+class BlobDamaged(InputError):
+    """The file is gone, or its bytes are not those that were stored."""
+
+
+class Blobs:
+    """A folder of files by digest, and the few in use in memory."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder / "blobs"
+        self._incoming = folder / "incoming"
+        for path in (self._folder, self._incoming):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cache: OrderedDict[str, bytes] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[bytes]] = {}
+
+    def path(self, digest: str) -> Path:
+        """Return where the bytes with this digest lie."""
+        return self._folder / digest
+
+    def incoming(self) -> BinaryIO:
+        """Return a new file for bytes that arrive; it is gone when closed, unless kept."""
+        return tempfile.NamedTemporaryFile(  # type: ignore[return-value]
+            dir=self._incoming, prefix="upload-", delete=True
+        )
+
+    def keep(self, file: BinaryIO, digest: str) -> bool:
+        """Give an incoming file its name; durable when this returns.
+
+        Returns:
+            False when bytes with this digest are there already.
+        """
+        path = self.path(digest)
+        if path.exists():
+            return False
+        file.flush()
+        os.fsync(file.fileno())
+        os.link(file.name, path)  # the incoming name goes when the file is closed
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return True
+
+    def remove(self, digest: str) -> None:
+        """Remove bytes that no release refers to."""
+        self._cache.pop(digest, None)
+        self.path(digest).unlink(missing_ok=True)
+
+    def sweep(self, known: set[str]) -> list[str]:
+        """Remove what a crash left over: unfinished uploads, and files without a release."""
+        for file in self._incoming.iterdir():
+            file.unlink()
+        orphans = [file for file in self._folder.iterdir() if file.name not in known]
+        for file in orphans:
+            file.unlink()
+        return [file.name for file in orphans]
+
+    async def load(self, digest: str) -> bytes:
+        """Return the bytes with this digest.
+
+        Raises:
+            BlobDamaged: ``blob_missing`` or ``blob_damaged``.
+        """
+        data = self._cache.get(digest)
+        if data is not None:
+            self._cache.move_to_end(digest)
+            return data
+        task = self._loading.get(digest)
+        if task is None:  # readers that come meanwhile wait for the same one
+            task = asyncio.create_task(asyncio.to_thread(self.check, digest))
+            self._loading[digest] = task
+            task.add_done_callback(lambda done: self._loaded(digest, done))
+        return await asyncio.shield(task)
+
+    def check(self, digest: str) -> bytes:
+        """Read a file and compare its digest; blocks."""
+        try:
+            data = self.path(digest).read_bytes()
+        except OSError as error:
+            raise BlobDamaged("blob_missing", f"the image file cannot be read: {error}") from None
+        found = hashlib.sha256(data).hexdigest()
+        if found != digest:
+            raise BlobDamaged(
+                "blob_damaged",
+                "the image file changed on the disk",
+                found=found,
+                expected=digest,
+            )
+        return data
+
+    def _loaded(self, digest: str, task: "asyncio.Task[bytes]") -> None:
+        del self._loading[digest]
+        if task.cancelled() or task.exception() is not None:
+            return
+        self._cache[digest] = task.result()
+        while len(self._cache) > 1 and sum(map(len, self._cache.values())) > LIMITS.blob_cache:
+            self._cache.popitem(last=False)

@@ -1,0 +1,106 @@
+"""The beacons' three calls, in front of the framework: authentication, answers, refusals."""
+
+import hashlib
+import logging
+
+from beacon_ota.errors import BeaconOtaError
+from beacon_ota.orchestrator import asgi, problems
+from beacon_ota.orchestrator.asgi import App, Disconnected, Receive, Scope, Send
+from beacon_ota.orchestrator.download import download
+from beacon_ota.orchestrator.gate import Caller, Refused, identify
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.poll import poll
+from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.status import status
+from beacon_ota.orchestrator.throttle import Throttle
+from beacon_ota.orchestrator.view import Node
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+
+class Hot:
+    """An ASGI application that answers beacons and hands everything else on."""
+
+    def __init__(self, service: Service, rest: App):
+        self.service = service
+        self.rest = rest
+        self.throttle = Throttle(LIMITS.refusals)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.rest(scope, receive, send)
+            return
+        call = _call(scope)
+        if call is None or asgi.header(scope, b"authorization")[:7].lower() == "bearer ":
+            await self.rest(scope, receive, send)
+            return
+        caller: Caller[Node] | None = None
+        try:
+            body = await asgi.body(scope, receive, LIMITS.status_body) if call is status else b""
+            caller = self._identify(scope, body)
+            if caller.key != caller.beacon.key:
+                await self.service.adopt_key(caller.beacon)
+            await call(self.service, caller, body, scope, send)
+        except Disconnected:
+            return
+        except Refused as error:
+            await self._refuse(scope, send, error, error.caller)
+        except BeaconOtaError as error:
+            await self._refuse(scope, send, error, caller)
+        except Exception:
+            log.exception("a beacon's request failed: %s", scope["path"])
+            problem = Problem(500, "internal", "the orchestrator failed; the log says how")
+            await self._refuse(scope, send, problem, caller)
+
+    def _identify(self, scope: Scope, body: bytes) -> Caller[Node]:
+        service = self.service
+        return identify(
+            service.view.nodes.get,
+            asgi.header(scope, b"authorization"),
+            scope["method"],
+            asgi.target(scope),
+            body,
+            service.clock.now(),
+        )
+
+    async def _refuse(
+        self, scope: Scope, send: Send, error: BeaconOtaError, caller: Caller | None
+    ) -> None:
+        code = problems.status_of(error)
+        headers = [asgi.PROBLEM]
+        if isinstance(error, Refused):
+            self.service.counts.refused[error.code] += 1
+            now = self.service.clock.now()
+            address = asgi.address(scope)
+            if self.throttle.over(address):
+                error = Problem(429, "too_many_refusals", "too many refused requests from here")
+                code = 429
+                headers.append((b"retry-after", b"30"))
+            else:
+                who = caller.beacon.facts.id if caller else ""
+                self.service.hub.tell(now, "auth.refused", who, code=error.code, address=address)
+                log.info("refused %s: %s %s from %s", scope["path"], error.code, who, address)
+        payload = problems.document(error, server_time=int(self.service.clock.now()))
+        if caller is not None:
+            headers.append(caller.seal(code, hashlib.sha256(payload).hexdigest()))
+        await asgi.respond(send, code, payload, headers)
+
+
+def _call(scope: Scope):
+    """Return the beacon's call that a request is, None when it is none."""
+    path: str = scope["path"]
+    method = scope["method"]
+    if method == "GET" and path.startswith("/firmwares/"):
+        if path.startswith("/firmwares/latest/") and path.count("/") == 3:
+            return poll
+        if path.endswith("/download") and path.count("/") == 3:
+            return download
+    elif (
+        method == "POST"
+        and path.startswith("/api/beacons/")
+        and path.endswith("/ota_status")
+        and path.count("/") == 4
+    ):
+        return status
+    return None

@@ -1,0 +1,52 @@
+"""Hands events to those who follow them live."""
+
+import asyncio
+from typing import Any
+
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.store import Fields
+
+_QUEUE = 1000  # events that a slow follower may lag behind
+
+
+class Hub:
+    """Followers, each with a bounded queue; whoever lags too far is told to begin again."""
+
+    def __init__(self) -> None:
+        self._followers: set[asyncio.Queue[Fields | None]] = set()
+
+    def follow(self) -> "asyncio.Queue[Fields | None]":
+        """Return a queue of events from now on; None in it means: you lost some, or it is over."""
+        if len(self._followers) >= LIMITS.subscribers:
+            raise Problem(503, "followers", "too many follow the events already")
+        queue: asyncio.Queue[Fields | None] = asyncio.Queue(_QUEUE)
+        self._followers.add(queue)
+        return queue
+
+    def leave(self, queue: "asyncio.Queue[Fields | None]") -> None:
+        """Stop following."""
+        self._followers.discard(queue)
+
+    def publish(self, event: Fields) -> None:
+        """Hand an event that is stored to everybody."""
+        for queue in tuple(self._followers):
+            if queue.full():
+                self._followers.discard(queue)
+                queue.get_nowait()
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(event)
+
+    def tell(self, at: float, kind: str, subject: str, **data: Any) -> None:
+        """Hand on something of the moment (progress): not stored, so without an id."""
+        if self._followers:
+            self.publish({"id": None, "at": at, "kind": kind, "subject": subject, "data": data})
+
+    def close(self) -> None:
+        """End every follower's stream."""
+        for queue in self._followers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)
+        self._followers.clear()

@@ -1,0 +1,32 @@
+"""Every bound of the orchestrator in one place; contracts.md names those that others see."""
+
+from dataclasses import dataclass
+
+KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what is read, held and waited for. Sizes in bytes, times in seconds."""
+
+    status_body: int = 8 * KIB  # a beacon's report
+    admin_body: int = 256 * KIB  # JSON bodies of the API
+    upload_image: int = 2 * KIB * KIB  # a release image; equal to it is already too large
+    upload_field: int = 64 * KIB  # any other field of the upload, the manifest included
+    upload_parts: int = 16
+    body_stall: float = 20.0  # between two pieces of a request body
+    send_stall: float = 60.0  # a reader of a download that takes nothing
+    chunk: int = 256 * KIB  # of a download, sent by reference
+    blob_cache: int = 16 * KIB * KIB  # images kept in memory, least recently used go first
+    nonces: int = 128  # remembered per beacon; older ones are refused by their time
+    journal_entries: int = 8  # in one report
+    journal_rows: int = 256  # kept per beacon
+    report_rows: int = 64  # kept per beacon
+    event_rows: int = 50_000
+    page: int = 1000  # rows of a listing
+    subscribers: int = 64  # live followers of events
+    refusals: int = 30  # failed authentications per address and minute before 429
+    write_batch: int = 512  # changes in one transaction
+
+
+LIMITS = Limits()

@@ -1,0 +1,75 @@
+"""Refusals as problem documents (RFC 9457): every one has a stable code."""
+
+import json
+from http import HTTPStatus
+
+from beacon_ota.errors import (
+    BeaconOtaError,
+    DeniedError,
+    InputError,
+    ReachError,
+    UsageError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+
+# Where the class of an error does not say the status.
+STATUS = {
+    "not_multipart": 415,
+    "image_too_large": 413,
+    "body_too_large": 413,
+    "body_stalled": 408,
+    "version_taken": 409,
+    "storage": 503,
+}
+
+
+class Problem(BeaconOtaError):
+    """A refusal with an HTTP status of its own."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(code, message, found=found, expected=expected)
+        self.status = status
+        self.headers = headers or {}
+
+
+def missing(what: str, name: str) -> Problem:
+    """Return the refusal for something that does not exist."""
+    return Problem(404, f"{what}_unknown", f"there is no {what} {name!r}", found=name)
+
+
+def status_of(error: BeaconOtaError) -> int:
+    """Return the HTTP status that an error answers with."""
+    if isinstance(error, Problem):
+        return error.status
+    if error.code in STATUS:
+        return STATUS[error.code]
+    if isinstance(error, InputError):
+        return 422
+    if isinstance(error, UsageError):
+        return 409
+    if isinstance(error, DeniedError):
+        return 403
+    return 503 if isinstance(error, ReachError) else 500
+
+
+def document(error: BeaconOtaError, **more: object) -> bytes:
+    """Return the JSON document of a refusal; ``more`` adds fields such as ``server_time``."""
+    status = status_of(error)
+    fields = {
+        "type": f"urn:beacon-ota:problem:{error.code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        **error.as_dict(),
+        **more,
+    }
+    return json.dumps(fields, default=str).encode()

@@ -1,0 +1,238 @@
+"""The tables. Times are UTC seconds (double), identifiers of ours are 24 hex characters.
+
+Nothing here is counted up: every number shown is derived from rows that exist once.
+"""
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+firmwares = Table(
+    "firmwares",
+    metadata,
+    Column("id", String(24), primary_key=True),
+    Column("device_type", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("checksum", String(64), nullable=False),  # of the plain image
+    Column("size", Integer, nullable=False),
+    Column("blob", String(64), nullable=False),  # SHA-256 of the bytes stored and served
+    Column("description", Text, nullable=False, default=""),
+    Column("required", Boolean, nullable=False, default=False),
+    Column("state", String(16), nullable=False),  # testing, stable, deprecated
+    Column("manifest", Text),  # DSSE envelope, null when the fleet runs unsigned
+    Column("expires_at", Double),  # of the manifest
+    Column("info", Text, nullable=False, default="{}"),  # JSON: what the checks read in the image
+    Column("uploaded_at", Double, nullable=False),
+    Column("uploaded_by", String(64), nullable=False),
+    Column("promoted_at", Double),
+    Column("deprecated_at", Double),
+    Column("damaged_at", Double),  # the stored bytes no longer match: withdrawn
+    UniqueConstraint("device_type", "version"),
+)
+
+sites = Table(
+    "sites",
+    metadata,
+    Column("path", String(256), primary_key=True),  # "hq/a/2": site, building, floor
+    Column("name", String(128), nullable=False, default=""),
+    Column("kind", String(16)),  # site, building, floor; null: by its depth
+    Column("tz", String(64)),  # IANA; null: the parent's
+    Column("window", String(16)),  # "03:00-05:00"; null: the parent's
+    Column("created_at", Double, nullable=False),
+)
+
+beacons = Table(
+    "beacons",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key", LargeBinary(32), nullable=False),
+    Column("next_key", LargeBinary(32)),  # travels as `rekey` until first used
+    Column("device_type", String(64), nullable=False),
+    Column("site", String(256), ForeignKey("sites.path", onupdate="CASCADE")),
+    Column("tags", Text, nullable=False, default="[]"),  # JSON list, sorted
+    Column("channel", String(16), nullable=False, default="stable"),
+    Column("version", String(64)),
+    Column("image", String(64)),  # SHA-256 of the release in the running slot
+    Column("state", String(16)),  # valid, trial
+    Column("created_at", Double, nullable=False),
+    Column("first_seen", Double),
+    Column("last_seen", Double),
+    Column("address", String(64)),
+    Column("quarantined_at", Double),
+    Column("quarantine_reason", Text),
+    Column("cleared_at", Double, nullable=False, default=0.0),  # failures before it are forgiven
+    Column("reset_cause", Integer),
+    Column("heap_free_min", Integer),
+    Column("clock_unset", Boolean, nullable=False, default=False),
+    Column("insecure", Boolean, nullable=False, default=False),
+    Index(None, "site"),
+    Index(None, "device_type", "version"),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(24), primary_key=True),
+    Column("firmware_id", String(24), ForeignKey("firmwares.id"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("status", String(16), nullable=False),  # rollout.types.Status
+    Column("plan", Text, nullable=False),  # JSON, the form people write
+    Column("state", Text, nullable=False),  # JSON: the fold of the transitions
+    Column("revision", Integer, nullable=False, default=0),  # compare-and-swap of advances
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("ended_at", Double),
+    Column("reason", Text),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", String(24), primary_key=True),
+    Column("beacon_id", String(64), nullable=False),
+    Column("firmware_id", String(24), ForeignKey("firmwares.id"), nullable=False),
+    Column("rollout_id", String(24), ForeignKey("rollouts.id"), nullable=False),
+    Column("wave", Integer, nullable=False),
+    Column("stage", Integer, nullable=False),
+    Column("n", Integer, nullable=False),  # counts every offer of this rollout to this beacon
+    Column("site", String(256)),  # where the beacon was when it was offered
+    Column("from_version", String(64)),
+    Column("from_image", String(64)),
+    Column("offered_at", Double, nullable=False),
+    Column("taken_at", Double),
+    Column("rebooting_at", Double),
+    Column("ended_at", Double),
+    Column("result", String(16)),  # rollout.types.Result; set once
+    Column("failed_in", String(24)),  # stage and code of the failure, as contracts.md lists them
+    Column("code", String(24)),
+    Column("detail", String(200)),
+    Column("late_result", String(16)),  # what arrived after the beacon had been given up
+    Column("late_at", Double),
+    Column("bytes", Integer),
+    Column("duration_ms", Integer),
+    Column("trials", Integer),
+    Column("reset_cause", Integer),
+    Column("heap_free_min", Integer),
+    Column("advertising_paused_ms", Integer),
+    UniqueConstraint("rollout_id", "beacon_id", "n"),
+    Index(None, "beacon_id", "offered_at"),
+    Index(None, "firmware_id", "result"),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("beacon_id", String(64), nullable=False),
+    Column("attempt_id", String(24)),
+    Column("at", Double, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("body", Text, nullable=False),  # the report without its journal
+    Index(None, "beacon_id", "id"),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    # A beacon whose storage was wiped counts from 1 again, so seq alone names no entry.
+    Column("beacon_id", String(64), primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(16), primary_key=True),
+    Column("utc", Double, nullable=False),
+    Column("stage", String(24), nullable=False),
+    Column("code", String(24), nullable=False),
+    Column("detail", String(200), nullable=False),
+    Column("stored_at", Double, nullable=False),
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("rollout_id", String(24), ForeignKey("rollouts.id"), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("kind", String(24), nullable=False),
+    Column("wave", Integer),
+    Column("stage", Integer),
+    Column("reason", Text, nullable=False, default=""),
+    Column("detail", Text, nullable=False, default=""),
+    Column("actor", String(64), nullable=False),
+    Index(None, "rollout_id", "id"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(8), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("at", Double, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("action", String(48), nullable=False),
+    Column("target", String(128), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),  # JSON
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("kind", String(48), nullable=False),
+    Column("subject", String(128), nullable=False),
+    Column("data", Text, nullable=False),  # JSON
+    sqlite_autoincrement=True,  # an id is never used twice, so followers can resume from it
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(24), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("secret", String(64), nullable=False),
+    Column("kinds", Text, nullable=False),  # JSON list of event kinds; empty: all
+    Column("created_at", Double, nullable=False),
+    Column("delivered", Integer, nullable=False, default=0),  # id of the last event delivered
+    Column("failing_since", Double),
+    Column("last_error", Text),
+)
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)

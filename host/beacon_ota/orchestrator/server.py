@@ -1,0 +1,237 @@
+"""Runs the orchestrator on a socket: uvicorn with uvloop and httptools, and bounds of our own."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from beacon_ota.errors import ReachError, UsageError
+from beacon_ota.orchestrator.api.app import create_app
+from beacon_ota.orchestrator.clock import Clock
+from beacon_ota.orchestrator.hot import Hot
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.service import Service, Settings
+from beacon_ota.orchestrator.store import audit, tokens
+
+_HEAD_BYTES = 32 * 1024  # of a request line and its headers
+_HEAD_S = 20.0  # until they are complete; also for a connection that says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where and how to listen."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    announce: bool = False
+    token_file: Path | None = None
+    time_scale: float = 1.0
+    on_ready: Callable[[str, str | None], None] = field(default=lambda url, token: None)
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, with bounds on what a peer may leave unfinished.
+
+    A request head is bounded in bytes and time; a peer that takes nothing of what was sent is
+    dropped by the kernel, so that a reader that went away does not hold its image for ever.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+    _head = 0
+    _heading = True
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(LIMITS.send_stall * 1000)
+                )
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._heading:
+            self._head += len(data)
+            if self._head > _HEAD_BYTES + LIMITS.chunk:
+                self.transport.abort()
+                return
+            if self._timer is None:
+                self._arm()
+        super().data_received(data)
+        if self._heading and self._head > _HEAD_BYTES:
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {"beacon_ota.abort": self.transport.abort}  # type: ignore
+
+    def on_headers_complete(self) -> None:
+        self._heading = False
+        self._head = 0
+        self._disarm()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._heading = True
+        super().on_message_complete()
+
+    def _arm(self) -> None:
+        self._timer = self.loop.call_later(_HEAD_S, self._late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, that says when it listens, and lets us clean up after a signal."""
+
+    def __init__(self, config: uvicorn.Config, ready: asyncio.Event, stopping: Callable[[], None]):
+        super().__init__(config)
+        self._ready = ready
+        self._stopping = stopping
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._exit)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _exit(self) -> None:
+        self.force_exit = self.should_exit  # the second time means at once
+        self.should_exit = True
+        self._stopping()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready.set()
+
+
+def serve(settings: Settings, listen: Listen) -> None:
+    """Run until interrupted.
+
+    Raises:
+        ReachError: ``address_in_use`` and the like.
+        UsageError: ``keys_missing`` for a secure fleet that trusts no key.
+    """
+    if settings.trusted is None and not settings.insecure:
+        raise UsageError(
+            "keys_missing",
+            "no trusted keys: every release would be refused",
+            expected="--keys keys.json, or --insecure for a fleet that runs unsigned releases",
+        )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if sys.platform == "win32":
+        asyncio.run(_serve(settings, listen))
+    else:
+        import uvloop
+
+        uvloop.run(_serve(settings, listen))
+
+
+async def _serve(settings: Settings, listen: Listen) -> None:
+    sock = _bind(listen)
+    service = Service(settings, Clock(listen.time_scale))
+    await service.start()
+    try:
+        token = await first_token(service, listen.token_file)
+        config = uvicorn.Config(
+            Hot(service, create_app(service)),
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            log_config=None,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=5,
+            ssl_certfile=listen.tls_cert,
+            ssl_keyfile=listen.tls_key,
+            backlog=2048,
+        )
+        ready = asyncio.Event()
+        server = _Server(config, ready, service.hub.close)
+        running = asyncio.create_task(server.serve(sockets=[sock]))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if ready.is_set():
+            listen.on_ready(_url(listen, sock), token)
+        await running
+    finally:
+        await service.stop()
+
+
+def _bind(listen: Listen) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((listen.host, listen.port))
+        return sock
+    except OSError as error:
+        raise ReachError(
+            "address_in_use" if error.errno == 98 else "address_unusable",
+            f"cannot listen on {listen.host}:{listen.port}: {error.strerror}",
+            found=f"{listen.host}:{listen.port}",
+        ) from None
+
+
+def _url(listen: Listen, sock: socket.socket) -> str:
+    scheme = "https" if listen.tls_cert else "http"
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    return f"{scheme}://{host}:{sock.getsockname()[1]}"
+
+
+async def first_token(service: Service, file: Path | None) -> str | None:
+    """Make the first admin token when there is none that works; into ``file`` if one is named.
+
+    Returns:
+        The token to be shown once, None when it was written, or there is one already.
+    """
+
+    def work(conn) -> str | None:
+        now = service.clock.now()
+        if tokens.usable_admins(conn, now):
+            return None
+        row, token = tokens.create(conn, "first", "admin", now)
+        audit.add(conn, now, "orchestrator", "token.created", row["name"], "first start")
+        return token
+
+    token = await service.db.write(work)
+    if token is None or file is None:
+        return token
+    descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as out:
+        os.fchmod(out.fileno(), 0o600)
+        out.write(token + "\n")
+    return None

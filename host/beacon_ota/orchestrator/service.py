@@ -1,0 +1,340 @@
+"""The orchestrator as one object: clock, database, images, view, followers, and what ties them.
+
+The HTTP side calls its methods; every method that changes something waits for the commit.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from beacon_ota.orchestrator import store
+from beacon_ota.orchestrator.blobs import BlobDamaged, Blobs
+from beacon_ota.orchestrator.clock import Clock
+from beacon_ota.orchestrator.database import Database, sqlite_url
+from beacon_ota.orchestrator.hub import Hub
+from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Result
+from beacon_ota.orchestrator.store import (
+    Fields,
+    attempts,
+    audit,
+    beacons,
+    events,
+    firmwares,
+    sites,
+)
+from beacon_ota.orchestrator.view import Node, Release, View, attempt_of
+
+T = TypeVar("T")
+log = logging.getLogger("beacon_ota.orchestrator")
+
+BACK_GRACE_S = 120.0  # a beacon back on its old image may still tell why, in its own words
+FLUSH_S = 3.0  # last-seen times are written this often
+PRUNE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator chose when starting.
+
+    Attributes:
+        poll_s: the ordinary pause between two polls of a beacon.
+        insecure: releases without a signed manifest are accepted.
+        trusted: parsed trusted keys, None when there are none.
+        zone, window: for beacons whose site says nothing.
+    """
+
+    data: Path
+    poll_s: float = 60.0
+    insecure: bool = False
+    trusted: Any = None
+    zone: str = "UTC"
+    window: str = "03:00-05:00"
+    database: str | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this process has served since it started; the rest is counted from the tables."""
+
+    polls: Counter = field(default_factory=Counter)  # by reason word
+    reports: Counter = field(default_factory=Counter)  # by status
+    refused: Counter = field(default_factory=Counter)  # 401s by code
+    downloads: Counter = field(default_factory=Counter)  # by HTTP status
+    bytes_sent: int = 0
+    reading: int = 0  # downloads under way
+
+
+class Service:
+    """The orchestrator without its sockets."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None):
+        self.settings = settings
+        self.clock = clock or Clock()
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.blobs = Blobs(settings.data)
+        self.db = Database(settings.database or sqlite_url(settings.data))
+        self.hub = Hub()
+        self.counts = Counts()
+        self.started_at = self.clock.now()
+        self.view = View(self.started_at, zone=settings.zone, window=settings.window)
+        self.uploads = asyncio.Lock()  # from the check that a version is free to its row
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Read the database, remove what a crash left over, and begin the background work."""
+        self.db.start()
+        self.db.read_now(self._load)
+        for digest in self.blobs.sweep(self.db.read_now(firmwares.blobs)):
+            log.warning("removed an image file that no release refers to: %s", digest)
+        self.run(self._flushing())
+        self.run(self._pruning())
+        self.run(self._checking())
+
+    async def stop(self) -> None:
+        """Finish what is under way; everything acknowledged is in the database already."""
+        self.hub.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.flush()
+        await self.db.stop()
+
+    def run(self, work: Awaitable[None]) -> None:
+        """Run a task of the background for as long as the orchestrator runs."""
+        self._tasks.append(asyncio.ensure_future(work))
+
+    def _load(self, conn: Connection) -> None:
+        view = self.view
+        view.put_sites(sites.every(conn))
+        for row in beacons.every(conn):
+            view.put_beacon(dict(row._mapping))
+        for row in firmwares.every(conn):
+            view.put_release(row)
+
+    # ---- changes, with their traces ----
+
+    async def change(
+        self,
+        actor: str,
+        action: str,
+        target: str,
+        work: Callable[..., T],
+        *args: Any,
+        then: Callable[[T], object] | None = None,
+        reason: str = "",
+        event: bool = True,
+        detail: Fields | None = None,
+    ) -> T:
+        """Do something that goes into the audit log, in the same transaction.
+
+        Args:
+            work: a store function; it raises to refuse, and then nothing is recorded.
+        """
+        now = self.clock.now()
+        detail = detail or {}
+        told: list[Fields] = []
+
+        def both(conn: Connection) -> T:
+            result = work(conn, *args)
+            audit.add(conn, now, actor, action, target, reason, **detail)
+            if event:
+                data = {**detail, "by": actor, **({"reason": reason} if reason else {})}
+                told[:] = [events.add(conn, now, action, target, **data)]
+            return result
+
+        def after(result: T) -> None:
+            if then is not None:
+                then(result)
+            for one in told:
+                self.hub.publish(one)
+
+        return await self.db.write(both, then=after)
+
+    async def adopt_key(self, node: Node) -> None:
+        """A beacon has used its new key: the old one is of no use to anybody from now on."""
+
+        def work(conn: Connection) -> Fields | None:
+            return beacons.change(conn, node.facts.id, key=node.next_key, next_key=None)
+
+        await asyncio.shield(
+            self.change(
+                "orchestrator",
+                "beacon.rekeyed",
+                node.facts.id,
+                work,
+                then=lambda row: row and self.view.put_beacon(row),
+            )
+        )
+
+    # ---- attempts ----
+
+    async def offer(self, node: Node, decision: Decision) -> Attempt:
+        """Return the attempt of an offer; it is durable before the beacon hears of it."""
+        if decision.attempt_id is not None and node.offering is None:
+            return self.view.open[decision.attempt_id]
+        if node.offering is not None:  # the same beacon asked twice at once
+            return await asyncio.shield(node.offering)
+        assert decision.rollout_id and decision.firmware_id
+        facts = node.facts
+        row: Fields = {
+            **dict.fromkeys(attempts.COLUMNS),
+            "id": store.new_id(),
+            "beacon_id": facts.id,
+            "firmware_id": decision.firmware_id,
+            "rollout_id": decision.rollout_id,
+            "wave": decision.wave,
+            "stage": decision.stage,
+            "n": sum(a.rollout_id == decision.rollout_id for a in node.attempts) + 1,
+            "site": facts.site or None,
+            "from_version": facts.version,
+            "from_image": facts.image,
+            "offered_at": self.clock.now(),
+        }
+        attempt = attempt_of(row)
+        self.view.put_attempt(attempt)  # at once, so that the building's count includes it
+        node.offering = asyncio.get_running_loop().create_future()
+        try:
+            await self.db.write(attempts.offer, row)
+        except BaseException as error:
+            self.view.cancel_attempt(attempt)
+            node.offering.set_exception(error)
+            node.offering.exception()
+            raise
+        else:
+            node.offering.set_result(attempt)
+            self.hub.tell(
+                row["offered_at"],
+                "attempt.offered",
+                attempt.id,
+                beacon=facts.id,
+                firmware=decision.firmware_id,
+                rollout=decision.rollout_id,
+            )
+        finally:
+            node.offering = None
+        return attempt
+
+    async def take(self, attempt: Attempt) -> Fields | None:
+        """Record that a beacon has begun: the first download or report of an attempt."""
+        now = self.clock.now()
+        row = await self.db.write(attempts.take, attempt.id, now, then=self.put_attempt)
+        self.hub.tell(now, "attempt.taken", attempt.id, beacon=attempt.beacon_id)
+        return row
+
+    def put_attempt(self, row: Fields | None) -> None:
+        """Bring the view up to a committed row."""
+        if row is not None:
+            self.view.put_attempt(attempt_of(row))
+
+    async def settle(
+        self,
+        attempt: Attempt,
+        result: Result,
+        *,
+        stage: str | None = None,
+        code: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """End an attempt by what we concluded ourselves."""
+        release = self.view.releases[attempt.firmware_id]
+        told: list[Fields] = []
+
+        def work(conn: Connection) -> Fields | None:
+            told.clear()
+            now = self.clock.now()
+            how, row = attempts.finish(
+                conn, attempt.id, now, str(result), stage=stage, code=code, detail=detail
+            )
+            if how == "first" and row is not None:
+                told.append(outcome_event(conn, now, row, release))
+            return row
+
+        def after(row: Fields | None) -> None:
+            self.put_attempt(row)
+            for one in told:
+                self.hub.publish(one)
+
+        await self.db.write(work, then=after)
+
+    # ---- the background ----
+
+    async def flush(self) -> None:
+        """Write when beacons were last heard from, and what they run."""
+        rows = self.view.take_dirty()
+        if rows:
+            await self.db.write(beacons.seen, rows)
+
+    async def _flushing(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await self._guarded(self.flush())
+
+    async def _pruning(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE_S)
+            await self._guarded(self.db.write(beacons.prune))
+            await self._guarded(self.db.write(events.prune))
+
+    async def _checking(self) -> None:
+        """Read every image once, so that damage is found before a beacon asks for it."""
+        for release in list(self.view.releases.values()):
+            await asyncio.sleep(0.05)
+            if release.row["damaged_at"] is None:
+                try:
+                    await asyncio.to_thread(self.blobs.check, release.row["blob"])
+                except BlobDamaged as error:
+                    await self._guarded(self.damaged(release, error))
+
+    async def damaged(self, release: Release, error: BlobDamaged) -> None:
+        """Withdraw a release whose bytes are not what they were."""
+        log.error("release %s is withdrawn: %s", release.row["id"], error)
+        await self.change(
+            "orchestrator",
+            "firmware.damaged",
+            release.row["id"],
+            lambda conn: firmwares.change(conn, release.row["id"], damaged_at=self.clock.now()),
+            then=lambda row: row and self.view.put_release(row),
+            reason=error.code,
+        )
+
+    async def _guarded(self, work: Awaitable[object]) -> None:
+        """Wait for work of the background; a failure is logged, and tried again next time."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("background work failed")
+
+
+def outcome_event(conn: Connection, at: float, row: Fields, release: Release) -> Fields:
+    """Record the event of an attempt's end."""
+    data = {
+        "beacon": row["beacon_id"],
+        "rollout": row["rollout_id"],
+        "firmware": row["firmware_id"],
+        "version": release.row["version"],
+    }
+    for name in ("failed_in", "code", "detail"):
+        if row[name]:
+            data[name] = row[name]
+    return events.add(conn, at, f"attempt.{row['result']}", row["id"], **data)
+
+
+@contextlib.asynccontextmanager
+async def running(service: Service):
+    """Run a service for the duration of a block."""
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop()

@@ -1,0 +1,224 @@
+"""``POST /api/beacons/{beacon_id}/ota_status``: what a beacon says of its update.
+
+An attempt has one result, and the first final report settles it. Repeated ones change nothing and
+are answered as if they were the first, so that a beacon stops repeating itself.
+"""
+
+import asyncio
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection
+
+from beacon_ota.orchestrator import asgi
+from beacon_ota.orchestrator.asgi import Scope, Send
+from beacon_ota.orchestrator.gate import Caller, rekey
+from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.rollout.decide import may_go_on
+from beacon_ota.orchestrator.rollout.types import Attempt
+from beacon_ota.orchestrator.service import Service, outcome_event
+from beacon_ota.orchestrator.store import Fields, attempts, beacons
+from beacon_ota.orchestrator.view import Node, attempt_of
+from beacon_ota.wire import report as wire
+
+
+class Recorded(NamedTuple):
+    """What a report came to in the database."""
+
+    how: str  # first, late, repeated; "" when it settles nothing
+    row: Fields | None  # of the attempt
+    event: Fields | None
+
+
+async def status(
+    service: Service, caller: Caller[Node], body: bytes, scope: Scope, send: Send
+) -> None:
+    """Take a report. 409 and 410 tell the beacon to stop before it boots the release."""
+    node = caller.beacon
+    if scope["path"].split("/")[3] != node.facts.id:
+        raise Problem(403, "beacon_mismatch", "a beacon reports for itself only")
+    doc = read(body)
+    word = doc["update_status"]
+    service.counts.reports[word] += 1
+    attempt = None if word == "idle" else await _attempt(service, node, doc)
+    if attempt is not None and word not in wire.FINAL:
+        check_going_on(service, attempt)
+    if word == "success":
+        _check_success(service, attempt, doc)
+
+    now = service.clock.now()
+    _hear(service, node, doc, now, asgi.address(scope))
+    entries = doc.pop("journal", None) or []
+    if word != "downloading" or entries or attempt is None or attempt.taken_at is None:
+        recorded = await asyncio.shield(
+            service.db.write(
+                _record,
+                now,
+                node.facts.id,
+                attempt,
+                doc,
+                entries,
+                None if attempt is None else service.view.releases[attempt.firmware_id],
+                then=lambda done: _recorded(service, done),
+            )
+        )
+    else:  # progress of the moment
+        recorded = Recorded("", None, None)
+    if attempt is not None:
+        if word in wire.FINAL:
+            node.progress = None
+        else:
+            if recorded.row is not None and recorded.row["result"] is not None:
+                raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
+            node.progress = doc.get("progress", 100)
+            service.hub.tell(
+                now,
+                f"attempt.{word}",
+                attempt.id,
+                beacon=node.facts.id,
+                rollout=attempt.rollout_id,
+                progress=node.progress,
+            )
+    answer: Fields = {"ok": True, "server_time": int(service.clock.now())}
+    if entries:
+        answer["journal_ack"] = entries[-1][0]
+    if recorded.how:
+        answer["recorded"] = recorded.how
+    if node.next_key is not None and caller.key == node.key:
+        answer["rekey"] = rekey(node.key, node.next_key, caller.nonce)
+    payload = json.dumps(answer).encode()
+    seal = caller.seal(200, hashlib.sha256(payload).hexdigest())
+    await asgi.respond(send, 200, payload, (asgi.JSON, seal))
+
+
+def read(body: bytes) -> Fields:
+    """Return a report.
+
+    Raises:
+        Problem: ``report_syntax``, or ``report_field`` naming the field.
+    """
+    try:
+        doc = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise Problem(422, "report_syntax", "the body is not JSON") from None
+    try:
+        wire.check(doc)
+    except wire.ReportError as error:
+        raise Problem(
+            422, "report_field", f"{error.field}: {error.reason}", found=error.field
+        ) from None
+    return doc
+
+
+def check_going_on(service: Service, attempt: Attempt) -> None:
+    """Refuse to go on with an attempt that is over (409) or was called off (410)."""
+    if attempt.result is not None:
+        raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
+    entry = service.view.entries.get(attempt.rollout_id)
+    release = service.view.releases[attempt.firmware_id]
+    if entry is None or not may_go_on(entry.state.status, release.state, attempt):
+        state = "over" if entry is None else entry.state.status.value
+        raise Problem(410, "rollout_halted", f"the rollout is {state}", found=attempt.rollout_id)
+
+
+async def _attempt(service: Service, node: Node, doc: Fields) -> Attempt:
+    """Return the attempt that a report is about.
+
+    Raises:
+        Problem: 409 ``attempt_unknown``: none of this beacon and firmware.
+    """
+    attempt = service.view.open.get(doc["attempt_id"])
+    if attempt is None:
+        row = await service.db.read(attempts.get, doc["attempt_id"])
+        attempt = None if row is None else attempt_of(row)
+    if (
+        attempt is None
+        or attempt.beacon_id != node.facts.id
+        or attempt.firmware_id != doc["firmware_id"]
+    ):
+        raise Problem(409, "attempt_unknown", "no such attempt", found=doc["attempt_id"])
+    return attempt
+
+
+def _check_success(service: Service, attempt: Attempt | None, doc: Fields) -> None:
+    """Only the new image itself can say that it runs."""
+    assert attempt is not None
+    expected = service.view.releases[attempt.firmware_id].row["checksum"]
+    if doc["image_sha256"] != expected:
+        raise Problem(
+            409,
+            "image_mismatch",
+            "success counts only from the release's own image",
+            found=doc["image_sha256"],
+            expected=expected,
+        )
+
+
+def _hear(service: Service, node: Node, doc: Fields, now: float, address: str) -> None:
+    """Take from a report what the beacon runs; `firmware_version` is not that on the way."""
+    word = doc["update_status"]
+    own = word in ("idle", "success", "rolled_back")
+    running = doc["firmware_version" if own else "previous_version"]
+    on_trial = node.facts.on_trial and word not in ("success", "rolled_back")
+    service.view.heard(node, now, running, doc["image_sha256"], on_trial, address)
+    node.query = b""
+
+
+def _record(
+    conn: Connection,
+    now: float,
+    beacon_id: str,
+    attempt: Attempt | None,
+    doc: Fields,
+    entries: list[list[Any]],
+    release: Any,
+) -> Recorded:
+    """Store a report in one transaction: journal, history, and what it does to its attempt."""
+    word = doc["update_status"]
+    if entries:
+        beacons.keep_journal(conn, beacon_id, entries, now)
+    if attempt is None:
+        beacons.report(conn, beacon_id, None, now, word, json.dumps(doc))
+        beacons.change(
+            conn,
+            beacon_id,
+            clock_unset=doc.get("clock_unset", False),
+            insecure=doc.get("insecure", False),
+            **{name: doc[name] for name in ("reset_cause", "heap_free_min") if name in doc},
+        )
+        return Recorded("", None, None)
+    event = None
+    how = ""
+    if word in wire.FINAL:
+        measured = {name: doc[name] for name in attempts.MEASURED if name in doc}
+        failed = word != "success"
+        how, row = attempts.finish(
+            conn,
+            attempt.id,
+            now,
+            word,
+            stage=doc["stage"] if failed else None,
+            code=doc["code"] if failed else None,
+            detail=doc.get("detail") if failed else None,
+            measured=measured,
+        )
+        if how == "first" and row is not None:
+            event = outcome_event(conn, now, row, release)
+    elif word == "rebooting":
+        row = attempts.rebooting(conn, attempt.id, now)
+    else:
+        row = attempts.take(conn, attempt.id, now)
+    if how != "repeated":
+        beacons.report(conn, beacon_id, attempt.id, now, word, json.dumps(doc))
+    return Recorded(how, row, event)
+
+
+def _recorded(service: Service, done: Recorded) -> None:
+    service.put_attempt(done.row)
+    if done.event is not None:
+        service.hub.publish(done.event)
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(word)

@@ -1,0 +1,26 @@
+"""SQL, one module per table. Functions take a connection first; none commits or keeps state."""
+
+import secrets
+from typing import Any
+
+from sqlalchemy import Connection, Table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Row
+
+Fields = dict[str, Any]
+
+
+def new_id() -> str:
+    """Return a fresh identifier: 24 hex characters."""
+    return secrets.token_hex(12)
+
+
+def insert_or_ignore(conn: Connection, table: Table, rows: list[Fields]) -> None:
+    """Insert rows; those that are there already (by any unique constraint) are left alone."""
+    build = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    conn.execute(build(table).on_conflict_do_nothing(), rows)
+
+
+def fields(row: Row[Any] | None) -> Fields | None:
+    """Return a row as a plain dictionary."""
+    return None if row is None else dict(row._mapping)

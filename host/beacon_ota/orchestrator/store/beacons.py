@@ -1,0 +1,183 @@
+"""Beacons: who they are, what they run, when they were heard from."""
+
+import hashlib
+import json
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.schema import beacons, journal, reports
+from beacon_ota.orchestrator.store import Fields, fields, insert_or_ignore
+
+_b = beacons.c
+_SEEN = (
+    update(beacons)
+    .where(_b.id == bindparam("beacon"))
+    .values(
+        last_seen=bindparam("at"),
+        first_seen=func.coalesce(_b.first_seen, bindparam("at")),
+        version=bindparam("running"),
+        image=bindparam("running_image"),
+        state=bindparam("running_state"),
+        address=bindparam("from_address"),
+    )
+)
+_REPORT = insert(reports)
+# What a listing shows: never a key.
+SHOWN = [column for column in _b if column.name not in ("key", "next_key")]
+
+
+def add(conn: Connection, row: Fields) -> None:
+    """Register a beacon."""
+    conn.execute(insert(beacons), row)
+
+
+def get(conn: Connection, beacon_id: str) -> Fields | None:
+    """Return a beacon with its keys."""
+    return fields(conn.execute(select(beacons).where(_b.id == beacon_id)).first())
+
+
+def change(conn: Connection, beacon_id: str, **values: Any) -> Fields | None:
+    """Set columns of a beacon; None when it does not exist."""
+    conn.execute(update(beacons).where(_b.id == beacon_id).values(**values))
+    return get(conn, beacon_id)
+
+
+def remove(conn: Connection, beacon_id: str) -> bool:
+    """Forget a beacon, its reports and its journal; its attempts stay, they were counted."""
+    for table in (reports, journal):
+        conn.execute(delete(table).where(table.c.beacon_id == beacon_id))
+    return bool(conn.execute(delete(beacons).where(_b.id == beacon_id)).rowcount)
+
+
+def every(conn: Connection) -> list[Any]:
+    """Return all beacons with their keys."""
+    return list(conn.execute(select(beacons)))
+
+
+def seen(conn: Connection, rows: list[Fields]) -> None:
+    """Write what a batch of polls said: ``beacon``, ``at``, ``running``, …"""
+    conn.execute(_SEEN, rows)
+
+
+def page(
+    conn: Connection,
+    *,
+    after: str = "",
+    limit: int = LIMITS.page,
+    site: str | None = None,
+    version: str | None = None,
+    device_type: str | None = None,
+    channel: str | None = None,
+    tag: str | None = None,
+    search: str | None = None,
+    quarantined: bool | None = None,
+    silent_since: float | None = None,
+) -> tuple[int, list[Fields]]:
+    """Return how many beacons match, and those after the id ``after``, by id.
+
+    Args:
+        site: a path; everything below it matches too.
+        search: part of the id.
+        silent_since: not heard from since this time, or never.
+    """
+    matches = []
+    if site is not None:
+        matches.append((_b.site == site) | _b.site.startswith(site + "/", autoescape=True))
+    for column, value in (
+        (_b.version, version),
+        (_b.device_type, device_type),
+        (_b.channel, channel),
+    ):
+        if value is not None:
+            matches.append(column == value)
+    if tag is not None:
+        matches.append(_b.tags.contains(json.dumps(tag), autoescape=True))
+    if search is not None:
+        matches.append(_b.id.contains(search, autoescape=True))
+    if quarantined is not None:
+        known = _b.quarantined_at
+        matches.append(known.is_not(None) if quarantined else known.is_(None))
+    if silent_since is not None:
+        matches.append(_b.last_seen.is_(None) | (_b.last_seen < silent_since))
+    total = conn.scalar(select(func.count()).select_from(beacons).where(*matches)) or 0
+    query = select(*SHOWN).where(*matches, _b.id > after).order_by(_b.id).limit(limit)
+    return total, [shown(row._mapping) for row in conn.execute(query)]
+
+
+def shown(row: Any) -> Fields:
+    """Return a beacon's row as others may see it: no keys, tags as a list."""
+    public = {key: row[key] for key in row if key not in ("key", "next_key")}
+    public["tags"] = json.loads(public["tags"])
+    return public
+
+
+def report(
+    conn: Connection, beacon_id: str, attempt_id: str | None, at: float, status: str, body: str
+) -> None:
+    """Keep a report."""
+    conn.execute(
+        _REPORT,
+        {
+            "beacon_id": beacon_id,
+            "attempt_id": attempt_id,
+            "at": at,
+            "status": status,
+            "body": body,
+        },
+    )
+
+
+def reports_of(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
+    """Return a beacon's reports, newest first."""
+    query = (
+        select(reports)
+        .where(reports.c.beacon_id == beacon_id)
+        .order_by(reports.c.id.desc())
+        .limit(limit)
+    )
+    return [{**row._mapping, "body": json.loads(row.body)} for row in conn.execute(query)]
+
+
+def keep_journal(conn: Connection, beacon_id: str, entries: list[list[Any]], at: float) -> None:
+    """Store journal entries ``[seq, utc, stage, code, detail]``, each once."""
+    rows: list[Fields] = [
+        {
+            "beacon_id": beacon_id,
+            "seq": seq,
+            "digest": hashlib.sha256(f"{utc}\n{stage}\n{code}\n{detail}".encode()).hexdigest()[:16],
+            "utc": utc,
+            "stage": stage,
+            "code": code,
+            "detail": detail,
+            "stored_at": at,
+        }
+        for seq, utc, stage, code, detail in entries
+    ]
+    insert_or_ignore(conn, journal, rows)
+
+
+def journal_of(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
+    """Return a beacon's journal, newest first."""
+    query = (
+        select(journal)
+        .where(journal.c.beacon_id == beacon_id)
+        .order_by(journal.c.stored_at.desc(), journal.c.seq.desc())
+        .limit(limit)
+    )
+    return [dict(row._mapping) for row in conn.execute(query)]
+
+
+def prune(conn: Connection) -> None:
+    """Keep the newest reports and journal entries of every beacon, within the bounds."""
+    for table, order, bound in (
+        (reports, (reports.c.id.desc(),), LIMITS.report_rows),
+        (journal, (journal.c.stored_at.desc(), journal.c.seq.desc()), LIMITS.journal_rows),
+    ):
+        keys = list(table.primary_key)
+        rank = func.row_number().over(partition_by=table.c.beacon_id, order_by=order)
+        ranked = select(*keys, rank.label("rank")).subquery()
+        old = select(*(ranked.c[key.name] for key in keys)).where(ranked.c["rank"] > bound)
+        for row in conn.execute(old).all():
+            conn.execute(delete(table).where(*(k == v for k, v in zip(keys, row, strict=True))))

@@ -1,0 +1,58 @@
+"""Rollouts and their transitions. The state is a fold of the transitions, kept beside them."""
+
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from beacon_ota.orchestrator.schema import rollouts, transitions
+from beacon_ota.orchestrator.store import Fields, fields
+
+_r = rollouts.c
+
+
+def add(conn: Connection, row: Fields) -> None:
+    """Store a rollout."""
+    conn.execute(insert(rollouts), row)
+
+
+def get(conn: Connection, rollout_id: str) -> Fields | None:
+    """Return a rollout."""
+    return fields(conn.execute(select(rollouts).where(_r.id == rollout_id)).first())
+
+
+def every(conn: Connection, limit: int = 1000) -> list[Fields]:
+    """Return rollouts, newest first."""
+    query = select(rollouts).order_by(_r.created_at.desc(), _r.id).limit(limit)
+    return [dict(row._mapping) for row in conn.execute(query)]
+
+
+def advance(conn: Connection, rollout_id: str, revision: int, values: Fields) -> bool:
+    """Move a rollout on from the revision that was decided upon.
+
+    Returns:
+        False when somebody else moved it meanwhile: nothing was changed, decide again.
+    """
+    done = conn.execute(
+        update(rollouts)
+        .where(_r.id == rollout_id, _r.revision == revision)
+        .values(**values, revision=revision + 1)
+    )
+    return bool(done.rowcount)
+
+
+def add_transitions(conn: Connection, rows: list[Fields]) -> None:
+    """Record what happened to a rollout."""
+    if rows:
+        conn.execute(insert(transitions), rows)
+
+
+def transitions_of(conn: Connection, rollout_id: str, limit: int = 1000) -> list[Fields]:
+    """Return what happened to a rollout, in order."""
+    query = (
+        select(transitions)
+        .where(transitions.c.rollout_id == rollout_id)
+        .order_by(transitions.c.id.desc())
+        .limit(limit)
+    )
+    rows: list[Any] = list(conn.execute(query))
+    return [dict(row._mapping) for row in reversed(rows)]

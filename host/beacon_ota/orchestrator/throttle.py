@@ -1,0 +1,35 @@
+"""Counts failures per address over a minute, in bounded memory."""
+
+import time
+
+_ADDRESSES = 4096
+_WINDOW_S = 60.0
+
+
+class Throttle:
+    """Says when an address has failed too often."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._since = time.monotonic()
+        self._failures: dict[str, int] = {}
+
+    def over(self, address: str) -> bool:
+        """Count a failure of this address; True when it has had its share of this minute."""
+        self._turn()
+        if address not in self._failures and len(self._failures) >= _ADDRESSES:
+            return True
+        count = self._failures.get(address, 0) + 1
+        self._failures[address] = count
+        return count > self._limit
+
+    def count(self, address: str) -> int:
+        """Return how often an address failed in this minute."""
+        self._turn()
+        return self._failures.get(address, 0)
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if now - self._since > _WINDOW_S:
+            self._since = now
+            self._failures.clear()

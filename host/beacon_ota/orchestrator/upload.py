@@ -1,0 +1,159 @@
+"""Takes a release in: streamed to the disk under a bound, looked at from all sides, then stored.
+
+Nothing of a refused upload stays: its bytes lie in a file without a lasting name until every
+check has passed, and the row that makes them a release comes last.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import BinaryIO, NamedTuple
+
+from sqlalchemy import Connection
+
+from beacon_ota.errors import InputError
+from beacon_ota.orchestrator import checks, store
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.multipart import Form
+from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.store import Fields, firmwares
+from beacon_ota.orchestrator.store.tokens import Actor
+
+
+class Uploaded(NamedTuple):
+    """A release, and whether this upload made it."""
+
+    row: Fields
+    created: bool
+
+
+async def upload(
+    service: Service, actor: Actor, content_type: str, body: AsyncIterator[bytes]
+) -> Uploaded:
+    """Take an upload.
+
+    Raises:
+        InputError: with a code of contracts.md §3.
+    """
+    with service.blobs.incoming() as file:
+        form = Form(content_type, "binary", file, LIMITS.upload_image)
+        await _receive(form, body)
+        claim = checks.claim(form)
+        file.flush()
+        found = await asyncio.to_thread(
+            checks.examine,
+            file,
+            claim,
+            service.settings.trusted,
+            service.settings.insecure,
+            service.clock.now(),
+        )
+        async with service.uploads:
+            return await _store(service, actor, file, claim, found)
+
+
+async def _receive(form: Form, body: AsyncIterator[bytes]) -> None:
+    total = 0
+    bound = LIMITS.upload_image + LIMITS.upload_parts * LIMITS.upload_field
+    pieces = aiter(body)
+    while True:
+        try:
+            async with asyncio.timeout(LIMITS.body_stall):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            break
+        except TimeoutError:
+            raise Problem(408, "body_stalled", "the upload stopped arriving") from None
+        total += len(piece)
+        if total > bound:
+            raise InputError("image_too_large", "the body is too long", expected=bound)
+        form.feed(piece)
+    form.close()
+
+
+async def _store(
+    service: Service, actor: Actor, file: BinaryIO, claim: checks.Claim, found: checks.Found
+) -> Uploaded:
+    """Give the bytes their name and the release its row."""
+    same = await service.db.read(firmwares.named, claim.device_type, claim.version)
+    if same is not None:
+        return await _again(service, actor, same, file, found)
+    now = service.clock.now()
+    row: Fields = {
+        "id": store.new_id(),
+        "device_type": claim.device_type,
+        "version": claim.version,
+        "checksum": found.checksum,
+        "size": found.size,
+        "blob": found.blob,
+        "description": claim.description,
+        "required": claim.required or found.required,
+        "state": "stable" if claim.channel == "stable" else "testing",
+        "manifest": claim.manifest,
+        "expires_at": found.expires_at,
+        "info": json.dumps(found.info),
+        "uploaded_at": now,
+        "uploaded_by": actor.name,
+        "promoted_at": now if claim.channel == "stable" else None,
+    }
+    new = await asyncio.to_thread(service.blobs.keep, file, found.blob)
+    try:
+        stored = await asyncio.shield(
+            service.change(
+                actor.name,
+                "firmware.uploaded",
+                row["id"],
+                firmwares.add,
+                row,
+                then=service.view.put_release,
+                detail={
+                    "device_type": claim.device_type,
+                    "version": claim.version,
+                    "checksum": found.checksum,
+                    "size": found.size,
+                },
+            )
+        )
+    except Exception:
+        if new:
+            service.blobs.remove(found.blob)
+        raise
+    return Uploaded(stored, True)
+
+
+async def _again(
+    service: Service, actor: Actor, same: Fields, file: BinaryIO, found: checks.Found
+) -> Uploaded:
+    """The version is there: fine with the same bytes, and then they are repaired if need be."""
+    if same["checksum"] != found.checksum or same["blob"] != found.blob:
+        raise InputError(
+            "version_taken",
+            "this version is there with other bytes; give the new release a higher one",
+            found=found.checksum,
+            expected=same["checksum"],
+        )
+    values: Fields = {}
+    if same["damaged_at"] is not None:
+        service.blobs.remove(found.blob)
+        await asyncio.to_thread(service.blobs.keep, file, found.blob)
+        values["damaged_at"] = None
+    if found.manifest is not None and found.manifest != same["manifest"]:
+        values |= {"manifest": found.manifest, "expires_at": found.expires_at}
+    if not values:
+        return Uploaded(same, False)
+
+    def work(conn: Connection) -> Fields:
+        row = firmwares.change(conn, same["id"], **values)
+        assert row is not None
+        return row
+
+    row = await service.change(
+        actor.name,
+        "firmware.renewed",
+        same["id"],
+        work,
+        then=service.view.put_release,
+        detail={"what": sorted(values)},
+    )
+    return Uploaded(row, False)

@@ -1,0 +1,300 @@
+"""What decisions need, in memory: rebuilt from the database at start, then follows its commits.
+
+Nothing here is a truth of its own. Every ``put_…`` takes what was committed, in that order, and
+only the event loop's thread calls them.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from beacon_ota.orchestrator.gate import Nonces
+from beacon_ota.orchestrator.rollout import decide as rules
+from beacon_ota.orchestrator.rollout.rules import Rollout
+from beacon_ota.orchestrator.rollout.types import (
+    Attempt,
+    Beacon,
+    Place,
+    Result,
+    RolloutState,
+    Site,
+    Status,
+)
+from beacon_ota.orchestrator.rollout.windows import Places
+from beacon_ota.orchestrator.store import Fields
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A registered beacon."""
+
+    facts: Beacon
+    key: bytes
+    next_key: bytes | None
+    nonces: Nonces
+    last_seen: float | None
+    address: str = ""
+    query: bytes = b""  # of the last poll: the same one need not be read again
+    attempts: list[Attempt] = field(default_factory=list)  # of the rollouts in memory
+    offering: Any = None  # the future of an offer that is being committed
+    back_at: float | None = None  # first poll from the old image after it went to reboot
+    progress: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Release:
+    """A stored release, with the part of its offer that is the same for everybody."""
+
+    row: Fields
+    static: str  # JSON members, without the braces
+
+    @property
+    def state(self) -> str:
+        """The release state that decisions see: damaged bytes are for nobody."""
+        return "deprecated" if self.row["damaged_at"] is not None else self.row["state"]
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A rollout that may still hand out its release, and its attempts."""
+
+    rollout: Rollout
+    state: RolloutState
+    revision: int
+    created_at: float
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+    dirty: bool = True  # something happened since the engine last looked
+    due: float | None = None  # when it wants to look again by itself
+
+
+class View:
+    """The fleet as the last commit left it."""
+
+    def __init__(self, started_at: float, *, zone: str = "UTC", window: str = "03:00-05:00"):
+        self._floor = int(started_at)
+        self._zone, self._window = zone, window
+        self.nodes: dict[str, Node] = {}
+        self.releases: dict[str, Release] = {}
+        self.entries: dict[str, Entry] = {}
+        self.open: dict[str, Attempt] = {}
+        self.places = Places(zone=zone, window=window)
+        self.dirty: dict[str, Node] = {}  # heard from since the last flush
+        self._lives: dict[str, list[rules.Live]] = {}
+        self._busy: dict[str, int] = {}
+        self._where: dict[str, str] = {}  # open attempt -> the building it counts in
+
+    # ---- beacons ----
+
+    def put_beacon(self, row: Fields) -> Node:
+        """Take a beacon's row, new or changed."""
+        known = self.nodes.get(row["id"])
+        facts = Beacon(
+            id=row["id"],
+            device_type=row["device_type"],
+            version=row["version"] or "",
+            image=row["image"] or "",
+            version_at=row["last_seen"] or 0.0,
+            channel=row["channel"],
+            site=row["site"] or "",
+            tags=frozenset(json.loads(row["tags"])),
+            on_trial=row["state"] == "trial",
+            quarantined=row["quarantined_at"] is not None,
+            cleared_at=row["cleared_at"],
+        )
+        if known is None:
+            node = Node(facts, row["key"], row["next_key"], Nonces(self._floor), row["last_seen"])
+            self.nodes[row["id"]] = node
+            return node
+        if known.last_seen is not None and known.last_seen > (row["last_seen"] or 0.0):
+            facts = replace(  # the row is older than what it said since
+                facts,
+                version=known.facts.version,
+                image=known.facts.image,
+                version_at=known.facts.version_at,
+                on_trial=known.facts.on_trial,
+            )
+        known.facts, known.key, known.next_key = facts, row["key"], row["next_key"]
+        known.query = b""
+        return known
+
+    def drop_beacon(self, beacon_id: str) -> None:
+        """Forget a beacon."""
+        self.nodes.pop(beacon_id, None)
+        self.dirty.pop(beacon_id, None)
+
+    def heard(
+        self, node: Node, now: float, version: str, image: str, on_trial: bool, address: str
+    ) -> None:
+        """Note what a beacon said of itself; written with the next flush."""
+        facts = node.facts
+        node.facts = Beacon(
+            facts.id,
+            facts.device_type,
+            version,
+            image,
+            now,
+            facts.channel,
+            facts.site,
+            facts.tags,
+            on_trial,
+            facts.quarantined,
+            facts.cleared_at,
+        )
+        node.last_seen = now
+        node.address = address
+        self.dirty[facts.id] = node
+
+    def take_dirty(self) -> list[Fields]:
+        """Return the rows of a flush, and begin anew."""
+        dirty, self.dirty = self.dirty, {}
+        return [
+            {
+                "beacon": beacon_id,
+                "at": node.last_seen,
+                "running": node.facts.version,
+                "running_image": node.facts.image,
+                "running_state": "trial" if node.facts.on_trial else "valid",
+                "from_address": node.address,
+            }
+            for beacon_id, node in dirty.items()
+        ]
+
+    # ---- places ----
+
+    def put_sites(self, rows: Iterable[Fields]) -> None:
+        """Take the whole site tree."""
+        sites = [Site(r["path"], zone=r["tz"], window=r["window"], kind=r["kind"]) for r in rows]
+        self.places = Places(sites, zone=self._zone, window=self._window)
+
+    def place(self, node: Node) -> Place:
+        """Return where a beacon is: its building and window."""
+        return self.places.of(node.facts.site)
+
+    def busy(self, building: str, node: Node) -> int:
+        """Return how many attempts are under way in a building, the beacon's own not counted."""
+        count = self._busy.get(building, 0)
+        if count:
+            count -= sum(self._where.get(attempt.id) == building for attempt in node.attempts)
+        return count
+
+    # ---- releases ----
+
+    def put_release(self, row: Fields) -> None:
+        """Take a release's row, new or changed."""
+        manifest = row["manifest"]
+        static = {
+            "firmware_id": row["id"],
+            "version": row["version"],
+            "checksum": row["checksum"],
+            "size": row["size"],
+            "description": row["description"],
+            "manifest": None if manifest is None else json.loads(manifest),
+        }
+        self.releases[row["id"]] = Release(row, json.dumps(static, separators=(",", ":"))[1:-1])
+        self._lives.clear()
+
+    # ---- rollouts and attempts ----
+
+    def put_rollout(
+        self, rollout: Rollout, state: RolloutState, revision: int, created_at: float
+    ) -> Entry:
+        """Take a rollout, new or moved on."""
+        key = rollout.plan.rollout_id
+        entry = self.entries.get(key)
+        if entry is None:
+            entry = self.entries[key] = Entry(rollout, state, revision, created_at)
+        else:
+            entry.state, entry.revision = state, revision
+        entry.dirty = True
+        self._lives.clear()
+        return entry
+
+    def lives(self, device_type: str) -> list[rules.Live]:
+        """Return the rollouts for a device type, newest first."""
+        lives = self._lives.get(device_type)
+        if lives is None:
+            entries = [
+                entry
+                for entry in self.entries.values()
+                if entry.rollout.plan.release.device_type == device_type
+            ]
+            entries.sort(key=lambda entry: entry.created_at, reverse=True)
+            lives = self._lives[device_type] = [
+                rules.Live(
+                    entry.rollout,
+                    entry.state,
+                    self.releases[entry.rollout.plan.release.firmware_id].state,
+                )
+                for entry in entries
+                if entry.state.status is not Status.ABORTED
+            ]
+        return lives
+
+    def drop_rollout(self, rollout_id: str) -> None:
+        """Let go of a rollout that hands out nothing any more."""
+        entry = self.entries.pop(rollout_id)
+        for attempt in entry.attempts.values():
+            node = self.nodes.get(attempt.beacon_id)
+            if node is not None:
+                node.attempts = [a for a in node.attempts if a.rollout_id != rollout_id]
+        self._lives.clear()
+
+    def put_attempt(self, attempt: Attempt) -> None:
+        """Take an attempt, new or changed. A settled one never opens again."""
+        entry = self.entries.get(attempt.rollout_id)
+        if entry is not None:
+            known = entry.attempts.get(attempt.id)
+            if known is not None and known.result is not None and attempt.result is None:
+                return
+            entry.attempts[attempt.id] = attempt
+            entry.dirty = True
+        node = self.nodes.get(attempt.beacon_id)
+        if node is not None and entry is not None:
+            for index, other in enumerate(node.attempts):
+                if other.id == attempt.id:
+                    node.attempts[index] = attempt
+                    break
+            else:
+                node.attempts.append(attempt)
+        if attempt.result is None:
+            self.open[attempt.id] = attempt
+            if attempt.id not in self._where and node is not None:
+                building = self.place(node).building
+                self._where[attempt.id] = building
+                self._busy[building] = self._busy.get(building, 0) + 1
+        else:
+            self.forget_attempt(attempt.id)
+
+    def forget_attempt(self, attempt_id: str) -> None:
+        """An attempt is not under way any more."""
+        self.open.pop(attempt_id, None)
+        building = self._where.pop(attempt_id, None)
+        if building is not None:
+            self._busy[building] -= 1
+
+    def cancel_attempt(self, attempt: Attempt) -> None:
+        """Take back an offer that could not be committed: it never was."""
+        self.forget_attempt(attempt.id)
+        if (entry := self.entries.get(attempt.rollout_id)) is not None:
+            entry.attempts.pop(attempt.id, None)
+        if (node := self.nodes.get(attempt.beacon_id)) is not None:
+            node.attempts = [other for other in node.attempts if other.id != attempt.id]
+
+
+def attempt_of(row: Mapping[Any, Any]) -> Attempt:
+    """Return a row of the table as decisions see it."""
+    return Attempt(
+        id=row["id"],
+        beacon_id=row["beacon_id"],
+        rollout_id=row["rollout_id"],
+        firmware_id=row["firmware_id"],
+        wave=row["wave"],
+        stage=row["stage"],
+        offered_at=row["offered_at"],
+        taken_at=row["taken_at"],
+        rebooting_at=row["rebooting_at"],
+        ended_at=row["ended_at"],
+        result=None if row["result"] is None else Result(row["result"]),
+        failed_in=row["failed_in"],
+    )
