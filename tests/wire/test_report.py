@@ -126,12 +126,3 @@ def test_journal():
         [[1, 0, "a", "b", None]],
     ):
         assert refused(idle(journal=bad)) == "journal", bad
-
-
-def test_clip_cuts_between_characters():
-    assert report.clip("abc", 3) == "abc"
-    assert report.clip("abcd", 3) == "abc"
-    assert report.clip("aéé", 4) == "aé"
-    assert report.clip("aéé", 3) == "aé"
-    assert report.clip("€", 2) == ""
-    assert report.clip("", 0) == ""

@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beacon_ota.wire import offer, report
+from beacon_ota.wire import offer, report, shapes
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text())
 JSON = st.recursive(
@@ -71,7 +71,7 @@ def test_offers(doc):
 
 @given(st.text(), st.integers(0, 300))
 def test_clip(text, limit):
-    short = report.clip(text, limit)
+    short = shapes.clip(text, limit)
     assert text.startswith(short) and len(short.encode()) <= limit
     if short != text:
         assert len(text[: len(short) + 1].encode()) > limit

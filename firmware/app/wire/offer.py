@@ -3,7 +3,7 @@
 # update works with values of known types and sizes.
 
 from . import versions
-from .report import is_hex, is_number
+from .shapes import is_hex, is_number
 
 try:
     from micropython import const

@@ -3,6 +3,7 @@
 # may send is bounded here, so that neither side stores what nobody asked for.
 
 from . import versions
+from .shapes import is_hex, is_number
 
 try:
     from micropython import const
@@ -49,7 +50,6 @@ _NUMBERS = (
     "advertising_paused_ms",
 )
 _FLAGS = ("clock_unset", "insecure")
-_HEX = "0123456789abcdef"
 _WORD = "abcdefghijklmnopqrstuvwxyz0123456789_"
 
 
@@ -59,26 +59,6 @@ class ReportError(ValueError):
         super().__init__("%s: %s" % (field, reason))
         self.field = field
         self.reason = reason
-
-
-# Lower-case hex of exactly this many characters.
-def is_hex(value, length):
-    return isinstance(value, str) and len(value) == length and not value.strip(_HEX)
-
-
-# A whole number in range; True is an int to CPython and is not one here.
-def is_number(value, low, high):
-    return type(value) is int and low <= value <= high
-
-
-# Text of at most `limit` bytes, cut between characters: what a detail is made to fit with.
-def clip(text, limit):
-    data = text.encode()
-    if len(data) <= limit:
-        return text
-    while limit and data[limit] & 0xC0 == 0x80:
-        limit -= 1
-    return data[:limit].decode()
 
 
 # Raises ReportError unless the decoded JSON is a report. Fields that nobody defined are passed

@@ -1,0 +1,23 @@
+# Shapes of single values, shared by everything that reads or writes JSON between the two sides.
+
+_HEX = "0123456789abcdef"
+
+
+# Lower-case hex of exactly this many characters.
+def is_hex(value, length):
+    return isinstance(value, str) and len(value) == length and not value.strip(_HEX)
+
+
+# A whole number in range; True is an int to CPython and is not one here.
+def is_number(value, low, high):
+    return type(value) is int and low <= value <= high
+
+
+# Text of at most `limit` bytes, cut between characters: what a detail is made to fit with.
+def clip(text, limit):
+    data = text.encode()
+    if len(data) <= limit:
+        return text
+    while limit and data[limit] & 0xC0 == 0x80:
+        limit -= 1
+    return data[:limit].decode()
