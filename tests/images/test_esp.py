@@ -81,8 +81,25 @@ def test_synthetic_sizes(size):
     assert esp.parse(data).length == len(data)
 
 
+@pytest.mark.parametrize("size, code", [(1, 0), (2, 1), (4, 2), (8, 3), (16, 4), (128, 7)])
+def test_the_flash_size_in_a_header_can_be_changed(size, code):
+    loader = synthetic.bootloader()
+    changed = esp.with_flash_size(loader, size << 20)
+    assert changed[3] >> 4 == code and changed[3] & 15 == loader[3] & 15
+    assert esp.parse_bootloader(changed).flash_size == size << 20
+    assert (changed == loader) == (size == 4)
+
+
+def test_an_impossible_flash_size():
+    for size in (0, 3 << 20, 256 << 20, 1000):
+        with pytest.raises(ImageError) as caught:
+            esp.with_flash_size(synthetic.bootloader(), size)
+        assert caught.value.code == "image_flash_size"
+
+
 def test_a_bootloader_is_an_image_but_no_app():
     data = synthetic.bootloader()
+    assert esp.verify_bootable(data, 0, 0x8000) == len(data)
     loader = esp.parse_bootloader(data)
     assert loader.length == len(data) < partitions.TABLE_OFFSET
     assert loader.idf == "v5.5.1"
@@ -171,7 +188,7 @@ def model(flash, off, size, chip_rev=3, blk_rev=0):
         irom = 0x42000000 <= addr < 0x42800000
         if (drom or irom) and p % 65536 != addr % 65536:
             return None
-        if i == 0 and ln:
+        if i == 0 and ln and off != 0:
             lo, hi = struct.unpack_from("<HH", flash, p + 176)
             if lo not in (0, 65535) and blk_rev < lo:
                 return None
@@ -301,7 +318,9 @@ def test_revisions_outside_the_images_range_do_not_boot():
     image = synthetic.app()
     assert esp.verify_bootable(image, 0, 0x10000, chip_rev=2) is None
     assert esp.verify_bootable(image, 0, 0x10000, chip_rev=200) is None
-    assert esp.verify_bootable(image, 0, 0x10000, block_rev=200) is None
+    flash = bytes(0x10000) + image
+    assert esp.verify_bootable(flash, 0x10000, 0x10000, block_rev=199) == len(image)
+    assert esp.verify_bootable(flash, 0x10000, 0x10000, block_rev=200) is None
 
 
 @given(st.binary(max_size=300))
@@ -318,6 +337,7 @@ def test_a_real_core(real_core):
     assert len(real_core.data) == image.length
     assert esp.verify_bootable(real_core.data, 0, 0x1C0000, load=True) == image.length
     assert model(real_core.data, 0, 0x1C0000) == image.length
+    assert esp.verify_bootable(real_core.bootloader, 0, 0x8000) == len(real_core.bootloader)
     assert real_core.bootloader_image and real_core.bootloader_image.idf.startswith("v5.")
 
 

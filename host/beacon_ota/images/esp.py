@@ -21,6 +21,8 @@ from beacon_ota.images import Buffer, partitions
 
 MAGIC = 0xE9
 CHIP_C3 = 5
+BOOTLOADER_OFFSET = 0x0  # of the bootloader in the C3's flash
+BOOTLOADER_LIMIT = 0x8000  # where the partition table begins
 SEGMENTS_MAX = 16
 SEGMENT_LIMIT = 1 << 24  # a segment is shorter than 16 MiB
 SLOT_LIMIT = 1 << 24  # so is the largest slot, or as long
@@ -222,6 +224,8 @@ def verify_bootable(
 ) -> int | None:
     """Return the length of the image in a slot if ESP-IDF would accept it, else None.
 
+    At offset 0 lies the bootloader, which has no app description to look into.
+
     Args:
         flash: the whole flash.
         offset: where the slot begins.
@@ -253,7 +257,8 @@ def verify_bootable(
                 return None
         elif load and length and Segment(address, length, 0).memory == "?":
             return None
-        if index == 0 and length and not _block_fits(flash, at, block_rev):
+        described = index == 0 and length and offset != BOOTLOADER_OFFSET
+        if described and not _block_fits(flash, at, block_rev):
             return None
         checksum ^= xor(view[at : at + length])
         at += length
@@ -285,6 +290,25 @@ def _block_fits(flash: Buffer, at: int, block_rev: int) -> bool:
     if low not in (0, 0xFFFF) and block_rev < low:
         return False
     return high in (0, 0xFFFF) or block_rev <= high
+
+
+def with_flash_size(image: bytes, size: int) -> bytes:
+    """Return an image whose header names another flash size, its SHA-256 made right again.
+
+    The bootloader believes its own header: a table beyond that size is refused.
+
+    Args:
+        size: bytes, a power of two from 1 to 128 MiB.
+    """
+    code = (size >> 20).bit_length() - 1
+    if size != (1 << 20) << max(code, 0) or code > 7:
+        raise ImageError("image_flash_size", "no such flash size", found=size, expected="1M…128M")
+    length = length_of(image)
+    changed = bytearray(image)
+    changed[3] = code << 4 | changed[3] & 0x0F
+    if changed[HEADER.size - 1]:
+        changed[length - 32 : length] = hashlib.sha256(changed[: length - 32]).digest()
+    return bytes(changed)
 
 
 def _window(data: Buffer, offset: int, limit: int | None) -> memoryview:

@@ -1,0 +1,131 @@
+"""Release images: what travels in an OTA slot.
+
+Core, FF to the next 4 KiB, app filesystem: one file, one hash, one signature. The bootloader
+stops reading where the core ends; the beacon finds the app by walking the core's headers.
+A core with the app frozen in is a release without a filesystem; it says what it is in the
+version of its app description, ``<device type> <version>``.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from beacon_ota.images import Buffer, appfs, esp, littlefs
+from beacon_ota.images.appfs import AppError, AppInfo
+from beacon_ota.images.esp import AppImage
+
+SECTOR = 4096
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release image, taken apart.
+
+    Args:
+        core: the app image in front.
+        core_sha256: SHA-256 of its bytes, hex.
+        info: what ``app.json`` says, or the app description of a core with a frozen app.
+        files: the app filesystem's files; empty when the app is frozen.
+        app_offset: where the app filesystem begins, or None.
+        app_size: its bytes.
+        size: bytes of the image.
+        checksum: SHA-256 of the image, hex.
+    """
+
+    core: AppImage
+    core_sha256: str
+    info: AppInfo
+    files: dict[str, bytes]
+    app_offset: int | None
+    app_size: int
+    size: int
+    checksum: str
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the app is part of the core."""
+        return self.app_offset is None
+
+    @property
+    def payload(self) -> int:
+        """Bytes of compiled code."""
+        return sum(len(data) for name, data in self.files.items() if name.endswith(".mpy"))
+
+
+def app_offset(core_length: int) -> int:
+    """Return where the app filesystem lies behind a core of this length."""
+    return -(-core_length // SECTOR) * SECTOR
+
+
+def build(core: bytes, app: bytes) -> bytes:
+    """Join a core (an app image, nothing behind it) and an app filesystem."""
+    return core.ljust(app_offset(len(core)), b"\xff") + app
+
+
+def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
+    """Check a release image in all its parts.
+
+    Args:
+        data: the file, or a flash.
+        offset: where the image begins.
+        size: bytes of a slot to look into, where anything may follow the image. By default
+            the image takes all of ``data``: a beacon hashes what belongs to the image, so
+            that one byte more would look like another release.
+
+    Raises:
+        ImageError: the core, as :func:`beacon_ota.images.esp.parse`.
+        AppError: ``app_missing``, ``app_mount``, ``app_json``, ``app_main``, ``app_version``,
+            ``app_device_type``, ``app_core`` (built for another core), ``app_trailing``.
+    """
+    core = esp.parse(data, offset, size)
+    end = len(data) if size is None else min(len(data), offset + size)
+    core_sha256 = hashlib.sha256(memoryview(data)[offset : offset + core.length]).hexdigest()
+    at = offset + app_offset(core.length)
+    if at + SECTOR <= end and littlefs.is_littlefs(data, at):
+        found, info = appfs.read(memoryview(data)[:end], at)
+        files, length = found.files, found.size
+        gap = bytes(data[offset + core.length : at])
+        if gap.count(0xFF) != len(gap):
+            raise AppError("app_mount", "between core and app filesystem there is more than FF")
+        if info.core_sha256 != core_sha256:
+            raise AppError(
+                "app_core",
+                "the app was built for another core",
+                found=core_sha256,
+                expected=info.core_sha256,
+            )
+        last = at + length
+    else:
+        info = _frozen(core, core_sha256)
+        files, length, last = {}, 0, offset + core.length
+    if size is None and last != end:
+        raise AppError(
+            "app_trailing",
+            "there are bytes behind the release",
+            found=end - offset,
+            expected=last - offset,
+        )
+    return Release(
+        core=core,
+        core_sha256=core_sha256,
+        info=info,
+        files=files,
+        app_offset=None if not length else at - offset,
+        app_size=length,
+        size=last - offset,
+        checksum=hashlib.sha256(memoryview(data)[offset:last]).hexdigest(),
+    )
+
+
+def _frozen(core: AppImage, core_sha256: str) -> AppInfo:
+    """Return what a core with a frozen app says of itself."""
+    device_type, space, version = core.descriptor.version.partition(" ")
+    if not space:
+        raise AppError(
+            "app_missing",
+            "a core alone: no app filesystem behind it, and no app frozen in",
+            found=f"version {core.descriptor.version!r} in the app description",
+            expected="beacon-ota image build",
+        )
+    appfs.check_version(version)
+    appfs.check_device_type(device_type)
+    return AppInfo(version, device_type, core_sha256)

@@ -1,0 +1,169 @@
+"""Settings of a beacon, as they lie in NVS (docs/contracts.md, section 7), checked before use."""
+
+import json
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
+
+from beacon_ota.errors import UsageError
+from beacon_ota.images import nvs
+from beacon_ota.images.appfs import AppError, check_version
+from beacon_ota.wire import auth
+from beacon_ota.wire.shapes import is_hex
+
+NAMESPACE = "beacon"
+TEXT_MAX = 128  # bytes of a text that a beacon reads
+RECORD_MAX = 1024
+
+_Check = Callable[[str], int | bytes]
+
+
+def parse(values: Mapping[str, str]) -> dict[str, int | bytes]:
+    """Turn settings as people write them into NVS values, in NVS's order of keys.
+
+    Known keys are checked and have their type: text, hex for keys, numbers, JSON. Any other
+    key is text, or ``hex:…`` for bytes, or ``i32:…`` for a number.
+
+    Raises:
+        UsageError: ``setting_value``, with the key in the message.
+        NvsError: ``nvs_key``.
+    """
+    found: dict[str, int | bytes] = {}
+    for key in sorted(values):
+        nvs.check_key(key)
+        try:
+            found[key] = _KNOWN.get(key, _free)(values[key])
+        except ValueError as error:
+            secret = key.endswith(("_key", "_pass"))
+            raise UsageError(
+                "setting_value",
+                f"{key}: {error}",
+                found=None if secret else values[key][:80],
+            ) from None
+    return found
+
+
+def _text(low: int, high: int) -> _Check:
+    def check(value: str) -> bytes:
+        data = value.encode()
+        if not low <= len(data) <= high:
+            raise ValueError(f"{low} to {high} bytes")
+        return data
+
+    return check
+
+
+def _bytes(size: int) -> _Check:
+    def check(value: str) -> bytes:
+        if not is_hex(value.lower(), 2 * size):
+            raise ValueError(f"{2 * size} hexadecimal digits")
+        return bytes.fromhex(value)
+
+    return check
+
+
+def _number(low: int, high: int) -> _Check:
+    def check(value: str) -> int:
+        number = int(value, 0)
+        if not low <= number <= high:
+            raise ValueError(f"a number from {low} to {high}")
+        return number
+
+    return check
+
+
+def _password(value: str) -> bytes:
+    if value and not 8 <= len(value.encode()) <= 63 and not is_hex(value.lower(), 64):
+        raise ValueError("empty for an open network, 8 to 63 bytes, or 64 hexadecimal digits")
+    return value.encode()
+
+
+def _url(value: str) -> bytes:
+    parts = urlsplit(value)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.username
+        or parts.port == 0  # out of range raises ValueError by itself
+        or len(value) > TEXT_MAX
+        or not value.isascii()
+    ):
+        raise ValueError("http://host:port or https://host:port")
+    return value.rstrip("/").encode()
+
+
+def _identifier(value: str) -> bytes:
+    if not auth.valid_id(value):
+        raise ValueError(f"1 to {auth.MAX_ID} of A-Z a-z 0-9 . _ -")
+    return value.encode()
+
+
+def _channel(value: str) -> bytes:
+    if value not in ("stable", "beta"):
+        raise ValueError("stable or beta")
+    return value.encode()
+
+
+def _window(value: str) -> bytes:
+    start, dash, end = value.partition("-")
+    if not dash or start == end or not all(map(_is_time, (start, end))):
+        raise ValueError("HH:MM-HH:MM, e.g. 03:00-05:00")
+    return value.encode()
+
+
+def _is_time(text: str) -> bool:
+    hour, _, minute = text.partition(":")
+    return (
+        len(text) == 5
+        and (hour + minute).isdigit()
+        and text.isascii()
+        and int(hour) < 24
+        and int(minute) < 60
+    )
+
+
+def _version(value: str) -> bytes:
+    try:
+        check_version(value)
+    except AppError as error:
+        raise ValueError(error.message) from None
+    return value.encode()
+
+
+def _record(value: str) -> bytes:
+    if not isinstance(json.loads(value), dict) or len(value.encode()) > RECORD_MAX:
+        raise ValueError(f"a JSON object of at most {RECORD_MAX} bytes")
+    return value.encode()
+
+
+def _free(value: str) -> int | bytes:
+    kind, colon, rest = value.partition(":")
+    if colon and kind == "hex":
+        return bytes.fromhex(rest)
+    if colon and kind == "i32":
+        return _number(-(1 << 31), (1 << 31) - 1)(rest)
+    return value.encode()
+
+
+_KNOWN: dict[str, _Check] = {
+    "wifi_ssid": _text(1, 32),
+    "wifi_pass": _password,
+    "wifi2_ssid": _text(1, 32),
+    "wifi2_pass": _password,
+    "orch_url": _url,
+    "beacon_key": _bytes(32),
+    "fleet_key": _bytes(16),
+    "beacon_id": _identifier,
+    "site": _text(1, 64),
+    "window": _window,
+    "utc_off": _number(-12 * 60, 14 * 60),
+    "channel": _channel,
+    "floor": _version,
+    "policy": _record,
+    "ibeacon": _bytes(20),
+    "ble": _number(0, 2),
+    "crashes": _number(0, (1 << 31) - 1),
+    "bad_slot": _number(0, 0xFFFF),
+    "jrn_ack": _number(0, (1 << 31) - 1),
+}
