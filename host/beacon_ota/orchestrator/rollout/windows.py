@@ -193,10 +193,11 @@ class Places:
         window = self._default
         hours = zone = None
         building = path.partition("/")[0]
+        declared = False
         for depth, part in enumerate(ancestors(path), 1):
             site = self._known.get(part) or Site(part)
-            if site.kind == "building" or (site.kind is None and depth == 2):
-                building = part
+            if site.kind == "building" or (site.kind is None and depth == 2 and not declared):
+                building, declared = part, site.kind is not None
             hours = hours if site.window is None else site.window
             zone = zone if site.zone is None else site.zone
         if zone is not None:
