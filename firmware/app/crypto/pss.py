@@ -17,26 +17,26 @@ _ZEROS = const(318)  # _DB - 1 - _SALT
 # True when `signature` (bytes) was made over the 32-byte `digest` by the holder of modulus `n`
 # (384 bytes or an integer). Anything malformed is False: a refusal needs no reason from here.
 def verify(n, digest, signature):
-    good = False
-    for verdict in steps(n, digest, signature):
-        good = verdict
-    return good
+    return list(steps(n, digest, signature))[-1]
 
 
-# The same as a generator: it yields False after each squaring, about a seventeenth of the whole,
-# so that an event loop can run in between, and last the verdict.
+# The same in steps of about 13 ms on the C3, for a caller that has other work to do in between:
+# the last value yielded is the answer. The sixteen squarings and one product of s^65537 are what
+# pow() does inside, at once.
 def steps(n, digest, signature):
+    yield False
     if not isinstance(n, int):
         n = int.from_bytes(n, "big")
     if len(signature) != _SIZE or len(digest) != _HASH or n >> 3071 != 1 or not n & 1:
         return
-    s = x = int.from_bytes(signature, "big")
+    s = int.from_bytes(signature, "big")
     if s >= n:
         return
-    for _ in range(16):  # 65537 = 2^16 + 1
-        x = pow(x, 2, n)
+    power = s
+    for _ in range(16):
+        power = power * power % n
         yield False
-    yield _matches((x * s % n).to_bytes(_SIZE, "big"), digest)
+    yield _matches((power * s % n).to_bytes(_SIZE, "big"), digest)
 
 
 # EMSA-PSS-VERIFY with emBits = 3071: the leading bit is zero, the trailer is BC, and the data
@@ -59,9 +59,9 @@ def _matches(encoded, digest):
 
 # MGF1 with SHA-256 (RFC 8017 B.2.1).
 def _mgf1(seed, length):
-    out = b""
-    for i in range((length + _HASH - 1) // _HASH):
+    out = bytearray((length + _HASH - 1) // _HASH * _HASH)
+    for i in range(len(out) // _HASH):
         block = sha256(seed)
         block.update(i.to_bytes(4, "big"))
-        out += block.digest()
+        out[i * _HASH : (i + 1) * _HASH] = block.digest()
     return out[:length]
