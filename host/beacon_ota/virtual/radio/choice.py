@@ -44,7 +44,7 @@ def radio(choice: str | None = None) -> Radio:
         path = text.removeprefix(ROOM)
         if not path:
             raise UsageError("radio_choice", "room: needs the path of a socket.", found=text)
-        from beacon_ota.virtual.radio.backend import RoomClient, RoomScanner
+        from beacon_ota.virtual.radio.client import RoomClient, RoomScanner
 
         return Radio(
             text,

@@ -1,14 +1,14 @@
-"""A room: radios that can hear each other, in a thread of its own.
+"""A room: radios that can hear each other.
 
-The room's methods may be called from any thread. Its socket lets other processes in: each
-connection speaks HCI and is a radio of its own (:mod:`.transport`).
+It lives in the event loop that the virtual beacons of a process share; its methods may be called
+from any other thread. Its socket lets other processes in: each connection speaks HCI and is a radio
+of its own (:mod:`.transport`).
 """
 
 import asyncio
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,10 @@ from bumble import hci
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.virtual.radio.air import TIMEOUT, Air, Conditions, Place, links_of
 from beacon_ota.virtual.radio.capture import Capture
+from beacon_ota.virtual.radio.choice import ROOM
 from beacon_ota.virtual.radio.controller import RoomController
 from beacon_ota.virtual.radio.transport import Port, RadioHost, attach
+from beacon_ota.virtual.reactor import Reactor
 
 MAX_RADIOS = 512
 CALL_TIMEOUT_S = 30.0
@@ -45,16 +47,14 @@ class Room:
         self._seed = seed
         self._places: dict[hci.Address, Place] = {}
         self._centrals = 0
-        self._ready = threading.Event()
-        self._failure: OSError | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="radio", daemon=True)
         self._air: Air | None = None
+        self._server: asyncio.Server | None = None
+        self.reactor = Reactor.shared()
 
     @property
     def spec(self) -> str:
         """What ``--radio`` and ``BEACON_OTA_RADIO`` take to join this room."""
-        return f"room:{self.path}"
+        return f"{ROOM}{self.path}"
 
     # Life
 
@@ -62,21 +62,16 @@ class Room:
         """Begin.
 
         Raises:
-            ReachError: ``radio_socket`` when the socket cannot be made.
+            ReachError: ``radio_taken`` when a room listens there; ``radio_socket`` when the
+                socket cannot be made.
         """
-        self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            raise ReachError(
-                "radio_socket", f"No socket at {self.path}.", found=str(self._failure)
-            ) from self._failure
+        self.reactor.run(self._open())
         return self
 
     def close(self) -> None:
         """End: every radio goes silent."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+        if self._server is not None:
+            self.reactor.call(self._shut)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -86,52 +81,41 @@ class Room:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            server = self._loop.run_until_complete(self._open())
-        except OSError as error:
-            self._failure = error
-            self._loop.close()
-            return
-        finally:
-            self._ready.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(self._shut(server))
-        self._loop.close()
-
-    async def _open(self) -> asyncio.Server:
+    async def _open(self) -> None:
         self._air = Air(seed=self._seed)
-        if self.path.is_socket() and not await _answers(self.path):
-            self.path.unlink()  # left behind by a process that was killed
-        return await self._loop.create_unix_server(
-            lambda: Port(self._enter_central, self.leave), str(self.path)
-        )
+        loop = asyncio.get_running_loop()
+        if await _answers(self.path):
+            raise ReachError("radio_taken", f"Another virtual radio runs at {self.path}.")
+        try:
+            # replaces a socket that was left behind by a process that was killed
+            self._server = await loop.create_unix_server(
+                lambda: Port(self._enter_central, self.leave), str(self.path)
+            )
+        except OSError as error:
+            raise ReachError(
+                "radio_socket", f"No radio socket at {self.path}.", found=str(error)
+            ) from error
 
-    async def _shut(self, server: asyncio.Server) -> None:
+    def _shut(self) -> None:
+        server, self._server = self._server, None
+        assert server is not None
         server.close()
         for controller in tuple(self.air.controllers):
+            assert isinstance(controller, RoomController)
             if isinstance(controller.host, Port):
                 controller.host.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.wait(others, timeout=1) if others else await asyncio.sleep(0)
+            self.leave(controller)
         self.path.unlink(missing_ok=True)
 
     # Calls from other threads
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float = CALL_TIMEOUT_S) -> T:
         """Run a coroutine in the room's thread and return its result."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+        return self.reactor.run(coroutine, timeout)
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function in the room's thread and return its result."""
-
-        async def body() -> T:
-            return function(*args)
-
-        return self.run(body())
+        return self.reactor.call(function, *args)
 
     # In the room's thread
 

@@ -1,0 +1,424 @@
+"""Connections under bad conditions, several at once, and ends at any moment."""
+
+import asyncio
+import random
+import socket
+import time
+from typing import Any
+
+import pytest
+from bleak import BleakClient, BleakScanner
+from bleak.exc import BleakBluetoothNotAvailableError, BleakDeviceNotFoundError, BleakError
+
+from beacon_ota.errors import ReachError
+from beacon_ota.virtual.radio.choice import radio
+from beacon_ota.virtual.radio.peripheral import Peripheral
+from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.transport import Remote
+from tests.virtual.radio.beacons import NAME, PROVISIONABLE, SERVICE, Beacon, until, wait_until
+
+CONNECT, DISCONNECT, WRITE = 1, 2, 3
+FF01 = "0000ff01-0000-1000-8000-00805f9b34fb"
+FF02 = "0000ff02-0000-1000-8000-00805f9b34fb"
+
+
+def client(room: Room, beacon: Beacon, **arguments: Any) -> BleakClient:
+    return BleakClient(beacon.address, **radio(room.spec).client, **arguments)
+
+
+def test_a_found_device_brings_its_room_along(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+
+    async def body() -> None:
+        device = await BleakScanner.find_device_by_name("BLUFI_A1B2C3", **radio(room.spec).scanner)
+        assert device is not None and device.address == beacon.address
+        async with BleakClient(device, backend=radio(room.spec).client["backend"]) as connected:
+            assert connected.is_connected and connected.name == "BLUFI_A1B2C3"
+
+    asyncio.run(body())
+
+
+def test_a_random_address_is_found_too(room: Room) -> None:
+    beacon = Beacon(room).start()
+    beacon.do("set_config", "addr_mode", 1)
+    kind, mac = beacon.do("config", "mac")
+    assert kind == 1 and mac[0] >= 0xC0 and mac != beacon.mac
+    beacon.advertise()
+
+    async def body() -> None:
+        address = ":".join(f"{byte:02X}" for byte in mac)
+        async with BleakClient(address, **radio(room.spec).client) as connected:
+            await connected.write_gatt_char(FF01, b"x", response=True)
+
+    asyncio.run(body())
+    assert len(beacon.seen(WRITE)) == 1
+
+
+def test_nobody_there(room: Room) -> None:
+    beacon = Beacon(room).start()  # silent
+
+    async def body() -> None:
+        with pytest.raises(BleakDeviceNotFoundError):
+            await client(room, beacon, timeout=0.3).connect()
+        beacon.advertise(connectable=False)
+        with pytest.raises(TimeoutError):
+            await client(room, beacon, timeout=0.3).connect()
+        # the cancelled attempt leaves the adapter fit for the next
+        beacon.advertise()
+        async with client(room, beacon, timeout=5) as connected:
+            assert connected.is_connected
+
+    asyncio.run(body())
+
+
+def test_no_room(tmp_path: Any) -> None:
+    async def body() -> None:
+        with pytest.raises(BleakBluetoothNotAvailableError):
+            await BleakScanner.discover(0.1, **radio(f"room:{tmp_path}/none").scanner)
+
+    asyncio.run(body())
+
+
+def test_two_beacons_one_central(room: Room) -> None:
+    beacons = [Beacon(room, n).start().advertise() for n in (1, 2)]
+    for beacon in beacons:
+        beacon.on_irq = lambda event, data, b=beacon: (
+            b.peripheral.notify(0, b.handles[0][1], b.mac) if event == WRITE else None
+        )
+
+    async def one(beacon: Beacon) -> list[bytes]:
+        got: list[bytes] = []
+        async with client(room, beacon) as connected:
+            await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
+            for _ in range(5):
+                await connected.write_gatt_char(FF01, b"?", response=True)
+            await until(lambda: len(got) == 5)
+        return got
+
+    async def body() -> list[list[bytes]]:
+        return await asyncio.gather(*map(one, beacons))
+
+    assert asyncio.run(body()) == [[beacon.mac] * 5 for beacon in beacons]
+
+
+def test_ten_at_once(room: Room) -> None:
+    beacons = [Beacon(room, n).start().advertise() for n in range(10)]
+
+    async def one(beacon: Beacon) -> None:
+        async with client(room, beacon) as connected:
+            for n in range(20):
+                await connected.write_gatt_char(FF01, bytes([n]), response=True)
+
+    async def body() -> None:
+        await asyncio.gather(*map(one, beacons))
+
+    asyncio.run(body())
+    assert all(len(beacon.seen(WRITE)) == 20 for beacon in beacons)
+
+
+def test_four_connections_are_the_limit(room: Room) -> None:
+    beacon = Beacon(room).start()
+
+    async def body() -> None:
+        clients = []
+        for number in range(4):
+            await asyncio.to_thread(beacon.advertise)
+            # one adapter holds one connection to a device, so each central is a loop of its own
+            clients.append(await asyncio.to_thread(_central, room, beacon))
+            await until(lambda n=number: len(beacon.seen(CONNECT)) == n + 1)
+        with pytest.raises(OSError) as caught:
+            await asyncio.to_thread(beacon.advertise)
+        assert caught.value.args[0] == 12  # ENOMEM
+        await asyncio.to_thread(beacon.advertise, connectable=False)
+        assert [data[0] for data in beacon.seen(CONNECT)] == [0, 1, 2, 3]
+        await asyncio.to_thread(beacon.do, "disconnect", 2)
+        await until(lambda: [data[0] for data in beacon.seen(DISCONNECT)] == [2])
+        await asyncio.to_thread(beacon.advertise)
+        for close in clients:
+            await asyncio.to_thread(close)
+
+    asyncio.run(body())
+    wait_until(lambda: len(beacon.seen(DISCONNECT)) == 4)
+
+
+def _central(room: Room, beacon: Beacon) -> Any:
+    """A connected central in an event loop of its own; a function that ends it."""
+    loop = asyncio.new_event_loop()
+    connected = client(room, beacon)
+    loop.run_until_complete(connected.connect())
+
+    def close() -> None:
+        loop.run_until_complete(connected.disconnect())
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+
+    return close
+
+
+# The way there
+
+
+def test_latency_delays_and_keeps_order(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+
+    async def body() -> None:
+        async with client(room, beacon) as connected:
+            room.conditions(latency=0.05)
+            start = time.monotonic()
+            for n in range(3):
+                await connected.write_gatt_char(FF01, bytes([n]), response=True)
+            assert 0.3 <= time.monotonic() - start < 1.5
+            got: list[bytes] = []
+            await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
+            for n in range(20):
+                beacon.do("notify", 0, beacon.handles[0][1], bytes([n]))
+            await until(lambda: len(got) == 20)
+            assert got == [bytes([n]) for n in range(20)]
+            room.conditions(latency=0.0)
+
+    asyncio.run(body())
+
+
+def test_loss_is_only_delay(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+
+    async def body() -> None:
+        async with client(room, beacon) as connected:
+            room.conditions(loss=0.3)
+            for n in range(30):
+                await connected.write_gatt_char(FF01, bytes([n]), response=True)
+            room.conditions(loss=0.0)
+
+    asyncio.run(body())
+    assert len(beacon.seen(WRITE)) == 30
+
+
+def test_a_paced_link_takes_its_intervals(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+
+    async def body() -> None:
+        async with client(room, beacon) as connected:
+            room.conditions(paced=True)
+            start = time.monotonic()
+            for _ in range(10):
+                await connected.write_gatt_char(FF01, b"x", response=True)
+            # request and response at connection events 15 ms apart
+            assert 0.14 <= time.monotonic() - start < 1.0
+
+    asyncio.run(body())
+
+
+# Ends
+
+
+def ended(room: Room, beacon: Beacon, how: Any, timeout: float = 5.0) -> float:
+    """Seconds until a connected client learns of what ``how()`` does."""
+
+    async def body() -> float:
+        gone = asyncio.Event()
+        connected = client(room, beacon, disconnected_callback=lambda c: gone.set())
+        await connected.connect()
+        start = time.monotonic()
+        await asyncio.to_thread(how)
+        await asyncio.wait_for(gone.wait(), timeout)
+        assert not connected.is_connected
+        return time.monotonic() - start
+
+    return asyncio.run(body())
+
+
+def test_a_break_is_known_to_both_at_once(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    assert ended(room, beacon, lambda: room.disconnect(beacon.address)) < 0.5
+    wait_until(lambda: beacon.seen(DISCONNECT))
+
+
+def test_a_power_cut_is_silence(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    assert 1.8 < ended(room, beacon, lambda: beacon.do("vanish")) < 4  # supervision timeout
+    assert beacon.seen(DISCONNECT) == []
+
+
+def test_walking_away_ends_in_a_timeout_for_both(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    assert 1.8 < ended(room, beacon, lambda: room.place(beacon.address, 900.0)) < 4
+    wait_until(lambda: beacon.seen(DISCONNECT))
+
+
+def test_coming_back_in_time_saves_the_link(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+
+    async def body() -> None:
+        async with client(room, beacon) as connected:
+            room.place(beacon.address, 900.0)
+            writing = asyncio.ensure_future(connected.write_gatt_char(FF01, b"late", response=True))
+            await asyncio.sleep(0.3)
+            assert not writing.done()
+            room.place(beacon.address, 1.0)
+            await asyncio.wait_for(writing, 2)
+
+    asyncio.run(body())
+    assert len(beacon.seen(WRITE)) == 1
+
+
+def test_a_central_that_dies_is_noticed(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+
+    async def body() -> None:
+        connected = client(room, beacon)
+        await connected.connect()
+        adapter = connected._backend._adapter  # type: ignore[attr-defined]
+        adapter._line._transport.abort()  # as when the process is killed
+        with pytest.raises(BleakError):
+            await connected.read_gatt_char(FF02)
+
+    asyncio.run(body())
+    wait_until(lambda: beacon.seen(DISCONNECT))
+
+
+def test_the_room_closes_under_a_client() -> None:
+    with Room() as room:
+        beacon = Beacon(room).start().advertise()
+        assert ended(room, beacon, room.close) < 1
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 13, 21, 34])
+def test_the_end_at_any_moment(room: Room, after: int) -> None:
+    """Cut after so many packets, wherever in a conversation that is: both sides stay usable."""
+    beacon = Beacon(room).start().advertise()
+    beacon.on_irq = lambda event, data: (
+        beacon.peripheral.notify(0, beacon.handles[0][1], b"!") if event == WRITE else None
+    )
+
+    async def talk() -> int:
+        done = 0
+        async with client(room, beacon) as connected:
+            room.disconnect(beacon.address, after=after)
+            await connected.start_notify(FF02, lambda c, data: None)
+            for _ in range(30):
+                await connected.write_gatt_char(FF01, b"x", response=True)
+                done += 1
+        return done
+
+    async def body() -> None:
+        with pytest.raises(BleakError):
+            await asyncio.wait_for(talk(), 5)
+        await until(lambda: beacon.seen(DISCONNECT))
+        beacon.advertise()
+        async with client(room, beacon) as connected:
+            await connected.write_gatt_char(FF01, b"again", response=True)
+
+    asyncio.run(body())
+    assert beacon.do("read", beacon.handles[0][0]) == b"again"
+
+
+# Bad neighbours
+
+
+def test_garbage_on_the_socket_disturbs_nobody(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    chance = random.Random(7)
+
+    async def body() -> None:
+        async with client(room, beacon) as connected:
+            for _ in range(40):
+                with socket.socket(socket.AF_UNIX) as stranger:
+                    stranger.connect(str(room.path))
+                    for _ in range(5):
+                        kind = chance.choice([1, 1, 2, 4, chance.randrange(256)])
+                        size = chance.randrange(60)
+                        body = bytes(
+                            [kind, chance.randrange(256), chance.choice([0x0C, 0x20, 0xFC])]
+                        )
+                        stranger.send(body + bytes([size]) + chance.randbytes(size))
+            await connected.write_gatt_char(FF01, b"still here", response=True)
+
+    asyncio.run(body())
+    wait_until(lambda: len(room.radios()) == 1)
+
+
+def test_a_host_that_ignores_its_credits_loses_its_link(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    room.conditions(latency=1.0)
+
+    async def body() -> None:
+        connected = client(room, beacon, mtu=23)
+        connected._backend._discover = _nothing  # type: ignore[attr-defined]
+        await connected.connect()
+        adapter = connected._backend._adapter  # type: ignore[attr-defined]
+        for _ in range(1000):
+            adapter._line.on_packet(bytes.fromhex("020020090005000400521000" + "6162"))
+        await until(lambda: beacon.seen(DISCONNECT), 0.5)
+
+    asyncio.run(body())
+
+
+async def _nothing(connection: Any) -> Any:
+    from bleak.backends.service import BleakGATTServiceCollection
+
+    return BleakGATTServiceCollection()
+
+
+def test_malformed_requests_are_answered(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+    capture = room.capture()
+    chance = random.Random(3)
+
+    async def body() -> None:
+        async with client(room, beacon) as connected:
+            connection = connected._backend._connection  # type: ignore[attr-defined]
+            for request in (b"\x0a", b"\x12\x10", b"\x16\x10\x00\x00", b"\x08\x01", b"\x02\x17"):
+                connection.send_l2cap_pdu(4, request)
+                expected = b"\x01" + request[:1] + b"\x00\x00\x04"  # invalid PDU
+                await until(lambda e=expected: e in [frame.att for frame in capture])
+            for _ in range(200):
+                connection.send_l2cap_pdu(4, chance.randbytes(chance.randrange(12)))
+            connection.send_l2cap_pdu(4, b"")
+            connection.send_l2cap_pdu(77, b"nobody")
+        await until(lambda: beacon.seen(DISCONNECT))
+        beacon.advertise()
+        async with client(room, beacon) as connected:
+            assert await connected.read_gatt_char("2a00") == b"MPY ESP32"
+
+    asyncio.run(body())
+
+
+def test_a_beacon_of_another_process_may_join(room: Room) -> None:
+    """The same peripheral over the socket, here in another event loop."""
+    events: list[int] = []
+
+    async def handler(event: int, data: tuple[Any, ...]) -> None:
+        events.append(event)
+
+    async def body() -> None:
+        mac = bytes.fromhex("d4f98d0000ee")
+        peripheral = Peripheral(Remote(str(room.path)), mac, handler)
+        await peripheral.set_active(True)
+        peripheral.register([SERVICE])
+        await peripheral.advertise(20_000, PROVISIONABLE, NAME, True)
+        room.place("D4:F9:8D:00:00:EE", 10.0)
+        found = await BleakScanner.discover(0.2, return_adv=True, **radio(room.spec).scanner)
+        assert found["D4:F9:8D:00:00:EE"][1].rssi == -81
+        async with BleakClient("D4:F9:8D:00:00:EE", **radio(room.spec).client) as connected:
+            await connected.write_gatt_char(FF01, b"x", response=True)
+        await until(lambda: DISCONNECT in events)
+        await peripheral.vanish()
+
+    asyncio.run(body())
+    assert events == [CONNECT, 21, WRITE, DISCONNECT]
+    wait_until(lambda: room.radios() == [])
+
+
+def test_a_path_of_another_room_is_taken(room: Room) -> None:
+    with pytest.raises(ReachError) as caught:
+        Room(room.path).start()
+    assert caught.value.code == "radio_taken"
+
+
+def test_a_socket_left_behind_is_not_in_the_way(tmp_path: Any) -> None:
+    path = tmp_path / "room"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    with Room(path) as room:
+        Beacon(room).start().advertise()
+    assert not path.exists()
