@@ -1,4 +1,4 @@
-import json
+from binascii import b2a_base64
 
 from beacon_ota.wire import manifest
 
@@ -120,10 +120,6 @@ def test_longest_payload_fits():
     )
     payload = manifest.encode(fields)
     assert len(payload) <= manifest.MAX_PAYLOAD
-    full = [(f"{i:016x}", bytes(manifest.MAX_SIGNATURE)) for i in range(manifest.MAX_SIGNATURES)]
-    text = manifest.pack(bytes(manifest.MAX_PAYLOAD), full)
-    assert len(text) <= manifest.MAX_ENVELOPE
-    assert manifest.unpack(text) == (bytes(manifest.MAX_PAYLOAD), full)
 
 
 def test_only_the_canonical_payload_is_read():
@@ -168,8 +164,6 @@ def test_only_the_canonical_payload_is_read():
 def test_length_is_judged_before_anything_else():
     big = "A" * 20_000
     assert refused(manifest.decode, b'{"a":"' + big.encode()) == "signature"
-    assert refused(manifest.unpack, '{"payload":"' + big) == "signature"
-    assert refused(manifest.unpack, b'{"payload":"' + big.encode()) == "signature"
     assert refused(manifest.unpack, envelope(payload=big)) == "signature"
 
 
@@ -188,20 +182,29 @@ def test_pae_is_that_of_dsse():
 # -- envelope
 
 
+def base64(data):
+    return b2a_base64(data)[:-1].decode()
+
+
+def pack(payload, signatures):
+    entries = [{"keyid": keyid, "sig": base64(signature)} for keyid, signature in signatures]
+    return {"payload": base64(payload), "payloadType": manifest.TYPE, "signatures": entries}
+
+
 def envelope(**changes):
-    value = json.loads(manifest.pack(CANONICAL, [(KEYID, SIGNATURE)]))
+    value = pack(CANONICAL, [(KEYID, SIGNATURE)])
     for name in changes:
         value[name] = changes[name]
     return value
 
 
-def test_envelope_as_text_and_as_object():
+def test_envelopes():
     two = [(KEYID, SIGNATURE), ("f" * 16, b"\1")]
     for signatures in (two, two[:1], two[1:]):
-        text = manifest.pack(CANONICAL, signatures)
-        assert manifest.unpack(text) == (CANONICAL, signatures)
-        assert manifest.unpack(text.encode()) == (CANONICAL, signatures)
-        assert manifest.unpack(json.loads(text)) == (CANONICAL, signatures)
+        assert manifest.unpack(pack(CANONICAL, signatures)) == (CANONICAL, signatures)
+    full = [(f"{i:016x}", bytes(manifest.MAX_SIGNATURE)) for i in range(manifest.MAX_SIGNATURES)]
+    payload = bytes(manifest.MAX_PAYLOAD)
+    assert manifest.unpack(pack(payload, full)) == (payload, full)
 
 
 def test_envelope_refusals():
@@ -213,12 +216,9 @@ def test_envelope_refusals():
         1,
         [],
         "",
-        "null",
         "{}",
-        "[]",
-        "[" * 5000,
-        "{" * 5000,
-        '{"a":' * 1000,
+        b"{}",
+        [good],
         {},
         envelope(payloadType="application/vnd.in-toto+json"),
         envelope(payloadType=None),
@@ -259,30 +259,6 @@ def test_envelope_refusals():
         envelope(signatures=[but(entry, keyid=f"{i:016x}") for i in range(9)]),
     ):
         assert refused(manifest.unpack, value) == "signature", value
-
-
-def test_text_has_one_form():
-    text = manifest.pack(CANONICAL, [(KEYID, SIGNATURE)])
-    for other in (
-        text + "\n",
-        " " + text,
-        text + "\0",
-        text + "\0x",
-        text.replace(":", ": ", 1),
-        text.replace(",", ", ", 1),
-        text.replace(",", " ", 1),
-        text.replace('"}]', '",}]'),
-        text.replace('{"payload"', '{"payload":"AAAA","payload"'),
-        text.replace('{"keyid"', f'{{"keyid":"{KEYID}","keyid"'),
-        text.replace("payloadType", "payloadtype"),
-        text.replace('"sig"', '"sig":"","sig"'),
-        text.replace("=", "\\u003d"),
-        text[:-1],
-    ):
-        assert other != text
-        assert refused(manifest.unpack, other) == "signature", other
-        assert refused(manifest.unpack, other.encode()) == "signature", other
-    assert refused(manifest.unpack, b"\xff" + text.encode()) == "signature"
 
 
 def test_empty_payload_and_signature_are_envelopes_still():

@@ -13,6 +13,7 @@ from crypto import pss
 from micropython import const
 from wire import manifest
 from wire.manifest import Refused
+from wire.shapes import is_hex
 
 KEYS = "/app/keys.json"
 _MAX_KEYS = const(8192)  # bytes of the file: eight keys and room to spare
@@ -51,7 +52,8 @@ def _load(path):
             raise ValueError
         with open(path) as f:
             trusted = json.load(f)
-        if not 0 < trusted["threshold"] <= len(trusted["keys"]):
+        keys = trusted["keys"]
+        if not isinstance(keys, dict) or not 0 < trusted["threshold"] <= len(keys):
             raise ValueError
     except (ValueError, KeyError, TypeError, OSError):
         raise Refused("signature", "keys.json unreadable")
@@ -65,7 +67,7 @@ async def _judge(payload, signatures, trusted):
     missing = trusted["threshold"]
     for keyid, signature in signatures:
         n = trusted["keys"].get(keyid)
-        if n and await _verify(unhexlify(n), digest, signature):
+        if is_hex(n, 768) and await _verify(unhexlify(n), digest, signature):
             missing -= 1
             if not missing:
                 return

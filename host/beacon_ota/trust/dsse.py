@@ -1,10 +1,13 @@
 """DSSE envelopes: who signs, and whose signatures under one are good.
 
-What an envelope looks like and what exactly is signed are the shared rules of
-:mod:`beacon_ota.wire.manifest`; the arithmetic is ``cryptography``'s. Interoperates with
+What may be in an envelope and what exactly is signed are the shared rules of
+:mod:`beacon_ota.wire.manifest`; its one form as text is here, because a beacon meets envelopes only
+inside offers; the arithmetic is ``cryptography``'s. Interoperates with
 ``openssl dgst -sha256 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:32`` over the PAE.
 """
 
+import json
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -14,6 +17,9 @@ from beacon_ota.wire import manifest as wire
 
 Envelope = str | bytes | Mapping[str, object]
 """The text of a file or form field, or the object that an offer holds."""
+
+MAX_TEXT = 7680
+"""Characters of an envelope: payload and signatures of full size in base64, and the frame."""
 
 Signatures = Sequence[tuple[str, bytes]]
 """Pairs of keyid and signature, in the envelope's order."""
@@ -40,7 +46,7 @@ def sign(payload: bytes, signers: Iterable[Signer]) -> str:
         InputError: ``signer_wrong``, what a signer returned is not its key's signature.
         UsageError: ``signatures_count``, none, or more than an envelope may carry.
     """
-    return _pack(payload, {}, signers)
+    return _sign(payload, {}, signers)
 
 
 def extend(envelope: Envelope, signers: Iterable[Signer]) -> str:
@@ -50,8 +56,37 @@ def extend(envelope: Envelope, signers: Iterable[Signer]) -> str:
         beacon_ota.wire.manifest.Refused: it is no envelope.
         InputError, UsageError: as :func:`sign`.
     """
-    payload, signatures = wire.unpack(envelope)
-    return _pack(payload, dict(signatures), signers)
+    payload, signatures = unpack(envelope)
+    return _sign(payload, dict(signatures), signers)
+
+
+def pack(payload: bytes, signatures: Signatures) -> str:
+    """Return the text of an envelope: compact JSON, names sorted, ASCII."""
+    entries = [{"keyid": keyid, "sig": _base64(signature)} for keyid, signature in signatures]
+    value = {"payload": _base64(payload), "payloadType": wire.TYPE, "signatures": entries}
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def unpack(envelope: Envelope) -> tuple[bytes, Signatures]:
+    """Return the payload and the signatures of an envelope, none of them believed yet.
+
+    Text has to be exactly what :func:`pack` writes: there is one way to read it.
+
+    Raises:
+        beacon_ota.wire.manifest.Refused: ``signature``, it is no envelope of a release.
+    """
+    if not isinstance(envelope, str | bytes):
+        return wire.unpack(envelope)
+    if len(envelope) > MAX_TEXT:
+        raise wire.Refused("signature", "envelope: too long")
+    try:
+        text = envelope if isinstance(envelope, str) else envelope.decode("ascii")
+        found = wire.unpack(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise wire.Refused("signature", "envelope: not JSON") from error
+    if pack(*found) != text:
+        raise wire.Refused("signature", "envelope: not canonical")
+    return found
 
 
 def good(payload: bytes, signatures: Signatures, trusted: KeySet) -> list[str]:
@@ -65,7 +100,7 @@ def good(payload: bytes, signatures: Signatures, trusted: KeySet) -> list[str]:
     return list(found)
 
 
-def _pack(payload: bytes, found: dict[str, bytes], signers: Iterable[Signer]) -> str:
+def _sign(payload: bytes, found: dict[str, bytes], signers: Iterable[Signer]) -> str:
     data = wire.pae(payload)
     for signer in signers:
         signature = signer.sign(data)
@@ -84,4 +119,8 @@ def _pack(payload: bytes, found: dict[str, bytes], signers: Iterable[Signer]) ->
             found=len(found),
             expected=f"1–{wire.MAX_SIGNATURES}",
         )
-    return wire.pack(payload, list(found.items()))
+    return pack(payload, list(found.items()))
+
+
+def _base64(data: bytes) -> str:
+    return b64encode(data).decode()

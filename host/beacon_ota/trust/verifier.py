@@ -77,7 +77,7 @@ class Verifier:
         Raises:
             Refused: ``signature``, with the reason as its detail.
         """
-        payload, signatures = wire.unpack(envelope)
+        payload, signatures = dsse.unpack(envelope)
         if self.trusted is None:
             raise Refused("signature", "no keys are trusted")
         missing = self.trusted.threshold - len(dsse.good(payload, signatures, self.trusted))
@@ -121,17 +121,19 @@ class Verifier:
         Raises:
             Refused: with the code that the beacon would report under ``verify``.
         """
-        envelope = offer.get("manifest")
         own = situation
+        envelope = offer.get("manifest")
         if envelope is None:
             if not own.insecure:
                 raise Refused("signature", "no manifest")
             manifest = Manifest.of(wire.unsigned(offer, own.device_type))
         else:
+            if not isinstance(envelope, dict):
+                raise Refused("signature", "envelope: not an object")
             if self.trusted is None and own.insecure:
-                manifest = Manifest.read(wire.unpack(envelope)[0])
+                manifest = Manifest.read(dsse.unpack(envelope)[0])
             else:
-                manifest = self.open(envelope)  # type: ignore[arg-type]
+                manifest = self.open(envelope)
             wire.agree(manifest.fields(), offer)
         wire.check(manifest.fields(), own.device_type, own.running, own.floor, own.now, own.room)
         return manifest
