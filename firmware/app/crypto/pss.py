@@ -22,7 +22,8 @@ def verify(n, digest, signature):
 
 # The same in steps of about 13 ms on the C3, for a caller that has other work to do in between:
 # the last value yielded is the answer. The sixteen squarings and one product of s^65537 are what
-# pow() does inside, at once.
+# pow() does inside, at once. A squaring is a pow() too: it frees what it works with, where
+# power * power % n would leave 19 KB more behind by the end.
 def steps(n, digest, signature):
     yield False
     if not isinstance(n, int):
@@ -34,7 +35,7 @@ def steps(n, digest, signature):
         return
     power = s
     for _ in range(16):
-        power = power * power % n
+        power = pow(power, 2, n)
         yield False
     yield _matches((power * s % n).to_bytes(_SIZE, "big"), digest)
 
