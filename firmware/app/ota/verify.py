@@ -51,7 +51,7 @@ def _load(path):
         if size > _MAX_KEYS:
             raise ValueError
         with open(path) as f:
-            trusted = json.load(f)
+            trusted = json.loads(f.read(size))
         keys = trusted["keys"]
         if not isinstance(keys, dict) or not 0 < trusted["threshold"] <= len(keys):
             raise ValueError
