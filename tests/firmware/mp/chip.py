@@ -5,6 +5,7 @@
 
 import json
 import os
+import socket
 import sys
 from binascii import crc32
 from hashlib import sha256
@@ -464,6 +465,19 @@ def journal(chip):
         if key.startswith("journal"):
             found.append(json.loads(value))
     return sorted(found, key=lambda e: e[0])
+
+
+# A bound socket on 127.0.0.1 and its port: the unix port cannot tell which one it was given.
+def listen(kind):
+    while True:
+        port = 20000 + int.from_bytes(os.urandom(2), "big") % 20000
+        sock = socket.socket(socket.AF_INET, kind)
+        sock.setblocking(False)
+        try:
+            sock.bind(socket.getaddrinfo("127.0.0.1", port)[0][-1])
+            return sock, port
+        except OSError:
+            sock.close()
 
 
 def listdir(path):

@@ -1,0 +1,87 @@
+# The beacon: wires the tasks together, and is the only place that knows all of them. The order is
+# the point: watchdog first, then Bluetooth, then WiFi, before the heap has grown into what their
+# drivers need; everything that can wait is imported after them.
+
+import asyncio
+import gc
+import json
+import time
+
+import machine
+from micropython import const
+
+_SETTLED = const(3000)  # ms that the services have to run before they count as running
+
+
+class Beacon:
+    def __init__(self):
+        from journal import Journal
+        from services.radio import Radio
+        from store import Store
+        from supervise import Supervisor
+
+        self.cause = machine.reset_cause()
+        self.store = Store()
+        self.journal = Journal(self.store)
+        self.supervisor = Supervisor(self.journal)
+        self._begun = time.ticks_ms()
+        self.radio = Radio(self.store, self.journal)
+        self.radio.start(self.cause)
+
+        from net.wifi import Wifi
+
+        self.wifi = Wifi(self.store, self.journal)
+        self._about()
+        self._services()
+
+        from net.api import Api
+        from ota.agent import Agent
+        from ota.slots import Slots
+
+        self.api = Api(self.store, self.wifi)
+        self.slots = Slots()
+        self.agent = Agent(self)
+        self.image = ""  # SHA-256 of the running release, once it is known
+        self._heap_min = 1 << 30
+
+    # What this release says of itself.
+    def _about(self):
+        with open("/app/app.json") as f:
+            about = json.load(f)
+        self.version = about["version"]
+        self.device_type = about["device_type"]
+        self.insecure = about.get("insecure") is True
+
+    def _services(self):
+        from services import positioning
+
+        self.radio.open(positioning.frame(self.store))
+
+    # Do the services run? Asked by the health check of a release on trial.
+    def fit(self):
+        settled = time.ticks_diff(time.ticks_ms(), self._begun) > _SETTLED
+        return settled and not self.supervisor.deaths
+
+    # The least that was free after a collection; every call looks again.
+    def heap(self):
+        gc.collect()
+        self._heap_min = min(self._heap_min, gc.mem_free())
+        return self._heap_min
+
+    # A confirmed release that runs for a while has not crashed: stage 0 counts from zero again.
+    async def _healthy(self):
+        await asyncio.sleep(self.store.policy("healthy_s"))
+        if not self.slots.on_trial() and self.store.number("crashes"):
+            self.store.put("crashes", None)
+
+    async def run(self):
+        start = self.supervisor.start
+        start("radio", self.radio.run)
+        start("wifi", self.wifi.run)
+        start("agent", self.agent.run)
+        asyncio.create_task(self._healthy())
+        await self.supervisor.run()
+
+
+def run():
+    asyncio.run(Beacon().run())

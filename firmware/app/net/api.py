@@ -1,0 +1,199 @@
+# Talking with the orchestrator: every request signed, every answer's signature checked before a
+# byte of it is believed (docs/contracts.md, section 2). The clock follows authenticated answers.
+
+import asyncio
+import json
+import os
+from binascii import hexlify
+from hashlib import sha256
+
+from crypto.hmac import equal, hmac_sha256
+from micropython import const
+from wire import auth
+
+from net import clock, dns, http
+from net.http import HttpError
+
+DEFAULT = "http://orchestrator.local:8080"
+_TOTAL = const(45000)  # ms for a call that is no download
+_STALL = const(15000)
+_ANSWER = const(10240)  # bytes; the longest is an offer (wire/offer.py)
+_BRACKETS = const(48)
+_STUBBORN = const(3)  # name failures before the port's own, blocking resolver is asked
+_CA = "/app/ca.der"
+
+
+def _hex(data):
+    return hexlify(data).decode()
+
+
+# "http[s]://host[:port]" as (tls, host, port); anything behind the host is not ours to use.
+def split(url):
+    scheme, sep, rest = url.partition("://")
+    if not sep or scheme not in ("http", "https"):
+        raise HttpError("connect", "bad orch_url")
+    host, colon, port = rest.partition("/")[0].partition(":")
+    try:
+        port = int(port) if colon else 443 if scheme == "https" else 80
+    except ValueError:
+        raise HttpError("connect", "bad orch_url")
+    return scheme == "https", host, port
+
+
+class Api:
+    def __init__(self, store, wifi):
+        self._store = store
+        self._wifi = wifi
+        self._address = None
+        self._unnamed = 0
+        self.nonce = ""  # of the last request: a new key is tied to it
+        self.reload()
+
+    # After provisioning, or under a new key.
+    def reload(self):
+        self.id = self._store.text("beacon_id")
+        self._key = self._store.blob("beacon_key")
+        self._url = self._store.text("orch_url", DEFAULT)
+        self._address = None
+
+    # Can this beacon sign at all?
+    def ready(self):
+        return auth.valid_id(self.id) and len(self._key) == 32
+
+    # (status, decoded JSON or None, seconds of Retry-After or None). Raises HttpError; every
+    # status that it returns is the orchestrator's own word.
+    async def call(self, method, target, doc=None):
+        body = b"" if doc is None else json.dumps(doc).encode()
+        for again in (True, False):
+            try:
+                status, answer, retry = await asyncio.wait_for_ms(
+                    self._exchange(method, target, body), _TOTAL
+                )
+            except asyncio.TimeoutError:
+                raise HttpError("timeout", "no answer in %d ms" % _TOTAL)
+            # The answer brought the right time; only once, or two clocks that disagree loop.
+            if again and status == 401 and answer and answer.get("code") == "clock_skew":
+                continue
+            break
+        return status, answer, retry
+
+    async def _exchange(self, method, target, body):
+        connection = await self._open(method, target, body, ())
+        try:
+            answer = await connection.read(_ANSWER)
+        finally:
+            connection.close()
+        self._check(connection, _hex(sha256(answer).digest()))
+        doc = None
+        if answer:
+            doc = _decode(answer)
+            now = doc.get("server_time")
+            if isinstance(now, int):
+                clock.set(now)
+        return connection.status, doc, _retry(connection)
+
+    # The open answer to a download whose bytes hash to `digest`, from byte `first` on. What comes
+    # back is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest.
+    async def download(self, target, digest, first, stall_ms):
+        headers = ()
+        if first:
+            headers = (("Range", "bytes=%d-" % first), ("If-Range", '"%s"' % digest))
+        connection = await self._open("GET", target, b"", headers, stall_ms)
+        try:
+            if connection.status in (200, 206):
+                self._check(connection, digest)
+                return connection
+            answer = await connection.read(_ANSWER)
+            self._check(connection, _hex(sha256(answer).digest()))
+            status = connection.status
+            raise HttpError("http", "status %d" % status, False, status, _retry(connection))
+        except BaseException:
+            connection.close()
+            raise
+
+    # `digest` as the orchestrator signed it, or nobody knows who this was.
+    def _check(self, connection, digest):
+        status = connection.status
+        given = connection.headers.get("x-beacon-mac", "")
+        text = auth.answer_text(self.nonce, status, digest)
+        if not equal(hexlify(hmac_sha256(self._key, text)), given.encode()):
+            # A server in trouble may not get as far as signing; anything else is a stranger, or
+            # a beacon that the orchestrator does not know.
+            raise HttpError("http", "status %d, not authentic" % status, status < 500)
+
+    async def _open(self, method, target, body, headers, stall_ms=_STALL):
+        tls, host, port = split(self._url)
+        if self._address is None:
+            await self._find(host, port)
+        self.nonce = _hex(os.urandom(8))
+        ts = clock.raw()
+        digest = _hex(sha256(body).digest())
+        text = auth.request_text(method, target, self.id, ts, self.nonce, digest)
+        mac = _hex(hmac_sha256(self._key, text))
+        headers = (("Authorization", auth.header(self.id, ts, self.nonce, mac)),) + headers
+        name = "%s:%d" % (host, port)
+        context = _tls() if tls else None
+        try:
+            return await http.request(
+                self._address, name, method, target, headers, body, context, stall_ms
+            )
+        except HttpError as error:
+            if error.code == "connect":
+                self._address = None  # it may have moved
+            raise
+
+    async def _find(self, host, port):
+        try:
+            try:
+                found = await dns.resolve(host, self._wifi.nameserver())
+            except dns.NameError:
+                if self._url != DEFAULT:
+                    raise
+                found, port = await dns.discover()
+                found = await dns.resolve(found, self._wifi.nameserver())
+            self._unnamed = 0
+            self._address = dns.address(found, port)
+        except OSError as error:
+            self._unnamed += 1
+            if self._unnamed % _STUBBORN:
+                raise HttpError("connect", str(error))
+            try:
+                self._address = dns.address(host, port)
+            except OSError as error:
+                raise HttpError("connect", str(error))
+
+
+# Seconds of the Retry-After header; nothing signs it, so whoever uses it puts bounds on it.
+def _retry(connection):
+    value = connection.headers.get("retry-after", "")
+    return int(value) if 0 < len(value) < 8 and not value.strip("0123456789") else None
+
+
+# The JSON object of an authenticated answer. Even a friend's JSON may not pile up on this heap.
+def _decode(answer):
+    try:
+        if answer.count(b"[") + answer.count(b"{") <= _BRACKETS:
+            doc = json.loads(answer)
+            if isinstance(doc, dict):
+                return doc
+    except (ValueError, MemoryError):
+        pass  # said below
+    raise HttpError("http", "answer is not a small JSON object")
+
+
+# TLS only with a pinned certificate: one that proves nothing would only look like protection.
+def _tls():
+    import ssl
+
+    try:
+        with open(_CA, "rb") as f:
+            pinned = f.read(4096)
+    except OSError:
+        raise HttpError("connect", "https needs ca.der in the app")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_verify_locations(pinned)
+    except (ValueError, OSError) as error:
+        raise HttpError("connect", "ca.der: %s" % error)
+    return context

@@ -1,0 +1,158 @@
+# Names without blocking the loop: the port's getaddrinfo stops everything for as long as a name
+# server takes. Plain DNS asks the network's server, names under .local are asked of everybody
+# (mDNS, one-shot: RFC 6762 section 5.1), and what the answers say is only ever an address to try:
+# who answers there has to prove itself.
+
+import asyncio
+import os
+import socket
+import time
+from struct import unpack_from
+
+from micropython import const
+
+_A = const(1)
+_PTR = const(12)
+_SRV = const(33)
+_PACKET = const(512)
+_RECORDS = const(32)
+_LABELS = const(32)
+_TRIES = const(3)
+_TICK = const(20)
+_MDNS = "224.0.0.251"
+
+WAIT = 1000  # ms for an answer
+
+SERVICE = "_beacon-ota._tcp.local"
+
+
+# No address for this name.
+class NameError(OSError):
+    pass
+
+
+def address(host, port, kind=socket.SOCK_STREAM):
+    return socket.getaddrinfo(host, port, 0, kind)[0][-1]
+
+
+def _numeric(host):
+    parts = host.split(".")
+    if len(parts) != 4:
+        return False
+    for part in parts:
+        if not 0 < len(part) < 4 or part.strip("0123456789") or int(part) > 255:
+            return False
+    return True
+
+
+# The IPv4 address of a host as text; `server` is the network's name server.
+async def resolve(host, server):
+    if _numeric(host):
+        return host
+    local = host.endswith(".local")
+    found = await _ask(host, _A, _MDNS if local else server, 5353 if local else 53)
+    return found[0]
+
+
+# The (host, port) of an orchestrator that announces itself on this network.
+async def discover():
+    found = await _ask(SERVICE, _PTR, _MDNS, 5353)
+    return found[0], found[1]
+
+
+# One question, asked three times. UDP sockets are polled by the clock: an answer comes within
+# milliseconds or not at all, and lwIP's poller knows no UDP errors.
+async def _ask(name, kind, server, port):
+    number = os.urandom(2)
+    query = _question(number, name, kind)
+    packet = bytearray(_PACKET)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        target = address(server, port, socket.SOCK_DGRAM)
+        for _ in range(_TRIES):
+            sock.sendto(query, target)
+            begun = time.ticks_ms()
+            while time.ticks_diff(time.ticks_ms(), begun) < WAIT:
+                await asyncio.sleep_ms(_TICK)
+                size = sock.readinto(packet)
+                if size:
+                    try:
+                        return parse(memoryview(packet)[:size], number, name, kind)
+                    except (ValueError, IndexError):
+                        continue  # somebody else's, or rubbish
+    except OSError as error:
+        raise NameError("%s: %s" % (name, error))
+    finally:
+        sock.close()
+    raise NameError("%s: no answer from %s" % (name, server))
+
+
+def _question(number, name, kind):
+    query = number + b"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+    for label in name.split("."):
+        label = label.encode()
+        if not 0 < len(label) < 64:
+            raise NameError("bad name: " + name)
+        query += bytes((len(label),)) + label
+    return query + bytes((0, 0, kind, 0, 1))
+
+
+# What an answer says: [address] for an A question; [host or address, port] for a service. Raises
+# ValueError or IndexError for anything that is not an answer to this question.
+def parse(packet, number, name, kind):
+    flags, questions, answers, authority, additional = unpack_from(">5H", packet, 2)
+    if packet[:2] != number or flags & 0x800F != 0x8000 or questions > 4:
+        raise ValueError
+    at = 12
+    for _ in range(questions):
+        _, at = _name(packet, at)
+        at += 4
+    host = port = None
+    addresses = {}
+    first = None
+    for _ in range(min(answers + authority + additional, _RECORDS)):
+        owner, at = _name(packet, at)
+        found, cls, _, size = unpack_from(">HHIH", packet, at)
+        at += 10
+        if at + size > len(packet):
+            raise ValueError
+        if cls & 0x7FFF == 1:
+            if found == _A and size == 4:
+                addresses[owner] = ".".join([str(b) for b in packet[at : at + 4]])
+                first = first or addresses[owner]
+            elif found == _SRV and owner.endswith(SERVICE) and size > 6 and not host:
+                port = unpack_from(">H", packet, at + 4)[0]
+                host, _ = _name(packet, at + 6)
+        at += size
+    if kind == _A:
+        # Behind aliases the address carries another name; mDNS shouts about others, too.
+        if not first or (name.endswith(".local") and name.lower() not in addresses):
+            raise ValueError
+        return [addresses.get(name.lower(), first)]
+    if not port:
+        raise ValueError
+    return [addresses.get(host, host), port]
+
+
+# A name, and where the packet goes on behind it. Pointers only lead backwards, so they end.
+def _name(packet, at):
+    labels = []
+    after = None
+    lowest = at
+    while len(labels) < _LABELS:
+        size = packet[at]
+        if size == 0:
+            return ".".join(labels), after or at + 1
+        if size & 0xC0:
+            if size < 0xC0:
+                raise ValueError
+            after = after or at + 2
+            at = (size & 0x3F) << 8 | packet[at + 1]
+            if at >= lowest:
+                raise ValueError
+            lowest = at
+            continue
+        labels.append(str(packet[at + 1 : at + 1 + size], "ascii").lower())
+        at += 1 + size
+    raise ValueError

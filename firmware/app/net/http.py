@@ -1,0 +1,248 @@
+# HTTP/1.1, as much as a beacon needs: one request per connection, the answer read piece by piece
+# into buffers of the caller's. Every line, header and wait is bounded, nothing is sized by the
+# peer. A read first takes what is already there and asks the poller only when there is nothing:
+# during a download that is the difference between the bare loop and ours.
+
+import asyncio
+import errno
+import socket
+from asyncio import core
+
+from micropython import const
+
+_LINE = const(512)  # bytes of a status, header or chunk-size line
+_HEADERS = const(40)
+_BUFFER = const(512)
+_STEP = const(512)
+_CONNECT = const(10000)  # ms
+
+_KEPT = (
+    "content-length",
+    "content-range",
+    "etag",
+    "retry-after",
+    "transfer-encoding",
+    "x-beacon-mac",
+)
+
+
+# Why an exchange failed, in the words of stage "download": connect, http, stall, truncated,
+# timeout. `refused` tells an orchestrator that answers and will not have us from one that is away;
+# `status` is there when it was the answer's, and `retry` the seconds it asked to wait.
+class HttpError(Exception):
+    def __init__(self, code, detail, refused=False, status=0, retry=None):
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+        self.refused = refused
+        self.status = status
+        self.retry = retry
+
+
+# Waits until the socket can be read or written; asyncio keeps this to its streams.
+def _ready(sock, write):
+    if write:
+        yield core._io_queue.queue_write(sock)
+    else:
+        yield core._io_queue.queue_read(sock)
+
+
+class Connection:
+    def __init__(self, sock, stall_ms):
+        self._sock = sock
+        self._stall = stall_ms
+        self._buf = bytearray(_BUFFER)
+        self._at = self._end = 0
+        self._left = 0  # of the body or of the current chunk; -1: until the peer closes
+        self._chunked = False
+        self.status = 0
+        self.headers = {}
+
+    def close(self):
+        self._sock.close()
+
+    async def _wait(self, write=False):
+        try:
+            await asyncio.wait_for_ms(_ready(self._sock, write), self._stall)
+        except asyncio.TimeoutError:
+            raise HttpError("stall", "nothing for %d ms" % self._stall)
+
+    async def send(self, data):
+        data = memoryview(data)
+        while data:
+            try:
+                sent = self._sock.write(data)
+            except OSError as error:
+                raise HttpError("connect", "sending: %s" % error)
+            if sent:
+                data = data[sent:]
+            else:
+                await self._wait(True)
+
+    # Some bytes from the wire, 0 when the peer has closed.
+    async def _receive(self, buf):
+        while True:
+            try:
+                size = self._sock.readinto(buf)
+            except OSError as error:
+                raise HttpError("truncated", "receiving: %s" % error)
+            if size is not None:
+                return size
+            await self._wait()
+
+    # -- lines
+
+    async def _line(self):
+        line = b""
+        while True:
+            if self._at == self._end:
+                self._at = 0
+                self._end = await self._receive(self._buf)
+                if not self._end:
+                    raise HttpError("truncated", "closed within the headers")
+            found = self._buf.find(b"\n", self._at, self._end)
+            stop = self._end if found < 0 else found + 1
+            if len(line) + stop - self._at > _LINE:
+                raise HttpError("http", "line too long")
+            line += self._buf[self._at : stop]
+            self._at = stop
+            if found >= 0:
+                try:
+                    return line.decode().strip()
+                except UnicodeError:
+                    raise HttpError("http", "line is not text")
+
+    async def head(self, bodyless=False):
+        while True:
+            line = await self._line()
+            parts = line.split(" ", 2)
+            if not line.startswith("HTTP/1.") or len(parts) < 2:
+                raise HttpError("http", "not HTTP: " + line[:40])
+            self.status = _number(parts[1], 10, 599)
+            await self._fields()
+            if self.status >= 200:
+                break
+        if bodyless or self.status in (204, 304):
+            self._left = 0
+        elif "chunked" in self.headers.get("transfer-encoding", "").lower():
+            self._chunked = True
+        elif "content-length" in self.headers:
+            self._left = _number(self.headers["content-length"], 10, 0x3FFFFFFF)
+        else:
+            self._left = -1
+
+    async def _fields(self):
+        self.headers = {}
+        for _ in range(_HEADERS):
+            line = await self._line()
+            if not line:
+                return
+            name, _, value = line.partition(":")
+            name = name.lower()
+            if name in _KEPT:
+                self.headers[name] = value.strip()
+        raise HttpError("http", "too many headers")
+
+    # The length of the body when the peer says so, else None.
+    def length(self):
+        return None if self._chunked or self._left < 0 else self._left
+
+    # -- body
+
+    # Fills some of `buf`; 0 at the end of the body, and only there.
+    async def readinto(self, buf):
+        if self._chunked and not self._left:
+            await self._chunk()
+        if not self._left:
+            return 0
+        if 0 < self._left < len(buf):
+            buf = memoryview(buf)[: self._left]
+        size = self._end - self._at
+        if size:
+            size = min(size, len(buf))
+            buf[:size] = memoryview(self._buf)[self._at : self._at + size]
+            self._at += size
+        else:
+            size = await self._receive(buf)
+            if not size:
+                if self._left < 0:
+                    self._left = 0
+                    return 0
+                raise HttpError("truncated", "%d bytes short" % self._left)
+        if self._left > 0:
+            self._left -= size
+            if self._chunked and not self._left:
+                await self._line()
+        return size
+
+    async def _chunk(self):
+        size = await self._line()
+        self._left = _number(size.split(";")[0].strip(), 16, 0x3FFFFFFF)
+        if not self._left:
+            self._chunked = False
+            while await self._line():
+                pass
+
+    # A whole small body; one that is longer than `limit` is an error, not a cut.
+    async def read(self, limit):
+        body = bytearray()
+        step = bytearray(_STEP)
+        while True:
+            size = await self.readinto(step)
+            if not size:
+                return body
+            if len(body) + size > limit:
+                raise HttpError("http", "answer over %d bytes" % limit)
+            body += memoryview(step)[:size]
+
+
+def _number(text, base, limit):
+    try:
+        value = int(text, base)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= limit:
+        raise HttpError("http", "bad number: " + text[:20])
+    return value
+
+
+# Opens a connection to an address as getaddrinfo gives it and sends a request. `tls` is an
+# ssl.SSLContext, or None. The answer's head has been read when this returns; the caller closes.
+async def request(address, host, method, target, headers, body=b"", tls=None, stall_ms=15000):
+    sock = socket.socket()
+    try:
+        sock.setblocking(False)
+        try:
+            sock.connect(address)
+        except OSError as error:
+            if error.errno != errno.EINPROGRESS:
+                raise HttpError("connect", str(error))
+        connection = Connection(sock, _CONNECT)
+        try:
+            await connection._wait(True)
+        except HttpError:
+            raise HttpError("connect", "no answer")
+        if tls:
+            sock = tls.wrap_socket(
+                sock, server_hostname=host.split(":")[0], do_handshake_on_connect=False
+            )
+            sock.setblocking(False)
+            connection._sock = sock
+        connection._stall = stall_ms
+        lines = ["%s %s HTTP/1.1" % (method, target), "Host: " + host, "Connection: close"]
+        if body:
+            lines.append("Content-Type: application/json")
+        if body or method == "POST":
+            lines.append("Content-Length: %d" % len(body))
+        lines += ["%s: %s" % pair for pair in headers]
+        await connection.send("\r\n".join(lines + ["", ""]).encode() + body)
+        try:
+            await connection.head(method == "HEAD")
+        except HttpError as error:
+            if error.code == "truncated":  # not one line of an answer
+                raise HttpError("connect", error.detail)
+            raise
+        return connection
+    except BaseException:
+        sock.close()
+        raise

@@ -1,0 +1,290 @@
+# The update agent: finds out at boot what became of the last attempt, sees a release on trial
+# through its health check, and then polls for ever. It decides nothing by itself: when, what and
+# whether are answered by schedule.py, trial.py and the attempt in install.py.
+
+import asyncio
+import gc
+import sys
+import time
+
+import machine
+from micropython import const
+from net.http import HttpError
+from wire import versions
+from wire.shapes import clip
+
+from ota import known, schedule
+from ota.report import Reporter
+
+_LOOK = const(500)  # ms between looks at a release on trial
+_UNREADY = const(5)  # s between looks for credentials
+_PATIENCE = const(60000)  # ms for WiFi before a cycle is given up
+_SOFT = const(5)
+_POWER_ON = const(1)
+_FINAL = ("success", "failed", "rolled_back")
+
+
+class Agent:
+    def __init__(self, beacon):
+        self._beacon = beacon
+        self._reporter = Reporter(beacon)
+        self._fails = 0  # attempts in a row without the release
+        self._misses = 0  # cycles in a row without an orchestrator
+        self._greeted = False  # has it heard from this boot?
+
+    async def run(self):
+        beacon = self._beacon
+        if not beacon.image:
+            beacon.image = await beacon.slots.digest()
+        await self._settle()
+        forget("ota.trial")
+        while True:
+            try:
+                pause = await self._cycle()
+                self._misses = 0
+            except HttpError as error:
+                pause = schedule.poll_delay(5 << min(self._misses, 10), 0)
+                pause = min(pause, beacon.store.policy("poll_s"))
+                self._misses += 1
+                print("orchestrator:", error.code, error.detail, "- again in", pause)
+            gc.collect()
+            await asyncio.sleep_ms(schedule.jitter(1000 * pause))
+
+    # -- after a boot
+
+    async def _settle(self):
+        from ota import trial
+
+        beacon = self._beacon
+        record = beacon.store.record("attempt")
+        if not isinstance(record, dict) or "attempt_id" not in record:
+            record = None
+        slots = beacon.slots
+        if beacon.cause == _POWER_ON and beacon.store.number("bad_slot"):
+            beacon.store.put("bad_slot", None)  # flash that failed once may have been the supply
+        if slots.on_trial():
+            await self._trial(trial, record)
+            return
+        if record:
+            entries = slots.entries()
+            # Armed, but only the interpreter was restarted: go on where the reset was due.
+            if beacon.cause == _SOFT and slots.armed():
+                machine.reset()
+            verdict = trial.verdict(
+                record,
+                entries,
+                slots.running,
+                slots.count,
+                beacon.cause,
+                beacon.journal.since(record.get("journal", 0)),
+            )
+            if verdict:
+                self._conclude(record, verdict)
+        slots.unarm()
+
+    # Writes an attempt's end down: from here on it is a report that has to arrive.
+    def _conclude(self, record, verdict):
+        beacon = self._beacon
+        record["status"] = verdict.status
+        record["trials"] = verdict.trials
+        if verdict.status == "success":
+            self._raise_floor()
+        else:
+            record["stage"] = "boot"
+            record["code"] = verdict.code
+            record["detail"] = clip(verdict.detail, 160)
+            if verdict.guilty():
+                known.remember(beacon.store, record["checksum"])
+        beacon.store.put("attempt", record)
+
+    def _raise_floor(self):
+        beacon = self._beacon
+        floor = beacon.store.text("floor")
+        try:
+            if floor and versions.compare(beacon.version, floor) <= 0:
+                return
+        except ValueError:
+            pass  # an unreadable floor protects nothing: replaced below
+        beacon.store.put("floor", beacon.version)
+
+    # A release on trial is seen through here: confirmed, or reset.
+    async def _trial(self, trial, record):
+        beacon = self._beacon
+        store = beacon.store
+        begun = time.ticks_ms()
+        deadline = 1000 * store.policy("trial_s")
+        exchanged = refused = False
+        tries = 0
+        next_try = begun
+        while True:
+            await asyncio.sleep_ms(_LOOK)
+            now = time.ticks_ms()
+            if beacon.wifi.up() and not exchanged and time.ticks_diff(now, next_try) >= 0:
+                exchanged, refused = await self._exchange()
+                pause = schedule.backoff(min(tries, 4), store.policy("backoff_ms"))
+                next_try = time.ticks_add(time.ticks_ms(), pause)
+                tries += 1
+            late = time.ticks_diff(time.ticks_ms(), begun) > deadline
+            decision, missing = trial.health(
+                beacon.radio.fit(),
+                beacon.fit(),
+                beacon.wifi.up(),
+                exchanged,
+                refused,
+                late,
+                store.policy("offline_ok"),
+            )
+            if decision == trial.CONFIRM:
+                break
+            if decision == trial.FAIL:
+                beacon.journal.write("boot", "self_test", missing)
+                machine.reset()
+        if record and record.get("status") == "rebooting":
+            record["trials"] = beacon.slots.trials()
+        if not beacon.slots.confirm():
+            beacon.journal.write("boot", "self_test", "otadata would not confirm")
+            machine.reset()
+        self._raise_floor()
+        store.put("crashes", None)
+        if record and record.get("status") == "rebooting":
+            record["status"] = "success"
+            store.put("attempt", record)
+        if missing:
+            beacon.journal.write("trial", "unconfirmed", missing)
+
+    # Can this release talk to the orchestrator? (exchanged, refused)
+    async def _exchange(self):
+        try:
+            status, _, _ = await self._ask("trial")
+        except HttpError as error:
+            print("trial:", error.code, error.detail)
+            return False, error.refused
+        return status in (200, 204), 400 <= status < 500
+
+    # -- polling
+
+    async def _ask(self, state):
+        beacon = self._beacon
+        target = "/firmwares/latest/%s?version=%s&image=%s&state=%s" % (
+            beacon.device_type,
+            beacon.version.replace("+", "%2B"),
+            beacon.image,
+            state,
+        )
+        return await beacon.api.call("GET", target)
+
+    # One round: deliver what is due, ask for work, do it. Returns seconds to the next round.
+    async def _cycle(self):
+        beacon = self._beacon
+        if not beacon.api.ready():
+            return _UNREADY
+        if not await beacon.wifi.wait(_PATIENCE):
+            return 0
+        await self._deliver()
+        status, offer, retry = await self._ask("valid")
+        default = beacon.store.policy("poll_s")
+        if status == 204:
+            self._fails = 0
+            return schedule.poll_delay(retry, default)
+        if status != 200:
+            raise HttpError("http", "status %d" % status, status < 500)
+        return await self._consider(offer, default)
+
+    async def _consider(self, doc, default):
+        from wire import offer
+
+        beacon = self._beacon
+        try:
+            offer.check(doc)
+        except offer.OfferError as error:
+            beacon.journal.write("offer", "malformed", error.field)
+            return default
+        finally:
+            del offer
+            forget("wire.offer")
+        store = beacon.store
+        from net import clock
+
+        asked = doc.get("poll_after_s")
+        wait = schedule.wait(doc, clock.utc(), store.text("window"), store.number("utc_off"))
+        if wait:
+            return schedule.poll_delay(min(wait, asked or default), default)
+        if not await self._install(doc):
+            self._fails += 1
+        await self._deliver()
+        return schedule.poll_delay(asked, default, self._fails)
+
+    # An attempt. Returns only without the release: False when it failed, True when it was called
+    # off. Whatever went wrong is written down before it is reported.
+    async def _install(self, offer):
+        from wire import manifest
+
+        from ota import install, slots
+
+        beacon = self._beacon
+        attempt = install.Install(beacon, self._reporter, offer)
+        stage = None
+        try:
+            await attempt.run()
+        except install.Over:
+            print("attempt called off")
+        except manifest.Refused as error:
+            stage, code, detail = "verify", error.code, error.detail
+        except slots.FlashError as error:
+            stage, code, detail = "flash", error.code, error.detail
+        except HttpError as error:
+            stage, code, detail = "download", error.code, error.detail
+        except Exception as error:
+            from supervise import describe
+
+            sys.print_exception(error)
+            stage, code, detail = "boot", "crash", describe(error)
+        record = attempt.record
+        attempt = install = manifest = slots = None
+        forget_install()
+        beacon.radio.resume()
+        if not stage:
+            beacon.store.put("attempt", None)
+            beacon.radio.progress(None)
+            return True
+        record["status"] = "failed"
+        record["stage"] = stage
+        record["code"] = code
+        record["detail"] = clip(detail, 160)
+        beacon.store.put("attempt", record)
+        beacon.journal.write(stage, code, detail)
+        beacon.radio.failed()
+        return False
+
+    # The end of an attempt, until it is acknowledged; else the boot and the journal, once.
+    async def _deliver(self):
+        beacon = self._beacon
+        record = beacon.store.record("attempt")
+        if isinstance(record, dict) and record.get("status") in (
+            "success",
+            "failed",
+            "rolled_back",
+        ):
+            await self._reporter.send(self._reporter.build(record["status"], record))
+            beacon.store.put("attempt", None)
+        elif self._greeted and not beacon.journal.since():
+            return
+        else:
+            await self._reporter.send(self._reporter.build("idle"))
+        self._greeted = True
+
+
+# Gives a module's memory back: nobody needs it until the next time.
+def forget(name):
+    module = sys.modules.pop(name, None)
+    package, _, last = name.rpartition(".")
+    if module and package in sys.modules and hasattr(sys.modules[package], last):
+        delattr(sys.modules[package], last)
+    gc.collect()
+
+
+def forget_install():
+    for name in ("install", "verify", "writer", "decrypt"):
+        forget("ota." + name)
+    for name in ("wire.manifest", "crypto.pss", "crypto.ctr", "crypto.hkdf"):
+        forget(name)

@@ -1,0 +1,27 @@
+# The images that failed their trial on this beacon: their SHA-256, so that none of them is tried a
+# second time, whatever the orchestrator offers.
+
+from binascii import unhexlify
+
+from micropython import const
+
+_KEY = "bad_sha"
+_SHA = const(32)
+_PLACES = const(4)
+
+
+def _list(store):
+    blob = store.blob(_KEY, _SHA * _PLACES)
+    return [blob[i : i + _SHA] for i in range(0, len(blob) - _SHA + 1, _SHA)]
+
+
+def bad(store, checksum):
+    return unhexlify(checksum) in _list(store)
+
+
+# The newest first; the oldest of four makes room.
+def remember(store, checksum):
+    digest = unhexlify(checksum)
+    known = _list(store)
+    if digest not in known:
+        store.put(_KEY, b"".join([digest] + known[: _PLACES - 1]))

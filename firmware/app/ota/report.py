@@ -1,0 +1,92 @@
+# Status reports: built in one place, sent with the journal's undelivered entries, and answered with
+# what the orchestrator wants known: journal acknowledgement, a new key, or that an attempt is over.
+
+from binascii import unhexlify
+
+from crypto.hmac import hmac_sha256
+from net import clock
+from net.http import HttpError
+from wire import auth
+from wire.shapes import clip, is_hex
+
+# What an attempt's record hands on to its reports under the same name.
+_COPIED = (
+    "attempt_id",
+    "firmware_id",
+    "stage",
+    "code",
+    "bytes",
+    "duration_ms",
+    "trials",
+    "advertising_paused_ms",
+)
+
+
+class Reporter:
+    def __init__(self, beacon):
+        self._beacon = beacon
+
+    # The report of a status. `record` is the attempt's, None for an idle report.
+    def build(self, status, record=None, progress=None):
+        beacon = self._beacon
+        now = clock.utc()
+        doc = {
+            "firmware_version": beacon.version,
+            "update_status": status,
+            "updated_at": now,
+            "image_sha256": beacon.image,
+            "reset_cause": beacon.cause,
+            "heap_free_min": beacon.heap(),
+        }
+        if record:
+            doc["previous_version"] = record["previous"]
+            if status not in ("success", "rolled_back"):
+                doc["firmware_version"] = record["version"]
+            for name in _COPIED:
+                if name in record:
+                    doc[name] = record[name]
+            if record.get("detail"):
+                doc["detail"] = clip(record["detail"], 200)
+        if progress is not None:
+            doc["progress"] = progress
+        if not now:
+            doc["clock_unset"] = True
+        if beacon.insecure:
+            doc["insecure"] = True
+        journal = beacon.journal.since()
+        if journal:
+            doc["journal"] = journal
+        return doc
+
+    # True when the orchestrator took it, False when it says that the attempt is over. Raises
+    # HttpError when it could not be asked; a report that it calls wrong counts as taken, because
+    # saying it again would not make it right.
+    async def send(self, doc):
+        beacon = self._beacon
+        status, answer, _ = await beacon.api.call(
+            "POST", "/api/beacons/%s/ota_status" % beacon.api.id, doc
+        )
+        if status in (409, 410):
+            return False
+        if status in (401, 408, 429) or status >= 500:
+            raise HttpError("http", "status %d" % status, status == 401)
+        if status >= 400:
+            beacon.journal.write("report", "rejected", "status %d" % status)
+            return True
+        if answer:
+            ack = answer.get("journal_ack")
+            if isinstance(ack, int):
+                beacon.journal.acked(ack)
+            self._rekey(answer.get("rekey"))
+        return True
+
+    # A new key travels under the old one; from the next request on it is the key.
+    def _rekey(self, pad):
+        if not is_hex(pad, 64):
+            return
+        store = self._beacon.store
+        api = self._beacon.api
+        mask = hmac_sha256(store.blob("beacon_key"), auth.rekey_text(api.nonce))
+        pad = unhexlify(pad)
+        store.put("beacon_key", bytes([pad[i] ^ mask[i] for i in range(32)]))
+        api.reload()

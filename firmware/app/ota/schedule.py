@@ -1,0 +1,70 @@
+# When the beacon does what: windows, pauses, retries. Pure: values in, values out.
+
+import os
+
+from micropython import const
+
+_DAY = const(1440)  # minutes
+RETRIES = const(5)
+_MISSED = const(60)  # s: the window has passed, the next poll names the next one
+_MIN_POLL = const(5)  # s
+_MAX_POLL = const(86400)
+_MAX_FAIL = const(1920)  # s: 32 minutes between attempts that keep failing
+
+
+# A quarter up or down: a building that comes back from a power cut must not act as one.
+def jitter(value):
+    return value * (192 + os.urandom(1)[0] // 2) // 256
+
+
+# The pause before retry n (0, 1, ...), None when there are no more.
+def backoff(n, first_ms):
+    return jitter(first_ms << n) if n < RETRIES else None
+
+
+# The pause before the next poll: what the server asked for, within reason; `fails` attempts in a
+# row that ended without the release stretch it, whatever the server says.
+def poll_delay(asked, default, fails=0):
+    delay = default if asked is None else asked
+    if fails:
+        delay = max(delay, min(15 << min(fails, 7), _MAX_FAIL))
+    return min(max(delay, _MIN_POLL), _MAX_POLL)
+
+
+# "HH:MM-HH:MM" as minutes of the day, None for anything else or for a window without length.
+def window(text):
+    parts = text.split("-")
+    if len(parts) != 2:
+        return None
+    ends = []
+    for part in parts:
+        hour, _, minute = part.strip().partition(":")
+        if len(hour) > 2 or len(minute) != 2:
+            return None
+        try:
+            ends.append(int(hour) * 60 + int(minute))
+        except ValueError:
+            return None
+        if not 0 <= ends[-1] < _DAY or not 0 <= int(minute) < 60:
+            return None
+    return None if ends[0] == ends[1] else tuple(ends)
+
+
+# Seconds until an offer may be installed, 0 for now. The server's window counts first; the local
+# one, from provisioning, is a second guard against a server that has its time zones wrong.
+def wait(offer, now, local, offset_min):
+    if offer["required"] or not now:
+        return 0
+    start = offer.get("not_before", 0)
+    if now < start:
+        return start - now
+    if now >= offer.get("not_after", now + 1):
+        return _MISSED
+    local = window(local)
+    if not local:
+        return 0
+    second = (now + 60 * offset_min) % (60 * _DAY)
+    opens, closes = 60 * local[0], 60 * local[1]
+    if opens <= second < closes or closes < opens and not closes <= second < opens:
+        return 0
+    return (opens - second) % (60 * _DAY)

@@ -1,0 +1,79 @@
+# Writes a release into a slot, one sector at a time: erase, program, read back, compare, and only
+# what was read back goes into the hash. A sector that fails once gets a second try; a second
+# failure, or an erase that fails, gives up the slot.
+
+import asyncio
+from binascii import hexlify
+from hashlib import sha256
+
+from ota.slots import SECTOR, FlashError
+
+
+class Writer:
+    # `part` never is the running slot: ota/slots.py hands out the others only. `decrypt(buf,
+    # offset)` turns what came over the air into the image, in place.
+    def __init__(self, part, size, decrypt=None):
+        self._part = part
+        self.size = size
+        self._decrypt = decrypt
+        self._back = bytearray(SECTOR)
+        self._sha = sha256()
+        self.buf = bytearray(SECTOR)
+        self.written = 0
+
+    # Writes the next `size` bytes of `buf`: a whole sector, or the image's last bytes.
+    def write(self, size):
+        view = memoryview(self.buf)[:size] if size < SECTOR else self.buf
+        if self._decrypt:
+            self._decrypt(view, self.written)
+        for i in range(size, SECTOR):
+            self.buf[i] = 0xFF
+        sector = self.written // SECTOR
+        try:
+            self._program(sector)
+        except FlashError as error:
+            if error.code == "erase":
+                raise
+            self._program(sector)
+        self._sha.update(memoryview(self._back)[:size] if size < SECTOR else self._back)
+        self.written += size
+
+    def _program(self, sector):
+        self._erase(sector)
+        try:
+            self._part.writeblocks(sector, self.buf, 0)
+            self._part.readblocks(sector, self._back, 0)
+        except OSError as error:
+            raise FlashError("write", "sector %d: %s" % (sector, error))
+        if self._back != self.buf:
+            raise FlashError("readback", "sector %d" % sector)
+
+    def _erase(self, sector):
+        try:
+            self._part.ioctl(6, sector)
+        except OSError as error:
+            raise FlashError("erase", "sector %d: %s" % (sector, error))
+
+    # Erases the sector behind the image: what is left there of the release before could be its
+    # app filesystem, exactly where this one's would begin.
+    def close(self):
+        sector = (self.size + SECTOR - 1) // SECTOR
+        if sector * SECTOR < self._part.info()[3]:
+            self._erase(sector)
+
+    # The server sends all of it again.
+    def restart(self):
+        self._sha = sha256()
+        self.written = 0
+
+    # Before a download goes on after a break: what is in flash is what counts, so it is read and
+    # hashed again.
+    async def rehash(self):
+        self._sha = sha256()
+        for at in range(0, self.written, SECTOR):
+            self._part.readblocks(0, self._back, at)
+            self._sha.update(self._back)
+            await asyncio.sleep_ms(0)
+
+    def digest(self):
+        return hexlify(self._sha.digest()).decode()

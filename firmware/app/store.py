@@ -1,0 +1,82 @@
+# The beacon's settings and records, in NVS: the only memory that a new release, a rollback and a
+# power cut leave alone. Every set is durable and atomic by itself, so there is no cache to lose.
+
+import json
+
+from esp32 import NVS
+from micropython import const
+
+_TEXT = const(128)  # bytes; the longest setting is a URL
+_RECORD = const(1024)
+
+# What a fleet may tune, in the NVS record `policy`: name -> (default, lowest, highest).
+POLICY = {
+    "poll_s": (300, 5, 86400),  # between polls when the orchestrator names no time
+    "stall_s": (20, 2, 300),  # without a byte before a download counts as stalled
+    "give_up_s": (300, 10, 86400),  # for a whole download with its retries
+    "backoff_ms": (2000, 10, 60000),  # before the first retry; doubles five times
+    "trial_s": (180, 5, 840),  # for the health check of a trial; stage 0 resets at 900
+    "offline_ok": (1, 0, 1),  # may a trial be confirmed while the orchestrator is away?
+    "join_s": (15, 2, 120),  # for one attempt to join a network
+    "healthy_s": (120, 1, 3600),  # of running before a confirmed release counts as no crash
+}
+
+
+# Reads are bounded and forgiving: a key that is missing, of another type, or longer than anybody
+# would have written reads as its default. Writes raise OSError when NVS does.
+class Store:
+    def __init__(self):
+        self._nvs = NVS("beacon")  # one handle: they are never given back
+        policy = self.record("policy")
+        self._policy = policy if isinstance(policy, dict) else {}
+
+    def blob(self, key, limit=_TEXT):
+        buf = bytearray(limit)
+        try:
+            size = self._nvs.get_blob(key, buf)
+        except OSError:
+            return b""
+        return bytes(memoryview(buf)[:size])
+
+    def text(self, key, default=""):
+        try:
+            return self.blob(key).decode() or default
+        except UnicodeError:
+            return default
+
+    def number(self, key, default=0):
+        try:
+            return self._nvs.get_i32(key)
+        except OSError:
+            return default
+
+    # A JSON value, None when there is none or it does not parse.
+    def record(self, key):
+        try:
+            return json.loads(self.blob(key, _RECORD))
+        except ValueError:
+            return None
+
+    # Bytes and text become blobs, numbers i32, anything else a JSON record; None erases.
+    def put(self, key, value):
+        if value is None:
+            try:
+                self._nvs.erase_key(key)
+            except OSError as error:
+                if error.errno != -4354:  # it was not there
+                    raise
+        elif isinstance(value, int):
+            self._nvs.set_i32(key, value)
+        else:
+            if not isinstance(value, (bytes, str)):
+                value = json.dumps(value)
+            self._nvs.set_blob(key, value)
+        self._nvs.commit()
+
+    # A tunable number, within its bounds whatever the record says.
+    def policy(self, name):
+        default, low, high = POLICY[name]
+        value = self._policy.get(name, default)
+        if not isinstance(value, int):
+            return default
+        return min(max(value, low), high)

@@ -1,0 +1,76 @@
+# Keeps the beacon's tasks running, and the chip honest: a task that dies is written down and
+# started again with a growing pause; one that dies three times in a minute takes the chip with it,
+# because memory or a driver is then beyond repair from here. The watchdog is fed from this loop,
+# so whatever blocks the loop for too long resets the chip.
+
+import asyncio
+import gc
+import io
+import sys
+import time
+
+import machine
+from micropython import const
+
+WDT = const(30000)  # ms
+_FEED = const(2000)
+_DEATHS = const(3)
+_MINUTE = const(60000)
+_MAX_PAUSE = const(60000)
+_GARBAGE = const(24576)  # bytes between collections: keeps the heap from growing into the radios
+
+
+# One line for a journal entry: the error, and where in our code.
+def describe(error):
+    text = io.StringIO()
+    sys.print_exception(error, text)
+    lines = text.getvalue().strip().split("\n")
+    where = lines[-2].strip() if len(lines) > 2 else ""
+    return lines[-1] + " " + where.replace('File "', "").replace('", line ', ":")
+
+
+class Supervisor:
+    def __init__(self, journal):
+        self._journal = journal
+        self._wdt = machine.WDT(timeout=WDT)
+        self._recent = []
+        self.deaths = 0  # of any task since boot: the health check wants none
+        gc.threshold(_GARBAGE)
+
+    # `make` returns the task's coroutine; a task has no end of its own.
+    def start(self, name, make):
+        asyncio.create_task(self._keep(name, make))
+
+    async def _keep(self, name, make):
+        pause = 1000
+        while True:
+            begun = time.ticks_ms()
+            try:
+                await make()
+                why = "returned"
+            except Exception as error:
+                why = describe(error)
+                sys.print_exception(error)
+            now = time.ticks_ms()
+            self.deaths += 1
+            self._journal.write("task", name, why)
+            self._count(name, now)
+            if time.ticks_diff(now, begun) > _MINUTE:
+                pause = 1000
+            await asyncio.sleep_ms(pause)
+            pause = min(2 * pause, _MAX_PAUSE)
+
+    def _count(self, name, now):
+        self._recent = [death for death in self._recent if time.ticks_diff(now, death[1]) < _MINUTE]
+        self._recent.append((name, now))
+        if sum(death[0] == name for death in self._recent) >= _DEATHS:
+            self._journal.write("boot", "crash", "task %s died %d times" % (name, _DEATHS))
+            machine.reset()
+
+    def feed(self):
+        self._wdt.feed()
+
+    async def run(self):
+        while True:
+            self.feed()
+            await asyncio.sleep_ms(_FEED)

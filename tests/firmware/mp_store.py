@@ -1,0 +1,158 @@
+# heap: 1M
+# Settings, journal, known-bad images, on the NVS of a chip in RAM.
+
+
+from mp import chip as c
+
+CHIP = c.Chip(c.layout(slot=1))
+c.modules(CHIP)
+
+import journal  # noqa: E402
+import store  # noqa: E402
+from ota import known  # noqa: E402
+
+
+def fresh(**nvs):
+    CHIP.nvs.clear()
+    CHIP.ops = 0
+    CHIP.cut = -1
+    for key in nvs:
+        CHIP.nvs[("beacon", key)] = nvs[key]
+    return store.Store()
+
+
+def test_what_is_missing_reads_as_its_default():
+    s = fresh()
+    assert s.blob("beacon_key") == b"" and s.text("orch_url", "x") == "x"
+    assert s.number("utc_off") == 0 and s.number("crashes", 3) == 3
+    assert s.record("attempt") is None
+
+
+def test_what_is_wrong_reads_as_missing():
+    s = fresh(orch_url=5, utc_off=b"5", attempt=b"{", beacon_id=b"\xff\xfe", wifi_ssid=b"x" * 129)
+    assert s.text("orch_url") == "" and s.number("utc_off") == 0
+    assert s.record("attempt") is None and s.text("beacon_id") == "" and s.text("wifi_ssid") == ""
+
+
+def test_round_trips():
+    s = fresh()
+    s.put("a", b"\x00\xff")
+    s.put("b", "é")
+    s.put("c", -5)
+    s.put("d", {"x": [1, 2]})
+    assert s.blob("a") == b"\x00\xff" and s.text("b") == "é" and s.number("c") == -5
+    assert s.record("d") == {"x": [1, 2]}
+    for key in "abcd":
+        s.put(key, None)
+        s.put(key, None)  # not there: nothing to do
+    assert CHIP.nvs == {}
+
+
+def test_policy_is_clamped():
+    s = fresh(policy=b'{"poll_s": 1, "stall_s": 7, "trial_s": 99999, "offline_ok": "x", "n": 1}')
+    assert s.policy("poll_s") == 5 and s.policy("stall_s") == 7 and s.policy("trial_s") == 840
+    assert s.policy("offline_ok") == 1 and s.policy("give_up_s") == 300
+    for junk in (b"", b"[]", b"5", b"{", b"null", bytes(2000)):
+        assert fresh(policy=junk).policy("poll_s") == 300
+
+
+def test_every_policy_default_is_within_its_bounds():
+    for name in store.POLICY:
+        default, low, high = store.POLICY[name]
+        assert low <= default <= high, name
+
+
+def test_journal_ring():
+    s = fresh()
+    j = journal.Journal(s)
+    assert j.since() == [] and j.head() == 0
+    for i in range(11):
+        j.write("wifi", "drop", "no %d" % i)
+    entries = journal.Journal(store.Store()).since()
+    assert [e[0] for e in entries] == list(range(4, 12))
+    assert entries[-1][2:] == ["wifi", "drop", "no 10"]
+
+
+def test_journal_is_delivered_once():
+    s = fresh()
+    j = journal.Journal(s)
+    j.write("a", "b")
+    j.write("a", "c")
+    j.acked(1)
+    assert [e[0] for e in j.since()] == [2]
+    j.acked(99)  # a number it cannot know
+    j.acked(0)
+    assert [e[0] for e in j.since()] == [2]
+    j.acked(2)
+    assert j.since() == [] and journal.Journal(store.Store()).since() == []
+    j.write("a", "d")
+    assert [e[0] for e in j.since()] == [3]
+    assert [e[0] for e in j.since(1)] == [2, 3]
+
+
+def test_journal_says_the_same_thing_once():
+    s = fresh()
+    j = journal.Journal(s)
+    for _ in range(5):
+        j.write("ble", "failed", "x" * 200)
+    assert len(j.since()) == 1 and len(j.since()[0][4]) == 80
+    j.acked(1)
+    j.write("ble", "failed", "x" * 200)
+    assert len(j.since()) == 1
+
+
+def test_journal_reads_rubbish_as_nothing():
+    s = fresh(
+        journal0=b"{",
+        journal1=b"[1]",
+        journal2=b'["1", 0, "a", "b", ""]',
+        journal3=b'[3, 0, "a", "b", null]',
+        journal4=b'[4, 0, "a", "b", "ok"]',
+        journal5=7,
+        journal6=b'[-6, 0, "a", "b", ""]',
+    )
+    assert [e[0] for e in journal.Journal(s).since()] == [4]
+
+
+def test_journal_goes_on_when_nvs_is_full():
+    s = fresh()
+    j = journal.Journal(s)
+    real = s._nvs
+
+    class Full:
+        def set_blob(self, key, value):
+            raise OSError(-4357, "ESP_ERR_NVS_NOT_ENOUGH_SPACE")
+
+    s._nvs = Full()
+    j.write("a", "b")
+    s._nvs = real
+    assert j.head() == 0
+    j.write("a", "b")
+    assert j.head() == 1
+
+
+def test_stage_0_writes_into_the_same_ring():
+    s = fresh()
+    j = journal.Journal(s)
+    j.write("wifi", "drop", "one")
+    CHIP.store("ota_0", c.image({"x": "y"}))
+    CHIP.boot(1)
+    scope = CHIP.start()
+    c.modules(CHIP)
+    scope["note"]("crash", "two")
+    j = journal.Journal(store.Store())
+    assert [e[2:] for e in j.since()] == [["wifi", "drop", "one"], ["boot", "crash", "two"]]
+    j.write("wifi", "drop", "three")
+    assert [e[0] for e in j.since()] == [1, 2, 3]
+
+
+def test_known_bad_images():
+    s = fresh()
+    names = ["%064x" % i for i in range(6)]
+    assert not known.bad(s, names[0])
+    for name in names:
+        known.remember(s, name)
+        known.remember(s, name)
+    assert [known.bad(s, name) for name in names] == [False, False, True, True, True, True]
+    assert len(CHIP.nvs[("beacon", "bad_sha")]) == 128
+    assert not known.bad(fresh(bad_sha=b"short"), names[0])

@@ -1,0 +1,153 @@
+# What a boot says about the attempt before it, case by case as in the table of power cuts, and the
+# health check of a release on trial.
+
+from struct import pack
+
+from mp.chip import entry
+from ota import otadata as o
+from ota import trial
+
+POWER, RESET, WDT = 1, 2, 3
+OLD, NEW = 0, 1  # slots
+BLANK = b"\xff" * 32
+
+
+def label(marks):
+    return b"\0" * marks + b"\xff" * (20 - marks)
+
+
+def entries(second, first=None):
+    return [o.Entry(first or entry(1, o.VALID)), o.Entry(second)]
+
+
+def record(status="rebooting", slot=NEW):
+    return {"status": status, "slot": slot}
+
+
+def back(second, cause, journal=(), first=None):
+    v = trial.verdict(record(), entries(second, first), OLD, 2, cause, list(journal))
+    return v.status, v.code, v.trials, v.guilty()
+
+
+def said(code, stage="boot"):
+    return [7, 0, stage, code, "why"]
+
+
+def test_still_on_trial():
+    for state in (o.NEW, o.PENDING):
+        assert trial.verdict(record(), entries(entry(2, state)), NEW, 2, RESET, []) is None
+
+
+def test_confirmed_and_cut_off():
+    v = trial.verdict(record(), entries(entry(2, o.VALID, label(2))), NEW, 2, POWER, [])
+    assert (v.status, v.trials, v.guilty()) == ("success", 2, False)
+
+
+def test_the_trials_own_words_come_first():
+    dead = entry(2, o.ABORTED, label(2))
+    assert back(dead, RESET, [said("crash")]) == ("rolled_back", "crash", 3, True)
+    assert back(dead, RESET, [said("crash"), said("self_test")])[1] == "self_test"
+    assert back(dead, POWER, [said("crash"), said("drop", "wifi")])[1] == "crash"
+    # The last trial was ended by the watchdog, whatever the others died of.
+    assert back(dead, WDT, [said("crash")]) == ("rolled_back", "watchdog", 3, True)
+
+
+def test_the_reset_cause_is_the_next_best():
+    dead = entry(2, o.ABORTED, label(2))
+    assert back(dead, WDT) == ("rolled_back", "watchdog", 3, True)
+    assert back(dead, RESET) == ("rolled_back", "crash", 3, True)
+    assert back(dead, POWER) == ("rolled_back", "power", 3, False)
+    assert back(dead, 0)[1] == "crash"
+
+
+def test_never_came_as_far_as_python():
+    assert back(entry(2, o.ABORTED), RESET) == ("rolled_back", "not_booted", 1, False)
+    assert back(entry(2, o.ABORTED), WDT)[1] == "not_booted"
+    assert back(entry(2, o.ABORTED), POWER)[1] == "power"
+    for lost in (BLANK, entry(2, o.PENDING), entry(2, o.NEW)):
+        assert back(lost, RESET) == ("rolled_back", "not_booted", 0, False)
+        assert back(lost, POWER) == ("rolled_back", "power", 0, False)
+    torn = entry(2, o.NEW)[:20] + b"\xff" * 12
+    assert back(torn, POWER)[1] == "power"
+
+
+def test_a_reset_while_downloading():
+    for status in ("downloading", "verifying"):
+        for cause, code in ((POWER, "power"), (WDT, "watchdog"), (RESET, "crash")):
+            v = trial.verdict(record(status), entries(BLANK), OLD, 2, cause, [])
+            assert (v.status, v.code, v.guilty()) == ("failed", code, False)
+
+
+def test_an_end_stays_an_end():
+    for status in ("success", "failed", "rolled_back"):
+        assert trial.verdict(record(status), entries(BLANK), OLD, 2, RESET, []) is None
+
+
+def test_layouts_without_slots():
+    v = trial.verdict(record("downloading"), entries(BLANK, BLANK), -1, 0, POWER, [])
+    assert v.code == "power"
+    assert trial.verdict(record(), entries(BLANK, BLANK), -1, 0, RESET, []).code == "not_booted"
+
+
+def test_records_from_elsewhere():
+    for junk in ({}, {"status": None}, {"status": 5, "slot": "x"}, {"status": "rebooting"}):
+        v = trial.verdict(junk, entries(BLANK), OLD, 2, RESET, [])
+        assert v.status in ("failed", "rolled_back") and not v.guilty()
+
+
+def health(**but):
+    case = {
+        "ble": True,
+        "services": True,
+        "wifi": True,
+        "exchanged": True,
+        "refused": False,
+        "late": False,
+        "offline_ok": 1,
+    }
+    for name in but:
+        assert name in case
+        case[name] = but[name]
+    return trial.health(
+        case["ble"],
+        case["services"],
+        case["wifi"],
+        case["exchanged"],
+        case["refused"],
+        case["late"],
+        case["offline_ok"],
+    )
+
+
+def test_health():
+    assert health() == (trial.CONFIRM, "")
+    assert health(late=True) == (trial.CONFIRM, "")
+    for name, word in (("ble", "bluetooth"), ("services", "services"), ("wifi", "wifi")):
+        assert health(**{name: False}) == (trial.WAIT, word)
+        assert health(late=True, **{name: False}) == (trial.FAIL, word)
+        assert health(late=True, exchanged=False, **{name: False}) == (trial.FAIL, word)
+
+
+def test_an_orchestrator_that_is_away_costs_no_trial():
+    assert health(exchanged=False) == (trial.WAIT, "orchestrator away")
+    assert health(exchanged=False, late=True) == (trial.CONFIRM, "orchestrator away")
+    assert health(exchanged=False, late=True, offline_ok=0) == (trial.FAIL, "orchestrator away")
+
+
+def test_an_orchestrator_that_refuses_us_does():
+    assert health(exchanged=False, refused=True)[0] == trial.WAIT
+    assert health(exchanged=False, refused=True, late=True)[0] == trial.FAIL
+
+
+def test_otadata_as_the_bootloader_reads_it():
+    e = o.Entry(entry(1, o.VALID))
+    assert e.good and e.intact and e.marks == 0 and e.slot(2) == 0 and e.slot(3) == 0
+    assert not o.Entry(BLANK).intact
+    assert not o.Entry(entry(1, o.ABORTED)).good and o.Entry(entry(1, o.ABORTED)).intact
+    assert not o.Entry(pack("<I", 1) + b"\xff" * 28).intact
+    assert o.active(entries(entry(2, o.NEW))) == 1
+    assert o.active(entries(entry(1, o.NEW))) == 0  # equal numbers: the first
+    assert o.active(entries(entry(2, o.ABORTED))) == 0
+    assert o.active(entries(BLANK, BLANK)) == -1
+    assert o.about(entries(entry(3, o.NEW)), 0, 2).seq == 3
+    assert o.about(entries(entry(2, o.NEW)), 5, 2) is None
