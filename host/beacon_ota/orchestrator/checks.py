@@ -124,8 +124,8 @@ def examine(
     sealed = _encrypted(claim.manifest)
     if not sealed:
         info = _look_inside(data, claim, board)
-    elif claim.size > board.slot_size:
-        raise _too_small(claim.size, board)
+    else:
+        board.check_fit(claim.size)
     manifest = None
     if claim.manifest is not None and trusted is None and insecure and not sealed:
         _opened(claim.manifest)  # nobody vouches for it, but it must be one
@@ -160,32 +160,26 @@ def _look_inside(data: bytes, claim: Claim, board: Any) -> Fields:
     """Examine a plain image: the core, then the app behind it, then that they are what is said."""
     from beacon_ota.images import release
 
-    if len(data) > board.slot_size:
-        raise _too_small(len(data), board)
+    board.check_fit(len(data))
     found = release.parse(data)
     info = found.info
     for name, code in (("version", "app_version"), ("device_type", "app_device_type")):
-        if info.get(name) != getattr(claim, name):
+        said = getattr(info, name)
+        if said != getattr(claim, name):
             raise InputError(
                 code,
                 f"the app in the image says another {name.replace('_', ' ')}",
-                found=info.get(name),
+                found=said,
                 expected=getattr(claim, name),
             )
     return {
-        "core_sha256": info.get("core_sha256"),
-        "built_at": info.get("built_at"),
-        "insecure": bool(info.get("insecure")),
+        "core_sha256": found.checksum if found.frozen else found.core_sha256,
+        "core_version": found.core.descriptor.version,
+        "built_at": info.built_at,
+        "insecure": info.insecure,
+        "app_size": found.app_size,
+        "payload": found.payload,
     }
-
-
-def _too_small(size: int, board: Any) -> InputError:
-    return InputError(
-        "slot_too_small",
-        f"the image does not fit a slot of the board {board.name}",
-        found=size,
-        expected=board.slot_size,
-    )
 
 
 def _encrypted(envelope: str | None) -> bool:

@@ -16,10 +16,13 @@ class Hub:
     def __init__(self) -> None:
         self._followers: set[asyncio.Queue[Fields | None]] = set()
 
-    def follow(self) -> "asyncio.Queue[Fields | None]":
-        """Return a queue of events from now on; None in it means: you lost some, or it is over."""
+    def check_room(self) -> None:
+        """Refuse one follower too many (Problem ``followers``)."""
         if len(self._followers) >= LIMITS.subscribers:
             raise Problem(503, "followers", "too many follow the events already")
+
+    def follow(self) -> "asyncio.Queue[Fields | None]":
+        """Return a queue of events from now on; None in it means: you lost some, or it is over."""
         queue: asyncio.Queue[Fields | None] = asyncio.Queue(_QUEUE)
         self._followers.add(queue)
         return queue

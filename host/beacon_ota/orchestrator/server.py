@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.api.app import create_app
 from beacon_ota.orchestrator.clock import Clock
+from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.hot import Hot
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service, Settings
@@ -163,9 +164,11 @@ async def _serve(settings: Settings, listen: Listen) -> None:
     service = Service(settings, Clock(listen.time_scale))
     await service.start()
     try:
+        engine = Engine(service)
+        engine.start()
         token = await first_token(service, listen.token_file)
         config = uvicorn.Config(
-            Hot(service, create_app(service)),
+            Hot(service, create_app(service, engine)),
             http=Protocol,
             ws="none",
             lifespan="off",

@@ -5,7 +5,7 @@ only the event loop's thread calls them.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,7 +64,7 @@ class Entry:
     revision: int
     created_at: float
     attempts: dict[str, Attempt] = field(default_factory=dict)
-    dirty: bool = True  # something happened since the engine last looked
+    open_ids: set[str] = field(default_factory=set)
     due: float | None = None  # when it wants to look again by itself
 
 
@@ -79,6 +79,7 @@ class View:
         self.entries: dict[str, Entry] = {}
         self.open: dict[str, Attempt] = {}
         self.places = Places(zone=zone, window=window)
+        self.on_change: Callable[[], object] = lambda: None  # an attempt has come to its end
         self.dirty: dict[str, Node] = {}  # heard from since the last flush
         self._lives: dict[str, list[rules.Live]] = {}
         self._busy: dict[str, int] = {}
@@ -206,7 +207,6 @@ class View:
             entry = self.entries[key] = Entry(rollout, state, revision, created_at)
         else:
             entry.state, entry.revision = state, revision
-        entry.dirty = True
         self._lives.clear()
         return entry
 
@@ -234,11 +234,19 @@ class View:
     def drop_rollout(self, rollout_id: str) -> None:
         """Let go of a rollout that hands out nothing any more."""
         entry = self.entries.pop(rollout_id)
-        for attempt in entry.attempts.values():
-            node = self.nodes.get(attempt.beacon_id)
-            if node is not None:
-                node.attempts = [a for a in node.attempts if a.rollout_id != rollout_id]
+        firmware_id = entry.rollout.plan.release.firmware_id
+        if not self.hands_out(firmware_id):
+            for attempt in entry.attempts.values():
+                node = self.nodes.get(attempt.beacon_id)
+                if node is not None:
+                    node.attempts = [a for a in node.attempts if a.firmware_id != firmware_id]
         self._lives.clear()
+
+    def hands_out(self, firmware_id: str) -> bool:
+        """Tell whether a rollout in memory is of this release."""
+        return any(
+            entry.rollout.plan.release.firmware_id == firmware_id for entry in self.entries.values()
+        )
 
     def put_attempt(self, attempt: Attempt) -> None:
         """Take an attempt, new or changed. A settled one never opens again."""
@@ -248,9 +256,13 @@ class View:
             if known is not None and known.result is not None and attempt.result is None:
                 return
             entry.attempts[attempt.id] = attempt
-            entry.dirty = True
+            if attempt.result is None:
+                entry.open_ids.add(attempt.id)
+            elif attempt.id in entry.open_ids:
+                entry.open_ids.discard(attempt.id)
+                self.on_change()
         node = self.nodes.get(attempt.beacon_id)
-        if node is not None and entry is not None:
+        if node is not None and (entry is not None or self.hands_out(attempt.firmware_id)):
             for index, other in enumerate(node.attempts):
                 if other.id == attempt.id:
                     node.attempts[index] = attempt
@@ -278,6 +290,7 @@ class View:
         self.forget_attempt(attempt.id)
         if (entry := self.entries.get(attempt.rollout_id)) is not None:
             entry.attempts.pop(attempt.id, None)
+            entry.open_ids.discard(attempt.id)
         if (node := self.nodes.get(attempt.beacon_id)) is not None:
             node.attempts = [other for other in node.attempts if other.id != attempt.id]
 

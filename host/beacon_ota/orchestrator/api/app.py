@@ -4,14 +4,26 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from beacon_ota import __version__
-from beacon_ota.orchestrator.api import answers, beacons, firmwares, sites, tokens
+from beacon_ota.orchestrator.api import (
+    answers,
+    audit,
+    beacons,
+    docs,
+    events,
+    firmwares,
+    metrics,
+    rollouts,
+    sites,
+    tokens,
+)
 from beacon_ota.orchestrator.api.answers import answer
+from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.throttle import Throttle
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service, engine: Engine) -> FastAPI:
     """Return the application for a service that runs."""
     app = FastAPI(
         title="Beacon OTA",
@@ -21,9 +33,10 @@ def create_app(service: Service) -> FastAPI:
         openapi_url="/api/openapi.json",
     )
     app.state.service = service
+    app.state.engine = engine
     app.state.throttle = Throttle(LIMITS.refusals)
     answers.install(app)
-    for module in (firmwares, beacons, sites, tokens):
+    for module in (firmwares, beacons, sites, rollouts, events, audit, tokens, metrics, docs):
         app.include_router(module.router)
     app.include_router(firmwares.download_router)
 

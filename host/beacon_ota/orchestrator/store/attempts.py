@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from beacon_ota.orchestrator.schema import attempts
 from beacon_ota.orchestrator.store import Fields, fields
@@ -112,7 +112,30 @@ def of_beacon(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
-def of_rollouts(conn: Connection, rollouts: list[str]) -> list[Any]:
-    """Return every attempt of the given rollouts, in the order of the offers."""
-    query = select(attempts).where(_a.rollout_id.in_(rollouts)).order_by(_a.offered_at, _a.id)
+def any_open(conn: Connection, rollout_id: str) -> bool:
+    """Tell whether an attempt of a rollout is under way."""
+    query = select(_a.id).where(_a.rollout_id == rollout_id, _a.result.is_(None)).limit(1)
+    return conn.execute(query).first() is not None
+
+
+def of_firmwares(conn: Connection, firmwares: list[str]) -> list[Any]:
+    """Return every attempt at the given releases, in the order of the offers."""
+    query = select(attempts).where(_a.firmware_id.in_(firmwares)).order_by(_a.offered_at, _a.id)
     return list(conn.execute(query))
+
+
+def results_of(conn: Connection, rollout_id: str) -> dict[str, int]:
+    """Return how many of a rollout's attempts came to what; ``open`` for those under way."""
+    query = select(_a.result, func.count()).where(_a.rollout_id == rollout_id).group_by(_a.result)
+    return {result or "open": count for result, count in conn.execute(query)}
+
+
+def of_rollout(conn: Connection, rollout_id: str, limit: int, after: str = "") -> list[Fields]:
+    """Return a rollout's attempts by id, those after ``after``."""
+    query = (
+        select(attempts)
+        .where(_a.rollout_id == rollout_id, _a.id > after)
+        .order_by(_a.id)
+        .limit(limit)
+    )
+    return [dict(row._mapping) for row in conn.execute(query)]

@@ -1,0 +1,324 @@
+"""A client of the orchestrator's API: where it is, who asks, and named errors.
+
+The server and the token come from the arguments, else from ``BEACON_OTA_URL`` and
+``BEACON_OTA_TOKEN``, else from the file ``config.toml`` (``url``, ``token``) in the folder that
+``BEACON_OTA_CONFIG`` names, by default ``~/.config/beacon-ota``.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import requests
+
+from beacon_ota.errors import (
+    BeaconOtaError,
+    DeniedError,
+    InputError,
+    ReachError,
+    UsageError,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+TIMEOUT_S = (5.0, 60.0)
+
+Json = dict[str, Any]
+
+
+def config_file() -> Path:
+    """Return where the configuration lies, whether it exists or not."""
+    folder = os.environ.get("BEACON_OTA_CONFIG")
+    return (Path(folder) if folder else Path.home() / ".config" / "beacon-ota") / "config.toml"
+
+
+def configured() -> dict[str, str]:
+    """Return ``url`` and ``token`` as the environment and the configuration give them.
+
+    Raises:
+        UsageError: ``config_file``.
+    """
+    found: dict[str, str] = {}
+    file = config_file()
+    if file.is_file():
+        try:
+            found = {k: str(v) for k, v in tomllib.loads(file.read_text()).items()}
+        except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+            raise UsageError("config_file", f"{file} cannot be read: {error}") from None
+    for name in ("url", "token"):
+        if value := os.environ.get(f"BEACON_OTA_{name.upper()}"):
+            found[name] = value
+    return found
+
+
+class Client:
+    """The API, call by call. Every failure is one of :mod:`beacon_ota.errors`, with its code.
+
+    Args:
+        url: of the orchestrator.
+        token: bearer token.
+        ca: PEM file that the server's certificate is to be verified with.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None, ca: Path | None = None):
+        given = {} if url and token else configured()
+        self.url = (url or given.get("url") or DEFAULT_URL).rstrip("/")
+        self.token = token or given.get("token")
+        self._session = requests.Session()
+        self._session.trust_env = False
+        if ca is not None:
+            self._session.verify = str(ca)
+        if self.token:
+            self._session.headers["Authorization"] = f"Bearer {self.token}"
+
+    def call(self, method: str, path: str, **options: Any) -> Any:
+        """Make a call; returns the decoded answer, None when it is empty.
+
+        Raises:
+            ReachError: ``unreachable``, or what the server says for 5xx.
+            DeniedError: 401 and 403. InputError: 404, 413, 415, 422. UsageError: 409, 410.
+        """
+        answer = self._send(method, path, **options)
+        if answer.status_code == 204 or not answer.content:
+            return None
+        try:
+            return answer.json()
+        except ValueError:
+            raise ReachError(
+                "not_an_orchestrator", f"{self.url} answers, but not as an orchestrator"
+            ) from None
+
+    def _send(self, method: str, path: str, **options: Any) -> requests.Response:
+        options.setdefault("timeout", TIMEOUT_S)
+        try:
+            answer = self._session.request(method, self.url + path, **options)
+        except requests.RequestException as error:
+            raise ReachError(
+                "unreachable", f"cannot reach {self.url}: {_why(error)}", found=self.url
+            ) from None
+        if answer.status_code >= 400:
+            raise refusal(answer)
+        return answer
+
+    # ---- releases ----
+
+    def upload(self, image: Path | BinaryIO, **fields: str) -> Json:
+        """Upload a release image; ``fields`` are those of the form."""
+        if isinstance(image, Path):
+            try:
+                with image.open("rb") as file:
+                    return self.upload(file, **fields)
+            except OSError as error:
+                raise UsageError(
+                    "file_unreadable", f"cannot read {image}: {error.strerror}"
+                ) from None
+        return self.call(
+            "POST", "/api/firmwares/upload", data=fields, files={"binary": ("image", image)}
+        )
+
+    def firmwares(self, **filters: Any) -> list[Json]:
+        """Return the releases, newest first."""
+        return self.call("GET", "/api/firmwares", params=_given(filters))["firmwares"]
+
+    def firmware(self, name: str) -> Json:
+        """Return a release by its id, or by ``version`` or ``device_type/version``."""
+        if len(name) == 24 and not name.strip("0123456789abcdef"):
+            return self.call("GET", f"/api/firmwares/{name}")
+        device_type, _, version = name.rpartition("/")
+        found = [
+            one
+            for one in self.firmwares(device_type=device_type or None)
+            if one["version"] == version
+        ]
+        if len(found) != 1:
+            raise InputError(
+                "firmware_unknown" if not found else "firmware_ambiguous",
+                f"{len(found)} releases are called {name!r}",
+                found=[f"{one['device_type']}/{one['version']}" for one in found] or name,
+                expected="an id, a version, or device_type/version",
+            )
+        return found[0]
+
+    def move_firmware(self, firmware_id: str, verb: str, reason: str = "") -> Json:
+        """``promote`` or ``deprecate`` a release."""
+        params = {"reason": reason} if reason else {}
+        return self.call("POST", f"/api/firmwares/{firmware_id}/{verb}", params=params)
+
+    # ---- beacons ----
+
+    def beacons(self, **filters: Any) -> Iterator[Json]:
+        """Yield the beacons that match, page by page."""
+        after: str | None = ""
+        while after is not None:
+            page = self.call("GET", "/api/beacons", params={**_given(filters), "after": after})
+            yield from page["beacons"]
+            after = page["next"]
+
+    def beacon(self, beacon_id: str, limit: int = 50) -> Json:
+        """Return a beacon with its history."""
+        return self.call("GET", f"/api/beacons/{_part(beacon_id)}", params={"limit": limit})
+
+    def create_beacon(self, beacon_id: str, device_type: str, **fields: Any) -> Json:
+        """Register a beacon: ``key`` (hex), ``site``, ``channel``, ``tags``."""
+        body = {"beacon_id": beacon_id, "device_type": device_type, **_given(fields)}
+        return self.call("POST", "/api/beacons", json=body)
+
+    def change_beacon(self, beacon_id: str, **fields: Any) -> Json:
+        """Change ``site``, ``channel`` or ``tags``."""
+        return self.call("PATCH", f"/api/beacons/{_part(beacon_id)}", json=fields)
+
+    def do_beacon(self, beacon_id: str, verb: str, reason: str | None = None) -> Json:
+        """``rekey``, ``quarantine`` or ``unquarantine`` a beacon."""
+        body = None if reason is None else {"reason": reason}
+        return self.call("POST", f"/api/beacons/{_part(beacon_id)}/{verb}", json=body)
+
+    def remove_beacon(self, beacon_id: str) -> None:
+        """Forget a beacon."""
+        self.call("DELETE", f"/api/beacons/{_part(beacon_id)}")
+
+    # ---- sites ----
+
+    def sites(self) -> list[Json]:
+        """Return the tree by path."""
+        return self.call("GET", "/api/sites")["sites"]
+
+    def create_site(self, path: str, **fields: Any) -> Json:
+        """Add a site: ``name``, ``kind``, ``tz``, ``window``."""
+        return self.call("POST", "/api/sites", json={"path": path, **_given(fields)})
+
+    def change_site(self, path: str, **fields: Any) -> Json:
+        """Change a site; None takes the parent's."""
+        return self.call("PATCH", f"/api/sites/{quote(path)}", json=fields)
+
+    def remove_site(self, path: str) -> None:
+        """Remove a site."""
+        self.call("DELETE", f"/api/sites/{quote(path)}")
+
+    # ---- rollouts ----
+
+    def create_rollout(self, firmware_id: str, plan: Json | None = None, **fields: Any) -> Json:
+        """Start a rollout: ``name``, ``start_at``."""
+        return self.call("POST", "/api/rollouts", json=_order(firmware_id, plan, fields))
+
+    def plan_rollout(self, firmware_id: str, plan: Json | None = None, **fields: Any) -> Json:
+        """Say what a rollout would do."""
+        return self.call("POST", "/api/rollouts/plan", json=_order(firmware_id, plan, fields))
+
+    def rollouts(self, **filters: Any) -> list[Json]:
+        """Return the rollouts, newest first."""
+        return self.call("GET", "/api/rollouts", params=_given(filters))["rollouts"]
+
+    def rollout(self, rollout_id: str) -> Json:
+        """Return a rollout in full."""
+        return self.call("GET", f"/api/rollouts/{_part(rollout_id)}")
+
+    def attempts(self, rollout_id: str) -> Iterator[Json]:
+        """Yield a rollout's attempts."""
+        after: str | None = ""
+        while after is not None:
+            path = f"/api/rollouts/{_part(rollout_id)}/attempts"
+            page = self.call("GET", path, params={"after": after})
+            yield from page["attempts"]
+            after = page["next"]
+
+    def move_rollout(
+        self, rollout_id: str, verb: str, reason: str = "", wave: int | None = None
+    ) -> Json:
+        """``pause``, ``resume``, ``halt``, ``abort`` or ``advance`` a rollout."""
+        body = {"reason": reason, **_given({"wave": wave})}
+        return self.call("POST", f"/api/rollouts/{_part(rollout_id)}/{verb}", json=body)
+
+    # ---- tokens, audit, events ----
+
+    def tokens(self) -> list[Json]:
+        """Return the tokens, without anything that could be used as one."""
+        return self.call("GET", "/api/tokens")["tokens"]
+
+    def create_token(self, name: str, role: str, days: float | None = None) -> Json:
+        """Make a token; ``token`` in the answer is shown nowhere else."""
+        body = {"name": name, "role": role, **_given({"days": days})}
+        return self.call("POST", "/api/tokens", json=body)
+
+    def revoke_token(self, token_id: str) -> Json:
+        """Revoke a token."""
+        return self.call("DELETE", f"/api/tokens/{_part(token_id)}")
+
+    def audit(self, **filters: Any) -> list[Json]:
+        """Return entries of the audit log."""
+        return self.call("GET", "/api/audit", params=_given(filters))["entries"]
+
+    def verify_audit(self, head: str | None = None) -> Json:
+        """Verify the audit log's chain."""
+        return self.call("GET", "/api/audit/verify", params=_given({"head": head}))
+
+    def latest_events(self, limit: int = 100) -> list[Json]:
+        """Return the newest stored events."""
+        return self.call("GET", "/api/events/latest", params={"limit": limit})["events"]
+
+    @contextmanager
+    def follow(self, after: int | None = None, kind: str = "") -> Iterator[Iterator[Json]]:
+        """Open the stream of events; the block gets an iterator over them.
+
+        Raises:
+            ReachError: ``unreachable``, also when the stream breaks off.
+        """
+        params = {**_given({"after": after}), "kind": kind}
+        options = {"params": params, "stream": True, "timeout": (5.0, 60.0)}
+        with self._send("GET", "/api/events", **options) as answer:
+            yield self._events(answer)
+
+    def _events(self, answer: requests.Response) -> Iterator[Json]:
+        try:
+            for line in answer.iter_lines(chunk_size=1):
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+        except requests.RequestException as error:
+            raise ReachError("unreachable", f"the stream broke off: {_why(error)}") from None
+
+
+def refusal(answer: requests.Response) -> BeaconOtaError:
+    """Return the error that an answer of 400 and above stands for."""
+    try:
+        document = answer.json()
+        code, detail = str(document["code"]), str(document["detail"])
+    except (ValueError, KeyError, TypeError):
+        document = {}
+        code = "not_an_orchestrator"
+        detail = f"{answer.url} answers {answer.status_code}, but not as an orchestrator"
+    kind: type[BeaconOtaError]
+    if answer.status_code in (401, 403, 429):
+        kind = DeniedError
+    elif answer.status_code in (409, 410):
+        kind = UsageError
+    elif answer.status_code >= 500 or not document:
+        kind = ReachError
+    else:
+        kind = InputError
+    return kind(code, detail, found=document.get("found"), expected=document.get("expected"))
+
+
+def _why(error: requests.RequestException) -> str:
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate does not verify"
+    if isinstance(error, requests.ConnectTimeout | requests.ReadTimeout):
+        return "no answer in time"
+    if isinstance(error, requests.ConnectionError):
+        return "nobody answers there"
+    return str(error)
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _order(firmware_id: str, plan: Json | None, fields: dict[str, Any]) -> Json:
+    order = {"firmware_id": firmware_id, **_given(fields)}
+    return order if plan is None else {**order, "plan": plan}

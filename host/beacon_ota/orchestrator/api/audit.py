@@ -1,0 +1,57 @@
+"""``/api/audit``: who did what, and whether the log is whole."""
+
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from beacon_ota.orchestrator.api.access import Admin, On
+from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.store import Fields, audit
+
+router = APIRouter(prefix="/api/audit", tags=["audit"])
+
+
+def shown(entry: Fields) -> Fields:
+    """Return an entry as the API shows it; ``at`` stays exact, the hash covers it."""
+    return {**entry, "time": iso(entry["at"]), "detail": json.loads(entry["detail"])}
+
+
+@router.get("")
+async def listing(
+    service: On,
+    actor: Admin,
+    after: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
+    action: Annotated[str | None, Query(max_length=48, description="or its beginning")] = None,
+    by: Annotated[str | None, Query(max_length=64)] = None,
+    target: Annotated[str | None, Query(max_length=128)] = None,
+    newest: bool = False,
+) -> Response:
+    """List entries in order, or the newest first."""
+
+    def read(conn: Connection) -> list[Fields]:
+        return audit.entries(
+            conn,
+            after=after,
+            limit=limit,
+            action=action,
+            actor=by,
+            target=target,
+            newest=newest,
+        )
+
+    return page("entries", [shown(entry) for entry in await service.db.read(read)])
+
+
+@router.get("/verify")
+async def verify(
+    service: On,
+    actor: Admin,
+    head: Annotated[str | None, Query(pattern=r"^[0-9a-f]{64}$")] = None,
+) -> Response:
+    """Verify the chain; ``head`` is a hash noted earlier that must still be in it."""
+    return answer(await service.db.read(audit.verify, head))

@@ -1,0 +1,158 @@
+"""``/metrics``: what Prometheus reads. What is counted in the tables is counted there each time."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from starlette.responses import Response
+
+from beacon_ota.orchestrator.api.access import On, Viewer
+from beacon_ota.orchestrator.api.rollouts import Moving
+from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.store import statistics
+from beacon_ota.wire.report import CODES
+
+router = APIRouter(tags=["metrics"])
+
+_CELL = ("healthy", "gone", "failed", "accepted", "open", "waiting", "away")
+_P = "beacon_ota_"
+_SILENT_S = 3600.0
+
+
+@router.get("/metrics")
+async def metrics(service: On, engine: Moving, actor: Viewer) -> Response:
+    """Everything, in Prometheus' text format."""
+    found = await service.db.read(statistics.read)
+    registry = CollectorRegistry()
+    registry.register(_Collector(service, engine, found))  # type: ignore[arg-type]
+    ProcessCollector(registry=registry)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Collector:
+    def __init__(self, service: Service, engine: Engine, found: statistics.Statistics):
+        self.service, self.engine, self.found = service, engine, found
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._attempts()
+        yield from self._beacons()
+        yield from self._rollouts()
+        yield from self._served()
+
+    def _version(self, firmware_id: str) -> tuple[str, str]:
+        row = self.service.view.releases[firmware_id].row
+        return row["device_type"], row["version"]
+
+    def _attempts(self) -> Iterator[Metric]:
+        by = ["device_type", "version"]
+        results = CounterMetricFamily(
+            _P + "attempts", "Attempts that came to an end, by result", labels=[*by, "result"]
+        )
+        under_way = GaugeMetricFamily(_P + "attempts_open", "Attempts under way", labels=by)
+        for (firmware, result), count in self.found.results.items():
+            if result is None:
+                under_way.add_metric(self._version(firmware), count)
+            else:
+                results.add_metric([*self._version(firmware), result], count)
+        failures = CounterMetricFamily(
+            _P + "failures", "Failures by where and why", labels=[*by, "result", "stage", "code"]
+        )
+        merged: Counter[tuple[str, ...]] = Counter()
+        for (firmware, result, stage, code), count in self.found.failures.items():
+            known = code if code in CODES.get(stage or "", ()) else ""
+            merged[(*self._version(firmware), result, stage or "", known or "")] += count
+        for labels, count in merged.items():
+            failures.add_metric(list(labels), count)
+        late = CounterMetricFamily(
+            _P + "late_results", "Final reports of attempts given up before", labels=[*by, "result"]
+        )
+        for (firmware, result), count in self.found.late.items():
+            late.add_metric([*self._version(firmware), result], count)
+        durations = HistogramMetricFamily(
+            _P + "update_duration_seconds", "From the offer taken to the success", labels=by
+        )
+        for firmware, (buckets, total) in self.found.durations.items():
+            durations.add_metric(self._version(firmware), buckets, total)
+        yield from (results, under_way, failures, late, durations)
+
+    def _beacons(self) -> Iterator[Metric]:
+        now = self.service.clock.now()
+        view = self.service.view
+        counts: Counter[tuple[str, ...]] = Counter()
+        for node in view.nodes.values():
+            facts = node.facts
+            if facts.quarantined:
+                state = "quarantined"
+            elif node.last_seen is None:
+                state = "unseen"
+            elif now - node.last_seen > _SILENT_S:
+                state = "silent"
+            else:
+                state = "trial" if facts.on_trial else "valid"
+            building = view.place(node).building
+            counts[(facts.device_type, facts.version, building, state)] += 1
+        family = GaugeMetricFamily(
+            _P + "beacons",
+            "Registered beacons",
+            labels=["device_type", "version", "building", "state"],
+        )
+        for labels, count in counts.items():
+            family.add_metric(list(labels), count)
+        yield family
+
+    def _rollouts(self) -> Iterator[Metric]:
+        status = GaugeMetricFamily(
+            _P + "rollout_status", "1 for the status it has", labels=["rollout", "status"]
+        )
+        share = GaugeMetricFamily(
+            _P + "rollout_share", "Share opened", labels=["rollout", "version", "wave"]
+        )
+        cells = GaugeMetricFamily(
+            _P + "rollout_beacons",
+            "Beacons of a stage by what became of them",
+            labels=["rollout", "version", "wave", "stage", "state"],
+        )
+        now = self.service.clock.now()
+        for key, entry in self.service.view.entries.items():
+            plan = entry.rollout.plan
+            status.add_metric([key, entry.state.status.value], 1)
+            counts = self.engine.count(entry, now)
+            for index, wave in enumerate(plan.waves):
+                reached = entry.state.waves[index].stage
+                opened = 0.0 if reached < 0 else entry.rollout.ladders[index][reached].share
+                share.add_metric([key, plan.release.version, wave.name], opened)
+                for stage, cell in enumerate(counts.cells[index]):
+                    for name in _CELL:
+                        if count := getattr(cell, name):
+                            labels = [key, plan.release.version, wave.name, str(stage), name]
+                            cells.add_metric(labels, count)
+        yield from (status, share, cells)
+
+    def _served(self) -> Iterator[Metric]:
+        counts = self.service.counts
+        for name, text, label, values in (
+            ("polls", "Polls by what was decided", "reason", counts.polls),
+            ("reports", "Status reports", "status", counts.reports),
+            ("refused", "Requests refused for who they say they are", "code", counts.refused),
+            ("downloads", "Downloads begun, by HTTP status", "status", counts.downloads),
+        ):
+            family = CounterMetricFamily(_P + name, text, labels=[label])
+            for value, count in values.items():
+                family.add_metric([str(value)], count)
+            yield family
+        yield CounterMetricFamily(_P + "download_bytes", "Image bytes sent", counts.bytes_sent)
+        yield GaugeMetricFamily(_P + "downloads_open", "Downloads under way", counts.reading)
+        yield CounterMetricFamily(_P + "commits", "Transactions", self.service.db.commits)
+        yield CounterMetricFamily(_P + "writes", "Changes in them", self.service.db.writes)

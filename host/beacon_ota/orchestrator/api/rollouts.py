@@ -1,0 +1,367 @@
+"""``/api/rollouts``: plan, start, watch, pause, resume, halt, abort, advance."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator import store
+from beacon_ota.orchestrator.api.access import On, Operator, Viewer
+from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.engine import Engine, dump_state, load_state
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.rollout import advance as moves
+from beacon_ota.orchestrator.rollout.gates import judge
+from beacon_ota.orchestrator.rollout.plans import PRESETS, dump, parse
+from beacon_ota.orchestrator.rollout.rules import Rollout
+from beacon_ota.orchestrator.rollout.simulate import preview
+from beacon_ota.orchestrator.rollout.types import (
+    Cell,
+    Release,
+    RolloutState,
+    Status,
+    Tally,
+    Transition,
+)
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.store import Fields, attempts, rollouts
+from beacon_ota.orchestrator.store.tokens import Actor
+from beacon_ota.orchestrator.view import Entry
+
+router = APIRouter(prefix="/api/rollouts", tags=["rollouts"])
+
+_HORIZON_MAX_S = 400 * 86400.0
+
+
+def engine_of(request: Request) -> Engine:
+    """Return the engine of the orchestrator that a request came to."""
+    return request.app.state.engine
+
+
+Moving = Annotated[Engine, Depends(engine_of)]
+
+
+class Order(BaseModel):
+    """A rollout to plan or to start."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    firmware_id: Annotated[str, Field(pattern=r"^[0-9a-f]{24}$")]
+    name: Annotated[str, Field(max_length=128)] = ""
+    plan: Annotated[
+        dict[str, Any],
+        Field(description=f"a preset ({', '.join(PRESETS)}) with changes, or all of it"),
+    ] = {"preset": "canary"}
+    start_at: Annotated[
+        float | None, Field(ge=0, le=1e11, description="UTC seconds; absent: now")
+    ] = None
+
+
+class Why(BaseModel):
+    """The reason for what is done, kept in the audit log."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str, Field(max_length=200)] = ""
+    wave: Annotated[int | None, Field(ge=0)] = None
+
+
+@router.post("", status_code=201)
+async def create(order: Order, service: On, engine: Moving, actor: Operator) -> Response:
+    """Start a rollout, now or at the time given."""
+    rollout, start_at = compile_order(service, order)
+    plan = rollout.plan
+    state = moves.begin(rollout, start_at)
+    row: Fields = {
+        "id": plan.rollout_id,
+        "firmware_id": order.firmware_id,
+        "name": order.name or f"{plan.release.device_type} {plan.release.version}",
+        "status": state.status.value,
+        "plan": json.dumps(dump(plan)),
+        "state": dump_state(state),
+        "revision": 0,
+        "created_at": service.clock.now(),
+        "created_by": actor.name,
+    }
+    entry = await engine.create(row, rollout, state, actor.name)
+    async with engine.moving:
+        await engine.step(entry)  # what starts now has started when this is answered
+    return answer(await shown(service, engine, plan.rollout_id), 201)
+
+
+@router.post("/plan")
+async def plan(
+    order: Order,
+    service: On,
+    actor: Viewer,
+    horizon_s: Annotated[float, Query(gt=0, le=_HORIZON_MAX_S)] = 90 * 86400.0,
+) -> Response:
+    """Say who would get the release when, if all went well; nothing is started."""
+    rollout, start_at = compile_order(service, order)
+    view = service.view
+    state = view.releases[order.firmware_id].state
+    beacons = [node.facts for node in view.nodes.values()]
+    timeline = await asyncio.to_thread(
+        lambda: preview(
+            rollout, beacons, view.places, start_at, release_state=state, horizon_s=horizon_s
+        )
+    )
+    return answer(
+        {
+            "plan": _bare(dump(rollout.plan)),
+            "start_at": iso(start_at),
+            "ends_at": iso(timeline.ends_at),
+            "beacons": [
+                {**asdict(slot), "at": iso(slot.at), "reason": slot.reason.value}
+                for slot in timeline.slots
+            ],
+            "transitions": [_transition(change) for change in timeline.transitions],
+            "left_out": {reason.value: count for reason, count in timeline.left_out.items()},
+        }
+    )
+
+
+@router.get("")
+async def listing(
+    service: On,
+    engine: Moving,
+    actor: Viewer,
+    status: Annotated[str | None, Query(max_length=16)] = None,
+    limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
+) -> Response:
+    """List rollouts, newest first."""
+    rows = await service.db.read(rollouts.every, limit)
+    found = [
+        await shown(service, engine, row["id"], row)
+        for row in rows
+        if status in (None, row["status"])
+    ]
+    return page("rollouts", found)
+
+
+@router.get("/{rollout_id}")
+async def show(rollout_id: str, service: On, engine: Moving, actor: Viewer) -> Response:
+    """Show a rollout: its plan, how far each wave is, and what it waits for."""
+    found = await shown(service, engine, rollout_id, full=True)
+    return answer(found)
+
+
+@router.get("/{rollout_id}/attempts")
+async def tries(
+    rollout_id: str,
+    service: On,
+    actor: Viewer,
+    after: Annotated[str, Query(max_length=24)] = "",
+    limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 500,
+) -> Response:
+    """List a rollout's attempts, for a report; ``next`` is where the following page begins."""
+    rows = await service.db.read(attempts.of_rollout, rollout_id, limit, after)
+    more = rows[-1]["id"] if len(rows) == limit else None
+    for row in rows:
+        for key in ("offered_at", "taken_at", "rebooting_at", "ended_at", "late_at"):
+            row[key] = iso(row[key])
+    return page("attempts", rows, next=more)
+
+
+@router.post("/{rollout_id}/pause")
+async def pause(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
+    """Offer the release to nobody new; what is under way goes on."""
+    return await _move(service, engine, rollout_id, by, _by_state(moves.pause, why))
+
+
+@router.post("/{rollout_id}/resume")
+async def resume(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
+    """Go on after a pause, or after a halt: the failures so far are accepted then."""
+    return await _move(service, engine, rollout_id, by, _by_state(moves.resume, why))
+
+
+@router.post("/{rollout_id}/halt")
+async def halt(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
+    """Withhold the release from everybody who is not rebooting into it yet."""
+    return await _move(service, engine, rollout_id, by, _by_state(moves.halt, why))
+
+
+@router.post("/{rollout_id}/abort")
+async def abort(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
+    """End a rollout for good."""
+    return await _move(service, engine, rollout_id, by, _by_state(moves.abort, why))
+
+
+@router.post("/{rollout_id}/advance")
+async def advance(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
+    """Open the next stage now, without waiting for sample or soak."""
+
+    def work(entry: Entry, now: float, actor: str) -> tuple[Transition, ...]:
+        return moves.step(
+            entry.rollout,
+            entry.state,
+            engine.count(entry, now),
+            now,
+            actor,
+            wave=why.wave,
+            reason=why.reason,
+        )
+
+    return await _move(service, engine, rollout_id, by, work)
+
+
+def compile_order(service: Service, order: Order) -> tuple[Rollout, float]:
+    """Read an order against the releases and sites that there are."""
+    release = service.view.releases.get(order.firmware_id)
+    if release is None:
+        raise missing("firmware", order.firmware_id)
+    if release.state == "deprecated":
+        raise UsageError(
+            "firmware_state",
+            "a release that was withdrawn cannot be rolled out",
+            found=release.row["state"],
+            expected=["testing", "stable"],
+        )
+    row = release.row
+    now = service.clock.now()
+    data = dict(order.plan)
+    if row["required"]:
+        data.setdefault("required", True)
+    plan = parse(
+        data,
+        rollout_id=store.new_id(),
+        release=Release(row["id"], row["version"], row["device_type"], row["checksum"]),
+        sites=service.view.places.paths,
+    )
+    return Rollout(plan), max(order.start_at or now, now)
+
+
+def _by_state(decide, why: Why):
+    def work(entry: Entry, now: float, actor: str) -> tuple[Transition, ...]:
+        return decide(entry.state, now, actor, why.reason)
+
+    return work
+
+
+async def _move(service: Service, engine: Engine, rollout_id: str, actor: Actor, work) -> Response:
+    entry = service.view.entries.get(rollout_id)
+    if entry is None:
+        row = await service.db.read(rollouts.get, rollout_id)
+        if row is None:
+            raise missing("rollout", rollout_id)
+        raise UsageError(
+            "rollout_not_active", "the rollout is over", found=row["status"], expected="active"
+        )
+    async with engine.moving:
+        now = service.clock.now()
+        made: Sequence[Transition] = work(entry, now, actor.name)
+        await engine.commit(entry, made)
+        await engine.step(entry)
+    return answer(await shown(service, engine, rollout_id))
+
+
+async def shown(
+    service: Service,
+    engine: Engine,
+    rollout_id: str,
+    row: Fields | None = None,
+    *,
+    full: bool = False,
+) -> Fields:
+    """Return a rollout as the API shows it; ``full`` adds plan, transitions and verdicts."""
+
+    def read(conn: Connection) -> tuple[Fields | None, list[Fields], dict[str, int]]:
+        return (
+            row or rollouts.get(conn, rollout_id),
+            rollouts.transitions_of(conn, rollout_id) if full else [],
+            attempts.results_of(conn, rollout_id),
+        )
+
+    found, history, results = await service.db.read(read)
+    if found is None:
+        raise missing("rollout", rollout_id)
+    plan = json.loads(found["plan"])
+    state = load_state(found["state"])
+    entry = service.view.entries.get(rollout_id)
+    now = service.clock.now()
+    counts = None
+    if entry is not None:
+        state = entry.state
+        counts = engine.count(entry, now)
+    public = {
+        "rollout_id": rollout_id,
+        "name": found["name"],
+        "firmware_id": found["firmware_id"],
+        "version": plan["release"]["version"],
+        "device_type": plan["release"]["device_type"],
+        "status": state.status.value,
+        "reason": state.reason,
+        "by": state.by,
+        "created_at": iso(found["created_at"]),
+        "created_by": found["created_by"],
+        "start_at": iso(state.start_at),
+        "changed_at": iso(state.changed_at or None),
+        "due_at": iso(entry.due) if entry else None,
+        "results": results,
+        "total": _cell(counts.total) if counts else None,
+        "waves": [
+            _wave(entry, state, counts, plan, index, now) for index in range(len(state.waves))
+        ],
+    }
+    if full:
+        public["plan"] = _bare(plan)
+        public["transitions"] = [
+            {**{k: v for k, v in one.items() if k != "rollout_id"}, "at": iso(one["at"])}
+            for one in history
+        ]
+    return public
+
+
+def _wave(
+    entry: Entry | None,
+    state: RolloutState,
+    counts: Tally | None,
+    plan: Fields,
+    index: int,
+    now: float,
+) -> Fields:
+    wave = state.waves[index]
+    given = plan["waves"][index]
+    ladder = given.get("ladder") or plan["ladder"]
+    public = {
+        "name": given["name"],
+        "stage": wave.stage,
+        "stages": len(ladder),
+        "share": 0.0 if wave.stage < 0 else ladder[wave.stage]["share"],
+        "opened_at": iso(wave.opened_at),
+        "stage_at": iso(wave.stage_at),
+        "ended_at": iso(wave.ended_at),
+    }
+    if entry is not None and counts is not None:
+        public["counts"] = [_cell(cell) for cell in counts.cells[index]]
+        public["opens_at"] = iso(moves.opens_at(entry.rollout, state, index))
+        if wave.stage >= 0 and wave.ended_at is None and state.status is Status.ACTIVE:
+            verdict, word, sentence = judge(entry.rollout, state, counts, index, now)
+            public["waits_for"] = {"verdict": verdict.value, "reason": word, "detail": sentence}
+    return public
+
+
+def _cell(cell: Cell) -> Fields:
+    return {
+        **asdict(cell),
+        "attempted": cell.attempted,
+        "decided": cell.decided,
+        "members": cell.members,
+    }
+
+
+def _transition(change: Transition) -> Fields:
+    return {**asdict(change), "at": iso(change.at), "kind": change.kind.value}
+
+
+def _bare(plan: Fields) -> Fields:
+    """Return a plan without what names one rollout: as it can be used again."""
+    return {key: value for key, value in plan.items() if key not in ("rollout_id", "release")}

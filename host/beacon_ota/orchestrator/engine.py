@@ -1,0 +1,337 @@
+"""Moves the rollouts: gives up on silent beacons, counts, and does what the gates say.
+
+Every move is decided by the pure functions of ``rollout`` and committed as one transaction with
+its transitions, its audit entries and its events, from the revision that it was decided upon; so
+that two of these never both make the same move.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.rollout import decide as rules
+from beacon_ota.orchestrator.rollout.advance import advance, apply, due
+from beacon_ota.orchestrator.rollout.gates import tally
+from beacon_ota.orchestrator.rollout.plans import parse
+from beacon_ota.orchestrator.rollout.rules import Rollout
+from beacon_ota.orchestrator.rollout.types import (
+    Attempt,
+    Result,
+    RolloutState,
+    Status,
+    Tally,
+    Transition,
+    WaveState,
+)
+from beacon_ota.orchestrator.service import Service, outcome_event
+from beacon_ota.orchestrator.store import Fields, attempts, audit, events, rollouts
+from beacon_ota.orchestrator.view import Entry, attempt_of
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+TICK_S = 30.0  # beacons come and go without anybody telling the engine
+REST_S = 0.2  # of the wall clock, between two rounds at least
+KEEP = 8  # rollouts of a device type that can still hand out their release
+_CALLED_OFF = (Status.HALTED, Status.ABORTED)
+
+
+class Engine:
+    """The background task over a service's rollouts."""
+
+    def __init__(self, service: Service):
+        self.service = service
+        self._wake = asyncio.Event()
+        self.moving = asyncio.Lock()  # from looking at a rollout to committing what follows
+
+    def start(self) -> None:
+        """Load the rollouts and begin to watch them."""
+        self.service.db.read_now(self._load)
+        self.service.view.on_change = self._wake.set
+        self.service.run(self._watch())
+
+    def wake(self) -> None:
+        """Look again soon: something has changed."""
+        self._wake.set()
+
+    # ---- the loop ----
+
+    async def _watch(self) -> None:
+        clock = self.service.clock
+        while True:
+            began = time.monotonic()
+            self._wake.clear()
+            pause = TICK_S
+            for entry in list(self.service.view.entries.values()):
+                try:
+                    async with self.moving:
+                        await self.step(entry)
+                except Exception:
+                    log.exception("rollout %s could not be moved", entry.rollout.plan.rollout_id)
+                if entry.due is not None:
+                    pause = min(pause, entry.due - clock.now())
+            # Counting takes time in proportion to the fleet; it gets a tenth of it at most.
+            rest = max(REST_S, 9 * (time.monotonic() - began))
+            await asyncio.sleep(rest)
+            try:
+                async with asyncio.timeout(max(clock.real(pause) - rest, 0.0)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def step(self, entry: Entry) -> None:
+        """Do everything that is due for one rollout; the caller holds ``moving``."""
+        now = self.service.clock.now()
+        if entry.open_ids:
+            await self._settle(entry, now)
+        if entry.state.status is Status.ABORTED:
+            if not entry.open_ids:
+                self.service.view.drop_rollout(entry.rollout.plan.rollout_id)
+            return
+        counts = self.count(entry, now)
+        made = advance(entry.rollout, entry.state, counts, now)
+        if made:
+            await self.commit(entry, made)
+            if entry.state.status in _CALLED_OFF:
+                await self._settle(entry, now)
+        entry.due = due(entry.rollout, entry.state, counts, now)
+
+    def count(self, entry: Entry, now: float) -> Tally:
+        """Count a rollout's beacons as they stand."""
+        view = self.service.view
+        tries: dict[str, Sequence[Attempt]] = {
+            key: node.attempts for key, node in view.nodes.items() if node.attempts
+        }
+        gone: dict[str, list[Attempt]] = {}  # no longer registered
+        for attempt in entry.attempts.values():
+            if attempt.beacon_id not in view.nodes:
+                gone.setdefault(attempt.beacon_id, []).append(attempt)
+        tries |= gone
+        return tally(
+            entry.rollout,
+            entry.state,
+            (node.facts for node in view.nodes.values()),
+            tries,
+            {key: node.last_seen for key, node in view.nodes.items() if node.last_seen},
+            now,
+            release_state=view.releases[entry.rollout.plan.release.firmware_id].state,
+            listening_since=self.service.started_at,
+        )
+
+    async def _settle(self, entry: Entry, now: float) -> None:
+        """End the attempts that are called off, silent for too long, or never taken."""
+        view = self.service.view
+        mine = [view.open[key] for key in entry.open_ids]
+        release = view.releases[entry.rollout.plan.release.firmware_id]
+        ends: dict[str, tuple[Result, str | None]] = {}
+        for attempt in rules.expired(entry.rollout, mine, now):
+            ends[attempt.id] = (Result.EXPIRED, None)
+        for attempt in rules.lost(
+            entry.rollout, mine, now, listening_since=self.service.started_at
+        ):
+            node = view.nodes.get(attempt.beacon_id)
+            # The report got lost, the beacon did not: it has polled from the new image since.
+            runs = (
+                node is not None
+                and not node.facts.on_trial
+                and node.facts.image == release.row["checksum"]
+                and node.facts.version_at > (attempt.taken_at or now)
+            )
+            ends[attempt.id] = (
+                (Result.SUCCESS, "confirmed by its polls") if runs else (Result.LOST, None)
+            )
+        if entry.state.status in _CALLED_OFF or release.state == "deprecated":
+            for attempt in rules.withdrawn(mine):
+                ends[attempt.id] = (Result.STOPPED, None)
+        if ends:
+            await self._end(ends, release)
+
+    async def _end(self, ends: dict[str, tuple[Result, str | None]], release: Any) -> None:
+        told: list[Fields] = []
+
+        def work(conn: Connection) -> list[Fields]:
+            now = self.service.clock.now()
+            told.clear()
+            rows = []
+            for attempt_id, (result, detail) in ends.items():
+                how, row = attempts.finish(conn, attempt_id, now, str(result), detail=detail)
+                if row is not None:
+                    rows.append(row)
+                    if how == "first" and result is not Result.EXPIRED:
+                        told.append(outcome_event(conn, now, row, release))
+            return rows
+
+        def after(rows: list[Fields]) -> None:
+            for row in rows:
+                self.service.put_attempt(row)
+            for one in told:
+                self.service.hub.publish(one)
+
+        await self.service.db.write(work, then=after)
+
+    # ---- moves ----
+
+    async def commit(self, entry: Entry, made: Sequence[Transition]) -> None:
+        """Record transitions and apply them; the caller holds ``moving``.
+
+        Raises:
+            UsageError: ``rollout_moved``: it was moved by somebody else meanwhile.
+        """
+        rollout_id = entry.rollout.plan.rollout_id
+        state = entry.state
+        for change in made:
+            state = apply(state, change)
+        told: list[Fields] = []
+
+        def work(conn: Connection) -> bool:
+            told.clear()
+            moved = rollouts.advance(
+                conn,
+                rollout_id,
+                entry.revision,
+                {
+                    "status": state.status.value,
+                    "state": dump_state(state),
+                    "reason": state.reason,
+                    "ended_at": made[-1].at if state.status is Status.ABORTED else None,
+                },
+            )
+            if not moved:
+                return False
+            rollouts.add_transitions(conn, [_row(rollout_id, change) for change in made])
+            for change in made:
+                told.append(_trace(conn, rollout_id, change))
+            return True
+
+        def after(moved: bool) -> None:
+            if moved:
+                self.service.view.put_rollout(
+                    entry.rollout, state, entry.revision + 1, entry.created_at
+                )
+                for one in told:
+                    self.service.hub.publish(one)
+
+        if not await asyncio.shield(self.service.db.write(work, then=after)):
+            self.service.db.read_now(self._reload, entry)
+            raise UsageError(
+                "rollout_moved", "the rollout has just been moved by somebody else; look again"
+            )
+        self.wake()
+
+    async def create(self, row: Fields, rollout: Rollout, state: RolloutState, actor: str) -> Entry:
+        """Store a rollout and begin to watch it."""
+        view = self.service.view
+        before: list[Any] = []  # what came of this release in rollouts that are over
+        if not view.hands_out(row["firmware_id"]):
+            before = await self.service.db.read(attempts.of_firmwares, [row["firmware_id"]])
+
+        def put(_none: None) -> None:
+            view.put_rollout(rollout, state, 0, row["created_at"])
+            for attempt in before:
+                view.put_attempt(attempt_of(attempt._mapping))
+            self._retire(rollout.plan.release.device_type)
+
+        await self.service.change(
+            actor,
+            "rollout.created",
+            row["id"],
+            rollouts.add,
+            row,
+            then=put,
+            detail={"firmware": row["firmware_id"], "name": row["name"]},
+        )
+        self.wake()
+        return view.entries[row["id"]]
+
+    # ---- memory ----
+
+    def _load(self, conn: Connection) -> None:
+        kept: dict[str, int] = {}
+        view = self.service.view
+        for row in rollouts.every(conn):
+            if row["status"] == Status.ABORTED:
+                continue
+            rollout = Rollout(parse(json.loads(row["plan"])))
+            device_type = rollout.plan.release.device_type
+            kept[device_type] = kept.get(device_type, 0) + 1
+            if kept[device_type] <= KEEP or attempts.any_open(conn, row["id"]):
+                view.put_rollout(
+                    rollout, load_state(row["state"]), row["revision"], row["created_at"]
+                )
+        used = {entry.rollout.plan.release.firmware_id for entry in view.entries.values()}
+        for attempt in attempts.of_firmwares(conn, list(used)):
+            view.put_attempt(attempt_of(attempt._mapping))
+
+    def _reload(self, conn: Connection, entry: Entry) -> None:
+        row = rollouts.get(conn, entry.rollout.plan.rollout_id)
+        assert row is not None
+        self.service.view.put_rollout(
+            entry.rollout, load_state(row["state"]), row["revision"], entry.created_at
+        )
+
+    def _retire(self, device_type: str) -> None:
+        """Let go of the oldest rollouts; each newer one is for everybody that they were for."""
+        view = self.service.view
+        mine = [
+            entry
+            for entry in view.entries.values()
+            if entry.rollout.plan.release.device_type == device_type
+        ]
+        mine.sort(key=lambda entry: entry.created_at, reverse=True)
+        for entry in mine[KEEP:]:
+            if not entry.open_ids:
+                view.drop_rollout(entry.rollout.plan.rollout_id)
+
+
+def dump_state(state: RolloutState) -> str:
+    """Return a state as JSON."""
+    return json.dumps(dataclasses.asdict(state))
+
+
+def load_state(text: str) -> RolloutState:
+    """Return a state from JSON."""
+    fields = json.loads(text)
+    fields["waves"] = tuple(WaveState(**wave) for wave in fields["waves"])
+    fields["status"] = Status(fields["status"])
+    return RolloutState(**fields)
+
+
+def _row(rollout_id: str, change: Transition) -> Fields:
+    return {
+        "rollout_id": rollout_id,
+        "at": change.at,
+        "kind": change.kind.value,
+        "wave": change.wave,
+        "stage": change.stage,
+        "reason": change.reason,
+        "detail": change.detail,
+        "actor": change.by,
+    }
+
+
+def _trace(conn: Connection, rollout_id: str, change: Transition) -> Fields:
+    """Record a transition in the audit log and among the events; return the event."""
+    kind = f"rollout.{change.kind.value}"
+    data = {
+        name: value
+        for name, value in (("wave", change.wave), ("stage", change.stage))
+        if value is not None
+    }
+    reason = ": ".join(filter(None, (change.reason, change.detail)))
+    audit.add(conn, change.at, change.by, kind, rollout_id, reason, **data)
+    return events.add(
+        conn,
+        change.at,
+        kind,
+        rollout_id,
+        by=change.by,
+        reason=change.reason,
+        detail=change.detail,
+        **data,
+    )

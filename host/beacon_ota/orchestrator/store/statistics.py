@@ -1,0 +1,51 @@
+"""Counts over the attempts, each time anew: what metrics and reports show."""
+
+from typing import NamedTuple
+
+from sqlalchemy import Connection, case, func, select
+
+from beacon_ota.orchestrator.schema import attempts
+
+BUCKETS = (5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800)  # seconds
+_a = attempts.c
+_FAILURES = ("failed", "rolled_back", "lost")
+
+
+class Statistics(NamedTuple):
+    """Counts by firmware id and more; a duration is (cumulative buckets, sum in seconds)."""
+
+    results: dict[tuple[str, str | None], int]
+    failures: dict[tuple[str, str, str | None, str | None], int]
+    late: dict[tuple[str, str], int]
+    durations: dict[str, tuple[list[tuple[str, float]], float]]
+
+
+def read(conn: Connection) -> Statistics:
+    """Count."""
+    count = func.count()
+    results = select(_a.firmware_id, _a.result, count).group_by(_a.firmware_id, _a.result)
+    keys = (_a.firmware_id, _a.result, _a.failed_in, _a.code)
+    failures = select(*keys, count).where(_a.result.in_(_FAILURES)).group_by(*keys)
+    late = (
+        select(_a.firmware_id, _a.late_result, count)
+        .where(_a.late_result.is_not(None))
+        .group_by(_a.firmware_id, _a.late_result)
+    )
+    took = _a.ended_at - _a.taken_at
+    within = [func.sum(case((took <= bound, 1), else_=0)) for bound in BUCKETS]
+    durations = (
+        select(_a.firmware_id, count, func.sum(took), *within)
+        .where(_a.result == "success", _a.taken_at.is_not(None))
+        .group_by(_a.firmware_id)
+    )
+    return Statistics(
+        {(row[0], row[1]): row[2] for row in conn.execute(results)},
+        {(row[0], row[1], row[2], row[3]): row[4] for row in conn.execute(failures)},
+        {(row[0], row[1]): row[2] for row in conn.execute(late)},
+        {row[0]: _histogram(*list(row)[1:]) for row in conn.execute(durations)},
+    )
+
+
+def _histogram(count: int, total: float, *within: int) -> tuple[list[tuple[str, float]], float]:
+    pairs = [(str(float(bound)), float(n)) for bound, n in zip(BUCKETS, within, strict=True)]
+    return [*pairs, ("+Inf", float(count))], float(total)
