@@ -9,8 +9,6 @@ from beacon_ota.orchestrator.rollout.gates import tally
 from beacon_ota.orchestrator.rollout.plans import parse
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
-    DAY,
-    HOUR,
     Attempt,
     Beacon,
     Place,
@@ -162,6 +160,3 @@ class Bench:
     @property
     def stages(self) -> list[int]:
         return [wave.stage for wave in self.state.waves]
-
-
-__all__ = [name for name in globals() if not name.startswith("_")] + ["DAY", "HOUR"]

@@ -74,6 +74,7 @@ STAGES_MAX = 20
 SITES_MAX = 256
 TAGS_MAX = 32
 PAUSES_MAX = 16
+LATEST = 7_258_118_400.0  # the year 2200
 
 
 def parse(
@@ -364,6 +365,8 @@ def _utc(at: datetime, where: str) -> float:
         seconds = -1.0
     if seconds < 0:
         raise PlanError("time_negative", f"{where}: before 1970", found=str(at))
+    if seconds > LATEST:
+        raise PlanError("time_range", f"{where}: after the year 2200", found=str(at))
     return seconds
 
 

@@ -1,0 +1,272 @@
+"""What counts, once each, and what the counts say."""
+
+from dataclasses import replace
+
+import pytest
+
+from beacon_ota.orchestrator.rollout.gates import tally, tripped
+from beacon_ota.orchestrator.rollout.types import HOUR, Cell, Gate, Result
+from tests.orchestrator.rollout.build import (
+    MONDAY,
+    NEW,
+    Bench,
+    attempt,
+    beacon,
+    by_stage,
+    fleet,
+    live,
+    rollout,
+    updated,
+)
+
+FLAT = [{"share": 1}]
+ALWAYS = float("inf")
+
+
+def count(made, beacons, attempts=(), *, now=MONDAY + HOUR, seen=None, since=0.0, **how):
+    by_beacon = {}
+    for one in attempts:
+        by_beacon.setdefault(one.beacon_id, []).append(one)
+    state = replace(live(made).state, since=since)
+    seen = {one.id: ALWAYS for one in beacons} if seen is None else seen
+    return tally(made, state, beacons, by_beacon, seen, now, **how)
+
+
+def test_waiting_by_wave_and_stage():
+    made = rollout(
+        waves=[{"name": "a", "sites": ["hq/a"]}, {"name": "b", "sites": ["hq/b"]}],
+    )
+    beacons = fleet(300)
+    counts = count(made, beacons)
+    for wave in range(2):
+        sizes = [len(cell) for cell in by_stage(made, beacons, wave)]
+        assert [cell.waiting for cell in counts.cells[wave]] == sizes
+    assert counts.total.waiting == counts.total.members == 200  # building c is in no wave
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        beacon(version="1.2.3"),
+        beacon(version="9.0.0"),
+        beacon(version="odd"),
+        beacon(image=NEW.checksum),
+        beacon(quarantined=True),
+        replace(beacon(), device_type="other"),
+    ],
+)
+def test_those_the_release_is_not_for(one):
+    assert count(rollout(), [one]).total == Cell()
+
+
+def test_a_testing_release_waits_for_beta_beacons_only():
+    beacons = [beacon("b1"), beacon("b2", channel="beta")]
+    assert count(rollout(), beacons, release_state="testing").total.waiting == 1
+
+
+def test_present_and_away():
+    made, now = rollout(), MONDAY + 10 * HOUR
+    beacons = fleet(4)
+    seen = {"b0000": now - 5 * HOUR, "b0001": now - 7 * HOUR, "b0002": now + 100}
+    total = count(made, beacons, now=now, seen=seen).total
+    assert (total.waiting, total.away) == (2, 2)
+    # Right after a start nobody could have been heard: they are not away yet.
+    early = count(made, beacons, now=now, seen={}, listening_since=now - HOUR).total
+    assert (early.waiting, early.away) == (4, 0)
+
+
+def test_each_beacon_counts_once_under_its_latest_outcome():
+    made = rollout(ladder=FLAT)
+    one = beacon()
+    failed = attempt(one, made, Result.FAILED, taken=MONDAY)
+    again = attempt(one, made, Result.ROLLED_BACK, taken=MONDAY + 200)
+    good = attempt(one, made, Result.SUCCESS, taken=MONDAY + 500)
+    assert count(made, [one], [failed]).total.failed == 1
+    assert count(made, [one], [failed, again]).total == Cell(failed=1, row=1)
+    done = updated(one, made, MONDAY + 560)
+    for order in ([failed, again, good], [good, again, failed]):
+        assert count(made, [done], order).total == Cell(healthy=1)
+
+
+def test_a_retry_under_way_does_not_hide_the_failure():
+    made = rollout(ladder=FLAT)
+    one = beacon()
+    tries = [attempt(one, made, Result.LOST), attempt(one, made, taken=MONDAY + 900)]
+    assert count(made, [one], tries).total == Cell(failed=1, row=1)
+
+
+def test_open_and_untaken():
+    made = rollout(ladder=FLAT)
+    one, other = beacon("b1"), beacon("b2")
+    tries = [attempt(one, made), attempt(other, made, taken=None)]
+    assert count(made, [one, other], tries).total == Cell(open=1, waiting=1)
+
+
+@pytest.mark.parametrize("result", [Result.EXPIRED, Result.STOPPED])
+def test_what_counts_for_nothing(result):
+    made = rollout(ladder=FLAT)
+    assert count(made, [beacon()], [attempt(beacon(), made, result)]).total == Cell(waiting=1)
+
+
+def test_other_rollouts_of_the_same_release():
+    made, other = rollout(ladder=FLAT), rollout("r0", ladder=FLAT)
+    one = beacon()
+    failures = [attempt(one, other, Result.FAILED) for _ in range(3)]
+    assert count(made, [one], failures[:2]).total == Cell(waiting=1)
+    assert count(made, [one], failures).total == Cell()  # it has used up its attempts
+
+
+def test_an_outcome_stays_where_it_was_made():
+    made = rollout(waves=[{"name": "a", "sites": ["hq/a"]}, {"name": "rest", "rest": True}])
+    one = beacon(site="hq/a/1")
+    failed = attempt(one, made, Result.FAILED)
+    counts = count(made, [replace(one, site="hq/b/1")], [failed])
+    assert sum(cell.failed for cell in counts.cells[0]) == 1
+    assert counts.total.members == 1
+
+
+def test_a_beacon_that_is_gone_from_the_registry_still_failed():
+    made = rollout(ladder=FLAT)
+    assert count(made, [], [attempt(beacon(), made, Result.LOST)]).total.failed == 1
+
+
+def test_confirmed_and_then_silent():
+    made, one = rollout(ladder=FLAT), beacon()
+    good = attempt(one, made, Result.SUCCESS)
+    done, now = updated(one, made, MONDAY + 60), MONDAY + 10 * HOUR
+    assert count(made, [done], [good], now=now, seen={"b1": MONDAY + 60}).total == Cell(gone=1)
+    assert count(made, [done], [good], now=now, seen={"b1": now - 60}).total == Cell(healthy=1)
+
+
+def test_confirmed_and_then_back_on_the_old_release():
+    made, one = rollout(ladder=FLAT), beacon()
+    good = attempt(one, made, Result.SUCCESS)
+    back = replace(one, version_at=MONDAY + HOUR)
+    assert count(made, [back], [good]).total == Cell(failed=1, row=1)
+    # What it said before the outcome proves nothing.
+    assert count(made, [replace(one, version_at=MONDAY)], [good]).total == Cell(healthy=1)
+    # Newer than the release is not back.
+    newer = replace(one, version="1.4.0", version_at=MONDAY + HOUR)
+    assert count(made, [newer], [good]).total == Cell(healthy=1)
+
+
+def test_failures_that_were_accepted():
+    made = rollout(ladder=FLAT)
+    one, other, third = fleet(3)
+    tries = [
+        attempt(one, made, Result.FAILED, ended=MONDAY + 60),
+        attempt(other, made, Result.FAILED, ended=MONDAY + 600),
+        attempt(third, made, Result.SUCCESS, ended=MONDAY + 60),
+    ]
+    beacons = [one, other, updated(third, made)]
+    assert count(made, beacons, tries, since=MONDAY + 60).total == Cell(
+        healthy=1, failed=1, accepted=1, row=1
+    )
+    retrying = [*tries, attempt(one, made, taken=MONDAY + 700)]
+    assert count(made, beacons, retrying, since=MONDAY + 60).total.open == 1
+
+
+def test_failures_that_may_be_tried_again_first():
+    made = rollout(ladder=FLAT, gate={"retry_first": ["download"]})
+    one, now = beacon(), MONDAY + 600
+    stall = attempt(one, made, Result.FAILED, taken=MONDAY, failed_in="download")
+    crash = attempt(one, made, Result.FAILED, taken=MONDAY, failed_in="boot")
+    assert count(made, [one], [stall], now=now).total == Cell(open=1)
+    assert count(made, [one], [crash], now=now).total.failed == 1
+    # Not for ever: when it does not try again in time, and when it has tried three times.
+    assert count(made, [one], [stall], now=MONDAY + 60 + 1800).total.failed == 1
+    assert count(made, [one], [stall] * 3, now=now).total.failed == 1
+    under_way = attempt(one, made, taken=MONDAY + 1800)
+    assert count(made, [one], [stall, under_way], now=MONDAY + 2400).total == Cell(open=1)
+
+
+# ---- limits ----
+
+
+def outcomes(word: str, **fields) -> Bench:
+    """A stage whose beacons took the offer in this order: . healthy, x failed, L lost late."""
+    made = rollout(ladder=FLAT, **fields)
+    bench = Bench(made, fleet(len(word)))
+    bench.tick()
+    for one, letter in zip(list(bench.beacons.values()), word, strict=True):
+        bench.now += 60
+        bench.end(one, {".": Result.SUCCESS, "x": Result.FAILED, "L": Result.LOST}[letter])
+        if letter == "L":
+            late = bench.attempts[one.id][-1]
+            bench.attempts[one.id][-1] = replace(late, ended_at=bench.now + 1800)
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("xx", None),
+        ("xxx", "failures_in_a_row"),
+        (".xxx", "failures_in_a_row"),
+        ("xx.x", None),
+        ("x...", None),
+        ("x....", "failure_share"),
+        ("....x", "failure_share"),
+        ("." * 19 + "x", None),  # one in twenty is the limit, not above it
+        ("." * 18 + "x", "failure_share"),
+        ("." * 56 + "xx" + ".x", None),
+        ("." * 55 + "xx" + ".x", "failure_share"),
+        ("." * 57 + "xx" + "x", "failures_in_a_row"),
+        ("." * 100, None),
+        # Lost ones are all known at the same late moment, but were not neighbours.
+        ("L......................L......................L...............", None),
+        ("LLL", "failures_in_a_row"),
+    ],
+)
+def test_what_trips(word, reason):
+    bench = outcomes(word)
+    bench.tick(2000)
+    halted = [change.reason for change in bench.made if change.kind == "halted"]
+    assert halted == ([reason] if reason else [])
+
+
+def test_one_beacon_that_flaps_is_not_a_row():
+    made = rollout(ladder=FLAT, retry={"limit": 9})
+    bench = Bench(made, fleet(10))
+    bench.tick()
+    for _ in range(6):
+        bench.now += 300
+        bench.end(bench.beacons["b0000"], Result.FAILED)
+    assert bench.tally().total.row == 1
+    assert bench.tick() == []
+
+
+def test_limits_are_the_gate_s():
+    gate = Gate(failure_share=0.5, failure_sample=2, in_a_row=4)
+    assert tripped(Cell(healthy=1, failed=1, row=1), gate) is None
+    assert tripped(Cell(healthy=1, failed=2, row=2), gate)
+    assert tripped(Cell(failed=4, healthy=9, row=4), gate)
+
+
+def test_small_waves_do_not_hide_a_pattern():
+    made = rollout(waves=[{"name": f"w{n}", "sites": [f"s/{n}"]} for n in range(4)], ladder=FLAT)
+    beacons = [beacon(f"b{n}", site=f"s/{n}") for n in range(4)]
+    bench = Bench(made, beacons)
+    bench.tick()
+    for one in beacons[:3]:
+        bench.now += 60
+        bench.end(one, Result.ROLLED_BACK)
+    assert bench.tick() == ["halted"]
+    assert bench.made[-1].wave is None
+
+
+def test_a_wave_with_a_gate_of_its_own_is_judged_by_it_alone():
+    made = rollout(
+        waves=[
+            {"name": "lab", "sites": ["hq/a"], "gate": {"failure_share": 1.0, "in_a_row": 99}},
+            {"name": "rest", "rest": True},
+        ],
+        ladder=FLAT,
+    )
+    bench = Bench(made, fleet(30))
+    bench.tick()
+    for one in fleet(30)[::3]:
+        bench.now += 60
+        bench.end(one, Result.FAILED)
+    assert bench.tally().total.failed == 10 and bench.tally().common.failed == 0
+    assert "halted" not in bench.tick()
