@@ -5,6 +5,8 @@
 from cryptolib import aes
 from micropython import const
 
+from . import xor
+
 _ECB = const(1)
 _BATCH = const(16)  # counter blocks made at a time: 256 bytes of keystream
 _WRAP = 1 << 128
@@ -28,7 +30,7 @@ class Ctr:
         self._steps = steps
 
     # Encrypts or decrypts `buf` (writable) in place; its first byte is byte `offset` of the
-    # stream. The XOR is one of two big integers, for a loop over bytes would cost more than AES.
+    # stream.
     def apply(self, buf, offset=0):
         view = memoryview(buf)
         stream = memoryview(self._stream)
@@ -41,8 +43,7 @@ class Ctr:
             self._fill(base, blocks)
             n = min((blocks << 4) - skip, size - at)
             part = view[at : at + n]
-            key = int.from_bytes(stream[skip : skip + n], "big")
-            part[:] = (int.from_bytes(part, "big") ^ key).to_bytes(n, "big")
+            part[:] = xor(part, stream[skip : skip + n])
             at += n
             base = (base + blocks) % _WRAP
             skip = 0

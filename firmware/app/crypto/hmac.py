@@ -5,16 +5,12 @@ from hashlib import sha256
 
 from micropython import const
 
+from . import xor
+
 _BLOCK = const(64)
 
-_INNER = bytes([0x36]) * 64
-_OUTER = bytes([0x5C]) * 64
-
-
-# Two integers of a block's size XOR in C; sixty-four single bytes would be a loop in bytecode.
-def _pad(key, pad):
-    key = key + bytes(_BLOCK - len(key))
-    return (int.from_bytes(key, "big") ^ int.from_bytes(pad, "big")).to_bytes(_BLOCK, "big")
+_INNER = b"\x36" * _BLOCK
+_OUTER = b"\x5c" * _BLOCK
 
 
 # The message comes in parts so that nobody joins buffers only to authenticate them.
@@ -22,10 +18,11 @@ def _pad(key, pad):
 def hmac_sha256(key, *parts):
     if len(key) > _BLOCK:
         key = sha256(key).digest()
-    inner = sha256(_pad(key, _INNER))
+    key += bytes(_BLOCK - len(key))
+    inner = sha256(xor(key, _INNER))
     for part in parts:
         inner.update(part)
-    outer = sha256(_pad(key, _OUTER))
+    outer = sha256(xor(key, _OUTER))
     outer.update(inner.digest())
     return outer.digest()
 

@@ -5,6 +5,7 @@ from hashlib import sha256
 
 from micropython import const
 
+from . import xor
 from .hmac import equal
 
 _SIZE = const(384)
@@ -46,8 +47,7 @@ def _matches(encoded, digest):
     if encoded[_SIZE - 1] != 0xBC or encoded[0] & 0x80:
         return False
     seed = encoded[_DB : _DB + _HASH]
-    mask = int.from_bytes(_mgf1(seed, _DB), "big")
-    block = (int.from_bytes(encoded[:_DB], "big") ^ mask).to_bytes(_DB, "big")
+    block = xor(encoded[:_DB], _mgf1(seed, _DB))
     if block[0] & 0x7F or block[_ZEROS] != 1:
         return False
     if int.from_bytes(block[1:_ZEROS], "big"):
