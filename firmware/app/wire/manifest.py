@@ -14,7 +14,7 @@ from binascii import a2b_base64, b2a_base64
 
 from . import versions
 from .offer import MAX_SIZE
-from .shapes import is_hex, is_number
+from .shapes import is_hex, is_name, is_number
 
 try:
     from micropython import const
@@ -31,9 +31,6 @@ MAX_PAYLOAD = const(1024)
 MAX_SIGNATURES = const(8)
 MAX_SIGNATURE = const(512)  # bytes; RSA-3072 has 384
 MAX_TIME = 253402300799  # the last second of the year 9999
-
-_MAX_NAME = const(32)
-_NAME = "abcdefghijklmnopqrstuvwxyz0123456789_-"
 
 
 # Why a release is not installed: a code of the stage "verify", and a few words.
@@ -62,9 +59,7 @@ def _version(value):
 
 
 def _name(value):
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME:
-        raise ValueError
-    if value[0] in "_-" or value.strip(_NAME):
+    if not is_name(value):
         raise ValueError
     return '"%s"' % value
 

@@ -1,6 +1,7 @@
 # Shapes of single values, shared by everything that reads or writes JSON between the two sides.
 
 _HEX = "0123456789abcdef"
+_NAME = "abcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 # Lower-case hex of exactly this many characters.
@@ -11,6 +12,13 @@ def is_hex(value, length):
 # A whole number in range; True is an int to CPython and is not one here.
 def is_number(value, low, high):
     return type(value) is int and low <= value <= high
+
+
+# A name that fits a path, a table's label and a device type: a-z 0-9 - _, first no sign.
+def is_name(value, limit=32):
+    if not isinstance(value, str) or not 0 < len(value) <= limit or value[0] in "-_":
+        return False
+    return not value.strip(_NAME)
 
 
 # Text of at most `limit` bytes, cut between characters: what a detail is made to fit with.

@@ -17,7 +17,7 @@ from pathlib import Path
 from beacon_ota.errors import InputError
 from beacon_ota.images import Buffer, littlefs
 from beacon_ota.wire import versions
-from beacon_ota.wire.shapes import is_hex, is_number
+from beacon_ota.wire.shapes import is_hex, is_name, is_number
 
 BLOCK = 512  # bytes; see docs/images.md
 INFO = "app.json"
@@ -25,7 +25,6 @@ KEYS = "keys.json"
 MAIN = "main"
 INFO_MAX = 512  # bytes of app.json that a beacon reads
 BUDGET = 96 * 1024  # bytes of compiled code that leave a C3 room to work in
-DEVICE_TYPE_MAX = 32
 _TIME_MAX = 253_402_300_799  # the end of the year 9999
 _MPY_VERSION = 6
 _OPTIONS = ("-O2", "-msmall-int-bits=31")
@@ -116,12 +115,7 @@ def check_version(version: object) -> None:
 
 def check_device_type(name: object) -> None:
     """Refuse what is no device type (``app_device_type``)."""
-    if (
-        not isinstance(name, str)
-        or not 0 < len(name) <= DEVICE_TYPE_MAX
-        or name.strip("abcdefghijklmnopqrstuvwxyz0123456789-_")
-        or name[0] in "-_"
-    ):
+    if not is_name(name):
         raise AppError(
             "app_device_type",
             "not a device type",
