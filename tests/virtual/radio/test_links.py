@@ -402,7 +402,7 @@ def test_a_beacon_of_another_process_may_join(room: Room) -> None:
         async with BleakClient("D4:F9:8D:00:00:EE", **radio(room.spec).client) as connected:
             await connected.write_gatt_char(FF01, b"x", response=True)
         await until(lambda: DISCONNECT in events)
-        await peripheral.vanish()
+        peripheral.vanish()
 
     asyncio.run(body())
     assert events == [CONNECT, 21, WRITE, DISCONNECT]

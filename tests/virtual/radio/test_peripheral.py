@@ -234,6 +234,8 @@ def test_own_writes_grow_the_buffer(room: Room) -> None:
     assert len(beacon.do("read", handle)) == 100
     refused(errno.EINVAL, beacon.do, "write", 999, b"", False)
     refused(errno.EINVAL, beacon.do, "resize", 999, 10, False)
+    for size in (-1, 1 << 20):
+        refused(errno.ENOMEM, beacon.do, "resize", handle, size, False)
     assert beacon.do("read", 999) == b""
 
 
@@ -433,7 +435,8 @@ def test_notify_without_data_sends_the_value(room: Room) -> None:
     beacon.advertise()
 
     async def wrong(connected: BleakClient) -> None:
-        await asyncio.to_thread(refused, errno.EINVAL, beacon.do, "notify", 0, 0, b"")
+        for handle in (0, -1, 1 << 16):
+            await asyncio.to_thread(refused, errno.EINVAL, beacon.do, "notify", 0, handle, b"")
         await asyncio.to_thread(refused, errno.EINVAL, beacon.do, "notify", 0, 999, None)
 
     talk(beacon, wrong)

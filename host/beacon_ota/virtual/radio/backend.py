@@ -1,6 +1,6 @@
 """The Bluetooth of a virtual beacon: between its `bluetooth` stand-in and a room.
 
-The stand-in calls by name; what it calls is in :class:`Bluetooth`. Errors travel as the exceptions
+The stand-in calls by name (:mod:`beacon_ota.virtual.bluetooth`); errors travel as the exceptions
 that the port raises.
 """
 
@@ -8,37 +8,57 @@ import errno
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from beacon_ota.virtual.bluetooth import Port
 from beacon_ota.virtual.radio.attributes import CharacteristicSpec, ServiceSpec
-from beacon_ota.virtual.radio.peripheral import Handler, Peripheral, Radio
+from beacon_ota.virtual.radio.peripheral import Advertising, Peripheral, Radio
 
 SCAN_INTERVAL_US, SCAN_WINDOW_US = 1_280_000, 11_250  # NimBLE's background scan
 
 
-class Bluetooth:
-    """One beacon's backend. It runs in the room's event loop.
+class RoomBackend:
+    """One beacon's backend. It runs in the reactor's event loop.
 
     Args:
         radio: :meth:`.room.Room.radio`, or :class:`.transport.Remote` for another process's room.
-        address: public address, six bytes as they are written.
-        handler: hands an event to the stand-in and waits for what the beacon's handler returns.
     """
 
-    def __init__(self, radio: Radio, address: bytes, handler: Handler) -> None:
-        self.peripheral = Peripheral(radio, address, handler)
-        self._operations: dict[str, Callable[..., Any]] = {
+    def __init__(self, radio: Radio) -> None:
+        self._radio = radio
+        self._peripheral: Peripheral | None = None
+        self._operations: dict[str, Callable[..., Any]] = {}
+
+    def attach(self, port: Port) -> None:
+        """Take the beacon's port, and with it its address."""
+
+        async def handler(event: int, data: tuple[Any, ...]) -> object:
+            return await port.ask(event, *data)
+
+        peripheral = Peripheral(self._radio, port.address, handler, port.changed)
+        self._peripheral = peripheral
+        self._operations = {
             "active": self._active,
-            "config_get": self.peripheral.config,
-            "config_set": self.peripheral.set_config,
+            "config_get": peripheral.config,
+            "config_set": peripheral.set_config,
             "gap_advertise": self._advertise,
-            "gap_disconnect": self.peripheral.disconnect,
+            "gap_disconnect": peripheral.disconnect,
             "gap_scan": self._scan,
             "gatts_register_services": self._register,
-            "gatts_read": self.peripheral.read,
-            "gatts_write": self.peripheral.write,
-            "gatts_notify": self.peripheral.notify,
-            "gatts_indicate": self.peripheral.indicate,
-            "gatts_set_buffer": self.peripheral.resize,
+            "gatts_read": peripheral.read,
+            "gatts_write": peripheral.write,
+            "gatts_notify": peripheral.notify,
+            "gatts_indicate": peripheral.indicate,
+            "gatts_set_buffer": peripheral.resize,
         }
+
+    @property
+    def peripheral(self) -> Peripheral:
+        assert self._peripheral is not None, "the backend has no beacon yet"
+        return self._peripheral
+
+    @property
+    def advertising(self) -> Advertising | None:
+        """What the beacon advertises at the moment, if it does."""
+        return self.peripheral.advertising
 
     def call(self, name: str, *args: Any) -> Any:
         """Do what the stand-in asks; the result, or an awaitable of it.
@@ -52,9 +72,14 @@ class Bluetooth:
             raise OSError(errno.EOPNOTSUPP)
         return operation(*args)
 
-    async def vanish(self) -> None:
+    def reset(self) -> None:
         """The chip was reset or lost its power: its radio falls silent."""
-        await self.peripheral.vanish()
+        if self._peripheral is not None:
+            self._peripheral.vanish()
+
+    def close(self) -> None:
+        """The beacon is gone for good."""
+        self.reset()
 
     def _active(self, on: bool | None) -> bool | Awaitable[bool]:
         if on is None:

@@ -10,6 +10,7 @@ import errno
 import secrets
 import struct
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bumble import hci
@@ -53,6 +54,7 @@ DEFAULT_MTU = 256
 MIN_MTU, MAX_MTU = 23, 527
 MAX_CONNECTIONS = 4
 MAX_ADV_DATA = 31
+MAX_BUFFER = 0xFFFF
 ADV_UNIT_US = 625
 DEFAULT_INTERVALS = {True: 0x30, False: 0xA0}  # of 625 us: connectable, not connectable
 MBUFS = 36  # blocks of NimBLE's pools: 12 of 256 bytes and 24 of 320
@@ -76,7 +78,22 @@ class Radio(Protocol):
 
     async def open(self, address: bytes) -> RadioHost: ...
 
-    async def close(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Advertising:
+    """What a beacon advertises.
+
+    Args:
+        interval_us: between two events.
+        data: AD structures of the advertisement; ``response``: of the scan response.
+    """
+
+    interval_us: int
+    connectable: bool
+    data: bytes
+    response: bytes
 
 
 class Peripheral:
@@ -86,9 +103,19 @@ class Peripheral:
         radio: where its controllers come from.
         address: public address, six bytes as they are written.
         handler: runs the beacon's IRQ handler and waits for it.
+        changed: called when it goes on or off, or advertises something else.
+
+    Attributes:
+        advertising: what it advertises at the moment, if it does.
     """
 
-    def __init__(self, radio: Radio, address: bytes, handler: Handler) -> None:
+    def __init__(
+        self,
+        radio: Radio,
+        address: bytes,
+        handler: Handler,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.address = address
         self.name = DEFAULT_NAME
         self.mtu = DEFAULT_MTU
@@ -97,10 +124,12 @@ class Peripheral:
         self._device: Device | None = None
         self._attributes: Attributes | None = None
         self._own_address_type = hci.OwnAddressType.PUBLIC
-        self._advertising = False
+        self.advertising: Advertising | None = None
+        self._changed = changed
         self._terminating: set[int] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._turn = asyncio.Lock()
+        self._payloads = (b"", b"")
         self._scan: asyncio.Task[None] | None = None
         self._results = 0
 
@@ -128,28 +157,30 @@ class Peripheral:
         device.on(Device.EVENT_CONNECTION, self._on_connection)
         self.mtu = DEFAULT_MTU
         self._own_address_type = hci.OwnAddressType.PUBLIC
+        self._payloads = (b"", b"")
         self._device = device
         self._new_attributes()
+        self._changed()
 
     async def _stop(self) -> None:
         device = self._device
         if device is None:
             return
         await self.stop_scan()
-        if self._advertising:
-            await self.stop_advertising()
+        await self.stop_advertising()
         gone = [self._end(connection) for connection in tuple(device.connections.values())]
         if gone:
             await asyncio.wait([asyncio.ensure_future(end) for end in gone])
         self._device = self._attributes = None
-        await self._radio.close()
+        self._radio.close()
+        self._changed()
 
-    async def vanish(self) -> None:
+    def vanish(self) -> None:
         """The chip has lost its power, or was reset: nobody is told anything."""
         self._device = self._attributes = None
-        self._advertising = False
+        self.advertising = None
         self.name = DEFAULT_NAME
-        await self._radio.close()
+        self._radio.close()
         for task in tuple(self._tasks):
             task.cancel()
         self._tasks.clear()
@@ -247,15 +278,16 @@ class Peripheral:
                 ENOMEM connectable with four connections. Advertising has stopped then.
         """
         device = self._need()
-        if self._advertising:
-            await self.stop_advertising()
+        await self.stop_advertising()
         if data is not None:
             _check_payload(data)
+            self._payloads = (data, self._payloads[1])
             await device.send_sync_command(
                 hci.HCI_LE_Set_Advertising_Data_Command(advertising_data=data)
             )
         if response is not None:
             _check_payload(response)
+            self._payloads = (self._payloads[0], response)
             await device.send_sync_command(
                 hci.HCI_LE_Set_Scan_Response_Data_Command(scan_response_data=response)
             )
@@ -279,18 +311,21 @@ class Peripheral:
             )
         )
         await self._enable(True)
+        self.advertising = Advertising(interval * ADV_UNIT_US, connectable, *self._payloads)
+        self._changed()
 
     async def stop_advertising(self) -> None:
         """Stop, if it runs and the stack does."""
-        if self._device is not None and self._advertising:
+        if self._device is not None and self.advertising is not None:
             await self._enable(False)
+            self.advertising = None
+            self._changed()
 
     async def _enable(self, on: bool) -> None:
         device = self._need()
         await device.send_sync_command(
             hci.HCI_LE_Set_Advertising_Enable_Command(advertising_enable=int(on))
         )
-        self._advertising = on
         device.legacy_advertiser = LegacyAdvertiser(  # tells bumble the address of a connection
             device=device,
             advertising_type=AdvertisingType.UNDIRECTED_CONNECTABLE_SCANNABLE,
@@ -304,7 +339,9 @@ class Peripheral:
     def _on_connection(self, connection: Connection) -> None:
         if connection.role != Role.PERIPHERAL:
             return
-        self._advertising = False
+        if self.advertising is not None and self.advertising.connectable:
+            self.advertising = None
+            self._changed()
         handle = connection.handle
         peer = (int(not connection.peer_address.is_public), bytes(connection.peer_address)[::-1])
         connection.on(
@@ -368,7 +405,7 @@ class Peripheral:
             OSError: ENODEV; EBUSY while advertising, scanning or connected; E2BIG.
         """
         device = self._need()
-        if self._advertising or self._scan is not None or device.connections:
+        if self.advertising or self._scan is not None or device.connections:
             raise OSError(errno.EBUSY)
         attributes = self._new_attributes()
         return [attributes.register(service) for service in services]
@@ -411,11 +448,14 @@ class Peripheral:
         """Give a value a new, empty buffer.
 
         Raises:
-            OSError: ENODEV; EINVAL for a handle without a value.
+            OSError: ENODEV; EINVAL for a handle without a value; ENOMEM for no possible size.
         """
         self._need()
         assert self._attributes is not None
-        self._attributes.value(handle).resize(room, append)
+        value = self._attributes.value(handle)
+        if not 0 <= room <= MAX_BUFFER:
+            raise OSError(errno.ENOMEM)
+        value.resize(room, append)
 
     def notify(self, conn: int, handle: int, data: bytes | None) -> None:
         """Send a notification, subscribed or not; what exceeds MTU - 3 is cut off.
@@ -470,7 +510,7 @@ class Peripheral:
         await self._irq(IRQ_GATTS_INDICATE_DONE, connection.handle, attribute.handle, status)
 
     def _payload(self, handle: int, data: bytes | None) -> bytes:
-        if handle == 0:
+        if not 0 < handle <= 0xFFFF:
             raise OSError(errno.EINVAL)
         if data is None:
             assert self._attributes is not None

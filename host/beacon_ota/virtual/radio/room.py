@@ -245,7 +245,7 @@ class Here:
         self._controller = self._room.enter(public)
         return attach(self._controller)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Go silent."""
         controller, self._controller = self._controller, None
         if controller is not None:

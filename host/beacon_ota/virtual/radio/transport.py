@@ -112,7 +112,7 @@ class Remote:
         self._line = await Line.open(self._path, address)
         return self._line.host
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Go silent."""
         line, self._line = self._line, None
         if line is not None:
