@@ -8,9 +8,11 @@ import json
 import time
 
 import machine
+from esp32 import Partition
 from micropython import const
 
 _SETTLED = const(3000)  # ms that the services have to run before they count as running
+_DESCRIPTION = const(48)  # where an image keeps its version text
 
 
 class Beacon:
@@ -44,10 +46,17 @@ class Beacon:
         self.image = ""  # SHA-256 of the running release, once it is known
         self._heap_min = 1 << 30
 
-    # What this release says of itself.
+    # What this release says of itself: in its filesystem, or, with the app frozen into the core,
+    # in the core's description.
     def _about(self):
-        with open("/app/app.json") as f:
-            about = json.load(f)
+        try:
+            with open("/app/app.json") as f:
+                about = json.load(f)
+        except OSError:
+            raw = bytearray(32)
+            Partition(Partition.RUNNING).readblocks(0, raw, _DESCRIPTION)
+            kind, _, version = bytes(raw).split(b"\0")[0].decode().partition(" ")
+            about = {"device_type": kind, "version": version}
         self.version = about["version"]
         self.device_type = about["device_type"]
         self.insecure = about.get("insecure") is True
@@ -55,12 +64,19 @@ class Beacon:
     def _services(self):
         from services import positioning
 
+        self.access = None
+        if self.radio.on():
+            from services.access import Access
+
+            self.access = Access(self.store, self.radio)
         self.radio.open(positioning.frame(self.store))
 
-    # Do the services run? Asked by the health check of a release on trial.
+    # Do the services run? Asked by the health check of a release on trial; whether Bluetooth has
+    # to be there at all is the radio's to say.
     def fit(self):
         settled = time.ticks_diff(time.ticks_ms(), self._begun) > _SETTLED
-        return settled and not self.supervisor.deaths
+        served = self.access is None or self.access.up()
+        return settled and served and not self.supervisor.deaths
 
     # The least that was free after a collection; every call looks again.
     def heap(self):

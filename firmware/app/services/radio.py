@@ -64,7 +64,8 @@ class Radio:
             ble.active(True)
             ble.irq(self._irq)
         except (ImportError, OSError, RuntimeError) as error:
-            self._journal.write("ble", "failed", repr(error))
+            if known == _WORKS or cause == _POWER_ON:
+                self._journal.write("ble", "failed", repr(error))
             if known != _WORKS:
                 self._store.put("ble", _UNKNOWN)
             return
@@ -72,6 +73,9 @@ class Radio:
             self._store.put("ble", _WORKS)
         self._needed = True
         self._ble = ble
+
+    def on(self):
+        return self._ble is not None
 
     # An owner has on_write(link, handle, data), on_connect(link), on_disconnect(link) and
     # on_mtu(link, mtu), and learns its value handles by on_handles(handles).

@@ -1,0 +1,98 @@
+# Access control: lets in whoever proves to hold a credential. It must not stop for an update, so
+# it does nothing that takes long, keeps nothing that grows, and reads its credentials each time.
+
+import os
+import time
+
+from crypto.hmac import equal, hmac_sha256
+from micropython import const
+from wire import access
+
+_WRITE = const(0x0008)
+_NOTIFY = const(0x0010)
+_LINKS = const(4)
+
+
+class Access:
+    def __init__(self, store, radio):
+        import bluetooth
+
+        self._store = store
+        self._ble = None
+        self._control = self._status = 0
+        self._open = {}  # link -> (nonce, credential id, ticks)
+        radio.add(
+            (
+                bluetooth.UUID(access.SERVICE),
+                (
+                    (bluetooth.UUID(access.CONTROL), _WRITE),
+                    (bluetooth.UUID(access.STATUS), _NOTIFY),
+                ),
+            ),
+            self,
+        )
+
+    def up(self):
+        return self._ble is not None
+
+    # -- what the radio tells
+
+    def on_handles(self, ble, handles):
+        self._ble = ble
+        self._control, self._status = handles
+
+    def on_connect(self, link):
+        pass
+
+    def on_disconnect(self, link):
+        self._open.pop(link, None)
+
+    def on_mtu(self, link, mtu):
+        pass
+
+    def on_write(self, link, handle, data):
+        if handle != self._control:
+            return
+        kind, payload = access.parse(data)
+        if kind == access.REQUEST:
+            nonce = os.urandom(access.NONCE)
+            if link in self._open or len(self._open) < _LINKS:
+                self._open[link] = (nonce, payload, time.ticks_ms())
+            self._say(link, access.challenge(nonce))
+        elif kind == access.PROOF:
+            granted = self._judge(self._open.pop(link, None), payload)
+            self._say(link, bytes((access.GRANTED if granted else access.REFUSED,)))
+            if granted:
+                self._unlock()
+
+    # A challenge serves once, whatever the answer. An unknown id takes as long as a wrong secret.
+    def _judge(self, opened, proof):
+        if not opened:
+            return False
+        nonce, ident, since = opened
+        size = access.MAX_CREDENTIALS * (access.ID + access.SECRET)
+        secret = access.find(self._store.blob("creds", size), ident)
+        good = equal(hmac_sha256(secret or bytes(access.SECRET), nonce)[: access.SECRET], proof)
+        late = time.ticks_diff(time.ticks_ms(), since) > access.LIFETIME
+        return good and bool(secret) and not late
+
+    def _say(self, link, message):
+        try:
+            self._ble.gatts_notify(link, self._status, message)
+        except OSError as error:
+            print("access:", error)  # the reader has gone, or will ask again
+
+    # Drives the strike's pin, where the policy names one.
+    def _unlock(self):
+        number = self._store.policy("strike_pin")
+        if number < 0:
+            return
+        from machine import Pin, Timer
+
+        pin = Pin(number, Pin.OUT, value=1)
+        Timer(
+            1,
+            mode=Timer.ONE_SHOT,
+            period=self._store.policy("strike_ms"),
+            callback=lambda _: pin.value(0),
+        )
