@@ -13,6 +13,7 @@ from .gates import Verdict, judge, soak_of, tripped
 from .rules import Rollout
 from .types import Kind, RolloutState, Status, Tally, Transition, WaveState
 
+SKEW_S = 60.0  # a clock that is being disciplined goes back by less
 ENDED = frozenset((Status.ABORTED,))
 WATCHED = frozenset((Status.ACTIVE, Status.PAUSED, Status.COMPLETED))
 _STATUS = {
@@ -99,11 +100,12 @@ def _all_ended(state: RolloutState) -> bool:
 
 def _ahead(state: RolloutState, now: float) -> bool:
     """True when a stamp lies in the future: the clock has been set back since."""
+    late = now + SKEW_S
     return any(
-        stamp is not None and stamp > now
+        stamp is not None and stamp > late
         for wave in state.waves
         for stamp in (wave.opened_at, wave.stage_at, wave.sampled_at, wave.ended_at)
-    ) or (state.since > now)
+    ) or (state.since > late)
 
 
 class _Moves:

@@ -136,6 +136,10 @@ class Simulation:
 
     def apply(self, rollout_id: str, changes: Sequence[Transition]) -> None:
         """Apply transitions to a rollout, as an administrator's calls do."""
+        self._apply(rollout_id, changes)
+        self._tick_at(self.now)
+
+    def _apply(self, rollout_id: str, changes: Sequence[Transition]) -> None:
         index = next(
             n for n, live in enumerate(self.rollouts) if live.rollout.plan.rollout_id == rollout_id
         )
@@ -159,7 +163,8 @@ class Simulation:
 
     def vanish(self, beacon_id: str) -> None:
         """Let a beacon fall silent: it polls no more."""
-        self._seen[beacon_id] = self.now
+        if self._seen.get(beacon_id) == _ALWAYS:
+            self._seen[beacon_id] = self.now
         self._parked.discard(beacon_id)
 
     def join(self, beacon: Beacon) -> None:
@@ -316,7 +321,7 @@ class Simulation:
                 continue
             counts = self.tally(live)
             if changes := advance(live.rollout, live.state, counts, self.now):
-                self.apply(live.rollout.plan.rollout_id, changes)
+                self._apply(live.rollout.plan.rollout_id, changes)
         for live in self.rollouts:
             at = due(live.rollout, live.state, self.tally(live), self.now)
             if at is not None:
