@@ -1,0 +1,187 @@
+"""What surrounds the CPU: reset line, watchdog, clock, timers, pins.
+
+``machine`` of the esp32 port, from the supervisor's side. Times that beacon code passes are in
+its own time; :class:`~beacon_ota.virtual.clock.Clock` makes real time of them.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from beacon_ota.virtual.bootloader import Booted
+from beacon_ota.virtual.channel import Gone, Line, Operation, Value
+from beacon_ota.virtual.clock import Clock
+
+POWER_ON, HARD, WATCHDOG, DEEP_SLEEP, SOFT = 1, 2, 3, 4, 5  # machine.reset_cause()
+RTC_MEMORY = 2048  # bytes that survive every reset but a power cut
+BUTTON = 9  # the C3's boot button: pulled up, pressed is 0
+RISING, FALLING = 1, 2
+
+Stop = Callable[[str, str], None]
+
+
+class Rtc:
+    """What keeps its content while the chip has power."""
+
+    def __init__(self) -> None:
+        self.memory = b""
+        self.booted: Booted | None = None  # where a wake from deep sleep goes on
+
+
+class Pins:
+    """GPIO levels. Outputs are set by beacon code, inputs from outside."""
+
+    def __init__(self, count: int = 22):
+        self.levels = dict.fromkeys(range(count), 0)
+        self.levels[BUTTON] = 1
+        self._driven: dict[int, int] = {BUTTON: 1}
+        self._triggers: dict[int, int] = {}
+
+    def reset(self) -> None:
+        """Forget what beacon code configured."""
+        self._triggers.clear()
+        for number in self.levels:
+            self.levels[number] = self._driven.get(number, 0)
+
+    def configure(self, number: int, mode: int, pull: int, value: int | None) -> None:
+        """``Pin(...)``: pulls set the level of what nobody drives."""
+        if value is not None:
+            self.levels[number] = value
+        elif number not in self._driven and pull in (1, 2):
+            self.levels[number] = pull - 1
+
+    def drive(self, number: int, level: int, line: Line | None) -> None:
+        """Set an input from outside; calls the handler that waits for this edge."""
+        before = self.levels[number]
+        self._driven[number] = self.levels[number] = level
+        edge = RISING if level > before else FALLING if level < before else 0
+        if line is not None and edge & self._triggers.get(number, 0):
+            line.emit("pin", number, once=True)
+
+    def watch(self, number: int, trigger: int) -> None:
+        """``Pin.irq``."""
+        self._triggers[number] = trigger
+
+
+class Board:
+    """The peripherals during one run of an interpreter.
+
+    Args:
+        clock: the beacon's time.
+        rtc: what survives a reset.
+        pins: the GPIOs.
+        mac: the chip's address, 6 bytes.
+        cause: what ``machine.reset_cause()`` says.
+        stop: ends the interpreter; told how and why.
+    """
+
+    def __init__(self, clock: Clock, rtc: Rtc, pins: Pins, mac: bytes, cause: int, stop: Stop):
+        self._clock, self._rtc, self._pins = clock, rtc, pins
+        self._mac, self._stop = mac, stop
+        self.cause = cause
+        self.line: Line | None = None
+        self.temperature = 38
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._timeout = 0.0
+
+    @property
+    def operations(self) -> dict[str, Operation]:
+        """What the stand-in ``machine`` calls."""
+        return {
+            "reset": self._reset,
+            "deepsleep": self._deepsleep,
+            "reset_cause": lambda: self.cause,
+            "wake_reason": lambda: 4 if self.cause == DEEP_SLEEP else 0,
+            "unique_id": lambda: self._mac,
+            "wdt": self._wdt,
+            "feed": self._feed,
+            "rtc_set": self._rtc_set,
+            "rtc_memory": self._rtc_memory,
+            "timer": self._timer,
+            "pin": self._pins.configure,
+            "pin_read": lambda number: self._pins.levels[number],
+            "pin_write": self._pins.levels.__setitem__,
+            "pin_irq": self._pins.watch,
+            "temperature": lambda: self.temperature,
+            "idf_heap": lambda capabilities: IDF_HEAP,
+        }
+
+    @property
+    def watched(self) -> bool:
+        """Whether the watchdog runs."""
+        return self._watchdog is not None
+
+    def soft_reset(self) -> None:
+        """Forget the interpreter's timers; the watchdog runs on."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._pins.reset()
+        self.cause = SOFT
+
+    def close(self) -> None:
+        """Stop everything."""
+        self.soft_reset()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def _reset(self) -> Value:
+        self._stop("reset", "machine.reset()")
+        raise Gone
+
+    def _deepsleep(self, ms: int | None) -> Value:
+        self._stop("deepsleep", "" if ms is None else str(ms))
+        raise Gone
+
+    def _wdt(self, timeout: int) -> None:
+        self._timeout = timeout / 1000
+        self._feed()
+
+    def _feed(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        loop = asyncio.get_running_loop()
+        self._watchdog = loop.call_later(self._clock.real(self._timeout), self._bite)
+
+    def _bite(self) -> None:
+        self._stop("watchdog", f"not fed for {self._timeout:g} s")
+
+    def _rtc_set(self, wall: int) -> None:
+        self._clock.wall = wall / 1e6
+
+    def _rtc_memory(self, data: bytes | None) -> Value:
+        if data is None:
+            return self._rtc.memory
+        if len(data) > RTC_MEMORY:
+            raise ValueError("buffer too long")
+        self._rtc.memory = data
+        return None
+
+    def _timer(self, number: int, period: int, repeat: bool) -> None:
+        old = self._timers.pop(number, None)
+        if old is not None:
+            old.cancel()
+        if self.line is not None:
+            self.line.forget("timer", number)
+        if period:
+            loop = asyncio.get_running_loop()
+            self._arm(number, loop.time(), self._clock.real(period / 1e6), repeat)
+
+    def _arm(self, number: int, start: float, period: float, repeat: bool) -> None:
+        loop = asyncio.get_running_loop()
+        due = start + period
+        self._timers[number] = loop.call_at(due, self._fire, number, due, period, repeat)
+
+    def _fire(self, number: int, due: float, period: float, repeat: bool) -> None:
+        if repeat:
+            now = asyncio.get_running_loop().time()
+            self._arm(number, max(due, now - period), period, repeat)
+        else:
+            del self._timers[number]
+        if self.line is not None:
+            self.line.emit("timer", number, not repeat, once=True)
+
+
+# (total, free, largest free block, minimum free) of the IDF heaps of a stock C3 with WiFi up.
+IDF_HEAP: Value = ((121328, 42256, 31744, 38912), (12756, 11392, 11264, 11392))

@@ -1,0 +1,110 @@
+"""One interpreter process: from its start to its end, or to a reset that ends it."""
+
+import asyncio
+import codecs
+import os
+import subprocess
+from collections.abc import Callable
+
+from beacon_ota.virtual.channel import Gone, Line, Operation, Value
+from beacon_ota.virtual.interpreter import NUDGE, Interpreter
+
+AGAIN, SOFT, LOST = "again", "soft_reset", "lost"
+_READ = 0x10000
+
+
+class Session:
+    """A running interpreter.
+
+    Args:
+        heap: bytes of heap for beacon code.
+        flash: descriptor of the flash content.
+        operations: what it may ask for, see :class:`~beacon_ota.virtual.channel.Line`.
+        start: returns what the start-up script is told (see ``standins/_start.py``).
+        failed: called when an operation ends the run by an exception.
+        printed: called with every piece of output.
+    """
+
+    def __init__(
+        self,
+        heap: int,
+        flash: int,
+        operations: dict[str, Operation],
+        start: Callable[[], Value],
+        failed: Callable[[Exception], None],
+        printed: Callable[[str], None],
+    ):
+        self._heap, self._start = heap, start
+        self._failed, self._printed = failed, printed
+        self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._interpreter = Interpreter.shared()
+        own = {"start": self._begin, "soft_reset": self._soft_reset}
+        self.line = Line({**operations, **own}, self._hung_up, self._nudge)
+        self._console, write = os.pipe()
+        os.set_blocking(self._console, False)
+        try:
+            self._process = self._interpreter.spawn(heap, (*self.line.passed, flash), write)
+        finally:
+            os.close(write)
+            self.line.inherited()
+
+    async def run(self, ended: asyncio.Future) -> str | None:
+        """Serve the interpreter until it is over or ``ended`` is done, then end it.
+
+        Returns:
+            ``soft_reset``, ``again`` (it must be started anew for its heap to be right),
+            ``lost`` (it ended by itself), None when ``ended`` came first.
+        """
+        loop = asyncio.get_running_loop()
+        await self.line.open()
+        loop.add_reader(self._console, self._print)
+        try:
+            await asyncio.wait((ended, self._over), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._process.kill()
+            self.line.close()
+            self._process.wait()
+            loop.remove_reader(self._console)
+            self._print()
+            os.close(self._console)
+        return None if ended.done() else self._over.result()
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The interpreter's process."""
+        return self._process
+
+    def _begin(self, free: int) -> Value:
+        if not self._interpreter.calibrate(self._heap, free):
+            self._end(AGAIN)
+            raise Gone
+        return self._start()
+
+    def _soft_reset(self) -> Value:
+        self._end(SOFT)
+        raise Gone
+
+    def _hung_up(self, error: Exception | None) -> None:
+        if error is not None:
+            self._failed(error)
+        else:
+            self._end(LOST)
+
+    def _end(self, how: str) -> None:
+        if not self._over.done():
+            self._over.set_result(how)
+
+    def _nudge(self) -> None:
+        self._process.send_signal(NUDGE)
+
+    def _print(self) -> None:
+        while True:
+            try:
+                data = os.read(self._console, _READ)
+            except BlockingIOError:
+                return
+            if not data:
+                asyncio.get_running_loop().remove_reader(self._console)
+                return
+            self._printed(self._decoder.decode(data))
