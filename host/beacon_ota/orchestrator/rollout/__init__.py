@@ -13,6 +13,7 @@
     pause, resume, halt, abort, step                             -> transitions, by hand
     due(rollout, state, tally, now)                              -> when to look again
     judge(rollout, state, tally, wave, now)                      -> what a wave waits for
+    draw_id(plan, beacons, salt)                                 -> a rollout id with fair stages
     preview(rollout, beacons, places, start_at)                  -> Timeline, before it starts
     parse(data), dump(plan)                                      the form people write
     Places(sites), parse_window(text, zone), next_window(window, now)

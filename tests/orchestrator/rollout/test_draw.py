@@ -1,0 +1,41 @@
+"""Ids that keep to the shares."""
+
+from beacon_ota.orchestrator.rollout.draw import draw_id
+from tests.orchestrator.rollout.build import by_stage, fleet, rollout
+
+
+def sizes(made, beacons, wave=0):
+    return [len(cell) for cell in by_stage(made, beacons, wave)]
+
+
+def test_no_more_canaries_than_asked_for():
+    beacons = fleet(600)
+    plain, drawn = [], []
+    for n in range(10):
+        plain.append(sizes(rollout(f"{n:024x}"), beacons))
+        drawn_id = draw_id(rollout().plan, beacons, f"salt {n}")
+        drawn.append(sizes(rollout(drawn_id), beacons))
+    assert any(canaries > 60 for canaries, *_ in plain)  # left to chance
+    for canaries, half, _ in drawn:
+        assert 45 <= canaries <= 60 and canaries + half <= 330
+
+
+def test_a_canary_in_every_small_building():
+    fields = {"preset": "geographic", "buildings": ["hq/a", "hq/b"]}
+    beacons = fleet(15)
+    made = rollout(draw_id(rollout(**fields).plan, beacons, "salt"), **fields)
+    assert [sizes(made, beacons, wave)[0] for wave in range(3)] == [1, 1, 1]
+
+
+def test_the_same_question_has_the_same_answer():
+    plan, beacons = rollout().plan, fleet(50)
+    assert draw_id(plan, beacons, "a") == draw_id(plan, reversed(beacons), "a")
+    assert draw_id(plan, beacons, "a") != draw_id(plan, beacons, "b")
+
+
+def test_nobody_and_those_it_is_not_for():
+    plan = rollout().plan
+    nobody = draw_id(plan, [], "a")
+    assert len(nobody) == 24 and int(nobody, 16) >= 0
+    others = [*fleet(50, version="1.2.3"), *fleet(50, version="?"), *fleet(50, quarantined=True)]
+    assert draw_id(plan, others, "a") == nobody
