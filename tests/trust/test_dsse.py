@@ -15,6 +15,9 @@ from beacon_ota.wire import manifest as wire
 from tests.trust.lab import RELEASE, Key, signed
 from tests.wire.test_manifest_prop import JSON
 
+PSS = ("-sha256", "-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:32")
+needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl command")
+
 PAYLOAD = RELEASE.payload()
 PAIRS = [("0123456789abcdef", bytes(range(256)) + bytes(128))]
 SIGNATURES = st.lists(
@@ -137,7 +140,7 @@ def test_what_a_signer_returns_is_checked(keys):
     assert dsse.sign(PAYLOAD, [Liar(good)])
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl command")
+@needs_openssl
 def test_openssl_verifies_what_we_sign(keys, tmp_path):
     payload, [(_, signature)] = dsse.unpack(signed(keys[:1]))
     (tmp_path / "pae").write_bytes(wire.pae(payload))
@@ -146,9 +149,6 @@ def test_openssl_verifies_what_we_sign(keys, tmp_path):
     assert openssl_verifies(tmp_path)
     (tmp_path / "pae").write_bytes(wire.pae(payload + b" "))
     assert not openssl_verifies(tmp_path)
-
-
-PSS = ("-sha256", "-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:32")
 
 
 def openssl_verifies(folder) -> bool:

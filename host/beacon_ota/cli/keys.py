@@ -1,0 +1,258 @@
+"""``beacon-ota keys``: make, list, export and rotate the keys that releases are signed with."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from beacon_ota.cli import output
+from beacon_ota.errors import UsageError
+
+if TYPE_CHECKING:
+    from beacon_ota.trust.keyring import Entry, Keyring
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Make, list, export and rotate signing keys.",
+)
+
+PASSWORD_ENV = "BEACON_OTA_KEY_PASSWORD"
+
+KeyringOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--keyring",
+        envvar="BEACON_OTA_KEYRING",
+        help="Folder of keys [default: ./keys if there, else the user's configuration].",
+        show_default=False,
+    ),
+]
+PasswordOption = Annotated[
+    Path | None,
+    typer.Option(help=f"File with the password in its first line; or set {PASSWORD_ENV}."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ThresholdOption = Annotated[int, typer.Option(help="How many of the keys have to sign a release.")]
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="What to call the key, e.g. release-2026.")],
+    keyring: KeyringOption = None,
+    password_file: PasswordOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a signing key, encrypted under a password."""
+    ring = open_ring(keyring)
+    entry = ring.new(name, password(name, password_file, new=True))
+    if json:
+        output.dump(_row(ring, entry))
+        return
+    _tell(ring, entry)
+    others = [e for e in ring.entries() if e.name != name and not e.retired]
+    say = output.console.print
+    if not others:
+        say(
+            "\n[yellow]This is the only key.[/] Whoever loses it has to visit every beacon with a "
+            "cable.\nMake a second one now, and keep it where nobody works every day:\n"
+            "  beacon-ota keys new spare"
+        )
+    say("\nNext: [cyan]beacon-ota keys export -o keys.json[/] for image build --keys.")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="What to call the key.")],
+    public: Annotated[Path, typer.Option(help="Its public key, PEM.")],
+    signer: Annotated[Path, typer.Option(help="The program that signs with it.")],
+    keyring: KeyringOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Enter a key that a program holds (smart card, HSM, agent).
+
+    The program reads the bytes to sign from stdin and writes 384 bytes, the RSA-PSS signature
+    (SHA-256, salt 32), to stdout; BEACON_OTA_KEY and BEACON_OTA_KEYID tell it which key.
+    """
+    from beacon_ota.trust import PublicKey, files
+
+    if not os.access(signer, os.X_OK) or not signer.is_file():
+        raise UsageError("signer_missing", f"{signer} is not a program that can be run.")
+    key = PublicKey.from_pem(files.read(public, 16384), name=str(public))
+    ring = open_ring(keyring)
+    entry = ring.add(name, key, signer)
+    if json:
+        output.dump(_row(ring, entry))
+    else:
+        _tell(ring, entry)
+
+
+@app.command("list")
+def list_(keyring: KeyringOption = None, json: JsonOption = False) -> None:
+    """List the keys."""
+    ring = open_ring(keyring)
+    rows = [_row(ring, entry) for entry in ring.entries()]
+    columns = ("name", "keyid", "state", "held_by", "created", "replaced_by")
+    output.emit(rows, columns, as_json=json, title=None if json else str(ring.folder))
+
+
+@app.command()
+def export(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Which keys [default: all that are not retired].")
+    ] = None,
+    threshold: ThresholdOption = 1,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File [default: standard output].")
+    ] = None,
+    pem: Annotated[bool, typer.Option("--pem", help="PEM instead of keys.json.")] = False,
+    keyring: KeyringOption = None,
+) -> None:
+    """Write keys.json: the keys that an app, or the orchestrator, trusts."""
+    from beacon_ota.trust import files
+
+    trusted = open_ring(keyring).trusted(names, threshold)
+    data = b"".join(k.pem() for k in trusted.keys.values()) if pem else trusted.to_json() + b"\n"
+    if out is None:
+        sys.stdout.buffer.write(data)
+        return
+    files.write(out, data)
+    _exported(out, len(trusted.keys), threshold)
+
+
+@app.command()
+def rotate(
+    old: Annotated[str, typer.Argument(help="The key to retire.")],
+    new: Annotated[str, typer.Argument(help="What to call its successor.")],
+    keyring: KeyringOption = None,
+    password_file: PasswordOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a new key in place of an old one; beacons learn of it with the next release."""
+    ring = open_ring(keyring)
+    ring.get(old)
+    retired, made = ring.rotate(old, new, password(new, password_file, new=True))
+    if json:
+        output.dump({"retired": _row(ring, retired), "new": _row(ring, made)})
+        return
+    _tell(ring, made)
+    output.console.print(
+        f"\nBeacons still trust [cyan]{old}[/], and only that:\n"
+        f"  1. beacon-ota keys export -o keys.json      (without {old})\n"
+        "  2. beacon-ota image build --keys keys.json  a release that brings the new set\n"
+        f"  3. beacon-ota release sign --key {old} --key {new}\n"
+        f"  4. sign with both until no beacon is older than that release, then with {new} alone,\n"
+        f"     and destroy {ring.folder / old}.key.pem with its backups.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command("password")
+def password_(
+    name: Annotated[str, typer.Argument(help="The key.")],
+    keyring: KeyringOption = None,
+    password_file: PasswordOption = None,
+    new_password_file: Annotated[
+        Path | None, typer.Option(help="File with the new password in its first line.")
+    ] = None,
+) -> None:
+    """Change the password of a key file; backups keep the old one."""
+    ring = open_ring(keyring)
+    old = password(name, password_file)
+    ring.signer(name, old)
+    fresh = _first_line(new_password_file) if new_password_file else _prompt(name, new=True)
+    ring.change_password(name, old, fresh)
+    output.console.print(f"The password of [cyan]{name}[/] is changed.", highlight=False)
+
+
+@app.command()
+def fleet(
+    out: Annotated[Path, typer.Argument(help="File to write, e.g. fleet.key.")],
+) -> None:
+    """Make a fleet key: 16 random bytes that decrypt releases on every beacon of a fleet."""
+    from beacon_ota.trust import encrypt
+
+    encrypt.new_fleet_key(out)
+    output.console.print(
+        f"Fleet key in [cyan]{out}[/], readable by you only. It goes into beacons when they are\n"
+        "provisioned, and into release sign --encrypt. The orchestrator never needs it.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def open_ring(folder: Path | None) -> "Keyring":
+    """Return the keyring of the option, or the default one."""
+    from beacon_ota.trust import keyring
+
+    return keyring.Keyring(folder or keyring.default_folder())
+
+
+def password(name: str, file: Path | None, *, new: bool = False) -> str:
+    """Return a key's password: from the file, the environment, or whoever sits there.
+
+    Raises:
+        UsageError: ``key_password_missing``, there is nobody to ask.
+    """
+    if file:
+        return _first_line(file)
+    given = os.environ.get(PASSWORD_ENV)
+    return given if given is not None else _prompt(name, new=new)
+
+
+def _prompt(name: str, *, new: bool = False) -> str:
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "key_password_missing",
+            f"The key {name} needs a password, and there is no terminal to ask at.",
+            expected=f"--password-file or {PASSWORD_ENV}",
+        )
+    words = f"{'New password' if new else 'Password'} for key {name}"
+    return typer.prompt(words, hide_input=True, confirmation_prompt=new, err=True)
+
+
+def _first_line(file: Path) -> str:
+    from beacon_ota.trust import files
+
+    try:
+        text = files.read(file, 4096).decode()
+    except UnicodeDecodeError as error:
+        raise UsageError("key_password_file", f"{file} is not a text file.") from error
+    return text.partition("\n")[0].removesuffix("\r")
+
+
+def _row(ring: "Keyring", entry: "Entry") -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "keyid": entry.keyid,
+        "state": "retired" if entry.retired else "active",
+        "held_by": entry.program or str(ring.folder / f"{entry.name}.key.pem"),
+        "public": str(ring.folder / f"{entry.name}.pub.pem"),
+        "created": entry.created,
+        "retired": entry.retired,
+        "replaced_by": entry.replaced_by,
+    }
+
+
+def _tell(ring: "Keyring", entry: "Entry") -> None:
+    row = _row(ring, entry)
+
+    def say(label: str, text: object) -> None:
+        output.console.print(f"  {label:8} {text}", highlight=False, soft_wrap=True, markup=False)
+
+    output.console.print(f"Key [cyan]{entry.name}[/] is ready.", highlight=False)
+    say("keyid", row["keyid"])
+    say("public", row["public"])
+    say("private" if not entry.program else "signer", row["held_by"])
+    if not entry.program:
+        say("back up", f"{ring.folder} as a whole, and the password, in two different places")
+
+
+def _exported(out: Path, count: int, threshold: int) -> None:
+    keys = "1 key" if count == 1 else f"{count} keys"
+    output.console.print(
+        f"{out}: {keys}, {threshold} of them must sign a release.", highlight=False, markup=False
+    )
