@@ -18,7 +18,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from beacon_ota.errors import ReachError
 from beacon_ota.virtual import board, bootloader
@@ -413,7 +413,7 @@ class VirtualBeacon:
     def _bootloader(self, boot: Boot) -> Booted:
         """Choose the slot; a wake from deep sleep goes on where it was, without a look."""
         if boot.cause == board.DEEP_SLEEP and self.rtc.booted is not None:
-            return self.rtc.booted
+            return replace(self.rtc.booted, lines=("wake",))
         while True:
             operations = self.flash.ops
             try:
