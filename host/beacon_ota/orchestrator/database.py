@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from beacon_ota.errors import BeaconOtaError, ReachError
 from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.store import prepared
 
 T = TypeVar("T")
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -191,10 +192,12 @@ class Database:
         try:
             with conn.begin():
                 done = [(job, job.work(conn, *job.args), True) for job in batch]
+                prepared.flush(conn)
             self.commits += 1
             self.writes += len(batch)
             return done
         except Exception as error:
+            prepared.discard(conn)
             if len(batch) == 1:
                 return [(batch[0], _named(error), False)]
         return [result for job in batch for result in self._transact(conn, [job])]

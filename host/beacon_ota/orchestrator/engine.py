@@ -160,10 +160,10 @@ class Engine:
             told.clear()
             rows = []
             for attempt_id, (result, detail) in ends.items():
-                how, row = attempts.finish(conn, attempt_id, now, str(result), detail=detail)
+                settled, row = attempts.conclude(conn, attempt_id, now, str(result), detail=detail)
                 if row is not None:
                     rows.append(row)
-                    if how == "first" and result is not Result.EXPIRED:
+                    if settled and result is not Result.EXPIRED:
                         told.append(outcome_event(conn, now, row, release))
             return rows
 

@@ -148,6 +148,7 @@ def serve(settings: Settings, listen: Listen) -> None:
             "no trusted keys: every release would be refused",
             expected="--keys keys.json, or --insecure for a fleet that runs unsigned releases",
         )
+    sys.setswitchinterval(0.0005)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -251,10 +251,10 @@ class Service:
         def work(conn: Connection) -> Fields | None:
             told.clear()
             now = self.clock.now()
-            how, row = attempts.finish(
+            settled, row = attempts.conclude(
                 conn, attempt.id, now, str(result), stage=stage, code=code, detail=detail
             )
-            if how == "first" and row is not None:
+            if settled and row is not None:
                 told.append(outcome_event(conn, now, row, release))
             return row
 

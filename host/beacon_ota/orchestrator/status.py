@@ -191,18 +191,7 @@ def _record(
     event = None
     how = ""
     if word in wire.FINAL:
-        measured = {name: doc[name] for name in attempts.MEASURED if name in doc}
-        failed = word != "success"
-        how, row = attempts.finish(
-            conn,
-            attempt.id,
-            now,
-            word,
-            stage=doc["stage"] if failed else None,
-            code=doc["code"] if failed else None,
-            detail=doc.get("detail") if failed else None,
-            measured=measured,
-        )
+        how, row = attempts.finish(conn, now, doc)
         if how == "first" and row is not None:
             event = outcome_event(conn, now, row, release)
     elif word == "rebooting":

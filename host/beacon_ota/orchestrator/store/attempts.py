@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, text, update
 
 from beacon_ota.orchestrator.schema import attempts
-from beacon_ota.orchestrator.store import Fields, fields
+from beacon_ota.orchestrator.store import Fields
+from beacon_ota.orchestrator.store.prepared import Prepared
 
 REPORTED = ("success", "failed", "rolled_back")  # a beacon said so; the others we concluded
 GIVEN_UP = ("lost", "expired", "stopped")
@@ -18,55 +19,59 @@ MEASURED = (
     "advertising_paused_ms",
 )
 COLUMNS = tuple(attempts.c.keys())
+_OFFER = Prepared(insert(attempts), COLUMNS)
 _a = attempts.c
-_GET = select(attempts).where(_a.id == bindparam("attempt"))
+_GET = Prepared(select(attempts).where(_a.id == bindparam("attempt")))
 _OPEN = (_a.id == bindparam("attempt")) & _a.result.is_(None)
-_TAKE = update(attempts).where(_OPEN, _a.taken_at.is_(None)).values(taken_at=bindparam("at"))
-_REBOOTING = (
-    update(attempts).where(_OPEN, _a.rebooting_at.is_(None)).values(rebooting_at=bindparam("at"))
-)
-_FINISH = (
+_TAKEN = func.coalesce(_a.taken_at, bindparam("at"))
+_TAKE = Prepared(update(attempts).where(_OPEN).values(taken_at=_TAKEN).returning(attempts))
+_REBOOTING = Prepared(
     update(attempts)
     .where(_OPEN)
-    .values(
-        result=bindparam("how"),
-        ended_at=bindparam("at"),
-        failed_in=bindparam("in_stage"),
-        code=bindparam("in_code"),
-        detail=bindparam("said"),
-    )
+    .values(taken_at=_TAKEN, rebooting_at=func.coalesce(_a.rebooting_at, bindparam("at")))
+    .returning(attempts)
 )
-_LATE = (
+_END = {
+    "result": bindparam("how"),
+    "ended_at": bindparam("at"),
+    "failed_in": bindparam("in_stage"),
+    "code": bindparam("in_code"),
+    "detail": bindparam("said"),
+}
+_MEASURED = {name: bindparam(f"new_{name}") for name in MEASURED}
+_CONCLUDE = Prepared(update(attempts).where(_OPEN).values(**_END).returning(attempts))
+_FINISH = Prepared(
+    update(attempts).where(_OPEN).values(taken_at=_TAKEN, **_END, **_MEASURED).returning(attempts)
+)
+_LATE = Prepared(
     update(attempts)
     .where(
         _a.id == bindparam("attempt"),
-        _a.result.in_(GIVEN_UP),
+        text("result IN ({})".format(", ".join(f"'{word}'" for word in GIVEN_UP))),
         _a.late_result.is_(None),
     )
-    .values(late_result=bindparam("how"), late_at=bindparam("at"))
+    .values(late_result=bindparam("how"), late_at=bindparam("at"), **_MEASURED)
+    .returning(attempts)
 )
 
 
 def offer(conn: Connection, row: Fields) -> Fields:
     """Record an offer, before the beacon hears of it."""
-    conn.execute(insert(attempts), row)
+    _OFFER.first(conn, row)
     return row
 
 
 def take(conn: Connection, attempt_id: str, at: float) -> Fields | None:
     """Record the first authenticated download or report of an attempt."""
-    conn.execute(_TAKE, {"attempt": attempt_id, "at": at})
-    return get(conn, attempt_id)
+    return _TAKE.first(conn, {"attempt": attempt_id, "at": at}) or get(conn, attempt_id)
 
 
 def rebooting(conn: Connection, attempt_id: str, at: float) -> Fields | None:
     """Record that a beacon is about to boot the release: from here on nothing calls it back."""
-    take(conn, attempt_id, at)
-    conn.execute(_REBOOTING, {"attempt": attempt_id, "at": at})
-    return get(conn, attempt_id)
+    return _REBOOTING.first(conn, {"attempt": attempt_id, "at": at}) or get(conn, attempt_id)
 
 
-def finish(
+def conclude(
     conn: Connection,
     attempt_id: str,
     at: float,
@@ -75,30 +80,43 @@ def finish(
     stage: str | None = None,
     code: str | None = None,
     detail: str | None = None,
-    measured: Fields | None = None,
-) -> tuple[str, Fields | None]:
-    """Settle an attempt, once.
+) -> tuple[bool, Fields | None]:
+    """Settle an attempt from what we know ourselves; returns whether this did it, and its row."""
+    end = {"in_stage": stage, "in_code": code, "said": detail}
+    row = _CONCLUDE.first(conn, {"attempt": attempt_id, "at": at, "how": result, **end})
+    return row is not None, row or get(conn, attempt_id)
+
+
+def finish(conn: Connection, at: float, report: Fields) -> tuple[str, Fields | None]:
+    """Settle an attempt by what its beacon says, once.
+
+    Args:
+        report: a final report (``wire.report``).
 
     Returns:
-        ``first`` when this call settled it; ``late`` when it had been given up and this is the
-        first word since, which is noted beside the result without changing it; else
-        ``repeated``. And the attempt's row.
+        ``first`` when this settled it; ``late`` when it had been given up and this is the first
+        word since, which is noted beside the result without changing it; else ``repeated``.
+        And the attempt's row.
     """
-    said = {"attempt": attempt_id, "at": at, "how": result}
-    if result in REPORTED:
-        conn.execute(_TAKE, said)
-    done = conn.execute(_FINISH, {**said, "in_stage": stage, "in_code": code, "said": detail})
-    how = "first" if done.rowcount else "repeated"
-    if not done.rowcount and result in REPORTED:
-        how = "late" if conn.execute(_LATE, said).rowcount else "repeated"
-    if measured and how != "repeated":
-        conn.execute(update(attempts).where(_a.id == attempt_id).values(**measured))
-    return how, get(conn, attempt_id)
+    attempt_id, word = report["attempt_id"], report["update_status"]
+    failed = word != "success"
+    values = {"attempt": attempt_id, "at": at, "how": word}
+    values |= {f"new_{name}": report.get(name) for name in MEASURED}
+    end = {
+        "in_stage": report["stage"] if failed else None,
+        "in_code": report["code"] if failed else None,
+        "said": report.get("detail") if failed else None,
+    }
+    if row := _FINISH.first(conn, {**values, **end}):
+        return "first", row
+    if row := _LATE.first(conn, values):
+        return "late", row
+    return "repeated", get(conn, attempt_id)
 
 
 def get(conn: Connection, attempt_id: str) -> Fields | None:
     """Return an attempt."""
-    return fields(conn.execute(_GET, {"attempt": attempt_id}).first())
+    return _GET.first(conn, {"attempt": attempt_id})
 
 
 def of_beacon(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:

@@ -9,9 +9,10 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.schema import beacons, journal, reports
 from beacon_ota.orchestrator.store import Fields, fields, insert_or_ignore
+from beacon_ota.orchestrator.store.prepared import Prepared, append
 
 _b = beacons.c
-_SEEN = (
+_SEEN = Prepared(
     update(beacons)
     .where(_b.id == bindparam("beacon"))
     .values(
@@ -23,7 +24,7 @@ _SEEN = (
         address=bindparam("from_address"),
     )
 )
-_REPORT = insert(reports)
+_REPORT = Prepared(insert(reports), ("beacon_id", "attempt_id", "at", "status", "body"))
 # What a listing shows: never a key.
 SHOWN = [column for column in _b if column.name not in ("key", "next_key")]
 
@@ -58,7 +59,7 @@ def every(conn: Connection) -> list[Any]:
 
 def seen(conn: Connection, rows: list[Fields]) -> None:
     """Write what a batch of polls said: ``beacon``, ``at``, ``running``, …"""
-    conn.execute(_SEEN, rows)
+    _SEEN.many(conn, rows)
 
 
 def page(
@@ -117,7 +118,8 @@ def report(
     conn: Connection, beacon_id: str, attempt_id: str | None, at: float, status: str, body: str
 ) -> None:
     """Keep a report."""
-    conn.execute(
+    append(
+        conn,
         _REPORT,
         {
             "beacon_id": beacon_id,

@@ -8,16 +8,17 @@ from sqlalchemy import Connection, delete, func, insert, select
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.schema import events
 from beacon_ota.orchestrator.store import Fields
+from beacon_ota.orchestrator.store.prepared import Prepared
 
-_ADD = insert(events)
+_ADD = Prepared(insert(events).returning(events.c.id), ("at", "kind", "subject", "data"))
 
 
 def add(conn: Connection, at: float, kind: str, subject: str, **data: Any) -> Fields:
     """Append an event and return it as followers see it."""
     row: Fields = {"at": at, "kind": kind, "subject": subject}
-    done = conn.execute(_ADD, {**row, "data": json.dumps(data, separators=(",", ":"))})
-    assert done.inserted_primary_key is not None
-    return {"id": done.inserted_primary_key[0], **row, "data": data}
+    done = _ADD.first(conn, {**row, "data": json.dumps(data, separators=(",", ":"))})
+    assert done is not None
+    return {"id": done["id"], **row, "data": data}
 
 
 def since(conn: Connection, last: int, limit: int) -> list[Fields]:
