@@ -18,6 +18,7 @@ def run(rpc, bell, wake_in, wake_out, flash):
     _chip.attach(rpc, bell, wake_in, wake_out)
     for name in _MODULES:
         __import__(name)
+    _asyncio(sys.modules)
     _replace(_chip)
     gc.collect()
     boot = _chip.call("start", gc.mem_free())
@@ -30,6 +31,35 @@ def run(rpc, bell, wake_in, wake_out, flash):
     _import(sys.modules)
     _boot(label, _chip)
     _programs(_chip)
+
+
+# asyncio's task queue is native and stamps tasks with the host's milliseconds. So its core counts
+# in those, and it is the length of a sleep that the time scale changes.
+def _asyncio(modules):
+    import utime
+
+    time = modules["time"]
+    select = modules["select"]
+
+    class clock:
+        ticks_ms = utime.ticks_ms
+        ticks_diff = utime.ticks_diff
+
+        @staticmethod
+        def ticks_add(ticks, ms):
+            return utime.ticks_add(ticks, time._shrink(ms))
+
+    class poller:
+        poll = select.HostPoll
+        POLLIN = select.POLLIN
+        POLLOUT = select.POLLOUT
+
+    modules["time"] = clock
+    modules["select"] = poller
+    import asyncio.core  # noqa: F401
+
+    modules["time"] = time
+    modules["select"] = select
 
 
 # Puts stand-ins over modules that cannot be loaded from files.

@@ -47,7 +47,7 @@ class poll:
         end = None
         left = -1
         if timeout is not None and timeout >= 0:
-            left = time._shrink(timeout)
+            left = self._host(timeout)
             end = time._real() + left * 1000
         while True:
             ready = self._ask()
@@ -70,6 +70,10 @@ class poll:
             if end is not None:
                 left = max(0, (end - time._real() + 999) // 1000)
 
+    # The host's milliseconds for a timeout.
+    def _host(self, timeout):
+        return time._shrink(timeout)
+
     # Polls the objects that are not file descriptors.
     def _ask(self):
         ready = []
@@ -78,6 +82,12 @@ class poll:
             if found:
                 ready.append((obj, found))
         return ready
+
+
+# For asyncio, which counts in the host's milliseconds already.
+class HostPoll(poll):
+    def _host(self, timeout):
+        return timeout
 
 
 def select(rlist, wlist, xlist, timeout=-1):
