@@ -94,7 +94,7 @@ def list_(keyring: KeyringOption = None, json: JsonOption = False) -> None:
     """List the keys."""
     ring = open_ring(keyring)
     rows = [_row(ring, entry) for entry in ring.entries()]
-    columns = ("name", "keyid", "state", "held_by", "created", "replaced_by")
+    columns = ("name", "keyid", "state", "kind", "since", "replaced_by")
     output.emit(rows, columns, as_json=json, title=None if json else str(ring.folder))
 
 
@@ -229,9 +229,11 @@ def _row(ring: "Keyring", entry: "Entry") -> dict[str, object]:
         "name": entry.name,
         "keyid": entry.keyid,
         "state": "retired" if entry.retired else "active",
+        "kind": entry.kind,
         "held_by": entry.program or str(ring.folder / f"{entry.name}.key.pem"),
         "public": str(ring.folder / f"{entry.name}.pub.pem"),
         "created": entry.created,
+        "since": entry.created[:10],
         "retired": entry.retired,
         "replaced_by": entry.replaced_by,
     }
