@@ -226,6 +226,47 @@ def test_the_last_stage_serves_everybody_who_is_there():
     assert bench.tick() == ["wave_completed", "completed"]
 
 
+def test_stragglers_of_earlier_stages_are_served_before_it_ends():
+    bench, cells = climb(40)
+    serve(bench, cells[0][:-1])
+    bench.tick()
+    bench.tick(DAY)
+    serve(bench, cells[1])
+    bench.tick()
+    bench.tick(12 * HOUR)
+    serve(bench, cells[2])
+    assert bench.tick() == ["sampled"] and waits(bench) == "serving"
+    serve(bench, cells[0][-1:])
+    assert bench.tick() == ["wave_completed", "completed"]
+
+
+def test_an_empty_last_stage_does_not_end_it_early():
+    made = rollout(ladder=[{"share": 0.75}, {"share": 1}])
+    bench = Bench(made, by_stage(made, fleet(40))[0][:10])
+    first = list(bench.beacons.values())
+    bench.tick()
+    serve(bench, first[:3])
+    assert bench.tick() == ["sampled", "stage_opened"] and waits(bench) == "serving"
+    serve(bench, first[3:])
+    assert bench.tick() == ["wave_completed", "completed"]
+
+
+def test_a_wave_that_ends_under_the_share_halts():
+    made = rollout(ladder=[{"share": 0.5}, {"share": 1}], gate={"failure_share": 1.0})
+    cells = by_stage(made, fleet(40))
+    bench = Bench(made, cells[0][:6] + cells[1][:3])
+    bench.tick()
+    serve(bench, cells[0][:3])
+    assert bench.tick() == ["sampled", "stage_opened"]
+    for result, one in zip((BAD, OK, BAD), cells[0][3:6], strict=True):
+        bench.now += 1
+        bench.end(one, result)  # of the first stage, after its gate was passed
+    serve(bench, cells[1][:3])
+    assert bench.tick() == ["sampled"] and waits(bench) == "retries"
+    assert bench.tick(31 * MINUTE) == ["halted"]
+    assert "7 of 9" in bench.made[-1].detail
+
+
 def test_those_who_ask_but_never_begin_hold_it_for_a_week():
     bench, cells = climb(30, preset="all-at-once")
     serve(bench, cells[0][:-1])

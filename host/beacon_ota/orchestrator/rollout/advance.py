@@ -233,7 +233,7 @@ def due(rollout: Rollout, state: RolloutState, tally: Tally, now: float) -> floa
             continue
         gate = rollout.gates[index]
         soak = soak_of(rollout, tally, index, wave.stage)
-        moments.append(wave.stage_at + gate.patience_s)
+        moments += [wave.stage_at + gate.patience_s, wave.stage_at + gate.silence_s]
         if wave.sampled_at is None:
             moments.append(wave.stage_at + soak)
         else:

@@ -236,11 +236,20 @@ class Verdict(StrEnum):
 def judge(
     rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float
 ) -> tuple[Verdict, str, str]:
-    """Judge the present stage of an open wave.
+    """Judge the present stage of an open wave, and with the last stage the wave.
 
     Returns:
         The verdict; a stable word; a sentence with the numbers.
     """
+    found = _judge_stage(rollout, state, tally, wave, now)
+    if found[0] is Verdict.PASS and state.waves[wave].stage == len(rollout.ladders[wave]) - 1:
+        return _judge_end(rollout, state, tally, wave, now) or found
+    return found
+
+
+def _judge_stage(
+    rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float
+) -> tuple[Verdict, str, str]:
     own = state.waves[wave]
     stage = own.stage
     gate = rollout.gates[wave]
@@ -272,8 +281,6 @@ def judge(
         return Verdict.WAIT, "soak", f"watched for {soak / 3600:g} h"
     says = f"{cell.healthy} of {cell.attempted} confirmed healthy"
     if cell.healthy / cell.attempted >= gate.healthy_share:
-        if stage == len(rollout.ladders[wave]) - 1 and patient and cell.open + cell.waiting:
-            return Verdict.WAIT, "serving", f"{cell.open} under way, {cell.waiting} to come"
         return Verdict.PASS, "healthy", says
     if cell.open:
         return Verdict.WAIT, "open", f"{cell.open} under way"
@@ -284,6 +291,34 @@ def judge(
             return Verdict.WAIT, "gone", f"{cell.gone} confirmed and not heard from since"
         return Verdict.HALT, "gone", f"{cell.gone} confirmed and not heard from since"
     return Verdict.HALT, "healthy_share", f"{says}, {gate.healthy_share:.0%} needed"
+
+
+def _judge_end(
+    rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float
+) -> tuple[Verdict, str, str] | None:
+    """Return what keeps a wave from ending after its last stage, None when nothing does.
+
+    It ends when everybody who is there has been served, stragglers of earlier stages included,
+    and enough of all who tried are healthy.
+    """
+    gate = rollout.gates[wave]
+    stage_at = state.waves[wave].stage_at
+    age = 0.0 if stage_at is None else now - stage_at
+    under_way = sum(cell.open for cell in tally.cells[wave])
+    to_come = sum(cell.waiting for cell in tally.cells[wave])
+    if age < gate.patience_s and under_way + to_come:
+        return Verdict.WAIT, "serving", f"{under_way} under way, {to_come} to come"
+    attempted = sum(cell.attempted for cell in tally.cells[wave])
+    healthy = sum(cell.healthy + cell.gone for cell in tally.cells[wave])
+    if attempted == 0 or healthy / attempted >= gate.healthy_share:
+        return None
+    if under_way or age < gate.silence_s:
+        return Verdict.WAIT, "retries", f"{attempted - healthy} failed and may try again"
+    return (
+        Verdict.HALT,
+        "healthy_share",
+        f"{healthy} of {attempted} confirmed healthy, {gate.healthy_share:.0%} needed",
+    )
 
 
 def soak_of(rollout: Rollout, tally: Tally, wave: int, stage: int) -> float:
