@@ -3,6 +3,7 @@ and everything bent is refused by both."""
 
 import hashlib
 import random
+from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -26,7 +27,7 @@ def device():
         yield interpreter
 
 
-def sign(key, digest=DIGEST, salt=32, hash_=hashes.SHA256, mgf=hashes.SHA256):
+def sign(key, digest=DIGEST, salt=32, hash_: Any = hashes.SHA256, mgf: Any = hashes.SHA256):
     return key.sign(digest, padding.PSS(padding.MGF1(mgf()), salt), Prehashed(hash_()))
 
 

@@ -80,15 +80,25 @@ _TABLE = (
 )
 
 
-# k·G + plus. An even scalar has no such digits, so its negative is taken, which is odd.
 def multiply(k, plus=None):
+    return p256.run(steps(k, plus))
+
+
+# k·G + plus. An even scalar has no such digits, so its negative is taken, which is odd.
+def steps(k, plus=None):
     k %= p256.N
     if not k:
         return plus
     even = not k & 1
     if even:
         k = p256.N - k
-    x, y, z = _comb((k + (1 << _WIDTH * _COLUMNS) - 1) >> 1)
+    # Bit i of `signs` is set where digit i is +1.
+    signs = (k + (1 << _WIDTH * _COLUMNS) - 1) >> 1
+    x, y, z = 0, 1, 0
+    for column in range(_COLUMNS - 1, -1, -1):
+        x, y, z = p256.double(x, y, z, 1)
+        x, y, z = p256.mixed(x, y, z, _column(signs >> column))
+        yield
     if even:
         y = p256.P - y
     if plus:
@@ -96,23 +106,18 @@ def multiply(k, plus=None):
     return p256.affine((x, y, z))
 
 
-# Bit i of `signs` is set where digit i is +1. A column whose top digit is -1 is the negative of
-# the entry for the opposite digits: half a table is enough.
-def _comb(signs):
-    x, y, z = 0, 1, 0
-    for column in range(_COLUMNS - 1, -1, -1):
-        index = 0
-        for tooth in range(_WIDTH - 1, -1, -1):
-            index = index << 1 | (signs >> (column + _COLUMNS * tooth)) & 1
-        up = index & _TOP
-        if not up:
-            index = ~index
-        px, py = _entry(index & (_TOP - 1))
-        x, y, z = p256.double(x, y, z, 1)
-        x, y, z = p256.mixed(x, y, z, (px, py if up else p256.P - py))
-    return x, y, z
+# What the digits _COLUMNS apart from the lowest one stand for together. Half a table is enough:
+# where the top digit is -1 it is the negative of the entry for the opposite digits.
+def _column(signs):
+    index = 0
+    for tooth in range(_WIDTH):
+        index |= (signs >> _COLUMNS * tooth & 1) << tooth
+    if index & _TOP:
+        return _entry(index & (_TOP - 1))
+    return p256.negate(_entry(~index & (_TOP - 1)))
 
 
 def _entry(index):
-    at = memoryview(_TABLE)[index << 6 : (index + 1) << 6]
-    return int.from_bytes(at[:32], "big"), int.from_bytes(at[32:], "big")
+    at = index << 6
+    x = int.from_bytes(_TABLE[at : at + 32], "big")
+    return x, int.from_bytes(_TABLE[at + 32 : at + 64], "big")

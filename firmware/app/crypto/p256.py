@@ -46,13 +46,28 @@ def add(a, b):
     return affine(mixed(a[0], a[1], 1, b))
 
 
+# Runs a multiplication to its end. They are generators, so that a beacon that has other work to do
+# can go on with it every 10 ms or so: a quarter of a second is too long for a door.
+def run(steps):
+    try:
+        while True:
+            next(steps)
+    except StopIteration as done:
+        return done.value
+
+
+def multiply(k, point):
+    return run(steps(k, point))
+
+
 # k·point for any point of the curve: once its small odd multiples are affine there is one mixed
 # addition for every six doublings.
-def multiply(k, point):
+def steps(k, point):
     k %= N
     if not k or point is None:
         return None
     table = _odd_multiples(point)
+    yield
     digits = _digits(k)
     x, y = table[digits.pop() >> 1]
     z = 1
@@ -63,8 +78,9 @@ def multiply(k, point):
         if digit:
             x, y, z = double(x, y, z, run)
             run = 0
-            step = table[abs(digit) >> 1]
-            x, y, z = mixed(x, y, z, step if digit > 0 else negate(step))
+            other = table[abs(digit) >> 1]
+            x, y, z = mixed(x, y, z, other if digit > 0 else negate(other))
+            yield
     return affine(double(x, y, z, run))
 
 

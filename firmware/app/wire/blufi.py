@@ -1,0 +1,258 @@
+# BluFi frames (ESP-IDF's Wi-Fi provisioning protocol): one GATT write or notification is one frame.
+#
+#   type  fc  seq  len  | data (fc 0x10: u16 LE of bytes still to come, then content) | [u16 LE CRC]
+#
+# Link is one side of one connection without any I/O: feed it frames, take frames from it. Both the
+# beacon and the client use it. What it refuses is what ESP-IDF refuses, with the same error codes,
+# and mixed types inside one fragmented message besides; it never holds more than MAX_MESSAGE.
+
+try:
+    from micropython import const
+except ImportError:  # CPython
+
+    def const(value):
+        return value
+
+
+# Types: subtype << 2 | kind, kind 0 control, 1 data.
+ACK = const(0x00)
+SET_SECURITY = const(0x04)
+SET_OPMODE = const(0x08)
+CONNECT = const(0x0C)
+DISCONNECT = const(0x10)
+GET_STATUS = const(0x14)
+DEAUTH = const(0x18)
+GET_VERSION = const(0x1C)
+DISCONNECT_BLE = const(0x20)
+GET_LIST = const(0x24)
+NEGOTIATE = const(0x01)
+STA_BSSID = const(0x05)
+STA_SSID = const(0x09)
+STA_PASSWORD = const(0x0D)
+REPORT = const(0x3D)
+VERSION = const(0x41)
+LIST = const(0x45)
+ERROR = const(0x49)
+CUSTOM = const(0x4D)
+
+# Codes of an ERROR frame.
+E_SEQUENCE = const(0)
+E_CHECKSUM = const(1)
+E_DECRYPT = const(2)
+E_ENCRYPT = const(3)
+E_SECURITY = const(4)
+E_MEMORY = const(5)
+E_DH_PARAM = const(6)
+E_READ_PARAM = const(7)
+E_PUBLIC = const(8)
+E_FORMAT = const(9)
+E_MD5 = const(10)
+E_SCAN = const(11)
+E_STATE = const(12)
+E_SHA256 = const(13)
+
+MAX_MESSAGE = const(1024)  # announced before anybody is authenticated: no peer sizes our buffers
+MTU = const(23)  # until it is exchanged
+
+_ENCRYPTED = const(0x01)
+_CHECKED = const(0x02)
+_FROM_DEVICE = const(0x04)
+_WANTS_ACK = const(0x08)
+_FRAGMENT = const(0x10)
+_QUEUE = const(8)
+
+
+# CRC-16/GENIBUS, half a byte at a time: four bits times the polynomial need no reduction, so what
+# would be a table is one multiplication. crc16(b, crc16(a)) is crc16(a + b).
+def crc16(data, crc=0):
+    crc ^= 0xFFFF
+    for byte in data:
+        crc = (crc << 4 & 0xFFFF) ^ (crc >> 12 ^ byte >> 4) * 0x1021
+        crc = (crc << 4 & 0xFFFF) ^ (crc >> 12 ^ byte & 15) * 0x1021
+    return crc ^ 0xFFFF
+
+
+# What is wrong with a frame, as the code for an ERROR frame.
+class Refused(Exception):
+    def __init__(self, code):
+        super().__init__("blufi error %d" % code)
+        self.code = code
+
+
+# A whole message. `sealed` is true when every frame of it came encrypted.
+class Message:
+    def __init__(self, type_, data, sealed):
+        self.type = type_
+        self.data = data
+        self.sealed = sealed
+
+
+# Before any key is agreed: nothing can be opened, and nothing is sealed.
+class _Clear:
+    tag = 0
+
+    def open(self, header, data):
+        return None
+
+    def seal(self, header, data):
+        return data
+
+
+_CLEAR = _Clear()
+
+
+# One side of a connection. receive() takes a frame and gives a whole message, or None while there
+# is none, or raises Refused. send() queues a message; transmit() gives the next frame to put on the
+# air, or None. A frame is made, and its sequence number taken, only when it is asked for, so frames
+# go out in the order they are given out, none may be dropped, and the acknowledgements that
+# receive() queues never fall between the fragments of a message.
+class Link:
+    def __init__(self, device):
+        self._direction = _FROM_DEVICE if device else 0
+        self.reset()
+
+    # On every connection and disconnection: counters, buffers and keys belong to one link.
+    def reset(self):
+        self.mtu = MTU
+        self._mode = 0
+        self._cipher = _CLEAR
+        self._rx_seq = self._tx_seq = 0
+        self._drop()
+        self._acks = []
+        self._queue = []
+        self._sent = 0
+
+    # From now on `mode` says what is sent how (a SET_SECURITY byte: high half for control frames,
+    # low half for data; bit 0 checksum, bit 1 encryption). `cipher`, once there is one, also
+    # opens what comes encrypted: seal(header, data) -> bytes, open(header, data) -> bytes or
+    # None, and `tag`, the number of bytes that sealing adds.
+    def protect(self, mode, cipher=None):
+        if cipher:
+            self._cipher = cipher
+        self._mode = mode & 0x11 if self._cipher is _CLEAR else mode & 0x33
+
+    def receive(self, frame):
+        if len(frame) < 4:
+            raise Refused(E_FORMAT)
+        type_, fc, seq, size = frame[0], frame[1], frame[2], frame[3]
+        if len(frame) != 4 + size + (2 if fc & _CHECKED else 0):
+            raise Refused(E_FORMAT)
+        if seq != self._rx_seq:
+            raise Refused(E_SEQUENCE)
+        self._rx_seq = seq + 1 & 0xFF
+        data = bytes(frame[4 : 4 + size])
+        if fc & _ENCRYPTED:
+            data = self._cipher.open(bytes(frame[:4]), data)
+            if data is None:
+                raise Refused(E_DECRYPT)
+        if fc & _CHECKED:
+            crc = crc16(data, crc16(frame[2:4]))
+            if frame[4 + size] | frame[5 + size] << 8 != crc:
+                raise Refused(E_CHECKSUM)
+        if fc & _WANTS_ACK:
+            if len(self._acks) >= _QUEUE:
+                raise Refused(E_MEMORY)
+            self._acks.append(seq)
+        return self._assemble(type_, fc, data)
+
+    # The announced total is believed from the first fragment only, and has to come out exactly.
+    def _assemble(self, type_, fc, data):
+        sealed = bool(fc & _ENCRYPTED)
+        buffer = self._buffer
+        if fc & _FRAGMENT:
+            if len(data) < 2:
+                self._refuse(E_FORMAT)
+            announced = data[0] | data[1] << 8
+            data = data[2:]
+            if buffer is None:
+                if not 0 < announced <= MAX_MESSAGE:
+                    self._refuse(E_FORMAT)
+                buffer = self._buffer = bytearray()
+                self._type = type_
+                self._total = announced
+                self._sealed = True
+            elif not buffer:
+                self._refuse(E_STATE)
+        elif buffer is None:
+            return None if type_ & 2 else Message(type_, data, sealed)
+        if type_ != self._type:
+            self._refuse(E_STATE)
+        if len(buffer) + len(data) > self._total:
+            self._refuse(E_FORMAT)
+        buffer.extend(data)
+        self._sealed = self._sealed and sealed
+        if fc & _FRAGMENT:
+            return None
+        if len(buffer) != self._total:
+            self._refuse(E_FORMAT)
+        message = Message(type_, bytes(buffer), self._sealed)
+        self._drop()
+        return None if type_ & 2 else message
+
+    def _drop(self):
+        self._buffer = None
+        self._type = self._total = 0
+        self._sealed = False
+
+    def _refuse(self, code):
+        self._drop()
+        raise Refused(code)
+
+    # Queues a message. The queue is short: its sender takes the frames before it goes on.
+    def send(self, type_, data=b"", ack=False):
+        if len(data) > MAX_MESSAGE or len(self._queue) >= _QUEUE:
+            raise ValueError("blufi queue")
+        self._queue.append((type_, data, ack))
+
+    # Acknowledgements overtake whole messages, never the rest of one.
+    def transmit(self):
+        if self._acks and not self._sent:
+            frame = self._frame(ACK, 0, bytes((self._acks[0],)))
+            self._acks.pop(0)
+            return frame
+        if not self._queue:
+            return None
+        type_, data, ack = self._queue[0]
+        fc = _WANTS_ACK if ack else 0
+        room = self._room(type_)
+        left = len(data) - self._sent
+        if left <= room:
+            frame = self._frame(type_, fc, data[self._sent :] if self._sent else data)
+            self._queue.pop(0)
+            self._sent = 0
+            return frame
+        part = data[self._sent : self._sent + room - 2]
+        head = bytes((left & 0xFF, left >> 8))
+        frame = self._frame(type_, fc | _FRAGMENT, head + part)
+        self._sent += len(part)
+        return frame
+
+    # Bytes of data that fit into a frame. Espressif's side of the bargain is min(MTU, 255) - 11
+    # and two more in a last fragment, with the checksum's place always kept.
+    def _room(self, type_):
+        if self._protection(type_) & 2:
+            return min(self.mtu - 3, 259) - 4 - self._cipher.tag
+        return min(self.mtu, 255) - 9
+
+    # Negotiation and errors always go in the clear, and an ACK is never encrypted.
+    def _protection(self, type_):
+        if type_ in (NEGOTIATE, ERROR):
+            return 0
+        if type_ & 1:
+            return self._mode & 3
+        return self._mode >> 4 & (1 if type_ == ACK else 3)
+
+    # The counter moves only when the frame exists: one that failed must not leave a gap.
+    def _frame(self, type_, fc, data):
+        protection = self._protection(type_)
+        encrypt = protection & 2
+        size = len(data) + (self._cipher.tag if encrypt else 0)
+        fc |= self._direction | (_ENCRYPTED if encrypt else 0)
+        fc |= _CHECKED if protection & 1 else 0
+        header = bytes((type_, fc, self._tx_seq, size))
+        frame = header + (self._cipher.seal(header, data) if encrypt else data)
+        if protection & 1:
+            crc = crc16(data, crc16(header[2:]))
+            frame += bytes((crc & 0xFF, crc >> 8))
+        self._tx_seq = self._tx_seq + 1 & 0xFF
+        return frame

@@ -1,0 +1,1 @@
+"""Bringing beacons online over Bluetooth: the client's side of BluFi."""
