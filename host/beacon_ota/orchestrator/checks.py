@@ -193,11 +193,6 @@ def _encrypted(envelope: str | None) -> bool:
 
 
 def _opened(envelope: str) -> Manifest:
-    from beacon_ota.wire import manifest as wire
+    from beacon_ota.trust import releases
 
-    try:
-        return Manifest.read(wire.unpack(envelope)[0])
-    except wire.Refused as error:
-        raise InputError(
-            "manifest_signature", f"the manifest cannot be read: {error.detail}"
-        ) from None
+    return releases.claimed(envelope)
