@@ -35,9 +35,8 @@ def parse(text):
     if len(numbers) != 3:
         raise ValueError("not major.minor.patch")
     major, minor, patch = [_number(n) for n in numbers]
-    if not dash:
-        return major, minor, patch, ((2,),)
-    return major, minor, patch, tuple([_label(label) for label in labels.split(".")])
+    keys = [_label(label) for label in labels.split(".")] if dash else [(2, 0, "")]
+    return major, minor, patch, tuple(keys)
 
 
 # -1, 0 or 1 as a comes before, with or after b. Build metadata does not count.
@@ -59,8 +58,8 @@ def _label(label):
     _check(label)
     for c in label:
         if c not in _DIGITS:
-            return 1, label
-    return 0, _number(label)
+            return 1, 0, label
+    return 0, _number(label), ""
 
 
 def _number(text):
