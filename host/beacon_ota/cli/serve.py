@@ -91,11 +91,11 @@ def serve(
 
 def _trusted(data: Path, keys: Path | None):
     """Return the trusted keys: of the option, else of the data folder, else None."""
-    from beacon_ota.trust import KeySet
-
     file = keys or data / "keys.json"
     if keys is None and not file.is_file():
         return None
+    from beacon_ota.trust import KeySet
+
     try:
         return KeySet.parse(file.read_bytes())
     except OSError as error:

@@ -2,13 +2,15 @@
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.multipart import Form
 from beacon_ota.orchestrator.store import Fields
-from beacon_ota.trust import Facts, KeySet, Manifest, Verifier
 from beacon_ota.wire import versions
+
+if TYPE_CHECKING:  # what follows is imported with the first upload: it takes memory
+    from beacon_ota.trust import KeySet, Manifest
 
 _FIELDS = ("device_type", "version", "description", "channel", "required", "manifest")
 _BOOLS = {"": False, "false": False, "0": False, "true": True, "1": True}
@@ -102,7 +104,7 @@ def claim(form: Form) -> Claim:
 
 
 def examine(
-    file: BinaryIO, claim: Claim, trusted: KeySet | None, insecure: bool, now: float
+    file: BinaryIO, claim: Claim, trusted: "KeySet | None", insecure: bool, now: float
 ) -> Found:
     """Examine the image that a claim is about; takes a fraction of a second, blocks.
 
@@ -130,6 +132,8 @@ def examine(
     if claim.manifest is not None and trusted is None and insecure and not sealed:
         _opened(claim.manifest)  # nobody vouches for it, but it must be one
     elif claim.manifest is not None:
+        from beacon_ota.trust import Facts, Verifier
+
         facts = Facts(
             claim.device_type,
             claim.version,
@@ -192,7 +196,7 @@ def _encrypted(envelope: str | None) -> bool:
         return False  # which is refused as soon as it is verified
 
 
-def _opened(envelope: str) -> Manifest:
+def _opened(envelope: str) -> "Manifest":
     from beacon_ota.trust import releases
 
     return releases.claimed(envelope)

@@ -8,6 +8,8 @@ a single one of them fails.
 import asyncio
 import os
 import queue
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,13 +70,32 @@ def newest_revision() -> str:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest revision; the work of a moment when it is there already."""
+    """Bring the schema to the newest revision; the work of a moment when it is there already.
+
+    Raises:
+        StorageError: ``migration``.
+    """
     with engine.connect() as conn:
         known = inspect(conn).has_table("alembic_version")
         if known and conn.scalar(text("SELECT version_num FROM alembic_version")) == (
             newest_revision()
         ):
             return
+    # In a process of its own: what it takes is needed once, and would stay in memory for good.
+    done = subprocess.run(
+        [sys.executable, "-m", "beacon_ota.orchestrator.migrations"],
+        input=engine.url.render_as_string(hide_password=False),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise StorageError("migration", f"the database could not be brought up to date: {last}")
+
+
+def upgrade(engine: Engine) -> None:
+    """Run the migrations that are due, in one transaction."""
     from alembic import command
     from alembic.config import Config
 

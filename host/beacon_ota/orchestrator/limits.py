@@ -17,7 +17,7 @@ class Limits:
     body_stall: float = 20.0  # between two pieces of a request body
     send_stall: float = 60.0  # a reader of a download that takes nothing
     chunk: int = 256 * KIB  # of a download, sent by reference
-    blob_cache: int = 16 * KIB * KIB  # images kept in memory, least recently used go first
+    blob_cache: int = 8 * KIB * KIB  # images kept in memory, least recently used go first
     nonces: int = 128  # remembered per beacon; older ones are refused by their time
     journal_entries: int = 8  # in one report
     journal_rows: int = 256  # kept per beacon

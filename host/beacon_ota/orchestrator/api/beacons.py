@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -14,12 +15,15 @@ from beacon_ota.orchestrator.api.access import Admin, On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem, missing
+from beacon_ota.orchestrator.schema import beacons as table
 from beacon_ota.orchestrator.store import Fields, attempts, beacons, sites
 from beacon_ota.wire import auth
 
 router = APIRouter(prefix="/api/beacons", tags=["beacons"])
 
 _TIMES = ("created_at", "first_seen", "last_seen", "quarantined_at")
+_HIDDEN = ("id", "key", "next_key", "cleared_at", "tags", *_TIMES)
+_PLAIN = tuple(column.name for column in table.c if column.name not in _HIDDEN)
 Tag = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[A-Za-z0-9._:-]+$")]
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="32 bytes in hex")]
 SitePath = Annotated[str, Field(max_length=200)]
@@ -65,12 +69,15 @@ class Why(BaseModel):
     reason: Annotated[str, Field(max_length=200)] = ""
 
 
-def shown(row: Fields) -> Fields:
-    """Return a beacon as the API shows it."""
-    public = {key: value for key, value in row.items() if key not in ("id", "cleared_at")}
-    for key in _TIMES:
-        public[key] = iso(public[key])
-    return {"beacon_id": row["id"], **public}
+def shown(row: Mapping[Any, Any]) -> Fields:
+    """Return a beacon as the API shows it: no key, tags as a list, times for people."""
+    public = {"beacon_id": row["id"]}
+    for name in _PLAIN:
+        public[name] = row[name]
+    public["tags"] = json.loads(row["tags"])
+    for name in _TIMES:
+        public[name] = iso(row[name])
+    return public
 
 
 @router.post("", status_code=201)
@@ -105,7 +112,7 @@ async def create(new: NewBeacon, service: On, actor: Operator) -> Response:
         then=service.view.put_beacon,
         detail={"device_type": new.device_type, "site": new.site},
     )
-    public = shown(beacons.shown(stored))
+    public = shown(stored)
     return answer(public if new.key else {**public, "key": key.hex()}, 201)
 
 
@@ -126,27 +133,25 @@ async def listing(
 ) -> Response:
     """List beacons by id; ``next`` is where the following page begins."""
     await service.flush()
-    total, rows = await service.db.read(
-        _page,
-        {
-            "after": after,
-            "limit": limit,
-            "site": site,
-            "version": version,
-            "device_type": device_type,
-            "channel": channel,
-            "tag": tag,
-            "search": search,
-            "quarantined": quarantined,
-            "silent_since": None if silent_s is None else service.clock.now() - silent_s,
-        },
-    )
-    more = rows[-1]["id"] if len(rows) == limit and total > limit else None
-    return page("beacons", [shown(row) for row in rows], total=total, next=more)
+    filters: Fields = {
+        "after": after,
+        "limit": limit,
+        "site": site,
+        "version": version,
+        "device_type": device_type,
+        "channel": channel,
+        "tag": tag,
+        "search": search,
+        "quarantined": quarantined,
+        "silent_since": None if silent_s is None else service.clock.now() - silent_s,
+    }
 
+    def read(conn: Connection) -> Response:  # a full page is some work: not on the event loop
+        total, rows = beacons.page(conn, **filters)
+        more = rows[-1]["id"] if len(rows) == limit and total > limit else None
+        return page("beacons", [shown(row) for row in rows], total=total, next=more)
 
-def _page(conn: Connection, filters: dict[str, Any]) -> tuple[int, list[Fields]]:
-    return beacons.page(conn, **filters)
+    return await service.db.read(read)
 
 
 @router.get("/{beacon_id}")
@@ -178,7 +183,7 @@ async def show(
             for one in beacons.journal_of(conn, beacon_id, limit)
         ]
         return {
-            **shown(beacons.shown(row)),
+            **shown(row),
             "rekeying": row["next_key"] is not None,
             "attempts": tries,
             "reports": reports,
@@ -275,7 +280,7 @@ async def _do(service, actor, action: str, beacon_id: str, work, **more) -> Resp
     row = await service.change(
         actor.name, action, beacon_id, work, then=service.view.put_beacon, **more
     )
-    return answer(shown(beacons.shown(row)))
+    return answer(shown(row))
 
 
 def _check_site(conn: Connection, site: str | None) -> None:

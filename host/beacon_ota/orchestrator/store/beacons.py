@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
@@ -75,7 +76,7 @@ def page(
     search: str | None = None,
     quarantined: bool | None = None,
     silent_since: float | None = None,
-) -> tuple[int, list[Fields]]:
+) -> tuple[int, list[Mapping[Any, Any]]]:
     """Return how many beacons match, and those after the id ``after``, by id.
 
     Args:
@@ -104,14 +105,7 @@ def page(
         matches.append(_b.last_seen.is_(None) | (_b.last_seen < silent_since))
     total = conn.scalar(select(func.count()).select_from(beacons).where(*matches)) or 0
     query = select(*SHOWN).where(*matches, _b.id > after).order_by(_b.id).limit(limit)
-    return total, [shown(row._mapping) for row in conn.execute(query)]
-
-
-def shown(row: Any) -> Fields:
-    """Return a beacon's row as others may see it: no keys, tags as a list."""
-    public = {key: row[key] for key in row if key not in ("key", "next_key")}
-    public["tags"] = json.loads(public["tags"])
-    return public
+    return total, [row._mapping for row in conn.execute(query)]
 
 
 def report(

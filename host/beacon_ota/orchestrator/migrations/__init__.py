@@ -1,0 +1,1 @@
+"""The schema's history, and what brings a database up to it."""
