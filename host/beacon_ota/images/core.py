@@ -1,0 +1,160 @@
+"""Cores: where one comes from. ``--core FILE``, else BEACON_OTA_CORE, else the fetched one.
+
+The stock MicroPython for the C3 is fetched once into the user's cache, checked against the
+SHA-256 below.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from beacon_ota.errors import InputError, ReachError, UsageError
+from beacon_ota.images import combined
+from beacon_ota.images.combined import Core
+
+ENV = "BEACON_OTA_CORE"
+_CONNECT_S = 10
+_STALL_S = 30
+_CHUNK = 64 * 1024
+
+Progress = Callable[[int, int], None]  # bytes so far, bytes in all
+
+
+@dataclass(frozen=True)
+class Stock:
+    """An official build: where it is, and what it is."""
+
+    version: str
+    url: str
+    size: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """File name in the cache."""
+        return self.url.rpartition("/")[2]
+
+
+STOCK = Stock(
+    version="v1.27.0",
+    url="https://micropython.org/resources/firmware/ESP32_GENERIC_C3-20251209-v1.27.0.bin",
+    size=1_724_720,
+    sha256="41388c500efaed40ca912e4917421f3fc44a99b708dcb4f68f0892df0425ecf4",
+)
+
+
+def cache() -> Path:
+    """Return the folder of fetched cores."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("beacon-ota", appauthor=False) / "cores"
+
+
+def locate(given: Path | None = None) -> tuple[Path, str]:
+    """Return a core's file and who named it: ``option``, ``environment`` or ``cache``.
+
+    Raises:
+        UsageError: ``core_missing``: nobody named one and none was fetched.
+    """
+    if given is not None:
+        return given, "option"
+    named = os.environ.get(ENV)
+    if named:
+        return Path(named), "environment"
+    fetched = cache() / STOCK.name
+    if fetched.is_file():
+        return fetched, "cache"
+    raise UsageError(
+        "core_missing",
+        f"no core: fetch one with `beacon-ota core fetch`, or name one with --core or {ENV}",
+        expected=str(fetched),
+    )
+
+
+def load(file: Path) -> Core:
+    """Read a core from a file: an app image, a combined image, or a release.
+
+    Raises:
+        UsageError: ``file_missing``.
+        ImageError, PartitionError: it holds no core.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError("file_missing", f"cannot read {file}: {error.strerror}") from error
+    return combined.load(data)
+
+
+def fetch(
+    stock: Stock = STOCK,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    again: bool = False,
+) -> Path:
+    """Download a core into the cache, unless it is there; return its file.
+
+    The file appears under its name only when its hash was right.
+
+    Raises:
+        ReachError: ``core_download``.
+        InputError: ``core_size``, ``core_sha256``: other bytes than were expected.
+    """
+    import requests
+
+    folder = cache() if folder is None else folder
+    target = folder / stock.name
+    if not again and target.is_file() and _sha256(target) == stock.sha256:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=stock.name, suffix=".part", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            try:
+                with requests.get(stock.url, stream=True, timeout=(_CONNECT_S, _STALL_S)) as answer:
+                    answer.raise_for_status()
+                    _copy(answer, out, stock, progress)
+            except requests.RequestException as error:
+                raise ReachError("core_download", f"cannot fetch {stock.url}: {error}") from error
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _copy(answer, out, stock: Stock, progress: Progress | None) -> None:
+    """Copy a response's body, bounded by the size expected, and check its hash."""
+    digest, done = hashlib.sha256(), 0
+    for chunk in answer.iter_content(_CHUNK):
+        done += len(chunk)
+        if done > stock.size:
+            break
+        digest.update(chunk)
+        out.write(chunk)
+        if progress is not None:
+            progress(done, stock.size)
+    if done != stock.size:
+        raise InputError(
+            "core_size",
+            f"{stock.url} has another size than {stock.version}",
+            found=f"{done} bytes" if done < stock.size else "more",
+            expected=f"{stock.size} bytes",
+        )
+    if digest.hexdigest() != stock.sha256:
+        raise InputError(
+            "core_sha256",
+            f"{stock.url} is not what was expected; nothing was kept",
+            found=digest.hexdigest(),
+            expected=stock.sha256,
+        )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
