@@ -41,11 +41,12 @@ def attach(rpc, bell, wake_in, wake_out):
     _nudge = open(wake_out, "wb")
     _poll = uselect.poll()
     _poll.register(wake, 1)
-    _thread.start_new_thread(_pump, (open(bell, "rb"), bytearray(_MANY), _due, _schedule, run))
+    _thread.start_new_thread(_pump, (open(bell, "rb"), bytearray(1), _due, _schedule, run))
 
 
 # A thread, because an interrupt comes while beacon code computes. It shares the heap without
-# a lock, so it only reads and schedules, and allocates nothing.
+# a lock, so it only reads and schedules, and allocates nothing. One byte at a time: readinto()
+# waits until its buffer is full.
 def _pump(bell, buf, due, schedule, run):
     while bell.readinto(buf):
         due[0] = 1
