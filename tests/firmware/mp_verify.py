@@ -6,13 +6,39 @@ import asyncio
 import gc
 import json
 import os
-import time
 
+import vfs
 from ota import verify
 from wire import manifest
 
-FILE = "/tmp/beacon-ota-keys-%d.json" % time.ticks_us()
+FILE = verify.KEYS
 NOW = 1_750_000_000
+
+
+# The app's filesystem, writable here.
+class Flash:
+    def __init__(self):
+        self.data = bytearray(40 * 512)
+
+    def readblocks(self, n, buf, offset=0):
+        at = n * 512 + offset
+        buf[:] = self.data[at : at + len(buf)]
+
+    def writeblocks(self, n, buf, offset=0):
+        at = n * 512 + offset
+        self.data[at : at + len(buf)] = buf
+
+    def ioctl(self, op, arg):
+        if op == 4:
+            return 40
+        if op == 5:
+            return 512
+        return 0
+
+
+_flash = Flash()
+vfs.VfsLfs2.mkfs(_flash, progsize=256, readsize=32)
+vfs.mount(vfs.VfsLfs2(_flash, progsize=256, readsize=32), "/app")
 
 ENVELOPE = {
     "payload": (
@@ -118,12 +144,12 @@ def test_accepts():
 
 
 def test_an_app_without_keys():
-    assert refused(check(keys="/nowhere/keys.json")) == "signature"
-    assert asyncio.run(check(insecure=True, keys="/nowhere/keys.json"))["size"] == 1_638_400
+    assert refused(check(keys="/app/none.json")) == "signature"
+    assert asyncio.run(check(insecure=True, keys="/app/none.json"))["size"] == 1_638_400
     bare = dict(OFFER)
     bare["manifest"] = None
-    assert refused(check(bare, keys="/nowhere/keys.json")) == "signature"
-    assert asyncio.run(check(bare, insecure=True, keys="/nowhere/keys.json"))["version"] == "1.3.0"
+    assert refused(check(bare, keys="/app/none.json")) == "signature"
+    assert asyncio.run(check(bare, insecure=True, keys="/app/none.json"))["version"] == "1.3.0"
 
 
 def test_keys_are_a_file_of_bounded_size():
@@ -133,7 +159,7 @@ def test_keys_are_a_file_of_bounded_size():
         assert refused(check()) == "signature"
     finally:
         os.remove(FILE)
-    assert refused(check(keys="/tmp")) == "signature"  # a folder
+    assert refused(check(keys="/app")) == "signature"  # a folder
 
 
 # Two signatures are two modular powers of a fifth of a second each on the chip: whatever else the
