@@ -323,7 +323,7 @@ def test_any_beacon_gets_an_answer(one, stands, tries, now, busy):
     if answer.offered:
         assert not one.on_trial and not one.quarantined and answer.number <= 3
         stand = dict(zip((f"r{n}" for n in range(len(stands))), stands, strict=True))
-        status, word = stand[answer.rollout_id]
+        status, word = stand[answer.rollout_id or ""]
         assert word == "stable" or (word, one.channel) == ("testing", "beta")
         assert status not in (Status.HALTED, Status.ABORTED, Status.SCHEDULED)
         if answer.not_after is not None:

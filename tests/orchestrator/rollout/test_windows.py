@@ -110,7 +110,8 @@ def test_asking_backwards_gives_the_same_answers():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3:00-5:00", "03:00", "03:00-25:00", "03:60-04:00", "24:00-03:00", "03:00-24:30"]
+    "text",
+    ["", "-", "x-x", "3-5", "03:00", "03:00-25:00", "03:60-04:00", "24:00-03:00", "03:00-24:30"],
 )
 def test_not_a_window(text):
     with pytest.raises(InputError) as error:
@@ -118,7 +119,7 @@ def test_not_a_window(text):
     assert error.value.code == "window_syntax"
 
 
-@pytest.mark.parametrize("text", ["03:00-03:00", "00:00-00:00"])
+@pytest.mark.parametrize("text", ["03:00-03:00", "00:00-00:00", "3:00 - 3:00"])
 def test_no_length(text):
     with pytest.raises(InputError) as error:
         parse_window(text)
@@ -138,6 +139,7 @@ def test_no_such_zone(zone):
 def test_text_round_trip():
     for text in ("03:00-05:00", "22:30-04:00", "00:00-24:00", "00:01-00:00"):
         assert format_window(parse_window(text)) == text
+    assert format_window(parse_window("3:00 - 5:00")) == "03:00-05:00"
 
 
 def test_places_inherit_from_above():

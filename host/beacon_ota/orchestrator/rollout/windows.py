@@ -14,10 +14,12 @@ from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from beacon_ota.errors import InputError
+from beacon_ota.wire import shapes
 
 from .types import Place, Site, Window
 
 DAY_MIN = 1440
+WHOLE_DAY = "00:00-24:00"
 DEFAULT = Window()
 ANY_TIME = (-math.inf, math.inf)
 SITE_DEPTH_MAX = 8
@@ -29,33 +31,39 @@ _LOOK_AHEAD = 8 * _DAY  # a window can be absent for a day, never for a week
 _PROBE = 6 * 3600  # clocks are not changed there and back within this time
 _MEMO_MAX = 4096
 
-_TEXT = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-(?:([01][0-9]|2[0-3]):([0-5][0-9])|24:00)")
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def parse_window(text: str, zone: str = "UTC") -> Window:
-    """Read ``HH:MM-HH:MM``, local time of the IANA ``zone``; ``00:00-24:00`` is any time.
+    """Read ``HH:MM-HH:MM``, local time of the IANA ``zone``, as beacons read it.
+
+    ``00:00-24:00``, which they have no use for, is any time.
 
     Raises:
         InputError: ``window_syntax``, ``window_empty``, ``time_zone_unknown``.
     """
-    match = _TEXT.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
-        raise InputError(
-            "window_syntax",
-            "a window is written HH:MM-HH:MM",
-            found=_shown(text),
-            expected="03:00-05:00",
-        )
-    hour, minute, end_hour, end_minute = match.groups()
-    start = int(hour) * 60 + int(minute)
-    end = DAY_MIN if end_hour is None else int(end_hour) * 60 + int(end_minute)
-    if start == end:
-        raise InputError(
-            "window_empty", "the window has no length; any time is 00:00-24:00", found=text
-        )
     known_zone(zone)
-    return Window(start, end, zone)
+    if text == WHOLE_DAY:
+        return Window(0, DAY_MIN, zone)
+    if isinstance(text, str):
+        ends = shapes.window(text.replace("-24:00", "-00:00"))
+        if ends is not None:
+            return Window(ends[0], ends[1], zone)
+        opens, _, closes = text.partition("-")
+        if opens.strip() == closes.strip() and any(
+            shapes.window(f"{opens}-{other}") for other in ("00:00", "12:00")
+        ):
+            raise InputError(
+                "window_empty",
+                f"the window has no length; any time is {WHOLE_DAY}",
+                found=_shown(text),
+            )
+    raise InputError(
+        "window_syntax",
+        "a window is written HH:MM-HH:MM",
+        found=_shown(text),
+        expected="03:00-05:00",
+    )
 
 
 def format_window(window: Window) -> str:
