@@ -103,6 +103,19 @@ def claim(form: Form) -> Claim:
     )
 
 
+def whole_flash(head: bytes) -> InputError | None:
+    """Return the refusal of a flash image, told by its first 36 KiB; None when it is none."""
+    from beacon_ota.images import esp
+
+    if not esp.holds_table(head):
+        return None
+    return InputError(
+        "flash_image",
+        "this is the image of a whole flash; upload the release image that went into it",
+        expected="beacon-ota image build",
+    )
+
+
 def examine(
     file: BinaryIO, claim: Claim, trusted: "KeySet | None", insecure: bool, now: float
 ) -> Found:
@@ -164,8 +177,8 @@ def _look_inside(data: bytes, claim: Claim, board: Any) -> Fields:
     """Examine a plain image: the core, then the app behind it, then that they are what is said."""
     from beacon_ota.images import release
 
-    board.check_fit(len(data))
     found = release.parse(data)
+    board.check_fit(len(data))
     info = found.info
     for name, code in (("version", "app_version"), ("device_type", "app_device_type")):
         said = getattr(info, name)

@@ -17,7 +17,7 @@ class Form:
         content_type: the request's header.
         file_field: the name of the field that is the file.
         file: where its bytes go.
-        limit: bytes that the file may have.
+        limit: bytes that the file must stay under.
 
     Raises:
         InputError: ``not_multipart``.
@@ -117,12 +117,12 @@ class Form:
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._field == self._file_field:
             self.size += end - start
-            if self.size > self._limit:
+            if self.size >= self._limit:
                 raise InputError(
                     "image_too_large",
-                    f"the image has more than {self._limit} bytes",
-                    found=f"more than {self._limit}",
-                    expected=f"at most {self._limit} bytes",
+                    f"the image does not stay under {self._limit} bytes",
+                    found=f"{self.size} bytes and more",
+                    expected=f"less than {self._limit} bytes",
                 )
             piece = data[start:end]
             self._digest.update(piece)

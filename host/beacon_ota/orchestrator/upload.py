@@ -38,7 +38,10 @@ async def upload(
     """
     with service.blobs.incoming() as file:
         form = Form(content_type, "binary", file, LIMITS.upload_image)
-        await _receive(form, body)
+        try:
+            await _receive(form, body)
+        except InputError as error:
+            raise _what_it_is(file, error) from None
         claim = checks.claim(form)
         file.flush()
         found = await asyncio.to_thread(
@@ -70,6 +73,14 @@ async def _receive(form: Form, body: AsyncIterator[bytes]) -> None:
             raise InputError("image_too_large", "the body is too long", expected=bound)
         form.feed(piece)
     form.close()
+
+
+def _what_it_is(file: BinaryIO, error: InputError) -> InputError:
+    """Return the refusal of what is too large, with its mistake named where we know it."""
+    if error.code != "image_too_large":
+        return error
+    file.seek(0)
+    return checks.whole_flash(file.read(36 * 1024)) or error
 
 
 async def _store(

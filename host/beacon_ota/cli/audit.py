@@ -1,0 +1,77 @@
+"""``beacon-ota audit``: who did what, and whether the log is whole."""
+
+from typing import Annotated
+
+import typer
+
+from beacon_ota.cli import output, remote
+from beacon_ota.cli.remote import DataOption, JsonOption, TokenOption, UrlOption
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show and verify the audit log.")
+
+_COLUMNS = ("seq", "time", "actor", "action", "target", "reason")
+
+
+@app.command("list")
+def listing(
+    action: Annotated[str | None, typer.Option(help="Or its beginning: rollout.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who.")] = None,
+    target: Annotated[str | None, typer.Option(help="What.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    after: Annotated[
+        int | None, typer.Option(min=0, help="In order after this entry [default: the newest].")
+    ] = None,
+    data: DataOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List entries; without --after the newest first."""
+    newest = after is None
+    if data is None:
+        rows = remote.client(url, token).audit(
+            action=action, by=by, target=target, limit=limit, after=after or 0, newest=newest
+        )
+    else:
+        from beacon_ota.orchestrator.api.audit import shown
+        from beacon_ota.orchestrator.database import offline
+        from beacon_ota.orchestrator.store import audit
+
+        with offline(data) as conn:
+            found = audit.entries(
+                conn,
+                after=after or 0,
+                limit=limit,
+                action=action,
+                actor=by,
+                target=target,
+                newest=newest,
+            )
+        rows = [shown(entry) for entry in found]
+    output.emit(rows if json else remote.shorten(rows, "time"), _COLUMNS, as_json=json)
+
+
+@app.command()
+def verify(
+    head: Annotated[
+        str | None, typer.Option(help="Hash noted earlier, which must still be there.")
+    ] = None,
+    data: DataOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Verify the chain of hashes; note the head that is printed, and ask for it next time."""
+    if data is None:
+        found = remote.client(url, token).verify_audit(head)
+    else:
+        from beacon_ota.orchestrator.database import offline
+        from beacon_ota.orchestrator.store import audit
+
+        with offline(data) as conn:
+            found = audit.verify(conn, head)
+    if json:
+        output.dump(found)
+        return
+    output.console.print(f"[green]whole[/]  {found['entries']} entries", highlight=False)
+    output.console.print(f"  head  {found['head']}", highlight=False, soft_wrap=True)

@@ -1,0 +1,198 @@
+"""``beacon-ota beacon``: list, show and manage beacons."""
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from beacon_ota.cli import output, remote
+from beacon_ota.cli.remote import JsonOption, ReasonOption, TokenOption, UrlOption, YesOption
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show and manage beacons.")
+
+Id = Annotated[str, typer.Argument(help="Beacon id.")]
+SiteOption = Annotated[str | None, typer.Option(help="Path in the site tree.")]
+ChannelOption = Annotated[str | None, typer.Option(help="stable or beta.")]
+TagOption = Annotated[list[str] | None, typer.Option("--tag", help="Repeatable.")]
+_COLUMNS = (
+    "beacon_id",
+    "device_type",
+    "version",
+    "state",
+    "channel",
+    "site",
+    "tags",
+    "last_seen",
+    "quarantined",
+)
+_ATTEMPT = ("offered_at", "version", "n", "result", "failed_in", "code", "detail", "ended_at")
+_JOURNAL = ("seq", "at", "stage", "code", "detail")
+
+
+@app.command("list")
+def listing(
+    site: SiteOption = None,
+    version: Annotated[str | None, typer.Option(help="Running version.")] = None,
+    device_type: Annotated[str | None, typer.Option(help="Only these.")] = None,
+    channel: ChannelOption = None,
+    tag: Annotated[str | None, typer.Option(help="With this tag.")] = None,
+    search: Annotated[str | None, typer.Option(help="Part of the id.")] = None,
+    quarantined: Annotated[
+        bool | None, typer.Option("--quarantined/--not-quarantined", help="Only those.")
+    ] = None,
+    silent: Annotated[
+        float | None, typer.Option(help="Not heard from for so many minutes.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 1000,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List beacons by id."""
+    found = remote.client(url, token).beacons(
+        site=site,
+        version=version,
+        device_type=device_type,
+        channel=channel,
+        tag=tag,
+        search=search,
+        quarantined=quarantined,
+        silent_s=None if silent is None else silent * 60,
+        limit=min(limit, 1000),
+    )
+    rows = list(islice(found, limit))
+    if not json:
+        rows = [
+            {
+                **row,
+                "tags": " ".join(row["tags"]),
+                "last_seen": remote.moment(row["last_seen"]),
+                "quarantined": row["quarantined_at"] is not None,
+            }
+            for row in rows
+        ]
+    output.emit(rows, _COLUMNS, as_json=json)
+
+
+@app.command()
+def show(
+    beacon_id: Id,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Rows of each history.")] = 20,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a beacon with its attempts and its error journal."""
+    found = remote.client(url, token).beacon(beacon_id, limit)
+    if json:
+        output.dump(found)
+        return
+    plain = {key: value for key, value in found.items() if not isinstance(value, list)}
+    for key in ("created_at", "first_seen", "last_seen", "quarantined_at"):
+        plain[key] = remote.moment(plain[key])
+    plain["tags"] = " ".join(found["tags"])
+    remote.show(plain, beacon_id)
+    attempts = remote.shorten(found["attempts"], "offered_at", "ended_at")
+    output.emit(attempts, _ATTEMPT, as_json=False, title="attempts")
+    journal = remote.shorten(found["journal"], "at")
+    output.emit(journal, _JOURNAL, as_json=False, title="journal")
+
+
+@app.command()
+def add(
+    beacon_id: Id,
+    device_type: Annotated[str, typer.Option(help="Board.")] = "esp32c3",
+    key: Annotated[
+        str | None, typer.Option(help="64 hex digits, as provisioned [default: a new one].")
+    ] = None,
+    site: SiteOption = None,
+    channel: ChannelOption = None,
+    tag: TagOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Register a beacon; a key that is made here is printed once."""
+    done = remote.client(url, token).create_beacon(
+        beacon_id, device_type, key=key, site=site, channel=channel, tags=tag or None
+    )
+    if json:
+        output.dump(done)
+        return
+    output.console.print(f"[green]registered[/] {beacon_id}", highlight=False)
+    if "key" in done:
+        output.console.print(f"  key, shown this once  {done['key']}", highlight=False)
+
+
+@app.command()
+def change(
+    beacon_id: Id,
+    site: SiteOption = None,
+    no_site: Annotated[bool, typer.Option("--no-site", help="Take it out of its site.")] = False,
+    channel: ChannelOption = None,
+    tag: TagOption = None,
+    no_tags: Annotated[bool, typer.Option("--no-tags", help="Take all tags away.")] = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Move a beacon, change its channel or its tags."""
+    fields: dict[str, object] = {}
+    if site is not None or no_site:
+        fields["site"] = site
+    if channel is not None:
+        fields["channel"] = channel
+    if tag or no_tags:
+        fields["tags"] = tag or []
+    _told(remote.client(url, token).change_beacon(beacon_id, **fields), "changed", json)
+
+
+@app.command()
+def rekey(
+    beacon_id: Id, url: UrlOption = None, token: TokenOption = None, json: JsonOption = False
+) -> None:
+    """Give a beacon a new key with its next report."""
+    _told(remote.client(url, token).do_beacon(beacon_id, "rekey"), "will be rekeyed", json)
+
+
+@app.command()
+def quarantine(
+    beacon_id: Id,
+    reason: ReasonOption = "",
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Offer a beacon nothing until it is released again."""
+    done = remote.client(url, token).do_beacon(beacon_id, "quarantine", reason)
+    _told(done, "in quarantine", json)
+
+
+@app.command()
+def unquarantine(
+    beacon_id: Id,
+    reason: ReasonOption = "",
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Release a beacon and forgive what failed so far: it may try again."""
+    done = remote.client(url, token).do_beacon(beacon_id, "unquarantine", reason)
+    _told(done, "released", json)
+
+
+@app.command()
+def remove(
+    beacon_id: Id, yes: YesOption = False, url: UrlOption = None, token: TokenOption = None
+) -> None:
+    """Forget a beacon and its key."""
+    remote.confirm(f"Forget the beacon {beacon_id} and its key?", yes)
+    remote.client(url, token).remove_beacon(beacon_id)
+    output.console.print(f"{beacon_id} removed", highlight=False)
+
+
+def _told(done: dict, what: str, json: bool) -> None:
+    if json:
+        output.dump(done)
+    else:
+        output.console.print(f"{done['beacon_id']} {what}", highlight=False)

@@ -1,0 +1,51 @@
+"""``beacon-ota events``: what happens, live."""
+
+import json as encoder
+import sys
+from typing import Annotated
+
+import typer
+
+from beacon_ota.cli import output, remote
+from beacon_ota.cli.remote import JsonOption, TokenOption, UrlOption
+
+app = typer.Typer(add_completion=False, help="Follow what happens, live.")
+
+
+@app.command()
+def events(
+    kind: Annotated[str, typer.Option(help="Only kinds beginning so: rollout, attempt.")] = "",
+    after: Annotated[int | None, typer.Option(min=0, help="Begin after this event.")] = None,
+    latest: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Print so many of the past, and stop.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Follow events until interrupted; with --json one document a line."""
+    client = remote.client(url, token)
+    if latest is not None:
+        for event in client.latest_events(latest):
+            _print(event, json)
+        return
+    with client.follow(after, kind) as stream:
+        for number, event in enumerate(stream, 1):
+            _print(event, json)
+            if number == count:
+                return
+
+
+def _print(event: dict, json: bool) -> None:
+    if json:
+        sys.stdout.write(encoder.dumps(event, separators=(",", ":")) + "\n")
+        sys.stdout.flush()
+        return
+    data = "  ".join(f"{key}={value}" for key, value in event["data"].items())
+    output.console.print(
+        f"{remote.moment(event['at'])}  {event['kind']:22} {event['subject']}  {data}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,100 @@
+"""What the commands that talk to an orchestrator share: options, confirmation, watching."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from beacon_ota.cli import output
+from beacon_ota.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from beacon_ota.client import Client
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", help="Orchestrator; else BEACON_OTA_URL or the configuration."),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option("--token", help="Admin token; else BEACON_OTA_TOKEN or the configuration."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+ReasonOption = Annotated[str, typer.Option(help="Why; kept in the audit log.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Data folder, to work without a server.")
+]
+
+
+def client(url: str | None, token: str | None) -> "Client":
+    """Return a client for the server that the options, the environment or the file name."""
+    from beacon_ota.client import Client
+
+    return Client(url, token)
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something that cannot be taken back; without a terminal, ``--yes`` is needed."""
+    import sys
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("not_confirmed", f"{question} Say --yes to do it.", expected="--yes")
+    typer.confirm(question, abort=True)
+
+
+def moment(text: str | None) -> str:
+    """Return a time of the API as people read it, in the local time zone."""
+    if not text:
+        return "–"
+    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def shorten(rows: list[dict[str, Any]], *times: str) -> list[dict[str, Any]]:
+    """Return rows with their times as people read them."""
+    return [{**row, **{name: moment(row.get(name)) for name in times}} for row in rows]
+
+
+def ident(text: str | None) -> str:
+    """Return the beginning of a digest."""
+    return "–" if not text else text[:12]
+
+
+def show(pairs: dict[str, Any], title: str) -> None:
+    """Print names and values, one a line."""
+    from rich.markup import escape
+
+    output.console.print(f"[bold]{escape(title)}[/]", highlight=False)
+    width = max(map(len, pairs), default=0)
+    for name, value in pairs.items():
+        text = "–" if value is None or value == "" else escape(str(value))
+        output.console.print(f"  {name:{width}}  {text}", highlight=False)
+
+
+def watch(draw: Callable[[], Any], *, every_s: float, done: Callable[[], bool]) -> None:
+    """Draw again and again until there is nothing more to see, or the user has seen enough."""
+    from rich.live import Live
+
+    with Live(draw(), console=output.console, auto_refresh=False) as live:
+        while not done():
+            time.sleep(every_s)
+            live.update(draw(), refresh=True)
+
+
+def read_table(file: Path) -> dict[str, Any]:
+    """Read a TOML or JSON file (InputError ``plan_file``)."""
+    import json
+    import tomllib
+
+    try:
+        text = file.read_text()
+        return json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise UsageError("file_unreadable", f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError("plan_file", f"{file} cannot be read: {error}") from None

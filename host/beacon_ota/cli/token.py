@@ -1,0 +1,100 @@
+"""``beacon-ota token``: administrators' access, with a server or without."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from beacon_ota.cli import output, remote
+from beacon_ota.cli.remote import DataOption, JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.errors import InputError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Make and revoke administrator tokens."
+)
+
+_COLUMNS = ("id", "name", "role", "created_at", "expires_at", "revoked_at")
+_OFFLINE = "command line"
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Whose, or what for.")],
+    role: Annotated[str, typer.Option(help="viewer, operator or admin.")] = "viewer",
+    days: Annotated[float | None, typer.Option(min=0.001, help="Expires after so many.")] = None,
+    data: DataOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a token; it is printed once and kept nowhere."""
+    if data is None:
+        done = remote.client(url, token).create_token(name, role, days)
+    else:
+        done = _new_offline(data, name, role, days)
+    if json:
+        output.dump(done)
+    else:
+        output.console.print(done["token"], highlight=False, soft_wrap=True)
+
+
+@app.command("list")
+def listing(
+    data: DataOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List tokens, without anything that could be used as one."""
+    if data is None:
+        rows = remote.client(url, token).tokens()
+    else:
+        from beacon_ota.orchestrator.api.tokens import shown
+        from beacon_ota.orchestrator.database import offline
+        from beacon_ota.orchestrator.store import tokens
+
+        with offline(data) as conn:
+            rows = [shown(row) for row in tokens.every(conn)]
+    times = ("created_at", "expires_at", "revoked_at")
+    output.emit(rows if json else remote.shorten(rows, *times), _COLUMNS, as_json=json)
+
+
+@app.command()
+def revoke(
+    token_id: Annotated[str, typer.Argument(help="The id in the list.")],
+    yes: YesOption = False,
+    data: DataOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Revoke a token, for good; a running server refuses it from now on."""
+    remote.confirm(f"Revoke the token {token_id}?", yes)
+    if data is None:
+        remote.client(url, token).revoke_token(token_id)
+    else:
+        _revoke_offline(data, token_id)
+    output.console.print(f"{token_id} revoked", highlight=False)
+
+
+def _new_offline(data: Path, name: str, role: str, days: float | None) -> dict:
+    from beacon_ota.orchestrator.api.tokens import shown
+    from beacon_ota.orchestrator.database import offline
+    from beacon_ota.orchestrator.store import audit, tokens
+
+    now = time.time()
+    with offline(data) as conn:
+        row, made = tokens.create(conn, name, role, now, days and now + days * 86400)
+        audit.add(conn, now, _OFFLINE, "token.created", name, role=role)
+    return {**shown(row), "token": made}
+
+
+def _revoke_offline(data: Path, token_id: str) -> None:
+    from beacon_ota.orchestrator.database import offline
+    from beacon_ota.orchestrator.store import audit, tokens
+
+    now = time.time()
+    with offline(data) as conn:
+        if tokens.revoke(conn, token_id, now) is None:
+            raise InputError("token_unknown", "there is no such token", found=token_id)
+        audit.add(conn, now, _OFFLINE, "token.revoked", token_id)
