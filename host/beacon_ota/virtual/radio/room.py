@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from bumble import hci
 
@@ -23,6 +23,9 @@ from beacon_ota.virtual.radio.choice import ROOM
 from beacon_ota.virtual.radio.controller import RoomController
 from beacon_ota.virtual.radio.transport import Port, RadioHost, attach
 from beacon_ota.virtual.reactor import Reactor
+
+if TYPE_CHECKING:
+    from beacon_ota.virtual.radio.backend import RoomBackend
 
 MAX_RADIOS = 512
 CALL_TIMEOUT_S = 30.0
@@ -140,6 +143,12 @@ class Room:
     def radio(self) -> "Here":
         """A radio for a :class:`~.peripheral.Peripheral` that runs in the room's thread."""
         return Here(self)
+
+    def backend(self) -> "RoomBackend":
+        """A backend for ``VirtualBeacon(..., bluetooth=room.backend())``."""
+        from beacon_ota.virtual.radio.backend import RoomBackend
+
+        return RoomBackend(self.radio())
 
     def _enter_central(self, port: Port) -> RoomController:
         self._centrals += 1
