@@ -10,17 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-import typer
 
-from beacon_ota.cli import main, output, signing
-from beacon_ota.errors import BeaconOtaError
+from beacon_ota.cli import main
 from beacon_ota.trust import KeySet, encrypt
 from tests.trust.lab import NOW
 from tests.trust.test_dsse import needs_openssl, openssl_verifies
 
 PASSWORD = "correct horse battery"
-RELEASE = typer.Typer()
-signing.add_to(RELEASE)
 
 
 @pytest.fixture(autouse=True)
@@ -38,16 +34,9 @@ def run(capfd):
     """Run ``keys …`` or ``release …`` in this process: (exit code, stdout, stderr)."""
 
     def run(*args: object) -> tuple[int, str, str]:
-        words = [str(arg) for arg in args]
         exit_code = 0
         try:
-            if words[0] == "release":
-                RELEASE(args=words[1:], prog_name="release", standalone_mode=False)
-            else:
-                main(words)
-        except BeaconOtaError as error:
-            output.fail(error)
-            exit_code = error.exit_code
+            main([str(arg) for arg in args])
         except SystemExit as error:
             exit_code = error.code if isinstance(error.code, int) else 1
         out, err = capfd.readouterr()
