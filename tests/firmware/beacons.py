@@ -123,6 +123,7 @@ def bench(
     """A provisioned beacon on a running orchestrator, powered on."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context((server or Server()).run())
+        server.scale = scale
         network = Network(join_time=0.5)
         network.add(SSID, PASSWORD)
         network.host("orchestrator.local", "127.0.0.1", server.port)

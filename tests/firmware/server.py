@@ -100,11 +100,14 @@ class Server:
     over: set[str] = field(default_factory=set)  # update_status words that get 409
     away: bool = False  # accept nothing
     skew: int = 0  # seconds that this server's clock is off
+    scale: float = 1  # how much faster it runs, like its beacons'
     rekey: bytes | None = None
     requests: list[Request] = field(default_factory=list)
     reports: list[dict] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     attempts: int = 0
+    epoch: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
 
     # -- running
 
@@ -175,7 +178,8 @@ class Server:
 
     def now(self) -> int:
         """UTC as this server sees it."""
-        return int(time.time()) + self.skew
+        past = time.monotonic() - self.began
+        return int(self.epoch + past * self.scale) + self.skew
 
     def make_offer(self) -> dict:
         """A new attempt at the release."""

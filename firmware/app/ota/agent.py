@@ -239,22 +239,19 @@ class Agent:
 
             sys.print_exception(error)
             stage, code, detail = "boot", "crash", describe(error)
-        record = attempt.record
-        attempt = install = manifest = slots = None
-        forget_install()
-        beacon.radio.resume()
-        if not stage:
+        if stage:
+            attempt.record["stage"] = stage
+            attempt.record["code"] = code
+            attempt.record["detail"] = clip(detail, 160)
+            attempt.mark("failed")
+            beacon.journal.write(stage, code, detail)
+            beacon.radio.failed()
+        else:
             beacon.store.put("attempt", None)
             beacon.radio.progress(None)
-            return True
-        record["status"] = "failed"
-        record["stage"] = stage
-        record["code"] = code
-        record["detail"] = clip(detail, 160)
-        beacon.store.put("attempt", record)
-        beacon.journal.write(stage, code, detail)
-        beacon.radio.failed()
-        return False
+        attempt = install = manifest = slots = None
+        forget_install()
+        return not stage
 
     # The end of an attempt, until it is acknowledged; else the boot and the journal, once.
     async def _deliver(self):

@@ -46,14 +46,14 @@ class Install:
         }
 
     # Persists how far the attempt has come: what a boot that follows unannounced goes by.
-    def _mark(self, status):
+    def mark(self, status):
         self.record["status"] = status
         self.record["duration_ms"] = time.ticks_diff(time.ticks_ms(), self._begun)
         self._beacon.store.put("attempt", self.record)
 
     # Ends in a reset into the new release, or in the exception that says why not.
     async def run(self):
-        self._mark("downloading")
+        self.mark("downloading")
         self._beacon.radio.progress(0)
         await self._tell("downloading", 0)
         fields = await self._believe()
@@ -61,11 +61,11 @@ class Install:
         if image_length(part) != fields["size"]:
             raise Refused("image", "core and app do not fill the release")
         self.record["bytes"] = fields["size"]
-        self._mark("verifying")
+        self.mark("verifying")
         await self._insist("verifying")
         self.record["slot"] = slot
         self.record["journal"] = self._beacon.journal.head()
-        self._mark("rebooting")
+        self.mark("rebooting")
         await self._insist("rebooting")
         self._beacon.radio.progress(REBOOTING)
         await asyncio.sleep_ms(_FAREWELL)

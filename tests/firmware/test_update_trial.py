@@ -1,0 +1,203 @@
+"""Releases on trial: what happens to those that are no good, and to good ones in bad times."""
+
+import hashlib
+
+import pytest
+
+from beacon_ota import paths
+from beacon_ota.images import otadata
+from beacon_ota.virtual import bootloader
+from beacon_ota.virtual.nvs import Nvs
+from tests.firmware.beacons import bench, make
+
+CRASH = """
+def run():
+    raise ValueError("broken release")
+"""
+IMPORT = "import nothing_that_exists\n"
+HANG = """
+def run():
+    while True:
+        pass
+"""
+# Runs, and asks for nothing with a key that the orchestrator knows.
+MUTE = """
+from hashlib import sha256
+def hmac_sha256(key, *parts):
+    return sha256(b"").digest()
+def equal(a, b):
+    return a == b
+"""
+DEAF = """
+class Radio:
+    def __init__(self, *_): pass
+    def start(self, cause): pass
+    def on(self): return False
+    def open(self, frame): pass
+    def fit(self): return False
+    def progress(self, value): pass
+    def resume(self): return 0
+    async def run(self):
+        import asyncio
+        while True:
+            await asyncio.sleep(1)
+"""
+FRAGILE = """
+from services import positioning
+def frame(store):
+    return b""
+import net.wifi
+async def _run(self):
+    raise RuntimeError("no wifi here")
+net.wifi.Wifi.run = _run
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "code", "detail"),
+    [
+        ("crash", {"main.py": CRASH}, "crash", "ValueError: broken release"),
+        ("import", {"main.py": IMPORT}, "crash", "ImportError"),
+        ("hang", {"main.py": HANG}, "watchdog", "reset cause 3"),
+        ("mute", {"crypto/hmac.py": MUTE}, "self_test", "refused by the orchestrator"),
+        ("deaf", {"services/radio.py": DEAF}, "self_test", "bluetooth"),
+        ("fragile", {"services/positioning.py": FRAGILE}, "crash", "task wifi died"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 8 else "",
+)
+def test_three_trials_and_back(small_core, v1, v2, name, changes, code, detail):
+    bad = make(small_core, "1.5.0", changes)
+    with bench(v1, scale=40) as b:
+        b.server.image, b.server.version, b.server.offering = bad, "1.5.0", True
+        back = b.reported("rolled_back", 60)
+        assert (back["stage"], back["code"]) == ("boot", code), back
+        assert detail in back["detail"] and back["trials"] == 3
+        assert back["firmware_version"] == back["previous_version"] == "1.0.0"
+        assert back["image_sha256"] == hashlib.sha256(v1).hexdigest()
+        assert [slot for slot, _ in b.causes()] == ["ota_0"] + ["ota_1"] * 3 + ["ota_0"]
+        # The same image is not tried a second time, and does not stand in the way of another.
+        failed = b.reported("failed", 30)
+        assert (failed["stage"], failed["code"]) == ("verify", "known_bad")
+        b.server.image, b.server.version = v2, "2.0.0"
+        b.reported("success", 60)
+        assert b.beacon.setting("floor") == b"2.0.0"
+
+
+def test_a_filesystem_that_does_not_mount(small_core, v1):
+    """Stage 0 resets a trial that it cannot mount; nobody is left to write a reason down."""
+    bad = bytearray(make(small_core, "1.5.0", filler=8000))
+    at = -(-len(small_core) // 4096) * 4096
+    for block in (0, 512):
+        for i in range(40, 512):
+            bad[at + block + i] ^= 0x5A
+    with bench(v1, scale=40) as b:
+        b.server.image, b.server.version, b.server.offering = bytes(bad), "1.5.0", True
+        back = b.reported("rolled_back", 30)
+        assert (back["code"], back["trials"]) == ("crash", 3)
+        assert [slot for slot, _ in b.causes()] == ["ota_0"] + ["ota_1"] * 3 + ["ota_0"]
+
+
+def test_the_orchestrator_is_away_during_the_trial(v1, v2):
+    """Its outage costs no good release its trial: confirmed at the deadline, reported later."""
+    with bench(v1, scale=40) as b:
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.last("rebooting"))
+        b.server.away = True
+        b.wait(lambda: b.beacon.setting("floor") == b"2.0.0", 30)
+        assert b.beacon.boot.duration == 0 and b.running() == "ota_1"
+        assert b.beacon.clock.now() - b.beacon.boot.began >= 20
+        b.server.away = False
+        done = b.reported("success", 30)
+        assert done["trials"] == 1
+        assert ["trial", "unconfirmed"] in [e[2:4] for e in b.server.journal()]
+
+
+def test_a_policy_that_wants_the_orchestrator(v1, v2):
+    with bench(v1, scale=40, policy={"offline_ok": 0}) as b:
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.last("rebooting"))
+        b.server.away = True
+        b.wait(lambda: len(b.beacon.boots) == 5 and b.running() == "ota_0", 30)
+        b.server.away = False
+        back = b.reported("rolled_back", 30)
+        assert (back["code"], back["detail"]) == ("self_test", "orchestrator away")
+
+
+def test_no_wifi_in_the_new_release(v1, v2):
+    with bench(v1, scale=40) as b:
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.last("rebooting"))
+        point = b.network.points[0]
+        point.visible = False
+        b.wait(lambda: len(b.beacon.boots) == 5 and b.running() == "ota_0", 40)
+        point.visible = True
+        back = b.reported("rolled_back", 30)
+        assert (back["code"], back["detail"]) == ("self_test", "wifi")
+
+
+def test_power_cuts_during_a_trial_cost_one_each(v1, v2):
+    with bench(v1) as b:
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.running() == "ota_1" and b.beacon.phase == "main.py")
+        b.beacon.power_cut()
+        b.beacon.power_on()
+        done = b.reported("success", 30)
+        assert done["trials"] == 2 and done["reset_cause"] == 1
+
+
+def test_an_image_that_breaks_after_it_was_armed(v1, v2):
+    """The bootloader falls back by itself; the beacon takes the choice back and says so."""
+    with bench(v1, power=False) as b:
+        b.server.image, b.server.offering = v2, True
+        b.beacon.power_on()
+        b.wait(lambda: b.server.last("rebooting"))
+        b.wait(lambda: len(b.beacon.boots) > 1)
+        b.beacon.power_cut()
+        # As if it had been cut before the first trial: armed, not booted, and broken.
+        flash = b.beacon.flash
+        flash.poke(0xE000, otadata.entry(2, otadata.NEW).pack())
+        flash.poke(0x1D0000 + 200, bytes([flash.read(0x1D0000 + 200, 1)[0] ^ 1]))
+        b.beacon.power_on()
+        back = b.reported("rolled_back", 30)
+        assert back["code"] in ("not_booted", "power") and b.running() == "ota_0"
+        assert flash.read(0xE000, 4) == b"\xff" * 4, "no longer armed"
+        b.reported("success", 30)
+
+
+# -- after the trial
+
+
+def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
+    """Stage 0 gives the old release a trial; it confirms itself, and blames nobody else."""
+    main = (
+        "import machine\nfrom esp32 import NVS\n"
+        "def run():\n"
+        "    try:\n        NVS('beacon').get_i32('rotten')\n"
+        "    except OSError:\n        import real_main\n        real_main.run()\n"
+        "    raise MemoryError('rotten')\n"
+    )
+    real = paths.data("firmware", "app", "main.py").read_text()
+    late = make(small_core, "2.0.0", {"main.py": main, "real_main.py": real})
+    with bench(v1, scale=100) as b:
+        b.server.image, b.server.offering = late, True
+        b.reported("success", 30)
+        b.server.offering = False
+        b.wait(lambda: b.beacon.setting("attempt") is None)
+        b.beacon.power_cut()
+        set_number(b, "rotten", 1)
+        b.beacon.power_on()
+        b.wait(lambda: b.running() == "ota_0" and b.beacon.phase == "main.py", 60)
+        b.wait(lambda: b.server.reports[-1]["firmware_version"] == "1.0.0", 60)
+        words = [entry[2:4] for entry in b.server.journal()]
+        assert ["boot", "crash"] in words and ["boot", "rescue"] in words
+        b.wait(lambda: not b.beacon.setting("crashes"))
+        assert "rotten" in next(e[4] for e in b.server.journal() if e[3] == "crash")
+
+
+def set_number(b, key: str, value: int) -> None:
+    """Write a number into the NVS of a beacon without power."""
+    b.beacon.flash.power_on()
+    part = bootloader.read_table(b.beacon.flash).nvs
+    store = Nvs(b.beacon.flash, part)
+    store.set(store.open("beacon"), key, value)
+    b.beacon.flash.powered = False
