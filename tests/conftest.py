@@ -1,11 +1,14 @@
 """Cores for the tests: the real one that BEACON_OTA_CORE names, else a synthetic one."""
 
+import hashlib
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from beacon_ota.images import combined, synthetic
+from beacon_ota.images import appfs, boards, combined, flash, release, synthetic
+from beacon_ota.images.appfs import AppInfo
 
 SMALL = 16 * 1024  # bytes of the small synthetic core
 
@@ -41,3 +44,49 @@ def core(request) -> bytes:
     if _given():
         return request.getfixturevalue("real_core").data
     return request.getfixturevalue("small_core")
+
+
+@pytest.fixture(scope="session")
+def release_factory(small_core) -> Callable[..., bytes]:
+    """Build release images: ``release_factory("1.2.3", sources, core=…, keys=…)``.
+
+    Without sources the app is one ``main.py`` that prints its version.
+    """
+
+    def make(
+        version: str = "1.0.0",
+        sources: Mapping[str, bytes] | None = None,
+        *,
+        core: bytes | None = None,
+        device_type: str = "esp32c3",
+        insecure: bool = False,
+        built_at: int = 0,
+        keys: bytes | None = None,
+        extra: Mapping[str, bytes] | None = None,
+    ) -> bytes:
+        core = small_core if core is None else core
+        texts = sources or {"main.py": b"def run():\n    print('%s')\n" % version.encode()}
+        sha256 = hashlib.sha256(core).hexdigest()
+        info = AppInfo(version, device_type, sha256, built_at, insecure)
+        return release.build(core, appfs.build(texts, info, keys=keys, extra=extra).image)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def flash_factory(release_factory) -> Callable[..., bytes]:
+    """Build flash images: ``flash_factory(release, settings, board="esp32c3")``."""
+
+    def make(
+        built: bytes | None = None,
+        settings: Mapping[str, int | bytes] | None = None,
+        *,
+        board: str = "esp32c3",
+        bootloader: bytes | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> bytes:
+        built = release_factory(device_type=board) if built is None else built
+        loader = synthetic.bootloader() if bootloader is None else bootloader
+        return flash.build(boards.load(board), loader, built, settings, files)
+
+    return make

@@ -78,10 +78,11 @@ def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
     """
     core = esp.parse(data, offset, size)
     end = len(data) if size is None else min(len(data), offset + size)
-    core_sha256 = hashlib.sha256(memoryview(data)[offset : offset + core.length]).hexdigest()
+    view = memoryview(data)[:end]
+    core_sha256 = hashlib.sha256(view[offset : offset + core.length]).hexdigest()
     at = offset + app_offset(core.length)
-    if at + SECTOR <= end and littlefs.is_littlefs(data, at):
-        found, info = appfs.read(memoryview(data)[:end], at)
+    if littlefs.is_littlefs(view, at):
+        found, info = appfs.read(view, at)
         files, length = found.files, found.size
         gap = bytes(data[offset + core.length : at])
         if gap.count(0xFF) != len(gap):
@@ -112,7 +113,7 @@ def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
         app_offset=None if not length else at - offset,
         app_size=length,
         size=last - offset,
-        checksum=hashlib.sha256(memoryview(data)[offset:last]).hexdigest(),
+        checksum=hashlib.sha256(view[offset:last]).hexdigest(),
     )
 
 
