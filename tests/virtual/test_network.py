@@ -242,7 +242,9 @@ def test_wifi_lost_in_the_middle_comes_back_and_goes_on(network):
 
 def test_refused(network):
     network.host("orchestrator.local", "127.0.0.1", 1)
-    code = "join()\ntry:\n    fetch()\nexcept OSError as e:\n    print(e.errno == errno.ECONNREFUSED)"
+    code = (
+        "join()\ntry:\n    fetch()\nexcept OSError as e:\n    print(e.errno == errno.ECONNREFUSED)"
+    )
     assert run(code, network) == ["True"]
 
 
@@ -351,7 +353,8 @@ def test_a_reset_does_not_tell_the_other_side(port, network):
     listener = socket.create_server(("127.0.0.1", 0))
     network.host("orchestrator.local", "127.0.0.1", listener.getsockname()[1])
     main = (
-        JOIN + "join()\ns = socket.socket()\ns.connect(address())\ns.write(b'hello')\nprint('sent')\n"
+        JOIN
+        + "join()\ns = socket.socket()\ns.connect(address())\ns.write(b'hello')\nprint('sent')\n"
     )
     with rig.running(main, network=network) as beacon:
         beacon.wait_for(lambda: "sent" in beacon.console, rig.WAIT)

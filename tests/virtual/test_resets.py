@@ -20,7 +20,7 @@ print("cause", machine.reset_cause())
 def again(action: str, **options) -> VirtualBeacon:
     lines = "\n    ".join(action.splitlines())
     with rig.running(ONCE % lines, **options) as beacon:
-        beacon.wait_for(lambda: "cause" in beacon.console, rig.WAIT)
+        beacon.wait_for(lambda: len(beacon.boots) == 2 and beacon.phase == "repl", rig.WAIT)
         return beacon
 
 
@@ -155,7 +155,7 @@ def test_deep_sleep_wakes_without_bootloader():
 
 def test_power_can_be_cut_in_deep_sleep():
     with rig.running("import machine; machine.deepsleep()") as beacon:
-        beacon.wait_for(lambda: beacon.boots[0].ended == "deepsleep", rig.WAIT)
+        beacon.wait_for(lambda: beacon.boot and beacon.boot.ended == "deepsleep", rig.WAIT)
         beacon.power_cut()
         assert not beacon.powered
 

@@ -100,6 +100,7 @@ class Line(asyncio.Protocol):
             their arguments; :class:`Gone` leaves the caller without an answer.
         lost: called when the interpreter hangs up, or with the error that an operation raised.
         nudge: called when events wait although the interpreter was told.
+        called: called before every operation.
     """
 
     def __init__(
@@ -107,9 +108,10 @@ class Line(asyncio.Protocol):
         operations: dict[str, Operation],
         lost: Callable[[Exception | None], None],
         nudge: Callable[[], None],
+        called: Callable[[], None],
     ):
         self._operations = {**operations, "event": self._event}
-        self._lost, self._nudge = lost, nudge
+        self._lost, self._nudge, self._called = lost, nudge, called
         self._impatience: asyncio.TimerHandle | None = None
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -247,6 +249,7 @@ class Line(asyncio.Protocol):
             self._call(head, blob)
 
     def _call(self, head: bytes, blob: bytes) -> None:
+        self._called()
         try:
             name, *args = unpack(head)
             operation = self._operations[name]

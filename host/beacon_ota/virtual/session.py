@@ -40,7 +40,7 @@ class Session:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._interpreter = Interpreter.shared()
         own = {"start": self._begin, "soft_reset": self._soft_reset}
-        self.line = Line({**operations, **own}, self._hung_up, self._nudge)
+        self.line = Line({**operations, **own}, self._hung_up, self._nudge, self._print)
         self._console, write = os.pipe()
         os.set_blocking(self._console, False)
         try:
@@ -99,6 +99,7 @@ class Session:
         self._process.send_signal(NUDGE)
 
     def _print(self) -> None:
+        """Take what is in the console; also before every call, so that nothing overtakes it."""
         while True:
             try:
                 data = os.read(self._console, _READ)

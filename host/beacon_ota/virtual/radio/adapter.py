@@ -13,6 +13,7 @@ from bumble.core import BaseBumbleError
 from bumble.device import Connection, ConnectionParametersPreferences, Device, DeviceConfiguration
 
 from beacon_ota.virtual.radio.transport import Line, Report
+from beacon_ota.wire.scan import structures
 
 SCAN_RSP = 4
 
@@ -70,20 +71,6 @@ class Sighting:
                 uuid = uuid_text(value[start : start + size])
                 if uuid not in self.uuids:
                     self.uuids.append(uuid)
-
-
-def structures(payload: bytes) -> list[tuple[int, bytes]]:
-    """The AD structures of a payload: (type, value) each; what is cut off is left out."""
-    found = []
-    position = 0
-    while position + 1 < len(payload):
-        length = payload[position]
-        end = position + 1 + length
-        if length == 0 or end > len(payload):
-            break
-        found.append((payload[position + 1], payload[position + 2 : end]))
-        position = end
-    return found
 
 
 def uuid_text(raw: bytes) -> str:

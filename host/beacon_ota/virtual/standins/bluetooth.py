@@ -155,7 +155,9 @@ class BLE:
 
     def gatts_register_services(self, services):
         self._values = {}
-        plain = [(_uuid(u, "service"), tuple([_characteristic(c) for c in cs])) for u, cs in services]
+        plain = [
+            (_uuid(u, "service"), tuple([_characteristic(c) for c in cs])) for u, cs in services
+        ]
         handles = _chip.call("ble", "gatts_register_services", plain)
         for service in handles:
             for handle in service:
