@@ -64,15 +64,18 @@ class Interpreter:
                 cls._shared = cls()
             return cls._shared
 
-    def spawn(self, heap: int, fds: tuple[int, ...], console: int) -> subprocess.Popen[bytes]:
+    def size(self, heap: int) -> int:
+        """Bytes of heap that leave ``heap`` for beacon code, as far as is known by now."""
+        return heap + self._overhead.get(heap, GUESS)
+
+    def spawn(self, size: int, fds: tuple[int, ...], console: int) -> subprocess.Popen[bytes]:
         """Start the interpreter.
 
         Args:
-            heap: bytes for beacon code.
+            size: bytes of heap in all.
             fds: descriptors it inherits, in the order ``_start.run`` takes them.
             console: descriptor for its output.
         """
-        size = heap + self._overhead.get(heap, GUESS)
         script = _SCRIPT.format(folder=str(self.folder), fds=", ".join(map(str, fds)))
         program = _LAUNCH.format(nudge=NUDGE, folder=self._library, heap=size, script=script)
         return subprocess.Popen(
@@ -85,16 +88,17 @@ class Interpreter:
             env={"TZ": "UTC", "HOME": os.devnull, "PYTHONHASHSEED": "0"},
         )
 
-    def calibrate(self, heap: int, free: int) -> bool:
+    def calibrate(self, heap: int, size: int, free: int) -> bool:
         """Learn how much the stand-ins take; False when a start found too much or too little.
 
         Args:
             heap: bytes that were promised to beacon code.
+            size: bytes of heap that this start had. Others may have learnt meanwhile.
             free: bytes that are free when its turn comes.
         """
         if abs(free - heap) <= TOLERANCE:
             return True
-        self._overhead[heap] = self._overhead.get(heap, GUESS) + heap - free
+        self._overhead[heap] = size - free
         return False
 
 

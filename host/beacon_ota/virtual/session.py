@@ -39,12 +39,14 @@ class Session:
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._interpreter = Interpreter.shared()
+        self._size = self._interpreter.size(heap)
         own = {"start": self._begin, "soft_reset": self._soft_reset}
         self.line = Line({**operations, **own}, self._hung_up, self._nudge, self._print)
         self._console, write = os.pipe()
         os.set_blocking(self._console, False)
         try:
-            self._process = self._interpreter.spawn(heap, (*self.line.passed, flash), write)
+            fds = (*self.line.passed, flash)
+            self._process = self._interpreter.spawn(self._size, fds, write)
         finally:
             os.close(write)
             self.line.inherited()
@@ -76,7 +78,7 @@ class Session:
         return self._process
 
     def _begin(self, free: int) -> Value:
-        if not self._interpreter.calibrate(self._heap, free):
+        if not self._interpreter.calibrate(self._heap, self._size, free):
             self._end(AGAIN)
             raise Gone
         return self._start()
