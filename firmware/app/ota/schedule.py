@@ -3,6 +3,7 @@
 import os
 
 from micropython import const
+from wire.shapes import window
 
 _DAY = const(1440)  # minutes
 RETRIES = const(5)
@@ -29,25 +30,6 @@ def poll_delay(asked, default, fails=0):
     if fails:
         delay = max(delay, min(15 << min(fails, 7), _MAX_FAIL))
     return min(max(delay, _MIN_POLL), _MAX_POLL)
-
-
-# "HH:MM-HH:MM" as minutes of the day, None for anything else or for a window without length.
-def window(text):
-    parts = text.split("-")
-    if len(parts) != 2:
-        return None
-    ends = []
-    for part in parts:
-        hour, _, minute = part.strip().partition(":")
-        if len(hour) > 2 or len(minute) != 2:
-            return None
-        try:
-            ends.append(int(hour) * 60 + int(minute))
-        except ValueError:
-            return None
-        if not 0 <= ends[-1] < _DAY or not 0 <= int(minute) < 60:
-            return None
-    return None if ends[0] == ends[1] else tuple(ends)
 
 
 # Seconds until an offer may be installed, 0 for now. The server's window counts first; the local

@@ -1,11 +1,24 @@
-# What a beacon says to everybody: the AD structures of its advertisements.
+# What a beacon says to everybody: the AD structures of its advertisements. wire/scan.py reads them.
 
 from struct import pack
+
+MAX_PAYLOAD = 31
+MAX_VERSION = 20  # what a scan response holds beside the progress
+
+# Bits of a status.
+PROVISIONED = 1
+TRIAL = 2  # the running release is not confirmed
+INSECURE = 4  # a build that accepts unsigned releases
 
 _FLAGS = b"\x02\x01\x06"  # general discoverable, no BR/EDR
 _MANUFACTURER = 0xFF
 _APPLE = b"\x4c\x00\x02\x15"  # company 0x004C, iBeacon, 21 bytes follow
 _PROGRESS = b"\x59\x00"  # company 0x0059
+_SERVICES = b"\x03\x03\xff\xff"  # complete list of 16-bit services: BluFi
+_NAME = 0x09
+_SERVICE_DATA = 0x16
+_STATUS = b"\xff\xff\xbe"
+_EC1 = b"\xff\xff\xec\x01"  # version 1
 
 
 # One AD structure: length, kind, data.
@@ -22,3 +35,25 @@ def ibeacon(identity, power):
 # Scan response with an update's progress: percent, 0xFE failed, 0xFF rebooting.
 def progress(value):
     return structure(_MANUFACTURER, _PROGRESS + bytes((value,)))
+
+
+# What runs here, for the scan response: flags and the release's version, as much as fits.
+def status(flags, version):
+    return structure(_SERVICE_DATA, _STATUS + bytes((flags,)) + version.encode()[:MAX_VERSION])
+
+
+# The name under which a beacon is provisioned, and by which both sides of the key exchange know
+# it: the last three bytes of its address. Espressif's apps look for the prefix.
+def name(address):
+    return b"BLUFI_%02X%02X%02X" % (address[-3], address[-2], address[-1])
+
+
+# Advertising data of a beacon that can be provisioned; `suites` has bit 0 for ECDH, bit 1 for
+# SPAKE2.
+def provisionable(name, suites):
+    return (
+        _FLAGS
+        + _SERVICES
+        + structure(_NAME, name)
+        + structure(_SERVICE_DATA, _EC1 + bytes((suites,)))
+    )

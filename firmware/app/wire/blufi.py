@@ -79,6 +79,14 @@ class Refused(Exception):
         self.code = code
 
 
+# The code's name: the constant's own.
+def error_name(code):
+    for name, value in globals().items():
+        if name.startswith("E_") and value == code:
+            return name[2:].lower()
+    return "error_%d" % code
+
+
 # A whole message. `sealed` is true when every frame of it came encrypted.
 class Message:
     def __init__(self, type_, data, sealed):
@@ -227,12 +235,14 @@ class Link:
         self._sent += len(part)
         return frame
 
-    # Bytes of data that fit into a frame. Espressif's side of the bargain is min(MTU, 255) - 11
-    # and two more in a last fragment, with the checksum's place always kept.
+    # Bytes of data that fit into a frame. Espressif's rule keeps the checksum's place always: a
+    # fragment has min(MTU, 255) - 11, a last frame two more. Sealed frames without checksum are
+    # ours, and fill the packet.
     def _room(self, type_):
-        if self._protection(type_) & 2:
+        protection = self._protection(type_)
+        if protection == 2:
             return min(self.mtu - 3, 259) - 4 - self._cipher.tag
-        return min(self.mtu, 255) - 9
+        return min(self.mtu, 255) - 9 - (self._cipher.tag if protection & 2 else 0)
 
     # Negotiation and errors always go in the clear, and an ACK is never encrypted.
     def _protection(self, type_):

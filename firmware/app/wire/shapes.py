@@ -29,3 +29,22 @@ def clip(text, limit):
     while limit and data[limit] & 0xC0 == 0x80:
         limit -= 1
     return data[:limit].decode()
+
+
+# "HH:MM-HH:MM" as minutes of the day, None for anything else or for a window without length.
+def window(text):
+    parts = text.split("-")
+    if len(parts) != 2:
+        return None
+    ends = []
+    for part in parts:
+        hour, _, minute = part.strip().partition(":")
+        if len(hour) > 2 or len(minute) != 2:
+            return None
+        try:
+            ends.append(int(hour) * 60 + int(minute))
+        except ValueError:
+            return None
+        if not 0 <= ends[-1] < 1440 or not 0 <= int(minute) < 60:
+            return None
+    return None if ends[0] == ends[1] else tuple(ends)
