@@ -178,7 +178,9 @@ def test_a_blank_vfs_is_formatted():
 
 def test_a_corrupt_vfs_ends_in_the_endless_loop():
     content = bytearray(rig.image({"main.py": "print('main')"}))
-    start = rig.table().named("vfs").offset
+    vfs = rig.table().named("vfs")
+    assert vfs is not None
+    start = vfs.offset
     content[start : start + 0x2000] = b"\x5a" * 0x2000
     with VirtualBeacon(Flash(bytes(content)), scale=20) as beacon:
         beacon.power_on()
@@ -190,5 +192,5 @@ def test_blank_flash_is_not_bootable():
     with VirtualBeacon(Flash.blank()) as beacon:
         beacon.power_on()
         beacon.wait_for(lambda: not beacon.powered, rig.WAIT)
-        assert beacon.boot.ended == "unbootable"
-        assert beacon.boot.slot is None
+        assert beacon.boots[-1].ended == "unbootable"
+        assert beacon.boots[-1].slot is None
