@@ -185,3 +185,19 @@ def test_a_place_needs_an_address(room: Room, text: str) -> None:
     with pytest.raises(UsageError) as caught:
         room.place(text)
     assert caught.value.code == "radio_address"
+
+
+def test_thirty_beacons_cost_little(room: Room) -> None:
+    """At ten advertisements a second each, with somebody who listens; nothing without."""
+    for number in range(30):
+        Beacon(room, number).start().advertise(interval_us=100_000)
+
+    def used(seconds: float) -> float:
+        start = time.process_time()
+        time.sleep(seconds)
+        return (time.process_time() - start) / seconds
+
+    assert used(0.5) < 0.01
+    capture = room.capture()
+    assert used(1.0) < 0.15
+    assert len(capture) >= 250

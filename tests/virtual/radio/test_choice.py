@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from beacon_ota.errors import UsageError
-from beacon_ota.virtual.radio.adapter import structures, uuid_text
+from beacon_ota.virtual.radio.adapter import uuid_text
 from beacon_ota.virtual.radio.choice import VARIABLE, radio
 from beacon_ota.virtual.radio.client import RoomClient, RoomScanner
 from beacon_ota.virtual.radio.room import Room
@@ -95,19 +93,6 @@ def test_a_path_too_long_for_a_socket() -> None:
     with pytest.raises(UsageError) as caught:
         Room(Path("/" + "x" * 120))
     assert caught.value.code == "radio_path"
-
-
-@given(st.binary(max_size=31))
-def test_any_payload_can_be_read(payload: bytes) -> None:
-    found = structures(payload)
-    rebuilt = b"".join(bytes([len(value) + 1, kind]) + value for kind, value in found)
-    assert payload.startswith(rebuilt)
-
-
-@given(st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=10)), max_size=4))
-def test_whole_payloads_come_back(fields: list[tuple[int, bytes]]) -> None:
-    payload = b"".join(bytes([len(value) + 1, kind]) + value for kind, value in fields)
-    assert structures(payload) == fields
 
 
 def test_uuids_are_written_out() -> None:

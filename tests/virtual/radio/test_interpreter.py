@@ -517,7 +517,7 @@ asyncio.run(forever())
     with running(room, program, ready="up") as beacon:
         asyncio.run(body())
         beacon.wait_for(lambda: "off False" in beacon.console)
-        beacon.wait_for(lambda: "irq 2" in beacon.console)
+        beacon.wait_for(lambda: "irq 2\n" in beacon.console)
         wait_until(lambda: room.radios() == [])
 
 
