@@ -88,7 +88,9 @@ class Connection(asyncio.Protocol):
 async def connect(url: str, keep: bool = True) -> Connection:
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
-    _, protocol = await loop.create_connection(lambda: Connection(keep), parts.hostname, parts.port)
+    _, protocol = await loop.create_connection(
+        lambda: Connection(keep), parts.hostname or "", parts.port or 80
+    )
     return protocol
 
 

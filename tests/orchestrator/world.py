@@ -1,15 +1,19 @@
 """What the orchestrator's tests are made of: a real server, releases, and beacons that sign."""
 
+import asyncio
 import hashlib
 import hmac
 import http.client
 import json
 import os
+import queue
 import secrets
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +22,10 @@ from urllib.parse import urlsplit
 
 from beacon_ota.client import Client
 from beacon_ota.images import appfs, littlefs, release, synthetic
+from beacon_ota.orchestrator.clock import Clock
+from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.server import Listen, run
+from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.wire import auth
 
 COMMAND = Path(sys.executable).with_name("beacon-ota")
@@ -238,7 +246,7 @@ class TestBeacon:
         return self.report("failed", offer, stage=stage, code=code, detail="in a test")
 
 
-def beacons(server: Server, count: int, prefix: str = "b", **fields: Any) -> list[TestBeacon]:
+def beacons(server: Any, count: int, prefix: str = "b", **fields: Any) -> list[TestBeacon]:
     """Register beacons and return them."""
     admin = server.admin()
     made = []
@@ -260,3 +268,96 @@ def environment(folder: Path, server: Server) -> dict[str, str]:
         "COLUMNS": "200",
         "NO_COLOR": "1",
     }
+
+
+class ManualClock(Clock):
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self, at: float = 1_900_000_000.0):
+        super().__init__()
+        self.at = at
+
+    def now(self) -> float:
+        return self.at
+
+    def real(self, seconds: float) -> float:
+        return 3600.0  # nothing comes by itself
+
+
+class Local:
+    """An orchestrator in a thread of this process, on a real socket, with a clock of ours."""
+
+    loop: asyncio.AbstractEventLoop
+    service: Service
+    engine: Engine
+    listen: Listen
+    url: str
+    token: str
+
+    def __init__(self, data: Path, clock: ManualClock | None = None, **settings: Any):
+        self.clock = clock or ManualClock()
+        self._settings = Settings(data, **{"insecure": True, "poll_s": 60.0, **settings})
+        self._token_file = data.with_name(data.name + ".token")
+        self.start()
+
+    def start(self) -> None:
+        ready: queue.Queue[str] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
+        self._thread.start()
+        self.url = ready.get(timeout=DEADLINE_S)
+        assert self.url, "the server did not start"
+        self.token = self._token_file.read_text().strip()
+
+    def _run(self, ready: "queue.Queue[str]") -> None:
+        async def main() -> None:
+            self.loop = asyncio.get_running_loop()
+            self.service = Service(self._settings, self.clock)
+            self.engine = Engine(self.service)
+            sock = socket.socket()
+            sock.bind(("127.0.0.1", 0))
+            self.listen = Listen(
+                token_file=self._token_file, on_ready=lambda url, _token: ready.put(url)
+            )
+            await run(self.service, self.engine, sock, self.listen)
+
+        try:
+            asyncio.run(main())
+        finally:
+            ready.put("")
+
+    def admin(self) -> Client:
+        return Client(self.url, self.token)
+
+    def beacons(self, count: int, prefix: str = "b", **fields: Any) -> list[TestBeacon]:
+        made = beacons(self, count, prefix, **fields)
+        for beacon in made:
+            beacon.clock = self.clock.now
+        return made
+
+    def call(self, work: Any) -> Any:
+        """Await something on the server's own loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(DEADLINE_S)
+
+    def go_on(self, seconds: float) -> None:
+        """Let time pass, then have the engine do everything that is due."""
+        self.clock.at += seconds
+        self.step()
+
+    def step(self) -> None:
+        async def everything() -> None:
+            for entry in list(self.service.view.entries.values()):
+                async with self.engine.moving:
+                    await self.engine.step(entry)
+
+        self.call(everything())
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.listen.stop.set)
+            self._thread.join(DEADLINE_S)
+
+    def __enter__(self) -> "Local":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.stop()

@@ -130,7 +130,7 @@ def _claims(
     from beacon_ota.trust import releases
 
     fields: dict[str, str] = {}
-    beside = manifest or image.with_name(image.name + ".manifest.json")
+    beside = manifest or image.with_name(image.name + signing.SUFFIX)
     said: tuple[str, str] | None = None
     if manifest is not None or beside.is_file():
         try:

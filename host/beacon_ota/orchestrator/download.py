@@ -6,7 +6,7 @@ import re
 from beacon_ota.orchestrator import asgi
 from beacon_ota.orchestrator.asgi import Disconnected, Header, Scope, Send
 from beacon_ota.orchestrator.blobs import BlobDamaged
-from beacon_ota.orchestrator.gate import Caller
+from beacon_ota.orchestrator.gate import EMPTY, Caller
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.service import Service
@@ -38,7 +38,7 @@ async def download(
             raise Problem(409, "attempt_over", "the attempt has ended", found=attempt_id)
 
     def seal(status: int) -> Header:
-        return caller.seal(status, release.row["blob"])
+        return caller.seal(status, EMPTY if status == 416 else release.row["blob"])
 
     await transmit(service, scope, send, data, release.row["blob"], seal)
 

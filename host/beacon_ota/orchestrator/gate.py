@@ -129,6 +129,13 @@ def identify(
     return caller
 
 
+def claimed(find: Callable[[str], B | None], header: str) -> Caller[B] | None:
+    """Return whom a request says it is from, for sealing a refusal that needs no proof of it."""
+    parsed = auth.parse(header)
+    beacon = None if parsed is None else find(parsed[0])
+    return None if parsed is None or beacon is None else Caller(beacon, beacon.key, parsed[2])
+
+
 def rekey(old_key: bytes, new_key: bytes, nonce: str) -> str:
     """Return a new key as it travels to the beacon that holds the old one."""
     pad = hmac.digest(old_key, auth.rekey_text(nonce), "sha256")

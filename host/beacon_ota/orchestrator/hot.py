@@ -7,7 +7,7 @@ from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator import asgi, problems
 from beacon_ota.orchestrator.asgi import App, Disconnected, Receive, Scope, Send
 from beacon_ota.orchestrator.download import download
-from beacon_ota.orchestrator.gate import Caller, Refused, identify
+from beacon_ota.orchestrator.gate import Caller, Refused, claimed, identify
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.poll import poll
 from beacon_ota.orchestrator.problems import Problem
@@ -47,6 +47,9 @@ class Hot:
         except Refused as error:
             await self._refuse(scope, send, error, error.caller)
         except BeaconOtaError as error:
+            if caller is None:  # its body was refused before it was looked at
+                header = asgi.header(scope, b"authorization")
+                caller = claimed(self.service.view.nodes.get, header)
             await self._refuse(scope, send, error, caller)
         except Exception:
             log.exception("a beacon's request failed: %s", scope["path"])

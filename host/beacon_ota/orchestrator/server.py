@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from beacon_ota.errors import ReachError, UsageError
+from beacon_ota.orchestrator.announce import announced
 from beacon_ota.orchestrator.api.app import create_app
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.engine import Engine
@@ -41,6 +43,7 @@ class Listen:
     token_file: Path | None = None
     time_scale: float = 1.0
     on_ready: Callable[[str, str | None], None] = field(default=lambda url, token: None)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Protocol(HttpToolsProtocol):
@@ -118,6 +121,9 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
+        if threading.current_thread() is not threading.main_thread():
+            yield  # whoever runs us in a thread stops us by hand
+            return
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._exit)
         try:
@@ -128,6 +134,10 @@ class _Server(uvicorn.Server):
 
     def _exit(self) -> None:
         self.force_exit = self.should_exit  # the second time means at once
+        self.stop()
+
+    def stop(self) -> None:
+        """Take nothing new, and end what would go on for ever."""
         self.should_exit = True
         self._stopping()
 
@@ -180,9 +190,13 @@ def _one_arena() -> None:
 async def _serve(settings: Settings, listen: Listen) -> None:
     sock = _bind(listen)
     service = Service(settings, Clock(listen.time_scale))
+    await run(service, Engine(service), sock, listen)
+
+
+async def run(service: Service, engine: Engine, sock: socket.socket, listen: Listen) -> None:
+    """Start a service, serve it on a bound socket until told to stop, and stop it."""
     await service.start()
     try:
-        engine = Engine(service)
         engine.start()
         token = await first_token(service, listen.token_file)
         config = uvicorn.Config(
@@ -201,13 +215,18 @@ async def _serve(settings: Settings, listen: Listen) -> None:
         )
         ready = asyncio.Event()
         server = _Server(config, ready, service.hub.close)
-        running = asyncio.create_task(server.serve(sockets=[sock]))
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
         waiting = asyncio.create_task(ready.wait())
-        await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         if ready.is_set():
-            listen.on_ready(_url(listen, sock), token)
-        await running
+            async with announced(listen, sock):
+                listen.on_ready(_url(listen, sock), token)
+                stopping = asyncio.create_task(listen.stop.wait())
+                await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+                stopping.cancel()
+                server.stop()
+        await serving
     finally:
         await service.stop()
 

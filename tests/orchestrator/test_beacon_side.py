@@ -1,0 +1,413 @@
+"""The beacons' three calls, against a server process: poll, download, report."""
+
+import hashlib
+import hmac
+import http.client
+import json
+import secrets
+import threading
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.orchestrator.world import TestBeacon, beacons, until, upload
+
+ANY_TIME = {"preset": "all-at-once", "window": "00:00-24:00"}
+PATIENT = {**ANY_TIME, "gate": {"failure_sample": 1000, "in_a_row": 1000}}
+
+
+@pytest.fixture(scope="module")
+def release(server, tmp_path_factory):
+    """A release that is offered to everybody at once, and does not mind failures."""
+    admin = server.admin()
+    firmware = upload(admin, "1.1.0", tmp_path_factory.mktemp("images"), channel="stable")
+    rollout = admin.create_rollout(firmware["firmware_id"], PATIENT)
+    return {**firmware, "rollout_id": rollout["rollout_id"]}
+
+
+@pytest.fixture
+def beacon(server):
+    return beacons(server, 1, prefix=f"t{secrets.token_hex(4)}-")[0]
+
+
+def results(server, release):
+    return server.admin().rollout(release["rollout_id"])["results"]
+
+
+def history(server, beacon):
+    return server.admin().beacon(beacon.id)
+
+
+# ---- poll ----
+
+
+def test_an_offer_says_everything_the_contract_lists(server, release, beacon):
+    answer = beacon.poll()
+    offer = answer.json
+    assert answer.headers["content-type"] == "application/json"
+    assert offer["firmware_id"] == release["firmware_id"]
+    assert offer["version"] == "1.1.0" and offer["size"] == release["size"]
+    assert offer["checksum"] == release["checksum"]
+    assert offer["required"] is False and offer["manifest"] is None
+    assert offer["description"] == "" and offer["poll_after_s"] >= 1
+    assert abs(offer["server_time"] - beacon.clock()) < 5
+    assert len(offer["attempt_id"]) == 24
+    attempt = offer["attempt_id"]
+    assert offer["download_url"] == f"/firmwares/{offer['firmware_id']}/download?attempt={attempt}"
+
+
+def test_the_same_offer_is_repeated_until_it_is_taken(server, release, beacon):
+    first = beacon.offer()
+    assert beacon.offer()["attempt_id"] == first["attempt_id"]
+    assert len(history(server, beacon)["attempts"]) == 1
+
+
+def test_a_beacon_that_asks_twice_at_once_has_one_attempt(server, release, beacon):
+    twins = [TestBeacon(server.url, beacon.id, beacon.key) for _ in range(8)]
+    found = []
+    threads = [threading.Thread(target=lambda b=b: found.append(b.offer())) for b in twins]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({offer["attempt_id"] for offer in found}) == 1
+    assert len(history(server, beacon)["attempts"]) == 1
+
+
+def test_nothing_is_offered_to_the_newest_or_to_one_on_trial(server, release, beacon):
+    beacon.state = "trial"
+    answer = beacon.poll()
+    assert answer.status == 204 and answer.headers["x-reason"] == "trial"
+    assert int(answer.headers["retry-after"]) >= 1 and answer.body == b""
+    beacon.state, beacon.version = "valid", "2.0.0"
+    assert beacon.poll().headers["x-reason"] == "up_to_date"
+
+
+def test_polls_without_a_query_or_with_a_wrong_one(server, release, beacon):
+    assert beacon.call("GET", "/firmwares/latest/esp32c3").headers["x-reason"] == "version"
+    for query in ("version=1.x", "image=abc", "state=odd", "version=%FF", "version=" + "1" * 600):
+        answer = beacon.call("GET", "/firmwares/latest/esp32c3?" + query)
+        assert answer.status == 422 and answer.json["code"] == "poll_query", query
+    answer = beacon.call("GET", "/firmwares/latest/esp32c3-8mb?version=1.0.0")
+    assert answer.status == 409 and answer.json["code"] == "device_type_mismatch"
+
+
+def test_what_a_beacon_runs_is_shown(server, release, beacon):
+    beacon.offer()
+    shown = history(server, beacon)
+    assert shown["version"] == "1.0.0" and shown["image"] == beacon.image
+    assert shown["state"] == "valid" and shown["last_seen"] and shown["address"] == "127.0.0.1"
+    assert "key" not in shown and "next_key" not in shown
+
+
+# ---- authentication ----
+
+
+def test_refusals_are_problem_documents_with_the_time_and_a_seal(server, beacon):
+    target = "/firmwares/latest/esp32c3?version=1.0.0"
+    right = beacon.key
+    beacon.key = secrets.token_bytes(32)
+    answer = beacon.call("GET", target, check=False)
+    beacon.key = right
+    assert answer.status == 401 and answer.json["code"] == "bad_mac"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "x-beacon-mac" in answer.headers
+    skewed = beacon.sign("GET", target, ts=int(beacon.clock()) - 1000)
+    answer = beacon.call("GET", target, headers={"Authorization": skewed})
+    assert answer.status == 401 and answer.json["code"] == "clock_skew"
+    assert abs(answer.json["server_time"] - beacon.clock()) < 5
+    once = {"Authorization": beacon.sign("GET", target)}
+    assert beacon.call("GET", target, headers=once).status in (200, 204)
+    answer = beacon.call("GET", target, headers=once)
+    assert answer.status == 401 and answer.json["code"] == "nonce_used"
+    stranger = TestBeacon(server.url, "nobody", beacon.key)
+    answer = stranger.call("GET", target, check=False)
+    assert answer.status == 401 and answer.json["code"] == "unknown_beacon"
+    assert "x-beacon-mac" not in answer.headers
+
+
+def test_a_report_in_anothers_name_is_refused(server, release, beacon):
+    offer = beacon.offer()
+    other = beacons(server, 1, prefix=f"o{secrets.token_hex(4)}-")[0]
+    body = json.dumps({"update_status": "success"}).encode()
+    answer = other.call("POST", f"/api/beacons/{beacon.id}/ota_status", body)
+    assert answer.status == 403 and answer.json["code"] == "beacon_mismatch"
+    answer = other.report("downloading", offer)
+    assert answer.status == 409 and answer.json["code"] == "attempt_unknown"
+    assert other.download(offer).status == 409
+
+
+def test_rekey(server, release, beacon):
+    admin = server.admin()
+    admin.do_beacon(beacon.id, "rekey")
+    answer = beacon.report("idle")
+    assert "rekey" in answer.json
+    again = beacon.report("idle")  # the answer may have got lost: it comes again
+    nonce = None
+
+    def learn(call):
+        nonlocal nonce
+        body = json.dumps(
+            {
+                "firmware_version": "1.0.0",
+                "update_status": "idle",
+                "updated_at": 0,
+                "image_sha256": beacon.image,
+            }
+        ).encode()
+        nonce = secrets.token_hex(8)
+        target = f"/api/beacons/{beacon.id}/ota_status"
+        signed = beacon.sign("POST", target, body, nonce=nonce)
+        return call("POST", target, body, {"Authorization": signed})
+
+    sent = learn(beacon.call).json["rekey"]
+    pad = hmac.digest(beacon.key, b"rekey\n" + nonce.encode(), "sha256")
+    new = bytes(a ^ b for a, b in zip(bytes.fromhex(sent), pad, strict=True))
+    assert again.json["rekey"] != answer.json["rekey"]
+    old, beacon.key = beacon.key, new
+    assert "rekey" not in beacon.report("idle").json
+    beacon.key = old
+    answer = beacon.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False)
+    assert answer.status == 401 and answer.json["code"] == "bad_mac"
+
+
+# ---- download ----
+
+
+def test_the_whole_image_and_its_parts(server, release, beacon):
+    offer = beacon.offer()
+    whole = beacon.download(offer)
+    assert whole.status == 200
+    assert hashlib.sha256(whole.body).hexdigest() == offer["checksum"]
+    etag = whole.headers["etag"]
+    assert etag == f'"{offer["checksum"]}"'
+    size = len(whole.body)
+
+    def part(wanted, if_range=None):
+        headers = {"Range": wanted, **({"If-Range": if_range} if if_range else {})}
+        return beacon.download(offer, headers)
+
+    for wanted, start, end in (
+        ("bytes=0-0", 0, 1),
+        ("bytes=4096-", 4096, size),
+        ("bytes=-100", size - 100, size),
+        (f"bytes=100-{size + 5}", 100, size),
+        (f"bytes=-{size * 2}", 0, size),
+    ):
+        answer = part(wanted, etag)
+        assert answer.status == 206, wanted
+        assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
+        assert answer.body == whole.body[start:end]
+    for wanted in (f"bytes={size}-", "bytes=-0"):
+        answer = part(wanted)
+        assert answer.status == 416 and answer.headers["content-range"] == f"bytes */{size}"
+        assert answer.body == b""
+    for wanted in ("bytes=5-2", "bytes=", "bytes=a-b", "bytes=0-1,4-5", "chunks=0-1", "bytes=-"):
+        answer = part(wanted)
+        assert answer.status == 200 and answer.body == whole.body, wanted
+    assert part("bytes=10-", '"another"').status == 200
+
+
+def test_the_first_download_takes_the_offer(server, release, beacon):
+    offer = beacon.offer()
+    assert history(server, beacon)["attempts"][0]["taken_at"] is None
+    beacon.download(offer, {"Range": "bytes=0-0"})
+    taken = history(server, beacon)["attempts"][0]["taken_at"]
+    beacon.download(offer)
+    assert taken and history(server, beacon)["attempts"][0]["taken_at"] == taken
+
+
+def test_no_attempt_no_download(server, release, beacon):
+    offer = beacon.offer()
+    for url in (
+        f"/firmwares/{offer['firmware_id']}/download",
+        f"/firmwares/{offer['firmware_id']}/download?attempt={'0' * 24}",
+        f"/firmwares/{'0' * 24}/download?attempt={offer['attempt_id']}",
+    ):
+        answer = beacon.call("GET", url)
+        assert answer.status == 409 and answer.json["code"] == "attempt_over"
+    beacon.update(offer)
+    assert beacon.download(offer).status == 409
+
+
+# ---- reports ----
+
+
+def test_success_only_from_the_new_image_itself(server, release, beacon):
+    offer = beacon.offer()
+    beacon.download(offer)
+    answer = beacon.report("success", offer)
+    assert answer.status == 409 and answer.json["code"] == "image_mismatch"
+    assert history(server, beacon)["attempts"][0]["result"] is None
+    beacon.install(offer)
+    assert beacon.report("success", offer, previous_version="1.0.0").json["recorded"] == "first"
+    attempt = history(server, beacon)["attempts"][0]
+    assert attempt["result"] == "success" and attempt["ended_at"]
+
+
+def test_the_first_outcome_stays(server, release, beacon):
+    before = results(server, release)
+    offer = beacon.offer()
+    answer = beacon.fail(offer)
+    assert answer.json["recorded"] == "first"
+    again = beacon.report("failed", offer, stage="download", code="stall")
+    assert again.status == 200 and again.json["recorded"] == "repeated"
+    beacon.install(offer)
+    success = beacon.report("success", offer, previous_version="1.0.0")
+    assert success.status == 200 and success.json["recorded"] == "repeated"
+    attempt = history(server, beacon)["attempts"][0]
+    assert (attempt["result"], attempt["failed_in"], attempt["code"], attempt["detail"]) == (
+        "failed",
+        "verify",
+        "checksum",
+        "in a test",
+    )
+    after = results(server, release)
+    assert after["failed"] == before.get("failed", 0) + 1
+    assert after.get("success", 0) == before.get("success", 0)
+
+
+def test_after_the_end_nothing_goes_on(server, release, beacon):
+    offer = beacon.offer()
+    beacon.fail(offer)
+    for status in ("downloading", "verifying", "rebooting"):
+        answer = beacon.report(status, offer)
+        assert answer.status == 409 and answer.json["code"] == "attempt_over", status
+
+
+def test_a_failed_beacon_waits_before_it_may_try_again(server, release, beacon):
+    beacon.fail(beacon.offer())
+    answer = beacon.poll()
+    assert answer.status == 204 and answer.headers["x-reason"] == "retry"
+
+
+def test_what_was_measured_is_kept(server, release, beacon):
+    offer = beacon.offer()
+    beacon.download(offer)
+    beacon.report("downloading", offer, progress=40)
+    beacon.report("verifying", offer)
+    beacon.report("rebooting", offer)
+    beacon.install(offer)
+    beacon.report(
+        "success",
+        offer,
+        previous_version="1.0.0",
+        bytes=offer["size"],
+        duration_ms=21_000,
+        trials=1,
+        reset_cause=3,
+        heap_free_min=50_000,
+        advertising_paused_ms=0,
+    )
+    shown = history(server, beacon)
+    attempt = shown["attempts"][0]
+    assert attempt["bytes"] == offer["size"] and attempt["duration_ms"] == 21_000
+    assert attempt["trials"] == 1 and attempt["heap_free_min"] == 50_000
+    assert attempt["taken_at"] and attempt["rebooting_at"]
+    assert [one["status"] for one in shown["reports"]] == ["success", "rebooting", "verifying"]
+    assert shown["version"] == "1.1.0" and shown["image"] == offer["checksum"]
+
+
+def test_a_rollback_is_a_failure_with_its_reason(server, release, beacon):
+    offer = beacon.offer()
+    beacon.download(offer)
+    beacon.report("rebooting", offer)
+    answer = beacon.report(
+        "rolled_back", offer, previous_version="1.0.0", stage="boot", code="self_test"
+    )
+    assert answer.json["recorded"] == "first"
+    attempt = history(server, beacon)["attempts"][0]
+    assert (attempt["result"], attempt["failed_in"], attempt["code"]) == (
+        "rolled_back",
+        "boot",
+        "self_test",
+    )
+
+
+def test_the_journal_is_stored_once_and_acknowledged(server, beacon):
+    entries = [[7, 100, "download", "stall", "a"], [8, 0, "main", "crash", "b"]]
+    answer = beacon.report("idle", journal=entries)
+    assert answer.json["journal_ack"] == 8
+    assert beacon.report("idle", journal=entries).json["journal_ack"] == 8
+    journal = history(server, beacon)["journal"]
+    assert [(e["seq"], e["stage"], e["code"], e["detail"]) for e in journal] == [
+        (8, "main", "crash", "b"),
+        (7, "download", "stall", "a"),
+    ]
+    assert journal[0]["at"] is None and journal[1]["at"].startswith("1970-01-01T00:01:40")
+    wiped = [[1, 200, "wifi", "drop", "after the storage was wiped"]]
+    assert beacon.report("idle", journal=wiped).json["journal_ack"] == 1
+    assert len(history(server, beacon)["journal"]) == 3
+
+
+def test_reports_out_of_bounds_are_refused_and_change_nothing(server, release, beacon):
+    offer = beacon.offer()
+    target = f"/api/beacons/{beacon.id}/ota_status"
+
+    def send(body: bytes):
+        return beacon.call("POST", target, body)
+
+    for body in (b"", b"{", b"[]", b"null", b"\xff", b"[" * 8000, b'{"a":' * 1000, b"1e999"):
+        answer = send(body)
+        assert answer.status == 422, body[:20]
+        assert answer.json["code"] in ("report_syntax", "report_field")
+    assert send(b'{"update_status": NaN}').json["code"] == "report_syntax"
+    assert send(b" " * 9000).status == 413
+    for wrong in (
+        {"progress": 101},
+        {"progress": True},
+        {"bytes": -1},
+        {"firmware_version": "1"},
+        {"image_sha256": "x" * 64},
+        {"journal": [[1, 2, "a", "b", "c"]] * 9},
+        {"journal": [[1, 2, "A", "b", "c"]]},
+        {"clock_unset": False},
+        {"updated_at": 1 << 60},
+        {"duration_ms": 1.5},
+    ):
+        answer = beacon.report("downloading", offer, **wrong)
+        assert answer.status == 422 and answer.json["code"] == "report_field", wrong
+        assert answer.json["found"] == next(iter(wrong))
+    shown = history(server, beacon)
+    assert shown["reports"] == [] and shown["journal"] == []
+    assert shown["attempts"][0]["taken_at"] is None
+
+
+# ---- peers that behave badly ----
+
+
+def raw(server):
+    parts = urlsplit(server.url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    connection.connect()
+    return connection.sock
+
+
+def test_endless_request_heads_are_cut_off(server):
+    sock = raw(server)
+    sock.sendall(b"GET / HTTP/1.1\r\n")
+    with pytest.raises(OSError):
+        for _ in range(20_000):
+            sock.sendall(b"X-Filler: " + b"a" * 1000 + b"\r\n")
+        until(lambda: sock.recv(1) == b"", what="the connection to be closed")
+    assert server.admin().call("GET", "/health")["status"] == "ok"
+
+
+def test_rubbish_is_no_request(server):
+    sock = raw(server)
+    sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
+    assert sock.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_readers_that_go_away_in_the_middle_leave_nothing(server, release, beacon):
+    offer = beacon.offer()
+    for _ in range(20):
+        sock = raw(server)
+        target = offer["download_url"]
+        head = f"GET {target} HTTP/1.1\r\nHost: o\r\nAuthorization: {beacon.sign('GET', target)}"
+        sock.sendall(head.encode() + b"\r\n\r\n")
+        sock.recv(10)
+        sock.close()
+    metrics = server.admin()._send("GET", "/metrics")
+    assert "beacon_ota_downloads_open 0.0" in metrics.text
+    assert hashlib.sha256(beacon.download(offer).body).hexdigest() == offer["checksum"]
