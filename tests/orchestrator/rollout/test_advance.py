@@ -136,26 +136,65 @@ def test_a_failure_that_was_made_good():
     assert bench.tick(DAY) == ["stage_opened"]
 
 
-def test_an_empty_stage_is_passed_and_hands_its_watch_on():
+def test_an_empty_stage_is_kept_open_and_hands_its_watch_on():
     made = rollout()
     ids = by_stage(made, fleet(400))
     bench = Bench(made, ids[1][:3] + ids[2][:3])
-    assert bench.tick() == ["started", "wave_opened", "stage_opened", "stage_opened"]
-    assert bench.made[-1].reason == "empty"
+    assert bench.tick() == ["started", "wave_opened", "stage_opened"]
+    assert bench.tick(24 * HOUR - 1) == [] and waits(bench) == "empty"
+    assert bench.tick(1) == ["stage_opened"]
     serve(bench, ids[1][:3])
     assert bench.tick() == ["sampled"]
     assert bench.tick(12 * HOUR) == []  # these are the canaries now
     assert bench.tick(12 * HOUR) == ["stage_opened"]
 
 
+def test_an_empty_stage_after_somebody_has_tried_is_passed_at_once():
+    made = rollout()
+    ids = by_stage(made, fleet(400))
+    bench = Bench(made, ids[0][:3] + ids[2][:3])
+    bench.tick()
+    serve(bench, ids[0][:3])
+    bench.tick()
+    assert bench.tick(24 * HOUR) == ["stage_opened", "stage_opened"]
+    assert bench.made[-1].reason == "empty"
+
+
+def test_a_fleet_that_is_being_set_up_does_not_find_the_ladder_climbed():
+    made = rollout()
+    bench = Bench(made, [])
+    bench.tick()
+    for one in by_stage(made, fleet(400))[2] + by_stage(made, fleet(400))[0]:
+        bench.beacons[one.id] = one
+        bench.seen[one.id] = float("inf")
+        assert bench.tick(60) == []
+    assert bench.stages == [0] and waits(bench) == "sample"
+
+
 def test_a_fleet_of_one():
     made = rollout()
-    one = by_stage(made, fleet(400))[2][0]
-    bench = Bench(made, [one])
-    assert bench.tick()[-2:] == ["stage_opened", "stage_opened"]
-    bench.end(one, OK)
+    canary, last = (by_stage(made, fleet(400))[stage][0] for stage in (0, 2))
+    bench = Bench(made, [canary])
+    bench.tick()
+    bench.end(canary, OK)
     assert bench.tick() == ["sampled"]
+    done = ["stage_opened", "stage_opened", "wave_completed", "completed"]
+    assert bench.tick(DAY) == done
+
+    bench = Bench(made, [last])
+    bench.tick()
+    assert bench.tick(DAY) == ["stage_opened"]
+    assert bench.tick(DAY) == ["stage_opened"]
+    bench.end(last, OK)
+    bench.tick()
     assert bench.tick(DAY) == ["wave_completed", "completed"]
+
+
+def test_an_emergency_does_not_wait_for_an_empty_stage():
+    made = rollout(required=True)
+    bench = Bench(made, by_stage(made, fleet(400))[2][:3])
+    assert bench.tick()[-2:] == ["stage_opened", "stage_opened"]
+    assert bench.stages == [2]
 
 
 def test_nobody_registered_yet_is_not_everybody_served():
@@ -171,6 +210,19 @@ def test_nobody_registered_yet_is_not_everybody_served():
     assert alone.tick(WEEK) == ["stage_opened"]
     alone.tick(WEEK)
     assert alone.tick(WEEK) == ["wave_completed", "completed"]
+
+
+def test_a_fleet_that_reports_one_by_one_does_not_leave_the_canaries_behind():
+    made = rollout()
+    silent = [replace(one, version="") for one in fleet(100)]
+    bench = Bench(made, silent)
+    bench.seen = {}
+    bench.tick()
+    for one in by_stage(made, fleet(100))[2]:
+        bench.beacons[one.id] = one
+        bench.seen[one.id] = float("inf")
+        assert bench.tick(1) == []
+    assert bench.stages == [0]
 
 
 def test_absent_canaries_do_not_hold_the_others_for_ever():

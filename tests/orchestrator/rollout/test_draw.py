@@ -37,5 +37,6 @@ def test_nobody_and_those_it_is_not_for():
     plan = rollout().plan
     nobody = draw_id(plan, [], "a")
     assert len(nobody) == 24 and int(nobody, 16) >= 0
+    assert draw_id(plan, fleet(50, version=""), "a") == draw_id(plan, fleet(50), "a")
     others = [*fleet(50, version="1.2.3"), *fleet(50, version="?"), *fleet(50, quarantined=True)]
     assert draw_id(plan, others, "a") == nobody

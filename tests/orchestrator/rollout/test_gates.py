@@ -59,6 +59,13 @@ def test_those_the_release_is_not_for(one):
     assert count(rollout(), [one]).total == Cell()
 
 
+def test_those_who_have_not_said_yet_what_they_run():
+    one, now = beacon(version=""), MONDAY + 10 * HOUR
+    assert count(rollout(), [one], seen={}, now=now).total == Cell(away=1)
+    early = count(rollout(), [one], seen={}, now=now, listening_since=now)
+    assert early.total == Cell(waiting=1)
+
+
 def test_a_testing_release_waits_for_beta_beacons_only():
     beacons = [beacon("b1"), beacon("b2", channel="beta")]
     assert count(rollout(), beacons, release_state="testing").total.waiting == 1

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -19,6 +19,7 @@ from beacon_ota.orchestrator.engine import Engine, dump_state, load_state
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import missing
 from beacon_ota.orchestrator.rollout import advance as moves
+from beacon_ota.orchestrator.rollout.draw import draw_id
 from beacon_ota.orchestrator.rollout.gates import judge
 from beacon_ota.orchestrator.rollout.plans import PRESETS, dump, parse
 from beacon_ota.orchestrator.rollout.rules import Rollout
@@ -236,6 +237,8 @@ def compile_order(service: Service, order: Order) -> tuple[Rollout, float]:
         release=Release(row["id"], row["version"], row["device_type"], row["checksum"]),
         sites=service.view.places.paths,
     )
+    fleet = [node.facts for node in service.view.nodes.values()]
+    plan = replace(plan, rollout_id=draw_id(plan, fleet, salt=plan.rollout_id))
     return Rollout(plan), max(order.start_at or now, now)
 
 

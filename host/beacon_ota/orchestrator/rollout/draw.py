@@ -10,12 +10,12 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .rules import Rollout, order
+from .rules import Rollout
 from .types import Beacon, Plan
 
 TRIES_MAX = 1500
 TRIES_MIN = 8
-DRAWS_MAX = 60_000  # over all tries; a draw takes a microsecond
+DRAWS_MAX = 30_000  # over all tries; a draw takes a microsecond
 
 
 def draw_id(plan: Plan, beacons: Iterable[Beacon], salt: str) -> str:
@@ -40,14 +40,7 @@ def _members(rollout: Rollout, beacons: Iterable[Beacon]) -> list[list[str]]:
     """Return the ids of the beacons that each wave's stages are to be filled with."""
     waves: list[list[str]] = [[] for _ in rollout.ladders]
     for beacon in beacons:
-        running = order(beacon.version)
-        if (
-            beacon.device_type == rollout.plan.release.device_type
-            and not beacon.quarantined
-            and running is not None
-            and running < rollout.order
-            and (wave := rollout.wave_of(beacon)) is not None
-        ):
+        if rollout.wants(beacon) and (wave := rollout.wave_of(beacon)) is not None:
             waves[wave].append(beacon.id)
     return waves
 

@@ -133,16 +133,7 @@ class _Counting:
 
     def _count_waiting(self, beacon: Beacon) -> None:
         rollout = self.rollout
-        release = rollout.plan.release
-        if (
-            beacon.device_type != release.device_type
-            or beacon.quarantined
-            or release.checksum == beacon.image
-            or withheld(self.release_state, beacon.channel) is not None
-        ):
-            return
-        running = order(beacon.version)
-        if running is None or rollout.order <= running:
+        if not rollout.wants(beacon) or withheld(self.release_state, beacon.channel) is not None:
             return
         wave = rollout.wave_of(beacon)
         if wave is None:
@@ -260,16 +251,21 @@ def _judge_stage(
         if patient:
             return Verdict.WAIT, "nobody_there", "nobody in this wave can be reached"
         return Verdict.PASS, "nobody_there", "nobody in this wave could be reached"
-    if cell.members == 0:
-        return Verdict.PASS, "empty", "nobody in this stage"
     soak = soak_of(rollout, tally, wave, stage)
+    tried = any(other.tried for other in tally.cells[wave])
+    if cell.members == 0:
+        # Before anybody has tried the release, a stage that is empty may yet fill: a fleet that is
+        # being set up must not find its ladder climbed.
+        if tried or now - stage_at >= soak:
+            return Verdict.PASS, "empty", "nobody in this stage"
+        return Verdict.WAIT, "empty", "nobody in this stage so far"
     if cell.reach == 0:
         if now - stage_at >= soak:
             return Verdict.PASS, "nobody_there", f"{cell.members} in this stage, none reachable"
         return Verdict.WAIT, "soak", "nobody in this stage can be reached so far"
     # Those who keep asking and never begin are waited for, too, but not for ever.
     reach = cell.reach if patient else cell.attempted
-    if reach == 0 and any(other.tried for other in tally.cells[wave]):
+    if reach == 0 and tried:
         return Verdict.PASS, "nobody_took", f"{cell.waiting} in this stage never took the offer"
     need = min(gate.min_sample, reach or cell.reach)
     if cell.decided < need:

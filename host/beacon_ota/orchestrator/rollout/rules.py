@@ -82,6 +82,22 @@ class Rollout:
         self._windows: dict[Window, Window] = {}
         self._waves: dict[tuple[str, frozenset[str]], int | None] = {}
 
+    def wants(self, beacon: Beacon) -> bool:
+        """True for a beacon that the release is meant for and that does not run it yet.
+
+        One that has never been heard from is taken for such: a stage is not empty because its
+        beacons have yet to say what they run.
+        """
+        release = self.plan.release
+        if (
+            beacon.device_type != release.device_type
+            or beacon.quarantined
+            or beacon.image == release.checksum
+        ):
+            return False
+        running = order(beacon.version)
+        return not beacon.version if running is None else running < self.order
+
     def wave_of(self, beacon: Beacon) -> int | None:
         """Return the index of the beacon's wave, None when no wave selects it."""
         key = (beacon.site, beacon.tags)
