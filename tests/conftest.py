@@ -1,14 +1,12 @@
 """Cores for the tests: the real one that BEACON_OTA_CORE names, else a synthetic one."""
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from beacon_ota.images import appfs, boards, combined, flash, release, synthetic
-from beacon_ota.images.appfs import AppInfo
+from beacon_ota.images import boards, combined, flash, release, synthetic
 
 SMALL = 16 * 1024  # bytes of the small synthetic core
 
@@ -64,11 +62,17 @@ def release_factory(small_core) -> Callable[..., bytes]:
         keys: bytes | None = None,
         extra: Mapping[str, bytes] | None = None,
     ) -> bytes:
-        core = small_core if core is None else core
         texts = sources or {"main.py": b"def run():\n    print('%s')\n" % version.encode()}
-        sha256 = hashlib.sha256(core).hexdigest()
-        info = AppInfo(version, device_type, sha256, built_at, insecure)
-        return release.build(core, appfs.build(texts, info, keys=keys, extra=extra).image)
+        return release.make(
+            small_core if core is None else core,
+            texts,
+            version,
+            device_type,
+            built_at=built_at,
+            keys=keys,
+            insecure=insecure,
+            extra=extra,
+        )
 
     return make
 

@@ -94,10 +94,18 @@ def fetch(
     progress: Progress | None = None,
     *,
     again: bool = False,
+    url: str | None = None,
 ) -> Path:
     """Download a core into the cache, unless it is there; return its file.
 
     The file appears under its name only when its hash was right.
+
+    Args:
+        stock: which.
+        folder: the cache.
+        progress: is told bytes so far and in all.
+        again: download it even if it is there.
+        url: another place that serves the same bytes.
 
     Raises:
         ReachError: ``core_download``.
@@ -106,6 +114,7 @@ def fetch(
     import requests
 
     folder = cache() if folder is None else folder
+    url = url or stock.url
     target = folder / stock.name
     if not again and target.is_file() and _sha256(target) == stock.sha256:
         return target
@@ -142,14 +151,14 @@ def _copy(answer, out, stock: Stock, progress: Progress | None) -> None:
     if done != stock.size:
         raise InputError(
             "core_size",
-            f"{stock.url} has another size than {stock.version}",
+            f"what came has another size than {stock.version}",
             found=f"{done} bytes" if done < stock.size else "more",
             expected=f"{stock.size} bytes",
         )
     if digest.hexdigest() != stock.sha256:
         raise InputError(
             "core_sha256",
-            f"{stock.url} is not what was expected; nothing was kept",
+            f"what came is not {stock.version}; nothing was kept",
             found=digest.hexdigest(),
             expected=stock.sha256,
         )

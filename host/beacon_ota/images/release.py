@@ -7,6 +7,7 @@ version of its app description, ``<device type> <version>``.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from beacon_ota.images import Buffer, appfs, esp, littlefs
@@ -59,6 +60,26 @@ def app_offset(core_length: int) -> int:
 def build(core: bytes, app: bytes) -> bytes:
     """Join a core (an app image, nothing behind it) and an app filesystem."""
     return core.ljust(app_offset(len(core)), b"\xff") + app
+
+
+def make(
+    core: bytes,
+    texts: Mapping[str, bytes],
+    version: str,
+    device_type: str,
+    *,
+    built_at: int = 0,
+    keys: bytes | None = None,
+    insecure: bool = False,
+    extra: Mapping[str, bytes] | None = None,
+) -> bytes:
+    """Compile an app and put it behind a core: a release in one step.
+
+    Raises:
+        AppError, LittlefsError: as :func:`beacon_ota.images.appfs.build`.
+    """
+    info = AppInfo(version, device_type, hashlib.sha256(core).hexdigest(), built_at, insecure)
+    return build(core, appfs.build(texts, info, keys=keys, extra=extra).image)
 
 
 def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:

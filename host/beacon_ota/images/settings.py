@@ -13,6 +13,7 @@ from beacon_ota.wire.shapes import is_hex
 NAMESPACE = "beacon"
 TEXT_MAX = 128  # bytes of a text that a beacon reads
 RECORD_MAX = 1024
+SECRETS = frozenset(("wifi_pass", "wifi2_pass", "beacon_key", "fleet_key", "pin_w", "creds"))
 
 _Check = Callable[[str], int | bytes]
 
@@ -33,12 +34,8 @@ def parse(values: Mapping[str, str]) -> dict[str, int | bytes]:
         try:
             found[key] = _KNOWN.get(key, _free)(values[key])
         except ValueError as error:
-            secret = key.endswith(("_key", "_pass"))
-            raise UsageError(
-                "setting_value",
-                f"{key}: {error}",
-                found=None if secret else values[key][:80],
-            ) from None
+            found_value = None if key in SECRETS else values[key][:80]
+            raise UsageError("setting_value", f"{key}: {error}", found=found_value) from None
     return found
 
 
@@ -162,6 +159,7 @@ _KNOWN: dict[str, _Check] = {
     "floor": _version,
     "policy": _record,
     "ibeacon": _bytes(20),
+    "pin_w": _bytes(160),
     "ble": _number(0, 2),
     "crashes": _number(0, (1 << 31) - 1),
     "bad_slot": _number(0, 0xFFFF),

@@ -1,0 +1,399 @@
+"""``beacon-ota image``: build and inspect release and flash images."""
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from beacon_ota.cli import output
+from beacon_ota.errors import UsageError
+
+if TYPE_CHECKING:
+    from beacon_ota.images.boards import Board
+    from beacon_ota.images.combined import Core
+    from beacon_ota.images.release import Release
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Build and inspect release and flash images."
+)
+
+MAX_FILE = 32 << 20  # bytes of anything we read
+NEW = "new"
+_BUILD, _PARTS, _SETTINGS = "What goes in", "From parts", "Settings"
+
+BoardOption = Annotated[str, typer.Option(help="Board: its name, or its folder.")]
+VersionOption = Annotated[
+    str | None, typer.Option("--version", help="Semver of the release.", rich_help_panel=_BUILD)
+]
+CoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--core",
+        help="MicroPython [default: BEACON_OTA_CORE, or the fetched one].",
+        rich_help_panel=_BUILD,
+    ),
+]
+SyntheticOption = Annotated[
+    bool,
+    typer.Option(
+        "--synthetic",
+        help="A stand-in for the core: virtual beacons run it, chips do not.",
+        rich_help_panel=_BUILD,
+    ),
+]
+AppOption = Annotated[
+    Path | None,
+    typer.Option("--app", help="Folder of the app [default: our own].", rich_help_panel=_BUILD),
+]
+KeysOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="keys.json: whose releases are installed after this one.", rich_help_panel=_BUILD
+    ),
+]
+InsecureOption = Annotated[
+    bool,
+    typer.Option("--insecure", help="Install releases that nobody signed.", rich_help_panel=_BUILD),
+]
+BuiltAtOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="UTC seconds [default: SOURCE_DATE_EPOCH, or the newest commit].",
+        rich_help_panel=_BUILD,
+    ),
+]
+AddOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=FILE", help="One more file, e.g. ca.der.", rich_help_panel=_BUILD),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Where it goes [default: named by itself].")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Any image, table, NVS or filesystem.")],
+    secrets: Annotated[bool, typer.Option("--secrets", help="Show passwords and keys.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 if anything is bad.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Say what a file is, and what is good and bad about it."""
+    from beacon_ota.images import inspect as inspection
+
+    report = inspection.inspect(_read(file), secrets=secrets)
+    if json:
+        output.dump({"file": str(file), **report.as_dict()})
+    else:
+        from beacon_ota.cli import report as page
+
+        page.show(str(file), report)
+    if check and not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def build(
+    version: VersionOption = None,
+    board: BoardOption = "esp32c3",
+    core: CoreOption = None,
+    synthetic: SyntheticOption = False,
+    app: AppOption = None,
+    keys: KeysOption = None,
+    insecure: InsecureOption = False,
+    built_at: BuiltAtOption = None,
+    add: AddOption = None,
+    out: OutOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Build a release image: core and app as one file for a slot."""
+    from beacon_ota.images import boards, release
+    from beacon_ota.trust import files
+
+    target = boards.load(board)
+    found = _core(core, synthetic)
+    data = _build(target, found, version, app, keys, insecure, built_at, add)
+    built = release.parse(data)
+    out = out or Path(f"{target.name}-{built.info.version}.bin")
+    files.write(out, data)
+    _tell(out, built, target, json, {})
+
+
+@app.command()
+def flash(
+    board: BoardOption = "esp32c3",
+    release: Annotated[
+        Path | None, typer.Option(help="A release image.", rich_help_panel=_PARTS)
+    ] = None,
+    bootloader: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bootloader [default: the one that came with the core].", rich_help_panel=_PARTS
+        ),
+    ] = None,
+    version: VersionOption = None,
+    core: CoreOption = None,
+    synthetic: SyntheticOption = False,
+    app: AppOption = None,
+    keys: KeysOption = None,
+    insecure: InsecureOption = False,
+    built_at: BuiltAtOption = None,
+    add: AddOption = None,
+    beacon_id: Annotated[
+        str | None, typer.Option(help="The beacon's name.", rich_help_panel=_SETTINGS)
+    ] = None,
+    beacon_key: Annotated[
+        str | None,
+        typer.Option(help="Its key: 64 hex, a file of it, or: new.", rich_help_panel=_SETTINGS),
+    ] = None,
+    fleet_key: Annotated[
+        str | None,
+        typer.Option(help="Fleet key: 32 hex, or a file of it.", rich_help_panel=_SETTINGS),
+    ] = None,
+    orch_url: Annotated[
+        str | None,
+        typer.Option(help="The orchestrator: http[s]://host:port.", rich_help_panel=_SETTINGS),
+    ] = None,
+    wifi_ssid: Annotated[
+        str | None, typer.Option(help="Network.", rich_help_panel=_SETTINGS)
+    ] = None,
+    wifi_pass: Annotated[
+        str | None, typer.Option(help="Its password.", rich_help_panel=_SETTINGS)
+    ] = None,
+    wifi_pass_file: Annotated[
+        Path | None, typer.Option(help="File with its password.", rich_help_panel=_SETTINGS)
+    ] = None,
+    wifi2_ssid: Annotated[
+        str | None, typer.Option(help="A second network.", rich_help_panel=_SETTINGS)
+    ] = None,
+    wifi2_pass: Annotated[
+        str | None, typer.Option(help="Its password.", rich_help_panel=_SETTINGS)
+    ] = None,
+    wifi2_pass_file: Annotated[
+        Path | None, typer.Option(help="File with its password.", rich_help_panel=_SETTINGS)
+    ] = None,
+    site: Annotated[
+        str | None, typer.Option(help="Where it hangs.", rich_help_panel=_SETTINGS)
+    ] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="stable or beta.", rich_help_panel=_SETTINGS)
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="Local maintenance window, HH:MM-HH:MM.", rich_help_panel=_SETTINGS),
+    ] = None,
+    utc_off: Annotated[
+        int | None,
+        typer.Option(help="Minutes of local time before UTC.", rich_help_panel=_SETTINGS),
+    ] = None,
+    pin: Annotated[
+        str | None,
+        typer.Option(help="PIN of its label; needs --ble-name.", rich_help_panel=_SETTINGS),
+    ] = None,
+    ble_name: Annotated[
+        str | None,
+        typer.Option(
+            help="BLUFI_ and the last 6 digits of its address.", rich_help_panel=_SETTINGS
+        ),
+    ] = None,
+    nvs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Any other setting: text, hex:…, i32:….",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
+    out: OutOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Build a flash image: everything a chip, or a virtual beacon, boots from."""
+    from beacon_ota.images import boards, settings
+    from beacon_ota.images import flash as flashes
+    from beacon_ota.images import release as releases
+    from beacon_ota.trust import files
+
+    target = boards.load(board)
+    made: dict[str, object] = {}
+    if beacon_key == NEW:
+        beacon_key = secrets.token_hex(32)
+        made["beacon_key"] = beacon_key
+    values = {
+        "beacon_id": beacon_id,
+        "beacon_key": _secret(beacon_key, 64),
+        "fleet_key": _secret(fleet_key, 32),
+        "orch_url": orch_url,
+        "wifi_ssid": wifi_ssid,
+        "wifi_pass": _password("wifi", wifi_pass, wifi_pass_file),
+        "wifi2_ssid": wifi2_ssid,
+        "wifi2_pass": _password("wifi2", wifi2_pass, wifi2_pass_file),
+        "site": site,
+        "channel": channel,
+        "window": window,
+        "utc_off": None if utc_off is None else str(utc_off),
+        "pin_w": _pin(pin, ble_name),
+        **dict(_pair(text, "--nvs") for text in nvs or ()),
+    }
+    stored = settings.parse({key: value for key, value in values.items() if value is not None})
+    loader = _read(bootloader) if bootloader is not None else None
+    found = None
+    if release is None or loader is None:
+        found = _core(core, synthetic)
+    if release is not None:
+        unused = (version, app, keys, built_at, add)
+        if insecure or any(option is not None for option in unused):
+            raise UsageError(
+                "options", "with --release, what goes into a release is decided already"
+            )
+        data = _read(release)
+    else:
+        assert found is not None
+        data = _build(target, found, version, app, keys, insecure, built_at, add)
+    if loader is None:
+        loader = found.bootloader if found else None
+    if loader is None:
+        raise UsageError(
+            "bootloader_missing",
+            "this core came without a bootloader: take the official download, or name one with "
+            "--bootloader",
+        )
+    image = flashes.build(target, loader, data, stored)
+    built = releases.parse(data)
+    name = beacon_id or f"{target.name}-{built.info.version}"
+    out = out or Path(f"{name}-flash.bin")
+    files.write(out, image, mode=0o600 if settings.SECRETS & stored.keys() else 0o644)
+    _tell(out, built, target, json, {**made, "settings": sorted(stored)})
+
+
+def _build(
+    board: "Board",
+    core: "Core",
+    version: str | None,
+    app: Path | None,
+    keys: Path | None,
+    insecure: bool,
+    built_at: int | None,
+    add: list[str] | None,
+) -> bytes:
+    """Build a release from the options of a command."""
+    from beacon_ota import paths
+    from beacon_ota.images import appfs, release
+    from beacon_ota.trust import KeySet
+
+    if version is None:
+        raise UsageError("version_missing", "a release needs --version", expected="e.g. 1.2.3")
+    if keys is None and not insecure:
+        raise UsageError(
+            "keys_missing",
+            "a beacon that trusts no keys can never be updated again: give --keys (beacon-ota "
+            "keys export), or --insecure to install releases that nobody signed",
+        )
+    folder = app or paths.data("firmware", "app")
+    data = release.make(
+        core.data,
+        appfs.sources(folder),
+        version,
+        board.device_type,
+        built_at=appfs.build_time(folder) if built_at is None else built_at,
+        keys=KeySet.parse(_read(keys), name=str(keys)).to_json() if keys else None,
+        insecure=insecure,
+        extra={name: _read(Path(file)) for name, file in (_pair(t, "--add") for t in add or ())},
+    )
+    board.check_fit(len(data))
+    return data
+
+
+def _core(given: Path | None, synthetic: bool) -> "Core":
+    from beacon_ota.images import combined, core
+    from beacon_ota.images import synthetic as stand_in
+
+    if not synthetic:
+        return core.load(core.locate(given)[0])
+    if given is not None:
+        raise UsageError("options", "--core and --synthetic exclude each other")
+    found = combined.load(stand_in.app(64 * 1024))
+    return combined.Core(found.data, found.image, stand_in.bootloader())
+
+
+def _tell(out: Path, built: "Release", board: "Board", json: bool, more: dict[str, object]) -> None:
+    """Print what was built, and the room it leaves."""
+    from beacon_ota.images.appfs import BUDGET
+
+    facts = {
+        "file": str(out),
+        "board": board.name,
+        "version": built.info.version,
+        "device_type": built.info.device_type,
+        "insecure": built.info.insecure,
+        "interpreter": built.core.interpreter,
+        "checksum": built.checksum,
+        "size": built.size,
+        "core_length": built.core.length,
+        "app_size": built.app_size,
+        "payload": built.payload,
+        "slot_size": board.slot_size,
+        "room": board.slot_size - built.size,
+        **more,
+    }
+    if json:
+        output.dump(facts)
+        return
+    say = output.console.print
+    say(f"[green]✓[/] [bold]{out}[/]", highlight=False)
+    say(
+        f"  {built.info.device_type} {built.info.version}, SHA-256 {built.checksum}",
+        highlight=False,
+    )
+    say(f"  core      {built.core.length:>12,} bytes", highlight=False)
+    say(f"  app       {built.app_size:>12,} bytes, {built.payload:,} of it code", highlight=False)
+    say(f"  slot      {board.slot_size:>12,} bytes, {facts['room']:,} to spare", highlight=False)
+    if "beacon_key" in more:
+        say(f"  new key   {more['beacon_key']}", highlight=False)
+    if built.core.interpreter is None:
+        say("  [yellow]No MicroPython in it: for virtual beacons only.[/]")
+    if built.payload > BUDGET:
+        say(f"  [yellow]More than {BUDGET:,} bytes of code: RAM runs short on the chip.[/]")
+    if built.info.insecure:
+        say("  [bold red]INSECURE: beacons that run it install releases nobody signed.[/]")
+
+
+def _read(file: Path) -> bytes:
+    from beacon_ota.trust import files
+
+    return files.read(file, MAX_FILE)
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise UsageError("options", f"{option} takes NAME=VALUE", found=name)
+    return name, value
+
+
+def _secret(value: str | None, digits: int) -> str | None:
+    """Return hex as given, or from the file named."""
+    if value is None or len(value) == digits:
+        return value
+    return _read(Path(value)).decode("ascii", "replace").strip()
+
+
+def _password(name: str, value: str | None, file: Path | None) -> str | None:
+    if value is not None and file is not None:
+        raise UsageError("options", f"--{name}-pass and --{name}-pass-file exclude each other")
+    if file is None:
+        return value
+    return _read(file).decode("utf-8", "replace").split("\n")[0].rstrip("\r")
+
+
+def _pin(pin: str | None, name: str | None) -> str | None:
+    """Return what the beacon stores in place of its PIN, hex."""
+    if pin is None:
+        return None
+    if name is None:
+        raise UsageError("options", "--pin needs --ble-name: the PIN is bound to it")
+    from beacon_ota.provision import session
+
+    return session.enroll(pin, name.encode()).hex()

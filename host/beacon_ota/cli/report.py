@@ -1,0 +1,97 @@
+"""How ``image inspect`` shows a report to a person."""
+
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from beacon_ota.cli import output
+from beacon_ota.images.facts import Report
+
+_MARKS = {
+    "good": "[green]✓[/]",
+    "note": "[blue]·[/]",
+    "warn": "[bold yellow]![/]",
+    "bad": "[bold red]✗[/]",
+}
+_ADDRESSES = ("offset", "app_offset")
+_SIZES = (
+    "size",
+    "length",
+    "core_length",
+    "app_size",
+    "payload",
+    "flash_size",
+    "slot_size",
+    "flash",
+)
+
+
+def show(name: str, report: Report) -> None:
+    """Print findings first, then the facts behind them."""
+    say = output.console.print
+    say(f"[bold]{escape(name)}[/]: [cyan]{report.kind}[/], {report.size:,} bytes", highlight=False)
+    say(f"SHA-256 {report.sha256}\n", highlight=False)
+    for finding in report.findings:
+        text = escape(finding.text)
+        if finding.code == "insecure":
+            text = f"[bold red]{text}[/]"
+        say(f" {_MARKS[finding.level]} {text}", highlight=False)
+    say()
+    for key, value in report.facts.items():
+        _fact(key, value)
+
+
+def _fact(key: str, value: object) -> None:
+    if isinstance(value, list) and value and all(_flat(row) for row in value):
+        output.console.print(_table(key, value))
+    elif isinstance(value, dict | list):
+        tree = Tree(f"[bold]{_label(key)}[/]", guide_style="dim")
+        _grow(tree, value)
+        output.console.print(tree, highlight=False)
+    else:
+        output.console.print(f"[bold]{_label(key)}[/] {_text(key, value)}", highlight=False)
+
+
+def _grow(tree: Tree, value: object) -> None:
+    rows = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
+    for key, found in rows:
+        label = _label(str(key))
+        if isinstance(found, list) and found and all(_flat(row) for row in found):
+            tree.add(_table(str(key), found))
+        elif isinstance(found, dict | list):
+            if isinstance(found, dict) and "partition" in found:
+                label = str(found["partition"])
+            _grow(tree.add(f"[bold]{label}[/]"), found)
+        else:
+            tree.add(f"{label}: {_text(str(key), found)}")
+
+
+def _flat(row: object) -> bool:
+    if not isinstance(row, dict):
+        return False
+    return not any(isinstance(value, dict | list) for value in row.values())
+
+
+def _table(key: str, rows: list[dict[str, object]]) -> Table:
+    table = Table(title=_label(key), title_justify="left", title_style="bold")
+    for name in rows[0]:
+        table.add_column(_label(name))
+    for row in rows:
+        table.add_row(*(_text(name, value) for name, value in row.items()))
+    return table
+
+
+def _label(key: str) -> str:
+    return escape(key.replace("_", " "))
+
+
+def _text(key: str, value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and key in _ADDRESSES:
+        return f"0x{value:X}"
+    if isinstance(value, int) and key in _SIZES:
+        return f"{value:,}"
+    return escape(str(value))
