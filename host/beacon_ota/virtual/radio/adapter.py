@@ -10,8 +10,9 @@ from typing import ClassVar, Self
 
 from bumble import hci
 from bumble.core import BaseBumbleError
-from bumble.device import Connection, ConnectionParametersPreferences, Device, DeviceConfiguration
+from bumble.device import Connection, ConnectionParametersPreferences
 
+from beacon_ota.virtual.radio.stack import Stack
 from beacon_ota.virtual.radio.transport import Line, Report
 from beacon_ota.wire.scan import structures
 
@@ -86,7 +87,7 @@ class Adapter:
 
     _shared: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str], "Adapter"]] = {}
 
-    def __init__(self, path: str, line: Line, device: Device) -> None:
+    def __init__(self, path: str, line: Line, device: Stack) -> None:
         self.device = device
         self._path = path
         self._line = line
@@ -122,10 +123,7 @@ class Adapter:
     @classmethod
     async def _open(cls, path: str) -> "Adapter":
         line = await Line.open(path)
-        config = DeviceConfiguration(
-            gap_service_enabled=False, gatt_service_enabled=False, keystore=None
-        )
-        device = Device(name="central", config=config, host=line.host)
+        device = Stack(line.host)
         await device.power_on()
         return cls(path, line, device)
 

@@ -5,21 +5,34 @@ buffers that silently cut what is too long, access checked against the flags, an
 before a read and told of a write while the other side waits.
 """
 
+import asyncio
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from bumble import att, gatt
 from bumble.core import UUID
-from bumble.device import Device
+from bumble.device import Connection, Device
 from bumble.gatt_server import Server
+
+from beacon_ota.virtual.radio.controller import CREDITS
+from beacon_ota.virtual.radio.events import (
+    GATTS_INDICATE_DONE,
+    GATTS_READ_REQUEST,
+    GATTS_WRITE,
+    Events,
+)
 
 DEFAULT_BUFFER = 20
 MAX_SERVICES = 8
 
-IRQ_GATTS_WRITE = 3
-IRQ_GATTS_READ_REQUEST = 4
+MAX_BUFFER = 0xFFFF
+MBUFS = 36  # blocks of NimBLE's pools: 12 of 256 bytes and 24 of 320
+MBUF_PAYLOAD = 292  # of a 320-byte block
+NO_CONNECTION = 0xFFFF
+STATUS_NOT_CONNECTED = 7  # BLE_HS_ENOTCONN
+STATUS_TIMEOUT = 13  # BLE_HS_ETIMEOUT
 
 FLAG_READ = 0x0002
 FLAG_WRITE_NO_RESPONSE = 0x0004
@@ -39,22 +52,6 @@ _WRITES = (att.ATT_Write_Request, att.ATT_Write_Command, att.ATT_Prepare_Write_R
 DescriptorSpec = tuple[bytes, int]
 CharacteristicSpec = tuple[bytes, int, list[DescriptorSpec]]
 ServiceSpec = tuple[bytes, list[CharacteristicSpec]]
-
-
-class Irq(Protocol):
-    """Calls the beacon's handler, one event at a time, and waits until it has returned.
-
-    Args:
-        event: number of the event.
-        data: its tuple.
-        before: done when the event's turn has come, before the handler sees it.
-
-    Returns what the handler returned; ``None`` when there is none or it failed.
-    """
-
-    def __call__(
-        self, event: int, *data: Any, before: Callable[[], None] | None = None
-    ) -> Awaitable[object]: ...
 
 
 @dataclass
@@ -92,15 +89,15 @@ class Attributes(Server):
 
     Args:
         device: the host stack it answers for.
-        irq: tells the beacon's code.
+        events: tells the beacon's code.
         name: returns the device name of the moment.
     """
 
-    def __init__(self, device: Device, irq: Irq, name: Callable[[], bytes]) -> None:
+    def __init__(self, device: Device, events: Events, name: Callable[[], bytes]) -> None:
         super().__init__(device)
         self.values: dict[int, Value] = {}
         self._flags: dict[int, int] = {}
-        self._irq = irq
+        self._irqs = events
         self._add_standard_services(name)
 
     # Building
@@ -178,15 +175,15 @@ class Attributes(Server):
         async def read(bearer: Any) -> bytes:
             if error := self._refusal(attribute.handle, FLAG_READ, FLAGS_READ_SECURE):
                 raise att.ATT_Error(att.ErrorCode(error), attribute.handle)
-            answer = await self._irq(IRQ_GATTS_READ_REQUEST, bearer.handle, attribute.handle)
+            answer = await self._irqs.ask(GATTS_READ_REQUEST, bearer.handle, attribute.handle)
             if isinstance(answer, int) and answer:
                 raise att.ATT_Error(att.ErrorCode(answer & 0xFF), attribute.handle)
             return self.values[attribute.handle].data
 
         async def write(bearer: Any, data: bytes) -> None:
             value = self.values[attribute.handle]
-            await self._irq(
-                IRQ_GATTS_WRITE,
+            await self._irqs.ask(
+                GATTS_WRITE,
                 bearer.handle,
                 attribute.handle,
                 before=lambda: value.receive(data),
@@ -238,3 +235,95 @@ class Attributes(Server):
             return self.values[handle]
         except KeyError:
             raise OSError(errno.EINVAL) from None
+
+    def write(self, handle: int, data: bytes, send_update: bool) -> None:
+        """Set a value, and tell subscribers if asked to.
+
+        Raises:
+            OSError: EINVAL for a handle without a value.
+        """
+        self.value(handle).write(data)
+        if send_update:
+            self._irqs.spawn(self._update(handle))
+
+    async def _update(self, handle: int) -> None:
+        for bearer, subscriptions in tuple(self.subscribers.items()):
+            assert isinstance(bearer, Connection)
+            wanted = subscriptions.get(handle, b"\0\0")[0]
+            if not wanted:
+                continue
+            await self._irqs.ask(GATTS_READ_REQUEST, NO_CONNECTION, handle)
+            send = self.notify if wanted & 1 else self.indicate
+            try:
+                send(bearer, handle, None)
+            except OSError:
+                pass  # NimBLE drops an update that it has no memory for
+
+    def resize(self, handle: int, room: int, append: bool) -> None:
+        """Give a value a new, empty buffer.
+
+        Raises:
+            OSError: EINVAL for a handle without a value; ENOMEM for no possible size.
+        """
+        value = self.value(handle)
+        if not 0 <= room <= MAX_BUFFER:
+            raise OSError(errno.ENOMEM)
+        value.resize(room, append)
+
+    # What the beacon sends by itself
+
+    def notify(self, connection: Connection, handle: int, data: bytes | None) -> None:
+        """Send a notification, subscribed or not; what exceeds MTU - 3 is cut off.
+
+        ``None`` sends the value of the handle.
+
+        Raises:
+            OSError: EINVAL; ENOMEM while too many wait to be sent.
+        """
+        data = self._payload(handle, data)
+        queue = connection.data_packet_queue
+        assert queue is not None
+        # What the controller holds has left NimBLE's pools.
+        blocks = max(0, queue.pending - CREDITS) + 1 + len(data) // MBUF_PAYLOAD
+        if blocks > MBUFS:
+            raise OSError(errno.ENOMEM)
+        pdu = att.ATT_Handle_Value_Notification(
+            attribute_handle=handle, attribute_value=data[: connection.att_mtu - 3]
+        )
+        connection.send_l2cap_pdu(att.ATT_CID, bytes(pdu))
+
+    def indicate(self, connection: Connection, handle: int, data: bytes | None) -> None:
+        """Send an indication; an event tells when it was confirmed, or could not be.
+
+        Raises:
+            OSError: EINVAL.
+        """
+        data = self._payload(handle, data)
+        attribute = self.get_attribute(handle)
+        if attribute is None:
+            raise OSError(errno.EINVAL)
+        self._irqs.spawn(self._indicate(connection, attribute, data))
+
+    async def _indicate(self, connection: Connection, attribute: Any, data: bytes) -> None:
+        gone = asyncio.Event()
+        connection.once(Connection.EVENT_DISCONNECTION, lambda reason: gone.set())
+        sending = self._irqs.spawn(self.indicate_subscriber(connection, attribute, data, True))
+        ending = self._irqs.spawn(_wait(gone))
+        await asyncio.wait((sending, ending), return_when=asyncio.FIRST_COMPLETED)
+        status = 0
+        if gone.is_set():
+            status = STATUS_NOT_CONNECTED
+        elif sending.exception() is not None:
+            status = STATUS_TIMEOUT
+        sending.cancel()
+        ending.cancel()
+        await self._irqs.ask(GATTS_INDICATE_DONE, connection.handle, attribute.handle, status)
+
+    def _payload(self, handle: int, data: bytes | None) -> bytes:
+        if not 0 < handle <= 0xFFFF:
+            raise OSError(errno.EINVAL)
+        return self.value(handle).data if data is None else data
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()

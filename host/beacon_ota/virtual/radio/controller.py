@@ -17,9 +17,10 @@ from bumble import hci
 from bumble.controller import Controller
 from bumble.transport.common import TransportSink
 
-from beacon_ota.virtual.radio.air import Air, Link, Place
+from beacon_ota.virtual.radio.advertiser import TYPES, Advertiser
+from beacon_ota.virtual.radio.air import Air, Place
+from beacon_ota.virtual.radio.link import Link
 
-MAX_ADV_EVENT_DELAY_S = 0.010  # advDelay of every event (Core vol 6, part B, 4.4.2.2.1)
 ADV_UNIT_S = 0.000625
 CREDITS = 12  # ACL packets a host may have under way
 PACKET_LENGTH = 251
@@ -27,77 +28,10 @@ PACKET_LENGTH = 251
 # The vendor command of Zephyr's and other controllers that gives a radio its public address.
 WRITE_BD_ADDR = hci.hci_vendor_command_op_code(0x0006)
 
-_ADV_TYPES = {0: "ADV_IND", 2: "ADV_SCAN_IND", 3: "ADV_NONCONN_IND"}
 _SCAN_RSP = 4
 _OK = hci.HCI_ErrorCode.SUCCESS
 
 _Status = hci.HCI_StatusReturnParameters
-
-
-class Advertiser:
-    """Legacy advertising of one controller: what is sent, and when.
-
-    Advertising events lie ``interval`` apart from the start on. While nobody in the room listens
-    there is no timer; :meth:`wake` picks the rhythm up again.
-    """
-
-    def __init__(self, controller: "RoomController") -> None:
-        self.controller = controller
-        self.adv_type = 0
-        self.address = controller.public_address
-        self.interval = 0.1
-        self.data = b""
-        self.response = b""
-        self.enabled = False
-        self.events = 0
-        self._loop = asyncio.get_running_loop()
-        self._anchor = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def kind(self) -> str:
-        return _ADV_TYPES[self.adv_type]
-
-    @property
-    def connectable(self) -> bool:
-        return self.adv_type == 0
-
-    @property
-    def scannable(self) -> bool:
-        return self.adv_type in (0, 2)
-
-    def start(self) -> None:
-        self.stop()
-        self.enabled = True
-        self._anchor = self._loop.time()
-        self.wake()
-
-    def stop(self) -> None:
-        self.enabled = False
-        self.wake()
-
-    def wake(self) -> None:
-        """Run the timer if, and only if, it has something to do."""
-        if self.enabled and self.controller.air.heard:
-            if self._timer is None:
-                self._schedule()
-        elif self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _schedule(self) -> None:
-        now = self._loop.time()
-        passed = int((now - self._anchor) / self.interval) + 1 if now > self._anchor else 0
-        delay = self.controller.air.random.random() * MAX_ADV_EVENT_DELAY_S
-        when = self._anchor + passed * self.interval + delay
-        self._timer = self._loop.call_at(when, self._event)
-
-    def _event(self) -> None:
-        self._timer = None
-        self.events += 1
-        self.controller.air.advertise(self)
-        if self.enabled:
-            self.wake()
 
 
 class RoomController(Controller):
@@ -197,7 +131,7 @@ class RoomController(Controller):
     def on_hci_le_set_advertising_parameters_command(self, command: Any) -> _Status:
         if self.advertiser.enabled:
             return _Status(hci.HCI_ErrorCode.COMMAND_DISALLOWED_ERROR)
-        if command.advertising_type not in _ADV_TYPES:
+        if command.advertising_type not in TYPES:
             return _Status(hci.HCI_ErrorCode.UNSUPPORTED_FEATURE_OR_PARAMETER_VALUE_ERROR)
         if not 0x20 <= command.advertising_interval_min <= 0x4000:
             return _Status(hci.HCI_ErrorCode.INVALID_COMMAND_PARAMETERS_ERROR)

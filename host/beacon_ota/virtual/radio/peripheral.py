@@ -8,45 +8,26 @@ each (the port runs handlers synchronously on NimBLE's task).
 import asyncio
 import errno
 import secrets
-import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bumble import hci
-from bumble.att import (
-    ATT_CID,
-    ATT_INVALID_PDU_ERROR,
-    ATT_PDU,
-    ATT_REQUESTS,
-    ATT_Handle_Value_Notification,
-)
-from bumble.core import InvalidPacketError
-from bumble.device import (
-    AdvertisingType,
-    Connection,
-    Device,
-    DeviceConfiguration,
-    LegacyAdvertiser,
-)
+from bumble.device import AdvertisingType, Connection, LegacyAdvertiser
 from bumble.hci import Role
-from bumble.pairing import PairingConfig, PairingDelegate
 
-from beacon_ota.virtual.radio.attributes import (
-    IRQ_GATTS_READ_REQUEST,
-    Attributes,
-    ServiceSpec,
+from beacon_ota.virtual.radio.attributes import Attributes, ServiceSpec
+from beacon_ota.virtual.radio.events import (
+    CENTRAL_CONNECT,
+    CENTRAL_DISCONNECT,
+    CONNECTION_UPDATE,
+    MTU_EXCHANGED,
+    Events,
+    Handler,
 )
-from beacon_ota.virtual.radio.controller import CREDITS
-from beacon_ota.virtual.radio.transport import RadioHost, Report
-
-IRQ_CENTRAL_CONNECT = 1
-IRQ_CENTRAL_DISCONNECT = 2
-IRQ_SCAN_RESULT = 5
-IRQ_SCAN_DONE = 6
-IRQ_GATTS_INDICATE_DONE = 20
-IRQ_MTU_EXCHANGED = 21
-IRQ_CONNECTION_UPDATE = 27
+from beacon_ota.virtual.radio.observer import Observer
+from beacon_ota.virtual.radio.stack import Stack
+from beacon_ota.virtual.radio.transport import RadioHost
 
 DEFAULT_NAME = b"MPY ESP32"
 MAX_NAME = 31
@@ -54,23 +35,13 @@ DEFAULT_MTU = 256
 MIN_MTU, MAX_MTU = 23, 527
 MAX_CONNECTIONS = 4
 MAX_ADV_DATA = 31
-MAX_BUFFER = 0xFFFF
 ADV_UNIT_US = 625
 DEFAULT_INTERVALS = {True: 0x30, False: 0xA0}  # of 625 us: connectable, not connectable
-MBUFS = 36  # blocks of NimBLE's pools: 12 of 256 bytes and 24 of 320
-MBUF_PAYLOAD = 292  # of a 320-byte block
-SCAN_BACKLOG = 16
 DISCONNECT_TIMEOUT_S = 0.5
 
 INVALID_HCI_PARAMETERS = 0x12
-STATUS_NOT_CONNECTED = 7  # BLE_HS_ENOTCONN
-STATUS_TIMEOUT = 13  # BLE_HS_ETIMEOUT
-NO_CONNECTION = 0xFFFF
 
 _USER = hci.HCI_ErrorCode.REMOTE_USER_TERMINATED_CONNECTION_ERROR
-
-# Calls the beacon's handler in its interpreter; returns what it returned.
-Handler = Callable[[int, tuple[Any, ...]], Awaitable[object]]
 
 
 class Radio(Protocol):
@@ -120,18 +91,15 @@ class Peripheral:
         self.name = DEFAULT_NAME
         self.mtu = DEFAULT_MTU
         self._radio = radio
-        self._handler = handler
-        self._device: Device | None = None
+        self._events = Events(handler)
+        self._device: Stack | None = None
         self._attributes: Attributes | None = None
+        self._observer: Observer | None = None
         self._own_address_type = hci.OwnAddressType.PUBLIC
         self.advertising: Advertising | None = None
         self._changed = changed
         self._terminating: set[int] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._turn = asyncio.Lock()
         self._payloads = (b"", b"")
-        self._scan: asyncio.Task[None] | None = None
-        self._results = 0
 
     # Life
 
@@ -147,18 +115,14 @@ class Peripheral:
 
     async def _start(self) -> None:
         host = await self._radio.open(self.address)
-        host.on_report = self._on_report
-        config = DeviceConfiguration(
-            gap_service_enabled=False, gatt_service_enabled=False, keystore=None
-        )
-        device = _Stack(name="beacon", config=config, host=host)
-        device.pairing_config_factory = lambda connection: PairingConfig(delegate=_NoPairing())
+        device = Stack(host)
         await device.power_on()
-        device.on(Device.EVENT_CONNECTION, self._on_connection)
+        device.on(Stack.EVENT_CONNECTION, self._on_connection)
         self.mtu = DEFAULT_MTU
         self._own_address_type = hci.OwnAddressType.PUBLIC
         self._payloads = (b"", b"")
         self._device = device
+        self._observer = Observer(device, self._events)
         self._new_attributes()
         self._changed()
 
@@ -171,44 +135,24 @@ class Peripheral:
         gone = [self._end(connection) for connection in tuple(device.connections.values())]
         if gone:
             await asyncio.wait([asyncio.ensure_future(end) for end in gone])
-        self._device = self._attributes = None
-        self._radio.close()
+        self._off()
         self._changed()
 
     def vanish(self) -> None:
         """The chip has lost its power, or was reset: nobody is told anything."""
-        self._device = self._attributes = None
+        self._off()
         self.advertising = None
         self.name = DEFAULT_NAME
-        self._radio.close()
-        for task in tuple(self._tasks):
-            task.cancel()
-        self._tasks.clear()
-        self._turn = asyncio.Lock()
+        self._events.clear()
 
-    def _need(self) -> Device:
+    def _off(self) -> None:
+        self._device = self._attributes = self._observer = None
+        self._radio.close()
+
+    def _need(self) -> Stack:
         if self._device is None:
             raise OSError(errno.ENODEV)
         return self._device
-
-    # Events
-
-    async def _irq(
-        self, event: int, *data: Any, before: Callable[[], None] | None = None
-    ) -> object:
-        async with self._turn:
-            if before is not None:
-                before()
-            return await self._handler(event, data)
-
-    def _tell(self, event: int, *data: Any, before: Callable[[], None] | None = None) -> None:
-        self._spawn(self._irq(event, *data, before=before))
-
-    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     # Settings
 
@@ -349,17 +293,17 @@ class Peripheral:
         )
         connection.on(
             Connection.EVENT_CONNECTION_ATT_MTU_UPDATE,
-            lambda: self._tell(IRQ_MTU_EXCHANGED, handle, connection.att_mtu),
+            lambda: self._events.tell(MTU_EXCHANGED, handle, connection.att_mtu),
         )
         connection.on(
             Connection.EVENT_CONNECTION_PARAMETERS_UPDATE,
-            lambda: self._tell(IRQ_CONNECTION_UPDATE, handle, *_parameters(connection), 0),
+            lambda: self._events.tell(CONNECTION_UPDATE, handle, *_parameters(connection), 0),
         )
-        self._tell(IRQ_CENTRAL_CONNECT, handle, *peer)
+        self._events.tell(CENTRAL_CONNECT, handle, *peer)
 
     def _on_disconnection(self, handle: int, peer: tuple[int, bytes]) -> None:
         self._terminating.discard(handle)
-        self._tell(IRQ_CENTRAL_DISCONNECT, handle, *peer)
+        self._events.tell(CENTRAL_DISCONNECT, handle, *peer)
 
     def _connection(self, handle: int) -> Connection:
         connection = self._need().connections.get(handle)
@@ -379,7 +323,7 @@ class Peripheral:
         if handle in self._terminating:
             raise OSError(errno.EALREADY)
         self._terminating.add(handle)
-        self._spawn(self._end(connection))
+        self._events.spawn(self._end(connection))
         return True
 
     async def _end(self, connection: Connection) -> None:
@@ -393,7 +337,7 @@ class Peripheral:
 
     def _new_attributes(self) -> Attributes:
         device = self._need()
-        attributes = Attributes(device, self._irq, lambda: self.name)
+        attributes = Attributes(device, self._events, lambda: self.name)
         attributes.max_mtu = self.mtu
         device.gatt_server = self._attributes = attributes
         return attributes
@@ -405,7 +349,7 @@ class Peripheral:
             OSError: ENODEV; EBUSY while advertising, scanning or connected; E2BIG.
         """
         device = self._need()
-        if self.advertising or self._scan is not None or device.connections:
+        if self.advertising or device.connections or (self._observer and self._observer.active):
             raise OSError(errno.EBUSY)
         attributes = self._new_attributes()
         return [attributes.register(service) for service in services]
@@ -417,165 +361,40 @@ class Peripheral:
         return self._attributes.values[handle].read()
 
     def write(self, handle: int, data: bytes, send_update: bool) -> None:
-        """Set the value of a handle, and tell subscribers if asked to.
-
-        Raises:
-            OSError: ENODEV; EINVAL for a handle without a value.
-        """
-        self._need()
-        attributes = self._attributes
-        assert attributes is not None
-        attributes.value(handle).write(data)
-        if send_update:
-            self._spawn(self._update(attributes, handle))
-
-    async def _update(self, attributes: Attributes, handle: int) -> None:
-        for bearer, subscriptions in tuple(attributes.subscribers.items()):
-            assert isinstance(bearer, Connection)
-            wanted = subscriptions.get(handle, b"\0\0")[0]
-            if not wanted:
-                continue
-            await self._irq(IRQ_GATTS_READ_REQUEST, NO_CONNECTION, handle)
-            try:
-                if wanted & 1:
-                    self.notify(bearer.handle, handle, attributes.value(handle).data)
-                else:
-                    self.indicate(bearer.handle, handle, attributes.value(handle).data)
-            except OSError:
-                pass  # NimBLE drops an update that it has no memory or connection for
+        """Set the value of a handle; errors as :meth:`.Attributes.write`, and ENODEV."""
+        self._values().write(handle, data, send_update)
 
     def resize(self, handle: int, room: int, append: bool) -> None:
-        """Give a value a new, empty buffer.
-
-        Raises:
-            OSError: ENODEV; EINVAL for a handle without a value; ENOMEM for no possible size.
-        """
-        self._need()
-        assert self._attributes is not None
-        value = self._attributes.value(handle)
-        if not 0 <= room <= MAX_BUFFER:
-            raise OSError(errno.ENOMEM)
-        value.resize(room, append)
+        """Give a value a buffer; errors as :meth:`.Attributes.resize`, and ENODEV."""
+        self._values().resize(handle, room, append)
 
     def notify(self, conn: int, handle: int, data: bytes | None) -> None:
-        """Send a notification, subscribed or not; what exceeds MTU - 3 is cut off.
-
-        ``None`` sends the value of the handle.
-
-        Raises:
-            OSError: ENODEV; ENOTCONN; EINVAL; ENOMEM while too many wait to be sent.
-        """
-        connection = self._connection(conn)
-        data = self._payload(handle, data)
-        queue = connection.data_packet_queue
-        assert queue is not None
-        # What the controller holds has left NimBLE's pools.
-        blocks = max(0, queue.pending - CREDITS) + 1 + len(data) // MBUF_PAYLOAD
-        if blocks > MBUFS:
-            raise OSError(errno.ENOMEM)
-        pdu = ATT_Handle_Value_Notification(
-            attribute_handle=handle, attribute_value=data[: connection.att_mtu - 3]
-        )
-        connection.send_l2cap_pdu(ATT_CID, bytes(pdu))
+        """Send a notification; errors as :meth:`.Attributes.notify`, ENODEV and ENOTCONN."""
+        self._values().notify(self._connection(conn), handle, data)
 
     def indicate(self, conn: int, handle: int, data: bytes | None) -> None:
-        """Send an indication; an event tells when it was confirmed, or could not be.
+        """Send an indication; errors as :meth:`notify`."""
+        self._values().indicate(self._connection(conn), handle, data)
 
-        Raises:
-            OSError: as :meth:`notify`.
-        """
-        connection = self._connection(conn)
-        data = self._payload(handle, data)
+    def _values(self) -> Attributes:
+        self._need()
         assert self._attributes is not None
-        attribute = self._attributes.get_attribute(handle)
-        if attribute is None:
-            raise OSError(errno.EINVAL)
-        self._spawn(self._indicate(self._attributes, connection, attribute, data))
-
-    async def _indicate(
-        self, attributes: Attributes, connection: Connection, attribute: Any, data: bytes
-    ) -> None:
-        status = 0
-        gone = asyncio.Event()
-        connection.once(Connection.EVENT_DISCONNECTION, lambda reason: gone.set())
-        sending = self._spawn(attributes.indicate_subscriber(connection, attribute, data, True))
-        ending = self._spawn(gone.wait())
-        await asyncio.wait((sending, ending), return_when=asyncio.FIRST_COMPLETED)
-        if gone.is_set():
-            status = STATUS_NOT_CONNECTED
-        elif sending.exception() is not None:
-            status = STATUS_TIMEOUT
-        sending.cancel()
-        ending.cancel()
-        await self._irq(IRQ_GATTS_INDICATE_DONE, connection.handle, attribute.handle, status)
-
-    def _payload(self, handle: int, data: bytes | None) -> bytes:
-        if not 0 < handle <= 0xFFFF:
-            raise OSError(errno.EINVAL)
-        if data is None:
-            assert self._attributes is not None
-            return self._attributes.value(handle).data
-        return data
+        return self._attributes
 
     # Scanning
 
     async def scan(self, duration_ms: int, interval_us: int, window_us: int, active: bool) -> None:
-        """Scan for ``duration_ms`` (0: until stopped); results and the end come as events.
-
-        Raises:
-            OSError: ENODEV; EALREADY.
-        """
-        device = self._need()
-        if self._scan is not None:
-            raise OSError(errno.EALREADY)
-        interval = max(4, min(0x4000, interval_us // ADV_UNIT_US))
-        window = max(4, min(interval, window_us // ADV_UNIT_US))
-        await device.send_sync_command(
-            hci.HCI_LE_Set_Scan_Parameters_Command(
-                le_scan_type=int(active),
-                le_scan_interval=interval,
-                le_scan_window=window,
-                own_address_type=self._own_address_type,
-                scanning_filter_policy=0,
-            )
+        """Scan; errors as :meth:`.Observer.start`, and ENODEV."""
+        self._need()
+        assert self._observer is not None
+        await self._observer.start(
+            duration_ms, interval_us, window_us, active, self._own_address_type
         )
-        await self._scan_enable(True)
-        self._scan = self._spawn(self._scan_end(duration_ms))
-
-    async def _scan_end(self, duration_ms: int) -> None:
-        if duration_ms == 0:
-            await asyncio.Event().wait()  # until it is cancelled
-        await asyncio.sleep(duration_ms / 1000)
-        await self.stop_scan()
 
     async def stop_scan(self) -> None:
         """Stop scanning, if it runs."""
-        scan, self._scan = self._scan, None
-        if scan is None:
-            return
-        await self._scan_enable(False)
-        self._tell(IRQ_SCAN_DONE)
-        if scan is not asyncio.current_task():
-            scan.cancel()
-
-    async def _scan_enable(self, on: bool) -> None:
-        await self._need().send_sync_command(
-            hci.HCI_LE_Set_Scan_Enable_Command(le_scan_enable=int(on), filter_duplicates=0)
-        )
-
-    def _on_report(self, report: Report) -> None:
-        if self._scan is None or self._results >= SCAN_BACKLOG:
-            return
-
-        def taken() -> None:
-            self._results -= 1
-
-        self._results += 1
-        address = bytes(report.address)[::-1]
-        kind = int(not report.address.is_public)
-        self._tell(
-            IRQ_SCAN_RESULT, kind, address, report.kind, report.rssi, report.data, before=taken
-        )
+        if self._observer is not None:
+            await self._observer.stop()
 
 
 def _parameters(connection: Connection) -> tuple[int, int, int]:
@@ -591,26 +410,3 @@ def _parameters(connection: Connection) -> tuple[int, int, int]:
 def _check_payload(data: bytes) -> None:
     if len(data) > MAX_ADV_DATA:
         raise OSError(-INVALID_HCI_PARAMETERS)
-
-
-class _NoPairing(PairingDelegate):
-    """No link in the room is encrypted, so pairing would promise what it cannot keep."""
-
-    async def accept(self) -> bool:
-        return False
-
-
-class _Stack(Device):
-    """bumble's device, answering a PDU it cannot parse as NimBLE does."""
-
-    def on_gatt_pdu(self, connection_handle: Any, pdu: bytes) -> None:
-        try:
-            ATT_PDU.from_bytes(pdu)
-        except (struct.error, IndexError, ValueError, InvalidPacketError):
-            connection = self.connections.get(connection_handle)
-            if connection is not None and pdu and pdu[0] in ATT_REQUESTS:
-                attributes = self.gatt_server
-                assert isinstance(attributes, Attributes)
-                attributes.refuse(connection, pdu[0], 0, ATT_INVALID_PDU_ERROR)
-            return
-        super().on_gatt_pdu(connection_handle, pdu)

@@ -1,0 +1,211 @@
+"""A connection in a room: two ends, and the packets on their way between them."""
+
+import asyncio
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bumble import hci
+
+if TYPE_CHECKING:
+    from beacon_ota.virtual.radio.advertiser import Advertiser
+    from beacon_ota.virtual.radio.air import Air
+    from beacon_ota.virtual.radio.controller import RoomController
+
+RETRY_S = 0.0075  # the shortest connection interval: the pause before a lost packet goes again
+MAX_QUEUED = 256  # packets a host may have pushed past its credits before its link is cut
+
+TIMEOUT = hci.HCI_ErrorCode.CONNECTION_TIMEOUT_ERROR
+LOCAL_HOST = hci.HCI_ErrorCode.CONNECTION_TERMINATED_BY_LOCAL_HOST_ERROR
+
+
+@dataclass
+class _Packet:
+    payload: bytes  # an L2CAP PDU; for a termination the reason
+    credits: int  # HCI packets to report as completed
+    ready: float  # loop time before which it has not crossed the room
+    ends_link: bool = False
+
+
+@dataclass(eq=False)
+class End:
+    """One side of a link: its address there, its handle, what it has yet to send."""
+
+    controller: "RoomController"
+    address: hci.Address
+    handle: int
+    role: hci.Role
+    queue: deque[_Packet] = field(default_factory=deque)
+    timer: asyncio.Handle | None = None
+    waiting_since: float = 0.0
+    silent: bool = False
+
+
+class Link:
+    """A connection: two ends, and the packets on their way between them."""
+
+    def __init__(
+        self,
+        air: "Air",
+        central: "RoomController",
+        central_address: hci.Address,
+        advertiser: "Advertiser",
+        interval: int,
+        latency: int,
+        timeout: int,
+    ) -> None:
+        peripheral = advertiser.controller
+        self.air = air
+        self.interval = interval
+        self.latency = latency
+        self.timeout = timeout
+        self.access_address = air.random.getrandbits(32)
+        self.crc_init = air.random.getrandbits(24)
+        self.fuse: int | None = None
+        self.ends = {
+            central: End(central, central_address, central.free_handle(), hci.Role.CENTRAL),
+            peripheral: End(
+                peripheral, advertiser.address, peripheral.free_handle(), hci.Role.PERIPHERAL
+            ),
+        }
+        self._loop = asyncio.get_running_loop()
+        self._anchor = self._loop.time()
+        self._supervision: asyncio.TimerHandle | None = None
+
+    def other(self, controller: "RoomController") -> End:
+        """The end that ``controller`` is not."""
+        return next(end for key, end in self.ends.items() if key is not controller)
+
+    @property
+    def interval_s(self) -> float:
+        return self.interval * 0.00125
+
+    @property
+    def timeout_s(self) -> float:
+        return self.timeout * 0.01
+
+    # Sending
+
+    def send(self, sender: "RoomController", payload: bytes, credits: int) -> None:
+        """Queue an L2CAP PDU that took ``credits`` HCI packets."""
+        self._enqueue(sender, _Packet(payload, credits, self._ready()))
+
+    def terminate(self, sender: "RoomController", reason: int) -> None:
+        """Queue the end of the link behind what the sender has yet to send."""
+        self._enqueue(sender, _Packet(bytes([reason]), 0, self._ready(), ends_link=True))
+
+    def _ready(self) -> float:
+        return self._loop.time() + self.air.conditions.latency
+
+    def _enqueue(self, sender: "RoomController", packet: _Packet) -> None:
+        end = self.ends[sender]
+        if not end.queue:
+            end.waiting_since = self._loop.time()
+        end.queue.append(packet)
+        if len(end.queue) > MAX_QUEUED:
+            self.lose(TIMEOUT)
+        elif end.timer is None:
+            self._schedule(end)
+
+    def _schedule(self, end: End, not_before: float = 0.0) -> None:
+        now = self._loop.time()
+        when = max(not_before, end.queue[0].ready, now)
+        if self.air.conditions.paced:
+            passed = math.ceil((when - self._anchor) / self.interval_s)
+            when = self._anchor + max(passed, 1) * self.interval_s
+        if when <= now:
+            end.timer = self._loop.call_soon(self._event, end)
+        else:
+            end.timer = self._loop.call_at(when, self._event, end)
+
+    def _event(self, end: End) -> None:
+        """A connection event of one direction."""
+        end.timer = None
+        peer = self.other(end.controller)
+        conditions = self.air.conditions
+        budget = conditions.per_event if conditions.paced else MAX_QUEUED
+        now = self._loop.time()
+        while end.queue and budget > 0:
+            packet = end.queue[0]
+            if packet.ready > now:
+                break
+            if end.silent or peer.silent or self.air.lost(end.controller, peer.controller):
+                if now - end.waiting_since > self.timeout_s:
+                    self.lose(TIMEOUT)
+                    return
+                self._schedule(end, now + (self.interval_s / 2 if conditions.paced else RETRY_S))
+                return
+            end.queue.popleft()
+            end.waiting_since = now
+            budget -= max(packet.credits, 1)
+            self._deliver(end, peer, packet)
+            if self not in self.air.links:
+                return
+        if end.queue:
+            self._schedule(end, now + self.interval_s / 2 if conditions.paced else 0.0)
+
+    def _deliver(self, end: End, peer: End, packet: _Packet) -> None:
+        self.air.log(
+            "LL_TERMINATE_IND" if packet.ends_link else "DATA",
+            end.controller,
+            end.address,
+            peer.address,
+            payload=packet.payload,
+            access_address=self.access_address,
+            crc_init=self.crc_init,
+            channel=self.access_address % 37,
+        )
+        if packet.ends_link:
+            self._close({end: LOCAL_HOST, peer: packet.payload[0]})
+            return
+        end.controller.on_sent(end.handle, packet.credits)
+        peer.controller.on_received(peer.handle, packet.payload)
+        if self.fuse is not None:
+            self.fuse -= 1
+            if self.fuse <= 0:
+                self.lose(TIMEOUT)
+
+    def update(self, interval: int, latency: int, timeout: int) -> None:
+        """New connection parameters, from the central; both hosts hear of it."""
+        self.interval, self.latency, self.timeout = interval, latency, timeout
+        for end in self.ends.values():
+            end.controller.on_parameters(end.handle, self)
+
+    # Ending
+
+    def check(self) -> None:
+        """Begin or end the countdown of the supervision timeout."""
+        one, other = self.ends.values()
+        dead = one.silent or other.silent or self.air.loss(one.controller, other.controller) >= 1
+        if dead and self._supervision is None:
+            self._supervision = self._loop.call_later(self.timeout_s, self.lose, TIMEOUT)
+        elif not dead and self._supervision is not None:
+            self._supervision.cancel()
+            self._supervision = None
+
+    def silence(self, controller: "RoomController") -> None:
+        """One end is gone (power cut, crash): the other will find out by itself."""
+        self.ends[controller].silent = True
+        if all(end.silent for end in self.ends.values()):
+            self._close({})
+        else:
+            self.check()
+
+    def lose(self, reason: int) -> None:
+        """The link breaks now, for both ends."""
+        self._close(dict.fromkeys(self.ends.values(), reason))
+
+    def _close(self, reasons: "dict[End, int]") -> None:
+        if self not in self.air.links:
+            return
+        self.air.links.discard(self)
+        if self._supervision is not None:
+            self._supervision.cancel()
+        for end in self.ends.values():
+            if end.timer is not None:
+                end.timer.cancel()
+            end.queue.clear()
+        for end, reason in reasons.items():
+            if not end.silent:
+                end.controller.on_unlinked(end.handle, reason)
