@@ -5,6 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+from bleak import BleakClient
+
+from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.peripheral import Peripheral
 from beacon_ota.virtual.radio.room import Room
 
@@ -15,6 +19,8 @@ BLUFI = b"\xff\xff"
 RX, TX = b"\x01\xff", b"\x02\xff"
 PROVISIONABLE = bytes.fromhex("0201060303ffff") + b"\x06\x16\xff\xff\xec\x01\x03"
 NAME = b"\x0d\x09BLUFI_A1B2C3"
+FF01 = "0000ff01-0000-1000-8000-00805f9b34fb"
+FF02 = "0000ff02-0000-1000-8000-00805f9b34fb"
 SERVICE = (BLUFI, [(RX, FLAG_WRITE | FLAG_WRITE_NO_RESPONSE, []), (TX, 0x12, [])])
 
 
@@ -87,3 +93,25 @@ async def until(condition: Callable[[], Any], timeout: float = 5.0) -> Any:
         assert time.monotonic() < deadline, "condition not met in time"
         await asyncio.sleep(0.002)
     return result
+
+
+def client(beacon: Beacon, **arguments: Any) -> BleakClient:
+    """A central's client of a beacon."""
+    return BleakClient(beacon.address, **radio(beacon.room.spec).client, **arguments)
+
+
+def talk(beacon: Beacon, body: Any, **arguments: Any) -> Any:
+    """Connect to a beacon that advertises, run ``body(client)``, disconnect."""
+
+    async def run() -> Any:
+        async with client(beacon, **arguments) as connected:
+            return await body(connected)
+
+    return asyncio.run(run())
+
+
+def refused(number: int, call: Any, *args: Any) -> None:
+    """The call raises OSError with this number."""
+    with pytest.raises(OSError) as caught:
+        call(*args)
+    assert caught.value.args[0] == number

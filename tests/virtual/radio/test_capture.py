@@ -13,9 +13,13 @@ from beacon_ota.errors import InputError
 from beacon_ota.virtual.radio.capture import Capture, Frame, crc24, read_pcap
 from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.room import Room
-from tests.virtual.radio.beacons import NAME, PROVISIONABLE, Beacon
+from tests.virtual.radio.beacons import (
+    FF01,
+    NAME,
+    PROVISIONABLE,
+    Beacon,
+)
 
-FF01 = "0000ff01-0000-1000-8000-00805f9b34fb"
 ADVERTISING = 0x8E89BED6
 
 

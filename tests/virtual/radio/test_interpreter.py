@@ -12,11 +12,13 @@ from bleak.exc import BleakError, BleakGATTProtocolError
 from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.room import Room
 from beacon_ota.virtual.supervisor import VirtualBeacon
-from tests.virtual.radio.beacons import until, wait_until
+from tests.virtual.radio.beacons import (
+    FF01,
+    FF02,
+    until,
+    wait_until,
+)
 from tests.virtual.radio.chips import address, running
-
-FF01 = "0000ff01-0000-1000-8000-00805f9b34fb"
-FF02 = "0000ff02-0000-1000-8000-00805f9b34fb"
 
 # Echoes every write as a notification, advertises again after a disconnection.
 ECHO = """

@@ -15,15 +15,19 @@ from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.peripheral import Peripheral
 from beacon_ota.virtual.radio.room import Room
 from beacon_ota.virtual.radio.transport import Remote
-from tests.virtual.radio.beacons import NAME, PROVISIONABLE, SERVICE, Beacon, until, wait_until
+from tests.virtual.radio.beacons import (
+    FF01,
+    FF02,
+    NAME,
+    PROVISIONABLE,
+    SERVICE,
+    Beacon,
+    client,
+    until,
+    wait_until,
+)
 
 CONNECT, DISCONNECT, WRITE = 1, 2, 3
-FF01 = "0000ff01-0000-1000-8000-00805f9b34fb"
-FF02 = "0000ff02-0000-1000-8000-00805f9b34fb"
-
-
-def client(room: Room, beacon: Beacon, **arguments: Any) -> BleakClient:
-    return BleakClient(beacon.address, **radio(room.spec).client, **arguments)
 
 
 def test_a_found_device_brings_its_room_along(room: Room) -> None:
@@ -59,13 +63,13 @@ def test_nobody_there(room: Room) -> None:
 
     async def body() -> None:
         with pytest.raises(BleakDeviceNotFoundError):
-            await client(room, beacon, timeout=0.3).connect()
+            await client(beacon, timeout=0.3).connect()
         beacon.advertise(connectable=False)
         with pytest.raises(TimeoutError):
-            await client(room, beacon, timeout=0.3).connect()
+            await client(beacon, timeout=0.3).connect()
         # the cancelled attempt leaves the adapter fit for the next
         beacon.advertise()
-        async with client(room, beacon, timeout=5) as connected:
+        async with client(beacon, timeout=5) as connected:
             assert connected.is_connected
 
     asyncio.run(body())
@@ -88,7 +92,7 @@ def test_two_beacons_one_central(room: Room) -> None:
 
     async def one(beacon: Beacon) -> list[bytes]:
         got: list[bytes] = []
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
             for _ in range(5):
                 await connected.write_gatt_char(FF01, b"?", response=True)
@@ -105,7 +109,7 @@ def test_ten_at_once(room: Room) -> None:
     beacons = [Beacon(room, n).start().advertise() for n in range(10)]
 
     async def one(beacon: Beacon) -> None:
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             for n in range(20):
                 await connected.write_gatt_char(FF01, bytes([n]), response=True)
 
@@ -144,7 +148,7 @@ def test_four_connections_are_the_limit(room: Room) -> None:
 def _central(room: Room, beacon: Beacon) -> Any:
     """A connected central in an event loop of its own; a function that ends it."""
     loop = asyncio.new_event_loop()
-    connected = client(room, beacon)
+    connected = client(beacon)
     loop.run_until_complete(connected.connect())
 
     def close() -> None:
@@ -162,7 +166,7 @@ def test_latency_delays_and_keeps_order(room: Room) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             room.conditions(latency=0.05)
             start = time.monotonic()
             for n in range(3):
@@ -183,7 +187,7 @@ def test_loss_is_only_delay(room: Room) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             room.conditions(loss=0.3)
             for n in range(30):
                 await connected.write_gatt_char(FF01, bytes([n]), response=True)
@@ -197,7 +201,7 @@ def test_a_paced_link_takes_its_intervals(room: Room) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             room.conditions(paced=True)
             start = time.monotonic()
             for _ in range(10):
@@ -216,7 +220,7 @@ def ended(room: Room, beacon: Beacon, how: Any, timeout: float = 5.0) -> float:
 
     async def body() -> float:
         gone = asyncio.Event()
-        connected = client(room, beacon, disconnected_callback=lambda c: gone.set())
+        connected = client(beacon, disconnected_callback=lambda c: gone.set())
         await connected.connect()
         start = time.monotonic()
         await asyncio.to_thread(how)
@@ -249,7 +253,7 @@ def test_coming_back_in_time_saves_the_link(room: Room) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             room.place(beacon.address, 900.0)
             writing = asyncio.ensure_future(connected.write_gatt_char(FF01, b"late", response=True))
             await asyncio.sleep(0.3)
@@ -265,7 +269,7 @@ def test_a_central_that_dies_is_noticed(room: Room) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
-        connected = client(room, beacon)
+        connected = client(beacon)
         await connected.connect()
         adapter = connected._backend._adapter  # type: ignore[attr-defined]
         adapter._line._transport.abort()  # as when the process is killed
@@ -292,7 +296,7 @@ def test_the_end_at_any_moment(room: Room, after: int) -> None:
 
     async def talk() -> int:
         done = 0
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             room.disconnect(beacon.address, after=after)
             await connected.start_notify(FF02, lambda c, data: None)
             for _ in range(30):
@@ -305,7 +309,7 @@ def test_the_end_at_any_moment(room: Room, after: int) -> None:
             await asyncio.wait_for(talk(), 5)
         await until(lambda: beacon.seen(DISCONNECT))
         beacon.advertise()
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             await connected.write_gatt_char(FF01, b"again", response=True)
 
     asyncio.run(body())
@@ -320,7 +324,7 @@ def test_garbage_on_the_socket_disturbs_nobody(room: Room) -> None:
     chance = random.Random(7)
 
     async def body() -> None:
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             for _ in range(40):
                 with socket.socket(socket.AF_UNIX) as stranger:
                     stranger.connect(str(room.path))
@@ -342,7 +346,7 @@ def test_a_host_that_ignores_its_credits_loses_its_link(room: Room) -> None:
     room.conditions(latency=1.0)
 
     async def body() -> None:
-        connected = client(room, beacon, mtu=23)
+        connected = client(beacon, mtu=23)
         connected._backend._discover = _nothing  # type: ignore[attr-defined]
         await connected.connect()
         adapter = connected._backend._adapter  # type: ignore[attr-defined]
@@ -365,7 +369,7 @@ def test_malformed_requests_are_answered(room: Room) -> None:
     chance = random.Random(3)
 
     async def body() -> None:
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             connection = connected._backend._connection  # type: ignore[attr-defined]
             for request in (b"\x0a", b"\x12\x10", b"\x16\x10\x00\x00", b"\x08\x01", b"\x02\x17"):
                 connection.send_l2cap_pdu(4, request)
@@ -377,7 +381,7 @@ def test_malformed_requests_are_answered(room: Room) -> None:
             connection.send_l2cap_pdu(77, b"nobody")
         await until(lambda: beacon.seen(DISCONNECT))
         beacon.advertise()
-        async with client(room, beacon) as connected:
+        async with client(beacon) as connected:
             assert await connected.read_gatt_char("2a00") == b"MPY ESP32"
 
     asyncio.run(body())
