@@ -1,6 +1,7 @@
 """``beacon-ota image``: build and inspect release and flash images."""
 
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -341,17 +342,17 @@ def _tell(out: Path, built: "Release", board: "Board", json: bool, more: dict[st
     if json:
         output.dump(facts)
         return
-    say = output.console.print
-    say(f"[green]✓[/] [bold]{out}[/]", highlight=False)
+    say = partial(output.console.print, highlight=False, soft_wrap=True)
+    say(f"[green]✓[/] [bold]{out}[/]")
     say(
         f"  {built.info.device_type} {built.info.version}, SHA-256 {built.checksum}",
         highlight=False,
     )
-    say(f"  core      {built.core.length:>12,} bytes", highlight=False)
-    say(f"  app       {built.app_size:>12,} bytes, {built.payload:,} of it code", highlight=False)
-    say(f"  slot      {board.slot_size:>12,} bytes, {facts['room']:,} to spare", highlight=False)
+    say(f"  core      {built.core.length:>12,} bytes")
+    say(f"  app       {built.app_size:>12,} bytes, {built.payload:,} of it code")
+    say(f"  slot      {board.slot_size:>12,} bytes, {facts['room']:,} to spare")
     if "beacon_key" in more:
-        say(f"  new key   {more['beacon_key']}", highlight=False)
+        say(f"  new key   {more['beacon_key']}")
     if built.core.interpreter is None:
         say("  [yellow]No MicroPython in it: for virtual beacons only.[/]")
     if built.payload > BUDGET:

@@ -13,6 +13,8 @@ _MARKS = {
     "warn": "[bold yellow]![/]",
     "bad": "[bold red]✗[/]",
 }
+_VALUES = "(values)"
+_NAMED = ("files", "values", _VALUES)  # below these, keys are names of their own
 _ADDRESSES = ("offset", "app_offset")
 _SIZES = (
     "size",
@@ -29,13 +31,17 @@ _SIZES = (
 def show(name: str, report: Report) -> None:
     """Print findings first, then the facts behind them."""
     say = output.console.print
-    say(f"[bold]{escape(name)}[/]: [cyan]{report.kind}[/], {report.size:,} bytes", highlight=False)
-    say(f"SHA-256 {report.sha256}\n", highlight=False)
+    say(
+        f"[bold]{escape(name)}[/]: [cyan]{report.kind}[/], {report.size:,} bytes",
+        highlight=False,
+        soft_wrap=True,
+    )
+    say(f"SHA-256 {report.sha256}\n", highlight=False, soft_wrap=True)
     for finding in report.findings:
         text = escape(finding.text)
         if finding.code == "insecure":
             text = f"[bold red]{text}[/]"
-        say(f" {_MARKS[finding.level]} {text}", highlight=False)
+        say(f" {_MARKS[finding.level]} {text}", highlight=False, soft_wrap=True)
     say()
     for key, value in report.facts.items():
         _fact(key, value)
@@ -46,22 +52,22 @@ def _fact(key: str, value: object) -> None:
         output.console.print(_table(key, value))
     elif isinstance(value, dict | list):
         tree = Tree(f"[bold]{_label(key)}[/]", guide_style="dim")
-        _grow(tree, value)
-        output.console.print(tree, highlight=False)
+        _grow(tree, key, value)
+        output.console.print(tree, highlight=False, soft_wrap=True)
     else:
         output.console.print(f"[bold]{_label(key)}[/] {_text(key, value)}", highlight=False)
 
 
-def _grow(tree: Tree, value: object) -> None:
+def _grow(tree: Tree, parent: str, value: object) -> None:
     rows = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
     for key, found in rows:
-        label = _label(str(key))
+        label = escape(str(key)) if parent in _NAMED else _label(str(key))
         if isinstance(found, list) and found and all(_flat(row) for row in found):
             tree.add(_table(str(key), found))
         elif isinstance(found, dict | list):
             if isinstance(found, dict) and "partition" in found:
                 label = str(found["partition"])
-            _grow(tree.add(f"[bold]{label}[/]"), found)
+            _grow(tree.add(f"[bold]{label}[/]"), _VALUES if parent == "values" else str(key), found)
         else:
             tree.add(f"{label}: {_text(str(key), found)}")
 

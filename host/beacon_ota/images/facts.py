@@ -168,6 +168,11 @@ def entries(
         )
         if not blank and entry.crc != otadata.crc(entry.seq):
             report.say(WARN, "otadata_crc", f"otadata {sector}: wrong CRC, it does not count")
+    if active >= 0:
+        row = rows[active]
+        report.say(GOOD, "otadata", f"otadata selects {row['slot']}, {row['state']}")
+    else:
+        report.say(NOTE, "otadata", "otadata selects no slot: the factory app, or else ota_0")
     if active >= 0 and entries[active].state in (otadata.NEW, otadata.PENDING):
         report.say(NOTE, "trial", f"{rows[active]['slot']} is on trial, not confirmed yet")
     return rows

@@ -1,0 +1,228 @@
+"""The commands ``image`` and ``core``, as typed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beacon_ota import cli
+from beacon_ota.images import core as cores
+from beacon_ota.images import flash, release, synthetic
+from beacon_ota.trust import KeySet, PublicKey
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(cores.ENV, raising=False)
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*args):
+        code = 0
+        try:
+            cli.main([str(arg) for arg in args])
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def app(tmp_path):
+    folder = tmp_path / "app"
+    (folder / "pkg").mkdir(parents=True)
+    (folder / "main.py").write_text("import pkg\n\n\ndef run():\n    print('hello')\n")
+    (folder / "pkg" / "__init__.py").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def keys_json():
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    made = rsa.generate_private_key(65537, 3072).public_key()
+    return KeySet.of([PublicKey.of(made)]).to_json()
+
+
+def test_a_release_built_inspected_and_flashed(run, app, tmp_path, keys_json):
+    (tmp_path / "keys.json").write_bytes(keys_json + b"\n")
+    (tmp_path / "ca.der").write_bytes(b"\x30")
+    args = ("--version", "1.2.3", "--synthetic", "--app", app, "--built-at", 7)
+    code, out, err = run(
+        "image", "build", *args, "--keys", "keys.json", "--add", "ca.der=ca.der", "--json"
+    )
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    built = release.parse(Path(told["file"]).read_bytes())
+    assert told["file"] == "esp32c3-1.2.3.bin"
+    assert (told["checksum"], told["size"]) == (built.checksum, built.size)
+    assert told["room"] == 0x1C0000 - built.size
+    assert built.info.built_at == 7 and not built.info.insecure
+    assert built.files["keys.json"] == keys_json and built.files["ca.der"] == b"\x30"
+
+    code, out, err = run("image", "inspect", told["file"], "--json", "--check")
+    assert code == 0
+    assert json.loads(out)["facts"]["release"]["version"] == "1.2.3"
+
+    settings = ("--beacon-id", "b1", "--beacon-key", "new", "--wifi-ssid", "hall")
+    code, out, err = run(
+        "image", "flash", "--synthetic", "--release", told["file"], *settings,
+        "--wifi-pass", "correct horse", "--utc-off", "-60", "--nvs", "note=hex:00ff",
+        "-o", "b1.bin", "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    found = flash.parse(Path("b1.bin").read_bytes())
+    assert found.errors == {} and found.settings
+    assert found.settings.namespace("beacon") == {
+        "beacon_id": b"b1",
+        "beacon_key": bytes.fromhex(told["beacon_key"]),
+        "note": b"\0\xff",
+        "utc_off": -60,
+        "wifi_pass": b"correct horse",
+        "wifi_ssid": b"hall",
+    }
+    assert Path("b1.bin").stat().st_mode & 0o77 == 0  # it holds secrets
+    code, out, err = run("image", "inspect", "b1.bin")
+    assert code == 0
+    assert "boots ota_0" in out and "esp32c3 1.2.3" in out and "correct horse" not in out
+
+
+def test_the_same_command_gives_the_same_bytes(run, app):
+    args = ("image", "build", "--version", "1.0.0", "--synthetic", "--app", app, "--insecure")
+    assert run(*args, "-o", "a.bin")[0] == run(*args, "-o", "b.bin")[0] == 0
+    assert Path("a.bin").read_bytes() == Path("b.bin").read_bytes()
+
+
+def test_insecure_is_said_to_a_person(run, app):
+    args = ("image", "build", "--version", "1.0.0", "--synthetic", "--app", app)
+    code, out, err = run(*args, "--insecure")
+    assert code == 0 and "INSECURE" in out and "virtual beacons only" in out
+
+
+def test_secrets_come_from_files_too(run, app, tmp_path):
+    (tmp_path / "key").write_text("ab" * 32 + "\n")
+    (tmp_path / "pass").write_text("correct horse\n")
+    args = ("--version", "1.0.0", "--synthetic", "--app", app, "--insecure")
+    code, _, err = run(
+        "image", "flash", *args, "--beacon-key", "key", "--wifi-ssid", "hall",
+        "--wifi-pass-file", "pass", "--pin", "12345678", "--ble-name", "BLUFI_010203",
+        "-o", "f.bin",
+    )  # fmt: skip
+    assert code == 0, err
+    found = flash.parse(Path("f.bin").read_bytes()).settings
+    assert found
+    values = found.namespace("beacon")
+    assert values["beacon_key"] == b"\xab" * 32 and values["wifi_pass"] == b"correct horse"
+    assert len(values["pin_w"]) == 160  # type: ignore[arg-type]
+
+
+BUILD = ("image", "build", "--synthetic")
+FLASH = ("image", "flash", "--synthetic")
+
+
+@pytest.mark.parametrize(
+    "args, exit_code, code",
+    [
+        ((*BUILD, "--insecure"), 2, "version_missing"),
+        ((*BUILD, "--version", "1.0.0"), 2, "keys_missing"),
+        ((*BUILD, "--version", "1.0", "--insecure"), 1, "app_version"),
+        ((*BUILD, "--version", "1.0.0", "--insecure", "--board", "none"), 2, "board_unknown"),
+        ((*BUILD, "--version", "1.0.0", "--insecure", "--app", "nowhere"), 1, "app_main"),
+        ((*BUILD, "--version", "1.0.0", "--insecure", "--add", "x"), 2, "options"),
+        ((*BUILD, "--version", "1.0.0", "--insecure", "--add", "x=none"), 2, "file_missing"),
+        ((*BUILD, "--version", "1.0.0", "--keys", "none"), 2, "file_missing"),
+        ((*BUILD, "--version", "1.0.0", "--keys", "junk"), 1, "keys_file"),
+        ((*BUILD, "--version", "1.0.0", "--core", "junk", "--insecure"), 2, "options"),
+        ((*BUILD, "--version", "1.0.0", "--insecure", "-o", "no/where"), 2, "file_unwritable"),
+        (("image", "build", "--version", "1.0.0", "--core", "junk"), 1, "image_magic"),
+        ((*FLASH, "--release", "junk"), 1, "image_magic"),
+        ((*FLASH, "--release", "junk", "--version", "1.0.0"), 2, "options"),
+        ((*FLASH, "--release", "junk", "--insecure"), 2, "options"),
+        ((*FLASH, "--release", "other"), 1, "device_type"),
+        ((*FLASH, "--release", "other", "--board", "esp32c3-1m"), 1, "slot_too_small"),
+        ((*FLASH, "--release", "other", "--window", "soon"), 2, "setting_value"),
+        ((*FLASH, "--release", "other", "--pin", "1"), 2, "options"),
+        ((*FLASH, "--release", "other", "--nvs", "x"), 2, "options"),
+        ((*FLASH, "--release", "other", "--nvs", "a_name_too_long_=1"), 1, "nvs_key"),
+        ((*FLASH, "--release", "other", "--beacon-key", "nofile"), 2, "file_missing"),
+        (
+            (*FLASH, "--release", "other", "--wifi-pass", "x", "--wifi-pass-file", "junk"),
+            2,
+            "options",
+        ),
+        (("image", "flash", "--release", "other", "--core", "bare"), 2, "bootloader_missing"),
+        (("image", "inspect", "junk"), 1, "image_unknown"),
+        (("image", "inspect", "none"), 2, "file_missing"),
+        (("core", "show", "--core", "junk"), 1, "image_magic"),
+        (("core", "fetch", "--url", "ftp://x"), 2, "core_url"),
+    ],
+)
+def test_refusals(run, tmp_path, release_factory, args, exit_code, code):
+    (tmp_path / "junk").write_bytes(b"junk of some length, and no image of any kind")
+    (tmp_path / "bare").write_bytes(synthetic.app())
+    big = synthetic.app(1_100_000)
+    (tmp_path / "other").write_bytes(release_factory(device_type="esp32c3-8mb", core=big))
+    before = sorted(tmp_path.iterdir())
+    status, out, err = run(*args)
+    assert (status, out) == (exit_code, "")
+    assert re.search(rf"code +{code}$", err, re.MULTILINE), err
+    assert sorted(tmp_path.iterdir()) == before  # nothing is left behind
+
+
+def test_a_missing_core_says_what_to_do(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "cache", lambda: tmp_path)
+    code, _, err = run("image", "build", "--version", "1.0.0", "--insecure")
+    assert code == 2 and "core fetch" in err
+
+
+def test_check_fails_on_what_is_bad(run, tmp_path, release_factory):
+    (tmp_path / "r.bin").write_bytes(release_factory())  # trusts no keys
+    assert run("image", "inspect", "r.bin")[0] == 0
+    assert run("image", "inspect", "r.bin", "--check")[0] == 1
+
+
+def test_core_show(run, tmp_path, monkeypatch):
+    (tmp_path / "c.bin").write_bytes(synthetic.app(text=b"MicroPython v1.27.0 on 2025-12-09"))
+    monkeypatch.setenv(cores.ENV, "c.bin")
+    code, out, _ = run("core", "show", "--json")
+    told = json.loads(out)
+    assert (told["source"], told["interpreter"]) == ("environment", "v1.27.0")
+    assert told["room"]["esp32c3"] == 0x1C0000 - 8192
+    code, out, _ = run("core", "show", "--core", "c.bin")
+    assert code == 0 and "option" in out
+
+
+def test_the_installed_command(tmp_path):
+    done = subprocess.run(
+        [Path(sys.executable).with_name("beacon-ota"), "image", "inspect", "nothing"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "file_missing" in done.stderr and done.stdout == ""
+
+
+def test_a_real_flash_image(run, real_core, tmp_path):
+    (tmp_path / "loader.bin").write_bytes(real_core.bootloader)
+    (tmp_path / "core.bin").write_bytes(real_core.data)
+    code, out, err = run(
+        "image", "flash", "--core", "core.bin", "--bootloader", "loader.bin",
+        "--version", "1.0.0", "--insecure", "-o", "f.bin", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["core_length"] == real_core.image.length
+    assert told["payload"] <= 96 * 1024 and told["room"] > 0
+    code, out, _ = run("image", "inspect", "f.bin", "--json")
+    assert json.loads(out)["facts"]["boots"] == "ota_0"
