@@ -40,3 +40,4 @@ def test_nobody_and_those_it_is_not_for():
     assert draw_id(plan, fleet(50, version=""), "a") == draw_id(plan, fleet(50), "a")
     others = [*fleet(50, version="1.2.3"), *fleet(50, version="?"), *fleet(50, quarantined=True)]
     assert draw_id(plan, others, "a") == nobody
+    assert draw_id(plan, fleet(50), "a", release_state="testing") == nobody

@@ -111,7 +111,7 @@ FIELDS = [
 FIELDS += ["buildings", "every", "rollout_id", "release"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(JUNK | st.dictionaries(st.sampled_from(FIELDS), JUNK))
 def test_junk_is_a_named_error_or_a_plan(data):
     try:
@@ -140,7 +140,7 @@ def damaged(draw):
     return data
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(damaged())
 def test_one_bad_field_is_a_named_error_or_still_a_plan(data):
     try:

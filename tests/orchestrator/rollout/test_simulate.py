@@ -108,6 +108,14 @@ def test_a_bad_release_is_halted_among_the_canaries(bad, fate):
     print(f"\n{bad:.0%} fail: {len(touched(run))} of 600 touched, {halted.reason}: {halted.detail}")
 
 
+def test_a_release_that_nobody_can_download_halts_though_failures_are_tried_again_first():
+    made = rollout(gate={"retry_first": ["download"]})
+    run = simulation(made, fleet(600), behave=lambda *_: STALL)
+    run.run(MONDAY + 14 * DAY)
+    assert status(run) is Status.HALTED
+    assert all(made.stage_of(name, 0) == 0 for name in touched(run))
+
+
 def test_silent_bricks_in_an_emergency():
     run = simulation(rollout(preset="emergency"), fleet(600), behave=lambda *_: BRICK)
     run.run(MONDAY + DAY)

@@ -177,3 +177,10 @@ def test_a_kind_that_is_none():
     with pytest.raises(InputError) as error:
         Places([Site("a", kind="planet")])
     assert error.value.code == "site_kind"
+
+
+def test_places_remember_a_bounded_number_of_paths():
+    places = Places([Site("hq/a", zone="Asia/Tokyo")])
+    for n in range(10_000):
+        assert places.of(f"hq/a/{n}").window.zone == "Asia/Tokyo"
+    assert len(places._resolved) <= 4097

@@ -238,7 +238,8 @@ def compile_order(service: Service, order: Order) -> tuple[Rollout, float]:
         sites=service.view.places.paths,
     )
     fleet = [node.facts for node in service.view.nodes.values()]
-    plan = replace(plan, rollout_id=draw_id(plan, fleet, salt=plan.rollout_id))
+    drawn = draw_id(plan, fleet, salt=plan.rollout_id, release_state=release.state)
+    plan = replace(plan, rollout_id=drawn)
     return Rollout(plan), max(order.start_at or now, now)
 
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
+from .decide import withheld
 from .rules import Rollout
 from .types import Beacon, Plan
 
@@ -18,7 +19,9 @@ TRIES_MIN = 8
 DRAWS_MAX = 30_000  # over all tries; a draw takes a microsecond
 
 
-def draw_id(plan: Plan, beacons: Iterable[Beacon], salt: str) -> str:
+def draw_id(
+    plan: Plan, beacons: Iterable[Beacon], salt: str, *, release_state: str = "stable"
+) -> str:
     """Return an id for a plan, 24 hex; the same for the same plan, fleet and salt.
 
     Args:
@@ -26,7 +29,8 @@ def draw_id(plan: Plan, beacons: Iterable[Beacon], salt: str) -> str:
         beacons: all that are registered.
         salt: must differ between rollouts.
     """
-    waves = _members(Rollout(plan), beacons)
+    due = (beacon for beacon in beacons if withheld(release_state, beacon.channel) is None)
+    waves = _members(Rollout(plan), due)
     size = sum(map(len, waves))
     tries = max(TRIES_MIN, min(TRIES_MAX, DRAWS_MAX // max(size, 1)))
     return min((_candidate(salt, n) for n in range(tries)), key=lambda it: _unfair(plan, it, waves))

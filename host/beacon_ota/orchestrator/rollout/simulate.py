@@ -6,7 +6,7 @@ have come to.
 """
 
 import heapq
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -33,10 +33,12 @@ from .types import (
 from .windows import Places
 
 UPDATE_S = 60.0
-TICK_S = 60.0
+TICK_S = 60.0  # between two looks at the gates, and as much more as a fleet is larger than …
+TICK_FLEET = 1000  # … this, up to ten times
 HORIZON_S = 366 * DAY
 _REBOOT = 0.8  # of an update's time has passed when the beacon reboots
 _ALWAYS = float("inf")
+_HEARD = frozenset(Kind) - {Kind.SAMPLED, Kind.WAVE_COMPLETED, Kind.CLOCK_BACK}  # by beacons
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,12 @@ class Simulation:
         self._open: dict[str, Attempt] = {}
         self._busy: Counter[str] = Counter()
         self._building: dict[str, str] = {}  # of an open attempt, wherever its beacon is moved
+        self._queues: dict[str, deque[str]] = {}
         self._seen: dict[str, float] = {}
         self._parked: set[str] = set()
         self._next: dict[str, float] = {}
         self._ticks: set[float] = set()
+        self._tick_s = TICK_S * min(max(len(self.beacons) / TICK_FLEET, 1.0), 10.0)
         self._serial = count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         joins = joins or {}
@@ -140,20 +144,18 @@ class Simulation:
         self._tick_at(self.now)
 
     def _apply(self, rollout_id: str, changes: Sequence[Transition]) -> None:
-        index = next(
-            n for n, live in enumerate(self.rollouts) if live.rollout.plan.rollout_id == rollout_id
-        )
-        live = self.rollouts[index]
+        live = self._live(rollout_id)
         state = live.state
         for change in changes:
             state = apply(state, change)
             self.transitions.append((rollout_id, change))
-        self.rollouts[index] = replace(live, state=state)
+        self.rollouts[self.rollouts.index(live)] = replace(live, state=state)
         if state.status in (Status.HALTED, Status.ABORTED):
             mine = [a for a in self._open.values() if a.rollout_id == rollout_id]
             for attempt in withdrawn(mine):
                 self._end(attempt, Result.STOPPED)
-        self._wake()
+        if any(change.kind in _HEARD for change in changes):
+            self._wake()
 
     def start(self, live: Live) -> None:
         """Add a rollout, newer than all others."""
@@ -220,10 +222,18 @@ class Simulation:
             self._begin(beacon, answer)
             return
         self._parked.add(beacon_id)
+        if answer.reason is Reason.BUSY:
+            self._queues.setdefault(place.building, deque()).append(beacon_id)
+            return
         if answer.again_at is not None:
             self._poll_after(beacon_id, answer.again_at, answer.again_at)
-        elif answer.reason is Reason.BUSY:
-            self._poll_after(beacon_id, self.now)
+        self._let_in(place.building)
+
+    def _let_in(self, building: str) -> None:
+        """A place is free, and of the many who keep asking for it one is the first."""
+        if queue := self._queues.get(building):
+            beacon_id = queue.popleft()
+            self.at(self.now + 1.0, lambda: self._poll(beacon_id))
 
     def _wake(self) -> None:
         """Something has changed: everybody who waits asks again at its own moment."""
@@ -272,7 +282,7 @@ class Simulation:
         if attempt is None or attempt.id != attempt_id or fate.result is None:
             return
         if fate.result is Result.SUCCESS:
-            release = self._of(attempt).rollout.plan.release
+            release = self._live(attempt.rollout_id).rollout.plan.release
             self.beacons[beacon_id] = replace(
                 self.beacons[beacon_id],
                 version=release.version,
@@ -287,7 +297,9 @@ class Simulation:
             attempt, replace(attempt, ended_at=self.now, result=result, failed_in=failed_in)
         )
         del self._open[attempt.beacon_id]
-        self._busy[self._building.pop(attempt.id)] -= 1
+        building = self._building.pop(attempt.id)
+        self._busy[building] -= 1
+        self._let_in(building)
         if self._seen.get(attempt.beacon_id) == _ALWAYS:
             self._poll_after(attempt.beacon_id, self.now)
 
@@ -299,15 +311,13 @@ class Simulation:
     # ---- rollouts ----
 
     def _silence_s(self, attempt: Attempt) -> float:
-        return self._of(attempt).rollout.gates[attempt.wave].silence_s
+        return self._live(attempt.rollout_id).rollout.gates[attempt.wave].silence_s
 
-    def _of(self, attempt: Attempt) -> Live:
-        return next(
-            live for live in self.rollouts if live.rollout.plan.rollout_id == attempt.rollout_id
-        )
+    def _live(self, rollout_id: str) -> Live:
+        return next(live for live in self.rollouts if live.rollout.plan.rollout_id == rollout_id)
 
     def _tick_at(self, when: float) -> None:
-        when = -(-when // TICK_S) * TICK_S
+        when = -(-when // self._tick_s) * self._tick_s
         if when not in self._ticks:
             self._ticks.add(when)
             self.at(when, self._tick)
@@ -322,8 +332,8 @@ class Simulation:
             counts = self.tally(live)
             if changes := advance(live.rollout, live.state, counts, self.now):
                 self._apply(live.rollout.plan.rollout_id, changes)
-        for live in self.rollouts:
-            at = due(live.rollout, live.state, self.tally(live), self.now)
+            state = self._live(live.rollout.plan.rollout_id).state
+            at = due(live.rollout, state, counts, self.now)
             if at is not None:
                 self._tick_at(at)
 

@@ -195,7 +195,11 @@ class Places:
     def of(self, path: str) -> Place:
         """Return the place of a path, which need not be in the tree itself."""
         place = self._resolved.get(path)
-        return self._resolve(path) if place is None else place
+        if place is None:
+            place = self._resolve(path)
+            if len(self._resolved) < len(self._known) + _MEMO_MAX:
+                self._resolved[path] = place
+        return place
 
     def _resolve(self, path: str) -> Place:
         window = self._default
