@@ -13,6 +13,7 @@ from beacon_ota.images import Buffer
 
 SECTOR = 0x1000
 SIZE = 2 * SECTOR
+ENTRY = 32  # bytes
 NEW, PENDING, VALID, INVALID, ABORTED = range(5)
 UNDEFINED = BLANK = 0xFFFFFFFF
 STATES = {
@@ -25,7 +26,7 @@ STATES = {
 }
 TRIALS = 3  # boots that stage 0 grants a new release
 
-_ENTRY = struct.Struct("<I20sII")
+_FORM = struct.Struct("<I20sII")
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Entry:
     @classmethod
     def unpack(cls, raw: Buffer) -> "Entry":
         """Read 32 bytes."""
-        return cls(*_ENTRY.unpack(raw))
+        return cls(*_FORM.unpack(raw))
 
     def pack(self) -> bytes:
         """Return the 32 bytes."""
-        return _ENTRY.pack(self.seq, self.label, self.state, self.crc)
+        return _FORM.pack(self.seq, self.label, self.state, self.crc)
 
     @property
     def rejected(self) -> bool:
@@ -92,8 +93,8 @@ def active(entries: tuple[Entry, Entry]) -> int:
 
 def parse(data: Buffer) -> tuple[Entry, Entry]:
     """Read both entries of an otadata partition (at least 0x1020 bytes)."""
-    first = bytes(data[: _ENTRY.size])
-    second = bytes(data[SECTOR : SECTOR + _ENTRY.size])
+    first = bytes(data[:ENTRY])
+    second = bytes(data[SECTOR : SECTOR + ENTRY])
     return Entry.unpack(first), Entry.unpack(second)
 
 

@@ -6,85 +6,57 @@ state, CRC of the sequence number. The traps are the original's: see :func:`set_
 ``bootloader_support/src/bootloader_common_loader.c``, v5.2 to v5.5.
 """
 
-import struct
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from beacon_ota.images.otadata import (
+    ABORTED,
+    BLANK,
+    ENTRY,
+    INVALID,
+    NEW,
+    PENDING,
+    STATES,
+    UNDEFINED,
+    VALID,
+    Entry,
+    active,
+    crc,
+    entry,
+)
 from beacon_ota.images.partitions import APP, FACTORY, TEST, Partition, Table
 from beacon_ota.virtual import esp
 from beacon_ota.virtual.flash import SECTOR, Flash
 
-NEW, PENDING, VALID, INVALID, ABORTED = range(5)
-UNDEFINED = BLANK = 0xFFFFFFFF
-STATES = {
-    NEW: "new",
-    PENDING: "pending",
-    VALID: "valid",
-    INVALID: "invalid",
-    ABORTED: "aborted",
-    UNDEFINED: "undefined",
-}
-
-_ENTRY = struct.Struct("<I20sII")
+__all__ = [
+    "ABORTED",
+    "BLANK",
+    "INVALID",
+    "NEW",
+    "PENDING",
+    "STATES",
+    "UNDEFINED",
+    "VALID",
+    "Entry",
+    "active",
+    "boot_partition",
+    "crc",
+    "entry",
+    "mark_valid",
+    "next_update",
+    "read",
+    "set_boot",
+    "write",
+]
 
 Verify = Callable[[Partition], bool]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One entry. ``seq`` 0xFFFFFFFF is a blank one."""
-
-    seq: int = BLANK
-    label: bytes = b"\xff" * 20
-    state: int = UNDEFINED
-    crc: int = BLANK
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> "Entry":
-        """Read 32 bytes."""
-        return cls(*_ENTRY.unpack(raw))
-
-    def pack(self) -> bytes:
-        """Return the 32 bytes."""
-        return _ENTRY.pack(self.seq, self.label, self.state, self.crc)
-
-    @property
-    def rejected(self) -> bool:
-        """Blank, or judged bad; the CRC is not looked at."""
-        return self.seq == BLANK or self.state in (INVALID, ABORTED)
-
-    @property
-    def good(self) -> bool:
-        """May be the active entry."""
-        return not self.rejected and self.crc == crc(self.seq)
-
-    def slot(self, count: int) -> int:
-        """Return the slot this entry names when there are ``count``."""
-        return (self.seq - 1 & 0xFFFFFFFF) % count
-
-    def __str__(self) -> str:
-        if self.seq == BLANK:
-            return "blank"
-        mark = "" if self.crc == crc(self.seq) else " (bad CRC)"
-        return f"{self.seq}/{STATES.get(self.state, hex(self.state))}{mark}"
-
-
-def crc(seq: int) -> int:
-    """Return the CRC that belongs to a sequence number."""
-    return zlib.crc32(struct.pack("<I", seq), 0xFFFFFFFF)
-
-
-def entry(seq: int, state: int) -> Entry:
-    """Return an entry with the right CRC and a blank label."""
-    return Entry(seq, state=state, crc=crc(seq))
 
 
 def read(flash: Flash, offset: int) -> tuple[Entry, Entry]:
     """Read both entries of the otadata partition at flash ``offset``."""
     return (
-        Entry.unpack(flash.read(offset, _ENTRY.size)),
-        Entry.unpack(flash.read(offset + SECTOR, _ENTRY.size)),
+        Entry.unpack(flash.read(offset, ENTRY)),
+        Entry.unpack(flash.read(offset + SECTOR, ENTRY)),
     )
 
 
@@ -92,14 +64,6 @@ def write(flash: Flash, offset: int, sector: int, value: Entry) -> None:
     """Rewrite an entry: one erase, one program of 32 bytes."""
     flash.erase(offset + sector * SECTOR)
     flash.program(offset + sector * SECTOR, value.pack())
-
-
-def active(entries: tuple[Entry, Entry]) -> int:
-    """Return which entry counts, 0 or 1, or -1; of equal numbers it is 0."""
-    first, second = entries
-    if first.good and second.good:
-        return 0 if first.seq >= second.seq else 1
-    return 0 if first.good else 1 if second.good else -1
 
 
 def set_boot(
