@@ -2,7 +2,7 @@
 from binascii import hexlify
 from binascii import unhexlify as unhex
 
-from beacon_ota.wire import blufi
+from beacon_ota.wire import blufi, blufi_names
 from beacon_ota.wire.blufi import Link, Refused, crc16
 
 
@@ -412,8 +412,19 @@ def test_any_buffer_will_do():
     assert taken(link, memoryview(unhex("090001027879"))).data == b"xy"
 
 
-def test_names_of_errors():
-    names = [blufi.error_name(i) for i in range(14)]
-    assert names[0] == "sequence" and names[9] == "format" and names[13] == "sha256"
-    assert len(set(names)) == 14
-    assert blufi.error_name(99) == "error_99"
+# The names are the constants' own, so neither list can drift from the other.
+def test_names_agree_with_the_constants():
+    errors = types = 0
+    for name in dir(blufi):
+        value = getattr(blufi, name)
+        if name.startswith("E_"):
+            errors += 1
+            assert blufi_names.error_name(value) == name[2:].lower()
+        elif name.isupper() and name[0] != "_" and name not in ("MTU", "MAX_MESSAGE"):
+            types += 1
+            assert blufi_names.type_name(value) == name.lower()
+    assert errors >= 9 and types >= 15
+    assert blufi_names.error_name(13) == "sha256" and blufi_names.error_name(14) == "error_14"
+    assert blufi_names.type_name(0xFE) == "type_fe"
+    assert blufi_names.reason_name(201) == "no_such_network"
+    assert blufi_names.reason_name(1) == "reason_1"

@@ -36,8 +36,9 @@ def encode(point):
     return point[0].to_bytes(32, "big") + point[1].to_bytes(32, "big")
 
 
+# No point of the curve has y = 0: the group's order is odd.
 def negate(point):
-    return point and (point[0], -point[1] % P)
+    return point and (point[0], P - point[1])
 
 
 def add(a, b):
@@ -148,8 +149,8 @@ def double(x, y, z, times):
         yy = y * y % p
         m = x * yy % p
         t = (x - zz) * 3 * (x + zz) % p
-        x = (t * t - m - m) % p
-        y = ((t + t) * (m - x) - yy * yy) % p
+        x = (t * t - (m << 1)) % p
+        y = ((t << 1) * (m - x) - yy * yy) % p
     if y & 1:
         y += p
     return x, y >> 1, z

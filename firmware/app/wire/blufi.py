@@ -14,19 +14,17 @@ except ImportError:  # CPython
         return value
 
 
-# Types: subtype << 2 | kind, kind 0 control, 1 data.
+# Types: subtype << 2 | kind, kind 0 control, 1 data. Those that a beacon has to do with;
+# wire/blufi_names.py has them all.
 ACK = const(0x00)
 SET_SECURITY = const(0x04)
 SET_OPMODE = const(0x08)
 CONNECT = const(0x0C)
-DISCONNECT = const(0x10)
 GET_STATUS = const(0x14)
-DEAUTH = const(0x18)
 GET_VERSION = const(0x1C)
 DISCONNECT_BLE = const(0x20)
 GET_LIST = const(0x24)
 NEGOTIATE = const(0x01)
-STA_BSSID = const(0x05)
 STA_SSID = const(0x09)
 STA_PASSWORD = const(0x0D)
 REPORT = const(0x3D)
@@ -39,17 +37,12 @@ CUSTOM = const(0x4D)
 E_SEQUENCE = const(0)
 E_CHECKSUM = const(1)
 E_DECRYPT = const(2)
-E_ENCRYPT = const(3)
 E_SECURITY = const(4)
 E_MEMORY = const(5)
 E_DH_PARAM = const(6)
-E_READ_PARAM = const(7)
-E_PUBLIC = const(8)
 E_FORMAT = const(9)
-E_MD5 = const(10)
 E_SCAN = const(11)
 E_STATE = const(12)
-E_SHA256 = const(13)
 
 MAX_MESSAGE = const(1024)  # announced before anybody is authenticated: no peer sizes our buffers
 MTU = const(23)  # until it is exchanged
@@ -77,14 +70,6 @@ class Refused(Exception):
     def __init__(self, code):
         super().__init__("blufi error %d" % code)
         self.code = code
-
-
-# The code's name: the constant's own.
-def error_name(code):
-    for name, value in globals().items():
-        if name.startswith("E_") and value == code:
-            return name[2:].lower()
-    return "error_%d" % code
 
 
 # A whole message. `sealed` is true when every frame of it came encrypted.
