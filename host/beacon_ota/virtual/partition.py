@@ -186,9 +186,9 @@ class Partitions:
             raise EspError(esp.NVS_NOT_INITIALIZED)
         return self._nvs
 
-    def _typed(self, handle: int, key: str, type: type) -> int | bytes:
-        value = self._settings.get(handle, key)
-        if value is None or not isinstance(value, type):
+    def _typed(self, handle: int, key: str, kind: type[int] | type[bytes]) -> int | bytes:
+        value = self._settings.get(handle, key, kind)
+        if value is None:
             raise EspError(esp.NVS_NOT_FOUND)
         return value
 
