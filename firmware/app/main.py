@@ -10,6 +10,7 @@ import time
 import machine
 from esp32 import Partition
 from micropython import const
+from wire import adverts
 
 _SETTLED = const(3000)  # ms that the services have to run before they count as running
 _DESCRIPTION = const(48)  # where an image keeps its version text
@@ -34,14 +35,16 @@ class Beacon:
 
         self.wifi = Wifi(self.store, self.journal)
         self._about()
+
+        from ota.slots import Slots
+
+        self.slots = Slots()
         self._services()
 
         from net.api import Api
         from ota.agent import Agent
-        from ota.slots import Slots
 
         self.api = Api(self.store, self.wifi)
-        self.slots = Slots()
         self.agent = Agent(self)
         self.image = ""  # SHA-256 of the running release, once it is known
         self._heap_min = 1 << 30
@@ -69,7 +72,17 @@ class Beacon:
             from services.access import Access
 
             self.access = Access(self.store, self.radio)
+        self.announce()
         self.radio.open(positioning.frame(self.store))
+
+    # Says on the air what runs here; again when a trial has ended.
+    def announce(self):
+        flags = adverts.PROVISIONED if len(self.store.blob("beacon_key")) == 32 else 0
+        if self.slots.on_trial():
+            flags |= adverts.TRIAL
+        if self.insecure:
+            flags |= adverts.INSECURE
+        self.radio.about(adverts.status(flags, self.version))
 
     # Do the services run? Asked by the health check of a release on trial; whether Bluetooth has
     # to be there at all is the radio's to say.

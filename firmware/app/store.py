@@ -8,6 +8,8 @@ from micropython import const
 
 _TEXT = const(128)  # bytes; the longest setting is a URL
 _RECORD = const(1024)
+_SPARE = "spare"
+_RING = "journal"  # whose places are made to be overwritten
 
 # What a fleet may tune, in the NVS record `policy`: name -> (default, lowest, highest).
 POLICY = {
@@ -29,6 +31,7 @@ POLICY = {
 class Store:
     def __init__(self):
         self._nvs = NVS("beacon")  # one handle: they are never given back
+        self._recover()
         policy = self.record("policy")
         self._policy = policy if isinstance(policy, dict) else {}
 
@@ -72,8 +75,28 @@ class Store:
         else:
             if not isinstance(value, (bytes, str)):
                 value = json.dumps(value)
-            self._nvs.set_blob(key, value)
+            self._replace(key, value if isinstance(value, bytes) else value.encode())
         self._nvs.commit()
+
+    # ESP-IDF can lose a blob whose new value was cut off between its data and its index: at the
+    # next start the old data pass for a duplicate. A value that is replaced therefore lies in
+    # `spare`, a key of its own, until the replacement is whole.
+    def _replace(self, key, value):
+        old = self.blob(key, _RECORD)
+        if old == value:
+            return
+        if old and not key.startswith(_RING):
+            self._nvs.set_blob(_SPARE, key.encode() + b"\0" + value)
+            self._nvs.set_blob(key, value)
+            self._nvs.erase_key(_SPARE)
+        else:
+            self._nvs.set_blob(key, value)
+
+    def _recover(self):
+        key, found, value = self.blob(_SPARE, _RECORD + 16).partition(b"\0")
+        if found:
+            self._nvs.set_blob(key.decode(), value)
+            self._nvs.erase_key(_SPARE)
 
     # A tunable number, within its bounds whatever the record says.
     def policy(self, name):

@@ -48,6 +48,32 @@ def test_round_trips():
     assert CHIP.nvs == {}
 
 
+# A cut anywhere while a blob is replaced, on a chip that then loses the blob: ESP-IDF does when the
+# new data are written and their index is not.
+def test_a_blob_that_is_replaced_is_never_lost():
+    for cut in range(4):
+        s = fresh(beacon_key=b"old" * 10, site=b"x")
+        CHIP.cut = cut
+        try:
+            s.put("beacon_key", b"new" * 10)
+            assert cut == 3
+        except c.Cut:
+            if cut == 1:
+                CHIP.nvs.pop(("beacon", "beacon_key"))
+        CHIP.cut = -1
+        s = store.Store()
+        assert s.blob("beacon_key") == (b"old" if cut == 0 else b"new") * 10, cut
+        assert sorted(k for _, k in CHIP.nvs) == ["beacon_key", "site"]
+
+
+def test_the_same_value_again_writes_nothing():
+    s = fresh(site=b"x")
+    s.put("site", "x")
+    assert CHIP.ops == 0
+    s.put("fresh", "y")
+    assert CHIP.ops == 1
+
+
 def test_policy_is_clamped():
     s = fresh(policy=b'{"poll_s": 1, "stall_s": 7, "trial_s": 99999, "offline_ok": "x", "n": 1}')
     assert s.policy("poll_s") == 5 and s.policy("stall_s") == 7 and s.policy("trial_s") == 840
@@ -117,15 +143,9 @@ def test_journal_reads_rubbish_as_nothing():
 def test_journal_goes_on_when_nvs_is_full():
     s = fresh()
     j = journal.Journal(s)
-    real = s._nvs
-
-    class Full:
-        def set_blob(self, key, value):
-            raise OSError(-4357, "ESP_ERR_NVS_NOT_ENOUGH_SPACE")
-
-    s._nvs = Full()
+    CHIP.nvs_full = True
     j.write("a", "b")
-    s._nvs = real
+    CHIP.nvs_full = False
     assert j.head() == 0
     j.write("a", "b")
     assert j.head() == 1

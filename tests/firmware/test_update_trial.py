@@ -34,6 +34,7 @@ class Radio:
     def start(self, cause): pass
     def on(self): return False
     def open(self, frame): pass
+    def about(self, data): pass
     def fit(self): return False
     def progress(self, value): pass
     def resume(self): return 0

@@ -8,13 +8,17 @@ import sys
 import time
 
 import machine
+from lazy import forget
 from micropython import const
+from net import clock
 from net.http import HttpError
 from wire import versions
+from wire.refused import Refused
 from wire.shapes import clip
 
 from ota import known, schedule
 from ota.report import Reporter
+from ota.slots import FlashError
 
 _LOOK = const(500)  # ms between looks at a release on trial
 _UNREADY = const(5)  # s between looks for credentials
@@ -146,6 +150,7 @@ class Agent:
             machine.reset()
         self._raise_floor()
         store.put("crashes", None)
+        beacon.announce()
         if record and record.get("status") == "rebooting":
             record["status"] = "success"
             store.put("attempt", record)
@@ -191,23 +196,17 @@ class Agent:
         return await self._consider(offer, default)
 
     async def _consider(self, doc, default):
-        from wire import offer
-
         beacon = self._beacon
-        try:
-            offer.check(doc)
-        except offer.OfferError as error:
-            beacon.journal.write("offer", "malformed", error.field)
-            return default
-        finally:
-            del offer
-            forget("wire.offer")
         store = beacon.store
-        from net import clock
-
+        field = _malformed(doc)
+        if field:
+            beacon.journal.write("offer", "malformed", field)
+            forget("wire.offer")
+            return default
         asked = doc.get("poll_after_s")
         wait = schedule.wait(doc, clock.utc(), store.text("window"), store.number("utc_off"))
         if wait:
+            forget("wire.offer")
             return schedule.poll_delay(min(wait, asked or default), default)
         if not await self._install(doc):
             self._fails += 1
@@ -217,9 +216,7 @@ class Agent:
     # An attempt. Returns only without the release: False when it failed, True when it was called
     # off. Whatever went wrong is written down before it is reported.
     async def _install(self, offer):
-        from wire import manifest
-
-        from ota import install, slots
+        from ota import install
 
         beacon = self._beacon
         attempt = install.Install(beacon, self._reporter, offer)
@@ -228,9 +225,9 @@ class Agent:
             await attempt.run()
         except install.Over:
             print("attempt called off")
-        except manifest.Refused as error:
+        except Refused as error:
             stage, code, detail = "verify", error.code, error.detail
-        except slots.FlashError as error:
+        except FlashError as error:
             stage, code, detail = "flash", error.code, error.detail
         except HttpError as error:
             stage, code, detail = "download", error.code, error.detail
@@ -249,8 +246,9 @@ class Agent:
         else:
             beacon.store.put("attempt", None)
             beacon.radio.progress(None)
-        attempt = install = manifest = slots = None
-        forget_install()
+        attempt = install = None
+        forget("ota.install", "ota.writer", "ota.decrypt", "crypto.ctr", "crypto.hkdf")
+        forget("ota.verify", "wire.manifest", "wire.offer", "crypto.pss")
         return not stage
 
     # The end of an attempt, until it is acknowledged; else the boot and the journal, once.
@@ -271,17 +269,13 @@ class Agent:
         self._greeted = True
 
 
-# Gives a module's memory back: nobody needs it until the next time.
-def forget(name):
-    module = sys.modules.pop(name, None)
-    package, _, last = name.rpartition(".")
-    if module and package in sys.modules and hasattr(sys.modules[package], last):
-        delattr(sys.modules[package], last)
-    gc.collect()
+# The field that makes an offer unusable, None for a good one. wire.offer stays loaded for the
+# manifest's rules, which share it; what follows forgets both.
+def _malformed(doc):
+    from wire import offer
 
-
-def forget_install():
-    for name in ("install", "verify", "writer", "decrypt"):
-        forget("ota." + name)
-    for name in ("wire.manifest", "crypto.pss", "crypto.ctr", "crypto.hkdf"):
-        forget(name)
+    try:
+        offer.check(doc)
+    except offer.OfferError as error:
+        return error.field
+    return None

@@ -7,7 +7,7 @@ from binascii import unhexlify
 from crypto.ctr import Ctr
 from crypto.hkdf import hkdf
 from micropython import const
-from wire.manifest import Refused
+from wire.refused import Refused
 
 _INFO = b"beacon-ota release"
 _MAGIC = const(0xE9)

@@ -8,14 +8,14 @@ import gc
 import time
 
 import machine
+from lazy import forget
 from micropython import const
 from net import clock
 from net.http import HttpError
-from wire.manifest import Refused
+from wire.refused import Refused
 
-from ota import known, schedule, verify
+from ota import known, schedule
 from ota.slots import SECTOR, FlashError, image_length
-from ota.writer import Writer
 
 _PROGRESS = const(10000)  # ms between progress reports
 _QUIET = const(2)  # fruitless tries before Bluetooth has to be still
@@ -77,6 +77,8 @@ class Install:
         beacon = self._beacon
         if known.bad(beacon.store, self._offer["checksum"]):
             raise Refused("known_bad", "rolled back on this beacon before")
+        from ota import verify
+
         fields = await verify.check(
             self._offer,
             beacon.device_type,
@@ -87,6 +89,8 @@ class Install:
             beacon.insecure,
         )
         beacon.heap()
+        verify = None
+        forget("ota.verify", "wire.manifest", "wire.offer", "crypto.pss")
         return fields
 
     def _arm(self, slot):
@@ -127,6 +131,8 @@ class Install:
 
             digest = sealed["ciphertext_sha256"]
             decrypt = opener.opener(fields, self._beacon.store.blob("fleet_key"))
+        from ota.writer import Writer
+
         writer = Writer(part, fields["size"], decrypt)
         try:
             await self._persist(writer, digest)

@@ -1,7 +1,7 @@
 # Is this offer to be believed? Asked before one byte of the image is downloaded; what comes
 # back is the signed manifest, and from there on its checksum and size count, not the offer's.
 # The trusted keys lie in the running app, so they change only together with a release.
-# Every refusal is a wire.manifest.Refused, its code one of the stage "verify".
+# Every refusal is a wire.refused.Refused, its code one of the stage "verify".
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from hashlib import sha256
 from crypto import pss
 from micropython import const
 from wire import manifest
-from wire.manifest import Refused
+from wire.refused import Refused
 from wire.shapes import is_hex
 
 KEYS = "/app/keys.json"

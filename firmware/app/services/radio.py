@@ -39,7 +39,8 @@ class Radio:
         self._owners = {}  # value handle -> owner
         self._events = []
         self._frame = b""
-        self._response = b""
+        self._about = b""
+        self._progress = b""
         self._slow = False
         self._paused = None  # ticks since when
         self._quiet_ms = 0
@@ -111,15 +112,20 @@ class Radio:
         self._ble.gap_advertise(
             _SLOW if self._slow else _NORMAL,
             adv_data=self._frame,
-            resp_data=self._response,
+            resp_data=self._progress + self._about,
             connectable=bool(self._services),
         )
+
+    # What runs here, for the scan response.
+    def about(self, data):
+        self._about = data
+        self._stale = True
 
     # 0-100, 0xFE failed, 0xFF rebooting; None when there is no update (any more).
     def progress(self, value):
         self._clear = None
         self._slow = value is not None
-        self._response = b"" if value is None else adverts.progress(value)
+        self._progress = b"" if value is None else adverts.progress(value)
         self._apply()
 
     # The update has failed, and the air says so for a moment.

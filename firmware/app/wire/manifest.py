@@ -14,6 +14,7 @@ from binascii import a2b_base64, b2a_base64
 
 from . import versions
 from .offer import MAX_SIZE
+from .refused import Refused
 from .shapes import is_hex, is_name, is_number
 
 try:
@@ -31,14 +32,6 @@ MAX_PAYLOAD = const(1024)
 MAX_SIGNATURES = const(8)
 MAX_SIGNATURE = const(512)  # bytes; RSA-3072 has 384
 MAX_TIME = 253402300799  # the last second of the year 9999
-
-
-# Why a release is not installed: a code of the stage "verify", and a few words.
-class Refused(Exception):
-    def __init__(self, code, detail):
-        super().__init__(code, detail)
-        self.code = code
-        self.detail = detail
 
 
 def _bad(what):

@@ -110,6 +110,7 @@ class Chip:
         end = max(row[2] + row[3] for row in rows)
         self.flash = bytearray(b"\xff" * end)
         self.nvs = {}
+        self.nvs_full = False
         self.running = None
         self.cause = 1
         self.ops = 0
@@ -400,6 +401,8 @@ def modules(chip):
         def _set(self, key, value):
             if len(key) > 15:
                 raise OSError(-4361, "ESP_ERR_NVS_KEY_TOO_LONG")
+            if chip.nvs_full:
+                raise OSError(-4357, "ESP_ERR_NVS_NOT_ENOUGH_SPACE")
             if not chip._op():
                 raise Cut
             chip.nvs[(self.space, key)] = value
