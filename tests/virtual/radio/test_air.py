@@ -61,6 +61,16 @@ def test_the_interval_is_kept(room: Room) -> None:
     assert 16 <= count <= 21  # advDelay adds 0..10 ms without adding up
 
 
+def test_what_is_new_is_sent_at_once(room: Room) -> None:
+    """Each start sends its first event, however long the interval is."""
+    beacon = Beacon(room).start()
+    capture = room.capture()
+    for value in range(10):
+        beacon.advertise(bytes([2, 0xFF, value]), interval_us=10_000_000)
+        time.sleep(0.02)
+    assert [frame.payload[2] for frame in capture] == list(range(10))
+
+
 def test_not_connectable_is_scannable_still(room: Room) -> None:
     beacon = Beacon(room).start().advertise(connectable=False)
     seen = scan(room)[beacon.address]

@@ -1,6 +1,7 @@
 """Legacy advertising: what a radio of the room sends, and when."""
 
 import asyncio
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,12 +45,15 @@ class Advertiser:
         return self.adv_type in (0, 2)
 
     def start(self) -> None:
+        """Begin with an event at once, as a controller does."""
         self.stop()
         self.enabled = True
         self._anchor = self._loop.time()
-        self.wake()
+        if self.controller.air.heard:
+            self._plan(0)
 
     def stop(self) -> None:
+        """End."""
         self.enabled = False
         self.wake()
 
@@ -57,21 +61,24 @@ class Advertiser:
         """Run the timer if, and only if, it has something to do."""
         if self.enabled and self.controller.air.heard:
             if self._timer is None:
-                self._schedule()
+                self._plan(self._next())
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _schedule(self) -> None:
-        now = self._loop.time()
-        passed = int((now - self._anchor) / self.interval) + 1 if now > self._anchor else 0
-        delay = self.controller.air.random.random() * MAX_EVENT_DELAY_S
-        when = self._anchor + passed * self.interval + delay
-        self._timer = self._loop.call_at(when, self._event)
+    def _next(self) -> int:
+        """Number of the first event that is still to come."""
+        return math.ceil((self._loop.time() - self._anchor) / self.interval)
 
-    def _event(self) -> None:
+    def _plan(self, number: int) -> None:
+        delay = self.controller.air.random.random() * MAX_EVENT_DELAY_S
+        when = self._anchor + number * self.interval + delay
+        self._timer = self._loop.call_at(when, self._event, number)
+
+    def _event(self, number: int) -> None:
         self._timer = None
         self.events += 1
         self.controller.air.advertise(self)
-        if self.enabled:
-            self.wake()
+        # whoever heard it may have connected, or changed what is advertised
+        if self.enabled and self._timer is None and self.controller.air.heard:
+            self._plan(max(number + 1, self._next()))
