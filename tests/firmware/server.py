@@ -87,6 +87,7 @@ class Server:
     """The orchestrator. Set ``offer`` to make it offer; read ``reports`` for what came of it."""
 
     image: bytes = b""
+    plain: bytes | None = None  # the release, where the image that is served is encrypted
     version: str = "2.0.0"
     offering: bool = False
     required: bool = False
@@ -168,8 +169,8 @@ class Server:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the image, hex."""
-        return hashlib.sha256(self.image).hexdigest()
+        """SHA-256 of the release, hex."""
+        return hashlib.sha256(self.image if self.plain is None else self.plain).hexdigest()
 
     @property
     def firmware_id(self) -> str:
@@ -357,7 +358,7 @@ class _Handler(socketserver.StreamRequestHandler):
         fault = self._fault(owner.downloads) or Fault()
         if self._problem(request, fault):
             return
-        body, digest = owner.image, owner.checksum
+        body, digest = owner.image, hashlib.sha256(owner.image).hexdigest()
         status, first = 200, 0
         headers = {"ETag": f'"{digest}"' if fault.etag is None else fault.etag}
         wanted = request.headers.get("range", "")
