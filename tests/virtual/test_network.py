@@ -233,6 +233,14 @@ def test_connections_that_fail_once(network, fault, seen):
         assert int(second) > len(BODY)
 
 
+def test_a_fault_that_comes_again(network):
+    code = "join()\nfor i in range(3):\n    print(fetch())\n"
+    with rig.running(JOIN + code, network=network) as beacon:
+        beacon.link.faults.close_after = 1000
+        beacon.link.faults.again = True
+        assert rig.finish(beacon).split() == ["1000"] * 3
+
+
 def test_wifi_lost_in_the_middle_comes_back_and_goes_on(network):
     with rig.running(JOIN + "join()\nprint(fetch())", network=network) as beacon:
         beacon.link.faults.drop_after = 100_000

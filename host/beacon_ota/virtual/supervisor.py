@@ -29,7 +29,8 @@ from beacon_ota.virtual.channel import Line, Operation, Value
 from beacon_ota.virtual.clock import Clock
 from beacon_ota.virtual.esp import EspError
 from beacon_ota.virtual.flash import Flash, FlashError, PowerCut
-from beacon_ota.virtual.network import Link, Network
+from beacon_ota.virtual.link import Link
+from beacon_ota.virtual.network import Network
 from beacon_ota.virtual.nvs import Nvs
 from beacon_ota.virtual.partition import Panic, Partitions
 from beacon_ota.virtual.reactor import Reactor
@@ -164,7 +165,7 @@ class VirtualBeacon:
         self._reactor.call(self._build, network or Network())
 
     def _build(self, network: Network) -> None:
-        self.link = Link(network, self.clock, self._notify)
+        self.link = Link(network, self.clock)
         self.wlan = Wlan(network, self.link, self.clock, self.mac, self._bluetooth_on, self._notify)
         self.link.dropped = self.wlan.drop
         self.bluetooth.attach(self.port)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from beacon_ota.virtual.channel import Operation, Value
 from beacon_ota.virtual.clock import Clock
-from beacon_ota.virtual.network import GATEWAY, AccessPoint, Link, Network
+from beacon_ota.virtual.link import Link
+from beacon_ota.virtual.network import GATEWAY, AccessPoint, Network
 from beacon_ota.virtual.partition import Panic
 
 IDLE, CONNECTING, GOT_IP = 1000, 1001, 1010

@@ -1,0 +1,147 @@
+"""One beacon's way into the network: its sockets lead through here.
+
+``getaddrinfo`` returns the address of a local proxy, one per destination
+(:mod:`beacon_ota.virtual.proxy`), which shapes the traffic and injects the link's faults.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import random
+import socket
+from collections.abc import Callable, Iterable
+
+from beacon_ota.virtual import proxy
+from beacon_ota.virtual.channel import Value
+from beacon_ota.virtual.clock import Clock
+from beacon_ota.virtual.network import GATEWAY, Faults, Network
+
+MDNS = ("224.0.0.251", 5353)
+DNS = (GATEWAY, 53)
+SEGMENT = 1460
+RETRANSMIT = 0.25  # seconds that a lost segment costs
+NAME_TIMEOUT = 7.0  # seconds that lwIP tries to resolve a name
+EAI_FAIL = -202
+DATAGRAM = 2  # SOCK_DGRAM
+
+
+class Link:
+    """One beacon's way into the network, up while its WiFi is connected.
+
+    Attributes:
+        faults: what goes wrong.
+        address: the beacon's, while it is connected.
+        received, sent: bytes brought to the beacon and taken from it.
+        connections: accepted so far.
+        dropped: called when a fault takes WiFi away.
+        flows: the open connections.
+    """
+
+    def __init__(self, network: Network, clock: Clock):
+        self.network = network
+        self.clock = clock
+        self.faults = Faults()
+        self.address = network.station()
+        self.received = 0
+        self.sent = 0
+        self.connections = 0
+        self.up = asyncio.Event()
+        self.dropped: Callable[[], None] = lambda: None
+        self.flows: set[proxy.Flow] = set()
+        self._targets: dict[tuple[str, int, int], proxy.Target | proxy.Relay] = {}
+        self._ready = 0.0  # when the shaper lets the next byte pass, in the loop's time
+
+    def set_up(self, up: bool) -> None:
+        """WiFi came or went: without it nothing flows, and nobody is reachable."""
+        if up == self.up.is_set():
+            return
+        if up:
+            self.up.set()
+        else:
+            self.up.clear()
+        for target in self._targets.values():
+            target.open() if up else target.close()
+
+    def cut(self) -> None:
+        """The chip was reset: its connections are forgotten, and the others are not told."""
+        for flow in list(self.flows):
+            flow.orphan()
+        for target in self._targets.values():
+            target.end()
+        self._targets.clear()
+        self.set_up(False)
+
+    async def resolve(self, host: str, port: int, kind: int) -> Value:
+        """``getaddrinfo``: return (address, port) on this machine.
+
+        Raises:
+            OSError: -202, as lwIP's getaddrinfo, when there is no address.
+        """
+        address = await self._address(host)
+        if kind == DATAGRAM:
+            return await self._datagrams(address, port)
+        if self.faults.black_hole:
+            return proxy.black_hole()
+        target = self._targets.get((address, port, kind))
+        if not isinstance(target, proxy.Target):
+            target = proxy.Target(self, self.network.real(address, port))
+            self._targets[address, port, kind] = target
+        await target.prepare()
+        return target.address
+
+    async def shape(self, size: int) -> None:
+        """Wait until ``size`` bytes may pass."""
+        faults, loop = self.faults, asyncio.get_running_loop()
+        delay = faults.latency
+        if faults.loss:
+            segments = -(-size // SEGMENT)
+            lost = sum(random.random() < faults.loss for _ in range(segments))
+            delay += lost * RETRANSMIT
+        now = loop.time()
+        if faults.throttle:
+            self._ready = max(self._ready, now) + self.clock.real(size / faults.throttle)
+        pause = max(self._ready - now, 0) + self.clock.real(delay)
+        if pause > 0.001:
+            await asyncio.sleep(pause)
+        await self.up.wait()
+
+    async def _address(self, host: str) -> str:
+        if not self.up.is_set():
+            raise OSError(EAI_FAIL)
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.IPv4Address(host))
+        if not self.faults.names:
+            await asyncio.sleep(self.clock.real(NAME_TIMEOUT))
+            raise OSError(EAI_FAIL)
+        found = self.network.lookup(host)
+        if found is None and self.network.outside:
+            found = await _outside(host)
+        if found is None:
+            await asyncio.sleep(self.clock.real(NAME_TIMEOUT if host.endswith(".local") else 0.05))
+            raise OSError(EAI_FAIL)
+        return found
+
+    async def _datagrams(self, address: str, port: int) -> Value:
+        key = (address, port, DATAGRAM)
+        relay = self._targets.get(key)
+        if not isinstance(relay, proxy.Relay):
+            loop = asyncio.get_running_loop()
+            answers = (address, port) in (MDNS, DNS)
+            real = self.network.real(address, port)
+            silent = (address, port) == MDNS
+
+            def make() -> proxy.Relay:
+                return proxy.Resolver(self, silent) if answers else proxy.Relay(self, real)
+
+            _, relay = await loop.create_datagram_endpoint(make, local_addr=("127.0.0.1", 0))
+            self._targets[key] = relay
+        return relay.address
+
+
+async def _outside(host: str) -> str | None:
+    loop = asyncio.get_running_loop()
+    try:
+        found: Iterable = await loop.getaddrinfo(host, None, family=socket.AF_INET)
+    except OSError:
+        return None
+    return next((str(item[4][0]) for item in found), None)
