@@ -9,6 +9,7 @@ from beacon_ota.orchestrator.rollout.types import HOUR, Cell, Gate, Result
 from tests.orchestrator.rollout.build import (
     MONDAY,
     NEW,
+    NEWER,
     Bench,
     attempt,
     beacon,
@@ -121,6 +122,14 @@ def test_other_rollouts_of_the_same_release():
     failures = [attempt(one, other, Result.FAILED) for _ in range(3)]
     assert count(made, [one], failures[:2]).total == Cell(waiting=1)
     assert count(made, [one], failures).total == Cell()  # it has used up its attempts
+
+
+def test_other_releases_use_up_nothing():
+    made, earlier = rollout("r2", NEWER, ladder=FLAT), rollout("r1", ladder=FLAT)
+    one = beacon()
+    for result in Result:
+        tries = [attempt(one, earlier, result) for _ in range(3)]
+        assert count(made, [one], tries).total == Cell(waiting=1)
 
 
 def test_an_outcome_stays_where_it_was_made():

@@ -221,6 +221,21 @@ def test_a_newer_release_on_the_way_takes_over():
     assert max(tries.values()) == 2  # each release once at most
 
 
+def test_release_after_release():
+    run = simulation(rollout(), fleet(60))
+    for n in range(1, 6):
+        release = replace(NEWER, firmware_id=f"{n:024x}", version=f"1.{n + 2}.0")
+        made = rollout(f"r{n + 1}", release)
+        run.at(
+            MONDAY + n * WEEK,
+            lambda made=made: run.start(Live(made, begin(made, run.now))),
+        )
+    run.run(MONDAY + 7 * WEEK)
+    assert {live.state.status for live in run.rollouts} == {Status.COMPLETED}
+    assert {one.version for one in run.beacons.values()} == {"1.7.0"}
+    assert len(run.offers) == 6 * 60
+
+
 def test_late_joiners_are_served_after_completion():
     made = rollout()
     run = simulation(made, fleet(60))

@@ -32,7 +32,7 @@ def tally(
 
     Args:
         beacons: all that are registered; those the release is not for are left out here.
-        attempts: by beacon id, those of this rollout's release (of other rollouts, too).
+        attempts: by beacon id, of any rollout and release, in any order.
         seen: by beacon id, when it was last heard from, UTC seconds.
         listening_since: since when the orchestrator has been there to hear anybody.
     """
@@ -76,10 +76,13 @@ class _Counting:
     def add(self, beacon_id: str, beacon: Beacon | None, attempts: Sequence[Attempt]) -> None:
         rollout = self.rollout
         own = rollout.plan.rollout_id
+        firmware_id = rollout.plan.release.firmware_id
         latest = current = None
         tries = 0
         cleared_at = 0.0 if beacon is None else beacon.cleared_at
         for attempt in attempts:
+            if attempt.firmware_id != firmware_id:
+                continue
             if attempt.result in OUTCOMES:
                 if (attempt.ended_at or 0.0) > cleared_at:
                     tries += 1
