@@ -17,7 +17,9 @@ def conn(tmp_path):
     migrate(engine)
     with engine.connect() as conn, conn.begin():
         for number in range(10):
-            audit.add(conn, 100.0 + number, "ann", "rollout.paused", f"r{number}", "why", n=number)
+            audit.add(
+                conn, 100.0 + number, "ann", "rollout.paused", f"r{number}", "why", {"n": number}
+            )
         yield conn
     engine.dispose()
 

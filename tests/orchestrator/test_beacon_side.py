@@ -143,7 +143,7 @@ def test_rekey(server, release, beacon):
     answer = beacon.report("idle")
     assert "rekey" in answer.json
     again = beacon.report("idle")  # the answer may have got lost: it comes again
-    nonce = None
+    nonce = ""
 
     def learn(call):
         nonlocal nonce

@@ -78,11 +78,11 @@ def in_database(tmp_path, work):
 
 
 def put(conn, kind):
-    return events.add(conn, 1.0, kind, "s")
+    return events.add(conn, 1.0, kind, "s", {})
 
 
 def refuse(conn, kind):
-    events.add(conn, 1.0, kind, "s")
+    events.add(conn, 1.0, kind, "s", {})
     raise InputError("no", "refused")
 
 

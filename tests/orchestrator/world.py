@@ -13,9 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +25,7 @@ from urllib.parse import urlsplit
 from beacon_ota.client import Client
 from beacon_ota.images import appfs, littlefs, release, synthetic
 from beacon_ota.orchestrator.clock import Clock
+from beacon_ota.orchestrator.database import connect, migrate, sqlite_url
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.server import Listen, run
 from beacon_ota.orchestrator.service import Service, Settings
@@ -43,6 +46,22 @@ def until(condition, *, deadline_s: float = DEADLINE_S, what: str = ""):
         time.sleep(0.02)
 
 
+@cache
+def _template() -> bytes:
+    """Return an empty database of the newest schema: making one takes a second each time."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = connect(sqlite_url(Path(folder)))
+        migrate(engine)
+        engine.dispose()
+        return (Path(folder) / "beacon-ota.db").read_bytes()
+
+
+def _prepare(data: Path) -> None:
+    if not data.exists():
+        data.mkdir()
+        (data / "beacon-ota.db").write_bytes(_template())
+
+
 class Server:
     """An orchestrator in a process of its own."""
 
@@ -51,6 +70,7 @@ class Server:
         self.token_file = data.with_name(data.name + ".token")
         self.options = [*options, *(["--insecure"] if insecure else [])]
         self.process: subprocess.Popen[str]
+        _prepare(data)
         self.start()
 
     def start(self) -> None:
@@ -103,16 +123,29 @@ class Server:
             self.kill()
 
 
-def image(version: str, *, device_type: str = "esp32c3", size: int = 8192, seed: str = "") -> bytes:
+def image(
+    version: str,
+    *,
+    device_type: str = "esp32c3",
+    size: int = 8192,
+    seed: str = "",
+    keys: bytes | None = None,
+) -> bytes:
     """Return a release image: a synthetic core and a tiny app, small and valid."""
-    core = synthetic.app(size, seed=seed)
+    core = _core(size, seed)
     info = appfs.AppInfo(version, device_type, hashlib.sha256(core).hexdigest())
-    return release.build(core, app_filesystem(info))
+    return release.build(core, app_filesystem(info, keys))
 
 
-def app_filesystem(info: appfs.AppInfo) -> bytes:
+def app_filesystem(info: appfs.AppInfo, keys: bytes | None = None) -> bytes:
     """Return an app filesystem without a compiler's help."""
-    return littlefs.build({"app.json": info.pack(), "main.mpy": b"M\x06\x00\x1f"}, 512)
+    files = {"app.json": info.pack(), "main.mpy": b"M\x06\x00\x1f"}
+    return littlefs.build(files if keys is None else {**files, "keys.json": keys}, 512)
+
+
+@cache
+def _core(size: int, seed: str) -> bytes:
+    return synthetic.app(size, seed=seed)
 
 
 def upload(admin: Client, version: str, tmp: Path, **fields: str) -> dict[str, Any]:
@@ -217,6 +250,7 @@ class TestBeacon:
             "image_sha256": self.image,
         }
         if offer is not None:
+            assert isinstance(offer, dict)
             doc |= {
                 "attempt_id": offer["attempt_id"],
                 "firmware_id": offer["firmware_id"],
@@ -296,6 +330,7 @@ class Local:
 
     def __init__(self, data: Path, clock: ManualClock | None = None, **settings: Any):
         self.clock = clock or ManualClock()
+        _prepare(data)
         self._settings = Settings(data, **{"insecure": True, "poll_s": 60.0, **settings})
         self._token_file = data.with_name(data.name + ".token")
         self.start()

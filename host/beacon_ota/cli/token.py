@@ -85,7 +85,7 @@ def _new_offline(data: Path, name: str, role: str, days: float | None) -> dict:
     now = time.time()
     with offline(data) as conn:
         row, made = tokens.create(conn, name, role, now, days and now + days * 86400)
-        audit.add(conn, now, _OFFLINE, "token.created", name, role=role)
+        audit.add(conn, now, _OFFLINE, "token.created", name, "", {"role": role})
     return {**shown(row), "token": made}
 
 

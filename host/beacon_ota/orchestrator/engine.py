@@ -324,14 +324,6 @@ def _trace(conn: Connection, rollout_id: str, change: Transition) -> Fields:
         if value is not None
     }
     reason = ": ".join(filter(None, (change.reason, change.detail)))
-    audit.add(conn, change.at, change.by, kind, rollout_id, reason, **data)
-    return events.add(
-        conn,
-        change.at,
-        kind,
-        rollout_id,
-        by=change.by,
-        reason=change.reason,
-        detail=change.detail,
-        **data,
-    )
+    audit.add(conn, change.at, change.by, kind, rollout_id, reason, data)
+    told = {"by": change.by, "reason": change.reason, "detail": change.detail, **data}
+    return events.add(conn, change.at, kind, rollout_id, told)

@@ -82,7 +82,8 @@ class Hot:
                 headers.append((b"retry-after", b"30"))
             else:
                 who = caller.beacon.facts.id if caller else ""
-                self.service.hub.tell(now, "auth.refused", who, code=error.code, address=address)
+                data = {"code": error.code, "address": address}
+                self.service.hub.tell(now, "auth.refused", who, data)
                 log.info("refused %s: %s %s from %s", scope["path"], error.code, who, address)
         payload = problems.document(error, server_time=int(self.service.clock.now()))
         if caller is not None:

@@ -1,7 +1,6 @@
 """Hands events to those who follow them live."""
 
 import asyncio
-from typing import Any
 
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
@@ -41,7 +40,7 @@ class Hub:
             else:
                 queue.put_nowait(event)
 
-    def tell(self, at: float, kind: str, subject: str, **data: Any) -> None:
+    def tell(self, at: float, kind: str, subject: str, data: Fields) -> None:
         """Hand on something of the moment (progress): not stored, so without an id."""
         if self._followers:
             self.publish({"id": None, "at": at, "kind": kind, "subject": subject, "data": data})

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.announce import announced
 from beacon_ota.orchestrator.api.app import create_app
+from beacon_ota.orchestrator.bounded import Bounded
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.hot import Hot
@@ -200,11 +201,12 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
         engine.start()
         token = await first_token(service, listen.token_file)
         config = uvicorn.Config(
-            Hot(service, create_app(service, engine)),
+            Hot(service, Bounded(create_app(service, engine))),
             http=Protocol,
             ws="none",
             lifespan="off",
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             log_config=None,
             timeout_keep_alive=75,

@@ -145,10 +145,10 @@ class Service:
 
         def both(conn: Connection) -> T:
             result = work(conn, *args)
-            audit.add(conn, now, actor, action, target, reason, **detail)
+            audit.add(conn, now, actor, action, target, reason, detail)
             if event:
                 data = {**detail, "by": actor, **({"reason": reason} if reason else {})}
-                told[:] = [events.add(conn, now, action, target, **data)]
+                told[:] = [events.add(conn, now, action, target, data)]
             return result
 
         def after(result: T) -> None:
@@ -215,9 +215,11 @@ class Service:
                 row["offered_at"],
                 "attempt.offered",
                 attempt.id,
-                beacon=facts.id,
-                firmware=decision.firmware_id,
-                rollout=decision.rollout_id,
+                {
+                    "beacon": facts.id,
+                    "firmware": decision.firmware_id,
+                    "rollout": decision.rollout_id,
+                },
             )
         finally:
             node.offering = None
@@ -227,7 +229,7 @@ class Service:
         """Record that a beacon has begun: the first download or report of an attempt."""
         now = self.clock.now()
         row = await self.db.write(attempts.take, attempt.id, now, then=self.put_attempt)
-        self.hub.tell(now, "attempt.taken", attempt.id, beacon=attempt.beacon_id)
+        self.hub.tell(now, "attempt.taken", attempt.id, {"beacon": attempt.beacon_id})
         return row
 
     def put_attempt(self, row: Fields | None) -> None:
@@ -327,7 +329,7 @@ def outcome_event(conn: Connection, at: float, row: Fields, release: Release) ->
     for name in ("failed_in", "code", "detail"):
         if row[name]:
             data[name] = row[name]
-    return events.add(conn, at, f"attempt.{row['result']}", row["id"], **data)
+    return events.add(conn, at, f"attempt.{row['result']}", row["id"], data)
 
 
 @contextlib.asynccontextmanager

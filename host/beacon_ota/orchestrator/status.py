@@ -76,9 +76,11 @@ async def status(
                 now,
                 f"attempt.{word}",
                 attempt.id,
-                beacon=node.facts.id,
-                rollout=attempt.rollout_id,
-                progress=node.progress,
+                {
+                    "beacon": node.facts.id,
+                    "rollout": attempt.rollout_id,
+                    "progress": node.progress,
+                },
             )
     answer: Fields = {"ok": True, "server_time": int(service.clock.now())}
     if entries:

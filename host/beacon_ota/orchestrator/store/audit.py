@@ -8,7 +8,6 @@ which is why ``verify`` takes and returns a head to keep elsewhere.
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
@@ -32,7 +31,7 @@ def add(
     action: str,
     target: str,
     reason: str = "",
-    **detail: Any,
+    detail: Fields | None = None,
 ) -> Fields:
     """Append one entry: who did what to which, and why.
 
@@ -47,7 +46,7 @@ def add(
         "action": action,
         "target": target,
         "reason": reason,
-        "detail": json.dumps(detail, sort_keys=True, separators=(",", ":"), default=str),
+        "detail": json.dumps(detail or {}, sort_keys=True, separators=(",", ":"), default=str),
     }
     entry["previous"] = last.hash if last else START
     entry["hash"] = digest(entry)

@@ -13,7 +13,7 @@ from beacon_ota.orchestrator.store.prepared import Prepared
 _ADD = Prepared(insert(events).returning(events.c.id), ("at", "kind", "subject", "data"))
 
 
-def add(conn: Connection, at: float, kind: str, subject: str, **data: Any) -> Fields:
+def add(conn: Connection, at: float, kind: str, subject: str, data: Fields) -> Fields:
     """Append an event and return it as followers see it."""
     row: Fields = {"at": at, "kind": kind, "subject": subject}
     done = _ADD.first(conn, {**row, "data": json.dumps(data, separators=(",", ":"))})

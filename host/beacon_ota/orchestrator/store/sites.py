@@ -11,7 +11,7 @@ from beacon_ota.orchestrator.store import Fields, fields
 def every(conn: Connection) -> list[Fields]:
     """Return all sites by path, each with the number of beacons right there."""
     here = select(beacons.c.site, func.count()).group_by(beacons.c.site)
-    counts = dict(conn.execute(here).tuples().all())
+    counts = {row[0]: row[1] for row in conn.execute(here)}
     rows = conn.execute(select(sites).order_by(sites.c.path))
     return [{**row._mapping, "beacons": counts.get(row.path, 0)} for row in rows]
 
