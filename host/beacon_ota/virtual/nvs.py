@@ -7,8 +7,8 @@ one; when only one free page is left, the page with the fewest used entries is m
 half done is cleaned up at the next start (:meth:`Nvs.__init__`).
 
 ESP-IDF's own recovery (v5.2 to v6.0, ``Page::mLoadEntryTable``) loses a blob in one case: power
-fails after the new value's data were written and before its index was, and the old data lie
-on the same page; the old data then pass for a duplicate and are erased. A failed write of a
+fails between the last mark of the new value's data and the first byte of its index, and the
+old data lie on the same page; they then pass for a duplicate and are erased. A failed write of a
 blob of several chunks can erase the old chunk as well (``Storage::writeMultiPageBlob``). Both
 are modelled when ``faithful`` is true.
 
