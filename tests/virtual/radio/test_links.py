@@ -1,8 +1,10 @@
 """Connections under bad conditions, several at once, and ends at any moment."""
 
 import asyncio
+import errno
 import random
 import socket
+import threading
 import time
 from typing import Any
 
@@ -159,6 +161,37 @@ def _central(room: Room, beacon: Beacon) -> Any:
     return close
 
 
+def test_each_connection_gets_its_own(room: Room) -> None:
+    beacon = Beacon(room).start()
+    beacon.on_irq = lambda event, data: (
+        beacon.peripheral.notify(data[0], beacon.handles[0][1], bytes([data[0]]))
+        if event == WRITE
+        else None
+    )
+
+    def central(got: list[bytes]) -> None:
+        async def body() -> None:
+            async with client(beacon) as connected:
+                await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
+                together.wait(5)
+                for n in range(10):
+                    await connected.write_gatt_char(FF01, b"x", response=True)
+                    await until(lambda n=n: len(got) == n + 1)
+
+        asyncio.run(body())
+
+    together = threading.Barrier(2)
+    answers: list[list[bytes]] = [[], []]
+    threads = [threading.Thread(target=central, args=(got,)) for got in answers]
+    for number, thread in enumerate(threads):
+        beacon.advertise()
+        thread.start()
+        wait_until(lambda n=number: len(beacon.seen(CONNECT)) == n + 1)
+    for thread in threads:
+        thread.join(10)
+    assert answers == [[b"\0"] * 10, [b"\1"] * 10]
+
+
 # The way there
 
 
@@ -210,6 +243,49 @@ def test_a_paced_link_takes_its_intervals(room: Room) -> None:
             assert 0.14 <= time.monotonic() - start < 1.0
 
     asyncio.run(body())
+
+
+async def notified(beacon: Beacon, data: bytes) -> None:
+    """Send a notification as soon as there is room for it."""
+    while True:
+        try:
+            beacon.do("notify", 0, beacon.handles[0][1], data)
+            return
+        except OSError as error:
+            assert error.args[0] == errno.ENOMEM
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_arrives_is_what_was_sent(seed: int) -> None:
+    """Both ways at once over a bad link: nothing lost, doubled or out of order."""
+    chance = random.Random(seed)
+    with Room(seed=seed) as room:
+        beacon = Beacon(room).start().advertise()
+        received: list[bytes] = []
+        beacon.on_irq = lambda event, data: (
+            received.append(beacon.peripheral.read(data[1])) if event == WRITE else None
+        )
+        parts = [n.to_bytes(2, "big") * chance.randrange(1, 10) for n in range(60)]
+
+        async def body() -> None:
+            async with client(beacon) as connected:
+                got: list[bytes] = []
+                await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
+                room.conditions(
+                    loss=chance.uniform(0, 0.5),
+                    latency=chance.uniform(0, 0.02),
+                    paced=seed % 2 == 0,
+                    per_event=chance.randrange(1, 6),
+                )
+                for part in parts:
+                    await notified(beacon, part)
+                    await connected.write_gatt_char(FF01, part, response=False)
+                await until(lambda: len(got) == len(received) == len(parts), 20)
+                assert got == received == parts
+                room.conditions(loss=0.0, latency=0.0, paced=False)
+
+        asyncio.run(body())
 
 
 # Ends

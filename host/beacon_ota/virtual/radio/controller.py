@@ -66,6 +66,7 @@ class RoomController(Controller):
         self.scanning = False
         self.room_for_reports: Callable[[], bool] = lambda: True
         self.on_moved: Callable[[hci.Address], None] = lambda address: None
+        self.on_garbage: Callable[[Exception], None] = _raise
         self._active = False
         self._duty = 1.0
         self._unique = False
@@ -80,10 +81,14 @@ class RoomController(Controller):
     def on_packet(self, packet: bytes) -> None:
         if packet[0] == hci.HCI_ACL_DATA_PACKET:
             self._on_acl(packet)
-        else:
+            return
+        try:
             command = hci.HCI_Packet.from_bytes(packet)
-            if isinstance(command, hci.HCI_Command):
-                self.on_hci_command_packet(command)
+        except Exception as error:  # bumble's parsers raise all kinds of them
+            self.on_garbage(error)
+            return
+        if isinstance(command, hci.HCI_Command):
+            self.on_hci_command_packet(command)
 
     def on_hci_command_packet(self, command: hci.HCI_Command) -> None:
         if command.op_code == WRITE_BD_ADDR:
@@ -355,3 +360,7 @@ class RoomController(Controller):
     ) -> None:
         unsupported = hci.HCI_ErrorCode.UNSUPPORTED_REMOTE_FEATURE_ERROR
         self._send_hci_command_status(unsupported, command.op_code)
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -147,6 +147,7 @@ class Port(asyncio.Protocol):
             transport.abort()
             return
         self._controller.room_for_reports = self._room_for_reports
+        self._controller.on_garbage = lambda error: self.close()
         self._parser.set_packet_sink(self._controller)
 
     def connection_lost(self, exc: Exception | None) -> None:
