@@ -34,6 +34,22 @@ def test_every_offset_and_length():
             assert part == whole[offset : offset + size], (offset, size)
 
 
+# As a download does it: sector after sector, now and then one again, or from further back.
+def test_any_order_of_calls():
+    ctr = Ctr(KEY, START)
+    whole = bytearray(20000)
+    ctr.apply(whole)
+    at = 0
+    for i in range(60):
+        size = (1, 16, 255, 256, 257, 1024, 4096)[i % 7]
+        part = bytearray(size)
+        ctr.apply(part, at)
+        assert part == whole[at : at + size], (i, at)
+        at = at + size if i % 5 else at // 2
+        if at + 4096 > len(whole):
+            at = i
+
+
 def test_only_the_view_is_written():
     data = bytearray(600)
     Ctr(KEY, START).apply(memoryview(data)[100:500])

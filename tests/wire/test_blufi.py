@@ -412,6 +412,12 @@ def test_any_buffer_will_do():
     assert taken(link, memoryview(unhex("090001027879"))).data == b"xy"
 
 
+def test_what_a_stranger_may_send():
+    for type_ in range(256):
+        open_to_all = type_ in (0x00, 0x01, 0x04, 0x1C, 0x20, 0x49)
+        assert blufi.in_clear(type_) is open_to_all
+
+
 # The names are the constants' own, so neither list can drift from the other.
 def test_names_agree_with_the_constants():
     errors = types = 0

@@ -8,10 +8,13 @@ from micropython import const
 from . import xor
 
 _ECB = const(1)
-_BATCH = const(16)  # counter blocks made at a time: 256 bytes of keystream
+_BATCH = const(16)  # counter blocks at a time
+_SIZE = const(256)  # bytes of them
 _WRAP = 1 << 128
 
 
+# Works on sixteen blocks whose counters differ in their last four bits only. From one batch to the
+# next it is mostly sixteen bytes that change; the big number is written out once in sixteen times.
 class Ctr:
     # `counter` is the initial counter block, 16 bytes.
     def __init__(self, key, counter):
@@ -19,42 +22,38 @@ class Ctr:
             raise ValueError("aes-ctr sizes")
         self._ecb = aes(key, _ECB)
         self._start = int.from_bytes(counter, "big")
-        self._stream = bytearray(_BATCH << 4)
-        # Sixteen 128-bit lanes in one big integer: lane i of `ones` is 1, of `steps` is i.
-        # base * ones + steps is then a whole batch of counter blocks in two operations.
-        ones = steps = 0
-        for i in range(_BATCH):
-            ones = ones << 128 | 1
-            steps = steps << 128 | i
-        self._ones = ones
-        self._steps = steps
+        self._blocks = bytearray(_SIZE)
+        self._stream = bytearray(_SIZE)
+        self._first = -_BATCH  # counter at which the key stream there is begins
 
     # Encrypts or decrypts `buf` (writable) in place; its first byte is byte `offset` of the
     # stream.
     def apply(self, buf, offset=0):
         view = memoryview(buf)
         stream = memoryview(self._stream)
-        size = len(view)
-        base = (self._start + (offset >> 4)) % _WRAP
-        skip = offset & 15
+        counter = (self._start + (offset >> 4)) % _WRAP
+        lane = counter & (_BATCH - 1)
+        counter -= lane
+        skip = lane << 4 | offset & 15
         at = 0
-        while at < size:
-            blocks = min(_BATCH, (skip + size - at + 15) >> 4, _WRAP - base)
-            self._fill(base, blocks)
-            n = min((blocks << 4) - skip, size - at)
-            part = view[at : at + n]
-            part[:] = xor(part, stream[skip : skip + n])
-            at += n
-            base = (base + blocks) % _WRAP
+        while at < len(view):
+            if counter != self._first:
+                self._generate(counter)
+            part = view[at : at + _SIZE - skip]
+            part[:] = xor(part, stream[skip : skip + len(part)])
+            at += len(part)
             skip = 0
+            counter = (counter + _BATCH) % _WRAP
 
-    # The keystream of `blocks` counters from `base` on. Fewer lanes than a batch are the upper
-    # ones of the same two integers, so that no lane ever carries into the one before.
-    def _fill(self, base, blocks):
-        ones = self._ones
-        steps = self._steps
-        if blocks < _BATCH:
-            unused = (_BATCH - blocks) << 7
-            ones >>= unused
-            steps >>= unused
-        self._ecb.encrypt((base * ones + steps).to_bytes(blocks << 4, "big"), self._stream)
+    def _generate(self, counter):
+        blocks = self._blocks
+        if counter & 0xFF and counter == self._first + _BATCH:
+            for i in range(15, _SIZE, 16):
+                blocks[i] += _BATCH
+        else:
+            block = counter.to_bytes(16, "big")
+            for i in range(0, _SIZE, 16):
+                blocks[i : i + 16] = block
+                blocks[i + 15] |= i >> 4
+        self._ecb.encrypt(blocks, self._stream)
+        self._first = counter

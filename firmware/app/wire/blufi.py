@@ -55,6 +55,12 @@ _FRAGMENT = const(0x10)
 _QUEUE = const(8)
 
 
+# Whether a message may come unsealed. Everything else waits for a session: no credentials in the
+# clear, and nobody joins a network, or reads what networks there are, for a stranger.
+def in_clear(type_):
+    return type_ in (ACK, NEGOTIATE, ERROR, SET_SECURITY, GET_VERSION, DISCONNECT_BLE)
+
+
 # CRC-16/GENIBUS, half a byte at a time: four bits times the polynomial need no reduction, so what
 # would be a table is one multiplication. crc16(b, crc16(a)) is crc16(a + b).
 def crc16(data, crc=0):
