@@ -200,10 +200,11 @@ def test_an_emergency_does_not_wait_for_an_empty_stage():
 def test_nobody_registered_yet_is_not_everybody_served():
     bench = Bench(rollout(), [])
     assert bench.tick() == ["started", "wave_opened", "stage_opened"]
-    assert bench.tick(6 * DAY) == [] and waits(bench) == "nobody_there"
+    assert bench.tick(6 * DAY) == [] and waits(bench) == "empty"
     bench.beacons = {one.id: one for one in fleet(100)}
+    assert waits(bench) == "nobody_there"
     bench.seen = dict.fromkeys(bench.beacons, float("inf"))
-    assert bench.tick() == [] and bench.stages == [0]
+    assert bench.tick() == [] and waits(bench) == "sample" and bench.stages == [0]
     # A wave that nobody joins in a week is over; who comes later is served all the same.
     alone = Bench(rollout(), [])
     alone.tick()

@@ -224,7 +224,9 @@ def test_a_newer_release_on_the_way_takes_over():
 def test_release_after_release():
     run = simulation(rollout(), fleet(60))
     for n in range(1, 6):
-        release = replace(NEWER, firmware_id=f"{n:024x}", version=f"1.{n + 2}.0")
+        release = replace(
+            NEWER, firmware_id=f"{n:024x}", version=f"1.{n + 2}.0", checksum=f"{n:064x}"
+        )
         made = rollout(f"r{n + 1}", release)
         run.at(
             MONDAY + n * WEEK,

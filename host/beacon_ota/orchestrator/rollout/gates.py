@@ -251,9 +251,10 @@ def _judge_stage(
     stage_at = now if own.stage_at is None else own.stage_at
     patient = now - stage_at < gate.patience_s
     if not any(other.reach for other in tally.cells[wave]):
-        if patient:
-            return Verdict.WAIT, "nobody_there", "nobody in this wave can be reached"
-        return Verdict.PASS, "nobody_there", "nobody in this wave could be reached"
+        verdict = Verdict.WAIT if patient else Verdict.PASS
+        if any(other.members for other in tally.cells[wave]):
+            return verdict, "nobody_there", "nobody in this wave can be reached"
+        return verdict, "empty", "nobody in this wave is due for the release"
     soak = soak_of(rollout, tally, wave, stage)
     tried = any(other.tried for other in tally.cells[wave])
     if cell.members == 0:
