@@ -1,7 +1,9 @@
 """Advertising in a room: who hears it, how loudly, and what it costs."""
 
 import asyncio
+import itertools
 import math
+import statistics
 import time
 from typing import Any
 
@@ -12,7 +14,7 @@ from bleak.backends.scanner import AdvertisementData
 from beacon_ota.errors import UsageError
 from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.room import Room
-from tests.virtual.radio.beacons import PROVISIONABLE, Beacon, until
+from tests.virtual.radio.beacons import PROVISIONABLE, Beacon, until, wait_until
 
 
 def scan(
@@ -56,9 +58,13 @@ def test_manufacturer_data_of_both_payloads(room: Room) -> None:
 
 
 def test_the_interval_is_kept(room: Room) -> None:
-    beacon = Beacon(room).start().advertise(interval_us=50_000)
-    count = len(scan(room, 1.0, "passive")[beacon.address])
-    assert 16 <= count <= 21  # advDelay adds 0..10 ms without adding up
+    Beacon(room).start().advertise(interval_us=50_000)
+    capture = room.capture()
+    wait_until(lambda: len(capture) >= 20)
+    times = [frame.at for frame in capture]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert 0.040 <= statistics.median(gaps) <= 0.060  # each event is 0..10 ms late
+    assert (times[-1] - times[0]) / len(gaps) >= 0.049  # and that does not add up
 
 
 def test_what_is_new_is_sent_at_once(room: Room) -> None:
