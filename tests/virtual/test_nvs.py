@@ -8,7 +8,7 @@ from beacon_ota.images import nvs as codec
 from beacon_ota.images.partitions import Partition
 from beacon_ota.virtual import esp
 from beacon_ota.virtual.esp import EspError
-from beacon_ota.virtual.flash import Cut, Flash, PowerCut
+from beacon_ota.virtual.flash import Cut, Flash, PowerCut, When
 from beacon_ota.virtual.nvs import Nvs
 
 PAGES = 4
@@ -220,7 +220,7 @@ def lives(seed: int, faithful: bool):
     for _ in range(rng.randrange(10, 80)):
         key, value = change(rng, now)
         if rng.random() < 0.3:
-            when = rng.choice(["before", "inside", "after"])
+            when: When = rng.choice(["before", "inside", "after"])
             flash.cut = Cut(flash.ops + rng.randrange(12), when, rng.getrandbits(30))
         wanted = after(now, key, value)
         try:
@@ -269,7 +269,7 @@ def test_esp_idf_can_lose_the_blob_that_is_written():
     assert lost
 
 
-def trace(when: str, faithful: bool) -> list[str]:
+def trace(when: When, faithful: bool) -> list[str]:
     """Replace a blob by another, cut around every operation: old, new or lost."""
     outcome = []
     for number in range(100):

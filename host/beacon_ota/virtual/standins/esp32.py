@@ -74,6 +74,8 @@ class Partition:
 
     def writeblocks(self, n, buf, off=None):
         at = n * self._block + (off or 0)
+        if isinstance(buf, bytearray) and not buf:  # a NULL pointer on the chip
+            raise OSError(-258, "ESP_ERR_INVALID_ARG")
         _chip.transfer(("write", self._index, at, off is None, self._block), buf)
 
     def ioctl(self, cmd, arg):
