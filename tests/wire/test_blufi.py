@@ -92,7 +92,7 @@ def test_crc():
 def test_a_conversation_in_the_clear():
     link = device()
     assert whole(link, "1c 00 00 00").type == blufi.GET_VERSION
-    link.send(blufi.VERSION, b"\1\3")
+    link.send(blufi.VERSION, blufi.PROTOCOL)
     assert frames(link) == [unhex("410400020103")]
     message = whole(link, "08 08 01 01 01")
     assert (message.type, message.data, message.sealed) == (blufi.SET_OPMODE, b"\1", False)
@@ -426,7 +426,7 @@ def test_names_agree_with_the_constants():
         if name.startswith("E_"):
             errors += 1
             assert blufi_names.error_name(value) == name[2:].lower()
-        elif name.isupper() and name[0] != "_" and name not in ("MTU", "MAX_MESSAGE"):
+        elif name.isupper() and name[0] != "_" and name not in ("MTU", "MAX_MESSAGE", "PROTOCOL"):
             types += 1
             assert blufi_names.type_name(value) == name.lower()
     assert errors >= 9 and types >= 15

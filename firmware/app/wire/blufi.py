@@ -46,6 +46,7 @@ E_STATE = const(12)
 
 MAX_MESSAGE = const(1024)  # announced before anybody is authenticated: no peer sizes our buffers
 MTU = const(23)  # until it is exchanged
+PROTOCOL = b"\x01\x03"  # in a VERSION: 1.3, with which every Espressif app uses its first scheme
 
 _ENCRYPTED = const(0x01)
 _CHECKED = const(0x02)
