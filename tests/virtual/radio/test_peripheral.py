@@ -226,3 +226,40 @@ def test_a_beacon_can_scan(room: Room) -> None:
     wait_until(lambda: len(beacon.seen(5)) > len(results) + 2)
     beacon.do("stop_scan")
     wait_until(lambda: len(beacon.seen(6)) == 2)
+
+
+@pytest.mark.parametrize("name", ["on", "off", "advertise"])
+def test_the_power_may_fail_inside_any_call(room: Room, name: str) -> None:
+    """After so many turns of the loop, wherever in the call that is."""
+    beacon = Beacon(room)
+    peripheral = beacon.peripheral
+
+    async def body(turns: int) -> bool:
+        if name != "on":
+            await peripheral.set_active(True)
+            await peripheral.advertise(20_000, b"", b"", True)
+        call = {
+            "on": lambda: peripheral.set_active(True),
+            "off": lambda: peripheral.set_active(False),
+            "advertise": lambda: peripheral.advertise(30_000, b"", b"", True),
+        }[name]
+        task = asyncio.ensure_future(call())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        done = task.done()
+        peripheral.vanish()
+        await asyncio.wait([task], timeout=0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            assert isinstance(task.exception(), OSError | None)
+        assert not peripheral.active and peripheral.advertising is None
+        return done
+
+    turns = 1  # the call has begun
+    while not room.run(body(turns)):
+        assert room.radios() == []
+        turns += 1
+    assert turns > 4
+    beacon.start().advertise()
+    assert len(room.radios()) == 1

@@ -100,6 +100,7 @@ class Peripheral:
         self._changed = changed
         self._terminating: set[int] = set()
         self._payloads = (b"", b"")
+        self._life = 0  # grows with every loss of power
 
     # Life
 
@@ -114,9 +115,13 @@ class Peripheral:
             await self._start()
 
     async def _start(self) -> None:
+        life = self._life
         host = await self._radio.open(self.address)
         device = Stack(host)
         await device.power_on()
+        if self._life != life:  # the power has failed meanwhile
+            self._radio.close()
+            raise OSError(errno.ENODEV)
         device.on(Stack.EVENT_CONNECTION, self._on_connection)
         self.mtu = DEFAULT_MTU
         self._own_address_type = hci.OwnAddressType.PUBLIC
@@ -135,18 +140,20 @@ class Peripheral:
         gone = [self._end(connection) for connection in tuple(device.connections.values())]
         if gone:
             await asyncio.wait([asyncio.ensure_future(end) for end in gone])
-        self._off()
-        self._changed()
+        if self._device is device:
+            self._off()
+            self._changed()
 
     def vanish(self) -> None:
         """The chip has lost its power, or was reset: nobody is told anything."""
+        self._life += 1
         self._off()
-        self.advertising = None
         self.name = DEFAULT_NAME
         self._events.clear()
 
     def _off(self) -> None:
         self._device = self._attributes = self._observer = None
+        self.advertising = None
         self._radio.close()
 
     def _need(self) -> Stack:
@@ -254,19 +261,20 @@ class Peripheral:
                 advertising_filter_policy=0,
             )
         )
-        await self._enable(True)
-        self.advertising = Advertising(interval * ADV_UNIT_US, connectable, *self._payloads)
-        self._changed()
+        await self._enable(device, True)
+        if self._device is device:
+            self.advertising = Advertising(interval * ADV_UNIT_US, connectable, *self._payloads)
+            self._changed()
 
     async def stop_advertising(self) -> None:
         """Stop, if it runs and the stack does."""
-        if self._device is not None and self.advertising is not None:
-            await self._enable(False)
+        device = self._device
+        if device is not None and self.advertising is not None:
+            await self._enable(device, False)
             self.advertising = None
             self._changed()
 
-    async def _enable(self, on: bool) -> None:
-        device = self._need()
+    async def _enable(self, device: Stack, on: bool) -> None:
         await device.send_sync_command(
             hci.HCI_LE_Set_Advertising_Enable_Command(advertising_enable=int(on))
         )

@@ -219,19 +219,24 @@ def _event(event, data):
     ble = BLE._one
     if ble is None or ble._irq is None:
         return None
-    lent = [bytearray(x) if isinstance(x, bytes) else None for x in data]
-    data = tuple([x if y is None else memoryview(y) for x, y in zip(data, lent)])
+    lent = []
+    shown = []
+    for x in data:
+        if isinstance(x, bytes):
+            x = bytearray(x)
+            lent.append(x)
+            x = memoryview(x)
+        shown.append(x)
     try:
-        result = ble._irq(event, data)
+        result = ble._irq(event, tuple(shown))
         return result if isinstance(result, int) else None
     except Exception as e:
         print("Unhandled exception in IRQ callback handler")
         sys.print_exception(e)
         ble._irq = None
     finally:
-        for y in lent:
-            if y is not None:
-                y[:] = bytes(len(y))
+        for x in lent:
+            x[:] = bytes(len(x))
 
 
 _chip.handlers["ble"] = _event
