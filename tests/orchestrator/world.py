@@ -237,6 +237,12 @@ class TestBeacon:
         assert answer.status in (200, 204), answer.body
         return answer.json if answer.status == 200 else None
 
+    def offered(self) -> dict[str, Any]:
+        """Poll; there is an offer."""
+        offer = self.offer()
+        assert offer is not None
+        return offer
+
     def download(self, offer: dict[str, Any], headers: dict[str, str] | None = None) -> Answer:
         return self.call("GET", offer["download_url"], headers=headers)
 

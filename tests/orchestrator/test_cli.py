@@ -1,0 +1,150 @@
+"""The command line against a server process, as somebody at a terminal uses it."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+
+import pytest
+
+from beacon_ota.cli import main, output
+from tests.orchestrator.world import COMMAND, beacons, environment, image
+
+
+@pytest.fixture
+def run(server, tmp_path, monkeypatch, capsys):
+    """Run a command against the server; returns its output, checks its exit code."""
+    for name, value in environment(tmp_path, server).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(output.console, "width", 200)
+    monkeypatch.setattr(output.errors, "width", 200)
+
+    def go(*args: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as done:
+            main(list(args))
+        said = capsys.readouterr()
+        assert (done.value.code or 0) == code, (args, said.out, said.err)
+        return said.out if code == 0 else said.err
+
+    return go
+
+
+def test_a_release_from_upload_to_rollout(server, run, tmp_path):
+    file = tmp_path / "release.bin"
+    file.write_bytes(image("1.1.0"))
+    done = json.loads(run("release", "upload", str(file), "-m", "better", "--json"))
+    assert done["version"] == "1.1.0" and done["device_type"] == "esp32c3"
+    assert "1.1.0" in run("release", "list") and "testing" in run("release", "list")
+    run("release", "promote", "1.1.0")
+    shown = json.loads(run("release", "show", "esp32c3/1.1.0", "--json"))
+    assert shown["state"] == "stable" and shown["description"] == "better"
+    fleet = beacons(server, 5)
+    for beacon in fleet:
+        beacon.poll()
+    assert "ends" in run("rollout", "plan", "1.1.0", "--preset", "all-at-once")
+    plan = tmp_path / "plan.toml"
+    plan.write_text('preset = "all-at-once"\nwindow = "00:00-24:00"\n')
+    rollout = json.loads(run("rollout", "create", "1.1.0", "-f", str(plan), "--json"))["rollout_id"]
+    for beacon in fleet[:4]:
+        beacon.update(beacon.offered())
+    assert "active" in run("rollout", "list")
+    run("rollout", "pause", rollout[:8], "--reason", "lunch")
+    assert "paused" in run("rollout", "show", rollout)
+    run("rollout", "resume", rollout[:8])
+    fleet[4].update(fleet[4].offered())
+    assert "completed" in run("rollout", "show", rollout[:8], "--watch", "--every", "0.2")
+    rows = json.loads(run("rollout", "attempts", rollout, "--json"))
+    assert {row["result"] for row in rows} == {"success"} and len(rows) == 5
+    assert "not_confirmed" in run("release", "deprecate", "1.1.0", code=2)
+    run("release", "deprecate", "1.1.0", "--yes", "--reason", "old")
+    kinds = [
+        json.loads(line)["kind"] for line in run("events", "--latest", "50", "--json").splitlines()
+    ]
+    assert "rollout.completed" in kinds and "firmware.deprecated" in kinds
+    assert "lunch" in run("audit", "list", "--action", "rollout")
+
+
+def test_refusals_name_themselves(run, tmp_path):
+    file = tmp_path / "bad.bin"
+    file.write_bytes(b"\x7fELF" + bytes(5000))
+    error = run(
+        "release", "upload", str(file), "--version", "1.0.0", "--device-type", "esp32c3", code=1
+    )
+    assert "image_magic" in error and "found" in error
+    assert "firmware_unknown" in run("release", "show", "9.9.9", code=1)
+    assert "rollout_unknown" in run("rollout", "show", "abc", code=2)
+    assert "beacon_unknown" in run("beacon", "show", "nobody", code=1)
+    plan = tmp_path / "plan.toml"
+    plan.write_text("preset =")
+    assert "plan_file" in run("rollout", "create", "1", "-f", str(plan), code=1)
+    env_less = run("beacon", "list", "--url", "http://127.0.0.1:1", code=3)
+    assert "unreachable" in env_less
+    assert "token_wrong" in run("beacon", "list", "--token", "bota_x", code=4)
+
+
+def test_beacons_and_sites(server, run):
+    run("site", "add", "hq", "--tz", "Europe/Berlin", "--name", "Head quarters")
+    run("site", "add", "hq/a")
+    run("site", "change", "hq/a", "--window", "01:00-02:00")
+    assert "Europe/Berlin" in run("site", "list")
+    made = json.loads(run("beacon", "add", "cli-1", "--site", "hq/a", "--tag", "x", "--json"))
+    assert len(made["key"]) == 64
+    assert "cli-1" in run("beacon", "list", "--site", "hq")
+    run("beacon", "change", "cli-1", "--channel", "beta", "--no-tags")
+    shown = json.loads(run("beacon", "show", "cli-1", "--json"))
+    assert shown["channel"] == "beta" and shown["tags"] == [] and shown["site"] == "hq/a"
+    run("beacon", "quarantine", "cli-1", "--reason", "dropped")
+    assert "dropped" in run("beacon", "show", "cli-1")
+    assert json.loads(run("beacon", "list", "--quarantined", "--json"))[0]["beacon_id"] == "cli-1"
+    run("beacon", "unquarantine", "cli-1")
+    run("beacon", "rekey", "cli-1")
+    assert "not_confirmed" in run("beacon", "remove", "cli-1", code=2)
+    run("beacon", "remove", "cli-1", "--yes")
+    run("site", "remove", "hq/a", "-y")
+
+
+def test_tokens_online_and_offline(server, run):
+    token = run("token", "new", "ci", "--role", "operator", "--days", "1").strip()
+    assert json.loads(run("beacon", "list", "--json", "--token", token)) is not None
+    assert "role_too_low" in run("token", "list", "--token", token, code=4)
+    listed = {one["name"]: one for one in json.loads(run("token", "list", "--json"))}
+    run("token", "revoke", listed["ci"]["id"], "--yes")
+    assert "token_wrong" in run("beacon", "list", "--token", token, code=4)
+    data = f"--data={server.data}"
+    token = run("token", "new", "rescue", "--role", "admin", data).strip()
+    assert "rescue" in run("token", "list", "--token", token)  # the server knows it at once
+    listed = {one["name"]: one for one in json.loads(run("token", "list", "--json", data))}
+    run("token", "revoke", listed["rescue"]["id"], "-y", data)
+    assert "token_wrong" in run("token", "list", "--token", token, code=4)
+
+
+def test_the_audit_log_online_and_offline(server, run, tmp_path):
+    head = json.loads(run("audit", "verify", "--json"))["head"]
+    data = f"--data={server.data}"
+    assert "whole" in run("audit", "verify", data, "--head", head)
+    assert "audit_truncated" in run("audit", "verify", "--head", "0" * 63 + "1", code=1)
+    assert json.loads(run("audit", "list", "--limit", "3", data, "--json"))
+    assert "data_missing" in run("audit", "verify", f"--data={tmp_path}", code=3)
+
+
+def test_events_live(server, run, tmp_path):
+    out: list[str] = []
+    process = subprocess.Popen(
+        [str(COMMAND), "events", "--kind", "beacon.", "--count", "2", "--json"],
+        env=environment(tmp_path, server),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    reader = threading.Thread(target=lambda: out.extend(process.stdout or []))
+    reader.start()
+    admin = server.admin()
+    number = 0
+    end = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < end:
+        admin.create_beacon(f"ev-{os.getpid()}-{number}", "esp32c3")
+        number += 1
+        time.sleep(0.1)
+    reader.join(5)
+    assert process.wait(5) == 0
+    assert [json.loads(line)["kind"] for line in out] == ["beacon.created"] * 2
