@@ -38,6 +38,7 @@ def test_what_littlefs_writes_our_reader_reads(files, block_size):
     assert found.files == files
     assert (found.block_size, found.size) == (block_size, len(image))
     assert found.version == (2, 0)
+    assert struct.unpack_from("<II", image, 24) == (block_size, len(image) // block_size)
     assert len(image) % 4096 == 0
     assert littlefs.size_of(image) == len(image)
     assert littlefs.build(files, block_size) == image
@@ -64,10 +65,16 @@ def listing(fs):
 
 
 @pytest.mark.parametrize("block_size", [256, 512, 4096])
-def test_a_filesystem_with_a_past(block_size):
-    from littlefs import LittleFS
+@pytest.mark.parametrize("upgraded", [False, True])
+def test_a_filesystem_with_a_past(block_size, upgraded):
+    from littlefs import LittleFS, UserContext
 
-    fs = LittleFS(block_size=block_size, block_count=200_000 // block_size)
+    count = 200_000 // block_size
+    if upgraded:  # begun by an older littlefs: the superblock moves when it is written to
+        old = littlefs.build({}, block_size, count)
+        fs = LittleFS(UserContext(buffer=bytearray(old)), block_size=block_size, block_count=count)
+    else:
+        fs = LittleFS(block_size=block_size, block_count=count)
     fs.mkdir("sub")
     for turn in range(60):
         for number in range(10):
@@ -82,7 +89,9 @@ def test_a_filesystem_with_a_past(block_size):
             fs.mkdir(f"d{turn}")
         if turn % 10 == 5:
             fs.remove(f"d{turn - 5}")
-        assert littlefs.read(bytes(fs.context.buffer)).files == listing(fs)
+        found = littlefs.read(bytes(fs.context.buffer))
+        assert found.files == listing(fs)
+        assert (found.block_size, found.block_count) == (block_size, count)
 
 
 READER = """
@@ -153,11 +162,7 @@ IMAGE = littlefs.build(
         (lambda d: b"", "fs_magic"),
         (lambda d: b"\xff" * 4096, "fs_magic"),
         (lambda d: d[:-1], "fs_geometry"),
-        (lambda d: d[:24] + struct.pack("<I", 513) + d[28:], "fs_geometry"),
-        (lambda d: d[:24] + struct.pack("<I", 1 << 31) + d[28:], "fs_geometry"),
-        (lambda d: d[:28] + struct.pack("<I", 1) + d[32:], "fs_geometry"),
-        (lambda d: d[:28] + struct.pack("<I", 0xFFFFFFFF) + d[32:], "fs_geometry"),
-        (lambda d: d[:40] + b"\0" + d[41:552] + b"\0" + d[553:], "fs_damaged"),
+        (lambda d: d[:40] + b"\0" + d[41:552] + b"\0" + d[553:], "fs_geometry"),
     ],
 )
 def test_broken_images(break_it, code):
@@ -242,7 +247,16 @@ FOLDER = Log().tag(0x401, 0, b"").tag(0x002, 0, b"again").tag(0x200, 0, struct.p
 def test_hostile_images_are_refused(tags, others):
     with pytest.raises(LittlefsError) as caught:
         littlefs.read(forge(*tags, others=others))
-    assert caught.value.code == "fs_damaged"
+    assert caught.value.code in ("fs_damaged", "fs_geometry")
+
+
+@pytest.mark.parametrize("size, count", [(513, 16), (64, 64), (8192, 2), (512, 1), (512, 1 << 31)])
+def test_impossible_superblocks(size, count):
+    log = Log().tag(0x0FF, 0, b"littlefs")
+    log.tag(0x201, 0, struct.pack("<6I", 0x20000, size, count, 255, 0x7FFFFFFF, 1022))
+    with pytest.raises(LittlefsError) as caught:
+        littlefs.read(log.commit(512) + b"\xff" * 7680)
+    assert caught.value.code == "fs_geometry"
 
 
 def test_another_version_is_refused():

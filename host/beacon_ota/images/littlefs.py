@@ -22,6 +22,7 @@ MAGIC_OFFSET = 8
 VERSION = 0x0002_0000  # on-disk version written, readable by every littlefs 2
 NAME_MAX = 255
 FILES_MAX = 1024
+_SIZES = (512, 4096, 128, 256, 1024, 2048)  # of blocks; the likely ones first
 DEPTH_MAX = 8
 
 _NAME, _STRUCT, _SPLICE, _CRC, _TAIL = 0x000, 0x200, 0x400, 0x500, 0x600
@@ -171,6 +172,9 @@ def _build(files: Mapping[str, bytes], block_size: int, block_count: int) -> tup
                 file.write(files[path])
         used = fs.used_block_count
         fs.unmount()
+        if struct.unpack_from("<II", fs.context.buffer, 24) != (block_size, block_count):
+            # Where stage 0 looks. littlefs moves it only in an image of another version.
+            raise LittlefsError("fs_build", "littlefs moved the superblock")
     except LittleFSError as error:
         if error.code == LittleFSError.Error.LFS_ERR_NOSPC:
             raise LittlefsError(
@@ -184,20 +188,35 @@ def _build(files: Mapping[str, bytes], block_size: int, block_count: int) -> tup
 
 
 def _geometry(data: Buffer, offset: int) -> tuple[int, int]:
-    head = bytes(data[offset : offset + 32])
-    if len(head) < 32 or not is_littlefs(head):
-        raise LittlefsError(
-            "fs_magic", "no LittleFS here", found=head[8:16].hex(), expected=MAGIC.hex()
-        )
-    block_size, count = struct.unpack_from("<II", head, 24)
-    if not 128 <= block_size <= 4096 or block_size & block_size - 1 or not 2 <= count <= 1 << 20:
-        raise LittlefsError(
-            "fs_geometry",
-            "impossible block size or count",
-            found=f"{count} blocks of {block_size} bytes",
-            expected="blocks of 128 to 4096 bytes",
-        )
-    return block_size, count
+    """Return block size and count, which only the superblock tells.
+
+    In a fresh image it lies at a fixed place; one that was written to may hold it anywhere in its
+    first directory, of whatever block size.
+    """
+    if not is_littlefs(data, offset):
+        head = bytes(data[offset + MAGIC_OFFSET : offset + MAGIC_OFFSET + len(MAGIC)])
+        raise LittlefsError("fs_magic", "no LittleFS here", found=head.hex(), expected=MAGIC.hex())
+    for block_size in _SIZES:
+        blocks = [
+            memoryview(data)[offset + at : offset + at + block_size] for at in (0, block_size)
+        ]
+        for entry in (entry for block in blocks for entry in _entries(block, block_size)):
+            if entry.kind == _SUPERBLOCK and len(entry.data) >= 12:
+                found, count = struct.unpack_from("<II", entry.data, 4)
+                if found == block_size and 2 <= count <= 1 << 20:
+                    return block_size, count
+    raise LittlefsError(
+        "fs_geometry",
+        "no superblock with a possible block size and count",
+        expected="blocks of 128 to 4096 bytes",
+    )
+
+
+def _entries(block: memoryview, block_size: int) -> list["_Entry"]:
+    if len(block) < block_size:
+        return []
+    directory = _replay(block)
+    return directory.entries if directory else []
 
 
 class _Reader:

@@ -1,0 +1,1 @@
+"""Hardware on a serial port: flash images onto chips (esptool), the app onto boards (mpremote)."""

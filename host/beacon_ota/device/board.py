@@ -1,0 +1,246 @@
+"""Put the app on a board that runs MicroPython, over its REPL, for development.
+
+Stage 0 goes to ``/``, the compiled app to ``/app``; stage 0 finds it there when no release with
+an app filesystem is in the running slot. Only files that differ are sent, and those that the app
+no longer has are removed.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from beacon_ota.device import ports
+from beacon_ota.device.ports import DeviceError
+from beacon_ota.images import appfs, flash
+from beacon_ota.images.appfs import AppInfo
+
+if TYPE_CHECKING:
+    from mpremote.transport_serial import SerialTransport
+
+BAUD = 115_200
+FOLDER = "app"
+VERSION = "0.0.0-dev"
+_CHUNK = 512  # bytes sent at a time: the board holds them in RAM
+_ANSWER_S = 30
+_READ_S = 2  # between two bytes of a handshake
+_OWN = ("boot.py", "main.py")  # what we own of /
+
+Progress = Callable[[int], None]  # bytes sent so far
+
+# Prints {path: SHA-256} of stage 0 and everything below /app; folders end with /. A watchdog that
+# the app has started survives a soft reset and cannot be stopped, only be given more time.
+_LIST = """
+import os, json, binascii, hashlib
+try:
+    from machine import WDT
+    WDT(timeout=600000)
+except ImportError:
+    pass
+found = {}
+buf = bytearray(512)
+def add(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while True:
+            n = f.readinto(buf)
+            if not n:
+                break
+            digest.update(memoryview(buf)[:n])
+    found[path] = binascii.hexlify(digest.digest()).decode()
+def walk(path):
+    found[path + "/"] = ""
+    for name, kind, *_ in os.ilistdir(path):
+        if kind == 0x4000:
+            walk(path + "/" + name)
+        else:
+            add(path + "/" + name)
+there = os.listdir("/")
+for name in OWN:
+    if name in there:
+        add("/" + name)
+if FOLDER in there:
+    walk("/" + FOLDER)
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What happened: paths on the board, and the bytes that were sent."""
+
+    port: str
+    written: tuple[str, ...]
+    removed: tuple[str, ...]
+    unchanged: int
+    size: int
+    seconds: float
+
+
+def files(texts: Mapping[str, bytes], device_type: str, version: str = VERSION) -> dict[str, bytes]:
+    """Return what a board gets: path → content.
+
+    Raises:
+        AppError: as :func:`beacon_ota.images.appfs.compile_all`.
+    """
+    info = AppInfo(version, device_type, "0" * 64, insecure=True)
+    appfs.check_version(version)
+    found = {f"/{name}": data for name, data in flash.stage0().items()}
+    app = {**appfs.compile_all(texts), appfs.INFO: info.pack()}
+    return found | {f"/{FOLDER}/{name}": data for name, data in app.items()}
+
+
+def deploy(
+    port: str,
+    wanted: Mapping[str, bytes],
+    *,
+    baud: int = BAUD,
+    fresh: bool = True,
+    patience: int = 10,
+    progress: Progress | None = None,
+) -> Deployed:
+    """Make a board's files what is wanted, then reset it.
+
+    Args:
+        port: serial port, or a URL that pyserial knows.
+        wanted: as :func:`files` returns them.
+        baud: speed.
+        fresh: soft-reset the interpreter first, for an empty heap.
+        patience: seconds to wait for the prompt.
+        progress: is told how far it is.
+
+    Raises:
+        DeviceError: ``port_missing``, ``port_denied``, ``port_busy``, ``port_lost``,
+            ``board_silent`` (no MicroPython answers), ``board_release`` (a release runs there),
+            ``board_full``, ``board_failed``.
+    """
+    from mpremote.transport import TransportError, TransportExecError
+
+    ports.check(port)
+    begun = time.monotonic()
+    try:
+        with ports.named(port), _quiet(), _connected(port, baud, fresh, patience) as board:
+            there = _listing(board)
+            changed = {
+                path: data
+                for path, data in wanted.items()
+                if there.get(path) != hashlib.sha256(data).hexdigest()
+            }
+            stale = sorted((path for path in there if not _kept(path, wanted)), reverse=True)
+            _send(board, changed, there, progress)
+            for path in stale:
+                verb = "rmdir" if path.endswith("/") else "remove"
+                board.exec(f"import os\nos.{verb}({path.rstrip('/')!r})")
+            _check(board, changed)
+            board.exec_raw_no_follow("import machine\nmachine.reset()")
+    except TransportExecError as error:
+        raise _refused(port, error.error_output) from error
+    except (TransportError, struct.error) as error:
+        raise DeviceError(
+            "board_silent",
+            f"no MicroPython prompt on {port}: is it flashed, does something else run there?",
+            found=str(error)[:200],
+        ) from error
+    return Deployed(
+        port=port,
+        written=tuple(sorted(changed)),
+        removed=tuple(stale),
+        unchanged=len(wanted) - len(changed),
+        size=sum(map(len, changed.values())),
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _listing(board: "SerialTransport") -> dict[str, str]:
+    code = _LIST.replace("OWN", repr(_OWN)).replace("FOLDER", repr(FOLDER))
+    said = board.exec_raw(code, timeout=_ANSWER_S)
+    return _json(board, said)
+
+
+def _json(board: "SerialTransport", said: tuple[bytes, bytes]) -> dict[str, str]:
+    from mpremote.transport import TransportError, TransportExecError
+
+    out, error = said
+    if error:
+        raise TransportExecError(out, error.decode("utf-8", "replace"))
+    try:
+        return json.loads(out.strip().split(b"\n")[-1])
+    except ValueError as broken:
+        raise TransportError(f"unexpected answer {out[-80:]!r}") from broken
+
+
+def _kept(path: str, wanted: Mapping[str, bytes]) -> bool:
+    if path.endswith("/"):
+        return any(name.startswith(path) for name in wanted)
+    return path in wanted
+
+
+def _send(
+    board: "SerialTransport",
+    changed: Mapping[str, bytes],
+    there: Mapping[str, str],
+    progress: Progress | None,
+) -> None:
+    made = {path for path in there if path.endswith("/")}
+    done = 0
+    for path, data in sorted(changed.items()):
+        parts = path.split("/")[1:-1]
+        for depth in range(1, len(parts) + 1):
+            folder = "/" + "/".join(parts[:depth])
+            if folder + "/" not in made:
+                board.exec(f"import os\nos.mkdir({folder!r})")
+                made.add(folder + "/")
+        board.exec(f"_file = open({path!r}, 'wb')")
+        for at in range(0, len(data), _CHUNK):
+            board.exec(f"_file.write({data[at : at + _CHUNK]!r})")
+            done += len(data[at : at + _CHUNK])
+            if progress is not None:
+                progress(done)
+        board.exec("_file.close()")
+
+
+def _check(board: "SerialTransport", changed: Mapping[str, bytes]) -> None:
+    there = _listing(board)
+    for path, data in changed.items():
+        if there.get(path) != hashlib.sha256(data).hexdigest():
+            raise DeviceError("board_failed", f"{path} did not arrive as it was sent")
+
+
+def _refused(port: str, text: str) -> DeviceError:
+    last = text.strip().split("\n")[-1]
+    if "30" in last or "EROFS" in last:
+        return DeviceError(
+            "board_release",
+            f"on {port} a release runs from its slot: it is updated over the air, or with flash",
+            found=last,
+        )
+    if "28" in last or "ENOSPC" in last:
+        return DeviceError("board_full", f"the board on {port} has no room left", found=last)
+    return DeviceError("board_failed", f"the board on {port} refuses: {last}")
+
+
+@contextlib.contextmanager
+def _connected(port: str, baud: int, fresh: bool, patience: int) -> Iterator["SerialTransport"]:
+    from mpremote.transport_serial import SerialTransport
+    from serial import Serial
+
+    board = SerialTransport(port, baud)
+    try:
+        cast(Serial, board.serial).timeout = _READ_S  # mpremote's own reads have no limit
+        board.enter_raw_repl(soft_reset=fresh, timeout_overall=patience)
+        yield board
+    finally:
+        with contextlib.suppress(OSError):
+            board.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what mpremote prints about failures from our output; they come as exceptions."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,274 @@
+"""Write flash images onto a chip with esptool, and verify what was written.
+
+Only what the image uses is written: its stretches that are not blank, and the whole of settings
+and otadata, where leftovers of another life would matter. Slots that the image leaves empty
+keep whatever is in them; the bootloader does not look there.
+"""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from beacon_ota.device import ports
+from beacon_ota.device.ports import DeviceError
+from beacon_ota.errors import InputError
+from beacon_ota.images import flash, partitions
+
+if TYPE_CHECKING:
+    from esptool.loader import ESPLoader
+
+CHIP = "ESP32-C3"
+ROM_BAUD = 115_200
+BAUD = 460_800
+
+Progress = Callable[[int], None]  # bytes written so far
+
+
+@dataclass(frozen=True)
+class Written:
+    """What happened: ``regions`` are (offset, length) in flash, ``seconds`` the whole time."""
+
+    port: str
+    chip: str
+    mac: str
+    flash_size: int | None
+    regions: tuple[tuple[int, int], ...]
+    size: int
+    seconds: float
+
+
+def regions(image: bytes) -> list[tuple[int, int]]:
+    """Return the (offset, length) of all that has to be written of a flash image.
+
+    Raises:
+        InputError: ``flash_expected``: not a flash image.
+    """
+    if not partitions.is_table(image, partitions.TABLE_OFFSET):
+        raise InputError(
+            "flash_expected",
+            "not a flash image: a release goes over the air, or into one with image flash",
+            expected="a partition table at 0x8000",
+        )
+    table = flash.parse(image).table
+    wanted = flash.used(image)
+    wanted += [(part.offset, part.size) for part in (table.nvs, table.otadata) if part]
+    merged: list[tuple[int, int]] = []
+    for offset, length in sorted(wanted):
+        if merged and offset <= sum(merged[-1]):
+            first = merged[-1][0]
+            merged[-1] = first, max(sum(merged[-1]), offset + length) - first
+        else:
+            merged.append((offset, length))
+    return merged
+
+
+def write(
+    port: str,
+    image: bytes,
+    *,
+    baud: int = BAUD,
+    erase_all: bool = False,
+    stub: bool = True,
+    before: str = "default-reset",
+    after: str = "hard-reset",
+    attempts: int = 7,
+    progress: Progress | None = None,
+) -> Written:
+    """Write a flash image and verify it by the MD5 that the chip computes of its flash.
+
+    Args:
+        port: serial port, or a URL that pyserial knows.
+        image: the image.
+        baud: speed of the transfer.
+        erase_all: erase the whole flash first.
+        stub: run esptool's flasher on the chip, much faster than its ROM.
+        before: how the chip gets into its loader, as esptool calls it.
+        after: how it leaves it.
+        attempts: to connect.
+        progress: is told how far it is.
+
+    Raises:
+        InputError: ``flash_expected``, ``PartitionError``.
+        DeviceError: ``port_missing``, ``port_denied``, ``port_busy``, ``port_lost``,
+            ``chip_silent``, ``chip_other``, ``chip_flash_small``, ``chip_write``,
+            ``chip_verify``.
+    """
+    wanted = regions(image)
+    ports.check(port)
+
+    from esptool.cmds import attach_flash, detect_chip, detect_flash_size, reset_chip, run_stub
+    from esptool.targets.esp32c3 import ESP32C3ROM
+    from esptool.util import FatalError, flash_size_bytes
+
+    begun = time.monotonic()
+    with _quiet(progress) as log, ports.named(port):
+        try:
+            esp = detect_chip(port, ROM_BAUD, before, connect_attempts=attempts)
+        except FatalError as error:
+            raise _connection(port, error) from error
+        try:
+            if esp.CHIP_NAME != CHIP:
+                raise DeviceError(
+                    "chip_other",
+                    f"the chip on {port} is another one",
+                    found=esp.CHIP_NAME,
+                    expected=CHIP,
+                )
+            if stub:
+                esp = run_stub(esp)
+                if baud != ROM_BAUD:
+                    esp.change_baud(baud)
+            attach_flash(esp)
+            size = flash_size_bytes(detect_flash_size(esp))
+            if size is not None and size < len(image):
+                raise DeviceError(
+                    "chip_flash_small",
+                    f"the chip on {port} has too little flash",
+                    found=size,
+                    expected=len(image),
+                )
+            mac = ":".join(f"{byte:02x}" for byte in cast(ESP32C3ROM, esp).read_mac() or ())
+            _write(esp, image, wanted, erase_all, log)
+            _verify(esp, image, wanted)
+            with contextlib.suppress(FatalError):  # it is written, whatever the reset does
+                reset_chip(esp, after)
+        except FatalError as error:
+            raise _failure(port, error) from error
+        finally:
+            esp._port.close()
+    return Written(
+        port=port,
+        chip=esp.CHIP_NAME,
+        mac=mac,
+        flash_size=size,
+        regions=tuple(wanted),
+        size=sum(length for _, length in wanted),
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _write(
+    esp: "ESPLoader",
+    image: bytes,
+    wanted: list[tuple[int, int]],
+    erase_all: bool,
+    log: "_Log",
+) -> None:
+    from esptool.cmds import erase_flash, write_flash
+
+    if erase_all:
+        erase_flash(esp, False)
+    for offset, length in wanted:
+        log.begin(length)
+        data = image[offset : offset + length]
+        # "keep": esptool would otherwise change the header of a bootloader as it writes it.
+        write_flash(
+            esp,
+            [(offset, data)],
+            flash_freq="keep",
+            flash_mode="keep",
+            flash_size="keep",
+        )
+        log.end()
+
+
+def _verify(esp: "ESPLoader", image: bytes, wanted: list[tuple[int, int]]) -> None:
+    for offset, length in wanted:
+        found = esp.flash_md5sum(offset, length)
+        expected = hashlib.md5(image[offset : offset + length]).hexdigest()
+        if found != expected:
+            raise _worn(f"{length} bytes at {offset:#x}", found, expected)
+
+
+def _connection(port: str, error: Exception) -> DeviceError:
+    lines = str(error).split("\n")
+    if "Could not open" in lines[0]:
+        return ports.explain(port, lines[1] if len(lines) > 1 else lines[0])
+    return DeviceError(
+        "chip_silent",
+        f"no ESP32 answers on {port}: hold BOOT (GPIO 9) while it is reset, then try again",
+        found=_line(error),
+    )
+
+
+def _failure(port: str, error: Exception) -> DeviceError:
+    if "MD5" in str(error):  # esptool compares after each write
+        return _worn(f"{_line(error)} ({port})", None, None)
+    return DeviceError("chip_write", f"{_line(error)} ({port})")
+
+
+def _worn(where: str, found: str | None, expected: str | None) -> DeviceError:
+    return DeviceError(
+        "chip_verify",
+        f"the flash does not hold what was written, is it worn out? {where}",
+        found=found,
+        expected=expected,
+    )
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(". ")
+
+
+class _Log:
+    """Counts esptool's progress in bytes of the whole image."""
+
+    def __init__(self, progress: Progress | None):
+        self.progress = progress
+        self.done = 0
+        self.length = 0
+
+    def begin(self, length: int) -> None:
+        self.length = length
+
+    def at(self, share: float) -> None:
+        if self.progress is not None:
+            self.progress(self.done + int(self.length * min(share, 1.0)))
+
+    def end(self) -> None:
+        self.at(1.0)
+        self.done += self.length
+        self.length = 0
+
+
+@contextlib.contextmanager
+def _quiet(progress: Progress | None) -> Iterator[_Log]:
+    """Take esptool's messages for the time of one job: its progress is ours, the rest is dropped.
+
+    What matters comes as an exception.
+    """
+    from esptool.logger import EsptoolLogger, TemplateLogger, log
+
+    found = _Log(progress)
+
+    class Logger(TemplateLogger):
+        def print(self, *args, **kwargs):
+            pass
+
+        def note(self, message):
+            pass
+
+        def warning(self, message):
+            pass
+
+        def error(self, message):
+            pass
+
+        def stage(self, finish=False):
+            pass
+
+        def progress_bar(self, cur_iter, total_iters, prefix="", suffix="", bar_length=30):
+            found.at(cur_iter / total_iters if total_iters else 1.0)
+
+        def set_verbosity(self, verbosity):
+            pass
+
+    swap = cast(EsptoolLogger, log)  # a proxy; what it stands for changes with each swap
+    EsptoolLogger.set_logger(swap, Logger())
+    try:
+        yield found
+    finally:
+        EsptoolLogger.set_logger(swap, EsptoolLogger())

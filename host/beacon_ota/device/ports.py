@@ -1,0 +1,72 @@
+"""Serial ports: which there are, and what it means when one cannot be used."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from beacon_ota.errors import ReachError
+
+_BUSY = ("exclusively lock", "in use", "resource busy", "access is denied")
+
+
+class DeviceError(ReachError):
+    """What is, or should be, on a serial port does not do what it should."""
+
+
+def names() -> list[str]:
+    """Return the serial ports there are."""
+    from serial.tools import list_ports
+
+    return sorted(found.device for found in list_ports.comports())
+
+
+def check(port: str) -> None:
+    """Refuse a port that is not there (``port_missing``) or not ours (``port_denied``)."""
+    if not port.startswith("/"):
+        return  # COM3, socket://…, rfc2217://…: opening it will tell
+    if not Path(port).exists():
+        raise _missing(port)
+    if not os.access(port, os.R_OK | os.W_OK):
+        raise DeviceError(
+            "port_denied",
+            f"no permission for {port}: is the user in the group that owns it (dialout, uucp)?",
+            found=port,
+        )
+
+
+@contextlib.contextmanager
+def named(port: str) -> Iterator[None]:
+    """Turn what pyserial raises into named errors.
+
+    Raises:
+        DeviceError: ``port_missing``, ``port_busy``, ``port_lost`` (e.g. unplugged).
+    """
+    import serial
+
+    try:
+        yield
+    except (serial.SerialException, OSError) as error:
+        raise explain(port, str(error), error.errno) from error
+
+
+def explain(port: str, text: str, number: int | None = None) -> DeviceError:
+    """Return the named error for what an attempt to use a port said."""
+    if number == errno.EBUSY or any(word in text.lower() for word in _BUSY):
+        return DeviceError(
+            "port_busy", f"{port} is used by another program: a terminal, a monitor?", found=port
+        )
+    if number == errno.ENOENT or "FileNotFoundError" in text or "Errno 2]" in text:
+        return _missing(port)
+    return DeviceError("port_lost", f"{port} cannot be used: {text}")
+
+
+def _missing(port: str) -> DeviceError:
+    there = names()
+    return DeviceError(
+        "port_missing",
+        f"there is no port {port}",
+        found=port,
+        expected=", ".join(there) or "a serial port; none is there",
+    )
