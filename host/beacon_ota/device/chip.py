@@ -97,6 +97,8 @@ def write(
             ``chip_verify``.
     """
     wanted = regions(image)
+    if erase_all and not stub:  # the ROM erases only what it is about to write
+        wanted = [(0, len(image))]
     ports.check(port)
 
     from esptool.cmds import attach_flash, detect_chip, detect_flash_size, reset_chip, run_stub
@@ -131,7 +133,7 @@ def write(
                     expected=len(image),
                 )
             mac = ":".join(f"{byte:02x}" for byte in cast(ESP32C3ROM, esp).read_mac() or ())
-            _write(esp, image, wanted, erase_all, log)
+            _write(esp, image, wanted, erase_all and stub, log)
             _verify(esp, image, wanted)
             with contextlib.suppress(FatalError):  # it is written, whatever the reset does
                 reset_chip(esp, after)
