@@ -5,12 +5,16 @@ import hmac
 import http.client
 import json
 import secrets
+import socket
 import threading
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.orchestrator.world import TestBeacon, beacons, until, upload
+from beacon_ota.orchestrator import asgi, download
+from beacon_ota.orchestrator.limits import LIMITS
+from tests.orchestrator.world import Local, TestBeacon, beacons, image, until, upload
 
 ANY_TIME = {"preset": "all-at-once", "window": "00:00-24:00"}
 PATIENT = {**ANY_TIME, "gate": {"failure_sample": 1000, "in_a_row": 1000}}
@@ -411,3 +415,42 @@ def test_readers_that_go_away_in_the_middle_leave_nothing(server, release, beaco
     metrics = server.admin()._send("GET", "/metrics")
     assert "beacon_ota_downloads_open 0.0" in metrics.text
     assert hashlib.sha256(beacon.download(offer).body).hexdigest() == offer["checksum"]
+
+
+def test_a_reader_that_stands_still_is_dropped(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(download, "LIMITS", replace(LIMITS, send_stall=0.3))
+    with Local(tmp_path / "data") as local:
+        (beacon,) = local.beacons(1)
+        file = tmp_path / "big.bin"
+        file.write_bytes(image("1.1.0", size=1_600_000))
+        fields = {"device_type": "esp32c3", "version": "1.1.0", "channel": "stable"}
+        firmware = local.admin().upload(file, **fields)["firmware_id"]
+        local.admin().create_rollout(firmware, PATIENT)
+        target = beacon.offered()["download_url"]
+        parts = urlsplit(local.url)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((parts.hostname, parts.port))
+        head = f"GET {target} HTTP/1.1\r\nHost: o\r\nAuthorization: {beacon.sign('GET', target)}"
+        sock.sendall(head.encode() + b"\r\n\r\n")
+        until(lambda: local.service.counts.reading == 1)
+        until(lambda: local.service.counts.reading == 0, what="the reader to be given up")
+        sock.settimeout(5)
+        with pytest.raises(ConnectionResetError):
+            while sock.recv(65536):
+                pass
+        assert local.service.counts.bytes_sent < 1_600_000
+    assert not caplog.records, caplog.text
+
+
+def test_a_body_that_stops_arriving_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(asgi, "LIMITS", replace(LIMITS, body_stall=0.2))
+    with Local(tmp_path / "data") as local:
+        (beacon,) = local.beacons(1)
+        parts = urlsplit(local.url)
+        for path in (f"/api/beacons/{beacon.id}/ota_status", "/api/beacons"):
+            sock = socket.create_connection((parts.hostname, parts.port), timeout=10)
+            sock.sendall(
+                f"POST {path} HTTP/1.1\r\nHost: o\r\nContent-Length: 100\r\n\r\n{{".encode()
+            )
+            assert b" 408 " in sock.recv(4096)

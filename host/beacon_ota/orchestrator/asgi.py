@@ -14,6 +14,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
+ABORT = "beacon_ota.abort"  # the server's extension: drops the connection
 JSON: Header = (b"content-type", b"application/json")
 PROBLEM: Header = (b"content-type", b"application/problem+json")
 
@@ -71,6 +72,14 @@ async def body(scope: Scope, receive: Receive, limit: int) -> bytes:
         parts = parts + part if parts else part
         if not message.get("more_body"):
             return parts
+
+
+async def hang_up(scope: Scope) -> None:
+    """Drop a connection in the middle of an answer: the other side takes none of it."""
+    abort = scope.get("extensions", {}).get(ABORT)
+    if abort is not None:
+        abort()
+        await asyncio.sleep(0)  # until the server has noticed
 
 
 async def respond(

@@ -4,7 +4,7 @@ import asyncio
 import re
 
 from beacon_ota.orchestrator import asgi
-from beacon_ota.orchestrator.asgi import Disconnected, Header, Scope, Send
+from beacon_ota.orchestrator.asgi import Header, Scope, Send
 from beacon_ota.orchestrator.blobs import BlobDamaged
 from beacon_ota.orchestrator.gate import EMPTY, Caller
 from beacon_ota.orchestrator.limits import LIMITS
@@ -101,7 +101,7 @@ async def transmit(service, scope: Scope, send: Send, data: bytes, digest: str, 
         if status == 416 or not size:
             await send({"type": "http.response.body", "body": b""})
     except TimeoutError:
-        raise Disconnected from None
+        await asgi.hang_up(scope)
     finally:
         counts.reading -= 1
 

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.announce import announced
 from beacon_ota.orchestrator.api.app import create_app
+from beacon_ota.orchestrator.asgi import ABORT
 from beacon_ota.orchestrator.bounded import Bounded
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.engine import Engine
@@ -30,6 +31,19 @@ from beacon_ota.orchestrator.store import audit, tokens
 
 _HEAD_BYTES = 32 * 1024  # of a request line and its headers
 _HEAD_S = 20.0  # until they are complete; also for a connection that says nothing
+
+
+# What the kernel does for each connection, where it can: give up on a peer that acknowledges
+# nothing any more, and hold no more than this of what was not sent yet (it would take whole images
+# for slow readers, and we would not see that they stand still).
+_TCP = tuple(
+    (getattr(socket, name), value)
+    for name, value in (
+        ("TCP_USER_TIMEOUT", int(LIMITS.send_stall * 1000)),
+        ("TCP_NOTSENT_LOWAT", LIMITS.chunk // 2),
+    )
+    if hasattr(socket, name)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +75,9 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
-        if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        for option, value in _TCP:
             with contextlib.suppress(OSError):
-                sock.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(LIMITS.send_stall * 1000)
-                )
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -86,7 +98,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"beacon_ota.abort": self.transport.abort}  # type: ignore
+        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore
 
     def on_headers_complete(self) -> None:
         self._heading = False
