@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from beacon_ota.images import boards, littlefs, otadata, synthetic
 from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.room import RemoteRoom, Room
 from beacon_ota.virtual.supervisor import VirtualBeacon
 
 TABLE = 0x8000
@@ -58,7 +58,9 @@ def address(number: int) -> str:
 
 
 @contextmanager
-def running(room: Room, program: str, number: int = 0, ready: str = "") -> Iterator[VirtualBeacon]:
+def running(
+    room: Room | RemoteRoom, program: str, number: int = 0, ready: str = ""
+) -> Iterator[VirtualBeacon]:
     """A beacon that has power and runs ``program``; waits for a line it prints, if given."""
     mac = bytes.fromhex("d4f98d0000") + bytes([number])
     content = flash(program)

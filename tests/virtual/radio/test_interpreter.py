@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from bleak import BleakClient
 from bleak.exc import BleakError, BleakGATTProtocolError
 
 from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.room import RemoteRoom, Room, at
 from beacon_ota.virtual.supervisor import VirtualBeacon
 from tests.virtual.radio.beacons import (
     FF01,
@@ -556,3 +557,43 @@ def test_the_eavesdropper_hears_the_values(room: Room) -> None:
         asyncio.run(body())
         heard = [frame for frame in capture if frame.att and frame.att[3:] == b"in the clear"]
         assert [frame.sender == address(0) for frame in heard] == [False, True]
+
+
+def test_a_beacon_joins_the_room_of_another_process(room: Room) -> None:
+    async def body() -> None:
+        async with client(room) as connected:
+            got = await collect(connected)
+            await connected.write_gatt_char(FF01, b"through two sockets", response=True)
+            await until(lambda: got == [b"through two sockets"])
+
+    joined = at(room.path)
+    assert isinstance(joined, RemoteRoom) and joined.spec == room.spec
+    with running(joined, ECHO, ready="up"):
+        assert [radio["address"] for radio in room.radios()] == [address(0)]
+        asyncio.run(body())
+    wait_until(lambda: room.radios() == [])
+
+
+def test_without_a_room_a_new_one_is_made(tmp_path: Path) -> None:
+    made = at(tmp_path / "room")
+    assert isinstance(made, Room)
+    with running(made, ECHO, ready="up"):
+        assert len(made.radios()) == 1
+    made.close()
+
+
+def test_a_beacon_outlives_its_room() -> None:
+    program = """
+serve(None)
+print("up")
+time.sleep_ms(300)
+try:
+    ble.active(True)
+except OSError as error:
+    print("no radio", error.errno == errno.ETIMEDOUT, ble.active())
+print("goes on")
+"""
+    with Room() as room, running(RemoteRoom(room.path), program, ready="up") as beacon:
+        room.close()
+        beacon.wait_for(lambda: "goes on" in beacon.console)
+        assert "no radio True False" in beacon.console

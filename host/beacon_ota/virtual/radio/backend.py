@@ -5,9 +5,13 @@ that the port raises.
 """
 
 import errno
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from bumble.core import BaseBumbleError
+
+from beacon_ota.errors import ReachError
 from beacon_ota.virtual.bluetooth import Port
 from beacon_ota.virtual.radio.attributes import CharacteristicSpec, ServiceSpec
 from beacon_ota.virtual.radio.peripheral import Advertising, Peripheral, Radio
@@ -64,13 +68,14 @@ class RoomBackend:
         """Do what the stand-in asks; the result, or an awaitable of it.
 
         Raises:
-            OSError: as the port does; EOPNOTSUPP for what the virtual radio does not do
-                (the GATT client, pairing, L2CAP channels).
+            OSError: as the port does; EOPNOTSUPP for what the virtual radio does not do (the GATT
+                client, pairing, L2CAP channels); EIO, ETIMEDOUT when the room has gone.
         """
         operation = self._operations.get(name)
         if operation is None:
             raise OSError(errno.EOPNOTSUPP)
-        return operation(*args)
+        result = operation(*args)
+        return _port_errors(result) if inspect.isawaitable(result) else result
 
     def reset(self) -> None:
         """The chip was reset or lost its power: its radio falls silent."""
@@ -112,6 +117,16 @@ class RoomBackend:
     def _register(self, services: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
         handles = self.peripheral.register([_service(service) for service in services])
         return tuple(map(tuple, handles))
+
+
+async def _port_errors(operation: Awaitable[Any]) -> Any:
+    """What goes wrong below the stack, as the errors of the port."""
+    try:
+        return await operation
+    except ReachError as error:
+        raise OSError(errno.ETIMEDOUT) from error  # NimBLE waits for its controller in vain
+    except BaseBumbleError as error:
+        raise OSError(errno.EIO) from error
 
 
 def _service(raw: tuple[Any, ...]) -> ServiceSpec:

@@ -135,6 +135,9 @@ class Peripheral:
         device = self._device
         if device is None:
             return
+        if not self._reachable(device):
+            self._off()
+            return
         await self.stop_scan()
         await self.stop_advertising()
         gone = [self._end(connection) for connection in tuple(device.connections.values())]
@@ -143,6 +146,12 @@ class Peripheral:
         if self._device is device:
             self._off()
             self._changed()
+
+    @staticmethod
+    def _reachable(device: Stack) -> bool:
+        host = device.host
+        assert isinstance(host, RadioHost)
+        return not host.lost.is_set()
 
     def vanish(self) -> None:
         """The chip has lost its power, or was reset: nobody is told anything."""

@@ -8,6 +8,7 @@ of its own (:mod:`.transport`).
 import asyncio
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -22,7 +23,7 @@ from beacon_ota.virtual.radio.capture import Capture
 from beacon_ota.virtual.radio.choice import ROOM
 from beacon_ota.virtual.radio.controller import RoomController
 from beacon_ota.virtual.radio.link import TIMEOUT
-from beacon_ota.virtual.radio.transport import Port, RadioHost, attach
+from beacon_ota.virtual.radio.transport import Port, RadioHost, Remote, attach
 from beacon_ota.virtual.reactor import Reactor
 
 if TYPE_CHECKING:
@@ -240,6 +241,46 @@ class Room:
             return sorted(found, key=lambda radio: radio["address"])
 
         return self.call(body)
+
+
+class RemoteRoom:
+    """A room of another process, for beacons of this one.
+
+    Args:
+        path: of its socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def spec(self) -> str:
+        """As :attr:`Room.spec`."""
+        return f"{ROOM}{self.path}"
+
+    def backend(self) -> "RoomBackend":
+        """As :meth:`Room.backend`."""
+        from beacon_ota.virtual.radio.backend import RoomBackend
+
+        return RoomBackend(Remote(str(self.path)))
+
+    def close(self) -> None:
+        """Nothing: the room is not ours, and beacons leave it by themselves."""
+
+
+def at(path: Path) -> Room | RemoteRoom:
+    """The room at this path: another process's that runs there, or a new one.
+
+    Raises:
+        ReachError: ``radio_socket`` when there can be none.
+        UsageError: ``radio_path`` when the path is too long.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return Room(path).start()
+    return RemoteRoom(path)
 
 
 class Here:

@@ -57,6 +57,11 @@ class RadioHost(Host):
         if self.hci_sink is not None:
             self.hci_sink.on_packet(bytes(packet))
 
+    async def _send_command(self, *args: Any, **kwargs: Any) -> Any:
+        if self.lost.is_set():
+            raise TransportLostError("the room is gone")
+        return await super()._send_command(*args, **kwargs)
+
     def on_packet(self, packet: bytes) -> None:
         if packet[:2] == b"\x04\x3e" and packet[3] == 0x02:
             if self.on_report is not None:
