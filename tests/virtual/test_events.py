@@ -201,7 +201,7 @@ def test_events_do_not_disturb_calls():
         "buf = bytearray(64)\n"
         "want = bytearray(64)\n"
         "part.readblocks(0, want)\n"
-        "for i in range(400):\n"
+        "for i in range(150):\n"
         "    part.readblocks(0, buf)\n"
         "    assert buf == want\n"
         "    n.set_i32('main', i)\n"

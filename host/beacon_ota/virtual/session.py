@@ -35,6 +35,8 @@ class Session:
         printed: Callable[[str], None],
     ):
         self._heap, self._start = heap, start
+        self._overhead = 0
+        self._cpu: int | None = -1
         self._failed, self._printed = failed, printed
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -77,7 +79,13 @@ class Session:
         """The interpreter's process."""
         return self._process
 
-    def _begin(self, free: int) -> Value:
+    @property
+    def overhead(self) -> int:
+        """Bytes of heap that the stand-ins take."""
+        return self._overhead
+
+    def _begin(self, free: int, used: int) -> Value:
+        self._overhead = used
         if not self._interpreter.calibrate(self._heap, self._size, free):
             self._end(AGAIN)
             raise Gone
@@ -98,7 +106,15 @@ class Session:
             self._over.set_result(how)
 
     def _nudge(self) -> None:
-        self._process.send_signal(NUDGE)
+        """Interrupt a blocking call: only when the interpreter did nothing since the last look.
+
+        One that computes takes its events by itself, and while it collects garbage a signal
+        would do harm.
+        """
+        done = _cpu_time(self._process.pid)
+        if done is None or done == self._cpu:
+            self._process.send_signal(NUDGE)
+        self._cpu = done
 
     def _print(self) -> None:
         """Take what is in the console; also before every call, so that nothing overtakes it."""
@@ -111,3 +127,12 @@ class Session:
                 asyncio.get_running_loop().remove_reader(self._console)
                 return
             self._printed(self._decoder.decode(data))
+
+
+def _cpu_time(pid: int) -> int | None:
+    """Return nanoseconds that a process's main thread has run, None where nobody tells."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/schedstat") as file:
+            return int(file.read().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None

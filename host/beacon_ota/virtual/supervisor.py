@@ -70,6 +70,7 @@ class Boot:
         detail: a word about the end.
         soft_resets: restarts of Python within this boot.
         duration: virtual seconds.
+        heap_peak: most bytes of heap in use, with ``heap_watch``; the stand-ins' share aside.
         console: what it printed.
     """
 
@@ -84,6 +85,7 @@ class Boot:
     detail: str = ""
     soft_resets: int = 0
     duration: float = 0.0
+    heap_peak: int = 0
     console: str = ""
 
     def as_dict(self) -> dict[str, object]:
@@ -117,6 +119,7 @@ class VirtualBeacon:
         bluetooth: what lies behind ``bluetooth``; advertising without listeners when absent.
         scale: how many times faster than real time its clocks run, 1 to 1000.
         heap: bytes of Python heap for beacon code.
+        heap_watch: measure how much of it is in use, by collecting wherever beacon code waits.
         timing: let flash operations take a real chip's time.
         rollback: whether bootloader and core have rollback, as stock builds do.
         faithful_nvs: model the defects of ESP-IDF's NVS recovery, see :mod:`.nvs`.
@@ -137,6 +140,7 @@ class VirtualBeacon:
         bluetooth: Backend | None = None,
         scale: float = 1,
         heap: int = HEAP,
+        heap_watch: bool = False,
         timing: bool = False,
         rollback: bool = True,
         faithful_nvs: bool = True,
@@ -146,6 +150,7 @@ class VirtualBeacon:
         self.mac = mac or OUI + secrets.token_bytes(3)
         self.name = name
         self.heap = heap
+        self.heap_watch = heap_watch
         self.timing = timing
         self.rollback = rollback
         self.faithful_nvs = faithful_nvs
@@ -212,8 +217,9 @@ class VirtualBeacon:
 
     @property
     def phase(self) -> str:
-        """``off``, or the phase of the present boot."""
-        return self.boots[-1].phase if self.powered and self.boots else "off"
+        """``off`` (also while it sleeps deeply), or the phase of the present boot."""
+        boot = self.boot
+        return boot.phase if self.powered and boot and boot.ended is None else "off"
 
     @property
     def process(self) -> int | None:
@@ -312,7 +318,8 @@ class VirtualBeacon:
         if self._closed:
             raise ReachError("beacon_closed", f"{self.name} is closed")
         if not self.powered:
-            self._life = self._reactor.loop.create_task(self._live())
+            boot = self._new_boot(board.POWER_ON)
+            self._life = self._reactor.loop.create_task(self._live(boot))
             self._life.add_done_callback(self._died)
 
     def _died(self, life: asyncio.Task[None]) -> None:
@@ -346,22 +353,24 @@ class VirtualBeacon:
             self._failure = error
             self._stop("power", f"the supervisor failed: {error!r}")
 
-    async def _live(self) -> None:
+    def _new_boot(self, cause: int) -> Boot:
+        boot = Boot(len(self.boots) + 1, cause, self.clock.now(), self.flash.ops)
+        self.boots.append(boot)
+        return boot
+
+    async def _live(self, boot: Boot) -> None:
         """From power on to power off: boot after boot."""
         self.flash.power_on()
         self.clock.wall = 0
         self.rtc = Rtc()
-        cause = board.POWER_ON
         try:
             while True:
-                boot = Boot(len(self.boots) + 1, cause, self.clock.now(), self.flash.ops)
-                self.boots.append(boot)
                 await self._pass(boot)
                 if boot.ended in FINAL:
                     return
                 if boot.ended == "deepsleep":
                     await self._sleep(boot.detail)
-                cause = CAUSES[boot.ended or "crash"]
+                boot = self._new_boot(CAUSES[boot.ended or "crash"])
         finally:
             self.flash.powered = False
 
@@ -433,6 +442,7 @@ class VirtualBeacon:
             **self.wlan.operations,
             "resolve": self.link.resolve,
             "ble": self.bluetooth.call,
+            "heap": lambda used: self._heap(app, used),
             "phase": lambda phase: self._enter(app, phase),
             "corrupt": lambda: self._enter(app, "corrupt"),
         }
@@ -440,6 +450,10 @@ class VirtualBeacon:
     def _enter(self, app: _App, phase: str) -> None:
         app.boot.phase = phase
         self._notify()
+
+    def _heap(self, app: _App, used: int) -> None:
+        assert app.session is not None
+        app.boot.heap_peak = max(app.boot.heap_peak, used - app.session.overhead)
 
     def _timed(self, operation: Operation) -> Operation:
         """Let the answer wait as long as the flash is busy."""
@@ -462,7 +476,8 @@ class VirtualBeacon:
         def start() -> Value:
             up = int((self.clock.now() - app.boot.began) * 1e6)
             wall = int(self.clock.wall * 1e6)
-            return (*self.clock.ratio, up, wall, not self.flash.faults.flips, label)
+            direct = not self.flash.faults.flips
+            return (*self.clock.ratio, up, wall, direct, label, self.heap_watch)
 
         def printed(text: str) -> None:
             app.boot.console = (app.boot.console + text)[-CONSOLE_MAX:]

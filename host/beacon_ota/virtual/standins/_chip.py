@@ -1,6 +1,7 @@
 # The line between beacon code and the supervisor that plays the chip: calls with an answer,
 # and events that arrive at any moment. Everything else here is built on these two.
 
+import gc
 import struct
 import sys
 
@@ -19,9 +20,11 @@ queue = []  # what beacon code scheduled
 busy = False  # a call is on the line: nothing else may use it
 held = 0  # machine.disable_irq()
 gone = False  # the supervisor is no more
+watching = False  # report how much heap is in use
 
 _again = False
 _running = False
+_peak = 0
 _due = bytearray(1)  # the bell has rung since the last look
 _head = bytearray(5)
 _spare = bytearray(_MANY)
@@ -34,6 +37,7 @@ _schedule = micropython.schedule
 def attach(rpc, bell, wake_in, wake_out):
     global _rpc, _wake, _nudge, _poll, wake
     import _thread
+    import uctypes
 
     wake = wake_in
     _rpc = open(rpc, "r+b")
@@ -41,19 +45,24 @@ def attach(rpc, bell, wake_in, wake_out):
     _nudge = open(wake_out, "wb")
     _poll = uselect.poll()
     _poll.register(wake, 1)
-    _thread.start_new_thread(_pump, (open(bell, "rb"), bytearray(1), _due, _schedule, run))
+    nowhere = uctypes.bytearray_at(0, 1)
+    bell = open(bell, "rb")
+    _thread.start_new_thread(_pump, (bell, bytearray(1), _due, _schedule, run, nowhere))
 
 
 # A thread, because an interrupt comes while beacon code computes. It shares the heap without
 # a lock, so it only reads and schedules, and allocates nothing. One byte at a time: readinto()
-# waits until its buffer is full.
-def _pump(bell, buf, due, schedule, run):
+# waits until its buffer is full. When the bell is gone, so is the supervisor, and the process
+# must end whatever beacon code is at: reading address 0 does that.
+def _pump(bell, buf, due, schedule, run, nowhere):
     while bell.readinto(buf):
-        due[0] = 1
-        try:
-            schedule(run, None)
-        except RuntimeError:
-            pass  # the queue is full, so a run is due anyway
+        if not due[0]:
+            due[0] = 1
+            try:
+                schedule(run, None)
+            except RuntimeError:
+                pass  # the queue is full, so a run is due anyway
+    nowhere[0]
 
 
 # Encodes what travels: None, bools, integers, strings, buffers and tuples of them.
@@ -105,6 +114,8 @@ def call(*args):
 # here; what was too large for the heap is read away, so that the line stays in step.
 def transfer(args, blob):
     global busy
+    if watching and blob is not None:
+        measure()
     while busy:
         pass  # another thread's call is on the line
     m = pack(args)
@@ -141,6 +152,17 @@ def _lost():
     global gone
     gone = True
     raise SystemExit
+
+
+# Tells the supervisor when more of the heap is in use than ever before, garbage aside. Called
+# where beacon code waits or writes: there its buffers are at hand.
+def measure():
+    global _peak
+    gc.collect()
+    used = gc.mem_alloc()
+    if used > _peak:
+        _peak = used
+        call("heap", used)
 
 
 # Marks the line busy while something else must not be interrupted by a handler.
@@ -221,10 +243,11 @@ def schedule(f, x):
     if len(queue) >= _DEPTH:
         raise RuntimeError("schedule queue full")
     queue.append((f, x))
-    try:
-        _schedule(run, None)
-    except RuntimeError:
-        pass  # a run is due anyway
+    if len(queue) == 1:  # else a run is due anyway
+        try:
+            _schedule(run, None)
+        except RuntimeError:
+            pass  # likewise
 
 
 # A module made of another one's names.

@@ -8,7 +8,7 @@ import sys
 import micropython
 import vfs
 
-_HIDDEN = ("termios", "argparse", "ffi", "jni", "uctypes", "_chip", "_start")
+_HIDDEN = ("termios", "argparse", "_chip", "_start")
 _MODULES = ("time", "select", "socket", "os", "esp32", "machine", "network", "bluetooth")
 
 
@@ -21,8 +21,8 @@ def run(rpc, bell, wake_in, wake_out, flash):
     _asyncio(sys.modules)
     _replace(_chip)
     gc.collect()
-    boot = _chip.call("start", gc.mem_free())
-    num, den, up, wall, direct, label = boot
+    boot = _chip.call("start", gc.mem_free(), gc.mem_alloc())
+    num, den, up, wall, direct, label, _chip.watching = boot
     sys.modules["time"]._setup(num, den, up, wall)
     sys.modules["esp32"]._setup(flash, direct)
     del sys.modules["_chip"], sys.modules["_start"]

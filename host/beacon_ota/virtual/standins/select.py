@@ -49,6 +49,8 @@ class poll:
         if timeout is not None and timeout >= 0:
             left = self._host(timeout)
             end = time._real() + left * 1000
+        if _chip.watching and left:
+            _chip.measure()
         while True:
             ready = self._ask()
             woken = False

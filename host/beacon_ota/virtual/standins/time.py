@@ -84,6 +84,8 @@ def mktime(t):
 
 # Sleeps while events are handled.
 def _sleep(us):
+    if _chip.watching:
+        _chip.measure()
     end = _real() + us * _den // _num
     while True:
         left = end - _real()
