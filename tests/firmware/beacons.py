@@ -21,6 +21,7 @@ POLICY = {
     "stall_s": 3,
     "give_up_s": 60,
     "backoff_ms": 200,
+    "retry_s": 1,
     "trial_s": 20,
     "join_s": 5,
     "healthy_s": 5,

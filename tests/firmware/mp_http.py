@@ -146,6 +146,15 @@ def test_read_into_buffers_of_any_size():
             assert not await connection.readinto(buf)
             return got
 
+        async def fill(connection, size=size):
+            got = b""
+            buf = bytearray(size)
+            while True:
+                n = await connection.fill(buf)
+                got += buf[:n]
+                if n < size:
+                    return got
+
         for answer in (
             OK + b"Content-Length: 3000\r\n\r\n" + body + b"and more",
             OK + b"\r\n" + body,
@@ -153,6 +162,7 @@ def test_read_into_buffers_of_any_size():
             b"7d0\r\n" + body[1000:] + b"\r\n0\r\n\r\n",
         ):
             assert exchange(answer, use)[0] == body, size
+            assert exchange(answer, fill)[0] == body, size
 
 
 def test_closed_early():

@@ -55,7 +55,7 @@ def fails(b, v2, stage: str, code: str, *, heals: bool = True) -> dict:
     ids=lambda value: str(value)[:60] if isinstance(value, Fault) else "",
 )
 def test_a_server_that_fails(v1, v2, fault, code, requests):
-    with bench(v1, scale=20, policy={"stall_s": 2, "backoff_ms": 100}) as b:
+    with bench(v1, scale=20, policy={"stall_s": 10, "backoff_ms": 100}) as b:
         b.server.downloads = [fault] * 50
         fails(b, v2, "download", code)
         first = [r for r in b.server.requests if f"{1:04}" == r.target[-4:]]

@@ -175,6 +175,30 @@ class Connection:
                 await self._line()
         return size
 
+    # Fills all of `buf`, or as much as the body still has; returns how much. In the plain case of a
+    # download, a body of known length, this is one socket call for what one call brings.
+    async def fill(self, buf):
+        size = len(buf)
+        got = 0
+        while got < size:
+            if self._chunked or self._left < size - got or self._at != self._end:
+                read = await self.readinto(memoryview(buf)[got:] if got else buf)
+                if not read:
+                    break
+            else:
+                try:
+                    read = self._sock.readinto(memoryview(buf)[got:] if got else buf)
+                except OSError as error:
+                    raise HttpError("truncated", "receiving: %s" % error)
+                if read is None:
+                    await self._wait()
+                    continue
+                if not read:
+                    raise HttpError("truncated", "%d bytes short" % self._left)
+                self._left -= read
+            got += read
+        return got
+
     async def _chunk(self):
         size = await self._line()
         self._left = _number(size.split(";")[0].strip(), 16, 0x3FFFFFFF)

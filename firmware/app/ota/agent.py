@@ -211,7 +211,7 @@ class Agent:
         if not await self._install(doc):
             self._fails += 1
         await self._deliver()
-        return schedule.poll_delay(asked, default, self._fails)
+        return schedule.poll_delay(asked, default, self._fails, store.policy("retry_s"))
 
     # An attempt. Returns only without the release: False when it failed, True when it was called
     # off. Whatever went wrong is written down before it is reported.

@@ -17,6 +17,7 @@ from wire.refused import Refused
 from ota import known, schedule
 from ota.slots import SECTOR, FlashError, image_length
 
+_TURN = const(8)  # ms after which the other tasks have their turn
 _PROGRESS = const(10000)  # ms between progress reports
 _QUIET = const(2)  # fruitless tries before Bluetooth has to be still
 _FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
@@ -89,7 +90,7 @@ class Install:
             beacon.insecure,
         )
         beacon.heap()
-        verify = None
+        self._offer["manifest"] = verify = None
         forget("ota.verify", "wire.manifest", "wire.offer", "crypto.pss")
         return fields
 
@@ -188,31 +189,32 @@ class Install:
         try:
             _range(source, writer, digest)
             buf = writer.buf
-            view = memoryview(buf)
-            while writer.written < writer.size:
-                want = min(SECTOR, writer.size - writer.written)
-                got = await source.readinto(buf if want == SECTOR else view[:want])
-                while 0 < got < want:
-                    size = await source.readinto(view[got:want])
-                    if not size:
-                        break
-                    got += size
-                if got < want:
-                    raise HttpError("truncated", "ended at byte %d" % (writer.written + got))
-                writer.write(want)
-                await self._tick(writer, begun, budget)
-            if await source.readinto(view):
+            left = writer.size - writer.written
+            yielded = time.ticks_ms()
+            while left:
+                if left < SECTOR:
+                    buf = memoryview(buf)[:left]
+                got = await source.fill(buf)
+                if got < len(buf):
+                    raise HttpError("truncated", "ended %d bytes early" % (left - got))
+                writer.write(got)
+                left -= got
+                now = time.ticks_ms()
+                if time.ticks_diff(now, yielded) >= _TURN:
+                    await asyncio.sleep_ms(0)
+                    yielded = time.ticks_ms()
+                percent = 100 * writer.written // writer.size
+                if percent != self._percent:
+                    self._percent = percent
+                    await self._progress(writer, begun, budget)
+            if await source.fill(buf[:1]):
                 raise HttpError("http", "longer than the release")
         finally:
             source.close()
 
-    # After every sector: the other tasks' turn, the progress on the air, now and then a report.
-    async def _tick(self, writer, begun, budget):
-        await asyncio.sleep_ms(0)
-        percent = 100 * writer.written // writer.size
-        if percent == self._percent:
-            return
-        self._percent = percent
+    # Another percent: on the air, now and then as a report, and is there time left?
+    async def _progress(self, writer, begun, budget):
+        percent = self._percent
         self._beacon.radio.progress(percent)
         now = time.ticks_ms()
         if time.ticks_diff(now, begun) > budget:

@@ -24,11 +24,12 @@ def backoff(n, first_ms):
 
 
 # The pause before the next poll: what the server asked for, within reason; `fails` attempts in a
-# row that ended without the release stretch it, whatever the server says.
-def poll_delay(asked, default, fails=0):
+# row that ended without the release stretch it to `first_s`, twice that, and so on, whatever the
+# server says.
+def poll_delay(asked, default, fails=0, first_s=30):
     delay = default if asked is None else asked
     if fails:
-        delay = max(delay, min(15 << min(fails, 7), _MAX_FAIL))
+        delay = max(delay, min(first_s << min(fails - 1, 7), _MAX_FAIL))
     return min(max(delay, _MIN_POLL), _MAX_POLL)
 
 

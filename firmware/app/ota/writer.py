@@ -23,11 +23,11 @@ class Writer:
 
     # Writes the next `size` bytes of `buf`: a whole sector, or the image's last bytes.
     def write(self, size):
-        view = memoryview(self.buf)[:size] if size < SECTOR else self.buf
+        if size < SECTOR:
+            for i in range(size, SECTOR):
+                self.buf[i] = 0xFF
         if self._decrypt:
-            self._decrypt(view, self.written)
-        for i in range(size, SECTOR):
-            self.buf[i] = 0xFF
+            self._decrypt(memoryview(self.buf)[:size], self.written)
         sector = self.written // SECTOR
         try:
             self._program(sector)
@@ -35,31 +35,33 @@ class Writer:
             if error.code == "erase":
                 raise
             self._program(sector)
-        self._sha.update(memoryview(self._back)[:size] if size < SECTOR else self._back)
+        self._sha.update(self._back if size == SECTOR else memoryview(self._back)[:size])
         self.written += size
 
     def _program(self, sector):
-        self._erase(sector)
+        part = self._part
+        back = self._back
+        code = "erase"
         try:
-            self._part.writeblocks(sector, self.buf, 0)
-            self._part.readblocks(sector, self._back, 0)
+            part.ioctl(6, sector)
+            code = "write"
+            part.writeblocks(sector, self.buf, 0)
+            code = "readback"
+            part.readblocks(sector, back, 0)
         except OSError as error:
-            raise FlashError("write", "sector %d: %s" % (sector, error))
-        if self._back != self.buf:
-            raise FlashError("readback", "sector %d" % sector)
-
-    def _erase(self, sector):
-        try:
-            self._part.ioctl(6, sector)
-        except OSError as error:
-            raise FlashError("erase", "sector %d: %s" % (sector, error))
+            raise FlashError(code, "sector %d: %s" % (sector, error))
+        if back != self.buf:
+            raise FlashError(code, "sector %d reads otherwise" % sector)
 
     # Erases the sector behind the image: what is left there of the release before could be its
     # app filesystem, exactly where this one's would begin.
     def close(self):
         sector = (self.size + SECTOR - 1) // SECTOR
         if sector * SECTOR < self._part.info()[3]:
-            self._erase(sector)
+            try:
+                self._part.ioctl(6, sector)
+            except OSError as error:
+                raise FlashError("erase", "sector %d: %s" % (sector, error))
 
     # The server sends all of it again.
     def restart(self):
