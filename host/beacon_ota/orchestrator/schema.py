@@ -217,17 +217,49 @@ events = Table(
     sqlite_autoincrement=True,  # an id is never used twice, so followers can resume from it
 )
 
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", String(64), primary_key=True),  # SHA-256 of what the cookie holds
+    Column("token_id", String(8), ForeignKey("tokens.id"), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
+
 webhooks = Table(
     "webhooks",
     metadata,
     Column("id", String(24), primary_key=True),
+    Column("name", String(64), nullable=False),
     Column("url", Text, nullable=False),
-    Column("secret", String(64), nullable=False),
-    Column("kinds", Text, nullable=False),  # JSON list of event kinds; empty: all
+    Column("secret", String(64), nullable=False),  # signs, so it is kept as it is
+    Column("kinds", Text, nullable=False),  # JSON list: event kinds, or their beginnings
     Column("created_at", Double, nullable=False),
-    Column("delivered", Integer, nullable=False, default=0),  # id of the last event delivered
+    Column("created_by", String(64), nullable=False),
+    Column("disabled_at", Double),
+    Column("seen", Integer, nullable=False),  # id of the last event looked at
     Column("failing_since", Double),
-    Column("last_error", Text),
+    Column("rests_until", Double),  # nothing is tried before, after a failure
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(24), primary_key=True),
+    Column("webhook_id", String(24), ForeignKey("webhooks.id"), nullable=False),
+    Column("event_id", Integer),  # null for a test
+    Column("kind", String(48), nullable=False),
+    Column("body", Text, nullable=False),  # the JSON that is signed and sent
+    Column("created_at", Double, nullable=False),
+    Column("state", String(16), nullable=False),  # pending, delivered, given_up
+    Column("tries", Integer, nullable=False, default=0),
+    Column("next_at", Double),  # null once it is over
+    Column("ended_at", Double),
+    Column("status", Integer),  # HTTP, of the last try
+    Column("error", Text),  # of the last try
+    Column("took_ms", Integer),
+    UniqueConstraint("webhook_id", "event_id"),
+    Index(None, "state", "next_at"),
 )
 
 settings = Table(

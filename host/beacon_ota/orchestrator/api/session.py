@@ -1,0 +1,80 @@
+"""The session of a browser: a cookie that no script and no other site can use.
+
+The cookie is HttpOnly and SameSite=Strict, and Secure wherever the browser came over TLS. What
+changes something also carries a token that only a page of ours can know, and must not come from
+a page of somebody else's.
+"""
+
+import hashlib
+import hmac
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.store.sessions import LIFE_S
+
+CSRF_HEADER = "x-csrf-token"
+SAFE = frozenset(("GET", "HEAD"))
+_PLAIN, _SECURE = "beacon_ota", "__Host-beacon_ota"
+
+
+def secret_of(request: HTTPConnection) -> str | None:
+    """Return what the session's cookie holds, None without one."""
+    found = request.cookies.get(_SECURE) or request.cookies.get(_PLAIN)
+    return found if found and len(found) <= 128 else None
+
+
+def csrf_of(secret: str) -> str:
+    """Return the token that the pages of a session carry; it does not give the session away."""
+    return hashlib.sha256(f"csrf\n{secret}".encode()).hexdigest()
+
+
+def check_csrf(request: HTTPConnection, secret: str) -> None:
+    """Refuse a change that none of the session's own pages asked for.
+
+    Raises:
+        Problem: ``csrf``.
+    """
+    check_origin(request)
+    given = request.headers.get(CSRF_HEADER, "")
+    if not hmac.compare_digest(given.encode(), csrf_of(secret).encode()):
+        raise Problem(403, "csrf", f"this needs the page's own {CSRF_HEADER} header")
+
+
+def check_origin(request: HTTPConnection) -> None:
+    """Refuse what a browser says comes from a page of another site (Problem ``csrf``)."""
+    site = request.headers.get("sec-fetch-site", "same-origin")
+    origin = request.headers.get("origin")
+    if site not in ("same-origin", "none") or (
+        origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
+    ):
+        raise Problem(403, "csrf", "a page of another site asked for this", found=origin or site)
+
+
+def begin(response: Response, request: HTTPConnection, secret: str) -> None:
+    """Give the browser its session."""
+    secure = _over_tls(request)
+    response.set_cookie(
+        _SECURE if secure else _PLAIN,
+        secret,
+        max_age=int(LIFE_S),
+        path="/",
+        secure=secure,
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def end(response: Response) -> None:
+    """Take it away."""
+    for name in (_PLAIN, _SECURE):
+        response.delete_cookie(
+            name, path="/", secure=name == _SECURE, httponly=True, samesite="strict"
+        )
+
+
+def _over_tls(request: HTTPConnection) -> bool:
+    """Tell whether the browser's side is TLS: ours, or that of a proxy in front of us."""
+    return request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")
