@@ -1,0 +1,128 @@
+"""Access control over the air, with the real app: also while it installs an update."""
+
+import asyncio
+import hashlib
+import hmac
+import time
+
+import pytest
+from bleak import BleakClient, BleakScanner
+
+from beacon_ota.virtual.radio.choice import radio
+from beacon_ota.virtual.radio.room import Room
+from beacon_ota.wire import access
+from tests.firmware.beacons import bench
+
+IDENT, SECRET = b"door", bytes(range(16))
+OTHERS = b"".join(bytes([i]) * 20 for i in range(31))
+CREDENTIALS = OTHERS + IDENT + SECRET
+LATEST = 0.25  # seconds until an answer
+
+
+class Reader:
+    """A reader at the door."""
+
+    def __init__(self, client: BleakClient):
+        self.client = client
+        self.heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def start(self) -> None:
+        await self.client.start_notify(
+            access.STATUS, lambda _, data: self.heard.put_nowait(bytes(data))
+        )
+
+    async def say(self, message: bytes) -> tuple[int, bytes, float]:
+        """Write; return what the beacon answers, and after how many seconds."""
+        begun = time.monotonic()
+        await self.client.write_gatt_char(access.CONTROL, message, response=True)
+        answer = await asyncio.wait_for(self.heard.get(), 5)
+        return *access.parse(answer), time.monotonic() - begun
+
+    async def enter(self, ident: bytes = IDENT, secret: bytes = SECRET) -> tuple[int, float]:
+        """Ask to be let in; return the verdict and the longest of the two waits."""
+        kind, nonce, first = await self.say(access.request(ident))
+        assert kind == access.CHALLENGE and len(nonce) == access.NONCE
+        mac = hmac.new(secret, nonce, hashlib.sha256).digest()
+        kind, _, second = await self.say(access.proof(mac))
+        return kind, max(first, second)
+
+
+def at_the_door(room: Room, visit) -> None:
+    """Run ``visit(reader)`` connected to the beacon of the room."""
+
+    async def main() -> None:
+        chosen = radio(room.spec)
+        device = await BleakScanner.find_device_by_filter(lambda *_: True, **chosen.scanner)
+        assert device is not None
+        async with BleakClient(device, **chosen.client) as client:
+            reader = Reader(client)
+            await reader.start()
+            await visit(reader)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def room():
+    with Room(seed=1) as room:
+        yield room
+
+
+def test_who_may_enter(v1, room):
+    async def visit(reader: Reader) -> None:
+        assert (await reader.enter())[0] == access.GRANTED
+        assert (await reader.enter(secret=bytes(16)))[0] == access.REFUSED
+        assert (await reader.enter(ident=b"none", secret=bytes(16)))[0] == access.REFUSED
+        assert (await reader.enter(OTHERS[20:24], OTHERS[24:40]))[0] == access.GRANTED
+        # A proof without a challenge, and one that is used a second time.
+        assert (await reader.say(access.proof(bytes(32))))[0] == access.REFUSED
+        _, nonce, _ = await reader.say(access.request(IDENT))
+        proof = access.proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
+        assert (await reader.say(proof))[0] == access.GRANTED
+        assert (await reader.say(proof))[0] == access.REFUSED
+        # Rubbish is not answered.
+        for message in (b"", b"\x09", b"\x01abc", bytes(20)):
+            await reader.client.write_gatt_char(access.CONTROL, message, response=True)
+        assert (await reader.enter())[0] == access.GRANTED
+
+    settings = {"creds": CREDENTIALS}
+    with bench(v1, settings=settings, scale=1, bluetooth=room.backend()) as b:
+        b.wait(lambda: room.radios(), what="on the air")
+        at_the_door(room, visit)
+
+
+def test_a_challenge_grows_old(v1, room):
+    async def visit(reader: Reader) -> None:
+        _, nonce, _ = await reader.say(access.request(IDENT))
+        await asyncio.sleep(0.7)
+        proof = access.proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
+        assert (await reader.say(proof))[0] == access.REFUSED
+
+    settings = {"creds": CREDENTIALS}
+    with bench(v1, settings=settings, bluetooth=room.backend()) as b:
+        b.wait(lambda: room.radios(), what="on the air")
+        at_the_door(room, visit)
+
+
+def test_nobody_waits_for_an_update(v1, v2, room):
+    """Flash that takes its time and a download at the chip's pace: every answer within 250 ms."""
+    waits = []
+
+    settings = {"creds": CREDENTIALS}
+    with bench(
+        v1, settings=settings, scale=1, timing=True, bluetooth=room.backend(), power=False
+    ) as b:
+        b.server.image, b.server.offering = v2, True
+        b.beacon.link.faults.throttle = 30_000
+
+        async def visit(reader: Reader) -> None:
+            while not b.server.last("verifying"):
+                verdict, wait = await reader.enter()
+                assert verdict == access.GRANTED
+                if b.server.last("downloading"):
+                    waits.append(wait)
+
+        b.beacon.power_on()
+        at_the_door(room, visit)
+    assert len(waits) > 5
+    assert sorted(waits)[len(waits) * 9 // 10] < LATEST, waits
