@@ -199,12 +199,13 @@ def start():
                 machine.reset()
             raise
     elif "app" not in os.listdir("/"):  # where development puts it
-        return ".frozen/app"
-    return "/app"
+        return []
+    return ["/app"]
 
 
+# An app that is frozen into the core may have a filesystem, too, for its keys.
 try:
-    sys.path[:] = [start(), ".frozen"]
+    sys.path[:] = start() + [".frozen/app", ".frozen"]
 except Exception as error:
     sys.path[:] = []
     sys.print_exception(error)

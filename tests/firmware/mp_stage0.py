@@ -37,7 +37,7 @@ def test_first_boot_of_a_blank_otadata():
     chip = two_slots()
     chip.boot(1)
     scope = chip.start()
-    assert chip.path == ["/app", ".frozen"] and scope["crashes"] == 0
+    assert chip.path == ["/app", ".frozen/app", ".frozen"] and scope["crashes"] == 0
     assert c.listdir("/app") == ["app.json", "main.py"]
     assert chip.wdt is None and chip.timer is None
 
@@ -169,11 +169,11 @@ def test_layouts_without_otadata_or_slots():
     chip.store("factory", image(APP))
     chip.boot(1)
     chip.start()
-    assert chip.path == ["/app", ".frozen"]
+    assert chip.path == ["/app", ".frozen/app", ".frozen"]
     chip = two_slots(factory=True)
     assert chip.boot(1)[4] == "factory"
     chip.start()
-    assert chip.path == ["/app", ".frozen"] and chip.active() == -1
+    assert chip.path == ["/app", ".frozen/app", ".frozen"] and chip.active() == -1
 
 
 def test_a_core_without_a_tail_has_its_app_frozen():
@@ -182,7 +182,7 @@ def test_a_core_without_a_tail_has_its_app_frozen():
         chip.store("ota_0", image(files))
         chip.boot(1)
         chip.start()
-        assert chip.path == [".frozen/app" if files is None else "/app", ".frozen"]
+        assert chip.path == ([] if files is None else ["/app"]) + [".frozen/app", ".frozen"]
 
 
 def test_images_of_every_shape():
@@ -205,7 +205,8 @@ def test_a_broken_filesystem():
             for i in range(at + block + first, at + block + last):
                 chip.flash[i] ^= 0x5A
         chip.start()
-        assert chip.path in ([], [".frozen/app", ".frozen"], ["/app", ".frozen"]), chip.path
+        frozen = [".frozen/app", ".frozen"]
+        assert chip.path in ([], frozen, ["/app"] + frozen), chip.path
         chip.flash[at : at + 2 * SECTOR] = spoilt
     chip.start()
     assert c.listdir("/app") == ["app.json", "main.py"]

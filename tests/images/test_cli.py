@@ -101,6 +101,21 @@ def test_the_same_command_gives_the_same_bytes(run, app):
     assert Path("a.bin").read_bytes() == Path("b.bin").read_bytes()
 
 
+def test_keys_for_a_frozen_app(run, tmp_path, keys_json):
+    (tmp_path / "keys.json").write_bytes(keys_json)
+    (tmp_path / "core").write_bytes(synthetic.app(version="esp32c3 2.0.0"))
+    args = ("image", "build", "--core", "core", "--frozen", "--keys", "keys.json")
+    assert run(*args, "-o", "r.bin")[0] == 0
+    found = release.parse((tmp_path / "r.bin").read_bytes())
+    assert found.info.version == "2.0.0" and set(found.files) == {"app.json", "keys.json"}
+    assert run("image", "inspect", "r.bin", "--check")[0] == 0
+    assert run("image", "inspect", "core", "--check")[0] == 1  # it trusts nobody
+    for more in (("--version", "2.0.1"), ("--board", "esp32c3-8mb"), ("--synthetic",)):
+        assert run(*args, *more)[0] == 2
+    (tmp_path / "core").write_bytes(synthetic.app())
+    assert "core_not_frozen" in run(*args)[2]
+
+
 def test_insecure_is_said_to_a_person(run, app):
     args = ("image", "build", "--version", "1.0.0", "--synthetic", "--app", app)
     code, out, err = run(*args, "--insecure")

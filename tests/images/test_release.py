@@ -70,6 +70,17 @@ def test_a_frozen_app_is_a_release_without_filesystem():
     assert release.parse(core + b"\xff" * 9000, 0, 18_000).size == len(core)
 
 
+def test_a_frozen_app_may_have_a_filesystem_for_its_keys(release_factory):
+    core = synthetic.app(9000, version="esp32c3 3.2.1")
+    app = appfs.build({}, AppInfo("3.2.1", "esp32c3", hashlib.sha256(core).hexdigest()), keys=b"{}")
+    found = release.parse(release.build(core, app.image))
+    assert set(found.files) == {"app.json", "keys.json"} and not found.frozen
+    assert found.info.version == "3.2.1"
+    stock = synthetic.app(9000)
+    info = AppInfo("3.2.1", "esp32c3", hashlib.sha256(stock).hexdigest())
+    refuse(release.build(stock, appfs.build({}, info).image), "app_main")
+
+
 @pytest.mark.parametrize(
     "data, code",
     [

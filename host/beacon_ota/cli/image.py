@@ -47,6 +47,12 @@ AppOption = Annotated[
     Path | None,
     typer.Option("--app", help="Folder of the app [default: our own].", rich_help_panel=_BUILD),
 ]
+FrozenOption = Annotated[
+    bool,
+    typer.Option(
+        "--frozen", help="The app is frozen into the core: add only keys.", rich_help_panel=_BUILD
+    ),
+]
 KeysOption = Annotated[
     Path | None,
     typer.Option(
@@ -103,6 +109,7 @@ def build(
     core: CoreOption = None,
     synthetic: SyntheticOption = False,
     app: AppOption = None,
+    frozen: FrozenOption = False,
     keys: KeysOption = None,
     insecure: InsecureOption = False,
     built_at: BuiltAtOption = None,
@@ -116,7 +123,7 @@ def build(
 
     target = boards.load(board)
     found = _core(core, synthetic)
-    data = _build(target, found, version, app, keys, insecure, built_at, add)
+    data = _build(target, found, version, app, frozen, keys, insecure, built_at, add)
     built = release.parse(data)
     out = out or Path(f"{target.name}-{built.info.version}.bin")
     files.write(out, data)
@@ -139,6 +146,7 @@ def flash(
     core: CoreOption = None,
     synthetic: SyntheticOption = False,
     app: AppOption = None,
+    frozen: FrozenOption = False,
     keys: KeysOption = None,
     insecure: InsecureOption = False,
     built_at: BuiltAtOption = None,
@@ -245,14 +253,14 @@ def flash(
         found = _core(core, synthetic)
     if release is not None:
         unused = (version, app, keys, built_at, add)
-        if insecure or any(option is not None for option in unused):
+        if insecure or frozen or any(option is not None for option in unused):
             raise UsageError(
                 "options", "with --release, what goes into a release is decided already"
             )
         data = _read(release)
     else:
         assert found is not None
-        data = _build(target, found, version, app, keys, insecure, built_at, add)
+        data = _build(target, found, version, app, frozen, keys, insecure, built_at, add)
     if loader is None:
         loader = found.bootloader if found else None
     if loader is None:
@@ -274,6 +282,7 @@ def _build(
     core: "Core",
     version: str | None,
     app: Path | None,
+    frozen: bool,
     keys: Path | None,
     insecure: bool,
     built_at: int | None,
@@ -284,6 +293,14 @@ def _build(
     from beacon_ota.images import appfs, release
     from beacon_ota.trust import KeySet
 
+    texts: dict[str, bytes] = {}
+    folder = app or paths.data("firmware", "app")
+    if frozen:
+        if app is not None:
+            raise UsageError("options", "--app and --frozen exclude each other")
+        version = _frozen_version(core, board, version)
+    else:
+        texts = appfs.sources(folder)
     if version is None:
         raise UsageError("version_missing", "a release needs --version", expected="e.g. 1.2.3")
     if keys is None and not insecure:
@@ -292,10 +309,9 @@ def _build(
             "a beacon that trusts no keys can never be updated again: give --keys (beacon-ota "
             "keys export), or --insecure to install releases that nobody signed",
         )
-    folder = app or paths.data("firmware", "app")
     data = release.make(
         core.data,
-        appfs.sources(folder),
+        texts,
         version,
         board.device_type,
         built_at=appfs.build_time(folder) if built_at is None else built_at,
@@ -305,6 +321,23 @@ def _build(
     )
     board.check_fit(len(data))
     return data
+
+
+def _frozen_version(core: "Core", board: "Board", version: str | None) -> str:
+    """Return the version of the app that is frozen into a core; check that it is what is asked."""
+    from beacon_ota.images import release
+
+    said = release.frozen(core.image)
+    if said is None:
+        raise UsageError("core_not_frozen", "no app is frozen into this core")
+    if said[0] != board.device_type or version not in (None, said[1]):
+        raise UsageError(
+            "core_not_frozen",
+            "another app is frozen into this core",
+            found=" ".join(said),
+            expected=f"{board.device_type} {version or said[1]}",
+        )
+    return said[1]
 
 
 def _core(given: Path | None, synthetic: bool) -> "Core":

@@ -214,8 +214,13 @@ def build(
     return App(files, littlefs.build(files, BLOCK), payload)
 
 
-def read(data: Buffer, offset: int = 0) -> tuple[littlefs.Filesystem, AppInfo]:
+def read(
+    data: Buffer, offset: int = 0, *, frozen: bool = False
+) -> tuple[littlefs.Filesystem, AppInfo]:
     """Read an app filesystem and its ``app.json``.
+
+    Args:
+        frozen: the app is in the core, so that a main is not needed here.
 
     Raises:
         AppError: ``app_mount`` (the filesystem is damaged), ``app_json`` and the like.
@@ -231,7 +236,7 @@ def read(data: Buffer, offset: int = 0) -> tuple[littlefs.Filesystem, AppInfo]:
         ) from error
     if INFO not in found.files:
         raise AppError("app_json", "the app filesystem has no app.json")
-    if not {f"{MAIN}.mpy", f"{MAIN}.py"} & found.files.keys():
+    if not frozen and not {f"{MAIN}.mpy", f"{MAIN}.py"} & found.files.keys():
         raise AppError("app_main", "the app filesystem has no main")
     return found, AppInfo.parse(found.files[INFO])
 

@@ -115,8 +115,7 @@ def release(report: Report, found: Release, where: str) -> Facts:
     if found.payload > appfs.BUDGET:
         text = f"{where}{found.payload:,} bytes of code, more than {appfs.BUDGET:,}: RAM runs short"
         report.say(WARN, "budget", text)
-    if not found.frozen:
-        facts["keys"] = _keys(report, found, where)
+    facts["keys"] = _keys(report, found, where)
     return facts
 
 

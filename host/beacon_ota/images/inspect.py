@@ -89,8 +89,7 @@ def _image_kind(data: Buffer) -> str:
                 pass
         return "app image"
     behind = littlefs.is_littlefs(data, release.app_offset(core.length))
-    frozen = " " in core.descriptor.version
-    return "release" if behind or frozen else "app image"
+    return "release" if behind or release.frozen(core) else "app image"
 
 
 def _plausible(entry: otadata.Entry) -> bool:

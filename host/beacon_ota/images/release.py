@@ -2,8 +2,9 @@
 
 Core, FF to the next 4 KiB, app filesystem: one file, one hash, one signature. The bootloader
 stops reading where the core ends; the beacon finds the app by walking the core's headers.
-A core with the app frozen in is a release without a filesystem; it says what it is in the
-version of its app description, ``<device type> <version>``.
+A core with the app frozen in says what it is in the version of its app description,
+``<device type> <version>``. It is a release as it is; the filesystem behind it, if there is one,
+holds what cannot be frozen: ``app.json`` and the trusted keys.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ class Release:
 
     @property
     def frozen(self) -> bool:
-        """Whether the app is part of the core."""
+        """Whether there is no filesystem: everything is part of the core."""
         return self.app_offset is None
 
     @property
@@ -103,7 +104,7 @@ def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
     core_sha256 = hashlib.sha256(view[offset : offset + core.length]).hexdigest()
     at = offset + app_offset(core.length)
     if littlefs.is_littlefs(view, at):
-        found, info = appfs.read(view, at)
+        found, info = appfs.read(view, at, frozen=frozen(core) is not None)
         files, length = found.files, found.size
         gap = bytes(data[offset + core.length : at])
         if gap.count(0xFF) != len(gap):
@@ -138,16 +139,23 @@ def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
     )
 
 
+def frozen(core: AppImage) -> tuple[str, str] | None:
+    """Return (device type, version) of the app that is frozen into a core, None without one."""
+    device_type, space, version = core.descriptor.version.partition(" ")
+    return (device_type, version) if space else None
+
+
 def _frozen(core: AppImage, core_sha256: str) -> AppInfo:
     """Return what a core with a frozen app says of itself."""
-    device_type, space, version = core.descriptor.version.partition(" ")
-    if not space:
+    said = frozen(core)
+    if said is None:
         raise AppError(
             "app_missing",
             "a core alone: no app filesystem behind it, and no app frozen in",
             found=f"version {core.descriptor.version!r} in the app description",
             expected="beacon-ota image build",
         )
+    device_type, version = said
     appfs.check_version(version)
     appfs.check_device_type(device_type)
     return AppInfo(version, device_type, core_sha256)

@@ -51,8 +51,7 @@ def describe(
     parsed = release.parse(data)
     info = parsed.info
     boards.for_device_type(info.device_type).check_fit(parsed.size)
-    if not parsed.frozen:
-        _check_keys(parsed.files.get(appfs.KEYS), info.insecure)
+    _check_keys(parsed.files.get(appfs.KEYS), info.insecure)
     sealed = None if fleet_key is None else encrypt.crypt(data, fleet_key, parsed.checksum)
     manifest = Manifest(
         device_type=info.device_type,
