@@ -15,7 +15,12 @@ import pytest
 
 from beacon_ota.orchestrator import asgi, download
 from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.trust import dsse, releases
+from beacon_ota.trust.keys import KeySet
+from beacon_ota.trust.releases import Terms
+from beacon_ota.wire import offer as offer_rules
 from tests.orchestrator.world import Local, TestBeacon, beacons, image, until, upload
+from tests.trust.lab import Key
 
 ANY_TIME = {"preset": "all-at-once", "window": "00:00-24:00"}
 PATIENT = {**ANY_TIME, "gate": {"failure_sample": 1000, "in_a_row": 1000}}
@@ -59,6 +64,33 @@ def test_an_offer_says_everything_the_contract_lists(server, release, beacon):
     assert len(offer["attempt_id"]) == 24
     attempt = offer["attempt_id"]
     assert offer["download_url"] == f"/firmwares/{offer['firmware_id']}/download?attempt={attempt}"
+
+
+def test_the_largest_offer_is_one_that_a_beacon_reads(tmp_path):
+    with Local(tmp_path / "data", trusted=None) as local:
+        (beacon,) = local.beacons(1)
+        keys = [Key(f"k{n}") for n in range(2)]
+        data = image("1.1.0", keys=KeySet.of([key.public for key in keys]).to_json())
+        terms = Terms(int(local.clock.at), int(local.clock.at) + 86_400)
+        payload = releases.describe(data, terms)[0].payload()
+        file = tmp_path / "image.bin"
+        file.write_bytes(data)
+        local.admin().upload(
+            file,
+            device_type="esp32c3",
+            version="1.1.0",
+            channel="stable",
+            description="[{" * 4 + "\U0001f600" * 120,
+            manifest=dsse.sign(payload, keys),
+        )
+        firmware = local.admin().firmware("1.1.0")["firmware_id"]
+        local.admin().create_rollout(firmware, ANY_TIME)
+        answer = beacon.poll()
+        offer_rules.check(answer.json)
+        # Six signatures more would fit an envelope, and then the offer still has to.
+        assert len(answer.body) + 6 * 560 <= offer_rules.MAX_BODY
+        opened = answer.body.count(b"[") + answer.body.count(b"{")
+        assert opened + 6 <= offer_rules.MAX_BRACKETS
 
 
 def test_the_same_offer_is_repeated_until_it_is_taken(server, release, beacon):

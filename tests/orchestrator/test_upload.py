@@ -153,6 +153,8 @@ def test_form_fields(server):
         ({"required": "maybe"}, "form_field"),
         ({"description": "two\nlines"}, "form_field"),
         ({"description": "x" * 501}, "form_field"),
+        ({"description": "é" * 251}, "form_field"),
+        ({"description": "[" * 9}, "form_field"),
         ({"colour": "red"}, "form_field"),
         ({"manifest": "{}"}, "manifest_signature"),
     ):

@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # what follows is imported with the first upload: it takes me
 
 _FIELDS = ("device_type", "version", "description", "channel", "required", "manifest")
 _BOOLS = {"": False, "false": False, "0": False, "true": True, "1": True}
-_DESCRIPTION = 500  # characters: it travels in every offer
+_DESCRIPTION = 500  # bytes: it travels in every offer
+_BRACKETS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +85,20 @@ def claim(form: Form) -> Claim:
             "form_field", "required is true or false", found=required[:80], expected="true"
         )
     description = fields.get("description", "")
-    if len(description) > _DESCRIPTION or not description.isprintable():
+    size = len(description.encode())
+    if size > _DESCRIPTION or not description.isprintable():
         raise InputError(
             "form_field",
-            f"the description is one line of at most {_DESCRIPTION} characters",
-            found=len(description),
+            f"the description is one line of at most {_DESCRIPTION} bytes",
+            found=size,
             expected=_DESCRIPTION,
+        )
+    # A beacon counts these before it parses an offer, so that nobody can have it nest too deep.
+    if description.count("[") + description.count("{") > _BRACKETS:
+        raise InputError(
+            "form_field",
+            f"the description opens more than {_BRACKETS} brackets",
+            expected=_BRACKETS,
         )
     return Claim(
         device_type=fields["device_type"],

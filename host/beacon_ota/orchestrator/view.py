@@ -192,7 +192,8 @@ class View:
             "description": row["description"],
             "manifest": None if manifest is None else json.loads(manifest),
         }
-        self.releases[row["id"]] = Release(row, json.dumps(static, separators=(",", ":"))[1:-1])
+        text = json.dumps(static, separators=(",", ":"), ensure_ascii=False)
+        self.releases[row["id"]] = Release(row, text[1:-1])
         self._lives.clear()
 
     # ---- rollouts and attempts ----
