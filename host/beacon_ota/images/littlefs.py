@@ -31,7 +31,6 @@ _DIR_STRUCT, _INLINE, _CTZ = 0x200, 0x201, 0x202
 _CREATE, _DELETE = 0x401, 0x4FF
 _HARD_TAIL = 0x601
 _NO_BLOCK = 0xFFFFFFFF
-_NO_ENTRY = 0x3FF
 
 # What MicroPython mounts with: a file inlined for a larger cache could not be read there.
 _READ, _PROGRAM, _CACHE, _LOOKAHEAD = 32, 32, 128, 32
@@ -324,9 +323,9 @@ class _Reader:
 
 def _replay(block: memoryview) -> _Directory | None:
     """Apply the commits of a block, up to the last whose CRC is right; None without any."""
-    state: _Directory | None = None
-    pending: list[tuple[int, int, bytes]] = []
     directory = _Directory()
+    pending: list[tuple[int, int, bytes]] = []
+    whole = False
     crc = zlib.crc32(block[:4])
     at, before = 4, 0xFFFFFFFF
     while at + 4 <= len(block):
@@ -344,24 +343,22 @@ def _replay(block: memoryview) -> _Directory | None:
         if kind & 0x780 == _CRC:
             if length < 4 or struct.unpack_from("<I", data)[0] != crc ^ 0xFFFFFFFF:
                 break
-            for change in pending:
-                if not _apply(directory, *change):
-                    return state
-            state = _Directory([*map(_copy, directory.entries)], directory.tail)
-            pending = []
+            room = len(block) // 8  # entries a block can hold: each takes a name and a struct
+            if not all(_apply(directory, room, *change) for change in pending):
+                return None
+            whole, pending, crc = True, [], 0
             before ^= (kind & 1) << 31
-            crc = 0
         else:
             crc = zlib.crc32(data, crc)
             pending.append((kind, number, data))
-    return state
+    return directory if whole else None
 
 
-def _apply(directory: _Directory, kind: int, number: int, data: bytes) -> bool:
+def _apply(directory: _Directory, room: int, kind: int, number: int, data: bytes) -> bool:
     """Apply one tag; False when it makes no sense."""
     entries, group = directory.entries, kind & 0x700
     if kind == _CREATE:
-        if number > len(entries):
+        if number > len(entries) or number >= room:
             return False
         entries.insert(number, _Entry())
     elif kind == _DELETE:
@@ -369,7 +366,7 @@ def _apply(directory: _Directory, kind: int, number: int, data: bytes) -> bool:
             return False
         del entries[number]
     elif group in (_NAME, _STRUCT):
-        if number == _NO_ENTRY:
+        if number >= room:
             return False
         while number >= len(entries):  # a compacted log names entries in any order
             entries.append(_Entry())
@@ -384,10 +381,6 @@ def _apply(directory: _Directory, kind: int, number: int, data: bytes) -> bool:
         hard = kind == _HARD_TAIL and _NO_BLOCK not in (first, second)
         directory.tail = (first, second) if hard else None
     return True
-
-
-def _copy(entry: _Entry) -> _Entry:
-    return _Entry(entry.kind, entry.name, entry.struct, entry.data)
 
 
 def _last_index(size: int, block_size: int) -> int:
