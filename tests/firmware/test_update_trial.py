@@ -193,6 +193,10 @@ def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
         assert ["boot", "crash"] in words and ["boot", "rescue"] in words
         b.wait(lambda: not b.beacon.setting("crashes"))
         assert "rotten" in next(e[4] for e in b.server.journal() if e[3] == "crash")
+        # The release that crashed is offered again, and not taken.
+        b.server.offering = True
+        failed = b.reported("failed", 30)
+        assert (failed["stage"], failed["code"]) == ("verify", "known_bad")
 
 
 def set_number(b, key: str, value: int) -> None:

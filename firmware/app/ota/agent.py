@@ -25,6 +25,7 @@ _UNREADY = const(5)  # s between looks for credentials
 _PATIENCE = const(60000)  # ms for WiFi before a cycle is given up
 _SOFT = const(5)
 _POWER_ON = const(1)
+_RESCUE = const(8)  # crashes after which stage 0 tries another slot
 _FINAL = ("success", "failed", "rolled_back")
 
 
@@ -149,11 +150,16 @@ class Agent:
             beacon.journal.write("boot", "self_test", "otadata would not confirm")
             machine.reset()
         self._raise_floor()
-        store.put("crashes", None)
-        beacon.announce()
         if record and record.get("status") == "rebooting":
             record["status"] = "success"
             store.put("attempt", record)
+        elif store.number("crashes") >= _RESCUE:
+            # No update brought us here but stage 0, because the other slot's release crashes.
+            crashed = beacon.slots.other()
+            if crashed is not None:
+                known.remember(store, await beacon.slots.digest(crashed))
+        store.put("crashes", None)
+        beacon.announce()
         if missing:
             beacon.journal.write("trial", "unconfirmed", missing)
 

@@ -21,6 +21,8 @@ def bad(store, checksum):
 
 # The newest first; the oldest of four makes room.
 def remember(store, checksum):
+    if not checksum:
+        return  # there was no image
     digest = unhexlify(checksum)
     known = _list(store)
     if digest not in known:

@@ -79,6 +79,15 @@ class Slots:
         entry = entries[otadata.active(entries)]
         return entry.marks + (entry.state == otadata.PENDING)
 
+    # The slot that otadata's other entry speaks of: where the release before this one lies. None
+    # when it speaks of none.
+    def other(self):
+        entries = self.entries()
+        entry = entries[1 - otadata.active(entries)]
+        if not entry.intact or entry.slot(self.count) == self.running:
+            return None
+        return entry.slot(self.count)
+
     # The slots that a release of `size` bytes could go into, the best first: never the one that
     # runs, and none of those in the bitmap `bad`.
     def targets(self, size, bad):

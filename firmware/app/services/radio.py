@@ -106,12 +106,12 @@ class Radio:
         self._stale = False
         if not self._ble:
             return
-        if self._paused is not None or not self._frame:
+        if self._paused is not None:
             self._ble.gap_advertise(None)
             return
         self._ble.gap_advertise(
             _SLOW if self._slow else _NORMAL,
-            adv_data=self._frame,
+            adv_data=self._frame or adverts.FLAGS,
             resp_data=self._progress + self._about,
             connectable=bool(self._services),
         )

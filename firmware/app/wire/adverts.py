@@ -10,7 +10,7 @@ PROVISIONED = 1
 TRIAL = 2  # the running release is not confirmed
 INSECURE = 4  # a build that accepts unsigned releases
 
-_FLAGS = b"\x02\x01\x06"  # general discoverable, no BR/EDR
+FLAGS = b"\x02\x01\x06"  # general discoverable, no BR/EDR
 _MANUFACTURER = 0xFF
 _APPLE = b"\x4c\x00\x02\x15"  # company 0x004C, iBeacon, 21 bytes follow
 _PROGRESS = b"\x59\x00"  # company 0x0059
@@ -29,7 +29,7 @@ def structure(kind, data):
 # Advertising data with an iBeacon frame: `identity` is UUID, major and minor (20 bytes), `power`
 # the level in dBm measured at one metre.
 def ibeacon(identity, power):
-    return _FLAGS + structure(_MANUFACTURER, _APPLE + identity + pack("b", power))
+    return FLAGS + structure(_MANUFACTURER, _APPLE + identity + pack("b", power))
 
 
 # Scan response with an update's progress: percent, 0xFE failed, 0xFF rebooting.
@@ -52,7 +52,7 @@ def name(address):
 # SPAKE2.
 def provisionable(name, suites):
     return (
-        _FLAGS
+        FLAGS
         + _SERVICES
         + structure(_NAME, name)
         + structure(_SERVICE_DATA, _EC1 + bytes((suites,)))

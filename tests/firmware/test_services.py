@@ -1,0 +1,140 @@
+"""What a beacon does beside updates: Bluetooth, networks, journal, supervision."""
+
+import pytest
+
+from beacon_ota.virtual.bluetooth import Advertiser
+from tests.firmware.beacons import bench, make
+
+
+class Missing(Advertiser):
+    """A chip whose Bluetooth cannot be activated."""
+
+    def _active(self, on):
+        if on:
+            raise OSError(19, "ENODEV")
+        return False
+
+
+class Hanging(Advertiser):
+    """A chip on which activation never returns."""
+
+    def _active(self, on):
+        if not on:
+            return False
+        import asyncio
+
+        return asyncio.get_running_loop().create_future()
+
+
+def test_a_board_without_bluetooth_is_updated(v1, v2):
+    with bench(v1, bluetooth=Missing()) as b:
+        b.server.image, b.server.offering = v2, True
+        b.reported("success")
+        assert [e for _, e in b.causes()] == ["reset", None]
+        assert b.beacon.setting("ble") == 0
+        entries = [e for e in b.server.journal() if e[2] == "ble"]
+        assert [e[3] for e in entries] == ["failed"], "said once, at power-on"
+
+
+def test_a_board_whose_bluetooth_hangs_is_updated(v1, v2):
+    """The watchdog ends the first attempt; from then on it goes without."""
+    with bench(v1, bluetooth=Hanging(), scale=40) as b:
+        b.server.image, b.server.offering = v2, True
+        b.reported("success", 30)
+        assert [e for _, e in b.causes()] == ["watchdog", "reset", None]
+        assert b.beacon.setting("ble") == 1
+        assert ["ble", "skipped"] in [e[2:4] for e in b.server.journal()]
+
+
+def test_bluetooth_that_worked_once_has_to_work(v1, v2):
+    """The new release finds none on a board that has it: not fit, and rolled back."""
+    with bench(v1, scale=40) as b:
+        b.wait(lambda: b.beacon.setting("ble") == 2)
+        b.wait(lambda: b.polled("1.0.0"))
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.last("rebooting"))
+        working = type(b.beacon.bluetooth)._active
+        b.beacon.bluetooth._active = Missing._active.__get__(b.beacon.bluetooth)
+        back = b.reported("rolled_back", 40)
+        assert (back["code"], back["detail"]) == ("self_test", "bluetooth")
+        assert working is not None
+
+
+def test_the_journal_is_delivered_once(v1, small_core):
+    """Entries of several boots, each reported and acknowledged one time."""
+    with bench(v1, settings={"journal3": b'[3, 1700000000, "wifi", "no_ap", "earlier"]'}) as b:
+        b.wait(lambda: b.server.journal())
+        b.wait(lambda: b.beacon.setting("jrn_ack") == 3)
+        b.beacon.power_cut()
+        b.server.polls.clear()
+        before = len(b.server.requests)
+        b.beacon.power_on()
+        b.wait(lambda: len(b.server.requests) > before + 3)
+        assert b.server.journal() == [[3, 1700000000, "wifi", "no_ap", "earlier"]]
+
+
+def test_a_network_that_is_away_for_long(v1):
+    with bench(v1, scale=40) as b:
+        b.wait(lambda: b.polled("1.0.0"))
+        b.network.points[0].visible = False
+        b.beacon.drop_wifi()
+        begun = b.beacon.clock.now()
+        b.wait(lambda: b.beacon.clock.now() > begun + 40)
+        b.network.points[0].visible = True
+        before = len(b.server.requests)
+        b.wait(lambda: len(b.server.requests) > before, 30)
+        b.wait(lambda: ["wifi", "no_ap"] in [e[2:4] for e in b.server.journal()], 30)
+        assert [e for _, e in b.causes()] == [None]
+
+
+def test_name_servers_that_do_not_answer(v1):
+    """Nothing blocks for long, nothing resets, and it goes on when they are back."""
+    with bench(v1, scale=20, power=False) as b:
+        b.beacon.link.faults.names = False
+        b.beacon.power_on()
+        b.wait(lambda: b.beacon.clock.now() > 60, 20)
+        assert not b.server.requests
+        b.beacon.link.faults.names = True
+        b.wait(lambda: b.polled("1.0.0"), 30)
+        assert [e for _, e in b.causes()] == [None]
+
+
+def test_an_orchestrator_with_another_key(v1):
+    """Nothing from it changes anything: not the clock, not the journal's acknowledgement."""
+    with bench(v1) as b:
+        b.server.keys = {"beacon-1": bytes(32)}
+        b.wait(lambda: len(b.server.refused) > 2)
+        assert set(b.server.refused) == {"bad_mac"}
+        assert b.beacon.clock.unix < 1_000_000_000
+        b.server.keys = {"beacon-1": bytes(range(32))}
+        b.wait(lambda: b.polled("1.0.0"), 30)
+
+
+def test_a_task_that_dies_is_started_again(small_core):
+    main = "net/wifi.py"
+    from beacon_ota import paths
+
+    real = paths.data("firmware", "app", main).read_text()
+    dying = real.replace(
+        "    async def run(self):\n",
+        "    async def run(self):\n"
+        "        if not self._store.number('died'):\n"
+        "            self._store.put('died', 1)\n"
+        "            raise RuntimeError('dies young')\n",
+        1,
+    )
+    assert dying != real
+    with bench(make(small_core, "1.0.0", {main: dying})) as b:
+        b.wait(lambda: b.server.journal())
+        [entry] = b.server.journal()
+        assert entry[2:4] == ["task", "wifi"] and "dies young" in entry[4]
+        assert "net/wifi.py:" in entry[4], "and where"
+        assert [e for _, e in b.causes()] == [None]
+
+
+@pytest.mark.parametrize("heap", [120 * 1024])
+def test_an_update_needs_no_full_heap(v1, v2, heap):
+    """Not even what the chip has left once WiFi is up, with objects twice its size."""
+    with bench(v1, heap=heap) as b:
+        b.server.image, b.server.offering = v2, True
+        b.reported("success")
