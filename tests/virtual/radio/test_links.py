@@ -77,6 +77,38 @@ def test_nobody_there(room: Room) -> None:
     asyncio.run(body())
 
 
+def test_giving_up_at_the_moment_of_success_leaves_nothing_behind(room: Room) -> None:
+    beacon = Beacon(room).start().advertise()
+
+    async def again(event: int, data: tuple[Any, ...]) -> None:
+        if event == DISCONNECT:
+            await beacon.peripheral.advertise(20_000, None, None, True)
+
+    beacon.on_irq = again
+
+    async def body() -> int:
+        given_up = 0
+        device = await BleakScanner.find_device_by_address(
+            beacon.address, **radio(room.spec).scanner
+        )
+        assert device is not None
+        async with BleakScanner(**radio(room.spec).scanner):  # keeps the adapter open
+            for attempt in range(60):
+                connected = BleakClient(device, **radio(room.spec).client)
+                try:
+                    async with asyncio.timeout(attempt / 2000):
+                        await connected.connect()
+                except TimeoutError:
+                    given_up += 1
+                await connected.disconnect()
+                await until(lambda: not room.call(lambda: room.air.links))
+            async with BleakClient(device, **radio(room.spec).client) as last:
+                await last.write_gatt_char(FF01, b"x", response=True)
+        return given_up
+
+    assert asyncio.run(body()) > 10
+
+
 def test_no_room(tmp_path: Any) -> None:
     async def body() -> None:
         with pytest.raises(BleakBluetoothNotAvailableError):

@@ -198,18 +198,33 @@ class Adapter:
         preferences.connection_interval_min = preferences.connection_interval_max = interval_ms
         preferences.supervision_timeout = 2000
         async with asyncio.timeout(timeout), self._connecting:
-            try:
-                return await self.device.connect_le(
+            connecting = asyncio.ensure_future(
+                self.device.connect_le(
                     address,
                     {hci.Phy.LE_1M: preferences},
                     own_address_type=hci.OwnAddressType.PUBLIC,
                     timeout=None,
                 )
+            )
+            try:
+                return await asyncio.shield(connecting)
             except BaseBumbleError as error:
                 raise TimeoutError(str(error)) from error
             except asyncio.CancelledError:
-                if not self.lost:
-                    await self.device.send_sync_command(
-                        hci.HCI_LE_Create_Connection_Cancel_Command()
-                    )
+                await self._give_up(connecting)
                 raise
+
+    async def _give_up(self, connecting: "asyncio.Future[Connection]") -> None:
+        """Take back an attempt; it may have succeeded at the same moment."""
+        if self.lost:
+            connecting.cancel()
+            return
+        try:
+            await self.device.send_sync_command(hci.HCI_LE_Create_Connection_Cancel_Command())
+        except BaseBumbleError:
+            pass  # too late to cancel: there is a connection to end
+        try:
+            connection = await connecting
+            await connection.disconnect()
+        except (BaseBumbleError, asyncio.CancelledError):
+            pass  # cancelled, or ended by the other side
