@@ -10,15 +10,15 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout.advance import advance, apply, due
-from beacon_ota.orchestrator.rollout.gates import tally
+from beacon_ota.orchestrator.rollout.gates import members, tally
 from beacon_ota.orchestrator.rollout.plans import parse
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
@@ -34,6 +34,7 @@ from beacon_ota.orchestrator.service import Service, outcome_event
 from beacon_ota.orchestrator.store import Fields, attempts, audit, events, rollouts
 from beacon_ota.orchestrator.view import Entry, attempt_of
 
+T = TypeVar("T")
 log = logging.getLogger("beacon_ota.orchestrator")
 
 TICK_S = 30.0  # beacons come and go without anybody telling the engine
@@ -103,22 +104,30 @@ class Engine:
         entry.due = due(entry.rollout, entry.state, counts, now)
 
     def count(self, entry: Entry, now: float) -> Tally:
-        """Count a rollout's beacons as they stand."""
+        """Count a rollout's beacons as they stand; from any thread."""
+        return self._look(tally, entry, now)
+
+    def members(self, entry: Entry, now: float) -> dict[str, tuple[int, int, str]]:
+        """Return who is behind the counts, by beacon id: wave, stage, count; from any thread."""
+        return self._look(members, entry, now)
+
+    def _look(self, how: Callable[..., T], entry: Entry, now: float) -> T:
         view = self.service.view
+        nodes = view.nodes.copy()  # at once, whatever the event loop does meanwhile
         tries: dict[str, Sequence[Attempt]] = {
-            key: node.attempts for key, node in view.nodes.items() if node.attempts
+            key: tuple(node.attempts) for key, node in nodes.items() if node.attempts
         }
         gone: dict[str, list[Attempt]] = {}  # no longer registered
-        for attempt in entry.attempts.values():
-            if attempt.beacon_id not in view.nodes:
+        for attempt in entry.attempts.copy().values():
+            if attempt.beacon_id not in nodes:
                 gone.setdefault(attempt.beacon_id, []).append(attempt)
         tries |= gone
-        return tally(
+        return how(
             entry.rollout,
             entry.state,
-            (node.facts for node in view.nodes.values()),
+            [node.facts for node in nodes.values()],
             tries,
-            {key: node.last_seen for key, node in view.nodes.items() if node.last_seen},
+            {key: node.last_seen for key, node in nodes.items() if node.last_seen},
             now,
             release_state=view.releases[entry.rollout.plan.release.firmware_id].state,
             listening_since=self.service.started_at,

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from beacon_ota.orchestrator.rollout.advance import advance, apply, begin
 from beacon_ota.orchestrator.rollout.decide import Live
-from beacon_ota.orchestrator.rollout.gates import tally
+from beacon_ota.orchestrator.rollout.gates import members, tally
 from beacon_ota.orchestrator.rollout.plans import parse
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
@@ -127,7 +127,13 @@ class Bench:
         self.listening_since = 0.0
 
     def tally(self):
-        return tally(
+        return self._look(tally)
+
+    def members(self):
+        return self._look(members)
+
+    def _look(self, how):
+        return how(
             self.rollout,
             self.state,
             self.beacons.values(),

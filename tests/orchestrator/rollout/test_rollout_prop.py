@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -21,12 +22,15 @@ from beacon_ota.orchestrator.rollout.advance import (
     step,
 )
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, Live, decide, lost
+from beacon_ota.orchestrator.rollout.gates import margin, tripped
 from beacon_ota.orchestrator.rollout.rules import bucket, selects
 from beacon_ota.orchestrator.rollout.simulate import Fate, Simulation, preview
 from beacon_ota.orchestrator.rollout.types import (
     DAY,
     HOUR,
     MINUTE,
+    Cell,
+    Gate,
     Kind,
     Reason,
     Result,
@@ -393,6 +397,11 @@ def check_history(bench, before, changes):
         assert not opened
     tally = bench.tally()
     assert tally.total.members == sum(cell.members for row in tally.cells for cell in row)
+    behind = Counter(bench.members().values())
+    for wave, cells in enumerate(tally.cells):
+        for stage, cell in enumerate(cells):
+            for name in ("healthy", "gone", "failed", "accepted", "open", "waiting", "away"):
+                assert getattr(cell, name) == behind[wave, stage, name]
     at = due(bench.rollout, state, tally, bench.now)
     assert at is None or at >= bench.now
 
@@ -415,6 +424,20 @@ def test_counting_does_not_depend_on_the_order(outcomes, data):
         tallies.append(bench.tally())
     assert tallies[0] == tallies[1]
     assert tallies[0].total.members <= 4
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 50), st.floats(0, 0.99))
+def test_the_margin_is_the_number_of_failures_that_trips(healthy, failed, sample, share):
+    gate = Gate(failure_share=share, failure_sample=sample, in_a_row=10**9)
+
+    def after(more):
+        return tripped(Cell(healthy=healthy, failed=failed + more), gate)
+
+    more = margin(Cell(healthy=healthy, failed=failed), gate)
+    if more is None:
+        assert after(10**6) is None
+    else:
+        assert after(more) is not None and (more == 0 or after(more - 1) is None)
 
 
 @given(st.integers(1, 200), st.floats(0, 0.3))

@@ -5,6 +5,7 @@ A beacon counts once: under its latest outcome, in the wave and stage of that at
 has taken no offer, where it stands now.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 
@@ -37,16 +38,28 @@ def tally(
         listening_since: since when the orchestrator has been there to hear anybody.
     """
     counting = _Counting(rollout, state, seen, now, release_state, listening_since)
-    known = set()
-    for beacon in beacons:
-        mine = attempts.get(beacon.id, ())
-        if mine:
-            known.add(beacon.id)
-        counting.add(beacon.id, beacon, mine)
-    for beacon_id, mine in attempts.items():
-        if beacon_id not in known:  # no longer registered; what it reported still happened
-            counting.add(beacon_id, None, mine)
+    counting.everybody(beacons, attempts)
     return counting.result()
+
+
+def members(
+    rollout: Rollout,
+    state: RolloutState,
+    beacons: Iterable[Beacon],
+    attempts: Mapping[str, Sequence[Attempt]],
+    seen: Mapping[str, float],
+    now: float,
+    *,
+    release_state: str = "stable",
+    listening_since: float = 0.0,
+) -> dict[str, tuple[int, int, str]]:
+    """Return who is behind the counts of :func:`tally`: by beacon id its wave, stage and count."""
+    counting = _Counting(rollout, state, seen, now, release_state, listening_since)
+    counting.everybody(beacons, attempts)
+    return {
+        beacon_id: (wave, stage, _FIELDS[field])
+        for beacon_id, (wave, stage, field) in counting.where.items()
+    }
 
 
 class _Counting:
@@ -68,10 +81,24 @@ class _Counting:
         self.release_state = release_state
         self.listening_since = listening_since
         self.counts = [[[0] * len(_FIELDS) for _ in ladder] for ladder in rollout.ladders]
+        self.where: dict[str, tuple[int, int, int]] = {}  # beacon -> wave, stage, count
         # Per cell: (taken, ended, attempt, failed?) of every beacon with an outcome.
         self.ends: list[list[list[tuple[float, float, str, bool]]]] = [
             [[] for _ in ladder] for ladder in rollout.ladders
         ]
+
+    def everybody(
+        self, beacons: Iterable[Beacon], attempts: Mapping[str, Sequence[Attempt]]
+    ) -> None:
+        known = set()
+        for beacon in beacons:
+            mine = attempts.get(beacon.id, ())
+            if mine:
+                known.add(beacon.id)
+            self.add(beacon.id, beacon, mine)
+        for beacon_id, mine in attempts.items():
+            if beacon_id not in known:  # no longer registered; what it reported still happened
+                self.add(beacon_id, None, mine)
 
     def add(self, beacon_id: str, beacon: Beacon | None, attempts: Sequence[Attempt]) -> None:
         rollout = self.rollout
@@ -97,7 +124,7 @@ class _Counting:
         if latest is not None:
             self._count_outcome(beacon_id, beacon, latest, current, tries)
         elif current is not None:
-            self.counts[current.wave][current.stage][_OPEN] += 1
+            self._count(beacon_id, current.wave, current.stage, _OPEN)
         elif beacon is not None and tries < rollout.plan.retry.limit:
             self._count_waiting(beacon)
 
@@ -128,7 +155,7 @@ class _Counting:
         else:
             field = _FAILED
         where = latest if current is None or field != _OPEN else current
-        self.counts[where.wave][where.stage][field] += 1
+        self._count(beacon_id, where.wave, where.stage, field)
         if field in (_HEALTHY, _GONE, _FAILED):
             self.ends[where.wave][where.stage].append(
                 (latest.taken_at or latest.offered_at, ended, latest.id, failed)
@@ -142,7 +169,11 @@ class _Counting:
         if wave is None:
             return
         field = _WAITING if self._present(beacon.id, rollout.gates[wave]) else _AWAY
-        self.counts[wave][rollout.stage_of(beacon.id, wave)][field] += 1
+        self._count(beacon.id, wave, rollout.stage_of(beacon.id, wave), field)
+
+    def _count(self, beacon_id: str, wave: int, stage: int, field: int) -> None:
+        self.counts[wave][stage][field] += 1
+        self.where[beacon_id] = (wave, stage, field)
 
     def _present(self, beacon_id: str, gate: Gate) -> bool:
         heard = self.seen.get(beacon_id, 0.0)
@@ -209,13 +240,32 @@ def tripped(cell: Cell, gate: Gate) -> tuple[str, str] | None:
     """Return why a cell's failures stop the rollout, as (word, sentence); None if they do not."""
     if cell.row >= gate.in_a_row:
         return "failures_in_a_row", f"{cell.row} beacons failed one after another"
-    if cell.decided >= gate.failure_sample and cell.failed / cell.decided > gate.failure_share:
+    if _over(cell.failed, cell.decided, gate):
         return (
             "failure_share",
             f"{cell.failed} of {cell.decided} failed ({cell.failed / cell.decided:.1%}), "
             f"the limit is {gate.failure_share:.1%}",
         )
     return None
+
+
+def _over(failed: int, decided: int, gate: Gate) -> bool:
+    return decided >= gate.failure_sample and failed / decided > gate.failure_share
+
+
+def margin(cell: Cell, gate: Gate) -> int | None:
+    """Return how many failures more would take the share of failures over its limit.
+
+    Those that come next, with nothing else in between; 0 when it is over, None when no number
+    of them would do.
+    """
+    if gate.failure_share >= 1:
+        return None
+    exact = (gate.failure_share * cell.decided - cell.failed) / (1 - gate.failure_share)
+    more = max(0, math.floor(exact) - 1, gate.failure_sample - cell.decided)
+    while not _over(cell.failed + more, cell.decided + more, gate):
+        more += 1
+    return more
 
 
 class Verdict(StrEnum):
