@@ -27,12 +27,19 @@ def emit(
     if as_json:
         dump(rows)
         return
-    table = Table(title=title)
+    console.print(table(rows, columns, title=title))
+
+
+def table(
+    rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, title: str | None = None
+) -> Table:
+    """Return rows as a table of the given columns, for :func:`emit` or a live display."""
+    found = Table(title=title)
     for name in columns:
-        table.add_column(name.replace("_", " "))
+        found.add_column(name.replace("_", " "))
     for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
-    console.print(table)
+        found.add_row(*(_cell(row.get(name)) for name in columns))
+    return found
 
 
 def dump(value: object) -> None:

@@ -6,6 +6,7 @@ before, inside or after any one of them.
 """
 
 import contextlib
+import fcntl
 import mmap
 import os
 import random
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from beacon_ota.errors import InputError
+from beacon_ota.errors import InputError, UsageError
 from beacon_ota.images import Buffer
 
 SECTOR = 0x1000
@@ -135,7 +136,12 @@ class Flash:
 
     @classmethod
     def open(cls, path: Path, *, record: bool = False) -> "Flash":
-        """Return a chip whose content is the file: what is written lands in it at once."""
+        """Return a chip whose content is the file: what is written lands in it at once.
+
+        Raises:
+            InputError: ``flash_size``.
+            UsageError: ``flash_busy`` when another chip has it.
+        """
         flash = cls.__new__(cls)
         with path.open("r+b") as file:
             size = os.fstat(file.fileno()).st_size
@@ -147,6 +153,7 @@ class Flash:
                     expected="a multiple of 4096 bytes",
                 )
             cls.__init__(flash, b"\xff" * SECTOR, record=record)
+            _lock(file.fileno(), path)
             flash._fd = os.dup(file.fileno())
             flash._data = mmap.mmap(flash._fd, size)
         flash.size = size
@@ -290,6 +297,13 @@ class Flash:
 def _and(old: bytes | bytearray, new: bytes | bytearray | memoryview) -> bytes:
     both = int.from_bytes(old, "little") & int.from_bytes(new, "little")
     return both.to_bytes(len(old), "little")
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UsageError("flash_busy", f"{path} is in use by another beacon") from None
 
 
 def _anonymous() -> int:

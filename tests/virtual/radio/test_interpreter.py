@@ -575,11 +575,12 @@ def test_a_beacon_joins_the_room_of_another_process(room: Room) -> None:
 
 
 def test_without_a_room_a_new_one_is_made(tmp_path: Path) -> None:
-    made = at(tmp_path / "room")
-    assert isinstance(made, Room)
-    with running(made, ECHO, ready="up"):
+    with at(tmp_path / "room") as made, running(made, ECHO, ready="up"):
+        assert isinstance(made, Room)
         assert len(made.radios()) == 1
-    made.close()
+        with at(made.path) as joined, running(joined, ECHO, 1, ready="up"):
+            assert len(made.radios()) == 2
+    assert not made.path.exists()
 
 
 def test_a_beacon_outlives_its_room() -> None:

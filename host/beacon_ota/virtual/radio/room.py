@@ -64,13 +64,14 @@ class Room:
     # Life
 
     def start(self) -> Self:
-        """Begin.
+        """Begin, if it has not.
 
         Raises:
             ReachError: ``radio_taken`` when a room listens there; ``radio_socket`` when the
                 socket cannot be made.
         """
-        self.reactor.run(self._open())
+        if self._server is None:
+            self.reactor.run(self._open())
         return self
 
     def close(self) -> None:
@@ -266,6 +267,12 @@ class RemoteRoom:
 
     def close(self) -> None:
         """Nothing: the room is not ours, and beacons leave it by themselves."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def at(path: Path) -> Room | RemoteRoom:

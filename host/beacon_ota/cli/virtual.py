@@ -1,0 +1,274 @@
+"""``beacon-ota virtual``: run virtual beacons from flash images."""
+
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from beacon_ota.cli import output
+from beacon_ota.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from beacon_ota.virtual.network import Network
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Run virtual beacons from flash images."
+)
+
+ScaleOption = Annotated[
+    float, typer.Option("--time-scale", min=1, max=1000, help="Run their clocks so much faster.")
+]
+HeapOption = Annotated[int, typer.Option(min=32, max=4096, help="KiB of Python heap.")]
+WifiOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SSID:PASSWORD", help="An access point; without a password, an open one."),
+]
+HostOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=ADDRESS[:PORT]", help="Where a name leads, e.g. orchestrator.local."
+    ),
+]
+OutsideOption = Annotated[
+    bool, typer.Option("--outside", help="Resolve other names with this computer's resolver.")
+]
+TimingOption = Annotated[
+    bool, typer.Option("--flash-timing", help="Let flash take a real chip's time.")
+]
+RadioOption = Annotated[
+    Path | None,
+    typer.Option("--radio", metavar="PATH", help="Bluetooth in the room at this socket."),
+]
+ForOption = Annotated[
+    float | None, typer.Option("--for", min=0, help="End after so many real seconds.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON at the end.")]
+Image = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Flash image.")]
+
+
+@app.command()
+def run(
+    flash: Image,
+    time_scale: ScaleOption = 1,
+    heap: HeapOption = 160,
+    wifi: WifiOption = None,
+    host: HostOption = None,
+    outside: OutsideOption = False,
+    flash_timing: TimingOption = False,
+    mac: Annotated[str | None, typer.Option(help="Address, e.g. 7c:df:a1:00:00:01.")] = None,
+    radio: RadioOption = None,
+    until: Annotated[str | None, typer.Option(help="End when this is printed.")] = None,
+    seconds: ForOption = None,
+    console: Annotated[bool, typer.Option(help="Show what the beacon prints.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Run one beacon. What it writes to flash is in the file; Ctrl-C cuts its power.
+
+    Exit code 1: the firmware ended in the REPL, nothing was bootable, or ``--until`` was not seen.
+    """
+    from beacon_ota.virtual import fleet
+    from beacon_ota.virtual.flash import Flash
+    from beacon_ota.virtual.supervisor import VirtualBeacon
+
+    chip = Flash.open(flash)
+    address = _mac(mac) if mac else fleet.address(str(flash.resolve()))
+    printed: list[str] = [""]
+
+    def show(text: str) -> None:
+        printed[0] = (printed[0] + text)[-65536:]
+        if console and not json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    network, deadline, shown = _network(wifi, host, outside), _deadline(seconds), 0
+    seen = until is None
+    with (
+        _room(radio) as room,
+        VirtualBeacon(
+            chip,
+            mac=address,
+            name=flash.stem,
+            network=network,
+            bluetooth=room.backend() if room else None,
+            scale=time_scale,
+            heap=heap * 1024,
+            timing=flash_timing,
+            console=show,
+        ) as beacon,
+    ):
+        beacon.power_on()
+        try:
+            while beacon.powered and time.monotonic() < deadline:
+                if not json:
+                    shown = _tell(beacon, shown)
+                if until is not None and until in printed[0]:
+                    seen = True
+                    break
+                time.sleep(0.05)
+        except KeyboardInterrupt:
+            seen = until is None
+        phase = beacon.phase
+        beacon.power_cut()
+        if not json:
+            _tell(beacon, shown)
+    chip.close()
+    last = beacon.boots[-1]
+    if json:
+        output.dump({"phase": phase, "boots": [boot.as_dict() for boot in beacon.boots]})
+    if last.ended == "unbootable":
+        raise InputError("not_bootable", f"{flash.name} does not boot: {last.detail}")
+    if phase in ("repl", "corrupt"):
+        raise InputError(f"beacon_{phase}", f"the firmware ended in: {phase}", found=last.slot)
+    if not seen:
+        raise InputError("not_printed", "the beacon did not print this", expected=until)
+
+
+@app.command()
+def fleet(
+    count: Annotated[int, typer.Argument(min=1, max=1000, help="How many beacons.")],
+    flash: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="Flash images, taken in turn.")
+    ],
+    prefix: Annotated[str, typer.Option(help="Ids are this and a number.")] = "virtual-",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--nvs", metavar="KEY=VALUE", help="A setting for all, e.g. wifi_ssid=…"),
+    ] = None,
+    roster: Annotated[
+        Path | None, typer.Option(help="Write ids, keys and addresses to this JSON file.")
+    ] = None,
+    time_scale: ScaleOption = 1,
+    heap: HeapOption = 160,
+    wifi: WifiOption = None,
+    host: HostOption = None,
+    outside: OutsideOption = False,
+    flash_timing: TimingOption = False,
+    radio: RadioOption = None,
+    seconds: ForOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run many beacons, each with a copy of an image, an id, a key and an address of its own."""
+    from beacon_ota.virtual.fleet import Fleet
+
+    network, deadline = _network(wifi, host, outside), _deadline(seconds)
+    with (
+        _room(radio) as room,
+        Fleet(
+            flash,
+            count,
+            prefix=prefix,
+            network=network,
+            room=room,
+            settings=dict(_pair(text, "--nvs") for text in setting or ()),
+            scale=time_scale,
+            heap=heap * 1024,
+            timing=flash_timing,
+        ) as beacons,
+    ):
+        if roster is not None:
+            _write(roster, [member.as_dict() for member in beacons.members])
+        beacons.power_on()
+        try:
+            _watch(beacons.rows, deadline, quiet=json)
+        except KeyboardInterrupt:
+            pass
+        rows = beacons.rows()
+    if json:
+        output.dump(rows)
+
+
+_COLUMNS = ("beacon", "phase", "slot", "boots", "ended_before", "wifi", "received")
+
+
+def _watch(rows, deadline: float, *, quiet: bool) -> None:
+    """Show the rows until the deadline."""
+    from rich.live import Live
+
+    if quiet:
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+        return
+    with Live(console=output.console, refresh_per_second=4) as live:
+        while time.monotonic() < deadline:
+            live.update(output.table(rows(), _COLUMNS))
+            time.sleep(0.25)
+        live.update(output.table(rows(), _COLUMNS))
+
+
+def _tell(beacon, shown: int) -> int:
+    """Print what happened to the boots since the last call; returns how much is told now."""
+    told: list[str] = []
+    for boot in beacon.boots:
+        if boot.slot:
+            told.append(f"boot {boot.number} from {boot.slot}, reset cause {boot.cause}")
+        if boot.ended:
+            told.append(f"boot {boot.number} ended: {boot.ended} {boot.detail}".rstrip())
+    for line in told[shown:]:
+        output.errors.print(f"[dim]── {line}[/]", highlight=False)
+    return len(told)
+
+
+def _network(wifi: list[str] | None, host: list[str] | None, outside: bool) -> "Network":
+    from beacon_ota.virtual.network import Network
+
+    network = Network(outside=outside)
+    for text in wifi or ():
+        ssid, _, password = text.partition(":")
+        if not ssid:
+            raise UsageError("wifi_option", "--wifi needs a name", found=text)
+        network.add(ssid, password)
+    for text in host or ():
+        name, address = _pair(text, "--host")
+        where, _, port = address.partition(":")
+        if port and not port.isdecimal():
+            raise UsageError("host_option", "a port is a number", found=text)
+        network.host(name, where, int(port) if port else None)
+        if name == "orchestrator.local" and port:
+            network.services["_beacon-ota._tcp"] = (name, int(port))
+    return network
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError("pair_option", f"{option} takes NAME=VALUE", found=text)
+    return name, value
+
+
+def _mac(text: str) -> bytes:
+    try:
+        mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
+    except ValueError:
+        mac = b""
+    if len(mac) != 6:
+        raise UsageError("mac_option", "an address has six bytes", found=text)
+    return mac
+
+
+def _room(path: Path | None):
+    """Enter the room at a path, if one is asked for."""
+    if path is None:
+        return nullcontext()
+    from contextlib import closing
+
+    from beacon_ota.virtual.radio import room
+
+    return closing(room.at(path))
+
+
+def _deadline(seconds: float | None) -> float:
+    return float("inf") if seconds is None else time.monotonic() + seconds
+
+
+def _write(path: Path, value: object) -> None:
+    """Write a file that nobody else may read: there are keys in it."""
+    import json
+    import os
+
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
