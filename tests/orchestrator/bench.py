@@ -118,6 +118,7 @@ async def hammer(url: str, requests: list[bytes], connections: int, seconds: flo
     times.sort()
     return {
         "requests_per_s": round(len(times) / took),
+        "requests": len(times),
         "p50_ms": round(statistics.median(times) * 1000, 2),
         "p99_ms": round(times[int(len(times) * 0.99)] * 1000, 2),
         "wrong": len(wrong),
@@ -299,6 +300,7 @@ async def measure(server: Server, tmp: Path, seconds: float, said: dict) -> None
         print(f"{name:34} {value}", file=sys.stderr, flush=True)
 
     said["rss_start_mb"] = rss(server)
+    say("floor: bare route, 16 connections", await floor(seconds))
     began = time.perf_counter()
     fleet = register(server, 1000)
     say("register 1000", {"seconds": round(time.perf_counter() - began, 1)})
@@ -307,7 +309,7 @@ async def measure(server: Server, tmp: Path, seconds: float, said: dict) -> None
     for connections in (1, 16, 64):
         used = cpu(server)
         found = await polls(server, fleet, connections, seconds)
-        found["cpu_s"] = round(cpu(server) - used, 1)
+        found["server_cpu_us"] = round((cpu(server) - used) / found["requests"] * 1e6)
         say(f"poll, update due, {connections} connections", found)
     given = await offers(server, fleet, 16)
     say("download, 8 connections", await downloads(server, given, 8, seconds))
@@ -326,10 +328,46 @@ async def measure(server: Server, tmp: Path, seconds: float, said: dict) -> None
         ("cycle with download, 200, 16 at once", "1.4.0", 200, 16, True, False),
     ):
         _, rollout = release(server, tmp, version)
+        used = cpu(server)
         found = await cycles(server, fleet[:count], at_once, download, twice)
+        found["server_cpu_us"] = round((cpu(server) - used) / count * 1e6)
         found["counted"] = admin.rollout(rollout)["results"].get("success", 0)
         say(name, found)
     say("rss_end_mb", rss(server))
+
+
+FLOOR = """
+import asyncio, sys, uvicorn
+async def app(scope, receive, send):
+    head = [(b"content-length", b"27"), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.body", "body": b'{"what": "a bare response"}'})
+uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", lifespan="off",
+            access_log=False, log_level="error")
+"""
+
+
+async def floor(seconds: float) -> dict:
+    """The same load on a route that does nothing: what the server and this load generator allow."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", FLOOR, str(port))
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            try:
+                (await connect(url)).transport.close()
+                break
+            except OSError:
+                continue
+        beacon = TestBeacon(url, "b00000", bytes(32))
+        target = f"/firmwares/latest/esp32c3?version=1.0.0&image={beacon.image}&state=valid"
+        requests = [signed(beacon, "GET", target)] * int(seconds * 40_000)
+        return await hammer(url, requests, 16, seconds)
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 async def timed(work) -> dict:

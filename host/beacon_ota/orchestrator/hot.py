@@ -32,13 +32,14 @@ class Hot:
             await self.rest(scope, receive, send)
             return
         call = _call(scope)
-        if call is None or asgi.header(scope, b"authorization")[:7].lower() == "bearer ":
+        given = asgi.header(scope, b"authorization")
+        if call is None or given[:7].lower() == "bearer ":
             await self.rest(scope, receive, send)
             return
         caller: Caller[Node] | None = None
         try:
             body = await asgi.body(scope, receive, LIMITS.status_body) if call is status else b""
-            caller = self._identify(scope, body)
+            caller = self._identify(scope, given, body)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon)
             await call(self.service, caller, body, scope, send)
@@ -48,19 +49,18 @@ class Hot:
             await self._refuse(scope, send, error, error.caller)
         except BeaconOtaError as error:
             if caller is None:  # its body was refused before it was looked at
-                header = asgi.header(scope, b"authorization")
-                caller = claimed(self.service.view.nodes.get, header)
+                caller = claimed(self.service.view.nodes.get, given)
             await self._refuse(scope, send, error, caller)
         except Exception:
             log.exception("a beacon's request failed: %s", scope["path"])
             problem = Problem(500, "internal", "the orchestrator failed; the log says how")
             await self._refuse(scope, send, problem, caller)
 
-    def _identify(self, scope: Scope, body: bytes) -> Caller[Node]:
+    def _identify(self, scope: Scope, given: str, body: bytes) -> Caller[Node]:
         service = self.service
         return identify(
             service.view.nodes.get,
-            asgi.header(scope, b"authorization"),
+            given,
             scope["method"],
             asgi.target(scope),
             body,
