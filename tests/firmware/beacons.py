@@ -43,12 +43,14 @@ def make(
     insecure: bool = True,
     device_type: str = "esp32c3",
     filler: int = 0,
+    extra: Mapping[str, bytes] | None = None,
 ) -> bytes:
     """Build a release of the app in the tree.
 
     Args:
         changes: sources that are put in the place of the app's own.
         filler: bytes of a file that only takes room, different in every version.
+        extra: further files.
     """
     texts = {name: text.encode() for name, text in (changes or {}).items()}
     files = _compiled() | appfs.compile_all(texts)
@@ -57,6 +59,7 @@ def make(
     files[appfs.INFO] = info.pack()
     if keys is not None:
         files[appfs.KEYS] = keys
+    files |= extra or {}
     if filler:
         block = hashlib.sha256(version.encode()).digest()
         files["filler"] = (block * (filler // 32 + 1))[:filler]

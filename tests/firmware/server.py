@@ -11,6 +11,7 @@ import hmac
 import json
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,6 +108,7 @@ class Server:
     reports: list[dict] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     attempts: int = 0
+    tls: ssl.SSLContext | None = None
     epoch: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
 
@@ -119,6 +121,10 @@ class Server:
         self.stopped = threading.Event()
         handler = type("Handler", (_Handler,), {"owner": self})
         server = _Threads(("127.0.0.1", 0), handler)
+        if self.tls:
+            server.socket = self.tls.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
@@ -212,7 +218,7 @@ class _Handler(socketserver.StreamRequestHandler):
     timeout = 60
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError, TimeoutError):
+        with contextlib.suppress(OSError):  # a beacon may go at any moment, TLS may fail
             request = self._read()
             if request is None or self.owner.away:
                 return

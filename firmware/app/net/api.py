@@ -146,7 +146,7 @@ class Api:
         try:
             try:
                 found = await dns.resolve(host, self._wifi.nameserver())
-            except dns.NameError:
+            except dns.NoAddress:
                 if self._url != DEFAULT:
                     raise
                 found, port = await dns.discover()
@@ -193,7 +193,7 @@ def _tls():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.verify_mode = ssl.CERT_REQUIRED
     try:
-        context.load_verify_locations(pinned)
+        context.load_verify_locations(cadata=pinned)
     except (ValueError, OSError) as error:
         raise HttpError("connect", "ca.der: %s" % error)
     return context

@@ -27,7 +27,7 @@ SERVICE = "_beacon-ota._tcp.local"
 
 
 # No address for this name.
-class NameError(OSError):
+class NoAddress(OSError):
     pass
 
 
@@ -82,10 +82,10 @@ async def _ask(name, kind, server, port):
                     except (ValueError, IndexError):
                         continue  # somebody else's, or rubbish
     except OSError as error:
-        raise NameError("%s: %s" % (name, error))
+        raise NoAddress("%s: %s" % (name, error))
     finally:
         sock.close()
-    raise NameError("%s: no answer from %s" % (name, server))
+    raise NoAddress("%s: no answer from %s" % (name, server))
 
 
 def _question(number, name, kind):
@@ -93,7 +93,7 @@ def _question(number, name, kind):
     for label in name.split("."):
         label = label.encode()
         if not 0 < len(label) < 64:
-            raise NameError("bad name: " + name)
+            raise NoAddress("bad name: " + name)
         query += bytes((len(label),)) + label
     return query + bytes((0, 0, kind, 0, 1))
 

@@ -16,6 +16,9 @@ _BUFFER = const(512)
 _STEP = const(512)
 _CONNECT = const(10000)  # ms
 
+# What sockets raise; a certificate that does not hold is a ValueError.
+_BROKEN = (OSError, ValueError)
+
 _KEPT = (
     "content-length",
     "content-range",
@@ -72,7 +75,7 @@ class Connection:
         while data:
             try:
                 sent = self._sock.write(data)
-            except OSError as error:
+            except _BROKEN as error:
                 raise HttpError("connect", "sending: %s" % error)
             if sent:
                 data = data[sent:]
@@ -84,7 +87,7 @@ class Connection:
         while True:
             try:
                 size = self._sock.readinto(buf)
-            except OSError as error:
+            except _BROKEN as error:
                 raise HttpError("truncated", "receiving: %s" % error)
             if size is not None:
                 return size
@@ -188,7 +191,7 @@ class Connection:
             else:
                 try:
                     read = self._sock.readinto(memoryview(buf)[got:] if got else buf)
-                except OSError as error:
+                except _BROKEN as error:
                     raise HttpError("truncated", "receiving: %s" % error)
                 if read is None:
                     await self._wait()
@@ -247,9 +250,12 @@ async def request(address, host, method, target, headers, body=b"", tls=None, st
         except HttpError:
             raise HttpError("connect", "no answer")
         if tls:
-            sock = tls.wrap_socket(
-                sock, server_hostname=host.split(":")[0], do_handshake_on_connect=False
-            )
+            try:
+                sock = tls.wrap_socket(
+                    sock, server_hostname=host.split(":")[0], do_handshake_on_connect=False
+                )
+            except _BROKEN as error:
+                raise HttpError("connect", "tls: %s" % error)
             sock.setblocking(False)
             connection._sock = sock
         connection._stall = stall_ms

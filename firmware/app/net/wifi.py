@@ -93,6 +93,9 @@ class Wifi:
         begun = time.ticks_ms()
         try:
             self.wlan.disconnect()
+        except OSError as error:
+            print("wifi: nothing to leave:", error)
+        try:
             self.wlan.connect(ssid, password or None)
         except OSError as error:
             self.state = "driver"
