@@ -51,6 +51,7 @@ def test_settings_and_otadata_are_written_whole(image):
     covered = {at for offset, length in regions for at in range(offset, offset + length, 4096)}
     assert set(range(0x9000, 0xF000, 4096)) <= covered
     assert 0x1D0000 not in covered
+    assert chip.regions(image, whole=True) == [(0, len(image))]
     assert all(a + b < c for (a, b), (c, _) in zip(regions, regions[1:], strict=False))
 
 

@@ -12,6 +12,9 @@ from beacon_ota import cli
 from beacon_ota.images import core as cores
 from beacon_ota.images import flash, release, synthetic
 from beacon_ota.trust import KeySet, PublicKey
+from beacon_ota.virtual.flash import Flash
+from beacon_ota.virtual.network import Network
+from beacon_ota.virtual.supervisor import VirtualBeacon
 
 
 @pytest.fixture
@@ -93,6 +96,23 @@ def test_a_release_built_inspected_and_flashed(run, app, tmp_path, keys_json):
     code, out, err = run("image", "inspect", "b1.bin")
     assert code == 0
     assert "boots ota_0" in out and "esp32c3 1.2.3" in out and "correct horse" not in out
+
+
+def test_what_the_command_builds_boots(run, tmp_path):
+    """The project's own app out of the image joins the network that the settings name."""
+    code, _, err = run(
+        "image", "flash", "--synthetic", "--version", "1.0.0", "--insecure", "-o", "f.bin",
+        "--beacon-id", "b1", "--beacon-key", "new", "--wifi-ssid", "hall",
+        "--wifi-pass", "correct horse", "--orch-url", "http://127.0.0.1:1",
+    )  # fmt: skip
+    assert code == 0, err
+    network = Network()
+    network.add("hall", "correct horse")
+    chip = Flash((tmp_path / "f.bin").read_bytes())
+    with VirtualBeacon(chip, network=network, scale=10) as beacon:
+        beacon.power_on()
+        beacon.wait_for(lambda: beacon.wlan.connected, 30)
+        assert beacon.boot and beacon.boot.slot == "ota_0"
 
 
 def test_the_same_command_gives_the_same_bytes(run, app):

@@ -256,7 +256,7 @@ def images(draw):
     return bytes(out) + draw(st.binary(max_size=80))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(images(), st.integers(0, 3), st.integers(0, 1500), st.data())
 def test_bootable_agrees_with_esp_idf(image, page, room, data):
     offset = page * 0x1000 if page == 3 else page * 0x10000

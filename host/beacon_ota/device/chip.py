@@ -40,8 +40,11 @@ class Written:
     seconds: float
 
 
-def regions(image: bytes) -> list[tuple[int, int]]:
+def regions(image: bytes, *, whole: bool = False) -> list[tuple[int, int]]:
     """Return the (offset, length) of all that has to be written of a flash image.
+
+    Args:
+        whole: everything, blank or not.
 
     Raises:
         InputError: ``flash_expected``: not a flash image.
@@ -52,6 +55,8 @@ def regions(image: bytes) -> list[tuple[int, int]]:
             "not a flash image: a release goes over the air, or into one with image flash",
             expected="a partition table at 0x8000",
         )
+    if whole:
+        return [(0, len(image))]
     table = flash.parse(image).table
     wanted = flash.used(image)
     wanted += [(part.offset, part.size) for part in (table.nvs, table.otadata) if part]
@@ -96,9 +101,7 @@ def write(
             ``chip_silent``, ``chip_other``, ``chip_flash_small``, ``chip_write``,
             ``chip_verify``.
     """
-    wanted = regions(image)
-    if erase_all and not stub:  # the ROM erases only what it is about to write
-        wanted = [(0, len(image))]
+    wanted = regions(image, whole=erase_all and not stub)  # the ROM erases only what it writes
     ports.check(port)
 
     from esptool.cmds import attach_flash, detect_chip, detect_flash_size, reset_chip, run_stub

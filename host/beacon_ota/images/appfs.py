@@ -234,6 +234,8 @@ def read(
             found=error.found,
             expected=error.expected,
         ) from error
+    if littlefs.shape(data, offset) != (found.block_size, found.block_count):
+        raise AppError("app_mount", "the app filesystem's first block is damaged")
     if INFO not in found.files:
         raise AppError("app_json", "the app filesystem has no app.json")
     if not frozen and not {f"{MAIN}.mpy", f"{MAIN}.py"} & found.files.keys():

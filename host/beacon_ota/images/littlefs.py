@@ -19,6 +19,7 @@ from beacon_ota.images import Buffer
 
 MAGIC = b"littlefs"
 MAGIC_OFFSET = 8
+_SHAPE = 24  # offset of block size and count
 VERSION = 0x0002_0000  # on-disk version written, readable by every littlefs 2
 NAME_MAX = 255
 FILES_MAX = 1024
@@ -73,6 +74,16 @@ def is_littlefs(data: Buffer, offset: int = 0) -> bool:
     """Tell whether a LittleFS begins at ``offset``, cheaply."""
     at = offset + MAGIC_OFFSET
     return bytes(data[at : at + len(MAGIC)]) == MAGIC
+
+
+def shape(data: Buffer, offset: int = 0) -> tuple[int, int]:
+    """Return block size and count from where they lie in an image as built: stage 0 looks there.
+
+    littlefs moves them only when it writes to an image of an older version.
+    """
+    head = bytes(data[offset + _SHAPE : offset + _SHAPE + 8]).ljust(8, b"\0")
+    block_size, count = struct.unpack("<II", head)
+    return block_size, count
 
 
 def size_of(data: Buffer, offset: int = 0) -> int:
@@ -171,8 +182,7 @@ def _build(files: Mapping[str, bytes], block_size: int, block_count: int) -> tup
                 file.write(files[path])
         used = fs.used_block_count
         fs.unmount()
-        if struct.unpack_from("<II", fs.context.buffer, 24) != (block_size, block_count):
-            # Where stage 0 looks. littlefs moves it only in an image of another version.
+        if shape(fs.context.buffer) != (block_size, block_count):
             raise LittlefsError("fs_build", "littlefs moved the superblock")
     except LittleFSError as error:
         if error.code == LittleFSError.Error.LFS_ERR_NOSPC:
