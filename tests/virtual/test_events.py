@@ -242,6 +242,39 @@ def test_ticks_have_thirty_bits():
     assert lines == ["True 10", "3", "True"]
 
 
+def test_ticks_may_start_shortly_before_they_wrap():
+    main = (
+        "import time, asyncio\n"
+        "a = time.ticks_ms()\n"
+        "async def nap():\n    await asyncio.sleep_ms(400)\n"
+        "asyncio.run(nap())\n"
+        "b = time.ticks_ms()\n"
+        "print(a > b, 400 <= time.ticks_diff(b, a) < 5000)\n"
+    )
+    assert rig.printed(main, uptime=2**30 / 1000 - 0.3) == ["True True"]
+
+
+def test_a_wrong_clock():
+    main = "import time\nwhile True:\n    print(time.gmtime()[0])\n    time.sleep_ms(20)\n"
+    with rig.running(main) as beacon:
+        beacon.wait_for(lambda: "2000\n" in beacon.console, rig.WAIT)
+        beacon.set_clock(4102444800)
+        beacon.wait_for(lambda: beacon.console.endswith("2100\n"), rig.WAIT)
+        assert beacon.clock.unix >= 4102444800
+
+
+def test_pins():
+    lines = rig.printed(
+        "from machine import Pin\n"
+        "p = Pin(3, Pin.IN, Pin.PULL_UP)\nprint(p.value(), p(), repr(p))\n"
+        "q = Pin(4, Pin.OUT, value=1)\nprint(q.value())\nq.off()\nprint(q.value())\n"
+        "q(1)\nprint(q())\n"
+        "for bad in (22, -1, 'x'):\n"
+        "    try:\n        Pin(bad)\n    except ValueError as e:\n        print(e)"
+    )
+    assert lines == ["1 1 Pin(3)", "1", "0", "1", *["invalid pin"] * 3]
+
+
 def test_time_scale():
     main = (
         "import time, asyncio\n"

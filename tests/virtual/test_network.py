@@ -374,3 +374,13 @@ def test_a_reset_does_not_tell_the_other_side(port, network):
             peer.recv(1)
         peer.close()
     listener.close()
+
+
+def test_wifi_survives_a_soft_reset_only(network):
+    main = JOIN + "print(wlan.status())\njoin() if wlan.status() == 1000 else None\n"
+    main += "import machine\nif machine.reset_cause() == 1:\n    raise SystemExit\n"
+    with rig.running(main, network=network) as beacon:
+        assert rig.finish(beacon).split() == ["1000", "1010"]
+        beacon.reset()
+        beacon.wait_for(lambda: len(beacon.boots) == 2 and beacon.phase == "repl", rig.WAIT)
+        assert beacon.console.split() == ["1000", "1010"]

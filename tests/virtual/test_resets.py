@@ -2,7 +2,7 @@
 
 import pytest
 
-from beacon_ota.virtual.flash import Flash
+from beacon_ota.virtual.flash import Cut, Flash
 from beacon_ota.virtual.supervisor import VirtualBeacon
 from tests.virtual import rig
 
@@ -194,3 +194,40 @@ def test_blank_flash_is_not_bootable():
         beacon.wait_for(lambda: not beacon.powered, rig.WAIT)
         assert beacon.boots[-1].ended == "unbootable"
         assert beacon.boots[-1].slot is None
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_power_may_fail_in_the_bootloader(number):
+    flash = Flash(rig.image({"main.py": "print('up')"}))
+    flash.cut = Cut(number)
+    with VirtualBeacon(flash) as beacon:
+        beacon.power_on()
+        beacon.wait_for(lambda: not beacon.powered, rig.WAIT)
+        assert beacon.boots[0].ended == "power"
+        assert beacon.boots[0].slot is None
+        beacon.power_on()
+        assert rig.finish(beacon) == "up\n"
+
+
+def test_power_may_fail_in_the_recovery_of_nvs():
+    content = bytearray(rig.image({"main.py": "print('up')"}))
+    content[0x9000:0xA000] = bytes(0x1000)
+    content[0xA000:0xD000] = bytes(0x3000)
+    flash = Flash(bytes(content))
+    flash.cut = Cut(2, "inside", seed=1)  # after two operations of the bootloader
+    with VirtualBeacon(flash) as beacon:
+        beacon.power_on()
+        beacon.wait_for(lambda: not beacon.powered, rig.WAIT)
+        assert beacon.boots[0].ended == "power"
+        beacon.power_on()
+        assert rig.finish(beacon) == "up\n"
+
+
+def test_wifi_and_bluetooth_need_modem_sleep():
+    beacon = again(
+        "import network, bluetooth\nw = network.WLAN(0)\nw.active(True)\n"
+        "w.config(pm=w.PM_NONE)\nw.config(pm=w.PM_PERFORMANCE)\n"
+        "bluetooth.BLE().active(True)\nw.config(pm=w.PM_NONE)"
+    )
+    assert beacon.boots[0].ended == "panic"
+    assert "modem sleep" in beacon.boots[0].detail

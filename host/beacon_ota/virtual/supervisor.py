@@ -26,7 +26,7 @@ from beacon_ota.virtual.bluetooth import Advertiser, Backend, Port
 from beacon_ota.virtual.board import Board, Pins, Rtc
 from beacon_ota.virtual.bootloader import Booted, NotBootable
 from beacon_ota.virtual.channel import Line, Operation, Value
-from beacon_ota.virtual.clock import Clock
+from beacon_ota.virtual.clock import EPOCH, Clock
 from beacon_ota.virtual.esp import EspError
 from beacon_ota.virtual.flash import Flash, FlashError, PowerCut
 from beacon_ota.virtual.link import Link
@@ -118,6 +118,7 @@ class VirtualBeacon:
         network: what its WiFi finds; nothing when absent.
         bluetooth: what lies behind ``bluetooth``; advertising without listeners when absent.
         scale: how many times faster than real time its clocks run, 1 to 1000.
+        uptime: seconds that ``ticks_ms()`` shows at the start of a boot; they wrap at 2**30 ms.
         heap: bytes of Python heap for beacon code.
         heap_watch: measure how much of it is in use, by collecting wherever beacon code waits.
         timing: let flash operations take a real chip's time.
@@ -139,6 +140,7 @@ class VirtualBeacon:
         network: Network | None = None,
         bluetooth: Backend | None = None,
         scale: float = 1,
+        uptime: float = 0,
         heap: int = HEAP,
         heap_watch: bool = False,
         timing: bool = False,
@@ -149,6 +151,7 @@ class VirtualBeacon:
         self.flash = flash
         self.mac = mac or OUI + secrets.token_bytes(3)
         self.name = name
+        self.uptime = uptime
         self.heap = heap
         self.heap_watch = heap_watch
         self.timing = timing
@@ -277,6 +280,10 @@ class VirtualBeacon:
         """Let WiFi lose the connection once."""
         self._reactor.call(self.wlan.drop, reason)
 
+    def set_clock(self, unix: float) -> None:
+        """Let the chip believe that it is this time (seconds since 1970), right or wrong."""
+        self._reactor.call(self._set_clock, unix)
+
     def flip_bits(self, flips: dict[int, int]) -> None:
         """Let flash bytes read wrong: offset → bits. Replaces what flipped before."""
         self._reactor.call(self._flip, flips)
@@ -313,6 +320,11 @@ class VirtualBeacon:
         self.flash.faults.flips = flips
         if self._line is not None:
             self._line.emit("reads", not flips)
+
+    def _set_clock(self, unix: float) -> None:
+        self.clock.wall = unix - EPOCH
+        if self._line is not None:
+            self._line.emit("clock", int(self.clock.wall * 1e6))
 
     def _power_on(self) -> None:
         if self._closed:
@@ -474,7 +486,7 @@ class VirtualBeacon:
         """One interpreter, until the boot ends or Python is restarted."""
 
         def start() -> Value:
-            up = int((self.clock.now() - app.boot.began) * 1e6)
+            up = int((self.clock.now() - app.boot.began + self.uptime) * 1e6)
             wall = int(self.clock.wall * 1e6)
             direct = not self.flash.faults.flips
             return (*self.clock.ratio, up, wall, direct, label, self.heap_watch)

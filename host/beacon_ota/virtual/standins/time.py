@@ -35,6 +35,9 @@ def _set(wall):
     _wall = wall - _now()
 
 
+_chip.handlers["clock"] = _set
+
+
 def _micros():
     return _now() + _wall
 
