@@ -5,16 +5,17 @@ import json
 import pytest
 from sqlalchemy import delete, update
 
-from beacon_ota.orchestrator.database import connect, migrate, sqlite_url
+from beacon_ota.orchestrator.database import connect, sqlite_url
 from beacon_ota.orchestrator.schema import audit as table
 from beacon_ota.orchestrator.store import audit
 from beacon_ota.orchestrator.store.audit import AuditError
+from tests.orchestrator.world import template
 
 
 @pytest.fixture
 def conn(tmp_path):
+    (tmp_path / "beacon-ota.db").write_bytes(template())
     engine = connect(sqlite_url(tmp_path))
-    migrate(engine)
     with engine.connect() as conn, conn.begin():
         for number in range(10):
             audit.add(

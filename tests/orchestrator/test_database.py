@@ -22,6 +22,7 @@ from beacon_ota.orchestrator.database import (
 )
 from beacon_ota.orchestrator.schema import metadata
 from beacon_ota.orchestrator.store import events
+from tests.orchestrator.world import template
 
 
 @pytest.fixture
@@ -67,6 +68,7 @@ def test_offline_needs_data(tmp_path):
 
 def in_database(tmp_path, work):
     async def main():
+        (tmp_path / "beacon-ota.db").write_bytes(template())
         db = Database(sqlite_url(tmp_path))
         db.start()
         try:

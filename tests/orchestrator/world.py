@@ -47,7 +47,7 @@ def until(condition, *, deadline_s: float = DEADLINE_S, what: str = ""):
 
 
 @cache
-def _template() -> bytes:
+def template() -> bytes:
     """Return an empty database of the newest schema: making one takes a second each time."""
     with tempfile.TemporaryDirectory() as folder:
         engine = connect(sqlite_url(Path(folder)))
@@ -59,7 +59,7 @@ def _template() -> bytes:
 def _prepare(data: Path) -> None:
     if not data.exists():
         data.mkdir()
-        (data / "beacon-ota.db").write_bytes(_template())
+        (data / "beacon-ota.db").write_bytes(template())
 
 
 class Server:

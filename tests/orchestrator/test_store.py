@@ -1,0 +1,153 @@
+"""The store's functions over a real database."""
+
+# pyright: reportOptionalSubscript=false
+
+import pytest
+from sqlalchemy import insert
+
+from beacon_ota.orchestrator.database import connect, sqlite_url
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.schema import firmwares, rollouts
+from beacon_ota.orchestrator.store import attempts, beacons, events, prepared, statistics, tokens
+from tests.orchestrator.world import template
+
+REPORT = {"attempt_id": "a", "update_status": "success"}
+FAILURE = {**REPORT, "update_status": "failed", "stage": "verify", "code": "image", "detail": "x"}
+
+
+@pytest.fixture
+def conn(tmp_path):
+    (tmp_path / "beacon-ota.db").write_bytes(template())
+    engine = connect(sqlite_url(tmp_path))
+    with engine.connect() as conn, conn.begin():
+        release = {
+            "id": "f",
+            "device_type": "esp32c3",
+            "version": "1.1.0",
+            "checksum": "c",
+            "size": 1,
+            "blob": "b",
+            "state": "stable",
+            "uploaded_at": 0.0,
+            "uploaded_by": "x",
+        }
+        conn.execute(insert(firmwares), release)
+        order = {"id": "r", "firmware_id": "f", "name": "", "status": "active", "plan": "{}"}
+        conn.execute(insert(rollouts), {**order, "state": "{}", "created_at": 0, "created_by": "x"})
+        attempts.offer(conn, attempt("a"))
+        yield conn
+    engine.dispose()
+
+
+def attempt(attempt_id: str, **values):
+    return {
+        **dict.fromkeys(attempts.COLUMNS),
+        "id": attempt_id,
+        "beacon_id": "b" + attempt_id,
+        "firmware_id": "f",
+        "rollout_id": "r",
+        "wave": 0,
+        "stage": 0,
+        "n": 1,
+        "offered_at": 1.0,
+        **values,
+    }
+
+
+def beacon(beacon_id: str):
+    return {"id": beacon_id, "key": bytes(32), "device_type": "esp32c3", "created_at": 0.0}
+
+
+def test_the_first_word_of_an_attempt_takes_it(conn):
+    assert attempts.take(conn, "a", 5.0)["taken_at"] == 5.0
+    assert attempts.take(conn, "a", 6.0)["taken_at"] == 5.0
+    row = attempts.rebooting(conn, "a", 7.0)
+    assert (row["taken_at"], row["rebooting_at"]) == (5.0, 7.0)
+    assert attempts.rebooting(conn, "a", 8.0)["rebooting_at"] == 7.0
+    assert attempts.take(conn, "nowhere", 1.0) is None
+
+
+def test_a_result_is_set_once(conn):
+    how, row = attempts.finish(conn, 9.0, {**REPORT, "bytes": 77})
+    assert how == "first" and row["result"] == "success" and row["bytes"] == 77
+    assert row["taken_at"] == 9.0  # a final report takes what nothing took before
+    for again in (REPORT, FAILURE):
+        how, row = attempts.finish(conn, 10.0, again)
+        assert how == "repeated" and row["result"] == "success" and row["ended_at"] == 9.0
+    assert attempts.conclude(conn, "a", 11.0, "lost") == (False, row)
+    assert attempts.take(conn, "a", 12.0)["ended_at"] == 9.0
+    assert attempts.finish(conn, 1.0, {**REPORT, "attempt_id": "nowhere"}) == ("repeated", None)
+
+
+@pytest.mark.parametrize("given_up", attempts.GIVEN_UP)
+def test_what_comes_late_is_kept_beside(conn, given_up):
+    settled, row = attempts.conclude(conn, "a", 5.0, given_up, detail="d")
+    assert settled and row["result"] == given_up
+    how, row = attempts.finish(conn, 9.0, {**FAILURE, "trials": 3})
+    assert how == "late" and row["trials"] == 3
+    assert (row["result"], row["late_result"], row["late_at"]) == (given_up, "failed", 9.0)
+    how, row = attempts.finish(conn, 10.0, REPORT)
+    assert how == "repeated" and row["late_result"] == "failed"
+
+
+def test_statistics(conn):
+    for number, (taken, ended) in enumerate([(0, 4), (0, 14), (0, 4000)]):
+        attempts.offer(conn, attempt(f"s{number}", taken_at=taken))
+        attempts.finish(conn, ended, {**REPORT, "attempt_id": f"s{number}"})
+    attempts.finish(conn, 2.0, FAILURE)
+    found = statistics.read(conn)
+    assert found.results == {("f", "success"): 3, ("f", "failed"): 1}
+    assert found.failures == {("f", "failed", "verify", "image"): 1} and found.late == {}
+    buckets, total = found.durations["f"]
+    assert total == 4018 and dict(buckets)["5.0"] == 1 and dict(buckets)["15.0"] == 2
+    assert buckets[-1] == ("+Inf", 3.0)
+    assert attempts.results_of(conn, "r") == {"success": 3, "failed": 1}
+
+
+def test_histories_are_bounded_per_beacon(conn):
+    for name in ("one", "two"):
+        beacons.add(conn, beacon(name))
+    for number in range(LIMITS.report_rows + 20):
+        beacons.report(conn, "one", None, float(number), "idle", "{}")
+    beacons.report(conn, "two", None, 0.0, "idle", "{}")
+    prepared.flush(conn)
+    for number in range(LIMITS.journal_rows + 20):
+        beacons.keep_journal(conn, "one", [[number + 1, 0, "boot", "crash", ""]], float(number))
+    beacons.keep_journal(conn, "two", [[1, 0, "boot", "crash", ""]] * 3, 0.0)
+    beacons.prune(conn)
+    kept = beacons.reports_of(conn, "one", 1000)
+    assert len(kept) == LIMITS.report_rows and kept[0]["at"] == LIMITS.report_rows + 19
+    journal = beacons.journal_of(conn, "one", 1000)
+    assert len(journal) == LIMITS.journal_rows and journal[0]["seq"] == LIMITS.journal_rows + 20
+    assert len(beacons.reports_of(conn, "two", 9)) == len(beacons.journal_of(conn, "two", 9)) == 1
+    beacons.prune(conn)
+    assert len(beacons.reports_of(conn, "one", 1000)) == LIMITS.report_rows
+
+
+def test_events_are_bounded_and_numbered_once(conn, monkeypatch):
+    monkeypatch.setattr(events, "LIMITS", type("L", (), {"event_rows": 10}))
+    first = [events.add(conn, 1.0, "k", "s", {"n": n})["id"] for n in range(30)]
+    events.prune(conn)
+    assert [one["id"] for one in events.since(conn, 0, 100)] == first[-10:]
+    assert [one["data"]["n"] for one in events.latest(conn, 3)] == [27, 28, 29]
+    assert events.add(conn, 1.0, "k", "s", {})["id"] == first[-1] + 1
+
+
+def test_seen_keeps_the_first_time(conn):
+    beacons.add(conn, beacon("one"))
+    for at in (5.0, 9.0):
+        said = {"running": "1.0.0", "running_image": "i", "running_state": "valid"}
+        beacons.seen(conn, [{"beacon": "one", "at": at, "from_address": "a", **said}])
+    row = beacons.get(conn, "one")
+    assert (row["first_seen"], row["last_seen"], row["version"]) == (5.0, 9.0, "1.0.0")
+
+
+def test_tokens_are_found_by_nothing_but_themselves(conn):
+    row, token = tokens.create(conn, "ann", "viewer", 10.0, 20.0)
+    assert tokens.find(conn, token, 19.9) == (row["id"], "ann", "viewer")
+    assert tokens.find(conn, token, 20.0) is None
+    assert tokens.find(conn, token[:-1], 10.0) is None
+    assert all(token not in str(one) and "digest" not in one for one in tokens.every(conn))
+    tokens.revoke(conn, row["id"], 15.0)
+    assert tokens.find(conn, token, 16.0) is None
+    assert tokens.revoke(conn, "nowhere", 1.0) is None
