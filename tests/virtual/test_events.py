@@ -112,7 +112,7 @@ def test_pin_interrupt_arrives_soon(idle):
             beacon.release()
         assert "level 1" in beacon.console
         assert "edge 1" not in beacon.console  # only the falling edge was asked for
-    assert sorted(times)[10] < 0.02  # a median, on whatever machine; about 1 ms on an idle one
+    assert sorted(times)[10] < 0.1  # a median, however busy the machine; 1 ms on an idle one
 
 
 def test_thread_safe_flag_wakes_asyncio_at_once():

@@ -30,8 +30,17 @@ def spawn(coroutine: Coroutine) -> asyncio.Task:
     """Start a task that runs to its end although nobody waits for it."""
     task = asyncio.get_running_loop().create_task(coroutine)
     _running.add(task)
-    task.add_done_callback(_running.discard)
+    task.add_done_callback(_done)
     return task
+
+
+def _done(task: asyncio.Task) -> None:
+    """Forget a task. That a connection broke is what it was for; anything else is reported."""
+    _running.discard(task)
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, OSError):
+        context = {"message": "a virtual connection failed", "exception": error, "task": task}
+        task.get_loop().call_exception_handler(context)
 
 
 class Target:
