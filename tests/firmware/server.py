@@ -96,9 +96,10 @@ class Server:
     manifest: Callable[[], dict | None] = lambda: None
     poll_s: int = 5
     keys: dict[str, bytes] = field(default_factory=lambda: {BEACON: KEY})
-    downloads: list[Fault | None] = field(default_factory=list)
-    polls: list[Fault | None] = field(default_factory=list)
-    posts: list[Fault | None] = field(default_factory=list)
+    # Faults for the next answers, one each; None for a sound one.
+    downloads: list[Any] = field(default_factory=list)
+    polls: list[Any] = field(default_factory=list)
+    posts: list[Any] = field(default_factory=list)
     over: set[str] = field(default_factory=set)  # update_status words that get 409
     away: bool = False  # accept nothing
     skew: int = 0  # seconds that this server's clock is off

@@ -36,7 +36,8 @@ class Reader:
         begun = time.monotonic()
         await self.client.write_gatt_char(access.CONTROL, message, response=True)
         answer = await asyncio.wait_for(self.heard.get(), 5)
-        return *access.parse(answer), time.monotonic() - begun
+        kind, payload = access.parse(answer)
+        return kind, bytes(payload), time.monotonic() - begun
 
     async def enter(self, ident: bytes = IDENT, secret: bytes = SECRET) -> tuple[int, float]:
         """Ask to be let in; return the verdict and the longest of the two waits."""

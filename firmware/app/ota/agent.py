@@ -36,6 +36,21 @@ class Agent:
         self._fails = 0  # attempts in a row without the release
         self._misses = 0  # cycles in a row without an orchestrator
         self._greeted = False  # has it heard from this boot?
+        self._crowded = False  # did an attempt not find the memory it needs?
+        self._wake = asyncio.Event()
+        self._asked = self._round = 0
+        self.word = "none"  # how the last poll went, for whoever provisions
+
+    # Credentials were written: ask at once. What a round that is under way finds out belongs to
+    # the old ones.
+    def poke(self):
+        self._asked += 1
+        self.word = "none"
+        self._wake.set()
+
+    def _say(self, word):
+        if self._round == self._asked:
+            self.word = word
 
     async def run(self):
         beacon = self._beacon
@@ -44,16 +59,24 @@ class Agent:
         await self._settle()
         forget("ota.trial")
         while True:
+            self._round = self._asked
             try:
                 pause = await self._cycle()
                 self._misses = 0
             except HttpError as error:
+                self._say("refused" if error.refused else error.code)
                 pause = schedule.poll_delay(5 << min(self._misses, 10), 0)
                 pause = min(pause, beacon.store.policy("poll_s"))
                 self._misses += 1
                 print("orchestrator:", error.code, error.detail, "- again in", pause)
             gc.collect()
-            await asyncio.sleep_ms(schedule.jitter(1000 * pause))
+            if self._round != self._asked:
+                continue
+            self._wake.clear()
+            try:
+                await asyncio.wait_for_ms(self._wake.wait(), schedule.jitter(1000 * pause))
+            except asyncio.TimeoutError:
+                pass  # nobody called
 
     # -- after a boot
 
@@ -194,11 +217,12 @@ class Agent:
         await self._deliver()
         status, offer, retry = await self._ask("valid")
         default = beacon.store.policy("poll_s")
+        if status not in (200, 204):
+            raise HttpError("http", "status %d" % status, status < 500)
+        self._say("ok")
         if status == 204:
             self._fails = 0
             return schedule.poll_delay(retry, default)
-        if status != 200:
-            raise HttpError("http", "status %d" % status, status < 500)
         return await self._consider(offer, default)
 
     async def _consider(self, doc, default):
@@ -217,6 +241,8 @@ class Agent:
         if not await self._install(doc):
             self._fails += 1
         await self._deliver()
+        if self._crowded:
+            machine.reset()  # a heap in pieces does not heal by itself
         return schedule.poll_delay(asked, default, self._fails, store.policy("retry_s"))
 
     # An attempt. Returns only without the release: False when it failed, True when it was called
@@ -242,6 +268,7 @@ class Agent:
 
             sys.print_exception(error)
             stage, code, detail = "boot", "crash", describe(error)
+            self._crowded = isinstance(error, MemoryError)
         if stage:
             attempt.record["stage"] = stage
             attempt.record["code"] = code
