@@ -215,22 +215,26 @@ class View:
         """Return the rollouts for a device type, newest first."""
         lives = self._lives.get(device_type)
         if lives is None:
-            entries = [
-                entry
-                for entry in self.entries.values()
-                if entry.rollout.plan.release.device_type == device_type
-            ]
-            entries.sort(key=lambda entry: entry.created_at, reverse=True)
-            lives = self._lives[device_type] = [
-                rules.Live(
-                    entry.rollout,
-                    entry.state,
-                    self.releases[entry.rollout.plan.release.firmware_id].state,
-                )
-                for entry in entries
-                if entry.state.status is not Status.ABORTED
-            ]
+            lives = self._lives[device_type] = self.look_up(device_type)
         return lives
+
+    def look_up(self, device_type: str) -> list[rules.Live]:
+        """Return the same, made anew; from any thread."""
+        entries = [
+            entry
+            for entry in self.entries.copy().values()
+            if entry.rollout.plan.release.device_type == device_type
+        ]
+        entries.sort(key=lambda entry: entry.created_at, reverse=True)
+        return [
+            rules.Live(
+                entry.rollout,
+                entry.state,
+                self.releases[entry.rollout.plan.release.firmware_id].state,
+            )
+            for entry in entries
+            if entry.state.status is not Status.ABORTED
+        ]
 
     def drop_rollout(self, rollout_id: str) -> None:
         """Let go of a rollout that hands out nothing any more."""

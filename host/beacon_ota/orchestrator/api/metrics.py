@@ -18,6 +18,7 @@ from beacon_ota.orchestrator.api.access import On, Viewer
 from beacon_ota.orchestrator.api.rollouts import Moving
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.standing import standing
 from beacon_ota.orchestrator.store import statistics
 from beacon_ota.wire.report import CODES
 
@@ -25,7 +26,6 @@ router = APIRouter(tags=["metrics"])
 
 _CELL = ("healthy", "gone", "failed", "accepted", "open", "waiting", "away")
 _P = "beacon_ota_"
-_SILENT_S = 3600.0
 
 
 @router.get("/metrics")
@@ -93,14 +93,7 @@ class _Collector:
         counts: Counter[tuple[str, ...]] = Counter()
         for node in view.nodes.values():
             facts = node.facts
-            if facts.quarantined:
-                state = "quarantined"
-            elif node.last_seen is None:
-                state = "unseen"
-            elif now - node.last_seen > _SILENT_S:
-                state = "silent"
-            else:
-                state = "trial" if facts.on_trial else "valid"
+            state = standing(node, view.releases, now)
             building = view.place(node).building
             counts[(facts.device_type, facts.version, building, state)] += 1
         family = GaugeMetricFamily(

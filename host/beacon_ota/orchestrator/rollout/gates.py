@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from .decide import OUTCOMES, withheld
 from .rules import Rollout, order
-from .types import Attempt, Beacon, Cell, Gate, Result, RolloutState, Tally
+from .types import Attempt, Beacon, Cell, Gate, Result, RolloutState, Tally, WaveState
 
 _FAILURES = OUTCOMES - {Result.SUCCESS}
 _FIELDS = ("healthy", "gone", "failed", "accepted", "open", "waiting", "away")
@@ -299,7 +299,7 @@ def _judge_stage(
     gate = rollout.gates[wave]
     cell = tally.cells[wave][stage]
     stage_at = now if own.stage_at is None else own.stage_at
-    patient = now - stage_at < gate.patience_s
+    patient = _patient(own, gate, now)
     if not any(other.reach for other in tally.cells[wave]):
         verdict = Verdict.WAIT if patient else Verdict.PASS
         if any(other.members for other in tally.cells[wave]):
@@ -317,11 +317,9 @@ def _judge_stage(
         if now - stage_at >= soak:
             return Verdict.PASS, "nobody_there", f"{cell.members} in this stage, none reachable"
         return Verdict.WAIT, "soak", "nobody in this stage can be reached so far"
-    # Those who keep asking and never begin are waited for, too, but not for ever.
-    reach = cell.reach if patient else cell.attempted
-    if reach == 0 and tried:
+    if not patient and cell.attempted == 0 and tried:
         return Verdict.PASS, "nobody_took", f"{cell.waiting} in this stage never took the offer"
-    need = min(gate.min_sample, reach or cell.reach)
+    need = sample_of(rollout, state, tally, wave, now)
     if cell.decided < need:
         return Verdict.WAIT, "sample", f"{cell.decided} of the {need} outcomes needed"
     sampled_at = own.sampled_at
@@ -341,6 +339,22 @@ def _judge_stage(
             return Verdict.WAIT, "gone", f"{cell.gone} confirmed and not heard from since"
         return Verdict.HALT, "gone", f"{cell.gone} confirmed and not heard from since"
     return Verdict.HALT, "healthy_share", f"{says}, {gate.healthy_share:.0%} needed"
+
+
+def sample_of(rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float) -> int:
+    """Return how many outcomes the present stage of an open wave needs before it is judged.
+
+    Those who keep asking and never begin are waited for, too, but not for ever.
+    """
+    own = state.waves[wave]
+    gate = rollout.gates[wave]
+    cell = tally.cells[wave][own.stage]
+    reach = cell.reach if _patient(own, gate, now) else cell.attempted
+    return min(gate.min_sample, reach or cell.reach)
+
+
+def _patient(own: WaveState, gate: Gate, now: float) -> bool:
+    return own.stage_at is None or now - own.stage_at < gate.patience_s
 
 
 def _judge_end(

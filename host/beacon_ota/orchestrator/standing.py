@@ -1,0 +1,56 @@
+"""How a beacon stands, in one word: what the dashboard shows and the metrics count."""
+
+from collections.abc import Mapping
+
+from beacon_ota.orchestrator.rollout.decide import OUTCOMES
+from beacon_ota.orchestrator.rollout.types import Attempt, Result
+from beacon_ota.orchestrator.view import Node, Release
+
+SILENT_S = 3600.0
+
+# The first that applies is the one: what keeps us from knowing comes before what we know.
+STANDINGS = {
+    "quarantined": "withheld from updates by hand",
+    "unseen": "registered, never heard from",
+    "silent": "not heard from for an hour",
+    "updating": "an update is under way",
+    "trial": "runs a release that is not confirmed yet",
+    "failed": "its latest update failed; it runs what it ran before",
+    "valid": "runs a confirmed release",
+}
+
+
+def standing(node: Node, releases: Mapping[str, Release], now: float) -> str:
+    """Return the word for a beacon."""
+    facts = node.facts
+    if facts.quarantined:
+        return "quarantined"
+    if node.last_seen is None:
+        return "unseen"
+    if now - node.last_seen > SILENT_S:
+        return "silent"
+    attempts = tuple(node.attempts)
+    if any(one.result is None and one.taken_at is not None for one in attempts):
+        return "updating"
+    if facts.on_trial:
+        return "trial"
+    return "valid" if failure(node, attempts, releases) is None else "failed"
+
+
+def failure(
+    node: Node, attempts: tuple[Attempt, ...], releases: Mapping[str, Release]
+) -> Attempt | None:
+    """Return the failure that a beacon has not got over; None when there is none."""
+    latest = None
+    for one in attempts:
+        if one.result in OUTCOMES and (
+            latest is None or (one.ended_at or 0.0) > (latest.ended_at or 0.0)
+        ):
+            latest = one
+    if latest is None or latest.result is Result.SUCCESS:
+        return None
+    if (latest.ended_at or 0.0) <= node.facts.cleared_at:
+        return None
+    release = releases.get(latest.firmware_id)
+    runs = release is not None and node.facts.image == release.row["checksum"]
+    return None if runs else latest
