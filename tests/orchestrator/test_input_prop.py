@@ -50,9 +50,10 @@ def named(call, *args) -> object:
 
 @given(st.dictionaries(st.sampled_from(sorted(REPORT)), VALUES), st.sampled_from(report.STATUSES))
 def test_reports(changes, word):
-    doc = read_or_none({**REPORT, "update_status": word, **changes})
+    doc = read_or_none({**REPORT, "update_status": word, "else": "what", **changes})
     if doc is not None:
-        assert doc["update_status"] in report.STATUSES
+        assert doc["update_status"] in report.STATUSES and "else" not in doc
+        assert all(isinstance(doc.get(name, ""), str) for name in ("stage", "code", "detail"))
         assert len(doc.get("detail", "").encode()) <= report.MAX_DETAIL
         assert len(doc.get("journal", ())) <= report.MAX_JOURNAL
 

@@ -23,6 +23,21 @@ from beacon_ota.orchestrator.view import Node, attempt_of
 from beacon_ota.wire import report as wire
 
 
+_UNDER_WAY = tuple(word for word in wire.STATUSES if word != "idle")
+_UNMADE = ("failed", "rolled_back")
+# With which statuses a field means something, and is checked: what else is sent is let go.
+_MEANT = {
+    **dict.fromkeys(
+        ("update_status", "firmware_version", "updated_at", "image_sha256", "journal"),
+        wire.STATUSES,
+    ),
+    **dict.fromkeys((*attempts.MEASURED, "clock_unset", "insecure"), wire.STATUSES),
+    **dict.fromkeys(("attempt_id", "firmware_id", "previous_version"), _UNDER_WAY),
+    **dict.fromkeys(("stage", "code", "detail"), _UNMADE),
+    "progress": ("downloading",),
+}
+
+
 class Recorded(NamedTuple):
     """What a report came to in the database."""
 
@@ -95,7 +110,7 @@ async def status(
 
 
 def read(body: bytes) -> Fields:
-    """Return a report.
+    """Return a report: the fields that the contract gives to its status, all of them checked.
 
     Raises:
         Problem: ``report_syntax``, or ``report_field`` naming the field.
@@ -110,7 +125,8 @@ def read(body: bytes) -> Fields:
         raise Problem(
             422, "report_field", f"{error.field}: {error.reason}", found=error.field
         ) from None
-    return doc
+    word = doc["update_status"]
+    return {name: value for name, value in doc.items() if word in _MEANT.get(name, ())}
 
 
 def check_going_on(service: Service, attempt: Attempt) -> None:
