@@ -22,7 +22,6 @@ from beacon_ota.orchestrator.store import Fields, attempts, beacons
 from beacon_ota.orchestrator.view import Node, attempt_of
 from beacon_ota.wire import report as wire
 
-
 _UNDER_WAY = tuple(word for word in wire.STATUSES if word != "idle")
 _UNMADE = ("failed", "rolled_back")
 # With which statuses a field means something, and is checked: what else is sent is let go.
