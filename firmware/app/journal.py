@@ -45,8 +45,11 @@ class Journal:
     # The orchestrator has stored everything up to `seq`. A number it cannot know is no news.
     def acked(self, seq):
         if self._ack < seq <= self._head:
-            self._store.put("jrn_ack", seq)
             self._ack = seq
+            try:
+                self._store.put("jrn_ack", seq)
+            except OSError as error:
+                print("journal: acknowledgement not stored:", error)
 
     def _read(self):
         entries = []

@@ -169,3 +169,15 @@ def run():
         assert failed["detail"].startswith("MemoryError")
         b.reported("success", 30)
         assert [slot for slot, _ in b.causes()] == ["ota_0", "ota_0", "ota_1"]
+
+
+def test_settings_that_are_full(v1, v2):
+    """NVS takes nothing more: no attempt begins, the beacon says why, and goes on running."""
+    full = {f"fill{i}": bytes(3900) for i in range(2)} | {"filling": bytes(2300)}
+    with bench(v1, settings=full | {"ble": 2}) as b:
+        b.server.image, b.server.offering = v2, True
+        failed = b.reported("failed")
+        assert (failed["stage"], failed["code"]) == ("flash", "write"), failed
+        assert "NOT_ENOUGH_SPACE" in failed["detail"]
+        b.wait(lambda: b.server.statuses().count("failed") > 2)
+        assert [e for _, e in b.causes()] == [None]

@@ -148,13 +148,13 @@ def test_wifi_drops_in_the_middle(v1, v2, join_s, requests):
 
 def test_five_minutes_are_enough(v1, v2):
     """A trickle that never stalls: given up by the clock."""
-    with bench(v1, policy={"give_up_s": 20, "stall_s": 10}) as b:
+    with bench(v1, policy={"give_up_s": 12, "stall_s": 10}) as b:
         b.wait(lambda: b.polled("1.0.0"))
         b.beacon.link.faults.throttle = 4_000
         b.server.image, b.server.offering = v2, True
         failed = b.reported("failed", 30)
         assert (failed["stage"], failed["code"]) == ("download", "timeout")
-        assert 0 < failed["bytes"] < len(v2) and failed["duration_ms"] >= 20_000
+        assert 0 < failed["bytes"] < len(v2) and failed["duration_ms"] >= 12_000
         b.beacon.link.faults.throttle = None
         b.reported("success", 30)
 

@@ -36,6 +36,7 @@ class Agent:
         self._fails = 0  # attempts in a row without the release
         self._misses = 0  # cycles in a row without an orchestrator
         self._greeted = False  # has it heard from this boot?
+        self._unsaved = None  # an attempt's end that NVS would not take
         self._crowded = False  # did an attempt not find the memory it needs?
         self._wake = asyncio.Event()
         self._asked = self._round = 0
@@ -133,7 +134,10 @@ class Agent:
                 return
         except ValueError:
             pass  # an unreadable floor protects nothing: replaced below
-        beacon.store.put("floor", beacon.version)
+        try:
+            beacon.store.put("floor", beacon.version)
+        except OSError as error:
+            beacon.journal.write("floor", "not_stored", str(error))
 
     # A release on trial is seen through here: confirmed, or reset.
     async def _trial(self, trial, record):
@@ -273,7 +277,11 @@ class Agent:
             attempt.record["stage"] = stage
             attempt.record["code"] = code
             attempt.record["detail"] = clip(detail, 160)
-            attempt.mark("failed")
+            try:
+                attempt.mark("failed")
+            except FlashError as error:
+                self._unsaved = attempt.record  # said from here, as long as the power lasts
+                print("attempt:", error.detail)
             beacon.journal.write(stage, code, detail)
             beacon.radio.failed()
         else:
@@ -287,13 +295,10 @@ class Agent:
     # The end of an attempt, until it is acknowledged; else the boot and the journal, once.
     async def _deliver(self):
         beacon = self._beacon
-        record = beacon.store.record("attempt")
-        if isinstance(record, dict) and record.get("status") in (
-            "success",
-            "failed",
-            "rolled_back",
-        ):
+        record = self._unsaved or beacon.store.record("attempt")
+        if isinstance(record, dict) and record.get("status") in _FINAL:
             await self._reporter.send(self._reporter.build(record["status"], record))
+            self._unsaved = None
             beacon.store.put("attempt", None)
         elif self._greeted and not beacon.journal.since():
             return

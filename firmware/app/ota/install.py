@@ -46,11 +46,15 @@ class Install:
             "checksum": offer["checksum"],
         }
 
-    # Persists how far the attempt has come: what a boot that follows unannounced goes by.
+    # Persists how far the attempt has come: what a boot that follows unannounced goes by. Without
+    # that no attempt goes on.
     def mark(self, status):
         self.record["status"] = status
         self.record["duration_ms"] = time.ticks_diff(time.ticks_ms(), self._begun)
-        self._beacon.store.put("attempt", self.record)
+        try:
+            self._beacon.store.put("attempt", self.record)
+        except OSError as error:
+            raise FlashError("write", "nvs: %s" % error)
 
     # Ends in a reset into the new release, or in the exception that says why not.
     async def run(self):
@@ -121,7 +125,10 @@ class Install:
             except FlashError as error:
                 failed = error
                 beacon.journal.write("flash", error.code, "slot %d: %s" % (slots[0], error.detail))
-                beacon.store.put("bad_slot", bad | 1 << slots[0])
+                try:
+                    beacon.store.put("bad_slot", bad | 1 << slots[0])
+                except OSError:
+                    raise failed
 
     async def _into(self, part, fields):
         sealed = fields.get("encryption")

@@ -88,5 +88,9 @@ class Reporter:
         api = self._beacon.api
         mask = hmac_sha256(store.blob("beacon_key"), auth.rekey_text(api.nonce))
         pad = unhexlify(pad)
-        store.put("beacon_key", bytes([pad[i] ^ mask[i] for i in range(32)]))
+        try:
+            store.put("beacon_key", bytes([pad[i] ^ mask[i] for i in range(32)]))
+        except OSError as error:
+            self._beacon.journal.write("key", "not_stored", str(error))
+            return  # the old one stays valid until the new one is used
         api.reload()
