@@ -384,10 +384,50 @@ def test_an_offer_nobody_takes_expires_and_counts_for_nothing(local, release):
     old = beacon.offer()
     local.go_on(11 * MINUTE)
     assert beacon.download(old).status == 409
+    assert status(local, rollout)["results"] == {"expired": 1}
+    for _ in range(5):
+        new = beacon.offer()
+        assert new["attempt_id"] == old["attempt_id"]  # nothing came of it: the same attempt
+        local.go_on(11 * MINUTE)
+    beacon.update(beacon.offer())
+    assert status(local, rollout)["results"] == {"success": 1}
+    (attempt,) = local.admin().beacon(beacon.id)["attempts"]
+    assert attempt["n"] == 1 and attempt["result"] == "success"
+
+
+def test_a_word_that_comes_after_the_offer_expired(local, release):
+    (beacon,) = local.beacons(1)
+    rollout = start(local, release, quiet({"preset": "all-at-once", "window": ALWAYS}))
+    old = beacon.offer()
+    local.go_on(11 * MINUTE)
+    answer = beacon.report("failed", old, stage="flash", code="no_slot")
+    assert answer.json["recorded"] == "late"
     new = beacon.offer()
     assert new["attempt_id"] != old["attempt_id"]
     beacon.update(new)
     assert status(local, rollout)["results"] == {"expired": 1, "success": 1}
+    assert [a["n"] for a in local.admin().beacon(beacon.id)["attempts"]] == [2, 1]
+
+
+def test_an_abort_lets_those_who_reboot_come_to_their_end(local, release):
+    """Also when the orchestrator is started anew meanwhile."""
+    fleet = local.beacons(2)
+    rollout = start(local, release, {"preset": "all-at-once", "window": ALWAYS})
+    offers = ask(fleet)
+    for beacon, offer in offers:
+        beacon.download(offer)
+        beacon.report("rebooting", offer)
+    local.admin().move_rollout(rollout, "abort")
+    local.stop()
+    local.start()
+    local.step()
+    assert status(local, rollout)["results"] == {"open": 2}
+    beacon, offer = offers[0]
+    beacon.connect(local.url)
+    beacon.install(offer)
+    assert beacon.report("success", offer, previous_version="1.0.0").status == 200
+    local.go_on(31 * MINUTE)
+    assert status(local, rollout)["results"] == {"success": 1, "lost": 1}
 
 
 def test_a_restart_forgets_nothing(local, release):

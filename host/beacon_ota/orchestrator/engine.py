@@ -264,12 +264,13 @@ class Engine:
         kept: dict[str, int] = {}
         view = self.service.view
         for row in rollouts.every(conn):
-            if row["status"] == Status.ABORTED:
+            under_way = attempts.any_open(conn, row["id"])
+            if row["status"] == Status.ABORTED and not under_way:
                 continue
             rollout = Rollout(parse(json.loads(row["plan"])))
             device_type = rollout.plan.release.device_type
             kept[device_type] = kept.get(device_type, 0) + 1
-            if kept[device_type] <= KEEP or attempts.any_open(conn, row["id"]):
+            if kept[device_type] <= KEEP or under_way:
                 view.put_rollout(
                     rollout, load_state(row["state"]), row["revision"], row["created_at"]
                 )

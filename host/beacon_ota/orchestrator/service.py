@@ -19,7 +19,8 @@ from beacon_ota.orchestrator.blobs import BlobDamaged, Blobs
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import Database, sqlite_url
 from beacon_ota.orchestrator.hub import Hub
-from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Result
+from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide
+from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Reason, Result
 from beacon_ota.orchestrator.store import (
     Fields,
     attempts,
@@ -28,6 +29,7 @@ from beacon_ota.orchestrator.store import (
     events,
     firmwares,
     sites,
+    webhooks,
 )
 from beacon_ota.orchestrator.view import Node, Release, View, attempt_of
 
@@ -48,6 +50,7 @@ class Settings:
         insecure: releases without a signed manifest are accepted.
         trusted: parsed trusted keys, None when there are none.
         zone, window: for beacons whose site says nothing.
+        webhook_local: webhooks may go to this machine itself.
     """
 
     data: Path
@@ -57,6 +60,7 @@ class Settings:
     zone: str = "UTC"
     window: str = "03:00-05:00"
     database: str | None = None
+    webhook_local: bool = False
 
 
 @dataclass(slots=True)
@@ -185,15 +189,17 @@ class Service:
             return await asyncio.shield(node.offering)
         assert decision.rollout_id and decision.firmware_id
         facts = node.facts
+        before = [a for a in node.attempts if a.rollout_id == decision.rollout_id]
+        again = bool(before) and before[-1].result is Result.EXPIRED
         row: Fields = {
             **dict.fromkeys(attempts.COLUMNS),
-            "id": store.new_id(),
+            "id": before[-1].id if again else store.new_id(),
             "beacon_id": facts.id,
             "firmware_id": decision.firmware_id,
             "rollout_id": decision.rollout_id,
             "wave": decision.wave,
             "stage": decision.stage,
-            "n": sum(a.rollout_id == decision.rollout_id for a in node.attempts) + 1,
+            "n": len(before) + (not again),
             "site": facts.site or None,
             "from_version": facts.version,
             "from_image": facts.image,
@@ -203,7 +209,11 @@ class Service:
         self.view.put_attempt(attempt)  # at once, so that the building's count includes it
         node.offering = asyncio.get_running_loop().create_future()
         try:
-            await self.db.write(attempts.offer, row)
+            kept = await self.db.write(attempts.offer_again if again else attempts.offer, row)
+            if kept["id"] != attempt.id:
+                self.view.cancel_attempt(attempt)
+                attempt = attempt_of(kept)
+                self.view.put_attempt(attempt)
         except BaseException as error:
             self.view.cancel_attempt(attempt)
             node.offering.set_exception(error)
@@ -234,8 +244,34 @@ class Service:
 
     def put_attempt(self, row: Fields | None) -> None:
         """Bring the view up to a committed row."""
-        if row is not None:
-            self.view.put_attempt(attempt_of(row))
+        if row is None:
+            return
+        attempt = attempt_of(row)
+        was_open = attempt.id in self.view.open
+        self.view.put_attempt(attempt)
+        if was_open and attempt.result in OUTCOMES and attempt.result is not Result.SUCCESS:
+            self._withheld(attempt)
+
+    def _withheld(self, attempt: Attempt) -> None:
+        """Tell of a beacon that has failed for the last time: it is offered the release no more."""
+        node = self.view.nodes.get(attempt.beacon_id)
+        if node is None:
+            return
+        now = self.clock.now()
+        lives = self.view.lives(node.facts.device_type)
+        decision = decide(lives, node.facts, now, attempts=node.attempts)
+        if decision.reason is not Reason.ATTEMPTS or decision.firmware_id != attempt.firmware_id:
+            return
+        release = self.view.releases[attempt.firmware_id]
+        data = {
+            "rollout": attempt.rollout_id,
+            "firmware": attempt.firmware_id,
+            "version": release.row["version"],
+            "tries": decision.number,
+        }
+        self.db.write(
+            events.add, now, "beacon.withheld", attempt.beacon_id, data, then=self.hub.publish
+        )
 
     async def settle(
         self,
@@ -285,6 +321,7 @@ class Service:
             await asyncio.sleep(PRUNE_S)
             await self._guarded(self.db.write(beacons.prune))
             await self._guarded(self.db.write(events.prune))
+            await self._guarded(self.db.write(webhooks.prune))
 
     async def _checking(self) -> None:
         """Read every image once, so that damage is found before a beacon asks for it."""

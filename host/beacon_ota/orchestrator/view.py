@@ -254,12 +254,14 @@ class View:
         )
 
     def put_attempt(self, attempt: Attempt) -> None:
-        """Take an attempt, new or changed. A settled one never opens again."""
+        """Take an attempt, new or changed. A settled one opens again only if it had expired."""
         entry = self.entries.get(attempt.rollout_id)
         if entry is not None:
             known = entry.attempts.get(attempt.id)
             if known is not None and known.result is not None and attempt.result is None:
-                return
+                renewed = known.result is Result.EXPIRED and attempt.offered_at > known.offered_at
+                if not renewed:
+                    return
             entry.attempts[attempt.id] = attempt
             if attempt.result is None:
                 entry.open_ids.add(attempt.id)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, func, insert, null, select, text, update
 
 from beacon_ota.orchestrator.schema import attempts
-from beacon_ota.orchestrator.store import Fields
+from beacon_ota.orchestrator.store import Fields, new_id
 from beacon_ota.orchestrator.store.prepared import Prepared
 
 REPORTED = ("success", "failed", "rolled_back")  # a beacon said so; the others we concluded
@@ -29,6 +29,23 @@ _REBOOTING = Prepared(
     update(attempts)
     .where(_OPEN)
     .values(taken_at=_TAKEN, rebooting_at=func.coalesce(_a.rebooting_at, bindparam("at")))
+    .returning(attempts)
+)
+_AGAIN = Prepared(
+    update(attempts)
+    .where(
+        _a.id == bindparam("id"),
+        text("result = 'expired'"),
+        _a.late_result.is_(None),
+    )
+    .values(
+        result=null(),
+        ended_at=null(),
+        **{
+            name: bindparam(name)
+            for name in ("wave", "stage", "site", "from_version", "from_image", "offered_at")
+        },
+    )
     .returning(attempts)
 )
 _END = {
@@ -59,6 +76,15 @@ def offer(conn: Connection, row: Fields) -> Fields:
     """Record an offer, before the beacon hears of it."""
     _OFFER.first(conn, row)
     return row
+
+
+def offer_again(conn: Connection, row: Fields) -> Fields:
+    """Record an offer whose forerunner expired: it is the same attempt, nothing came of it yet.
+
+    So a beacon that asks and asks and never begins has one row, not one for every ten minutes.
+    When its word has arrived after all, the attempt is over, and ``row`` is a new one.
+    """
+    return _AGAIN.first(conn, row) or offer(conn, {**row, "id": new_id(), "n": row["n"] + 1})
 
 
 def take(conn: Connection, attempt_id: str, at: float) -> Fields | None:
