@@ -67,22 +67,41 @@ class Beacon:
     def _services(self):
         from services import positioning
 
-        self.access = None
+        self.access = self.blufi = self.button = None
         if self.radio.on():
+            from blufi.server import Server
             from services.access import Access
 
             self.access = Access(self.store, self.radio)
+            self.blufi = Server(self)
+        pin = self.store.policy("button_pin")
+        if self.blufi and pin >= 0:
+            from services.button import Button
+
+            self.button = Button(self, pin)
         self.announce()
         self.radio.open(positioning.frame(self.store))
 
-    # Says on the air what runs here; again when a trial has ended.
+    # Says on the air what runs here, and how it is with provisioning; again when that has changed.
     def announce(self):
-        flags = adverts.PROVISIONED if len(self.store.blob("beacon_key")) == 32 else 0
+        flags = 0
+        if self.blufi:
+            flags = adverts.PROVISIONED if self.blufi.provisioned else 0
+            if self.blufi.locked():
+                flags |= adverts.LOCKED
+        if self.button and self.button.held:
+            flags |= adverts.HELD
         if self.slots.on_trial():
             flags |= adverts.TRIAL
         if self.insecure:
             flags |= adverts.INSECURE
         self.radio.about(adverts.status(flags, self.version))
+
+    # Somebody has provisioned it: the orchestrator is asked at once.
+    def settled(self):
+        self.announce()
+        self.api.reload()
+        self.agent.poke()
 
     # Do the services run? Asked by the health check of a release on trial; whether Bluetooth has
     # to be there at all is the radio's to say.
@@ -108,6 +127,10 @@ class Beacon:
         start("radio", self.radio.run)
         start("wifi", self.wifi.run)
         start("agent", self.agent.run)
+        if self.blufi:
+            start("blufi", self.blufi.run)
+        if self.button:
+            start("button", self.button.run)
         asyncio.create_task(self._healthy())
         await self.supervisor.run()
 

@@ -2,12 +2,18 @@
 # power cut leave alone. Every set is durable and atomic by itself, so there is no cache to lose.
 
 import json
+from struct import pack, unpack_from
 
 from esp32 import NVS
 from micropython import const
 
 _TEXT = const(128)  # bytes; the longest setting is a URL
 _RECORD = const(1024)
+_LOG = const(1536)
+_BLOB = const(0)
+_NUMBER = const(1)
+_NOTHING = const(2)
+_NOT_FOUND = const(-4354)
 _SPARE = "spare"
 _RING = "journal"  # whose places are made to be overwritten
 
@@ -24,6 +30,11 @@ POLICY = {
     "strike_pin": (-1, -1, 21),  # GPIO that opens the door when access is granted; -1: none
     "strike_ms": (3000, 50, 60000),
     "healthy_s": (120, 1, 3600),  # of running before a confirmed release counts as no crash
+    "blufi": (2, 0, 2),  # provisioning: 0 never, 1 new beacons and by button, 2 also when lost
+    "open_s": (300, 30, 3600),  # for which the button opens it
+    "lost_s": (600, 10, 86400),  # without any network before it opens by itself
+    "legacy": (0, 0, 1),  # Espressif's own app may provision, once
+    "button_pin": (9, -1, 21),  # GPIO, low when pressed; -1: none
 }
 
 
@@ -66,11 +77,7 @@ class Store:
     # Bytes and text become blobs, numbers i32, anything else a JSON record; None erases.
     def put(self, key, value):
         if value is None:
-            try:
-                self._nvs.erase_key(key)
-            except OSError as error:
-                if error.errno != -4354:  # it was not there
-                    raise
+            self._erase(key)
         elif isinstance(value, int):
             self._nvs.set_i32(key, value)
         else:
@@ -87,17 +94,60 @@ class Store:
         if old == value:
             return
         if old and not key.startswith(_RING):
-            self._nvs.set_blob(_SPARE, key.encode() + b"\0" + value)
-            self._nvs.set_blob(key, value)
-            self._nvs.erase_key(_SPARE)
+            self.put_all({key: value})
         else:
             self._nvs.set_blob(key, value)
 
+    # All of these, or none of them when the power fails before `spare` is written. Bytes, numbers,
+    # and None to erase.
+    def put_all(self, values):
+        log = b""
+        for key in values:
+            value = values[key]
+            kind = _BLOB
+            if value is None:
+                kind, value = _NOTHING, b""
+            elif isinstance(value, int):
+                kind, value = _NUMBER, pack(">i", value)
+            log += bytes((len(key),)) + key.encode() + pack(">BH", kind, len(value)) + value
+        if log:
+            self._nvs.set_blob(_SPARE, log)
+            self._redo(log)
+
+    def _redo(self, log):
+        at = 0
+        while at < len(log):
+            end = at + 1 + log[at]
+            key = log[at + 1 : end].decode()
+            kind, size = unpack_from(">BH", log, end)
+            at = end + 3 + size
+            value = log[end + 3 : at]
+            if kind == _BLOB:
+                self._nvs.set_blob(key, value)
+            elif kind == _NUMBER:
+                self._nvs.set_i32(key, unpack_from(">i", value)[0])
+            else:
+                self._erase(key)
+        self._nvs.erase_key(_SPARE)
+        self._nvs.commit()
+
+    def _erase(self, key):
+        try:
+            self._nvs.erase_key(key)
+        except OSError as error:
+            if error.errno != _NOT_FOUND:
+                raise
+
+    # What cannot be done again (a full NVS, bytes that are none of ours) must not keep the beacon
+    # from starting.
     def _recover(self):
-        key, found, value = self.blob(_SPARE, _RECORD + 16).partition(b"\0")
-        if found:
-            self._nvs.set_blob(key.decode(), value)
-            self._nvs.erase_key(_SPARE)
+        log = self.blob(_SPARE, _LOG)
+        if log:
+            try:
+                self._redo(log)
+            except (OSError, ValueError, IndexError) as error:
+                print("settings: not finished:", repr(error))
+                self._erase(_SPARE)
 
     # A tunable number, within its bounds whatever the record says.
     def policy(self, name):
@@ -106,3 +156,8 @@ class Store:
         if not isinstance(value, int):
             return default
         return min(max(value, low), high)
+
+    # Changes what was tuned, for good.
+    def set_policy(self, name, value):
+        self._policy[name] = value
+        self.put("policy", self._policy)

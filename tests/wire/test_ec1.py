@@ -71,6 +71,17 @@ def test_the_peers_abort():
         assert abort(ec1.build(ec1.ABORT, ec1.SPAKE2, bytes((code,)))) == (code, True)
 
 
+def test_a_beacon_says_how_often_and_how_long():
+    message = ec1.refusal(Abort(ec1.A_CONFIRM, False, 3, 260), ec1.SPAKE2)
+    assert message == b"\xec\x01\x7f\x21\x04\x03\x01\x04"
+    try:
+        ec1.parse(message, ec1.S_FIN, BOTH)
+    except Abort as error:
+        assert (error.code, error.by_peer, error.failures, error.wait) == (4, True, 3, 260)
+    assert ec1.refusal(Abort(ec1.A_POINT), ec1.ECDH) == b"\xec\x01\x7f\x11\x03"
+    assert ec1.refusal(Abort(5, False, 999, 1 << 20), ec1.ECDH)[-3:] == b"\xff\xff\xff"
+
+
 # RFC 9382 §4 gives them compressed; y is even for M and odd for N.
 def test_points_of_the_rfc():
     p = 0xFFFFFFFF00000001000000000000000000000000FFFFFFFFFFFFFFFFFFFFFFFF

@@ -59,9 +59,10 @@ def test_other_peoples_data_is_passed_over():
         adverts.structure(0xFF, b"\x59"),
         adverts.structure(0x16, b"\xff\xff\xec\x02\x03"),
         adverts.structure(0x16, b"\xff\xff\xec\x01"),
-        adverts.structure(0x16, b"\x0f\x18\xbe\x00\x31"),
-        adverts.structure(0x16, b"\xff\xff\xbe"),
-        adverts.structure(0x16, b"\xff\xff\xbe\x00\xff\xfe"),
+        adverts.structure(0xFF, b"\xfe\xff\xbe\x00\x31"),
+        adverts.structure(0xFF, b"\xff\xff\xbd\x00\x31"),
+        adverts.structure(0xFF, b"\xff\xff\xbe"),
+        adverts.structure(0xFF, b"\xff\xff\xbe\x00\xff\xfe"),
         adverts.structure(0x16, b"\xff"),
         adverts.structure(0x03, b"\x0f\x18"),
         adverts.structure(0x03, b"\x00\xff\xff\x00"),  # FFFF only across two entries
@@ -76,5 +77,6 @@ def test_service_lists():
 
 def test_what_a_scanner_hands_over_already_taken_apart():
     assert scan.manufacturer(0x0059, b"\x2f") == {"progress": 0x2F}
-    assert scan.service(0xFFFF, b"\xbe\x021.0.0") == {"flags": 2, "version": "1.0.0"}
-    assert scan.manufacturer(1, b"\x2f") == {} and scan.service(1, b"\xbe\x02") == {}
+    assert scan.manufacturer(0xFFFF, b"\xbe\x021.0.0") == {"flags": 2, "version": "1.0.0"}
+    assert scan.service(0xFFFF, b"\xec\x01\x03") == {"suites": 3}
+    assert scan.manufacturer(1, b"\x2f") == {} and scan.service(1, b"\xec\x01\x03") == {}

@@ -74,7 +74,7 @@ def test_form():
         (b"", "size"),
         (bytes(1025), "size"),
         (b"\x00", "kind"),
-        (b"\x04", "kind"),
+        (b"\x05", "kind"),
         (b"\x80", "kind"),
         (b"\x01\x04", "cut off"),
         (b"\x01\x04\x02Z", "cut off"),
@@ -84,6 +84,7 @@ def test_form():
         (b"\x01\x0b\x00", "tag 11"),
         (b"\x01\x7f\x00", "tag 127"),
         (b"\x02\x01\x00", "tag 1"),
+        (b"\x04\x01\x00", "tag 1"),
     ):
         assert refusal(data) == what, data
 

@@ -11,6 +11,7 @@ from ota.schedule import jitter
 _TICK = const(250)  # ms between looks at the driver
 _SETTLE = const(2000)  # ms before a refusal counts: the driver repeats itself
 _PAUSES = const(6)  # 2, 4, ... 64 s
+_UNKNOWN = const(255)
 
 # The driver's states in the words that provisioning shows.
 _WORDS = {
@@ -32,7 +33,10 @@ class Wifi:
         self.wlan = network.WLAN(network.STA_IF)
         self.wlan.active(True)
         self.state = "idle"
+        self.reason = _UNKNOWN  # the driver's number for why the last attempt failed
+        self.ssid = b""  # of the last attempt
         self._wake = asyncio.Event()
+        self._claimed = self._idle = False
 
     def up(self):
         return self.wlan.isconnected()
@@ -50,32 +54,57 @@ class Wifi:
             await asyncio.sleep_ms(_TICK)
         return True
 
-    # Credentials were written: look at once.
-    def reconfigured(self):
+    # Whoever provisions has the driver for itself from claim() until release(). Then the loop below
+    # looks at once, for there may be other credentials.
+    async def claim(self):
+        self._claimed = True
+        self._wake.set()
+        while not self._idle:
+            await asyncio.sleep_ms(_TICK)
+
+    def release(self):
+        self._claimed = False
         self._wake.set()
 
+    # [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s meanwhile, and
+    # finds nothing while it is joining; raises OSError when it will not scan.
+    def scan(self):
+        if not self.up():
+            self._leave()
+        found = {}
+        for one in self.wlan.scan():
+            if one[0] and one[3] > found.get(one[0], -999):
+                found[one[0]] = one[3]
+        return sorted(found.items(), key=lambda network: -network[1])
+
+    # Names and passwords are bytes: the standard gives them no encoding.
     def _networks(self):
         found = []
         for name in ("wifi", "wifi2"):
-            ssid = self._store.text(name + "_ssid")
+            ssid = self._store.blob(name + "_ssid")
             if ssid:
-                found.append((ssid, self._store.text(name + "_pass")))
+                found.append((ssid, self._store.blob(name + "_pass")))
         return found
 
     async def run(self):
         fails = 0
         while True:
+            self._idle = self._claimed
+            if self._claimed:
+                await self._pause(4 * _TICK)
+                continue
             if self.up():
                 self.state = "got_ip"
                 fails = 0
-                await asyncio.sleep_ms(4 * _TICK)
+                await self._pause(4 * _TICK)
                 continue
-            for ssid, password in self._networks():
-                if await self._join(ssid, password):
+            networks = self._networks()
+            for ssid, password in networks:
+                if self._claimed or await self.join(ssid, password):
                     break
             else:
                 fails += 1
-                if fails == 2:  # the first round may be the access point's reboot
+                if fails == 2 and networks:  # the first round may be the access point's reboot
                     self._journal.write("wifi", self.state)
                 await self._pause(jitter(2000 << min(fails, _PAUSES) - 1))
 
@@ -86,15 +115,21 @@ class Wifi:
         except asyncio.TimeoutError:
             pass  # nobody called: the pause is over
 
-    # One attempt at one network. The driver may be reconnecting by itself; it has to be stopped
-    # before it takes other credentials.
-    async def _join(self, ssid, password):
-        self.state = "connecting"
-        begun = time.ticks_ms()
+    # The driver may be reconnecting by itself; it has to be stopped before it does anything else.
+    def _leave(self):
         try:
             self.wlan.disconnect()
         except OSError as error:
             print("wifi: nothing to leave:", error)
+
+    # One attempt at one network.
+    async def join(self, ssid, password):
+        self.state = "connecting"
+        self.reason = _UNKNOWN
+        self.ssid = ssid
+        begun = time.ticks_ms()
+        claimed = self._claimed
+        self._leave()
         try:
             self.wlan.connect(ssid, password or None)
         except OSError as error:
@@ -104,9 +139,13 @@ class Wifi:
         while not self.up():
             await asyncio.sleep_ms(_TICK)
             took = time.ticks_diff(time.ticks_ms(), begun)
-            state = _WORDS.get(self.wlan.status(), "unknown")
+            reason = self.wlan.status()
+            state = _WORDS.get(reason, "unknown")
             refused = state in ("wrong_password", "no_ap", "assoc_fail") and took > _SETTLE
-            if refused or took > 1000 * self._store.policy("join_s"):
+            late = took > 1000 * self._store.policy("join_s")
+            if refused or late or claimed != self._claimed:
                 self.state = state
+                self.reason = reason if 0 < reason < _UNKNOWN else _UNKNOWN
                 return False
+        self.state = "got_ip"
         return True

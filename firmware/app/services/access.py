@@ -18,7 +18,7 @@ class Access:
         import bluetooth
 
         self._store = store
-        self._ble = None
+        self._radio = radio
         self._control = self._status = 0
         self._open = {}  # link -> (nonce, credential id, ticks)
         radio.add(
@@ -33,22 +33,15 @@ class Access:
         )
 
     def up(self):
-        return self._ble is not None
+        return bool(self._control)
 
     # -- what the radio tells
 
     def on_handles(self, ble, handles):
-        self._ble = ble
         self._control, self._status = handles
-
-    def on_connect(self, link):
-        pass
 
     def on_disconnect(self, link):
         self._open.pop(link, None)
-
-    def on_mtu(self, link, mtu):
-        pass
 
     def on_write(self, link, handle, data):
         if handle != self._control:
@@ -78,7 +71,7 @@ class Access:
 
     def _say(self, link, message):
         try:
-            self._ble.gatts_notify(link, self._status, message)
+            self._radio.notify(link, self._status, message)
         except OSError as error:
             print("access:", error)  # the reader has gone, or will ask again
 

@@ -1,8 +1,10 @@
 # The one owner of Bluetooth: what is advertised, which services there are, who hears of an event.
-# The advertising data is the positioning frame and never stops for an update; the scan response
-# carries the update's progress. Whoever wants GATT brings its services before open().
+# The positioning frame never stops, neither for an update nor for provisioning: when there is
+# something else to advertise, the two take turns. The scan response is the same behind both and
+# says what runs here and how far an update is. Whoever wants GATT brings its service before open().
 
 import asyncio
+import errno
 import sys
 import time
 
@@ -13,12 +15,14 @@ _CONNECT = const(1)
 _DISCONNECT = const(2)
 _WRITE = const(3)
 _MTU = const(21)
+_SMALLEST = const(23)  # bytes of a packet until both sides agree on more
 
 _NORMAL = const(100_000)  # us between advertisements
 _SLOW = const(400_000)  # while an update has the radio's other half
-_TICK = const(20)  # ms between looks at the events while somebody is connected
-_IDLE = const(200)  # and while nobody is
-_QUEUE = const(16)  # events that nobody has looked at yet
+_TURN = const(500)  # ms between looks, and for each of two frames that take turns
+_QUEUE = const(32)  # writes of one link that nobody has looked at yet, and their bytes
+_BYTES = const(2048)
+_IDLE = const(30_000)  # ms without a write until a link is cut: there are only four
 _FAILED = const(0xFE)
 _SHOWN = const(5000)  # ms for which a failure is advertised
 
@@ -37,8 +41,10 @@ class Radio:
         self._needed = store.number("ble") == _WORKS
         self._services = []  # (service as gatts_register_services takes it, its owner)
         self._owners = {}  # value handle -> owner
-        self._events = []
+        self.name = b""  # under which it is provisioned
         self._frame = b""
+        self._offer = b""
+        self._turn = False
         self._about = b""
         self._progress = b""
         self._slow = False
@@ -46,7 +52,16 @@ class Radio:
         self._quiet_ms = 0
         self._clear = None  # ticks at which the failure notice ends
         self._stale = True
-        self._links = 0
+        # The handler's, who runs at any moment: who is connected (link -> number of the connection,
+        # MTU), what was written, who writes too much.
+        self._live = {}
+        self._serial = 0
+        self._events = []
+        self._flood = None
+        self._flag = asyncio.ThreadSafeFlag()
+        # What the owners know: link -> [number of the connection, ms of silence that are allowed,
+        # ticks at which they are over].
+        self._links = {}
 
     # First thing of all, before WiFi and before the heap grows. On a board (or an emulated chip)
     # whose Bluetooth hangs or resets the chip, `ble` stays at "trying": that boot goes without,
@@ -64,6 +79,8 @@ class Radio:
             ble = bluetooth.BLE()
             ble.active(True)
             ble.irq(self._irq)
+            self.name = adverts.name(ble.config("mac")[1])
+            ble.config(gap_name=self.name)
         except (ImportError, OSError, RuntimeError) as error:
             if known == _WORKS or cause == _POWER_ON:
                 self._journal.write("ble", "failed", repr(error))
@@ -78,12 +95,13 @@ class Radio:
     def on(self):
         return self._ble is not None
 
-    # An owner has on_write(link, handle, data), on_connect(link), on_disconnect(link) and
-    # on_mtu(link, mtu), and learns its value handles by on_handles(handles).
+    # An owner has on_write(link, handle, data) and on_disconnect(link), and learns its value
+    # handles by on_handles(ble, handles).
     def add(self, service, owner):
         self._services.append((service, owner))
 
-    # Registers what was added, and goes on the air.
+    # Registers what was added, and goes on the air. The services are the same in every mode:
+    # phones and computers remember them.
     def open(self, frame):
         self._frame = frame
         if not self._ble:
@@ -109,17 +127,36 @@ class Radio:
         if self._paused is not None:
             self._ble.gap_advertise(None)
             return
-        self._ble.gap_advertise(
-            _SLOW if self._slow else _NORMAL,
-            adv_data=self._frame or adverts.FLAGS,
-            resp_data=self._progress + self._about,
-            connectable=bool(self._services),
-        )
+        data = self._frame or adverts.FLAGS
+        if self._offer and (self._turn or not self._frame):
+            data = self._offer
+        try:
+            self._ble.gap_advertise(
+                _SLOW if self._slow else _NORMAL,
+                adv_data=data,
+                resp_data=self._progress + self._about,
+                connectable=bool(self._services),
+            )
+        except OSError as error:
+            # With as many links as there can be, nobody else may connect: again when one ends.
+            print("advertising:", error)
+
+    # The positioning frame, b"" for none.
+    def position(self, frame):
+        self._frame = frame
+        self._stale = True
+
+    # What else is to be found here for the time being, b"" for nothing.
+    def offer(self, data):
+        if data != self._offer:
+            self._offer = data
+            self._stale = True
 
     # What runs here, for the scan response.
     def about(self, data):
-        self._about = data
-        self._stale = True
+        if data != self._about:
+            self._about = data
+            self._stale = True
 
     # 0-100, 0xFE failed, 0xFF rebooting; None when there is no update (any more).
     def progress(self, value):
@@ -149,49 +186,135 @@ class Radio:
         self._quiet_ms = 0
         return quiet
 
+    # -- links
+
+    # Bytes of a packet on this link.
+    def mtu(self, link):
+        return self._live[link][1] if self._same(link) else _SMALLEST
+
+    # The peer may be silent for so long before it is cut.
+    def keep(self, link, ms):
+        if link in self._links:
+            self._links[link][1] = ms
+            self._heard(link)
+
+    def _heard(self, link):
+        known = self._links[link]
+        known[2] = time.ticks_add(time.ticks_ms(), known[1])
+
+    # Raises OSError: ENOTCONN when the peer has gone (and nobody else gets to read what was for
+    # it), ENOMEM while too much waits to be sent.
+    def notify(self, link, handle, data):
+        if not self._same(link):
+            raise OSError(errno.ENOTCONN)
+        self._ble.gatts_notify(link, handle, data)
+
+    def cut(self, link):
+        if self._same(link):
+            try:
+                self._ble.gap_disconnect(link)
+            except OSError as error:
+                print("disconnecting:", error)  # it was faster
+
+    # Is this still the connection that the owners know? Handles are given out again.
+    def _same(self, link):
+        return link in self._links and link in self._live and self._of(link) == self._links[link][0]
+
+    def _of(self, link):
+        return self._live.get(link, (0, 0))[0]
+
     # -- events
 
     # Runs on the Bluetooth task, at any moment: copy, queue, return. An exception in here would
-    # remove the handler for good, and a handler that takes its time holds up the peer.
+    # remove the handler for good, and a handler that takes its time holds up the peer. Connections
+    # are not queued but kept as they are, so none is ever missed; writes are, within bounds, and
+    # who has one dropped is cut, for its next ones would make no sense.
     def _irq(self, event, data):
         try:
-            if len(self._events) >= _QUEUE:
-                return
+            link = data[0]
             if event == _WRITE:
-                link, handle = data
-                self._events.append((event, link, handle, self._ble.gatts_read(handle)))
-            elif event in (_CONNECT, _DISCONNECT):
-                self._events.append((event, data[0], 0, None))
-            elif event == _MTU:
-                self._events.append((event, data[0], data[1], None))
+                value = self._ble.gatts_read(data[1])
+                waiting = [len(one[3]) for one in self._events if one[0] == link]
+                if len(waiting) >= _QUEUE or sum(waiting) + len(value) > _BYTES:
+                    self._flood = link
+                elif link in self._live:
+                    self._events.append((link, self._of(link), data[1], value))
+            elif event == _CONNECT:
+                self._serial += 1
+                self._live[link] = (self._serial, _SMALLEST)
+            elif event == _DISCONNECT:
+                self._live.pop(link, None)
+            elif event == _MTU and link in self._live:
+                self._live[link] = (self._of(link), data[1])
+            else:
+                return
+            self._flag.set()
         except Exception as error:
             sys.print_exception(error)
 
     async def run(self):
+        turned = time.ticks_ms()
         while True:
-            while self._events:
-                self._dispatch(self._events.pop(0))
-            if self._clear is not None and time.ticks_diff(time.ticks_ms(), self._clear) > 0:
-                self.progress(None)
+            try:
+                await asyncio.wait_for_ms(self._flag.wait(), _TURN)
+            except asyncio.TimeoutError:
+                pass  # time for the next look
+            self._pump()
+            now = time.ticks_ms()
+            if time.ticks_diff(now, turned) >= _TURN:
+                turned = now
+                self._look(now)
             if self._stale:
                 self._apply()
-            await asyncio.sleep_ms(_TICK if self._links else _IDLE)
 
-    def _dispatch(self, event):
-        kind, link, handle, data = event
-        if kind == _WRITE:
-            owner = self._owners.get(handle)
-            if owner:
-                owner.on_write(link, handle, data)
-            return
-        if kind != _MTU:
-            # The controller stops advertising when somebody connects.
+    def _look(self, now):
+        if self._frame and self._offer:
+            self._turn = not self._turn
             self._stale = True
-            self._links = max(0, self._links + (1 if kind == _CONNECT else -1))
-        for _, owner in self._services:
-            if kind == _CONNECT:
-                owner.on_connect(link)
-            elif kind == _DISCONNECT:
-                owner.on_disconnect(link)
-            else:
-                owner.on_mtu(link, handle)
+        if self._clear is not None and time.ticks_diff(now, self._clear) > 0:
+            self.progress(None)
+        for link in list(self._links):
+            if time.ticks_diff(now, self._links[link][2]) > 0:
+                self.cut(link)
+
+    # What was written first, then who came and went: the last words of somebody who has gone
+    # still count.
+    def _pump(self):
+        while self._events:
+            link, serial, handle, value = self._events.pop(0)
+            if link not in self._links or self._links[link][0] != serial:
+                self._settle()
+            if link in self._links and self._links[link][0] == serial:
+                self._heard(link)
+                owner = self._owners.get(handle)
+                if owner:
+                    self._tell(owner.on_write, link, handle, value)
+        self._settle()
+        if self._flood is not None:
+            self.cut(self._flood)
+            self._flood = None
+
+    def _settle(self):
+        live = dict(self._live)
+        for link in list(self._links):
+            if link not in live or live[link][0] != self._links[link][0]:
+                del self._links[link]
+                self._stale = True
+                for _, owner in self._services:
+                    self._tell(owner.on_disconnect, link)
+        for link in live:
+            if link not in self._links:
+                # The controller stops advertising when somebody connects.
+                self._stale = True
+                self._links[link] = [live[link][0], _IDLE, 0]
+                self._heard(link)
+
+    # Nothing that a peer can write may end this task: that would take Bluetooth along.
+    def _tell(self, call, link, *args):
+        try:
+            call(link, *args)
+        except Exception as error:
+            from supervise import describe
+
+            self._journal.write("ble", "handler", describe(error))
+            self.cut(link)

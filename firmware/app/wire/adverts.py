@@ -9,6 +9,8 @@ MAX_VERSION = 20  # what a scan response holds beside the progress
 PROVISIONED = 1
 TRIAL = 2  # the running release is not confirmed
 INSECURE = 4  # a build that accepts unsigned releases
+LOCKED = 8  # too many wrong PINs
+HELD = 16  # its button is being held: at ten seconds it forgets everything
 
 FLAGS = b"\x02\x01\x06"  # general discoverable, no BR/EDR
 _MANUFACTURER = 0xFF
@@ -17,7 +19,7 @@ _PROGRESS = b"\x59\x00"  # company 0x0059
 _SERVICES = b"\x03\x03\xff\xff"  # complete list of 16-bit services: BluFi
 _NAME = 0x09
 _SERVICE_DATA = 0x16
-_STATUS = b"\xff\xff\xbe"
+_STATUS = b"\xff\xff\xbe"  # company 0xFFFF, for whoever has no number
 _EC1 = b"\xff\xff\xec\x01"  # version 1
 
 
@@ -37,9 +39,10 @@ def progress(value):
     return structure(_MANUFACTURER, _PROGRESS + bytes((value,)))
 
 
-# What runs here, for the scan response: flags and the release's version, as much as fits.
+# What runs here, for the scan response: flags and the release's version, as much as fits. It is no
+# service data, for computers merge both packets and keep one value per service, and per company.
 def status(flags, version):
-    return structure(_SERVICE_DATA, _STATUS + bytes((flags,)) + version.encode()[:MAX_VERSION])
+    return structure(_MANUFACTURER, _STATUS + bytes((flags,)) + version.encode()[:MAX_VERSION])
 
 
 # The name under which a beacon is provisioned, and by which both sides of the key exchange know

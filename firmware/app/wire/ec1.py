@@ -6,7 +6,7 @@
 #   S_HELLO  beacon   nonce[16] x[32] y[32]     suite 11: ECDH with a long proof of possession
 #   C_FIN    client   tag[16]                   both: AES-128-CCM records afterwards
 #   S_FIN    beacon   tag[16]
-#   ABORT    either   code
+#   ABORT    either   code              a beacon adds u8 failures so far, u16 BE seconds to wait
 #
 # The client confirms first: who only plays the client learns nothing to test PINs with, and the
 # beacon can count failures. The bytes and the order of hashing are here; each side brings its own
@@ -41,6 +41,8 @@ A_POINT = const(3)
 A_CONFIRM = const(4)
 A_LOCKED = const(5)
 A_STATE = const(6)
+A_CLOSED = const(7)  # nobody may provision now: press the button
+A_WAIT = const(8)  # too soon after a failure
 
 NONCE = const(16)
 TAG = const(16)
@@ -51,14 +53,18 @@ MAX_POP = const(255)
 _HEADER = const(4)
 _HELLO = const(80)
 _SECRET = const(48)  # 16 bytes more than the modulus has: w is not biased
+_ABORT = const(4)  # the long form
 
 
-# The exchange is over: by our judgement, or because the peer said so.
+# The exchange is over: by our judgement, or because the peer said so. A beacon that judges secrets
+# also says how many guesses have failed, and for how many seconds it hears no other.
 class Abort(Exception):
-    def __init__(self, code, by_peer=False):
+    def __init__(self, code, by_peer=False, failures=None, wait=0):
         super().__init__("ec1 abort %d" % code)
         self.code = code
         self.by_peer = by_peer
+        self.failures = failures
+        self.wait = wait
 
 
 # Whether a negotiation payload is ours; Espressif's phones begin with 00 to 04.
@@ -70,6 +76,14 @@ def build(type_, suite, body):
     return bytes((MAGIC, VERSION, type_, suite)) + body
 
 
+# The message that tells the peer of an Abort.
+def refusal(abort, suite):
+    body = bytes((abort.code,))
+    if abort.failures is not None:
+        body += bytes((min(abort.failures, 255),)) + min(abort.wait, 0xFFFF).to_bytes(2, "big")
+    return build(ABORT, suite, body)
+
+
 # The body of the one message that may come now, or Abort. `suites` are those acceptable.
 def parse(data, type_, suites):
     if len(data) < _HEADER or data[0] != MAGIC:
@@ -78,7 +92,9 @@ def parse(data, type_, suites):
         raise Abort(A_VERSION)
     size = len(data) - _HEADER
     if data[2] == ABORT and size == 1:
-        raise Abort(data[_HEADER], True)
+        raise Abort(data[4], True)
+    if data[2] == ABORT and size == _ABORT:
+        raise Abort(data[4], True, data[5], data[6] << 8 | data[7])
     if data[2] != type_ or size != (_HELLO if type_ in (C_HELLO, S_HELLO) else TAG):
         raise Abort(A_STATE)
     if data[3] not in suites:

@@ -4,6 +4,7 @@
 _UUID16 = 0xFFFF
 _APPLE = 0x004C
 _COMPANY = 0x0059
+_NOBODY = 0xFFFF
 
 
 # The AD structures of a payload as (kind, data), up to the first that is cut off or empty.
@@ -37,26 +38,24 @@ def read(*payloads):
     return found
 
 
-# Manufacturer data: `ibeacon` (UUID, major and minor, 20 bytes) with `power` in dBm, or `progress`
-# (0-100 percent, 0xFE failed, 0xFF rebooting).
+# Manufacturer data: `ibeacon` (UUID, major and minor, 20 bytes) with `power` in dBm, `progress`
+# (0-100 percent, 0xFE failed, 0xFF rebooting), or a status's `flags` and `version`.
 def manufacturer(company, data):
     if company == _APPLE and len(data) == 23 and data[0] == 0x02 and data[1] == 0x15:
         power = data[22]
         return {"ibeacon": data[2:22], "power": power - 256 if power > 127 else power}
     if company == _COMPANY and len(data) == 1 and (data[0] <= 100 or data[0] >= 0xFE):
         return {"progress": data[0]}
-    return {}
-
-
-# Service data: `flags` and `version` of a status, or `suites` of EC1 version 1.
-def service(uuid16, data):
-    if uuid16 != _UUID16:
-        return {}
-    if len(data) == 3 and data[0] == 0xEC and data[1] == 1:
-        return {"suites": data[2]}
-    if len(data) >= 2 and data[0] == 0xBE:
+    if company == _NOBODY and len(data) >= 2 and data[0] == 0xBE:
         try:
             return {"flags": data[1], "version": data[2:].decode()}
         except ValueError:
             return {}
+    return {}
+
+
+# Service data: `suites` of EC1 version 1.
+def service(uuid16, data):
+    if uuid16 == _UUID16 and len(data) == 3 and data[0] == 0xEC and data[1] == 1:
+        return {"suites": data[2]}
     return {}

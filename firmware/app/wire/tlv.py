@@ -4,6 +4,7 @@
 #   CONFIG       client -> beacon   settings, by the names under which the beacon stores them
 #   QUERY        client -> beacon   nothing; asks for a STATE
 #   CREDENTIALS  client -> beacon   all that open the door from now on, as wire/access.py has them
+#   FORGET       client -> beacon   nothing; the beacon goes back to how it left the factory
 #   STATE        beacon -> client   who it is, what it runs, how its first exchange went
 #
 # Fields come in rising order of their tags, each at most once, so there is one way to write a
@@ -23,6 +24,7 @@ except ImportError:  # CPython
 CONFIG = const(0x01)
 QUERY = const(0x02)
 CREDENTIALS = const(0x03)
+FORGET = const(0x04)
 STATE = const(0x81)
 
 MAX_SIZE = const(1024)
@@ -47,6 +49,7 @@ _FIELDS = {
         (0x0A, "wifi2_pass", _BYTES, 0, 64),
     ),
     QUERY: (),
+    FORGET: (),
     STATE: (
         (0x01, "beacon_id", _TEXT, 1, 64),
         (0x02, "version", _TEXT, 1, 64),

@@ -1,0 +1,103 @@
+# The network that a client names: taken apart from the ones in NVS, tried while those are kept, and
+# stored only once it works. An attempt goes on when the client leaves.
+
+import asyncio
+import sys
+
+from wire import blufi, wifi
+from wire.blufi import E_FORMAT, E_SCAN, E_STATE, Refused
+
+
+class Network:
+    def __init__(self, server):
+        self._server = server
+        self._ssid = b""
+        self._password = b""
+        self._reason = wifi.UNKNOWN_REASON
+        self.state = None  # of the attempt
+
+    def trying(self):
+        return self.state == wifi.CONNECTING
+
+    # Takes what has to do with networks; True when there is something to be told soon.
+    async def take(self, kind, data, send):
+        if kind == blufi.SET_OPMODE:
+            if data != bytes((wifi.OPMODE_STA,)):
+                raise Refused(E_FORMAT)  # it is nobody's access point
+        elif kind == blufi.STA_SSID:
+            if not 0 < len(data) <= wifi.MAX_SSID:
+                raise Refused(E_FORMAT)
+            self._ssid = data
+            self._password = b""
+        elif kind == blufi.STA_PASSWORD:
+            if len(data) > wifi.MAX_PASSWORD:
+                raise Refused(E_FORMAT)
+            self._password = data
+        elif kind == blufi.CONNECT:
+            self._connect()
+        elif kind == blufi.GET_STATUS:
+            send(blufi.REPORT, self.report())
+        elif kind == blufi.GET_LIST:
+            send(blufi.LIST, await self._list())
+
+    def _connect(self):
+        if not self._ssid:
+            raise Refused(E_FORMAT)
+        if self.trying():
+            raise Refused(E_STATE)
+        self.state = wifi.CONNECTING
+        self._server.network = self
+        asyncio.create_task(self._attempt(self._ssid, self._password))
+
+    # A task of its own without a supervisor: nothing may come out of it.
+    async def _attempt(self, ssid, password):
+        beacon = self._server.beacon
+        station = beacon.wifi
+        store = beacon.store
+        await station.claim()
+        try:
+            known = ssid == station.ssid == store.blob("wifi_ssid") and station.up()
+            if known and password == store.blob("wifi_pass") or await station.join(ssid, password):
+                store.put_all({"wifi_ssid": ssid, "wifi_pass": password or None})
+                self.state = wifi.CONNECTED
+                self._server.changed()
+                if store.policy("legacy"):
+                    store.set_policy("legacy", 0)  # Espressif's app gets in once
+                beacon.settled()
+            else:
+                self._reason = station.reason
+                self.state = wifi.FAILED
+        except Exception as error:
+            sys.print_exception(error)
+            beacon.journal.write("blufi", "network", repr(error))
+            self.state = wifi.FAILED
+        station.release()
+        self._server.network = None
+
+    # How it stands: with the attempt while there was one, else with the network there is.
+    def report(self):
+        station = self._server.beacon.wifi
+        if self.trying():
+            return wifi.build_report(wifi.CONNECTING, ssid=self._ssid)
+        if self.state == wifi.FAILED:
+            return wifi.build_report(wifi.FAILED, ssid=self._ssid, reason=self._reason)
+        if not station.up():
+            return wifi.build_report(wifi.FAILED, ssid=station.ssid, reason=station.reason)
+        try:
+            rssi = station.wlan.status("rssi")
+        except OSError:
+            rssi = wifi.UNKNOWN_RSSI  # it has just been lost
+        return wifi.build_report(wifi.CONNECTED, ssid=station.ssid, rssi=rssi)
+
+    async def _list(self):
+        station = self._server.beacon.wifi
+        if self.trying():
+            raise Refused(E_SCAN)
+        await station.claim()
+        try:
+            return wifi.build_list(station.scan())
+        except OSError as error:
+            print("wifi: scan:", error)
+            raise Refused(E_SCAN)
+        finally:
+            station.release()

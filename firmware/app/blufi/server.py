@@ -1,0 +1,192 @@
+# Provisioning, as much of it as is always loaded: the GATT service, when it is open, and one client
+# at a time. The session is imported when a client comes and given back when it has gone.
+
+import asyncio
+import sys
+import time
+
+from lazy import forget
+from micropython import const
+from wire import adverts
+
+_WRITE = const(0x0008)
+_READ_NOTIFY = const(0x0012)
+_BUFFER = const(512)  # the longest write there is; a frame has at most 261 bytes
+_LOOK = const(1000)  # ms between looks at the window
+_FRAMES = const(96)  # that wait for a session which computes, and their bytes
+_BYTES = const(4096)
+_GOODBYE = const(200)  # ms for the last notification to get out
+_LONG = const(100_000)  # s that are counted without a network
+_KEY = const(32)
+_ENROLLED = const(160)  # bytes of a PIN's record
+_LOCK = const(10)  # wrong guesses
+
+_NEVER = const(0)  # policy `blufi`
+_ALWAYS = const(2)
+
+# What a client hears while provisioning is closed, ready made: ERROR "security", and to EC1
+# "closed".
+_CLOSED = b"\x49\x04\x00\x01\x04"
+_CLOSED_EC1 = b"\x01\x04\x00\x05\xec\x01\x7f\x21\x07"
+
+
+# Why provisioning is open, "" while it is not. `fresh`: it was never provisioned; `button`: ms for
+# which somebody who is there opened it; `lost`: seconds without any network, of `limit` allowed.
+def opened(policy, fresh, button, lost, limit):
+    if policy == _NEVER:
+        return ""
+    if button > 0:
+        return "button"
+    if fresh:
+        return "new"
+    return "lost" if policy == _ALWAYS and lost >= limit else ""
+
+
+class Server:
+    def __init__(self, beacon):
+        import bluetooth
+
+        store = beacon.store
+        self.beacon = beacon
+        self._rx = self.tx = 0
+        self._link = None  # who is served
+        self.gone = True  # and has left
+        self._frames = []
+        self._wake = asyncio.Event()
+        self._why = ""
+        self._button = 0  # ms
+        self._lost = 0  # s
+        self._looked = self.failed = time.ticks_ms()
+        # Guesses at the PIN that were not right, and the ticks of the last: the handshake's.
+        self.failures = store.number("pin_fail")
+        self._suites = 1 if len(store.blob("pop")) else 0
+        self._suites |= 2 if len(store.blob("pin_w", _ENROLLED)) else 0
+        self.network = None  # an attempt to join one, which outlives the client
+        self.changed()
+        service = (
+            (bluetooth.UUID(0xFF01), _WRITE),
+            (bluetooth.UUID(0xFF02), _READ_NOTIFY),
+        )
+        beacon.radio.add((bluetooth.UUID(0xFFFF), service), self)
+
+    # -- the window
+
+    # The settings may have. Provisioned is who has a network, and the key that the orchestrator
+    # knows it by.
+    def changed(self):
+        store = self.beacon.store
+        key = store.blob("beacon_key")
+        self.provisioned = bool(store.blob("wifi_ssid")) and len(key) == _KEY
+
+    def locked(self):
+        return self.failures >= _LOCK
+
+    # Somebody is there: pressed the button, or left before all was well.
+    def open(self, still=True):
+        self._button = 1000 * self.beacon.store.policy("open_s") if still else 0
+        self.look()
+
+    def look(self):
+        beacon = self.beacon
+        policy = beacon.store.policy
+        passed = time.ticks_diff(time.ticks_ms(), self._looked)
+        if passed >= _LOOK:
+            self._looked = time.ticks_ms()
+            self._button = max(0, self._button - passed)
+            self._lost = min(self._lost + passed // 1000, _LONG)
+        if beacon.wifi.state == "got_ip":
+            self._lost = 0
+        why = ""
+        if self._suites or policy("legacy"):
+            why = opened(
+                policy("blufi"), not self.provisioned, self._button, self._lost, policy("lost_s")
+            )
+        if why != self._why:
+            self._why = why
+            print("provisioning:", why or "closed")
+            name = beacon.radio.name
+            beacon.radio.offer(adverts.provisionable(name, self._suites) if why else b"")
+
+    # -- what the radio tells
+
+    def on_handles(self, ble, handles):
+        self._rx, self.tx = handles
+        ble.gatts_set_buffer(self._rx, _BUFFER)
+
+    def on_disconnect(self, link):
+        if link == self._link:
+            self.gone = True
+            self._wake.set()
+
+    def on_write(self, link, handle, data):
+        if handle != self._rx:
+            return
+        if self._link is None:
+            if not self._why:
+                self._refuse(link, data)
+                return
+            self._link = link
+            self.gone = False
+        waiting = sum([len(frame) for frame in self._frames])
+        full = len(self._frames) >= _FRAMES or waiting + len(data) > _BYTES
+        if full or self.gone or link != self._link:
+            self.beacon.radio.cut(link)  # one at a time, and not too fast
+            return
+        self._frames.append(data)
+        self._wake.set()
+
+    def _refuse(self, link, frame):
+        at = 6 if len(frame) > 1 and frame[1] & 0x10 else 4
+        ours = frame[:1] == b"\x01" and frame[at : at + 1] == b"\xec"
+        radio = self.beacon.radio
+        try:
+            radio.notify(link, self.tx, _CLOSED_EC1 if ours else _CLOSED)
+        except OSError as error:
+            print("blufi:", error)
+        radio.keep(link, _GOODBYE)
+
+    # -- the session
+
+    # The next frame, None when there is none for `ms` or the client has gone.
+    async def frame(self, ms):
+        if not self._frames and not self.gone:
+            await self._pause(ms)
+        return self._frames.pop(0) if self._frames and not self.gone else None
+
+    async def _pause(self, ms):
+        self._wake.clear()
+        try:
+            await asyncio.wait_for_ms(self._wake.wait(), ms)
+        except asyncio.TimeoutError:
+            pass  # nobody came
+
+    async def run(self):
+        while True:
+            self.look()
+            if self._link is None:
+                await self._pause(_LOOK)
+            if self._link is not None:
+                await self._serve(self._link)
+
+    # Whatever a client can make of it, the next one finds everything as it was. Dying is no way
+    # out: a task that dies three times resets the chip, and no client may do that.
+    async def _serve(self, link):
+        modules = ()
+        try:
+            from blufi import session
+
+            modules = session.MODULES
+            await session.Session(self, link).run()
+        except Exception as error:
+            from supervise import describe
+
+            sys.print_exception(error)
+            self.beacon.journal.write("blufi", "crash", describe(error))
+        session = None
+        if not self.gone:
+            await asyncio.sleep_ms(_GOODBYE)
+            self.beacon.radio.cut(link)
+        self._frames.clear()
+        self._link = None
+        self.gone = True
+        forget("blufi.session", *modules)

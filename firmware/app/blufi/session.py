@@ -1,0 +1,223 @@
+# One client's session, from its first frame to its end. What may be said when:
+#
+#   at first         version, negotiation, goodbye; anything else in the clear ends it
+#   EC1              the client has proved a secret: everything, sealed, and nothing else
+#   Espressif's own  (policy `legacy`) networks only, names and passwords never in the clear
+#
+# One frame at a time and everything in the main loop: there is nothing here that a second frame
+# could overtake.
+
+import asyncio
+import errno
+
+from lazy import forget
+from micropython import const
+from wire import blufi
+from wire.blufi import (
+    E_DECRYPT,
+    E_FORMAT,
+    E_SECURITY,
+    ERROR,
+    NEGOTIATE,
+    Link,
+    Refused,
+)
+
+# What nobody needs any more once there are keys, and what nobody else needs at all.
+EXCHANGE = (
+    "blufi.handshake",
+    "crypto.exchange",
+    "crypto.p256",
+    "crypto.base",
+    "crypto.hkdf",
+    "wire.ec1",
+    "wire.spake2",
+)
+MODULES = EXCHANGE + (
+    "blufi.settings",
+    "blufi.network",
+    "crypto.blufi_v1",
+    "crypto.ccm",
+    "wire.blufi",
+    "wire.records",
+    "wire.tlv",
+    "wire.wifi",
+)
+
+_CLEAR = const(0)
+_EC1 = const(1)
+_V1 = const(2)
+
+_MAGIC = const(0xEC)  # wire.ec1 is loaded when it is needed
+_SEALED = const(0x22)
+_LOOK = const(250)  # ms between looks at what there is to tell
+_MISTAKES = const(8)  # malformed frames that a session may bring
+_STRANGER = const(60_000)  # ms of silence before a secret is proved
+_FRIEND = const(300_000)  # and afterwards: people look for passwords
+_TRIES = const(250)  # to get a notification out, 20 ms apart
+
+
+class Session:
+    def __init__(self, server, link):
+        self._server = server
+        self._peer = link
+        self._link = Link(True)
+        self._level = _CLEAR
+        self._exchange = None
+        self._negotiation = None
+        self._settings = None
+        self._mistakes = 0
+        self._over = False
+
+    async def run(self):
+        radio = self._server.beacon.radio
+        self._legacy = self._server.beacon.store.policy("legacy") == 1
+        # People with Espressif's app type passwords before they send the first one.
+        radio.keep(self._peer, _FRIEND if self._legacy else _STRANGER)
+        while not self._over and not self._server.gone:
+            frame = await self._server.frame(_LOOK)
+            self._server.look()
+            if frame is None:
+                if self._settings:
+                    self._settings.tell(self.send)
+            else:
+                await self._take(frame)
+            await self._flush()
+        if self._settings:
+            self._settings.end()
+
+    async def _take(self, frame):
+        try:
+            message = self._link.receive(frame)
+        except Refused as error:
+            # After a frame that does not open, none will: the session is over.
+            self._error(error.code, error.code == E_DECRYPT)
+            return
+        if message is None:
+            return
+        kind = message.type
+        if not self._permitted(message):
+            self._error(E_SECURITY, True)
+        elif kind == NEGOTIATE:
+            await self._negotiate(message.data)
+        elif kind == blufi.SET_SECURITY:
+            if self._level == _V1 and len(message.data) == 1:
+                self._link.protect(message.data[0])
+        elif kind == blufi.GET_VERSION:
+            self.send(blufi.VERSION, blufi.PROTOCOL)
+        elif kind == blufi.DISCONNECT_BLE:
+            self._over = True
+        elif kind not in (blufi.ACK, ERROR):
+            await self._provision(message)
+
+    def _permitted(self, message):
+        kind = message.type
+        if self._level == _EC1:
+            return message.sealed or kind in (blufi.ACK, ERROR, NEGOTIATE)
+        if blufi.in_clear(kind):
+            return True
+        # Espressif's app seals names and passwords, but not every request.
+        return self._level == _V1 and (
+            message.sealed or kind in (blufi.CONNECT, blufi.GET_STATUS, blufi.GET_LIST)
+        )
+
+    # What a peer did wrong. It may go on, unless that went too far, or too often.
+    def _error(self, code, fatal=False):
+        self.send(ERROR, bytes((code,)))
+        self._blame(fatal)
+
+    def _blame(self, fatal):
+        self._mistakes += 1
+        if fatal or self._mistakes > _MISTAKES:
+            self._over = True
+
+    def send(self, kind, data=b""):
+        self._link.send(kind, data)
+
+    # Frames have to go out in the order in which they are made, each of them once.
+    async def _flush(self):
+        radio = self._server.beacon.radio
+        self._link.mtu = radio.mtu(self._peer)
+        while not self._server.gone:
+            frame = self._link.transmit()
+            if frame is None:
+                return
+            for _ in range(_TRIES):
+                try:
+                    radio.notify(self._peer, self._server.tx, frame)
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOMEM:
+                        self._over = True
+                        return
+                await asyncio.sleep_ms(20)
+            else:
+                self._over = True
+                return
+
+    # -- agreeing on a key
+
+    async def _negotiate(self, data):
+        if data and data[0] == _MAGIC:
+            await self._ec1(data)
+        elif self._legacy and self._level != _EC1:
+            await self._v1(data)
+        elif data and data[0] <= 4:
+            # Espressif's app. Left alone, it would send the password in the clear now.
+            self._error(E_SECURITY, True)
+            self.send(NEGOTIATE, b"\0")
+        else:
+            self._error(E_FORMAT)
+
+    async def _ec1(self, data):
+        if self._exchange is None:
+            from blufi.handshake import Handshake
+
+            self._exchange = Handshake(self._server, self._level != _CLEAR)
+        exchange = self._exchange
+        reply = await exchange.take(data)
+        if reply:
+            self.send(NEGOTIATE, reply)
+            await self._flush()
+        if exchange.pending():
+            await exchange.work()
+            return
+        if exchange.keys:
+            from crypto.ccm import Ccm
+            from wire.records import Records
+
+            self._link.protect(_SEALED, Records(Ccm, exchange.keys, True))
+            self._level = _EC1
+            self._server.beacon.radio.keep(self._peer, _FRIEND)
+        else:
+            self._blame(exchange.fatal)
+        self._exchange = exchange = None
+        forget(*EXCHANGE)
+
+    async def _v1(self, data):
+        if self._negotiation is None:
+            from crypto.blufi_v1 import Negotiation
+
+            self._negotiation = Negotiation()
+        try:
+            public = self._negotiation.receive(data)
+        except Refused as error:
+            self._error(error.code)
+            return
+        if public:
+            self.send(NEGOTIATE, public)
+            await self._flush()
+            self._link.protect(0, self._negotiation.cipher)
+            self._level = _V1
+
+    # -- what it is all for
+
+    async def _provision(self, message):
+        if self._settings is None:
+            from blufi.settings import Settings
+
+            self._settings = Settings(self._server, self._level == _EC1)
+        try:
+            await self._settings.take(message, self.send)
+        except Refused as error:
+            self._error(error.code)

@@ -1,0 +1,127 @@
+# What a client asks for and is told once there is a session: networks, settings, credentials, and
+# how the beacon is getting on with them.
+
+import asyncio
+from binascii import hexlify, unhexlify
+
+import factory
+import machine
+from micropython import const
+from services import positioning
+from wire import blufi, tlv
+from wire.blufi import E_SECURITY, Refused
+
+from blufi.network import Network
+
+_FAREWELL = const(1000)  # ms between the last word and the reset
+
+
+class Settings:
+    # `trusted`: the client has proved a secret. Espressif's app has not: networks only.
+    def __init__(self, server, trusted):
+        self._server = server
+        self._beacon = server.beacon
+        self._trusted = trusted
+        self._network = server.network or Network(server)
+        self._told = self._network.state
+        self._state = None  # the last STATE that was sent unasked
+        self._watched = False
+
+    async def take(self, message, send):
+        kind = message.type
+        if kind != blufi.CUSTOM:
+            await self._network.take(kind, message.data, send)
+            self._watched = self._watched or kind == blufi.CONNECT
+        elif not self._trusted:
+            raise Refused(E_SECURITY)
+        else:
+            send(blufi.CUSTOM, self._custom(message.data))
+
+    # Anything new for a client who waits?
+    def tell(self, send):
+        state = self._network.state
+        if state != self._told:
+            self._told = state
+            send(blufi.REPORT, self._network.report())
+        if self._watched and self._trusted:
+            state = self._describe()
+            if state != self._state:
+                self._state = state
+                send(blufi.CUSTOM, state)
+
+    # The client goes. Unless all is well, there is something left to be put right.
+    def end(self):
+        if not self._watched or not self._trusted:
+            return
+        self._server.open(self._beacon.agent.word != "ok")
+
+    # -- custom data: a message, and the STATE that answers it
+
+    def _custom(self, data):
+        try:
+            kind, fields = tlv.decode(data)
+            if kind == tlv.CONFIG:
+                self._configure(fields)
+            elif kind == tlv.CREDENTIALS:
+                self._beacon.store.put("creds", fields["creds"] or None)
+            elif kind == tlv.FORGET:
+                self._forget()
+            elif kind != tlv.QUERY:
+                return self._describe("message")
+        except tlv.Malformed as error:
+            return self._describe(error.field or "message")
+        except OSError as error:
+            print("settings:", error)
+            return self._describe("storage")
+        return self._describe()
+
+    # All of it or nothing. What is empty is taken away.
+    def _configure(self, fields):
+        beacon = self._beacon
+        values = {}
+        for name in fields:
+            value = fields[name]
+            values[name] = value.encode() if isinstance(value, str) else value
+            if values[name] == b"":
+                values[name] = None
+        if "wifi2_ssid" in fields and "wifi2_pass" not in fields:
+            values["wifi2_pass"] = None
+        if "beacon_key" in fields and not beacon.store.text("beacon_id"):
+            values["beacon_id"] = self._id().encode()
+        beacon.store.put_all(values)
+        if "ibeacon" in fields:
+            beacon.radio.position(positioning.frame(beacon.store))
+        self._watched = True
+        self._server.changed()
+        beacon.settled()
+
+    # Who it is: the name it was given, or one that its chip gives it.
+    def _id(self):
+        given = self._beacon.store.text("beacon_id")
+        return given or "beacon-" + hexlify(machine.unique_id()).decode()
+
+    def _forget(self):
+        self._beacon.journal.write("blufi", "forgot")
+        factory.forget(self._beacon.store)
+        asyncio.create_task(_reset())
+
+    def _describe(self, refused=None):
+        beacon = self._beacon
+        up = beacon.wifi.state == "got_ip"
+        return tlv.encode(
+            tlv.STATE,
+            {
+                "beacon_id": self._id(),
+                "version": beacon.version[:64],
+                "image": unhexlify(beacon.image) if beacon.image else None,
+                "ip": beacon.wifi.wlan.ifconfig()[0] if up else None,
+                "poll": beacon.agent.word,
+                "device_type": beacon.device_type,
+                "refused": refused,
+            },
+        )
+
+
+async def _reset():
+    await asyncio.sleep_ms(_FAREWELL)
+    machine.reset()

@@ -1,0 +1,46 @@
+# A press of the button, from its beginning to its end: a short one opens provisioning, ten seconds
+# make the beacon forget what it was given, and a second within ten seconds of power-on unlocks the
+# PIN: whoever does that has the beacon in his hands. On most C3 boards the button is BOOT (GPIO 9),
+# which starts the chip's own loader when it is held while the power comes; hence "within".
+
+import asyncio
+import time
+
+import machine
+from micropython import const
+
+_LOOK = const(50)  # ms
+_SHORT = const(5000)
+_FORGET = const(10_000)
+_UNLOCK = const(1000)
+_EARLY = const(10_000)
+_POWER_ON = const(1)
+
+
+async def see(beacon, button, begun):
+    since = time.ticks_ms()
+    early = beacon.cause == _POWER_ON and time.ticks_diff(since, begun) < _EARLY
+    held = 0
+    button.show(True)
+    while button.pressed():
+        held = time.ticks_diff(time.ticks_ms(), since)
+        if early and held >= _UNLOCK:
+            early = False
+            _unlock(beacon)
+        if held >= _FORGET:
+            import factory
+
+            beacon.journal.write("button", "forgot")
+            factory.forget(beacon.store)
+            machine.reset()
+        await asyncio.sleep_ms(_LOOK)
+    button.show(False)
+    if held < _SHORT:
+        beacon.blufi.open()
+
+
+def _unlock(beacon):
+    if beacon.blufi.failures:
+        beacon.blufi.failures = 0
+        beacon.store.put("pin_fail", None)
+        beacon.journal.write("button", "unlocked")
