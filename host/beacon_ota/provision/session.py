@@ -36,18 +36,54 @@ _ABORTS: dict[int, BeaconOtaError] = {
     ec1.A_VERSION: InputError("ec1_version", "the beacon speaks another version of EC1"),
     ec1.A_SUITE: InputError("ec1_suite", "the beacon does not take this kind of secret"),
     ec1.A_POINT: InputError("ec1_point", "a public point was refused"),
-    ec1.A_CONFIRM: DeniedError(
-        "wrong_secret", "the PIN or proof of possession is not the beacon's"
-    ),
-    ec1.A_LOCKED: DeniedError(
-        "locked", "too many failures: power-cycle the beacon with its button held"
-    ),
     ec1.A_STATE: InputError("ec1_state", "a message out of turn"),
+    ec1.A_CLOSED: DeniedError(
+        "closed", "the beacon will not be provisioned now: press its button shortly"
+    ),
 }
+MAX_FAILURES = 10
+
+
+class SecretError(DeniedError):
+    """A PIN or proof of possession that does not count: ``wrong_secret``, ``too_soon``, ``locked``.
+
+    Args:
+        failures: wrong ones so far, as the beacon counts; None when it did not say.
+        wait: seconds until it hears the next.
+    """
+
+    def __init__(self, code: str, message: str, failures: int | None = None, wait: int = 0):
+        super().__init__(code, message)
+        self.failures, self.wait = failures, wait
 
 
 def failure(abort: ec1.Abort) -> BeaconOtaError:
     """Return the named error for an abort, ours or the beacon's."""
+    if abort.code == ec1.A_LOCKED or (abort.failures or 0) >= MAX_FAILURES:
+        return SecretError(
+            "locked",
+            f"{MAX_FAILURES} wrong secrets in a row have locked the beacon: cut its power, give it "
+            "back, and within ten seconds hold the button for two",
+            abort.failures,
+        )
+    if abort.code == ec1.A_CONFIRM and not abort.by_peer:
+        return SecretError("wrong_secret", "the beacon does not know this secret: an impostor?")
+    if abort.code == ec1.A_CONFIRM:
+        count = f" ({abort.failures} of {MAX_FAILURES})" if abort.failures else ""
+        return SecretError(
+            "wrong_secret",
+            f"that is not the PIN or proof of possession on this beacon's label{count}; it hears "
+            f"the next one in {abort.wait} s",
+            abort.failures,
+            abort.wait,
+        )
+    if abort.code == ec1.A_WAIT:
+        return SecretError(
+            "too_soon",
+            f"after {abort.failures} wrong secrets the beacon hears the next one in {abort.wait} s",
+            abort.failures,
+            abort.wait,
+        )
     known = _ABORTS.get(abort.code)
     if known is None:
         return InputError("ec1_abort", "the beacon gave an unknown reason", found=abort.code)

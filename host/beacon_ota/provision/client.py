@@ -1,0 +1,387 @@
+"""A provisioning session with one beacon, message by message.
+
+    async with Client(sighting.device, sighting.name, radio) as beacon:
+        await beacon.prove(pin="73914826")
+        state = await beacon.query()
+        await beacon.configure(beacon_key=key, orch_url="http://orchestrator.local:8080")
+        await beacon.join(b"site", b"correct horse", tell=print)
+        await beacon.online()
+
+What goes wrong has a name and says what to do. Nothing is sent in the clear but the exchange of keys.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from beacon_ota.errors import DeniedError, InputError, ReachError
+from beacon_ota.provision.gatt import Gatt
+from beacon_ota.provision.session import SEALED, Initiator, failure
+from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.wire import blufi, ec1, tlv, wifi
+from beacon_ota.wire.blufi_names import error_name, reason_name, type_name
+
+if TYPE_CHECKING:
+    from bleak.backends.device import BLEDevice
+
+ANSWER_S = 10.0  # for anything that takes the beacon no thought
+THOUGHT_S = 20.0  # for its part of the exchange
+SCAN_S = 25.0
+JOIN_S = 60.0  # for a network, attempts and DHCP included
+ONLINE_S = 90.0  # for the first authenticated poll
+
+_WRONG = ("wrong_password", "handshake_timeout")
+_UNSEEN = ("no_such_network", "beacon_timeout", "incompatible_security", "weak_signal")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a beacon says of itself (STATE of ``wire/tlv.py``)."""
+
+    beacon_id: str = ""
+    version: str = ""
+    image: str = ""
+    ip: str = ""
+    poll: str = "none"
+    device_type: str = ""
+    refused: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields for ``--json``."""
+        return {key: value or None for key, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Report:
+    """How it stands with its WiFi: ``connected``, ``connecting``, ``no_address``, ``failed``."""
+
+    word: str
+    ssid: bytes = b""
+    rssi: int | None = None
+    reason: str = ""
+
+
+_WORDS = {
+    wifi.CONNECTED: "connected",
+    wifi.FAILED: "failed",
+    wifi.CONNECTING: "connecting",
+    wifi.NO_ADDRESS: "no_address",
+}
+
+
+class Client:
+    """A session; use it as ``async with``.
+
+    Args:
+        device: what a scan found, or an address.
+        name: under which the beacon advertises: both sides of the exchange hash it.
+        radio: which adapter or room.
+        mtu: see :class:`~beacon_ota.provision.gatt.Gatt`.
+    """
+
+    def __init__(
+        self, device: "BLEDevice | str", name: str, radio: Radio, *, mtu: int | None = None
+    ):
+        self.name = name
+        self._gatt = Gatt(device, name, radio, mtu=mtu)
+        self._link = blufi.Link(False)
+        self._waiting: list[blufi.Message] = []
+        self.state = State()
+        self.report: Report | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._gatt.__aenter__()
+        self._link.mtu = self._gatt.mtu
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self._gatt.gone and self._link_is_sealed:
+            try:
+                await self._send(blufi.DISCONNECT_BLE)
+            except ReachError:
+                pass  # it was faster
+        await self._gatt.__aexit__()
+
+    _link_is_sealed = False
+
+    # -- the exchange of keys
+
+    async def version(self) -> tuple[int, int]:
+        """Return the version of BluFi that the beacon speaks."""
+        await self._send(blufi.GET_VERSION)
+        data = (await self._expect(blufi.VERSION, ANSWER_S)).data
+        if len(data) != 2:
+            raise self._nonsense("a version of %d bytes" % len(data))
+        return data[0], data[1]
+
+    async def prove(self, *, pin: str | None = None, pop: bytes | None = None) -> None:
+        """Prove the PIN, or the proof of possession, and have the beacon prove it.
+
+        Raises:
+            DeniedError: ``wrong_secret`` and ``too_soon`` (with ``wait`` in seconds and ``failures``),
+                ``locked``, ``closed``.
+            ReachError: ``disconnected``, ``no_answer``.
+            InputError: ``ec1_…`` or ``blufi_…``: it does not follow the protocol.
+        """
+        exchange = Initiator(self.name.encode(), pin=pin, pop=pop)
+        await self._send(blufi.NEGOTIATE, await asyncio.to_thread(exchange.hello))
+        message = await self._negotiated()
+        await self._send(blufi.NEGOTIATE, await asyncio.to_thread(exchange.answer, message))
+        records = exchange.finish(await self._negotiated())
+        self._link.protect(SEALED, records)
+        self._link_is_sealed = True
+
+    async def _negotiated(self) -> bytes:
+        return (await self._expect(blufi.NEGOTIATE, THOUGHT_S)).data
+
+    # -- requests
+
+    async def networks(self) -> list[tuple[bytes, int]]:
+        """Return the networks the beacon sees, as (SSID, RSSI in dBm), the strongest first.
+
+        Raises:
+            ReachError: ``wifi_scan``: it cannot look at the moment.
+        """
+        await self._send(blufi.GET_LIST)
+        message = await self._expect(blufi.LIST, SCAN_S)
+        try:
+            return wifi.parse_list(message.data)
+        except blufi.Refused:
+            raise self._nonsense("a malformed list of networks") from None
+
+    async def status(self) -> Report:
+        """Return how it stands with its WiFi."""
+        await self._send(blufi.GET_STATUS)
+        await self._expect(blufi.REPORT, ANSWER_S)
+        assert self.report is not None
+        return self.report
+
+    async def query(self) -> State:
+        """Return what the beacon says of itself."""
+        return await self._custom(tlv.QUERY, {})
+
+    async def configure(self, **fields: Any) -> State:
+        """Give settings; fields by the names and types of CONFIG in ``wire/tlv.py``.
+
+        Raises:
+            InputError: ``setting_refused``: the beacon will not have one of them; it took none.
+        """
+        return await self._custom(tlv.CONFIG, fields)
+
+    async def credentials(self, creds: bytes) -> State:
+        """Replace what opens the door: ids of 4 and secrets of 16 bytes, in turn."""
+        return await self._custom(tlv.CREDENTIALS, {"creds": creds})
+
+    async def forget(self) -> State:
+        """Have the beacon forget what it was given; it resets a second later."""
+        return await self._custom(tlv.FORGET, {})
+
+    async def _custom(self, kind: int, fields: dict[str, Any]) -> State:
+        try:
+            data = tlv.encode(kind, fields)
+        except tlv.Malformed as error:
+            raise InputError("setting_value", f"{error.field}: {error.what}") from None
+        await self._send(blufi.CUSTOM, data)
+        await self._expect(blufi.CUSTOM, ANSWER_S)
+        if self.state.refused:
+            raise InputError(
+                "setting_refused",
+                f"{self.name} refuses {self.state.refused}: nothing of that message was stored",
+                found=self.state.refused,
+            )
+        return self.state
+
+    # -- going online
+
+    async def join(
+        self,
+        ssid: bytes,
+        password: bytes = b"",
+        *,
+        tell: Callable[[Report], None] = lambda report: None,
+        seconds: float = JOIN_S,
+    ) -> Report:
+        """Have the beacon join a network; it stores it once that has worked.
+
+        Args:
+            tell: called with every report on the way.
+
+        Raises:
+            DeniedError: ``wifi_wrong_password``.
+            ReachError: ``wifi_not_found``, ``wifi_failed``, ``wifi_timeout``.
+        """
+        await self._send(blufi.SET_OPMODE, bytes((wifi.OPMODE_STA,)))
+        await self._send(blufi.STA_SSID, ssid)
+        await self._send(blufi.STA_PASSWORD, password)
+        await self._send(blufi.CONNECT)
+        end = time.monotonic() + seconds
+        while True:
+            await self._expect(blufi.REPORT, end - time.monotonic(), code="wifi_timeout")
+            assert self.report is not None
+            tell(self.report)
+            if self.report.word == "connected" and self.report.ssid == ssid:
+                return self.report
+            if self.report.word == "failed":
+                raise self._not_joined(ssid, self.report)
+
+    def _not_joined(self, ssid: bytes, report: Report) -> DeniedError | ReachError:
+        name = ssid.decode("utf-8", "replace")
+        kept = "what it had before is kept"
+        if report.reason in _WRONG:
+            return DeniedError(
+                "wifi_wrong_password",
+                f"{name!r} does not take this password; {kept}",
+                found=report.reason,
+            )
+        if report.reason in _UNSEEN:
+            return ReachError(
+                "wifi_not_found",
+                f"{self.name} does not see a network {name!r} that it could join: it has 2.4 GHz only, "
+                f"and upper and lower case count; {kept}",
+                found=report.reason,
+            )
+        return ReachError(
+            "wifi_failed",
+            f"{name!r} would not have {self.name}, or gave it no address; {kept}",
+            found=report.reason,
+        )
+
+    async def online(
+        self,
+        *,
+        tell: Callable[[State], None] = lambda state: None,
+        seconds: float = ONLINE_S,
+    ) -> State:
+        """Wait for the result of the beacon's first authenticated poll.
+
+        Raises:
+            ReachError: ``poll_…``: why it has not been heard, in its own word.
+            DeniedError: ``poll_refused``: the orchestrator answers and will not have it.
+        """
+        end = time.monotonic() + seconds
+        while self.state.poll != "ok":
+            message = await self._next(blufi.CUSTOM, end - time.monotonic())
+            if message is None:
+                raise self._not_heard()
+            tell(self.state)
+        return self.state
+
+    def _not_heard(self) -> DeniedError | ReachError:
+        word = self.state.poll
+        address = f"(its address is {self.state.ip}) " if self.state.ip else ""
+        if word == "refused":
+            return DeniedError(
+                "poll_refused",
+                f"the orchestrator does not take {self.name}: it is not registered as "
+                f"{self.state.beacon_id}, or with another key; provision it again",
+                found=word,
+            )
+        return ReachError(
+            "poll_" + word,
+            f"{self.name} {address}is on WiFi, but does not reach the orchestrator: check the address "
+            "it was given, and whether that network leads there",
+            found=word,
+        )
+
+    # -- frames
+
+    async def _send(self, kind: int, data: bytes = b"") -> None:
+        self._link.send(kind, data)
+        await self._transmit()
+
+    async def _transmit(self) -> None:
+        while (frame := self._link.transmit()) is not None:
+            await self._gatt.send(frame)
+
+    async def _expect(
+        self, kind: int, seconds: float, *, code: str = "no_answer"
+    ) -> "blufi.Message":
+        message = await self._next(kind, seconds)
+        if message is None:
+            raise ReachError(
+                code, f"{self.name} did not answer in time: try again", expected=type_name(kind)
+            )
+        return message
+
+    async def _next(self, kind: int, seconds: float) -> "blufi.Message | None":
+        """Return the next message of a kind; what else comes is taken note of."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            frame = await self._gatt.receive(left)
+            if frame is None:
+                return None
+            message = self._read(frame)
+            await self._transmit()
+            if message is not None and message.type == kind:
+                return message
+        return None
+
+    def _read(self, frame: bytes) -> "blufi.Message | None":
+        try:
+            message = self._link.receive(frame)
+        except blufi.Refused as error:
+            raise self._nonsense(f"a frame that is refused: {error_name(error.code)}") from None
+        if message is None:
+            return None
+        if (
+            self._link_is_sealed
+            and not message.sealed
+            and message.type
+            not in (
+                blufi.ACK,
+                blufi.ERROR,
+            )
+        ):
+            raise self._nonsense(f"{type_name(message.type)} in the clear")
+        if message.type == blufi.ERROR:
+            raise self._error(message.data)
+        if message.type == blufi.NEGOTIATE:
+            self._aborted(message.data)
+        elif message.type == blufi.REPORT:
+            self._reported(message.data)
+        elif message.type == blufi.CUSTOM:
+            self._described(message.data)
+        return message
+
+    def _aborted(self, data: bytes) -> None:
+        if len(data) > 2 and data[0] == ec1.MAGIC and data[2] == ec1.ABORT:
+            try:
+                ec1.parse(data, ec1.S_HELLO, (ec1.SPAKE2, ec1.ECDH))
+            except ec1.Abort as abort:
+                raise failure(abort) from None
+
+    def _reported(self, data: bytes) -> None:
+        try:
+            found = wifi.parse_report(data)
+        except blufi.Refused:
+            raise self._nonsense("a malformed report") from None
+        word = _WORDS.get(found["state"], "unknown")
+        reason = reason_name(found["reason"]) if "reason" in found else ""
+        self.report = Report(word, found.get("ssid", b""), found.get("rssi"), reason)
+
+    def _described(self, data: bytes) -> None:
+        try:
+            kind, fields = tlv.decode(data)
+        except tlv.Malformed as error:
+            raise self._nonsense(f"custom data: {error}") from None
+        if kind == tlv.STATE:
+            image = fields.pop("image", b"").hex()
+            self.state = State(**fields, image=image)
+
+    def _error(self, data: bytes) -> InputError | ReachError | DeniedError:
+        name = error_name(data[0]) if data else "none"
+        if name == "scan":
+            return ReachError("wifi_scan", f"{self.name} cannot look for networks now: try again")
+        if name == "security":
+            return DeniedError(
+                "closed",
+                f"{self.name} will not be provisioned now: press its button shortly and try again",
+            )
+        return InputError(
+            f"blufi_{name}", f"{self.name} refuses what it was sent", found=f"error {name}"
+        )
+
+    def _nonsense(self, what: str) -> InputError:
+        return InputError("blufi_protocol", f"{self.name} sends {what}", found=what)
