@@ -70,7 +70,9 @@ class Boot:
         detail: a word about the end.
         soft_resets: restarts of Python within this boot.
         duration: virtual seconds.
-        heap_peak: most bytes of heap in use, with ``heap_watch``; the stand-ins' share aside.
+        heap: bytes of heap in use at the last look, with ``heap_watch``; the stand-ins' share aside.
+        heap_peak: the most of them since somebody set it to 0.
+        heap_low: the least of them since somebody set it to 0.
         console: what it printed.
     """
 
@@ -85,7 +87,9 @@ class Boot:
     detail: str = ""
     soft_resets: int = 0
     duration: float = 0.0
+    heap: int = 0
     heap_peak: int = 0
+    heap_low: int = 0
     console: str = ""
 
     def as_dict(self) -> dict[str, object]:
@@ -465,7 +469,10 @@ class VirtualBeacon:
 
     def _heap(self, app: _App, used: int) -> None:
         assert app.session is not None
-        app.boot.heap_peak = max(app.boot.heap_peak, used - app.session.overhead)
+        boot = app.boot
+        boot.heap = used - app.session.overhead
+        boot.heap_peak = max(boot.heap_peak, boot.heap)
+        boot.heap_low = min(boot.heap_low or boot.heap, boot.heap)
 
     def _timed(self, operation: Operation) -> Operation:
         """Let the answer wait as long as the flash is busy."""

@@ -24,7 +24,7 @@ watching = False  # report how much heap is in use
 
 _again = False
 _running = False
-_peak = 0
+_used = 0
 _due = bytearray(1)  # the bell has rung since the last look
 _head = bytearray(5)
 _spare = bytearray(_MANY)
@@ -154,14 +154,14 @@ def _lost():
     raise SystemExit
 
 
-# Tells the supervisor when more of the heap is in use than ever before, garbage aside. Called
+# Tells the supervisor how much of the heap is in use, garbage aside, when that has changed. Called
 # where beacon code waits or writes: there its buffers are at hand.
 def measure():
-    global _peak
+    global _used
     gc.collect()
     used = gc.mem_alloc()
-    if used > _peak:
-        _peak = used
+    if used != _used:
+        _used = used
         call("heap", used)
 
 
