@@ -79,6 +79,10 @@ class Target:
         if self._server is not None:
             self._server.cancel()
             self._server = None
+            # The cancelled accept takes its reader away a moment later, by number: whatever has
+            # got the number by then would lose its own.
+            if self._socket is not None:
+                asyncio.get_running_loop().remove_reader(self._socket)
             self._bind()
 
     def end(self) -> None:
