@@ -176,6 +176,10 @@ class Client:
         body = None if reason is None else {"reason": reason}
         return self.call("POST", f"/api/beacons/{_part(beacon_id)}/{verb}", json=body)
 
+    def set_key(self, beacon_id: str, key: str) -> Json:
+        """Say which key (hex) a beacon was provisioned with again."""
+        return self.call("PUT", f"/api/beacons/{_part(beacon_id)}/key", json={"key": key})
+
     def remove_beacon(self, beacon_id: str) -> None:
         """Forget a beacon."""
         self.call("DELETE", f"/api/beacons/{_part(beacon_id)}")

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator import asgi, download
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.trust import dsse, releases
@@ -206,6 +207,27 @@ def test_rekey(server, release, beacon):
     beacon.key = old
     answer = beacon.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False)
     assert answer.status == 401 and answer.json["code"] == "bad_mac"
+
+
+def test_a_beacon_that_is_provisioned_again(server, beacon):
+    """Either key is good until the new one is used, whether the beacon got it or not."""
+    admin = server.admin()
+    old, new = beacon.key, secrets.token_bytes(32)
+    admin.set_key(beacon.id, new.hex())
+    assert "rekey" in beacon.report("idle").json
+    admin.set_key(beacon.id, old.hex())  # the one it has: nothing is pending any more
+    assert "rekey" not in beacon.report("idle").json
+    admin.set_key(beacon.id, new.hex())
+    admin.set_key(beacon.id, new.hex())  # again, as whoever tries again does
+    beacon.key = new
+    assert "rekey" not in beacon.report("idle").json
+    beacon.key = old
+    answer = beacon.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False)
+    assert answer.status == 401 and answer.json["code"] == "bad_mac"
+    for name, key, code in (("nobody", new.hex(), 404), (beacon.id, "00", 422)):
+        with pytest.raises(BeaconOtaError) as caught:
+            admin.set_key(name, key)
+        assert caught.value.code == {404: "beacon_unknown", 422: "request_invalid"}[code]
 
 
 # ---- download ----

@@ -61,6 +61,14 @@ class Change(BaseModel):
     tags: Annotated[list[Tag], Field(max_length=32)] | None = None
 
 
+class NewKey(BaseModel):
+    """The key that a beacon was provisioned with anew."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Key
+
+
 class Why(BaseModel):
     """The reason for what is done, kept in the audit log."""
 
@@ -222,6 +230,24 @@ async def rekey(beacon_id: str, service: On, actor: Admin) -> Response:
         return _change(conn, beacon_id, {"next_key": new})
 
     return await _do(service, actor, "beacon.rekey", beacon_id, work)
+
+
+@router.put("/{beacon_id}/key")
+async def provisioned(beacon_id: str, new: NewKey, service: On, actor: Operator) -> Response:
+    """Take note of the key that a beacon was provisioned with again.
+
+    The old one is good until the first request under the new one: when provisioning breaks off
+    in between, the beacon can still be heard, and is told the new key.
+    """
+    key = bytes.fromhex(new.key)
+
+    def work(conn: Connection) -> Fields:
+        row = beacons.get(conn, beacon_id)
+        if row is not None and row["key"] == key:
+            return _change(conn, beacon_id, {"next_key": None})
+        return _change(conn, beacon_id, {"next_key": key})
+
+    return await _do(service, actor, "beacon.provisioned", beacon_id, work)
 
 
 @router.post("/{beacon_id}/quarantine")
