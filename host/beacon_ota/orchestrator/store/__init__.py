@@ -4,7 +4,6 @@ import secrets
 from typing import Any
 
 from sqlalchemy import Connection, Table
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Row
 
 Fields = dict[str, Any]
@@ -17,8 +16,11 @@ def new_id() -> str:
 
 def insert_or_ignore(conn: Connection, table: Table, rows: list[Fields]) -> None:
     """Insert rows; those that are there already (by any unique constraint) are left alone."""
-    build = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
-    conn.execute(build(table).on_conflict_do_nothing(), rows)
+    if conn.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert
+    else:
+        from sqlalchemy.dialects.sqlite import insert
+    conn.execute(insert(table).on_conflict_do_nothing(), rows)
 
 
 def fields(row: Row[Any] | None) -> Fields | None:
