@@ -13,7 +13,6 @@ from micropython import const
 _LINE = const(512)  # bytes of a status, header or chunk-size line
 _HEADERS = const(40)
 _BUFFER = const(512)
-_STEP = const(512)
 _CONNECT = const(10000)  # ms
 
 # What sockets raise; a certificate that does not hold is a ValueError.
@@ -210,17 +209,18 @@ class Connection:
             while await self._line():
                 pass
 
-    # A whole small body; one that is longer than `limit` is an error, not a cut.
+    # A whole small body; one that is longer than `limit` is an error, not a cut. Pieces come through
+    # the buffer of the head; chunks do not, for the lines between them need it.
     async def read(self, limit):
         body = bytearray()
-        step = bytearray(_STEP)
+        step = memoryview(bytearray(_BUFFER) if self._chunked else self._buf)
         while True:
             size = await self.readinto(step)
             if not size:
                 return body
             if len(body) + size > limit:
                 raise HttpError("http", "answer over %d bytes" % limit)
-            body += memoryview(step)[:size]
+            body += step[:size]
 
 
 def _number(text, base, limit):

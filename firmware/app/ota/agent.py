@@ -288,8 +288,9 @@ class Agent:
             beacon.store.put("attempt", None)
             beacon.radio.progress(None)
         attempt = install = None
-        forget("ota.install", "ota.writer", "ota.decrypt", "crypto.ctr", "crypto.hkdf")
         forget("ota.verify", "wire.manifest", "wire.offer", "crypto.pss")
+        forget("ota.download", "ota.writer", "ota.decrypt", "crypto.ctr", "crypto.hkdf")
+        forget("ota.install")
         return not stage
 
     # The end of an attempt, until it is acknowledged; else the boot and the journal, once.

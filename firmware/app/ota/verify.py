@@ -19,17 +19,19 @@ KEYS = "/app/keys.json"
 _MAX_KEYS = const(8192)  # bytes of the file: eight keys and room to spare
 
 
-# The offer's manifest fields, once the signatures, the rules and the offer itself agree.
+# The offer's manifest fields, once the signatures, the rules and the offer itself agree. Takes the
+# envelope out of the offer: what was decoded is not kept in memory twice.
 # `floor`, `now` and `room` are those of wire.manifest.check(). An insecure app accepts an offer
 # without a manifest, and, as long as it holds no keys, one whose signatures it cannot judge.
 async def check(offer, device_type, running, floor, now, room, insecure=False, keys=KEYS):
-    envelope = offer.get("manifest")
+    envelope = offer.pop("manifest", None)
     if envelope is None:
         if not insecure:
             raise Refused("signature", "no manifest")
         fields = manifest.unsigned(offer, device_type)
     else:
         payload, signatures = manifest.unpack(envelope)
+        envelope = None
         trusted = _load(keys)
         if trusted:
             await _judge(payload, signatures, trusted)

@@ -1,12 +1,16 @@
 # Writes a release into a slot, one sector at a time: erase, program, read back, compare, and only
-# what was read back goes into the hash. A sector that fails once gets a second try; a second
+# what reads back the same goes into the hash. A sector that fails once gets a second try; a second
 # failure, or an erase that fails, gives up the slot.
 
 import asyncio
 from binascii import hexlify
 from hashlib import sha256
 
+from micropython import const
+
 from ota.slots import SECTOR, FlashError
+
+_PIECE = const(1024)  # bytes read back at a time: four calls more, three KB of heap less
 
 
 class Writer:
@@ -16,18 +20,21 @@ class Writer:
         self._part = part
         self.size = size
         self._decrypt = decrypt
-        self._back = bytearray(SECTOR)
         self._sha = sha256()
         self.buf = bytearray(SECTOR)
+        self._back = bytearray(_PIECE)
+        view = memoryview(self.buf)
+        self._pieces = [view[at : at + _PIECE] for at in range(0, SECTOR, _PIECE)]
         self.written = 0
 
     # Writes the next `size` bytes of `buf`: a whole sector, or the image's last bytes.
     def write(self, size):
+        buf = self.buf
         if size < SECTOR:
             for i in range(size, SECTOR):
-                self.buf[i] = 0xFF
+                buf[i] = 0xFF
         if self._decrypt:
-            self._decrypt(memoryview(self.buf)[:size], self.written)
+            self._decrypt(memoryview(buf)[:size], self.written)
         sector = self.written // SECTOR
         try:
             self._program(sector)
@@ -35,23 +42,27 @@ class Writer:
             if error.code == "erase":
                 raise
             self._program(sector)
-        self._sha.update(self._back if size == SECTOR else memoryview(self._back)[:size])
+        self._sha.update(buf if size == SECTOR else memoryview(buf)[:size])
         self.written += size
 
+    # What is in `buf` afterwards is what is in flash: every piece was read back and is the same.
     def _program(self, sector):
-        part = self._part
+        read = self._part.readblocks
         back = self._back
         code = "erase"
         try:
-            part.ioctl(6, sector)
+            self._part.ioctl(6, sector)
             code = "write"
-            part.writeblocks(sector, self.buf, 0)
+            self._part.writeblocks(sector, self.buf, 0)
             code = "readback"
-            part.readblocks(sector, back, 0)
+            at = 0
+            for piece in self._pieces:
+                read(sector, back, at)
+                if back != piece:
+                    raise FlashError(code, "sector %d reads otherwise" % sector)
+                at += _PIECE
         except OSError as error:
             raise FlashError(code, "sector %d: %s" % (sector, error))
-        if back != self.buf:
-            raise FlashError(code, "sector %d reads otherwise" % sector)
 
     # Erases the sector behind the image: what is left there of the release before could be its
     # app filesystem, exactly where this one's would begin.
@@ -73,8 +84,8 @@ class Writer:
     async def rehash(self):
         self._sha = sha256()
         for at in range(0, self.written, SECTOR):
-            self._part.readblocks(0, self._back, at)
-            self._sha.update(self._back)
+            self._part.readblocks(0, self.buf, at)
+            self._sha.update(self.buf)
             await asyncio.sleep_ms(0)
 
     def digest(self):

@@ -1,0 +1,186 @@
+# The release, from the orchestrator into a slot: over as many connections as it takes, into the
+# first slot whose flash does as it is told. Loaded when the manifest is believed, and not before:
+# what judged it has been forgotten by then.
+
+import asyncio
+import gc
+import time
+
+from micropython import const
+from net.http import HttpError
+from wire.refused import Refused
+
+from ota import schedule
+from ota.install import Over
+from ota.slots import SECTOR, FlashError
+
+_TURN = const(8)  # ms after which the other tasks have their turn
+_PROGRESS = const(10000)  # ms between progress reports
+_QUIET = const(2)  # fruitless tries before Bluetooth has to be still
+
+
+class Download:
+    # `fields` are the signed manifest's, `digest` is the SHA-256 of what the server sends.
+    def __init__(self, beacon, attempt, fields):
+        self._beacon = beacon
+        self._attempt = attempt
+        self._fields = fields
+        self._size = fields["size"]
+        self._digest = fields["checksum"]
+        self._budget = 1000 * beacon.store.policy("give_up_s")
+        self._begun = 0
+        self._reported = time.ticks_ms()
+
+    # Into the first slot that takes it; returns (partition, slot). A slot whose flash fails is
+    # remembered and not used again until the next power-on.
+    async def run(self):
+        beacon = self._beacon
+        failed = None
+        while True:
+            bad = beacon.store.number("bad_slot")
+            slots = beacon.slots.targets(self._size, bad)
+            if not slots:
+                raise failed or FlashError("no_slot", "bad slots: %x" % bad)
+            part = beacon.slots.partition(slots[0])
+            try:
+                await self._into(part)
+                return part, slots[0]
+            except FlashError as error:
+                failed = error
+                beacon.journal.write("flash", error.code, "slot %d: %s" % (slots[0], error.detail))
+                try:
+                    beacon.store.put("bad_slot", bad | 1 << slots[0])
+                except OSError:
+                    raise failed
+
+    async def _into(self, part):
+        fields = self._fields
+        beacon = self._beacon
+        record = self._attempt.record
+        decrypt = None
+        sealed = fields.get("encryption")
+        if sealed:
+            from ota import decrypt as opener
+
+            self._digest = sealed["ciphertext_sha256"]
+            decrypt = opener.opener(fields, beacon.store.blob("fleet_key"))
+        from ota.writer import Writer
+
+        writer = Writer(part, self._size, decrypt)
+        self._begun = time.ticks_ms()
+        try:
+            await self._persist(writer)
+        finally:
+            record["bytes"] = writer.written
+            paused = beacon.radio.resume()
+            if paused:
+                record["advertising_paused_ms"] = paused
+        found = writer.digest()
+        if found != fields["checksum"]:
+            raise Refused("checksum", "flash holds " + found[:16])
+        writer.close()
+
+    # The whole image: pauses of 2, 4, 8, 16, 32 s between tries that brought nothing, and an end
+    # to it all after five minutes.
+    async def _persist(self, writer):
+        beacon = self._beacon
+        fruitless = 0
+        while writer.written < self._size:
+            before = writer.written
+            try:
+                if before:
+                    await writer.rehash()
+                await self._stream(writer)
+            except HttpError as error:
+                if error.status in (409, 410):
+                    raise Over
+                if error.code == "timeout" or 400 <= error.status < 500 and error.status != 429:
+                    raise
+                fruitless = 0 if writer.written > before else fruitless
+                pause = schedule.backoff(fruitless, beacon.store.policy("backoff_ms"))
+                if pause is None:
+                    raise
+                fruitless += 1
+                pause = max(pause, 1000 * min(error.retry or 0, 3600))
+                if self._left() < pause:
+                    raise HttpError("timeout", "%s, then %s" % (error.code, error.detail))
+                print("download:", error.code, error.detail, "at", writer.written)
+                if fruitless >= _QUIET and error.code in ("stall", "truncated", "connect"):
+                    beacon.radio.pause()
+                gc.collect()
+                await asyncio.sleep_ms(pause)
+                await beacon.wifi.wait(self._left())
+
+    # Milliseconds until it is given up.
+    def _left(self):
+        return self._budget - time.ticks_diff(time.ticks_ms(), self._begun)
+
+    # One connection's worth of it. What is done for every sector is written out here: a call more
+    # shows in how long an update takes.
+    async def _stream(self, writer):
+        beacon = self._beacon
+        source = await beacon.api.download(
+            self._attempt.url, self._digest, writer.written, 1000 * beacon.store.policy("stall_s")
+        )
+        try:
+            self._range(source, writer)
+            source.headers = None
+            fill = source.fill
+            write = writer.write
+            ticks = time.ticks_ms
+            since = time.ticks_diff
+            buf = writer.buf
+            left = self._size - writer.written
+            mark = 0  # the percent that comes next, in bytes
+            yielded = ticks()
+            while left:
+                if left < SECTOR:
+                    buf = memoryview(buf)[:left]
+                got = await fill(buf)
+                if got < len(buf):
+                    raise HttpError("truncated", "ended %d bytes early" % (left - got))
+                write(got)
+                left -= got
+                if since(ticks(), yielded) >= _TURN:
+                    await asyncio.sleep_ms(0)
+                    yielded = ticks()
+                if writer.written >= mark:
+                    percent = 100 * writer.written // self._size
+                    mark = ((percent + 1) * self._size + 99) // 100
+                    await self._progress(writer, percent)
+            if await fill(buf[:1]):
+                raise HttpError("http", "longer than the release")
+        finally:
+            source.close()
+
+    # The answer has to be the rest of this image and nothing else; a server that sends all of it
+    # makes the writer begin again.
+    def _range(self, source, writer):
+        first = writer.written
+        tag = source.headers.get("etag")
+        if tag and tag != '"%s"' % self._digest:
+            raise HttpError("http", "another file: " + tag[:20])
+        if source.status == 200:
+            if first:
+                writer.restart()
+            first = 0
+        else:
+            want = "bytes %d-%d/%d" % (first, self._size - 1, self._size)
+            found = source.headers.get("content-range")
+            if not first or found != want:
+                raise HttpError("http", "range %s" % found)
+        length = source.length()
+        if length is not None and length != self._size - first:
+            code = "truncated" if length < self._size - first else "http"
+            raise HttpError(code, "length %d, not %d" % (length, self._size - first))
+
+    # Another percent: on the air, now and then as a report, and is there time left?
+    async def _progress(self, writer, percent):
+        self._beacon.radio.progress(percent)
+        if self._left() < 0:
+            raise HttpError("timeout", "given up after %d s" % (self._budget // 1000))
+        now = time.ticks_ms()
+        if time.ticks_diff(now, self._reported) > _PROGRESS:
+            self._reported = now
+            self._attempt.record["bytes"] = writer.written
+            await self._attempt.tell("downloading", percent)
