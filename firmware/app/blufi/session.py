@@ -83,6 +83,7 @@ class Session:
             else:
                 await self._take(frame)
             await self._flush()
+            await asyncio.sleep_ms(0)  # frames that wait must not keep others waiting
         if self._settings:
             self._settings.end()
 

@@ -8,7 +8,7 @@ import factory
 import machine
 from micropython import const
 from services import positioning
-from wire import blufi, tlv
+from wire import blufi, tlv, wifi
 from wire.blufi import E_SECURITY, Refused
 
 from blufi.network import Network
@@ -53,7 +53,8 @@ class Settings:
     def end(self):
         if not self._watched or not self._trusted:
             return
-        self._server.open(self._beacon.agent.word != "ok")
+        joined = self._network.state in (None, wifi.CONNECTED)
+        self._server.open(not joined or self._beacon.agent.word != "ok")
 
     # -- custom data: a message, and the STATE that answers it
 

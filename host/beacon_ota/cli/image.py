@@ -208,6 +208,12 @@ def flash(
             help="BLUFI_ and the last 6 digits of its address.", rich_help_panel=_SETTINGS
         ),
     ] = None,
+    pop: Annotated[
+        str | None,
+        typer.Option(
+            help="Proof of possession of its label, 8 to 64 characters.", rich_help_panel=_SETTINGS
+        ),
+    ] = None,
     nvs: Annotated[
         list[str] | None,
         typer.Option(
@@ -244,6 +250,7 @@ def flash(
         "window": window,
         "utc_off": None if utc_off is None else str(utc_off),
         "pin_w": _pin(pin, ble_name),
+        "pop": pop,
         **dict(_pair(text, "--nvs") for text in nvs or ()),
     }
     stored = settings.parse({key: value for key, value in values.items() if value is not None})

@@ -13,7 +13,7 @@ from beacon_ota.wire.shapes import is_hex
 NAMESPACE = "beacon"
 TEXT_MAX = 128  # bytes of a text that a beacon reads
 RECORD_MAX = 1024
-SECRETS = frozenset(("wifi_pass", "wifi2_pass", "beacon_key", "fleet_key", "pin_w", "creds"))
+SECRETS = frozenset(("wifi_pass", "wifi2_pass", "beacon_key", "fleet_key", "pin_w", "pop", "creds"))
 
 _Check = Callable[[str], int | bytes]
 
@@ -160,6 +160,7 @@ _KNOWN: dict[str, _Check] = {
     "policy": _record,
     "ibeacon": _bytes(20),
     "pin_w": _bytes(160),
+    "pop": _text(8, 64),
     "ble": _number(0, 2),
     "crashes": _number(0, (1 << 31) - 1),
     "bad_slot": _number(0, 0xFFFF),

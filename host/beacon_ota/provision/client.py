@@ -7,7 +7,7 @@
         await beacon.join(b"site", b"correct horse", tell=print)
         await beacon.online()
 
-What goes wrong has a name and says what to do. Nothing is sent in the clear but the exchange of keys.
+What goes wrong has a name and says what to do. Nothing but the exchange of keys goes in the clear.
 """
 
 import asyncio
@@ -31,6 +31,9 @@ THOUGHT_S = 20.0  # for its part of the exchange
 SCAN_S = 25.0
 JOIN_S = 60.0  # for a network, attempts and DHCP included
 ONLINE_S = 90.0  # for the first authenticated poll
+
+_BURST = 8  # packets in a row
+_WANTS_ACK = 0x08
 
 _WRONG = ("wrong_password", "handshake_timeout")
 _UNSEEN = ("no_such_network", "beacon_timeout", "incompatible_security", "weak_signal")
@@ -87,7 +90,7 @@ class Client:
         self.name = name
         self._gatt = Gatt(device, name, radio, mtu=mtu)
         self._link = blufi.Link(False)
-        self._waiting: list[blufi.Message] = []
+        self._sealed = self._transmitting = False
         self.state = State()
         self.report: Report | None = None
 
@@ -97,14 +100,12 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if not self._gatt.gone and self._link_is_sealed:
+        if not self._gatt.gone and self._sealed:
             try:
                 await self._send(blufi.DISCONNECT_BLE)
             except ReachError:
                 pass  # it was faster
         await self._gatt.__aexit__()
-
-    _link_is_sealed = False
 
     # -- the exchange of keys
 
@@ -113,15 +114,15 @@ class Client:
         await self._send(blufi.GET_VERSION)
         data = (await self._expect(blufi.VERSION, ANSWER_S)).data
         if len(data) != 2:
-            raise self._nonsense("a version of %d bytes" % len(data))
+            raise self._nonsense(f"a version of {len(data)} bytes")
         return data[0], data[1]
 
     async def prove(self, *, pin: str | None = None, pop: bytes | None = None) -> None:
         """Prove the PIN, or the proof of possession, and have the beacon prove it.
 
         Raises:
-            DeniedError: ``wrong_secret`` and ``too_soon`` (with ``wait`` in seconds and ``failures``),
-                ``locked``, ``closed``.
+            SecretError: ``wrong_secret``, ``too_soon``, ``locked``.
+            DeniedError: ``closed``.
             ReachError: ``disconnected``, ``no_answer``.
             InputError: ``ec1_…`` or ``blufi_…``: it does not follow the protocol.
         """
@@ -131,7 +132,7 @@ class Client:
         await self._send(blufi.NEGOTIATE, await asyncio.to_thread(exchange.answer, message))
         records = exchange.finish(await self._negotiated())
         self._link.protect(SEALED, records)
-        self._link_is_sealed = True
+        self._sealed = True
 
     async def _negotiated(self) -> bytes:
         return (await self._expect(blufi.NEGOTIATE, THOUGHT_S)).data
@@ -238,7 +239,7 @@ class Client:
         if report.reason in _UNSEEN:
             return ReachError(
                 "wifi_not_found",
-                f"{self.name} does not see a network {name!r} that it could join: it has 2.4 GHz only, "
+                f"{self.name} sees no network {name!r} that it could join: it has 2.4 GHz only, "
                 f"and upper and lower case count; {kept}",
                 found=report.reason,
             )
@@ -262,6 +263,8 @@ class Client:
         """
         end = time.monotonic() + seconds
         while self.state.poll != "ok":
+            if self.state.poll == "refused":
+                raise self._not_heard()
             message = await self._next(blufi.CUSTOM, end - time.monotonic())
             if message is None:
                 raise self._not_heard()
@@ -280,20 +283,32 @@ class Client:
             )
         return ReachError(
             "poll_" + word,
-            f"{self.name} {address}is on WiFi, but does not reach the orchestrator: check the address "
-            "it was given, and whether that network leads there",
+            f"{self.name} {address}is on WiFi, but does not reach the orchestrator: check the "
+            "address it was given, and whether that network leads there",
             found=word,
         )
 
     # -- frames
 
     async def _send(self, kind: int, data: bytes = b"") -> None:
-        self._link.send(kind, data)
+        # Many small frames in a row may be more than the beacon has room for: each is then sent
+        # when the one before was acknowledged.
+        self._link.send(kind, data, ack=len(data) > _BURST * self._link.mtu)
         await self._transmit()
 
     async def _transmit(self) -> None:
-        while (frame := self._link.transmit()) is not None:
-            await self._gatt.send(frame)
+        if self._transmitting:
+            return  # called while an acknowledgement is waited for: the loop below goes on
+        self._transmitting = True
+        try:
+            while (frame := self._link.transmit()) is not None:
+                await self._gatt.send(frame)
+                if frame[1] & _WANTS_ACK:
+                    acknowledged = await self._expect(blufi.ACK, ANSWER_S)
+                    if acknowledged.data != frame[2:3]:
+                        raise self._nonsense("an acknowledgement of another frame")
+        finally:
+            self._transmitting = False
 
     async def _expect(
         self, kind: int, seconds: float, *, code: str = "no_answer"
@@ -326,7 +341,7 @@ class Client:
         if message is None:
             return None
         if (
-            self._link_is_sealed
+            self._sealed
             and not message.sealed
             and message.type
             not in (
@@ -358,7 +373,7 @@ class Client:
         except blufi.Refused:
             raise self._nonsense("a malformed report") from None
         word = _WORDS.get(found["state"], "unknown")
-        reason = reason_name(found["reason"]) if "reason" in found else ""
+        reason = str(reason_name(found["reason"])) if "reason" in found else ""
         self.report = Report(word, found.get("ssid", b""), found.get("rssi"), reason)
 
     def _described(self, data: bytes) -> None:
@@ -367,8 +382,9 @@ class Client:
         except tlv.Malformed as error:
             raise self._nonsense(f"custom data: {error}") from None
         if kind == tlv.STATE:
-            image = fields.pop("image", b"").hex()
-            self.state = State(**fields, image=image)
+            words: dict[str, Any] = dict(fields)
+            words["image"] = words.get("image", b"").hex()
+            self.state = State(**words)
 
     def _error(self, data: bytes) -> InputError | ReachError | DeniedError:
         name = error_name(data[0]) if data else "none"

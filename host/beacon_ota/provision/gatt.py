@@ -5,7 +5,7 @@ whatever waits then gets a :class:`~beacon_ota.errors.ReachError`.
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from beacon_ota.errors import ReachError
 from beacon_ota.virtual.radio.choice import Radio
@@ -36,7 +36,7 @@ class Gatt:
     ):
         self.name = name
         self._device, self._radio = device, radio
-        self._options = {"mtu": mtu} if mtu is not None and radio.virtual else {}
+        self._options: dict[str, Any] = {"mtu": mtu} if mtu and radio.virtual else {}
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUE)
         self._gone = False
 

@@ -1,10 +1,11 @@
 """Who is in range: beacons, and what their advertisements say of them.
 
-The payloads are read by :mod:`beacon_ota.wire.scan`; this module keeps the newest of each beacon and
-forgets nothing by itself. Addresses are what the operating system calls a device: a Bluetooth
+The payloads are read by :mod:`beacon_ota.wire.scan`; this module keeps the newest of each beacon
+and forgets nothing by itself. Addresses are what the operating system calls a device: a Bluetooth
 address, or on macOS a UUID of its own.
 """
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -172,7 +173,7 @@ async def watching(radio: Radio) -> AsyncIterator[Watch]:
     except BleakError as error:
         raise ReachError(
             "bluetooth_off",
-            f"cannot scan with {radio.name}: {error}. Is Bluetooth on, and are you allowed to use it?",
+            f"cannot scan with {radio.name}: {error}. Is Bluetooth on, and may you use it?",
         ) from None
     try:
         yield watch
@@ -190,8 +191,6 @@ def matches(beacon: Sighting, wanted: str) -> bool:
 
 async def listen(radio: Radio, seconds: float) -> list[Sighting]:
     """Return the beacons that are heard of within some seconds, the nearest first."""
-    import asyncio
-
     async with watching(radio) as watch:
         await asyncio.sleep(seconds)
         return watch.beacons()
@@ -213,8 +212,6 @@ async def find(
             cannot be provisioned now.
         UsageError: ``which_beacon`` when several could be meant.
     """
-    import asyncio
-
     end = time.monotonic() + seconds
     async with watching(radio) as watch:
         while True:

@@ -1,0 +1,193 @@
+"""Many beacons from one CSV file: a row each, in any order, as often as it takes.
+
+Columns: ``beacon`` (name, last digits of it, or address) and ``pin`` or ``pop``; optional ``ssid``
+``password`` ``ssid2`` ``password2`` ``site`` ``channel`` ``window`` ``utc_off`` ``ibeacon``
+``orch_url`` ``fleet_key`` ``tags`` (separated by blanks). An empty field takes what was given for
+all.
+"""
+
+import asyncio
+import csv
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from beacon_ota.errors import BeaconOtaError, InputError, ReachError, UsageError
+from beacon_ota.provision import flow, scan, wanted
+from beacon_ota.provision.flow import Outcome
+from beacon_ota.provision.registry import Registry
+from beacon_ota.provision.wanted import Network, Secret, Wanted
+from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.wire import adverts
+
+MAX_ROWS = 10_000
+MAX_BYTES = 4 << 20
+CONFIG = ("orch_url", "fleet_key", "site", "window", "utc_off", "channel", "ibeacon")
+COLUMNS = ("beacon", "pin", "pop", "ssid", "password", "ssid2", "password2", *CONFIG, "tags")
+IGNORED = ("mac", "address", "name")  # of `provision label`
+
+
+@dataclass(frozen=True)
+class Row:
+    """One beacon of the file: its line, who it is, its secret, what it gets."""
+
+    line: int
+    beacon: str
+    secret: Secret = field(repr=False)
+    wanted: Wanted = field(repr=False)
+
+
+@dataclass
+class Done:
+    """What became of a row: ``provisioned``, ``already`` (it was), or a code of what went wrong."""
+
+    line: int
+    beacon: str
+    result: str
+    outcome: Outcome | None = None
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the beacon is provisioned now."""
+        return self.result in ("provisioned", "already")
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields for ``--json``."""
+        more = self.outcome.as_dict() if self.outcome else {}
+        return {
+            "line": self.line,
+            "beacon": self.beacon,
+            "result": self.result,
+            "detail": self.detail or None,
+            **{name: value for name, value in more.items() if name != "name"},
+        }
+
+
+def parse(text: str, common: Mapping[str, str | None], creds: bytes | None = None) -> list[Row]:
+    """Read the file.
+
+    Args:
+        common: values by column for rows that have none of their own.
+        creds: for all of them.
+
+    Raises:
+        InputError: ``batch_columns``, ``batch_row`` (with the line), ``batch_empty``.
+    """
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+    try:
+        unknown = set(reader.fieldnames or ()) - {*COLUMNS, *IGNORED}
+        if "beacon" not in (reader.fieldnames or ()) or unknown:
+            raise InputError(
+                "batch_columns",
+                "these are not the columns of a batch file",
+                found=", ".join(map(str, reader.fieldnames or ())) or "an empty file",
+                expected=", ".join(COLUMNS),
+            )
+        rows: list[Row] = []
+        seen: dict[str, int] = {}
+        for fields in reader:
+            row = _row(reader.line_num, fields, common, creds)
+            if (first := seen.setdefault(row.beacon.upper(), row.line)) != row.line:
+                raise InputError(
+                    "batch_row", f"line {row.line}: {row.beacon} is in line {first} already"
+                )
+            rows.append(row)
+            if len(rows) > MAX_ROWS:
+                raise InputError("batch_row", f"more than {MAX_ROWS} rows")
+    except csv.Error as error:
+        raise InputError("batch_row", f"line {reader.line_num}: {error}") from None
+    if not rows:
+        raise InputError("batch_empty", "there is no beacon in the file")
+    return rows
+
+
+def _row(
+    line: int, fields: Mapping[str, str | None], common: Mapping[str, str | None], creds
+) -> Row:
+    if None in fields:
+        raise InputError("batch_row", f"line {line}: more fields than columns")
+    given = {name: (value or "").strip() or common.get(name) for name, value in fields.items()}
+    given = {**common, **given}
+    beacon = given.get("beacon")
+    if not beacon:
+        raise InputError("batch_row", f"line {line}: no beacon")
+    try:
+        pop = given.get("pop")
+        pin = given.get("pin") if fields.get("pin") or not pop else None
+        secret = Secret(pin, pop.encode() if pop and not pin else None)
+        networks = [
+            Network.of(ssid, given.get("password" + which) or "")
+            if (ssid := given.get("ssid" + which))
+            else None
+            for which in ("", "2")
+        ]
+        config = wanted.config({name: given.get(name) for name in CONFIG}, networks[1])
+    except UsageError as error:
+        raise InputError("batch_row", f"line {line}: {error.message}", found=error.found) from None
+    tags = tuple((given.get("tags") or "").split())
+    return Row(line, beacon, secret, Wanted(networks[0], config, tags, creds))
+
+
+async def run(
+    rows: list[Row],
+    radio: Radio,
+    registry: Registry | None,
+    *,
+    jobs: int = 1,
+    search_s: float = 15.0,
+    online_s: float = flow.ONLINE_S,
+    attempts: int = flow.ATTEMPTS,
+    begun: Callable[[Row], None] = lambda row: None,
+    done: Callable[[Done], None] = lambda done: None,
+) -> list[Done]:
+    """Provision all of them; one that fails stops no other.
+
+    Args:
+        jobs: how many at a time; most adapters are happiest with one.
+        search_s: seconds to look for each.
+        begun, done: called as it goes.
+    """
+    turn = asyncio.Semaphore(jobs)
+
+    async def one(row: Row) -> Done:
+        async with turn:
+            begun(row)
+            found = await _one(row, radio, registry, search_s, online_s, attempts)
+            done(found)
+            return found
+
+    return await asyncio.gather(*map(one, rows))
+
+
+async def _one(
+    row: Row,
+    radio: Radio,
+    registry: Registry | None,
+    search_s: float,
+    online_s: float,
+    attempts: int,
+) -> Done:
+    try:
+        sighting = await scan.find(radio, row.beacon, search_s, opened=False)
+        if not sighting.open:
+            # Shut is the window behind those that are finished. It takes a while to be sure: the
+            # frames take turns.
+            try:
+                sighting = await scan.find(radio, row.beacon, 2 * scan.OPEN_S)
+            except ReachError as error:
+                if error.code == "closed" and sighting.has(adverts.PROVISIONED):
+                    return Done(row.line, row.beacon, "already")
+                raise
+        outcome = await flow.provision(
+            sighting,
+            radio,
+            flow.known(row.secret),
+            row.wanted,
+            registry,
+            attempts=attempts,
+            online_s=online_s,
+        )
+        return Done(row.line, row.beacon, "provisioned", outcome)
+    except BeaconOtaError as error:
+        return Done(row.line, row.beacon, error.code, None, error.message)

@@ -1,0 +1,82 @@
+"""The orchestrator's side of provisioning: beacons are registered as they are given their key."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from beacon_ota.errors import DeniedError, InputError, ReachError, UsageError
+from beacon_ota.provision.client import State
+
+if TYPE_CHECKING:
+    from beacon_ota.client import Client
+
+
+class Registry(Protocol):
+    """Where beacons are entered."""
+
+    def enter(
+        self, state: State, key: bytes, config: Mapping[str, object], tags: tuple[str, ...]
+    ) -> str:
+        """Enter a beacon under its key; returns ``registered`` or ``updated``."""
+        ...
+
+
+class Orchestrator:
+    """Enters beacons through the API of an orchestrator. Doing it again changes nothing."""
+
+    def __init__(self, client: "Client"):
+        self._client = client
+        self.url = client.url
+
+    def check(self, site: str | None) -> None:
+        """Look whether it can be done, before a beacon is touched.
+
+        Raises:
+            ReachError: ``unreachable`` from here.
+            DeniedError: the token is missing or not good for it.
+            InputError: ``site_unknown``.
+        """
+        try:
+            self._client.call("GET", "/api/beacons", params={"limit": 1})
+            known = [one["path"] for one in self._client.sites()] if site else []
+        except ReachError as error:
+            raise ReachError(
+                "orchestrator_unreachable",
+                f"{error.message}. Is it running, is --url right? With --no-register the beacon is "
+                "provisioned without it, and its key printed",
+                found=error.found,
+            ) from None
+        except DeniedError as error:
+            raise DeniedError(
+                error.code,
+                f"{error.message}: beacons are registered with an operator's token "
+                "(--token, BEACON_OTA_TOKEN)",
+            ) from None
+        if site and site not in known:
+            raise InputError(
+                "site_unknown",
+                "there is no such site: add it with beacon-ota site add",
+                found=site,
+                expected=", ".join(known) or None,
+            )
+
+    def enter(
+        self, state: State, key: bytes, config: Mapping[str, object], tags: tuple[str, ...]
+    ) -> str:
+        """Register a beacon, or give the one that is registered its new key and place.
+
+        Raises:
+            DeniedError, ReachError, InputError: as the API has them.
+        """
+        place = {name: config[name] for name in ("site", "channel") if name in config}
+        if tags:
+            place["tags"] = list(tags)
+        try:
+            self._client.create_beacon(state.beacon_id, state.device_type, key=key.hex(), **place)
+            return "registered"
+        except UsageError as error:
+            if error.code != "beacon_taken":
+                raise
+        self._client.set_key(state.beacon_id, key.hex())
+        if place:
+            self._client.change_beacon(state.beacon_id, **place)
+        return "updated"

@@ -1,0 +1,162 @@
+"""What a beacon is to be given, as people write it, checked before anybody connects."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from beacon_ota.errors import UsageError
+from beacon_ota.images import settings
+from beacon_ota.wire import access, ec1
+
+MIN_PIN, MAX_PIN = 4, 64
+_TEXTS = ("orch_url", "site", "window", "channel")
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What is on a beacon's label: a PIN, or a proof of possession; exactly one of them."""
+
+    pin: str | None = field(default=None, repr=False)
+    pop: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.pin is None) == (self.pop is None):
+            raise UsageError("secret", "give either the PIN or the proof of possession")
+        if self.pin is not None and not MIN_PIN <= len(self.pin) <= MAX_PIN:
+            raise UsageError(
+                "secret", "that is no PIN", expected=f"{MIN_PIN} to {MAX_PIN} characters"
+            )
+        if self.pop is not None and not ec1.MIN_POP <= len(self.pop) <= 64:
+            raise UsageError(
+                "secret",
+                "a proof of possession has 8 to 64 bytes",
+                found=f"{len(self.pop)} bytes",
+            )
+
+
+@dataclass(frozen=True)
+class Network:
+    """A WiFi network: SSID of 1 to 32 bytes, password of 8 to 63, empty for an open one."""
+
+    ssid: bytes
+    password: bytes = field(default=b"", repr=False)
+
+    @classmethod
+    def of(cls, ssid: str | bytes, password: str = "") -> "Network":
+        """Check names and passwords as people write them.
+
+        Raises:
+            UsageError: ``setting_value``.
+        """
+        raw = ssid.encode() if isinstance(ssid, str) else ssid
+        if not 1 <= len(raw) <= 32:
+            raise UsageError("setting_value", "ssid: 1 to 32 bytes", found=f"{len(raw)} bytes")
+        key = settings.parse({"wifi_pass": password})["wifi_pass"]
+        assert isinstance(key, bytes)
+        return cls(raw, key)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Everything for one beacon.
+
+    Attributes:
+        network: to join; None leaves it as it is, or to be chosen from what the beacon sees.
+        config: fields of CONFIG (``wire/tlv.py``), the beacon's key aside.
+        tags: for the orchestrator.
+        creds: what opens the door, see :func:`credentials`; None leaves it as it is.
+    """
+
+    network: Network | None = None
+    config: Mapping[str, str | bytes | int] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    creds: bytes | None = field(default=None, repr=False)
+
+
+def config(
+    values: Mapping[str, str | None], second: Network | None = None
+) -> dict[str, str | bytes | int]:
+    """Return the fields of a CONFIG.
+
+    Args:
+        values: ``orch_url``, ``fleet_key`` (hex), ``site``, ``window``, ``utc_off``, ``channel``,
+            ``ibeacon`` (``UUID:major:minor``); what is None is left away.
+        second: network for when the first fails.
+
+    Raises:
+        UsageError: ``setting_value``.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    if "ibeacon" in given:
+        given["ibeacon"] = position(given["ibeacon"]).hex()
+    found: dict[str, str | bytes | int] = {}
+    for name, value in settings.parse(given).items():
+        found[name] = value.decode() if name in _TEXTS and isinstance(value, bytes) else value
+    if second is not None:
+        found |= {"wifi2_ssid": second.ssid, "wifi2_pass": second.password}
+    return found
+
+
+def position(text: str) -> bytes:
+    """Read an iBeacon identity, ``UUID:major:minor`` (20 bytes).
+
+    Raises:
+        UsageError: ``setting_value``.
+    """
+    first, _, rest = text.partition(":")
+    major, _, minor = rest.partition(":")
+    try:
+        return uuid.UUID(first).bytes + b"".join(
+            int(part).to_bytes(2, "big") for part in (major, minor)
+        )
+    except (ValueError, OverflowError):
+        raise UsageError(
+            "setting_value",
+            "ibeacon: not an identity",
+            found=text[:80],
+            expected="UUID:major:minor, both numbers up to 65535",
+        ) from None
+
+
+def credentials(text: str) -> bytes:
+    """Read access credentials: a line each, ``id:secret`` in hex, 4 and 16 bytes; # for comments.
+
+    Raises:
+        UsageError: ``setting_value``, with the line.
+    """
+    found = b""
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        ident, _, secret = line.partition(":")
+        try:
+            pair = bytes.fromhex(ident), bytes.fromhex(secret)
+        except ValueError:
+            pair = b"", b""
+        if (len(pair[0]), len(pair[1])) != (access.ID, access.SECRET):
+            raise UsageError(
+                "setting_value",
+                f"credentials, line {number}: not id:secret in hex",
+                expected=f"{2 * access.ID} digits, a colon, {2 * access.SECRET} digits",
+            )
+        found += pair[0] + pair[1]
+    if len(found) > access.MAX_CREDENTIALS * (access.ID + access.SECRET):
+        raise UsageError(
+            "setting_value", "too many credentials", expected=f"at most {access.MAX_CREDENTIALS}"
+        )
+    return found
+
+
+def reachable(url: str | None) -> str | None:
+    """Return the address of an orchestrator as beacons can use it, None when they cannot.
+
+    ``127.0.0.1`` on a laptop is no place for a beacon to go: it then looks for
+    ``orchestrator.local`` and over mDNS.
+    """
+    parts = urlsplit(url or "")
+    host = (parts.hostname or "").lower()
+    if not host or host == "localhost" or host.startswith("127.") or host == "::1":
+        return None
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

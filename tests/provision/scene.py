@@ -1,0 +1,191 @@
+"""A beacon out of its box, a room with a radio, and an orchestrator that knows nobody yet."""
+
+import asyncio
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from beacon_ota.provision import flow, scan, session
+from beacon_ota.provision.client import Client, State
+from beacon_ota.provision.scan import Sighting
+from beacon_ota.provision.wanted import Network as Wifi
+from beacon_ota.provision.wanted import Secret, Wanted
+from beacon_ota.virtual.flash import Flash
+from beacon_ota.virtual.network import Network
+from beacon_ota.virtual.radio.choice import Radio, radio
+from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.supervisor import VirtualBeacon
+from beacon_ota.wire import adverts
+from tests.firmware.beacons import POLICY, image
+from tests.firmware.server import Server
+
+T = TypeVar("T")
+
+MAC = bytes.fromhex("7cdfa1a1b2c3")
+ADDRESS = "7C:DF:A1:A1:B2:C5"
+NAME = "BLUFI_A1B2C5"
+ID = "beacon-1"
+PIN = "73914826"
+POP = b"a proof of possession"
+SSID, PASSWORD = "site", "correct horse"
+SCALE = 10
+SECRET = Secret(pin=PIN)
+WIFI = Wifi.of(SSID, PASSWORD)
+
+
+@functools.cache
+def enrolled(pin: str = PIN, name: str = NAME) -> bytes:
+    return session.enroll(pin, name.encode())
+
+
+@dataclass
+class Book:
+    """A registry that tells the orchestrator of the tests."""
+
+    server: Server
+    entered: list[tuple[State, bytes, dict]] = field(default_factory=list)
+
+    def enter(self, state: State, key: bytes, config, tags) -> str:
+        self.entered.append((state, key, dict(config)))
+        again = state.beacon_id in self.server.keys
+        self.server.keys[state.beacon_id] = key
+        return "updated" if again else "registered"
+
+
+@dataclass
+class Scene:
+    """Everything a test needs. ``beacon`` is on unless ``power=False``."""
+
+    room: Room
+    server: Server
+    network: Network
+    flash: Flash
+    beacon: VirtualBeacon
+
+    @property
+    def radio(self) -> Radio:
+        return radio(self.room.spec)
+
+    @property
+    def book(self) -> Book:
+        return Book(self.server)
+
+    def wait(self, condition: Callable[[], object], timeout: float = 20, what: str = "") -> None:
+        self.beacon.wait_for(condition, timeout, what)
+
+    async def find(self, *, opened: bool = True, seconds: float = 10) -> Sighting:
+        return await scan.find(self.radio, NAME, seconds, opened=opened)
+
+    @contextlib.asynccontextmanager
+    async def client(self, *, mtu: int | None = None, prove: bool = True):
+        """Connect to the beacon once it can be provisioned, and prove the PIN."""
+        found = await self.find()
+        async with Client(found.device, found.name, self.radio, mtu=mtu) as client:
+            if prove:
+                await client.prove(pin=PIN)
+            yield client
+
+    async def provision(
+        self,
+        wifi: Wifi | None = WIFI,
+        *,
+        secret: Secret = SECRET,
+        config: Mapping[str, Any] | None = None,
+        creds: bytes | None = None,
+        book: Book | None = None,
+        **options,
+    ) -> flow.Outcome:
+        """Do what ``beacon-ota provision wifi`` does."""
+        found = await self.find()
+        settings = {"orch_url": "http://orchestrator.local:8080", **(config or {})}
+        return await flow.provision(
+            found,
+            self.radio,
+            flow.known(secret),
+            Wanted(wifi, settings, (), creds),
+            book or self.book,
+            pace=self.beacon.clock.scale,
+            **options,
+        )
+
+    def online(self, **options) -> flow.Outcome:
+        """The same for tests without an event loop; the beacon answers to PIN afterwards."""
+        return asyncio.run(self.provision(**options))
+
+    def press(self, seconds: float) -> None:
+        """Hold the button for so many of the beacon's seconds."""
+        self.beacon.press()
+        time.sleep(seconds / self.beacon.clock.scale)
+        self.beacon.release()
+
+    async def heard(self, condition: Callable[[Sighting], object], seconds: float = 10) -> Sighting:
+        """Listen until an advertisement of the beacon meets the condition."""
+        end = time.monotonic() + seconds
+        async with scan.watching(self.radio) as watch:
+            while True:
+                for one in watch.beacons():
+                    if one.address == ADDRESS and condition(one):
+                        return one
+                if time.monotonic() > end:
+                    raise AssertionError([one.as_dict() for one in watch.beacons()])
+                await asyncio.sleep(0.01)
+
+    def opened(self) -> bool:
+        """Whether the beacon says in its console that it can be provisioned."""
+        lines = [x for x in self.beacon.console.splitlines() if x.startswith("provisioning:")]
+        return bool(lines) and not lines[-1].endswith("closed")
+
+
+def run(work: Coroutine[Any, Any, T] | Awaitable[T], seconds: float = 60) -> T:
+    """Run a coroutine with a deadline."""
+
+    async def body() -> T:
+        async with asyncio.timeout(seconds):
+            return await work
+
+    return asyncio.run(body())
+
+
+@contextlib.contextmanager
+def scene(
+    built: bytes,
+    *,
+    settings: Mapping[str, int | bytes | None] | None = None,
+    policy: Mapping[str, int] | None = None,
+    scale: float = SCALE,
+    power: bool = True,
+    room: Room | None = None,
+    mac: bytes = MAC,
+    pin: str = PIN,
+    **options,
+) -> Iterator[Scene]:
+    """A beacon with a PIN and an id and nothing else, powered on."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(keys={}).run())
+        server.scale = scale
+        network = Network(join_time=0.5, scan_time=0.5)
+        network.add(SSID, PASSWORD)
+        network.host("orchestrator.local", "127.0.0.1", server.port)
+        room = room or stack.enter_context(Room(seed=1))
+        name = adverts.name(mac[:5] + bytes([mac[5] + 2])).decode()
+        values: dict[str, int | bytes | None] = {
+            "beacon_id": ID.encode(),
+            "pin_w": enrolled(pin, name),
+            "policy": json.dumps(POLICY | dict(policy or {})).encode(),
+        }
+        values |= settings or {}
+        kept = {key: value for key, value in values.items() if value is not None}
+        flash = Flash(image(built, kept))
+        stack.callback(flash.close)
+        beacon = stack.enter_context(
+            VirtualBeacon(
+                flash, mac=mac, network=network, scale=scale, bluetooth=room.backend(), **options
+            )
+        )
+        if power:
+            beacon.power_on()
+        yield Scene(room, server, network, flash, beacon)

@@ -1,0 +1,292 @@
+"""From the box to the orchestrator: the beacon's own code, over the air, end to end."""
+
+import asyncio
+import hmac
+
+import pytest
+from bleak import BleakClient
+
+from beacon_ota.errors import BeaconOtaError
+from beacon_ota.provision.scan import shown
+from beacon_ota.provision.wanted import Network, Secret, position
+from beacon_ota.wire import access, adverts
+from tests.provision import scene as scenes
+from tests.provision.scene import ID, NAME, PASSWORD, POP, SSID, WIFI, run, scene
+
+IDENTITY = position("00112233-4455-6677-8899-aabbccddeeff:7:65535")
+CREDENTIALS = b"door" + bytes(range(16))
+
+
+def polled(s: scenes.Scene) -> bool:
+    return any(r.path.startswith("/firmwares/latest") for r in s.server.requests)
+
+
+def test_a_beacon_out_of_its_box_goes_online(v1):
+    """PIN, key, network, first authenticated poll; at a chip's own pace of time."""
+    config = {"site": "berlin/hq", "channel": "beta", "window": "03:00-05:00", "utc_off": -90}
+    with scene(v1, scale=1) as s:
+        book = s.book
+        found = run(s.find())
+        assert (found.name, found.state, found.version, found.suites) == (NAME, "new", "1.0.0", 2)
+        assert not found.has(adverts.PROVISIONED)
+        steps = []
+        done = s.online(
+            config={**config, "ibeacon": IDENTITY},
+            creds=CREDENTIALS,
+            book=book,
+            tell=lambda step, detail: steps.append(step),
+        )
+        print(f"from connect to online: {done.seconds:.2f} s")
+        assert (done.beacon_id, done.device_type, done.poll) == (ID, "esp32c3", "ok")
+        assert (done.ssid, done.registered, done.key) == (SSID, "registered", "")
+        assert done.ip == s.beacon.link.address and done.rssi == -55
+        assert steps[0] == "connecting" and steps[-1] == "waiting"
+        [(state, key, _)] = book.entered
+        assert state.version == "1.0.0" and len(state.image) == 64
+        stored = {k: v for (space, k), v in s.beacon.settings().items() if space == "beacon"}
+        assert stored["wifi_ssid"] == SSID.encode() and stored["wifi_pass"] == PASSWORD.encode()
+        assert stored["beacon_key"] == key and stored["ibeacon"] == IDENTITY
+        assert stored["site"] == b"berlin/hq" and stored["utc_off"] == -90
+        assert stored["channel"] == b"beta" and stored["window"] == b"03:00-05:00"
+        assert stored["creds"] == CREDENTIALS and "pin_fail" not in stored
+        assert polled(s)
+        # The door is shut behind it, and its frame says where it is.
+        s.wait(lambda: not s.opened(), what="closed")
+        after = run(s.heard(lambda b: b.position and b.has(adverts.PROVISIONED)))
+        assert shown(after.position or b"") == "00112233-4455-6677-8899-aabbccddeeff:7:65535"
+        # Next time it goes by itself.
+        s.beacon.power_cut()
+        s.server.requests.clear()
+        s.beacon.power_on()
+        s.wait(lambda: polled(s), what="a poll after power-on")
+
+
+def test_with_a_proof_of_possession(v1):
+    """Suite 0x11: ECDH, HKDF and AES-128 as the original design has it."""
+    with scene(v1, settings={"pin_w": None, "pop": POP}) as s:
+        assert run(s.find()).suites == 1
+        with pytest.raises(BeaconOtaError) as caught:
+            s.online()
+        assert caught.value.code == "ec1_suite"
+        assert s.online(secret=Secret(pop=POP)).poll == "ok"
+
+
+def test_both_secrets_serve(v1):
+    with scene(v1, settings={"pop": POP}) as s:
+        assert run(s.find()).suites == 3
+        assert s.online(secret=Secret(pop=POP)).poll == "ok"
+        s.press(0.5)
+        s.wait(s.opened)
+        assert s.online().registered == "updated"
+
+
+@pytest.mark.parametrize("mtu", [23, 185, 256, 517])
+def test_every_mtu(v1, mtu):
+    """Frames and fragments of every size both ways: settings of 400 bytes, a list of networks."""
+
+    async def body(s: scenes.Scene) -> None:
+        async with s.client(mtu=mtu) as client:
+            assert client._link.mtu == min(mtu, 256)
+            networks = await client.networks()
+            assert len(networks) == 24 and networks[0] == (SSID.encode(), -55)
+            state = await client.configure(
+                orch_url="http://" + "h" * 121,
+                site="s" * 64,
+                wifi2_ssid=bytes(range(32)),
+                wifi2_pass=b"p" * 63,
+                beacon_key=bytes(32),
+                ibeacon=IDENTITY,
+            )
+            assert state.beacon_id == ID and len(state.image) == 64
+            await client.credentials(bytes(range(240)) + bytes(400))
+            assert (await client.join(SSID.encode(), PASSWORD.encode())).word == "connected"
+        stored = s.beacon.settings()
+        assert stored["beacon", "wifi2_ssid"] == bytes(range(32))
+        assert stored["beacon", "creds"] == bytes(range(240)) + bytes(400)
+
+    with scene(v1) as s:
+        for number in range(23):
+            s.network.add(f"neighbour-{number:02}" + "x" * number, "pass word", rssi=-60 - number)
+        run(body(s))
+
+
+@pytest.mark.parametrize(
+    ("ssid", "password"),
+    [
+        ("x" * 32, "p" * 63),
+        ("Café Zürich ☕", "пароль-пароль"),
+        (b"\xff\xfe\x00bytes", "correct horse"),
+        ("open", ""),
+        ("psk", "0123456789abcdef" * 4),
+    ],
+    ids=["longest", "utf-8", "bytes", "open", "psk"],
+)
+def test_names_and_passwords(v1, ssid, password):
+    with scene(v1) as s:
+        wifi = Network.of(ssid, password)
+        s.network.add(wifi.ssid, wifi.password)
+        assert s.online(wifi=wifi).poll == "ok"
+        assert s.beacon.setting("wifi_ssid") == wifi.ssid
+        assert s.beacon.setting("wifi_pass") == (wifi.password or None)
+        s.beacon.power_cut()
+        s.beacon.power_on()
+        s.wait(lambda: s.beacon.wlan.connected, what="on WiFi again")
+
+
+def test_a_wrong_password_costs_nothing(v1):
+    """What does not work is not kept, what worked is: the beacon goes back to it by itself."""
+    with scene(v1) as s:
+        s.online()
+        before = s.beacon.settings()
+        s.network.add("new", "other password")
+        s.press(0.5)
+        s.wait(s.opened)
+        with pytest.raises(BeaconOtaError) as caught:
+            s.online(wifi=Network.of("new", "wrong password"))
+        assert caught.value.code == "wifi_wrong_password"
+        assert caught.value.found == "wrong_password"
+        after = s.beacon.settings()
+        for key in ("wifi_ssid", "wifi_pass"):
+            assert after["beacon", key] == before["beacon", key]
+        s.wait(lambda: s.beacon.wlan.connected, what="back on the old network")
+        assert s.beacon.wlan.access_point.ssid == SSID.encode()
+        # The new key came before the network: with it the beacon is heard.
+        assert s.online(wifi=Network.of("new", "other password")).poll == "ok"
+        assert s.beacon.wlan.access_point.ssid == b"new"
+
+
+def test_a_network_that_is_not_there(v1):
+    with scene(v1) as s:
+        s.network.add("Site", "with a capital", rssi=-70)
+        with pytest.raises(BeaconOtaError) as caught:
+            s.online(wifi=Network.of("sitee", "pass word"))
+        assert caught.value.code == "wifi_not_found"
+        assert caught.value.expected == "one of site (-55 dBm), Site (-70 dBm)"
+        assert s.online().poll == "ok"
+
+
+def test_an_orchestrator_that_is_not_there(v1):
+    with scene(v1) as s:
+        s.server.away = True
+        with pytest.raises(BeaconOtaError) as caught:
+            s.online(online_s=2)
+        assert caught.value.code == "poll_connect" and s.beacon.link.address in str(caught.value)
+        s.server.away = False
+        assert s.opened(), "there is something left to be put right"
+        assert s.online().poll == "ok"
+        s.wait(lambda: not s.opened(), what="closed")
+
+
+def test_an_orchestrator_that_will_not_have_it(v1):
+    class Forgetful(scenes.Book):
+        def enter(self, state, key, config, tags) -> str:
+            return "registered"
+
+    with scene(v1) as s:
+        with pytest.raises(BeaconOtaError) as caught:
+            s.online(book=Forgetful(s.server))
+        assert caught.value.code == "poll_refused" and ID in str(caught.value)
+        assert s.online().poll == "ok"
+
+
+def test_the_second_network_takes_over(v1):
+    config = {"wifi2_ssid": b"spare", "wifi2_pass": b"spare password"}
+    with scene(v1) as s:
+        s.network.add("spare", "spare password")
+        s.online(config=config)
+        s.network.points[0].visible = False
+        s.beacon.drop_wifi()
+        s.wait(lambda: s.beacon.wlan.connected, what="on the second network")
+        assert s.beacon.wlan.access_point.ssid == b"spare"
+
+
+def test_settings_are_taken_whole_or_not_at_all(v1):
+    async def body(s: scenes.Scene) -> None:
+        async with s.client() as client:
+            with pytest.raises(BeaconOtaError) as caught:
+                await client.configure(site="s" * 65)
+            assert caught.value.code == "setting_value"
+            before = s.beacon.settings()
+            # What only a client with other rules would send.
+            await client._send(0x4D, b"\x01\x04\x01a\x07\x05other")
+            await client._expect(0x4D, 5)
+            assert client.state.refused == "channel"
+            for junk in (b"", b"\x01\x04", b"\x09", b"\x81", b"\x01" + b"\x04\x01a" * 2):
+                await client._send(0x4D, junk)
+                await client._expect(0x4D, 5)
+                assert client.state.refused == "message", junk
+            assert s.beacon.settings() == before
+            assert (await client.configure(site="a")).refused == ""
+            assert s.beacon.setting("site") == b"a"
+            await client.configure(site="")
+            assert s.beacon.setting("site") is None
+
+    with scene(v1) as s:
+        run(body(s))
+
+
+def test_a_beacon_without_an_id_is_called_by_its_chip(v1):
+    with scene(v1, settings={"beacon_id": None}) as s:
+        done = s.online()
+        assert done.beacon_id == "beacon-7cdfa1a1b2c3"
+        assert s.beacon.setting("beacon_id") == b"beacon-7cdfa1a1b2c3"
+
+
+def test_what_it_was_given_opens_the_door(v1):
+    async def enter(s: scenes.Scene) -> int:
+        found = await s.heard(lambda b: not b.open)
+        async with BleakClient(found.device, **s.radio.client) as client:
+            answers: asyncio.Queue[bytes] = asyncio.Queue()
+            await client.start_notify(access.STATUS, lambda _, d: answers.put_nowait(bytes(d)))
+            await client.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
+            _, nonce = access.parse(await answers.get())
+            proof = access.proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
+            await client.write_gatt_char(access.CONTROL, proof, response=True)
+            return access.parse(await answers.get())[0]
+
+    with scene(v1) as s:
+        s.online(creds=CREDENTIALS)
+        assert run(enter(s)) == access.GRANTED
+
+
+def test_the_network_is_changed_while_nobody_listens(v1):
+    """The attempt goes on when the client leaves, and what works is kept."""
+
+    async def body(s: scenes.Scene) -> None:
+        async with s.client() as client:
+            await client.configure(beacon_key=bytes(32))
+            for kind, data in ((0x08, b"\1"), (0x09, b"site"), (0x0D, PASSWORD.encode())):
+                await client._send(kind, data)
+            await client._send(0x0C)
+            await client._expect(0x3D, 5)
+
+    with scene(v1) as s:
+        run(body(s))
+        s.wait(lambda: s.beacon.setting("wifi_ssid") == SSID.encode(), what="stored")
+        assert s.beacon.wlan.connected
+
+
+def test_status_and_oblivion(v1):
+    async def status(s: scenes.Scene):
+        async with s.client() as client:
+            return await client.status(), await client.query()
+
+    async def forget(s: scenes.Scene) -> None:
+        async with s.client() as client:
+            await client.forget()
+
+    with scene(v1) as s:
+        report, state = run(status(s))
+        assert (report.word, state.ip, state.poll) == ("failed", "", "none")
+        s.online(config={"site": "x", "wifi2_ssid": b"y"}, creds=CREDENTIALS)
+        s.press(0.5)
+        s.wait(s.opened)
+        report, state = run(status(s))
+        assert (report.word, report.ssid, report.rssi) == ("connected", WIFI.ssid, -55)
+        assert state.poll == "ok" and state.ip == s.beacon.link.address
+        run(forget(s))
+        s.wait(lambda: len(s.beacon.boots) == 2, what="reset")
+        left = {key for space, key in s.beacon.settings() if space == "beacon"}
+        assert left >= {"beacon_id", "pin_w", "policy"}
+        assert not left & {"wifi_ssid", "wifi_pass", "wifi2_ssid", "beacon_key", "site", "creds"}
+        assert s.online().poll == "ok"
