@@ -35,6 +35,7 @@ class Fault:
         retry_after: seconds, as the header.
         close: close the connection after so many bytes of the body.
         stall: send no more after so many bytes of the body, and keep the connection open.
+        drip: seconds between the bytes of the body, sent one by one.
         body: serve these bytes instead, under the same signature.
         length: announce this Content-Length, whatever is sent; None leaves it out.
         chunked: send the body in chunks.
@@ -50,6 +51,7 @@ class Fault:
     retry_after: int | None = None
     close: int | None = None
     stall: int | None = None
+    drip: float = 0
     body: bytes | None = None
     length: int | None = -1
     chunked: bool = False
@@ -391,6 +393,11 @@ class _Handler(socketserver.StreamRequestHandler):
                 self.wfile.write(b"%x\r\n" % len(piece) + piece + b"\r\n")
             if stop == len(body):
                 self.wfile.write(b"0\r\n\r\n")
+        elif fault.drip:
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                if self.owner.stopped.wait(fault.drip):
+                    return
         else:
             self.wfile.write(body[:stop])
         self.wfile.flush()

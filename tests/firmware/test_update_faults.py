@@ -63,6 +63,14 @@ def test_a_server_that_fails(v1, v2, fault, code, requests):
         assert len(first) == requests
 
 
+def test_a_server_that_drips(v1, v2):
+    """Never so slow that it stalls, and never done: the time for it all is up."""
+    with bench(v1, scale=20, policy={"give_up_s": 10, "stall_s": 5}) as b:
+        b.server.downloads = [Fault(drip=0.02)]
+        failed = fails(b, v2, "download", "timeout", heals=False)
+        assert failed["bytes"] == 0
+
+
 def test_the_wrong_bytes(v1, v2):
     with bench(v1) as b:
         b.server.downloads = [Fault(body=bytes(len(v2)))]

@@ -6,6 +6,7 @@
 import asyncio
 import errno
 import socket
+import time
 from asyncio import core
 
 from micropython import const
@@ -14,6 +15,7 @@ _LINE = const(512)  # bytes of a status, header or chunk-size line
 _HEADERS = const(40)
 _BUFFER = const(512)
 _CONNECT = const(10000)  # ms
+_SPIN = const(3)  # ms for which a download looks again before it asks the poller
 
 # What sockets raise; a certificate that does not hold is a ValueError.
 _BROKEN = (OSError, ValueError)
@@ -53,6 +55,7 @@ class Connection:
     def __init__(self, sock, stall_ms):
         self._sock = sock
         self._stall = stall_ms
+        self.ends = None  # ticks after which nothing is waited for any more
         self._buf = bytearray(_BUFFER)
         self._at = self._end = 0
         self._left = 0  # of the body or of the current chunk; -1: until the peer closes
@@ -64,9 +67,14 @@ class Connection:
         self._sock.close()
 
     async def _wait(self, write=False):
+        patience = self._stall
+        if self.ends is not None:
+            patience = min(patience, max(0, time.ticks_diff(self.ends, time.ticks_ms())))
         try:
-            await asyncio.wait_for_ms(_ready(self._sock, write), self._stall)
+            await asyncio.wait_for_ms(_ready(self._sock, write), patience)
         except asyncio.TimeoutError:
+            if patience < self._stall:
+                raise HttpError("timeout", "no time left")
             raise HttpError("stall", "nothing for %d ms" % self._stall)
 
     async def send(self, data):
@@ -178,26 +186,45 @@ class Connection:
         return size
 
     # Fills all of `buf`, or as much as the body still has; returns how much. In the plain case of a
-    # download, a body of known length, this is one socket call for what one call brings.
+    # download, a body of known length, this is one socket call for what one call brings. When
+    # nothing is there it looks again a few times between the other tasks' turns: the port's poller
+    # sleeps for up to 10 ms, and the next segment is mostly here before that.
     async def fill(self, buf):
         size = len(buf)
-        got = 0
-        while got < size:
-            if self._chunked or self._left < size - got or self._at != self._end:
-                read = await self.readinto(memoryview(buf)[got:] if got else buf)
-                if not read:
-                    break
-            else:
-                try:
-                    read = self._sock.readinto(memoryview(buf)[got:] if got else buf)
-                except _BROKEN as error:
-                    raise HttpError("truncated", "receiving: %s" % error)
-                if read is None:
-                    await self._wait()
-                    continue
-                if not read:
-                    raise HttpError("truncated", "%d bytes short" % self._left)
+        if self._chunked or self._left < size or self._at != self._end:
+            return await self._gather(buf)
+        readinto = self._sock.readinto
+        left = size
+        since = None
+        while True:
+            try:
+                read = readinto(buf)
+            except _BROKEN as error:
+                raise HttpError("truncated", "receiving: %s" % error)
+            if read:
                 self._left -= read
+                left -= read
+                if not left:
+                    return size
+                buf = memoryview(buf)[read:]
+                since = None
+            elif read is not None:
+                raise HttpError("truncated", "%d bytes short" % self._left)
+            elif since is None:
+                since = time.ticks_ms()
+                await asyncio.sleep_ms(0)
+            elif time.ticks_diff(time.ticks_ms(), since) < _SPIN:
+                await asyncio.sleep_ms(0)
+            else:
+                await self._wait()
+
+    # The same of any body, piece by piece.
+    async def _gather(self, buf):
+        got = 0
+        while got < len(buf):
+            read = await self.readinto(memoryview(buf)[got:])
+            if not read:
+                break
             got += read
         return got
 
@@ -209,8 +236,8 @@ class Connection:
             while await self._line():
                 pass
 
-    # A whole small body; one that is longer than `limit` is an error, not a cut. Pieces come through
-    # the buffer of the head; chunks do not, for the lines between them need it.
+    # A whole small body; one that is longer than `limit` is an error, not a cut. Its pieces come
+    # through the buffer of the head; chunks do not, for the lines between them need it.
     async def read(self, limit):
         body = bytearray()
         step = memoryview(bytearray(_BUFFER) if self._chunked else self._buf)

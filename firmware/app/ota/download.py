@@ -125,6 +125,7 @@ class Download:
         try:
             self._range(source, writer)
             source.headers = None
+            source.ends = time.ticks_add(self._begun, self._budget)
             fill = source.fill
             write = writer.write
             ticks = time.ticks_ms
@@ -142,6 +143,8 @@ class Download:
                 write(got)
                 left -= got
                 if since(ticks(), yielded) >= _TURN:
+                    if self._left() < 0:
+                        raise HttpError("timeout", "given up after %d s" % (self._budget // 1000))
                     await asyncio.sleep_ms(0)
                     yielded = ticks()
                 if writer.written >= mark:
@@ -174,11 +177,9 @@ class Download:
             code = "truncated" if length < self._size - first else "http"
             raise HttpError(code, "length %d, not %d" % (length, self._size - first))
 
-    # Another percent: on the air, now and then as a report, and is there time left?
+    # Another percent: on the air, and now and then as a report.
     async def _progress(self, writer, percent):
         self._beacon.radio.progress(percent)
-        if self._left() < 0:
-            raise HttpError("timeout", "given up after %d s" % (self._budget // 1000))
         now = time.ticks_ms()
         if time.ticks_diff(now, self._reported) > _PROGRESS:
             self._reported = now

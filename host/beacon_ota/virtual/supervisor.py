@@ -70,7 +70,7 @@ class Boot:
         detail: a word about the end.
         soft_resets: restarts of Python within this boot.
         duration: virtual seconds.
-        heap: bytes of heap in use at the last look, with ``heap_watch``; the stand-ins' share aside.
+        heap: bytes of heap in use, with ``heap_watch``; the stand-ins' share aside.
         heap_peak: the most of them since somebody set it to 0.
         heap_low: the least of them since somebody set it to 0.
         console: what it printed.
