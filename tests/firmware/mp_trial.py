@@ -52,6 +52,13 @@ def test_the_trials_own_words_come_first():
     assert back(dead, WDT, [said("crash")]) == ("rolled_back", "watchdog", 3, True)
 
 
+def test_what_was_found_out_outlives_the_reset_cause():
+    """Written down before anything else, for the next boot after a power cut knows no cause."""
+    dead = entry(2, o.ABORTED, label(2))
+    assert back(dead, POWER, [said("watchdog")]) == ("rolled_back", "watchdog", 3, True)
+    assert back(dead, POWER, [said("crash"), said("watchdog")])[1] == "watchdog"
+
+
 def test_the_reset_cause_is_the_next_best():
     dead = entry(2, o.ABORTED, label(2))
     assert back(dead, WDT) == ("rolled_back", "watchdog", 3, True)

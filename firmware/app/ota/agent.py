@@ -123,6 +123,8 @@ class Agent:
             record["code"] = verdict.code
             record["detail"] = clip(verdict.detail, 160)
             if verdict.guilty():
+                # The journal first: should the power fail now, the reset cause is gone with it.
+                beacon.journal.write("boot", verdict.code, verdict.detail)
                 known.remember(beacon.store, record["checksum"])
         beacon.store.put("attempt", record)
 

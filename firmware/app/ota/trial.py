@@ -8,8 +8,9 @@ from ota import otadata
 _POWER_ON = const(1)
 _WATCHDOG = const(3)
 
-# What a trial writes into the journal before it resets, as (stage, code): the words to look for.
-_WITNESS = ("crash", "self_test")
+# What the journal tells of a trial: its own last words, or what was found out of it before the
+# power failed.
+_WITNESS = ("crash", "self_test", "watchdog")
 
 
 # An attempt's end: update_status, code of stage "boot", detail, trial boots.
