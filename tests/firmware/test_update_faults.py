@@ -56,7 +56,8 @@ def fails(b, v2, stage: str, code: str, *, heals: bool = True) -> dict:
     ids=lambda value: str(value)[:60] if isinstance(value, Fault) else "",
 )
 def test_a_server_that_fails(v1, v2, fault, code, requests):
-    with bench(v1, scale=20, policy={"stall_s": 10, "backoff_ms": 100}) as b:
+    policy = {"stall_s": 10, "give_up_s": 120, "backoff_ms": 100}
+    with bench(v1, scale=20, policy=policy) as b:
         b.server.downloads = [fault] * 50
         fails(b, v2, "download", code)
         first = [r for r in b.server.requests if f"{1:04}" == r.target[-4:]]
