@@ -39,6 +39,9 @@ def serve(
         bool | None,
         typer.Option(help="Announce over mDNS; default: unless on a loopback address."),
     ] = None,
+    webhook_local: Annotated[
+        bool, typer.Option("--webhook-local", help="Let webhooks go to this machine itself.")
+    ] = False,
     time_scale: Annotated[float, typer.Option(min=0.001, help="Run the clock faster.")] = 1.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Announce URL and token as one line of JSON.")
@@ -75,6 +78,7 @@ def serve(
         trusted=_trusted(data, keys),
         zone=zone,
         window=window,
+        webhook_local=webhook_local,
     )
     listen = Listen(
         host=host,

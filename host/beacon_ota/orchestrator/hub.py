@@ -1,6 +1,7 @@
 """Hands events to those who follow them live."""
 
 import asyncio
+from collections.abc import Callable
 
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
@@ -14,6 +15,7 @@ class Hub:
 
     def __init__(self) -> None:
         self._followers: set[asyncio.Queue[Fields | None]] = set()
+        self.on_stored: Callable[[], object] = lambda: None  # there is one more to resume from
 
     def check_room(self) -> None:
         """Refuse one follower too many (Problem ``followers``)."""
@@ -31,7 +33,9 @@ class Hub:
         self._followers.discard(queue)
 
     def publish(self, event: Fields) -> None:
-        """Hand an event that is stored to everybody."""
+        """Hand an event to everybody."""
+        if event["id"] is not None:
+            self.on_stored()
         for queue in tuple(self._followers):
             if queue.full():
                 self._followers.discard(queue)

@@ -26,6 +26,8 @@ class Limits:
     page: int = 1000  # rows of a listing
     subscribers: int = 64  # live followers of events
     refusals: int = 30  # failed authentications per address and minute before 429
+    webhook_pending: int = 1000  # deliveries that wait, per webhook
+    webhook_rows: int = 500  # deliveries that are over, kept per webhook
     write_batch: int = 512  # changes in one transaction
 
 

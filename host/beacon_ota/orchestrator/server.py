@@ -28,6 +28,7 @@ from beacon_ota.orchestrator.hot import Hot
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.orchestrator.store import audit, tokens
+from beacon_ota.orchestrator.webhooks import Webhooks
 
 _HEAD_BYTES = 32 * 1024  # of a request line and its headers
 _HEAD_S = 20.0  # until they are complete; also for a connection that says nothing
@@ -211,9 +212,11 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
     await service.start()
     try:
         engine.start()
+        telling = Webhooks(service)
+        telling.start()
         token = await first_token(service, listen.token_file)
         config = uvicorn.Config(
-            Hot(service, Bounded(create_app(service, engine))),
+            Hot(service, Bounded(create_app(service, engine, telling))),
             http=Protocol,
             ws="none",
             lifespan="off",

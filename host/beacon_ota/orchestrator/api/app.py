@@ -4,6 +4,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from beacon_ota import __version__
+from beacon_ota.orchestrator import dashboard
 from beacon_ota.orchestrator.api import (
     answers,
     audit,
@@ -15,15 +16,17 @@ from beacon_ota.orchestrator.api import (
     rollouts,
     sites,
     tokens,
+    webhooks,
 )
 from beacon_ota.orchestrator.api.answers import answer
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.throttle import Throttle
+from beacon_ota.orchestrator.webhooks import Webhooks
 
 
-def create_app(service: Service, engine: Engine) -> FastAPI:
+def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
     """Return the application for a service that runs."""
     app = FastAPI(
         title="Beacon OTA",
@@ -34,11 +37,24 @@ def create_app(service: Service, engine: Engine) -> FastAPI:
     )
     app.state.service = service
     app.state.engine = engine
+    app.state.webhooks = telling
     app.state.throttle = Throttle(LIMITS.refusals)
     answers.install(app)
-    for module in (firmwares, beacons, sites, rollouts, events, audit, tokens, metrics, docs):
+    for module in (
+        firmwares,
+        beacons,
+        sites,
+        rollouts,
+        events,
+        webhooks,
+        audit,
+        tokens,
+        metrics,
+        docs,
+    ):
         app.include_router(module.router)
     app.include_router(firmwares.download_router)
+    app.router.routes.extend(dashboard.routes())
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:

@@ -69,10 +69,13 @@ def entries(
     actor: str | None = None,
     target: str | None = None,
     newest: bool = False,
+    before: int | None = None,
 ) -> list[Fields]:
     """Return entries in order, filtered; with ``newest`` the last ones, newest first."""
     query = select(audit).where(audit.c.seq > after).limit(limit)
     query = query.order_by(audit.c.seq.desc() if newest else audit.c.seq)
+    if before is not None:
+        query = query.where(audit.c.seq < before)
     for column, value in ((audit.c.actor, actor), (audit.c.target, target)):
         if value is not None:
             query = query.where(column == value)

@@ -33,6 +33,20 @@ def latest(conn: Connection, limit: int) -> list[Fields]:
     return [_event(row) for row in rows][::-1]
 
 
+def before(conn: Connection, last: int | None, kind: str, limit: int) -> list[Fields]:
+    """Return the ``limit`` events before the one with the id ``last``, oldest first.
+
+    Args:
+        last: None for the newest.
+        kind: only kinds that begin so.
+    """
+    query = select(events).where(events.c.kind.startswith(kind, autoescape=True))
+    if last is not None:
+        query = query.where(events.c.id < last)
+    rows = conn.execute(query.order_by(events.c.id.desc()).limit(limit))
+    return [_event(row) for row in rows][::-1]
+
+
 def last_id(conn: Connection) -> int:
     """Return the id of the newest event, 0 when there is none."""
     return conn.scalar(select(func.max(events.c.id))) or 0

@@ -1,6 +1,7 @@
 """Webhooks, and the log of their deliveries, which is also the queue."""
 
 import json
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -30,11 +31,11 @@ def every(conn: Connection) -> list[Fields]:
     """Return all webhooks, with how many deliveries are in each state."""
     count = func.count()
     query = select(_d.webhook_id, _d.state, count).group_by(_d.webhook_id, _d.state)
-    counts: dict[str, Fields] = {}
+    counts: dict[str, Counter[str]] = {}
     for webhook_id, state, number in conn.execute(query):
-        counts.setdefault(webhook_id, {})[state] = number
+        counts.setdefault(webhook_id, Counter())[state] = number
     rows = conn.execute(select(webhooks).order_by(_w.created_at, _w.id))
-    return [{**(_read(row) or {}), "counts": counts.get(row.id, {})} for row in rows]
+    return [{**(_read(row) or {}), "counts": counts.get(row.id, Counter())} for row in rows]
 
 
 def change(conn: Connection, webhook_id: str, **values: Any) -> Fields | None:

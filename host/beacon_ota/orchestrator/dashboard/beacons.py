@@ -1,0 +1,167 @@
+"""Beacons: the listing behind every number, and one beacon's page."""
+
+import json
+
+from sqlalchemy import Connection
+
+from beacon_ota.orchestrator.dashboard.fleet import FLAGS, LOOKS, fleet
+from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.dashboard.logs import versions_of
+from beacon_ota.orchestrator.dashboard.selection import PAGE, SORTS, Selection, arrange
+from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.rollout.decide import decide
+from beacon_ota.orchestrator.rollout.types import Reason
+from beacon_ota.orchestrator.rollout.windows import format_window
+from beacon_ota.orchestrator.standing import STANDINGS, standing
+from beacon_ota.orchestrator.store import Fields, attempts, beacons, sites
+
+_HISTORY = 50
+
+# machine.reset_cause() of the ESP32-C3's MicroPython.
+RESET_CAUSES = {1: "power-on", 2: "hard", 3: "watchdog", 4: "deep sleep", 5: "soft"}
+
+# What a beacon would be told if it asked now, for people; docs/rollouts.md has the table.
+REASONS = {
+    Reason.OFFER: "it would be offered the release now",
+    Reason.NO_RELEASE: "no rollout is for it",
+    Reason.UP_TO_DATE: "it runs the newest that there is for it",
+    Reason.VERSION: "it has not said what version it runs",
+    Reason.CHANNEL: "the release is still in testing, and the beacon not on the beta channel",
+    Reason.WITHDRAWN: "the release was withdrawn",
+    Reason.QUARANTINED: "it is in quarantine",
+    Reason.TRIAL: "the image that it runs is not confirmed yet",
+    Reason.SCHEDULED: "the rollout starts later",
+    Reason.PAUSED: "the rollout is paused",
+    Reason.HALTED: "the rollout is halted",
+    Reason.ABORTED: "the rollout was aborted",
+    Reason.WAVE: "its wave is not open yet",
+    Reason.STAGE: "its stage is not open yet",
+    Reason.ATTEMPTS: "it has used up its attempts at this release",
+    Reason.RETRY: "it waits before it tries again",
+    Reason.REBOOTING: "it is rebooting into the release",
+    Reason.WINDOW: "its building's maintenance window is closed",
+    Reason.BUSY: "enough others in its building are updating",
+}
+
+
+def listing(ask: Ask) -> Page:
+    """Beacons, narrowed down in any way that a number on another page counts them."""
+    chosen = Selection.of(ask.query)
+    seen = fleet(ask.service, ask.now)
+    sort = ask.query.get("sort", "")
+    sort = sort if sort.removeprefix("-") in SORTS else "id"
+    rows = arrange(chosen.apply(seen, ask), sort)
+    pages = max(1, -(-len(rows) // PAGE))
+    number = max(1, ask.number("page", 1, pages))
+    return Page(
+        "beacons.html",
+        "Beacons",
+        {
+            "chosen": chosen,
+            "told": _told(chosen, ask, seen.releases),
+            "rows": rows[(number - 1) * PAGE : number * PAGE],
+            "total": len(rows),
+            "all": len(seen.rows),
+            "page": number,
+            "pages": pages,
+            "sort": sort,
+            "states": list(STANDINGS),
+            "flags": FLAGS,
+            "sites": [site["path"] for site in ask.read(sites.every)],
+            "versions": [one.version for one in seen.versions if one.version],
+        },
+        live="*",
+    )
+
+
+def page(ask: Ask) -> Page:
+    """One beacon: what it runs, what it would be told, and everything it went through."""
+    beacon_id = ask.path["beacon_id"]
+    node = ask.service.view.nodes.get(beacon_id)
+    found = ask.read(_history, beacon_id)
+    if node is None or found is None:
+        raise missing("beacon", beacon_id)
+    row, tries, reports, journal = found
+    view = ask.service.view
+    place = view.place(node)
+    decision = decide(
+        view.look_up(node.facts.device_type),
+        node.facts,
+        ask.now,
+        attempts=tuple(node.attempts),
+        place=place,
+        busy=view.busy(place.building, node),
+    )
+    state = standing(node, view.releases, ask.now)
+    release = next(
+        (
+            one.row
+            for one in view.releases.copy().values()
+            if (one.row["device_type"], one.row["version"])
+            == (node.facts.device_type, node.facts.version)
+        ),
+        None,
+    )
+    return Page(
+        "beacon.html",
+        beacon_id,
+        {
+            "node": node,
+            "row": row,
+            "tags": json.loads(row["tags"]),
+            "state": state,
+            "standing": STANDINGS[state],
+            "looks": LOOKS,
+            "place": place,
+            "hours": format_window(place.window),
+            "decision": decision,
+            "told": REASONS[decision.reason],
+            "release": release,
+            "attempts": tries,
+            "reports": reports,
+            "journal": journal,
+            "versions": versions_of(ask),
+            "causes": RESET_CAUSES,
+        },
+        live=f"beacon:{beacon_id} firmware site",
+    )
+
+
+def _history(
+    conn: Connection, beacon_id: str
+) -> tuple[Fields, list[Fields], list[Fields], list[Fields]] | None:
+    row = beacons.get(conn, beacon_id)
+    if row is None:
+        return None
+    return (
+        row,
+        attempts.of_beacon(conn, beacon_id, _HISTORY),
+        beacons.reports_of(conn, beacon_id, _HISTORY),
+        beacons.journal_of(conn, beacon_id, _HISTORY),
+    )
+
+
+def _told(chosen: Selection, ask: Ask, releases: dict) -> list[tuple[str, str, str]]:
+    """Return what narrows a listing in words: name, value, address without it."""
+    found = []
+    for name, value in chosen.given.items():
+        if name == "cell" or (name == "hours" and not chosen.tried):
+            continue
+        shown, without = value, {name: None}
+        if name == "rollout":
+            entry = ask.service.view.entries.get(value)
+            shown = f"of {entry.rollout.plan.release.version}" if entry else value[:8]
+            without["cell"] = None
+            if chosen.cell:
+                wave, stage, count = (chosen.cell.split(".") + ["", "", ""])[:3]
+                where = [f"wave {int(wave) + 1}" if wave.isdigit() else ""]
+                where.append(f"stage {int(stage) + 1}" if stage.isdigit() else "")
+                shown = ", ".join(filter(None, (shown, *where, count)))
+        elif name == "release" and value in releases:
+            shown = releases[value].row["version"]
+        elif name == "hours":
+            shown = f"last {value}"
+        elif name == "cause":
+            shown = RESET_CAUSES.get(int(value), value) if value.isdigit() else value
+        found.append((name.replace("_", " "), shown, chosen.href(**without)))
+    return found

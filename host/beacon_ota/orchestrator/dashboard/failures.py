@@ -1,0 +1,63 @@
+"""Failures by reason: what goes wrong, where, with which release."""
+
+from collections import Counter
+
+from beacon_ota.orchestrator.dashboard.beacons import RESET_CAUSES
+from beacon_ota.orchestrator.dashboard.fleet import fleet
+from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.dashboard.logs import versions_of
+from beacon_ota.orchestrator.dashboard.selection import since
+from beacon_ota.orchestrator.store import firmwares, outcomes
+from beacon_ota.orchestrator.store.outcomes import FAILURES, Which
+from beacon_ota.wire.report import CODES
+
+SPANS = {"24": "24 hours", "168": "7 days", "720": "30 days", "": "all time"}
+_LATEST = 25
+
+# For people; docs/contracts.md has the table.
+MEANING = {
+    "download": "between the first byte and the last",
+    "flash": "while writing to a slot",
+    "verify": "the image or its manifest was refused",
+    "boot": "the release did not prove itself, or was cut short",
+    "": "silent for too long after the offer was taken",
+}
+
+
+def page(ask: Ask) -> Page:
+    """Failures in a span of time, of all releases or one."""
+    hours = ask.query.get("hours", "168")
+    hours = hours if hours in SPANS else "168"
+    release = ask.query.get("release") or None
+    result = ask.query.get("result", "")
+    result = result if result in FAILURES else None
+    which = Which(result=result, firmware_id=release, since=since(hours or None, ask.now))
+    rows = ask.read(outcomes.reasons, which)
+    most = max((row["beacons"] for row in rows), default=0)
+    failed = ask.read(outcomes.beacons, which)
+    seen = fleet(ask.service, ask.now)
+    hit = Counter(row.building for row in seen.rows if row.id in failed)
+    return Page(
+        "failures.html",
+        "Failures",
+        {
+            "rows": rows,
+            "most": most,
+            "failed": len(failed),
+            "buildings": hit.most_common(),
+            "sizes": Counter(row.building for row in seen.rows),
+            "causes": ask.read(outcomes.causes, which),
+            "cause_names": RESET_CAUSES,
+            "latest": ask.read(outcomes.latest, which, _LATEST),
+            "versions": versions_of(ask),
+            "releases": [(row["id"], row["version"]) for row in ask.read(firmwares.every)],
+            "stages": [*CODES, ""],
+            "meaning": MEANING,
+            "spans": SPANS,
+            "hours": hours,
+            "release": release,
+            "result": result,
+            "results": FAILURES,
+        },
+        live="attempt firmware",
+    )

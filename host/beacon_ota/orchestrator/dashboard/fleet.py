@@ -1,0 +1,232 @@
+"""The fleet as rows, and as a map of buildings and floors. Made anew for every page."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from sqlalchemy import Connection, select
+
+from beacon_ota.orchestrator.api.firmwares import roles
+from beacon_ota.orchestrator.rollout.rules import order
+from beacon_ota.orchestrator.rollout.types import Attempt
+from beacon_ota.orchestrator.schema import beacons
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.standing import STANDINGS, failure, standing
+from beacon_ota.orchestrator.store import Fields
+
+FLAGS = ("insecure", "clock_unset")
+REMOVED = "removed"  # counted in what happened, registered no more
+
+
+class Row(NamedTuple):
+    """A beacon as listings show it."""
+
+    id: str
+    device_type: str
+    version: str
+    site: str
+    building: str
+    channel: str
+    tags: tuple[str, ...]
+    state: str  # standing.STANDINGS, or REMOVED
+    behind: bool  # a newer stable release is there
+    last_seen: float | None
+    address: str
+    progress: int | None
+    failure: Attempt | None
+    flags: tuple[str, ...]
+
+    @property
+    def look(self) -> str:
+        """The class of its colour: its state, and whether it is behind."""
+        return "behind" if self.behind and self.state == "valid" else self.state
+
+
+class Fleet:
+    """All registered beacons at one moment."""
+
+    def __init__(self, service: Service, now: float, flagged: dict[str, tuple[str, ...]]):
+        view = service.view
+        self.now = now
+        self.releases = view.releases.copy()
+        releases = [one.row for one in self.releases.values()]
+        self.roles = roles(releases)
+        newest = {
+            one["device_type"]: order(one["version"])
+            for one in releases
+            if self.roles.get(one["id"]) == "current"
+        }
+        of = view.places.of
+        self.rows: list[Row] = []
+        for key, node in sorted(view.nodes.copy().items()):
+            facts = node.facts
+            state = standing(node, self.releases, now)
+            running, best = order(facts.version), newest.get(facts.device_type)
+            self.rows.append(
+                Row(
+                    key,
+                    facts.device_type,
+                    facts.version,
+                    facts.site,
+                    of(facts.site).building,
+                    facts.channel,
+                    tuple(sorted(facts.tags)) if facts.tags else (),
+                    state,
+                    best is not None and running is not None and running < best,
+                    node.last_seen,
+                    node.address,
+                    node.progress if state == "updating" else None,
+                    failure(node, tuple(node.attempts), self.releases)
+                    if state in ("failed", "quarantined")
+                    else None,
+                    flagged.get(key, ()),
+                )
+            )
+
+    @cached_property
+    def states(self) -> Counter[str]:
+        """Beacons by state."""
+        return Counter(row.state for row in self.rows)
+
+    @cached_property
+    def flags(self) -> Counter[str]:
+        """Beacons by what they say is wrong with their protection."""
+        return Counter(flag for row in self.rows for flag in row.flags)
+
+    @cached_property
+    def versions(self) -> list["Version"]:
+        """What runs where, the newest first; beacons that never said come last."""
+        counts = Counter((row.device_type, row.version) for row in self.rows)
+        known = {(r.row["device_type"], r.row["version"]): r.row for r in self.releases.values()}
+        found = [
+            Version(device_type, version, count, known.get((device_type, version)), self.roles)
+            for (device_type, version), count in counts.items()
+        ]
+        found.sort(key=lambda one: (one.device_type, one.version))
+        found.sort(key=lambda one: order(one.version) or (), reverse=True)
+        for rank, one in enumerate(found):
+            one.rank = min(rank, 7)
+        return found
+
+
+@dataclass(slots=True)
+class Version:
+    """A version, how many run it, and the release behind it if there is one."""
+
+    device_type: str
+    version: str
+    count: int
+    release: Fields | None
+    roles: dict[str, str]
+    rank: int = 0
+
+    @property
+    def role(self) -> str:
+        """What the release is: current, previous, or its state; "unknown" without one."""
+        if self.release is None:
+            return "unknown" if self.version else "never said"
+        return self.roles.get(self.release["id"]) or self.release["state"]
+
+
+def fleet(service: Service, now: float) -> Fleet:
+    """Return the fleet as it is."""
+    return Fleet(service, now, service.db.read_now(_flagged))
+
+
+def _flagged(conn: Connection) -> dict[str, tuple[str, ...]]:
+    """Return the beacons that run without some of their protection: the few of them."""
+    c = beacons.c
+    query = select(c.id, c.insecure, c.clock_unset).where(c.insecure | c.clock_unset)
+    return {
+        row.id: tuple(flag for flag, on in zip(FLAGS, row[1:], strict=True) if on)
+        for row in conn.execute(query)
+    }
+
+
+# ---- the map ----
+
+
+@dataclass(slots=True)
+class Floor:
+    """A place with beacons in it: a floor, or what lies directly in a building."""
+
+    path: str
+    name: str
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def states(self) -> list[tuple[str, int]]:
+        """Looks and how many have each, in the order of the legend."""
+        counts = Counter(row.look for row in self.rows)
+        return [(look, counts[look]) for look in LOOKS if counts[look]]
+
+
+@dataclass(slots=True)
+class Building:
+    """A building and its floors, the highest first."""
+
+    path: str
+    name: str
+    site: str  # the name of what it stands on, "" at the top
+    floors: dict[str, Floor] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many beacons are in it."""
+        return sum(len(floor.rows) for floor in self.floors.values())
+
+    @property
+    def states(self) -> Counter[str]:
+        """Beacons by look."""
+        return Counter(row.look for floor in self.floors.values() for row in floor.rows)
+
+
+LOOKS = tuple(
+    look
+    for state in reversed(STANDINGS)
+    for look in (("valid", "behind") if state == "valid" else (state,))
+)
+
+
+def buildings(rows: Iterable[Row], sites: Iterable[Fields]) -> list[Building]:
+    """Sort beacons into buildings and floors; those without a site come last.
+
+    Args:
+        sites: rows of the site table; those without beacons are not shown.
+    """
+    names = {site["path"]: site["name"] for site in sites}
+    found: dict[str, Building] = {}
+    for row in rows:
+        building = found.get(row.building)
+        if building is None:
+            above = row.building.rpartition("/")[0]
+            building = found[row.building] = Building(
+                row.building, _name(names, row.building), _name(names, above) if above else ""
+            )
+        floor = building.floors.get(row.site)
+        if floor is None:
+            inside = row.site.removeprefix(row.building).strip("/")
+            label = names.get(row.site) if inside else ""
+            floor = building.floors[row.site] = Floor(row.site, label or inside or "–")
+        floor.rows.append(row)
+    for building in found.values():
+        paths = sorted(building.floors, key=natural)
+        if all(path.rpartition("/")[2].isdigit() for path in paths if path != building.path):
+            paths.reverse()  # as they lie above each other
+        building.floors = {path: building.floors[path] for path in paths}
+    return sorted(found.values(), key=lambda one: (one.path == "", natural(one.path)))
+
+
+def natural(text: str) -> tuple:
+    """Return a sort key that puts 2 before 10."""
+    return tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", text)
+    )
+
+
+def _name(names: dict[str, str], path: str) -> str:
+    return names.get(path) or path.rpartition("/")[2] or "No site"

@@ -1,0 +1,249 @@
+"""How a page is asked for, rendered and sent."""
+
+import asyncio
+import hashlib
+import json
+import mimetypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import jinja2
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from beacon_ota import __version__
+from beacon_ota.errors import BeaconOtaError
+from beacon_ota.orchestrator import problems
+from beacon_ota.orchestrator.api import session
+from beacon_ota.orchestrator.api.access import actor_of, service_of
+from beacon_ota.orchestrator.dashboard import words
+from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.store import Fields, events
+from beacon_ota.orchestrator.store.tokens import ROLES, Actor
+
+T = TypeVar("T")
+HERE = Path(__file__).parent
+
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=()",
+    "cache-control": "no-store",
+}
+FILES = ("app.css", "app.js", "icon.svg")
+THEMES = ("light", "dark")
+
+# One page at a time: however many are open, they share the interpreter with the beacons' calls
+# as one thread.
+_RENDERING = ThreadPoolExecutor(1, thread_name_prefix="dashboard")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A page that somebody asks for."""
+
+    service: Service
+    engine: Engine
+    actor: Actor
+    now: float  # UTC seconds, of the orchestrator's clock
+    path: dict[str, str]
+    query: dict[str, str]
+
+    @property
+    def operator(self) -> bool:
+        """Whether levers are shown; the API decides whether they work."""
+        return self.actor.role in ROLES[1:]
+
+    @property
+    def admin(self) -> bool:
+        """Whether the administrators' pages are shown."""
+        return self.actor.role == "admin"
+
+    def read(self, work: Callable[..., T], *args: Any) -> T:
+        """Run a store function; pages are rendered where they may wait for the database."""
+        return self.service.db.read_now(work, *args)
+
+    def number(self, name: str, default: int = 0, most: int = 10**9) -> int:
+        """Return a number of the query, the default when it is none."""
+        text = self.query.get(name, "")
+        return min(int(text), most) if text.isascii() and text.isdecimal() else default
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a page comes to: a template and its values.
+
+    Attributes:
+        live: the topics (``live.topics``) that the page shows; ``*`` is everything.
+    """
+
+    template: str
+    title: str
+    values: Fields = field(default_factory=dict)
+    live: str = ""
+    status: int = 200
+
+
+async def show(request: Request, page: Callable[[Ask], Page]) -> Response:
+    """Answer with a page; whoever is not signed in is asked to do that first."""
+    try:
+        actor = await actor_of(request)
+    except Problem as error:
+        if error.status != 401 or "authorization" in request.headers:
+            return await sent(request, None, partial(refusal, error))
+        return _sign_in(request)
+    service = service_of(request)
+    ask = Ask(
+        service=service,
+        engine=request.app.state.engine,
+        actor=actor,
+        now=service.clock.now(),
+        path=dict(request.path_params),
+        query=dict(request.query_params),
+    )
+    return await sent(request, ask, lambda: page(ask))
+
+
+async def sent(request: Request, ask: Ask | None, work: Callable[[], Page]) -> Response:
+    """Have a page made and rendered in the dashboard's thread, and answer with it."""
+    service = service_of(request)
+    secret = session.secret_of(request)
+    theme = request.cookies.get("theme", "")
+    about: Fields = {
+        "ask": ask,
+        "csrf": session.csrf_of(secret) if secret and ask else "",
+        "theme": theme if theme in THEMES else "",
+        "insecure": service.settings.insecure,
+        "now": service.clock.now(),
+        "scale": service.clock.scale,
+        "path": request.url.path,
+    }
+
+    def render() -> tuple[str, int]:
+        about["event"] = service.db.read_now(events.last_id) if ask else 0
+        try:
+            page = work()
+        except BeaconOtaError as error:
+            page = refusal(error)
+        values = {**about, **page.values, "title": page.title, "live": page.live}
+        return templates().get_template(page.template).render(values), page.status
+
+    text, status = await asyncio.get_running_loop().run_in_executor(_RENDERING, render)
+    return Response(text, status, HEADERS, "text/html")
+
+
+def refusal(error: BeaconOtaError) -> Page:
+    """Return the page that says why there is none."""
+    status = problems.status_of(error)
+    return Page("refusal.html", "Not shown", {"error": error}, status=status)
+
+
+def _sign_in(request: Request) -> Response:
+    """Send somebody to the login, and back to where they wanted to go."""
+    if request.headers.get("x-refresh"):
+        return Response(status_code=401, headers=HEADERS)  # of a page that is open already
+    there = request.url.path
+    if request.url.query:
+        there += "?" + request.url.query
+    to = "/login" if there == "/" else "/login?next=" + quote(there, safe="/")
+    return RedirectResponse(to, 303, HEADERS)
+
+
+async def static(request: Request) -> Response:
+    """Answer with a file; its address changes with its content, so it may be kept for ever."""
+    name = request.path_params["name"]
+    if name not in FILES:
+        raise Problem(404, "not_found", "no such file")
+    fixed = request.query_params.get("v") == _digest(name)
+    headers = {
+        **HEADERS,
+        "cache-control": "public, max-age=31536000, immutable" if fixed else "no-cache",
+    }
+    media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return Response(_content(name), headers=headers, media_type=media_type)
+
+
+@cache
+def _content(name: str) -> bytes:
+    return (HERE / "static" / name).read_bytes()
+
+
+@cache
+def _digest(name: str) -> str:
+    return hashlib.sha256(_content(name)).hexdigest()[:16]
+
+
+@cache
+def templates() -> jinja2.Environment:
+    """Return the templates. Everything is escaped, and a name that is not there is an error."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters |= {
+        "iso": words.iso,
+        "utc": words.utc,
+        "span": words.span,
+        "size": words.size,
+        "share": words.share,
+        "thousands": lambda number: f"{number:,}",
+        "part": lambda text: quote(str(text), safe=""),
+        "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True),
+        "plural": words.plural,
+    }
+    made.globals |= {
+        "static": lambda name: f"/static/{name}?v={_digest(name)}",
+        "link": link,
+        "stack": stack,
+        "VERSION": __version__,
+    }
+    return made
+
+
+def link(path: str, **query: Any) -> str:
+    """Return an address with its query; what is None or empty is left out."""
+    given = {key: value for key, value in query.items() if value not in (None, "")}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def stack(parts: list[tuple[str, float]], total: float | None = None) -> Markup:
+    """Return a bar of coloured parts as SVG (a style attribute is what our policy forbids).
+
+    Args:
+        parts: class and size of each.
+        total: the size of the whole bar; by default the sum.
+    """
+    whole = (sum(size for _, size in parts) if total is None else total) or 1
+    at = 0.0
+    drawn = []
+    for name, size in parts:
+        if size:
+            width = 100 * size / whole
+            drawn.append(
+                Markup('<rect class="f-{}" x="{:.3f}" width="{:.3f}" height="10"/>').format(
+                    name, at, width
+                )
+            )
+            at += width
+    frame = '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
+    return Markup(frame) + Markup().join(drawn) + Markup("</svg>")

@@ -1,0 +1,118 @@
+"""What has changed, pushed: a page hears which of its topics moved, and reads itself again.
+
+Events are gathered for a moment and told together, so that a rollout in full swing costs a page a
+few bytes and one look a second, however many beacons report.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from time import monotonic
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from beacon_ota.orchestrator.api import session
+from beacon_ota.orchestrator.api.access import actor_of, service_of
+from beacon_ota.orchestrator.dashboard import words
+from beacon_ota.orchestrator.dashboard.frame import HEADERS
+from beacon_ota.orchestrator.dashboard.logs import known_versions
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.store import Fields, events, sessions
+
+_GATHER_S = 0.25
+_PULSE_S = 20.0  # of the wall clock; pages show what grows old without an event, too
+_MANY = 64  # topics; beyond, everything has changed
+_SPOKEN = 4
+
+
+async def live(request: Request) -> Response:
+    """Follow what changes; ``after`` is the last event that the page has seen."""
+    await actor_of(request)
+    service = service_of(request)
+    service.hub.check_room()
+    last = request.headers.get("last-event-id") or request.query_params.get("after", "")
+    after = int(last) if last.isascii() and last.isdecimal() and len(last) < 16 else None
+    stream = _stream(service, session.secret_of(request), after)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
+
+
+async def _stream(service: Service, secret: str | None, after: int | None) -> AsyncIterator[str]:
+    queue = service.hub.follow()
+    looked = monotonic()
+    try:
+        yield "retry: 2000\n\n"
+        last = after or 0
+        if after is not None:
+            missed = await service.db.read(events.since, after, _MANY)
+            if missed:
+                last = missed[-1]["id"]
+                yield _message(service, missed, everything=len(missed) == _MANY)
+        while True:
+            if monotonic() - looked > _PULSE_S:
+                looked = monotonic()
+                if not await _welcome(service, secret):
+                    return
+                yield "event: pulse\ndata: {}\n\n"
+            gathered = await _gather(queue)
+            if gathered is None:
+                return
+            new = [event for event in gathered if event["id"] is None or event["id"] > last]
+            if new:
+                last = max((event["id"] or 0 for event in new), default=0) or last
+                yield _message(service, new)
+    finally:
+        service.hub.leave(queue)
+
+
+async def _gather(queue: "asyncio.Queue[Fields | None]") -> list[Fields] | None:
+    """Return the events of a moment; none when nothing happens for long, None at the end."""
+    try:
+        async with asyncio.timeout(_PULSE_S):
+            first = await queue.get()
+    except TimeoutError:
+        return []
+    await asyncio.sleep(_GATHER_S)
+    found = [first]
+    while not queue.empty():
+        found.append(queue.get_nowait())
+    return None if None in found else [event for event in found if event is not None]
+
+
+async def _welcome(service: Service, secret: str | None) -> bool:
+    """Tell whether a session still is one; a token that was revoked follows nothing."""
+    if secret is None:
+        return True  # a bearer token: the stream is short-lived by its nature
+    return await service.db.read(sessions.find, secret, service.clock.now()) is not None
+
+
+def _message(service: Service, gathered: list[Fields], *, everything: bool = False) -> str:
+    about = topics(gathered)
+    versions = known_versions(service)
+    spoken = [
+        {"level": said.level, "text": said.text, "href": said.href, "kind": event["kind"]}
+        for event in gathered
+        if event["kind"] in words.SPOKEN
+        for said in (words.say(event, versions),)
+    ]
+    more = len(spoken) - _SPOKEN
+    data = {
+        "about": ["*"] if everything or len(about) > _MANY else sorted(about),
+        "say": spoken[:_SPOKEN],
+        "more": max(more, 0),
+    }
+    ids = [event["id"] for event in gathered if event["id"] is not None]
+    number = f"id: {ids[-1]}\n" if ids else ""
+    return f"{number}data: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+def topics(gathered: Iterable[Fields]) -> set[str]:
+    """Return what events are about: ``rollout``, ``rollout:<id>``, ``beacon:<id>`` …"""
+    found = set()
+    for event in gathered:
+        group = event["kind"].partition(".")[0]
+        found |= {group, f"{group}:{event['subject']}"}
+        for name in ("beacon", "rollout", "firmware"):
+            if value := event["data"].get(name):
+                found.add(f"{name}:{value}")
+    return found

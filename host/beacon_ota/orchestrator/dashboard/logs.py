@@ -1,0 +1,111 @@
+"""What happened: the events for everybody; webhooks and the audit log for administrators."""
+
+from typing import Any
+
+from beacon_ota.orchestrator.dashboard import words
+from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.store import Fields, audit, events, webhooks
+from beacon_ota.orchestrator.store.audit import AuditError
+
+_PAGE = 100
+_GROUPS = ("rollout", "attempt", "beacon", "firmware", "site", "token", "webhook")
+
+
+def activity(ask: Ask) -> Page:
+    """All stored events, newest first."""
+    group = ask.query.get("kind", "")
+    group = group if group in _GROUPS else ""
+    before = ask.number("before", 0)
+    rows = ask.read(events.before, before or None, f"{group}." if group else "", _PAGE)
+    return Page(
+        "activity.html",
+        "Activity",
+        {
+            "news": said(rows, versions_of(ask)),
+            "group": group,
+            "groups": _GROUPS,
+            "before": before,
+            "next": rows[0]["id"] if len(rows) == _PAGE else None,
+        },
+        live="" if before else "*",
+    )
+
+
+def audit_log(ask: Ask) -> Page:
+    """Who did what, and whether the log is whole."""
+    _admins(ask)
+    given = {name: ask.query.get(name, "") for name in ("action", "by", "target")}
+    before = ask.number("before", 0)
+    rows = ask.read(_entries, before, {key: value or None for key, value in given.items()})
+    verified: Any = None
+    if "verify" in ask.query:
+        try:
+            verified = ask.read(audit.verify)
+        except AuditError as error:
+            verified = error
+    return Page(
+        "audit.html",
+        "Audit log",
+        {
+            "entries": rows,
+            "given": given,
+            "filters": {key: value for key, value in given.items() if value},
+            "next": rows[-1]["seq"] if len(rows) == _PAGE else None,
+            "before": before,
+            "verified": verified,
+            "broken": isinstance(verified, AuditError),
+        },
+        live="" if before else "*",
+    )
+
+
+def hooks(ask: Ask) -> Page:
+    """Webhooks and their deliveries."""
+    _admins(ask)
+    rows = ask.read(webhooks.every)
+    logs = {row["id"]: ask.read(webhooks.log, row["id"], 20) for row in rows}
+    return Page("webhooks.html", "Webhooks", {"hooks": rows, "logs": logs}, live="*")
+
+
+def said(rows: list[Fields], versions: dict[str, str]) -> list[tuple[Fields, words.Said]]:
+    """Return events with their sentences, the newest first."""
+    return [(row, words.say(row, versions)) for row in reversed(rows)]
+
+
+def versions_of(ask: Ask) -> dict[str, str]:
+    """Return the versions of releases and rollouts, by their ids."""
+    return known_versions(ask.service)
+
+
+def known_versions(service: Service) -> dict[str, str]:
+    """Return the versions of releases and of the rollouts in memory, by their ids."""
+    view = service.view
+    found = {key: release.row["version"] for key, release in view.releases.copy().items()}
+    for key, entry in view.entries.copy().items():
+        found[key] = entry.rollout.plan.release.version
+    return found
+
+
+def _entries(conn, before: int, given: Fields) -> list[Fields]:
+    return audit.entries(
+        conn,
+        before=before or None,
+        limit=_PAGE,
+        action=given["action"],
+        actor=given["by"],
+        target=given["target"],
+        newest=True,
+    )
+
+
+def _admins(ask: Ask) -> None:
+    if not ask.admin:
+        raise Problem(
+            403,
+            "role_too_low",
+            "this page is for administrators",
+            found=ask.actor.role,
+            expected="admin",
+        )

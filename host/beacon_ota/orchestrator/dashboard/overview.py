@@ -1,0 +1,70 @@
+"""The first page: what runs where, what is rolling out, what smells."""
+
+from beacon_ota.orchestrator.dashboard import rollouts
+from beacon_ota.orchestrator.dashboard.fleet import LOOKS, STANDINGS, Fleet, buildings, fleet
+from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.dashboard.logs import said, versions_of
+from beacon_ota.orchestrator.rollout.windows import next_window
+from beacon_ota.orchestrator.store import events, firmwares, sites, webhooks
+
+_NEWS = 14
+_CELLS = 3000  # beacons drawn one by one; floors of larger fleets are bars
+
+
+def page(ask: Ask) -> Page:
+    """The fleet at a glance."""
+    seen = fleet(ask.service, ask.now)
+    news = ask.read(events.latest, _NEWS)
+    by = ask.query.get("by", "")
+    return Page(
+        "overview.html",
+        "Fleet",
+        {
+            "fleet": seen,
+            "tiles": tiles(seen),
+            "buildings": buildings(seen.rows, ask.read(sites.every)),
+            "windows": _windows(ask, {row.site for row in seen.rows}),
+            "looks": LOOKS,
+            "standings": STANDINGS,
+            "ranks": {(one.device_type, one.version): one.rank for one in seen.versions},
+            "dense": len(seen.rows) > _CELLS,
+            "by": "version" if by == "version" else "state",
+            "rollouts": rollouts.under_way(ask),
+            "news": said(news, versions_of(ask)),
+            "releases": ask.read(firmwares.count),
+            "given_up": ask.read(webhooks.given_up),
+        },
+        live="*",
+    )
+
+
+def tiles(seen: Fleet) -> list[tuple[str, int, dict[str, str], str]]:
+    """Return the numbers on top: name, count, what the listing behind it selects, look."""
+    states = seen.states
+    current = sum(row.state == "valid" and not row.behind for row in seen.rows)
+    found = [
+        ("beacons", len(seen.rows), {}, "plain"),
+        ("up to date", current, {"state": "valid", "look": "current"}, "valid"),
+        ("behind", states["valid"] - current, {"state": "valid", "look": "behind"}, "behind"),
+    ]
+    for state in ("updating", "trial", "failed", "silent", "unseen", "quarantined"):
+        name = {"trial": "on trial", "unseen": "never seen"}.get(state, state)
+        found.append((name, states[state], {"state": state}, state))
+    for flag, name in (("insecure", "insecure"), ("clock_unset", "no clock")):
+        if seen.flags[flag]:
+            found.append((name, seen.flags[flag], {"flag": flag}, "failed"))
+    return found
+
+
+def _windows(ask: Ask, paths: set[str]) -> dict[str, tuple[str, float | None, bool]]:
+    """Return by building its zone, when its window opens or closes next, and which of the two."""
+    found = {}
+    for path in paths:
+        place = ask.service.view.places.of(path)
+        start, end = next_window(place.window, ask.now)
+        if start == float("-inf"):
+            found[place.building] = (place.window.zone, None, True)
+        else:
+            now_open = start <= ask.now
+            found[place.building] = (place.window.zone, end if now_open else start, now_open)
+    return found

@@ -1,0 +1,121 @@
+"""Releases: what is in an image, who vouches for it, and who runs it."""
+
+import json
+from collections import Counter
+from functools import lru_cache
+
+from beacon_ota.errors import BeaconOtaError
+from beacon_ota.orchestrator.api.firmwares import roles
+from beacon_ota.orchestrator.dashboard.fleet import LOOKS, fleet
+from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.store import Fields, firmwares, outcomes, rollouts
+from beacon_ota.orchestrator.store.outcomes import Which
+
+_SOON_S = 14 * 86400.0
+
+
+def listing(ask: Ask) -> Page:
+    """All releases, newest first."""
+    rows = ask.read(firmwares.every)
+    seen = fleet(ask.service, ask.now)
+    running = Counter((row.device_type, row.version) for row in seen.rows)
+    return Page(
+        "releases.html",
+        "Releases",
+        {
+            "releases": rows,
+            "roles": roles(rows),
+            "running": running,
+            "came": ask.read(outcomes.of_firmwares),
+            "nothing": Counter(),
+            "expiry": {row["id"]: _expiry(row, ask.now) for row in rows},
+        },
+        live="firmware attempt rollout",
+    )
+
+
+def page(ask: Ask) -> Page:
+    """One release."""
+    firmware_id = ask.path["firmware_id"]
+    rows = ask.read(firmwares.every)
+    row = next((one for one in rows if one["id"] == firmware_id), None)
+    if row is None:
+        raise missing("release", firmware_id)
+    seen = fleet(ask.service, ask.now)
+    runs = [
+        one
+        for one in seen.rows
+        if (one.device_type, one.version) == (row["device_type"], row["version"])
+    ]
+    info = json.loads(row["info"])
+    return Page(
+        "release.html",
+        f"Release {row['version']}",
+        {
+            "row": row,
+            "role": roles(rows).get(firmware_id),
+            "info": info,
+            "inside": None if info.get("encrypted") else _inside(ask, row),
+            "manifest": _manifest(row["manifest"]),
+            "expiry": _expiry(row, ask.now),
+            "runs": runs,
+            "looks": LOOKS,
+            "states": Counter(one.state for one in runs),
+            "buildings": Counter(one.building for one in runs).most_common(),
+            "came": ask.read(outcomes.of_firmwares).get(firmware_id, Counter()),
+            "reasons": ask.read(outcomes.reasons, Which(firmware_id=firmware_id)),
+            "rollouts": [
+                one for one in ask.read(rollouts.every) if one["firmware_id"] == firmware_id
+            ],
+        },
+        live=f"firmware:{firmware_id} rollout attempt",
+    )
+
+
+def _inside(ask: Ask, row: Fields) -> Fields | None:
+    """Return what is in an image, None when its bytes cannot be read."""
+    try:
+        return _contents(ask.service.blobs.path(row["blob"]), row["checksum"])
+    except (BeaconOtaError, OSError):
+        return None
+
+
+@lru_cache(maxsize=16)
+def _contents(path, checksum: str) -> Fields:
+    from beacon_ota.images import release
+
+    found = release.parse(path.read_bytes())
+    return {
+        "core_size": found.core.length,
+        "core": found.core.descriptor,
+        "core_sha256": found.core_sha256,
+        "app_size": found.app_size,
+        "app_offset": found.app_offset,
+        "frozen": found.frozen,
+        "size": found.size,
+        "files": sorted((name, len(data)) for name, data in found.files.items()),
+    }
+
+
+def _manifest(envelope: str | None) -> Fields | None:
+    """Return what a stored manifest says, and which keys signed it."""
+    if envelope is None:
+        return None
+    from beacon_ota.trust import releases
+
+    try:
+        fields = releases.claimed(envelope).fields()
+    except BeaconOtaError:
+        return None
+    signers = [one.get("keyid", "") for one in json.loads(envelope).get("signatures", [])]
+    return {"fields": fields, "signers": signers}
+
+
+def _expiry(row: Fields, now: float) -> str:
+    """Return how a manifest stands: none, good, soon, over."""
+    if row["expires_at"] is None:
+        return "none"
+    if row["expires_at"] <= now:
+        return "over"
+    return "soon" if row["expires_at"] - now < _SOON_S else "good"

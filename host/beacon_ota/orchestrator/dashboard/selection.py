@@ -1,0 +1,208 @@
+"""Which beacons a listing shows: what its address says, read, and applied to the fleet."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from beacon_ota.orchestrator.dashboard.fleet import FLAGS, REMOVED, Fleet, Row
+from beacon_ota.orchestrator.dashboard.frame import Ask, link
+from beacon_ota.orchestrator.problems import Problem, missing
+from beacon_ota.orchestrator.rollout.rules import order
+from beacon_ota.orchestrator.standing import STANDINGS
+from beacon_ota.orchestrator.store import outcomes
+from beacon_ota.orchestrator.store.outcomes import Which
+
+PAGE = 100
+SORTS = ("id", "version", "site", "state", "seen")
+_EXACT = {
+    "building": lambda row: row.building,
+    "place": lambda row: row.site,
+    "version": lambda row: row.version,
+    "device_type": lambda row: row.device_type,
+    "channel": lambda row: row.channel,
+}
+NONE = "-"  # of a field that is empty: version=- is those that never said one
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a listing was asked for; None does not narrow anything.
+
+    Attributes:
+        look: ``behind`` (valid, and a newer release is there) or ``current``.
+        site: a path and all below it; place: exactly there; building: counts in it.
+        cell: ``wave.stage.count`` of the rollout's counts; an empty part is any.
+        result, failure, cause: of attempts, at the release or in the rollout if one is given:
+            the result or ``any`` failure, ``stage/code``, the reset cause.
+        release: runs it, unless one of those makes it the release that was tried.
+        hours: ended within.
+    """
+
+    q: str | None = None
+    state: str | None = None
+    look: str | None = None
+    flag: str | None = None
+    site: str | None = None
+    building: str | None = None
+    place: str | None = None
+    version: str | None = None
+    device_type: str | None = None
+    channel: str | None = None
+    tag: str | None = None
+    rollout: str | None = None
+    cell: str | None = None
+    release: str | None = None
+    result: str | None = None
+    failure: str | None = None
+    cause: str | None = None
+    hours: str | None = None
+
+    @classmethod
+    def of(cls, query: dict[str, str]) -> "Selection":
+        """Read a query; names that are none of ours are passed over."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in query.items() if key in names and value})
+
+    @property
+    def given(self) -> dict[str, str]:
+        """What narrows it."""
+        return {
+            field.name: value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+
+    @property
+    def tried(self) -> bool:
+        """Whether it is about attempts."""
+        return any(one is not None for one in (self.result, self.failure, self.cause))
+
+    def href(self, **changed: Any) -> str:
+        """Return the listing's address with some of it changed; None drops."""
+        return link("/beacons", **{**self.given, **changed})
+
+    def apply(self, fleet: Fleet, ask: Ask) -> list[Row]:
+        """Return the beacons, by id.
+
+        Raises:
+            Problem: ``selection`` for a value that cannot be, 404 for what does not exist.
+        """
+        rows: Iterable[Row] = fleet.rows
+        behind = self._behind(ask)
+        if behind is not None:
+            known = {row.id for row in fleet.rows}
+            rows = [row for row in rows if row.id in behind]
+            rows += [_removed(beacon_id) for beacon_id in sorted(behind - known)]
+        for check in self._checks(fleet):
+            rows = filter(check, rows)
+        return list(rows)
+
+    def _checks(self, fleet: Fleet):
+        if self.q is not None:
+            words = self.q.lower().split()
+            yield lambda row: _found(row, words)
+        if self.state is not None:
+            state = _one_of("state", self.state, (*STANDINGS, REMOVED))
+            yield lambda row: row.state == state
+        if self.look is not None:
+            behind = _one_of("look", self.look, ("behind", "current")) == "behind"
+            yield lambda row: row.behind is behind and row.state != REMOVED
+        if self.flag is not None:
+            flag = _one_of("flag", self.flag, FLAGS)
+            yield lambda row: flag in row.flags
+        if self.site is not None:
+            site = "" if self.site == NONE else self.site
+            under = site + "/"
+            yield lambda row: row.site == site or (site and row.site.startswith(under))
+        for name, of in _EXACT.items():
+            wanted = getattr(self, name)
+            if wanted is not None:
+                value = "" if wanted == NONE else wanted
+                yield lambda row, of=of, value=value: of(row) == value
+        if self.tag is not None:
+            yield lambda row: self.tag in row.tags
+        if self.release is not None and not self.tried:
+            release = fleet.releases.get(self.release)
+            if release is None:
+                raise missing("release", self.release)
+            runs = (release.row["device_type"], release.row["version"])
+            yield lambda row: (row.device_type, row.version) == runs
+
+    def _behind(self, ask: Ask) -> set[str] | None:
+        """Return the beacons behind a count of a rollout, or behind failures; None: anybody."""
+        found = None
+        if self.rollout is not None and self.cell is not None:
+            entry = ask.service.view.entries.get(self.rollout)
+            if entry is None:
+                raise missing("rollout in memory", self.rollout)
+            parts = (self.cell.split(".") + ["", "", ""])[:3]
+            found = {
+                beacon_id
+                for beacon_id, where in ask.engine.members(entry, ask.now).items()
+                if all(part in ("", str(is_)) for part, is_ in zip(parts, where, strict=True))
+            }
+        if self.tried:
+            stage, slash, code = (self.failure or "").partition("/")
+            which = Which(
+                result=None if self.result == "any" else self.result,
+                stage=None if self.failure is None else stage,
+                code=code if slash else None,
+                firmware_id=self.release,
+                rollout_id=self.rollout,
+                cause=_number("cause", self.cause),
+                since=since(self.hours, ask.now),
+            )
+            tried = ask.read(outcomes.beacons, which)
+            found = tried if found is None else found & tried
+        return found
+
+
+def since(hours: str | None, now: float) -> float | None:
+    """Return when so many hours ago was, UTC seconds.
+
+    Raises:
+        Problem: ``selection``.
+    """
+    given = _number("hours", hours)
+    return None if given is None else now - given * 3600.0
+
+
+def _number(name: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 6):
+        raise Problem(422, "selection", f"{name} is a whole number", found=text[:80])
+    return int(text)
+
+
+def arrange(rows: list[Row], by: str) -> list[Row]:
+    """Return rows in order of a column; ``-`` before its name turns it round."""
+    name = by.removeprefix("-")
+    turned = by.startswith("-")
+    places = {state: rank for rank, state in enumerate((*STANDINGS, REMOVED))}
+    keys = {
+        "version": lambda row: order(row.version) or (),
+        "site": lambda row: row.site,
+        "state": lambda row: places[row.state],
+        "seen": lambda row: row.last_seen or 0.0,
+    }
+    if name in keys:
+        return sorted(rows, key=keys[name], reverse=turned)
+    return rows[::-1] if turned else rows
+
+
+def _found(row: Row, words: list[str]) -> bool:
+    text = " ".join((row.id, row.version, row.site, row.state, row.address, *row.tags)).lower()
+    return all(word in text for word in words)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise Problem(
+            422, "selection", f"{name} cannot be that", found=value[:80], expected=list(allowed)
+        )
+    return value
+
+
+def _removed(beacon_id: str) -> Row:
+    return Row(beacon_id, "", "", "", "", "", (), REMOVED, False, None, "", None, None, ())
