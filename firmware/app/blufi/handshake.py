@@ -70,6 +70,7 @@ class Handshake:
             reply = self._responder.finish(message)
         except ec1.Abort as abort:
             if abort.code == ec1.A_CONFIRM:
+                server.failed = time.ticks_ms()
                 abort.failures, abort.wait = server.failures, self._wait_s()
             raise
         self._count(0)

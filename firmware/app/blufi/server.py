@@ -16,7 +16,7 @@ _LOOK = const(1000)  # ms between looks at the window
 _FRAMES = const(96)  # that wait for a session which computes, and their bytes
 _BYTES = const(4096)
 _GOODBYE = const(200)  # ms for the last notification to get out
-_LONG = const(100_000)  # s that are counted without a network
+_LONG = const(100_000_000)  # ms that are counted without a network
 _KEY = const(32)
 _ENROLLED = const(160)  # bytes of a PIN's record
 _LOCK = const(10)  # wrong guesses
@@ -31,7 +31,7 @@ _CLOSED_EC1 = b"\x01\x04\x00\x05\xec\x01\x7f\x21\x07"
 
 
 # Why provisioning is open, "" while it is not. `fresh`: it was never provisioned; `button`: ms for
-# which somebody who is there opened it; `lost`: seconds without any network, of `limit` allowed.
+# which somebody who is there opened it; `lost`: ms without any network, of `limit` seconds allowed.
 def opened(policy, fresh, button, lost, limit):
     if policy == _NEVER:
         return ""
@@ -39,7 +39,7 @@ def opened(policy, fresh, button, lost, limit):
         return "button"
     if fresh:
         return "new"
-    return "lost" if policy == _ALWAYS and lost >= limit else ""
+    return "lost" if policy == _ALWAYS and lost >= 1000 * limit else ""
 
 
 class Server:
@@ -55,7 +55,7 @@ class Server:
         self._wake = asyncio.Event()
         self._why = ""
         self._button = 0  # ms
-        self._lost = 0  # s
+        self._lost = 0  # ms
         self._looked = self.failed = time.ticks_ms()
         # Guesses at the PIN that were not right, and the ticks of the last: the handshake's.
         self.failures = store.number("pin_fail")
@@ -93,7 +93,7 @@ class Server:
         if passed >= _LOOK:
             self._looked = time.ticks_ms()
             self._button = max(0, self._button - passed)
-            self._lost = min(self._lost + passed // 1000, _LONG)
+            self._lost = min(self._lost + passed, _LONG)
         if beacon.wifi.state == "got_ip":
             self._lost = 0
         why = ""
