@@ -62,14 +62,22 @@ class Client:
         url: of the orchestrator.
         token: bearer token.
         ca: PEM file that the server's certificate is to be verified with.
+        timeout_s: seconds to connect, and seconds in which the server may say nothing.
     """
 
-    def __init__(self, url: str | None = None, token: str | None = None, ca: Path | None = None):
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        ca: Path | None = None,
+        timeout_s: tuple[float, float] = TIMEOUT_S,
+    ):
         given = {} if url and token else configured()
         self.url = (url or given.get("url") or DEFAULT_URL).rstrip("/")
         self.token = token or given.get("token")
         self._session = requests.Session()
         self._session.trust_env = False
+        self._timeout_s = timeout_s
         if ca is not None:
             self._session.verify = str(ca)
         if self.token:
@@ -93,7 +101,7 @@ class Client:
             ) from None
 
     def _send(self, method: str, path: str, **options: Any) -> requests.Response:
-        options.setdefault("timeout", TIMEOUT_S)
+        options.setdefault("timeout", self._timeout_s)
         try:
             answer = self._session.request(method, self.url + path, **options)
         except requests.RequestException as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -148,3 +149,38 @@ def test_events_live(server, run, tmp_path):
     reader.join(5)
     assert process.wait(5) == 0
     assert [json.loads(line)["kind"] for line in out] == ["beacon.created"] * 2
+
+
+def test_lists_can_be_watched(server, run, tmp_path):
+    beacons(server, 1, "seen")
+    listed = [str(COMMAND), "beacon", "list", "--watch", "--every", "0.2"]
+    process = subprocess.Popen(
+        listed,
+        env={**environment(tmp_path, server), "FORCE_COLOR": "1", "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    shown = b""
+    for beacon_id in (b"seen0000", b"later0000"):
+        while beacon_id not in shown:
+            piece = process.stdout.read1(65536)  # type: ignore[union-attr]
+            assert piece, shown
+            shown += piece
+        if beacon_id == b"seen0000":
+            beacons(server, 1, "later")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+def test_names_are_completed_from_the_server(server, tmp_path):
+    beacons(server, 2, "tab")
+    line = "beacon-ota beacon show tab"
+    asked = {
+        "_BEACON_OTA_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
+    }
+    env = {**environment(tmp_path, server), **asked}
+    told = subprocess.run([COMMAND], env=env, capture_output=True, text=True, timeout=60).stdout
+    assert told.split() == ["tab0000", "tab0001"]

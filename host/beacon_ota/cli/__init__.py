@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 import typer.core
-import typer.main
 
 from beacon_ota import __version__
+from beacon_ota.cli import plain
 from beacon_ota.errors import BeaconOtaError
 
 
@@ -52,6 +52,8 @@ TABLE = {
 class Root(typer.core.TyperGroup):
     """A group that imports a command's module only when it is used."""
 
+    _from_table = False
+
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return list(TABLE)
 
@@ -59,10 +61,20 @@ class Root(typer.core.TyperGroup):
         entry = TABLE.get(cmd_name)
         if entry is None:
             return None
+        if self._from_table:
+            return typer.core.TyperGroup(name=cmd_name, help=entry.help)
         module = importlib.import_module(f"beacon_ota.cli.{entry.module}")
-        command = typer.main.get_command(module.app)
+        command = plain.command(module.app)
         command.name = cmd_name
         return command
+
+    def shell_complete(self, ctx, incomplete: str):
+        """Complete names out of the table: a shell waits for this at every Tab."""
+        self._from_table = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._from_table = False
 
     def format_help(self, ctx, formatter) -> None:
         """Print the table itself, so that help imports nothing."""
@@ -78,8 +90,10 @@ class Root(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=Root,
+    rich_markup_mode=None,
+    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 

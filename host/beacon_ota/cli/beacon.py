@@ -1,18 +1,31 @@
 """``beacon-ota beacon``: list, show and manage beacons."""
 
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from beacon_ota.cli import output, remote
-from beacon_ota.cli.remote import JsonOption, ReasonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.cli.remote import (
+    EveryOption,
+    JsonOption,
+    ReasonOption,
+    TokenOption,
+    UrlOption,
+    WatchOption,
+    YesOption,
+)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show and manage beacons.")
 
-Id = Annotated[str, typer.Argument(help="Beacon id.")]
-SiteOption = Annotated[str | None, typer.Option(help="Path in the site tree.")]
-ChannelOption = Annotated[str | None, typer.Option(help="stable or beta.")]
+Id = Annotated[str, typer.Argument(help="Beacon id.", autocompletion=remote.known("beacon"))]
+SiteOption = Annotated[
+    str | None, typer.Option(help="Path in the site tree.", autocompletion=remote.known("site"))
+]
+ChannelOption = Annotated[
+    str | None,
+    typer.Option(help="stable or beta.", autocompletion=remote.words("stable", "beta")),
+]
 TagOption = Annotated[list[str] | None, typer.Option("--tag", help="Repeatable.")]
 _COLUMNS = (
     "beacon_id",
@@ -24,6 +37,7 @@ _COLUMNS = (
     "tags",
     "last_seen",
     "quarantined",
+    "insecure",
 )
 _ATTEMPT = ("offered_at", "version", "n", "result", "failed_in", "code", "detail", "ended_at")
 _JOURNAL = ("seq", "at", "stage", "code", "detail")
@@ -44,34 +58,33 @@ def listing(
         float | None, typer.Option(help="Not heard from for so many minutes.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 1000,
+    watch: WatchOption = False,
+    every: EveryOption = 2.0,
     url: UrlOption = None,
     token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
     """List beacons by id."""
-    found = remote.client(url, token).beacons(
-        site=site,
-        version=version,
-        device_type=device_type,
-        channel=channel,
-        tag=tag,
-        search=search,
-        quarantined=quarantined,
-        silent_s=None if silent is None else silent * 60,
-        limit=min(limit, 1000),
-    )
-    rows = list(islice(found, limit))
-    if not json:
-        rows = [
-            {
-                **row,
-                "tags": " ".join(row["tags"]),
-                "last_seen": remote.moment(row["last_seen"]),
-                "quarantined": row["quarantined_at"] is not None,
-            }
-            for row in rows
-        ]
-    output.emit(rows, _COLUMNS, as_json=json)
+    client = remote.client(url, token)
+
+    def found() -> list[dict[str, Any]]:
+        rows = client.beacons(
+            site=site,
+            version=version,
+            device_type=device_type,
+            channel=channel,
+            tag=tag,
+            search=search,
+            quarantined=quarantined,
+            silent_s=None if silent is None else silent * 60,
+            limit=min(limit, 1000),
+        )
+        return list(islice(rows, limit))
+
+    if json:
+        output.dump(found())
+        return
+    remote.listing(lambda: [_row(row) for row in found()], _COLUMNS, watched=watch, every_s=every)
 
 
 @app.command()
@@ -189,6 +202,16 @@ def remove(
     remote.confirm(f"Forget the beacon {beacon_id} and its key?", yes)
     remote.client(url, token).remove_beacon(beacon_id)
     output.console.print(f"{beacon_id} removed", highlight=False)
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **row,
+        "tags": " ".join(row["tags"]),
+        "last_seen": remote.moment(row["last_seen"]),
+        "quarantined": row["quarantined_at"] is not None,
+        "insecure": output.loud("insecure") if row["insecure"] else None,
+    }
 
 
 def _told(done: dict, what: str, json: bool) -> None:

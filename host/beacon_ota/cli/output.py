@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from beacon_ota.errors import BeaconOtaError
 
@@ -40,6 +41,11 @@ def table(
     for row in rows:
         found.add_row(*(_cell(row.get(name)) for name in columns))
     return found
+
+
+def loud(text: str) -> Text:
+    """Return a cell that nobody overlooks."""
+    return Text(text, style="bold red")
 
 
 def dump(value: object) -> None:
@@ -83,7 +89,9 @@ def fail(error: BeaconOtaError) -> None:
     errors.print(f"  code      {error.code}", highlight=False)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> str | Text:
+    if isinstance(value, Text):
+        return value
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -13,7 +13,12 @@ app = typer.Typer(
 )
 signing.add_to(app)
 
-Name = Annotated[str, typer.Argument(help="Id, version, or device_type/version.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="Id, version, or device_type/version.", autocompletion=remote.known("release")
+    ),
+]
 _COLUMNS = ("firmware_id", "device_type", "version", "state", "role", "signed", "size", "uploaded")
 
 
@@ -55,7 +60,13 @@ def upload(
 @app.command("list")
 def listing(
     device_type: Annotated[str | None, typer.Option(help="Only these.")] = None,
-    state: Annotated[str | None, typer.Option(help="testing, stable, deprecated.")] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="testing, stable, deprecated.",
+            autocompletion=remote.words("testing", "stable", "deprecated"),
+        ),
+    ] = None,
     url: UrlOption = None,
     token: TokenOption = None,
     json: JsonOption = False,

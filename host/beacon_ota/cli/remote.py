@@ -1,7 +1,7 @@
 """What the commands that talk to an orchestrator share: options, confirmation, watching."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +25,8 @@ TokenOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 ReasonOption = Annotated[str, typer.Option(help="Why; kept in the audit log.")]
+WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again and again, live.")]
+EveryOption = Annotated[float, typer.Option(min=0.2, help="Seconds, with --watch.")]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Data folder, to work without a server.")
 ]
@@ -35,6 +37,46 @@ def client(url: str | None, token: str | None) -> "Client":
     from beacon_ota.client import Client
 
     return Client(url, token)
+
+
+def known(kind: str) -> Callable[[typer.Context, str], list[str]]:
+    """Return what completes names of a kind at a shell's Tab: never an error, never a long wait."""
+
+    def names(ctx: typer.Context, incomplete: str) -> list[str]:
+        from beacon_ota.client import Client
+        from beacon_ota.errors import BeaconOtaError
+
+        given = ctx.params.get("url"), ctx.params.get("token")
+        try:
+            found = _NAMES[kind](Client(*given, timeout_s=(0.5, 1.5)), incomplete)
+        except BeaconOtaError:
+            return []
+        return [name for name in found if name.startswith(incomplete)]
+
+    return names
+
+
+def _releases(client: "Client", incomplete: str) -> list[str]:
+    rows = client.firmwares()
+    if "/" in incomplete:
+        return [f"{row['device_type']}/{row['version']}" for row in rows]
+    return list(dict.fromkeys(row["version"] for row in rows))
+
+
+_NAMES: dict[str, Callable[["Client", str], list[str]]] = {
+    "release": _releases,
+    "rollout": lambda client, _: [row["rollout_id"] for row in client.rollouts()],
+    "beacon": lambda client, text: [
+        row["beacon_id"]
+        for row in client.call("GET", "/api/beacons", params={"search": text or None})["beacons"]
+    ],
+    "site": lambda client, _: [row["path"] for row in client.sites()],
+}
+
+
+def words(*those: str) -> Callable[[str], list[str]]:
+    """Return what completes one of a few words."""
+    return lambda incomplete: [word for word in those if word.startswith(incomplete)]
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -84,6 +126,20 @@ def watch(draw: Callable[[], Any], *, every_s: float, done: Callable[[], bool]) 
         while not done():
             time.sleep(every_s)
             live.update(draw(), refresh=True)
+
+
+def listing(
+    rows: Callable[[], list[dict[str, Any]]],
+    columns: Sequence[str],
+    *,
+    watched: bool,
+    every_s: float,
+) -> None:
+    """Print rows as a table, once or live until interrupted."""
+    if watched:
+        watch(lambda: output.table(rows(), columns), every_s=every_s, done=lambda: False)
+    else:
+        output.emit(rows(), columns, as_json=False)
 
 
 def read_table(file: Path) -> dict[str, Any]:

@@ -7,23 +7,49 @@ from typing import Annotated, Any
 import typer
 
 from beacon_ota.cli import output, remote
-from beacon_ota.cli.remote import JsonOption, ReasonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.cli.remote import (
+    EveryOption,
+    JsonOption,
+    ReasonOption,
+    TokenOption,
+    UrlOption,
+    WatchOption,
+    YesOption,
+)
 from beacon_ota.errors import UsageError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Plan, start, watch and stop rollouts."
 )
 
-Id = Annotated[str, typer.Argument(help="Rollout id, or its beginning.")]
-Release = Annotated[str, typer.Argument(help="Release: id, version, or device_type/version.")]
+Id = Annotated[
+    str,
+    typer.Argument(help="Rollout id, or its beginning.", autocompletion=remote.known("rollout")),
+]
+Release = Annotated[
+    str,
+    typer.Argument(
+        help="Release: id, version, or device_type/version.",
+        autocompletion=remote.known("release"),
+    ),
+]
 PresetOption = Annotated[
-    str, typer.Option(help="canary, geographic, emergency or all-at-once.", show_default=True)
+    str,
+    typer.Option(
+        help="canary, geographic, emergency or all-at-once.",
+        autocompletion=remote.words("canary", "geographic", "emergency", "all-at-once"),
+    ),
 ]
 FileOption = Annotated[
     Path | None, typer.Option("--file", "-f", help="Plan in full, TOML or JSON.", dir_okay=False)
 ]
 BuildingOption = Annotated[
-    list[str] | None, typer.Option("--building", help="geographic: in this order; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--building",
+        help="geographic: in this order; repeatable.",
+        autocompletion=remote.known("site"),
+    ),
 ]
 StartOption = Annotated[str | None, typer.Option(help="2026-03-02T22:00Z [default: now]")]
 _COLUMNS = ("rollout_id", "name", "status", "reason", "progress", "healthy", "failed", "created")
@@ -83,21 +109,38 @@ def plan(
 
 @app.command("list")
 def listing(
-    status: Annotated[str | None, typer.Option(help="Only these.")] = None,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these: active, halted, …",
+            autocompletion=remote.words(
+                "scheduled", "active", "paused", "halted", "completed", "aborted"
+            ),
+        ),
+    ] = None,
+    watch: WatchOption = False,
+    every: EveryOption = 2.0,
     url: UrlOption = None,
     token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
     """List rollouts, newest first."""
-    rows = remote.client(url, token).rollouts(status=status)
-    output.emit(rows if json else [_row(row) for row in rows], _COLUMNS, as_json=json)
+    client = remote.client(url, token)
+    if json:
+        output.dump(client.rollouts(status=status))
+        return
+
+    def rows() -> list[dict[str, Any]]:
+        return [_row(row) for row in client.rollouts(status=status)]
+
+    remote.listing(rows, _COLUMNS, watched=watch, every_s=every)
 
 
 @app.command()
 def show(
     rollout_id: Id,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Until it has ended.")] = False,
-    every: Annotated[float, typer.Option(min=0.2, help="Seconds, with --watch.")] = 2.0,
+    every: EveryOption = 2.0,
     url: UrlOption = None,
     token: TokenOption = None,
     json: JsonOption = False,

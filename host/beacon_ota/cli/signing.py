@@ -128,8 +128,10 @@ def verify(
     """Check a manifest against its image and the keys, and as a beacon would.
 
     With --pae-out, --sig-out and --pub-out, OpenSSL can check the signature again:
-    openssl dgst -sha256 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:32
-    -verify PUB -signature SIG PAE
+
+    \b
+        openssl dgst -sha256 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:32 \\
+            -verify PUB -signature SIG PAE
     """
     from beacon_ota.trust import Verifier, dsse, files, releases
     from beacon_ota.wire import manifest as wire

@@ -21,7 +21,13 @@ _OFFLINE = "command line"
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="Whose, or what for.")],
-    role: Annotated[str, typer.Option(help="viewer, operator or admin.")] = "viewer",
+    role: Annotated[
+        str,
+        typer.Option(
+            help="viewer, operator or admin.",
+            autocompletion=remote.words("viewer", "operator", "admin"),
+        ),
+    ] = "viewer",
     days: Annotated[float | None, typer.Option(min=0.001, help="Expires after so many.")] = None,
     data: DataOption = None,
     url: UrlOption = None,
