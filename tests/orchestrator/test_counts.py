@@ -1,14 +1,16 @@
 """Counts that are exact however many report at once, and through kills."""
 
 import asyncio
+import http.client
 import random
 import threading
+import time
 
 import uvloop
 
 from beacon_ota.errors import BeaconOtaError
 from tests.orchestrator.bench import cycles
-from tests.orchestrator.world import Server, beacons, until, upload
+from tests.orchestrator.world import Server, TestBeacon, beacons, until, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}
 
@@ -37,6 +39,50 @@ def test_500_updates_with_every_report_sent_twice_at_once(tmp_path):
         assert "Traceback" not in server.log()
 
 
+class Life(threading.Thread):
+    """A beacon that keeps at it: every step again until it is answered, none left out.
+
+    As on the real one, ``rebooting`` is not taken for said before it was acknowledged: a beacon
+    that forgot it and asked for work from its old image would be one that did not boot.
+    """
+
+    def __init__(self, server: Server, beacon: TestBeacon, up: threading.Event):
+        super().__init__(daemon=True)
+        self.server, self.beacon, self.up = server, beacon, up
+        self.acknowledged = self.over = False
+
+    def run(self) -> None:
+        while not (self.acknowledged or self.over):
+            self.up.wait()
+            try:
+                self.beacon.connect(self.server.url)
+                self._go()
+            except (OSError, http.client.HTTPException, AssertionError, ValueError):
+                time.sleep(0.05)  # killed while it answered, or not up yet
+
+    def _go(self) -> None:
+        beacon = self.beacon
+        while (offer := beacon.offer()) is None:
+            time.sleep(0.05)
+        if beacon.download(offer).status != 200:
+            return
+        self._insist("rebooting", offer)
+        beacon.install(offer)
+        self._insist("success", offer, previous_version="1.0.0")
+        self.acknowledged = True
+
+    def _insist(self, word: str, offer: dict, **more) -> None:
+        while not self.over:
+            self.up.wait()
+            try:
+                self.beacon.connect(self.server.url)
+                if self.beacon.report(word, offer, **more).status == 200:
+                    return
+            except (OSError, http.client.HTTPException, AssertionError, ValueError):
+                pass
+            time.sleep(0.05)
+
+
 def test_kills_at_random_lose_nothing_that_was_acknowledged(tmp_path):
     """Beacons go on by themselves after each restart; no outcome is lost or doubled."""
     chance = random.Random(4)
@@ -46,58 +92,37 @@ def test_kills_at_random_lose_nothing_that_was_acknowledged(tmp_path):
         rollout = server.admin().create_rollout(firmware["firmware_id"], EVERYBODY)["rollout_id"]
         up = threading.Event()
         up.set()
-        acknowledged: set[str] = set()
-
-        def live(beacon) -> None:
-            """A beacon that keeps at it: every step again until it is answered."""
-            while True:
-                up.wait()
-                try:
-                    beacon.connect(server.url)
-                    offer = beacon.offer() if beacon.version == "1.0.0" else beacon.last
-                    if offer is None:
-                        continue
-                    beacon.last = offer
-                    if beacon.version == "1.0.0":
-                        if beacon.download(offer).status != 200:
-                            continue
-                        if beacon.report("rebooting", offer).status != 200:
-                            continue
-                        beacon.install(offer)
-                    answer = beacon.report("success", offer, previous_version="1.0.0")
-                    if answer.status == 200:
-                        acknowledged.add(beacon.id)
-                        return
-                except (OSError, AssertionError, ValueError):
-                    pass
-                except Exception as error:
-                    if type(error).__module__ != "http.client":
-                        raise
-
-        threads = [threading.Thread(target=live, args=(beacon,), daemon=True) for beacon in fleet]
-        for thread in threads:
-            thread.start()
-        for _ in range(3):
-            before = len(acknowledged)
-            until(lambda n=before: len(acknowledged) >= min(n + chance.randint(2, 6), 24))
-            up.clear()
-            server.kill()
-            promised = set(acknowledged)
-            server.start()
-            known = {
-                one["beacon_id"]
-                for one in server.admin().attempts(rollout)
-                if one["result"] == "success"
-            }
-            assert promised <= known
+        lives = [Life(server, beacon, up) for beacon in fleet]
+        try:
+            for life in lives:
+                life.start()
+            for _ in range(3):
+                goal = min(_acknowledged(lives) + chance.randint(2, 6), 24)
+                until(lambda n=goal: _acknowledged(lives) >= n, deadline_s=60)
+                up.clear()
+                server.kill()
+                promised = {life.beacon.id for life in lives if life.acknowledged}
+                server.start()
+                known = {
+                    one["beacon_id"]
+                    for one in server.admin().attempts(rollout)
+                    if one["result"] == "success"
+                }
+                assert promised <= known
+                up.set()
+            until(lambda: _acknowledged(lives) == 24, deadline_s=60)
+        finally:
+            for life in lives:
+                life.over = True
             up.set()
-        for thread in threads:
-            thread.join(20)
-        assert len(acknowledged) == 24
         rows = list(server.admin().attempts(rollout))
         assert sorted(one["beacon_id"] for one in rows) == sorted(one.id for one in fleet)
         assert {one["result"] for one in rows} == {"success"}
         assert server.admin().verify_audit()["entries"] > 24
+
+
+def _acknowledged(lives: list[Life]) -> int:
+    return sum(life.acknowledged for life in lives)
 
 
 def test_reports_of_a_whole_fleet_at_once(tmp_path):
