@@ -41,12 +41,16 @@ class FlashError(Exception):
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: ``kind`` is ``erase`` or ``program``, offset and length in bytes."""
+    """One operation: ``kind`` is ``erase`` or ``program``, offset and length in bytes.
+
+    ``data`` is what was to be programmed, so that a journal can be played again.
+    """
 
     number: int
     kind: str
     offset: int
     length: int
+    data: bytes = b""
 
 
 @dataclass
@@ -234,7 +238,7 @@ class Flash:
         self._check(offset, length)
         if not length:
             return
-        with self._operation("program", offset, length) as torn:
+        with self._operation("program", offset, length, data) as torn:
             for sector in range(offset // SECTOR, (offset + length - 1) // SECTOR + 1):
                 if sector in self.faults.fail_program:
                     raise FlashError
@@ -262,7 +266,9 @@ class Flash:
         self._data[offset : offset + len(data)] = data
 
     @contextlib.contextmanager
-    def _operation(self, kind: str, offset: int, length: int) -> Iterator[random.Random | None]:
+    def _operation(
+        self, kind: str, offset: int, length: int, data: Buffer = b""
+    ) -> Iterator[random.Random | None]:
         if not self.powered:
             raise PowerCut
         number = self.ops
@@ -272,7 +278,7 @@ class Flash:
         self.ops += 1
         self.busy += self.timing.of(kind, offset, length)
         if self.record:
-            self.journal.append(Op(number, kind, offset, length))
+            self.journal.append(Op(number, kind, offset, length, bytes(data)))
         yield random.Random(cut.seed) if cut is not None and cut.when == "inside" else None
         if cut is not None:
             self._fail()
