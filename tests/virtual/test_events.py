@@ -263,6 +263,26 @@ def test_a_wrong_clock():
         assert beacon.clock.unix >= 4102444800
 
 
+def test_time_that_nobody_waits_for():
+    """Ticks and the wall clock jump; a boot after a power cut begins at nought as ever."""
+    main = (
+        "import time\n"
+        "while True:\n"
+        "    print(time.ticks_ms() // 100_000, time.time() // 100, '.')\n"
+        "    time.sleep_ms(20)\n"
+    )
+    with rig.running(main) as beacon:
+        beacon.wait_for(lambda: beacon.console.endswith("0 0 .\n"), rig.WAIT)
+        begun = beacon.clock.now()
+        beacon.skip(500)
+        assert 500 <= beacon.clock.now() - begun < 600
+        beacon.wait_for(lambda: beacon.console.endswith("5 5 .\n"), rig.WAIT)
+        beacon.power_cut()
+        beacon.skip(500)
+        beacon.power_on()
+        beacon.wait_for(lambda: beacon.console.endswith("0 0 .\n"), rig.WAIT)
+
+
 def test_pins():
     lines = rig.printed(
         "from machine import Pin\n"

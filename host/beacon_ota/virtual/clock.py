@@ -29,6 +29,10 @@ class Clock:
         """Return how many real seconds ``seconds`` of virtual time take."""
         return seconds / self.scale
 
+    def skip(self, seconds: float) -> None:
+        """Jump ahead by so many virtual seconds."""
+        self._start -= seconds / self.scale
+
     @property
     def wall(self) -> float:
         """Seconds since 2000 as the chip believes."""

@@ -288,6 +288,14 @@ class VirtualBeacon:
         """Let the chip believe that it is this time (seconds since 1970), right or wrong."""
         self._reactor.call(self._set_clock, unix)
 
+    def skip(self, seconds: float) -> None:
+        """Let its clocks jump ahead, for tests that would otherwise wait long or race.
+
+        Ticks and the wall clock show the time at once; what sleeps already sleeps on, and so do
+        watchdog and timers.
+        """
+        self._reactor.call(self._skip, seconds)
+
     def flip_bits(self, flips: dict[int, int]) -> None:
         """Let flash bytes read wrong: offset → bits. Replaces what flipped before."""
         self._reactor.call(self._flip, flips)
@@ -329,6 +337,16 @@ class VirtualBeacon:
         self.clock.wall = unix - EPOCH
         if self._line is not None:
             self._line.emit("clock", int(self.clock.wall * 1e6))
+
+    def _skip(self, seconds: float) -> None:
+        self.clock.skip(seconds)
+        if self._app is not None and self._app.line is not None:
+            times = self._uptime(self._app), int(self.clock.wall * 1e6)
+            self._app.line.emit("jump", *times)
+
+    def _uptime(self, app: "_App") -> int:
+        """Return the microseconds that its ticks show."""
+        return int((self.clock.now() - app.boot.began + self.uptime) * 1e6)
 
     def _power_on(self) -> None:
         if self._closed:
@@ -493,7 +511,7 @@ class VirtualBeacon:
         """One interpreter, until the boot ends or Python is restarted."""
 
         def start() -> Value:
-            up = int((self.clock.now() - app.boot.began + self.uptime) * 1e6)
+            up = self._uptime(app)
             wall = int(self.clock.wall * 1e6)
             direct = not self.flash.faults.flips
             return (*self.clock.ratio, up, wall, direct, label, self.heap_watch)

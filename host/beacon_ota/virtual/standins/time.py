@@ -35,7 +35,15 @@ def _set(wall):
     _wall = wall - _now()
 
 
+# Sets the ticks, in microseconds since the reset, and the wall clock.
+def _jump(up, wall):
+    global _up
+    _up = up - _now()
+    _set(wall)
+
+
 _chip.handlers["clock"] = _set
+_chip.handlers["jump"] = _jump
 
 
 def _micros():
