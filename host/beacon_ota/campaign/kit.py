@@ -1,0 +1,158 @@
+"""What campaigns are made of: releases of the app in the tree, good and broken ones.
+
+Everything is built once, by whoever starts a campaign, into a folder that the workers read.
+"""
+
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from beacon_ota import paths
+from beacon_ota.images import appfs, boards, flash, littlefs, release, synthetic
+from beacon_ota.images.appfs import AppInfo
+
+DEVICE = "esp32c3"
+BEACON = "campaign-1"
+KEY = bytes(range(32))
+SSID, PASSWORD = "site", "correct horse"
+URL = "http://orchestrator.local:8080"
+CORE = 16 * 1024  # bytes of the synthetic core
+POLICY = {
+    "poll_s": 5,
+    "stall_s": 3,
+    "give_up_s": 120,
+    "backoff_ms": 200,
+    "retry_s": 1,
+    "trial_s": 20,
+    "join_s": 5,
+    "healthy_s": 5,
+}
+MADE_FROM = "made-from"
+FRAME = bytes(range(20))  # UUID, major, minor of the iBeacon frame
+
+
+def _noise(name: str, size: int) -> bytes:
+    return random.Random(name).randbytes(size)
+
+
+# What a provisioned beacon was given; none of it may ever get lost.
+GIVEN: dict[str, int | bytes] = {
+    "beacon_id": BEACON.encode(),
+    "beacon_key": KEY,
+    "fleet_key": _noise("fleet", 16),
+    "orch_url": URL.encode(),
+    "wifi_ssid": SSID.encode(),
+    "wifi_pass": PASSWORD.encode(),
+    "wifi2_ssid": b"elsewhere",
+    "wifi2_pass": b"another secret",
+    "site": b"campus/building-a/1",
+    "utc_off": 60,
+    "channel": b"stable",
+    "ibeacon": FRAME,
+    "pin_w": _noise("pin", 160),
+    "creds": _noise("credentials", 5 * 20),
+}
+
+
+@functools.cache
+def app() -> Mapping[str, bytes]:
+    """Return the app in the tree, compiled."""
+    return appfs.compile_all(appfs.sources(paths.data("firmware", "app")))
+
+
+@functools.cache
+def core() -> bytes:
+    """Return a small core; nothing runs from it but the app behind it."""
+    return synthetic.app(CORE)
+
+
+def build(
+    version: str, changes: Mapping[str, str] | None = None, *, with_core: bytes | None = None
+) -> bytes:
+    """Return a release of the app.
+
+    Args:
+        changes: sources by path that stand in for the app's own, or are added to them.
+        with_core: the core; a small synthetic one by default.
+    """
+    texts = {name: text.encode() for name, text in (changes or {}).items()}
+    files = {**app(), **appfs.compile_all(texts)}
+    base = core() if with_core is None else with_core
+    info = AppInfo(version, DEVICE, hashlib.sha256(base).hexdigest(), insecure=True)
+    files[appfs.INFO] = info.pack()
+    return release.build(base, littlefs.build(files, appfs.BLOCK))
+
+
+def flash_image(
+    first: bytes,
+    *,
+    board: str = DEVICE,
+    stage0: Mapping[str, bytes] | None = None,
+    policy: Mapping[str, int] | None = None,
+) -> bytes:
+    """Return the flash of a provisioned beacon that runs the release ``first``.
+
+    Args:
+        stage0: files that stand in for stage 0's own.
+        policy: what differs from :data:`POLICY`.
+    """
+    given = {**GIVEN, "policy": json.dumps({**POLICY, **(policy or {})}).encode()}
+    files = {**flash.stage0(), **(stage0 or {})}
+    found = boards.load(board)
+    return flash.build(found, synthetic.bootloader(), first, given, files)
+
+
+def fingerprint() -> str:
+    """Return a word for the firmware and the kit: what was built from others is of no use."""
+    digest = hashlib.sha256(repr((sorted(GIVEN.items()), POLICY, CORE)).encode())
+    for files in (app(), flash.stage0()):
+        for name, content in sorted(files.items()):
+            digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def source(*parts: str) -> str:
+    """Return a source file of the firmware, to be changed."""
+    return paths.data("firmware", *parts).read_text()
+
+
+class Shelf:
+    """A folder of releases by name, and of the image files as the orchestrator keeps them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def fresh(self) -> bool:
+        """Is everything here, made from the firmware as it is now?"""
+        mark = self.folder / MADE_FROM
+        return mark.exists() and mark.read_text() == fingerprint()
+
+    def finish(self) -> None:
+        """Everything is here."""
+        (self.folder / MADE_FROM).write_text(fingerprint())
+
+    def clear(self) -> None:
+        """Remove what was made."""
+        (self.folder / MADE_FROM).unlink(missing_ok=True)
+        for path in (*self.folder.glob("*.bin"), *self.folder.glob("*.rec")):
+            path.unlink()
+
+    def put(self, name: str, data: bytes) -> bytes:
+        """Keep a release."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{name}.bin").write_bytes(data)
+        return data
+
+    def blobs(self, names: Iterable[str], folder: Path) -> None:
+        """Put releases where an orchestrator with this data folder keeps its images."""
+        (folder / "blobs").mkdir(parents=True, exist_ok=True)
+        for name in names:
+            data = self.get(name)
+            (folder / "blobs" / hashlib.sha256(data).hexdigest()).write_bytes(data)
+
+    def get(self, name: str) -> bytes:
+        """Return a release (FileNotFoundError when it was never built)."""
+        return (self.folder / f"{name}.bin").read_bytes()

@@ -1,0 +1,363 @@
+"""Power cuts at every moment of an update, and what becomes of the beacon.
+
+A case cuts the power before, inside or after one flash operation of a recorded update, or right
+after the orchestrator answered a request; some cut it a second time while the beacon recovers.
+Its name says all of it, so it can be repeated: ``crash-1:137:inside:2+31:after:5`` is scenario,
+operation, when, seed of what is torn; then flash operations until the second cut, when, seed.
+"""
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from beacon_ota.campaign import kit, oracle
+from beacon_ota.campaign.bench import SCALE, Bench, bench, scratch
+from beacon_ota.campaign.kit import Shelf
+from beacon_ota.campaign.oracle import Evidence, Settled
+from beacon_ota.campaign.orchestrator import PLAN
+from beacon_ota.campaign.recording import Recording, play, record
+from beacon_ota.campaign.runner import Options, Outcome, Plan
+from beacon_ota.errors import UsageError
+from beacon_ota.images import boards, otadata
+from beacon_ota.virtual.bluetooth import Advertiser
+from beacon_ota.virtual.flash import SECTOR, Cut, Flash, PowerCut, When
+
+DEADLINE = 60.0  # real seconds at the ordinary scale for each of: recovery, the update after it
+TORN = 3  # seeds for what is torn where entries decide: NVS and otadata
+ANSWERED = "answered"
+AFTERWARDS = {**PLAN, "retry": {"limit": 3, "pauses": ["1s"]}}
+
+# Broken releases. A hang that sleeps starves the watchdog as well as one that computes.
+CRASH = 'def run():\n    raise ValueError("broken release")\n'
+HANG = "import time\ndef run():\n    while True:\n        time.sleep(1)\n"
+BROKEN = {"crash": {"main.py": CRASH}, "hang": {"main.py": HANG}}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """An update to be cut. ``slot`` is where the new release goes: 1 from 0, or 0 from 1."""
+
+    kind: str  # good, crash, hang
+    slot: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.slot}"
+
+    @property
+    def versions(self) -> tuple[str, str, str]:
+        """Running, under test, and the one after it."""
+        return ("1.0.0", "2.0.0", "3.0.0") if self.slot else ("2.0.0", "3.0.0", "4.0.0")
+
+    @property
+    def images(self) -> dict[str, str]:
+        """Version → name on the shelf."""
+        _, second, third = self.versions
+        broken = "" if self.kind == "good" else f"-{self.kind}"
+        return {second: second + broken, third: third}
+
+
+SCENARIOS = tuple(Scenario(kind, slot) for kind in ("good", *BROKEN) for slot in (1, 0))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cut, or two."""
+
+    scenario: str
+    number: int  # of the operation; of the request for ``answered``
+    when: str
+    seed: int = 0
+    ahead: int | None = None  # operations until the second cut
+    again: str = ""
+    again_seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """All of it in one word."""
+        first = f"{self.scenario}:{self.number}:{self.when}:{self.seed}"
+        if self.ahead is None:
+            return first
+        return f"{first}+{self.ahead}:{self.again}:{self.again_seed}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Case":
+        """Read a name (UsageError ``case_name``)."""
+        try:
+            first, _, second = name.partition("+")
+            scenario, number, when, seed = first.split(":")
+            case = cls(scenario, int(number), when, int(seed))
+            if second:
+                ahead, again, again_seed = second.split(":")
+                case = cls(
+                    scenario, case.number, when, case.seed, int(ahead), again, int(again_seed)
+                )
+            return case
+        except ValueError:
+            raise UsageError(
+                "case_name", "no such case", found=name, expected="good-1:137:inside:0"
+            ) from None
+
+
+# -- the campaign
+
+
+def plan(folder: Path, options: Options) -> Plan:
+    """Record every scenario; list a case for each state that a cut can leave, then double cuts."""
+    shelf = Shelf(folder)
+    if not shelf.fresh():
+        shelf.clear()
+        prepare(shelf)
+        shelf.finish()
+    chosen: list[Case] = []
+    facts: dict[str, Any] = {}
+    for scenario in SCENARIOS:
+        recording = recorded(shelf, scenario)
+        states: dict[str, Case] = {}
+        count = 0
+        for case, state in cuts(recording):
+            count += 1
+            states.setdefault(state, case)
+        chosen += states.values()
+        facts[scenario.name] = {
+            "uncut": recording.result,
+            "operations": len(recording.ops),
+            "requests": len(recording.known) - 1,
+            "cuts": count,
+            "states": len(states),
+        }
+    double = twice(chosen, len(chosen) // 6, options.seed)
+    cases = [case.name for case in [*chosen, *double]]
+    return Plan(cases[:: options.every], {**facts, "second cuts": len(double)})
+
+
+def case(name: str, folder: Path, options: Options) -> Outcome:
+    """Run one case, and again more slowly when the machine may have been to blame."""
+    found = Case.parse(name)
+    shelf = Shelf(folder)
+    scenario = next((s for s in SCENARIOS if s.name == found.scenario), None)
+    if scenario is None:
+        raise UsageError("case_name", "no such scenario", found=name)
+    recording = recorded(shelf, scenario)
+    evidence = run(found, shelf, recording)
+    wrong, first = oracle.judge(evidence), []
+    if wrong and oracle.doubtful(evidence):
+        first = wrong
+        evidence = run(found, shelf, recording, slower=5)
+        wrong = oracle.judge(evidence)
+    group = found.scenario if found.ahead is None else f"{found.scenario} twice"
+    facts = {"boots": len(evidence.boots), "trials": evidence.trials}
+    return Outcome(name, group, oracle.word(evidence), wrong, first=first, facts=facts)
+
+
+# -- before the cases
+
+
+def prepare(shelf: Shelf, stage0: dict[str, bytes] | None = None) -> None:
+    """Build all releases, and the flash of the beacons that the scenarios begin with."""
+    for version in ("1.0.0", "2.0.0", "3.0.0", "4.0.0"):
+        shelf.put(version, kit.build(version))
+    for kind, changes in BROKEN.items():
+        for version in ("2.0.0", "3.0.0"):
+            shelf.put(f"{version}-{kind}", kit.build(version, changes))
+    fresh = kit.flash_image(shelf.get("1.0.0"), stage0=stage0)
+    shelf.put("flash-1", fresh)
+    way = record("up", fresh, "1.0.0", "2.0.0", {"2.0.0": "2.0.0"}, shelf)
+    shelf.put("flash-0", way.flash(len(way.ops), "before", 0))
+
+
+def recorded(shelf: Shelf, scenario: Scenario) -> Recording:
+    """Return the recording of a scenario; it is made when it is not there yet."""
+    path = shelf.folder / f"{scenario.name}.rec"
+    if not path.exists():
+        first, second, _ = scenario.versions
+        content = shelf.get(f"flash-{scenario.slot}")
+        record(scenario.name, content, first, second, scenario.images, shelf).save(path)
+    return Recording.load(path)
+
+
+def deciding(offset: int) -> bool:
+    """Does an operation at this flash offset write entries that decide: NVS, otadata?"""
+    table = boards.load(kit.DEVICE).table
+    return any(part.offset <= offset < part.end for part in (table.nvs, table.otadata) if part)
+
+
+def cuts(recording: Recording) -> Iterator[tuple[Case, str]]:
+    """Yield every single cut of an update with the state that it leaves.
+
+    Cases of the same state have the same future; one of them need be run.
+    """
+    flash = Flash(recording.before)
+    state = _State(flash, {op.offset // SECTOR * SECTOR for op in recording.ops})
+    name = recording.name
+    for number, op in enumerate(recording.ops):
+        known = recording.known_at(number)
+        yield Case(name, number, "before"), state.word(known)
+        sector = op.offset // SECTOR * SECTOR  # no operation crosses one
+        content = flash.read(sector, SECTOR)
+        for seed in range(TORN if deciding(op.offset) else 1):
+            flash.cut = Cut(flash.ops, "inside", seed)
+            with contextlib.suppress(PowerCut):
+                play(flash, op)
+            flash.power_on()
+            state.look(sector)
+            yield Case(name, number, "inside", seed), state.word(known)
+            flash.poke(sector, content)
+        play(flash, op)
+        state.look(sector)
+        yield Case(name, number, "after"), state.word(known)
+        for at, known in enumerate(recording.known):
+            if known.ops == number + 1:
+                yield Case(name, at, ANSWERED), state.word(at)
+
+
+class _State:
+    """A digest of a flash's content that follows one sector at a time."""
+
+    def __init__(self, flash: Flash, sectors: Iterable[int]):
+        self._flash = flash
+        self._sectors: dict[int, bytes] = {}
+        for offset in sectors:
+            self.look(offset)
+
+    def look(self, offset: int) -> None:
+        """Take a sector's present content in."""
+        data = self._flash.read(offset, SECTOR)
+        self._sectors[offset] = hashlib.blake2b(data, digest_size=16).digest()
+
+    def word(self, known: int) -> str:
+        """Return a word for the content and what the orchestrator knew."""
+        whole = hashlib.blake2b(b"".join(self._sectors.values()), digest_size=16)
+        return f"{whole.hexdigest()}:{known}"
+
+
+def twice(singles: Sequence[Case], count: int, seed: int) -> list[Case]:
+    """Choose cases with a second cut during the recovery."""
+    chance = random.Random(seed)
+    chosen = []
+    for _ in range(count):
+        one = chance.choice(singles)
+        when = chance.choice(("before", "inside", "after"))
+        ahead = int(chance.expovariate(1 / 25))  # the recovery's own writes come first
+        chosen.append(
+            Case(one.scenario, one.number, one.when, one.seed, ahead, when, chance.randrange(1000))
+        )
+    return chosen
+
+
+# -- one case
+
+
+def run(case: Case, shelf: Shelf, recording: Recording, *, slower: float = 1) -> Evidence:
+    """Cut, let the beacon recover, update it once more; return what there is to judge.
+
+    Args:
+        slower: how many times slower than usual time runs: for a machine that is busy.
+    """
+    number = case.number
+    if case.when == ANSWERED:
+        known = recording.known[number]
+        content = recording.flash(known.ops, "before", 0)
+        done = recording.ops[: known.ops]
+    else:
+        known = recording.known[recording.known_at(number)]
+        content = recording.flash(number, cast(When, case.when), case.seed)
+        done = recording.ops[: number + (case.when == "after")]
+    scenario = next(s for s in SCENARIOS if s.name == case.scenario)
+    with scratch() as folder:
+        shelf.blobs(recording.images.values(), folder)
+        with bench(
+            content,
+            folder,
+            database=known.database,
+            now=known.now + 1,
+            scale=SCALE / slower,
+            record=True,
+        ) as b:
+            return _Run(case, scenario, shelf, b, DEADLINE * slower).evidence(len(done), recording)
+
+
+class _Run:
+    """A case under way."""
+
+    def __init__(self, case: Case, scenario: Scenario, shelf: Shelf, b: Bench, deadline: float):
+        self._b, self._scenario, self._shelf = b, scenario, shelf
+        self._deadline = deadline
+        self._again = case.ahead is not None
+        if case.ahead is not None:
+            b.flash.cut = Cut(b.flash.ops + case.ahead, cast(When, case.again), case.again_seed)
+
+    def evidence(self, done: int, recording: Recording) -> Evidence:
+        b, scenario = self._b, self._scenario
+        _, second, third = scenario.versions
+        orchestrator = b.orchestrator
+        target = orchestrator.firmware(second)["id"]
+        further = orchestrator.firmware(third)["id"]
+        place = boards.load(kit.DEVICE).otadata.offset
+        settled = None
+        b.beacon.power_on()
+        trials = oracle.trials(recording.ops[:done], place)
+        if self._until(lambda: b.over(target)):
+            settled = self._settled(target)
+            trials += oracle.trials(b.flash.journal, place)
+            orchestrator.roll_out(further, AFTERWARDS)
+            self._until(lambda: self._updated(further) and self._up())
+        assert isinstance(b.beacon.bluetooth, Advertiser)
+        radio = b.beacon.bluetooth
+        return Evidence(
+            scenario.kind,
+            f"ota_{1 - scenario.slot}",
+            f"ota_{scenario.slot}",
+            orchestrator.firmware(second)["checksum"],
+            scenario.versions,
+            settled,
+            orchestrator.attempts(further),
+            [(boot.slot, boot.ended, boot.phase) for boot in b.beacon.boots],
+            trials,
+            orchestrator.journal(kit.BEACON),
+            {key: value for (space, key), value in b.beacon.settings().items() if space == SPACE},
+            radio.data if radio.advertising is not None else b"",
+            len(radio.values),
+            b.beacon.wlan.connected,
+            b.beacon.powered,
+        )
+
+    def _until(self, condition) -> bool:
+        """Wait; when the second cut comes, the power is back at once."""
+        b = self._b
+        if self._again:
+            if not b.wait(lambda: not b.beacon.powered or condition(), self._deadline, ""):
+                return False
+            if b.beacon.powered:
+                return True
+            self._again = False
+            b.beacon.power_on()
+        return b.wait(condition, self._deadline, "")
+
+    def _updated(self, firmware_id: str) -> bool:
+        """Is the release that follows there? A second cut may fall into it: then it is retried."""
+        results = [row["result"] for row in self._b.orchestrator.attempts(firmware_id)]
+        return "success" in results and self._b.quiet
+
+    def _settled(self, target: str) -> Settled:
+        b = self._b
+        entries = otadata.parse(b.flash.read(boards.load(kit.DEVICE).otadata.offset, otadata.SIZE))
+        active = otadata.active(entries)
+        confirmed = (
+            active >= 0
+            and entries[active].slot(2) == self._scenario.slot
+            and entries[active].state == otadata.VALID
+        )
+        slot = b.beacon.boot.slot if b.beacon.boot else None
+        return Settled(slot, confirmed, b.orchestrator.attempts(target))
+
+    def _up(self) -> bool:
+        radio = self._b.beacon.bluetooth
+        return isinstance(radio, Advertiser) and radio.advertising is not None
+
+
+SPACE = "beacon"

@@ -1,0 +1,202 @@
+"""Runs the cases of a campaign on several cores, and keeps what came of them.
+
+Every result is written down as it comes, one line of JSON, so that a campaign that was
+interrupted goes on where it was.
+"""
+
+import importlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+from beacon_ota.errors import ReachError
+
+RESULTS = "results.jsonl"
+TASKS = 100  # cases of one worker process before it is replaced
+NAMES = ("power", "faults", "server", "soak", "fuzz")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What whoever starts a campaign chooses.
+
+    Args:
+        seed: of every choice that is made at random.
+        every: run only each n-th case.
+        minutes: how long campaigns that have no end by themselves go on.
+        kills: of the orchestrator.
+        core: file of a real core, for a sample of cases.
+    """
+
+    seed: int = 1
+    every: int = 1
+    minutes: float = 10.0
+    kills: int = 1000
+    core: str | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """Return them for a report: a real core by its being there, not by its path."""
+        return {**asdict(self), "core": "real and synthetic" if self.core else "synthetic"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case.
+
+    Args:
+        name: of the case; enough to run it again.
+        group: what it is counted under.
+        word: the class of its outcome.
+        wrong: everything that must not be; [] when it passed.
+        seconds: it took.
+        first: what was wrong at first, when it was run again more slowly: the machine was busy.
+        facts: numbers for the report.
+    """
+
+    name: str
+    group: str
+    word: str
+    wrong: list[str]
+    seconds: float = 0.0
+    first: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cases of a campaign, in order, and what the report says of them all.
+
+    Args:
+        jobs: at most so many at once; None: as many as there are cores.
+        notes: what was left out, and why.
+    """
+
+    cases: Sequence[str]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    jobs: int | None = None
+    notes: Sequence[str] = ()
+
+
+class Campaign(Protocol):
+    """What a campaign's module has to offer; ``folder`` keeps whatever cases need."""
+
+    def plan(self, folder: Path, options: Options) -> Plan:
+        """Make ready what is not ready yet, and list the cases."""
+        ...
+
+    def case(self, name: str, folder: Path, options: Options) -> Outcome:
+        """Run one case."""
+        ...
+
+
+def find(name: str) -> Campaign:
+    """Return a campaign by its name."""
+    return importlib.import_module(f"beacon_ota.campaign.{name}")  # type: ignore[return-value]
+
+
+def finished(folder: Path) -> dict[str, Outcome]:
+    """Return what passed in an earlier run in this folder, by name."""
+    found: dict[str, Outcome] = {}
+    path = folder / RESULTS
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            outcome = Outcome(**json.loads(line))
+        except (ValueError, TypeError):
+            continue  # cut off in the middle of a line
+        found[outcome.name] = outcome
+    return {name: outcome for name, outcome in found.items() if not outcome.wrong}
+
+
+def execute(
+    name: str,
+    folder: Path,
+    options: Options,
+    cases: Sequence[str],
+    *,
+    jobs: int,
+    resume: bool = False,
+    told: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Run cases and return their outcomes, in the order of the cases.
+
+    Args:
+        folder: for what the campaign keeps, and the results.
+        jobs: worker processes; 0 runs everything in this one.
+        resume: leave out what has passed before.
+        told: called with every outcome as it comes.
+
+    Raises:
+        ReachError: ``worker_lost``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known = finished(folder) if resume else {}
+    known = {case: known[case] for case in cases if case in known}
+    for outcome in known.values():
+        told(outcome)
+    due = [case for case in cases if case not in known]
+    with (folder / RESULTS).open("a" if resume else "w") as out:
+        for outcome in _outcomes(name, folder, options, due, jobs):
+            known[outcome.name] = outcome
+            out.write(json.dumps(asdict(outcome)) + "\n")
+            out.flush()
+            told(outcome)
+    return [known[case] for case in cases]
+
+
+def _outcomes(
+    name: str, folder: Path, options: Options, cases: Iterable[str], jobs: int
+) -> Iterator[Outcome]:
+    if not jobs:
+        for case in cases:
+            yield _one(name, case, folder, options)
+        return
+    context = get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, initializer=_initialise, max_tasks_per_child=TASKS)
+    todo = iter(cases)
+    running = set()
+    try:
+        while True:
+            for case in todo:
+                running.add(pool.submit(_one, name, case, folder, options))
+                if len(running) >= 2 * jobs:
+                    break
+            if not running:
+                break
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        raise ReachError("worker_lost", "a worker process of the campaign died") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _initialise() -> None:
+    """An interrupt ends the campaign's main process, and that ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _one(name: str, case: str, folder: Path, options: Options) -> Outcome:
+    """Run a case; one that cannot be run is wrong, too."""
+    began = time.monotonic()
+    try:
+        outcome = find(name).case(case, folder, options)
+    except Exception as error:
+        outcome = Outcome(case, "not run", "not run", [f"{type(error).__name__}: {error}"])
+    taken = time.monotonic() - began
+    return Outcome(**{**asdict(outcome), "seconds": round(taken, 3)})
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,262 @@
+"""``beacon-ota campaign``: let everything fail, and see what becomes of it."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from beacon_ota.cli import output
+from beacon_ota.errors import UsageError
+
+if TYPE_CHECKING:
+    from beacon_ota.campaign.report import Result
+    from beacon_ota.campaign.runner import Options, Outcome
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Power cuts, faults and fuzzing on virtual beacons.",
+)
+
+SeedOption = Annotated[int, typer.Option(help="Of every choice made at random.")]
+JobsOption = Annotated[
+    int | None, typer.Option(min=0, help="Processes; 0: this one; default: one for each core.")
+]
+EveryOption = Annotated[int, typer.Option(min=1, help="Only each n-th case.")]
+MinutesOption = Annotated[
+    float, typer.Option(min=0.01, help="How long soak and fuzz go on, together with their parts.")
+]
+KillsOption = Annotated[int, typer.Option(min=1, help="How often the orchestrator is killed.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Leave out what passed in this folder before.")
+]
+OutOption = Annotated[Path, typer.Option(help="Folder of the report, and of what cases need.")]
+CoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        envvar="BEACON_OTA_CORE",
+        help="A real core, for a sample of the power cuts.",
+    ),
+]
+CaseOption = Annotated[
+    list[str] | None, typer.Option("--case", help="Only this one, by its name; repeatable.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+_OUT = Path("reports") / "campaign"
+
+
+@app.command()
+def power(
+    seed: SeedOption = 1,
+    jobs: JobsOption = None,
+    every: EveryOption = 1,
+    core: CoreOption = None,
+    resume: ResumeOption = False,
+    case: CaseOption = None,
+    out: OutOption = _OUT,
+    json: JsonOption = False,
+) -> None:
+    """Cut the power before, inside and after every flash operation of whole updates."""
+    _run(["power"], _options(seed, every, core=core), jobs, resume, case, out, json)
+
+
+@app.command()
+def faults(
+    seed: SeedOption = 1,
+    jobs: JobsOption = None,
+    every: EveryOption = 1,
+    resume: ResumeOption = False,
+    case: CaseOption = None,
+    out: OutOption = _OUT,
+    json: JsonOption = False,
+) -> None:
+    """Combine faults of network, server, flash and release, each pair of them at least once."""
+    _run(["faults"], _options(seed, every), jobs, resume, case, out, json)
+
+
+@app.command()
+def server(
+    seed: SeedOption = 1,
+    jobs: JobsOption = None,
+    every: EveryOption = 1,
+    kills: KillsOption = 1000,
+    resume: ResumeOption = False,
+    case: CaseOption = None,
+    out: OutOption = _OUT,
+    json: JsonOption = False,
+) -> None:
+    """Kill the orchestrator at random, take its disk away, damage its files, crowd it."""
+    _run(["server"], _options(seed, every, kills=kills), jobs, resume, case, out, json)
+
+
+@app.command()
+def soak(
+    seed: SeedOption = 1,
+    minutes: MinutesOption = 10,
+    case: CaseOption = None,
+    out: OutOption = _OUT,
+    json: JsonOption = False,
+) -> None:
+    """Let fifty beacons update again and again while everything fails at random."""
+    _run(["soak"], _options(seed, minutes=minutes), 1, False, case, out, json)
+
+
+@app.command()
+def fuzz(
+    seed: SeedOption = 1,
+    jobs: JobsOption = None,
+    minutes: MinutesOption = 5,
+    case: CaseOption = None,
+    out: OutOption = _OUT,
+    json: JsonOption = False,
+) -> None:
+    """Feed parsers and state machines with what nobody should send."""
+    _run(["fuzz"], _options(seed, minutes=minutes), jobs, False, case, out, json)
+
+
+@app.command("all")
+def everything(
+    seed: SeedOption = 1,
+    jobs: JobsOption = None,
+    every: EveryOption = 1,
+    minutes: MinutesOption = 10,
+    kills: KillsOption = 1000,
+    core: CoreOption = None,
+    resume: ResumeOption = False,
+    out: OutOption = _OUT,
+    json: JsonOption = False,
+) -> None:
+    """Run all campaigns, one after the other."""
+    from beacon_ota.campaign.runner import NAMES
+
+    options = _options(seed, every, minutes=minutes, kills=kills, core=core)
+    _run(list(NAMES), options, jobs, resume, None, out, json)
+
+
+def _options(
+    seed: int,
+    every: int = 1,
+    *,
+    minutes: float = 10,
+    kills: int = 1000,
+    core: Path | None = None,
+) -> "Options":
+    from beacon_ota.campaign.runner import Options
+
+    return Options(seed, every, minutes, kills, str(core.resolve()) if core else None)
+
+
+def _run(
+    names: list[str],
+    options: "Options",
+    jobs: int | None,
+    resume: bool,
+    cases: list[str] | None,
+    out: Path,
+    json: bool,
+) -> None:
+    """Run campaigns, write the report, and end with exit code 1 when something was wrong."""
+    from beacon_ota.campaign import report, runner
+
+    began = datetime.now(UTC).isoformat(" ", "seconds")
+    results = []
+    for name in names:
+        found = runner.cores() if jobs is None else jobs
+        results.append(_one(name, options, found, resume, cases, out, json))
+        page = report.write(out, results, began)
+    if json:
+        output.dump([result.document() for result in results])
+    else:
+        for result in results:
+            _tell(result)
+        output.console.print(f"report: {page}", highlight=False)
+    if any(result.wrong for result in results):
+        raise typer.Exit(1)
+
+
+def _one(
+    name: str,
+    options: "Options",
+    jobs: int,
+    resume: bool,
+    cases: list[str] | None,
+    out: Path,
+    quiet: bool,
+) -> "Result":
+    from beacon_ota.campaign import runner
+    from beacon_ota.campaign.report import Result
+
+    folder = out / name
+    start = time.monotonic()
+    if not quiet:
+        output.errors.print(f"{name}: preparing", highlight=False)
+    campaign = runner.find(name)
+    plan = campaign.plan(folder, options)
+    chosen = list(plan.cases) if cases is None else cases
+    if not chosen:
+        raise UsageError("no_cases", f"{name}: nothing to run", found=options.every)
+    jobs = min(jobs, plan.jobs or jobs)
+    with _bar(name, len(chosen), quiet) as told:
+        outcomes = runner.execute(
+            name, folder, options, chosen, jobs=jobs, resume=resume, told=told
+        )
+    spent = time.monotonic() - start
+    return Result(name, options.shown(), plan.facts, outcomes, spent, jobs, plan.notes)
+
+
+class _bar:
+    """A bar that counts cases, and says at once what is wrong."""
+
+    def __init__(self, name: str, total: int, quiet: bool):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Elapsed(),
+            Remaining(),
+        )
+        self._bar = Progress(*columns, console=output.errors, disable=quiet)
+        self._task = self._bar.add_task(name, total=total)
+        self._quiet = quiet
+
+    def __enter__(self) -> Callable[["Outcome"], None]:
+        self._bar.__enter__()
+        return self._told
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.__exit__(*error)  # type: ignore[arg-type]
+
+    def _told(self, outcome: "Outcome") -> None:
+        self._bar.advance(self._task)
+        if outcome.wrong and not self._quiet:
+            from rich.markup import escape
+
+            text = escape(f"{outcome.name}: {'; '.join(outcome.wrong)}")
+            self._bar.console.print(f"[bold red]wrong[/] {text}", highlight=False)
+
+
+def _tell(result: "Result") -> None:
+    from rich.markup import escape
+
+    from beacon_ota.campaign.report import classes
+
+    columns = ("group", "outcome", "cases", "wrong")
+    title = f"{result.name}: {len(result.outcomes)} cases, {len(result.wrong)} wrong"
+    output.console.print(output.table(classes(result.outcomes), columns, title=title))
+    for note in result.notes:
+        output.console.print(escape(note), highlight=False)
+    for outcome in result.wrong:
+        output.console.print(f"[bold red]wrong[/] {escape(outcome.name)}", highlight=False)
+        for line in outcome.wrong:
+            output.console.print(f"  {escape(line)}", highlight=False)
+        output.console.print(f"  {escape(result.repro(outcome.name))}", highlight=False)
