@@ -140,6 +140,9 @@ def fleet(
     roster: Annotated[
         Path | None, typer.Option(help="Write ids, keys and addresses to this JSON file.")
     ] = None,
+    boxed: Annotated[
+        bool, typer.Option("--boxed", help="Out of the box: a PIN each (in the roster), no key.")
+    ] = False,
     time_scale: ScaleOption = 1,
     heap: HeapOption = 160,
     wifi: WifiOption = None,
@@ -163,6 +166,7 @@ def fleet(
             network=network,
             room=room,
             settings=dict(_pair(text, "--nvs") for text in setting or ()),
+            boxed=boxed,
             scale=time_scale,
             heap=heap * 1024,
             timing=flash_timing,

@@ -3,12 +3,13 @@
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.images import settings
+from beacon_ota.provision import labels
 from beacon_ota.virtual import bootloader
 from beacon_ota.virtual.bluetooth import Backend
 from beacon_ota.virtual.bootloader import NotBootable
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Member:
-    """Who a beacon is: what an orchestrator has to know of it, and where its flash came from."""
+    """Who a beacon is: what an orchestrator has to know of it, and where its flash came from.
+
+    ``pin`` is what its label says, when it comes out of a box: it has no key yet then.
+    """
 
     beacon_id: str
-    beacon_key: bytes
+    beacon_key: bytes = field(repr=False)
     mac: bytes
     image: str
+    pin: str | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields for a roster; the key in hex."""
@@ -38,7 +43,13 @@ class Member:
             "beacon_key": self.beacon_key.hex(),
             "mac": self.mac.hex(":"),
             "image": self.image,
+            **({"pin": self.pin, "name": self.label.name} if self.pin else {}),
         }
+
+    @property
+    def label(self) -> labels.Label:
+        """What is printed on it: its address, the name that it is provisioned under, its PIN."""
+        return labels.label(self.mac.hex(), self.pin or "")
 
 
 def personalise(flash: Flash, values: Mapping[str, str]) -> None:
@@ -73,6 +84,23 @@ def address(name: str) -> bytes:
     return OUI + hashlib.sha256(name.encode()).digest()[:3]
 
 
+def _member(name: str, image: str, boxed: bool) -> Member:
+    mac = address(name)
+    if not boxed:
+        return Member(name, secrets.token_bytes(32), mac, image)
+    return Member(name, b"", mac, image, labels.label(mac.hex()).pin)
+
+
+def _own(member: Member) -> dict[str, str]:
+    """Return the settings that no other beacon has."""
+    if member.pin is None:
+        return {"beacon_id": member.beacon_id, "beacon_key": member.beacon_key.hex()}
+    from beacon_ota.provision.session import enroll
+
+    secret = enroll(member.pin, member.label.name.encode())
+    return {"beacon_id": member.beacon_id, "pin_w": secret.hex()}
+
+
 class Fleet:
     """Virtual beacons that share a network, and a room if there is one.
 
@@ -83,6 +111,7 @@ class Fleet:
         network: what their WiFi finds.
         room: whose radios their Bluetooth uses.
         settings: written into every NVS, besides ``beacon_id`` and ``beacon_key``.
+        boxed: they come out of a box: with a PIN of their own instead of a key.
         options: further arguments of :class:`VirtualBeacon`, e.g. ``scale``.
 
     Raises:
@@ -99,6 +128,7 @@ class Fleet:
         network: Network | None = None,
         room: "Room | RemoteRoom | None" = None,
         settings: Mapping[str, str] | None = None,
+        boxed: bool = False,
         **options,
     ):
         if not images or count < 1:
@@ -113,11 +143,10 @@ class Fleet:
             for number in range(1, count + 1):
                 index = (number - 1) % len(images)
                 name = f"{prefix}{number:0{width}}"
-                member = Member(name, secrets.token_bytes(32), address(name), images[index].name)
+                member = _member(name, images[index].name, boxed)
                 flash = Flash(contents[index])
                 self._flashes.append(flash)
-                own = {"beacon_id": name, "beacon_key": member.beacon_key.hex()}
-                personalise(flash, {**(settings or {}), **own})
+                personalise(flash, {**(settings or {}), **_own(member)})
                 backend: Backend | None = room.backend() if room is not None else None
                 beacon = VirtualBeacon(
                     flash,

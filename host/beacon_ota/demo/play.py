@@ -1,0 +1,373 @@
+"""The play: beacons come out of their boxes, a good release goes round, a bad one is stopped."""
+
+import asyncio
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from beacon_ota.demo.air import Listener
+from beacon_ota.demo.server import Server
+from beacon_ota.demo.stage import Stage
+from beacon_ota.demo.workshop import BOARD, Made, Workshop
+from beacon_ota.errors import ReachError
+from beacon_ota.provision import batch
+from beacon_ota.provision.registry import Orchestrator
+from beacon_ota.provision.wanted import Network as Wifi
+from beacon_ota.provision.wanted import Secret, Wanted
+from beacon_ota.virtual.fleet import Fleet, Member
+from beacon_ota.virtual.network import Network
+from beacon_ota.virtual.radio.choice import radio
+from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.supervisor import VirtualBeacon
+
+CAMPUS = "campus"
+BUILDINGS = ("north", "south", "west")
+OLD, GOOD, BAD = "1.0.0", "1.1.0", "1.2.0"
+SSID, PASSWORD = "campus", "on the label of no beacon"
+POLL_S = 20.0  # in the beacons' own time, as all that follows
+POLICY = {"poll_s": int(POLL_S), "retry_s": 5}
+LADDER = [{"share": 0.1, "soak": "1m"}, {"of_remaining": 0.5, "soak": "1m"}, {"share": 1}]
+GATE = {"silence": "6m", "presence": "15m"}
+_TOLD = {
+    "stage_opened": "opened",
+    "sampled": "all are healthy, soaking",
+    "wave_completed": "served",
+}
+JOBS = 6
+PATIENCE_S = 180.0  # of ours, for one scene
+HEAP_POLLS = 3
+
+
+@dataclass
+class Result:
+    """What the play came to.
+
+    Attributes:
+        core: which interpreter the releases carry.
+        count: beacons.
+        provisioned_s: seconds from connecting to the first authenticated poll, by beacon.
+        heap_idle, heap_update: bytes in use while idle; bytes more at the most during an update.
+        updates: seconds of the beacon from the offer to the confirmed release.
+        touched: beacons that were offered the bad release.
+        rolled_back: those of them that came back by themselves.
+        trials: trial boots of the bad release, by beacon.
+        versions: beacons by the version they run at the end.
+        seconds: that it took.
+    """
+
+    core: str = ""
+    count: int = 0
+    provisioned_s: list[float] = field(default_factory=list)
+    heap_idle: int = 0
+    heap_update: int = 0
+    updates: list[float] = field(default_factory=list)
+    touched: int = 0
+    rolled_back: int = 0
+    trials: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+    versions: dict[str, int] = field(default_factory=dict)
+    release_bytes: int = 0
+    app_bytes: int = 0
+    seconds: float = 0.0
+
+
+class Play:
+    """One performance in a folder.
+
+    Args:
+        folder: for keys, images and the orchestrator's data.
+        count: beacons.
+        scale: clocks run so much faster.
+        plain: lines instead of a live picture.
+        port: of the orchestrator; 0 takes a free one.
+        say_url: called with the dashboard's address and an administrator's token.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        count: int,
+        scale: float,
+        plain: bool,
+        port: int,
+        say_url: Callable[[str, str], None],
+    ):
+        self.result = Result(count=count)
+        self._folder, self._count, self._scale = folder, count, scale
+        self._plain, self._port, self._say_url = plain, port, say_url
+        self._stack = ExitStack()
+        self._begun = time.monotonic()
+
+    def __enter__(self) -> "Play":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, *, keep: bool = False) -> Result:
+        """Play it to the end; with ``keep`` the curtain stays up until somebody interrupts."""
+        made = self._prepare()
+        with self._stage:
+            self._unbox()
+            self._good(made[GOOD])
+            self._bad(made[BAD])
+            self._count_up()
+            self.result.seconds = time.monotonic() - self._begun
+            if keep:
+                self._hold()
+        return self.result
+
+    # ---- before the curtain ----
+
+    def _prepare(self) -> dict[str, Made]:
+        from beacon_ota.cli import output
+
+        with output.console.status("building and signing releases …"):
+            shop = Workshop(self._folder)
+            made = {version: shop.release(version) for version in (OLD, GOOD)}
+            made[BAD] = shop.release(BAD, broken=True)
+            image = shop.flash(made[OLD])
+        self.result.core = shop.interpreter.name
+        self.result.release_bytes, self.result.app_bytes = made[GOOD].size, made[GOOD].app_size
+        enter = self._stack.enter_context
+        self._server = enter(
+            Server(self._folder, shop.keys_file, scale=self._scale, poll_s=POLL_S, port=self._port)
+        )
+        self._client = self._server.client
+        for path in (CAMPUS, *(f"{CAMPUS}/{name}" for name in BUILDINGS)):
+            self._client.create_site(path)
+        room = enter(Room(seed=1))
+        network = Network(join_time=0.3, scan_time=0.3)
+        network.add(SSID, PASSWORD)
+        network.host("orchestrator.local", "127.0.0.1", self._server.port)
+        self._fleet = enter(
+            Fleet(
+                [image],
+                self._count,
+                prefix="beacon-",
+                network=network,
+                room=room,
+                boxed=True,
+                settings={"policy": json.dumps(POLICY)},
+                scale=self._scale,
+            )
+        )
+        self._radio = radio(room.spec)
+        listener = enter(Listener(self._radio))
+        addresses: dict[str, list[str]] = {name: [] for name in BUILDINGS}
+        for index, member in enumerate(self._fleet.members):
+            addresses[self._building(index)].append(member.label.address)
+        self._stage = Stage(addresses, (OLD, GOOD, BAD), listener.heard, plain=self._plain)
+        self._say_url(self._server.url, self._server.token)
+        return made
+
+    def _building(self, index: int) -> str:
+        return BUILDINGS[index * len(BUILDINGS) // self._count]
+
+    # ---- first scene: out of the boxes ----
+
+    def _unbox(self) -> None:
+        stage = self._stage
+        stage.title = f"{self._count} beacons come out of their boxes"
+        self._probe.heap_watch = True
+        self._fleet.power_on()
+        stage.say(f"{self._count} virtual beacons powered on; nobody has told them any WiFi")
+        rows = [self._row(index, member) for index, member in enumerate(self._fleet.members)]
+        done: list[batch.Done] = []
+        failure: list[BaseException] = []
+
+        def provision() -> None:
+            try:
+                asyncio.run(
+                    batch.run(
+                        rows,
+                        self._radio,
+                        Orchestrator(self._client),
+                        jobs=JOBS,
+                        search_s=60,
+                        online_s=60,
+                        done=done.append,
+                    )
+                )
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=provision, name="laptop", daemon=True)
+        thread.start()
+        said = 0
+
+        def tell() -> None:
+            nonlocal said
+            if len(done) - said >= max(1, self._count // 5):
+                said = len(done)
+                stage.say(f"{said} of {self._count} provisioned over Bluetooth, and online")
+
+        stage.wait(lambda: not thread.is_alive(), PATIENCE_S, tell)
+        bad = [one for one in done if not one.ok]
+        if failure or bad or len(done) < self._count:
+            why = failure or [f"{one.beacon}: {one.result}: {one.detail}" for one in bad]
+            raise ReachError("demo_provision", f"not all beacons were provisioned: {why[:3]}")
+        self.result.provisioned_s = [one.outcome.seconds for one in done if one.outcome]
+        slowest = max(self.result.provisioned_s)
+        stage.say(
+            f"[green]all {self._count} are online[/]; PIN, key and WiFi took "
+            f"at most {slowest:.1f} s each, {JOBS} at a time"
+        )
+
+    def _row(self, index: int, member: Member) -> batch.Row:
+        assert member.pin is not None
+        config = {
+            "orch_url": "http://orchestrator.local",
+            "site": f"{CAMPUS}/{self._building(index)}",
+            "channel": "stable",
+        }
+        wanted = Wanted(Wifi.of(SSID, PASSWORD), config)
+        return batch.Row(index + 1, member.label.name, Secret(pin=member.pin), wanted)
+
+    # ---- second scene: a good release ----
+
+    def _good(self, made: Made) -> None:
+        stage = self._stage
+        stage.title = f"{GOOD} goes round, building by building"
+        firmware = self._upload(made, "smoother positioning")
+        self._idle()
+        waves = [
+            {
+                "name": name,
+                "sites": [f"{CAMPUS}/{name}"],
+                "opens": {"after": "previous_start", "wait": "90s" if index else "0s"},
+            }
+            for index, name in enumerate(self._used())
+        ]
+        rollout = self._start(firmware, {"waves": waves, "ladder": LADDER, "gate": GATE}, GOOD)
+        self._follow(rollout, "completed", lambda: self._status == "completed")
+        boot = self._probe.boots[-2]
+        self.result.heap_update = boot.heap_peak - self.result.heap_idle
+        for row in self._client.attempts(rollout):
+            self.result.updates.append(_seconds(row))
+        stage.say(f"[green]{GOOD} runs on all {self._count} beacons[/], confirmed by each of them")
+
+    def _used(self) -> list[str]:
+        return list(dict.fromkeys(self._building(index) for index in range(self._count)))
+
+    def _idle(self) -> None:
+        """Look how much heap the probe needs while nothing happens."""
+        boot = self._probe.boots[-1]
+        boot.heap_low = 0
+        self._stage.wait(lambda: False, HEAP_POLLS * POLL_S / self._scale)
+        self.result.heap_idle, boot.heap_peak = boot.heap_low, 0
+
+    # ---- third scene: a bad one ----
+
+    def _bad(self, made: Made) -> None:
+        stage = self._stage
+        stage.title = f"{BAD} comes up and fails its health check"
+        firmware = self._upload(made, "looked fine on the desk")
+        rollout = self._start(firmware, {"ladder": LADDER, "gate": GATE}, BAD)
+        self._follow(rollout, "halted", lambda: self._status == "halted")
+        stage.say(f"[bold red]halted by itself[/]: {self._reason}")
+
+        def ended() -> bool:
+            rows = list(self._client.attempts(rollout))
+            return all(row["result"] not in (None, "", "open") for row in rows)
+
+        if not stage.wait(ended, PATIENCE_S):
+            raise ReachError("demo_stuck", "attempts at the bad release did not end")
+        rows = list(self._client.attempts(rollout))
+        self.result.touched = len({row["beacon_id"] for row in rows})
+        back = [row for row in rows if row["result"] == "rolled_back"]
+        self.result.rolled_back = len({row["beacon_id"] for row in back})
+        self.result.trials = {row["beacon_id"]: row["trials"] for row in back}
+        self.result.reason = self._reason
+        for row in back:
+            stage.say(
+                f"{row['beacon_id']} tried {BAD} {row['trials']} times, "
+                f"[bold]went back to {GOOD}[/] and said why: {row['code']}: {row['detail']}"
+            )
+
+    # ---- what the scenes share ----
+
+    @property
+    def _probe(self) -> VirtualBeacon:
+        return self._fleet.beacons[0]
+
+    def _upload(self, made: Made, what: str) -> str:
+        found = self._client.upload(
+            made.image,
+            device_type=BOARD,
+            version=made.version,
+            manifest=made.manifest,
+            description=what,
+        )
+        self._client.move_firmware(found["firmware_id"], "promote")
+        self._stage.say(f"{made.version} uploaded ({made.size / 1e6:.1f} MB, signed) and promoted")
+        return found["firmware_id"]
+
+    def _start(self, firmware: str, plan: dict[str, Any], version: str) -> str:
+        found = self._client.create_rollout(firmware, plan, name=f"{version} for everybody")
+        self._stage.rollout = found
+        self._stage.say(f"rollout of {version} started")
+        return found["rollout_id"]
+
+    def _follow(self, rollout: str, wanted: str, ready: Callable[[], bool]) -> None:
+        """Keep the picture of a rollout up to date until it is where it should get."""
+        told: set[str] = set()
+
+        def step() -> None:
+            found = self._stage.rollout = self._client.rollout(rollout)
+            for one in found["transitions"]:
+                if (key := json.dumps(one, sort_keys=True)) not in told:
+                    told.add(key)
+                    self._tell(found, one)
+
+        step()
+        while not self._stage.wait(ready, PATIENCE_S, step):
+            detail = (self._stage.rollout or {}).get("reason")
+            raise ReachError(
+                "demo_stuck",
+                f"the rollout did not become {wanted}",
+                found=f"{self._status}: {detail}",
+            )
+        if self._status not in (wanted,):
+            raise ReachError("demo_stuck", f"the rollout is {self._status}: {self._reason}")
+
+    def _tell(self, rollout: dict[str, Any], change: dict[str, Any]) -> None:
+        wave, stage = change.get("wave"), change.get("stage")
+        if isinstance(wave, int) and change["kind"] in _TOLD:
+            where = rollout["waves"][wave]["name"]
+            if isinstance(stage, int):
+                where += f", stage {stage + 1}"
+            self._stage.say(f"{rollout['version']}: {where}: {_TOLD[change['kind']]}")
+
+    @property
+    def _status(self) -> str:
+        return str((self._stage.rollout or {}).get("status"))
+
+    @property
+    def _reason(self) -> str:
+        return str((self._stage.rollout or {}).get("reason"))
+
+    def _count_up(self) -> None:
+        versions = Counter(str(row["version"]) for row in self._client.beacons())
+        self.result.versions = dict(sorted(versions.items()))
+
+    def _hold(self) -> None:
+        self._stage.title = "still running: Ctrl-C ends it"
+        try:
+            self._stage.wait(lambda: False, float("inf"))
+        except KeyboardInterrupt:
+            return
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    from datetime import datetime
+
+    begin, end = (datetime.fromisoformat(row[name]) for name in ("offered_at", "ended_at"))
+    return (end - begin).total_seconds()
