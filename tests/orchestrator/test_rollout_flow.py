@@ -6,6 +6,7 @@ import secrets
 import pytest
 
 from beacon_ota.errors import BeaconOtaError, InputError, UsageError
+from beacon_ota.orchestrator.clock import Leaps
 from beacon_ota.orchestrator.rollout.types import DAY, HOUR, MINUTE
 from tests.orchestrator.world import Local, upload
 
@@ -262,6 +263,15 @@ def test_abort_is_the_end(local, release):
     assert status(local, rollout)["status"] == "aborted"
 
 
+def test_an_abort_seen_by_two_looks_is_put_away_once(local, release):
+    rollout = start(local, release, {"preset": "all-at-once", "window": ALWAYS})
+    entry = local.service.view.entries[rollout]
+    local.admin().move_rollout(rollout, "abort", "never mind")
+    for _ in range(2):  # the engine's own, and one that was waiting for it
+        local.call(local.engine.step(entry))
+    assert rollout not in local.service.view.entries
+
+
 def test_advance_by_hand(local, release):
     fleet = local.beacons(40)
     ask(fleet)
@@ -494,6 +504,54 @@ def test_a_preview_starts_nothing(local, release):
     assert status(local, rollout)["plan"] == found["plan"]
 
 
+def test_a_preview_names_the_beacons_that_the_rollout_picks(local, release):
+    admin = local.admin()
+    fleet = local.beacons(50)
+    ask(fleet)
+    found = admin.plan_rollout(release, {"window": ALWAYS})
+    seed = found["seed"]
+    again = admin.plan_rollout(release, {"window": ALWAYS}, seed=seed)
+    assert again["beacons"] == found["beacons"]
+    rollout = start(local, release, seed=seed)
+    first = {slot["beacon_id"] for slot in found["beacons"] if slot["stage"] == 0}
+    assert {beacon.id for beacon, _ in ask(fleet)} == first and rollout == seed
+    with pytest.raises(UsageError) as caught:
+        start(local, release, seed=seed)
+    assert caught.value.code == "rollout_taken"
+    assert len(admin.rollouts()) == 1
+
+
+def test_a_clock_that_jumps_loses_nobody_and_opens_nothing(local, release):
+    """Somebody sets the clock ahead by ten years, in the middle of it all."""
+    fleet = local.beacons(40)
+    ask(fleet)
+    rollout = start(local, release)
+    canaries = ask(fleet)
+    for beacon, offer in canaries:
+        assert beacon.download(offer).status == 200
+    for beacon, offer in canaries[1:]:
+        beacon.update(offer)
+    local.step()
+    offset = 0.0
+    local.engine.leaps = Leaps(lambda: local.clock.at, lambda: local.clock.at - offset)
+    local.step()
+    offset = 10 * 365 * DAY
+    local.go_on(offset)
+    shown = status(local, rollout)
+    assert shown["status"] == "active" and "lost" not in shown["results"]
+    assert shown["transitions"][-1]["reason"] in ("clock_ahead", "sample")
+    assert shown["waves"][0]["stage"] == 0
+    canaries[0][0].update(canaries[0][1])
+    local.step()
+    for _ in range(25):
+        local.go_on(HOUR)
+        ask(fleet)
+        if status(local, rollout)["waves"][0]["stage"] == 1:
+            break
+    kinds = [one["kind"] for one in status(local, rollout)["transitions"]]
+    assert "clock_ahead" in kinds and status(local, rollout)["waves"][0]["stage"] == 1
+
+
 @pytest.mark.parametrize(
     ("plan", "code"),
     [
@@ -576,3 +634,17 @@ def test_the_journal_of_a_fleet_survives_kills(tmp_path):
         local.start()
         shown = local.admin().beacon(beacon.id)["journal"]
         assert json.dumps(shown[0]["detail"]) == json.dumps(entry[4])
+
+
+def test_leaps():
+    wall, steady = 1000.0, 5.0
+    leaps = Leaps(lambda: wall, lambda: steady)
+    assert leaps.take() == 0.0
+    wall, steady = 1100.0, 105.0
+    assert leaps.take() == 0.0  # time passes
+    wall += 59.0
+    assert leaps.take() == 0.0  # a clock that is disciplined
+    wall += 3600.0
+    assert leaps.take() == 3600.0 and leaps.take() == 0.0
+    wall -= 86_400.0
+    assert leaps.take() == -86_400.0

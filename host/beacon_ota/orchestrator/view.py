@@ -238,7 +238,9 @@ class View:
 
     def drop_rollout(self, rollout_id: str) -> None:
         """Let go of a rollout that hands out nothing any more."""
-        entry = self.entries.pop(rollout_id)
+        entry = self.entries.pop(rollout_id, None)
+        if entry is None:
+            return  # somebody else has, between two looks
         firmware_id = entry.rollout.plan.release.firmware_id
         if not self.hands_out(firmware_id):
             for attempt in entry.attempts.values():
