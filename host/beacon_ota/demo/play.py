@@ -36,7 +36,7 @@ LADDER = [{"share": 0.1, "soak": "1m"}, {"of_remaining": 0.5, "soak": "1m"}, {"s
 GATE = {"silence": "6m", "presence": "15m"}
 _TOLD = {
     "stage_opened": "opened",
-    "sampled": "all are healthy, soaking",
+    "sampled": "tried, now watched",
     "wave_completed": "served",
 }
 JOBS = 6

@@ -130,7 +130,8 @@ class Stage:
 
 
 def _waves(rollout: Mapping[str, Any]) -> RenderableType:
-    status = f"rollout of {rollout['version']}: {rollout['status']} {rollout['reason']}".rstrip()
+    why = f", {rollout['reason']}" if rollout["status"] == "halted" else ""
+    status = f"rollout of {rollout['version']}: {rollout['status']}{why}"
     table = Table(title=status, title_style="bold")
     for name in ("wave", "stage", "share", "healthy", "under way", "failed", "waits for"):
         table.add_column(name)

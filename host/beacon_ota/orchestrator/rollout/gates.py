@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from .decide import OUTCOMES, withheld
+from .fields import format_duration
 from .rules import Rollout, order
 from .types import Attempt, Beacon, Cell, Gate, Result, RolloutState, Tally, WaveState
 
@@ -149,7 +150,9 @@ class _Counting:
         elif (
             latest.failed_in in gate.retry_first
             and tries < self.rollout.plan.retry.limit
-            and (current is not None or self.now < ended + gate.silence_s)
+            and (
+                current is not None or self.now < max(ended, self.listening_since) + gate.silence_s
+            )
         ):
             field = _OPEN
         else:
@@ -326,7 +329,7 @@ def _judge_stage(
     if sampled_at is None:
         return Verdict.SAMPLED, "sample", f"{cell.decided} outcomes, {need} needed"
     if now - sampled_at < soak:
-        return Verdict.WAIT, "soak", f"watched for {soak / 3600:g} h"
+        return Verdict.WAIT, "soak", f"watched for {format_duration(soak)}"
     says = f"{cell.healthy} of {cell.attempted} confirmed healthy"
     if cell.healthy / cell.attempted >= gate.healthy_share:
         return Verdict.PASS, "healthy", says
