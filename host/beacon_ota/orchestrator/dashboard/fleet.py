@@ -184,6 +184,13 @@ class Building:
         return Counter(row.look for floor in self.floors.values() for row in floor.rows)
 
 
+# What the looks are called, where it is not their own word.
+NAMES = {
+    "valid": "up to date",
+    "trial": "on trial",
+    "unseen": "never seen",
+    "clock_unset": "no clock",
+}
 LOOKS = tuple(
     look
     for state in reversed(STANDINGS)

@@ -74,6 +74,30 @@ def said(rows: list[Fields], versions: dict[str, str]) -> list[tuple[Fields, wor
     return [(row, words.say(row, versions)) for row in reversed(rows)]
 
 
+def folded(rows: list[tuple[Fields, words.Said]]) -> list[tuple[Fields, words.Said]]:
+    """Return the same with those that say one thing of several beacons in a row as one line."""
+    found: list[tuple[Fields, words.Said]] = []
+    counts: list[int] = []
+    for event, one in rows:
+        if found and one.level == "good" and not one.because:
+            first, last = found[-1]
+            if (first["kind"], last.then) == (event["kind"], one.then) and last.what != one.what:
+                counts[-1] += 1
+                continue
+        found.append((event, one))
+        counts.append(0)
+    return [
+        (event, one._replace(then=f"and {words.plural(count, 'other')} {_of_many(one.then)}"))
+        if count
+        else (event, one)
+        for (event, one), count in zip(found, counts, strict=True)
+    ]
+
+
+def _of_many(then: str) -> str:
+    return then.replace("runs ", "run ", 1)
+
+
 def versions_of(ask: Ask) -> dict[str, str]:
     """Return the versions of releases and rollouts, by their ids."""
     return known_versions(ask.service)

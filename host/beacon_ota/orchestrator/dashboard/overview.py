@@ -1,13 +1,25 @@
 """The first page: what runs where, what is rolling out, what smells."""
 
 from beacon_ota.orchestrator.dashboard import rollouts
-from beacon_ota.orchestrator.dashboard.fleet import LOOKS, STANDINGS, Fleet, buildings, fleet
+from beacon_ota.orchestrator.dashboard.fleet import (
+    FLAGS,
+    LOOKS,
+    NAMES,
+    STANDINGS,
+    Fleet,
+    buildings,
+    fleet,
+)
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
-from beacon_ota.orchestrator.dashboard.logs import said, versions_of
+from beacon_ota.orchestrator.dashboard.logs import folded, said, versions_of
 from beacon_ota.orchestrator.rollout.windows import next_window
-from beacon_ota.orchestrator.store import events, firmwares, sites, webhooks
+from beacon_ota.orchestrator.store import events, firmwares, outcomes, sites, webhooks
+from beacon_ota.orchestrator.store.outcomes import Which
 
-_NEWS = 14
+_NEWS = 60  # looked at; what says the same in a row is one line
+_LINES = 12
+_LATELY_S = 7 * 86400.0
+_SMELLS = 6
 _CELLS = 3000  # beacons drawn one by one; floors of larger fleets are bars
 
 
@@ -25,12 +37,16 @@ def page(ask: Ask) -> Page:
             "buildings": buildings(seen.rows, ask.read(sites.every)),
             "windows": _windows(ask, {row.site for row in seen.rows}),
             "looks": LOOKS,
+            "names": NAMES,
+            "smells": ask.read(outcomes.reasons, Which(since=ask.now - _LATELY_S)),
+            "versions": versions_of(ask),
             "standings": STANDINGS,
             "ranks": {(one.device_type, one.version): one.rank for one in seen.versions},
             "dense": len(seen.rows) > _CELLS,
             "by": "version" if by == "version" else "state",
             "rollouts": rollouts.under_way(ask),
-            "news": said(news, versions_of(ask)),
+            "news": folded(said(news, versions_of(ask)))[:_LINES],
+            "most": _SMELLS,
             "releases": ask.read(firmwares.count),
             "given_up": ask.read(webhooks.given_up),
         },
@@ -44,15 +60,14 @@ def tiles(seen: Fleet) -> list[tuple[str, int, dict[str, str], str]]:
     current = sum(row.state == "valid" and not row.behind for row in seen.rows)
     found = [
         ("beacons", len(seen.rows), {}, "plain"),
-        ("up to date", current, {"state": "valid", "look": "current"}, "valid"),
+        (NAMES["valid"], current, {"state": "valid", "look": "current"}, "valid"),
         ("behind", states["valid"] - current, {"state": "valid", "look": "behind"}, "behind"),
     ]
     for state in ("updating", "trial", "failed", "silent", "unseen", "quarantined"):
-        name = {"trial": "on trial", "unseen": "never seen"}.get(state, state)
-        found.append((name, states[state], {"state": state}, state))
-    for flag, name in (("insecure", "insecure"), ("clock_unset", "no clock")):
+        found.append((NAMES.get(state, state), states[state], {"state": state}, state))
+    for flag in FLAGS:
         if seen.flags[flag]:
-            found.append((name, seen.flags[flag], {"flag": flag}, "failed"))
+            found.append((NAMES.get(flag, flag), seen.flags[flag], {"flag": flag}, "failed"))
     return found
 
 

@@ -22,7 +22,7 @@ from beacon_ota.orchestrator.view import Entry
 
 COUNTS = {
     "healthy": "confirmed by the new image, and heard from lately",
-    "open": "has taken the offer, no outcome yet",
+    "open": "has begun, or will try again soon; no outcome yet",
     "waiting": "due, and heard from lately",
     "away": "due, not heard from lately",
     "gone": "confirmed, but silent since",
@@ -216,8 +216,8 @@ def gauges(
     found = [
         Gauge(
             "Sample",
-            f"{cell.decided} of {words.plural(need, 'outcome')}",
-            "",
+            words.plural(cell.decided, "outcome"),
+            f"needs {need}",
             "complete" if own.sampled_at is not None else "the stage is judged when it is complete",
             min(cell.decided / need, 1.0) if need else 1.0,
             None,
@@ -253,10 +253,19 @@ def gauges(
             f"{cell.healthy} confirmed healthy" if cell.attempted else "nobody has tried yet",
             share,
             gate.healthy_share,
-            "plain" if not cell.attempted else "good" if share >= gate.healthy_share else "warn",
+            _healthy_level(cell, gate),
         )
     )
     return found + limits(cell, gate)
+
+
+def _healthy_level(cell: Cell, gate: Gate) -> str:
+    if not cell.attempted:
+        return "plain"
+    if cell.healthy >= gate.healthy_share * cell.attempted:
+        return "good"
+    hoped = cell.healthy + cell.open >= gate.healthy_share * cell.attempted
+    return "plain" if hoped else "warn"
 
 
 def limits(cell: Cell, gate: Gate) -> list[Gauge]:

@@ -78,6 +78,7 @@ LEVELS = {
     "rollout.completed": "good",
     "rollout.paused": "warn",
     "rollout.clock_back": "warn",
+    "rollout.clock_ahead": "warn",
     "beacon.quarantined": "warn",
     "beacon.withheld": "warn",
     "beacon.removed": "warn",
@@ -100,6 +101,7 @@ _ROLLOUTS = {
     "resumed": "goes on",
     "aborted": "is aborted",
     "clock_back": "begins its waits anew: the clock went back",
+    "clock_ahead": "begins its waits anew: the clock was set ahead",
 }
 _BEACONS = {
     "created": "is registered",
@@ -131,6 +133,7 @@ STEPS = {
     "resumed": ("Resumed", "plain"),
     "aborted": ("Aborted", "bad"),
     "clock_back": ("The clock went back", "warn"),
+    "clock_ahead": ("The clock was set ahead", "warn"),
 }
 
 
