@@ -32,8 +32,8 @@ OLD, GOOD, BAD = "1.0.0", "1.1.0", "1.2.0"
 SSID, PASSWORD = "campus", "on the label of no beacon"
 POLL_S = 20.0  # in the beacons' own time, as all that follows
 POLICY = {"poll_s": int(POLL_S), "retry_s": 5}
-LADDER = [{"share": 0.1, "soak": "1m"}, {"of_remaining": 0.5, "soak": "1m"}, {"share": 1}]
-GATE = {"silence": "6m", "presence": "15m"}
+LADDER = [{"share": 0.1, "soak": "1m"}, {"of_remaining": 0.5, "soak": "30s"}, {"share": 1}]
+GATE: dict[str, object] = {"silence": "6m", "presence": "15m"}
 _TOLD = {
     "stage_opened": "opened",
     "sampled": "tried, now watched",
@@ -242,7 +242,7 @@ class Play:
             {
                 "name": name,
                 "sites": [f"{CAMPUS}/{name}"],
-                "opens": {"after": "previous_start", "wait": "90s" if index else "0s"},
+                "opens": {"after": "previous_start", "wait": "1m" if index else "0s"},
             }
             for index, name in enumerate(self._used())
         ]
@@ -270,7 +270,9 @@ class Play:
         stage = self._stage
         stage.title = f"{BAD} comes up and fails its health check"
         firmware = self._upload(made, "looked fine on the desk")
-        rollout = self._start(firmware, {"ladder": LADDER, "gate": GATE}, BAD)
+        # A small fleet has fewer canaries than it takes in a row by default.
+        row = {"in_a_row": min(3, -(-self._count // 10))}
+        rollout = self._start(firmware, {"ladder": LADDER, "gate": GATE | row}, BAD)
         self._follow(rollout, "halted", lambda: self._status == "halted")
         stage.say(f"[bold red]halted by itself[/]: {self._reason}")
 

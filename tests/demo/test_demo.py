@@ -1,0 +1,24 @@
+"""The demonstration, small, as somebody runs it."""
+
+import json
+import subprocess
+import sys
+
+
+def test_the_whole_pipeline():
+    """From boxes over Bluetooth, through a rollout, to a halt; nothing to set up before."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "beacon_ota", "demo", "--count", "3", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:] + ran.stdout[-3000:]
+    said = json.loads(ran.stdout[ran.stdout.index("{\n") :])
+    assert said["wrong"] == []
+    assert said["versions"] == {"1.1.0": 3}
+    assert (said["touched"], said["rolled_back"]) == (1, 1)
+    assert list(said["trials"].values()) == [3]
+    assert len(said["updates"]) == 3 and len(said["provisioned_s"]) == 3
+    assert 0 < said["heap_update"] < 64 * 1024
+    assert said["reason"] in ("healthy_share", "failure_share", "failures_in_a_row")
