@@ -78,7 +78,10 @@ class Beacon:
         if self.blufi and pin >= 0:
             from services.button import Button
 
-            self.button = Button(self, pin)
+            try:
+                self.button = Button(self, pin)
+            except ValueError as error:
+                self.journal.write("button", "no_pin", "%d: %s" % (pin, error))
         self.announce()
         self.radio.open(positioning.frame(self.store))
 
@@ -121,6 +124,7 @@ class Beacon:
         await asyncio.sleep(self.store.policy("healthy_s"))
         if not self.slots.on_trial() and self.store.number("crashes"):
             self.store.put("crashes", None)
+        self.radio.healthy()
 
     async def run(self):
         start = self.supervisor.start

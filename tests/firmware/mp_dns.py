@@ -152,6 +152,12 @@ def test_rubbish_before_the_answer():
     assert found == ["10.0.0.7"]
 
 
+def test_an_answer_right_behind_another():
+    stranger = packet([(POINTER, 1, bytes([6, 6, 6, 6]))], ident=b"\xff\xff")
+    found, seen = ask(lambda q: [stranger, good(q)])
+    assert found == ["10.0.0.7"] and len(seen) == 1
+
+
 def test_a_question_may_get_lost():
     asked = []
 

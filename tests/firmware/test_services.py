@@ -3,8 +3,10 @@
 import asyncio
 
 from beacon_ota import paths
+from beacon_ota.virtual import supervisor
 from beacon_ota.virtual.bluetooth import Advertiser
-from tests.firmware.beacons import bench, make
+from beacon_ota.virtual.wlan import Wlan
+from tests.firmware.beacons import PASSWORD, SSID, bench, make
 
 
 class Missing(Advertiser):
@@ -45,6 +47,48 @@ def test_a_board_whose_bluetooth_hangs_is_updated(v1, v2):
         assert [e for _, e in b.causes()] == ["watchdog", "reset", None]
         assert b.beacon.setting("ble") == 1
         assert ["ble", "skipped"] in [e[2:4] for e in b.server.journal()]
+
+
+def test_a_chip_that_calls_every_reset_a_power_on(v1, v2, monkeypatch):
+    """Bluetooth that hangs there is tried twice, and the beacon is updated all the same."""
+    monkeypatch.setattr(supervisor, "CAUSES", dict.fromkeys(supervisor.CAUSES, 1))
+    with bench(v1, bluetooth=Hanging(), scale=40, policy={"healthy_s": 3600}) as b:
+        b.server.image, b.server.offering = v2, True
+        b.reported("success", 60)
+        assert [e for _, e in b.causes()] == ["watchdog", "watchdog", "reset", None]
+        assert b.beacon.setting("ble") == 3
+    with bench(v1, bluetooth=Hanging(), scale=40, settings={"ble": 3}) as b:
+        b.wait(lambda: b.beacon.setting("ble") == 1, 60, "another chance at the next power-on")
+        assert [e for _, e in b.causes()] == [None]
+
+
+def test_a_button_that_was_never_released(v1):
+    """A pin that reads low from the start is nobody's wish to forget everything."""
+    with bench(v1, power=False, scale=20) as b:
+        b.beacon.press()
+        b.beacon.power_on()
+        b.wait(lambda: b.beacon.clock.now() > 40, 60)
+        assert [e for _, e in b.causes()] == [None]
+        assert b.beacon.setting("wifi_ssid") and b.polled("1.0.0")
+
+
+def test_a_button_on_a_pin_that_is_none(v1):
+    with bench(v1, policy={"button_pin": 15}) as b:
+        b.wait(lambda: ["button", "no_pin"] in [e[2:4] for e in b.server.journal()], 60)
+        assert [e for _, e in b.causes()] == [None]
+
+
+def test_what_the_driver_said_of_another_network(v1, monkeypatch):
+    """The refusal of the first network still stands while the second one is being joined."""
+    settings = {"wifi_ssid": b"gone", "wifi2_ssid": SSID.encode(), "wifi2_pass": PASSWORD.encode()}
+    leave = Wlan._lose
+    monkeypatch.setattr(
+        Wlan, "_lose", lambda wlan, reason: leave(wlan, wlan._reason if reason == 8 else reason)
+    )
+    with bench(v1, settings=settings, power=False, policy={"join_s": 15}) as b:
+        b.network.join_time = 8
+        b.beacon.power_on()
+        b.wait(lambda: b.polled("1.0.0"), 60)
 
 
 def test_bluetooth_that_worked_once_has_to_work(v1, v2):

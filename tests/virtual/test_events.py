@@ -289,10 +289,10 @@ def test_pins():
         "p = Pin(3, Pin.IN, Pin.PULL_UP)\nprint(p.value(), p(), repr(p))\n"
         "q = Pin(4, Pin.OUT, value=1)\nprint(q.value())\nq.off()\nprint(q.value())\n"
         "q(1)\nprint(q())\n"
-        "for bad in (22, -1, 'x'):\n"
+        "for bad in (22, 14, -1, 'x'):\n"
         "    try:\n        Pin(bad)\n    except ValueError as e:\n        print(e)"
     )
-    assert lines == ["1 1 Pin(3)", "1", "0", "1", *["invalid pin"] * 3]
+    assert lines == ["1 1 Pin(3)", "1", "0", "1", *["invalid pin"] * 4]
 
 
 def test_time_scale():

@@ -5,6 +5,7 @@
 
 import asyncio
 import os
+import select
 import socket
 import time
 from struct import unpack_from
@@ -60,25 +61,26 @@ async def discover():
     return found[0], found[1]
 
 
-# One question, asked three times. UDP sockets are polled by the clock: an answer comes within
-# milliseconds or not at all, and lwIP's poller knows no UDP errors.
+# One question, asked three times. The socket is looked at by the clock: an answer comes within
+# milliseconds or not at all. Each datagram is received by itself: the port's readinto() would go
+# on with the next one's bytes, and an answer behind somebody else's would be lost.
 async def _ask(name, kind, server, port):
     number = os.urandom(2)
     query = _question(number, name, kind)
-    packet = bytearray(_PACKET)
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
         target = address(server, port, socket.SOCK_DGRAM)
         for _ in range(_TRIES):
             sock.sendto(query, target)
             begun = time.ticks_ms()
             while time.ticks_diff(time.ticks_ms(), begun) < WAIT:
                 await asyncio.sleep_ms(_TICK)
-                size = sock.readinto(packet)
-                if size:
+                while poll.poll(0):
                     try:
-                        return parse(memoryview(packet)[:size], number, name, kind)
+                        return parse(memoryview(sock.recv(_PACKET)), number, name, kind)
                     except (ValueError, IndexError):
                         continue  # somebody else's, or rubbish
     except OSError as error:

@@ -13,6 +13,9 @@ _SETTLE = const(2000)  # ms before a refusal counts: the driver repeats itself
 _PAUSES = const(6)  # 2, 4, ... 64 s
 _UNKNOWN = const(255)
 
+# What the port raises for the driver's errors: OSError for those it knows by name.
+_DRIVER = (OSError, RuntimeError)
+
 # The driver's states in the words that provisioning shows.
 _WORDS = {
     1000: "idle",
@@ -24,6 +27,9 @@ _WORDS = {
     203: "assoc_fail",
     204: "handshake_timeout",
 }
+
+
+_REFUSALS = ("wrong_password", "no_ap", "assoc_fail")
 
 
 class Wifi:
@@ -71,8 +77,12 @@ class Wifi:
     def scan(self):
         if not self.up():
             self._leave()
+        try:
+            networks = self.wlan.scan()
+        except RuntimeError as error:
+            raise OSError(str(error))
         found = {}
-        for one in self.wlan.scan():
+        for one in networks:
             if one[0] and one[3] > found.get(one[0], -999):
                 found[one[0]] = one[3]
         return sorted(found.items(), key=lambda network: -network[1])
@@ -119,7 +129,7 @@ class Wifi:
     def _leave(self):
         try:
             self.wlan.disconnect()
-        except OSError as error:
+        except _DRIVER as error:
             print("wifi: nothing to leave:", error)
 
     # One attempt at one network.
@@ -132,16 +142,19 @@ class Wifi:
         self._leave()
         try:
             self.wlan.connect(ssid, password or None)
-        except OSError as error:
+        except _DRIVER as error:
             self.state = "driver"
             print("wifi:", error)
             return False
+        stale = self.wlan.status()  # of the network before, until it changes
         while not self.up():
             await asyncio.sleep_ms(_TICK)
             took = time.ticks_diff(time.ticks_ms(), begun)
             reason = self.wlan.status()
+            if reason != stale:
+                stale = None
             state = _WORDS.get(reason, "unknown")
-            refused = state in ("wrong_password", "no_ap", "assoc_fail") and took > _SETTLE
+            refused = state in _REFUSALS and stale is None and took > _SETTLE
             late = took > 1000 * self._store.policy("join_s")
             if refused or late or claimed != self._claimed:
                 self.state = state

@@ -19,6 +19,10 @@ class Button:
         self._flag = asyncio.ThreadSafeFlag()
         self._pin = machine.Pin(number, machine.Pin.IN, machine.Pin.PULL_UP)
         self._pin.irq(self._edge, machine.Pin.IRQ_FALLING)
+        # A pin that is low from the beginning is no button but one that is wired, strapped or
+        # emulated so: ten seconds of that must not make the beacon forget everything. (A button
+        # that is held when the chip starts never gets here: the chip's loader has it.)
+        self._stuck = self.pressed()
 
     def _edge(self, _):
         self._flag.set()
@@ -32,6 +36,9 @@ class Button:
         self._beacon.announce()
 
     async def run(self):
+        while self._stuck:
+            await asyncio.sleep_ms(_IDLE)
+            self._stuck = self.pressed()
         while True:
             try:
                 await asyncio.wait_for_ms(self._flag.wait(), _IDLE)

@@ -30,6 +30,7 @@ _SHOWN = const(5000)  # ms for which a failure is advertised
 _UNKNOWN = const(0)
 _TRYING = const(1)
 _WORKS = const(2)
+_AGAIN = const(3)  # nor after the power was cut
 _POWER_ON = const(1)
 
 
@@ -65,14 +66,15 @@ class Radio:
 
     # First thing of all, before WiFi and before the heap grows. On a board (or an emulated chip)
     # whose Bluetooth hangs or resets the chip, `ble` stays at "trying": that boot goes without,
-    # until somebody has cut the power.
+    # until somebody has cut the power. Some chips call every reset a power-on: after a second
+    # time it goes without whatever the cause, until healthy() says that this boot was a good one.
     def start(self, cause):
         known = self._store.number("ble")
-        if known == _TRYING and cause != _POWER_ON:
+        if known == _AGAIN or known == _TRYING and cause != _POWER_ON:
             self._journal.write("ble", "skipped", "activation never came back")
             return
         if known != _WORKS:
-            self._store.put("ble", _TRYING)
+            self._store.put("ble", _AGAIN if known == _TRYING else _TRYING)
         try:
             import bluetooth
 
@@ -81,7 +83,7 @@ class Radio:
             ble.irq(self._irq)
             self.name = adverts.name(ble.config("mac")[1])
             ble.config(gap_name=self.name)
-        except (ImportError, OSError, RuntimeError) as error:
+        except Exception as error:
             if known == _WORKS or cause == _POWER_ON:
                 self._journal.write("ble", "failed", repr(error))
             if known != _WORKS:
@@ -91,6 +93,11 @@ class Radio:
             self._store.put("ble", _WORKS)
         self._needed = True
         self._ble = ble
+
+    # The next power-on may try again.
+    def healthy(self):
+        if self._store.number("ble") == _AGAIN:
+            self._store.put("ble", _TRYING)
 
     def on(self):
         return self._ble is not None

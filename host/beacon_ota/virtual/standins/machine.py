@@ -15,7 +15,7 @@ DEEPSLEEP = const(4)
 PIN_WAKE = const(2)
 TIMER_WAKE = const(4)
 
-_PINS = const(22)
+_PINS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 20, 21)  # of a stock C3 build
 _EPOCH = const(946684800)
 
 
@@ -159,7 +159,7 @@ class Pin:
     _live = {}
 
     def __init__(self, id, mode=-1, pull=-1, value=None, **options):
-        if not isinstance(id, int) or not 0 <= id < _PINS:
+        if id not in _PINS:
             raise ValueError("invalid pin")
         self._id = id
         self._handler = None
