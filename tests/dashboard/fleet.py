@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from beacon_ota.client import Client
 from beacon_ota.orchestrator.rollout.types import HOUR, MINUTE
 from beacon_ota.trust import dsse, releases
 from beacon_ota.trust.keys import KeySet
@@ -32,7 +33,7 @@ PLAN: dict[str, Any] = {
         {"name": "Everybody else", "rest": True, "opens": {"after": "previous_end"}},
     ],
 }
-TICKET = "Library looks good; agreed with the hospital, change 4711"
+TICKET = "new switches in the hospital, change 4711"
 
 
 class Campus:
@@ -203,7 +204,11 @@ class Campus:
             self.pass_by(hours * HOUR)
         self.everybody({21: ("boot", "watchdog", "WiFi did not come up in 60 s")})
         self.local.step()
-        self.admin.move_rollout(rollout["rollout_id"], "advance", TICKET, wave=1)
+        made = self.admin.create_token("anna", "operator")
+        anna = Client(self.local.url, made["token"])
+        anna.move_rollout(rollout["rollout_id"], "pause", TICKET)
+        self.local.go_on(10 * MINUTE)
+        anna.move_rollout(rollout["rollout_id"], "resume", "the switches are back")
         self.local.step()
         hospital = self.offers(one for one in self.awake if one.id[:3] == "hos")
         self.update(hospital[::3])
@@ -224,13 +229,12 @@ class Campus:
         """Update all who are offered something, but those who come to grief."""
         pairs = self.offers(self.awake)
         bad = {number: what for number, what in (troubles or {}).items() if number < len(pairs)}
-        first = min(bad, default=len(pairs))
-        self.update(pairs[:first])
+        at = 0
         for number, what in bad.items():
+            self.update(pairs[at:number])
             self.fail(*pairs[number], *what)
-        self.update(
-            [pair for number, pair in enumerate(pairs) if number > first and number not in bad]
-        )
+            at = number + 1
+        self.update(pairs[at:])
         self.local.step()
 
     def trouble(self) -> None:

@@ -12,13 +12,13 @@ from time import monotonic
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from beacon_ota.orchestrator.api import session
 from beacon_ota.orchestrator.api.access import actor_of, service_of
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.dashboard.frame import HEADERS
 from beacon_ota.orchestrator.dashboard.logs import known_versions
+from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, events, sessions
+from beacon_ota.orchestrator.store import Fields, events
 
 _GATHER_S = 0.25
 _PULSE_S = 20.0  # of the wall clock; pages show what grows old without an event, too
@@ -33,11 +33,11 @@ async def live(request: Request) -> Response:
     service.hub.check_room()
     last = request.headers.get("last-event-id") or request.query_params.get("after", "")
     after = int(last) if last.isascii() and last.isdecimal() and len(last) < 16 else None
-    stream = _stream(service, session.secret_of(request), after)
+    stream = _stream(service, request, after)
     return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
 
 
-async def _stream(service: Service, secret: str | None, after: int | None) -> AsyncIterator[str]:
+async def _stream(service: Service, request: Request, after: int | None) -> AsyncIterator[str]:
     queue = service.hub.follow()
     looked = monotonic()
     try:
@@ -51,7 +51,7 @@ async def _stream(service: Service, secret: str | None, after: int | None) -> As
         while True:
             if monotonic() - looked > _PULSE_S:
                 looked = monotonic()
-                if not await _welcome(service, secret):
+                if not await _welcome(request):
                     return
                 yield "event: pulse\ndata: {}\n\n"
             gathered = await _gather(queue)
@@ -79,11 +79,13 @@ async def _gather(queue: "asyncio.Queue[Fields | None]") -> list[Fields] | None:
     return None if None in found else [event for event in found if event is not None]
 
 
-async def _welcome(service: Service, secret: str | None) -> bool:
+async def _welcome(request: Request) -> bool:
     """Tell whether a session still is one; a token that was revoked follows nothing."""
-    if secret is None:
-        return True  # a bearer token: the stream is short-lived by its nature
-    return await service.db.read(sessions.find, secret, service.clock.now()) is not None
+    try:
+        await actor_of(request)
+    except Problem:
+        return False
+    return True
 
 
 def _message(service: Service, gathered: list[Fields], *, everything: bool = False) -> str:
