@@ -85,10 +85,16 @@ def test_what_the_driver_said_of_another_network(v1, monkeypatch):
     monkeypatch.setattr(
         Wlan, "_lose", lambda wlan, reason: leave(wlan, wlan._reason if reason == 8 else reason)
     )
-    with bench(v1, settings=settings, power=False, policy={"join_s": 15}) as b:
+    asked = []
+    connect = Wlan._connect
+    monkeypatch.setattr(
+        Wlan, "_connect", lambda wlan, *args: [asked.append(args[0]), connect(wlan, *args)][1]
+    )
+    with bench(v1, settings=settings, power=False, policy={"join_s": 60}) as b:
         b.network.join_time = 8
         b.beacon.power_on()
         b.wait(lambda: b.polled("1.0.0"), 60)
+        assert asked == [b"gone", SSID.encode()]
 
 
 def test_bluetooth_that_worked_once_has_to_work(v1, v2):
