@@ -10,7 +10,7 @@ import time
 import pytest
 
 from beacon_ota.cli import main, output
-from tests.orchestrator.world import COMMAND, beacons, environment, image
+from tests.orchestrator.world import COMMAND, beacons, environment, image, until
 
 
 @pytest.fixture
@@ -152,25 +152,21 @@ def test_events_live(server, run, tmp_path):
 
 
 def test_lists_can_be_watched(server, run, tmp_path):
-    beacons(server, 1, "seen")
-    listed = [str(COMMAND), "beacon", "list", "--watch", "--every", "0.2"]
+    beacons(server, 1, "watch-a")
     process = subprocess.Popen(
-        listed,
+        [str(COMMAND), "beacon", "list", "--search", "watch-", "--watch", "--every", "0.2"],
         env={**environment(tmp_path, server), "FORCE_COLOR": "1", "TERM": "xterm"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
     )
-    shown = b""
-    for beacon_id in (b"seen0000", b"later0000"):
-        while beacon_id not in shown:
-            piece = process.stdout.read1(65536)  # type: ignore[union-attr]
-            assert piece, shown
-            shown += piece
-        if beacon_id == b"seen0000":
-            beacons(server, 1, "later")
+    shown: list[bytes] = []
+    reader = threading.Thread(target=lambda: shown.extend(process.stdout or []))
+    reader.start()
+    until(lambda: b"watch-a0000" in b"".join(shown), deadline_s=60)
+    beacons(server, 1, "watch-b")
+    until(lambda: b"watch-b0000" in b"".join(shown), deadline_s=60)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.wait(60) == 130
+    reader.join(60)
 
 
 def test_names_are_completed_from_the_server(server, tmp_path):

@@ -52,6 +52,9 @@ BuildingOption = Annotated[
     ),
 ]
 StartOption = Annotated[str | None, typer.Option(help="2026-03-02T22:00Z [default: now]")]
+SeedOption = Annotated[
+    str | None, typer.Option(help="From rollout plan: the same beacons, stage by stage.")
+]
 _COLUMNS = ("rollout_id", "name", "status", "reason", "progress", "healthy", "failed", "created")
 _WAVE = ("wave", "stage", "share", "healthy", "failed", "open", "waiting", "away", "waits_for")
 _TRANSITION = ("at", "kind", "wave", "stage", "reason", "detail", "actor")
@@ -68,6 +71,7 @@ def create(
     window: Annotated[str | None, typer.Option(help="Instead of the buildings' own.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="At once per building.")] = None,
     start: StartOption = None,
+    seed: SeedOption = None,
     url: UrlOption = None,
     token: TokenOption = None,
     json: JsonOption = False,
@@ -76,7 +80,9 @@ def create(
     client = remote.client(url, token)
     plan = _plan(preset, file, building, window, concurrency)
     firmware = client.firmware(release)["firmware_id"]
-    done = client.create_rollout(firmware, plan, name=name or None, start_at=_start(start))
+    done = client.create_rollout(
+        firmware, plan, name=name or None, start_at=_start(start), seed=seed
+    )
     if json:
         output.dump(done)
     else:
@@ -92,6 +98,7 @@ def plan(
     window: Annotated[str | None, typer.Option(help="Instead of the buildings' own.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="At once per building.")] = None,
     start: StartOption = None,
+    seed: SeedOption = None,
     url: UrlOption = None,
     token: TokenOption = None,
     json: JsonOption = False,
@@ -100,7 +107,7 @@ def plan(
     client = remote.client(url, token)
     order = _plan(preset, file, building, window, concurrency)
     firmware = client.firmware(release)["firmware_id"]
-    found = client.plan_rollout(firmware, order, start_at=_start(start))
+    found = client.plan_rollout(firmware, order, start_at=_start(start), seed=seed)
     if json:
         output.dump(found)
         return
@@ -380,3 +387,4 @@ def _timeline(found: dict[str, Any]) -> None:
     output.console.print(f"ends {remote.moment(found['ends_at'])}", highlight=False)
     for reason, count in found["left_out"].items():
         output.console.print(f"left out: {count} ({reason})", highlight=False)
+    output.console.print(f"--seed {found['seed']} starts exactly this", highlight=False)

@@ -200,7 +200,8 @@ def _look_inside(data: bytes, claim: Claim, board: Any) -> Fields:
             )
     return {
         "core_sha256": found.checksum if found.frozen else found.core_sha256,
-        "core_version": found.core.descriptor.version,
+        # A stock core describes itself as what ESP-IDF calls it; its banner says what it is.
+        "core_version": found.core.interpreter or found.core.descriptor.version,
         "built_at": info.built_at,
         "insecure": info.insecure,
         "app_size": found.app_size,

@@ -1,6 +1,32 @@
 """Where the orchestrator's time comes from: one object, handed to whatever needs to know."""
 
 import time
+from collections.abc import Callable
+
+LEAP_S = 60.0  # a clock that is being disciplined moves by less
+
+
+class Leaps:
+    """Notices when UTC jumps: somebody has set the clock, or the machine was asleep.
+
+    Args:
+        wall: UTC seconds; steady: seconds of a clock that nobody sets.
+    """
+
+    def __init__(
+        self,
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ):
+        self._wall, self._steady = wall, steady
+        self._offset = wall() - steady()
+
+    def take(self) -> float:
+        """Return by how many seconds UTC has jumped since the last call; 0 for less than a leap."""
+        offset = self._wall() - self._steady()
+        leap = offset - self._offset
+        self._offset = offset
+        return leap if abs(leap) >= LEAP_S else 0.0
 
 
 class Clock:

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.clock import Leaps
 from beacon_ota.orchestrator.rollout import decide as rules
-from beacon_ota.orchestrator.rollout.advance import advance, apply, due
+from beacon_ota.orchestrator.rollout.advance import advance, apply, clock_ahead, due
 from beacon_ota.orchestrator.rollout.gates import members, tally
 from beacon_ota.orchestrator.rollout.plans import parse
 from beacon_ota.orchestrator.rollout.rules import Rollout
@@ -49,6 +50,8 @@ class Engine:
     def __init__(self, service: Service):
         self.service = service
         self._wake = asyncio.Event()
+        self.leaps = Leaps()
+        self._to_restart: set[str] = set()  # rollouts that have not heard of a leap yet
         self.moving = asyncio.Lock()  # from looking at a rollout to committing what follows
 
     def start(self) -> None:
@@ -89,6 +92,12 @@ class Engine:
     async def step(self, entry: Entry) -> None:
         """Do everything that is due for one rollout; the caller holds ``moving``."""
         now = self.service.clock.now()
+        self._mind_the_clock(now)
+        if entry.rollout.plan.rollout_id in self._to_restart:
+            made = clock_ahead(entry.state, now)
+            if made:
+                await self.commit(entry, made)
+            self._to_restart.discard(entry.rollout.plan.rollout_id)
         if entry.open_ids:
             await self._settle(entry, now)
         if entry.state.status is Status.ABORTED:
@@ -102,6 +111,19 @@ class Engine:
             if entry.state.status in _CALLED_OFF:
                 await self._settle(entry, now)
         entry.due = due(entry.rollout, entry.state, counts, now)
+
+    def _mind_the_clock(self, now: float) -> None:
+        """Let nothing follow from a clock that jumped: nobody was silent in time that never was.
+
+        A scaled clock goes by a clock that nobody sets.
+        """
+        leap = self.leaps.take()
+        if not leap or self.service.clock.scale != 1.0:
+            return
+        log.warning("the clock has jumped by %.0f s; silence and soaks count from now on", leap)
+        self.service.listening_since = now
+        if leap > 0:
+            self._to_restart = set(self.service.view.entries)
 
     def count(self, entry: Entry, now: float) -> Tally:
         """Count a rollout's beacons as they stand; from any thread."""
@@ -130,7 +152,7 @@ class Engine:
             {key: node.last_seen for key, node in nodes.items() if node.last_seen},
             now,
             release_state=view.releases[entry.rollout.plan.release.firmware_id].state,
-            listening_since=self.service.started_at,
+            listening_since=self.service.listening_since,
         )
 
     async def _settle(self, entry: Entry, now: float) -> None:
@@ -142,7 +164,7 @@ class Engine:
         for attempt in rules.expired(entry.rollout, mine, now):
             ends[attempt.id] = (Result.EXPIRED, None)
         for attempt in rules.lost(
-            entry.rollout, mine, now, listening_since=self.service.started_at
+            entry.rollout, mine, now, listening_since=self.service.listening_since
         ):
             node = view.nodes.get(attempt.beacon_id)
             # The report got lost, the beacon did not: it has polled from the new image since.

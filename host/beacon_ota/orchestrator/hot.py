@@ -72,6 +72,7 @@ class Hot:
     ) -> None:
         code = problems.status_of(error)
         headers = [asgi.PROBLEM]
+        self.service.counts.problems[error.code] += 1
         if isinstance(error, Refused):
             self.service.counts.refused[error.code] += 1
             now = self.service.clock.now()

@@ -70,6 +70,7 @@ class Counts:
     polls: Counter = field(default_factory=Counter)  # by reason word
     reports: Counter = field(default_factory=Counter)  # by status
     refused: Counter = field(default_factory=Counter)  # 401s by code
+    problems: Counter = field(default_factory=Counter)  # all refusals by code
     downloads: Counter = field(default_factory=Counter)  # by HTTP status
     bytes_sent: int = 0
     reading: int = 0  # downloads under way
@@ -87,6 +88,7 @@ class Service:
         self.hub = Hub()
         self.counts = Counts()
         self.started_at = self.clock.now()
+        self.listening_since = self.started_at  # without interruption, as the clock has it
         self.view = View(self.started_at, zone=settings.zone, window=settings.window)
         self.uploads = asyncio.Lock()  # from the check that a version is free to its row
         self._tasks: list[asyncio.Task[None]] = []

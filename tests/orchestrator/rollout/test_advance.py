@@ -9,6 +9,8 @@ from beacon_ota.orchestrator.rollout.advance import (
     abort,
     advance,
     apply,
+    begin,
+    clock_ahead,
     due,
     halt,
     pause,
@@ -612,6 +614,20 @@ def test_a_clock_that_goes_back_while_halted():
     bench.now -= DAY
     assert bench.tick() == ["clock_back"]
     assert bench.state.since == bench.now and bench.state.status is Status.HALTED
+
+
+def test_a_clock_that_is_set_ahead_restarts_the_watch_too():
+    bench, cells = climb()
+    serve(bench, cells[0])
+    bench.tick()
+    bench.now += 10 * 365 * DAY
+    assert bench.apply(clock_ahead(bench.state, bench.now)) == ["clock_ahead"]
+    assert bench.tick() == ["sampled"]
+    assert bench.tick(DAY - 1) == []
+    assert bench.tick(1) == ["stage_opened"]
+    assert clock_ahead(begin(bench.rollout, bench.now), bench.now) == ()  # nothing soaks yet
+    ended = replace(bench.state, status=Status.ABORTED)
+    assert clock_ahead(ended, bench.now) == ()
 
 
 def test_asking_twice_gives_the_same_answer_and_applying_it_ends_it():

@@ -192,6 +192,9 @@ def test_failures_that_may_be_tried_again_first():
     # Not for ever: when it does not try again in time, and when it has tried three times.
     assert count(made, [one], [stall], now=MONDAY + 60 + 1800).total.failed == 1
     assert count(made, [one], [stall] * 3, now=now).total.failed == 1
+    # Nor is time held against it in which nobody was there to listen.
+    deaf = count(made, [one], [stall], now=MONDAY + 9000, listening_since=MONDAY + 8000)
+    assert deaf.total == Cell(open=1)
     under_way = attempt(one, made, taken=MONDAY + 1800)
     assert count(made, [one], [stall, under_way], now=MONDAY + 2400).total == Cell(open=1)
 

@@ -42,29 +42,30 @@ def install(app: FastAPI) -> None:
     """Answer every refusal as a problem document."""
 
     @app.exception_handler(BeaconOtaError)
-    async def _named(_request: Request, error: BeaconOtaError) -> Response:
-        return problem(error)
+    async def _named(request: Request, error: BeaconOtaError) -> Response:
+        return problem(error, request)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_request: Request, error: RequestValidationError) -> Response:
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return problem(
-            Problem(422, "request_invalid", f"{where}: {first['msg']}", found=where or "body")
-        )
+        message = f"{where}: {first['msg']}"
+        return problem(Problem(422, "request_invalid", message, found=where or "body"), request)
 
     @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> Response:
+    async def _http(request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "http")
-        return problem(Problem(error.status_code, code, str(error.detail)))
+        return problem(Problem(error.status_code, code, str(error.detail)), request)
 
     @app.exception_handler(Exception)
-    async def _defect(_request: Request, _error: Exception) -> Response:
-        return problem(Problem(500, "internal", "the orchestrator failed; the log says how"))
+    async def _defect(request: Request, _error: Exception) -> Response:
+        failed = Problem(500, "internal", "the orchestrator failed; the log says how")
+        return problem(failed, request)
 
 
-def problem(error: BeaconOtaError) -> Response:
-    """Return a refusal."""
+def problem(error: BeaconOtaError, request: Request) -> Response:
+    """Return a refusal, and count it."""
+    request.app.state.service.counts.problems[error.code] += 1
     headers = error.headers if isinstance(error, Problem) else None
     return Response(
         problems.document(error),

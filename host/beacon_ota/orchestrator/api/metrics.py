@@ -104,6 +104,19 @@ class _Collector:
         for labels, count in counts.items():
             family.add_metric(list(labels), count)
         yield family
+        insecure = GaugeMetricFamily(
+            _P + "insecure_beacons",
+            "Beacons that run an app which takes unsigned releases",
+            labels=["device_type", "version"],
+        )
+        for labels, count in self.found.insecure.items():
+            insecure.add_metric(list(labels), count)
+        yield insecure
+        yield GaugeMetricFamily(
+            _P + "insecure",
+            "1 when releases without a signature are accepted",
+            float(self.service.settings.insecure),
+        )
 
     def _rollouts(self) -> Iterator[Metric]:
         status = GaugeMetricFamily(
@@ -139,6 +152,7 @@ class _Collector:
             ("polls", "Polls by what was decided", "reason", counts.polls),
             ("reports", "Status reports", "status", counts.reports),
             ("refused", "Requests refused for who they say they are", "code", counts.refused),
+            ("problems", "Requests refused for whatever reason", "code", counts.problems),
             ("downloads", "Downloads begun, by HTTP status", "status", counts.downloads),
         ):
             family = CounterMetricFamily(_P + name, text, labels=[label])

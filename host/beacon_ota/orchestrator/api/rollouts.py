@@ -64,6 +64,13 @@ class Order(BaseModel):
     start_at: Annotated[
         float | None, Field(ge=0, le=1e11, description="UTC seconds; absent: now")
     ] = None
+    seed: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[0-9a-f]{24}$",
+            description="of a plan that was shown: the rollout picks the same beacons",
+        ),
+    ] = None
 
 
 class Why(BaseModel):
@@ -118,6 +125,7 @@ async def plan(
     return answer(
         {
             "plan": _bare(dump(rollout.plan)),
+            "seed": rollout.plan.rollout_id,
             "start_at": iso(start_at),
             "ends_at": iso(timeline.ends_at),
             "beacons": [
@@ -233,13 +241,14 @@ def compile_order(service: Service, order: Order) -> tuple[Rollout, float]:
         data.setdefault("required", True)
     plan = parse(
         data,
-        rollout_id=store.new_id(),
+        rollout_id=order.seed or store.new_id(),
         release=Release(row["id"], row["version"], row["device_type"], row["checksum"]),
         sites=service.view.places.paths,
     )
-    fleet = [node.facts for node in service.view.nodes.values()]
-    drawn = draw_id(plan, fleet, salt=plan.rollout_id, release_state=release.state)
-    plan = replace(plan, rollout_id=drawn)
+    if order.seed is None:
+        fleet = [node.facts for node in service.view.nodes.values()]
+        drawn = draw_id(plan, fleet, salt=plan.rollout_id, release_state=release.state)
+        plan = replace(plan, rollout_id=drawn)
     return Rollout(plan), max(order.start_at or now, now)
 
 

@@ -37,6 +37,8 @@ def apply(state: RolloutState, change: Transition) -> RolloutState:
         return _apply_wave(state, change, change.wave)
     if kind is Kind.CLOCK_BACK:
         return _clamp(state, change.at)
+    if kind is Kind.CLOCK_AHEAD:
+        return _restart(state, change.at)
     status = _STATUS.get(kind)
     since = state.since
     if kind is Kind.RESUMED:
@@ -92,6 +94,16 @@ def _clamp(state: RolloutState, now: float) -> RolloutState:
     )
     start_at = state.start_at if state.status is Status.SCHEDULED else min(state.start_at, now)
     return replace(state, start_at=start_at, since=min(state.since, now), waves=waves)
+
+
+def _restart(state: RolloutState, now: float) -> RolloutState:
+    waves = tuple(
+        replace(wave, stage_at=now, sampled_at=None)
+        if wave.stage_at is not None and wave.ended_at is None
+        else wave
+        for wave in state.waves
+    )
+    return replace(state, waves=waves)
 
 
 def _all_ended(state: RolloutState) -> bool:
@@ -213,6 +225,18 @@ def _climb(rollout: Rollout, tally: Tally, moves: _Moves, wave: int) -> None:
 def _open(rollout: Rollout, moves: _Moves, wave: int, reason: str, detail: str) -> None:
     moves.add(Kind.WAVE_OPENED, wave, None, reason, detail)
     moves.next_stage(rollout, wave, reason, detail)
+
+
+def clock_ahead(state: RolloutState, now: float) -> tuple[Transition, ...]:
+    """Return what a clock that was set ahead to ``now`` does: what was soaking soaks anew.
+
+    The jump was no time in which anybody was watched.
+    """
+    soaking = any(wave.stage_at is not None and wave.ended_at is None for wave in state.waves)
+    if state.status in ENDED or not soaking:
+        return ()
+    detail = "the clock was set ahead"
+    return (Transition(now, Kind.CLOCK_AHEAD, None, None, "clock_ahead", detail, "engine"),)
 
 
 def due(rollout: Rollout, state: RolloutState, tally: Tally, now: float) -> float | None:

@@ -12,7 +12,8 @@ or, in full, every field with its default where there is one:
     offer = "10m"
     retry = { limit = 3, pauses = ["2m", "4m", "8m", "16m", "32m"] }
     gate = { min_sample = 3, healthy_share = 0.9, failure_share = 0.05, failure_sample = 5,
-             in_a_row = 3, silence = "30m", presence = "6h", patience = "7d", retry_first = [] }
+             in_a_row = 3, silence = "30m", presence = "6h", patience = "7d",
+             retry_first = ["download"] }
     ladder = [ { share = 0.1, soak = "24h" }, { of_remaining = 0.5, soak = "12h" }, { share = 1 } ]
     [[waves]]
     name = "pilot"

@@ -38,7 +38,12 @@ TICK_FLEET = 1000  # … this, up to ten times
 HORIZON_S = 366 * DAY
 _REBOOT = 0.8  # of an update's time has passed when the beacon reboots
 _ALWAYS = float("inf")
-_HEARD = frozenset(Kind) - {Kind.SAMPLED, Kind.WAVE_COMPLETED, Kind.CLOCK_BACK}  # by beacons
+_HEARD = frozenset(Kind) - {  # by beacons
+    Kind.SAMPLED,
+    Kind.WAVE_COMPLETED,
+    Kind.CLOCK_BACK,
+    Kind.CLOCK_AHEAD,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class Gate:
     silence_s: float = 30 * MINUTE
     presence_s: float = 6 * HOUR
     patience_s: float = WEEK
-    retry_first: tuple[str, ...] = ()
+    retry_first: tuple[str, ...] = ("download",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +299,7 @@ class Kind(StrEnum):
     RESUMED = "resumed"
     ABORTED = "aborted"
     CLOCK_BACK = "clock_back"
+    CLOCK_AHEAD = "clock_ahead"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.schema import rollouts, transitions
 from beacon_ota.orchestrator.store import Fields, fields
 
@@ -11,7 +12,13 @@ _r = rollouts.c
 
 
 def add(conn: Connection, row: Fields) -> None:
-    """Store a rollout."""
+    """Store a rollout (UsageError ``rollout_taken``)."""
+    if get(conn, row["id"]) is not None:
+        raise UsageError(
+            "rollout_taken",
+            "a rollout with this seed was started before; plan again",
+            found=row["id"],
+        )
     conn.execute(insert(rollouts), row)
 
 

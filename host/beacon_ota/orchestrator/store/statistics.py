@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, case, func, select
 
-from beacon_ota.orchestrator.schema import attempts
+from beacon_ota.orchestrator.schema import attempts, beacons
 
 BUCKETS = (5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800)  # seconds
-_a = attempts.c
+_a, _b = attempts.c, beacons.c
 _FAILURES = ("failed", "rolled_back", "lost")
 
 
@@ -18,6 +18,7 @@ class Statistics(NamedTuple):
     failures: dict[tuple[str, str, str | None, str | None], int]
     late: dict[tuple[str, str], int]
     durations: dict[str, tuple[list[tuple[str, float]], float]]
+    insecure: dict[tuple[str, str], int]  # beacons by device type and version
 
 
 def read(conn: Connection) -> Statistics:
@@ -38,11 +39,14 @@ def read(conn: Connection) -> Statistics:
         .where(_a.result == "success", _a.taken_at.is_not(None))
         .group_by(_a.firmware_id)
     )
+    own = (_b.device_type, _b.version)
+    insecure = select(*own, count).where(_b.insecure).group_by(*own)
     return Statistics(
         {(row[0], row[1]): row[2] for row in conn.execute(results)},
         {(row[0], row[1], row[2], row[3]): row[4] for row in conn.execute(failures)},
         {(row[0], row[1]): row[2] for row in conn.execute(late)},
         {row[0]: _histogram(*list(row)[1:]) for row in conn.execute(durations)},
+        {(row[0], row[1] or ""): row[2] for row in conn.execute(insecure)},
     )
 
 
