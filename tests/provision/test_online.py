@@ -75,8 +75,7 @@ def test_both_secrets_serve(v1):
     with scene(v1, settings={"pop": POP}) as s:
         assert run(s.find()).suites == 3
         assert s.online(secret=Secret(pop=POP)).poll == "ok"
-        s.press(0.5)
-        s.wait(s.opened)
+        s.unlock()
         assert s.online().registered == "updated"
 
 
@@ -139,8 +138,7 @@ def test_a_wrong_password_costs_nothing(v1):
         s.online()
         before = s.beacon.settings()
         s.network.add("new", "other password")
-        s.press(0.5)
-        s.wait(s.opened)
+        s.unlock()
         with pytest.raises(BeaconOtaError) as caught:
             s.online(wifi=Network.of("new", "wrong password"))
         assert caught.value.code == "wifi_wrong_password"
@@ -169,10 +167,10 @@ def test_an_orchestrator_that_is_not_there(v1):
     with scene(v1) as s:
         s.server.away = True
         with pytest.raises(BeaconOtaError) as caught:
-            s.online(online_s=2)
+            s.online(online_s=4)
         assert caught.value.code == "poll_connect" and s.beacon.link.address in str(caught.value)
         s.server.away = False
-        assert s.opened(), "there is something left to be put right"
+        s.wait(s.opened, what="there is something left to be put right")
         assert s.online().poll == "ok"
         s.wait(lambda: not s.opened(), what="closed")
 
@@ -279,8 +277,7 @@ def test_status_and_oblivion(v1):
         report, state = run(status(s))
         assert (report.word, state.ip, state.poll) == ("failed", "", "none")
         s.online(config={"site": "x", "wifi2_ssid": b"y"}, creds=CREDENTIALS)
-        s.press(0.5)
-        s.wait(s.opened)
+        s.unlock()
         report, state = run(status(s))
         assert (report.word, report.ssid, report.rssi) == ("connected", WIFI.ssid, -55)
         assert state.poll == "ok" and state.ip == s.beacon.link.address
