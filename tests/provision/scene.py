@@ -161,6 +161,11 @@ class Scene:
                     raise AssertionError(f"{heard}\n{self.beacon.console}")
                 await asyncio.sleep(0.01)
 
+    def joined(self) -> bytes:
+        """Return the name of the network the beacon is in, b"" for none."""
+        point = self.beacon.wlan.access_point
+        return point.ssid if point else b""
+
     def opened(self) -> bool:
         """Whether the beacon says in its console that it can be provisioned."""
         lines = [x for x in self.beacon.console.splitlines() if x.startswith("provisioning:")]

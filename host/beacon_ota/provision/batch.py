@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from beacon_ota.errors import BeaconOtaError, InputError, ReachError, UsageError
 from beacon_ota.provision import flow, scan, wanted
@@ -138,7 +139,9 @@ async def run(
     search_s: float = 15.0,
     online_s: float = flow.ONLINE_S,
     attempts: int = flow.ATTEMPTS,
+    pace: float = 1,
     begun: Callable[[Row], None] = lambda row: None,
+    tell: Callable[[Row, str, str], None] = lambda row, step, detail: None,
     done: Callable[[Done], None] = lambda done: None,
 ) -> list[Done]:
     """Provision all of them; one that fails stops no other.
@@ -146,14 +149,27 @@ async def run(
     Args:
         jobs: how many at a time; most adapters are happiest with one.
         search_s: seconds to look for each.
-        begun, done: called as it goes.
+        pace: how many times faster than ours the beacons' clocks run; virtual ones may.
+        begun, tell, done: called in the event loop: when a row's turn comes, at each of its steps
+            (a word of :mod:`~beacon_ota.provision.flow`, and a detail), and when it is over.
     """
     turn = asyncio.Semaphore(jobs)
 
     async def one(row: Row) -> Done:
         async with turn:
             begun(row)
-            found = await _one(row, radio, registry, search_s, online_s, attempts)
+            found = await _one(
+                row,
+                radio,
+                registry,
+                search_s,
+                {
+                    "tell": lambda step, detail: tell(row, step, detail),
+                    "online_s": online_s,
+                    "attempts": attempts,
+                    "pace": pace,
+                },
+            )
             done(found)
             return found
 
@@ -165,8 +181,7 @@ async def _one(
     radio: Radio,
     registry: Registry | None,
     search_s: float,
-    online_s: float,
-    attempts: int,
+    options: Mapping[str, Any],
 ) -> Done:
     try:
         sighting = await scan.find(radio, row.beacon, search_s, opened=False)
@@ -185,8 +200,7 @@ async def _one(
             flow.known(row.secret),
             row.wanted,
             registry,
-            attempts=attempts,
-            online_s=online_s,
+            **options,
         )
         return Done(row.line, row.beacon, "provisioned", outcome)
     except BeaconOtaError as error:
