@@ -1,0 +1,310 @@
+"""Runs a scenario: registers the beacons, switches them on, rolls out, lets things happen, and at
+the end holds the ledger against the orchestrator's books."""
+
+import asyncio
+import io
+import os
+import resource
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from beacon_ota.client import Client
+from beacon_ota.errors import ReachError, UsageError
+from beacon_ota.swarm import check, release
+from beacon_ota.swarm.beacon import Beacon
+from beacon_ota.swarm.clock import Time
+from beacon_ota.swarm.enrol import enrol
+from beacon_ota.swarm.http import Broken, Place
+from beacon_ota.swarm.own import usage
+from beacon_ota.swarm.scenario import WINDOW, Drop, Event, Scenario
+from beacon_ota.swarm.world import World
+
+BEFORE = "1.0.0"  # what all run at first
+_LOOK_S = 0.5  # wall-clock, between two looks at the rollouts
+_QUIET_S = 1.0  # for what is still on its way when the beacons are switched off
+_AGAIN = 5  # looks at books that do not agree: the orchestrator may have been writing
+_OVER = ("completed", "halted", "aborted")
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Fleet:
+    """A swarm and the orchestrator it is run against.
+
+    Args:
+        prefix: of ids, of the tag and of the sites' path.
+        seed: the same one lets the same beacons fail.
+        told: is called with a sentence, when something begins.
+        shown: is called with :meth:`snapshot`, twice a second.
+        enrolled: is called with how many beacons are registered.
+    """
+
+    scenario: Scenario
+    url: str
+    token: str
+    prefix: str = field(default_factory=lambda: f"swarm-{secrets.token_hex(2)}")
+    device_type: str = "esp32c3"
+    seed: str = "1"
+    told: Callable[[str], object] = lambda text: None
+    shown: Callable[[dict[str, Any]], object] = lambda snapshot: None
+    enrolled: Callable[[int], object] = lambda done: None
+
+    def __post_init__(self) -> None:
+        scenario = self.scenario
+        self.client = Client(self.url, self.token)
+        self.world = World(
+            Place.of(self.url), Time(scenario.scale), scenario, self.seed, self.device_type
+        )
+        self.world.random.seed(self.seed)
+        self.beacons: list[Beacon] = []
+        self.rollouts: dict[str, str] = {}  # id -> version, in the order of their start
+        self.books: dict[str, dict[str, Any]] = {}  # rollouts as last seen
+        self._power: dict[int, asyncio.Task[None]] = {}
+        self._start = self.world.time.now()
+        self.events = 0
+
+    # ---- the run
+
+    async def run(self) -> dict[str, Any]:
+        """Go through the scenario; return the summary.
+
+        Raises:
+            BeaconOtaError: what the orchestrator refuses, or that it is away.
+        """
+        _more_files()
+        began = time.monotonic()
+        await self._enrol()
+        await self._align()
+        self._start = self.world.time.now()
+        wall, cpu = time.monotonic(), time.process_time()
+        drops = [asyncio.create_task(self._drop(one)) for one in self.scenario.releases]
+        events = [asyncio.create_task(self._happen(one)) for one in self.scenario.events]
+        spread = self.scenario.spread_s
+        for number in range(len(self.beacons)):
+            self._on(number, spread * self.world.random.random())
+        try:
+            await self._watch([*drops, *events])
+        finally:
+            took, used = time.monotonic() - wall, time.process_time() - cpu
+            await self._off([*drops, *events, *self._power.values()])
+        self.told("comparing the books")
+        mismatches = await self._compare()
+        summary = self.snapshot()
+        return {
+            **summary,
+            "scenario": self.scenario.name,
+            "prefix": self.prefix,
+            "time_scale": self.scenario.scale,
+            "wall_s": round(took, 1),
+            "whole_s": round(time.monotonic() - began, 1),
+            "swarm_cpu": round(used / took, 3),
+            "swarm_rss_mb": usage(os.getpid()).get("rss_mb"),
+            "polls_per_s": round(self.world.stats.polls.count / took, 1),
+            "broken": dict(self.world.stats.broken),
+            "refused": dict(self.world.stats.refused),
+            "forged": self.world.stats.forged,
+            "events": self.events,
+            "mismatches": mismatches,
+            "unexpected": self._unexpected(),
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return where the swarm stands."""
+        stats = self.world.stats
+        return {
+            "beacons": len(self.beacons),
+            "alive": stats.alive,
+            "elapsed_s": round(self.world.time.now() - self._start, 1),
+            "polls": stats.polls.as_dict(),
+            "burst": stats.burst.as_dict(),
+            "downloading": stats.downloading,
+            "downloaded_mb": round(stats.bytes / 1e6, 1),
+            "resumed": stats.resumed,
+            "own": self.world.ledger.counts(),
+            "rollouts": [
+                {
+                    "rollout_id": key,
+                    "version": version,
+                    "status": self.books.get(key, {}).get("status"),
+                    "reason": self.books.get(key, {}).get("reason"),
+                    "results": self.books.get(key, {}).get("results", {}),
+                }
+                for key, version in self.rollouts.items()
+            ],
+        }
+
+    # ---- its parts
+
+    async def _enrol(self) -> None:
+        scenario = self.scenario
+        self.told(f"registering {scenario.beacons} beacons in {scenario.buildings} buildings")
+        await self._call(self.client.create_site, self.prefix, kind="site", window=WINDOW)
+        sites = [f"{self.prefix}/{number}" for number in range(scenario.buildings)]
+        for site in sites:
+            await self._call(self.client.create_site, site, kind="building")
+        names = [
+            (f"{self.prefix}-{number:05}", number % len(sites), sites[number % len(sites)])
+            for number in range(scenario.beacons)
+        ]
+        place = self.world.place
+        for one in await enrol(
+            place, self.token, names, self.device_type, self.prefix, self.enrolled
+        ):
+            self.beacons.append(
+                Beacon(self.world, one.id, one.key, one.building, BEFORE, release.running(BEFORE))
+            )
+
+    async def _align(self) -> None:
+        """Take the orchestrator's time, as the first beacon hears it."""
+        try:
+            await self.beacons[0].greet()
+        except Broken as error:
+            raise ReachError("unreachable", f"the first report broke off: {error.code}") from None
+
+    def _on(self, number: int, after_s: float) -> None:
+        async def power() -> None:
+            await self.world.time.sleep(after_s)
+            await self.beacons[number].live()
+
+        task = self._power[number] = asyncio.create_task(power())
+        task.add_done_callback(_raise_defects)
+
+    async def _drop(self, drop: Drop) -> None:
+        await self.world.time.sleep(drop.at_s)
+        content = release.image(drop.version, self.device_type, drop.size)
+        firmware = await self._call(
+            self.client.upload,
+            io.BytesIO(content),
+            device_type=self.device_type,
+            version=drop.version,
+            channel=drop.channel,
+        )
+        self.world.fates_of[firmware["firmware_id"]] = drop.fates
+        wave = {"name": "swarm", "tags": [self.prefix]}
+        plan = {"window": WINDOW, **drop.plan, "waves": [wave]}
+        made = await self._call(self.client.create_rollout, firmware["firmware_id"], plan)
+        self.rollouts[made["rollout_id"]] = drop.version
+        self.told(f"{drop.version} is being rolled out")
+
+    async def _happen(self, event: Event) -> None:
+        await self.world.time.sleep(event.at_s)
+        hit = [n for n, one in enumerate(self.beacons) if one.building < event.buildings]
+        self.told(f"power cut: {len(hit)} beacons")
+        for number in hit:
+            self._power[number].cancel()
+        for number in hit:
+            with suppress(asyncio.CancelledError):
+                await self._power[number]
+            self.beacons[number].power_cut()
+        await self.world.time.sleep(event.off_s)
+        self.told("power is back")
+        for number in hit:
+            if not self.beacons[number].dead:
+                self._on(number, 0.0)
+        self.events += 1
+
+    async def _watch(self, plans: list[asyncio.Task[None]]) -> None:
+        """Until the time is over, or nothing more is going to happen."""
+        end = self._start + self.scenario.for_s
+        while self.world.time.now() < end:
+            await asyncio.sleep(_LOOK_S)
+            for plan in plans:
+                if plan.done():
+                    plan.result()
+            for task in self._power.values():
+                if task.done() and not task.cancelled() and (error := task.exception()):
+                    raise error
+            await self._look()
+            self.shown(self.snapshot())
+            if plans and all(plan.done() for plan in plans) and self._settled():
+                return
+
+    async def _look(self) -> None:
+        for key in self.rollouts:
+            self.books[key] = await self._call(self.client.rollout, key)
+
+    def _settled(self) -> bool:
+        last = list(self.books.values())
+        return (
+            len(last) == len(self.scenario.releases) > 0
+            and all(one["status"] in _OVER and not one["results"].get("open") for one in last)
+            and all(one.attempt is None or one.dead for one in self.beacons)
+        )
+
+    async def _off(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(_QUIET_S)
+
+    async def _compare(self) -> list[str]:
+        found: list[str] = []
+        for _ in range(_AGAIN):
+            attempts: Rows = []
+            for key in self.rollouts:
+                attempts += await self._call(lambda key=key: list(self.client.attempts(key)))
+            await self._look()
+            rows = await self._call(lambda: list(self.client.beacons(tag=self.prefix, limit=1000)))
+            results = {key: one["results"] for key, one in self.books.items()}
+            found = check.compare(self.world.ledger, attempts, rows, results)
+            if not found:
+                break
+            await asyncio.sleep(_QUIET_S)
+        return found
+
+    def _unexpected(self) -> list[str]:
+        """What of the scenario's expectations did not come true."""
+        expect, found = self.scenario.expect, []
+        if expect.status is not None:
+            last = list(self.books.values())[-1] if self.books else {}
+            if last.get("status") != expect.status:
+                found.append(f"the rollout is {last.get('status')}, expected {expect.status}")
+        if expect.touched is not None:
+            touched = self.touched() / len(self.beacons)
+            if touched > expect.touched:
+                found.append(f"{touched:.1%} were touched, expected {expect.touched:.1%} at most")
+        if self.world.stats.forged:
+            found.append(f"{self.world.stats.forged} answers were not authentic")
+        return found
+
+    def touched(self) -> int:
+        """Return how many beacons have taken the last release."""
+        if not self.books:
+            return 0
+        last = list(self.books.values())[-1]["firmware_id"]
+        return len(
+            {t.beacon for t in self.world.ledger.tries.values() if t.taken and t.firmware == last}
+        )
+
+    async def _call(self, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return await asyncio.to_thread(work, *args, **options)
+
+
+def _raise_defects(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()  # looked at by the watch; asyncio need not complain
+
+
+def _more_files() -> None:
+    """A connection is a file, and the default is a thousand."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def run(fleet: Fleet) -> dict[str, Any]:
+    """Run a scenario on an event loop of its own."""
+    import sys
+
+    if fleet.scenario.beacons < 1:
+        raise UsageError("swarm_empty", "a swarm needs a beacon")
+    if sys.platform == "win32":
+        return asyncio.run(fleet.run())
+    import uvloop
+
+    return uvloop.run(fleet.run())

@@ -1,0 +1,261 @@
+"""Scenarios: what a swarm is made of and what happens to it, as TOML.
+
+    about = "one line"
+    beacons = 1000
+    buildings = 4                  # the beacons stand in them in turn
+    for = "10m"                    # of the beacons' time; ends sooner when everything is settled
+    time_scale = 1                 # of the orchestrator that is started for the scenario
+    poll = "60s"                   # likewise
+    speed = 20000                  # bytes per second of a download; left out: as it comes
+    boot = "3s"                    # from reset to WiFi
+    trial = "10s"                  # until a new release trusts itself
+    spread = "60s"                 # over which the beacons are switched on
+
+    [air]                          # shares of what WiFi does to calls
+    refused = 0.01                 # no connection
+    cut = 0.05                     # a download breaks off, and is taken up again from there
+    deaf = 0.01                    # the answer is lost: the call was heard and is made again
+
+    [[releases]]
+    version = "1.1.0"
+    size = 65536
+    at = "10s"
+    channel = "stable"
+    plan = { preset = "canary" }   # as of `beacon-ota rollout`
+    fates = { failed = 0.02, rolled_back = 0.01, mute = 0, silent = 0, dead = 0, ignored = 0 }
+
+    [[events]]
+    at = "60s"
+    what = "power_cut"             # all beacons of these buildings, and all back at once
+    buildings = 1
+    off = "10s"
+
+    [expect]                       # of the last release's rollout, beside that the counts agree
+    status = "completed"
+    touched = 0.1                  # no larger share of the beacons has taken it
+
+All fields but ``beacons`` and ``for`` may be left out.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from beacon_ota.errors import InputError, UsageError
+from beacon_ota.orchestrator.rollout import fields as read
+from beacon_ota.orchestrator.rollout.fields import PlanError, Table
+from beacon_ota.swarm.fates import Fates
+from beacon_ota.wire import versions
+
+BEACONS_MAX = 100_000
+BUILDINGS_MAX = 1000
+LIST_MAX = 100
+SIZE_MIN, SIZE_MAX = 8192, (2 << 20) - 4096  # bytes of a release; a stock slot has 2 MiB
+STATUSES = ("scheduled", "active", "paused", "halted", "completed", "aborted")
+EVENTS = ("power_cut",)
+# The hours of a building matter to the real ones; whoever runs a scenario at noon wants to see it.
+WINDOW = "00:00-24:00"
+
+
+@dataclass(frozen=True, slots=True)
+class Air:
+    """Shares of the calls that WiFi spoils."""
+
+    refused: float = 0.0
+    cut: float = 0.0
+    deaf: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A release that is uploaded and rolled out."""
+
+    version: str
+    size: int = 65536
+    at_s: float = 0.0
+    channel: str = "stable"
+    plan: Mapping[str, object] = field(default_factory=dict)
+    fates: Fates = Fates()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happens to whole buildings."""
+
+    at_s: float
+    what: str
+    buildings: int
+    off_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the last rollout should have come to."""
+
+    status: str | None = None
+    touched: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A scenario; times in seconds of the beacons' clock, speeds in bytes per second of it."""
+
+    name: str
+    beacons: int
+    for_s: float
+    about: str = ""
+    buildings: int = 1
+    scale: float = 1.0
+    poll_s: float = 60.0
+    speed: float | None = None
+    boot_s: float = 3.0
+    trial_s: float = 10.0
+    spread_s: float = 60.0
+    air: Air = Air()
+    releases: tuple[Drop, ...] = ()
+    events: tuple[Event, ...] = ()
+    expect: Expected = Expected()
+
+
+def packaged() -> list[str]:
+    """Return the names of the scenarios that come with the program."""
+    folder = resources.files("beacon_ota.swarm") / "scenarios"
+    return sorted(one.name[:-5] for one in folder.iterdir() if one.name.endswith(".toml"))
+
+
+def load(name: str) -> Scenario:
+    """Read a scenario: a packaged one by its name, else a file.
+
+    Raises:
+        UsageError: ``scenario_unknown``. InputError: ``scenario_file``, and as :func:`parse`.
+    """
+    if name in packaged():
+        text = (resources.files("beacon_ota.swarm") / "scenarios" / f"{name}.toml").read_text()
+    else:
+        try:
+            text = Path(name).read_text()
+        except (OSError, ValueError):
+            raise UsageError(
+                "scenario_unknown",
+                "neither a scenario of ours nor a file",
+                found=name,
+                expected=", ".join(packaged()),
+            ) from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("scenario_file", f"{name} cannot be read: {error}") from None
+    return parse(data, Path(name).stem)
+
+
+def parse(data: object, name: str) -> Scenario:
+    """Check a scenario's table.
+
+    Raises:
+        PlanError: the codes of rollout plans, naming the field.
+    """
+    table = Table(data, "")
+    beacons = table.need("beacons", _number(1, BEACONS_MAX))
+    found = Scenario(
+        name=name,
+        beacons=beacons,
+        for_s=table.need("for", read.positive),
+        about=table.take("about", read.text, ""),
+        buildings=table.take("buildings", _number(1, min(BUILDINGS_MAX, beacons)), 1),
+        scale=table.take("time_scale", _number(1, 1000), 1),
+        poll_s=table.take("poll", read.positive, 60.0),
+        speed=table.take("speed", _number(100, 1_000_000_000), None),
+        boot_s=table.take("boot", read.parse_duration, 3.0),
+        trial_s=table.take("trial", read.parse_duration, 10.0),
+        spread_s=table.take("spread", read.parse_duration, 60.0),
+        air=table.take("air", _air, Air()),
+        releases=table.take("releases", read.list_of(_drop, LIST_MAX), ()),
+        events=table.take("events", read.list_of(_event, LIST_MAX), ()),
+        expect=table.take("expect", _expected, Expected()),
+    )
+    table.done()
+    return found
+
+
+def _number(low: int, high: int) -> read.Reader[int]:
+    def number(value: object, where: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise read.type_error(where, value, "whole number")
+        if not low <= value <= high:
+            raise PlanError(
+                "number_range", f"{where}: out of range", found=value, expected=f"{low} to {high}"
+            )
+        return value
+
+    return number
+
+
+def _air(value: object, where: str) -> Air:
+    table = Table(value, where)
+    found = Air(*(table.take(name, read.share, 0.0) for name in ("refused", "cut", "deaf")))
+    table.done()
+    return found
+
+
+def _fates(value: object, where: str) -> Fates:
+    table = Table(value, where)
+    found = Fates(*(table.take(name, read.share, 0.0) for name in Fates.__slots__))
+    table.done()
+    if found.total > 1:
+        raise PlanError("number_range", f"{where}: more than 1 in all", found=found.total)
+    return found
+
+
+def _version(value: object, where: str) -> str:
+    text = read.text(value, where)
+    try:
+        versions.parse(text)
+    except ValueError:
+        raise PlanError("version_syntax", f"{where}: not semver", found=text) from None
+    return text
+
+
+def _plan(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise read.type_error(where, value, "table")
+    if "waves" in value:  # they would reach beacons that are none of ours
+        raise PlanError("field_unknown", f"{where}.waves: the swarm is the only wave")
+    return dict(value)
+
+
+def _drop(value: object, where: str) -> Drop:
+    table = Table(value, where)
+    found = Drop(
+        version=table.need("version", _version),
+        size=table.take("size", _number(SIZE_MIN, SIZE_MAX), 65536),
+        at_s=table.take("at", read.parse_duration, 0.0),
+        channel=table.take("channel", read.choice(("stable", "beta"), "channel_unknown"), "stable"),
+        plan=table.take("plan", _plan, {"preset": "all-at-once"}),
+        fates=table.take("fates", _fates, Fates()),
+    )
+    table.done()
+    return found
+
+
+def _event(value: object, where: str) -> Event:
+    table = Table(value, where)
+    found = Event(
+        at_s=table.need("at", read.parse_duration),
+        what=table.need("what", read.choice(EVENTS, "event_unknown")),
+        buildings=table.take("buildings", _number(1, BUILDINGS_MAX), 1),
+        off_s=table.take("off", read.parse_duration, 10.0),
+    )
+    table.done()
+    return found
+
+
+def _expected(value: object, where: str) -> Expected:
+    table = Table(value, where)
+    found = Expected(
+        status=table.take("status", read.choice(STATUSES, "status_unknown"), None),
+        touched=table.take("touched", read.share, None),
+    )
+    table.done()
+    return found
