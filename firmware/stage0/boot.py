@@ -209,3 +209,7 @@ try:
 except Exception as error:
     sys.path[:] = []
     sys.print_exception(error)
+
+# Nobody needs these any more, and they take memory for as long as the app runs.
+for name in ("active", "burn", "guard", "rescue", "start", "tail"):
+    del globals()[name]

@@ -8,10 +8,11 @@ from binascii import hexlify
 from hashlib import sha256
 
 from crypto.hmac import equal, hmac_sha256
+from lazy import forget
 from micropython import const
 from wire import auth
 
-from net import clock, dns, http
+from net import clock, http
 from net.http import HttpError
 
 DEFAULT = "http://orchestrator.local:8080"
@@ -142,7 +143,10 @@ class Api:
                 self._address = None  # it may have moved
             raise
 
+    # Names are looked up once in a long while: the module for it goes again.
     async def _find(self, host, port):
+        from net import dns
+
         try:
             try:
                 found = await dns.resolve(host, self._wifi.nameserver())
@@ -161,6 +165,9 @@ class Api:
                 self._address = dns.address(host, port)
             except OSError as error:
                 raise HttpError("connect", str(error))
+        finally:
+            dns = None
+            forget("net.dns")
 
 
 # Seconds of the Retry-After header; nothing signs it, so whoever uses it puts bounds on it.

@@ -1,31 +1,25 @@
-# The update agent: finds out at boot what became of the last attempt, sees a release on trial
-# through its health check, and then polls for ever. It decides nothing by itself: when, what and
-# whether are answered by schedule.py, trial.py and the attempt in install.py.
+# The update agent: after settle.py has found out what this boot is, it polls for ever. It decides
+# nothing by itself: when, what and whether are answered by schedule.py and the attempt in
+# install.py.
 
 import asyncio
 import gc
 import sys
-import time
 
 import machine
 from lazy import forget
 from micropython import const
 from net import clock
 from net.http import HttpError
-from wire import versions
 from wire.refused import Refused
 from wire.shapes import clip
 
-from ota import known, schedule
+from ota import schedule
 from ota.report import Reporter
 from ota.slots import FlashError
 
-_LOOK = const(500)  # ms between looks at a release on trial
 _UNREADY = const(5)  # s between looks for credentials
 _PATIENCE = const(60000)  # ms for WiFi before a cycle is given up
-_SOFT = const(5)
-_POWER_ON = const(1)
-_RESCUE = const(8)  # crashes after which stage 0 tries another slot
 _FINAL = ("success", "failed", "rolled_back")
 
 
@@ -57,8 +51,11 @@ class Agent:
         beacon = self._beacon
         if not beacon.image:
             beacon.image = await beacon.slots.digest()
-        await self._settle()
-        forget("ota.trial")
+        from ota import settle
+
+        await settle.run(beacon, self._ask)
+        settle = None
+        forget("ota.settle", "ota.trial", "ota.known", "wire.versions")
         while True:
             self._round = self._asked
             try:
@@ -78,128 +75,6 @@ class Agent:
                 await asyncio.wait_for_ms(self._wake.wait(), schedule.jitter(1000 * pause))
             except asyncio.TimeoutError:
                 pass  # nobody called
-
-    # -- after a boot
-
-    async def _settle(self):
-        from ota import trial
-
-        beacon = self._beacon
-        record = beacon.store.record("attempt")
-        if not isinstance(record, dict) or "attempt_id" not in record:
-            record = None
-        slots = beacon.slots
-        if beacon.cause == _POWER_ON and beacon.store.number("bad_slot"):
-            beacon.store.put("bad_slot", None)  # flash that failed once may have been the supply
-        if slots.on_trial():
-            await self._trial(trial, record)
-            return
-        if record:
-            entries = slots.entries()
-            # Armed, but only the interpreter was restarted: go on where the reset was due.
-            if beacon.cause == _SOFT and slots.armed():
-                machine.reset()
-            verdict = trial.verdict(
-                record,
-                entries,
-                slots.running,
-                slots.count,
-                beacon.cause,
-                beacon.journal.since(record.get("journal", 0)),
-            )
-            if verdict:
-                self._conclude(record, verdict)
-        slots.unarm()
-
-    # Writes an attempt's end down: from here on it is a report that has to arrive.
-    def _conclude(self, record, verdict):
-        beacon = self._beacon
-        record["status"] = verdict.status
-        record["trials"] = verdict.trials
-        if verdict.status == "success":
-            self._raise_floor()
-        else:
-            record["stage"] = "boot"
-            record["code"] = verdict.code
-            record["detail"] = clip(verdict.detail, 160)
-            if verdict.guilty():
-                # The journal first: should the power fail now, the reset cause is gone with it.
-                beacon.journal.write("boot", verdict.code, verdict.detail)
-                known.remember(beacon.store, record["checksum"])
-        beacon.store.put("attempt", record)
-
-    def _raise_floor(self):
-        beacon = self._beacon
-        floor = beacon.store.text("floor")
-        try:
-            if floor and versions.compare(beacon.version, floor) <= 0:
-                return
-        except ValueError:
-            pass  # an unreadable floor protects nothing: replaced below
-        try:
-            beacon.store.put("floor", beacon.version)
-        except OSError as error:
-            beacon.journal.write("floor", "not_stored", str(error))
-
-    # A release on trial is seen through here: confirmed, or reset.
-    async def _trial(self, trial, record):
-        beacon = self._beacon
-        store = beacon.store
-        begun = time.ticks_ms()
-        deadline = 1000 * store.policy("trial_s")
-        exchanged = refused = False
-        tries = 0
-        next_try = begun
-        while True:
-            await asyncio.sleep_ms(_LOOK)
-            now = time.ticks_ms()
-            if beacon.wifi.up() and not exchanged and time.ticks_diff(now, next_try) >= 0:
-                exchanged, refused = await self._exchange()
-                pause = schedule.backoff(min(tries, 4), store.policy("backoff_ms"))
-                next_try = time.ticks_add(time.ticks_ms(), pause)
-                tries += 1
-            late = time.ticks_diff(time.ticks_ms(), begun) > deadline
-            decision, missing = trial.health(
-                beacon.radio.fit(),
-                beacon.fit(),
-                beacon.wifi.up(),
-                exchanged,
-                refused,
-                late,
-                store.policy("offline_ok"),
-            )
-            if decision == trial.CONFIRM:
-                break
-            if decision == trial.FAIL:
-                beacon.journal.write("boot", "self_test", missing)
-                machine.reset()
-        if record and record.get("status") == "rebooting":
-            record["trials"] = beacon.slots.trials()
-        if not beacon.slots.confirm():
-            beacon.journal.write("boot", "self_test", "otadata would not confirm")
-            machine.reset()
-        self._raise_floor()
-        if record and record.get("status") == "rebooting":
-            record["status"] = "success"
-            store.put("attempt", record)
-        elif store.number("crashes") >= _RESCUE:
-            # No update brought us here but stage 0, because the other slot's release crashes.
-            crashed = beacon.slots.other()
-            if crashed is not None:
-                known.remember(store, await beacon.slots.digest(crashed))
-        store.put("crashes", None)
-        beacon.announce()
-        if missing:
-            beacon.journal.write("trial", "unconfirmed", missing)
-
-    # Can this release talk to the orchestrator? (exchanged, refused)
-    async def _exchange(self):
-        try:
-            status, _, _ = await self._ask("trial")
-        except HttpError as error:
-            print("trial:", error.code, error.detail)
-            return False, error.refused
-        return status in (200, 204), 400 <= status < 500
 
     # -- polling
 
@@ -237,12 +112,12 @@ class Agent:
         field = _malformed(doc)
         if field:
             beacon.journal.write("offer", "malformed", field)
-            forget("wire.offer")
+            forget("wire.offer", "wire.versions")
             return default
         asked = doc.get("poll_after_s")
         wait = schedule.wait(doc, clock.utc(), store.text("window"), store.number("utc_off"))
         if wait:
-            forget("wire.offer")
+            forget("wire.offer", "wire.versions")
             return schedule.poll_delay(min(wait, asked or default), default)
         if not await self._install(doc):
             self._fails += 1
@@ -290,7 +165,8 @@ class Agent:
             beacon.store.put("attempt", None)
             beacon.radio.progress(None)
         attempt = install = None
-        forget("ota.verify", "wire.manifest", "wire.offer", "crypto.pss")
+        forget("ota.known", "ota.verify", "crypto.pss")
+        forget("wire.manifest", "wire.offer", "wire.versions")
         forget("ota.download", "ota.writer", "ota.decrypt", "crypto.ctr", "crypto.hkdf")
         forget("ota.install")
         return not stage

@@ -13,7 +13,7 @@ from net import clock
 from net.http import HttpError
 from wire.refused import Refused
 
-from ota import known, schedule
+from ota import schedule
 from ota.slots import FlashError, image_length
 
 _FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
@@ -77,12 +77,11 @@ class Install:
     # count, and the offer is forgotten.
     async def _believe(self):
         beacon = self._beacon
-        offer = self._offer
-        self._offer = None
+        offer, self._offer = self._offer, {}
+        from ota import known, verify
+
         if known.bad(beacon.store, offer["checksum"]):
             raise Refused("known_bad", "rolled back on this beacon before")
-        from ota import verify
-
         fields = await verify.check(
             offer,
             beacon.device_type,
@@ -93,8 +92,10 @@ class Install:
             beacon.insecure,
         )
         beacon.heap()
-        verify = None
-        forget("ota.verify", "wire.manifest", "wire.offer", "crypto.pss")
+        offer.clear()  # whoever still refers to it
+        known = verify = None
+        forget("ota.known", "ota.verify", "crypto.pss")
+        forget("wire.manifest", "wire.offer", "wire.versions")
         return fields
 
     async def _fetch(self, fields):
