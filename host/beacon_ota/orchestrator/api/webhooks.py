@@ -103,7 +103,8 @@ async def create(new: NewWebhook, service: On, telling: Telling, actor: Admin) -
     }
 
     def work(conn: Connection) -> Fields:
-        return webhooks.add(conn, {**row, "seen": events.last_id(conn)})
+        webhooks.add(conn, {**row, "seen": events.last_id(conn)})
+        return _found(conn, row["id"])
 
     made = await _do(service, telling, actor, "created", row["id"], work, {"name": new.name})
     return answer({**shown(made), "secret": row["secret"]}, 201)
