@@ -5,6 +5,7 @@ The server and the token come from the arguments, else from ``BEACON_OTA_URL`` a
 ``BEACON_OTA_CONFIG`` names, by default ``~/.config/beacon-ota``.
 """
 
+import hashlib
 import json
 import os
 import tomllib
@@ -150,6 +151,29 @@ class Client:
                 expected="an id, a version, or device_type/version",
             )
         return found[0]
+
+    def download(self, firmware: Json, file: BinaryIO) -> None:
+        """Write the bytes of a release that beacons get into a file.
+
+        Raises:
+            ReachError: ``download_damaged``: they are not the bytes that were uploaded.
+        """
+        digest = hashlib.sha256()
+        path = f"/firmwares/{_part(firmware['firmware_id'])}/download"
+        try:
+            with self._send("GET", path, stream=True) as answer:
+                for piece in answer.iter_content(1 << 16):
+                    digest.update(piece)
+                    file.write(piece)
+        except requests.RequestException as error:
+            raise ReachError("unreachable", f"the download broke off: {_why(error)}") from None
+        if digest.hexdigest() != firmware["blob"]:
+            raise ReachError(
+                "download_damaged",
+                "these are not the bytes that were uploaded",
+                found=digest.hexdigest(),
+                expected=firmware["blob"],
+            )
 
     def move_firmware(self, firmware_id: str, verb: str, reason: str = "") -> Json:
         """``promote`` or ``deprecate`` a release."""

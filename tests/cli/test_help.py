@@ -143,7 +143,9 @@ def test_completion_without_a_server_is_silent(tmp_path):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_installing_completion(tmp_path, shell):
-    run("--install-completion", shell, HOME=str(tmp_path))
+    # Which shell it is, is found out from the parent process otherwise.
+    told = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    run("--install-completion", shell, **told)
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert any("_BEACON_OTA_COMPLETE" in text for text in written)
-    assert "_BEACON_OTA_COMPLETE" in run("--show-completion", shell, HOME=str(tmp_path))
+    assert "_BEACON_OTA_COMPLETE" in run("--show-completion", shell, **told)

@@ -135,3 +135,28 @@ def test_a_real_core_leaves_room_for_an_app(real_core, release_factory):
     found = release.parse(data)
     assert found.core.interpreter == real_core.image.interpreter
     assert found.app_offset == 1_662_976 or found.core.interpreter != "v1.27.0"
+
+
+def test_the_same_code_under_a_higher_version():
+    made = release.renumber(IMAGE, "1.3.0", built_at=9, keys=b"{}")
+    found, before = release.parse(made), release.parse(IMAGE)
+    assert found.info == AppInfo("1.3.0", "esp32c3", SHA, 9, True)
+    assert found.core == before.core and found.core_sha256 == SHA
+    assert found.files["main.mpy"] == before.files["main.mpy"] and found.files["keys.json"] == b"{}"
+    assert release.parse(release.renumber(IMAGE, "1.3.0")).info.built_at == 7
+    for version, code in (
+        ("1.2.3", "version_not_higher"),
+        ("1.2.3-rc.1", "version_not_higher"),
+        ("1.2.3+build", "version_not_higher"),
+        ("1.3", "app_version"),
+    ):
+        with pytest.raises(InputError) as caught:
+            release.renumber(IMAGE, version)
+        assert caught.value.code == code
+    with pytest.raises(InputError) as caught:
+        release.renumber(IMAGE[:-1], "1.3.0")
+    assert caught.value.code == "app_mount"
+    alone = synthetic.app(10_000, version="esp32c3 1.2.3")
+    with pytest.raises(InputError) as caught:
+        release.renumber(alone, "1.3.0")
+    assert caught.value.code == "app_frozen"

@@ -34,7 +34,7 @@ TABLE = {
     "deploy": Entry("deploy", "Copy the app to a board that runs MicroPython (development)."),
     "keys": Entry("keys", "Make, list, export and rotate signing keys."),
     "serve": Entry("serve", "Run the orchestrator or a mirror."),
-    "release": Entry("release", "Sign, upload, promote, deprecate releases."),
+    "release": Entry("release", "Sign, upload, promote, deprecate, republish releases."),
     "rollout": Entry("rollout", "Plan, start, watch and stop rollouts."),
     "beacon": Entry("beacon", "List, show and manage beacons."),
     "site": Entry("site", "Manage buildings, floors, time zones and windows."),

@@ -1,17 +1,20 @@
-"""``beacon-ota release``: sign, upload, promote, deprecate."""
+"""``beacon-ota release``: sign, upload, promote, deprecate, republish."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output, remote, signing
+from beacon_ota.cli import output, remote, republish, signing
 from beacon_ota.cli.remote import JsonOption, ReasonOption, TokenOption, UrlOption, YesOption
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Sign, upload, promote, deprecate releases."
+    add_completion=False,
+    no_args_is_help=True,
+    help="Sign, upload, promote, deprecate, republish releases.",
 )
 signing.add_to(app)
+republish.add_to(app)
 
 Name = Annotated[
     str,
@@ -38,23 +41,14 @@ def upload(
     json: JsonOption = False,
 ) -> None:
     """Upload a release; it is ``testing`` (for beta beacons) until promoted."""
-    fields = _claims(image, version, device_type, manifest)
-    if description:
-        fields["description"] = description
-    if stable:
-        fields["channel"] = "stable"
+    fields = republish.claims(image, version, device_type, manifest)
     if required:
         fields["required"] = "true"
-    with _progress(image) as file:
-        done = remote.client(url, token).upload(file, **fields)
+    done = republish.send(remote.client(url, token), image, fields, description, stable)
     if json:
         output.dump(done)
         return
-    output.console.print(
-        f"[green]uploaded[/] {done['device_type']} {done['version']} as {done['firmware_id']}, "
-        f"{done['state']}, {'signed' if done['signed'] else '[bold red]not signed[/]'}",
-        highlight=False,
-    )
+    republish.tell(done)
 
 
 @app.command("list")
@@ -100,6 +94,33 @@ def show(
 
 
 @app.command()
+def download(
+    name: Name,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where to [default: TYPE-VERSION.bin].")
+    ] = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Get a release as it is stored, its manifest beside it."""
+    client = remote.client(url, token)
+    found = client.firmware(client.firmware(name)["firmware_id"])
+    file = out or Path(f"{found['device_type']}-{found['version']}.bin")
+    manifest = republish.fetch(client, found, file)
+    row = {"image": str(file), "manifest": manifest and str(manifest), "sha256": found["blob"]}
+    if json:
+        output.dump(row)
+        return
+    output.console.print(
+        " and ".join(filter(None, (row["image"], row["manifest"]))),
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
 def promote(
     name: Name, url: UrlOption = None, token: TokenOption = None, json: JsonOption = False
 ) -> None:
@@ -130,35 +151,3 @@ def _move(
         output.dump(done)
     else:
         output.console.print(f"{done['device_type']} {done['version']} is {done['state']}")
-
-
-def _claims(
-    image: Path, version: str | None, device_type: str | None, manifest: Path | None
-) -> dict[str, str]:
-    """Return the form's fields: what was said, else what the manifest or the image says."""
-    from beacon_ota.errors import UsageError
-    from beacon_ota.images import release
-    from beacon_ota.trust import releases
-
-    fields: dict[str, str] = {}
-    beside = manifest or image.with_name(image.name + signing.SUFFIX)
-    said: tuple[str, str] | None = None
-    if manifest is not None or beside.is_file():
-        try:
-            fields["manifest"] = beside.read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            raise UsageError("file_unreadable", f"cannot read {beside}") from None
-        claimed = releases.claimed(fields["manifest"])
-        said = claimed.version, claimed.device_type
-    elif version is None or device_type is None:
-        info = release.parse(image.read_bytes()).info
-        said = info.version, info.device_type
-    fields["version"] = version or (said[0] if said else "")
-    fields["device_type"] = device_type or (said[1] if said else "")
-    return fields
-
-
-def _progress(image: Path):
-    from rich.progress import open as watch
-
-    return watch(image, "rb", description="upload", console=output.errors, transient=True)

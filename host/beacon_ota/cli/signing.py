@@ -64,6 +64,44 @@ def sign(
     json: JsonOption = False,
 ) -> None:
     """Check a release image and sign its manifest, away from any server."""
+    row = signed(
+        image,
+        names=key,
+        keyring=keyring,
+        password_file=password_file,
+        manifest=manifest,
+        min_version=min_version,
+        required=required,
+        expires=expires,
+        issued_at=issued_at,
+        encrypt=encrypt,
+        fleet_key=fleet_key,
+        out=out,
+        append=append,
+    )
+    if json:
+        output.dump(row)
+        return
+    _show(row)
+
+
+def signed(
+    image: Path,
+    *,
+    names: list[str] | None = None,
+    keyring: Path | None = None,
+    password_file: Path | None = None,
+    manifest: Path | None = None,
+    min_version: str = "0.0.0-0",
+    required: bool = False,
+    expires: str = "365d",
+    issued_at: int | None = None,
+    encrypt: bool = False,
+    fleet_key: Path | None = None,
+    out: Path | None = None,
+    append: bool = False,
+) -> dict[str, object]:
+    """Sign as :func:`sign` does; returns what it has to tell."""
     from beacon_ota.trust import dsse, files, releases
 
     if encrypt != bool(fleet_key) or encrypt != bool(out):
@@ -74,7 +112,7 @@ def sign(
         raise UsageError("options", "--append signs what is there; it encrypts nothing.")
     data = files.read(image, MAX_IMAGE)
     ring = open_ring(keyring)
-    names = key or [_only(ring)]
+    names = names or [only(ring)]
     file = manifest or _beside(out or image)
     sealed = text = None
     if append:
@@ -83,22 +121,18 @@ def sign(
     else:
         now = int(datetime.now(UTC).timestamp()) if issued_at is None else issued_at
         terms = releases.Terms(now, _expiry(expires, now), min_version, required)
-        found, sealed = releases.describe(data, terms, fleet_key=_fleet_key(fleet_key))
+        found, sealed = releases.describe(data, terms, fleet_key=fleet_key_of(fleet_key))
     signers = [ring.signer(name, _password(ring, name, password_file)) for name in names]
     text = dsse.extend(text, signers) if text else dsse.sign(found.payload(), signers)
     if sealed is not None and out is not None:
         files.write(out, sealed)
     files.write(file, text.encode())
-    row = {
+    return {
         **found.fields(),
         "image": str(out or image),
         "manifest": str(file),
         "signed_by": [keyid for keyid, _ in dsse.unpack(text)[1]],
     }
-    if json:
-        output.dump(row)
-        return
-    _show(row)
 
 
 def verify(
@@ -141,7 +175,7 @@ def verify(
     trusted = _trusted(keys, keyring)
     now = int(datetime.now(UTC).timestamp()) if at is None else _seconds(at, "--at")
     claimed = releases.claimed(text)
-    facts = releases.facts(data, claimed, fleet_key=_fleet_key(fleet_key))
+    facts = releases.facts(data, claimed, fleet_key=fleet_key_of(fleet_key))
     verifier = Verifier(trusted)
     found = verifier.check(text, facts, now=now)
     if running is not None:
@@ -201,7 +235,8 @@ def _trusted(keys: Path | None, keyring: Path | None) -> "KeySet":
     return KeySet.parse(files.read(keys, keys_.MAX_FILE), name=str(keys))
 
 
-def _fleet_key(file: Path | None) -> bytes | None:
+def fleet_key_of(file: Path | None) -> bytes | None:
+    """Return the fleet key of a file."""
     from beacon_ota.trust import encrypt
 
     return None if file is None else encrypt.read_fleet_key(file)
@@ -211,7 +246,8 @@ def _password(ring: "Keyring", name: str, file: Path | None) -> str | None:
     return None if ring.get(name).program else password(name, file)
 
 
-def _only(ring: "Keyring") -> str:
+def only(ring: "Keyring") -> str:
+    """Return the name of the only active key (UsageError ``key_choose``)."""
     names = [entry.name for entry in ring.entries() if not entry.retired]
     if len(names) != 1:
         raise UsageError(

@@ -9,11 +9,13 @@ holds what cannot be frozen: ``app.json`` and the trusted keys.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from beacon_ota.errors import InputError
 from beacon_ota.images import Buffer, appfs, esp, littlefs
 from beacon_ota.images.appfs import AppError, AppInfo
 from beacon_ota.images.esp import AppImage
+from beacon_ota.wire import versions
 
 SECTOR = 4096
 
@@ -81,6 +83,44 @@ def make(
     """
     info = AppInfo(version, device_type, hashlib.sha256(core).hexdigest(), built_at, insecure)
     return build(core, appfs.build(texts, info, keys=keys, extra=extra).image)
+
+
+def renumber(
+    data: bytes, version: str, *, built_at: int | None = None, keys: bytes | None = None
+) -> bytes:
+    """Return the same release under a higher version: core and code stay as they are.
+
+    Args:
+        data: a release image.
+        built_at: UTC seconds; None keeps what it says.
+        keys: the trusted keys, ``keys.json``, in place of those in it.
+
+    Raises:
+        AppError: ``app_frozen`` (its version is part of the core), ``app_version``.
+        InputError: ``version_not_higher``; what :func:`parse` refuses.
+    """
+    found = parse(data)
+    if found.app_offset is None or frozen(found.core) is not None:
+        raise AppError(
+            "app_frozen",
+            "the app is frozen into the core, and so is its version: build it again",
+            expected="a release with the app in a filesystem",
+        )
+    appfs.check_version(version)
+    if versions.compare(version, found.info.version) <= 0:
+        raise InputError(
+            "version_not_higher",
+            "beacons take nothing that is not above what they run",
+            found=version,
+            expected=f"above {found.info.version}",
+        )
+    when = found.info.built_at if built_at is None else built_at
+    info = replace(found.info, version=version, built_at=when)
+    files = {**found.files, appfs.INFO: info.pack()}
+    if keys is not None:
+        files[appfs.KEYS] = keys
+    core = bytes(data[: found.core.length])
+    return build(core, littlefs.build(files, appfs.BLOCK))
 
 
 def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
