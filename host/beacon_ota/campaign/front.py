@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from beacon_ota.orchestrator.asgi import ABORT, App, Message, Scope
+from beacon_ota.orchestrator.asgi import ABORT, App, Disconnected, Message, Scope
 
 HEAD = 8 * 1024  # bytes of a request's head
 BODY = 64 * 1024
@@ -199,7 +199,10 @@ class _Exchange:
         if self._left is not None:
             body, self._left = body[: self._left], self._left - len(body)
         self._writer.write(body)
-        await self._writer.drain()
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            raise Disconnected from None
         if self._left is not None and self._left <= 0:
             raise _Closed
 

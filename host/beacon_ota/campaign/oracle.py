@@ -25,7 +25,9 @@ class Settled:
 
     slot: str | None  # that runs
     confirmed: bool  # otadata says so
+    tried: int  # boots of the slot under test
     attempts: Sequence[Mapping[str, Any]]  # at the release under test, as rows
+    journal: Sequence[Sequence[Any]]  # what the orchestrator had of the beacon's
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ class Evidence:
         further: rows of the attempts at the release that follows.
         boots: as (slot, how it ended, phase).
         trials: boots that the bootloader granted the release under test before it was settled.
-        journal: what the orchestrator has of the beacon's.
         settings: NVS, the beacon's namespace.
         advertising: advertising data on the air, b"" when there is none.
         services: GATT attributes registered.
@@ -58,7 +59,6 @@ class Evidence:
     further: Sequence[Mapping[str, Any]]
     boots: Sequence[tuple[str | None, str | None, str]]
     trials: int
-    journal: Sequence[Sequence[Any]]
     settings: Mapping[str, int | bytes]
     advertising: bytes
     services: int
@@ -123,6 +123,8 @@ def _settings(e: Evidence) -> list[str]:
 def _report(e: Evidence, settled: Settled) -> list[str]:
     """One attempt, one result, and the right one."""
     wrong = []
+    if e.kind != "good" and settled.tried > TRIALS:
+        wrong.append(f"{settled.tried} boots of a broken release")
     if len(settled.attempts) != 1:
         wrong.append(f"{len(settled.attempts)} attempts")
     row = settled.attempts[-1]
@@ -143,7 +145,7 @@ def _report(e: Evidence, settled: Settled) -> list[str]:
         wrong.append(f"reported {stage}/{code}")
     if row["detail"] == "polled from the old image":
         wrong.append("the beacon never said what happened")
-    witness = [entry[3] for entry in e.journal if entry[2] == "boot" and entry[3] in GUILTY]
+    witness = [entry[3] for entry in settled.journal if entry[2] == "boot" and entry[3] in GUILTY]
     if witness and code not in GUILTY:
         wrong.append(f"the journal says {witness[-1]}, the report {code}")
     bad = e.settings.get("bad_sha", b"")
@@ -201,5 +203,7 @@ def doubtful(e: Evidence) -> bool:
 
     Beacons' time runs fast here: what waits half a second for a core is reset by its watchdog.
     """
-    late = e.settled is None or not e.further or e.further[-1]["result"] is None
-    return late or any(ended == "watchdog" for _, ended, _ in e.boots)
+    if e.settled is None or not e.further or e.further[-1]["result"] is None:
+        return True
+    slow = any(row["failed_in"] == "download" for row in (*e.settled.attempts, *e.further))
+    return slow or any(ended == "watchdog" for _, ended, _ in e.boots)

@@ -7,9 +7,10 @@ operation, when, seed of what is torn; then flash operations until the second cu
 """
 
 import contextlib
+import functools
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -39,14 +40,22 @@ BROKEN = {"crash": {"main.py": CRASH}, "hang": {"main.py": HANG}}
 
 @dataclass(frozen=True)
 class Scenario:
-    """An update to be cut. ``slot`` is where the new release goes: 1 from 0, or 0 from 1."""
+    """An update to be cut.
 
-    kind: str  # good, crash, hang
+    Args:
+        kind: of the new release, see :data:`BROKEN`.
+        slot: where it goes: 1 from 0, or 0 from 1.
+        real: releases with a real core.
+    """
+
+    kind: str
     slot: int
+    real: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.kind}-{self.slot}"
+        """In the names of its cases."""
+        return f"{'real' if self.real else self.kind}-{self.slot}"
 
     @property
     def versions(self) -> tuple[str, str, str]:
@@ -58,10 +67,16 @@ class Scenario:
         """Version → name on the shelf."""
         _, second, third = self.versions
         broken = "" if self.kind == "good" else f"-{self.kind}"
-        return {second: second + broken, third: third}
+        return {second: self.base(second) + broken, third: self.base(third)}
+
+    def base(self, version: str) -> str:
+        """Return the name on the shelf of a good release."""
+        return version + "-real" * self.real
 
 
 SCENARIOS = tuple(Scenario(kind, slot) for kind in ("good", *BROKEN) for slot in (1, 0))
+REAL = tuple(Scenario("good", slot, real=True) for slot in (1, 0))
+SAMPLE = 40  # cases of each scenario with a real core
 
 
 @dataclass(frozen=True)
@@ -109,65 +124,107 @@ class Case:
 def plan(folder: Path, options: Options) -> Plan:
     """Record every scenario; list a case for each state that a cut can leave, then double cuts."""
     shelf = Shelf(folder)
-    if not shelf.fresh():
+    core = Path(options.core).read_bytes() if options.core else None
+    scenarios = (*SCENARIOS, *REAL) if core else SCENARIOS
+    if not shelf.fresh(options.core or ""):
         shelf.clear()
-        prepare(shelf)
-        shelf.finish()
+        prepare(shelf, SCENARIOS)
+        if core:
+            prepare(shelf, REAL, core=core)
+        shelf.finish(options.core or "")
     chosen: list[Case] = []
     facts: dict[str, Any] = {}
-    for scenario in SCENARIOS:
-        recording = recorded(shelf, scenario)
-        states: dict[str, Case] = {}
-        count = 0
-        for case, state in cuts(recording):
-            count += 1
-            states.setdefault(state, case)
-        chosen += states.values()
-        facts[scenario.name] = {
-            "uncut": recording.result,
-            "operations": len(recording.ops),
-            "requests": len(recording.known) - 1,
-            "cuts": count,
-            "states": len(states),
-        }
+    for scenario in scenarios:
+        found, facts[scenario.name] = distinct(recorded(shelf, scenario))
+        if scenario.real:
+            found = random.Random(options.seed).sample(found, SAMPLE)
+            facts[scenario.name]["states"] = f"{SAMPLE} of {facts[scenario.name]['states']}"
+        chosen += found
     double = twice(chosen, len(chosen) // 6, options.seed)
     cases = [case.name for case in [*chosen, *double]]
-    return Plan(cases[:: options.every], {**facts, "second cuts": len(double)})
+    notes = () if core else ("No real core was given: all releases have a small synthetic one.",)
+    return Plan(cases[:: options.every], {**facts, "second cuts": len(double)}, notes=notes)
+
+
+def distinct(recording: Recording) -> tuple[list[Case], dict[str, Any]]:
+    """Return one case for each state that a cut can leave, and what is told of the scenario."""
+    states: dict[str, Case] = {}
+    count = 0
+    for found, state in cuts(recording):
+        count += 1
+        states.setdefault(state, found)
+    facts = {
+        "uncut": recording.result,
+        "operations": len(recording.ops),
+        "requests": len(recording.known) - 1,
+        "cuts": count,
+        "states": len(states),
+    }
+    return list(states.values()), facts
 
 
 def case(name: str, folder: Path, options: Options) -> Outcome:
     """Run one case, and again more slowly when the machine may have been to blame."""
     found = Case.parse(name)
     shelf = Shelf(folder)
-    scenario = next((s for s in SCENARIOS if s.name == found.scenario), None)
-    if scenario is None:
-        raise UsageError("case_name", "no such scenario", found=name)
-    recording = recorded(shelf, scenario)
-    evidence = run(found, shelf, recording)
-    wrong, first = oracle.judge(evidence), []
-    if wrong and oracle.doubtful(evidence):
-        first = wrong
-        evidence = run(found, shelf, recording, slower=5)
-        wrong = oracle.judge(evidence)
+    recording = recorded(shelf, scenario_of(found))
+    evidence, wrong, first = examine(found, shelf, recording)
     group = found.scenario if found.ahead is None else f"{found.scenario} twice"
     facts = {"boots": len(evidence.boots), "trials": evidence.trials}
     return Outcome(name, group, oracle.word(evidence), wrong, first=first, facts=facts)
 
 
+def scenario_of(case: Case) -> Scenario:
+    """Return the scenario of a case (UsageError ``case_name``)."""
+    for scenario in (*SCENARIOS, *REAL):
+        if scenario.name == case.scenario:
+            return scenario
+    raise UsageError("case_name", "no such scenario", found=case.scenario)
+
+
+def examine(
+    case: Case, shelf: Shelf, recording: Recording
+) -> tuple[Evidence, list[str], list[str]]:
+    """Run a case; return the evidence, what is wrong, and what was wrong before it was repeated."""
+    evidence = run(case, shelf, recording)
+    wrong = oracle.judge(evidence)
+    if not wrong or not oracle.doubtful(evidence):
+        return evidence, wrong, []
+    again = run(case, shelf, recording, slower=5)
+    return again, oracle.judge(again), wrong
+
+
 # -- before the cases
 
 
-def prepare(shelf: Shelf, stage0: dict[str, bytes] | None = None) -> None:
-    """Build all releases, and the flash of the beacons that the scenarios begin with."""
-    for version in ("1.0.0", "2.0.0", "3.0.0", "4.0.0"):
-        shelf.put(version, kit.build(version))
-    for kind, changes in BROKEN.items():
-        for version in ("2.0.0", "3.0.0"):
-            shelf.put(f"{version}-{kind}", kit.build(version, changes))
-    fresh = kit.flash_image(shelf.get("1.0.0"), stage0=stage0)
-    shelf.put("flash-1", fresh)
-    way = record("up", fresh, "1.0.0", "2.0.0", {"2.0.0": "2.0.0"}, shelf)
-    shelf.put("flash-0", way.flash(len(way.ops), "before", 0))
+def prepare(
+    shelf: Shelf,
+    scenarios: Sequence[Scenario],
+    *,
+    core: bytes | None = None,
+    stage0: Mapping[str, bytes] | None = None,
+    changes: Mapping[str, str] | None = None,
+) -> None:
+    """Build releases, and the flash of the beacons that scenarios begin with.
+
+    Args:
+        scenarios: all with a real core, or none.
+        core: the real one.
+        stage0: files that stand in for stage 0's own.
+        changes: sources that stand in for the app's own.
+    """
+    base = scenarios[0].base
+    images = {name for scenario in scenarios for name in scenario.images.values()}
+    turned = [scenario for scenario in scenarios if not scenario.slot]
+    for name in sorted({base("1.0.0"), *images, *((base("2.0.0"),) if turned else ())}):
+        version, _, kind = name.partition("-")
+        files = {**(changes or {}), **BROKEN.get(kind, {})}
+        shelf.put(name, kit.build(version, files, with_core=core))
+    fresh = kit.flash_image(shelf.get(base("1.0.0")), stage0=stage0)
+    shelf.put(base("flash-1"), fresh)
+    if turned:
+        way = record("up", fresh, "1.0.0", "2.0.0", {"2.0.0": base("2.0.0")}, shelf)
+        shelf.put(base("flash-0"), way.flash(len(way.ops), "before", 0))
 
 
 def recorded(shelf: Shelf, scenario: Scenario) -> Recording:
@@ -175,8 +232,13 @@ def recorded(shelf: Shelf, scenario: Scenario) -> Recording:
     path = shelf.folder / f"{scenario.name}.rec"
     if not path.exists():
         first, second, _ = scenario.versions
-        content = shelf.get(f"flash-{scenario.slot}")
+        content = shelf.get(scenario.base(f"flash-{scenario.slot}"))
         record(scenario.name, content, first, second, scenario.images, shelf).save(path)
+    return _load(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: Path, _changed: int) -> Recording:
     return Recording.load(path)
 
 
@@ -189,14 +251,17 @@ def deciding(offset: int) -> bool:
 def cuts(recording: Recording) -> Iterator[tuple[Case, str]]:
     """Yield every single cut of an update with the state that it leaves.
 
-    Cases of the same state have the same future; one of them need be run.
+    Cases of the same state have the same future; one of them need be run. The trials that were
+    granted so far belong to it, because they are bounded.
     """
     flash = Flash(recording.before)
     state = _State(flash, {op.offset // SECTOR * SECTOR for op in recording.ops})
     name = recording.name
+    place = boards.load(kit.DEVICE).otadata.offset
+    granted = 0
     for number, op in enumerate(recording.ops):
         known = recording.known_at(number)
-        yield Case(name, number, "before"), state.word(known)
+        yield Case(name, number, "before"), state.word(known, granted)
         sector = op.offset // SECTOR * SECTOR  # no operation crosses one
         content = flash.read(sector, SECTOR)
         for seed in range(TORN if deciding(op.offset) else 1):
@@ -205,14 +270,15 @@ def cuts(recording: Recording) -> Iterator[tuple[Case, str]]:
                 play(flash, op)
             flash.power_on()
             state.look(sector)
-            yield Case(name, number, "inside", seed), state.word(known)
+            yield Case(name, number, "inside", seed), state.word(known, granted)
             flash.poke(sector, content)
         play(flash, op)
         state.look(sector)
-        yield Case(name, number, "after"), state.word(known)
+        granted += oracle.trials([op], place)
+        yield Case(name, number, "after"), state.word(known, granted)
         for at, known in enumerate(recording.known):
             if known.ops == number + 1:
-                yield Case(name, at, ANSWERED), state.word(at)
+                yield Case(name, at, ANSWERED), state.word(at, granted)
 
 
 class _State:
@@ -229,10 +295,10 @@ class _State:
         data = self._flash.read(offset, SECTOR)
         self._sectors[offset] = hashlib.blake2b(data, digest_size=16).digest()
 
-    def word(self, known: int) -> str:
-        """Return a word for the content and what the orchestrator knew."""
+    def word(self, known: int, granted: int) -> str:
+        """Return a word for the content, what the orchestrator knew, and the trials granted."""
         whole = hashlib.blake2b(b"".join(self._sectors.values()), digest_size=16)
-        return f"{whole.hexdigest()}:{known}"
+        return f"{whole.hexdigest()}:{known}:{granted}"
 
 
 def twice(singles: Sequence[Case], count: int, seed: int) -> list[Case]:
@@ -267,7 +333,7 @@ def run(case: Case, shelf: Shelf, recording: Recording, *, slower: float = 1) ->
         known = recording.known[recording.known_at(number)]
         content = recording.flash(number, cast(When, case.when), case.seed)
         done = recording.ops[: number + (case.when == "after")]
-    scenario = next(s for s in SCENARIOS if s.name == case.scenario)
+    scenario = scenario_of(case)
     with scratch() as folder:
         shelf.blobs(recording.images.values(), folder)
         with bench(
@@ -318,7 +384,6 @@ class _Run:
             orchestrator.attempts(further),
             [(boot.slot, boot.ended, boot.phase) for boot in b.beacon.boots],
             trials,
-            orchestrator.journal(kit.BEACON),
             {key: value for (space, key), value in b.beacon.settings().items() if space == SPACE},
             radio.data if radio.advertising is not None else b"",
             len(radio.values),
@@ -353,7 +418,10 @@ class _Run:
             and entries[active].state == otadata.VALID
         )
         slot = b.beacon.boot.slot if b.beacon.boot else None
-        return Settled(slot, confirmed, b.orchestrator.attempts(target))
+        tried = sum(boot.slot == f"ota_{self._scenario.slot}" for boot in b.beacon.boots)
+        orchestrator = b.orchestrator
+        rows, journal = orchestrator.attempts(target), orchestrator.journal(kit.BEACON)
+        return Settled(slot, confirmed, tried, rows, journal)
 
     def _up(self) -> bool:
         radio = self._b.beacon.bluetooth

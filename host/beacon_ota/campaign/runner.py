@@ -21,7 +21,7 @@ from beacon_ota.errors import ReachError
 
 RESULTS = "results.jsonl"
 TASKS = 100  # cases of one worker process before it is replaced
-NAMES = ("power", "faults", "server", "soak", "fuzz")
+NAMES = ("power", "mutants", "faults", "server", "soak", "fuzz")
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,18 @@ def power(
 
 
 @app.command()
+def mutants(
+    seed: SeedOption = 1,
+    jobs: JobsOption = None,
+    case: CaseOption = None,
+    out: OutOption = _OUT,
+    json: JsonOption = False,
+) -> None:
+    """Break rules of the firmware on purpose: the power cuts have to notice."""
+    _run(["mutants"], _options(seed), jobs, False, case, out, json)
+
+
+@app.command()
 def faults(
     seed: SeedOption = 1,
     jobs: JobsOption = None,
