@@ -9,16 +9,20 @@ from beacon_ota.orchestrator.database import connect, sqlite_url
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.schema import firmwares, rollouts
 from beacon_ota.orchestrator.store import attempts, beacons, events, prepared, statistics, tokens
+from tests.orchestrator.postgres import cluster
 from tests.orchestrator.world import template
 
 REPORT = {"attempt_id": "a", "update_status": "success"}
 FAILURE = {**REPORT, "update_status": "failed", "stage": "verify", "code": "image", "detail": "x"}
 
 
-@pytest.fixture
-def conn(tmp_path):
-    (tmp_path / "beacon-ota.db").write_bytes(template())
-    engine = connect(sqlite_url(tmp_path))
+@pytest.fixture(params=["sqlite", "postgresql"])
+def conn(request, tmp_path):
+    if request.param == "sqlite":
+        (tmp_path / "beacon-ota.db").write_bytes(template())
+        engine = connect(sqlite_url(tmp_path))
+    else:
+        engine = connect(cluster().database())
     with engine.connect() as conn, conn.begin():
         release = {
             "id": "f",

@@ -42,6 +42,17 @@ def serve(
     webhook_local: Annotated[
         bool, typer.Option("--webhook-local", help="Let webhooks go to this machine itself.")
     ] = False,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BEACON_OTA_DATABASE",
+            help="postgresql://user@host/name; default: SQLite in the data folder.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that serve; several need PostgreSQL.")
+    ] = 1,
     time_scale: Annotated[float, typer.Option(min=0.001, help="Run the clock faster.")] = 1.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Announce URL and token as one line of JSON.")
@@ -79,6 +90,8 @@ def serve(
         zone=zone,
         window=window,
         webhook_local=webhook_local,
+        database=database,
+        workers=workers,
     )
     listen = Listen(
         host=host,

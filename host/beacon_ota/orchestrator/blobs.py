@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import os
 import tempfile
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO
@@ -67,13 +68,23 @@ class Blobs:
         self._cache.pop(digest, None)
         self.path(digest).unlink(missing_ok=True)
 
-    def sweep(self, known: set[str]) -> list[str]:
-        """Remove what a crash left over: unfinished uploads, and files without a release."""
+    def sweep(self, known: set[str], age_s: float = 0.0) -> list[str]:
+        """Remove what a crash left over: unfinished uploads, and files without a release.
+
+        Args:
+            age_s: what was written later than so many seconds ago is left alone.
+        """
+        horizon = time.time() - age_s
         for file in self._incoming.iterdir():
-            file.unlink()
-        orphans = [file for file in self._folder.iterdir() if file.name not in known]
+            if _written(file) <= horizon:
+                file.unlink(missing_ok=True)
+        orphans = [
+            file
+            for file in self._folder.iterdir()
+            if file.name not in known and _written(file) <= horizon
+        ]
         for file in orphans:
-            file.unlink()
+            file.unlink(missing_ok=True)
         return [file.name for file in orphans]
 
     async def load(self, digest: str) -> bytes:
@@ -116,3 +127,10 @@ class Blobs:
         self._cache[digest] = task.result()
         while len(self._cache) > 1 and sum(map(len, self._cache.values())) > LIMITS.blob_cache:
             self._cache.popitem(last=False)
+
+
+def _written(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")  # gone already: another process sweeps, too

@@ -1,5 +1,10 @@
 """The database: one writer thread with group commit, a few readers, migrations at start.
 
+SQLite, or PostgreSQL with any number of processes. Both have one writing transaction at a time:
+SQLite by itself, PostgreSQL by a lock that such a transaction takes first. So what a transaction
+reads stays true until it commits, the chain of the audit log has one end, and whatever is
+numbered is numbered in the order of the commits. A transaction carries up to 512 changes.
+
 Store functions are synchronous and take a connection; they neither commit nor touch anything but
 the database, so that a batch of them can be one transaction and can be run again one by one when
 a single one of them fails.
@@ -11,35 +16,103 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from beacon_ota.errors import BeaconOtaError, ReachError
+from beacon_ota.errors import BeaconOtaError, ReachError, UsageError
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.store import prepared
 
 T = TypeVar("T")
 MIGRATIONS = Path(__file__).with_name("migrations")
+WRITING = 0x62656163  # the advisory lock of the transaction that writes
+# A process that stops in the middle of a transaction holds the others up for no longer than this.
+_PG_OPTIONS = (
+    ("lock_timeout", "30s"),
+    ("idle_in_transaction_session_timeout", "20s"),
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+)
 
 
 class StorageError(ReachError):
     """The database refused a transaction: disk full, locked, damaged."""
 
 
-def connect(url: str, *, readonly: bool = False) -> Engine:
+def connect(url: str, *, readonly: bool = False, worker: str = "") -> Engine:
     """Return an engine for ``url``.
 
     SQLite runs in WAL mode with full synchronisation: a commit that returned survives a power
     cut. A writing transaction takes the write lock when it begins, so what it reads stays true.
+
+    Args:
+        worker: the name under which PostgreSQL notes who changed something.
+
+    Raises:
+        UsageError: ``database_url``.
     """
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
+    try:
+        backend = make_url(url).get_backend_name()
+    except ArgumentError:
+        backend = ""
+    if backend == "postgresql":
+        return _postgresql(url, readonly, worker)
+    if backend != "sqlite":
+        raise UsageError(
+            "database_url", "this is no database", expected="postgresql://user@host/name"
+        )
+    return _sqlite(url, readonly)
+
+
+def is_shared(url: str) -> bool:
+    """Tell whether other processes may work on a database, too."""
+    return not url.startswith("sqlite")
+
+
+def _postgresql(url: str, readonly: bool, worker: str) -> Engine:
+    """Whatever driver the URL names, it is psycopg: half the time of asyncpg for our statements."""
+    options = [*_PG_OPTIONS, ("beacon_ota.worker", worker)]
+    if readonly:
+        options.append(("default_transaction_read_only", "on"))
+    engine = create_engine(
+        make_url(url).set(drivername="postgresql+psycopg"),
+        pool_pre_ping=True,
+        connect_args={
+            "options": " ".join(f"-c {name}={value}" for name, value in options),
+            "application_name": "beacon-ota",
+            "connect_timeout": 10,
+        },
+    )
+    from psycopg.types.string import StrDumper
+
+    class Text(StrDumper):
+        """What SQLite keeps and PostgreSQL cannot: a beacon may well say NUL."""
+
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", "\ufffd") if "\0" in obj else obj)
+
+    @event.listens_for(engine, "connect")
+    def _text(raw: Any, _record: Any) -> None:
+        raw.adapters.register_dumper(str, Text)
+
+    if not readonly:
+
+        @event.listens_for(engine, "begin")
+        def _begin(conn: Connection) -> None:
+            conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING})")
+
+    return engine
+
+
+def _sqlite(url: str, readonly: bool) -> Engine:
     engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -75,12 +148,18 @@ def migrate(engine: Engine) -> None:
     Raises:
         StorageError: ``migration``.
     """
-    with engine.connect() as conn:
-        known = inspect(conn).has_table("alembic_version")
-        if known and conn.scalar(text("SELECT version_num FROM alembic_version")) == (
-            newest_revision()
-        ):
-            return
+    try:
+        with engine.connect() as conn:
+            known = inspect(conn).has_table("alembic_version")
+            if known and conn.scalar(text("SELECT version_num FROM alembic_version")) == (
+                newest_revision()
+            ):
+                return
+    except SQLAlchemyError as error:
+        if engine.dialect.name == "sqlite":
+            raise
+        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+        raise StorageError("database", f"the database cannot be used: {reason}") from None
     # In a process of its own: what it takes is needed once, and would stay in memory for good.
     done = subprocess.run(
         [sys.executable, "-m", "beacon_ota.orchestrator.migrations"],
@@ -125,6 +204,7 @@ class _Job(NamedTuple):
     args: tuple[Any, ...]
     then: Callable[[Any], object] | None
     future: "asyncio.Future[Any]"
+    reads: bool = False
 
 
 class Database:
@@ -135,12 +215,12 @@ class Database:
     event loop and in the order of the commits: that is how the view in memory follows.
     """
 
-    def __init__(self, url: str, *, readers: int = 2):
+    def __init__(self, url: str, *, readers: int = 2, worker: str = ""):
         self.url = url
         if url.startswith("sqlite:///"):
             path = Path(url.removeprefix("sqlite:///"))
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # it holds keys
-        self._engine = connect(url)
+        self._engine = connect(url, worker=worker)
         migrate(self._engine)
         self._reading = connect(url, readonly=True)
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-reader")
@@ -170,9 +250,23 @@ class Database:
 
         The future may be dropped: the work is done, and ``then`` called, all the same.
         """
+        return self._queue(work, args, then)
+
+    def read_in_order(
+        self, work: Callable[..., T], *args: Any, then: Callable[[T], object]
+    ) -> "asyncio.Future[T]":
+        """Run a reading ``work`` between two of our own commits; ``then`` comes between theirs.
+
+        So what it read is never older than what ``then`` of a commit before it has told.
+        """
+        return self._queue(work, args, then, reads=True)
+
+    def _queue(
+        self, work: Callable[..., T], args: Any, then: Any, reads: bool = False
+    ) -> "asyncio.Future[T]":
         assert self._loop is not None
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put(_Job(work, args, then, future))
+        self._jobs.put(_Job(work, args, then, future, reads))
         return future
 
     async def read(self, work: Callable[..., T], *args: Any) -> T:
@@ -191,39 +285,65 @@ class Database:
 
     def _run(self) -> None:
         stopping = False
-        with self._engine.connect() as conn:
-            while not stopping:
-                batch: list[_Job] = []
-                job = self._jobs.get()
-                while job is not None and len(batch) < LIMITS.write_batch:
+        while not stopping:
+            batch: list[_Job] = []
+            job = self._jobs.get()
+            while job is not None and len(batch) < LIMITS.write_batch:
+                batch.append(job)
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            else:
+                stopping = job is None
+                if job is not None:  # taken beyond the bound of the batch
                     batch.append(job)
-                    try:
-                        job = self._jobs.get_nowait()
-                    except queue.Empty:
-                        break
-                else:
-                    stopping = job is None
-                    if job is not None:  # taken beyond the bound of the batch
-                        batch.append(job)
-                if batch:
-                    self._settle(self._transact(conn, batch))
+            for reads, group in groupby(batch, key=lambda job: job.reads):
+                jobs = list(group)
+                self._settle(self._look(jobs) if reads else self._commit(jobs))
 
-    def _transact(self, conn: Connection, batch: list[_Job]) -> list[tuple[_Job, Any, bool]]:
+    def _commit(self, batch: list[_Job]) -> "list[_Done]":
+        try:
+            with self._engine.connect() as conn:
+                return self._transact(conn, batch)
+        except Exception as error:  # there is no connection to be had
+            return [_Done(job, self._named(error), False) for job in batch]
+
+    def _transact(self, conn: Connection, batch: Sequence[_Job]) -> "list[_Done]":
         """Commit a batch as one transaction; when a job fails, each as one of its own."""
         try:
             with conn.begin():
-                done = [(job, job.work(conn, *job.args), True) for job in batch]
+                done = [_Done(job, job.work(conn, *job.args), True) for job in batch]
                 prepared.flush(conn)
             self.commits += 1
             self.writes += len(batch)
             return done
         except Exception as error:
+            if _is_lost(conn):  # whether the commit was made nobody knows: nothing twice
+                conn.invalidate()
+                return [_Done(job, self._named(error), False) for job in batch]
             prepared.discard(conn)
             if len(batch) == 1:
-                return [(batch[0], _named(error), False)]
-        return [result for job in batch for result in self._transact(conn, [job])]
+                return [_Done(batch[0], self._named(error), False)]
+            return [result for job in batch for result in self._transact(conn, [job])]
 
-    def _settle(self, done: list[tuple[_Job, Any, bool]]) -> None:
+    def _look(self, jobs: list[_Job]) -> "list[_Done]":
+        done = []
+        for job in jobs:
+            try:
+                done.append(_Done(job, self._read(job.work, job.args), True))
+            except Exception as error:
+                done.append(_Done(job, self._named(error), False))
+        return done
+
+    def _named(self, error: Exception) -> Exception:
+        # The statements that are prepared raise what the driver raises.
+        drivers = (SQLAlchemyError, self._engine.dialect.dbapi.Error)  # type: ignore[union-attr]
+        if isinstance(error, drivers) and not isinstance(error, BeaconOtaError):
+            return StorageError("storage", f"the database refused the change: {error}")
+        return error
+
+    def _settle(self, done: "list[_Done]") -> None:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(_resolve, done)
@@ -231,13 +351,20 @@ class Database:
             pass  # the loop is gone: nobody is left to be told
 
 
-def _named(error: Exception) -> Exception:
-    if isinstance(error, SQLAlchemyError) and not isinstance(error, BeaconOtaError):
-        return StorageError("storage", f"the database refused the change: {error}")
-    return error
+class _Done(NamedTuple):
+    job: _Job
+    result: Any
+    succeeded: bool
 
 
-def _resolve(done: list[tuple[_Job, Any, bool]]) -> None:
+def _is_lost(conn: Connection) -> bool:
+    """Tell whether a connection is of no use any more; SQLite's never is."""
+    if conn.invalidated:
+        return True
+    return bool(getattr(conn.connection.dbapi_connection, "closed", False))
+
+
+def _resolve(done: list[_Done]) -> None:
     for job, result, succeeded in done:
         if succeeded and job.then is not None:
             try:

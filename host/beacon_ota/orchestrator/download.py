@@ -23,6 +23,9 @@ async def download(
     firmware_id = scope["path"].split("/")[2]
     attempt_id = _attempt_id(scope["query_string"])
     attempt = service.view.open.get(attempt_id)
+    if attempt is None:
+        await service.catch_up()  # offered by another process, a moment ago
+        attempt = service.view.open.get(attempt_id)
     if (
         attempt is None
         or attempt.beacon_id != caller.beacon.facts.id

@@ -73,6 +73,9 @@ class Engine:
             self._wake.clear()
             pause = TICK_S
             for entry in list(self.service.view.entries.values()):
+                if not self.service.leads:
+                    self._put_away(entry)
+                    continue
                 try:
                     async with self.moving:
                         await self.step(entry)
@@ -91,6 +94,13 @@ class Engine:
 
     async def step(self, entry: Entry) -> None:
         """Do everything that is due for one rollout; the caller holds ``moving``."""
+        try:
+            await self._step(entry)
+        except UsageError as error:
+            if error.code != "rollout_moved":
+                raise  # else another process has done it
+
+    async def _step(self, entry: Entry) -> None:
         now = self.service.clock.now()
         self._mind_the_clock(now)
         if entry.rollout.plan.rollout_id in self._to_restart:
@@ -100,9 +110,7 @@ class Engine:
             self._to_restart.discard(entry.rollout.plan.rollout_id)
         if entry.open_ids:
             await self._settle(entry, now)
-        if entry.state.status is Status.ABORTED:
-            if not entry.open_ids:
-                self.service.view.drop_rollout(entry.rollout.plan.rollout_id)
+        if self._put_away(entry) or entry.state.status is Status.ABORTED:
             return
         counts = self.count(entry, now)
         made = advance(entry.rollout, entry.state, counts, now)
@@ -111,6 +119,15 @@ class Engine:
             if entry.state.status in _CALLED_OFF:
                 await self._settle(entry, now)
         entry.due = due(entry.rollout, entry.state, counts, now)
+
+    def _put_away(self, entry: Entry) -> bool:
+        """Let go of a rollout that is over."""
+        rollout_id = entry.rollout.plan.rollout_id
+        if entry.state.status is not Status.ABORTED or entry.open_ids:
+            return False
+        if rollout_id in self.service.view.entries:
+            self.service.view.drop_rollout(rollout_id)
+        return True
 
     def _mind_the_clock(self, now: float) -> None:
         """Let nothing follow from a clock that jumped: nobody was silent in time that never was.
@@ -281,6 +298,30 @@ class Engine:
         return view.entries[row["id"]]
 
     # ---- memory ----
+
+    def take(self, row: Fields) -> None:
+        """Take a rollout's row as another process has left it."""
+        view = self.service.view
+        entry = view.entries.get(row["id"])
+        state = load_state(row["state"])
+        if entry is not None:
+            if row["revision"] > entry.revision:
+                view.put_rollout(entry.rollout, state, row["revision"], entry.created_at)
+        elif state.status is not Status.ABORTED:
+            before: list[Any] = []
+            if not view.hands_out(row["firmware_id"]):
+                before = self.service.db.read_now(attempts.of_firmwares, [row["firmware_id"]])
+            rollout = Rollout(parse(json.loads(row["plan"])))
+            view.put_rollout(rollout, state, row["revision"], row["created_at"])
+            for attempt in before:
+                view.put_attempt(attempt_of(attempt._mapping))
+            self._retire(rollout.plan.release.device_type)
+
+    def reload(self) -> None:
+        """Read all rollouts again."""
+        for rollout_id in list(self.service.view.entries):
+            self.service.view.drop_rollout(rollout_id)
+        self.service.db.read_now(self._load)
 
     def _load(self, conn: Connection) -> None:
         kept: dict[str, int] = {}

@@ -50,12 +50,21 @@ class Nonces:
         self.seen = kept
 
 
+class Memory(Protocol):
+    """What is remembered of one beacon's requests."""
+
+    @property
+    def floor(self) -> int: ...
+
+    def use(self, nonce: str, ts: int, now: float) -> bool: ...
+
+
 class Keyed(Protocol):
     """What the gate needs of a beacon."""
 
     key: bytes
     next_key: bytes | None
-    nonces: Nonces
+    nonces: Memory
 
 
 B = TypeVar("B", bound=Keyed)

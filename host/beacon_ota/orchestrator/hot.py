@@ -18,6 +18,8 @@ from beacon_ota.orchestrator.view import Node
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
+_UNKNOWN = ("unknown_beacon", "bad_mac")
+
 
 class Hot:
     """An ASGI application that answers beacons and hands everything else on."""
@@ -34,12 +36,20 @@ class Hot:
         call = _call(scope)
         given = asgi.header(scope, b"authorization")
         if call is None or given[:7].lower() == "bearer ":
+            if self.service.shared:
+                await self._follow()
             await self.rest(scope, receive, send)
             return
         caller: Caller[Node] | None = None
         try:
             body = await asgi.body(scope, receive, LIMITS.status_body) if call is status else b""
-            caller = self._identify(scope, given, body)
+            try:
+                caller = self._identify(scope, given, body)
+            except Refused as error:
+                if error.code not in _UNKNOWN or not self.service.shared:
+                    raise
+                await self.service.catch_up()  # another process may have just learned of it
+                caller = self._identify(scope, given, body)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon)
             await call(self.service, caller, body, scope, send)
@@ -55,6 +65,13 @@ class Hot:
             log.exception("a beacon's request failed: %s", scope["path"])
             problem = Problem(500, "internal", "the orchestrator failed; the log says how")
             await self._refuse(scope, send, problem, caller)
+
+    async def _follow(self) -> None:
+        """Let an administrator see what was done a moment ago through another process."""
+        try:
+            await self.service.catch_up()
+        except BeaconOtaError as error:
+            log.warning("what the other workers did cannot be read: %s", error)
 
     def _identify(self, scope: Scope, given: str, body: bytes) -> Caller[Node]:
         service = self.service

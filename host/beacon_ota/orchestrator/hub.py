@@ -16,6 +16,7 @@ class Hub:
     def __init__(self) -> None:
         self._followers: set[asyncio.Queue[Fields | None]] = set()
         self.on_stored: Callable[[], object] = lambda: None  # there is one more to resume from
+        self._tell: Callable[[Fields], object] | None = None
 
     def check_room(self) -> None:
         """Refuse one follower too many (Problem ``followers``)."""
@@ -32,8 +33,25 @@ class Hub:
         """Stop following."""
         self._followers.discard(queue)
 
+    @property
+    def followed(self) -> bool:
+        """Tell whether anybody follows."""
+        return bool(self._followers)
+
+    def hand_on(self, tell: Callable[[Fields], object]) -> None:
+        """There are other processes: ``tell`` them of the moment.
+
+        Stored events come back, with theirs, through :meth:`deliver`: in one order for all.
+        """
+        self._tell = tell
+
     def publish(self, event: Fields) -> None:
-        """Hand an event to everybody."""
+        """Hand an event that was committed to everybody."""
+        if self._tell is None:
+            self.deliver(event)
+
+    def deliver(self, event: Fields) -> None:
+        """Hand an event to the followers."""
         if event["id"] is not None:
             self.on_stored()
         for queue in tuple(self._followers):
@@ -46,8 +64,12 @@ class Hub:
 
     def tell(self, at: float, kind: str, subject: str, data: Fields) -> None:
         """Hand on something of the moment (progress): not stored, so without an id."""
-        if self._followers:
-            self.publish({"id": None, "at": at, "kind": kind, "subject": subject, "data": data})
+        if not self._followers and self._tell is None:
+            return
+        event = {"id": None, "at": at, "kind": kind, "subject": subject, "data": data}
+        self.deliver(event)
+        if self._tell is not None:
+            self._tell(event)
 
     def close(self) -> None:
         """End every follower's stream."""

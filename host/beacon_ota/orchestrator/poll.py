@@ -64,6 +64,10 @@ async def poll(
         await asgi.respond(send, 204, b"", (wait, reason, caller.seal(204, EMPTY)))
         return
     attempt = await service.offer(node, decision)
+    if attempt.result is not None:  # made and ended through another process meanwhile
+        soon = (b"retry-after", b"1")
+        await asgi.respond(send, 204, b"", (soon, caller.seal(204, EMPTY)))
+        return
     release = view.releases[attempt.firmware_id]
     window = ""
     if decision.not_before is not None and decision.not_after is not None:

@@ -4,6 +4,7 @@ Nothing here is counted up: every number shown is derived from rows that exist o
 """
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -26,6 +27,9 @@ metadata = MetaData(
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     }
 )
+
+# SQLite counts rows with no other type, and needs none: its integers have 64 bits anyway.
+_Serial = BigInteger().with_variant(Integer, "sqlite")
 
 firmwares = Table(
     "firmwares",
@@ -81,8 +85,8 @@ beacons = Table(
     Column("quarantined_at", Double),
     Column("quarantine_reason", Text),
     Column("cleared_at", Double, nullable=False, default=0.0),  # failures before it are forgiven
-    Column("reset_cause", Integer),
-    Column("heap_free_min", Integer),
+    Column("reset_cause", BigInteger),
+    Column("heap_free_min", BigInteger),
     Column("clock_unset", Boolean, nullable=False, default=False),
     Column("insecure", Boolean, nullable=False, default=False),
     Index(None, "site"),
@@ -112,6 +116,7 @@ attempts = Table(
     Column("beacon_id", String(64), nullable=False),
     Column("firmware_id", String(24), ForeignKey("firmwares.id"), nullable=False),
     Column("rollout_id", String(24), ForeignKey("rollouts.id"), nullable=False),
+    Column("mirror", String(24)),  # whose it is to settle; null: this orchestrator's own
     Column("wave", Integer, nullable=False),
     Column("stage", Integer, nullable=False),
     Column("n", Integer, nullable=False),  # counts every offer of this rollout to this beacon
@@ -128,12 +133,12 @@ attempts = Table(
     Column("detail", String(200)),
     Column("late_result", String(16)),  # what arrived after the beacon had been given up
     Column("late_at", Double),
-    Column("bytes", Integer),
-    Column("duration_ms", Integer),
-    Column("trials", Integer),
-    Column("reset_cause", Integer),
-    Column("heap_free_min", Integer),
-    Column("advertising_paused_ms", Integer),
+    Column("bytes", BigInteger),
+    Column("duration_ms", BigInteger),
+    Column("trials", BigInteger),
+    Column("reset_cause", BigInteger),
+    Column("heap_free_min", BigInteger),
+    Column("advertising_paused_ms", BigInteger),
     UniqueConstraint("rollout_id", "beacon_id", "n"),
     Index(None, "beacon_id", "offered_at"),
     Index(None, "firmware_id", "result"),
@@ -142,7 +147,7 @@ attempts = Table(
 reports = Table(
     "reports",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", _Serial, primary_key=True, autoincrement=True),
     Column("beacon_id", String(64), nullable=False),
     Column("attempt_id", String(24)),
     Column("at", Double, nullable=False),
@@ -199,7 +204,7 @@ audit = Table(
     Column("at", Double, nullable=False),
     Column("actor", String(64), nullable=False),
     Column("action", String(48), nullable=False),
-    Column("target", String(128), nullable=False),
+    Column("target", String(256), nullable=False),
     Column("reason", Text, nullable=False),
     Column("detail", Text, nullable=False),  # JSON
     Column("previous", String(64), nullable=False),
@@ -212,7 +217,7 @@ events = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("at", Double, nullable=False),
     Column("kind", String(48), nullable=False),
-    Column("subject", String(128), nullable=False),
+    Column("subject", String(256), nullable=False),
     Column("data", Text, nullable=False),  # JSON
     sqlite_autoincrement=True,  # an id is never used twice, so followers can resume from it
 )
@@ -267,4 +272,33 @@ settings = Table(
     metadata,
     Column("key", String(64), primary_key=True),
     Column("value", Text, nullable=False),
+)
+
+# What changed, for those who keep a copy: other workers on the same database, or a mirror's
+# primary. Written by triggers, in the order of the commits.
+changes = Table(
+    "changes",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("what", String(16), nullable=False),  # the table
+    Column("key", String(256), nullable=False),
+    Column("worker", String(24)),  # who did it; null: the command line
+    Index(None, "what", "key"),
+    sqlite_autoincrement=True,
+)
+
+mirrors = Table(
+    "mirrors",
+    metadata,
+    Column("id", String(24), primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("site", String(256), nullable=False),  # it serves what is there and below
+    Column("token_id", String(8), ForeignKey("tokens.id"), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("removed_at", Double),
+    Column("epoch", String(24)),  # of the mirror's data; another one counts from 1 again
+    Column("seq", _Serial, nullable=False, default=0),  # of the last change taken over
+    Column("seen_at", Double),
+    Column("status", Text, nullable=False, default="{}"),  # JSON: what it says of itself
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from sqlalchemy import Connection
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from beacon_ota.errors import ReachError, UsageError
@@ -23,6 +24,8 @@ from beacon_ota.orchestrator.api.app import create_app
 from beacon_ota.orchestrator.asgi import ABORT
 from beacon_ota.orchestrator.bounded import Bounded
 from beacon_ota.orchestrator.clock import Clock
+from beacon_ota.orchestrator.cluster import Cluster
+from beacon_ota.orchestrator.database import is_shared
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.hot import Hot
 from beacon_ota.orchestrator.limits import LIMITS
@@ -167,6 +170,13 @@ def serve(settings: Settings, listen: Listen) -> None:
         ReachError: ``address_in_use`` and the like.
         UsageError: ``keys_missing`` for a secure fleet that trusts no key.
     """
+    if settings.workers > 1 and not is_shared(settings.database or "sqlite"):
+        raise UsageError(
+            "workers_sqlite",
+            "SQLite is one process's; several workers need PostgreSQL",
+            found=settings.workers,
+            expected="--database postgresql://user@host/name, or --workers 1",
+        )
     if settings.trusted is None and not settings.insecure:
         raise UsageError(
             "keys_missing",
@@ -180,12 +190,18 @@ def serve(settings: Settings, listen: Listen) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if settings.workers > 1:
+        from beacon_ota.orchestrator.workers import supervise
+
+        supervise(settings, listen)
+        return
+    work = _serve(settings, listen)
     if sys.platform == "win32":
-        asyncio.run(_serve(settings, listen))
+        asyncio.run(work)
     else:
         import uvloop
 
-        uvloop.run(_serve(settings, listen))
+        uvloop.run(work)
 
 
 def _one_arena() -> None:
@@ -202,18 +218,23 @@ def _one_arena() -> None:
 
 
 async def _serve(settings: Settings, listen: Listen) -> None:
-    sock = _bind(listen)
+    sock = bind(listen)
     service = Service(settings, Clock(listen.time_scale))
     await run(service, Engine(service), sock, listen)
 
 
 async def run(service: Service, engine: Engine, sock: socket.socket, listen: Listen) -> None:
     """Start a service, serve it on a bound socket until told to stop, and stop it."""
+    telling = Webhooks(service)
+    cluster = Cluster(service, engine, telling) if service.shared else None
+    if cluster is not None:
+        cluster.begin()
     await service.start()
     try:
         engine.start()
-        telling = Webhooks(service)
         telling.start()
+        if cluster is not None:
+            cluster.start()
         token = await first_token(service, listen.token_file)
         config = uvicorn.Config(
             Hot(service, Bounded(create_app(service, engine, telling))),
@@ -238,7 +259,7 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
         waiting.cancel()
         if ready.is_set():
             async with announced(listen, sock):
-                listen.on_ready(_url(listen, sock), token)
+                listen.on_ready(url_of(listen, sock), token)
                 stopping = asyncio.create_task(listen.stop.wait())
                 await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
                 stopping.cancel()
@@ -248,12 +269,23 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
         await service.stop()
 
 
-def _bind(listen: Listen) -> socket.socket:
+def bind(listen: Listen, *, port: int | None = None, many: bool = False) -> socket.socket:
+    """Return a socket bound to where we listen.
+
+    Args:
+        port: instead of the one asked for.
+        many: others of ours are bound there, too; the kernel shares the connections out.
+
+    Raises:
+        ReachError: ``address_in_use``, ``address_unusable``.
+    """
     try:
         family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((listen.host, listen.port))
+        if many:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((listen.host, listen.port if port is None else port))
         return sock
     except OSError as error:
         raise ReachError(
@@ -263,7 +295,8 @@ def _bind(listen: Listen) -> socket.socket:
         ) from None
 
 
-def _url(listen: Listen, sock: socket.socket) -> str:
+def url_of(listen: Listen, sock: socket.socket) -> str:
+    """Return where a bound socket is reached."""
     scheme = "https" if listen.tls_cert else "http"
     host = f"[{listen.host}]" if ":" in listen.host else listen.host
     return f"{scheme}://{host}:{sock.getsockname()[1]}"
@@ -276,15 +309,20 @@ async def first_token(service: Service, file: Path | None) -> str | None:
         The token to be shown once, None when it was written, or there is one already.
     """
 
-    def work(conn) -> str | None:
-        now = service.clock.now()
-        if tokens.usable_admins(conn, now):
-            return None
-        row, token = tokens.create(conn, "first", "admin", now)
-        audit.add(conn, now, "orchestrator", "token.created", row["name"], "first start")
-        return token
+    return keep_token(await service.db.write(make_token, service.clock.now()), file)
 
-    token = await service.db.write(work)
+
+def make_token(conn: Connection, now: float) -> str | None:
+    """Make the first admin token, None when there is one that works."""
+    if tokens.usable_admins(conn, now):
+        return None
+    row, token = tokens.create(conn, "first", "admin", now)
+    audit.add(conn, now, "orchestrator", "token.created", row["name"], "first start")
+    return token
+
+
+def keep_token(token: str | None, file: Path | None) -> str | None:
+    """Write a token into ``file`` if one is named; returns what is left to be shown."""
     if token is None or file is None:
         return token
     descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)

@@ -17,7 +17,8 @@ from sqlalchemy import Connection
 from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.blobs import BlobDamaged, Blobs
 from beacon_ota.orchestrator.clock import Clock
-from beacon_ota.orchestrator.database import Database, sqlite_url
+from beacon_ota.orchestrator.database import Database, StorageError, is_shared, sqlite_url
+from beacon_ota.orchestrator.gate import Memory
 from beacon_ota.orchestrator.hub import Hub
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide
 from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Reason, Result
@@ -26,6 +27,7 @@ from beacon_ota.orchestrator.store import (
     attempts,
     audit,
     beacons,
+    changes,
     events,
     firmwares,
     sites,
@@ -39,6 +41,7 @@ log = logging.getLogger("beacon_ota.orchestrator")
 BACK_GRACE_S = 120.0  # a beacon back on its old image may still tell why, in its own words
 FLUSH_S = 3.0  # last-seen times are written this often
 PRUNE_S = 600.0
+UNDER_WAY_S = 3600.0  # younger files without a row may be another process's upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Settings:
     zone: str = "UTC"
     window: str = "03:00-05:00"
     database: str | None = None
+    workers: int = 1
     webhook_local: bool = False
 
 
@@ -79,17 +83,25 @@ class Counts:
 class Service:
     """The orchestrator without its sockets."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock | None = None,
+        nonces: "Callable[[str], Memory] | None" = None,
+    ):
         self.settings = settings
         self.clock = clock or Clock()
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.blobs = Blobs(settings.data)
-        self.db = Database(settings.database or sqlite_url(settings.data))
+        self.worker = store.new_id()
+        self.shared = is_shared(settings.database or "sqlite")
+        self.leads = True  # unless there are other processes, and one of those does
+        self.db = Database(settings.database or sqlite_url(settings.data), worker=self.worker)
         self.hub = Hub()
         self.counts = Counts()
         self.started_at = self.clock.now()
         self.listening_since = self.started_at  # without interruption, as the clock has it
-        self.view = View(self.started_at, zone=settings.zone, window=settings.window)
+        self.view = View(self.started_at, zone=settings.zone, window=settings.window, nonces=nonces)
         self.uploads = asyncio.Lock()  # from the check that a version is free to its row
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -99,7 +111,8 @@ class Service:
         """Read the database, remove what a crash left over, and begin the background work."""
         self.db.start()
         self.db.read_now(self._load)
-        for digest in self.blobs.sweep(self.db.read_now(firmwares.blobs)):
+        known = self.db.read_now(firmwares.blobs)
+        for digest in self.blobs.sweep(known, UNDER_WAY_S if self.shared else 0.0):
             log.warning("removed an image file that no release refers to: %s", digest)
         self.run(self._flushing())
         self.run(self._pruning())
@@ -114,6 +127,9 @@ class Service:
         await self.flush()
         await self.db.stop()
 
+    async def catch_up(self) -> None:
+        """Wait until the view holds what other processes have committed; here there are none."""
+
     def run(self, work: Awaitable[None]) -> None:
         """Run a task of the background for as long as the orchestrator runs."""
         self._tasks.append(asyncio.ensure_future(work))
@@ -125,6 +141,13 @@ class Service:
             view.put_beacon(dict(row._mapping))
         for row in firmwares.every(conn):
             view.put_release(row)
+
+    def reload(self) -> None:
+        """Read sites, beacons and releases again."""
+        there = {row.id for row in self.db.read_now(beacons.every)}
+        for beacon_id in set(self.view.nodes) - there:
+            self.view.drop_beacon(beacon_id)
+        self.db.read_now(self._load)
 
     # ---- changes, with their traces ----
 
@@ -311,7 +334,11 @@ class Service:
         """Write when beacons were last heard from, and what they run."""
         rows = self.view.take_dirty()
         if rows:
-            await self.db.write(beacons.seen, rows)
+            try:
+                await self.db.write(beacons.seen, rows)
+            except StorageError:
+                self.view.keep_dirty(rows)
+                raise
 
     async def _flushing(self) -> None:
         while True:
@@ -321,6 +348,9 @@ class Service:
     async def _pruning(self) -> None:
         while True:
             await asyncio.sleep(PRUNE_S)
+            if not self.leads:
+                continue
+            await self._guarded(self.db.write(changes.prune))
             await self._guarded(self.db.write(beacons.prune))
             await self._guarded(self.db.write(events.prune))
             await self._guarded(self.db.write(webhooks.prune))
@@ -353,6 +383,8 @@ class Service:
             await work
         except asyncio.CancelledError:
             raise
+        except StorageError as error:
+            log.error("background work has to wait: %s", error)
         except Exception:
             log.exception("background work failed")
 

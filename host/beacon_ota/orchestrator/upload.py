@@ -28,6 +28,14 @@ class Uploaded(NamedTuple):
     created: bool
 
 
+class _TakenError(Exception):
+    """The version has got its release meanwhile."""
+
+    def __init__(self, row: Fields):
+        super().__init__(row["id"])
+        self.row = row
+
+
 async def upload(
     service: Service, actor: Actor, content_type: str, body: AsyncIterator[bytes]
 ) -> Uploaded:
@@ -108,6 +116,13 @@ async def _store(
         "uploaded_by": actor.name,
         "promoted_at": now if claim.channel == "stable" else None,
     }
+
+    def add(conn: Connection) -> Fields:
+        there = firmwares.named(conn, claim.device_type, claim.version)
+        if there is not None:
+            raise _TakenError(there)
+        return firmwares.add(conn, row)
+
     new = await asyncio.to_thread(service.blobs.keep, file, found.blob)
     try:
         stored = await asyncio.shield(
@@ -115,8 +130,7 @@ async def _store(
                 actor.name,
                 "firmware.uploaded",
                 row["id"],
-                firmwares.add,
-                row,
+                add,
                 then=service.view.put_release,
                 detail={
                     "device_type": claim.device_type,
@@ -126,8 +140,10 @@ async def _store(
                 },
             )
         )
+    except _TakenError as error:  # by an upload to another process
+        return await _again(service, actor, error.row, file, found)
     except Exception:
-        if new:
+        if new and not service.shared:  # else another process may just have found them there
             service.blobs.remove(found.blob)
         raise
     return Uploaded(stored, True)

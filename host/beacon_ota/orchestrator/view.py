@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from beacon_ota.orchestrator.gate import Nonces
+from beacon_ota.orchestrator.gate import Memory, Nonces
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
@@ -32,7 +32,7 @@ class Node:
     facts: Beacon
     key: bytes
     next_key: bytes | None
-    nonces: Nonces
+    nonces: Memory
     last_seen: float | None
     address: str = ""
     query: bytes = b""  # of the last poll: the same one need not be read again
@@ -71,8 +71,16 @@ class Entry:
 class View:
     """The fleet as the last commit left it."""
 
-    def __init__(self, started_at: float, *, zone: str = "UTC", window: str = "03:00-05:00"):
-        self._floor = int(started_at)
+    def __init__(
+        self,
+        started_at: float,
+        *,
+        zone: str = "UTC",
+        window: str = "03:00-05:00",
+        nonces: "Callable[[str], Memory] | None" = None,
+    ):
+        floor = int(started_at)
+        self._nonces = nonces or (lambda _beacon_id: Nonces(floor))
         self._zone, self._window = zone, window
         self.nodes: dict[str, Node] = {}
         self.releases: dict[str, Release] = {}
@@ -104,10 +112,13 @@ class View:
             cleared_at=row["cleared_at"],
         )
         if known is None:
-            node = Node(facts, row["key"], row["next_key"], Nonces(self._floor), row["last_seen"])
+            nonces = self._nonces(row["id"])
+            node = Node(facts, row["key"], row["next_key"], nonces, row["last_seen"])
             self.nodes[row["id"]] = node
             return node
-        if known.last_seen is not None and known.last_seen > (row["last_seen"] or 0.0):
+        if known.last_seen is None or known.last_seen <= (row["last_seen"] or 0.0):
+            known.last_seen = row["last_seen"]
+        else:
             facts = replace(  # the row is older than what it said since
                 facts,
                 version=known.facts.version,
@@ -160,6 +171,12 @@ class View:
             }
             for beacon_id, node in dirty.items()
         ]
+
+    def keep_dirty(self, rows: list[Fields]) -> None:
+        """Put back the rows of a flush that could not be written."""
+        for row in rows:
+            if (node := self.nodes.get(row["beacon"])) is not None:
+                self.dirty.setdefault(row["beacon"], node)
 
     # ---- places ----
 

@@ -61,6 +61,10 @@ class Webhooks:
         self._seen = min((hook["seen"] for hook in self._hooks), default=0)
         self._wake.set()
 
+    def refresh(self) -> None:
+        """Look at the webhooks again: another process has changed them, or led before us."""
+        self.reload(self.service.db.read_now(webhooks.every))
+
     def wake(self) -> None:
         """Look again soon: something is to be delivered."""
         self._wake.set()
@@ -78,7 +82,7 @@ class Webhooks:
             self._wake.clear()
             pause = _LOOK_S
             try:
-                if self._hooks:
+                if self._hooks and self.service.leads:
                     await self._look()
                     for webhook_id, due in await self.service.db.read(webhooks.next_due):
                         wait = clock.real(max(due - clock.now(), 0.0))

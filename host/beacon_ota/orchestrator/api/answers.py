@@ -26,11 +26,14 @@ def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None)
     )
 
 
+_LAST = 253402300799.0  # of the year 9999; a beacon's clock may be further
+
+
 def iso(at: float | None) -> str | None:
     """Return UTC seconds in ISO 8601."""
     if at is None:
         return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    return datetime.fromtimestamp(min(at, _LAST), UTC).isoformat(timespec="milliseconds")
 
 
 def page(name: str, rows: list[Fields], **more: Any) -> Response:

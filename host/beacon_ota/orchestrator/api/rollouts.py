@@ -269,9 +269,15 @@ async def _move(service: Service, engine: Engine, rollout_id: str, actor: Actor,
             "rollout_not_active", "the rollout is over", found=row["status"], expected="active"
         )
     async with engine.moving:
-        now = service.clock.now()
-        made: Sequence[Transition] = work(entry, now, actor.name)
-        await engine.commit(entry, made)
+        for last in (False, False, True):
+            now = service.clock.now()
+            made: Sequence[Transition] = work(entry, now, actor.name)
+            try:
+                await engine.commit(entry, made)
+                break
+            except UsageError as error:  # moved by another process: is it still possible?
+                if last or error.code != "rollout_moved":
+                    raise
         await engine.step(entry)
     return answer(await shown(service, engine, rollout_id))
 

@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, null, select, text, update
+from sqlalchemy import (
+    Connection,
+    bindparam,
+    func,
+    insert,
+    null,
+    select,
+    text,
+    update,
+)
 
 from beacon_ota.orchestrator.schema import attempts
 from beacon_ota.orchestrator.store import Fields, new_id
@@ -22,6 +31,11 @@ COLUMNS = tuple(attempts.c.keys())
 _OFFER = Prepared(insert(attempts), COLUMNS)
 _a = attempts.c
 _GET = Prepared(select(attempts).where(_a.id == bindparam("attempt")))
+_NEWEST = Prepared(
+    select(attempts)
+    .where(_a.rollout_id == bindparam("rollout"), _a.beacon_id == bindparam("beacon"))
+    .order_by(_a.n.desc())
+)
 _OPEN = (_a.id == bindparam("attempt")) & _a.result.is_(None)
 _TAKEN = func.coalesce(_a.taken_at, bindparam("at"))
 _TAKE = Prepared(update(attempts).where(_OPEN).values(taken_at=_TAKEN).returning(attempts))
@@ -73,7 +87,15 @@ _LATE = Prepared(
 
 
 def offer(conn: Connection, row: Fields) -> Fields:
-    """Record an offer, before the beacon hears of it."""
+    """Record an offer, before the beacon hears of it.
+
+    Returns:
+        ``row``; or what another process has offered the beacon since ``row`` was decided upon.
+    """
+    who = {"beacon": row["beacon_id"], "rollout": row["rollout_id"]}
+    newest = _NEWEST.first(conn, who)
+    if newest is not None and newest["n"] >= row["n"]:
+        return newest
     _OFFER.first(conn, row)
     return row
 
@@ -84,7 +106,12 @@ def offer_again(conn: Connection, row: Fields) -> Fields:
     So a beacon that asks and asks and never begins has one row, not one for every ten minutes.
     When its word has arrived after all, the attempt is over, and ``row`` is a new one.
     """
-    return _AGAIN.first(conn, row) or offer(conn, {**row, "id": new_id(), "n": row["n"] + 1})
+    if (renewed := _AGAIN.first(conn, row)) is not None:
+        return renewed
+    known = get(conn, row["id"])
+    if known is not None and known["result"] is None:
+        return known  # another process was faster
+    return offer(conn, {**row, "id": new_id(), "n": row["n"] + 1})
 
 
 def take(conn: Connection, attempt_id: str, at: float) -> Fields | None:

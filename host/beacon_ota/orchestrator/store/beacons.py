@@ -58,6 +58,11 @@ def every(conn: Connection) -> list[Any]:
     return list(conn.execute(select(beacons)))
 
 
+def count(conn: Connection) -> int:
+    """Return how many beacons are registered."""
+    return conn.scalar(select(func.count()).select_from(beacons)) or 0
+
+
 def seen(conn: Connection, rows: list[Fields]) -> None:
     """Write what a batch of polls said: ``beacon``, ``at``, ``running``, …"""
     _SEEN.many(conn, rows)

@@ -1,0 +1,178 @@
+"""``serve --workers N``: one parent that binds and watches, N processes that serve.
+
+The parent forks before anything runs in it; each worker has a socket of its own at the same
+address, so that the kernel shares the connections out. The parent keeps the sockets open: what
+waits at the one of a worker that was killed is taken up by the next in its place. What must be
+the same for all, the clock and what is remembered against replays, is made before the fork.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from beacon_ota.errors import ReachError
+from beacon_ota.orchestrator import server
+from beacon_ota.orchestrator.clock import Clock
+from beacon_ota.orchestrator.database import connect, migrate
+from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.nonces import SharedNonces
+from beacon_ota.orchestrator.server import Listen
+from beacon_ota.orchestrator.service import Service, Settings
+from beacon_ota.orchestrator.store import beacons
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+_READY = b"r"
+_EARLY_S = 5.0  # a worker that ends within this is not started again at once
+_START_S = 120.0
+
+
+class _Parent:
+    """What the workers inherit, and who of them is alive."""
+
+    def __init__(self, settings: Settings, listen: Listen):
+        self.settings, self.listen = settings, listen
+        self.clock = Clock(listen.time_scale)
+        engine = connect(settings.database or "")
+        try:
+            migrate(engine)
+            with engine.begin() as conn:
+                self.token = server.make_token(conn, self.clock.now())
+                registered = beacons.count(conn)
+        finally:
+            engine.dispose()
+        self.nonces = SharedNonces(self.clock.now(), registered)
+        server.bind(listen).close()  # else two that were started twice would share, unknowingly
+        first = server.bind(listen, many=True)
+        port = first.getsockname()[1]
+        self.sockets = [first] + [
+            server.bind(listen, port=port, many=True) for _ in range(settings.workers - 1)
+        ]
+        for sock in self.sockets:
+            sock.listen(2048)
+        self.life = os.pipe()  # its writing end is the parent's alone: it closes with the parent
+        self.ready = os.pipe()
+        self.alive: dict[int, tuple[int, float]] = {}
+        self.stopping = False
+
+    def run(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        for index in range(self.settings.workers):
+            self._fork(index)
+        try:
+            self._wait_until_ready()
+            if not self.stopping:
+                url = server.url_of(self.listen, self.sockets[0])
+                shown = server.keep_token(self.token, self.listen.token_file)
+                self.listen.on_ready(url, shown)
+            while self.alive:
+                self._bury(*os.wait())
+        finally:
+            self._stop()
+            while self.alive:
+                self._bury(*os.wait())
+
+    def _stop(self, *_signal: object) -> None:
+        self.stopping = True
+        for pid in list(self.alive):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _wait_until_ready(self) -> None:
+        waiting = self.settings.workers
+        end = time.monotonic() + _START_S
+        while waiting and not self.stopping:
+            there, _, _ = select.select([self.ready[0]], [], [], 0.1)
+            if there:
+                waiting -= len(os.read(self.ready[0], 64))
+            pid, _status = os.waitpid(-1, os.WNOHANG)
+            if pid or time.monotonic() > end:
+                self.alive.pop(pid, None)
+                raise ReachError("worker_failed", "a worker did not start; the log says why")
+
+    def _bury(self, pid: int, status: int) -> None:
+        index, born = self.alive.pop(pid, (-1, 0.0))
+        if index < 0 or self.stopping:
+            return
+        log.error("worker %d ended (status %d); another takes its place", pid, status)
+        if time.monotonic() - born < _EARLY_S:
+            time.sleep(1.0)  # a signal interrupts neither this nor what follows from it
+        if not self.stopping:
+            self._fork(index)
+
+    def _fork(self, index: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with _held_back():
+            pid = os.fork()
+            if pid:
+                self.alive[pid] = (index, time.monotonic())
+                return
+        code = 1
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            os.setpgid(0, 0)  # an interrupt at the terminal is the parent's to hand on
+            os.close(self.life[1])
+            self._work(index)
+            code = 0
+        except BaseException:
+            log.exception("worker %d failed", os.getpid())
+        finally:
+            os._exit(code)
+
+    def _work(self, index: int) -> None:
+        import uvloop
+
+        sock = self.sockets[index]
+        for other in self.sockets:
+            if other is not sock:
+                other.close()
+
+        def ready(_url: str, _token: str | None) -> None:
+            with contextlib.suppress(OSError):  # nobody counts any more
+                os.write(self.ready[1], _READY)
+
+        listen = replace(
+            self.listen,
+            announce=self.listen.announce and index == 0,
+            token_file=None,
+            on_ready=ready,
+            stop=asyncio.Event(),
+        )
+        uvloop.run(self._serve(sock, listen))
+
+    async def _serve(self, sock: socket.socket, listen: Listen) -> None:
+        def orphaned() -> None:
+            loop.remove_reader(self.life[0])
+            listen.stop.set()
+
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.life[0], orphaned)
+        service = Service(self.settings, self.clock, self.nonces.of)
+        await server.run(service, Engine(service), sock, listen)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Let no signal come between a fork and its being noted."""
+    numbers = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def supervise(settings: Settings, listen: Listen) -> None:
+    """Run several workers until interrupted; one that dies is replaced."""
+    _Parent(settings, listen).run()

@@ -1,0 +1,189 @@
+"""The orchestrator on PostgreSQL: whole rollouts, what text may hold, and a database that fails."""
+
+import asyncio
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import text
+
+from beacon_ota.errors import ReachError, UsageError
+from beacon_ota.orchestrator.database import Database, connect, migrate, newest_revision
+from beacon_ota.orchestrator.schema import metadata
+from beacon_ota.orchestrator.store import changes, events
+from tests.orchestrator.postgres import cluster
+from tests.orchestrator.test_rollout_flow import (  # noqa: F401  the same, over another database
+    release,
+    test_a_late_success_is_noted_and_changes_nothing,
+    test_a_restart_forgets_nothing,
+    test_a_withdrawn_release_stops_everybody,
+    test_an_abort_lets_those_who_reboot_come_to_their_end,
+    test_moved_by_two_at_once_it_moves_once,
+    test_three_attempts_then_quarantine_until_forgiven,
+    test_waves_by_building_and_windows,
+)
+from tests.orchestrator.world import Local, Server, beacons, until, upload
+
+
+@pytest.fixture
+def local(tmp_path, caplog):
+    with Local(tmp_path / "data", database=cluster().database()) as local:
+        until(lambda: local.service.leads)
+        yield local
+    failures = [record for record in caplog.records if record.exc_info]
+    assert not failures, caplog.text
+
+
+def test_the_migrations_lead_to_the_schema():
+    engine = connect(cluster().database())
+    with engine.connect() as conn:
+        context = MigrationContext.configure(conn)
+        assert context.get_current_revision() == newest_revision()
+        assert compare_metadata(context, metadata) == []
+    migrate(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "code"),
+    [
+        ("mysql://x/y", UsageError, "database_url"),
+        ("nothing", UsageError, "database_url"),
+        ("postgresql+asyncpg://nobody@/nowhere?host=/nonexistent", ReachError, "database"),
+    ],
+)
+def test_a_database_that_is_none(url, kind, code):
+    with pytest.raises(kind) as caught:
+        migrate(connect(url))
+    assert caught.value.code == code
+
+
+def test_a_beacon_may_say_what_the_database_cannot_keep(local, tmp_path):
+    (beacon,) = local.beacons(1)
+    made = upload(local.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    local.admin().create_rollout(made, {"preset": "all-at-once", "window": "00:00-24:00"})
+    offer = beacon.offered()
+    assert beacon.download(offer).status == 200
+    answer = beacon.report(
+        "failed",
+        offer,
+        stage="verify",
+        code="image",
+        detail="\0" + "ä" * 99,
+        duration_ms=2**39,
+        heap_free_min=2**32,
+        journal=[[2**31 - 1, 2**39, "boot", "crash", "\0x"]],
+    )
+    assert answer.status == 200, answer.body
+    shown = local.admin().beacon(beacon.id)
+    assert shown["attempts"][0]["detail"] == "\ufffd" + "ä" * 99
+    assert shown["attempts"][0]["duration_ms"] == 2**39
+    assert shown["journal"][0]["detail"] == "\ufffdx"
+    path = "x" * 200
+    assert local.admin().call("POST", "/api/sites", json={"path": path})["path"] == path
+
+
+def put(conn, kind):
+    return events.add(conn, 1.0, kind, "s", {})
+
+
+def test_a_connection_that_is_cut_costs_one_answer_at_most():
+    async def main() -> None:
+        url = cluster().database()
+        db = Database(url, worker="me")
+        db.start()
+        other = connect(url, readonly=True)
+        try:
+            await db.write(put, "before")
+            with other.connect() as conn:
+                conn.execution_options(isolation_level="AUTOCOMMIT").execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+                )
+            await db.write(put, "after")
+            rows = await db.read(events.since, 0, 10)
+            assert [row["kind"] for row in rows] == ["before", "after"]
+        finally:
+            other.dispose()
+            await db.stop()
+
+    asyncio.run(main())
+
+
+def test_a_writer_that_dies_in_a_transaction_holds_up_nobody():
+    def cut(conn):
+        put(conn, "lost")
+        conn.connection.driver_connection.close()
+
+    async def main() -> None:
+        db = Database(cluster().database(), worker="me")
+        db.start()
+        try:
+            done = await asyncio.gather(
+                db.write(put, "beside"), db.write(cut), return_exceptions=True
+            )
+            assert isinstance(done[1], ReachError)
+            await db.write(put, "after")
+            kinds = [row["kind"] for row in await db.read(events.since, 0, 10)]
+            assert kinds[-1] == "after" and "lost" not in kinds
+        finally:
+            await db.stop()
+
+    asyncio.run(main())
+
+
+def test_changes_come_in_the_order_of_the_commits_and_are_forgotten_with_a_note(monkeypatch):
+    monkeypatch.setattr(changes, "KEPT", 10)
+
+    async def main() -> None:
+        url = cluster().database()
+        workers = [Database(url, worker=name) for name in ("one", "two", "three")]
+        for db in workers:
+            db.start()
+        try:
+            writes = [db.write(put, f"k{n}") for n in range(40) for db in workers]
+            await asyncio.gather(*writes)
+            read = workers[0].read
+            news = await read(changes.read, 0, "one", True)
+            assert len(news.rows["events"]) == 120 and news.kinds == {"events"}
+            assert list(news.rows["events"]) == sorted(news.rows["events"], key=int)
+            assert not (await read(changes.read, 0, "one", False)).rows
+            await workers[1].write(changes.prune)
+            assert (await read(changes.read, 5, "one", True)).lost
+            left = await read(changes.read, news.seq - 10, "one", True)
+            assert not left.lost and left.seq == news.seq
+        finally:
+            for db in workers:
+                await db.stop()
+
+    asyncio.run(main())
+
+
+def test_the_database_goes_away_and_comes_back(tmp_path):
+    """Polls go on out of memory; what needs a commit is refused by name, and works again after."""
+    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+        one, two = beacons(server, 2)
+        assert one.poll().status == 204
+        cluster().restart()
+        assert two.poll().status == 204
+
+        def answered() -> bool:
+            answer = one.report("idle")
+            assert answer.status in (200, 503), answer.body
+            return answer.status == 200
+
+        until(answered, deadline_s=60)
+        until(lambda: server.admin().call("GET", "/health"), deadline_s=60)
+        firmware = upload(server.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
+        plan = {"preset": "all-at-once", "window": "00:00-24:00"}
+        rollout = server.admin().create_rollout(firmware, plan)["rollout_id"]
+        for beacon in (one, two):
+            beacon.update(beacon.offered())
+        until(
+            lambda: server.admin().rollout(rollout)["status"] == "completed",
+            deadline_s=60,
+            what="a leader to be there again",
+        )
+        assert "Traceback" not in server.log()

@@ -1,0 +1,265 @@
+"""Several workers on one PostgreSQL: what one does the others know, and one may be killed."""
+
+import os
+import re
+import secrets
+import signal
+import threading
+import time
+
+import pytest
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.nonces import ROOM, SharedNonces
+from beacon_ota.orchestrator.server import Listen, serve
+from beacon_ota.orchestrator.service import Settings
+from tests.orchestrator.postgres import cluster
+from tests.orchestrator.test_counts import EVERYBODY, Life
+from tests.orchestrator.world import Local, Server, TestBeacon, beacons, until, upload
+
+DEADLINE_S = 60.0
+
+
+# ---- what is remembered against replays ----
+
+
+def test_a_ring_takes_each_request_once():
+    table = SharedNonces(1000.0, 10)
+    ring, same = table.of("b1"), table.of("b1")
+    nonces = [secrets.token_hex(8) for _ in range(3 * ROOM)]
+    for number, nonce in enumerate(nonces):
+        assert ring.use(nonce, 2000 + number, 2000.0 + number)
+        assert not same.use(nonce, 2000 + number, 2000.0 + number)
+    for number, nonce in enumerate(nonces):  # remembered, or too old by now
+        assert not same.use(nonce, 2000 + number, 2100.0)
+    assert ring.floor > 2000
+    assert not ring.use(secrets.token_hex(8), ring.floor - 1, 2100.0)
+    assert not table.of("other").use(secrets.token_hex(8), 999, 1000.0)
+
+
+def test_what_the_clock_refuses_anyway_makes_room():
+    ring = SharedNonces(1000.0, 10).of("b1")
+    for number in range(10 * ROOM):
+        assert ring.use(secrets.token_hex(8), 2000 + 20 * number, 2000.0 + 20 * number)
+    assert ring.floor == 1000
+
+
+def test_processes_share_it():
+    table = SharedNonces(1000.0, 10)
+    nonces = [secrets.token_hex(8) for _ in range(ROOM)]
+    reading, writing = os.pipe()
+    children = []
+    for _ in range(3):
+        if (pid := os.fork()) == 0:
+            taken = sum(table.of("b1").use(nonce, 2000, 2000.0) for nonce in nonces)
+            os.write(writing, bytes([taken]))
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+    assert sum(os.read(reading, 16)) == ROOM
+    assert not any(table.of("b1").use(nonce, 2000, 2000.0) for nonce in nonces)
+
+
+def test_sqlite_has_one_worker(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        serve(Settings(tmp_path / "data", insecure=True, workers=2), Listen(port=0))
+    assert caught.value.code == "workers_sqlite"
+
+
+# ---- two orchestrators on one database, and a clock of ours ----
+
+
+@pytest.fixture
+def pair(tmp_path, caplog):
+    url = cluster().database()
+    with Local(tmp_path / "one", database=url) as one:
+        until(lambda: one.service.leads, deadline_s=DEADLINE_S)
+        (tmp_path / "two.token").write_text(one.token)
+        with Local(tmp_path / "two", clock=one.clock, database=url) as two:
+            (tmp_path / "two" / "blobs").rmdir()
+            (tmp_path / "two" / "blobs").symlink_to(tmp_path / "one" / "blobs")
+            yield one, two
+    failures = [record for record in caplog.records if record.exc_info]
+    assert not failures, caplog.text
+
+
+def at(beacon: TestBeacon, where: Local) -> TestBeacon:
+    """Have a beacon talk to another one."""
+    beacon.connect(where.url)
+    return beacon
+
+
+def test_what_one_has_done_the_other_knows(pair, tmp_path):
+    one, two = pair
+    firmware = upload(one.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    (beacon,) = one.beacons(1)
+    assert at(beacon, two).poll().status == 204  # registered at the first
+    rollout = two.admin().create_rollout(firmware, EVERYBODY)["rollout_id"]
+    assert one.admin().rollout(rollout)["status"] == "active"
+    offer = at(beacon, one).offered()
+    assert at(beacon, two).offered()["attempt_id"] == offer["attempt_id"]
+    assert at(beacon, two).download(offer).status == 200
+    assert at(beacon, one).report("rebooting", offer).status == 200
+    beacon.install(offer)
+    assert at(beacon, two).report("success", offer, previous_version="1.0.0").status == 200
+    again = at(beacon, one).report("success", offer, previous_version="1.0.0")
+    assert again.json["recorded"] == "repeated"
+    for where in pair:
+        assert where.admin().rollout(rollout)["results"] == {"success": 1}
+    one.step()
+    assert two.admin().rollout(rollout)["status"] == "completed"
+    assert two.admin().verify_audit()["entries"] == one.admin().verify_audit()["entries"]
+
+
+def test_a_halt_at_one_stops_what_the_other_serves(pair, tmp_path):
+    one, two = pair
+    firmware = upload(one.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    (beacon,) = one.beacons(1)
+    rollout = one.admin().create_rollout(firmware, EVERYBODY)["rollout_id"]
+    offer = at(beacon, two).offered()
+    assert beacon.download(offer).status == 200
+    one.admin().move_rollout(rollout, "halt", "enough")
+    until(lambda: two.service.view.entries[rollout].state.status == "halted")
+    assert beacon.report("rebooting", offer).status in (409, 410)
+    two.admin().move_rollout(rollout, "resume", "go on")
+    until(lambda: one.service.view.entries[rollout].state.status != "halted")
+    one.admin().call("DELETE", f"/api/beacons/{beacon.id}")
+    until(lambda: beacon.id not in two.service.view.nodes)
+    assert beacon.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False).status == 401
+
+
+def test_both_offer_at_once_and_it_is_one_attempt(pair, tmp_path):
+    one, two = pair
+    firmware = upload(one.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    fleet = one.beacons(12)
+    rollout = one.admin().create_rollout(firmware, EVERYBODY)["rollout_id"]
+    until(lambda: rollout in two.service.view.entries)
+    twins = [TestBeacon(two.url, beacon.id, beacon.key) for beacon in fleet]
+    found: dict[str, set[str]] = {}
+
+    def ask(beacon: TestBeacon) -> None:
+        beacon.clock = one.clock.now
+        found.setdefault(beacon.id, set()).add(beacon.offered()["attempt_id"])
+
+    threads = [threading.Thread(target=ask, args=(beacon,)) for beacon in [*fleet, *twins]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 12 and all(len(ids) == 1 for ids in found.values())
+    assert len(list(one.admin().attempts(rollout))) == 12
+
+
+def test_events_of_both_are_followed_at_either_in_one_order(pair):
+    one, two = pair
+    queue = two.call(_follow(two))
+    for number in range(20):
+        where = pair[number % 2]
+        where.admin().call("POST", "/api/sites", json={"path": f"s{number}"})
+    one.loop.call_soon_threadsafe(one.service.hub.tell, 1.0, "attempt.downloading", "a", {})
+    until(lambda: queue.qsize() >= 21, deadline_s=DEADLINE_S)
+    told = [queue.get_nowait() for _ in range(21)]
+    stored = [event for event in told if event["id"] is not None]
+    assert [event["id"] for event in stored] == sorted(event["id"] for event in stored)
+    assert [event["subject"] for event in stored] == [f"s{number}" for number in range(20)]
+
+
+async def _follow(where: Local):
+    return where.service.hub.follow()
+
+
+def test_the_lead_passes_on(pair):
+    one, two = pair
+    assert one.service.leads and not two.service.leads
+    one.stop()
+    until(lambda: two.service.leads, deadline_s=DEADLINE_S)
+
+
+# ---- processes ----
+
+
+def workers_of(parent: int) -> list[int]:
+    with open(f"/proc/{parent}/task/{parent}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def test_kill_one_of_four_workers_in_the_middle_of_a_rollout(tmp_path):
+    """Again and again, the leader too: nothing acknowledged is lost, nothing counted twice."""
+    options = (f"--database={cluster().database()}", "--workers=4", "-v")
+    with Server(tmp_path / "data", *options) as server:
+        assert len(workers_of(server.process.pid)) == 4
+        fleet = beacons(server, 24)
+        firmware = upload(server.admin(), "1.1.0", tmp_path, channel="stable")
+        rollout = server.admin().create_rollout(firmware["firmware_id"], EVERYBODY)["rollout_id"]
+        up = threading.Event()
+        up.set()
+        lives = [Life(server, beacon, up) for beacon in fleet]
+        try:
+            for life in lives:
+                life.start()
+            for goal in (3, 8, 14):
+                until(lambda n=goal: _done(lives) >= n, deadline_s=DEADLINE_S)
+                leader = re.findall(r"worker (\d+) leads", server.log())
+                victims = workers_of(server.process.pid)
+                promised = {life.beacon.id for life in lives if life.acknowledged}
+                victim = int(leader[-1]) if leader and int(leader[-1]) in victims else victims[0]
+                os.kill(victim, signal.SIGKILL)
+                known = {
+                    one["beacon_id"]
+                    for one in _insist(lambda: list(server.admin().attempts(rollout)))
+                    if one["result"] == "success"
+                }
+                assert promised <= known
+            until(lambda: _done(lives) == 24, deadline_s=DEADLINE_S)
+        finally:
+            for life in lives:
+                life.over = True
+        until(lambda: len(workers_of(server.process.pid)) == 4, deadline_s=DEADLINE_S)
+        rows = _insist(lambda: list(server.admin().attempts(rollout)))
+        assert sorted(one["beacon_id"] for one in rows) == sorted(one.id for one in fleet)
+        assert {one["result"] for one in rows} == {"success"}
+        until(
+            lambda: _insist(lambda: server.admin().rollout(rollout))["status"] == "completed",
+            deadline_s=DEADLINE_S,
+            what="the next leader to complete it",
+        )
+        shown = server.admin().rollout(rollout)
+        assert shown["total"]["healthy"] == 24
+        kinds = [one["kind"] for one in shown["transitions"]]
+        assert kinds.count("stage_opened") == 1 and kinds.count("completed") == 1
+        assert server.admin().verify_audit()["entries"] > 24
+        assert server.stop() == 0
+        assert "Traceback" not in server.log(), server.log()
+
+
+def test_a_request_that_one_worker_answered_no_other_answers(tmp_path):
+    options = (f"--database={cluster().database()}", "--workers=3")
+    with Server(tmp_path / "data", *options) as server:
+        (beacon,) = beacons(server, 1)
+        target = "/firmwares/latest/esp32c3?version=1.0.0"
+        header = {"Authorization": beacon.sign("GET", target)}
+        answers = []
+        for _ in range(24):  # the kernel picks the worker by the connection
+            beacon.connect(server.url)
+            answers.append(beacon.call("GET", target, headers=header, check=False))
+        assert [answer.status for answer in answers] == [204] + [401] * 23
+        assert {answer.json["code"] for answer in answers[1:]} == {"nonce_used"}
+        pids = workers_of(server.process.pid)
+        server.process.kill()  # the parent: its workers go with it
+        server._gone()
+        until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+
+
+def _done(lives: list[Life]) -> int:
+    return sum(life.acknowledged for life in lives)
+
+
+def _insist(work):
+    """An answer may be lost with the worker that was about to give it."""
+    for _ in range(20):
+        try:
+            return work()
+        except Exception:
+            time.sleep(0.1)
+    return work()
