@@ -27,6 +27,7 @@ BEFORE = "1.0.0"  # what all run at first
 _LOOK_S = 0.5  # wall-clock, between two looks at the rollouts
 _QUIET_S = 1.0  # for what is still on its way when the beacons are switched off
 _AGAIN = 5  # looks at books that do not agree: the orchestrator may have been writing
+_GREETINGS = 30  # tries to be heard at all
 _OVER = ("completed", "halted", "aborted")
 
 Rows = list[dict[str, Any]]
@@ -109,6 +110,8 @@ class Fleet:
             "refused": dict(self.world.stats.refused),
             "forged": self.world.stats.forged,
             "events": self.events,
+            "touched": self.touched(),
+            "serving": round(self.serving(), 4),
             "mismatches": mismatches,
             "unexpected": self._unexpected(),
         }
@@ -161,10 +164,13 @@ class Fleet:
 
     async def _align(self) -> None:
         """Take the orchestrator's time, as the first beacon hears it."""
-        try:
-            await self.beacons[0].greet()
-        except Broken as error:
-            raise ReachError("unreachable", f"the first report broke off: {error.code}") from None
+        for left in range(_GREETINGS, 0, -1):  # the scenario's air may lose some
+            try:
+                await self.beacons[0].greet()
+                return
+            except Broken as error:
+                if left == 1:
+                    raise ReachError("unreachable", f"no report arrives: {error.code}") from None
 
     def _on(self, number: int, after_s: float) -> None:
         async def power() -> None:
@@ -229,12 +235,17 @@ class Fleet:
             self.books[key] = await self._call(self.client.rollout, key)
 
     def _settled(self) -> bool:
-        last = list(self.books.values())
-        return (
-            len(last) == len(self.scenario.releases) > 0
-            and all(one["status"] in _OVER and not one["results"].get("open") for one in last)
-            and all(one.attempt is None or one.dead for one in self.beacons)
-        )
+        """Has everything come to its end? With a share to reach, that is reached, no more."""
+        last, expect = list(self.books.values()), self.scenario.expect
+        if len(last) < len(self.scenario.releases) or not last:
+            return False
+        if any(one.attempt is not None and not one.dead for one in self.beacons):
+            return False
+        if expect.serving is not None and self.serving() < expect.serving:
+            return False
+        if expect.serving is not None and expect.status is None:
+            return True
+        return all(one["status"] in _OVER and not one["results"].get("open") for one in last)
 
     async def _off(self, tasks: list[asyncio.Task[None]]) -> None:
         for task in tasks:
@@ -268,6 +279,8 @@ class Fleet:
             touched = self.touched() / len(self.beacons)
             if touched > expect.touched:
                 found.append(f"{touched:.1%} were touched, expected {expect.touched:.1%} at most")
+        if expect.serving is not None and self.serving() < expect.serving:
+            found.append(f"{self.serving():.1%} run it, expected {expect.serving:.1%} at least")
         if self.world.stats.forged:
             found.append(f"{self.world.stats.forged} answers were not authentic")
         return found
@@ -280,6 +293,11 @@ class Fleet:
         return len(
             {t.beacon for t in self.world.ledger.tries.values() if t.taken and t.firmware == last}
         )
+
+    def serving(self) -> float:
+        """Return the share of the beacons that run the last release."""
+        last = self.scenario.releases[-1].version if self.scenario.releases else BEFORE
+        return sum(one.version == last for one in self.beacons) / len(self.beacons)
 
     async def _call(self, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return await asyncio.to_thread(work, *args, **options)

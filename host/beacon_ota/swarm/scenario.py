@@ -33,6 +33,7 @@
     [expect]                       # of the last release's rollout, beside that the counts agree
     status = "completed"
     touched = 0.1                  # no larger share of the beacons has taken it
+    serving = 1.0                  # no smaller share runs it; until then it does not end
 
 All fields but ``beacons`` and ``for`` may be left out.
 """
@@ -96,6 +97,7 @@ class Expected:
 
     status: str | None = None
     touched: float | None = None
+    serving: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +258,7 @@ def _expected(value: object, where: str) -> Expected:
     found = Expected(
         status=table.take("status", read.choice(STATUSES, "status_unknown"), None),
         touched=table.take("touched", read.share, None),
+        serving=table.take("serving", read.share, None),
     )
     table.done()
     return found
