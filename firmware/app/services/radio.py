@@ -247,10 +247,14 @@ class Radio:
                 elif link in self._live:
                     self._events.append((link, self._of(link), data[1], value))
             elif event == _CONNECT:
+                # The controller stops advertising when somebody connects: also when that one has
+                # gone again before anybody looks.
                 self._serial += 1
                 self._live[link] = (self._serial, _SMALLEST)
+                self._stale = True
             elif event == _DISCONNECT:
                 self._live.pop(link, None)
+                self._stale = True
             elif event == _MTU and link in self._live:
                 self._live[link] = (self._of(link), data[1])
             else:
@@ -306,13 +310,10 @@ class Radio:
         for link in list(self._links):
             if link not in live or live[link][0] != self._links[link][0]:
                 del self._links[link]
-                self._stale = True
                 for _, owner in self._services:
                     self._tell(owner.on_disconnect, link)
         for link in live:
             if link not in self._links:
-                # The controller stops advertising when somebody connects.
-                self._stale = True
                 self._links[link] = [live[link][0], _IDLE, 0]
                 self._heard(link)
 

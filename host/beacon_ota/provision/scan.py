@@ -136,7 +136,8 @@ class Watch:
         known.progress = found.get("progress")  # type: ignore[assignment]
         if isinstance(position := found.get("ibeacon"), bytes):
             known.position = position
-        known.name = data.local_name if blufi and data.local_name else known.name or _named(device)
+        name = data.local_name if blufi and data.local_name else known.name or _named(device)
+        known.name = "".join(c if c.isprintable() else "?" for c in name)  # anybody may say this
         return known
 
     def beacons(self, since: float = 0.0) -> list[Sighting]:
