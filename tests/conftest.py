@@ -1,14 +1,24 @@
 """Cores for the tests: the real one that BEACON_OTA_CORE names, else a synthetic one."""
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from beacon_ota.images import boards, combined, flash, release, synthetic
 
 SMALL = 16 * 1024  # bytes of the small synthetic core
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("beacon-ota", deadline=None)
+settings.load_profile("beacon-ota")
+
+# Run in the background, we would hand an ignored Ctrl-C on to every process that is started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _given() -> Path | None:

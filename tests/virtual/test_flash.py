@@ -53,7 +53,7 @@ def test_journal_counts_operations():
     assert flash.journal == [
         Op(0, "erase", 0, SECTOR),
         Op(1, "erase", SECTOR, SECTOR),
-        Op(2, "program", 16, 3),
+        Op(2, "program", 16, 3, b"abc"),
     ]
 
 
