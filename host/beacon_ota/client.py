@@ -268,6 +268,39 @@ class Client:
         body = {"reason": reason, **_given({"wave": wave})}
         return self.call("POST", f"/api/rollouts/{_part(rollout_id)}/{verb}", json=body)
 
+    # ---- webhooks ----
+
+    def webhooks(self) -> list[Json]:
+        """Return the webhooks, without their secrets."""
+        return self.call("GET", "/api/webhooks")["webhooks"]
+
+    def webhook(self, webhook_id: str, limit: int = 50) -> Json:
+        """Return a webhook and its newest deliveries (``log``)."""
+        params = {"limit": limit}
+        return self.call("GET", f"/api/webhooks/{_part(webhook_id)}", params=params)
+
+    def create_webhook(self, name: str, url: str, kinds: list[str] | None = None) -> Json:
+        """Make a webhook; ``secret`` in the answer is shown nowhere else."""
+        body = {"name": name, "url": url, **_given({"kinds": kinds})}
+        return self.call("POST", "/api/webhooks", json=body)
+
+    def change_webhook(self, webhook_id: str, **fields: Any) -> Json:
+        """Change ``name``, ``url``, ``kinds``, ``enabled``."""
+        return self.call("PATCH", f"/api/webhooks/{_part(webhook_id)}", json=_given(fields))
+
+    def remove_webhook(self, webhook_id: str) -> None:
+        """Remove a webhook and its log."""
+        self.call("DELETE", f"/api/webhooks/{_part(webhook_id)}")
+
+    def do_webhook(self, webhook_id: str, verb: str) -> Json:
+        """``test`` a webhook, or ``rotate`` its secret."""
+        return self.call("POST", f"/api/webhooks/{_part(webhook_id)}/{verb}")
+
+    def retry_delivery(self, webhook_id: str, delivery_id: str) -> Json:
+        """Try a delivery again that was given up."""
+        path = f"/api/webhooks/{_part(webhook_id)}/deliveries/{_part(delivery_id)}/retry"
+        return self.call("POST", path)
+
     # ---- tokens, audit, events ----
 
     def tokens(self) -> list[Json]:

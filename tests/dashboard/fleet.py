@@ -37,7 +37,13 @@ TICKET = "new switches in the hospital, change 4711"
 
 
 class Campus:
-    """The fleet, and the orchestrator that looks after it."""
+    """The fleet, and the orchestrator that looks after it.
+
+    Attributes:
+        rollout_id: of the rollout that is under way.
+    """
+
+    rollout_id: str
 
     def __init__(self, tmp: Path):
         self.tmp = tmp
@@ -252,8 +258,8 @@ class Campus:
         )
 
 
-def populate(tmp: Path) -> tuple[Campus, str]:
-    """Start an orchestrator and fill it; returns it and the rollout that is under way."""
+def populate(tmp: Path) -> Campus:
+    """Start an orchestrator and fill it."""
     campus = Campus(tmp)
     campus.sites()
     campus.release("1.3.1")
@@ -263,7 +269,7 @@ def populate(tmp: Path) -> tuple[Campus, str]:
     for key in campus.dice.sample([one.id for one in campus.awake], 2):
         campus.admin.do_beacon(key, "quarantine", "bench sample, keep as it is")
     campus.pilot()
-    rollout_id = campus.wave()
+    campus.rollout_id = campus.wave()
     campus.trouble()
     campus.local.clock.at += 4 * MINUTE
     for beacon in campus.awake:
@@ -271,4 +277,4 @@ def populate(tmp: Path) -> tuple[Campus, str]:
             beacon.poll()
     campus.local.step()
     campus.local.call(campus.local.service.flush())
-    return campus, rollout_id
+    return campus

@@ -12,9 +12,7 @@ LISTINGS = ("/beacons", "/failures")
 
 @pytest.fixture(scope="module")
 def campus(tmp_path_factory):
-    campus, rollout_id = populate(tmp_path_factory.mktemp("campus"))
-    with campus:
-        campus.rollout_id = rollout_id
+    with populate(tmp_path_factory.mktemp("campus")) as campus:
         yield campus
 
 

@@ -65,7 +65,7 @@ def test_nobody_is_sent_elsewhere(server, there):
 
 def test_a_session_ends(server):
     browser = Signed(server.url, server.token)
-    kept = browser.http.cookies.get_dict()
+    kept = browser.http.cookies.copy()
     csrf = browser.csrf()
     answer = browser.http.post(server.url + "/logout", data={"csrf": "0" * 64})
     assert answer.status_code == 403 and browser.get("/").status_code == 200
@@ -174,7 +174,7 @@ def test_empty_pages_say_what_to_do_next(tmp_path):
             ("/", "beacon-ota provision"),
             ("/rollouts", "beacon-ota rollout start"),
             ("/releases", "beacon-ota release upload"),
-            ("/webhooks", "beacon-ota webhook new"),
+            ("/webhooks", "beacon-ota webhook add"),
         ):
             assert hint in browser.page(path).one("main").text, path
         for path in ("/beacons", "/failures", "/activity", "/audit"):

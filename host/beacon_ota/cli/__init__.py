@@ -39,6 +39,7 @@ TABLE = {
     "beacon": Entry("beacon", "List, show and manage beacons."),
     "site": Entry("site", "Manage buildings, floors, time zones and windows."),
     "events": Entry("events", "Follow what happens, live."),
+    "webhook": Entry("webhook", "Tell other systems what happens."),
     "token": Entry("token", "Make and revoke administrator tokens."),
     "audit": Entry("audit", "Show and verify the audit log."),
     "provision": Entry("provision", "Bring beacons online over Bluetooth."),
