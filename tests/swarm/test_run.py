@@ -87,7 +87,8 @@ def _compare(fleet: Fleet) -> list[str]:
 def test_the_command_starts_an_orchestrator_and_says_what_came_of_it(tmp_path):
     file = tmp_path / "tiny.toml"
     file.write_text(
-        'beacons = 8\ntime_scale = 10\nfor = "10m"\nboot = "0s"\ntrial = "0s"\nspread = "0s"\npoll = "20s"\n'
+        'beacons = 8\ntime_scale = 10\nfor = "10m"\npoll = "20s"\n'
+        'boot = "0s"\ntrial = "0s"\nspread = "0s"\n'
         '[[releases]]\nversion = "1.1.0"\nsize = 16384\nplan = { preset = "all-at-once" }\n'
         '[expect]\nstatus = "completed"\nserving = 1.0\n'
     )
