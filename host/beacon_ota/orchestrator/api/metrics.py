@@ -48,6 +48,7 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         yield from self._attempts()
         yield from self._beacons()
+        yield from self._releases()
         yield from self._rollouts()
         yield from self._served()
 
@@ -118,6 +119,18 @@ class _Collector:
             float(self.service.settings.insecure),
         )
 
+    def _releases(self) -> Iterator[Metric]:
+        expiry = GaugeMetricFamily(
+            _P + "release_expires_timestamp_seconds",
+            "When the manifest of a release that is not withdrawn expires",
+            labels=["device_type", "version"],
+        )
+        for release in self.service.view.releases.values():
+            row = release.row
+            if row["expires_at"] is not None and release.state != "deprecated":
+                expiry.add_metric([row["device_type"], row["version"]], row["expires_at"])
+        yield expiry
+
     def _rollouts(self) -> Iterator[Metric]:
         status = GaugeMetricFamily(
             _P + "rollout_status", "1 for the status it has", labels=["rollout", "status"]
@@ -161,5 +174,11 @@ class _Collector:
             yield family
         yield CounterMetricFamily(_P + "download_bytes", "Image bytes sent", counts.bytes_sent)
         yield GaugeMetricFamily(_P + "downloads_open", "Downloads under way", counts.reading)
+        told = GaugeMetricFamily(
+            _P + "webhook_deliveries", "Deliveries in the log", labels=["webhook", "state"]
+        )
+        for labels, count in self.found.deliveries.items():
+            told.add_metric(list(labels), count)
+        yield told
         yield CounterMetricFamily(_P + "commits", "Transactions", self.service.db.commits)
         yield CounterMetricFamily(_P + "writes", "Changes in them", self.service.db.writes)

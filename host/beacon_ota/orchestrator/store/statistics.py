@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, case, func, select
 
-from beacon_ota.orchestrator.schema import attempts, beacons
+from beacon_ota.orchestrator.schema import attempts, beacons, deliveries, webhooks
 
 BUCKETS = (5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800)  # seconds
-_a, _b = attempts.c, beacons.c
+_a, _b, _d, _w = attempts.c, beacons.c, deliveries.c, webhooks.c
 _FAILURES = ("failed", "rolled_back", "lost")
 
 
@@ -19,6 +19,7 @@ class Statistics(NamedTuple):
     late: dict[tuple[str, str], int]
     durations: dict[str, tuple[list[tuple[str, float]], float]]
     insecure: dict[tuple[str, str], int]  # beacons by device type and version
+    deliveries: dict[tuple[str, str], int]  # of webhooks, by name and state
 
 
 def read(conn: Connection) -> Statistics:
@@ -41,12 +42,18 @@ def read(conn: Connection) -> Statistics:
     )
     own = (_b.device_type, _b.version)
     insecure = select(*own, count).where(_b.insecure).group_by(*own)
+    told = (
+        select(_w.name, _d.state, count)
+        .join(deliveries, _d.webhook_id == _w.id)
+        .group_by(_w.name, _d.state)
+    )
     return Statistics(
         {(row[0], row[1]): row[2] for row in conn.execute(results)},
         {(row[0], row[1], row[2], row[3]): row[4] for row in conn.execute(failures)},
         {(row[0], row[1]): row[2] for row in conn.execute(late)},
         {row[0]: _histogram(*list(row)[1:]) for row in conn.execute(durations)},
         {(row[0], row[1] or ""): row[2] for row in conn.execute(insecure)},
+        {(row[0], row[1]): row[2] for row in conn.execute(told)},
     )
 
 
