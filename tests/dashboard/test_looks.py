@@ -1,0 +1,161 @@
+"""Colours that can be read, and words as people use them."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beacon_ota.orchestrator.dashboard import fleet, frame, live, logs, words
+
+CSS = (frame.HERE / "static" / "app.css").read_text()
+COLOURS = {
+    name: (light, dark)
+    for name, light, dark in re.findall(
+        r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\);", CSS
+    )
+}
+TEXT = [
+    *(
+        (ink, ground)
+        for ink in ("ink", "muted", "accent")
+        for ground in ("ground", "panel", "soft")
+    ),
+    *((f"{one}-ink", f"{one}-ground") for one in ("bad", "warn", "good", "blue", "violet")),
+    *((f"{one}-ink", "panel") for one in ("bad", "warn", "good", "blue")),
+    ("on-accent", "accent"),
+]
+# Of shapes 3:1 is asked for, where they say something that no word beside them says.
+SHAPES = [
+    (look, "panel") for look in ("valid", "updating", "trial", "failed", "silent", "quarantined")
+]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours as WCAG 2 has it."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_everything_can_be_read(theme):
+    for pairs, least in ((TEXT, 4.5), (SHAPES, 3.0)):
+        for ink, ground in pairs:
+            found = round(contrast(COLOURS[ink][theme], COLOURS[ground][theme]), 2)
+            assert found >= least, (ink, ground, found)
+
+
+def test_every_state_has_a_colour_and_a_shape():
+    for look in fleet.LOOKS:
+        assert look == "valid" or f".by-state .s-{look} " in CSS, look
+        assert look == "unseen" or f".f-{look} " in CSS, look
+
+
+def test_nothing_is_fetched_from_anywhere():
+    for name in frame.FILES:
+        text = (frame.HERE / "static" / name).read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "//" not in re.sub(r"^\s*//.*$|\s// .*$", "", text, flags=re.M), name
+        assert "innerHTML" not in text and "eval(" not in text and "@import" not in text
+    for file in Path(frame.HERE, "templates").iterdir():
+        assert "|safe" not in file.read_text(), file
+
+
+@given(st.text(max_size=40))
+def test_no_text_becomes_markup(text):
+    bar = str(frame.stack([(text, 1.0)]))
+    assert bar.count("<") == 3 and bar.count('"') == 16
+    address = frame.link("/beacons", q=text)
+    assert not set(address) & set(" <>\"'")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "–"),
+        (0, "0 s"),
+        (0.25, "250 ms"),
+        (59.6, "1 min"),
+        (61, "1 min 1 s"),
+        (3600 * 5, "5 h"),
+        (86400 * 2 + 300, "2 d"),
+        (86400 * 2 + 7200, "2 d 2 h"),
+    ],
+)
+def test_spans(seconds, text):
+    assert words.span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (0, 0, "–"),
+        (0, 5, "0 %"),
+        (5, 5, "100 %"),
+        (1, 3, "33.3 %"),
+        (1, 5000, "< 0.1 %"),
+        (4999, 5000, "> 99.9 %"),
+        (0.55, 1, "55 %"),
+    ],
+)
+def test_shares_are_never_rounded_to_all_or_nothing(part, whole, text):
+    assert words.share(part, whole) == text
+
+
+KINDS = st.sampled_from([*words.LEVELS, *words.STEPS, "what.ever", "", ".", "attempt.", "x"])
+DATA = st.dictionaries(
+    st.sampled_from(
+        ["by", "reason", "detail", "beacon", "version", "firmware", "code", "failed_in", "tries"]
+    ),
+    st.text(max_size=10) | st.integers() | st.none(),
+)
+
+
+@given(KINDS, st.text(max_size=20), DATA)
+def test_every_event_is_a_sentence(kind, subject, data):
+    event = {"id": 1, "kind": kind, "subject": subject, "at": 0.0, "data": data}
+    said = words.say(event, {})
+    assert said.text and said.level in ("plain", "good", "warn", "bad")
+    assert said.href == "" or said.href.startswith("/")
+    assert live.topics([event])
+
+
+def test_many_of_one_kind_are_one_line():
+    def event(number: int, kind: str, beacon: str, **data):
+        return {
+            "id": number,
+            "kind": kind,
+            "subject": beacon,
+            "at": 0.0,
+            "data": {"beacon": beacon, "version": "2.0.0", **data},
+        }
+
+    rows = [event(n, "attempt.success", f"b{n}") for n in range(3)]
+    rows.append(event(3, "attempt.failed", "b3", failed_in="verify", code="image"))
+    rows += [event(n, "attempt.success", f"b{n}") for n in (4, 5)]
+    lines = [said.text for _, said in logs.folded(logs.said(rows, {}))]
+    assert lines == [
+        "b5 and 1 other run 2.0.0",
+        "b3 failed at 2.0.0: verify/image",
+        "b2 and 2 others run 2.0.0",
+    ]
+
+
+def test_floors_lie_above_each_other():
+    row = fleet.Row("b", "t", "1", "", "", "", (), "valid", False, None, "", None, None, ())
+    sites = [
+        {"path": path, "name": name}
+        for path, name in (("a", "House A"), ("a/1", ""), ("a/2", ""), ("a/10", "Roof"))
+    ]
+    rows = [row._replace(site=path, building="a") for path in ("a/2", "a/10", "a/1")]
+    rows += [row._replace(site="", building="")]
+    found = fleet.buildings(rows, sites)
+    assert [one.name for one in found] == ["House A", "No site"]
+    assert [one.name for one in found[0].floors.values()] == ["Roof", "2", "1"]
+    assert fleet.natural("floor 2") < fleet.natural("floor 10")
