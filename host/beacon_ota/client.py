@@ -2,7 +2,8 @@
 
 The server and the token come from the arguments, else from ``BEACON_OTA_URL`` and
 ``BEACON_OTA_TOKEN``, else from the file ``config.toml`` (``url``, ``token``) in the folder that
-``BEACON_OTA_CONFIG`` names, by default ``~/.config/beacon-ota``.
+``BEACON_OTA_CONFIG`` names, by default ``~/.config/beacon-ota``. ``ca`` beside them, or
+``BEACON_OTA_CA``, names the certificate of a server whose own is signed by nobody else.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ def config_file() -> Path:
 
 
 def configured() -> dict[str, str]:
-    """Return ``url`` and ``token`` as the environment and the configuration give them.
+    """Return ``url``, ``token`` and ``ca`` as the environment and the configuration give them.
 
     Raises:
         UsageError: ``config_file``.
@@ -50,7 +51,7 @@ def configured() -> dict[str, str]:
             found = {k: str(v) for k, v in tomllib.loads(file.read_text()).items()}
         except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
             raise UsageError("config_file", f"{file} cannot be read: {error}") from None
-    for name in ("url", "token"):
+    for name in ("url", "token", "ca"):
         if value := os.environ.get(f"BEACON_OTA_{name.upper()}"):
             found[name] = value
     return found
@@ -73,14 +74,16 @@ class Client:
         ca: Path | None = None,
         timeout_s: tuple[float, float] = TIMEOUT_S,
     ):
-        given = {} if url and token else configured()
+        given = configured()
         self.url = (url or given.get("url") or DEFAULT_URL).rstrip("/")
         self.token = token or given.get("token")
         self._session = requests.Session()
         self._session.trust_env = False
         self._timeout_s = timeout_s
-        if ca is not None:
-            self._session.verify = str(ca)
+        if pinned := ca or given.get("ca"):
+            if not Path(pinned).is_file():
+                raise UsageError("ca_missing", f"there is no certificate {pinned}")
+            self._session.verify = str(pinned)
         if self.token:
             self._session.headers["Authorization"] = f"Bearer {self.token}"
 

@@ -2,6 +2,7 @@
 
 import datetime
 import ssl
+from ipaddress import ip_address
 
 import pytest
 from cryptography import x509
@@ -16,8 +17,9 @@ HEAP = 512 * 1024  # TLS lives in Python's heap here; on the chip it does not
 HTTPS = {"orch_url": b"https://orchestrator.local:8443"}
 
 
-def certificate(name: str) -> tuple[bytes, bytes, bytes]:
-    """A self-signed certificate: (DER, PEM, key in PEM)."""
+def certificate(name: str, *addresses: str) -> tuple[bytes, bytes, bytes]:
+    """A self-signed certificate for a name and addresses: (DER, PEM, key in PEM)."""
+    names = [x509.DNSName(name), *(x509.IPAddress(ip_address(one)) for one in addresses)]
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -29,7 +31,7 @@ def certificate(name: str) -> tuple[bytes, bytes, bytes]:
         .serial_number(1)
         .not_valid_before(datetime.datetime(2000, 1, 1))
         .not_valid_after(now + datetime.timedelta(days=365))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), False)
+        .add_extension(x509.SubjectAlternativeName(names), False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
         .sign(key, hashes.SHA256())
     )

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from beacon_ota.client import Client
-from beacon_ota.errors import ReachError
+from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.announce import TYPE, addresses, announced
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.server import Listen
@@ -55,7 +55,7 @@ def certificate(tmp_path_factory):
     return files
 
 
-def test_tls(tmp_path, certificate):
+def test_tls(tmp_path, certificate, monkeypatch):
     cert, key = certificate
     with Server(tmp_path / "data", f"--tls-cert={cert}", f"--tls-key={key}") as server:
         assert server.url.startswith("https://")
@@ -66,6 +66,12 @@ def test_tls(tmp_path, certificate):
         assert len(answer.content) == firmware["size"]
         with pytest.raises(ReachError, match="certificate"):
             Client(server.url, server.token).beacon("x")
+        monkeypatch.setenv("BEACON_OTA_CA", str(cert))
+        assert Client(server.url, server.token).tokens()
+        monkeypatch.setenv("BEACON_OTA_CA", str(tmp_path / "none.pem"))
+        with pytest.raises(UsageError) as caught:
+            Client(server.url, server.token)
+        assert caught.value.code == "ca_missing"
         with pytest.raises(requests.RequestException):
             requests.get(server.url.replace("https", "http"), timeout=5)
 

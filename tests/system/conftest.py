@@ -28,6 +28,13 @@ class Release:
         return hashlib.sha256(self.image).hexdigest()
 
 
+def signed(data: bytes, key: Key) -> Release:
+    """Sign a release image, good from an hour ago until tomorrow."""
+    now = int(time.time())
+    manifest, _ = releases.describe(data, Terms(now - 3600, now + 86_400))
+    return Release(manifest.version, data, manifest, dsse.sign(manifest.payload(), [key]))
+
+
 @pytest.fixture(scope="session")
 def key() -> Key:
     """The key that beacons trust."""
@@ -52,10 +59,7 @@ def released(small_core, trusted, key):
 
     def build(version: str) -> Release:
         if version not in made:
-            data = make(small_core, version, keys=trusted, insecure=False)
-            now = int(time.time())
-            manifest, _ = releases.describe(data, Terms(now - 3600, now + 86_400))
-            made[version] = Release(version, data, manifest, dsse.sign(manifest.payload(), [key]))
+            made[version] = signed(make(small_core, version, keys=trusted, insecure=False), key)
         return made[version]
 
     return build
