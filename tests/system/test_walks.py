@@ -1,6 +1,5 @@
 """What operators do over the years, walked through: new beacon keys, rotated signing keys,
-encrypted releases, the way back, TLS. The command line, the orchestrator's process, the beacon's own
-code."""
+encrypted releases, the way back, TLS. The command line, the orchestrator, the beacon's own code."""
 
 import json
 from pathlib import Path
