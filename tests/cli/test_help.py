@@ -149,3 +149,28 @@ def test_installing_completion(tmp_path, shell):
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert any("_BEACON_OTA_COMPLETE" in text for text in written)
     assert "_BEACON_OTA_COMPLETE" in run("--show-completion", shell, **told)
+
+
+def commands(command, name: str):
+    """Yield (words, command) of everything that can be run."""
+    subs = getattr(command, "commands", {})
+    for key, sub in subs.items():
+        yield from commands(sub, f"{name} {key}")
+    if not subs:
+        yield name, command
+
+
+def test_what_is_listed_can_be_read_by_scripts_and_what_is_lost_is_asked_about():
+    listing, asking = 0, 0
+    for name in filter(there, TABLE):
+        module = importlib.import_module(f"beacon_ota.cli.{TABLE[name].module}")
+        for words, command in commands(plain.command(module.app), name):
+            options = {text for param in command.params for text in param.opts}
+            verb = words.split()[-1]
+            if verb in ("list", "show", "status", "attempts", "deliveries", "verify", "inspect"):
+                assert "--json" in options, words
+                listing += 1
+            if verb in ("remove", "revoke", "abort", "advance", "deprecate", "erase", "reset"):
+                assert options & {"--yes", "-y"}, words
+                asking += 1
+    assert listing > 8 and asking > 5

@@ -284,13 +284,16 @@ def test_the_audit_log_tells_who_did_what(admin):
 
 def test_metrics(server, admin):
     (beacon,) = beacons(server, 1, prefix="metric-")
-    beacon.report("idle")
+    beacon.report("idle", insecure=True)
+    until(lambda: admin.beacon(beacon.id)["version"] == "1.0.0")  # seen is written in batches
     text = admin._send("GET", "/metrics").text
     for name in (
         'beacon_ota_reports_total{status="idle"}',
         'beacon_ota_beacons{building="",device_type="esp32c3",state="valid",version="1.0.0"}',
         "beacon_ota_download_bytes_total",
         "beacon_ota_commits_total",
+        "beacon_ota_insecure 1.0",
+        'beacon_ota_insecure_beacons{device_type="esp32c3",version="1.0.0"}',
         "process_resident_memory_bytes",
     ):
         assert name in text

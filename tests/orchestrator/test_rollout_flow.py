@@ -648,3 +648,54 @@ def test_leaps():
     assert leaps.take() == 3600.0 and leaps.take() == 0.0
     wall -= 86_400.0
     assert leaps.take() == -86_400.0
+
+
+def test_reports_in_any_order_come_to_one_result(local, release):
+    """Reports that overtook each other: the first final one stays, whatever else comes."""
+    rollout = start(local, release, quiet({"preset": "all-at-once", "window": ALWAYS}))
+    first, second, third = fleet = local.beacons(3)
+    offers = {beacon.id: beacon.offered() for beacon in fleet}
+
+    # Success before anything else was heard of it, then all that went before.
+    offer, old = offers[first.id], (first.version, first.image)
+    first.install(offer)
+    assert first.report("success", offer, previous_version=old[0]).json["recorded"] == "first"
+    for word in ("downloading", "verifying", "rebooting"):
+        answer = first.report(word, offer, previous_version=old[0])
+        assert (answer.status, answer.json["code"]) == (409, "attempt_over"), word
+    # To reboot first, to download afterwards: it goes on rebooting.
+    offer = offers[second.id]
+    assert second.report("rebooting", offer).status == 200
+    rebooting_at = local.admin().beacon(second.id)["attempts"][0]["rebooting_at"]
+    assert second.report("downloading", offer, progress=5).status == 200
+    attempt = local.admin().beacon(second.id)["attempts"][0]
+    assert attempt["rebooting_at"] == rebooting_at and attempt["result"] is None
+    # Failed, then a success of the same attempt.
+    offer = offers[third.id]
+    assert third.report("failed", offer, stage="boot", code="crash", detail="").status == 200
+    third.install(offer)
+    late = third.report("success", offer, previous_version="1.0.0")
+    assert late.json["recorded"] == "repeated"
+    local.step()
+    assert status(local, rollout)["results"] == {"success": 1, "failed": 1, "open": 1}
+
+
+def test_a_beacon_that_flaps_is_one_failure(local, release):
+    """Confirmed, back on the old release, confirmed again: one failure, and not for ever."""
+    rollout = start(local, release, quiet({"preset": "all-at-once", "window": ALWAYS}))
+    beacon, other = local.beacons(2)
+    other.update(other.offered())
+    rounds = 0
+    while (offer := beacon.offer()) is not None and rounds < 10:
+        rounds += 1
+        old = beacon.version, beacon.image
+        beacon.update(offer)
+        local.go_on(MINUTE)
+        beacon.version, beacon.image = old
+        beacon.poll()
+        local.go_on(MINUTE)
+        cell = status(local, rollout)["total"]
+        assert (cell["failed"], cell["healthy"]) == (1, 1), cell
+        local.go_on(HOUR)
+        other.poll()
+    assert rounds == 3 and beacon.poll().headers["x-reason"] == "attempts"
