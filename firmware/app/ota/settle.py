@@ -109,7 +109,12 @@ async def _trial(beacon, record, ask):
             beacon.journal.write("boot", "self_test", missing)
             machine.reset()
     if record and record.get("status") == "rebooting":
-        record["trials"] = beacon.slots.trials()
+        if record.get("slot") == beacon.slots.running:
+            record["trials"] = beacon.slots.trials()
+        else:
+            # The release that was armed confirmed itself and crashed until stage 0 gave up on it.
+            # Said before the trial ends: afterwards nothing would tell why we run.
+            _conclude(beacon, record, trial.Verdict("rolled_back", "crash", "rescued", 1))
     if not beacon.slots.confirm():
         beacon.journal.write("boot", "self_test", "otadata would not confirm")
         machine.reset()

@@ -5,7 +5,6 @@ with the right signature, as the orchestrator itself would if it went wrong.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import unquote
@@ -142,8 +141,7 @@ class _Exchange:
         if self._fault.status:
             await self._instead()
         else:
-            with contextlib.suppress(_Closed):
-                await self._app(_scope(self._request, self._writer), self._receive, self._send)
+            await self._app(_scope(self._request, self._writer), self._receive, self._send)
         await self._writer.drain()
 
     async def _instead(self) -> None:
@@ -204,11 +202,7 @@ class _Exchange:
         except ConnectionError:
             raise Disconnected from None
         if self._left is not None and self._left <= 0:
-            raise _Closed
-
-
-class _Closed(Exception):
-    """The fault has closed the connection; the application need not go on."""
+            raise Disconnected  # the application need not go on
 
 
 async def _read(reader: asyncio.StreamReader) -> Request | None:

@@ -69,10 +69,10 @@ class Evidence:
 
 def judge(e: Evidence) -> list[str]:
     """Return everything that is wrong, [] when the beacon came through."""
-    wrong = [*_booted(e), *_settings(e)]
+    wrong = [*booted(e), *intact(e)]
     if e.settled is None:
         return [*wrong, "the attempt came to no end"]
-    return [*wrong, *_report(e, e.settled), *_further(e), *_services(e)]
+    return [*wrong, *_report(e, e.settled), *goes_on(e), *serves(e)]
 
 
 def word(e: Evidence) -> str:
@@ -85,7 +85,7 @@ def word(e: Evidence) -> str:
     return ", ".join(filter(None, (where, str(row["result"]), what)))
 
 
-def _booted(e: Evidence) -> list[str]:
+def booted(e: Evidence) -> list[str]:
     """A verified image boots unaided, every time, and a trial is granted three times at most."""
     wrong = []
     for slot, ended, phase in e.boots:
@@ -102,7 +102,7 @@ def _booted(e: Evidence) -> list[str]:
     return wrong
 
 
-def _settings(e: Evidence) -> list[str]:
+def intact(e: Evidence) -> list[str]:
     """What it was given is there, nothing is half written, and the floor is no lie."""
     wrong = [
         f"setting {key} is {'changed' if key in e.settings else 'lost'}"
@@ -155,7 +155,7 @@ def _report(e: Evidence, settled: Settled) -> list[str]:
     return wrong
 
 
-def _further(e: Evidence) -> list[str]:
+def goes_on(e: Evidence) -> list[str]:
     """The next release is installed as if nothing had been."""
     results = [row["result"] for row in e.further]
     if not results or results[-1] != "success":
@@ -163,7 +163,7 @@ def _further(e: Evidence) -> list[str]:
     return []
 
 
-def _services(e: Evidence) -> list[str]:
+def serves(e: Evidence) -> list[str]:
     """On the air, on the network, with its positioning frame."""
     wrong = []
     if not e.powered:

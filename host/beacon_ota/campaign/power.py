@@ -24,6 +24,7 @@ from beacon_ota.campaign.recording import Recording, play, record
 from beacon_ota.campaign.runner import Options, Outcome, Plan
 from beacon_ota.errors import UsageError
 from beacon_ota.images import boards, otadata
+from beacon_ota.images.core import load
 from beacon_ota.virtual.bluetooth import Advertiser
 from beacon_ota.virtual.flash import SECTOR, Cut, Flash, PowerCut, When
 
@@ -124,7 +125,7 @@ class Case:
 def plan(folder: Path, options: Options) -> Plan:
     """Record every scenario; list a case for each state that a cut can leave, then double cuts."""
     shelf = Shelf(folder)
-    core = Path(options.core).read_bytes() if options.core else None
+    core = load(Path(options.core)).data if options.core else None
     scenarios = (*SCENARIOS, *REAL) if core else SCENARIOS
     if not shelf.fresh(options.core or ""):
         shelf.clear()

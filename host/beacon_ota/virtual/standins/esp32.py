@@ -5,6 +5,7 @@ import _chip
 from micropython import const
 
 _SECTOR = const(4096)
+_PIECE = const(512)  # read at once through the supervisor: that takes heap a chip would not
 
 HEAP_DATA = const(4)
 HEAP_EXEC = const(1)
@@ -66,7 +67,7 @@ class Partition:
             view = memoryview(buf)
             done = 0
             while True:
-                part = _chip.call("read", self._index, at + done, min(len(buf) - done, _SECTOR))
+                part = _chip.call("read", self._index, at + done, min(len(buf) - done, _PIECE))
                 view[done : done + len(part)] = part
                 done += len(part)
                 if done >= len(buf):

@@ -1,0 +1,189 @@
+"""The fault matrix: what can go wrong with an update, in four dimensions, and what has to follow.
+
+Pure. An outcome is not written down for each case but follows from rules: the first dimension
+that ends an attempt names it, in the order in which an attempt meets them.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+OK = "ok"
+End = tuple[str, str, str]  # result, stage, code; the last two "" for a success
+
+
+@dataclass(frozen=True)
+class Value:
+    """One thing that goes wrong.
+
+    Args:
+        name: of it.
+        ends: stage and code under which it ends an attempt; "" when an attempt survives it.
+        late: it is found out only when the whole image has come (after the flash has failed).
+    """
+
+    name: str
+    ends: str = ""
+    late: bool = False
+
+
+NETWORK = (
+    Value(OK),
+    Value("reset"),  # the connection is reset at a byte
+    Value("stall"),  # it goes silent
+    Value("slow"),
+    Value("loss"),
+    Value("wifi-off"),  # WiFi is lost while flash is written, and comes back
+    Value("names-gone"),  # from the offer on, until the attempt is over: addresses are remembered
+    Value("wrong-network", "download/timeout"),  # the password was changed
+)
+SERVER = (
+    Value(OK),
+    Value("restart"),  # of the orchestrator, in the middle of the download
+    Value("404", "download/http"),
+    Value("500", "download/http"),
+    Value("503", "download/http"),  # with Retry-After
+    Value("short", "download/truncated"),  # 200, and closed before the first byte
+    Value("long", "download/http"),
+    Value("lie", "download/http"),  # Content-Length says more than there is
+    Value("other", "verify/checksum", late=True),  # as many other bytes
+    Value("etag", "download/http"),  # of the resumed part
+)
+FLASH = (
+    Value(OK),
+    Value("erase", "flash/erase"),
+    Value("program", "flash/write"),
+    Value("stuck", "flash/readback"),
+    Value("flip", "flash/readback"),  # bits read otherwise than they were written
+)
+IMAGE = (
+    Value(OK),
+    Value("import", "boot/crash"),
+    Value("task", "boot/crash"),
+    Value("hang", "boot/watchdog"),
+    Value("hang-fed", "boot/crash"),  # the trial's time is up; the reset names no culprit
+    Value("self-test", "boot/self_test"),
+    Value("offline", "boot/self_test"),
+    Value("memory", "boot/crash"),
+    Value("resets", "boot/crash"),
+    Value("valid-then-dies", "boot/crash"),
+)
+DIMENSIONS: Mapping[str, Sequence[Value]] = {
+    "network": NETWORK,
+    "server": SERVER,
+    "flash": FLASH,
+    "image": IMAGE,
+}
+ATTEMPTS = 3  # that the campaign's plan grants
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One value of each dimension."""
+
+    network: Value
+    server: Value
+    flash: Value
+    image: Value
+
+    @property
+    def name(self) -> str:
+        """All of it in one word."""
+        return "+".join(value.name for value in self.values)
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """In the order of the dimensions."""
+        return (self.network, self.server, self.flash, self.image)
+
+    @classmethod
+    def parse(cls, name: str) -> "Mix":
+        """Read a name (ValueError, KeyError)."""
+        found = [
+            {value.name: value for value in values}[word]
+            for word, values in zip(name.split("+"), DIMENSIONS.values(), strict=True)
+        ]
+        return cls(*found)
+
+
+def chain(mix: Mix) -> list[End]:
+    """Return how the attempts of a case have to end, one after the other.
+
+    What goes wrong outside of the image goes wrong in the first attempt only: the next one, which
+    is the documented retry, meets a sound world. A slot whose flash failed stays given up until
+    the power was away. An image that failed its trial is not tried again.
+    """
+    ends = []
+    for value in (
+        mix.network,
+        *((mix.server,) if not mix.server.late else ()),
+        mix.flash,
+        *((mix.server,) if mix.server.late else ()),
+    ):
+        if value.ends:
+            ends.append(_failed(value.ends))
+            if value is mix.flash:
+                ends.append(_failed("flash/no_slot"))
+            break
+    if not mix.image.ends:
+        return [*ends, ("success", "", "")]
+    stage, _, code = mix.image.ends.partition("/")
+    tried: list[End] = [("rolled_back", stage, code), _failed("verify/known_bad")]
+    return [*ends, *tried][:ATTEMPTS]
+
+
+def _failed(word: str) -> End:
+    stage, _, code = word.partition("/")
+    return "failed", stage, code
+
+
+def pairs(seed: int) -> list[Mix]:
+    """Return cases in which every two values of different dimensions meet at least once.
+
+    Greedy: each case is the one of a number of candidates that covers the most pairs that are
+    left, the first of them built around a pair that is.
+    """
+    chance = random.Random(seed)
+    names = list(DIMENSIONS)
+    left = {
+        ((a, one.name), (b, two.name))
+        for a, b in combinations(names, 2)
+        for one, two in product(DIMENSIONS[a], DIMENSIONS[b])
+    }
+    order = sorted(left)
+    chance.shuffle(order)
+    found = [Mix(*(values[0] for values in DIMENSIONS.values()))]
+    left -= _covered(found[0])
+    for pair in order:
+        if pair in left:
+            candidates = [_around(pair, chance) for _ in range(40)]
+            best = max(candidates, key=lambda mix: len(_covered(mix) & left))
+            left -= _covered(best)
+            found.append(best)
+    return found
+
+
+def _around(pair: tuple, chance: random.Random) -> Mix:
+    wanted = dict(pair)
+    return Mix(
+        *(
+            next(value for value in values if value.name == wanted.get(name, value.name))
+            if name in wanted
+            else chance.choice(values)
+            for name, values in DIMENSIONS.items()
+        )
+    )
+
+
+def _covered(mix: Mix) -> set[tuple]:
+    named = [(name, value.name) for name, value in zip(DIMENSIONS, mix.values, strict=True)]
+    return set(combinations(named, 2))
+
+
+def singles() -> Iterator[Mix]:
+    """Yield each fault on its own."""
+    for name, values in DIMENSIONS.items():
+        for value in values[1:]:
+            rest = {other: found[0] for other, found in DIMENSIONS.items()}
+            yield Mix(**{**rest, name: value})

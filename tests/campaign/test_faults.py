@@ -1,0 +1,69 @@
+"""The fault matrix: its rules, and some of its cases; all of them in ``make campaign``."""
+
+from itertools import combinations, product
+
+import pytest
+
+from beacon_ota.campaign import faults, matrix
+from beacon_ota.campaign.kit import Shelf
+from beacon_ota.campaign.matrix import DIMENSIONS, Mix
+from beacon_ota.campaign.runner import Options
+
+# One for each way in which an attempt ends, and the ones that found something.
+CASES = (
+    "reset+restart+ok+ok",
+    "wifi-off+etag+ok+ok",
+    "names-gone+ok+stuck+ok",
+    "wrong-network+other+ok+ok",
+    "slow+other+ok+task",
+    "loss+503+ok+self-test",
+    "ok+ok+ok+valid-then-dies",
+)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", CASES)
+def test_cases(name, tmp_path):
+    faults.prepare(Shelf(tmp_path), (Mix.parse(name).image.name,))
+    outcome = faults.case(name, tmp_path, Options())
+    assert not outcome.wrong, outcome
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_pair_meets(seed):
+    mixes = matrix.pairs(seed)
+    met = {
+        pair
+        for mix in mixes
+        for pair in combinations(
+            [(name, v.name) for name, v in zip(DIMENSIONS, mix.values, strict=True)], 2
+        )
+    }
+    for a, b in combinations(DIMENSIONS, 2):
+        for one, two in product(DIMENSIONS[a], DIMENSIONS[b]):
+            assert ((a, one.name), (b, two.name)) in met
+    assert len(mixes) <= 1.5 * len(matrix.SERVER) * len(matrix.IMAGE)
+    assert mixes == matrix.pairs(seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("ok+ok+ok+ok", ["success"]),
+        ("stall+restart+ok+ok", ["success"]),
+        ("ok+404+erase+ok", ["failed download/http", "success"]),
+        ("ok+other+stuck+ok", ["failed flash/readback", "failed flash/no_slot", "success"]),
+        ("ok+ok+ok+hang", ["rolled_back boot/watchdog", "failed verify/known_bad"]),
+        (
+            "ok+other+ok+hang",
+            ["failed verify/checksum", "rolled_back boot/watchdog", "failed verify/known_bad"],
+        ),
+        (
+            "ok+ok+program+hang",
+            ["failed flash/write", "failed flash/no_slot", "rolled_back boot/watchdog"],
+        ),
+    ],
+)
+def test_what_has_to_follow(name, ends):
+    found = matrix.chain(Mix.parse(name))
+    assert [f"{result} {stage}/{code}".removesuffix(" /") for result, stage, code in found] == ends
