@@ -25,10 +25,14 @@ def test_heap_of_an_update(small_core, signed):
     key = Key("release")
     keys = KeySet.of([key.public]).to_json() if signed else None
     old, new = (
-        make(small_core, version, keys=keys, insecure=not signed) for version in ("1.0.0", "2.0.0")
+        make(small_core, version, keys=keys, insecure=not signed, filler=250_000 * (version > "1"))
+        for version in ("1.0.0", "2.0.0")
     )
-    with bench(old, scale=5, heap_watch=True) as b:
+    policy = {"stall_s": 60, "give_up_s": 600}
+    with bench(old, scale=10, heap_watch=True, policy=policy) as b:
         boot = b.beacon.boots[0]
+        # Slow enough for reports of progress beside the download.
+        b.beacon.link.faults.throttle = 25_000
         polls = lambda: sum(r.path.startswith("/firmwares/latest") for r in b.server.requests)  # noqa: E731
         b.wait(lambda: polls() > 2)
         boot.heap_low = 0
@@ -38,7 +42,8 @@ def test_heap_of_an_update(small_core, signed):
             sign(b, new, key)
         else:
             b.server.image, b.server.offering = new, True
-        b.reported("success", 30)
+        b.reported("success", 90)
+        assert [r for r in b.server.reports if r.get("progress", 0) > 0], "none but the first"
         used = boot.heap_peak - idle
         print(f"idle {idle}, update {used} more")
         assert idle and 0 < used < UPDATE

@@ -13,7 +13,7 @@ from micropython import const
 
 _LINE = const(512)  # bytes of a status, header or chunk-size line
 _HEADERS = const(40)
-_BUFFER = const(512)
+_BUFFER = const(256)
 _CONNECT = const(10000)  # ms
 _SPIN = const(3)  # ms for which a download looks again before it asks the poller
 
@@ -157,6 +157,12 @@ class Connection:
     def length(self):
         return None if self._chunked or self._left < 0 else self._left
 
+    # What only the head needed is given back: a long body comes.
+    def slim(self):
+        self.headers = {}
+        if not self._chunked and self._at == self._end:
+            self._buf = bytearray()
+
     # -- body
 
     # Fills some of `buf`; 0 at the end of the body, and only there.
@@ -262,7 +268,10 @@ def _number(text, base, limit):
 
 # Opens a connection to an address as getaddrinfo gives it and sends a request. `tls` is an
 # ssl.SSLContext, or None. The answer's head has been read when this returns; the caller closes.
-async def request(address, host, method, target, headers, body=b"", tls=None, stall_ms=15000):
+# `ends` are the ticks by which the whole answer has to be there, None for no such limit.
+async def request(
+    address, host, method, target, headers, body=b"", tls=None, stall_ms=15000, ends=None
+):
     sock = socket.socket()
     try:
         sock.setblocking(False)
@@ -272,6 +281,7 @@ async def request(address, host, method, target, headers, body=b"", tls=None, st
             if error.errno != errno.EINPROGRESS:
                 raise HttpError("connect", str(error))
         connection = Connection(sock, _CONNECT)
+        connection.ends = ends
         try:
             await connection._wait(True)
         except HttpError:
@@ -292,7 +302,10 @@ async def request(address, host, method, target, headers, body=b"", tls=None, st
         if body or method == "POST":
             lines.append("Content-Length: %d" % len(body))
         lines += ["%s: %s" % pair for pair in headers]
-        await connection.send("\r\n".join(lines + ["", ""]).encode() + body)
+        lines = "\r\n".join(lines + ["", ""]).encode() + body
+        headers = body = None  # the answer may be long in coming: no memory for what is said
+        await connection.send(lines)
+        lines = None
         try:
             await connection.head(method == "HEAD")
         except HttpError as error:

@@ -78,7 +78,7 @@ class Agent:
 
     # -- polling
 
-    async def _ask(self, state):
+    def _ask(self, state):
         beacon = self._beacon
         target = "/firmwares/latest/%s?version=%s&image=%s&state=%s" % (
             beacon.device_type,
@@ -86,7 +86,7 @@ class Agent:
             beacon.image,
             state,
         )
-        return await beacon.api.call("GET", target)
+        return beacon.api.call("GET", target)
 
     # One round: deliver what is due, ask for work, do it. Returns seconds to the next round.
     async def _cycle(self):
@@ -112,12 +112,10 @@ class Agent:
         field = _malformed(doc)
         if field:
             beacon.journal.write("offer", "malformed", field)
-            forget("wire.offer", "wire.versions")
             return default
         asked = doc.get("poll_after_s")
         wait = schedule.wait(doc, clock.utc(), store.text("window"), store.number("utc_off"))
         if wait:
-            forget("wire.offer", "wire.versions")
             return schedule.poll_delay(min(wait, asked or default), default)
         if not await self._install(doc):
             self._fails += 1
@@ -166,7 +164,7 @@ class Agent:
             beacon.radio.progress(None)
         attempt = install = None
         forget("ota.known", "ota.verify", "crypto.pss")
-        forget("wire.manifest", "wire.offer", "wire.versions")
+        forget("wire.manifest", "wire.versions")
         forget("ota.download", "ota.writer", "ota.decrypt", "crypto.ctr", "crypto.hkdf")
         forget("ota.install")
         return not stage
@@ -186,8 +184,7 @@ class Agent:
         self._greeted = True
 
 
-# The field that makes an offer unusable, None for a good one. wire.offer stays loaded for the
-# manifest's rules, which share it; what follows forgets both.
+# The field that makes an offer unusable, None for a good one.
 def _malformed(doc):
     from wire import offer
 
@@ -195,4 +192,7 @@ def _malformed(doc):
         offer.check(doc)
     except offer.OfferError as error:
         return error.field
+    finally:
+        offer = None
+        forget("wire.offer", "wire.versions")
     return None

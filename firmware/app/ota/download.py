@@ -124,7 +124,7 @@ class Download:
         )
         try:
             self._range(source, writer)
-            source.headers = None
+            source.slim()
             source.ends = time.ticks_add(self._begun, self._budget)
             fill = source.fill
             write = writer.write

@@ -9,7 +9,6 @@ import time
 import machine
 from lazy import forget
 from micropython import const
-from net import clock
 from net.http import HttpError
 from wire.refused import Refused
 
@@ -76,26 +75,15 @@ class Install:
     # Nothing is downloaded before this returns the signed manifest's fields. From here on they
     # count, and the offer is forgotten.
     async def _believe(self):
-        beacon = self._beacon
-        offer, self._offer = self._offer, {}
-        from ota import known, verify
+        from ota import verify
 
-        if known.bad(beacon.store, offer["checksum"]):
-            raise Refused("known_bad", "rolled back on this beacon before")
-        fields = await verify.check(
-            offer,
-            beacon.device_type,
-            beacon.version,
-            beacon.store.text("floor") or None,
-            clock.utc() or None,
-            beacon.slots.max_room(),
-            beacon.insecure,
-        )
-        beacon.heap()
+        offer, self._offer = self._offer, {}
+        fields = await verify.believe(self._beacon, offer)
+        self._beacon.heap()
         offer.clear()  # whoever still refers to it
-        known = verify = None
+        verify = None
         forget("ota.known", "ota.verify", "crypto.pss")
-        forget("wire.manifest", "wire.offer", "wire.versions")
+        forget("wire.manifest", "wire.versions")
         return fields
 
     async def _fetch(self, fields):

@@ -63,9 +63,10 @@ class Reporter:
     # saying it again would not make it right.
     async def send(self, doc):
         beacon = self._beacon
-        status, answer, _ = await beacon.api.call(
-            "POST", "/api/beacons/%s/ota_status" % beacon.api.id, doc
-        )
+        call = beacon.api.call("POST", "/api/beacons/%s/ota_status" % beacon.api.id, doc)
+        doc = None  # it is not kept beside what is sent
+        status, answer, _ = await call
+        call = None
         if status in (409, 410):
             return False
         if status in (401, 408, 429) or status >= 500:

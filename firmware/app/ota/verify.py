@@ -11,12 +11,32 @@ from hashlib import sha256
 
 from crypto import pss
 from micropython import const
+from net import clock
 from wire import manifest
 from wire.refused import Refused
 from wire.shapes import is_hex
 
+from ota import known
+
 KEYS = "/app/keys.json"
+_NEEDED = ("size", "checksum", "encryption")
 _MAX_KEYS = const(8192)  # bytes of the file: eight keys and room to spare
+
+
+# What this beacon makes of an offer: of its manifest, what the download needs.
+async def believe(beacon, offer):
+    if known.bad(beacon.store, offer["checksum"]):
+        raise Refused("known_bad", "rolled back on this beacon before")
+    fields = await check(
+        offer,
+        beacon.device_type,
+        beacon.version,
+        beacon.store.text("floor") or None,
+        clock.utc() or None,
+        beacon.slots.max_room(),
+        beacon.insecure,
+    )
+    return {name: fields[name] for name in _NEEDED if name in fields}
 
 
 # The offer's manifest fields, once the signatures, the rules and the offer itself agree. Takes the
@@ -32,11 +52,9 @@ async def check(offer, device_type, running, floor, now, room, insecure=False, k
     else:
         payload, signatures = manifest.unpack(envelope)
         envelope = None
-        trusted = _load(keys)
-        if trusted:
-            await _judge(payload, signatures, trusted)
-        elif not insecure:
-            raise Refused("signature", "the app holds no keys")
+        missing, pairs = _pairs(keys, signatures, insecure)
+        signatures = None
+        await _judge(payload, missing, pairs)
         fields = manifest.decode(payload)
         manifest.agree(fields, offer)
     manifest.check(fields, device_type, running, floor, now, room)
@@ -62,18 +80,33 @@ def _load(path):
     return trusted
 
 
-# As many different keys as the threshold asks for have to have signed. unpack() lets a keyid
-# through once only, so counting signatures is counting keys; unknown ones are passed over.
-async def _judge(payload, signatures, trusted):
-    digest = sha256(manifest.pae(payload)).digest()
-    missing = trusted["threshold"]
+# How many good signatures it takes, and what there is to choose from: (modulus, signature) of
+# each that a trusted key claims to have made. unpack() lets a keyid through once only, so counting
+# signatures is counting keys.
+def _pairs(keys, signatures, insecure):
+    trusted = _load(keys)
+    if not trusted:
+        if not insecure:
+            raise Refused("signature", "the app holds no keys")
+        return 0, ()
+    pairs = []
     for keyid, signature in signatures:
         n = trusted["keys"].get(keyid)
-        if is_hex(n, 768) and await _verify(unhexlify(n), digest, signature):
+        if is_hex(n, 768):
+            pairs.append((unhexlify(n), signature))
+    return trusted["threshold"], pairs
+
+
+# As many different keys as the threshold asks for have to have signed.
+async def _judge(payload, missing, pairs):
+    digest = sha256(manifest.pae(payload)).digest()
+    for n, signature in pairs:
+        if not missing:
+            return
+        if await _verify(n, digest, signature):
             missing -= 1
-            if not missing:
-                return
-    raise Refused("signature", "%d more good signatures needed" % missing)
+    if missing:
+        raise Refused("signature", "%d more good signatures needed" % missing)
 
 
 # The modular power takes a fifth of a second on the chip: other tasks run between its steps.

@@ -13,9 +13,8 @@ import json
 from binascii import a2b_base64, b2a_base64
 
 from . import versions
-from .offer import MAX_SIZE
 from .refused import Refused
-from .shapes import is_hex, is_name, is_number
+from .shapes import MAX_SIZE, is_hex, is_name, is_number
 
 try:
     from micropython import const

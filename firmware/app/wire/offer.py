@@ -3,7 +3,7 @@
 # update works with values of known types and sizes.
 
 from . import versions
-from .shapes import is_hex, is_number
+from .shapes import MAX_SIZE, is_hex, is_number
 
 try:
     from micropython import const
@@ -14,7 +14,6 @@ except ImportError:
 
 
 MAX_BODY = const(10240)  # bytes of JSON: the envelope's bound and the rest
-MAX_SIZE = const(0x1000000)  # bytes of an image
 MAX_URL = const(200)
 MAX_TIME = const(0xFFFFFFFFFF)
 MAX_BRACKETS = const(24)  # what a parser may be made to nest or to pile up

@@ -3,6 +3,8 @@
 _HEX = "0123456789abcdef"
 _NAME = "abcdefghijklmnopqrstuvwxyz0123456789-_"
 
+MAX_SIZE = 0x1000000  # bytes of an image
+
 
 # Lower-case hex of exactly this many characters.
 def is_hex(value, length):

@@ -1,0 +1,223 @@
+"""What the firmware costs the beacon: ``python -m tests.bench.device [--quick] [--json]``.
+
+Everything runs in MicroPython's unix port, whose objects are twice the size of a C3's and whose
+times mean little by themselves. So times are ratios within one run; instructions, where valgrind
+is there to count them, are put beside what the bare loop costs on a C3.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import socketserver
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from beacon_ota import paths
+from beacon_ota.images import appfs, synthetic
+from beacon_ota.trust import KeySet
+from tests import micropython
+from tests.firmware import measure_crypto
+from tests.firmware.beacons import bench, make
+from tests.firmware.interpreter import Interpreter
+from tests.firmware.test_update_signed import sign
+from tests.trust.lab import Key
+
+HERE = Path(__file__).parent
+SECTOR = 4096
+SECTORS = 405  # of a release of 1.66 MB
+C3_SECTOR = 480_000  # instructions of the bare loop on a C3, flash driver and network included
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        measure: what was measured.
+        ours: the number.
+        unit: of the number.
+        wanted: the bound on it.
+        reference: what it is measured against, in its own words.
+    """
+
+    measure: str
+    ours: float
+    unit: str
+    wanted: float
+    reference: str = ""
+
+
+@contextlib.contextmanager
+def source(size: int) -> Iterator[int]:
+    """Serve ``size`` bytes over HTTP on loopback, as often as asked; yields the port."""
+    body = os.urandom(size)
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            while self.rfile.readline() not in (b"\r\n", b""):
+                pass
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n"
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(head.encode() + body)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+PATH = (micropython.APP, HERE, HERE.parent / "firmware", Path(".frozen"))
+
+
+def loop(quick: bool) -> Iterator[Row]:
+    """The download's loop against the bare one, and how long it keeps others waiting."""
+    size = (100 if quick else SECTORS) * SECTOR
+    rounds = 3 if quick else 15
+    with (
+        source(size) as port,
+        Interpreter("import device_loop", path=PATH, heap="400K") as device,
+    ):
+        bare, ours = device.ask("device_loop.race({}, {}, {})", port, size, rounds)
+        stall = device.ask("device_loop.stall({}, {}, {})", port, size, rounds)
+    yield Row("download + write + hash, over the bare loop", ours / bare, "x", 1.05, "bare loop")
+    yield Row("longest turn of the update, flash time aside", stall / 1000, "ms", 20)
+
+
+def instructions(quick: bool) -> Iterator[Row]:
+    """What a sector costs over the bare loop. Nothing without valgrind."""
+    if not shutil.which("valgrind"):
+        return
+    few, many = (16, 48) if quick else (32, 160)
+    counts = {}
+    for sectors in (few, many):
+        with source(sectors * SECTOR) as port:
+            for name, call in (("bare", "{0}"), ("ours", "asyncio.run({0})")):
+                target = f"device_loop.server({port}), {sectors * SECTOR}"
+                work = call.format(f"device_loop.{name}({target})")
+                counts[name, sectors] = _count(f"import asyncio, device_loop; {work}")
+    each = {
+        name: (counts[name, many] - counts[name, few]) / (many - few) for name in ("bare", "ours")
+    }
+    extra = each["ours"] - each["bare"]
+    yield Row(
+        "instructions per sector over the bare loop's", round(extra), "", 0.05 * C3_SECTOR,
+        f"bare loop on a C3: {C3_SECTOR:,}",
+    )  # fmt: skip
+
+
+def _count(code: str) -> int:
+    """Run code in the interpreter; return the instructions that took, its start included."""
+    script = f"import sys; sys.path[:] = {[str(p) for p in PATH]}; {code}"
+    words = ["micropython", "-X", "heapsize=400K", "-c", script]
+    start = f"import sys, micropython_run; sys.exit(micropython_run.run_main({words!r}))"
+    with tempfile.NamedTemporaryFile() as out:
+        done = subprocess.run(
+            [
+                "valgrind", "--tool=callgrind", f"--callgrind-out-file={out.name}",
+                sys.executable, "-c", start,
+            ],
+            capture_output=True, text=True, timeout=300, check=True,
+        )  # fmt: skip
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    if not found:
+        raise RuntimeError(f"valgrind counted nothing: {done.stderr[-500:]}")
+    return int(found[1])
+
+
+def heap(_: bool) -> Iterator[Row]:
+    """Heap when idle, and what a signed update takes over that, its code included."""
+    core = synthetic.app(16384)
+    key = Key("release")
+    keys = KeySet.of([key.public]).to_json()
+    old, new = (make(core, v, keys=keys, insecure=False) for v in ("1.0.0", "2.0.0"))
+    with bench(old, scale=5, heap_watch=True) as b:
+        boot = b.beacon.boots[0]
+
+        def polls() -> int:
+            return sum(r.path.startswith("/firmwares/latest") for r in b.server.requests)
+
+        b.wait(lambda: polls() > 2, 60)
+        boot.heap_low = 0
+        b.wait(lambda: polls() > 4 and boot.heap_low, 60)
+        idle, boot.heap_peak = boot.heap_low, 0
+        sign(b, new, key)
+        b.reported("success", 60)
+        update = boot.heap_peak - idle
+    yield Row(
+        "heap of an update over idle, 64-bit objects", update / 1024, "KB", 24, "bare loop: 6.0"
+    )
+    yield Row("heap when idle, 64-bit objects", idle / 1024, "KB", 96)
+
+
+def crypto(_: bool) -> Iterator[Row]:
+    """Verification and key exchange, against plain double-and-add on P-256."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        measure_crypto.compiled(folder)
+        with Interpreter(
+            measure_crypto.SETUP + measure_crypto.WORK,
+            path=(folder, HERE.parent / "firmware"),
+            heap="400K",
+        ) as device:
+            plain = device.ask(measure_crypto.OPERATIONS["P-256 plain double-and-add"])
+            for title, wanted in (
+                ("P-256 any point", 40 / 56.4),
+                ("P-256 base point", 20 / 56.4),
+                ("RSA-3072 PSS verification", 0.4),
+            ):
+                took = device.ask(measure_crypto.OPERATIONS[title])
+                yield Row(title, took / plain, "x", wanted, "plain double-and-add on P-256")
+
+
+def payload(_: bool) -> Iterator[Row]:
+    """Compiled size of the app."""
+    files = appfs.compile_all(appfs.sources(paths.data("firmware", "app")))
+    yield Row("app, compiled", sum(map(len, files.values())) / 1024, "KB", 96, "room: 171.7")
+
+
+PARTS = (payload, loop, instructions, heap, crypto)
+
+
+def measure(*, quick: bool = False) -> list[Row]:
+    """Measure everything: about a minute, with ``quick`` a quarter of that."""
+    return [row for part in PARTS for row in part(quick)]
+
+
+def main() -> None:
+    """Print the table, or JSON: a list of objects with the fields of :class:`Row`."""
+    options = argparse.ArgumentParser(prog="python -m tests.bench.device")
+    options.add_argument("--quick", action="store_true", help="fewer rounds")
+    options.add_argument("--json", action="store_true", help="rows as JSON")
+    chosen = options.parse_args()
+    rows = measure(quick=chosen.quick)
+    if chosen.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", "ours", "wanted", "against")
+    for row in rows:
+        ours, wanted = (f"{value:,.3f}".rstrip("0").rstrip(".") for value in (row.ours, row.wanted))
+        table.add_row(row.measure, f"{ours} {row.unit}", f"≤ {wanted}", row.reference)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
