@@ -56,7 +56,9 @@ class Handshake:
         except ValueError as error:
             print("blufi: PIN record:", error)
             raise ec1.Abort(ec1.A_SUITE)
-        await _run(responder.prepare())
+        await self._run(responder.prepare())
+        if server.gone:
+            raise ec1.Abort(ec1.A_STATE, True)
         reply = responder.hello(message)
         # An answer goes out that serves to guess: it counts as wrong until it is proved right, so
         # that no power cut and no disconnection gives a guess for nothing.
@@ -96,10 +98,11 @@ class Handshake:
 
     # The client computes meanwhile, too.
     async def work(self):
-        await _run(self._responder.work())
+        await self._run(self._responder.work())
 
-
-# 5 to 15 ms a step.
-async def _run(steps):
-    for _ in steps:
-        await asyncio.sleep_ms(0)
+    # 5 to 15 ms a step. Nobody computes for a client who has left: the next one waits.
+    async def _run(self, steps):
+        for _ in steps:
+            await asyncio.sleep_ms(0)
+            if self._server.gone:
+                return

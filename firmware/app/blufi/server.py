@@ -183,8 +183,10 @@ class Server:
             sys.print_exception(error)
             self.beacon.journal.write("blufi", "crash", describe(error))
         session = None
+        end = time.ticks_add(time.ticks_ms(), _GOODBYE)
+        while not self.gone and time.ticks_diff(end, time.ticks_ms()) > 0:
+            await self._pause(_GOODBYE // 4)
         if not self.gone:
-            await asyncio.sleep_ms(_GOODBYE)
             self.beacon.radio.cut(link)
         self._frames.clear()
         self._link = None

@@ -19,6 +19,7 @@ from beacon_ota.provision.wanted import Network, Secret, Wanted
 from beacon_ota.virtual.radio.choice import Radio
 
 ATTEMPTS = 3
+AGAIN_S = 0.5
 PATIENCE_S = 70  # that a beacon may ask for after wrong PINs before we give up waiting
 _AGAIN = ("disconnected", "no_answer", "out_of_range")
 
@@ -147,6 +148,7 @@ async def provision(
             if error.code not in _AGAIN or attempt == attempts:
                 raise
             tell("again", error.message)
+            await asyncio.sleep(AGAIN_S)  # the beacon may have to end what was begun
     outcome.seconds = time.monotonic() - began
     return outcome
 
