@@ -25,6 +25,10 @@ $(VENV)/.lint: $(VENV)/.dev
 	    micropython-esp32-esp32-generic-c3-stubs micropython-stdlib-stubs
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.bench
+	$(BIN)/python -m pip install $(CAPS) -e '.[bench]'
+	@touch $@
+
 demo: $(VENV)/.run  ## the whole pipeline on virtual beacons, nothing to set up
 	$(BIN)/beacon-ota demo $(ARGS)
 
@@ -37,7 +41,7 @@ lint: $(VENV)/.lint  ## ruff and pyright, host and device code
 	$(BIN)/pyright
 	$(BIN)/pyright -p firmware
 
-bench: $(VENV)/.dev  ## the numbers of docs/measures.md
+bench: $(VENV)/.bench  ## the numbers of docs/measures.md
 	$(BIN)/python -m tests.bench $(ARGS)
 
 campaign: $(VENV)/.dev  ## power cuts, faults, fuzzing; long

@@ -1,6 +1,5 @@
 """Counts that are exact however many report at once, and through kills."""
 
-import asyncio
 import http.client
 import random
 import threading
@@ -9,7 +8,8 @@ import time
 import uvloop
 
 from beacon_ota.errors import BeaconOtaError
-from tests.orchestrator.bench import cycles
+from tests.bench.ours import Ours, update
+from tests.bench.subject import Watched
 from tests.orchestrator.world import Server, TestBeacon, beacons, until, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}
@@ -21,11 +21,8 @@ def test_500_updates_with_every_report_sent_twice_at_once(tmp_path):
         firmware = upload(server.admin(), "1.1.0", tmp_path, channel="stable")
         rollout = server.admin().create_rollout(firmware["firmware_id"], EVERYBODY)["rollout_id"]
 
-        async def main() -> None:
-            await cycles(server, fleet, 32, download=False, twice=True)
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
+        ours = Ours(Watched(server.url, server.process), server.token, fleet)
+        uvloop.run(update(ours, ours.fleet, 32, twice=True))
         shown = server.admin().rollout(rollout)
         assert shown["results"] == {"success": 500}
         assert shown["total"]["healthy"] == 500

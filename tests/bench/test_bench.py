@@ -1,0 +1,81 @@
+"""The bench itself: a generator that counts right, and a run of its own part, in seconds."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench.load import hammer, length
+from tests.bench.table import Row, markdown
+
+
+@pytest.mark.parametrize(
+    ("head", "size"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\n", 12),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nServer: x\r\n", 7),
+        (b"HTTP/1.1 204 No Content\r\n", 0),
+    ],
+)
+def test_the_length_of_an_answer(head, size):
+    assert length(head) == size
+
+
+def test_the_generator_counts_what_a_server_has_answered():
+    served = 0
+
+    async def answer(reader, writer) -> None:
+        nonlocal served
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                served += 1
+                body = b"x" * (served % 5 * 70_000)
+                status = b"200 OK" if served % 3 else b"503 Busy"
+                head = b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n" % (status, len(body))
+                writer.write(head + body)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def main() -> dict:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server:
+            return await hammer(url, [b"GET / HTTP/1.1\r\n\r\n"] * 60, 4, 60)
+
+    found = asyncio.run(main())
+    assert served == found["requests"] == 60
+    assert found["statuses"] == {200: 40, 503: 20}
+    assert found["lost"] == 0 and found["p99_ms"] >= found["p50_ms"]
+
+
+def test_a_ratio_above_one_is_better_whatever_is_counted():
+    values = {"goosebit": 50.0, "openmv-ota": 100.0, "ours": 200.0}
+    assert Row("rate", "req/s", True, None, values).ratio == 2.0
+    assert Row("time", "ms", False, None, values).ratio == 0.25
+    assert Row("alone", "ms", False, 3, {"ours": 1.0}).ratio is None
+    assert "| rate, req/s | 50 | 100 | – | – | 200 | ≥ 9 | 2 × |" in markdown(
+        [Row("rate", "req/s", True, 9, values)]
+    )
+
+
+def test_a_quick_run_measures_ours_and_the_floor(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--quick", "--no-peers", "--only=floors,ours"]
+        + [f"--reports={tmp_path}", "--seconds=0.2", "--beacons=40"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "bench.json").read_text())
+    rows = {row["measure"]: row for row in found["rows"]}
+    assert rows["poll, update due, 16 connections"]["values"]["ours"] > 0
+    assert rows["counted of the updates made"]["values"]["ours"] == 100
+    assert found["raw"]["ours poll 16"]["statuses"].keys() == {"200"}
+    assert (tmp_path / "bench.md").read_text().startswith("| measure")
