@@ -216,6 +216,8 @@ class _Run:
     async def _answering(self, request: Request, status: int) -> None:
         if request.path.startswith(LATEST) and status == 200 and not self._offered:
             self._offered = True
+            if self._mix.flash.name == "flip":  # from here on: reading takes longer, imports too
+                self._b.beacon.flip_bits({self._slot + BAD * SECTOR + 100: 0x10})
             self._b.beacon.link.faults = {
                 "reset": Faults(reset_after=30_000),
                 "stall": Faults(stall_after=30_000),
@@ -304,4 +306,5 @@ def _wear(b: Bench, kind: str, offset: int) -> None:
     faults.fail_erase = {offset // SECTOR} if kind == "erase" else set()
     faults.fail_program = {offset // SECTOR} if kind == "program" else set()
     faults.stuck = {offset + at: 0xFF for at in range(64)} if kind == "stuck" else {}
-    b.beacon.flip_bits({offset + 100: 0x10} if kind == "flip" else {})
+    if not kind and faults.flips:
+        b.beacon.flip_bits({})
