@@ -25,7 +25,7 @@ $(VENV)/.lint: $(VENV)/.dev
 	    micropython-esp32-esp32-generic-c3-stubs micropython-stdlib-stubs
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.bench
+$(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/python -m pip install $(CAPS) -e '.[bench]'
 	@touch $@
 
