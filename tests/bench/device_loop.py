@@ -10,6 +10,7 @@ from hashlib import sha256
 from mp import chip
 
 SECTOR = 4096
+PIECE = 1024
 chip.modules(chip.Chip(chip.layout(slot=1)))
 
 from net import http  # noqa: E402
@@ -38,8 +39,9 @@ class Flash:
         return (0, 0x11, 0, self.size + 2 * SECTOR, "ota_1", False)
 
 
-# readinto, writeblocks, sha256: no errors, no other tasks, nothing read back.
-def bare(address, size):
+# readinto, writeblocks, sha256: no errors, no other tasks. `back`: what was written is read and
+# compared as the writer does it.
+def bare(address, size, back=False):
     flash = Flash(size)
     sock = socket.socket()
     sock.connect(address)
@@ -47,11 +49,21 @@ def bare(address, size):
     while sock.readline() != b"\r\n":
         pass
     buf = bytearray(SECTOR)
+    again = bytearray(PIECE)
+    pieces = [memoryview(buf)[at : at + PIECE] for at in range(0, SECTOR, PIECE)]
     sha = sha256()
     begun = time.ticks_us()
     for sector in range(size // SECTOR):
         sock.readinto(buf)
         flash.writeblocks(sector, buf)
+        if back:
+            flash.ioctl(6, sector)
+            at = 0
+            for piece in pieces:
+                flash.readblocks(sector, again, at)
+                if again != piece:
+                    raise OSError(f"sector {sector}")
+                at += PIECE
         sha.update(buf)
     took = time.ticks_diff(time.ticks_us(), begun)
     sock.close()
