@@ -100,6 +100,8 @@ def test_a_report_shows_at_once_and_without_a_reload(fleet, visit):
     overview.wait_for_selector(f".news li:has-text('{beacon.id}')")
     rollout.wait_for_selector(".st-now .k-healthy a:text-is('1')")
     detail.wait_for_selector(f"dd .version:text-is('{offer['version']}')")
+    beacon.report("idle", journal=[[1, 0, "wifi", "lost", "reason 200"]])
+    detail.wait_for_selector("#journal-title ~ * td:text-is('reason 200')")
     other, offer = fleet.offered()
     other.fail(offer, "verify", "checksum")
     overview.wait_for_selector(f"#c-{other.id}.s-failed")

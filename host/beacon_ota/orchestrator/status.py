@@ -96,6 +96,8 @@ async def status(
                     "progress": node.progress,
                 },
             )
+    else:
+        service.hub.tell(now, "beacon.reported", node.facts.id, {})
     answer: Fields = {"ok": True, "server_time": int(service.clock.now())}
     if entries:
         answer["journal_ack"] = entries[-1][0]

@@ -2,11 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from markupsafe import Markup, escape
 from sqlalchemy import Connection, select
 
 from beacon_ota.orchestrator.api.firmwares import roles
@@ -225,6 +226,30 @@ def buildings(rows: Iterable[Row], sites: Iterable[Fields]) -> list[Building]:
             paths.reverse()  # as they lie above each other
         building.floors = {path: building.floors[path] for path in paths}
     return sorted(found.values(), key=lambda one: (one.path == "", natural(one.path)))
+
+
+def cells(rows: Iterable[Row], ranks: Mapping[tuple[str, str], int]) -> Markup:
+    """Return the cells of a floor: there are thousands, and a template would take its time."""
+    made = []
+    tab = ""
+    for row in rows:
+        look = row.look
+        name = escape(row.id)
+        text = [
+            row.id,
+            row.version or "?",
+            NAMES.get(look, look),
+            *(NAMES.get(flag, flag) for flag in row.flags),
+        ]
+        if row.progress is not None:
+            text[2] += f" {row.progress} %"
+        made.append(
+            f'<a class="c s-{look} v{ranks[row.device_type, row.version]}'
+            f'{" flagged" if row.flags else ""}" id="c-{name}" href="/beacons/{name}"{tab}'
+            f' title="{escape(" · ".join(text))}"></a>'
+        )
+        tab = " tabindex=-1"  # one stop of the Tab key per floor
+    return Markup("".join(made))
 
 
 def natural(text: str) -> tuple:

@@ -8,6 +8,7 @@ from beacon_ota.orchestrator.dashboard.fleet import (
     STANDINGS,
     Fleet,
     buildings,
+    cells,
     fleet,
 )
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
@@ -38,6 +39,7 @@ def page(ask: Ask) -> Page:
             "windows": _windows(ask, {row.site for row in seen.rows}),
             "looks": LOOKS,
             "names": NAMES,
+            "cells": cells,
             "smells": ask.read(outcomes.reasons, Which(since=ask.now - _LATELY_S)),
             "versions": versions_of(ask),
             "standings": STANDINGS,

@@ -111,6 +111,7 @@ _BEACONS = {
     "quarantined": "is in quarantine",
     "unquarantined": "is out of quarantine",
     "removed": "was removed",
+    "reported": "has sent a report",
 }
 _RELEASES = {
     "uploaded": "was uploaded",
