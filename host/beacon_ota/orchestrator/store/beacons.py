@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
@@ -81,7 +80,7 @@ def page(
     search: str | None = None,
     quarantined: bool | None = None,
     silent_since: float | None = None,
-) -> tuple[int, list[Mapping[Any, Any]]]:
+) -> tuple[int, list[Fields]]:
     """Return how many beacons match, and those after the id ``after``, by id.
 
     Args:
@@ -110,7 +109,8 @@ def page(
         matches.append(_b.last_seen.is_(None) | (_b.last_seen < silent_since))
     total = conn.scalar(select(func.count()).select_from(beacons).where(*matches)) or 0
     query = select(*SHOWN).where(*matches, _b.id > after).order_by(_b.id).limit(limit)
-    return total, [row._mapping for row in conn.execute(query)]
+    names = [column.name for column in SHOWN]
+    return total, [dict(zip(names, row, strict=True)) for row in conn.execute(query)]
 
 
 def report(
