@@ -28,6 +28,12 @@ def _hex(data):
     return hexlify(data).decode()
 
 
+# Somebody answered who is not the orchestrator, or one that does not know this beacon: whoever
+# looks after the site wants to hear of it as soon as the real one is back.
+class Unsealed(HttpError):
+    pass
+
+
 # "http[s]://host[:port]" as (tls, host, port); anything behind the host is not ours to use.
 def split(url):
     scheme, sep, rest = url.partition("://")
@@ -117,7 +123,7 @@ class Api:
         if not equal(hexlify(hmac_sha256(self._key, text)), given.encode()):
             # A server in trouble may not get as far as signing; anything else is a stranger, or
             # a beacon that the orchestrator does not know.
-            raise HttpError("http", "status %d, not authentic" % status, status < 500)
+            raise Unsealed("http", "status %d, not authentic" % status, status < 500)
 
     async def _open(self, method, target, body, headers, stall_ms, ends):
         tls, host, port = split(self._url)

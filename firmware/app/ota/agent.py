@@ -10,6 +10,7 @@ import machine
 from lazy import forget
 from micropython import const
 from net import clock
+from net.api import Unsealed
 from net.http import HttpError
 from wire.refused import Refused
 from wire.shapes import clip
@@ -63,6 +64,8 @@ class Agent:
                 self._misses = 0
             except HttpError as error:
                 self._say("refused" if error.refused else error.code)
+                if isinstance(error, Unsealed) and error.refused:
+                    beacon.journal.write("answer", "unsealed", error.detail)
                 pause = schedule.poll_delay(5 << min(self._misses, 10), 0)
                 pause = min(pause, beacon.store.policy("poll_s"))
                 self._misses += 1
