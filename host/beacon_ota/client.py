@@ -104,6 +104,12 @@ class Client:
                 "not_an_orchestrator", f"{self.url} answers, but not as an orchestrator"
             ) from None
 
+    @contextmanager
+    def stream(self, path: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+        """Open an answer whose body is read piece by piece."""
+        with self._send("GET", path, headers=headers, stream=True) as answer:
+            yield answer
+
     def _send(self, method: str, path: str, **options: Any) -> requests.Response:
         options.setdefault("timeout", self._timeout_s)
         try:
@@ -330,6 +336,20 @@ class Client:
     def latest_events(self, limit: int = 100) -> list[Json]:
         """Return the newest stored events."""
         return self.call("GET", "/api/events/latest", params={"limit": limit})["events"]
+
+    # ---- mirrors ----
+
+    def mirrors(self) -> list[Json]:
+        """Return the mirrors, by name."""
+        return self.call("GET", "/api/mirrors")["mirrors"]
+
+    def create_mirror(self, name: str, site: str) -> Json:
+        """Make a mirror of a site; the answer holds its token, this once."""
+        return self.call("POST", "/api/mirrors", json={"name": name, "site": site})
+
+    def remove_mirror(self, mirror_id: str) -> None:
+        """Give a mirror up."""
+        self.call("DELETE", f"/api/mirrors/{_part(mirror_id)}")
 
     @contextmanager
     def follow(self, after: int | None = None, kind: str = "") -> Iterator[Iterator[Json]]:

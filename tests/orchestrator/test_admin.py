@@ -267,7 +267,7 @@ def test_followers_end_when_the_server_stops(tmp_path):
         assert server.stop() == 0
         with pytest.raises((StopIteration, ReachError)):
             next(stream)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
 
 
 def test_the_audit_log_tells_who_did_what(admin):

@@ -27,6 +27,7 @@ from beacon_ota.images import appfs, littlefs, release, synthetic
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import connect, migrate, sqlite_url
 from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.mirror import LocalEngine
 from beacon_ota.orchestrator.server import Listen, run
 from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.wire import auth
@@ -176,6 +177,7 @@ class TestBeacon:
         self.version, self.image = version, hashlib.sha256(version.encode()).hexdigest()
         self.state = "valid"
         self.clock = time.time
+        self.last_header = ""
         self.connect(url)
 
     def connect(self, url: str) -> None:
@@ -203,6 +205,7 @@ class TestBeacon:
     ) -> Answer:
         """Make a signed call; the answer's seal is verified."""
         given = {"Authorization": self.sign(method, target, body), **(headers or {})}
+        self.last_header = given["Authorization"]
         connection = self._connection
         for last in (False, True):
             try:
@@ -353,7 +356,8 @@ class Local:
         async def main() -> None:
             self.loop = asyncio.get_running_loop()
             self.service = Service(self._settings, self.clock)
-            self.engine = Engine(self.service)
+            local = self._settings.upstream is not None
+            self.engine = (LocalEngine if local else Engine)(self.service)
             sock = socket.socket()
             sock.bind(("127.0.0.1", 0))
             self.listen = Listen(

@@ -40,6 +40,7 @@ TABLE = {
     "site": Entry("site", "Manage buildings, floors, time zones and windows."),
     "events": Entry("events", "Follow what happens, live."),
     "webhook": Entry("webhook", "Tell other systems what happens."),
+    "mirror": Entry("mirror", "Manage distribution points on sites."),
     "token": Entry("token", "Make and revoke administrator tokens."),
     "audit": Entry("audit", "Show and verify the audit log."),
     "provision": Entry("provision", "Bring beacons online over Bluetooth."),

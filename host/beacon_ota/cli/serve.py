@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +54,17 @@ def serve(
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Processes that serve; several need PostgreSQL.")
     ] = 1,
+    upstream: Annotated[
+        str | None,
+        typer.Option(help="Be a mirror of the orchestrator at this URL.", show_default=False),
+    ] = None,
+    upstream_token_file: Annotated[
+        Path | None,
+        typer.Option(help="Its token for this mirror; or BEACON_OTA_UPSTREAM_TOKEN."),
+    ] = None,
+    upstream_ca: Annotated[
+        Path | None, typer.Option(help="PEM file that its certificate is verified with.")
+    ] = None,
     time_scale: Annotated[float, typer.Option(min=0.001, help="Run the clock faster.")] = 1.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Announce URL and token as one line of JSON.")
@@ -92,6 +104,9 @@ def serve(
         webhook_local=webhook_local,
         database=database,
         workers=workers,
+        upstream=upstream,
+        upstream_token=_upstream_token(upstream, upstream_token_file),
+        upstream_ca=upstream_ca,
     )
     listen = Listen(
         host=host,
@@ -104,6 +119,22 @@ def serve(
         on_ready=ready,
     )
     run(settings, listen)
+
+
+def _upstream_token(upstream: str | None, file: Path | None) -> str:
+    if upstream is None:
+        return ""
+    try:
+        token = file.read_text() if file else os.environ.get("BEACON_OTA_UPSTREAM_TOKEN", "")
+    except OSError as error:
+        raise UsageError("token_unreadable", f"cannot read {file}: {error.strerror}") from None
+    if not token.strip():
+        raise UsageError(
+            "upstream_token",
+            "a mirror needs the token that its primary made for it",
+            expected="--upstream-token-file FILE or BEACON_OTA_UPSTREAM_TOKEN",
+        )
+    return token.strip()
 
 
 def _trusted(data: Path, keys: Path | None):

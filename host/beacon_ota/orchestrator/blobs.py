@@ -7,6 +7,7 @@ that changed on the disk are noticed before the first of them leaves.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -17,6 +18,8 @@ from typing import BinaryIO
 
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.limits import LIMITS
+
+_PART = ".part"
 
 
 class BlobDamaged(InputError):
@@ -38,6 +41,14 @@ class Blobs:
         """Return where the bytes with this digest lie."""
         return self._folder / digest
 
+    def has(self, digest: str) -> bool:
+        """Tell whether the bytes with this digest are here."""
+        return self.path(digest).exists()
+
+    def part(self, digest: str) -> Path:
+        """Return where bytes that are being fetched grow; they are left alone by a start."""
+        return self._incoming / f"{digest}{_PART}"
+
     def incoming(self) -> BinaryIO:
         """Return a new file for bytes that arrive; it is gone when closed, unless kept."""
         return tempfile.NamedTemporaryFile(  # type: ignore[return-value]
@@ -55,7 +66,8 @@ class Blobs:
             return False
         file.flush()
         os.fsync(file.fileno())
-        os.link(file.name, path)  # the incoming name goes when the file is closed
+        with contextlib.suppress(FileExistsError):  # another process had the same
+            os.link(file.name, path)  # the incoming name goes when the file is closed
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -76,7 +88,7 @@ class Blobs:
         """
         horizon = time.time() - age_s
         for file in self._incoming.iterdir():
-            if _written(file) <= horizon:
+            if file.suffix != _PART and _written(file) <= horizon:
                 file.unlink(missing_ok=True)
         orphans = [
             file

@@ -175,7 +175,7 @@ class Engine:
     async def _settle(self, entry: Entry, now: float) -> None:
         """End the attempts that are called off, silent for too long, or never taken."""
         view = self.service.view
-        mine = [view.open[key] for key in entry.open_ids]
+        mine = [one for key in entry.open_ids if not (one := view.open[key]).remote]
         release = view.releases[entry.rollout.plan.release.firmware_id]
         ends: dict[str, tuple[Result, str | None]] = {}
         for attempt in rules.expired(entry.rollout, mine, now):

@@ -18,6 +18,7 @@ from beacon_ota.orchestrator.view import Node
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
+_READS = ("GET", "HEAD", "OPTIONS")
 _UNKNOWN = ("unknown_beacon", "bad_mac")
 
 
@@ -36,6 +37,13 @@ class Hot:
         call = _call(scope)
         given = asgi.header(scope, b"authorization")
         if call is None or given[:7].lower() == "bearer ":
+            upstream = self.service.settings.upstream
+            if upstream and scope["path"].startswith("/api/") and scope["method"] not in _READS:
+                error = Problem(
+                    409, "mirror", "this is a mirror; change it at its primary", expected=upstream
+                )
+                await asgi.respond(send, 409, problems.document(error), (asgi.PROBLEM,))
+                return
             if self.service.shared:
                 await self._follow()
             await self.rest(scope, receive, send)

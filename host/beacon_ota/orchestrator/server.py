@@ -29,6 +29,7 @@ from beacon_ota.orchestrator.database import is_shared
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.hot import Hot
 from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.mirror import LocalEngine, Mirror
 from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.orchestrator.store import audit, tokens
 from beacon_ota.orchestrator.webhooks import Webhooks
@@ -177,6 +178,8 @@ def serve(settings: Settings, listen: Listen) -> None:
             found=settings.workers,
             expected="--database postgresql://user@host/name, or --workers 1",
         )
+    if settings.upstream and is_shared(settings.database or "sqlite"):
+        raise UsageError("mirror_database", "a mirror keeps SQLite in its data folder")
     if settings.trusted is None and not settings.insecure:
         raise UsageError(
             "keys_missing",
@@ -220,7 +223,8 @@ def _one_arena() -> None:
 async def _serve(settings: Settings, listen: Listen) -> None:
     sock = bind(listen)
     service = Service(settings, Clock(listen.time_scale))
-    await run(service, Engine(service), sock, listen)
+    engine = LocalEngine(service) if settings.upstream else Engine(service)
+    await run(service, engine, sock, listen)
 
 
 async def run(service: Service, engine: Engine, sock: socket.socket, listen: Listen) -> None:
@@ -235,6 +239,11 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
         telling.start()
         if cluster is not None:
             cluster.start()
+        if isinstance(engine, LocalEngine):
+            mirror = Mirror(service, engine)
+            mirror.address = url_of(listen, sock)
+            mirror.start()
+            service.mirror = mirror
         token = await first_token(service, listen.token_file)
         config = uvicorn.Config(
             Hot(service, Bounded(create_app(service, engine, telling))),

@@ -53,6 +53,7 @@ class Settings:
         insecure: releases without a signed manifest are accepted.
         trusted: parsed trusted keys, None when there are none.
         zone, window: for beacons whose site says nothing.
+        upstream: URL of the primary that this is a mirror of; with its token and certificate.
         webhook_local: webhooks may go to this machine itself.
     """
 
@@ -64,6 +65,9 @@ class Settings:
     window: str = "03:00-05:00"
     database: str | None = None
     workers: int = 1
+    upstream: str | None = None
+    upstream_token: str = field(default="", repr=False)
+    upstream_ca: Path | None = None
     webhook_local: bool = False
 
 
@@ -93,6 +97,7 @@ class Service:
         self.clock = clock or Clock()
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.blobs = Blobs(settings.data)
+        self.mirror: Any = None  # the exchange with a primary, where there is one
         self.worker = store.new_id()
         self.shared = is_shared(settings.database or "sqlite")
         self.leads = True  # unless there are other processes, and one of those does

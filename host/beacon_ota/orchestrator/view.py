@@ -336,4 +336,5 @@ def attempt_of(row: Mapping[Any, Any]) -> Attempt:
         ended_at=row["ended_at"],
         result=None if row["result"] is None else Result(row["result"]),
         failed_in=row["failed_in"],
+        remote=row["mirror"] is not None,
     )

@@ -10,7 +10,7 @@ from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import sessions, tokens
-from beacon_ota.orchestrator.store.tokens import ROLES, Actor
+from beacon_ota.orchestrator.store.tokens import MIRROR, ROLES, Actor
 from beacon_ota.orchestrator.throttle import Throttle
 
 _WRONG = {"www-authenticate": "Bearer"}
@@ -29,7 +29,7 @@ class Access:
 
     async def __call__(self, request: Request) -> Actor:
         actor = await actor_of(request)
-        if ROLES.index(actor.role) < self._rank:
+        if actor.role not in ROLES[self._rank :]:
             raise Problem(
                 403,
                 "role_too_low",
@@ -85,6 +85,8 @@ async def holder(request: Request, token: str) -> Actor:
         raise Problem(
             401, "token_wrong", "the token is unknown, expired or revoked", headers=_WRONG
         )
+    if actor.role == MIRROR and not request.url.path.startswith("/api/mirror/"):
+        raise Problem(403, "role_too_low", "a mirror's token is for a mirror", found=actor.role)
     return actor
 
 

@@ -155,7 +155,7 @@ def roles(rows: list[Fields]) -> dict[str, str]:
 download_router = APIRouter(tags=["releases"])
 
 
-class _Image(Response):
+class Image(Response):
     """The bytes of a release, sent as the beacons get them."""
 
     def __init__(self, service, release, data):
@@ -173,4 +173,4 @@ async def download(firmware_id: str, service: On, actor: Viewer) -> Response:
     release = service.view.releases.get(firmware_id)
     if release is None:
         raise missing("firmware", firmware_id)
-    return _Image(service, release, await load(service, release))
+    return Image(service, release, await load(service, release))

@@ -19,7 +19,7 @@ from beacon_ota.orchestrator.api.rollouts import Moving
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.standing import standing
-from beacon_ota.orchestrator.store import statistics
+from beacon_ota.orchestrator.store import Fields, mirrors, statistics
 from beacon_ota.wire.report import CODES
 
 router = APIRouter(tags=["metrics"])
@@ -32,15 +32,23 @@ _P = "beacon_ota_"
 async def metrics(service: On, engine: Moving, actor: Viewer) -> Response:
     """Everything, in Prometheus' text format."""
     found = await service.db.read(statistics.read)
+    mirrored = await service.db.read(mirrors.every)
     registry = CollectorRegistry()
-    registry.register(_Collector(service, engine, found))  # type: ignore[arg-type]
+    registry.register(_Collector(service, engine, found, mirrored))  # type: ignore[arg-type]
     ProcessCollector(registry=registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class _Collector:
-    def __init__(self, service: Service, engine: Engine, found: statistics.Statistics):
+    def __init__(
+        self,
+        service: Service,
+        engine: Engine,
+        found: statistics.Statistics,
+        mirrored: list[Fields],
+    ):
         self.service, self.engine, self.found = service, engine, found
+        self.mirrored = mirrored
 
     def describe(self) -> list[Metric]:
         return []
@@ -51,6 +59,29 @@ class _Collector:
         yield from self._releases()
         yield from self._rollouts()
         yield from self._served()
+        yield from self._mirrors()
+
+    def _mirrors(self) -> Iterator[Metric]:
+        """How far mirrors lag: those of this primary, and this mirror itself (without a name)."""
+        now = self.service.clock.now()
+        said = {one["name"]: {**one["status"], "seen_at": one["seen_at"]} for one in self.mirrored}
+        if (own := self.service.mirror) is not None:
+            said[""] = {**own.status(), "seen_at": own.contact}
+        silent, backlog, lag = (
+            GaugeMetricFamily(_P + name, text, labels=["mirror"])
+            for name, text in (
+                ("mirror_silent_seconds", "Since mirror and primary last spoke"),
+                ("mirror_backlog", "Changes that a mirror had not told yet"),
+                ("mirror_lag_seconds", "For how long it had not told them"),
+            )
+        )
+        for name, one in said.items():
+            if one["seen_at"] is not None:
+                silent.add_metric([name], max(now - one["seen_at"], 0.0))
+            for family, key in ((backlog, "backlog"), (lag, "lag_s")):
+                if isinstance(one.get(key), int | float):
+                    family.add_metric([name], one[key])
+        yield from (silent, backlog, lag)
 
     def _version(self, firmware_id: str) -> tuple[str, str]:
         row = self.service.view.releases[firmware_id].row

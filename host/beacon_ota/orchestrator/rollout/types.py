@@ -224,7 +224,8 @@ class Attempt:
     """One offer to one beacon, and what became of it.
 
     ``wave`` and ``stage`` are where the beacon stood when it was offered. ``failed_in`` is the
-    stage of the failure that the beacon reported (``download``, ``boot`` …).
+    stage of the failure that the beacon reported (``download``, ``boot`` …). ``remote``: somebody
+    else hears from the beacon, and settles it.
     """
 
     id: str
@@ -239,6 +240,7 @@ class Attempt:
     ended_at: float | None = None
     result: Result | None = None
     failed_in: str | None = None
+    remote: bool = False
 
 
 # ---- what a rollout has come to ----

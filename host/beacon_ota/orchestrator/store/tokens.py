@@ -11,6 +11,7 @@ from beacon_ota.orchestrator.schema import tokens
 from beacon_ota.orchestrator.store import Fields
 
 ROLES = ("viewer", "operator", "admin")  # each may do what those before it may
+MIRROR = "mirror"  # may do none of that: only what mirrors call
 _SHOWN = (
     tokens.c.id,
     tokens.c.name,
@@ -33,7 +34,7 @@ def create(
     conn: Connection, name: str, role: str, now: float, expires_at: float | None = None
 ) -> tuple[Fields, str]:
     """Make a token; returns its row and the token itself, which exists nowhere else."""
-    if role not in ROLES:
+    if role not in (*ROLES, MIRROR):
         raise InputError("role_unknown", "no such role", found=role, expected=list(ROLES))
     if not 0 < len(name) <= 64:
         raise InputError("name_length", "a token's name has 1 to 64 characters", found=len(name))
