@@ -150,7 +150,7 @@ async def works(s: scenes.Scene) -> None:
 
 def unharmed(s: scenes.Scene) -> None:
     assert len(s.beacon.boots) == 1, s.beacon.console
-    assert "Traceback" not in s.beacon.console
+    assert "Traceback" not in s.beacon.console, s.beacon.console
     left = {key for space, key in s.beacon.settings() if space == "beacon"}
     assert left <= {"beacon_id", "pin_w", "policy", "ble", "pin_fail"}, left
 

@@ -61,7 +61,9 @@ def password(ssid: str, file: Path | None, is_open: bool) -> str:
     if is_open or file is not None:
         return line(file)
     if terminal():
-        return typer.prompt(f"Password of {ssid} (empty: none)", "", hide_input=True, err=True)
+        return typer.prompt(
+            f"Password of {ssid} (empty: none)", "", hide_input=True, show_default=False, err=True
+        )
     raise UsageError(
         "password_missing", "which password? There is nobody to ask: --password-file, or --open"
     )
@@ -111,7 +113,12 @@ async def choose(networks: list[tuple[bytes, int]]) -> "Network":
         if text.isdigit() and 1 <= int(text) <= len(networks):
             ssid = networks[int(text) - 1][0]
         password = await asyncio.to_thread(
-            typer.prompt, "Password (empty: none)", "", hide_input=True, err=True
+            typer.prompt,
+            "Password (empty: none)",
+            "",
+            hide_input=True,
+            show_default=False,
+            err=True,
         )
         try:
             return Network.of(ssid, password)
@@ -147,7 +154,8 @@ def steps(quiet: bool) -> Iterator["Tell"]:
         yield lambda step, detail: None
         return
     began = time.monotonic()
-    with output.errors.status("…") as status:
+    status = output.errors.status("…")
+    try:
 
         def tell(step: str, detail: str) -> None:
             line = f"{_WORDS.get(step, step)} {escape(detail)}".strip()
@@ -161,6 +169,8 @@ def steps(quiet: bool) -> Iterator["Tell"]:
                 status.stop()  # a prompt and a spinner do not share a line
 
         yield tell
+    finally:
+        status.stop()
 
 
 @contextmanager

@@ -293,7 +293,7 @@ def batch(
         "channel": channel,
         "window": window,
         "utc_off": None if utc_off is None else str(utc_off),
-        "fleet_key": asking.line(fleet_key_file),
+        "fleet_key": asking.line(fleet_key_file) or None,
         "orch_url": _address(orch_url, registry),
     }
     creds = credentials(asking.text(credentials_file)) if credentials_file else None

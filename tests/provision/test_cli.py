@@ -1,0 +1,207 @@
+"""``beacon-ota provision`` and ``monitor``, from the command line to a real orchestrator."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from beacon_ota.cli import main, output
+from beacon_ota.wire import adverts
+from tests.orchestrator.world import COMMAND, Server, environment
+from tests.provision import scene as scenes
+from tests.provision.scene import ID, NAME, PASSWORD, PIN, SSID, scene
+
+OTHER = bytes.fromhex("7cdfa1001122")
+WAIT = 90.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("orchestrator") / "data") as server:
+        server.admin().create_site("hq")
+        yield server
+
+
+@pytest.fixture
+def go(server, tmp_path, monkeypatch, capsys):
+    """Run a command; returns its output, checks its exit code."""
+    for name, value in environment(tmp_path, server).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(output.console, "width", 200)
+    monkeypatch.setattr(output.errors, "width", 200)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pin").write_text(PIN + "\n")
+    (tmp_path / "wifi").write_text(PASSWORD)
+
+    def go(*args: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as done:
+            main(list(args))
+        said = capsys.readouterr()
+        assert (done.value.code or 0) == code, said
+        return said.out if code == 0 else said.out + said.err
+
+    return go
+
+
+@contextlib.contextmanager
+def near(v1, server, monkeypatch, **options) -> Iterator[scenes.Scene]:
+    """A beacon within reach of the command line, whose network leads to the real orchestrator."""
+    with scene(v1, **options) as s:
+        s.network.host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
+        monkeypatch.setenv("BEACON_OTA_RADIO", s.room.spec)
+        yield s
+
+
+WIFI = ("--ssid", SSID, "--password-file", "wifi", "--search", "60")
+
+
+def test_one_beacon_from_a_script(v1, server, go, monkeypatch):
+    with near(v1, server, monkeypatch) as s:
+        s.wait(s.opened)
+        [found] = json.loads(go("provision", "scan", "--seconds", "3", "--json"))
+        assert (found["name"], found["state"], found["provisioned"]) == (NAME, "new", False)
+        assert "new" in go("provision", "scan", "--seconds", "3")
+        first = ("provision", "wifi", "--beacon", NAME[-6:], "--pin-file", "pin", *WIFI)
+        done = json.loads(go(*first, "--site", "hq", "--channel", "beta", "--tag", "x", "--json"))
+        assert (done["beacon_id"], done["poll"], done["registered"]) == (ID, "ok", "registered")
+        assert done["ssid"] == SSID and "key" in done and done["key"] is None
+        known = server.admin().call("GET", f"/api/beacons/{ID}")
+        assert (known["site"], known["channel"], known["tags"]) == ("hq", "beta", ["x"])
+        # Once more, after it has closed: the words say what to do.
+        s.wait(lambda: not s.opened())
+        said = go(*first[:-1], "1", code=3)
+        assert "closed" in said and "press its button" in said
+        s.unlock()
+        again = go(*first)
+        assert "online" in again and "updated" in again
+        # What it is like, without a PIN and with one.
+        s.unlock()
+        facts = json.loads(go("provision", "status", "--beacon", NAME, "--json"))
+        assert facts["version"] == "1.0.0" and "wifi" not in facts
+        facts = json.loads(go("provision", "status", "--beacon", NAME, "--pin", PIN, "--json"))
+        assert (facts["wifi"], facts["ssid"], facts["poll"]) == ("connected", SSID, "ok")
+        assert "connected" in go("provision", "status", "--beacon", NAME, "--pin", PIN)
+        # And back.
+        go("provision", "reset", "--beacon", NAME, "--pin", PIN, "--yes")
+        s.wait(lambda: len(s.beacon.boots) == 2)
+        assert s.beacon.setting("wifi_ssid") is None
+
+
+def test_what_goes_wrong_has_words(v1, server, go, monkeypatch, tmp_path):
+    with near(v1, server, monkeypatch) as s:
+        base = ("provision", "wifi", "--beacon", NAME, "--search", "60", "--json")
+        # Before the beacon is touched: nobody to register it with, nothing to ask.
+        wrong = ("--url", "http://127.0.0.1:9", "--pin", PIN, "--ssid", SSID, "--open")
+        assert "orchestrator_unreachable" in go(*base, *wrong, code=3)
+        assert "network_missing" in go(*base, "--pin", PIN, code=2)
+        assert "pin_missing" in go(*base, "--ssid", SSID, "--open", code=2)
+        assert "site_unknown" in go(*base, "--pin", PIN, *WIFI[:4], "--site", "nowhere", code=1)
+        assert "which password" in go(*base, "--pin", PIN, "--ssid", SSID, code=2)
+        assert s.beacon.setting("beacon_key") is None
+        # By the beacon's own word.
+        said = go(*base, "--pin", "11111111", *WIFI[:4], code=4)
+        assert "wrong_secret" in said and "(1 of 10)" in said
+        (tmp_path / "bad").write_text("not the password")
+        s.skip(2)
+        bad = ("--pin", PIN, "--ssid", SSID, "--password-file", "bad")
+        assert "wifi_wrong_password" in go(*base, *bad, code=4)
+        said = go(*base, "--pin", PIN, "--ssid", "Site", "--open", code=3)
+        assert "wifi_not_found" in said and "one of site (-55 dBm)" in said
+        said = go("provision", "status", "--beacon", "FFFFFF", "--search", "1", code=3)
+        assert "no_beacon" in said and NAME in said
+
+
+def test_a_batch(v1, server, go, monkeypatch, tmp_path):
+    """One label is wrong; the file is mended, and run again for that one only."""
+    name = adverts.name(OTHER[:5] + bytes([OTHER[5] + 2])).decode()
+    rows = "beacon,pin,tags\n{0},{2},a b\n{1},{3},\n"
+    with (
+        near(v1, server, monkeypatch, settings={"beacon_id": b"batch-1"}) as s,
+        scene(v1, mac=OTHER, room=s.room, settings={"beacon_id": b"batch-2"}) as other,
+    ):
+        other.network.host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
+        file = tmp_path / "batch.csv"
+        file.write_text(rows.format(NAME, name, PIN, "55555555"))
+        run = ("provision", "batch", str(file), *WIFI[:4], "--search", "60", "--jobs", "2")
+        said = go(*run, "--json", code=1)
+        assert "\n]" in said, said
+        found = json.loads(said[: said.index("\n]") + 2])
+        assert [one["result"] for one in found] == ["provisioned", "wrong_secret"]
+        assert [one["beacon_id"] for one in found if "beacon_id" in one] == ["batch-1"]
+        assert server.admin().call("GET", "/api/beacons/batch-1")["tags"] == ["a", "b"]
+        file.write_text(rows.format(NAME, name, PIN, PIN))
+        s.wait(lambda: not s.opened())
+        other.skip(5)
+        shown = go(*run)
+        assert "already" in shown and "provisioned" in shown and "batch-2" in shown
+
+
+def test_monitor(v1, server, go, monkeypatch):
+    with near(v1, server, monkeypatch, settings={"ibeacon": bytes(range(20))}) as s:
+        s.wait(s.opened)
+        told = [json.loads(x) for x in go("monitor", "--json", "--seconds", "5").splitlines()]
+        assert told[0]["event"] == "found" and told[0]["name"] == NAME
+        assert told[-1]["version"] == "1.0.0" and told[-1]["rssi"] == -37
+        assert {one["event"] for one in told[1:]} <= {"changed"}
+        assert [one for one in told if one["position"]], "positioning goes on meanwhile"
+        table = go("monitor", "--seconds", "3")
+        assert NAME in table and "1.0.0" in table and "not provisioned" in table
+
+
+def test_as_a_dialogue(v1, server, tmp_path, monkeypatch):
+    """At a terminal: which PIN (once wrongly), which network of the beacon's, which password."""
+    env = {**environment(tmp_path, server), "TERM": "xterm", "COLUMNS": "160"}
+    with near(v1, server, monkeypatch, settings={"beacon_id": b"asked"}) as s:
+        s.network.add("weaker", "pass word", rssi=-80)
+        s.wait(s.opened)
+        terminal, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [str(COMMAND), "provision", "wifi", "--search", "60"],
+            env={**env, "BEACON_OTA_RADIO": s.room.spec},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            close_fds=True,
+        )
+        os.close(theirs)
+        shown = ""
+
+        def until(pattern: str) -> None:
+            nonlocal shown
+            end = time.monotonic() + WAIT
+            while not re.search(pattern, shown):
+                assert time.monotonic() < end, shown
+                if select.select([terminal], [], [], 1)[0]:
+                    try:
+                        shown += os.read(terminal, 4096).decode("utf-8", "replace")
+                    except OSError:
+                        assert re.search(pattern, shown), shown
+
+        def answer(text: str) -> None:
+            os.write(terminal, text.encode() + b"\n")
+
+        until("PIN on the label")
+        answer("12345678")
+        until(r"1 of 10\)[\s\S]*PIN on the label")
+        s.skip(2)
+        answer(PIN)
+        until(r"1  site[\s\S]*2  weaker[\s\S]*number or name")
+        answer("1")
+        until("Password")
+        while termios.tcgetattr(terminal)[3] & termios.ECHO:
+            time.sleep(0.01)
+        answer(PASSWORD)
+        until(r"is online, after")
+        until("registered")
+        assert process.wait(WAIT) == 0
+        os.close(terminal)
+        assert PASSWORD not in shown
+        assert s.beacon.setting("wifi_pass") == PASSWORD.encode()
