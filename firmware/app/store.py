@@ -27,6 +27,7 @@ POLICY = {
     "trial_s": (180, 5, 840),  # for the health check of a trial; stage 0 resets at 900
     "offline_ok": (1, 0, 1),  # may a trial be confirmed while the orchestrator is away?
     "join_s": (15, 2, 120),  # for one attempt to join a network
+    "bluetooth": (1, 0, 1),  # 0: left alone, on boards and emulators that have none
     "strike_pin": (-1, -1, 21),  # GPIO that opens the door when access is granted; -1: none
     "strike_ms": (3000, 50, 60000),
     "healthy_s": (120, 1, 3600),  # of running before a confirmed release counts as no crash

@@ -62,6 +62,15 @@ def test_a_chip_that_calls_every_reset_a_power_on(v1, v2, monkeypatch):
         assert [e for _, e in b.causes()] == [None]
 
 
+def test_bluetooth_that_is_left_alone(v1, v2):
+    """By policy: nothing hangs, and no release is refused for it, though it worked before."""
+    with bench(v1, bluetooth=Hanging(), settings={"ble": 2}, policy={"bluetooth": 0}) as b:
+        b.server.image, b.server.offering = v2, True
+        b.reported("success", 60)
+        assert [e for _, e in b.causes()] == ["reset", None]
+        assert not any(e[2] == "ble" for e in b.server.journal())
+
+
 def test_a_button_that_was_never_released(v1):
     """A pin that reads low from the start is nobody's wish to forget everything."""
     with bench(v1, power=False, scale=20) as b:

@@ -39,7 +39,8 @@ class Radio:
         self._store = store
         self._journal = journal
         self._ble = None
-        self._needed = store.number("ble") == _WORKS
+        self._allowed = store.policy("bluetooth") == 1
+        self._needed = self._allowed and store.number("ble") == _WORKS
         self._services = []  # (service as gatts_register_services takes it, its owner)
         self._owners = {}  # value handle -> owner
         self.name = b""  # under which it is provisioned
@@ -69,6 +70,8 @@ class Radio:
     # until somebody has cut the power. Some chips call every reset a power-on: after a second
     # time it goes without whatever the cause, until healthy() says that this boot was a good one.
     def start(self, cause):
+        if not self._allowed:
+            return
         known = self._store.number("ble")
         if known == _AGAIN or known == _TRYING and cause != _POWER_ON:
             self._journal.write("ble", "skipped", "activation never came back")
