@@ -48,12 +48,12 @@ def test_roles(server, admin):
 
 def test_no_token_and_wrong_ones(server):
     for path in ("/api/beacons", "/api/firmwares", "/api/rollouts", "/api/audit", "/metrics"):
-        answer = requests.get(server.url + path, timeout=10)
+        answer = requests.get(server.url + path, timeout=60)
         assert answer.status_code == 401 and answer.json()["code"] == "token_missing", path
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.headers["www-authenticate"] == "Bearer"
     assert code(Client(server.url, "bota_no").beacon, "x") == "token_wrong"
-    assert requests.get(server.url + "/health", timeout=10).json()["status"] == "ok"
+    assert requests.get(server.url + "/health", timeout=60).json()["status"] == "ok"
 
 
 def test_tokens_expire_and_are_revoked(server, admin):
@@ -88,7 +88,7 @@ def test_guessing_tokens_gets_slow_and_then_stops(tmp_path):
         session = requests.Session()
 
         def guess() -> int:
-            return session.get(server.url + "/api/beacons", headers=wrong, timeout=20).status_code
+            return session.get(server.url + "/api/beacons", headers=wrong, timeout=60).status_code
 
         began = time.monotonic()
         assert [guess() for _ in range(4)] == [401] * 4
@@ -108,7 +108,7 @@ def test_unknown_paths_and_methods_are_problems(server):
         ("GET", "/api/beacons/b/ota_status", 404),
         ("GET", "/firmwares/", 404),
     ):
-        answer = requests.request(method, server.url + path, timeout=10)
+        answer = requests.request(method, server.url + path, timeout=60)
         assert answer.status_code == status and answer.json()["status"] == status, path
 
 
@@ -240,10 +240,10 @@ def test_events_live_and_resumed(server, admin):
 
     thread = threading.Thread(target=follow)
     thread.start()
-    ready.wait(10)
+    assert ready.wait(60)
     for number in range(3):
         admin.create_beacon(f"{name}-{number}", "esp32c3")
-    thread.join(10)
+    thread.join(60)
     assert [event["subject"] for event in got] == [f"{name}-{n}" for n in range(3)]
     assert got[0]["data"]["by"] == "first" and got[0]["kind"] == "beacon.created"
     with admin.follow(after=got[0]["id"], kind="beacon.") as stream:
@@ -252,7 +252,7 @@ def test_events_live_and_resumed(server, admin):
         server.url + "/api/events",
         headers={"Authorization": f"Bearer {server.token}", "Last-Event-ID": str(got[1]["id"])},
         stream=True,
-        timeout=10,
+        timeout=60,
     )
     lines = answer.iter_lines(chunk_size=1)
     text = b"\n".join(next(lines) for _ in range(5)).decode()
@@ -300,11 +300,11 @@ def test_metrics(server, admin):
 
 
 def test_the_docs_need_nothing_from_elsewhere(server):
-    page = requests.get(server.url + "/docs", timeout=10)
+    page = requests.get(server.url + "/docs", timeout=60)
     assert page.status_code == 200 and "text/html" in page.headers["content-type"]
     assert "http://" not in page.text.replace("http://www.w3.org", "")
     assert "https://" not in page.text and 'src="//' not in page.text
-    found = requests.get(server.url + "/api/openapi.json", timeout=10).json()
+    found = requests.get(server.url + "/api/openapi.json", timeout=60).json()
     assert "/api/firmwares/upload" in found["paths"]
     form = found["paths"]["/api/firmwares/upload"]["post"]["requestBody"]["content"]
     assert "multipart/form-data" in form

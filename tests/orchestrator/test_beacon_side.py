@@ -437,7 +437,7 @@ def test_reports_out_of_bounds_are_refused_and_change_nothing(server, release, b
 
 def raw(server):
     parts = urlsplit(server.url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     connection.connect()
     return connection.sock
 
@@ -506,7 +506,7 @@ def test_a_body_that_stops_arriving_is_given_up(tmp_path, monkeypatch):
         (beacon,) = local.beacons(1)
         parts = urlsplit(local.url)
         for path in (f"/api/beacons/{beacon.id}/ota_status", "/api/beacons"):
-            sock = socket.create_connection((parts.hostname, parts.port), timeout=10)
+            sock = socket.create_connection((parts.hostname, parts.port), timeout=60)
             sock.sendall(
                 f"POST {path} HTTP/1.1\r\nHost: o\r\nContent-Length: 100\r\n\r\n{{".encode()
             )

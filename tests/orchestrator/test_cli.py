@@ -141,13 +141,13 @@ def test_events_live(server, run, tmp_path):
     reader.start()
     admin = server.admin()
     number = 0
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < end:
         admin.create_beacon(f"ev-{os.getpid()}-{number}", "esp32c3")
         number += 1
         time.sleep(0.1)
-    reader.join(5)
-    assert process.wait(5) == 0
+    reader.join(60)
+    assert process.wait(60) == 0
     assert [json.loads(line)["kind"] for line in out] == ["beacon.created"] * 2
 
 

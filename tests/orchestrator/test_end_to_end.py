@@ -9,8 +9,9 @@ import pytest
 from beacon_ota.virtual.flash import Flash
 from beacon_ota.virtual.network import Network
 from beacon_ota.virtual.supervisor import VirtualBeacon
-from tests.firmware.beacons import PASSWORD, POLICY, SCALE, SSID, image, make
+from tests.firmware.beacons import PASSWORD, SSID, image, make
 from tests.orchestrator.world import Server, until
+from tests.system.scene import POLICY, SCALE
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00", "gate": {"in_a_row": 1}}
 
@@ -58,15 +59,16 @@ def versions(server) -> list[str]:
     return [one["version"] for one in server.admin().beacons()]
 
 
+@pytest.mark.timeout(600)
 def test_a_good_release_then_a_bad_one(fleet, tmp_path, small_core):
     server, beacons = fleet
     admin = server.admin()
-    until(lambda: versions(server) == ["1.0.0"] * 3, deadline_s=60, what="the first polls")
+    until(lambda: versions(server) == ["1.0.0"] * 3, deadline_s=120, what="the first polls")
 
     rollout = roll_out(server, tmp_path, make(small_core, "1.1.0"), "1.1.0")
     until(
         lambda: admin.rollout(rollout)["status"] == "completed",
-        deadline_s=90,
+        deadline_s=120,
         what="everybody to run 1.1.0",
     )
     shown = admin.rollout(rollout)
@@ -81,7 +83,7 @@ def test_a_good_release_then_a_bad_one(fleet, tmp_path, small_core):
     rollout = roll_out(server, tmp_path, bad, "1.2.0")
     until(
         lambda: admin.rollout(rollout)["status"] == "halted",
-        deadline_s=90,
+        deadline_s=120,
         what="the bad release to be halted",
     )
     failed = [row for row in admin.attempts(rollout) if row["result"] == "rolled_back"]
@@ -91,7 +93,7 @@ def test_a_good_release_then_a_bad_one(fleet, tmp_path, small_core):
             versions(server) == ["1.1.0"] * 3
             and not any(row["result"] is None for row in admin.attempts(rollout))
         ),
-        deadline_s=90,
+        deadline_s=120,
         what="everybody to be back on 1.1.0",
     )
     journal = admin.beacon(failed[0]["beacon_id"])["journal"]

@@ -117,7 +117,7 @@ def test_the_server_answers_anything(server, method, path, headers, body):
     """Straight at the sockets: any request gets an answer below 500, or is no request at all."""
     parts = urlsplit(server.url)
     for prefix in ("/", "/firmwares/latest/", "/api/beacons/x/"):
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
         target = prefix + quote(path, safe="/%?=&")
         connection.request(method, target, body, headers)
         answer = connection.getresponse()

@@ -16,6 +16,7 @@ from tests.system.conftest import put
 from tests.system.middle import Answer, Request, bent, flip
 from tests.system.scene import everything, metric, pair, problems, roll_out
 
+pytestmark = pytest.mark.timeout(600)  # for machines that do other things as well
 YEAR = 365 * 86_400
 
 

@@ -8,6 +8,7 @@ import json
 import time
 from dataclasses import replace
 
+import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
@@ -17,6 +18,7 @@ from tests.system.conftest import put
 from tests.system.middle import Answer, Request, bent, flip
 from tests.system.scene import metric, pair, roll_out
 
+pytestmark = pytest.mark.timeout(600)  # for machines that do other things as well
 YEAR = 365 * 86_400
 
 

@@ -16,6 +16,8 @@ from tests.system.conftest import put as upload
 from tests.system.conftest import signed
 from tests.system.scene import DEADLINE_S, metric, pair, roll_out, serve
 
+pytestmark = pytest.mark.timeout(600)  # for machines that do other things as well
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capfd):
