@@ -7,6 +7,7 @@ import time
 
 import pytest
 from bleak import BleakClient, BleakScanner
+from bleak.exc import BleakError
 
 from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.room import Room
@@ -105,8 +106,11 @@ def test_a_challenge_grows_old(v1, room):
         at_the_door(room, visit)
 
 
-def test_nobody_waits_for_an_update(v1, v2, room):
-    """Flash that takes its time and a download at the chip's pace: every answer within 250 ms."""
+def visits(v1, v2, room: Room) -> list[float]:
+    """Ask to be let in again and again during an update; return all waits, in seconds.
+
+    Flash takes its time, and the download comes at the chip's pace.
+    """
     waits = []
 
     settings = {"creds": CREDENTIALS}
@@ -117,8 +121,12 @@ def test_nobody_waits_for_an_update(v1, v2, room):
         b.beacon.link.faults.throttle = 30_000
 
         async def visit(reader: Reader) -> None:
-            while not b.server.last("verifying"):
-                verdict, wait = await reader.enter()
+            while not b.server.last("rebooting"):
+                try:
+                    verdict, wait = await reader.enter()
+                except (BleakError, TimeoutError):
+                    assert b.server.last("verifying"), "cut off in the middle"
+                    return
                 assert verdict == access.GRANTED
                 if b.server.last("downloading"):
                     waits.append(wait)
@@ -126,4 +134,18 @@ def test_nobody_waits_for_an_update(v1, v2, room):
         b.beacon.power_on()
         at_the_door(room, visit)
     assert len(waits) > 5
-    assert sorted(waits)[len(waits) * 9 // 10] < LATEST, waits
+    return waits
+
+
+def test_nobody_waits_for_an_update(v1, v2, room):
+    """The machine of the tests may be busy: the bound is a wide one here."""
+    waits = sorted(visits(v1, v2, room))
+    assert waits[len(waits) * 9 // 10] < 8 * LATEST, waits
+
+
+@pytest.mark.slow
+def test_nobody_ever_waits_for_an_update(v1, v2, room):
+    """Every answer within 250 ms, on a machine that has nothing else to do."""
+    waits = visits(v1, v2, room)
+    print(f"{len(waits)} visits, the longest wait {1000 * max(waits):.0f} ms")
+    assert max(waits) < LATEST, waits
