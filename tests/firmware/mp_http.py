@@ -221,6 +221,22 @@ def test_what_is_not_http():
         assert fails(answer) == "http", answer
 
 
+# Whoever never stops talking is interrupted, though there is always something to read.
+def test_heads_and_trailers_without_end():
+    early = b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert fails(early * 50 + OK + b"Content-Length: 0\r\n\r\n") == "http"
+    trailers = b"X-More: and more\r\n" * 50
+    chunked = OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+    assert fails(chunked + trailers + b"\r\n") == "http"
+
+    async def both(connection):
+        return await connection.read(99), connection.headers
+
+    few = b"ETag: late\r\n\r\n"
+    found, _ = exchange(chunked.replace(b"\r\n\r\n", b"\r\nETag: early\r\n\r\n", 1) + few, both)
+    assert found == (b"hello", {"transfer-encoding": "chunked", "etag": "early"})
+
+
 def test_a_small_answer_is_small():
     assert fails(OK + b"Content-Length: 5001\r\n\r\n" + bytes(5001)) == "http"
     assert fails(OK + b"\r\n" + bytes(6000)) == "http"

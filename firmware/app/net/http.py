@@ -13,6 +13,7 @@ from micropython import const
 
 _LINE = const(512)  # bytes of a status, header or chunk-size line
 _HEADERS = const(40)
+_INTERIM = const(8)  # answers before the answer (1xx)
 _BUFFER = const(256)
 _CONNECT = const(10000)  # ms
 _SPIN = const(3)  # ms for which a download looks again before it asks the poller
@@ -107,6 +108,9 @@ class Connection:
         while True:
             if self._at == self._end:
                 self._at = 0
+                await asyncio.sleep_ms(
+                    0
+                )  # there may always be more to read, and others want to run
                 self._end = await self._receive(self._buf)
                 if not self._end:
                     raise HttpError("truncated", "closed within the headers")
@@ -123,7 +127,7 @@ class Connection:
                     raise HttpError("http", "line is not text")
 
     async def head(self, bodyless=False):
-        while True:
+        for _ in range(_INTERIM):
             line = await self._line()
             parts = line.split(" ", 2)
             if not line.startswith("HTTP/1.") or len(parts) < 2:
@@ -132,6 +136,8 @@ class Connection:
             await self._fields()
             if self.status >= 200:
                 break
+        else:
+            raise HttpError("http", "no final status")
         if bodyless or self.status in (204, 304):
             self._left = 0
         elif "chunked" in self.headers.get("transfer-encoding", "").lower():
@@ -239,8 +245,10 @@ class Connection:
         self._left = _number(size.split(";")[0].strip(), 16, 0x3FFFFFFF)
         if not self._left:
             self._chunked = False
-            while await self._line():
-                pass
+            for _ in range(_HEADERS):
+                if not await self._line():
+                    return
+            raise HttpError("http", "too many trailers")
 
     # A whole small body; one that is longer than `limit` is an error, not a cut. Its pieces come
     # through the buffer of the head; chunks do not, for the lines between them need it.
