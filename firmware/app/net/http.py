@@ -108,9 +108,8 @@ class Connection:
         while True:
             if self._at == self._end:
                 self._at = 0
-                await asyncio.sleep_ms(
-                    0
-                )  # there may always be more to read, and others want to run
+                # There may always be more to read, and others want to run.
+                await asyncio.sleep_ms(0)
                 self._end = await self._receive(self._buf)
                 if not self._end:
                     raise HttpError("truncated", "closed within the headers")
