@@ -291,7 +291,7 @@ def test_status_and_oblivion(v1):
 
 
 def test_doors_open_while_somebody_provisions(v1):
-    """The exchange of keys is computed in steps: readers at the door get their answers meanwhile."""
+    """The exchange of keys is computed in steps: readers get their answers meanwhile."""
 
     async def enter(reader: BleakClient, answers: asyncio.Queue[bytes]) -> float:
         begun = time.monotonic()

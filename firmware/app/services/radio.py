@@ -266,13 +266,24 @@ class Radio:
         except Exception as error:
             sys.print_exception(error)
 
+    # One hop from the flag to the answer: each is a place where a sector may be written first, and
+    # wait_for() takes three. So the looks are rung for, not waited for.
     async def run(self):
+        clock = asyncio.create_task(self._ring())
+        try:
+            await self._serve()
+        finally:
+            clock.cancel()
+
+    async def _ring(self):
+        while True:
+            await asyncio.sleep_ms(_TURN)
+            self._flag.set()
+
+    async def _serve(self):
         turned = time.ticks_ms()
         while True:
-            try:
-                await asyncio.wait_for_ms(self._flag.wait(), _TURN)
-            except asyncio.TimeoutError:
-                pass  # time for the next look
+            await self._flag.wait()
             self._pump()
             now = time.ticks_ms()
             if time.ticks_diff(now, turned) >= _TURN:
