@@ -28,6 +28,7 @@ from beacon_ota.orchestrator.cluster import Cluster
 from beacon_ota.orchestrator.database import is_shared
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.hot import Hot
+from beacon_ota.orchestrator.joined import Joined
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.mirror import LocalEngine, Mirror
 from beacon_ota.orchestrator.service import Service, Settings
@@ -79,6 +80,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.transport = Joined(transport, self.loop)  # type: ignore[assignment]
         sock = transport.get_extra_info("socket")
         for option, value in _TCP:
             with contextlib.suppress(OSError):
