@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator import checks, store
+from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.multipart import Form
 from beacon_ota.orchestrator.problems import Problem
@@ -43,7 +44,18 @@ async def upload(
 
     Raises:
         InputError: with a code of contracts.md §3.
+        StorageError: ``storage``: the disk is full, for example; nothing is kept of it.
     """
+    try:
+        return await _take(service, actor, content_type, body)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StorageError("storage", f"the image cannot be stored: {why}") from None
+
+
+async def _take(
+    service: Service, actor: Actor, content_type: str, body: AsyncIterator[bytes]
+) -> Uploaded:
     with service.blobs.incoming() as file:
         form = Form(content_type, "binary", file, LIMITS.upload_image)
         try:
@@ -144,7 +156,7 @@ async def _store(
         return await _again(service, actor, error.row, file, found)
     except Exception:
         if new and not service.shared:  # else another process may just have found them there
-            service.blobs.remove(found.blob)
+            await asyncio.to_thread(service.blobs.remove, found.blob)
         raise
     return Uploaded(stored, True)
 
@@ -162,7 +174,7 @@ async def _again(
         )
     values: Fields = {}
     if same["damaged_at"] is not None:
-        service.blobs.remove(found.blob)
+        await asyncio.to_thread(service.blobs.remove, found.blob)
         await asyncio.to_thread(service.blobs.keep, file, found.blob)
         values["damaged_at"] = None
     if found.manifest is not None and found.manifest != same["manifest"]:

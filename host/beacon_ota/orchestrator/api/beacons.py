@@ -1,6 +1,8 @@
 """``/api/beacons``: register, list, show, move, rekey, quarantine."""
 
+import asyncio
 import json
+import logging
 import secrets
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,11 +17,17 @@ from starlette.responses import Response
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin, On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem, missing
 from beacon_ota.orchestrator.schema import beacons as table
+from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, attempts, beacons, sites
 from beacon_ota.wire import auth
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+FRESH_S = 1.0  # that a listing waits for what it shows to be written
 
 router = APIRouter(prefix="/api/beacons", tags=["beacons"])
 
@@ -31,6 +39,28 @@ _plain = itemgetter("id", *_PLAIN)  # a page has a thousand rows
 Tag = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[A-Za-z0-9._:-]+$")]
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="32 bytes in hex")]
 SitePath = Annotated[str, Field(max_length=200)]
+
+
+_writing: set[asyncio.Task[None]] = set()
+
+
+async def _up_to_date(service: Service) -> None:
+    """Have the tables say who was heard last.
+
+    A disk that is full, or a lock that somebody holds, is no reason not to show what is there;
+    the service tries again by itself, and logs why it cannot.
+    """
+    task = asyncio.create_task(service.flush())
+    _writing.add(task)
+    task.add_done_callback(_written)
+    await asyncio.wait((task,), timeout=FRESH_S)
+
+
+def _written(task: asyncio.Task[None]) -> None:
+    _writing.discard(task)
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, StorageError):
+        log.error("who was heard last is not written", exc_info=error)
 
 
 class NewBeacon(BaseModel):
@@ -148,7 +178,7 @@ async def listing(
     silent_s: Annotated[float | None, Query(ge=0, description="not heard from for so long")] = None,
 ) -> Response:
     """List beacons by id; ``next`` is where the following page begins."""
-    await service.flush()
+    await _up_to_date(service)
     filters: Fields = {
         "after": after,
         "limit": limit,
@@ -178,7 +208,7 @@ async def show(
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 50,
 ) -> Response:
     """Show a beacon: its attempts, reports and journal, newest first."""
-    await service.flush()
+    await _up_to_date(service)
 
     def read(conn: Connection) -> Fields | None:
         row = beacons.get(conn, beacon_id)
