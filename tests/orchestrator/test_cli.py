@@ -44,9 +44,13 @@ def test_a_release_from_upload_to_rollout(server, run, tmp_path):
     for beacon in fleet:
         beacon.poll()
     assert "ends" in run("rollout", "plan", "1.1.0", "--preset", "all-at-once")
+    shown = json.loads(run("rollout", "plan", "1.1.0", "--preset", "all-at-once", "--json"))
+    assert f"--seed {shown['seed']}" in run("rollout", "plan", "1.1.0", "--seed", shown["seed"])
     plan = tmp_path / "plan.toml"
     plan.write_text('preset = "all-at-once"\nwindow = "00:00-24:00"\n')
-    rollout = json.loads(run("rollout", "create", "1.1.0", "-f", str(plan), "--json"))["rollout_id"]
+    ordered = run("rollout", "create", "1.1.0", "-f", str(plan), "--seed", shown["seed"], "--json")
+    rollout = json.loads(ordered)["rollout_id"]
+    assert rollout == shown["seed"]
     for beacon in fleet[:4]:
         beacon.update(beacon.offered())
     assert "active" in run("rollout", "list")
