@@ -50,7 +50,7 @@ def exported(tmp_path_factory) -> dict[str, set[str]]:
     # Families of which nothing has happened: late results, expiring manifests, tokens refused.
     declared = re.findall(r"^# TYPE (\S+) (\w+)$", text, re.M)
     for name, _kind in declared:
-        found.setdefault(name, {"device_type", "version", "result"})
+        found.setdefault(name, {"device_type", "version", "result", "mirror"})
     return found
 
 

@@ -67,8 +67,8 @@ class Ask:
 
     @property
     def operator(self) -> bool:
-        """Whether levers are shown; the API decides whether they work."""
-        return self.actor.role in ROLES[1:]
+        """Whether levers are shown; the API decides whether they work. A mirror's are elsewhere."""
+        return self.actor.role in ROLES[1:] and not self.service.settings.upstream
 
     @property
     def admin(self) -> bool:
@@ -130,6 +130,8 @@ async def sent(request: Request, ask: Ask | None, work: Callable[[], Page]) -> R
         "csrf": session.csrf_of(secret) if secret and ask else "",
         "theme": theme if theme in THEMES else "",
         "insecure": service.settings.insecure,
+        "upstream": service.settings.upstream,
+        "uplink": service.mirror,
         "now": service.clock.now(),
         "scale": service.clock.scale,
         "path": request.url.path,

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator.api.firmwares import roles
+from beacon_ota.orchestrator.blobs import Blobs
 from beacon_ota.orchestrator.dashboard.fleet import LOOKS, fleet
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.problems import missing
@@ -76,16 +77,16 @@ def page(ask: Ask) -> Page:
 def _inside(ask: Ask, row: Fields) -> Fields | None:
     """Return what is in an image, None when its bytes cannot be read."""
     try:
-        return _contents(ask.service.blobs.path(row["blob"]), row["checksum"])
+        return _contents(ask.service.blobs, row["blob"], row["checksum"])
     except (BeaconOtaError, OSError):
         return None
 
 
 @lru_cache(maxsize=16)
-def _contents(path, checksum: str) -> Fields:
+def _contents(blobs: Blobs, digest: str, checksum: str) -> Fields:
     from beacon_ota.images import release
 
-    found = release.parse(path.read_bytes())
+    found = release.parse(blobs.read(digest))
     return {
         "core_size": found.core.length,
         "core": found.core.descriptor,
