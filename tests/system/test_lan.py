@@ -106,10 +106,14 @@ def test_answers_that_were_changed_change_nothing(server, released, tmp_path):
         assert abs(one.beacon.clock.unix - time.time()) < YEAR
         one.middle.change = None
         one.runs("2.0.0")
-        assert admin.rollout(rollout)["results"] == {"success": 1}
-        # Where it was noticed, it was written down, once, and the orchestrator has it now.
-        words = [(entry["stage"], entry["code"]) for entry in one.shown["journal"]]
-        assert ("answer", "unsealed") in words
+        one.until(lambda: admin.rollout(rollout)["results"] == {"success": 1}, "the success")
+        # It was noticed where it happened, and the orchestrator hears of it.
+        one.until(
+            lambda: (
+                ("answer", "unsealed") in {(e["stage"], e["code"]) for e in one.shown["journal"]}
+            ),
+            "what the beacon noticed",
+        )
 
 
 def test_an_image_that_was_changed_on_its_way(server, released, tmp_path):
