@@ -74,13 +74,13 @@ class Client:
         ca: Path | None = None,
         timeout_s: tuple[float, float] = TIMEOUT_S,
     ):
-        given = configured()
+        given = {} if url and token else configured()
         self.url = (url or given.get("url") or DEFAULT_URL).rstrip("/")
         self.token = token or given.get("token")
         self._session = requests.Session()
         self._session.trust_env = False
         self._timeout_s = timeout_s
-        if pinned := ca or given.get("ca"):
+        if pinned := ca or given.get("ca") or os.environ.get("BEACON_OTA_CA"):
             if not Path(pinned).is_file():
                 raise UsageError("ca_missing", f"there is no certificate {pinned}")
             self._session.verify = str(pinned)
