@@ -130,20 +130,24 @@ class Watch:
         if blufi:
             known.opened = known.seen
             known.suites = int(str(found.get("suites", 0)))
-        for name in ("flags", "version"):
-            if name in found:
-                setattr(known, name, found[name])
+        if "flags" in found:
+            known.flags, known.version = int(str(found["flags"])), _plain(str(found["version"]))
         known.progress = found.get("progress")  # type: ignore[assignment]
         if isinstance(position := found.get("ibeacon"), bytes):
             known.position = position
         name = data.local_name if blufi and data.local_name else known.name or _named(device)
-        known.name = "".join(c if c.isprintable() else "?" for c in name)  # anybody may say this
+        known.name = _plain(name)
         return known
 
     def beacons(self, since: float = 0.0) -> list[Sighting]:
         """Return those heard of after ``since`` (``time.monotonic()``), the nearest first."""
         heard = [one for one in self._devices.values() if one.seen >= since]
         return sorted(heard, key=lambda one: -one.rssi)
+
+
+def _plain(text: str) -> str:
+    """Return what anybody may have sent as something that does a terminal no harm."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _named(device: "BLEDevice") -> str:

@@ -1,0 +1,186 @@
+"""What people write: settings, credentials, batch files, labels; and what anybody may advertise."""
+
+import csv
+import io
+
+import pytest
+from bleak.backends.device import BLEDevice
+from bleak.backends.scanner import AdvertisementData
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beacon_ota.errors import BeaconOtaError, InputError, UsageError
+from beacon_ota.provision import batch, labels, monitor, scan, wanted
+from beacon_ota.wire import access, adverts, tlv
+
+COMMON = {"ssid": "site", "password": "correct horse"}
+
+
+def rows(text: str, **common: str | None) -> list[batch.Row]:
+    return batch.parse(text, {**COMMON, **common})
+
+
+def test_a_row_takes_what_it_has_and_the_rest_from_all():
+    text = (
+        "\ufeffbeacon,pin,pop,ssid,password,site,tags\r\n"
+        "BLUFI_A1B2C3,73914826,,,,hq,a b\r\n"
+        '001122,,a proof of possession,"other, net",pass word,,\r\n'
+    )
+    first, second = rows(text, channel="beta", pin="00000000")
+    assert (first.line, first.beacon, first.secret.pin) == (2, "BLUFI_A1B2C3", "73914826")
+    assert first.wanted.network == wanted.Network(b"site", b"correct horse")
+    assert first.wanted.config == {"site": "hq", "channel": "beta"}
+    assert first.wanted.tags == ("a", "b")
+    assert (second.secret.pin, second.secret.pop) == (None, b"a proof of possession")
+    assert second.wanted.network == wanted.Network(b"other, net", b"pass word")
+    # Secrets are in no text that ends up in a log.
+    assert "73914826" not in repr(first) and "correct" not in repr(first)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "line"),
+    [
+        ("", "batch_columns", ""),
+        ("pin\n1234\n", "batch_columns", ""),
+        ("beacon,pin,colour\nA,1234,red\n", "batch_columns", ""),
+        ("beacon,pin\n", "batch_empty", ""),
+        ("beacon,pin\n,1234\n", "batch_row", "line 2"),
+        ("beacon,pin\nABCDEF,123\n", "batch_row", "line 2"),
+        ("beacon,pin\nABCDEF,\n", "batch_row", "line 2"),
+        ("beacon,pin\nABCDEF,1234,5\n", "batch_row", "line 2"),
+        ("beacon,pin\nABCDEF,1234\nabcdef,1234\n", "batch_row", "line 3"),
+        ('beacon,pin\n"ABCDEF,1234\n', "batch_row", "line 1"),
+        ("beacon,pin,password\nABCDEF,1234,short\n", "batch_row", "line 2"),
+        ("beacon,pin,utc_off\nABCDEF,1234,soon\n", "batch_row", "line 2"),
+        ("beacon,pin,ibeacon\nABCDEF,1234,here\n", "batch_row", "line 2"),
+        ("beacon,pin,window\nABCDEF,1234,25:00-26:00\n", "batch_row", "line 2"),
+    ],
+)
+def test_rows_that_are_none(text, code, line):
+    with pytest.raises(InputError) as caught:
+        rows(text)
+    assert caught.value.code == code and line in caught.value.message
+
+
+@given(st.text(max_size=300) | st.lists(st.lists(st.text(max_size=12), max_size=6), max_size=5))
+def test_any_batch_file(content):
+    if isinstance(content, list):
+        out = io.StringIO()
+        writer = csv.writer(out)
+        writer.writerow(["beacon", "pin", "ssid", "password", "ibeacon"])
+        writer.writerows(content)
+        content = out.getvalue()
+    try:
+        for row in rows(content):
+            assert row.beacon and row.wanted.network is not None
+    except BeaconOtaError as error:
+        assert error.code.startswith("batch_")
+
+
+@given(st.text(max_size=80))
+def test_any_position_and_credentials(text):
+    for read, sizes in ((wanted.position, (20,)), (wanted.credentials, range(0, 700, 20))):
+        try:
+            assert len(read(text)) in sizes
+        except UsageError as error:
+            assert error.code == "setting_value"
+
+
+def test_credentials():
+    pair = "646f6f72:000102030405060708090a0b0c0d0e0f"
+    found = wanted.credentials(f"# the door\n\n{pair}  # its key\n")
+    assert found == b"door" + bytes(range(16))
+    assert len(wanted.credentials((pair + "\n") * 32)) == 32 * (access.ID + access.SECRET)
+    for bad in (pair + "\n" + pair[:-1], (pair + "\n") * 33, "door:secret"):
+        with pytest.raises(UsageError):
+            wanted.credentials(bad)
+
+
+def test_what_a_beacon_can_take_fits_what_is_wanted():
+    """The longest of everything that is accepted here can be encoded there."""
+    values = {
+        "orch_url": "http://" + "h" * 121,
+        "site": "s" * 64,
+        "window": "03:00-05:00",
+        "utc_off": "-720",
+        "channel": "stable",
+        "fleet_key": "00" * 16,
+        "ibeacon": "00112233-4455-6677-8899-aabbccddeeff:65535:65535",
+    }
+    second = wanted.Network.of("x" * 32, "p" * 63)
+    fields = wanted.config(values, second)
+    assert len(tlv.encode(tlv.CONFIG, {**fields, "beacon_key": bytes(32)})) <= 1024
+    with pytest.raises(UsageError):
+        wanted.config({**values, "site": "s" * 65})
+
+
+def test_labels():
+    made = labels.label("7c:df:a1:00:11:22")
+    assert (made.address, made.name) == ("7C:DF:A1:00:11:24", "BLUFI_001124")
+    assert len(made.pin) == 8 and made.pin.isdigit() and len(made.pop) == 32
+    assert labels.label("7CDFA1FFFFFF").address == "7C:DF:A1:FF:FF:01"
+    assert made.pin != labels.label("7c:df:a1:00:11:22").pin
+    for bad in ("", "7c:df:a1:00:11", "7c:df:a1:00:11:2g", "7c df a1 00 11 22"):
+        with pytest.raises(UsageError):
+            labels.label(bad)
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("http://127.0.0.1:8080", None),
+        ("http://localhost:8080", None),
+        ("http://[::1]:8080", None),
+        ("", None),
+        ("http://ota.example:8080/x", "http://ota.example:8080"),
+        ("https://user:word@10.0.0.1", "https://10.0.0.1"),
+    ],
+)
+def test_addresses_that_beacons_can_use(url, found):
+    assert wanted.reachable(url) == found
+
+
+def heard(
+    watch: scan.Watch, *, name: str | None = None, version: bytes = b"1.0.0", rssi: int = -50
+):
+    device = BLEDevice("7C:DF:A1:00:11:24", name, None)
+    data = AdvertisementData(
+        local_name=name,
+        manufacturer_data={0xFFFF: b"\xbe\1" + version},
+        service_data={"0000ffff-0000-1000-8000-00805f9b34fb": b"\xec\1\3"} if name else {},
+        service_uuids=[],
+        tx_power=None,
+        rssi=rssi,
+        platform_data=(),
+    )
+    return watch.take(device, data)
+
+
+def test_what_anybody_may_say_is_no_terminal_code():
+    watch = scan.Watch()
+    found = heard(watch, name="BLUFI_\x1b[31m\n", version=b"1\x1b[2J")
+    assert found is not None and found.name == "BLUFI_?[31m?"
+    assert "\x1b" not in found.version
+    assert scan.Watch().take(found.device, AdvertisementData("x", {}, {}, [], None, -1, ())) is None
+
+
+def test_what_the_monitor_tells():
+    watch, changes = scan.Watch(), monitor.Changes()
+
+    def told(after: float = 0.0) -> list[object]:
+        beacons = watch.beacons()
+        now = max(one.seen for one in beacons) + after
+        return [one["event"] for one in changes.take(beacons, now)]
+
+    heard(watch, name="BLUFI_001124")
+    assert told() == ["found"] and told() == []
+    heard(watch, name="BLUFI_001124", rssi=-53)
+    assert told() == []
+    heard(watch, name="BLUFI_001124", rssi=-60)
+    assert told() == ["changed"]
+    heard(watch, version=b"1.0.1")
+    assert told() == ["changed"]
+    assert told(11) == ["gone"] and told(11) == []
+    heard(watch)
+    assert told()[:1] == ["found"]
+    assert adverts.PROVISIONED == 1
