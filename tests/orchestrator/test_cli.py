@@ -44,6 +44,8 @@ def test_a_release_from_upload_to_rollout(server, run, tmp_path):
     for beacon in fleet:
         beacon.poll()
     assert "ends" in run("rollout", "plan", "1.1.0", "--preset", "all-at-once")
+    named = run("rollout", "plan", "1.1.0", "--preset", "all-at-once", "--beacons")
+    assert all(beacon.id in named for beacon in fleet)
     shown = json.loads(run("rollout", "plan", "1.1.0", "--preset", "all-at-once", "--json"))
     assert f"--seed {shown['seed']}" in run("rollout", "plan", "1.1.0", "--seed", shown["seed"])
     plan = tmp_path / "plan.toml"

@@ -99,6 +99,7 @@ def plan(
     concurrency: Annotated[int | None, typer.Option(min=1, help="At once per building.")] = None,
     start: StartOption = None,
     seed: SeedOption = None,
+    each: Annotated[bool, typer.Option("--beacons", help="Name every beacon.")] = False,
     url: UrlOption = None,
     token: TokenOption = None,
     json: JsonOption = False,
@@ -111,7 +112,7 @@ def plan(
     if json:
         output.dump(found)
         return
-    _timeline(found)
+    _timeline(found, each)
 
 
 @app.command("list")
@@ -367,7 +368,7 @@ def _picture(found: dict[str, Any]):
     return Group(head, table)
 
 
-def _timeline(found: dict[str, Any]) -> None:
+def _timeline(found: dict[str, Any], each: bool) -> None:
     counts: dict[tuple[Any, Any], list[str]] = {}
     for slot in found["beacons"]:
         if slot["at"] is not None:
@@ -384,6 +385,17 @@ def _timeline(found: dict[str, Any]) -> None:
         for (wave, stage), times in sorted(counts.items())
     ]
     output.emit(rows, ("wave", "stage", "beacons", "first", "last"), as_json=False)
+    if each:
+        slots = [
+            {
+                **slot,
+                "wave": "–" if slot["wave"] is None else names[slot["wave"]],
+                "stage": "–" if slot["stage"] is None else slot["stage"] + 1,
+                "at": remote.moment(slot["at"]),
+            }
+            for slot in sorted(found["beacons"], key=lambda it: (it["at"] or "~", it["beacon_id"]))
+        ]
+        output.emit(slots, ("beacon_id", "wave", "stage", "at", "reason"), as_json=False)
     output.console.print(f"ends {remote.moment(found['ends_at'])}", highlight=False)
     for reason, count in found["left_out"].items():
         output.console.print(f"left out: {count} ({reason})", highlight=False)
