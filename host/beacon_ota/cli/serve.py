@@ -51,6 +51,14 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BEACON_OTA_IMAGES",
+            help="Where images are kept: a folder, or s3://bucket/prefix; default: with the data.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Processes that serve; several need PostgreSQL.")
     ] = 1,
@@ -103,6 +111,7 @@ def serve(
         window=window,
         webhook_local=webhook_local,
         database=database,
+        images=images,
         workers=workers,
         upstream=upstream,
         upstream_token=_upstream_token(upstream, upstream_token_file),

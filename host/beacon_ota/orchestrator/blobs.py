@@ -77,8 +77,12 @@ class Blobs:
 
     def remove(self, digest: str) -> None:
         """Remove bytes that no release refers to."""
-        self._cache.pop(digest, None)
+        self.forget(digest)
         self.path(digest).unlink(missing_ok=True)
+
+    def forget(self, digest: str) -> None:
+        """Have bytes read again when they are asked for."""
+        self._cache.pop(digest, None)
 
     def sweep(self, known: set[str], age_s: float = 0.0) -> list[str]:
         """Remove what a crash left over: unfinished uploads, and files without a release.
@@ -90,14 +94,18 @@ class Blobs:
         for file in self._incoming.iterdir():
             if file.suffix != _PART and _written(file) <= horizon:
                 file.unlink(missing_ok=True)
-        orphans = [
-            file
+        found = self.orphans(known, horizon)
+        for digest in found:
+            self.remove(digest)
+        return found
+
+    def orphans(self, known: set[str], horizon: float) -> list[str]:
+        """Return what no release refers to, and was written before ``horizon``."""
+        return [
+            file.name
             for file in self._folder.iterdir()
             if file.name not in known and _written(file) <= horizon
         ]
-        for file in orphans:
-            file.unlink(missing_ok=True)
-        return [file.name for file in orphans]
 
     async def load(self, digest: str) -> bytes:
         """Return the bytes with this digest.
@@ -118,10 +126,7 @@ class Blobs:
 
     def check(self, digest: str) -> bytes:
         """Read a file and compare its digest; blocks."""
-        try:
-            data = self.path(digest).read_bytes()
-        except OSError as error:
-            raise BlobDamaged("blob_missing", f"the image file cannot be read: {error}") from None
+        data = self.read(digest)
         found = hashlib.sha256(data).hexdigest()
         if found != digest:
             raise BlobDamaged(
@@ -131,6 +136,13 @@ class Blobs:
                 expected=digest,
             )
         return data
+
+    def read(self, digest: str) -> bytes:
+        """Read a file (BlobDamaged: ``blob_missing``)."""
+        try:
+            return self.path(digest).read_bytes()
+        except OSError as error:
+            raise BlobDamaged("blob_missing", f"the image file cannot be read: {error}") from None
 
     def _loaded(self, digest: str, task: "asyncio.Task[bytes]") -> None:
         del self._loading[digest]

@@ -274,8 +274,8 @@ class Mirror:
         blobs = self.service.blobs
         mine = self.service.view.releases.get(row["id"])
         if mine is not None and mine.row["damaged_at"] is not None:
-            blobs.remove(row["blob"])
-        if blobs.has(row["blob"]):
+            await asyncio.to_thread(blobs.remove, row["blob"])
+        if await asyncio.to_thread(blobs.has, row["blob"]):
             return False
         part = blobs.part(row["blob"])
         await asyncio.to_thread(self._download, row, part)

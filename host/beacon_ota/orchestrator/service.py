@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
+from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator import store
-from beacon_ota.orchestrator.blobs import BlobDamaged, Blobs
+from beacon_ota.orchestrator.blobs import BlobDamaged
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import Database, StorageError, is_shared, sqlite_url
 from beacon_ota.orchestrator.gate import Memory
 from beacon_ota.orchestrator.hub import Hub
+from beacon_ota.orchestrator.objects import open_blobs
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide
 from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Reason, Result
 from beacon_ota.orchestrator.store import (
@@ -54,6 +56,7 @@ class Settings:
         trusted: parsed trusted keys, None when there are none.
         zone, window: for beacons whose site says nothing.
         upstream: URL of the primary that this is a mirror of; with its token and certificate.
+        images: folder or URL of an object store; None: below ``data``.
         webhook_local: webhooks may go to this machine itself.
     """
 
@@ -64,6 +67,7 @@ class Settings:
     zone: str = "UTC"
     window: str = "03:00-05:00"
     database: str | None = None
+    images: str | None = None
     workers: int = 1
     upstream: str | None = None
     upstream_token: str = field(default="", repr=False)
@@ -96,7 +100,7 @@ class Service:
         self.settings = settings
         self.clock = clock or Clock()
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.blobs = Blobs(settings.data)
+        self.blobs = open_blobs(settings.data, settings.images)
         self.mirror: Any = None  # the exchange with a primary, where there is one
         self.worker = store.new_id()
         self.shared = is_shared(settings.database or "sqlite")
@@ -117,7 +121,8 @@ class Service:
         self.db.start()
         self.db.read_now(self._load)
         known = self.db.read_now(firmwares.blobs)
-        for digest in self.blobs.sweep(known, UNDER_WAY_S if self.shared else 0.0):
+        others = self.shared or self.settings.images is not None
+        for digest in self.blobs.sweep(known, UNDER_WAY_S if others else 0.0):
             log.warning("removed an image file that no release refers to: %s", digest)
         self.run(self._flushing())
         self.run(self._pruning())
@@ -369,6 +374,8 @@ class Service:
                     await asyncio.to_thread(self.blobs.check, release.row["blob"])
                 except BlobDamaged as error:
                     await self._guarded(self.damaged(release, error))
+                except ReachError as error:
+                    log.warning("release %s cannot be checked: %s", release.row["id"], error)
 
     async def damaged(self, release: Release, error: BlobDamaged) -> None:
         """Withdraw a release whose bytes are not what they were."""
