@@ -38,6 +38,7 @@ MODULES = EXCHANGE + (
     "blufi.network",
     "crypto.blufi_v1",
     "crypto.ccm",
+    "factory",
     "wire.blufi",
     "wire.records",
     "wire.tlv",
