@@ -123,6 +123,22 @@ def test_a_beacon_that_asks_slowly_is_never_refused():
         assert nonces.use(f"{number:016x}", NOW + number, NOW + number)
 
 
+@pytest.mark.parametrize("pause", [0.01, 1.0, 10.0, 60.0])
+def test_each_request_is_taken_once_also_the_one_that_makes_room(pause):
+    nonces = Nonces(NOW)
+    for number in range(1000):
+        now = NOW + number * pause
+        assert nonces.use(f"{number:016x}", int(now), now) is True or pause < 3
+        assert nonces.use(f"{number:016x}", int(now), now) is False
+
+
+def test_a_beacon_that_asks_each_minute_is_remembered_by_little():
+    nonces = Nonces(NOW)
+    for number in range(1440):
+        assert nonces.use(f"{number:016x}", NOW + 60 * number, NOW + 60.0 * number)
+        assert len(nonces.seen) <= 16
+
+
 @given(st.text(max_size=300))
 def test_any_header_gives_a_named_refusal(value):
     assert code(Known(), value) in ("unknown_beacon", "bad_mac", "clock_skew")

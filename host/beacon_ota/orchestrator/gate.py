@@ -19,25 +19,31 @@ from beacon_ota.wire import auth
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 _ZERO_KEY = bytes(32)
+_ROOM = 16  # nonces, as long as no more are of use
 
 
 @dataclass(slots=True)
 class Nonces:
-    """The requests of one beacon that must not come again."""
+    """The requests of one beacon that must not come again.
+
+    What the clock refuses by now is forgotten when the memory is full; it begins small and grows
+    with what is still of use, because a large fleet is mostly beacons that ask now and then.
+    """
 
     floor: int  # nothing signed before this second
     seen: dict[str, int] = field(default_factory=dict)  # nonce -> ts, in order of arrival
+    room: int = _ROOM
 
     def use(self, nonce: str, ts: int, now: float) -> bool:
         """Take a nonce; False when it was used, or is too old to know."""
         seen = self.seen
         if ts < self.floor or nonce in seen:
             return False
-        if len(seen) >= LIMITS.nonces:
+        if len(seen) >= self.room:
             self._forget(int(now) - auth.MAX_SKEW)
             if ts < self.floor:
                 return False
-        seen[nonce] = ts
+        self.seen[nonce] = ts
         return True
 
     def _forget(self, horizon: int) -> None:
@@ -48,6 +54,7 @@ class Nonces:
             self.floor = order[len(order) // 4] + 1
             kept = {nonce: ts for nonce, ts in kept.items() if ts >= self.floor}
         self.seen = kept
+        self.room = min(max(2 * len(kept), _ROOM), LIMITS.nonces)
 
 
 class Memory(Protocol):
