@@ -96,6 +96,28 @@ class Ours:
         found["exhausted"] = found["requests"] == len(made)
         return found
 
+    async def fresh_polls(self, at_once: int, seconds: float) -> dict[str, Any]:
+        """Polls as beacons make them: each on a connection of its own."""
+        todo, count = cycle(self.fleet), 0
+        used, own, began = self.server.cpu_s, time.process_time(), time.perf_counter()
+
+        async def worker() -> None:
+            nonlocal count
+            while time.perf_counter() < began + seconds:
+                connection = await Connection.open(self.place, PATIENCE)
+                answer = await connection.ask(self.poll(next(todo)), PATIENCE)
+                connection.close()
+                assert answer.status == 200, answer
+                count += 1
+
+        await asyncio.gather(*(worker() for _ in range(at_once)))
+        return {
+            "requests_per_s": round(count / (time.perf_counter() - began)),
+            "requests": count,
+            "server_cpu_us": _each(self.server.cpu_s - used, count),
+            "generator_cpu_us": _each(time.process_time() - own, count),
+        }
+
     async def offers(self, count: int, at_once: int = 16) -> list[tuple[Simple, dict[str, Any]]]:
         """Have beacons ask; return their offers."""
         found: list[tuple[Simple, dict[str, Any]]] = []

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 SUBJECTS = ("goosebit", "openmv-ota", "floor", "nginx", "ours")
 
 
@@ -111,6 +112,24 @@ def save(folder: Path, rows: list[Row], raw: dict[str, Any], notes: list[str]) -
     }
     (folder / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
     (folder / "bench.md").write_text(markdown(rows))
+
+
+def publish(docs: Path, rows: list[Row], where: dict[str, Any], picture: Path) -> None:
+    """Put the table into docs/measures.md, between its marks, and the picture beside it."""
+    page = docs / "measures.md"
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} has no place for the table")
+    said = (
+        f"{where['at'][:10]}, {where['cores']} cores, Python {where['python']},"
+        f" load {where['load']} before and {where['load_after']} after.\n\n"
+    )
+    notes = "".join(f"* {row.measure}: {row.note}\n" for row in rows if row.note)
+    table = markdown(rows) + ("\n" + notes if notes else "")
+    page.write_text(f"{before}{begin}\n{said}{table}{end}{after}")
+    if picture.is_file():
+        (docs / "img" / "bench.png").write_bytes(picture.read_bytes())
 
 
 def draw(file: Path, rows: list[Row]) -> None:
