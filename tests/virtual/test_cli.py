@@ -200,4 +200,4 @@ def test_personalise_refuses(content, values, code):
 def test_virtual_starts_fast():
     start = time.monotonic()
     assert command("--help").returncode == 0
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 20

@@ -1,5 +1,9 @@
 """What the next boot is told, for every way in which one ends."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from beacon_ota.virtual.flash import Cut, Flash
@@ -74,6 +78,34 @@ def test_a_fed_watchdog_does_not_bite():
         "print('alive')"
     )
     assert lines == ["alive"]
+
+
+def test_a_watchdog_does_not_bite_for_a_busy_machine():
+    """Bites after 50 ms of real time; fed every few, of which this machine gives it a fifth."""
+    main = (
+        "import machine, time\n"
+        "wdt = machine.WDT(timeout=10000)\n"
+        "for i in range(40):\n"
+        "    for j in range(300000): pass\n"
+        "    wdt.feed()\n"
+        "print('well fed')\n"
+        "time.sleep(1000)\n"
+    )
+    burn = [sys.executable, "-c", "while True: pass"]
+    busy = [
+        subprocess.Popen(burn, start_new_session=True) for _ in range(4 * (os.cpu_count() or 1))
+    ]
+    try:
+        with rig.running(main, scale=200) as beacon:
+            beacon.wait_for(lambda: "well fed" in beacon.boots[0].console, 4 * rig.WAIT)
+            for one in busy:
+                one.kill()
+            beacon.wait_for(lambda: len(beacon.boots) > 1, rig.WAIT)
+            assert beacon.boots[0].ended == "watchdog", "and hungry"
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
 
 
 def test_watchdog_survives_a_soft_reset():

@@ -6,6 +6,7 @@ its own time; :class:`~beacon_ota.virtual.clock.Clock` makes real time of them.
 
 import asyncio
 from collections.abc import Callable
+from typing import NamedTuple
 
 from beacon_ota.virtual.bootloader import Booted
 from beacon_ota.virtual.channel import Gone, Line, Operation, Value
@@ -15,8 +16,23 @@ POWER_ON, HARD, WATCHDOG, DEEP_SLEEP, SOFT = 1, 2, 3, 4, 5  # machine.reset_caus
 RTC_MEMORY = 2048  # bytes that survive every reset but a power cut
 BUTTON = 9  # the C3's boot button: pulled up, pressed is 0
 RISING, FALLING = 1, 2
+BUSY = 0.02  # seconds that make no difference
 
 Stop = Callable[[str, str], None]
+
+
+class Ran(NamedTuple):
+    """A process as the machine's scheduler sees it.
+
+    Attributes:
+        cpu: seconds that it ran.
+        waited: seconds for which it was ready to run and had no CPU, before it ran last.
+        ready: whether it runs, or waits for that.
+    """
+
+    cpu: float = 0.0
+    waited: float = 0.0
+    ready: bool = False
 
 
 class Rtc:
@@ -72,17 +88,29 @@ class Board:
         mac: the chip's address, 6 bytes.
         cause: what ``machine.reset_cause()`` says.
         stop: ends the interpreter; told how and why.
+        ran: how it is with the interpreter's process, see :class:`Ran`.
     """
 
-    def __init__(self, clock: Clock, rtc: Rtc, pins: Pins, mac: bytes, cause: int, stop: Stop):
+    def __init__(
+        self,
+        clock: Clock,
+        rtc: Rtc,
+        pins: Pins,
+        mac: bytes,
+        cause: int,
+        stop: Stop,
+        ran: Callable[[], Ran],
+    ):
         self._clock, self._rtc, self._pins = clock, rtc, pins
-        self._mac, self._stop = mac, stop
+        self._mac, self._stop, self._look = mac, stop, ran
         self.cause = cause
         self.line: Line | None = None
         self.temperature = 38
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._watchdog: asyncio.TimerHandle | None = None
         self._timeout = 0.0
+        self._seen = Ran()  # the process when it was fed, or looked at last
+        self._hungry = 0.0  # real seconds that it had and did not feed
 
     @property
     def operations(self) -> dict[str, Operation]:
@@ -141,11 +169,30 @@ class Board:
     def _feed(self) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
-        loop = asyncio.get_running_loop()
-        self._watchdog = loop.call_later(self._clock.real(self._timeout), self._bite)
+        self._seen, self._hungry = self._look(), 0.0
+        self._watch(self._clock.real(self._timeout))
 
-    def _bite(self) -> None:
-        self._stop("watchdog", f"not fed for {self._timeout:g} s")
+    def _watch(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._watchdog = loop.call_later(seconds, self._bite, loop.time(), seconds)
+
+    def _bite(self, since: float, after: float) -> None:
+        """End it when it had its time; what this busy machine did not let it run does not count."""
+        now, before = self._look(), self._seen
+        timeout = self._clock.real(self._timeout)
+        passed = asyncio.get_running_loop().time() - since
+        waited = now.waited - before.waited
+        # Somebody who is ready may be waiting for a CPU at this moment: only what it ran is sure.
+        self._hungry += now.cpu - before.cpu if now.ready else max(0.0, passed - waited)
+        self._seen = now
+        if passed - after > BUSY:
+            # Late ourselves: it may have called, and nobody has looked yet.
+            self._hungry = min(self._hungry, timeout - 2 * BUSY)
+        left = timeout - self._hungry
+        if left > BUSY:
+            self._watch(left)
+        else:
+            self._stop("watchdog", f"not fed for {self._timeout:g} s")
 
     def _rtc_set(self, wall: int) -> None:
         self._clock.wall = wall / 1e6

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable
 
+from beacon_ota.virtual.board import Ran
 from beacon_ota.virtual.channel import Gone, Line, Operation, Value
 from beacon_ota.virtual.interpreter import NUDGE, Interpreter
 
@@ -36,7 +37,7 @@ class Session:
     ):
         self._heap, self._start = heap, start
         self._overhead = 0
-        self._cpu: int | None = -1
+        self._cpu = -1
         self._failed, self._printed = failed, printed
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -84,6 +85,18 @@ class Session:
         """Bytes of heap that the stand-ins take."""
         return self._overhead
 
+    @property
+    def ran(self) -> Ran:
+        """How much of a CPU the interpreter has had; nothing where nobody tells."""
+        pid = self._process.pid
+        try:
+            with open(f"/proc/{pid}/task/{pid}/stat") as file:
+                ready = file.read().rpartition(")")[2].split()[0] == "R"
+        except (OSError, IndexError):
+            return Ran()
+        cpu, waited = _schedule(pid)
+        return Ran(cpu / 1e9, waited / 1e9, ready)
+
     def _begin(self, free: int, used: int) -> Value:
         self._overhead = used
         if not self._interpreter.calibrate(self._heap, self._size, free):
@@ -111,8 +124,8 @@ class Session:
         One that computes takes its events by itself, and while it collects garbage a signal
         would do harm.
         """
-        done = _cpu_time(self._process.pid)
-        if done is None or done == self._cpu:
+        done, _ = _schedule(self._process.pid)
+        if not done or done == self._cpu:
             self._process.send_signal(NUDGE)
         self._cpu = done
 
@@ -129,10 +142,14 @@ class Session:
             self._printed(self._decoder.decode(data))
 
 
-def _cpu_time(pid: int) -> int | None:
-    """Return nanoseconds that a process's main thread has run, None where nobody tells."""
+def _schedule(pid: int) -> tuple[int, int]:
+    """Return nanoseconds that a process's main thread ran, and that it waited for a CPU.
+
+    Zeros where nobody tells.
+    """
     try:
         with open(f"/proc/{pid}/task/{pid}/schedstat") as file:
-            return int(file.read().split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
+            cpu, waited, _ = file.read().split()
+        return int(cpu), int(waited)
+    except (OSError, ValueError):
+        return 0, 0

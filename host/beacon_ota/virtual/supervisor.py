@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from beacon_ota.errors import ReachError
 from beacon_ota.virtual import board, bootloader
 from beacon_ota.virtual.bluetooth import Advertiser, Backend, Port
-from beacon_ota.virtual.board import Board, Pins, Rtc
+from beacon_ota.virtual.board import Board, Pins, Ran, Rtc
 from beacon_ota.virtual.bootloader import Booted, NotBootable
 from beacon_ota.virtual.channel import Line, Operation, Value
 from beacon_ota.virtual.clock import EPOCH, Clock
@@ -377,6 +377,10 @@ class VirtualBeacon:
         if self._app is not None and not self._app.ended.done():
             self._app.ended.set_result((how, detail))
 
+    def _ran(self) -> Ran:
+        session = self._app.session if self._app is not None else None
+        return session.ran if session is not None else Ran()
+
     def _failed(self, error: Exception) -> None:
         """An operation cannot be answered: the chip fails, or the supervisor does."""
         if isinstance(error, PowerCut):
@@ -438,7 +442,7 @@ class VirtualBeacon:
             # As on the chip: what fails here shows when beacon code opens a namespace.
             with contextlib.suppress(EspError, FlashError):
                 nvs = Nvs(self.flash, booted.table.nvs, faithful=self.faithful_nvs)
-        parts = Board(self.clock, self.rtc, self.pins, self.mac, boot.cause, self._stop)
+        parts = Board(self.clock, self.rtc, self.pins, self.mac, boot.cause, self._stop, self._ran)
         app = _App(boot, nvs, parts, asyncio.get_running_loop().create_future())
         partitions = Partitions(
             self.flash, booted.table, booted.partition, nvs, rollback=self.rollback
