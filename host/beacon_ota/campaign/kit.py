@@ -93,17 +93,19 @@ def flash_image(
     board: str = DEVICE,
     stage0: Mapping[str, bytes] | None = None,
     policy: Mapping[str, int] | None = None,
+    given: Mapping[str, int | bytes] | None = None,
 ) -> bytes:
     """Return the flash of a provisioned beacon that runs the release ``first``.
 
     Args:
         stage0: files that stand in for stage 0's own.
         policy: what differs from :data:`POLICY`.
+        given: what differs from :data:`GIVEN`.
     """
-    given = {**GIVEN, "policy": json.dumps({**POLICY, **(policy or {})}).encode()}
+    values = {**GIVEN, **(given or {}), "policy": json.dumps({**POLICY, **(policy or {})}).encode()}
     files = {**flash.stage0(), **(stage0 or {})}
     found = boards.load(board)
-    return flash.build(found, synthetic.bootloader(), first, given, files)
+    return flash.build(found, synthetic.bootloader(), first, values, files)
 
 
 def fingerprint() -> str:
