@@ -49,10 +49,10 @@ def silent_brick(quick: bool) -> dict[str, Any]:
 
 def large(quick: bool) -> dict[str, Any]:
     """10,000 beacons at 60 s, after all of them have shown up."""
-    plan = replace(scenario.load("steady"), spread_s=20.0, for_s=77.0)
+    plan = replace(scenario.load("steady"), spread_s=30.0, for_s=89.0)
     if quick:
         plan = replace(plan, beacons=1000, poll_s=6.0, spread_s=2.0, for_s=12.0)
-    return _simulate(plan, (5.0, 11.0) if quick else (50.0, 75.0))
+    return _simulate(plan, (5.0, 11.0) if quick else (62.0, 87.0))
 
 
 def power_cut(quick: bool) -> dict[str, Any]:

@@ -59,7 +59,9 @@ class World:
     def fate(self, firmware: str, beacon: str, number: int) -> str:
         """Return what becomes of a beacon's attempt; of a release that is not ours, success."""
         shares = self.fates_of.get(firmware)
-        return "success" if shares is None else fates.draw(shares, self.seed, beacon, number)
+        if shares is None:
+            return "success"
+        return fates.draw(shares, self.seed, beacon.rpartition("-")[2], number)
 
     def vary(self) -> float:
         """Return a factor around 1: nothing happens at once by itself."""
