@@ -3,6 +3,7 @@
 After each of them the beacon has not restarted, has stored nothing, and serves the next client.
 """
 
+import asyncio
 import os
 import signal
 
@@ -411,5 +412,33 @@ def test_one_at_a_time(v1):
             assert (await client.query()).beacon_id == scenes.ID
 
     with scene(v1) as s:
+        run(body(s))
+        unharmed(s)
+
+
+def test_the_next_one_waits(v1):
+    """Who comes while the beacon ends what somebody else began is served, not cut off."""
+
+    async def body(s: scenes.Scene) -> None:
+        found = await s.find()
+        pid = s.beacon.process
+        assert pid is not None
+        async with Gatt(found.device, found.name, s.radio) as first:
+            await Wire(first).say(frame(GET_VERSION))
+            assert (await Wire(first).hear())[0] == VERSION
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await Wire(first).leave()
+                async with Gatt(found.device, found.name, s.radio) as second:
+                    say = asyncio.create_task(Wire(second).say(frame(GET_VERSION)))
+                    await asyncio.sleep(0.2)
+                    os.kill(pid, signal.SIGCONT)
+                    await say
+                    assert (await Wire(second).hear())[0] == VERSION
+            finally:
+                os.kill(pid, signal.SIGCONT)
+        await works(s)
+
+    with scene(v1, scale=1) as s:
         run(body(s))
         unharmed(s)

@@ -52,6 +52,8 @@ class Server:
         self._link = None  # who is served
         self.gone = True  # and has left
         self._frames = []
+        self._next = None  # who came when that one had left, and waits for what he began to end
+        self._later = []
         self._wake = asyncio.Event()
         self._why = ""
         self._button = 0  # ms
@@ -114,25 +116,28 @@ class Server:
         ble.gatts_set_buffer(self._rx, _BUFFER)
 
     def on_disconnect(self, link):
-        if link == self._link:
+        if not self.gone and link == self._link:
             self.gone = True
             self._wake.set()
+        elif link == self._next:
+            self._next = None
+            self._later = []
 
     def on_write(self, link, handle, data):
         if handle != self._rx:
             return
-        if self._link is None:
+        if self.gone and self._next is None:
             if not self._why:
                 self._refuse(link, data)
                 return
-            self._link = link
-            self.gone = False
-        waiting = sum([len(frame) for frame in self._frames])
-        full = len(self._frames) >= _FRAMES or waiting + len(data) > _BYTES
-        if full or self.gone or link != self._link:
+            self._next = link
+        frames = self._later if self.gone else self._frames
+        waiting = sum([len(frame) for frame in frames])
+        full = len(frames) >= _FRAMES or waiting + len(data) > _BYTES
+        if full or link != (self._next if self.gone else self._link):
             self.beacon.radio.cut(link)  # one at a time, and not too fast
             return
-        self._frames.append(data)
+        frames.append(data)
         self._wake.set()
 
     def _refuse(self, link, frame):
@@ -163,9 +168,12 @@ class Server:
     async def run(self):
         while True:
             self.look()
-            if self._link is None:
+            if self._next is None:
                 await self._pause(_LOOK)
-            if self._link is not None:
+            if self._next is not None:
+                self._link, self._frames = self._next, self._later
+                self._next, self._later = None, []
+                self.gone = False
                 await self._serve(self._link)
 
     # Whatever a client can make of it, the next one finds everything as it was. Dying is no way
@@ -188,7 +196,7 @@ class Server:
             await self._pause(_GOODBYE // 4)
         if not self.gone:
             self.beacon.radio.cut(link)
-        self._frames.clear()
+        self._frames = []
         self._link = None
         self.gone = True
         forget("blufi.session", *modules)
