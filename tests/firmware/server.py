@@ -139,7 +139,7 @@ class Server:
             server.server_close()
             thread.join()
 
-    def wait(self, condition: Callable[[], Any], timeout: float = 20.0) -> Any:
+    def wait(self, condition: Callable[[], Any], timeout: float = 90.0) -> Any:
         """Return the condition's value as soon as it is true (AssertionError after timeout)."""
         end = time.monotonic() + timeout
         with self.changed:

@@ -36,7 +36,7 @@ class Reader:
         """Write; return what the beacon answers, and after how many seconds."""
         begun = time.monotonic()
         await self.client.write_gatt_char(access.CONTROL, message, response=True)
-        answer = await asyncio.wait_for(self.heard.get(), 5)
+        answer = await asyncio.wait_for(self.heard.get(), 60)
         kind, payload = access.parse(answer)
         return kind, bytes(payload), time.monotonic() - begun
 

@@ -43,7 +43,7 @@ def test_a_board_whose_bluetooth_hangs_is_updated(v1, v2):
     """The watchdog ends the first attempt; from then on it goes without."""
     with bench(v1, bluetooth=Hanging(), scale=40) as b:
         b.server.image, b.server.offering = v2, True
-        b.reported("success", 30)
+        b.reported("success")
         assert [e for _, e in b.causes()] == ["watchdog", "reset", None]
         assert b.beacon.setting("ble") == 1
         assert ["ble", "skipped"] in [e[2:4] for e in b.server.journal()]
@@ -54,7 +54,7 @@ def test_a_chip_that_calls_every_reset_a_power_on(v1, v2, monkeypatch):
     monkeypatch.setattr(supervisor, "CAUSES", dict.fromkeys(supervisor.CAUSES, 1))
     with bench(v1, bluetooth=Hanging(), scale=40, policy={"healthy_s": 3600}) as b:
         b.server.image, b.server.offering = v2, True
-        b.reported("success", 60)
+        b.reported("success")
         assert [e for _, e in b.causes()] == ["watchdog", "watchdog", "reset", None]
         assert b.beacon.setting("ble") == 3
     with bench(v1, bluetooth=Hanging(), scale=40, settings={"ble": 3}) as b:
@@ -66,7 +66,7 @@ def test_bluetooth_that_is_left_alone(v1, v2):
     """By policy: nothing hangs, and no release is refused for it, though it worked before."""
     with bench(v1, bluetooth=Hanging(), settings={"ble": 2}, policy={"bluetooth": 0}) as b:
         b.server.image, b.server.offering = v2, True
-        b.reported("success", 60)
+        b.reported("success")
         assert [e for _, e in b.causes()] == ["reset", None]
         assert not any(e[2] == "ble" for e in b.server.journal())
 
@@ -76,14 +76,14 @@ def test_a_button_that_was_never_released(v1):
     with bench(v1, power=False, scale=20) as b:
         b.beacon.press()
         b.beacon.power_on()
-        b.wait(lambda: b.beacon.clock.now() > 40, 60)
+        b.wait(lambda: b.beacon.clock.now() > 40)
         assert [e for _, e in b.causes()] == [None]
         assert b.beacon.setting("wifi_ssid") and b.polled("1.0.0")
 
 
 def test_a_button_on_a_pin_that_is_none(v1):
     with bench(v1, policy={"button_pin": 15}) as b:
-        b.wait(lambda: ["button", "no_pin"] in [e[2:4] for e in b.server.journal()], 60)
+        b.wait(lambda: ["button", "no_pin"] in [e[2:4] for e in b.server.journal()])
         assert [e for _, e in b.causes()] == [None]
 
 
@@ -102,7 +102,7 @@ def test_what_the_driver_said_of_another_network(v1, monkeypatch):
     with bench(v1, settings=settings, power=False, policy={"join_s": 60}) as b:
         b.network.join_time = 8
         b.beacon.power_on()
-        b.wait(lambda: b.polled("1.0.0"), 60)
+        b.wait(lambda: b.polled("1.0.0"))
         assert asked == [b"gone", SSID.encode()]
 
 
@@ -116,7 +116,7 @@ def test_bluetooth_that_worked_once_has_to_work(v1, v2):
         b.server.image, b.server.offering = v2, True
         b.wait(lambda: b.server.last("rebooting"))
         air.gone = True
-        back = b.reported("rolled_back", 40)
+        back = b.reported("rolled_back")
         assert (back["code"], back["detail"]) == ("self_test", "bluetooth")
 
 
@@ -142,8 +142,8 @@ def test_a_network_that_is_away_for_long(v1):
         b.wait(lambda: b.beacon.clock.now() > begun + 40)
         b.network.points[0].visible = True
         before = len(b.server.requests)
-        b.wait(lambda: len(b.server.requests) > before, 30)
-        b.wait(lambda: ["wifi", "no_ap"] in [e[2:4] for e in b.server.journal()], 30)
+        b.wait(lambda: len(b.server.requests) > before)
+        b.wait(lambda: ["wifi", "no_ap"] in [e[2:4] for e in b.server.journal()])
         assert [e for _, e in b.causes()] == [None]
 
 
@@ -152,10 +152,10 @@ def test_name_servers_that_do_not_answer(v1):
     with bench(v1, scale=20, power=False) as b:
         b.beacon.link.faults.names = False
         b.beacon.power_on()
-        b.wait(lambda: b.beacon.clock.now() > 60, 20)
+        b.wait(lambda: b.beacon.clock.now() > 60)
         assert not b.server.requests
         b.beacon.link.faults.names = True
-        b.wait(lambda: b.polled("1.0.0"), 30)
+        b.wait(lambda: b.polled("1.0.0"))
         assert [e for _, e in b.causes()] == [None]
 
 
@@ -167,7 +167,7 @@ def test_an_orchestrator_with_another_key(v1):
         assert set(b.server.refused) == {"bad_mac"}
         assert b.beacon.clock.unix < 1_000_000_000
         b.server.keys = {"beacon-1": bytes(range(32))}
-        b.wait(lambda: b.polled("1.0.0"), 30)
+        b.wait(lambda: b.polled("1.0.0"))
 
 
 def test_a_task_that_dies_is_started_again(small_core):
@@ -226,7 +226,7 @@ def run():
         failed = b.reported("failed")
         assert (failed["stage"], failed["code"]) == ("boot", "crash")
         assert failed["detail"].startswith("MemoryError")
-        b.reported("success", 30)
+        b.reported("success")
         assert [slot for slot, _ in b.causes()] == ["ota_0", "ota_0", "ota_1"]
 
 

@@ -65,7 +65,7 @@ def test_an_update_over_https(small_core, pinned, server):
     old, new = (make(small_core, v, extra={"ca.der": pinned[0]}) for v in ("1.0.0", "2.0.0"))
     with bench(old, server=server, settings=HTTPS, heap=HEAP, scale=5) as b:
         b.server.image, b.server.offering = new, True
-        b.reported("success", 30)
+        b.reported("success")
 
 
 def test_a_server_with_another_certificate(small_core, server):

@@ -137,7 +137,7 @@ def test_found_by_its_service(v1):
         b.network.host("box.local", "127.0.0.1", b.server.port)
         b.network.services["_beacon-ota._tcp"] = ("box.local", 8080)
         b.beacon.power_on()
-        b.wait(lambda: b.polled("1.0.0"), 40)
+        b.wait(lambda: b.polled("1.0.0"))
 
 
 def test_the_second_network_is_tried(v1):

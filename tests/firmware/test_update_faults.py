@@ -27,7 +27,7 @@ def fails(b, v2, stage: str, code: str, *, heals: bool = True) -> dict:
     if heals:
         b.server.downloads.clear()
         b.server.posts.clear()
-        b.reported("success", 40)
+        b.reported("success")
         assert b.running() == "ota_1"
         assert [ended for _, ended in b.causes()] == ["reset", None]
     return failed
@@ -99,7 +99,7 @@ def test_a_core_that_set_boot_refuses(v1, v2):
         assert "OTA_VALIDATE_FAILED" in failed["detail"]
         assert b.server.statuses() == ["downloading", "verifying", "rebooting", "failed"]
         b.server.image = v2
-        b.reported("success", 40)
+        b.reported("success")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_wifi_drops_in_the_middle(v1, v2, join_s, requests):
         b.network.join_time = join_s
         b.beacon.link.faults.drop_after = 40_000
         b.server.image, b.server.offering = v2, True
-        b.reported("success", 30)
+        b.reported("success")
         assert b.beacon.link.faults.drop_after is None
         assert b.server.count("/firmwares/" + b.server.firmware_id) == requests
 
@@ -161,11 +161,11 @@ def test_five_minutes_are_enough(v1, v2):
         b.wait(lambda: b.polled("1.0.0"))
         b.beacon.link.faults.throttle = 4_000
         b.server.image, b.server.offering = v2, True
-        failed = b.reported("failed", 30)
+        failed = b.reported("failed")
         assert (failed["stage"], failed["code"]) == ("download", "timeout")
         assert 0 < failed["bytes"] < len(v2) and failed["duration_ms"] >= 12_000
         b.beacon.link.faults.throttle = None
-        b.reported("success", 30)
+        b.reported("success")
 
 
 def test_bluetooth_is_still_when_downloads_starve(v1, v2):
@@ -206,7 +206,7 @@ def test_flash_that_fails(v1, v2, kind, code):
         faults.fail_erase, faults.fail_program, faults.stuck = set(), set(), {}
         b.beacon.power_cut()
         b.beacon.power_on()
-        b.reported("success", 30)
+        b.reported("success")
 
 
 # -- offers
@@ -229,7 +229,7 @@ def test_offers_that_are_refused(v1, v2, change, code):
         assert (failed["stage"], failed["code"]) == ("verify", code)
         assert not [r for r in b.server.requests if r.path.endswith("/download")]
         b.server.extra = {}
-        b.reported("success", 30)
+        b.reported("success")
 
 
 HOSTILE = [
@@ -251,7 +251,7 @@ def test_hostile_answers(v1, v2):
         raws = [Fault(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 20_000)]
         b.server.image, b.server.offering = v2, True
         b.server.polls = [Fault(body=body) for body in HOSTILE if _is_json(body)] + raws
-        b.reported("success", 60)
+        b.reported("success")
         assert [ended for _, ended in b.causes()] == ["reset", None]
         words = [entry[2:4] for entry in b.server.journal()]
         assert ["offer", "malformed"] in words
@@ -279,7 +279,7 @@ def test_called_off(v1, v2, word):
         assert b.server.statuses()[-1] in (word, "downloading")
         assert b.beacon.flash.read(0x0E000, 32) == b"\xff" * 32
         b.server.over = set()
-        b.reported("success", 30)
+        b.reported("success")
         assert [ended for _, ended in b.causes()] == ["reset", None]
 
 
@@ -287,7 +287,7 @@ def test_the_download_is_gone(v1, v2):
     with bench(v1) as b:
         b.server.downloads = [Fault(status=410)]
         b.server.image, b.server.offering = v2, True
-        b.reported("success", 30)
+        b.reported("success")
         assert "failed" not in b.server.statuses() and b.server.attempts == 2
 
 
@@ -297,7 +297,7 @@ def test_reports_get_lost(v1, v2):
         b.wait(lambda: b.polled("1.0.0"))
         b.server.posts = [Fault(status=500), Fault(raw=b""), Fault(status=503)] * 2
         b.server.image, b.server.offering = v2, True
-        b.reported("success", 30)
+        b.reported("success")
         assert b.server.statuses()[-3:] == ["verifying", "rebooting", "success"]
 
 
@@ -307,7 +307,7 @@ def test_the_server_that_never_takes_the_last_word(v1, v2):
         b.wait(lambda: b.polled("1.0.0"))
         b.server.posts = [None, None] + [Fault(status=500)] * 8
         b.server.image, b.server.offering = v2, True
-        failed = b.reported("failed", 30)
+        failed = b.reported("failed")
         assert (failed["stage"], failed["code"]) == ("download", "http")
         assert failed["detail"].startswith("report rebooting")
-        b.reported("success", 30)
+        b.reported("success")

@@ -33,7 +33,7 @@ def update(v1, v2, cut: Cut | None, *, first: bytes | None = None) -> tuple[int,
     with bench(first or v1, scale=40) as b:
         if first:
             b.server.image, b.server.version, b.server.offering = v1, "1.0.0", True
-            b.reported("success", 30)
+            b.reported("success")
             b.wait(lambda: b.beacon.setting("attempt") is None)
         b.wait(lambda: b.polled("1.0.0"))
         begin = b.beacon.flash.ops
@@ -41,11 +41,11 @@ def update(v1, v2, cut: Cut | None, *, first: bytes | None = None) -> tuple[int,
             b.beacon.flash.cut = Cut(begin + cut.number, cut.when, cut.seed)
         b.server.image, b.server.version, b.server.offering = v2, "2.0.0", True
         if cut:
-            b.wait(lambda: not b.beacon.powered or b.server.last("success") and done(b), 30)
+            b.wait(lambda: not b.beacon.powered or b.server.last("success") and done(b))
             if b.beacon.powered:
                 return begin, b.beacon.flash.ops
             b.beacon.power_on()
-        b.wait(lambda: done(b), 60)
+        b.wait(lambda: done(b))
         check(b, cut)
         assert b.beacon.setting("beacon_key") is not None, "NVS lives"
         return begin, b.beacon.flash.ops

@@ -70,17 +70,17 @@ def test_three_trials_and_back(small_core, v1, v2, name, changes, code, detail):
     bad = make(small_core, "1.5.0", changes)
     with bench(v1, scale=40) as b:
         b.server.image, b.server.version, b.server.offering = bad, "1.5.0", True
-        back = b.reported("rolled_back", 60)
+        back = b.reported("rolled_back")
         assert (back["stage"], back["code"]) == ("boot", code), back
         assert detail in back["detail"] and back["trials"] == 3
         assert back["firmware_version"] == back["previous_version"] == "1.0.0"
         assert back["image_sha256"] == hashlib.sha256(v1).hexdigest()
         assert [slot for slot, _ in b.causes()] == ["ota_0"] + ["ota_1"] * 3 + ["ota_0"]
         # The same image is not tried a second time, and does not stand in the way of another.
-        failed = b.reported("failed", 30)
+        failed = b.reported("failed")
         assert (failed["stage"], failed["code"]) == ("verify", "known_bad")
         b.server.image, b.server.version = v2, "2.0.0"
-        b.reported("success", 60)
+        b.reported("success")
         assert b.beacon.setting("floor") == b"2.0.0"
 
 
@@ -93,7 +93,7 @@ def test_a_filesystem_that_does_not_mount(small_core, v1):
             bad[at + block + i] ^= 0x5A
     with bench(v1, scale=40) as b:
         b.server.image, b.server.version, b.server.offering = bytes(bad), "1.5.0", True
-        back = b.reported("rolled_back", 30)
+        back = b.reported("rolled_back")
         assert (back["code"], back["trials"]) == ("crash", 3)
         assert [slot for slot, _ in b.causes()] == ["ota_0"] + ["ota_1"] * 3 + ["ota_0"]
 
@@ -104,12 +104,12 @@ def test_the_orchestrator_is_away_during_the_trial(v1, v2):
         b.server.image, b.server.offering = v2, True
         b.wait(lambda: b.server.last("rebooting"))
         b.server.away = True
-        b.wait(lambda: b.beacon.setting("floor") == b"2.0.0", 30)
+        b.wait(lambda: b.beacon.setting("floor") == b"2.0.0")
         boot = b.beacon.boots[-1]
         assert boot.ended is None and boot.slot == "ota_1"
         assert b.beacon.clock.now() - boot.began >= 20
         b.server.away = False
-        done = b.reported("success", 30)
+        done = b.reported("success")
         assert done["trials"] == 1
         assert ["trial", "unconfirmed"] in [e[2:4] for e in b.server.journal()]
 
@@ -119,9 +119,9 @@ def test_a_policy_that_wants_the_orchestrator(v1, v2):
         b.server.image, b.server.offering = v2, True
         b.wait(lambda: b.server.last("rebooting"))
         b.server.away = True
-        b.wait(lambda: len(b.beacon.boots) == 5 and b.running() == "ota_0", 30)
+        b.wait(lambda: len(b.beacon.boots) == 5 and b.running() == "ota_0")
         b.server.away = False
-        back = b.reported("rolled_back", 30)
+        back = b.reported("rolled_back")
         assert (back["code"], back["detail"]) == ("self_test", "orchestrator away")
 
 
@@ -131,9 +131,9 @@ def test_no_wifi_in_the_new_release(v1, v2):
         b.wait(lambda: b.server.last("rebooting"))
         point = b.network.points[0]
         point.visible = False
-        b.wait(lambda: len(b.beacon.boots) == 5 and b.running() == "ota_0", 40)
+        b.wait(lambda: len(b.beacon.boots) == 5 and b.running() == "ota_0")
         point.visible = True
-        back = b.reported("rolled_back", 30)
+        back = b.reported("rolled_back")
         assert (back["code"], back["detail"]) == ("self_test", "wifi")
 
 
@@ -143,7 +143,7 @@ def test_power_cuts_during_a_trial_cost_one_each(v1, v2):
         b.wait(lambda: b.running() == "ota_1" and b.beacon.phase == "main.py")
         b.beacon.power_cut()
         b.beacon.power_on()
-        done = b.reported("success", 30)
+        done = b.reported("success")
         assert done["trials"] == 2 and done["reset_cause"] == 1
 
 
@@ -160,10 +160,10 @@ def test_an_image_that_breaks_after_it_was_armed(v1, v2):
         flash.poke(0xE000, otadata.entry(2, otadata.NEW).pack())
         flash.poke(0x1D0000 + 200, bytes([flash.read(0x1D0000 + 200, 1)[0] ^ 1]))
         b.beacon.power_on()
-        back = b.reported("rolled_back", 30)
+        back = b.reported("rolled_back")
         assert back["code"] in ("not_booted", "power") and b.running() == "ota_0"
         assert flash.read(0xE000, 4) == b"\xff" * 4, "no longer armed"
-        b.reported("success", 30)
+        b.reported("success")
 
 
 # -- after the trial
@@ -182,21 +182,21 @@ def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
     late = make(small_core, "2.0.0", {"main.py": main, "real_main.py": real})
     with bench(v1, scale=100) as b:
         b.server.image, b.server.offering = late, True
-        b.reported("success", 30)
+        b.reported("success")
         b.server.offering = False
         b.wait(lambda: b.beacon.setting("attempt") is None)
         b.beacon.power_cut()
         set_number(b, "rotten", 1)
         b.beacon.power_on()
-        b.wait(lambda: b.running() == "ota_0" and b.beacon.phase == "main.py", 60)
-        b.wait(lambda: b.server.reports[-1]["firmware_version"] == "1.0.0", 60)
+        b.wait(lambda: b.running() == "ota_0" and b.beacon.phase == "main.py")
+        b.wait(lambda: b.server.reports[-1]["firmware_version"] == "1.0.0")
         words = [entry[2:4] for entry in b.server.journal()]
         assert ["boot", "crash"] in words and ["boot", "rescue"] in words
         b.wait(lambda: not b.beacon.setting("crashes"))
         assert "rotten" in next(e[4] for e in b.server.journal() if e[3] == "crash")
         # The release that crashed is offered again, and not taken.
         b.server.offering = True
-        failed = b.reported("failed", 30)
+        failed = b.reported("failed")
         assert (failed["stage"], failed["code"]) == ("verify", "known_bad")
 
 
