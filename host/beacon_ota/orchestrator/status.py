@@ -202,13 +202,7 @@ def _record(
         beacons.keep_journal(conn, beacon_id, entries, now)
     if attempt is None:
         beacons.report(conn, beacon_id, None, now, word, json.dumps(doc))
-        beacons.change(
-            conn,
-            beacon_id,
-            clock_unset=doc.get("clock_unset", False),
-            insecure=doc.get("insecure", False),
-            **{name: doc[name] for name in ("reset_cause", "heap_free_min") if name in doc},
-        )
+        beacons.said(conn, beacon_id, doc)
         return Recorded("", None, None)
     event = None
     how = ""

@@ -24,6 +24,16 @@ _SEEN = Prepared(
         address=bindparam("from_address"),
     )
 )
+_SAID = Prepared(
+    update(beacons)
+    .where(_b.id == bindparam("beacon"))
+    .values(
+        clock_unset=bindparam("no_clock"),
+        insecure=bindparam("unsigned"),
+        reset_cause=func.coalesce(bindparam("cause"), _b.reset_cause),
+        heap_free_min=func.coalesce(bindparam("heap"), _b.heap_free_min),
+    )
+)
 _REPORT = Prepared(insert(reports), ("beacon_id", "attempt_id", "at", "status", "body"))
 # What a listing shows: never a key.
 SHOWN = [column for column in _b if column.name not in ("key", "next_key")]
@@ -65,6 +75,18 @@ def count(conn: Connection) -> int:
 def seen(conn: Connection, rows: list[Fields]) -> None:
     """Write what a batch of polls said: ``beacon``, ``at``, ``running``, …"""
     _SEEN.many(conn, rows)
+
+
+def said(conn: Connection, beacon_id: str, report: Fields) -> None:
+    """Keep what a report outside any attempt says of the beacon itself."""
+    values = {
+        "beacon": beacon_id,
+        "no_clock": report.get("clock_unset", False),
+        "unsigned": report.get("insecure", False),
+        "cause": report.get("reset_cause"),
+        "heap": report.get("heap_free_min"),
+    }
+    _SAID.first(conn, values)
 
 
 def page(
