@@ -302,7 +302,7 @@ def test_an_image_is_fetched_from_where_it_broke_off(scene):
     scene.uplink.restore()
     scene.here(rollout)
     assert any(0 < size < firmware["size"] for size in seen)
-    assert sent.downloads[206] >= 1 and not part.exists()
+    assert sent.downloads["206"] >= 1 and not part.exists()
     # Damage here is fetched anew, too.
     path = scene.mirror.service.blobs.path(firmware["blob"])
     path.write_bytes(b"rot")

@@ -9,10 +9,12 @@ import time
 
 import pytest
 
+from beacon_ota.client import Client
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.nonces import ROOM, SharedNonces
 from beacon_ota.orchestrator.server import Listen, serve
-from beacon_ota.orchestrator.service import Settings
+from beacon_ota.orchestrator.service import Counts, Settings
+from beacon_ota.orchestrator.tallies import SharedTallies
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.test_counts import EVERYBODY, Life
 from tests.orchestrator.world import Local, Server, TestBeacon, beacons, until, upload
@@ -59,6 +61,26 @@ def test_processes_share_it():
         os.waitpid(pid, 0)
     assert sum(os.read(reading, 16)) == ROOM
     assert not any(table.of("b1").use(nonce, 2000, 2000.0) for nonce in nonces)
+
+
+def test_processes_count_together_and_go_on_where_one_was_killed():
+    tallies = SharedTallies(3)
+    one, two = Counts(), Counts()
+    one.polls["offer"], one.bytes_sent, one.reading = 2, 10, 1
+    two.polls["offer"], two.polls["windows"] = 3, 1
+    two.downloads["206"] = 4
+    tallies.put(0, one.dump())
+    tallies.put(1, two.dump())
+    for number in range(5):
+        one.polls["offer"] = 2 + number
+        tallies.put(0, one.dump())
+    total = Counts()
+    for found in tallies.others(2):
+        total = total.add(found)
+    assert total.polls == {"offer": 9, "windows": 1}
+    assert (total.bytes_sent, total.reading, total.downloads) == (10, 1, {"206": 4})
+    assert one.dump()["polls"] == {"offer": 6}
+    assert Counts().add(tallies.get(0)).dump() == one.dump() and tallies.get(2) == {}
 
 
 def test_sqlite_has_one_worker(tmp_path):
@@ -117,6 +139,7 @@ def test_a_halt_at_one_stops_what_the_other_serves(pair, tmp_path):
     firmware = upload(one.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
     (beacon,) = one.beacons(1)
     rollout = one.admin().create_rollout(firmware, EVERYBODY)["rollout_id"]
+    until(lambda: rollout in two.service.view.entries)
     offer = at(beacon, two).offered()
     assert beacon.download(offer).status == 200
     one.admin().move_rollout(rollout, "halt", "enough")
@@ -245,10 +268,16 @@ def test_a_request_that_one_worker_answered_no_other_answers(tmp_path):
             answers.append(beacon.call("GET", target, headers=header, check=False))
         assert [answer.status for answer in answers] == [204] + [401] * 23
         assert {answer.json["code"] for answer in answers[1:]} == {"nonce_used"}
+        for _ in range(4):  # whichever answers, it tells of all; of the others a moment later
+            until(lambda: 'refused_total{code="nonce_used"} 23.0' in _metrics(server))
         pids = workers_of(server.process.pid)
         server.process.kill()  # the parent: its workers go with it
         server._gone()
         until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+
+
+def _metrics(server: Server) -> str:
+    return Client(server.url, server.token)._send("GET", "/metrics").text
 
 
 def _done(lives: list[Life]) -> int:

@@ -84,7 +84,7 @@ async def transmit(service, scope: Scope, send: Send, data: bytes, digest: str, 
     if seal is not None:
         headers.append(seal(status))
     counts = service.counts
-    counts.downloads[status] += 1
+    counts.downloads[str(status)] += 1
     counts.reading += 1
     try:
         await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -5,6 +5,7 @@ The HTTP side calls its methods; every method that changes something waits for t
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ from beacon_ota.orchestrator.store import (
     sites,
     webhooks,
 )
+from beacon_ota.orchestrator.tallies import SharedTallies
 from beacon_ota.orchestrator.view import Node, Release, View, attempt_of
 
 T = TypeVar("T")
@@ -83,9 +85,28 @@ class Counts:
     reports: Counter = field(default_factory=Counter)  # by status
     refused: Counter = field(default_factory=Counter)  # 401s by code
     problems: Counter = field(default_factory=Counter)  # all refusals by code
-    downloads: Counter = field(default_factory=Counter)  # by HTTP status
+    downloads: Counter = field(default_factory=Counter)  # by HTTP status, as text
     bytes_sent: int = 0
     reading: int = 0  # downloads under way
+
+    def dump(self) -> Fields:
+        """Return it as JSON has it."""
+        found: Fields = {}
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            counter = isinstance(value, Counter)
+            found[one.name] = {str(k): n for k, n in value.items()} if counter else value
+        return found
+
+    def add(self, found: Fields) -> "Counts":
+        """Return the sum with what another process has dumped."""
+        total: Fields = {}
+        for name, mine in self.dump().items():
+            if isinstance(mine, dict):
+                total[name] = Counter(mine) + Counter(found.get(name) or {})
+            else:
+                total[name] = mine + (found.get(name) or 0)
+        return Counts(**total)
 
 
 class Service:
@@ -108,6 +129,7 @@ class Service:
         self.db = Database(settings.database or sqlite_url(settings.data), worker=self.worker)
         self.hub = Hub()
         self.counts = Counts()
+        self.tallies: tuple[SharedTallies, int] | None = None  # with our place in it
         self.started_at = self.clock.now()
         self.listening_since = self.started_at  # without interruption, as the clock has it
         self.view = View(self.started_at, zone=settings.zone, window=settings.window, nonces=nonces)
@@ -135,6 +157,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.flush()
+        self.share_counts()
         await self.db.stop()
 
     async def catch_up(self) -> None:
@@ -354,6 +377,28 @@ class Service:
         while True:
             await asyncio.sleep(FLUSH_S)
             await self._guarded(self.flush())
+            self.share_counts()
+
+    def share_counts(self) -> None:
+        """Show the other processes of this machine what we have served."""
+        if self.tallies is not None:
+            tallies, place = self.tallies
+            tallies.put(place, self.counts.dump())
+
+    def served(self) -> Counts:
+        """Return what all processes of this machine have served; of the others, a moment ago."""
+        total = self.counts
+        if self.tallies is not None:
+            tallies, place = self.tallies
+            for found in tallies.others(place):
+                total = total.add(found)
+        return total
+
+    def take_place(self, tallies: SharedTallies, place: int) -> None:
+        """Go on from what the process in this place has counted."""
+        found = {**tallies.get(place), "reading": 0}
+        self.counts = self.counts.add(found)
+        self.tallies = (tallies, place)
 
     async def _pruning(self) -> None:
         while True:

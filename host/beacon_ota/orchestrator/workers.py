@@ -27,6 +27,7 @@ from beacon_ota.orchestrator.nonces import SharedNonces
 from beacon_ota.orchestrator.server import Listen
 from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.orchestrator.store import beacons
+from beacon_ota.orchestrator.tallies import SharedTallies
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
@@ -49,6 +50,7 @@ class _Parent:
                 registered = beacons.count(conn)
         finally:
             engine.dispose()
+        self.tallies = SharedTallies(settings.workers)
         self.nonces = SharedNonces(self.clock.now(), registered)
         server.bind(listen).close()  # else two that were started twice would share, unknowingly
         first = server.bind(listen, many=True)
@@ -149,9 +151,9 @@ class _Parent:
             on_ready=ready,
             stop=asyncio.Event(),
         )
-        uvloop.run(self._serve(sock, listen))
+        uvloop.run(self._serve(index, sock, listen))
 
-    async def _serve(self, sock: socket.socket, listen: Listen) -> None:
+    async def _serve(self, index: int, sock: socket.socket, listen: Listen) -> None:
         def orphaned() -> None:
             loop.remove_reader(self.life[0])
             listen.stop.set()
@@ -159,6 +161,7 @@ class _Parent:
         loop = asyncio.get_running_loop()
         loop.add_reader(self.life[0], orphaned)
         service = Service(self.settings, self.clock, self.nonces.of)
+        service.take_place(self.tallies, index)
         await server.run(service, Engine(service), sock, listen)
 
 

@@ -191,7 +191,7 @@ class _Collector:
         yield from (status, share, cells)
 
     def _served(self) -> Iterator[Metric]:
-        counts = self.service.counts
+        counts = self.service.served()
         for name, text, label, values in (
             ("polls", "Polls by what was decided", "reason", counts.polls),
             ("reports", "Status reports", "status", counts.reports),

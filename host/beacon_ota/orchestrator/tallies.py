@@ -1,0 +1,61 @@
+"""What the processes of one machine have served together: a place in shared memory for each.
+
+Whoever asks one of them for metrics gets the sum; and a process that takes another's place goes
+on from what that one had counted, so that no counter ever goes back.
+"""
+
+import fcntl
+import json
+import mmap
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from beacon_ota.orchestrator.store import Fields
+
+_HALF = 32 * 1024
+_SLOT = 2 * _HALF + 8
+_HEAD = struct.Struct("<II")  # which half, and how much of it
+
+
+class SharedTallies:
+    """Made before the processes part, and inherited."""
+
+    def __init__(self, places: int):
+        self._places = places
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._file.truncate(places * _SLOT)
+        self._map = mmap.mmap(self._file.fileno(), places * _SLOT)
+
+    def put(self, place: int, counts: Fields) -> None:
+        """Write what a process has counted; a kill in between leaves what was there."""
+        data = json.dumps(counts).encode()
+        if len(data) > _HALF:
+            return
+        with self._locked(place) as at:
+            half = 1 - _HEAD.unpack_from(self._map, at)[0]
+            start = at + 8 + half * _HALF
+            self._map[start : start + len(data)] = data
+            _HEAD.pack_into(self._map, at, half, len(data))
+
+    def get(self, place: int) -> Fields:
+        """Return what a process has counted."""
+        with self._locked(place) as at:
+            half, length = _HEAD.unpack_from(self._map, at)
+            start = at + 8 + half * _HALF
+            data = bytes(self._map[start : start + length])
+        return json.loads(data) if data else {}
+
+    def others(self, place: int) -> list[Fields]:
+        """Return what all but one have counted."""
+        return [self.get(other) for other in range(self._places) if other != place]
+
+    @contextmanager
+    def _locked(self, place: int) -> Iterator[int]:
+        file = self._file.fileno()
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
+        try:
+            yield place * _SLOT
+        finally:
+            fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
