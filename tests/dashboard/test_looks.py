@@ -126,6 +126,31 @@ def test_every_event_is_a_sentence(kind, subject, data):
     assert live.topics([event])
 
 
+@pytest.mark.parametrize(
+    ("kind", "data", "text"),
+    [
+        (
+            "rollout.halted",
+            {"reason": "by_hand", "detail": "smoke"},
+            "Rollout of 2.0.0 is halted: smoke",
+        ),
+        (
+            "rollout.stage_opened",
+            {"wave": 0, "stage": 1},
+            "Rollout of 2.0.0 wave 1, stage 2 is open",
+        ),
+        ("mirror.halted", {"mirror": "lan"}, "Rollout of 2.0.0 is halted at mirror lan"),
+        ("mirror.created", {}, "Mirror r1 was created"),
+        ("webhook.created", {"name": "chat"}, "Webhook chat was created"),
+        ("beacon.quarantined", {"reason": "noisy"}, "r1 is in quarantine: noisy"),
+        ("firmware.promoted", {}, "Release 2.0.0 is stable"),
+    ],
+)
+def test_sentences(kind, data, text):
+    event = {"id": 1, "kind": kind, "subject": "r1", "at": 0.0, "data": data}
+    assert words.say(event, {"r1": "2.0.0"}).text == text
+
+
 def test_many_of_one_kind_are_one_line():
     def event(number: int, kind: str, beacon: str, **data):
         return {

@@ -10,7 +10,7 @@ from beacon_ota.orchestrator.store import Fields, audit, events, webhooks
 from beacon_ota.orchestrator.store.audit import AuditError
 
 _PAGE = 100
-_GROUPS = ("rollout", "attempt", "beacon", "firmware", "site", "token", "webhook")
+_GROUPS = ("rollout", "attempt", "beacon", "firmware", "site", "token", "webhook", "mirror")
 
 
 def activity(ask: Ask) -> Page:

@@ -85,6 +85,8 @@ LEVELS = {
     "firmware.damaged": "bad",
     "firmware.deprecated": "warn",
     "webhook.given_up": "bad",
+    "mirror.halted": "bad",
+    "mirror.removed": "warn",
     "auth.refused": "warn",
 }
 # What is said aloud, and shown in a corner of whatever page is open.
@@ -210,7 +212,14 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
         )
     if group == "webhook":
         then = {"given_up": "gave up on a delivery"}.get(verb, f"was {verb}")
-        return Said(level, f"Webhook {subject}", "/webhooks", then, because, by)
+        what = f"Webhook {data.get('name') or subject}"
+        return Said(level, what, "/webhooks", then, because, by)
+    if group == "mirror":
+        if verb != "halted":
+            return Said(level, f"Mirror {subject}", "/", f"was {verb}", because, by)
+        what = f"Rollout of {versions.get(subject, subject[:8])}"
+        where = f"mirror {data['mirror']}" if data.get("mirror") else "this mirror"
+        return Said(level, what, f"/rollouts/{subject}", f"is halted at {where}", because, by)
     if group == "token":
         return Said(level, f"Token {subject}", "", f"was {verb}", because, by)
     return Said(level, subject, "", kind, because, by)
