@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,21 +106,24 @@ def instructions(quick: bool) -> Iterator[Row]:
     """What a sector costs over the bare loop. Nothing without valgrind."""
     if not shutil.which("valgrind"):
         return
-    few, many = (16, 48) if quick else (32, 160)
-    each = {}
-    for name, call in CALLS.items():
-        counts = []
-        for sectors in (few, many):
-            with source(sectors * SECTOR) as port:
-                work = call.format(f"device_loop.server({port}), {sectors * SECTOR}")
-                counts.append(_count(f"import asyncio, device_loop; {work}"))
-        each[name] = (counts[1] - counts[0]) / (many - few)
+    few, many = (8, 24) if quick else (32, 160)
+    wanted = [(name, sectors) for name in CALLS for sectors in (few, many)]
+    with ThreadPoolExecutor(2) as pool:
+        counts = dict(zip(wanted, pool.map(lambda one: _cost(*one), wanted), strict=True))
+    each = {name: (counts[name, many] - counts[name, few]) / (many - few) for name in CALLS}
     floor = f"the bare loop has {C3_SECTOR:,} on a C3"
     for title, name in (
         ("instructions per sector over the bare loop's", "bare"),
         ("the same, over a bare loop that reads back", "back"),
     ):
         yield Row(title, round(each["ours"] - each[name]), "", C3_SECTOR // 20, floor)
+
+
+def _cost(name: str, sectors: int) -> int:
+    """Count the instructions of a loop over so many sectors."""
+    with source(sectors * SECTOR) as port:
+        work = CALLS[name].format(f"device_loop.server({port}), {sectors * SECTOR}")
+        return _count(f"import asyncio, device_loop; {work}")
 
 
 def _count(code: str) -> int:
