@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.load import hammer, length
-from tests.bench.table import Row, markdown
+from tests.bench.table import BEGIN, END, Row, markdown, publish
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,17 @@ def test_a_quick_run_measures_ours_and_the_floor(tmp_path):
     assert rows["counted of the updates made"]["values"]["ours"] == 100
     assert found["raw"]["ours poll 16"]["statuses"].keys() == {"200"}
     assert (tmp_path / "bench.md").read_text().startswith("| measure")
+
+
+def test_the_table_finds_its_place_in_the_docs(tmp_path):
+    page = tmp_path / "measures.md"
+    page.write_text(f"# Measures\n\n{BEGIN}\nold\n{END}\n\nmore\n")
+    where = {"at": "2026-01-02T00:00:00Z", "cores": 2, "python": "3", "load": 0, "load_after": 1}
+    rows = [Row("rate", "req/s", True, 9, {"ours": 200.0}, "of a kind")]
+    publish(tmp_path, rows, where, tmp_path / "none.png")
+    text = page.read_text()
+    assert "old" not in text and text.startswith("# Measures") and text.endswith("more\n")
+    assert "| rate, req/s | – | – | – | – | 200 | ≥ 9 |  |" in text
+    assert "* rate: of a kind" in text
+    publish(tmp_path, rows, where, tmp_path / "none.png")
+    assert page.read_text() == text
