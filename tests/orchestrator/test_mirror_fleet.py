@@ -59,6 +59,7 @@ def stack():
         yield stack
 
 
+@pytest.mark.timeout(600)
 def test_counts_are_exact_through_cut_uplinks_and_a_killed_mirror(tmp_path, stack):
     campus = Campus(tmp_path, stack, 4)
     firmware = upload(campus.admin, "1.1.0", tmp_path, channel="stable")["firmware_id"]
@@ -113,6 +114,7 @@ def test_counts_are_exact_through_cut_uplinks_and_a_killed_mirror(tmp_path, stac
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_beacon_with_its_own_code_behind_a_mirror(tmp_path, stack, small_core):
     """The firmware itself: it updates from the mirror while the primary cannot be reached."""
     from beacon_ota.virtual.flash import Flash

@@ -207,6 +207,7 @@ def workers_of(parent: int) -> list[int]:
         return [int(pid) for pid in file.read().split()]
 
 
+@pytest.mark.timeout(600)
 def test_kill_one_of_four_workers_in_the_middle_of_a_rollout(tmp_path):
     """Again and again, the leader too: nothing acknowledged is lost, nothing counted twice."""
     options = (f"--database={cluster().database()}", "--workers=4", "-v")
