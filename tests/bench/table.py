@@ -163,7 +163,7 @@ def draw(file: Path, rows: list[Row]) -> None:
     axes.set_xscale("log")
     axes.axvline(1.0, color="#1668c7", linewidth=0.8)
     axes.set_xlabel("ours = 1, longer is better")
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()
