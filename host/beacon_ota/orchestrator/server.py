@@ -30,7 +30,6 @@ from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.hot import Hot
 from beacon_ota.orchestrator.joined import Joined
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.mirror import LocalEngine, Mirror
 from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.orchestrator.store import audit, tokens
 from beacon_ota.orchestrator.webhooks import Webhooks
@@ -225,8 +224,21 @@ def _one_arena() -> None:
 async def _serve(settings: Settings, listen: Listen) -> None:
     sock = bind(listen)
     service = Service(settings, Clock(listen.time_scale))
-    engine = LocalEngine(service) if settings.upstream else Engine(service)
+    engine = Engine(service)
+    if settings.upstream:
+        from beacon_ota.orchestrator.mirror import LocalEngine  # with what it takes: 5 MB
+
+        engine = LocalEngine(service)
     await run(service, engine, sock, listen)
+
+
+def _mirror(service: Service, engine: Engine, address: str) -> None:
+    from beacon_ota.orchestrator.mirror import LocalEngine, Mirror
+
+    assert isinstance(engine, LocalEngine)
+    service.mirror = mirror = Mirror(service, engine)
+    mirror.address = address
+    mirror.start()
 
 
 async def run(service: Service, engine: Engine, sock: socket.socket, listen: Listen) -> None:
@@ -241,11 +253,8 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
         telling.start()
         if cluster is not None:
             cluster.start()
-        if isinstance(engine, LocalEngine):
-            mirror = Mirror(service, engine)
-            mirror.address = url_of(listen, sock)
-            mirror.start()
-            service.mirror = mirror
+        if service.settings.upstream:
+            _mirror(service, engine, url_of(listen, sock))
         token = await first_token(service, listen.token_file)
         config = uvicorn.Config(
             Hot(service, Bounded(create_app(service, engine, telling))),
