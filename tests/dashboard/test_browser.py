@@ -200,7 +200,7 @@ def test_all_of_it_by_keyboard(fleet, visit):
     keys.press("Tab")
     assert focused() == "Skip to the content"
     keys.press("Enter")
-    page.wait_for_function("location.hash === '#main'")
+    until(lambda: page.evaluate("location.hash") == "#main", deadline_s=WAIT_S)
     keys.press("?")
     assert page.locator("#help").is_visible()
     keys.press("Escape")

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from beacon_ota.orchestrator.database import connect, sqlite_url
 from beacon_ota.orchestrator.store import beacons, sites
 from tests.dashboard.web import Signed
-from tests.orchestrator.world import Server, TestBeacon, template
+from tests.orchestrator.world import Server, TestBeacon, template, until
 
 COUNT = 1000
 KEY = bytes(32)
@@ -82,7 +82,7 @@ def test_a_browser_shows_them_all(crowd, visit):
     page.wait_for_selector("#c-t00777.flagged")
     page.keyboard.press("/")
     page.keyboard.type("t0012")
-    page.wait_for_function("document.querySelectorAll('.c.dim').length === 990")
+    until(lambda: page.locator(".c.dim").count() == 990, what="those that do not match, dimmed")
     painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     longest = max(page.evaluate("window.long"), default=0.0)
     print(f"first paint {painted:.0f} ms, longest task {longest:.0f} ms")
