@@ -150,7 +150,7 @@ def _report(e: Evidence, settled: Settled) -> list[str]:
         wrong.append(f"the journal says {witness[-1]}, the report {code}")
     bad = e.settings.get("bad_sha", b"")
     known = isinstance(bad, bytes) and bytes.fromhex(e.checksum) in _digests(bad)
-    if known != (code in GUILTY):
+    if known != (result == "rolled_back" and code in GUILTY):
         wrong.append("known as bad" if known else "not known as bad")
     return wrong
 
