@@ -22,9 +22,6 @@ class Wire:
     def write(self, data) -> None:
         self.calls.append(bytes(data))
 
-    def writelines(self, parts) -> None:
-        self.calls.append(b"".join(parts))
-
     def close(self) -> None:
         self.state = "closed"
 
@@ -63,6 +60,12 @@ def test_what_leaves_when(factory):
         joined.write(memoryview(HEAD))  # a body that looks like a head
         joined.write(b"rest")
         assert wire.calls[4:] == [HEAD + b"rest"]
+
+        image = bytes(100_000)
+        joined.write(HEAD)
+        joined.write(memoryview(image))
+        assert wire.calls[5:] == [HEAD, image]
+        wire.calls[5:] = []
 
         joined.write(HEAD)
         joined.close()

@@ -1,4 +1,4 @@
-"""Head and body of an answer in one system call.
+"""Head and body of a small answer in one system call.
 
 The server software writes them one after the other, and each write is a call into the kernel, a
 packet, and a reader woken up: half of what answering a poll costs. So a head waits for the body
@@ -9,6 +9,7 @@ import asyncio
 from typing import Any
 
 _HEAD = b"HTTP/1.1 "
+_SMALL = 16 * 1024  # bytes worth copying; more than that goes by reference
 
 
 class Joined:
@@ -26,7 +27,11 @@ class Joined:
         held = self._held
         if held:
             self._held = b""
-            self._transport.writelines((held, data) if data else (held,))
+            if len(data) <= _SMALL:
+                self._transport.write(b"".join((held, data)))
+            else:
+                self._transport.write(held)
+                self._transport.write(data)
         elif data[:9] == _HEAD:
             self._held = data
             self._loop.call_soon(self._flush)
