@@ -52,6 +52,7 @@ def test_every_pair_meets(seed):
         ("ok+ok+ok+ok", ["success"]),
         ("stall+restart+ok+ok", ["success"]),
         ("ok+404+erase+ok", ["failed download/http", "success"]),
+        ("ok+etag+flip+ok", ["failed flash/readback", "failed flash/no_slot", "success"]),
         ("ok+other+stuck+ok", ["failed flash/readback", "failed flash/no_slot", "success"]),
         ("ok+ok+ok+hang", ["rolled_back boot/watchdog", "failed verify/known_bad"]),
         (

@@ -20,7 +20,7 @@ class Value:
     Args:
         name: of it.
         ends: stage and code under which it ends an attempt; "" when an attempt survives it.
-        late: it is found out only when the whole image has come (after the flash has failed).
+        late: it is found out only after the sector that may fail was written.
     """
 
     name: str
@@ -48,7 +48,7 @@ SERVER = (
     Value("long", "download/http"),
     Value("lie", "download/http"),  # Content-Length says more than there is
     Value("other", "verify/checksum", late=True),  # as many other bytes
-    Value("etag", "download/http"),  # of the resumed part
+    Value("etag", "download/http", late=True),  # of the resumed part
 )
 FLASH = (
     Value(OK),
