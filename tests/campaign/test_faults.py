@@ -11,11 +11,9 @@ from beacon_ota.campaign.runner import Options
 
 # One for each way in which an attempt ends, and the ones that found something.
 CASES = (
-    "reset+restart+ok+ok",
     "wifi-off+etag+ok+ok",
     "names-gone+ok+stuck+ok",
     "wrong-network+other+ok+ok",
-    "slow+other+ok+task",
     "loss+503+ok+self-test",
     "ok+ok+ok+valid-then-dies",
 )
