@@ -37,7 +37,7 @@ def signed(server) -> Signed:
     return Signed(server.url, server.token)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """Debian's browser, without a window."""
     if CHROMIUM is None:
