@@ -6,7 +6,7 @@ from typing import Any
 from beacon_ota.client import Client
 from beacon_ota.swarm import scenario
 from beacon_ota.swarm.fleet import Fleet, run
-from beacon_ota.swarm.own import Own
+from beacon_ota.swarm.own import own
 from beacon_ota.swarm.scenario import Scenario
 
 _KEPT = ("beacons", "polls", "burst", "touched", "serving", "mismatches", "wall_s", "swarm_cpu")
@@ -21,15 +21,15 @@ def _simulate(plan: Scenario, window: tuple[float, float] | None = None) -> dict
             (not marks and snapshot["elapsed_s"] >= window[0])
             or (len(marks) == 1 and snapshot["elapsed_s"] >= window[1])
         ):
-            used = own.usage()["cpu_s"]
+            used = child.usage()["cpu_s"]
             marks.append((snapshot["elapsed_s"], used, snapshot["polls"]["count"]))
 
-    with Own(plan) as own:
-        fleet = Fleet(plan, own.url, own.token, shown=look)
+    with own(plan) as child:
+        fleet = Fleet(plan, child.url, child.token, shown=look)
         summary = run(fleet)
         found = {name: summary[name] for name in _KEPT}
-        found["rss_mb"] = own.usage()["rss_mb"]
-        rollouts = Client(own.url, own.token).rollouts()
+        found["rss_mb"] = child.usage()["rss_mb"]
+        rollouts = Client(child.url, child.token).rollouts()
         found["status"] = rollouts[0]["status"] if rollouts else None
         found["reason"] = rollouts[0]["reason"] if rollouts else None
     if len(marks) == 2:

@@ -8,8 +8,9 @@ import pytest
 
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, UsageError
 from beacon_ota.orchestrator import mirror as mirrors
-from beacon_ota.orchestrator.server import Listen, serve
+from beacon_ota.orchestrator.listen import Listen
 from beacon_ota.orchestrator.service import Settings
+from beacon_ota.orchestrator.start import serve
 from beacon_ota.orchestrator.store import outbox
 from tests.orchestrator.uplinks import Uplink
 from tests.orchestrator.world import Local, TestBeacon, image, until, upload

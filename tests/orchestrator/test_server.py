@@ -17,7 +17,7 @@ from beacon_ota.client import Client
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.announce import TYPE, addresses, announced
 from beacon_ota.orchestrator.clock import Clock
-from beacon_ota.orchestrator.server import Listen
+from beacon_ota.orchestrator.listen import Listen
 from tests.orchestrator.world import Server, beacons, until, upload
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from beacon_ota.client import Client
 from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.listen import Listen
 from beacon_ota.orchestrator.nonces import ROOM, SharedNonces
-from beacon_ota.orchestrator.server import Listen, serve
 from beacon_ota.orchestrator.service import Counts, Settings
+from beacon_ota.orchestrator.start import serve
 from beacon_ota.orchestrator.tallies import SharedTallies
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.test_counts import EVERYBODY, Life

@@ -23,8 +23,9 @@ _PRELOAD = ["beacon_ota.campaign.served", "beacon_ota.orchestrator.api.app"]
 
 def _serve(data: Path, token_file: Path, log_file: Path, ready: Connection) -> None:
     """What ``beacon-ota serve --insecure --port 0`` does."""
-    from beacon_ota.orchestrator.server import Listen, serve
+    from beacon_ota.orchestrator.listen import Listen
     from beacon_ota.orchestrator.service import Settings
+    from beacon_ota.orchestrator.start import serve
 
     log = os.open(log_file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(log, sys.stderr.fileno())

@@ -80,10 +80,10 @@ def serve(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log refusals, too.")] = False,
 ) -> None:
     """Run the orchestrator until interrupted."""
+    from beacon_ota.orchestrator.listen import Listen
     from beacon_ota.orchestrator.rollout.windows import parse_window
-    from beacon_ota.orchestrator.server import Listen
-    from beacon_ota.orchestrator.server import serve as run
     from beacon_ota.orchestrator.service import Settings
+    from beacon_ota.orchestrator.start import serve as run
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

@@ -67,14 +67,14 @@ def run(
     releases are rolled out to that tag alone. Exit code 1: the counts do not agree, or the
     scenario's expectations did not come true.
     """
+    from beacon_ota.swarm import own as alone
     from beacon_ota.swarm.fleet import Fleet
     from beacon_ota.swarm.fleet import run as simulate
-    from beacon_ota.swarm.own import Own
 
     plan = _changed(name, beacons, seconds, time_scale, own)
     if own and (url or token):
         raise UsageError("swarm_own", "--own starts an orchestrator: --url is of no use")
-    with Own(plan) if own else nullcontext() as started:
+    with alone.own(plan) if own else nullcontext() as started:
         if started is not None:
             url, token = started.url, started.token
         else:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from beacon_ota.client import Client
 from beacon_ota.demo.air import Listener
-from beacon_ota.demo.server import Server
 from beacon_ota.demo.stage import Stage
 from beacon_ota.demo.workshop import BOARD, Made, Workshop
 from beacon_ota.errors import ReachError
+from beacon_ota.orchestrator.child import Child
 from beacon_ota.provision import batch
 from beacon_ota.provision.registry import Orchestrator
 from beacon_ota.provision.wanted import Network as Wifi
@@ -138,15 +139,23 @@ class Play:
         self.result.release_bytes, self.result.app_bytes = made[GOOD].size, made[GOOD].app_size
         enter = self._stack.enter_context
         self._server = enter(
-            Server(self._folder, shop.keys_file, scale=self._scale, poll_s=POLL_S, port=self._port)
+            Child(
+                self._folder,
+                f"--keys={shop.keys_file}",
+                f"--port={self._port}",
+                f"--time-scale={self._scale}",
+                f"--poll={POLL_S}",
+                "--window=00:00-24:00",
+            )
         )
-        self._client = self._server.client
+        self._client = Client(self._server.url, self._server.token)
         for path in (CAMPUS, *(f"{CAMPUS}/{name}" for name in BUILDINGS)):
             self._client.create_site(path)
         room = enter(Room(seed=1))
         network = Network(join_time=0.3, scan_time=0.3)
         network.add(SSID, PASSWORD)
-        network.host("orchestrator.local", "127.0.0.1", self._server.port)
+        port = int(self._server.url.rsplit(":", 1)[1])
+        network.host("orchestrator.local", "127.0.0.1", port)
         self._fleet = enter(
             Fleet(
                 [image],

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from beacon_ota.orchestrator.server import Listen
+    from beacon_ota.orchestrator.listen import Listen
 
 TYPE = "_beacon-ota._tcp.local."
 HOST = "orchestrator.local."

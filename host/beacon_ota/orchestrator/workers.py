@@ -23,8 +23,8 @@ from beacon_ota.orchestrator import server
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import connect, migrate
 from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.listen import Listen, bind, url_of
 from beacon_ota.orchestrator.nonces import SharedNonces
-from beacon_ota.orchestrator.server import Listen
 from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.orchestrator.store import beacons
 from beacon_ota.orchestrator.tallies import SharedTallies
@@ -52,11 +52,11 @@ class _Parent:
             engine.dispose()
         self.tallies = SharedTallies(settings.workers)
         self.nonces = SharedNonces(self.clock.now(), registered)
-        server.bind(listen).close()  # else two that were started twice would share, unknowingly
-        first = server.bind(listen, many=True)
+        bind(listen).close()  # else two that were started twice would share, unknowingly
+        first = bind(listen, many=True)
         port = first.getsockname()[1]
         self.sockets = [first] + [
-            server.bind(listen, port=port, many=True) for _ in range(settings.workers - 1)
+            bind(listen, port=port, many=True) for _ in range(settings.workers - 1)
         ]
         for sock in self.sockets:
             sock.listen(2048)
@@ -73,7 +73,7 @@ class _Parent:
         try:
             self._wait_until_ready()
             if not self.stopping:
-                url = server.url_of(self.listen, self.sockets[0])
+                url = url_of(self.listen, self.sockets[0])
                 shown = server.keep_token(self.token, self.listen.token_file)
                 self.listen.on_ready(url, shown)
             while self.alive:

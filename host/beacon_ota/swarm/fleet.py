@@ -14,12 +14,12 @@ from typing import Any
 
 from beacon_ota.client import Client
 from beacon_ota.errors import ReachError, UsageError
+from beacon_ota.orchestrator.child import usage
 from beacon_ota.swarm import check, release
 from beacon_ota.swarm.beacon import Beacon
 from beacon_ota.swarm.clock import Time
 from beacon_ota.swarm.enrol import enrol
 from beacon_ota.swarm.http import Broken, Place
-from beacon_ota.swarm.own import usage
 from beacon_ota.swarm.scenario import WINDOW, Drop, Event, Scenario
 from beacon_ota.swarm.world import World
 

@@ -1,0 +1,57 @@
+"""Where to listen, and the socket bound there."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from beacon_ota.errors import ReachError
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where and how to listen."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    announce: bool = False
+    token_file: Path | None = None
+    time_scale: float = 1.0
+    on_ready: Callable[[str, str | None], None] = field(default=lambda url, token: None)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def bind(listen: Listen, *, port: int | None = None, many: bool = False) -> socket.socket:
+    """Return a socket bound to where we listen.
+
+    Args:
+        port: instead of the one asked for.
+        many: others of ours are bound there, too; the kernel shares the connections out.
+
+    Raises:
+        ReachError: ``address_in_use``, ``address_unusable``.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if many:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((listen.host, listen.port if port is None else port))
+        return sock
+    except OSError as error:
+        raise ReachError(
+            "address_in_use" if error.errno == 98 else "address_unusable",
+            f"cannot listen on {listen.host}:{listen.port}: {error.strerror}",
+            found=f"{listen.host}:{listen.port}",
+        ) from None
+
+
+def url_of(listen: Listen, sock: socket.socket) -> str:
+    """Return where a bound socket is reached."""
+    scheme = "https" if listen.tls_cert else "http"
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    return f"{scheme}://{host}:{sock.getsockname()[1]}"

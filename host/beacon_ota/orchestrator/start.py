@@ -1,0 +1,82 @@
+"""Starts the orchestrator: one process, or several workers, set up as a server should be."""
+
+import asyncio
+import contextlib
+import ctypes
+import resource
+import sys
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator import server
+from beacon_ota.orchestrator.clock import Clock
+from beacon_ota.orchestrator.database import is_shared
+from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.listen import Listen, bind
+from beacon_ota.orchestrator.service import Service, Settings
+
+
+def serve(settings: Settings, listen: Listen) -> None:
+    """Run until interrupted.
+
+    Raises:
+        ReachError: ``address_in_use`` and the like.
+        UsageError: ``keys_missing`` for a secure fleet that trusts no key.
+    """
+    if settings.workers > 1 and not is_shared(settings.database or "sqlite"):
+        raise UsageError(
+            "workers_sqlite",
+            "SQLite is one process's; several workers need PostgreSQL",
+            found=settings.workers,
+            expected="--database postgresql://user@host/name, or --workers 1",
+        )
+    if settings.upstream and is_shared(settings.database or "sqlite"):
+        raise UsageError("mirror_database", "a mirror keeps SQLite in its data folder")
+    if settings.trusted is None and not settings.insecure:
+        raise UsageError(
+            "keys_missing",
+            "no trusted keys: every release would be refused",
+            expected="--keys keys.json, or --insecure for a fleet that runs unsigned releases",
+        )
+    # The writer gives the interpreter's lock away at every statement, and would wait for it this
+    # long each time while requests keep the event loop busy.
+    sys.setswitchinterval(0.0005)
+    _one_arena()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if settings.workers > 1:
+        from beacon_ota.orchestrator.workers import supervise
+
+        supervise(settings, listen)
+        return
+    work = _serve(settings, listen)
+    if sys.platform == "win32":
+        asyncio.run(work)
+    else:
+        import uvloop
+
+        uvloop.run(work)
+
+
+def _one_arena() -> None:
+    """Have glibc keep one heap for all threads, and give back what is free at its end.
+
+    The threads hardly run at once, and each would keep its own free memory. Other C libraries
+    have no such settings.
+    """
+    trim_threshold, arena_max = -1, -8  # M_TRIM_THRESHOLD and M_ARENA_MAX of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(arena_max, 1)
+        libc.mallopt(trim_threshold, 256 * 1024)
+
+
+async def _serve(settings: Settings, listen: Listen) -> None:
+    sock = bind(listen)
+    service = Service(settings, Clock(listen.time_scale))
+    engine = Engine(service)
+    if settings.upstream:
+        from beacon_ota.orchestrator.mirror import LocalEngine  # with what it takes: 5 MB
+
+        engine = LocalEngine(service)
+    await server.run(service, engine, sock, listen)
