@@ -33,7 +33,7 @@ demo: $(VENV)/.run  ## the whole pipeline on virtual beacons, nothing to set up
 	$(BIN)/beacon-ota demo $(ARGS)
 
 test: $(VENV)/.dev  ## the test suite
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 3 $(ARGS)
 
 lint: $(VENV)/.lint  ## ruff and pyright, host and device code
 	$(BIN)/ruff check .
@@ -46,6 +46,8 @@ bench: $(VENV)/.bench  ## the numbers of docs/measures.md
 
 campaign: $(VENV)/.dev  ## power cuts, faults, fuzzing; long
 	$(BIN)/beacon-ota campaign all $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m slow
+	BEACON_OTA_EXAMPLES=new $(BIN)/python -m pytest -n 2 -k _prop
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) build dist reports .pytest_cache .ruff_cache .hypothesis

@@ -12,9 +12,11 @@ from beacon_ota.images import boards, combined, flash, release, synthetic
 
 SMALL = 16 * 1024  # bytes of the small synthetic core
 
-# How long an example takes says more of the machine than of the code.
-settings.register_profile("beacon-ota", deadline=None)
-settings.load_profile("beacon-ota")
+# How long an example takes says more of the machine than of the code. The ordinary run tries the
+# same examples each time; `make campaign` looks for new ones.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("new", deadline=None)
+settings.load_profile(os.environ.get("BEACON_OTA_EXAMPLES", "same"))
 
 # Run in the background, we would hand an ignored Ctrl-C on to every process that is started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -135,12 +135,18 @@ def test_what_one_has_done_the_other_knows(pair, tmp_path):
     assert two.admin().verify_audit()["entries"] == one.admin().verify_audit()["entries"]
 
 
+def opened(side, rollout: str) -> bool:
+    """Whether a side has heard that the first stage is open."""
+    entry = side.service.view.entries.get(rollout)
+    return entry is not None and entry.state.waves[0].stage >= 0
+
+
 def test_a_halt_at_one_stops_what_the_other_serves(pair, tmp_path):
     one, two = pair
     firmware = upload(one.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
     (beacon,) = one.beacons(1)
     rollout = one.admin().create_rollout(firmware, EVERYBODY)["rollout_id"]
-    until(lambda: rollout in two.service.view.entries)
+    until(lambda: opened(two, rollout))
     offer = at(beacon, two).offered()
     assert beacon.download(offer).status == 200
     one.admin().move_rollout(rollout, "halt", "enough")
@@ -158,7 +164,7 @@ def test_both_offer_at_once_and_it_is_one_attempt(pair, tmp_path):
     firmware = upload(one.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
     fleet = one.beacons(12)
     rollout = one.admin().create_rollout(firmware, EVERYBODY)["rollout_id"]
-    until(lambda: rollout in two.service.view.entries)
+    until(lambda: opened(two, rollout))
     twins = [TestBeacon(two.url, beacon.id, beacon.key) for beacon in fleet]
     found: dict[str, set[str]] = {}
 
