@@ -114,7 +114,7 @@ def test_no_nonce_is_ever_taken_twice_and_memory_is_bounded(requests):
         if nonces.use(nonce, NOW + ts, NOW + 400.0):
             assert (nonce, ts) not in taken
             taken.add((nonce, ts))
-        assert len(nonces.seen) <= LIMITS.nonces
+        assert len(nonces) <= LIMITS.nonces
 
 
 def test_a_beacon_that_asks_slowly_is_never_refused():
@@ -136,7 +136,7 @@ def test_a_beacon_that_asks_each_minute_is_remembered_by_little():
     nonces = Nonces(NOW)
     for number in range(1440):
         assert nonces.use(f"{number:016x}", NOW + 60 * number, NOW + 60.0 * number)
-        assert len(nonces.seen) <= 16
+        assert len(nonces) <= 16
 
 
 @given(st.text(max_size=300))

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from mmap import mmap
 from typing import Generic, Protocol, TypeVar
 
 from beacon_ota.orchestrator.limits import LIMITS
@@ -19,42 +20,61 @@ from beacon_ota.wire import auth
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 _ZERO_KEY = bytes(32)
+ENTRY = 12  # bytes that a request is remembered by: nonce, ts (u32, little endian)
 _ROOM = 16  # nonces, as long as no more are of use
 
 
 @dataclass(slots=True)
 class Nonces:
-    """The requests of one beacon that must not come again.
+    """The requests of one beacon that must not come again: 12 bytes each, nonce and second.
 
     What the clock refuses by now is forgotten when the memory is full; it begins small and grows
     with what is still of use, because a large fleet is mostly beacons that ask now and then.
     """
 
     floor: int  # nothing signed before this second
-    seen: dict[str, int] = field(default_factory=dict)  # nonce -> ts, in order of arrival
+    memory: bytearray = field(default_factory=bytearray)
     room: int = _ROOM
+
+    def __len__(self) -> int:
+        """How many are remembered."""
+        return len(self.memory) // ENTRY
 
     def use(self, nonce: str, ts: int, now: float) -> bool:
         """Take a nonce; False when it was used, or is too old to know."""
-        seen = self.seen
-        if ts < self.floor or nonce in seen:
+        wanted = bytes.fromhex(nonce)
+        if ts < self.floor or remembered(self.memory, wanted, 0, len(self.memory)):
             return False
-        if len(seen) >= self.room:
+        if len(self) >= self.room:
             self._forget(int(now) - auth.MAX_SKEW)
             if ts < self.floor:
                 return False
-        self.seen[nonce] = ts
+        self.memory += wanted + ts.to_bytes(4, "little")
         return True
 
     def _forget(self, horizon: int) -> None:
         """Make room: what the clock refuses anyway goes first, then the oldest quarter."""
-        kept = {nonce: ts for nonce, ts in self.seen.items() if ts >= horizon}
+        entries = [bytes(self.memory[at : at + ENTRY]) for at in range(0, len(self.memory), ENTRY)]
+        kept = [entry for entry in entries if _second(entry) >= horizon]
         if len(kept) >= LIMITS.nonces:
-            order = sorted(kept.values())
-            self.floor = order[len(order) // 4] + 1
-            kept = {nonce: ts for nonce, ts in kept.items() if ts >= self.floor}
-        self.seen = kept
+            self.floor = sorted(map(_second, kept))[len(kept) // 4] + 1
+            kept = [entry for entry in kept if _second(entry) >= self.floor]
+        self.memory = bytearray(b"".join(kept))
         self.room = min(max(2 * len(kept), _ROOM), LIMITS.nonces)
+
+
+def _second(entry: bytes) -> int:
+    return int.from_bytes(entry[8:], "little")
+
+
+def remembered(memory: bytearray | mmap, nonce: bytes, start: int, end: int) -> bool:
+    """Whether one of the entries from ``start`` to ``end`` begins with a nonce."""
+    found = memory.find(nonce, start, end)
+    while found >= 0:
+        if (found - start) % ENTRY == 0:
+            return True
+        found = memory.find(nonce, found + 1, end)
+    return False
 
 
 class Memory(Protocol):

@@ -15,10 +15,11 @@ import struct
 import tempfile
 from pathlib import Path
 
+from beacon_ota.orchestrator.gate import ENTRY, remembered
 from beacon_ota.wire import auth
 
 RING = 512  # bytes: u32 floor, u32 how many, then nonce and ts of each
-ROOM = (RING - 8) // 12
+ROOM = (RING - 8) // ENTRY
 _HEAD = struct.Struct("<II")
 _TS = struct.Struct("<I")
 _LEAST, _MOST = 1 << 13, 1 << 21  # rings; untouched ones take no memory
@@ -72,19 +73,16 @@ class SharedRing:
                 return False
             wanted = bytes.fromhex(nonce)
             start = at + 8
-            end = start + 12 * count
-            found = memory.find(wanted, start, end)
-            while found >= 0:
-                if (found - start) % 12 == 0:
-                    return False
-                found = memory.find(wanted, found + 1, end)
+            end = start + ENTRY * count
+            if remembered(memory, wanted, start, end):
+                return False
             if count == ROOM:
                 floor, count = self._forget(floor, int(now) - auth.MAX_SKEW)
                 if ts < floor:
                     _HEAD.pack_into(memory, at, floor, count)
                     return False
-                end = start + 12 * count
-            memory[end : end + 12] = wanted + _TS.pack(ts)
+                end = start + ENTRY * count
+            memory[end : end + ENTRY] = wanted + _TS.pack(ts)
             _HEAD.pack_into(memory, at, floor, count + 1)  # last: a kill leaves all or nothing
             return True
         finally:
@@ -93,7 +91,7 @@ class SharedRing:
     def _forget(self, floor: int, horizon: int) -> tuple[int, int]:
         """Make room: what the clock refuses anyway goes first, then the oldest quarter."""
         memory, start = self._table._map, self._at + 8
-        entries = [bytes(memory[n : n + 12]) for n in range(start, start + 12 * ROOM, 12)]
+        entries = [bytes(memory[n : n + ENTRY]) for n in range(start, start + ENTRY * ROOM, ENTRY)]
         kept = [entry for entry in entries if _TS.unpack_from(entry, 8)[0] >= horizon]
         if len(kept) == ROOM:
             order = sorted(_TS.unpack_from(entry, 8)[0] for entry in kept)
@@ -102,6 +100,6 @@ class SharedRing:
         # Killed in between, it refuses what is older than all this, and forgets nothing it accepts.
         newest = max(_TS.unpack_from(entry, 8)[0] for entry in entries)
         _HEAD.pack_into(memory, self._at, newest + 1, 0)
-        memory[start : start + 12 * len(kept)] = b"".join(kept)
+        memory[start : start + ENTRY * len(kept)] = b"".join(kept)
         _HEAD.pack_into(memory, self._at, floor, len(kept))
         return floor, len(kept)
