@@ -111,7 +111,6 @@ def filters(campus: Campus, browser: Signed) -> None:
     assert browser.page(older).one("h1").text == "Activity"
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 def test_pictures(campus: Campus, chromium):
     """Pictures of every page, for people to look at: reports/dashboard."""
