@@ -4,21 +4,22 @@ A case is one target for its share of the time. What may come of an input: an an
 with a name. Anything else is wrong, and written down with the input in hex.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
 import random
 import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from beacon_ota.campaign import fuzz_blufi, kit
+from beacon_ota.campaign.edges import Edge, trace
 from beacon_ota.campaign.runner import Options, Outcome, Plan
 from beacon_ota.errors import BeaconOtaError, UsageError
 from beacon_ota.images import appfs, combined, esp, inspect, littlefs, partitions
@@ -98,33 +99,13 @@ def guided(
     return {"inputs": count, "lines": len(seen), "kept": len(corpus)}, wrong
 
 
-def _traced(
-    target: Target, data: bytes, watched: set[str | None]
-) -> tuple[set[tuple[str, int, int]], str | None]:
-    reached: set[tuple[str, int, int]] = set()
-    last = 0
+def _traced(target: Target, data: bytes, watched: set[str | None]) -> tuple[set[Edge], str | None]:
+    def read() -> None:
+        with contextlib.suppress(*target.refusals):
+            target.read(data)
 
-    def line(frame: FrameType, event: str, _: Any) -> Callable | None:
-        nonlocal last
-        if event == "line":
-            reached.add((frame.f_code.co_filename, last, frame.f_lineno))
-            last = frame.f_lineno
-        return line
-
-    def call(frame: FrameType, event: str, _: Any) -> Callable | None:
-        return line if frame.f_code.co_filename in watched else None
-
-    before = sys.gettrace()
-    sys.settrace(call)
-    try:
-        target.read(data)
-    except target.refusals:
-        pass
-    except Exception as error:  # any that has no name is what is looked for
-        return reached, f"{type(error).__name__} {error}"
-    finally:
-        sys.settrace(before)
-    return reached, None
+    reached, error = trace(read, watched)
+    return reached, f"{type(error).__name__} {error}" if error else None
 
 
 def mutated(data: bytes, corpus: Sequence[bytes], chance: random.Random) -> bytes:

@@ -10,13 +10,12 @@ case is written as its frames in hex, separated by blanks: :func:`replay` runs i
 import asyncio
 import contextlib
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
+from beacon_ota.campaign.edges import Edge, trace
 from beacon_ota.errors import BeaconOtaError, ReachError
 from beacon_ota.provision import session
 from beacon_ota.provision.flow import AGAIN_S, ATTEMPTS
@@ -107,29 +106,9 @@ def parsers(seconds: float, seed: int = 1) -> Fuzzed:
             return found
 
 
-def _traced(case: Case) -> tuple[set[tuple[str, int, int]], str]:
-    reached: set[tuple[str, int, int]] = set()
-    before_it = 0
-
-    def line(frame: FrameType, event: str, _: Any) -> Callable | None:
-        nonlocal before_it
-        if event == "line":
-            reached.add((frame.f_code.co_filename, before_it, frame.f_lineno))
-            before_it = frame.f_lineno
-        return line
-
-    def call(frame: FrameType, event: str, _: Any) -> Callable | None:
-        return line if frame.f_code.co_filename in _WATCHED else None
-
-    before = sys.gettrace()
-    sys.settrace(call)
-    try:
-        _run(case)
-        return reached, ""
-    except Exception as error:  # any that has no name is what is looked for
-        return reached, f"{type(error).__name__} {error}"
-    finally:
-        sys.settrace(before)
+def _traced(case: Case) -> tuple[set[Edge], str]:
+    reached, error = trace(lambda: _run(case), _WATCHED)
+    return reached, f"{type(error).__name__} {error}" if error else ""
 
 
 def _run(case: Case) -> None:
