@@ -312,6 +312,23 @@ def test_time_scale():
         assert wall >= 10
 
 
+def test_scaled_sleeps_of_a_task_are_never_short():
+    main = (
+        "import time, asyncio\n"
+        "async def naps():\n"
+        "    short = 0\n"
+        "    for i in range(100):\n"
+        "        time.sleep_ms(7 * i % 50)\n"
+        "        a = time.ticks_us()\n"
+        "        await asyncio.sleep_ms(100)\n"
+        "        short = max(short, 100_000 - time.ticks_diff(time.ticks_us(), a))\n"
+        "    print(short)\n"
+        "asyncio.run(naps())\n"
+    )
+    with rig.running(main, scale=50) as beacon:
+        assert rig.finish(beacon) == "0\n"
+
+
 def test_light_sleep_and_the_clock_seen_from_outside():
     with rig.running(
         "import machine, time\n"

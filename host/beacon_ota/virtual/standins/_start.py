@@ -35,7 +35,8 @@ def run(rpc, bell, wake_in, wake_out, flash):
 
 
 # asyncio's task queue is native and stamps tasks with the host's milliseconds. So its core counts
-# in those, and it is the length of a sleep that the time scale changes.
+# in those, and it is the length of a sleep that the time scale changes. The part of the current
+# millisecond that is gone counts: cut off it would be `scale` milliseconds of the beacon's.
 def _asyncio(modules):
     import utime
 
@@ -48,7 +49,10 @@ def _asyncio(modules):
 
         @staticmethod
         def ticks_add(ticks, ms):
-            return utime.ticks_add(ticks, time._shrink(ms))
+            if ms <= 0:
+                return utime.ticks_add(ticks, ms)
+            gone = utime.ticks_us() % 1000
+            return utime.ticks_add(ticks, -(-(time._shrink(ms * 1000) + gone) // 1000))
 
     class poller:
         poll = select.HostPoll
