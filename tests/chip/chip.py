@@ -5,13 +5,8 @@ Time on the chip is counted in instructions, 8 ns each: a slow machine makes eve
 later.
 """
 
-import contextlib
-import os
 import re
-import select
-import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,9 +50,9 @@ class Chip:
 
     def __init__(self, qemu: str, folder: Path, content: bytes, *, watchdogs: bool = True):
         folder.mkdir(parents=True, exist_ok=True)
-        self._qemu, self._folder, self._watchdogs = qemu, folder, watchdogs
+        self._qemu, self._watchdogs = qemu, watchdogs
         self._flash, self._fuses = folder / "flash.bin", folder / "efuse.bin"
-        self._log, self._wire = folder / "console.log", folder / "console"
+        self._log, self._errors = folder / "console.log", folder / "qemu.log"
         self._log.touch()
         self._flash.write_bytes(content)
         self._fuses.write_bytes(efuse())
@@ -68,8 +63,6 @@ class Chip:
     def power_on(self) -> None:
         """Start it; its console goes on behind what it said before."""
         assert self._process is None
-        with contextlib.suppress(FileNotFoundError):
-            self._wire.unlink()
         drive = "format=raw,file="
         arguments = [
             self._qemu,
@@ -80,27 +73,23 @@ class Chip:
             *("-icount", "shift=3,align=off,sleep=on"),
             *("-nic", "user,model=esp32c3_wifi,net=192.168.4.0/24"),
             *("-display", "none", "-monitor", "none"),
-            *("-chardev", self._console()),
+            *("-chardev", "stdio,id=console,signal=off"),
             *("-serial", "chardev:console"),
         ]
         if not self._watchdogs:
             arguments += ["-global", "driver=timer.esp32c3.timg,property=wdt_disable,value=true"]
-        with (self._folder / "qemu.log").open("ab") as log:
+        with self._log.open("ab") as console, self._errors.open("ab") as errors:
             self._process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                arguments, stdin=subprocess.PIPE, stdout=console, stderr=errors
             )
-
-    def _console(self) -> str:
-        return (
-            f"socket,id=console,path={self._wire},server=on,wait=off,"
-            f"logfile={self._log},logappend=on"
-        )
 
     def power_cut(self) -> None:
         """Take the power away, whatever it is doing."""
         if self._process is not None:
+            assert self._process.stdin is not None
             self._process.kill()
             self._process.wait()
+            self._process.stdin.close()
             self._process = None
 
     @property
@@ -108,7 +97,7 @@ class Chip:
         """Does it run? An emulator that ended by itself is an error of its own."""
         if self._process is None:
             return False
-        assert self._process.poll() is None, (self._folder / "qemu.log").read_text()[-2000:]
+        assert self._process.poll() is None, self._errors.read_text()[-2000:]
         return True
 
     def __enter__(self) -> "Chip":

@@ -16,7 +16,7 @@ from tests.chip.chip import DEADLINE_S, HOST, SSID, Chip
 from tests.firmware.beacons import make
 from tests.orchestrator.world import Server
 from tests.system.conftest import Release, put, signed
-from tests.system.scene import roll_out
+from tests.system.scene import ANY_TIME
 from tests.trust.lab import Key
 
 BOARD = "esp32c3"
@@ -34,6 +34,7 @@ POLICY = {
     "bluetooth": 0,
     "blufi": 0,
 }
+PLAN = {**ANY_TIME, "retry": {"limit": 3, "pauses": ["1s"]}}
 
 
 def free_port() -> int:
@@ -157,6 +158,6 @@ class Scene(contextlib.ExitStack):
     def publish(self, release: Release, *beacons: Beacon) -> str:
         """Upload a release, and roll it out to these beacons; return its id."""
         firmware = put(self.server, release, self.folder)["firmware_id"]
-        for beacon in beacons:
-            roll_out(self.server, firmware, beacon.name)
+        wave = {"name": "these", "tags": [beacon.name for beacon in beacons]}
+        self.server.admin().create_rollout(firmware, {**PLAN, "waves": [wave]})
         return firmware

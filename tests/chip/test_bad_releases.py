@@ -1,0 +1,46 @@
+"""Releases that are no good: each gets three trials, and the one before comes back and says why."""
+
+import hashlib
+
+import pytest
+
+from beacon_ota.campaign import faults
+from tests.chip.scene import OLD
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+POLICY = {"trial_s": 20}
+
+
+# What is wrong, and how it is told.
+FAULTS = {
+    "import": ("crash", "ValueError: broken release"),
+    "task": ("crash", "task broken died 3 times"),
+    "hang": ("watchdog", "reset cause"),
+    "offline": ("self_test", "wifi"),
+    "self-test": ("self_test", "services"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_three_trials_and_back(scene, fault):
+    code, detail = FAULTS[fault]
+    number = 10 * (1 + list(FAULTS).index(fault))
+    bad = scene.shelf.release(f"2.{number}.0", faults.changes(fault))
+    beacon = scene.beacon(policy=POLICY)
+    beacon.runs(OLD)
+    firmware = scene.publish(bad, beacon)
+    back = beacon.ended(firmware)
+    assert (back["result"], back["failed_in"], back["code"]) == ("rolled_back", "boot", code), back
+    assert detail in back["detail"] and back["trials"] == 3, back
+    beacon.runs(OLD)
+    assert hashlib.sha256(bad.image).digest() in beacon.chip.settings["bad_sha"]
+    # It is offered once more, and not taken; another one is.
+    again = beacon.chip.until(
+        lambda: [a for a in beacon.attempts(firmware) if a["result"] == "failed"], "the refusal"
+    )
+    assert (again[0]["failed_in"], again[0]["code"]) == ("verify", "known_bad"), again
+    good = scene.shelf.release(f"2.{number + 1}.0")
+    done = beacon.ended(scene.publish(good, beacon))
+    assert done["result"] == "success", done
+    assert beacon.chip.settings["floor"] == good.version.encode()
