@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from beacon_ota.images import flash, settings
-from beacon_ota.images.flash import Flash
+from beacon_ota.images import flash as flashes
+from beacon_ota.images import settings
+from beacon_ota.virtual import bootloader
+from beacon_ota.virtual.flash import Flash
+from beacon_ota.virtual.nvs import Nvs
 from tests.orchestrator.world import until
 
 # The emulator's access points have names of their own, and no passwords. The machine that it runs
@@ -142,9 +145,9 @@ class Chip:
         return self._flash.read_bytes()
 
     @property
-    def parts(self) -> Flash:
+    def parts(self) -> flashes.Flash:
         """The same, taken apart."""
-        return flash.parse(self.content)
+        return flashes.parse(self.content)
 
     @property
     def settings(self) -> dict[str, int | str | bytes]:
@@ -153,9 +156,15 @@ class Chip:
         assert found is not None, self.parts.errors
         return found.namespace(settings.NAMESPACE)
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Change the flash of a chip without power."""
+    def set(self, key: str, value: int | bytes) -> None:
+        """Write a setting into the NVS of a chip without power."""
         assert self._process is None
-        with self._flash.open("r+b") as file:
-            file.seek(offset)
-            file.write(data)
+        flash = Flash(self.content)
+        try:
+            part = bootloader.read_table(flash).nvs
+            assert part is not None
+            store = Nvs(flash, part)
+            store.set(store.open(settings.NAMESPACE), key, value)
+            self._flash.write_bytes(flash.snapshot())
+        finally:
+            flash.close()

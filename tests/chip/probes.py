@@ -52,12 +52,16 @@ async def heap():
 """
 _MAIN = (
     ("import asyncio\n", "import probe\nprobe.look('main')\nimport asyncio\n"),
-    ("        from net.wifi import Wifi\n", "        probe.look('radio')\n        from net.wifi import Wifi\n"),
+    (
+        "        from net.wifi import Wifi\n",
+        "        probe.look('radio')\n        from net.wifi import Wifi\n",
+    ),
     ("        self._about()\n", "        probe.look('wifi_on')\n        self._about()\n"),
     ("    async def run(self):\n", "    async def run(self):\n        probe.look('wired')\n"),
     (
         "        asyncio.create_task(self._healthy())\n",
-        "        asyncio.create_task(self._healthy())\n        asyncio.create_task(probe.{task}())\n",
+        "        asyncio.create_task(self._healthy())\n"
+        "        asyncio.create_task(probe.{task}())\n",
     ),
 )
 _CHANGES = {

@@ -4,6 +4,7 @@ import contextlib
 import json
 import secrets
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 from beacon_ota.images import boards, flash
 from beacon_ota.images.combined import Core
-from beacon_ota.trust import KeySet
+from beacon_ota.trust import KeySet, dsse, releases
+from beacon_ota.trust.releases import Terms
 from tests.chip.chip import DEADLINE_S, HOST, SSID, Chip
 from tests.firmware.beacons import make
 from tests.orchestrator.world import Server
 from tests.system.conftest import Release, put, signed
+from tests.system.middle import Middle
 from tests.system.scene import ANY_TIME
 from tests.trust.lab import Key
 
@@ -34,7 +37,7 @@ POLICY = {
     "bluetooth": 0,
     "blufi": 0,
 }
-PLAN = {**ANY_TIME, "retry": {"limit": 3, "pauses": ["1s"]}}
+PLAN = {**ANY_TIME, "retry": {"limit": 100, "pauses": ["1s"]}}
 
 
 def free_port() -> int:
@@ -52,15 +55,22 @@ class Shelf:
         self.keys = KeySet.of([key.public]).to_json()
         self._made: dict[tuple[str, str], Release] = {}
 
-    def release(
-        self, version: str = OLD, changes: Mapping[str, str] | None = None, *, key: Key | None = None
-    ) -> Release:
+    def release(self, version: str = OLD, changes: Mapping[str, str] | None = None) -> Release:
         """Return a signed release; ``changes`` are sources that stand in for the app's own."""
-        label = version, json.dumps([dict(changes or {}), str(key)])
+        label = version, json.dumps(dict(changes or {}))
         if label not in self._made:
             data = make(self.core.data, version, changes, keys=self.keys, insecure=False)
-            self._made[label] = signed(data, key or self.key)
+            self._made[label] = signed(data, self.key)
         return self._made[label]
+
+    def sealed(self, version: str, fleet_key: bytes) -> Release:
+        """Return a signed release whose image is encrypted."""
+        plain = self.release(version)
+        now = int(time.time())
+        terms = Terms(now - 3600, now + 86_400)
+        manifest, data = releases.describe(plain.image, terms, fleet_key=fleet_key)
+        assert data is not None
+        return Release(version, data, manifest, dsse.sign(manifest.payload(), [self.key]))
 
     def flash(self, release: Release, values: Mapping[str, int | bytes]) -> bytes:
         """Return the flash of a chip that runs a release."""
@@ -154,6 +164,10 @@ class Scene(contextlib.ExitStack):
         if power:
             chip.power_on()
         return Beacon(name, key, chip, self.server)
+
+    def between(self) -> Middle:
+        """Put somebody between beacons and the orchestrator."""
+        return self.enter_context(Middle(self.server.url))
 
     def publish(self, release: Release, *beacons: Beacon) -> str:
         """Upload a release, and roll it out to these beacons; return its id."""

@@ -1,7 +1,6 @@
 """What the firmware costs a chip: memory and time, as a chip with the real core counts them."""
 
 import json
-from pathlib import Path
 
 import pytest
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from beacon_ota.images import otadata
 from tests.chip.scene import OLD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
