@@ -127,6 +127,22 @@ def test_resume(v1, v2):
         assert asked == ["", "bytes=16384-", "bytes=45056-", "bytes=53248-"]
 
 
+@pytest.mark.parametrize("ahead", [1, 200])
+def test_resume_on_an_orchestrator_that_was_restarted(v1, v2, ahead):
+    """It takes nothing that was signed before its start, and the beacon's clock lags: the beacon is
+    told the time, and goes on."""
+    with bench(v1, scale=1 if ahead == 1 else 10) as b:
+        b.server.downloads = [Fault(close=20_000, restart=ahead)]
+        b.server.image, b.server.offering = v2, True
+        b.reported("success")
+        asked = [
+            r.headers.get("range", "") for r in b.server.requests if r.path.endswith("/download")
+        ]
+        assert asked[0] == "" and set(asked[1:]) == {"bytes=16384-"}
+        assert "clock_skew" in b.server.refused or ahead == 1
+        assert b.server.attempts == 1
+
+
 def test_resume_on_a_server_that_begins_again(v1, v2):
     with bench(v1) as b:
         b.server.downloads = [Fault(close=20_000), Fault(ignore_range=True)]

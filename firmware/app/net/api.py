@@ -75,9 +75,8 @@ class Api:
         for again in (True, False):
             status, answer, retry = await self._exchange(method, target, body)
             # The answer brought the right time; only once, or two clocks that disagree loop.
-            if again and status == 401 and answer and answer.get("code") == "clock_skew":
-                continue
-            break
+            if not (again and status == 401 and _skewed(answer)):
+                break
         return status, answer, retry
 
     async def _exchange(self, method, target, body):
@@ -88,13 +87,7 @@ class Api:
         finally:
             connection.close()
         self._check(connection, _hex(sha256(answer).digest()))
-        doc = None
-        if answer:
-            doc = _decode(answer)
-            now = doc.get("server_time")
-            if isinstance(now, int):
-                clock.set(now)
-        return connection.status, doc, _retry(connection)
+        return connection.status, _told(answer) if answer else None, _retry(connection)
 
     # The open answer to a download whose bytes hash to `digest`, from byte `first` on. What comes
     # back is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest.
@@ -102,18 +95,23 @@ class Api:
         headers = ()
         if first:
             headers = (("Range", "bytes=%d-" % first), ("If-Range", '"%s"' % digest))
-        connection = await self._open("GET", target, b"", headers, stall_ms, None)
-        try:
-            if connection.status in (200, 206):
-                self._check(connection, digest)
-                return connection
-            answer = await connection.read(_ANSWER)
-            self._check(connection, _hex(sha256(answer).digest()))
-            status = connection.status
-            raise HttpError("http", "status %d" % status, False, status, _retry(connection))
-        except BaseException:
+        for again in (True, False):
+            connection = await self._open("GET", target, b"", headers, stall_ms, None)
+            try:
+                if connection.status in (200, 206):
+                    self._check(connection, digest)
+                    return connection
+                answer = await connection.read(_ANSWER)
+                self._check(connection, _hex(sha256(answer).digest()))
+            except BaseException:
+                connection.close()
+                raise
             connection.close()
-            raise
+            status = connection.status
+            # An orchestrator that was started anew meanwhile; as in call().
+            if not (again and status == 401 and _skewed(_told(answer))):
+                break
+        raise HttpError("http", "status %d" % status, False, status, _retry(connection))
 
     # `digest` as the orchestrator signed it, or nobody knows who this was.
     def _check(self, connection, digest):
@@ -180,6 +178,20 @@ class Api:
         finally:
             dns = None
             forget("net.dns")
+
+
+# The document of an authentic answer; the clock follows what it says.
+def _told(answer):
+    doc = _decode(answer)
+    now = doc.get("server_time")
+    if isinstance(now, int):
+        clock.set(now, _skewed(doc))
+    return doc
+
+
+# Was a request refused for its time?
+def _skewed(doc):
+    return doc is not None and doc.get("code") == "clock_skew"
 
 
 # Seconds of the Retry-After header; nothing signs it, so whoever uses it puts bounds on it.
