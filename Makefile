@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CAPS := --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench campaign clean
+.PHONY: help demo test lint bench campaign chip clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -48,6 +48,9 @@ campaign: $(VENV)/.dev  ## power cuts, faults, fuzzing; long
 	$(BIN)/beacon-ota campaign all $(ARGS)
 	$(BIN)/python -m pytest -n 2 -m slow
 	BEACON_OTA_EXAMPLES=new $(BIN)/python -m pytest -n 2 -k _prop
+
+chip: $(VENV)/.dev  ## the real core on an emulated ESP32-C3; see docs/emulated-c3.md
+	$(BIN)/python -m pytest -m slow tests/chip -rs $(ARGS)
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) build dist reports .pytest_cache .ruff_cache .hypothesis

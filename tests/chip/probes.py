@@ -28,18 +28,16 @@ def took(what, since):
 
 installing = False
 
+# A turn of others is what a sleep takes longer than it should. One that began before the attempt is
+# none of its turns.
 async def turns():
-    longest = 0
     while True:
-        if not installing:
-            longest = 0
+        counts = installing
         before = time.ticks_us()
         await asyncio.sleep_ms(5)
         late = time.ticks_diff(time.ticks_us(), before) - 5000
-        if late > longest:
-            longest = late
-            if installing:
-                print("probe turn us=%d" % late)
+        if counts and late > 10000:
+            print("probe turn us=%d at=%d" % (late, before))
 
 async def heap():
     most = 0
