@@ -196,6 +196,18 @@ class Connection:
                 await self._line()
         return size
 
+    # What is there of the body right now, without waiting. Nothing, if that takes more than one
+    # socket call to say: fill() knows.
+    def grab(self, buf):
+        if self._chunked or self._left < len(buf) or self._at != self._end:
+            return 0
+        try:
+            read = self._sock.readinto(buf) or 0
+        except _BROKEN as error:
+            raise HttpError("truncated", "receiving: %s" % error)
+        self._left -= read
+        return read
+
     # Fills all of `buf`, or as much as the body still has; returns how much. In the plain case of a
     # download, a body of known length, this is one socket call for what one call brings. When
     # nothing is there it looks again a few times between the other tasks' turns: the port's poller

@@ -14,7 +14,7 @@ from ota import schedule
 from ota.install import Over
 from ota.slots import SECTOR, FlashError
 
-_TURN = const(8)  # ms after which the other tasks have their turn
+_TURN = const(12)  # ms after which the other tasks have their turn
 _PROGRESS = const(10000)  # ms between progress reports
 _QUIET = const(2)  # fruitless tries before Bluetooth has to be still
 
@@ -126,20 +126,22 @@ class Download:
             self._range(source, writer)
             source.slim()
             source.ends = time.ticks_add(self._begun, self._budget)
-            fill = source.fill
+            grab = source.grab
             write = writer.write
             ticks = time.ticks_ms
             since = time.ticks_diff
             buf = writer.buf
             left = self._size - writer.written
-            mark = 0  # the percent that comes next, in bytes
+            mark = left  # when less is left, the next percent has come
             yielded = ticks()
             while left:
                 if left < SECTOR:
                     buf = memoryview(buf)[:left]
-                got = await fill(buf)
+                got = grab(buf)
                 if got < len(buf):
-                    raise HttpError("truncated", "ended %d bytes early" % (left - got))
+                    got += await source.fill(memoryview(buf)[got:])
+                    if got < len(buf):
+                        raise HttpError("truncated", "ended %d bytes early" % (left - got))
                 write(got)
                 left -= got
                 if since(ticks(), yielded) >= _TURN:
@@ -147,11 +149,13 @@ class Download:
                         raise HttpError("timeout", "given up after %d s" % (self._budget // 1000))
                     await asyncio.sleep_ms(0)
                     yielded = ticks()
-                if writer.written >= mark:
+                if left <= mark:
                     percent = 100 * writer.written // self._size
-                    mark = ((percent + 1) * self._size + 99) // 100
-                    await self._progress(writer, percent)
-            if await fill(buf[:1]):
+                    mark = self._size - ((percent + 1) * self._size + 99) // 100
+                    self._beacon.radio.progress(percent)
+                    if since(ticks(), self._reported) > _PROGRESS:
+                        await self._report(writer, percent)
+            if await source.fill(buf[:1]):
                 raise HttpError("http", "longer than the release")
         finally:
             source.close()
@@ -177,11 +181,7 @@ class Download:
             code = "truncated" if length < self._size - first else "http"
             raise HttpError(code, "length %d, not %d" % (length, self._size - first))
 
-    # Another percent: on the air, and now and then as a report.
-    async def _progress(self, writer, percent):
-        self._beacon.radio.progress(percent)
-        now = time.ticks_ms()
-        if time.ticks_diff(now, self._reported) > _PROGRESS:
-            self._reported = now
-            self._attempt.record["bytes"] = writer.written
-            await self._attempt.tell("downloading", percent)
+    async def _report(self, writer, percent):
+        self._reported = time.ticks_ms()
+        self._attempt.record["bytes"] = writer.written
+        await self._attempt.tell("downloading", percent)
