@@ -43,3 +43,9 @@ def scene(qemu, shelf, server, tmp_path):
     """Chips of one test, and what to do with them."""
     with Scene(qemu, shelf, server, tmp_path) as scene:
         yield scene
+
+
+@pytest.fixture
+def tell(request):
+    """Print a line among the results."""
+    return request.config.pluginmanager.getplugin("terminalreporter").write_line

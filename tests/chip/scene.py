@@ -72,10 +72,14 @@ class Shelf:
         assert data is not None
         return Release(version, data, manifest, dsse.sign(manifest.payload(), [self.key]))
 
-    def flash(self, release: Release, values: Mapping[str, int | bytes]) -> bytes:
-        """Return the flash of a chip that runs a release."""
-        assert self.core.bootloader is not None
-        return flash.build(boards.load(BOARD), self.core.bootloader, release.image, values)
+    def flash(
+        self, release: Release, values: Mapping[str, int | bytes], stage0: Mapping[str, bytes]
+    ) -> bytes:
+        """Return the flash of a chip that runs a release; ``stage0`` are files that are changed."""
+        loader = self.core.bootloader
+        assert loader is not None
+        files = {**flash.stage0(), **stage0}
+        return flash.build(boards.load(BOARD), loader, release.image, values, files)
 
 
 @dataclass
@@ -136,6 +140,7 @@ class Scene(contextlib.ExitStack):
         first: Release | None = None,
         settings: Mapping[str, int | bytes] | None = None,
         policy: Mapping[str, int] | None = None,
+        stage0: Mapping[str, bytes] | None = None,
         port: int = 0,
         power: bool = True,
         **options: Any,
@@ -146,6 +151,7 @@ class Scene(contextlib.ExitStack):
             first: what it runs, the app as it is by default.
             settings: NVS, beside what every beacon has.
             policy: what differs from :data:`POLICY`.
+            stage0: files of stage 0 that are changed.
             port: of this machine, that it is told the orchestrator was at.
             options: of the chip.
         """
@@ -159,7 +165,7 @@ class Scene(contextlib.ExitStack):
             "policy": json.dumps({**POLICY, **(policy or {})}).encode(),
             **(settings or {}),
         }
-        content = self.shelf.flash(first or self.shelf.release(), values)
+        content = self.shelf.flash(first or self.shelf.release(), values, stage0 or {})
         chip = self.enter_context(Chip(self.qemu, self.folder / name, content, **options))
         if power:
             chip.power_on()

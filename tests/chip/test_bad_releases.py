@@ -4,12 +4,13 @@ import hashlib
 
 import pytest
 
-from beacon_ota.campaign import faults
+from beacon_ota.campaign import faults, kit
 from tests.chip.scene import OLD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 POLICY = {"trial_s": 20}
+WATCHDOG_MS = "10_000"  # in the place of stage 0's minute for a release on trial
 
 
 # What is wrong, and how it is told.
@@ -27,7 +28,10 @@ def test_three_trials_and_back(scene, fault):
     code, detail = FAULTS[fault]
     number = 10 * (1 + list(FAULTS).index(fault))
     bad = scene.shelf.release(f"2.{number}.0", faults.changes(fault))
-    beacon = scene.beacon(policy=POLICY)
+    boot = kit.source("stage0", "boot.py")
+    assert boot.count("TRIAL_WDT = 60_000") == 1
+    stage0 = {"boot.py": boot.replace("60_000", WATCHDOG_MS).encode()}
+    beacon = scene.beacon(policy=POLICY, stage0=stage0)
     beacon.runs(OLD)
     firmware = scene.publish(bad, beacon)
     back = beacon.ended(firmware)

@@ -22,7 +22,7 @@ INNOCENT = {
 }
 
 
-def test_cuts_at_random(scene):
+def test_cuts_at_random(scene, tell):
     chance = random.Random(SEED)
     beacon = scene.beacon(power=False)
     chip = beacon.chip
@@ -57,7 +57,8 @@ def test_cuts_at_random(scene):
     for firmware in firmwares:
         assert [a["result"] for a in beacon.attempts(firmware)].count("success") == 1
     assert "bad_sha" not in chip.settings
-    print({end: ends.count(end) for end in set(ends)}, f"{number} releases")
+    counts = {" ".join(filter(None, end)): ends.count(end) for end in set(ends)}
+    tell(f"{CUTS} cuts, {number} releases: {counts}")
 
 
 def sound(chip, given) -> None:
