@@ -1,5 +1,5 @@
 # Under MicroPython: the update's loop against the bare one, over the same socket, into the same
-# flash in RAM. device.py asks.
+# flash: memory (device_ram.py), or a virtual beacon's (device_beacon.py). device.py asks.
 
 import asyncio
 import gc
@@ -7,42 +7,17 @@ import socket
 import time
 from hashlib import sha256
 
-from mp import chip
+from net import http
+from ota.download import Download
+from ota.writer import Writer
 
 SECTOR = 4096
-PIECE = 1024
-chip.modules(chip.Chip(chip.layout(slot=1)))
-
-from net import http  # noqa: E402
-from ota.download import Download  # noqa: E402
-from ota.writer import Writer  # noqa: E402
-
-
-# Flash that costs what moving the bytes costs; eight sectors of it, over and over.
-class Flash:
-    def __init__(self, size):
-        self.size = size
-        self.memory = memoryview(bytearray(8 * SECTOR))
-
-    def ioctl(self, op, sector):
-        return 0
-
-    def writeblocks(self, sector, buf, offset=0):
-        at = sector % 8 * SECTOR + offset
-        self.memory[at : at + len(buf)] = buf
-
-    def readblocks(self, sector, buf, offset=0):
-        at = sector % 8 * SECTOR + offset
-        buf[:] = self.memory[at : at + len(buf)]
-
-    def info(self):
-        return (0, 0x11, 0, self.size + 2 * SECTOR, "ota_1", False)
+PIECE = 2048
 
 
 # readinto, writeblocks, sha256: no errors, no other tasks. `back`: what was written is read and
 # compared as the writer does it.
-def bare(address, size, back=False):
-    flash = Flash(size)
+def bare(flash, address, size, back=False):
     sock = socket.socket()
     sock.connect(address)
     sock.write(b"GET / HTTP/1.1\r\n\r\n")
@@ -57,7 +32,6 @@ def bare(address, size, back=False):
         sock.readinto(buf)
         flash.writeblocks(sector, buf)
         if back:
-            flash.ioctl(6, sector)
             at = 0
             for piece in pieces:
                 flash.readblocks(sector, again, at)
@@ -112,11 +86,11 @@ async def other(waits):
         waits[0] = max(waits[0], time.ticks_diff(time.ticks_us(), begun))
 
 
-async def ours(address, size, waits=None):
+async def ours(flash, address, size, waits=None):
     beacon = Beacon(address)
     download = Download(beacon, Attempt, {"size": size, "checksum": "ab"})
     download._begun = time.ticks_ms()
-    writer = Writer(Flash(size), size)
+    writer = Writer(flash, size)
     task = asyncio.create_task(other(waits)) if waits else None
     await download._stream(writer)
     took = time.ticks_diff(time.ticks_us(), beacon.api.begun)
@@ -130,23 +104,23 @@ def server(port):
 
 
 # The best of `rounds` microseconds for each, in turns.
-def race(port, size, rounds):
+def race(flash, port, size, rounds):
     address = server(port)
     best = [None, None]
     for _ in range(rounds):
         for i in (0, 1):
             gc.collect()
-            took = asyncio.run(ours(address, size)) if i else bare(address, size)
+            took = asyncio.run(ours(flash, address, size)) if i else bare(flash, address, size)
             best[i] = took if best[i] is None else min(best[i], took)
     return best
 
 
 # Microseconds of the longest turn that the update's loop took. The least of `rounds`: what the
 # machine did meanwhile is not the loop's.
-def stall(port, size, rounds):
+def stall(flash, port, size, rounds):
     found = []
     for _ in range(rounds):
         waits = [0]
-        asyncio.run(ours(server(port), size, waits))
+        asyncio.run(ours(flash, server(port), size, waits))
         found.append(waits[0])
     return min(found)

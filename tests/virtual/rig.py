@@ -32,6 +32,8 @@ def littlefs(files: Mapping[str, str | bytes], size: int) -> bytes:
     """A LittleFS of ``size`` bytes that holds the files."""
     fs = LittleFS(block_size=4096, block_count=size // 4096, disk_version=0x00020000)
     for name, content in files.items():
+        if "/" in name:
+            fs.makedirs(name.rpartition("/")[0], exist_ok=True)
         with fs.open(name, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
     return bytes(fs.context.buffer)
