@@ -12,7 +12,7 @@ from ota.download import Download
 from ota.writer import Writer
 
 SECTOR = 4096
-PIECE = 2048
+PIECE = 1024
 
 
 # readinto, writeblocks, sha256: no errors, no other tasks. `back`: what was written is read and

@@ -10,7 +10,7 @@ from micropython import const
 
 from ota.slots import SECTOR, FlashError
 
-_HALF = const(2048)  # bytes read back at a time: a call more, two KB of heap less
+_PIECE = const(1024)  # bytes read back at a time: three calls more, three KB of heap less
 
 
 class Writer:
@@ -23,25 +23,19 @@ class Writer:
         self._sha = sha256()
         self.buf = bytearray(SECTOR)
         view = memoryview(self.buf)
+        self._pieces = [view[at : at + _PIECE] for at in range(0, SECTOR, _PIECE)]
         # Looked up once and not for every sector: that shows in how long an update takes.
-        self._parts = (
-            part.ioctl,
-            part.writeblocks,
-            part.readblocks,
-            bytearray(_HALF),
-            view[:_HALF],
-            view[_HALF:],
-        )
+        self._flash = part.ioctl, part.writeblocks, part.readblocks, bytearray(_PIECE)
         self.written = 0
 
     # Writes the next `size` bytes of `buf`: a whole sector, or the image's last bytes. What is in
-    # `buf` afterwards is what is in flash: both halves were read back and are the same.
+    # `buf` afterwards is what is in flash: every piece was read back and is the same.
     def write(self, size):
         if size < SECTOR or self._decrypt:
             self._prepare(size)
         buf = self.buf
         sector = self.written // SECTOR
-        erase, program, read, back, first, second = self._parts
+        erase, program, read, back = self._flash
         for last in (False, True):
             code = "erase"
             try:
@@ -49,12 +43,15 @@ class Writer:
                 code = "write"
                 program(sector, buf, 0)
                 code = "readback"
-                read(sector, back, 0)
-                if back == first:
-                    read(sector, back, _HALF)
-                    if back == second:
+                at = 0
+                for piece in self._pieces:
+                    read(sector, back, at)
+                    if back != piece:
+                        detail = "reads otherwise"
                         break
-                detail = "reads otherwise"
+                    at += _PIECE
+                else:
+                    break
             except OSError as error:
                 detail = error
             if last or code == "erase":
