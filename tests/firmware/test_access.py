@@ -124,8 +124,9 @@ def visits(v1, v2, room: Room) -> list[float]:
             while not b.server.last("rebooting"):
                 try:
                     verdict, wait = await reader.enter()
-                except (BleakError, TimeoutError):
-                    assert b.server.last("verifying"), "cut off in the middle"
+                except (BleakError, TimeoutError) as error:
+                    late = f"{error!r} in the middle: {b.beacon.console[-500:]}"
+                    assert b.server.last("verifying"), late
                     return
                 assert verdict == access.GRANTED
                 if b.server.last("downloading"):
