@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from beacon_ota.virtual.flash import Cut, Flash
-from beacon_ota.virtual.supervisor import VirtualBeacon
+from beacon_ota.virtual.supervisor import CONSOLES, VirtualBeacon
 from tests.virtual import rig
 
 # The first boot does what the test wants, the second prints why it was started.
@@ -263,3 +263,11 @@ def test_wifi_and_bluetooth_need_modem_sleep():
     )
     assert beacon.boots[0].ended == "panic"
     assert "modem sleep" in beacon.boots[0].detail
+
+
+def test_consoles_of_long_ago_are_given_back():
+    with rig.running("import machine\nprint('up')\nmachine.reset()") as beacon:
+        beacon.wait_for(lambda: len(beacon.boots) > CONSOLES + 3, 60, "many boots")
+    consoles = [boot.console for boot in beacon.boots]
+    assert consoles[:-CONSOLES] == [""] * (len(consoles) - CONSOLES)
+    assert all("up" in text for text in consoles[-CONSOLES:-1])

@@ -39,6 +39,7 @@ from beacon_ota.virtual.wlan import Wlan
 
 HEAP = 160 * 1024
 CONSOLE_MAX = 256 * 1024  # characters kept of one boot
+CONSOLES = 32  # boots whose console is kept: a beacon may run for weeks
 OUI = b"\x7c\xdf\xa1"  # one of Espressif's
 
 # How a boot ended -> reset cause of the next one.
@@ -73,7 +74,7 @@ class Boot:
         heap: bytes of heap in use, with ``heap_watch``; the stand-ins' share aside.
         heap_peak: the most of them since somebody set it to 0.
         heap_low: the least of them since somebody set it to 0.
-        console: what it printed.
+        console: what it printed; empty again once there are enough newer ones.
     """
 
     number: int
@@ -394,6 +395,8 @@ class VirtualBeacon:
     def _new_boot(self, cause: int) -> Boot:
         boot = Boot(len(self.boots) + 1, cause, self.clock.now(), self.flash.ops)
         self.boots.append(boot)
+        if len(self.boots) > CONSOLES:
+            self.boots[-CONSOLES - 1].console = ""
         return boot
 
     async def _live(self, boot: Boot) -> None:
