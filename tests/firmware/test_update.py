@@ -33,6 +33,9 @@ def test_there_and_on(v1, v2, v3):
         b.server.image, b.server.version, b.server.offering = v2, "2.0.0", True
         done = b.reported("success")
         assert b.server.statuses() == SUCCESS
+        hello = b.server.reports[0]
+        assert hello["update_status"] == "idle" and "clock_unset" not in hello
+        assert 0 <= done["updated_at"] - hello["updated_at"] < 3600
         attempt = [r for r in b.server.reports if r["update_status"] != "idle"]
         assert {r["attempt_id"] for r in attempt} == {attempt[0]["attempt_id"]}
         assert {r["firmware_id"] for r in attempt} == {b.server.firmware_id}

@@ -7,7 +7,7 @@ import asyncio
 import time
 
 import machine
-from lazy import forget
+from lazy import forget, load
 from micropython import const
 from net.http import HttpError
 from wire.refused import Refused
@@ -75,6 +75,7 @@ class Install:
     # Nothing is downloaded before this returns the signed manifest's fields. From here on they
     # count, and the offer is forgotten.
     async def _believe(self):
+        await load("wire.versions", "wire.manifest", "crypto.pss", "ota.known", "ota.verify")
         from ota import verify
 
         offer, self._offer = self._offer, {}
@@ -87,6 +88,7 @@ class Install:
         return fields
 
     async def _fetch(self, fields):
+        await load("ota.writer", "ota.download")
         from ota import download
 
         fetched = await download.Download(self._beacon, self, fields).run()
