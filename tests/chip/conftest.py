@@ -46,6 +46,11 @@ def scene(qemu, shelf, server, tmp_path):
 
 
 @pytest.fixture
-def tell(request):
+def tell(capfd):
     """Print a line among the results."""
-    return request.config.pluginmanager.getplugin("terminalreporter").write_line
+
+    def say(line: str) -> None:
+        with capfd.disabled():
+            print("\n" + line, flush=True)
+
+    return say
