@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SEED = 20
 CUTS = 16
-UPDATE_S = 25.0  # from power-on to the report of success, on a calm machine
+UPDATE_S = 40.0  # from power-on to the report of success, on a machine that does other things too
 BOOT_S = 5.0
 INNOCENT = {
     ("success", None, None),
