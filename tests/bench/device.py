@@ -1,8 +1,8 @@
 """What the firmware costs the beacon: ``python -m tests.bench.device [--quick] [--json]``.
 
 Everything runs in MicroPython's unix port, whose objects are twice the size of a C3's and whose
-times mean little by themselves. So times are ratios within one run; instructions, where valgrind
-is there to count them, are put beside what the bare loop costs on a C3.
+times mean little by themselves. So times are ratios within one run. What a chip says to the same is
+in docs/emulated-c3.md and docs/firmware.md.
 """
 
 import argparse
@@ -10,14 +10,10 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socketserver
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,7 +31,6 @@ HERE = Path(__file__).parent
 SECTOR = 4096
 SECTORS = 405  # of a release of 1.66 MB
 PEER = "micropython-esp32-ota, which reads nothing back: 1.12 on a C3"
-C3_SECTOR = 480_000  # instructions of the bare loop on a C3, flash driver and network included
 
 
 @dataclass(frozen=True)
@@ -125,58 +120,6 @@ def memory(quick: bool) -> Iterator[Row]:
     yield Row("longest turn of the update, flash time aside", stall / 1000, "ms", 20)
 
 
-CALLS = {
-    "bare": "device_ram.bare({0})",
-    "back": "device_ram.bare({0}, True)",
-    "ours": "asyncio.run(device_ram.ours({0}))",
-}
-
-
-def instructions(quick: bool) -> Iterator[Row]:
-    """What a sector costs over the bare loop. Nothing without valgrind."""
-    if not shutil.which("valgrind"):
-        return
-    few, many = (8, 24) if quick else (32, 160)
-    wanted = [(name, sectors) for name in CALLS for sectors in (few, many)]
-    with ThreadPoolExecutor(2) as pool:
-        counts = dict(zip(wanted, pool.map(lambda one: _cost(*one), wanted), strict=True))
-    each = {name: (counts[name, many] - counts[name, few]) / (many - few) for name in CALLS}
-    floor = f"the bare loop has {C3_SECTOR:,} on a C3"
-    for title, name in (
-        ("instructions per sector over the bare loop's", "bare"),
-        ("the same, over a bare loop that reads back", "back"),
-    ):
-        yield Row(title, round(each["ours"] - each[name]), "", C3_SECTOR // 20, floor)
-
-
-def _cost(name: str, sectors: int) -> int:
-    """Count the instructions of a loop over so many sectors."""
-    with source(sectors * SECTOR) as port:
-        work = CALLS[name].format(
-            f"device_ram.Flash({sectors * SECTOR}), device_ram.server({port}), {sectors * SECTOR}"
-        )
-        return _count(f"import asyncio, device_ram; {work}")
-
-
-def _count(code: str) -> int:
-    """Run code in the interpreter; return the instructions that took, its start included."""
-    script = f"import sys; sys.path[:] = {[str(p) for p in PATH]}; {code}"
-    words = ["micropython", "-X", "heapsize=400K", "-c", script]
-    start = f"import sys, micropython_run; sys.exit(micropython_run.run_main({words!r}))"
-    with tempfile.NamedTemporaryFile() as out:
-        done = subprocess.run(
-            [
-                "valgrind", "--tool=callgrind", f"--callgrind-out-file={out.name}",
-                sys.executable, "-c", start,
-            ],
-            capture_output=True, text=True, timeout=300, check=True,
-        )  # fmt: skip
-    found = re.search(r"Collected : (\d+)", done.stderr)
-    if not found:
-        raise RuntimeError(f"valgrind counted nothing: {done.stderr[-500:]}")
-    return int(found[1])
-
-
 def heap(_: bool) -> Iterator[Row]:
     """Heap when idle, and what a signed update takes over that, its code included."""
     idle, update = measure_heap.update(synthetic.app(16384), signed=True)
@@ -212,7 +155,7 @@ def payload(_: bool) -> Iterator[Row]:
     yield Row("app, compiled", sum(map(len, files.values())) / 1024, "KB", 96, "room: 171.7")
 
 
-PARTS = (payload, loop, memory, instructions, heap, crypto)
+PARTS = (payload, loop, memory, heap, crypto)
 
 
 def measure(*, quick: bool = False) -> list[Row]:

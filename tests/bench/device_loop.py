@@ -12,32 +12,21 @@ from ota.download import Download
 from ota.writer import Writer
 
 SECTOR = 4096
-PIECE = 1024
 
 
-# readinto, writeblocks, sha256: no errors, no other tasks. `back`: what was written is read and
-# compared as the writer does it.
-def bare(flash, address, size, back=False):
+# readinto, writeblocks, sha256: no errors, no other tasks, nothing read back.
+def bare(flash, address, size):
     sock = socket.socket()
     sock.connect(address)
     sock.write(b"GET / HTTP/1.1\r\n\r\n")
     while sock.readline() != b"\r\n":
         pass
     buf = bytearray(SECTOR)
-    again = bytearray(PIECE)
-    pieces = [memoryview(buf)[at : at + PIECE] for at in range(0, SECTOR, PIECE)]
     sha = sha256()
     begun = time.ticks_us()
     for sector in range(size // SECTOR):
         sock.readinto(buf)
         flash.writeblocks(sector, buf)
-        if back:
-            at = 0
-            for piece in pieces:
-                flash.readblocks(sector, again, at)
-                if again != piece:
-                    raise OSError(f"sector {sector}")
-                at += PIECE
         sha.update(buf)
     took = time.ticks_diff(time.ticks_us(), begun)
     sock.close()
