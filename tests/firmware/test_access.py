@@ -96,12 +96,12 @@ def test_who_may_enter(v1, room):
 def test_a_challenge_grows_old(v1, room):
     async def visit(reader: Reader) -> None:
         _, nonce, _ = await reader.say(access.request(IDENT))
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(1.75)
         proof = access.proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
         assert (await reader.say(proof))[0] == access.REFUSED
 
     settings = {"creds": CREDENTIALS}
-    with bench(v1, settings=settings, bluetooth=room.backend()) as b:
+    with bench(v1, settings=settings, scale=4, bluetooth=room.backend()) as b:
         b.wait(lambda: room.radios(), what="on the air")
         at_the_door(room, visit)
 

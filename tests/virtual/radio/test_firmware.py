@@ -48,11 +48,11 @@ async def knock(client: BleakClient, ident: bytes, secret: bytes) -> int:
     answers: asyncio.Queue[bytes] = asyncio.Queue()
     await client.start_notify(access.STATUS, lambda c, data: answers.put_nowait(bytes(data)))
     await client.write_gatt_char(access.CONTROL, access.request(ident), response=True)
-    kind, nonce = access.parse(await asyncio.wait_for(answers.get(), 5))
+    kind, nonce = access.parse(await asyncio.wait_for(answers.get(), 60))
     assert kind == access.CHALLENGE
     proof = access.proof(hmac.digest(secret, nonce, "sha256"))
     await client.write_gatt_char(access.CONTROL, proof, response=True)
-    answer = access.parse(await asyncio.wait_for(answers.get(), 5))[0]
+    answer = access.parse(await asyncio.wait_for(answers.get(), 60))[0]
     await client.stop_notify(access.STATUS)
     return answer
 
@@ -67,7 +67,7 @@ def test_a_reader_is_let_in_or_not(room: Room, v1: bytes) -> None:
             assert await knock(client, IDENT, SECRET) == access.GRANTED
 
     capture = room.capture()
-    with bench(v1, bluetooth=room.backend(), settings={"creds": IDENT + SECRET}):
+    with bench(v1, bluetooth=room.backend(), settings={"creds": IDENT + SECRET}, scale=1):
         asyncio.run(body())
     heard = b"".join(frame.att for frame in capture if frame.att)
     assert IDENT in heard and SECRET not in heard

@@ -1,6 +1,7 @@
 """Beacon code under the real interpreter, against a central that speaks bleak."""
 
 import asyncio
+import contextlib
 import re
 import time
 from pathlib import Path
@@ -500,12 +501,17 @@ def test_a_reset_is_silence_and_a_new_start(room: Room) -> None:
 
 
 def test_switching_off_ends_links_at_once(room: Room) -> None:
+    """The peer is told; it does not have to find out by waiting."""
     program = """
+off = False
 def irq(event, data):
+    global off
     print("irq", event)
+    off = off or event == 3
 serve(irq)
 print("up")
-time.sleep_ms(300)
+while not off:
+    time.sleep_ms(10)
 ble.active(False)
 print("off", ble.active())
 asyncio.run(forever())
@@ -515,13 +521,17 @@ asyncio.run(forever())
         gone = asyncio.Event()
         connected = client(room, disconnected_callback=lambda c: gone.set())
         await connected.connect()
-        await asyncio.wait_for(gone.wait(), 1.5)
+        with contextlib.suppress(BleakError):
+            await connected.write_gatt_char(FF01, b"off", response=True)
+        await asyncio.wait_for(gone.wait(), 30)
 
+    capture = room.capture()
     with running(room, program, ready="up") as beacon:
         asyncio.run(body())
         beacon.wait_for(lambda: "off False" in beacon.console)
         beacon.wait_for(lambda: "irq 2\n" in beacon.console)
         wait_until(lambda: room.radios() == [])
+    assert any(frame.kind == "LL_TERMINATE_IND" for frame in capture)
 
 
 def test_a_beacon_hears_another(room: Room) -> None:
