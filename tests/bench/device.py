@@ -105,16 +105,15 @@ def memory(quick: bool) -> Iterator[Row]:
     """The same without flash: reading back is all the more then. And how long others wait."""
     size = (100 if quick else SECTORS) * SECTOR
     rounds = 6 if quick else 20
+    long = 4 * SECTORS * SECTOR  # several turns
     with (
         source(size) as port,
+        source(long) as other,
         Interpreter("import device_ram", path=PATH, heap="400K") as device,
     ):
-        bare, ours = device.ask(
-            "device_ram.race(device_ram.Flash({1}), {0}, {1}, {2})", port, size, rounds
-        )
-        stall = device.ask(
-            "device_ram.stall(device_ram.Flash({1}), {0}, {1}, {2})", port, size, rounds
-        )
+        ask = "device_ram.{}(device_ram.Flash({{1}}), {{0}}, {{1}}, {{2}})"
+        bare, ours = device.ask(ask.format("race"), port, size, rounds)
+        stall = device.ask(ask.format("stall"), other, long, rounds)
     yield Row("the same, flash being memory", ours / bare, "x", None, "bare loop; 1.14 on a C3")
     yield Row("longest turn of the update, flash time aside", stall / 1000, "ms", 20)
 
