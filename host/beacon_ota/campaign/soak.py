@@ -172,6 +172,7 @@ class _Fleet:
         if time.monotonic() - self._seen < EVERY:
             return
         self._seen = time.monotonic()
+        self._orchestrator.front.requests.clear()  # nobody asks for them here
         rows = self._orchestrator.rows(schema.beacons)
         heaps = [row["heap_free_min"] for row in rows if row["heap_free_min"]]
         if len(heaps) > self._count // 2:
