@@ -317,7 +317,7 @@ def test_scaled_sleeps_of_a_task_are_never_short():
         "import time, asyncio\n"
         "async def naps():\n"
         "    short = 0\n"
-        "    for i in range(100):\n"
+        "    for i in range(300):\n"
         "        time.sleep_ms(7 * i % 50)\n"
         "        a = time.ticks_us()\n"
         "        await asyncio.sleep_ms(100)\n"

@@ -51,8 +51,9 @@ def _asyncio(modules):
         def ticks_add(ticks, ms):
             if ms <= 0:
                 return utime.ticks_add(ticks, ms)
-            gone = utime.ticks_us() % 1000
-            return utime.ticks_add(ticks, -(-(time._shrink(ms * 1000) + gone) // 1000))
+            now = utime.ticks_us()
+            gone = now % 1000
+            return utime.ticks_add(now // 1000, -(-(time._shrink(ms * 1000) + gone) // 1000))
 
     class poller:
         poll = select.HostPoll
