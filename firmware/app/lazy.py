@@ -8,7 +8,7 @@ import sys
 
 
 # Loads modules one after the other, and lets the other tasks have their turn in between: to read
-# one from the app's filesystem takes a chip up to 30 ms. What they import comes before them.
+# one from the app's filesystem takes a chip 10 ms and more. What they import comes before them.
 async def load(*names):
     for name in names:
         __import__(name)
