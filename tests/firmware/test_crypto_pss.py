@@ -10,6 +10,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from tests.firmware.interpreter import Interpreter
 
@@ -73,6 +75,29 @@ def test_other_signers_schemes_and_salts(key, device):
         assert device.ask("pss.verify({}, {}, {})", n, DIGEST, signature) is False
     assert device.ask("pss.verify({}, {}, {})", modulus(other), DIGEST, sign(key)) is False
     assert device.ask("pss.verify({}, {}, {})", n, bytes(32), sign(key)) is False
+
+
+@pytest.fixture(scope="module")
+def power():
+    """The modular power alone: what it comes to is given back instead of judged."""
+    with Interpreter("from crypto import pss\npss._matches = lambda encoded, _: encoded") as found:
+        yield found
+
+
+LOWEST, HIGHEST = 1 << 3071 | 1, (1 << 3072) - 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(LOWEST, HIGHEST).map(lambda n: n | 1), st.integers(0, HIGHEST))
+@example(LOWEST, LOWEST - 1)
+@example(LOWEST, 2)
+@example(HIGHEST, HIGHEST - 1)
+@example(HIGHEST, 1 << 3071)
+@example(HIGHEST - (1 << 1536), 0)
+def test_the_power_under_any_modulus(power, n, s):
+    s %= n
+    found = power.ask("pss.verify({}, {}, {})", n, DIGEST, s.to_bytes(384, "big"))
+    assert int.from_bytes(found, "big") == pow(s, 65537, n)
 
 
 def test_bent_inputs(key, device):

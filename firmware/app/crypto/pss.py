@@ -13,6 +13,7 @@ _HASH = const(32)
 _SALT = const(32)
 _DB = const(351)  # _SIZE - _HASH - 1
 _ZEROS = const(318)  # _DB - 1 - _SALT
+_ROUND = const(3103)
 
 
 # True when `signature` (bytes) was made over the 32-byte `digest` by the holder of modulus `n`
@@ -25,6 +26,11 @@ def verify(n, digest, signature):
 # the last value yielded is the answer. The sixteen squarings and one product of s^65537 are what
 # pow() does inside, at once. A squaring is a pow() too: it frees what it works with, where
 # power * power % n would leave 19 KB more behind by the end.
+#
+# They are reduced by the first multiple of n above 2^3103. mpz guesses each digit of a quotient from
+# the modulus's first 16 bits and adds the modulus back while the guess was too high; behind this
+# one's first bit come 31 zeros, and the guess is right. It saves an eighth, and what a check takes
+# no longer depends on the key.
 def steps(n, digest, signature):
     yield False
     if not isinstance(n, int):
@@ -34,9 +40,10 @@ def steps(n, digest, signature):
     s = int.from_bytes(signature, "big")
     if s >= n:
         return
+    multiple = ((1 << _ROUND) // n + 1) * n
     power = s
     for _ in range(16):
-        power = pow(power, 2, n)
+        power = pow(power, 2, multiple)
         yield False
     yield _matches((power * s % n).to_bytes(_SIZE, "big"), digest)
 
