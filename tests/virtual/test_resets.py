@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from beacon_ota.virtual import fleet
 from beacon_ota.virtual.flash import Cut, Flash
-from beacon_ota.virtual.supervisor import CONSOLES, VirtualBeacon
+from beacon_ota.virtual.supervisor import KEPT, VirtualBeacon
 from tests.virtual import rig
 
 # The first boot does what the test wants, the second prints why it was started.
@@ -265,9 +266,10 @@ def test_wifi_and_bluetooth_need_modem_sleep():
     assert "modem sleep" in beacon.boots[0].detail
 
 
-def test_consoles_of_long_ago_are_given_back():
+def test_boots_of_long_ago_are_forgotten():
     with rig.running("import machine\nprint('up')\nmachine.reset()") as beacon:
-        beacon.wait_for(lambda: len(beacon.boots) > CONSOLES + 3, 60, "many boots")
-    consoles = [boot.console for boot in beacon.boots]
-    assert consoles[:-CONSOLES] == [""] * (len(consoles) - CONSOLES)
-    assert all("up" in text for text in consoles[-CONSOLES:-1])
+        beacon.wait_for(lambda: beacon.boots[-1].number > KEPT + 3, 60, "many boots")
+    numbers = [boot.number for boot in beacon.boots]
+    assert numbers == list(range(numbers[-1] - KEPT + 1, numbers[-1] + 1))
+    assert all("up" in boot.console for boot in beacon.boots[:-1])
+    assert fleet.status(beacon)["boots"] == numbers[-1]

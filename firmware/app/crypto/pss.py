@@ -27,10 +27,10 @@ def verify(n, digest, signature):
 # pow() does inside, at once. A squaring is a pow() too: it frees what it works with, where
 # power * power % n would leave 19 KB more behind by the end.
 #
-# They are reduced by the first multiple of n above 2^3103. mpz guesses each digit of a quotient from
-# the modulus's first 16 bits and adds the modulus back while the guess was too high; behind this
-# one's first bit come 31 zeros, and the guess is right. It saves an eighth, and what a check takes
-# no longer depends on the key.
+# They are reduced by the first multiple of n above 2^3103. mpz guesses each digit of a quotient
+# from the modulus's first 16 bits and adds the modulus back while the guess was too high; behind
+# this one's first bit come 31 zeros, and the guess is right. It saves a tenth, and what a check
+# takes no longer depends on the key.
 def steps(n, digest, signature):
     yield False
     if not isinstance(n, int):

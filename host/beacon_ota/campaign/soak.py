@@ -5,8 +5,8 @@ crash. In the end all of that stops, and one more release has to reach everybody
 """
 
 import contextlib
+import ctypes
 import gc
-import os
 import random
 import statistics
 import time
@@ -33,7 +33,7 @@ SCALE = 10.0
 PATIENCE = 180.0  # real seconds until the last release has to be everywhere
 TURN = 60.0  # real seconds after which the next release comes, whatever became of this one
 EVERY = 2.0  # real seconds between looks at memory
-HEAP_DROP, MEMORY_GROWTH = 0.10, 0.15  # shares that are still called flat
+HEAP_DROP, MEMORY_GROWTH = 0.05, 0.05  # shares that are still called flat
 PLAN = {**ONCE, "retry": {"limit": 3, "pauses": ["20s"]}}
 POLICY = {"stall_s": 20, "give_up_s": 120, "trial_s": 60}
 
@@ -44,7 +44,8 @@ class Memory:
 
     Args:
         heap: the least free heap that beacons had reported, as the median of the fleet.
-        process: bytes of this process: supervisor, orchestrator, flash of all beacons.
+        process: bytes that this process alone has: supervisor, orchestrator; without the beacons'
+            flash, which is of fixed size and mapped from files.
     """
 
     heap: list[float] = field(default_factory=list)
@@ -92,6 +93,8 @@ class _Fleet:
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
         self.memory = Memory()
         self._seen = 0.0
+        self._judged: dict[str, int] = {}  # name -> number of the last boot that was
+        self._bad_boots: list[str] = []
 
     def __enter__(self) -> "_Fleet":
         self._orchestrator = self._stack.enter_context(Orchestrator(self._folder, SCALE))
@@ -173,12 +176,27 @@ class _Fleet:
             return
         self._seen = time.monotonic()
         self._orchestrator.front.requests.clear()  # nobody asks for them here
+        self._judge()
         rows = self._orchestrator.rows(schema.beacons)
         heaps = [row["heap_free_min"] for row in rows if row["heap_free_min"]]
         if len(heaps) > self._count // 2:
             self.memory.heap.append(statistics.median(heaps))
-            gc.collect()
-            self.memory.process.append(_resident())
+            self.memory.process.append(_held())
+
+    def _judge(self) -> None:
+        """Look at the boots that have ended; a beacon remembers the last ones only."""
+        for beacon in self.beacons:
+            for boot in beacon.boots:
+                judged = self._judged.get(beacon.name, 0)
+                if boot.ended is None or boot.number <= judged:
+                    continue
+                if boot.number != judged + 1:
+                    self._bad_boots.append(f"{beacon.name}: nobody saw boot {judged + 1}")
+                self._judged[beacon.name] = boot.number
+                if boot.phase in oracle.DEFECTS or boot.ended in ("panic", "crash", "unbootable"):
+                    self._bad_boots.append(
+                        f"{beacon.name}: {boot.slot} ended in {boot.phase}, {boot.ended}"
+                    )
 
     def rest(self) -> None:
         """Nothing fails any more."""
@@ -203,12 +221,11 @@ class _Fleet:
         return up and told and any(row["result"] == "success" for row in rows)
 
     def _bricks(self, firmware: str) -> Iterator[str]:
+        self._judge()
+        yield from self._bad_boots
         for beacon in self.beacons:
             if not self._has(beacon, firmware):
                 yield f"{beacon.name} has not got the last release: {beacon.phase}"
-            for boot in beacon.boots:
-                if boot.phase in oracle.DEFECTS or boot.ended in ("panic", "crash", "unbootable"):
-                    yield f"{beacon.name}: {boot.slot} ended in {boot.phase}, {boot.ended}"
             held = {key: value for (_, key), value in beacon.settings().items()}
             for key, value in kit.GIVEN.items():
                 if key != "beacon_id" and held.get(key) != value:
@@ -225,7 +242,7 @@ class _Fleet:
             yield "a journal entry was taken twice"
         self.counts["attempts"] = len(attempts)
         self.counts["successes"] = len(done)
-        self.counts["boots"] = sum(len(beacon.boots) for beacon in self.beacons)
+        self.counts["boots"] = sum(beacon.boots[-1].number for beacon in self.beacons)
 
 
 def thirds(values: list[Any]) -> tuple[float, float]:
@@ -258,6 +275,13 @@ def leaks(memory: Memory) -> list[str]:
     return wrong
 
 
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _held() -> int:
+    """Return the bytes in anonymous pages, after what is free was given back.
+
+    glibc keeps what its threads freed, scattered over the arenas: that varies, and is not held.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(rollup.split("\nAnonymous:")[1].split()[0])

@@ -194,7 +194,7 @@ def status(beacon: VirtualBeacon) -> dict[str, object]:
         "beacon": beacon.name,
         "phase": beacon.phase,
         "slot": boot.slot if boot else None,
-        "boots": len(beacon.boots),
+        "boots": boot.number if boot else 0,
         "ended_before": before.ended if before else None,
         "wifi": point.ssid.decode("utf-8", "replace") if point else None,
         "received": beacon.link.received,

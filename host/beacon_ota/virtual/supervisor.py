@@ -39,7 +39,7 @@ from beacon_ota.virtual.wlan import Wlan
 
 HEAP = 160 * 1024
 CONSOLE_MAX = 256 * 1024  # characters kept of one boot
-CONSOLES = 32  # boots whose console is kept: a beacon may run for weeks
+KEPT = 32  # boots that are remembered: a beacon may run for weeks
 OUI = b"\x7c\xdf\xa1"  # one of Espressif's
 
 # How a boot ended -> reset cause of the next one.
@@ -74,7 +74,7 @@ class Boot:
         heap: bytes of heap in use, with ``heap_watch``; the stand-ins' share aside.
         heap_peak: the most of them since somebody set it to 0.
         heap_low: the least of them since somebody set it to 0.
-        console: what it printed; empty again once there are enough newer ones.
+        console: what it printed.
     """
 
     number: int
@@ -132,7 +132,7 @@ class VirtualBeacon:
         console: called with every piece of output, in the reactor's thread.
 
     Attributes:
-        boots: every boot since the beacon was made, the present one last.
+        boots: the last 32 boots since the beacon was made, the present one last.
         clock, pins, rtc, wlan, link, bluetooth, port: the parts of the chip.
     """
 
@@ -393,10 +393,9 @@ class VirtualBeacon:
             self._stop("power", f"the supervisor failed: {error!r}")
 
     def _new_boot(self, cause: int) -> Boot:
-        boot = Boot(len(self.boots) + 1, cause, self.clock.now(), self.flash.ops)
-        self.boots.append(boot)
-        if len(self.boots) > CONSOLES:
-            self.boots[-CONSOLES - 1].console = ""
+        number = self.boots[-1].number + 1 if self.boots else 1
+        boot = Boot(number, cause, self.clock.now(), self.flash.ops)
+        self.boots = [*self.boots[1 - KEPT :], boot]  # another list: others may be reading this one
         return boot
 
     async def _live(self, boot: Boot) -> None:
