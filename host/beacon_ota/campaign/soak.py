@@ -5,7 +5,6 @@ crash. In the end all of that stops, and one more release has to reach everybody
 """
 
 import contextlib
-import ctypes
 import gc
 import random
 import statistics
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from beacon_ota import malloc
 from beacon_ota.campaign import kit, oracle
 from beacon_ota.campaign.bench import scratch
 from beacon_ota.campaign.orchestrator import PLAN as ONCE
@@ -71,6 +71,8 @@ def case(name: str, folder: Path, options: Options) -> Outcome:
 
 def run(name: str, folder: Path, count: int, minutes: float, chance: random.Random) -> Outcome:
     """Soak; return what became of the fleet."""
+    malloc.one_arena()
+    malloc.map_buffers()  # flash images, releases
     with _Fleet(folder, count, chance) as fleet:
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
@@ -278,10 +280,9 @@ def leaks(memory: Memory) -> list[str]:
 def _held() -> int:
     """Return the bytes in anonymous pages, after what is free was given back.
 
-    glibc keeps what its threads freed, scattered over the arenas: that varies, and is not held.
+    malloc keeps what was freed, scattered over its arenas: that varies, and is not held.
     """
     gc.collect()
-    with contextlib.suppress(AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
+    malloc.trim()
     rollup = Path("/proc/self/smaps_rollup").read_text()
     return 1024 * int(rollup.split("\nAnonymous:")[1].split()[0])

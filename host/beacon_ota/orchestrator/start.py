@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-import ctypes
 import resource
 import sys
 
 from beacon_ota.errors import UsageError
+from beacon_ota.malloc import one_arena
 from beacon_ota.orchestrator import server
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import is_shared
@@ -40,7 +40,7 @@ def serve(settings: Settings, listen: Listen) -> None:
     # The writer gives the interpreter's lock away at every statement, and would wait for it this
     # long each time while requests keep the event loop busy.
     sys.setswitchinterval(0.0005)
-    _one_arena()
+    one_arena()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -56,19 +56,6 @@ def serve(settings: Settings, listen: Listen) -> None:
         import uvloop
 
         uvloop.run(work)
-
-
-def _one_arena() -> None:
-    """Have glibc keep one heap for all threads, and give back what is free at its end.
-
-    The threads hardly run at once, and each would keep its own free memory. Other C libraries
-    have no such settings.
-    """
-    trim_threshold, arena_max = -1, -8  # M_TRIM_THRESHOLD and M_ARENA_MAX of malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(arena_max, 1)
-        libc.mallopt(trim_threshold, 256 * 1024)
 
 
 async def _serve(settings: Settings, listen: Listen) -> None:

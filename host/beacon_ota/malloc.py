@@ -1,0 +1,35 @@
+"""What glibc's malloc keeps for itself. Elsewhere there are no such settings: nothing happens."""
+
+import contextlib
+import ctypes
+from typing import Any
+
+# Options of malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
+
+def one_arena() -> None:
+    """Keep one heap for all threads, and give back what is free at its end.
+
+    The threads hardly run at once, and each would keep its own free memory.
+    """
+    _call("mallopt", _ARENA_MAX, 1)
+    _call("mallopt", _TRIM_THRESHOLD, 256 * 1024)
+
+
+def map_buffers() -> None:
+    """Map what is larger than 128 KiB, always, so that it leaves no hole when it is freed.
+
+    By itself glibc stops doing so for buffers as large as one that was freed.
+    """
+    _call("mallopt", _MMAP_THRESHOLD, 128 * 1024)
+
+
+def trim() -> None:
+    """Give back all pages that are free."""
+    _call("malloc_trim", 0)
+
+
+def _call(name: str, *args: Any) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        getattr(ctypes.CDLL(None), name)(*args)
