@@ -31,5 +31,5 @@ def trim() -> None:
 
 
 def _call(name: str, *args: Any) -> None:
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows
         getattr(ctypes.CDLL(None), name)(*args)
