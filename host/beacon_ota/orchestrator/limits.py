@@ -28,6 +28,8 @@ class Limits:
     refusals: int = 30  # failed authentications per address and minute before 429
     webhook_pending: int = 1000  # deliveries that wait, per webhook
     webhook_rows: int = 500  # deliveries that are over, kept per webhook
+    previews: int = 4  # of rollouts, computed or waited for at a time
+    preview_s: float = 20.0  # of computing one
     write_batch: int = 512  # changes in one transaction
 
 

@@ -85,8 +85,14 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
         if service.settings.upstream:
             _mirror(service, engine, url_of(listen, sock))
         token = await first_token(service, listen.token_file)
+        app = create_app(service, engine, telling)
+
+        def end_what_goes_on() -> None:
+            service.hub.close()
+            app.state.previews.close()
+
         config = uvicorn.Config(
-            Hot(service, Bounded(create_app(service, engine, telling))),
+            Hot(service, Bounded(app)),
             http=Protocol,
             ws="none",
             lifespan="off",
@@ -101,7 +107,7 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
             backlog=2048,
         )
         ready = asyncio.Event()
-        server = _Server(config, ready, service.hub.close)
+        server = _Server(config, ready, end_what_goes_on)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)

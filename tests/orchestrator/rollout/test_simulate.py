@@ -7,6 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from beacon_ota.orchestrator.rollout.advance import begin, halt, pause, resume
 from beacon_ota.orchestrator.rollout.decide import Live, decide
@@ -356,3 +358,36 @@ def test_the_preview_ends_with_its_horizon():
 def test_the_preview_starts_in_the_future():
     timeline = preview(rollout(), fleet(30), Places(), MONDAY + 30 * DAY)
     assert all(slot.at is not None and slot.at > MONDAY + 30 * DAY for slot in timeline.slots)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    start=st.floats(MONDAY, MONDAY + WEEK),
+    size=st.sampled_from([1001, 2600, 4000]),
+    plan=st.sampled_from([{"preset": "canary"}, {"preset": "canary", "concurrency": 5}, {}]),
+)
+@example(MONDAY + 37.3, 4000, {})
+def test_a_preview_gets_on_whenever_it_starts_prop(start, size, plan):
+    """A large fleet's engine looks rarely; beacons that wait for it poll no faster than others."""
+    looks = Counter()
+
+    def stop() -> bool:
+        looks["events"] += 1
+        assert looks["events"] < 100 * size, "it turns in circles"
+        return False
+
+    timeline = preview(rollout(**plan), fleet(size), PLACES, start, horizon_s=2 * DAY, stop=stop)
+    assert any(slot.at is not None for slot in timeline.slots)
+    assert timeline.transitions[0].at == start
+
+
+def test_a_preview_ends_when_it_is_told_to():
+    seen = []
+
+    def stop() -> bool:
+        seen.append(1)
+        return len(seen) > 10
+
+    timeline = preview(rollout(), fleet(30), PLACES, MONDAY, stop=stop)
+    assert len(seen) == 11
+    assert timeline.ends_at is None

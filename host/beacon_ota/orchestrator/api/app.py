@@ -20,6 +20,7 @@ from beacon_ota.orchestrator.api import (
     webhooks,
 )
 from beacon_ota.orchestrator.api.answers import answer
+from beacon_ota.orchestrator.api.previews import Previews
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service
@@ -40,6 +41,7 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
     app.state.engine = engine
     app.state.webhooks = telling
     app.state.throttle = Throttle(LIMITS.refusals)
+    app.state.previews = Previews()
     answers.install(app)
     for module in (
         firmwares,

@@ -1,8 +1,7 @@
 """``/api/rollouts``: plan, start, watch, pause, resume, halt, abort, advance."""
 
-import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api.access import On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.previews import ClientLeft, Previews
 from beacon_ota.orchestrator.engine import Engine, dump_state, load_state
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import missing
@@ -25,11 +25,14 @@ from beacon_ota.orchestrator.rollout.plans import PRESETS, dump, parse
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.simulate import preview
 from beacon_ota.orchestrator.rollout.types import (
+    Beacon,
     Cell,
+    Plan,
     Release,
     RolloutState,
     Status,
     Tally,
+    Timeline,
     Transition,
 )
 from beacon_ota.orchestrator.service import Service
@@ -108,34 +111,57 @@ async def create(order: Order, service: On, engine: Moving, actor: Operator) -> 
 @router.post("/plan")
 async def plan(
     order: Order,
+    request: Request,
     service: On,
     actor: Viewer,
     horizon_s: Annotated[float, Query(gt=0, le=_HORIZON_MAX_S)] = 90 * 86400.0,
 ) -> Response:
     """Say who would get the release when, if all went well; nothing is started."""
-    rollout, start_at = compile_order(service, order)
+    plan, start_at = read_order(service, order)
     view = service.view
     state = view.releases[order.firmware_id].state
     beacons = [node.facts for node in view.nodes.values()]
-    timeline = await asyncio.to_thread(
-        lambda: preview(
-            rollout, beacons, view.places, start_at, release_state=state, horizon_s=horizon_s
+    places = view.places
+
+    def compute(stop: Callable[[], bool]) -> bytes:
+        rollout = Rollout(_drawn(plan, order, beacons, state))
+        timeline = preview(
+            rollout,
+            beacons,
+            places,
+            start_at,
+            release_state=state,
+            horizon_s=horizon_s,
+            stop=stop,
         )
-    )
-    return answer(
-        {
-            "plan": _bare(dump(rollout.plan)),
-            "seed": rollout.plan.rollout_id,
-            "start_at": iso(start_at),
-            "ends_at": iso(timeline.ends_at),
-            "beacons": [
-                {**asdict(slot), "at": iso(slot.at), "reason": slot.reason.value}
-                for slot in timeline.slots
-            ],
-            "transitions": [_transition(change) for change in timeline.transitions],
-            "left_out": {reason.value: count for reason, count in timeline.left_out.items()},
-        }
-    )
+        return answer(_timeline(rollout, start_at, timeline)).body
+
+    previews: Previews = request.app.state.previews
+    try:
+        return Response(await previews.run(request, compute), media_type="application/json")
+    except ClientLeft:
+        return Response(status_code=499)
+
+
+def _timeline(rollout: Rollout, start_at: float, timeline: Timeline) -> Fields:
+    return {
+        "plan": _bare(dump(rollout.plan)),
+        "seed": rollout.plan.rollout_id,
+        "start_at": iso(start_at),
+        "ends_at": iso(timeline.ends_at),
+        "beacons": [
+            {
+                "beacon_id": slot.beacon_id,
+                "wave": slot.wave,
+                "stage": slot.stage,
+                "at": iso(slot.at),
+                "reason": slot.reason.value,
+            }
+            for slot in timeline.slots
+        ],
+        "transitions": [_transition(change) for change in timeline.transitions],
+        "left_out": {reason.value: count for reason, count in timeline.left_out.items()},
+    }
 
 
 @router.get("")
@@ -223,7 +249,15 @@ async def advance(rollout_id: str, why: Why, service: On, engine: Moving, by: Op
 
 
 def compile_order(service: Service, order: Order) -> tuple[Rollout, float]:
-    """Read an order against the releases and sites that there are."""
+    """Read an order against the fleet; return the rollout and its start, UTC seconds."""
+    plan, start_at = read_order(service, order)
+    view = service.view
+    fleet = [node.facts for node in view.nodes.values()]
+    return Rollout(_drawn(plan, order, fleet, view.releases[order.firmware_id].state)), start_at
+
+
+def read_order(service: Service, order: Order) -> tuple[Plan, float]:
+    """Read an order against the releases and sites that there are; its id is not drawn yet."""
     release = service.view.releases.get(order.firmware_id)
     if release is None:
         raise missing("firmware", order.firmware_id)
@@ -245,11 +279,16 @@ def compile_order(service: Service, order: Order) -> tuple[Rollout, float]:
         release=Release(row["id"], row["version"], row["device_type"], row["checksum"]),
         sites=service.view.places.paths,
     )
-    if order.seed is None:
-        fleet = [node.facts for node in service.view.nodes.values()]
-        drawn = draw_id(plan, fleet, salt=plan.rollout_id, release_state=release.state)
-        plan = replace(plan, rollout_id=drawn)
-    return Rollout(plan), max(order.start_at or now, now)
+    Rollout(plan)  # what it refuses is refused here
+    return plan, max(order.start_at or now, now)
+
+
+def _drawn(plan: Plan, order: Order, beacons: Sequence[Beacon], release_state: str) -> Plan:
+    """Return a plan with the id that fills its stages best; one that was shown keeps its own."""
+    if order.seed is not None:
+        return plan
+    drawn = draw_id(plan, beacons, salt=plan.rollout_id, release_state=release_state)
+    return replace(plan, rollout_id=drawn)
 
 
 def _by_state(decide, why: Why):

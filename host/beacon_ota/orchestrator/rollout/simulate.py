@@ -128,7 +128,8 @@ class Simulation:
             self.at(first, lambda beacon_id=beacon_id: self._arrive(beacon_id))
             if at <= start_at:
                 self._seen[beacon_id] = _ALWAYS
-        self._tick_at(start_at)
+        self._ticks.add(start_at)  # the first look comes before anybody polls, on no grid
+        self.at(start_at, self._tick)
 
     def at(self, when: float, event: Callable[[], None]) -> None:
         """Have something happen at a time."""
@@ -198,7 +199,12 @@ class Simulation:
         self._poll(beacon_id)
 
     def _poll_after(self, beacon_id: str, at: float, until: float | None = None) -> None:
-        """Have a beacon poll at its own moment after ``at``; what it had in mind is forgotten."""
+        """Have a beacon poll at its own moment after ``at``; what it had in mind is forgotten.
+
+        A moment that has passed counts as now: a decision may name one for as long as the engine
+        has not looked, and a beacon that waits for it goes on polling meanwhile.
+        """
+        at = max(at, self.now)
         when = at + poll_delay(beacon_id, at, until=until, period_s=self._period_s)
         self._next[beacon_id] = when
 
@@ -351,12 +357,14 @@ def preview(
     *,
     release_state: str = "stable",
     horizon_s: float = HORIZON_S,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Timeline:
     """Say who would get a release when, if every update went well and everybody were there.
 
     Args:
         start_at: UTC seconds.
         horizon_s: how far ahead to look.
+        stop: asked now and then; once it says so, the timeline ends where it is.
 
     Returns:
         The timeline; what comes later than the horizon has no time and keeps its reason.
@@ -364,7 +372,10 @@ def preview(
     beacons = list(beacons)
     live = Live(rollout, begin(rollout, start_at), release_state)
     run = Simulation([live], beacons, places, start_at)
-    run.run(start_at + horizon_s, stop=lambda: run.rollouts[0].state.status is Status.COMPLETED)
+    run.run(
+        start_at + horizon_s,
+        stop=lambda: run.rollouts[0].state.status is Status.COMPLETED or stop(),
+    )
     first = {}
     for offer in run.offers:
         first.setdefault(offer.beacon_id, offer)

@@ -1,0 +1,100 @@
+"""Runs the previews of rollouts: one at a time, and only for as long as its client waits.
+
+A preview is seconds of computing on a large fleet. It has a thread of its own, so that it takes
+none that uploads, downloads or sign-in need; those that wait for it are few, and the next one is
+refused by name. It ends early when its client leaves, when the server stops, or after a deadline.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.problems import Problem
+
+T = TypeVar("T")
+_LOOK_S = 0.1  # between two looks at whether the client is still there
+
+
+class ClientLeft(Exception):
+    """Nobody waits for the preview any more."""
+
+
+class _Stopped(Exception):
+    """A preview was told to end before it had an answer."""
+
+
+class Previews:
+    """The one thread of previews, and those that wait for it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="preview")
+        self._asked = 0
+        self._closed = False
+
+    def close(self) -> None:
+        """End what is computed or waited for: the server stops."""
+        self._closed = True
+
+    async def run(self, request: Request, compute: Callable[[Callable[[], bool]], T]) -> T:
+        """Return ``compute(stop)``, computed in the thread; ``stop()`` tells it to give up.
+
+        Raises:
+            Problem: 503 ``previews_busy`` when ``LIMITS.previews`` are waited for already,
+                503 ``stopping`` when the server stops, 422 ``preview_too_long`` after
+                ``LIMITS.preview_s`` seconds of computing.
+            ClientLeft: nobody is there to be answered.
+        """
+        if self._asked >= LIMITS.previews:
+            raise Problem(
+                503,
+                "previews_busy",
+                "other previews are being computed; ask again in a moment",
+                expected=LIMITS.previews,
+            )
+        gone = threading.Event()
+        late = threading.Event()
+
+        def work() -> T:
+            ends = time.monotonic() + LIMITS.preview_s
+
+            def stop() -> bool:
+                if time.monotonic() > ends:
+                    late.set()
+                return gone.is_set() or late.is_set()
+
+            found = compute(stop)
+            if gone.is_set() or late.is_set():
+                raise _Stopped
+            return found
+
+        self._asked += 1
+        computing = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        computing.add_done_callback(self._done)
+        try:
+            while not (await asyncio.wait((computing,), timeout=_LOOK_S))[0]:
+                if self._closed:
+                    raise Problem(503, "stopping", "the orchestrator is being stopped")
+                if await request.is_disconnected():
+                    raise ClientLeft
+            return computing.result()
+        except _Stopped:
+            raise Problem(
+                422,
+                "preview_too_long",
+                "the preview takes too long; a shorter horizon_s or a simpler plan may do",
+                expected=LIMITS.preview_s,
+            ) from None
+        finally:
+            gone.set()
+            computing.cancel()  # one that waits for the thread never begins
+
+    def _done(self, computing: "asyncio.Future[T]") -> None:
+        self._asked -= 1
+        if not computing.cancelled():
+            computing.exception()  # nobody may be left to read it

@@ -1,0 +1,1 @@
+"""The administrators' calls, a module each."""
