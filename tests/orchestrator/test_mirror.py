@@ -395,6 +395,183 @@ def test_a_mirror_tells_of_its_own_beacons_alone(scene):
     assert scene.admin.mirrors()[0]["taken"] == 5
 
 
+WRONG = {
+    "attempts": [
+        {"result": "pwned"},
+        {"late_result": "pwned"},
+        {"offered_at": -1e30},
+        {"offered_at": 1e30},
+        {"ended_at": float("nan")},
+        {"taken_at": float("inf")},
+        {"wave": 1},
+        {"stage": 99},
+        {"wave": -1},
+        {"stage": 1 << 61},
+        {"n": 0},
+        {"failed_in": "pwned"},
+        {"failed_in": "boot", "code": "checksum"},
+        {"from_version": "<b>"},
+        {"from_image": "x"},
+        {"detail": "\ud800"},
+        {"detail": 7},
+        {"bytes": -1},
+        {"trials": 1e3},
+        {"beacon_id": ["b0000"]},
+        {"rollout_id": None},
+    ],
+    "beacons": [
+        {"version": 1},
+        {"version": "pwned"},
+        {"image": "x"},
+        {"state": "dead"},
+        {"last_seen": "now"},
+        {"last_seen": 1e300},
+        {"address": {}},
+        {"heap_free_min": -1},
+        {"clock_unset": "yes"},
+    ],
+    "reports": [
+        {"at": -1e30},
+        {"status": "pwned"},
+        {"body": "[]"},
+        {"body": "{"},
+        {"body": '{"a":' + "[" * 5000},
+        {"attempt_id": 1},
+    ],
+    "journal": [{"seq": 1 << 40}, {"utc": "x"}, {"stage": ""}, {"detail": None}],
+    "events": [{"at": -1e30}, {"data": "7"}, {"data": '{"reason": NaN}'}, {"subject": 1}],
+}
+
+
+def test_what_a_stolen_mirror_tells_is_checked_field_by_field(scene):
+    """Nothing of it is taken, no page breaks, and the primary starts again."""
+    scene.down()
+    (beacon,) = scene.beacons(1)
+    rollout = scene.release()
+    firmware = scene.admin.rollout(rollout)["firmware_id"]
+    stolen = type(scene.admin)(scene.primary.url, scene.token)
+    attempt_id = secrets.token_hex(12)
+    good = {
+        "attempts": {
+            "id": attempt_id,
+            "beacon_id": beacon.id,
+            "firmware_id": firmware,
+            "rollout_id": rollout,
+            "wave": 0,
+            "stage": 0,
+            "n": 1,
+            "offered_at": 1.0,
+            "ended_at": 2.0,
+            "result": "failed",
+            "late_at": 3.0,
+            "late_result": "success",
+        },
+        "beacons": {"id": beacon.id, "version": "1.0.0", "last_seen": 5.0},
+        "reports": {"beacon_id": beacon.id, "at": 1.0, "status": "idle", "body": "{}"},
+        "journal": {
+            "beacon_id": beacon.id,
+            "seq": 1,
+            "digest": "ab",
+            "utc": 0,
+            "stage": "boot",
+            "code": "power",
+            "detail": "",
+            "stored_at": 1.0,
+        },
+        "events": {
+            "at": 1.0,
+            "kind": "mirror.halted",
+            "subject": rollout,
+            "data": '{"reason": "x"}',
+        },
+    }
+
+    def tell(seq: int, what: str, row: object, **more: object) -> None:
+        change = {"seq": seq, "what": what, "row": row}
+        body = json.dumps({"epoch": "1" * 24, "changes": [change], **more})
+        headers = {"Content-Type": "application/json"}
+        stolen._send("POST", "/api/mirror/sync", data=body, headers=headers)
+
+    def pages() -> None:
+        for path in (
+            "/api/rollouts",
+            f"/api/rollouts/{rollout}",
+            f"/api/rollouts/{rollout}/attempts",
+            f"/api/beacons/{beacon.id}",
+            "/api/beacons",
+            "/api/events/latest",
+            "/api/mirrors",
+            "/metrics",
+        ):
+            assert scene.admin._send("GET", path).status_code == 200, path
+
+    for what, changes in WRONG.items():
+        for change in changes:
+            with pytest.raises(InputError) as caught:
+                tell(1, what, {**good[what], **change})
+            assert caught.value.code == "mirror_change", (what, change)
+    assert scene.admin.rollout(rollout)["results"] == {}
+    wrong = {"backlog": "x", "lag_s": [], "releases": [{}], "version": {"a": 1}, "url": 1}
+    for seq, what in enumerate(good, 1):
+        tell(seq, what, good[what], status=wrong)
+    pages()
+    (listed,) = scene.admin.mirrors()
+    assert listed["taken"] == len(good)
+    assert (listed["backlog"], listed["url"], listed["releases"]) == (None, None, [])
+    scene.primary.stop()
+    scene.primary.start()
+    scene.admin = scene.primary.admin()
+    pages()
+    assert scene.admin.rollout(rollout)["results"] == {"failed": 1}
+
+
+def test_a_mirror_makes_no_events_about_others(scene):
+    scene.down()
+    (mine,) = scene.beacons(1)
+    (other,) = scene.beacons(1, site="b", prefix="other")
+    scene.release()
+    other.connect(scene.primary.url)
+    theirs = other.offered()["attempt_id"]
+    stolen = type(scene.admin)(scene.primary.url, scene.token)
+    told = [
+        ("beacon.withheld", other.id, {}),
+        ("beacon.quarantined", mine.id, {"by": "admin"}),
+        ("attempt.success", theirs, {"beacon": mine.id}),
+        ("attempt.success", "0" * 24, {"beacon": other.id}),
+        ("mirror.halted", "0" * 24, {"reason": "x"}),
+        ("attempt.downloading", theirs, {}),
+    ]
+    changes = [
+        {
+            "seq": seq,
+            "what": "events",
+            "row": {"at": 1.0, "kind": kind, "subject": subject, "data": json.dumps(data)},
+        }
+        for seq, (kind, subject, data) in enumerate(told, 1)
+    ]
+    body = {"epoch": "1" * 24, "changes": changes}
+    assert stolen.call("POST", "/api/mirror/sync", json=body)["seq"] == len(changes)
+    events = scene.admin.call("GET", "/api/events/latest")["events"]
+    assert not [one for one in events if one["data"].get("mirror")]
+
+
+def test_nobody_was_heard_in_the_future(scene):
+    """A mirror's clock that runs ahead does not silence its beacons once it is right."""
+    scene.down()
+    (beacon,) = scene.beacons(1)
+    stolen = type(scene.admin)(scene.primary.url, scene.token)
+
+    def tell(seq: int, version: str, seen: float) -> None:
+        row = {"id": beacon.id, "version": version, "last_seen": seen}
+        body = {"epoch": "1" * 24, "changes": [{"seq": seq, "what": "beacons", "row": row}]}
+        stolen.call("POST", "/api/mirror/sync", json=body)
+
+    tell(1, "1.0.0", scene.clock.at + 86400)
+    scene.clock.at += 60
+    tell(2, "1.1.0", scene.clock.at)
+    assert scene.admin.beacon(beacon.id)["version"] == "1.1.0"
+
+
 @pytest.mark.parametrize(
     ("settings", "code"),
     [({"database": "postgresql://x@/y"}, "mirror_database"), ({"workers": 2}, "workers_sqlite")],

@@ -162,7 +162,6 @@ async def sync(told: Exchange, service: On, engine: Moving, mirror: Mirror) -> R
     for change in changes:
         if change["what"] == "halts" and change["seq"] > known and change["row"]:
             await _halt(service, engine, mirror, change["row"])
-    says = {key: told.status.get(key) for key in ("backlog", "lag_s", "releases", "version", "url")}
     done = await asyncio.shield(
         service.db.write(
             mirrors.take,
@@ -170,7 +169,7 @@ async def sync(told: Exchange, service: On, engine: Moving, mirror: Mirror) -> R
             told.epoch,
             changes,
             now,
-            says,
+            told.status,
             then=lambda found: _taken(service, found),
         )
     )
@@ -213,6 +212,9 @@ async def _halt(service: Service, engine: Engine, mirror: Fields, row: Fields) -
     entry = service.view.entries.get(str(row.get("rollout_id")))
     if entry is None:
         return
+    firmware_id = entry.rollout.plan.release.firmware_id
+    if await service.db.read(mirrors.serves, mirror, firmware_id) is None:
+        return  # none of its beacons could have told it
     async with engine.moving:
         try:
             by, why = f"mirror {mirror['name']}", str(row.get("reason", ""))[:200]

@@ -4,14 +4,13 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Table, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.rollout.types import Status
 from beacon_ota.orchestrator.schema import (
     attempts,
     beacons,
-    events,
     firmwares,
     journal,
     mirrors,
@@ -21,29 +20,17 @@ from beacon_ota.orchestrator.schema import (
 )
 from beacon_ota.orchestrator.store import Fields, audit, fields, insert_or_ignore
 from beacon_ota.orchestrator.store import events as told
+from beacon_ota.orchestrator.store import mirror_rows as rows
 
 _m, _a, _b, _r = mirrors.c, attempts.c, beacons.c, rollouts.c
 KEPT_ROLLOUTS = 32  # newest first: more than hand out anything
-# What a mirror may tell of, and what of a beacon it knows better than we do.
-TABLES: dict[str, Table] = {
-    "attempts": attempts,
-    "reports": reports,
-    "journal": journal,
-    "events": events,
+# What a mirror may tell of besides beacons and events: how each row is checked.
+_CHECKS = {
+    "attempts": rows.attempt,
+    "reports": rows.beacon_report,
+    "journal": rows.journal_entry,
 }
-HEARD = (
-    "version",
-    "image",
-    "state",
-    "first_seen",
-    "last_seen",
-    "address",
-    "reset_cause",
-    "heap_free_min",
-    "clock_unset",
-    "insecure",
-)
-_EVENTS = ("attempt.", "beacon.", "mirror.")
+HEARD = tuple(rows.HEARD)  # what of a beacon a mirror knows better than we do
 _OPEN = (None, "expired")
 
 
@@ -201,28 +188,21 @@ def take(
             continue
         if what == "beacons":
             _hear(conn, mirror, row, now, fleet)
-        elif what in TABLES:
-            _take(conn, mirror, what, _fit(TABLES[what], row), tries, heard)
+        elif what == "events":
+            if (event := _take_event(conn, mirror, row)) is not None:
+                heard.append(event)
+        elif what in _CHECKS:
+            _take(conn, mirror, what, _CHECKS[what](row), tries)
         else:
             raise InputError("mirror_change", "no such change", found=str(what)[:80])
-    values = {"epoch": epoch, "seq": seq, "seen_at": now, "status": json.dumps(says)}
+    values = {"epoch": epoch, "seq": seq, "seen_at": now, "status": json.dumps(rows.status(says))}
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(**values))
     return Told(seq, list(tries.values()), list(fleet.values()), heard)
 
 
 def _take(
-    conn: Connection,
-    mirror: Fields,
-    what: str,
-    row: Fields,
-    tries: dict[str, Fields],
-    heard: list[Fields],
+    conn: Connection, mirror: Fields, what: str, row: Fields, tries: dict[str, Fields]
 ) -> None:
-    if what == "events":
-        if row["kind"].startswith(_EVENTS):
-            data = {**_document(row["data"]), "mirror": mirror["name"]}
-            heard.append(told.add(conn, row["at"], row["kind"], row["subject"], data))
-        return
     if not _theirs(conn, mirror, row["beacon_id"]):
         return  # removed or moved away meanwhile
     if what == "attempts":
@@ -231,17 +211,39 @@ def _take(
     elif what == "journal":
         insert_or_ignore(conn, journal, [row])
     else:
-        row.pop("id")
         conn.execute(insert(reports), row)
+
+
+def _take_event(conn: Connection, mirror: Fields, told_row: Any) -> Fields | None:
+    """Take an event over: of the mirror's own kinds, and about beacons and rollouts of its own."""
+    row = rows.event(told_row)
+    if row is None:
+        return None
+    subject, data = row["subject"], row["data"]
+    about = row["kind"].partition(".")[0]
+    if about == "beacon":
+        if not _theirs(conn, mirror, subject):
+            return None
+    elif about == "attempt":
+        known = conn.execute(select(_a.beacon_id, _a.mirror).where(_a.id == subject)).first()
+        if known is None or not _theirs(conn, mirror, known.beacon_id):
+            return None
+        data["beacon"] = known.beacon_id
+    else:
+        order = conn.execute(select(_r.firmware_id).where(_r.id == subject)).first()
+        if order is None or serves(conn, mirror, order.firmware_id) is None:
+            return None
+    return told.add(conn, row["at"], row["kind"], subject, {**data, "mirror": mirror["name"]})
 
 
 def _take_attempt(conn: Connection, mirror: Fields, row: Fields) -> Fields | None:
     """Take an attempt's row over; the first result that we heard of stays."""
     known = fields(conn.execute(select(attempts).where(_a.id == row["id"])).first())
     if known is None:
-        order = select(_r.firmware_id).where(_r.id == row["rollout_id"])
-        if conn.scalar(order) != row["firmware_id"]:
+        order = conn.execute(select(rollouts).where(_r.id == row["rollout_id"])).first()
+        if order is None or order.firmware_id != row["firmware_id"]:
             return None  # a rollout that never was
+        _check_place(row, json.loads(order.plan))
         place = (_a.rollout_id == row["rollout_id"]) & (_a.beacon_id == row["beacon_id"])
         used = list(conn.scalars(select(_a.n).where(place)))
         if row["n"] in used:  # the beacon has asked us directly, too
@@ -251,6 +253,9 @@ def _take_attempt(conn: Connection, mirror: Fields, row: Fields) -> Fields | Non
         return row
     if (known["beacon_id"], known["rollout_id"]) != (row["beacon_id"], row["rollout_id"]):
         raise InputError("mirror_change", "this attempt is another one's", found=row["id"])
+    if (row["wave"], row["stage"]) != (known["wave"], known["stage"]):
+        order = conn.execute(select(rollouts).where(_r.id == row["rollout_id"])).one()
+        _check_place(row, json.loads(order.plan))
     row["mirror"], row["n"] = known["mirror"], known["n"]
     if known["result"] not in _OPEN and known["result"] != row["result"]:
         if row["result"] in (None, "expired") or known["late_result"] is not None:
@@ -260,13 +265,23 @@ def _take_attempt(conn: Connection, mirror: Fields, row: Fields) -> Fields | Non
     return row
 
 
-def _hear(
-    conn: Connection, mirror: Fields, row: Fields, now: float, fleet: dict[str, Fields]
-) -> None:
+def _check_place(row: Fields, plan: Fields) -> None:
+    """Refuse a wave or a stage that the rollout's plan does not have."""
+    waves = plan["waves"]
+    if row["wave"] < len(waves):
+        ladder = waves[row["wave"]].get("ladder") or plan["ladder"]
+        if row["stage"] < len(ladder):
+            return
+    raise InputError(
+        "mirror_change", "no such wave or stage", found=f"{row['wave']}/{row['stage']}"
+    )
+
+
+def _hear(conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[str, Fields]) -> None:
     """Note what a mirror heard of a beacon, and that it uses its new key."""
+    given = rows.heard(row, now)
     if not isinstance(row.get("id"), str) or not _theirs(conn, mirror, row["id"]):
         return
-    given = _fit(beacons, {name: row.get(name) for name in HEARD}, partial=True)
     known = conn.execute(select(beacons).where(_b.id == row["id"])).one()._mapping
     values: Fields = {}
     if (given["last_seen"] or 0.0) >= (known["last_seen"] or 0.0):
@@ -292,45 +307,8 @@ def _theirs(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
     return conn.execute(query).first() is not None
 
 
-def _fit(table: Table, row: Any, *, partial: bool = False) -> Fields:
-    """Return a row with the columns of a table and nothing else.
-
-    Raises:
-        InputError: ``mirror_change`` for a value that the column cannot hold.
-    """
-    if not isinstance(row, dict):
-        raise InputError("mirror_change", "a row is an object", found=str(row)[:80])
-    found: Fields = {}
-    for column in table.c:
-        if partial and column.name not in row:
-            continue
-        value = row.get(column.name)
-        kind = column.type.python_type
-        length = getattr(column.type, "length", None)
-        if value is None:
-            fits = partial or column.nullable
-        elif kind is float:
-            fits = isinstance(value, int | float) and not isinstance(value, bool)
-        else:
-            fits = type(value) is kind and not (kind is int and not 0 <= value < 1 << 62)
-        if not fits or (length is not None and isinstance(value, str) and len(value) > length):
-            raise InputError("mirror_change", f"{table.name}.{column.name}", found=str(value)[:80])
-        found[column.name] = value
-    return found
-
-
-def _document(text: str) -> Fields:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InputError("mirror_change", "events.data", found=text[:80])
-    return found
-
-
 def _read(row: Any) -> Fields | None:
     found = fields(row)
     if found is not None:
-        found["status"] = json.loads(found["status"])
+        found["status"] = rows.status(json.loads(found["status"]))
     return found

@@ -1,0 +1,1 @@
+"""The tables' modules, one by one."""
