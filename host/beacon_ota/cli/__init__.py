@@ -86,7 +86,7 @@ class Root(typer.core.TyperGroup):
         print = output.console.print
         print("[bold]beacon-ota[/] COMMAND …  (each takes --help)\n", highlight=False)
         for name, entry in TABLE.items():
-            print(f"  [cyan]{name:{width}}[/]  {entry.help}", highlight=False)
+            output.say("  [cyan]{}[/]  {}", name.ljust(width), entry.help)
         print("\n  --version, --install-completion, --show-completion", highlight=False)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.markup import escape
 
 from beacon_ota.cli import output
 from beacon_ota.errors import UsageError
@@ -62,7 +61,11 @@ def password(ssid: str, file: Path | None, is_open: bool) -> str:
         return line(file)
     if terminal():
         return typer.prompt(
-            f"Password of {ssid} (empty: none)", "", hide_input=True, show_default=False, err=True
+            output.visible(f"Password of {ssid} (empty: none)"),
+            "",
+            hide_input=True,
+            show_default=False,
+            err=True,
         )
     raise UsageError(
         "password_missing", "which password? There is nobody to ask: --password-file, or --open"
@@ -89,13 +92,13 @@ async def _ask_pin(error: "SecretError | None") -> "Secret":
     from beacon_ota.provision.wanted import Secret
 
     if error is not None:
-        output.errors.print(f"[yellow]{error.message}[/]", highlight=False)
+        output.say("[yellow]{}[/]", error.message, to=output.errors)
     while True:
         text = await asyncio.to_thread(typer.prompt, "PIN on the label", err=True)
         try:
             return Secret(pin=text.strip())
         except UsageError as refused:
-            output.errors.print(f"[yellow]{refused.message}: {refused.expected}[/]")
+            output.say("[yellow]{}: {}[/]", refused.message, refused.expected, to=output.errors)
 
 
 async def choose(networks: list[tuple[bytes, int]]) -> "Network":
@@ -104,7 +107,7 @@ async def choose(networks: list[tuple[bytes, int]]) -> "Network":
 
     for number, (ssid, rssi) in enumerate(networks, 1):
         name = ssid.decode("utf-8", "replace")
-        output.errors.print(f"  {number:2}  {name}  [dim]{rssi} dBm[/]", highlight=False)
+        output.say("  {:2}  {}  [dim]{} dBm[/]", number, name, rssi, to=output.errors)
     while True:
         text = await asyncio.to_thread(
             typer.prompt, "Network (number or name)", "1" if networks else None, err=True
@@ -123,7 +126,7 @@ async def choose(networks: list[tuple[bytes, int]]) -> "Network":
         try:
             return Network.of(ssid, password)
         except UsageError as refused:
-            output.errors.print(f"[yellow]{refused.message}[/]")
+            output.say("[yellow]{}[/]", refused.message, to=output.errors)
 
 
 def find(
@@ -140,7 +143,9 @@ def find(
     if len(ready) < 2:
         return ready[0] if ready else asyncio.run(scans.find(radio, None, seconds, opened=opened))
     for number, one in enumerate(ready, 1):
-        output.errors.print(f"  {number:2}  {one.name}  {one.rssi} dBm  {one.state}")
+        output.say(
+            "  {:2}  {}  {} dBm  {}", number, one.name, one.rssi, one.state, to=output.errors
+        )
     which = typer.prompt("Beacon", 1, type=typer.IntRange(1, len(ready)), err=True)  # type: ignore[attr-defined]
     return ready[which - 1]
 
@@ -158,10 +163,8 @@ def steps(quiet: bool) -> Iterator["Tell"]:
     try:
 
         def tell(step: str, detail: str) -> None:
-            line = f"{_WORDS.get(step, step)} {escape(detail)}".strip()
-            output.errors.print(
-                f"[dim]{time.monotonic() - began:6.1f} s[/]  {line}", highlight=False
-            )
+            line = output.plain(f"{_WORDS.get(step, step)} {detail}".strip())
+            output.say("[dim]{:6.1f} s[/]  {}", time.monotonic() - began, line, to=output.errors)
             if step in _LONG:
                 status.start()
                 status.update(line)
@@ -185,11 +188,11 @@ def counting(
         task = bar.add_task("Provisioning", total=total)
 
         def begun(row: "Row") -> None:
-            bar.update(task, description=f"Provisioning {row.beacon}")
+            bar.update(task, description=output.quoted(f"Provisioning {row.beacon}"))
 
         def done(one: "Done") -> None:
-            mark = "[green]✓[/]" if one.ok else "[red]✗[/]"
-            bar.print(f"{mark} {escape(one.beacon)}  {one.result}  {escape(one.detail)}")
+            mark = output.fill("[green]✓[/]" if one.ok else "[red]✗[/]")
+            bar.print(output.fill("{} {}  {}  {}", mark, one.beacon, one.result, one.detail))
             bar.advance(task)
 
         yield begun, done
@@ -202,8 +205,7 @@ def report(outcome: "Outcome", as_json: bool) -> None:
         output.dump(facts)
         return
     online = "online" if outcome.poll == "ok" else "provisioned"
-    say = output.console.print
-    say(f"[green]✓[/] {outcome.name} is {online}, after {outcome.seconds:.1f} s", highlight=False)
+    output.say("[green]✓[/] {} is {}, after {:.1f} s", outcome.name, online, outcome.seconds)
     for name in ("beacon_id", "version", "ssid", "rssi", "ip", "registered", "key"):
         if facts[name] is not None:
-            say(f"  {name:10}  {escape(str(facts[name]))}", highlight=False)
+            output.say("  {:10}  {}", name, facts[name])

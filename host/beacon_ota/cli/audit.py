@@ -73,5 +73,5 @@ def verify(
     if json:
         output.dump(found)
         return
-    output.console.print(f"[green]whole[/]  {found['entries']} entries", highlight=False)
-    output.console.print(f"  head  {found['head']}", highlight=False, soft_wrap=True)
+    output.say("[green]whole[/]  {} entries", found["entries"])
+    output.say("  head  {}", found["head"], soft_wrap=True)

@@ -132,9 +132,9 @@ def add(
     if json:
         output.dump(done)
         return
-    output.console.print(f"[green]registered[/] {beacon_id}", highlight=False)
+    output.say("[green]registered[/] {}", beacon_id)
     if "key" in done:
-        output.console.print(f"  key, shown this once  {done['key']}", highlight=False)
+        output.say("  key, shown this once  {}", done["key"])
 
 
 @app.command()
@@ -201,7 +201,7 @@ def remove(
     """Forget a beacon and its key."""
     remote.confirm(f"Forget the beacon {beacon_id} and its key?", yes)
     remote.client(url, token).remove_beacon(beacon_id)
-    output.console.print(f"{beacon_id} removed", highlight=False)
+    output.say("{} removed", beacon_id)
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
@@ -218,4 +218,4 @@ def _told(done: dict, what: str, json: bool) -> None:
     if json:
         output.dump(done)
     else:
-        output.console.print(f"{done['beacon_id']} {what}", highlight=False)
+        output.say("{} {}", done["beacon_id"], what)

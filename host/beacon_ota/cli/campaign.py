@@ -187,7 +187,7 @@ def _run(
     else:
         for result in results:
             _tell(result)
-        output.console.print(f"report: {page}", highlight=False)
+        output.say("report: {}", page)
     if any(result.wrong for result in results):
         raise typer.Exit(1)
 
@@ -207,7 +207,7 @@ def _one(
     folder = out / name
     start = time.monotonic()
     if not quiet:
-        output.errors.print(f"{name}: preparing", highlight=False)
+        output.say("{}: preparing", name, to=output.errors)
     campaign = runner.find(name)
     plan = campaign.plan(folder, options)
     chosen = list(plan.cases) if cases is None else cases
@@ -251,14 +251,11 @@ class _bar:
     def _told(self, outcome: "Outcome") -> None:
         self._bar.advance(self._task)
         if outcome.wrong and not self._quiet:
-            from rich.markup import escape
-
-            text = escape(f"{outcome.name}: {'; '.join(outcome.wrong)}")
-            self._bar.console.print(f"[bold red]wrong[/] {text}", highlight=False)
+            text = f"{outcome.name}: {'; '.join(outcome.wrong)}"
+            self._bar.console.print(output.fill("[bold red]wrong[/] {}", text), highlight=False)
 
 
 def _tell(result: "Result") -> None:
-    from rich.markup import escape
 
     from beacon_ota.campaign.report import classes
 
@@ -266,9 +263,9 @@ def _tell(result: "Result") -> None:
     title = f"{result.name}: {len(result.outcomes)} cases, {len(result.wrong)} wrong"
     output.console.print(output.table(classes(result.outcomes), columns, title=title))
     for note in result.notes:
-        output.console.print(escape(note), highlight=False)
+        output.say("{}", note)
     for outcome in result.wrong:
-        output.console.print(f"[bold red]wrong[/] {escape(outcome.name)}", highlight=False)
+        output.say("[bold red]wrong[/] {}", outcome.name)
         for line in outcome.wrong:
-            output.console.print(f"  {escape(line)}", highlight=False)
-        output.console.print(f"  {escape(result.repro(outcome.name))}", highlight=False)
+            output.say("  {}", line)
+        output.say("  {}", result.repro(outcome.name))

@@ -34,7 +34,7 @@ def fetch(
     if json:
         output.dump({"file": str(file), "version": stock.version, "sha256": stock.sha256})
     else:
-        output.console.print(f"{stock.version} is in [cyan]{file}[/]", highlight=False)
+        output.say("{} is in [cyan]{}[/]", stock.version, file)
 
 
 @app.command()
@@ -66,9 +66,9 @@ def show(
         output.dump(facts)
         return
     for name in ("file", "source", "interpreter", "idf", "length", "bootloader"):
-        output.console.print(f"[bold]{name:12}[/] {facts[name] or '–'}", highlight=False)
+        output.say("[bold]{:12}[/] {}", name, facts[name] or "–")
     for name, room in rooms.items():
         text = (
             f"{room:,} bytes for the app" if room > 0 else f"[red]too large by {-room:,} bytes[/]"
         )
-        output.console.print(f"[bold]{name:12}[/] {text}", highlight=False)
+        output.say("[bold]{:12}[/] {}", name, text)

@@ -61,9 +61,12 @@ def demo(
 
 
 def _announce(url: str, token: str) -> None:
-    say = output.errors.print
-    say(
-        f"dashboard  [bold cyan]{url}[/]   token  [bold]{token}[/]", highlight=False, soft_wrap=True
+    output.say(
+        "dashboard  [bold cyan]{}[/]   token  [bold]{}[/]",
+        url,
+        token,
+        to=output.errors,
+        soft_wrap=True,
     )
 
 

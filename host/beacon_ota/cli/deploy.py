@@ -47,4 +47,4 @@ def deploy(
         f"{len(done.written)} files sent ({done.size:,} bytes), {len(done.removed)} removed, "
         f"{done.unchanged} unchanged, in {done.seconds:.1f} s"
     )
-    output.console.print(f"[green]✓[/] {text}", highlight=False)
+    output.say("[green]✓[/] {}", text)

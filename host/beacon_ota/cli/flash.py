@@ -65,4 +65,4 @@ def flash(
         output.dump(vars(done))
         return
     text = f"{done.chip} {done.mac}: {done.size:,} bytes in {done.seconds:.1f} s, verified"
-    output.console.print(f"[green]✓[/] {text}", highlight=False)
+    output.say("[green]✓[/] {}", text)

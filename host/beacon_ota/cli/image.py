@@ -382,21 +382,18 @@ def _tell(out: Path, built: "Release", board: "Board", json: bool, more: dict[st
     if json:
         output.dump(facts)
         return
-    say = partial(output.console.print, highlight=False, soft_wrap=True)
-    say(f"[green]✓[/] [bold]{out}[/]")
-    say(
-        f"  {built.info.device_type} {built.info.version}, SHA-256 {built.checksum}",
-        highlight=False,
-    )
-    say(f"  core      {built.core.length:>12,} bytes")
-    say(f"  app       {built.app_size:>12,} bytes, {built.payload:,} of it code")
-    say(f"  slot      {board.slot_size:>12,} bytes, {facts['room']:,} to spare")
+    say = partial(output.say, soft_wrap=True)
+    say("[green]✓[/] [bold]{}[/]", out)
+    say("  {} {}, SHA-256 {}", built.info.device_type, built.info.version, built.checksum)
+    say("  core      {:>12,} bytes", built.core.length)
+    say("  app       {:>12,} bytes, {:,} of it code", built.app_size, built.payload)
+    say("  slot      {:>12,} bytes, {:,} to spare", board.slot_size, facts["room"])
     if "beacon_key" in more:
-        say(f"  new key   {more['beacon_key']}")
+        say("  new key   {}", more["beacon_key"])
     if built.core.interpreter is None:
         say("  [yellow]No MicroPython in it: for virtual beacons only.[/]")
     if built.payload > BUDGET:
-        say(f"  [yellow]More than {BUDGET:,} bytes of code: RAM runs short on the chip.[/]")
+        say("  [yellow]More than {:,} bytes of code: RAM runs short on the chip.[/]", BUDGET)
     if built.info.insecure:
         say("  [bold red]INSECURE: beacons that run it install releases nobody signed.[/]")
 

@@ -138,14 +138,16 @@ def rotate(
         output.dump({"retired": _row(ring, retired), "new": _row(ring, made)})
         return
     _tell(ring, made)
-    output.console.print(
-        f"\nBeacons still trust [cyan]{old}[/], and only that:\n"
-        f"  1. beacon-ota keys export -o keys.json      (without {old})\n"
+    output.say(
+        "\nBeacons still trust [cyan]{0}[/], and only that:\n"
+        "  1. beacon-ota keys export -o keys.json      (without {0})\n"
         "  2. beacon-ota image build --keys keys.json  a release that brings the new set\n"
-        f"  3. beacon-ota release sign --key {old} --key {new}\n"
-        f"  4. sign with both until no beacon is older than that release, then with {new} alone,\n"
-        f"     and destroy {ring.folder / old}.key.pem with its backups.",
-        highlight=False,
+        "  3. beacon-ota release sign --key {0} --key {1}\n"
+        "  4. sign with both until no beacon is older than that release, then with {1} alone,\n"
+        "     and destroy {2}.key.pem with its backups.",
+        old,
+        new,
+        ring.folder / old,
         soft_wrap=True,
     )
 
@@ -165,7 +167,7 @@ def password_(
     ring.signer(name, old)
     fresh = _first_line(new_password_file) if new_password_file else _prompt(name, new=True)
     ring.change_password(name, old, fresh)
-    output.console.print(f"The password of [cyan]{name}[/] is changed.", highlight=False)
+    output.say("The password of [cyan]{}[/] is changed.", name)
 
 
 @app.command()
@@ -176,10 +178,10 @@ def fleet(
     from beacon_ota.trust import encrypt
 
     encrypt.new_fleet_key(out)
-    output.console.print(
-        f"Fleet key in [cyan]{out}[/], readable by you only. It goes into beacons when they are\n"
+    output.say(
+        "Fleet key in [cyan]{}[/], readable by you only. It goes into beacons when they are\n"
         "provisioned, and into release sign --encrypt. The orchestrator never needs it.",
-        highlight=False,
+        out,
         soft_wrap=True,
     )
 
@@ -245,7 +247,7 @@ def _tell(ring: "Keyring", entry: "Entry") -> None:
     def say(label: str, text: object) -> None:
         output.console.print(f"  {label:8} {text}", highlight=False, soft_wrap=True, markup=False)
 
-    output.console.print(f"Key [cyan]{entry.name}[/] is ready.", highlight=False)
+    output.say("Key [cyan]{}[/] is ready.", entry.name)
     say("keyid", row["keyid"])
     say("public", row["public"])
     say("private" if not entry.program else "signer", row["held_by"])

@@ -51,4 +51,4 @@ def remove(
         raise InputError("mirror_unknown", "there is no such mirror", found=name)
     remote.confirm(f"Give up the mirror {name}?", yes)
     client.remove_mirror(found[0]["mirror_id"])
-    output.console.print(f"{name} removed", highlight=False)
+    output.say("{} removed", name)

@@ -4,16 +4,107 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from string import Formatter
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from beacon_ota.errors import BeaconOtaError
 
-console = Console()
-errors = Console(stderr=True)
+# Characters that a terminal obeys, or that hide what is printed: C0 and C1 controls, marks of
+# direction, line and paragraph separators, zero-width characters, halves of surrogate pairs.
+_SEEN = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (
+        *(code for code in range(32) if code not in (9, 10)),
+        *range(0x7F, 0xA0),
+        0x061C,
+        *range(0x200B, 0x2010),
+        *range(0x2028, 0x202F),
+        *range(0x2060, 0x2070),
+        0xFEFF,
+        *range(0xD800, 0xE000),
+    )
+}
+_PLACE = 0x100000  # the first of the private signs that hold a value's place in a template
+
+
+class _Terminal(Console):
+    """A console whose terminal obeys nobody but this program.
+
+    What is printed came from the air, from beacons, other people or files. Rich's own control
+    segments (a bar that moves, a live display) pass; a control character in a text is shown.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if not segment.control and segment.text.translate(_SEEN) != segment.text:
+                segment = Segment(segment.text.translate(_SEEN), segment.style)
+            yield segment
+
+
+console = _Terminal()
+errors = _Terminal(stderr=True)
+
+
+def visible(text: str) -> str:
+    """Return a text with everything shown that a terminal would obey instead of printing it.
+
+    Control characters, marks that turn the direction of what follows, and halves of surrogate
+    pairs come out as ``\\x1b``; newline and tab stay.
+    """
+    return text.translate(_SEEN)
+
+
+def quoted(text: str) -> str:
+    """Return text from elsewhere for the few places where rich takes markup alone."""
+    return escape(visible(text))
+
+
+def plain(value: object) -> Text:
+    """Return text from elsewhere as it is printed: to the letter, neither markup nor control."""
+    return value if isinstance(value, Text) else Text(visible(str(value)))
+
+
+def fill(template: str, *values: object) -> Text:
+    """Return a template of our own, in rich's markup, with values put in.
+
+    Args:
+        values: one for each ``{}``, formatted as it says; :class:`~rich.text.Text` keeps its
+            styles, and everything else is put in as :func:`plain` returns it.
+    """
+    pieces: list[Text] = []
+
+    class Pieces(Formatter):
+        def format_field(self, value: Any, spec: str) -> str:
+            if not isinstance(value, Text):
+                found = format(value if isinstance(value, int | float) else str(value), spec)
+                value = Text(visible(found))
+            pieces.append(value)
+            return chr(_PLACE + len(pieces) - 1)
+
+        def convert_field(self, value: Any, conversion: str | None) -> Any:
+            return value if conversion is None else super().convert_field(value, conversion)
+
+    found = Text.from_markup(Pieces().format(template, *values))
+    for at in reversed([at for at, sign in enumerate(found.plain) if ord(sign) >= _PLACE]):
+        before, _sign, after = found.divide([at, at + 1])
+        piece = pieces[ord(_sign.plain) - _PLACE].copy()
+        for span in _sign.spans:
+            piece.stylize_before(span.style)
+        found = before.append_text(piece).append_text(after)
+    return found
+
+
+def say(template: str, *values: object, to: Console | None = None, **how: Any) -> None:
+    """Print a filled template on stdout, or on another console."""
+    (to or console).print(fill(template, *values), highlight=False, **how)
 
 
 def emit(
@@ -45,7 +136,7 @@ def table(
 
 def loud(text: str) -> Text:
     """Return a cell that nobody overlooks."""
-    return Text(text, style="bold red")
+    return Text(visible(text), style="bold red")
 
 
 def dump(value: object) -> None:
@@ -75,18 +166,18 @@ def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable
         TransferSpeedColumn(),
     )
     with Progress(*columns, console=errors, disable=quiet) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(quoted(what), total=total)
         yield lambda done: bar.update(task, completed=done)
 
 
 def fail(error: BeaconOtaError) -> None:
     """Print a named failure on stderr: what, found, expected, code."""
-    errors.print(f"[bold red]error[/] {escape(error.message)}", highlight=False)
+    say("[bold red]error[/] {}", error.message, to=errors)
     if error.found is not None:
-        errors.print(f"  found     {escape(str(error.found))}", highlight=False)
+        say("  found     {}", error.found, to=errors)
     if error.expected is not None:
-        errors.print(f"  expected  {escape(str(error.expected))}", highlight=False)
-    errors.print(f"  code      {error.code}", highlight=False)
+        say("  expected  {}", error.expected, to=errors)
+    say("  code      {}", error.code, to=errors)
 
 
 def _cell(value: object) -> str | Text:
@@ -96,4 +187,4 @@ def _cell(value: object) -> str | Text:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return escape(str(value))
+    return plain(value)

@@ -134,7 +134,7 @@ def scan(
     output.emit(rows, _COLUMNS, as_json=json)
     others = len(found) - len(rows)
     if others and not json:
-        output.console.print(f"and {others} that cannot be provisioned now (--all)")
+        output.say("and {} that cannot be provisioned now (--all)", others)
 
 
 @app.command()
@@ -249,7 +249,7 @@ def reset(
     if json:
         output.dump({"name": found.name, "address": found.address, "reset": True})
     else:
-        output.console.print(f"[green]✓[/] {found.name} has forgotten what it was given")
+        output.say("[green]✓[/] {} has forgotten what it was given", found.name)
 
 
 @app.command()

@@ -150,4 +150,4 @@ def _move(
     if json:
         output.dump(done)
     else:
-        output.console.print(f"{done['device_type']} {done['version']} is {done['state']}")
+        output.say("{} {} is {}", done["device_type"], done["version"], done["state"])

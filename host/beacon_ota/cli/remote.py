@@ -87,7 +87,7 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError("not_confirmed", f"{question} Say --yes to do it.", expected="--yes")
-    typer.confirm(question, abort=True)
+    typer.confirm(output.visible(question), abort=True)
 
 
 def moment(text: str | None) -> str:
@@ -109,13 +109,11 @@ def ident(text: str | None) -> str:
 
 def show(pairs: dict[str, Any], title: str) -> None:
     """Print names and values, one a line."""
-    from rich.markup import escape
-
-    output.console.print(f"[bold]{escape(title)}[/]", highlight=False)
+    output.say("[bold]{}[/]", title)
     width = max(map(len, pairs), default=0)
     for name, value in pairs.items():
-        text = "–" if value is None or value == "" else escape(str(value))
-        output.console.print(f"  {name:{width}}  {text}", highlight=False)
+        text = "–" if value is None or value == "" else value
+        output.say("  {}  {}", name.ljust(width), text)
 
 
 def watch(draw: Callable[[], Any], *, every_s: float, done: Callable[[], bool]) -> None:

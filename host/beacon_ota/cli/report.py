@@ -1,17 +1,17 @@
 """How ``image inspect`` shows a report to a person."""
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from beacon_ota.cli import output
 from beacon_ota.images.facts import Report
 
 _MARKS = {
-    "good": "[green]✓[/]",
-    "note": "[blue]·[/]",
-    "warn": "[bold yellow]![/]",
-    "bad": "[bold red]✗[/]",
+    "good": output.fill("[green]✓[/]"),
+    "note": output.fill("[blue]·[/]"),
+    "warn": output.fill("[bold yellow]![/]"),
+    "bad": output.fill("[bold red]✗[/]"),
 }
 _VALUES = "(values)"
 _NAMED = ("files", "values", _VALUES)  # below these, keys are names of their own
@@ -30,19 +30,20 @@ _SIZES = (
 
 def show(name: str, report: Report) -> None:
     """Print findings first, then the facts behind them."""
-    say = output.console.print
-    say(
-        f"[bold]{escape(name)}[/]: [cyan]{report.kind}[/], {report.size:,} bytes",
-        highlight=False,
+    output.say(
+        "[bold]{}[/]: [cyan]{}[/], {:,} bytes",
+        name,
+        report.kind,
+        report.size,
         soft_wrap=True,
     )
-    say(f"SHA-256 {report.sha256}\n", highlight=False, soft_wrap=True)
+    output.say("SHA-256 {}\n", report.sha256, soft_wrap=True)
     for finding in report.findings:
-        text = escape(finding.text)
+        text = output.plain(finding.text)
         if finding.code == "insecure":
-            text = f"[bold red]{text}[/]"
-        say(f" {_MARKS[finding.level]} {text}", highlight=False, soft_wrap=True)
-    say()
+            text = output.fill("[bold red]{}[/]", text)
+        output.say(" {} {}", _MARKS[finding.level], text, soft_wrap=True)
+    output.say("")
     for key, value in report.facts.items():
         _fact(key, value)
 
@@ -51,25 +52,29 @@ def _fact(key: str, value: object) -> None:
     if isinstance(value, list) and value and all(_flat(row) for row in value):
         output.console.print(_table(key, value))
     elif isinstance(value, dict | list):
-        tree = Tree(f"[bold]{_label(key)}[/]", guide_style="dim")
+        tree = Tree(output.fill("[bold]{}[/]", _label(key)), guide_style="dim")
         _grow(tree, key, value)
         output.console.print(tree, highlight=False, soft_wrap=True)
     else:
-        output.console.print(f"[bold]{_label(key)}[/] {_text(key, value)}", highlight=False)
+        output.say("[bold]{}[/] {}", _label(key), _text(key, value))
 
 
 def _grow(tree: Tree, parent: str, value: object) -> None:
     rows = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
     for key, found in rows:
-        label = escape(str(key)) if parent in _NAMED else _label(str(key))
+        label = output.plain(key) if parent in _NAMED else _label(str(key))
         if isinstance(found, list) and found and all(_flat(row) for row in found):
             tree.add(_table(str(key), found))
         elif isinstance(found, dict | list):
             if isinstance(found, dict) and "partition" in found:
-                label = str(found["partition"])
-            _grow(tree.add(f"[bold]{label}[/]"), _VALUES if parent == "values" else str(key), found)
+                label = output.plain(found["partition"])
+            _grow(
+                tree.add(output.fill("[bold]{}[/]", label)),
+                _VALUES if parent == "values" else str(key),
+                found,
+            )
         else:
-            tree.add(f"{label}: {_text(str(key), found)}")
+            tree.add(output.fill("{}: {}", label, _text(str(key), found)))
 
 
 def _flat(row: object) -> bool:
@@ -87,11 +92,11 @@ def _table(key: str, rows: list[dict[str, object]]) -> Table:
     return table
 
 
-def _label(key: str) -> str:
-    return escape(key.replace("_", " "))
+def _label(key: str) -> Text:
+    return output.plain(key.replace("_", " "))
 
 
-def _text(key: str, value: object) -> str:
+def _text(key: str, value: object) -> str | Text:
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -100,4 +105,4 @@ def _text(key: str, value: object) -> str:
         return f"0x{value:X}"
     if isinstance(value, int) and key in _SIZES:
         return f"{value:,}"
-    return escape(str(value))
+    return output.plain(value)

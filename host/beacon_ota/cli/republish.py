@@ -266,10 +266,13 @@ def send(
 
 def tell(done: dict[str, Any]) -> None:
     """Say what was uploaded."""
-    output.console.print(
-        f"[green]uploaded[/] {done['device_type']} {done['version']} as {done['firmware_id']}, "
-        f"{done['state']}, {'signed' if done['signed'] else '[bold red]not signed[/]'}",
-        highlight=False,
+    output.say(
+        "[green]uploaded[/] {} {} as {}, {}, {}",
+        done["device_type"],
+        done["version"],
+        done["firmware_id"],
+        done["state"],
+        "signed" if done["signed"] else output.loud("not signed"),
     )
 
 

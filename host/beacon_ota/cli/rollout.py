@@ -333,22 +333,19 @@ def _row(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(found: dict[str, Any]) -> None:
-    output.console.print(
-        f"[bold]{found['name']}[/]  {found['rollout_id']}  {_status(found)}", highlight=False
-    )
+    output.say("[bold]{}[/]  {}  {}", found["name"], found["rollout_id"], _status(found))
 
 
-def _status(found: dict[str, Any]) -> str:
+def _status(found: dict[str, Any]) -> output.Text:
     colour = {"active": "green", "completed": "green", "halted": "bold red"}.get(
         found["status"], "yellow"
     )
-    return f"[{colour}]{found['status']}[/]  {found['reason']}"
+    return output.fill(f"[{colour}]{{}}[/]  {{}}", found["status"], found["reason"])
 
 
 def _picture(found: dict[str, Any]):
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
     table = Table()
     for name in _WAVE:
@@ -358,13 +355,13 @@ def _picture(found: dict[str, Any]):
         for stage, counts in enumerate(wave.get("counts") or [{}]):
             here = stage == wave["stage"]
             table.add_row(
-                wave["name"] if stage == 0 else "",
+                output.plain(wave["name"]) if stage == 0 else "",
                 f"{'▶' if here and not wave['ended_at'] else ' '} {stage + 1}/{wave['stages']}",
                 f"{wave['share']:.0%}" if here else "",
                 *(str(counts.get(name, "–")) for name in _WAVE[3:8]),
-                f"{waits['reason']}: {waits['detail']}" if here and waits else "",
+                output.fill("{}: {}", waits["reason"], waits["detail"]) if here and waits else "",
             )
-    head = Text.from_markup(f"[bold]{found['name']}[/]  {_status(found)}")
+    head = output.fill("[bold]{}[/]  {}", found["name"], _status(found))
     return Group(head, table)
 
 
@@ -396,7 +393,7 @@ def _timeline(found: dict[str, Any], each: bool) -> None:
             for slot in sorted(found["beacons"], key=lambda it: (it["at"] or "~", it["beacon_id"]))
         ]
         output.emit(slots, ("beacon_id", "wave", "stage", "at", "reason"), as_json=False)
-    output.console.print(f"ends {remote.moment(found['ends_at'])}", highlight=False)
+    output.say("ends {}", remote.moment(found["ends_at"]))
     for reason, count in found["left_out"].items():
-        output.console.print(f"left out: {count} ({reason})", highlight=False)
-    output.console.print(f"--seed {found['seed']} starts exactly this", highlight=False)
+        output.say("left out: {} ({})", count, reason)
+    output.say("--seed {} starts exactly this", found["seed"])

@@ -161,11 +161,11 @@ def _trusted(data: Path, keys: Path | None):
 
 def _greet(url: str, token: str | None, token_file: Path | None, insecure: bool) -> None:
     print = output.console.print
-    print(f"[bold]Beacon OTA[/] on [cyan]{url}[/]   API [cyan]{url}/docs[/]", highlight=False)
+    output.say("[bold]Beacon OTA[/] on [cyan]{}[/]   API [cyan]{}/docs[/]", url, url)
     if token is not None:
-        print(f"first admin token, shown this once:  [bold]{token}[/]", highlight=False)
-        print(f"  export BEACON_OTA_URL={url} BEACON_OTA_TOKEN={token}", highlight=False)
+        output.say("first admin token, shown this once:  [bold]{}[/]", token)
+        output.say("  export BEACON_OTA_URL={} BEACON_OTA_TOKEN={}", url, token)
     elif token_file is not None and token_file.exists():
-        print(f"admin token in {token_file}", highlight=False)
+        output.say("admin token in {}", token_file)
     if insecure:
         print("[bold red]insecure[/]: releases without a signature are accepted", highlight=False)

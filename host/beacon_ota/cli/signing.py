@@ -304,5 +304,5 @@ def _show(row: dict[str, object]) -> None:
         if name in shown:
             value = shown[name]
             text = ("no", "yes")[value] if isinstance(value, bool) else str(value)
-            table.add_row(name.replace("_", " "), output.escape(text))
+            table.add_row(name.replace("_", " "), output.plain(text))
     output.console.print(table)

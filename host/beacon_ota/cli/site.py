@@ -71,11 +71,11 @@ def remove(
     """Remove a site without beacons."""
     remote.confirm(f"Remove the site {path}?", yes)
     remote.client(url, token).remove_site(path)
-    output.console.print(f"{path} removed", highlight=False)
+    output.say("{} removed", path)
 
 
 def _told(done: dict, what: str, json: bool) -> None:
     if json:
         output.dump(done)
     else:
-        output.console.print(f"{done['path']} {what}", highlight=False)
+        output.say("{} {}", done["path"], what)

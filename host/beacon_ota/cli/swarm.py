@@ -157,7 +157,7 @@ class _Screen:
     def tell(self, text: str) -> None:
         self._what = text
         if self._live is not None:
-            self._live.console.print(f"[dim]──[/] {text}", highlight=False)
+            self._live.console.print(output.fill("[dim]──[/] {}", text), highlight=False)
 
     def enrolled(self, done: int) -> None:
         if self._live is not None and done % 50 == 0:

@@ -80,7 +80,7 @@ def revoke(
         remote.client(url, token).revoke_token(token_id)
     else:
         _revoke_offline(data, token_id)
-    output.console.print(f"{token_id} revoked", highlight=False)
+    output.say("{} revoked", token_id)
 
 
 def _new_offline(data: Path, name: str, role: str, days: float | None) -> dict:

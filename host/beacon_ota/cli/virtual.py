@@ -211,7 +211,7 @@ def _tell(beacon, shown: int) -> int:
         if boot.ended:
             told.append(f"boot {boot.number} ended: {boot.ended} {boot.detail}".rstrip())
     for line in told[shown:]:
-        output.errors.print(f"[dim]── {line}[/]", highlight=False)
+        output.say("[dim]── {}[/]", line, to=output.errors)
     return len(told)
 
 

@@ -82,7 +82,7 @@ def remove(
     webhook_id = _id(client, webhook)
     remote.confirm(f"Remove the webhook {webhook}?", yes)
     client.remove_webhook(webhook_id)
-    output.console.print(f"{webhook} removed", highlight=False)
+    output.say("{} removed", webhook)
 
 
 @app.command()
@@ -117,7 +117,7 @@ def retry(
     wanted = [delivery_id] if delivery_id else _given_up(client.webhook(webhook_id, 1000)["log"])
     for one in wanted:
         client.retry_delivery(webhook_id, one)
-    output.console.print(f"{len(wanted)} queued again", highlight=False)
+    output.say("{} queued again", len(wanted))
 
 
 @app.command()
@@ -125,7 +125,7 @@ def test(webhook: Hook, url: UrlOption = None, token: TokenOption = None) -> Non
     """Deliver something that did not happen, to see whether it arrives."""
     client = remote.client(url, token)
     done = client.do_webhook(_id(client, webhook), "test")
-    output.console.print(f"{done['delivery_id']} queued", highlight=False)
+    output.say("{} queued", done["delivery_id"])
 
 
 @app.command()

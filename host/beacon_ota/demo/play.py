@@ -283,7 +283,7 @@ class Play:
         row = {"in_a_row": min(3, -(-self._count // 10))}
         rollout = self._start(firmware, {"ladder": LADDER, "gate": GATE | row}, BAD)
         self._follow(rollout, "halted", lambda: self._status == "halted")
-        stage.say(f"[bold red]halted by itself[/]: {self._reason}")
+        stage.say("[bold red]halted by itself[/]: {}", self._reason)
 
         def ended() -> bool:
             rows = list(self._client.attempts(rollout))
@@ -355,7 +355,7 @@ class Play:
             where = rollout["waves"][wave]["name"]
             if isinstance(stage, int):
                 where += f", stage {stage + 1}"
-            self._stage.say(f"{rollout['version']}: {where}: {_TOLD[change['kind']]}")
+            self._stage.say("{}: {}: {}", rollout["version"], where, _TOLD[change["kind"]])
 
     @property
     def _status(self) -> str:

@@ -71,9 +71,10 @@ class Stage:
         self.refresh()
         self._live.stop()
 
-    def say(self, text: str) -> None:
-        """Add a line, in rich markup."""
-        line = Text.from_markup(f"[dim]{time.monotonic() - self._begun:6.1f} s[/]  {text}")
+    def say(self, text: str, *values: object) -> None:
+        """Add a line: a template in rich markup, and what is put into it."""
+        told = output.fill(text, *values)
+        line = output.fill("[dim]{:6.1f} s[/]  {}", time.monotonic() - self._begun, told)
         self._lines.append(line)
         if self._plain:
             output.console.print(line, soft_wrap=True)
