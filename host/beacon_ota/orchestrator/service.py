@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from beacon_ota.orchestrator.store import (
     changes,
     events,
     firmwares,
+    orphans,
     sites,
     webhooks,
 )
@@ -142,10 +144,7 @@ class Service:
         """Read the database, remove what a crash left over, and begin the background work."""
         self.db.start()
         self.db.read_now(self._load)
-        known = self.db.read_now(firmwares.blobs)
-        others = self.shared or self.settings.images is not None
-        for digest in self.blobs.sweep(known, UNDER_WAY_S if others else 0.0):
-            log.warning("removed an image file that no release refers to: %s", digest)
+        await self._sweep()
         self.run(self._flushing())
         self.run(self._pruning())
         self.run(self._checking())
@@ -162,6 +161,28 @@ class Service:
 
     async def catch_up(self) -> None:
         """Wait until the view holds what other processes have committed; here there are none."""
+
+    async def _sweep(self) -> None:
+        """Remove what a crash left over of uploads, and images that have long had no release.
+
+        An image without a release is mostly the sign of a database that is not the one that these
+        images belong to: a new one, or an older copy. So it stays for ``orphans.GRACE_S`` after it
+        was first found, and an empty database removes none.
+        """
+        known = self.db.read_now(firmwares.blobs)
+        others = self.shared or self.settings.images is not None
+        age_s = UNDER_WAY_S if others else 0.0
+        found = set(self.blobs.orphans(known, time.time() - age_s))
+        due: set[str] = set()
+        if found and known:
+            due = await self.db.write(orphans.mark, found, self.clock.now())
+        if found - due:
+            log.warning(
+                "%d image files belong to no release of this database; they are kept",
+                len(found - due),
+            )
+        for digest in self.blobs.sweep(known | (found - due), age_s):
+            log.warning("removed an image file that no release has referred to: %s", digest)
 
     def run(self, work: Awaitable[None]) -> None:
         """Run a task of the background for as long as the orchestrator runs."""
