@@ -2,8 +2,8 @@
 
 A file is written beside, synchronised, and renamed before the row that refers to it is
 committed. So a row always has its bytes, and what a crash leaves over is a file without a row,
-removed after a while (``store.orphans``). What is served comes from memory, where it got by being hashed: bytes
-that changed on the disk are noticed before the first of them leaves.
+removed after a while (``store.orphans``). What is served comes from memory, where it got by
+being hashed: bytes that changed on the disk are noticed before the first of them leaves.
 """
 
 import asyncio
