@@ -26,7 +26,6 @@ TRIAL_LIMIT = 900_000  # ms that an unconfirmed release may run
 TRIAL_WDT = 60_000  # ms
 RESCUE = 8  # crashes in a row before the other slot gets its turn
 
-FULL = -4357  # ESP_ERR_NVS_NOT_ENOUGH_SPACE
 
 crashes = 0
 failure = None  # why there is no app to run
@@ -39,6 +38,10 @@ def note(code, detail):
         nvs = NVS("beacon")
         entry = bytearray(1024)
         seq = 0
+        try:
+            seq = max(0, nvs.get_i32("jrn_ack"))
+        except OSError:
+            pass  # nothing was delivered yet
         for i in range(8):
             try:
                 size = nvs.get_blob("journal%d" % i, entry)
@@ -62,8 +65,9 @@ def note(code, detail):
         print("journal: not stored:", repr(error))
 
 
-# Counts this reset, and returns how many there were in a row. A number that NVS does not keep is
-# reported as 1: by a count that stands still, every reset would be the eighth.
+# Counts this reset, and returns how many there were in a row. Where NVS does not keep the number,
+# RTC memory does, as long as there is power: a count that stands still would never bring a rescue,
+# or with every reset.
 def count():
     try:
         nvs = NVS("beacon")
@@ -72,19 +76,18 @@ def count():
         except OSError:
             number = 0  # not there yet
         number = number + 1 if 0 <= number < 1 << 29 else 1
-        # The journal of a full NVS gives up its places: being rescued is worth more.
-        for i in range(-1, 8):
-            try:
-                if i >= 0:
-                    nvs.erase_key("journal%d" % i)
-                nvs.set_i32("crashes", number)
-                break
-            except OSError as error:
-                if i < 0 and error.errno != FULL:
-                    break
+        nvs.set_i32("crashes", number)
         nvs.commit()
         if nvs.get_i32("crashes") == number:
             return number
+    except Exception as error:
+        print("crashes: not stored:", repr(error))
+    try:
+        memory = machine.RTC().memory
+        kept = memory()
+        number = min(kept[7] + 1, 255) if kept[:7] == b"crashes" and len(kept) == 8 else 1
+        memory(b"crashes" + bytes((number,)))
+        return number
     except Exception as error:
         print("crashes: not counted:", repr(error))
     return 1

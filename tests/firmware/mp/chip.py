@@ -113,7 +113,9 @@ class Chip:
         # What is wrong with NVS: `nvs_full` takes no new value but gives old ones up, `nvs_worn`
         # changes nothing any more, `nvs_broken` could not be initialised.
         self.nvs_full = self.nvs_worn = self.nvs_broken = False
+        self.rtc = b""
         self.nvs_room = 0  # values that still fit in although it is full
+        self.nvs_fails = ()  # changes to come that fail, by number from now on
         self.running = None
         self.cause = 1
         self.ops = 0
@@ -151,6 +153,12 @@ class Chip:
             self.flash[at + i] = bits | self.stuck.get(at + i, 0)
         if not whole:
             raise Cut
+
+    # Does this change of NVS fail?
+    def worn(self):
+        fails = self.nvs_worn or 0 in self.nvs_fails
+        self.nvs_fails = [n - 1 for n in self.nvs_fails if n]
+        return fails
 
     def row(self, label):
         for row in self.rows:
@@ -219,6 +227,8 @@ class Chip:
     # Runs the second-stage bootloader; sets and returns the running row.
     def boot(self, cause=2):
         self.cause = cause
+        if cause == 1:
+            self.rtc = b""
         self.wdt = self.timer = None
         slots = self.slots()
         factory = [row for row in self.rows if row[0] == 0 and row[1] == 0]
@@ -449,7 +459,7 @@ def modules(chip):
                 raise OSError(-4361, "ESP_ERR_NVS_KEY_TOO_LONG")
             if chip.nvs.get((self.space, key)) == value:
                 return
-            if chip.nvs_worn:
+            if chip.worn():
                 raise OSError(-24577, "ESP_ERR_FLASH_OP_FAIL")
             if chip.nvs_full:
                 if not chip.nvs_room:
@@ -470,7 +480,7 @@ def modules(chip):
         def erase_key(self, key):
             if (self.space, key) not in chip.nvs:
                 raise OSError(-4354, "ESP_ERR_NVS_NOT_FOUND")
-            if chip.nvs_worn:
+            if chip.worn():
                 raise OSError(-24577, "ESP_ERR_FLASH_OP_FAIL")
             if not chip._op():
                 raise Cut
@@ -517,7 +527,16 @@ def modules(chip):
                 raise OSError(-259, "ESP_ERR_INVALID_STATE")
             chip.wdt = timeout
 
+    class RTC:
+        def memory(self, data=None):
+            if "rtc" in chip.failing:
+                raise ValueError("no memory")
+            if data is None:
+                return chip.rtc
+            chip.rtc = bytes(data)
+
     machine.Timer = Timer
+    machine.RTC = RTC
     sys.modules["esp32"] = esp32
     sys.modules["machine"] = machine
     return esp32, machine
