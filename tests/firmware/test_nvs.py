@@ -6,8 +6,6 @@ import time
 
 import pytest
 
-from beacon_ota import paths
-from beacon_ota.virtual import board
 from beacon_ota.virtual.bluetooth import Advertiser
 from tests.firmware.beacons import Bench, bench, make
 
@@ -221,10 +219,3 @@ def test_hangs_until_the_rescue_are_reported_as_such(small_core, v1):
         assert back["detail"] == "rescued to ota_0: 8 resets, the last by watchdog"
         entry = next(e for e in b.server.journal() if e[3] == "rescue")
         assert entry[4] in back["detail"] and len(entry[4]) <= 80
-
-
-def test_stage_0_and_app_speak_of_the_same_memory():
-    """What stage 0 counts in, the app empties: both name RTC memory."""
-    assert "RTC().memory" in paths.data("firmware", "stage0", "boot.py").read_text()
-    assert 'RTC().memory(b"")' in paths.data("firmware", "app", "main.py").read_text()
-    assert board.Rtc().memory == b""

@@ -160,6 +160,8 @@ class Nvs:
 
     def drain(self) -> None:
         """Give the room back that :meth:`fill` took."""
+        if FILLER.encode() not in self._names:
+            return
         namespace = self.open(FILLER)
         for space, key in list(self.all()):
             if space == FILLER:
