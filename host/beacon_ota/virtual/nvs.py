@@ -154,9 +154,12 @@ class Nvs:
     def fill(self) -> None:
         """Let another part of the firmware take all the room that is left."""
         namespace = self.open(FILLER)
-        with contextlib.suppress(EspError):
-            for number in itertools.count():
-                self.set(namespace, f"n{number}", number)
+        numbers = itertools.count()
+        for size in (2000, 500, 100, 0):  # the last gaps are for numbers, one entry each
+            with contextlib.suppress(EspError):
+                while True:
+                    number = next(numbers)
+                    self.set(namespace, f"n{number}", bytes(size) or number)
 
     def drain(self) -> None:
         """Give the room back that :meth:`fill` took."""
