@@ -19,6 +19,11 @@ _GIVEN = (
 )
 
 
-# All of it or nothing, whenever the power fails.
+# All of it or nothing, whenever the power fails. A full NVS has no room for the intention: then one
+# after the other, the key first, and who was cut off by the power has to ask again.
 def forget(store):
-    store.put_all(dict.fromkeys(_GIVEN))
+    try:
+        store.put_all(dict.fromkeys(_GIVEN))
+    except OSError:
+        for key in ("beacon_key",) + _GIVEN:
+            store.put(key, None)

@@ -6,12 +6,16 @@ from net import clock
 
 _PLACES = const(8)
 _DETAIL = const(80)  # characters
+_LAST = const(0x1FFFFFFF)  # number of an entry; a larger one is none that was counted up to
 
 
 class Journal:
     def __init__(self, store):
         self._store = store
-        self._ack = self._head = store.number("jrn_ack")
+        self._ack = store.number("jrn_ack")
+        if not 0 <= self._ack < _LAST:
+            self._ack = 0
+        self._head = self._ack
         self._last = None
         for entry in self._read():
             self._head = max(self._head, entry[0])
@@ -28,11 +32,12 @@ class Journal:
         if words == self._last and self._head > self._ack:
             return
         seq = self._head + 1
-        try:
-            self._store.put("journal%d" % (seq % _PLACES), [seq, clock.utc()] + words)
-        except OSError as error:
-            print("journal: not stored:", error)
-            return
+        place = "journal%d" % (seq % _PLACES)
+        entry = [seq, clock.utc()] + words
+        # A full NVS has room again once the oldest entry is gone.
+        if not self._store.try_put(place, entry):
+            if not self._store.try_put(place, None) or not self._store.try_put(place, entry):
+                return
         self._head = seq
         self._last = words
 
@@ -46,10 +51,7 @@ class Journal:
     def acked(self, seq):
         if self._ack < seq <= self._head:
             self._ack = seq
-            try:
-                self._store.put("jrn_ack", seq)
-            except OSError as error:
-                print("journal: acknowledgement not stored:", error)
+            self._store.try_put("jrn_ack", seq)
 
     def _read(self):
         entries = []
@@ -72,6 +74,6 @@ def _is_entry(entry):
         and len(entry) == 5
         and isinstance(entry[0], int)
         and isinstance(entry[1], int)
-        and entry[0] > 0
+        and 0 < entry[0] < _LAST
         and all(isinstance(text, str) and len(text) <= _DETAIL for text in entry[2:])
     )

@@ -122,9 +122,15 @@ class Beacon:
     # A confirmed release that runs for a while has not crashed: stage 0 counts from zero again.
     async def _healthy(self):
         await asyncio.sleep(self.store.policy("healthy_s"))
-        if not self.slots.on_trial() and self.store.number("crashes"):
-            self.store.put("crashes", None)
+        if not self.slots.on_trial():
+            self.forget_crashes()
         self.radio.healthy()
+
+    # Stage 0 counts in NVS, and in RTC memory where NVS takes nothing.
+    def forget_crashes(self):
+        if self.store.number("crashes"):
+            self.store.try_put("crashes", None)
+        machine.RTC().memory(b"")
 
     async def run(self):
         start = self.supervisor.start

@@ -39,14 +39,30 @@ POLICY = {
 }
 
 
+# Stands in for an NVS that cannot be opened (damaged, or full before there was a namespace):
+# nothing is in it and nothing goes in, but the beacon runs.
+class _Closed:
+    def __init__(self, code):
+        self._code = code
+
+    def _refuse(self, *_):
+        raise OSError(self._code, "nvs cannot be opened")
+
+    get_blob = get_i32 = set_blob = set_i32 = erase_key = commit = _refuse
+
+
 # Reads are bounded and forgiving: a key that is missing, of another type, or longer than anybody
-# would have written reads as its default. Writes raise OSError when NVS does.
+# would have written reads as its default. Writes raise OSError when NVS does (it is full, or its
+# flash is worn out); nothing of them has happened then, as far as that flash still allows.
 class Store:
     def __init__(self):
-        self._nvs = NVS("beacon")  # one handle: they are never given back
+        try:
+            self._nvs = NVS("beacon")  # one handle: they are never given back
+        except OSError as error:
+            print("settings:", error)
+            self._nvs = _Closed(error.errno)
         self._recover()
-        policy = self.record("policy")
-        self._policy = policy if isinstance(policy, dict) else {}
+        self.load_policy()
 
     def blob(self, key, limit=_TEXT):
         buf = bytearray(limit)
@@ -87,6 +103,15 @@ class Store:
             self._replace(key, value if isinstance(value, bytes) else value.encode())
         self._nvs.commit()
 
+    # The same for what the beacon can do without: False when NVS does not take it.
+    def try_put(self, key, value):
+        try:
+            self.put(key, value)
+        except OSError as error:
+            print("settings: %s not stored: %s" % (key, error))
+            return False
+        return True
+
     # ESP-IDF can lose a blob whose new value was cut off between its data and its index: at the
     # next start the old data pass for a duplicate. A value that is replaced therefore lies in
     # `spare`, a key of its own, until the replacement is whole.
@@ -112,8 +137,34 @@ class Store:
                 kind, value = _NUMBER, pack(">i", value)
             log += bytes((len(key),)) + key.encode() + pack(">BH", kind, len(value)) + value
         if log:
+            old = {key: self._stored(key) for key in values}
             self._nvs.set_blob(_SPARE, log)
-            self._redo(log)
+            try:
+                self._redo(log)
+            except OSError:
+                self._undo(old)
+                raise
+
+    def _stored(self, key):
+        try:
+            return self._nvs.get_i32(key)
+        except OSError:
+            return self.blob(key, _RECORD) or None
+
+    # NVS did not take all of it: back to what there was. `spare` goes first, for it takes the room
+    # that the old values may need: ESP-IDF can lose one whose replacement found none.
+    def _undo(self, old):
+        for key in [_SPARE] + list(old):
+            value = old.get(key)
+            try:
+                if value is None:
+                    self._erase(key)
+                elif isinstance(value, int):
+                    self._nvs.set_i32(key, value)
+                else:
+                    self._nvs.set_blob(key, value)
+            except OSError as error:
+                print("settings: %s not as before: %s" % (key, error))
 
     def _redo(self, log):
         at = 0
@@ -148,7 +199,12 @@ class Store:
                 self._redo(log)
             except (OSError, ValueError, IndexError) as error:
                 print("settings: not finished:", repr(error))
-                self._erase(_SPARE)
+                self.try_put(_SPARE, None)
+
+    # After somebody has changed it.
+    def load_policy(self):
+        policy = self.record("policy")
+        self._policy = policy if isinstance(policy, dict) else {}
 
     # A tunable number, within its bounds whatever the record says.
     def policy(self, name):
@@ -158,7 +214,8 @@ class Store:
             return default
         return min(max(value, low), high)
 
-    # Changes what was tuned, for good.
-    def set_policy(self, name, value):
-        self._policy[name] = value
-        self.put("policy", self._policy)
+    # The record with one number changed, for put_all.
+    def policy_with(self, name, value):
+        changed = self._policy.copy()
+        changed[name] = value
+        return json.dumps(changed).encode()

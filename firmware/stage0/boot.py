@@ -1,6 +1,9 @@
 # Stage 0: the first Python of every boot. Written once at flashing and never again in the field, so
 # it is short, imports nothing from the app and trusts nothing it reads. In this order: put the boot
 # on trial or not, give a trial its hard limits, find the running slot's app and mount it.
+# An exception must never leave this file: the port would skip main.py, and the chip would stay at
+# the prompt. A trial that cannot be limited ends in a reset; whatever else fails (NVS above all) is
+# printed, and the app starts without it.
 # What it defines at the top stays for main.py, which runs in the same namespace.
 
 import json
@@ -23,26 +26,71 @@ TRIAL_LIMIT = 900_000  # ms that an unconfirmed release may run
 TRIAL_WDT = 60_000  # ms
 RESCUE = 8  # crashes in a row before the other slot gets its turn
 
+
 crashes = 0
+failure = None  # why there is no app to run
 
 
 # One line in the error journal: the same ring that the app keeps, because what stage 0 has to say
-# is said when no app is there to say it.
+# is said when no app is there to say it. It never raises: no reset waits for a reason.
 def note(code, detail):
-    nvs = NVS("beacon")
-    entry = bytearray(512)
-    seq = 0
-    for i in range(8):
+    try:
+        nvs = NVS("beacon")
+        entry = bytearray(1024)
+        seq = 0
         try:
-            size = nvs.get_blob("journal%d" % i, entry)
-            seq = max(seq, json.loads(entry[:size])[0])
-        except (OSError, ValueError, TypeError, IndexError):
-            continue  # an unused or unreadable place of the ring
-    seq += 1
-    now = int(time.time()) + (946684800 if time.gmtime(0)[0] == 2000 else 0)
-    entry = [seq, now if now > 1735689600 else 0, "boot", code, detail[:80]]
-    nvs.set_blob("journal%d" % (seq % 8), json.dumps(entry))
-    nvs.commit()
+            seq = max(0, nvs.get_i32("jrn_ack"))
+        except OSError:
+            pass  # nothing was delivered yet
+        for i in range(8):
+            try:
+                size = nvs.get_blob("journal%d" % i, entry)
+                found = json.loads(entry[:size])[0]
+                if isinstance(found, int) and found < 1 << 30:
+                    seq = max(seq, found)
+            except Exception:
+                continue  # an unused or unreadable place of the ring
+        seq += 1
+        now = int(time.time()) + (946684800 if time.gmtime(0)[0] == 2000 else 0)
+        entry = json.dumps([seq, now if now > 1735689600 else 0, "boot", code, detail[:80]])
+        place = "journal%d" % (seq % 8)
+        try:
+            nvs.set_blob(place, entry)
+        except OSError:
+            # A full NVS has room again once the oldest entry is gone.
+            nvs.erase_key(place)
+            nvs.set_blob(place, entry)
+        nvs.commit()
+    except Exception as error:
+        print("journal: not stored:", repr(error))
+
+
+# Counts this reset, and returns how many there were in a row. Where NVS does not keep the number,
+# RTC memory does, as long as there is power: a count that stands still would never bring a rescue,
+# or with every reset.
+def count():
+    try:
+        nvs = NVS("beacon")
+        try:
+            number = nvs.get_i32("crashes")
+        except OSError:
+            number = 0  # not there yet
+        number = number + 1 if 0 <= number < 1 << 29 else 1
+        nvs.set_i32("crashes", number)
+        nvs.commit()
+        if nvs.get_i32("crashes") == number:
+            return number
+    except Exception as error:
+        print("crashes: not stored:", repr(error))
+    try:
+        memory = machine.RTC().memory
+        kept = memory()
+        number = min(kept[7] + 1, 255) if kept[:7] == b"crashes" and len(kept) == 8 else 1
+        memory(b"crashes" + bytes((number,)))
+        return number
+    except Exception as error:
+        print("crashes: not counted:", repr(error))
+    return 1
 
 
 # The active otadata entry as the bootloader picks it: (sector, slot number, state, its 32 bytes);
@@ -68,27 +116,33 @@ def active(ota, slots):
 # anywhere leaves the bootloader either on another trial or on the old slot. The mark comes first:
 # a trial that is not counted would be a boot loop without end.
 def burn(ota, sector, entry):
-    used = sum(entry[4 + i] != 0xFF for i in range(TRIALS - 1))
-    if used == TRIALS - 1:
-        return  # the last trial stays PENDING: its reset is the rollback
     check = bytearray(32)
-    ota.writeblocks(sector, b"\0", 4 + used)
-    ota.readblocks(sector, check, 0)
-    if check[4 + used] == 0:
-        ota.writeblocks(sector, b"\0\0\0\0", 24)
+    for at in range(4, 3 + TRIALS):
+        if entry[at] == 0xFF:
+            ota.writeblocks(sector, b"\0", at)
+            ota.readblocks(sector, check, 0)
+            if check[at] == 0:
+                ota.writeblocks(sector, b"\0\0\0\0", 24)
+            return
+    # The last trial stays PENDING: its reset is the rollback.
 
 
 # Nobody feeds and nobody confirms: the chip resets by itself, whatever the app believes of itself.
+# The timer comes again, because the port drops a callback when too many wait for their turn; what
+# it needs is made now, because the app may have used up the heap by then.
 def guard(ota, sector):
     machine.WDT(timeout=TRIAL_WDT)
+    state = bytearray(4)
 
     def late(_):
-        state = bytearray(4)
-        ota.readblocks(sector, state, 24)
+        try:
+            ota.readblocks(sector, state, 24)
+        except Exception:
+            state[0] = 0  # what cannot be read confirms nothing
         if state[0] != 2:
             machine.reset()
 
-    machine.Timer(0, mode=machine.Timer.ONE_SHOT, period=TRIAL_LIMIT, callback=late)
+    machine.Timer(0, mode=machine.Timer.PERIODIC, period=TRIAL_LIMIT, callback=late)
 
 
 # The read-only block device of an app filesystem, behind the core. Its blocks are smaller than
@@ -140,8 +194,11 @@ def tail(part):
 
 
 # The confirmed app crashes for ever: give another slot a trial, the factory app last. set_boot's
-# traps: never a slot that otadata selects already, and never onto stale trial marks.
+# traps: never a slot that otadata selects already, and never onto stale trial marks. The entry that
+# counts is not touched before set_boot has checked the other image and written its entry whole.
 def rescue(ota, slots, running, sector, slot):
+    cause = machine.reset_cause()
+    cause = "watchdog" if cause == machine.WDT_RESET else "cause %d" % cause
     for part in slots + Partition.find(Partition.TYPE_APP, subtype=0):
         _, kind, address, _, label, _ = part.info()
         if address == running.info()[2] or kind == 0x10 + slot:
@@ -152,18 +209,17 @@ def rescue(ota, slots, running, sector, slot):
             if kind:
                 ota.ioctl(6, 0 if sector < 0 else 1 - sector)
             part.set_boot()
-        except OSError as error:
+        except Exception as error:
             note("rescue", "%s: %r" % (label, error))
             continue
-        note("rescue", label)
+        note("rescue", "%s: %d resets, the last by %s" % (label, crashes, cause))
         machine.reset()
 
 
-# Puts the app's folder in front of everything else that can be imported; without one, main.py
-# finds nothing to run, and says so.
-def start():
+# Is this boot a trial? Then it gets its limits, or ends: without them nothing would end it. Else
+# this reset may count as a crash.
+def judge(running):
     global crashes
-    running = Partition(Partition.RUNNING)
     slots = []
     while len(slots) < 16:
         found = Partition.find(Partition.TYPE_APP, subtype=0x10 + len(slots))
@@ -172,44 +228,65 @@ def start():
         slots.append(found[0])
     found = Partition.find(Partition.TYPE_DATA, subtype=0)
     ota = found[0] if found and slots else None
-    sector, slot, state, entry = active(ota, len(slots)) if ota else (-1, -1, -1, b"")
-    trial = state in (0, 1) and running.info()[1] == 0x10 + slot
-    if trial:
-        if state == 1:
-            burn(ota, sector, entry)
-        guard(ota, sector)
-    elif machine.reset_cause() not in (machine.PWRON_RESET, machine.DEEPSLEEP_RESET):
-        nvs = NVS("beacon")
+    sector, slot, state, entry = (-1, -1, -1, b"")
+    try:
+        if ota:
+            sector, slot, state, entry = active(ota, len(slots))
+    except Exception as error:
+        sys.print_exception(error)
+        ota = None  # unreadable: nothing is changed there
+    if state in (0, 1) and running.info()[1] == 0x10 + slot:
         try:
-            crashes = nvs.get_i32("crashes")
-        except OSError:
-            crashes = 0  # not there yet
-        crashes += 1
-        nvs.set_i32("crashes", crashes)
-        nvs.commit()
+            if state == 1:
+                burn(ota, sector, entry)
+            guard(ota, sector)
+        except Exception as error:
+            sys.print_exception(error)
+            machine.reset()
+        return True
+    if machine.reset_cause() not in (machine.PWRON_RESET, machine.DEEPSLEEP_RESET):
+        crashes = count()
         # 8, 16, 32, ...: two broken slots that take turns must not wear out the flash.
         if ota and crashes >= RESCUE and not crashes & crashes - 1:
             rescue(ota, slots, running, sector, slot)
+    return False
+
+
+# Mounts the app's filesystem, where there is one, and returns the folder to import from.
+def mount(running):
     device = tail(running)
     if device:
-        try:
-            vfs.mount(device, "/app", readonly=True)
-        except OSError:
-            if trial:
-                machine.reset()
-            raise
+        vfs.mount(device, "/app", readonly=True)
     elif "app" not in os.listdir("/"):  # where development puts it
         return []
     return ["/app"]
 
 
-# An app that is frozen into the core may have a filesystem, too, for its keys.
+# Puts the app's folder in front of everything else that can be imported. An app that is frozen into
+# the core may have a filesystem, too, for its keys. What cannot be mounted is main.py's to say.
+def start():
+    global failure
+    running = Partition(Partition.RUNNING)
+    trial = False
+    try:
+        trial = judge(running)
+    except Exception as error:
+        sys.print_exception(error)
+    sys.path[:] = [".frozen/app", ".frozen"]
+    try:
+        sys.path[:0] = mount(running)
+    except Exception as error:
+        if trial:
+            note("crash", "mount: %r" % error)
+            machine.reset()
+        failure = error
+
+
 try:
-    sys.path[:] = start() + [".frozen/app", ".frozen"]
+    start()
 except Exception as error:
-    sys.path[:] = []
-    sys.print_exception(error)
+    failure = error
 
 # Nobody needs these any more, and they take memory for as long as the app runs.
-for name in ("active", "burn", "guard", "rescue", "start", "tail"):
-    del globals()[name]
+for name in ("active", "burn", "count", "guard", "judge", "mount", "rescue", "start", "tail"):
+    globals().pop(name, None)

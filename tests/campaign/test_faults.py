@@ -16,6 +16,11 @@ CASES = (
     "wrong-network+other+ok+ok",
     "loss+503+ok+self-test",
     "ok+ok+ok+valid-then-dies",
+    "ok+404+nvs-full+ok",
+    "stall+ok+nvs-worn+task",
+    "ok+ok+nvs-fills+ok",
+    "ok+ok+nvs-fills+self-test",
+    "ok+ok+nvs-fills+valid-then-dies",
 )
 
 
@@ -60,6 +65,17 @@ def test_every_pair_meets(seed):
         (
             "ok+ok+program+hang",
             ["failed flash/write", "failed flash/no_slot", "rolled_back boot/watchdog"],
+        ),
+        ("stall+404+nvs-full+ok", ["failed flash/write", "success"]),
+        (
+            "ok+ok+nvs-worn+task",
+            ["failed flash/write", "rolled_back boot/crash", "failed verify/known_bad"],
+        ),
+        ("ok+ok+nvs-fills+ok", ["success"]),
+        ("ok+404+nvs-fills+ok", ["failed download/http", "success"]),
+        (
+            "ok+ok+nvs-fills+self-test",
+            ["rolled_back boot/crash", "rolled_back boot/self_test", "failed verify/known_bad"],
         ),
     ],
 )

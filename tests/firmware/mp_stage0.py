@@ -244,7 +244,7 @@ def test_eight_crashes_give_the_other_slot_a_trial():
     chip = fresh(0)
     assert not crash(chip, 7)
     assert crash(chip, 1)
-    assert c.journal(chip)[-1][2:] == ["boot", "rescue", "ota_1"]
+    assert c.journal(chip)[-1][2:] == ["boot", "rescue", "ota_1: 8 resets, the last by cause 2"]
     assert chip.boot()[4] == "ota_1"
     chip.start()
     assert chip.wdt and chip.nvs[("beacon", "crashes")] == 8
@@ -279,7 +279,7 @@ def test_rescue_falls_back_to_the_factory_app():
     assert crash(chip, 8)
     assert chip.boot()[4] == "factory"
     chip.start()
-    assert c.journal(chip)[-1][4] == "factory"
+    assert c.journal(chip)[-1][4] == "factory: 8 resets, the last by cause 2"
 
 
 def test_rescue_never_arms_the_slot_that_otadata_selects():

@@ -176,3 +176,132 @@ def test_known_bad_images():
     assert [known.bad(s, name) for name in names] == [False, False, True, True, True, True]
     assert len(CHIP.nvs[("beacon", "bad_sha")]) == 128
     assert not known.bad(fresh(bad_sha=b"short"), names[0])
+
+
+# -- an NVS that is full, worn out, or cannot be opened
+
+
+def broken(mode, **nvs):
+    s = fresh(**nvs)
+    setattr(CHIP, mode, True)
+    return s
+
+
+def healed():
+    CHIP.nvs_full = CHIP.nvs_worn = CHIP.nvs_broken = False
+    CHIP.nvs_room = 0
+    CHIP.nvs_fails = ()
+
+
+def refused(act):
+    try:
+        act()
+    except OSError:
+        return True
+    return False
+
+
+def test_what_nvs_does_not_take_is_said_and_changes_nothing():
+    for mode in ("nvs_full", "nvs_worn"):
+        s = broken(mode, beacon_key=b"k" * 32, utc_off=5)
+        try:
+            for key, value in (("beacon_key", b"n" * 32), ("utc_off", 6), ("new", "x"), ("n", 1)):
+                assert refused(lambda: s.put(key, value)) and not s.try_put(key, value), key
+                assert refused(lambda: s.put_all({key: b"x", "site": b"y"}))
+            assert s.blob("beacon_key") == b"k" * 32 and s.number("utc_off") == 5
+            assert sorted(k for _, k in CHIP.nvs) == ["beacon_key", "utc_off"]
+            assert s.try_put("utc_off", None) == (mode == "nvs_full")
+            assert s.try_put("never_there", None)
+        finally:
+            healed()
+
+
+# Room for `spare` and for some of the values: none of them stays, whichever finds none.
+def test_a_change_that_fits_only_in_part_is_undone():
+    old = {"wifi_ssid": b"old", "wifi_pass": b"secret", "utc_off": 5, "site": b"x"}
+    new = {"wifi_ssid": b"new", "wifi_pass": None, "utc_off": 6, "channel": b"beta", "site": b"y"}
+    for fails in range(1, 7):
+        s = fresh(**old)
+        before = dict(CHIP.nvs)
+        CHIP.nvs_fails = (fails,)
+        try:
+            assert refused(lambda: s.put_all(new)), fails
+        finally:
+            healed()
+        assert CHIP.nvs == before, fails
+        store.Store()
+        assert CHIP.nvs == before, fails
+    s = fresh(**old)
+    s.put_all(new)
+    assert s.blob("wifi_pass") == b"" and s.number("utc_off") == 6
+
+
+# Writes and erases fail at random: never an exception but OSError, never half a value.
+def test_an_nvs_that_fails_now_and_then():
+    for n in range(200):
+        s = fresh(attempt=b'{"a": 1}', utc_off=5)
+        CHIP.nvs_fails = tuple(i for i in range(30) if (n * 7919 + i * 104729) % 11 < 4)
+        try:
+            for key, value in (("attempt", {"b": n}), ("utc_off", n), ("attempt", None)):
+                s.try_put(key, value)
+                assert s.record("attempt") in (None, {"a": 1}, {"b": n})
+                assert s.number("utc_off") in (0, 5, n)
+                s = store.Store()
+                journal.Journal(s).write("a", "b", str(n))
+        finally:
+            healed()
+
+
+def test_a_start_on_an_nvs_that_takes_nothing():
+    log = bytes((4,)) + b"site" + b"\x00\x00\x01y"
+    for mode in ("nvs_full", "nvs_worn", "nvs_broken"):
+        for spare in (log, b"rubbish", b"\xff" * 40, log[:-2]):
+            try:
+                s = broken(mode, spare=spare, site=b"x", policy=b'{"poll_s": 60}')
+                s = store.Store()
+                j = journal.Journal(s)
+                j.write("a", "b")
+                assert j.since() == []
+                assert s.policy("poll_s") == (300 if mode == "nvs_broken" else 60)
+                assert not s.try_put("new", 1)
+            finally:
+                healed()
+
+
+def test_a_full_journal_goes_on():
+    s = fresh()
+    j = journal.Journal(s)
+    for i in range(9):
+        j.write("a", "b", str(i))
+    CHIP.nvs_full = True
+    try:
+        j.write("a", "c")
+    finally:
+        healed()
+    assert [e[0] for e in j.since()] == list(range(3, 11))
+
+
+def test_numbers_of_the_journal_are_bounded():
+    s = fresh(journal1=b'[4294967297, 0, "a", "b", ""]', jrn_ack=(1 << 31) - 1)
+    j = journal.Journal(s)
+    assert j.head() == 0 and j.since() == []
+    j.write("a", "b")
+    j.acked(1)
+    assert s.number("jrn_ack") == 1
+    s = fresh(jrn_ack=-7)
+    assert journal.Journal(s).head() == 0
+
+
+def test_forgetting_needs_no_room():
+    import factory
+
+    given = dict.fromkeys(factory._GIVEN, b"x")
+    given["utc_off"] = 5
+    for mode in ("nvs_full", "nvs_worn"):
+        s = broken(mode, floor=b"1.0.0", **given)
+        try:
+            assert refused(lambda: factory.forget(s)) == (mode == "nvs_worn")
+        finally:
+            healed()
+        if mode == "nvs_full":
+            assert CHIP.nvs == {("beacon", "floor"): b"1.0.0"}

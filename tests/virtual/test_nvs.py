@@ -8,7 +8,7 @@ from beacon_ota.images import nvs as codec
 from beacon_ota.images.partitions import Partition
 from beacon_ota.virtual import esp
 from beacon_ota.virtual.esp import EspError
-from beacon_ota.virtual.flash import Cut, Flash, PowerCut, When
+from beacon_ota.virtual.flash import FLASH_OP_FAIL, Cut, Flash, PowerCut, When
 from beacon_ota.virtual.nvs import Nvs
 
 PAGES = 4
@@ -137,6 +137,59 @@ def test_too_large_and_too_full():
         assert nvs.get(n, f"b{number}", bytes) == bytes([number & 255]) * 40
     nvs.erase(n, "k")
     nvs.set(n, "again", b"there is room")
+
+
+def test_filled_by_somebody_else():
+    """Full is full: no number and no byte fits, what is there stays, and erasing still works."""
+    flash = blank()
+    nvs, n = opened(flash)
+    nvs.set(n, "number", 1)
+    nvs.set(n, "blob", b"x" * 200)
+    before = {key: value for key, value in nvs.all().items() if key[0] == "beacon"}
+    nvs.fill()
+    for key, value in (("number", 2), ("blob", b"y" * 200), ("new", 1), ("other", b"z")):
+        assert code(nvs.set, n, key, value) == esp.NVS_NOT_ENOUGH_SPACE
+    for again in (nvs, opened(flash)[0]):
+        assert before.items() <= again.all().items()
+    nvs, n = opened(flash)
+    nvs.set(n, "number", 1)  # the same again writes nothing
+    assert code(nvs.open, "namespace") == esp.NVS_NOT_ENOUGH_SPACE
+    nvs.erase(n, "number")
+    nvs.set(n, "number", 2)
+    assert code(nvs.set, n, "number", 3) == esp.NVS_NOT_ENOUGH_SPACE
+    nvs.drain()
+    nvs.set(n, "blob", b"y" * 200)
+    assert nvs.all() == {("beacon", "number"): 2, ("beacon", "blob"): b"y" * 200}
+    nvs.drain()
+
+
+def test_worn_out():
+    flash = blank()
+    nvs, n = opened(flash)
+    nvs.set(n, "number", 1)
+    nvs.set(n, "blob", b"x")
+    nvs.worn = 1.0
+    operations = flash.ops
+    assert code(nvs.set, n, "number", 2) == FLASH_OP_FAIL
+    assert code(nvs.set, n, "blob", b"y") == FLASH_OP_FAIL
+    assert code(nvs.erase, n, "blob") == FLASH_OP_FAIL
+    assert code(nvs.open, "namespace") == FLASH_OP_FAIL
+    assert code(nvs.erase, n, "absent") == esp.NVS_NOT_FOUND
+    nvs.set(n, "number", 1)
+    assert flash.ops == operations
+    assert nvs.all() == {("beacon", "number"): 1, ("beacon", "blob"): b"x"}
+    nvs.worn = 0.5
+    failed = 0
+    for number in range(100):
+        try:
+            nvs.set(n, "number", number)
+        except EspError as error:
+            assert error.code == FLASH_OP_FAIL
+            failed += 1
+            assert nvs.get(n, "number", int) != number
+        else:
+            assert nvs.get(n, "number", int) == number
+    assert 20 < failed < 80
 
 
 def test_wear_is_spread_over_the_pages_without_live_values():

@@ -61,8 +61,10 @@ class Handshake:
             raise ec1.Abort(ec1.A_STATE, True)
         reply = responder.hello(message)
         # An answer goes out that serves to guess: it counts as wrong until it is proved right, so
-        # that no power cut and no disconnection gives a guess for nothing.
-        self._count(server.failures + 1)
+        # that no power cut and no disconnection gives a guess for nothing. One that NVS cannot
+        # count would be for nothing, too.
+        if not self._count(server.failures + 1):
+            raise ec1.Abort(ec1.A_STATE)
         self._responder = responder
         return reply
 
@@ -79,12 +81,15 @@ class Handshake:
         self.keys = self._responder.keys
         return reply
 
+    # Fewer failures than NVS keeps are forgotten with the power: that errs on the safe side.
     def _count(self, failures):
         server = self._server
-        server.failures = failures
-        server.failed = time.ticks_ms()
-        server.beacon.store.put("pin_fail", failures or None)
-        server.beacon.announce()
+        kept = server.beacon.store.try_put("pin_fail", failures or None)
+        if kept or not failures:
+            server.failures = failures
+            server.failed = time.ticks_ms()
+            server.beacon.announce()
+        return kept
 
     # Until the next guess is heard.
     def _wait_s(self):

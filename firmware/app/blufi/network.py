@@ -15,6 +15,7 @@ class Network:
         self._password = b""
         self._reason = wifi.UNKNOWN_REASON
         self.state = None  # of the attempt
+        self.refused = None  # "storage" when NVS did not take a network that works
 
     def trying(self):
         return self.state == wifi.CONNECTING
@@ -46,6 +47,7 @@ class Network:
         if self.trying():
             raise Refused(E_STATE)
         self.state = wifi.CONNECTING
+        self.refused = None
         self._server.network = self
         asyncio.create_task(self._attempt(self._ssid, self._password))
 
@@ -58,15 +60,22 @@ class Network:
         try:
             known = ssid == station.ssid == store.blob("wifi_ssid") and station.up()
             if known and password == store.blob("wifi_pass") or await station.join(ssid, password):
-                store.put_all({"wifi_ssid": ssid, "wifi_pass": password or None})
+                values = {"wifi_ssid": ssid, "wifi_pass": password or None}
+                if store.policy("legacy"):
+                    values["policy"] = store.policy_with("legacy", 0)  # its app gets in once
+                store.put_all(values)
+                store.load_policy()
                 self.state = wifi.CONNECTED
                 self._server.changed()
-                if store.policy("legacy"):
-                    store.set_policy("legacy", 0)  # Espressif's app gets in once
                 beacon.settled()
             else:
                 self._reason = station.reason
                 self.state = wifi.FAILED
+        except OSError as error:
+            print("settings:", error)
+            beacon.journal.write("blufi", "storage", str(error))
+            self.refused = "storage"
+            self.state = wifi.FAILED
         except Exception as error:
             sys.print_exception(error)
             beacon.journal.write("blufi", "network", repr(error))

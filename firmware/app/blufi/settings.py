@@ -39,12 +39,17 @@ class Settings:
 
     # Anything new for a client who waits?
     def tell(self, send):
+        if self._network.refused:
+            self._push(send)  # why the report says that it failed
         state = self._network.state
         if state != self._told:
             self._told = state
             send(blufi.REPORT, self._network.report())
+        self._push(send)
+
+    def _push(self, send):
         if self._watched and self._trusted:
-            state = self._describe()
+            state = self._describe(self._network.refused)
             if state != self._state:
                 self._state = state
                 send(blufi.CUSTOM, state)

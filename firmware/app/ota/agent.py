@@ -32,6 +32,7 @@ class Agent:
         self._misses = 0  # cycles in a row without an orchestrator
         self._greeted = False  # has it heard from this boot?
         self._unsaved = None  # an attempt's end that NVS would not take
+        self._reported = None  # the attempt whose end the orchestrator has
         self._crowded = False  # did an attempt not find the memory it needs?
         self._wake = asyncio.Event()
         self._asked = self._round = 0
@@ -54,7 +55,7 @@ class Agent:
             beacon.image = await beacon.slots.digest()
         from ota import settle
 
-        await settle.run(beacon, self._ask)
+        self._unsaved = await settle.run(beacon, self._ask)
         settle = None
         forget("ota.settle", "ota.trial", "ota.known", "wire.versions")
         while True:
@@ -163,7 +164,7 @@ class Agent:
             beacon.journal.write(stage, code, detail)
             beacon.radio.failed()
         else:
-            beacon.store.put("attempt", None)
+            beacon.store.try_put("attempt", None)
             beacon.radio.progress(None)
         attempt = install = None
         forget("ota.known", "ota.verify", "crypto.pss")
@@ -176,10 +177,13 @@ class Agent:
     async def _deliver(self):
         beacon = self._beacon
         record = self._unsaved or beacon.store.record("attempt")
-        if isinstance(record, dict) and record.get("status") in _FINAL:
+        due = isinstance(record, dict) and record.get("status") in _FINAL
+        # A record that NVS does not give up is reported once.
+        if due and record["attempt_id"] != self._reported:
             await self._reporter.send(self._reporter.build(record["status"], record))
             self._unsaved = None
-            beacon.store.put("attempt", None)
+            self._reported = record["attempt_id"]
+            beacon.store.try_put("attempt", None)
         elif self._greeted and not beacon.journal.since():
             return
         else:

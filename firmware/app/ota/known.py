@@ -19,11 +19,12 @@ def bad(store, checksum):
     return unhexlify(checksum) in _list(store)
 
 
-# The newest first; the oldest of four makes room.
+# The newest first; the oldest of four makes room. Where NVS does not take it, the orchestrator's
+# limit of attempts has to do.
 def remember(store, checksum):
     if not checksum:
         return  # there was no image
     digest = unhexlify(checksum)
     known = _list(store)
     if digest not in known:
-        store.put(_KEY, b"".join([digest] + known[: _PLACES - 1]))
+        store.try_put(_KEY, b"".join([digest] + known[: _PLACES - 1]))

@@ -18,17 +18,18 @@ _POWER_ON = const(1)
 _RESCUE = const(8)  # crashes after which stage 0 tries another slot
 
 
-# `ask(state)` asks the orchestrator for work.
+# `ask(state)` asks the orchestrator for work. Returns the record of an attempt whose end NVS did not
+# take, so that it is reported all the same; else None.
 async def run(beacon, ask):
     record = beacon.store.record("attempt")
     if not isinstance(record, dict) or "attempt_id" not in record:
         record = None
     slots = beacon.slots
     if beacon.cause == _POWER_ON and beacon.store.number("bad_slot"):
-        beacon.store.put("bad_slot", None)  # flash that failed once may have been the supply
+        beacon.store.try_put("bad_slot", None)  # flash that failed once may have been the supply
     if slots.on_trial():
-        await _trial(beacon, record, ask)
-        return
+        return await _trial(beacon, record, ask)
+    unsaved = None
     if record:
         entries = slots.entries()
         # Armed, but only the interpreter was restarted: go on where the reset was due.
@@ -42,12 +43,17 @@ async def run(beacon, ask):
             beacon.cause,
             beacon.journal.since(record.get("journal", 0)),
         )
-        if verdict:
-            _conclude(beacon, record, verdict)
-    slots.unarm()
+        if verdict and not _conclude(beacon, record, verdict):
+            unsaved = record
+    try:
+        slots.unarm()
+    except OSError as error:
+        beacon.journal.write("flash", "erase", "otadata: %s" % error)
+    return unsaved
 
 
-# Writes an attempt's end down: from here on it is a report that has to arrive.
+# Writes an attempt's end down: from here on it is a report that has to arrive. False when NVS did
+# not take it.
 def _conclude(beacon, record, verdict):
     record["status"] = verdict.status
     record["trials"] = verdict.trials
@@ -61,7 +67,7 @@ def _conclude(beacon, record, verdict):
             # The journal first: should the power fail now, the reset cause is gone with it.
             beacon.journal.write("boot", verdict.code, verdict.detail)
             known.remember(beacon.store, record["checksum"])
-    beacon.store.put("attempt", record)
+    return beacon.store.try_put("attempt", record)
 
 
 def _raise_floor(beacon):
@@ -83,6 +89,7 @@ async def _trial(beacon, record, ask):
     begun = time.ticks_ms()
     deadline = 1000 * store.policy("trial_s")
     exchanged = refused = False
+    kept = True
     tries = 0
     next_try = begun
     while True:
@@ -114,23 +121,35 @@ async def _trial(beacon, record, ask):
         else:
             # The release that was armed confirmed itself and crashed until stage 0 gave up on it.
             # Said before the trial ends: afterwards nothing would tell why we run.
-            _conclude(beacon, record, trial.Verdict("rolled_back", "crash", "rescued", 1))
+            code, detail = _rescue(beacon.journal.since(record.get("journal", 0)))
+            kept = _conclude(beacon, record, trial.Verdict("rolled_back", code, detail, 1))
     if not beacon.slots.confirm():
         beacon.journal.write("boot", "self_test", "otadata would not confirm")
         machine.reset()
     _raise_floor(beacon)
     if record and record.get("status") == "rebooting":
         record["status"] = "success"
-        store.put("attempt", record)
+        kept = store.try_put("attempt", record)
     elif store.number("crashes") >= _RESCUE:
         # No update brought us here but stage 0, because the other slot's release crashes.
         crashed = beacon.slots.other()
         if crashed is not None:
             known.remember(store, await beacon.slots.digest(crashed))
-    store.put("crashes", None)
+    beacon.forget_crashes()
     beacon.announce()
     if missing:
         beacon.journal.write("trial", "unconfirmed", missing)
+    return None if kept else record
+
+
+# What stage 0 wrote down when it gave up on the release that was armed: the code and detail of a
+# report. Without an entry nothing tells a hang from a crash.
+def _rescue(journal):
+    for _, _, stage, code, detail in reversed(journal):
+        if stage == "boot" and code == "rescue":
+            code = "watchdog" if detail.endswith("watchdog") else "crash"
+            return code, "rescued to " + detail
+    return "crash", "rescued"
 
 
 # Can this release talk to the orchestrator? (exchanged, refused)

@@ -31,7 +31,11 @@ async def see(beacon, button, begun):
             import factory
 
             beacon.journal.write("button", "forgot")
-            factory.forget(beacon.store)
+            try:
+                factory.forget(beacon.store)
+            except OSError as error:
+                beacon.journal.write("button", "not_stored", str(error))
+                break
             machine.reset()
         await asyncio.sleep_ms(_LOOK)
     button.show(False)
@@ -42,5 +46,5 @@ async def see(beacon, button, begun):
 def _unlock(beacon):
     if beacon.blufi.failures:
         beacon.blufi.failures = 0
-        beacon.store.put("pin_fail", None)
-        beacon.journal.write("button", "unlocked")
+        kept = beacon.store.try_put("pin_fail", None)  # else it is locked again after a reset
+        beacon.journal.write("button", "unlocked" if kept else "not_stored")

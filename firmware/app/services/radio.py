@@ -32,6 +32,7 @@ _TRYING = const(1)
 _WORKS = const(2)
 _AGAIN = const(3)  # nor after the power was cut
 _POWER_ON = const(1)
+_WATCHDOG = const(3)
 
 
 class Radio:
@@ -77,7 +78,11 @@ class Radio:
             self._journal.write("ble", "skipped", "activation never came back")
             return
         if known != _WORKS:
-            self._store.put("ble", _AGAIN if known == _TRYING else _TRYING)
+            kept = self._store.try_put("ble", _AGAIN if known == _TRYING else _TRYING)
+            if not kept and cause == _WATCHDOG:
+                # Perhaps it was Bluetooth that hung, and NVS did not take a word of it.
+                self._journal.write("ble", "skipped", "nvs takes nothing")
+                return
         try:
             import bluetooth
 
@@ -90,17 +95,17 @@ class Radio:
             if known == _WORKS or cause == _POWER_ON:
                 self._journal.write("ble", "failed", repr(error))
             if known != _WORKS:
-                self._store.put("ble", _UNKNOWN)
+                self._store.try_put("ble", _UNKNOWN)
             return
         if known != _WORKS:
-            self._store.put("ble", _WORKS)
+            self._store.try_put("ble", _WORKS)
         self._needed = True
         self._ble = ble
 
     # The next power-on may try again.
     def healthy(self):
         if self._store.number("ble") == _AGAIN:
-            self._store.put("ble", _TRYING)
+            self._store.try_put("ble", _TRYING)
 
     def on(self):
         return self._ble is not None

@@ -146,6 +146,10 @@ class _Run:
         b.orchestrator.front.judge = self._judge
         b.orchestrator.front.answering = self._answering
         _wear(b, mix.flash.name, self._slot + BAD * SECTOR)
+        if mix.flash.name == "nvs-full":
+            b.beacon.fill_nvs()
+        elif mix.flash.name == "nvs-worn":
+            b.beacon.wear_nvs(1)
 
     def judged(self) -> tuple[str, list[str]]:
         b, mix = self._b, self._mix
@@ -171,9 +175,10 @@ class _Run:
         if ends != self._chain:
             wrong.append(f"expected {self._chain}, found {ends}")
         said = {(entry[2], entry[3]) for entry in settled.journal}
+        written = self._chain[matrix.unwritten(self._mix) :]
         wrong += [
             f"the journal never said {stage}/{code}"
-            for _, stage, code in self._chain
+            for _, stage, code in written
             if stage and (stage, code) not in said
         ]
         if any(row["detail"] == "polled from the old image" for row in settled.attempts):
@@ -213,6 +218,9 @@ class _Run:
         }.get(name)
 
     def _reported(self, doc: dict[str, Any]) -> None:
+        fills = self._mix.flash.name == "nvs-fills" and not self._sound
+        if fills and doc.get("update_status") == "rebooting":
+            self._b.beacon.fill_nvs()
         if doc.get("update_status") in FINAL:
             self._heal()
 
@@ -236,6 +244,9 @@ class _Run:
 
     def _heal(self) -> None:
         self._sound = True
+        if self._mix.flash.blind:
+            self._b.beacon.drain_nvs()
+            self._b.beacon.wear_nvs(0)
         self._b.beacon.link.faults = Faults()
         self._b.point.password = kit.PASSWORD.encode()
 

@@ -21,11 +21,15 @@ class Value:
         name: of it.
         ends: stage and code under which it ends an attempt; "" when an attempt survives it.
         late: it is found out only after the sector that may fail was written.
+        early: it is met before anything is downloaded.
+        blind: while it lasts the beacon can write nothing down.
     """
 
     name: str
     ends: str = ""
     late: bool = False
+    early: bool = False
+    blind: bool = False
 
 
 NETWORK = (
@@ -56,6 +60,10 @@ FLASH = (
     Value("program", "flash/write"),
     Value("stuck", "flash/readback"),
     Value("flip", "flash/readback"),  # bits read otherwise than they were written
+    # NVS, from before the first boot on: it is full; it takes no change at all.
+    Value("nvs-full", "flash/write", early=True, blind=True),
+    Value("nvs-worn", "flash/write", early=True, blind=True),
+    Value("nvs-fills", blind=True),  # it is full from the moment the release is armed
 )
 IMAGE = (
     Value(OK),
@@ -112,10 +120,29 @@ def chain(mix: Mix) -> list[End]:
 
     What goes wrong outside of the image goes wrong in the first attempt only: the next one, which
     is the documented retry, meets a sound world. A slot whose flash failed stays given up until
-    the power was away. An image that failed its trial is not tried again.
+    the power was away. An image that failed its trial is not tried again, unless NVS did not take
+    that: then its first end is told by the reset cause alone, and it has one more trial.
     """
-    ends = []
+    ends = _outside(mix)
+    if not mix.image.ends:
+        return [*ends, ("success", "", "")]
+    stage, _, code = mix.image.ends.partition("/")
+    tried: list[End] = [("rolled_back", stage, code), _failed("verify/known_bad")]
+    if mix.flash.blind and not ends:
+        ends = [("rolled_back", stage, code if code == "watchdog" else "crash")]
+    return [*ends, *tried][:ATTEMPTS]
+
+
+def unwritten(mix: Mix) -> bool:
+    """Tell whether the journal need not hold the first end: NVS took nothing then."""
+    return mix.flash.blind and (mix.flash.early or not _outside(mix))
+
+
+def _outside(mix: Mix) -> list[End]:
+    """Return how attempts end before the image is tried."""
+    ends: list[End] = []
     for value in (
+        *((mix.flash,) if mix.flash.early else ()),
         mix.network,
         *((mix.server,) if not mix.server.late else ()),
         mix.flash,
@@ -123,14 +150,10 @@ def chain(mix: Mix) -> list[End]:
     ):
         if value.ends:
             ends.append(_failed(value.ends))
-            if value is mix.flash:
+            if value is mix.flash and not value.early:
                 ends.append(_failed("flash/no_slot"))
             break
-    if not mix.image.ends:
-        return [*ends, ("success", "", "")]
-    stage, _, code = mix.image.ends.partition("/")
-    tried: list[End] = [("rolled_back", stage, code), _failed("verify/known_bad")]
-    return [*ends, *tried][:ATTEMPTS]
+    return ends
 
 
 def _failed(word: str) -> End:

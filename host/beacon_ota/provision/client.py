@@ -13,7 +13,7 @@ What goes wrong has a name and says what to do. Nothing but the exchange of keys
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from beacon_ota.errors import DeniedError, InputError, ReachError
@@ -187,12 +187,15 @@ class Client:
         await self._send(blufi.CUSTOM, data)
         await self._expect(blufi.CUSTOM, ANSWER_S)
         if self.state.refused:
-            raise InputError(
-                "setting_refused",
-                f"{self.name} refuses {self.state.refused}: nothing of that message was stored",
-                found=self.state.refused,
-            )
+            raise self._refused()
         return self.state
+
+    def _refused(self) -> InputError:
+        return InputError(
+            "setting_refused",
+            f"{self.name} refuses {self.state.refused}: nothing of that message was stored",
+            found=self.state.refused,
+        )
 
     # -- going online
 
@@ -212,7 +215,9 @@ class Client:
         Raises:
             DeniedError: ``wifi_wrong_password``.
             ReachError: ``wifi_not_found``, ``wifi_failed``, ``wifi_timeout``.
+            InputError: ``setting_refused``: the network works, but cannot be stored.
         """
+        self.state = replace(self.state, refused="")
         await self._send(blufi.SET_OPMODE, bytes((wifi.OPMODE_STA,)))
         await self._send(blufi.STA_SSID, ssid)
         await self._send(blufi.STA_PASSWORD, password)
@@ -225,6 +230,8 @@ class Client:
             if self.report.word == "connected" and self.report.ssid == ssid:
                 return self.report
             if self.report.word == "failed":
+                if self.state.refused:
+                    raise self._refused()
                 raise self._not_joined(ssid, self.report)
 
     def _not_joined(self, ssid: bytes, report: Report) -> DeniedError | ReachError:

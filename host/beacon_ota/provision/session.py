@@ -36,7 +36,9 @@ _ABORTS: dict[int, BeaconOtaError] = {
     ec1.A_VERSION: InputError("ec1_version", "the beacon speaks another version of EC1"),
     ec1.A_SUITE: InputError("ec1_suite", "the beacon does not take this kind of secret"),
     ec1.A_POINT: InputError("ec1_point", "a public point was refused"),
-    ec1.A_STATE: InputError("ec1_state", "a message out of turn"),
+    ec1.A_STATE: InputError(
+        "ec1_state", "a message out of turn, or a beacon whose memory does not take a guess"
+    ),
     ec1.A_CLOSED: DeniedError(
         "closed", "the beacon will not be provisioned now: press its button shortly"
     ),

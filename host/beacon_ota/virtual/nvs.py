@@ -15,6 +15,10 @@ are modelled when ``faithful`` is true.
 Source: ESP-IDF v5.5.1 ``components/nvs_flash/src/nvs_{page,pagemanager,storage}.cpp``.
 """
 
+import contextlib
+import itertools
+import random
+
 from beacon_ota.images import nvs as codec
 from beacon_ota.images.nvs import (
     CHUNK_ANY,
@@ -31,11 +35,12 @@ from beacon_ota.images.nvs import (
 from beacon_ota.images.partitions import Partition
 from beacon_ota.virtual import esp
 from beacon_ota.virtual.esp import EspError
-from beacon_ota.virtual.flash import Flash, FlashError
+from beacon_ota.virtual.flash import FLASH_OP_FAIL, Flash, FlashError
 from beacon_ota.virtual.nvs_page import BUSY, Page
 
 VERSIONS = (0x00, 0x80)  # first chunk index of a blob's two versions
 NAMESPACES_MAX = 254
+FILLER = "filler"  # the namespace of what takes all the room
 
 
 class Nvs:
@@ -48,10 +53,18 @@ class Nvs:
         flash: where the partition lies.
         part: the partition, three pages or more.
         faithful: keep ESP-IDF's own defects, see the module's text.
+
+    Attributes:
+        worn: the share of changes, 0 to 1, that fail with ``ESP_ERR_FLASH_OP_FAIL`` and leave
+            everything as it was. Reading goes on: that is kinder than ESP-IDF, which gives up a
+            page after a failed write until the next start (what :class:`.flash.Faults` brings).
     """
+
+    worn: float = 0.0
 
     def __init__(self, flash: Flash, part: Partition, *, faithful: bool = True):
         self._flash, self._part, self._faithful = flash, part, faithful
+        self._chance = random.Random(0)
         try:
             self._init()
         except EspError as error:
@@ -76,6 +89,7 @@ class Nvs:
                 return index
         if len(raw) > KEY_MAX:
             raise EspError(esp.NVS_KEY_TOO_LONG)
+        self._wear()
         taken = set(self._names.values())
         index = next((i for i in range(1, NAMESPACES_MAX + 1) if i not in taken), None)
         if index is None:
@@ -95,6 +109,7 @@ class Nvs:
             return
         if len(raw) > KEY_MAX:
             raise EspError(esp.NVS_KEY_TOO_LONG)
+        self._wear()
         if isinstance(value, bytes):
             first = VERSIONS[0]
             if old is not None and matched:
@@ -115,6 +130,7 @@ class Nvs:
         found = self._search(namespace, None, raw)
         if found is None:
             raise EspError(esp.NVS_NOT_FOUND)
+        self._wear()
         page, index, item = found
         if item.type == Type.INDEX:
             self._remove_blob(namespace, raw)
@@ -134,6 +150,29 @@ class Nvs:
                         key = item.key.decode("ascii", "replace")
                         found[names[item.namespace], key] = value
         return found
+
+    def fill(self) -> None:
+        """Let another part of the firmware take all the room that is left."""
+        namespace = self.open(FILLER)
+        numbers = itertools.count()
+        for size in (2000, 500, 100, 0):  # the last gaps are for numbers, one entry each
+            with contextlib.suppress(EspError):
+                while True:
+                    number = next(numbers)
+                    self.set(namespace, f"n{number}", bytes(size) or number)
+
+    def drain(self) -> None:
+        """Give the room back that :meth:`fill` took."""
+        if FILLER.encode() not in self._names:
+            return
+        namespace = self.open(FILLER)
+        for space, key in list(self.all()):
+            if space == FILLER:
+                self.erase(namespace, key)
+
+    def _wear(self) -> None:
+        if self.worn and self._chance.random() < self.worn:
+            raise EspError(FLASH_OP_FAIL)
 
     # Pages
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from beacon_ota.errors import ReachError
+from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.virtual import board, bootloader
 from beacon_ota.virtual.bluetooth import Advertiser, Backend, Port
 from beacon_ota.virtual.board import Board, Pins, Ran, Rtc
@@ -132,6 +132,7 @@ class VirtualBeacon:
         console: called with every piece of output, in the reactor's thread.
 
     Attributes:
+        nvs_broken: NVS cannot be initialised in the boots to come, as with a damaged partition.
         boots: the last 32 boots since the beacon was made, the present one last.
         clock, pins, rtc, wlan, link, bluetooth, port: the parts of the chip.
     """
@@ -162,6 +163,8 @@ class VirtualBeacon:
         self.timing = timing
         self.rollback = rollback
         self.faithful_nvs = faithful_nvs
+        self.nvs_broken = False
+        self._nvs_worn = 0.0
         self.boots: list[Boot] = []
         self.clock = Clock(scale)
         self.rtc = Rtc()
@@ -301,7 +304,33 @@ class VirtualBeacon:
         """Let flash bytes read wrong: offset → bits. Replaces what flipped before."""
         self._reactor.call(self._flip, flips)
 
+    def fill_nvs(self) -> None:
+        """Let NVS be full, see :meth:`.nvs.Nvs.fill`."""
+        self._reactor.call(lambda: self._nvs().fill())
+
+    def drain_nvs(self) -> None:
+        """Let there be room in NVS again."""
+        self._reactor.call(lambda: self._nvs().drain())
+
+    def wear_nvs(self, share: float) -> None:
+        """Let this share of all changes of NVS fail from now on, see :attr:`.nvs.Nvs.worn`."""
+        self._reactor.call(self._wear_nvs, share)
+
     # In the reactor
+
+    def _nvs(self) -> Nvs:
+        """NVS as the running app has it, or as the next boot finds it."""
+        if self._app is not None and self._app.nvs is not None:
+            return self._app.nvs
+        part = bootloader.read_table(self.flash).nvs
+        if part is None:
+            raise UsageError("flash_no_nvs", "the partition table has no NVS")
+        return Nvs(self.flash, part, faithful=self.faithful_nvs)
+
+    def _wear_nvs(self, share: float) -> None:
+        self._nvs_worn = share
+        if self._app is not None and self._app.nvs is not None:
+            self._app.nvs.worn = share
 
     @property
     def _line(self) -> Line | None:
@@ -440,10 +469,11 @@ class VirtualBeacon:
         boot.slot, boot.log = booted.partition.name, booted.lines
         self.rtc.booted = booted
         nvs = None
-        if booted.table.nvs is not None:
+        if booted.table.nvs is not None and not self.nvs_broken:
             # As on the chip: what fails here shows when beacon code opens a namespace.
             with contextlib.suppress(EspError, FlashError):
                 nvs = Nvs(self.flash, booted.table.nvs, faithful=self.faithful_nvs)
+                nvs.worn = self._nvs_worn
         parts = Board(self.clock, self.rtc, self.pins, self.mac, boot.cause, self._stop, self._ran)
         app = _App(boot, nvs, parts, asyncio.get_running_loop().create_future())
         partitions = Partitions(

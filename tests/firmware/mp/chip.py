@@ -110,7 +110,12 @@ class Chip:
         end = max(row[2] + row[3] for row in rows)
         self.flash = bytearray(b"\xff" * end)
         self.nvs = {}
-        self.nvs_full = False
+        # What is wrong with NVS: `nvs_full` takes no new value but gives old ones up, `nvs_worn`
+        # changes nothing any more, `nvs_broken` could not be initialised.
+        self.nvs_full = self.nvs_worn = self.nvs_broken = False
+        self.rtc = b""
+        self.nvs_room = 0  # values that still fit in although it is full
+        self.nvs_fails = ()  # changes to come that fail, by number from now on
         self.running = None
         self.cause = 1
         self.ops = 0
@@ -121,6 +126,8 @@ class Chip:
         self.stuck = {}  # flash address -> bits that read as 1 whatever is programmed
         self.wdt = None
         self.timer = None
+        self.slept = 0
+        self.failing = set()  # of what machine and otadata refuse: "wdt", "timer", "otadata"
 
     # -- flash
 
@@ -146,6 +153,12 @@ class Chip:
             self.flash[at + i] = bits | self.stuck.get(at + i, 0)
         if not whole:
             raise Cut
+
+    # Does this change of NVS fail?
+    def worn(self):
+        fails = self.nvs_worn or 0 in self.nvs_fails
+        self.nvs_fails = [n - 1 for n in self.nvs_fails if n]
+        return fails
 
     def row(self, label):
         for row in self.rows:
@@ -214,6 +227,8 @@ class Chip:
     # Runs the second-stage bootloader; sets and returns the running row.
     def boot(self, cause=2):
         self.cause = cause
+        if cause == 1:
+            self.rtc = b""
         self.wdt = self.timer = None
         slots = self.slots()
         factory = [row for row in self.rows if row[0] == 0 and row[1] == 0]
@@ -296,9 +311,46 @@ class Chip:
             sys.path[:] = path
         return scope
 
+    # Stage 0's main.py in the namespace that boot.py left, and in its search path. It has to end in
+    # a Reset; what else it raises would have ended at the prompt. Returns the seconds it slept.
+    def finish(self, scope):
+        path = sys.path[:]
+        loaded = dict(sys.modules)
+        sys.path[:] = self.path
+        sys.modules["time"] = sleeper(self)
+        self.slept = None
+        try:
+            exec(MAIN, scope)
+        except Reset:
+            return self.slept
+        finally:
+            sys.path[:] = path
+            sys.modules.clear()
+            sys.modules.update(loaded)
+        raise AssertionError("main.py came to its end")
 
-with open(__file__.rsplit("/", 4)[0] + "/firmware/stage0/boot.py") as f:
-    STAGE0 = compile(f.read(), "boot.py", "exec")
+
+def sleeper(chip):
+    import time as real
+
+    class time:
+        time = staticmethod(real.time)
+        gmtime = staticmethod(real.gmtime)
+
+        @staticmethod
+        def sleep(seconds):
+            chip.slept = seconds
+
+    return time
+
+
+def stage0(name):
+    with open(__file__.rsplit("/", 4)[0] + "/firmware/stage0/" + name) as f:
+        return compile(f.read(), name, "exec")
+
+
+STAGE0 = stage0("boot.py")
+MAIN = stage0("main.py")
 
 
 def modules(chip):
@@ -339,6 +391,8 @@ def modules(chip):
 
         def readblocks(self, n, buf, off=0):
             at = self._at(n, off, len(buf))
+            if self.row[4] in chip.failing:
+                raise OSError(-24577, "ESP_ERR_FLASH_OP_FAIL")
             buf[:] = chip.flash[at : at + len(buf)]
 
         def writeblocks(self, n, buf, off=None):
@@ -380,6 +434,8 @@ def modules(chip):
 
     class NVS:
         def __init__(self, namespace):
+            if chip.nvs_broken:
+                raise OSError(-4353, "ESP_ERR_NVS_NOT_INITIALIZED")
             self.space = namespace
 
         def _get(self, key, kind):
@@ -401,10 +457,18 @@ def modules(chip):
         def _set(self, key, value):
             if len(key) > 15:
                 raise OSError(-4361, "ESP_ERR_NVS_KEY_TOO_LONG")
+            if chip.nvs.get((self.space, key)) == value:
+                return
+            if chip.worn():
+                raise OSError(-24577, "ESP_ERR_FLASH_OP_FAIL")
             if chip.nvs_full:
-                raise OSError(-4357, "ESP_ERR_NVS_NOT_ENOUGH_SPACE")
+                if not chip.nvs_room:
+                    raise OSError(-4357, "ESP_ERR_NVS_NOT_ENOUGH_SPACE")
+                chip.nvs_room -= 1
             if not chip._op():
                 raise Cut
+            if chip.nvs_full and (self.space, key) in chip.nvs:
+                chip.nvs_room += 1
             chip.nvs[(self.space, key)] = value
 
         def set_i32(self, key, value):
@@ -416,8 +480,12 @@ def modules(chip):
         def erase_key(self, key):
             if (self.space, key) not in chip.nvs:
                 raise OSError(-4354, "ESP_ERR_NVS_NOT_FOUND")
+            if chip.worn():
+                raise OSError(-24577, "ESP_ERR_FLASH_OP_FAIL")
             if not chip._op():
                 raise Cut
+            if chip.nvs_full:
+                chip.nvs_room += 1
             del chip.nvs[(self.space, key)]
 
         def commit(self):
@@ -434,6 +502,8 @@ def modules(chip):
         PERIODIC = 1
 
         def __init__(self, id, mode, period, callback):
+            if "timer" in chip.failing:
+                raise OSError(-259, "ESP_ERR_INVALID_STATE")
             chip.timer = (period, callback)
 
     class machine:
@@ -453,9 +523,20 @@ def modules(chip):
 
         @staticmethod
         def WDT(id=0, timeout=5000):
+            if "wdt" in chip.failing:
+                raise OSError(-259, "ESP_ERR_INVALID_STATE")
             chip.wdt = timeout
 
+    class RTC:
+        def memory(self, data=None):
+            if "rtc" in chip.failing:
+                raise ValueError("no memory")
+            if data is None:
+                return chip.rtc
+            chip.rtc = bytes(data)
+
     machine.Timer = Timer
+    machine.RTC = RTC
     sys.modules["esp32"] = esp32
     sys.modules["machine"] = machine
     return esp32, machine
