@@ -113,6 +113,21 @@ def test_a_lost_beacon_gets_another_network(v1):
         assert done.poll == "ok"
 
 
+def test_a_beacon_that_was_lost_for_hours_gets_another_network(v1):
+    """Its pauses between attempts are as long as they become by then."""
+    with scene(v1, settings=GIVEN, policy={"lost_s": 60}, power=False) as s:
+        s.network.points[0].visible = False
+        s.beacon.power_on()
+        run(s.heard(lambda b: b.has(adverts.PROVISIONED)))
+        for _ in range(8):  # a failed round each time, and the pause after it
+            s.skip(1000)
+            s.stays(lambda: True, 0.7)
+        s.network.add("moved", "other password")
+        s.wait(s.opened, what="open")
+        done = s.online(wifi=scenes.Wifi.of("moved", "other password"))
+        assert done.poll == "ok" and s.joined() == b"moved"
+
+
 @pytest.mark.parametrize(
     ("policy", "new", "lost"), [(0, False, False), (1, True, False), (2, True, True)]
 )
