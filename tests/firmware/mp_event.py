@@ -63,4 +63,3 @@ def test_no_change_is_missed():
             await event.wait_ms(1 if values[0] % 2 else _NEVER)
 
     within_deadline(body())
-

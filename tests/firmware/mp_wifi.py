@@ -135,16 +135,14 @@ def test_a_claim_right_after_a_release():
 # Given back while the attempt before the claim has not noticed: the loop tries on at once.
 def test_a_release_is_heard_too():
     async def act(station):
-        for _ in range(3):
-            attempts = station.wlan.attempts
+        for attempts in range(1, 4):
             await until(lambda: station.state == "connecting")
             await station.claim()
             station.release()
-            await until(lambda: station.wlan.attempts > attempts)
+            await until(lambda n=attempts: station.wlan.attempts > n)
         station.wlan.there = True
         await station.claim()
         station.release()
         await until(station.up)
 
     beside(act)
-
