@@ -290,8 +290,8 @@ def test_status_and_oblivion(v1):
         assert s.online().poll == "ok"
 
 
-def test_doors_open_while_somebody_provisions(v1):
-    """The exchange of keys is computed in steps: readers get their answers meanwhile."""
+def visits(v1) -> list[float]:
+    """Enter again and again while somebody provisions; return all waits, in seconds."""
 
     async def enter(reader: BleakClient, answers: asyncio.Queue[bytes]) -> float:
         begun = time.monotonic()
@@ -315,6 +315,17 @@ def test_doors_open_while_somebody_provisions(v1):
         return waits
 
     with scene(v1, settings={"creds": CREDENTIALS}, scale=1) as s:
-        waits = sorted(run(body(s)))
-        print(f"{len(waits)} visits, the longest wait {1000 * waits[-1]:.0f} ms")
-        assert len(waits) > 5 and waits[len(waits) * 9 // 10] < 8 * 0.25, waits
+        return sorted(run(body(s)))
+
+
+def test_doors_open_while_somebody_provisions(v1):
+    """The exchange of keys is computed in steps: readers get their answers meanwhile."""
+    assert visits(v1)
+
+
+@pytest.mark.slow
+def test_nobody_waits_long_while_somebody_provisions(v1):
+    """A door may wait 250 ms; nine in ten are well below twice that on a quiet machine."""
+    waits = visits(v1)
+    print(f"{len(waits)} visits, the longest wait {1000 * waits[-1]:.0f} ms")
+    assert len(waits) > 5 and waits[len(waits) * 9 // 10] < 2 * 0.25, waits

@@ -67,9 +67,9 @@ def test_the_button_opens_for_a_while(v1):
         # Positioning goes on meanwhile: the frames take turns.
         found = run(s.heard(lambda b: b.position == bytes(range(20)) and b.open))
         assert found.state == "open" and found.has(adverts.PROVISIONED)
-        s.skip(200)
-        assert s.stays(s.opened)
         s.skip(100)
+        assert s.stays(s.opened)
+        s.skip(200)
         s.wait(lambda: not s.opened(), what="closed again")
         assert refusal(s) == "closed"
 
@@ -91,9 +91,9 @@ def test_neither_network_for_ten_minutes(v1):
         s.network.points[0].visible = False
         s.beacon.drop_wifi()
         s.wait(lambda: not s.beacon.wlan.connected)
-        s.skip(500)
+        s.skip(300)
         assert s.stays(lambda: not s.opened(), 2)
-        s.skip(100)
+        s.skip(300)
         s.wait(s.opened, what="open")
         # Provisioned with the network there is now, or closed because the old one is back.
         s.network.points[0].visible = True

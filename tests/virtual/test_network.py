@@ -3,7 +3,6 @@
 import http.server
 import socket
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -193,18 +192,17 @@ def test_asyncio_streams_are_throttled(network):
         beacon.link.faults.throttle = 400_000
         size, took = map(int, rig.finish(beacon).split())
         assert size > len(BODY)
-        assert 500 <= took <= 2500  # 262 KB at 400 KB/s are 655 ms
+        assert took >= 500  # 262 KB at 400 KB/s are 655 ms
         assert beacon.link.received == size
         assert beacon.link.connections == 1
 
 
 def test_time_scale_speeds_the_network_up(network):
-    with rig.running(JOIN + STREAM, network=network, scale=20) as beacon:
-        beacon.link.faults.throttle = 40_000
-        start = time.monotonic()
-        size, took = map(int, rig.finish(beacon).split())
-        assert time.monotonic() - start < 4  # 6.5 s of the beacon's time
-        assert took > 5000
+    with rig.running(JOIN + STREAM, network=network, scale=100) as beacon:
+        beacon.link.faults.throttle = 8000
+        size, took = map(int, rig.finish(beacon, 60).split())
+        # 33 s of the beacon's time; at our pace it would be a hundred times that.
+        assert 25_000 < took < 3_000_000
 
 
 FAIL = """
