@@ -18,7 +18,7 @@ from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.announce import TYPE, addresses, announced
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.listen import Listen
-from tests.orchestrator.world import Server, beacons, until, upload
+from tests.orchestrator.world import DEADLINE_S, Server, beacons, until, upload
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_the_announcement_is_found():
 
                 watch = AsyncServiceBrowser(browser.zeroconf, TYPE, handlers=[changed])
                 try:
-                    async with asyncio.timeout(8):
+                    async with asyncio.timeout(DEADLINE_S):
                         name = await found
                     info = await browser.async_get_service_info(TYPE, name)
                     assert info is not None and info.port == sock.getsockname()[1]

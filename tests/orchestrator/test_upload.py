@@ -18,7 +18,7 @@ from beacon_ota.images import appfs, boards, release, synthetic
 from beacon_ota.trust import dsse, releases
 from beacon_ota.trust.keys import KeySet
 from beacon_ota.trust.releases import Terms
-from tests.orchestrator.world import Server, app_filesystem, image, until
+from tests.orchestrator.world import DEADLINE_S, Server, app_filesystem, image, until
 from tests.trust.lab import Key
 
 
@@ -238,7 +238,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(server):
 def test_an_endless_body_is_cut_off(server):
     before = state(server)
     parts = urlsplit(server.url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=DEADLINE_S)
     connection.putrequest("POST", "/api/firmwares/upload")
     connection.putheader("Authorization", f"Bearer {server.token}")
     connection.putheader("Content-Type", "multipart/form-data; boundary=xyz")
