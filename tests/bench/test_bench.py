@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import ours
 from tests.bench.load import hammer, length
 from tests.bench.table import BEGIN, END, Row, markdown, publish
+
+DEADLINE_S = 120.0  # of a load that a busy machine answers in seconds
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,25 @@ def test_a_ratio_above_one_is_better_whatever_is_counted():
     )
 
 
+def test_what_is_measured_is_answered_and_counted(tmp_path):
+    """As many polls and updates as are asked for, whatever the machine manages in a second."""
+
+    async def body(server) -> None:
+        subject = ours.Ours(server, server.said["token"])
+        await subject.register(40)
+        subject.roll_out("1.1.0")
+        assert len(await subject.offers(40)) == 40
+        polls = [subject.poll(beacon) for beacon in subject.fleet for _ in range(5)]
+        found = await hammer(server.url, polls, 16, DEADLINE_S)
+        assert found["statuses"] == {200: 200} and found["lost"] == 0
+        assert (await subject.cycles("1.2.0", 40, 16))["counted"] == 40
+        assert (await subject.cycles("1.3.0", 40, 16, twice=True))["counted"] == 40
+
+    with ours.start(tmp_path) as server:
+        asyncio.run(body(server))
+
+
+@pytest.mark.slow
 def test_a_quick_run_measures_ours_and_the_floor(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench", "--quick", "--no-peers", "--only=floors,ours"]

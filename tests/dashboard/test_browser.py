@@ -267,7 +267,7 @@ def test_every_page_in_every_light_and_width(fleet, visit, server):
     fleet.admin.change_beacon(beacon.id, tags=["doors"])
     fleet.admin.do_beacon(beacon.id, "quarantine", EVIL)
     fleet.admin.create_token(f"{fleet.tag}{EVIL}"[:60], "viewer")
-    hook = {"name": EVIL[:64], "url": "https://203.0.113.1/?" + "x" * 300, "kinds": ["rollout."]}
+    hook = {"name": EVIL[:64], "url": "https://a.example/?" + "x" * 300, "kinds": ["rollout."]}
     fleet.admin.call("POST", "/api/webhooks", json=hook)
     fleet.admin.move_rollout(fleet.rollout, "halt", EVIL)
     pages = [

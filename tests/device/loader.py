@@ -21,6 +21,7 @@ from beacon_ota.virtual.flash import Flash
 SPI = 0x60002000
 SPI_CMD, SPI_USR2, SPI_W0 = SPI, SPI + 0x20, SPI + 0x58
 EFUSE_MAC = 0x60008844
+WDT_CONFIG = 0x60008090  # of the RTC's watchdog
 RUN_USR = 1 << 18
 READ_ID = 0x9F
 SIZES = {2 << 20: 0x15, 4 << 20: 0x16, 8 << 20: 0x17}
@@ -49,6 +50,10 @@ class Chip:
     at: int = 0
     erased_to: int = 0
     inflate: object = None
+
+    def watchdog_started(self) -> bool:
+        """Whether it was told to reset itself (``watchdog-reset``)."""
+        return bool(self.registers.get(WDT_CONFIG, 0) >> 31)
 
     def answer(self, frame: bytes) -> list[bytes]:
         """Execute one command; return the frames that answer it."""

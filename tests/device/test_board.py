@@ -1,5 +1,6 @@
 """The app onto a board, with mpremote's own transport and a real interpreter's REPL."""
 
+import fcntl
 import os
 import pty
 import subprocess
@@ -78,6 +79,10 @@ class Board:
             stderr=subprocess.DEVNULL,
         )
 
+    def was_reset(self):
+        """Wait for its reset, which ends the process."""
+        return self.process.wait(60) == 0
+
     def files(self):
         return littlefs.read(self.image.read_bytes()).files
 
@@ -125,7 +130,7 @@ def test_an_empty_board_gets_stage_0_and_the_app(plug):
     assert b'"insecure":true' in found.files()["app/app.json"]
     assert set(done.written) == set(wanted) and done.removed == () and done.unchanged == 0
     assert seen == sorted(seen) and seen[-1] == done.size
-    assert found.process.wait(10) == 0  # the reset
+    assert found.was_reset()
 
 
 def test_only_what_differs_is_sent_and_leftovers_go(plug):
@@ -150,6 +155,7 @@ def test_the_whole_app_of_the_project(plug):
 def test_a_board_without_room(plug):
     found = plug(blocks=8)
     refuse(lambda: deploy(found), "board_full")
+    assert found.was_reset()
 
 
 def test_a_board_that_runs_a_release_is_left_alone(plug, tmp_path):
@@ -160,7 +166,80 @@ def test_a_board_that_runs_a_release_is_left_alone(plug, tmp_path):
     script = f"{RELEASE}\nopened = open({str(image)!r}, 'rb')\n"
     found = plug(before=script, after=f"\nslot(opened, {blocks})\n")
     refuse(lambda: deploy(found), "board_release")
-    assert found.files() == {}
+    assert found.files() == {} and found.was_reset()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_board_runs_again_after_an_interruption(plug, error):
+    found = plug()
+
+    def progress(done):
+        if done > 1000:
+            raise error
+
+    with pytest.raises(error):
+        deploy(found, progress=progress)
+    assert found.was_reset()
+
+
+@pytest.mark.parametrize("half", [0, 1, 100])
+def test_a_board_runs_again_after_half_a_command(plug, monkeypatch, half):
+    """Whatever its prompt is at: nothing of what was half typed is executed."""
+    from mpremote.transport_serial import SerialTransport
+
+    found, sent = plug(), []
+    whole = SerialTransport.raw_paste_write
+
+    def write(self, command):
+        sent.append(command)
+        if len(sent) < 3:
+            return whole(self, command)
+        self.serial.write(command[:half])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SerialTransport, "raw_paste_write", write)
+    with pytest.raises(KeyboardInterrupt):
+        deploy(found)
+    assert found.was_reset()
+
+
+def test_a_file_that_arrives_changed(plug, monkeypatch):
+    found = plug()
+    monkeypatch.setattr(board, "_send", lambda *_: None)
+    refuse(lambda: deploy(found), "board_failed")
+    assert found.was_reset()
+
+
+def test_a_board_that_never_answers_is_reset_by_its_lines(monkeypatch):
+    from serial.urlhandler import protocol_loop
+
+    seen = []
+    for line in ("rts", "dtr"):
+
+        def update(self, line=line):
+            seen.append((line, getattr(self, f"_{line}_state")))
+
+        monkeypatch.setattr(protocol_loop.Serial, f"_update_{line}_state", update)
+    refuse(lambda: board.deploy("loop://", {"/x": b""}, patience=1), "board_silent")
+    pulse = [("dtr", False), ("rts", True), ("rts", False)]
+    assert any(seen[at : at + 3] == pulse for at in range(len(seen)))
+
+
+def test_a_board_that_is_unplugged(plug):
+    found = plug()
+
+    def progress(done):
+        found.process.kill()
+        os.close(found.ends[0])
+        found.ends = found.ends[1:]
+
+    refuse(lambda: deploy(found, progress=progress), "port_lost")
+
+
+def test_a_port_that_another_program_uses(plug):
+    found = plug()
+    fcntl.flock(found.ends[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    refuse(lambda: deploy(found), "port_busy")
 
 
 def test_nobody_at_the_prompt(tmp_path):

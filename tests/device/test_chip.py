@@ -81,6 +81,50 @@ def test_too_little_flash(image):
         assert found.flash.ops == 0
 
 
+@pytest.mark.parametrize("stub", [True, False])
+def test_a_chip_that_was_not_written_to_runs_on(image, stub):
+    with plugged(Chip(Flash(DIRTY[: 2 << 20]))) as found:
+        refuse(
+            lambda: chip.write(found.port, image, stub=stub, after="watchdog-reset"),
+            "chip_flash_small",
+        )
+        assert found.watchdog_started()
+
+
+def test_an_interruption_before_anything_is_written(image, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("esptool.cmds.attach_flash", interrupt)
+    with plugged(Chip(Flash(DIRTY))) as found:
+        with pytest.raises(KeyboardInterrupt):
+            chip.write(found.port, image, after="watchdog-reset")
+        assert found.watchdog_started() and found.flash.ops == 0
+
+
+def test_half_a_life_is_not_started(image):
+    """What was written in part stays in the loader, to be written again."""
+
+    def interrupt(done):
+        raise KeyboardInterrupt
+
+    with plugged(Chip(Flash(DIRTY))) as found:
+        with pytest.raises(KeyboardInterrupt):
+            chip.write(found.port, image, after="watchdog-reset", progress=interrupt)
+        assert found.flash.ops > 0 and not found.watchdog_started()
+        chip.write(found.port, image, before="no-reset", after="watchdog-reset")
+        assert found.watchdog_started()
+
+
+@pytest.mark.parametrize(("after", "reset"), [("hard-reset", True), ("no-reset", False)])
+def test_a_chip_that_is_not_heard_is_reset_by_its_lines(image, monkeypatch, after, reset):
+    ports_reset = []
+    monkeypatch.setattr("beacon_ota.device.ports.reset", ports_reset.append)
+    with plugged(Chip(Flash(DIRTY), silent=True)) as found:
+        refuse(lambda: chip.write(found.port, image, after=after, attempts=1), "chip_silent")
+        assert ports_reset == [found.port] * reset
+
+
 def test_nobody_answers(image):
     with plugged(Chip(Flash(DIRTY), silent=True)) as found:
         error = refuse(

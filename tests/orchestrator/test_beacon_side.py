@@ -20,7 +20,15 @@ from beacon_ota.trust import dsse, releases
 from beacon_ota.trust.keys import KeySet
 from beacon_ota.trust.releases import Terms
 from beacon_ota.wire import offer as offer_rules
-from tests.orchestrator.world import Local, TestBeacon, beacons, image, until, upload
+from tests.orchestrator.world import (
+    DEADLINE_S,
+    Local,
+    TestBeacon,
+    beacons,
+    image,
+    until,
+    upload,
+)
 from tests.trust.lab import Key
 
 ANY_TIME = {"preset": "all-at-once", "window": "00:00-24:00"}
@@ -490,7 +498,7 @@ def test_a_reader_that_stands_still_is_dropped(tmp_path, monkeypatch, caplog):
         sock.sendall(head.encode() + b"\r\n\r\n")
         until(lambda: local.service.counts.reading == 1)
         until(lambda: local.service.counts.reading == 0, what="the reader to be given up")
-        sock.settimeout(5)
+        sock.settimeout(DEADLINE_S)
         got = 0
         with contextlib.suppress(ConnectionResetError):
             while data := sock.recv(65536):

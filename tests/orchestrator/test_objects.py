@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -109,7 +108,7 @@ def test_what_is_kept_is_there(blobs):
 def test_what_nobody_refers_to_is_swept_when_it_is_old(blobs):
     known, orphan = put(blobs, b"known"), put(blobs, b"orphan")
     assert blobs.sweep({known}, 3600.0) == []
-    until(lambda: blobs.sweep({known}, 0.0) == [orphan], deadline_s=5)
+    until(lambda: blobs.sweep({known}, 0.0) == [orphan], deadline_s=DEADLINE_S)
     assert blobs.has(known) and not blobs.has(orphan)
 
 
@@ -158,10 +157,8 @@ def test_a_store_that_does_not_answer_withdraws_nothing(bucket, tmp_path, monkey
     digest = put(blobs, b"x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     away = open_blobs(tmp_path / "data", bucket)
-    began = time.monotonic()
     for work in (away.check, away.has, away.remove):
         with pytest.raises(ReachError) as caught:
             work(digest)
         assert caught.value.code == "images_unreachable"
-    assert time.monotonic() - began < 120
     assert blobs.check(digest) == b"x"

@@ -18,7 +18,7 @@ from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, UsageErro
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.store import events
 from beacon_ota.orchestrator.webhooks import PAUSES_S, wants
-from beacon_ota.orchestrator.webhooks_send import allowed, sign, target
+from beacon_ota.orchestrator.webhooks_send import sign, target
 from tests.orchestrator.world import COMMAND, Local, ManualClock, Server, environment, until, upload
 
 WAIT_S = 60.0
@@ -311,31 +311,6 @@ def test_addresses_that_are_none(url):
     with pytest.raises(InputError) as caught:
         target(url)
     assert caught.value.code == "webhook_url"
-
-
-@pytest.mark.parametrize(
-    ("address", "elsewhere", "local"),
-    [
-        ("127.0.0.1", False, True),
-        ("::1", False, True),
-        ("::ffff:127.0.0.1", False, True),
-        ("169.254.169.254", False, False),
-        ("fe80::1", False, False),
-        ("::ffff:169.254.169.254", False, False),
-        ("2002:a9fe:a9fe::", False, False),
-        ("0.0.0.0", False, False),
-        ("::", False, False),
-        ("224.0.0.1", False, False),
-        ("255.255.255.255", False, False),
-        ("10.1.2.3", True, True),
-        ("192.168.0.7", True, True),
-        ("203.0.113.9", True, True),
-        ("2001:db8::7", True, True),
-    ],
-)
-def test_who_is_not_to_be_reached_through_us(address, elsewhere, local):
-    assert allowed(address, local=False) is elsewhere
-    assert allowed(address, local=True) is local
 
 
 def test_a_name_for_this_machine_is_found_out(tmp_path):

@@ -103,7 +103,7 @@ def test_whoever_got_an_answer_has_guessed(v1):
         async with s.client(prove=False) as client:
             exchange = Initiator(client.name.encode(), pin="00000000")
             await client._send(blufi.NEGOTIATE, exchange.hello())
-            await client._expect(blufi.NEGOTIATE, 10)
+            await client._expect(blufi.NEGOTIATE, 60)
 
     with scene(v1) as s:
         for number in (1, 2, 3):
@@ -144,7 +144,7 @@ def test_a_hello_that_is_none_is_no_guess(v1):
             ):
                 await client._send(blufi.NEGOTIATE, message)
                 with pytest.raises(Exception) as caught:
-                    await client._expect(blufi.NEGOTIATE, 5)
+                    await client._expect(blufi.NEGOTIATE, 60)
                 assert getattr(caught.value, "code", "") in ("ec1_point", "ec1_state")
             assert s.beacon.setting("pin_fail") is None
             await client.prove(pin=PIN)

@@ -208,11 +208,11 @@ def test_settings_are_taken_whole_or_not_at_all(v1):
             before = s.beacon.settings()
             # What only a client with other rules would send.
             await client._send(0x4D, b"\x01\x04\x01a\x07\x05other")
-            await client._expect(0x4D, 5)
+            await client._expect(0x4D, 60)
             assert client.state.refused == "channel"
             for junk in (b"", b"\x01\x04", b"\x09", b"\x81", b"\x01" + b"\x04\x01a" * 2):
                 await client._send(0x4D, junk)
-                await client._expect(0x4D, 5)
+                await client._expect(0x4D, 60)
                 assert client.state.refused == "message", junk
             assert s.beacon.settings() == before
             assert (await client.configure(site="a")).refused == ""
@@ -257,7 +257,7 @@ def test_the_network_is_changed_while_nobody_listens(v1):
             for kind, data in ((0x08, b"\1"), (0x09, b"site"), (0x0D, PASSWORD.encode())):
                 await client._send(kind, data)
             await client._send(0x0C)
-            await client._expect(0x3D, 5)
+            await client._expect(0x3D, 60)
 
     with scene(v1) as s:
         run(body(s))
@@ -290,8 +290,8 @@ def test_status_and_oblivion(v1):
         assert s.online().poll == "ok"
 
 
-def test_doors_open_while_somebody_provisions(v1):
-    """The exchange of keys is computed in steps: readers get their answers meanwhile."""
+def visits(v1) -> list[float]:
+    """Enter again and again while somebody provisions; return all waits, in seconds."""
 
     async def enter(reader: BleakClient, answers: asyncio.Queue[bytes]) -> float:
         begun = time.monotonic()
@@ -315,6 +315,17 @@ def test_doors_open_while_somebody_provisions(v1):
         return waits
 
     with scene(v1, settings={"creds": CREDENTIALS}, scale=1) as s:
-        waits = sorted(run(body(s)))
-        print(f"{len(waits)} visits, the longest wait {1000 * waits[-1]:.0f} ms")
-        assert len(waits) > 5 and waits[len(waits) * 9 // 10] < 8 * 0.25, waits
+        return sorted(run(body(s)))
+
+
+def test_doors_open_while_somebody_provisions(v1):
+    """The exchange of keys is computed in steps: readers get their answers meanwhile."""
+    assert visits(v1)
+
+
+@pytest.mark.slow
+def test_nobody_waits_long_while_somebody_provisions(v1):
+    """A door may wait 250 ms; nine in ten are well below twice that on a quiet machine."""
+    waits = visits(v1)
+    print(f"{len(waits)} visits, the longest wait {1000 * waits[-1]:.0f} ms")
+    assert len(waits) > 5 and waits[len(waits) * 9 // 10] < 2 * 0.25, waits

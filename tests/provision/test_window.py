@@ -53,7 +53,7 @@ def test_a_provisioned_beacon_is_closed(v1):
                 with pytest.raises(BeaconOtaError) as caught:
                     await client.version()
                 with pytest.raises(BeaconOtaError) as after:
-                    await client._next(0x41, 5)
+                    await client._next(0x41, 60)
                 return caught.value.code + " " + after.value.code
 
         assert run(version()) == "closed disconnected"
@@ -67,9 +67,9 @@ def test_the_button_opens_for_a_while(v1):
         # Positioning goes on meanwhile: the frames take turns.
         found = run(s.heard(lambda b: b.position == bytes(range(20)) and b.open))
         assert found.state == "open" and found.has(adverts.PROVISIONED)
-        s.skip(200)
-        assert s.stays(s.opened)
         s.skip(100)
+        assert s.stays(s.opened)
+        s.skip(200)
         s.wait(lambda: not s.opened(), what="closed again")
         assert refusal(s) == "closed"
 
@@ -91,9 +91,9 @@ def test_neither_network_for_ten_minutes(v1):
         s.network.points[0].visible = False
         s.beacon.drop_wifi()
         s.wait(lambda: not s.beacon.wlan.connected)
-        s.skip(500)
+        s.skip(300)
         assert s.stays(lambda: not s.opened(), 2)
-        s.skip(100)
+        s.skip(300)
         s.wait(s.opened, what="open")
         # Provisioned with the network there is now, or closed because the old one is back.
         s.network.points[0].visible = True
@@ -111,6 +111,21 @@ def test_a_lost_beacon_gets_another_network(v1):
         s.wait(s.opened, what="open")
         done = s.online(wifi=scenes.Wifi.of("moved", "other password"))
         assert done.poll == "ok"
+
+
+def test_a_beacon_that_was_lost_for_hours_gets_another_network(v1):
+    """Its pauses between attempts are as long as they become by then."""
+    with scene(v1, settings=GIVEN, policy={"lost_s": 60}, power=False) as s:
+        s.network.points[0].visible = False
+        s.beacon.power_on()
+        run(s.heard(lambda b: b.has(adverts.PROVISIONED)))
+        for _ in range(8):  # a failed round each time, and the pause after it
+            s.skip(1000)
+            s.stays(lambda: True, 0.7)
+        s.network.add("moved", "other password")
+        s.wait(s.opened, what="open")
+        done = s.online(wifi=scenes.Wifi.of("moved", "other password"))
+        assert done.poll == "ok" and s.joined() == b"moved"
 
 
 @pytest.mark.parametrize(

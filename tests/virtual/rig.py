@@ -13,7 +13,7 @@ from beacon_ota.virtual.flash import Flash
 from beacon_ota.virtual.supervisor import VirtualBeacon
 
 SIZE = 0x400000
-WAIT = 15  # seconds: generous, for machines that do other things as well
+WAIT = 60  # seconds: generous, for machines that do other things as well
 
 
 @cache

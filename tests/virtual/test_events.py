@@ -91,16 +91,19 @@ print("ready")
 """
 
 
-@pytest.mark.parametrize(
+IDLE = pytest.mark.parametrize(
     "idle",
     [
-        "time.sleep(60)",
+        "time.sleep(6000)",
         "while True: pass",
-        "import asyncio\nasync def nap():\n    await asyncio.sleep(60)\nasyncio.run(nap())",
-        "import select\nselect.poll().poll(60000)",
+        "import asyncio\nasync def nap():\n    await asyncio.sleep(6000)\nasyncio.run(nap())",
+        "import select\nselect.poll().poll(6000000)",
     ],
 )
-def test_pin_interrupt_arrives_soon(idle):
+
+
+def edges(idle: str) -> list[float]:
+    """Press a button twenty times; return after how many seconds each was noticed."""
     times = []
     with rig.running(BUTTON + idle) as beacon:
         beacon.wait_for(lambda: "ready" in beacon.console, rig.WAIT)
@@ -112,7 +115,18 @@ def test_pin_interrupt_arrives_soon(idle):
             beacon.release()
         assert "level 1" in beacon.console
         assert "edge 1" not in beacon.console  # only the falling edge was asked for
-    assert sorted(times)[10] < 0.1  # a median, however busy the machine; 1 ms on an idle one
+    return times
+
+
+@IDLE
+def test_pin_interrupt_arrives_whatever_the_beacon_does(idle):
+    assert len(edges(idle)) == 20
+
+
+@pytest.mark.slow
+@IDLE
+def test_pin_interrupt_arrives_soon(idle):
+    assert sorted(edges(idle))[10] < 0.1  # 1 ms on an idle machine
 
 
 def test_thread_safe_flag_wakes_asyncio_at_once():
@@ -299,17 +313,17 @@ def test_time_scale():
     main = (
         "import time, asyncio\n"
         "a = time.ticks_ms(); w = time.time()\n"
-        "time.sleep(5)\n"
-        "async def nap():\n    await asyncio.sleep(5)\n"
+        "time.sleep(50)\n"
+        "async def nap():\n    await asyncio.sleep(50)\n"
         "asyncio.run(nap())\n"
         "print(time.ticks_diff(time.ticks_ms(), a), time.time() - w)\n"
     )
-    with rig.running(main, scale=50) as beacon:
+    with rig.running(main, scale=1000) as beacon:
         start = time.monotonic()
-        ticks, wall = map(int, rig.finish(beacon).split())
-        assert time.monotonic() - start < 3
-        assert ticks >= 10_000
-        assert wall >= 10
+        ticks, wall = map(int, rig.finish(beacon, 60).split())
+        assert time.monotonic() - start < 100  # a tenth of a second, where nothing else runs
+        assert ticks >= 100_000
+        assert wall >= 100
 
 
 def test_scaled_sleeps_of_a_task_are_never_short():
@@ -336,9 +350,10 @@ def test_light_sleep_and_the_clock_seen_from_outside():
         "machine.lightsleep(50)\nprint('awake')"
     ) as beacon:
         assert rig.finish(beacon) == "awake\n"
-        assert 0 <= beacon.clock.unix - 1767323045 < 10
+        assert 0 <= beacon.clock.unix - 1767323045 < 300
 
 
+@pytest.mark.slow
 def test_idle_beacons_cost_next_to_nothing():
     main = (
         "import asyncio\n"

@@ -13,6 +13,17 @@ from beacon_ota.virtual.supervisor import VirtualBeacon
 from tests.virtual import rig
 
 
+def test_boots_again_and_again():
+    with rig.running("print('up')") as beacon:
+        for _ in range(5):
+            assert rig.finish(beacon) == "up\n"
+            beacon.power_cut()
+            beacon.power_on()
+        rig.finish(beacon)
+        assert len(beacon.boots) == 6
+
+
+@pytest.mark.slow
 def test_boots_in_no_time():
     times = []
     with rig.running("") as beacon:

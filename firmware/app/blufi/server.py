@@ -1,10 +1,10 @@
 # Provisioning, as much of it as is always loaded: the GATT service, when it is open, and one client
 # at a time. The session is imported when a client comes and given back when it has gone.
 
-import asyncio
 import sys
 import time
 
+from event import AutoResetEvent
 from lazy import forget
 from micropython import const
 from wire import adverts
@@ -54,7 +54,7 @@ class Server:
         self._frames = []
         self._next = None  # who came when that one had left, and waits for what he began to end
         self._later = []
-        self._wake = asyncio.Event()
+        self._wake = AutoResetEvent()
         self._why = ""
         self._button = 0  # ms
         self._lost = 0  # ms
@@ -155,21 +155,14 @@ class Server:
     # The next frame, None when there is none for `ms` or the client has gone.
     async def frame(self, ms):
         if not self._frames and not self.gone:
-            await self._pause(ms)
+            await self._wake.wait_ms(ms)
         return self._frames.pop(0) if self._frames and not self.gone else None
-
-    async def _pause(self, ms):
-        self._wake.clear()
-        try:
-            await asyncio.wait_for_ms(self._wake.wait(), ms)
-        except asyncio.TimeoutError:
-            pass  # nobody came
 
     async def run(self):
         while True:
             self.look()
             if self._next is None:
-                await self._pause(_LOOK)
+                await self._wake.wait_ms(_LOOK)
             if self._next is not None:
                 self._link, self._frames = self._next, self._later
                 self._next, self._later = None, []
@@ -193,7 +186,7 @@ class Server:
         session = None
         end = time.ticks_add(time.ticks_ms(), _GOODBYE)
         while not self.gone and time.ticks_diff(end, time.ticks_ms()) > 0:
-            await self._pause(_GOODBYE // 4)
+            await self._wake.wait_ms(_GOODBYE // 4)
         if not self.gone:
             self.beacon.radio.cut(link)
         self._frames = []

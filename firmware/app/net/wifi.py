@@ -5,6 +5,7 @@ import asyncio
 import time
 
 import network
+from event import AutoResetEvent
 from micropython import const
 from ota.schedule import jitter
 
@@ -41,7 +42,7 @@ class Wifi:
         self.state = "idle"
         self.reason = _UNKNOWN  # the driver's number for why the last attempt failed
         self.ssid = b""  # of the last attempt
-        self._wake = asyncio.Event()
+        self._wake = AutoResetEvent()
         self._claimed = self._idle = False
 
     def up(self):
@@ -60,8 +61,9 @@ class Wifi:
             await asyncio.sleep_ms(_TICK)
         return True
 
-    # Whoever provisions has the driver for itself from claim() until release(). Then the loop below
-    # looks at once, for there may be other credentials.
+    # Whoever provisions has the driver for itself from claim() until release(): the loop below lets
+    # go of it within moments, whatever it is at. Then it looks at once, for there may be other
+    # credentials, and its pauses begin again with the shortest.
     async def claim(self):
         self._claimed = True
         self._wake.set()
@@ -101,12 +103,13 @@ class Wifi:
         while True:
             self._idle = self._claimed
             if self._claimed:
-                await self._pause(4 * _TICK)
+                fails = 0
+                await self._wake.wait_ms(4 * _TICK)
                 continue
             if self.up():
                 self.state = "got_ip"
                 fails = 0
-                await self._pause(4 * _TICK)
+                await self._wake.wait_ms(4 * _TICK)
                 continue
             networks = self._networks()
             for ssid, password in networks:
@@ -116,14 +119,7 @@ class Wifi:
                 fails += 1
                 if fails == 2 and networks:  # the first round may be the access point's reboot
                     self._journal.write("wifi", self.state)
-                await self._pause(jitter(2000 << min(fails, _PAUSES) - 1))
-
-    async def _pause(self, ms):
-        self._wake.clear()
-        try:
-            await asyncio.wait_for_ms(self._wake.wait(), ms)
-        except asyncio.TimeoutError:
-            pass  # nobody called: the pause is over
+                await self._wake.wait_ms(jitter(2000 << min(fails, _PAUSES) - 1))
 
     # The driver may be reconnecting by itself; it has to be stopped before it does anything else.
     def _leave(self):

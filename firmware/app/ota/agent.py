@@ -2,11 +2,11 @@
 # nothing by itself: when, what and whether are answered by schedule.py and the attempt in
 # install.py.
 
-import asyncio
 import gc
 import sys
 
 import machine
+from event import AutoResetEvent
 from lazy import forget
 from micropython import const
 from net import clock
@@ -34,19 +34,19 @@ class Agent:
         self._unsaved = None  # an attempt's end that NVS would not take
         self._reported = None  # the attempt whose end the orchestrator has
         self._crowded = False  # did an attempt not find the memory it needs?
-        self._wake = asyncio.Event()
-        self._asked = self._round = 0
+        self._wake = AutoResetEvent()
+        self.asked = self._round = 0  # by whoever provisions; answered by the round
         self.word = "none"  # how the last poll went, for whoever provisions
 
     # Credentials were written: ask at once. What a round that is under way finds out belongs to
     # the old ones.
     def poke(self):
-        self._asked += 1
+        self.asked += 1
         self.word = "none"
         self._wake.set()
 
     def _say(self, word):
-        if self._round == self._asked:
+        if self._round == self.asked:
             self.word = word
 
     async def run(self):
@@ -59,7 +59,7 @@ class Agent:
         settle = None
         forget("ota.settle", "ota.trial", "ota.known", "wire.versions")
         while True:
-            self._round = self._asked
+            self._round = self.asked
             try:
                 pause = await self._cycle()
                 self._misses = 0
@@ -72,13 +72,7 @@ class Agent:
                 self._misses += 1
                 print("orchestrator:", error.code, error.detail, "- again in", pause)
             gc.collect()
-            if self._round != self._asked:
-                continue
-            self._wake.clear()
-            try:
-                await asyncio.wait_for_ms(self._wake.wait(), schedule.jitter(1000 * pause))
-            except asyncio.TimeoutError:
-                pass  # nobody called
+            await self._wake.wait_ms(schedule.jitter(1000 * pause))
 
     # -- polling
 

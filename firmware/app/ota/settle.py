@@ -92,9 +92,14 @@ async def _trial(beacon, record, ask):
     kept = True
     tries = 0
     next_try = begun
+    asked = beacon.agent.asked
     while True:
         await asyncio.sleep_ms(_LOOK)
         now = time.ticks_ms()
+        if asked != beacon.agent.asked:  # other credentials: at once
+            asked = beacon.agent.asked
+            tries = 0
+            next_try = now
         if beacon.wifi.up() and not exchanged and time.ticks_diff(now, next_try) >= 0:
             exchanged, refused = await _exchange(ask)
             pause = schedule.backoff(min(tries, 4), store.policy("backoff_ms"))

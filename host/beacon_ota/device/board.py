@@ -22,6 +22,7 @@ from beacon_ota.images.appfs import AppInfo
 
 if TYPE_CHECKING:
     from mpremote.transport_serial import SerialTransport
+    from serial import Serial
 
 BAUD = 115_200
 FOLDER = "app"
@@ -29,6 +30,8 @@ VERSION = "0.0.0-dev"
 _CHUNK = 512  # bytes sent at a time: the board holds them in RAM
 _ANSWER_S = 30
 _READ_S = 2  # between two bytes of a handshake
+_DRAIN_S = 0.1  # until what the board was saying is here
+_TAKEN = b">OK"  # the raw prompt, and that it executes what it was sent
 _OWN = ("boot.py", "main.py")  # what we own of /
 
 Progress = Callable[[int], None]  # bytes sent so far
@@ -104,7 +107,7 @@ def deploy(
     patience: int = 10,
     progress: Progress | None = None,
 ) -> Deployed:
-    """Make a board's files what is wanted, then reset it.
+    """Make a board's files what is wanted, then reset it: also when that fails or is interrupted.
 
     Args:
         port: serial port, or a URL that pyserial knows.
@@ -137,10 +140,11 @@ def deploy(
                 verb = "rmdir" if path.endswith("/") else "remove"
                 board.exec(f"import os\nos.{verb}({path.rstrip('/')!r})")
             _check(board, changed)
-            board.exec_raw_no_follow("import machine\nmachine.reset()")
     except TransportExecError as error:
         raise _refused(port, error.error_output) from error
     except (TransportError, struct.error) as error:
+        if str(error).startswith("failed to access"):  # mpremote drops the reason
+            _reopen(port)
         raise DeviceError(
             "board_silent",
             f"no MicroPython prompt on {port}: is it flashed, does something else run there?",
@@ -226,17 +230,49 @@ def _refused(port: str, text: str) -> DeviceError:
 
 @contextlib.contextmanager
 def _connected(port: str, baud: int, fresh: bool, patience: int) -> Iterator["SerialTransport"]:
+    """Stop what runs on a board, for its prompt; start it again afterwards, whatever happens."""
     from mpremote.transport_serial import SerialTransport
-    from serial import Serial
 
     board = SerialTransport(port, baud)
+    serial = cast("Serial", board.serial)
     try:
-        cast(Serial, board.serial).timeout = _READ_S  # mpremote's own reads have no limit
-        board.enter_raw_repl(soft_reset=fresh, timeout_overall=patience)
-        yield board
+        try:
+            # mpremote's own reads and writes have no limit.
+            serial.timeout = serial.write_timeout = _READ_S
+            board.enter_raw_repl(soft_reset=fresh, timeout_overall=patience)
+            yield board
+        finally:
+            _restart(serial)
     finally:
         with contextlib.suppress(OSError):
             board.close()
+
+
+def _restart(serial: "Serial") -> None:
+    """Reset a board, whatever it is at; with the port's lines if its prompt does not take it.
+
+    One reset and not two: stage 0 counts them.
+    """
+    with contextlib.suppress(OSError):
+        # Ctrl-C ends code that runs, and input that is half typed; Ctrl-A asks for the raw prompt.
+        serial.write(b"\r\x03\x03")
+        time.sleep(_DRAIN_S)
+        serial.reset_input_buffer()
+        serial.write(b"\r\x01import machine\nmachine.reset()\x04")
+        said, end = b"", time.monotonic() + _READ_S
+        while _TAKEN not in said and time.monotonic() < end:
+            said += serial.read(1)
+        if _TAKEN in said:
+            return
+    ports.pulse_reset(serial)
+
+
+def _reopen(port: str) -> None:
+    """Raise the named error for a port that cannot be opened."""
+    from serial import serial_for_url
+
+    with ports.named(port):
+        serial_for_url(port, exclusive=True).close()
 
 
 @contextlib.contextmanager

@@ -84,6 +84,9 @@ def write(
 ) -> Written:
     """Write a flash image and verify it by the MD5 that the chip computes of its flash.
 
+    A chip that was not written to after all runs on as it did before. One that was written to in
+    part stays in its loader: what is in its flash belongs to two different lives.
+
     Args:
         port: serial port, or a URL that pyserial knows.
         image: the image.
@@ -112,8 +115,13 @@ def write(
     with _quiet(progress) as log, ports.named(port):
         try:
             esp = detect_chip(port, ROM_BAUD, before, connect_attempts=attempts)
-        except FatalError as error:
-            raise _connection(port, error) from error
+        except BaseException as error:
+            if "no-reset" not in (before, after):
+                ports.reset(port)  # it may be in its loader, and not heard
+            if isinstance(error, FatalError):
+                raise _connection(port, error) from error
+            raise
+        touched = False
         try:
             if esp.CHIP_NAME != CHIP:
                 raise DeviceError(
@@ -136,13 +144,16 @@ def write(
                     expected=len(image),
                 )
             mac = ":".join(f"{byte:02x}" for byte in cast(ESP32C3ROM, esp).read_mac() or ())
+            touched = True
             _write(esp, image, wanted, erase_all and stub, log)
             _verify(esp, image, wanted)
-            with contextlib.suppress(FatalError):  # it is written, whatever the reset does
-                reset_chip(esp, after)
+            touched = False
         except FatalError as error:
             raise _failure(port, error) from error
         finally:
+            if not touched:  # it is written, or it is not; whatever the reset does
+                with contextlib.suppress(FatalError, OSError):
+                    reset_chip(esp, after)
             esp._port.close()
     return Written(
         port=port,
@@ -246,6 +257,7 @@ def _quiet(progress: Progress | None) -> Iterator[_Log]:
     What matters comes as an exception.
     """
     from esptool.logger import EsptoolLogger, TemplateLogger, log
+    from esptool.reset import ResetStrategy
 
     found = _Log(progress)
 
@@ -273,7 +285,11 @@ def _quiet(progress: Progress | None) -> Iterator[_Log]:
 
     swap = cast(EsptoolLogger, log)  # a proxy; what it stands for changes with each swap
     EsptoolLogger.set_logger(swap, Logger())
+    # It keeps the logger that there was when it was imported, to say once that lines are missing.
+    once = ResetStrategy.print_once
+    ResetStrategy.print_once = cast(type(once), lambda *_: None)
     try:
         yield found
     finally:
+        ResetStrategy.print_once = once
         EsptoolLogger.set_logger(swap, EsptoolLogger())

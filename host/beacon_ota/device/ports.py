@@ -3,11 +3,17 @@
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from beacon_ota.errors import ReachError
 
+if TYPE_CHECKING:
+    from serial import Serial
+
+_PULSE_S = 0.1  # of the reset line
 _BUSY = ("exclusively lock", "in use", "resource busy", "access is denied")
 
 
@@ -60,6 +66,26 @@ def explain(port: str, text: str, number: int | None = None) -> DeviceError:
     if number == errno.ENOENT or "FileNotFoundError" in text or "Errno 2]" in text:
         return _missing(port)
     return DeviceError("port_lost", f"{port} cannot be used: {text}")
+
+
+def pulse_reset(serial: "Serial") -> None:
+    """Reset the chip with the port's lines into what is in its flash. Errors are swallowed."""
+    with contextlib.suppress(OSError):
+        serial.dtr = False  # GPIO 9 high: the app, not the chip's loader
+        serial.rts = True
+        time.sleep(_PULSE_S)
+        serial.rts = False
+
+
+def reset(port: str) -> None:
+    """Reset the chip on a port that nobody has open; nothing happens where that is impossible."""
+    import serial
+
+    with (
+        contextlib.suppress(OSError, ValueError),
+        contextlib.closing(serial.serial_for_url(port, exclusive=True)) as opened,
+    ):
+        pulse_reset(opened)
 
 
 def _missing(port: str) -> DeviceError:

@@ -2,12 +2,14 @@
 
 Signed as standardwebhooks.com has it, so that receivers verify it with what they have. The answer's
 status is all that is ever looked at or kept, so that a webhook is no way to read what a network
-keeps to itself; redirects are not followed, and a name is connected to at the address that was
-judged, not looked up again.
+keeps to itself; redirects are not followed, and a name is connected to at the addresses that were
+judged, one after the other, not looked up again. Only connecting is tried at each: once something
+was sent, the next try is the dispatcher's.
 """
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -21,8 +23,10 @@ from urllib.parse import urlsplit
 
 from beacon_ota import __version__
 from beacon_ota.errors import InputError
+from beacon_ota.orchestrator.webhooks_addresses import allowed
 
 TIMEOUT_S = 15.0  # for all of a try
+_ADDRESSES = 8  # of a host that are tried
 URL_MAX = 1024
 _PORTS = {"http": 80, "https": 443}
 _PREFIX = "whsec_"
@@ -86,23 +90,9 @@ def target(url: str, *, local: bool = False) -> Target:
             "webhook_address",
             "webhooks are not sent to this address",
             found=found.host,
-            expected="not this machine, its own link, or many at once",
+            expected="a global or a private address, and not a cloud's metadata",
         )
     return found
-
-
-def allowed(address: str, *, local: bool) -> bool:
-    """Tell whether webhooks are sent to an IP address.
-
-    Networks of one's own are where receivers are. What answers on the link (the metadata services
-    of clouds) or only to this machine trusts its callers by where they are: not there.
-    """
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        ip = ip.ipv4_mapped or ip.sixtofour or ip
-    if ip.is_loopback:
-        return local
-    return not (ip.is_unspecified or ip.is_link_local or ip.is_multicast or ip.is_reserved)
 
 
 def new_secret() -> str:
@@ -129,9 +119,12 @@ async def send(
     began = time.monotonic()
     status = None
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            where = target(url, local=local)
-            status = await _post(where, secret, message_id, timestamp, body, local)
+        where = target(url, local=local)
+        end = asyncio.get_running_loop().time() + TIMEOUT_S
+        async with asyncio.timeout_at(end):
+            addresses = await _addresses(where, local)
+            reader, writer = await _connect(where, addresses, end)
+            status = await _post(reader, writer, where, secret, message_id, timestamp, body)
         error = None if 200 <= status < 300 else "http"
     except InputError as refused:
         error = refused.code
@@ -147,21 +140,14 @@ async def send(
 
 
 async def _post(
-    where: Target, secret: str, message_id: str, timestamp: int, body: str, local: bool
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    where: Target,
+    secret: str,
+    message_id: str,
+    timestamp: int,
+    body: str,
 ) -> int:
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
-    addresses = [str(info[4][0]) for info in found]
-    addresses = [address for address in addresses if allowed(address, local=local)]
-    if not addresses:
-        raise InputError("webhook_address", "the name leads where webhooks are not sent to")
-    tls = where.scheme == "https"
-    reader, writer = await asyncio.open_connection(
-        addresses[0],
-        where.port,
-        ssl=ssl.create_default_context() if tls else None,
-        server_hostname=where.host if tls else None,
-    )
     try:
         data = body.encode()
         host = f"[{where.host}]" if ":" in where.host else where.host
@@ -190,6 +176,45 @@ async def _post(
     if match is None:
         raise InputError("answer", "what answered does not speak HTTP")
     return int(match[1])
+
+
+async def _addresses(where: Target, local: bool) -> list[str]:
+    """Return a host's addresses in the system's order, without those where nothing is sent to."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+    addresses = dict.fromkeys(str(info[4][0]) for info in found)
+    kept = [address for address in addresses if allowed(address, local=local)]
+    if not kept:
+        raise InputError("webhook_address", "the name leads where webhooks are not sent to")
+    return kept[:_ADDRESSES]
+
+
+async def _connect(
+    where: Target, addresses: list[str], end: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the first address that lets us.
+
+    Args:
+        addresses: literal ones, judged before: nothing is looked up a second time.
+        end: of the try, on the loop's clock; each address has an equal share of what is left.
+
+    Raises:
+        OSError: what the last one said.
+    """
+    loop = asyncio.get_running_loop()
+    tls = ssl.create_default_context() if where.scheme == "https" else None
+    for left in range(len(addresses), 1, -1):
+        with contextlib.suppress(OSError):  # a timeout and TLS's errors are such
+            async with asyncio.timeout((end - loop.time()) / left):
+                return await _open(where, addresses[-left], tls)
+    return await _open(where, addresses[-1], tls)
+
+
+async def _open(
+    where: Target, address: str, tls: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    name = where.host if tls else None
+    return await asyncio.open_connection(address, where.port, ssl=tls, server_hostname=name)
 
 
 def _malformed(url: str, expected: str) -> InputError:

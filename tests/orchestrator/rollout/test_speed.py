@@ -1,6 +1,11 @@
-"""How long decisions take; printed (-s), and bounded only where something would be broken."""
+"""How long decisions take; printed (-s), and bounded only where something would be broken.
+
+Campaigns only: the machine decides. What is decided is the other modules'.
+"""
 
 from time import perf_counter
+
+import pytest
 
 from beacon_ota.orchestrator.rollout.advance import advance
 from beacon_ota.orchestrator.rollout.decide import decide
@@ -18,6 +23,8 @@ from tests.orchestrator.rollout.build import (
     rollout,
     updated,
 )
+
+pytestmark = pytest.mark.slow
 
 
 def microseconds(work, items) -> float:

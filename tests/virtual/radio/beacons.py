@@ -12,6 +12,7 @@ from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.peripheral import Peripheral
 from beacon_ota.virtual.radio.room import Room
 
+WAIT = 60.0  # seconds: for machines that do other things as well
 FLAG_READ, FLAG_WRITE_NO_RESPONSE, FLAG_WRITE = 0x0002, 0x0004, 0x0008
 FLAG_NOTIFY, FLAG_INDICATE = 0x0010, 0x0020
 
@@ -77,7 +78,7 @@ class Beacon:
         return [data for number, data in self.events if number == event]
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 5.0) -> Any:
+def wait_until(condition: Callable[[], Any], timeout: float = WAIT) -> Any:
     """Poll until the condition holds; fail after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
@@ -86,7 +87,7 @@ def wait_until(condition: Callable[[], Any], timeout: float = 5.0) -> Any:
     return result
 
 
-async def until(condition: Callable[[], Any], timeout: float = 5.0) -> Any:
+async def until(condition: Callable[[], Any], timeout: float = WAIT) -> Any:
     """The same in an event loop."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):

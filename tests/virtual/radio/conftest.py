@@ -3,9 +3,16 @@ from collections.abc import Iterator
 import pytest
 
 from beacon_ota.virtual.radio.room import Room
+from tests.virtual.radio.timers import ManualTimers
 
 
 @pytest.fixture
-def room() -> Iterator[Room]:
-    with Room(seed=1) as room:
+def timers() -> ManualTimers:
+    """The clock of the room."""
+    return ManualTimers()
+
+
+@pytest.fixture
+def room(timers: ManualTimers) -> Iterator[Room]:
+    with Room(seed=1, timers=timers) as room:
         yield room

@@ -1,9 +1,7 @@
 """Advertising in a room: who hears it, how loudly, and what it costs."""
 
 import asyncio
-import itertools
 import math
-import statistics
 import time
 from typing import Any
 
@@ -15,12 +13,16 @@ from beacon_ota.errors import UsageError
 from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.room import Room
 from tests.virtual.radio.beacons import PROVISIONABLE, Beacon, until, wait_until
+from tests.virtual.radio.timers import ManualTimers, Stopped
 
 
 def scan(
-    room: Room, seconds: float = 0.25, mode: Any = "active", least: int = 0
+    room: Room, *beacons: Beacon, mode: Any = "active", least: int = 2
 ) -> dict[str, list[AdvertisementData]]:
-    """All advertisement data seen in a while, by address; at least so many of one beacon."""
+    """All advertisement data seen until these beacons were heard so often, by address.
+
+    Without beacons: in a while.
+    """
     seen: dict[str, list[AdvertisementData]] = {}
 
     async def body() -> None:
@@ -28,8 +30,9 @@ def scan(
             seen.setdefault(device.address, []).append(data)
 
         async with BleakScanner(callback, scanning_mode=mode, **radio(room.spec).scanner):
-            await asyncio.sleep(seconds)
-            await until(lambda: max(map(len, seen.values()), default=0) >= least)
+            if not beacons:
+                await asyncio.sleep(0.25)
+            await until(lambda: all(len(seen.get(b.address, [])) >= least for b in beacons))
 
     asyncio.run(body())
     return seen
@@ -37,7 +40,7 @@ def scan(
 
 def test_an_active_scan_brings_the_scan_response(room: Room) -> None:
     beacon = Beacon(room).start().advertise()
-    last = scan(room)[beacon.address][-1]
+    last = scan(room, beacon)[beacon.address][-1]
     assert last.local_name == "BLUFI_A1B2C3"
     assert last.service_uuids == ["0000ffff-0000-1000-8000-00805f9b34fb"]
     assert last.service_data == {"0000ffff-0000-1000-8000-00805f9b34fb": b"\xec\x01\x03"}
@@ -45,7 +48,7 @@ def test_an_active_scan_brings_the_scan_response(room: Room) -> None:
 
 def test_a_passive_scan_does_not(room: Room) -> None:
     beacon = Beacon(room).start().advertise()
-    seen = scan(room, mode="passive")[beacon.address]
+    seen = scan(room, beacon, mode="passive")[beacon.address]
     assert seen and all(data.local_name is None for data in seen)
     assert seen[-1].service_uuids
 
@@ -54,55 +57,69 @@ def test_manufacturer_data_of_both_payloads(room: Room) -> None:
     ibeacon = b"\x1a\xff\x4c\x00\x02\x15" + bytes(range(16)) + b"\x00\x01\x00\x02\xc5"
     progress = b"\x04\xff\x59\x00\x2a"
     beacon = Beacon(room).start().advertise(b"\x02\x01\x06" + ibeacon, progress)
-    last = scan(room)[beacon.address][-1]
+    last = scan(room, beacon)[beacon.address][-1]
     assert last.manufacturer_data == {0x004C: ibeacon[4:], 0x0059: b"\x2a"}
 
 
-def test_the_interval_is_kept(room: Room) -> None:
-    Beacon(room).start().advertise(interval_us=50_000)
-    capture = room.capture()
-    wait_until(lambda: len(capture) >= 20)
+def test_the_interval_is_kept(room: Room, timers: ManualTimers) -> None:
+    with Stopped(room, timers) as stopped:
+        Beacon(room).start().advertise(interval_us=50_000)
+        capture = room.capture()
+        stopped.advance(10.0)
     times = [frame.at for frame in capture]
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert 0.040 <= statistics.median(gaps) <= 0.060  # each event is 0..10 ms late
-    assert (times[-1] - times[0]) / len(gaps) >= 0.049  # and that does not add up
+    assert 199 <= len(times) <= 201
+    for number, at in enumerate(times):  # each event is 0..10 ms late, and that does not add up
+        assert 0.050 * number <= at <= 0.050 * number + 0.010
 
 
-def test_what_is_new_is_sent_at_once(room: Room) -> None:
+def test_the_rhythm_goes_on_when_somebody_listens_again(room: Room, timers: ManualTimers) -> None:
+    with Stopped(room, timers) as stopped:
+        Beacon(room).start().advertise(interval_us=100_000)
+        stopped.advance(0.975)  # nobody listens
+        capture = room.capture()
+        stopped.advance(0.2)
+    assert [round((frame.at + 0.975) // 0.1) for frame in capture] == [10, 11]
+
+
+def test_what_is_new_is_sent_at_once(room: Room, timers: ManualTimers) -> None:
     """Each start sends its first event, however long the interval is."""
     beacon = Beacon(room).start()
     capture = room.capture()
-    for value in range(10):
-        beacon.advertise(bytes([2, 0xFF, value]), interval_us=10_000_000)
-        time.sleep(0.02)
+    with Stopped(room, timers) as stopped:
+        for value in range(10):
+            beacon.advertise(bytes([2, 0xFF, value]), interval_us=10_000_000)
+            stopped.advance(0.010)
     assert [frame.payload[2] for frame in capture] == list(range(10))
 
 
 def test_not_connectable_is_scannable_still(room: Room) -> None:
     beacon = Beacon(room).start().advertise(connectable=False)
-    seen = scan(room)[beacon.address]
+    seen = scan(room, beacon)[beacon.address]
     assert seen[-1].local_name == "BLUFI_A1B2C3"
     kinds = {data.platform_data[0].kind for data in seen}
     assert kinds == {2, 4}  # ADV_SCAN_IND and SCAN_RSP
 
 
-def test_nothing_is_sent_while_nobody_listens(room: Room) -> None:
+def test_nothing_is_sent_while_nobody_listens(room: Room, timers: ManualTimers) -> None:
     beacon = Beacon(room).start().advertise()
     advertiser = next(iter(room.air.controllers)).advertiser  # type: ignore[attr-defined]
-    time.sleep(0.2)
-    assert advertiser.events == 0
-    assert scan(room)[beacon.address]
+    with Stopped(room, timers) as stopped:
+        stopped.advance(10.0)
+        assert advertiser.events == 0
+    assert scan(room, beacon)[beacon.address]
+    wait_until(lambda: not room.air.heard)
     heard = advertiser.events
-    assert heard > 3
-    time.sleep(0.2)
-    assert advertiser.events == heard
+    assert heard >= 1
+    with Stopped(room, timers) as stopped:
+        stopped.advance(10.0)
+        assert advertiser.events == heard
 
 
 def test_distance_is_loudness(room: Room) -> None:
     near, far = Beacon(room, 1).start().advertise(), Beacon(room, 2).start().advertise()
     room.place(near.address, 1.0)
     room.place(far.address, 20.0, 5.0, tx_power=-3)
-    seen = scan(room)
+    seen = scan(room, near, far)
     assert {data.rssi for data in seen[near.address]} == {-59}
     expected = -59 - 3 - 22 * math.log10(math.hypot(20, 5))
     assert {data.rssi for data in seen[far.address]} == {round(expected)}
@@ -112,7 +129,7 @@ def test_noise_scatters_around_the_level(room: Room) -> None:
     beacon = Beacon(room).start().advertise()
     room.place(beacon.address, 1.0)
     room.conditions(noise=3.0)
-    levels = [data.rssi for data in scan(room, least=50)[beacon.address]]
+    levels = [data.rssi for data in scan(room, beacon, least=50)[beacon.address]]
     assert len(set(levels)) > 3
     assert -66 < sum(levels) / len(levels) < -52
 
@@ -126,7 +143,7 @@ def test_out_of_reach_is_silence(room: Room) -> None:
 def test_loss_thins_out(room: Room) -> None:
     lossy, clear = Beacon(room, 1).start().advertise(), Beacon(room, 2).start().advertise()
     room.place(lossy.address, loss=0.7)
-    seen = scan(room, 0.5, "passive", 60)
+    seen = scan(room, clear, mode="passive", least=60)
     share = len(seen.get(lossy.address, [])) / len(seen[clear.address])
     assert 0.05 < share < 0.6
     room.conditions(loss=1.0)
@@ -149,25 +166,31 @@ def test_payloads_change_while_it_runs(room: Room) -> None:
 
     asyncio.run(body())
     # None keeps the other payload
-    assert scan(room)[beacon.address][-1].service_uuids
+    assert scan(room, beacon)[beacon.address][-1].service_uuids
 
 
 def test_filter_by_service(room: Room) -> None:
     wanted = Beacon(room, 1).start().advertise()
-    Beacon(room, 2).start().advertise(b"\x02\x01\x06", b"")
+    other = Beacon(room, 2).start().advertise(b"\x02\x01\x06", b"")
 
-    async def body() -> list[str]:
-        found = await BleakScanner.discover(
-            0.2, service_uuids=["0000ffff-0000-1000-8000-00805f9b34fb"], **radio(room.spec).scanner
-        )
-        return [device.address for device in found]
+    async def body() -> None:
+        every: set[str] = set()
+        filtered: set[str] = set()
+        arguments = radio(room.spec).scanner
+        uuids = ["0000ffff-0000-1000-8000-00805f9b34fb"]
+        async with (
+            BleakScanner(lambda d, a: every.add(d.address), **arguments),
+            BleakScanner(lambda d, a: filtered.add(d.address), uuids, **arguments),
+        ):
+            await until(lambda: every == {wanted.address, other.address} and filtered)
+        assert filtered == {wanted.address}
 
-    assert asyncio.run(body()) == [wanted.address]
+    asyncio.run(body())
 
 
 def test_many_beacons_are_all_heard(room: Room) -> None:
     beacons = [Beacon(room, n).start().advertise(interval_us=100_000) for n in range(30)]
-    assert set(scan(room, 0.5)) == {beacon.address for beacon in beacons}
+    assert set(scan(room, *beacons)) == {beacon.address for beacon in beacons}
 
 
 def test_two_scanners_share_the_adapter(room: Room) -> None:
@@ -193,7 +216,7 @@ def test_two_scanners_share_the_adapter(room: Room) -> None:
 
 def test_a_broken_payload_gives_what_is_whole(room: Room) -> None:
     beacon = Beacon(room).start().advertise(PROVISIONABLE + b"\x09\x09cut", b"\x00\x05junk")
-    last = scan(room)[beacon.address][-1]
+    last = scan(room, beacon)[beacon.address][-1]
     assert last.local_name is None and last.service_uuids
 
 
@@ -204,6 +227,7 @@ def test_a_place_needs_an_address(room: Room, text: str) -> None:
     assert caught.value.code == "radio_address"
 
 
+@pytest.mark.slow
 def test_thirty_beacons_cost_little(room: Room) -> None:
     """At ten advertisements a second each, with somebody who listens; nothing without."""
     for number in range(30):

@@ -84,7 +84,7 @@ def test_an_update_is_seen_and_stops_nothing(room: Room, v1: bytes, v2: bytes) -
         async with BleakScanner(callback, **radio(room.spec).scanner):
             await until(lambda: seen)
             b.server.image, b.server.offering = v2, True
-            await until(lambda: any(NORDIC in data.manufacturer_data for data in seen), 10)
+            await until(lambda: any(NORDIC in data.manufacturer_data for data in seen))
             async with BleakClient(device, **radio(room.spec).client) as client:
                 assert await knock(client, IDENT, SECRET) == access.GRANTED
             await asyncio.to_thread(b.reported, "success")

@@ -17,6 +17,7 @@ from beacon_ota.virtual.supervisor import VirtualBeacon
 from tests.virtual.radio.beacons import (
     FF01,
     FF02,
+    WAIT,
     until,
     wait_until,
 )
@@ -309,7 +310,7 @@ asyncio.run(forever())
         assert "handled" in beacon.console
 
 
-@pytest.mark.parametrize(
+MAINS = pytest.mark.parametrize(
     "main",
     [
         "while True:\n    for i in range(1000):\n        i * i",
@@ -319,7 +320,10 @@ asyncio.run(forever())
     ],
     ids=["computing", "sleeping", "asyncio", "allocating"],
 )
-def test_handlers_run_at_any_moment(room: Room, main: str) -> None:
+
+
+def echoes(room: Room, main: str) -> float:
+    """Have forty writes echoed; return the least seconds that one took."""
     program = ECHO.replace("asyncio.run(forever())", main)
 
     async def body() -> float:
@@ -335,10 +339,22 @@ def test_handlers_run_at_any_moment(room: Room, main: str) -> None:
         return min(times)  # what it takes when nothing else keeps the machine busy
 
     with running(room, program, ready="up"):
-        assert asyncio.run(body()) < 0.02  # there, the handler with three calls, and back
+        return asyncio.run(body())
 
 
-def test_a_flag_wakes_asyncio(room: Room) -> None:
+@MAINS
+def test_handlers_run_at_any_moment(room: Room, main: str) -> None:
+    assert echoes(room, main)
+
+
+@pytest.mark.slow
+@MAINS
+def test_handlers_run_at_once(room: Room, main: str) -> None:
+    assert echoes(room, main) < 0.02  # there, the handler with three calls, and back
+
+
+def woken(room: Room) -> float:
+    """Have a flag wake a task thirty times; return the least seconds that one took."""
     program = """
 flag = asyncio.ThreadSafeFlag()
 def irq(event, data):
@@ -365,7 +381,16 @@ asyncio.run(main())
         return min(times)  # what it takes when nothing else keeps the machine busy
 
     with running(room, program, ready="up"):
-        assert asyncio.run(body()) < 0.03
+        return asyncio.run(body())
+
+
+def test_a_flag_wakes_asyncio(room: Room) -> None:
+    assert woken(room)
+
+
+@pytest.mark.slow
+def test_a_flag_wakes_asyncio_at_once(room: Room) -> None:
+    assert woken(room) < 0.03
 
 
 def test_a_flood_of_notifications(room: Room) -> None:
@@ -398,7 +423,7 @@ asyncio.run(main())
         async with client(room) as connected:
             got = await collect(connected)
             await connected.write_gatt_char(FF01, b"go", response=True)
-            await until(lambda: len(got) == 150, 20)
+            await until(lambda: len(got) == 150)
             assert got == [n.to_bytes(2, "big") * 100 for n in range(150)]
 
     with running(room, program, ready="up") as beacon:
@@ -468,7 +493,7 @@ def test_the_end_at_any_moment(room: Room, after: int) -> None:
 
     async def body() -> None:
         with pytest.raises(BleakError):
-            await asyncio.wait_for(broken(), 5)
+            await asyncio.wait_for(broken(), WAIT)
         async with client(room) as connected:
             got = await collect(connected)
             await connected.write_gatt_char(FF01, b"again", response=True)
@@ -491,7 +516,7 @@ def test_a_reset_is_silence_and_a_new_start(room: Room) -> None:
         start = time.monotonic()
         with pytest.raises(BleakError):
             await connected.write_gatt_char(FF01, b"r", response=True)
-        assert 1.5 < time.monotonic() - start < 4 and gone.is_set()
+        assert time.monotonic() - start > 1.5 and gone.is_set()
         assert len(beacon.boots) == 2
         async with client(room) as connected:
             await connected.write_gatt_char(FF01, b"x", response=True)

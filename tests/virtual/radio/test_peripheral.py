@@ -248,7 +248,7 @@ def test_the_power_may_fail_inside_any_call(room: Room, name: str) -> None:
             await asyncio.sleep(0)
         done = task.done()
         peripheral.vanish()
-        await asyncio.wait([task], timeout=0.05)
+        await asyncio.wait([task], timeout=0.05)  # it may never end
         task.cancel()
         await asyncio.wait([task])
         if not task.cancelled():

@@ -28,7 +28,7 @@ class Advertiser:
         self.response = b""
         self.enabled = False
         self.events = 0
-        self._loop = asyncio.get_running_loop()
+        self._timers = controller.air.timers
         self._anchor = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -48,7 +48,7 @@ class Advertiser:
         """Begin with an event at once, as a controller does."""
         self.stop()
         self.enabled = True
-        self._anchor = self._loop.time()
+        self._anchor = self._timers.time()
         if self.controller.air.heard:
             self._plan(0)
 
@@ -68,12 +68,12 @@ class Advertiser:
 
     def _next(self) -> int:
         """Number of the first event that is still to come."""
-        return math.ceil((self._loop.time() - self._anchor) / self.interval)
+        return math.ceil((self._timers.time() - self._anchor) / self.interval)
 
     def _plan(self, number: int) -> None:
         delay = self.controller.air.random.random() * MAX_EVENT_DELAY_S
         when = self._anchor + number * self.interval + delay
-        self._timer = self._loop.call_at(when, self._event, number)
+        self._timer = self._timers.call_at(when, self._event, number)
 
     def _event(self, number: int) -> None:
         self._timer = None

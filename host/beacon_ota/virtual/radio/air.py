@@ -11,9 +11,9 @@ Everything here runs in the room's event loop.
 import asyncio
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bumble import hci
 from bumble.link import LocalLink
@@ -69,17 +69,33 @@ class Place:
         return max(metres, NEAREST_M)
 
 
+class Timers(Protocol):
+    """The clock of a room's air: an event loop's own, or one that somebody winds by hand."""
+
+    def time(self) -> float: ...
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> asyncio.Handle: ...
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any
+    ) -> asyncio.TimerHandle: ...
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any
+    ) -> asyncio.TimerHandle: ...
+
+
 class Air(LocalLink):
     """The medium that all controllers of a room share."""
 
-    def __init__(self, *, seed: int | None = None) -> None:
+    def __init__(self, *, seed: int | None = None, timers: Timers | None = None) -> None:
         super().__init__()
         self.conditions = Conditions()
         self.capture: Capture | None = None
         self.links: set[Link] = set()
         self.random = random.Random(seed)
-        self._loop = asyncio.get_running_loop()
-        self._born = self._loop.time()
+        self.timers: Timers = timers or asyncio.get_running_loop()
+        self._born = self.timers.time()
         self._listeners: set[RoomController] = set()
 
     # Who is there, who listens
@@ -105,7 +121,7 @@ class Air(LocalLink):
     def record(self, capture: Capture | None) -> None:
         """Begin or end a capture; a capture is a listener, too."""
         self.capture = capture
-        self._born = self._loop.time()
+        self._born = self.timers.time()
         self._wake()
 
     @property
@@ -196,7 +212,7 @@ class Air(LocalLink):
             return
         self.capture.add(
             Frame(
-                at=self._loop.time() - self._born,
+                at=self.timers.time() - self._born,
                 kind=kind,
                 sender=address.to_string(False),
                 receiver=receiver.to_string(False) if receiver else None,

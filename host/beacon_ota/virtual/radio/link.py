@@ -69,8 +69,8 @@ class Link:
                 peripheral, advertiser.address, peripheral.free_handle(), hci.Role.PERIPHERAL
             ),
         }
-        self._loop = asyncio.get_running_loop()
-        self._anchor = self._loop.time()
+        self._timers = air.timers
+        self._anchor = self._timers.time()
         self._supervision: asyncio.TimerHandle | None = None
 
     def other(self, controller: "RoomController") -> End:
@@ -96,12 +96,12 @@ class Link:
         self._enqueue(sender, _Packet(bytes([reason]), 0, self._ready(), ends_link=True))
 
     def _ready(self) -> float:
-        return self._loop.time() + self.air.conditions.latency
+        return self._timers.time() + self.air.conditions.latency
 
     def _enqueue(self, sender: "RoomController", packet: _Packet) -> None:
         end = self.ends[sender]
         if not end.queue:
-            end.waiting_since = self._loop.time()
+            end.waiting_since = self._timers.time()
         end.queue.append(packet)
         if len(end.queue) > MAX_QUEUED:
             self.lose(TIMEOUT)
@@ -109,15 +109,15 @@ class Link:
             self._schedule(end)
 
     def _schedule(self, end: End, not_before: float = 0.0) -> None:
-        now = self._loop.time()
+        now = self._timers.time()
         when = max(not_before, end.queue[0].ready, now)
         if self.air.conditions.paced:
             passed = math.ceil((when - self._anchor) / self.interval_s)
             when = self._anchor + max(passed, 1) * self.interval_s
         if when <= now:
-            end.timer = self._loop.call_soon(self._event, end)
+            end.timer = self._timers.call_soon(self._event, end)
         else:
-            end.timer = self._loop.call_at(when, self._event, end)
+            end.timer = self._timers.call_at(when, self._event, end)
 
     def _event(self, end: End) -> None:
         """A connection event of one direction."""
@@ -125,7 +125,7 @@ class Link:
         peer = self.other(end.controller)
         conditions = self.air.conditions
         budget = conditions.per_event if conditions.paced else MAX_QUEUED
-        now = self._loop.time()
+        now = self._timers.time()
         while end.queue and budget > 0:
             packet = end.queue[0]
             if packet.ready > now:
@@ -179,7 +179,7 @@ class Link:
         one, other = self.ends.values()
         dead = one.silent or other.silent or self.air.loss(one.controller, other.controller) >= 1
         if dead and self._supervision is None:
-            self._supervision = self._loop.call_later(self.timeout_s, self.lose, TIMEOUT)
+            self._supervision = self._timers.call_later(self.timeout_s, self.lose, TIMEOUT)
         elif not dead and self._supervision is not None:
             self._supervision.cancel()
             self._supervision = None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from bumble import hci
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.virtual.radio.air import Air, Conditions, Place, links_of
+from beacon_ota.virtual.radio.air import Air, Conditions, Place, Timers, links_of
 from beacon_ota.virtual.radio.capture import Capture
 from beacon_ota.virtual.radio.choice import ROOM
 from beacon_ota.virtual.radio.controller import RoomController
@@ -42,14 +42,17 @@ class Room:
     Args:
         path: of the socket; a temporary one when not given. At most 100 bytes.
         seed: of everything that is random in the air.
+        timers: the air's clock, the event loop's when none is given.
     """
 
-    def __init__(self, path: Path | None = None, *, seed: int | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, *, seed: int | None = None, timers: Timers | None = None
+    ) -> None:
         self._folder = tempfile.mkdtemp(prefix="radio-") if path is None else None
         self.path = path or Path(self._folder or "", "room")
         if len(os.fsencode(self.path)) > 100:
             raise UsageError("radio_path", "The path of a radio socket is too long.", found=path)
-        self._seed = seed
+        self._seed, self._timers = seed, timers
         self._places: dict[hci.Address, Place] = {}
         self._centrals = 0
         self._air: Air | None = None
@@ -88,7 +91,7 @@ class Room:
         self.close()
 
     async def _open(self) -> None:
-        self._air = Air(seed=self._seed)
+        self._air = Air(seed=self._seed, timers=self._timers)
         loop = asyncio.get_running_loop()
         if await _answers(self.path):
             raise ReachError("radio_taken", f"Another virtual radio runs at {self.path}.")
