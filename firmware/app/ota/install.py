@@ -13,7 +13,7 @@ from net.http import HttpError
 from wire.refused import Refused
 
 from ota import schedule
-from ota.slots import FlashError, image_length
+from ota.slots import FlashError
 
 _FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
 REBOOTING = const(0xFF)
@@ -57,9 +57,7 @@ class Install:
         beacon.radio.progress(0)
         await self.tell("downloading", 0)
         fields = await self._believe()
-        part, slot = await self._fetch(fields)
-        if image_length(part) != fields["size"]:
-            raise Refused("image", "core and app do not fill the release")
+        slot = await self._fetch(fields)
         self.record["bytes"] = fields["size"]
         self.mark("verifying")
         await self._insist("verifying")
@@ -94,7 +92,8 @@ class Install:
         fetched = await download.Download(self._beacon, self, fields).run()
         self._beacon.heap()
         download = None
-        forget("ota.download", "ota.writer", "ota.decrypt", "crypto.ctr", "crypto.hkdf")
+        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt")
+        forget("crypto.ctr", "crypto.hkdf")
         return fetched
 
     def _arm(self, slot):

@@ -70,6 +70,14 @@ MUTANTS = (
         Scenario("good", 0),
         "otadata",
     ),
+    Mutant(
+        "head-written-first",
+        ("app", "ota", "writer.py"),
+        "            data = self._rest\n            start = _PAGE\n",
+        "            self._page[:] = self.head\n",
+        Scenario("good", 0),
+        "ota_0",
+    ),
 )
 
 
