@@ -162,8 +162,6 @@ class Download:
                     self._beacon.radio.progress(percent)
                     if since(ticks(), self._reported) > _PROGRESS:
                         await self._report(writer, percent)
-            if await source.fill(buf[:1]):
-                raise HttpError("http", "longer than the release")
         finally:
             source.close()
 
