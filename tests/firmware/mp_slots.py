@@ -87,6 +87,30 @@ def test_arming_drops_old_trial_marks():
     assert chip.entries()[1][4:24] == b"\xff" * 20
 
 
+def test_nothing_stale_is_left_to_speak_of_a_slot():
+    for running in (0, 1):
+        for state in (ABORTED, VALID, NEW):
+            chip, s = fresh(running)
+            other = entry(running + 2, state, b"\0\0" + b"\xff" * 18)
+            chip.flash[SECTOR : SECTOR + 32] = other
+            s.erase_stale()
+            assert chip.entries() == [entry(running + 1, VALID), b"\xff" * 32]
+            before = chip.ops
+            s.erase_stale()
+            assert chip.ops == before, "flash wears"
+            s.arm(1 - running)
+            assert chip.ops == before + 2, "set_boot's own erase and write"
+    # From a factory app, or after a fallback, no entry speaks for what runs.
+    chip, s = fresh(factory=True)
+    chip.flash[0:32] = entry(1, ABORTED)
+    chip.flash[SECTOR : SECTOR + 32] = entry(4, ABORTED)
+    chip.boot()
+    s = on(chip)
+    assert s.running == -1
+    s.erase_stale()
+    assert chip.entries() == [b"\xff" * 32] * 2
+
+
 def test_arming_twice_keeps_the_old_release():
     chip, s = fresh(0)
     s.arm(1)

@@ -1,6 +1,7 @@
 """Releases on trial: what happens to those that are no good, and to good ones in bad times."""
 
 import hashlib
+import json
 
 import pytest
 
@@ -9,6 +10,7 @@ from beacon_ota.images import otadata
 from beacon_ota.virtual import bootloader
 from beacon_ota.virtual.nvs import Nvs
 from tests.firmware.beacons import bench, make
+from tests.firmware.server import Fault
 
 CRASH = """
 def run():
@@ -123,6 +125,7 @@ def test_a_policy_that_wants_the_orchestrator(v1, v2):
         b.server.away = False
         back = b.reported("rolled_back")
         assert (back["code"], back["detail"]) == ("self_test", "orchestrator away")
+        b.reported("success")
 
 
 def test_no_wifi_in_the_new_release(v1, v2):
@@ -135,6 +138,57 @@ def test_no_wifi_in_the_new_release(v1, v2):
         point.visible = True
         back = b.reported("rolled_back")
         assert (back["code"], back["detail"]) == ("self_test", "wifi")
+        # That was the access point's fault for all anybody knows: the release is tried again.
+        b.reported("success")
+        assert b.beacon.setting("bad_sha") is None and b.running() == "ota_1"
+
+
+def test_the_same_words_of_an_earlier_trial(v1, v2):
+    """Nobody has fetched them, so that they are not written again, unless they are of this trial."""
+    words = json.dumps([1, 0, "boot", "self_test", "wifi"]).encode()
+    with bench(v1, scale=40, settings={"journal1": words}) as b:
+        b.server.fetches = False
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.last("rebooting"))
+        point = b.network.points[0]
+        point.visible = False
+        b.wait(lambda: len(b.beacon.boots) == 5 and b.running() == "ota_0")
+        point.visible = True
+        back = b.reported("rolled_back")
+        assert (back["code"], back["detail"]) == ("self_test", "wifi")
+        assert b.beacon.setting("bad_sha") is None
+
+
+@pytest.mark.parametrize("ends", ["reset", "watchdog", "power"])
+def test_a_reset_before_arming_convicts_nobody(small_core, v1, v3, ends):
+    """An earlier release was rolled back, and its traces are in otadata and in the journal. This
+    one was not armed yet when its attempt was cut off."""
+    bad = make(small_core, "2.0.0", {"main.py": CRASH})
+    with bench(v1, policy={"backoff_ms": 2000}) as b:
+        b.server.image, b.server.version, b.server.offering = bad, "2.0.0", True
+        b.reported("rolled_back")
+        b.server.image, b.server.version = v3, "3.0.0-rc.1+build.5"
+        before = len(b.server.reports)
+        b.server.posts = [None, None] + [Fault(status=503)] * 4 + [None] * 40
+        b.wait(lambda: b'"rebooting"' in (b.beacon.setting("attempt") or b""))
+        if ends == "power":
+            b.beacon.power_cut()
+            b.beacon.power_on()
+        else:
+            b.beacon._reactor.call(b.beacon._stop, ends, "of the old release")
+        b.wait(lambda: last(b, before))
+        back = last(b, before)
+        assert back["code"] == ("power" if ends == "power" else "not_booted")
+        assert back["trials"] == 0 and back["firmware_version"] == "1.0.0"
+        done = b.reported("success")
+        assert done["firmware_version"] == "3.0.0-rc.1+build.5"
+        assert "known_bad" not in [r.get("code") for r in b.server.reports[before:]]
+
+
+def last(b, before):
+    """Return the first report of a rollback after so many reports."""
+    rolled = [r for r in b.server.reports[before:] if r["update_status"] == "rolled_back"]
+    return rolled[0] if rolled else None
 
 
 def test_power_cuts_during_a_trial_cost_one_each(v1, v2):

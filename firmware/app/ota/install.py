@@ -61,13 +61,18 @@ class Install:
         self.record["bytes"] = fields["size"]
         self.mark("verifying")
         await self._insist("verifying")
+        # What otadata still says of an earlier trial must not be taken for this one's.
+        self._change_otadata(beacon.slots.erase_stale)
         self.record["slot"] = slot
-        self.record["journal"] = beacon.journal.head()
         self.mark("rebooting")
         await self._insist("rebooting")
         beacon.radio.progress(REBOOTING)
         await asyncio.sleep_ms(_FAREWELL)
-        self._arm(slot)
+        # From here to the reset nothing else runs: what is journalled after this is the trial's.
+        self.record["armed"] = True
+        self.record["journal"] = beacon.journal.head()
+        self.mark("rebooting")
+        self._change_otadata(beacon.slots.arm, slot)
         machine.reset()
 
     # Nothing is downloaded before this returns the signed manifest's fields. From here on they
@@ -96,9 +101,9 @@ class Install:
         forget("crypto.ctr", "crypto.hkdf")
         return fetched
 
-    def _arm(self, slot):
+    def _change_otadata(self, change, *args):
         try:
-            self._beacon.slots.arm(slot)
+            change(*args)
         except OSError as error:
             if error.errno == -5379:  # ESP_ERR_OTA_VALIDATE_FAILED: the core is not bootable
                 raise Refused("image", str(error))

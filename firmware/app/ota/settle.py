@@ -40,7 +40,7 @@ async def run(beacon, ask):
             slots.running,
             slots.count,
             beacon.cause,
-            beacon.journal.since(record.get("journal", 0)),
+            beacon.journal.since(_armed_at(record)),
         )
         if verdict:
             _conclude(beacon, record, verdict)
@@ -106,7 +106,7 @@ async def _trial(beacon, record, ask):
         if decision == trial.CONFIRM:
             break
         if decision == trial.FAIL:
-            beacon.journal.write("boot", "self_test", missing)
+            beacon.journal.write("boot", "self_test", missing, _armed_at(record))
             machine.reset()
     if record and record.get("status") == "rebooting":
         if record.get("slot") == beacon.slots.running:
@@ -114,23 +114,39 @@ async def _trial(beacon, record, ask):
         else:
             # The release that was armed confirmed itself and crashed until stage 0 gave up on it.
             # Said before the trial ends: afterwards nothing would tell why we run.
-            _conclude(beacon, record, trial.Verdict("rolled_back", "crash", "rescued", 1))
+            _conclude(beacon, record, trial.rescued(record, beacon.slots.other()))
+    # Before the trial ends: what has crashed so far was another release, and must not count when
+    # this one crashes once.
+    crashes = store.number("crashes")
+    _forget_crashes(store)
     if not beacon.slots.confirm():
-        beacon.journal.write("boot", "self_test", "otadata would not confirm")
+        beacon.journal.write("boot", "self_test", trial.UNCONFIRMED, _armed_at(record))
         machine.reset()
     _raise_floor(beacon)
     if record and record.get("status") == "rebooting":
         record["status"] = "success"
         store.put("attempt", record)
-    elif store.number("crashes") >= _RESCUE:
+    elif crashes >= _RESCUE:
         # No update brought us here but stage 0, because the other slot's release crashes.
         crashed = beacon.slots.other()
         if crashed is not None:
             known.remember(store, await beacon.slots.digest(crashed))
-    store.put("crashes", None)
     beacon.announce()
     if missing:
         beacon.journal.write("trial", "unconfirmed", missing)
+
+
+# The newest journal entry when the slot was armed: what comes after it is the trial's.
+def _armed_at(record):
+    seq = record.get("journal") if record else 0
+    return seq if isinstance(seq, int) else 0
+
+
+def _forget_crashes(store):
+    try:
+        store.put("crashes", None)
+    except OSError as error:
+        print("crashes: not forgotten:", error)
 
 
 # Can this release talk to the orchestrator? (exchanged, refused)

@@ -65,8 +65,8 @@ MUTANTS = (
     Mutant(
         "erases-the-wrong-entry",
         ("app", "ota", "slots.py"),
-        "self._ota.ioctl(6, 1 - a if a >= 0 else 0)",
-        "self._ota.ioctl(6, a if a >= 0 else 0)",
+        "i != a and not entries[i].blank",
+        "i == a and not entries[i].blank",
         Scenario("good", 0),
         "otadata",
     ),
