@@ -6,8 +6,10 @@ import json
 import pytest
 
 from beacon_ota import paths
+from beacon_ota.campaign.recording import play
 from beacon_ota.images import otadata
 from beacon_ota.virtual import bootloader
+from beacon_ota.virtual.flash import Flash
 from beacon_ota.virtual.nvs import Nvs
 from tests.firmware.beacons import bench, make
 from tests.firmware.server import Fault
@@ -166,10 +168,13 @@ def test_a_reset_before_arming_convicts_nobody(small_core, v1, v3, ends):
     bad = make(small_core, "2.0.0", {"main.py": CRASH})
     with bench(v1, policy={"backoff_ms": 2000}) as b:
         b.server.image, b.server.version, b.server.offering = bad, "2.0.0", True
+        b.reported("rebooting")
+        b.server.offering = False
         b.reported("rolled_back")
-        b.server.image, b.server.version = v3, "3.0.0-rc.1+build.5"
+        b.wait(lambda: b.beacon.setting("attempt") is None)
         before = len(b.server.reports)
         b.server.posts = [None, None] + [Fault(status=503)] * 4 + [None] * 40
+        b.server.image, b.server.version, b.server.offering = v3, "3.0.0-rc.1+build.5", True
         b.wait(lambda: b'"rebooting"' in (b.beacon.setting("attempt") or b""))
         if ends == "power":
             b.beacon.power_cut()
@@ -252,6 +257,32 @@ def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
         b.server.offering = True
         failed = b.reported("failed")
         assert (failed["stage"], failed["code"]) == ("verify", "known_bad")
+
+
+def test_crashes_of_the_old_release_are_not_laid_to_the_new(v1, v2):
+    """Stage 0 counts them in NVS. They are forgotten before the new release is confirmed: should
+    power fail between the two, one crash of its own would bring the old one back."""
+    crashed = {"crashes": 7}
+    with bench(v1, power=False, policy={"healthy_s": 3600}, settings=crashed) as b:
+        before = b.flash.snapshot()
+        b.flash.record = True
+        b.server.image, b.server.offering = v2, True
+        b.beacon.power_on()
+        b.reported("success")
+        ops = list(b.flash.journal)
+    flash = Flash(before)
+    table = bootloader.read_table(flash)
+    assert table.nvs is not None and table.otadata is not None
+    for op in ops:
+        play(flash, op)
+        entries = otadata.parse(flash.read(table.otadata.offset, otadata.SIZE))
+        a = otadata.active(entries)
+        if a >= 0 and entries[a].slot(2) == 1 and entries[a].state == otadata.VALID:
+            break
+    else:
+        raise AssertionError("never confirmed")
+    store = Nvs(flash, table.nvs)
+    assert store.get(store.open("beacon"), "crashes", int) is None
 
 
 def set_number(b, key: str, value: int) -> None:

@@ -21,11 +21,13 @@ class Value:
         name: of it.
         ends: stage and code under which it ends an attempt; "" when an attempt survives it.
         late: it is found out only after the sector that may fail was written.
+        forgiven: an image that fails its trial like this may not be to blame: it is tried again.
     """
 
     name: str
     ends: str = ""
     late: bool = False
+    forgiven: bool = False
 
 
 NETWORK = (
@@ -64,7 +66,7 @@ IMAGE = (
     Value("hang", "boot/watchdog"),
     Value("hang-fed", "boot/crash"),  # the trial's time is up; the reset names no culprit
     Value("self-test", "boot/self_test"),
-    Value("offline", "boot/self_test"),
+    Value("offline", "boot/self_test", forgiven=True),  # or the access point was away
     Value("memory", "boot/crash"),
     Value("resets", "boot/crash"),
     Value("valid-then-dies", "boot/crash"),
@@ -112,7 +114,8 @@ def chain(mix: Mix) -> list[End]:
 
     What goes wrong outside of the image goes wrong in the first attempt only: the next one, which
     is the documented retry, meets a sound world. A slot whose flash failed stays given up until
-    the power was away. An image that failed its trial is not tried again.
+    the power was away. An image that failed its trial is not tried again, unless something else may
+    have been to blame.
     """
     ends = []
     for value in (
@@ -129,7 +132,8 @@ def chain(mix: Mix) -> list[End]:
     if not mix.image.ends:
         return [*ends, ("success", "", "")]
     stage, _, code = mix.image.ends.partition("/")
-    tried: list[End] = [("rolled_back", stage, code), _failed("verify/known_bad")]
+    back: End = ("rolled_back", stage, code)
+    tried = [back] * ATTEMPTS if mix.image.forgiven else [back, _failed("verify/known_bad")]
     return [*ends, *tried][:ATTEMPTS]
 
 
