@@ -96,5 +96,3 @@ def test_a_head_gets_a_second_try():
     chip.program = flaky
     finish(w)
     assert not fails and whole(chip, NEW) and rescued(chip)
-
-

@@ -3,7 +3,7 @@
 from mp import chip as c
 from mp.chip import Chip, layout
 
-esp32, _ = c.modules(Chip(layout()))
+esp32, _ = c.modules(Chip(layout(slot=1)))
 
 import store as stores  # noqa: E402
 from journal import Journal  # noqa: E402
@@ -14,7 +14,7 @@ ARMED = {"status": "rebooting", "slot": 1, "armed": True, "attempt_id": "a"}
 
 
 def boot(about, running=0, full=False):
-    chip = Chip(layout())
+    chip = Chip(layout(slot=1))
     chip.running = chip.row("ota_%d" % running)
     modules = c.modules(chip)[0]
     stores.NVS = modules.NVS

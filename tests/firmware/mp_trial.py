@@ -123,7 +123,7 @@ def test_a_return_that_nobody_noted_convicts_nobody():
 
 
 def test_words_of_a_trial_whose_entry_is_gone():
-    """Power failed while the bootloader replaced PENDING by ABORTED: erased, and not yet written."""
+    """Power failed while the bootloader replaced PENDING by ABORTED: erased, not yet written."""
     assert back(BLANK, POWER, [said("crash")]) == ("rolled_back", "crash", 1, True)
     torn = entry(2, o.ABORTED)[:20] + b"\xff" * 12
     assert back(torn, POWER, [said("self_test")]) == ("rolled_back", "self_test", 1, True)

@@ -46,7 +46,7 @@ def test_decrypts_once():
         for i in range(len(buf)):
             buf[i] ^= 0xFF
 
-    chip.stuck[chip.row("ota_1")[2] + PAGE] = 0x01  # the first try of the first sector fails, and so on
+    chip.stuck[chip.row("ota_1")[2] + PAGE] = 0x01  # both tries of the first sector fail
     w = writer.Writer(s.partition(1), 5000, flip)
     refuses("readback", write, w, b"\xff" * 5000)
     chip.stuck.clear()
@@ -134,24 +134,29 @@ def test_a_power_cut_anywhere_leaves_nothing_half_written_that_boots():
     assert last > 6 and old == 4 and new == 4  # before the first operation, and after the last
 
 
+# Has a chip note its flash operations, as offsets from `at`.
+def watch(chip, at):
+    seen = []
+    erase, program = chip.erase, chip.program
+
+    def note_erase(address):
+        seen.append(("erase", address - at))
+        erase(address)
+
+    def note_program(address, data):
+        seen.append(("program", address - at, len(data)))
+        program(address, data)
+
+    chip.erase, chip.program = note_erase, note_program
+    return seen
+
+
 def test_the_first_sector_goes_first_and_its_head_comes_last():
     small = image(None, mark=9)
     for data in (small, image(None, mark=9, segments=16), NEW):
         for opener in (None, lambda buf, offset: None):
             chip, s = same_core()
-            at = chip.row("ota_1")[2]
-            seen = []
-            erase, program = chip.erase, chip.program
-
-            def note_erase(address):
-                seen.append(("erase", address - at))
-                erase(address)
-
-            def note_program(address, data):
-                seen.append(("program", address - at, len(data)))
-                program(address, data)
-
-            chip.erase, chip.program = note_erase, note_program
+            seen = watch(chip, chip.row("ota_1")[2])
             w = writer.Writer(s.partition(1), len(data), opener)
             write(w, data)
             w.restart()

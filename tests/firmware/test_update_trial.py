@@ -146,7 +146,7 @@ def test_no_wifi_in_the_new_release(v1, v2):
 
 
 def test_the_same_words_of_an_earlier_trial(v1, v2):
-    """Nobody has fetched them, so that they are not written again, unless they are of this trial."""
+    """Nobody has fetched them; they are written again all the same, for they are this trial's."""
     words = json.dumps([1, 0, "boot", "self_test", "wifi"]).encode()
     with bench(v1, scale=40, settings={"journal1": words}) as b:
         b.server.fetches = False
@@ -175,14 +175,14 @@ def test_a_reset_before_arming_convicts_nobody(small_core, v1, v3, ends):
         before = len(b.server.reports)
         b.server.posts = [None, None] + [Fault(status=503)] * 4 + [None] * 40
         b.server.image, b.server.version, b.server.offering = v3, "3.0.0-rc.1+build.5", True
-        b.wait(lambda: b'"rebooting"' in (b.beacon.setting("attempt") or b""))
+        b.wait(lambda: '"rebooting"' in str(b.beacon.setting("attempt")))
         if ends == "power":
             b.beacon.power_cut()
             b.beacon.power_on()
         else:
             b.beacon._reactor.call(b.beacon._stop, ends, "of the old release")
-        b.wait(lambda: last(b, before))
-        back = last(b, before)
+        b.wait(lambda: rolled_back(b, before))
+        back = rolled_back(b, before)[0]
         assert back["code"] == ("power" if ends == "power" else "not_booted")
         assert back["trials"] == 0 and back["firmware_version"] == "1.0.0"
         done = b.reported("success")
@@ -190,10 +190,9 @@ def test_a_reset_before_arming_convicts_nobody(small_core, v1, v3, ends):
         assert "known_bad" not in [r.get("code") for r in b.server.reports[before:]]
 
 
-def last(b, before):
-    """Return the first report of a rollback after so many reports."""
-    rolled = [r for r in b.server.reports[before:] if r["update_status"] == "rolled_back"]
-    return rolled[0] if rolled else None
+def rolled_back(b, before: int) -> list[dict]:
+    """Return the reports of a rollback after so many reports."""
+    return [r for r in b.server.reports[before:] if r["update_status"] == "rolled_back"]
 
 
 def test_power_cuts_during_a_trial_cost_one_each(v1, v2):

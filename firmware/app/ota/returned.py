@@ -1,7 +1,7 @@
-# The first boot of the old release after a trial: how the trial ended, and which journal entries can
-# be its own. Noted before anything else of this boot can go wrong: a crash, a hang or a power cut
-# from here on is the old release's own, and must not convict the one that was tried. ota/trial.py
-# judges by it.
+# The first boot of the old release after a trial: how the trial ended, and which journal entries
+# can be its own. Noted before anything else of this boot can go wrong: a crash, a hang or a power
+# cut from here on is the old release's own, and must not convict the one that was tried.
+# ota/trial.py judges by it.
 
 from esp32 import Partition
 from micropython import const
@@ -10,7 +10,8 @@ _OTA = const(0x10)
 _SOFT = const(5)
 
 
-# `cause` is machine.reset_cause(). After a restart of the interpreter alone the trial is yet to come.
+# `cause` is machine.reset_cause(). After a restart of the interpreter alone the trial is still to
+# come.
 def note(store, journal, cause):
     record = store.record("attempt")
     if not isinstance(record, dict) or record.get("status") != "rebooting":

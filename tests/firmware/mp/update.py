@@ -78,5 +78,3 @@ def rescued(chip):
 def whole(chip, data):
     held = content(chip)
     return held[: len(data)] == data
-
-
