@@ -137,6 +137,9 @@ def test_what_lies_outside_of_the_image_does_not_convict_it():
     for why in ("bluetooth", "services", "refused by the orchestrator", ""):
         assert back(dead, RESET, [said("self_test", why=why)])[3]
     assert back(dead, RESET, [said("self_test", why="wifi"), said("crash")])[3]
+    # A reset that the port has no name for: by the USB port, mostly.
+    assert back(dead, 0) == ("rolled_back", "crash", 3, False)
+    assert back(dead, 0, [said("crash")])[3]
 
 
 def test_rescued():

@@ -13,12 +13,14 @@ _WATCHDOG = const(3)
 _WITNESS = ("crash", "self_test", "watchdog")
 
 
-# What a trial may lack, or fail by, without the image being to blame: an access point reboots, an
-# orchestrator is away, flash does not do as it is told. The release is rolled back all the same.
+# What a trial may lack, or end by, without the image being to blame: an access point reboots, an
+# orchestrator is away, flash does not do as it is told, somebody at the USB port resets the chip
+# (which has no cause of its own). The release is rolled back all the same.
 _WIFI = "wifi"
 _AWAY = "orchestrator away"
 UNCONFIRMED = "otadata would not confirm"
-_OUTSIDE = (_WIFI, _AWAY, UNCONFIRMED)
+_RESET_BY = "reset cause %d"
+_OUTSIDE = (_WIFI, _AWAY, UNCONFIRMED, _RESET_BY % 0)
 
 
 # An attempt's end: update_status, code of stage "boot", detail, trial boots.
@@ -33,11 +35,9 @@ class Verdict:
     # the orchestrator's limit of attempts bounds what a wrong acquittal costs, and a wrong
     # conviction has no end.
     def guilty(self):
-        if self.status != "rolled_back" or not self.trials:
+        if self.status != "rolled_back" or not self.trials or self.detail in _OUTSIDE:
             return False
-        if self.code == "self_test":
-            return self.detail not in _OUTSIDE
-        return self.code in ("crash", "watchdog")
+        return self.code in ("self_test", "crash", "watchdog")
 
 
 # What the boot that just happened says about the attempt in `record`. None: nothing to say, the
@@ -109,8 +109,7 @@ def _back(entry, cause, journal):
         return _unbooted(cause, "no trial boot")
     if not entry.marks and cause != _POWER_ON:
         return Verdict("rolled_back", "not_booted", "died before stage 0", trials)
-    detail = "reset cause %d" % cause
-    return Verdict("rolled_back", _cause(cause), detail, trials)
+    return Verdict("rolled_back", _cause(cause), _RESET_BY % cause, trials)
 
 
 WAIT = const(0)

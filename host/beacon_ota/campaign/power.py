@@ -262,7 +262,7 @@ def prepare(
         shelf.put(name, kit.build(version, files, with_core=core))
     fresh = kit.flash_image(shelf.get(base("1.0.0")), stage0=stage0)
     shelf.put(base("flash-1"), fresh)
-    for flash, running in {(s.flash, s.running) for s in scenarios if not s.slot}:
+    for flash, running in sorted({(s.flash, s.running) for s in scenarios if not s.slot}):
         way = record("up", fresh, "1.0.0", "2.0.0", {"2.0.0": running}, shelf)
         shelf.put(flash, way.flash(len(way.ops), "before", 0))
 
