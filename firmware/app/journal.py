@@ -25,11 +25,12 @@ class Journal:
     def head(self):
         return self._head
 
-    # The same words again while nobody has fetched the first ones are not news, and NVS wears.
-    def write(self, stage, code, detail=""):
+    # The same words again while nobody has fetched the first ones are not news, and NVS wears;
+    # they are after entry `since`, which is where a trial began.
+    def write(self, stage, code, detail="", since=0):
         words = [stage, code, detail[:_DETAIL]]
         print("journal:", stage, code, detail)
-        if words == self._last and self._head > self._ack:
+        if words == self._last and self._head > max(self._ack, since):
             return
         seq = self._head + 1
         place = "journal%d" % (seq % _PLACES)

@@ -9,6 +9,7 @@ import time
 
 import machine
 from esp32 import Partition
+from lazy import forget
 from micropython import const
 from wire import adverts
 
@@ -28,6 +29,12 @@ class Beacon:
         self.journal = Journal(self.store)
         self.supervisor = Supervisor(self.journal)
         self._begun = time.ticks_ms()
+
+        from ota import returned
+
+        returned.note(self.store, self.journal, self.cause)
+        returned = None
+        forget("ota.returned")
         self.radio = Radio(self.store, self.journal)
         self.radio.start(self.cause)
 

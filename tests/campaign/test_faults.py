@@ -57,6 +57,7 @@ def test_every_pair_meets(seed):
         ("ok+404+erase+ok", ["failed download/http", "success"]),
         ("ok+etag+flip+ok", ["failed flash/readback", "failed flash/no_slot", "success"]),
         ("ok+other+stuck+ok", ["failed flash/readback", "failed flash/no_slot", "success"]),
+        ("ok+ok+ok+offline", ["rolled_back boot/self_test"] * 3),
         ("ok+ok+ok+hang", ["rolled_back boot/watchdog", "failed verify/known_bad"]),
         (
             "ok+other+ok+hang",

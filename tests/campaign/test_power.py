@@ -2,10 +2,11 @@
 
 import pytest
 
-from beacon_ota.campaign import mutants, power
+from beacon_ota.campaign import kit, mutants, oracle, power
 from beacon_ota.campaign.kit import Shelf
 from beacon_ota.campaign.runner import Options
 from beacon_ota.errors import UsageError
+from beacon_ota.images import boards
 
 
 @pytest.mark.timeout(900)
@@ -22,6 +23,35 @@ def test_every_20th_cut(scenario, tmp_path):
     assert len(every) >= 15
     wrong = {case.name: power.examine(case, shelf, recording)[1] for case in every}
     assert not {name: found for name, found in wrong.items() if found}
+
+
+@pytest.mark.timeout(900)
+def test_crashes_after_a_cut(tmp_path):
+    """Stage 0 looks for another release than the one that crashes, and finds no half of one."""
+    shelf = Shelf(tmp_path)
+    power.prepare(shelf, [power.RESCUE])
+    recording = power.recorded(shelf, power.RESCUE)
+    cases, facts = power.distinct(recording)
+    assert facts["uncut"] == "success"
+    slot = boards.load(kit.DEVICE).table.slots[0]
+    writing = [
+        case
+        for case in cases
+        if case.when != power.ANSWERED
+        and slot.offset <= recording.ops[case.number].offset < slot.end
+    ]
+    assert len(writing) > 60
+    every = [cases[0], *writing[::10], *writing[-2:]]
+    wrong = {case.name: power.examine(case, shelf, recording)[1] for case in every}
+    assert not {name: found for name, found in wrong.items() if found}
+
+
+def test_what_boots_is_a_whole_release():
+    one, two = b"\xe9core" + b"one", b"\xe9core" + b"two"
+    assert oracle.mixtures({"ota_0": one + b"\xff" * 9, "ota_1": two}, [one, two]) == []
+    assert oracle.mixtures({}, [one]) == []
+    for mixture in (b"\xe9core" + b"tne", one[:-1], b"", two):
+        assert len(oracle.mixtures({"ota_0": one, "ota_1": mixture}, [one])) == 1
 
 
 @pytest.mark.timeout(600)

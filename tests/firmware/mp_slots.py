@@ -1,6 +1,5 @@
 # heap: 4M
-# Slots and the writer on a chip in RAM: what may be written, armed, confirmed, and what happens
-# when the flash does not do as it is told.
+# Slots on a chip in RAM: what may be written, armed and confirmed.
 
 import asyncio
 from binascii import hexlify
@@ -11,7 +10,7 @@ from mp.chip import ABORTED, NEW, PENDING, SECTOR, VALID, Chip, entry, image, la
 
 c.modules(Chip(layout(slot=1)))
 
-from ota import slots, writer  # noqa: E402
+from ota import slots  # noqa: E402
 
 APP = {"app.json": "{}"}
 
@@ -88,6 +87,30 @@ def test_arming_drops_old_trial_marks():
     assert chip.entries()[1][4:24] == b"\xff" * 20
 
 
+def test_nothing_stale_is_left_to_speak_of_a_slot():
+    for running in (0, 1):
+        for state in (ABORTED, VALID, NEW):
+            chip, s = fresh(running)
+            other = entry(running + 2, state, b"\0\0" + b"\xff" * 18)
+            chip.flash[SECTOR : SECTOR + 32] = other
+            s.erase_stale()
+            assert chip.entries() == [entry(running + 1, VALID), b"\xff" * 32]
+            before = chip.ops
+            s.erase_stale()
+            assert chip.ops == before, "flash wears"
+            s.arm(1 - running)
+            assert chip.ops == before + 2, "set_boot's own erase and write"
+    # From a factory app, or after a fallback, no entry speaks for what runs.
+    chip, s = fresh(factory=True)
+    chip.flash[0:32] = entry(1, ABORTED)
+    chip.flash[SECTOR : SECTOR + 32] = entry(4, ABORTED)
+    chip.boot()
+    s = on(chip)
+    assert s.running == -1
+    s.erase_stale()
+    assert chip.entries() == [b"\xff" * 32] * 2
+
+
 def test_arming_twice_keeps_the_old_release():
     chip, s = fresh(0)
     s.arm(1)
@@ -152,115 +175,3 @@ def test_image_length_of_rubbish():
         chip.flash[part.info()[2]] = 0xE9
         chip.flash[part.info()[2] + 1] &= 0x1F
         assert 0 <= slots.image_length(part) <= part.info()[3]
-
-
-# -- writer
-
-
-def write(w, data):
-    for at in range(0, len(data), SECTOR):
-        piece = data[at : at + SECTOR]
-        w.buf[: len(piece)] = piece
-        w.write(len(piece))
-
-
-def test_writes_what_it_was_given():
-    chip, s = fresh()
-    for size in (1, 4095, 4096, 4097, 3 * SECTOR, 4 * SECTOR):
-        data = bytes(i * 7 & 0xFF for i in range(size))
-        w = writer.Writer(s.partition(1), size)
-        write(w, data)
-        at = chip.row("ota_1")[2]
-        assert bytes(chip.flash[at : at + size]) == data and w.written == size
-        assert chip.flash[at + size : at + (size + 4095 & ~4095)] == b"\xff" * (-size % 4096)
-        assert w.digest() == hexlify(sha256(data).digest()).decode()
-
-
-def test_decrypts_once():
-    chip, s = fresh()
-    seen = []
-
-    def flip(buf, offset):
-        seen.append((offset, len(buf)))
-        for i in range(len(buf)):
-            buf[i] ^= 0xFF
-
-    chip.stuck[chip.row("ota_1")[2]] = 0x01  # the first try of the first sector fails, and so on
-    w = writer.Writer(s.partition(1), 5000, flip)
-    refuses("readback", write, w, b"\xff" * 5000)
-    chip.stuck.clear()
-    seen.clear()
-    w = writer.Writer(s.partition(1), 5000, flip)
-    write(w, b"\xff" * 5000)
-    assert seen == [(0, 4096), (4096, 904)]
-    assert w.digest() == hexlify(sha256(bytes(5000)).digest()).decode()
-
-
-def test_a_sector_gets_a_second_try():
-    chip, s = fresh()
-    at = chip.row("ota_1")[2]
-    program = chip.program
-    fails = [1]
-
-    def flaky(address, data):
-        if fails and address == at:
-            fails.pop()
-            raise OSError(-24577, "ESP_ERR_FLASH_OP_FAIL")
-        program(address, data)
-
-    chip.program = flaky
-    w = writer.Writer(s.partition(1), SECTOR)
-    write(w, b"\x55" * SECTOR)
-    assert not fails and bytes(chip.flash[at : at + SECTOR]) == b"\x55" * SECTOR
-
-
-def test_flash_that_fails_has_a_name():
-    chip, s = fresh()
-    at = chip.row("ota_1")[2]
-    chip.bad_write.add(at // SECTOR)
-    refuses("write", write, writer.Writer(s.partition(1), SECTOR), b"\x55" * SECTOR)
-    chip.bad_erase.add(at // SECTOR)
-    refuses("erase", write, writer.Writer(s.partition(1), SECTOR), b"\x55" * SECTOR)
-    chip.stuck[at + SECTOR + 5] = 0x80
-    w = writer.Writer(s.partition(1), 2 * SECTOR)
-    chip.bad_erase.clear()
-    chip.bad_write.clear()
-    refuses("readback", write, w, b"\x55" * (2 * SECTOR))
-    assert w.written == SECTOR
-
-
-def test_rehash_counts_what_is_in_flash():
-    chip, s = fresh()
-    data = b"\x11" * (2 * SECTOR)
-    w = writer.Writer(s.partition(1), len(data))
-    write(w, data[:SECTOR])
-    asyncio.run(w.rehash())
-    write(w, data[SECTOR:])
-    assert w.digest() == hexlify(sha256(data).digest()).decode()
-    w = writer.Writer(s.partition(1), len(data))
-    write(w, data[:SECTOR])
-    chip.flash[chip.row("ota_1")[2] + 9] = 0  # changed behind its back
-    asyncio.run(w.rehash())
-    write(w, data[SECTOR:])
-    assert w.digest() != hexlify(sha256(data).digest()).decode()
-    w.restart()
-    write(w, data)
-    assert w.digest() == hexlify(sha256(data).digest()).decode()
-
-
-def test_the_filesystem_of_the_release_before_is_not_taken_for_its_own():
-    chip, s = fresh()
-    data = image(None, mark=9)  # a core as long as the old one, its app frozen in
-    w = writer.Writer(s.partition(1), len(data))
-    write(w, data)
-    assert slots.image_length(s.partition(1)) > len(data)
-    w.close()
-    assert slots.image_length(s.partition(1)) == len(data)
-    write(writer.Writer(s.partition(1), 4 * SECTOR), bytes(4 * SECTOR))
-    w = writer.Writer(s.partition(1), 4 * SECTOR)
-    write(w, b"\x22" * (4 * SECTOR))
-    w.close()  # nothing behind a full slot
-    chip.bad_erase.add(chip.row("ota_1")[2] // SECTOR + 1)
-    w = writer.Writer(s.partition(1), 9)
-    write(w, data[:9])
-    refuses("erase", w.close)

@@ -151,6 +151,17 @@ def test_journal_goes_on_when_nvs_is_full():
     assert j.head() == 1
 
 
+def test_words_that_are_not_news_are_news_of_a_trial():
+    s = fresh()
+    j = journal.Journal(s)
+    j.write("boot", "self_test", "wifi")
+    j.write("boot", "self_test", "wifi")
+    assert j.head() == 1
+    for _ in (0, 1):
+        j.write("boot", "self_test", "wifi", 1)  # the slot was armed after entry 1
+        assert [e[0] for e in journal.Journal(store.Store()).since(1)] == [2]
+
+
 def test_stage_0_writes_into_the_same_ring():
     s = fresh()
     j = journal.Journal(s)
@@ -176,6 +187,10 @@ def test_known_bad_images():
     assert [known.bad(s, name) for name in names] == [False, False, True, True, True, True]
     assert len(CHIP.nvs[("beacon", "bad_sha")]) == 128
     assert not known.bad(fresh(bad_sha=b"short"), names[0])
+    s = fresh()
+    for nothing in (None, "", "ab", 5, "zz" * 32, "AB" * 32, names[0] + "00"):
+        known.remember(s, nothing)
+    assert not CHIP.nvs.get(("beacon", "bad_sha"))
 
 
 # -- an NVS that is full, worn out, or cannot be opened

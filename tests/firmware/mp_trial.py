@@ -21,16 +21,21 @@ def entries(second, first=None):
 
 
 def record(status="rebooting", slot=NEW):
-    return {"status": status, "slot": slot}
+    return {"status": status, "slot": slot, "armed": True}
 
 
+# The verdict of the old release's first boot after the trials, which `cause` began.
 def back(second, cause, journal=(), first=None):
-    v = trial.verdict(record(), entries(second, first), OLD, 2, cause, list(journal))
+    return judged(dict(record(), back=[cause, 7]), second, cause, journal, first)
+
+
+def judged(about, second, cause, journal=(), first=None):
+    v = trial.verdict(about, entries(second, first), OLD, 2, cause, list(journal))
     return v.status, v.code, v.trials, v.guilty()
 
 
-def said(code, stage="boot"):
-    return [7, 0, stage, code, "why"]
+def said(code, stage="boot", seq=7, why="why"):
+    return [seq, 0, stage, code, why]
 
 
 def test_still_on_trial():
@@ -76,6 +81,82 @@ def test_never_came_as_far_as_python():
         assert back(lost, POWER) == ("rolled_back", "power", 0, False)
     torn = entry(2, o.NEW)[:20] + b"\xff" * 12
     assert back(torn, POWER)[1] == "power"
+
+
+def test_what_was_not_armed_is_not_convicted():
+    """Whatever otadata and the journal say: it is of an earlier trial, or the old release's own."""
+    stale = entry(2, o.ABORTED, label(2))
+    for cause in (0, POWER, RESET, WDT):
+        for journal in ([], [said("crash")], [said("watchdog")]):
+            for back_at in ({}, {"back": [cause, 7]}):
+                about = dict({"status": "rebooting", "slot": NEW}, **back_at)
+                status, code, trials, guilty = judged(about, stale, cause, journal)
+                assert status == "rolled_back" and not trials and not guilty
+                assert code == ("power" if cause == POWER else "not_booted")
+
+
+def test_what_the_old_release_does_after_the_trial_is_its_own():
+    dead = entry(2, o.ABORTED, label(2))
+    for cause in (POWER, RESET, WDT):  # of later boots of the old release
+        # Three power cuts during the trials; then the old release crashed, or hung.
+        late = [said("crash", seq=8), said("self_test", seq=9)]
+        about = dict(record(), back=[POWER, 7])
+        assert judged(about, dead, cause, late) == ("rolled_back", "power", 3, False)
+        # And what the trial did is not forgotten for it.
+        about = dict(record(), back=[WDT, 7])
+        assert judged(about, dead, cause, late) == ("rolled_back", "watchdog", 3, True)
+        about = dict(record(), back=[RESET, 7])
+        both = [said("self_test", why="bluetooth")] + late
+        assert judged(about, dead, cause, both) == ("rolled_back", "self_test", 3, True)
+        # It never booted, whatever became of the old release.
+        for lost in (BLANK, entry(2, o.NEW), entry(2, o.PENDING)):
+            about = dict(record(), back=[RESET, 7])
+            assert judged(about, lost, cause, late) == ("rolled_back", "not_booted", 0, False)
+
+
+def test_a_return_that_nobody_noted_convicts_nobody():
+    dead = entry(2, o.ABORTED, label(2))
+    for back_at in ({}, {"back": None}, {"back": 5}, {"back": [3]}, {"back": ["3", 7]}):
+        for cause in (POWER, RESET, WDT):
+            about = dict(record(), **back_at)
+            assert not judged(about, dead, cause, [said("crash")])[3]
+
+
+def test_words_of_a_trial_whose_entry_is_gone():
+    """Power failed while the bootloader replaced PENDING by ABORTED: erased, not yet written."""
+    assert back(BLANK, POWER, [said("crash")]) == ("rolled_back", "crash", 1, True)
+    torn = entry(2, o.ABORTED)[:20] + b"\xff" * 12
+    assert back(torn, POWER, [said("self_test")]) == ("rolled_back", "self_test", 1, True)
+
+
+def test_what_lies_outside_of_the_image_does_not_convict_it():
+    dead = entry(2, o.ABORTED, label(2))
+    for why in ("wifi", "orchestrator away", "otadata would not confirm"):
+        found = back(dead, RESET, [said("self_test", why=why)])
+        assert found == ("rolled_back", "self_test", 3, False)
+    for why in ("bluetooth", "services", "refused by the orchestrator", ""):
+        assert back(dead, RESET, [said("self_test", why=why)])[3]
+    assert back(dead, RESET, [said("self_test", why="wifi"), said("crash")])[3]
+    # A reset that the port has no name for: by the USB port, mostly.
+    assert back(dead, 0) == ("rolled_back", "crash", 3, False)
+    assert back(dead, 0, [said("crash")])[3]
+
+
+def test_rescued():
+    v = trial.rescued(record(), NEW, [])
+    assert (v.status, v.code, v.detail, v.guilty()) == ("rolled_back", "crash", "rescued", True)
+    for about, other in (
+        (record(), OLD),  # of three slots, another one crashed
+        (record(), None),
+        ({"status": "rebooting", "slot": NEW}, NEW),
+        ({"status": "rebooting", "slot": None}, None),
+    ):
+        v = trial.rescued(about, other, [])
+        assert (v.status, v.code, v.trials, v.guilty()) == ("rolled_back", "not_booted", 0, False)
+    for last, code in (("watchdog", "watchdog"), ("cause 2", "crash")):
+        said = [[3, 0, "boot", "rescue", "ota_1: 8 resets, the last by " + last], [4, 0, "a", "b", ""]]
+        v = trial.rescued(record(), NEW, said)
+        assert (v.code, v.guilty()) == (code, True) and v.detail.endswith(last), v.detail
 
 
 def test_a_reset_while_downloading():

@@ -107,6 +107,7 @@ class Server:
     posts: list[Any] = field(default_factory=list)
     over: set[str] = field(default_factory=set)  # update_status words that get 409
     away: bool = False  # accept nothing
+    fetches: bool = True  # acknowledge the journal
     skew: int = 0  # seconds that this server's clock is off
     started: int = 0  # UTC; nothing signed before is accepted
     scale: float = 1  # how much faster it runs, like its beacons'
@@ -357,7 +358,7 @@ class _Handler(socketserver.StreamRequestHandler):
             self._send(request, 409, {"code": "over"})
             return
         answer: dict[str, Any] = {"ok": True, "server_time": owner.now()}
-        if doc.get("journal"):
+        if doc.get("journal") and owner.fetches:
             answer["journal_ack"] = doc["journal"][-1][0]
         if owner.rekey is not None:
             pad = hmac.new(self.key, auth.rekey_text(request.nonce), hashlib.sha256).digest()

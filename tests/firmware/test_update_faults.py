@@ -115,6 +115,16 @@ def test_servers_that_are_only_different(v1, v2, fault):
         assert b.server.count("/firmwares/" + b.server.firmware_id) == 1
 
 
+def test_a_server_that_sends_more_without_saying_so(v1, v2):
+    """The signed size is where a release ends: what follows is not read, and costs no try."""
+    with bench(v1) as b:
+        b.server.downloads = [Fault(chunked=True, body=v2 + bytes(1000))]
+        b.server.image, b.server.offering = v2, True
+        b.reported("success")
+        assert b.server.count("/firmwares/" + b.server.firmware_id) == 1
+        assert "download: " not in b.beacon.boots[0].console
+
+
 def test_resume(v1, v2):
     """Three connections, each cut: Range and If-Range, and never a byte twice."""
     with bench(v1) as b:

@@ -1,14 +1,18 @@
 """Releases on trial: what happens to those that are no good, and to good ones in bad times."""
 
 import hashlib
+import json
 
 import pytest
 
 from beacon_ota import paths
+from beacon_ota.campaign.recording import play
 from beacon_ota.images import otadata
 from beacon_ota.virtual import bootloader
+from beacon_ota.virtual.flash import Flash
 from beacon_ota.virtual.nvs import Nvs
 from tests.firmware.beacons import bench, make
+from tests.firmware.server import Fault
 
 CRASH = """
 def run():
@@ -123,6 +127,7 @@ def test_a_policy_that_wants_the_orchestrator(v1, v2):
         b.server.away = False
         back = b.reported("rolled_back")
         assert (back["code"], back["detail"]) == ("self_test", "orchestrator away")
+        b.reported("success")
 
 
 def test_no_wifi_in_the_new_release(v1, v2):
@@ -135,6 +140,59 @@ def test_no_wifi_in_the_new_release(v1, v2):
         point.visible = True
         back = b.reported("rolled_back")
         assert (back["code"], back["detail"]) == ("self_test", "wifi")
+        # That was the access point's fault for all anybody knows: the release is tried again.
+        b.reported("success")
+        assert b.beacon.setting("bad_sha") is None and b.running() == "ota_1"
+
+
+def test_the_same_words_of_an_earlier_trial(v1, v2):
+    """Nobody has fetched them; they are written again all the same, for they are this trial's."""
+    words = json.dumps([1, 0, "boot", "self_test", "wifi"]).encode()
+    with bench(v1, scale=40, settings={"journal1": words}) as b:
+        b.server.fetches = False
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.last("rebooting"))
+        point = b.network.points[0]
+        point.visible = False
+        b.wait(lambda: len(b.beacon.boots) == 5 and b.running() == "ota_0")
+        point.visible = True
+        back = b.reported("rolled_back")
+        assert (back["code"], back["detail"]) == ("self_test", "wifi")
+        assert b.beacon.setting("bad_sha") is None
+
+
+@pytest.mark.parametrize("ends", ["reset", "watchdog", "power"])
+def test_a_reset_before_arming_convicts_nobody(small_core, v1, v3, ends):
+    """An earlier release was rolled back, and its traces are in otadata and in the journal. This
+    one was not armed yet when its attempt was cut off."""
+    bad = make(small_core, "2.0.0", {"main.py": CRASH})
+    with bench(v1, policy={"backoff_ms": 2000}) as b:
+        b.server.image, b.server.version, b.server.offering = bad, "2.0.0", True
+        b.reported("rebooting")
+        b.server.offering = False
+        b.reported("rolled_back")
+        b.wait(lambda: b.beacon.setting("attempt") is None)
+        before = len(b.server.reports)
+        b.server.posts = [None, None] + [Fault(status=503)] * 4 + [None] * 40
+        b.server.image, b.server.version, b.server.offering = v3, "3.0.0-rc.1+build.5", True
+        b.wait(lambda: '"rebooting"' in str(b.beacon.setting("attempt")))
+        if ends == "power":
+            b.beacon.power_cut()
+            b.beacon.power_on()
+        else:
+            b.beacon._reactor.call(b.beacon._stop, ends, "of the old release")
+        b.wait(lambda: rolled_back(b, before))
+        back = rolled_back(b, before)[0]
+        assert back["code"] == ("power" if ends == "power" else "not_booted")
+        assert back["trials"] == 0 and back["firmware_version"] == "1.0.0"
+        done = b.reported("success")
+        assert done["firmware_version"] == "3.0.0-rc.1+build.5"
+        assert "known_bad" not in [r.get("code") for r in b.server.reports[before:]]
+
+
+def rolled_back(b, before: int) -> list[dict]:
+    """Return the reports of a rollback after so many reports."""
+    return [r for r in b.server.reports[before:] if r["update_status"] == "rolled_back"]
 
 
 def test_power_cuts_during_a_trial_cost_one_each(v1, v2):
@@ -198,6 +256,32 @@ def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
         b.server.offering = True
         failed = b.reported("failed")
         assert (failed["stage"], failed["code"]) == ("verify", "known_bad")
+
+
+def test_crashes_of_the_old_release_are_not_laid_to_the_new(v1, v2):
+    """Stage 0 counts them in NVS. They are forgotten before the new release is confirmed: should
+    power fail between the two, one crash of its own would bring the old one back."""
+    crashed = {"crashes": 7}
+    with bench(v1, power=False, policy={"healthy_s": 3600}, settings=crashed) as b:
+        before = b.flash.snapshot()
+        b.flash.record = True
+        b.server.image, b.server.offering = v2, True
+        b.beacon.power_on()
+        b.reported("success")
+        ops = list(b.flash.journal)
+    flash = Flash(before)
+    table = bootloader.read_table(flash)
+    assert table.nvs is not None and table.otadata is not None
+    for op in ops:
+        play(flash, op)
+        entries = otadata.parse(flash.read(table.otadata.offset, otadata.SIZE))
+        a = otadata.active(entries)
+        if a >= 0 and entries[a].slot(2) == 1 and entries[a].state == otadata.VALID:
+            break
+    else:
+        raise AssertionError("never confirmed")
+    store = Nvs(flash, table.nvs)
+    assert store.get(store.open("beacon"), "crashes", int) is None
 
 
 def set_number(b, key: str, value: int) -> None:

@@ -163,7 +163,8 @@ class Agent:
         attempt = install = None
         forget("ota.known", "ota.verify", "crypto.pss")
         forget("wire.manifest", "wire.versions")
-        forget("ota.download", "ota.writer", "ota.decrypt", "crypto.ctr", "crypto.hkdf")
+        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt")
+        forget("crypto.ctr", "crypto.hkdf")
         forget("ota.install")
         return not stage
 

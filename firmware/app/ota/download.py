@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 
+from lazy import load
 from micropython import const
 from net.http import HttpError
 from wire.refused import Refused
@@ -31,8 +32,9 @@ class Download:
         self._begun = 0
         self._reported = time.ticks_ms()
 
-    # Into the first slot that takes it; returns (partition, slot). A slot whose flash fails is
-    # remembered and not used again until the next power-on.
+    # Into the first slot that takes it; returns its number. What is there then is the release that
+    # was signed; before, it is nothing that boots. A slot whose flash fails is remembered and not
+    # used again until the next power-on.
     async def run(self):
         beacon = self._beacon
         failed = None
@@ -44,7 +46,7 @@ class Download:
             part = beacon.slots.partition(slots[0])
             try:
                 await self._into(part)
-                return part, slots[0]
+                return slots[0]
             except FlashError as error:
                 failed = error
                 beacon.journal.write("flash", error.code, "slot %d: %s" % (slots[0], error.detail))
@@ -78,7 +80,12 @@ class Download:
         found = writer.digest()
         if found != fields["checksum"]:
             raise Refused("checksum", "flash holds " + found[:16])
-        writer.close()
+        head = writer.head
+        writer = None  # its buffers make room for what comes now
+        await load("ota.bootable")
+        from ota import bootable
+
+        bootable.finish(part, self._size, head)
 
     # The whole image: pauses of 2, 4, 8, 16, 32 s between tries that brought nothing, and an end
     # to it all after five minutes.
@@ -155,8 +162,6 @@ class Download:
                     self._beacon.radio.progress(percent)
                     if since(ticks(), self._reported) > _PROGRESS:
                         await self._report(writer, percent)
-            if await source.fill(buf[:1]):
-                raise HttpError("http", "longer than the release")
         finally:
             source.close()
 

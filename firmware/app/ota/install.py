@@ -13,7 +13,7 @@ from net.http import HttpError
 from wire.refused import Refused
 
 from ota import schedule
-from ota.slots import FlashError, image_length
+from ota.slots import FlashError
 
 _FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
 REBOOTING = const(0xFF)
@@ -57,19 +57,22 @@ class Install:
         beacon.radio.progress(0)
         await self.tell("downloading", 0)
         fields = await self._believe()
-        part, slot = await self._fetch(fields)
-        if image_length(part) != fields["size"]:
-            raise Refused("image", "core and app do not fill the release")
+        slot = await self._fetch(fields)
         self.record["bytes"] = fields["size"]
         self.mark("verifying")
         await self._insist("verifying")
+        # What otadata still says of an earlier trial must not be taken for this one's.
+        self._change_otadata(beacon.slots.erase_stale)
         self.record["slot"] = slot
-        self.record["journal"] = beacon.journal.head()
         self.mark("rebooting")
         await self._insist("rebooting")
         beacon.radio.progress(REBOOTING)
         await asyncio.sleep_ms(_FAREWELL)
-        self._arm(slot)
+        # From here to the reset nothing else runs: what is journalled after this is the trial's.
+        self.record["armed"] = True
+        self.record["journal"] = beacon.journal.head()
+        self.mark("rebooting")
+        self._change_otadata(beacon.slots.arm, slot)
         machine.reset()
 
     # Nothing is downloaded before this returns the signed manifest's fields. From here on they
@@ -94,12 +97,13 @@ class Install:
         fetched = await download.Download(self._beacon, self, fields).run()
         self._beacon.heap()
         download = None
-        forget("ota.download", "ota.writer", "ota.decrypt", "crypto.ctr", "crypto.hkdf")
+        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt")
+        forget("crypto.ctr", "crypto.hkdf")
         return fetched
 
-    def _arm(self, slot):
+    def _change_otadata(self, change, *args):
         try:
-            self._beacon.slots.arm(slot)
+            change(*args)
         except OSError as error:
             if error.errno == -5379:  # ESP_ERR_OTA_VALIDATE_FAILED: the core is not bootable
                 raise Refused("image", str(error))

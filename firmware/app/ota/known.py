@@ -4,6 +4,7 @@
 from binascii import unhexlify
 
 from micropython import const
+from wire.shapes import is_hex
 
 _KEY = "bad_sha"
 _SHA = const(32)
@@ -22,8 +23,8 @@ def bad(store, checksum):
 # The newest first; the oldest of four makes room. Where NVS does not take it, the orchestrator's
 # limit of attempts has to do.
 def remember(store, checksum):
-    if not checksum:
-        return  # there was no image
+    if not is_hex(checksum, 64):
+        return  # there was no image, or nobody knows which
     digest = unhexlify(checksum)
     known = _list(store)
     if digest not in known:

@@ -21,6 +21,7 @@ _MARKS = const(2)  # label bytes that stage 0 burns, one per trial before the la
 # One entry. `good`: the CRC is right and nothing rejects it, so the bootloader may follow it.
 class Entry:
     def __init__(self, raw):
+        self.blank = raw == b"\xff" * SIZE
         self.seq = unpack_from("<I", raw)[0]
         self.state, crc = unpack_from("<II", raw, 24)
         self.intact = self.seq != _BLANK and crc == crc32(pack("<I", self.seq), _BLANK)

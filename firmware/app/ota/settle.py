@@ -41,7 +41,7 @@ async def run(beacon, ask):
             slots.running,
             slots.count,
             beacon.cause,
-            beacon.journal.since(record.get("journal", 0)),
+            beacon.journal.since(_armed_at(record)),
         )
         if verdict and not _conclude(beacon, record, verdict):
             unsaved = record
@@ -118,7 +118,7 @@ async def _trial(beacon, record, ask):
         if decision == trial.CONFIRM:
             break
         if decision == trial.FAIL:
-            beacon.journal.write("boot", "self_test", missing)
+            beacon.journal.write("boot", "self_test", missing, _armed_at(record))
             machine.reset()
     if record and record.get("status") == "rebooting":
         if record.get("slot") == beacon.slots.running:
@@ -126,35 +126,35 @@ async def _trial(beacon, record, ask):
         else:
             # The release that was armed confirmed itself and crashed until stage 0 gave up on it.
             # Said before the trial ends: afterwards nothing would tell why we run.
-            code, detail = _rescue(beacon.journal.since(record.get("journal", 0)))
-            kept = _conclude(beacon, record, trial.Verdict("rolled_back", code, detail, 1))
+            said = beacon.journal.since(_armed_at(record))
+            verdict = trial.rescued(record, beacon.slots.other(), said)
+            kept = _conclude(beacon, record, verdict)
+    # Before the trial ends: what has crashed so far was another release, and must not count when
+    # this one crashes once.
+    crashes = store.number("crashes")
+    beacon.forget_crashes()
     if not beacon.slots.confirm():
-        beacon.journal.write("boot", "self_test", "otadata would not confirm")
+        beacon.journal.write("boot", "self_test", trial.UNCONFIRMED, _armed_at(record))
         machine.reset()
     _raise_floor(beacon)
     if record and record.get("status") == "rebooting":
         record["status"] = "success"
         kept = store.try_put("attempt", record)
-    elif store.number("crashes") >= _RESCUE:
+    elif crashes >= _RESCUE:
         # No update brought us here but stage 0, because the other slot's release crashes.
         crashed = beacon.slots.other()
         if crashed is not None:
             known.remember(store, await beacon.slots.digest(crashed))
-    beacon.forget_crashes()
     beacon.announce()
     if missing:
         beacon.journal.write("trial", "unconfirmed", missing)
     return None if kept else record
 
 
-# What stage 0 wrote down when it gave up on the release that was armed: the code and detail of a
-# report. Without an entry nothing tells a hang from a crash.
-def _rescue(journal):
-    for _, _, stage, code, detail in reversed(journal):
-        if stage == "boot" and code == "rescue":
-            code = "watchdog" if detail.endswith("watchdog") else "crash"
-            return code, "rescued to " + detail
-    return "crash", "rescued"
+# The newest journal entry when the slot was armed: what comes after it is the trial's.
+def _armed_at(record):
+    seq = record.get("journal") if record else 0
+    return seq if isinstance(seq, int) else 0
 
 
 # Can this release talk to the orchestrator? (exchanged, refused)

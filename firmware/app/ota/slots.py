@@ -114,14 +114,21 @@ class Slots:
         if self._ota and a >= 0 and entries[a].slot(self.count) != self.running:
             self._ota.ioctl(6, a)
 
+    # Erases whatever otadata says besides the choice of the running slot.
+    def erase_stale(self):
+        self.unarm()
+        entries = self.entries()
+        a = otadata.active(entries)
+        for i in (0, 1):
+            if self._ota and i != a and not entries[i].blank:
+                self._ota.ioctl(6, i)
+
     # Makes `slot` the one that boots next, on trial. Blocks for as long as hashing the core takes.
     def arm(self, slot):
         if not self._ota or slot == self.running or self.on_trial():
             raise FlashError("no_slot", "not while slot %d runs" % self.running)
-        self.unarm()
-        a = otadata.active(self.entries())
         # A fresh sector: set_boot keeps the label bytes it finds, and with them old trial marks.
-        self._ota.ioctl(6, 1 - a if a >= 0 else 0)
+        self.erase_stale()
         self._slots[slot].set_boot()
         entries = self.entries()
         a = otadata.active(entries)

@@ -13,6 +13,16 @@ _WATCHDOG = const(3)
 _WITNESS = ("crash", "self_test", "watchdog")
 
 
+# What a trial may lack, or end by, without the image being to blame: an access point reboots, an
+# orchestrator is away, flash does not do as it is told, somebody at the USB port resets the chip
+# (which has no cause of its own). The release is rolled back all the same.
+_WIFI = "wifi"
+_AWAY = "orchestrator away"
+UNCONFIRMED = "otadata would not confirm"
+_RESET_BY = "reset cause %d"
+_OUTSIDE = (_WIFI, _AWAY, UNCONFIRMED, _RESET_BY % 0)
+
+
 # An attempt's end: update_status, code of stage "boot", detail, trial boots.
 class Verdict:
     def __init__(self, status, code="", detail="", trials=0):
@@ -21,17 +31,22 @@ class Verdict:
         self.detail = detail
         self.trials = trials
 
-    # Is the image itself to blame, so that it must not be tried again?
+    # Is the image itself to blame, so that it must not be tried again? Never without a trial boot:
+    # the orchestrator's limit of attempts bounds what a wrong acquittal costs, and a wrong
+    # conviction has no end.
     def guilty(self):
-        return self.status == "rolled_back" and self.code in ("self_test", "crash", "watchdog")
+        if self.status != "rolled_back" or not self.trials or self.detail in _OUTSIDE:
+            return False
+        return self.code in ("self_test", "crash", "watchdog")
 
 
 # What the boot that just happened says about the attempt in `record`. None: nothing to say, the
 # release is still on trial (or there was no attempt).
-#   record   dict with status ("downloading", "verifying", "rebooting" or a final one), slot
+#   record   dict with status ("downloading", "verifying", "rebooting" or a final one), slot, armed,
+#            back (see ota/returned.py)
 #   entries  otadata
 #   running  slot number, -1 for the factory app
-#   cause    machine.reset_cause()
+#   cause    machine.reset_cause() of this boot
 #   journal  entries written since the slot was armed
 def verdict(record, entries, running, slots, cause, journal):
     status = record.get("status")
@@ -46,7 +61,36 @@ def verdict(record, entries, running, slots, cause, journal):
             return None
         # Confirmed, and cut off before the record could say so.
         return Verdict("success", trials=max(entry.marks, 1) if entry else 1)
-    return _back(entry, cause, journal)
+    if not record.get("armed"):
+        return _unbooted(cause, "not armed")
+    back = record.get("back")
+    if not _is_return(back):
+        # NVS would not take it: whatever this boot knows may have happened to the old release.
+        return _unbooted(cause, "nothing is known of a trial")
+    cause, head = back
+    return _back(entry, cause, [said for said in journal if said[0] <= head])
+
+
+# Stage 0 gave the running release a trial. `other` is the slot of the one that crashed; it is the
+# attempt's when that one had confirmed itself before. Stage 0 wrote down what the last of its resets
+# was; without that entry nothing tells a hang from a crash.
+def rescued(record, other, journal):
+    if not record.get("armed") or other != record.get("slot"):
+        return Verdict("rolled_back", "not_booted", "another slot was rescued")
+    for _, _, stage, code, detail in reversed(journal):
+        if stage == "boot" and code == "rescue":
+            code = "watchdog" if detail.endswith("watchdog") else "crash"
+            return Verdict("rolled_back", code, "rescued to " + detail, 1)
+    return Verdict("rolled_back", "crash", "rescued", 1)
+
+
+def _is_return(back):
+    return isinstance(back, list) and len(back) == 2 and all(isinstance(n, int) for n in back)
+
+
+def _unbooted(cause, detail):
+    code = "power" if cause == _POWER_ON else "not_booted"
+    return Verdict("rolled_back", code, detail)
 
 
 def _cause(cause):
@@ -54,8 +98,8 @@ def _cause(cause):
 
 
 # The old release runs again. What the trials wrote themselves is the best witness; the cause of
-# the last reset is the next best. An entry that is gone or still armed means that a trial never
-# came as far as Python, and says nothing against the image.
+# the reset that ended the last one is the next best. An entry that is gone or still armed, and no
+# word of any trial, mean that none came as far as Python, and say nothing against the image.
 def _back(entry, cause, journal):
     trials = 0
     if entry and entry.state in (otadata.ABORTED, otadata.INVALID):
@@ -64,14 +108,13 @@ def _back(entry, cause, journal):
         if stage == "boot" and code in _WITNESS:
             if cause == _WATCHDOG:
                 break  # the last trial died in another way
-            return Verdict("rolled_back", code, detail, trials)
+            # The entry may be gone: power failed while the bootloader wrote that it was aborted.
+            return Verdict("rolled_back", code, detail, trials or 1)
     if not trials:
-        code = "power" if cause == _POWER_ON else "not_booted"
-        return Verdict("rolled_back", code, "no trial boot", 0)
+        return _unbooted(cause, "no trial boot")
     if not entry.marks and cause != _POWER_ON:
         return Verdict("rolled_back", "not_booted", "died before stage 0", trials)
-    detail = "reset cause %d" % cause
-    return Verdict("rolled_back", _cause(cause), detail, trials)
+    return Verdict("rolled_back", _cause(cause), _RESET_BY % cause, trials)
 
 
 WAIT = const(0)
@@ -93,11 +136,11 @@ def health(ble, services, wifi, exchanged, refused, late, offline_ok):
     elif not services:
         missing = "services"
     elif not wifi:
-        missing = "wifi"
+        missing = _WIFI
     elif refused:
         missing = "refused by the orchestrator"
     else:
-        missing = "orchestrator away"
+        missing = _AWAY
         if late and offline_ok:
             return CONFIRM, missing
     return (FAIL if late else WAIT), missing

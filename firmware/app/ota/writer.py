@@ -1,6 +1,12 @@
 # Writes a release into a slot, one sector at a time: erase, program, read back, compare, and only
 # what reads back the same goes into the hash. A sector that fails once gets a second try; a second
 # failure, or an erase that fails, gives up the slot.
+#
+# The slot's first page, the image's head, is erased before anything else of the slot is touched and
+# stays blank: ota/bootable.py programs it when all the rest has proved right. Until then neither
+# the bootloader nor stage 0 takes the slot for an image. A core that did not change is whole in a
+# slot whose app is half written, and LittleFS has no checksum over what is in its files: nothing
+# else would keep such a slot from booting.
 
 import asyncio
 from binascii import hexlify
@@ -11,6 +17,7 @@ from micropython import const
 from ota.slots import SECTOR, FlashError
 
 _PIECE = const(1024)  # bytes read back at a time: three calls more, three KB of heap less
+_PAGE = const(256)  # bytes that NOR flash programs at once
 
 
 class Writer:
@@ -24,6 +31,9 @@ class Writer:
         self.buf = bytearray(SECTOR)
         view = memoryview(self.buf)
         self._pieces = [view[at : at + _PIECE] for at in range(0, SECTOR, _PIECE)]
+        self._page = view[:_PAGE]
+        self._rest = view[_PAGE:]
+        self.head = bytearray(_PAGE)
         # Looked up once and not for every sector: that shows in how long an update takes.
         self._flash = part.ioctl, part.writeblocks, part.readblocks, bytearray(_PIECE)
         self.written = 0
@@ -33,15 +43,22 @@ class Writer:
     def write(self, size):
         if size < SECTOR or self._decrypt:
             self._prepare(size)
-        buf = self.buf
+        data = buf = self.buf
         sector = self.written // SECTOR
+        start = 0
+        if not sector:
+            # Left blank, and not programmed: a page is programmed once.
+            self.head[:] = self._page
+            self._page[:] = b"\xff" * _PAGE
+            data = self._rest
+            start = _PAGE
         erase, program, read, back = self._flash
         for last in (False, True):
             code = "erase"
             try:
                 erase(6, sector)
                 code = "write"
-                program(sector, buf, 0)
+                program(sector, data, start)
                 code = "readback"
                 at = 0
                 for piece in self._pieces:
@@ -56,6 +73,8 @@ class Writer:
                 detail = error
             if last or code == "erase":
                 raise FlashError(code, "sector %d: %s" % (sector, detail))
+        if not sector:
+            self._page[:] = self.head
         self._sha.update(buf if size == SECTOR else memoryview(buf)[:size])
         self.written += size
 
@@ -66,27 +85,19 @@ class Writer:
         if self._decrypt:
             self._decrypt(memoryview(buf)[:size], self.written)
 
-    # Erases the sector behind the image: what is left there of the release before could be its
-    # app filesystem, exactly where this one's would begin.
-    def close(self):
-        sector = (self.size + SECTOR - 1) // SECTOR
-        if sector * SECTOR < self._part.info()[3]:
-            try:
-                self._part.ioctl(6, sector)
-            except OSError as error:
-                raise FlashError("erase", "sector %d: %s" % (sector, error))
-
     # The server sends all of it again.
     def restart(self):
         self._sha = sha256()
         self.written = 0
 
     # Before a download goes on after a break: what is in flash is what counts, so it is read and
-    # hashed again.
+    # hashed again; of the head, what is kept.
     async def rehash(self):
         self._sha = sha256()
         for at in range(0, self.written, SECTOR):
             self._part.readblocks(0, self.buf, at)
+            if not at:
+                self._page[:] = self.head
             self._sha.update(self.buf)
             await asyncio.sleep_ms(0)
 

@@ -23,6 +23,7 @@ class Value:
         late: it is found out only after the sector that may fail was written.
         early: it is met before anything is downloaded.
         blind: while it lasts the beacon can write nothing down.
+        forgiven: an image that fails its trial like this may not be to blame: it is tried again.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Value:
     late: bool = False
     early: bool = False
     blind: bool = False
+    forgiven: bool = False
 
 
 NETWORK = (
@@ -72,7 +74,7 @@ IMAGE = (
     Value("hang", "boot/watchdog"),
     Value("hang-fed", "boot/crash"),  # the trial's time is up; the reset names no culprit
     Value("self-test", "boot/self_test"),
-    Value("offline", "boot/self_test"),
+    Value("offline", "boot/self_test", forgiven=True),  # or the access point was away
     Value("memory", "boot/crash"),
     Value("resets", "boot/crash"),
     Value("valid-then-dies", "boot/crash"),
@@ -120,14 +122,16 @@ def chain(mix: Mix) -> list[End]:
 
     What goes wrong outside of the image goes wrong in the first attempt only: the next one, which
     is the documented retry, meets a sound world. A slot whose flash failed stays given up until
-    the power was away. An image that failed its trial is not tried again, unless NVS did not take
-    that: then its first end is told by the reset cause alone, and it has one more trial.
+    the power was away. An image that failed its trial is not tried again, unless something else may
+    have been to blame, or NVS did not take that: then its first end is told by the reset cause
+    alone, and it has one more trial.
     """
     ends = _outside(mix)
     if not mix.image.ends:
         return [*ends, ("success", "", "")]
     stage, _, code = mix.image.ends.partition("/")
-    tried: list[End] = [("rolled_back", stage, code), _failed("verify/known_bad")]
+    back: End = ("rolled_back", stage, code)
+    tried = [back] * ATTEMPTS if mix.image.forgiven else [back, _failed("verify/known_bad")]
     if mix.flash.blind and not ends:
         ends = [("rolled_back", stage, code if code == "watchdog" else "crash")]
     return [*ends, *tried][:ATTEMPTS]

@@ -65,10 +65,18 @@ MUTANTS = (
     Mutant(
         "erases-the-wrong-entry",
         ("app", "ota", "slots.py"),
-        "self._ota.ioctl(6, 1 - a if a >= 0 else 0)",
-        "self._ota.ioctl(6, a if a >= 0 else 0)",
+        "i != a and not entries[i].blank",
+        "i == a and not entries[i].blank",
         Scenario("good", 0),
         "otadata",
+    ),
+    Mutant(
+        "head-written-first",
+        ("app", "ota", "writer.py"),
+        "            data = self._rest\n            start = _PAGE\n",
+        "            self._page[:] = self.head\n",
+        Scenario("good", 0),
+        "ota_0",
     ),
 )
 

@@ -48,6 +48,8 @@ class Evidence:
         services: GATT attributes registered.
         wifi: connected.
         powered: it runs.
+        mixtures: what boots though it is no whole release, as :func:`mixtures` found it.
+        given: what it was provisioned with.
     """
 
     kind: str
@@ -65,11 +67,12 @@ class Evidence:
     wifi: bool
     powered: bool
     given: Mapping[str, int | bytes] = field(default_factory=lambda: kit.GIVEN)
+    mixtures: Sequence[str] = ()
 
 
 def judge(e: Evidence) -> list[str]:
     """Return everything that is wrong, [] when the beacon came through."""
-    wrong = [*booted(e), *intact(e)]
+    wrong = [*booted(e), *intact(e), *e.mixtures]
     if e.settled is None:
         return [*wrong, "the attempt came to no end"]
     return [*wrong, *_report(e, e.settled), *goes_on(e), *serves(e)]
@@ -175,6 +178,23 @@ def serves(e: Evidence) -> list[str]:
     if not e.wifi:
         wrong.append("no WiFi")
     return wrong
+
+
+def mixtures(slots: Mapping[str, bytes], releases: Sequence[bytes]) -> list[str]:
+    """Return which slots would boot though what they hold is no whole release.
+
+    The hash that makes an image bootable is its core's; whether the app behind the core is whole,
+    nothing else would ask.
+
+    Args:
+        slots: label → content of those that the bootloader and stage 0 would take.
+        releases: all that were ever sent to the beacon.
+    """
+    return [
+        f"{label} boots, and holds no whole release"
+        for label, content in slots.items()
+        if not any(content.startswith(release) for release in releases)
+    ]
 
 
 def _digests(blob: bytes) -> list[bytes]:

@@ -25,8 +25,10 @@ from beacon_ota.campaign.runner import Options, Outcome, Plan
 from beacon_ota.errors import UsageError
 from beacon_ota.images import boards, otadata
 from beacon_ota.images.core import load
+from beacon_ota.virtual import bootloader
 from beacon_ota.virtual.bluetooth import Advertiser
 from beacon_ota.virtual.flash import SECTOR, Cut, Flash, PowerCut, When
+from beacon_ota.virtual.nvs import Nvs
 
 DEADLINE = 60.0  # real seconds at the ordinary scale for each of: recovery, the update after it
 SLOWER = (1, 5, 20)  # times that a case is given, as long as it is in doubt
@@ -38,6 +40,18 @@ AFTERWARDS = {**PLAN, "retry": {"limit": 3, "pauses": ["1s"]}}
 CRASH = 'def run():\n    raise ValueError("broken release")\n'
 HANG = "import time\ndef run():\n    while True:\n        time.sleep(1)\n"
 BROKEN = {"crash": {"main.py": CRASH}, "hang": {"main.py": HANG}}
+# A release that is as good as any until somebody sets a number in its NVS.
+ROTTEN = """
+from esp32 import NVS
+def run():
+    try:
+        NVS("beacon").get_i32("rotten")
+    except OSError:
+        import sound
+        sound.run()
+    raise ValueError("rotten")
+"""
+CRASHES = 12  # boots of a release that crashes, after which stage 0 has had its turn
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,8 @@ class Scenario:
     """An update to be cut.
 
     Args:
-        kind: of the new release, see :data:`BROKEN`.
+        kind: of the new release, see :data:`BROKEN`; ``rescue``: a good one, and after the cut the
+            running one crashes until stage 0 looks for another.
         slot: where it goes: 1 from 0, or 0 from 1.
         real: releases with a real core.
     """
@@ -68,8 +83,23 @@ class Scenario:
     def images(self) -> dict[str, str]:
         """Version → name on the shelf."""
         _, second, third = self.versions
-        broken = "" if self.kind == "good" else f"-{self.kind}"
+        broken = f"-{self.kind}" if self.kind in BROKEN else ""
         return {second: self.base(second) + broken, third: self.base(third)}
+
+    @property
+    def running(self) -> str:
+        """Name on the shelf of the release that runs."""
+        return self.base(self.versions[0]) + ("-rotten" if self.kind == "rescue" else "")
+
+    @property
+    def flash(self) -> str:
+        """Name on the shelf of the flash that it begins with."""
+        return self.base(f"flash-{self.slot}") + ("-rotten" if self.kind == "rescue" else "")
+
+    @property
+    def releases(self) -> set[str]:
+        """Names on the shelf of all that such a beacon was ever given."""
+        return {self.base("1.0.0"), self.running, *self.images.values()}
 
     def base(self, version: str) -> str:
         """Return the name on the shelf of a good release."""
@@ -78,7 +108,9 @@ class Scenario:
 
 SCENARIOS = tuple(Scenario(kind, slot) for kind in ("good", *BROKEN) for slot in (1, 0))
 REAL = tuple(Scenario("good", slot, real=True) for slot in (1, 0))
-SAMPLE = 40  # cases of each scenario with a real core
+# An app-only release over another with the same core, which boots as soon as its head is there.
+RESCUE = Scenario("rescue", 0)
+SAMPLE = 40  # cases of each scenario with a real core, and with crashes after the cut
 
 
 @dataclass(frozen=True)
@@ -127,10 +159,10 @@ def plan(folder: Path, options: Options) -> Plan:
     """Record every scenario; list a case for each state that a cut can leave, then double cuts."""
     shelf = Shelf(folder)
     core = load(Path(options.core)).data if options.core else None
-    scenarios = (*SCENARIOS, *REAL) if core else SCENARIOS
+    scenarios = (*SCENARIOS, RESCUE, *(REAL if core else ()))
     if not shelf.fresh(options.core or ""):
         shelf.clear()
-        prepare(shelf, SCENARIOS)
+        prepare(shelf, (*SCENARIOS, RESCUE))
         if core:
             prepare(shelf, REAL, core=core)
         shelf.finish(options.core or "")
@@ -138,11 +170,12 @@ def plan(folder: Path, options: Options) -> Plan:
     facts: dict[str, Any] = {}
     for scenario in scenarios:
         found, facts[scenario.name] = distinct(recorded(shelf, scenario))
-        if scenario.real:
+        if scenario.real or scenario is RESCUE:
             found = random.Random(options.seed).sample(found, SAMPLE)
             facts[scenario.name]["states"] = f"{SAMPLE} of {facts[scenario.name]['states']}"
         chosen += found
-    double = twice(chosen, len(chosen) // 6, options.seed)
+    ordinary = [case for case in chosen if case.scenario != RESCUE.name]
+    double = twice(ordinary, len(ordinary) // 6, options.seed)
     cases = [case.name for case in [*chosen, *double]]
     notes = () if core else ("No real core was given: all releases have a small synthetic one.",)
     return Plan(cases[:: options.every], {**facts, "second cuts": len(double)}, notes=notes)
@@ -178,7 +211,7 @@ def case(name: str, folder: Path, options: Options) -> Outcome:
 
 def scenario_of(case: Case) -> Scenario:
     """Return the scenario of a case (UsageError ``case_name``)."""
-    for scenario in (*SCENARIOS, *REAL):
+    for scenario in (*SCENARIOS, RESCUE, *REAL):
         if scenario.name == case.scenario:
             return scenario
     raise UsageError("case_name", "no such scenario", found=case.scenario)
@@ -222,17 +255,16 @@ def prepare(
         changes: sources that stand in for the app's own.
     """
     base = scenarios[0].base
-    images = {name for scenario in scenarios for name in scenario.images.values()}
-    turned = [scenario for scenario in scenarios if not scenario.slot]
-    for name in sorted({base("1.0.0"), *images, *((base("2.0.0"),) if turned else ())}):
+    rotten = {"main.py": ROTTEN, "sound.py": kit.source("app", "main.py")}
+    for name in sorted({name for scenario in scenarios for name in scenario.releases}):
         version, _, kind = name.partition("-")
-        files = {**(changes or {}), **BROKEN.get(kind, {})}
+        files = {**(changes or {}), **{**BROKEN, "rotten": rotten}.get(kind, {})}
         shelf.put(name, kit.build(version, files, with_core=core))
     fresh = kit.flash_image(shelf.get(base("1.0.0")), stage0=stage0)
     shelf.put(base("flash-1"), fresh)
-    if turned:
-        way = record("up", fresh, "1.0.0", "2.0.0", {"2.0.0": base("2.0.0")}, shelf)
-        shelf.put(base("flash-0"), way.flash(len(way.ops), "before", 0))
+    for flash, running in sorted({(s.flash, s.running) for s in scenarios if not s.slot}):
+        way = record("up", fresh, "1.0.0", "2.0.0", {"2.0.0": running}, shelf)
+        shelf.put(flash, way.flash(len(way.ops), "before", 0))
 
 
 def recorded(shelf: Shelf, scenario: Scenario) -> Recording:
@@ -240,7 +272,7 @@ def recorded(shelf: Shelf, scenario: Scenario) -> Recording:
     path = shelf.folder / f"{scenario.name}.rec"
     if not path.exists():
         first, second, _ = scenario.versions
-        content = shelf.get(scenario.base(f"flash-{scenario.slot}"))
+        content = shelf.get(scenario.flash)
         record(scenario.name, content, first, second, scenario.images, shelf).save(path)
     return _load(path, path.stat().st_mtime_ns)
 
@@ -359,7 +391,8 @@ class _Run:
     """A case under way."""
 
     def __init__(self, case: Case, scenario: Scenario, shelf: Shelf, b: Bench, deadline: float):
-        self._b, self._scenario, self._shelf = b, scenario, shelf
+        self._b, self._scenario = b, scenario
+        self._releases = [shelf.get(name) for name in sorted(scenario.releases)]
         self._deadline = deadline
         self._again = case.ahead is not None
         if case.ahead is not None:
@@ -373,6 +406,9 @@ class _Run:
         further = orchestrator.firmware(third)["id"]
         place = boards.load(kit.DEVICE).otadata.offset
         settled = None
+        mixtures = self._mixtures()
+        if scenario.kind == "rescue":
+            mixtures += self._crash()
         b.beacon.power_on()
         trials = oracle.trials(recording.ops[:done], place)
         if self._until(lambda: b.over(target)):
@@ -382,8 +418,9 @@ class _Run:
             self._until(lambda: self._updated(further) and self._up())
         assert isinstance(b.beacon.bluetooth, Advertiser)
         radio = b.beacon.bluetooth
+        mixtures += self._mixtures()
         return Evidence(
-            scenario.kind,
+            "good" if scenario.kind == "rescue" else scenario.kind,
             f"ota_{1 - scenario.slot}",
             f"ota_{scenario.slot}",
             orchestrator.firmware(second)["checksum"],
@@ -397,7 +434,53 @@ class _Run:
             len(radio.values),
             b.beacon.wlan.connected,
             b.beacon.powered,
+            mixtures=mixtures,
         )
+
+    def _mixtures(self) -> list[str]:
+        """Return what is wrong with the slots as they are now."""
+        flash, table = self._b.flash, boards.load(kit.DEVICE).table
+        content = {
+            part.name: flash.read(part.offset, part.size)
+            for part in table.slots
+            if bootloader.verify(flash, part)
+        }
+        return oracle.mixtures(content, self._releases)
+
+    def _crash(self) -> list[str]:
+        """Let the running release crash until stage 0 has looked for another; say what is wrong.
+
+        Nobody hears of it, and the flash is put back: what is judged afterwards is the cut alone.
+        """
+        b = self._b
+        before = b.flash.snapshot()
+        label = f"ota_{self._scenario.slot}"
+        table = boards.load(kit.DEVICE).table
+        whole = bootloader.verify(b.flash, table.slots[self._scenario.slot])
+        assert table.nvs is not None
+        store = Nvs(b.flash, table.nvs)
+        store.set(store.open(SPACE), "rotten", 1)
+        b.point.visible = False
+        b.beacon.power_on()
+
+        def taken() -> bool:
+            return any(boot.slot == label for boot in b.beacon.boots)
+
+        looked = b.wait(
+            lambda: len(b.beacon.boots) >= CRASHES or taken(),
+            self._deadline,
+            "stage 0 to look for another release",
+        )
+        b.beacon.power_cut()
+        wrong = []
+        if not looked:
+            wrong.append("stage 0 never had its turn")
+        elif taken() != whole:
+            wrong.append(f"stage 0 {'left' if whole else 'took'} {label}")
+        b.point.visible = True
+        b.flash.restore(before)
+        b.flash.journal.clear()
+        return wrong
 
     def _until(self, condition) -> bool:
         """Wait; when the second cut comes, the power is back at once."""

@@ -1,0 +1,63 @@
+# Makes a slot bootable that a release was written to: the last step of a download, and the only
+# place that writes an image's head. Whoever calls it has seen that the hash of what is in the slot,
+# its kept head included, is the signed one.
+
+from wire.refused import Refused
+
+from ota.slots import SECTOR, FlashError, image_length
+
+
+# A slot as it is going to be, for those who read partitions.
+class _Whole:
+    def __init__(self, part, head):
+        self._part = part
+        self._head = memoryview(head)
+        self.info = part.info
+
+    def readblocks(self, n, buf, off=0):
+        self._part.readblocks(n, buf, off)
+        at = n * SECTOR + off
+        size = min(len(buf), len(self._head) - at)
+        if size > 0:
+            memoryview(buf)[:size] = self._head[at : at + size]
+
+
+# `head` is the image's first page, which is blank in the slot `part`; `size` the whole image's.
+def finish(part, size, head):
+    _erase_behind(part, size)
+    if image_length(_Whole(part, head)) != size:
+        raise Refused("image", "core and app do not fill the release")
+    _write_head(part, head)
+
+
+# What the release before left behind the image could be its app filesystem, exactly where this
+# one's would begin.
+def _erase_behind(part, size):
+    sector = (size + SECTOR - 1) // SECTOR
+    if sector * SECTOR < part.info()[3]:
+        try:
+            part.ioctl(6, sector)
+        except OSError as error:
+            raise FlashError("erase", "sector %d: %s" % (sector, error))
+
+
+# The second try only clears the bits that the first one left. A head that fails must not stay, in
+# part or unread.
+def _write_head(part, head):
+    back = bytearray(len(head))
+    for _ in (0, 1):
+        code = "write"
+        try:
+            part.writeblocks(0, head, 0)
+            code = "readback"
+            part.readblocks(0, back, 0)
+            if back == head:
+                return
+            detail = "reads otherwise"
+        except OSError as error:
+            detail = error
+    try:
+        part.ioctl(6, 0)
+    except OSError as error:
+        print("flash:", error)
+    raise FlashError(code, "head: %s" % detail)
