@@ -13,6 +13,9 @@ _WATCHDOG = const(3)
 _WITNESS = ("crash", "self_test", "watchdog")
 
 
+AWAY = "orchestrator away"
+
+
 # An attempt's end: update_status, code of stage "boot", detail, trial boots.
 class Verdict:
     def __init__(self, status, code="", detail="", trials=0):
@@ -21,8 +24,11 @@ class Verdict:
         self.detail = detail
         self.trials = trials
 
-    # Is the image itself to blame, so that it must not be tried again?
+    # Is the image itself to blame, so that it must not be tried again? Not when all that it missed
+    # was the orchestrator, whose part anybody at its address can play.
     def guilty(self):
+        if self.code == "self_test" and self.detail.startswith(AWAY):
+            return False
         return self.status == "rolled_back" and self.code in ("self_test", "crash", "watchdog")
 
 
@@ -82,7 +88,7 @@ FAIL = const(2)
 # One look at a release on trial: (WAIT, CONFIRM or FAIL, what is missing). Confirmed as soon as
 # everything works; at the deadline without the orchestrator too, as long as it is the orchestrator
 # that is away (`refused` is False) and the policy allows it: its outage must not undo a good
-# release. One that answers and refuses us means that this release cannot speak to it.
+# release. One that refuses us, in a sealed answer, means that this release cannot speak to it.
 #   ble      advertising as far as this board can: True, False
 #   services the beacon's services run and no task has died
 def health(ble, services, wifi, exchanged, refused, late, offline_ok):
@@ -97,7 +103,7 @@ def health(ble, services, wifi, exchanged, refused, late, offline_ok):
     elif refused:
         missing = "refused by the orchestrator"
     else:
-        missing = "orchestrator away"
+        missing = AWAY
         if late and offline_ok:
             return CONFIRM, missing
     return (FAIL if late else WAIT), missing
