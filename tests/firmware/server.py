@@ -130,6 +130,8 @@ class Server:
     posts: list[Any] = field(default_factory=list)
     # Somebody else who answers at this address: what he says to a request, None to let it through.
     stranger: Callable[[Request], Fault | None] = lambda request: None
+    # What the orchestrator itself does wrong with an authentic request: sealed.
+    judge: Callable[[Request], Fault | None] = lambda request: None
     over: set[str] = field(default_factory=set)  # update_status words that get 409
     away: bool = False  # accept nothing
     skew: int = 0  # seconds that this server's clock is off
@@ -345,7 +347,11 @@ class _Handler(socketserver.StreamRequestHandler):
             owner.refused.append(refusal)
             doc = {"code": refusal, "status": 401, "server_time": owner.now()}
             self._send(request, 401, doc)
-        elif request.method == "POST":
+            return
+        fault = owner.judge(request)
+        if fault and self._problem(request, fault):
+            return
+        if request.method == "POST":
             self._report(request)
         elif request.path.startswith("/firmwares/latest/"):
             self._poll(request)

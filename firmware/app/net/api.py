@@ -52,6 +52,7 @@ class Api:
         self._store = store
         self._wifi = wifi
         self._address = None
+        self._proven = False  # was the orchestrator there, the last time?
         self._unnamed = 0
         self.nonce = ""  # of the last request: a new key is tied to it
         self.reload()
@@ -62,6 +63,12 @@ class Api:
         self._key = self._store.blob("beacon_key")
         self._url = self._store.text("orch_url", DEFAULT)
         self._address = None
+        self._proven = False
+
+    # What came of an answer that began well makes it doubtful who gives it: the name is looked up
+    # again before the next one.
+    def doubt(self):
+        self._proven = False
 
     # Can this beacon sign at all?
     def ready(self):
@@ -127,27 +134,26 @@ class Api:
             # A server in trouble may not get as far as signing; anything else is a stranger, or
             # a beacon that the orchestrator does not know.
             raise Unsealed("http", "status %d, not authentic" % status, status < 500)
+        self._proven = True
 
     async def _open(self, method, target, body, headers, stall_ms, ends):
         tls, host, port = split(self._url)
-        if self._address is None:
+        if not self._proven:
             await self._find(host, port)
-        try:
-            return await http.request(
-                self._address,
-                "%s:%d" % (host, port),
-                method,
-                target,
-                (self._sign(method, target, body),) + headers,
-                body,
-                _tls() if tls else None,
-                stall_ms,
-                ends,
-            )
-        except HttpError as error:
-            if error.code == "connect":
-                self._address = None  # it may have moved
-            raise
+        # Only an authentic answer says that it is there still. Silence, a stranger's answer and
+        # half of an answer do not: it may have moved.
+        self._proven = False
+        return await http.request(
+            self._address,
+            "%s:%d" % (host, port),
+            method,
+            target,
+            (self._sign(method, target, body),) + headers,
+            body,
+            _tls() if tls else None,
+            stall_ms,
+            ends,
+        )
 
     # The header that proves who asks. Its nonce ties the answer to it.
     def _sign(self, method, target, body):
@@ -174,12 +180,14 @@ class Api:
             self._address = dns.address(found, port)
         except OSError as error:
             self._unnamed += 1
-            if self._unnamed % _STUBBORN:
-                raise HttpError("connect", str(error))
             try:
+                if self._unnamed % _STUBBORN:
+                    raise error
                 self._address = dns.address(host, port)
-            except OSError as error:
-                raise HttpError("connect", str(error))
+            except OSError as last:
+                # Nobody knows the name now: where it led before is as good as ever.
+                if self._address is None:
+                    raise HttpError("connect", str(last))
         finally:
             dns = None
             forget("net.dns")
