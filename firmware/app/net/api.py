@@ -21,7 +21,6 @@ _STALL = const(15000)
 _ANSWER = const(10240)  # bytes; the longest is an offer (wire/offer.py)
 _BRACKETS = const(48)
 _STUBBORN = const(3)  # name failures before the port's own, blocking resolver is asked
-_CA = "/app/ca.der"
 
 
 def _hex(data):
@@ -143,17 +142,27 @@ class Api:
         # Only an authentic answer says that it is there still. Silence, a stranger's answer and
         # half of an answer do not: it may have moved.
         self._proven = False
-        return await http.request(
-            self._address,
-            "%s:%d" % (host, port),
-            method,
-            target,
-            (self._sign(method, target, body),) + headers,
-            body,
-            _tls() if tls else None,
-            stall_ms,
-            ends,
-        )
+        pinned = None
+        if tls:
+            from net import https
+
+            pinned = https.Pinned()
+        for again in (True, False):
+            try:
+                return await http.request(
+                    self._address,
+                    "%s:%d" % (host, port),
+                    method,
+                    target,
+                    (self._sign(method, target, body),) + headers,
+                    body,
+                    pinned,
+                    stall_ms,
+                    ends,
+                )
+            except HttpError:
+                if not (again and pinned and pinned.later()):
+                    raise
 
     # The header that proves who asks. Its nonce ties the answer to it.
     def _sign(self, method, target, body):
@@ -223,21 +232,3 @@ def _decode(answer):
     except (ValueError, MemoryError):
         pass  # said below
     raise HttpError("http", "answer is not a small JSON object")
-
-
-# TLS only with a pinned certificate: one that proves nothing would only look like protection.
-def _tls():
-    import ssl
-
-    try:
-        with open(_CA, "rb") as f:
-            pinned = f.read(4096)
-    except OSError:
-        raise HttpError("connect", "https needs ca.der in the app")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_verify_locations(cadata=pinned)
-    except (ValueError, OSError) as error:
-        raise HttpError("connect", "ca.der: %s" % error)
-    return context
