@@ -45,9 +45,9 @@ def test_a_final_report_is_kept(v1, v2, status):
 
         b.server.judge = refuse
         b.server.image, b.server.offering = v2, True
-        b.wait(lambda: len(posts) >= 6)
+        b.wait(lambda: len(posts) >= 11)
         gaps = [after - before for before, after in zip(posts, posts[1:], strict=False)]
-        assert gaps[-1] >= 16 and gaps[-1] > 2 * gaps[0]
+        assert gaps[-1] >= 16 and gaps[-1] > 1.5 * gaps[-2]
         assert b.polled("2.0.0")
         b.beacon.power_cut()
         b.beacon.power_on()
@@ -76,7 +76,7 @@ def test_the_next_attempt_takes_the_place_of_a_report_that_is_never_taken(v1, v2
         b.server.image, b.server.version = v3, "3.0.0-rc.1+build.5"
         done = b.reported("success")
         assert done["firmware_version"] == "3.0.0-rc.1+build.5"
-        assert len(refused) == 6, "it was said often enough"
+        assert len(refused) >= 6, "it was said often enough"
         b.wait(lambda: b.beacon.setting("attempt") is None)
         assert ["report", "rejected"] in [e[2:4] for e in b.server.journal()]
 

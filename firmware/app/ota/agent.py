@@ -22,7 +22,7 @@ from ota.slots import FlashError
 
 _UNREADY = const(5)  # s between looks for credentials
 _PATIENCE = const(60000)  # ms for WiFi before a cycle is given up
-_TELLINGS = const(6)  # of an attempt's end, before another attempt may take its place
+_TELLINGS = const(6)  # of what is due, before there is a poll without it
 _FINAL = ("success", "failed", "rolled_back")
 
 
@@ -55,9 +55,8 @@ class Agent:
         self._reporter = Reporter(beacon)
         self._fails = 0  # attempts in a row without the release
         self._rest = Pause()  # after them: no attempt begins
-        self._due = False  # is there an attempt's end to be told?
-        self._untaken = 0  # times in a row that the orchestrator did not take a report
-        self._silence = Pause()  # after them: nothing is reported
+        self._untaken = 0  # reports in a row that were not taken
+        self._silence = Pause()  # after them: the orchestrator has heard it often enough
         self._strange = False  # has a stranger's answer been written down?
         self._misses = 0  # cycles in a row without an orchestrator
         self._greeted = False  # has it heard from this boot?
@@ -166,8 +165,6 @@ class Agent:
         rest = self._rest.left()
         if rest:  # a poll between the times, because of a report or of new credentials
             return schedule.poll_delay(rest, default)
-        if self._due and self._untaken < _TELLINGS:
-            return schedule.poll_delay(self._silence.left(), default)
         if not await self._install(doc):
             self._failed()
         self._refresh()
@@ -234,32 +231,35 @@ class Agent:
         forget("ota.install")
         return not stage
 
-    # The end of an attempt, until it is acknowledged; else the boot and the journal, once. What the
-    # orchestrator does not take is kept and said again after pauses that grow. The polls go on, and
-    # when it was said often enough the next attempt's record takes the place of the last one's.
+    # The end of an attempt, until it is acknowledged; else the boot and the journal, once. A poll
+    # without it would be taken for the end by itself, so it goes first. But it must not stand in the
+    # way for ever: when it was said often enough there are polls all the same, and the next attempt's
+    # record takes the place of the last one's. A report that the orchestrator itself refuses is
+    # said again after pauses that grow; a stranger's refusals are as good as silence.
     async def _deliver(self):
         if self._silence.left():
             return
         beacon = self._beacon
         record = self._unsaved or beacon.store.record("attempt")
-        self._due = final = isinstance(record, dict) and record.get("status") in _FINAL
+        final = isinstance(record, dict) and record.get("status") in _FINAL
         if not final and self._greeted and not beacon.journal.since():
             return
         status = record["status"] if final else "idle"
         try:
             await self._reporter.send(self._reporter.build(status, record if final else None))
         except HttpError as error:
-            if error.code == "connect":
-                raise  # nobody there to be polled either
+            self._untaken += 1
+            if self._untaken < _TELLINGS:
+                raise
             print("report:", status, error.code, error.detail)
             self._stranger(error)
-            self._untaken += 1
-            self._silence.begin(schedule.growing(self._untaken, beacon.store.policy("retry_s")))
+            if error.status:
+                retry = beacon.store.policy("retry_s")
+                self._silence.begin(schedule.growing(self._untaken - _TELLINGS + 1, retry))
             return
         if final:
             self._unsaved = None
             beacon.store.put("attempt", None)
-            self._due = False
         self._greeted = True
         self._strange = False
         self._untaken = 0
