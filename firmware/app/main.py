@@ -20,11 +20,13 @@ _DESCRIPTION = const(48)  # where an image keeps its version text
 class Beacon:
     def __init__(self):
         from journal import Journal
+        from net import clock
         from services.radio import Radio
         from store import Store
         from supervise import Supervisor
 
         self.cause = machine.reset_cause()
+        clock.begin()
         self.store = Store()
         self.journal = Journal(self.store)
         self.supervisor = Supervisor(self.journal)

@@ -21,6 +21,13 @@ CASES = (
     "ok+ok+nvs-fills+ok",
     "ok+ok+nvs-fills+self-test",
     "ok+ok+nvs-fills+valid-then-dies",
+    # A stranger at the orchestrator's address.
+    "ok+foreign-poll+ok+ok",
+    "ok+foreign-download+ok+ok",
+    "ok+foreign-verifying+ok+ok",
+    "ok+foreign-trial+ok+ok",
+    "ok+foreign-final+ok+ok",
+    "ok+foreign-final+ok+import",
 )
 
 
@@ -54,6 +61,9 @@ def test_every_pair_meets(seed):
     [
         ("ok+ok+ok+ok", ["success"]),
         ("stall+restart+ok+ok", ["success"]),
+        ("ok+foreign-trial+ok+ok", ["success"]),
+        ("ok+foreign-download+erase+ok", ["failed flash/erase", "failed flash/no_slot", "success"]),
+        ("ok+foreign-final+ok+import", ["rolled_back boot/crash", "failed verify/known_bad"]),
         ("ok+404+erase+ok", ["failed download/http", "success"]),
         ("ok+etag+flip+ok", ["failed flash/readback", "failed flash/no_slot", "success"]),
         ("ok+other+stuck+ok", ["failed flash/readback", "failed flash/no_slot", "success"]),

@@ -72,6 +72,16 @@ def test_the_reset_cause_is_the_next_best():
     assert back(dead, 0)[1] == "crash"
 
 
+def test_a_missing_orchestrator_convicts_nobody():
+    """Anybody at its address can bring that about."""
+    dead = entry(2, o.ABORTED, label(2))
+    for detail in ("orchestrator away", "orchestrator away: status 403, not authentic"):
+        words = [7, 0, "boot", "self_test", detail]
+        assert back(dead, RESET, [words]) == ("rolled_back", "self_test", 3, False)
+    words[4] = "refused by the orchestrator"
+    assert back(dead, RESET, [words]) == ("rolled_back", "self_test", 3, True)
+
+
 def test_never_came_as_far_as_python():
     assert back(entry(2, o.ABORTED), RESET) == ("rolled_back", "not_booted", 1, False)
     assert back(entry(2, o.ABORTED), WDT)[1] == "not_booted"
@@ -154,7 +164,10 @@ def test_rescued():
         v = trial.rescued(about, other, [])
         assert (v.status, v.code, v.trials, v.guilty()) == ("rolled_back", "not_booted", 0, False)
     for last, code in (("watchdog", "watchdog"), ("cause 2", "crash")):
-        said = [[3, 0, "boot", "rescue", "ota_1: 8 resets, the last by " + last], [4, 0, "a", "b", ""]]
+        said = [
+            [3, 0, "boot", "rescue", "ota_1: 8 resets, the last by " + last],
+            [4, 0, "a", "b", ""],
+        ]
         v = trial.rescued(record(), NEW, said)
         assert (v.code, v.guilty()) == (code, True) and v.detail.endswith(last), v.detail
 

@@ -65,6 +65,29 @@ class Fault:
     restart: int | None = None
 
 
+def _page(status: str, body: bytes = b"<h1>Sign in</h1>", *headers: str) -> Fault:
+    lines = [f"HTTP/1.1 {status}", "Content-Type: text/html", f"Content-Length: {len(body)}"]
+    head = "\r\n".join([*lines, *headers, "", ""]).encode()
+    return Fault(raw=head + body)
+
+
+# What somebody says who has the orchestrator's address and none of its keys.
+STRANGERS = {
+    "200": _page("200 OK"),
+    "204": _page("204 No Content", b""),
+    "302": _page("302 Found", b"", "Location: http://portal.example/"),
+    "401": _page("401 Unauthorized", b'{"code":"unknown_beacon"}'),
+    "403": _page("403 Forbidden"),
+    "404": _page("404 Not Found"),
+    "409": _page("409 Conflict", b'{"code":"attempt_over"}'),
+    "503": _page("503 Service Unavailable", b"", "Retry-After: 3600"),
+    "garbage": Fault(raw=b"SSH-2.0-OpenSSH_9.2p1\r\n"),
+    "closed": Fault(raw=b""),
+    "short": Fault(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"),
+    "silent": Fault(silent=True),
+}
+
+
 @dataclass
 class Request:
     """One request as it came: when (monotonic), what, and whether its signature was right."""
@@ -105,6 +128,10 @@ class Server:
     downloads: list[Any] = field(default_factory=list)
     polls: list[Any] = field(default_factory=list)
     posts: list[Any] = field(default_factory=list)
+    # Somebody else who answers at this address: what he says to a request, None to let it through.
+    stranger: Callable[[Request], Fault | None] = lambda request: None
+    # What the orchestrator itself does wrong with an authentic request: sealed.
+    judge: Callable[[Request], Fault | None] = lambda request: None
     over: set[str] = field(default_factory=set)  # update_status words that get 409
     away: bool = False  # accept nothing
     fetches: bool = True  # acknowledge the journal
@@ -313,12 +340,19 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def _answer(self, request: Request) -> None:
         owner = self.owner
+        strange = owner.stranger(request)
+        if strange and self._problem(request, strange):
+            return
         refusal = self._check(request)
         if refusal:
             owner.refused.append(refusal)
             doc = {"code": refusal, "status": 401, "server_time": owner.now()}
             self._send(request, 401, doc)
-        elif request.method == "POST":
+            return
+        fault = owner.judge(request)
+        if fault and self._problem(request, fault):
+            return
+        if request.method == "POST":
             self._report(request)
         elif request.path.startswith("/firmwares/latest/"):
             self._poll(request)
@@ -329,6 +363,9 @@ class _Handler(socketserver.StreamRequestHandler):
         owner = self.owner
         fault = self._fault(owner.polls)
         if fault and self._problem(request, fault):
+            return
+        if "version" not in request.query:
+            self._send(request, 422, {"code": "poll_query"})
             return
         due = owner.offering and request.query["state"] == "valid"
         if not due or request.query["version"] == owner.version:

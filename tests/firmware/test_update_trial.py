@@ -12,7 +12,7 @@ from beacon_ota.virtual import bootloader
 from beacon_ota.virtual.flash import Flash
 from beacon_ota.virtual.nvs import Nvs
 from tests.firmware.beacons import bench, make
-from tests.firmware.server import Fault
+from tests.firmware.server import STRANGERS, Fault
 
 CRASH = """
 def run():
@@ -127,6 +127,65 @@ def test_a_policy_that_wants_the_orchestrator(v1, v2):
         b.server.away = False
         back = b.reported("rolled_back")
         assert (back["code"], back["detail"]) == ("self_test", "orchestrator away")
+        b.reported("success")
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_a_stranger_answers_during_the_trial(v1, v2, kind):
+    """A captive portal, or an orchestrator that does not know this beacon: its answer carries no
+    right mac, so that it says nothing against the release."""
+    with bench(v1, scale=20) as b:
+        b.server.image, b.server.offering = v2, True
+        b.server.stranger = lambda r: STRANGERS[kind] if "state=trial" in r.target else None
+        done = b.reported("success")
+        assert done["trials"] == 1 and b.running() == "ota_1"
+        assert [ended for _, ended in b.causes()] == ["reset", None]
+        b.wait(lambda: ["trial", "unconfirmed"] in [e[2:4] for e in b.server.journal()])
+        said = next(e[4] for e in b.server.journal() if e[3] == "unconfirmed")
+        assert said.startswith("orchestrator away")
+        if kind.isdigit():
+            assert said == f"orchestrator away: status {kind}, not authentic"
+        assert b.beacon.setting("bad_sha") is None
+
+
+def test_a_stranger_is_no_orchestrator(v1, v2):
+    """Where the policy wants the orchestrator itself, the release goes back, and is not to blame:
+    as soon as the orchestrator answers, it is installed."""
+    with bench(v1, scale=20, policy={"offline_ok": 0}) as b:
+        b.server.image, b.server.offering = v2, True
+        b.server.stranger = lambda r: STRANGERS["403"] if "state=trial" in r.target else None
+        back = b.reported("rolled_back")
+        assert (back["code"], back["trials"]) == ("self_test", 3)
+        assert back["detail"] == "orchestrator away: status 403, not authentic"
+        assert b.beacon.setting("bad_sha") is None
+        b.server.stranger = lambda r: None
+        b.reported("success")
+        assert "failed" not in b.server.statuses()
+
+
+def test_a_sealed_refusal_is_the_releases_own(small_core, v1):
+    """A poll that the orchestrator cannot read: 422, sealed."""
+    source = paths.data("firmware", "app", "ota", "agent.py").read_text()
+    assert source.count("?version=") == 1
+    bad = make(small_core, "1.5.0", {"ota/agent.py": source.replace("?version=", "?versoin=")})
+    with bench(v1, scale=40) as b:
+        b.server.image, b.server.version, b.server.offering = bad, "1.5.0", True
+        back = b.reported("rolled_back")
+        assert (back["code"], back["detail"]) == ("self_test", "refused by the orchestrator")
+        assert b.beacon.setting("bad_sha")
+
+
+@pytest.mark.parametrize("fault", [Fault(status=401, code="nonce_used"), Fault(status=429)])
+def test_refusals_that_others_can_bring_about(v1, v2, fault):
+    """Whoever sends the beacon's request a second time before the beacon's own arrives has the
+    orchestrator seal a refusal; that says nothing against the release."""
+    with bench(v1, scale=20) as b:
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.last("rebooting"))
+        b.server.polls = [fault] * 40
+        b.wait(lambda: b.beacon.setting("floor") == b"2.0.0")
+        assert [ended for _, ended in b.causes()] == ["reset", None]
+        b.server.polls = []
         b.reported("success")
 
 

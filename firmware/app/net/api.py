@@ -21,7 +21,6 @@ _STALL = const(15000)
 _ANSWER = const(10240)  # bytes; the longest is an offer (wire/offer.py)
 _BRACKETS = const(48)
 _STUBBORN = const(3)  # name failures before the port's own, blocking resolver is asked
-_CA = "/app/ca.der"
 
 
 def _hex(data):
@@ -52,6 +51,7 @@ class Api:
         self._store = store
         self._wifi = wifi
         self._address = None
+        self._proven = False  # was the orchestrator there, the last time?
         self._unnamed = 0
         self.nonce = ""  # of the last request: a new key is tied to it
         self.reload()
@@ -62,6 +62,12 @@ class Api:
         self._key = self._store.blob("beacon_key")
         self._url = self._store.text("orch_url", DEFAULT)
         self._address = None
+        self._proven = False
+
+    # What came of an answer that began well makes it doubtful who gives it: the name is looked up
+    # again before the next one.
+    def doubt(self):
+        self._proven = False
 
     # Can this beacon sign at all?
     def ready(self):
@@ -127,27 +133,36 @@ class Api:
             # A server in trouble may not get as far as signing; anything else is a stranger, or
             # a beacon that the orchestrator does not know.
             raise Unsealed("http", "status %d, not authentic" % status, status < 500)
+        self._proven = True
 
     async def _open(self, method, target, body, headers, stall_ms, ends):
         tls, host, port = split(self._url)
-        if self._address is None:
+        if not self._proven:
             await self._find(host, port)
-        try:
-            return await http.request(
-                self._address,
-                "%s:%d" % (host, port),
-                method,
-                target,
-                (self._sign(method, target, body),) + headers,
-                body,
-                _tls() if tls else None,
-                stall_ms,
-                ends,
-            )
-        except HttpError as error:
-            if error.code == "connect":
-                self._address = None  # it may have moved
-            raise
+        # Only an authentic answer says that it is there still. Silence, a stranger's answer and
+        # half of an answer do not: it may have moved.
+        self._proven = False
+        pinned = None
+        if tls:
+            from net import https
+
+            pinned = https.Pinned()
+        for again in (True, False):
+            try:
+                return await http.request(
+                    self._address,
+                    "%s:%d" % (host, port),
+                    method,
+                    target,
+                    (self._sign(method, target, body),) + headers,
+                    body,
+                    pinned,
+                    stall_ms,
+                    ends,
+                )
+            except HttpError:
+                if not (again and pinned and pinned.later()):
+                    raise
 
     # The header that proves who asks. Its nonce ties the answer to it.
     def _sign(self, method, target, body):
@@ -174,12 +189,14 @@ class Api:
             self._address = dns.address(found, port)
         except OSError as error:
             self._unnamed += 1
-            if self._unnamed % _STUBBORN:
-                raise HttpError("connect", str(error))
             try:
+                if self._unnamed % _STUBBORN:
+                    raise error
                 self._address = dns.address(host, port)
-            except OSError as error:
-                raise HttpError("connect", str(error))
+            except OSError as last:
+                # Nobody knows the name now: where it led before is as good as ever.
+                if self._address is None:
+                    raise HttpError("connect", str(last))
         finally:
             dns = None
             forget("net.dns")
@@ -215,21 +232,3 @@ def _decode(answer):
     except (ValueError, MemoryError):
         pass  # said below
     raise HttpError("http", "answer is not a small JSON object")
-
-
-# TLS only with a pinned certificate: one that proves nothing would only look like protection.
-def _tls():
-    import ssl
-
-    try:
-        with open(_CA, "rb") as f:
-            pinned = f.read(4096)
-    except OSError:
-        raise HttpError("connect", "https needs ca.der in the app")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_verify_locations(cadata=pinned)
-    except (ValueError, OSError) as error:
-        raise HttpError("connect", "ca.der: %s" % error)
-    return context

@@ -1,5 +1,9 @@
 # UTC, as far as the beacon knows it: only an authenticated answer sets it, so whoever asks may
 # rely on it. The esp32 port counts from 2000, others from 1970; nobody else needs to know.
+#
+# The chip's clock can also hold a guess, for those who need some date (net/https.py). It is no time
+# to anybody who asks here. That it is a guess lies in the RTC's memory: like the clock it survives
+# every reset, and is gone with the power.
 
 import time
 
@@ -8,12 +12,23 @@ from micropython import const
 _EPOCH = 946684800 if time.gmtime(0)[0] == 2000 else 0
 _BUILT = const(1735689600)  # 2025: a clock that says less was never set
 _JITTER = const(2)  # seconds; a network is no better
+_MARK = b"guess"
+
+_guessed = False
+
+
+# After a reset, before anybody asks.
+def begin():
+    global _guessed
+    from machine import RTC
+
+    _guessed = RTC().memory() == _MARK
 
 
 # UTC seconds since 1970, 0 while the clock is unset.
 def utc():
     now = int(time.time()) + _EPOCH
-    return now if now > _BUILT else 0
+    return now if now > _BUILT and not _guessed else 0
 
 
 # For a request's timestamp, which needs some number even when the clock is unset.
@@ -21,11 +36,35 @@ def raw():
     return max(0, int(time.time()) + _EPOCH)
 
 
+# Lets a clock that is unset show a date. The mark comes first: without it a guess would be a time.
+def guess(now):
+    global _guessed
+    if utc() or not _EPOCH <= now < 1 << 33:
+        return
+    from machine import RTC
+
+    RTC().memory(_MARK)
+    _guessed = True
+    _write(now)
+
+
 # `exact`: the orchestrator has refused a request for its time. Then a second counts: it takes
 # nothing from before its own start.
 def set(now, exact=False):
-    if not _BUILT < now < 1 << 33 or abs(now - raw()) < _JITTER and not exact:
+    global _guessed
+    if not _BUILT < now < 1 << 33:
         return
+    if abs(now - raw()) < _JITTER and not exact and not _guessed:
+        return
+    _write(now)
+    if _guessed:
+        from machine import RTC
+
+        RTC().memory(b"")
+        _guessed = False
+
+
+def _write(now):
     from machine import RTC
 
     year, month, day, hour, minute, second, weekday, _ = time.gmtime(now - _EPOCH)[:8]

@@ -285,8 +285,8 @@ def _number(text, base, limit):
     return value
 
 
-# Opens a connection to an address as getaddrinfo gives it and sends a request. `tls` is an
-# ssl.SSLContext, or None. The answer's head has been read when this returns; the caller closes.
+# Opens a connection to an address as getaddrinfo gives it and sends a request. `tls` is a
+# net.https.Pinned, or None. The answer's head has been read when this returns; the caller closes.
 # `ends` are the ticks by which the whole answer has to be there, None for no such limit.
 async def request(
     address, host, method, target, headers, body=b"", tls=None, stall_ms=15000, ends=None
@@ -307,9 +307,7 @@ async def request(
             raise HttpError("connect", "no answer")
         if tls:
             try:
-                sock = tls.wrap_socket(
-                    sock, server_hostname=host.split(":")[0], do_handshake_on_connect=False
-                )
+                sock = tls.wrap_socket(sock, host.split(":")[0])
             except _BROKEN as error:
                 raise HttpError("connect", "tls: %s" % error)
             sock.setblocking(False)

@@ -4,6 +4,7 @@
 
 import gc
 import sys
+import time
 
 import machine
 from event import AutoResetEvent
@@ -21,7 +22,31 @@ from ota.slots import FlashError
 
 _UNREADY = const(5)  # s between looks for credentials
 _PATIENCE = const(60000)  # ms for WiFi before a cycle is given up
+_TELLINGS = const(6)  # of what is due, before there is a poll without it
 _FINAL = ("success", "failed", "rolled_back")
+
+
+# A number of seconds that has to pass, whatever happens meanwhile. Asked at every poll, so that the
+# ticks do not wrap unseen.
+class Pause:
+    def __init__(self):
+        self._ends = None
+
+    def begin(self, seconds):
+        self._ends = time.ticks_add(time.ticks_ms(), 1000 * seconds)
+
+    def end(self):
+        self._ends = None
+
+    # Seconds, rounded up; 0 when it is over.
+    def left(self):
+        if self._ends is None:
+            return 0
+        left = time.ticks_diff(self._ends, time.ticks_ms())
+        if left <= 0:
+            self._ends = None
+            return 0
+        return (left + 999) // 1000
 
 
 class Agent:
@@ -29,6 +54,10 @@ class Agent:
         self._beacon = beacon
         self._reporter = Reporter(beacon)
         self._fails = 0  # attempts in a row without the release
+        self._rest = Pause()  # after them: no attempt begins
+        self._untaken = 0  # reports in a row that were not taken
+        self._silence = Pause()  # after them: the orchestrator has heard it often enough
+        self._strange = False  # has a stranger's answer been written down?
         self._misses = 0  # cycles in a row without an orchestrator
         self._greeted = False  # has it heard from this boot?
         self._unsaved = None  # an attempt's end that NVS would not take
@@ -58,6 +87,9 @@ class Agent:
         self._unsaved = await settle.run(beacon, self._ask)
         settle = None
         forget("ota.settle", "ota.trial", "ota.known", "wire.versions")
+        record = beacon.store.record("attempt")
+        if isinstance(record, dict) and record.get("status") in ("failed", "rolled_back"):
+            self._failed()  # its pause holds across a reset, too
         while True:
             self._round = self.asked
             try:
@@ -65,14 +97,23 @@ class Agent:
                 self._misses = 0
             except HttpError as error:
                 self._say("refused" if error.refused else error.code)
-                if isinstance(error, Unsealed) and error.refused:
-                    beacon.journal.write("answer", "unsealed", error.detail)
+                self._stranger(error)
                 pause = schedule.poll_delay(5 << min(self._misses, 10), 0)
                 pause = min(pause, beacon.store.policy("poll_s"))
                 self._misses += 1
                 print("orchestrator:", error.code, error.detail, "- again in", pause)
             gc.collect()
-            await self._wake.wait_ms(schedule.jitter(1000 * pause))
+            pause = schedule.jitter(1000 * pause)
+            if self._silence.left():
+                pause = min(pause, 1000 * self._silence.left())
+            await self._wake.wait_ms(pause)
+
+    # Somebody answers who is not the orchestrator: written down once, until that was delivered. His
+    # words are his to choose, and neither NVS nor the other entries are his to wear out.
+    def _stranger(self, error):
+        if isinstance(error, Unsealed) and error.refused and not self._strange:
+            self._strange = True
+            self._beacon.journal.write("answer", "unsealed", error.detail)
 
     # -- polling
 
@@ -94,6 +135,7 @@ class Agent:
         if not await beacon.wifi.wait(_PATIENCE):
             return 0
         await self._deliver()
+        self._refresh()
         status, offer, retry = await self._ask("valid")
         default = beacon.store.policy("poll_s")
         if status not in (200, 204):
@@ -115,12 +157,29 @@ class Agent:
         wait = schedule.wait(doc, clock.utc(), store.text("window"), store.number("utc_off"))
         if wait:
             return schedule.poll_delay(min(wait, asked or default), default)
+        rest = self._rest.left()
+        if rest:  # a poll between the times, because of a report or of new credentials
+            return schedule.poll_delay(rest, default)
         if not await self._install(doc):
-            self._fails += 1
+            self._failed()
+        self._refresh()
         await self._deliver()
-        if self._crowded:
-            machine.reset()  # a heap in pieces does not heal by itself
-        return schedule.poll_delay(asked, default, self._fails, store.policy("retry_s"))
+        pause = schedule.poll_delay(asked, default, self._fails, store.policy("retry_s"))
+        # What jitter() leaves of it is no less than the rest.
+        return pause + pause // 3 + 1 if self._rest.left() else pause
+
+    # An attempt ended without the release: the next one waits, whatever else happens.
+    def _failed(self):
+        self._fails += 1
+        self._rest.begin(schedule.growing(self._fails, self._beacon.store.policy("retry_s")))
+        self._untaken = 0
+        self._silence.end()
+
+    # A heap in pieces does not heal by itself. What there is to say lies in NVS, and is said after
+    # the reset; where NVS would not take it, before.
+    def _refresh(self):
+        if self._crowded and not self._unsaved:
+            machine.reset()
 
     # An attempt. Returns only without the release: False when it failed, True when it was called
     # off. Whatever went wrong is written down before it is reported.
@@ -168,22 +227,41 @@ class Agent:
         forget("ota.install")
         return not stage
 
-    # The end of an attempt, until it is acknowledged; else the boot and the journal, once.
+    # The end of an attempt, until it is acknowledged; else the boot and the journal, once. A poll
+    # without it would be taken for the end by itself, so it goes first. But it must not stand in the
+    # way for ever: when it was said often enough there are polls all the same, and the next attempt's
+    # record takes the place of the last one's. A report that the orchestrator itself refuses is
+    # said again after pauses that grow; a stranger's refusals are as good as silence.
     async def _deliver(self):
+        if self._silence.left():
+            return
         beacon = self._beacon
         record = self._unsaved or beacon.store.record("attempt")
-        due = isinstance(record, dict) and record.get("status") in _FINAL
-        # A record that NVS does not give up is reported once.
-        if due and record["attempt_id"] != self._reported:
-            await self._reporter.send(self._reporter.build(record["status"], record))
-            self._unsaved = None
-            self._reported = record["attempt_id"]
-            beacon.store.try_put("attempt", None)
-        elif self._greeted and not beacon.journal.since():
+        final = isinstance(record, dict) and record.get("status") in _FINAL
+        if final and record.get("attempt_id") == self._reported:
+            final = False  # NVS does not give it up: it is reported once
+        if not final and self._greeted and not beacon.journal.since():
             return
-        else:
-            await self._reporter.send(self._reporter.build("idle"))
+        status = record["status"] if final else "idle"
+        try:
+            await self._reporter.send(self._reporter.build(status, record if final else None))
+        except HttpError as error:
+            self._untaken += 1
+            if self._untaken < _TELLINGS:
+                raise
+            print("report:", status, error.code, error.detail)
+            self._stranger(error)
+            if error.status:
+                retry = beacon.store.policy("retry_s")
+                self._silence.begin(schedule.growing(self._untaken - _TELLINGS + 1, retry))
+            return
+        if final:
+            self._unsaved = None
+            self._reported = record.get("attempt_id")
+            beacon.store.try_put("attempt", None)
         self._greeted = True
+        self._strange = False
+        self._untaken = 0
 
 
 # The field that makes an offer unusable, None for a good one.

@@ -101,8 +101,10 @@ class Download:
             except HttpError as error:
                 if error.status in (409, 410):
                     raise Over
-                if error.code == "timeout" or 400 <= error.status < 500 and error.status != 429:
+                if error.code == "timeout" or 400 <= error.status < 500 and not _passing(error):
                     raise
+                if not error.status:
+                    beacon.api.doubt()
                 fruitless = 0 if writer.written > before else fruitless
                 pause = schedule.backoff(fruitless, beacon.store.policy("backoff_ms"))
                 if pause is None:
@@ -190,3 +192,8 @@ class Download:
         self._reported = time.ticks_ms()
         self._attempt.record["bytes"] = writer.written
         await self._attempt.tell("downloading", percent)
+
+
+# Refusals of this request, not of the download: another one may be taken.
+def _passing(error):
+    return error.status in (401, 408, 429)

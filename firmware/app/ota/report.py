@@ -1,13 +1,17 @@
 # Status reports: built in one place, sent with the journal's undelivered entries, and answered with
 # what the orchestrator wants known: journal acknowledgement, a new key, or that an attempt is over.
 
+import json
 from binascii import unhexlify
 
 from crypto.hmac import hmac_sha256
+from micropython import const
 from net import clock
 from net.http import HttpError
 from wire import auth
 from wire.shapes import clip, is_hex
+
+_BODY = const(8192)  # bytes that the orchestrator reads of a report: wire.report.MAX_BODY
 
 # What an attempt's record hands on to its reports under the same name.
 _COPIED = (
@@ -53,14 +57,13 @@ class Reporter:
             doc["clock_unset"] = True
         if beacon.insecure:
             doc["insecure"] = True
-        journal = beacon.journal.since()
+        journal = _fitting(beacon.journal.since(), _BODY - _size(doc))
         if journal:
             doc["journal"] = journal
         return doc
 
     # True when the orchestrator took it, False when it says that the attempt is over. Raises
-    # HttpError when it could not be asked; a report that it calls wrong counts as taken, because
-    # saying it again would not make it right.
+    # HttpError for everything else: nothing but 2xx says that a report was taken.
     async def send(self, doc):
         beacon = self._beacon
         call = beacon.api.call("POST", "/api/beacons/%s/ota_status" % beacon.api.id, doc)
@@ -69,11 +72,10 @@ class Reporter:
         call = None
         if status in (409, 410):
             return False
-        if status in (401, 408, 429) or status >= 500:
-            raise HttpError("http", "status %d" % status, status == 401)
-        if status >= 400:
-            beacon.journal.write("report", "rejected", "status %d" % status)
-            return True
+        if not 200 <= status < 300:
+            if 400 <= status < 500 and status not in (401, 408, 429):
+                beacon.journal.write("report", "rejected", "status %d" % status)
+            raise HttpError("http", "status %d" % status, status in (401, 403), status)
         if answer:
             ack = answer.get("journal_ack")
             if isinstance(ack, int):
@@ -95,3 +97,19 @@ class Reporter:
             self._beacon.journal.write("key", "not_stored", str(error))
             return  # the old one stays valid until the new one is used
         api.reload()
+
+
+# Bytes of a value's JSON, and of the name and the commas around it.
+def _size(value):
+    return len(json.dumps(value).encode()) + 16
+
+
+# The first entries that there is room for; the others come with the next report.
+def _fitting(entries, room):
+    found = []
+    for entry in entries:
+        room -= _size(entry)
+        if room < 0:
+            break
+        found.append(entry)
+    return found

@@ -10,7 +10,7 @@ RETRIES = const(5)
 _MISSED = const(60)  # s: the window has passed, the next poll names the next one
 _MIN_POLL = const(5)  # s
 _MAX_POLL = const(86400)
-_MAX_FAIL = const(1920)  # s: 32 minutes between attempts that keep failing
+_MAX_FAIL = const(1920)  # s: 32 minutes between attempts (or reports) that keep failing
 
 
 # A quarter up or down: a building that comes back from a power cut must not act as one.
@@ -23,13 +23,17 @@ def backoff(n, first_ms):
     return jitter(first_ms << n) if n < RETRIES else None
 
 
+# Seconds after the n-th failure in a row (1, 2, ...): `first_s`, twice that, and so on.
+def growing(n, first_s):
+    return min(first_s << min(n - 1, 7), _MAX_FAIL)
+
+
 # The pause before the next poll: what the server asked for, within reason; `fails` attempts in a
-# row that ended without the release stretch it to `first_s`, twice that, and so on, whatever the
-# server says.
+# row that ended without the release stretch it, whatever the server says.
 def poll_delay(asked, default, fails=0, first_s=30):
     delay = default if asked is None else asked
     if fails:
-        delay = max(delay, min(first_s << min(fails - 1, 7), _MAX_FAIL))
+        delay = max(delay, growing(fails, first_s))
     return min(max(delay, _MIN_POLL), _MAX_POLL)
 
 

@@ -3,9 +3,12 @@
 
 import asyncio
 import time
+from binascii import hexlify
 
 import machine
+from crypto.hmac import hmac_sha256
 from micropython import const
+from net.api import Unsealed
 from net.http import HttpError
 from wire import versions
 from wire.shapes import clip
@@ -90,6 +93,7 @@ async def _trial(beacon, record, ask):
     deadline = 1000 * store.policy("trial_s")
     exchanged = refused = False
     kept = True
+    strange = ""  # what a stranger answered last
     tries = 0
     next_try = begun
     asked = beacon.agent.asked
@@ -101,7 +105,7 @@ async def _trial(beacon, record, ask):
             tries = 0
             next_try = now
         if beacon.wifi.up() and not exchanged and time.ticks_diff(now, next_try) >= 0:
-            exchanged, refused = await _exchange(ask)
+            exchanged, refused, strange = await _exchange(ask)
             pause = schedule.backoff(min(tries, 4), store.policy("backoff_ms"))
             next_try = time.ticks_add(time.ticks_ms(), pause)
             tries += 1
@@ -115,6 +119,8 @@ async def _trial(beacon, record, ask):
             late,
             store.policy("offline_ok"),
         )
+        if missing == trial.AWAY and strange:
+            missing += ": " + strange
         if decision == trial.CONFIRM:
             break
         if decision == trial.FAIL:
@@ -157,11 +163,26 @@ def _armed_at(record):
     return seq if isinstance(seq, int) else 0
 
 
-# Can this release talk to the orchestrator? (exchanged, refused)
+# Can this release talk to the orchestrator? (exchanged, refused, a stranger's words). Only what the
+# orchestrator sealed counts as its refusal: whoever else answers at its address says nothing about
+# this release. Nor does a sealed refusal that somebody in between can bring about by sending a
+# request late, twice or in part.
 async def _exchange(ask):
     try:
-        status, _, _ = await ask("trial")
+        status, answer, _ = await ask("trial")
+    except Unsealed as error:
+        print("trial:", error.detail)
+        return False, not _signs(), error.detail
     except HttpError as error:
         print("trial:", error.code, error.detail)
-        return False, error.refused
-    return status in (200, 204), 400 <= status < 500
+        return False, False, ""
+    refused = 400 <= status < 500 and status not in (408, 429)
+    if status == 401:
+        refused = bool(answer) and answer.get("code") == "clock_skew"
+    return status in (200, 204), refused, ""
+
+
+# A release that cannot sign meets answers without a right mac, too: RFC 4231, test case 2.
+def _signs():
+    mac = hmac_sha256(b"Jefe", b"what do ya want for nothing?")
+    return hexlify(mac) == b"5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"

@@ -17,10 +17,10 @@ _WITNESS = ("crash", "self_test", "watchdog")
 # orchestrator is away, flash does not do as it is told, somebody at the USB port resets the chip
 # (which has no cause of its own). The release is rolled back all the same.
 _WIFI = "wifi"
-_AWAY = "orchestrator away"
+AWAY = "orchestrator away"  # also where somebody else answers in its place, who is named then
 UNCONFIRMED = "otadata would not confirm"
 _RESET_BY = "reset cause %d"
-_OUTSIDE = (_WIFI, _AWAY, UNCONFIRMED, _RESET_BY % 0)
+_OUTSIDE = (_WIFI, UNCONFIRMED, _RESET_BY % 0)
 
 
 # An attempt's end: update_status, code of stage "boot", detail, trial boots.
@@ -35,7 +35,9 @@ class Verdict:
     # the orchestrator's limit of attempts bounds what a wrong acquittal costs, and a wrong
     # conviction has no end.
     def guilty(self):
-        if self.status != "rolled_back" or not self.trials or self.detail in _OUTSIDE:
+        if self.status != "rolled_back" or not self.trials:
+            return False
+        if self.detail in _OUTSIDE or self.detail.startswith(AWAY):
             return False
         return self.code in ("self_test", "crash", "watchdog")
 
@@ -125,7 +127,7 @@ FAIL = const(2)
 # One look at a release on trial: (WAIT, CONFIRM or FAIL, what is missing). Confirmed as soon as
 # everything works; at the deadline without the orchestrator too, as long as it is the orchestrator
 # that is away (`refused` is False) and the policy allows it: its outage must not undo a good
-# release. One that answers and refuses us means that this release cannot speak to it.
+# release. One that refuses us, in a sealed answer, means that this release cannot speak to it.
 #   ble      advertising as far as this board can: True, False
 #   services the beacon's services run and no task has died
 def health(ble, services, wifi, exchanged, refused, late, offline_ok):
@@ -140,7 +142,7 @@ def health(ble, services, wifi, exchanged, refused, late, offline_ok):
     elif refused:
         missing = "refused by the orchestrator"
     else:
-        missing = _AWAY
+        missing = AWAY
         if late and offline_ok:
             return CONFIRM, missing
     return (FAIL if late else WAIT), missing

@@ -11,7 +11,7 @@ from typing import Any
 
 from beacon_ota.campaign import kit, matrix, oracle
 from beacon_ota.campaign.bench import LATEST, Bench, bench, scratch
-from beacon_ota.campaign.front import Fault, Request
+from beacon_ota.campaign.front import FOREIGN, Fault, Request
 from beacon_ota.campaign.kit import Shelf
 from beacon_ota.campaign.matrix import Mix
 from beacon_ota.campaign.oracle import Evidence, Settled
@@ -32,6 +32,7 @@ ROLLOUT = {**PLAN, "retry": {"limit": matrix.ATTEMPTS, "pauses": ["30s"]}}
 POLICY = {"stall_s": 10, "give_up_s": 600, "trial_s": 40}
 BAD = 2  # the sector of the slot that fails
 RESUME = 20_000  # bytes after which a connection ends that has to be resumed
+STRANGE = 5  # answers that are a stranger's: fewer than the beacon has tries
 TRIAL_LIMIT = 40_000  # ms, in the place of stage 0's quarter of an hour
 
 _RUN = "def run():\n"
@@ -138,6 +139,7 @@ class _Run:
         self._mix, self._shelf, self._b, self._deadline = mix, shelf, b, deadline
         self._chain = matrix.chain(mix)
         self._sound = self._offered = self._restart = False
+        self._strange: dict[str, int] = {}  # answers of a stranger's, by what was asked
         self._cycle = any(code == "no_slot" for _, _, code in self._chain)
         self._firmware = ""
         self._slot = next(
@@ -197,6 +199,9 @@ class _Run:
     # -- in the front's loop
 
     def _judge(self, request: Request) -> Fault | None:
+        foreign = self._foreign(request)
+        if foreign is not None:
+            return foreign
         if request.method == "POST" and request.path.endswith("/ota_status"):
             self._reported(json.loads(request.body))
         if self._sound or not request.path.endswith("/download"):
@@ -216,6 +221,26 @@ class _Run:
             "other": Fault(other=True),
             "etag": Fault(etag='"' + "ab" * 32 + '"') if resumed else Fault(close=RESUME),
         }.get(name)
+
+    def _foreign(self, request: Request) -> Fault | None:
+        """A stranger's answer, where one is due; each time another one."""
+        name = self._mix.server.name
+        asked = _asked(request)
+        when = {
+            "foreign-poll": ("poll",),
+            "foreign-download": ("download",),
+            "foreign-verifying": ("verifying", "rebooting"),
+            "foreign-trial": ("trial",),
+            "foreign-final": FINAL,
+        }
+        if asked not in when.get(name, ()):
+            return None
+        met = self._strange.get(asked, 0)
+        if self._sound if asked == "trial" else met >= STRANGE:
+            return None
+        self._strange[asked] = met + 1
+        # Each of the answers is somewhere the first one, and the last one.
+        return FOREIGN[(met + list(when).index(name)) % len(FOREIGN)]
 
     def _reported(self, doc: dict[str, Any]) -> None:
         fills = self._mix.flash.name == "nvs-fills" and not self._sound
@@ -312,6 +337,15 @@ class _Run:
             b.beacon.powered,
             {key: value for key, value in kit.GIVEN.items() if key != "policy"},
         )
+
+
+def _asked(request: Request) -> str:
+    """What a beacon wants: ``poll``, ``trial``, ``download``, or the word that it reports."""
+    if request.method == "POST":
+        return json.loads(request.body).get("update_status", "")
+    if request.path.startswith(LATEST):
+        return "trial" if "state=trial" in request.target else "poll"
+    return "download" if request.path.endswith("/download") else ""
 
 
 def _wear(b: Bench, kind: str, offset: int) -> None:

@@ -1,7 +1,8 @@
 """The socket before an orchestrator that runs in this process: HTTP/1.1, one request a connection.
 
 It hands requests to an ASGI application, tells whoever wants to know, and misbehaves to order:
-with the right signature, as the orchestrator itself would if it went wrong.
+with the right signature, as the orchestrator itself would if it went wrong, or as a stranger who
+has its address and none of its keys.
 """
 
 import asyncio
@@ -45,6 +46,8 @@ class Fault:
         more: send so many bytes more than there are, and say so.
         lie: announce so many bytes more than are sent (fewer, when negative).
         etag: send this ETag.
+        foreign: send exactly this instead, without a signature; the orchestrator hears nothing.
+        silent: take the request and never answer.
     """
 
     status: int = 0
@@ -54,6 +57,27 @@ class Fault:
     more: int = 0
     lie: int = 0
     etag: str = ""
+    foreign: bytes | None = None
+    silent: bool = False
+
+
+def _page(status: str, *headers: str) -> Fault:
+    body = b"<h1>Sign in</h1>"
+    head = [f"HTTP/1.1 {status}", "Content-Type: text/html", f"Content-Length: {len(body)}"]
+    return Fault(foreign="\r\n".join([*head, *headers, "", ""]).encode() + body)
+
+
+# What a stranger answers: a captive portal, another web server, another service, nobody at all.
+FOREIGN = (
+    _page("200 OK"),
+    _page("302 Found", "Location: http://portal.example/"),
+    _page("403 Forbidden"),
+    Fault(silent=True),
+    _page("404 Not Found"),
+    Fault(foreign=b"SSH-2.0-OpenSSH_9.2p1\r\n"),
+    _page("409 Conflict"),
+    Fault(foreign=b""),
+)
 
 
 @dataclass
@@ -114,7 +138,7 @@ class Front:
                 request = await _read(reader)
             if request is not None and self.app is not None:
                 self.requests.append(request)
-                await _Exchange(self, self.app, request, writer).run()
+                await _Exchange(self, self.app, request, reader, writer).run()
         except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
             pass  # the other side went away, or made no sense: that is what this is for
         except asyncio.CancelledError:
@@ -128,17 +152,26 @@ class _Exchange:
     """One request and its answer."""
 
     def __init__(
-        self, front: Front, app: App, request: Request, writer: asyncio.StreamWriter
+        self,
+        front: Front,
+        app: App,
+        request: Request,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self._front, self._app = front, app
-        self._request, self._writer = request, writer
+        self._request, self._reader, self._writer = request, reader, writer
         self._fault = front.judge(request) or Fault()
         self._answer = _Answer()
         self._given = False
         self._left = self._fault.close
 
     async def run(self) -> None:
-        if self._fault.status:
+        if self._fault.silent:
+            await self._reader.read(1)  # until the beacon has had enough
+        elif self._fault.foreign is not None:
+            self._writer.write(self._fault.foreign)
+        elif self._fault.status:
             await self._instead()
         else:
             await self._app(_scope(self._request, self._writer), self._receive, self._send)

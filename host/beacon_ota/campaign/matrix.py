@@ -55,6 +55,14 @@ SERVER = (
     Value("lie", "download/http"),  # Content-Length says more than there is
     Value("other", "verify/checksum", late=True),  # as many other bytes
     Value("etag", "download/http", late=True),  # of the resumed part
+    # A stranger answers at its address, without its signature, every time in another way: the first
+    # times that a beacon asks for work, for the image, before it goes on, and with its last word;
+    # all through a trial. None of it ends anything.
+    Value("foreign-poll"),
+    Value("foreign-download"),
+    Value("foreign-verifying"),
+    Value("foreign-trial"),
+    Value("foreign-final"),
 )
 FLASH = (
     Value(OK),

@@ -127,6 +127,15 @@ class Network:
         """Let ``name`` lead to a real address."""
         self.hosts[name.lower()] = (address, port)
 
+    def move(self, name: str, address: str, port: int | None = None) -> None:
+        """Let ``name`` lead to an address it never had; the one it had leads where it led."""
+        name = name.lower()
+        if name in self._addresses:
+            left = f"{name}#{len(self._addresses)}"
+            self._addresses[left] = self._addresses.pop(name)
+            self.hosts[left] = self.hosts[name]
+        self.host(name, address, port)
+
     def station(self) -> str:
         """Return an address for another beacon."""
         self._stations += 1

@@ -8,8 +8,8 @@ import sys
 import micropython
 import vfs
 
-_HIDDEN = ("termios", "argparse", "_chip", "_start")
-_MODULES = ("time", "select", "socket", "os", "esp32", "machine", "network", "bluetooth")
+_HIDDEN = ("termios", "argparse", "_chip", "_start", "_tls")
+_MODULES = ("time", "select", "socket", "os", "esp32", "machine", "network", "bluetooth", "_tls")
 
 
 def run(rpc, bell, wake_in, wake_out, flash):
@@ -80,6 +80,7 @@ def _replace(chip):
     s.argv = []
     s.implementation = _implementation(sys.implementation)
     sys.modules["sys"] = s
+    sys.modules["tls"] = sys.modules.pop("_tls")
 
 
 # Names are kept in tables that double in size. On the chip those of the modules here are in ROM and

@@ -1,0 +1,151 @@
+"""The update agent between attempts: reports that are not taken, and the pause after a failure."""
+
+import json
+
+import pytest
+
+from beacon_ota import paths
+from tests.firmware.beacons import bench, make
+from tests.firmware.server import Fault
+
+REFUSALS = [403, 413, 422]
+FINAL = ("success", "failed", "rolled_back")
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("word", ["verifying", "rebooting"])
+def test_a_report_that_is_refused_is_no_leave_to_go_on(v1, v2, word, status):
+    with bench(v1, scale=20, policy={"backoff_ms": 50}) as b:
+        b.wait(lambda: b.polled("1.0.0"))
+        b.server.judge = lambda r: (
+            Fault(status=status)
+            if r.method == "POST" and json.loads(r.body)["update_status"] == word
+            else None
+        )
+        b.server.image, b.server.offering = v2, True
+        failed = b.reported("failed")
+        assert (failed["stage"], failed["code"]) == ("download", "http")
+        assert failed["detail"] == f"report {word}: status {status}"
+        assert b.beacon.flash.read(0x0E000, 32) == b"\xff" * 32, "nothing was armed"
+        b.server.judge = lambda _: None
+        b.reported("success")
+
+
+@pytest.mark.parametrize("status", [*REFUSALS, 503])
+def test_a_final_report_is_kept(v1, v2, status):
+    """Refused, it is said again after pauses that grow, across a reset, too; polls go on."""
+    with bench(v1, scale=20) as b:
+        posts = []
+
+        def refuse(request):
+            if request.method != "POST" or json.loads(request.body)["update_status"] not in FINAL:
+                return None
+            posts.append(b.beacon.clock.now())
+            return Fault(status=status)
+
+        b.server.judge = refuse
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: len(posts) >= 11)
+        gaps = [after - before for before, after in zip(posts, posts[1:], strict=False)]
+        assert gaps[-1] >= 16 and gaps[-1] > 1.5 * gaps[-2]
+        assert b.polled("2.0.0")
+        b.beacon.power_cut()
+        b.beacon.power_on()
+        told = len(posts)
+        b.wait(lambda: len(posts) > told)
+        assert json.loads(b.beacon.setting("attempt"))["status"] == "success"
+        b.server.judge = lambda _: None
+        b.reported("success")
+        b.wait(lambda: b.beacon.setting("attempt") is None)
+
+
+def test_the_next_attempt_takes_the_place_of_a_report_that_is_never_taken(v1, v2, v3):
+    with bench(v1, scale=20) as b:
+        refused = []
+
+        def refuse(request):
+            doc = json.loads(request.body) if request.method == "POST" else {}
+            if doc.get("update_status") in FINAL and doc["previous_version"] == "1.0.0":
+                refused.append(doc)
+                return Fault(status=422)
+            return None
+
+        b.server.judge = refuse
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: len(refused) == 2)
+        b.server.image, b.server.version = v3, "3.0.0-rc.1+build.5"
+        done = b.reported("success")
+        assert done["firmware_version"] == "3.0.0-rc.1+build.5"
+        assert len(refused) >= 6, "it was said often enough"
+        b.wait(lambda: b.beacon.setting("attempt") is None)
+        assert ["report", "rejected"] in [e[2:4] for e in b.server.journal()]
+
+
+# -- the pause after a failed attempt
+
+
+def attempts(b) -> list[float]:
+    """When each attempt was begun, in the beacon's seconds."""
+    begun, seen = [], set()
+    for request in b.server.requests:
+        if request.method == "POST":
+            doc = json.loads(request.body)
+            if doc.get("attempt_id") and doc["attempt_id"] not in seen:
+                seen.add(doc["attempt_id"])
+                begun.append(request.at * b.server.scale)
+    return begun
+
+
+RETRY = 60  # seconds
+
+
+def test_the_pause_holds_when_the_report_cannot_be_delivered(v1, v2):
+    with bench(v1, scale=20, policy={"retry_s": RETRY}) as b:
+        b.server.downloads = [Fault(status=404)] * 2
+        b.server.stranger = lambda r: (
+            Fault(raw=b"")
+            if r.method == "POST" and json.loads(r.body)["update_status"] == "failed"
+            else None
+        )
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.count("/api/beacons") > 3)
+        b.server.stranger = lambda _: None
+        b.reported("success")
+        first, second, third = attempts(b)
+        assert second - first >= RETRY and third - second >= 2 * RETRY
+
+
+@pytest.mark.parametrize("how", ["poke", "reset"])
+def test_the_pause_holds_when_the_beacon_is_told_to_hurry(v1, v2, small_core, how):
+    main = (
+        "import asyncio, real_main\n"
+        "class Beacon(real_main.Beacon):\n"
+        "    async def nudge(self):\n"
+        "        while True:\n"
+        "            await asyncio.sleep(3)\n"
+        "            self.agent.poke()\n"
+        "    async def run(self):\n"
+        "        asyncio.create_task(self.nudge())\n"
+        "        await super().run()\n"
+        "def run():\n    asyncio.run(Beacon().run())\n"
+    )
+    real = paths.data("firmware", "app", "main.py").read_text()
+    hurried = make(small_core, "1.0.0", {"main.py": main, "real_main.py": real})
+    with bench(hurried if how == "poke" else v1, scale=20, policy={"retry_s": RETRY}) as b:
+        b.server.downloads = [Fault(status=404)]
+        if how == "reset":  # before the failure can be reported
+            b.server.stranger = lambda r: (
+                Fault(raw=b"")
+                if r.method == "POST" and json.loads(r.body)["update_status"] == "failed"
+                else None
+            )
+        b.server.image, b.server.offering = v2, True
+        if how == "reset":
+            b.wait(lambda: b'"failed"' in (b.beacon.setting("attempt") or b""))
+            b.beacon.power_cut()
+            b.server.stranger = lambda _: None
+            b.beacon.power_on()
+        b.reported("success")
+        first, second = attempts(b)
+        assert second - first >= RETRY
+        assert b.server.count("/firmwares/latest") > 3
