@@ -7,6 +7,7 @@ from crypto.hmac import hmac_sha256
 from net import clock
 from net.http import HttpError
 from wire import auth
+from wire.journal import plain
 from wire.shapes import clip, is_hex
 
 # What an attempt's record hands on to its reports under the same name.
@@ -46,7 +47,7 @@ class Reporter:
                 if name in record:
                     doc[name] = record[name]
             if record.get("detail"):
-                doc["detail"] = clip(record["detail"], 200)
+                doc["detail"] = clip(plain(record["detail"], 200), 200)
         if progress is not None:
             doc["progress"] = progress
         if not now:

@@ -83,6 +83,8 @@ class Counts:
 
     polls: Counter = field(default_factory=Counter)  # by reason word
     reports: Counter = field(default_factory=Counter)  # by status
+    fields: Counter = field(default_factory=Counter)  # of reports, that broke the contract, by name
+    entries: Counter = field(default_factory=Counter)  # of journals: clipped, dropped
     refused: Counter = field(default_factory=Counter)  # 401s by code
     problems: Counter = field(default_factory=Counter)  # all refusals by code
     downloads: Counter = field(default_factory=Counter)  # by HTTP status, as text

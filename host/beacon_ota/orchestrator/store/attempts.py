@@ -156,8 +156,8 @@ def finish(conn: Connection, at: float, report: Fields) -> tuple[str, Fields | N
     values = {"attempt": attempt_id, "at": at, "how": word}
     values |= {f"new_{name}": report.get(name) for name in MEASURED}
     end = {
-        "in_stage": report["stage"] if failed else None,
-        "in_code": report["code"] if failed else None,
+        "in_stage": report.get("stage") if failed else None,
+        "in_code": report.get("code") if failed else None,
         "said": report.get("detail") if failed else None,
     }
     if row := _FINISH.first(conn, {**values, **end}):
