@@ -1,6 +1,7 @@
 # What went wrong, kept over every kind of reset until the orchestrator has it: a ring of eight NVS
 # records, [seq, utc, stage, code, detail]. Stage 0 writes into the same ring (boot.py's note), and
-# so did older releases: what is read is held to the contract (wire/journal.py) like what is written.
+# so did older releases: what is read is held to the contract (wire/journal.py) like what is
+# written.
 
 from micropython import const
 from net import clock

@@ -1,6 +1,6 @@
-# The rule of a journal entry, [seq, utc, stage, code, detail]: the beacon holds to it what it stores
-# and delivers, the orchestrator what it receives. An entry that breaks it is mended rather than
-# refused: one odd entry must not cost the report that carries it.
+# The rule of a journal entry, [seq, utc, stage, code, detail]: the beacon holds to it what it
+# stores and delivers, the orchestrator what it receives. An entry that breaks it is mended rather
+# than refused: one odd entry must not cost the report that carries it.
 
 from .shapes import is_number
 

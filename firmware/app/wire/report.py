@@ -61,8 +61,9 @@ class ReportError(ValueError):
         self.reason = reason
 
 
-# Raises ReportError unless the decoded JSON is a report in every field: what a beacon of ours sends.
-# Fields that nobody defined are passed over: a newer beacon may say more than this side understands.
+# Raises ReportError unless the decoded JSON is a report in every field: what a beacon of ours
+# sends. Fields that nobody defined are passed over: a newer beacon may say more than this side
+# understands.
 def check(doc):
     for field, reason in _faults(doc):
         raise ReportError(field, reason)
@@ -84,7 +85,8 @@ def read(doc):
     return fields or doc, faults
 
 
-# What cannot be left out of a report with this status. Only the release's own image makes a success.
+# What cannot be left out of a report with this status. Only the release's own image makes a
+# success.
 def _needed(status):
     needed = ["update_status"]
     if status != "idle":
@@ -177,8 +179,8 @@ def _journal(entries):
     return None
 
 
-# Makes the best of a field that breaks the contract. A stage or code that this side does not know is
-# not counted as one, but a person may read it in the detail.
+# Makes the best of a field that breaks the contract. A stage or code that this side does not know
+# is not counted as one, but a person may read it in the detail.
 def _mend(fields, field):
     if field == "journal":
         return  # entry by entry: journal.mend
