@@ -42,6 +42,12 @@ CODES = {
     "boot": ("not_booted", "self_test", "crash", "watchdog", "power"),
 }
 
+# An attempt's ends by which a beacon calls the image itself bad: it will not take it again.
+BLAMES = {
+    "rolled_back": (("boot", "self_test"), ("boot", "crash"), ("boot", "watchdog")),
+    "failed": (("verify", "known_bad"),),
+}
+
 NUMBERS = (
     "bytes",
     "duration_ms",

@@ -133,6 +133,7 @@ attempts = Table(
     Column("detail", String(200)),
     Column("late_result", String(16)),  # what arrived after the beacon had been given up
     Column("late_at", Double),
+    Column("blamed_at", Double),  # when the beacon called the release bad
     Column("bytes", BigInteger),
     Column("duration_ms", BigInteger),
     Column("trials", BigInteger),

@@ -308,19 +308,28 @@ class Service:
             return
         attempt = attempt_of(row)
         was_open = attempt.id in self.view.open
+        node = self.view.nodes.get(attempt.beacon_id)
+        before = () if node is None else node.attempts
+        blames = attempt.blamed_at is not None and not any(
+            one.id == attempt.id and one.blamed_at is not None for one in before
+        )
         self.view.put_attempt(attempt)
-        if was_open and attempt.result in OUTCOMES and attempt.result is not Result.SUCCESS:
+        failed = attempt.result in OUTCOMES and attempt.result is not Result.SUCCESS
+        if (was_open and failed) or blames:
             self._withheld(attempt)
 
     def _withheld(self, attempt: Attempt) -> None:
-        """Tell of a beacon that has failed for the last time: it is offered the release no more."""
+        """Tell of a beacon that is offered a release no more: for its failures, or its verdict."""
         node = self.view.nodes.get(attempt.beacon_id)
         if node is None:
             return
         now = self.clock.now()
         lives = self.view.lives(node.facts.device_type)
         decision = decide(lives, node.facts, now, attempts=node.attempts)
-        if decision.reason is not Reason.ATTEMPTS or decision.firmware_id != attempt.firmware_id:
+        if (
+            decision.reason not in (Reason.ATTEMPTS, Reason.BLAMED)
+            or decision.firmware_id != attempt.firmware_id
+        ):
             return
         release = self.view.releases[attempt.firmware_id]
         data = {
@@ -328,6 +337,7 @@ class Service:
             "firmware": attempt.firmware_id,
             "version": release.row["version"],
             "tries": decision.number,
+            "why": decision.reason.value,
         }
         self.db.write(
             events.add, now, "beacon.withheld", attempt.beacon_id, data, then=self.hub.publish
@@ -448,8 +458,10 @@ class Service:
             log.exception("background work failed")
 
 
-def outcome_event(conn: Connection, at: float, row: Fields, release: Release) -> Fields:
-    """Record the event of an attempt's end."""
+def outcome_event(
+    conn: Connection, at: float, row: Fields, release: Release, word: str | None = None
+) -> Fields:
+    """Record the event of an attempt's end; ``word`` instead of its result."""
     data = {
         "beacon": row["beacon_id"],
         "rollout": row["rollout_id"],
@@ -459,7 +471,7 @@ def outcome_event(conn: Connection, at: float, row: Fields, release: Release) ->
     for name in ("failed_in", "code", "detail"):
         if row[name]:
             data[name] = row[name]
-    return events.add(conn, at, f"attempt.{row['result']}", row["id"], data)
+    return events.add(conn, at, f"attempt.{word or row['result']}", row["id"], data)
 
 
 @contextlib.asynccontextmanager

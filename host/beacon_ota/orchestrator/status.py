@@ -45,9 +45,10 @@ _MEANT = {
 class Recorded(NamedTuple):
     """What a report came to in the database."""
 
-    how: str  # first, late, repeated; "" when it settles nothing
+    how: str  # first, late, undone, repeated; "" when it settles nothing
     row: Fields | None  # of the attempt
-    event: Fields | None
+    events: tuple[Fields, ...] = ()
+    others: tuple[Fields, ...] = ()  # earlier attempts of the beacon that it says more about
 
 
 async def status(
@@ -83,7 +84,7 @@ async def status(
             )
         )
     else:  # progress of the moment
-        recorded = Recorded("", None, None)
+        recorded = Recorded("", None)
     if attempt is not None:
         if word in wire.FINAL:
             node.progress = None
@@ -254,26 +255,32 @@ def _record(
     if attempt is None:
         beacons.report(conn, beacon_id, None, now, word, json.dumps(doc))
         beacons.said(conn, beacon_id, doc)
-        return Recorded("", None, None)
-    event = None
+        return Recorded("", None)
+    told: list[Fields] = []
+    others: list[Fields] = []
     how = ""
     if word in wire.FINAL:
         how, row = attempts.finish(conn, now, doc)
-        if how == "first" and row is not None:
-            event = outcome_event(conn, now, row, release)
+        if row is not None and how != "repeated":
+            others = attempts.undo_earlier(conn, now, doc, row)
+            if how == "first":
+                told.append(outcome_event(conn, now, row, release))
+            undone = [*others, row] if how == "undone" and row["result"] == "success" else others
+            told += [outcome_event(conn, now, one, release, "undone") for one in undone]
     elif word == "rebooting":
         row = attempts.rebooting(conn, attempt.id, now)
     else:
         row = attempts.take(conn, attempt.id, now)
     if how != "repeated":
         beacons.report(conn, beacon_id, attempt.id, now, word, json.dumps(doc))
-    return Recorded(how, row, event)
+    return Recorded(how, row, tuple(told), tuple(others))
 
 
 def _recorded(service: Service, done: Recorded) -> None:
-    service.put_attempt(done.row)
-    if done.event is not None:
-        service.hub.publish(done.event)
+    for row in (*done.others, done.row):
+        service.put_attempt(row)
+    for event in done.events:
+        service.hub.publish(event)
 
 
 def _no_constant(word: str) -> None:

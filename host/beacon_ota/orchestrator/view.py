@@ -337,4 +337,8 @@ def attempt_of(row: Mapping[Any, Any]) -> Attempt:
         result=None if row["result"] is None else Result(row["result"]),
         failed_in=row["failed_in"],
         remote=row["mirror"] is not None,
+        undone_at=row["late_at"]
+        if row["result"] == "success" and row["late_result"] == "rolled_back"
+        else None,
+        blamed_at=row["blamed_at"],
     )

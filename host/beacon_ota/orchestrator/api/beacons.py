@@ -217,7 +217,14 @@ async def show(
         versions = {key: one.row["version"] for key, one in service.view.releases.items()}
         tries = []
         for one in attempts.of_beacon(conn, beacon_id, limit):
-            for key in ("offered_at", "taken_at", "rebooting_at", "ended_at", "late_at"):
+            for key in (
+                "offered_at",
+                "taken_at",
+                "rebooting_at",
+                "ended_at",
+                "late_at",
+                "blamed_at",
+            ):
                 one[key] = iso(one[key])
             tries.append({**one, "version": versions.get(one["firmware_id"])})
         reports = [

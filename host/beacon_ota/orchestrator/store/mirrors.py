@@ -45,6 +45,7 @@ HEARD = (
 )
 _EVENTS = ("attempt.", "beacon.", "mirror.")
 _OPEN = (None, "expired")
+_CAUSE = ("failed_in", "code", "detail")
 
 
 class Told(NamedTuple):
@@ -252,10 +253,15 @@ def _take_attempt(conn: Connection, mirror: Fields, row: Fields) -> Fields | Non
     if (known["beacon_id"], known["rollout_id"]) != (row["beacon_id"], row["rollout_id"]):
         raise InputError("mirror_change", "this attempt is another one's", found=row["id"])
     row["mirror"], row["n"] = known["mirror"], known["n"]
+    row["blamed_at"] = row["blamed_at"] or known["blamed_at"]
     if known["result"] not in _OPEN and known["result"] != row["result"]:
-        if row["result"] in (None, "expired") or known["late_result"] is not None:
-            return known
-        row = {**known, "late_result": row["result"], "late_at": row["ended_at"]}
+        late = {} if row["blamed_at"] is None else {"blamed_at": row["blamed_at"]}
+        if row["result"] not in (None, "expired") and known["late_result"] is None:
+            late |= {"late_result": row["result"], "late_at": row["ended_at"]}
+        row = {**known, **late}
+    elif known["late_result"] is not None and row["late_result"] is None:
+        # It was heard here, by another way, how it went on.
+        row |= {name: known[name] for name in ("late_result", "late_at", *_CAUSE)}
     conn.execute(update(attempts).where(_a.id == row["id"]).values(**row))
     return row
 

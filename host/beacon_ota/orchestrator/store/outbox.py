@@ -169,10 +169,13 @@ def _end(conn: Connection, given: set[str]) -> None:
 
 
 def _take_attempt(conn: Connection, row: Fields) -> None:
-    known = conn.execute(select(_a.mirror, _a.result).where(_a.id == row["id"])).first()
+    known = conn.execute(select(attempts).where(_a.id == row["id"])).first()
     if known is None:
         conn.execute(insert(attempts), row)
-    elif known.mirror is not None and known.result in (None, "expired"):
+    elif known.mirror is not None and (
+        known.result in (None, "expired")
+        or (known.late_result, known.blamed_at) != (row["late_result"], row["blamed_at"])
+    ):
         conn.execute(update(attempts).where(_a.id == row["id"]).values(**row))
 
 
