@@ -53,6 +53,7 @@ def _conclude(beacon, record, verdict):
     record["trials"] = verdict.trials
     if verdict.status == "success":
         _raise_floor(beacon)
+        _remember(beacon, record)
     else:
         record["stage"] = "boot"
         record["code"] = verdict.code
@@ -112,25 +113,56 @@ async def _trial(beacon, record, ask):
         if record.get("slot") == beacon.slots.running:
             record["trials"] = beacon.slots.trials()
         else:
-            # The release that was armed confirmed itself and crashed until stage 0 gave up on it.
-            # Said before the trial ends: afterwards nothing would tell why we run.
-            _conclude(beacon, record, trial.Verdict("rolled_back", "crash", "rescued", 1))
+            _rescued(beacon, record)
+    elif store.number("crashes") >= _RESCUE:
+        await _crashed(beacon, record)
     if not beacon.slots.confirm():
         beacon.journal.write("boot", "self_test", "otadata would not confirm")
         machine.reset()
     _raise_floor(beacon)
     if record and record.get("status") == "rebooting":
         record["status"] = "success"
+        _remember(beacon, record)
         store.put("attempt", record)
-    elif store.number("crashes") >= _RESCUE:
-        # No update brought us here but stage 0, because the other slot's release crashes.
-        crashed = beacon.slots.other()
-        if crashed is not None:
-            known.remember(store, await beacon.slots.digest(crashed))
     store.put("crashes", None)
     beacon.announce()
     if missing:
         beacon.journal.write("trial", "unconfirmed", missing)
+
+
+# Which attempt brought the release that runs, for as long as it does: its record goes when the
+# success has arrived, and a release that crashes later is told of under it.
+def _remember(beacon, record):
+    kept = {}
+    for name in ("attempt_id", "firmware_id", "version", "previous", "checksum"):
+        kept[name] = record.get(name)
+    try:
+        beacon.store.put("confirmed", kept)
+    except OSError as error:
+        print("attempt: not remembered:", error)
+
+
+# The release of this attempt confirmed itself and crashed until stage 0 gave up on it. Said before
+# the trial ends: afterwards nothing would tell why we run.
+def _rescued(beacon, record):
+    _conclude(beacon, record, trial.Verdict("rolled_back", "crash", "rescued", 1))
+
+
+# No update brought us here but stage 0, because the other slot's release crashes. Its success has
+# been told, or is about to be: it is taken back, under the attempt that it came by.
+async def _crashed(beacon, record):
+    store = beacon.store
+    crashed = beacon.slots.other()
+    if crashed is None:
+        return
+    checksum = await beacon.slots.digest(crashed)
+    if not record:
+        record = store.record("confirmed")
+    elif record.get("status") != "success":
+        record = None  # of another attempt
+    if isinstance(record, dict) and checksum and record.get("checksum") == checksum:
+        _rescued(beacon, record)
+    known.remember(store, checksum)
 
 
 # Can this release talk to the orchestrator? (exchanged, refused)
