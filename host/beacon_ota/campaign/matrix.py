@@ -112,7 +112,7 @@ def chain(mix: Mix) -> list[End]:
 
     What goes wrong outside of the image goes wrong in the first attempt only: the next one, which
     is the documented retry, meets a sound world. A slot whose flash failed stays given up until
-    the power was away.     was away. An image that failed its trial is not offered again.
+    the power was away. An image that failed its trial is not offered again.
     """
     ends = []
     for value in (

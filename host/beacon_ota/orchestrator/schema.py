@@ -71,6 +71,8 @@ beacons = Table(
     Column("id", String(64), primary_key=True),
     Column("key", LargeBinary(32), nullable=False),
     Column("next_key", LargeBinary(32)),  # travels as `rekey` until first used
+    # Keys given since `key`, 32 bytes each, oldest first: any of them may be the beacon's by now.
+    Column("given_keys", LargeBinary),
     Column("device_type", String(64), nullable=False),
     Column("site", String(256), ForeignKey("sites.path", onupdate="CASCADE")),
     Column("tags", Text, nullable=False, default="[]"),  # JSON list, sorted

@@ -33,6 +33,7 @@ from beacon_ota.orchestrator.store import (
     changes,
     events,
     firmwares,
+    keys,
     sites,
     webhooks,
 )
@@ -223,21 +224,24 @@ class Service:
 
         return await self.db.write(both, then=after)
 
-    async def adopt_key(self, node: Node) -> None:
-        """A beacon has used its new key: the old one is of no use to anybody from now on."""
+    async def adopt_key(self, node: Node, key: bytes) -> None:
+        """A beacon has used a key that it was given: earlier ones are of no use to anybody now."""
+        beacon_id, now = node.facts.id, self.clock.now()
 
-        def work(conn: Connection) -> Fields | None:
-            return beacons.change(conn, node.facts.id, key=node.next_key, next_key=None)
+        def work(conn: Connection) -> tuple[Fields, Fields] | None:
+            row = keys.use(conn, beacon_id, key)
+            if row is None:
+                return None  # another process was faster, or has seen a later one
+            audit.add(conn, now, "orchestrator", "beacon.rekeyed", beacon_id, "", {})
+            data = {"by": "orchestrator"}
+            return row, events.add(conn, now, "beacon.rekeyed", beacon_id, data)
 
-        await asyncio.shield(
-            self.change(
-                "orchestrator",
-                "beacon.rekeyed",
-                node.facts.id,
-                work,
-                then=lambda row: row and self.view.put_beacon(row),
-            )
-        )
+        def then(done: tuple[Fields, Fields] | None) -> None:
+            if done is not None:
+                self.view.put_beacon(done[0])
+                self.hub.publish(done[1])
+
+        await asyncio.shield(self.db.write(work, then=then))
 
     # ---- attempts ----
 

@@ -109,8 +109,8 @@ async def status(
         answer["journal_ack"] = ack
     if recorded.how:
         answer["recorded"] = recorded.how
-    if node.next_key is not None and caller.key == node.key:
-        answer["rekey"] = rekey(node.key, node.next_key, caller.nonce)
+    if node.next_key is not None and caller.key != node.next_key:
+        answer["rekey"] = rekey(caller.key, node.next_key, caller.nonce)
     payload = json.dumps(answer).encode()
     seal = caller.seal(200, hashlib.sha256(payload).hexdigest())
     await asgi.respond(send, 200, payload, (asgi.JSON, seal))

@@ -19,7 +19,7 @@ from beacon_ota.orchestrator.schema import (
     rollouts,
     sites,
 )
-from beacon_ota.orchestrator.store import Fields, audit, fields, insert_or_ignore
+from beacon_ota.orchestrator.store import Fields, audit, fields, insert_or_ignore, keys
 from beacon_ota.orchestrator.store import events as told
 
 _m, _a, _b, _r = mirrors.c, attempts.c, beacons.c, rollouts.c
@@ -144,7 +144,7 @@ def state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
         orders[row.id] = dict(row._mapping)
     images = select(firmwares).where(firmwares.c.id.in_(releases)).order_by(firmwares.c.id)
     for row in fleet:
-        for name in ("key", "next_key"):
+        for name in ("key", "next_key", "given_keys"):
             row[name] = row[name] and row[name].hex()
         if not fresh:
             for name in HEARD:
@@ -279,9 +279,10 @@ def _hear(
         values = {name: value for name, value in given.items() if value is not None}
         values.pop("first_seen", None)
         values["first_seen"] = known["first_seen"] or given["first_seen"] or given["last_seen"]
-    new = known["next_key"]
-    if new is not None and row.get("key_digest") == digest(new):
-        values |= {"key": new, "next_key": None}
+    told = row.get("key_digest")
+    proven = next((key for key in keys.of(dict(known))[1:] if digest(key) == told), None)
+    if proven is not None:
+        values |= keys.used(dict(known), proven)
         audit.add(conn, now, f"mirror {mirror['name']}", "beacon.rekeyed", row["id"])
     if values:
         conn.execute(update(beacons).where(_b.id == row["id"]).values(**values))

@@ -12,6 +12,9 @@ depends_on = None
 def upgrade() -> None:
     with op.batch_alter_table("attempts") as batch:
         batch.add_column(sa.Column("blamed_at", sa.Double(), nullable=True))
+    with op.batch_alter_table("beacons") as batch:
+        batch.add_column(sa.Column("given_keys", sa.LargeBinary(), nullable=True))
+    op.execute("UPDATE beacons SET given_keys = next_key")
     # What beacons have said so far counts, too.
     op.execute(
         """
@@ -27,3 +30,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     with op.batch_alter_table("attempts") as batch:
         batch.drop_column("blamed_at")
+    with op.batch_alter_table("beacons") as batch:
+        batch.drop_column("given_keys")
