@@ -16,6 +16,7 @@ _GIVEN = (
     "ibeacon",
     "creds",
     "attempt",
+    "confirmed",
 )
 
 

@@ -1,25 +1,29 @@
 # What went wrong, kept over every kind of reset until the orchestrator has it: a ring of eight NVS
-# records, [seq, utc, stage, code, detail]. Stage 0 writes into the same ring (boot.py's note).
+# records, [seq, utc, stage, code, detail]. Stage 0 writes into the same ring (boot.py's note), and
+# so did older releases: what is read is held to the contract (wire/journal.py) like what is
+# written.
 
 from micropython import const
 from net import clock
+from wire import journal as rule
 
 _PLACES = const(8)
-_DETAIL = const(80)  # characters
-_LAST = const(0x1FFFFFFF)  # number of an entry; a larger one is none that was counted up to
+_LAST = const(0x3FFFFFFF)  # stage 0 takes a larger number for none that was counted up to
 
 
 class Journal:
     def __init__(self, store):
         self._store = store
-        self._ack = store.number("jrn_ack")
-        if not 0 <= self._ack < _LAST:
-            self._ack = 0
-        self._head = self._ack
-        self._last = None
-        for entry in self._read():
-            self._head = max(self._head, entry[0])
-            self._last = entry[2:]
+        entries = self._read(True)
+        self._head = entries[-1][0] if entries else 0
+        self._last = entries[-1][2:] if entries else None
+        ack = store.number("jrn_ack")
+        self._ack = min(max(ack, 0), self._head)
+        if self._head >= _LAST:
+            self._restart(entries)
+        elif self._ack != ack:
+            # What stage 0 writes next counts from the ring, and would pass for delivered.
+            self._store.try_put("jrn_ack", self._ack)
 
     # The number of the newest entry: a mark in time for whoever wants "since".
     def head(self):
@@ -28,19 +32,20 @@ class Journal:
     # The same words again while nobody has fetched the first ones are not news, and NVS wears;
     # they are after entry `since`, which is where a trial began.
     def write(self, stage, code, detail="", since=0):
-        words = [stage, code, detail[:_DETAIL]]
         print("journal:", stage, code, detail)
-        if words == self._last and self._head > max(self._ack, since):
-            return
+        self._write((clock.utc(), stage, code, detail), since)
+
+    def _write(self, said, since=0):
         seq = self._head + 1
+        entry = rule.mend((seq,) + said)
+        if not entry or entry[2:] == self._last and self._head > max(self._ack, since):
+            return
         place = "journal%d" % (seq % _PLACES)
-        entry = [seq, clock.utc()] + words
+        put = self._store.try_put
         # A full NVS has room again once the oldest entry is gone.
-        if not self._store.try_put(place, entry):
-            if not self._store.try_put(place, None) or not self._store.try_put(place, entry):
-                return
-        self._head = seq
-        self._last = words
+        if put(place, entry) or put(place, None) and put(place, entry):
+            self._head = seq
+            self._last = entry[2:]
 
     # The entries after `seq`, oldest first; by default those not delivered yet.
     def since(self, seq=None):
@@ -54,27 +59,36 @@ class Journal:
             self._ack = seq
             self._store.try_put("jrn_ack", seq)
 
-    def _read(self):
+    # Oldest first, each number once: that is how the orchestrator takes them. Numbers beyond the
+    # last one, which only damage makes, count as the last one for `damaged`, else not at all.
+    def _read(self, damaged=False):
         entries = []
+        known = []
         for i in range(_PLACES):
             entry = self._store.record("journal%d" % i)
-            if _is_entry(entry):
+            if damaged and isinstance(entry, list) and entry and isinstance(entry[0], int):
+                entry[0] = min(entry[0], rule.MAX_SEQ)
+            entry = rule.mend(entry)
+            if entry and (damaged or entry[0] not in known):
+                known.append(entry[0])
                 entries.append(entry)
         entries.sort(key=_seq)
         return entries
 
+    # The numbers have come to their end, and begin again. Stage 0 goes on from the highest one in
+    # the ring, so no place may keep an old one. What a power cut takes away here are entries of a
+    # ring that was damaged before.
+    def _restart(self, entries):
+        for key in ["journal%d" % i for i in range(_PLACES)] + ["jrn_ack"]:
+            if not self._store.try_put(key, None):
+                return
+        ack = self._ack
+        self._ack = self._head = 0
+        self._last = None
+        for entry in entries:
+            if entry[0] > ack or entry is entries[-1]:
+                self._write(tuple(entry[1:]))
+
 
 def _seq(entry):
     return entry[0]
-
-
-# NVS is durable, not infallible: what does not look like an entry is not delivered as one.
-def _is_entry(entry):
-    return (
-        isinstance(entry, list)
-        and len(entry) == 5
-        and isinstance(entry[0], int)
-        and isinstance(entry[1], int)
-        and 0 < entry[0] < _LAST
-        and all(isinstance(text, str) and len(text) <= _DETAIL for text in entry[2:])
-    )

@@ -140,6 +140,99 @@ def test_journal_reads_rubbish_as_nothing():
     assert [e[0] for e in journal.Journal(s).since()] == [4]
 
 
+# What older releases, stage 0 or damaged flash left behind is delivered as the contract has it.
+def test_journal_delivers_only_what_keeps_to_the_contract():
+    s = fresh(
+        journal0=b'[8, -5, "wifi", "handshake_timeout", "x"]',
+        journal1=b'[9, 99999999999999, "Boot", "crash", "' + b"y" * 90 + b'"]',
+        journal2=b'[10, 1.5, "a", "b", "nul \\u0000 here"]',
+        journal3=b'[11, 0, "", "b", ""]',
+        journal4=b'[12, 0, "a", "b"]',
+        journal5=b'[10, 0, "a", "again", ""]',
+        journal6=b'[12.5, 0, "a", "b", ""]',
+    )
+    j = journal.Journal(s)
+    assert j.since() == [
+        [8, 0, "wifi", "handshake_timeou", "x"],
+        [9, 0, "boot", "crash", "y" * 80],
+        [10, 0, "a", "b", "nul ? here"],
+    ]
+    j.acked(10)
+    assert j.since() == [] and journal.Journal(s).since() == []
+
+
+def test_journal_stores_only_what_keeps_to_the_contract():
+    s = fresh()
+    j = journal.Journal(s)
+    j.write("wifi", "handshake_timeout")
+    j.write("task", "two words", "a\nb")
+    j.write("task", "x", "z" * 500)
+    j.write("", "x")
+    j.write("x", "???")
+    j.write("x", "y", None)
+    stored = [s.record("journal%d" % i) for i in range(8)]
+    assert [e[2:] for e in stored if e] == [
+        ["wifi", "handshake_timeou", ""],
+        ["task", "two_words", "a?b"],
+        ["task", "x", "z" * 80],
+    ]
+    assert stored[0] is None and [e[2:] for e in j.since()] == [e[2:] for e in stored if e]
+
+
+# However odd the characters, stage 0 can read it: it has 512 bytes for an entry.
+def test_journal_entries_fit_what_stage_0_reads():
+    s = fresh()
+    for text in ("\x01" * 90, '"' * 90, "\\" * 90, "\U0001f600" * 90):
+        journal.Journal(s).write("a" * 20, "b" * 20, text)
+    for key in CHIP.nvs:
+        assert len(CHIP.nvs[key]) < 512, key
+
+
+def test_journal_numbers_that_came_to_their_end_begin_again():
+    for last in (1 << 31, (1 << 31) - 1, 1 << 60):
+        s = fresh(
+            jrn_ack=4,
+            journal4=b'[4, 0, "wifi", "no_ap", "delivered"]',
+            journal5=b'[5, 0, "wifi", "no_ap", "one"]',
+            journal7=b'[%d, 0, "boot", "crash", "two"]' % last,
+        )
+        j = journal.Journal(s)
+        assert [e[4] for e in j.since()] == ["one", "two"]
+        assert [e[0] for e in j.since()] == [1, 2]
+        j.write("wifi", "no_ap", "three")
+        j.acked(2)
+        assert [e[0] for e in journal.Journal(store.Store()).since()] == [3]
+        # Stage 0 counts from the ring.
+        CHIP.store("ota_0", c.image({"x": "y"}))
+        CHIP.boot(1)
+        scope = CHIP.start()
+        c.modules(CHIP)
+        scope["note"]("crash", "four")
+        assert [e[0] for e in journal.Journal(store.Store()).since()] == [3, 4]
+
+
+def test_journal_acknowledgement_beyond_the_ring_hides_nothing():
+    for ack in (99, (1 << 31) - 1, -5):
+        s = fresh(jrn_ack=ack, journal3=b'[3, 0, "wifi", "no_ap", "one"]')
+        j = journal.Journal(s)
+        if ack > 0:
+            assert j.since() == []
+        j.write("wifi", "no_ap", "two")
+        assert journal.Journal(store.Store()).since()[-1][:1] == [4]
+        j.acked(4)
+        assert journal.Journal(store.Store()).since() == []
+
+
+def test_journal_comes_up_on_a_full_nvs_that_is_damaged():
+    for left in ({"jrn_ack": 99}, {"journal7": b'[9999999999, 0, "boot", "crash", ""]'}):
+        s = fresh(**left)
+        CHIP.nvs_full = True
+        j = journal.Journal(s)
+        j.write("a", "b")
+        j.since()
+        CHIP.nvs_full = False
+
+
 def test_journal_goes_on_when_nvs_is_full():
     s = fresh()
     j = journal.Journal(s)

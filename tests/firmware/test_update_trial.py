@@ -302,6 +302,7 @@ def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
         b.reported("success")
         b.server.offering = False
         b.wait(lambda: b.beacon.setting("attempt") is None)
+        success = b.server.last("success")
         b.beacon.power_cut()
         set_number(b, "rotten", 1)
         b.beacon.power_on()
@@ -311,6 +312,13 @@ def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
         assert ["boot", "crash"] in words and ["boot", "rescue"] in words
         b.wait(lambda: not b.beacon.setting("crashes"))
         assert "rotten" in next(e[4] for e in b.server.journal() if e[3] == "crash")
+        # Its success is taken back, under the attempt that it came by.
+        back = b.reported("rolled_back")
+        assert (back["stage"], back["code"], back["detail"]) == ("boot", "crash", "rescued")
+        for name in ("attempt_id", "firmware_id", "previous_version"):
+            assert back[name] == success[name]
+        assert back["firmware_version"] == "1.0.0"
+        assert back["image_sha256"] == hashlib.sha256(v1).hexdigest()
         # The release that crashed is offered again, and not taken.
         b.server.offering = True
         failed = b.reported("failed")

@@ -7,6 +7,7 @@ import http.client
 import json
 import secrets
 import socket
+import sys
 import threading
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -421,23 +422,150 @@ def test_reports_out_of_bounds_are_refused_and_change_nothing(server, release, b
     assert send(b'{"update_status": NaN}').json["code"] == "report_syntax"
     assert send(b" " * 9000).status == 413
     for wrong in (
-        {"progress": 101},
-        {"progress": True},
-        {"bytes": -1},
-        {"firmware_version": "1"},
+        {"update_status": "odd"},
+        {"attempt_id": offer["attempt_id"].upper()},
+        {"firmware_id": None},
         {"image_sha256": "x" * 64},
-        {"journal": [[1, 2, "a", "b", "c"]] * 9},
-        {"journal": [[1, 2, "A", "b", "c"]]},
-        {"clock_unset": False},
-        {"updated_at": 1 << 60},
-        {"duration_ms": 1.5},
     ):
-        answer = beacon.report("downloading", offer, **wrong)
+        answer = beacon.report("success", offer, **wrong)
         assert answer.status == 422 and answer.json["code"] == "report_field", wrong
         assert answer.json["found"] == next(iter(wrong))
     shown = history(server, beacon)
     assert shown["reports"] == [] and shown["journal"] == []
     assert shown["attempts"][0]["taken_at"] is None
+
+
+def counted(server, name):
+    text = server.admin()._send("GET", "/metrics").text
+    lines = [line for line in text.splitlines() if line.startswith(f"beacon_ota_{name} ")]
+    return float(lines[0].split()[1])
+
+
+BAD_ENTRIES = [
+    ([5, 0, "wifi", "handshake_timeout", ""], (5, "wifi", "handshake_timeou", "")),
+    ([5, 0, "Wifi", "no AP", "x"], (5, "wifi", "no_ap", "x")),
+    ([5, 0, "a", "b", "x" * 200], (5, "a", "b", "x" * 80)),
+    ([5, 0, "a", "b", "x\0y\ud800z"], (5, "a", "b", "x?y?z")),
+    ([5, -1, "a", "b", ""], (5, "a", "b", "")),
+    ([5, 1 << 70, "a", "b", ""], (5, "a", "b", "")),
+    ([5, 0, "a", "b", "", "more"], (5, "a", "b", "")),
+    ([5, 0, "", "b", ""], None),
+    ([5, 0, "a", None, ""], None),
+    ([5, 0, "a", "b", {}], None),
+    ([5, 0, "a"], None),
+]
+
+
+@pytest.mark.parametrize(("entry", "kept"), BAD_ENTRIES)
+def test_a_journal_entry_that_breaks_the_contract_costs_nothing_else(server, beacon, entry, kept):
+    how = "dropped" if kept is None else "clipped"
+    before = counted(server, f"journal_entries_{how}_total")
+    good = [[4, 0, "boot", "crash", "before"], [6, 0, "boot", "crash", "behind"]]
+    answer = beacon.report("idle", journal=[good[0], entry, good[1]])
+    assert answer.status == 200 and answer.json["journal_ack"] == 6
+    stored = [(e["seq"], e["stage"], e["code"], e["detail"]) for e in journal_of(server, beacon)]
+    others = [(4, "boot", "crash", "before"), (6, "boot", "crash", "behind")]
+    assert stored == sorted([*others, *([kept] if kept else [])])
+    assert counted(server, f"journal_entries_{how}_total") == before + 1
+    # The last one is acknowledged, too, or it would come for ever.
+    answer = beacon.report("idle", journal=[[7, *entry[1:]]])
+    assert answer.json["journal_ack"] == 7
+
+
+def journal_of(server, beacon):
+    return sorted(history(server, beacon)["journal"], key=lambda entry: entry["seq"])
+
+
+def test_numbers_that_no_entry_has(server, beacon):
+    """Nothing can be acknowledged under them; what is there beside them is."""
+    for seq in (0, -3, True, 1.5, "7", None, 1 << 31, 1 << 80):
+        answer = beacon.report("idle", journal=[[seq, 0, "a", "b", ""]])
+        assert answer.status == 200 and "journal_ack" not in answer.json, seq
+        answer = beacon.report("idle", journal=[[seq, 0, "a", "b", ""], [9, 0, "c", "d", ""]])
+        assert answer.json["journal_ack"] == 9
+    assert [(e["seq"], e["stage"]) for e in journal_of(server, beacon)] == [(9, "c")]
+
+
+def test_a_journal_out_of_order_or_too_long_is_taken_from_its_oldest_entry_on(server, beacon):
+    sent = [[seq, 0, "a", "b", ""] for seq in (12, 3, 3, 7, 5, 6, 4, 8, 9, 10)]
+    assert beacon.report("idle", journal=sent).json["journal_ack"] == 9
+    assert [e["seq"] for e in journal_of(server, beacon)] == [3, 4, 5, 6, 7, 8, 9]
+    assert beacon.report("idle", journal=[sent[0], sent[-1]]).json["journal_ack"] == 12
+    assert [e["seq"] for e in journal_of(server, beacon)] == [3, 4, 5, 6, 7, 8, 9, 10, 12]
+    for sent in ("x", {}, None, 5, [5], [[]], [None, "y"]):
+        answer = beacon.report("idle", journal=sent)
+        assert answer.status == 200 and "journal_ack" not in answer.json, sent
+
+
+DECORATION = {
+    "firmware_version": "1",
+    "previous_version": None,
+    "updated_at": -1,
+    "image_sha256": "",
+    "bytes": -1,
+    "duration_ms": 1.5,
+    "trials": True,
+    "reset_cause": 10**4000,
+    "heap_free_min": "5",
+    "advertising_paused_ms": None,
+    "clock_unset": False,
+    "insecure": 1,
+    "journal": [[1, 2, "a", "b"]],
+    "progress": "half",
+}
+
+
+@pytest.mark.parametrize("name", DECORATION)
+def test_a_final_report_is_not_lost_for_its_decoration(server, release, beacon, name):
+    sys.set_int_max_str_digits(5000)
+    offer = beacon.offer()
+    assert beacon.download(offer).status == 200
+    wrong = {name: DECORATION[name]}
+    answer = beacon.report("downloading", offer, **wrong)
+    assert answer.status == 200, answer.body
+    answer = beacon.report("failed", offer, stage="flash", code="erase", detail="sector 3", **wrong)
+    assert answer.status == 200 and answer.json["recorded"] == "first"
+    shown = history(server, beacon)
+    attempt = shown["attempts"][0]
+    assert (attempt["failed_in"], attempt["code"], attempt["detail"]) == (
+        "flash",
+        "erase",
+        "sector 3",
+    )
+    assert attempt.get(name) is None
+    assert shown["version"] == "1.0.0" and shown["image"] == beacon.image
+
+
+def test_an_end_whose_reason_is_not_known_is_an_end(server, release, beacon):
+    offer = beacon.offer()
+    beacon.download(offer)
+    answer = beacon.report("failed", offer, stage="flash", code="melted", detail="at 900 degrees")
+    assert answer.json["recorded"] == "first"
+    attempt = history(server, beacon)["attempts"][0]
+    assert (attempt["result"], attempt["failed_in"], attempt["code"]) == ("failed", None, None)
+    assert attempt["detail"] == "flash/melted: at 900 degrees"
+
+
+def test_bytes_that_are_no_text_cost_a_report_nothing(server, release, beacon):
+    offer = beacon.offer()
+    beacon.download(offer)
+    doc = {
+        "firmware_version": "1.1.0",
+        "previous_version": "1.0.0",
+        "update_status": "failed",
+        "updated_at": 0,
+        "image_sha256": beacon.image,
+        "attempt_id": offer["attempt_id"],
+        "firmware_id": offer["firmware_id"],
+        "stage": "flash",
+        "code": "write",
+        "detail": "@",
+    }
+    target = f"/api/beacons/{beacon.id}/ota_status"
+    answer = beacon.call("POST", target, json.dumps(doc).encode().replace(b"@", b"\xed\xa0\x80"))
+    assert answer.status == 200 and answer.json["recorded"] == "first"
+    attempt = history(server, beacon)["attempts"][0]
+    assert attempt["code"] == "write" and set(attempt["detail"]) == {"\ufffd"}
 
 
 # ---- peers that behave badly ----

@@ -21,6 +21,7 @@ NONCE = "0011223344556677"
 class Known:
     key: bytes = KEY
     next_key: bytes | None = None
+    given_keys: tuple[bytes, ...] = ()
     nonces: Nonces = field(default_factory=lambda: Nonces(NOW - 1000))
 
 
@@ -88,7 +89,7 @@ def test_a_wrong_mac_uses_no_nonce():
 
 
 def test_the_next_key_is_accepted_beside_the_old_one():
-    known = Known(next_key=OTHER)
+    known = Known(next_key=OTHER, given_keys=(OTHER,))
     assert ask(known, header()).key == KEY
     assert ask(known, header(key=OTHER, nonce="f" * 16)).key == OTHER
 
@@ -144,3 +145,11 @@ def test_a_beacon_that_asks_each_minute_is_remembered_by_little():
 @given(st.text(max_size=300))
 def test_any_header_gives_a_named_refusal(value):
     assert code(Known(), value) in ("unknown_beacon", "bad_mac", "clock_skew")
+
+
+def test_any_key_that_was_given_signs():
+    third = b"t" * 32
+    known = Known(next_key=third, given_keys=(OTHER, third))
+    for number, key in enumerate((KEY, OTHER, third)):
+        assert ask(known, header(key, nonce=f"{number:016x}")).key == key
+    assert code(known, header(b"x" * 32, nonce="9" * 16)) == "bad_mac"

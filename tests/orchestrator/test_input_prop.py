@@ -15,7 +15,7 @@ from beacon_ota.orchestrator.multipart import Form
 from beacon_ota.orchestrator.poll import read_query
 from beacon_ota.orchestrator.problems import document, status_of
 from beacon_ota.orchestrator.status import read
-from beacon_ota.wire import report
+from beacon_ota.wire import journal, report
 from tests.orchestrator.world import TestBeacon, beacons, upload
 
 REPORT = {
@@ -55,7 +55,10 @@ def test_reports(changes, word):
         assert doc["update_status"] in report.STATUSES and "else" not in doc
         assert all(isinstance(doc.get(name, ""), str) for name in ("stage", "code", "detail"))
         assert len(doc.get("detail", "").encode()) <= report.MAX_DETAIL
-        assert len(doc.get("journal", ())) <= report.MAX_JOURNAL
+        entries = doc.get("journal", [])
+        assert len(entries) <= report.MAX_JOURNAL
+        assert all(journal.mend(entry) == entry for entry in entries)
+        assert all(entry[0] <= doc["journal_ack"] for entry in entries)
 
 
 def read_or_none(doc) -> dict | None:

@@ -8,7 +8,15 @@ from sqlalchemy import insert
 from beacon_ota.orchestrator.database import connect, sqlite_url
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.schema import firmwares, rollouts
-from beacon_ota.orchestrator.store import attempts, beacons, events, prepared, statistics, tokens
+from beacon_ota.orchestrator.store import (
+    attempts,
+    beacons,
+    events,
+    outcomes,
+    prepared,
+    statistics,
+    tokens,
+)
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.world import template
 
@@ -92,6 +100,79 @@ def test_what_comes_late_is_kept_beside(conn, given_up):
     assert (row["result"], row["late_result"], row["late_at"]) == (given_up, "failed", 9.0)
     how, row = attempts.finish(conn, 10.0, REPORT)
     assert how == "repeated" and row["late_result"] == "failed"
+
+
+BACK = {**REPORT, "update_status": "rolled_back", "stage": "boot", "code": "crash", "detail": "d"}
+
+
+def test_a_beacon_that_goes_back_undoes_its_success(conn):
+    attempts.finish(conn, 5.0, {**REPORT, "bytes": 77})
+    how, row = attempts.finish(conn, 9.0, BACK)
+    assert how == "undone" and row["result"] == "success" and row["ended_at"] == 5.0
+    assert (row["late_result"], row["late_at"], row["blamed_at"]) == ("rolled_back", 9.0, 9.0)
+    assert (row["failed_in"], row["code"], row["detail"]) == ("boot", "crash", "d")
+    assert row["bytes"] == 77
+    for again in (BACK, REPORT, FAILURE):
+        assert attempts.finish(conn, 10.0, again) == ("repeated", row)
+    assert attempts.results_of(conn, "r") == {"undone": 1}
+    which = outcomes.Which()
+    assert outcomes.beacons(conn, which) == outcomes.beacons(conn, which._replace(result="undone"))
+    assert outcomes.beacons(conn, which._replace(since=8.0)) == {"ba"}
+    (reason,) = outcomes.reasons(conn, which)
+    assert (reason["result"], reason["failed_in"], reason["code"]) == ("undone", "boot", "crash")
+    found = statistics.read(conn)
+    assert found.failures == {("f", "undone", "boot", "crash"): 1}
+    assert found.results == {("f", "success"): 1}  # a counter never goes back
+
+
+def test_a_success_that_came_late_is_undone_too(conn):
+    attempts.conclude(conn, "a", 5.0, "lost")
+    attempts.finish(conn, 9.0, REPORT)
+    how, row = attempts.finish(conn, 12.0, BACK)
+    assert how == "undone" and row["result"] == "lost" and row["failed_in"] is None
+    assert (row["late_result"], row["late_at"], row["blamed_at"]) == ("rolled_back", 12.0, 12.0)
+
+
+@pytest.mark.parametrize(
+    ("report", "blamed"),
+    [
+        (BACK, True),
+        ({**BACK, "code": "watchdog"}, True),
+        ({**BACK, "code": "self_test"}, True),
+        ({**BACK, "code": "power"}, False),
+        ({**BACK, "code": "not_booted"}, False),
+        ({**BACK, "stage": None, "code": None}, False),
+        ({**FAILURE, "code": "known_bad"}, True),
+        (FAILURE, False),
+        ({**FAILURE, "stage": "boot", "code": "crash"}, False),  # the one that runs has crashed
+        (REPORT, False),
+    ],
+)
+def test_what_calls_a_release_bad(conn, report, blamed):
+    assert (attempts.finish(conn, 9.0, report)[1]["blamed_at"] == 9.0) == blamed
+    assert attempts.finish(conn, 10.0, report)[1]["blamed_at"] in (9.0, None)
+
+
+def test_a_verdict_that_comes_late_counts(conn):
+    attempts.conclude(conn, "a", 5.0, "lost")
+    how, row = attempts.finish(conn, 9.0, BACK)
+    assert how == "late" and row["blamed_at"] == 9.0 and row["failed_in"] is None
+
+
+def test_the_end_of_another_attempt_undoes_earlier_successes(conn):
+    mine = {"beacon_id": "ba"}
+    attempts.offer(conn, attempt("b", n=2, offered_at=20.0, **mine))
+    attempts.offer(conn, attempt("c", n=3, offered_at=30.0, **mine))
+    attempts.offer(conn, attempt("d", offered_at=1.0))
+    for key in "acd":
+        attempts.finish(conn, 40.0, {**REPORT, "attempt_id": key})
+    _, row = attempts.finish(conn, 50.0, {**BACK, "attempt_id": "b"})
+    for harmless in ({**FAILURE, "attempt_id": "b"}, {**REPORT, "attempt_id": "b"}):
+        assert attempts.undo_earlier(conn, 50.0, harmless, row) == []
+    (undone,) = attempts.undo_earlier(conn, 50.0, {**BACK, "attempt_id": "b"}, row)
+    assert (undone["id"], undone["late_result"], undone["code"]) == ("a", "rolled_back", "crash")
+    assert undone["blamed_at"] == 50.0
+    assert attempts.undo_earlier(conn, 51.0, {**BACK, "attempt_id": "b"}, row) == []
 
 
 def test_statistics(conn):

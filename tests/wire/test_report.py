@@ -126,3 +126,78 @@ def test_journal():
         [[1, 0, "a", "b", None]],
     ):
         assert refused(idle(journal=bad)) == "journal", bad
+
+
+def test_a_final_report_survives_its_decoration():
+    whole = status(update_status="failed", stage="flash", code="write", detail="sector 3", bytes=7)
+    assert report.read(whole) == (whole, [])
+    for name, values in (
+        ("firmware_version", (None, "", "1", 5)),
+        ("previous_version", (None, "x")),
+        ("updated_at", (None, -1, True, 1 << 70, float("inf"))),
+        ("image_sha256", (None, "", SHA.upper())),
+        ("bytes", ("1", -1, True, 1.5, None, 1 << 60, float("inf"))),
+        ("clock_unset", (False, 1, None)),
+        ("detail", (None, 5, [])),
+    ):
+        for value in values:
+            doc = dict(whole)
+            doc[name] = value
+            fields, faults = report.read(doc)
+            assert faults == [name] and name not in fields, (name, value)
+            for other in whole:
+                assert other == name or fields[other] == whole[other]
+            assert doc[name] is value  # what was sent is left alone
+
+
+def test_what_a_report_cannot_do_without():
+    for doc, field in (
+        ([], "body"),
+        (status(update_status="odd"), "update_status"),
+        (status(update_status="failed", attempt_id="x"), "attempt_id"),
+        (status(update_status="rebooting", firmware_id=None), "firmware_id"),
+        (status(image_sha256=""), "image_sha256"),  # a success is the image's
+        (status(image_sha256="", updated_at=-1), "image_sha256"),
+    ):
+        try:
+            report.read(doc)
+        except report.ReportError as error:
+            assert error.field == field
+        else:
+            raise AssertionError(doc)
+
+
+def test_details_are_cut_and_made_plain():
+    for sent, kept in (
+        ("x" * 300, "x" * 200),
+        ("é" * 150, "é" * 100),
+        ("a\0b\nc", "a?b?c"),
+    ):
+        doc = status(update_status="failed", stage="flash", code="write", detail=sent)
+        fields, faults = report.read(doc)
+        assert fields["detail"] == kept and faults == ["detail"]
+
+
+def test_a_reason_that_is_not_known_is_still_read_by_people():
+    for word, stage, code, detail, kept in (
+        ("failed", "flash", "melted", "sector 3", "flash/melted: sector 3"),
+        ("failed", "radio", "noise", None, "radio/noise"),
+        ("rolled_back", "flash", "write", "x" * 200, "flash/write: " + "x" * 187),
+        ("failed", 5, [], "as it was", "as it was"),
+    ):
+        doc = status(update_status=word, stage=stage, code=code, detail=detail)
+        fields, faults = report.read(doc)
+        assert fields["detail"] == kept and faults[0] in ("stage", "code")
+        assert "stage" not in fields and "code" not in fields
+
+
+def test_idle_lets_go_of_an_attempt():
+    fields, faults = report.read(idle(attempt_id=ID, firmware_id="x"))
+    assert faults == ["attempt_id", "firmware_id"]
+    assert "attempt_id" not in fields and "firmware_id" not in fields
+
+
+def test_the_journal_is_left_to_its_own_rule():
+    for sent in (None, "x", [5], [[1, 0, "a", "b" * 17, ""]]):
+        fields, faults = report.read(idle(journal=sent))
+        assert faults == ["journal"] and fields["journal"] == sent

@@ -58,6 +58,22 @@ def test_reports(doc):
     assert len(doc.get("journal", ())) <= report.MAX_JOURNAL
 
 
+@given(REPORT | JSON)
+def test_what_is_read_of_a_report_is_within_the_bounds(doc):
+    try:
+        fields, faults = report.read(doc)
+    except report.ReportError as error:
+        assert error.field in ("body", "update_status", "attempt_id", "firmware_id", "image_sha256")
+        return
+    assert fields["update_status"] in report.STATUSES
+    fields.pop("journal", None)  # has a rule of its own
+    again, left = report.read(fields)
+    assert again == fields and set(left) <= {*faults, "stage", "code"}
+    assert not set(left) & set(again)  # what is still wrong is that it is not there
+    if fields["update_status"] in ("failed", "rolled_back"):
+        assert len(fields.get("detail", "").encode()) <= report.MAX_DETAIL
+
+
 @given(OFFER | JSON)
 def test_offers(doc):
     try:

@@ -17,7 +17,7 @@ _UNKNOWN = const(255)
 # What the port raises for the driver's errors: OSError for those it knows by name.
 _DRIVER = (OSError, RuntimeError)
 
-# The driver's states in the words that provisioning shows.
+# The driver's states, as the journal has them.
 _WORDS = {
     1000: "idle",
     1001: "connecting",
@@ -26,9 +26,8 @@ _WORDS = {
     201: "no_ap",
     202: "wrong_password",
     203: "assoc_fail",
-    204: "handshake_timeout",
+    204: "handshake",
 }
-
 
 _REFUSALS = ("wrong_password", "no_ap", "assoc_fail")
 

@@ -9,6 +9,7 @@ from micropython import const
 from net import clock
 from net.http import HttpError
 from wire import auth
+from wire.journal import plain
 from wire.shapes import clip, is_hex
 
 _BODY = const(8192)  # bytes that the orchestrator reads of a report: wire.report.MAX_BODY
@@ -50,7 +51,7 @@ class Reporter:
                 if name in record:
                     doc[name] = record[name]
             if record.get("detail"):
-                doc["detail"] = clip(record["detail"], 200)
+                doc["detail"] = clip(plain(record["detail"], 200), 200)
         if progress is not None:
             doc["progress"] = progress
         if not now:

@@ -62,6 +62,7 @@ def _conclude(beacon, record, verdict):
     record["trials"] = verdict.trials
     if verdict.status == "success":
         _raise_floor(beacon)
+        _remember(beacon, record)
     else:
         record["stage"] = "boot"
         record["code"] = verdict.code
@@ -135,9 +136,14 @@ async def _trial(beacon, record, ask):
             said = beacon.journal.since(_armed_at(record))
             verdict = trial.rescued(record, beacon.slots.other(), said)
             kept = _conclude(beacon, record, verdict)
+    crashes = store.number("crashes")
+    if crashes >= _RESCUE and not (record and record.get("status") == "rebooting"):
+        undone = await _take_back(beacon, record)
+        if undone:
+            record = undone
+            kept = _conclude(beacon, record, trial.crashed(beacon.journal.since(0)))
     # Before the trial ends: what has crashed so far was another release, and must not count when
     # this one crashes once.
-    crashes = store.number("crashes")
     beacon.forget_crashes()
     if not beacon.slots.confirm():
         beacon.journal.write("boot", "self_test", trial.UNCONFIRMED, _armed_at(record))
@@ -145,12 +151,8 @@ async def _trial(beacon, record, ask):
     _raise_floor(beacon)
     if record and record.get("status") == "rebooting":
         record["status"] = "success"
+        _remember(beacon, record)
         kept = store.try_put("attempt", record)
-    elif crashes >= _RESCUE:
-        # No update brought us here but stage 0, because the other slot's release crashes.
-        crashed = beacon.slots.other()
-        if crashed is not None:
-            known.remember(store, await beacon.slots.digest(crashed))
     beacon.announce()
     if missing:
         beacon.journal.write("trial", "unconfirmed", missing)
@@ -161,6 +163,33 @@ async def _trial(beacon, record, ask):
 def _armed_at(record):
     seq = record.get("journal") if record else 0
     return seq if isinstance(seq, int) else 0
+
+
+# Which attempt brought the release that runs, for as long as it does: its record goes when the
+# success has arrived, and a release that crashes later is told of under it.
+def _remember(beacon, record):
+    kept = {}
+    for name in ("attempt_id", "firmware_id", "version", "previous", "checksum"):
+        kept[name] = record.get(name)
+    beacon.store.try_put("confirmed", kept)
+
+
+# No update brought us here but stage 0, because the other slot's release crashes. It is not tried
+# again, and its success, which has been told or is about to be, is taken back under the attempt
+# that it came by: the record to conclude, None when nobody knows that attempt.
+async def _take_back(beacon, record):
+    crashed = beacon.slots.other()
+    if crashed is None:
+        return None
+    checksum = await beacon.slots.digest(crashed)
+    known.remember(beacon.store, checksum)
+    if not record:
+        record = beacon.store.record("confirmed")
+    elif record.get("status") != "success":
+        return None  # of another attempt
+    if isinstance(record, dict) and checksum and record.get("checksum") == checksum:
+        return record
+    return None
 
 
 # Can this release talk to the orchestrator? (exchanged, refused, a stranger's words). Only what the

@@ -74,11 +74,16 @@ def verdict(record, entries, running, slots, cause, journal):
 
 
 # Stage 0 gave the running release a trial. `other` is the slot of the one that crashed; it is the
-# attempt's when that one had confirmed itself before. Stage 0 wrote down what the last of its resets
-# was; without that entry nothing tells a hang from a crash.
+# attempt's when that one had confirmed itself before.
 def rescued(record, other, journal):
     if not record.get("armed") or other != record.get("slot"):
         return Verdict("rolled_back", "not_booted", "another slot was rescued")
+    return crashed(journal)
+
+
+# The end of a release that had confirmed itself. Stage 0 wrote down what the last of its resets was;
+# without that entry nothing tells a hang from a crash.
+def crashed(journal):
     for _, _, stage, code, detail in reversed(journal):
         if stage == "boot" and code == "rescue":
             code = "watchdog" if detail.endswith("watchdog") else "crash"

@@ -1,9 +1,13 @@
-# The status report: the beacon builds it, the orchestrator checks it, and both know the same words.
+# The status report: the beacon builds it, the orchestrator reads it, and both know the same words.
 # The words are stable: they are metric labels and what an operator filters by. Whatever a beacon
 # may send is bounded here, so that neither side stores what nobody asked for.
+#
+# A report is refused only for what it cannot do without: which attempt it is about, and how that
+# went. Everything else is decoration: what breaks the contract there is mended or left out, because
+# an attempt's end must not be lost for it.
 
-from . import versions
-from .shapes import is_hex, is_number
+from . import journal, versions
+from .shapes import clip, is_hex, is_number
 
 try:
     from micropython import const
@@ -15,10 +19,7 @@ except ImportError:
 
 MAX_BODY = const(8192)  # bytes of JSON
 MAX_DETAIL = const(200)  # bytes of UTF-8
-MAX_JOURNAL = const(8)  # entries in one report
-MAX_ENTRY_DETAIL = const(80)  # characters
-MAX_WORD = const(16)  # characters of a journal entry's stage or code
-MAX_SEQ = const(0x7FFFFFFF)
+MAX_JOURNAL = journal.MAX_ENTRIES
 MAX_NUMBER = const(0xFFFFFFFFFF)  # of bytes, milliseconds, seconds
 
 # `idle` is a report outside any attempt; the other words are an attempt's way, in this order.
@@ -41,7 +42,13 @@ CODES = {
     "boot": ("not_booted", "self_test", "crash", "watchdog", "power"),
 }
 
-_NUMBERS = (
+# An attempt's ends by which a beacon calls the image itself bad: it will not take it again.
+BLAMES = {
+    "rolled_back": (("boot", "self_test"), ("boot", "crash"), ("boot", "watchdog")),
+    "failed": (("verify", "known_bad"),),
+}
+
+NUMBERS = (
     "bytes",
     "duration_ms",
     "trials",
@@ -49,8 +56,7 @@ _NUMBERS = (
     "heap_free_min",
     "advertising_paused_ms",
 )
-_FLAGS = ("clock_unset", "insecure")
-_WORD = "abcdefghijklmnopqrstuvwxyz0123456789_"
+FLAGS = ("clock_unset", "insecure")
 
 
 # A report that breaks the contract: which field, and what is wrong with it.
@@ -61,88 +67,138 @@ class ReportError(ValueError):
         self.reason = reason
 
 
-# Raises ReportError unless the decoded JSON is a report. Fields that nobody defined are passed
-# over: a newer beacon may say more than this side understands.
+# Raises ReportError unless the decoded JSON is a report in every field: what a beacon of ours
+# sends. Fields that nobody defined are passed over: a newer beacon may say more than this side
+# understands.
 def check(doc):
+    for field, reason in _faults(doc):
+        raise ReportError(field, reason)
+
+
+# (fields, faults): a report within the bounds, and the names of the fields that broke the contract
+# and were mended or left out. Raises ReportError for a field that it cannot do without.
+def read(doc):
+    faults = []
+    fields = {}
+    for field, reason in _faults(doc):
+        if field == "body" or field in _needed(doc.get("update_status")):
+            raise ReportError(field, reason)
+        if not fields:
+            fields.update(doc)
+        if field not in faults:
+            faults.append(field)
+        _mend(fields, field)
+    return fields or doc, faults
+
+
+# What cannot be left out of a report with this status. Only the release's own image makes a
+# success.
+def _needed(status):
+    needed = ["update_status"]
+    if status != "idle":
+        needed += ["attempt_id", "firmware_id"]
+    if status == "success":
+        needed.append("image_sha256")
+    return needed
+
+
+# Every (field, what is wrong with it), the needed ones first.
+def _faults(doc):
     if not isinstance(doc, dict):
-        raise ReportError("body", "not an object")
+        yield "body", "not an object"
+        return
     status = doc.get("update_status")
     if not isinstance(status, str) or status not in STATUSES:
-        raise ReportError("update_status", "unknown word")
-    _version(doc, "firmware_version")
-    if not is_number(doc.get("updated_at"), 0, MAX_NUMBER):
-        raise ReportError("updated_at", "not a time")
-    if not is_hex(doc.get("image_sha256"), 64):
-        raise ReportError("image_sha256", "not a SHA-256")
-    if status == "idle":
-        for name in ("attempt_id", "firmware_id"):
+        yield "update_status", "unknown word"
+        return
+    for name in ("attempt_id", "firmware_id"):
+        if status == "idle":
             if name in doc:
-                raise ReportError(name, "does not go with idle")
-    else:
-        _version(doc, "previous_version")
-        for name in ("attempt_id", "firmware_id"):
-            if not is_hex(doc.get(name), 24):
-                raise ReportError(name, "not 24 hex digits")
+                yield name, "does not go with idle"
+        elif not is_hex(doc.get(name), 24):
+            yield name, "not 24 hex digits"
+    if not is_hex(doc.get("image_sha256"), 64):
+        yield "image_sha256", "not a SHA-256"
+    for name in ("firmware_version", "previous_version"):
+        if (name == "firmware_version" or status != "idle") and not _is_version(doc.get(name)):
+            yield name, "not a version"
+    if not is_number(doc.get("updated_at"), 0, MAX_NUMBER):
+        yield "updated_at", "not a time"
     if status == "downloading" and not is_number(doc.get("progress"), 0, 100):
-        raise ReportError("progress", "not a percentage")
+        yield "progress", "not a percentage"
     if status == "failed" or status == "rolled_back":
-        _reason(doc, status)
-    for name in _NUMBERS:
+        reason = _reason(doc, status)
+        if reason:
+            yield reason
+        detail = doc.get("detail", "")
+        if not isinstance(detail, str) or _detail(detail) != detail:
+            yield "detail", "not text of at most %d bytes" % MAX_DETAIL
+    for name in NUMBERS:
         if name in doc and not is_number(doc[name], 0, MAX_NUMBER):
-            raise ReportError(name, "not a number in range")
-    for name in _FLAGS:
+            yield name, "not a number in range"
+    for name in FLAGS:
         if name in doc and doc[name] is not True:
-            raise ReportError(name, "present only when true")
-    _journal(doc.get("journal", ()))
+            yield name, "present only when true"
+    if "journal" in doc:
+        reason = _journal(doc["journal"])
+        if reason:
+            yield "journal", reason
 
 
-def _version(doc, name):
+def _is_version(value):
     try:
-        versions.parse(doc.get(name))
+        versions.parse(value)
+        return True
     except ValueError:
-        raise ReportError(name, "not a version") from None
+        return False
 
 
 # Why an attempt ended without the release: only a boot can be rolled back.
 def _reason(doc, status):
     stage = doc.get("stage")
     if not isinstance(stage, str) or stage not in CODES:
-        raise ReportError("stage", "unknown word")
+        return "stage", "unknown word"
     if status == "rolled_back" and stage != "boot":
-        raise ReportError("stage", "only a boot rolls back")
+        return "stage", "only a boot rolls back"
     code = doc.get("code")
     if not isinstance(code, str) or code not in CODES[stage]:
-        raise ReportError("code", "not a code of this stage")
-    _text(doc.get("detail", ""), "detail", MAX_DETAIL)
+        return "code", "not a code of this stage"
+    return None
 
 
-def _text(value, field, limit):
-    if not isinstance(value, str):
-        raise ReportError(field, "not text")
-    if len(value) > limit:
-        raise ReportError(field, "too long")
-    try:
-        size = len(value.encode())
-    except ValueError:  # half of a surrogate pair, spelled out in the JSON
-        raise ReportError(field, "not text") from None
-    if size > limit:
-        raise ReportError(field, "too long")
+def _detail(text):
+    return clip(journal.plain(text, MAX_DETAIL), MAX_DETAIL)
 
 
 def _journal(entries):
     if not isinstance(entries, (list, tuple)) or len(entries) > MAX_JOURNAL:
-        raise ReportError("journal", "not a list of at most %d" % MAX_JOURNAL)
+        return "not a list of at most %d" % MAX_JOURNAL
     last = 0
     for entry in entries:
         if not isinstance(entry, (list, tuple)) or len(entry) != 5:
-            raise ReportError("journal", "an entry has five parts")
-        seq, utc, stage, code, detail = entry
-        if not is_number(seq, last + 1, MAX_SEQ) or not is_number(utc, 0, MAX_NUMBER):
-            raise ReportError("journal", "numbers out of range or order")
-        last = seq
-        for word in (stage, code):
-            if not isinstance(word, str) or not 0 < len(word) <= MAX_WORD or word.strip(_WORD):
-                raise ReportError("journal", "not a word")
-        _text(detail, "journal", 4 * MAX_ENTRY_DETAIL)
-        if len(detail) > MAX_ENTRY_DETAIL:
-            raise ReportError("journal", "too long")
+            return "an entry has five parts"
+        if journal.mend(entry) != list(entry):
+            return "an entry is out of bounds"
+        if entry[0] <= last:
+            return "numbers out of order"
+        last = entry[0]
+    return None
+
+
+# Makes the best of a field that breaks the contract. A stage or code that this side does not know
+# is not counted as one, but a person may read it in the detail.
+def _mend(fields, field):
+    if field == "journal":
+        return  # entry by entry: journal.mend
+    if field == "stage" or field == "code":
+        said = [fields.pop(name, None) for name in ("stage", "code")]
+        said = "/".join([name for name in map(journal.word, said) if name])
+        detail = fields.get("detail")
+        if said:
+            if isinstance(detail, str) and detail:
+                said += ": " + detail
+            fields["detail"] = _detail(said)
+    elif field == "detail" and isinstance(fields.get(field), str):
+        fields[field] = _detail(fields[field])
+    else:
+        fields.pop(field, None)

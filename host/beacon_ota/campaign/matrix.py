@@ -130,18 +130,18 @@ def chain(mix: Mix) -> list[End]:
 
     What goes wrong outside of the image goes wrong in the first attempt only: the next one, which
     is the documented retry, meets a sound world. A slot whose flash failed stays given up until
-    the power was away. An image that failed its trial is not tried again, unless something else may
-    have been to blame, or NVS did not take that: then its first end is told by the reset cause
-    alone, and it has one more trial.
+    the power was away. An image that failed its trial is not offered again, unless something else
+    may have been to blame, or NVS did not take how the trial ended: then nothing is known of it,
+    and it has one more.
     """
     ends = _outside(mix)
     if not mix.image.ends:
         return [*ends, ("success", "", "")]
     stage, _, code = mix.image.ends.partition("/")
     back: End = ("rolled_back", stage, code)
-    tried = [back] * ATTEMPTS if mix.image.forgiven else [back, _failed("verify/known_bad")]
+    tried = [back] * (ATTEMPTS if mix.image.forgiven else 1)
     if mix.flash.blind and not ends:
-        ends = [("rolled_back", stage, code if code == "watchdog" else "crash")]
+        ends = [("rolled_back", "boot", "not_booted")]
     return [*ends, *tried][:ATTEMPTS]
 
 

@@ -90,7 +90,8 @@ class Keyed(Protocol):
     """What the gate needs of a beacon."""
 
     key: bytes
-    next_key: bytes | None
+    next_key: bytes | None  # the one that it is to have
+    given_keys: tuple[bytes, ...]  # any of these may be the beacon's by now
     nonces: Memory
 
 
@@ -150,13 +151,13 @@ def identify(
         # The same work as for a known one, so that ids cannot be told apart by time.
         hmac.compare_digest(_mac(_ZERO_KEY, text), given)
         raise Refused("unknown_beacon", f"no beacon {beacon_id!r} is registered")
-    key = beacon.key
-    if not hmac.compare_digest(_mac(key, text), given):
-        if beacon.next_key is None or not hmac.compare_digest(_mac(beacon.next_key, text), given):
-            raise Refused(
-                "bad_mac", "the signature does not fit the key", Caller(beacon, key, nonce)
-            )
-        key = beacon.next_key
+    for key in (beacon.key, *beacon.given_keys):
+        if hmac.compare_digest(_mac(key, text), given):
+            break
+    else:
+        raise Refused(
+            "bad_mac", "the signature does not fit the key", Caller(beacon, beacon.key, nonce)
+        )
     caller = Caller(beacon, key, nonce)
     if abs(now - ts) > auth.MAX_SKEW or ts < beacon.nonces.floor:
         raise Refused("clock_skew", "the clock is off, or the request is from long ago", caller)

@@ -59,7 +59,7 @@ class Hot:
                 await self.service.catch_up()  # another process may have just learned of it
                 caller = self._identify(scope, given, body)
             if caller.key != caller.beacon.key:
-                await self.service.adopt_key(caller.beacon)
+                await self.service.adopt_key(caller.beacon, caller.key)
             await call(self.service, caller, body, scope, send)
         except Disconnected:
             return

@@ -19,6 +19,7 @@ class Limits:
     chunk: int = 256 * KIB  # of a download, sent by reference
     blob_cache: int = 8 * KIB * KIB  # images kept in memory, least recently used go first
     nonces: int = 128  # remembered per beacon; older ones are refused by their time
+    given_keys: int = 15  # that a beacon may have been given, beside the one it last used
     journal_entries: int = 8  # in one report
     journal_rows: int = 256  # kept per beacon
     report_rows: int = 64  # kept per beacon

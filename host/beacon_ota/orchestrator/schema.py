@@ -71,6 +71,8 @@ beacons = Table(
     Column("id", String(64), primary_key=True),
     Column("key", LargeBinary(32), nullable=False),
     Column("next_key", LargeBinary(32)),  # travels as `rekey` until first used
+    # Keys given since `key`, 32 bytes each, oldest first: any of them may be the beacon's by now.
+    Column("given_keys", LargeBinary),
     Column("device_type", String(64), nullable=False),
     Column("site", String(256), ForeignKey("sites.path", onupdate="CASCADE")),
     Column("tags", Text, nullable=False, default="[]"),  # JSON list, sorted
@@ -133,6 +135,7 @@ attempts = Table(
     Column("detail", String(200)),
     Column("late_result", String(16)),  # what arrived after the beacon had been given up
     Column("late_at", Double),
+    Column("blamed_at", Double),  # when the beacon called the release bad
     Column("bytes", BigInteger),
     Column("duration_ms", BigInteger),
     Column("trials", BigInteger),

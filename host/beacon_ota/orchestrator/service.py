@@ -34,6 +34,7 @@ from beacon_ota.orchestrator.store import (
     changes,
     events,
     firmwares,
+    keys,
     orphans,
     sites,
     webhooks,
@@ -85,6 +86,8 @@ class Counts:
 
     polls: Counter = field(default_factory=Counter)  # by reason word
     reports: Counter = field(default_factory=Counter)  # by status
+    fields: Counter = field(default_factory=Counter)  # of reports, that broke the contract, by name
+    entries: Counter = field(default_factory=Counter)  # of journals: clipped, dropped
     refused: Counter = field(default_factory=Counter)  # 401s by code
     problems: Counter = field(default_factory=Counter)  # all refusals by code
     downloads: Counter = field(default_factory=Counter)  # by HTTP status, as text
@@ -242,21 +245,24 @@ class Service:
 
         return await self.db.write(both, then=after)
 
-    async def adopt_key(self, node: Node) -> None:
-        """A beacon has used its new key: the old one is of no use to anybody from now on."""
+    async def adopt_key(self, node: Node, key: bytes) -> None:
+        """A beacon has used a key that it was given: earlier ones are of no use to anybody now."""
+        beacon_id, now = node.facts.id, self.clock.now()
 
-        def work(conn: Connection) -> Fields | None:
-            return beacons.change(conn, node.facts.id, key=node.next_key, next_key=None)
+        def work(conn: Connection) -> tuple[Fields, Fields] | None:
+            row = keys.use(conn, beacon_id, key)
+            if row is None:
+                return None  # another process was faster, or has seen a later one
+            audit.add(conn, now, "orchestrator", "beacon.rekeyed", beacon_id, "", {})
+            data = {"by": "orchestrator"}
+            return row, events.add(conn, now, "beacon.rekeyed", beacon_id, data)
 
-        await asyncio.shield(
-            self.change(
-                "orchestrator",
-                "beacon.rekeyed",
-                node.facts.id,
-                work,
-                then=lambda row: row and self.view.put_beacon(row),
-            )
-        )
+        def then(done: tuple[Fields, Fields] | None) -> None:
+            if done is not None:
+                self.view.put_beacon(done[0])
+                self.hub.publish(done[1])
+
+        await asyncio.shield(self.db.write(work, then=then))
 
     # ---- attempts ----
 
@@ -327,19 +333,28 @@ class Service:
             return
         attempt = attempt_of(row)
         was_open = attempt.id in self.view.open
+        node = self.view.nodes.get(attempt.beacon_id)
+        before = () if node is None else node.attempts
+        blames = attempt.blamed_at is not None and not any(
+            one.id == attempt.id and one.blamed_at is not None for one in before
+        )
         self.view.put_attempt(attempt)
-        if was_open and attempt.result in OUTCOMES and attempt.result is not Result.SUCCESS:
+        failed = attempt.result in OUTCOMES and attempt.result is not Result.SUCCESS
+        if (was_open and failed) or blames:
             self._withheld(attempt)
 
     def _withheld(self, attempt: Attempt) -> None:
-        """Tell of a beacon that has failed for the last time: it is offered the release no more."""
+        """Tell of a beacon that is offered a release no more: for its failures, or its verdict."""
         node = self.view.nodes.get(attempt.beacon_id)
         if node is None:
             return
         now = self.clock.now()
         lives = self.view.lives(node.facts.device_type)
         decision = decide(lives, node.facts, now, attempts=node.attempts)
-        if decision.reason is not Reason.ATTEMPTS or decision.firmware_id != attempt.firmware_id:
+        if (
+            decision.reason not in (Reason.ATTEMPTS, Reason.BLAMED)
+            or decision.firmware_id != attempt.firmware_id
+        ):
             return
         release = self.view.releases[attempt.firmware_id]
         data = {
@@ -347,6 +362,7 @@ class Service:
             "firmware": attempt.firmware_id,
             "version": release.row["version"],
             "tries": decision.number,
+            "why": decision.reason.value,
         }
         self.db.write(
             events.add, now, "beacon.withheld", attempt.beacon_id, data, then=self.hub.publish
@@ -467,8 +483,10 @@ class Service:
             log.exception("background work failed")
 
 
-def outcome_event(conn: Connection, at: float, row: Fields, release: Release) -> Fields:
-    """Record the event of an attempt's end."""
+def outcome_event(
+    conn: Connection, at: float, row: Fields, release: Release, word: str | None = None
+) -> Fields:
+    """Record the event of an attempt's end; ``word`` instead of its result."""
     data = {
         "beacon": row["beacon_id"],
         "rollout": row["rollout_id"],
@@ -478,7 +496,7 @@ def outcome_event(conn: Connection, at: float, row: Fields, release: Release) ->
     for name in ("failed_in", "code", "detail"):
         if row[name]:
             data[name] = row[name]
-    return events.add(conn, at, f"attempt.{row['result']}", row["id"], data)
+    return events.add(conn, at, f"attempt.{word or row['result']}", row["id"], data)
 
 
 @contextlib.asynccontextmanager

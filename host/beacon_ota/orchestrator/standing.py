@@ -43,13 +43,11 @@ def failure(
     """Return the failure that a beacon has not got over; None when there is none."""
     latest = None
     for one in attempts:
-        if one.result in OUTCOMES and (
-            latest is None or (one.ended_at or 0.0) > (latest.ended_at or 0.0)
-        ):
+        if one.result in OUTCOMES and (latest is None or one.final_at > latest.final_at):
             latest = one
-    if latest is None or latest.result is Result.SUCCESS:
+    if latest is None or (latest.result is Result.SUCCESS and latest.undone_at is None):
         return None
-    if (latest.ended_at or 0.0) <= node.facts.cleared_at:
+    if latest.final_at <= node.facts.cleared_at:
         return None
     release = releases.get(latest.firmware_id)
     runs = release is not None and node.facts.image == release.row["checksum"]

@@ -7,6 +7,9 @@ are answered as if they were the first, so that a beacon stops repeating itself.
 import asyncio
 import hashlib
 import json
+import math
+from collections import Counter
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
@@ -17,10 +20,12 @@ from beacon_ota.orchestrator.gate import Caller, rekey
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.rollout.decide import may_go_on
 from beacon_ota.orchestrator.rollout.types import Attempt
-from beacon_ota.orchestrator.service import Service, outcome_event
+from beacon_ota.orchestrator.service import Counts, Service, outcome_event
 from beacon_ota.orchestrator.store import Fields, attempts, beacons
 from beacon_ota.orchestrator.view import Node, attempt_of
+from beacon_ota.wire import journal
 from beacon_ota.wire import report as wire
+from beacon_ota.wire.shapes import is_number
 
 _UNDER_WAY = tuple(word for word in wire.STATUSES if word != "idle")
 _UNMADE = ("failed", "rolled_back")
@@ -40,9 +45,10 @@ _MEANT = {
 class Recorded(NamedTuple):
     """What a report came to in the database."""
 
-    how: str  # first, late, repeated; "" when it settles nothing
+    how: str  # first, late, undone, repeated; "" when it settles nothing
     row: Fields | None  # of the attempt
-    event: Fields | None
+    events: tuple[Fields, ...] = ()
+    others: tuple[Fields, ...] = ()  # earlier attempts of the beacon that it says more about
 
 
 async def status(
@@ -52,7 +58,7 @@ async def status(
     node = caller.beacon
     if scope["path"].split("/")[3] != node.facts.id:
         raise Problem(403, "beacon_mismatch", "a beacon reports for itself only")
-    doc = read(body)
+    doc = read(body, service.counts)
     word = doc["update_status"]
     service.counts.reports[word] += 1
     attempt = None if word == "idle" else await _attempt(service, node, doc)
@@ -63,7 +69,7 @@ async def status(
 
     now = service.clock.now()
     _hear(service, node, doc, now, asgi.address(scope))
-    entries = doc.pop("journal", None) or []
+    entries, ack = doc.pop("journal", []), doc.pop("journal_ack", 0)
     if word != "downloading" or entries or attempt is None or attempt.taken_at is None:
         recorded = await asyncio.shield(
             service.db.write(
@@ -78,14 +84,14 @@ async def status(
             )
         )
     else:  # progress of the moment
-        recorded = Recorded("", None, None)
+        recorded = Recorded("", None)
     if attempt is not None:
         if word in wire.FINAL:
             node.progress = None
         else:
             if recorded.row is not None and recorded.row["result"] is not None:
                 raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
-            node.progress = doc.get("progress", 100)
+            node.progress = doc.get("progress", 0 if word == "downloading" else 100)
             service.hub.tell(
                 now,
                 f"attempt.{word}",
@@ -99,35 +105,79 @@ async def status(
     else:
         service.hub.tell(now, "beacon.reported", node.facts.id, {})
     answer: Fields = {"ok": True, "server_time": int(service.clock.now())}
-    if entries:
-        answer["journal_ack"] = entries[-1][0]
+    if ack:
+        answer["journal_ack"] = ack
     if recorded.how:
         answer["recorded"] = recorded.how
-    if node.next_key is not None and caller.key == node.key:
-        answer["rekey"] = rekey(node.key, node.next_key, caller.nonce)
+    if node.next_key is not None and caller.key != node.next_key:
+        answer["rekey"] = rekey(caller.key, node.next_key, caller.nonce)
     payload = json.dumps(answer).encode()
     seal = caller.seal(200, hashlib.sha256(payload).hexdigest())
     await asgi.respond(send, 200, payload, (asgi.JSON, seal))
 
 
-def read(body: bytes) -> Fields:
-    """Return a report: the fields that the contract gives to its status, all of them checked.
+def read(body: bytes, counts: Counts | None = None) -> Fields:
+    """Return a report: the fields that the contract gives to its status, all within their bounds.
+
+    What is broken and not needed is mended or left out (``wire.report``). ``journal`` holds the
+    entries to store, ``journal_ack`` the number to acknowledge.
+
+    Args:
+        counts: takes how many fields and journal entries broke the contract.
 
     Raises:
-        Problem: ``report_syntax``, or ``report_field`` naming the field.
+        Problem: ``report_syntax``, or ``report_field`` naming a field that is needed.
     """
     try:
-        doc = json.loads(body, parse_constant=_no_constant)
+        text = body.decode("utf-8", "replace")
+        doc = json.loads(text, parse_constant=_no_constant, parse_int=_number)
     except (ValueError, RecursionError):
         raise Problem(422, "report_syntax", "the body is not JSON") from None
     try:
-        wire.check(doc)
+        fields, faults = wire.read(doc)
     except wire.ReportError as error:
         raise Problem(
             422, "report_field", f"{error.field}: {error.reason}", found=error.field
         ) from None
-    word = doc["update_status"]
-    return {name: value for name, value in doc.items() if word in _MEANT.get(name, ())}
+    counts = counts or Counts()
+    counts.fields.update(faults)
+    word = fields["update_status"]
+    found = {name: value for name, value in fields.items() if word in _MEANT.get(name, ())}
+    if "journal" in found:
+        found["journal"], found["journal_ack"] = _journal(found["journal"], counts.entries)
+    return found
+
+
+def _journal(sent: Any, counts: Counter[str]) -> tuple[list[list[Any]], int]:
+    """Return the journal entries to store, oldest first, and the number to acknowledge; or 0.
+
+    An entry that breaks the contract is cut to its bounds or dropped, and acknowledged like the
+    others, or its beacon would send it for ever. What is beyond the entries of one report is left
+    for the next one.
+
+    Args:
+        sent: the report's field.
+        counts: takes how many were ``clipped`` and ``dropped``.
+    """
+    if not isinstance(sent, list):
+        return [], 0
+    numbered = []
+    for entry in sent:
+        if isinstance(entry, list) and entry and is_number(entry[0], 1, journal.MAX_SEQ):
+            numbered.append(entry)
+        else:
+            counts["dropped"] += 1
+    numbered.sort(key=itemgetter(0))
+    del numbered[journal.MAX_ENTRIES :]
+    kept = []
+    for entry in numbered:
+        mended = journal.mend(entry)
+        if mended is None:
+            counts["dropped"] += 1
+            continue
+        counts["clipped"] += mended != entry
+        kept.append(mended)
+    return kept, numbered[-1][0] if numbered else 0
 
 
 def check_going_on(service: Service, attempt: Attempt) -> None:
@@ -181,9 +231,11 @@ def _hear(service: Service, node: Node, doc: Fields, now: float, address: str) -
     """Take from a report what the beacon runs; `firmware_version` is not that on the way."""
     word = doc["update_status"]
     own = word in ("idle", "success", "rolled_back")
-    running = doc["firmware_version" if own else "previous_version"]
-    on_trial = node.facts.on_trial and word not in ("success", "rolled_back")
-    service.view.heard(node, now, running, doc["image_sha256"], on_trial, address)
+    facts = node.facts
+    running = doc.get("firmware_version" if own else "previous_version", facts.version)
+    image = doc.get("image_sha256", facts.image)
+    on_trial = facts.on_trial and word not in ("success", "rolled_back")
+    service.view.heard(node, now, running, image, on_trial, address)
     node.query = b""
 
 
@@ -203,27 +255,38 @@ def _record(
     if attempt is None:
         beacons.report(conn, beacon_id, None, now, word, json.dumps(doc))
         beacons.said(conn, beacon_id, doc)
-        return Recorded("", None, None)
-    event = None
+        return Recorded("", None)
+    told: list[Fields] = []
+    others: list[Fields] = []
     how = ""
     if word in wire.FINAL:
         how, row = attempts.finish(conn, now, doc)
-        if how == "first" and row is not None:
-            event = outcome_event(conn, now, row, release)
+        if row is not None and how != "repeated":
+            others = attempts.undo_earlier(conn, now, doc, row)
+            if how == "first":
+                told.append(outcome_event(conn, now, row, release))
+            undone = [*others, row] if how == "undone" and row["result"] == "success" else others
+            told += [outcome_event(conn, now, one, release, "undone") for one in undone]
     elif word == "rebooting":
         row = attempts.rebooting(conn, attempt.id, now)
     else:
         row = attempts.take(conn, attempt.id, now)
     if how != "repeated":
         beacons.report(conn, beacon_id, attempt.id, now, word, json.dumps(doc))
-    return Recorded(how, row, event)
+    return Recorded(how, row, tuple(told), tuple(others))
 
 
 def _recorded(service: Service, done: Recorded) -> None:
-    service.put_attempt(done.row)
-    if done.event is not None:
-        service.hub.publish(done.event)
+    for row in (*done.others, done.row):
+        service.put_attempt(row)
+    for event in done.events:
+        service.hub.publish(event)
 
 
 def _no_constant(word: str) -> None:
     raise ValueError(word)
+
+
+def _number(digits: str) -> float:
+    """Return a whole number; one that is out of every range, without reading its digits."""
+    return int(digits) if len(digits) < 24 else math.inf

@@ -22,7 +22,7 @@ from beacon_ota.orchestrator.rollout.types import (
     Status,
 )
 from beacon_ota.orchestrator.rollout.windows import Places
-from beacon_ota.orchestrator.store import Fields
+from beacon_ota.orchestrator.store import Fields, keys
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +32,7 @@ class Node:
     facts: Beacon
     key: bytes
     next_key: bytes | None
+    given_keys: tuple[bytes, ...]
     nonces: Memory
     last_seen: float | None
     address: str = ""
@@ -113,7 +114,14 @@ class View:
         )
         if known is None:
             nonces = self._nonces(row["id"])
-            node = Node(facts, row["key"], row["next_key"], nonces, row["last_seen"])
+            node = Node(
+                facts,
+                row["key"],
+                row["next_key"],
+                keys.split(row["given_keys"]),
+                nonces,
+                row["last_seen"],
+            )
             self.nodes[row["id"]] = node
             return node
         if known.last_seen is None or known.last_seen <= (row["last_seen"] or 0.0):
@@ -127,6 +135,7 @@ class View:
                 on_trial=known.facts.on_trial,
             )
         known.facts, known.key, known.next_key = facts, row["key"], row["next_key"]
+        known.given_keys = keys.split(row["given_keys"])
         known.query = b""
         return known
 
@@ -337,4 +346,8 @@ def attempt_of(row: Mapping[Any, Any]) -> Attempt:
         result=None if row["result"] is None else Result(row["result"]),
         failed_in=row["failed_in"],
         remote=row["mirror"] is not None,
+        undone_at=row["late_at"]
+        if row["result"] == "success" and row["late_result"] == "rolled_back"
+        else None,
+        blamed_at=row["blamed_at"],
     )

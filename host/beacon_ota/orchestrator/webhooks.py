@@ -25,6 +25,7 @@ ALERTS = (
     "rollout.halted",
     "rollout.completed",
     "attempt.lost",
+    "attempt.undone",
     "beacon.quarantined",
     "beacon.withheld",
 )

@@ -269,6 +269,42 @@ def test_cleared_by_hand_it_may_try_again():
     assert ask([live(made)], cleared, now=MONDAY + DAY, attempts=tries).number == 1
 
 
+def test_what_a_beacon_called_bad_is_not_offered_again():
+    made = rollout()
+    bad = attempt(beacon(), made, Result.ROLLED_BACK, ended=MONDAY, blamed_at=MONDAY)
+    later = rollout("r2")
+    for orders in ([live(made)], [live(later), live(made)]):
+        answer = decide(orders, beacon(), MONDAY + DAY, attempts=[bad], place=ANY_TIME)
+        assert (answer.reason, answer.again_at) == (Reason.BLAMED, None)
+    # A newer release is another matter, and so is what was cleared by hand.
+    newer = rollout("r3", NEWER)
+    offers = [live(newer), live(made)]
+    assert decide(offers, beacon(), MONDAY + DAY, attempts=[bad], place=ANY_TIME).offered
+    cleared = beacon(cleared_at=MONDAY + 1)
+    assert decide([live(made)], cleared, MONDAY + DAY, attempts=[bad], place=ANY_TIME).offered
+    # Another beacon's word is its own.
+    assert decide([live(made)], beacon("b2"), MONDAY + DAY, place=ANY_TIME).offered
+
+
+def test_a_verdict_counts_whatever_the_attempt_came_to():
+    """It may have been given up, or confirmed, before the beacon said so."""
+    made = rollout()
+    for result in (Result.LOST, Result.SUCCESS, Result.STOPPED, Result.EXPIRED):
+        bad = attempt(beacon(), made, result, ended=MONDAY, blamed_at=MONDAY + 60)
+        answer = decide([live(made)], beacon(), MONDAY + DAY, attempts=[bad], place=ANY_TIME)
+        assert answer.reason is Reason.BLAMED, result
+
+
+def test_an_undone_success_is_a_try_that_ended_when_it_was_undone():
+    made = rollout()
+    undone = attempt(beacon(), made, Result.SUCCESS, ended=MONDAY, undone_at=MONDAY + HOUR)
+    soon, later = MONDAY + HOUR + 60, MONDAY + HOUR + 121
+    answer = decide([live(made)], beacon(), soon, attempts=[undone], place=ANY_TIME)
+    assert (answer.reason, answer.again_at) == (Reason.RETRY, MONDAY + HOUR + 120)
+    answer = decide([live(made)], beacon(), later, attempts=[undone], place=ANY_TIME)
+    assert answer.offered and answer.number == 2
+
+
 def test_a_clock_that_went_back_does_not_hold_a_beacon_for_years():
     made = rollout()
     ahead = attempt(beacon(), made, Result.FAILED, ended=MONDAY + 1000 * DAY)

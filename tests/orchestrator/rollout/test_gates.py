@@ -166,6 +166,34 @@ def test_confirmed_and_then_back_on_the_old_release():
     assert count(made, [newer], [good]).total == Cell(healthy=1)
 
 
+def test_a_success_that_was_undone_is_a_failure():
+    made, one = rollout(ladder=FLAT), beacon(version="1.2.2")
+    undone = attempt(one, made, Result.SUCCESS, ended=MONDAY, undone_at=MONDAY + 600)
+    assert count(made, [one], [undone]).total == Cell(failed=1, row=1)
+    # Also while it has not said yet what it runs now, and while it runs the release once more.
+    for now in (updated(one, made), replace(one, version="")):
+        assert count(made, [now], [undone]).total.failed == 1
+    assert count(made, [one], [undone], since=MONDAY + 60).total.failed == 1
+    assert count(made, [one], [undone], since=MONDAY + 601).total.accepted == 1
+
+
+def test_nobody_waits_for_those_who_called_the_release_bad():
+    made, other = rollout(ladder=FLAT), rollout("r2", ladder=FLAT)
+    one = beacon()
+    bad = attempt(one, other, Result.ROLLED_BACK, ended=MONDAY, blamed_at=MONDAY)
+    assert count(made, [one], [bad]).total == Cell()
+    cleared = replace(one, cleared_at=MONDAY + 1)
+    assert count(made, [cleared], [bad]).total == Cell(waiting=1)
+    # A stage whose failures may be tried again first: not by this one.
+    patient = rollout(ladder=FLAT, gate={"retry_first": ["boot"]})
+    mine = attempt(
+        one, patient, Result.ROLLED_BACK, failed_in="boot", ended=MONDAY, blamed_at=MONDAY
+    )
+    assert count(patient, [one], [mine], now=MONDAY + 60).total.failed == 1
+    undone = attempt(one, patient, Result.SUCCESS, failed_in="boot", undone_at=MONDAY + 30)
+    assert count(patient, [one], [undone], now=MONDAY + 60).total.failed == 1
+
+
 def test_failures_that_were_accepted():
     made = rollout(ladder=FLAT)
     one, other, third = fleet(3)

@@ -22,7 +22,7 @@ from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem, missing
 from beacon_ota.orchestrator.schema import beacons as table
 from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, attempts, beacons, sites
+from beacon_ota.orchestrator.store import Fields, attempts, beacons, keys, sites
 from beacon_ota.wire import auth
 
 log = logging.getLogger("beacon_ota.orchestrator")
@@ -32,7 +32,7 @@ FRESH_S = 1.0  # that a listing waits for what it shows to be written
 router = APIRouter(prefix="/api/beacons", tags=["beacons"])
 
 _TIMES = ("created_at", "first_seen", "last_seen", "quarantined_at")
-_HIDDEN = ("id", "key", "next_key", "cleared_at", "tags", *_TIMES)
+_HIDDEN = ("id", "key", "next_key", "given_keys", "cleared_at", "tags", *_TIMES)
 _PLAIN = tuple(column.name for column in table.c if column.name not in _HIDDEN)
 _SHOWN = ("beacon_id", *_PLAIN)
 _plain = itemgetter("id", *_PLAIN)  # a page has a thousand rows
@@ -217,7 +217,14 @@ async def show(
         versions = {key: one.row["version"] for key, one in service.view.releases.items()}
         tries = []
         for one in attempts.of_beacon(conn, beacon_id, limit):
-            for key in ("offered_at", "taken_at", "rebooting_at", "ended_at", "late_at"):
+            for key in (
+                "offered_at",
+                "taken_at",
+                "rebooting_at",
+                "ended_at",
+                "late_at",
+                "blamed_at",
+            ):
                 one[key] = iso(one[key])
             tries.append({**one, "version": versions.get(one["firmware_id"])})
         reports = [
@@ -261,11 +268,14 @@ async def change(beacon_id: str, wanted: Change, service: On, actor: Operator) -
 
 @router.post("/{beacon_id}/rekey")
 async def rekey(beacon_id: str, service: On, actor: Admin) -> Response:
-    """Give a beacon a new key; it learns it with its next report, under the old one."""
+    """Give a beacon a new key; it learns it with its next report, under the one that it has.
+
+    One that was given before and may have arrived is good until the beacon has used a later one.
+    """
     new = secrets.token_bytes(32)
 
     def work(conn: Connection) -> Fields:
-        return _change(conn, beacon_id, {"next_key": new})
+        return _give(conn, beacon_id, new)
 
     return await _do(service, actor, "beacon.rekey", beacon_id, work)
 
@@ -274,16 +284,13 @@ async def rekey(beacon_id: str, service: On, actor: Admin) -> Response:
 async def provisioned(beacon_id: str, new: NewKey, service: On, actor: Operator) -> Response:
     """Take note of the key that a beacon was provisioned with again.
 
-    The old one is good until the first request under the new one: when provisioning breaks off
-    in between, the beacon can still be heard, and is told the new key.
+    The others that it may have are good until the first request under this one: when provisioning
+    breaks off in between, the beacon can still be heard, and is told the new key.
     """
     key = bytes.fromhex(new.key)
 
     def work(conn: Connection) -> Fields:
-        row = beacons.get(conn, beacon_id)
-        if row is not None and row["key"] == key:
-            return _change(conn, beacon_id, {"next_key": None})
-        return _change(conn, beacon_id, {"next_key": key})
+        return _give(conn, beacon_id, key)
 
     return await _do(service, actor, "beacon.provisioned", beacon_id, work)
 
@@ -338,6 +345,14 @@ def _change(conn: Connection, beacon_id: str, values: Fields) -> Fields:
     row = beacons.change(conn, beacon_id, **values) if values else beacons.get(conn, beacon_id)
     assert row is not None
     return row
+
+
+def _give(conn: Connection, beacon_id: str, key: bytes) -> Fields:
+    row = beacons.get(conn, beacon_id)
+    found = None if row is None else keys.give(conn, row, key)
+    if found is None:
+        raise missing("beacon", beacon_id)
+    return found
 
 
 async def _do(service, actor, action: str, beacon_id: str, work, **more) -> Response:

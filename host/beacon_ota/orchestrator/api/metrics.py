@@ -195,6 +195,7 @@ class _Collector:
         for name, text, label, values in (
             ("polls", "Polls by what was decided", "reason", counts.polls),
             ("reports", "Status reports", "status", counts.reports),
+            ("report_fields_broken", "Fields mended or left out", "field", counts.fields),
             ("refused", "Requests refused for who they say they are", "code", counts.refused),
             ("problems", "Requests refused for whatever reason", "code", counts.problems),
             ("downloads", "Downloads begun, by HTTP status", "status", counts.downloads),
@@ -203,6 +204,11 @@ class _Collector:
             for value, count in values.items():
                 family.add_metric([str(value)], count)
             yield family
+        for how, text in (
+            ("clipped", "Journal entries cut to their bounds"),
+            ("dropped", "Journal entries that nothing could be made of"),
+        ):
+            yield CounterMetricFamily(_P + f"journal_entries_{how}", text, counts.entries[how])
         yield CounterMetricFamily(_P + "download_bytes", "Image bytes sent", counts.bytes_sent)
         yield GaugeMetricFamily(_P + "downloads_open", "Downloads under way", counts.reading)
         told = GaugeMetricFamily(

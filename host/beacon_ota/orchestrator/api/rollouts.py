@@ -201,7 +201,7 @@ async def tries(
     rows = await service.db.read(attempts.of_rollout, rollout_id, limit, after)
     more = rows[-1]["id"] if len(rows) == limit else None
     for row in rows:
-        for key in ("offered_at", "taken_at", "rebooting_at", "ended_at", "late_at"):
+        for key in ("offered_at", "taken_at", "rebooting_at", "ended_at", "late_at", "blamed_at"):
             row[key] = iso(row[key])
     return page("attempts", rows, next=more)
 

@@ -36,6 +36,7 @@ REASONS = {
     Reason.ABORTED: "the rollout was aborted",
     Reason.WAVE: "its wave is not open yet",
     Reason.STAGE: "its stage is not open yet",
+    Reason.BLAMED: "it has called the release bad: it went back from it, or refuses it",
     Reason.ATTEMPTS: "it has used up its attempts at this release",
     Reason.RETRY: "it waits before it tries again",
     Reason.REBOOTING: "it is rebooting into the release",

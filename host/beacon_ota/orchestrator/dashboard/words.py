@@ -73,6 +73,7 @@ LEVELS = {
     "attempt.failed": "bad",
     "attempt.rolled_back": "bad",
     "attempt.lost": "bad",
+    "attempt.undone": "bad",
     "rollout.halted": "bad",
     "rollout.aborted": "bad",
     "rollout.completed": "good",
@@ -92,7 +93,7 @@ LEVELS = {
 # What is said aloud, and shown in a corner of whatever page is open.
 SPOKEN = frozenset(
     kind for kind in LEVELS if not kind.startswith(("attempt.", "auth.", "beacon.removed"))
-) | {"attempt.lost", "rollout.resumed", "rollout.stage_opened", "rollout.started"}
+) | {"attempt.lost", "attempt.undone", "rollout.resumed", "rollout.stage_opened", "rollout.started"}
 
 _ROLLOUTS = {
     "created": "ordered",
@@ -185,6 +186,7 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
             "failed": f"failed at {version}",
             "rolled_back": f"went back from {version}",
             "lost": f"is lost: it took {version} and fell silent",
+            "undone": f"had confirmed {version}, and went back from it",
             "stopped": f"was called back from {version}",
             "offered": f"is offered {version}",
             "taken": "has begun its update",
@@ -202,6 +204,8 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
         then = _BEACONS.get(verb, verb)
         if verb == "withheld":
             then = f"is withheld from {data.get('version')} after {data.get('tries')} attempts"
+            if data.get("why") == "blamed":
+                then = f"has called {data.get('version')} bad, and is withheld from it"
         return Said(level, subject, f"/beacons/{subject}", then, because, by)
     if group == "firmware":
         what = f"Release {versions.get(subject, subject[:8])}"

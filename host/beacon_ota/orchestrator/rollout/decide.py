@@ -143,6 +143,7 @@ def _ask(
     current = None
     tries = 0
     last = 0.0
+    blamed = False
     for attempt in attempts:
         if attempt.firmware_id != firmware_id:
             continue
@@ -151,9 +152,11 @@ def _ask(
                 return Decision(Reason.REBOOTING, rollout_id, firmware_id, wave, stage)
             if attempt.rollout_id == rollout_id:
                 current = attempt
-        elif attempt.result in OUTCOMES and (ended := attempt.ended_at or 0.0) > beacon.cleared_at:
+            continue
+        blamed = blamed or blames(attempt, beacon)
+        if attempt.result in OUTCOMES and attempt.final_at > beacon.cleared_at:
             tries += 1
-            last = max(last, ended)
+            last = max(last, attempt.final_at)
 
     # What was begun is finished, whatever the hour: it holds its place already, and leaving it
     # lying would make a lost update of it.
@@ -169,6 +172,8 @@ def _ask(
             tries + 1,
             required=plan.required,
         )
+    if blamed:  # it would refuse it, and that would stand where the cause does now
+        return Decision(Reason.BLAMED, rollout_id, firmware_id, wave, stage, number=tries)
     if status is Status.PAUSED:
         return Decision(Reason.PAUSED, rollout_id, firmware_id, wave, stage)
     if tries:
@@ -203,6 +208,11 @@ def _ask(
         not_after,
         plan.required,
     )
+
+
+def blames(attempt: Attempt, beacon: Beacon) -> bool:
+    """Tell whether a beacon calls an attempt's release bad, and nobody has cleared that since."""
+    return attempt.blamed_at is not None and attempt.blamed_at > beacon.cleared_at
 
 
 def withheld(release_state: str, channel: str) -> Reason | None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 
-from .decide import OUTCOMES, withheld
+from .decide import OUTCOMES, blames, withheld
 from .fields import format_duration
 from .rules import Rollout, order
 from .types import Attempt, Beacon, Cell, Gate, Result, RolloutState, Tally, WaveState
@@ -108,11 +108,13 @@ class _Counting:
         latest = current = None
         tries = 0
         cleared_at = 0.0 if beacon is None else beacon.cleared_at
+        blamed = False
         for attempt in attempts:
             if attempt.firmware_id != firmware_id:
                 continue
+            blamed = blamed or (beacon is not None and blames(attempt, beacon))
             if attempt.result in OUTCOMES:
-                if (attempt.ended_at or 0.0) > cleared_at:
+                if attempt.final_at > cleared_at:
                     tries += 1
                 if attempt.rollout_id == own and (latest is None or _later(attempt, latest)):
                     latest = attempt
@@ -122,6 +124,8 @@ class _Counting:
                 and attempt.rollout_id == own
             ):
                 current = attempt
+        if blamed:  # it is offered the release no more
+            tries = rollout.plan.retry.limit
         if latest is not None:
             self._count_outcome(beacon_id, beacon, latest, current, tries)
         elif current is not None:
@@ -138,9 +142,10 @@ class _Counting:
         tries: int,
     ) -> None:
         gate = self.rollout.gates[latest.wave]
-        ended = latest.ended_at or 0.0
+        ended = latest.final_at
         accepted = ended <= self.since
-        failed = latest.result in _FAILURES or self._fell_back(beacon, ended)
+        undone = latest.undone_at is not None
+        failed = latest.result in _FAILURES or undone or self._fell_back(beacon, ended)
         if not failed:
             field = _HEALTHY if self._present(beacon_id, gate) else _GONE
             if accepted and field == _GONE:
@@ -149,6 +154,7 @@ class _Counting:
             field = _ACCEPTED if current is None else _OPEN
         elif (
             latest.failed_in in gate.retry_first
+            and not undone
             and tries < self.rollout.plan.retry.limit
             and (
                 current is not None or self.now < max(ended, self.listening_since) + gate.silence_s

@@ -192,7 +192,8 @@ class Beacon:
         version_at: when it last stated that version (a poll or a report).
         on_trial: the running image is not confirmed yet.
         quarantined: withheld from all rollouts, by hand.
-        cleared_at: attempts that ended before this no longer count against its limit.
+        cleared_at: attempts that ended before this no longer count against its limit, and what it
+            called bad before this may be offered again.
     """
 
     id: str
@@ -225,7 +226,8 @@ class Attempt:
 
     ``wave`` and ``stage`` are where the beacon stood when it was offered. ``failed_in`` is the
     stage of the failure that the beacon reported (``download``, ``boot`` …). ``remote``: somebody
-    else hears from the beacon, and settles it.
+    else hears from the beacon, and settles it. ``undone_at``: when the beacon said that it went
+    back from a release which it had confirmed; ``blamed_at``: that the release is bad.
     """
 
     id: str
@@ -241,6 +243,13 @@ class Attempt:
     result: Result | None = None
     failed_in: str | None = None
     remote: bool = False
+    undone_at: float | None = None
+    blamed_at: float | None = None
+
+    @property
+    def final_at(self) -> float:
+        """When the last was heard of how it ended; 0 while it has not."""
+        return self.undone_at or self.ended_at or 0.0
 
 
 # ---- what a rollout has come to ----
@@ -404,6 +413,7 @@ class Reason(StrEnum):
     ABORTED = "aborted"
     WAVE = "wave"
     STAGE = "stage"
+    BLAMED = "blamed"
     ATTEMPTS = "attempts"
     RETRY = "retry"
     REBOOTING = "rebooting"

@@ -5,8 +5,10 @@ from typing import Any
 from sqlalchemy import (
     Connection,
     bindparam,
+    case,
     func,
     insert,
+    literal_column,
     null,
     select,
     text,
@@ -16,6 +18,7 @@ from sqlalchemy import (
 from beacon_ota.orchestrator.schema import attempts
 from beacon_ota.orchestrator.store import Fields, new_id
 from beacon_ota.orchestrator.store.prepared import Prepared
+from beacon_ota.wire.report import BLAMES
 
 REPORTED = ("success", "failed", "rolled_back")  # a beacon said so; the others we concluded
 GIVEN_UP = ("lost", "expired", "stopped")
@@ -36,6 +39,12 @@ _NEWEST = Prepared(
     .where(_a.rollout_id == bindparam("rollout"), _a.beacon_id == bindparam("beacon"))
     .order_by(_a.n.desc())
 )
+# A success that did not last: the beacon has said since that it went back.
+# Spelled out: PostgreSQL groups by no expression with parameters.
+UNDONE = (_a.result == literal_column("'success'")) & (
+    _a.late_result == literal_column("'rolled_back'")
+)
+SHOWN = case((UNDONE, literal_column("'undone'")), else_=_a.result).label("result")
 _OPEN = (_a.id == bindparam("attempt")) & _a.result.is_(None)
 _TAKEN = func.coalesce(_a.taken_at, bindparam("at"))
 _TAKE = Prepared(update(attempts).where(_OPEN).values(taken_at=_TAKEN).returning(attempts))
@@ -70,9 +79,14 @@ _END = {
     "detail": bindparam("said"),
 }
 _MEASURED = {name: bindparam(f"new_{name}") for name in MEASURED}
+_BLAMED = {"blamed_at": func.coalesce(bindparam("blamed"), _a.blamed_at)}
+_CAUSE = {name: _END[name] for name in ("failed_in", "code", "detail")}
 _CONCLUDE = Prepared(update(attempts).where(_OPEN).values(**_END).returning(attempts))
 _FINISH = Prepared(
-    update(attempts).where(_OPEN).values(taken_at=_TAKEN, **_END, **_MEASURED).returning(attempts)
+    update(attempts)
+    .where(_OPEN)
+    .values(taken_at=_TAKEN, **_END, **_MEASURED, **_BLAMED)
+    .returning(attempts)
 )
 _LATE = Prepared(
     update(attempts)
@@ -81,7 +95,20 @@ _LATE = Prepared(
         text("result IN ({})".format(", ".join(f"'{word}'" for word in GIVEN_UP))),
         _a.late_result.is_(None),
     )
-    .values(late_result=bindparam("how"), late_at=bindparam("at"), **_MEASURED)
+    .values(late_result=bindparam("how"), late_at=bindparam("at"), **_MEASURED, **_BLAMED)
+    .returning(attempts)
+)
+_UNDO = Prepared(
+    update(attempts)
+    .where(_a.id == bindparam("attempt"), text("result = 'success'"), _a.late_result.is_(None))
+    .values(late_result=bindparam("how"), late_at=bindparam("at"), **_CAUSE, **_BLAMED)
+    .returning(attempts)
+)
+# It was given up before, and counts as that.
+_UNDO_LATE = Prepared(
+    update(attempts)
+    .where(_a.id == bindparam("attempt"), text("late_result = 'success'"))
+    .values(late_result=bindparam("how"), late_at=bindparam("at"), **_BLAMED)
     .returning(attempts)
 )
 
@@ -148,23 +175,66 @@ def finish(conn: Connection, at: float, report: Fields) -> tuple[str, Fields | N
 
     Returns:
         ``first`` when this settled it; ``late`` when it had been given up and this is the first
-        word since, which is noted beside the result without changing it; else ``repeated``.
-        And the attempt's row.
+        word since, which is noted beside the result without changing it; ``undone`` when it had
+        been a success, and the beacon went back since; else ``repeated``. And the attempt's row.
     """
     attempt_id, word = report["attempt_id"], report["update_status"]
     failed = word != "success"
     values = {"attempt": attempt_id, "at": at, "how": word}
     values |= {f"new_{name}": report.get(name) for name in MEASURED}
+    values["blamed"] = at if blames(report) else None
     end = {
-        "in_stage": report["stage"] if failed else None,
-        "in_code": report["code"] if failed else None,
+        "in_stage": report.get("stage") if failed else None,
+        "in_code": report.get("code") if failed else None,
         "said": report.get("detail") if failed else None,
     }
     if row := _FINISH.first(conn, {**values, **end}):
         return "first", row
     if row := _LATE.first(conn, values):
         return "late", row
+    if word == "rolled_back" and (
+        row := _UNDO.first(conn, {**values, **end}) or _UNDO_LATE.first(conn, values)
+    ):
+        return "undone", row
     return "repeated", get(conn, attempt_id)
+
+
+def blames(report: Fields) -> bool:
+    """Tell whether a beacon says with this report that the release itself is bad."""
+    reason = (report.get("stage"), report.get("code"))
+    return reason in BLAMES.get(report["update_status"], ())
+
+
+def undo_earlier(conn: Connection, at: float, report: Fields, row: Fields) -> list[Fields]:
+    """Note at a beacon's earlier successes with a release that they did not last.
+
+    Args:
+        report: the end of another attempt at it, by which the release does not run there.
+        row: of that attempt.
+
+    Returns:
+        The rows that this changed.
+    """
+    if report["update_status"] != "rolled_back" and not blames(report):
+        return []
+    values: Fields = {
+        "late_result": "rolled_back",
+        "late_at": at,
+        "failed_in": report.get("stage"),
+        "code": report.get("code"),
+        "detail": report.get("detail"),
+        "blamed_at": at if blames(report) else None,
+    }
+    earlier = (
+        (_a.beacon_id == row["beacon_id"])
+        & (_a.firmware_id == row["firmware_id"])
+        & (_a.id != row["id"])
+        & (_a.result == "success")
+        & _a.late_result.is_(None)
+        & (_a.offered_at <= row["offered_at"])
+    )
+    done = conn.execute(update(attempts).where(earlier).values(**values).returning(attempts))
+    return [dict(one._mapping) for one in done]
 
 
 def get(conn: Connection, attempt_id: str) -> Fields | None:
@@ -196,8 +266,11 @@ def of_firmwares(conn: Connection, firmwares: list[str]) -> list[Any]:
 
 
 def results_of(conn: Connection, rollout_id: str) -> dict[str, int]:
-    """Return how many of a rollout's attempts came to what; ``open`` for those under way."""
-    query = select(_a.result, func.count()).where(_a.rollout_id == rollout_id).group_by(_a.result)
+    """Return how many of a rollout's attempts came to what.
+
+    ``open`` for those under way, ``undone`` for successes that did not last.
+    """
+    query = select(SHOWN, func.count()).where(_a.rollout_id == rollout_id).group_by(SHOWN)
     return {result or "open": count for result, count in conn.execute(query)}
 
 

@@ -36,7 +36,7 @@ _SAID = Prepared(
 )
 _REPORT = Prepared(insert(reports), ("beacon_id", "attempt_id", "at", "status", "body"))
 # What a listing shows: never a key.
-SHOWN = [column for column in _b if column.name not in ("key", "next_key")]
+SHOWN = [column for column in _b if column.name not in ("key", "next_key", "given_keys")]
 
 
 def add(conn: Connection, row: Fields) -> None:

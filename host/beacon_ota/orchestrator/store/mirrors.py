@@ -18,7 +18,7 @@ from beacon_ota.orchestrator.schema import (
     rollouts,
     sites,
 )
-from beacon_ota.orchestrator.store import Fields, audit, fields, insert_or_ignore
+from beacon_ota.orchestrator.store import Fields, audit, fields, insert_or_ignore, keys
 from beacon_ota.orchestrator.store import events as told
 from beacon_ota.orchestrator.store import mirror_rows as rows
 
@@ -32,6 +32,7 @@ _CHECKS = {
 }
 HEARD = tuple(rows.HEARD)  # what of a beacon a mirror knows better than we do
 _OPEN = (None, "expired")
+_CAUSE = ("failed_in", "code", "detail")
 
 
 class Told(NamedTuple):
@@ -130,7 +131,7 @@ def state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
         orders[row.id] = dict(row._mapping)
     images = select(firmwares).where(firmwares.c.id.in_(releases)).order_by(firmwares.c.id)
     for row in fleet:
-        for name in ("key", "next_key"):
+        for name in ("key", "next_key", "given_keys"):
             row[name] = row[name] and row[name].hex()
         if not fresh:
             for name in HEARD:
@@ -257,10 +258,15 @@ def _take_attempt(conn: Connection, mirror: Fields, row: Fields) -> Fields | Non
         order = conn.execute(select(rollouts).where(_r.id == row["rollout_id"])).one()
         _check_place(row, json.loads(order.plan))
     row["mirror"], row["n"] = known["mirror"], known["n"]
+    row["blamed_at"] = row["blamed_at"] or known["blamed_at"]
     if known["result"] not in _OPEN and known["result"] != row["result"]:
-        if row["result"] in (None, "expired") or known["late_result"] is not None:
-            return known
-        row = {**known, "late_result": row["result"], "late_at": row["ended_at"]}
+        late = {} if row["blamed_at"] is None else {"blamed_at": row["blamed_at"]}
+        if row["result"] not in (None, "expired") and known["late_result"] is None:
+            late |= {"late_result": row["result"], "late_at": row["ended_at"]}
+        row = {**known, **late}
+    elif known["late_result"] is not None and row["late_result"] is None:
+        # It was heard here, by another way, how it went on.
+        row |= {name: known[name] for name in ("late_result", "late_at", *_CAUSE)}
     conn.execute(update(attempts).where(_a.id == row["id"]).values(**row))
     return row
 
@@ -288,9 +294,10 @@ def _hear(conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[st
         values = {name: value for name, value in given.items() if value is not None}
         values.pop("first_seen", None)
         values["first_seen"] = known["first_seen"] or given["first_seen"] or given["last_seen"]
-    new = known["next_key"]
-    if new is not None and row.get("key_digest") == digest(new):
-        values |= {"key": new, "next_key": None}
+    told = row.get("key_digest")
+    proven = next((key for key in keys.of(dict(known))[1:] if digest(key) == told), None)
+    if proven is not None:
+        values |= keys.used(dict(known), proven)
         audit.add(conn, now, f"mirror {mirror['name']}", "beacon.rekeyed", row["id"])
     if values:
         conn.execute(update(beacons).where(_b.id == row["id"]).values(**values))

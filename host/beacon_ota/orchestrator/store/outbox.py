@@ -23,7 +23,7 @@ from beacon_ota.orchestrator.schema import (
     settings,
     sites,
 )
-from beacon_ota.orchestrator.store import Fields, new_id
+from beacon_ota.orchestrator.store import Fields, keys, new_id
 from beacon_ota.orchestrator.store.changes import note, noted
 from beacon_ota.orchestrator.store.mirrors import HEARD, digest
 
@@ -137,14 +137,15 @@ def _take_beacons(conn: Connection, rows: list[Fields]) -> None:
     known: dict[str, Any] = {row.id: row for row in conn.execute(select(beacons))}
     for given in rows:
         row = dict(given)
-        for name in ("key", "next_key"):
+        # A primary of the release before knows of one given key.
+        row.setdefault("given_keys", row["next_key"])
+        for name in ("key", "next_key", "given_keys"):
             row[name] = None if row[name] is None else bytes.fromhex(row[name])
         mine = known.pop(row["id"], None)
         if mine is None:
             conn.execute(insert(beacons), row)
             continue
-        if row["next_key"] is not None and mine.key == row["next_key"]:
-            row["key"], row["next_key"] = row["next_key"], None  # it uses it, we have told so
+        row |= keys.used(row, mine.key)  # what it uses here, and we have told so
         for name in HEARD:
             row.pop(name)
         if any(getattr(mine, name) != value for name, value in row.items()):
@@ -169,10 +170,13 @@ def _end(conn: Connection, given: set[str]) -> None:
 
 
 def _take_attempt(conn: Connection, row: Fields) -> None:
-    known = conn.execute(select(_a.mirror, _a.result).where(_a.id == row["id"])).first()
+    known = conn.execute(select(attempts).where(_a.id == row["id"])).first()
     if known is None:
         conn.execute(insert(attempts), row)
-    elif known.mirror is not None and known.result in (None, "expired"):
+    elif known.mirror is not None and (
+        known.result in (None, "expired")
+        or (known.late_result, known.blamed_at) != (row["late_result"], row.get("blamed_at"))
+    ):
         conn.execute(update(attempts).where(_a.id == row["id"]).values(**row))
 
 

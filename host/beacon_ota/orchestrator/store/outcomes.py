@@ -3,20 +3,21 @@
 from collections import Counter
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, distinct, func, select
+from sqlalchemy import ColumnElement, Connection, case, distinct, func, select
 
 from beacon_ota.orchestrator.schema import attempts
 from beacon_ota.orchestrator.store import Fields
+from beacon_ota.orchestrator.store.attempts import SHOWN, UNDONE
 
 _a = attempts.c
-FAILURES = ("failed", "rolled_back", "lost")
+FAILURES = ("failed", "rolled_back", "lost", "undone")
 
 
 class Which(NamedTuple):
     """Attempts that ended: every field that is given narrows them down.
 
     Attributes:
-        result: one of rollout.types.Result; None: any failure.
+        result: one of rollout.types.Result, or ``undone``; None: any failure.
         stage, code: of the failure; "" is none given.
         cause: the reset cause that was reported.
         since: ended no earlier, UTC seconds.
@@ -33,7 +34,11 @@ class Which(NamedTuple):
     def clauses(self) -> list[ColumnElement[bool]]:
         """Return it as conditions."""
         found: list[ColumnElement[bool]] = [
-            _a.result.in_(FAILURES) if self.result is None else _a.result == self.result
+            _a.result.in_(FAILURES) | UNDONE
+            if self.result is None
+            else UNDONE
+            if self.result == "undone"
+            else _a.result == self.result
         ]
         for column, value in ((_a.failed_in, self.stage), (_a.code, self.code)):
             if value is not None:
@@ -46,13 +51,13 @@ class Which(NamedTuple):
             if value is not None:
                 found.append(column == value)
         if self.since is not None:
-            found.append(_a.ended_at >= self.since)
+            found.append(case((UNDONE, _a.late_at), else_=_a.ended_at) >= self.since)
         return found
 
 
 def reasons(conn: Connection, which: Which) -> list[Fields]:
     """Return failures by result, stage, code and release, the most beacons first."""
-    keys = (_a.result, _a.failed_in, _a.code, _a.firmware_id)
+    keys = (SHOWN, _a.failed_in, _a.code, _a.firmware_id)
     beacons = func.count(distinct(_a.beacon_id)).label("beacons")
     query = (
         select(*keys, beacons, func.count().label("attempts"), func.max(_a.ended_at).label("last"))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, case, func, select
 
 from beacon_ota.orchestrator.schema import attempts, beacons, deliveries, webhooks
+from beacon_ota.orchestrator.store.attempts import SHOWN, UNDONE
 
 BUCKETS = (5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800)  # seconds
 _a, _b, _d, _w = attempts.c, beacons.c, deliveries.c, webhooks.c
@@ -26,8 +27,8 @@ def read(conn: Connection) -> Statistics:
     """Count."""
     count = func.count()
     results = select(_a.firmware_id, _a.result, count).group_by(_a.firmware_id, _a.result)
-    keys = (_a.firmware_id, _a.result, _a.failed_in, _a.code)
-    failures = select(*keys, count).where(_a.result.in_(_FAILURES)).group_by(*keys)
+    keys = (_a.firmware_id, SHOWN, _a.failed_in, _a.code)
+    failures = select(*keys, count).where(_a.result.in_(_FAILURES) | UNDONE).group_by(*keys)
     late = (
         select(_a.firmware_id, _a.late_result, count)
         .where(_a.late_result.is_not(None))
