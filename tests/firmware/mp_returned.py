@@ -1,3 +1,4 @@
+# heap: 1M
 # The first boot of the old release after a trial, on a chip in RAM with NVS.
 
 from mp import chip as c
