@@ -60,6 +60,9 @@ class Hot:
                 caller = self._identify(scope, given, body)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon)
+                if caller.key != caller.beacon.key:  # taken from it meanwhile
+                    caller = None
+                    raise Refused("bad_mac", "the signature does not fit the key")
             await call(self.service, caller, body, scope, send)
         except Disconnected:
             return

@@ -161,7 +161,7 @@ async def sync(told: Exchange, service: On, engine: Moving, mirror: Mirror) -> R
     known = mirror["seq"] if mirror["epoch"] == told.epoch else 0
     for change in changes:
         if change["what"] == "halts" and change["seq"] > known and change["row"]:
-            await _halt(service, engine, mirror, change["row"])
+            await _halt(engine, mirror, change["row"])
     says = {key: told.status.get(key) for key in ("backlog", "lag_s", "releases", "version", "url")}
     done = await asyncio.shield(
         service.db.write(
@@ -208,15 +208,15 @@ def _taken(service: Service, done: mirrors.Told) -> None:
         service.hub.publish(event)
 
 
-async def _halt(service: Service, engine: Engine, mirror: Fields, row: Fields) -> None:
+async def _halt(engine: Engine, mirror: Fields, row: Fields) -> None:
     """Halt everywhere what a mirror has halted for itself; again is nothing."""
-    entry = service.view.entries.get(str(row.get("rollout_id")))
-    if entry is None:
-        return
-    async with engine.moving:
-        try:
-            by, why = f"mirror {mirror['name']}", str(row.get("reason", ""))[:200]
-            await engine.commit(entry, moves.halt(entry.state, service.clock.now(), by, why))
-        except UsageError as error:  # it is halted, or over
-            if error.code == "rollout_moved":
-                raise
+    by, why = f"mirror {mirror['name']}", str(row.get("reason", ""))[:200]
+    try:
+        await engine.move(
+            str(row.get("rollout_id")),
+            lambda entry, now: moves.halt(entry.state, now, by, why),
+            tries=3,
+        )
+    except UsageError as error:  # it is halted, or over
+        if error.code == "rollout_moved":
+            raise
