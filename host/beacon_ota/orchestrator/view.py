@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from beacon_ota.orchestrator.gate import Memory, Nonces
+from beacon_ota.orchestrator.guard import keep_from_writer
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
@@ -327,6 +328,9 @@ class View:
             entry.open_ids.discard(attempt.id)
         if (node := self.nodes.get(attempt.beacon_id)) is not None:
             node.attempts = [other for other in node.attempts if other.id != attempt.id]
+
+
+keep_from_writer(View, Node, Release, Entry)
 
 
 def times_of(attempt: Attempt) -> Times:
