@@ -105,17 +105,18 @@ def halts(folder: Path, chance: random.Random, count: int = HALTS) -> tuple[str,
     with _sides(folder, found) as (sides, database):
         fleet = Fleet(sides, chance)
         held: list[Halt] = []
+        wrong: list[str] = []
         try:
             for number in range(-(-count // OF_ONE_RELEASE)):
                 rollout = _roll_out(sides[number % 2], f"1.{number + 1}.0")
                 for _ in range(min(OF_ONE_RELEASE, count - len(held))):
-                    if _halted(sides, rollout, chance, held):
+                    if _halted(sides, rollout, chance, held, wrong):
                         break  # the rollout is over
                 if not fleet.trouble:
                     _complete(sides, fleet, f"1.{number + 1}.0", rollout)
         finally:
             fleet.stop()
-        wrong = [*fleet.trouble, *broken(fleet.steps, held), *_moved(database)]
+        wrong += [*fleet.trouble, *broken(fleet.steps, held), *_moved(database)]
         wrong += [] if held else ["nothing was ever halted"]
         try:
             sides[0].admin().verify_audit()
@@ -149,26 +150,37 @@ def _roll_out(side: Served, version: str) -> str:
     return admin.create_rollout(row["firmware_id"], ROLLOUT)["rollout_id"]
 
 
-def _halted(sides: list[Served], rollout: str, chance: random.Random, held: list[Halt]) -> bool:
-    """Halt through one side for a moment, resume through either; True when it was over."""
-    time.sleep(chance.random() * 0.3)
-    if _order(chance.choice(sides), rollout, "halt"):
+def _halted(
+    sides: list[Served], rollout: str, chance: random.Random, held: list[Halt], wrong: list[str]
+) -> bool:
+    """Halt through one side while another administrator opens a stage through the other.
+
+    Returns:
+        Whether the rollout was over before.
+    """
+    time.sleep(chance.random() * chance.choice((0.3, 0.02)))
+    one, other = chance.sample(sides, 2)
+    opening = threading.Thread(target=_order, args=(other, rollout, "advance"), daemon=True)
+    opening.start()
+    time.sleep(chance.random() * 0.01)
+    if _order(one, rollout, "halt"):
         return True
     since = time.monotonic()
     time.sleep(QUIET)
+    opening.join(PATIENCE)
     held.append(Halt(since, time.monotonic()))
-    return _order(chance.choice(sides), rollout, "resume")
+    if code := _order(chance.choice(sides), rollout, "resume"):
+        wrong.append(f"a halt was not there to be resumed from: {code}")
+    return False
 
 
-def _order(side: Served, rollout: str, move: str) -> bool:
-    """Give an order until it is taken; True when there is nothing left to move."""
-    while True:
-        try:
-            side.admin().move_rollout(rollout, move, "in a campaign")
-            return False
-        except UsageError as error:
-            if error.code != "rollout_moved":
-                return True
+def _order(side: Served, rollout: str, move: str) -> str:
+    """Give an order; return the code with which it is refused, "" when it is taken."""
+    try:
+        side.admin().move_rollout(rollout, move, "in a campaign")
+    except UsageError as error:
+        return error.code
+    return ""
 
 
 def _complete(sides: list[Served], fleet: Fleet, version: str, rollout: str) -> None:
@@ -202,12 +214,11 @@ def _moved(database: str) -> list[str]:
     wrong = []
     try:
         with engine.connect() as conn:
-            before: Any = None
+            halted = ""
             for row in conn.execute(text(query)):
-                halted = before is not None and before.kind == "halted"
-                if halted and before.rollout_id == row.rollout_id and row.kind != "resumed":
+                if halted == row.rollout_id and row.kind != "resumed":
                     wrong.append(f"{row.kind} by {row.actor} after a halt (stage {row.stage})")
-                before = row
+                halted = row.rollout_id if row.kind == "halted" else ""
     finally:
         engine.dispose()
     return wrong

@@ -22,8 +22,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from beacon_ota.campaign import kit
-from beacon_ota.campaign.halts import halts
 from beacon_ota.campaign.bench import scratch
+from beacon_ota.campaign.halts import halts
 from beacon_ota.campaign.runner import Options, Outcome, Plan
 from beacon_ota.campaign.served import Served, until
 from beacon_ota.campaign.simulated import FAILS, Beacon
