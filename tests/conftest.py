@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+os.environ.setdefault("BEACON_OTA_GUARD", "1")  # before the view is imported; for processes, too
+
 from beacon_ota.images import boards, combined, flash, release, synthetic
 
 SMALL = 16 * 1024  # bytes of the small synthetic core

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.orchestrator.elsewhere import Elsewhere
 from tests.orchestrator.world import Local, Server
 
 
@@ -27,3 +28,10 @@ def local(tmp_path, caplog):
         yield local
     failures = [record for record in caplog.records if record.exc_info]
     assert not failures, caplog.text
+
+
+@pytest.fixture
+def elsewhere(local):
+    """Another process on its database."""
+    with Elsewhere(local) as elsewhere:
+        yield elsewhere

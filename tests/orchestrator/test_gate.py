@@ -70,16 +70,29 @@ def test_refusals():
     assert code(known, header()) == "nonce_used"
 
 
-def test_a_refusal_of_a_known_beacon_can_be_sealed_and_of_an_unknown_not():
-    with pytest.raises(Refused) as caught:
-        ask(Known(), header(key=OTHER))
-    assert caught.value.caller is not None
-    name, value = caught.value.caller.seal(401, "ab")
-    expected = hmac.digest(KEY, f"{NONCE}\n401\nab".encode(), "sha256").hex()
-    assert (name, value) == (b"x-beacon-mac", expected.encode())
-    with pytest.raises(Refused) as caught:
-        ask(Known(), header(who="b2"))
-    assert caught.value.caller is None
+def test_a_refusal_can_be_sealed_for_who_signed_it_and_for_nobody_else():
+    known = Known(next_key=OTHER)
+    ask(known, header())
+    for value, key in (
+        (header(), KEY),  # the same again
+        (header(ts=NOW - 400), KEY),
+        (header(ts=NOW + 400, key=OTHER), OTHER),
+    ):
+        with pytest.raises(Refused) as caught:
+            ask(known, value)
+        assert caught.value.caller is not None and caught.value.claimed_id == "b1"
+        name, seal = caught.value.caller.seal(401, "ab")
+        expected = hmac.digest(key, f"{NONCE}\n401\nab".encode(), "sha256").hex()
+        assert (name, seal) == (b"x-beacon-mac", expected.encode())
+    for value, claimed in (
+        (header(key=b"x" * 32), "b1"),
+        (header(key=b"x" * 32, ts=NOW - 400), "b1"),
+        (header(who="b2"), ""),
+        ("", ""),
+    ):
+        with pytest.raises(Refused) as caught:
+            ask(known, value)
+        assert caught.value.caller is None and caught.value.claimed_id == claimed
 
 
 def test_a_wrong_mac_uses_no_nonce():
@@ -126,13 +139,18 @@ def test_a_beacon_that_asks_slowly_is_never_refused():
         assert nonces.use(f"{number:016x}", NOW + number, NOW + number)
 
 
-@pytest.mark.parametrize("pause", [0.01, 1.0, 10.0, 60.0])
+@pytest.mark.parametrize("pause", [0.001, 0.01, 1.0, 10.0, 60.0])
 def test_each_request_is_taken_once_also_the_one_that_makes_room(pause):
     nonces = Nonces(NOW)
+    refused = 0
     for number in range(1000):
         now = NOW + number * pause
-        assert nonces.use(f"{number:016x}", int(now), now) is True or pause < 3
+        taken = nonces.use(f"{number:016x}", int(now), now)
+        assert taken is (int(now) >= nonces.floor)  # a new one is refused by its time alone
+        refused += not taken
         assert nonces.use(f"{number:016x}", int(now), now) is False
+    # Who asks a thousand times a second waits for the next second when the memory is full.
+    assert bool(refused) is (pause < 0.01)
 
 
 def test_a_beacon_that_asks_each_minute_is_remembered_by_little():

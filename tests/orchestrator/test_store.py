@@ -3,10 +3,11 @@
 # pyright: reportOptionalSubscript=false
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from beacon_ota.orchestrator.database import connect, sqlite_url
 from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.schema import beacons as beacon_table
 from beacon_ota.orchestrator.schema import firmwares, rollouts
 from beacon_ota.orchestrator.store import (
     attempts,
@@ -17,6 +18,7 @@ from beacon_ota.orchestrator.store import (
     statistics,
     tokens,
 )
+from beacon_ota.orchestrator.store import rollouts as rollout_store
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.world import template
 
@@ -49,6 +51,9 @@ def conn(request, tmp_path):
         attempts.offer(conn, attempt("a"))
         yield conn
     engine.dispose()
+
+
+OFFERED = attempts.Times(1.0, None, None)
 
 
 def attempt(attempt_id: str, **values):
@@ -86,14 +91,14 @@ def test_a_result_is_set_once(conn):
     for again in (REPORT, FAILURE):
         how, row = attempts.finish(conn, 10.0, again)
         assert how == "repeated" and row["result"] == "success" and row["ended_at"] == 9.0
-    assert attempts.conclude(conn, "a", 11.0, "lost") == (False, row)
+    assert attempts.conclude(conn, "a", 11.0, "lost", upon=OFFERED) == (False, row)
     assert attempts.take(conn, "a", 12.0)["ended_at"] == 9.0
     assert attempts.finish(conn, 1.0, {**REPORT, "attempt_id": "nowhere"}) == ("repeated", None)
 
 
 @pytest.mark.parametrize("given_up", attempts.GIVEN_UP)
 def test_what_comes_late_is_kept_beside(conn, given_up):
-    settled, row = attempts.conclude(conn, "a", 5.0, given_up, detail="d")
+    settled, row = attempts.conclude(conn, "a", 5.0, given_up, upon=OFFERED, detail="d")
     assert settled and row["result"] == given_up
     how, row = attempts.finish(conn, 9.0, {**FAILURE, "trials": 3})
     assert how == "late" and row["trials"] == 3
@@ -126,7 +131,7 @@ def test_a_beacon_that_goes_back_undoes_its_success(conn):
 
 
 def test_a_success_that_came_late_is_undone_too(conn):
-    attempts.conclude(conn, "a", 5.0, "lost")
+    attempts.conclude(conn, "a", 5.0, "lost", upon=OFFERED)
     attempts.finish(conn, 9.0, REPORT)
     how, row = attempts.finish(conn, 12.0, BACK)
     assert how == "undone" and row["result"] == "lost" and row["failed_in"] is None
@@ -154,7 +159,7 @@ def test_what_calls_a_release_bad(conn, report, blamed):
 
 
 def test_a_verdict_that_comes_late_counts(conn):
-    attempts.conclude(conn, "a", 5.0, "lost")
+    attempts.conclude(conn, "a", 5.0, "lost", upon=OFFERED)
     how, row = attempts.finish(conn, 9.0, BACK)
     assert how == "late" and row["blamed_at"] == 9.0 and row["failed_in"] is None
 
@@ -173,6 +178,38 @@ def test_the_end_of_another_attempt_undoes_earlier_successes(conn):
     assert (undone["id"], undone["late_result"], undone["code"]) == ("a", "rolled_back", "crash")
     assert undone["blamed_at"] == 50.0
     assert attempts.undo_earlier(conn, 51.0, {**BACK, "attempt_id": "b"}, row) == []
+
+
+@pytest.mark.parametrize("go_on", [attempts.take, attempts.rebooting])
+def test_who_has_gone_on_is_not_given_up(conn, go_on):
+    assert (row := go_on(conn, "a", 4.0)) is not None
+    assert attempts.conclude(conn, "a", 5.0, "stopped", upon=OFFERED) == (False, row)
+    upon = attempts.Times(1.0, row["taken_at"], row["rebooting_at"])
+    settled, row = attempts.conclude(conn, "a", 5.0, "lost", upon=upon)
+    assert settled and row["result"] == "lost"
+
+
+def test_an_offer_is_made_upon_what_is_committed(conn):
+    conn.execute(insert(beacon_table), {**beacon("bn"), "channel": "stable"})
+    basis = rollout_store.basis(conn, "r")
+    assert basis is not None and basis == (0, "active", "stable")
+    row = attempt("n")
+    for other in (basis._replace(revision=1), basis._replace(status="paused")):
+        assert attempts.offer_upon(conn, other, "stable", row, False) is None
+    assert attempts.offer_upon(conn, basis, "beta", row, False) is None
+    for table, name, value, was in (
+        (rollouts, "status", "halted", "active"),
+        (rollouts, "revision", 1, 0),
+        (firmwares, "state", "deprecated", "stable"),
+        (firmwares, "damaged_at", 1.0, None),
+        (beacon_table, "quarantined_at", 1.0, None),
+        (beacon_table, "channel", "beta", "stable"),
+    ):
+        conn.execute(update(table).values({name: value}))
+        assert attempts.offer_upon(conn, basis, "stable", row, False) is None
+        conn.execute(update(table).values({name: was}))
+    assert attempts.offer_upon(conn, basis, "stable", row, False) == row
+    assert attempts.offer_upon(conn, basis, "stable", attempt("x"), False) is None  # removed
 
 
 def test_statistics(conn):

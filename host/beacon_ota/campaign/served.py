@@ -21,29 +21,38 @@ START = 60.0  # seconds
 _PRELOAD = ["beacon_ota.campaign.served", "beacon_ota.orchestrator.api.app"]
 
 
-def _serve(data: Path, token_file: Path, log_file: Path, ready: Connection) -> None:
-    """What ``beacon-ota serve --insecure --port 0`` does."""
+def _serve(
+    data: Path, token_file: Path, log_file: Path, ready: Connection, more: dict[str, Any]
+) -> None:
+    """What ``beacon-ota serve --insecure --port 0`` does; ``more`` are settings."""
     from beacon_ota.orchestrator.listen import Listen
     from beacon_ota.orchestrator.service import Settings
     from beacon_ota.orchestrator.start import serve
 
     log = os.open(log_file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(log, sys.stderr.fileno())
-    settings = Settings(data, 1.0, insecure=True)
+    settings = Settings(data, 1.0, insecure=True, **more)
     serve(settings, Listen(port=0, token_file=token_file, on_ready=lambda url, _: ready.send(url)))
 
 
 class Served:
-    """``beacon-ota serve`` over a data folder, on a free port that changes with every start."""
+    """``beacon-ota serve`` over a data folder, on a free port that changes with every start.
 
-    def __init__(self, folder: Path):
+    Args:
+        token_file: of another one on the same database.
+        settings: of the service, such as ``database`` and ``images``.
+    """
+
+    def __init__(self, folder: Path, token_file: Path | None = None, **settings: Any):
         self.data = folder / "data"
-        self.token_file = folder / "token"
+        self.settings = settings
+        self.token_file = token_file or folder / "token"
         self.log_file = folder / "log"
         self.url = self.token = ""
         self.process: BaseProcess | None = None
         if not self.data.exists():
             self.data.mkdir(parents=True)
+        if "database" not in settings and not (self.data / "beacon-ota.db").exists():
             (self.data / "beacon-ota.db").write_bytes(empty())
 
     def start(self) -> None:
@@ -52,7 +61,9 @@ class Served:
         context.set_forkserver_preload(_PRELOAD)
         ready, told = context.Pipe(duplex=False)
         self.process = context.Process(
-            target=_serve, args=(self.data, self.token_file, self.log_file, told), daemon=True
+            target=_serve,
+            args=(self.data, self.token_file, self.log_file, told, self.settings),
+            daemon=True,
         )
         self.process.start()
         told.close()
@@ -98,7 +109,7 @@ class Served:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """Return what a query says, past the orchestrator."""
+        """Return what a query says, past the orchestrator, of SQLite."""
         database = sqlite3.connect(
             f"file:{self.data / 'beacon-ota.db'}?mode=ro", uri=True, timeout=30
         )

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from beacon_ota.campaign import kit
 from beacon_ota.campaign.bench import scratch
+from beacon_ota.campaign.halts import halts
 from beacon_ota.campaign.runner import Options, Outcome, Plan
 from beacon_ota.campaign.served import Served, until
 from beacon_ota.campaign.simulated import FAILS, Beacon
@@ -427,6 +428,7 @@ def idle(folder: Path, chance: random.Random, count: int = CONNECTIONS) -> Said:
 
 CASES: dict[str, Callable[..., Said]] = {
     "kills": kills,
+    "halts": halts,
     "full": full,
     "locked": locked,
     "damaged": damaged,

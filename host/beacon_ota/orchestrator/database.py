@@ -7,7 +7,8 @@ numbered is numbered in the order of the commits. A transaction carries up to 51
 
 Store functions are synchronous and take a connection; they neither commit nor touch anything but
 the database, so that a batch of them can be one transaction and can be run again one by one when
-a single one of them fails.
+a single one of them fails. What they need of the view is read before they are queued, and given to
+them as values: they run later, in another thread, and the view has gone on by then (``guard``).
 """
 
 import asyncio
@@ -32,6 +33,7 @@ from beacon_ota.orchestrator.store import prepared
 
 T = TypeVar("T")
 MIGRATIONS = Path(__file__).with_name("migrations")
+WRITER = "db-writer"  # the name of the thread that writes
 WRITING = 0x62656163  # the advisory lock of the transaction that writes
 # A process that stops in the middle of a transaction holds the others up for no longer than this.
 _PG_OPTIONS = (
@@ -225,7 +227,7 @@ class Database:
         self._reading = connect(url, readonly=True)
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-reader")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._run, name="db-writer", daemon=True)
+        self._writer = threading.Thread(target=self._run, name=WRITER, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.commits = 0
         self.writes = 0

@@ -22,10 +22,8 @@ async def download(
     """Send the release of an attempt; the first call takes the offer."""
     firmware_id = scope["path"].split("/")[2]
     attempt_id = _attempt_id(scope["query_string"])
+    await service.catch_up()  # offered by another process, or halted there, a moment ago
     attempt = service.view.open.get(attempt_id)
-    if attempt is None:
-        await service.catch_up()  # offered by another process, a moment ago
-        attempt = service.view.open.get(attempt_id)
     if (
         attempt is None
         or attempt.beacon_id != caller.beacon.facts.id
@@ -35,10 +33,8 @@ async def download(
     check_going_on(service, attempt)
     release = service.view.releases[firmware_id]
     data = await load(service, release)
-    if attempt.taken_at is None:
-        row = await asyncio.shield(service.take(attempt))
-        if row is None or row["result"] is not None:
-            raise Problem(409, "attempt_over", "the attempt has ended", found=attempt_id)
+    if attempt.taken_at is None and not await asyncio.shield(service.take(attempt)):
+        raise Problem(409, "attempt_over", "the attempt has ended", found=attempt_id)
 
     def seal(status: int) -> Header:
         return caller.seal(status, EMPTY if status == 416 else release.row["blob"])

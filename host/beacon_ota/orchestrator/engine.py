@@ -2,7 +2,11 @@
 
 Every move is decided by the pure functions of ``rollout`` and committed as one transaction with
 its transitions, its audit entries and its events, from the revision that it was decided upon; so
-that two of these never both make the same move.
+that two of these never both make the same move. The same holds for what is concluded of attempts.
+
+1. What a decision is made upon is taken from the view, on the event loop, together with it.
+2. The transaction compares that with what is committed, and does nothing when it has changed.
+3. Then the rollout is read again (``rollout_moved``), and decided about anew.
 """
 
 import asyncio
@@ -10,8 +14,8 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection
 
@@ -32,15 +36,17 @@ from beacon_ota.orchestrator.rollout.types import (
     WaveState,
 )
 from beacon_ota.orchestrator.service import Service, outcome_event
-from beacon_ota.orchestrator.store import Fields, attempts, audit, events, rollouts
-from beacon_ota.orchestrator.view import Entry, attempt_of
+from beacon_ota.orchestrator.store import Fields, attempts, audit, events, firmwares, rollouts
+from beacon_ota.orchestrator.view import Entry, attempt_of, times_of
 
 T = TypeVar("T")
+Decide = Callable[[Entry, float], Sequence[Transition]]
 log = logging.getLogger("beacon_ota.orchestrator")
 
 TICK_S = 30.0  # beacons come and go without anybody telling the engine
 REST_S = 0.2  # of the wall clock, between two rounds at least
 KEEP = 8  # rollouts of a device type that can still hand out their release
+_BY_POLLS = "confirmed by its polls"
 _CALLED_OFF = (Status.HALTED, Status.ABORTED)
 
 
@@ -177,9 +183,9 @@ class Engine:
         view = self.service.view
         mine = [one for key in entry.open_ids if not (one := view.open[key]).remote]
         release = view.releases[entry.rollout.plan.release.firmware_id]
-        ends: dict[str, tuple[Result, str | None]] = {}
+        ends: dict[str, _End] = {}
         for attempt in rules.expired(entry.rollout, mine, now):
-            ends[attempt.id] = (Result.EXPIRED, None)
+            ends[attempt.id] = _End(Result.EXPIRED, times_of(attempt))
         for attempt in rules.lost(
             entry.rollout, mine, now, listening_since=self.service.listening_since
         ):
@@ -191,48 +197,66 @@ class Engine:
                 and node.facts.image == release.row["checksum"]
                 and node.facts.version_at > (attempt.taken_at or now)
             )
-            ends[attempt.id] = (
-                (Result.SUCCESS, "confirmed by its polls") if runs else (Result.LOST, None)
-            )
+            result, detail = (Result.SUCCESS, _BY_POLLS) if runs else (Result.LOST, None)
+            ends[attempt.id] = _End(result, times_of(attempt), detail)
         if entry.state.status in _CALLED_OFF or release.state == "deprecated":
             for attempt in rules.withdrawn(mine):
-                ends[attempt.id] = (Result.STOPPED, None)
+                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt))
         if ends:
-            await self._end(ends, release)
+            await self._end(entry, ends, now)
 
-    async def _end(self, ends: dict[str, tuple[Result, str | None]], release: Any) -> None:
+    async def _end(self, entry: Entry, ends: "dict[str, _End]", now: float) -> None:
+        """Record what was concluded just now.
+
+        Raises:
+            UsageError: ``rollout_moved``.
+        """
+        rollout_id = entry.rollout.plan.rollout_id
+        version = entry.rollout.plan.release.version
+        basis = self.service.view.basis(entry)
         told: list[Fields] = []
 
-        def work(conn: Connection) -> list[Fields]:
-            now = self.service.clock.now()
+        def work(conn: Connection) -> list[Fields] | None:
             told.clear()
+            if rollouts.basis(conn, rollout_id) != basis:
+                return None
             rows = []
-            for attempt_id, (result, detail) in ends.items():
-                settled, row = attempts.conclude(conn, attempt_id, now, str(result), detail=detail)
+            for attempt_id, (result, upon, detail) in ends.items():
+                settled, row = attempts.conclude(
+                    conn, attempt_id, now, str(result), upon=upon, detail=detail
+                )
                 if row is not None:
                     rows.append(row)
                     if settled and result is not Result.EXPIRED:
-                        told.append(outcome_event(conn, now, row, release))
+                        told.append(outcome_event(conn, now, row, version))
             return rows
 
-        def after(rows: list[Fields]) -> None:
-            for row in rows:
+        def after(rows: list[Fields] | None) -> None:
+            for row in rows or ():
                 self.service.put_attempt(row)
             for one in told:
                 self.service.hub.publish(one)
 
-        await self.service.db.write(work, then=after)
+        if await self.service.db.write(work, then=after) is None:
+            raise self._moved(entry)
 
     # ---- moves ----
 
-    async def commit(self, entry: Entry, made: Sequence[Transition]) -> None:
+    def commit(self, entry: Entry, made: Sequence[Transition]) -> Awaitable[None]:
         """Record transitions and apply them; the caller holds ``moving``.
+
+        Args:
+            entry: as it is now, they were decided upon: nothing was awaited since.
 
         Raises:
             UsageError: ``rollout_moved``: it was moved by somebody else meanwhile.
         """
+        return self._commit(entry, entry.state, entry.revision, made)
+
+    async def _commit(
+        self, entry: Entry, state: RolloutState, revision: int, made: Sequence[Transition]
+    ) -> None:
         rollout_id = entry.rollout.plan.rollout_id
-        state = entry.state
         for change in made:
             state = apply(state, change)
         told: list[Fields] = []
@@ -242,7 +266,7 @@ class Engine:
             moved = rollouts.advance(
                 conn,
                 rollout_id,
-                entry.revision,
+                revision,
                 {
                     "status": state.status.value,
                     "state": dump_state(state),
@@ -259,18 +283,47 @@ class Engine:
 
         def after(moved: bool) -> None:
             if moved:
-                self.service.view.put_rollout(
-                    entry.rollout, state, entry.revision + 1, entry.created_at
-                )
+                self._put(rollout_id, state, revision + 1)
                 for one in told:
                     self.service.hub.publish(one)
 
         if not await asyncio.shield(self.service.db.write(work, then=after)):
-            self.service.db.read_now(self._reload, entry)
-            raise UsageError(
-                "rollout_moved", "the rollout has just been moved by somebody else; look again"
-            )
+            raise self._moved(entry)
         self.wake()
+
+    async def move(self, rollout_id: str, decide: Decide, tries: int = 1) -> None:
+        """Decide about a rollout by hand, and commit it.
+
+        Args:
+            decide: returns the transitions for an entry at a time, or refuses.
+            tries: how often to decide when others keep moving it. Only what stops a rollout is
+                decided again: who resumes it, or opens a stage, has not seen what was done since.
+
+        Raises:
+            UsageError: ``rollout_moved``, ``rollout_not_active``; what ``decide`` raises.
+        """
+        while True:
+            tries -= 1
+            async with self.moving:
+                entry = self.service.view.entries.get(rollout_id)
+                if entry is None:
+                    raise UsageError("rollout_not_active", "the rollout is over", expected="active")
+                try:
+                    await self.commit(entry, decide(entry, self.service.clock.now()))
+                except UsageError as error:
+                    if tries <= 0 or error.code != "rollout_moved":
+                        raise
+                else:
+                    await self.step(entry)
+                    return
+
+    def _moved(self, entry: Entry) -> UsageError:
+        """Read a rollout again that somebody else has moved; return what says so."""
+        self.service.db.read_now(self._reload, entry)
+        self.wake()
+        return UsageError(
+            "rollout_moved", "the rollout has just been moved by somebody else; look again"
+        )
 
     async def create(self, row: Fields, rollout: Rollout, state: RolloutState, actor: str) -> Entry:
         """Store a rollout and begin to watch it."""
@@ -289,7 +342,7 @@ class Engine:
             actor,
             "rollout.created",
             row["id"],
-            rollouts.add,
+            _add,
             row,
             then=put,
             detail={"firmware": row["firmware_id"], "name": row["name"]},
@@ -302,11 +355,9 @@ class Engine:
     def take(self, row: Fields) -> None:
         """Take a rollout's row as another process has left it."""
         view = self.service.view
-        entry = view.entries.get(row["id"])
         state = load_state(row["state"])
-        if entry is not None:
-            if row["revision"] > entry.revision:
-                view.put_rollout(entry.rollout, state, row["revision"], entry.created_at)
+        if row["id"] in view.entries:
+            self._put(row["id"], state, row["revision"])
         elif state.status is not Status.ABORTED:
             before: list[Any] = []
             if not view.hands_out(row["firmware_id"]):
@@ -344,9 +395,21 @@ class Engine:
     def _reload(self, conn: Connection, entry: Entry) -> None:
         row = rollouts.get(conn, entry.rollout.plan.rollout_id)
         assert row is not None
-        self.service.view.put_rollout(
-            entry.rollout, load_state(row["state"]), row["revision"], entry.created_at
-        )
+        state = load_state(row["state"])
+        self._put(row["id"], state, row["revision"], same=True)
+        firmware = firmwares.get(conn, row["firmware_id"])
+        if firmware is not None:
+            self.service.view.put_release(firmware)
+
+    def _put(self, rollout_id: str, state: RolloutState, revision: int, same: bool = False) -> None:
+        """Let a rollout in memory follow, never back.
+
+        Args:
+            same: also to the revision that it has: a mirror's own halt leaves that as it is.
+        """
+        entry = self.service.view.entries.get(rollout_id)
+        if entry is not None and revision + same > entry.revision:
+            self.service.view.put_rollout(entry.rollout, state, revision, entry.created_at)
 
     def _retire(self, device_type: str) -> None:
         """Let go of the oldest rollouts; each newer one is for everybody that they were for."""
@@ -360,6 +423,32 @@ class Engine:
         for entry in mine[KEEP:]:
             if not entry.open_ids:
                 view.drop_rollout(entry.rollout.plan.rollout_id)
+
+
+class _End(NamedTuple):
+    """What is concluded of an attempt."""
+
+    result: Result
+    upon: attempts.Times
+    detail: str | None = None
+
+
+def _add(conn: Connection, row: Fields) -> None:
+    """Store a rollout (UsageError ``rollout_taken``, ``firmware_state``)."""
+    firmware = firmwares.get(conn, row["firmware_id"])
+    if firmware is None or firmwares.state_of(firmware) == "deprecated":
+        raise withdrawn(None if firmware is None else firmware["state"])
+    rollouts.add(conn, row)
+
+
+def withdrawn(state: str | None) -> UsageError:
+    """Return the refusal to roll out a release that was withdrawn."""
+    return UsageError(
+        "firmware_state",
+        "a release that was withdrawn cannot be rolled out",
+        found=state,
+        expected=["testing", "stable"],
+    )
 
 
 def dump_state(state: RolloutState) -> str:

@@ -5,6 +5,9 @@ remembered, and a request older than everything remembered is refused by its tim
 per beacon is bounded, and nothing is accepted twice. What was remembered is gone after a restart;
 therefore nothing signed before the start is accepted, and a beacon whose clock lags is told the
 time and signs again.
+
+An answer is sealed for a request whose mac was right, and for no other; also a refusal that comes
+after that.
 """
 
 import hashlib
@@ -112,11 +115,18 @@ class Caller(Generic[B]):
 
 
 class Refused(Problem):
-    """A request that is not who it says, with the means to seal the 401 for a known beacon."""
+    """A request that is not who it says, or comes at the wrong time, or again.
 
-    def __init__(self, code: str, message: str, caller: Caller | None = None):
+    Attributes:
+        caller: whose mac was right: it alone can be answered with a seal. Whoever has no key must
+            not get the seal of one, whatever it covers: the beacon would believe it.
+        claimed_id: the registered beacon that it says it is from, "" when there is none.
+    """
+
+    def __init__(self, code: str, message: str, caller: Caller | None = None, claimed_id: str = ""):
         super().__init__(401, code, message)
         self.caller = caller
+        self.claimed_id = claimed_id
 
 
 def identify(
@@ -155,22 +165,14 @@ def identify(
         if hmac.compare_digest(_mac(key, text), given):
             break
     else:
-        raise Refused(
-            "bad_mac", "the signature does not fit the key", Caller(beacon, beacon.key, nonce)
-        )
+        raise Refused("bad_mac", "the signature does not fit the key", claimed_id=beacon_id)
     caller = Caller(beacon, key, nonce)
     if abs(now - ts) > auth.MAX_SKEW or ts < beacon.nonces.floor:
-        raise Refused("clock_skew", "the clock is off, or the request is from long ago", caller)
+        reason = "the clock is off, or the request is from long ago"
+        raise Refused("clock_skew", reason, caller, beacon_id)
     if not beacon.nonces.use(nonce, ts, now):
-        raise Refused("nonce_used", "this request was made before", caller)
+        raise Refused("nonce_used", "this request was made before", caller, beacon_id)
     return caller
-
-
-def claimed(find: Callable[[str], B | None], header: str) -> Caller[B] | None:
-    """Return whom a request says it is from, for sealing a refusal that needs no proof of it."""
-    parsed = auth.parse(header)
-    beacon = None if parsed is None else find(parsed[0])
-    return None if parsed is None or beacon is None else Caller(beacon, beacon.key, parsed[2])
 
 
 def rekey(old_key: bytes, new_key: bytes, nonce: str) -> str:

@@ -7,7 +7,7 @@ from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator import asgi, problems
 from beacon_ota.orchestrator.asgi import App, Disconnected, Receive, Scope, Send
 from beacon_ota.orchestrator.download import download
-from beacon_ota.orchestrator.gate import Caller, Refused, claimed, identify
+from beacon_ota.orchestrator.gate import Caller, Refused, identify
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.poll import poll
 from beacon_ota.orchestrator.problems import Problem
@@ -60,14 +60,18 @@ class Hot:
                 caller = self._identify(scope, given, body)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon, caller.key)
+                if caller.key not in (caller.beacon.key, *caller.beacon.given_keys):
+                    # A later one has been used meanwhile.
+                    beacon_id = caller.beacon.facts.id
+                    raise Refused(
+                        "bad_mac", "the signature does not fit the key", claimed_id=beacon_id
+                    )
             await call(self.service, caller, body, scope, send)
         except Disconnected:
             return
         except Refused as error:
             await self._refuse(scope, send, error, error.caller)
         except BeaconOtaError as error:
-            if caller is None:  # its body was refused before it was looked at
-                caller = claimed(self.service.view.nodes.get, given)
             await self._refuse(scope, send, error, caller)
         except Exception:
             log.exception("a beacon's request failed: %s", scope["path"])
@@ -95,6 +99,7 @@ class Hot:
     async def _refuse(
         self, scope: Scope, send: Send, error: BeaconOtaError, caller: Caller | None
     ) -> None:
+        """Answer with a problem; sealed for a caller whose mac was right, None for all others."""
         code = problems.status_of(error)
         headers = [asgi.PROBLEM]
         self.service.counts.problems[error.code] += 1
@@ -107,7 +112,7 @@ class Hot:
                 code = 429
                 headers.append((b"retry-after", b"30"))
             else:
-                who = caller.beacon.facts.id if caller else ""
+                who = error.claimed_id
                 data = {"code": error.code, "address": address}
                 self.service.hub.tell(now, "auth.refused", who, data)
                 log.info("refused %s: %s %s from %s", scope["path"], error.code, who, address)

@@ -73,12 +73,17 @@ class LocalEngine(Engine):
             entry.due = None
 
     async def _halt(self, entry: Entry, change: Transition) -> None:
+        """Halt a rollout here; its revision stays the primary's (UsageError ``rollout_moved``)."""
         rollout_id = entry.rollout.plan.rollout_id
+        revision, basis = entry.revision, self.service.view.basis(entry)
         state = apply(entry.state, change)
         why = f"{change.reason}: {change.detail}"
         told: list[Fields] = []
 
-        def work(conn: Connection) -> None:
+        def work(conn: Connection) -> bool:
+            told.clear()
+            if rollouts.basis(conn, rollout_id) != basis:
+                return False
             values = {
                 "status": state.status.value,
                 "state": dump_state(state),
@@ -86,15 +91,17 @@ class LocalEngine(Engine):
             }
             outbox.halt(conn, rollout_id, why, values)
             audit.add(conn, change.at, "mirror", "mirror.halted", rollout_id, why)
-            told[:] = [events.add(conn, change.at, "mirror.halted", rollout_id, {"reason": why})]
+            told.append(events.add(conn, change.at, "mirror.halted", rollout_id, {"reason": why}))
+            return True
 
-        def after(_none: None) -> None:
-            view = self.service.view
-            view.put_rollout(entry.rollout, state, entry.revision, entry.created_at)
+        def after(halted: bool) -> None:
+            if halted:
+                self._put(rollout_id, state, revision, same=True)
             for one in told:
                 self.service.hub.publish(one)
 
-        await asyncio.shield(self.service.db.write(work, then=after))
+        if not await asyncio.shield(self.service.db.write(work, then=after)):
+            raise self._moved(entry)
         log.warning("rollout %s is halted here: %s", rollout_id, why)
 
 

@@ -10,11 +10,13 @@ from beacon_ota.orchestrator.gate import EMPTY, Caller
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.polling import poll_delay
-from beacon_ota.orchestrator.rollout.types import Result
+from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Result
 from beacon_ota.orchestrator.service import BACK_GRACE_S, Service
-from beacon_ota.orchestrator.view import Node
+from beacon_ota.orchestrator.view import Node, View
 from beacon_ota.wire import versions
 from beacon_ota.wire.report import is_hex
+
+_TRIES = 3  # to make an offer while others move its rollout
 
 
 async def poll(
@@ -45,15 +47,7 @@ async def poll(
         view.heard(node, now, facts.version, facts.image, facts.on_trial, asgi.address(scope))
     await _look_back(service, node, now)
 
-    place = view.place(node)
-    decision = decide(
-        view.lives(device_type),
-        node.facts,
-        now,
-        attempts=node.attempts,
-        place=place,
-        busy=view.busy(place.building, node),
-    )
+    decision, attempt = await _decide(service, node, now)
     service.counts.polls[decision.reason.value] += 1
     delay = poll_delay(
         node.facts.id, now, until=decision.again_at, period_s=service.settings.poll_s
@@ -63,8 +57,7 @@ async def poll(
         reason = (b"x-reason", decision.reason.value.encode())
         await asgi.respond(send, 204, b"", (wait, reason, caller.seal(204, EMPTY)))
         return
-    attempt = await service.offer(node, decision)
-    if attempt.result is not None:  # made and ended through another process meanwhile
+    if attempt is None or attempt.result is not None:  # others are moving it, or have ended it
         soon = (b"retry-after", b"1")
         await asgi.respond(send, 204, b"", (soon, caller.seal(204, EMPTY)))
         return
@@ -80,6 +73,38 @@ async def poll(
     ).encode()
     seal = caller.seal(200, hashlib.sha256(body).hexdigest())
     await asgi.respond(send, 200, body, (asgi.JSON, seal))
+
+
+async def _decide(service: Service, node: Node, now: float) -> tuple[Decision, Attempt | None]:
+    """Decide about a beacon; an offer's attempt is durable, and made upon what is committed.
+
+    None for the attempt of an offer: what it was decided upon changed each time.
+    """
+    view = service.view
+    decision = _look(view, node, now)
+    for _ in range(_TRIES):
+        if not decision.offered:
+            return decision, None
+        await service.catch_up()  # no process hands out what another has halted
+        decision = _look(view, node, now)
+        if decision.offered:
+            attempt = await service.offer(node, decision)
+            if attempt is not None:
+                return decision, attempt
+            decision = _look(view, node, now)
+    return decision, None
+
+
+def _look(view: View, node: Node, now: float) -> Decision:
+    place = view.place(node)
+    return decide(
+        view.lives(node.facts.device_type),
+        node.facts,
+        now,
+        attempts=node.attempts,
+        place=place,
+        busy=view.busy(place.building, node),
+    )
 
 
 def read_query(query: bytes) -> tuple[str, str, bool]:

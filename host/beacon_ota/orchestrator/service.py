@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +25,8 @@ from beacon_ota.orchestrator.database import Database, StorageError, is_shared, 
 from beacon_ota.orchestrator.gate import Memory
 from beacon_ota.orchestrator.hub import Hub
 from beacon_ota.orchestrator.objects import open_blobs
-from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide
-from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Reason, Result
+from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide, may_go_on
+from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Reason, Result, Status
 from beacon_ota.orchestrator.store import (
     Fields,
     attempts,
@@ -36,11 +37,12 @@ from beacon_ota.orchestrator.store import (
     firmwares,
     keys,
     orphans,
+    rollouts,
     sites,
     webhooks,
 )
 from beacon_ota.orchestrator.tallies import SharedTallies
-from beacon_ota.orchestrator.view import Node, Release, View, attempt_of
+from beacon_ota.orchestrator.view import Node, Release, View, attempt_of, times_of
 
 T = TypeVar("T")
 log = logging.getLogger("beacon_ota.orchestrator")
@@ -246,34 +248,49 @@ class Service:
         return await self.db.write(both, then=after)
 
     async def adopt_key(self, node: Node, key: bytes) -> None:
-        """A beacon has used a key that it was given: earlier ones are of no use to anybody now."""
+        """A beacon has used a key that it was given: earlier ones are of no use to anybody now.
+
+        Another process may have noted it, seen a later one, or removed the beacon: that holds.
+        """
         beacon_id, now = node.facts.id, self.clock.now()
 
-        def work(conn: Connection) -> tuple[Fields, Fields] | None:
+        def work(conn: Connection) -> tuple[Fields | None, Fields | None]:
             row = keys.use(conn, beacon_id, key)
             if row is None:
-                return None  # another process was faster, or has seen a later one
+                return beacons.get(conn, beacon_id), None
             audit.add(conn, now, "orchestrator", "beacon.rekeyed", beacon_id, "", {})
             data = {"by": "orchestrator"}
             return row, events.add(conn, now, "beacon.rekeyed", beacon_id, data)
 
-        def then(done: tuple[Fields, Fields] | None) -> None:
-            if done is not None:
-                self.view.put_beacon(done[0])
-                self.hub.publish(done[1])
+        def then(done: tuple[Fields | None, Fields | None]) -> None:
+            row, event = done
+            if row is None:
+                self.view.drop_beacon(beacon_id)
+            else:
+                self.view.put_beacon(row)
+            if event is not None:
+                self.hub.publish(event)
 
         await asyncio.shield(self.db.write(work, then=then))
 
     # ---- attempts ----
 
-    async def offer(self, node: Node, decision: Decision) -> Attempt:
-        """Return the attempt of an offer; it is durable before the beacon hears of it."""
+    async def offer(self, node: Node, decision: Decision) -> Attempt | None:
+        """Return the attempt of an offer; it is durable before the beacon hears of it.
+
+        Args:
+            decision: made just now: nothing was awaited since.
+
+        Returns:
+            None when it is to be decided again: what it was made upon has changed.
+        """
         if decision.attempt_id is not None and node.offering is None:
             return self.view.open[decision.attempt_id]
         if node.offering is not None:  # the same beacon asked twice at once
             return await asyncio.shield(node.offering)
         assert decision.rollout_id and decision.firmware_id
         facts = node.facts
+        basis = self.view.basis(self.view.entries[decision.rollout_id])
         before = [a for a in node.attempts if a.rollout_id == decision.rollout_id]
         again = bool(before) and before[-1].result is Result.EXPIRED
         row: Fields = {
@@ -294,13 +311,17 @@ class Service:
         self.view.put_attempt(attempt)  # at once, so that the building's count includes it
         node.offering = asyncio.get_running_loop().create_future()
         try:
-            kept = await self.db.write(attempts.offer_again if again else attempts.offer, row)
+            kept = await self.db.write(attempts.offer_upon, basis, facts.channel, row, again)
+            if kept is None:
+                self._take_back(attempt, before[-1] if again else None)
+                node.offering.set_result(None)
+                return None
             if kept["id"] != attempt.id:
                 self.view.cancel_attempt(attempt)
                 attempt = attempt_of(kept)
                 self.view.put_attempt(attempt)
         except BaseException as error:
-            self.view.cancel_attempt(attempt)
+            self._take_back(attempt, before[-1] if again else None)
             node.offering.set_exception(error)
             node.offering.exception()
             raise
@@ -320,12 +341,25 @@ class Service:
             node.offering = None
         return attempt
 
-    async def take(self, attempt: Attempt) -> Fields | None:
-        """Record that a beacon has begun: the first download or report of an attempt."""
+    def _take_back(self, attempt: Attempt, expired: Attempt | None) -> None:
+        """Forget an offer that was not committed; what it was to go on with stays as it was."""
+        self.view.cancel_attempt(attempt)
+        if expired is not None:
+            self.view.put_attempt(expired)
+
+    async def take(self, attempt: Attempt) -> bool:
+        """Record that a beacon has begun: the first download of an attempt.
+
+        Returns:
+            Whether it may: False when the attempt has ended, or was called off.
+        """
         now = self.clock.now()
-        row = await self.db.write(attempts.take, attempt.id, now, then=self.put_attempt)
-        self.hub.tell(now, "attempt.taken", attempt.id, {"beacon": attempt.beacon_id})
-        return row
+        may, _row = await self.db.write(
+            _take, attempt.id, now, then=lambda done: self.put_attempt(done[1])
+        )
+        if may:
+            self.hub.tell(now, "attempt.taken", attempt.id, {"beacon": attempt.beacon_id})
+        return may
 
     def put_attempt(self, row: Fields | None) -> None:
         """Bring the view up to a committed row."""
@@ -377,18 +411,18 @@ class Service:
         code: str | None = None,
         detail: str | None = None,
     ) -> None:
-        """End an attempt by what we concluded ourselves."""
-        release = self.view.releases[attempt.firmware_id]
+        """End an attempt by what we concluded ourselves of how far it had come."""
+        version = self.view.releases[attempt.firmware_id].row["version"]
+        attempt_id, upon, now = attempt.id, times_of(attempt), self.clock.now()
         told: list[Fields] = []
 
         def work(conn: Connection) -> Fields | None:
             told.clear()
-            now = self.clock.now()
             settled, row = attempts.conclude(
-                conn, attempt.id, now, str(result), stage=stage, code=code, detail=detail
+                conn, attempt_id, now, str(result), upon=upon, stage=stage, code=code, detail=detail
             )
             if settled and row is not None:
-                told.append(outcome_event(conn, now, row, release))
+                told.append(outcome_event(conn, now, row, version))
             return row
 
         def after(row: Fields | None) -> None:
@@ -461,12 +495,14 @@ class Service:
 
     async def damaged(self, release: Release, error: BlobDamaged) -> None:
         """Withdraw a release whose bytes are not what they were."""
-        log.error("release %s is withdrawn: %s", release.row["id"], error)
+        firmware_id = release.row["id"]
+        log.error("release %s is withdrawn: %s", firmware_id, error)
         await self.change(
             "orchestrator",
             "firmware.damaged",
-            release.row["id"],
-            lambda conn: firmwares.change(conn, release.row["id"], damaged_at=self.clock.now()),
+            firmware_id,
+            partial(firmwares.change, damaged_at=self.clock.now()),
+            firmware_id,
             then=lambda row: row and self.view.put_release(row),
             reason=error.code,
         )
@@ -483,15 +519,37 @@ class Service:
             log.exception("background work failed")
 
 
+def going_on(conn: Connection, attempt_id: str) -> tuple[bool, Fields | None]:
+    """Tell whether an attempt may go on, by what is committed; and its row.
+
+    So a halt holds that another process has committed, and this one has not heard of yet.
+    """
+    row = attempts.get(conn, attempt_id)
+    basis = None if row is None else rollouts.basis(conn, row["rollout_id"])
+    if row is None or basis is None:
+        return False, row
+    return may_go_on(Status(basis.status), basis.release_state, attempt_of(row)), row
+
+
+def _take(conn: Connection, attempt_id: str, now: float) -> tuple[bool, Fields | None]:
+    may, row = going_on(conn, attempt_id)
+    return may, attempts.take(conn, attempt_id, now) if may else row
+
+
 def outcome_event(
-    conn: Connection, at: float, row: Fields, release: Release, word: str | None = None
+    conn: Connection, at: float, row: Fields, version: str, word: str | None = None
 ) -> Fields:
-    """Record the event of an attempt's end; ``word`` instead of its result."""
+    """Record the event of an attempt's end.
+
+    Args:
+        version: of its release.
+        word: instead of its result.
+    """
     data = {
         "beacon": row["beacon_id"],
         "rollout": row["rollout_id"],
         "firmware": row["firmware_id"],
-        "version": release.row["version"],
+        "version": version,
     }
     for name in ("failed_in", "code", "detail"):
         if row[name]:

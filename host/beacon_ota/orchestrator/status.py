@@ -20,7 +20,7 @@ from beacon_ota.orchestrator.gate import Caller, rekey
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.rollout.decide import may_go_on
 from beacon_ota.orchestrator.rollout.types import Attempt
-from beacon_ota.orchestrator.service import Counts, Service, outcome_event
+from beacon_ota.orchestrator.service import Counts, Service, going_on, outcome_event
 from beacon_ota.orchestrator.store import Fields, attempts, beacons
 from beacon_ota.orchestrator.view import Node, attempt_of
 from beacon_ota.wire import journal
@@ -49,6 +49,7 @@ class Recorded(NamedTuple):
     row: Fields | None  # of the attempt
     events: tuple[Fields, ...] = ()
     others: tuple[Fields, ...] = ()  # earlier attempts of the beacon that it says more about
+    called_off: bool = False  # the attempt may not go on, and nothing was recorded
 
 
 async def status(
@@ -67,6 +68,9 @@ async def status(
     if word == "success":
         _check_success(service, attempt, doc)
 
+    version = ""
+    if attempt is not None:
+        version = service.view.releases[attempt.firmware_id].row["version"]
     now = service.clock.now()
     _hear(service, node, doc, now, asgi.address(scope))
     entries, ack = doc.pop("journal", []), doc.pop("journal_ack", 0)
@@ -76,10 +80,10 @@ async def status(
                 _record,
                 now,
                 node.facts.id,
-                attempt,
+                None if attempt is None else attempt.id,
                 doc,
                 entries,
-                None if attempt is None else service.view.releases[attempt.firmware_id],
+                version,
                 then=lambda done: _recorded(service, done),
             )
         )
@@ -91,6 +95,8 @@ async def status(
         else:
             if recorded.row is not None and recorded.row["result"] is not None:
                 raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
+            if recorded.called_off:
+                raise _stopped("halted", attempt)
             node.progress = doc.get("progress", 0 if word == "downloading" else 100)
             service.hub.tell(
                 now,
@@ -187,8 +193,11 @@ def check_going_on(service: Service, attempt: Attempt) -> None:
     entry = service.view.entries.get(attempt.rollout_id)
     release = service.view.releases[attempt.firmware_id]
     if entry is None or not may_go_on(entry.state.status, release.state, attempt):
-        state = "over" if entry is None else entry.state.status.value
-        raise Problem(410, "rollout_halted", f"the rollout is {state}", found=attempt.rollout_id)
+        raise _stopped("over" if entry is None else entry.state.status.value, attempt)
+
+
+def _stopped(state: str, attempt: Attempt) -> Problem:
+    return Problem(410, "rollout_halted", f"the rollout is {state}", found=attempt.rollout_id)
 
 
 async def _attempt(service: Service, node: Node, doc: Fields) -> Attempt:
@@ -243,16 +252,20 @@ def _record(
     conn: Connection,
     now: float,
     beacon_id: str,
-    attempt: Attempt | None,
+    attempt_id: str | None,
     doc: Fields,
     entries: list[list[Any]],
-    release: Any,
+    version: str,
 ) -> Recorded:
     """Store a report in one transaction: journal, history, and what it does to its attempt."""
     word = doc["update_status"]
+    if attempt_id is not None and word not in wire.FINAL:
+        may, row = going_on(conn, attempt_id)
+        if not may:
+            return Recorded("", row, called_off=True)
     if entries:
         beacons.keep_journal(conn, beacon_id, entries, now)
-    if attempt is None:
+    if attempt_id is None:
         beacons.report(conn, beacon_id, None, now, word, json.dumps(doc))
         beacons.said(conn, beacon_id, doc)
         return Recorded("", None)
@@ -264,15 +277,15 @@ def _record(
         if row is not None and how != "repeated":
             others = attempts.undo_earlier(conn, now, doc, row)
             if how == "first":
-                told.append(outcome_event(conn, now, row, release))
+                told.append(outcome_event(conn, now, row, version))
             undone = [*others, row] if how == "undone" and row["result"] == "success" else others
-            told += [outcome_event(conn, now, one, release, "undone") for one in undone]
+            told += [outcome_event(conn, now, one, version, "undone") for one in undone]
     elif word == "rebooting":
-        row = attempts.rebooting(conn, attempt.id, now)
+        row = attempts.rebooting(conn, attempt_id, now)
     else:
-        row = attempts.take(conn, attempt.id, now)
+        row = attempts.take(conn, attempt_id, now)
     if how != "repeated":
-        beacons.report(conn, beacon_id, attempt.id, now, word, json.dumps(doc))
+        beacons.report(conn, beacon_id, attempt_id, now, word, json.dumps(doc))
     return Recorded(how, row, tuple(told), tuple(others))
 
 

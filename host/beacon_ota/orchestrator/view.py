@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from beacon_ota.orchestrator.gate import Memory, Nonces
+from beacon_ota.orchestrator.guard import keep_from_writer
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
@@ -23,6 +24,9 @@ from beacon_ota.orchestrator.rollout.types import (
 )
 from beacon_ota.orchestrator.rollout.windows import Places
 from beacon_ota.orchestrator.store import Fields, keys
+from beacon_ota.orchestrator.store.attempts import Times
+from beacon_ota.orchestrator.store.firmwares import state_of
+from beacon_ota.orchestrator.store.rollouts import Basis
 
 
 @dataclass(slots=True, eq=False)
@@ -52,8 +56,8 @@ class Release:
 
     @property
     def state(self) -> str:
-        """The release state that decisions see: damaged bytes are for nobody."""
-        return "deprecated" if self.row["damaged_at"] is not None else self.row["state"]
+        """The release state that decisions see."""
+        return state_of(self.row)
 
 
 @dataclass(slots=True, eq=False)
@@ -237,6 +241,11 @@ class View:
         self._lives.clear()
         return entry
 
+    def basis(self, entry: Entry) -> Basis:
+        """Return what a decision about a rollout is made upon now."""
+        release = self.releases[entry.rollout.plan.release.firmware_id]
+        return Basis(entry.revision, entry.state.status.value, release.state)
+
     def lives(self, device_type: str) -> list[rules.Live]:
         """Return the rollouts for a device type, newest first."""
         lives = self._lives.get(device_type)
@@ -328,6 +337,14 @@ class View:
             entry.open_ids.discard(attempt.id)
         if (node := self.nodes.get(attempt.beacon_id)) is not None:
             node.attempts = [other for other in node.attempts if other.id != attempt.id]
+
+
+keep_from_writer(View, Node, Release, Entry)
+
+
+def times_of(attempt: Attempt) -> Times:
+    """Return how far an attempt has come."""
+    return Times(attempt.offered_at, attempt.taken_at, attempt.rebooting_at)
 
 
 def attempt_of(row: Mapping[Any, Any]) -> Attempt:

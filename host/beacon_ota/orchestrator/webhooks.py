@@ -139,12 +139,13 @@ class Webhooks:
     async def _try(self, webhook_id: str) -> bool:
         service = self.service
         now = service.clock.now()
+        lease_s = LEASE_S * service.clock.scale
 
         def take(conn: Connection) -> tuple[Fields, Fields] | None:
             hook = webhooks.get(conn, webhook_id)
             if hook is None or hook["disabled_at"] is not None:
                 return None
-            row = webhooks.claim(conn, webhook_id, now, LEASE_S * service.clock.scale)
+            row = webhooks.claim(conn, webhook_id, now, lease_s)
             return None if row is None else (hook, row)
 
         taken = await service.db.write(take)
@@ -186,9 +187,10 @@ class Webhooks:
             if settled is None:
                 return webhooks.every(conn)
             values: Fields = {"failing_since": None, "rests_until": None}
+            there = webhooks.get(conn, hook["id"])
             if not outcome.ok:
                 values = {
-                    "failing_since": hook["failing_since"] or now,
+                    "failing_since": (there and there["failing_since"]) or now,
                     "rests_until": now + min(REST_S, pause or REST_S),
                 }
             if outcome.gone:

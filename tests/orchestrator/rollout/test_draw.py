@@ -1,5 +1,7 @@
 """Ids that keep to the shares."""
 
+import hashlib
+
 from beacon_ota.orchestrator.rollout.draw import draw_id
 from tests.orchestrator.rollout.build import by_stage, fleet, rollout
 
@@ -36,7 +38,8 @@ def test_the_same_question_has_the_same_answer():
 def test_nobody_and_those_it_is_not_for():
     plan = rollout().plan
     nobody = draw_id(plan, [], "a")
-    assert len(nobody) == 24 and int(nobody, 16) >= 0
+    assert nobody == hashlib.sha256(b"a\n0").hexdigest()[:24]  # the first that is tried is fair
+    assert draw_id(plan, [], "b") != nobody
     assert draw_id(plan, fleet(50, version=""), "a") == draw_id(plan, fleet(50), "a")
     others = [*fleet(50, version="1.2.3"), *fleet(50, version="?"), *fleet(50, quarantined=True)]
     assert draw_id(plan, others, "a") == nobody

@@ -209,12 +209,12 @@ async def show(
 ) -> Response:
     """Show a beacon: its attempts, reports and journal, newest first."""
     await _up_to_date(service)
+    versions = {key: one.row["version"] for key, one in service.view.releases.items()}
 
     def read(conn: Connection) -> Fields | None:
         row = beacons.get(conn, beacon_id)
         if row is None:
             return None
-        versions = {key: one.row["version"] for key, one in service.view.releases.items()}
         tries = []
         for one in attempts.of_beacon(conn, beacon_id, limit):
             for key in (

@@ -209,16 +209,18 @@ def _taken(service: Service, done: mirrors.Told) -> None:
 
 async def _halt(service: Service, engine: Engine, mirror: Fields, row: Fields) -> None:
     """Halt everywhere what a mirror has halted for itself; again is nothing."""
-    entry = service.view.entries.get(str(row.get("rollout_id")))
+    rollout_id = str(row.get("rollout_id"))
+    entry = service.view.entries.get(rollout_id)
     if entry is None:
         return
     firmware_id = entry.rollout.plan.release.firmware_id
     if await service.db.read(mirrors.serves, mirror, firmware_id) is None:
         return  # none of its beacons could have told it
-    async with engine.moving:
-        try:
-            by, why = f"mirror {mirror['name']}", str(row.get("reason", ""))[:200]
-            await engine.commit(entry, moves.halt(entry.state, service.clock.now(), by, why))
-        except UsageError as error:  # it is halted, or over
-            if error.code == "rollout_moved":
-                raise
+    by, why = f"mirror {mirror['name']}", str(row.get("reason", ""))[:200]
+    try:
+        await engine.move(
+            rollout_id, lambda entry, now: moves.halt(entry.state, now, by, why), tries=3
+        )
+    except UsageError as error:  # it is halted, or over
+        if error.code == "rollout_moved":
+            raise

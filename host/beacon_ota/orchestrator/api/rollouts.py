@@ -15,7 +15,7 @@ from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api.access import On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
 from beacon_ota.orchestrator.api.previews import ClientLeft, Previews
-from beacon_ota.orchestrator.engine import Engine, dump_state, load_state
+from beacon_ota.orchestrator.engine import Decide, Engine, dump_state, load_state, withdrawn
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import missing
 from beacon_ota.orchestrator.rollout import advance as moves
@@ -42,6 +42,7 @@ from beacon_ota.orchestrator.view import Entry
 
 router = APIRouter(prefix="/api/rollouts", tags=["rollouts"])
 
+_STOP_TRIES = 3  # of what stops a rollout, while others move it
 _HORIZON_MAX_S = 400 * 86400.0
 
 
@@ -209,43 +210,43 @@ async def tries(
 @router.post("/{rollout_id}/pause")
 async def pause(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
     """Offer the release to nobody new; what is under way goes on."""
-    return await _move(service, engine, rollout_id, by, _by_state(moves.pause, why))
+    return await _move(service, engine, rollout_id, _by_state(moves.pause, by, why), _STOP_TRIES)
 
 
 @router.post("/{rollout_id}/resume")
 async def resume(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
     """Go on after a pause, or after a halt: the failures so far are accepted then."""
-    return await _move(service, engine, rollout_id, by, _by_state(moves.resume, why))
+    return await _move(service, engine, rollout_id, _by_state(moves.resume, by, why))
 
 
 @router.post("/{rollout_id}/halt")
 async def halt(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
     """Withhold the release from everybody who is not rebooting into it yet."""
-    return await _move(service, engine, rollout_id, by, _by_state(moves.halt, why))
+    return await _move(service, engine, rollout_id, _by_state(moves.halt, by, why), _STOP_TRIES)
 
 
 @router.post("/{rollout_id}/abort")
 async def abort(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
     """End a rollout for good."""
-    return await _move(service, engine, rollout_id, by, _by_state(moves.abort, why))
+    return await _move(service, engine, rollout_id, _by_state(moves.abort, by, why), _STOP_TRIES)
 
 
 @router.post("/{rollout_id}/advance")
 async def advance(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
     """Open the next stage now, without waiting for sample or soak."""
 
-    def work(entry: Entry, now: float, actor: str) -> tuple[Transition, ...]:
+    def decide(entry: Entry, now: float) -> tuple[Transition, ...]:
         return moves.step(
             entry.rollout,
             entry.state,
             engine.count(entry, now),
             now,
-            actor,
+            by.name,
             wave=why.wave,
             reason=why.reason,
         )
 
-    return await _move(service, engine, rollout_id, by, work)
+    return await _move(service, engine, rollout_id, decide)
 
 
 def compile_order(service: Service, order: Order) -> tuple[Rollout, float]:
@@ -262,12 +263,7 @@ def read_order(service: Service, order: Order) -> tuple[Plan, float]:
     if release is None:
         raise missing("firmware", order.firmware_id)
     if release.state == "deprecated":
-        raise UsageError(
-            "firmware_state",
-            "a release that was withdrawn cannot be rolled out",
-            found=release.row["state"],
-            expected=["testing", "stable"],
-        )
+        raise withdrawn(release.row["state"])
     row = release.row
     now = service.clock.now()
     data = dict(order.plan)
@@ -291,33 +287,21 @@ def _drawn(plan: Plan, order: Order, beacons: Sequence[Beacon], release_state: s
     return replace(plan, rollout_id=drawn)
 
 
-def _by_state(decide, why: Why):
-    def work(entry: Entry, now: float, actor: str) -> tuple[Transition, ...]:
-        return decide(entry.state, now, actor, why.reason)
-
-    return work
+def _by_state(move: Callable[..., tuple[Transition, ...]], by: Actor, why: Why) -> Decide:
+    return lambda entry, now: move(entry.state, now, by.name, why.reason)
 
 
-async def _move(service: Service, engine: Engine, rollout_id: str, actor: Actor, work) -> Response:
-    entry = service.view.entries.get(rollout_id)
-    if entry is None:
+async def _move(
+    service: Service, engine: Engine, rollout_id: str, decide: Decide, tries: int = 1
+) -> Response:
+    if rollout_id not in service.view.entries:
         row = await service.db.read(rollouts.get, rollout_id)
         if row is None:
             raise missing("rollout", rollout_id)
         raise UsageError(
             "rollout_not_active", "the rollout is over", found=row["status"], expected="active"
         )
-    async with engine.moving:
-        for last in (False, False, True):
-            now = service.clock.now()
-            made: Sequence[Transition] = work(entry, now, actor.name)
-            try:
-                await engine.commit(entry, made)
-                break
-            except UsageError as error:  # moved by another process: is it still possible?
-                if last or error.code != "rollout_moved":
-                    raise
-        await engine.step(entry)
+    await engine.move(rollout_id, decide, tries)
     return answer(await shown(service, engine, rollout_id))
 
 

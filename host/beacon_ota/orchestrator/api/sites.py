@@ -62,6 +62,7 @@ async def create(new: NewSite, service: On, actor: Operator) -> Response:
     """Add a site below its parent."""
     check_path(new.path)
     _check(new.tz, new.window)
+    row = {**new.model_dump(), "created_at": service.clock.now()}
 
     def work(conn: Connection) -> list[Fields]:
         parent = new.path.rpartition("/")[0]
@@ -69,7 +70,7 @@ async def create(new: NewSite, service: On, actor: Operator) -> Response:
             raise missing("site", parent)
         if sites.get(conn, new.path) is not None:
             raise UsageError("site_taken", "this site is there", found=new.path)
-        sites.add(conn, {**new.model_dump(), "created_at": service.clock.now()})
+        sites.add(conn, row)
         return sites.every(conn)
 
     return await _do(service, actor, "site.created", new.path, work, new.model_dump(), 201)

@@ -62,8 +62,9 @@ async def create(new: NewToken, service: On, actor: Admin) -> Response:
 async def revoke(token_id: str, service: On, actor: Admin) -> Response:
     """Revoke a token, for good. The last usable admin token stays."""
 
+    now = service.clock.now()
+
     def work(conn: Connection) -> Fields:
-        now = service.clock.now()
         row = tokens.revoke(conn, token_id, now)
         if row is None:
             raise missing("token", token_id)

@@ -139,17 +139,19 @@ async def change(
     if "kinds" in values:
         values["kinds"] = json.dumps(values["kinds"])
     enabled = values.pop("enabled", None)
+    now = service.clock.now()
 
     def work(conn: Connection) -> Fields:
         row = _found(conn, webhook_id)
+        changed = dict(values)  # it is run again when another change of its transaction fails
         if enabled is False:
-            values["disabled_at"] = row["disabled_at"] or service.clock.now()
+            changed["disabled_at"] = row["disabled_at"] or now
         elif enabled and row["disabled_at"] is not None:
-            values.update(
+            changed.update(
                 disabled_at=None, failing_since=None, rests_until=None, seen=events.last_id(conn)
             )
-        if values:
-            webhooks.change(conn, webhook_id, **values)
+        if changed:
+            webhooks.change(conn, webhook_id, **changed)
         return _found(conn, webhook_id)
 
     return answer(shown(await _do(service, telling, actor, "changed", webhook_id, work, detail)))
@@ -191,10 +193,11 @@ async def retry(
     webhook_id: str, delivery_id: str, service: On, telling: Telling, actor: Admin
 ) -> Response:
     """Try a delivery again that was given up."""
+    now = service.clock.now()
 
     def work(conn: Connection) -> Fields:
         _found(conn, webhook_id)
-        row = webhooks.again(conn, webhook_id, delivery_id, service.clock.now())
+        row = webhooks.again(conn, webhook_id, delivery_id, now)
         if row is None:
             raise missing("delivery", delivery_id)
         return row

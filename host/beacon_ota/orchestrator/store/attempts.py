@@ -1,6 +1,6 @@
 """Attempts: a beacon's tries at a release. Each has one outcome, and the first one stays."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
@@ -16,8 +16,9 @@ from sqlalchemy import (
 )
 
 from beacon_ota.orchestrator.schema import attempts
-from beacon_ota.orchestrator.store import Fields, new_id
+from beacon_ota.orchestrator.store import Fields, beacons, new_id, rollouts
 from beacon_ota.orchestrator.store.prepared import Prepared
+from beacon_ota.orchestrator.store.rollouts import Basis
 from beacon_ota.wire.report import BLAMES
 
 REPORTED = ("success", "failed", "rolled_back")  # a beacon said so; the others we concluded
@@ -81,7 +82,12 @@ _END = {
 _MEASURED = {name: bindparam(f"new_{name}") for name in MEASURED}
 _BLAMED = {"blamed_at": func.coalesce(bindparam("blamed"), _a.blamed_at)}
 _CAUSE = {name: _END[name] for name in ("failed_in", "code", "detail")}
-_CONCLUDE = Prepared(update(attempts).where(_OPEN).values(**_END).returning(attempts))
+_UNCHANGED = (
+    (_a.offered_at == bindparam("was_offered"))
+    & _a.taken_at.is_not_distinct_from(bindparam("was_taken"))
+    & _a.rebooting_at.is_not_distinct_from(bindparam("was_rebooting"))
+)
+_CONCLUDE = Prepared(update(attempts).where(_OPEN & _UNCHANGED).values(**_END).returning(attempts))
 _FINISH = Prepared(
     update(attempts)
     .where(_OPEN)
@@ -111,6 +117,36 @@ _UNDO_LATE = Prepared(
     .values(late_result=bindparam("how"), late_at=bindparam("at"), **_BLAMED)
     .returning(attempts)
 )
+
+
+class Times(NamedTuple):
+    """How far an attempt has come, when it is concluded from silence or called off."""
+
+    offered_at: float
+    taken_at: float | None
+    rebooting_at: float | None
+
+
+def offer_upon(
+    conn: Connection, basis: Basis, channel: str, row: Fields, again: bool
+) -> Fields | None:
+    """Record an offer if nothing has changed that it was decided upon.
+
+    Args:
+        basis: of the rollout.
+        channel: of the beacon.
+        row: of the attempt.
+        again: its forerunner expired.
+
+    Returns:
+        The attempt's row; None when it is to be decided again: somebody else has moved or halted
+        the rollout, withdrawn the release, or changed the beacon.
+    """
+    if rollouts.basis(conn, row["rollout_id"]) != basis:
+        return None
+    if beacons.open_channel(conn, row["beacon_id"]) != channel:
+        return None
+    return (offer_again if again else offer)(conn, row)
 
 
 def offer(conn: Connection, row: Fields) -> Fields:
@@ -157,13 +193,22 @@ def conclude(
     at: float,
     result: str,
     *,
+    upon: Times,
     stage: str | None = None,
     code: str | None = None,
     detail: str | None = None,
 ) -> tuple[bool, Fields | None]:
-    """Settle an attempt from what we know ourselves; returns whether this did it, and its row."""
+    """Settle an attempt from what we know ourselves, if its beacon has not gone on since.
+
+    Args:
+        upon: how far it had come when this was concluded.
+
+    Returns:
+        Whether this settled it, and its row as it is now.
+    """
     end = {"in_stage": stage, "in_code": code, "said": detail}
-    row = _CONCLUDE.first(conn, {"attempt": attempt_id, "at": at, "how": result, **end})
+    was = dict(zip(("was_offered", "was_taken", "was_rebooting"), upon, strict=True))
+    row = _CONCLUDE.first(conn, {"attempt": attempt_id, "at": at, "how": result, **end, **was})
     return row is not None, row or get(conn, attempt_id)
 
 

@@ -35,6 +35,7 @@ _SAID = Prepared(
     )
 )
 _REPORT = Prepared(insert(reports), ("beacon_id", "attempt_id", "at", "status", "body"))
+_CHANNEL = Prepared(select(_b.channel, _b.quarantined_at).where(_b.id == bindparam("beacon")))
 # What a listing shows: never a key.
 SHOWN = [column for column in _b if column.name not in ("key", "next_key", "given_keys")]
 
@@ -47,6 +48,12 @@ def add(conn: Connection, row: Fields) -> None:
 def get(conn: Connection, beacon_id: str) -> Fields | None:
     """Return a beacon with its keys."""
     return fields(conn.execute(select(beacons).where(_b.id == beacon_id)).first())
+
+
+def open_channel(conn: Connection, beacon_id: str) -> str | None:
+    """Return a beacon's channel; None when it may be offered nothing: quarantined, or removed."""
+    row = _CHANNEL.first(conn, {"beacon": beacon_id})
+    return None if row is None or row["quarantined_at"] is not None else row["channel"]
 
 
 def change(conn: Connection, beacon_id: str, **values: Any) -> Fields | None:

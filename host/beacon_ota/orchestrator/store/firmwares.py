@@ -48,6 +48,15 @@ def every(
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
+def state_of(row: Fields) -> str:
+    """Return the release state that decisions see: damaged bytes are for nobody.
+
+    Args:
+        row: of a release; ``state`` and ``damaged_at`` are enough.
+    """
+    return "deprecated" if row["damaged_at"] is not None else row["state"]
+
+
 def blobs(conn: Connection) -> set[str]:
     """Return the digests of all bytes that a release refers to."""
     return set(conn.scalars(select(firmwares.c.blob).distinct()))

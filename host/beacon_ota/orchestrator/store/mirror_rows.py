@@ -123,6 +123,7 @@ _ATTEMPT: dict[str, Check] = {
     "detail": _maybe(_text(report.MAX_DETAIL)),
     "late_result": _maybe(_one_of(_RESULTS)),
     "late_at": _maybe(_is_time),
+    "blamed_at": _maybe(_is_time),
     **_MEASURES,
 }
 _REPORT: dict[str, Check] = {

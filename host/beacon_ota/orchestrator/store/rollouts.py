@@ -1,14 +1,41 @@
 """Rollouts and their transitions. The state is a fold of the transitions, kept beside them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.schema import rollouts, transitions
+from beacon_ota.orchestrator.schema import firmwares, rollouts, transitions
 from beacon_ota.orchestrator.store import Fields, fields
+from beacon_ota.orchestrator.store.firmwares import state_of
+from beacon_ota.orchestrator.store.prepared import Prepared
 
-_r = rollouts.c
+_r, _f = rollouts.c, firmwares.c
+_BASIS = Prepared(
+    select(_r.revision, _r.status, _f.state, _f.damaged_at).where(
+        _r.id == bindparam("rollout"), _f.id == _r.firmware_id
+    )
+)
+
+
+class Basis(NamedTuple):
+    """What a decision about a rollout is made upon. What follows is committed if it still holds.
+
+    Attributes:
+        revision: of the rollout.
+        status: of the rollout; a mirror's own halt changes it without a new revision.
+        release_state: ``testing``, ``stable`` or ``deprecated`` (also when it is damaged).
+    """
+
+    revision: int
+    status: str
+    release_state: str
+
+
+def basis(conn: Connection, rollout_id: str) -> Basis | None:
+    """Return what decisions about a rollout are to be made upon, as it is committed."""
+    row = _BASIS.first(conn, {"rollout": rollout_id})
+    return None if row is None else Basis(row["revision"], row["status"], state_of(row))
 
 
 def add(conn: Connection, row: Fields) -> None:
