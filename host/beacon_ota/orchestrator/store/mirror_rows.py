@@ -15,7 +15,7 @@ from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.rollout.types import Result
 from beacon_ota.orchestrator.store import Fields
 from beacon_ota.orchestrator.store.attempts import MEASURED
-from beacon_ota.wire import auth, report, versions
+from beacon_ota.wire import auth, journal, report, versions
 from beacon_ota.wire.shapes import is_hex, is_number
 
 LAST_TIME = 253402300799.0  # UTC seconds, the end of the year 9999
@@ -135,7 +135,7 @@ _REPORT: dict[str, Check] = {
 }
 _JOURNAL: dict[str, Check] = {
     "beacon_id": _is_id,
-    "seq": _whole(1, report.MAX_SEQ),
+    "seq": _whole(1, journal.MAX_SEQ),
     "digest": _text(16),
     "utc": _is_time,
     "stage": _is_word,
