@@ -35,9 +35,9 @@ class Journal:
         place = "journal%d" % (seq % _PLACES)
         entry = [seq, clock.utc()] + words
         # A full NVS has room again once the oldest entry is gone.
-        if not self._store.try_put(place, entry):
-            if not self._store.try_put(place, None) or not self._store.try_put(place, entry):
-                return
+        put = self._store.try_put
+        if not put(place, entry) and not (put(place, None) and put(place, entry)):
+            return
         self._head = seq
         self._last = words
 

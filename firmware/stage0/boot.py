@@ -46,7 +46,7 @@ def note(code, detail):
             try:
                 size = nvs.get_blob("journal%d" % i, entry)
                 found = json.loads(entry[:size])[0]
-                if isinstance(found, int) and found < 1 << 30:
+                if isinstance(found, int) and found < 1 << 29:
                     seq = max(seq, found)
             except Exception:
                 continue  # an unused or unreadable place of the ring
