@@ -8,7 +8,7 @@ from net import clock
 from wire import journal as rule
 
 _PLACES = const(8)
-_LAST = const(0x3FFFFFFF)  # stage 0 takes a larger number for none that was counted up to
+_LAST = const(0x1FFFFFFF)  # stage 0 takes a larger number for none that was counted up to
 
 
 class Journal:

@@ -139,7 +139,10 @@ class Beacon:
     def forget_crashes(self):
         if self.store.number("crashes"):
             self.store.try_put("crashes", None)
-        machine.RTC().memory(b"")
+        memory = machine.RTC().memory
+        kept = memory()
+        if kept[:7] == b"crashes":
+            memory(bytes(8) + kept[8:])
 
     async def run(self):
         start = self.supervisor.start

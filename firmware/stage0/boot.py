@@ -31,6 +31,14 @@ crashes = 0
 failure = None  # why there is no app to run
 
 
+# Is the clock's date only a guess of the app's? It says so in RTC memory, behind our eight bytes.
+def guessed():
+    try:
+        return machine.RTC().memory()[8:13] == b"guess"
+    except Exception:
+        return False
+
+
 # One line in the error journal: the same ring that the app keeps, because what stage 0 has to say
 # is said when no app is there to say it. It never raises: no reset waits for a reason.
 def note(code, detail):
@@ -39,20 +47,24 @@ def note(code, detail):
         entry = bytearray(1024)
         seq = 0
         try:
-            seq = max(0, nvs.get_i32("jrn_ack"))
+            found = nvs.get_i32("jrn_ack")
+            if 0 < found < 1 << 29:
+                seq = found
         except OSError:
             pass  # nothing was delivered yet
         for i in range(8):
             try:
                 size = nvs.get_blob("journal%d" % i, entry)
                 found = json.loads(entry[:size])[0]
-                if isinstance(found, int) and found < 1 << 30:
+                if isinstance(found, int) and found < 1 << 29:
                     seq = max(seq, found)
             except Exception:
                 continue  # an unused or unreadable place of the ring
         seq += 1
         now = int(time.time()) + (946684800 if time.gmtime(0)[0] == 2000 else 0)
-        entry = json.dumps([seq, now if now > 1735689600 else 0, "boot", code, detail[:80]])
+        if now <= 1735689600 or guessed():
+            now = 0
+        entry = json.dumps([seq, now, "boot", code, detail[:80]])
         place = "journal%d" % (seq % 8)
         try:
             nvs.set_blob(place, entry)
@@ -84,9 +96,9 @@ def count():
         print("crashes: not stored:", repr(error))
     try:
         memory = machine.RTC().memory
-        kept = memory()
-        number = min(kept[7] + 1, 255) if kept[:7] == b"crashes" and len(kept) == 8 else 1
-        memory(b"crashes" + bytes((number,)))
+        kept = memory()  # what lies behind the first eight bytes is the app's
+        number = min(kept[7] + 1, 255) if kept[:7] == b"crashes" and len(kept) > 7 else 1
+        memory(b"crashes" + bytes((number,)) + kept[8:])
         return number
     except Exception as error:
         print("crashes: not counted:", repr(error))

@@ -40,11 +40,16 @@ def reset(b: Bench, cause: str) -> None:
     b.wait(lambda: len(b.beacon.boots) > ended, what="another boot")
 
 
+def on_air(b: Bench) -> bool:
+    radio = b.beacon.bluetooth
+    assert isinstance(radio, Advertiser)
+    return radio.advertising is not None and bool(radio.values)
+
+
 def serves(b: Bench) -> bool:
     radio = b.beacon.bluetooth
     assert isinstance(radio, Advertiser)
-    on_air = radio.advertising is not None and FRAME in radio.data and bool(radio.values)
-    return on_air and b.beacon.wlan.connected
+    return on_air(b) and FRAME in radio.data and b.beacon.wlan.connected
 
 
 def polls_again(b: Bench) -> None:
@@ -98,9 +103,7 @@ def test_an_nvs_that_cannot_be_opened(v1):
         b.beacon.nvs_broken = True
         for cause in ("power", "reset"):
             reset(b, cause)
-            radio = b.beacon.bluetooth
-            assert isinstance(radio, Advertiser)
-            b.wait(lambda: b.beacon.phase == "main.py" and radio.advertising is not None)
+            b.wait(lambda: b.beacon.phase == "main.py" and on_air(b), what="on the air")
         boots = len(b.beacon.boots)
         b.beacon.skip(600)
         time.sleep(1)

@@ -2,8 +2,8 @@
 # rely on it. The esp32 port counts from 2000, others from 1970; nobody else needs to know.
 #
 # The chip's clock can also hold a guess, for those who need some date (net/https.py). It is no time
-# to anybody who asks here. That it is a guess lies in the RTC's memory: like the clock it survives
-# every reset, and is gone with the power.
+# to anybody who asks here. That it is a guess lies in the RTC's memory, behind what stage 0 keeps
+# there: like the clock it survives every reset, and is gone with the power.
 
 import time
 
@@ -13,6 +13,7 @@ _EPOCH = 946684800 if time.gmtime(0)[0] == 2000 else 0
 _BUILT = const(1735689600)  # 2025: a clock that says less was never set
 _JITTER = const(2)  # seconds; a network is no better
 _MARK = b"guess"
+_STAGE0 = const(8)  # bytes of the RTC's memory that are stage 0's
 
 _guessed = False
 
@@ -22,7 +23,15 @@ def begin():
     global _guessed
     from machine import RTC
 
-    _guessed = RTC().memory() == _MARK
+    _guessed = RTC().memory()[_STAGE0:] == _MARK
+
+
+def _mark(mark):
+    from machine import RTC
+
+    memory = RTC().memory
+    kept = memory()[:_STAGE0]
+    memory(kept + bytes(_STAGE0 - len(kept)) + mark)
 
 
 # UTC seconds since 1970, 0 while the clock is unset.
@@ -41,9 +50,7 @@ def guess(now):
     global _guessed
     if utc() or not _EPOCH <= now < 1 << 33:
         return
-    from machine import RTC
-
-    RTC().memory(_MARK)
+    _mark(_MARK)
     _guessed = True
     _write(now)
 
@@ -58,9 +65,7 @@ def set(now, exact=False):
         return
     _write(now)
     if _guessed:
-        from machine import RTC
-
-        RTC().memory(b"")
+        _mark(b"")
         _guessed = False
 
 

@@ -21,8 +21,8 @@ _POWER_ON = const(1)
 _RESCUE = const(8)  # crashes after which stage 0 tries another slot
 
 
-# `ask(state)` asks the orchestrator for work. Returns the record of an attempt whose end NVS did not
-# take, so that it is reported all the same; else None.
+# `ask(state)` asks the orchestrator for work. Returns the record of an attempt whose end NVS did
+# not take, so that it is reported all the same; else None.
 async def run(beacon, ask):
     record = beacon.store.record("attempt")
     if not isinstance(record, dict) or "attempt_id" not in record:

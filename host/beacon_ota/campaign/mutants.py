@@ -56,9 +56,9 @@ MUTANTS = (
     Mutant(
         "flips-before-counting",
         ("stage0", "boot.py"),
-        '    ota.writeblocks(sector, b"\\0", 4 + used)\n',
-        '    ota.writeblocks(sector, b"\\0\\0\\0\\0", 24)\n'
-        '    ota.writeblocks(sector, b"\\0", 4 + used)\n',
+        '            ota.writeblocks(sector, b"\\0", at)\n',
+        '            ota.writeblocks(sector, b"\\0\\0\\0\\0", 24)\n'
+        '            ota.writeblocks(sector, b"\\0", at)\n',
         Scenario("crash", 1),
         "otadata",
     ),

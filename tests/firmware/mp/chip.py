@@ -531,9 +531,9 @@ def modules(chip):
         def memory(self, data=None):
             if "rtc" in chip.failing:
                 raise ValueError("no memory")
-            if data is None:
-                return chip.rtc
-            chip.rtc = bytes(data)
+            if data is not None:
+                chip.rtc = bytes(data)
+            return chip.rtc
 
     machine.Timer = Timer
     machine.RTC = RTC
