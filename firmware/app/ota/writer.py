@@ -31,8 +31,6 @@ class Writer:
         self.buf = bytearray(SECTOR)
         view = memoryview(self.buf)
         self._pieces = [view[at : at + _PIECE] for at in range(0, SECTOR, _PIECE)]
-        self._page = view[:_PAGE]
-        self._rest = view[_PAGE:]
         self.head = bytearray(_PAGE)
         # Looked up once and not for every sector: that shows in how long an update takes.
         self._flash = part.ioctl, part.writeblocks, part.readblocks, bytearray(_PIECE)
@@ -48,9 +46,10 @@ class Writer:
         start = 0
         if not sector:
             # Left blank, and not programmed: a page is programmed once.
-            self.head[:] = self._page
-            self._page[:] = b"\xff" * _PAGE
-            data = self._rest
+            page = memoryview(buf)[:_PAGE]
+            self.head[:] = page
+            page[:] = b"\xff" * _PAGE
+            data = memoryview(buf)[_PAGE:]
             start = _PAGE
         erase, program, read, back = self._flash
         for last in (False, True):
@@ -74,7 +73,7 @@ class Writer:
             if last or code == "erase":
                 raise FlashError(code, "sector %d: %s" % (sector, detail))
         if not sector:
-            self._page[:] = self.head
+            page[:] = self.head
         self._sha.update(buf if size == SECTOR else memoryview(buf)[:size])
         self.written += size
 
@@ -97,7 +96,7 @@ class Writer:
         for at in range(0, self.written, SECTOR):
             self._part.readblocks(0, self.buf, at)
             if not at:
-                self._page[:] = self.head
+                memoryview(self.buf)[:_PAGE] = self.head
             self._sha.update(self.buf)
             await asyncio.sleep_ms(0)
 

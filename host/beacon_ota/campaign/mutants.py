@@ -73,8 +73,8 @@ MUTANTS = (
     Mutant(
         "head-written-first",
         ("app", "ota", "writer.py"),
-        "            data = self._rest\n            start = _PAGE\n",
-        "            self._page[:] = self.head\n",
+        "            data = memoryview(buf)[_PAGE:]\n            start = _PAGE\n",
+        "            page[:] = self.head\n",
         Scenario("good", 0),
         "ota_0",
     ),
