@@ -40,9 +40,7 @@ class Pinned:
         clock.guess(self._begun)
 
     def wrap_socket(self, sock, name):
-        return self._context.wrap_socket(
-            sock, server_hostname=name, do_handshake_on_connect=False
-        )
+        return self._context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
 
     # mbedTLS shows each certificate after it has judged it; 0: nothing to add.
     def _shown(self, cert, depth):
