@@ -147,7 +147,7 @@ class Api:
             from net import https
 
             pinned = https.Pinned()
-        for again in (True, False):
+        while True:
             try:
                 return await http.request(
                     self._address,
@@ -161,7 +161,7 @@ class Api:
                     ends,
                 )
             except HttpError:
-                if not (again and pinned and pinned.later()):
+                if not (pinned and pinned.later()):
                     raise
 
     # The header that proves who asks. Its nonce ties the answer to it.

@@ -34,6 +34,7 @@ class Pinned:
         except (ValueError, OSError) as error:
             raise HttpError("connect", "ca.der: %s" % error)
         self._begun = 0
+        self._again = False
         self._shown(pinned, 0)
         self._context.verify_callback = self._shown
         # Always from the pinned one's date: what a stranger showed the last time moves nothing.
@@ -53,8 +54,9 @@ class Pinned:
     # Was a certificate shown that begins after the date it was judged at? Then, once, it is worth
     # another try; whoever made it up is found out by the signatures.
     def later(self):
-        if clock.utc() or self._begun <= clock.raw():
+        if self._again or clock.utc() or self._begun <= clock.raw():
             return False
+        self._again = True
         clock.guess(self._begun)
         return True
 

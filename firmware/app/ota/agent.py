@@ -227,11 +227,11 @@ class Agent:
         forget("ota.install")
         return not stage
 
-    # The end of an attempt, until it is acknowledged; else the boot and the journal, once. A poll
-    # without it would be taken for the end by itself, so it goes first. But it must not stand in the
-    # way for ever: when it was said often enough there are polls all the same, and the next attempt's
-    # record takes the place of the last one's. A report that the orchestrator itself refuses is
-    # said again after pauses that grow; a stranger's refusals are as good as silence.
+    # The end of an attempt, until it is acknowledged; else the boot and the journal, once. It goes
+    # before the poll, which without it would be taken for the end by itself. But it must not stand
+    # in the way for ever: when it was said often enough the beacon polls all the same, and the next
+    # attempt's record takes the place of the last one's. A report that the orchestrator itself
+    # refuses is said again after pauses that grow; a stranger's refusal is as good as silence.
     async def _deliver(self):
         if self._silence.left():
             return

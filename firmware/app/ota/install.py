@@ -121,8 +121,8 @@ class Install:
         if not taken:
             raise Over
 
-    # A report that has to be taken before the next step: a halted rollout stops here. An answer that
-    # is neither 2xx nor the word that it is over is no leave to go on, whatever it says.
+    # A report that has to be taken before the next step: a halted rollout stops here. An answer
+    # that is neither 2xx nor the word that it is over is no leave to go on, whatever it says.
     async def _insist(self, status):
         tries = 0
         while True:

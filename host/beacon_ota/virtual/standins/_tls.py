@@ -1,9 +1,9 @@
 # `tls` as on the esp32 port: mbedTLS holds a certificate's dates against the chip's clock, which
 # begins in 2000. The one here asks the host's; so the chip's is asked besides.
 
-import time
+import time as _time
 
-import tls
+import tls as _host  # names that `from tls import *` does not take along
 from micropython import const
 from tls import *  # noqa: F403
 
@@ -12,7 +12,7 @@ _FAILED = const(-0x2700)  # MBEDTLS_ERR_X509_CERT_VERIFY_FAILED
 
 class SSLContext:
     def __init__(self, protocol):
-        self._real = tls.SSLContext(protocol)
+        self._real = _host.SSLContext(protocol)
         self._real.verify_callback = self._verify
         self.verify_callback = None
 
@@ -32,7 +32,7 @@ class SSLContext:
         if given:
             return given
         first, last = _validity(cert)
-        now = time.gmtime()
+        now = _time.gmtime()
         now = "%04d%02d%02d%02d%02d%02d" % tuple(now[:6])
         if first <= now <= last:
             return 0
