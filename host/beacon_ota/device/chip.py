@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from beacon_ota.device import ports
 from beacon_ota.device.ports import DeviceError
@@ -287,7 +287,7 @@ def _quiet(progress: Progress | None) -> Iterator[_Log]:
     EsptoolLogger.set_logger(swap, Logger())
     # It keeps the logger that there was when it was imported, to say once that lines are missing.
     once = ResetStrategy.print_once
-    ResetStrategy.print_once = cast(type(once), lambda *_: None)
+    cast(Any, ResetStrategy).print_once = lambda *_: None
     try:
         yield found
     finally:
