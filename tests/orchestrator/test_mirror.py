@@ -12,6 +12,7 @@ from beacon_ota.orchestrator.listen import Listen
 from beacon_ota.orchestrator.service import Settings
 from beacon_ota.orchestrator.start import serve
 from beacon_ota.orchestrator.store import outbox
+from tests.orchestrator.test_keys import heard, take
 from tests.orchestrator.uplinks import Uplink
 from tests.orchestrator.world import Local, TestBeacon, image, until, upload
 
@@ -279,6 +280,32 @@ def test_a_new_key_learned_at_the_mirror(scene):
     beacon.connect(scene.primary.url)
     assert beacon.poll().status == 204
     scene.to_mirror(beacon)
+    assert beacon.poll().status == 204
+
+
+@pytest.mark.parametrize("heard_by", ["mirror", "primary"])
+def test_keys_given_while_a_mirror_hands_one_out(scene, heard_by):
+    """The beacon has the first; the primary has given two more meanwhile, and knows nothing."""
+    (beacon,) = scene.beacons(1)
+    scene.known(1)
+    scene.admin.do_beacon(beacon.id, "rekey")
+    until(lambda: scene.mirror.service.view.nodes[beacon.id].next_key, deadline_s=DEADLINE_S)
+    scene.down()
+    take(beacon, beacon.report("idle"))
+    assert beacon.poll().status == 204
+    put = secrets.token_bytes(32)
+    scene.admin.do_beacon(beacon.id, "rekey")
+    scene.admin.set_key(beacon.id, put.hex())
+    if heard_by == "primary":
+        beacon.connect(scene.primary.url)
+        assert beacon.poll().status == 204
+    scene.uplink.restore()
+    scene.even()
+    scene.to_mirror(beacon)
+    until(lambda: scene.mirror.service.view.nodes[beacon.id].next_key, deadline_s=DEADLINE_S)
+    assert heard(beacon) == put
+    until(lambda: not scene.admin.beacon(beacon.id)["rekeying"], deadline_s=DEADLINE_S)
+    beacon.connect(scene.primary.url)
     assert beacon.poll().status == 204
 
 

@@ -167,11 +167,10 @@ def test_what_a_report_cannot_do_without():
             raise AssertionError(doc)
 
 
-def test_details_are_cut_and_made_plain():
+def test_details_are_cut():
     for sent, kept in (
         ("x" * 300, "x" * 200),
         ("é" * 150, "é" * 100),
-        ("a\0b\nc", "a?b?c"),
     ):
         doc = status(update_status="failed", stage="flash", code="write", detail=sent)
         fields, faults = report.read(doc)

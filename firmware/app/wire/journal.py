@@ -38,7 +38,7 @@ def word(value):
 # Text of at most `limit` characters that every database and every JSON reader takes: no control
 # characters, no halves of surrogate pairs.
 def plain(text, limit):
-    return "".join(["?" if c < " " or "\ud7ff" < c < "\ue000" else c for c in text[:limit]])
+    return "".join(["\ufffd" if c < " " or "\ud7ff" < c < "\ue000" else c for c in text[:limit]])
 
 
 # An entry within the bounds, from whatever was written, stored or sent; None when nothing can be

@@ -167,7 +167,11 @@ def _reason(doc, status):
 
 
 def _detail(text):
-    return clip(journal.plain(text, MAX_DETAIL), MAX_DETAIL)
+    try:
+        text.encode()
+    except ValueError:  # half of a surrogate pair, spelled out in the JSON
+        text = journal.plain(text, MAX_DETAIL)
+    return clip(text, MAX_DETAIL)
 
 
 def _journal(entries):

@@ -57,10 +57,13 @@ def given(row: Fields, new: bytes) -> Fields:
 def used(row: Fields, key: bytes) -> Fields:
     """Return the columns that change when a beacon has used a key; none when it is no news.
 
-    Those given before it for the first time cannot be the beacon's any more.
+    Those given before it for the first time cannot be the beacon's any more; by the newest, none
+    of the others can.
     """
     known = of(row)
-    return _columns(known[known.index(key) :]) if key in known[1:] and key != known[0] else {}
+    if key == known[0] or key not in known:
+        return {}
+    return _columns((key,) if key == known[-1] else known[known.index(key) :])
 
 
 def _columns(known: tuple[bytes, ...]) -> Fields:
