@@ -1,6 +1,7 @@
-# Makes a slot bootable that a release was written to: the last step of a download, and the only
-# place that writes an image's head. Whoever calls it has seen that the hash of what is in the slot,
-# its kept head included, is the signed one.
+# Makes a slot bootable that a release was written to: the only place that writes an image's head.
+# Whoever calls it has seen that the hash of what is in the slot, its kept head included, is the
+# signed one; and for the head itself, that the orchestrator has let the beacon reboot. What was
+# called off before that boots by no way, the rescue of a crashing release included.
 
 from wire.refused import Refused
 
@@ -22,12 +23,12 @@ class _Whole:
             memoryview(buf)[:size] = self._head[at : at + size]
 
 
-# `head` is the image's first page, which is blank in the slot `part`; `size` the whole image's.
-def finish(part, size, head):
+# Is all there but the head? `head` is the image's first page, which is blank in the slot `part`;
+# `size` the whole image's.
+def check(part, size, head):
     _erase_behind(part, size)
     if image_length(_Whole(part, head)) != size:
         raise Refused("image", "core and app do not fill the release")
-    _write_head(part, head)
 
 
 # What the release before left behind the image could be its app filesystem, exactly where this
@@ -43,7 +44,7 @@ def _erase_behind(part, size):
 
 # The second try only clears the bits that the first one left. A head that fails must not stay, in
 # part or unread.
-def _write_head(part, head):
+def write_head(part, head):
     back = bytearray(len(head))
     for _ in (0, 1):
         code = "write"

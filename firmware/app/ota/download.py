@@ -32,8 +32,8 @@ class Download:
         self._begun = 0
         self._reported = time.ticks_ms()
 
-    # Into the first slot that takes it; returns its number. What is there then is the release that
-    # was signed; before, it is nothing that boots. A slot whose flash fails is remembered and not
+    # Into the first slot that takes it; returns its number, and the image's head, which is not there
+    # yet: all the rest is the release that was signed, and nothing that boots. A slot whose flash fails is remembered and not
     # used again until the next power-on.
     async def run(self):
         beacon = self._beacon
@@ -45,8 +45,7 @@ class Download:
                 raise failed or FlashError("no_slot", "bad slots: %x" % bad)
             part = beacon.slots.partition(slots[0])
             try:
-                await self._into(part)
-                return slots[0]
+                return slots[0], await self._into(part)
             except FlashError as error:
                 failed = error
                 beacon.journal.write("flash", error.code, "slot %d: %s" % (slots[0], error.detail))
@@ -85,7 +84,8 @@ class Download:
         await load("ota.bootable")
         from ota import bootable
 
-        bootable.finish(part, self._size, head)
+        bootable.check(part, self._size, head)
+        return head
 
     # The whole image: pauses of 2, 4, 8, 16, 32 s between tries that brought nothing, and an end
     # to it all after five minutes.

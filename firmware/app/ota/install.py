@@ -57,7 +57,7 @@ class Install:
         beacon.radio.progress(0)
         await self.tell("downloading", 0)
         fields = await self._believe()
-        slot = await self._fetch(fields)
+        slot, head = await self._fetch(fields)
         self.record["bytes"] = fields["size"]
         self.mark("verifying")
         await self._insist("verifying")
@@ -68,10 +68,12 @@ class Install:
         await self._insist("rebooting")
         beacon.radio.progress(REBOOTING)
         await asyncio.sleep_ms(_FAREWELL)
+        await load("ota.bootable")
         # From here to the reset nothing else runs: what is journalled after this is the trial's.
         self.record["armed"] = True
         self.record["journal"] = beacon.journal.head()
         self.mark("rebooting")
+        self._write_head(slot, head)
         self._change_otadata(beacon.slots.arm, slot)
         machine.reset()
 
@@ -100,6 +102,17 @@ class Install:
         forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt")
         forget("crypto.ctr", "crypto.hkdf")
         return fetched
+
+    # Now the slot boots. One that does not take it is not used again until the next power-on.
+    def _write_head(self, slot, head):
+        from ota import bootable
+
+        store = self._beacon.store
+        try:
+            bootable.write_head(self._beacon.slots.partition(slot), head)
+        except FlashError:
+            store.try_put("bad_slot", store.number("bad_slot") | 1 << slot)
+            raise
 
     def _change_otadata(self, change, *args):
         try:

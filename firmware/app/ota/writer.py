@@ -3,7 +3,7 @@
 # failure, or an erase that fails, gives up the slot.
 #
 # The slot's first page, the image's head, is erased before anything else of the slot is touched and
-# stays blank: ota/bootable.py programs it when all the rest has proved right. Until then neither
+# stays blank: ota/bootable.py programs it when the release is armed. Until then neither
 # the bootloader nor stage 0 takes the slot for an image. A core that did not change is whole in a
 # slot whose app is half written, and LittleFS has no checksum over what is in its files: nothing
 # else would keep such a slot from booting.

@@ -40,7 +40,8 @@ def write(w, data):
 
 # The end of an update: the sector behind the image, then the image's head.
 def finish(w):
-    bootable.finish(w._part, w.size, w.head)
+    bootable.check(w._part, w.size, w.head)
+    bootable.write_head(w._part, w.head)
 
 
 def content(chip, label="ota_1"):
