@@ -337,3 +337,17 @@ def test_the_server_that_never_takes_the_last_word(v1, v2):
         assert (failed["stage"], failed["code"]) == ("download", "http")
         assert failed["detail"].startswith("report rebooting")
         b.reported("success")
+
+
+@pytest.mark.parametrize("word", ["verifying", "rebooting"])
+def test_what_was_called_off_boots_by_no_way(v1, v2, word):
+    """The image is whole by then, but for its head: no bootloader and no rescue takes it."""
+    with bench(v1) as b:
+        b.server.over = {word}
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: word in b.server.statuses())
+        b.server.offering = False
+        polls = b.server.count("/firmwares/latest/")
+        b.wait(lambda: b.server.count("/firmwares/latest/") > polls, what="the next poll")
+        assert b.beacon.flash.read(0x1D0000, len(v2)) == b"\xff" * 256 + v2[256:]
+        assert b.running() == "ota_0"
