@@ -1,4 +1,4 @@
-"""The orchestrator under fire: some kills, a full disk, a lock, a damaged image, slow clients."""
+"""The orchestrator under fire: kills, halts, a full disk, a lock, a damaged image, slow clients."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from beacon_ota.campaign.runner import Options
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["kills:0:20", "halts:25", "full", "locked", "damaged", "slow"])
+@pytest.mark.parametrize("name", ["kills:0:20", "halts:10", "full", "locked", "damaged", "slow"])
 def test_under_fire(name, tmp_path):
     outcome = server.case(name, tmp_path, Options())
     if outcome.word.startswith("skipped"):
