@@ -17,13 +17,15 @@ from sqlalchemy import Connection
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.clock import Leaps
+from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout.advance import advance, apply, clock_ahead, due
 from beacon_ota.orchestrator.rollout.gates import members, tally
 from beacon_ota.orchestrator.rollout.plans import parse
-from beacon_ota.orchestrator.rollout.rules import Rollout
+from beacon_ota.orchestrator.rollout.rules import Rollout, covers
 from beacon_ota.orchestrator.rollout.types import (
     Attempt,
+    Kind,
     Result,
     RolloutState,
     Status,
@@ -40,8 +42,8 @@ log = logging.getLogger("beacon_ota.orchestrator")
 
 TICK_S = 30.0  # beacons come and go without anybody telling the engine
 REST_S = 0.2  # of the wall clock, between two rounds at least
-KEEP = 8  # rollouts of a device type that can still hand out their release
 _CALLED_OFF = (Status.HALTED, Status.ABORTED)
+_LAST = (Kind.ABORTED, Kind.RETIRED)
 
 
 class Engine:
@@ -69,10 +71,10 @@ class Engine:
     async def _watch(self) -> None:
         clock = self.service.clock
         while True:
-            began = time.monotonic()
             self._wake.clear()
-            pause = TICK_S
+            again_at = clock.now() + TICK_S
             for entry in list(self.service.view.entries.values()):
+                began = time.monotonic()
                 if not self.service.leads:
                     self._put_away(entry)
                     continue
@@ -82,12 +84,13 @@ class Engine:
                 except Exception:
                     log.exception("rollout %s could not be moved", entry.rollout.plan.rollout_id)
                 if entry.due is not None:
-                    pause = min(pause, entry.due - clock.now())
-            # Counting takes time in proportion to the fleet; it gets a tenth of it at most.
-            rest = max(REST_S, 9 * (time.monotonic() - began))
-            await asyncio.sleep(rest)
+                    again_at = min(again_at, entry.due)
+                # Counting takes time in proportion to the fleet, for every rollout anew; it gets a
+                # tenth of it at most, and the beacons' calls come in between.
+                await asyncio.sleep(9 * (time.monotonic() - began))
+            await asyncio.sleep(REST_S)
             try:
-                async with asyncio.timeout(max(clock.real(pause) - rest, 0.0)):
+                async with asyncio.timeout(max(clock.real(again_at - clock.now()), 0.0)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
@@ -110,7 +113,10 @@ class Engine:
             self._to_restart.discard(entry.rollout.plan.rollout_id)
         if entry.open_ids:
             await self._settle(entry, now)
-        if self._put_away(entry) or entry.state.status is Status.ABORTED:
+        if self._put_away(entry) or entry.retired or entry.state.status is Status.ABORTED:
+            return
+        if self._is_superseded(entry):
+            await self._retire(entry, now)
             return
         counts = self.count(entry, now)
         made = advance(entry.rollout, entry.state, counts, now)
@@ -123,7 +129,7 @@ class Engine:
     def _put_away(self, entry: Entry) -> bool:
         """Let go of a rollout that is over."""
         rollout_id = entry.rollout.plan.rollout_id
-        if entry.state.status is not Status.ABORTED or entry.open_ids:
+        if entry.open_ids or not (entry.retired or entry.state.status is Status.ABORTED):
             return False
         if rollout_id in self.service.view.entries:
             self.service.view.drop_rollout(rollout_id)
@@ -247,7 +253,7 @@ class Engine:
                     "status": state.status.value,
                     "state": dump_state(state),
                     "reason": state.reason,
-                    "ended_at": made[-1].at if state.status is Status.ABORTED else None,
+                    "ended_at": made[-1].at if made and made[-1].kind in _LAST else None,
                 },
             )
             if not moved:
@@ -262,6 +268,8 @@ class Engine:
                 self.service.view.put_rollout(
                     entry.rollout, state, entry.revision + 1, entry.created_at
                 )
+                if made and made[-1].kind is Kind.RETIRED:
+                    self.service.view.retire_rollout(rollout_id)
                 for one in told:
                     self.service.hub.publish(one)
 
@@ -279,11 +287,12 @@ class Engine:
         if not view.hands_out(row["firmware_id"]):
             before = await self.service.db.read(attempts.of_firmwares, [row["firmware_id"]])
 
-        def put(_none: None) -> None:
-            view.put_rollout(rollout, state, 0, row["created_at"])
+        made: list[Entry] = []
+
+        def put(stored: Fields) -> None:
+            made.append(view.put_rollout(rollout, state, 0, stored["created_at"]))
             for attempt in before:
                 view.put_attempt(attempt_of(attempt._mapping))
-            self._retire(rollout.plan.release.device_type)
 
         await self.service.change(
             actor,
@@ -295,7 +304,7 @@ class Engine:
             detail={"firmware": row["firmware_id"], "name": row["name"]},
         )
         self.wake()
-        return view.entries[row["id"]]
+        return made[0]
 
     # ---- memory ----
 
@@ -307,7 +316,9 @@ class Engine:
         if entry is not None:
             if row["revision"] > entry.revision:
                 view.put_rollout(entry.rollout, state, row["revision"], entry.created_at)
-        elif state.status is not Status.ABORTED:
+                if row["ended_at"] is not None:
+                    view.retire_rollout(row["id"])
+        elif state.status is not Status.ABORTED and row["ended_at"] is None:
             before: list[Any] = []
             if not view.hands_out(row["firmware_id"]):
                 before = self.service.db.read_now(attempts.of_firmwares, [row["firmware_id"]])
@@ -315,28 +326,23 @@ class Engine:
             view.put_rollout(rollout, state, row["revision"], row["created_at"])
             for attempt in before:
                 view.put_attempt(attempt_of(attempt._mapping))
-            self._retire(rollout.plan.release.device_type)
 
     def reload(self) -> None:
-        """Read all rollouts again."""
-        for rollout_id in list(self.service.view.entries):
-            self.service.view.drop_rollout(rollout_id)
+        """Read all rollouts and their attempts again."""
+        unwritten = self.service.view.drop_rollouts()
         self.service.db.read_now(self._load)
+        for attempt in unwritten:
+            if attempt.id not in self.service.view.open:
+                self.service.view.put_attempt(attempt)
 
     def _load(self, conn: Connection) -> None:
-        kept: dict[str, int] = {}
         view = self.service.view
-        for row in rollouts.every(conn):
-            under_way = attempts.any_open(conn, row["id"])
-            if row["status"] == Status.ABORTED and not under_way:
-                continue
+        for row in rollouts.under_way(conn):
             rollout = Rollout(parse(json.loads(row["plan"])))
-            device_type = rollout.plan.release.device_type
-            kept[device_type] = kept.get(device_type, 0) + 1
-            if kept[device_type] <= KEEP or under_way:
-                view.put_rollout(
-                    rollout, load_state(row["state"]), row["revision"], row["created_at"]
-                )
+            entry = view.put_rollout(
+                rollout, load_state(row["state"]), row["revision"], row["created_at"]
+            )
+            entry.retired = row["ended_at"] is not None
         used = {entry.rollout.plan.release.firmware_id for entry in view.entries.values()}
         for attempt in attempts.of_firmwares(conn, list(used)):
             view.put_attempt(attempt_of(attempt._mapping))
@@ -348,18 +354,32 @@ class Engine:
             entry.rollout, load_state(row["state"]), row["revision"], entry.created_at
         )
 
-    def _retire(self, device_type: str) -> None:
-        """Let go of the oldest rollouts; each newer one is for everybody that they were for."""
+    def _is_superseded(self, entry: Entry) -> bool:
+        """Tell whether a completed rollout has nobody left to serve.
+
+        A completed rollout serves those who come late, and those for whom a newer one stands aside.
+        Once several newer ones are complete, too, and are for everybody that it was for, it would
+        stay for nothing. Whatever is scheduled, active, paused or halted stays.
+        """
+        if entry.state.status is not Status.COMPLETED or entry.open_ids:
+            return False
         view = self.service.view
-        mine = [
-            entry
-            for entry in view.entries.values()
-            if entry.rollout.plan.release.device_type == device_type
-        ]
-        mine.sort(key=lambda entry: entry.created_at, reverse=True)
-        for entry in mine[KEEP:]:
-            if not entry.open_ids:
-                view.drop_rollout(entry.rollout.plan.rollout_id)
+        newer = 0
+        for other in view.entries.values():
+            if (
+                other.created_at > entry.created_at
+                and other.state.status is Status.COMPLETED
+                and not other.retired
+                and view.releases[other.rollout.plan.release.firmware_id].state == "stable"
+                and covers(other.rollout.plan, entry.rollout.plan)
+            ):
+                newer += 1
+        return newer >= LIMITS.completed_rollouts
+
+    async def _retire(self, entry: Entry, now: float) -> None:
+        """Let go of a rollout that has nobody left to serve: recorded, so that it stays over."""
+        detail = "newer rollouts serve everybody that it was for"
+        await self.commit(entry, (Transition(now, Kind.RETIRED, None, None, "superseded", detail),))
 
 
 def dump_state(state: RolloutState) -> str:

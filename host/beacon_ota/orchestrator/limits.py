@@ -24,6 +24,8 @@ class Limits:
     report_rows: int = 64  # kept per beacon
     event_rows: int = 50_000
     page: int = 1000  # rows of a listing
+    rollouts: int = 500  # of a device type that are not over: what memory and polls are built for
+    completed_rollouts: int = 3  # for the same beacons; the older ones have nobody left to serve
     subscribers: int = 64  # live followers of events
     refusals: int = 30  # failed authentications per address and minute before 429
     webhook_pending: int = 1000  # deliveries that wait, per webhook

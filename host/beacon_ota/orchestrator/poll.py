@@ -47,7 +47,7 @@ async def poll(
 
     place = view.place(node)
     decision = decide(
-        view.lives(device_type),
+        view.lives_for(node.facts),
         node.facts,
         now,
         attempts=node.attempts,

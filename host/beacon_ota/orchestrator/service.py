@@ -316,7 +316,7 @@ class Service:
         if node is None:
             return
         now = self.clock.now()
-        lives = self.view.lives(node.facts.device_type)
+        lives = self.view.lives_for(node.facts)
         decision = decide(lives, node.facts, now, attempts=node.attempts)
         if decision.reason is not Reason.ATTEMPTS or decision.firmware_id != attempt.firmware_id:
             return

@@ -24,6 +24,8 @@ from beacon_ota.orchestrator.rollout.types import (
 from beacon_ota.orchestrator.rollout.windows import Places
 from beacon_ota.orchestrator.store import Fields
 
+_PLACES_MAX = 4096  # sites and tags whose rollouts are remembered
+
 
 @dataclass(slots=True, eq=False)
 class Node:
@@ -66,6 +68,7 @@ class Entry:
     attempts: dict[str, Attempt] = field(default_factory=dict)
     open_ids: set[str] = field(default_factory=set)
     due: float | None = None  # when it wants to look again by itself
+    retired: bool = False  # it hands out nothing any more; what is under way comes to its end
 
 
 class View:
@@ -90,6 +93,7 @@ class View:
         self.on_change: Callable[[], object] = lambda: None  # an attempt has come to its end
         self.dirty: dict[str, Node] = {}  # heard from since the last flush
         self._lives: dict[str, list[rules.Live]] = {}
+        self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[rules.Live]] = {}
         self._busy: dict[str, int] = {}
         self._where: dict[str, str] = {}  # open attempt -> the building it counts in
 
@@ -211,7 +215,7 @@ class View:
         }
         text = json.dumps(static, separators=(",", ":"), ensure_ascii=False)
         self.releases[row["id"]] = Release(row, text[1:-1])
-        self._lives.clear()
+        self._forget_lives()
 
     # ---- rollouts and attempts ----
 
@@ -225,8 +229,39 @@ class View:
             entry = self.entries[key] = Entry(rollout, state, revision, created_at)
         else:
             entry.state, entry.revision = state, revision
-        self._lives.clear()
+        self._forget_lives()
         return entry
+
+    def retire_rollout(self, rollout_id: str) -> None:
+        """Have a rollout hand out nothing any more; it goes when nothing of it is under way."""
+        entry = self.entries.get(rollout_id)
+        if entry is not None:
+            entry.retired = True
+            self._forget_lives()
+            if not entry.open_ids:
+                self.drop_rollout(rollout_id)
+
+    def lives_for(self, facts: Beacon) -> list[rules.Live]:
+        """Return the rollouts that select a beacon, newest first.
+
+        One rollout per building is an ordinary fleet, and each beacon has to do with a few of them:
+        a poll does not ask all.
+        """
+        key = (facts.device_type, facts.site, facts.tags)
+        lives = self._lives_by_place.get(key)
+        if lives is None:
+            if len(self._lives_by_place) >= _PLACES_MAX:
+                self._lives_by_place.clear()
+            lives = self._lives_by_place[key] = [
+                live
+                for live in self.lives(facts.device_type)
+                if live.rollout.wave_of(facts) is not None
+            ]
+        return lives
+
+    def _forget_lives(self) -> None:
+        self._lives.clear()
+        self._lives_by_place.clear()
 
     def lives(self, device_type: str) -> list[rules.Live]:
         """Return the rollouts for a device type, newest first."""
@@ -250,7 +285,7 @@ class View:
                 self.releases[entry.rollout.plan.release.firmware_id].state,
             )
             for entry in entries
-            if entry.state.status is not Status.ABORTED
+            if entry.state.status is not Status.ABORTED and not entry.retired
         ]
 
     def drop_rollout(self, rollout_id: str) -> None:
@@ -264,7 +299,27 @@ class View:
                 node = self.nodes.get(attempt.beacon_id)
                 if node is not None:
                     node.attempts = [a for a in node.attempts if a.firmware_id != firmware_id]
-        self._lives.clear()
+        self._forget_lives()
+
+    def drop_rollouts(self) -> list[Attempt]:
+        """Let go of all rollouts and attempts, to read them again.
+
+        Returns:
+            The offers that are being committed: what is read may not have them yet.
+        """
+        unwritten = [
+            attempt
+            for node in self.nodes.values()
+            if node.offering is not None
+            for attempt in node.attempts
+            if attempt.id in self.open
+        ]
+        for node in self.nodes.values():
+            node.attempts = []
+        for held in (self.entries, self.open, self._where, self._busy):
+            held.clear()
+        self._forget_lives()
+        return unwritten
 
     def hands_out(self, firmware_id: str) -> bool:
         """Tell whether a rollout in memory is of this release."""

@@ -22,6 +22,7 @@ _STATUS = {
     Kind.HALTED: Status.HALTED,
     Kind.PAUSED: Status.PAUSED,
     Kind.ABORTED: Status.ABORTED,
+    Kind.RETIRED: Status.COMPLETED,
 }
 
 

@@ -183,12 +183,6 @@ def of_beacon(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
-def any_open(conn: Connection, rollout_id: str) -> bool:
-    """Tell whether an attempt of a rollout is under way."""
-    query = select(_a.id).where(_a.rollout_id == rollout_id, _a.result.is_(None)).limit(1)
-    return conn.execute(query).first() is not None
-
-
 def of_firmwares(conn: Connection, firmwares: list[str]) -> list[Any]:
     """Return every attempt at the given releases, in the order of the offers."""
     query = select(attempts).where(_a.firmware_id.in_(firmwares)).order_by(_a.offered_at, _a.id)
