@@ -172,6 +172,7 @@ def test_reading_again_leaves_nothing_open_that_has_ended(local, release):
     def end(conn) -> None:  # as another worker does, and this one was too far behind to hear of it
         conn.exec_driver_sql("UPDATE attempts SET result = 'stopped', ended_at = 1900000001.0")
         row = rollouts.get(conn, rollout)
+        assert row is not None
         state = json.dumps({**json.loads(row["state"]), "status": "aborted"})
         rollouts.advance(conn, rollout, row["revision"], {"status": "aborted", "state": state})
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import signal
 import threading
 import time
@@ -12,7 +11,6 @@ import pytest
 from beacon_ota.client import Client
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.listen import Listen
-from beacon_ota.orchestrator.nonces import ROOM, SharedNonces
 from beacon_ota.orchestrator.service import Counts, Settings
 from beacon_ota.orchestrator.start import serve
 from beacon_ota.orchestrator.tallies import SharedTallies
@@ -21,47 +19,6 @@ from tests.orchestrator.test_counts import EVERYBODY, Life
 from tests.orchestrator.world import Local, Server, TestBeacon, beacons, until, upload
 
 DEADLINE_S = 60.0
-
-
-# ---- what is remembered against replays ----
-
-
-def test_a_ring_takes_each_request_once():
-    table = SharedNonces(1000.0, 10)
-    ring, same = table.of("b1"), table.of("b1")
-    nonces = [secrets.token_hex(8) for _ in range(3 * ROOM)]
-    for number, nonce in enumerate(nonces):
-        assert ring.use(nonce, 2000 + number, 2000.0 + number)
-        assert not same.use(nonce, 2000 + number, 2000.0 + number)
-    for number, nonce in enumerate(nonces):  # remembered, or too old by now
-        assert not same.use(nonce, 2000 + number, 2100.0)
-    assert ring.floor > 2000
-    assert not ring.use(secrets.token_hex(8), ring.floor - 1, 2100.0)
-    assert not table.of("other").use(secrets.token_hex(8), 999, 1000.0)
-
-
-def test_what_the_clock_refuses_anyway_makes_room():
-    ring = SharedNonces(1000.0, 10).of("b1")
-    for number in range(10 * ROOM):
-        assert ring.use(secrets.token_hex(8), 2000 + 20 * number, 2000.0 + 20 * number)
-    assert ring.floor == 1000
-
-
-def test_processes_share_it():
-    table = SharedNonces(1000.0, 10)
-    nonces = [secrets.token_hex(8) for _ in range(ROOM)]
-    reading, writing = os.pipe()
-    children = []
-    for _ in range(3):
-        if (pid := os.fork()) == 0:
-            taken = sum(table.of("b1").use(nonce, 2000, 2000.0) for nonce in nonces)
-            os.write(writing, bytes([taken]))
-            os._exit(0)
-        children.append(pid)
-    for pid in children:
-        os.waitpid(pid, 0)
-    assert sum(os.read(reading, 16)) == ROOM
-    assert not any(table.of("b1").use(nonce, 2000, 2000.0) for nonce in nonces)
 
 
 def test_processes_count_together_and_go_on_where_one_was_killed():

@@ -21,8 +21,8 @@ def raw():
     return max(0, int(time.time()) + _EPOCH)
 
 
-# `exact`: the orchestrator has refused a request for its time. Then a second counts: it takes
-# nothing from before its own start.
+# `exact`: the orchestrator has refused a request for its time. Then a second counts: the
+# next request has to be from the time told, or later.
 def set(now, exact=False):
     if not _BUILT < now < 1 << 33 or abs(now - raw()) < _JITTER and not exact:
         return

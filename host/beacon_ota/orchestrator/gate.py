@@ -1,89 +1,20 @@
 """Beacon authentication: who sent this, and proof to it that we answered.
 
-Replays are refused by a window as in IPsec: the nonces of a beacon's last requests are
-remembered, and a request older than everything remembered is refused by its time. So the memory
-per beacon is bounded, and nothing is accepted twice. What was remembered is gone after a restart;
-therefore nothing signed before the start is accepted, and a beacon whose clock lags is told the
-time and signs again.
+That nothing is accepted twice is the replay guard's work (replay.py).
 """
 
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from mmap import mmap
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.replay import Slot, Verdict
 from beacon_ota.wire import auth
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 _ZERO_KEY = bytes(32)
-ENTRY = 12  # bytes that a request is remembered by: nonce, ts (u32, little endian)
-_ROOM = 16  # nonces, as long as no more are of use
-
-
-@dataclass(slots=True)
-class Nonces:
-    """The requests of one beacon that must not come again: 12 bytes each, nonce and second.
-
-    What the clock refuses by now is forgotten when the memory is full; it begins small and grows
-    with what is still of use, because a large fleet is mostly beacons that ask now and then.
-    """
-
-    floor: int  # nothing signed before this second
-    memory: bytearray = field(default_factory=bytearray)
-    room: int = _ROOM
-
-    def __len__(self) -> int:
-        """How many are remembered."""
-        return len(self.memory) // ENTRY
-
-    def use(self, nonce: str, ts: int, now: float) -> bool:
-        """Take a nonce; False when it was used, or is too old to know."""
-        wanted = bytes.fromhex(nonce)
-        if ts < self.floor or remembered(self.memory, wanted, 0, len(self.memory)):
-            return False
-        if len(self) >= self.room:
-            self._forget(int(now) - auth.MAX_SKEW)
-            if ts < self.floor:
-                return False
-        self.memory += wanted + ts.to_bytes(4, "little")
-        return True
-
-    def _forget(self, horizon: int) -> None:
-        """Make room: what the clock refuses anyway goes first, then the oldest quarter."""
-        entries = [bytes(self.memory[at : at + ENTRY]) for at in range(0, len(self.memory), ENTRY)]
-        kept = [entry for entry in entries if _second(entry) >= horizon]
-        if len(kept) >= LIMITS.nonces:
-            self.floor = sorted(map(_second, kept))[len(kept) // 4] + 1
-            kept = [entry for entry in kept if _second(entry) >= self.floor]
-        self.memory = bytearray(b"".join(kept))
-        self.room = min(max(2 * len(kept), _ROOM), LIMITS.nonces)
-
-
-def _second(entry: bytes) -> int:
-    return int.from_bytes(entry[8:], "little")
-
-
-def remembered(memory: bytearray | mmap, nonce: bytes, start: int, end: int) -> bool:
-    """Whether one of the entries from ``start`` to ``end`` begins with a nonce."""
-    found = memory.find(nonce, start, end)
-    while found >= 0:
-        if (found - start) % ENTRY == 0:
-            return True
-        found = memory.find(nonce, found + 1, end)
-    return False
-
-
-class Memory(Protocol):
-    """What is remembered of one beacon's requests."""
-
-    @property
-    def floor(self) -> int: ...
-
-    def use(self, nonce: str, ts: int, now: float) -> bool: ...
 
 
 class Keyed(Protocol):
@@ -91,7 +22,7 @@ class Keyed(Protocol):
 
     key: bytes
     next_key: bytes | None
-    nonces: Memory
+    replay: Slot
 
 
 B = TypeVar("B", bound=Keyed)
@@ -111,11 +42,19 @@ class Caller(Generic[B]):
 
 
 class Refused(Problem):
-    """A request that is not who it says, with the means to seal the 401 for a known beacon."""
+    """A request that is not who it says, with the means to seal the 401 for a known beacon.
 
-    def __init__(self, code: str, message: str, caller: Caller | None = None):
+    Attributes:
+        sign_at: the time that the beacon is told, and its next request is accepted with; None
+            for the present.
+    """
+
+    def __init__(
+        self, code: str, message: str, caller: Caller | None = None, sign_at: int | None = None
+    ):
         super().__init__(401, code, message)
         self.caller = caller
+        self.sign_at = sign_at
 
 
 def identify(
@@ -137,6 +76,7 @@ def identify(
     Raises:
         Refused: ``unknown_beacon``, ``bad_mac``, ``clock_skew`` or ``nonce_used``. Nothing has
             changed, except that a request with a right mac has used its nonce.
+        Problem: 503 ``storage``: there is no room to remember it.
     """
     parsed = auth.parse(header)
     if parsed is None:
@@ -158,10 +98,12 @@ def identify(
             )
         key = beacon.next_key
     caller = Caller(beacon, key, nonce)
-    if abs(now - ts) > auth.MAX_SKEW or ts < beacon.nonces.floor:
-        raise Refused("clock_skew", "the clock is off, or the request is from long ago", caller)
-    if not beacon.nonces.use(nonce, ts, now):
+    verdict = beacon.replay.use(nonce, ts, now)
+    if verdict is Verdict.USED:
         raise Refused("nonce_used", "this request was made before", caller)
+    if verdict is Verdict.SKEWED:
+        sign_at = beacon.replay.time_to_sign(now)
+        raise Refused("clock_skew", "the clock is off, or it is too long ago", caller, sign_at)
     return caller
 
 

@@ -111,7 +111,8 @@ class Hot:
                 data = {"code": error.code, "address": address}
                 self.service.hub.tell(now, "auth.refused", who, data)
                 log.info("refused %s: %s %s from %s", scope["path"], error.code, who, address)
-        payload = problems.document(error, server_time=int(self.service.clock.now()))
+        told = error.sign_at if isinstance(error, Refused) else None
+        payload = problems.document(error, server_time=told or int(self.service.clock.now()))
         if caller is not None:
             headers.append(caller.seal(code, hashlib.sha256(payload).hexdigest()))
         await asgi.respond(send, code, payload, headers)

@@ -18,7 +18,7 @@ class Limits:
     send_stall: float = 60.0  # a reader of a download that takes nothing
     chunk: int = 256 * KIB  # of a download, sent by reference
     blob_cache: int = 8 * KIB * KIB  # images kept in memory, least recently used go first
-    nonces: int = 128  # remembered per beacon; older ones are refused by their time
+    nonces: int = 128  # remembered per beacon; of older ones, when they were signed
     journal_entries: int = 8  # in one report
     journal_rows: int = 256  # kept per beacon
     report_rows: int = 64  # kept per beacon

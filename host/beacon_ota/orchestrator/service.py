@@ -20,9 +20,9 @@ from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.blobs import BlobDamaged
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import Database, StorageError, is_shared, sqlite_url
-from beacon_ota.orchestrator.gate import Memory
 from beacon_ota.orchestrator.hub import Hub
 from beacon_ota.orchestrator.objects import open_blobs
+from beacon_ota.orchestrator.replay import FILE, ReplayGuard
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide
 from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Reason, Result
 from beacon_ota.orchestrator.store import (
@@ -116,7 +116,7 @@ class Service:
         self,
         settings: Settings,
         clock: Clock | None = None,
-        nonces: "Callable[[str], Memory] | None" = None,
+        replays: ReplayGuard | None = None,
     ):
         self.settings = settings
         self.clock = clock or Clock()
@@ -132,7 +132,12 @@ class Service:
         self.tallies: tuple[SharedTallies, int] | None = None  # with our place in it
         self.started_at = self.clock.now()
         self.listening_since = self.started_at  # without interruption, as the clock has it
-        self.view = View(self.started_at, zone=settings.zone, window=settings.window, nonces=nonces)
+        registered = self.db.read_now(beacons.count)
+        self._own_replays = replays is None  # else they are of several processes
+        self.replays = replays or ReplayGuard(
+            settings.data / FILE, self.started_at, fresh=not registered
+        )
+        self.view = View(self.replays, zone=settings.zone, window=settings.window)
         self.uploads = asyncio.Lock()  # from the check that a version is free to its row
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -159,6 +164,8 @@ class Service:
         await self.flush()
         self.share_counts()
         await self.db.stop()
+        if self._own_replays:
+            self.replays.close()
 
     async def catch_up(self) -> None:
         """Wait until the view holds what other processes have committed; here there are none."""
@@ -377,6 +384,7 @@ class Service:
         while True:
             await asyncio.sleep(FLUSH_S)
             await self._guarded(self.flush())
+            await self._guarded(asyncio.to_thread(self.replays.reserve, self.clock.now()))
             self.share_counts()
 
     def share_counts(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from beacon_ota.orchestrator.gate import Memory, Nonces
+from beacon_ota.orchestrator.replay import ReplayGuard, Slot
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
@@ -34,7 +34,7 @@ class Node:
     facts: Beacon
     key: bytes
     next_key: bytes | None
-    nonces: Memory
+    replay: Slot
     last_seen: float | None
     address: str = ""
     query: bytes = b""  # of the last poll: the same one need not be read again
@@ -76,14 +76,12 @@ class View:
 
     def __init__(
         self,
-        started_at: float,
+        replays: ReplayGuard,
         *,
         zone: str = "UTC",
         window: str = "03:00-05:00",
-        nonces: "Callable[[str], Memory] | None" = None,
     ):
-        floor = int(started_at)
-        self._nonces = nonces or (lambda _beacon_id: Nonces(floor))
+        self._replays = replays
         self._zone, self._window = zone, window
         self.nodes: dict[str, Node] = {}
         self.releases: dict[str, Release] = {}
@@ -116,8 +114,8 @@ class View:
             cleared_at=row["cleared_at"],
         )
         if known is None:
-            nonces = self._nonces(row["id"])
-            node = Node(facts, row["key"], row["next_key"], nonces, row["last_seen"])
+            replay = self._replays.of(row["id"])
+            node = Node(facts, row["key"], row["next_key"], replay, row["last_seen"])
             self.nodes[row["id"]] = node
             return node
         if known.last_seen is None or known.last_seen <= (row["last_seen"] or 0.0):

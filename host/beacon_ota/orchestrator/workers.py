@@ -24,7 +24,7 @@ from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import connect, migrate
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.listen import Listen, bind, url_of
-from beacon_ota.orchestrator.nonces import SharedNonces
+from beacon_ota.orchestrator.replay import FILE, ReplayGuard
 from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.orchestrator.store import beacons
 from beacon_ota.orchestrator.tallies import SharedTallies
@@ -51,7 +51,10 @@ class _Parent:
         finally:
             engine.dispose()
         self.tallies = SharedTallies(settings.workers)
-        self.nonces = SharedNonces(self.clock.now(), registered)
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.replays = ReplayGuard(
+            settings.data / FILE, self.clock.now(), fresh=not registered, shared=True
+        )
         bind(listen).close()  # else two that were started twice would share, unknowingly
         first = bind(listen, many=True)
         port = first.getsockname()[1]
@@ -160,7 +163,7 @@ class _Parent:
 
         loop = asyncio.get_running_loop()
         loop.add_reader(self.life[0], orphaned)
-        service = Service(self.settings, self.clock, self.nonces.of)
+        service = Service(self.settings, self.clock, self.replays)
         service.take_place(self.tallies, index)
         await server.run(service, Engine(service), sock, listen)
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table, insert, select, update
 
 from beacon_ota.errors import InputError
-from beacon_ota.orchestrator.rollout.types import Status
 from beacon_ota.orchestrator.schema import (
     attempts,
     beacons,
