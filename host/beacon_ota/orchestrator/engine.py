@@ -44,6 +44,8 @@ TICK_S = 30.0  # beacons come and go without anybody telling the engine
 REST_S = 0.2  # of the wall clock, between two rounds at least
 _CALLED_OFF = (Status.HALTED, Status.ABORTED)
 _LAST = (Kind.ABORTED, Kind.RETIRED)
+_BEGUN = (Status.SCHEDULED, Status.ACTIVE, Status.PAUSED)
+_REMOVED = "the beacon was removed"
 
 
 class Engine:
@@ -53,7 +55,7 @@ class Engine:
         self.service = service
         self._wake = asyncio.Event()
         self.leaps = Leaps()
-        self._to_restart: set[str] = set()  # rollouts that have not heard of a leap yet
+        self._landed = 0.0  # UTC after the last leap ahead; soaks that are older begin anew
         self.moving = asyncio.Lock()  # from looking at a rollout to committing what follows
 
     def start(self) -> None:
@@ -73,6 +75,7 @@ class Engine:
         while True:
             self._wake.clear()
             again_at = clock.now() + TICK_S
+            self._mind_the_clock(clock.now())
             for entry in list(self.service.view.entries.values()):
                 began = time.monotonic()
                 if not self.service.leads:
@@ -106,17 +109,17 @@ class Engine:
     async def _step(self, entry: Entry) -> None:
         now = self.service.clock.now()
         self._mind_the_clock(now)
-        if entry.rollout.plan.rollout_id in self._to_restart:
-            made = clock_ahead(entry.state, now)
-            if made:
-                await self.commit(entry, made)
-            self._to_restart.discard(entry.rollout.plan.rollout_id)
+        if made := clock_ahead(entry.state, now, self._landed):
+            await self.commit(entry, made)
         if entry.open_ids:
             await self._settle(entry, now)
         if self._put_away(entry) or entry.retired or entry.state.status is Status.ABORTED:
             return
         if self._is_superseded(entry):
             await self._retire(entry, now)
+            return
+        if self._is_withdrawn(entry):
+            await self._halt_withdrawn(entry, now)
             return
         counts = self.count(entry, now)
         made = advance(entry.rollout, entry.state, counts, now)
@@ -138,15 +141,16 @@ class Engine:
     def _mind_the_clock(self, now: float) -> None:
         """Let nothing follow from a clock that jumped: nobody was silent in time that never was.
 
-        A scaled clock goes by a clock that nobody sets.
+        Every process does, whether it leads or not: whoever takes the lead later has to do with
+        the rollouts that the one before had not come to. A scaled clock goes by one that nobody
+        sets.
         """
         leap = self.leaps.take()
         if not leap or self.service.clock.scale != 1.0:
             return
         log.warning("the clock has jumped by %.0f s; silence and soaks count from now on", leap)
         self.service.listening_since = now
-        if leap > 0:
-            self._to_restart = set(self.service.view.entries)
+        self._landed = self.leaps.landed if leap > 0 else 0.0
 
     def count(self, entry: Entry, now: float) -> Tally:
         """Count a rollout's beacons as they stand; from any thread."""
@@ -203,6 +207,9 @@ class Engine:
         if entry.state.status in _CALLED_OFF or release.state == "deprecated":
             for attempt in rules.withdrawn(mine):
                 ends[attempt.id] = (Result.STOPPED, None)
+        for attempt in mine:
+            if attempt.beacon_id not in view.nodes:  # nobody will hear from it
+                ends[attempt.id] = (Result.STOPPED, _REMOVED)
         if ends:
             await self._end(ends, release)
 
@@ -375,6 +382,16 @@ class Engine:
             ):
                 newer += 1
         return newer >= LIMITS.completed_rollouts
+
+    def _is_withdrawn(self, entry: Entry) -> bool:
+        """Tell whether a rollout waits for beacons that will never get its release."""
+        release = self.service.view.releases[entry.rollout.plan.release.firmware_id]
+        return entry.state.status in _BEGUN and release.row["state"] == "deprecated"
+
+    async def _halt_withdrawn(self, entry: Entry, now: float) -> None:
+        """Halt a rollout whose release was deprecated; it would stay active for nothing."""
+        detail = "the release is deprecated"
+        await self.commit(entry, (Transition(now, Kind.HALTED, None, None, "withdrawn", detail),))
 
     async def _retire(self, entry: Entry, now: float) -> None:
         """Let go of a rollout that has nobody left to serve: recorded, so that it stays over."""

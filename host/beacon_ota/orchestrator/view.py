@@ -94,6 +94,7 @@ class View:
         self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[rules.Live]] = {}
         self._busy: dict[str, int] = {}
         self._where: dict[str, str] = {}  # open attempt -> the building it counts in
+        self._left: dict[str, list[Attempt]] = {}  # of beacons that are not registered, by id
 
     # ---- beacons ----
 
@@ -116,7 +117,11 @@ class View:
         if known is None:
             replay = self._replays.of(row["id"])
             node = Node(facts, row["key"], row["next_key"], replay, row["last_seen"])
+            node.attempts = self._left.pop(row["id"], [])  # a name that was removed, and is back
             self.nodes[row["id"]] = node
+            for attempt in node.attempts:
+                if attempt.result is None:
+                    self._occupy(attempt, node)
             return node
         if known.last_seen is None or known.last_seen <= (row["last_seen"] or 0.0):
             known.last_seen = row["last_seen"]
@@ -134,8 +139,14 @@ class View:
 
     def drop_beacon(self, beacon_id: str) -> None:
         """Forget a beacon."""
-        self.nodes.pop(beacon_id, None)
+        node = self.nodes.pop(beacon_id, None)
         self.dirty.pop(beacon_id, None)
+        if node is None or not node.attempts:
+            return
+        self._left[beacon_id] = node.attempts
+        for attempt in node.attempts:
+            self._vacate(attempt.id)  # nobody is waited for
+        self.on_change()
 
     def heard(
         self, node: Node, now: float, version: str, image: str, on_trial: bool, address: str
@@ -297,6 +308,11 @@ class View:
                 node = self.nodes.get(attempt.beacon_id)
                 if node is not None:
                     node.attempts = [a for a in node.attempts if a.firmware_id != firmware_id]
+            self._left = {
+                beacon_id: others
+                for beacon_id, left in self._left.items()
+                if (others := [a for a in left if a.firmware_id != firmware_id])
+            }
         self._forget_lives()
 
     def drop_rollouts(self) -> list[Attempt]:
@@ -314,7 +330,7 @@ class View:
         ]
         for node in self.nodes.values():
             node.attempts = []
-        for held in (self.entries, self.open, self._where, self._busy):
+        for held in (self.entries, self.open, self._where, self._busy, self._left):
             held.clear()
         self._forget_lives()
         return unwritten
@@ -341,28 +357,40 @@ class View:
                 entry.open_ids.discard(attempt.id)
                 self.on_change()
         node = self.nodes.get(attempt.beacon_id)
-        if node is not None and (entry is not None or self.hands_out(attempt.firmware_id)):
-            for index, other in enumerate(node.attempts):
+        if entry is not None or self.hands_out(attempt.firmware_id):
+            if node is not None:
+                mine = node.attempts
+            else:
+                mine = self._left.setdefault(attempt.beacon_id, [])
+            for index, other in enumerate(mine):
                 if other.id == attempt.id:
-                    node.attempts[index] = attempt
+                    mine[index] = attempt
                     break
             else:
-                node.attempts.append(attempt)
+                mine.append(attempt)
         if attempt.result is None:
             self.open[attempt.id] = attempt
-            if attempt.id not in self._where and node is not None:
-                building = self.place(node).building
-                self._where[attempt.id] = building
-                self._busy[building] = self._busy.get(building, 0) + 1
+            if node is not None:
+                self._occupy(attempt, node)
         else:
             self.forget_attempt(attempt.id)
+
+    def _occupy(self, attempt: Attempt, node: Node) -> None:
+        """Count an attempt that is under way in its beacon's building."""
+        if attempt.id not in self._where:
+            building = self.place(node).building
+            self._where[attempt.id] = building
+            self._busy[building] = self._busy.get(building, 0) + 1
+
+    def _vacate(self, attempt_id: str) -> None:
+        building = self._where.pop(attempt_id, None)
+        if building is not None:
+            self._busy[building] -= 1
 
     def forget_attempt(self, attempt_id: str) -> None:
         """An attempt is not under way any more."""
         self.open.pop(attempt_id, None)
-        building = self._where.pop(attempt_id, None)
-        if building is not None:
-            self._busy[building] -= 1
+        self._vacate(attempt_id)
 
     def cancel_attempt(self, attempt: Attempt) -> None:
         """Take back an offer that could not be committed: it never was."""
@@ -372,6 +400,8 @@ class View:
             entry.open_ids.discard(attempt.id)
         if (node := self.nodes.get(attempt.beacon_id)) is not None:
             node.attempts = [other for other in node.attempts if other.id != attempt.id]
+        elif (left := self._left.get(attempt.beacon_id)) is not None:
+            left[:] = [other for other in left if other.id != attempt.id]
 
 
 def attempt_of(row: Mapping[Any, Any]) -> Attempt:

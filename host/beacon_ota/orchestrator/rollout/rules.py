@@ -150,9 +150,7 @@ def covers(newer: Plan, older: Plan) -> bool:
     wide = [wave.selector for wave in newer.waves]
     if any(selector.rest for selector in wide):
         return True
-    return all(
-        any(_includes(selector, wave.selector) for selector in wide) for wave in older.waves
-    )
+    return all(any(_includes(selector, wave.selector) for selector in wide) for wave in older.waves)
 
 
 def _includes(wide: Selector, narrow: Selector) -> bool:

@@ -172,6 +172,11 @@ def get(conn: Connection, attempt_id: str) -> Fields | None:
     return _GET.first(conn, {"attempt": attempt_id})
 
 
+def last_end(conn: Connection, beacon_id: str) -> float:
+    """Return when the last of a beacon's attempts ended, UTC seconds; 0 when none has."""
+    return conn.scalar(select(func.max(_a.ended_at)).where(_a.beacon_id == beacon_id)) or 0.0
+
+
 def of_beacon(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     """Return a beacon's attempts, newest first."""
     query = (
