@@ -31,6 +31,7 @@ class Limits:
     webhook_pending: int = 1000  # deliveries that wait, per webhook
     webhook_rows: int = 500  # deliveries that are over, kept per webhook
     write_batch: int = 512  # changes in one transaction
+    aside: int = 100  # pages, or readings of the metrics, that are made or wait to be
     worker_silence: float = 60.0  # of a worker's event loop, before it is killed and replaced
     worker_stop: float = 20.0  # between telling a worker to stop and killing it
 

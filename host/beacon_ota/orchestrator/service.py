@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,6 +141,7 @@ class Service:
         self.view = View(self.replays, zone=settings.zone, window=settings.window)
         self.uploads = asyncio.Lock()  # from the check that a version is free to its row
         self._tasks: list[asyncio.Task[None]] = []
+        self._synchronising = ThreadPoolExecutor(1, thread_name_prefix="replays")
 
     # ---- life ----
 
@@ -164,6 +166,8 @@ class Service:
         await self.flush()
         self.share_counts()
         await self.db.stop()
+        self.blobs.close()
+        self._synchronising.shutdown()
         if self._own_replays:
             self.replays.close()
 
@@ -384,8 +388,13 @@ class Service:
         while True:
             await asyncio.sleep(FLUSH_S)
             await self._guarded(self.flush())
-            await self._guarded(asyncio.to_thread(self.replays.reserve, self.clock.now()))
+            await self._guarded(self._reserve_replays())
             self.share_counts()
+
+    async def _reserve_replays(self) -> None:
+        """Synchronise ahead of time what would otherwise hold up a beacon's request."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._synchronising, self.replays.reserve, self.clock.now())
 
     def share_counts(self) -> None:
         """Show the other processes of this machine what we have served."""

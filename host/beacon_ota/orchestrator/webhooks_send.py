@@ -16,6 +16,8 @@ import secrets
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -24,6 +26,7 @@ from beacon_ota.errors import InputError
 
 TIMEOUT_S = 15.0  # for all of a try
 URL_MAX = 1024
+_RESOLVER = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")  # it may take its time
 _PORTS = {"http": 80, "https": 443}
 _PREFIX = "whsec_"
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: |\r?\n)")
@@ -150,7 +153,8 @@ async def _post(
     where: Target, secret: str, message_id: str, timestamp: int, body: str, local: bool
 ) -> int:
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, where.host, where.port, type=socket.SOCK_STREAM)
+    found = await loop.run_in_executor(_RESOLVER, look_up)
     addresses = [str(info[4][0]) for info in found]
     addresses = [address for address in addresses if allowed(address, local=local)]
     if not addresses:

@@ -3,8 +3,10 @@
 The parent forks before anything runs in it; each worker has a socket of its own at the same
 address, so that the kernel shares the connections out. The parent keeps the sockets open: what
 waits at the one of a worker that was killed is taken up by the next in its place. What must be
-the same for all, the clock and what is remembered against replays, is made before the fork. A worker that hangs is as good as dead:
-its event loop shows in shared memory that it turns, and one that stands still is killed.
+the same for all, the clock and what is remembered against replays, is made before the fork.
+
+A worker that hangs is as good as dead: its event loop shows in shared memory that it turns, and
+one that stands still is killed.
 """
 
 import asyncio
