@@ -75,6 +75,7 @@ class Held:
 
     def __init__(self, local: Local):
         self.local, self.go_on = local, threading.Event()
+        self.tasks: list[asyncio.Future] = []
 
     def __enter__(self) -> "Held":
         begun: list[int] = []

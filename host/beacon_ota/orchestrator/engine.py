@@ -45,6 +45,7 @@ REST_S = 0.2  # of the wall clock, between two rounds at least
 _CALLED_OFF = (Status.HALTED, Status.ABORTED)
 _LAST = (Kind.ABORTED, Kind.RETIRED)
 _BEGUN = (Status.SCHEDULED, Status.ACTIVE, Status.PAUSED)
+_SERVING = (Status.SCHEDULED, Status.ACTIVE, Status.COMPLETED)
 _REMOVED = "the beacon was removed"
 
 
@@ -62,7 +63,34 @@ class Engine:
         """Load the rollouts and begin to watch them."""
         self.service.db.read_now(self._load)
         self.service.view.on_change = self._wake.set
+        if self.service.restored:
+            self._hold_restored()
         self.service.run(self._watch())
+
+    def _hold_restored(self) -> None:
+        """Pause what a database from a backup hands out: it does not know what was halted since.
+
+        In memory at once, before anybody is answered; what is committed follows.
+        """
+        log.warning("the database is older than what was done with it; its rollouts are paused")
+        why = "the database was restored; see what was done since its backup, and resume"
+        change = Transition(self.service.clock.now(), Kind.PAUSED, None, None, "restored", why)
+        view = self.service.view
+        held = [one for one in view.entries.values() if one.state.status in _SERVING]
+        for entry in held:
+            state = apply(entry.state, change)
+            view.put_rollout(entry.rollout, state, entry.revision, entry.created_at)
+        self.service.run(self._pause(held, change))
+
+    async def _pause(self, held: Sequence[Entry], change: Transition) -> None:
+        for entry in held:
+            try:
+                async with self.moving:
+                    await self.commit(entry, (change,))
+            except UsageError as error:
+                if error.code != "rollout_moved":
+                    raise  # else another worker has paused it
+        self.service.restored = False
 
     def wake(self) -> None:
         """Look again soon: something has changed."""

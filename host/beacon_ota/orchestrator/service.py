@@ -39,6 +39,7 @@ from beacon_ota.orchestrator.store import (
 )
 from beacon_ota.orchestrator.tallies import SharedTallies
 from beacon_ota.orchestrator.view import Node, Release, View, attempt_of
+from beacon_ota.orchestrator.witness import Witness
 
 T = TypeVar("T")
 log = logging.getLogger("beacon_ota.orchestrator")
@@ -133,6 +134,8 @@ class Service:
         self.tallies: tuple[SharedTallies, int] | None = None  # with our place in it
         self.started_at = self.clock.now()
         self.listening_since = self.started_at  # without interruption, as the clock has it
+        self.witness = Witness(settings.data)
+        self.restored = not settings.upstream and self.db.read_now(self.witness.is_older)
         registered = self.db.read_now(beacons.count)
         self._own_replays = replays is None  # else they are of several processes
         self.replays = replays or ReplayGuard(
@@ -165,6 +168,7 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.flush()
         self.share_counts()
+        await self._note_audit()
         await self.db.stop()
         self.blobs.close()
         self._synchronising.shutdown()
@@ -389,7 +393,13 @@ class Service:
             await asyncio.sleep(FLUSH_S)
             await self._guarded(self.flush())
             await self._guarded(self._reserve_replays())
+            await self._note_audit()
             self.share_counts()
+
+    async def _note_audit(self) -> None:
+        """Note how far the audit log has come; not before what was restored is paused."""
+        if not self.restored:
+            await self._guarded(self.db.read_for_beacon(self.witness.note))
 
     async def _reserve_replays(self) -> None:
         """Synchronise ahead of time what would otherwise hold up a beacon's request."""
