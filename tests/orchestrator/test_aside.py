@@ -59,6 +59,7 @@ def test_what_waits_for_somebody_who_left_is_not_begun():
         cancelled = asyncio.ensure_future(aside.run(stays, begun.append, 9))
         await asyncio.sleep(0)
         cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
         go_on.set()
         await first
         await aside.run(stays, begun.append, 10)
