@@ -2,66 +2,27 @@
 
 import os
 import re
-import secrets
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from beacon_ota.client import Client
 from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator import workers
+from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.listen import Listen
-from beacon_ota.orchestrator.nonces import ROOM, SharedNonces
 from beacon_ota.orchestrator.service import Counts, Settings
 from beacon_ota.orchestrator.start import serve
 from beacon_ota.orchestrator.tallies import SharedTallies
+from beacon_ota.orchestrator.workers import Heartbeats, _Parent
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.test_counts import EVERYBODY, Life
 from tests.orchestrator.world import Local, Server, TestBeacon, beacons, until, upload
 
 DEADLINE_S = 60.0
-
-
-# ---- what is remembered against replays ----
-
-
-def test_a_ring_takes_each_request_once():
-    table = SharedNonces(1000.0, 10)
-    ring, same = table.of("b1"), table.of("b1")
-    nonces = [secrets.token_hex(8) for _ in range(3 * ROOM)]
-    for number, nonce in enumerate(nonces):
-        assert ring.use(nonce, 2000 + number, 2000.0 + number)
-        assert not same.use(nonce, 2000 + number, 2000.0 + number)
-    for number, nonce in enumerate(nonces):  # remembered, or too old by now
-        assert not same.use(nonce, 2000 + number, 2100.0)
-    assert ring.floor > 2000
-    assert not ring.use(secrets.token_hex(8), ring.floor - 1, 2100.0)
-    assert not table.of("other").use(secrets.token_hex(8), 999, 1000.0)
-
-
-def test_what_the_clock_refuses_anyway_makes_room():
-    ring = SharedNonces(1000.0, 10).of("b1")
-    for number in range(10 * ROOM):
-        assert ring.use(secrets.token_hex(8), 2000 + 20 * number, 2000.0 + 20 * number)
-    assert ring.floor == 1000
-
-
-def test_processes_share_it():
-    table = SharedNonces(1000.0, 10)
-    nonces = [secrets.token_hex(8) for _ in range(ROOM)]
-    reading, writing = os.pipe()
-    children = []
-    for _ in range(3):
-        if (pid := os.fork()) == 0:
-            taken = sum(table.of("b1").use(nonce, 2000, 2000.0) for nonce in nonces)
-            os.write(writing, bytes([taken]))
-            os._exit(0)
-        children.append(pid)
-    for pid in children:
-        os.waitpid(pid, 0)
-    assert sum(os.read(reading, 16)) == ROOM
-    assert not any(table.of("b1").use(nonce, 2000, 2000.0) for nonce in nonces)
 
 
 def test_processes_count_together_and_go_on_where_one_was_killed():
@@ -88,6 +49,140 @@ def test_sqlite_has_one_worker(tmp_path):
     with pytest.raises(UsageError) as caught:
         serve(Settings(tmp_path / "data", insecure=True, workers=2), Listen(port=0))
     assert caught.value.code == "workers_sqlite"
+
+
+# ---- the parent, with workers that do nothing but what a test wants ----
+
+
+class Parent(_Parent):
+    """Watches workers that have no orchestrator in them."""
+
+    def __init__(self, work, count: int = 1):
+        self.work, self.count = work, count
+        self.alive, self.stopping, self.stop_by = {}, False, 0.0
+        self.life = os.pipe()
+        self.beats = Heartbeats(count)
+
+    def _work(self, index: int) -> None:
+        self.work(self, index)
+
+    def __enter__(self) -> "Parent":
+        self.before = [signal.signal(number, self._stop) for number in STOPPING]
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for pid in self.alive:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for number, handler in zip(STOPPING, self.before, strict=True):
+            signal.signal(number, handler)
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve_on(_parent, _index) -> None:
+    while True:
+        signal.pause()
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_parent_that_is_told_to_stop_while_it_forks_leaves_no_worker(monkeypatch, number):
+    fork = os.fork
+    for _ in range(40):
+        with Parent(serve_on) as parent:
+
+            def told_in_between() -> int:
+                pid = fork()
+                if pid:
+                    os.kill(os.getpid(), number)
+                return pid
+
+            monkeypatch.setattr(os, "fork", told_in_between)
+            parent._fork(0)
+            monkeypatch.setattr(os, "fork", fork)
+            parent._look_after()
+            assert not parent.alive and time.monotonic() < parent.stop_by
+
+
+def test_a_worker_that_is_made_after_the_parent_was_told_to_stop_is_stopped(monkeypatch):
+    fork = os.fork
+
+    def told_before() -> int:
+        if not parent.stopping:
+            parent._stop()
+        return fork()
+
+    with Parent(serve_on) as parent:
+        monkeypatch.setattr(os, "fork", told_before)
+        parent._fork(0)
+        parent._look_after()
+        assert not parent.alive and time.monotonic() < parent.stop_by
+
+
+def test_a_worker_that_does_not_stop_is_killed(monkeypatch):
+    monkeypatch.setattr(workers, "LIMITS", replace(LIMITS, worker_stop=0.2))
+    ready, told = os.pipe()
+
+    def deaf(_parent, _index) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(told, b"x")
+        serve_on(None, 0)
+
+    with Parent(deaf) as parent:
+        parent._fork(0)
+        os.read(ready, 1)
+        parent._stop()
+        parent._look_after()
+        assert not parent.alive
+
+
+def test_a_worker_whose_loop_stands_still_is_replaced(monkeypatch):
+    monkeypatch.setattr(workers, "LIMITS", replace(LIMITS, worker_silence=0.5))
+    monkeypatch.setattr(workers, "_EARLY_S", 0.0)
+    made, told = os.pipe()
+
+    def hangs(parent, index) -> None:
+        parent.beats.beat(index)
+        os.write(told, b"x")
+        serve_on(None, 0)
+
+    with Parent(hangs, 2) as parent:
+        for index in range(2):
+            parent._fork(index)
+        first = set(parent.alive)
+        seen = 0
+
+        def stop_after_two_more() -> None:
+            nonlocal seen
+            while seen < 4:
+                seen += len(os.read(made, 1))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=stop_after_two_more).start()
+        parent._look_after()
+        assert seen == 4 and not parent.alive
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in first)
+
+
+def test_a_worker_whose_loop_turns_is_left_alone(monkeypatch):
+    beats = Heartbeats(3)
+    assert beats.last(1) == 0.0
+    before = time.monotonic()
+    beats.beat(1)
+    assert before <= beats.last(1) <= time.monotonic() and beats.last(0) == beats.last(2) == 0.0
+    with Parent(serve_on, 3) as parent:
+        parent.beats = beats
+        parent._fork(1)
+        last = beats.last(1)
+        parent._kill_hung(last + LIMITS.worker_silence - 1)
+        (pid,) = parent.alive
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        parent._kill_hung(last + LIMITS.worker_silence + 1)
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        parent.alive.clear()
+    beats.forget(1)
+    assert beats.last(1) == 0.0
 
 
 # ---- two orchestrators on one database, and a clock of ours ----

@@ -55,8 +55,8 @@ def guess(now):
     _write(now)
 
 
-# `exact`: the orchestrator has refused a request for its time. Then a second counts: it takes
-# nothing from before its own start.
+# `exact`: the orchestrator has refused a request for its time. Then a second counts: the
+# next request has to be from the time told, or later.
 def set(now, exact=False):
     global _guessed
     if not _BUILT < now < 1 << 33:

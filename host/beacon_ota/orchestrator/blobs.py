@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,7 @@ from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.limits import LIMITS
 
 _PART = ".part"
+_READERS = 4  # images read at once; few are asked for, and each stays in memory
 
 
 class BlobDamaged(InputError):
@@ -35,7 +37,9 @@ class Blobs:
         for path in (self._folder, self._incoming):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache: OrderedDict[str, bytes] = OrderedDict()
-        self._loading: dict[str, asyncio.Task[bytes]] = {}
+        self._loading: dict[str, asyncio.Future[bytes]] = {}
+        # The beacons' own: whatever administrators have in work, a cold download waits for none.
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="images")
 
     def path(self, digest: str) -> Path:
         """Return where the bytes with this digest lie."""
@@ -119,7 +123,8 @@ class Blobs:
             return data
         task = self._loading.get(digest)
         if task is None:  # readers that come meanwhile wait for the same one
-            task = asyncio.create_task(asyncio.to_thread(self.check, digest))
+            loop = asyncio.get_running_loop()
+            task = loop.run_in_executor(self._readers, self.check, digest)
             self._loading[digest] = task
             task.add_done_callback(lambda done: self._loaded(digest, done))
         return await asyncio.shield(task)
@@ -144,7 +149,11 @@ class Blobs:
         except OSError as error:
             raise BlobDamaged("blob_missing", f"the image file cannot be read: {error}") from None
 
-    def _loaded(self, digest: str, task: "asyncio.Task[bytes]") -> None:
+    def close(self) -> None:
+        """Read nothing more."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _loaded(self, digest: str, task: "asyncio.Future[bytes]") -> None:
         del self._loading[digest]
         if task.cancelled() or task.exception() is not None:
             return

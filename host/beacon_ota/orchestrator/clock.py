@@ -11,6 +11,9 @@ class Leaps:
 
     Args:
         wall: UTC seconds; steady: seconds of a clock that nobody sets.
+
+    Attributes:
+        landed: UTC seconds; whatever is stamped later than this came after the last leap.
     """
 
     def __init__(
@@ -19,14 +22,20 @@ class Leaps:
         steady: Callable[[], float] = time.monotonic,
     ):
         self._wall, self._steady = wall, steady
-        self._offset = wall() - steady()
+        self._seen = wall()
+        self._offset = self._seen - steady()
+        self.landed = self._seen
 
     def take(self) -> float:
         """Return by how many seconds UTC has jumped since the last call; 0 for less than a leap."""
-        offset = self._wall() - self._steady()
+        wall = self._wall()
+        offset = wall - self._steady()
         leap = offset - self._offset
-        self._offset = offset
-        return leap if abs(leap) >= LEAP_S else 0.0
+        before, self._seen, self._offset = self._seen, wall, offset
+        if abs(leap) < LEAP_S:
+            return 0.0
+        self.landed = min(before + leap, wall)
+        return leap
 
 
 class Clock:

@@ -226,6 +226,7 @@ class Database:
         migrate(self._engine)
         self._reading = connect(url, readonly=True)
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-reader")
+        self._beacons_reader = ThreadPoolExecutor(1, thread_name_prefix="db-beacons")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._run, name=WRITER, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -240,8 +241,10 @@ class Database:
     async def stop(self) -> None:
         """Commit what is queued, then close every connection."""
         self._jobs.put(None)
-        await asyncio.to_thread(self._writer.join)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._beacons_reader, self._writer.join)
         self._readers.shutdown(wait=True)
+        self._beacons_reader.shutdown(wait=True)
         self._engine.dispose()
         self._reading.dispose()
 
@@ -275,6 +278,12 @@ class Database:
         """Run ``work(conn, *args)`` on a reader's connection."""
         return await asyncio.get_running_loop().run_in_executor(
             self._readers, self._read, work, args
+        )
+
+    async def read_for_beacon(self, work: Callable[..., T], *args: Any) -> T:
+        """Like :meth:`read`, behind no administrator's: listings and statistics take their time."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._beacons_reader, self._read, work, args
         )
 
     def read_now(self, work: Callable[..., T], *args: Any) -> T:

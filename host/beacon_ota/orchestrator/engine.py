@@ -21,13 +21,15 @@ from sqlalchemy import Connection
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.clock import Leaps
+from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout.advance import advance, apply, clock_ahead, due
 from beacon_ota.orchestrator.rollout.gates import members, tally
 from beacon_ota.orchestrator.rollout.plans import parse
-from beacon_ota.orchestrator.rollout.rules import Rollout
+from beacon_ota.orchestrator.rollout.rules import Rollout, covers
 from beacon_ota.orchestrator.rollout.types import (
     Attempt,
+    Kind,
     Result,
     RolloutState,
     Status,
@@ -45,9 +47,12 @@ log = logging.getLogger("beacon_ota.orchestrator")
 
 TICK_S = 30.0  # beacons come and go without anybody telling the engine
 REST_S = 0.2  # of the wall clock, between two rounds at least
-KEEP = 8  # rollouts of a device type that can still hand out their release
 _BY_POLLS = "confirmed by its polls"
 _CALLED_OFF = (Status.HALTED, Status.ABORTED)
+_LAST = (Kind.ABORTED, Kind.RETIRED)
+_BEGUN = (Status.SCHEDULED, Status.ACTIVE, Status.PAUSED)
+_SERVING = (Status.SCHEDULED, Status.ACTIVE, Status.COMPLETED)
+_REMOVED = "the beacon was removed"
 
 
 class Engine:
@@ -57,14 +62,41 @@ class Engine:
         self.service = service
         self._wake = asyncio.Event()
         self.leaps = Leaps()
-        self._to_restart: set[str] = set()  # rollouts that have not heard of a leap yet
+        self._landed = 0.0  # UTC after the last leap ahead; soaks that are older begin anew
         self.moving = asyncio.Lock()  # from looking at a rollout to committing what follows
 
     def start(self) -> None:
         """Load the rollouts and begin to watch them."""
         self.service.db.read_now(self._load)
         self.service.view.on_change = self._wake.set
+        if self.service.restored:
+            self._hold_restored()
         self.service.run(self._watch())
+
+    def _hold_restored(self) -> None:
+        """Pause what a database from a backup hands out: it does not know what was halted since.
+
+        In memory at once, before anybody is answered; what is committed follows.
+        """
+        log.warning("the database is older than what was done with it; its rollouts are paused")
+        why = "the database was restored; see what was done since its backup, and resume"
+        change = Transition(self.service.clock.now(), Kind.PAUSED, None, None, "restored", why)
+        view = self.service.view
+        held = [one for one in view.entries.values() if one.state.status in _SERVING]
+        for entry in held:
+            state = apply(entry.state, change)
+            view.put_rollout(entry.rollout, state, entry.revision, entry.created_at)
+        self.service.run(self._pause(held, change))
+
+    async def _pause(self, held: Sequence[Entry], change: Transition) -> None:
+        for entry in held:
+            try:
+                async with self.moving:
+                    await self.commit(entry, (change,))
+            except UsageError as error:
+                if error.code != "rollout_moved":
+                    raise  # else another worker has paused it
+        self.service.restored = False
 
     def wake(self) -> None:
         """Look again soon: something has changed."""
@@ -75,10 +107,11 @@ class Engine:
     async def _watch(self) -> None:
         clock = self.service.clock
         while True:
-            began = time.monotonic()
             self._wake.clear()
-            pause = TICK_S
+            again_at = clock.now() + TICK_S
+            self._mind_the_clock(clock.now())
             for entry in list(self.service.view.entries.values()):
+                began = time.monotonic()
                 if not self.service.leads:
                     self._put_away(entry)
                     continue
@@ -88,12 +121,13 @@ class Engine:
                 except Exception:
                     log.exception("rollout %s could not be moved", entry.rollout.plan.rollout_id)
                 if entry.due is not None:
-                    pause = min(pause, entry.due - clock.now())
-            # Counting takes time in proportion to the fleet; it gets a tenth of it at most.
-            rest = max(REST_S, 9 * (time.monotonic() - began))
-            await asyncio.sleep(rest)
+                    again_at = min(again_at, entry.due)
+                # Counting takes time in proportion to the fleet, for every rollout anew; it gets a
+                # tenth of it at most, and the beacons' calls come in between.
+                await asyncio.sleep(9 * (time.monotonic() - began))
+            await asyncio.sleep(REST_S)
             try:
-                async with asyncio.timeout(max(clock.real(pause) - rest, 0.0)):
+                async with asyncio.timeout(max(clock.real(again_at - clock.now()), 0.0)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
@@ -109,14 +143,17 @@ class Engine:
     async def _step(self, entry: Entry) -> None:
         now = self.service.clock.now()
         self._mind_the_clock(now)
-        if entry.rollout.plan.rollout_id in self._to_restart:
-            made = clock_ahead(entry.state, now)
-            if made:
-                await self.commit(entry, made)
-            self._to_restart.discard(entry.rollout.plan.rollout_id)
+        if made := clock_ahead(entry.state, now, self._landed):
+            await self.commit(entry, made)
         if entry.open_ids:
             await self._settle(entry, now)
-        if self._put_away(entry) or entry.state.status is Status.ABORTED:
+        if self._put_away(entry) or entry.retired or entry.state.status is Status.ABORTED:
+            return
+        if self._is_superseded(entry):
+            await self._retire(entry, now)
+            return
+        if self._is_withdrawn(entry):
+            await self._halt_withdrawn(entry, now)
             return
         counts = self.count(entry, now)
         made = advance(entry.rollout, entry.state, counts, now)
@@ -129,7 +166,7 @@ class Engine:
     def _put_away(self, entry: Entry) -> bool:
         """Let go of a rollout that is over."""
         rollout_id = entry.rollout.plan.rollout_id
-        if entry.state.status is not Status.ABORTED or entry.open_ids:
+        if entry.open_ids or not (entry.retired or entry.state.status is Status.ABORTED):
             return False
         if rollout_id in self.service.view.entries:
             self.service.view.drop_rollout(rollout_id)
@@ -138,15 +175,16 @@ class Engine:
     def _mind_the_clock(self, now: float) -> None:
         """Let nothing follow from a clock that jumped: nobody was silent in time that never was.
 
-        A scaled clock goes by a clock that nobody sets.
+        Every process does, whether it leads or not: whoever takes the lead later has to do with
+        the rollouts that the one before had not come to. A scaled clock goes by one that nobody
+        sets.
         """
         leap = self.leaps.take()
         if not leap or self.service.clock.scale != 1.0:
             return
         log.warning("the clock has jumped by %.0f s; silence and soaks count from now on", leap)
         self.service.listening_since = now
-        if leap > 0:
-            self._to_restart = set(self.service.view.entries)
+        self._landed = self.leaps.landed if leap > 0 else 0.0
 
     def count(self, entry: Entry, now: float) -> Tally:
         """Count a rollout's beacons as they stand; from any thread."""
@@ -202,6 +240,9 @@ class Engine:
         if entry.state.status in _CALLED_OFF or release.state == "deprecated":
             for attempt in rules.withdrawn(mine):
                 ends[attempt.id] = _End(Result.STOPPED, times_of(attempt))
+        for attempt in mine:
+            if attempt.beacon_id not in view.nodes:  # nobody will hear from it
+                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), _REMOVED)
         if ends:
             await self._end(entry, ends, now)
 
@@ -271,7 +312,7 @@ class Engine:
                     "status": state.status.value,
                     "state": dump_state(state),
                     "reason": state.reason,
-                    "ended_at": made[-1].at if state.status is Status.ABORTED else None,
+                    "ended_at": made[-1].at if made and made[-1].kind in _LAST else None,
                 },
             )
             if not moved:
@@ -284,6 +325,8 @@ class Engine:
         def after(moved: bool) -> None:
             if moved:
                 self._put(rollout_id, state, revision + 1)
+                if made and made[-1].kind is Kind.RETIRED:
+                    self.service.view.retire_rollout(rollout_id)
                 for one in told:
                     self.service.hub.publish(one)
 
@@ -332,11 +375,12 @@ class Engine:
         if not view.hands_out(row["firmware_id"]):
             before = await self.service.db.read(attempts.of_firmwares, [row["firmware_id"]])
 
-        def put(_none: None) -> None:
-            view.put_rollout(rollout, state, 0, row["created_at"])
+        made: list[Entry] = []
+
+        def put(stored: Fields) -> None:
+            made.append(view.put_rollout(rollout, state, 0, stored["created_at"]))
             for attempt in before:
                 view.put_attempt(attempt_of(attempt._mapping))
-            self._retire(rollout.plan.release.device_type)
 
         await self.service.change(
             actor,
@@ -348,7 +392,7 @@ class Engine:
             detail={"firmware": row["firmware_id"], "name": row["name"]},
         )
         self.wake()
-        return view.entries[row["id"]]
+        return made[0]
 
     # ---- memory ----
 
@@ -356,9 +400,12 @@ class Engine:
         """Take a rollout's row as another process has left it."""
         view = self.service.view
         state = load_state(row["state"])
-        if row["id"] in view.entries:
+        entry = view.entries.get(row["id"])
+        if entry is not None:
             self._put(row["id"], state, row["revision"])
-        elif state.status is not Status.ABORTED:
+            if row["ended_at"] is not None and row["revision"] >= entry.revision:
+                view.retire_rollout(row["id"])
+        elif state.status is not Status.ABORTED and row["ended_at"] is None:
             before: list[Any] = []
             if not view.hands_out(row["firmware_id"]):
                 before = self.service.db.read_now(attempts.of_firmwares, [row["firmware_id"]])
@@ -366,28 +413,23 @@ class Engine:
             view.put_rollout(rollout, state, row["revision"], row["created_at"])
             for attempt in before:
                 view.put_attempt(attempt_of(attempt._mapping))
-            self._retire(rollout.plan.release.device_type)
 
     def reload(self) -> None:
-        """Read all rollouts again."""
-        for rollout_id in list(self.service.view.entries):
-            self.service.view.drop_rollout(rollout_id)
+        """Read all rollouts and their attempts again."""
+        unwritten = self.service.view.drop_rollouts()
         self.service.db.read_now(self._load)
+        for attempt in unwritten:
+            if attempt.id not in self.service.view.open:
+                self.service.view.put_attempt(attempt)
 
     def _load(self, conn: Connection) -> None:
-        kept: dict[str, int] = {}
         view = self.service.view
-        for row in rollouts.every(conn):
-            under_way = attempts.any_open(conn, row["id"])
-            if row["status"] == Status.ABORTED and not under_way:
-                continue
+        for row in rollouts.under_way(conn):
             rollout = Rollout(parse(json.loads(row["plan"])))
-            device_type = rollout.plan.release.device_type
-            kept[device_type] = kept.get(device_type, 0) + 1
-            if kept[device_type] <= KEEP or under_way:
-                view.put_rollout(
-                    rollout, load_state(row["state"]), row["revision"], row["created_at"]
-                )
+            entry = view.put_rollout(
+                rollout, load_state(row["state"]), row["revision"], row["created_at"]
+            )
+            entry.retired = row["ended_at"] is not None
         used = {entry.rollout.plan.release.firmware_id for entry in view.entries.values()}
         for attempt in attempts.of_firmwares(conn, list(used)):
             view.put_attempt(attempt_of(attempt._mapping))
@@ -411,18 +453,42 @@ class Engine:
         if entry is not None and revision + same > entry.revision:
             self.service.view.put_rollout(entry.rollout, state, revision, entry.created_at)
 
-    def _retire(self, device_type: str) -> None:
-        """Let go of the oldest rollouts; each newer one is for everybody that they were for."""
+    def _is_superseded(self, entry: Entry) -> bool:
+        """Tell whether a completed rollout has nobody left to serve.
+
+        A completed rollout serves those who come late, and those for whom a newer one stands aside.
+        Once several newer ones are complete, too, and are for everybody that it was for, it would
+        stay for nothing. Whatever is scheduled, active, paused or halted stays.
+        """
+        if entry.state.status is not Status.COMPLETED or entry.open_ids:
+            return False
         view = self.service.view
-        mine = [
-            entry
-            for entry in view.entries.values()
-            if entry.rollout.plan.release.device_type == device_type
-        ]
-        mine.sort(key=lambda entry: entry.created_at, reverse=True)
-        for entry in mine[KEEP:]:
-            if not entry.open_ids:
-                view.drop_rollout(entry.rollout.plan.rollout_id)
+        newer = 0
+        for other in view.entries.values():
+            if (
+                other.created_at > entry.created_at
+                and other.state.status is Status.COMPLETED
+                and not other.retired
+                and view.releases[other.rollout.plan.release.firmware_id].state == "stable"
+                and covers(other.rollout.plan, entry.rollout.plan)
+            ):
+                newer += 1
+        return newer >= LIMITS.completed_rollouts
+
+    def _is_withdrawn(self, entry: Entry) -> bool:
+        """Tell whether a rollout waits for beacons that will never get its release."""
+        release = self.service.view.releases[entry.rollout.plan.release.firmware_id]
+        return entry.state.status in _BEGUN and release.row["state"] == "deprecated"
+
+    async def _halt_withdrawn(self, entry: Entry, now: float) -> None:
+        """Halt a rollout whose release was deprecated; it would stay active for nothing."""
+        detail = "the release is deprecated"
+        await self.commit(entry, (Transition(now, Kind.HALTED, None, None, "withdrawn", detail),))
+
+    async def _retire(self, entry: Entry, now: float) -> None:
+        """Let go of a rollout that has nobody left to serve: recorded, so that it stays over."""
+        detail = "newer rollouts serve everybody that it was for"
+        await self.commit(entry, (Transition(now, Kind.RETIRED, None, None, "superseded", detail),))
 
 
 class _End(NamedTuple):
@@ -433,12 +499,16 @@ class _End(NamedTuple):
     detail: str | None = None
 
 
-def _add(conn: Connection, row: Fields) -> None:
-    """Store a rollout (UsageError ``rollout_taken``, ``firmware_state``)."""
+def _add(conn: Connection, row: Fields) -> Fields:
+    """Store a rollout, and return its row.
+
+    Raises:
+        UsageError: ``firmware_state``, and those of ``rollouts.add``.
+    """
     firmware = firmwares.get(conn, row["firmware_id"])
     if firmware is None or firmwares.state_of(firmware) == "deprecated":
         raise withdrawn(None if firmware is None else firmware["state"])
-    rollouts.add(conn, row)
+    return rollouts.add(conn, row)
 
 
 def withdrawn(state: str | None) -> UsageError:

@@ -1,92 +1,21 @@
 """Beacon authentication: who sent this, and proof to it that we answered.
 
-Replays are refused by a window as in IPsec: the nonces of a beacon's last requests are
-remembered, and a request older than everything remembered is refused by its time. So the memory
-per beacon is bounded, and nothing is accepted twice. What was remembered is gone after a restart;
-therefore nothing signed before the start is accepted, and a beacon whose clock lags is told the
-time and signs again.
-
-An answer is sealed for a request whose mac was right, and for no other; also a refusal that comes
-after that.
+That nothing is accepted twice is the replay guard's work (replay.py). An answer is sealed for a
+request whose mac was right, and for no other; also a refusal that comes after that.
 """
 
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from mmap import mmap
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.replay import Slot, Verdict
 from beacon_ota.wire import auth
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 _ZERO_KEY = bytes(32)
-ENTRY = 12  # bytes that a request is remembered by: nonce, ts (u32, little endian)
-_ROOM = 16  # nonces, as long as no more are of use
-
-
-@dataclass(slots=True)
-class Nonces:
-    """The requests of one beacon that must not come again: 12 bytes each, nonce and second.
-
-    What the clock refuses by now is forgotten when the memory is full; it begins small and grows
-    with what is still of use, because a large fleet is mostly beacons that ask now and then.
-    """
-
-    floor: int  # nothing signed before this second
-    memory: bytearray = field(default_factory=bytearray)
-    room: int = _ROOM
-
-    def __len__(self) -> int:
-        """How many are remembered."""
-        return len(self.memory) // ENTRY
-
-    def use(self, nonce: str, ts: int, now: float) -> bool:
-        """Take a nonce; False when it was used, or is too old to know."""
-        wanted = bytes.fromhex(nonce)
-        if ts < self.floor or remembered(self.memory, wanted, 0, len(self.memory)):
-            return False
-        if len(self) >= self.room:
-            self._forget(int(now) - auth.MAX_SKEW)
-            if ts < self.floor:
-                return False
-        self.memory += wanted + ts.to_bytes(4, "little")
-        return True
-
-    def _forget(self, horizon: int) -> None:
-        """Make room: what the clock refuses anyway goes first, then the oldest quarter."""
-        entries = [bytes(self.memory[at : at + ENTRY]) for at in range(0, len(self.memory), ENTRY)]
-        kept = [entry for entry in entries if _second(entry) >= horizon]
-        if len(kept) >= LIMITS.nonces:
-            self.floor = sorted(map(_second, kept))[len(kept) // 4] + 1
-            kept = [entry for entry in kept if _second(entry) >= self.floor]
-        self.memory = bytearray(b"".join(kept))
-        self.room = min(max(2 * len(kept), _ROOM), LIMITS.nonces)
-
-
-def _second(entry: bytes) -> int:
-    return int.from_bytes(entry[8:], "little")
-
-
-def remembered(memory: bytearray | mmap, nonce: bytes, start: int, end: int) -> bool:
-    """Whether one of the entries from ``start`` to ``end`` begins with a nonce."""
-    found = memory.find(nonce, start, end)
-    while found >= 0:
-        if (found - start) % ENTRY == 0:
-            return True
-        found = memory.find(nonce, found + 1, end)
-    return False
-
-
-class Memory(Protocol):
-    """What is remembered of one beacon's requests."""
-
-    @property
-    def floor(self) -> int: ...
-
-    def use(self, nonce: str, ts: int, now: float) -> bool: ...
 
 
 class Keyed(Protocol):
@@ -95,7 +24,7 @@ class Keyed(Protocol):
     key: bytes
     next_key: bytes | None  # the one that it is to have
     given_keys: tuple[bytes, ...]  # any of these may be the beacon's by now
-    nonces: Memory
+    replay: Slot
 
 
 B = TypeVar("B", bound=Keyed)
@@ -121,12 +50,22 @@ class Refused(Problem):
         caller: whose mac was right: it alone can be answered with a seal. Whoever has no key must
             not get the seal of one, whatever it covers: the beacon would believe it.
         claimed_id: the registered beacon that it says it is from, "" when there is none.
+        sign_at: the time that the beacon is told, and its next request is accepted with; None
+            for the present.
     """
 
-    def __init__(self, code: str, message: str, caller: Caller | None = None, claimed_id: str = ""):
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        caller: Caller | None = None,
+        claimed_id: str = "",
+        sign_at: int | None = None,
+    ):
         super().__init__(401, code, message)
         self.caller = caller
         self.claimed_id = claimed_id
+        self.sign_at = sign_at
 
 
 def identify(
@@ -148,6 +87,7 @@ def identify(
     Raises:
         Refused: ``unknown_beacon``, ``bad_mac``, ``clock_skew`` or ``nonce_used``. Nothing has
             changed, except that a request with a right mac has used its nonce.
+        Problem: 503 ``storage``: there is no room to remember it.
     """
     parsed = auth.parse(header)
     if parsed is None:
@@ -167,11 +107,13 @@ def identify(
     else:
         raise Refused("bad_mac", "the signature does not fit the key", claimed_id=beacon_id)
     caller = Caller(beacon, key, nonce)
-    if abs(now - ts) > auth.MAX_SKEW or ts < beacon.nonces.floor:
-        reason = "the clock is off, or the request is from long ago"
-        raise Refused("clock_skew", reason, caller, beacon_id)
-    if not beacon.nonces.use(nonce, ts, now):
+    verdict = beacon.replay.use(nonce, ts, now)
+    if verdict is Verdict.USED:
         raise Refused("nonce_used", "this request was made before", caller, beacon_id)
+    if verdict is Verdict.SKEWED:
+        sign_at = beacon.replay.time_to_sign(now)
+        reason = "the clock is off, or it is too long ago"
+        raise Refused("clock_skew", reason, caller, beacon_id, sign_at)
     return caller
 
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,10 @@ class Mirror:
             else:
                 state = load_state(row["state"])
                 view.put_rollout(entry.rollout, state, row["revision"], entry.created_at)
+        for key in set(view.entries) - {row["id"] for row in rows["rollouts"]}:
+            entry = view.entries[key]  # over, with nothing under way
+            over = replace(entry.state, status=Status.ABORTED)
+            view.put_rollout(entry.rollout, over, entry.revision, entry.created_at)
         for row in rows["attempts"]:
             view.put_attempt(attempt_of(row))
 
@@ -377,6 +382,6 @@ def _written(conn: Connection, state: Fields, without: set[str], fetched: set[st
         "sites": sites.every(conn),
         "beacons": [dict(row._mapping) for row in beacons.every(conn)],
         "firmwares": firmwares.every(conn),
-        "rollouts": rollouts.every(conn),
+        "rollouts": rollouts.under_way(conn),
         "attempts": [dict(row._mapping) for row in attempts.of_firmwares(conn, releases)],
     }

@@ -98,7 +98,7 @@ async def _decide(service: Service, node: Node, now: float) -> tuple[Decision, A
 def _look(view: View, node: Node, now: float) -> Decision:
     place = view.place(node)
     return decide(
-        view.lives(node.facts.device_type),
+        view.lives_for(node.facts),
         node.facts,
         now,
         attempts=node.attempts,

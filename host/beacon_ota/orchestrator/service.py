@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,9 @@ from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.blobs import BlobDamaged
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import Database, StorageError, is_shared, sqlite_url
-from beacon_ota.orchestrator.gate import Memory
 from beacon_ota.orchestrator.hub import Hub
 from beacon_ota.orchestrator.objects import open_blobs
+from beacon_ota.orchestrator.replay import FILE, ReplayGuard
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide, may_go_on
 from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Reason, Result, Status
 from beacon_ota.orchestrator.store import (
@@ -43,6 +44,7 @@ from beacon_ota.orchestrator.store import (
 )
 from beacon_ota.orchestrator.tallies import SharedTallies
 from beacon_ota.orchestrator.view import Node, Release, View, attempt_of, times_of
+from beacon_ota.orchestrator.witness import Witness
 
 T = TypeVar("T")
 log = logging.getLogger("beacon_ota.orchestrator")
@@ -123,7 +125,7 @@ class Service:
         self,
         settings: Settings,
         clock: Clock | None = None,
-        nonces: "Callable[[str], Memory] | None" = None,
+        replays: ReplayGuard | None = None,
     ):
         self.settings = settings
         self.clock = clock or Clock()
@@ -139,9 +141,17 @@ class Service:
         self.tallies: tuple[SharedTallies, int] | None = None  # with our place in it
         self.started_at = self.clock.now()
         self.listening_since = self.started_at  # without interruption, as the clock has it
-        self.view = View(self.started_at, zone=settings.zone, window=settings.window, nonces=nonces)
+        self.witness = Witness(settings.data)
+        self.restored = not settings.upstream and self.db.read_now(self.witness.is_older)
+        registered = self.db.read_now(beacons.count)
+        self._own_replays = replays is None  # else they are of several processes
+        self.replays = replays or ReplayGuard(
+            settings.data / FILE, self.started_at, fresh=not registered
+        )
+        self.view = View(self.replays, zone=settings.zone, window=settings.window)
         self.uploads = asyncio.Lock()  # from the check that a version is free to its row
         self._tasks: list[asyncio.Task[None]] = []
+        self._synchronising = ThreadPoolExecutor(1, thread_name_prefix="replays")
 
     # ---- life ----
 
@@ -162,7 +172,12 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.flush()
         self.share_counts()
+        await self._note_audit()
         await self.db.stop()
+        self.blobs.close()
+        self._synchronising.shutdown()
+        if self._own_replays:
+            self.replays.close()
 
     async def catch_up(self) -> None:
         """Wait until the view holds what other processes have committed; here there are none."""
@@ -383,7 +398,7 @@ class Service:
         if node is None:
             return
         now = self.clock.now()
-        lives = self.view.lives(node.facts.device_type)
+        lives = self.view.lives_for(node.facts)
         decision = decide(lives, node.facts, now, attempts=node.attempts)
         if (
             decision.reason not in (Reason.ATTEMPTS, Reason.BLAMED)
@@ -448,7 +463,19 @@ class Service:
         while True:
             await asyncio.sleep(FLUSH_S)
             await self._guarded(self.flush())
+            await self._guarded(self._reserve_replays())
+            await self._note_audit()
             self.share_counts()
+
+    async def _note_audit(self) -> None:
+        """Note how far the audit log has come; not before what was restored is paused."""
+        if not self.restored:
+            await self._guarded(self.db.read_for_beacon(self.witness.note))
+
+    async def _reserve_replays(self) -> None:
+        """Synchronise ahead of time what would otherwise hold up a beacon's request."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._synchronising, self.replays.reserve, self.clock.now())
 
     def share_counts(self) -> None:
         """Show the other processes of this machine what we have served."""

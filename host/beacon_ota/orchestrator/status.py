@@ -211,7 +211,7 @@ async def _attempt(service: Service, node: Node, doc: Fields) -> Attempt:
         await service.catch_up()  # offered by another process, a moment ago
         attempt = service.view.open.get(doc["attempt_id"])
     if attempt is None:
-        row = await service.db.read(attempts.get, doc["attempt_id"])
+        row = await service.db.read_for_beacon(attempts.get, doc["attempt_id"])
         attempt = None if row is None else attempt_of(row)
     if (
         attempt is None

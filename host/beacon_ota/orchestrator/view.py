@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from beacon_ota.orchestrator.gate import Memory, Nonces
 from beacon_ota.orchestrator.guard import keep_from_writer
+from beacon_ota.orchestrator.replay import ReplayGuard, Slot
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
@@ -28,6 +28,8 @@ from beacon_ota.orchestrator.store.attempts import Times
 from beacon_ota.orchestrator.store.firmwares import state_of
 from beacon_ota.orchestrator.store.rollouts import Basis
 
+_PLACES_MAX = 4096  # sites and tags whose rollouts are remembered
+
 
 @dataclass(slots=True, eq=False)
 class Node:
@@ -37,7 +39,7 @@ class Node:
     key: bytes
     next_key: bytes | None
     given_keys: tuple[bytes, ...]
-    nonces: Memory
+    replay: Slot
     last_seen: float | None
     address: str = ""
     query: bytes = b""  # of the last poll: the same one need not be read again
@@ -71,6 +73,7 @@ class Entry:
     attempts: dict[str, Attempt] = field(default_factory=dict)
     open_ids: set[str] = field(default_factory=set)
     due: float | None = None  # when it wants to look again by itself
+    retired: bool = False  # it hands out nothing any more; what is under way comes to its end
 
 
 class View:
@@ -78,14 +81,12 @@ class View:
 
     def __init__(
         self,
-        started_at: float,
+        replays: ReplayGuard,
         *,
         zone: str = "UTC",
         window: str = "03:00-05:00",
-        nonces: "Callable[[str], Memory] | None" = None,
     ):
-        floor = int(started_at)
-        self._nonces = nonces or (lambda _beacon_id: Nonces(floor))
+        self._replays = replays
         self._zone, self._window = zone, window
         self.nodes: dict[str, Node] = {}
         self.releases: dict[str, Release] = {}
@@ -95,8 +96,10 @@ class View:
         self.on_change: Callable[[], object] = lambda: None  # an attempt has come to its end
         self.dirty: dict[str, Node] = {}  # heard from since the last flush
         self._lives: dict[str, list[rules.Live]] = {}
+        self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[rules.Live]] = {}
         self._busy: dict[str, int] = {}
         self._where: dict[str, str] = {}  # open attempt -> the building it counts in
+        self._left: dict[str, list[Attempt]] = {}  # of beacons that are not registered, by id
 
     # ---- beacons ----
 
@@ -117,16 +120,19 @@ class View:
             cleared_at=row["cleared_at"],
         )
         if known is None:
-            nonces = self._nonces(row["id"])
             node = Node(
                 facts,
                 row["key"],
                 row["next_key"],
                 keys.split(row["given_keys"]),
-                nonces,
+                self._replays.of(row["id"]),
                 row["last_seen"],
             )
+            node.attempts = self._left.pop(row["id"], [])  # a name that was removed, and is back
             self.nodes[row["id"]] = node
+            for attempt in node.attempts:
+                if attempt.result is None:
+                    self._occupy(attempt, node)
             return node
         if known.last_seen is None or known.last_seen <= (row["last_seen"] or 0.0):
             known.last_seen = row["last_seen"]
@@ -145,8 +151,14 @@ class View:
 
     def drop_beacon(self, beacon_id: str) -> None:
         """Forget a beacon."""
-        self.nodes.pop(beacon_id, None)
+        node = self.nodes.pop(beacon_id, None)
         self.dirty.pop(beacon_id, None)
+        if node is None or not node.attempts:
+            return
+        self._left[beacon_id] = node.attempts
+        for attempt in node.attempts:
+            self._vacate(attempt.id)  # nobody is waited for
+        self.on_change()
 
     def heard(
         self, node: Node, now: float, version: str, image: str, on_trial: bool, address: str
@@ -224,7 +236,7 @@ class View:
         }
         text = json.dumps(static, separators=(",", ":"), ensure_ascii=False)
         self.releases[row["id"]] = Release(row, text[1:-1])
-        self._lives.clear()
+        self._forget_lives()
 
     # ---- rollouts and attempts ----
 
@@ -238,13 +250,44 @@ class View:
             entry = self.entries[key] = Entry(rollout, state, revision, created_at)
         else:
             entry.state, entry.revision = state, revision
-        self._lives.clear()
+        self._forget_lives()
         return entry
 
     def basis(self, entry: Entry) -> Basis:
         """Return what a decision about a rollout is made upon now."""
         release = self.releases[entry.rollout.plan.release.firmware_id]
         return Basis(entry.revision, entry.state.status.value, release.state)
+
+    def retire_rollout(self, rollout_id: str) -> None:
+        """Have a rollout hand out nothing any more; it goes when nothing of it is under way."""
+        entry = self.entries.get(rollout_id)
+        if entry is not None:
+            entry.retired = True
+            self._forget_lives()
+            if not entry.open_ids:
+                self.drop_rollout(rollout_id)
+
+    def lives_for(self, facts: Beacon) -> list[rules.Live]:
+        """Return the rollouts that select a beacon, newest first.
+
+        One rollout per building is an ordinary fleet, and each beacon has to do with a few of them:
+        a poll does not ask all.
+        """
+        key = (facts.device_type, facts.site, facts.tags)
+        lives = self._lives_by_place.get(key)
+        if lives is None:
+            if len(self._lives_by_place) >= _PLACES_MAX:
+                self._lives_by_place.clear()
+            lives = self._lives_by_place[key] = [
+                live
+                for live in self.lives(facts.device_type)
+                if live.rollout.wave_of(facts) is not None
+            ]
+        return lives
+
+    def _forget_lives(self) -> None:
+        self._lives.clear()
+        self._lives_by_place.clear()
 
     def lives(self, device_type: str) -> list[rules.Live]:
         """Return the rollouts for a device type, newest first."""
@@ -268,7 +311,7 @@ class View:
                 self.releases[entry.rollout.plan.release.firmware_id].state,
             )
             for entry in entries
-            if entry.state.status is not Status.ABORTED
+            if entry.state.status is not Status.ABORTED and not entry.retired
         ]
 
     def drop_rollout(self, rollout_id: str) -> None:
@@ -282,7 +325,32 @@ class View:
                 node = self.nodes.get(attempt.beacon_id)
                 if node is not None:
                     node.attempts = [a for a in node.attempts if a.firmware_id != firmware_id]
-        self._lives.clear()
+            self._left = {
+                beacon_id: others
+                for beacon_id, left in self._left.items()
+                if (others := [a for a in left if a.firmware_id != firmware_id])
+            }
+        self._forget_lives()
+
+    def drop_rollouts(self) -> list[Attempt]:
+        """Let go of all rollouts and attempts, to read them again.
+
+        Returns:
+            The offers that are being committed: what is read may not have them yet.
+        """
+        unwritten = [
+            attempt
+            for node in self.nodes.values()
+            if node.offering is not None
+            for attempt in node.attempts
+            if attempt.id in self.open
+        ]
+        for node in self.nodes.values():
+            node.attempts = []
+        for held in (self.entries, self.open, self._where, self._busy, self._left):
+            held.clear()
+        self._forget_lives()
+        return unwritten
 
     def hands_out(self, firmware_id: str) -> bool:
         """Tell whether a rollout in memory is of this release."""
@@ -306,28 +374,40 @@ class View:
                 entry.open_ids.discard(attempt.id)
                 self.on_change()
         node = self.nodes.get(attempt.beacon_id)
-        if node is not None and (entry is not None or self.hands_out(attempt.firmware_id)):
-            for index, other in enumerate(node.attempts):
+        if entry is not None or self.hands_out(attempt.firmware_id):
+            if node is not None:
+                mine = node.attempts
+            else:
+                mine = self._left.setdefault(attempt.beacon_id, [])
+            for index, other in enumerate(mine):
                 if other.id == attempt.id:
-                    node.attempts[index] = attempt
+                    mine[index] = attempt
                     break
             else:
-                node.attempts.append(attempt)
+                mine.append(attempt)
         if attempt.result is None:
             self.open[attempt.id] = attempt
-            if attempt.id not in self._where and node is not None:
-                building = self.place(node).building
-                self._where[attempt.id] = building
-                self._busy[building] = self._busy.get(building, 0) + 1
+            if node is not None:
+                self._occupy(attempt, node)
         else:
             self.forget_attempt(attempt.id)
+
+    def _occupy(self, attempt: Attempt, node: Node) -> None:
+        """Count an attempt that is under way in its beacon's building."""
+        if attempt.id not in self._where:
+            building = self.place(node).building
+            self._where[attempt.id] = building
+            self._busy[building] = self._busy.get(building, 0) + 1
+
+    def _vacate(self, attempt_id: str) -> None:
+        building = self._where.pop(attempt_id, None)
+        if building is not None:
+            self._busy[building] -= 1
 
     def forget_attempt(self, attempt_id: str) -> None:
         """An attempt is not under way any more."""
         self.open.pop(attempt_id, None)
-        building = self._where.pop(attempt_id, None)
-        if building is not None:
-            self._busy[building] -= 1
+        self._vacate(attempt_id)
 
     def cancel_attempt(self, attempt: Attempt) -> None:
         """Take back an offer that could not be committed: it never was."""
@@ -337,6 +417,8 @@ class View:
             entry.open_ids.discard(attempt.id)
         if (node := self.nodes.get(attempt.beacon_id)) is not None:
             node.attempts = [other for other in node.attempts if other.id != attempt.id]
+        elif (left := self._left.get(attempt.beacon_id)) is not None:
+            left[:] = [other for other in left if other.id != attempt.id]
 
 
 keep_from_writer(View, Node, Release, Entry)

@@ -18,6 +18,8 @@ import secrets
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -28,6 +30,7 @@ from beacon_ota.orchestrator.webhooks_addresses import allowed
 TIMEOUT_S = 15.0  # for all of a try
 _ADDRESSES = 8  # of a host that are tried
 URL_MAX = 1024
+_RESOLVER = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")  # it may take its time
 _PORTS = {"http": 80, "https": 443}
 _PREFIX = "whsec_"
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: |\r?\n)")
@@ -180,8 +183,8 @@ async def _post(
 
 async def _addresses(where: Target, local: bool) -> list[str]:
     """Return a host's addresses in the system's order, without those where nothing is sent to."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, where.host, where.port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_RESOLVER, look_up)
     addresses = dict.fromkeys(str(info[4][0]) for info in found)
     kept = [address for address in addresses if allowed(address, local=local)]
     if not kept:

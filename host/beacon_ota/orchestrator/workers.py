@@ -4,15 +4,20 @@ The parent forks before anything runs in it; each worker has a socket of its own
 address, so that the kernel shares the connections out. The parent keeps the sockets open: what
 waits at the one of a worker that was killed is taken up by the next in its place. What must be
 the same for all, the clock and what is remembered against replays, is made before the fork.
+
+A worker that hangs is as good as dead: its event loop shows in shared memory that it turns, and
+one that stands still is killed.
 """
 
 import asyncio
 import contextlib
 import logging
+import mmap
 import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -23,8 +28,9 @@ from beacon_ota.orchestrator import server
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import connect, migrate
 from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.listen import Listen, bind, url_of
-from beacon_ota.orchestrator.nonces import SharedNonces
+from beacon_ota.orchestrator.replay import FILE, ReplayGuard
 from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.orchestrator.store import beacons
 from beacon_ota.orchestrator.tallies import SharedTallies
@@ -33,7 +39,30 @@ log = logging.getLogger("beacon_ota.orchestrator")
 
 _READY = b"r"
 _EARLY_S = 5.0  # a worker that ends within this is not started again at once
-_START_S = 120.0
+_START_S = 120.0  # to the first sign of life
+_LOOK_S = 0.25  # between two looks at the workers
+_BEAT_S = 1.0
+
+
+class Heartbeats:
+    """When each worker's event loop last turned, in memory that all share."""
+
+    _STAMP = struct.Struct("@d")  # seconds of the monotonic clock, one aligned store
+
+    def __init__(self, places: int):
+        self._map = mmap.mmap(-1, places * self._STAMP.size)
+
+    def beat(self, place: int) -> None:
+        """Show that the loop turns."""
+        self._STAMP.pack_into(self._map, place * self._STAMP.size, time.monotonic())
+
+    def last(self, place: int) -> float:
+        """Return when it last did; 0.0 when it has not yet."""
+        return self._STAMP.unpack_from(self._map, place * self._STAMP.size)[0]
+
+    def forget(self, place: int) -> None:
+        """Another process takes the place."""
+        self._STAMP.pack_into(self._map, place * self._STAMP.size, 0.0)
 
 
 class _Parent:
@@ -51,7 +80,11 @@ class _Parent:
         finally:
             engine.dispose()
         self.tallies = SharedTallies(settings.workers)
-        self.nonces = SharedNonces(self.clock.now(), registered)
+        self.beats = Heartbeats(settings.workers)
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.replays = ReplayGuard(
+            settings.data / FILE, self.clock.now(), fresh=not registered, shared=True
+        )
         bind(listen).close()  # else two that were started twice would share, unknowingly
         first = bind(listen, many=True)
         port = first.getsockname()[1]
@@ -64,6 +97,7 @@ class _Parent:
         self.ready = os.pipe()
         self.alive: dict[int, tuple[int, float]] = {}
         self.stopping = False
+        self.stop_by = 0.0  # of the monotonic clock
 
     def run(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -76,14 +110,40 @@ class _Parent:
                 url = url_of(self.listen, self.sockets[0])
                 shown = server.keep_token(self.token, self.listen.token_file)
                 self.listen.on_ready(url, shown)
-            while self.alive:
-                self._bury(*os.wait())
+            self._look_after()
         finally:
             self._stop()
-            while self.alive:
-                self._bury(*os.wait())
+            self._look_after()
+
+    def _look_after(self) -> None:
+        """Replace workers that end or hang; return when there are none any more."""
+        while self.alive:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self.alive.clear()
+                return
+            if pid:
+                self._bury(pid, status)
+                continue
+            self._kill_hung(time.monotonic())
+            time.sleep(_LOOK_S)  # goes on after a signal
+
+    def _kill_hung(self, now: float) -> None:
+        for pid, (index, born) in list(self.alive.items()):
+            if self.stopping:
+                hangs = now > self.stop_by
+            else:
+                last = self.beats.last(index)
+                hangs = now - (last or born) > (LIMITS.worker_silence if last else _START_S)
+            if hangs:
+                log.error("worker %d does not answer any more and is killed", pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _stop(self, *_signal: object) -> None:
+        if not self.stopping:
+            self.stop_by = time.monotonic() + LIMITS.worker_stop
         self.stopping = True
         for pid in list(self.alive):
             with contextlib.suppress(ProcessLookupError):
@@ -106,6 +166,7 @@ class _Parent:
         if index < 0 or self.stopping:
             return
         log.error("worker %d ended (status %d); another takes its place", pid, status)
+        self.beats.forget(index)
         if time.monotonic() - born < _EARLY_S:
             time.sleep(1.0)  # a signal interrupts neither this nor what follows from it
         if not self.stopping:
@@ -118,11 +179,15 @@ class _Parent:
             pid = os.fork()
             if pid:
                 self.alive[pid] = (index, time.monotonic())
+                if self.stopping:  # told just before this one was made
+                    os.kill(pid, signal.SIGTERM)
                 return
-        code = 1
-        try:
+            # Before signals come through again: what the parent has for them would take a request
+            # to stop, and serve on.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
+        code = 1
+        try:
             os.setpgid(0, 0)  # an interrupt at the terminal is the parent's to hand on
             os.close(self.life[1])
             self._work(index)
@@ -160,9 +225,15 @@ class _Parent:
 
         loop = asyncio.get_running_loop()
         loop.add_reader(self.life[0], orphaned)
-        service = Service(self.settings, self.clock, self.nonces.of)
+        service = Service(self.settings, self.clock, self.replays)
         service.take_place(self.tallies, index)
+        service.run(self._beat(index))
         await server.run(service, Engine(service), sock, listen)
+
+    async def _beat(self, index: int) -> None:
+        while True:
+            self.beats.beat(index)
+            await asyncio.sleep(_BEAT_S)
 
 
 @contextlib.contextmanager

@@ -3,11 +3,13 @@
 import hashlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
-from beacon_ota.orchestrator.rollout.rules import Rollout, bucket, stage_of
-from beacon_ota.orchestrator.rollout.types import LADDER, Plan, Release, Window
-from tests.orchestrator.rollout.build import beacon, fleet, rollout
+from beacon_ota.orchestrator.rollout.rules import Rollout, bucket, covers, stage_of
+from beacon_ota.orchestrator.rollout.types import LADDER, Plan, Release, Selector, Wave, Window
+from tests.orchestrator.rollout.build import NEW, NEWER, beacon, fleet, rollout
 
 
 def test_the_bucket_is_the_contract_s():
@@ -98,3 +100,45 @@ def test_memory_stays_bounded():
         made.wave_of(beacon(site=f"hq/b/{n}"))
         made.window(Window(n % 1440, 1, "UTC"))
     assert len(made._waves) <= 4096
+
+
+# ---- a newer rollout for everybody that an older one is for ----
+
+_NAMES = st.sampled_from(["t1", "t2", "t3"])
+_PATHS = st.sampled_from(["hq", "hq/a", "hq/a/1", "hq/b", "lab"])
+_SELECTORS = st.builds(
+    Selector,
+    st.lists(_PATHS, max_size=2, unique=True).map(tuple),
+    st.lists(_NAMES, max_size=2, unique=True).map(tuple),
+    st.lists(_NAMES, max_size=2, unique=True).map(tuple),
+) | st.just(Selector(rest=True))
+
+
+def _plan(selectors, rollout_id="r1", release=NEW, required=False) -> Plan:
+    waves = tuple(Wave(f"w{n}", selector) for n, selector in enumerate(selectors))
+    return Plan(rollout_id, release, waves, required=required)
+
+
+@given(
+    st.lists(_SELECTORS, min_size=1, max_size=3),
+    st.lists(_SELECTORS, min_size=1, max_size=3),
+    st.sampled_from(["", "hq", "hq/a/1/2", "hq/b", "lab/x", "else"]),
+    st.frozensets(_NAMES),
+)
+def test_what_covers_selects_everybody(newer, older, site, tags):
+    one = beacon(site=site, tags=tags)
+    if covers(_plan(newer, "r2"), _plan(older)) and Rollout(_plan(older)).wave_of(one) is not None:
+        assert Rollout(_plan(newer, "r2")).wave_of(one) is not None
+
+
+def test_what_covers_and_what_does_not():
+    everybody, building = [Selector(rest=True)], [Selector(("hq/a",))]
+    floor = [Selector(("hq/a/1",), ("t1",), ("t2",))]
+    for wide, narrow in ((everybody, building), (everybody, everybody), (building, floor)):
+        assert covers(_plan(wide), _plan(narrow))
+    for wide, narrow in ((building, everybody), (floor, building), (building, [Selector()])):
+        assert not covers(_plan(wide), _plan(narrow))
+    assert covers(_plan(everybody, release=NEWER), _plan(everybody))
+    assert not covers(_plan(everybody), _plan(everybody, release=NEWER))  # an older version
+    assert not covers(_plan(everybody), _plan(everybody, required=True))  # whatever the hour
+    assert covers(_plan(everybody, required=True), _plan(everybody))

@@ -145,7 +145,8 @@ async def create(new: NewBeacon, service: On, actor: Operator) -> Response:
         if beacons.get(conn, new.beacon_id) is not None:
             raise UsageError("beacon_taken", "this beacon is registered", found=new.beacon_id)
         _check_site(conn, new.site)
-        beacons.add(conn, row)
+        # Another beacon may have had this name: its failures are not held against this one.
+        beacons.add(conn, {**row, "cleared_at": attempts.last_end(conn, new.beacon_id)})
         found = beacons.get(conn, new.beacon_id)
         assert found is not None
         return found
@@ -309,14 +310,11 @@ async def quarantine(beacon_id: str, why: Why, service: On, actor: Operator) -> 
 @router.post("/{beacon_id}/unquarantine")
 async def unquarantine(beacon_id: str, why: Why, service: On, actor: Operator) -> Response:
     """Release a beacon, and forgive what failed until now: it may try again."""
-    values = {
-        "quarantined_at": None,
-        "quarantine_reason": None,
-        "cleared_at": service.clock.now(),
-    }
+    values = {"quarantined_at": None, "quarantine_reason": None}
 
     def work(conn: Connection) -> Fields:
-        return _change(conn, beacon_id, values)
+        forgiven = attempts.last_end(conn, beacon_id)
+        return _change(conn, beacon_id, {**values, "cleared_at": forgiven})
 
     return await _do(service, actor, "beacon.unquarantined", beacon_id, work, reason=why.reason)
 

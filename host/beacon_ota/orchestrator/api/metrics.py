@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import (
@@ -16,8 +16,9 @@ from starlette.responses import Response
 
 from beacon_ota.orchestrator.api.access import On, Viewer
 from beacon_ota.orchestrator.api.rollouts import Moving
+from beacon_ota.orchestrator.aside import Aside
 from beacon_ota.orchestrator.engine import Engine
-from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.service import Counts, Service
 from beacon_ota.orchestrator.standing import standing
 from beacon_ota.orchestrator.store import Fields, mirrors, statistics
 from beacon_ota.wire.report import CODES
@@ -26,29 +27,48 @@ router = APIRouter(tags=["metrics"])
 
 _CELL = ("healthy", "gone", "failed", "accepted", "open", "waiting", "away")
 _P = "beacon_ota_"
+_COUNTING = Aside("metrics")
 
 
 @router.get("/metrics")
-async def metrics(service: On, engine: Moving, actor: Viewer) -> Response:
+async def metrics(request: Request, service: On, engine: Moving, actor: Viewer) -> Response:
     """Everything, in Prometheus' text format."""
     found = await service.db.read(statistics.read)
     mirrored = await service.db.read(mirrors.every)
+    own = service.mirror
+    says = None if own is None else {**own.status(), "seen_at": own.contact}
+    served = service.served().add({})
+    collector = _Collector(service, engine, found, mirrored, says, served)
+    text = await _COUNTING.run(request.is_disconnected, _written, collector)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def _written(collector: "_Collector") -> bytes:
     registry = CollectorRegistry()
-    registry.register(_Collector(service, engine, found, mirrored))  # type: ignore[arg-type]
+    registry.register(collector)  # type: ignore[arg-type]
     ProcessCollector(registry=registry)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    return generate_latest(registry)
 
 
 class _Collector:
+    """Counts in a thread of its own, with the fleet and every rollout to go through.
+
+    Args:
+        mirrored: what mirrors last said; says: what this one says, when it is one.
+        served: what has been served until now.
+    """
+
     def __init__(
         self,
         service: Service,
         engine: Engine,
         found: statistics.Statistics,
         mirrored: list[Fields],
+        says: Fields | None,
+        served: Counts,
     ):
         self.service, self.engine, self.found = service, engine, found
-        self.mirrored = mirrored
+        self.mirrored, self.says, self.served = mirrored, says, served
 
     def describe(self) -> list[Metric]:
         return []
@@ -65,8 +85,8 @@ class _Collector:
         """How far mirrors lag: those of this primary, and this mirror itself (without a name)."""
         now = self.service.clock.now()
         said = {one["name"]: {**one["status"], "seen_at": one["seen_at"]} for one in self.mirrored}
-        if (own := self.service.mirror) is not None:
-            said[""] = {**own.status(), "seen_at": own.contact}
+        if self.says is not None:
+            said[""] = self.says
         silent, backlog, lag = (
             GaugeMetricFamily(_P + name, text, labels=["mirror"])
             for name, text in (
@@ -123,7 +143,7 @@ class _Collector:
         now = self.service.clock.now()
         view = self.service.view
         counts: Counter[tuple[str, ...]] = Counter()
-        for node in view.nodes.values():
+        for node in view.nodes.copy().values():
             facts = node.facts
             state = standing(node, view.releases, now)
             building = view.place(node).building
@@ -156,7 +176,7 @@ class _Collector:
             "When the manifest of a release that is not withdrawn expires",
             labels=["device_type", "version"],
         )
-        for release in self.service.view.releases.values():
+        for release in self.service.view.releases.copy().values():
             row = release.row
             if row["expires_at"] is not None and release.state != "deprecated":
                 expiry.add_metric([row["device_type"], row["version"]], row["expires_at"])
@@ -175,7 +195,7 @@ class _Collector:
             labels=["rollout", "version", "wave", "stage", "state"],
         )
         now = self.service.clock.now()
-        for key, entry in self.service.view.entries.items():
+        for key, entry in self.service.view.entries.copy().items():
             plan = entry.rollout.plan
             status.add_metric([key, entry.state.status.value], 1)
             counts = self.engine.count(entry, now)
@@ -191,7 +211,7 @@ class _Collector:
         yield from (status, share, cells)
 
     def _served(self) -> Iterator[Metric]:
-        counts = self.service.served()
+        counts = self.served
         for name, text, label, values in (
             ("polls", "Polls by what was decided", "reason", counts.polls),
             ("reports", "Status reports", "status", counts.reports),

@@ -1,11 +1,9 @@
 """How a page is asked for, rendered and sent."""
 
-import asyncio
 import hashlib
 import json
 import mimetypes
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator import problems
 from beacon_ota.orchestrator.api import session
 from beacon_ota.orchestrator.api.access import actor_of, service_of
+from beacon_ota.orchestrator.aside import Aside
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.problems import Problem
@@ -51,7 +50,7 @@ THEMES = ("light", "dark")
 
 # One page at a time: however many are open, they share the interpreter with the beacons' calls
 # as one thread.
-_RENDERING = ThreadPoolExecutor(1, thread_name_prefix="dashboard")
+_RENDERING = Aside("dashboard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,7 @@ async def sent(request: Request, ask: Ask | None, work: Callable[[], Page]) -> R
         values = {**about, **page.values, "title": page.title, "live": page.live}
         return templates().get_template(page.template).render(values), page.status
 
-    text, status = await asyncio.get_running_loop().run_in_executor(_RENDERING, render)
+    text, status = await _RENDERING.run(request.is_disconnected, render)
     return Response(text, status, HEADERS, "text/html")
 
 

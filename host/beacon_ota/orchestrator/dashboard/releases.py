@@ -9,6 +9,7 @@ from beacon_ota.orchestrator.api.firmwares import roles
 from beacon_ota.orchestrator.blobs import Blobs
 from beacon_ota.orchestrator.dashboard.fleet import LOOKS, fleet
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import missing
 from beacon_ota.orchestrator.store import Fields, firmwares, outcomes, rollouts
 from beacon_ota.orchestrator.store.outcomes import Which
@@ -66,9 +67,7 @@ def page(ask: Ask) -> Page:
             "buildings": Counter(one.building for one in runs).most_common(),
             "came": ask.read(outcomes.of_firmwares).get(firmware_id, Counter()),
             "reasons": ask.read(outcomes.reasons, Which(firmware_id=firmware_id)),
-            "rollouts": [
-                one for one in ask.read(rollouts.every) if one["firmware_id"] == firmware_id
-            ],
+            "rollouts": ask.read(rollouts.of_firmware, firmware_id, LIMITS.page),
         },
         live=f"firmware:{firmware_id} rollout attempt",
     )

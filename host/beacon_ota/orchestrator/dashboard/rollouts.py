@@ -38,6 +38,7 @@ VERBS = {
     Status.COMPLETED: ("halt", "abort"),
     Status.ABORTED: (),
 }
+_LISTED = 200
 _UNDER_WAY = (Status.SCHEDULED, Status.ACTIVE, Status.PAUSED, Status.HALTED)
 _FAILURES = 12
 
@@ -104,13 +105,16 @@ class RolloutView(NamedTuple):
 
 def under_way(ask: Ask) -> list[RolloutView]:
     """Return the rollouts that somebody should have an eye on, newest first."""
-    rows = ask.read(rollouts.every, 100)
+    rows = ask.read(rollouts.live)
     return [_view(ask, row) for row in rows if row["status"] in _UNDER_WAY]
 
 
 def listing(ask: Ask) -> Page:
-    """All rollouts, newest first."""
-    rows = ask.read(rollouts.every, 200)
+    """The newest rollouts, and every older one that is under way, newest first."""
+    rows = ask.read(rollouts.every, _LISTED)
+    shown = {row["id"] for row in rows}
+    live = ask.read(rollouts.live)
+    rows += [row for row in live if row["status"] in _UNDER_WAY and row["id"] not in shown]
     return Page(
         "rollouts.html",
         "Rollouts",

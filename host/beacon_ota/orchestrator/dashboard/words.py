@@ -105,6 +105,7 @@ _ROLLOUTS = {
     "aborted": "is aborted",
     "clock_back": "begins its waits anew: the clock went back",
     "clock_ahead": "begins its waits anew: the clock was set ahead",
+    "retired": "is over: newer ones serve everybody that it was for",
 }
 _BEACONS = {
     "created": "is registered",
@@ -138,6 +139,7 @@ STEPS = {
     "aborted": ("Aborted", "bad"),
     "clock_back": ("The clock went back", "warn"),
     "clock_ahead": ("The clock was set ahead", "warn"),
+    "retired": ("Over: newer rollouts serve everybody", "plain"),
 }
 
 

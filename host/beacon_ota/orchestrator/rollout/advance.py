@@ -4,6 +4,7 @@ A rollout's state is the fold of its transitions: record a transition, then :fun
 one database transaction. Asking :func:`advance` again with the same values gives the same answer.
 """
 
+import math
 from dataclasses import replace
 
 from beacon_ota.errors import UsageError
@@ -22,6 +23,7 @@ _STATUS = {
     Kind.HALTED: Status.HALTED,
     Kind.PAUSED: Status.PAUSED,
     Kind.ABORTED: Status.ABORTED,
+    Kind.RETIRED: Status.COMPLETED,
 }
 
 
@@ -227,13 +229,22 @@ def _open(rollout: Rollout, moves: _Moves, wave: int, reason: str, detail: str) 
     moves.next_stage(rollout, wave, reason, detail)
 
 
-def clock_ahead(state: RolloutState, now: float) -> tuple[Transition, ...]:
-    """Return what a clock that was set ahead to ``now`` does: what was soaking soaks anew.
+def clock_ahead(
+    state: RolloutState, now: float, landed: float = math.inf
+) -> tuple[Transition, ...]:
+    """Return what a clock that was set ahead does: what was soaking soaks anew.
 
     The jump was no time in which anybody was watched.
+
+    Args:
+        landed: the time to which the clock was set. What has begun since is left alone: the jump
+            has been dealt with, or was before.
     """
-    soaking = any(wave.stage_at is not None and wave.ended_at is None for wave in state.waves)
-    if state.status in ENDED or not soaking:
+    before = any(
+        wave.stage_at is not None and wave.ended_at is None and wave.stage_at < landed
+        for wave in state.waves
+    )
+    if state.status in ENDED or not before:
         return ()
     detail = "the clock was set ahead"
     return (Transition(now, Kind.CLOCK_AHEAD, None, None, "clock_ahead", detail, "engine"),)

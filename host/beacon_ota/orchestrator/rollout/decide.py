@@ -116,13 +116,13 @@ def _ask(
     release = plan.release
     if release.device_type != beacon.device_type:
         return None
+    wave = rollout.wave_of(beacon)
+    if wave is None:
+        return None
     if rollout.order <= running or release.checksum == beacon.image:
         return rollout.up_to_date
     rollout_id = plan.rollout_id
     firmware_id = release.firmware_id
-    wave = rollout.wave_of(beacon)
-    if wave is None:
-        return None
     if (reason := withheld(live.release_state, beacon.channel)) is not None:
         return Decision(reason, rollout_id, firmware_id, wave)
     state = live.state

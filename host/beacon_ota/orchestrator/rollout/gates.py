@@ -147,7 +147,7 @@ class _Counting:
         undone = latest.undone_at is not None
         failed = latest.result in _FAILURES or undone or self._fell_back(beacon, ended)
         if not failed:
-            field = _HEALTHY if self._present(beacon_id, gate) else _GONE
+            field = _HEALTHY if self._stands(beacon_id, beacon, gate) else _GONE
             if accepted and field == _GONE:
                 field = _ACCEPTED
         elif accepted:
@@ -187,6 +187,14 @@ class _Counting:
     def _present(self, beacon_id: str, gate: Gate) -> bool:
         heard = self.seen.get(beacon_id, 0.0)
         return max(heard, self.listening_since) > self.now - gate.presence_s
+
+    def _stands(self, beacon_id: str, beacon: Beacon | None, gate: Gate) -> bool:
+        """True for a beacon whose silence is no reason to doubt what it has confirmed.
+
+        Whoever was removed is not waited for; nor is whoever was registered again under its name
+        and has yet to say a word.
+        """
+        return beacon is None or beacon_id not in self.seen or self._present(beacon_id, gate)
 
     def _fell_back(self, beacon: Beacon | None, ended: float) -> bool:
         """True for a beacon that confirmed the release and has stated an older version since."""

@@ -140,6 +140,33 @@ class Rollout:
         return rest
 
 
+def covers(newer: Plan, older: Plan) -> bool:
+    """True when every beacon that an older rollout is for is for a newer one to decide about."""
+    if newer.release.device_type != older.release.device_type:
+        return False
+    before, after = order(older.release.version), order(newer.release.version)
+    if before is None or after is None or after < before or (older.required > newer.required):
+        return False
+    wide = [wave.selector for wave in newer.waves]
+    if any(selector.rest for selector in wide):
+        return True
+    return all(any(_includes(selector, wave.selector) for selector in wide) for wave in older.waves)
+
+
+def _includes(wide: Selector, narrow: Selector) -> bool:
+    """True when one selector takes all that another one takes."""
+    return (
+        not narrow.rest
+        and (
+            not wide.sites
+            or bool(narrow.sites)
+            and all(any(up in wide.sites for up in ancestors(path)) for path in narrow.sites)
+        )
+        and set(narrow.tags).issuperset(wide.tags)
+        and set(narrow.without).issuperset(wide.without)
+    )
+
+
 def selects(selector: Selector, site: str, tags: frozenset[str]) -> bool:
     """True when a beacon at this path with these tags is selected by name (``rest`` is not)."""
     return (

@@ -311,6 +311,7 @@ class Kind(StrEnum):
     ABORTED = "aborted"
     CLOCK_BACK = "clock_back"
     CLOCK_AHEAD = "clock_ahead"
+    RETIRED = "retired"
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,6 +287,11 @@ def get(conn: Connection, attempt_id: str) -> Fields | None:
     return _GET.first(conn, {"attempt": attempt_id})
 
 
+def last_end(conn: Connection, beacon_id: str) -> float:
+    """Return when the last of a beacon's attempts ended, UTC seconds; 0 when none has."""
+    return conn.scalar(select(func.max(_a.ended_at)).where(_a.beacon_id == beacon_id)) or 0.0
+
+
 def of_beacon(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     """Return a beacon's attempts, newest first."""
     query = (
@@ -296,12 +301,6 @@ def of_beacon(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
         .limit(limit)
     )
     return [dict(row._mapping) for row in conn.execute(query)]
-
-
-def any_open(conn: Connection, rollout_id: str) -> bool:
-    """Tell whether an attempt of a rollout is under way."""
-    query = select(_a.id).where(_a.rollout_id == rollout_id, _a.result.is_(None)).limit(1)
-    return conn.execute(query).first() is not None
 
 
 def of_firmwares(conn: Connection, firmwares: list[str]) -> list[Any]:

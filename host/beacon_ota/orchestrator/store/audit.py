@@ -54,6 +54,17 @@ def add(
     return entry
 
 
+def last(conn: Connection) -> tuple[int, str]:
+    """Return number and hash of the last entry; those of an empty log are 0 and ``START``."""
+    found = conn.execute(_LAST).first()
+    return (found.seq, found.hash) if found else (0, START)
+
+
+def hash_of(conn: Connection, seq: int) -> str | None:
+    """Return an entry's hash, None when there is no such entry."""
+    return START if seq == 0 else conn.scalar(select(audit.c.hash).where(audit.c.seq == seq))
+
+
 def digest(entry: Fields) -> str:
     """Return the hash that an entry must carry."""
     text = json.dumps({name: entry[name] for name in _SIGNED}, sort_keys=True)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, insert, select, update
 
 from beacon_ota.errors import InputError
-from beacon_ota.orchestrator.rollout.types import Status
 from beacon_ota.orchestrator.schema import (
     attempts,
     beacons,
@@ -21,9 +20,9 @@ from beacon_ota.orchestrator.schema import (
 from beacon_ota.orchestrator.store import Fields, audit, fields, insert_or_ignore, keys
 from beacon_ota.orchestrator.store import events as told
 from beacon_ota.orchestrator.store import mirror_rows as rows
+from beacon_ota.orchestrator.store import rollouts as orders_of
 
 _m, _a, _b, _r = mirrors.c, attempts.c, beacons.c, rollouts.c
-KEPT_ROLLOUTS = 32  # newest first: more than hand out anything
 # What a mirror may tell of besides beacons and events: how each row is checked.
 _CHECKS = {
     "attempts": rows.attempt,
@@ -101,13 +100,7 @@ def state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
     above = ["/".join(parts[:n]) for n in range(1, len(parts))]
     tree = select(sites).where(_below(sites.c.path, site) | sites.c.path.in_(above))
     fleet = [dict(row._mapping) for row in conn.execute(_fleet(site).order_by(_b.id))]
-    live = (
-        select(rollouts)
-        .where(_r.status != Status.ABORTED.value)
-        .order_by(_r.created_at.desc(), _r.id)
-        .limit(KEPT_ROLLOUTS)
-    )
-    orders = {row.id: dict(row._mapping) for row in conn.execute(live)}
+    orders = {row["id"]: row for row in orders_of.live(conn)}
     types = {row["device_type"] for row in fleet}
     releases = {row["firmware_id"] for row in orders.values()}
     releases = set(

@@ -1,0 +1,327 @@
+"""The replay guard: no signed request is accepted twice, whatever the clocks do.
+
+Every beacon has a slot in a file that the orchestrator's processes map into memory. It holds the
+nonces of the beacon's last requests in the order of their arrival. When a newer one takes the room
+of one of them, the time at which that was signed is marked as *forgotten*: eight seconds each for
+the last hours, and before them from the first to the last. A request that is neither remembered
+nor from a forgotten time is certainly new. So the memory is bounded, and nothing depends on clocks
+that only go forward: when the clock was set back, requests from a time from which none was
+accepted are accepted at once.
+
+The file outlives the processes: killed and started again they know what they knew. After a reset
+of the machine the file may be older than what was accepted; up to which time that can be is
+written down ahead (``reserved``) and synchronised before anything beyond it is accepted.
+
+A request from a forgotten time is refused as one whose clock is off, and told a time to sign with
+instead. Usually that is now. It is later when the clock was set back to a forgotten time; then a
+request from that later time is accepted, too.
+
+Every change is ordered so that a process that is killed in between leaves what refuses too much,
+never too little: a time is marked before its nonce is overwritten, a request counts only when its
+entry is complete. Numbers that matter are single aligned words.
+"""
+
+import contextlib
+import hashlib
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.wire import auth
+
+FILE = "replays"  # in the data folder
+_MAGIC = b"BOTARPL1"
+_HEAD = 64  # bytes: magic, boot (16), inode (u64), then words
+_BOOT, _INODE, _SLOTS, _WRITTEN, _RESERVED, _LOST, _LAYOUT = 8, 24, 32, 36, 40, 44, 48
+_WORD = struct.Struct("@I")  # native: one store
+_LONG = struct.Struct("@Q")
+_USED, _TOP, _LOW, _HIGH, _MARKS = 16, 20, 24, 28, 32  # in a slot, after the digest of the id
+_SLICE_S = 8
+_SLICES = 2048  # marked one by one: four and a half hours
+_ENTRY = 12  # nonce, second (u32)
+_ENTRIES = _MARKS + _SLICES // 8
+_SLOT = -(-(_ENTRIES + _ENTRY * LIMITS.nonces) // 64) * 64
+_GROW = 64  # slots at least
+_AHEAD_S = 60  # of reserved time, renewed when half of it is left
+_LAST = 0xFFFFFFFF - _SLICE_S
+_TABLE = 1 << 40  # the byte whose lock is for all slots
+
+
+class Verdict(Enum):
+    """What the guard says of a request with a right signature."""
+
+    NEW = "new"  # and remembered from now on
+    USED = "used"
+    SKEWED = "skewed"  # its time is off, or too old to know
+
+
+class ReplayGuard:
+    """The slots. One object, made before any process is forked, and inherited.
+
+    Args:
+        path: of the file; made when it is not there.
+        now: UTC seconds.
+        fresh: nobody was accepted before: no beacon is registered yet.
+        shared: several processes use it.
+        boot: names the machine's present run; what was written in another may be incomplete.
+    """
+
+    def __init__(
+        self, path: Path, now: float, *, fresh: bool, shared: bool = False, boot: str | None = None
+    ):
+        self._shared = shared
+        self._known: dict[bytes, int] = {}  # digest of an id -> where its slot begins
+        self._seen = 0  # slots that are in there
+        self._thread = threading.Lock()  # reserving happens beside the event loop
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        size = os.fstat(self._fd).st_size
+        if size < _HEAD:
+            os.ftruncate(self._fd, _HEAD)
+            size = _HEAD
+        self._map = mmap.mmap(self._fd, size)
+        self._begin(hashlib.sha256((boot or _boot_id()).encode()).digest()[:16], now, fresh)
+
+    def of(self, beacon_id: str) -> "Slot":
+        """Return what is remembered of a beacon; its slot is made with its first request."""
+        return Slot(self, beacon_id)
+
+    def reserve(self, now: float) -> None:
+        """Write down durably that requests of the next minute may be accepted; may wait."""
+        if int(now) + _AHEAD_S // 2 > self._word(_RESERVED):
+            self._reserve(int(now))
+
+    def close(self) -> None:
+        """Give the file back."""
+        with self._thread:
+            self._map.close()
+            os.close(self._fd)
+
+    # ---- the file ----
+
+    def _begin(self, run: bytes, now: float, fresh: bool) -> None:
+        """Go on with what the file holds; what it may not know of counts as forgotten."""
+        memory = self._map
+        inode = os.fstat(self._fd).st_ino
+        known = memory[: len(_MAGIC)] == _MAGIC
+        same_file = known and _LONG.unpack_from(memory, _INODE)[0] == inode
+        whole = len(memory) >= _HEAD + _SLOT * self._word(_SLOTS) and self._word(_LAYOUT) == _SLOT
+        if same_file and whole and memory[_BOOT:_INODE] == run:
+            return
+        lost = 0
+        if known:
+            lost = max(self._word(_WRITTEN), self._word(_RESERVED), self._word(_LOST))
+        if not same_file and not fresh:  # lost, or a copy: of what was accepted nothing is known
+            lost = max(lost, int(now) - 1)
+        _WORD.pack_into(memory, _LOST, min(max(lost, 0), _LAST))
+        memory.flush()
+        _WORD.pack_into(memory, _SLOTS, 0)
+        _LONG.pack_into(memory, _INODE, inode)
+        _WORD.pack_into(memory, _LAYOUT, _SLOT)
+        memory[_BOOT:_INODE] = run
+        memory[: len(_MAGIC)] = _MAGIC
+        memory.flush()
+        os.fsync(self._fd)
+
+    def _word(self, at: int) -> int:
+        return _WORD.unpack_from(self._map, at)[0]
+
+    def _reserve(self, second: int) -> None:
+        with self._thread, self._locked(_TABLE):
+            until = min(second + _AHEAD_S, _LAST)
+            if until <= self._word(_RESERVED):
+                return
+            _WORD.pack_into(self._map, _WRITTEN, until)
+            try:
+                self._map.flush(0, min(mmap.PAGESIZE, len(self._map)))
+            except OSError as error:
+                raise _no_room(error) from None
+            _WORD.pack_into(self._map, _RESERVED, until)  # others go by it: not before it is safe
+
+    def _find(self, digest: bytes) -> int:
+        """Return where a beacon's slot begins; it is made when there is none."""
+        at = self._known.get(digest)
+        if at is not None:
+            return at
+        with self._thread, self._locked(_TABLE):
+            count = self._word(_SLOTS)
+            self._grow(count)
+            for index in range(self._seen, count):  # made by others
+                begin = _HEAD + _SLOT * index
+                self._known[self._map[begin : begin + 16]] = begin
+            self._seen = count
+            at = self._known.get(digest)
+            if at is None:
+                self._grow(count + 1)
+                at = _HEAD + _SLOT * count
+                self._map[at : at + _SLOT] = digest + bytes(_SLOT - len(digest))
+                _WORD.pack_into(self._map, _SLOTS, count + 1)
+                self._known[digest] = at
+                self._seen = count + 1
+        return at
+
+    def _grow(self, slots: int) -> None:
+        """Have the map hold so many slots; blocks are taken ahead, or a full disk would kill us."""
+        need = _HEAD + _SLOT * slots
+        size = os.fstat(self._fd).st_size
+        if size < need:
+            size = _HEAD + _SLOT * (slots + max(_GROW, slots // 4))
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(self._fd, 0, size)
+                else:
+                    os.ftruncate(self._fd, size)
+            except OSError as error:
+                raise _no_room(error) from None
+        if len(self._map) < need:
+            self._map = mmap.mmap(self._fd, size)
+
+    @contextlib.contextmanager
+    def _locked(self, place: int) -> Iterator[None]:
+        if not self._shared:
+            yield
+            return
+        import fcntl
+
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, place)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, place)
+
+
+class Slot:
+    """What is remembered of one beacon's requests."""
+
+    __slots__ = ("_at", "_digest", "_guard")
+
+    def __init__(self, guard: ReplayGuard, beacon_id: str):
+        self._guard = guard
+        self._digest = hashlib.sha256(beacon_id.encode()).digest()[:16]
+        self._at = 0
+
+    def use(self, nonce: str, ts: int, now: float) -> Verdict:
+        """Take a request with a right signature, once.
+
+        Args:
+            nonce: 16 hex digits; ts: when it says it was signed, UTC seconds.
+
+        Raises:
+            Problem: 503 ``storage``: there is no room for another beacon.
+        """
+        guard = self._guard
+        at = self._at = self._at or guard._find(self._digest)
+        if not 0 <= ts <= _LAST:
+            return Verdict.SKEWED
+        if abs(now - ts) > auth.MAX_SKEW and not self._is_told(ts, now):
+            return Verdict.SKEWED
+        with guard._locked(at):
+            memory = guard._map
+            wanted = bytes.fromhex(nonce)
+            used = _WORD.unpack_from(memory, at + _USED)[0]
+            start = at + _ENTRIES
+            if _is_remembered(memory, wanted, start, start + _ENTRY * min(used, LIMITS.nonces)):
+                return Verdict.USED
+            if self._is_forgotten(memory, ts):
+                return Verdict.SKEWED
+            if ts > guard._word(_RESERVED):
+                guard._reserve(ts)
+            entry = start + _ENTRY * (used % LIMITS.nonces)
+            if used >= LIMITS.nonces:
+                self._forget(memory, _WORD.unpack_from(memory, entry + 8)[0])
+            memory[entry : entry + _ENTRY] = wanted + _WORD.pack(ts)
+            used += 1
+            if used >= 1 << 31:
+                used = LIMITS.nonces + used % LIMITS.nonces
+            _WORD.pack_into(memory, at + _USED, used)  # last: a kill leaves all or nothing
+        return Verdict.NEW
+
+    def time_to_sign(self, now: float) -> int:
+        """Return the first second, from now on, at which a request of this beacon is accepted."""
+        guard = self._guard
+        at = self._at = self._at or guard._find(self._digest)
+        memory = guard._map
+        second = max(min(max(int(now), 0), _LAST), guard._word(_LOST) + 1)
+        top = _WORD.unpack_from(memory, at + _TOP)[0]
+        while self._is_forgotten(memory, second):
+            number = second // _SLICE_S
+            if number > top - _SLICES:
+                second = (number + 1) * _SLICE_S
+            else:
+                second = _WORD.unpack_from(memory, at + _HIGH)[0] + 1
+        return second
+
+    def _is_told(self, ts: int, now: float) -> bool:
+        """Tell whether it was signed at the later time that a refusal has told it."""
+        later = self.time_to_sign(now)
+        return later > now and 0 <= ts - later <= auth.MAX_SKEW
+
+    def _is_forgotten(self, memory: mmap.mmap, ts: int) -> bool:
+        """Tell whether a request from this second may have been accepted, and is forgotten."""
+        if ts <= self._guard._word(_LOST):
+            return True
+        at = self._at
+        top = _WORD.unpack_from(memory, at + _TOP)[0]
+        number = ts // _SLICE_S
+        if number > top:
+            return False
+        if number > top - _SLICES:
+            place = number % _SLICES
+            return bool(memory[at + _MARKS + place // 8] >> place % 8 & 1)
+        low = _WORD.unpack_from(memory, at + _LOW)[0]
+        return 0 < low <= ts <= _WORD.unpack_from(memory, at + _HIGH)[0]
+
+    def _forget(self, memory: mmap.mmap, ts: int) -> None:
+        """Mark a second as one from which a request was accepted."""
+        at = self._at
+        top = _WORD.unpack_from(memory, at + _TOP)[0]
+        number = ts // _SLICE_S
+        if number > top:
+            # What falls out is noted with all that lies before; only then is its place used anew.
+            for old in range(max(top - _SLICES + 1, 0), min(number - _SLICES, top) + 1):
+                if memory[at + _MARKS + old % _SLICES // 8] >> old % 8 & 1:
+                    self._widen(memory, old * _SLICE_S, (old + 1) * _SLICE_S - 1)
+            _WORD.pack_into(memory, at + _TOP, number)
+            for new in range(max(top, number - _SLICES) + 1, number + 1):
+                place = new % _SLICES
+                memory[at + _MARKS + place // 8] &= ~(1 << place % 8) & 0xFF
+        elif number <= top - _SLICES:
+            self._widen(memory, ts, ts)
+            return
+        place = number % _SLICES
+        memory[at + _MARKS + place // 8] |= 1 << place % 8
+
+    def _widen(self, memory: mmap.mmap, first: int, last: int) -> None:
+        """Have what was forgotten before the marked hours reach over these seconds, too."""
+        low = _WORD.unpack_from(memory, self._at + _LOW)[0] or _LAST
+        high = _WORD.unpack_from(memory, self._at + _HIGH)[0]
+        _WORD.pack_into(memory, self._at + _HIGH, max(high, last))
+        _WORD.pack_into(memory, self._at + _LOW, max(min(low, first), 1))
+
+
+def _is_remembered(memory: mmap.mmap, nonce: bytes, start: int, end: int) -> bool:
+    """Tell whether one of the entries from ``start`` to ``end`` begins with a nonce."""
+    found = memory.find(nonce, start, end)
+    while found >= 0:
+        if (found - start) % _ENTRY == 0:
+            return True
+        found = memory.find(nonce, found + 1, end)
+    return False
+
+
+def _no_room(error: OSError) -> Problem:
+    why = error.strerror or str(error)
+    return Problem(503, "storage", f"a beacon's request cannot be remembered: {why}")
+
+
+def _boot_id() -> str:
+    """Return what names the machine's present run; anew each time where it has no name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return os.urandom(16).hex()
