@@ -102,7 +102,7 @@ class Caller(Generic[B]):
     """An authenticated beacon and what its answer is signed with."""
 
     beacon: B
-    key: bytes
+    key: bytes = field(repr=False)
     nonce: str
 
     def seal(self, status: int, digest: str) -> tuple[bytes, bytes]:

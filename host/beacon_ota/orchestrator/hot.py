@@ -6,6 +6,7 @@ import logging
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator import asgi, problems
 from beacon_ota.orchestrator.asgi import App, Disconnected, Receive, Scope, Send
+from beacon_ota.orchestrator.connections import BEACON, network_of
 from beacon_ota.orchestrator.download import download
 from beacon_ota.orchestrator.gate import Caller, Refused, claimed, identify
 from beacon_ota.orchestrator.limits import LIMITS
@@ -58,6 +59,7 @@ class Hot:
                     raise
                 await self.service.catch_up()  # another process may have just learned of it
                 caller = self._identify(scope, given, body)
+            asgi.prove(scope, BEACON)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon)
             await call(self.service, caller, body, scope, send)
@@ -102,7 +104,7 @@ class Hot:
             self.service.counts.refused[error.code] += 1
             now = self.service.clock.now()
             address = asgi.address(scope)
-            if self.throttle.over(address):
+            if self.throttle.over(network_of(address)):
                 error = Problem(429, "too_many_refusals", "too many refused requests from here")
                 code = 429
                 headers.append((b"retry-after", b"30"))

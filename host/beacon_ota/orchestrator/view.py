@@ -30,8 +30,8 @@ class Node:
     """A registered beacon."""
 
     facts: Beacon
-    key: bytes
-    next_key: bytes | None
+    key: bytes = field(repr=False)
+    next_key: bytes | None = field(repr=False)
     nonces: Memory
     last_seen: float | None
     address: str = ""

@@ -271,9 +271,10 @@ async def rekey(beacon_id: str, service: On, actor: Admin) -> Response:
 
 
 @router.put("/{beacon_id}/key")
-async def provisioned(beacon_id: str, new: NewKey, service: On, actor: Operator) -> Response:
+async def provisioned(beacon_id: str, new: NewKey, service: On, actor: Admin) -> Response:
     """Take note of the key that a beacon was provisioned with again.
 
+    Whoever knows a beacon's key speaks as that beacon: so this is for administrators, like rekey.
     The old one is good until the first request under the new one: when provisioning breaks off
     in between, the beacon can still be heard, and is told the new key.
     """

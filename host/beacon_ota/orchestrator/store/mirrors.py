@@ -113,13 +113,7 @@ def state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
     above = ["/".join(parts[:n]) for n in range(1, len(parts))]
     tree = select(sites).where(_below(sites.c.path, site) | sites.c.path.in_(above))
     fleet = [dict(row._mapping) for row in conn.execute(_fleet(site).order_by(_b.id))]
-    live = (
-        select(rollouts)
-        .where(_r.status != Status.ABORTED.value)
-        .order_by(_r.created_at.desc(), _r.id)
-        .limit(KEPT_ROLLOUTS)
-    )
-    orders = {row.id: dict(row._mapping) for row in conn.execute(live)}
+    orders = {row.id: dict(row._mapping) for row in conn.execute(_live())}
     types = {row["device_type"] for row in fleet}
     releases = {row["firmware_id"] for row in orders.values()}
     releases = set(
@@ -158,10 +152,23 @@ def state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
     }
 
 
+def _live() -> Any:
+    """Select the rollouts that a mirror is told of, whose releases it serves."""
+    return (
+        select(rollouts)
+        .where(_r.status != Status.ABORTED.value)
+        .order_by(_r.created_at.desc(), _r.id)
+        .limit(KEPT_ROLLOUTS)
+    )
+
+
 def serves(conn: Connection, mirror: Fields, firmware_id: str) -> Fields | None:
-    """Return the release if a mirror may have it."""
+    """Return the release if a mirror may have it: one that it is told of (:func:`state`)."""
     row = fields(conn.execute(select(firmwares).where(firmwares.c.id == firmware_id)).first())
-    if row is None:
+    if row is None or row["state"] == "deprecated":
+        return None
+    live = _live().with_only_columns(_r.firmware_id)
+    if firmware_id not in set(conn.scalars(live)):
         return None
     query = _fleet(mirror["site"]).where(_b.device_type == row["device_type"]).limit(1)
     return row if conn.execute(query).first() else None
