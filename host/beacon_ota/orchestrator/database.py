@@ -71,8 +71,8 @@ _WORDS = {
     "SQLITE_LOCKED": "it is locked by another process",
     "SQLITE_NOTADB": "the file is not a database",
     "SQLITE_CORRUPT": "the file is damaged",
-    "SQLITE_READONLY": "it can only be read",
-    "SQLITE_READONLY_DIRECTORY": "its folder can only be read",
+    "SQLITE_READONLY": "it is readonly",
+    "SQLITE_READONLY_DIRECTORY": "its folder is readonly",
     "SQLITE_CANTOPEN": "the file cannot be opened",
     "53100": "its disk is full",
     "55P03": "it is locked by another process",
@@ -81,7 +81,7 @@ _WORDS = {
     "28P01": "user or password are wrong",
     "28000": "this user may not use it",
     "3D000": "there is no such database",
-    "25006": "it can only be read",
+    "25006": "it is readonly",
 }
 
 

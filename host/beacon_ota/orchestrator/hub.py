@@ -18,7 +18,7 @@ class Hub:
         self.on_stored: Callable[[], object] = lambda: None  # there is one more to resume from
         self._tell: Callable[[Fields], object] | None = None
 
-    def check_room(self, token_id: str) -> None:
+    def check_room(self, token_id: str = "") -> None:
         """Refuse one follower too many.
 
         Raises:
@@ -35,7 +35,7 @@ class Hub:
         if len(self._followers) >= LIMITS.subscribers and self._crowding(token_id) is None:
             raise Problem(503, "followers", "too many follow the events already")
 
-    def follow(self, token_id: str) -> "asyncio.Queue[Fields | None] | None":
+    def follow(self, token_id: str = "") -> "asyncio.Queue[Fields | None] | None":
         """Return a queue of events from now on; None in it means: you lost some, or it is over.
 
         When all places are taken, a token with several gives one of them to one with fewer.
