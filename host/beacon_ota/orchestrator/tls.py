@@ -99,7 +99,7 @@ class Door(asyncio.Protocol):
         self._certificate, self._table, self._make = certificate, table, make
         self.address = ""
         self._transport: Any = None
-        self._inside: Protocol | None = None
+        self._early = b""
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -108,6 +108,9 @@ class Door(asyncio.Protocol):
         self.address = peer[0] if isinstance(peer, tuple) else ""
         if self._table.admit(self):
             self._task = asyncio.get_running_loop().create_task(self._shake_hands())
+
+    def data_received(self, data: bytes) -> None:
+        self._early += data  # before the handshake took over: a read or two
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._table.leave(self)
@@ -123,22 +126,36 @@ class Door(asyncio.Protocol):
 
     async def _shake_hands(self) -> None:
         inside = self._make()
-        secured = None
-        with contextlib.suppress(OSError, asyncio.CancelledError):  # not TLS, too slow, gone
-            secured = await asyncio.get_running_loop().start_tls(
+        loop = asyncio.get_running_loop()
+        handshake = loop.create_task(
+            loop.start_tls(
                 self._transport,
                 inside,
                 self._certificate.context,
                 server_side=True,
                 ssl_handshake_timeout=LIMITS.handshake,
             )
-        if secured is None:
+        )
+        # The handshake's protocol takes over in the turn that follows, and is told of the
+        # connection in the one after that; then, before anything else is read, it gets the rest.
+        loop.call_soon(loop.call_soon, self._hand_over)
+        secured = None
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # not TLS, too slow, gone
+            secured = await handshake
+        if secured is None or secured.is_closing():
             self._table.leave(self)
             self._transport.abort()
-            return
-        if secured.is_closing():
-            self._table.leave(self)
         elif self._table.replace(self, inside):
             inside.connection_made(secured)
         else:
             secured.abort()
+
+    def _hand_over(self) -> None:
+        """Give the handshake what was read before it began."""
+        takes = self._transport.get_protocol()
+        while self._early and takes is not self and not self._transport.is_closing():
+            room = takes.get_buffer(len(self._early))
+            count = min(len(room), len(self._early))
+            room[:count] = self._early[:count]
+            self._early = self._early[count:]
+            takes.buffer_updated(count)
