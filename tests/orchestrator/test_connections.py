@@ -1,4 +1,4 @@
-"""Which connections stay when there are too many: nobody is locked out by somebody who is silent."""
+"""Which connections stay when there are too many: who is silent locks nobody out."""
 
 import time
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""HTTP on the wire: what may be sent ahead, what is refused, and that no two read it differently."""
+"""HTTP on the wire: what may be sent ahead, what is refused, and where requests begin."""
 
 import http.client
 import os
