@@ -27,8 +27,7 @@ def test_when_all_places_are_taken_the_most_give_one_to_the_fewest():
     hub = Hub()
     tokens = LIMITS.subscribers // LIMITS.subscribers_per_token
     taken = {
-        n: [hub.follow(f"t{n}") for _ in range(LIMITS.subscribers_per_token)]
-        for n in range(tokens)
+        n: [hub.follow(f"t{n}") for _ in range(LIMITS.subscribers_per_token)] for n in range(tokens)
     }
     hub.check_room("new")
     newcomer = hub.follow("new")

@@ -104,5 +104,3 @@ def test_refusals_come_before_anything_is_looked_at(world):
             )
             assert answer.status_code in (status, 422, 400), (body, role)
             assert "token" not in answer.json()
-
-
