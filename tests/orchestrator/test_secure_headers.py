@@ -31,7 +31,7 @@ def test_answers_with_a_secret_are_kept_nowhere(server):
     session = requests.Session()
     session.headers["Authorization"] = f"Bearer {server.token}"
 
-    def post(path: str, **fields: object) -> requests.Response:
+    def post(path: str, **fields: str) -> requests.Response:
         return session.post(server.url + path, json=fields, timeout=60)
 
     hook = post("/api/webhooks", name="h", url="https://example.org/h")

@@ -157,7 +157,7 @@ def test_who_never_finishes_a_handshake_refuses_nobody(tmp_path):
         assert admin.tokens()
         silent = [Raw(server).send(said) for said in (b"", b"\x16\x03\x01", b"GET /") * 100]
         try:
-            assert requests.get(server.url + "/health", timeout=60, verify=files[0]).ok
+            assert requests.get(server.url + "/health", timeout=60, verify=str(files[0])).ok
             assert admin.tokens()
             dropped = 0
             for raw in silent[:100]:  # the oldest had to go

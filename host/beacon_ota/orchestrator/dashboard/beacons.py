@@ -168,6 +168,7 @@ def _told(chosen: Selection, ask: Ask, releases: dict) -> list[tuple[str, str, s
         elif name == "hours":
             shown = f"last {value}"
         elif name == "cause":
-            shown = RESET_CAUSES.get(decimal(value, 1000), value)
+            number = decimal(value, 1000)
+            shown = value if number is None else RESET_CAUSES.get(number, value)
         found.append((name.replace("_", " "), shown, chosen.href(**without)))
     return found
