@@ -439,7 +439,7 @@ def test_a_mirror_gets_the_images_of_what_it_serves_and_no_others(scene):
     assert image_of(unused) == 404
     rollout = scene.admin.create_rollout(unused, EVERYBODY)["rollout_id"]
     assert image_of(unused) == 200
-    scene.admin.do_rollout(rollout, "abort", "no")
+    scene.admin.move_rollout(rollout, "abort", "no")
     assert image_of(unused) == 404
     withdrawn = upload(scene.admin, "2.1.0", scene.folder, channel="stable")["firmware_id"]
     scene.admin.create_rollout(withdrawn, EVERYBODY)
