@@ -1,14 +1,14 @@
 """Live events end with the right to see them, and no token takes all the places."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 import requests
 
 from tests.dashboard.web import Signed
 from tests.orchestrator.raw import Raw
-from tests.orchestrator.world import Server
+from tests.orchestrator.world import DEADLINE_S, Server
 
 PER_TOKEN = 16
 
@@ -21,10 +21,10 @@ def stream(server, token: str, path: str = "/api/events") -> Raw:
 
 
 def ends(raw: Raw) -> None:
-    """It ends before the test's patience does: within seconds, by the clock of a busy machine."""
+    """It ends, within seconds by the clock of a machine that is not busy."""
     began = time.monotonic()
     assert raw.read_until(b"\r\n0\r\n\r\n").endswith(b"\r\n0\r\n\r\n")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < DEADLINE_S
 
 
 @pytest.mark.parametrize("path", ["/api/events", "/live"])
@@ -42,13 +42,13 @@ def test_also_while_a_lot_happens(server, admin):
     made = admin.create_token("busy spy", "viewer")
     with stream(server, made["token"]) as raw:
         admin.revoke_token(made["id"])
-        raw.sock.settimeout(0.2)
-        for number in range(1000):
+        raw.sock.settimeout(0.05)
+        number, end = 0, time.monotonic() + DEADLINE_S
+        while time.monotonic() < end:
+            number += 1
             admin.create_beacon(f"busy-{number}", "esp32c3")
-            try:
+            with suppress(TimeoutError):
                 raw._more()
-            except TimeoutError:
-                pass
             if raw.heard.endswith(b"\r\n0\r\n\r\n"):
                 return
     raise AssertionError("it went on")
