@@ -634,3 +634,28 @@ def _backlog(scene) -> int:
         return scene.mirror.service.mirror.status()
 
     return json.loads(json.dumps(scene.mirror.call(status())))["backlog"]
+
+
+def test_a_mirror_gets_the_images_of_what_it_serves_and_no_others(scene):
+    """A release that no rollout hands out, or none any more, is not for a stolen token."""
+    scene.beacons(1)
+    stolen = type(scene.admin)(scene.primary.url, scene.token)
+
+    def image_of(firmware_id: str) -> int:
+        return stolen._session.get(
+            f"{scene.primary.url}/api/mirror/images/{firmware_id}",
+            headers={"Authorization": f"Bearer {scene.token}"},
+            timeout=DEADLINE_S,
+        ).status_code
+
+    unused = upload(scene.admin, "2.0.0", scene.folder, channel="stable")["firmware_id"]
+    assert image_of(unused) == 404
+    rollout = scene.admin.create_rollout(unused, EVERYBODY)["rollout_id"]
+    assert image_of(unused) == 200
+    scene.admin.move_rollout(rollout, "abort", "no")
+    assert image_of(unused) == 404
+    withdrawn = upload(scene.admin, "2.1.0", scene.folder, channel="stable")["firmware_id"]
+    scene.admin.create_rollout(withdrawn, EVERYBODY)
+    assert image_of(withdrawn) == 200
+    scene.admin.call("POST", f"/api/firmwares/{withdrawn}/deprecate")
+    assert image_of(withdrawn) == 404

@@ -55,6 +55,10 @@ class Uplink:
                 near.close()
                 continue
             with self._lock:
+                if self._down:  # cut since we looked
+                    near.close()
+                    far.close()
+                    continue
                 self._open |= {near, far}
             for pair in ((near, far, False), (far, near, True)):
                 threading.Thread(target=self._pump, args=pair, daemon=True).start()

@@ -28,13 +28,11 @@ class Cluster:
             shutil.chown(self.folder, "nobody")
         data = str(self.folder / "data")
         self._call("initdb", "-D", data, "-A", "trust", "-U", _USER, "-E", "UTF8", "--no-sync")
-        options = (
+        self._options = (
             f"-c listen_addresses= -c unix_socket_directories={self.folder} -c fsync=off"
             " -c full_page_writes=off -c max_connections=150"
         )
-        self._call(
-            "pg_ctl", "-D", data, "-o", options, "-l", str(self.folder / "log"), "-w", "start"
-        )
+        self.start()
         atexit.register(self.stop)
         engine = connect(self._make("beacon_template"))
         migrate(engine)
@@ -43,6 +41,10 @@ class Cluster:
     def database(self) -> str:
         """Return the URL of a new database, in the form that the option takes."""
         return self._make(f"t{secrets.token_hex(6)}", " TEMPLATE beacon_template")
+
+    def start(self) -> None:
+        """Start it, for the first time or after :meth:`pg_ctl` has stopped it."""
+        self.pg_ctl("-o", self._options, "-l", str(self.folder / "log"), "-w", "start")
 
     def stop(self) -> None:
         """End it, and leave nothing of it."""

@@ -81,15 +81,15 @@ def serve(
 ) -> None:
     """Run the orchestrator until interrupted."""
     from beacon_ota.orchestrator.listen import Listen
+    from beacon_ota.orchestrator.log_format import Format
     from beacon_ota.orchestrator.rollout.windows import parse_window
     from beacon_ota.orchestrator.service import Settings
     from beacon_ota.orchestrator.start import serve as run
 
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    _open_standard_files()
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(Format())
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[log])
     parse_window(window, zone)
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("tls_incomplete", "--tls-cert and --tls-key go together")
@@ -130,6 +130,17 @@ def serve(
     run(settings, listen)
 
 
+def _open_standard_files() -> None:
+    """Open what was closed of 0, 1 and 2: else a database gets such a number, and is printed to."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
 def _upstream_token(upstream: str | None, file: Path | None) -> str:
     if upstream is None:
         return ""
@@ -137,6 +148,8 @@ def _upstream_token(upstream: str | None, file: Path | None) -> str:
         token = file.read_text() if file else os.environ.get("BEACON_OTA_UPSTREAM_TOKEN", "")
     except OSError as error:
         raise UsageError("token_unreadable", f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError("token_unreadable", f"{file} holds no token: it is no text") from None
     if not token.strip():
         raise UsageError(
             "upstream_token",

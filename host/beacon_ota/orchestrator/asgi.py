@@ -14,7 +14,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-ABORT = "beacon_ota.abort"  # the server's extension: drops the connection
+# The server's extensions: drop the connection; note that it has shown who it is (connections.py).
+ABORT = "beacon_ota.abort"
+PROVE = "beacon_ota.prove"
 JSON: Header = (b"content-type", b"application/json")
 PROBLEM: Header = (b"content-type", b"application/problem+json")
 
@@ -47,6 +49,17 @@ def address(scope: Scope) -> str:
     return client[0] if client else ""
 
 
+def decimal(text: str, most: int) -> int | None:
+    """Return a number written in decimal digits, None when it is none or above ``most``.
+
+    The length is looked at first: Python refuses to convert thousands of digits, by an exception.
+    """
+    if not text.isascii() or not text.isdecimal() or len(text) > 4 + len(str(most)):
+        return None
+    value = int(text)
+    return value if value <= most else None
+
+
 async def body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Read a request body of at most ``limit`` bytes.
 
@@ -55,7 +68,7 @@ async def body(scope: Scope, receive: Receive, limit: int) -> bytes:
         Disconnected: the sender went away.
     """
     length = header(scope, b"content-length")
-    if length and (len(length) > 12 or int(length) > limit):
+    if length and (decimal(length, limit) is None):
         raise Problem(413, "body_too_large", f"at most {limit} bytes", expected=limit)
     parts = b""
     while True:
@@ -72,6 +85,13 @@ async def body(scope: Scope, receive: Receive, limit: int) -> bytes:
         parts = parts + part if parts else part
         if not message.get("more_body"):
             return parts
+
+
+def prove(scope: Scope, kind: str) -> None:
+    """Note that a right signature, token or session came over this connection."""
+    noted = scope.get("extensions", {}).get(PROVE)
+    if noted is not None:
+        noted(kind)
 
 
 async def hang_up(scope: Scope) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from beacon_ota.orchestrator.database import connect
+from beacon_ota.orchestrator.database import connect, reason_of
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, changes
 from beacon_ota.orchestrator.store.changes import News
@@ -171,7 +171,7 @@ class Cluster:
                 finally:
                     raw.invalidate()  # what listens and leads is nobody else's
             except Exception as error:
-                log.warning("the database does not answer: %s", str(error).strip())
+                log.warning("the database does not answer: %s", reason_of(error))
                 self._stopping.wait(_AGAIN_S)
             finally:
                 self._call(self._lead, False)

@@ -14,6 +14,7 @@ them as values: they run later, in another thread, and the view has gone on by t
 import asyncio
 import os
 import queue
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -49,6 +50,64 @@ class StorageError(ReachError):
     """The database refused a transaction: disk full, locked, damaged."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return in a few words why a database refused, with nothing of statements or their values.
+
+    What drivers say about an error quotes rows and parameters: digests of tokens, secrets of
+    webhooks, keys of beacons. So their words are not used, only their names for errors.
+    """
+    origin: Any = getattr(error, "orig", None) or error
+    name = getattr(origin, "sqlite_errorname", None) or getattr(origin, "sqlstate", None)
+    if name is None:
+        diag = getattr(origin, "diag", None)
+        name = getattr(diag, "sqlstate", None)
+    if name in _WORDS:
+        return _WORDS[name]
+    kind = type(origin).__name__
+    return f"{kind} ({name})" if name else kind
+
+
+_WORDS = {
+    "SQLITE_FULL": "its disk is full",
+    "SQLITE_BUSY": "it is locked by another process",
+    "SQLITE_LOCKED": "it is locked by another process",
+    "SQLITE_NOTADB": "the file is not a database",
+    "SQLITE_CORRUPT": "the file is damaged",
+    "SQLITE_READONLY": "it is readonly",
+    "SQLITE_READONLY_DIRECTORY": "its folder is readonly",
+    "SQLITE_CANTOPEN": "the file cannot be opened",
+    "53100": "its disk is full",
+    "55P03": "it is locked by another process",
+    "57P01": "it is being shut down",
+    "57P03": "it is starting or stopping",
+    "28P01": "user or password are wrong",
+    "28000": "this user may not use it",
+    "3D000": "there is no such database",
+    "25006": "it is readonly",
+}
+
+
+@contextmanager
+def storage_errors(what: str = "the database cannot be used") -> Iterator[None]:
+    """Name what a database raises (StorageError ``storage``)."""
+    try:
+        yield
+    except BeaconOtaError:
+        raise
+    except Exception as error:
+        if not is_driver_error(error):
+            raise
+        # Without its cause: a traceback would show the statement.
+        raise StorageError("storage", f"{what}: {reason_of(error)}") from None
+
+
+def is_driver_error(error: BaseException) -> bool:
+    """Tell whether a database's driver raised this; prepared statements raise it bare."""
+    psycopg = sys.modules.get("psycopg")  # 5 MB that only PostgreSQL needs
+    drivers = (SQLAlchemyError, sqlite3.Error, *([psycopg.Error] if psycopg else []))
+    return isinstance(error, drivers)
+
+
 def connect(url: str, *, readonly: bool = False, worker: str = "") -> Engine:
     """Return an engine for ``url``.
 
@@ -63,7 +122,7 @@ def connect(url: str, *, readonly: bool = False, worker: str = "") -> Engine:
     """
     try:
         backend = make_url(url).get_backend_name()
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         backend = ""
     if backend == "postgresql":
         return _postgresql(url, readonly, worker)
@@ -87,6 +146,7 @@ def _postgresql(url: str, readonly: bool, worker: str) -> Engine:
     engine = create_engine(
         make_url(url).set(drivername="postgresql+psycopg"),
         pool_pre_ping=True,
+        hide_parameters=True,
         connect_args={
             "options": " ".join(f"-c {name}={value}" for name, value in options),
             "application_name": "beacon-ota",
@@ -115,7 +175,9 @@ def _postgresql(url: str, readonly: bool, worker: str) -> Engine:
 
 
 def _sqlite(url: str, readonly: bool) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+    engine = create_engine(
+        url, hide_parameters=True, connect_args={"timeout": 30, "check_same_thread": False}
+    )
 
     @event.listens_for(engine, "connect")
     def _pragmas(raw: Any, _record: Any) -> None:
@@ -158,10 +220,8 @@ def migrate(engine: Engine) -> None:
             ):
                 return
     except SQLAlchemyError as error:
-        if engine.dialect.name == "sqlite":
-            raise
-        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-        raise StorageError("database", f"the database cannot be used: {reason}") from None
+        named = StorageError("database", f"the database cannot be used: {reason_of(error)}")
+        raise named from None
     # In a process of its own: what it takes is needed once, and would stay in memory for good.
     done = subprocess.run(
         [sys.executable, "-m", "beacon_ota.orchestrator.migrations"],
@@ -171,7 +231,7 @@ def migrate(engine: Engine) -> None:
         check=False,
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        last = (done.stdout.strip().splitlines() or ["it failed without a word"])[-1]
         raise StorageError("migration", f"the database could not be brought up to date: {last}")
 
 
@@ -195,7 +255,7 @@ def offline(folder: Path) -> Iterator[Connection]:
     engine = connect(sqlite_url(folder))
     try:
         migrate(engine)
-        with engine.begin() as conn:
+        with storage_errors(), engine.begin() as conn:
             yield conn
     finally:
         engine.dispose()
@@ -221,7 +281,12 @@ class Database:
         self.url = url
         if url.startswith("sqlite:///"):
             path = Path(url.removeprefix("sqlite:///"))
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # it holds keys
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # it holds keys
+            except OSError as error:
+                raise StorageError(
+                    "data_unusable", f"cannot write {path}: {error.strerror}", found=str(path)
+                ) from None
         self._engine = connect(url, worker=worker)
         migrate(self._engine)
         self._reading = connect(url, readonly=True)
@@ -291,7 +356,7 @@ class Database:
         return self._read(work, args)
 
     def _read(self, work: Callable[..., T], args: tuple[Any, ...]) -> T:
-        with self._reading.connect() as conn:
+        with storage_errors("the database cannot be read"), self._reading.connect() as conn:
             return work(conn, *args)
 
     def _run(self) -> None:
@@ -348,10 +413,9 @@ class Database:
         return done
 
     def _named(self, error: Exception) -> Exception:
-        # The statements that are prepared raise what the driver raises.
-        drivers = (SQLAlchemyError, self._engine.dialect.dbapi.Error)  # type: ignore[union-attr]
-        if isinstance(error, drivers) and not isinstance(error, BeaconOtaError):
-            return StorageError("storage", f"the database refused the change: {error}")
+        if is_driver_error(error) and not isinstance(error, BeaconOtaError):
+            reason = reason_of(error)
+            return StorageError("storage", f"the database refused the change: {reason}")
         return error
 
     def _settle(self, done: "list[_Done]") -> None:

@@ -7,7 +7,7 @@ request whose mac was right, and for no other; also a refusal that comes after t
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from beacon_ota.orchestrator.problems import Problem
@@ -35,7 +35,7 @@ class Caller(Generic[B]):
     """An authenticated beacon and what its answer is signed with."""
 
     beacon: B
-    key: bytes
+    key: bytes = field(repr=False)
     nonce: str
 
     def seal(self, status: int, digest: str) -> tuple[bytes, bytes]:

@@ -6,6 +6,7 @@ import logging
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator import asgi, problems
 from beacon_ota.orchestrator.asgi import App, Disconnected, Receive, Scope, Send
+from beacon_ota.orchestrator.connections import BEACON, network_of
 from beacon_ota.orchestrator.download import download
 from beacon_ota.orchestrator.gate import Caller, Refused, identify
 from beacon_ota.orchestrator.limits import LIMITS
@@ -59,6 +60,7 @@ class Hot:
                     raise
                 await self.service.catch_up()  # another process may have just learned of it
                 caller = self._identify(scope, given, body)
+            asgi.prove(scope, BEACON)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon, caller.key)
                 if caller.key not in (caller.beacon.key, *caller.beacon.given_keys):
@@ -110,7 +112,7 @@ class Hot:
             address = asgi.address(scope)
             # Who holds a beacon's key does not guess it: a building behind one address that lost
             # its clocks in a power cut is told the time, every beacon of it.
-            if error.code in _UNKNOWN and self.throttle.over(address):
+            if error.code in _UNKNOWN and self.throttle.over(network_of(address)):
                 error = Problem(429, "too_many_refusals", "too many refused requests from here")
                 code = 429
                 headers.append((b"retry-after", b"30"))

@@ -23,7 +23,12 @@ class Joined:
         self._held = b""
 
     def write(self, data: Any) -> None:
-        """Send, in order. A body that begins like a head waits for a turn, no more."""
+        """Send, in order; to a connection that is being closed, nothing.
+
+        A body that begins like a head waits for a turn, no more.
+        """
+        if self._transport.is_closing():
+            return
         held = self._held
         if held:
             self._held = b""

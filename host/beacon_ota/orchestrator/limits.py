@@ -1,4 +1,7 @@
-"""Every bound of the orchestrator in one place; contracts.md names those that others see."""
+"""Every bound of the orchestrator in one place; contracts.md names those that others see.
+
+docs/security.md has them as a table, which a test holds against this file.
+"""
 
 from dataclasses import dataclass
 
@@ -14,8 +17,22 @@ class Limits:
     upload_image: int = 2 * KIB * KIB  # a release image; equal to it is already too large
     upload_field: int = 64 * KIB  # any other field of the upload, the manifest included
     upload_parts: int = 16
+    head: int = 32 * KIB  # a request line and its headers
+    head_fields: int = 128  # headers of a request
+    head_time: float = 20.0  # until a head is complete; also for a connection that says nothing
+    body_overhead: int = 32 * KIB  # chunk extensions and trailers, beyond eight times the body
+    body_unread: int = 1024 * KIB  # rest of a body that was refused already, then it is cut off
+    parsed_ahead: int = 1 * KIB  # of what a peer sends before it has its answer
     body_stall: float = 20.0  # between two pieces of a request body
     send_stall: float = 60.0  # a reader of a download that takes nothing
+    keep_alive: float = 75.0  # a connection without a request
+    handshake: float = 10.0  # TLS
+    connections: int = 16384  # open at once, per process; fewer where fewer files may be open
+    connections_reserved: int = 64  # of them, those that beacons cannot take
+    connections_unproven: int = 1024  # that have not shown a right token, session or signature
+    connections_unproven_per_address: int = 128  # IPv6: per /64
+    backlog: int = 2048  # connections that the kernel holds until they are accepted
+    own_files: int = 64  # open files kept for the database, images, webhooks
     chunk: int = 256 * KIB  # of a download, sent by reference
     blob_cache: int = 8 * KIB * KIB  # images kept in memory, least recently used go first
     nonces: int = 128  # remembered per beacon; of older ones, when they were signed
@@ -28,7 +45,11 @@ class Limits:
     rollouts: int = 500  # of a device type that are not over: what memory and polls are built for
     completed_rollouts: int = 3  # for the same beacons; the older ones have nobody left to serve
     subscribers: int = 64  # live followers of events
+    subscribers_per_token: int = 16  # those of one token and its sessions
+    subscriber_check: float = 3.0  # after which a follower's token or session is looked up again
+    subscriber_events: int = 1000  # that a slow follower may lag behind
     refusals: int = 30  # failed authentications per address and minute before 429
+    refused_addresses: int = 4096  # whose failures are counted
     webhook_pending: int = 1000  # deliveries that wait, per webhook
     webhook_rows: int = 500  # deliveries that are over, kept per webhook
     previews: int = 4  # of rollouts, computed or waited for at a time

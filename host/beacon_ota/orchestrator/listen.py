@@ -19,6 +19,7 @@ class Listen:
     tls_key: Path | None = None
     announce: bool = False
     token_file: Path | None = None
+    first_token: bool = True  # made here when there is no admin token that works
     time_scale: float = 1.0
     on_ready: Callable[[str, str | None], None] = field(default=lambda url, token: None)
     stop: asyncio.Event = field(default_factory=asyncio.Event)

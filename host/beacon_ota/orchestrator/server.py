@@ -2,36 +2,47 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import uvicorn
-from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.announce import announced
 from beacon_ota.orchestrator.api.app import create_app
 from beacon_ota.orchestrator.bounded import Bounded
 from beacon_ota.orchestrator.cluster import Cluster
+from beacon_ota.orchestrator.connections import Connections, room
 from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.first_token import FirstToken
+from beacon_ota.orchestrator.head_method import HeadMethod
 from beacon_ota.orchestrator.hot import Hot
+from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.listen import Listen, url_of
 from beacon_ota.orchestrator.protocol import Protocol
+from beacon_ota.orchestrator.secure_headers import SecureHeaders
 from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import audit, tokens
+from beacon_ota.orchestrator.tls import Certificate, Door
 from beacon_ota.orchestrator.webhooks import Webhooks
 
 
 class _Server(uvicorn.Server):
     """uvicorn's, that says when it listens, and lets us clean up after a signal."""
 
-    def __init__(self, config: uvicorn.Config, ready: asyncio.Event, stopping: Callable[[], None]):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ready: asyncio.Event,
+        stopping: Callable[[], None],
+        certificate: Certificate | None,
+    ):
         super().__init__(config)
         self._ready = ready
         self._stopping = stopping
+        self._certificate = certificate
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -41,11 +52,19 @@ class _Server(uvicorn.Server):
             return
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._exit)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+            loop.remove_signal_handler(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _reload(self) -> None:
+        """Read the certificate again; without one there is nothing that a SIGHUP could mean."""
+        if self._certificate is not None:
+            self._certificate.reload()
 
     def _exit(self) -> None:
         self.force_exit = self.should_exit  # the second time means at once
@@ -84,7 +103,9 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
             cluster.start()
         if service.settings.upstream:
             _mirror(service, engine, url_of(listen, sock))
-        token = await first_token(service, listen.token_file)
+        certificate = _certificate(listen)
+        capacity, backlog = room()
+        table = Connections(capacity)
         app = create_app(service, engine, telling)
 
         def end_what_goes_on() -> None:
@@ -92,63 +113,55 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
             app.state.previews.close()
 
         config = uvicorn.Config(
-            Hot(service, Bounded(app)),
-            http=Protocol,
+            Hot(service, SecureHeaders(HeadMethod(Bounded(app)))),
+            http=partial(_connection, table, certificate),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             access_log=False,
             proxy_headers=False,
             server_header=False,
             log_config=None,
-            timeout_keep_alive=75,
+            timeout_keep_alive=int(LIMITS.keep_alive),
             timeout_graceful_shutdown=5,
-            ssl_certfile=listen.tls_cert,
-            ssl_keyfile=listen.tls_key,
-            backlog=2048,
+            backlog=backlog,
         )
         ready = asyncio.Event()
-        server = _Server(config, ready, end_what_goes_on)
+        server = _Server(config, ready, end_what_goes_on, certificate)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
-        if ready.is_set():
-            async with announced(listen, sock):
-                listen.on_ready(url_of(listen, sock), token)
-                stopping = asyncio.create_task(listen.stop.wait())
-                await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-                stopping.cancel()
-                server.stop()
-        await serving
+        try:
+            if ready.is_set():
+                async with announced(listen, sock):
+                    await _greet(service, listen, url_of(listen, sock))
+                    stopping = asyncio.create_task(listen.stop.wait())
+                    await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+                    stopping.cancel()
+        finally:
+            server.stop()
+            await serving
     finally:
         await service.stop()
 
 
-async def first_token(service: Service, file: Path | None) -> str | None:
-    """Make the first admin token when there is none that works; into ``file`` if one is named.
+async def _greet(service: Service, listen: Listen, url: str) -> None:
+    """Say that we listen; the first admin token is made when there is somebody to show it to."""
+    first = FirstToken(listen.token_file)
+    if listen.first_token:
+        await service.db.write(first.make, service.clock.now())
+    if not first.show(lambda token: listen.on_ready(url, token)):
+        await service.db.write(first.take_back)
 
-    Returns:
-        The token to be shown once, None when it was written, or there is one already.
-    """
 
-    return keep_token(await service.db.write(make_token, service.clock.now()), file)
-
-
-def make_token(conn: Connection, now: float) -> str | None:
-    """Make the first admin token, None when there is one that works."""
-    if tokens.usable_admins(conn, now):
+def _certificate(listen: Listen) -> Certificate | None:
+    if listen.tls_cert is None or listen.tls_key is None:
         return None
-    row, token = tokens.create(conn, "first", "admin", now)
-    audit.add(conn, now, "orchestrator", "token.created", row["name"], "first start")
-    return token
+    return Certificate(listen.tls_cert, listen.tls_key)
 
 
-def keep_token(token: str | None, file: Path | None) -> str | None:
-    """Write a token into ``file`` if one is named; returns what is left to be shown."""
-    if token is None or file is None:
-        return token
-    descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as out:
-        os.fchmod(out.fileno(), 0o600)
-        out.write(token + "\n")
-    return None
+def _connection(table: Connections, certificate: Certificate | None, **named: Any) -> Any:
+    """Return what handles a new connection: HTTP, or the handshake before it."""
+    if certificate is None:
+        return Protocol(table=table, **named)
+    return Door(certificate, table, partial(Protocol, table=table, admitted=True, **named))

@@ -75,7 +75,7 @@ class Settings:
     trusted: Any = None
     zone: str = "UTC"
     window: str = "03:00-05:00"
-    database: str | None = None
+    database: str | None = field(default=None, repr=False)  # may hold a password
     images: str | None = None
     workers: int = 1
     upstream: str | None = None

@@ -3,11 +3,15 @@
 import asyncio
 import contextlib
 import resource
+import signal
 import sys
+import tempfile
+import threading
+from pathlib import Path
 
 from beacon_ota.errors import UsageError
 from beacon_ota.malloc import one_arena
-from beacon_ota.orchestrator import server
+from beacon_ota.orchestrator import server, tls
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import is_shared
 from beacon_ota.orchestrator.engine import Engine
@@ -37,6 +41,10 @@ def serve(settings: Settings, listen: Listen) -> None:
             "no trusted keys: every release would be refused",
             expected="--keys keys.json, or --insecure for a fleet that runs unsigned releases",
         )
+    if listen.tls_cert is not None and listen.tls_key is not None:
+        tls.load(listen.tls_cert, listen.tls_key)  # before anything is made that would be lost
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # later: read the certificate again
     # The writer gives the interpreter's lock away at every statement, and would wait for it this
     # long each time while requests keep the event loop busy.
     sys.setswitchinterval(0.0005)
@@ -44,6 +52,7 @@ def serve(settings: Settings, listen: Listen) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _make_folder(settings.data)
     if settings.workers > 1:
         from beacon_ota.orchestrator.workers import supervise
 
@@ -56,6 +65,24 @@ def serve(settings: Settings, listen: Listen) -> None:
         import uvloop
 
         uvloop.run(work)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the data folder, and see whether something can be made in it.
+
+    Raises:
+        UsageError: ``data_unusable``.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            "data_unusable",
+            f"the data folder {folder} cannot be used: {error.strerror}",
+            found=str(folder),
+        ) from None
 
 
 async def _serve(settings: Settings, listen: Listen) -> None:

@@ -2,7 +2,8 @@
 
 import time
 
-_ADDRESSES = 4096
+from beacon_ota.orchestrator.limits import LIMITS
+
 _WINDOW_S = 60.0
 
 
@@ -17,7 +18,7 @@ class Throttle:
     def over(self, address: str) -> bool:
         """Count a failure of this address; True when it has had its share of this minute."""
         self._turn()
-        if address not in self._failures and len(self._failures) >= _ADDRESSES:
+        if address not in self._failures and len(self._failures) >= LIMITS.refused_addresses:
             return True
         count = self._failures.get(address, 0) + 1
         self._failures[address] = count

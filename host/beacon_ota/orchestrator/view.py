@@ -36,9 +36,9 @@ class Node:
     """A registered beacon."""
 
     facts: Beacon
-    key: bytes
-    next_key: bytes | None
-    given_keys: tuple[bytes, ...]
+    key: bytes = field(repr=False)
+    next_key: bytes | None = field(repr=False)
+    given_keys: tuple[bytes, ...] = field(repr=False)
     replay: Slot
     last_seen: float | None
     address: str = ""

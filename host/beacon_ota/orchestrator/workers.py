@@ -26,8 +26,9 @@ from dataclasses import replace
 from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator import server
 from beacon_ota.orchestrator.clock import Clock
-from beacon_ota.orchestrator.database import connect, migrate
+from beacon_ota.orchestrator.database import connect, migrate, storage_errors
 from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.first_token import FirstToken
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.listen import Listen, bind, url_of
 from beacon_ota.orchestrator.replay import FILE, ReplayGuard
@@ -74,8 +75,7 @@ class _Parent:
         engine = connect(settings.database or "")
         try:
             migrate(engine)
-            with engine.begin() as conn:
-                self.token = server.make_token(conn, self.clock.now())
+            with storage_errors(), engine.begin() as conn:
                 registered = beacons.count(conn)
         finally:
             engine.dispose()
@@ -102,14 +102,13 @@ class _Parent:
     def run(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
         for index in range(self.settings.workers):
             self._fork(index)
         try:
             self._wait_until_ready()
             if not self.stopping:
-                url = url_of(self.listen, self.sockets[0])
-                shown = server.keep_token(self.token, self.listen.token_file)
-                self.listen.on_ready(url, shown)
+                self._greet(url_of(self.listen, self.sockets[0]))
             self._look_after()
         finally:
             self._stop()
@@ -140,6 +139,25 @@ class _Parent:
                 log.error("worker %d does not answer any more and is killed", pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+    def _greet(self, url: str) -> None:
+        """Say that we listen; the first admin token is made when that worked."""
+        first = FirstToken(self.listen.token_file)
+        engine = connect(self.settings.database or "")
+        try:
+            with storage_errors(), engine.begin() as conn:
+                first.make(conn, self.clock.now())
+            if not first.show(lambda token: self.listen.on_ready(url, token)):
+                with storage_errors(), engine.begin() as conn:
+                    first.take_back(conn)
+        finally:
+            engine.dispose()
+
+    def _reload(self, *_signal: object) -> None:
+        """Have every worker read its TLS certificate again."""
+        for pid in list(self.alive):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
 
     def _stop(self, *_signal: object) -> None:
         if not self.stopping:
@@ -186,6 +204,7 @@ class _Parent:
             # to stop, and serve on.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it listens
         code = 1
         try:
             os.setpgid(0, 0)  # an interrupt at the terminal is the parent's to hand on
@@ -212,7 +231,7 @@ class _Parent:
         listen = replace(
             self.listen,
             announce=self.listen.announce and index == 0,
-            token_file=None,
+            first_token=False,
             on_ready=ready,
             stop=asyncio.Event(),
         )
@@ -239,7 +258,7 @@ class _Parent:
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
     """Let no signal come between a fork and its being noted."""
-    numbers = {signal.SIGINT, signal.SIGTERM}
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield

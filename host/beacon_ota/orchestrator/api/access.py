@@ -5,8 +5,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from beacon_ota.orchestrator import asgi
 from beacon_ota.orchestrator.api import session
-from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.connections import ADMINISTRATOR, network_of
+from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import sessions, tokens
@@ -49,7 +51,7 @@ async def actor_of(request: Request) -> Actor:
     token = token_of(request)
     if token is not None:
         return await holder(request, token)
-    secret = None if "authorization" in request.headers else session.secret_of(request)
+    secret = _session_of(request)
     if secret is None:
         raise Problem(
             401, "token_missing", "this needs an Authorization: Bearer header", headers=_WRONG
@@ -60,34 +62,58 @@ async def actor_of(request: Request) -> Actor:
         raise Problem(401, "session_over", "the session is over; sign in again", headers=_WRONG)
     if request.method not in session.SAFE:
         session.check_csrf(request, secret)
+    asgi.prove(request.scope, ADMINISTRATOR)
     return actor
 
 
 async def holder(request: Request, token: str) -> Actor:
-    """Return whose token this is. Wrong ones cost time, more with each, then a minute's wait.
+    """Return whose token this is.
+
+    A right token is never refused for the failures of others at its address: it is looked up
+    first. Wrong ones cost time, more with each, and are counted by address.
 
     Raises:
         Problem: ``token_wrong``, ``too_many_refusals``.
     """
     service = service_of(request)
-    throttle: Throttle = request.app.state.throttle
-    address = request.client.host if request.client else ""
-    failures = throttle.count(address)
-    if failures >= LIMITS.refusals:
-        raise Problem(
-            429, "too_many_refusals", "too many wrong tokens", headers={"retry-after": "60"}
-        )
     actor = await service.db.read(tokens.find, token, service.clock.now())
     if actor is None:
-        throttle.over(address)
+        throttle: Throttle = request.app.state.throttle
+        address = network_of(request.client.host if request.client else "")
+        failures = throttle.count(address)
+        over = throttle.over(address)
         service.counts.refused["token_wrong"] += 1
         await asyncio.sleep(min(0.05 * 2 ** min(failures, 6), 2.0))
+        if over:
+            raise Problem(
+                429, "too_many_refusals", "too many wrong tokens", headers={"retry-after": "60"}
+            )
         raise Problem(
             401, "token_wrong", "the token is unknown, expired or revoked", headers=_WRONG
         )
+    asgi.prove(request.scope, ADMINISTRATOR)
     if actor.role == MIRROR and not request.url.path.startswith("/api/mirror/"):
         raise Problem(403, "role_too_low", "a mirror's token is for a mirror", found=actor.role)
     return actor
+
+
+async def is_still(request: Request, actor: Actor) -> bool:
+    """Tell whether a request that goes on for long is still of whom it was, with the same role.
+
+    Its token may be revoked or expired by now, its session over.
+    """
+    service = service_of(request)
+    token = token_of(request)
+    find, secret = (sessions.find, _session_of(request)) if token is None else (tokens.find, token)
+    try:
+        found = await service.db.read(find, secret or "", service.clock.now())
+    except StorageError:
+        return False  # nobody can tell; whoever follows asks again
+    return found == actor
+
+
+def _session_of(request: Request) -> str | None:
+    return None if "authorization" in request.headers else session.secret_of(request)
 
 
 def token_of(request: Request) -> str | None:

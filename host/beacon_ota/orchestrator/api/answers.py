@@ -66,7 +66,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "http")
-        return problem(Problem(error.status_code, code, str(error.detail)), request)
+        headers = dict(error.headers or {})  # of a 405: which methods there are
+        refused = Problem(error.status_code, code, str(error.detail), headers=headers)
+        return problem(refused, request)
 
     @app.exception_handler(Exception)
     async def _defect(request: Request, _error: Exception) -> Response:

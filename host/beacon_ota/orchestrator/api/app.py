@@ -36,6 +36,7 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
+        redirect_slashes=False,  # it would redirect to whatever the Host header says
     )
     app.state.service = service
     app.state.engine = engine

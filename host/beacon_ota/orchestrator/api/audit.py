@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from beacon_ota.orchestrator.api.access import Admin, On
 from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.numbers import RowId
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.store import Fields, audit
 
@@ -24,7 +25,7 @@ def shown(entry: Fields) -> Fields:
 async def listing(
     service: On,
     actor: Admin,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: RowId = 0,
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
     action: Annotated[str | None, Query(max_length=48, description="or its beginning")] = None,
     by: Annotated[str | None, Query(max_length=64)] = None,

@@ -282,9 +282,10 @@ async def rekey(beacon_id: str, service: On, actor: Admin) -> Response:
 
 
 @router.put("/{beacon_id}/key")
-async def provisioned(beacon_id: str, new: NewKey, service: On, actor: Operator) -> Response:
+async def provisioned(beacon_id: str, new: NewKey, service: On, actor: Admin) -> Response:
     """Take note of the key that a beacon was provisioned with again.
 
+    Whoever knows a beacon's key speaks as that beacon: so this is for administrators, like rekey.
     The others that it may have are good until the first request under this one: when provisioning
     breaks off in between, the beacon can still be heard, and is told the new key.
     """

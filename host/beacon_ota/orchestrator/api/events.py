@@ -3,16 +3,19 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from beacon_ota.orchestrator.api.access import On, Viewer
+from beacon_ota.orchestrator.api.access import On, Viewer, is_still
 from beacon_ota.orchestrator.api.answers import iso, page
+from beacon_ota.orchestrator.api.numbers import RowId
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, events
+from beacon_ota.orchestrator.store.tokens import Actor
 
 router = APIRouter(prefix="/api/events", tags=["events"])
 
@@ -22,20 +25,22 @@ _BATCH = 500
 
 @router.get("")
 async def follow(
+    request: Request,
     service: On,
     actor: Viewer,
-    last_event_id: Annotated[int | None, Header(ge=0)] = None,
-    after: Annotated[int | None, Query(ge=0, description="instead of Last-Event-ID")] = None,
+    last_event_id: Annotated[RowId | None, Header()] = None,
+    after: Annotated[RowId | None, Query(description="instead of Last-Event-ID")] = None,
     kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
     """Follow events from now on, or from the one after the id given.
 
     Stored events have an id to resume from. Those of the moment (offers, progress, refusals)
-    have none, and whoever was not there has missed them.
+    have none, and whoever was not there has missed them. The stream ends when the token is
+    revoked, expires, or has another role.
     """
     start = after if last_event_id is None else last_event_id
-    service.hub.check_room()
-    stream = _stream(service, start, kind)
+    service.hub.check_room(actor.id)
+    stream = _stream(service, request, actor, start, kind)
     return StreamingResponse(
         stream, media_type="text/event-stream", headers={"cache-control": "no-store"}
     )
@@ -50,8 +55,12 @@ async def latest(
     return page("events", [_shown(row) for row in rows])
 
 
-async def _stream(service: Service, start: int | None, kind: str) -> AsyncIterator[str]:
-    queue = service.hub.follow()
+async def _stream(
+    service: Service, request: Request, actor: Actor, start: int | None, kind: str
+) -> AsyncIterator[str]:
+    queue = service.hub.follow(actor.id)
+    if queue is None:
+        return
     try:
         yield "retry: 2000\n\n"
         last = 0
@@ -62,12 +71,19 @@ async def _stream(service: Service, start: int | None, kind: str) -> AsyncIterat
                     if row["kind"].startswith(kind):
                         yield _line(row)
                 last = rows[-1]["id"]
+        said = looked = monotonic()
         while True:
+            if monotonic() - looked >= LIMITS.subscriber_check:
+                if not await is_still(request, actor):
+                    return
+                looked = monotonic()
             try:
-                async with asyncio.timeout(_HEARTBEAT_S):
+                async with asyncio.timeout(LIMITS.subscriber_check):
                     event = await queue.get()
             except TimeoutError:
-                yield ": still here\n\n"
+                if monotonic() - said >= _HEARTBEAT_S:
+                    said = monotonic()
+                    yield ": still here\n\n"
                 continue
             if event is None:
                 return  # begin again from the last id
@@ -76,6 +92,7 @@ async def _stream(service: Service, start: int | None, kind: str) -> AsyncIterat
                     continue  # told from the table already
                 last = event["id"]
             if event["kind"].startswith(kind):
+                said = monotonic()
                 yield _line(event)
     finally:
         service.hub.leave(queue)

@@ -4,6 +4,7 @@ import json
 
 from sqlalchemy import Connection
 
+from beacon_ota.orchestrator.asgi import decimal
 from beacon_ota.orchestrator.dashboard.fleet import FLAGS, LOOKS, fleet
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import versions_of
@@ -142,6 +143,12 @@ def _history(
     )
 
 
+def _counted(what: str, text: str) -> str:
+    """Return "wave 1" for wave 0, "" for what is no number."""
+    number = decimal(text, 10**6)
+    return "" if number is None else f"{what} {number + 1}"
+
+
 def _told(chosen: Selection, ask: Ask, releases: dict) -> list[tuple[str, str, str]]:
     """Return what narrows a listing in words: name, value, address without it."""
     found = []
@@ -155,14 +162,14 @@ def _told(chosen: Selection, ask: Ask, releases: dict) -> list[tuple[str, str, s
             without["cell"] = None
             if chosen.cell:
                 wave, stage, count = (chosen.cell.split(".") + ["", "", ""])[:3]
-                where = [f"wave {int(wave) + 1}" if wave.isdigit() else ""]
-                where.append(f"stage {int(stage) + 1}" if stage.isdigit() else "")
+                where = [_counted("wave", wave), _counted("stage", stage)]
                 shown = ", ".join(filter(None, (shown, *where, count)))
         elif name == "release" and value in releases:
             shown = releases[value].row["version"]
         elif name == "hours":
             shown = f"last {value}"
         elif name == "cause":
-            shown = RESET_CAUSES.get(int(value), value) if value.isdigit() else value
+            number = decimal(value, 1000)
+            shown = value if number is None else RESET_CAUSES.get(number, value)
         found.append((name.replace("_", " "), shown, chosen.href(**without)))
     return found

@@ -81,7 +81,9 @@ class Ask:
     def number(self, name: str, default: int = 0, most: int = 10**9) -> int:
         """Return a number of the query, the default when it is none."""
         text = self.query.get(name, "")
-        return min(int(text), most) if text.isascii() and text.isdecimal() else default
+        if not (text.isascii() and text.isdecimal()):
+            return default
+        return min(int(text), most) if len(text) <= 20 else most  # int() refuses 5,000 digits
 
 
 @dataclass(frozen=True, slots=True)

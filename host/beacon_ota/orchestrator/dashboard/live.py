@@ -12,13 +12,15 @@ from time import monotonic
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from beacon_ota.orchestrator.api.access import actor_of, service_of
+from beacon_ota.orchestrator.api.access import actor_of, is_still, service_of
+from beacon_ota.orchestrator.asgi import decimal
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.dashboard.frame import HEADERS
 from beacon_ota.orchestrator.dashboard.logs import known_versions
-from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, events
+from beacon_ota.orchestrator.store.tokens import Actor
 
 _GATHER_S = 0.25
 _PULSE_S = 20.0  # of the wall clock; pages show what grows old without an event, too
@@ -28,18 +30,22 @@ _SPOKEN = 4
 
 async def live(request: Request) -> Response:
     """Follow what changes; ``after`` is the last event that the page has seen."""
-    await actor_of(request)
+    actor = await actor_of(request)
     service = service_of(request)
-    service.hub.check_room()
+    service.hub.check_room(actor.id)
     last = request.headers.get("last-event-id") or request.query_params.get("after", "")
-    after = int(last) if last.isascii() and last.isdecimal() and len(last) < 16 else None
-    stream = _stream(service, request, after)
+    after = decimal(last, 10**15)
+    stream = _stream(service, request, actor, after)
     return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
 
 
-async def _stream(service: Service, request: Request, after: int | None) -> AsyncIterator[str]:
-    queue = service.hub.follow()
-    looked = monotonic()
+async def _stream(
+    service: Service, request: Request, actor: Actor, after: int | None
+) -> AsyncIterator[str]:
+    queue = service.hub.follow(actor.id)
+    if queue is None:
+        return
+    looked = pulsed = monotonic()
     try:
         yield "retry: 2000\n\n"
         last = after or 0
@@ -49,10 +55,12 @@ async def _stream(service: Service, request: Request, after: int | None) -> Asyn
                 last = missed[-1]["id"]
                 yield _message(service, missed, everything=len(missed) == _MANY)
         while True:
-            if monotonic() - looked > _PULSE_S:
-                looked = monotonic()
-                if not await _welcome(request):
+            if monotonic() - looked >= LIMITS.subscriber_check:
+                if not await is_still(request, actor):
                     return
+                looked = monotonic()
+            if monotonic() - pulsed > _PULSE_S:
+                pulsed = monotonic()
                 yield "event: pulse\ndata: {}\n\n"
             gathered = await _gather(queue)
             if gathered is None:
@@ -68,7 +76,7 @@ async def _stream(service: Service, request: Request, after: int | None) -> Asyn
 async def _gather(queue: "asyncio.Queue[Fields | None]") -> list[Fields] | None:
     """Return the events of a moment; none when nothing happens for long, None at the end."""
     try:
-        async with asyncio.timeout(_PULSE_S):
+        async with asyncio.timeout(LIMITS.subscriber_check):
             first = await queue.get()
     except TimeoutError:
         return []
@@ -77,15 +85,6 @@ async def _gather(queue: "asyncio.Queue[Fields | None]") -> list[Fields] | None:
     while not queue.empty():
         found.append(queue.get_nowait())
     return None if None in found else [event for event in found if event is not None]
-
-
-async def _welcome(request: Request) -> bool:
-    """Tell whether a session still is one; a token that was revoked follows nothing."""
-    try:
-        await actor_of(request)
-    except Problem:
-        return False
-    return True
 
 
 def _message(service: Service, gathered: list[Fields], *, everything: bool = False) -> str:

@@ -140,9 +140,11 @@ def state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
 
 
 def serves(conn: Connection, mirror: Fields, firmware_id: str) -> Fields | None:
-    """Return the release if a mirror may have it."""
+    """Return the release if a mirror may have it: one that it is told of (:func:`state`)."""
     row = fields(conn.execute(select(firmwares).where(firmwares.c.id == firmware_id)).first())
-    if row is None:
+    if row is None or row["state"] == "deprecated":
+        return None
+    if all(order["firmware_id"] != firmware_id for order in orders_of.live(conn)):
         return None
     query = _fleet(mirror["site"]).where(_b.device_type == row["device_type"]).limit(1)
     return row if conn.execute(query).first() else None

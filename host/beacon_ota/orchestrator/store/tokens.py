@@ -2,16 +2,19 @@
 
 import hashlib
 import secrets
+import unicodedata
 from typing import NamedTuple
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from beacon_ota.errors import InputError
+from beacon_ota.errors import InputError, UsageError
 from beacon_ota.orchestrator.schema import tokens
 from beacon_ota.orchestrator.store import Fields
 
 ROLES = ("viewer", "operator", "admin")  # each may do what those before it may
 MIRROR = "mirror"  # may do none of that: only what mirrors call
+# By these names the orchestrator itself is in the audit log; "mirror <name>" is a mirror.
+RESERVED = frozenset(("engine", "orchestrator", "mirror", "command line", "upstream"))
 _SHOWN = (
     tokens.c.id,
     tokens.c.name,
@@ -36,8 +39,7 @@ def create(
     """Make a token; returns its row and the token itself, which exists nowhere else."""
     if role not in (*ROLES, MIRROR):
         raise InputError("role_unknown", "no such role", found=role, expected=list(ROLES))
-    if not 0 < len(name) <= 64:
-        raise InputError("name_length", "a token's name has 1 to 64 characters", found=len(name))
+    _check_name(conn, name, role)
     token_id = secrets.token_hex(4)
     token = f"bota_{token_id}_{secrets.token_urlsafe(32)}"
     row = {
@@ -50,6 +52,33 @@ def create(
     }
     conn.execute(insert(tokens), {**row, "digest": _digest(token)})
     return row, token
+
+
+def _check_name(conn: Connection, name: str, role: str) -> None:
+    """Refuse a name under which the audit log would not tell who did something.
+
+    Names are compared as people read them: whatever their case, width or composition.
+    """
+    if not 0 < len(name) <= 64:
+        raise InputError("name_length", "a token's name has 1 to 64 characters", found=len(name))
+    if not name.isprintable() or name != name.strip():
+        raise InputError(
+            "name_characters",
+            "a token's name is printable, without spaces at its ends",
+            found=ascii(name),
+        )
+    read = _as_read(name)
+    if read in RESERVED or (role != MIRROR and read.split(" ")[0] == MIRROR):
+        raise UsageError("name_reserved", "the orchestrator itself goes by this name", found=name)
+    held = select(tokens.c.name).where(tokens.c.revoked_at.is_(None))
+    if any(_as_read(one) == read for one in conn.scalars(held)):
+        raise UsageError(
+            "name_taken", "another token that is not revoked has this name", found=name
+        )
+
+
+def _as_read(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def find(conn: Connection, token: str, now: float) -> Actor | None:
