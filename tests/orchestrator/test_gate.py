@@ -79,7 +79,7 @@ def test_refusals():
 
 
 def test_a_refusal_can_be_sealed_for_who_signed_it_and_for_nobody_else():
-    known = Known(next_key=OTHER)
+    known = Known(next_key=OTHER, given_keys=(OTHER,))
     ask(known, header())
     for value, key in (
         (header(), KEY),  # the same again

@@ -122,9 +122,9 @@ def test_with_the_key_every_refusal_is_sealed(local, beacon):
         answer = beacon.call("GET", target)
         assert answer.status in (409, 422) and sealed(beacon, answer)
     assert sealed(beacon, beacon.call("POST", report_target(beacon), b"{"))
-    for _ in range(40):
+    for _ in range(40):  # nobody guesses here: it is never told to wait
         answer = beacon.call("GET", POLL, headers=skewed)
-    assert answer.status == 429 and sealed(beacon, answer)
+    assert answer.status == 401 and sealed(beacon, answer)
 
 
 @pytest.mark.parametrize(

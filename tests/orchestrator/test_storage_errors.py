@@ -111,7 +111,7 @@ def test_secrets_are_in_no_repr(tmp_path):
         tmp_path, database="postgresql://u:hunter2@h/x", upstream_token="bota_1_hunter2"
     )
     assert "hunter2" not in repr(settings)
-    node = Node(Beacon("b", "esp32c3", "1.0.0"), b"hunter2", b"hunter2", None, None)  # type: ignore[arg-type]
+    node = Node(Beacon("b", "esp32c3", "1.0.0"), b"hunter2", b"hunter2", (b"hunter2",), None, None)  # type: ignore[arg-type]
     assert "hunter2" not in repr(node)
 
 

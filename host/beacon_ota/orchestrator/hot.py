@@ -63,9 +63,10 @@ class Hot:
             asgi.prove(scope, BEACON)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon, caller.key)
-                if caller.key not in (caller.beacon.key, *caller.beacon.given_keys):
-                    # A later one has been used meanwhile.
-                    beacon_id = caller.beacon.facts.id
+                beacon_id = caller.beacon.facts.id
+                known = self.service.view.nodes.get(beacon_id)
+                if known is None or caller.key not in (known.key, *known.given_keys):
+                    # A later one has been used meanwhile, or the beacon was removed.
                     raise Refused(
                         "bad_mac", "the signature does not fit the key", claimed_id=beacon_id
                     )
