@@ -180,7 +180,9 @@ def test_a_trial_that_fails_is_reported(small_core, v1, kind):
         b.server.offering = False
         spoil(b, kind)
         back = b.reported("rolled_back")
-        assert (back["stage"], back["code"], back["trials"]) == ("boot", "crash", 3), back
+        # Only the reset is known: a self-test that missed the access point ends by one, too.
+        assert (back["stage"], back["code"], back["trials"]) == ("boot", "not_booted", 3), back
+        assert back["detail"] == "reset cause 2, nothing more was noted"
         assert b.running() == "ota_0"
         polls_again(b)
         assert b.server.statuses().count("rolled_back") == 1
@@ -193,7 +195,7 @@ def test_a_trial_that_fails_is_reported(small_core, v1, kind):
         reset(b, "power")
         b.wait(lambda: b.server.statuses().count("rolled_back") == 2, what="the same report")
         again = b.reported("rolled_back")
-        assert [again[k] for k in ("code", "detail", "trials")] == ["crash", back["detail"], 3]
+        assert [again[k] for k in ("code", "detail", "trials")] == ["not_booted", back["detail"], 3]
 
 
 @pytest.mark.parametrize("kind", KINDS)

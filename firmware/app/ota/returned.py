@@ -4,7 +4,7 @@
 # ota/trial.py judges by it.
 #
 # Where NVS does not take the note, otadata does: in the label of the entry that the bootloader has
-# rejected, by clearing bits alone. It says less (no journal, so that it convicts nobody), and it
+# rejected, by clearing bits alone. It says less (the reset cause, nothing of the journal), and it
 # tells every later boot that it is not the first one.
 
 from esp32 import Partition

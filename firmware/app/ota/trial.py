@@ -21,7 +21,7 @@ AWAY = "orchestrator away"  # also where somebody else answers in its place, who
 UNCONFIRMED = "otadata would not confirm"
 _RESET_BY = "reset cause %d"
 _OUTSIDE = (_WIFI, UNCONFIRMED, _RESET_BY % 0)
-_UNHEARD = ", nothing more was noted"  # NVS took nothing: what the trial said may be lost
+_UNHEARD = ", nothing more was noted"
 
 
 # An attempt's end: update_status, code of stage "boot", detail, trial boots.
@@ -39,8 +39,6 @@ class Verdict:
         if self.status != "rolled_back" or not self.trials:
             return False
         if self.detail in _OUTSIDE or self.detail.startswith(AWAY):
-            return False
-        if self.detail.endswith(_UNHEARD):
             return False
         return self.code in ("self_test", "crash", "watchdog")
 
@@ -74,7 +72,10 @@ def verdict(record, entries, running, slots, cause, journal):
         return _back(entry, cause, [said for said in journal if said[0] <= head])
     if entry and entry.back is not None and entry.back >= 0:
         found = _back(entry, entry.back, ())
-        found.detail += _UNHEARD
+        if found.code == "crash":
+            # NVS took nothing: the words are lost that would tell a crash from a missing network.
+            found.code = "not_booted"
+            found.detail += _UNHEARD
         return found
     # Noted nowhere: whatever this boot knows may have happened to the old release.
     return _unbooted(cause, "nothing is known of a trial")
