@@ -8,14 +8,16 @@ esp32, _ = c.modules(Chip(layout(slot=1)))
 
 import store as stores  # noqa: E402
 from journal import Journal  # noqa: E402
-from ota import returned  # noqa: E402
+from ota import otadata, returned, trial  # noqa: E402
 
 POWER, RESET, WDT, SOFT = 1, 2, 3, 5
 ARMED = {"status": "rebooting", "slot": 1, "armed": True, "attempt_id": "a"}
 
 
-def boot(about, running=0, full=False):
+def boot(about, running=0, full=False, ota=None):
     chip = Chip(layout(slot=1))
+    if ota:
+        chip.flash[c.SECTOR : c.SECTOR + 32] = ota
     chip.running = chip.row("ota_%d" % running)
     modules = c.modules(chip)[0]
     stores.NVS = modules.NVS
@@ -65,6 +67,69 @@ def test_records_from_elsewhere_do_not_keep_it_from_starting():
     chip, store, journal = boot(ARMED, full=True)
     returned.note(store, journal, RESET)
     assert store.record("attempt") == ARMED
+
+
+# The bootloader has given the release in ota_1 up after three trials.
+DEAD = c.entry(2, c.ABORTED, b"\0\0" + b"\xff" * 18)
+
+
+def noted(chip):
+    entries = [otadata.Entry(raw) for raw in chip.entries()]
+    return otadata.about(entries, 1, 2).back
+
+
+def test_where_nvs_takes_nothing_otadata_says_it():
+    for cause in (0, POWER, RESET, WDT):
+        chip, store, journal = boot(ARMED, full=True, ota=DEAD)
+        assert noted(chip) is None
+        returned.note(store, journal, cause)
+        assert noted(chip) == cause and store.record("attempt") == ARMED
+        entries = [otadata.Entry(raw) for raw in chip.entries()]
+        # Words in the journal are nobody's. The watchdog convicts without them; a reset does not.
+        words = [[9, 0, "boot", "self_test", "bluetooth"]]
+        v = trial.verdict(store.record("attempt"), entries, 0, 2, POWER, words)
+        code = {POWER: "power", WDT: "watchdog"}.get(cause, "not_booted")
+        assert (v.status, v.code, v.trials) == ("rolled_back", code, 3)
+        assert v.guilty() == (cause == WDT)
+        # Whatever comes after it is the old release's, NVS as well as it may be.
+        chip.nvs_full = False
+        before = chip.ops
+        for later in (POWER, RESET, WDT):
+            returned.note(store, journal, later)
+        assert chip.ops == before and store.record("attempt") == ARMED
+
+
+def test_nothing_is_noted_in_an_entry_that_may_boot():
+    for state in (c.NEW, c.PENDING, c.VALID):
+        chip, store, journal = boot(ARMED, full=True, ota=c.entry(2, state))
+        before = chip.ops
+        returned.note(store, journal, RESET)
+        assert chip.ops == before and noted(chip) is None
+
+
+def test_otadata_that_cannot_be_read_or_written_keeps_nobody_from_starting():
+    chip, store, journal = boot(ARMED, full=True, ota=DEAD)
+    chip.failing.add("otadata")
+    returned.note(store, journal, RESET)
+    chip, store, journal = boot(ARMED, full=True, ota=DEAD)
+    chip.bad_write.add(1)
+    returned.note(store, journal, RESET)
+    assert noted(chip) is None
+
+
+def test_a_note_that_was_cut_off_in_otadata_tells_only_that_there_was_one():
+    for torn in (0, 1):
+        chip, store, journal = boot(ARMED, full=True, ota=DEAD)
+        chip.cut, chip.torn = chip.ops, torn
+        try:
+            returned.note(store, journal, WDT)
+            raise AssertionError("not cut")
+        except c.Cut:
+            chip.cut = -1
+        assert noted(chip) == (-1 if torn else None)
+        entries = [otadata.Entry(raw) for raw in chip.entries()]
+        v = trial.verdict(ARMED, entries, 0, 2, POWER, [[9, 0, "boot", "crash", "why"]])
+        assert (v.code, v.trials, v.guilty()) == ("power", 0, False)
 
 
 def test_a_power_cut_loses_neither_the_attempt_nor_the_note():

@@ -32,9 +32,9 @@ class Download:
         self._begun = 0
         self._reported = time.ticks_ms()
 
-    # Into the first slot that takes it; returns its number, and the image's head, which is not there
-    # yet: all the rest is the release that was signed, and nothing that boots. A slot whose flash fails is remembered and not
-    # used again until the next power-on.
+    # Into the first slot that takes it; returns its number, and the image's head, which is not
+    # there yet: all the rest is the release that was signed, and nothing that boots. A slot whose
+    # flash fails is remembered and not used again until the next power-on.
     async def run(self):
         beacon = self._beacon
         failed = None

@@ -16,6 +16,7 @@ ABORTED = const(4)
 _BLANK = 0xFFFFFFFF
 _LABEL = const(4)
 _MARKS = const(2)  # label bytes that stage 0 burns, one per trial before the last
+BACK = const(8)  # and those of ota/returned.py: a reset cause and its complement
 
 
 # One entry. `good`: the CRC is right and nothing rejects it, so the bootloader may follow it.
@@ -27,6 +28,9 @@ class Entry:
         self.intact = self.seq != _BLANK and crc == crc32(pack("<I", self.seq), _BLANK)
         self.good = self.intact and self.state not in (INVALID, ABORTED)
         self.marks = sum(raw[_LABEL + i] != 0xFF for i in range(_MARKS))
+        cause, check = raw[BACK], raw[BACK + 1]
+        # What ended the last trial: None when nothing is written there, -1 when power failed in it.
+        self.back = None if cause & check == 0xFF else cause if cause ^ check == 0xFF else -1
 
     def slot(self, slots):
         return (self.seq - 1 & _BLANK) % slots

@@ -21,6 +21,7 @@ AWAY = "orchestrator away"  # also where somebody else answers in its place, who
 UNCONFIRMED = "otadata would not confirm"
 _RESET_BY = "reset cause %d"
 _OUTSIDE = (_WIFI, UNCONFIRMED, _RESET_BY % 0)
+_UNHEARD = ", nothing more was noted"
 
 
 # An attempt's end: update_status, code of stage "boot", detail, trial boots.
@@ -46,7 +47,7 @@ class Verdict:
 # release is still on trial (or there was no attempt).
 #   record   dict with status ("downloading", "verifying", "rebooting" or a final one), slot, armed,
 #            back (see ota/returned.py)
-#   entries  otadata
+#   entries  otadata, where the return may be noted, too
 #   running  slot number, -1 for the factory app
 #   cause    machine.reset_cause() of this boot
 #   journal  entries written since the slot was armed
@@ -66,11 +67,18 @@ def verdict(record, entries, running, slots, cause, journal):
     if not record.get("armed"):
         return _unbooted(cause, "not armed")
     back = record.get("back")
-    if not _is_return(back):
-        # NVS would not take it: whatever this boot knows may have happened to the old release.
-        return _unbooted(cause, "nothing is known of a trial")
-    cause, head = back
-    return _back(entry, cause, [said for said in journal if said[0] <= head])
+    if _is_return(back):
+        cause, head = back
+        return _back(entry, cause, [said for said in journal if said[0] <= head])
+    if entry and entry.back is not None and entry.back >= 0:
+        found = _back(entry, entry.back, ())
+        if found.code == "crash":
+            # NVS took nothing: the words are lost that would tell a crash from a missing network.
+            found.code = "not_booted"
+            found.detail += _UNHEARD
+        return found
+    # Noted nowhere: whatever this boot knows may have happened to the old release.
+    return _unbooted(cause, "nothing is known of a trial")
 
 
 # Stage 0 gave the running release a trial. `other` is the slot of the one that crashed; it is the
@@ -81,8 +89,8 @@ def rescued(record, other, journal):
     return crashed(journal)
 
 
-# The end of a release that had confirmed itself. Stage 0 wrote down what the last of its resets was;
-# without that entry nothing tells a hang from a crash.
+# The end of a release that had confirmed itself. Stage 0 wrote down what the last of its resets
+# was; without that entry nothing tells a hang from a crash.
 def crashed(journal):
     for _, _, stage, code, detail in reversed(journal):
         if stage == "boot" and code == "rescue":

@@ -24,6 +24,7 @@ class Value:
         early: it is met before anything is downloaded.
         blind: while it lasts the beacon can write nothing down.
         forgiven: an image that fails its trial like this may not be to blame: it is tried again.
+        rescued: it fails after its trial, and stage 0 finds it out.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Value:
     early: bool = False
     blind: bool = False
     forgiven: bool = False
+    rescued: bool = False
 
 
 NETWORK = (
@@ -73,7 +75,7 @@ FLASH = (
     # NVS, from before the first boot on: it is full; it takes no change at all.
     Value("nvs-full", "flash/write", early=True, blind=True),
     Value("nvs-worn", "flash/write", early=True, blind=True),
-    Value("nvs-fills", blind=True),  # it is full from the moment the release is armed
+    Value("nvs-fills", blind=True),  # it is full from the first trial boot on
 )
 IMAGE = (
     Value(OK),
@@ -85,7 +87,7 @@ IMAGE = (
     Value("offline", "boot/self_test", forgiven=True),  # or the access point was away
     Value("memory", "boot/crash"),
     Value("resets", "boot/crash"),
-    Value("valid-then-dies", "boot/crash"),
+    Value("valid-then-dies", "boot/crash", rescued=True),
 )
 DIMENSIONS: Mapping[str, Sequence[Value]] = {
     "network": NETWORK,
@@ -131,8 +133,8 @@ def chain(mix: Mix) -> list[End]:
     What goes wrong outside of the image goes wrong in the first attempt only: the next one, which
     is the documented retry, meets a sound world. A slot whose flash failed stays given up until
     the power was away. An image that failed its trial is not offered again, unless something else
-    may have been to blame, or NVS did not take how the trial ended: then nothing is known of it,
-    and it has one more.
+    may have been to blame, or NVS did not take what the trial said: then only the last reset is
+    known, and unless the watchdog was it the image has one more trial.
     """
     ends = _outside(mix)
     if not mix.image.ends:
@@ -140,7 +142,8 @@ def chain(mix: Mix) -> list[End]:
     stage, _, code = mix.image.ends.partition("/")
     back: End = ("rolled_back", stage, code)
     tried = [back] * (ATTEMPTS if mix.image.forgiven else 1)
-    if mix.flash.blind and not ends:
+    silent = mix.flash.blind and not ends and not mix.image.rescued
+    if silent and code != "watchdog":
         ends = [("rolled_back", "boot", "not_booted")]
     return [*ends, *tried][:ATTEMPTS]
 
