@@ -58,7 +58,7 @@ def test_signs_of_other_languages_are_left_alone():
 def test_a_bar_still_moves():
     def show(console) -> None:
         with Progress(console=console) as bar:
-            bar.update(bar.add_task(output.plain("x"), total=1), completed=1)
+            bar.update(bar.add_task(output.quoted("x"), total=1), completed=1)
 
     file = io.StringIO()
     show(output._Terminal(file=file, width=80, force_terminal=True))

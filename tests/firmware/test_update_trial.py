@@ -75,6 +75,7 @@ def test_three_trials_and_back(small_core, v1, v2, name, changes, code, detail):
     with bench(v1, scale=40) as b:
         b.server.image, b.server.version, b.server.offering = bad, "1.5.0", True
         back = b.reported("rolled_back")
+        assert back is not None
         assert (back["stage"], back["code"]) == ("boot", code), back
         assert detail in back["detail"] and back["trials"] == 3
         assert back["firmware_version"] == back["previous_version"] == "1.0.0"
@@ -303,6 +304,7 @@ def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
         b.server.offering = False
         b.wait(lambda: b.beacon.setting("attempt") is None)
         success = b.server.last("success")
+        assert success is not None
         b.beacon.power_cut()
         set_number(b, "rotten", 1)
         b.beacon.power_on()
@@ -314,6 +316,7 @@ def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
         assert "rotten" in next(e[4] for e in b.server.journal() if e[3] == "crash")
         # Its success is taken back, under the attempt that it came by.
         back = b.reported("rolled_back")
+        assert back is not None
         assert (back["stage"], back["code"]) == ("boot", "crash")
         assert back["detail"] == "rescued to ota_0: 8 resets, the last by cause 2"
         for name in ("attempt_id", "firmware_id", "previous_version"):

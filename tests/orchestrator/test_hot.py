@@ -218,7 +218,3 @@ def test_followers_are_told_of_a_bounded_number_of_refusals(local):
         assert beacon.poll().status == 401
     events = [told.get_nowait() for _ in range(told.qsize())]
     assert [event["kind"] for event in events] == ["auth.refused"] * LIMITS.refusals
-
-
-async def _follow(where):
-    return where.service.hub.follow()

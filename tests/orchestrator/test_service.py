@@ -3,7 +3,7 @@
 import asyncio
 import os
 
-from beacon_ota.orchestrator.store import keys
+from beacon_ota.orchestrator.store import beacons, keys
 
 
 def test_a_new_key_is_adopted_once_by_requests_that_overlap(local):
@@ -12,7 +12,9 @@ def test_a_new_key_is_adopted_once_by_requests_that_overlap(local):
     node = service.view.nodes[beacon.id]
 
     def give(conn, key: bytes):
-        return keys.give(conn, keys.beacons.get(conn, beacon.id), key)
+        row = beacons.get(conn, beacon.id)
+        assert row is not None
+        return keys.give(conn, row, key)
 
     async def overlap(key: bytes, after: float) -> None:
         service.view.put_beacon(await service.db.write(give, key))

@@ -172,6 +172,7 @@ def test_the_end_of_another_attempt_undoes_earlier_successes(conn):
     for key in "acd":
         attempts.finish(conn, 40.0, {**REPORT, "attempt_id": key})
     _, row = attempts.finish(conn, 50.0, {**BACK, "attempt_id": "b"})
+    assert row is not None
     for harmless in ({**FAILURE, "attempt_id": "b"}, {**REPORT, "attempt_id": "b"}):
         assert attempts.undo_earlier(conn, 50.0, harmless, row) == []
     (undone,) = attempts.undo_earlier(conn, 50.0, {**BACK, "attempt_id": "b"}, row)

@@ -135,7 +135,7 @@ async def plan(
             horizon_s=horizon_s,
             stop=stop,
         )
-        return answer(_timeline(rollout, start_at, timeline)).body
+        return bytes(answer(_timeline(rollout, start_at, timeline)).body)
 
     previews: Previews = request.app.state.previews
     try:
