@@ -5,7 +5,8 @@
 
 from wire.refused import Refused
 
-from ota.slots import SECTOR, FlashError, image_length
+from ota.image import image_length
+from ota.slots import SECTOR, FlashError
 
 
 # A slot as it is going to be, for those who read partitions.

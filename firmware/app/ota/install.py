@@ -99,7 +99,7 @@ class Install:
         fetched = await download.Download(self._beacon, self, fields).run()
         self._beacon.heap()
         download = None
-        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt")
+        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt", "ota.image")
         forget("crypto.ctr", "crypto.hkdf")
         return fetched
 
