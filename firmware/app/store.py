@@ -17,26 +17,27 @@ _NOT_FOUND = const(-4354)
 _SPARE = "spare"
 _RING = "journal"  # whose places are made to be overwritten
 
-# What a fleet may tune, in the NVS record `policy`: name -> (default, lowest, highest).
-POLICY = {
-    "poll_s": (300, 5, 86400),  # between polls when the orchestrator names no time
-    "stall_s": (20, 2, 300),  # without a byte before a download counts as stalled
-    "give_up_s": (300, 10, 86400),  # for a whole download with its retries
-    "backoff_ms": (2000, 10, 60000),  # before the first retry; doubles five times
-    "retry_s": (30, 1, 3600),  # after an attempt that failed; doubles up to 32 minutes
-    "trial_s": (180, 5, 840),  # for the health check of a trial; stage 0 resets at 900
-    "offline_ok": (1, 0, 1),  # may a trial be confirmed while the orchestrator is away?
-    "join_s": (15, 2, 120),  # for one attempt to join a network
-    "bluetooth": (1, 0, 1),  # 0: left alone, on boards and emulators that have none
-    "strike_pin": (-1, -1, 21),  # GPIO that opens the door when access is granted; -1: none
-    "strike_ms": (3000, 50, 60000),
-    "healthy_s": (120, 1, 3600),  # of running before a confirmed release counts as no crash
-    "blufi": (2, 0, 2),  # provisioning: 0 never, 1 new beacons and by button, 2 also when lost
-    "open_s": (300, 30, 3600),  # for which the button opens it
-    "lost_s": (600, 10, 86400),  # without any network before it opens by itself
-    "legacy": (0, 0, 1),  # Espressif's own app may provision, once
-    "button_pin": (9, -1, 21),  # GPIO, low when pressed; -1: none
-}
+# What a fleet may tune, in the NVS record `policy`: name, default, lowest, highest. A text, because
+# as many tuples take three times the memory.
+_POLICY = (
+    " poll_s 300 5 86400 "  # between polls when the orchestrator names no time
+    " stall_s 20 2 300 "  # without a byte before a download counts as stalled
+    " give_up_s 300 10 86400 "  # for a whole download with its retries
+    " backoff_ms 2000 10 60000 "  # before the first retry; doubles five times
+    " retry_s 30 1 3600 "  # after an attempt that failed; doubles up to 32 minutes
+    " trial_s 180 5 840 "  # for the health check of a trial; stage 0 resets at 900
+    " offline_ok 1 0 1 "  # may a trial be confirmed while the orchestrator is away?
+    " join_s 15 2 120 "  # for one attempt to join a network
+    " bluetooth 1 0 1 "  # 0: left alone, on boards and emulators that have none
+    " strike_pin -1 -1 21 "  # GPIO that opens the door when access is granted; -1: none
+    " strike_ms 3000 50 60000 "
+    " healthy_s 120 1 3600 "  # of running before a confirmed release counts as no crash
+    " blufi 2 0 2 "  # provisioning: 0 never, 1 new beacons and by button, 2 also when lost
+    " open_s 300 30 3600 "  # for which the button opens it
+    " lost_s 600 10 86400 "  # without any network before it opens by itself
+    " legacy 0 0 1 "  # Espressif's own app may provision, once
+    " button_pin 9 -1 21 "  # GPIO, low when pressed; -1: none
+)
 
 
 # Stands in for an NVS that cannot be opened (damaged, or full before there was a namespace):
@@ -208,7 +209,8 @@ class Store:
 
     # A tunable number, within its bounds whatever the record says.
     def policy(self, name):
-        default, low, high = POLICY[name]
+        at = _POLICY.find(" " + name + " ") + len(name) + 2
+        default, low, high = [int(word) for word in _POLICY[at:].split(" ", 3)[:3]]
         value = self._policy.get(name, default)
         if not isinstance(value, int):
             return default
