@@ -28,6 +28,7 @@ class Beacon:
         self.journal = Journal(self.store)
         self.supervisor = Supervisor(self.journal)
         self._begun = time.ticks_ms()
+        self.access = self.blufi = self.button = None
 
         from ota import returned
 
@@ -47,9 +48,16 @@ class Beacon:
         forget("about")
 
         from ota.slots import Slots
+        from services import positioning
 
         self.slots = Slots()
-        self._services()
+        import wiring
+
+        self.access, self.blufi, self.button = wiring.start(self)
+        wiring = None
+        forget("wiring")
+        self.announce()
+        self.radio.open(positioning.frame(self.store))
 
         from net.api import Api
         from ota.agent import Agent
@@ -58,27 +66,6 @@ class Beacon:
         self.agent = Agent(self)
         self.image = ""  # SHA-256 of the running release, once it is known
         self._heap_min = 1 << 30
-
-    def _services(self):
-        from services import positioning
-
-        self.access = self.blufi = self.button = None
-        if self.radio.on():
-            from blufi.server import Server
-            from services.access import Access
-
-            self.access = Access(self.store, self.radio)
-            self.blufi = Server(self)
-        pin = self.store.policy("button_pin")
-        if self.blufi and pin >= 0:
-            from services.button import Button
-
-            try:
-                self.button = Button(self, pin)
-            except ValueError as error:
-                self.journal.write("button", "no_pin", "%d: %s" % (pin, error))
-        self.announce()
-        self.radio.open(positioning.frame(self.store))
 
     # Says on the air what runs here, and how it is with provisioning; again when that has changed.
     def announce(self):

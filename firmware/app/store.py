@@ -16,7 +16,7 @@ _RING = "journal"  # whose places are made to be overwritten
 
 # What a fleet may tune, in the NVS record `policy`: name, default, lowest, highest. A text, because
 # as many tuples take three times the memory.
-_POLICY = (
+_TABLE = (
     " poll_s 300 5 86400 "  # between polls when the orchestrator names no time
     " stall_s 20 2 300 "  # without a byte before a download counts as stalled
     " give_up_s 300 10 86400 "  # for a whole download with its retries
@@ -35,6 +35,21 @@ _POLICY = (
     " legacy 0 0 1 "  # Espressif's own app may provision, once
     " button_pin 9 -1 21 "  # GPIO, low when pressed; -1: none
 )
+
+
+# name -> (default, lowest, highest).
+class _Policy:
+    def __iter__(self):
+        return iter(_TABLE.split()[::4])
+
+    def __getitem__(self, name):
+        at = _TABLE.find(" %s " % name)
+        if at < 0:
+            raise KeyError(name)
+        return [int(word) for word in _TABLE[at:].split(" ", 5)[2:5]]
+
+
+POLICY = _Policy()
 
 
 # Stands in for an NVS that cannot be opened (damaged, or full before there was a namespace):
@@ -162,8 +177,7 @@ class Store:
 
     # A tunable number, within its bounds whatever the record says.
     def policy(self, name):
-        at = _POLICY.find(" " + name + " ") + len(name) + 2
-        default, low, high = [int(word) for word in _POLICY[at:].split(" ", 3)[:3]]
+        default, low, high = POLICY[name]
         value = self._policy.get(name, default)
         if not isinstance(value, int):
             return default

@@ -200,7 +200,7 @@ class Agent:
         except HttpError as error:
             stage, code, detail = "download", error.code, error.detail
         except Exception as error:
-            from supervise import describe
+            from describe import describe
 
             sys.print_exception(error)
             stage, code, detail = "boot", "crash", describe(error)

@@ -315,7 +315,7 @@ class Radio:
         try:
             call(link, *args)
         except Exception as error:
-            from supervise import describe
+            from describe import describe
 
             self._journal.write("ble", "handler", describe(error))
             self.cut(link)
