@@ -4,17 +4,14 @@
 
 import asyncio
 import gc
-import json
 import time
 
 import machine
-from esp32 import Partition
 from lazy import forget
 from micropython import const
 from wire import adverts
 
 _SETTLED = const(3000)  # ms that the services have to run before they count as running
-_DESCRIPTION = const(48)  # where an image keeps its version text
 
 
 class Beacon:
@@ -31,6 +28,7 @@ class Beacon:
         self.journal = Journal(self.store)
         self.supervisor = Supervisor(self.journal)
         self._begun = time.ticks_ms()
+        self.access = self.blufi = self.button = None
 
         from ota import returned
 
@@ -43,12 +41,23 @@ class Beacon:
         from net.wifi import Wifi
 
         self.wifi = Wifi(self.store, self.journal)
-        self._about()
+        import about
+
+        self.version, self.device_type, self.insecure = about.read()
+        about = None
+        forget("about")
 
         from ota.slots import Slots
+        from services import positioning
 
         self.slots = Slots()
-        self._services()
+        import wiring
+
+        self.access, self.blufi, self.button = wiring.start(self)
+        wiring = None
+        forget("wiring")
+        self.announce()
+        self.radio.open(positioning.frame(self.store))
 
         from net.api import Api
         from ota.agent import Agent
@@ -57,42 +66,6 @@ class Beacon:
         self.agent = Agent(self)
         self.image = ""  # SHA-256 of the running release, once it is known
         self._heap_min = 1 << 30
-
-    # What this release says of itself: in its filesystem, or, with the app frozen into the core,
-    # in the core's description.
-    def _about(self):
-        try:
-            with open("/app/app.json") as f:
-                about = json.load(f)
-        except OSError:
-            raw = bytearray(32)
-            Partition(Partition.RUNNING).readblocks(0, raw, _DESCRIPTION)
-            kind, _, version = bytes(raw).split(b"\0")[0].decode().partition(" ")
-            about = {"device_type": kind, "version": version}
-        self.version = about["version"]
-        self.device_type = about["device_type"]
-        self.insecure = about.get("insecure") is True
-
-    def _services(self):
-        from services import positioning
-
-        self.access = self.blufi = self.button = None
-        if self.radio.on():
-            from blufi.server import Server
-            from services.access import Access
-
-            self.access = Access(self.store, self.radio)
-            self.blufi = Server(self)
-        pin = self.store.policy("button_pin")
-        if self.blufi and pin >= 0:
-            from services.button import Button
-
-            try:
-                self.button = Button(self, pin)
-            except ValueError as error:
-                self.journal.write("button", "no_pin", "%d: %s" % (pin, error))
-        self.announce()
-        self.radio.open(positioning.frame(self.store))
 
     # Says on the air what runs here, and how it is with provisioning; again when that has changed.
     def announce(self):

@@ -2,41 +2,54 @@
 # power cut leave alone. Every set is durable and atomic by itself, so there is no cache to lose.
 
 import json
-from struct import pack, unpack_from
 
 from esp32 import NVS
+from lazy import forget
 from micropython import const
 
 _TEXT = const(128)  # bytes; the longest setting is a URL
 _RECORD = const(1024)
 _LOG = const(1536)
-_BLOB = const(0)
-_NUMBER = const(1)
-_NOTHING = const(2)
 _NOT_FOUND = const(-4354)
 _SPARE = "spare"
 _RING = "journal"  # whose places are made to be overwritten
 
-# What a fleet may tune, in the NVS record `policy`: name -> (default, lowest, highest).
-POLICY = {
-    "poll_s": (300, 5, 86400),  # between polls when the orchestrator names no time
-    "stall_s": (20, 2, 300),  # without a byte before a download counts as stalled
-    "give_up_s": (300, 10, 86400),  # for a whole download with its retries
-    "backoff_ms": (2000, 10, 60000),  # before the first retry; doubles five times
-    "retry_s": (30, 1, 3600),  # after an attempt that failed; doubles up to 32 minutes
-    "trial_s": (180, 5, 840),  # for the health check of a trial; stage 0 resets at 900
-    "offline_ok": (1, 0, 1),  # may a trial be confirmed while the orchestrator is away?
-    "join_s": (15, 2, 120),  # for one attempt to join a network
-    "bluetooth": (1, 0, 1),  # 0: left alone, on boards and emulators that have none
-    "strike_pin": (-1, -1, 21),  # GPIO that opens the door when access is granted; -1: none
-    "strike_ms": (3000, 50, 60000),
-    "healthy_s": (120, 1, 3600),  # of running before a confirmed release counts as no crash
-    "blufi": (2, 0, 2),  # provisioning: 0 never, 1 new beacons and by button, 2 also when lost
-    "open_s": (300, 30, 3600),  # for which the button opens it
-    "lost_s": (600, 10, 86400),  # without any network before it opens by itself
-    "legacy": (0, 0, 1),  # Espressif's own app may provision, once
-    "button_pin": (9, -1, 21),  # GPIO, low when pressed; -1: none
-}
+# What a fleet may tune, in the NVS record `policy`: name, default, lowest, highest. A text, because
+# as many tuples take three times the memory.
+_TABLE = (
+    " poll_s 300 5 86400 "  # between polls when the orchestrator names no time
+    " stall_s 20 2 300 "  # without a byte before a download counts as stalled
+    " give_up_s 300 10 86400 "  # for a whole download with its retries
+    " backoff_ms 2000 10 60000 "  # before the first retry; doubles five times
+    " retry_s 30 1 3600 "  # after an attempt that failed; doubles up to 32 minutes
+    " trial_s 180 5 840 "  # for the health check of a trial; stage 0 resets at 900
+    " offline_ok 1 0 1 "  # may a trial be confirmed while the orchestrator is away?
+    " join_s 15 2 120 "  # for one attempt to join a network
+    " bluetooth 1 0 1 "  # 0: left alone, on boards and emulators that have none
+    " strike_pin -1 -1 21 "  # GPIO that opens the door when access is granted; -1: none
+    " strike_ms 3000 50 60000 "
+    " healthy_s 120 1 3600 "  # of running before a confirmed release counts as no crash
+    " blufi 2 0 2 "  # provisioning: 0 never, 1 new beacons and by button, 2 also when lost
+    " open_s 300 30 3600 "  # for which the button opens it
+    " lost_s 600 10 86400 "  # without any network before it opens by itself
+    " legacy 0 0 1 "  # Espressif's own app may provision, once
+    " button_pin 9 -1 21 "  # GPIO, low when pressed; -1: none
+)
+
+
+# name -> (default, lowest, highest).
+class _Policy:
+    def __iter__(self):
+        return iter(_TABLE.split()[::4])
+
+    def __getitem__(self, name):
+        at = _TABLE.find(" %s " % name)
+        if at < 0:
+            raise KeyError(name)
+        return [int(word) for word in _TABLE[at:].split(" ", 5)[2:5]]
+
+
+POLICY = _Policy()
 
 
 # Stands in for an NVS that cannot be opened (damaged, or full before there was a namespace):
@@ -57,17 +70,17 @@ class _Closed:
 class Store:
     def __init__(self):
         try:
-            self._nvs = NVS("beacon")  # one handle: they are never given back
+            self.nvs = NVS("beacon")  # one handle: they are never given back
         except OSError as error:
             print("settings:", error)
-            self._nvs = _Closed(error.errno)
+            self.nvs = _Closed(error.errno)
         self._recover()
         self.load_policy()
 
     def blob(self, key, limit=_TEXT):
         buf = bytearray(limit)
         try:
-            size = self._nvs.get_blob(key, buf)
+            size = self.nvs.get_blob(key, buf)
         except OSError:
             return b""
         return bytes(memoryview(buf)[:size])
@@ -80,7 +93,7 @@ class Store:
 
     def number(self, key, default=0):
         try:
-            return self._nvs.get_i32(key)
+            return self.nvs.get_i32(key)
         except OSError:
             return default
 
@@ -94,14 +107,14 @@ class Store:
     # Bytes and text become blobs, numbers i32, anything else a JSON record; None erases.
     def put(self, key, value):
         if value is None:
-            self._erase(key)
+            self.erase(key)
         elif isinstance(value, int):
-            self._nvs.set_i32(key, value)
+            self.nvs.set_i32(key, value)
         else:
             if not isinstance(value, (bytes, str)):
                 value = json.dumps(value)
             self._replace(key, value if isinstance(value, bytes) else value.encode())
-        self._nvs.commit()
+        self.nvs.commit()
 
     # The same for what the beacon can do without: False when NVS does not take it.
     def try_put(self, key, value):
@@ -122,70 +135,22 @@ class Store:
         if old and not key.startswith(_RING):
             self.put_all({key: value})
         else:
-            self._nvs.set_blob(key, value)
+            self.nvs.set_blob(key, value)
 
     # All of these, or none of them when the power fails before `spare` is written. Bytes, numbers,
     # and None to erase.
     def put_all(self, values):
-        log = b""
-        for key in values:
-            value = values[key]
-            kind = _BLOB
-            if value is None:
-                kind, value = _NOTHING, b""
-            elif isinstance(value, int):
-                kind, value = _NUMBER, pack(">i", value)
-            log += bytes((len(key),)) + key.encode() + pack(">BH", kind, len(value)) + value
-        if log:
-            old = {key: self._stored(key) for key in values}
-            self._nvs.set_blob(_SPARE, log)
-            try:
-                self._redo(log)
-            except OSError:
-                self._undo(old)
-                raise
+        import spare
 
-    def _stored(self, key):
         try:
-            return self._nvs.get_i32(key)
-        except OSError:
-            return self.blob(key, _RECORD) or None
+            spare.put_all(self, values)
+        finally:
+            spare = None
+            forget("spare")
 
-    # NVS did not take all of it: back to what there was. `spare` goes first, for it takes the room
-    # that the old values may need: ESP-IDF can lose one whose replacement found none.
-    def _undo(self, old):
-        for key in [_SPARE] + list(old):
-            value = old.get(key)
-            try:
-                if value is None:
-                    self._erase(key)
-                elif isinstance(value, int):
-                    self._nvs.set_i32(key, value)
-                else:
-                    self._nvs.set_blob(key, value)
-            except OSError as error:
-                print("settings: %s not as before: %s" % (key, error))
-
-    def _redo(self, log):
-        at = 0
-        while at < len(log):
-            end = at + 1 + log[at]
-            key = log[at + 1 : end].decode()
-            kind, size = unpack_from(">BH", log, end)
-            at = end + 3 + size
-            value = log[end + 3 : at]
-            if kind == _BLOB:
-                self._nvs.set_blob(key, value)
-            elif kind == _NUMBER:
-                self._nvs.set_i32(key, unpack_from(">i", value)[0])
-            else:
-                self._erase(key)
-        self._nvs.erase_key(_SPARE)
-        self._nvs.commit()
-
-    def _erase(self, key):
+    def erase(self, key):
         try:
-            self._nvs.erase_key(key)
+            self.nvs.erase_key(key)
         except OSError as error:
             if error.errno != _NOT_FOUND:
                 raise
@@ -195,11 +160,15 @@ class Store:
     def _recover(self):
         log = self.blob(_SPARE, _LOG)
         if log:
+            import spare
+
             try:
-                self._redo(log)
+                spare.redo(self, log)
             except (OSError, ValueError, IndexError) as error:
                 print("settings: not finished:", repr(error))
                 self.try_put(_SPARE, None)
+            spare = None
+            forget("spare")
 
     # After somebody has changed it.
     def load_policy(self):

@@ -5,11 +5,11 @@
 
 import asyncio
 import gc
-import io
 import sys
 import time
 
 import machine
+from lazy import forget
 from micropython import const
 
 WDT = const(30000)  # ms
@@ -18,15 +18,6 @@ _DEATHS = const(3)
 _MINUTE = const(60000)
 _MAX_PAUSE = const(60000)
 _GARBAGE = const(24576)  # bytes between collections: keeps the heap from growing into the radios
-
-
-# One line for a journal entry: the error, and where in our code.
-def describe(error):
-    text = io.StringIO()
-    sys.print_exception(error, text)
-    lines = text.getvalue().strip().split("\n")
-    where = lines[-2].strip() if len(lines) > 2 else ""
-    return lines[-1] + " " + where.replace('File "', "").replace('", line ', ":")
 
 
 class Supervisor:
@@ -49,8 +40,11 @@ class Supervisor:
                 await make()
                 why = "returned"
             except Exception as error:
-                why = describe(error)
                 sys.print_exception(error)
+                from describe import describe
+
+                why = describe(error)
+                forget("describe")
             now = time.ticks_ms()
             self.deaths += 1
             self._journal.write("task", name, why)

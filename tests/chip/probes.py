@@ -54,7 +54,7 @@ _MAIN = (
         "        from net.wifi import Wifi\n",
         "        probe.look('radio')\n        from net.wifi import Wifi\n",
     ),
-    ("        self._about()\n", "        probe.look('wifi_on')\n        self._about()\n"),
+    ("        import about\n", "        probe.look('wifi_on')\n        import about\n"),
     ("    async def run(self):\n", "    async def run(self):\n        probe.look('wired')\n"),
     (
         "        asyncio.create_task(self._healthy())\n",

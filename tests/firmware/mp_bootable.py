@@ -3,7 +3,8 @@
 
 from mp.chip import SECTOR, Cut, image, littlefs
 from mp.update import NEW, PAGE, content, finish, refuses, rescued, same_core, whole, write
-from ota import slots, writer
+from ota import writer
+from ota.image import image_length
 from wire.refused import Refused
 
 
@@ -17,7 +18,7 @@ def test_the_filesystem_of_the_release_before_is_not_taken_for_its_own():
     chip, s = same_core()
     data = image(None, mark=9, segments=16)  # the core as it was, its app frozen in
     finish(ready(s, data))
-    assert slots.image_length(s.partition(1)) == len(data)
+    assert image_length(s.partition(1)) == len(data)
     chip, s = same_core()
     chip.bad_erase.add(chip.row("ota_1")[2] // SECTOR + 1)
     refuses("erase", finish, ready(s, data))
@@ -30,7 +31,7 @@ def test_nothing_is_erased_behind_a_full_slot():
     data = core + b"\xff" * (-len(core) % SECTOR) + littlefs({"app.json": "{}"}, 3)
     assert len(data) == 4 * SECTOR
     finish(ready(s, data))
-    assert slots.image_length(s.partition(1)) == len(data) and rescued(chip)
+    assert image_length(s.partition(1)) == len(data) and rescued(chip)
 
 
 def test_what_is_no_image_gets_no_head():

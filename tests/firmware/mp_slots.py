@@ -11,6 +11,7 @@ from mp.chip import ABORTED, NEW, PENDING, SECTOR, VALID, Chip, entry, image, la
 c.modules(Chip(layout(slot=1)))
 
 from ota import slots  # noqa: E402
+from ota.image import image_length  # noqa: E402
 
 APP = {"app.json": "{}"}
 
@@ -159,7 +160,7 @@ def test_the_digest_of_a_release():
         chip.store("ota_0", data)
         want = hexlify(sha256(data).digest()).decode()
         assert asyncio.run(s.digest()) == want
-        assert slots.image_length(s.partition(0)) == len(data)
+        assert image_length(s.partition(0)) == len(data)
     chip.store("ota_0", bytes(4096))
     assert asyncio.run(s.digest()) == "" and asyncio.run(s.digest(1)) != ""
 
@@ -174,4 +175,4 @@ def test_image_length_of_rubbish():
             chip.flash[part.info()[2] + i] = seed >> 16 & 0xFF
         chip.flash[part.info()[2]] = 0xE9
         chip.flash[part.info()[2] + 1] &= 0x1F
-        assert 0 <= slots.image_length(part) <= part.info()[3]
+        assert 0 <= image_length(part) <= part.info()[3]

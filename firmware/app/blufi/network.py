@@ -104,9 +104,25 @@ class Network:
             raise Refused(E_SCAN)
         await station.claim()
         try:
-            return wifi.build_list(station.scan())
+            return wifi.build_list(_scan(station))
         except OSError as error:
             print("wifi: scan:", error)
             raise Refused(E_SCAN)
         finally:
             station.release()
+
+
+# [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s meanwhile, and
+# finds nothing while it is joining; raises OSError when it will not scan.
+def _scan(station):
+    if not station.up():
+        station.leave()
+    try:
+        networks = station.wlan.scan()
+    except RuntimeError as error:
+        raise OSError(str(error))
+    found = {}
+    for one in networks:
+        if one[0] and one[3] > found.get(one[0], -999):
+            found[one[0]] = one[3]
+    return sorted(found.items(), key=lambda network: -network[1])

@@ -179,7 +179,7 @@ class Server:
             modules = session.MODULES
             await session.Session(self, link).run()
         except Exception as error:
-            from supervise import describe
+            from describe import describe
 
             sys.print_exception(error)
             self.beacon.journal.write("blufi", "crash", describe(error))

@@ -173,33 +173,27 @@ class Api:
         mac = _hex(hmac_sha256(self._key, text))
         return "Authorization", auth.header(self.id, ts, self.nonce, mac)
 
-    # Names are looked up once in a long while: the module for it goes again.
+    # Names are looked up once in a long while: the modules for it go again.
     async def _find(self, host, port):
-        from net import dns
+        from net import locate
 
         try:
-            try:
-                found = await dns.resolve(host, self._wifi.nameserver())
-            except dns.NoAddress:
-                if self._url != DEFAULT:
-                    raise
-                found, port = await dns.discover()
-                found = await dns.resolve(found, self._wifi.nameserver())
+            self._address = await locate.find(
+                host,
+                port,
+                self._wifi.nameserver,
+                self._url == DEFAULT,
+                self._unnamed % _STUBBORN == _STUBBORN - 1,
+            )
             self._unnamed = 0
-            self._address = dns.address(found, port)
         except OSError as error:
             self._unnamed += 1
-            try:
-                if self._unnamed % _STUBBORN:
-                    raise error
-                self._address = dns.address(host, port)
-            except OSError as last:
-                # Nobody knows the name now: where it led before is as good as ever.
-                if self._address is None:
-                    raise HttpError("connect", str(last))
+            # Nobody knows the name now: where it led before is as good as ever.
+            if self._address is None:
+                raise HttpError("connect", str(error))
         finally:
-            dns = None
-            forget("net.dns")
+            locate = None
+            forget("net.locate", "net.dns")
 
 
 # The document of an authentic answer; the clock follows what it says.

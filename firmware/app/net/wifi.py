@@ -73,21 +73,6 @@ class Wifi:
         self._claimed = False
         self._wake.set()
 
-    # [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s meanwhile, and
-    # finds nothing while it is joining; raises OSError when it will not scan.
-    def scan(self):
-        if not self.up():
-            self._leave()
-        try:
-            networks = self.wlan.scan()
-        except RuntimeError as error:
-            raise OSError(str(error))
-        found = {}
-        for one in networks:
-            if one[0] and one[3] > found.get(one[0], -999):
-                found[one[0]] = one[3]
-        return sorted(found.items(), key=lambda network: -network[1])
-
     # Names and passwords are bytes: the standard gives them no encoding.
     def _networks(self):
         found = []
@@ -121,7 +106,7 @@ class Wifi:
                 await self._wake.wait_ms(jitter(2000 << min(fails, _PAUSES) - 1))
 
     # The driver may be reconnecting by itself; it has to be stopped before it does anything else.
-    def _leave(self):
+    def leave(self):
         try:
             self.wlan.disconnect()
         except _DRIVER as error:
@@ -134,7 +119,7 @@ class Wifi:
         self.ssid = ssid
         begun = time.ticks_ms()
         claimed = self._claimed
-        self._leave()
+        self.leave()
         try:
             self.wlan.connect(ssid, password or None)
         except _DRIVER as error:

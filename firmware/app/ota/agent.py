@@ -86,7 +86,7 @@ class Agent:
 
         self._unsaved = await settle.run(beacon, self._ask)
         settle = None
-        forget("ota.settle", "ota.trial", "ota.known", "wire.versions")
+        forget("ota.settle", "ota.trial", "ota.known", "wire.versions", "ota.choice", "ota.image")
         record = beacon.store.record("attempt")
         if isinstance(record, dict) and record.get("status") in ("failed", "rolled_back"):
             self._failed()  # its pause holds across a reset, too
@@ -200,7 +200,7 @@ class Agent:
         except HttpError as error:
             stage, code, detail = "download", error.code, error.detail
         except Exception as error:
-            from supervise import describe
+            from describe import describe
 
             sys.print_exception(error)
             stage, code, detail = "boot", "crash", describe(error)
@@ -222,8 +222,8 @@ class Agent:
         attempt = install = None
         forget("ota.known", "ota.verify", "crypto.pss")
         forget("wire.manifest", "wire.versions")
-        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt")
-        forget("crypto.ctr", "crypto.hkdf")
+        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt", "ota.image")
+        forget("crypto.ctr", "crypto.hkdf", "ota.choice")
         forget("ota.install")
         return not stage
 

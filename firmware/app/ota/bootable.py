@@ -3,9 +3,11 @@
 # signed one; and for the head itself, that the orchestrator has let the beacon reboot. What was
 # called off before that boots by no way, the rescue of a crashing release included.
 
+import machine
 from wire.refused import Refused
 
-from ota.slots import SECTOR, FlashError, image_length
+from ota.image import image_length
+from ota.slots import SECTOR, FlashError
 
 
 # A slot as it is going to be, for those who read partitions.
@@ -62,3 +64,28 @@ def write_head(part, head):
     except OSError as error:
         print("flash:", error)
     raise FlashError(code, "head: %s" % detail)
+
+
+# The last step of an attempt, for which everything else has been taken: ends in a reset. Nothing
+# else runs meanwhile: what is journalled after this is the trial's.
+def arm(beacon, attempt, slot, head):
+    attempt.record["armed"] = True
+    attempt.record["journal"] = beacon.journal.head()
+    attempt.mark("rebooting")
+    try:
+        write_head(beacon.slots.partition(slot), head)
+    except FlashError:
+        # Not used again until the next power-on.
+        beacon.store.try_put("bad_slot", beacon.store.number("bad_slot") | 1 << slot)
+        raise
+    change_otadata(beacon.slots.arm, slot)
+    machine.reset()
+
+
+def change_otadata(change, *args):
+    try:
+        change(*args)
+    except OSError as error:
+        if error.errno == -5379:  # ESP_ERR_OTA_VALIDATE_FAILED: the core is not bootable
+            raise Refused("image", str(error))
+        raise FlashError("write", "otadata: %s" % error)

@@ -6,11 +6,9 @@
 import asyncio
 import time
 
-import machine
 from lazy import forget, load
 from micropython import const
 from net.http import HttpError
-from wire.refused import Refused
 
 from ota import schedule
 from ota.slots import FlashError
@@ -62,20 +60,16 @@ class Install:
         self.mark("verifying")
         await self._insist("verifying")
         # What otadata still says of an earlier trial must not be taken for this one's.
-        self._change_otadata(beacon.slots.erase_stale)
+        await load("ota.bootable")
+        from ota import bootable
+
+        bootable.change_otadata(beacon.slots.erase_stale)
         self.record["slot"] = slot
         self.mark("rebooting")
         await self._insist("rebooting")
         beacon.radio.progress(REBOOTING)
         await asyncio.sleep_ms(_FAREWELL)
-        await load("ota.bootable")
-        # From here to the reset nothing else runs: what is journalled after this is the trial's.
-        self.record["armed"] = True
-        self.record["journal"] = beacon.journal.head()
-        self.mark("rebooting")
-        self._write_head(slot, head)
-        self._change_otadata(beacon.slots.arm, slot)
-        machine.reset()
+        bootable.arm(beacon, self, slot, head)
 
     # Nothing is downloaded before this returns the signed manifest's fields. From here on they
     # count, and the offer is forgotten.
@@ -99,28 +93,9 @@ class Install:
         fetched = await download.Download(self._beacon, self, fields).run()
         self._beacon.heap()
         download = None
-        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt")
+        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt", "ota.image")
         forget("crypto.ctr", "crypto.hkdf")
         return fetched
-
-    # Now the slot boots. One that does not take it is not used again until the next power-on.
-    def _write_head(self, slot, head):
-        from ota import bootable
-
-        store = self._beacon.store
-        try:
-            bootable.write_head(self._beacon.slots.partition(slot), head)
-        except FlashError:
-            store.try_put("bad_slot", store.number("bad_slot") | 1 << slot)
-            raise
-
-    def _change_otadata(self, change, *args):
-        try:
-            change(*args)
-        except OSError as error:
-            if error.errno == -5379:  # ESP_ERR_OTA_VALIDATE_FAILED: the core is not bootable
-                raise Refused("image", str(error))
-            raise FlashError("write", "otadata: %s" % error)
 
     # -- reports
 

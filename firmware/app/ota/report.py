@@ -2,13 +2,11 @@
 # what the orchestrator wants known: journal acknowledgement, a new key, or that an attempt is over.
 
 import json
-from binascii import unhexlify
 
-from crypto.hmac import hmac_sha256
+from lazy import forget
 from micropython import const
 from net import clock
 from net.http import HttpError
-from wire import auth
 from wire.journal import plain
 from wire.shapes import clip, is_hex
 
@@ -81,23 +79,14 @@ class Reporter:
             ack = answer.get("journal_ack")
             if isinstance(ack, int):
                 beacon.journal.acked(ack)
-            self._rekey(answer.get("rekey"))
-        return True
+            pad = answer.get("rekey")
+            if is_hex(pad, 64):
+                from ota import rekey
 
-    # A new key travels under the old one; from the next request on it is the key.
-    def _rekey(self, pad):
-        if not is_hex(pad, 64):
-            return
-        store = self._beacon.store
-        api = self._beacon.api
-        mask = hmac_sha256(store.blob("beacon_key"), auth.rekey_text(api.nonce))
-        pad = unhexlify(pad)
-        try:
-            store.put("beacon_key", bytes([pad[i] ^ mask[i] for i in range(32)]))
-        except OSError as error:
-            self._beacon.journal.write("key", "not_stored", str(error))
-            return  # the old one stays valid until the new one is used
-        api.reload()
+                rekey.take(beacon, pad)
+                rekey = None
+                forget("ota.rekey")
+        return True
 
 
 # Bytes of a value's JSON, and of the name and the commas around it.

@@ -8,6 +8,7 @@ import errno
 import sys
 import time
 
+from lazy import forget
 from micropython import const
 from wire import adverts
 
@@ -27,12 +28,9 @@ _FAILED = const(0xFE)
 _SHOWN = const(5000)  # ms for which a failure is advertised
 
 # NVS `ble`: has activation ever come back on this board?
-_UNKNOWN = const(0)
 _TRYING = const(1)
 _WORKS = const(2)
 _AGAIN = const(3)  # nor after the power was cut
-_POWER_ON = const(1)
-_WATCHDOG = const(3)
 
 
 class Radio:
@@ -66,41 +64,17 @@ class Radio:
         # ticks at which they are over].
         self._links = {}
 
-    # First thing of all, before WiFi and before the heap grows. On a board (or an emulated chip)
-    # whose Bluetooth hangs or resets the chip, `ble` stays at "trying": that boot goes without,
-    # until somebody has cut the power. Some chips call every reset a power-on: after a second
-    # time it goes without whatever the cause, until healthy() says that this boot was a good one.
+    # First thing of all, before WiFi and before the heap grows.
     def start(self, cause):
-        if not self._allowed:
-            return
-        known = self._store.number("ble")
-        if known == _AGAIN or known == _TRYING and cause != _POWER_ON:
-            self._journal.write("ble", "skipped", "activation never came back")
-            return
-        if known != _WORKS:
-            kept = self._store.try_put("ble", _AGAIN if known == _TRYING else _TRYING)
-            if not kept and cause == _WATCHDOG:
-                # Perhaps it was Bluetooth that hung, and NVS did not take a word of it.
-                self._journal.write("ble", "skipped", "nvs takes nothing")
-                return
-        try:
-            import bluetooth
+        if self._allowed:
+            from services import activation
 
-            ble = bluetooth.BLE()
-            ble.active(True)
-            ble.irq(self._irq)
-            self.name = adverts.name(ble.config("mac")[1])
-            ble.config(gap_name=self.name)
-        except Exception as error:
-            if known == _WORKS or cause == _POWER_ON:
-                self._journal.write("ble", "failed", repr(error))
-            if known != _WORKS:
-                self._store.try_put("ble", _UNKNOWN)
-            return
-        if known != _WORKS:
-            self._store.try_put("ble", _WORKS)
-        self._needed = True
-        self._ble = ble
+            found = activation.start(self._store, self._journal, cause, self._irq)
+            if found:
+                self._ble, self.name = found
+                self._needed = True
+            activation = None
+            forget("services.activation")
 
     # The next power-on may try again.
     def healthy(self):
@@ -341,7 +315,7 @@ class Radio:
         try:
             call(link, *args)
         except Exception as error:
-            from supervise import describe
+            from describe import describe
 
             self._journal.write("ble", "handler", describe(error))
             self.cut(link)

@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     Mutant(
         "erases-the-wrong-entry",
-        ("app", "ota", "slots.py"),
+        ("app", "ota", "choice.py"),
         "i != a and not entries[i].blank",
         "i == a and not entries[i].blank",
         Scenario("good", 0),
