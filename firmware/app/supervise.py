@@ -49,13 +49,13 @@ class Supervisor:
             self.deaths += 1
             self._journal.write("task", name, why)
             self._count(name, now)
-            if time.ticks_diff(now, begun) > _MINUTE:
+            if not 0 <= time.ticks_diff(now, begun) < _MINUTE:  # ticks come round
                 pause = 1000
             await asyncio.sleep_ms(pause)
             pause = min(2 * pause, _MAX_PAUSE)
 
     def _count(self, name, now):
-        self._recent = [death for death in self._recent if time.ticks_diff(now, death[1]) < _MINUTE]
+        self._recent = [one for one in self._recent if 0 <= time.ticks_diff(now, one[1]) < _MINUTE]
         self._recent.append((name, now))
         if sum(death[0] == name for death in self._recent) >= _DEATHS:
             self._journal.write("boot", "crash", "task %s died %d times" % (name, _DEATHS))

@@ -1,6 +1,7 @@
 # Stage 0: the first Python of every boot. Written once at flashing and never again in the field, so
-# it is short, imports nothing from the app and trusts nothing it reads. In this order: put the boot
-# on trial or not, give a trial its hard limits, find the running slot's app and mount it.
+# it is short, imports nothing from the app and trusts nothing it reads. In this order: start a
+# watchdog, put the boot on trial or not, give a trial its hard limits, find the running slot's app
+# and mount it.
 # An exception must never leave this file: the port would skip main.py, and the chip would stay at
 # the prompt. A trial that cannot be limited ends in a reset; whatever else fails (NVS above all) is
 # printed, and the app starts without it.
@@ -23,8 +24,16 @@ except ImportError:  # before MicroPython 1.23
 
 TRIALS = 3
 TRIAL_LIMIT = 900_000  # ms that an unconfirmed release may run
-TRIAL_WDT = 60_000  # ms
+WATCHDOG = 60_000  # ms until the app has to have its own, or to feed this one
 RESCUE = 8  # crashes in a row before the other slot gets its turn
+
+# Before anything is read: a confirmed app that hangs at its start, a damaged filesystem or a Ctrl-C
+# out of noise on the console's pin would hold the chip for ever, and what never resets is never
+# rescued. Without one a confirmed app starts all the same; guard() insists.
+try:
+    machine.WDT(timeout=WATCHDOG)
+except Exception as error:
+    print("watchdog:", repr(error))
 
 
 crashes = 0
@@ -143,7 +152,7 @@ def burn(ota, sector, entry):
 # The timer comes again, because the port drops a callback when too many wait for their turn; what
 # it needs is made now, because the app may have used up the heap by then.
 def guard(ota, sector):
-    machine.WDT(timeout=TRIAL_WDT)
+    machine.WDT(timeout=WATCHDOG)
     state = bytearray(4)
 
     def late(_):

@@ -29,7 +29,7 @@ def test_three_trials_and_back(scene, fault):
     number = 10 * (1 + list(FAULTS).index(fault))
     bad = scene.shelf.release(f"2.{number}.0", faults.changes(fault))
     boot = kit.source("stage0", "boot.py")
-    assert boot.count("TRIAL_WDT = 60_000") == 1
+    assert boot.count("WATCHDOG = 60_000") == 1
     stage0 = {"boot.py": boot.replace("60_000", WATCHDOG_MS).encode()}
     beacon = scene.beacon(policy=POLICY, stage0=stage0)
     beacon.runs(OLD)

@@ -146,6 +146,54 @@ def test_asking():
     assert seen[0][12:] == name("a.example") + b"\0\x01\0\x01"
 
 
+# Datagrams that come faster than they can be read must not keep the other tasks waiting: the
+# watchdog would end that, and on trial the release would be to blame.
+def test_a_flood_lets_others_run():
+    turns = [0]
+    read = [0, 0]  # in which turn, how many
+
+    class Flood:
+        def __getattr__(self, _):
+            return lambda *_: None
+
+        def poll(self, _):
+            return True
+
+        def recv(self, _):
+            read[:] = [turns[0], read[1] + 1 if read[0] == turns[0] else 1]
+            assert read[1] < 100
+            return bytes(12)
+
+    class Net:
+        AF_INET = SOCK_DGRAM = 0
+        socket = staticmethod(lambda *_: Flood())
+
+    class Select:
+        POLLIN = 1
+        poll = Flood
+
+    async def others():
+        while True:
+            turns[0] += 1
+            await asyncio.sleep_ms(0)
+
+    async def main():
+        task = asyncio.create_task(others())
+        try:
+            await dns._ask("a.example", 1, "127.0.0.1", 53)
+        except dns.NoAddress:
+            return turns[0]
+        finally:
+            task.cancel()
+
+    kept = dns.socket, dns.select, dns.address
+    dns.socket, dns.select, dns.address = Net, Select, lambda *_: None
+    try:
+        assert asyncio.run(main()) > 100
+    finally:
+        dns.socket, dns.select, dns.address = kept
+
+
 def test_rubbish_before_the_answer():
     stranger = packet([(POINTER, 1, bytes([6, 6, 6, 6]))], ident=b"\xff\xff")
     found, _ = ask(lambda q: [b"", b"\0" * 40, stranger, b"\xff" * 512, good(q)])

@@ -39,7 +39,7 @@ def test_first_boot_of_a_blank_otadata():
     scope = chip.start()
     assert chip.path == ["/app", ".frozen/app", ".frozen"] and scope["crashes"] == 0
     assert c.listdir("/app") == ["app.json", "main.py"]
-    assert chip.wdt is None and chip.timer is None
+    assert chip.wdt == 60_000 and chip.timer is None
 
 
 def test_three_trials_then_back():
@@ -56,7 +56,7 @@ def test_three_trials_then_back():
         a = chip.active()
         assert chip.slot_of(a) == old and chip.state(a) == VALID
         chip.start()
-        assert chip.wdt is None
+        assert chip.timer is None
 
 
 def test_guard_resets_an_unconfirmed_trial_only():
@@ -149,7 +149,7 @@ def test_a_fallback_boot_touches_nothing():
     assert chip.boot()[4] == "ota_0"
     before = bytes(chip.flash)
     chip.start()
-    assert bytes(chip.flash) == before and chip.wdt is None
+    assert bytes(chip.flash) == before and chip.timer is None
     assert chip.state(1) == PENDING
 
 
@@ -224,7 +224,7 @@ def test_a_trial_that_cannot_mount_resets():
         chip.start()
         raise AssertionError("went on")
     except Reset:
-        assert chip.state(1) == NEW and chip.wdt
+        assert chip.state(1) == NEW and chip.timer
 
 
 # -- rescue
@@ -247,7 +247,7 @@ def test_eight_crashes_give_the_other_slot_a_trial():
     assert c.journal(chip)[-1][2:] == ["boot", "rescue", "ota_1: 8 resets, the last by cause 2"]
     assert chip.boot()[4] == "ota_1"
     chip.start()
-    assert chip.wdt and chip.nvs[("beacon", "crashes")] == 8
+    assert chip.timer and chip.nvs[("beacon", "crashes")] == 8
     chip.mark_valid()
     assert settle(chip, 0, 0)[1][4] == "ota_1"
 

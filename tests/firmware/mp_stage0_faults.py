@@ -74,7 +74,7 @@ def test_a_confirmed_release_starts_after_every_cause_of_a_reset():
             for _ in range(20):
                 chip.boot(cause)
                 scope = chip.start()
-                assert chip.path == ["/app"] + FROZEN and chip.wdt is None, (mode, cause)
+                assert chip.path == ["/app"] + FROZEN and chip.timer is None, (mode, cause)
                 chip.rtc = b""
                 assert scope["crashes"] <= 1
         assert chip.running[4] == "ota_0"
@@ -169,6 +169,23 @@ def test_a_trial_without_its_limits_is_over():
         assert trials == 3
         chip.start()
         assert chip.path == ["/app"] + FROZEN
+
+
+# Nothing that the app, its filesystem or stage 0 itself does before the app has a watchdog of its own
+# holds the chip for ever, and a watchdog that cannot be had keeps no confirmed app from starting.
+def test_every_boot_has_a_watchdog_before_anything_is_read():
+    for cause in range(1, 6):
+        chip = fresh(0)
+        chip.boot(cause)
+        seen = []
+        chip.reads = lambda: seen.append(chip.wdt)
+        chip.start()
+        assert seen and set(seen) == {60_000}, cause
+    chip = fresh(0)
+    chip.failing = {"wdt"}
+    chip.boot()
+    chip.start()
+    assert chip.path == ["/app"] + FROZEN and chip.wdt is None
 
 
 def test_a_mark_that_cannot_be_written_ends_the_trial():

@@ -35,11 +35,12 @@ class Fault:
         retry_after: seconds, as the header.
         close: close the connection after so many bytes of the body.
         stall: send no more after so many bytes of the body, and keep the connection open.
-        drip: seconds between the bytes of the body, sent one by one.
+        drip: seconds between the bytes of the body (or of `raw`), sent one by one.
         body: serve these bytes instead, under the same signature.
         length: announce this Content-Length, whatever is sent; None leaves it out.
         chunked: send the body in chunks.
         etag: send this ETag.
+        content_range: send this Content-Range, with status 206.
         ignore_range: answer 200 with everything.
         mac: send this X-Beacon-Mac.
         raw: send exactly this and close.
@@ -58,6 +59,7 @@ class Fault:
     length: int | None = -1
     chunked: bool = False
     etag: str | None = None
+    content_range: str | None = None
     ignore_range: bool = False
     mac: str | None = None
     raw: bytes | None = None
@@ -329,7 +331,7 @@ class _Handler(socketserver.StreamRequestHandler):
             self.owner.stopped.wait(30)
             return True
         if fault.raw is not None:
-            self.wfile.write(fault.raw)
+            self._drip(fault.raw, fault.drip)
             return True
         if fault.status:
             extra = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
@@ -337,6 +339,12 @@ class _Handler(socketserver.StreamRequestHandler):
             self._send(request, fault.status, doc, extra, fault)
             return True
         return False
+
+    def _drip(self, data: bytes, pause: float) -> None:
+        for piece in [bytes([byte]) for byte in data] if pause else [data]:
+            self.wfile.write(piece)
+            if pause and self.owner.stopped.wait(pause):
+                return
 
     def _answer(self, request: Request) -> None:
         owner = self.owner
@@ -421,6 +429,8 @@ class _Handler(socketserver.StreamRequestHandler):
             first = int(wanted[6:].split("-")[0])
             status = 206
             headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
+            if fault.content_range is not None:
+                headers["Content-Range"] = fault.content_range
         if fault.body is not None:
             body = fault.body
         body = body[first:]
@@ -439,10 +449,7 @@ class _Handler(socketserver.StreamRequestHandler):
             if stop == len(body):
                 self.wfile.write(b"0\r\n\r\n")
         elif fault.drip:
-            for byte in body:
-                self.wfile.write(bytes([byte]))
-                if self.owner.stopped.wait(fault.drip):
-                    return
+            self._drip(body, fault.drip)
         else:
             self.wfile.write(body[:stop])
         self.wfile.flush()

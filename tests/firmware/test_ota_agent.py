@@ -155,3 +155,70 @@ def test_the_pause_holds_when_the_beacon_is_told_to_hurry(v1, v2, small_core, ho
         first, second = attempts(b)
         assert second - first >= RETRY
         assert b.server.count("/firmwares/latest") > 3
+
+
+def test_the_pause_is_over_in_a_week(v1, v2):
+    """Nothing was offered since the failed attempt, and the chip's ticks came round meanwhile."""
+    with bench(v1, scale=20) as b:
+        b.server.downloads = [Fault(status=404)]
+        b.server.image, b.server.offering = v2, True
+        b.reported("failed")
+        b.server.offering = False
+        for _ in range(28):
+            polls = b.server.count("/firmwares/latest")
+            b.beacon.skip(6 * 3600)
+            b.wait(lambda polls=polls: b.server.count("/firmwares/latest") > polls + 1)
+        b.server.offering = True
+        b.reported("success")
+
+
+# -- what is left of other attempts
+
+SOME = {"attempt_id": "0" * 24, "firmware_id": "1" * 24, "version": "9.0.0", "previous": "8.0.0"}
+
+
+@pytest.mark.parametrize("status", ["downloading", "rebooting", *FINAL])
+@pytest.mark.parametrize(
+    "left",
+    [
+        {},
+        {"attempt_id": "0" * 24},
+        SOME,
+        SOME | {"checksum": "2" * 64, "detail": 5},
+        SOME | {"checksum": [], "stage": 1, "code": {}},
+        SOME | {"checksum": "2" * 64, "attempt_id": "another's", "slot": "ota_1", "armed": 1},
+        SOME | {"checksum": "2" * 64, "slot": [], "armed": {}, "journal": "", "back": 7},
+    ],
+)
+def test_a_record_of_another_release_keeps_nobody_from_updates(v1, v2, left, status):
+    """It may come from a newer release that was rolled back, and lack anything."""
+    doc = json.dumps(left | {"status": status}).encode()
+    with bench(v1, scale=20, settings={"attempt": doc, "confirmed": doc}) as b:
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.polled("2.0.0"))
+        assert [ended for _, ended in b.causes()] == ["reset", None]
+
+
+def test_a_strangers_words_are_no_longer_than_the_record(v1, v2):
+    """The range is not sealed: who sits in between may write what becomes long in JSON."""
+    with bench(v1, scale=20, policy={"backoff_ms": 20}) as b:
+        b.wait(lambda: b.polled("1.0.0"))
+        odd = Fault(content_range="bytes " + 400 * "\x01")
+        b.server.downloads = [Fault(close=30_000)] + [odd] * 12
+        b.server.image, b.server.offering = v2, True
+        failed = b.reported("failed")
+        assert (failed["stage"], failed["code"]) == ("download", "http")
+        assert failed["detail"].startswith("range bytes ")
+
+
+def test_an_answer_that_never_comes_to_its_body_is_given_up(v1, v2):
+    """Byte by byte, so that it never stalls."""
+    with bench(v1, scale=20, policy={"give_up_s": 30}) as b:
+        b.wait(lambda: b.polled("1.0.0"))
+        head = b"HTTP/1.1 200 OK\r\n" + 39 * (b"X: " + 400 * b"y" + b"\r\n")
+        b.server.stranger = lambda r: (
+            Fault(raw=head, drip=0.02) if r.path.endswith("/download") else None
+        )
+        b.server.image, b.server.offering = v2, True
+        failed = b.reported("failed", 30)
+        assert (failed["stage"], failed["code"]) == ("download", "timeout")

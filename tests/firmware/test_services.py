@@ -81,6 +81,26 @@ def test_a_button_that_was_never_released(v1):
         assert b.beacon.setting("wifi_ssid") and b.polled("1.0.0")
 
 
+def test_the_button_unlocks_nothing_a_week_after_power_on(v1):
+    """The chip's ticks have come round by then: a time that is long past looks like one to come."""
+    with bench(v1, scale=20, settings={"pin_fail": 10}) as b:
+        b.wait(lambda: b.polled("1.0.0"))
+        b.beacon.skip(20)
+        later(b, 5)
+        b.beacon.skip(7 * 86400)
+        b.beacon.press()
+        later(b, 4)
+        b.beacon.release()
+        later(b, 2)
+        assert b.beacon.setting("pin_fail") == 10
+
+
+def later(b, seconds: float) -> None:
+    """Let the beacon run for so many of its seconds."""
+    end = b.beacon.clock.now() + seconds
+    b.wait(lambda: b.beacon.clock.now() > end)
+
+
 def test_a_button_on_a_pin_that_is_none(v1):
     with bench(v1, policy={"button_pin": 15}) as b:
         b.wait(lambda: ["button", "no_pin"] in [e[2:4] for e in b.server.journal()])

@@ -24,6 +24,14 @@ def run():
     while True:
         pass
 """
+# Confirms itself, and never comes as far as a watchdog of its own again.
+LATE_HANG = """
+from esp32 import Partition
+def run():
+    Partition.mark_app_valid_cancel_rollback()
+    while True:
+        pass
+"""
 # Runs, and asks for nothing with a key that the orchestrator knows.
 MUTE = """
 from hashlib import sha256
@@ -363,3 +371,14 @@ def set_number(b, key: str, value: int) -> None:
     store = Nvs(b.beacon.flash, part)
     store.set(store.open("beacon"), key, value)
     b.beacon.flash.powered = False
+
+
+def test_a_confirmed_release_that_hangs_at_its_start_is_rescued_from(small_core, v1):
+    bad = make(small_core, "1.5.0", {"main.py": LATE_HANG})
+    with bench(v1, scale=100) as b:
+        b.server.image, b.server.version, b.server.offering = bad, "1.5.0", True
+        b.wait(lambda: b.server.last("rebooting"))
+        b.server.offering = False
+        back = b.reported("rolled_back", 40)
+        assert (back["stage"], back["code"]) == ("boot", "watchdog"), back
+        assert back["detail"] == "rescued to ota_0: 8 resets, the last by watchdog"

@@ -101,13 +101,14 @@ class Api:
         return connection.status, _told(answer) if answer else None, _retry(connection)
 
     # The open answer to a download whose bytes hash to `digest`, from byte `first` on. What comes
-    # back is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest.
-    async def download(self, target, digest, first, stall_ms):
+    # back is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest. `ends`
+    # are the ticks at which nothing is waited for any more.
+    async def download(self, target, digest, first, stall_ms, ends):
         headers = ()
         if first:
             headers = (("Range", "bytes=%d-" % first), ("If-Range", '"%s"' % digest))
         for again in (True, False):
-            connection = await self._open("GET", target, b"", headers, stall_ms, None)
+            connection = await self._open("GET", target, b"", headers, stall_ms, ends)
             try:
                 if connection.status in (200, 206):
                     self._check(connection, digest)

@@ -20,6 +20,7 @@ _RECORDS = const(32)
 _LABELS = const(32)
 _TRIES = const(3)
 _TICK = const(20)
+_DATAGRAMS = const(8)  # at a time: who sends more and more must not keep the others waiting
 _MDNS = "224.0.0.251"
 
 WAIT = 1000  # ms for an answer
@@ -78,7 +79,9 @@ async def _ask(name, kind, server, port):
             begun = time.ticks_ms()
             while time.ticks_diff(time.ticks_ms(), begun) < WAIT:
                 await asyncio.sleep_ms(_TICK)
-                while poll.poll(0):
+                for _ in range(_DATAGRAMS):
+                    if not poll.poll(0):
+                        break
                     try:
                         return parse(memoryview(sock.recv(_PACKET)), number, name, kind)
                     except (ValueError, IndexError):

@@ -14,10 +14,8 @@ from net import clock
 from net.api import Unsealed
 from net.http import HttpError
 from wire.refused import Refused
-from wire.shapes import clip
 
-from ota import schedule
-from ota.report import Reporter
+from ota import report, schedule
 from ota.slots import FlashError
 
 _UNREADY = const(5)  # s between looks for credentials
@@ -52,7 +50,7 @@ class Pause:
 class Agent:
     def __init__(self, beacon):
         self._beacon = beacon
-        self._reporter = Reporter(beacon)
+        self._reporter = report.Reporter(beacon)
         self._fails = 0  # attempts in a row without the release
         self._rest = Pause()  # after them: no attempt begins
         self._untaken = 0  # reports in a row that were not taken
@@ -87,11 +85,12 @@ class Agent:
         self._unsaved = await settle.run(beacon, self._ask)
         settle = None
         forget("ota.settle", "ota.trial", "ota.known", "wire.versions", "ota.choice", "ota.image")
-        record = beacon.store.record("attempt")
-        if isinstance(record, dict) and record.get("status") in ("failed", "rolled_back"):
+        record = report.kept(beacon.store)
+        if record and record.get("status") in ("failed", "rolled_back"):
             self._failed()  # its pause holds across a reset, too
         while True:
             self._round = self.asked
+            self._rest.left()  # or it wraps while nothing is offered
             try:
                 pause = await self._cycle()
                 self._misses = 0
@@ -208,7 +207,7 @@ class Agent:
         if stage:
             attempt.record["stage"] = stage
             attempt.record["code"] = code
-            attempt.record["detail"] = clip(detail, 160)
+            attempt.record["detail"] = report.detail(detail)
             try:
                 attempt.mark("failed")
             except FlashError as error:
@@ -236,8 +235,8 @@ class Agent:
         if self._silence.left():
             return
         beacon = self._beacon
-        record = self._unsaved or beacon.store.record("attempt")
-        final = isinstance(record, dict) and record.get("status") in _FINAL
+        record = self._unsaved or report.kept(beacon.store)
+        final = record and record.get("status") in _FINAL
         if final and record.get("attempt_id") == self._reported:
             final = False  # NVS does not give it up: it is reported once
         if not final and self._greeted and not beacon.journal.since():

@@ -129,12 +129,15 @@ class Download:
     async def _stream(self, writer):
         beacon = self._beacon
         source = await beacon.api.download(
-            self._attempt.url, self._digest, writer.written, 1000 * beacon.store.policy("stall_s")
+            self._attempt.url,
+            self._digest,
+            writer.written,
+            1000 * beacon.store.policy("stall_s"),
+            time.ticks_add(self._begun, self._budget),
         )
         try:
             self._range(source, writer)
             source.slim()
-            source.ends = time.ticks_add(self._begun, self._budget)
             grab = source.grab
             write = writer.write
             ticks = time.ticks_ms

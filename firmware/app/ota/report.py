@@ -12,6 +12,8 @@ from wire.shapes import clip, is_hex
 
 _BODY = const(8192)  # bytes that the orchestrator reads of a report: wire.report.MAX_BODY
 
+_DETAIL = const(160)  # bytes of an attempt's record, which has to fit what is read of it
+
 # What an attempt's record hands on to its reports under the same name.
 _COPIED = (
     "attempt_id",
@@ -23,6 +25,27 @@ _COPIED = (
     "trials",
     "advertising_paused_ms",
 )
+
+
+# An attempt's record, None for what nothing can be told of: another release, older or newer than
+# this one, may have left it.
+def kept(store, key="attempt"):
+    record = store.record(key)
+    if not isinstance(record, dict):
+        return None
+    for name in ("attempt_id", "firmware_id"):
+        if not is_hex(record.get(name), 24):
+            return None
+    for name in ("version", "previous", "checksum"):
+        if not isinstance(record.get(name), str):
+            return None
+    return record if isinstance(record.get("detail", ""), str) else None
+
+
+# The detail of an attempt's end for its record. Strangers choose some of its words, and what they
+# choose may take six bytes a character in JSON.
+def detail(text):
+    return clip(plain(text, _DETAIL), _DETAIL)
 
 
 class Reporter:

@@ -11,9 +11,8 @@ from micropython import const
 from net.api import Unsealed
 from net.http import HttpError
 from wire import versions
-from wire.shapes import clip
 
-from ota import known, schedule, trial
+from ota import known, report, schedule, trial
 
 _LOOK = const(500)  # ms between looks at a release on trial
 _SOFT = const(5)
@@ -24,9 +23,7 @@ _RESCUE = const(8)  # crashes after which stage 0 tries another slot
 # `ask(state)` asks the orchestrator for work. Returns the record of an attempt whose end NVS did
 # not take, so that it is reported all the same; else None.
 async def run(beacon, ask):
-    record = beacon.store.record("attempt")
-    if not isinstance(record, dict) or "attempt_id" not in record:
-        record = None
+    record = report.kept(beacon.store)
     slots = beacon.slots
     if beacon.cause == _POWER_ON and beacon.store.number("bad_slot"):
         beacon.store.try_put("bad_slot", None)  # flash that failed once may have been the supply
@@ -66,7 +63,7 @@ def _conclude(beacon, record, verdict):
     else:
         record["stage"] = "boot"
         record["code"] = verdict.code
-        record["detail"] = clip(verdict.detail, 160)
+        record["detail"] = report.detail(verdict.detail)
         if verdict.guilty():
             # The journal first: should the power fail now, the reset cause is gone with it.
             beacon.journal.write("boot", verdict.code, verdict.detail)
@@ -184,10 +181,10 @@ async def _take_back(beacon, record):
     checksum = await beacon.slots.digest(crashed)
     known.remember(beacon.store, checksum)
     if not record:
-        record = beacon.store.record("confirmed")
+        record = report.kept(beacon.store, "confirmed")
     elif record.get("status") != "success":
         return None  # of another attempt
-    if isinstance(record, dict) and checksum and record.get("checksum") == checksum:
+    if record and checksum and record.get("checksum") == checksum:
         return record
     return None
 

@@ -66,7 +66,7 @@ class Access:
         size = access.MAX_CREDENTIALS * (access.ID + access.SECRET)
         secret = access.find(self._store.blob("creds", size), ident)
         good = equal(hmac_sha256(secret or bytes(access.SECRET), nonce)[: access.SECRET], proof)
-        late = time.ticks_diff(time.ticks_ms(), since) > access.LIFETIME
+        late = not 0 <= time.ticks_diff(time.ticks_ms(), since) <= access.LIFETIME
         return good and bool(secret) and not late
 
     def _say(self, link, message):

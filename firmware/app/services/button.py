@@ -9,12 +9,13 @@ from micropython import const
 
 _BOUNCE = const(50)  # ms
 _IDLE = const(1000)  # ms between looks, should an edge be missed
+_EARLY = const(10_000)  # ms after the start
 
 
 class Button:
     def __init__(self, beacon, number):
         self._beacon = beacon
-        self._begun = time.ticks_ms()
+        self._begun = time.ticks_ms()  # None as soon as that is long ago: ticks come round
         self.held = False
         self._flag = asyncio.ThreadSafeFlag()
         self._pin = machine.Pin(number, machine.Pin.IN, machine.Pin.PULL_UP)
@@ -30,6 +31,12 @@ class Button:
     def pressed(self):
         return self._pin.value() == 0
 
+    def _early(self):
+        if self._begun is not None:
+            if time.ticks_diff(time.ticks_ms(), self._begun) >= _EARLY:
+                self._begun = None
+        return self._begun is not None
+
     # On the air it shows that the button is being held.
     def show(self, held):
         self.held = held
@@ -39,17 +46,19 @@ class Button:
         while self._stuck:
             await asyncio.sleep_ms(_IDLE)
             self._stuck = self.pressed()
+            self._early()
         while True:
             try:
                 await asyncio.wait_for_ms(self._flag.wait(), _IDLE)
             except asyncio.TimeoutError:
                 pass  # look all the same
+            early = self._early()
             if not self.pressed():
                 continue
             await asyncio.sleep_ms(_BOUNCE)
             if self.pressed():
                 from services import held
 
-                await held.see(self._beacon, self, self._begun)
+                await held.see(self._beacon, self, early)
                 held = None
                 forget("services.held")

@@ -13,13 +13,13 @@ _LOOK = const(50)  # ms
 _SHORT = const(5000)
 _FORGET = const(10_000)
 _UNLOCK = const(1000)
-_EARLY = const(10_000)
 _POWER_ON = const(1)
 
 
-async def see(beacon, button, begun):
+# `early`: it began within ten seconds of the start.
+async def see(beacon, button, early):
     since = time.ticks_ms()
-    early = beacon.cause == _POWER_ON and time.ticks_diff(since, begun) < _EARLY
+    early = early and beacon.cause == _POWER_ON
     held = 0
     button.show(True)
     while button.pressed():

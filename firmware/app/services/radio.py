@@ -270,6 +270,9 @@ class Radio:
                 self._look(now)
             if self._stale:
                 self._apply()
+            # A flag that is set already waits for nobody: whoever writes all the time would be all
+            # that runs.
+            await asyncio.sleep_ms(0)
 
     def _look(self, now):
         if self._frame and self._offer:
@@ -284,7 +287,7 @@ class Radio:
     # What was written first, then who came and went: the last words of somebody who has gone
     # still count.
     def _pump(self):
-        while self._events:
+        for _ in range(len(self._events)):  # what comes meanwhile has its turn after the others'
             link, serial, handle, value = self._events.pop(0)
             if link not in self._links or self._links[link][0] != serial:
                 self._settle()

@@ -125,6 +125,7 @@ class Chip:
         self.bad_write = set()
         self.stuck = {}  # flash address -> bits that read as 1 whatever is programmed
         self.wdt = None
+        self.reads = lambda: None  # told of every read of a partition
         self.timer = None
         self.slept = 0
         self.failing = set()  # of what machine and otadata refuse: "wdt", "timer", "otadata"
@@ -391,6 +392,7 @@ def modules(chip):
 
         def readblocks(self, n, buf, off=0):
             at = self._at(n, off, len(buf))
+            chip.reads()
             if self.row[4] in chip.failing:
                 raise OSError(-24577, "ESP_ERR_FLASH_OP_FAIL")
             buf[:] = chip.flash[at : at + len(buf)]
