@@ -145,41 +145,48 @@ class ReplayGuard:
 
     def _find(self, digest: bytes) -> int:
         """Return where a beacon's slot begins; it is made when there is none."""
-        at = self._known.get(digest)
-        if at is not None:
-            return at
-        with self._thread, self._locked(_TABLE):
-            count = self._word(_SLOTS)
-            self._grow(count)
-            for index in range(self._seen, count):  # made by others
-                begin = _HEAD + _SLOT * index
-                self._known[self._map[begin : begin + 16]] = begin
-            self._seen = count
-            at = self._known.get(digest)
-            if at is None:
-                self._grow(count + 1)
-                at = _HEAD + _SLOT * count
-                self._map[at : at + _SLOT] = digest + bytes(_SLOT - len(digest))
-                _WORD.pack_into(self._map, _SLOTS, count + 1)
-                self._known[digest] = at
-                self._seen = count + 1
+        while (at := self._known.get(digest)) is None:
+            with self._thread:
+                with self._locked(_TABLE):
+                    at = self._look_up_or_make(digest)
+                if at is not None:
+                    break
+                # Under no lock: whoever closes a map closes its file descriptor, too, and with
+                # any of them all locks that the process has on the file are gone.
+                self._map = mmap.mmap(self._fd, os.fstat(self._fd).st_size)
         return at
 
-    def _grow(self, slots: int) -> None:
-        """Have the map hold so many slots; blocks are taken ahead, or a full disk would kill us."""
-        need = _HEAD + _SLOT * slots
-        size = os.fstat(self._fd).st_size
-        if size < need:
-            size = _HEAD + _SLOT * (slots + max(_GROW, slots // 4))
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(self._fd, 0, size)
-                else:
-                    os.ftruncate(self._fd, size)
-            except OSError as error:
-                raise _no_room(error) from None
-        if len(self._map) < need:
-            self._map = mmap.mmap(self._fd, size)
+    def _look_up_or_make(self, digest: bytes) -> int | None:
+        """Return where a slot is, made if need be; None when the map is too small to see it."""
+        count = self._word(_SLOTS)
+        self._extend(count + 1)
+        if len(self._map) < _HEAD + _SLOT * (count + 1):
+            return None
+        for index in range(self._seen, count):  # made by others
+            begin = _HEAD + _SLOT * index
+            self._known[self._map[begin : begin + 16]] = begin
+        self._seen = count
+        at = self._known.get(digest)
+        if at is None:
+            at = _HEAD + _SLOT * count
+            self._map[at : at + _SLOT] = digest + bytes(_SLOT - len(digest))
+            _WORD.pack_into(self._map, _SLOTS, count + 1)
+            self._known[digest] = at
+            self._seen = count + 1
+        return at
+
+    def _extend(self, slots: int) -> None:
+        """Have the file hold so many; blocks are taken ahead, or a full disk would kill us."""
+        if os.fstat(self._fd).st_size >= _HEAD + _SLOT * slots:
+            return
+        size = _HEAD + _SLOT * (slots + max(_GROW, slots // 4))
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._fd, 0, size)
+            else:
+                os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise _no_room(error) from None
 
     @contextlib.contextmanager
     def _locked(self, place: int) -> Iterator[None]:
