@@ -127,6 +127,28 @@ def test_a_year_ahead_and_back(guard):
 # ---- its file ----
 
 
+def test_no_beacon_carries_the_others_away_with_it(tmp_path):
+    """One that asks and asks uses up its seconds; after a reset nobody has to sign far ahead."""
+    path, fresh = tmp_path / "replays", nonces()
+    guard = ReplayGuard(path, NOW, fresh=True, boot="a")
+    greedy, ts = guard.of("greedy"), NOW
+    for _ in range(3000):
+        if greedy.use(next(fresh), ts, NOW) is SKEWED:
+            ts = greedy.time_to_sign(NOW)
+        else:
+            ts += 8
+    guard.close()
+    guard = ReplayGuard(path, NOW + 60, fresh=False, boot="b")
+    other = guard.of("other")
+    told = other.time_to_sign(NOW + 60)
+    assert told <= NOW + 3 * MAX_SKEW
+    assert other.use(next(fresh), told, NOW + 60) is NEW
+    later = NOW + 3 * MAX_SKEW  # all that is over then, for the greedy one, too
+    assert other.use(next(fresh), later, later) is NEW
+    assert guard.of("greedy").use(next(fresh), later, later) is NEW
+    guard.close()
+
+
 def test_killed_and_started_again_it_knows_what_it_knew(tmp_path):
     path, fresh = tmp_path / "replays", nonces()
     taken = [(next(fresh), NOW + n) for n in range(2 * LIMITS.nonces)]

@@ -38,7 +38,7 @@ from beacon_ota.wire import auth
 FILE = "replays"  # in the data folder
 _MAGIC = b"BOTARPL1"
 _HEAD = 64  # bytes: magic, boot (16), inode (u64), then words
-_BOOT, _INODE, _SLOTS, _WRITTEN, _RESERVED, _LOST, _LAYOUT = 8, 24, 32, 36, 40, 44, 48
+_BOOT, _INODE, _SLOTS, _WRITTEN, _RESERVED, _LOST, _LAYOUT, _CLOCK = 8, 24, 32, 36, 40, 44, 48, 52
 _WORD = struct.Struct("@I")  # native: one store
 _LONG = struct.Struct("@Q")
 _USED, _TOP, _LOW, _HIGH, _MARKS = 16, 20, 24, 28, 32  # in a slot, after the digest of the id
@@ -225,6 +225,8 @@ class Slot:
         at = self._at = self._at or guard._find(self._digest)
         if not 0 <= ts <= _LAST:
             return Verdict.SKEWED
+        if guard._word(_CLOCK) < now <= _LAST:
+            _WORD.pack_into(guard._map, _CLOCK, int(now))
         if abs(now - ts) > auth.MAX_SKEW and not self._is_told(ts, now):
             return Verdict.SKEWED
         with guard._locked(at):
@@ -264,9 +266,15 @@ class Slot:
         return second
 
     def _is_told(self, ts: int, now: float) -> bool:
-        """Tell whether it was signed at the later time that a refusal has told it."""
+        """Tell whether it was signed at the later time that a refusal has told it.
+
+        What a beacon has used up itself, by asking and asking, carries it no further than a little
+        beyond every time that the clock has ever shown: after a reset of the machine all beacons
+        have to sign later than any of them did before.
+        """
         later = self.time_to_sign(now)
-        return later > now and 0 <= ts - later <= auth.MAX_SKEW
+        known = max(now, self._guard._word(_CLOCK), self._guard._word(_LOST))
+        return later > now and 0 <= ts - later <= auth.MAX_SKEW and ts <= known + 2 * auth.MAX_SKEW
 
     def _is_forgotten(self, memory: mmap.mmap, ts: int) -> bool:
         """Tell whether a request from this second may have been accepted, and is forgotten."""
