@@ -27,7 +27,7 @@ def make(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _unusable(folder, error) from None
+        raise unusable(folder, error) from None
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def held(folder: Path) -> Iterator[int | None]:
     try:
         fd = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise _unusable(folder, error) from None
+        raise unusable(folder / FILE, error) from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,9 +66,10 @@ def held(folder: Path) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _unusable(folder: Path, error: OSError) -> UsageError:
+def unusable(folder: Path, error: OSError) -> UsageError:
+    """Return what says that a data folder, or something in it, is of no use."""
     return UsageError(
         "data_unusable",
-        f"the data folder {folder} cannot be used: {error.strerror}",
+        f"{folder} cannot be used: {error.strerror}",
         found=str(folder),
     )

@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
+from beacon_ota.orchestrator.folder import unusable
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.wire import auth
@@ -70,6 +71,9 @@ class ReplayGuard:
         fresh: nobody was accepted before: no beacon is registered yet.
         shared: several processes use it.
         boot: names the machine's present run; what was written in another may be incomplete.
+
+    Raises:
+        UsageError: ``data_unusable``.
     """
 
     def __init__(
@@ -79,12 +83,13 @@ class ReplayGuard:
         self._known: dict[bytes, int] = {}  # digest of an id -> where its slot begins
         self._seen = 0  # slots that are in there
         self._thread = threading.Lock()  # reserving happens beside the event loop
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-        size = os.fstat(self._fd).st_size
-        if size < _HEAD:
-            os.ftruncate(self._fd, _HEAD)
-            size = _HEAD
-        self._map = mmap.mmap(self._fd, size)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            size = max(os.fstat(self._fd).st_size, _HEAD)
+            _take_blocks(self._fd, size)
+            self._map = mmap.mmap(self._fd, size)
+        except OSError as error:
+            raise unusable(path, error) from None
         self._begin(hashlib.sha256((boot or _boot_id()).encode()).digest()[:16], now, fresh)
 
     def of(self, beacon_id: str) -> "Slot":
@@ -176,15 +181,12 @@ class ReplayGuard:
         return at
 
     def _extend(self, slots: int) -> None:
-        """Have the file hold so many; blocks are taken ahead, or a full disk would kill us."""
+        """Have the file hold so many slots."""
         if os.fstat(self._fd).st_size >= _HEAD + _SLOT * slots:
             return
         size = _HEAD + _SLOT * (slots + max(_GROW, slots // 4))
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._fd, 0, size)
-            else:
-                os.ftruncate(self._fd, size)
+            _take_blocks(self._fd, size)
         except OSError as error:
             raise _no_room(error) from None
 
@@ -327,6 +329,14 @@ def _is_remembered(memory: mmap.mmap, nonce: bytes, start: int, end: int) -> boo
             return True
         found = memory.find(nonce, found + 1, end)
     return False
+
+
+def _take_blocks(fd: int, size: int) -> None:
+    """Have a file of this size; without blocks of its own a full disk would kill who writes."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+    else:
+        os.ftruncate(fd, size)
 
 
 def _no_room(error: OSError) -> Problem:

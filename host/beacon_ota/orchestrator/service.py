@@ -541,7 +541,7 @@ class Service:
             await work
         except asyncio.CancelledError:
             raise
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             log.error("background work has to wait: %s", error)
         except Exception:
             log.exception("background work failed")
