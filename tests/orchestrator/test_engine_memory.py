@@ -396,3 +396,57 @@ def test_who_takes_the_lead_deals_with_a_leap_that_the_one_before_did_not_live_t
         local.clock.at += 60
         local.call(follower.step(entry))
     assert times_restarted(local, rollout) == 1
+
+
+YEAR = 365 * 86400
+
+
+@pytest.fixture
+def by_hand(local):
+    """The clock as its owner sets it, beside the time that passes."""
+    offset = [0.0]
+    local.engine.leaps = Leaps(lambda: local.clock.at, lambda: local.clock.at - offset[0])
+
+    def set_back(seconds: float) -> None:
+        local.clock.at -= seconds
+        offset[0] -= seconds
+        local.step()
+
+    return set_back
+
+
+def test_what_began_before_the_clock_was_set_back_by_a_year_holds_no_place_for_a_year(
+    local, tmp_path, by_hand
+):
+    taker, asker, third = local.beacons(3)
+    made = upload(local.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    plan = {"preset": "all-at-once", "window": "00:00-24:00", "concurrency": 2}
+    rollout = local.admin().create_rollout(made, plan)["rollout_id"]
+    assert taker.download(taker.offered()).status == 200
+    asker.offered()
+    assert third.offer() is None  # two are under way in its building
+    by_hand(YEAR)
+    local.go_on(11 * 60)
+    assert local.admin().rollout(rollout)["results"]["expired"] == 1
+    assert third.offer() is not None
+    local.go_on(20 * 60)
+    assert local.admin().rollout(rollout)["results"]["lost"] == 1
+
+
+def test_an_offer_that_is_renewed_after_the_clock_was_set_back_is_under_way(
+    local, tmp_path, by_hand
+):
+    (beacon,) = local.beacons(1)
+    made = upload(local.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    plan = {"preset": "all-at-once", "window": "00:00-24:00"}
+    rollout = local.admin().create_rollout(made, plan)["rollout_id"]
+    first = beacon.offered()
+    local.go_on(11 * 60)
+    assert local.admin().rollout(rollout)["results"] == {"expired": 1}
+    by_hand(YEAR)
+    offer = beacon.offered()
+    assert offer["attempt_id"] == first["attempt_id"]
+    assert beacon.download(offer).status == 200
+    assert local.admin().rollout(rollout)["results"] == {"open": 1}
+    local.go_on(31 * 60)
+    assert local.admin().rollout(rollout)["results"] == {"lost": 1}

@@ -659,3 +659,59 @@ def test_a_mirror_gets_the_images_of_what_it_serves_and_no_others(scene):
     assert image_of(withdrawn) == 200
     scene.admin.call("POST", f"/api/firmwares/{withdrawn}/deprecate")
     assert image_of(withdrawn) == 404
+
+
+def test_a_beacon_that_asked_both_while_the_line_was_down(scene):
+    """Each side has made an attempt; both are counted, and a halt still reaches the mirror."""
+    beacon, other = scene.beacons(2)
+    rollout = scene.release(plan=CALM)
+    scene.here(rollout)
+    scene.known(2)
+    scene.down()
+    assert beacon.fail(beacon.offered()).json["recorded"] == "first"
+    beacon.connect(scene.primary.url)
+    scene.clock.at += 600
+    beacon.fail(beacon.offered(), stage="download", code="stall")
+    scene.uplink.restore()
+    scene.even()
+    until(
+        lambda: len(scene.admin.beacon(beacon.id)["attempts"]) == 2,
+        what="the primary to hear of both attempts",
+    )
+    until(
+        lambda: len(scene.mirror.admin().beacon(beacon.id)["attempts"]) == 2,
+        what="the mirror to hear of both attempts",
+    )
+    scene.admin.move_rollout(rollout, "halt")
+    scene.here(rollout, "halted")
+    assert other.offer() is None
+
+
+def test_a_beacon_whose_first_attempt_its_primary_has_not_taken_is_offered_the_next(scene):
+    """It was moved away when the mirror told of the first: the numbers have a gap for good."""
+    (beacon,) = scene.beacons(1)
+    rollout = scene.release(plan=CALM)
+    scene.here(rollout)
+    scene.known(1)
+    scene.down()
+    assert beacon.fail(beacon.offered()).json["recorded"] == "first"
+    _move(scene, beacon, "b")
+    scene.uplink.restore()
+    scene.known(0)
+    scene.even()
+    assert scene.admin.beacon(beacon.id)["attempts"] == []
+    _move(scene, beacon, "a/x")
+    scene.known(1)
+    scene.clock.at += 600
+    assert beacon.fail(beacon.offered()).json["recorded"] == "first"
+    scene.even()
+    assert [one["n"] for one in scene.admin.beacon(beacon.id)["attempts"]] == [2]
+    _move(scene, beacon, "b")
+    beacon.connect(scene.primary.url)
+    scene.clock.at += 600
+    beacon.update(beacon.offered())
+    assert [one["n"] for one in scene.admin.beacon(beacon.id)["attempts"]] == [3, 2]
+
+
+def _move(scene, beacon: TestBeacon, site: str) -> None:
+    scene.admin.call("PATCH", f"/api/beacons/{beacon.id}", json={"site": site})

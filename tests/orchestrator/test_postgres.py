@@ -1,11 +1,12 @@
 """The orchestrator on PostgreSQL: whole rollouts, what text may hold, and a database that fails."""
 
 import asyncio
+import secrets
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.database import Database, connect, migrate, newest_revision
@@ -22,7 +23,7 @@ from tests.orchestrator.test_rollout_flow import (  # noqa: F401  the same, over
     test_three_attempts_then_quarantine_until_forgiven,
     test_waves_by_building_and_windows,
 )
-from tests.orchestrator.world import Local, Server, beacons, until, upload
+from tests.orchestrator.world import Local, Server, TestBeacon, beacons, until, upload
 
 
 @pytest.fixture
@@ -81,6 +82,45 @@ def test_a_beacon_may_say_what_the_database_cannot_keep(local, tmp_path):
     assert shown["journal"][0]["detail"] == "\ufffdx"
     path = "x" * 200
     assert local.admin().call("POST", "/api/sites", json={"path": path})["path"] == path
+
+
+@pytest.fixture
+def lose(local):
+    """Have the answers to the next commits be lost: they were made, and nobody is told."""
+    lost = []
+
+    def commit(conn):
+        if lost:
+            lost.pop()
+            raw = conn.connection.driver_connection
+            raw.commit()
+            raw.close()
+
+    event.listen(local.service.db._engine, "commit", commit)
+    return lambda count=1: lost.extend([None] * count)
+
+
+def test_what_was_committed_and_its_answer_lost_is_known_all_the_same(local, lose, tmp_path):
+    """A beacon that was registered is answered, and what was halted is offered to nobody."""
+    admin = local.admin()
+    lose()
+    key = secrets.token_bytes(32)
+    with pytest.raises(ReachError):
+        admin.create_beacon("lost", "esp32c3", key=key.hex())
+    beacon = TestBeacon(local.url, "lost", key)
+    beacon.clock = local.clock.now
+    assert beacon.poll().status == 204
+    made = upload(admin, "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    plan = {"preset": "all-at-once", "window": "00:00-24:00"}
+    rollout = admin.create_rollout(made, plan)["rollout_id"]
+    offer = beacon.offered()
+    assert beacon.download(offer).status == 200 and beacon.offered() == offer
+    lose()
+    with pytest.raises(ReachError):
+        admin.move_rollout(rollout, "halt")
+    assert beacon.offer() is None
+    assert admin.rollout(rollout)["status"] == "halted"
+    assert beacon.report("rebooting", offer).status in (409, 410)
 
 
 def put(conn, kind):

@@ -1,19 +1,23 @@
 """The replay guard: nothing is accepted twice, and nobody with a right clock is locked out."""
 
+import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import signal
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from beacon_ota.orchestrator import replay
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
-from beacon_ota.orchestrator.replay import ReplayGuard, Verdict
+from beacon_ota.orchestrator.replay import _SLOTS, _TABLE, _WORD, ReplayGuard, Verdict
 from beacon_ota.wire.auth import MAX_SKEW
 from tests.orchestrator.world import upload
 
@@ -123,6 +127,28 @@ def test_a_year_ahead_and_back(guard):
 # ---- its file ----
 
 
+def test_no_beacon_carries_the_others_away_with_it(tmp_path):
+    """One that asks and asks uses up its seconds; after a reset nobody has to sign far ahead."""
+    path, fresh = tmp_path / "replays", nonces()
+    guard = ReplayGuard(path, NOW, fresh=True, boot="a")
+    greedy, ts = guard.of("greedy"), NOW
+    for _ in range(3000):
+        if greedy.use(next(fresh), ts, NOW) is SKEWED:
+            ts = greedy.time_to_sign(NOW)
+        else:
+            ts += 8
+    guard.close()
+    guard = ReplayGuard(path, NOW + 60, fresh=False, boot="b")
+    other = guard.of("other")
+    told = other.time_to_sign(NOW + 60)
+    assert told <= NOW + 3 * MAX_SKEW
+    assert other.use(next(fresh), told, NOW + 60) is NEW
+    later = NOW + 3 * MAX_SKEW  # all that is over then, for the greedy one, too
+    assert other.use(next(fresh), later, later) is NEW
+    assert guard.of("greedy").use(next(fresh), later, later) is NEW
+    guard.close()
+
+
 def test_killed_and_started_again_it_knows_what_it_knew(tmp_path):
     path, fresh = tmp_path / "replays", nonces()
     taken = [(next(fresh), NOW + n) for n in range(2 * LIMITS.nonces)]
@@ -228,6 +254,56 @@ def test_processes_share_it(tmp_path):
         os.waitpid(pid, 0)
     assert sum(os.read(reading, 16)) == len(wanted)
     assert all(guard.of(who).use(one, NOW, NOW) is USED for who, one in wanted)
+
+
+def test_processes_that_make_slots_at_once_make_one_for_each_beacon(tmp_path):
+    """A fleet that comes all at once: no slot is another beacon's, and nothing is forgotten."""
+    guard = ReplayGuard(tmp_path / "replays", NOW, fresh=True, shared=True)
+    names = [[f"{who}{number}" for number in range(3000)] for who in "abc"]
+    together = os.pipe()
+    children = []
+    for mine in names:
+        if (pid := os.fork()) == 0:
+            os.close(together[1])
+            os.read(together[0], 1)  # until all are there
+            news = [guard.of(name).use("11" * 8, NOW, NOW) is NEW for name in mine]
+            os._exit(not all(news))
+        children.append(pid)
+    os.close(together[1])
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
+    os.close(together[0])
+    again = ReplayGuard(tmp_path / "replays", NOW, fresh=True, shared=True)
+    for mine in names:
+        assert all(again.of(name).use("11" * 8, NOW, NOW) is USED for name in mine)
+    again.close()
+    guard.close()
+
+
+def test_a_slot_is_made_under_a_lock_that_holds_while_the_file_grows(tmp_path, monkeypatch):
+    guard = ReplayGuard(tmp_path / "replays", NOW, fresh=True, shared=True)
+    pack = _WORD.pack_into
+    free = []
+
+    def look(memory, at: int, value: int) -> None:
+        """See from another process, at the moment of the change, whether its lock is free."""
+        if at == _SLOTS:
+            if (pid := os.fork()) == 0:
+                with contextlib.suppress(OSError):
+                    fcntl.lockf(guard._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _TABLE)
+                    os._exit(1)
+                os._exit(0)
+            free.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        pack(memory, at, value)
+
+    monkeypatch.setattr(
+        replay,
+        "_WORD",
+        SimpleNamespace(pack=_WORD.pack, pack_into=look, unpack_from=_WORD.unpack_from),
+    )
+    for number in range(150):  # it grows twice
+        assert guard.of(f"b{number}").use("11" * 8, NOW, NOW) is NEW
+    assert free == [0] * 150
+    guard.close()
 
 
 def test_a_process_killed_anywhere_leaves_nothing_to_be_accepted_twice(tmp_path):

@@ -9,18 +9,25 @@ being hashed: bytes that changed on the disk are noticed before the first of the
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
+import re
 import tempfile
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from beacon_ota.errors import InputError
+from beacon_ota.orchestrator.folder import unusable
 from beacon_ota.orchestrator.limits import LIMITS
 
+log = logging.getLogger("beacon_ota.orchestrator")
+
 _PART = ".part"
+_DIGEST = re.compile("[0-9a-f]{64}")
 _READERS = 4  # images read at once; few are asked for, and each stays in memory
 
 
@@ -35,7 +42,11 @@ class Blobs:
         self._folder = folder / "blobs"
         self._incoming = folder / "incoming"
         for path in (self._folder, self._incoming):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                next(path.iterdir(), None)
+            except OSError as error:
+                raise unusable(path, error) from None
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._loading: dict[str, asyncio.Future[bytes]] = {}
         # The beacons' own: whatever administrators have in work, a cold download waits for none.
@@ -97,18 +108,21 @@ class Blobs:
         horizon = time.time() - age_s
         for file in self._incoming.iterdir():
             if file.suffix != _PART and _written(file) <= horizon:
-                file.unlink(missing_ok=True)
-        found = self.orphans(known, horizon)
-        for digest in found:
-            self.remove(digest)
-        return found
+                with _left_where_it_is(file):
+                    file.unlink(missing_ok=True)
+        removed = []
+        for digest in self.orphans(known, horizon):
+            with _left_where_it_is(self.path(digest)):
+                self.remove(digest)
+                removed.append(digest)
+        return removed
 
     def orphans(self, known: set[str], horizon: float) -> list[str]:
         """Return what no release refers to, and was written before ``horizon``."""
         return [
             file.name
             for file in self._folder.iterdir()
-            if file.name not in known and _written(file) <= horizon
+            if _DIGEST.fullmatch(file.name) and file.name not in known and _written(file) <= horizon
         ]
 
     async def load(self, digest: str) -> bytes:
@@ -160,6 +174,15 @@ class Blobs:
         self._cache[digest] = task.result()
         while len(self._cache) > 1 and sum(map(len, self._cache.values())) > LIMITS.blob_cache:
             self._cache.popitem(last=False)
+
+
+@contextlib.contextmanager
+def _left_where_it_is(file: Path) -> Iterator[None]:
+    """What is left over and cannot be removed keeps no server from starting."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s is left over and cannot be removed: %s", file, error.strerror)
 
 
 def _written(file: Path) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from beacon_ota.orchestrator.database import connect, reason_of
+from beacon_ota.orchestrator.database import WRITING, Database, connect, reason_of
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, changes
 from beacon_ota.orchestrator.store.changes import News
@@ -83,9 +83,9 @@ class Cluster:
             self._next = None  # who asks from now on is served by the next one
             more = True
             while more:
-                hub = self.service.hub
-                news = await self.service.db.read_in_order(
-                    changes.read, self.seq, self.service.worker, hub.followed, then=self._take
+                db, hub = self.service.db, self.service.hub
+                news = await db.read_in_order(
+                    _read, db, self.seq, self.service.worker, hub.followed, then=self._take
                 )
                 more = news.more
 
@@ -212,6 +212,20 @@ class Cluster:
         if leads:
             self.engine.wake()
             self.telling.refresh()
+
+
+def _read(conn: Connection, db: Database, seq: int, worker: str, followed: bool) -> News:
+    """Read what is new, between two commits of ours.
+
+    When the answer to one of those was lost, its changes are as unknown here as another process's:
+    they are read like those, once the database has come to its end with it.
+    """
+    if not db.doubt:
+        return changes.read(conn, seq, worker, followed)
+    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING})")
+    news = changes.read(conn, seq, "", followed)
+    db.doubt = news.more
+    return news
 
 
 def _notify(conn: Connection, worker: str, told: list[Fields]) -> None:

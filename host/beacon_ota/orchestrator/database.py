@@ -297,6 +297,7 @@ class Database:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.commits = 0
         self.writes = 0
+        self.doubt = False  # a commit of ours may have been made without our knowing; the writer's
 
     def start(self) -> None:
         """Start the writer; the running loop is the one that results come back to."""
@@ -396,6 +397,7 @@ class Database:
             return done
         except Exception as error:
             if _is_lost(conn):  # whether the commit was made nobody knows: nothing twice
+                self.doubt = True
                 conn.invalidate()
                 return [_Done(job, self._named(error), False) for job in batch]
             prepared.discard(conn)

@@ -222,11 +222,10 @@ class Engine:
         mine = [one for key in entry.open_ids if not (one := view.open[key]).remote]
         release = view.releases[entry.rollout.plan.release.firmware_id]
         ends: dict[str, _End] = {}
-        for attempt in rules.expired(entry.rollout, mine, now):
+        since = self.service.listening_since
+        for attempt in rules.expired(entry.rollout, mine, now, listening_since=since):
             ends[attempt.id] = _End(Result.EXPIRED, times_of(attempt))
-        for attempt in rules.lost(
-            entry.rollout, mine, now, listening_since=self.service.listening_since
-        ):
+        for attempt in rules.lost(entry.rollout, mine, now, listening_since=since):
             node = view.nodes.get(attempt.beacon_id)
             # The report got lost, the beacon did not: it has polled from the new image since.
             runs = (

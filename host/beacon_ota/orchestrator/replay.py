@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
+from beacon_ota.orchestrator.folder import unusable
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.wire import auth
@@ -38,7 +39,7 @@ from beacon_ota.wire import auth
 FILE = "replays"  # in the data folder
 _MAGIC = b"BOTARPL1"
 _HEAD = 64  # bytes: magic, boot (16), inode (u64), then words
-_BOOT, _INODE, _SLOTS, _WRITTEN, _RESERVED, _LOST, _LAYOUT = 8, 24, 32, 36, 40, 44, 48
+_BOOT, _INODE, _SLOTS, _WRITTEN, _RESERVED, _LOST, _LAYOUT, _CLOCK = 8, 24, 32, 36, 40, 44, 48, 52
 _WORD = struct.Struct("@I")  # native: one store
 _LONG = struct.Struct("@Q")
 _USED, _TOP, _LOW, _HIGH, _MARKS = 16, 20, 24, 28, 32  # in a slot, after the digest of the id
@@ -70,6 +71,9 @@ class ReplayGuard:
         fresh: nobody was accepted before: no beacon is registered yet.
         shared: several processes use it.
         boot: names the machine's present run; what was written in another may be incomplete.
+
+    Raises:
+        UsageError: ``data_unusable``.
     """
 
     def __init__(
@@ -79,12 +83,13 @@ class ReplayGuard:
         self._known: dict[bytes, int] = {}  # digest of an id -> where its slot begins
         self._seen = 0  # slots that are in there
         self._thread = threading.Lock()  # reserving happens beside the event loop
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-        size = os.fstat(self._fd).st_size
-        if size < _HEAD:
-            os.ftruncate(self._fd, _HEAD)
-            size = _HEAD
-        self._map = mmap.mmap(self._fd, size)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            size = max(os.fstat(self._fd).st_size, _HEAD)
+            _take_blocks(self._fd, size)
+            self._map = mmap.mmap(self._fd, size)
+        except OSError as error:
+            raise unusable(path, error) from None
         self._begin(hashlib.sha256((boot or _boot_id()).encode()).digest()[:16], now, fresh)
 
     def of(self, beacon_id: str) -> "Slot":
@@ -145,41 +150,45 @@ class ReplayGuard:
 
     def _find(self, digest: bytes) -> int:
         """Return where a beacon's slot begins; it is made when there is none."""
-        at = self._known.get(digest)
-        if at is not None:
-            return at
-        with self._thread, self._locked(_TABLE):
-            count = self._word(_SLOTS)
-            self._grow(count)
-            for index in range(self._seen, count):  # made by others
-                begin = _HEAD + _SLOT * index
-                self._known[self._map[begin : begin + 16]] = begin
-            self._seen = count
-            at = self._known.get(digest)
-            if at is None:
-                self._grow(count + 1)
-                at = _HEAD + _SLOT * count
-                self._map[at : at + _SLOT] = digest + bytes(_SLOT - len(digest))
-                _WORD.pack_into(self._map, _SLOTS, count + 1)
-                self._known[digest] = at
-                self._seen = count + 1
+        while (at := self._known.get(digest)) is None:
+            with self._thread:
+                with self._locked(_TABLE):
+                    at = self._look_up_or_make(digest)
+                if at is not None:
+                    break
+                # Under no lock: whoever closes a map closes its file descriptor, too, and with
+                # any of them all locks that the process has on the file are gone.
+                self._map = mmap.mmap(self._fd, os.fstat(self._fd).st_size)
         return at
 
-    def _grow(self, slots: int) -> None:
-        """Have the map hold so many slots; blocks are taken ahead, or a full disk would kill us."""
-        need = _HEAD + _SLOT * slots
-        size = os.fstat(self._fd).st_size
-        if size < need:
-            size = _HEAD + _SLOT * (slots + max(_GROW, slots // 4))
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(self._fd, 0, size)
-                else:
-                    os.ftruncate(self._fd, size)
-            except OSError as error:
-                raise _no_room(error) from None
-        if len(self._map) < need:
-            self._map = mmap.mmap(self._fd, size)
+    def _look_up_or_make(self, digest: bytes) -> int | None:
+        """Return where a slot is, made if need be; None when the map is too small to see it."""
+        count = self._word(_SLOTS)
+        self._extend(count + 1)
+        if len(self._map) < _HEAD + _SLOT * (count + 1):
+            return None
+        for index in range(self._seen, count):  # made by others
+            begin = _HEAD + _SLOT * index
+            self._known[self._map[begin : begin + 16]] = begin
+        self._seen = count
+        at = self._known.get(digest)
+        if at is None:
+            at = _HEAD + _SLOT * count
+            self._map[at : at + _SLOT] = digest + bytes(_SLOT - len(digest))
+            _WORD.pack_into(self._map, _SLOTS, count + 1)
+            self._known[digest] = at
+            self._seen = count + 1
+        return at
+
+    def _extend(self, slots: int) -> None:
+        """Have the file hold so many slots."""
+        if os.fstat(self._fd).st_size >= _HEAD + _SLOT * slots:
+            return
+        size = _HEAD + _SLOT * (slots + max(_GROW, slots // 4))
+        try:
+            _take_blocks(self._fd, size)
+        except OSError as error:
+            raise _no_room(error) from None
 
     @contextlib.contextmanager
     def _locked(self, place: int) -> Iterator[None]:
@@ -218,6 +227,8 @@ class Slot:
         at = self._at = self._at or guard._find(self._digest)
         if not 0 <= ts <= _LAST:
             return Verdict.SKEWED
+        if guard._word(_CLOCK) < now <= _LAST:
+            _WORD.pack_into(guard._map, _CLOCK, int(now))
         if abs(now - ts) > auth.MAX_SKEW and not self._is_told(ts, now):
             return Verdict.SKEWED
         with guard._locked(at):
@@ -257,9 +268,15 @@ class Slot:
         return second
 
     def _is_told(self, ts: int, now: float) -> bool:
-        """Tell whether it was signed at the later time that a refusal has told it."""
+        """Tell whether it was signed at the later time that a refusal has told it.
+
+        What a beacon has used up itself, by asking and asking, carries it no further than a little
+        beyond every time that the clock has ever shown: after a reset of the machine all beacons
+        have to sign later than any of them did before.
+        """
         later = self.time_to_sign(now)
-        return later > now and 0 <= ts - later <= auth.MAX_SKEW
+        known = max(now, self._guard._word(_CLOCK), self._guard._word(_LOST))
+        return later > now and 0 <= ts - later <= auth.MAX_SKEW and ts <= known + 2 * auth.MAX_SKEW
 
     def _is_forgotten(self, memory: mmap.mmap, ts: int) -> bool:
         """Tell whether a request from this second may have been accepted, and is forgotten."""
@@ -312,6 +329,14 @@ def _is_remembered(memory: mmap.mmap, nonce: bytes, start: int, end: int) -> boo
             return True
         found = memory.find(nonce, found + 1, end)
     return False
+
+
+def _take_blocks(fd: int, size: int) -> None:
+    """Have a file of this size; without blocks of its own a full disk would kill who writes."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+    else:
+        os.ftruncate(fd, size)
 
 
 def _no_room(error: OSError) -> Problem:

@@ -326,7 +326,8 @@ class Service:
         self.view.put_attempt(attempt)  # at once, so that the building's count includes it
         node.offering = asyncio.get_running_loop().create_future()
         try:
-            kept = await self.db.write(attempts.offer_upon, basis, facts.channel, row, again)
+            known = frozenset(a.id for a in before)
+            kept = await self.db.write(attempts.offer_upon, basis, facts.channel, row, again, known)
             if kept is None:
                 self._take_back(attempt, before[-1] if again else None)
                 node.offering.set_result(None)
@@ -540,7 +541,7 @@ class Service:
             await work
         except asyncio.CancelledError:
             raise
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             log.error("background work has to wait: %s", error)
         except Exception:
             log.exception("background work failed")

@@ -5,13 +5,11 @@ import contextlib
 import resource
 import signal
 import sys
-import tempfile
 import threading
-from pathlib import Path
 
 from beacon_ota.errors import UsageError
 from beacon_ota.malloc import one_arena
-from beacon_ota.orchestrator import server, tls
+from beacon_ota.orchestrator import folder, server, tls
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import is_shared
 from beacon_ota.orchestrator.engine import Engine
@@ -52,37 +50,20 @@ def serve(settings: Settings, listen: Listen) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    _make_folder(settings.data)
-    if settings.workers > 1:
-        from beacon_ota.orchestrator.workers import supervise
+    folder.make(settings.data)
+    with folder.held(settings.data) as hold:
+        if settings.workers > 1:
+            from beacon_ota.orchestrator.workers import supervise
 
-        supervise(settings, listen)
-        return
-    work = _serve(settings, listen)
-    if sys.platform == "win32":
-        asyncio.run(work)
-    else:
-        import uvloop
+            supervise(settings, listen, hold)
+            return
+        work = _serve(settings, listen)
+        if sys.platform == "win32":
+            asyncio.run(work)
+        else:
+            import uvloop
 
-        uvloop.run(work)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the data folder, and see whether something can be made in it.
-
-    Raises:
-        UsageError: ``data_unusable``.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(
-            "data_unusable",
-            f"the data folder {folder} cannot be used: {error.strerror}",
-            found=str(folder),
-        ) from None
+            uvloop.run(work)
 
 
 async def _serve(settings: Settings, listen: Listen) -> None:

@@ -359,12 +359,15 @@ class View:
         )
 
     def put_attempt(self, attempt: Attempt) -> None:
-        """Take an attempt, new or changed. A settled one opens again only if it had expired."""
+        """Take an attempt, new or changed. A settled one opens again only if it had expired.
+
+        It was offered again at another time then, by a clock that may have been set back.
+        """
         entry = self.entries.get(attempt.rollout_id)
         if entry is not None:
             known = entry.attempts.get(attempt.id)
             if known is not None and known.result is not None and attempt.result is None:
-                renewed = known.result is Result.EXPIRED and attempt.offered_at > known.offered_at
+                renewed = known.result is Result.EXPIRED and attempt.offered_at != known.offered_at
                 if not renewed:
                     return
             entry.attempts[attempt.id] = attempt

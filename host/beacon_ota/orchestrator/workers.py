@@ -69,8 +69,10 @@ class Heartbeats:
 class _Parent:
     """What the workers inherit, and who of them is alive."""
 
-    def __init__(self, settings: Settings, listen: Listen):
-        self.settings, self.listen = settings, listen
+    hold: int | None = None  # the data folder's lock; not the workers'
+
+    def __init__(self, settings: Settings, listen: Listen, hold: int | None = None):
+        self.settings, self.listen, self.hold = settings, listen, hold
         self.clock = Clock(listen.time_scale)
         engine = connect(settings.database or "")
         try:
@@ -209,6 +211,8 @@ class _Parent:
         try:
             os.setpgid(0, 0)  # an interrupt at the terminal is the parent's to hand on
             os.close(self.life[1])
+            if self.hold is not None:
+                os.close(self.hold)
             self._work(index)
             code = 0
         except BaseException:
@@ -266,6 +270,10 @@ def _held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
-def supervise(settings: Settings, listen: Listen) -> None:
-    """Run several workers until interrupted; one that dies is replaced."""
-    _Parent(settings, listen).run()
+def supervise(settings: Settings, listen: Listen, hold: int | None = None) -> None:
+    """Run several workers until interrupted; one that dies is replaced.
+
+    Args:
+        hold: a file descriptor that locks the data folder, for as long as the parent lives.
+    """
+    _Parent(settings, listen, hold).run()

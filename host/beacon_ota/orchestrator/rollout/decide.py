@@ -272,7 +272,7 @@ def lost(
     Args:
         attempts: of any rollout; the others' are left alone.
         listening_since: since when beacons could have reached us without interruption; what we
-            were not there to hear is not held against them.
+            were not there to hear is not held against them. 0: nobody knows.
     """
     own = rollout.plan.rollout_id
     return [
@@ -281,12 +281,34 @@ def lost(
         if attempt.rollout_id == own
         and attempt.result is None
         and attempt.taken_at is not None
-        and now >= max(attempt.taken_at, listening_since) + rollout.gates[attempt.wave].silence_s
+        and _is_over(
+            max(attempt.taken_at, listening_since),
+            rollout.gates[attempt.wave].silence_s,
+            now,
+            listening_since,
+        )
     ]
 
 
-def expired(rollout: Rollout, attempts: Iterable[Attempt], now: float) -> list[Attempt]:
-    """Return a rollout's offers that nobody took in time; they count for nothing."""
+def _is_over(began: float, span_s: float, now: float, listening_since: float) -> bool:
+    """Tell whether a span of time has passed.
+
+    What began far in the future began before the clock was set back: it counts from when we have
+    listened without interruption, or it would hold its place for as long as the clock went back.
+    """
+    if began > now + span_s and 0 < listening_since <= now:
+        began = listening_since
+    return now >= began + span_s
+
+
+def expired(
+    rollout: Rollout, attempts: Iterable[Attempt], now: float, *, listening_since: float = 0.0
+) -> list[Attempt]:
+    """Return a rollout's offers that nobody took in time; they count for nothing.
+
+    Args:
+        listening_since: as for :func:`lost`.
+    """
     own = rollout.plan.rollout_id
     return [
         attempt
@@ -294,7 +316,7 @@ def expired(rollout: Rollout, attempts: Iterable[Attempt], now: float) -> list[A
         if attempt.rollout_id == own
         and attempt.result is None
         and attempt.taken_at is None
-        and now >= attempt.offered_at + rollout.plan.offer_s
+        and _is_over(attempt.offered_at, rollout.plan.offer_s, now, listening_since)
     ]
 
 

@@ -1,5 +1,6 @@
 """Attempts: a beacon's tries at a release. Each has one outcome, and the first one stays."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -128,7 +129,12 @@ class Times(NamedTuple):
 
 
 def offer_upon(
-    conn: Connection, basis: Basis, channel: str, row: Fields, again: bool
+    conn: Connection,
+    basis: Basis,
+    channel: str,
+    row: Fields,
+    again: bool,
+    known: Collection[str] = (),
 ) -> Fields | None:
     """Record an offer if nothing has changed that it was decided upon.
 
@@ -137,6 +143,7 @@ def offer_upon(
         channel: of the beacon.
         row: of the attempt.
         again: its forerunner expired.
+        known: ids of the beacon's attempts at the rollout that it was decided upon.
 
     Returns:
         The attempt's row; None when it is to be decided again: somebody else has moved or halted
@@ -146,11 +153,13 @@ def offer_upon(
         return None
     if beacons.open_channel(conn, row["beacon_id"]) != channel:
         return None
-    return (offer_again if again else offer)(conn, row)
+    return (offer_again if again else offer)(conn, row, known)
 
 
-def offer(conn: Connection, row: Fields) -> Fields:
+def offer(conn: Connection, row: Fields, known: Collection[str] = ()) -> Fields:
     """Record an offer, before the beacon hears of it.
+
+    Numbers may have gaps: what a mirror told in between may not have been taken.
 
     Returns:
         ``row``; or what another process has offered the beacon since ``row`` was decided upon.
@@ -158,12 +167,14 @@ def offer(conn: Connection, row: Fields) -> Fields:
     who = {"beacon": row["beacon_id"], "rollout": row["rollout_id"]}
     newest = _NEWEST.first(conn, who)
     if newest is not None and newest["n"] >= row["n"]:
-        return newest
+        if newest["id"] not in known:
+            return newest
+        row = {**row, "n": newest["n"] + 1}
     _OFFER.first(conn, row)
     return row
 
 
-def offer_again(conn: Connection, row: Fields) -> Fields:
+def offer_again(conn: Connection, row: Fields, known: Collection[str] = ()) -> Fields:
     """Record an offer whose forerunner expired: it is the same attempt, nothing came of it yet.
 
     So a beacon that asks and asks and never begins has one row, not one for every ten minutes.
@@ -171,10 +182,10 @@ def offer_again(conn: Connection, row: Fields) -> Fields:
     """
     if (renewed := _AGAIN.first(conn, row)) is not None:
         return renewed
-    known = get(conn, row["id"])
-    if known is not None and known["result"] is None:
-        return known  # another process was faster
-    return offer(conn, {**row, "id": new_id(), "n": row["n"] + 1})
+    now = get(conn, row["id"])
+    if now is not None and now["result"] is None:
+        return now  # another process was faster
+    return offer(conn, {**row, "id": new_id(), "n": row["n"] + 1}, known)
 
 
 def take(conn: Connection, attempt_id: str, at: float) -> Fields | None:
@@ -185,6 +196,13 @@ def take(conn: Connection, attempt_id: str, at: float) -> Fields | None:
 def rebooting(conn: Connection, attempt_id: str, at: float) -> Fields | None:
     """Record that a beacon is about to boot the release: from here on nothing calls it back."""
     return _REBOOTING.first(conn, {"attempt": attempt_id, "at": at}) or get(conn, attempt_id)
+
+
+def free_number(conn: Connection, row: Fields) -> int:
+    """Return the number of an attempt that was made elsewhere: its own if nobody here has it."""
+    place = (_a.rollout_id == row["rollout_id"]) & (_a.beacon_id == row["beacon_id"])
+    used = list(conn.scalars(select(_a.n).where(place)))
+    return max(used) + 1 if row["n"] in used else row["n"]
 
 
 def conclude(

@@ -18,6 +18,7 @@ from beacon_ota.orchestrator.schema import (
     sites,
 )
 from beacon_ota.orchestrator.store import Fields, audit, fields, insert_or_ignore, keys
+from beacon_ota.orchestrator.store import attempts as tries_of
 from beacon_ota.orchestrator.store import events as told
 from beacon_ota.orchestrator.store import mirror_rows as rows
 from beacon_ota.orchestrator.store import rollouts as orders_of
@@ -240,10 +241,7 @@ def _take_attempt(conn: Connection, mirror: Fields, row: Fields) -> Fields | Non
         if order is None or order.firmware_id != row["firmware_id"]:
             return None  # a rollout that never was
         _check_place(row, json.loads(order.plan))
-        place = (_a.rollout_id == row["rollout_id"]) & (_a.beacon_id == row["beacon_id"])
-        used = list(conn.scalars(select(_a.n).where(place)))
-        if row["n"] in used:  # the beacon has asked us directly, too
-            row["n"] = max(used) + 1
+        row["n"] = tries_of.free_number(conn, row)  # the beacon may have asked us directly, too
         row["mirror"] = mirror["id"]
         conn.execute(insert(attempts), row)
         return row

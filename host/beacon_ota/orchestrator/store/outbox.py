@@ -24,6 +24,7 @@ from beacon_ota.orchestrator.schema import (
     sites,
 )
 from beacon_ota.orchestrator.store import Fields, keys, new_id
+from beacon_ota.orchestrator.store import attempts as tries_of
 from beacon_ota.orchestrator.store.changes import note, noted
 from beacon_ota.orchestrator.store.mirrors import HEARD, digest
 
@@ -172,12 +173,13 @@ def _end(conn: Connection, given: set[str]) -> None:
 def _take_attempt(conn: Connection, row: Fields) -> None:
     known = conn.execute(select(attempts).where(_a.id == row["id"])).first()
     if known is None:
-        conn.execute(insert(attempts), row)
+        # The beacon may have asked here, too, while the line was down.
+        conn.execute(insert(attempts), {**row, "n": tries_of.free_number(conn, row)})
     elif known.mirror is not None and (
         known.result in (None, "expired")
         or (known.late_result, known.blamed_at) != (row["late_result"], row.get("blamed_at"))
     ):
-        conn.execute(update(attempts).where(_a.id == row["id"]).values(**row))
+        conn.execute(update(attempts).where(_a.id == row["id"]).values(**{**row, "n": known.n}))
 
 
 def _put(conn: Connection, table: Table, key: str, row: Fields, kept: str = "") -> None:

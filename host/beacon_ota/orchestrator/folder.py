@@ -1,0 +1,75 @@
+"""The data folder: made at the start, and one orchestrator's at a time.
+
+Two on one folder would each decide by what they know themselves, and neither would hear what the
+other has halted, registered or given a key; on PostgreSQL they would still share the memory of
+what was signed, unknowingly. Workers are one orchestrator: their parent holds the folder.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from beacon_ota.errors import UsageError
+
+FILE = "in-use"  # in the data folder: locked, and empty
+
+
+def make(folder: Path) -> None:
+    """Make the data folder, and see whether something can be made in it.
+
+    Raises:
+        UsageError: ``data_unusable``.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[int | None]:
+    """Hold a data folder for the duration of a block; the kernel lets go for who is killed.
+
+    Yields:
+        What a forked process has to close, so that it does not hold the folder, too.
+
+    Raises:
+        UsageError: ``data_in_use``, ``data_unusable``.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is held
+        yield None
+        return
+    try:
+        fd = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise unusable(folder / FILE, error) from None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                "data_in_use",
+                f"another orchestrator runs on the data folder {folder}",
+                found=str(folder),
+                expected="another --data, or --workers",
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def unusable(folder: Path, error: OSError) -> UsageError:
+    """Return what says that a data folder, or something in it, is of no use."""
+    return UsageError(
+        "data_unusable",
+        f"{folder} cannot be used: {error.strerror}",
+        found=str(folder),
+    )
