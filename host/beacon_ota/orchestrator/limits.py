@@ -21,7 +21,7 @@ class Limits:
     head_fields: int = 128  # headers of a request
     head_time: float = 20.0  # until a head is complete; also for a connection that says nothing
     body_overhead: int = 32 * KIB  # chunk extensions and trailers, beyond eight times the body
-    body_unread: int = 1024 * KIB  # rest of a body that was refused already, then it is cut off
+    body_unread: int = 8 * KIB * KIB  # rest of a body that was refused already, then it is cut off
     parsed_ahead: int = 1 * KIB  # of what a peer sends before it has its answer
     body_stall: float = 20.0  # between two pieces of a request body
     send_stall: float = 60.0  # a reader of a download that takes nothing

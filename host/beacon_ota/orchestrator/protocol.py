@@ -70,6 +70,7 @@ class Protocol(HttpToolsProtocol):
         self._heading = True  # between two requests, or in a head
         self._head = 0  # bytes of the head so far
         self._wire = self._body = 0  # bytes of the body so far, as sent and as meant
+        self._unread = 0  # of it, those that came after the answer
         self._too_large = False
 
     # ---- the connection ----
@@ -164,8 +165,9 @@ class Protocol(HttpToolsProtocol):
         else:
             self._wire += len(piece)
             spare = self._wire - _BODY_FACTOR * self._body
-            unread = self.cycle.response_complete and self._wire > LIMITS.body_unread
-            if spare > LIMITS.body_overhead or unread:
+            if self.cycle.response_complete:
+                self._unread += len(piece)
+            if spare > LIMITS.body_overhead or self._unread > LIMITS.body_unread:
                 self._deaf = True
                 self.transport.abort()
 
@@ -209,7 +211,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._heading = False
-        self._head = self._wire = self._body = 0
+        self._head = self._wire = self._body = self._unread = 0
         self._disarm()
         super().on_headers_complete()
 
