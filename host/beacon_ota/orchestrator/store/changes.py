@@ -58,12 +58,13 @@ def read(conn: Connection, after: int, own: str, with_events: bool) -> News:
         with_events: include the rows of events, our own too: they are told in one order.
     """
     forgotten = _forgotten(conn)
-    rows = conn.execute(
+    query = (
         select(_c.seq, _c.what, _c.key, _c.worker)
         .where(_c.seq >= after)
         .order_by(_c.seq)
         .limit(BATCH + 1)
-    ).all()
+    )
+    rows = list(conn.execute(query))
     if rows and rows[0].seq == after:
         del rows[0]
     elif after != forgotten:  # pruned; or the database went back, and counts from there again
