@@ -450,3 +450,44 @@ def test_an_offer_that_is_renewed_after_the_clock_was_set_back_is_under_way(
     assert local.admin().rollout(rollout)["results"] == {"open": 1}
     local.go_on(31 * 60)
     assert local.admin().rollout(rollout)["results"] == {"lost": 1}
+
+
+def test_failures_count_after_a_resume_by_a_clock_that_was_ahead(local, tmp_path, by_hand):
+    """What was accepted then are the failures until then, and none that come after."""
+    fleet = local.beacons(8)
+    made = upload(local.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    plan = {"preset": "all-at-once", "window": ALWAYS}
+    rollout = local.admin().create_rollout(made, plan)["rollout_id"]
+    for beacon in fleet[:3]:
+        beacon.fail(beacon.offered())
+    local.step()
+    assert local.admin().rollout(rollout)["status"] == "halted"
+    local.admin().move_rollout(rollout, "resume")
+    by_hand(YEAR)
+    local.step()
+    assert local.admin().rollout(rollout)["status"] == "active"
+    local.clock.at += 1
+    for beacon in fleet[3:6]:
+        beacon.fail(beacon.offered())
+    local.step()
+    assert local.admin().rollout(rollout)["status"] == "halted"
+
+
+def test_a_beacon_forgiven_by_a_clock_that_was_ahead_may_fail_no_more_often(
+    local, tmp_path, by_hand
+):
+    (beacon,) = local.beacons(1)
+    admin = local.admin()
+    made = upload(admin, "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    plan = {"preset": "all-at-once", "window": ALWAYS, "gate": {"in_a_row": 99}}
+    admin.create_rollout(made, plan)
+    beacon.fail(beacon.offered())
+    admin.do_beacon(beacon.id, "unquarantine", "once more")
+    by_hand(YEAR)
+    offers = 0
+    for _ in range(6):
+        local.clock.at += 40 * 60
+        if (offer := beacon.offer()) is not None:
+            offers += 1
+            beacon.fail(offer)
+    assert offers == 3

@@ -10,8 +10,10 @@ from sqlalchemy import event, text
 
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.database import Database, connect, migrate, newest_revision
+from beacon_ota.orchestrator.engine import dump_state, load_state
+from beacon_ota.orchestrator.rollout import advance as moves
 from beacon_ota.orchestrator.schema import metadata
-from beacon_ota.orchestrator.store import changes, events
+from beacon_ota.orchestrator.store import changes, events, rollouts
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.test_rollout_flow import (  # noqa: F401  the same, over another database
     release,
@@ -121,6 +123,34 @@ def test_what_was_committed_and_its_answer_lost_is_known_all_the_same(local, los
     assert beacon.offer() is None
     assert admin.rollout(rollout)["status"] == "halted"
     assert beacon.report("rebooting", offer).status in (409, 410)
+
+
+def test_a_database_that_lost_its_last_commits_is_read_again(local, tmp_path):
+    """Its replica took over and numbers changes as it knows them: a halt is heard all the same."""
+    admin = local.admin()
+    (beacon,) = local.beacons(1)
+    made = upload(admin, "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    plan = {"preset": "all-at-once", "window": "00:00-24:00"}
+    rollout = admin.create_rollout(made, plan)["rollout_id"]
+    offer = beacon.offered()
+    assert beacon.download(offer).status == 200 and beacon.offered() == offer
+    engine = connect(local.service.settings.database)
+    with engine.begin() as conn:
+        for number in range(20):  # these are lost
+            put(conn, f"thing.{number}")
+    local.call(local.service.catch_up())
+    with engine.begin() as conn:
+        conn.execute(text("DELETE FROM changes WHERE seq > (SELECT max(seq) - 20 FROM changes)"))
+        reset = "SELECT setval(pg_get_serial_sequence('changes', 'seq'), max(seq)) FROM changes"
+        conn.execute(text(reset))
+        row = rollouts.get(conn, rollout)
+        state = load_state(row["state"])
+        (halted,) = moves.halt(state, local.clock.at, "somebody")
+        values = {"status": "halted", "state": dump_state(moves.apply(state, halted))}
+        assert rollouts.advance(conn, rollout, row["revision"], values)
+    engine.dispose()
+    assert beacon.offer() is None
+    assert beacon.download(offer).status in (409, 410)
 
 
 def put(conn, kind):

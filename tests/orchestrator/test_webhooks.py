@@ -175,6 +175,20 @@ def test_again_until_it_arrives(local, receiver):
     assert stamps == sorted(set(stamps))
 
 
+def test_a_clock_that_is_set_back_puts_nothing_off(local, receiver):
+    """What failed a moment ago is not tried again in a year, nor what has happened since."""
+    admin = local.admin()
+    receiver.answer = lambda: 503
+    made = admin.create_webhook("chat", receiver.url, ["thing."])["webhook_id"]
+    happen(local, "thing.before")
+    until(lambda: hook(admin, made)["failing_since"], what="a try that failed")
+    local.clock.at -= 365 * 86400
+    receiver.answer = lambda: 204
+    happen(local, "thing.since")
+    until(counted(admin, made, delivered=2), what="both to be delivered")
+    assert receiver.kinds.count("thing.since") == 1
+
+
 def test_given_up_visibly_and_taken_up_again(local, receiver):
     admin = local.admin()
     receiver.answer = lambda: 503

@@ -154,7 +154,7 @@ async def _look_back(service: Service, node: Node, now: float) -> None:
     if node.facts.image == release.row["checksum"]:
         node.back_at = None
         return
-    if node.back_at is None:
+    if node.back_at is None or node.back_at > now:  # the clock was set back
         node.back_at = now
     elif now - node.back_at >= BACK_GRACE_S:
         node.back_at = None

@@ -273,9 +273,10 @@ def _record(
     others: list[Fields] = []
     how = ""
     if word in wire.FINAL:
-        how, row = attempts.finish(conn, now, doc)
+        at = attempts.dated(conn, attempt_id, now)
+        how, row = attempts.finish(conn, at, doc)
         if row is not None and how != "repeated":
-            others = attempts.undo_earlier(conn, now, doc, row)
+            others = attempts.undo_earlier(conn, at, doc, row)
             if how == "first":
                 told.append(outcome_event(conn, now, row, version))
             undone = [*others, row] if how == "undone" and row["result"] == "success" else others

@@ -33,6 +33,7 @@ ALERTS = (
 PAUSES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)
 REST_S = 60.0  # of a webhook that fails, at most: its other deliveries need not all find out
 LEASE_S = 60.0  # longer than a try takes
+_SPREAD = 0.1  # of a pause, shorter or longer
 _ROUND_S = 0.5  # of the wall clock, between two looks at what is new
 _LOOK_S = 30.0  # and so often in any case
 _BATCH = 500
@@ -85,7 +86,9 @@ class Webhooks:
             try:
                 if self._hooks and self.service.leads:
                     await self._look()
-                    for webhook_id, due in await self.service.db.read(webhooks.next_due):
+                    for webhook_id, due in await self.service.db.read(
+                        webhooks.next_due, clock.now(), self._waits(), REST_S
+                    ):
                         wait = clock.real(max(due - clock.now(), 0.0))
                         if wait > 0:
                             pause = min(pause, wait)
@@ -117,6 +120,11 @@ class Webhooks:
                 await self.service.db.write(webhooks.enqueue, now, found, last)
             self._seen = last
 
+    def _waits(self) -> list[float]:
+        """Return for how long a delivery waits at most, by the number of its tries."""
+        lease_s = LEASE_S * self.service.clock.scale
+        return [lease_s, *(max(lease_s, pause * (1 + _SPREAD)) for pause in PAUSES_S)]
+
     # ---- one delivery ----
 
     def _begin(self, webhook_id: str) -> None:
@@ -139,13 +147,14 @@ class Webhooks:
     async def _try(self, webhook_id: str) -> bool:
         service = self.service
         now = service.clock.now()
-        lease_s = LEASE_S * service.clock.scale
+        waits = self._waits()
+        lease_s = waits[0]
 
         def take(conn: Connection) -> tuple[Fields, Fields] | None:
             hook = webhooks.get(conn, webhook_id)
             if hook is None or hook["disabled_at"] is not None:
                 return None
-            row = webhooks.claim(conn, webhook_id, now, lease_s)
+            row = webhooks.claim(conn, webhook_id, now, lease_s, waits)
             return None if row is None else (hook, row)
 
         taken = await service.db.write(take)
@@ -166,7 +175,11 @@ class Webhooks:
     async def _record(self, hook: Fields, row: Fields, outcome: Outcome) -> None:
         now = self.service.clock.now()
         tries = row["tries"] + 1
-        pause = None if tries > len(PAUSES_S) else PAUSES_S[tries - 1] * random.uniform(0.9, 1.1)
+        pause = (
+            None
+            if tries > len(PAUSES_S)
+            else PAUSES_S[tries - 1] * random.uniform(1 - _SPREAD, 1 + _SPREAD)
+        )
         over = outcome.ok or outcome.gone or pause is None
         state = webhooks.DELIVERED if outcome.ok else webhooks.GIVEN_UP
         told: list[Fields] = []

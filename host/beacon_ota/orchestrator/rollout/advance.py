@@ -10,11 +10,10 @@ from dataclasses import replace
 from beacon_ota.errors import UsageError
 
 from .decide import opens_at
-from .gates import Verdict, judge, soak_of, tripped
+from .gates import SKEW_S, Verdict, judge, soak_of, tripped
 from .rules import Rollout
 from .types import Kind, RolloutState, Status, Tally, Transition, WaveState
 
-SKEW_S = 60.0  # a clock that is being disciplined goes back by less
 ENDED = frozenset((Status.ABORTED,))
 WATCHED = frozenset((Status.ACTIVE, Status.PAUSED, Status.COMPLETED))
 _STATUS = {

@@ -14,6 +14,8 @@ from .fields import format_duration
 from .rules import Rollout, order
 from .types import Attempt, Beacon, Cell, Gate, Result, RolloutState, Tally, WaveState
 
+SKEW_S = 60.0  # a clock that is being disciplined goes back by less
+
 _FAILURES = OUTCOMES - {Result.SUCCESS}
 _FIELDS = ("healthy", "gone", "failed", "accepted", "open", "waiting", "away")
 _HEALTHY, _GONE, _FAILED, _ACCEPTED, _OPEN, _WAITING, _AWAY = range(len(_FIELDS))
@@ -143,7 +145,9 @@ class _Counting:
     ) -> None:
         gate = self.rollout.gates[latest.wave]
         ended = latest.final_at
-        accepted = ended <= self.since
+        # What ended in the future did so before the clock was set back; whoever resumed the rollout
+        # since could not do so in vain until the clock has caught up.
+        accepted = ended <= self.since or (self.since > 0 and ended > self.now + SKEW_S)
         undone = latest.undone_at is not None
         failed = latest.result in _FAILURES or undone or self._fell_back(beacon, ended)
         if not failed:

@@ -17,6 +17,7 @@ from sqlalchemy import (
 )
 
 from beacon_ota.orchestrator.schema import attempts
+from beacon_ota.orchestrator.schema import beacons as _beacons
 from beacon_ota.orchestrator.store import Fields, beacons, new_id, rollouts
 from beacon_ota.orchestrator.store.prepared import Prepared
 from beacon_ota.orchestrator.store.rollouts import Basis
@@ -118,6 +119,16 @@ _UNDO_LATE = Prepared(
     .values(late_result=bindparam("how"), late_at=bindparam("at"), **_BLAMED)
     .returning(attempts)
 )
+
+
+_FORGIVEN = Prepared(
+    select(_beacons.c.cleared_at).where(
+        _a.id == bindparam("attempt"),
+        _beacons.c.id == _a.beacon_id,
+        _beacons.c.cleared_at >= bindparam("at"),
+    )
+)
+_STEP_S = 0.001
 
 
 class Times(NamedTuple):
@@ -224,10 +235,21 @@ def conclude(
     Returns:
         Whether this settled it, and its row as it is now.
     """
+    at = dated(conn, attempt_id, at)
     end = {"in_stage": stage, "in_code": code, "said": detail}
     was = dict(zip(("was_offered", "was_taken", "was_rebooting"), upon, strict=True))
     row = _CONCLUDE.first(conn, {"attempt": attempt_id, "at": at, "how": result, **end, **was})
     return row is not None, row or get(conn, attempt_id)
+
+
+def dated(conn: Connection, attempt_id: str, at: float) -> float:
+    """Return when an attempt that ends now is to have ended.
+
+    What its beacon was forgiven by a clock that was ahead came before: an end now is dated behind
+    that, if need be in the future, or no failure would count until the clock has caught up.
+    """
+    forgiven = _FORGIVEN.first(conn, {"attempt": attempt_id, "at": at})
+    return at if forgiven is None else forgiven["cleared_at"] + _STEP_S
 
 
 def finish(conn: Connection, at: float, report: Fields) -> tuple[str, Fields | None]:

@@ -34,7 +34,7 @@ class News(NamedTuple):
     Attributes:
         seq: of the last change that is in it.
         more: there are further ones.
-        lost: changes are gone that were never read.
+        lost: changes are gone that were never read, or some that were read never happened.
         kinds: of everything that changed, by us or by others.
     """
 
@@ -57,16 +57,21 @@ def read(conn: Connection, after: int, own: str, with_events: bool) -> News:
     Args:
         with_events: include the rows of events, our own too: they are told in one order.
     """
-    if after < _forgotten(conn):
-        return News(last(conn), lost=True)
-    rows = conn.execute(
+    forgotten = _forgotten(conn)
+    query = (
         select(_c.seq, _c.what, _c.key, _c.worker)
-        .where(_c.seq > after)
+        .where(_c.seq >= after)
         .order_by(_c.seq)
-        .limit(BATCH)
-    ).all()
+        .limit(BATCH + 1)
+    )
+    rows = list(conn.execute(query))
+    if rows and rows[0].seq == after:
+        del rows[0]
+    elif after != forgotten:  # pruned; or the database went back, and counts from there again
+        return News(last(conn), lost=True)
     if not rows:
         return News(after)
+    del rows[BATCH:]
     keys: dict[str, dict[str, None]] = {}
     for row in rows:
         if row.what in _TABLES and (

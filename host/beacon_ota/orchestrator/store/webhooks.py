@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, func, insert, select, update
 
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.schema import deliveries, webhooks
@@ -103,25 +104,48 @@ def _delivery(
     }
 
 
-def next_due(conn: Connection) -> list[tuple[str, float]]:
-    """Return (webhook id, when it may try next) for those that have something to deliver."""
+def next_due(
+    conn: Connection, now: float, waits: Sequence[float], rest_s: float
+) -> list[tuple[str, float]]:
+    """Return (webhook id, when it may try next) for those that have something to deliver.
+
+    Args:
+        waits: for how long a delivery waits at most, by the number of its tries.
+        rest_s: for how long a webhook rests at most.
+    """
+    at = case((_is_due(now, waits), now), else_=_d.next_at)
     query = (
-        select(_d.webhook_id, _w.rests_until, func.min(_d.next_at))
+        select(_d.webhook_id, _w.rests_until, func.min(at))
         .join(webhooks, _w.id == _d.webhook_id)
         .where(_d.state == PENDING, _w.disabled_at.is_(None))
         .group_by(_d.webhook_id, _w.rests_until)
     )
-    return [(row[0], max(row[1] or 0.0, row[2])) for row in conn.execute(query)]
+    found = []
+    for webhook_id, rests_until, due in conn.execute(query):
+        rests = rests_until is not None and rests_until <= now + rest_s
+        found.append((webhook_id, max(rests_until, due) if rests else due))
+    return found
 
 
-def claim(conn: Connection, webhook_id: str, now: float, lease_s: float) -> Fields | None:
+def _is_due(now: float, waits: Sequence[float]) -> Any:
+    """Return the condition that a delivery is due.
+
+    What waits for longer than anything ever does was put off before the clock was set back.
+    """
+    longest = case(dict(enumerate(waits)), value=_d.tries, else_=waits[-1])
+    return (_d.next_at <= now) | (_d.next_at > now + longest)
+
+
+def claim(
+    conn: Connection, webhook_id: str, now: float, lease_s: float, waits: Sequence[float]
+) -> Fields | None:
     """Take a webhook's next delivery, oldest event first; nobody else gets it for a while.
 
     Whoever took it and died has not delivered it: when the lease is over it is due again.
     """
     query = (
         select(deliveries)
-        .where(_d.webhook_id == webhook_id, _d.state == PENDING, _d.next_at <= now)
+        .where(_d.webhook_id == webhook_id, _d.state == PENDING, _is_due(now, waits))
         .order_by(_d.next_at, _d.event_id)
         .limit(1)
     )
