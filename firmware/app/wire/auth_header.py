@@ -6,8 +6,8 @@ _HEX = "0123456789abcdef"
 _DIGITS = "0123456789"
 
 
-# The header's (beacon_id, ts, nonce, mac), or None unless it is spelled as above. The nonce and the
-# mac are still hex, checked for length and alphabet; ts has at most 11 digits.
+# The header's (beacon_id, ts, nonce, mac), or None unless it is spelled as auth.header does. The
+# nonce and the mac are still hex, checked for length and alphabet; ts has at most 11 digits.
 def parse(value):
     if len(value) > MAX_HEADER or not value.startswith("Beacon id="):
         return None
