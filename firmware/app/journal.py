@@ -3,6 +3,7 @@
 # so did older releases: what is read is held to the contract (wire/journal.py) like what is
 # written.
 
+from lazy import forget
 from micropython import const
 from net import clock
 from wire import journal as rule
@@ -15,48 +16,52 @@ class Journal:
     def __init__(self, store):
         self._store = store
         entries = self._read(True)
-        self._head = entries[-1][0] if entries else 0
-        self._last = entries[-1][2:] if entries else None
+        self.newest = entries[-1][0] if entries else 0
+        self.words = entries[-1][2:] if entries else None
         ack = store.number("jrn_ack")
-        self._ack = min(max(ack, 0), self._head)
-        if self._head >= _LAST:
-            self._restart(entries)
-        elif self._ack != ack:
+        self.delivered = min(max(ack, 0), self.newest)
+        if self.newest >= _LAST:
+            import renumber
+
+            renumber.restart(self, store, entries)
+            renumber = None
+            forget("renumber")
+        elif self.delivered != ack:
             # What stage 0 writes next counts from the ring, and would pass for delivered.
-            self._store.try_put("jrn_ack", self._ack)
+            self._store.try_put("jrn_ack", self.delivered)
 
     # The number of the newest entry: a mark in time for whoever wants "since".
     def head(self):
-        return self._head
+        return self.newest
 
     # The same words again while nobody has fetched the first ones are not news, and NVS wears;
     # they are after entry `since`, which is where a trial began.
     def write(self, stage, code, detail="", since=0):
         print("journal:", stage, code, detail)
-        self._write((clock.utc(), stage, code, detail), since)
+        self.append((clock.utc(), stage, code, detail), since)
 
-    def _write(self, said, since=0):
-        seq = self._head + 1
+    def append(self, said, since=0):
+        seq = self.newest + 1
         entry = rule.mend((seq,) + said)
-        if not entry or entry[2:] == self._last and self._head > max(self._ack, since):
+        if not entry or entry[2:] == self.words and self.newest > max(self.delivered, since):
             return
         place = "journal%d" % (seq % _PLACES)
         put = self._store.try_put
         # A full NVS has room again once the oldest entry is gone.
         if put(place, entry) or put(place, None) and put(place, entry):
-            self._head = seq
-            self._last = entry[2:]
+            self.newest = seq
+            self.words = entry[2:]
 
     # The entries after `seq`, oldest first; by default those not delivered yet.
     def since(self, seq=None):
         if seq is None:
-            seq = self._ack
+            seq = self.delivered
         return [entry for entry in self._read() if entry[0] > seq]
 
     # The orchestrator has stored everything up to `seq`. A number it cannot know is no news.
     def acked(self, seq):
-        if self._ack < seq <= self._head:
-            self._ack = seq
+        if self.delivered < seq <= self.newest:
+            self.delivered = seq
             self._store.try_put("jrn_ack", seq)
 
     # Oldest first, each number once: that is how the orchestrator takes them. Numbers beyond the
@@ -74,20 +79,6 @@ class Journal:
                 entries.append(entry)
         entries.sort(key=_seq)
         return entries
-
-    # The numbers have come to their end, and begin again. Stage 0 goes on from the highest one in
-    # the ring, so no place may keep an old one. What a power cut takes away here are entries of a
-    # ring that was damaged before.
-    def _restart(self, entries):
-        for key in ["journal%d" % i for i in range(_PLACES)] + ["jrn_ack"]:
-            if not self._store.try_put(key, None):
-                return
-        ack = self._ack
-        self._ack = self._head = 0
-        self._last = None
-        for entry in entries:
-            if entry[0] > ack or entry is entries[-1]:
-                self._write(tuple(entry[1:]))
 
 
 def _seq(entry):

@@ -58,6 +58,8 @@ class Beacon:
         forget("wiring")
         self.announce()
         self.radio.open(positioning.frame(self.store))
+        positioning = None
+        forget("services.positioning")
 
         from net.api import Api
         from ota.agent import Agent

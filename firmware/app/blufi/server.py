@@ -24,11 +24,6 @@ _LOCK = const(10)  # wrong guesses
 _NEVER = const(0)  # policy `blufi`
 _ALWAYS = const(2)
 
-# What a client hears while provisioning is closed, ready made: ERROR "security", and to EC1
-# "closed".
-_CLOSED = b"\x49\x04\x00\x01\x04"
-_CLOSED_EC1 = b"\x01\x04\x00\x05\xec\x01\x7f\x21\x07"
-
 
 # Why provisioning is open, "" while it is not. `fresh`: it was never provisioned; `button`: ms for
 # which somebody who is there opened it; `lost`: ms without any network, of `limit` seconds allowed.
@@ -128,7 +123,11 @@ class Server:
             return
         if self.gone and self._next is None:
             if not self._why:
-                self._refuse(link, data)
+                from blufi import closed
+
+                closed.refuse(self.beacon.radio, link, self.tx, data)
+                closed = None
+                forget("blufi.closed")
                 return
             self._next = link
         frames = self._later if self.gone else self._frames
@@ -139,16 +138,6 @@ class Server:
             return
         frames.append(data)
         self._wake.set()
-
-    def _refuse(self, link, frame):
-        at = 6 if len(frame) > 1 and frame[1] & 0x10 else 4
-        ours = frame[:1] == b"\x01" and frame[at : at + 1] == b"\xec"
-        radio = self.beacon.radio
-        try:
-            radio.notify(link, self.tx, _CLOSED_EC1 if ours else _CLOSED)
-        except OSError as error:
-            print("blufi:", error)
-        radio.keep(link, _GOODBYE)
 
     # -- the session
 

@@ -222,7 +222,7 @@ class Agent:
         forget("ota.known", "ota.verify", "crypto.pss")
         forget("wire.manifest", "wire.versions")
         forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt", "ota.image")
-        forget("crypto.ctr", "crypto.hkdf", "ota.choice")
+        forget("crypto.ctr", "crypto.hkdf", "ota.choice", "ota.leave")
         forget("ota.install")
         return not stage
 

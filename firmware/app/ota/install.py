@@ -10,7 +10,6 @@ from lazy import forget, load
 from micropython import const
 from net.http import HttpError
 
-from ota import schedule
 from ota.slots import FlashError
 
 _FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
@@ -25,7 +24,7 @@ class Over(Exception):
 class Install:
     def __init__(self, beacon, reporter, offer):
         self._beacon = beacon
-        self._reporter = reporter
+        self.reporter = reporter
         self._offer = offer
         self._begun = time.ticks_ms()
         self.url = offer["download_url"]
@@ -58,21 +57,21 @@ class Install:
         slot, head = await self._fetch(fields)
         self.record["bytes"] = fields["size"]
         self.mark("verifying")
-        await self._insist("verifying")
-        # What otadata still says of an earlier trial must not be taken for this one's.
-        await load("ota.bootable")
-        from ota import bootable
+        await load("ota.leave", "ota.bootable")
+        from ota import bootable, leave
 
+        await leave.ask(beacon, self, "verifying")
+        # What otadata still says of an earlier trial must not be taken for this one's.
         bootable.change_otadata(beacon.slots.erase_stale)
         self.record["slot"] = slot
         self.mark("rebooting")
-        await self._insist("rebooting")
+        await leave.ask(beacon, self, "rebooting")
         beacon.radio.progress(REBOOTING)
         await asyncio.sleep_ms(_FAREWELL)
         bootable.arm(beacon, self, slot, head)
 
-    # Nothing is downloaded before this returns the signed manifest's fields. From here on they
-    # count, and the offer is forgotten.
+    # Nothing is downloaded before this returns what a download needs of the signed manifest. From
+    # here on that counts, and the offer is forgotten.
     async def _believe(self):
         await load("wire.versions", "wire.manifest", "crypto.pss", "ota.known", "ota.verify")
         from ota import verify
@@ -84,7 +83,7 @@ class Install:
         verify = None
         forget("ota.known", "ota.verify", "crypto.pss")
         forget("wire.manifest", "wire.versions")
-        return fields
+        return {name: fields.get(name) for name in ("size", "checksum", "encryption")}
 
     async def _fetch(self, fields):
         await load("ota.writer", "ota.download")
@@ -102,26 +101,9 @@ class Install:
     # A report that may get lost, but not be refused.
     async def tell(self, status, progress=None):
         try:
-            taken = await self._reporter.send(self._reporter.build(status, self.record, progress))
+            taken = await self.reporter.send(self.reporter.build(status, self.record, progress))
         except HttpError as error:
             print("report:", error.code, error.detail)
             return
-        if not taken:
-            raise Over
-
-    # A report that has to be taken before the next step: a halted rollout stops here. An answer
-    # that is neither 2xx nor the word that it is over is no leave to go on, whatever it says.
-    async def _insist(self, status):
-        tries = 0
-        while True:
-            try:
-                taken = await self._reporter.send(self._reporter.build(status, self.record))
-                break
-            except HttpError as error:
-                pause = schedule.backoff(tries, self._beacon.store.policy("backoff_ms"))
-                if pause is None:
-                    raise HttpError(error.code, "report %s: %s" % (status, error.detail))
-                tries += 1
-                await asyncio.sleep_ms(pause)
         if not taken:
             raise Over

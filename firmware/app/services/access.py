@@ -5,6 +5,7 @@ import os
 import time
 
 from crypto.hmac import equal, hmac_sha256
+from lazy import forget
 from micropython import const
 from wire import access
 
@@ -56,7 +57,11 @@ class Access:
             granted = self._judge(self._open.pop(link, None), payload)
             self._say(link, bytes((access.GRANTED if granted else access.REFUSED,)))
             if granted:
-                self._unlock()
+                from services import strike
+
+                strike.open(self._store)
+                strike = None
+                forget("services.strike")
 
     # A challenge serves once, whatever the answer. An unknown id takes as long as a wrong secret.
     def _judge(self, opened, proof):
@@ -74,18 +79,3 @@ class Access:
             self._radio.notify(link, self._status, message)
         except OSError as error:
             print("access:", error)  # the reader has gone, or will ask again
-
-    # Drives the strike's pin, where the policy names one.
-    def _unlock(self):
-        number = self._store.policy("strike_pin")
-        if number < 0:
-            return
-        from machine import Pin, Timer
-
-        pin = Pin(number, Pin.OUT, value=1)
-        Timer(
-            1,
-            mode=Timer.ONE_SHOT,
-            period=self._store.policy("strike_ms"),
-            callback=lambda _: pin.value(0),
-        )

@@ -1,0 +1,19 @@
+# What a client hears while provisioning is closed.
+
+from micropython import const
+
+_GOODBYE = const(200)  # ms for the answer to get out
+
+# Ready made: ERROR "security", and to EC1 "closed".
+_CLOSED = b"\x49\x04\x00\x01\x04"
+_CLOSED_EC1 = b"\x01\x04\x00\x05\xec\x01\x7f\x21\x07"
+
+
+def refuse(radio, link, handle, frame):
+    at = 6 if len(frame) > 1 and frame[1] & 0x10 else 4
+    ours = frame[:1] == b"\x01" and frame[at : at + 1] == b"\xec"
+    try:
+        radio.notify(link, handle, _CLOSED_EC1 if ours else _CLOSED)
+    except OSError as error:
+        print("blufi:", error)
+    radio.keep(link, _GOODBYE)
