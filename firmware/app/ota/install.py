@@ -73,8 +73,12 @@ class Install:
         self.record["armed"] = True
         self.record["journal"] = beacon.journal.head()
         self.mark("rebooting")
-        self._write_head(slot, head)
-        self._change_otadata(beacon.slots.arm, slot)
+        try:
+            self._write_head(slot, head)
+            self._change_otadata(beacon.slots.arm, slot)
+        except Exception:
+            self._give_up(slot)
+            raise
         machine.reset()
 
     # Nothing is downloaded before this returns the signed manifest's fields. From here on they
@@ -113,6 +117,13 @@ class Install:
         except FlashError:
             store.try_put("bad_slot", store.number("bad_slot") | 1 << slot)
             raise
+
+    # What is going to be told as failed must not boot by the next reset, nor by a rescue.
+    def _give_up(self, slot):
+        try:
+            self._beacon.slots.give_up(slot)
+        except OSError as error:
+            print("flash:", error)
 
     def _change_otadata(self, change, *args):
         try:

@@ -135,6 +135,14 @@ class Slots:
         if a < 0 or entries[a].slot(self.count) != slot or entries[a].marks:
             raise FlashError("write", "otadata does not select slot %d" % slot)
 
+    # What `slot` holds boots by no way: it has no head any more, and otadata does not choose it.
+    def give_up(self, slot):
+        try:
+            if slot != self.running:
+                self._slots[slot].ioctl(6, 0)
+        finally:
+            self.unarm()
+
     # Ends the trial for good. True only when otadata says so when read back.
     def confirm(self):
         if not self.on_trial():
