@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from beacon_ota.images import boards
 from beacon_ota.virtual.bluetooth import Advertiser
 from tests.firmware.beacons import bench
 from tests.firmware.server import Fault
@@ -351,3 +352,24 @@ def test_what_was_called_off_boots_by_no_way(v1, v2, word):
         b.wait(lambda: b.server.count("/firmwares/latest/") > polls, what="the next poll")
         assert b.beacon.flash.read(0x1D0000, len(v2)) == b"\xff" * 256 + v2[256:]
         assert b.running() == "ota_0"
+
+
+def test_what_could_not_be_armed_does_not_boot(v1, v2):
+    """Bits of otadata are stuck: the choice is there, but not as it has to be."""
+    board = boards.load("esp32c3")
+    with bench(v1, scale=20) as b:
+        b.wait(lambda: b.polled("1.0.0"))
+        at = board.otadata.offset
+        b.beacon.flash.faults.stuck = {at + 4: 0xFF, at + 0x1004: 0xFF}
+        b.server.image, b.server.offering = v2, True
+        failed = b.reported("failed")
+        assert (failed["stage"], failed["code"]) == ("flash", "write"), failed
+        b.server.offering = False
+        b.beacon.power_cut()
+        b.beacon.power_on()
+        polls = b.server.count("/firmwares/latest")
+        b.wait(lambda: b.server.count("/firmwares/latest") > polls + 2)
+        assert b.running() == "ota_0" and not b.polled("2.0.0", "trial")
+        assert b.server.statuses().count("failed") == 1
+        slot = board.slots[1]
+        assert b.beacon.flash.read(slot.offset, 256) == b"\xff" * 256, "a rescue finds nothing there"

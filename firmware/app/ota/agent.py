@@ -142,7 +142,7 @@ class Agent:
         self._say("ok")
         if status == 204:
             self._fails = 0
-            return schedule.poll_delay(retry, default)
+            return schedule.poll_delay(schedule.unsealed(retry, default), default)
         return await self._consider(offer, default)
 
     async def _consider(self, doc, default):

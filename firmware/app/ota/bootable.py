@@ -73,13 +73,25 @@ def arm(beacon, attempt, slot, head):
     attempt.record["journal"] = beacon.journal.head()
     attempt.mark("rebooting")
     try:
-        write_head(beacon.slots.partition(slot), head)
-    except FlashError:
-        # Not used again until the next power-on.
-        beacon.store.try_put("bad_slot", beacon.store.number("bad_slot") | 1 << slot)
+        try:
+            write_head(beacon.slots.partition(slot), head)
+        except FlashError:
+            # Not used again until the next power-on.
+            beacon.store.try_put("bad_slot", beacon.store.number("bad_slot") | 1 << slot)
+            raise
+        change_otadata(beacon.slots.arm, slot)
+    except Exception:
+        _give_up(beacon.slots, slot)
         raise
-    change_otadata(beacon.slots.arm, slot)
     machine.reset()
+
+
+# What is going to be told as failed must not boot by the next reset, nor by a rescue.
+def _give_up(slots, slot):
+    try:
+        slots.give_up(slot)
+    except OSError as error:
+        print("flash:", error)
 
 
 def change_otadata(change, *args):

@@ -66,6 +66,15 @@ def arm(slots, slot):
         raise FlashError("write", "otadata does not select slot %d" % slot)
 
 
+# What `slot` holds boots by no way: it has no head any more, and otadata does not choose it.
+def give_up(slots, slot):
+    try:
+        if slot != slots.running:
+            slots.parts[slot].ioctl(6, 0)
+    finally:
+        unarm(slots)
+
+
 # Ends the trial for good. True only when otadata says so when read back.
 def confirm(slots):
     if not slots.on_trial():

@@ -10,6 +10,7 @@ RETRIES = const(5)
 _MISSED = const(60)  # s: the window has passed, the next poll names the next one
 _MIN_POLL = const(5)  # s
 _MAX_POLL = const(86400)
+_UNSEALED = const(3600)  # s
 _MAX_FAIL = const(1920)  # s: 32 minutes between attempts (or reports) that keep failing
 
 
@@ -35,6 +36,12 @@ def poll_delay(asked, default, fails=0, first_s=30):
     if fails:
         delay = max(delay, growing(fails, first_s))
     return min(max(delay, _MIN_POLL), _MAX_POLL)
+
+
+# What a header asks for. Nothing signs it: who changes one answer must not send a beacon to sleep for
+# a day.
+def unsealed(asked, default):
+    return asked if asked is None else min(asked, max(default, _UNSEALED))
 
 
 # Seconds until an offer may be installed, 0 for now. The server's window counts first; the local
