@@ -372,4 +372,6 @@ def test_what_could_not_be_armed_does_not_boot(v1, v2):
         assert b.running() == "ota_0" and not b.polled("2.0.0", "trial")
         assert b.server.statuses().count("failed") == 1
         slot = board.slots[1]
-        assert b.beacon.flash.read(slot.offset, 256) == b"\xff" * 256, "a rescue finds nothing there"
+        assert b.beacon.flash.read(slot.offset, 256) == b"\xff" * 256, (
+            "a rescue finds nothing there"
+        )

@@ -124,8 +124,12 @@ def check_device_type(name: object) -> None:
         )
 
 
+# The host's half of the shared rules: tests run it on both, no beacon imports it.
+_HOST_RULES = frozenset({"wire/report.py", "wire/scan.py"})
+
+
 def sources(folder: Path) -> dict[str, bytes]:
-    """Return all Python files below ``folder``: path with ``/`` → text, sorted.
+    """Return the Python files of an app: path below ``folder`` with ``/`` → text, sorted.
 
     Raises:
         AppError: ``app_main`` when there is no ``main.py``.
@@ -133,7 +137,9 @@ def sources(folder: Path) -> dict[str, bytes]:
     found = {
         file.relative_to(folder).as_posix(): file.read_bytes()
         for file in sorted(folder.rglob("*.py"))
-        if not {"__pycache__"} & {*file.parts} and not file.name.startswith(".")
+        if not {"__pycache__"} & {*file.parts}
+        and not file.name.startswith(".")
+        and file.relative_to(folder).as_posix() not in _HOST_RULES
     }
     if f"{MAIN}.py" not in found:
         raise AppError("app_main", "an app needs a main.py", found=str(folder))
