@@ -38,8 +38,8 @@ def poll_delay(asked, default, fails=0, first_s=30):
     return min(max(delay, _MIN_POLL), _MAX_POLL)
 
 
-# What a header asks for. Nothing signs it: who changes one answer must not send a beacon to sleep for
-# a day.
+# What a header asks for. Nothing signs it: who changes one answer must not send a beacon to sleep
+# for a day.
 def unsealed(asked, default):
     return asked if asked is None else min(asked, max(default, _UNSEALED))
 

@@ -32,9 +32,9 @@ class Button:
         return self._pin.value() == 0
 
     def _early(self):
-        if self._begun is not None:
-            if time.ticks_diff(time.ticks_ms(), self._begun) >= _EARLY:
-                self._begun = None
+        begun = self._begun
+        if begun is not None and time.ticks_diff(time.ticks_ms(), begun) >= _EARLY:
+            self._begun = None
         return self._begun is not None
 
     # On the air it shows that the button is being held.
