@@ -171,17 +171,16 @@ def test_a_trial_without_its_limits_is_over():
         assert chip.path == ["/app"] + FROZEN
 
 
-# Nothing that the app, its filesystem or stage 0 itself does before the app has a watchdog of its
-# own holds the chip for ever, and a watchdog that cannot be had keeps no confirmed app from
-# starting.
+# Nothing that the app, its filesystem or stage 0 itself does before the app has its own watchdog
+# holds the chip for ever, and a watchdog that cannot be had keeps no confirmed app from starting.
 def test_every_boot_has_a_watchdog_before_anything_is_read():
+    chip = fresh(0)
+    seen = []
+    chip.reads = lambda: seen.append(chip.wdt)
     for cause in range(1, 6):
-        chip = fresh(0)
         chip.boot(cause)
-        seen = []
-        chip.reads = lambda chip=chip, seen=seen: seen.append(chip.wdt)
         chip.start()
-        assert seen and set(seen) == {60_000}, cause
+    assert len(seen) >= 10 and set(seen) == {60_000}
     chip = fresh(0)
     chip.failing = {"wdt"}
     chip.boot()

@@ -205,6 +205,28 @@ def test_bluetooth_is_still_when_downloads_starve(v1, v2):
         assert air.advertising
 
 
+def test_a_download_that_never_comes_keeps_no_beacon_off_the_air(v1, v2):
+    """Positioning stops for no longer than a reboot takes, whoever sits in between."""
+    air = Advertiser()
+    silent = []  # the beacon's seconds, one number for each look at the air that found none
+
+    def look() -> bool:
+        now = b.beacon.clock.now()
+        if air.advertising:
+            silent.append([now, now])
+        elif silent:
+            silent[-1][1] = now
+        return b.server.last("failed") is not None
+
+    with bench(v1, bluetooth=air, scale=20, policy={"stall_s": 60, "give_up_s": 240}) as b:
+        b.wait(lambda: b.polled("1.0.0") and air.advertising)
+        b.server.downloads = [Fault(stall=0)] * 9
+        b.server.image, b.server.offering = v2, True
+        b.wait(look)
+        assert b.reported("failed")["advertising_paused_ms"] > 1000
+        assert max(end - begun for begun, end in silent) < 50
+
+
 # -- flash
 
 
@@ -372,6 +394,4 @@ def test_what_could_not_be_armed_does_not_boot(v1, v2):
         assert b.running() == "ota_0" and not b.polled("2.0.0", "trial")
         assert b.server.statuses().count("failed") == 1
         slot = board.slots[1]
-        assert b.beacon.flash.read(slot.offset, 256) == b"\xff" * 256, (
-            "a rescue finds nothing there"
-        )
+        assert b.beacon.flash.read(slot.offset, 256) == b"\xff" * 256

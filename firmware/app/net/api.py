@@ -101,8 +101,8 @@ class Api:
         return connection.status, _told(answer) if answer else None, _retry(connection)
 
     # The open answer to a download whose bytes hash to `digest`, from byte `first` on. What comes
-    # back is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest. At
-    # the ticks `ends` nothing is waited for any more.
+    # back is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest.
+    # `ends` are the ticks at which nothing is waited for any more.
     async def download(self, target, digest, first, stall_ms, ends):
         headers = ()
         if first:

@@ -114,11 +114,12 @@ class Download:
                 if self._left() < pause:
                     raise HttpError("timeout", "%s, then %s" % (error.code, error.detail))
                 print("download:", error.code, error.detail, "at", writer.written)
-                if fruitless >= _QUIET and error.code in ("stall", "truncated", "connect"):
-                    beacon.radio.pause()
+                starved = error.code in ("stall", "truncated", "connect")
                 gc.collect()
                 await asyncio.sleep_ms(pause)
                 await beacon.wifi.wait(self._left())
+                if fruitless >= _QUIET and starved:
+                    beacon.radio.pause()
 
     # Milliseconds until it is given up.
     def _left(self):

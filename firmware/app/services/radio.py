@@ -24,6 +24,7 @@ _TURN = const(500)  # ms between looks, and for each of two frames that take tur
 _QUEUE = const(32)  # writes of one link that nobody has looked at yet, and their bytes
 _BYTES = const(2048)
 _IDLE = const(30_000)  # ms without a write until a link is cut: there are only four
+_STILL = const(3000)  # ms off the air at a time: a reboot takes as long
 _FAILED = const(0xFE)
 _SHOWN = const(5000)  # ms for which a failure is advertised
 
@@ -159,7 +160,8 @@ class Radio:
         self.progress(_FAILED)
         self._clear = time.ticks_add(time.ticks_ms(), _SHOWN)
 
-    # Off the air, for a download that Bluetooth keeps starving.
+    # Off the air for a moment, for a download that Bluetooth keeps starving. No longer: whoever
+    # keeps a download from ending could keep positioning off as well.
     def pause(self):
         if self._paused is None:
             self._paused = time.ticks_ms()
@@ -167,13 +169,16 @@ class Radio:
 
     # Back on the air; returns for how many milliseconds it was off since this was last asked.
     def resume(self):
+        self._speak()
+        quiet = self._quiet_ms
+        self._quiet_ms = 0
+        return quiet
+
+    def _speak(self):
         if self._paused is not None:
             self._quiet_ms += time.ticks_diff(time.ticks_ms(), self._paused)
             self._paused = None
             self._apply()
-        quiet = self._quiet_ms
-        self._quiet_ms = 0
-        return quiet
 
     # -- links
 
@@ -275,6 +280,8 @@ class Radio:
             await asyncio.sleep_ms(0)
 
     def _look(self, now):
+        if self._paused is not None and time.ticks_diff(now, self._paused) > _STILL:
+            self._speak()
         if self._frame and self._offer:
             self._turn = not self._turn
             self._stale = True
