@@ -299,10 +299,9 @@ def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
     late = make(small_core, "2.0.0", {"main.py": main, "real_main.py": real})
     with bench(v1, scale=100) as b:
         b.server.image, b.server.offering = late, True
-        b.reported("success")
+        success = b.reported("success")
         b.server.offering = False
         b.wait(lambda: b.beacon.setting("attempt") is None)
-        success = b.server.last("success")
         b.beacon.power_cut()
         set_number(b, "rotten", 1)
         b.beacon.power_on()
