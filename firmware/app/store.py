@@ -121,7 +121,7 @@ class Store:
         try:
             self.put(key, value)
         except OSError as error:
-            print("settings: %s not stored: %s" % (key, error))
+            print("settings:", key, error)
             return False
         return True
 
@@ -165,7 +165,7 @@ class Store:
             try:
                 spare.redo(self, log)
             except (OSError, ValueError, IndexError) as error:
-                print("settings: not finished:", repr(error))
+                print("settings:", repr(error))
                 self.try_put(_SPARE, None)
             spare = None
             forget("spare")

@@ -16,6 +16,7 @@ CASES = (
     "wrong-network+other+ok+ok",
     "loss+503+ok+self-test",
     "ok+ok+ok+valid-then-dies",
+    "ok+ok+ok+offline",
     "ok+404+nvs-full+ok",
     "stall+ok+nvs-worn+task",
     "ok+ok+nvs-fills+ok",

@@ -28,7 +28,7 @@ def update(core: bytes, *, signed: bool) -> tuple[int, int]:
 
         b.wait(lambda: polls() > 2, 60)
         boot.heap_low = 0
-        b.wait(lambda: polls() > 4 and boot.heap_low, 60)
+        b.wait(lambda: polls() > 12 and boot.heap_low, 60)
         idle, boot.heap_peak = boot.heap_low, 0
         if signed:
             sign(b, new, key)

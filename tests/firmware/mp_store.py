@@ -86,6 +86,11 @@ def test_every_policy_default_is_within_its_bounds():
     for name in store.POLICY:
         default, low, high = store.POLICY[name]
         assert low <= default <= high, name
+    for name in ("s", "poll", "nothing"):
+        try:
+            raise AssertionError(store.POLICY[name])
+        except KeyError:
+            pass
 
 
 def test_journal_ring():

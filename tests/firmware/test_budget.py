@@ -1,6 +1,8 @@
 """What the app may cost. The interpreter here has objects of twice the C3's size: what holds the
 design's limits on it holds them on the chip with room to spare."""
 
+import re
+
 import pytest
 
 from beacon_ota import paths
@@ -9,12 +11,29 @@ from tests.firmware import measure_heap
 
 PAYLOAD = 96 * 1024  # bytes of compiled code
 IDLE = 92 * 1024  # bytes of heap
+IMPORT = re.compile(r"^ *from (wire|\.) import ([\w, ]+)$", re.M)
+NAMED = re.compile(r"^ *from (?:wire)?\.(\w+) import", re.M)
 UPDATE = 24 * 1024  # bytes over idle, lazily imported code included
 
 
 def test_compiled_size():
     files = appfs.compile_all(appfs.sources(paths.data("firmware", "app")))
     assert sum(map(len, files.values())) < PAYLOAD
+
+
+def test_an_image_holds_no_rules_that_only_the_host_applies():
+    texts = appfs.sources(paths.data("firmware", "app"))
+    imported = set()
+    for text in texts.values():
+        for _, names in IMPORT.findall(text.decode()):
+            imported.update(f"wire/{name.strip()}.py" for name in names.split(","))
+        imported.update(f"wire/{name}.py" for name in NAMED.findall(text.decode()))
+    rules = {name for name in texts if name.startswith("wire/")} - {"wire/__init__.py"}
+    # `auth` hands the reading of a header on to whoever applies it.
+    assert rules <= imported
+    assert {name for name in imported if name in appfs.HOST_ONLY} <= {"wire/auth_header.py"}
+    folder = paths.data("firmware", "app")
+    assert all((folder / name).is_file() for name in appfs.HOST_ONLY)
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -1,7 +1,6 @@
 """App filesystems: compiled, reproducible, and each refusal by its name."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,18 +191,6 @@ def test_the_time_of_a_build_can_be_fixed(tmp_path, monkeypatch):
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True, env=env)
     assert appfs.build_time(tmp_path) == 1600000000
-
-
-def test_the_projects_own_app_carries_nothing_that_no_beacon_imports():
-    texts = {
-        name: text.decode() for name, text in appfs.sources(paths.data("firmware", "app")).items()
-    }
-    for name in texts:
-        path = name.removesuffix(".py").removesuffix("/__init__")
-        last = path.rpartition("/")[2]
-        others = "\n".join(text for other, text in texts.items() if other != name)
-        imported = rf"import.*\b{last}\b|\b{last} import|[.\"]{last}\""
-        assert path == "main" or name.endswith("__init__.py") or re.search(imported, others), name
 
 
 def test_the_projects_own_app_fits():

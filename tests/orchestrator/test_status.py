@@ -55,6 +55,22 @@ def told(local, kind):
     ]
 
 
+@pytest.mark.parametrize("code", ["crash", "self_test"])
+def test_a_release_that_its_beacon_acquits_is_offered_again(local, tmp_path, code):
+    """It lacked the network, or nothing is known of its trial: the rollout's retries bound it."""
+    start(local, tmp_path)
+    (beacon,) = local.beacons(1)
+    local.step()
+    offer = beacon.offered()
+    beacon.download(offer)
+    beacon.report("rebooting", offer)
+    assert back(beacon, offer, code, acquitted=True).json["recorded"] == "first"
+    local.clock.at += 3600
+    again = beacon.offered()
+    assert again["firmware_id"] == offer["firmware_id"]
+    assert again["attempt_id"] != offer["attempt_id"]
+
+
 @pytest.mark.parametrize("code", ["crash", "watchdog", "self_test"])
 def test_a_release_that_was_called_bad_is_offered_to_that_beacon_no_more(local, tmp_path, code):
     release, rollout = start(local, tmp_path)

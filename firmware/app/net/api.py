@@ -82,7 +82,7 @@ class Api:
         for again in (True, False):
             status, answer, retry = await self._exchange(method, target, body)
             # The answer brought the right time; only once, or two clocks that disagree loop.
-            if not (again and status == 401 and _skewed(answer)):
+            if not (again and status == 401 and skewed(answer)):
                 break
             if doc:  # it was written before that
                 del doc["clock_unset"]
@@ -92,41 +92,19 @@ class Api:
 
     async def _exchange(self, method, target, body):
         ends = time.ticks_add(time.ticks_ms(), _TOTAL)
-        connection = await self._open(method, target, body, (), _STALL, ends)
+        return await self.reply(await self.open(method, target, body, (), _STALL, ends))
+
+    # A small answer, whole: (status, decoded JSON or None, seconds of Retry-After or None).
+    async def reply(self, connection):
         try:
             answer = await connection.read(_ANSWER)
         finally:
             connection.close()
-        self._check(connection, _hex(sha256(answer).digest()))
+        self.check(connection, _hex(sha256(answer).digest()))
         return connection.status, _told(answer) if answer else None, _retry(connection)
 
-    # The open answer to a download whose bytes hash to `digest`, from byte `first` on. What comes
-    # back is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest.
-    # `ends` are the ticks at which nothing is waited for any more.
-    async def download(self, target, digest, first, stall_ms, ends):
-        headers = ()
-        if first:
-            headers = (("Range", "bytes=%d-" % first), ("If-Range", '"%s"' % digest))
-        for again in (True, False):
-            connection = await self._open("GET", target, b"", headers, stall_ms, ends)
-            try:
-                if connection.status in (200, 206):
-                    self._check(connection, digest)
-                    return connection
-                answer = await connection.read(_ANSWER)
-                self._check(connection, _hex(sha256(answer).digest()))
-            except BaseException:
-                connection.close()
-                raise
-            connection.close()
-            status = connection.status
-            # An orchestrator that was started anew meanwhile; as in call().
-            if not (again and status == 401 and _skewed(_told(answer))):
-                break
-        raise HttpError("http", "status %d" % status, False, status, _retry(connection))
-
     # `digest` as the orchestrator signed it, or nobody knows who this was.
-    def _check(self, connection, digest):
+    def check(self, connection, digest):
         status = connection.status
         given = connection.headers.get("x-beacon-mac", "")
         text = auth.answer_text(self.nonce, status, digest)
@@ -136,7 +114,7 @@ class Api:
             raise Unsealed("http", "status %d, not authentic" % status, status < 500)
         self._proven = True
 
-    async def _open(self, method, target, body, headers, stall_ms, ends):
+    async def open(self, method, target, body, headers, stall_ms, ends):
         tls, host, port = split(self._url)
         if not self._proven:
             await self._find(host, port)
@@ -202,12 +180,12 @@ def _told(answer):
     doc = _decode(answer)
     now = doc.get("server_time")
     if isinstance(now, int):
-        clock.set(now, _skewed(doc))
+        clock.set(now, skewed(doc))
     return doc
 
 
 # Was a request refused for its time?
-def _skewed(doc):
+def skewed(doc):
     return doc is not None and doc.get("code") == "clock_skew"
 
 

@@ -110,7 +110,7 @@ class Wifi:
         try:
             self.wlan.disconnect()
         except _DRIVER as error:
-            print("wifi: nothing to leave:", error)
+            print("wifi:", error)
 
     # One attempt at one network.
     async def join(self, ssid, password):

@@ -191,7 +191,7 @@ class Agent:
         try:
             await attempt.run()
         except install.Over:
-            print("attempt called off")
+            pass  # the orchestrator has ended it
         except Refused as error:
             stage, code, detail = "verify", error.code, error.detail
         except FlashError as error:

@@ -8,6 +8,7 @@ import time
 
 from lazy import load
 from micropython import const
+from net.api import skewed
 from net.http import HttpError
 from wire.refused import Refused
 
@@ -129,7 +130,8 @@ class Download:
     # shows in how long an update takes.
     async def _stream(self, writer):
         beacon = self._beacon
-        source = await beacon.api.download(
+        source = await _ask(
+            beacon.api,
             self._attempt.url,
             self._digest,
             writer.written,
@@ -196,6 +198,29 @@ class Download:
         self._reported = time.ticks_ms()
         self._attempt.record["bytes"] = writer.written
         await self._attempt.tell("downloading", percent)
+
+
+# The open answer to a download whose bytes hash to `digest`, from byte `first` on. What comes back
+# is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest. At the ticks
+# `ends` nothing is waited for any more.
+async def _ask(api, target, digest, first, stall_ms, ends):
+    headers = ()
+    if first:
+        headers = (("Range", "bytes=%d-" % first), ("If-Range", '"%s"' % digest))
+    for again in (True, False):
+        connection = await api.open("GET", target, b"", headers, stall_ms, ends)
+        if connection.status in (200, 206):
+            try:
+                api.check(connection, digest)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+        status, answer, retry = await api.reply(connection)
+        # An orchestrator that was started anew meanwhile; as in Api.call().
+        if not (again and status == 401 and skewed(answer)):
+            break
+    raise HttpError("http", "status %d" % status, False, status, retry)
 
 
 # Refusals of this request, not of the download: another one may be taken.

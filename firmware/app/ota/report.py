@@ -24,6 +24,7 @@ _COPIED = (
     "duration_ms",
     "trials",
     "advertising_paused_ms",
+    "acquitted",
 )
 
 

@@ -68,6 +68,8 @@ def _conclude(beacon, record, verdict):
             # The journal first: should the power fail now, the reset cause is gone with it.
             beacon.journal.write("boot", verdict.code, verdict.detail)
             known.remember(beacon.store, record["checksum"])
+        elif verdict.status == "rolled_back":
+            record["acquitted"] = True
     return beacon.store.try_put("attempt", record)
 
 

@@ -129,7 +129,7 @@ class Radio:
             )
         except OSError as error:
             # With as many links as there can be, nobody else may connect: again when one ends.
-            print("advertising:", error)
+            print("ble:", error)
 
     # The positioning frame, b"" for none.
     def position(self, frame):
@@ -208,7 +208,7 @@ class Radio:
             try:
                 self._ble.gap_disconnect(link)
             except OSError as error:
-                print("disconnecting:", error)  # it was faster
+                print("ble:", error)  # it was faster
 
     # Is this still the connection that the owners know? Handles are given out again.
     def _same(self, link):

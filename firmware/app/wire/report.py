@@ -56,7 +56,7 @@ NUMBERS = (
     "heap_free_min",
     "advertising_paused_ms",
 )
-FLAGS = ("clock_unset", "insecure")
+FLAGS = ("clock_unset", "insecure", "acquitted")
 
 
 # A report that breaks the contract: which field, and what is wrong with it.

@@ -103,6 +103,12 @@ class App:
     payload: int
 
 
+# Of the rules that beacons share with the host: those that only the host applies.
+HOST_ONLY = frozenset(
+    f"wire/{name}.py" for name in ("auth_header", "blufi_names", "report", "scan")
+)
+
+
 def check_version(version: object) -> None:
     """Refuse what is not semver (``app_version``)."""
     try:
@@ -124,23 +130,20 @@ def check_device_type(name: object) -> None:
         )
 
 
-# The host's half of the shared rules: tests run it on both, no beacon imports it.
-_HOST_RULES = frozenset({"wire/blufi_names.py", "wire/report.py", "wire/scan.py"})
-
-
 def sources(folder: Path) -> dict[str, bytes]:
     """Return the Python files of an app: path below ``folder`` with ``/`` → text, sorted.
+
+    Those of :data:`HOST_ONLY` are left out.
 
     Raises:
         AppError: ``app_main`` when there is no ``main.py``.
     """
-    found = {
-        file.relative_to(folder).as_posix(): file.read_bytes()
+    files = {
+        file.relative_to(folder).as_posix(): file
         for file in sorted(folder.rglob("*.py"))
-        if not {"__pycache__"} & {*file.parts}
-        and not file.name.startswith(".")
-        and file.relative_to(folder).as_posix() not in _HOST_RULES
+        if not {"__pycache__"} & {*file.parts} and not file.name.startswith(".")
     }
+    found = {name: file.read_bytes() for name, file in files.items() if name not in HOST_ONLY}
     if f"{MAIN}.py" not in found:
         raise AppError("app_main", "an app needs a main.py", found=str(folder))
     return found

@@ -39,6 +39,7 @@ _MEANT = {
     **dict.fromkeys(("attempt_id", "firmware_id", "previous_version"), _UNDER_WAY),
     **dict.fromkeys(("stage", "code", "detail"), _UNMADE),
     "progress": ("downloading",),
+    "acquitted": ("rolled_back",),
 }
 
 

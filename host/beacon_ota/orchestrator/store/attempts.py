@@ -287,7 +287,7 @@ def finish(conn: Connection, at: float, report: Fields) -> tuple[str, Fields | N
 def blames(report: Fields) -> bool:
     """Tell whether a beacon says with this report that the release itself is bad."""
     reason = (report.get("stage"), report.get("code"))
-    return reason in BLAMES.get(report["update_status"], ())
+    return not report.get("acquitted") and reason in BLAMES.get(report["update_status"], ())
 
 
 def undo_earlier(conn: Connection, at: float, report: Fields, row: Fields) -> list[Fields]:
