@@ -22,7 +22,7 @@ _TABLE = (
     " give_up_s 300 10 86400 "  # for a whole download with its retries
     " backoff_ms 2000 10 60000 "  # before the first retry; doubles five times
     " retry_s 30 1 3600 "  # after an attempt that failed; doubles up to 32 minutes
-    " trial_s 180 5 840 "  # for the health check of a trial; stage 0 resets at 900
+    " trial_s 180 5 720 "  # for the health check of a trial; stage 0 resets at 900
     " offline_ok 1 0 1 "  # may a trial be confirmed while the orchestrator is away?
     " join_s 15 2 120 "  # for one attempt to join a network
     " bluetooth 1 0 1 "  # 0: left alone, on boards and emulators that have none

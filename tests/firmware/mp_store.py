@@ -76,7 +76,7 @@ def test_the_same_value_again_writes_nothing():
 
 def test_policy_is_clamped():
     s = fresh(policy=b'{"poll_s": 1, "stall_s": 7, "trial_s": 99999, "offline_ok": "x", "n": 1}')
-    assert s.policy("poll_s") == 5 and s.policy("stall_s") == 7 and s.policy("trial_s") == 840
+    assert s.policy("poll_s") == 5 and s.policy("stall_s") == 7 and s.policy("trial_s") == 720
     assert s.policy("offline_ok") == 1 and s.policy("give_up_s") == 300
     for junk in (b"", b"[]", b"5", b"{", b"null", bytes(2000)):
         assert fresh(policy=junk).policy("poll_s") == 300

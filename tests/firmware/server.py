@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from beacon_ota.wire import auth, report
 
@@ -376,7 +377,7 @@ class _Handler(socketserver.StreamRequestHandler):
             self._send(request, 422, {"code": "poll_query"})
             return
         due = owner.offering and request.query["state"] == "valid"
-        if not due or request.query["version"] == owner.version:
+        if not due or unquote(request.query["version"]) == owner.version:
             self._send(request, 204, None, {"Retry-After": str(owner.poll_s)}, fault)
             return
         doc = owner.make_offer()

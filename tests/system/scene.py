@@ -24,7 +24,7 @@ POLICY = {
     "give_up_s": 6000,
     "backoff_ms": 200,
     "retry_s": 1,
-    "trial_s": 840,
+    "trial_s": 720,
     "join_s": 120,
     "healthy_s": 5,
 }
