@@ -60,7 +60,7 @@ class Life(threading.Thread):
     def _go(self) -> None:
         beacon = self.beacon
         while (offer := beacon.offer()) is None:
-            time.sleep(0.05)
+            time.sleep(0.25)
         if beacon.download(offer).status != 200:
             return
         self._insist("rebooting", offer)

@@ -34,7 +34,7 @@ from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.wire import auth
 
 COMMAND = Path(sys.executable).with_name("beacon-ota")
-DEADLINE_S = 60.0  # a busy machine may be this slow
+DEADLINE_S = 120.0  # a busy machine may be this slow
 
 
 def until(condition, *, deadline_s: float = DEADLINE_S, what: str = ""):
