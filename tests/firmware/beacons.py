@@ -15,7 +15,7 @@ from beacon_ota.virtual.network import Network
 from beacon_ota.virtual.supervisor import VirtualBeacon
 from tests.firmware.server import BEACON, KEY, Server
 
-WAIT = 150  # s; a busy machine may be this slow
+WAIT = 150  # seconds: for machines that do other things as well
 SCALE = 10  # beacons' time runs this much faster than ours
 POLICY = {
     "poll_s": 5,

@@ -167,9 +167,9 @@ def test_lists_can_be_watched(server, run, tmp_path):
     shown: list[bytes] = []
     reader = threading.Thread(target=lambda: shown.extend(process.stdout or []))
     reader.start()
-    until(lambda: b"watch-a0000" in b"".join(shown), deadline_s=60)
+    until(lambda: b"watch-a0000" in b"".join(shown), deadline_s=180)
     beacons(server, 1, "watch-b")
-    until(lambda: b"watch-b0000" in b"".join(shown), deadline_s=60)
+    until(lambda: b"watch-b0000" in b"".join(shown), deadline_s=180)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     reader.join(60)

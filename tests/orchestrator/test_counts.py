@@ -95,7 +95,7 @@ def test_kills_at_random_lose_nothing_that_was_acknowledged(tmp_path):
                 life.start()
             for _ in range(3):
                 goal = min(_acknowledged(lives) + chance.randint(2, 6), 24)
-                until(lambda n=goal: _acknowledged(lives) >= n, deadline_s=60)
+                until(lambda n=goal: _acknowledged(lives) >= n, deadline_s=180)
                 up.clear()
                 server.kill()
                 promised = {life.beacon.id for life in lives if life.acknowledged}
@@ -107,7 +107,7 @@ def test_kills_at_random_lose_nothing_that_was_acknowledged(tmp_path):
                 }
                 assert promised <= known
                 up.set()
-            until(lambda: _acknowledged(lives) == 24, deadline_s=60)
+            until(lambda: _acknowledged(lives) == 24, deadline_s=180)
         finally:
             for life in lives:
                 life.over = True

@@ -27,7 +27,7 @@ def exported(tmp_path_factory) -> dict[str, set[str]]:
         plan = {"preset": "all-at-once", "window": "00:00-24:00"}
         admin.create_rollout(firmware["firmware_id"], plan)
         fleet = beacons(server, 4)
-        offers = [until(beacon.offer, deadline_s=60) for beacon in fleet]
+        offers = [until(beacon.offer, deadline_s=180) for beacon in fleet]
         fleet[0].update(offers[0])
         fleet[1].fail(offers[1])
         assert fleet[2].download(offers[2]).status == 200
@@ -43,7 +43,7 @@ def exported(tmp_path_factory) -> dict[str, set[str]]:
             text = admin._send("GET", "/metrics").text
             return 'webhook_deliveries{state="pending",webhook="chat"}' in text
 
-        until(told, deadline_s=60)
+        until(told, deadline_s=180)
     found: dict[str, set[str]] = {}
     for name, labels in _SAMPLE.findall(text):
         found.setdefault(name, set()).update(re.findall(r'(\w+)="', labels))

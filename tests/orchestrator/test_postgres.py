@@ -244,8 +244,8 @@ def test_the_database_goes_away_and_comes_back(tmp_path):
             assert answer.status in (200, 503), answer.body
             return answer.status == 200
 
-        until(answered, deadline_s=60)
-        until(lambda: server.admin().call("GET", "/health"), deadline_s=60)
+        until(answered, deadline_s=180)
+        until(lambda: server.admin().call("GET", "/health"), deadline_s=180)
         firmware = upload(server.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
         plan = {"preset": "all-at-once", "window": "00:00-24:00"}
         rollout = server.admin().create_rollout(firmware, plan)["rollout_id"]
@@ -253,7 +253,7 @@ def test_the_database_goes_away_and_comes_back(tmp_path):
             beacon.update(beacon.offered())
         until(
             lambda: server.admin().rollout(rollout)["status"] == "completed",
-            deadline_s=60,
+            deadline_s=180,
             what="a leader to be there again",
         )
         assert "Traceback" not in server.log()
