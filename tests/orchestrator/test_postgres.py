@@ -144,6 +144,7 @@ def test_a_database_that_lost_its_last_commits_is_read_again(local, tmp_path):
         reset = "SELECT setval(pg_get_serial_sequence('changes', 'seq'), max(seq)) FROM changes"
         conn.execute(text(reset))
         row = rollouts.get(conn, rollout)
+        assert row is not None
         state = load_state(row["state"])
         (halted,) = moves.halt(state, local.clock.at, "somebody")
         values = {"status": "halted", "state": dump_state(moves.apply(state, halted))}
