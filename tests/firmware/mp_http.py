@@ -186,6 +186,19 @@ def test_nobody_there():
     raise AssertionError("connected")
 
 
+# lwIP has sixteen connections: those whose end nobody acknowledges count for minutes.
+def test_no_socket_is_left():
+    class Full:
+        def socket(self):
+            raise OSError(23)
+
+    http.socket = Full()
+    try:
+        assert fails(OK) == "connect"
+    finally:
+        http.socket = socket
+
+
 def test_stalls():
     async def silent(writer):
         await asyncio.sleep_ms(1000)
@@ -241,6 +254,18 @@ def test_a_small_answer_is_small():
     assert fails(OK + b"Content-Length: 5001\r\n\r\n" + bytes(5001)) == "http"
     assert fails(OK + b"\r\n" + bytes(6000)) == "http"
     assert len(exchange(OK + b"\r\n" + bytes(5000), whole)[0][1]) == 5000
+
+
+# The heap is full, or in pieces: that is no error of ours to die of.
+def test_an_answer_that_there_is_no_memory_for():
+    async def use(connection):
+        async def readinto(buf):
+            return len(bytearray(1 << 30))
+
+        connection.readinto = readinto
+        await connection.read(5000)
+
+    assert fails(OK + b"Content-Length: 2\r\n\r\nhi", use) == "http"
 
 
 def test_a_large_body_costs_no_heap():

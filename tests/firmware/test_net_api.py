@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from tests.firmware.beacons import POLICY, bench
+from tests.firmware.beacons import PATIENT, POLICY, bench
 from tests.firmware.server import STRANGERS, Fault, Request, Server
 
 ORCHESTRATOR = "orchestrator.local"
+HEAP = 148_000  # bytes: what a chip has left once WiFi is up, with objects twice its size
 
 
 def moved(b, other: Server) -> None:
@@ -94,6 +95,33 @@ def test_a_stranger_calls_nothing_off(v1, v2, kind):
         assert not b.server.last("failed") and b.server.attempts == 1
         assert {"download", "verifying", "rebooting", "success"} <= set(seen)
         assert POLICY["retry_s"] == 1
+
+
+@pytest.mark.parametrize("size", [2000, 10_000, 20_000])
+def test_a_stranger_answers_at_length(v1, v2, size):
+    """In pieces of one byte, while the sector's buffers fill the heap: his answer is no answer, and
+    nothing that this beacon has to die of."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    long = Fault(raw=head + b"1\r\n[\r\n" * size + b"0\r\n\r\n")
+    seen: dict[str, int] = {}
+
+    def stranger(request: Request) -> Fault | None:
+        word = request.path.rpartition("/")[2]
+        if request.method == "POST":
+            word = json.loads(request.body)["update_status"]
+        elif "state=trial" in request.target:
+            word = "trial"
+        seen[word] = seen.get(word, 0) + 1
+        return long if seen[word] <= 3 else None
+
+    with bench(v1, scale=20, heap=HEAP, policy={"trial_s": 300, **PATIENT}) as b:
+        b.server.stranger = stranger
+        b.server.image, b.server.offering = v2, True
+        b.reported("success")
+        assert {"download", "verifying", "rebooting", "trial", "success"} <= set(seen)
+        assert not b.server.last("failed") and b.server.attempts == 1
+        assert [ended for _, ended in b.causes()] == ["reset", None]
+        assert "task" not in [entry[2] for entry in b.server.journal()]
 
 
 def test_a_stranger_wears_nothing_out(v1):

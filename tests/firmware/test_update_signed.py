@@ -110,3 +110,14 @@ def test_below_the_floor(small_core, trusted, key, old):
         sign(b, make(small_core, "2.5.0", keys=trusted, insecure=False), key)
         b.server.version = "2.5.0"
         refused(b, "downgrade")
+
+
+@pytest.mark.parametrize("floor", [b"v2", b"\xff", b"9.0", 7])
+def test_a_floor_that_is_no_version(small_core, trusted, key, old, floor):
+    """Whatever left it there: it protects nothing, and keeps no beacon from updates for ever."""
+    new = make(small_core, "1.5.0", keys=trusted, insecure=False)
+    with bench(old, scale=20, settings={"floor": floor}) as b:
+        b.server.version = "1.5.0"
+        sign(b, new, key)
+        b.reported("success")
+        assert b.beacon.setting("floor") == b"1.5.0"

@@ -14,6 +14,8 @@ from beacon_ota.virtual.nvs import Nvs
 from tests.firmware.beacons import bench, make
 from tests.firmware.server import STRANGERS, Fault
 
+YEAR = 365.2425 * 86_400  # s
+
 CRASH = """
 def run():
     raise ValueError("broken release")
@@ -196,6 +198,35 @@ def test_refusals_that_others_can_bring_about(v1, v2, fault):
         assert [ended for _, ended in b.causes()] == ["reset", None]
         b.server.polls = []
         b.reported("success")
+
+
+@pytest.mark.parametrize("year", [1970, 2003, 2024, 2250])
+def test_an_orchestrator_whose_clock_is_not_set(v1, v2, year):
+    """It refuses every beacon that knows the time, and tells one that no clock takes: that is not
+    the release's doing. As soon as its clock is right, everything is."""
+    with bench(v1, scale=20) as b:
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.last("rebooting"))
+        b.server.skew = int((year - 2026) * YEAR)
+        b.wait(lambda: b.beacon.setting("floor") == b"2.0.0" or len(b.causes()) > 2)
+        assert [ended for _, ended in b.causes()] == ["reset", None]
+        assert "clock_skew" in b.server.refused
+        b.server.skew = 0
+        b.reported("success")
+        assert b.beacon.setting("bad_sha") is None
+
+
+def test_a_release_that_cannot_be_told_the_time(small_core, v1):
+    """Refused for its time, and told one that every other release signs with."""
+    source = paths.data("firmware", "app", "net", "clock.py").read_text()
+    bad = make(small_core, "1.5.0", {"net/clock.py": source + "def set(*_):\n    pass\n"})
+    with bench(v1, scale=40) as b:
+        b.server.image, b.server.version, b.server.offering = bad, "1.5.0", True
+        b.wait(lambda: b.server.last("rebooting"))
+        b.server.skew = 3600
+        back = b.reported("rolled_back")
+        assert (back["code"], back["detail"]) == ("self_test", "refused by the orchestrator")
+        assert b.beacon.setting("bad_sha")
 
 
 def test_no_wifi_in_the_new_release(v1, v2):

@@ -18,7 +18,8 @@ from net.http import HttpError
 DEFAULT = "http://orchestrator.local:8080"
 _TOTAL = const(45000)  # ms for a call that is no download
 _STALL = const(15000)
-_ANSWER = const(10240)  # bytes; the longest is an offer (wire/offer.py)
+_OFFER = const(10240)  # bytes: wire.offer.MAX_BODY
+_WORD = const(2048)  # of every other answer, which may come beside a download
 _BRACKETS = const(48)
 _STUBBORN = const(3)  # name failures before the port's own, blocking resolver is asked
 
@@ -36,12 +37,13 @@ class Unsealed(HttpError):
 # "http[s]://host[:port]" as (tls, host, port); anything behind the host is not ours to use.
 def split(url):
     scheme, sep, rest = url.partition("://")
-    if not sep or scheme not in ("http", "https"):
-        raise HttpError("connect", "bad orch_url")
     host, colon, port = rest.partition("/")[0].partition(":")
     try:
         port = int(port) if colon else 443 if scheme == "https" else 80
     except ValueError:
+        port = 0
+    # A port that is none makes getaddrinfo raise what is no OSError.
+    if not sep or scheme not in ("http", "https") or not 0 < port < 65536:
         raise HttpError("connect", "bad orch_url")
     return scheme == "https", host, port
 
@@ -92,12 +94,13 @@ class Api:
 
     async def _exchange(self, method, target, body):
         ends = time.ticks_add(time.ticks_ms(), _TOTAL)
-        return await self.reply(await self.open(method, target, body, (), _STALL, ends))
+        limit = _WORD if body else _OFFER
+        return await self.reply(await self.open(method, target, body, (), _STALL, ends), limit)
 
     # A small answer, whole: (status, decoded JSON or None, seconds of Retry-After or None).
-    async def reply(self, connection):
+    async def reply(self, connection, limit=_WORD):
         try:
-            answer = await connection.read(_ANSWER)
+            answer = await connection.read(limit)
         finally:
             connection.close()
         self.check(connection, _hex(sha256(answer).digest()))
@@ -178,9 +181,7 @@ class Api:
 # The document of an authentic answer; the clock follows what it says.
 def _told(answer):
     doc = _decode(answer)
-    now = doc.get("server_time")
-    if isinstance(now, int):
-        clock.set(now, skewed(doc))
+    clock.set(doc.get("server_time"), skewed(doc))
     return doc
 
 

@@ -261,18 +261,22 @@ class Connection:
                     return
             raise HttpError("http", "too many trailers")
 
-    # A whole small body; one that is longer than `limit` is an error, not a cut. Its pieces come
-    # through the buffer of the head; chunks do not, for the lines between them need it.
+    # A whole small body; one that is longer than `limit` is an error, not a cut, and so is one that
+    # finds no memory: that is the peer's failure, whoever it is. The pieces come through the buffer
+    # of the head; chunks do not, for the lines between them need it.
     async def read(self, limit):
         body = bytearray()
-        step = memoryview(bytearray(_BUFFER) if self._chunked else self._buf)
-        while True:
-            size = await self.readinto(step)
-            if not size:
-                return body
-            if len(body) + size > limit:
-                raise HttpError("http", "answer over %d bytes" % limit)
-            body += step[:size]
+        try:
+            step = memoryview(bytearray(_BUFFER) if self._chunked else self._buf)
+            while True:
+                size = await self.readinto(step)
+                if not size:
+                    return body
+                if len(body) + size > limit:
+                    raise HttpError("http", "answer over %d bytes" % limit)
+                body += step[:size]
+        except MemoryError:
+            raise HttpError("http", "no memory")
 
 
 def _number(text, base, limit):
@@ -291,10 +295,11 @@ def _number(text, base, limit):
 async def request(
     address, host, method, target, headers, body=b"", tls=None, stall_ms=15000, ends=None
 ):
-    sock = socket.socket()
+    sock = None  # there is none while strangers do not let go of the last ones
     try:
-        sock.setblocking(False)
         try:
+            sock = socket.socket()
+            sock.setblocking(False)
             sock.connect(address)
         except OSError as error:
             if error.errno != errno.EINPROGRESS:
@@ -331,5 +336,6 @@ async def request(
             raise
         return connection
     except BaseException:
-        sock.close()
+        if sock:
+            sock.close()
         raise

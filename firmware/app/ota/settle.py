@@ -8,7 +8,8 @@ from binascii import hexlify
 import machine
 from crypto.hmac import hmac_sha256
 from micropython import const
-from net.api import Unsealed
+from net import clock
+from net.api import Unsealed, skewed
 from net.http import HttpError
 from wire import versions
 
@@ -194,7 +195,7 @@ async def _take_back(beacon, record):
 # Can this release talk to the orchestrator? (exchanged, refused, a stranger's words). Only what the
 # orchestrator sealed counts as its refusal: whoever else answers at its address says nothing about
 # this release. Nor does a sealed refusal that somebody in between can bring about by sending a
-# request late, twice or in part.
+# request late, twice or in part; nor does one that is told a time which no release could take.
 async def _exchange(ask):
     try:
         status, answer, _ = await ask("trial")
@@ -206,7 +207,7 @@ async def _exchange(ask):
         return False, False, ""
     refused = 400 <= status < 500 and status not in (408, 429)
     if status == 401:
-        refused = bool(answer) and answer.get("code") == "clock_skew"
+        refused = skewed(answer) and clock.takes(answer.get("server_time"))
     return status in (200, 204), refused, ""
 
 

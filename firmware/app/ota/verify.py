@@ -12,7 +12,7 @@ from hashlib import sha256
 from crypto import pss
 from micropython import const
 from net import clock
-from wire import manifest
+from wire import manifest, versions
 from wire.refused import Refused
 from wire.shapes import is_hex
 
@@ -31,12 +31,23 @@ async def believe(beacon, offer):
         offer,
         beacon.device_type,
         beacon.version,
-        beacon.store.text("floor") or None,
+        _floor(beacon.store),
         clock.utc() or None,
         beacon.slots.max_room(),
         beacon.insecure,
     )
     return {name: fields[name] for name in _NEEDED if name in fields}
+
+
+# The highest version that was confirmed here, None for none. What is no version protects nothing,
+# and must not keep the beacon from updates for ever: the next one that is confirmed replaces it.
+def _floor(store):
+    floor = store.text("floor")
+    try:
+        versions.parse(floor)
+    except ValueError:
+        return None
+    return floor
 
 
 # The offer's manifest fields, once the signatures, the rules and the offer itself agree. Takes the
