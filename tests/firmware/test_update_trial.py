@@ -14,6 +14,11 @@ from beacon_ota.virtual.nvs import Nvs
 from tests.firmware.beacons import bench, make
 from tests.firmware.server import STRANGERS, Fault
 
+# What a stock core makes of an app without app.json.
+NOBODY = """
+def read():
+    return "", "v1.27.0", True
+"""
 YEAR = 365.2425 * 86_400  # s
 
 CRASH = """
@@ -227,6 +232,29 @@ def test_a_release_that_cannot_be_told_the_time(small_core, v1):
         back = b.reported("rolled_back")
         assert (back["code"], back["detail"]) == ("self_test", "refused by the orchestrator")
         assert b.beacon.setting("bad_sha")
+
+
+@pytest.mark.parametrize("called", ["two", "1.0.0", "2.0.0 x\r\ny", "2.0.0-" + "a" * 999, None])
+def test_a_release_that_calls_itself_otherwise(small_core, v1, v3, called):
+    """Than its manifest does: of one that runs under no version, or an old one, no beacon would
+    ever come away. Nobody is there to refuse it."""
+    if called is None:
+        bad = make(small_core, "2.0.0", {"about.py": NOBODY})
+    else:
+        about = {"version": called, "device_type": "esp32c3", "insecure": True}
+        bad = make(small_core, "2.0.0", extra={"app.json": json.dumps(about).encode()})
+    with bench(v1, scale=40) as b:
+        b.server.image, b.server.offering = bad, True
+        b.wait(lambda: b.server.last("rebooting"))
+        b.server.away = True
+        b.wait(lambda: len(b.causes()) == 5 or b.beacon.setting("floor") is not None)
+        b.server.away = False
+        back = b.reported("rolled_back")
+        assert (back["code"], back["detail"][:13]) == ("self_test", "calls itself ")
+        assert [slot for slot, _ in b.causes()] == ["ota_0"] + ["ota_1"] * 3 + ["ota_0"]
+        assert b.beacon.setting("bad_sha") and b.beacon.setting("floor") is None
+        b.server.image, b.server.version = v3, "3.0.0-rc.1+build.5"
+        b.reported("success")
 
 
 def test_no_wifi_in_the_new_release(v1, v2):

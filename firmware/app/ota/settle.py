@@ -98,6 +98,9 @@ async def _trial(beacon, record, ask):
     tries = 0
     next_try = begun
     asked = beacon.agent.asked
+    if _is_of(record, beacon) and record["version"] != beacon.version:
+        # Not what was signed: what runs under no version, or an old one, is never updated again.
+        _fail(beacon, record, "calls itself " + beacon.version)
     while True:
         await asyncio.sleep_ms(_LOOK)
         now = time.ticks_ms()
@@ -125,10 +128,9 @@ async def _trial(beacon, record, ask):
         if decision == trial.CONFIRM:
             break
         if decision == trial.FAIL:
-            beacon.journal.write("boot", "self_test", missing, _armed_at(record))
-            machine.reset()
+            _fail(beacon, record, missing)
     if record and record.get("status") == "rebooting":
-        if record.get("slot") == beacon.slots.running:
+        if _is_of(record, beacon):
             record["trials"] = beacon.slots.trials()
         else:
             # The release that was armed confirmed itself and crashed until stage 0 gave up on it.
@@ -146,8 +148,7 @@ async def _trial(beacon, record, ask):
     # this one crashes once.
     beacon.forget_crashes()
     if not beacon.slots.confirm():
-        beacon.journal.write("boot", "self_test", trial.UNCONFIRMED, _armed_at(record))
-        machine.reset()
+        _fail(beacon, record, trial.UNCONFIRMED)
     _raise_floor(beacon)
     if record and record.get("status") == "rebooting":
         record["status"] = "success"
@@ -157,6 +158,16 @@ async def _trial(beacon, record, ask):
     if missing:
         beacon.journal.write("trial", "unconfirmed", missing)
     return None if kept else record
+
+
+# Is this the attempt that brought the release which runs?
+def _is_of(record, beacon):
+    return record and record.get("slot") == beacon.slots.running
+
+
+def _fail(beacon, record, why):
+    beacon.journal.write("boot", "self_test", why, _armed_at(record))
+    machine.reset()
 
 
 # The newest journal entry when the slot was armed: what comes after it is the trial's.
