@@ -4,6 +4,7 @@
 import asyncio
 import sys
 
+from net.wifi import DRIVER
 from wire import blufi, wifi
 from wire.blufi import E_FORMAT, E_SCAN, E_STATE, Refused
 
@@ -94,7 +95,7 @@ class Network:
             return wifi.build_report(wifi.FAILED, ssid=station.ssid, reason=station.reason)
         try:
             rssi = station.wlan.status("rssi")
-        except OSError:
+        except DRIVER:
             rssi = wifi.UNKNOWN_RSSI  # it has just been lost
         return wifi.build_report(wifi.CONNECTED, ssid=station.ssid, rssi=rssi)
 
@@ -105,7 +106,7 @@ class Network:
         await station.claim()
         try:
             return wifi.build_list(_scan(station))
-        except OSError as error:
+        except DRIVER as error:
             print("wifi: scan:", error)
             raise Refused(E_SCAN)
         finally:
@@ -113,16 +114,12 @@ class Network:
 
 
 # [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s meanwhile, and
-# finds nothing while it is joining; raises OSError when it will not scan.
+# finds nothing while it is joining; raises DRIVER when it will not scan.
 def _scan(station):
     if not station.up():
         station.leave()
-    try:
-        networks = station.wlan.scan()
-    except RuntimeError as error:
-        raise OSError(str(error))
     found = {}
-    for one in networks:
+    for one in station.wlan.scan():
         if one[0] and one[3] > found.get(one[0], -999):
             found[one[0]] = one[3]
     return sorted(found.items(), key=lambda network: -network[1])

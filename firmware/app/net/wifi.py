@@ -15,7 +15,7 @@ _PAUSES = const(6)  # 2, 4, ... 64 s
 _UNKNOWN = const(255)
 
 # What the port raises for the driver's errors: OSError for those it knows by name.
-_DRIVER = (OSError, RuntimeError)
+DRIVER = (OSError, RuntimeError)
 
 # The driver's states, as the journal has them.
 _WORDS = {
@@ -109,7 +109,7 @@ class Wifi:
     def leave(self):
         try:
             self.wlan.disconnect()
-        except _DRIVER as error:
+        except DRIVER as error:
             print("wifi:", error)
 
     # One attempt at one network.
@@ -122,7 +122,7 @@ class Wifi:
         self.leave()
         try:
             self.wlan.connect(ssid, password or None)
-        except _DRIVER as error:
+        except DRIVER as error:
             self.state = "driver"
             print("wifi:", error)
             return False
