@@ -268,3 +268,25 @@ def test_hangs_until_the_rescue_are_reported_as_such(small_core, v1):
         assert back["detail"] == "rescued to ota_0: 8 resets, the last by watchdog"
         entry = next(e for e in b.server.journal() if e[3] == "rescue")
         assert entry[4] in back["detail"] and len(entry[4]) <= 80
+
+
+# Everything that a beacon can do without, but for the attempt's own records (test_ota_agent.py).
+LOOSE = (
+    "wifi2_ssid wifi2_pass fleet_key site window utc_off channel floor bad_sha bad_slot journal0"
+    " journal1 journal5 journal7 jrn_ack pin_w pop pin_fail ibeacon crashes creds spare"
+)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize(
+    "value",
+    [-(2**31), 2**31 - 1, b"\xff", "é".encode() * 64, b"null", b'[1e999,1e999,"a","b","c"]'],
+)
+def test_values_that_somebody_else_has_left(v1, v2, value, half):
+    """Of another type, another length, another release: a beacon starts, and takes an update."""
+    settings = dict.fromkeys(LOOSE.split()[half::2], value) | {"ble": 2}
+    with bench(v1, scale=20, settings=settings) as b:
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.polled("2.0.0"))
+        assert [ended for _, ended in b.causes()] == ["reset", None]
+        assert "task" not in [entry[2] for entry in b.server.journal()]
