@@ -1,13 +1,13 @@
 """``beacon-ota provision``: bring beacons online over Bluetooth."""
 
 import asyncio
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from beacon_ota import text_files
 from beacon_ota.cli import asking, output, remote
 from beacon_ota.cli.remote import JsonOption, TokenOption, UrlOption, YesOption
 from beacon_ota.errors import UsageError
@@ -193,7 +193,7 @@ def wifi(
     }
     registry = None if no_register else _orchestrator(url, token, site)
     values["orch_url"] = _address(orch_url, registry)
-    creds = credentials(asking.text(credentials_file)) if credentials_file else None
+    creds = credentials(text_files.read(credentials_file)) if credentials_file else None
     wanted = Wanted(network, config(values, second), tuple(tag or ()), creds)
     found = asking.find(chosen, beacon, search, json)
     with asking.steps(json) as tell:
@@ -296,8 +296,8 @@ def batch(
         "fleet_key": asking.line(fleet_key_file) or None,
         "orch_url": _address(orch_url, registry),
     }
-    creds = credentials(asking.text(credentials_file)) if credentials_file else None
-    rows = batches.parse(asking.text(file, batches.MAX_BYTES), common, creds)
+    creds = credentials(text_files.read(credentials_file)) if credentials_file else None
+    rows = batches.parse(text_files.read(file, batches.MAX_BYTES), common, creds)
     with asking.counting(len(rows), json) as (begun, done):
         results = _run(
             batches.run(
@@ -327,17 +327,13 @@ def labels(
     json: JsonOption = False,
 ) -> None:
     """Draw PINs for beacons' labels. Prints CSV: keep it, batch reads it."""
-    import csv
-
     from beacon_ota.provision import labels as making
 
     rows = [making.label(one).as_dict() for one in address]
     if json:
         output.dump(rows)
         return
-    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    output.dump_csv(rows)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

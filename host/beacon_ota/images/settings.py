@@ -1,6 +1,7 @@
 """Settings of a beacon, as they lie in NVS (docs/contracts.md, section 7), checked before use."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
@@ -66,6 +67,15 @@ def _number(low: int, high: int) -> _Check:
         return number
 
     return check
+
+
+def _ssid(value: str) -> bytes:
+    """Read a network's name: text, ``hex:…``, or an argument of bytes that are no text."""
+    kind, colon, rest = value.partition(":")
+    data = bytes.fromhex(rest) if colon and kind == "hex" else os.fsencode(value)
+    if not 1 <= len(data) <= 32:
+        raise ValueError(f"1 to 32 bytes, not {len(data)}")
+    return data
 
 
 def _password(value: str) -> bytes:
@@ -144,9 +154,9 @@ def _free(value: str) -> int | bytes:
 
 
 _KNOWN: dict[str, _Check] = {
-    "wifi_ssid": _text(1, 32),
+    "wifi_ssid": _ssid,
     "wifi_pass": _password,
-    "wifi2_ssid": _text(1, 32),
+    "wifi2_ssid": _ssid,
     "wifi2_pass": _password,
     "orch_url": _url,
     "beacon_key": _bytes(32),

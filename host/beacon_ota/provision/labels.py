@@ -35,6 +35,31 @@ class Label:
         return {"beacon": self.name, **vars(self)}
 
 
+def draw_pin() -> str:
+    """Return a PIN of eight digits that keeps them in a spreadsheet: the first is not 0."""
+    low = 10 ** (DIGITS - 1)
+    return str(low + secrets.randbelow(9 * low))
+
+
+def check_pin(pin: str) -> str:
+    """Return a label's PIN (UsageError ``pin``)."""
+    if not (len(pin) == DIGITS and pin.isascii() and pin.isdigit()):
+        raise UsageError("pin", "not the PIN of a label", expected=f"{DIGITS} digits")
+    return pin
+
+
+def check_name(name: str) -> str:
+    """Return a name that a beacon can have on the air (UsageError ``ble_name``)."""
+    if not re.fullmatch(r"BLUFI_[0-9A-F]{6}", name):
+        raise UsageError(
+            "ble_name",
+            "not the name of a beacon: it is made from the chip's Bluetooth address",
+            found=name[:40],
+            expected="BLUFI_ and six hexadecimal digits, as `provision label` prints it",
+        )
+    return name
+
+
 def label(mac: str, pin: str | None = None) -> Label:
     """Make the label of a chip.
 
@@ -43,7 +68,7 @@ def label(mac: str, pin: str | None = None) -> Label:
         pin: the PIN; a fresh one when None.
 
     Raises:
-        UsageError: ``mac_address``.
+        UsageError: ``mac_address``, ``pin``.
     """
     digits = re.sub(r"[:-]", "", mac)
     if not re.fullmatch(r"[0-9A-Fa-f]{12}", digits):
@@ -56,6 +81,6 @@ def label(mac: str, pin: str | None = None) -> Label:
         raw.hex(":"),
         bluetooth.hex(":").upper(),
         adverts.name(bluetooth).decode(),
-        f"{secrets.randbelow(10**DIGITS):0{DIGITS}}" if pin is None else pin,
+        draw_pin() if pin is None else check_pin(pin),
         secrets.token_hex(POP_BYTES),
     )
