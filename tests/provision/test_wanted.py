@@ -99,7 +99,7 @@ def test_credentials():
 def test_what_a_beacon_can_take_fits_what_is_wanted():
     """The longest of everything that is accepted here can be encoded there."""
     values = {
-        "orch_url": "http://" + "h" * 121,
+        "orch_url": "https://" + "h" * 56 + "." + "h" * 57 + ":65535",
         "site": "s" * 64,
         "window": "03:00-05:00",
         "utc_off": "-720",

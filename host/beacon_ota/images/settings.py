@@ -3,12 +3,11 @@
 import json
 import os
 from collections.abc import Callable, Mapping
-from urllib.parse import urlsplit
 
 from beacon_ota.errors import UsageError
 from beacon_ota.images import nvs
 from beacon_ota.images.appfs import AppError, check_version
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, url
 from beacon_ota.wire.shapes import is_hex
 
 NAMESPACE = "beacon"
@@ -85,19 +84,11 @@ def _password(value: str) -> bytes:
 
 
 def _url(value: str) -> bytes:
-    parts = urlsplit(value)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or parts.path not in ("", "/")
-        or parts.query
-        or parts.username
-        or parts.port == 0  # out of range raises ValueError by itself
-        or len(value) > TEXT_MAX
-        or not value.isascii()
-    ):
-        raise ValueError("http://host:port or https://host:port")
-    return value.rstrip("/").encode()
+    try:
+        tls, host, port = url.parse(value.strip())
+    except ValueError as error:
+        raise ValueError(f"http://host:port or https://host:port ({error})") from None
+    return f"{'https' if tls else 'http'}://{host}:{port}".encode()
 
 
 def _identifier(value: str) -> bytes:
