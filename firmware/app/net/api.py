@@ -53,8 +53,10 @@ class Api:
         self._default = text == DEFAULT
         from wire import url
 
+        # Earlier releases took a path behind the host, and never used it.
+        end = text.find("/", 8)
         try:
-            self._place = url.parse(text)
+            self._place = url.parse(text if end < 0 else text[:end])
         except ValueError as error:
             self._place = None
             print("orch_url:", error)
