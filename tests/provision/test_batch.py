@@ -74,3 +74,23 @@ def test_a_pin_and_a_name_that_no_label_has():
         with pytest.raises(UsageError) as caught:
             labels.check_name(name)
         assert caught.value.code == "ble_name"
+
+
+def test_a_label_is_found_in_the_file_that_was_printed():
+    head = "beacon,mac,address,name,pin,pop\n"
+    one = "BLUFI_001124,7c:df:a1:00:11:22,7C:DF:A1:00:11:24,BLUFI_001124,73914826,9f86d081\n"
+    two = one.replace("1124", "1125").replace("73914826", "12345678")
+    assert labels.pick(head + one).pin == "73914826"
+    assert labels.pick(head + one + two, "BLUFI_001125").pin == "12345678"
+    for text, name, code in (
+        (head + one + two, None, "label_choice"),
+        (head + one, "BLUFI_001125", "label_choice"),
+        (head, None, "label_file"),
+        ("name\nx\n", None, "label_file"),
+        ("", None, "label_file"),
+        (head + one.replace("73914826", "3914826"), None, "pin"),
+        (head + one.replace("BLUFI_001124", "hall"), None, "ble_name"),
+    ):
+        with pytest.raises((InputError, UsageError)) as caught:
+            labels.pick(text, name)
+        assert caught.value.code == code

@@ -233,9 +233,22 @@ def flash(
         int | None,
         typer.Option(help="Minutes of local time before UTC.", rich_help_panel=_SETTINGS),
     ] = None,
+    label: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV of provision label: PIN, name and proof of possession of the only row, or of "
+            "the one that --ble-name names.",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
     pin: Annotated[
         str | None,
         typer.Option(help="PIN of its label; needs --ble-name.", rich_help_panel=_SETTINGS),
+    ] = None,
+    ibeacon: Annotated[
+        str | None,
+        typer.Option(help="UUID:major:minor that it advertises.", rich_help_panel=_SETTINGS),
     ] = None,
     ble_name: Annotated[
         str | None,
@@ -264,6 +277,7 @@ def flash(
     from beacon_ota.images import boards, settings
     from beacon_ota.images import flash as flashes
     from beacon_ota.images import release as releases
+    from beacon_ota.provision.wanted import position
     from beacon_ota.trust import files
 
     target = boards.load(board)
@@ -271,6 +285,9 @@ def flash(
     if beacon_key == NEW:
         beacon_key = secrets.token_hex(32)
         made["beacon_key"] = beacon_key
+    if label is not None:
+        ble_name, pin, pop = _label(label, ble_name, pin, pop)
+        made["ble_name"] = ble_name
     values = {
         "beacon_id": beacon_id,
         "beacon_key": _secret(beacon_key, 64),
@@ -286,6 +303,7 @@ def flash(
         "utc_off": None if utc_off is None else str(utc_off),
         "pin_w": _pin(pin, ble_name),
         "pop": pop,
+        "ibeacon": None if ibeacon is None else position(ibeacon).hex(),
         **dict(_pair(text, "--nvs") for text in nvs or ()),
     }
     stored = settings.parse({key: value for key, value in values.items() if value is not None})
@@ -511,6 +529,18 @@ def _password(name: str, value: str | None, file: Path | None) -> str | None:
     if file is None:
         return value
     return text_files.read_line(file)
+
+
+def _label(
+    file: Path, name: str | None, pin: str | None, pop: str | None
+) -> tuple[str, str, str | None]:
+    """Return name, PIN and proof of possession of a label."""
+    from beacon_ota.provision import labels
+
+    if pin is not None or pop is not None:
+        raise UsageError("options", "--label brings PIN and proof of possession itself")
+    found = labels.pick(text_files.read(file), name)
+    return found.name, found.pin, found.pop or None
 
 
 def _pin(pin: str | None, name: str | None) -> str | None:

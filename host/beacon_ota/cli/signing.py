@@ -204,7 +204,7 @@ def verify(
 
 def _judge(
     verifier: "Verifier",
-    text: bytes,
+    text: str,
     manifest: "Manifest",
     running: str,
     floor: str | None,

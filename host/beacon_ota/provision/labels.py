@@ -1,10 +1,12 @@
 """What is printed on beacons' labels, and put into their flash images: names and PINs."""
 
+import csv
+import io
 import re
 import secrets
 from dataclasses import dataclass
 
-from beacon_ota.errors import UsageError
+from beacon_ota.errors import InputError, UsageError
 from beacon_ota.wire import adverts
 
 DIGITS = 8
@@ -83,4 +85,44 @@ def label(mac: str, pin: str | None = None) -> Label:
         adverts.name(bluetooth).decode(),
         draw_pin() if pin is None else check_pin(pin),
         secrets.token_hex(POP_BYTES),
+    )
+
+
+def pick(text: str, name: str | None = None) -> Label:
+    """Return one label of a CSV as ``provision label`` prints it.
+
+    Args:
+        text: the file.
+        name: of the beacon; without one there has to be a single row.
+
+    Raises:
+        InputError: ``label_file``. UsageError: ``label_choice``, ``pin``, ``ble_name``.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise InputError("label_file", f"the file of labels cannot be read: {error}") from None
+    names = [row.get("beacon") or row.get("name") or "" for row in rows]
+    if not rows or any(None in row or row.get("pin") is None for row in rows):
+        raise InputError(
+            "label_file",
+            "not a file of labels",
+            expected="the columns beacon and pin, as `provision label` prints them",
+        )
+    chosen = [row for row, one in zip(rows, names, strict=True) if name in (None, one)]
+    if len(chosen) != 1:
+        raise UsageError(
+            "label_choice",
+            "which label? --ble-name names one",
+            found=name or f"{len(rows)} labels",
+            expected=", ".join(names[:8]),
+        )
+    row = chosen[0]
+    found = check_name(row.get("beacon") or row.get("name") or "")
+    return Label(
+        row.get("mac") or "",
+        row.get("address") or "",
+        found,
+        check_pin(row["pin"].strip()),
+        (row.get("pop") or "").strip(),
     )
