@@ -61,8 +61,8 @@ class _Terminal(Console):
         try:
             text.encode(self.encoding)
         except UnicodeEncodeError:
-            text = text.translate(_PLAIN).encode(self.encoding, "backslashreplace")
-            return text.decode(self.encoding)
+            data = text.translate(_PLAIN).encode(self.encoding, "backslashreplace")
+            return data.decode(self.encoding)
         except LookupError:
             return text
         return text

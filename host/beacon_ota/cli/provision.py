@@ -41,6 +41,13 @@ BeaconOption = Annotated[
     ),
 ]
 PinOption = Annotated[str | None, typer.Option(help="PIN on its label.", rich_help_panel=_WHO)]
+LabelOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV of provision label: name and PIN of its only row, or of --beacon's.",
+        rich_help_panel=_WHO,
+    ),
+]
 PinFileOption = Annotated[
     Path | None, typer.Option(help="File with the PIN.", rich_help_panel=_WHO)
 ]
@@ -142,6 +149,7 @@ def wifi(
     beacon: BeaconOption = None,
     pin: PinOption = None,
     pin_file: PinFileOption = None,
+    label: LabelOption = None,
     pop: PopOption = None,
     search: SearchOption = 10.0,
     ssid: SsidOption = None,
@@ -173,6 +181,7 @@ def wifi(
     from beacon_ota.provision.wanted import Network, Wanted, config, credentials
 
     chosen = _radio(radio)
+    beacon, pin = _labelled(label, beacon, pin)
     ask = asking.secret(pin, pin_file, pop)
     network = None
     choose = None
@@ -210,6 +219,7 @@ def status(
     beacon: BeaconOption = None,
     pin: PinOption = None,
     pin_file: PinFileOption = None,
+    label: LabelOption = None,
     pop: PopOption = None,
     search: SearchOption = 10.0,
     radio: RadioOption = None,
@@ -220,6 +230,7 @@ def status(
     Without a PIN only what it advertises is known; with one it has to be open for provisioning.
     """
     chosen = _radio(radio)
+    beacon, pin = _labelled(label, beacon, pin)
     found = asking.find(chosen, beacon, search, json, opened=False)
     facts = found.as_dict()
     if pin or pin_file or pop:
@@ -235,6 +246,7 @@ def reset(
     beacon: BeaconOption = None,
     pin: PinOption = None,
     pin_file: PinFileOption = None,
+    label: LabelOption = None,
     pop: PopOption = None,
     search: SearchOption = 10.0,
     radio: RadioOption = None,
@@ -243,6 +255,7 @@ def reset(
 ) -> None:
     """Have a beacon forget network, keys and settings, as holding its button does."""
     chosen = _radio(radio)
+    beacon, pin = _labelled(label, beacon, pin)
     found = asking.find(chosen, beacon, search, json)
     remote.confirm(f"{found.name} will forget its network, keys and settings.", yes)
     _run(_forget(found, chosen, asking.secret(pin, pin_file, pop)))
@@ -334,6 +347,20 @@ def labels(
         output.dump(rows)
         return
     output.dump_csv(rows)
+
+
+def _labelled(
+    file: Path | None, beacon: str | None, pin: str | None
+) -> tuple[str | None, str | None]:
+    """Return a beacon's name and PIN: as given, else as its label's file has them."""
+    if file is None:
+        return beacon, pin
+    from beacon_ota.provision import labels
+
+    if pin is not None:
+        raise UsageError("options", "one of --label and --pin is enough")
+    found = labels.pick(text_files.read(file), beacon)
+    return found.name, found.pin
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
