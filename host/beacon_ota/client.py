@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import requests
 
+from beacon_ota import text_files
 from beacon_ota.errors import (
     BeaconOtaError,
     DeniedError,
@@ -48,8 +49,8 @@ def configured() -> dict[str, str]:
     file = config_file()
     if file.is_file():
         try:
-            found = {k: str(v) for k, v in tomllib.loads(file.read_text()).items()}
-        except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+            found = {k: str(v) for k, v in tomllib.loads(text_files.read(file)).items()}
+        except (tomllib.TOMLDecodeError, BeaconOtaError) as error:
             raise UsageError("config_file", f"{file} cannot be read: {error}") from None
     for name in ("url", "token", "ca"):
         if value := os.environ.get(f"BEACON_OTA_{name.upper()}"):

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from beacon_ota import paths
-from beacon_ota.images import appfs, synthetic
+from beacon_ota.images import app_folder, appfs, synthetic
 from beacon_ota.virtual.flash import Flash
 from beacon_ota.virtual.network import AccessPoint, Network
 from beacon_ota.virtual.supervisor import VirtualBeacon
@@ -149,7 +149,7 @@ def crypto(_: bool) -> Iterator[Row]:
 
 def payload(_: bool) -> Iterator[Row]:
     """Compiled size of the app."""
-    files = appfs.compile_all(appfs.sources(paths.data("firmware", "app")))
+    files = appfs.compile_all(app_folder.read_sources(paths.data("firmware", "app")))
     yield Row("app, compiled", sum(map(len, files.values())) / 1024, "KB", 96, "room: 171.7")
 
 

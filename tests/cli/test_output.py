@@ -1,7 +1,9 @@
 """What came from elsewhere is printed to the letter; no terminal obeys it."""
 
 import ast
+import csv
 import io
+import os
 import subprocess
 from pathlib import Path
 
@@ -130,3 +132,47 @@ def test_hostile_names_in_the_commands(server, tmp_path):
         assert (done.returncode == 0) == (command[0] != "beacon"), (command, done.stderr)
         shown = set(done.stdout + done.stderr)
         assert not shown & {chr(code) for code in output._SEEN}, (command, done.stdout)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp437", "utf-8"])
+def test_a_terminal_that_lacks_a_sign_gets_another(tmp_path, encoding):
+    how = {**os.environ, "PYTHONIOENCODING": encoding, "BEACON_OTA_CONFIG": str(tmp_path)}
+    build = ("image", "build", "--synthetic", "--insecure", "--version", "1.0.0", "-o", "x.bin")
+    for command in (build, ("keys", "list"), ("--help",), ("image", "--help"), ("site", "list")):
+        done = subprocess.run(
+            [COMMAND, *command], env=how, cwd=tmp_path, capture_output=True, timeout=100
+        )
+        said = (done.stdout + done.stderr).decode(encoding)
+        assert "Traceback" not in said
+        if command is build:
+            assert said.startswith("✓ x.bin" if encoding == "utf-8" else "+ x.bin"), said
+
+
+FORMULAS = ("=HYPERLINK(1)", "+1", "-1+2", "@SUM(A1)", "\t=1", " =1", "＝1")
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_field_of_a_csv_is_no_formula(text, capsys):
+    output.dump_csv([{"name": text, "rssi": -61, "none": None, "plain": "a,b"}])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert rows == [{"name": "'" + text, "rssi": "-61", "none": "", "plain": "a,b"}]
+
+
+def test_nobody_else_writes_csv():
+    root = Path(beacon_ota.cli.__file__).parent.parent
+    found = [file for file in root.rglob("*.py") if "csv.writer(" in file.read_text()]
+    found += [file for file in root.rglob("*.py") if "csv.DictWriter(" in file.read_text()]
+    assert [file.name for file in found] == ["output.py"]
+
+
+def test_an_argument_that_is_no_text_is_named(tmp_path):
+    how = {**os.environ, "BEACON_OTA_CONFIG": str(tmp_path)}
+    done = subprocess.run(
+        [COMMAND, "site", "add", b"b\xfcro", "--url", "http://127.0.0.1:9", "--token", "x"],
+        env=how,
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=100,
+    )
+    said = done.stderr.decode()
+    assert done.returncode in (2, 3) and "Traceback" not in said

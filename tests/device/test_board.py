@@ -13,7 +13,7 @@ import pytest
 from beacon_ota import paths
 from beacon_ota.device import board
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.images import appfs, flash, littlefs
+from beacon_ota.images import app_folder, flash, littlefs
 
 # What a board is to its REPL: a LittleFS at /, kept in a file, and a machine module.
 BOARD = """
@@ -146,7 +146,7 @@ def test_only_what_differs_is_sent_and_leftovers_go(plug):
 
 
 def test_the_whole_app_of_the_project(plug):
-    texts = appfs.sources(paths.data("firmware", "app"))
+    texts = app_folder.read_sources(paths.data("firmware", "app"))
     found = plug(blocks=112)
     _, wanted = deploy(found, texts)
     assert {f"/{path}": data for path, data in found.files().items()} == wanted

@@ -40,6 +40,23 @@ def test_flash(run, tmp_path, flash_factory):
         assert code == 0 and "verified" in out and not chip.stub
 
 
+def test_the_address_of_a_chip(run, tmp_path, flash_factory):
+    content = b"\xa5" * (4 << 20)
+    with plugged(Chip(Flash(content))) as chip:
+        assert run("flash", chip.port, "--address") == (0, "60:55:8f:01:02:03\n", "")
+        assert bytes(chip.flash.read(0, len(content))) == content
+    with plugged(Chip(Flash(content))) as chip:
+        code, out, _ = run("flash", chip.port, "--address", "--json")
+        assert code == 0 and json.loads(out)["address"] == "60:55:8f:01:02:03"
+    with plugged(Chip(Flash(content), chip_id=9)) as chip:
+        code, _, err = run("flash", chip.port, "--address")
+        assert code != 0 and "chip_other" in err
+    (tmp_path / "f.bin").write_bytes(flash_factory())
+    for args in ((), (tmp_path / "f.bin", "--address")):
+        code, _, err = run("flash", "/dev/nowhere", *args)
+        assert code == 2 and "options" in err
+
+
 def test_flash_refuses_by_name(run, tmp_path, release_factory):
     (tmp_path / "r.bin").write_bytes(release_factory())
     code, _, err = run("flash", "/dev/nowhere", tmp_path / "r.bin")

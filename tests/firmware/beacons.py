@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from beacon_ota import paths
-from beacon_ota.images import appfs, boards, flash, littlefs, release, synthetic
+from beacon_ota.images import app_folder, appfs, boards, flash, littlefs, release, synthetic
 from beacon_ota.images.appfs import AppInfo
 from beacon_ota.virtual.flash import Flash
 from beacon_ota.virtual.network import Network
@@ -34,7 +34,7 @@ SSID, PASSWORD = "site", "correct horse"
 
 @functools.cache
 def _compiled() -> dict[str, bytes]:
-    return appfs.compile_all(appfs.sources(paths.data("firmware", "app")))
+    return appfs.compile_all(app_folder.read_sources(paths.data("firmware", "app")))
 
 
 def make(

@@ -233,3 +233,25 @@ def test_names_that_cannot_be_asked_for():
         except dns.NoAddress:
             continue
         raise AssertionError(bad)
+
+
+# Some sites have .local names in a name server of their own, and nobody who answers mDNS.
+def test_local_names_are_asked_of_everybody_and_then_of_the_name_server():
+    asked = []
+    real = dns._ask
+
+    async def ask(name, kind, server, port):
+        asked.append((server, port))
+        if port == 5353:
+            raise dns.NoAddress(name)
+        return ["10.0.0.9"]
+
+    dns._ask = ask
+    try:
+        assert asyncio.run(dns.resolve("orch.local", "10.0.0.1")) == "10.0.0.9"
+        assert asked == [("224.0.0.251", 5353), ("10.0.0.1", 53)]
+        asked.clear()
+        assert asyncio.run(dns.resolve("orch.example", "10.0.0.1")) == "10.0.0.9"
+        assert asked == [("10.0.0.1", 53)]
+    finally:
+        dns._ask = real

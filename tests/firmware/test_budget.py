@@ -6,7 +6,7 @@ import re
 import pytest
 
 from beacon_ota import paths
-from beacon_ota.images import appfs
+from beacon_ota.images import app_folder, appfs
 from tests.firmware import measure_heap
 
 PAYLOAD = 96 * 1024  # bytes of compiled code
@@ -17,12 +17,12 @@ UPDATE = 24 * 1024  # bytes over idle, lazily imported code included
 
 
 def test_compiled_size():
-    files = appfs.compile_all(appfs.sources(paths.data("firmware", "app")))
+    files = appfs.compile_all(app_folder.read_sources(paths.data("firmware", "app")))
     assert sum(map(len, files.values())) < PAYLOAD
 
 
 def test_an_image_holds_no_rules_that_only_the_host_applies():
-    texts = appfs.sources(paths.data("firmware", "app"))
+    texts = app_folder.read_sources(paths.data("firmware", "app"))
     imported = set()
     for text in texts.values():
         for _, names in IMPORT.findall(text.decode()):
@@ -31,9 +31,9 @@ def test_an_image_holds_no_rules_that_only_the_host_applies():
     rules = {name for name in texts if name.startswith("wire/")} - {"wire/__init__.py"}
     # `auth` hands the reading of a header on to whoever applies it.
     assert rules <= imported
-    assert {name for name in imported if name in appfs.HOST_ONLY} <= {"wire/auth_header.py"}
+    assert {name for name in imported if name in app_folder.HOST_ONLY} <= {"wire/auth_header.py"}
     folder = paths.data("firmware", "app")
-    assert all((folder / name).is_file() for name in appfs.HOST_ONLY)
+    assert all((folder / name).is_file() for name in app_folder.HOST_ONLY)
 
 
 @pytest.mark.parametrize("signed", [True, False])

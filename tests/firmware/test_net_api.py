@@ -140,3 +140,11 @@ def test_a_stranger_wears_nothing_out(v1):
         assert sum(b"unsealed" in entry for entry in entries if isinstance(entry, bytes)) == 1
         b.server.stranger = lambda _: None
         b.wait(lambda: ["answer", "unsealed"] in [e[2:4] for e in b.server.journal()])
+
+
+@pytest.mark.parametrize(
+    "url", ["http://orchestrator.local:8080/old/path", "HTTP://Orchestrator.local.:8080"]
+)
+def test_an_address_that_another_release_has_stored(v1, url):
+    with bench(v1, scale=20, settings={"orch_url": url.encode()}) as b:
+        b.wait(lambda: b.polled("1.0.0"))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beacon_ota import paths
-from beacon_ota.images import appfs, littlefs
+from beacon_ota.images import app_folder, appfs, littlefs
 from beacon_ota.images.appfs import AppError, AppInfo
 
 SOURCES = {
@@ -107,12 +107,12 @@ def test_sources_are_the_python_files_of_a_folder(tmp_path):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("x = 1\n")
-    assert list(appfs.sources(tmp_path)) == ["a/b.py", "main.py"]
+    assert list(app_folder.read_sources(tmp_path)) == ["a/b.py", "main.py"]
 
 
 def test_a_folder_without_main_is_no_app(tmp_path):
-    refuse(appfs.sources, tmp_path, code="app_main")
-    refuse(appfs.sources, tmp_path / "nowhere", code="app_main")
+    refuse(app_folder.read_sources, tmp_path, code="app_main")
+    refuse(app_folder.read_sources, tmp_path / "nowhere", code="app_main")
 
 
 def test_what_does_not_compile_names_file_and_line():
@@ -194,7 +194,7 @@ def test_the_time_of_a_build_can_be_fixed(tmp_path, monkeypatch):
 
 
 def test_the_projects_own_app_fits():
-    texts = appfs.sources(paths.data("firmware", "app"))
+    texts = app_folder.read_sources(paths.data("firmware", "app"))
     app = appfs.build(texts, INFO)
     assert app.payload <= appfs.BUDGET
     assert len(app.image) <= 175_824

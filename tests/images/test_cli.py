@@ -41,7 +41,11 @@ def run(capsys, monkeypatch, tmp_path):
 def app(tmp_path):
     folder = tmp_path / "app"
     (folder / "pkg").mkdir(parents=True)
-    (folder / "main.py").write_text("import pkg\n\n\ndef run():\n    print('hello')\n")
+    (folder / "main.py").write_text(
+        "import pkg\nfrom ota import agent\n\n\ndef run():\n    print('hello')\n"
+    )
+    (folder / "ota").mkdir()
+    (folder / "ota" / "agent.py").write_text("def run():\n    pass\n")
     (folder / "pkg" / "__init__.py").write_text("")
     return folder
 

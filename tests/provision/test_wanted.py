@@ -48,7 +48,7 @@ def test_a_row_takes_what_it_has_and_the_rest_from_all():
         ("beacon,pin\nABCDEF,123\n", "batch_row", "line 2"),
         ("beacon,pin\nABCDEF,\n", "batch_row", "line 2"),
         ("beacon,pin\nABCDEF,1234,5\n", "batch_row", "line 2"),
-        ("beacon,pin\nABCDEF,1234\nabcdef,1234\n", "batch_row", "line 3"),
+        ("beacon,pin\nABCDEF,73914826\nabcdef,73914826\n", "batch_row", "line 3"),
         ('beacon,pin\n"ABCDEF,1234\n', "batch_row", "line 1"),
         ("beacon,pin,password\nABCDEF,1234,short\n", "batch_row", "line 2"),
         ("beacon,pin,utc_off\nABCDEF,1234,soon\n", "batch_row", "line 2"),
@@ -99,7 +99,7 @@ def test_credentials():
 def test_what_a_beacon_can_take_fits_what_is_wanted():
     """The longest of everything that is accepted here can be encoded there."""
     values = {
-        "orch_url": "http://" + "h" * 121,
+        "orch_url": "https://" + "h" * 56 + "." + "h" * 57 + ":65535",
         "site": "s" * 64,
         "window": "03:00-05:00",
         "utc_off": "-720",

@@ -28,7 +28,9 @@ def test_tlv(kind, body):
 config = st.fixed_dictionaries(
     {},
     optional={
-        "orch_url": st.text("abc/:.-", min_size=1, max_size=100).map(lambda t: "http://" + t),
+        "orch_url": st.from_regex(
+            r"https?://[a-z][a-z0-9]{0,30}(\.[a-z]{1,30}){0,2}", fullmatch=True
+        ),
         "beacon_key": st.binary(min_size=32, max_size=32),
         "fleet_key": st.binary(min_size=16, max_size=16),
         "site": st.text(max_size=16),

@@ -61,7 +61,7 @@ def test_the_bytes():
 
 def test_everything_at_once_is_one_message():
     longest = dict(CONFIGURED)
-    longest["orch_url"] = "https://" + "h" * 120
+    longest["orch_url"] = "https://" + "h" * 56 + "." + "h" * 57 + ":65535"
     longest["site"] = "s" * 64
     longest["wifi2_ssid"] = bytes(32)
     longest["wifi2_pass"] = bytes(64)

@@ -41,6 +41,7 @@ MODULES = EXCHANGE + (
     "factory",
     "wire.blufi",
     "wire.records",
+    "wire.url",
     "wire.tlv",
     "wire.wifi",
 )

@@ -34,20 +34,6 @@ class Unsealed(HttpError):
     pass
 
 
-# "http[s]://host[:port]" as (tls, host, port); anything behind the host is not ours to use.
-def split(url):
-    scheme, sep, rest = url.partition("://")
-    host, colon, port = rest.partition("/")[0].partition(":")
-    try:
-        port = int(port) if colon else 443 if scheme == "https" else 80
-    except ValueError:
-        port = 0
-    # A port that is none makes getaddrinfo raise what is no OSError.
-    if not sep or scheme not in ("http", "https") or not 0 < port < 65536:
-        raise HttpError("connect", "bad orch_url")
-    return scheme == "https", host, port
-
-
 class Api:
     def __init__(self, store, wifi):
         self._store = store
@@ -62,9 +48,21 @@ class Api:
     def reload(self):
         self.id = self._store.text("beacon_id")
         self._key = self._store.blob("beacon_key")
-        self._url = self._store.text("orch_url", DEFAULT)
         self._address = None
         self._proven = False
+        text = self._store.text("orch_url", DEFAULT)
+        self._default = text == DEFAULT
+        from wire import url
+
+        # Earlier releases took a path behind the host, and never used it.
+        end = text.find("/", 8)
+        try:
+            self._place = url.parse(text if end < 0 else text[:end])
+        except ValueError as error:
+            self._place = None
+            print("orch_url:", error)
+        url = None
+        forget("wire.url")
 
     # What came of an answer that began well makes it doubtful who gives it: the name is looked up
     # again before the next one.
@@ -118,7 +116,9 @@ class Api:
         self._proven = True
 
     async def open(self, method, target, body, headers, stall_ms, ends):
-        tls, host, port = split(self._url)
+        if self._place is None:
+            raise HttpError("connect", "bad orch_url")
+        tls, host, port = self._place
         if not self._proven:
             await self._find(host, port)
         # Only an authentic answer says that it is there still. Silence, a stranger's answer and
@@ -164,7 +164,7 @@ class Api:
                 host,
                 port,
                 self._wifi.nameserver,
-                self._url == DEFAULT,
+                self._default,
                 self._unnamed % _STUBBORN == _STUBBORN - 1,
             )
             self._unnamed = 0

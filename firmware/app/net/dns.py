@@ -51,9 +51,12 @@ def _numeric(host):
 async def resolve(host, server):
     if _numeric(host):
         return host
-    local = host.endswith(".local")
-    found = await _ask(host, _A, _MDNS if local else server, 5353 if local else 53)
-    return found[0]
+    if host.endswith(".local"):
+        try:
+            return (await _ask(host, _A, _MDNS, 5353))[0]
+        except NoAddress:
+            pass  # some sites have .local in a name server of their own
+    return (await _ask(host, _A, server, 53))[0]
 
 
 # The (host, port) of an orchestrator that announces itself on this network.

@@ -1,7 +1,9 @@
 # HTTP/1.1, as much as a beacon needs: one request per connection, the answer read piece by piece
-# into buffers of the caller's. Every line, header and wait is bounded, nothing is sized by the
-# peer. A read first takes what is already there and asks the poller only when there is nothing:
-# during a download that is the difference between the bare loop and ours.
+# into buffers of the caller's. The head as a whole, every line and every wait is bounded, nothing
+# is sized by the peer. Headers that a beacon does not read may be as long, as many and as foreign
+# as proxies make them: they are dropped as they come. A read first takes what is already there and
+# asks the poller only when there is nothing: during a download that is the difference between the
+# bare loop and ours.
 
 import asyncio
 import errno
@@ -11,8 +13,8 @@ from asyncio import core
 
 from micropython import const
 
-_LINE = const(512)  # bytes of a status, header or chunk-size line
-_HEADERS = const(40)
+_LINE = const(512)  # bytes of a status or chunk-size line, and of a header that is read
+_HEAD = const(16384)  # bytes of a whole head, interim answers included
 _INTERIM = const(8)  # answers before the answer (1xx)
 _BUFFER = const(256)
 _CONNECT = const(10000)  # ms
@@ -22,12 +24,11 @@ _SPIN = const(3)  # ms for which a download looks again before it asks the polle
 _BROKEN = (OSError, ValueError)
 
 _KEPT = (
-    "content-length",
-    "content-range",
-    "etag",
-    "retry-after",
-    "transfer-encoding",
-    "x-beacon-mac",
+    b"content-length",
+    b"content-range",
+    b"retry-after",
+    b"transfer-encoding",
+    b"x-beacon-mac",
 )
 
 
@@ -61,6 +62,7 @@ class Connection:
         self._at = self._end = 0
         self._left = 0  # of the body or of the current chunk; -1: until the peer closes
         self._chunked = False
+        self._head = _HEAD  # bytes that the head may still have
         self.status = 0
         self.headers = {}
 
@@ -103,7 +105,9 @@ class Connection:
 
     # -- lines
 
-    async def _line(self):
+    # A line with its end, its first 512 bytes. A longer one is an error, unless what is more may be
+    # dropped.
+    async def _line(self, drop=False):
         line = b""
         while True:
             if self._at == self._end:
@@ -115,22 +119,23 @@ class Connection:
                     raise HttpError("truncated", "closed within the headers")
             found = self._buf.find(b"\n", self._at, self._end)
             stop = self._end if found < 0 else found + 1
-            if len(line) + stop - self._at > _LINE:
+            self._head -= stop - self._at
+            if self._head < 0:
+                raise HttpError("http", "head too long")
+            room = _LINE - len(line)
+            if stop - self._at > room and not drop:
                 raise HttpError("http", "line too long")
-            line += self._buf[self._at : stop]
+            line += self._buf[self._at : min(stop, self._at + room)]
             self._at = stop
             if found >= 0:
-                try:
-                    return line.decode().strip()
-                except UnicodeError:
-                    raise HttpError("http", "line is not text")
+                return line
 
     async def head(self, bodyless=False):
         for _ in range(_INTERIM):
             line = await self._line()
-            parts = line.split(" ", 2)
-            if not line.startswith("HTTP/1.") or len(parts) < 2:
-                raise HttpError("http", "not HTTP: " + line[:40])
+            parts = line.split(None, 2)
+            if not line.startswith(b"HTTP/1.") or len(parts) < 2:
+                raise HttpError("http", "not HTTP: " + str(line[:40])[2:-1])
             self.status = _number(parts[1], 10, 599)
             await self._fields()
             if self.status >= 200:
@@ -146,17 +151,24 @@ class Connection:
         else:
             self._left = -1
 
+    # Names are compared as bytes: nobody has to write text into a header that is not read. A line
+    # that begins with a blank goes on with the header before it, as some old proxies fold them, and
+    # is no header of its own.
     async def _fields(self):
         self.headers = {}
-        for _ in range(_HEADERS):
-            line = await self._line()
-            if not line:
+        while True:
+            line = await self._line(True)
+            if not line.strip():
                 return
-            name, _, value = line.partition(":")
+            name, _, value = line.partition(b":")
             name = name.lower()
             if name in _KEPT:
-                self.headers[name] = value.strip()
-        raise HttpError("http", "too many headers")
+                try:
+                    if len(line) == _LINE:
+                        raise UnicodeError
+                    self.headers[name.decode()] = value.decode().strip()
+                except UnicodeError:
+                    raise HttpError("http", "bad header " + name.decode())
 
     # The length of the body when the peer says so, else None.
     def length(self):
@@ -252,14 +264,13 @@ class Connection:
         return got
 
     async def _chunk(self):
+        self._head = _HEAD
         size = await self._line()
-        self._left = _number(size.split(";")[0].strip(), 16, 0x3FFFFFFF)
+        self._left = _number(size.split(b";")[0].strip(), 16, 0x3FFFFFFF)
         if not self._left:
             self._chunked = False
-            for _ in range(_HEADERS):
-                if not await self._line():
-                    return
-            raise HttpError("http", "too many trailers")
+            while (await self._line(True)).strip():
+                pass  # trailers, bounded as a head is
 
     # A whole small body; one that is longer than `limit` is an error, not a cut, and so is one that
     # finds no memory: that is the peer's failure, whoever it is. The pieces come through the buffer
@@ -285,7 +296,7 @@ def _number(text, base, limit):
     except ValueError:
         value = -1
     if not 0 <= value <= limit:
-        raise HttpError("http", "bad number: " + text[:20])
+        raise HttpError("http", "bad number: " + str(text[:20]))
     return value
 
 

@@ -10,6 +10,7 @@
 # Fields come in rising order of their tags, each at most once, so there is one way to write a
 # message. A tag that this version does not know is refused below 80 and skipped from there on.
 
+from . import url
 from .access import ID, MAX_CREDENTIALS, SECRET
 from .shapes import window
 
@@ -162,12 +163,11 @@ def _check(row, value):
     return value
 
 
-# http(s)://host… in printable ASCII: it goes into requests as it is.
 def _is_url(text):
-    for scheme in ("http://", "https://"):
-        if text.startswith(scheme) and len(text) > len(scheme):
-            return all("!" <= c <= "~" for c in text)
-    return False
+    try:
+        return bool(url.parse(text))
+    except ValueError:
+        return False
 
 
 _RULES = {

@@ -31,6 +31,7 @@ FIRST, SECOND, THIRD = "1.0.0", "2.0.0", "3.0.0"
 ROLLOUT = {**PLAN, "retry": {"limit": matrix.ATTEMPTS, "pauses": ["30s"]}}
 POLICY = {"stall_s": 10, "give_up_s": 600, "trial_s": 40}
 BAD = 2  # the sector of the slot that fails
+ETAG = 'W/"changed-gzip"'  # as a proxy leaves it that compresses
 RESUME = 20_000  # bytes after which a connection ends that has to be resumed
 STRANGE = 5  # answers that are a stranger's: fewer than the beacon has tries
 TRIAL_LIMIT = 40_000  # ms, in the place of stage 0's quarter of an hour
@@ -219,7 +220,7 @@ class _Run:
             "long": Fault(more=1000),
             "lie": Fault(lie=1000),
             "other": Fault(other=True),
-            "etag": Fault(etag='"' + "ab" * 32 + '"') if resumed else Fault(close=RESUME),
+            "etag": Fault(etag=ETAG) if resumed else Fault(close=RESUME, etag=ETAG),
         }.get(name)
 
     def _foreign(self, request: Request) -> Fault | None:

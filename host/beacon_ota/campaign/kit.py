@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from beacon_ota import paths
-from beacon_ota.images import appfs, boards, flash, littlefs, release, synthetic
+from beacon_ota.images import app_folder, appfs, boards, flash, littlefs, release, synthetic
 from beacon_ota.images.appfs import AppInfo
 
 DEVICE = "esp32c3"
@@ -61,7 +61,7 @@ GIVEN: dict[str, int | bytes] = {
 @functools.cache
 def app() -> Mapping[str, bytes]:
     """Return the app in the tree, compiled."""
-    return appfs.compile_all(appfs.sources(paths.data("firmware", "app")))
+    return appfs.compile_all(app_folder.read_sources(paths.data("firmware", "app")))
 
 
 @functools.cache

@@ -56,7 +56,7 @@ SERVER = (
     Value("long", "download/http"),
     Value("lie", "download/http"),  # Content-Length says more than there is
     Value("other", "verify/checksum", late=True),  # as many other bytes
-    Value("etag", "download/http", late=True),  # of the resumed part
+    Value("etag"),  # a proxy has changed it; the download breaks off once
     # A stranger answers at its address, without its signature, every time in another way: the first
     # times that a beacon asks for work, for the image, before it goes on, and with its last word;
     # all through a trial. None of it ends anything.

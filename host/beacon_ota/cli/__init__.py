@@ -5,6 +5,7 @@ Exit codes: 0 done · 1 refused input or a failed check · 2 wrong usage · 3 un
 """
 
 import importlib
+import io
 import sys
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,7 +15,7 @@ import typer.core
 
 from beacon_ota import __version__
 from beacon_ota.cli import plain
-from beacon_ota.errors import BeaconOtaError
+from beacon_ota.errors import BeaconOtaError, UsageError
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,9 @@ def _root(
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; named errors become one line on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign
     try:
         app(args=args, prog_name="beacon-ota")
     except BeaconOtaError as error:
@@ -123,5 +127,15 @@ def main(args: list[str] | None = None) -> None:
 
         output.fail(error)
         sys.exit(error.exit_code)
+    except UnicodeEncodeError as error:
+        if not any("\ud800" <= sign <= "\udfff" for sign in error.object):
+            raise
+        from beacon_ota.cli import output
+
+        wrong = UsageError(
+            "argument_encoding", "an argument is not UTF-8 text", found=error.object[:80]
+        )
+        output.fail(wrong)
+        sys.exit(wrong.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

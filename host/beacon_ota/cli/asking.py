@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from beacon_ota import text_files
 from beacon_ota.cli import output
 from beacon_ota.errors import UsageError
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from beacon_ota.provision.session import SecretError
     from beacon_ota.provision.wanted import Network, Secret
     from beacon_ota.virtual.radio.choice import Radio
-
-_MAX_SECRET = 4096  # bytes of a file with a password or PIN
 
 _WORDS = {
     "connecting": "Connecting to",
@@ -39,19 +38,9 @@ def terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def text(file: Path, limit: int = 1 << 20) -> str:
-    from beacon_ota.trust import files
-
-    data = sys.stdin.buffer.read(limit + 1) if str(file) == "-" else files.read(file, limit)
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise UsageError("file_unreadable", f"{file} is not UTF-8 text") from None
-
-
 def line(file: Path | None) -> str:
     """Return the first line of a file, "" without one."""
-    return text(file, _MAX_SECRET).split("\n")[0].rstrip("\r") if file is not None else ""
+    return text_files.read_line(file) if file is not None else ""
 
 
 def password(ssid: str, file: Path | None, is_open: bool) -> str:

@@ -32,10 +32,10 @@ def deploy(
     """
     from beacon_ota import paths
     from beacon_ota.device import board as boards
-    from beacon_ota.images import appfs
+    from beacon_ota.images import app_folder
     from beacon_ota.images.boards import load
 
-    texts = appfs.sources(folder or paths.data("firmware", "app"))
+    texts = app_folder.read_sources(folder or paths.data("firmware", "app"))
     wanted = boards.files(texts, load(board).device_type, version)
     total = sum(map(len, wanted.values()))
     with output.progress(f"Sending to {port}", total, quiet=json) as advance:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from beacon_ota.cli import output
+from beacon_ota.errors import UsageError
 
 app = typer.Typer(add_completion=False, help="Write a flash image to a chip and verify it.")
 
@@ -30,7 +31,12 @@ class After(StrEnum):
 @app.command()
 def flash(
     port: Annotated[str, typer.Argument(help="Serial port, e.g. /dev/ttyACM0.")],
-    image: Annotated[Path, typer.Argument(help="A flash image: beacon-ota image flash.")],
+    image: Annotated[
+        Path | None, typer.Argument(help="A flash image: beacon-ota image flash.")
+    ] = None,
+    address: Annotated[
+        bool, typer.Option("--address", help="Write nothing; print the chip's address.")
+    ] = False,
     baud: Annotated[int, typer.Option(min=9600, help="Speed of the transfer.")] = 460_800,
     erase_all: Annotated[
         bool, typer.Option("--erase-all", help="Erase the whole flash first.")
@@ -47,6 +53,15 @@ def flash(
     from beacon_ota.device import chip
     from beacon_ota.trust import files
 
+    if address == (image is not None):
+        raise UsageError("options", "name a flash image, or ask for the chip's --address")
+    if image is None:
+        found = chip.read_address(port, before=before.value, after=after.value, attempts=attempts)
+        if json:
+            output.dump({"port": port, "address": found})
+        else:
+            typer.echo(found)
+        return
     data = files.read(image, 32 << 20)
     total = sum(length for _, length in chip.regions(data))
     with output.progress(f"Writing to {port}", total, quiet=json) as advance:

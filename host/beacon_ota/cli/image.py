@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from beacon_ota import text_files
 from beacon_ota.cli import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
+    from beacon_ota.images.app_folder import AppFolder
     from beacon_ota.images.boards import Board
     from beacon_ota.images.combined import Core
     from beacon_ota.images.release import Release
@@ -21,6 +23,7 @@ app = typer.Typer(
 
 MAX_FILE = 32 << 20  # bytes of anything we read
 NEW = "new"
+_SHOWN = 12  # lines of files that are named one by one
 _BUILD, _PARTS, _SETTINGS = "What goes in", "From parts", "Settings"
 
 BoardOption = Annotated[str, typer.Option(help="Board: its name, or its folder.")]
@@ -75,6 +78,22 @@ AddOption = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=FILE", help="One more file, e.g. ca.der.", rich_help_panel=_BUILD),
 ]
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Files of the app's folder that go in as they are, e.g. *.json.",
+        rich_help_panel=_BUILD,
+    ),
+]
+WithoutAgentOption = Annotated[
+    bool,
+    typer.Option(
+        "--without-agent",
+        help="The app never updates itself, and that is meant.",
+        rich_help_panel=_BUILD,
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="Where it goes [default: named by itself].")
 ]
@@ -114,6 +133,8 @@ def build(
     insecure: InsecureOption = False,
     built_at: BuiltAtOption = None,
     add: AddOption = None,
+    include: IncludeOption = None,
+    without_agent: WithoutAgentOption = False,
     out: OutOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -123,11 +144,23 @@ def build(
 
     target = boards.load(board)
     found = _core(core, synthetic)
-    data = _build(target, found, version, app, frozen, keys, insecure, built_at, add)
+    data, content = _build(
+        target,
+        found,
+        version,
+        app,
+        frozen,
+        keys,
+        insecure,
+        built_at,
+        add,
+        include,
+        without_agent,
+    )
     built = release.parse(data)
     out = out or Path(f"{target.name}-{built.info.version}.bin")
     files.write(out, data)
-    _tell(out, built, target, json, {})
+    _tell(out, built, target, json, {}, content)
 
 
 @app.command()
@@ -151,6 +184,8 @@ def flash(
     insecure: InsecureOption = False,
     built_at: BuiltAtOption = None,
     add: AddOption = None,
+    include: IncludeOption = None,
+    without_agent: WithoutAgentOption = False,
     beacon_id: Annotated[
         str | None, typer.Option(help="The beacon's name.", rich_help_panel=_SETTINGS)
     ] = None,
@@ -198,9 +233,22 @@ def flash(
         int | None,
         typer.Option(help="Minutes of local time before UTC.", rich_help_panel=_SETTINGS),
     ] = None,
+    label: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV of provision label: PIN, name and proof of possession of the only row, or of "
+            "the one that --ble-name names.",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
     pin: Annotated[
         str | None,
         typer.Option(help="PIN of its label; needs --ble-name.", rich_help_panel=_SETTINGS),
+    ] = None,
+    ibeacon: Annotated[
+        str | None,
+        typer.Option(help="UUID:major:minor that it advertises.", rich_help_panel=_SETTINGS),
     ] = None,
     ble_name: Annotated[
         str | None,
@@ -229,6 +277,7 @@ def flash(
     from beacon_ota.images import boards, settings
     from beacon_ota.images import flash as flashes
     from beacon_ota.images import release as releases
+    from beacon_ota.provision.wanted import position
     from beacon_ota.trust import files
 
     target = boards.load(board)
@@ -236,6 +285,9 @@ def flash(
     if beacon_key == NEW:
         beacon_key = secrets.token_hex(32)
         made["beacon_key"] = beacon_key
+    if label is not None:
+        ble_name, pin, pop = _label(label, ble_name, pin, pop)
+        made["ble_name"] = ble_name
     values = {
         "beacon_id": beacon_id,
         "beacon_key": _secret(beacon_key, 64),
@@ -251,23 +303,36 @@ def flash(
         "utc_off": None if utc_off is None else str(utc_off),
         "pin_w": _pin(pin, ble_name),
         "pop": pop,
+        "ibeacon": None if ibeacon is None else position(ibeacon).hex(),
         **dict(_pair(text, "--nvs") for text in nvs or ()),
     }
     stored = settings.parse({key: value for key, value in values.items() if value is not None})
     loader = _read(bootloader) if bootloader is not None else None
-    found = None
+    found = content = None
     if release is None or loader is None:
         found = _core(core, synthetic)
     if release is not None:
-        unused = (version, app, keys, built_at, add)
-        if insecure or frozen or any(option is not None for option in unused):
+        unused = (version, app, keys, built_at, add, include)
+        if insecure or without_agent or frozen or any(option is not None for option in unused):
             raise UsageError(
                 "options", "with --release, what goes into a release is decided already"
             )
         data = _read(release)
     else:
         assert found is not None
-        data = _build(target, found, version, app, frozen, keys, insecure, built_at, add)
+        data, content = _build(
+            target,
+            found,
+            version,
+            app,
+            frozen,
+            keys,
+            insecure,
+            built_at,
+            add,
+            include,
+            without_agent,
+        )
     if loader is None:
         loader = found.bootloader if found else None
     if loader is None:
@@ -281,7 +346,7 @@ def flash(
     name = beacon_id or f"{target.name}-{built.info.version}"
     out = out or Path(f"{name}-flash.bin")
     files.write(out, image, mode=0o600 if settings.SECRETS & stored.keys() else 0o644)
-    _tell(out, built, target, json, {**made, "settings": sorted(stored)})
+    _tell(out, built, target, json, {**made, "settings": sorted(stored)}, content)
 
 
 def _build(
@@ -294,20 +359,31 @@ def _build(
     insecure: bool,
     built_at: int | None,
     add: list[str] | None,
-) -> bytes:
-    """Build a release from the options of a command."""
+    include: list[str] | None,
+    without_agent: bool,
+) -> tuple[bytes, "AppFolder"]:
+    """Build a release from the options of a command; return what of the folder is in it, too."""
     from beacon_ota import paths
-    from beacon_ota.images import appfs, release
+    from beacon_ota.images import app_folder, appfs, release
+    from beacon_ota.images.app_folder import AppFolder
+    from beacon_ota.images.appfs import AppError
     from beacon_ota.trust import KeySet
 
-    texts: dict[str, bytes] = {}
+    found = AppFolder({})
     folder = app or paths.data("firmware", "app")
     if frozen:
         if app is not None:
             raise UsageError("options", "--app and --frozen exclude each other")
         version = _frozen_version(core, board, version)
     else:
-        texts = appfs.sources(folder)
+        found = app_folder.scan(folder, include or ())
+        if not (found.has_agent or without_agent):
+            raise AppError(
+                "app_agent",
+                "this main starts no update agent: a beacon that runs it is never updated again",
+                found=f"{folder / 'main.py'} does not import {app_folder.AGENT}",
+                expected="the app of firmware/app with your changes; or --without-agent",
+            )
     if version is None:
         raise UsageError("version_missing", "a release needs --version", expected="e.g. 1.2.3")
     if keys is None and not insecure:
@@ -318,16 +394,19 @@ def _build(
         )
     data = release.make(
         core.data,
-        texts,
+        found.sources,
         version,
         board.device_type,
         built_at=appfs.build_time(folder) if built_at is None else built_at,
-        keys=KeySet.parse(_read(keys), name=str(keys)).to_json() if keys else None,
+        keys=KeySet.parse(text_files.read(keys), name=str(keys)).to_json() if keys else None,
         insecure=insecure,
-        extra={name: _read(Path(file)) for name, file in (_pair(t, "--add") for t in add or ())},
+        extra={
+            **found.files,
+            **{name: _read(Path(file)) for name, file in (_pair(t, "--add") for t in add or ())},
+        },
     )
     board.check_fit(len(data))
-    return data
+    return data, found
 
 
 def _frozen_version(core: "Core", board: "Board", version: str | None) -> str:
@@ -359,8 +438,15 @@ def _core(given: Path | None, synthetic: bool) -> "Core":
     return combined.Core(found.data, found.image, stand_in.bootloader())
 
 
-def _tell(out: Path, built: "Release", board: "Board", json: bool, more: dict[str, object]) -> None:
-    """Print what was built, and the room it leaves."""
+def _tell(
+    out: Path,
+    built: "Release",
+    board: "Board",
+    json: bool,
+    more: dict[str, object],
+    content: "AppFolder | None",
+) -> None:
+    """Print what was built, what of the app's folder is in it, and the room it leaves."""
     from beacon_ota.images.appfs import BUDGET
 
     facts = {
@@ -379,6 +465,12 @@ def _tell(out: Path, built: "Release", board: "Board", json: bool, more: dict[st
         "room": board.slot_size - built.size,
         **more,
     }
+    if content is not None:
+        facts |= {
+            "modules": len(content.sources),
+            "files": sorted(content.files),
+            "left": dict(content.left),
+        }
     if json:
         output.dump(facts)
         return
@@ -387,6 +479,8 @@ def _tell(out: Path, built: "Release", board: "Board", json: bool, more: dict[st
     say("  {} {}, SHA-256 {}", built.info.device_type, built.info.version, built.checksum)
     say("  core      {:>12,} bytes", built.core.length)
     say("  app       {:>12,} bytes, {:,} of it code", built.app_size, built.payload)
+    if content is not None:
+        _show_content(content)
     say("  slot      {:>12,} bytes, {:,} to spare", board.slot_size, facts["room"])
     if "beacon_key" in more:
         say("  new key   {}", more["beacon_key"])
@@ -396,6 +490,17 @@ def _tell(out: Path, built: "Release", board: "Board", json: bool, more: dict[st
         say("  [yellow]More than {:,} bytes of code: RAM runs short on the chip.[/]", BUDGET)
     if built.info.insecure:
         say("  [bold red]INSECURE: beacons that run it install releases nobody signed.[/]")
+
+
+def _show_content(content: "AppFolder") -> None:
+    say = partial(output.say, soft_wrap=True)
+    say("  packed    {:>12,} modules, {} other files", len(content.sources), len(content.files))
+    for name in sorted(content.files)[:_SHOWN]:
+        say("            {}", name)
+    for name, reason in list(content.left.items())[:_SHOWN]:
+        say("  [yellow]left out[/]  {}: {}", name, reason)
+    if len(content.left) > _SHOWN:
+        say("  [yellow]left out[/]  {} more; --json lists them", len(content.left) - _SHOWN)
 
 
 def _read(file: Path) -> bytes:
@@ -415,7 +520,7 @@ def _secret(value: str | None, digits: int) -> str | None:
     """Return hex as given, or from the file named."""
     if value is None or len(value) == digits:
         return value
-    return _read(Path(value)).decode("ascii", "replace").strip()
+    return text_files.read_line(Path(value)).strip()
 
 
 def _password(name: str, value: str | None, file: Path | None) -> str | None:
@@ -423,7 +528,19 @@ def _password(name: str, value: str | None, file: Path | None) -> str | None:
         raise UsageError("options", f"--{name}-pass and --{name}-pass-file exclude each other")
     if file is None:
         return value
-    return _read(file).decode("utf-8", "replace").split("\n")[0].rstrip("\r")
+    return text_files.read_line(file)
+
+
+def _label(
+    file: Path, name: str | None, pin: str | None, pop: str | None
+) -> tuple[str, str, str | None]:
+    """Return name, PIN and proof of possession of a label."""
+    from beacon_ota.provision import labels
+
+    if pin is not None or pop is not None:
+        raise UsageError("options", "--label brings PIN and proof of possession itself")
+    found = labels.pick(text_files.read(file), name)
+    return found.name, found.pin, found.pop or None
 
 
 def _pin(pin: str | None, name: str | None) -> str | None:
@@ -432,6 +549,6 @@ def _pin(pin: str | None, name: str | None) -> str | None:
         return None
     if name is None:
         raise UsageError("options", "--pin needs --ble-name: the PIN is bound to it")
-    from beacon_ota.provision import session
+    from beacon_ota.provision import labels, session
 
-    return session.enroll(pin, name.encode()).hex()
+    return session.enroll(labels.check_pin(pin), labels.check_name(name).encode()).hex()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from beacon_ota import text_files
 from beacon_ota.cli import output
 from beacon_ota.errors import UsageError
 
@@ -76,11 +77,11 @@ def add(
     The program reads the bytes to sign from stdin and writes 384 bytes, the RSA-PSS signature
     (SHA-256, salt 32), to stdout; BEACON_OTA_KEY and BEACON_OTA_KEYID tell it which key.
     """
-    from beacon_ota.trust import PublicKey, files
+    from beacon_ota.trust import PublicKey
 
     if not os.access(signer, os.X_OK) or not signer.is_file():
         raise UsageError("signer_missing", f"{signer} is not a program that can be run.")
-    key = PublicKey.from_pem(files.read(public, 16384), name=str(public))
+    key = PublicKey.from_pem(text_files.read(public, 16384).encode(), name=str(public))
     ring = open_ring(keyring)
     entry = ring.add(name, key, signer)
     if json:
@@ -217,13 +218,7 @@ def _prompt(name: str, *, new: bool = False) -> str:
 
 
 def _first_line(file: Path) -> str:
-    from beacon_ota.trust import files
-
-    try:
-        text = files.read(file, 4096).decode()
-    except UnicodeDecodeError as error:
-        raise UsageError("key_password_file", f"{file} is not a text file.") from error
-    return text.partition("\n")[0].removesuffix("\r")
+    return text_files.read_line(file, code="key_password_file", error=UsageError)
 
 
 def _row(ring: "Keyring", entry: "Entry") -> dict[str, object]:

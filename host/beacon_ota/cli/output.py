@@ -1,5 +1,6 @@
 """What every command prints: tables for people, JSON for scripts, one line for a failure."""
 
+import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,9 @@ _SEEN = {
         *range(0xD800, 0xE000),
     )
 }
+# Signs of this program for terminals whose encoding lacks them.
+_PLAIN = str.maketrans({"✓": "+", "✗": "x", "–": "-", "…": "...", "≤": "<=", "→": "->", "·": "-"})
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _PLACE = 0x100000  # the first of the private signs that hold a value's place in a template
 
 
@@ -44,9 +48,24 @@ class _Terminal(Console):
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
-            if not segment.control and segment.text.translate(_SEEN) != segment.text:
-                segment = Segment(segment.text.translate(_SEEN), segment.style)
+            if not segment.control:
+                text = self._writable(segment.text.translate(_SEEN))
+                if text != segment.text:
+                    segment = Segment(text, segment.style)
             yield segment
+
+    def _writable(self, text: str) -> str:
+        """Return a text as the terminal's encoding can write it (cp1252 has no ✓)."""
+        if self.encoding.lower().startswith("utf") or text.isascii():
+            return text
+        try:
+            text.encode(self.encoding)
+        except UnicodeEncodeError:
+            data = text.translate(_PLAIN).encode(self.encoding, "backslashreplace")
+            return data.decode(self.encoding)
+        except LookupError:
+            return text
+        return text
 
 
 console = _Terminal()
@@ -137,6 +156,27 @@ def table(
 def loud(text: str) -> Text:
     """Return a cell that nobody overlooks."""
     return Text(visible(text), style="bold red")
+
+
+def dump_csv(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows as CSV with a header on stdout; no field is a formula to a spreadsheet."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(rows[0])
+    writer.writerows([cell(value) for value in row.values()] for row in rows)
+
+
+def cell(value: object) -> str:
+    """Return a field of a CSV: what a spreadsheet would take for a formula begins with a quote.
+
+    Source: OWASP, "CSV Injection": a field that begins with ``= + - @``, tab or carriage return
+    is run, also when it came from a beacon or another person. Numbers stay numbers.
+    """
+    if value is None:
+        return ""
+    text = visible(str(value))
+    if isinstance(value, int | float) or not text.lstrip().startswith(_FORMULA):
+        return text
+    return "'" + text
 
 
 def dump(value: object) -> None:

@@ -1,13 +1,13 @@
 """``beacon-ota provision``: bring beacons online over Bluetooth."""
 
 import asyncio
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from beacon_ota import text_files
 from beacon_ota.cli import asking, output, remote
 from beacon_ota.cli.remote import JsonOption, TokenOption, UrlOption, YesOption
 from beacon_ota.errors import UsageError
@@ -41,6 +41,13 @@ BeaconOption = Annotated[
     ),
 ]
 PinOption = Annotated[str | None, typer.Option(help="PIN on its label.", rich_help_panel=_WHO)]
+LabelOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV of provision label: name and PIN of its only row, or of --beacon's.",
+        rich_help_panel=_WHO,
+    ),
+]
 PinFileOption = Annotated[
     Path | None, typer.Option(help="File with the PIN.", rich_help_panel=_WHO)
 ]
@@ -142,6 +149,7 @@ def wifi(
     beacon: BeaconOption = None,
     pin: PinOption = None,
     pin_file: PinFileOption = None,
+    label: LabelOption = None,
     pop: PopOption = None,
     search: SearchOption = 10.0,
     ssid: SsidOption = None,
@@ -173,6 +181,7 @@ def wifi(
     from beacon_ota.provision.wanted import Network, Wanted, config, credentials
 
     chosen = _radio(radio)
+    beacon, pin = _labelled(label, beacon, pin)
     ask = asking.secret(pin, pin_file, pop)
     network = None
     choose = None
@@ -193,7 +202,7 @@ def wifi(
     }
     registry = None if no_register else _orchestrator(url, token, site)
     values["orch_url"] = _address(orch_url, registry)
-    creds = credentials(asking.text(credentials_file)) if credentials_file else None
+    creds = credentials(text_files.read(credentials_file)) if credentials_file else None
     wanted = Wanted(network, config(values, second), tuple(tag or ()), creds)
     found = asking.find(chosen, beacon, search, json)
     with asking.steps(json) as tell:
@@ -210,6 +219,7 @@ def status(
     beacon: BeaconOption = None,
     pin: PinOption = None,
     pin_file: PinFileOption = None,
+    label: LabelOption = None,
     pop: PopOption = None,
     search: SearchOption = 10.0,
     radio: RadioOption = None,
@@ -220,6 +230,7 @@ def status(
     Without a PIN only what it advertises is known; with one it has to be open for provisioning.
     """
     chosen = _radio(radio)
+    beacon, pin = _labelled(label, beacon, pin)
     found = asking.find(chosen, beacon, search, json, opened=False)
     facts = found.as_dict()
     if pin or pin_file or pop:
@@ -235,6 +246,7 @@ def reset(
     beacon: BeaconOption = None,
     pin: PinOption = None,
     pin_file: PinFileOption = None,
+    label: LabelOption = None,
     pop: PopOption = None,
     search: SearchOption = 10.0,
     radio: RadioOption = None,
@@ -243,6 +255,7 @@ def reset(
 ) -> None:
     """Have a beacon forget network, keys and settings, as holding its button does."""
     chosen = _radio(radio)
+    beacon, pin = _labelled(label, beacon, pin)
     found = asking.find(chosen, beacon, search, json)
     remote.confirm(f"{found.name} will forget its network, keys and settings.", yes)
     _run(_forget(found, chosen, asking.secret(pin, pin_file, pop)))
@@ -296,8 +309,8 @@ def batch(
         "fleet_key": asking.line(fleet_key_file) or None,
         "orch_url": _address(orch_url, registry),
     }
-    creds = credentials(asking.text(credentials_file)) if credentials_file else None
-    rows = batches.parse(asking.text(file, batches.MAX_BYTES), common, creds)
+    creds = credentials(text_files.read(credentials_file)) if credentials_file else None
+    rows = batches.parse(text_files.read(file, batches.MAX_BYTES), common, creds)
     with asking.counting(len(rows), json) as (begun, done):
         results = _run(
             batches.run(
@@ -327,17 +340,27 @@ def labels(
     json: JsonOption = False,
 ) -> None:
     """Draw PINs for beacons' labels. Prints CSV: keep it, batch reads it."""
-    import csv
-
     from beacon_ota.provision import labels as making
 
     rows = [making.label(one).as_dict() for one in address]
     if json:
         output.dump(rows)
         return
-    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    output.dump_csv(rows)
+
+
+def _labelled(
+    file: Path | None, beacon: str | None, pin: str | None
+) -> tuple[str | None, str | None]:
+    """Return a beacon's name and PIN: as given, else as its label's file has them."""
+    if file is None:
+        return beacon, pin
+    from beacon_ota.provision import labels
+
+    if pin is not None:
+        raise UsageError("options", "one of --label and --pin is enough")
+    found = labels.pick(text_files.read(file), beacon)
+    return found.name, found.pin
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from beacon_ota import text_files
 from beacon_ota.cli import output
 from beacon_ota.errors import InputError, UsageError
 
@@ -146,9 +147,7 @@ def read_table(file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        text = file.read_text()
+        text = text_files.read(file)
         return json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise UsageError("file_unreadable", f"cannot read {file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError("plan_file", f"{file} cannot be read: {error}") from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from beacon_ota import text_files
 from beacon_ota.cli import output, remote, signing
 from beacon_ota.cli.keys import JsonOption, KeyringOption, PasswordOption, open_ring
 from beacon_ota.cli.remote import TokenOption, UrlOption
@@ -162,12 +163,12 @@ def _previous(client: "Client") -> str:
 
 
 def _keys(file: Path | None) -> bytes | None:
-    from beacon_ota.trust import KeySet, files
+    from beacon_ota.trust import KeySet
     from beacon_ota.trust import keys as keys_
 
     if file is None:
         return None
-    return KeySet.parse(files.read(file, keys_.MAX_FILE), name=str(file)).to_json()
+    return KeySet.parse(text_files.read(file, keys_.MAX_FILE), name=str(file)).to_json()
 
 
 def _check_signers(made: bytes, names: list[str] | None, keyring: Path | None) -> None:
@@ -239,10 +240,7 @@ def claims(
     beside = manifest or image.with_name(image.name + signing.SUFFIX)
     said: tuple[str, str] | None = None
     if manifest is not None or beside.is_file():
-        try:
-            fields["manifest"] = beside.read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            raise UsageError("file_unreadable", f"cannot read {beside}") from None
+        fields["manifest"] = text_files.read(beside).strip()
         claimed = releases.claimed(fields["manifest"])
         said = claimed.version, claimed.device_type
     elif version is None or device_type is None:

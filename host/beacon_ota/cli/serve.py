@@ -144,12 +144,11 @@ def _open_standard_files() -> None:
 def _upstream_token(upstream: str | None, file: Path | None) -> str:
     if upstream is None:
         return ""
-    try:
-        token = file.read_text() if file else os.environ.get("BEACON_OTA_UPSTREAM_TOKEN", "")
-    except OSError as error:
-        raise UsageError("token_unreadable", f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError("token_unreadable", f"{file} holds no token: it is no text") from None
+    from beacon_ota import text_files
+
+    token = os.environ.get("BEACON_OTA_UPSTREAM_TOKEN", "")
+    if file is not None:
+        token = text_files.read_line(file, code="token_unreadable", error=UsageError)
     if not token.strip():
         raise UsageError(
             "upstream_token",
@@ -164,12 +163,10 @@ def _trusted(data: Path, keys: Path | None):
     file = keys or data / "keys.json"
     if keys is None and not file.is_file():
         return None
+    from beacon_ota import text_files
     from beacon_ota.trust import KeySet
 
-    try:
-        return KeySet.parse(file.read_bytes())
-    except OSError as error:
-        raise UsageError("keys_unreadable", f"cannot read {file}: {error.strerror}") from None
+    return KeySet.parse(text_files.read(file), name=str(file))
 
 
 def _greet(url: str, token: str | None, token_file: Path | None, insecure: bool) -> None:

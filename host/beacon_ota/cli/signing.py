@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from beacon_ota import text_files
 from beacon_ota.cli import output
 from beacon_ota.cli.keys import JsonOption, KeyringOption, PasswordOption, open_ring, password
 from beacon_ota.errors import InputError, UsageError
@@ -116,7 +117,7 @@ def signed(
     file = manifest or _beside(out or image)
     sealed = text = None
     if append:
-        text = files.read(file, dsse.MAX_TEXT)
+        text = text_files.read(file, dsse.MAX_TEXT)
         found = releases.existing(text, data)
     else:
         now = int(datetime.now(UTC).timestamp()) if issued_at is None else issued_at
@@ -171,7 +172,7 @@ def verify(
     from beacon_ota.wire import manifest as wire
 
     data = files.read(image, MAX_IMAGE)
-    text = files.read(manifest or _beside(image), dsse.MAX_TEXT)
+    text = text_files.read(manifest or _beside(image), dsse.MAX_TEXT)
     trusted = _trusted(keys, keyring)
     now = int(datetime.now(UTC).timestamp()) if at is None else _seconds(at, "--at")
     claimed = releases.claimed(text)
@@ -203,7 +204,7 @@ def verify(
 
 def _judge(
     verifier: "Verifier",
-    text: bytes,
+    text: str,
     manifest: "Manifest",
     running: str,
     floor: str | None,
@@ -227,12 +228,12 @@ def _judge(
 
 
 def _trusted(keys: Path | None, keyring: Path | None) -> "KeySet":
-    from beacon_ota.trust import KeySet, files
+    from beacon_ota.trust import KeySet
     from beacon_ota.trust import keys as keys_
 
     if keys is None:
         return open_ring(keyring).trusted()
-    return KeySet.parse(files.read(keys, keys_.MAX_FILE), name=str(keys))
+    return KeySet.parse(text_files.read(keys, keys_.MAX_FILE), name=str(keys))
 
 
 def fleet_key_of(file: Path | None) -> bytes | None:

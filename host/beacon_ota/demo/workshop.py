@@ -6,7 +6,7 @@ from pathlib import Path
 
 from beacon_ota import paths
 from beacon_ota.errors import UsageError
-from beacon_ota.images import appfs, boards, combined, core, flash, release, synthetic
+from beacon_ota.images import app_folder, boards, combined, core, flash, release, synthetic
 from beacon_ota.trust import dsse, releases
 from beacon_ota.trust.keyring import Keyring
 
@@ -72,7 +72,7 @@ class Workshop:
         self.keys = ring.trusted().to_json()
         self.keys_file = folder / "keys.json"
         self.keys_file.write_bytes(self.keys)
-        self._sources = appfs.sources(paths.data("firmware", "app"))
+        self._sources = app_folder.read_sources(paths.data("firmware", "app"))
 
     def release(self, version: str, *, broken: bool = False) -> Made:
         """Build and sign a release."""

@@ -107,29 +107,15 @@ def write(
     wanted = regions(image, whole=erase_all and not stub)  # the ROM erases only what it writes
     ports.check(port)
 
-    from esptool.cmds import attach_flash, detect_chip, detect_flash_size, reset_chip, run_stub
-    from esptool.targets.esp32c3 import ESP32C3ROM
+    from esptool.cmds import attach_flash, detect_flash_size, reset_chip, run_stub
     from esptool.util import FatalError, flash_size_bytes
 
     begun = time.monotonic()
     with _quiet(progress) as log, ports.named(port):
-        try:
-            esp = detect_chip(port, ROM_BAUD, before, connect_attempts=attempts)
-        except BaseException as error:
-            if "no-reset" not in (before, after):
-                ports.reset(port)  # it may be in its loader, and not heard
-            if isinstance(error, FatalError):
-                raise _connection(port, error) from error
-            raise
+        esp = _connect(port, before, after, attempts)
         touched = False
         try:
-            if esp.CHIP_NAME != CHIP:
-                raise DeviceError(
-                    "chip_other",
-                    f"the chip on {port} is another one",
-                    found=esp.CHIP_NAME,
-                    expected=CHIP,
-                )
+            _check_chip(esp, port)
             if stub:
                 esp = run_stub(esp)
                 if baud != ROM_BAUD:
@@ -143,7 +129,7 @@ def write(
                     found=size,
                     expected=len(image),
                 )
-            mac = ":".join(f"{byte:02x}" for byte in cast(ESP32C3ROM, esp).read_mac() or ())
+            mac = _mac(esp)
             touched = True
             _write(esp, image, wanted, erase_all and stub, log)
             _verify(esp, image, wanted)
@@ -164,6 +150,66 @@ def write(
         size=sum(length for _, length in wanted),
         seconds=time.monotonic() - begun,
     )
+
+
+def read_address(
+    port: str, *, before: str = "default-reset", after: str = "hard-reset", attempts: int = 7
+) -> str:
+    """Return a chip's own address, ``7c:df:a1:00:11:22``; it runs on as it did before.
+
+    Args:
+        port, before, after, attempts: as of :func:`write`.
+
+    Raises:
+        DeviceError: ``port_missing``, ``port_denied``, ``port_busy``, ``port_lost``,
+            ``chip_silent``, ``chip_other``.
+    """
+    ports.check(port)
+
+    from esptool.cmds import reset_chip
+    from esptool.util import FatalError
+
+    with _quiet(None), ports.named(port):
+        esp = _connect(port, before, after, attempts)
+        try:
+            _check_chip(esp, port)
+            return _mac(esp)
+        except FatalError as error:
+            raise _failure(port, error) from error
+        finally:
+            with contextlib.suppress(FatalError, OSError):
+                reset_chip(esp, after)
+            esp._port.close()
+
+
+def _connect(port: str, before: str, after: str, attempts: int) -> "ESPLoader":
+    from esptool.cmds import detect_chip
+    from esptool.util import FatalError
+
+    try:
+        return detect_chip(port, ROM_BAUD, before, connect_attempts=attempts)
+    except BaseException as error:
+        if "no-reset" not in (before, after):
+            ports.reset(port)  # it may be in its loader, and not heard
+        if isinstance(error, FatalError):
+            raise _connection(port, error) from error
+        raise
+
+
+def _check_chip(esp: "ESPLoader", port: str) -> None:
+    if esp.CHIP_NAME != CHIP:
+        raise DeviceError(
+            "chip_other",
+            f"the chip on {port} is another one",
+            found=esp.CHIP_NAME,
+            expected=CHIP,
+        )
+
+
+def _mac(esp: "ESPLoader") -> str:
+    from esptool.targets.esp32c3 import ESP32C3ROM
+
+    return ":".join(f"{byte:02x}" for byte in cast(ESP32C3ROM, esp).read_mac() or ())
 
 
 def _write(

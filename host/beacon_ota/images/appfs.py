@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from beacon_ota import text_files
 from beacon_ota.errors import InputError
 from beacon_ota.images import Buffer, littlefs
 from beacon_ota.wire import versions
@@ -103,12 +104,6 @@ class App:
     payload: int
 
 
-# Of the rules that beacons share with the host: those that only the host applies.
-HOST_ONLY = frozenset(
-    f"wire/{name}.py" for name in ("auth_header", "blufi_names", "report", "scan")
-)
-
-
 def check_version(version: object) -> None:
     """Refuse what is not semver (``app_version``)."""
     try:
@@ -130,31 +125,17 @@ def check_device_type(name: object) -> None:
         )
 
 
-def sources(folder: Path) -> dict[str, bytes]:
-    """Return the Python files of an app: path below ``folder`` with ``/`` → text, sorted.
-
-    Those of :data:`HOST_ONLY` are left out.
-
-    Raises:
-        AppError: ``app_main`` when there is no ``main.py``.
-    """
-    files = {
-        file.relative_to(folder).as_posix(): file
-        for file in sorted(folder.rglob("*.py"))
-        if not {"__pycache__"} & {*file.parts} and not file.name.startswith(".")
-    }
-    found = {name: file.read_bytes() for name, file in files.items() if name not in HOST_ONLY}
-    if f"{MAIN}.py" not in found:
-        raise AppError("app_main", "an app needs a main.py", found=str(folder))
-    return found
-
-
 def compile_all(texts: Mapping[str, bytes]) -> dict[str, bytes]:
     """Compile sources: ``a/b.py`` → ``a/b.mpy``.
 
     Raises:
-        AppError: ``app_syntax`` with the compiler's words.
+        AppError: ``app_syntax`` with the compiler's words; ``app_encoding``, a source that is
+            not UTF-8: it would compile, and raise when the beacon loads it.
     """
+    texts = {
+        name: text_files.decode(text, name, code="app_encoding", error=AppError).encode()
+        for name, text in texts.items()
+    }
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_WORKERS) as pool:
         root = Path(folder)
         return dict(pool.map(lambda pair: _compile(root, *pair), sorted(texts.items())))
@@ -201,7 +182,7 @@ def build(
     """Build the app filesystem.
 
     Args:
-        texts: sources as :func:`sources` returns them.
+        texts: sources, as :mod:`~beacon_ota.images.app_folder` finds them.
         info: goes in as ``app.json``.
         keys: the trusted keys, ``keys.json``.
         extra: further files as they are.

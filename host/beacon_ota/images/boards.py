@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from beacon_ota import paths
-from beacon_ota.errors import InputError, UsageError
+from beacon_ota import paths, text_files
+from beacon_ota.errors import BeaconOtaError, InputError, UsageError
 from beacon_ota.images import partitions
 from beacon_ota.images.partitions import Partition, PartitionError, Table
 
@@ -128,8 +128,8 @@ def _roots() -> list[Path]:
 def _load(folder: Path) -> Board:
     file = folder / "board.toml"
     try:
-        fields = tomllib.loads(file.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        fields = tomllib.loads(text_files.read(file))
+    except (tomllib.TOMLDecodeError, BeaconOtaError) as error:
         raise BoardError("board_file", f"{file}: {error}") from error
     if set(fields) != _FIELDS or not all(isinstance(value, str) for value in fields.values()):
         raise BoardError(
@@ -147,12 +147,16 @@ def _load(folder: Path) -> Board:
         )
     csv = folder / fields["partitions"]
     flash_size = partitions.parse_size(fields["flash"])
-    try:
-        table = partitions.parse_csv(csv.read_text("utf-8"), flash_size)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BoardError("board_file", f"{csv}: {error}") from error
+    table = partitions.parse_csv(_read(csv), flash_size)
     _check(table, csv)
     return Board(fields["name"], fields["description"], flash_size, table)
+
+
+def _read(csv: Path) -> str:
+    try:
+        return text_files.read(csv)
+    except BeaconOtaError as error:
+        raise BoardError("board_file", error.message, found=error.found) from error
 
 
 def _check(table: Table, csv: Path) -> None:

@@ -1,13 +1,13 @@
 """Settings of a beacon, as they lie in NVS (docs/contracts.md, section 7), checked before use."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
-from urllib.parse import urlsplit
 
 from beacon_ota.errors import UsageError
 from beacon_ota.images import nvs
 from beacon_ota.images.appfs import AppError, check_version
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, url
 from beacon_ota.wire.shapes import is_hex
 
 NAMESPACE = "beacon"
@@ -68,6 +68,15 @@ def _number(low: int, high: int) -> _Check:
     return check
 
 
+def _ssid(value: str) -> bytes:
+    """Read a network's name: text, ``hex:…``, or an argument of bytes that are no text."""
+    kind, colon, rest = value.partition(":")
+    data = bytes.fromhex(rest) if colon and kind == "hex" else os.fsencode(value)
+    if not 1 <= len(data) <= 32:
+        raise ValueError(f"1 to 32 bytes, not {len(data)}")
+    return data
+
+
 def _password(value: str) -> bytes:
     if value and not 8 <= len(value.encode()) <= 63 and not is_hex(value.lower(), 64):
         raise ValueError("empty for an open network, 8 to 63 bytes, or 64 hexadecimal digits")
@@ -75,19 +84,11 @@ def _password(value: str) -> bytes:
 
 
 def _url(value: str) -> bytes:
-    parts = urlsplit(value)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or parts.path not in ("", "/")
-        or parts.query
-        or parts.username
-        or parts.port == 0  # out of range raises ValueError by itself
-        or len(value) > TEXT_MAX
-        or not value.isascii()
-    ):
-        raise ValueError("http://host:port or https://host:port")
-    return value.rstrip("/").encode()
+    try:
+        tls, host, port = url.parse(value.strip())
+    except ValueError as error:
+        raise ValueError(f"http://host:port or https://host:port ({error})") from None
+    return f"{'https' if tls else 'http'}://{host}:{port}".encode()
 
 
 def _identifier(value: str) -> bytes:
@@ -144,9 +145,9 @@ def _free(value: str) -> int | bytes:
 
 
 _KNOWN: dict[str, _Check] = {
-    "wifi_ssid": _text(1, 32),
+    "wifi_ssid": _ssid,
     "wifi_pass": _password,
-    "wifi2_ssid": _text(1, 32),
+    "wifi2_ssid": _ssid,
     "wifi2_pass": _password,
     "orch_url": _url,
     "beacon_key": _bytes(32),

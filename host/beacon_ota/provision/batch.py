@@ -3,18 +3,20 @@
 Columns: ``beacon`` (name, last digits of it, or address) and ``pin`` or ``pop``; optional ``ssid``
 ``password`` ``ssid2`` ``password2`` ``site`` ``channel`` ``window`` ``utc_off`` ``ibeacon``
 ``orch_url`` ``fleet_key`` ``tags`` (separated by blanks). An empty field takes what was given for
-all.
+all. Commas, semicolons or tabs separate the columns. Network names and passwords are taken to the
+letter, blanks included; a name that is no text is written ``hex:…``.
 """
 
 import asyncio
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from beacon_ota.errors import BeaconOtaError, InputError, ReachError, UsageError
-from beacon_ota.provision import flow, scan, wanted
+from beacon_ota.provision import flow, labels, scan, wanted
 from beacon_ota.provision.flow import Outcome
 from beacon_ota.provision.registry import Registry
 from beacon_ota.provision.wanted import Network, Secret, Wanted
@@ -25,7 +27,9 @@ MAX_ROWS = 10_000
 MAX_BYTES = 4 << 20
 CONFIG = ("orch_url", "fleet_key", "site", "window", "utc_off", "channel", "ibeacon")
 COLUMNS = ("beacon", "pin", "pop", "ssid", "password", "ssid2", "password2", *CONFIG, "tags")
+VERBATIM = ("ssid", "password", "ssid2", "password2")  # blanks may be part of these
 IGNORED = ("mac", "address", "name")  # of `provision label`
+_ROUNDED = re.compile(r"\d+([.,]\d+)?[eE]\+\d+|\d+[.,]0+")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def parse(text: str, common: Mapping[str, str | None], creds: bytes | None = Non
     Raises:
         InputError: ``batch_columns``, ``batch_row`` (with the line), ``batch_empty``.
     """
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+    text = text.removeprefix("\ufeff")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
         unknown = set(reader.fieldnames or ()) - {*COLUMNS, *IGNORED}
         if "beacon" not in (reader.fieldnames or ()) or unknown:
@@ -108,14 +113,20 @@ def _row(
 ) -> Row:
     if None in fields:
         raise InputError("batch_row", f"line {line}: more fields than columns")
-    given = {name: (value or "").strip() or common.get(name) for name, value in fields.items()}
-    given = {**common, **given}
+    own = {
+        name: value if name in VERBATIM else value.strip()
+        for name, value in fields.items()
+        if value is not None
+    }
+    for name in ("beacon", "pin", "pop"):
+        _check_number(line, name, own.get(name) or "")
+    given = {**common, **{name: value or common.get(name) for name, value in own.items()}}
     beacon = given.get("beacon")
     if not beacon:
         raise InputError("batch_row", f"line {line}: no beacon")
     try:
         pop = given.get("pop")
-        pin = given.get("pin") if fields.get("pin") or not pop else None
+        pin = given.get("pin") if own.get("pin") or not pop else None
         secret = Secret(pin, pop.encode() if pop and not pin else None)
         networks = [
             Network.of(ssid, given.get("password" + which) or "")
@@ -128,6 +139,29 @@ def _row(
         raise InputError("batch_row", f"line {line}: {error.message}", found=error.found) from None
     tags = tuple((given.get("tags") or "").split())
     return Row(line, beacon, secret, Wanted(networks[0], config, tags, creds))
+
+
+def _delimiter(text: str) -> str:
+    """Return what separates the columns: spreadsheets write what their country's lists have."""
+    header = text.partition("\n")[0]
+    return max(",;\t", key=header.count)
+
+
+def _check_number(line: int, name: str, value: str) -> None:
+    """Refuse what a spreadsheet has made of digits: 1,2E+07, or a PIN without its leading zeros.
+
+    Such a PIN would be sent, be wrong, and count as a guess; after ten the beacon locks.
+    """
+    short = name == "pin" and value.isdigit() and len(value) < labels.DIGITS
+    if short or _ROUNDED.fullmatch(value):
+        raise InputError(
+            "batch_row",
+            f"line {line}: {name} looks like a number that a spreadsheet has changed",
+            found=f"{len(value)} digits" if short else value,
+            expected="the column as text: eight digits, leading zeros included"
+            if short
+            else "the column as text",
+        )
 
 
 async def run(

@@ -44,12 +44,13 @@ class Network:
 
     @classmethod
     def of(cls, ssid: str | bytes, password: str = "") -> "Network":
-        """Check names and passwords as people write them.
+        """Check names and passwords as people write them; ``hex:…`` is a name that is no text.
 
         Raises:
             UsageError: ``setting_value``.
         """
-        raw = ssid.encode() if isinstance(ssid, str) else ssid
+        raw = settings.parse({"wifi_ssid": ssid})["wifi_ssid"] if isinstance(ssid, str) else ssid
+        assert isinstance(raw, bytes)
         if not 1 <= len(raw) <= 32:
             raise UsageError("setting_value", "ssid: 1 to 32 bytes", found=f"{len(raw)} bytes")
         key = settings.parse({"wifi_pass": password})["wifi_pass"]

@@ -44,6 +44,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+from beacon_ota import text_files
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.orchestrator.rollout import fields as read
 from beacon_ota.orchestrator.rollout.fields import PlanError, Table
@@ -137,8 +138,8 @@ def load(name: str) -> Scenario:
         text = (resources.files("beacon_ota.swarm") / "scenarios" / f"{name}.toml").read_text()
     else:
         try:
-            text = Path(name).read_text()
-        except (OSError, ValueError):
+            text = text_files.read(Path(name))
+        except UsageError:
             raise UsageError(
                 "scenario_unknown",
                 "neither a scenario of ours nor a file",

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from beacon_ota import text_files
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.trust import files
 
@@ -66,8 +67,8 @@ def read_fleet_key(file: Path) -> bytes:
     if len(data) == FLEET_KEY_SIZE:
         return data
     try:
-        key = bytes.fromhex(data.decode("ascii").strip())
-    except ValueError:
+        key = bytes.fromhex(text_files.decode(data, file).strip())
+    except (ValueError, InputError):
         key = b""
     if len(key) != FLEET_KEY_SIZE:
         raise InputError(
