@@ -148,6 +148,7 @@ class Mirror:
         self._epoch = ""
         self._have = ""
         self._state: Fields | None = None  # given, and not wholly taken yet
+        self._news = True  # something was given that the primary may forget: that is to be noticed
         self._damaged_there: set[str] = set()
         self._bad: dict[str, float] = {}  # images that were refused, and until when
         self._wake = asyncio.Event()
@@ -217,13 +218,13 @@ class Mirror:
         """
         db = self.service.db
         await self.service.flush()
-        begun = False
+        begun = confirmed = False
         more = True
         while more:
             self.backlog = await db.read(outbox.waiting)
             items, more = _fitting(await db.read(outbox.batch, _ITEMS))
-            turn = db.write if items else db.read
-            after, mark = await turn(outbox.page, bool(items))
+            telling = bool(items) or self._news
+            after, mark = await (db.write if telling else db.read)(outbox.page, telling)
             if any(item.what == "halts" for item in items):
                 self._have = ""  # what comes of them is to be heard, whatever it is
             body = {
@@ -247,6 +248,7 @@ class Mirror:
                 continue
             if mark:
                 await db.write(outbox.told, min(seq, items[-1].seq) if items else 0, mark)
+            self._news = False
             self.contact = self.service.clock.now()
             if self._damaged():
                 etag = self._have = ""  # ask for everything: it is to be fetched again
@@ -258,8 +260,10 @@ class Mirror:
                     if row["damaged_at"] is not None
                 }
             if self._state is not None and await self._take(self._state):
-                self._state, self._have = None, etag
+                self._state, self._have, self._news = None, etag, True
             more = more or await self._review()
+            if self._news and not confirmed:
+                more = confirmed = True
         self.backlog = await db.read(outbox.waiting)
         if not self.backlog:
             self.told_at = self.service.clock.now()
