@@ -68,9 +68,7 @@ class Site:
         )
 
     def halted(self) -> None:
-        until(
-            lambda: self.admin.rollout(self.rollout)["status"] == "halted", deadline_s=DEADLINE_S
-        )
+        until(lambda: self.admin.rollout(self.rollout)["status"] == "halted", deadline_s=DEADLINE_S)
 
     def quiet(self) -> None:
         for server in (self.primary, self.mirror):

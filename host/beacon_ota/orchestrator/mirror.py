@@ -221,6 +221,7 @@ class Mirror:
         begun = confirmed = False
         more = True
         while more:
+            doubted = await db.read(outbox.doubted)  # before what they rest on is read
             self.backlog = await db.read(outbox.waiting)
             items, more = _fitting(await db.read(outbox.batch, _ITEMS))
             telling = bool(items) or self._news
@@ -261,22 +262,20 @@ class Mirror:
                 }
             if self._state is not None and await self._take(self._state):
                 self._state, self._have, self._news = None, etag, True
-            more = more or await self._review()
+            more = more or await self._review(doubted)
             if self._news and not confirmed:
                 more = confirmed = True
         self.backlog = await db.read(outbox.waiting)
         if not self.backlog:
             self.told_at = self.service.clock.now()
 
-    async def _review(self) -> bool:
+    async def _review(self, doubted: dict[str, set[str]]) -> bool:
         """Look at halts that were not told yet, all else being told; True: go on at once."""
-        db = self.service.db
-        doubted = await db.read(outbox.doubted)
         for rollout_id, lost in doubted.items():
             await self.engine.review(rollout_id, lost)
         if doubted:
             self._have = ""
-        return bool(doubted) or await db.read(outbox.has_halts)
+        return bool(doubted) or await self.service.db.read(outbox.has_halts)
 
     def _damaged(self) -> bool:
         """Tell whether an image is damaged here that is not, as far as we know, at the primary."""
