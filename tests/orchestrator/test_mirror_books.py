@@ -283,6 +283,24 @@ def test_a_primary_put_back_and_a_wiped_mirror(scene):
     assert scene.status(rollout) != "halted"
 
 
+def test_what_a_wiped_mirror_is_not_given_back_the_primary_settles(scene):
+    """Its beacon has left the site: nobody else would ever end the attempt."""
+    (beacon, _) = scene.beacons(2)
+    rollout = scene.release(plan=CALM)
+    scene.here(rollout)
+    assert beacon.download(beacon.offered()).status == 200
+    scene.even()
+    scene.counted(rollout, open=1)
+    scene.down()
+    scene.admin.change_beacon(beacon.id, site="b")
+    scene.uplink.restore()
+    scene.put_back_mirror(None)
+    scene.known(1)
+    scene.clock.at += 3600
+    scene.primary.step()
+    scene.counted(rollout, lost=1)
+
+
 def test_a_primary_put_back_to_before_a_halt_of_its_own(scene):
     """The mirror has been told of the halt: it holds."""
     fleet = scene.beacons(2)
@@ -518,6 +536,26 @@ def test_a_beacon_moved_out_of_the_site_keeps_its_success(scene):
     other.update(other.offered())
     scene.even()
     scene.counted(rollout, success=2)
+
+
+def test_a_beacon_moved_in_the_middle_of_an_attempt_finishes_it_where_it_is(scene):
+    """That the mirror lets go of it is no end of the attempt."""
+    (beacon, _) = scene.beacons(2)
+    rollout = scene.release(plan=JUMPY)
+    scene.here(rollout)
+    offer = beacon.offered()
+    assert beacon.download(offer).status == 200
+    assert beacon.report("rebooting", offer).status == 200
+    scene.even()
+    scene.admin.change_beacon(beacon.id, site="b")
+    scene.known(1)
+    scene.mirror.step()
+    scene.even()
+    beacon.install(offer)
+    beacon.connect(scene.primary.url)
+    said = beacon.report("success", offer, previous_version="1.0.0")
+    assert said.json["recorded"] == "first"
+    scene.counted(rollout, success=1)
 
 
 def test_a_mirror_tells_nothing_of_a_former_beacon_with_another_key(scene):
