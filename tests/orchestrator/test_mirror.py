@@ -688,7 +688,7 @@ def test_a_beacon_that_asked_both_while_the_line_was_down(scene):
 
 
 def test_a_beacon_whose_first_attempt_its_primary_has_not_taken_is_offered_the_next(scene):
-    """It was moved away when the mirror told of the first: the numbers have a gap for good."""
+    """It had left, with a key that the mirror has not: the numbers have a gap for good."""
     (beacon,) = scene.beacons(1)
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
@@ -696,12 +696,17 @@ def test_a_beacon_whose_first_attempt_its_primary_has_not_taken_is_offered_the_n
     scene.down()
     assert beacon.fail(beacon.offered()).json["recorded"] == "first"
     _move(scene, beacon, "b")
+    beacon.key = secrets.token_bytes(32)
+    scene.admin.set_key(beacon.id, beacon.key.hex())
+    beacon.connect(scene.primary.url)
+    assert beacon.report("idle").status == 200
     scene.uplink.restore()
     scene.known(0)
     scene.even()
     assert scene.admin.beacon(beacon.id)["attempts"] == []
     _move(scene, beacon, "a/x")
     scene.known(1)
+    scene.to_mirror(beacon)
     scene.clock.at += 600
     assert beacon.fail(beacon.offered()).json["recorded"] == "first"
     scene.even()

@@ -31,6 +31,11 @@ class Uplink:
         self.budget = None
         self._down = False
 
+    def lead_to(self, url: str) -> None:
+        """Forward what comes from now on to another server."""
+        parts = urlsplit(url)
+        self._there = (parts.hostname or "", parts.port or 0)
+
     def close(self) -> None:
         self.cut()
         self._listener.close()

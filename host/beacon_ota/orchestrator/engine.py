@@ -23,6 +23,7 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.clock import Leaps
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout import decide as rules
+from beacon_ota.orchestrator.rollout import roam
 from beacon_ota.orchestrator.rollout.advance import advance, apply, clock_ahead, due
 from beacon_ota.orchestrator.rollout.gates import members, tally
 from beacon_ota.orchestrator.rollout.plans import parse
@@ -38,7 +39,16 @@ from beacon_ota.orchestrator.rollout.types import (
     WaveState,
 )
 from beacon_ota.orchestrator.service import Service, outcome_event
-from beacon_ota.orchestrator.store import Fields, attempts, audit, events, firmwares, rollouts
+from beacon_ota.orchestrator.store import (
+    Fields,
+    attempts,
+    audit,
+    books,
+    events,
+    firmwares,
+    former,
+    rollouts,
+)
 from beacon_ota.orchestrator.view import Entry, attempt_of, times_of
 
 T = TypeVar("T")
@@ -47,7 +57,6 @@ log = logging.getLogger("beacon_ota.orchestrator")
 
 TICK_S = 30.0  # beacons come and go without anybody telling the engine
 REST_S = 0.2  # of the wall clock, between two rounds at least
-_BY_POLLS = "confirmed by its polls"
 _CALLED_OFF = (Status.HALTED, Status.ABORTED)
 _LAST = (Kind.ABORTED, Kind.RETIRED)
 _BEGUN = (Status.SCHEDULED, Status.ACTIVE, Status.PAUSED)
@@ -225,8 +234,13 @@ class Engine:
         since = self.service.listening_since
         for attempt in rules.expired(entry.rollout, mine, now, listening_since=since):
             ends[attempt.id] = _End(Result.EXPIRED, times_of(attempt))
-        for attempt in rules.lost(entry.rollout, mine, now, listening_since=since):
+        silent = rules.lost(entry.rollout, mine, now, listening_since=since)
+        for attempt in self._unheard(entry, silent, now) if silent else ():
             node = view.nodes.get(attempt.beacon_id)
+            others = () if node is None else node.attempts
+            if roam.went_on(roam.times_of(attempt), map(roam.times_of, others), now):
+                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), roam.WENT_ON)
+                continue
             # The report got lost, the beacon did not: it has polled from the new image since.
             runs = (
                 node is not None
@@ -234,7 +248,7 @@ class Engine:
                 and node.facts.image == release.row["checksum"]
                 and node.facts.version_at > (attempt.taken_at or now)
             )
-            result, detail = (Result.SUCCESS, _BY_POLLS) if runs else (Result.LOST, None)
+            result, detail = (Result.SUCCESS, roam.RUNS) if runs else (Result.LOST, None)
             ends[attempt.id] = _End(result, times_of(attempt), detail)
         if entry.state.status in _CALLED_OFF or release.state == "deprecated":
             for attempt in rules.withdrawn(mine):
@@ -244,6 +258,26 @@ class Engine:
                 ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), _REMOVED)
         if ends:
             await self._end(entry, ends, now)
+
+    def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
+        """Return those of the silent of whom no mirror may have heard what it has yet to tell.
+
+        A beacon may have gone on at its site's mirror while that is cut off. It is waited for as
+        long as a stage waits for anybody.
+        """
+        even = self.service.db.read_now(books.evenness)
+        found = []
+        for attempt in silent:
+            gate = entry.rollout.gates[attempt.wave]
+            began = attempt.taken_at or now
+            node = self.service.view.nodes.get(attempt.beacon_id)
+            site = "" if node is None else node.facts.site
+            until = min(began + gate.silence_s, now)
+            if now >= began + gate.patience_s or all(
+                even_at >= until for where, even_at in even if former.covers(where, site)
+            ):
+                found.append(attempt)
+        return found
 
     async def _end(self, entry: Entry, ends: "dict[str, _End]", now: float) -> None:
         """Record what was concluded just now.

@@ -26,7 +26,7 @@ from beacon_ota.orchestrator import checks
 from beacon_ota.orchestrator.engine import Engine, dump_state, load_state
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout.advance import advance, apply, due
-from beacon_ota.orchestrator.rollout.types import Kind, Status, Transition
+from beacon_ota.orchestrator.rollout.types import Attempt, Kind, Result, Status, Transition
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import (
     Fields,
@@ -79,6 +79,7 @@ class LocalEngine(Engine):
         revision, basis = entry.revision, self.service.view.basis(entry)
         state = apply(entry.state, change)
         why = f"{change.reason}: {change.detail}"
+        lost = sorted(self._lost(entry))
         told: list[Fields] = []
 
         def work(conn: Connection) -> bool:
@@ -90,7 +91,7 @@ class LocalEngine(Engine):
                 "state": dump_state(state),
                 "reason": state.reason,
             }
-            outbox.halt(conn, rollout_id, why, values)
+            outbox.halt(conn, rollout_id, why, values, lost)
             audit.add(conn, change.at, "mirror", "mirror.halted", rollout_id, why)
             told.append(events.add(conn, change.at, "mirror.halted", rollout_id, {"reason": why}))
             return True
@@ -105,6 +106,36 @@ class LocalEngine(Engine):
             raise self._moved(entry)
         log.warning("rollout %s is halted here: %s", rollout_id, why)
 
+    def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
+        return silent  # what stops a release here cannot wait for the primary
+
+    async def review(self, rollout_id: str, lost: set[str]) -> None:
+        """Look again at a halt of ours, now that the primary has said what it knows.
+
+        It holds unless beacons that had been given up here went on elsewhere, and what is left
+        would not have halted it.
+
+        Args:
+            lost: attempts that it rests on.
+        """
+        entry = self.service.view.entries.get(rollout_id)
+        why = None
+        if entry is not None and lost - self._lost(entry):
+            now = self.service.clock.now()
+            going = replace(entry.state, status=Status.ACTIVE)
+            made = advance(entry.rollout, going, self.count(entry, now), now)
+            trips = [one for one in made if one.kind is Kind.HALTED and one.reason in _FAILURES]
+            if not trips:
+                log.warning("rollout %s goes on here: nobody was lost", rollout_id)
+                await self.service.db.write(outbox.lift_halt, rollout_id)
+                return
+            why = f"{trips[0].reason}: {trips[0].detail}"
+        await self.service.db.write(outbox.tell_halt, rollout_id, why)
+
+    @staticmethod
+    def _lost(entry: Entry) -> set[str]:
+        return {one.id for one in entry.attempts.values() if one.result is Result.LOST}
+
 
 class Mirror:
     """The exchange with the primary, in the background."""
@@ -117,6 +148,7 @@ class Mirror:
         self._epoch = ""
         self._have = ""
         self._state: Fields | None = None  # given, and not wholly taken yet
+        self._news = True  # something was given that the primary may forget: that is to be noticed
         self._damaged_there: set[str] = set()
         self._bad: dict[str, float] = {}  # images that were refused, and until when
         self._wake = asyncio.Event()
@@ -186,12 +218,20 @@ class Mirror:
         """
         db = self.service.db
         await self.service.flush()
+        begun = confirmed = False
         more = True
         while more:
+            doubted = await db.read(outbox.doubted)  # before what they rest on is read
             self.backlog = await db.read(outbox.waiting)
             items, more = _fitting(await db.read(outbox.batch, _ITEMS))
+            telling = bool(items) or self._news
+            after, mark = await (db.write if telling else db.read)(outbox.page, telling)
+            if any(item.what == "halts" for item in items):
+                self._have = ""  # what comes of them is to be heard, whatever it is
             body = {
                 "epoch": self._epoch,
+                "after": after,
+                "mark": mark,
                 "have": self._have,
                 "status": self.status(),
                 "changes": [item._asdict() for item in items],
@@ -200,8 +240,16 @@ class Mirror:
                 self._client.call, "POST", "/api/mirror/sync", json=body
             )
             seq, etag = _checked(reply)
-            if items:
-                await db.write(outbox.told, min(seq, items[-1].seq))
+            if reply.get("again") is True:
+                if begun:
+                    raise ReachError("mirror_parted", "the primary takes nothing of what is told")
+                log.warning("the primary has not taken what it should have; all is told again")
+                self._epoch = await db.write(outbox.begin_again)
+                self._have, begun, more = "", True, True
+                continue
+            if mark:
+                await db.write(outbox.told, min(seq, items[-1].seq) if items else 0, mark)
+            self._news = False
             self.contact = self.service.clock.now()
             if self._damaged():
                 etag = self._have = ""  # ask for everything: it is to be fetched again
@@ -213,10 +261,21 @@ class Mirror:
                     if row["damaged_at"] is not None
                 }
             if self._state is not None and await self._take(self._state):
-                self._state, self._have = None, etag
+                self._state, self._have, self._news = None, etag, True
+            more = more or await self._review(doubted)
+            if self._news and not confirmed:
+                more = confirmed = True
         self.backlog = await db.read(outbox.waiting)
         if not self.backlog:
             self.told_at = self.service.clock.now()
+
+    async def _review(self, doubted: dict[str, set[str]]) -> bool:
+        """Look at halts that were not told yet, all else being told; True: go on at once."""
+        for rollout_id, lost in doubted.items():
+            await self.engine.review(rollout_id, lost)
+        if doubted:
+            self._have = ""
+        return bool(doubted) or await self.service.db.read(outbox.has_halts)
 
     def _damaged(self) -> bool:
         """Tell whether an image is damaged here that is not, as far as we know, at the primary."""

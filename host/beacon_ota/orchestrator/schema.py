@@ -304,4 +304,35 @@ mirrors = Table(
     Column("seq", _Serial, nullable=False, default=0),  # of the last change taken over
     Column("seen_at", Double),
     Column("status", Text, nullable=False, default="{}"),  # JSON: what it says of itself
+    Column("even_at", Double),  # when it had last told all that it knew
+)
+
+# What a mirror has told from one disk, and up to where. A disk that was copied, or put back from a
+# copy, goes on with a book of its own.
+mirror_books = Table(
+    "mirror_books",
+    metadata,
+    Column("mirror_id", String(24), ForeignKey("mirrors.id"), primary_key=True),
+    Column("epoch", String(24), primary_key=True),
+    Column("mark", String(24)),  # of the last exchange that was taken
+    Column("seq", BigInteger, nullable=False),
+    Column("told_at", Double, nullable=False),
+)
+
+# Halts that mirrors made and told: each is done once, whoever tells it again.
+mirror_halts = Table(
+    "mirror_halts",
+    metadata,
+    Column("id", String(24), primary_key=True),
+    Column("mirror_id", String(24), ForeignKey("mirrors.id"), nullable=False),
+    Column("taken_at", Double, nullable=False),
+)
+
+# Beacons that have left a mirror's site: what it had heard of them before, it may still tell.
+former_beacons = Table(
+    "former_beacons",
+    metadata,
+    Column("mirror_id", String(24), ForeignKey("mirrors.id"), primary_key=True),
+    Column("beacon_id", String(64), primary_key=True),
+    Column("key_digest", String(64), nullable=False),  # of the key that the mirror has
 )

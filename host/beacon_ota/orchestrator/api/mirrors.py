@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -21,9 +22,10 @@ from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.problems import Problem, missing
 from beacon_ota.orchestrator.rollout import advance as moves
 from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, mirrors, sites, tokens
+from beacon_ota.orchestrator.store import Fields, books, mirror_rows, mirrors, sites, tokens
 from beacon_ota.orchestrator.view import attempt_of
 
+log = logging.getLogger("beacon_ota.orchestrator")
 router = APIRouter(tags=["mirrors"])
 
 LOST_S = 60.0  # without a word: the uplink is down
@@ -50,6 +52,8 @@ class Exchange(BaseModel):
     """What a mirror tells, and what it has."""
 
     epoch: Annotated[str, Field(pattern=r"^[0-9a-f]{24}$")]
+    after: Annotated[str | None, Field(pattern=r"^([0-9a-f]{24})?$")] = None
+    mark: Annotated[str, Field(pattern=r"^([0-9a-f]{24})?$")] = ""
     have: Annotated[str, Field(max_length=64)] = ""
     status: Annotated[dict[str, Any], Field(max_length=16)] = {}
     changes: Annotated[list[Change], Field(max_length=1000)] = []
@@ -158,22 +162,31 @@ async def sync(told: Exchange, service: On, engine: Moving, mirror: Mirror) -> R
     """Take over what a mirror tells, in order and once; give it what it needs, if that is new."""
     now = service.clock.now()
     changes = [change.model_dump() for change in told.changes]
-    known = mirror["seq"] if mirror["epoch"] == told.epoch else 0
+    page = books.Page(told.epoch, told.after, told.mark)
+    stand = await service.db.read(books.look_up, mirror["id"], page)
     for change in changes:
-        if change["what"] == "halts" and change["seq"] > known and change["row"]:
-            await _halt(service, engine, mirror, change["row"])
+        if change["what"] == "halts" and change["row"]:
+            # Mirrors of the release before give their halts no names.
+            told_before = told.after is None and change["seq"] <= stand.seq
+            if not told_before:
+                await _halt(service, engine, mirror, change["row"])
+    if any(change["what"] == "attempts" for change in changes):
+        await service.flush()  # what beacons said to us, too
     done = await asyncio.shield(
         service.db.write(
             mirrors.take,
             mirror["id"],
-            told.epoch,
+            page,
             changes,
             now,
             told.status,
             then=lambda found: _taken(service, found),
         )
     )
-    fresh = mirror["epoch"] != told.epoch or not told.have
+    if done.parted:
+        log.warning("mirror %s tells what does not follow what it told before", mirror["name"])
+        return answer({"seq": done.seq, "again": True, "etag": "", "state": None})
+    fresh = stand.new or not told.have
     state = await service.db.read(mirrors.state, mirror, fresh)
     text = json.dumps(state, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -181,6 +194,7 @@ async def sync(told: Exchange, service: On, engine: Moving, mirror: Mirror) -> R
     return answer(
         {
             "seq": done.seq,
+            "again": False,
             "server_time": service.clock.now(),
             "etag": digest,
             "state": None if same else state,
@@ -209,14 +223,17 @@ def _taken(service: Service, done: mirrors.Told) -> None:
 
 async def _halt(service: Service, engine: Engine, mirror: Fields, row: Fields) -> None:
     """Halt everywhere what a mirror has halted for itself; again is nothing."""
-    rollout_id = str(row.get("rollout_id"))
+    row = mirror_rows.halt(row)
+    if await service.db.read(books.knows_halt, row):
+        return
+    rollout_id = row["rollout_id"]
     entry = service.view.entries.get(rollout_id)
     if entry is None:
         return
     firmware_id = entry.rollout.plan.release.firmware_id
     if await service.db.read(mirrors.serves, mirror, firmware_id) is None:
         return  # none of its beacons could have told it
-    by, why = f"mirror {mirror['name']}", str(row.get("reason", ""))[:200]
+    by, why = f"mirror {mirror['name']}", (row["reason"] or "")[:200]
     try:
         await engine.move(
             rollout_id, lambda entry, now: moves.halt(entry.state, now, by, why), tries=3

@@ -87,6 +87,7 @@ LEVELS = {
     "firmware.deprecated": "warn",
     "webhook.given_up": "bad",
     "mirror.halted": "bad",
+    "mirror.parted": "warn",
     "mirror.removed": "warn",
     "auth.refused": "warn",
 }
@@ -221,6 +222,9 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
         what = f"Webhook {data.get('name') or subject}"
         return Said(level, what, "/webhooks", then, because, by)
     if group == "mirror":
+        if verb == "parted":
+            then = "tells all that it knows again"
+            return Said(level, f"Mirror {data.get('mirror')}", "/", then, because, by)
         if verb != "halted":
             return Said(level, f"Mirror {subject}", "/", f"was {verb}", because, by)
         what = f"Rollout of {versions.get(subject, subject[:8])}"

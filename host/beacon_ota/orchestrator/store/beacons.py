@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.schema import beacons, journal, reports
-from beacon_ota.orchestrator.store import Fields, fields, insert_or_ignore
+from beacon_ota.orchestrator.store import Fields, fields, former, insert_or_ignore
 from beacon_ota.orchestrator.store.prepared import Prepared, append
 
 _b = beacons.c
@@ -58,6 +58,8 @@ def open_channel(conn: Connection, beacon_id: str) -> str | None:
 
 def change(conn: Connection, beacon_id: str, **values: Any) -> Fields | None:
     """Set columns of a beacon; None when it does not exist."""
+    if "site" in values:
+        former.note(conn, beacon_id, values["site"])
     conn.execute(update(beacons).where(_b.id == beacon_id).values(**values))
     return get(conn, beacon_id)
 
@@ -66,6 +68,7 @@ def remove(conn: Connection, beacon_id: str) -> bool:
     """Forget a beacon, its reports and its journal; its attempts stay, they were counted."""
     for table in (reports, journal):
         conn.execute(delete(table).where(table.c.beacon_id == beacon_id))
+    former.forget(conn, beacon_id=beacon_id)
     return bool(conn.execute(delete(beacons).where(_b.id == beacon_id)).rowcount)
 
 

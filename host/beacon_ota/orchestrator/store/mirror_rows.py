@@ -145,6 +145,12 @@ _EVENT: dict[str, Check] = {
     "subject": _text(256),
     "data": _text(MAX_DATA),
 }
+_HALT: dict[str, Check] = {
+    "rollout_id": _text(64),
+    "reason": _maybe(lambda value: isinstance(value, str)),
+    "id": _maybe(_hex(24)),
+    "at": _maybe(_is_time),
+}
 HEARD: dict[str, Check] = {
     "version": _maybe(_is_version),
     "image": _maybe(_is_image),
@@ -181,6 +187,11 @@ def beacon_report(row: Any) -> Fields:
 def journal_entry(row: Any) -> Fields:
     """Return the row of a journal's entry."""
     return _fields("journal", _JOURNAL, row)
+
+
+def halt(row: Any) -> Fields:
+    """Return a halt: of which rollout and why; ``id`` or ``at`` say which one it is."""
+    return _fields("halts", _HALT, row)
 
 
 def event(row: Any) -> Fields | None:
@@ -226,6 +237,12 @@ def status(said: Any) -> Fields:
     return {
         name: said[name] for name, check in wanted.items() if name in said and check(said[name])
     }
+
+
+def is_all(said: Any, count: int) -> bool:
+    """Tell whether a mirror that tells ``count`` changes says that there are no more."""
+    backlog = status(said).get("backlog")
+    return backlog is not None and backlog <= count
 
 
 def _fields(table: str, checks: dict[str, Check], row: Any) -> Fields:

@@ -1,6 +1,5 @@
 """Mirrors, as their primary knows them: what each serves, and what it has told so far."""
 
-import hashlib
 import json
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.schema import (
     attempts,
     beacons,
+    events,
     firmwares,
     journal,
     mirrors,
@@ -17,11 +17,22 @@ from beacon_ota.orchestrator.schema import (
     rollouts,
     sites,
 )
-from beacon_ota.orchestrator.store import Fields, audit, fields, insert_or_ignore, keys
+from beacon_ota.orchestrator.store import (
+    Fields,
+    audit,
+    books,
+    fields,
+    former,
+    insert_or_ignore,
+    keys,
+    roaming,
+)
 from beacon_ota.orchestrator.store import attempts as tries_of
 from beacon_ota.orchestrator.store import events as told
 from beacon_ota.orchestrator.store import mirror_rows as rows
 from beacon_ota.orchestrator.store import rollouts as orders_of
+from beacon_ota.orchestrator.store.former import digest
+from beacon_ota.orchestrator.store.merge import knows, merge
 
 _m, _a, _b, _r = mirrors.c, attempts.c, beacons.c, rollouts.c
 # What a mirror may tell of besides beacons and events: how each row is checked.
@@ -31,17 +42,24 @@ _CHECKS = {
     "journal": rows.journal_entry,
 }
 HEARD = tuple(rows.HEARD)  # what of a beacon a mirror knows better than we do
-_OPEN = (None, "expired")
-_CAUSE = ("failed_in", "code", "detail")
+_PARTED = (
+    "what it tells does not follow what it told before: its disk or ours was put back from a copy,"
+    " or two run with one token; it tells all that it knows again"
+)
+UPSTREAM = "upstream"  # whose an attempt is that a mirror was given, and does not settle
 
 
 class Told(NamedTuple):
-    """What a mirror's changes came to: rows as they are now, and events."""
+    """What a mirror's changes came to: rows as they are now, and events.
+
+    ``parted``: its books do not go on from what was taken; nothing of this was.
+    """
 
     seq: int
     attempts: list[Fields]
     beacons: list[Fields]
     events: list[Fields]
+    parted: bool = False
 
 
 def add(conn: Connection, row: Fields) -> Fields:
@@ -76,6 +94,8 @@ def remove(conn: Connection, mirror_id: str, now: float) -> list[Fields]:
     name = f"{row['name'][:50]} ({mirror_id[:8]})"  # the name is free again
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(removed_at=now, name=name))
     conn.execute(update(attempts).where(_a.mirror == mirror_id).values(mirror=None))
+    books.forget(conn, mirror_id)
+    former.forget(conn, mirror_id)
     mine = select(attempts).where(_a.result.is_(None))
     return [dict(row._mapping) for row in conn.execute(mine)]
 
@@ -119,7 +139,7 @@ def state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
         tries = tries.where(_a.mirror.is_(None) | (_a.mirror != mirror["id"]))
     found = [dict(row._mapping) for row in conn.execute(tries.order_by(_a.offered_at, _a.id))]
     for one in found:
-        one["mirror"] = None if one["mirror"] == mirror["id"] else "upstream"
+        one["mirror"] = None if one["mirror"] == mirror["id"] else UPSTREAM
     older = {one["rollout_id"] for one in found} - set(orders)
     for row in conn.execute(select(rollouts).where(_r.id.in_(older))):
         orders[row.id] = dict(row._mapping)
@@ -159,12 +179,19 @@ def _fleet(site: str) -> Any:
 
 
 def take(
-    conn: Connection, mirror_id: str, epoch: str, changes: list[Fields], now: float, says: Fields
+    conn: Connection,
+    mirror_id: str,
+    page: books.Page,
+    changes: list[Fields],
+    now: float,
+    says: Fields,
 ) -> Told:
     """Take over what a mirror tells, each change once and in its order.
 
+    What was told before changes nothing when it is told again, whatever its number is.
+
     Args:
-        epoch: of the mirror's data: what another one has told counts from 1 again.
+        page: where this exchange stands in the mirror's books.
         changes: ``seq``, ``what`` and ``row``, rising.
 
     Raises:
@@ -172,46 +199,86 @@ def take(
     """
     mirror = get(conn, mirror_id)
     assert mirror is not None
-    seq = mirror["seq"] if mirror["epoch"] == epoch else 0
+    stand = books.look_up(conn, mirror_id, page)
+    values: Fields = {"seen_at": now, "status": json.dumps(rows.status(says))}
+    if stand.parted:
+        conn.execute(update(mirrors).where(_m.id == mirror_id).values(**values))
+        data = {"mirror": mirror["name"], "site": mirror["site"], "detail": _PARTED}
+        return Told(
+            stand.seq, [], [], [told.add(conn, now, "mirror.parted", mirror_id, data)], parted=True
+        )
+    seq = stand.seq
     tries: dict[str, Fields] = {}
     fleet: dict[str, Fields] = {}
     heard: list[Fields] = []
+    if stand.new:
+        _take_back(conn, mirror, tries)
     for change in changes:
-        if change["seq"] <= seq:
-            continue
-        seq = change["seq"]
+        seq = max(seq, change["seq"])
         what, row = change["what"], change["row"]
-        if row is None or what == "halts":  # pruned since; or done before, by the engine
+        if row is None:  # pruned since
             continue
-        if what == "beacons":
+        if what == "halts":  # done before, by the engine
+            if rows.halt(row)["id"] is not None:
+                books.note_halt(conn, mirror_id, row["id"], now)
+        elif what == "beacons":
             _hear(conn, mirror, row, now, fleet)
         elif what == "events":
-            if (event := _take_event(conn, mirror, row)) is not None:
+            if (event := _take_event(conn, mirror, row, stand.sure)) is not None:
                 heard.append(event)
         elif what in _CHECKS:
-            _take(conn, mirror, what, _CHECKS[what](row), tries)
+            _take(conn, mirror, what, _CHECKS[what](row), tries, stand.sure)
         else:
             raise InputError("mirror_change", "no such change", found=str(what)[:80])
-    values = {"epoch": epoch, "seq": seq, "seen_at": now, "status": json.dumps(rows.status(says))}
+    whose = {row["beacon_id"] for row in tries.values()} | set(fleet)
+    corrected, ends = roaming.correct(conn, sorted(whose), now)
+    tries |= {row["id"]: row for row in corrected}
+    if rows.is_all(says, len(changes)):
+        values["even_at"] = now
+    values |= {"epoch": page.epoch, "seq": seq}
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(**values))
-    return Told(seq, list(tries.values()), list(fleet.values()), heard)
+    books.turn(conn, mirror_id, page, seq, now)
+    return Told(seq, list(tries.values()), list(fleet.values()), heard + ends)
+
+
+def _take_back(conn: Connection, mirror: Fields, tries: dict[str, Fields]) -> None:
+    """Settle ourselves what a mirror had under way, and is not given back with its new book."""
+    live = select(_r.firmware_id).where(_r.status != "aborted", _r.ended_at.is_(None))
+    given = _a.firmware_id.in_(live) & _a.beacon_id.in_(
+        _fleet(mirror["site"]).with_only_columns(_b.id)
+    )
+    left = (_a.mirror == mirror["id"]) & _a.result.is_(None) & ~given
+    for row in conn.execute(update(attempts).where(left).values(mirror=None).returning(attempts)):
+        tries[row.id] = dict(row._mapping)
 
 
 def _take(
-    conn: Connection, mirror: Fields, what: str, row: Fields, tries: dict[str, Fields]
+    conn: Connection,
+    mirror: Fields,
+    what: str,
+    row: Fields,
+    tries: dict[str, Fields],
+    sure: bool,
 ) -> None:
-    if not _theirs(conn, mirror, row["beacon_id"]):
-        return  # removed or moved away meanwhile
+    theirs = _theirs(conn, mirror, row["beacon_id"])
+    if not theirs and not former.may_tell(conn, mirror["id"], row["beacon_id"]):
+        return  # removed, or none of its own
     if what == "attempts":
-        if (found := _take_attempt(conn, mirror, row)) is not None:
+        if (found := _take_attempt(conn, mirror, row, theirs)) is not None:
             tries[row["id"]] = found
     elif what == "journal":
         insert_or_ignore(conn, journal, [row])
-    else:
+    elif sure or not _is_there(conn, reports, row):
         conn.execute(insert(reports), row)
 
 
-def _take_event(conn: Connection, mirror: Fields, told_row: Any) -> Fields | None:
+def _is_there(conn: Connection, table: Any, row: Fields) -> bool:
+    """Tell whether exactly this row is there."""
+    same = [table.c[name].is_not_distinct_from(value) for name, value in row.items()]
+    return conn.execute(select(table.c.id).where(*same).limit(1)).first() is not None
+
+
+def _take_event(conn: Connection, mirror: Fields, told_row: Any, sure: bool) -> Fields | None:
     """Take an event over: of the mirror's own kinds, and about beacons and rollouts of its own."""
     row = rows.event(told_row)
     if row is None:
@@ -219,22 +286,36 @@ def _take_event(conn: Connection, mirror: Fields, told_row: Any) -> Fields | Non
     subject, data = row["subject"], row["data"]
     about = row["kind"].partition(".")[0]
     if about == "beacon":
-        if not _theirs(conn, mirror, subject):
+        if not _may_tell(conn, mirror, subject):
             return None
     elif about == "attempt":
         known = conn.execute(select(_a.beacon_id, _a.mirror).where(_a.id == subject)).first()
-        if known is None or not _theirs(conn, mirror, known.beacon_id):
+        if known is None or not _may_tell(conn, mirror, known.beacon_id):
             return None
         data["beacon"] = known.beacon_id
     else:
         order = conn.execute(select(_r.firmware_id).where(_r.id == subject)).first()
         if order is None or serves(conn, mirror, order.firmware_id) is None:
             return None
-    return told.add(conn, row["at"], row["kind"], subject, {**data, "mirror": mirror["name"]})
+    data = {**data, "mirror": mirror["name"]}
+    if not sure:
+        text = json.dumps(data, separators=(",", ":"))
+        same = {"at": row["at"], "kind": row["kind"], "subject": subject, "data": text}
+        if _is_there(conn, events, same):
+            return None
+    return told.add(conn, row["at"], row["kind"], subject, data)
 
 
-def _take_attempt(conn: Connection, mirror: Fields, row: Fields) -> Fields | None:
-    """Take an attempt's row over; the first result that we heard of stays."""
+def _take_attempt(conn: Connection, mirror: Fields, row: Fields, theirs: bool) -> Fields | None:
+    """Take an attempt's row over, with what is known of it here.
+
+    Args:
+        theirs: the beacon is one of the mirror's. Of one that has left it, it knows what it heard,
+            and nothing of what came after: that it gave it up says nothing.
+    """
+    given_up = not theirs and row["result"] in tries_of.GIVEN_UP and row["late_result"] is None
+    if given_up and row["result"] != "expired":
+        row |= {"result": None, "ended_at": None}
     known = fields(conn.execute(select(attempts).where(_a.id == row["id"])).first())
     if known is None:
         order = conn.execute(select(rollouts).where(_r.id == row["rollout_id"])).first()
@@ -242,7 +323,8 @@ def _take_attempt(conn: Connection, mirror: Fields, row: Fields) -> Fields | Non
             return None  # a rollout that never was
         _check_place(row, json.loads(order.plan))
         row["n"] = tries_of.free_number(conn, row)  # the beacon may have asked us directly, too
-        row["mirror"] = mirror["id"]
+        # One that we had made, and have forgotten since: ours.
+        row["mirror"] = mirror["id"] if theirs and row["mirror"] is None else None
         conn.execute(insert(attempts), row)
         return row
     if (known["beacon_id"], known["rollout_id"]) != (row["beacon_id"], row["rollout_id"]):
@@ -250,18 +332,12 @@ def _take_attempt(conn: Connection, mirror: Fields, row: Fields) -> Fields | Non
     if (row["wave"], row["stage"]) != (known["wave"], known["stage"]):
         order = conn.execute(select(rollouts).where(_r.id == row["rollout_id"])).one()
         _check_place(row, json.loads(order.plan))
-    row["mirror"], row["n"] = known["mirror"], known["n"]
-    row["blamed_at"] = row["blamed_at"] or known["blamed_at"]
-    if known["result"] not in _OPEN and known["result"] != row["result"]:
-        late = {} if row["blamed_at"] is None else {"blamed_at": row["blamed_at"]}
-        if row["result"] not in (None, "expired") and known["late_result"] is None:
-            late |= {"late_result": row["result"], "late_at": row["ended_at"]}
-        row = {**known, **late}
-    elif known["late_result"] is not None and row["late_result"] is None:
-        # It was heard here, by another way, how it went on.
-        row |= {name: known[name] for name in ("late_result", "late_at", *_CAUSE)}
-    conn.execute(update(attempts).where(_a.id == row["id"]).values(**row))
-    return row
+    merged = merge(known, row)
+    if given_up or (merged["result"] is not None and not knows(row, merged)):
+        merged["mirror"] = None  # the mirror is to hear of it
+    if merged != known:
+        conn.execute(update(attempts).where(_a.id == row["id"]).values(**merged))
+    return merged
 
 
 def _check_place(row: Fields, plan: Fields) -> None:
@@ -279,7 +355,7 @@ def _check_place(row: Fields, plan: Fields) -> None:
 def _hear(conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[str, Fields]) -> None:
     """Note what a mirror heard of a beacon, and that it uses its new key."""
     given = rows.heard(row, now)
-    if not isinstance(row.get("id"), str) or not _theirs(conn, mirror, row["id"]):
+    if not isinstance(row.get("id"), str) or not _may_tell(conn, mirror, row["id"]):
         return
     known = conn.execute(select(beacons).where(_b.id == row["id"])).one()._mapping
     values: Fields = {}
@@ -291,20 +367,21 @@ def _hear(conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[st
     proven = next((key for key in keys.of(dict(known))[1:] if digest(key) == told), None)
     if proven is not None:
         values |= keys.used(dict(known), proven)
+        if not _theirs(conn, mirror, row["id"]):
+            former.use(conn, mirror["id"], row["id"], proven)
         audit.add(conn, now, f"mirror {mirror['name']}", "beacon.rekeyed", row["id"])
     if values:
         conn.execute(update(beacons).where(_b.id == row["id"]).values(**values))
         fleet[row["id"]] = {**known, **values}
 
 
-def digest(key: bytes) -> str:
-    """Return what a mirror tells of a key: which one, and not the key."""
-    return hashlib.sha256(b"beacon-ota key\n" + key).hexdigest()
-
-
 def _theirs(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
     query = _fleet(mirror["site"]).where(_b.id == beacon_id).limit(1)
     return conn.execute(query).first() is not None
+
+
+def _may_tell(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
+    return _theirs(conn, mirror, beacon_id) or former.may_tell(conn, mirror["id"], beacon_id)
 
 
 def _read(row: Any) -> Fields | None:

@@ -26,12 +26,16 @@ from beacon_ota.orchestrator.schema import (
 from beacon_ota.orchestrator.store import Fields, keys, new_id
 from beacon_ota.orchestrator.store import attempts as tries_of
 from beacon_ota.orchestrator.store.changes import note, noted
+from beacon_ota.orchestrator.store.merge import knows, merge
 from beacon_ota.orchestrator.store.mirrors import HEARD, digest
 
-_c, _a = changes.c, attempts.c
+_c, _a, _r, _s = changes.c, attempts.c, rollouts.c, settings.c
 _EPOCH = "mirror.epoch"
+_AFTER = "mirror.after"  # mark of the last exchange that the primary has taken
+_MARK = "mirror.mark"  # of the one that is being told: it is the same until it was taken
 _QUIET = "mirror.quiet"  # there while the primary's word is written down: that is no news to it
-_HALT = "mirror.halt."
+_HALT = "mirror.halt."  # … of a rollout that is halted here, until the primary has heard of it
+_ASKED = "mirror.asked."  # … when it was halted that the primary has heard of
 _KEYS = {
     "attempts": ("NEW.id", "INSERT", "UPDATE"),
     "reports": ("NEW.id", "INSERT"),
@@ -60,7 +64,7 @@ def prepare(conn: Connection) -> str:
                 f" DELETE FROM changes WHERE what = '{table}' AND key = {key};"
                 f" INSERT INTO changes (what, key) VALUES ('{table}', {key}); END"
             )
-    conn.execute(delete(settings).where(settings.c.key == _QUIET))
+    conn.execute(delete(settings).where(_s.key == _QUIET))
     epoch = noted(conn, _EPOCH)
     if epoch is None:
         epoch = new_id()
@@ -79,25 +83,123 @@ def batch(conn: Connection, limit: int) -> list[Item]:
     return [Item(row.seq, row.what, _row(conn, row.what, row.key)) for row in rows]
 
 
-def told(conn: Connection, seq: int) -> None:
-    """Forget what the primary has taken."""
+def page(conn: Connection, telling: bool) -> tuple[str, str]:
+    """Return where the next exchange stands in our book: the mark of the one before, and its own.
+
+    Its own is on the disk before it is sent. So one that is told again is known for what it is, and
+    one that follows another than was taken last: a copy of this disk has told something, or the
+    primary has forgotten something (``books``).
+
+    Args:
+        telling: there is something to tell; otherwise the exchange may have no mark ("").
+    """
+    mark = noted(conn, _MARK) or ""
+    if telling and not mark:
+        mark = new_id()
+        note(conn, _MARK, mark)
+    return noted(conn, _AFTER) or "", mark
+
+
+def told(conn: Connection, seq: int, mark: str) -> None:
+    """Forget what the primary has taken, in the exchange of this mark."""
     done = (_c.seq <= seq) & (_c.what == "halts")
     for rollout_id in conn.scalars(select(_c.key).where(done)).all():
-        conn.execute(delete(settings).where(settings.c.key == _HALT + rollout_id))
+        lift_halt(conn, rollout_id)
     conn.execute(delete(changes).where(_c.seq <= seq))
+    if mark:
+        note(conn, _AFTER, mark)
+        conn.execute(delete(settings).where(_s.key == _MARK))
 
 
-def halt(conn: Connection, rollout_id: str, reason: str, values: Fields) -> None:
-    """Note that a rollout is halted here, until the primary has heard of it."""
-    conn.execute(update(rollouts).where(rollouts.c.id == rollout_id).values(**values))
-    note(conn, _HALT + rollout_id, reason)
-    conn.execute(insert(changes).values(what="halts", key=rollout_id))
+def begin_again(conn: Connection) -> str:
+    """Begin a new book, in which all is told that is known here; returns its epoch.
+
+    Events are history and told once: only those that wait are told, and halts, after the attempts
+    that they are about.
+    """
+    epoch = new_id()
+    note(conn, _EPOCH, epoch)
+    conn.execute(delete(settings).where(_s.key.in_((_AFTER, _MARK))))
+    later = _c.what.in_(("events", "halts"))
+    waiting = conn.execute(select(_c.what, _c.key).where(later).order_by(_c.seq)).all()
+    conn.execute(delete(changes))
+    for table, (key, *_) in _KEYS.items():
+        if table != "events":
+            conn.exec_driver_sql(
+                f"INSERT INTO changes (what, key)"
+                f" SELECT '{table}', {key.replace('NEW.', '')} FROM {table} ORDER BY rowid"
+            )
+    for row in waiting:
+        conn.execute(insert(changes).values(what=row.what, key=row.key))
+    return epoch
+
+
+# ---- halts ----
+
+
+def halt(conn: Connection, rollout_id: str, reason: str, values: Fields, lost: list[str]) -> None:
+    """Note that a rollout is halted here, until the primary has heard of it.
+
+    Args:
+        lost: attempts that were given up, and count for it. The primary may know better of them:
+            it is told of the halt after those (:func:`tell_halt`).
+    """
+    conn.execute(update(rollouts).where(_r.id == rollout_id).values(**values))
+    said = {"reason": reason, "id": new_id(), "lost": lost}
+    note(conn, _HALT + rollout_id, json.dumps(said))
+    if not lost:
+        _tell(conn, "halts", rollout_id)
+
+
+def tell_halt(conn: Connection, rollout_id: str, reason: str | None = None) -> None:
+    """Have the primary told of a halt that rests on attempts that were given up."""
+    said = _said(conn, rollout_id)
+    if said is not None:
+        said |= {"lost": []} | ({} if reason is None else {"reason": reason})
+        note(conn, _HALT + rollout_id, json.dumps(said))
+        _tell(conn, "halts", rollout_id)
+
+
+def lift_halt(conn: Connection, rollout_id: str) -> None:
+    """Let go of a halt that was told, or is none any more: what the primary gives is taken."""
+    conn.execute(delete(settings).where(_s.key == _HALT + rollout_id))
+    text = conn.scalar(select(_r.state).where(_r.id == rollout_id))
+    if text is not None:
+        note(conn, _ASKED + rollout_id, repr(json.loads(text)["changed_at"]))
 
 
 def halted(conn: Connection) -> set[str]:
     """Return the rollouts that are halted here, and the primary does not know it yet."""
-    keys = select(settings.c.key).where(settings.c.key.startswith(_HALT, autoescape=True))
+    keys = select(_s.key).where(_s.key.startswith(_HALT, autoescape=True))
     return {key.removeprefix(_HALT) for key in conn.scalars(keys)}
+
+
+def doubted(conn: Connection) -> dict[str, set[str]]:
+    """Return the halts that are still to be looked at, by rollout, with what they rest on."""
+    found = {key: _said(conn, key) or {} for key in halted(conn)}
+    return {key: set(said["lost"]) for key, said in found.items() if said.get("lost")}
+
+
+def has_halts(conn: Connection) -> bool:
+    """Tell whether there are halts to be told."""
+    return conn.execute(select(_c.seq).where(_c.what == "halts").limit(1)).first() is not None
+
+
+def _said(conn: Connection, rollout_id: str) -> Fields | None:
+    text = noted(conn, _HALT + rollout_id)
+    if text is None:
+        return None
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = None
+    # The release before has noted the reason alone.
+    return said if isinstance(said, dict) else {"reason": text}
+
+
+def _tell(conn: Connection, what: str, key: str) -> None:
+    conn.execute(delete(changes).where((_c.what == what) & (_c.key == key)))
+    conn.execute(insert(changes).values(what=what, key=key))
 
 
 # ---- what the primary gives ----
@@ -121,6 +223,7 @@ def take(conn: Connection, state: Fields, without: set[str], fetched: set[str]) 
             # What was found to be damaged here stays so until its bytes have come again.
             kept = row["damaged_at"] is None and row["id"] not in fetched
             _put(conn, firmwares, "id", row, "damaged_at" if kept else "")
+    _hold_halts(conn, state["rollouts"])
     mine = halted(conn)
     there: set[str] = set(conn.scalars(select(rollouts.c.id)))
     for row in state["rollouts"]:
@@ -131,7 +234,39 @@ def take(conn: Connection, state: Fields, without: set[str], fetched: set[str]) 
     for row in state["attempts"]:
         if row["rollout_id"] in there and row["firmware_id"] not in without:
             _take_attempt(conn, row)
-    conn.execute(delete(settings).where(settings.c.key == _QUIET))
+    _tell_missing(conn, state, without)
+    conn.execute(delete(settings).where(_s.key == _QUIET))
+
+
+def _hold_halts(conn: Connection, given: list[Fields]) -> None:
+    """Hold what the primary had halted and gives as going on, and ask it whether it knows that.
+
+    Mostly somebody has resumed it. But a primary that was put back from a copy has forgotten it.
+    """
+    for row in given:
+        known = conn.execute(select(rollouts).where(_r.id == row["id"])).first()
+        if known is None or known.status != "halted" or row["status"] in ("halted", "aborted"):
+            continue
+        state = json.loads(known.state)
+        if noted(conn, _HALT + row["id"]) is not None:
+            continue  # a halt of ours, or asked for already
+        if noted(conn, _ASKED + row["id"]) == repr(state["changed_at"]):
+            continue
+        reason = f"halted before, by {state['by']}: {state['reason']}"
+        said = {"reason": reason, "at": state["changed_at"]}
+        note(conn, _HALT + row["id"], json.dumps(said))
+        _tell(conn, "halts", row["id"])
+
+
+def _tell_missing(conn: Connection, state: Fields, without: set[str]) -> None:
+    """Tell the primary of attempts that it had given, and gives no more: it has forgotten them."""
+    given = {row["id"] for row in state["attempts"]}
+    fleet = {row["id"] for row in state["beacons"]}
+    live = {row["id"] for row in state["firmwares"]} - without
+    theirs = select(_a.id, _a.beacon_id, _a.firmware_id).where(_a.mirror.is_not(None))
+    for row in conn.execute(theirs).all():
+        if row.id not in given and row.beacon_id in fleet and row.firmware_id in live:
+            _tell(conn, "attempts", row.id)
 
 
 def _take_beacons(conn: Connection, rows: list[Fields]) -> None:
@@ -171,15 +306,19 @@ def _end(conn: Connection, given: set[str]) -> None:
 
 
 def _take_attempt(conn: Connection, row: Fields) -> None:
-    known = conn.execute(select(attempts).where(_a.id == row["id"])).first()
-    if known is None:
+    """Take what the primary knows of an attempt; tell it what it does not know."""
+    row = {"blamed_at": None, **row}
+    found = conn.execute(select(attempts).where(_a.id == row["id"])).first()
+    if found is None:
         # The beacon may have asked here, too, while the line was down.
         conn.execute(insert(attempts), {**row, "n": tries_of.free_number(conn, row)})
-    elif known.mirror is not None and (
-        known.result in (None, "expired")
-        or (known.late_result, known.blamed_at) != (row["late_result"], row.get("blamed_at"))
-    ):
-        conn.execute(update(attempts).where(_a.id == row["id"]).values(**{**row, "n": known.n}))
+        return
+    known = dict(found._mapping)
+    merged = {**merge(known, row), "mirror": row["mirror"]}
+    if merged != known:
+        conn.execute(update(attempts).where(_a.id == row["id"]).values(**merged))
+    if not knows(row, merged):
+        _tell(conn, "attempts", row["id"])
 
 
 def _put(conn: Connection, table: Table, key: str, row: Fields, kept: str = "") -> None:
@@ -191,8 +330,10 @@ def _put(conn: Connection, table: Table, key: str, row: Fields, kept: str = "") 
 
 def _row(conn: Connection, what: str, key: str) -> Fields | None:
     if what == "halts":
-        reason = noted(conn, _HALT + key)
-        return None if reason is None else {"rollout_id": key, "reason": reason}
+        said = _said(conn, key)
+        if said is None:
+            return None
+        return {"rollout_id": key, **{name: said.get(name) for name in ("reason", "id", "at")}}
     if what == "journal":
         beacon_id, seq, sign = key.rsplit("|", 2)
         where = (
