@@ -24,11 +24,11 @@ _SPIN = const(3)  # ms for which a download looks again before it asks the polle
 _BROKEN = (OSError, ValueError)
 
 _KEPT = (
-    b"content-length",
-    b"content-range",
-    b"retry-after",
-    b"transfer-encoding",
-    b"x-beacon-mac",
+    "content-length",
+    "content-range",
+    "retry-after",
+    "transfer-encoding",
+    "x-beacon-mac",
 )
 
 
@@ -151,9 +151,8 @@ class Connection:
         else:
             self._left = -1
 
-    # Names are compared as bytes: nobody has to write text into a header that is not read. A line
-    # that begins with a blank goes on with the header before it, as some old proxies fold them, and
-    # is no header of its own.
+    # Nobody has to write text into a header that is not read. A line that begins with a blank goes on
+    # with the header before it, as some old proxies fold them, and is no header of its own.
     async def _fields(self):
         self.headers = {}
         while True:
@@ -161,14 +160,15 @@ class Connection:
             if not line.strip():
                 return
             name, _, value = line.partition(b":")
-            name = name.lower()
-            if name in _KEPT:
-                try:
+            try:
+                name = name.decode().lower()
+                if name in _KEPT:
                     if len(line) == _LINE:
                         raise UnicodeError
-                    self.headers[name.decode()] = value.decode().strip()
-                except UnicodeError:
-                    raise HttpError("http", "bad header " + name.decode())
+                    self.headers[name] = value.decode().strip()
+            except UnicodeError:
+                if name in _KEPT:
+                    raise HttpError("http", "bad header " + name)
 
     # The length of the body when the peer says so, else None.
     def length(self):
