@@ -236,8 +236,10 @@ class Engine:
             )
             result, detail = (Result.SUCCESS, _BY_POLLS) if runs else (Result.LOST, None)
             ends[attempt.id] = _End(result, times_of(attempt), detail)
-        if entry.state.status in _CALLED_OFF or release.state == "deprecated":
-            for attempt in rules.withdrawn(mine):
+        called_off = entry.state.status in _CALLED_OFF
+        for attempt in rules.withdrawn(mine):
+            node = view.nodes.get(attempt.beacon_id)
+            if called_off or (node and rules.is_kept_from(release.state, node.facts)):
                 ends[attempt.id] = _End(Result.STOPPED, times_of(attempt))
         for attempt in mine:
             if attempt.beacon_id not in view.nodes:  # nobody will hear from it

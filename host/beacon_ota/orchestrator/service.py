@@ -550,13 +550,16 @@ class Service:
 def going_on(conn: Connection, attempt_id: str) -> tuple[bool, Fields | None]:
     """Tell whether an attempt may go on, by what is committed; and its row.
 
-    So a halt holds that another process has committed, and this one has not heard of yet.
+    So a halt or a quarantine holds that another process has committed, and this one has not heard
+    of yet.
     """
     row = attempts.get(conn, attempt_id)
     basis = None if row is None else rollouts.basis(conn, row["rollout_id"])
     if row is None or basis is None:
         return False, row
-    return may_go_on(Status(basis.status), basis.release_state, attempt_of(row)), row
+    channel = beacons.open_channel(conn, row["beacon_id"])
+    may = may_go_on(Status(basis.status), basis.release_state, attempt_of(row), channel=channel)
+    return may, row
 
 
 def _take(conn: Connection, attempt_id: str, now: float) -> tuple[bool, Fields | None]:

@@ -93,7 +93,7 @@ class View:
         self.entries: dict[str, Entry] = {}
         self.open: dict[str, Attempt] = {}
         self.places = Places(zone=zone, window=window)
-        self.on_change: Callable[[], object] = lambda: None  # an attempt has come to its end
+        self.on_change: Callable[[], object] = lambda: None  # an attempt came to its end, or has to
         self.dirty: dict[str, Node] = {}  # heard from since the last flush
         self._lives: dict[str, list[rules.Live]] = {}
         self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[rules.Live]] = {}
@@ -144,9 +144,12 @@ class View:
                 version_at=known.facts.version_at,
                 on_trial=known.facts.on_trial,
             )
+        moved = facts.open_channel != known.facts.open_channel
         known.facts, known.key, known.next_key = facts, row["key"], row["next_key"]
         known.given_keys = keys.split(row["given_keys"])
         known.query = b""
+        if moved and any(attempt.result is None for attempt in known.attempts):
+            self.on_change()  # what it has begun may be called off
         return known
 
     def drop_beacon(self, beacon_id: str) -> None:
