@@ -2,6 +2,8 @@
 
 import pytest
 
+from beacon_ota.errors import UsageError
+
 from tests.orchestrator.test_rollout_flow import ALWAYS, ask, quiet, start, status
 from tests.orchestrator.world import upload
 
@@ -105,3 +107,49 @@ def test_a_halt_by_failures_holds_for_an_older_rollout_of_the_same_release(local
     local.step()
     assert status(local, newer)["status"] == "halted"
     assert ask(fleet[3:]) == []
+
+
+def test_what_is_pressed_twice_opens_one_stage(local, release):
+    local.beacons(20)
+    rollout = start(local, release)
+    seen = status(local, rollout)
+    admin = local.admin()
+    admin.move_rollout(rollout, "advance", "it is fine", revision=seen["revision"])
+    with pytest.raises(UsageError) as refused:
+        admin.move_rollout(rollout, "advance", "it is fine", revision=seen["revision"])
+    assert refused.value.code == "rollout_moved"
+    now = status(local, rollout)
+    assert now["waves"][0]["stage"] == seen["waves"][0]["stage"] + 1
+    assert now["revision"] > seen["revision"]
+    admin.move_rollout(rollout, "advance", "again", revision=now["revision"])
+
+
+def test_who_resumes_accepts_what_was_shown_and_nothing_later(local, release):
+    fleet = local.beacons(20)
+    rollout = start(local, release, ALL)
+    offers = ask(fleet)
+    for beacon, offer in offers:
+        beacon.download(offer)
+    for beacon, offer in offers[:3]:
+        beacon.report("failed", offer, stage="verify", code="checksum")
+    local.step()
+    seen = status(local, rollout)
+    assert seen["status"] == "halted"
+    admin = local.admin()
+    admin.move_rollout(rollout, "resume", "one of two", revision=seen["revision"])
+    local.go_on(60)
+    for beacon, offer in ask(fleet[5:9]):
+        beacon.fail(offer)
+    local.step()
+    assert status(local, rollout)["status"] == "halted"
+    with pytest.raises(UsageError) as refused:  # the other one still has the first page open
+        admin.move_rollout(rollout, "resume", "two of two", revision=seen["revision"])
+    assert refused.value.code == "rollout_moved"
+    assert status(local, rollout)["status"] == "halted"
+
+
+def test_what_stops_a_rollout_does_so_however_it_was_shown(local, release):
+    rollout = start(local, release, ALL)
+    local.admin().move_rollout(rollout, "pause")
+    local.admin().move_rollout(rollout, "halt", "at once", revision=0)
+    assert status(local, rollout)["status"] == "halted"
