@@ -3,7 +3,6 @@
 import pytest
 
 from beacon_ota.errors import UsageError
-
 from tests.orchestrator.test_rollout_flow import ALWAYS, ask, quiet, start, status
 from tests.orchestrator.world import upload
 

@@ -104,9 +104,12 @@ class Engine:
     async def _pause_restored(self, rollout_id: str) -> None:
         async with self.moving:
             entry = self.service.view.entries.get(rollout_id)
+            change = self._restored[rollout_id]
+            if entry is None:
+                del self._restored[rollout_id]
+                return
             try:
-                if entry is not None:
-                    await self.commit(entry, (self._restored[rollout_id],))
+                await self.commit(entry, (change,))
             except UsageError as error:
                 if error.code != "rollout_moved":
                     raise
