@@ -510,16 +510,24 @@ class Service:
             await self._guarded(self.db.write(webhooks.prune))
 
     async def _checking(self) -> None:
-        """Read every image once, so that damage is found before a beacon asks for it."""
-        for release in list(self.view.releases.values()):
+        """Read every image once, so that damage is found before a beacon asks for it.
+
+        What was damaged or missing may have been put back, under a database that was there first.
+        """
+        for firmware_id in list(self.view.releases):
             await asyncio.sleep(0.05)
-            if release.row["damaged_at"] is None:
-                try:
-                    await asyncio.to_thread(self.blobs.check, release.row["blob"])
-                except BlobDamaged as error:
+            try:
+                await asyncio.to_thread(self.blobs.check, self.view.releases[firmware_id].row["blob"])
+            except BlobDamaged as error:
+                release = self.view.releases[firmware_id]
+                if release.row["damaged_at"] is None:
                     await self._guarded(self.damaged(release, error))
-                except ReachError as error:
-                    log.warning("release %s cannot be checked: %s", release.row["id"], error)
+            except ReachError as error:
+                log.warning("release %s cannot be checked: %s", firmware_id, error)
+            else:
+                release = self.view.releases[firmware_id]
+                if release.row["damaged_at"] is not None:
+                    await self._guarded(self._repaired(release))
 
     async def damaged(self, release: Release, error: BlobDamaged) -> None:
         """Withdraw a release whose bytes are not what they were."""
@@ -533,6 +541,21 @@ class Service:
             firmware_id,
             then=lambda row: row and self.view.put_release(row),
             reason=error.code,
+        )
+
+    async def _repaired(self, release: Release) -> None:
+        """Give a release back whose bytes are again what they were."""
+        firmware_id = release.row["id"]
+        log.warning("release %s is not damaged any more", firmware_id)
+        self.blobs.forget(release.row["blob"])
+        await self.change(
+            "orchestrator",
+            "firmware.renewed",
+            firmware_id,
+            partial(firmwares.change, damaged_at=None),
+            firmware_id,
+            then=lambda row: row and self.view.put_release(row),
+            detail={"what": ["damaged_at"]},
         )
 
     async def _guarded(self, work: Awaitable[object]) -> None:
