@@ -152,3 +152,11 @@ def test_what_stops_a_rollout_does_so_however_it_was_shown(local, release):
     local.admin().move_rollout(rollout, "pause")
     local.admin().move_rollout(rollout, "halt", "at once", revision=0)
     assert status(local, rollout)["status"] == "halted"
+
+
+def test_those_in_a_status_are_found_behind_many_others(local, release):
+    first = start(local, release, ALL)
+    for _ in range(3):
+        local.admin().move_rollout(start(local, release, ALL), "abort")
+    found = local.admin().rollouts(status="active", limit=2)
+    assert [one["rollout_id"] for one in found] == [first]

@@ -33,10 +33,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 # elsewhere that does not answer. It withdraws no release; it is tried again.
 _PASSING = frozenset(
     getattr(errno, name)
-    for name in (
-        "EACCES EAGAIN EBUSY EHOSTDOWN EHOSTUNREACH EINTR EMFILE ENETDOWN ENETUNREACH ENFILE ENOMEM"
-        " ENOTCONN EPERM ESTALE ETIMEDOUT"
-    ).split()
+    for name in ["EACCES", "EAGAIN", "EBUSY", "EHOSTDOWN", "EHOSTUNREACH", "EINTR", "EMFILE", "ENETDOWN", "ENETUNREACH", "ENFILE", "ENOMEM", "ENOTCONN", "EPERM", "ESTALE", "ETIMEDOUT"]
     if hasattr(errno, name)
 )
 _READERS = 4  # images read at once; few are asked for, and each stays in memory

@@ -517,7 +517,9 @@ class Service:
         for firmware_id in list(self.view.releases):
             await asyncio.sleep(0.05)
             try:
-                await asyncio.to_thread(self.blobs.check, self.view.releases[firmware_id].row["blob"])
+                await asyncio.to_thread(
+                    self.blobs.check, self.view.releases[firmware_id].row["blob"]
+                )
             except BlobDamaged as error:
                 release = self.view.releases[firmware_id]
                 if release.row["damaged_at"] is None:

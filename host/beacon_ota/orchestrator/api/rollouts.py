@@ -182,13 +182,8 @@ async def listing(
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
 ) -> Response:
     """List rollouts, newest first."""
-    rows = await service.db.read(rollouts.every, limit)
-    found = [
-        await shown(service, engine, row["id"], row)
-        for row in rows
-        if status in (None, row["status"])
-    ]
-    return page("rollouts", found)
+    rows = await service.db.read(rollouts.every, limit, status)
+    return page("rollouts", [await shown(service, engine, row["id"], row) for row in rows])
 
 
 @router.get("/{rollout_id}")
