@@ -32,9 +32,13 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 # What says nothing about the bytes: too little of something, a right that is missing, a file system
 # elsewhere that does not answer. It withdraws no release; it is tried again.
 _PASSING = frozenset(
-    getattr(errno, name)
-    for name in ["EACCES", "EAGAIN", "EBUSY", "EHOSTDOWN", "EHOSTUNREACH", "EINTR", "EMFILE", "ENETDOWN", "ENETUNREACH", "ENFILE", "ENOMEM", "ENOTCONN", "EPERM", "ESTALE", "ETIMEDOUT"]
-    if hasattr(errno, name)
+    number
+    for number, name in errno.errorcode.items()
+    if name
+    in {
+        *("EACCES", "EAGAIN", "EBUSY", "EHOSTDOWN", "EHOSTUNREACH", "EINTR", "EMFILE", "ENETDOWN"),
+        *("ENETUNREACH", "ENFILE", "ENOMEM", "ENOTCONN", "EPERM", "ESTALE", "ETIMEDOUT"),
+    }
 )
 _READERS = 4  # images read at once; few are asked for, and each stays in memory
 
