@@ -151,3 +151,27 @@ def test_what_the_database_refuses_is_named(tmp_path):
         assert caught.value.code == "storage"
 
     in_database(tmp_path, work)
+
+
+def test_a_zone_that_this_machine_does_not_know_keeps_nobody_from_starting(local, tmp_path):
+    """A database that was restored where the zone files are older."""
+    firmware_id = upload(local.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    for path in ("hq", "hq/a", "hq/b"):
+        local.admin().create_site(path, window="00:00-24:00")
+    (there,) = local.beacons(1, prefix="there", site="hq/a")
+    (elsewhere,) = local.beacons(1, prefix="elsewhere", site="hq/b")
+    local.admin().create_rollout(firmware_id, {"preset": "all-at-once"})
+    local.stop()
+    with sqlite3.connect(local.service.settings.data / "beacon-ota.db") as conn:
+        conn.execute("UPDATE sites SET tz = 'Mars/Olympus' WHERE path = 'hq/a'")
+    conn.close()
+    local.start()
+    for beacon in (there, elsewhere):
+        beacon.connect(local.url)
+    assert elsewhere.offered()
+    assert there.poll().headers["x-reason"] == "window"  # at no hour that may be a wrong one
+    shown = {one["path"]: one for one in local.admin().sites()}
+    assert shown["hq/a"]["tz"] == "Mars/Olympus" and shown["hq/a"]["opens_at"] is None
+    local.admin().change_site("hq/a", tz="Europe/Berlin")
+    local.clock.at += 1
+    assert there.offered()

@@ -52,6 +52,7 @@ log = logging.getLogger("beacon_ota.orchestrator")
 BACK_GRACE_S = 120.0  # a beacon back on its old image may still tell why, in its own words
 FLUSH_S = 3.0  # last-seen times are written this often
 PRUNE_S = 600.0
+PRUNE_ROWS = 10_000  # removed in one transaction
 UNDER_WAY_S = 3600.0  # younger files without a row may be another process's upload
 
 
@@ -505,9 +506,14 @@ class Service:
             if not self.leads:
                 continue
             await self._guarded(self.db.write(changes.prune))
-            await self._guarded(self.db.write(beacons.prune))
+            await self._guarded(self._prune_beacons())
             await self._guarded(self.db.write(events.prune))
             await self._guarded(self.db.write(webhooks.prune))
+
+    async def _prune_beacons(self) -> None:
+        """Remove what is beyond the bounds, in pieces: whoever reports or halts waits for one."""
+        while await self.db.write(beacons.prune, PRUNE_ROWS) == PRUNE_ROWS:
+            pass
 
     async def _checking(self) -> None:
         """Read every image once, so that damage is found before a beacon asks for it.
