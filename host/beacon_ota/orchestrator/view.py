@@ -5,6 +5,7 @@ only the event loop's thread calls them.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,11 +23,13 @@ from beacon_ota.orchestrator.rollout.types import (
     Site,
     Status,
 )
-from beacon_ota.orchestrator.rollout.windows import Places
+from beacon_ota.orchestrator.rollout.windows import Places, is_known
 from beacon_ota.orchestrator.store import Fields, keys
 from beacon_ota.orchestrator.store.attempts import Times
 from beacon_ota.orchestrator.store.firmwares import state_of
 from beacon_ota.orchestrator.store.rollouts import Basis
+
+log = logging.getLogger("beacon_ota.orchestrator")
 
 _PLACES_MAX = 4096  # sites and tags whose rollouts are remembered
 
@@ -211,7 +214,9 @@ class View:
     def put_sites(self, rows: Iterable[Fields]) -> None:
         """Take the whole site tree."""
         sites = [Site(r["path"], zone=r["tz"], window=r["window"], kind=r["kind"]) for r in rows]
-        self.places = Places(sites, zone=self._zone, window=self._window)
+        for zone in sorted({site.zone for site in sites if site.zone and not is_known(site.zone)}):
+            log.error("no file here says what time it is in %s: its windows do not open", zone)
+        self.places = Places(sites, zone=self._zone, window=self._window, stored=True)
 
     def place(self, node: Node) -> Place:
         """Return where a beacon is: its building and window."""
