@@ -15,6 +15,10 @@ from beacon_ota.orchestrator.rollout import advance as moves
 from beacon_ota.orchestrator.schema import metadata
 from beacon_ota.orchestrator.store import audit, changes, events, rollouts
 from tests.orchestrator.postgres import cluster
+from tests.orchestrator.test_held_back import (  # noqa: F401
+    test_a_quarantine_stops_what_its_beacon_has_begun,
+    test_what_is_pressed_twice_opens_one_stage,
+)
 from tests.orchestrator.test_rollout_flow import (  # noqa: F401  the same, over another database
     release,
     test_a_late_success_is_noted_and_changes_nothing,
