@@ -272,10 +272,19 @@ class Client:
             after = page["next"]
 
     def move_rollout(
-        self, rollout_id: str, verb: str, reason: str = "", wave: int | None = None
+        self,
+        rollout_id: str,
+        verb: str,
+        reason: str = "",
+        wave: int | None = None,
+        revision: int | None = None,
     ) -> Json:
-        """``pause``, ``resume``, ``halt``, ``abort`` or ``advance`` a rollout."""
-        body = {"reason": reason, **_given({"wave": wave})}
+        """``pause``, ``resume``, ``halt``, ``abort`` or ``advance`` a rollout.
+
+        Args:
+            revision: resume, advance: as it was shown; it is refused when it has moved since.
+        """
+        body = {"reason": reason, **_given({"wave": wave, "revision": revision})}
         return self.call("POST", f"/api/rollouts/{_part(rollout_id)}/{verb}", json=body)
 
     # ---- webhooks ----

@@ -167,6 +167,32 @@ def test_a_refusal_is_shown_where_it_was_asked(fleet, visit):
     assert page.locator("dialog#abort").is_visible()
 
 
+def test_what_two_decide_is_done_once(fleet, visit):
+    def by_hand() -> list[str]:
+        made = fleet.admin.rollout(fleet.rollout)["transitions"]
+        return [one["detail"] for one in made if one["reason"] == "by_hand"]
+
+    page = visit(fleet.path)
+    mark(page)
+    page.pardon("409")
+    page.click("#do-advance-0")
+    page.fill("dialog#advance-0 [name=reason]", "it looks good")
+    fleet.admin.move_rollout(fleet.rollout, "advance", "somebody was faster")
+    page.wait_for_selector("main :text('somebody was faster')", state="attached")
+    page.click("dialog#advance-0 [data-confirm]")
+    page.wait_for_selector("dialog#advance-0 .refused:visible")
+    assert by_hand() == ["somebody was faster"]
+    page.click("dialog#advance-0 [data-close]")
+    revision = fleet.admin.rollout(fleet.rollout)["revision"]
+    there = f"dialog#advance-0 [name=revision][value='{revision}']"
+    page.wait_for_selector(there, state="attached")  # it follows as soon as it is closed
+    page.click("#do-advance-0")
+    page.fill("dialog#advance-0 [name=reason]", "now that I have seen it")
+    page.click("dialog#advance-0 [data-confirm]")
+    page.wait_for_selector("dialog#advance-0", state="hidden")
+    assert by_hand() == ["somebody was faster", "now that I have seen it"]
+
+
 def test_a_viewer_only_looks(fleet, visit, server):
     token = fleet.admin.create_token(f"guest {fleet.tag}", "viewer")["token"]
     page = visit(fleet.path, token=token)

@@ -85,6 +85,17 @@ def test_a_revoked_token_ends_its_sessions(server):
     assert browser.get("/live").status_code == 401
 
 
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "http://[x]", "null", "//"])
+def test_an_origin_that_is_none_is_another_site(server, signed, origin):
+    """Of a body that nobody has to sign for: it must cost no traceback either."""
+    assert Signed(server.url).login(server.token, Origin=origin).status_code == 403
+    answer = signed.call("POST", "/api/sites", {"path": "x"}, Origin=origin)
+    assert (answer.status_code, answer.json()["code"]) == (403, "csrf")
+    form = {"csrf": signed.csrf()}
+    answer = signed.http.post(server.url + "/logout", data=form, headers={"Origin": origin})
+    assert answer.status_code == 403 and signed.get("/").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("headers", "why"),
     [

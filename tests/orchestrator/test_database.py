@@ -1,6 +1,7 @@
 """Migrations, and the writer that commits in groups."""
 
 import asyncio
+import sqlite3
 
 import pytest
 from alembic import command
@@ -22,7 +23,8 @@ from beacon_ota.orchestrator.database import (
 )
 from beacon_ota.orchestrator.schema import metadata
 from beacon_ota.orchestrator.store import events
-from tests.orchestrator.world import template
+from tests.dashboard.web import Signed
+from tests.orchestrator.world import template, upload
 
 
 @pytest.fixture
@@ -151,3 +153,29 @@ def test_what_the_database_refuses_is_named(tmp_path):
         assert caught.value.code == "storage"
 
     in_database(tmp_path, work)
+
+
+def test_a_zone_that_this_machine_does_not_know_keeps_nobody_from_starting(local, tmp_path, caplog):
+    """A database that was restored where the zone files are older."""
+    firmware_id = upload(local.admin(), "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    for path in ("hq", "hq/a", "hq/b"):
+        local.admin().create_site(path, window="12:00-23:00")
+    (there,) = local.beacons(1, prefix="there", site="hq/a")
+    (elsewhere,) = local.beacons(1, prefix="elsewhere", site="hq/b")
+    local.admin().create_rollout(firmware_id, {"preset": "all-at-once"})
+    local.stop()
+    with sqlite3.connect(local.service.settings.data / "beacon-ota.db") as conn:
+        conn.execute("UPDATE sites SET tz = 'Mars/Olympus' WHERE path = 'hq/a'")
+    conn.close()
+    local.start()
+    for beacon in (there, elsewhere):
+        beacon.connect(local.url)
+    assert elsewhere.offered()
+    assert there.poll().headers["x-reason"] == "window"  # at no hour that may be a wrong one
+    shown = {one["path"]: one for one in local.admin().sites()}
+    assert shown["hq/a"]["tz"] == "Mars/Olympus" and shown["hq/a"]["opens_at"] is None
+    assert "no such time zone here" in Signed(local.url, local.token).get("/").text
+    local.admin().change_site("hq/a", tz="Europe/Berlin")
+    local.clock.at += 1
+    assert there.offered()
+    assert "Mars/Olympus" in caplog.text

@@ -13,8 +13,12 @@ from beacon_ota.orchestrator.database import Database, connect, migrate, newest_
 from beacon_ota.orchestrator.engine import dump_state, load_state
 from beacon_ota.orchestrator.rollout import advance as moves
 from beacon_ota.orchestrator.schema import metadata
-from beacon_ota.orchestrator.store import changes, events, rollouts
+from beacon_ota.orchestrator.store import audit, changes, events, rollouts
 from tests.orchestrator.postgres import cluster
+from tests.orchestrator.test_held_back import (  # noqa: F401
+    test_a_quarantine_stops_what_its_beacon_has_begun,
+    test_what_is_pressed_twice_opens_one_stage,
+)
 from tests.orchestrator.test_rollout_flow import (  # noqa: F401  the same, over another database
     release,
     test_a_late_success_is_noted_and_changes_nothing,
@@ -258,3 +262,10 @@ def test_the_database_goes_away_and_comes_back(tmp_path):
             what="a leader to be there again",
         )
         assert "Traceback" not in server.log()
+
+
+def test_the_audit_log_holds_whatever_was_typed(local):
+    (beacon,) = local.beacons(1)
+    local.admin().do_beacon(beacon.id, "quarantine", "a\0b")
+    with local.service.db._engine.begin() as conn:  # what `audit verify` walks
+        assert audit.verify(conn)["entries"] > 1

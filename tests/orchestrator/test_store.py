@@ -3,7 +3,7 @@
 # pyright: reportOptionalSubscript=false
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import event, insert, update
 
 from beacon_ota.orchestrator.database import connect, sqlite_url
 from beacon_ota.orchestrator.limits import LIMITS
@@ -274,3 +274,21 @@ def test_tokens_are_found_by_nothing_but_themselves(conn):
     tokens.revoke(conn, row["id"], 15.0)
     assert tokens.find(conn, token, 16.0) is None
     assert tokens.revoke(conn, "nowhere", 1.0) is None
+
+
+def test_pruning_takes_no_statement_for_each_row(conn):
+    """One beacon that says as much as it can held up every halt for more than a minute."""
+    bound = LIMITS.journal_rows
+    for number in range(bound // 8 + 50):
+        entries = [[number * 8 + n + 1, 0, "boot", "crash", "again"] for n in range(8)]
+        beacons.keep_journal(conn, "b1", entries, float(number))
+    statements = []
+    event.listen(
+        conn, "before_cursor_execute", lambda _c, _cursor, said, *_more: statements.append(said)
+    )
+    assert beacons.prune(conn, 300) == 300
+    assert beacons.prune(conn, 300) == 100
+    assert beacons.prune(conn, 300) == 0
+    assert len(statements) <= 6
+    kept = beacons.journal_of(conn, "b1", 10_000)
+    assert len(kept) == bound and kept[-1]["stored_at"] == 50.0

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import json
 import os
 import socket
 import struct
@@ -436,3 +437,31 @@ def test_damaged_bytes_withdraw_a_release_until_they_are_uploaded_again(tmp_path
             assert again["firmware_id"] == one and again["damaged_at"] is None
             assert admin._send("GET", f"/firmwares/{one}/download").content == data[how]
         assert admin.firmware(ids["untouched"]["firmware_id"])["damaged_at"] is None
+
+
+def test_what_arrives_after_its_token_was_revoked_is_no_release(server, admin):
+    """Somebody who has to leave may have an upload under way, and hours to finish it."""
+    made = admin.create_token("leaver with an upload", "operator")
+    before = state(server)
+    fields = {"device_type": "esp32c3", "version": "6.6.6", "channel": "stable"}
+    request = requests.Request(
+        "POST",
+        f"{server.url}/api/firmwares/upload",
+        data=fields,
+        files={"binary": ("x.bin", image("6.6.6"))},
+        headers={"Authorization": f"Bearer {made['token']}"},
+    ).prepare()
+    assert isinstance(request.body, bytes)
+    parts = urlsplit(server.url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=DEADLINE_S)
+    connection.putrequest("POST", request.path_url)
+    for name, value in request.headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    connection.send(request.body[:-100])
+    until(lambda: files(server) - before[0], what="it is being taken")
+    admin.revoke_token(made["id"])
+    connection.send(request.body[-100:])
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["code"]) == (401, "token_wrong")
+    until(lambda: state(server) == before)

@@ -427,3 +427,20 @@ def test_from_the_command_line(tmp_path, receiver):
         assert "webhook_unknown" in run("remove", "chat", "--yes", code=1)
         run("remove", "quiet", "--yes")
         assert json.loads(run("list", "--json")) == []
+
+
+def test_an_auditor_sees_where_webhooks_go_and_who_had_them_try(local, receiver):
+    admin = local.admin()
+    made = admin.create_webhook("chat", receiver.url + "secret")
+    there = receiver.url.partition("/in?")[0]
+    other = there.replace("127.0.0.1", "localhost")
+    admin.change_webhook(made["webhook_id"], url=other + "/secret-path")
+    admin.do_webhook(made["webhook_id"], "test")
+    told = admin.audit(action="webhook.")
+    assert [one["action"] for one in told] == [
+        "webhook.created",
+        "webhook.changed",
+        "webhook.tested",
+    ]
+    assert [one["detail"].get("to") for one in told[:2]] == [there, other]
+    assert "secret" not in json.dumps(told)

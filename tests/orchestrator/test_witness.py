@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from beacon_ota.orchestrator.witness import FILE
-from tests.orchestrator.world import upload
+from tests.orchestrator.world import until, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}
 
@@ -74,3 +74,31 @@ def test_a_note_that_is_not_there_or_says_nothing_stops_nothing(local, tmp_path,
     local.start()
     assert local.admin().rollout(rollout)["status"] in ("active", "paused")
     local.admin().move_rollout(rollout, "abort")
+
+
+def test_the_pause_holds_while_the_database_refuses_it(local, tmp_path):
+    admin = local.admin()
+    release = upload(admin, "1.1.0", tmp_path, channel="stable")["firmware_id"]
+    taken, other = local.beacons(2)
+    rollout = admin.create_rollout(release, EVERYBODY)["rollout_id"]
+    assert taken.download(taken.offered()).status == 200  # to be concluded as lost
+    backup = tmp_path / "backup.db"
+    back_up(local, backup)
+    with sqlite3.connect(backup) as conn:  # a disk that is full refuses in other words
+        conn.execute(
+            "CREATE TRIGGER refused BEFORE UPDATE ON rollouts BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    conn.close()
+    admin.move_rollout(rollout, "halt", "a bad release")
+    restore(local, backup)
+    other.connect(local.url)
+    for _ in range(4):
+        local.go_on(1200)  # the silence of the one before is over
+        assert other.poll().headers["x-reason"] == "paused"
+    with sqlite3.connect(local.service.settings.data / "beacon-ota.db") as conn:
+        conn.execute("DROP TRIGGER refused")
+    conn.close()
+    until(lambda: not local.service.restored)
+    assert local.admin().rollout(rollout)["status"] == "paused"
+    local.admin().move_rollout(rollout, "resume", "it is good after all")
+    assert other.offer()

@@ -176,7 +176,7 @@ def quarantine(
     token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Offer a beacon nothing until it is released again."""
+    """Offer a beacon nothing until it is released again; stop what is not rebooting yet."""
     done = remote.client(url, token).do_beacon(beacon_id, "quarantine", reason)
     _told(done, "in quarantine", json)
 

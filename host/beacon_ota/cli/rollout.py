@@ -212,7 +212,7 @@ def resume(
     known = client.rollout(_find(client, rollout_id))
     if known["status"] == "halted":
         remote.confirm(f"It was halted ({known['reason']}). Accept that and go on?", yes)
-    _move(rollout_id, "resume", reason, url, token, json)
+    _move(known["rollout_id"], "resume", reason, url, token, json, revision=known["revision"])
 
 
 @app.command()
@@ -252,8 +252,11 @@ def advance(
     json: JsonOption = False,
 ) -> None:
     """Open the next stage now, without waiting for sample or soak."""
+    client = remote.client(url, token)
+    known = client.rollout(_find(client, rollout_id))
     remote.confirm("Open the next stage without waiting?", yes)
-    _move(rollout_id, "advance", reason, url, token, json, wave)
+    revision = known["revision"]
+    _move(known["rollout_id"], "advance", reason, url, token, json, wave, revision)
 
 
 def _move(
@@ -264,9 +267,10 @@ def _move(
     token: str | None,
     json: bool,
     wave: int | None = None,
+    revision: int | None = None,
 ) -> None:
     client = remote.client(url, token)
-    done = client.move_rollout(_find(client, rollout_id), verb, reason, wave)
+    done = client.move_rollout(_find(client, rollout_id), verb, reason, wave, revision)
     if json:
         output.dump(done)
     else:

@@ -8,6 +8,7 @@ being hashed: bytes that changed on the disk are noticed before the first of the
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -20,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from beacon_ota.errors import InputError
+from beacon_ota.errors import InputError, ReachError
 from beacon_ota.orchestrator.folder import unusable
 from beacon_ota.orchestrator.limits import LIMITS
 
@@ -28,6 +29,17 @@ log = logging.getLogger("beacon_ota.orchestrator")
 
 _PART = ".part"
 _DIGEST = re.compile("[0-9a-f]{64}")
+# What says nothing about the bytes: too little of something, a right that is missing, a file system
+# elsewhere that does not answer. It withdraws no release; it is tried again.
+_PASSING = frozenset(
+    number
+    for number, name in errno.errorcode.items()
+    if name
+    in {
+        *("EACCES", "EAGAIN", "EBUSY", "EHOSTDOWN", "EHOSTUNREACH", "EINTR", "EMFILE", "ENETDOWN"),
+        *("ENETUNREACH", "ENFILE", "ENOMEM", "ENOTCONN", "EPERM", "ESTALE", "ETIMEDOUT"),
+    }
+)
 _READERS = 4  # images read at once; few are asked for, and each stays in memory
 
 
@@ -129,7 +141,7 @@ class Blobs:
         """Return the bytes with this digest.
 
         Raises:
-            BlobDamaged: ``blob_missing`` or ``blob_damaged``.
+            BlobDamaged: ``blob_missing`` or ``blob_damaged``. ReachError: ``images_unreachable``.
         """
         data = self._cache.get(digest)
         if data is not None:
@@ -157,11 +169,18 @@ class Blobs:
         return data
 
     def read(self, digest: str) -> bytes:
-        """Read a file (BlobDamaged: ``blob_missing``)."""
+        """Read a file.
+
+        Raises:
+            BlobDamaged: ``blob_missing``. ReachError: ``images_unreachable``.
+        """
         try:
             return self.path(digest).read_bytes()
         except OSError as error:
-            raise BlobDamaged("blob_missing", f"the image file cannot be read: {error}") from None
+            why = f"the image file cannot be read: {error.strerror or error}"
+            if error.errno in _PASSING:
+                raise ReachError("images_unreachable", why, found=digest) from None
+            raise BlobDamaged("blob_missing", why) from None
 
     def close(self) -> None:
         """Read nothing more."""

@@ -21,6 +21,7 @@ from sqlalchemy import Connection
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.clock import Leaps
+from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout import roam
@@ -56,6 +57,7 @@ Decide = Callable[[Entry, float], Sequence[Transition]]
 log = logging.getLogger("beacon_ota.orchestrator")
 
 TICK_S = 30.0  # beacons come and go without anybody telling the engine
+AGAIN_S = 1.0  # of the wall clock, until a change that the database refused is tried again
 REST_S = 0.2  # of the wall clock, between two rounds at least
 _CALLED_OFF = (Status.HALTED, Status.ABORTED)
 _LAST = (Kind.ABORTED, Kind.RETIRED)
@@ -73,6 +75,7 @@ class Engine:
         self.leaps = Leaps()
         self._landed = 0.0  # UTC after the last leap ahead; soaks that are older begin anew
         self.moving = asyncio.Lock()  # from looking at a rollout to committing what follows
+        self._restored: dict[str, Transition] = {}  # rollouts whose pause is not committed yet
 
     def start(self) -> None:
         """Load the rollouts and begin to watch them."""
@@ -90,22 +93,39 @@ class Engine:
         log.warning("the database is older than what was done with it; its rollouts are paused")
         why = "the database was restored; see what was done since its backup, and resume"
         change = Transition(self.service.clock.now(), Kind.PAUSED, None, None, "restored", why)
-        view = self.service.view
-        held = [one for one in view.entries.values() if one.state.status in _SERVING]
-        for entry in held:
-            state = apply(entry.state, change)
-            view.put_rollout(entry.rollout, state, entry.revision, entry.created_at)
-        self.service.run(self._pause(held, change))
+        for rollout_id, entry in self.service.view.entries.items():
+            if entry.state.status in _SERVING:
+                self._restored[rollout_id] = change
+                self._put(rollout_id, entry.state, entry.revision, same=True)
+        self.service.run(self._pause())
 
-    async def _pause(self, held: Sequence[Entry], change: Transition) -> None:
-        for entry in held:
+    async def _pause(self) -> None:
+        """Commit the pauses; until that is done they hold in memory, whatever is read again."""
+        while self._restored:
             try:
-                async with self.moving:
-                    await self.commit(entry, (change,))
+                for rollout_id in list(self._restored):
+                    await self._pause_restored(rollout_id)
+            except StorageError as error:
+                log.error("what was restored is paused, but not for good yet: %s", error)
+                await asyncio.sleep(AGAIN_S)
+        self.service.restored = False
+
+    async def _pause_restored(self, rollout_id: str) -> None:
+        async with self.moving:
+            entry = self.service.view.entries.get(rollout_id)
+            change = self._restored[rollout_id]
+            if entry is None:
+                del self._restored[rollout_id]
+                return
+            try:
+                await self.commit(entry, (change,))
             except UsageError as error:
                 if error.code != "rollout_moved":
-                    raise  # else another worker has paused it
-        self.service.restored = False
+                    raise
+                del self._restored[rollout_id]  # another worker has paused it, or somebody did
+                self._moved(entry)
+            else:
+                del self._restored[rollout_id]
 
     def wake(self) -> None:
         """Look again soon: something has changed."""
@@ -250,8 +270,10 @@ class Engine:
             )
             result, detail = (Result.SUCCESS, roam.RUNS) if runs else (Result.LOST, None)
             ends[attempt.id] = _End(result, times_of(attempt), detail)
-        if entry.state.status in _CALLED_OFF or release.state == "deprecated":
-            for attempt in rules.withdrawn(mine):
+        called_off = entry.state.status in _CALLED_OFF
+        for attempt in rules.withdrawn(mine):
+            node = view.nodes.get(attempt.beacon_id)
+            if called_off or (node and rules.is_kept_from(release.state, node.facts)):
                 ends[attempt.id] = _End(Result.STOPPED, times_of(attempt))
         for attempt in mine:
             if attempt.beacon_id not in view.nodes:  # nobody will hear from it
@@ -397,9 +419,7 @@ class Engine:
         """Read a rollout again that somebody else has moved; return what says so."""
         self.service.db.read_now(self._reload, entry)
         self.wake()
-        return UsageError(
-            "rollout_moved", "the rollout has just been moved by somebody else; look again"
-        )
+        return moved()
 
     async def create(self, row: Fields, rollout: Rollout, state: RolloutState, actor: str) -> Entry:
         """Store a rollout and begin to watch it."""
@@ -459,9 +479,8 @@ class Engine:
         view = self.service.view
         for row in rollouts.under_way(conn):
             rollout = Rollout(parse(json.loads(row["plan"])))
-            entry = view.put_rollout(
-                rollout, load_state(row["state"]), row["revision"], row["created_at"]
-            )
+            state = self._as_restored(row["id"], load_state(row["state"]))
+            entry = view.put_rollout(rollout, state, row["revision"], row["created_at"])
             entry.retired = row["ended_at"] is not None
         used = {entry.rollout.plan.release.firmware_id for entry in view.entries.values()}
         for attempt in attempts.of_firmwares(conn, list(used)):
@@ -484,7 +503,13 @@ class Engine:
         """
         entry = self.service.view.entries.get(rollout_id)
         if entry is not None and revision + same > entry.revision:
+            state = self._as_restored(rollout_id, state)
             self.service.view.put_rollout(entry.rollout, state, revision, entry.created_at)
+
+    def _as_restored(self, rollout_id: str, state: RolloutState) -> RolloutState:
+        """Return a state as it holds here: paused, while that is not committed yet."""
+        change = self._restored.get(rollout_id)
+        return state if change is None or state.status not in _SERVING else apply(state, change)
 
     def _is_superseded(self, entry: Entry) -> bool:
         """Tell whether a completed rollout has nobody left to serve.
@@ -542,6 +567,13 @@ def _add(conn: Connection, row: Fields) -> Fields:
     if firmware is None or firmwares.state_of(firmware) == "deprecated":
         raise withdrawn(None if firmware is None else firmware["state"])
     return rollouts.add(conn, row)
+
+
+def moved() -> UsageError:
+    """Return the refusal to move a rollout that is not as it was when somebody decided so."""
+    return UsageError(
+        "rollout_moved", "the rollout has just been moved by somebody else; look again"
+    )
 
 
 def withdrawn(state: str | None) -> UsageError:

@@ -52,6 +52,7 @@ log = logging.getLogger("beacon_ota.orchestrator")
 BACK_GRACE_S = 120.0  # a beacon back on its old image may still tell why, in its own words
 FLUSH_S = 3.0  # last-seen times are written this often
 PRUNE_S = 600.0
+PRUNE_ROWS = 10_000  # removed in one transaction
 UNDER_WAY_S = 3600.0  # younger files without a row may be another process's upload
 
 
@@ -505,21 +506,36 @@ class Service:
             if not self.leads:
                 continue
             await self._guarded(self.db.write(changes.prune))
-            await self._guarded(self.db.write(beacons.prune))
+            await self._guarded(self._prune_beacons())
             await self._guarded(self.db.write(events.prune))
             await self._guarded(self.db.write(webhooks.prune))
 
+    async def _prune_beacons(self) -> None:
+        """Remove what is beyond the bounds, in pieces: whoever reports or halts waits for one."""
+        while await self.db.write(beacons.prune, PRUNE_ROWS) == PRUNE_ROWS:
+            pass
+
     async def _checking(self) -> None:
-        """Read every image once, so that damage is found before a beacon asks for it."""
-        for release in list(self.view.releases.values()):
+        """Read every image once, so that damage is found before a beacon asks for it.
+
+        What was damaged or missing may have been put back, under a database that was there first.
+        """
+        for firmware_id in list(self.view.releases):
             await asyncio.sleep(0.05)
-            if release.row["damaged_at"] is None:
-                try:
-                    await asyncio.to_thread(self.blobs.check, release.row["blob"])
-                except BlobDamaged as error:
+            try:
+                await asyncio.to_thread(
+                    self.blobs.check, self.view.releases[firmware_id].row["blob"]
+                )
+            except BlobDamaged as error:
+                release = self.view.releases[firmware_id]
+                if release.row["damaged_at"] is None:
                     await self._guarded(self.damaged(release, error))
-                except ReachError as error:
-                    log.warning("release %s cannot be checked: %s", release.row["id"], error)
+            except ReachError as error:
+                log.warning("release %s cannot be checked: %s", firmware_id, error)
+            else:
+                release = self.view.releases[firmware_id]
+                if release.row["damaged_at"] is not None:
+                    await self._guarded(self._repaired(release))
 
     async def damaged(self, release: Release, error: BlobDamaged) -> None:
         """Withdraw a release whose bytes are not what they were."""
@@ -533,6 +549,21 @@ class Service:
             firmware_id,
             then=lambda row: row and self.view.put_release(row),
             reason=error.code,
+        )
+
+    async def _repaired(self, release: Release) -> None:
+        """Give a release back whose bytes are again what they were."""
+        firmware_id = release.row["id"]
+        log.warning("release %s is not damaged any more", firmware_id)
+        self.blobs.forget(release.row["blob"])
+        await self.change(
+            "orchestrator",
+            "firmware.renewed",
+            firmware_id,
+            partial(firmwares.change, damaged_at=None),
+            firmware_id,
+            then=lambda row: row and self.view.put_release(row),
+            detail={"what": ["damaged_at"]},
         )
 
     async def _guarded(self, work: Awaitable[object]) -> None:
@@ -550,13 +581,16 @@ class Service:
 def going_on(conn: Connection, attempt_id: str) -> tuple[bool, Fields | None]:
     """Tell whether an attempt may go on, by what is committed; and its row.
 
-    So a halt holds that another process has committed, and this one has not heard of yet.
+    So a halt or a quarantine holds that another process has committed, and this one has not heard
+    of yet.
     """
     row = attempts.get(conn, attempt_id)
     basis = None if row is None else rollouts.basis(conn, row["rollout_id"])
     if row is None or basis is None:
         return False, row
-    return may_go_on(Status(basis.status), basis.release_state, attempt_of(row)), row
+    channel = beacons.open_channel(conn, row["beacon_id"])
+    may = may_go_on(Status(basis.status), basis.release_state, attempt_of(row), channel=channel)
+    return may, row
 
 
 def _take(conn: Connection, attempt_id: str, now: float) -> tuple[bool, Fields | None]:

@@ -193,8 +193,12 @@ def check_going_on(service: Service, attempt: Attempt) -> None:
         raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
     entry = service.view.entries.get(attempt.rollout_id)
     release = service.view.releases[attempt.firmware_id]
-    if entry is None or not may_go_on(entry.state.status, release.state, attempt):
-        raise _stopped("over" if entry is None else entry.state.status.value, attempt)
+    if entry is None:
+        raise _stopped("over", attempt)
+    node = service.view.nodes.get(attempt.beacon_id)
+    channel = None if node is None else node.facts.open_channel
+    if not may_go_on(entry.state.status, release.state, attempt, channel=channel):
+        raise _stopped(entry.state.status.value, attempt)
 
 
 def _stopped(state: str, attempt: Attempt) -> Problem:

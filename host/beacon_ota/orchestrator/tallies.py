@@ -7,6 +7,7 @@ on from what that one had counted, so that no counter ever goes back.
 import fcntl
 import json
 import mmap
+import os
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -24,9 +25,9 @@ class SharedTallies:
 
     def __init__(self, places: int):
         self._places = places
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        self._file.truncate(places * _SLOT)
-        self._map = mmap.mmap(self._file.fileno(), places * _SLOT)
+        self._file = _file_for_locks()
+        # Of no file: on a full disk, a page without a block would kill who writes it.
+        self._map = mmap.mmap(-1, places * _SLOT)
 
     def put(self, place: int, counts: Fields) -> None:
         """Write what a process has counted; a kill in between leaves what was there."""
@@ -53,9 +54,18 @@ class SharedTallies:
 
     @contextmanager
     def _locked(self, place: int) -> Iterator[int]:
-        file = self._file.fileno()
+        file = self._file
         fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
         try:
             yield place * _SLOT
         finally:
             fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
+
+
+def _file_for_locks() -> int:
+    """Return a file descriptor that processes can lock; on Linux of memory, which no disk fills."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("tallies")
+    handle, path = tempfile.mkstemp()
+    os.unlink(path)
+    return handle

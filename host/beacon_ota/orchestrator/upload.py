@@ -6,7 +6,7 @@ check has passed, and the row that makes them a release comes last.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import BinaryIO, NamedTuple
 
 from sqlalchemy import Connection
@@ -37,24 +37,39 @@ class _TakenError(Exception):
         self.row = row
 
 
+async def _always() -> None:
+    """Nobody's token is in question."""
+
+
 async def upload(
-    service: Service, actor: Actor, content_type: str, body: AsyncIterator[bytes]
+    service: Service,
+    actor: Actor,
+    content_type: str,
+    body: AsyncIterator[bytes],
+    may_still: Callable[[], Awaitable[object]] = _always,
 ) -> Uploaded:
     """Take an upload.
+
+    Args:
+        may_still: refuses, when all of it has arrived, for an actor who may not any more.
 
     Raises:
         InputError: with a code of contracts.md §3.
         StorageError: ``storage``: the disk is full, for example; nothing is kept of it.
     """
     try:
-        return await _take(service, actor, content_type, body)
+        return await _take(service, actor, content_type, body, may_still)
     except OSError as error:
         why = error.strerror or str(error)
         raise StorageError("storage", f"the image cannot be stored: {why}") from None
 
 
 async def _take(
-    service: Service, actor: Actor, content_type: str, body: AsyncIterator[bytes]
+    service: Service,
+    actor: Actor,
+    content_type: str,
+    body: AsyncIterator[bytes],
+    may_still: Callable[[], Awaitable[object]],
 ) -> Uploaded:
     with service.blobs.incoming() as file:
         form = Form(content_type, "binary", file, LIMITS.upload_image)
@@ -73,6 +88,7 @@ async def _take(
             service.clock.now(),
         )
         async with service.uploads:
+            await may_still()
             return await _store(service, actor, file, claim, found)
 
 

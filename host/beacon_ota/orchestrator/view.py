@@ -5,6 +5,7 @@ only the event loop's thread calls them.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,11 +23,13 @@ from beacon_ota.orchestrator.rollout.types import (
     Site,
     Status,
 )
-from beacon_ota.orchestrator.rollout.windows import Places
+from beacon_ota.orchestrator.rollout.windows import Places, is_known
 from beacon_ota.orchestrator.store import Fields, keys
 from beacon_ota.orchestrator.store.attempts import Times
 from beacon_ota.orchestrator.store.firmwares import state_of
 from beacon_ota.orchestrator.store.rollouts import Basis
+
+log = logging.getLogger("beacon_ota.orchestrator")
 
 _PLACES_MAX = 4096  # sites and tags whose rollouts are remembered
 
@@ -93,7 +96,7 @@ class View:
         self.entries: dict[str, Entry] = {}
         self.open: dict[str, Attempt] = {}
         self.places = Places(zone=zone, window=window)
-        self.on_change: Callable[[], object] = lambda: None  # an attempt has come to its end
+        self.on_change: Callable[[], object] = lambda: None  # an attempt came to its end, or has to
         self.dirty: dict[str, Node] = {}  # heard from since the last flush
         self._lives: dict[str, list[rules.Live]] = {}
         self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[rules.Live]] = {}
@@ -144,9 +147,12 @@ class View:
                 version_at=known.facts.version_at,
                 on_trial=known.facts.on_trial,
             )
+        moved = facts.open_channel != known.facts.open_channel
         known.facts, known.key, known.next_key = facts, row["key"], row["next_key"]
         known.given_keys = keys.split(row["given_keys"])
         known.query = b""
+        if moved and any(attempt.result is None for attempt in known.attempts):
+            self.on_change()  # what it has begun may be called off
         return known
 
     def drop_beacon(self, beacon_id: str) -> None:
@@ -208,7 +214,9 @@ class View:
     def put_sites(self, rows: Iterable[Fields]) -> None:
         """Take the whole site tree."""
         sites = [Site(r["path"], zone=r["tz"], window=r["window"], kind=r["kind"]) for r in rows]
-        self.places = Places(sites, zone=self._zone, window=self._window)
+        for zone in sorted({site.zone for site in sites if site.zone and not is_known(site.zone)}):
+            log.error("no file here says what time it is in %s: its windows do not open", zone)
+        self.places = Places(sites, zone=self._zone, window=self._window, stored=True)
 
     def place(self, node: Node) -> Place:
         """Return where a beacon is: its building and window."""

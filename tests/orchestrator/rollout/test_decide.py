@@ -383,6 +383,37 @@ def test_who_may_go_on(status, offered, taken, rebooting):
     assert not may_go_on(status, "stable", attempt(beacon(), made, Result.STOPPED))
 
 
+@pytest.mark.parametrize(
+    ("release_state", "channel", "goes"),
+    [
+        ("stable", "stable", True),
+        ("stable", None, False),  # quarantined, or removed
+        ("testing", "beta", True),
+        ("testing", "stable", False),
+        ("testing", None, False),
+    ],
+)
+def test_what_is_withheld_from_a_beacon_stops_it_unless_it_reboots(release_state, channel, goes):
+    made = rollout()
+    for taken, rebooting_at in ((None, None), (MONDAY, None), (MONDAY, MONDAY)):
+        one = attempt(beacon(), made, taken=taken, rebooting_at=rebooting_at)
+        may = may_go_on(Status.ACTIVE, release_state, one, channel=channel)
+        assert may is (goes or rebooting_at is not None)
+
+
+def test_a_halt_holds_for_older_rollouts_of_its_release():
+    halted = live(rollout("new", NEWER), Status.HALTED)
+    older = live(rollout("old", NEWER))
+    required = live(rollout("old", NEWER, required=True))
+    before = live(rollout("before"))  # of another release
+    for lives in ([halted, older], [halted, required]):
+        assert ask(lives).reason is Reason.HALTED
+        assert ask([*lives, before]).rollout_id == "before"
+    elsewhere = live(rollout("new", NEWER, waves=[{"name": "b", "sites": ["hq/b"]}]), Status.HALTED)
+    assert ask([elsewhere, older]).rollout_id == "old"  # it was stopped for others
+    assert ask([older, halted]).rollout_id == "old"  # it was started after the halt
+
+
 def test_a_withdrawn_release_stops_who_has_not_rebooted():
     made = rollout()
     assert not may_go_on(Status.ACTIVE, "deprecated", attempt(beacon(), made))

@@ -299,7 +299,7 @@ async def provisioned(beacon_id: str, new: NewKey, service: On, actor: Admin) ->
 
 @router.post("/{beacon_id}/quarantine")
 async def quarantine(beacon_id: str, why: Why, service: On, actor: Operator) -> Response:
-    """Offer a beacon nothing until it is released again."""
+    """Offer a beacon nothing until it is released again, and stop what is not rebooting yet."""
     values = {"quarantined_at": service.clock.now(), "quarantine_reason": why.reason}
 
     def work(conn: Connection) -> Fields:

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.api.access import On, Operator, Viewer
+from beacon_ota.orchestrator.api.access import Access, On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
 from beacon_ota.orchestrator.download import load, transmit
 from beacon_ota.orchestrator.problems import missing
@@ -59,8 +59,13 @@ def shown(row: Fields) -> Fields:
 async def upload(request: Request, service: On, actor: Operator) -> Response:
     """Upload a release image; it is examined before anything is stored."""
     content_type = request.headers.get("content-type", "")
+
+    async def may_still() -> None:
+        """It may have taken its time to arrive: the token may be revoked by now."""
+        await Access("operator")(request)
+
     try:
-        done = await take(service, actor, content_type, request.stream())
+        done = await take(service, actor, content_type, request.stream(), may_still)
     except ClientDisconnect:
         return Response(status_code=400)  # nobody is there to read it
     return answer(shown(done.row), 201 if done.created else 200)

@@ -15,7 +15,7 @@ from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api.access import On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
 from beacon_ota.orchestrator.api.previews import ClientLeft, Previews
-from beacon_ota.orchestrator.engine import Decide, Engine, dump_state, load_state, withdrawn
+from beacon_ota.orchestrator.engine import Decide, Engine, dump_state, load_state, moved, withdrawn
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import missing
 from beacon_ota.orchestrator.rollout import advance as moves
@@ -83,7 +83,15 @@ class Why(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     reason: Annotated[str, Field(max_length=200)] = ""
-    wave: Annotated[int | None, Field(ge=0)] = None
+    wave: Annotated[int | None, Field(ge=0, description="advance: which")] = None
+    revision: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="resume, advance: of the rollout as it was shown; refused when it has moved"
+            " since. So what two ask for, or one asks for twice, is done once",
+        ),
+    ] = None
 
 
 @router.post("", status_code=201)
@@ -174,13 +182,8 @@ async def listing(
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
 ) -> Response:
     """List rollouts, newest first."""
-    rows = await service.db.read(rollouts.every, limit)
-    found = [
-        await shown(service, engine, row["id"], row)
-        for row in rows
-        if status in (None, row["status"])
-    ]
-    return page("rollouts", found)
+    rows = await service.db.read(rollouts.every, limit, status)
+    return page("rollouts", [await shown(service, engine, row["id"], row) for row in rows])
 
 
 @router.get("/{rollout_id}")
@@ -216,7 +219,9 @@ async def pause(rollout_id: str, why: Why, service: On, engine: Moving, by: Oper
 @router.post("/{rollout_id}/resume")
 async def resume(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
     """Go on after a pause, or after a halt: the failures so far are accepted then."""
-    return await _move(service, engine, rollout_id, _by_state(moves.resume, by, why))
+    return await _move(
+        service, engine, rollout_id, _as_shown(why, _by_state(moves.resume, by, why))
+    )
 
 
 @router.post("/{rollout_id}/halt")
@@ -246,7 +251,7 @@ async def advance(rollout_id: str, why: Why, service: On, engine: Moving, by: Op
             reason=why.reason,
         )
 
-    return await _move(service, engine, rollout_id, decide)
+    return await _move(service, engine, rollout_id, _as_shown(why, decide))
 
 
 def compile_order(service: Service, order: Order) -> tuple[Rollout, float]:
@@ -289,6 +294,17 @@ def _drawn(plan: Plan, order: Order, beacons: Sequence[Beacon], release_state: s
 
 def _by_state(move: Callable[..., tuple[Transition, ...]], by: Actor, why: Why) -> Decide:
     return lambda entry, now: move(entry.state, now, by.name, why.reason)
+
+
+def _as_shown(why: Why, decide: Decide) -> Decide:
+    """Return a decision that is only made about a rollout as it was shown."""
+
+    def decide_as_shown(entry: Entry, now: float) -> Sequence[Transition]:
+        if why.revision not in (None, entry.revision):
+            raise moved()
+        return decide(entry, now)
+
+    return decide_as_shown
 
 
 async def _move(
@@ -340,6 +356,7 @@ async def shown(
         "version": plan["release"]["version"],
         "device_type": plan["release"]["device_type"],
         "status": state.status.value,
+        "revision": found["revision"] if entry is None else entry.revision,
         "reason": state.reason,
         "by": state.by,
         "created_at": iso(found["created_at"]),

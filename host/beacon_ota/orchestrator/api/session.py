@@ -51,9 +51,17 @@ def check_origin(request: HTTPConnection) -> None:
     site = request.headers.get("sec-fetch-site", "same-origin")
     origin = request.headers.get("origin")
     if site not in ("same-origin", "none") or (
-        origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
+        origin is not None and _host_of(origin) != request.headers.get("host", "")
     ):
         raise Problem(403, "csrf", "a page of another site asked for this", found=origin or site)
+
+
+def _host_of(origin: str) -> str | None:
+    """Return host and port of an origin, None of what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def begin(response: Response, request: HTTPConnection, secret: str) -> None:

@@ -1,5 +1,6 @@
 """``/api/sites``: the tree of sites, buildings and floors, their time zones and windows."""
 
+import math
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
@@ -127,12 +128,12 @@ async def _do(
 def _shown(service: Service, row: Fields) -> Fields:
     place = service.view.places.of(row["path"])
     start, end = next_window(place.window, service.clock.now())
-    always = start == float("-inf")
+    always_or_never = math.isinf(start)
     return {
         **row,
         "created_at": iso(row["created_at"]),
         "building": place.building,
         "zone": place.window.zone,
-        "opens_at": None if always else iso(start),
-        "closes_at": None if always else iso(end),
+        "opens_at": None if always_or_never else iso(start),
+        "closes_at": None if always_or_never else iso(end),
     }

@@ -18,7 +18,7 @@ from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, events, webhooks
 from beacon_ota.orchestrator.store.tokens import Actor
 from beacon_ota.orchestrator.webhooks import ALERTS, Webhooks
-from beacon_ota.orchestrator.webhooks_send import new_secret, target
+from beacon_ota.orchestrator.webhooks_send import Target, new_secret, target
 
 router = APIRouter(prefix="/api/webhooks", tags=["webhooks"])
 
@@ -91,7 +91,7 @@ async def listing(service: On, actor: Admin) -> Response:
 @router.post("", status_code=201)
 async def create(new: NewWebhook, service: On, telling: Telling, actor: Admin) -> Response:
     """Make a webhook for what happens from now on. Its secret is shown this once."""
-    target(new.url, local=service.settings.webhook_local)
+    where = target(new.url, local=service.settings.webhook_local)
     row: Fields = {
         "id": store.new_id(),
         "name": new.name,
@@ -106,7 +106,8 @@ async def create(new: NewWebhook, service: On, telling: Telling, actor: Admin) -
         webhooks.add(conn, {**row, "seen": events.last_id(conn)})
         return _found(conn, row["id"])
 
-    made = await _do(service, telling, actor, "created", row["id"], work, {"name": new.name})
+    detail = {"name": new.name, "to": _place(where), "kinds": new.kinds}
+    made = await _do(service, telling, actor, "created", row["id"], work, detail)
     return answer({**shown(made), "secret": row["secret"]}, 201)
 
 
@@ -135,7 +136,7 @@ async def change(
     values: Fields = {k: v for k, v in wanted.model_dump().items() if v is not None}
     detail = {key: value for key, value in values.items() if key != "url"}
     if "url" in values:
-        target(values["url"], local=service.settings.webhook_local)
+        detail["to"] = _place(target(values["url"], local=service.settings.webhook_local))
     if "kinds" in values:
         values["kinds"] = json.dumps(values["kinds"])
     enabled = values.pop("enabled", None)
@@ -183,7 +184,7 @@ async def test(webhook_id: str, service: On, telling: Telling, actor: Admin) -> 
         webhooks.change(conn, webhook_id, rests_until=None)
         return webhooks.enqueue_test(conn, webhook_id, json.dumps(body), now)
 
-    row = await service.db.write(work)
+    row = await service.change(actor.name, "webhook.tested", webhook_id, work, event=False)
     telling.wake()
     return answer({"delivery_id": row["id"]}, 202)
 
@@ -202,7 +203,10 @@ async def retry(
             raise missing("delivery", delivery_id)
         return row
 
-    row = await service.db.write(work)
+    detail = {"delivery": delivery_id}
+    row = await service.change(
+        actor.name, "webhook.retried", webhook_id, work, event=False, detail=detail
+    )
     telling.wake()
     return answer({"delivery_id": row["id"]}, 202)
 
@@ -218,6 +222,11 @@ async def remove(webhook_id: str, service: On, telling: Telling, actor: Admin) -
 
     await _do(service, telling, actor, "removed", webhook_id, work)
     return Response(status_code=204)
+
+
+def _place(where: Target) -> str:
+    """Return where a webhook goes, for the audit log: its path and query may be a secret."""
+    return f"{where.scheme}://{where.host}:{where.port}"
 
 
 def _found(conn: Connection, webhook_id: str) -> Fields:

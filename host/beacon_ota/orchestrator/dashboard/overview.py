@@ -1,5 +1,7 @@
 """The first page: what runs where, what is rolling out, what smells."""
 
+import math
+
 from beacon_ota.orchestrator.api import mirrors as mirror_api
 from beacon_ota.orchestrator.dashboard import rollouts
 from beacon_ota.orchestrator.dashboard.fleet import (
@@ -84,8 +86,8 @@ def _windows(ask: Ask, paths: set[str]) -> dict[str, tuple[str, float | None, bo
     for path in paths:
         place = ask.service.view.places.of(path)
         start, end = next_window(place.window, ask.now)
-        if start == float("-inf"):
-            found[place.building] = (place.window.zone, None, True)
+        if math.isinf(start):  # always, or never
+            found[place.building] = (place.window.zone, None, start < 0)
         else:
             now_open = start <= ask.now
             found[place.building] = (place.window.zone, end if now_open else start, now_open)

@@ -96,6 +96,7 @@ class RolloutView(NamedTuple):
     due: float | None
     tally: Tally | None
     results: Counter[str]
+    revision: int
 
     @property
     def total(self) -> Cell | None:
@@ -161,9 +162,13 @@ def _view(ask: Ask, row: Fields) -> RolloutView:
     results = ask.read(_results, row["id"])
     if entry is None:
         rollout = Rollout(parse(json.loads(row["plan"])))
-        return RolloutView(row["id"], row, rollout, load_state(row["state"]), None, None, results)
+        state = load_state(row["state"])
+        return RolloutView(row["id"], row, rollout, state, None, None, results, row["revision"])
+    revision = entry.revision  # before what is shown of it, never after
     counts = ask.engine.count(entry, ask.now)
-    return RolloutView(row["id"], row, entry.rollout, entry.state, entry.due, counts, results)
+    return RolloutView(
+        row["id"], row, entry.rollout, entry.state, entry.due, counts, results, revision
+    )
 
 
 def _results(conn: Connection, rollout_id: str) -> Counter[str]:

@@ -4,7 +4,7 @@
     state = begin(rollout, start_at)
     decide([Live(rollout, state, release_state), …newest first], beacon, now,
            attempts=…, place=places.of(beacon.site), busy=…)     -> Decision, in microseconds
-    may_go_on(status, release_state, attempt)                    -> False: answer 409 or 410
+    may_go_on(status, release_state, attempt, channel=…)         -> False: answer 409 or 410
     lost(rollout, attempts, now, listening_since=…)              -> attempts to end as lost
     expired(rollout, attempts, now), withdrawn(attempts)         -> attempts to end otherwise
     tally(rollout, state, beacons, attempts, seen, now)          -> Tally, from unique outcomes

@@ -84,15 +84,20 @@ def decide(
     if running is None:
         return _VERSION
     held = aside = None
+    halted: tuple[str | None, ...] = ()  # releases
     for live in rollouts:
         if held is not None and not live.rollout.plan.required:
             continue
+        if halted and live.rollout.plan.release.firmware_id in halted:
+            continue  # what was stopped does not come by a rollout that was started before
         answer = _ask(live, beacon, running, now, attempts, place, busy)
         if answer is None:
             continue
         reason = answer.reason
         if reason is Reason.OFFER:
             return answer
+        if reason is Reason.HALTED:
+            halted += (answer.firmware_id,)
         if reason in _ASIDE:
             if aside is None or aside.reason is Reason.CHANNEL:
                 aside = answer
@@ -222,6 +227,11 @@ def withheld(release_state: str, channel: str) -> Reason | None:
     return Reason.CHANNEL if release_state == "testing" else Reason.WITHDRAWN
 
 
+def is_kept_from(release_state: str, beacon: Beacon) -> bool:
+    """Tell whether a release is withheld from a beacon, whatever its rollout says."""
+    return beacon.quarantined or withheld(release_state, beacon.channel) is not None
+
+
 def opens_at(rollout: Rollout, state: RolloutState, wave: int) -> float | None:
     """Return when a wave opens or opened, UTC seconds; None while that depends on an earlier one.
 
@@ -249,17 +259,22 @@ def _opens(live: Live, wave: int) -> float | None:
     return opens_at(live.rollout, live.state, wave)
 
 
-def may_go_on(status: Status, release_state: str, attempt: Attempt) -> bool:
+def may_go_on(
+    status: Status, release_state: str, attempt: Attempt, *, channel: str | None = "beta"
+) -> bool:
     """Tell whether an open attempt may go on towards ``set_boot``; False is a 409 or 410.
 
-    A halt, an abort and a withdrawn release stop everybody who is not rebooting yet; a pause
-    stops only those who have not begun.
+    A halt, an abort, a withdrawn release, a quarantine and a channel that the release is not for
+    stop everybody who is not rebooting yet; a pause stops only those who have not begun.
+
+    Args:
+        channel: of the beacon; None when it is quarantined, or not registered any more.
     """
     if attempt.result is not None:
         return False
     if attempt.rebooting_at is not None:
         return True
-    if status in _STOPPED or release_state == "deprecated":
+    if status in _STOPPED or channel is None or withheld(release_state, channel) is not None:
         return False
     return status is not Status.PAUSED or attempt.taken_at is not None
 
@@ -321,7 +336,7 @@ def expired(
 
 
 def withdrawn(attempts: Iterable[Attempt]) -> list[Attempt]:
-    """Return the open attempts that a halt or an abort ends: all that are not rebooting yet."""
+    """Return the open attempts that can be called off: all that are not rebooting yet."""
     return [
         attempt for attempt in attempts if attempt.result is None and attempt.rebooting_at is None
     ]

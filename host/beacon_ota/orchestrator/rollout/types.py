@@ -208,6 +208,11 @@ class Beacon:
     quarantined: bool = False
     cleared_at: float = 0.0
 
+    @property
+    def open_channel(self) -> str | None:
+        """The channel by which it may be offered something; None while it is quarantined."""
+        return None if self.quarantined else self.channel
+
 
 class Result(StrEnum):
     """How an attempt ended. The first four are outcomes; the last two count for nothing."""

@@ -22,6 +22,7 @@ DAY_MIN = 1440
 WHOLE_DAY = "00:00-24:00"
 DEFAULT = Window()
 ANY_TIME = (-math.inf, math.inf)
+NEVER = (math.inf, math.inf)
 SITE_DEPTH_MAX = 8
 SITE_PATH_MAX = 200
 
@@ -92,13 +93,24 @@ def known_zone(name: str) -> ZoneInfo:
     )
 
 
+def is_known(zone: str) -> bool:
+    """Tell whether this machine knows a zone; its files may be older than a database."""
+    try:
+        known_zone(zone)
+    except InputError:
+        return False
+    return True
+
+
 _memo: dict[Window, tuple[float, float, float]] = {}
 
 
 def next_window(window: Window, now: float) -> tuple[float, float]:
     """Return the span (start, end) in UTC seconds of the window that is open, or opens next.
 
-    A window of any time is ``ANY_TIME``. The end is the first second outside.
+    A window of any time is ``ANY_TIME``; one in a zone that this machine does not know ``NEVER``:
+    an hour that is none of its window must not be taken for one. The end is the first second
+    outside.
     """
     known = _memo.get(window)
     if known is None or not known[0] <= now < known[2]:
@@ -113,6 +125,8 @@ def _find(window: Window, now: float) -> tuple[float, float, float]:
     """Return (since, start, end): the next span, the right answer from ``since`` to ``end``."""
     if (window.end - window.start) % DAY_MIN == 0:
         return -math.inf, *ANY_TIME
+    if not is_known(window.zone):
+        return -math.inf, *NEVER
     since = now
     start = end = -math.inf
     for piece_start, piece_end in _pieces(window, math.floor(now)):
@@ -170,14 +184,21 @@ class Places:
     Args:
         sites: nodes in any order; parents need not be listed.
         zone, window: for beacons whose path says nothing.
+        stored: they were accepted before: a zone that is not known here is kept (``NEVER``).
 
     Raises:
         InputError: ``site_path``, ``site_kind``, and those of :func:`parse_window`.
     """
 
     def __init__(
-        self, sites: Iterable[Site] = (), *, zone: str = "UTC", window: str = "03:00-05:00"
+        self,
+        sites: Iterable[Site] = (),
+        *,
+        zone: str = "UTC",
+        window: str = "03:00-05:00",
+        stored: bool = False,
     ):
+        self._stored = stored
         self._known = {}
         for site in sites:
             check_path(site.path)
@@ -212,11 +233,12 @@ class Places:
                 building, declared = part, site.kind is not None
             hours = hours if site.window is None else site.window
             zone = zone if site.zone is None else site.zone
-        if zone is not None:
-            window = replace(window, zone=zone)
-            known_zone(zone)
         if hours is not None:
             window = parse_window(hours, window.zone)
+        if zone is not None:
+            if not self._stored:
+                known_zone(zone)
+            window = replace(window, zone=zone)
         return Place(building, window)
 
 

@@ -39,19 +39,25 @@ def add(
     one.
     """
     last = conn.execute(_LAST).first()
+    # As every database gives it back: an entry that was hashed otherwise would look forged.
     entry: Fields = {
         "seq": last.seq + 1 if last else 1,
-        "at": at,
-        "actor": actor,
+        "at": float(at),
+        "actor": _as_kept(actor),
         "action": action,
-        "target": target,
-        "reason": reason,
+        "target": _as_kept(target),
+        "reason": _as_kept(reason),
         "detail": json.dumps(detail or {}, sort_keys=True, separators=(",", ":"), default=str),
     }
     entry["previous"] = last.hash if last else START
     entry["hash"] = digest(entry)
     conn.execute(insert(audit), entry)
     return entry
+
+
+def _as_kept(text: str) -> str:
+    """Return text as it is read again: PostgreSQL keeps no NUL."""
+    return text.replace("\0", "\ufffd")
 
 
 def last(conn: Connection) -> tuple[int, str]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_, update
 
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.schema import beacons, journal, reports
@@ -202,8 +202,18 @@ def journal_of(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
-def prune(conn: Connection) -> None:
-    """Keep the newest reports and journal entries of every beacon, within the bounds."""
+def prune(conn: Connection, most: int | None = None) -> int:
+    """Keep the newest reports and journal entries of every beacon, within the bounds.
+
+    A beacon that says as much as it can fills a hundred thousand rows between two of these.
+
+    Args:
+        most: rows of each kind that are removed at a time; None is all.
+
+    Returns:
+        How many were removed of the kind of which most were.
+    """
+    removed = 0
     for table, order, bound in (
         (reports, (reports.c.id.desc(),), LIMITS.report_rows),
         (journal, (journal.c.stored_at.desc(), journal.c.seq.desc()), LIMITS.journal_rows),
@@ -212,5 +222,6 @@ def prune(conn: Connection) -> None:
         rank = func.row_number().over(partition_by=table.c.beacon_id, order_by=order)
         ranked = select(*keys, rank.label("rank")).subquery()
         old = select(*(ranked.c[key.name] for key in keys)).where(ranked.c["rank"] > bound)
-        for row in conn.execute(old).all():
-            conn.execute(delete(table).where(*(k == v for k, v in zip(keys, row, strict=True))))
+        done = conn.execute(delete(table).where(tuple_(*keys).in_(old.limit(most))))
+        removed = max(removed, done.rowcount)
+    return removed

@@ -53,7 +53,8 @@ function morph(have, want, changed) {
     }
     return;
   }
-  if ("keep" in have.dataset || have.isEqualNode(want)) return;
+  const closed = have.nodeName === "DIALOG" && !have.open; // what it asks follows what there is
+  if (("keep" in have.dataset && !closed) || have.isEqualNode(want)) return;
   const keepsOpen = "keepOpen" in have.dataset;
   for (const { name, value } of want.attributes) {
     if (have.getAttribute(name) === value || (name === "title" && have.nodeName === "TIME")) continue;
@@ -207,6 +208,9 @@ document.addEventListener("click", (event) => {
   if (row && !target.closest("a, button, dialog, input") && !getSelection().toString())
     location.href = row.dataset.href;
 });
+
+// While a question was open it stayed as it was; "close" does not bubble.
+document.addEventListener("close", () => main.dataset.live && touch(), true);
 
 document.addEventListener("submit", async (event) => {
   const form = event.target;
