@@ -96,6 +96,7 @@ class RolloutView(NamedTuple):
     due: float | None
     tally: Tally | None
     results: Counter[str]
+    stored: bool = True  # False: it is stopped in memory, and the database has not taken it
 
     @property
     def total(self) -> Cell | None:
@@ -147,6 +148,7 @@ def page(ask: Ask) -> Page:
             "failures": failures,
             "reasons": ask.read(outcomes.reasons, Which(rollout_id=rollout_id)),
             "counts": COUNTS,
+            "survives": ask.service.stops.survives,
             "verbs": VERBS[seen.state.status] if seen.tally is not None else (),
             "plan": _bare(row["plan"]),
             "versions": versions_of(ask),
@@ -163,7 +165,10 @@ def _view(ask: Ask, row: Fields) -> RolloutView:
         rollout = Rollout(parse(json.loads(row["plan"])))
         return RolloutView(row["id"], row, rollout, load_state(row["state"]), None, None, results)
     counts = ask.engine.count(entry, ask.now)
-    return RolloutView(row["id"], row, entry.rollout, entry.state, entry.due, counts, results)
+    stored = not ask.service.view.stops_of(row["id"])
+    return RolloutView(
+        row["id"], row, entry.rollout, entry.state, entry.due, counts, results, stored
+    )
 
 
 def _results(conn: Connection, rollout_id: str) -> Counter[str]:
