@@ -6,19 +6,18 @@ killed.
 
 import json
 import os
-import shutil
-import sqlite3
+import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
-from beacon_ota.orchestrator.limits import LIMITS
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.world import (
     COMMAND,
@@ -27,7 +26,7 @@ from tests.orchestrator.world import (
     TestBeacon,
     beacons,
     environment,
-    template,
+    image,
     until,
     upload,
 )
@@ -140,8 +139,8 @@ def health(server: Server) -> dict:
     return requests.get(f"{server.url}/health", timeout=DEADLINE_S).json()
 
 
-def get(server: Server, path: str) -> requests.Response:
-    headers = {"Authorization": f"Bearer {server.token}"}
+def get(server: Server, path: str, token: str = "") -> requests.Response:
+    headers = {"Authorization": f"Bearer {token or server.token}"}
     return requests.get(server.url + path, headers=headers, timeout=DEADLINE_S)
 
 
@@ -191,3 +190,180 @@ def test_a_full_disk_does_not_keep_a_rollout_going(tmp_path):
         server.start()
         fleet[2].connect(server.url)
         assert fleet[2].offer() is not None
+
+
+def test_a_locked_database_does_not_keep_a_rollout_going(tmp_path):
+    with Server(tmp_path / "data") as server:
+        fleet, rollout = started(server, tmp_path)
+        offers = [beacon.offered() for beacon in fleet[:2]]
+        for beacon, offer in zip(fleet, offers, strict=False):
+            assert beacon.download(offer).status == 200
+        answers: list[int] = []
+        with locked(server.data):
+            # It waits for the database, and gets its turn after the halt.
+            waiting = threading.Thread(
+                target=lambda: answers.append(fleet[1].report("rebooting", offers[1]).status)
+            )
+            waiting.start()
+            time.sleep(0.5)
+            began = time.monotonic()
+            said = post(server, rollout, "halt")
+            assert time.monotonic() - began < NOW_S
+            assert said.status_code == 202, said.text
+            assert said.json()["status"] == "halted" and said.json()["survives_restart"] is True
+            assert fleet[0].download(offers[0]).status == 410
+            assert fleet[0].report("downloading", offers[0], progress=50).status == 410
+            assert fleet[2].poll().status == 204
+            assert post(server, rollout, "resume").status_code == 503
+            assert post(server, rollout, "abort").status_code == 202
+            assert server.admin().rollout(rollout)["status"] == "aborted"
+        waiting.join(DEADLINE_S)
+        assert answers == [410]
+        until(lambda: health(server)["unstored_stops"] == [])
+        kinds = [one["kind"] for one in server.admin().rollout(rollout)["transitions"]]
+        assert kinds[-2:] == ["halted", "aborted"]
+        assert "Traceback" not in server.log()
+
+
+def test_a_download_under_way_is_broken_off(tmp_path):
+    with Server(tmp_path / "data") as server:
+        file = tmp_path / "large.bin"
+        file.write_bytes(image("1.1.0", size=1_600_000))
+        admin = server.admin()
+        firmware = admin.upload(file, device_type="esp32c3", version="1.1.0", channel="stable")
+        (beacon,) = beacons(server, 1)
+        rollout = admin.create_rollout(firmware["firmware_id"], PLAN)["rollout_id"]
+        offer = beacon.offered()
+        target = offer["download_url"]
+        assert beacon.download(offer, {"Range": "bytes=0-9"}).status == 206
+        with slow_reader(server.url) as reader, locked(server.data):
+            signed = beacon.sign("GET", target)
+            reader.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n".encode())
+            reader.sendall(f"Authorization: {signed}\r\n\r\n".encode())
+            got = len(reader.recv(4096))
+            assert got
+            assert post(server, rollout, "halt").status_code == 202
+            while piece := received(reader):
+                got += len(piece)
+        assert got < file.stat().st_size, got
+
+
+@contextmanager
+def slow_reader(url: str):
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    reader.settimeout(DEADLINE_S)
+    parts = urlsplit(url)
+    reader.connect((parts.hostname, parts.port))
+    with reader:
+        yield reader
+
+
+def received(reader: socket.socket) -> bytes:
+    try:
+        return reader.recv(65536)
+    except ConnectionResetError:
+        return b""
+
+
+def test_a_pause_lets_go_on_what_was_begun(tmp_path):
+    with Server(tmp_path / "data") as server:
+        fleet, rollout = started(server, tmp_path, 3)
+        offers = [beacon.offered() for beacon in fleet[:2]]
+        assert fleet[0].download(offers[0]).status == 200
+        with locked(server.data):
+            assert post(server, rollout, "pause").status_code == 202
+            assert fleet[0].download(offers[0]).status == 200
+            assert fleet[1].download(offers[1]).status == 410
+            assert fleet[2].poll().status == 204
+        until(lambda: stored(server))
+        assert fleet[0].report("rebooting", offers[0]).status == 200
+        assert server.admin().rollout(rollout)["status"] == "paused"
+
+
+def test_what_an_operator_may_not_do_he_may_not_do_without_a_database(tmp_path):
+    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+        admin = server.admin()
+        tokens = {
+            role: admin.call("POST", "/api/tokens", json={"name": role, "role": role})
+            for role in ("viewer", "operator")
+        }
+        gone = admin.call("POST", "/api/tokens", json={"name": "gone", "role": "operator"})
+        admin.call("DELETE", f"/api/tokens/{gone['id']}")
+        _fleet, rollout = started(server, tmp_path, 1)
+        for role in ("viewer", "operator"):  # each is seen once, as after signing in
+            assert get(server, "/api/tokens/me", tokens[role]["token"]).status_code == 200
+        cluster().pg_ctl("-m", "immediate", "-w", "stop")
+        try:
+            assert post(server, rollout, "halt", tokens["viewer"]["token"]).status_code == 403
+            for wrong in (gone["token"], "bota_12345678_" + "x" * 43):
+                assert post(server, rollout, "halt", wrong).status_code == 503
+            token = tokens["operator"]["token"]
+            assert post(server, rollout, "advance", token).status_code == 503
+            said = post(server, rollout, "halt", token)
+            assert said.status_code == 202 and said.json()["by"] == "operator"
+        finally:
+            cluster().start()
+        until(lambda: health(server).get("unstored_stops") == [])
+        assert server.admin().rollout(rollout)["by"] == "operator"
+
+
+def test_workers_stop_together_while_postgresql_is_away(tmp_path):
+    with Server(tmp_path / "data", f"--database={cluster().database()}", "--workers=2") as server:
+        fleet, rollout = started(server, tmp_path, 6)
+        offers = [beacon.offered() for beacon in fleet]
+        for beacon, offer in zip(fleet, offers, strict=True):
+            assert beacon.download(offer).status == 200
+        cluster().pg_ctl("-m", "immediate", "-w", "stop")
+        try:
+            done = cli(server, tmp_path, "rollout", "halt", rollout, "--json")
+            assert done.returncode == UNSTORED, (done.stdout, done.stderr)
+            assert json.loads(done.stdout)["stored"] is False
+            for beacon, offer in zip(fleet, offers, strict=True):  # at whichever worker
+                for _ in range(3):
+                    beacon.connect(server.url)
+                    assert beacon.report("downloading", offer, progress=9).status == 410
+            assert health(server)["unstored_stops"] == [rollout]
+            # Killed: another takes its place, and knows.
+            for pid in children(server.process.pid):
+                os.kill(pid, 9)
+        finally:
+            cluster().start()
+        until(lambda: stored(server))
+        for beacon, offer in zip(fleet, offers, strict=True):
+            beacon.connect(server.url)
+            assert beacon.report("rebooting", offer).status in (409, 410)
+        found = server.admin().rollout(rollout)
+        assert found["status"] == "halted"
+        assert [one["kind"] for one in found["transitions"]].count("halted") == 1
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def stored(server: Server) -> bool:
+    try:
+        return health(server).get("unstored_stops") == []
+    except requests.RequestException:
+        return False
+
+
+def test_a_start_honours_what_was_stopped_while_postgresql_was_away(tmp_path):
+    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+        fleet, rollout = started(server, tmp_path, 2)
+        offer = fleet[0].offered()
+        cluster().pg_ctl("-m", "immediate", "-w", "stop")
+        try:
+            assert post(server, rollout, "halt").json()["survives_restart"] is True
+            server.kill()
+        finally:
+            cluster().start()
+        server.options.append("--workers=3")  # as many as the next start likes
+        server.start()
+        for beacon in fleet:
+            beacon.connect(server.url)
+        assert fleet[0].download(offer).status in (409, 410)
+        assert fleet[1].poll().status == 204
+        until(lambda: stored(server))
+        assert server.admin().rollout(rollout)["status"] == "halted"

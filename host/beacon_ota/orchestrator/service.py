@@ -156,6 +156,7 @@ class Service:
         self.view = View(self.replays, zone=settings.zone, window=settings.window)
         self.view.put_stops(self.stops.current())  # before anything is read
         self.remembered = Remembered()
+        self._remembering: asyncio.Future[None] | None = None
         self.unrecorded: dict[str, Result] = {}  # what open attempts came to, and was not stored
         self.cut_off = False  # the database is away, and nobody leads
         self.uploads = asyncio.Lock()  # from the check that a version is free to its row
@@ -503,6 +504,11 @@ class Service:
         """Note how far the audit log has come; not before what was restored is paused."""
         if not self.restored:
             await self._guarded(self.db.read_for_beacon(self.witness.note))
+
+    def remember_soon(self) -> None:
+        """Somebody has shown a credential that is not remembered yet."""
+        if self._remembering is None or self._remembering.done():
+            self._remembering = asyncio.ensure_future(self._guarded(self._remember()))
 
     async def _remember(self) -> None:
         """Keep who may stop a rollout, for the time when the database cannot be asked."""

@@ -74,6 +74,8 @@ async def actor_of(request: Request, stops: bool = False) -> Actor:
     if request.method not in session.SAFE:
         session.check_csrf(request, secret)
     asgi.prove(request.scope, ADMINISTRATOR)
+    if service.remembered.session(secret, service.clock.now()) is None:
+        service.remember_soon()
     return actor
 
 
@@ -124,6 +126,8 @@ async def holder(request: Request, token: str, stops: bool = False) -> Actor:
             401, "token_wrong", "the token is unknown, expired or revoked", headers=_WRONG
         )
     asgi.prove(request.scope, ADMINISTRATOR)
+    if service.remembered.token(token, service.clock.now()) is None:
+        service.remember_soon()
     if actor.role == MIRROR and not request.url.path.startswith("/api/mirror/"):
         raise Problem(403, "role_too_low", "a mirror's token is for a mirror", found=actor.role)
     return actor
