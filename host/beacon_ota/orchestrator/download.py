@@ -42,7 +42,7 @@ async def download(
 
     def goes_on() -> bool:
         service.heed()
-        return not service.view.is_stopped(service.view.open.get(attempt_id, attempt))
+        return not service.view.is_called_off(attempt.rollout_id, firmware_id)
 
     def seal(status: int) -> Header:
         return caller.seal(status, EMPTY if status == 416 else release.row["blob"])

@@ -272,6 +272,15 @@ class View:
         """Return the stops of a rollout that are not stored yet."""
         return self.stops.get(rollout_id) or self.stops.get(ALL, ()) if self.stops else ()
 
+    def is_called_off(self, rollout_id: str, firmware_id: str) -> bool:
+        """Tell whether nobody may go on who is not rebooting yet, stored or not."""
+        entry = self.entries.get(rollout_id)
+        return (
+            entry is None
+            or entry.state.status in (Status.HALTED, Status.ABORTED)
+            or self.releases[firmware_id].state == "deprecated"
+        )
+
     def is_stopped(self, attempt: Attempt) -> bool:
         """Tell whether an attempt may not go on for a stop that is not stored yet."""
         if not self.stops_of(attempt.rollout_id):

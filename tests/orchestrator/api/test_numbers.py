@@ -7,9 +7,13 @@ from urllib.parse import quote
 import pytest
 import requests
 
+from tests.orchestrator.postgres import cluster
 from tests.orchestrator.world import Server, beacons, upload
 
 NUMBERS = (
+    str(2**31),  # beyond a column of PostgreSQL's integers
+    str(2**32),
+    str(2**63 - 1),
     "9" * 19,
     "9" * 20,
     "9" * 400,
@@ -34,8 +38,24 @@ NUMBERS = (
     "\0",
     "a\0b",
 )
-TEXTS = ("\0", "a\0b", "%ed%a0%80", "x" * 20_000, "\u202e", "'", '"', "%", "_", "\\", "\n")
+TEXTS = (
+    "\0",
+    "a\0b",
+    "%ed%a0%80",
+    "%ff",
+    "x" * 20_000,
+    "x" * 100_000,
+    "\u202e",
+    "'",
+    '"',
+    "%",
+    "_",
+    "\\",
+    "\n",
+)
 JSON_VALUES = (
+    str(2**31),
+    str(2**63),
     "9" * 19,
     "9" * 400,
     "1" + "0" * 5000,
@@ -60,10 +80,11 @@ JSON_VALUES = (
 )
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def world(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("numbers")
-    with Server(folder / "data") as server:
+    where = [] if request.param == "sqlite" else [f"--database={cluster().database()}"]
+    with Server(folder / "data", *where) as server:
         admin = server.admin()
         admin.create_site("hq")
         (beacon,) = beacons(server, 1, prefix="n", site="hq")
@@ -145,7 +166,7 @@ def test_queries_of_the_pages(world):
     ]
     for page in pages:
         for name in names:
-            for value in NUMBERS[:16] + ("²", "١٢", "\0", "1.2.²", "²." * 20, "9" * 400 + ".1.1"):
+            for value in NUMBERS[:19] + ("²", "١٢", "\0", "1.2.²", "²." * 20, "9" * 400 + ".1.1"):
                 url = f"{server.url}{page}?{name}={quote(value)}"
                 check(session.get(url, timeout=60, stream=True), (page, name, value[:40]))
     for value in NUMBERS:
@@ -307,3 +328,60 @@ def test_reports_of_a_beacon(world):
     check(session.get(f"{server.url}/api/beacons/{beacon.id}", timeout=60), "show")
     check(session.get(f"{server.url}/beacons/{beacon.id}", timeout=60), "page")
     check(session.get(f"{server.url}/metrics", timeout=60), "metrics")
+
+
+def test_a_parameter_given_twice(world):
+    server, session, fill, spec = world
+    for path, methods in spec["paths"].items():
+        for method, operation in methods.items():
+            names = [one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"]
+            for name in names:
+                for pair in (("1", "2"), ("1", ""), ("a", "\0"), ("9" * 400, "1")):
+                    query = "&".join(f"{name}={quote(value)}" for value in pair)
+                    url = f"{server.url}{filled(path, fill)}?{query}"
+                    if method == "get":
+                        check(session.get(url, timeout=60, stream=True), (path, query[:60]))
+    beacon = f"{server.url}/firmwares/latest/esp32c3?version=1.0.0&version=2.0.0&state=valid&state="
+    check(session.get(beacon, timeout=60), beacon)
+
+
+TYPES = (
+    "text/plain",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data",
+    "multipart/form-data; boundary=",
+    "multipart/form-data; boundary=" + "x" * 10_000,
+    "application/json; charset=utf-16",
+    "application/json; charset=nonsense",
+    "application/xml",
+    "a" * 20_000,
+    "/",
+    ";",
+)
+
+
+def test_bodies_of_another_type_than_they_say(world):
+    server, session, fill, spec = world
+    bodies = (
+        b"",
+        b"{}",
+        b"\xff\xfe{\0}\0",
+        b"--x\r\n",
+        b"a=b&a=c",
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+    )
+    for path, methods in spec["paths"].items():
+        for method in methods:
+            if method in ("get", "delete"):
+                continue
+            for kind in TYPES:
+                for body in bodies:
+                    answer = session.request(
+                        method,
+                        server.url + filled(path, {**fill, "rollout_id": "0" * 24}),
+                        data=body,
+                        headers={"Content-Type": kind},
+                        timeout=60,
+                    )
+                    check(answer, (method, path, kind[:40], body[:10]))

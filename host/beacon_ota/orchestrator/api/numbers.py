@@ -4,5 +4,5 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-# Of a stored row: what the databases can hold, and no more (SQLite refuses it by an exception).
-RowId = Annotated[int, Ge(0), Le(2**63 - 1)]
+# Of a stored row: what a column of either database holds (it is refused by an exception beyond).
+RowId = Annotated[int, Ge(0), Le(2**31 - 1)]
