@@ -11,13 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import requests
 
+from beacon_ota.orchestrator.engine import load_state
+from beacon_ota.orchestrator.rollout import advance as moves
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.world import (
     COMMAND,
@@ -367,3 +369,204 @@ def test_a_start_honours_what_was_stopped_while_postgresql_was_away(tmp_path):
         assert fleet[1].poll().status == 204
         until(lambda: stored(server))
         assert server.admin().rollout(rollout)["status"] == "halted"
+
+
+def begun(local, tmp: Path, plan: dict | None = None) -> str:
+    firmware = upload(local.admin(), "1.1.0", tmp, channel="stable")["firmware_id"]
+    rollout = local.admin().create_rollout(firmware, plan or PLAN)["rollout_id"]
+    local.step()
+    return rollout
+
+
+def test_it_holds_over_what_another_worker_commits_just_then(local, elsewhere, tmp_path):
+    local.beacons(20)
+    rollout = begun(local, tmp_path, {"preset": "canary", "window": "00:00-24:00"})
+    entry = local.service.view.entries[rollout]
+    made = moves.step(
+        entry.rollout,
+        entry.state,
+        local.engine.count(entry, local.clock.at),
+        local.clock.at,
+        "somebody",
+    )
+    elsewhere.hold()
+    assert post(local, rollout, "halt").status_code == 202
+    state = entry.stored
+    for change in made:
+        state = moves.apply(state, change)
+    elsewhere.move(rollout, state)  # a stage, opened by the other one
+    elsewhere.let_go()
+    until(lambda: not local.service.stops.mine())
+    row = elsewhere.rollout(rollout)
+    found = load_state(row["state"])
+    assert row["status"] == "halted" and found.waves[0].stage == state.waves[0].stage == 1
+    assert entry.state.status == entry.stored.status == "halted"
+    assert [one["kind"] for one in elsewhere.transitions(rollout)].count("halted") == 1
+
+
+def test_it_does_not_come_back_by_reading_everything_again(local, elsewhere, tmp_path):
+    (beacon,) = local.beacons(1)
+    rollout = begun(local, tmp_path)
+    browser = signed_in(local)
+    elsewhere.hold()
+    assert post(local, rollout, "halt").status_code == 202
+
+    async def read_again() -> str:
+        local.service.reload()
+        local.engine.reload()
+        return str(local.service.view.entries[rollout].state.status)
+
+    assert local.call(read_again()) == "halted"
+    assert beacon.offer() is None
+    page = browser.get(f"{local.url}/rollouts/{rollout}", timeout=DEADLINE_S).text
+    assert "In memory only" in page and "A restart knows it, too" in page
+    elsewhere.let_go()
+    until(lambda: not local.service.stops.mine())
+    page = browser.get(f"{local.url}/rollouts/{rollout}", timeout=DEADLINE_S).text
+    assert "In memory only" not in page and "Halted" in page
+    assert beacon.offer() is None
+
+
+def signed_in(local) -> requests.Session:
+    """Return a browser with a session."""
+    browser = requests.Session()
+    answer = browser.post(f"{local.url}/login", data={"token": local.token}, timeout=DEADLINE_S)
+    assert answer.status_code == 200, answer.text
+    return browser
+
+
+def test_two_administrators_and_a_resume(local, elsewhere, tmp_path):
+    local.beacons(1)
+    rollout = begun(local, tmp_path)
+    elsewhere.hold()
+    answers: list[int] = []
+    those = [
+        threading.Thread(target=lambda: answers.append(post(local, rollout, "halt").status_code))
+        for _ in range(2)
+    ]
+    for one in those:
+        one.start()
+    for one in those:
+        one.join(DEADLINE_S)
+    assert answers == [202, 202]
+    refused = post(local, rollout, "resume")
+    assert (refused.status_code, refused.json()["code"]) == (503, "stop_unstored")
+    elsewhere.let_go()
+    until(lambda: not local.service.stops.mine())
+    assert post(local, rollout, "resume").status_code == 200
+    kinds = [one["kind"] for one in elsewhere.transitions(rollout)]
+    assert kinds[-2:] == ["halted", "resumed"] and kinds.count("halted") == 1
+    # What holds once does not hold for ever.
+    assert local.service.view.entries[rollout].state.status == "active"
+
+
+def test_a_gate_halts_although_nothing_can_be_recorded(local, elsewhere, tmp_path):
+    fleet = local.beacons(4)
+    rollout = begun(local, tmp_path)
+    offers = [beacon.offered() for beacon in fleet]
+    for beacon, offer in zip(fleet[:2], offers, strict=False):
+        beacon.fail(offer)
+    assert fleet[2].download(offers[2]).status == 200
+    assert fleet[3].download(offers[3]).status == 200
+    local.step()
+    elsewhere.hold()
+    third = fleet[2].report("failed", offers[2], stage="verify", code="checksum")
+    assert third.status == 503
+    stepping = threading.Thread(target=local.step)
+    stepping.start()
+    until(lambda: rollout in local.service.stops.current())
+    assert fleet[3].download(offers[3]).status == 410
+    elsewhere.let_go()
+    stepping.join(DEADLINE_S)
+    until(lambda: not local.service.stops.mine())
+    last = elsewhere.transitions(rollout)[-1]
+    assert (last["kind"], last["reason"], last["actor"]) == (
+        "halted",
+        "failures_in_a_row",
+        "engine",
+    )
+
+
+def test_silence_halts_although_nothing_can_be_recorded(local, elsewhere, tmp_path):
+    fleet = local.beacons(4)
+    rollout = begun(local, tmp_path)
+    for beacon in fleet[:3]:
+        offer = beacon.offered()
+        assert beacon.download(offer).status == 200
+        assert beacon.report("rebooting", offer).status == 200
+    offer = fleet[3].offered()
+    local.clock.at += 31 * 60
+    elsewhere.hold()
+
+    def step() -> None:
+        with suppress(Exception):  # the database's refusal, which the engine's loop logs
+            local.step()
+
+    stepping = threading.Thread(target=step)
+    stepping.start()
+    until(lambda: rollout in local.service.stops.current())
+    assert fleet[3].download(offer).status == 410
+    elsewhere.let_go()
+    stepping.join(DEADLINE_S)
+    until(lambda: not local.service.stops.mine())
+    assert elsewhere.rollout(rollout)["status"] == "halted"
+
+
+def test_a_release_that_cannot_be_withdrawn_goes_to_nobody(local, elsewhere, tmp_path):
+    (beacon,) = local.beacons(1)
+    rollout = begun(local, tmp_path)
+    offer = beacon.offered()
+    elsewhere.hold()
+    said = requests.post(
+        f"{local.url}/api/firmwares/{offer['firmware_id']}/deprecate",
+        headers={"Authorization": f"Bearer {local.token}"},
+        timeout=DEADLINE_S,
+    )
+    assert said.status_code == 503 and "halted" in said.json()["detail"]
+    assert beacon.download(offer).status == 410
+    elsewhere.let_go()
+    until(lambda: not local.service.stops.mine())
+    assert elsewhere.rollout(rollout)["status"] == "halted"
+
+
+def test_what_a_restored_database_hands_out_stays_paused_when_all_is_read_again(local, tmp_path):
+    (beacon,) = local.beacons(1)
+    rollout = begun(local, tmp_path)
+
+    async def restore() -> str:
+        local.engine._hold_restored()
+        local.service.reload()
+        local.engine.reload()
+        return str(local.service.view.entries[rollout].state.status)
+
+    assert local.call(restore()) == "paused"
+    assert beacon.offer() is None
+    until(lambda: not local.service.stops.mine())
+    assert local.admin().rollout(rollout)["reason"] == "restored"
+
+
+def test_no_stage_opens_that_cannot_be_written(local, elsewhere, tmp_path):
+    fleet = local.beacons(20)
+    rollout = begun(local, tmp_path, {"preset": "canary", "window": "00:00-24:00"})
+    entry = local.service.view.entries[rollout]
+    for beacon in fleet:
+        if (offer := beacon.offer()) is not None:
+            beacon.update(offer)
+    before = entry.state.waves[0].stage
+    local.step()
+    local.clock.at += 2 * 86400
+    for beacon in fleet:
+        beacon.poll()
+    elsewhere.hold()
+
+    def step() -> None:
+        with suppress(Exception):
+            local.step()
+
+    stepping = threading.Thread(target=step)
+    stepping.start()
+    stepping.join(DEADLINE_S)
+    assert entry.state.waves[0].stage == before and not local.service.stops.mine()
+    elsewhere.let_go()
+    local.step()
+    assert entry.state.waves[0].stage == before + 1

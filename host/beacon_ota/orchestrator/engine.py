@@ -88,9 +88,7 @@ class Engine:
         change = Transition(self.service.clock.now(), Kind.PAUSED, None, None, "restored", why)
         view = self.service.view
         held = [key for key, one in view.entries.items() if one.state.status in _SERVING]
-        for key in held:
-            self.stopping.hold(key, (change,))
-            self.stopping.store(key)
+        self.stopping.hold_all(held, change)
         self.service.run(self._pause(held))
 
     async def _pause(self, held: Sequence[str]) -> None:

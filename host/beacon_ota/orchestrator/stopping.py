@@ -45,9 +45,13 @@ class Stopping:
             now = self.service.clock.now()
             why = "the note of what was stopped cannot be read"
             everything = Transition(now, Kind.HALTED, None, None, "unstored", why, "orchestrator")
-            for rollout_id, entry in self.service.view.entries.items():
-                if not board.mine().get(rollout_id) and entry.stored.status.value != "aborted":
-                    board.put(rollout_id, (everything,))
+            known = board.mine()
+            held = [
+                key
+                for key, entry in self.service.view.entries.items()
+                if key not in known and not is_kept(entry.stored, everything)
+            ]
+            board.put_all(held, (everything,))
             board.drop(ALL, board.mine()[ALL])
         self.service.heed()
         for rollout_id in board.mine():
@@ -140,10 +144,15 @@ class Stopping:
             if entry.rollout.plan.release.firmware_id == firmware_id
             and not is_kept(entry.state, change)
         ]
-        for key in halted:
-            self.hold(key, (change,))
-            self.store(key)
+        self.hold_all(halted, change)
         return len(halted)
+
+    def hold_all(self, rollout_ids: Sequence[str], change: Transition) -> None:
+        """Stop several rollouts in memory, and store that."""
+        self.service.stops.put_all(rollout_ids, (change,))
+        self.service.heed()
+        for key in rollout_ids:
+            self.store(key)
 
     async def until_stored(self, rollout_id: str) -> None:
         """Wait until nothing of a rollout's stops is left to store; whichever worker does."""

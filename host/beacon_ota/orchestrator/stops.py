@@ -109,9 +109,14 @@ class StopBoard:
 
     def put(self, rollout_id: str, changes: Iterable[Transition]) -> None:
         """Stop a rollout, at once and at every worker."""
-        held = self._mine.get(rollout_id, ())
+        self.put_all((rollout_id,), changes)
+
+    def put_all(self, rollout_ids: Iterable[str], changes: Iterable[Transition]) -> None:
+        """Stop several rollouts, all at once."""
         added = tuple(_bounded(change) for change in changes if change.kind in STOPS)
-        self._mine[rollout_id] = held + tuple(one for one in added if one not in held)
+        for rollout_id in rollout_ids:
+            held = self._mine.get(rollout_id, ())
+            self._mine[rollout_id] = held + tuple(one for one in added if one not in held)
         self._write()
 
     def drop(self, rollout_id: str, changes: Iterable[Transition]) -> None:
@@ -191,13 +196,13 @@ class StopBoard:
         return found
 
     def _newest(self, data: Any, at: int) -> tuple[int, bytes] | None:
-        """Return number and text of a place's newest whole half; None when neither is whole."""
-        halves = [
-            half
-            for start in (at, at + _HALF)
-            if (half := _whole_half(bytes(data[start : start + _HALF]))) is not None
-        ]
-        return max(halves, default=None)
+        """Return number and text of a place's newest whole half; None when there is none."""
+        found = [_whole_half(bytes(data[start : start + _HALF])) for start in (at, at + _HALF)]
+        whole = [half for half in found if half is not None]
+        newest = max(whole, default=None)
+        if len(whole) < len(found) and newest is not None and not newest[0]:
+            return None  # the first one ever was begun
+        return newest
 
     # ---- the file ----
 
@@ -207,11 +212,10 @@ class StopBoard:
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             size = os.fstat(self._fd).st_size
-            whole = size % _PLACE == 0
             for place in range(-(-size // _PLACE)):
                 data = os.pread(self._fd, _PLACE, place * _PLACE)
                 newest = self._newest(data, 0)
-                if newest is None and whole:
+                if newest is None and data.strip(b"\0"):
                     newest = (0, _text({ALL: (_everything(_UNREADABLE),)}))
                 _merge(found, _parse(newest[1] if newest else b""))
             wanted = self._places * _PLACE
