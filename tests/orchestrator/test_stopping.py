@@ -570,3 +570,28 @@ def test_no_stage_opens_that_cannot_be_written(local, elsewhere, tmp_path):
     elsewhere.let_go()
     local.step()
     assert entry.state.waves[0].stage == before + 1
+
+
+def test_a_gate_halts_while_postgresql_is_away(tmp_path):
+    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+        fleet, rollout = started(server, tmp_path, 4)
+        offers = [beacon.offered() for beacon in fleet]
+        for beacon, offer in zip(fleet, offers, strict=True):
+            assert beacon.download(offer).status == 200
+        for beacon, offer in zip(fleet[:2], offers, strict=False):
+            said = beacon.report("failed", offer, stage="verify", code="checksum")
+            assert said.status == 200
+        cluster().pg_ctl("-m", "immediate", "-w", "stop")
+        try:
+            said = fleet[2].report("failed", offers[2], stage="verify", code="checksum")
+            assert said.status == 503
+            until(lambda: health(server)["unstored_stops"] == [rollout])
+            assert fleet[3].report("downloading", offers[3], progress=9).status == 410
+        finally:
+            cluster().start()
+        until(lambda: stored(server))
+        found = server.admin().rollout(rollout)
+        assert (found["status"], found["reason"]) == ("halted", "failures_in_a_row")
+        # And the beacon's own word is taken when it says it again.
+        said = fleet[2].report("failed", offers[2], stage="verify", code="checksum")
+        assert said.status == 200

@@ -174,3 +174,27 @@ def test_numbers_grow_by_one(tmp_path):
     board = StopBoard(tmp_path)
     board.put("a", (HALT,))
     assert struct.unpack_from("@Q", board._map)[0] == 1
+
+
+def test_a_start_goes_on_where_the_one_before_ended(tmp_path):
+    for turn in range(5):
+        board = StopBoard(tmp_path, 1 + turn % 3)
+        assert board.current() == {}, turn
+        for _ in range(turn % 2 + 1):
+            board.put("a", (HALT,))
+            assert noted(board)
+            assert StopBoard(tmp_path).current() == {"a": (HALT,)}
+            board.drop("a", (HALT,))
+            assert noted(board)
+
+
+def test_a_place_of_an_earlier_start_does_not_hide_a_later_note(tmp_path):
+    for turn in range(4):
+        board = StopBoard(tmp_path, 2)
+        board.take_place(1)
+        board.put(f"r{turn}", (HALT,))
+        assert noted(board)
+        again = StopBoard(tmp_path, 2)
+        assert again.current() == {f"r{turn}": (HALT,)}
+        again.drop(f"r{turn}", (HALT,))
+        assert noted(again)

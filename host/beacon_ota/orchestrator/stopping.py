@@ -37,6 +37,7 @@ class Stopping:
         self._storing: dict[str, asyncio.Task[None]] = {}
         self._tries: dict[str, asyncio.Future[None]] = {}  # resolved after the next try
         self._kicks: dict[str, asyncio.Event] = {}
+        self._changed = asyncio.Event()  # something was stored
 
     def start(self) -> None:
         """Go on storing what an earlier start, or an earlier worker in our place, left."""
@@ -56,14 +57,24 @@ class Stopping:
         self.service.heed()
         for rollout_id in board.mine():
             self.store(rollout_id)
-        self.service.run(self._end())
+        self.service.run(self._keep_noted())
 
-    async def _end(self) -> None:
+    async def _keep_noted(self) -> None:
+        """Have the file say what is stopped and not stored, and nothing else."""
+        board = self.service.stops
         try:
-            await asyncio.Event().wait()
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(AGAIN_S):
+                        await self._changed.wait()
+                self._changed.clear()
+                if not board.survives:
+                    await self._note()
         finally:
             for task in self._storing.values():
                 task.cancel()
+            if not board.survives:
+                board.note(board.text())
 
     # ---- stops ----
 
@@ -192,8 +203,7 @@ class Stopping:
         board = self.service.stops
         board.drop(rollout_id, changes)
         self.service.heed()
-        if not board.survives:
-            asyncio.ensure_future(self._note())
+        self._changed.set()
 
     # ---- storing ----
 

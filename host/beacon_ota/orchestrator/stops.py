@@ -56,6 +56,7 @@ class StopBoard:
         self._mine: dict[str, tuple[Transition, ...]] = {}
         self._noted = 0  # the number of what is in the file
         self._in_file = False  # something is, of this place
+        self._failing = False  # the last note could not be written
         self._noting = threading.Lock()
         self._seen: tuple[bytes, Stops] = (b"", {})
         left = self._reserve()
@@ -64,7 +65,7 @@ class StopBoard:
             self._mine = dict(left)
             self._write()
             self.note(self.text())
-            self._clear_others()
+        self._clear_others()
 
     # ---- what holds ----
 
@@ -148,10 +149,13 @@ class StopBoard:
             at = self._place * _PLACE + number % 2 * _HALF
             try:
                 _whole(self._fd, _half(number, packed), at)
-                os.fdatasync(self._fd)
+                os.fsync(self._fd)
             except OSError as error:
-                log.error("what was stopped cannot be noted: %s", error.strerror)
+                if not self._failing:
+                    log.error("what was stopped cannot be noted: %s", error.strerror)
+                self._failing = True
                 return False
+            self._failing = False
             self._noted, self._in_file = number, bool(packed)
             return True
 
@@ -217,7 +221,9 @@ class StopBoard:
                 newest = self._newest(data, 0)
                 if newest is None and data.strip(b"\0"):
                     newest = (0, _text({ALL: (_everything(_UNREADABLE),)}))
-                _merge(found, _parse(newest[1] if newest else b""))
+                number, text = newest or (0, b"")
+                _merge(found, _parse(text))
+                self._go_on(place, number)
             wanted = self._places * _PLACE
             if size < wanted:
                 for place in range(size // _PLACE, self._places):
@@ -227,16 +233,29 @@ class StopBoard:
             log.error("no room to note what is stopped (%s): %s", self._path, error.strerror)
         return found
 
+    def _go_on(self, place: int, number: int) -> None:
+        """Have a place count on from what the file has: the newest note is the one that counts."""
+        if place < self._places and number:
+            half = _half(number, b"")
+            start = self._heads + place * _PLACE + number % 2 * _HALF
+            self._map[start : start + len(half)] = half
+            _TURN.pack_into(self._map, place * _TURN.size, number)
+        if place == self._place:
+            self._number = self._noted = number
+
     def _clear_others(self) -> None:
         """Empty the places of an earlier start, once ours holds what they did."""
         if self._fd is None or not self.survives:
             return
+        cleared = False
         with contextlib.suppress(OSError):
             size = os.fstat(self._fd).st_size
             for place in range(1, size // _PLACE):
                 if os.pread(self._fd, _PLACE, place * _PLACE).strip(b"\0"):
                     _whole(self._fd, bytes(_PLACE), place * _PLACE)
-            os.fsync(self._fd)
+                    cleared = True
+            if cleared:
+                os.fsync(self._fd)
 
 
 def _half(number: int, text: bytes) -> bytes:
