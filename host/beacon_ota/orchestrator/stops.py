@@ -49,6 +49,7 @@ class StopBoard:
         self._path = folder / FILE
         self._places = places
         self._place = 0
+        self._owns = places == 1  # nobody else writes to our place
         self._fd: int | None = None
         self._heads = -(-places * _TURN.size // mmap.PAGESIZE) * mmap.PAGESIZE
         self._map = mmap.mmap(-1, self._heads + places * _PLACE)
@@ -58,6 +59,8 @@ class StopBoard:
         self._in_file = False  # something is, of this place
         self._failing = False  # the last note could not be written
         self._noting = threading.Lock()
+        self._rows: dict[str, bytes] = {}  # as they are written
+        self._full = False  # there is no room for them: everything is halted
         self._seen: tuple[bytes, Stops] = (b"", {})
         left = self._reserve()
         if left:
@@ -103,9 +106,9 @@ class StopBoard:
 
     def take_place(self, place: int) -> None:
         """Be one of the workers; what the one before in this place had not stored is ours now."""
-        self._place = place
+        self._place, self._owns = place, True
         self._number, text = self._newest(self._map, self._heads + place * _PLACE) or (0, b"")
-        self._mine = dict(_parse(text))
+        self._mine, self._rows = dict(_parse(text)), {}
         self._noted, self._in_file = -1, True  # nobody knows
 
     def put(self, rollout_id: str, changes: Iterable[Transition]) -> None:
@@ -117,6 +120,7 @@ class StopBoard:
         added = tuple(_bounded(change) for change in changes if change.kind in STOPS)
         for rollout_id in rollout_ids:
             held = self._mine.get(rollout_id, ())
+            self._rows.pop(rollout_id, None)
             self._mine[rollout_id] = held + tuple(one for one in added if one not in held)
         self._write()
 
@@ -124,6 +128,7 @@ class StopBoard:
         """What was stored holds by itself from now on."""
         gone = [_bounded(change) for change in changes]
         left = tuple(one for one in self._mine.get(rollout_id, ()) if one not in gone)
+        self._rows.pop(rollout_id, None)
         if left:
             self._mine[rollout_id] = left
         elif self._mine.pop(rollout_id, None) is None:
@@ -177,18 +182,25 @@ class StopBoard:
 
     def _packed(self) -> bytes:
         """Return this place's stops as they fit into half of it."""
-        text = _text(self._mine)
+        self._full = False
+        text = _text(self._mine, self._rows)
         if len(text) > _ROOM:
             bare = {
                 key: tuple(Transition(one.at, one.kind, by=one.by) for one in those)
                 for key, those in self._mine.items()
             }
             text = _text(bare)
-        return text if len(text) <= _ROOM else _text({ALL: (_everything(_NO_ROOM),)})
+        if len(text) > _ROOM:
+            self._full = True
+            text = _text({ALL: (_everything(_NO_ROOM),)})
+        return text
 
     def _read(self) -> Stops:
         found: dict[str, tuple[Transition, ...]] = {}
         for place in range(self._places):
+            if self._owns and place == self._place and not self._full:
+                _merge(found, self._mine.copy().items())
+                continue
             newest = None
             for _ in range(100):  # again while its worker writes
                 newest = self._newest(self._map, self._heads + place * _PLACE)
@@ -201,7 +213,7 @@ class StopBoard:
 
     def _newest(self, data: Any, at: int) -> tuple[int, bytes] | None:
         """Return number and text of a place's newest whole half; None when there is none."""
-        found = [_whole_half(bytes(data[start : start + _HALF])) for start in (at, at + _HALF)]
+        found = [_whole_half(data, start) for start in (at, at + _HALF)]
         whole = [half for half in found if half is not None]
         newest = max(whole, default=None)
         if len(whole) < len(found) and newest is not None and not newest[0]:
@@ -263,17 +275,18 @@ def _half(number: int, text: bytes) -> bytes:
     return struct.pack("<I", zlib.crc32(tail)) + tail
 
 
-def _whole_half(data: bytes) -> tuple[int, bytes] | None:
+def _whole_half(data: Any, at: int) -> tuple[int, bytes] | None:
     """Return number and text of a half; (0, nothing) of one that was never written."""
-    if len(data) < _HEAD.size:
+    head = data[at : at + _HEAD.size]
+    if len(head) < _HEAD.size:
         return None
-    crc, length, number = _HEAD.unpack_from(data)
+    crc, length, number = _HEAD.unpack(head)
     if not (crc or length or number):
         return (0, b"")
-    tail = data[4 : _HEAD.size + length]
-    if length > _ROOM or zlib.crc32(tail) != crc:
+    if length > _ROOM:
         return None
-    return number, tail[_HEAD.size - 4 :]
+    tail = data[at + 4 : at + _HEAD.size + length]
+    return (number, tail[_HEAD.size - 4 :]) if zlib.crc32(tail) == crc else None
 
 
 def _whole(fd: int, data: bytes, at: int) -> None:
@@ -282,12 +295,20 @@ def _whole(fd: int, data: bytes, at: int) -> None:
         data, at = data[done:], at + done
 
 
-def _text(stops: Stops) -> bytes:
-    rows = [
-        [key, [[c.at, c.kind.value, c.wave, c.stage, c.reason, c.detail, c.by] for c in changes]]
-        for key, changes in stops.items()
-    ]
-    return json.dumps(rows, separators=(",", ":")).encode() if rows else b""
+def _text(stops: Stops, rows: dict[str, bytes] | None = None) -> bytes:
+    """Return stops as JSON.
+
+    Args:
+        rows: keeps each rollout's part while it stays as it is.
+    """
+    known = {} if rows is None else rows
+    for key in known.keys() - stops.keys():
+        del known[key]
+    for key, changes in stops.items():
+        if key not in known:
+            row = [[c.at, c.kind.value, c.wave, c.stage, c.reason, c.detail, c.by] for c in changes]
+            known[key] = json.dumps([key, row], separators=(",", ":")).encode()
+    return b"[" + b",".join(known.values()) + b"]" if known else b""
 
 
 def _parse(text: bytes) -> Iterator[tuple[str, tuple[Transition, ...]]]:
