@@ -5,6 +5,8 @@ BeaconOtaError
 ├── UsageError     what the caller did: an option, an order of calls (exit 2)
 ├── ReachError     what we could not reach: a server, a port, a beacon (exit 3)
 └── DeniedError    who may not: credentials, roles, locks (exit 4)
+
+Exit 5 is no error: a rollout is stopped, and the orchestrator's database has not taken that yet.
 """
 
 

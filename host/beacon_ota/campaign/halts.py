@@ -175,11 +175,17 @@ def _halted(
 
 
 def _order(side: Served, rollout: str, move: str) -> str:
-    """Give an order; return the code with which it is refused, "" when it is taken."""
+    """Give an order; return the code with which it is refused, "" when it is taken.
+
+    A stop that a busy database has not taken yet holds at its own side only: it is waited for.
+    """
+    admin = side.admin()
     try:
-        side.admin().move_rollout(rollout, move, "in a campaign")
+        done = admin.move_rollout(rollout, move, "in a campaign")
     except UsageError as error:
         return error.code
+    if not done["stored"]:
+        until(lambda: admin.rollout(rollout)["stored"], PATIENCE, "the stop to be stored")
     return ""
 
 

@@ -1,7 +1,7 @@
 """The command ``beacon-ota``: a table of lazily imported groups, one module each.
 
 Exit codes: 0 done · 1 refused input or a failed check · 2 wrong usage · 3 unreachable ·
-4 not permitted · 130 interrupted.
+4 not permitted · 5 stopped, and not stored yet · 130 interrupted.
 """
 
 import importlib

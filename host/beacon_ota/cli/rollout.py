@@ -18,6 +18,7 @@ from beacon_ota.cli.remote import (
 )
 from beacon_ota.errors import UsageError
 
+UNSTORED = 5  # exit code: it is stopped, and the database has not taken that yet
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Plan, start, watch and stop rollouts."
 )
@@ -275,10 +276,21 @@ def _move(
         output.dump(done)
     else:
         _summary(done)
+    if not done.get("stored", True):
+        if not json:
+            output.say(
+                "[bold yellow]in memory only[/]  it holds; the database has not taken it yet, and "
+                "is asked again until it does. {}",
+                "A restart knows it, too."
+                if done.get("survives_restart")
+                else "A restart would forget it: the data folder cannot be written either.",
+                to=output.errors,
+            )
+        raise typer.Exit(UNSTORED)
 
 
 def _find(client: Any, rollout_id: str) -> str:
-    """Return the id that begins so."""
+    """Return the id that begins so; a whole one is not looked up: that needs the database."""
     if len(rollout_id) == 24:
         return rollout_id
     found = [

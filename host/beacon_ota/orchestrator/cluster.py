@@ -172,6 +172,7 @@ class Cluster:
                     raw.invalidate()  # what listens and leads is nobody else's
             except Exception as error:
                 log.warning("the database does not answer: %s", reason_of(error))
+                self._call(self._cut, True)
                 self._stopping.wait(_AGAIN_S)
             finally:
                 self._call(self._lead, False)
@@ -180,6 +181,7 @@ class Cluster:
     def _follow(self, conn: Any) -> None:
         conn.autocommit = True
         conn.execute(f"LISTEN {CHANNEL}")
+        self._call(self._cut, False)
         leads = False
         while not self._stopping.is_set():
             if not leads:
@@ -204,6 +206,11 @@ class Cluster:
                 self._loop.call_soon_threadsafe(work, *args)
             except RuntimeError:
                 self._stopping.set()  # the loop is gone
+
+    def _cut(self, off: bool) -> None:
+        self.service.cut_off = off
+        if off:
+            self.engine.wake()
 
     def _lead(self, leads: bool) -> None:
         if leads != self.service.leads:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 
 from beacon_ota.orchestrator import asgi
 from beacon_ota.orchestrator.asgi import Header, Scope, Send
@@ -23,6 +24,7 @@ async def download(
     firmware_id = scope["path"].split("/")[2]
     attempt_id = _attempt_id(scope["query_string"])
     await service.catch_up()  # offered by another process, or halted there, a moment ago
+    service.heed()
     attempt = service.view.open.get(attempt_id)
     if (
         attempt is None
@@ -35,11 +37,17 @@ async def download(
     data = await load(service, release)
     if attempt.taken_at is None and not await asyncio.shield(service.take(attempt)):
         raise Problem(409, "attempt_over", "the attempt has ended", found=attempt_id)
+    service.heed()
+    check_going_on(service, service.view.open.get(attempt_id, attempt))
+
+    def goes_on() -> bool:
+        service.heed()
+        return not service.view.is_called_off(attempt.rollout_id, firmware_id)
 
     def seal(status: int) -> Header:
         return caller.seal(status, EMPTY if status == 416 else release.row["blob"])
 
-    await transmit(service, scope, send, data, release.row["blob"], seal)
+    await transmit(service, scope, send, data, release.row["blob"], seal, goes_on)
 
 
 async def load(service: Service, release: Release) -> bytes:
@@ -52,11 +60,19 @@ async def load(service: Service, release: Release) -> bytes:
         raise Problem(410, "firmware_damaged", "the stored image is damaged") from None
 
 
-async def transmit(service, scope: Scope, send: Send, data: bytes, digest: str, seal) -> None:
+async def transmit(
+    service,
+    scope: Scope,
+    send: Send,
+    data: bytes,
+    digest: str,
+    seal,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> None:
     """Send bytes, or the part of them that was asked for.
 
     The pieces are views of one object in memory: a slow reader costs its connection and nothing
-    else. There is no time limit but on standing still.
+    else. There is no time limit but on standing still; it is broken off when it may not go on.
     """
     etag = f'"{digest}"'
     size = len(data)
@@ -86,6 +102,9 @@ async def transmit(service, scope: Scope, send: Send, data: bytes, digest: str, 
         await send({"type": "http.response.start", "status": status, "headers": headers})
         view = memoryview(data)
         while start < end:
+            if not goes_on():
+                await asgi.hang_up(scope)
+                return
             stop = min(start + LIMITS.chunk, end)
             async with asyncio.timeout(LIMITS.send_stall):
                 await send(

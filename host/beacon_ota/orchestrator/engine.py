@@ -14,7 +14,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection
@@ -25,6 +25,7 @@ from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout import roam
+from beacon_ota.orchestrator.rollout import stopping as stops
 from beacon_ota.orchestrator.rollout.advance import advance, apply, clock_ahead, due
 from beacon_ota.orchestrator.rollout.gates import members, tally
 from beacon_ota.orchestrator.rollout.plans import parse
@@ -40,6 +41,7 @@ from beacon_ota.orchestrator.rollout.types import (
     WaveState,
 )
 from beacon_ota.orchestrator.service import Service, outcome_event
+from beacon_ota.orchestrator.stopping import Decide, Stopping, unstored
 from beacon_ota.orchestrator.store import (
     Fields,
     attempts,
@@ -53,7 +55,6 @@ from beacon_ota.orchestrator.store import (
 from beacon_ota.orchestrator.view import Entry, attempt_of, times_of
 
 T = TypeVar("T")
-Decide = Callable[[Entry, float], Sequence[Transition]]
 log = logging.getLogger("beacon_ota.orchestrator")
 
 TICK_S = 30.0  # beacons come and go without anybody telling the engine
@@ -74,13 +75,15 @@ class Engine:
         self._wake = asyncio.Event()
         self.leaps = Leaps()
         self._landed = 0.0  # UTC after the last leap ahead; soaks that are older begin anew
+        self._failed = ""  # why the database last refused a move
         self.moving = asyncio.Lock()  # from looking at a rollout to committing what follows
-        self._restored: dict[str, Transition] = {}  # rollouts whose pause is not committed yet
+        self.stopping = Stopping(self)
 
     def start(self) -> None:
         """Load the rollouts and begin to watch them."""
         self.service.db.read_now(self._load)
         self.service.view.on_change = self._wake.set
+        self.stopping.start()
         if self.service.restored:
             self._hold_restored()
         self.service.run(self._watch())
@@ -93,39 +96,15 @@ class Engine:
         log.warning("the database is older than what was done with it; its rollouts are paused")
         why = "the database was restored; see what was done since its backup, and resume"
         change = Transition(self.service.clock.now(), Kind.PAUSED, None, None, "restored", why)
-        for rollout_id, entry in self.service.view.entries.items():
-            if entry.state.status in _SERVING:
-                self._restored[rollout_id] = change
-                self._put(rollout_id, entry.state, entry.revision, same=True)
-        self.service.run(self._pause())
+        view = self.service.view
+        held = [key for key, one in view.entries.items() if one.state.status in _SERVING]
+        self.stopping.hold_all(held, change)
+        self.service.run(self._pause(held))
 
-    async def _pause(self) -> None:
-        """Commit the pauses; until that is done they hold in memory, whatever is read again."""
-        while self._restored:
-            try:
-                for rollout_id in list(self._restored):
-                    await self._pause_restored(rollout_id)
-            except StorageError as error:
-                log.error("what was restored is paused, but not for good yet: %s", error)
-                await asyncio.sleep(AGAIN_S)
+    async def _pause(self, held: Sequence[str]) -> None:
+        for key in held:
+            await self.stopping.until_stored(key)
         self.service.restored = False
-
-    async def _pause_restored(self, rollout_id: str) -> None:
-        async with self.moving:
-            entry = self.service.view.entries.get(rollout_id)
-            change = self._restored[rollout_id]
-            if entry is None:
-                del self._restored[rollout_id]
-                return
-            try:
-                await self.commit(entry, (change,))
-            except UsageError as error:
-                if error.code != "rollout_moved":
-                    raise
-                del self._restored[rollout_id]  # another worker has paused it, or somebody did
-                self._moved(entry)
-            else:
-                del self._restored[rollout_id]
 
     def wake(self) -> None:
         """Look again soon: something has changed."""
@@ -141,12 +120,19 @@ class Engine:
             self._mind_the_clock(clock.now())
             for entry in list(self.service.view.entries.values()):
                 began = time.monotonic()
-                if not self.service.leads:
+                if not (self.service.leads or self.service.cut_off):
                     self._put_away(entry)
                     continue
                 try:
                     async with self.moving:
-                        await self.step(entry)
+                        if self.service.leads:
+                            await self.step(entry)
+                        else:
+                            await self._stop_alone(entry)
+                except StorageError as error:
+                    if str(error) != self._failed:
+                        log.error("rollouts cannot be moved: %s", error)
+                    self._failed = str(error)
                 except Exception:
                     log.exception("rollout %s could not be moved", entry.rollout.plan.rollout_id)
                 if entry.due is not None:
@@ -172,10 +158,16 @@ class Engine:
     async def _step(self, entry: Entry) -> None:
         now = self.service.clock.now()
         self._mind_the_clock(now)
-        if made := clock_ahead(entry.state, now, self._landed):
-            await self.commit(entry, made)
-        if entry.open_ids:
-            await self._settle(entry, now)
+        if self.stopping.is_pending(entry.rollout.plan.rollout_id):
+            return  # nothing is built upon what is not committed; it is stored by itself
+        try:
+            if made := clock_ahead(entry.state, now, self._landed):
+                await self.commit(entry, made)
+            if entry.open_ids:
+                await self._settle(entry, now)
+        except StorageError:
+            await self._stop_alone(entry)  # what would stop it does not wait for the database
+            raise
         if self._put_away(entry) or entry.retired or entry.state.status is Status.ABORTED:
             return
         if self._is_superseded(entry):
@@ -184,18 +176,61 @@ class Engine:
         if self._is_withdrawn(entry):
             await self._halt_withdrawn(entry, now)
             return
-        counts = self.count(entry, now)
+        counts = self.count(entry, now, self._unrecorded(entry))
         made = advance(entry.rollout, entry.state, counts, now)
-        if made:
+        if any(change.kind is Kind.HALTED for change in made):
+            await self.stopping.automatic(entry, made)
+        elif made:
             await self.commit(entry, made)
-            if entry.state.status in _CALLED_OFF:
-                await self._settle(entry, now)
+        if made and entry.state.status in _CALLED_OFF:
+            await self._settle(entry, now)
         entry.due = due(entry.rollout, entry.state, counts, now)
+
+    async def _stop_alone(self, entry: Entry) -> None:
+        """Halt in memory what the gates would halt, by what is known here; nothing else moves.
+
+        For the time when the database takes nothing: what beacons reported meanwhile counts, and
+        who was silent for too long, although neither can be recorded.
+        """
+        rollout_id = entry.rollout.plan.rollout_id
+        if self.stopping.is_pending(rollout_id) or entry.retired:
+            return
+        now = self.service.clock.now()
+        assumed = {**self._silent(entry, now), **self._unrecorded(entry)}
+        made = advance(entry.rollout, entry.state, self.count(entry, now, assumed), now)
+        if halts := [change for change in made if self._halts(change)]:
+            self.stopping.hold(rollout_id, halts)
+            await self.stopping.settle(rollout_id)
+
+    def _halts(self, change: Transition) -> bool:
+        """Tell whether a change is a halt that is ours to make."""
+        return change.kind is Kind.HALTED
+
+    def _unrecorded(self, entry: Entry) -> dict[str, Attempt]:
+        """Return what open attempts came to that the database has not taken, by attempt id."""
+        now = self.service.clock.now()
+        return {
+            key: dataclasses.replace(attempt, result=result, ended_at=now)
+            for key, result in self.service.unrecorded.items()
+            if key in entry.open_ids and (attempt := self.service.view.open.get(key)) is not None
+        }
+
+    def _silent(self, entry: Entry, now: float) -> dict[str, Attempt]:
+        """Return the attempts of beacons that were not heard at all for the gate's silence."""
+        view, since = self.service.view, self.service.listening_since
+        mine = [one for key in entry.open_ids if not (one := view.open[key]).remote]
+        found = {}
+        for attempt in rules.lost(entry.rollout, mine, now, listening_since=since):
+            node = view.nodes.get(attempt.beacon_id)
+            silence = entry.rollout.gates[attempt.wave].silence_s
+            if node is not None and now - (node.last_seen or 0.0) >= silence:
+                found[attempt.id] = dataclasses.replace(attempt, result=Result.LOST, ended_at=now)
+        return found
 
     def _put_away(self, entry: Entry) -> bool:
         """Let go of a rollout that is over."""
         rollout_id = entry.rollout.plan.rollout_id
-        if entry.open_ids or not (entry.retired or entry.state.status is Status.ABORTED):
+        if entry.open_ids or not (entry.retired or entry.stored.status is Status.ABORTED):
             return False
         if rollout_id in self.service.view.entries:
             self.service.view.drop_rollout(rollout_id)
@@ -215,15 +250,27 @@ class Engine:
         self.service.listening_since = now
         self._landed = self.leaps.landed if leap > 0 else 0.0
 
-    def count(self, entry: Entry, now: float) -> Tally:
-        """Count a rollout's beacons as they stand; from any thread."""
-        return self._look(tally, entry, now)
+    def count(
+        self, entry: Entry, now: float, assumed: Mapping[str, Attempt] | None = None
+    ) -> Tally:
+        """Count a rollout's beacons as they stand; from any thread.
+
+        Args:
+            assumed: attempts as they are to be taken instead, by id.
+        """
+        return self._look(tally, entry, now, assumed)
 
     def members(self, entry: Entry, now: float) -> dict[str, tuple[int, int, str]]:
         """Return who is behind the counts, by beacon id: wave, stage, count; from any thread."""
         return self._look(members, entry, now)
 
-    def _look(self, how: Callable[..., T], entry: Entry, now: float) -> T:
+    def _look(
+        self,
+        how: Callable[..., T],
+        entry: Entry,
+        now: float,
+        assumed: Mapping[str, Attempt] | None = None,
+    ) -> T:
         view = self.service.view
         nodes = view.nodes.copy()  # at once, whatever the event loop does meanwhile
         tries: dict[str, Sequence[Attempt]] = {
@@ -234,6 +281,11 @@ class Engine:
             if attempt.beacon_id not in nodes:
                 gone.setdefault(attempt.beacon_id, []).append(attempt)
         tries |= gone
+        if assumed:
+            tries = {
+                key: tuple(assumed.get(one.id, one) for one in those)
+                for key, those in tries.items()
+            }
         return how(
             entry.rollout,
             entry.state,
@@ -347,7 +399,7 @@ class Engine:
         Raises:
             UsageError: ``rollout_moved``: it was moved by somebody else meanwhile.
         """
-        return self._commit(entry, entry.state, entry.revision, made)
+        return self._commit(entry, entry.stored, entry.revision, made)
 
     async def _commit(
         self, entry: Entry, state: RolloutState, revision: int, made: Sequence[Transition]
@@ -399,13 +451,18 @@ class Engine:
 
         Raises:
             UsageError: ``rollout_moved``, ``rollout_not_active``; what ``decide`` raises.
+            StorageError: ``stop_unstored``: it was stopped, and that is to be stored first.
         """
+        if self.stopping.is_pending(rollout_id) and not await self.stopping.settle(rollout_id):
+            raise unstored()
         while True:
             tries -= 1
             async with self.moving:
                 entry = self.service.view.entries.get(rollout_id)
                 if entry is None:
                     raise UsageError("rollout_not_active", "the rollout is over", expected="active")
+                if self.stopping.is_pending(rollout_id):  # since we waited
+                    raise unstored()
                 try:
                     await self.commit(entry, decide(entry, self.service.clock.now()))
                 except UsageError as error:
@@ -414,6 +471,42 @@ class Engine:
                 else:
                     await self.step(entry)
                     return
+
+    def stop_work(
+        self, rollout_id: str, changes: Sequence[Transition]
+    ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
+        """Return what stores stops over whatever is committed, and what takes its result."""
+
+        def work(conn: Connection) -> tuple[Fields | None, list[Fields]]:
+            row = rollouts.get(conn, rollout_id)
+            if row is None or row["ended_at"] is not None:
+                return row, []
+            state = load_state(row["state"])
+            made = stops.due(state, changes)
+            if not made:
+                return row, []
+            state = stops.stopped(state, changes)
+            row |= {
+                "status": state.status.value,
+                "state": dump_state(state),
+                "reason": state.reason,
+                "ended_at": made[-1].at if made[-1].kind in _LAST else None,
+            }
+            names = ("status", "state", "reason", "ended_at")
+            values = {name: row[name] for name in names}
+            rollouts.advance(conn, rollout_id, row["revision"], values)
+            rollouts.add_transitions(conn, [_row(rollout_id, change) for change in made])
+            row["revision"] += 1
+            return row, [_trace(conn, rollout_id, change) for change in made]
+
+        return work, self._put_stopped
+
+    def _put_stopped(self, done: tuple[Fields | None, list[Fields]]) -> None:
+        row, told = done
+        if row is not None:
+            self._put(row["id"], load_state(row["state"]), row["revision"])
+        for one in told:
+            self.service.hub.publish(one)
 
     def _moved(self, entry: Entry) -> UsageError:
         """Read a rollout again that somebody else has moved; return what says so."""
@@ -479,7 +572,7 @@ class Engine:
         view = self.service.view
         for row in rollouts.under_way(conn):
             rollout = Rollout(parse(json.loads(row["plan"])))
-            state = self._as_restored(row["id"], load_state(row["state"]))
+            state = load_state(row["state"])
             entry = view.put_rollout(rollout, state, row["revision"], row["created_at"])
             entry.retired = row["ended_at"] is not None
         used = {entry.rollout.plan.release.firmware_id for entry in view.entries.values()}
@@ -503,13 +596,7 @@ class Engine:
         """
         entry = self.service.view.entries.get(rollout_id)
         if entry is not None and revision + same > entry.revision:
-            state = self._as_restored(rollout_id, state)
             self.service.view.put_rollout(entry.rollout, state, revision, entry.created_at)
-
-    def _as_restored(self, rollout_id: str, state: RolloutState) -> RolloutState:
-        """Return a state as it holds here: paused, while that is not committed yet."""
-        change = self._restored.get(rollout_id)
-        return state if change is None or state.status not in _SERVING else apply(state, change)
 
     def _is_superseded(self, entry: Entry) -> bool:
         """Tell whether a completed rollout has nobody left to serve.
@@ -541,7 +628,8 @@ class Engine:
     async def _halt_withdrawn(self, entry: Entry, now: float) -> None:
         """Halt a rollout whose release was deprecated; it would stay active for nothing."""
         detail = "the release is deprecated"
-        await self.commit(entry, (Transition(now, Kind.HALTED, None, None, "withdrawn", detail),))
+        change = Transition(now, Kind.HALTED, None, None, "withdrawn", detail)
+        await self.stopping.automatic(entry, (change,))
 
     async def _retire(self, entry: Entry, now: float) -> None:
         """Let go of a rollout that has nobody left to serve: recorded, so that it stays over."""

@@ -1,5 +1,6 @@
 """The beacons' three calls, in front of the framework: authentication, answers, refusals."""
 
+import asyncio
 import hashlib
 import logging
 
@@ -20,6 +21,7 @@ from beacon_ota.orchestrator.view import Node
 log = logging.getLogger("beacon_ota.orchestrator")
 
 _READS = ("GET", "HEAD", "OPTIONS")
+_STOPS = ("/pause", "/halt", "/abort")
 _UNKNOWN = ("unknown_beacon", "bad_mac")
 
 
@@ -47,10 +49,12 @@ class Hot:
                 await asgi.respond(send, 409, problems.document(error), (asgi.PROBLEM,))
                 return
             if self.service.shared:
-                await self._follow()
+                await self._follow(scope)
+            self.service.heed()
             await self.rest(scope, receive, send)
             return
         caller: Caller[Node] | None = None
+        self.service.heed()
         try:
             body = await asgi.body(scope, receive, LIMITS.status_body) if call is status else b""
             try:
@@ -82,10 +86,17 @@ class Hot:
             problem = Problem(500, "internal", "the orchestrator failed; the log says how")
             await self._refuse(scope, send, problem, caller)
 
-    async def _follow(self) -> None:
-        """Let an administrator see what was done a moment ago through another process."""
+    async def _follow(self, scope: Scope) -> None:
+        """Let an administrator see what was done a moment ago through another process.
+
+        What stops a rollout does not wait for long: it holds over whatever is seen later.
+        """
+        patience = LIMITS.stop_patience if scope["path"].endswith(_STOPS) else None
         try:
-            await self.service.catch_up()
+            async with asyncio.timeout(patience):
+                await self.service.catch_up()
+        except TimeoutError:
+            log.warning("what the other workers did cannot be read in time")
         except BeaconOtaError as error:
             log.warning("what the other workers did cannot be read: %s", error)
 

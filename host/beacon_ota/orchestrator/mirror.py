@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,20 @@ from beacon_ota import __version__
 from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, ReachError, UsageError
 from beacon_ota.orchestrator import checks
+from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.engine import Engine, dump_state, load_state
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout.advance import advance, apply, due
-from beacon_ota.orchestrator.rollout.types import Attempt, Kind, Result, Status, Transition
+from beacon_ota.orchestrator.rollout.stopping import due as due_stops
+from beacon_ota.orchestrator.rollout.stopping import stopped
+from beacon_ota.orchestrator.rollout.types import (
+    Attempt,
+    Kind,
+    Result,
+    RolloutState,
+    Status,
+    Transition,
+)
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import (
     Fields,
@@ -58,14 +69,20 @@ class LocalEngine(Engine):
     async def _step(self, entry: Entry) -> None:
         now = self.service.clock.now()
         self._mind_the_clock(now)
-        if entry.open_ids:
-            await self._settle(entry, now)
+        if self.stopping.is_pending(entry.rollout.plan.rollout_id):
+            return
+        try:
+            if entry.open_ids:
+                await self._settle(entry, now)
+        except StorageError:
+            await self._stop_alone(entry)
+            raise
         if self._put_away(entry) or entry.state.status is Status.ABORTED:
             return
-        counts = self.count(entry, now)
+        counts = self.count(entry, now, self._unrecorded(entry))
         for change in advance(entry.rollout, entry.state, counts, now):
-            if change.kind is Kind.HALTED and change.reason in _FAILURES:
-                await self._halt(entry, change)
+            if self._halts(change):
+                await self._halt_here(entry, change)
                 await self._settle(entry, now)
                 break
         # What the primary would do is no reason to look: only what comes of silence.
@@ -73,12 +90,22 @@ class LocalEngine(Engine):
         if entry.due is not None and entry.due <= now:
             entry.due = None
 
-    async def _halt(self, entry: Entry, change: Transition) -> None:
-        """Halt a rollout here; its revision stays the primary's (UsageError ``rollout_moved``)."""
-        rollout_id = entry.rollout.plan.rollout_id
-        revision, basis = entry.revision, self.service.view.basis(entry)
-        state = apply(entry.state, change)
+    def _halts(self, change: Transition) -> bool:
+        return change.kind is Kind.HALTED and change.reason in _FAILURES
+
+    async def _halt_here(self, entry: Entry, change: Transition) -> None:
+        """Halt a rollout here, in memory first (UsageError ``rollout_moved``, StorageError)."""
+        await self.stopping.automatic(entry, (change,))
         why = f"{change.reason}: {change.detail}"
+        log.warning("rollout %s is halted here: %s", entry.rollout.plan.rollout_id, why)
+
+    async def _commit(
+        self, entry: Entry, state: RolloutState, revision: int, made: Sequence[Transition]
+    ) -> None:
+        """Record a halt of ours; the rollout's revision stays the primary's."""
+        rollout_id = entry.rollout.plan.rollout_id
+        release = self.service.view.releases[entry.rollout.plan.release.firmware_id]
+        basis = rollouts.Basis(revision, state.status.value, release.state)
         lost = sorted(self._lost(entry))
         told: list[Fields] = []
 
@@ -86,25 +113,39 @@ class LocalEngine(Engine):
             told.clear()
             if rollouts.basis(conn, rollout_id) != basis:
                 return False
-            values = {
-                "status": state.status.value,
-                "state": dump_state(state),
-                "reason": state.reason,
-            }
-            outbox.halt(conn, rollout_id, why, values, lost)
-            audit.add(conn, change.at, "mirror", "mirror.halted", rollout_id, why)
-            told.append(events.add(conn, change.at, "mirror.halted", rollout_id, {"reason": why}))
+            told.extend(_record_halts(conn, rollout_id, state, made, lost))
             return True
 
         def after(halted: bool) -> None:
             if halted:
-                self._put(rollout_id, state, revision, same=True)
+                self._put(rollout_id, stopped(state, made), revision, same=True)
             for one in told:
                 self.service.hub.publish(one)
 
         if not await asyncio.shield(self.service.db.write(work, then=after)):
             raise self._moved(entry)
-        log.warning("rollout %s is halted here: %s", rollout_id, why)
+
+    def stop_work(
+        self, rollout_id: str, changes: Sequence[Transition]
+    ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
+        entry = self.service.view.entries.get(rollout_id)
+        lost = [] if entry is None else sorted(self._lost(entry))
+
+        def work(conn: Connection) -> tuple[Fields | None, list[Fields]]:
+            row = rollouts.get(conn, rollout_id)
+            if row is None or row["ended_at"] is not None:
+                return row, []
+            told = _record_halts(conn, rollout_id, load_state(row["state"]), changes, lost)
+            return rollouts.get(conn, rollout_id), told
+
+        def put(done: tuple[Fields | None, list[Fields]]) -> None:
+            row, told = done
+            if row is not None:
+                self._put(row["id"], load_state(row["state"]), row["revision"], same=True)
+            for one in told:
+                self.service.hub.publish(one)
+
+        return work, put
 
     def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
         return silent  # what stops a release here cannot wait for the primary
@@ -135,6 +176,33 @@ class LocalEngine(Engine):
     @staticmethod
     def _lost(entry: Entry) -> set[str]:
         return {one.id for one in entry.attempts.values() if one.result is Result.LOST}
+
+
+def _record_halts(
+    conn: Connection,
+    rollout_id: str,
+    state: RolloutState,
+    changes: Sequence[Transition],
+    lost: list[str],
+) -> list[Fields]:
+    """Record halts of ours, to be told to the primary; return the events.
+
+    Args:
+        lost: attempts that were given up, and that a halt may rest on.
+    """
+    told = []
+    for change in due_stops(state, changes):
+        state = apply(state, change)
+        why = f"{change.reason}: {change.detail}"
+        values = {
+            "status": state.status.value,
+            "state": dump_state(state),
+            "reason": state.reason,
+        }
+        outbox.halt(conn, rollout_id, why, values, lost)
+        audit.add(conn, change.at, "mirror", "mirror.halted", rollout_id, why)
+        told.append(events.add(conn, change.at, "mirror.halted", rollout_id, {"reason": why}))
+    return told
 
 
 class Mirror:

@@ -89,7 +89,8 @@ async def _decide(service: Service, node: Node, now: float) -> tuple[Decision, A
         decision = _look(view, node, now)
         if decision.offered:
             attempt = await service.offer(node, decision)
-            if attempt is not None:
+            service.heed()
+            if attempt is not None and not view.is_stopped(attempt):
                 return decision, attempt
             decision = _look(view, node, now)
     return decision, None

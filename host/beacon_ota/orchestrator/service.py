@@ -19,15 +19,17 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 from beacon_ota.errors import ReachError
-from beacon_ota.orchestrator import store
+from beacon_ota.orchestrator import remembered, store
 from beacon_ota.orchestrator.blobs import BlobDamaged
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import Database, StorageError, is_shared, sqlite_url
 from beacon_ota.orchestrator.hub import Hub
 from beacon_ota.orchestrator.objects import open_blobs
+from beacon_ota.orchestrator.remembered import Remembered
 from beacon_ota.orchestrator.replay import FILE, ReplayGuard
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide, may_go_on
-from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Reason, Result, Status
+from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Kind, Reason, Result, Status
+from beacon_ota.orchestrator.stops import StopBoard
 from beacon_ota.orchestrator.store import (
     Fields,
     attempts,
@@ -127,6 +129,7 @@ class Service:
         settings: Settings,
         clock: Clock | None = None,
         replays: ReplayGuard | None = None,
+        stops: StopBoard | None = None,
     ):
         self.settings = settings
         self.clock = clock or Clock()
@@ -149,7 +152,14 @@ class Service:
         self.replays = replays or ReplayGuard(
             settings.data / FILE, self.started_at, fresh=not registered
         )
+        self._own_stops = stops is None
+        self.stops = stops or StopBoard(settings.data)
         self.view = View(self.replays, zone=settings.zone, window=settings.window)
+        self.view.put_stops(self.stops.current())  # before anything is read
+        self.remembered = Remembered()
+        self._remembering: asyncio.Future[None] | None = None
+        self.unrecorded: dict[str, Result] = {}  # what open attempts came to, and was not stored
+        self.cut_off = False  # the database is away, and nobody leads
         self.uploads = asyncio.Lock()  # from the check that a version is free to its row
         self._tasks: list[asyncio.Task[None]] = []
         self._synchronising = ThreadPoolExecutor(1, thread_name_prefix="replays")
@@ -160,6 +170,7 @@ class Service:
         """Read the database, remove what a crash left over, and begin the background work."""
         self.db.start()
         self.db.read_now(self._load)
+        self.remembered.take(*self.db.read_now(remembered.read))
         await self._sweep()
         self.run(self._flushing())
         self.run(self._pruning())
@@ -179,6 +190,14 @@ class Service:
         self._synchronising.shutdown()
         if self._own_replays:
             self.replays.close()
+        if self._own_stops:
+            self.stops.close()
+
+    def heed(self) -> None:
+        """Have the view hold what any worker has stopped, stored or not."""
+        stops = self.stops.current()
+        if stops is not self.view.stops:
+            self.view.put_stops(stops)
 
     async def catch_up(self) -> None:
         """Wait until the view holds what other processes have committed; here there are none."""
@@ -328,7 +347,7 @@ class Service:
         node.offering = asyncio.get_running_loop().create_future()
         try:
             known = frozenset(a.id for a in before)
-            kept = await self.db.write(attempts.offer_upon, basis, facts.channel, row, again, known)
+            kept = await self.db.write(_offer, self.stops, basis, facts.channel, row, again, known)
             if kept is None:
                 self._take_back(attempt, before[-1] if again else None)
                 node.offering.set_result(None)
@@ -372,7 +391,7 @@ class Service:
         """
         now = self.clock.now()
         may, _row = await self.db.write(
-            _take, attempt.id, now, then=lambda done: self.put_attempt(done[1])
+            _take, self.stops, attempt.id, now, then=lambda done: self.put_attempt(done[1])
         )
         if may:
             self.hub.tell(now, "attempt.taken", attempt.id, {"beacon": attempt.beacon_id})
@@ -389,6 +408,8 @@ class Service:
         blames = attempt.blamed_at is not None and not any(
             one.id == attempt.id and one.blamed_at is not None for one in before
         )
+        if attempt.result is not None:
+            self.unrecorded.pop(attempt.id, None)
         self.view.put_attempt(attempt)
         failed = attempt.result in OUTCOMES and attempt.result is not Result.SUCCESS
         if (was_open and failed) or blames:
@@ -447,7 +468,17 @@ class Service:
             for one in told:
                 self.hub.publish(one)
 
-        await self.db.write(work, then=after)
+        try:
+            await self.db.write(work, then=after)
+        except StorageError:
+            self.not_recorded(attempt, result)
+            raise
+
+    def not_recorded(self, attempt: Attempt, result: Result) -> None:
+        """An open attempt has failed, and the database did not take it: the gates count it."""
+        if attempt.id in self.view.open and result is not Result.SUCCESS:
+            self.unrecorded[attempt.id] = result
+            self.view.on_change()
 
     # ---- the background ----
 
@@ -466,6 +497,7 @@ class Service:
             await asyncio.sleep(FLUSH_S)
             await self._guarded(self.flush())
             await self._guarded(self._reserve_replays())
+            await self._guarded(self._remember())
             await self._note_audit()
             self.share_counts()
 
@@ -473,6 +505,15 @@ class Service:
         """Note how far the audit log has come; not before what was restored is paused."""
         if not self.restored:
             await self._guarded(self.db.read_for_beacon(self.witness.note))
+
+    def remember_soon(self) -> None:
+        """Somebody has shown a credential that is not remembered yet."""
+        if self._remembering is None or self._remembering.done():
+            self._remembering = asyncio.ensure_future(self._guarded(self._remember()))
+
+    async def _remember(self) -> None:
+        """Keep who may stop a rollout, for the time when the database cannot be asked."""
+        self.remembered.take(*await self.db.read(remembered.read))
 
     async def _reserve_replays(self) -> None:
         """Synchronise ahead of time what would otherwise hold up a beacon's request."""
@@ -578,24 +619,51 @@ class Service:
             log.exception("background work failed")
 
 
-def going_on(conn: Connection, attempt_id: str) -> tuple[bool, Fields | None]:
-    """Tell whether an attempt may go on, by what is committed; and its row.
+def going_on(conn: Connection, stops: StopBoard, attempt_id: str) -> tuple[bool, Fields | None]:
+    """Tell whether an attempt may go on, by what is committed or stopped; and its row.
 
     So a halt or a quarantine holds that another process has committed, and this one has not heard
-    of yet.
+    of yet; and one that was made while this waited for the database.
     """
     row = attempts.get(conn, attempt_id)
     basis = None if row is None else rollouts.basis(conn, row["rollout_id"])
     if row is None or basis is None:
         return False, row
+    attempt = attempt_of(row)
     channel = beacons.open_channel(conn, row["beacon_id"])
-    may = may_go_on(Status(basis.status), basis.release_state, attempt_of(row), channel=channel)
-    return may, row
+    for status in (basis.status, *(_STATUS[one.kind] for one in stops.of(attempt.rollout_id))):
+        if not may_go_on(Status(status), basis.release_state, attempt, channel=channel):
+            return False, row
+    return True, row
 
 
-def _take(conn: Connection, attempt_id: str, now: float) -> tuple[bool, Fields | None]:
-    may, row = going_on(conn, attempt_id)
+_STATUS = {
+    Kind.PAUSED: Status.PAUSED,
+    Kind.HALTED: Status.HALTED,
+    Kind.ABORTED: Status.ABORTED,
+}
+
+
+def _take(
+    conn: Connection, stops: StopBoard, attempt_id: str, now: float
+) -> tuple[bool, Fields | None]:
+    may, row = going_on(conn, stops, attempt_id)
     return may, attempts.take(conn, attempt_id, now) if may else row
+
+
+def _offer(
+    conn: Connection,
+    stops: StopBoard,
+    basis: rollouts.Basis,
+    channel: str,
+    row: Fields,
+    again: bool,
+    known: frozenset[str],
+) -> Fields | None:
+    """Record an offer, unless its rollout was stopped while it waited for the database."""
+    if stops.of(row["rollout_id"]):
+        return None
+    return attempts.offer_upon(conn, basis, channel, row, again, known)
 
 
 def outcome_event(

@@ -16,11 +16,13 @@ from sqlalchemy import Connection
 
 from beacon_ota.orchestrator import asgi
 from beacon_ota.orchestrator.asgi import Scope, Send
+from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.gate import Caller, rekey
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.rollout.decide import may_go_on
-from beacon_ota.orchestrator.rollout.types import Attempt
+from beacon_ota.orchestrator.rollout.types import Attempt, Result
 from beacon_ota.orchestrator.service import Counts, Service, going_on, outcome_event
+from beacon_ota.orchestrator.stops import StopBoard
 from beacon_ota.orchestrator.store import Fields, attempts, beacons
 from beacon_ota.orchestrator.view import Node, attempt_of
 from beacon_ota.wire import journal
@@ -76,18 +78,24 @@ async def status(
     _hear(service, node, doc, now, asgi.address(scope))
     entries, ack = doc.pop("journal", []), doc.pop("journal_ack", 0)
     if word != "downloading" or entries or attempt is None or attempt.taken_at is None:
-        recorded = await asyncio.shield(
-            service.db.write(
-                _record,
-                now,
-                node.facts.id,
-                None if attempt is None else attempt.id,
-                doc,
-                entries,
-                version,
-                then=lambda done: _recorded(service, done),
+        try:
+            recorded = await asyncio.shield(
+                service.db.write(
+                    _record,
+                    service.stops,
+                    now,
+                    node.facts.id,
+                    None if attempt is None else attempt.id,
+                    doc,
+                    entries,
+                    version,
+                    then=lambda done: _recorded(service, done),
+                )
             )
-        )
+        except StorageError:
+            if attempt is not None and word in _UNMADE:
+                service.not_recorded(attempt, Result(word))
+            raise
     else:  # progress of the moment
         recorded = Recorded("", None)
     if attempt is not None:
@@ -96,7 +104,8 @@ async def status(
         else:
             if recorded.row is not None and recorded.row["result"] is not None:
                 raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
-            if recorded.called_off:
+            service.heed()
+            if recorded.called_off or service.view.is_stopped(attempt):
                 raise _stopped("halted", attempt)
             node.progress = doc.get("progress", 0 if word == "downloading" else 100)
             service.hub.tell(
@@ -255,6 +264,7 @@ def _hear(service: Service, node: Node, doc: Fields, now: float, address: str) -
 
 def _record(
     conn: Connection,
+    stops: StopBoard,
     now: float,
     beacon_id: str,
     attempt_id: str | None,
@@ -265,7 +275,7 @@ def _record(
     """Store a report in one transaction: journal, history, and what it does to its attempt."""
     word = doc["update_status"]
     if attempt_id is not None and word not in wire.FINAL:
-        may, row = going_on(conn, attempt_id)
+        may, row = going_on(conn, stops, attempt_id)
         if not may:
             return Recorded("", row, called_off=True)
     if entries:

@@ -1,7 +1,8 @@
 """What decisions need, in memory: rebuilt from the database at start, then follows its commits.
 
 Nothing here is a truth of its own. Every ``put_…`` takes what was committed, in that order, and
-only the event loop's thread calls them.
+only the event loop's thread calls them. What was stopped and is not committed yet (``stops``) is
+held over it, whatever is read again.
 """
 
 import json
@@ -14,6 +15,7 @@ from beacon_ota.orchestrator.guard import keep_from_writer
 from beacon_ota.orchestrator.replay import ReplayGuard, Slot
 from beacon_ota.orchestrator.rollout import decide as rules
 from beacon_ota.orchestrator.rollout.rules import Rollout
+from beacon_ota.orchestrator.rollout.stopping import stopped
 from beacon_ota.orchestrator.rollout.types import (
     Attempt,
     Beacon,
@@ -22,8 +24,10 @@ from beacon_ota.orchestrator.rollout.types import (
     RolloutState,
     Site,
     Status,
+    Transition,
 )
 from beacon_ota.orchestrator.rollout.windows import Places, is_known
+from beacon_ota.orchestrator.stops import ALL, Stops
 from beacon_ota.orchestrator.store import Fields, keys
 from beacon_ota.orchestrator.store.attempts import Times
 from beacon_ota.orchestrator.store.firmwares import state_of
@@ -70,7 +74,8 @@ class Entry:
     """A rollout that may still hand out its release, and its attempts."""
 
     rollout: Rollout
-    state: RolloutState
+    state: RolloutState  # as it holds: what is committed, and what was stopped since
+    stored: RolloutState  # as it is committed
     revision: int
     created_at: float
     attempts: dict[str, Attempt] = field(default_factory=dict)
@@ -98,6 +103,7 @@ class View:
         self.places = Places(zone=zone, window=window)
         self.on_change: Callable[[], object] = lambda: None  # an attempt came to its end, or has to
         self.dirty: dict[str, Node] = {}  # heard from since the last flush
+        self.stops: Stops = {}  # not stored yet; they hold over whatever is read
         self._lives: dict[str, list[rules.Live]] = {}
         self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[rules.Live]] = {}
         self._busy: dict[str, int] = {}
@@ -254,12 +260,42 @@ class View:
         """Take a rollout, new or moved on."""
         key = rollout.plan.rollout_id
         entry = self.entries.get(key)
+        holds = stopped(state, self.stops_of(key))
         if entry is None:
-            entry = self.entries[key] = Entry(rollout, state, revision, created_at)
+            entry = self.entries[key] = Entry(rollout, holds, state, revision, created_at)
         else:
-            entry.state, entry.revision = state, revision
+            entry.state, entry.stored, entry.revision = holds, state, revision
         self._forget_lives()
         return entry
+
+    def put_stops(self, stops: Stops) -> None:
+        """Take what is stopped and not stored yet, all of it."""
+        self.stops = stops
+        for key, entry in self.entries.items():
+            entry.state = stopped(entry.stored, self.stops_of(key))
+        self._forget_lives()
+        self.on_change()
+
+    def stops_of(self, rollout_id: str) -> tuple[Transition, ...]:
+        """Return the stops of a rollout that are not stored yet."""
+        return self.stops.get(rollout_id) or self.stops.get(ALL, ()) if self.stops else ()
+
+    def is_called_off(self, rollout_id: str, firmware_id: str) -> bool:
+        """Tell whether nobody may go on who is not rebooting yet, stored or not."""
+        entry = self.entries.get(rollout_id)
+        return (
+            entry is None
+            or entry.state.status in (Status.HALTED, Status.ABORTED)
+            or self.releases[firmware_id].state == "deprecated"
+        )
+
+    def is_stopped(self, attempt: Attempt) -> bool:
+        """Tell whether an attempt may not go on for a stop that is not stored yet."""
+        if not self.stops_of(attempt.rollout_id):
+            return False
+        entry = self.entries.get(attempt.rollout_id)
+        release = self.releases[attempt.firmware_id]
+        return entry is None or not rules.may_go_on(entry.state.status, release.state, attempt)
 
     def basis(self, entry: Entry) -> Basis:
         """Return what a decision about a rollout is made upon now."""

@@ -33,6 +33,7 @@ from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.listen import Listen, bind, url_of
 from beacon_ota.orchestrator.replay import FILE, ReplayGuard
 from beacon_ota.orchestrator.service import Service, Settings
+from beacon_ota.orchestrator.stops import StopBoard
 from beacon_ota.orchestrator.store import beacons
 from beacon_ota.orchestrator.tallies import SharedTallies
 
@@ -87,6 +88,7 @@ class _Parent:
         self.replays = ReplayGuard(
             settings.data / FILE, self.clock.now(), fresh=not registered, shared=True
         )
+        self.stops = StopBoard(settings.data, settings.workers)
         bind(listen).close()  # else two that were started twice would share, unknowingly
         first = bind(listen, many=True)
         port = first.getsockname()[1]
@@ -248,7 +250,8 @@ class _Parent:
 
         loop = asyncio.get_running_loop()
         loop.add_reader(self.life[0], orphaned)
-        service = Service(self.settings, self.clock, self.replays)
+        self.stops.take_place(index)
+        service = Service(self.settings, self.clock, self.replays, self.stops)
         service.take_place(self.tallies, index)
         service.run(self._beat(index))
         await server.run(service, Engine(service), sock, listen)

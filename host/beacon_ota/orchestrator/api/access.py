@@ -1,14 +1,17 @@
 """Who may do what: bearer tokens and sessions, and what a wrong token costs."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
+from sqlalchemy import Connection
 
 from beacon_ota.orchestrator import asgi
 from beacon_ota.orchestrator.api import session
 from beacon_ota.orchestrator.connections import ADMINISTRATOR, network_of
 from beacon_ota.orchestrator.database import StorageError
+from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import sessions, tokens
@@ -26,11 +29,12 @@ def service_of(request: Request) -> Service:
 class Access:
     """A dependency: the actor behind a request, of at least the given role."""
 
-    def __init__(self, role: str):
+    def __init__(self, role: str, stops: bool = False):
         self._rank = ROLES.index(role)
+        self._stops = stops
 
     async def __call__(self, request: Request) -> Actor:
-        actor = await actor_of(request)
+        actor = await actor_of(request, self._stops)
         if actor.role not in ROLES[self._rank :]:
             raise Problem(
                 403,
@@ -42,31 +46,58 @@ class Access:
         return actor
 
 
-async def actor_of(request: Request) -> Actor:
+async def actor_of(request: Request, stops: bool = False) -> Actor:
     """Return who asks: by bearer token, or by the session of a browser.
+
+    Args:
+        stops: it is to stop a rollout: while the database does not answer, who was good a moment
+            before may do that.
 
     Raises:
         Problem: ``token_missing``, those of :func:`holder`, ``session_over``, ``csrf``.
     """
     token = token_of(request)
     if token is not None:
-        return await holder(request, token)
+        return await holder(request, token, stops)
     secret = _session_of(request)
     if secret is None:
         raise Problem(
             401, "token_missing", "this needs an Authorization: Bearer header", headers=_WRONG
         )
     service = service_of(request)
-    actor = await service.db.read(sessions.find, secret, service.clock.now())
+    if stops:
+        actor = await _look_up(service, sessions.find, secret, service.remembered.session)
+    else:
+        actor = await service.db.read(sessions.find, secret, service.clock.now())
     if actor is None:
         raise Problem(401, "session_over", "the session is over; sign in again", headers=_WRONG)
     if request.method not in session.SAFE:
         session.check_csrf(request, secret)
     asgi.prove(request.scope, ADMINISTRATOR)
+    if service.remembered.session(secret, service.clock.now()) is None:
+        service.remember_soon()
     return actor
 
 
-async def holder(request: Request, token: str) -> Actor:
+async def _look_up(
+    service: Service,
+    find: Callable[[Connection, str, float], Actor | None],
+    secret: str,
+    remembered: Callable[[str, float], Actor | None],
+) -> Actor | None:
+    """Return whose secret this is, by the database, or by memory when that does not answer."""
+    now = service.clock.now()
+    try:
+        async with asyncio.timeout(LIMITS.stop_patience):
+            return await service.db.read(find, secret, now)
+    except (StorageError, TimeoutError):
+        actor = remembered(secret, now)
+        if actor is None:
+            raise StorageError("storage", "the database cannot tell whose token this is") from None
+        return actor
+
+
+async def holder(request: Request, token: str, stops: bool = False) -> Actor:
     """Return whose token this is.
 
     A right token is never refused for the failures of others at its address: it is looked up
@@ -76,7 +107,10 @@ async def holder(request: Request, token: str) -> Actor:
         Problem: ``token_wrong``, ``too_many_refusals``.
     """
     service = service_of(request)
-    actor = await service.db.read(tokens.find, token, service.clock.now())
+    if stops:
+        actor = await _look_up(service, tokens.find, token, service.remembered.token)
+    else:
+        actor = await service.db.read(tokens.find, token, service.clock.now())
     if actor is None:
         throttle: Throttle = request.app.state.throttle
         address = network_of(request.client.host if request.client else "")
@@ -92,6 +126,8 @@ async def holder(request: Request, token: str) -> Actor:
             401, "token_wrong", "the token is unknown, expired or revoked", headers=_WRONG
         )
     asgi.prove(request.scope, ADMINISTRATOR)
+    if service.remembered.token(token, service.clock.now()) is None:
+        service.remember_soon()
     if actor.role == MIRROR and not request.url.path.startswith("/api/mirror/"):
         raise Problem(403, "role_too_low", "a mirror's token is for a mirror", found=actor.role)
     return actor
@@ -127,3 +163,4 @@ On = Annotated[Service, Depends(service_of)]
 Viewer = Annotated[Actor, Depends(Access("viewer"))]
 Operator = Annotated[Actor, Depends(Access("operator"))]
 Admin = Annotated[Actor, Depends(Access("admin"))]
+Stopper = Annotated[Actor, Depends(Access("operator", stops=True))]

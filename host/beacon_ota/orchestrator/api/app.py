@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from beacon_ota import __version__
-from beacon_ota.orchestrator import dashboard
+from beacon_ota.orchestrator import dashboard, problems
 from beacon_ota.orchestrator.api import (
     answers,
     audit,
@@ -21,6 +21,7 @@ from beacon_ota.orchestrator.api import (
 )
 from beacon_ota.orchestrator.api.answers import answer
 from beacon_ota.orchestrator.api.previews import Previews
+from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service
@@ -63,8 +64,15 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:
-        """Tell that the orchestrator is up and its database answers."""
-        await service.db.read(lambda conn: conn.exec_driver_sql("SELECT 1").scalar())
-        return answer({"status": "ok", "version": __version__})
+        """Tell that the orchestrator is up, its database answers, and what it has not taken."""
+        service.heed()
+        unstored = sorted(service.view.stops)
+        try:
+            await service.db.read(lambda conn: conn.exec_driver_sql("SELECT 1").scalar())
+        except StorageError as error:
+            body = problems.document(error, unstored_stops=unstored)
+            return Response(body, problems.status_of(error), media_type=problems.MEDIA_TYPE)
+        status = "stops_unstored" if unstored else "ok"
+        return answer({"status": status, "version": __version__, "unstored_stops": unstored})
 
     return app

@@ -1,5 +1,6 @@
 """``/api/firmwares``: upload, list, promote, deprecate."""
 
+import asyncio
 import json
 from typing import Annotated
 
@@ -11,7 +12,10 @@ from starlette.responses import Response
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Access, On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.rollouts import Moving
+from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.download import load, transmit
+from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import missing
 from beacon_ota.orchestrator.store import Fields, firmwares
 from beacon_ota.orchestrator.upload import upload as take
@@ -106,10 +110,26 @@ async def deprecate(
     firmware_id: str,
     service: On,
     actor: Operator,
+    engine: Moving,
     reason: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
-    """Withdraw a release: no beacon is offered it any more, and none under way goes on."""
-    return await _move(service, actor, firmware_id, None, "deprecated", "deprecated", reason)
+    """Withdraw a release: no beacon is offered it any more, and none under way goes on.
+
+    While the database does not take that, its rollouts are halted in memory, and it is refused.
+    """
+    work = asyncio.ensure_future(
+        _move(service, actor, firmware_id, None, "deprecated", "deprecated", reason)
+    )
+    await asyncio.wait((work,), timeout=LIMITS.stop_patience)
+    if work.done() and not isinstance(work.exception(), StorageError):
+        return work.result()
+    halted = engine.stopping.withdraw(firmware_id, actor.name)
+    work.add_done_callback(lambda done: done.exception())
+    raise StorageError(
+        "storage",
+        f"the database has not taken that; {halted} rollouts of the release are halted. Say it "
+        "again when the database is back",
+    )
 
 
 async def _move(

@@ -194,6 +194,14 @@ class _Collector:
             "Beacons of a stage by what became of them",
             labels=["rollout", "version", "wave", "stage", "state"],
         )
+        unstored = GaugeMetricFamily(
+            _P + "rollout_stop_unstored",
+            "1 for a rollout that is stopped in memory, and the database has not taken it",
+            labels=["rollout"],
+        )
+        for key in self.service.view.stops:
+            unstored.add_metric([key], 1)
+        yield unstored
         now = self.service.clock.now()
         for key, entry in self.service.view.entries.copy().items():
             plan = entry.rollout.plan

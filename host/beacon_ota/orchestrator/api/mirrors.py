@@ -235,9 +235,8 @@ async def _halt(service: Service, engine: Engine, mirror: Fields, row: Fields) -
         return  # none of its beacons could have told it
     by, why = f"mirror {mirror['name']}", (row["reason"] or "")[:200]
     try:
-        await engine.move(
-            rollout_id, lambda entry, now: moves.halt(entry.state, now, by, why), tries=3
+        await engine.stopping.stop(
+            rollout_id, lambda entry, now: moves.halt(entry.state, now, by, why)
         )
-    except UsageError as error:  # it is halted, or over
-        if error.code == "rollout_moved":
-            raise
+    except UsageError:
+        pass  # it is halted, or over

@@ -4,5 +4,6 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-# Of a stored row: what the databases can hold, and no more (SQLite refuses it by an exception).
-RowId = Annotated[int, Ge(0), Le(2**63 - 1)]
+# Of a stored row: what a column of either database holds (it is refused by an exception beyond).
+ROW_ID_MAX = 2**31 - 1
+RowId = Annotated[int, Ge(0), Le(ROW_ID_MAX)]

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator import store
-from beacon_ota.orchestrator.api.access import On, Operator, Viewer
+from beacon_ota.orchestrator.api.access import On, Operator, Stopper, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
 from beacon_ota.orchestrator.api.previews import ClientLeft, Previews
 from beacon_ota.orchestrator.engine import Decide, Engine, dump_state, load_state, moved, withdrawn
@@ -42,7 +42,6 @@ from beacon_ota.orchestrator.view import Entry
 
 router = APIRouter(prefix="/api/rollouts", tags=["rollouts"])
 
-_STOP_TRIES = 3  # of what stops a rollout, while others move it
 _HORIZON_MAX_S = 400 * 86400.0
 
 
@@ -211,9 +210,9 @@ async def tries(
 
 
 @router.post("/{rollout_id}/pause")
-async def pause(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
-    """Offer the release to nobody new; what is under way goes on."""
-    return await _move(service, engine, rollout_id, _by_state(moves.pause, by, why), _STOP_TRIES)
+async def pause(rollout_id: str, why: Why, service: On, engine: Moving, by: Stopper) -> Response:
+    """Offer the release to nobody new; what is under way goes on. 202: not stored yet."""
+    return await _stop(service, engine, rollout_id, _by_state(moves.pause, by, why))
 
 
 @router.post("/{rollout_id}/resume")
@@ -225,15 +224,15 @@ async def resume(rollout_id: str, why: Why, service: On, engine: Moving, by: Ope
 
 
 @router.post("/{rollout_id}/halt")
-async def halt(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
-    """Withhold the release from everybody who is not rebooting into it yet."""
-    return await _move(service, engine, rollout_id, _by_state(moves.halt, by, why), _STOP_TRIES)
+async def halt(rollout_id: str, why: Why, service: On, engine: Moving, by: Stopper) -> Response:
+    """Withhold the release from everybody who is not rebooting into it yet. 202: not stored yet."""
+    return await _stop(service, engine, rollout_id, _by_state(moves.halt, by, why))
 
 
 @router.post("/{rollout_id}/abort")
-async def abort(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
-    """End a rollout for good."""
-    return await _move(service, engine, rollout_id, _by_state(moves.abort, by, why), _STOP_TRIES)
+async def abort(rollout_id: str, why: Why, service: On, engine: Moving, by: Stopper) -> Response:
+    """End a rollout for good. 202: not stored yet."""
+    return await _stop(service, engine, rollout_id, _by_state(moves.abort, by, why))
 
 
 @router.post("/{rollout_id}/advance")
@@ -321,6 +320,33 @@ async def _move(
     return answer(await shown(service, engine, rollout_id))
 
 
+async def _stop(service: Service, engine: Engine, rollout_id: str, decide: Decide) -> Response:
+    """Stop a rollout; it holds before anything is asked of the database."""
+    if rollout_id not in service.view.entries:
+        return await _move(service, engine, rollout_id, decide)
+    if await engine.stopping.stop(rollout_id, decide):
+        return answer(await shown(service, engine, rollout_id))
+    return answer(_unstored(service, service.view.entries[rollout_id]), 202)
+
+
+def _unstored(service: Service, entry: Entry) -> Fields:
+    """Return what is known of a rollout without the database."""
+    release = entry.rollout.plan.release
+    return {
+        "rollout_id": entry.rollout.plan.rollout_id,
+        "name": f"{release.device_type} {release.version}",
+        "firmware_id": release.firmware_id,
+        "version": release.version,
+        "device_type": release.device_type,
+        "status": entry.state.status.value,
+        "reason": entry.state.reason,
+        "by": entry.state.by,
+        "changed_at": iso(entry.state.changed_at or None),
+        "stored": False,
+        "survives_restart": service.stops.survives,
+    }
+
+
 async def shown(
     service: Service,
     engine: Engine,
@@ -359,6 +385,7 @@ async def shown(
         "revision": found["revision"] if entry is None else entry.revision,
         "reason": state.reason,
         "by": state.by,
+        "stored": not service.view.stops_of(rollout_id),
         "created_at": iso(found["created_at"]),
         "created_by": found["created_by"],
         "start_at": iso(state.start_at),

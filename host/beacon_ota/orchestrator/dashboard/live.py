@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from beacon_ota.orchestrator.api.access import actor_of, is_still, service_of
+from beacon_ota.orchestrator.api.numbers import ROW_ID_MAX
 from beacon_ota.orchestrator.asgi import decimal
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.dashboard.frame import HEADERS
@@ -34,7 +35,7 @@ async def live(request: Request) -> Response:
     service = service_of(request)
     service.hub.check_room(actor.id)
     last = request.headers.get("last-event-id") or request.query_params.get("after", "")
-    after = decimal(last, 10**15)
+    after = decimal(last, ROW_ID_MAX)
     stream = _stream(service, request, actor, after)
     return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
 

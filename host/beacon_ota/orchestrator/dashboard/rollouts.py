@@ -97,6 +97,7 @@ class RolloutView(NamedTuple):
     tally: Tally | None
     results: Counter[str]
     revision: int
+    stored: bool = True  # False: it is stopped in memory, and the database has not taken it
 
     @property
     def total(self) -> Cell | None:
@@ -148,6 +149,7 @@ def page(ask: Ask) -> Page:
             "failures": failures,
             "reasons": ask.read(outcomes.reasons, Which(rollout_id=rollout_id)),
             "counts": COUNTS,
+            "survives": ask.service.stops.survives,
             "verbs": VERBS[seen.state.status] if seen.tally is not None else (),
             "plan": _bare(row["plan"]),
             "versions": versions_of(ask),
@@ -166,8 +168,9 @@ def _view(ask: Ask, row: Fields) -> RolloutView:
         return RolloutView(row["id"], row, rollout, state, None, None, results, row["revision"])
     revision = entry.revision  # before what is shown of it, never after
     counts = ask.engine.count(entry, ask.now)
+    stored = not ask.service.view.stops_of(row["id"])
     return RolloutView(
-        row["id"], row, entry.rollout, entry.state, entry.due, counts, results, revision
+        row["id"], row, entry.rollout, entry.state, entry.due, counts, results, revision, stored
     )
 
 

@@ -236,7 +236,13 @@ document.addEventListener("submit", async (event) => {
   try {
     const answer = await fetch(url, { method: form.dataset.method, headers, body });
     if (answer.status === 401) return location.reload();
-    if (answer.ok) {
+    if (answer.status === 202) {
+      const told = await answer.json();
+      const restart = told.survives_restart ? "A restart knows it, too." : "A restart would forget it.";
+      say(refused, `It is ${told.status}, in memory: the database has not taken it yet. ${restart}`);
+      looked = -Infinity;
+      touch();
+    } else if (answer.ok) {
       form.closest("dialog").close();
       form.reset();
       looked = -Infinity;
