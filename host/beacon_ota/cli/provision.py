@@ -93,7 +93,8 @@ CredsOption = Annotated[
     Path | None,
     typer.Option(
         "--credentials-file",
-        help="What opens the door: id:secret in hex, one a line.",
+        help="What opens the door: id:secret:bound in hex, one a line; id:secret for readers that "
+        "do not say yet which door they mean.",
         rich_help_panel=_MORE,
     ),
 ]
@@ -170,7 +171,7 @@ def wifi(
     Asks for what is not given, at a terminal. Doing it again does no harm.
     """
     from beacon_ota.provision import flow
-    from beacon_ota.provision.wanted import Network, Wanted, config, credentials
+    from beacon_ota.provision.wanted import Network, Wanted, config
 
     chosen = _radio(radio)
     ask = asking.secret(pin, pin_file, pop)
@@ -193,8 +194,8 @@ def wifi(
     }
     registry = None if no_register else _orchestrator(url, token, site)
     values["orch_url"] = _address(orch_url, registry)
-    creds = credentials(asking.text(credentials_file)) if credentials_file else None
-    wanted = Wanted(network, config(values, second), tuple(tag or ()), creds)
+    creds, bound = _credentials(credentials_file)
+    wanted = Wanted(network, config(values, second), tuple(tag or ()), creds, bound)
     found = asking.find(chosen, beacon, search, json)
     with asking.steps(json) as tell:
         outcome = _run(
@@ -281,7 +282,6 @@ def batch(
     for those, the others are left alone.
     """
     from beacon_ota.provision import batch as batches
-    from beacon_ota.provision.wanted import credentials
 
     registry = None if no_register else _orchestrator(url, token, site)
     common = {
@@ -296,8 +296,8 @@ def batch(
         "fleet_key": asking.line(fleet_key_file) or None,
         "orch_url": _address(orch_url, registry),
     }
-    creds = credentials(asking.text(credentials_file)) if credentials_file else None
-    rows = batches.parse(asking.text(file, batches.MAX_BYTES), common, creds)
+    creds, bound = _credentials(credentials_file)
+    rows = batches.parse(asking.text(file, batches.MAX_BYTES), common, creds, bound)
     with asking.counting(len(rows), json) as (begun, done):
         results = _run(
             batches.run(
@@ -356,6 +356,28 @@ def _orchestrator(url: str | None, token: str | None, site: str | None) -> "Orch
     registry = Orchestrator(remote.client(url, token))
     registry.check(site)
     return registry
+
+
+def _credentials(file: Path | None) -> tuple[bytes | None, frozenset[bytes]]:
+    """Read a file of credentials: what they are, and which of them are bound to each door."""
+    from beacon_ota.provision.wanted import bound, credentials
+    from beacon_ota.wire import access
+
+    if file is None:
+        return None, frozenset()
+    text = asking.text(file)
+    creds, only = credentials(text), bound(text)
+    size = access.ID + access.SECRET
+    loose = sum(creds[at : at + access.ID] not in only for at in range(0, len(creds), size))
+    if loose:
+        output.say(
+            "{} of {} credentials are not bound: whoever gets a proof of one for any door can open "
+            "this one with it (docs/security.md)",
+            loose,
+            len(creds) // size,
+            to=output.errors,
+        )
+    return creds, only
 
 
 def _address(given: str | None, registry: "Orchestrator | None") -> str | None:
