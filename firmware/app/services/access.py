@@ -57,6 +57,7 @@ class Access:
             granted = self._judge(self._open.pop(link, None), payload)
             self._say(link, bytes((access.GRANTED if granted else access.REFUSED,)))
             if granted:
+                self._radio.renew(link)
                 from services import strike
 
                 strike.open(self._store)
