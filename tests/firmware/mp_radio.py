@@ -194,7 +194,7 @@ def test_with_all_links_taken_those_go_that_had_their_share():
     def prove(made):
         made.renew(2)
 
-    assert cuts(4, (10, prove), (6, say)) == [[], [1, 3, 4]]
+    assert cuts(4, (10, say), (6, prove)) == [[], [1, 3, 4]]
 
 
 def test_a_closed_door_is_not_kept_open_by_knocking():

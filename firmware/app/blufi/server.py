@@ -51,7 +51,7 @@ class Server:
         self._link = None  # who is served
         self.gone = True  # and has left
         self._frames = []
-        self._line = []  # (link, frames) of those who wait
+        self.line = []  # (link, frames) of those who wait
         self.proved = False  # who is served knows the secret
         self._wake = AutoResetEvent()
         self._why = ""
@@ -118,7 +118,7 @@ class Server:
         if not self.gone and link == self._link:
             self.gone = True
             self._wake.set()
-        self._line = [one for one in self._line if one[0] != link]
+        self.line = [one for one in self.line if one[0] != link]
         self._press()
 
     def on_write(self, link, handle, data):
@@ -140,7 +140,7 @@ class Server:
 
     # Where the frames of somebody wait who is not served yet; None when he will not be.
     def _place(self, link, data):
-        for one, frames in self._line:
+        for one, frames in self.line:
             if one == link:
                 return frames
         radio = self.beacon.radio
@@ -154,24 +154,16 @@ class Server:
             radio.cut(link)
         else:
             frames = []
-            self._line.append((link, frames))
+            self.line.append((link, frames))
             radio.keep(link, _LINE, _LINE, _LINE)
             self._press()
             return frames
 
     # Is somebody waiting for the place of who is served?
     def _press(self):
-        self.beacon.radio.wanted = None if self.gone or not self._line else self._link
+        self.beacon.radio.wanted = None if self.gone or not self.line else self._link
 
     # -- the session
-
-    # Who is served has proved the secret: he takes his time, and nobody waits for so long.
-    def trust(self, silence, stay):
-        radio = self.beacon.radio
-        self.proved = True
-        radio.keep(self._link, silence, stay, stay)
-        for link, _ in self._line:
-            radio.cut(link)
 
     # The next frame, None when there is none for `ms` or the client has gone.
     async def frame(self, ms):
@@ -182,10 +174,10 @@ class Server:
     async def run(self):
         while True:
             self.look()
-            if not self._line:
+            if not self.line:
                 await self._wake.wait_ms(_LOOK)
                 continue
-            link, frames = self._line.pop(0)
+            link, frames = self.line.pop(0)
             if not self._why:  # closed meanwhile
                 self.beacon.radio.cut(link)
                 continue

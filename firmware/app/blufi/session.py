@@ -196,11 +196,20 @@ class Session:
 
             self._link.protect(_SEALED, Records(Ccm, exchange.keys, True))
             self._level = _EC1
-            self._server.trust(_FRIEND, _LONGEST)
+            self._trust()
         else:
             self._blame(exchange.fatal)
         self._exchange = exchange = None
         forget(*EXCHANGE)
+
+    # Who has proved the secret takes his time, and nobody waits for so long.
+    def _trust(self):
+        server = self._server
+        radio = server.beacon.radio
+        server.proved = True
+        radio.keep(self._peer, _FRIEND, _LONGEST, _LONGEST)
+        for link, _ in server.line:
+            radio.cut(link)
 
     async def _v1(self, data):
         if self._negotiation is None:
