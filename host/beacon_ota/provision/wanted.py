@@ -177,7 +177,7 @@ def _credentials(text: str) -> Iterator[tuple[bytes, bytes, bool]]:
                 expected=f"{2 * access.ID} digits, a colon, {2 * access.SECRET} digits, "
                 "and :bound for a credential that has another key at each door",
             )
-        yield *pair, bool(colon)
+        yield pair[0], pair[1], bool(colon)
 
 
 def reachable(url: str | None) -> str | None:
