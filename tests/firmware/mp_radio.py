@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 
 WRITE, CONNECT, DISCONNECT = 3, 1, 2
 HANDLE = 7
@@ -111,3 +112,94 @@ def test_who_writes_more_than_is_heard_is_cut():
 
     asyncio.run(main())
     assert owner.heard == 32 and made._ble.cuts == [1]
+
+
+# Time as the radio sees it: the interpreter's, and what was skipped.
+class Clock:
+    def __init__(self):
+        self.skipped = 0
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+    def ticks_ms(self):
+        return time.ticks_add(time.ticks_ms(), self.skipped)
+
+
+# What happens to links: `steps` are (seconds that pass, what is done then).
+def cuts(connected, *steps):
+    made, _ = radio(lambda: False)
+    import services.radio as room
+
+    room.time = clock = Clock()
+    cut = []
+    try:
+        for link in range(2, connected + 1):
+            made._irq(CONNECT, (link, 0, bytes(6)))
+        made._pump()
+        for seconds, act in steps:
+            act(made)
+            made._pump()
+            clock.skipped += 1000 * seconds
+            made._look(clock.ticks_ms())
+            cut.append(sorted(set(made._ble.cuts)))
+    finally:
+        room.time = time
+    return cut
+
+
+def say(made):
+    made._irq(WRITE, (1, HANDLE))
+
+
+def test_a_link_that_speaks_has_a_minute():
+    assert cuts(1, *[(10, say)] * 7) == [[]] * 6 + [[1]]
+    assert cuts(1, (10, say), (31, say)) == [[], [1]]
+
+
+def test_a_link_that_proves_something_begins_again():
+    def renew(made):
+        say(made)
+        made.renew(1)
+
+    assert cuts(1, *[(20, renew)] * 9) == [[]] * 9
+
+    # On the terms of somebody else it stays what it was.
+    def session(made):
+        made.keep(1, 60_000, 60_000, 15_000)
+
+    assert cuts(1, (1, session), *[(20, renew)] * 3) == [[], [], [], [1]]
+
+
+def test_somebody_waits_for_the_place_of_a_link():
+    def want(made):
+        say(made)
+        made.wanted = 1
+
+    assert cuts(1, (10, want), (6, say)) == [[], [1]]
+    assert cuts(2, (10, want), (6, say)) == [[], [1]]
+
+    # Not of one that may take its time.
+    def trust(made):
+        want(made)
+        made.keep(1, 300_000, 1_800_000, 1_800_000)
+
+    assert cuts(1, *[(200, trust)] + [(200, say)] * 9) == [[]] * 9 + [[1]]
+
+
+def test_with_all_links_taken_those_go_that_had_their_share():
+    assert cuts(3, (16, say)) == [[]]
+    assert cuts(4, (10, say), (6, say)) == [[], [1, 2, 3, 4]]
+
+    def prove(made):
+        made.renew(2)
+
+    assert cuts(4, (10, say), (6, prove)) == [[], [1, 3, 4]]
+
+
+def test_a_closed_door_is_not_kept_open_by_knocking():
+    def refuse(made):
+        made.keep(1, 200, 0)
+
+    assert cuts(1, (1, refuse)) == [[1]]
+    assert cuts(1, *[(10, say)] * 6 + [(1, refuse)])[-1] == [1]

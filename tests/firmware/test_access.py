@@ -9,10 +9,12 @@ import pytest
 from bleak import BleakClient, BleakScanner
 from bleak.exc import BleakError
 
+from beacon_ota.provision import session
 from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.room import Room
 from beacon_ota.wire import access
 from tests.firmware.beacons import bench
+from tests.firmware.server import BEACON
 
 IDENT, SECRET = b"door", bytes(range(16))
 OTHERS = b"".join(bytes([i]) * 20 for i in range(31))
@@ -40,13 +42,26 @@ class Reader:
         kind, payload = access.parse(answer)
         return kind, bytes(payload), time.monotonic() - begun
 
-    async def enter(self, ident: bytes = IDENT, secret: bytes = SECRET) -> tuple[int, float]:
-        """Ask to be let in; return the verdict and the longest of the two waits."""
+    async def enter(
+        self, ident: bytes = IDENT, secret: bytes = SECRET, door: str | None = None
+    ) -> tuple[int, float]:
+        """Ask to be let in; return the verdict and the longest of the two waits.
+
+        Args:
+            door: the id of the beacon that the proof is for; None: for anyone's, the old way.
+        """
         kind, nonce, first = await self.say(access.request(ident))
         assert kind == access.CHALLENGE and len(nonce) == access.NONCE
-        mac = hmac.new(secret, nonce, hashlib.sha256).digest()
-        kind, _, second = await self.say(access.proof(mac))
+        kind, _, second = await self.say(prove(nonce, secret, door))
         return kind, max(first, second)
+
+
+def prove(nonce: bytes, secret: bytes, door: str | None) -> bytes:
+    """Answer a challenge as a reader does, by docs/contracts.md."""
+    key = secret
+    if door is not None:
+        key = hmac.digest(secret, b"beacon-ota access to the door " + door.encode(), "sha256")[:16]
+    return access.proof(hmac.digest(key, nonce, "sha256"))
 
 
 def at_the_door(room: Room, visit) -> None:
@@ -89,6 +104,43 @@ def test_who_may_enter(v1, room):
 
     settings = {"creds": CREDENTIALS}
     with bench(v1, settings=settings, scale=1, bluetooth=room.backend()) as b:
+        b.wait(lambda: room.radios(), what="on the air")
+        at_the_door(room, visit)
+
+
+def test_a_proof_is_for_one_door(v1, room):
+    """What proves a credential at one door proves nothing at another: none can be passed on."""
+
+    async def visit(reader: Reader) -> None:
+        # A credential that is held as it is: for this door, or for anybody's, the old way.
+        assert (await reader.enter(door=BEACON))[0] == access.GRANTED
+        assert (await reader.enter())[0] == access.GRANTED
+        for other in ("beacon-2", BEACON + "1", BEACON[:-1], ""):
+            assert (await reader.enter(door=other))[0] == access.REFUSED
+        # One that is bound is not held here but its key for this door: nothing else is good.
+        assert (await reader.enter(b"mine", SECRET, BEACON))[0] == access.GRANTED
+        assert (await reader.enter(b"mine", SECRET))[0] == access.REFUSED
+        assert (await reader.enter(b"mine", SECRET, "beacon-2"))[0] == access.REFUSED
+        # And the key that another door holds opens that one only.
+        assert (await reader.enter(b"mine", other_key))[0] == access.REFUSED
+        assert (await reader.enter(b"none", SECRET, BEACON))[0] == access.REFUSED
+
+    mine = access.door_key(session.hmac_sha256, SECRET, BEACON)
+    other_key = access.door_key(session.hmac_sha256, SECRET, "beacon-2")
+    settings = {"creds": IDENT + SECRET + b"mine" + mine}
+    with bench(v1, settings=settings, scale=1, bluetooth=room.backend()) as b:
+        b.wait(lambda: room.radios(), what="on the air")
+        at_the_door(room, visit)
+
+
+def test_a_door_without_an_id_goes_by_its_chip(v1, room):
+    async def visit(reader: Reader) -> None:
+        assert (await reader.enter(door="beacon-7cdfa1a1b2c3"))[0] == access.GRANTED
+        assert (await reader.enter(door=BEACON))[0] == access.REFUSED
+
+    settings = {"creds": IDENT + SECRET, "beacon_id": None}
+    mac = bytes.fromhex("7cdfa1a1b2c3")
+    with bench(v1, settings=settings, scale=1, bluetooth=room.backend(), mac=mac) as b:
         b.wait(lambda: room.radios(), what="on the air")
         at_the_door(room, visit)
 

@@ -97,6 +97,7 @@ class Scene:
         secret: Secret = SECRET,
         config: Mapping[str, Any] | None = None,
         creds: bytes | None = None,
+        bound: frozenset[bytes] = frozenset(),
         book: Book | None = None,
         **options,
     ) -> flow.Outcome:
@@ -107,7 +108,7 @@ class Scene:
             found,
             self.radio,
             flow.known(secret),
-            Wanted(wifi, settings, (), creds),
+            Wanted(wifi, settings, (), creds, bound),
             book or self.book,
             pace=self.beacon.clock.scale,
             **options,

@@ -9,6 +9,7 @@ from bleak import BleakClient
 
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.provision.scan import shown
+from beacon_ota.provision.session import hmac_sha256
 from beacon_ota.provision.wanted import Network, Secret, position
 from beacon_ota.wire import access, adverts
 from tests.provision import scene as scenes
@@ -232,20 +233,29 @@ def test_a_beacon_without_an_id_is_called_by_its_chip(v1):
 
 
 def test_what_it_was_given_opens_the_door(v1):
-    async def enter(s: scenes.Scene) -> int:
+    async def enter(s: scenes.Scene, key: bytes) -> int:
         found = await s.heard(lambda b: not b.open)
         async with BleakClient(found.device, **s.radio.client) as client:
             answers: asyncio.Queue[bytes] = asyncio.Queue()
             await client.start_notify(access.STATUS, lambda _, d: answers.put_nowait(bytes(d)))
             await client.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
             _, nonce = access.parse(await answers.get())
-            proof = access.proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
+            proof = access.proof(hmac.digest(key, nonce, "sha256"))
             await client.write_gatt_char(access.CONTROL, proof, response=True)
             return access.parse(await answers.get())[0]
 
     with scene(v1) as s:
         s.online(creds=CREDENTIALS)
-        assert run(enter(s)) == access.GRANTED
+        secret = bytes(range(16))
+        assert run(enter(s, secret)) == access.GRANTED
+        key = access.door_key(hmac_sha256, secret, ID)
+        assert run(enter(s, key)) == access.GRANTED
+        # Bound: the secret never gets to the beacon, and opens nothing there.
+        s.unlock()
+        s.online(creds=CREDENTIALS, bound=frozenset((b"door",)))
+        assert s.beacon.setting("creds") == b"door" + key
+        assert run(enter(s, key)) == access.GRANTED
+        assert run(enter(s, secret)) == access.REFUSED
 
 
 def test_the_network_is_changed_while_nobody_listens(v1):

@@ -1,6 +1,7 @@
 """What people write: settings, credentials, batch files, labels; and what anybody may advertise."""
 
 import csv
+import hmac
 import io
 
 import pytest
@@ -94,6 +95,34 @@ def test_credentials():
     for bad in (pair + "\n" + pair[:-1], (pair + "\n") * 33, "door:secret"):
         with pytest.raises(UsageError):
             wanted.credentials(bad)
+
+
+def test_bound_credentials():
+    """Of such a credential a beacon gets a key that is its own, and never the secret."""
+    text = "646f6f72:" + "11" * 16 + "\n6d696e65:" + "22" * 16 + ":bound  # a phone\n"
+    creds = wanted.credentials(text)
+    assert creds == b"door" + b"\x11" * 16 + b"mine" + b"\x22" * 16
+    assert wanted.bound(text) == {b"mine"}
+    given = wanted.Wanted(creds=creds, bound=wanted.bound(text))
+    held = {door: given.creds_at(door) for door in ("beacon-1", "beacon-2")}
+    for door, blob in held.items():
+        key = hmac.digest(b"\x22" * 16, b"beacon-ota access to the door " + door.encode(), "sha256")
+        assert blob == b"door" + b"\x11" * 16 + b"mine" + key[:16]
+    assert held["beacon-1"] != held["beacon-2"]
+    for bad in (":", ":Bound", ":bound:bound", ":no", "bound"):
+        with pytest.raises(UsageError):
+            wanted.credentials("6d696e65:" + "22" * 16 + bad)
+    # As it was: what nobody binds is held as it is.
+    assert wanted.Wanted(creds=creds).creds_at("beacon-1") == creds
+
+
+def test_a_proof_of_possession_is_for_one_beacon():
+    """Two beacons with one: a stranger could pass the session on, and the wrong one is set up."""
+    text = "beacon,pop\nA1B2C3,first proof\nA1B2C4,first proof\n"
+    with pytest.raises(InputError) as caught:
+        batch.parse(text, {"ssid": "site", "password": "correct horse"})
+    assert caught.value.code == "batch_row" and "line 3" in caught.value.message
+    assert len(batch.parse(text.replace("A1B2C4,first", "A1B2C4,other"), {})) == 2
 
 
 def test_what_a_beacon_can_take_fits_what_is_wanted():

@@ -30,3 +30,17 @@ def test_credentials():
     # An id is looked for at its place only, and half a credential is none.
     assert a.find(BLOB, SECRETS[5][:4]) == b""
     assert a.find(BLOB[:-1], IDS[31]) == b""
+
+
+def test_the_key_of_a_door():
+    asked = []
+
+    def mac(key, *parts):
+        asked.append((key, b"".join(parts)))
+        return bytes(range(32))
+
+    assert a.door_key(mac, SECRETS[7], "beacon-1") == bytes(range(16))
+    [(key, message)] = asked
+    assert key == SECRETS[7] and message == b"beacon-ota access to the door beacon-1"
+    # Whatever nonce a stranger asks an old reader to answer: the answer is no door's key.
+    assert len(message) > len("beacon-1") + a.NONCE

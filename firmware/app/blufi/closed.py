@@ -16,4 +16,4 @@ def refuse(radio, link, handle, frame):
         radio.notify(link, handle, _CLOSED_EC1 if ours else _CLOSED)
     except OSError as error:
         print("blufi:", error)
-    radio.keep(link, _GOODBYE)
+    radio.keep(link, _GOODBYE, 0)

@@ -1,5 +1,7 @@
 # Provisioning, as much of it as is always loaded: the GATT service, when it is open, and one client
-# at a time. The session is imported when a client comes and given back when it has gone.
+# at a time, in the order in which they came. Who comes while a stranger is served ends that one's
+# time early (services/radio.py); who knows the PIN is not disturbed. The session is imported when a
+# client comes and given back when it has gone.
 
 import sys
 import time
@@ -15,6 +17,8 @@ _BUFFER = const(512)  # the longest write there is; a frame has at most 261 byte
 _LOOK = const(1000)  # ms between looks at the window
 _FRAMES = const(96)  # that wait for a session which computes, and their bytes
 _BYTES = const(4096)
+_OTHERS = const(3)  # who wait for a session have so many times less
+_LINE = const(300_000)  # ms that nobody waits: at most two others' shares, and what serves him
 _GOODBYE = const(200)  # ms for the last notification to get out
 _LONG = const(100_000_000)  # ms that are counted without a network
 _KEY = const(32)
@@ -47,8 +51,8 @@ class Server:
         self._link = None  # who is served
         self.gone = True  # and has left
         self._frames = []
-        self._next = None  # who came when that one had left, and waits for what he began to end
-        self._later = []
+        self.line = []  # (link, frames) of those who wait
+        self.proved = False  # who is served knows the secret
         self._wake = AutoResetEvent()
         self._why = ""
         self._button = 0  # ms
@@ -114,30 +118,50 @@ class Server:
         if not self.gone and link == self._link:
             self.gone = True
             self._wake.set()
-        elif link == self._next:
-            self._next = None
-            self._later = []
+        self.line = [one for one in self.line if one[0] != link]
+        self._press()
 
     def on_write(self, link, handle, data):
         if handle != self._rx:
             return
-        if self.gone and self._next is None:
-            if not self._why:
-                from blufi import closed
-
-                closed.refuse(self.beacon.radio, link, self.tx, data)
-                closed = None
-                forget("blufi.closed")
-                return
-            self._next = link
-        frames = self._later if self.gone else self._frames
-        waiting = sum([len(frame) for frame in frames])
-        full = len(frames) >= _FRAMES or waiting + len(data) > _BYTES
-        if full or link != (self._next if self.gone else self._link):
-            self.beacon.radio.cut(link)  # one at a time, and not too fast
+        part = 1
+        frames = self._frames
+        if self.gone or link != self._link:
+            part = _OTHERS
+            frames = self._place(link, data)
+        if frames is None:
+            return
+        waiting = sum([len(frame) for frame in frames]) + len(data)
+        if len(frames) * part >= _FRAMES or waiting * part > _BYTES:
+            self.beacon.radio.cut(link)  # not too fast
             return
         frames.append(data)
         self._wake.set()
+
+    # Where the frames of somebody wait who is not served yet; None when he will not be.
+    def _place(self, link, data):
+        for one, frames in self.line:
+            if one == link:
+                return frames
+        radio = self.beacon.radio
+        if not self._why:
+            from blufi import closed
+
+            closed.refuse(radio, link, self.tx, data)
+            closed = None
+            forget("blufi.closed")
+        elif self.proved and not self.gone:
+            radio.cut(link)
+        else:
+            frames = []
+            self.line.append((link, frames))
+            radio.keep(link, _LINE, _LINE, _LINE)
+            self._press()
+            return frames
+
+    # Is somebody waiting for the place of who is served?
+    def _press(self):
+        self.beacon.radio.wanted = None if self.gone or not self.line else self._link
 
     # -- the session
 
@@ -150,18 +174,22 @@ class Server:
     async def run(self):
         while True:
             self.look()
-            if self._next is None:
+            if not self.line:
                 await self._wake.wait_ms(_LOOK)
-            if self._next is not None:
-                self._link, self._frames = self._next, self._later
-                self._next, self._later = None, []
-                self.gone = False
-                await self._serve(self._link)
+                continue
+            link, frames = self.line.pop(0)
+            if not self._why:  # closed meanwhile
+                self.beacon.radio.cut(link)
+                continue
+            self._link, self._frames = link, frames
+            self.gone = self.proved = False
+            await self._serve(link)
 
     # Whatever a client can make of it, the next one finds everything as it was. Dying is no way
     # out: a task that dies three times resets the chip, and no client may do that.
     async def _serve(self, link):
         modules = ()
+        self._press()
         try:
             from blufi import session
 

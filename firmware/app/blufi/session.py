@@ -54,8 +54,10 @@ _MAGIC = const(0xEC)  # wire.ec1 is loaded when it is needed
 _SEALED = const(0x22)
 _LOOK = const(250)  # ms between looks at what there is to tell
 _MISTAKES = const(8)  # malformed frames that a session may bring
-_STRANGER = const(60_000)  # ms of silence before a secret is proved
-_FRIEND = const(300_000)  # and afterwards: people look for passwords
+_STRANGER = const(60_000)  # ms before a secret is proved, and of them when somebody else waits
+_SHARE = const(15_000)
+_FRIEND = const(300_000)  # of silence afterwards: people look for passwords
+_LONGEST = const(1_800_000)  # and of all
 _TRIES = const(250)  # to get a notification out, 20 ms apart
 
 
@@ -74,8 +76,12 @@ class Session:
     async def run(self):
         radio = self._server.beacon.radio
         self._legacy = self._server.beacon.store.policy("legacy") == 1
-        # People with Espressif's app type passwords before they send the first one.
-        radio.keep(self._peer, _FRIEND if self._legacy else _STRANGER)
+        # People with Espressif's app type passwords before they send the first one. With nothing to
+        # prove, they have as long as that.
+        if self._legacy:
+            radio.keep(self._peer, _FRIEND, _FRIEND, _STRANGER)
+        else:
+            radio.keep(self._peer, _STRANGER, _STRANGER, _SHARE)
         while not self._over and not self._server.gone:
             frame = await self._server.frame(_LOOK)
             self._server.look()
@@ -191,11 +197,20 @@ class Session:
 
             self._link.protect(_SEALED, Records(Ccm, exchange.keys, True))
             self._level = _EC1
-            self._server.beacon.radio.keep(self._peer, _FRIEND)
+            self._trust()
         else:
             self._blame(exchange.fatal)
         self._exchange = exchange = None
         forget(*EXCHANGE)
+
+    # Who has proved the secret takes his time, and nobody waits for so long.
+    def _trust(self):
+        server = self._server
+        radio = server.beacon.radio
+        server.proved = True
+        radio.keep(self._peer, _FRIEND, _LONGEST, _LONGEST)
+        for link, _ in server.line:
+            radio.cut(link)
 
     async def _v1(self, data):
         if self._negotiation is None:

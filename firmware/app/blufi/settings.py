@@ -2,7 +2,7 @@
 # how the beacon is getting on with them.
 
 import asyncio
-from binascii import hexlify, unhexlify
+from binascii import unhexlify
 
 import factory
 import machine
@@ -93,18 +93,13 @@ class Settings:
         if "wifi2_ssid" in fields and "wifi2_pass" not in fields:
             values["wifi2_pass"] = None
         if "beacon_key" in fields and not beacon.store.text("beacon_id"):
-            values["beacon_id"] = self._id().encode()
+            values["beacon_id"] = beacon.store.identity().encode()
         beacon.store.put_all(values)
         if "ibeacon" in fields:
             beacon.radio.position(positioning.frame(beacon.store))
         self._watched = True
         self._server.changed()
         beacon.settled()
-
-    # Who it is: the name it was given, or one that its chip gives it.
-    def _id(self):
-        given = self._beacon.store.text("beacon_id")
-        return given or "beacon-" + hexlify(machine.unique_id()).decode()
 
     def _forget(self):
         self._beacon.journal.write("blufi", "forgot")
@@ -117,7 +112,7 @@ class Settings:
         return tlv.encode(
             tlv.STATE,
             {
-                "beacon_id": self._id(),
+                "beacon_id": beacon.store.identity(),
                 "version": beacon.version[:64],
                 "image": unhexlify(beacon.image) if beacon.image else None,
                 "ip": beacon.wifi.wlan.ifconfig()[0] if up else None,

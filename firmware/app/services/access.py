@@ -57,6 +57,7 @@ class Access:
             granted = self._judge(self._open.pop(link, None), payload)
             self._say(link, bytes((access.GRANTED if granted else access.REFUSED,)))
             if granted:
+                self._radio.renew(link)
                 from services import strike
 
                 strike.open(self._store)
@@ -70,7 +71,10 @@ class Access:
         nonce, ident, since = opened
         size = access.MAX_CREDENTIALS * (access.ID + access.SECRET)
         secret = access.find(self._store.blob("creds", size), ident)
-        good = equal(hmac_sha256(secret or bytes(access.SECRET), nonce)[: access.SECRET], proof)
+        held = secret or bytes(access.SECRET)
+        good = False
+        for key in (held, access.door_key(hmac_sha256, held, self._store.identity())):
+            good = equal(hmac_sha256(key, nonce)[: access.SECRET], proof) or good
         late = not 0 <= time.ticks_diff(time.ticks_ms(), since) <= access.LIFETIME
         return good and bool(secret) and not late
 

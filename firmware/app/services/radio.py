@@ -23,7 +23,10 @@ _SLOW = const(400_000)  # while an update has the radio's other half
 _TURN = const(500)  # ms between looks, and for each of two frames that take turns
 _QUEUE = const(32)  # writes of one link that nobody has looked at yet, and their bytes
 _BYTES = const(2048)
-_IDLE = const(30_000)  # ms without a write until a link is cut: there are only four
+_MOST = const(4)  # links that there can be
+_IDLE = const(30_000)  # ms without a write until a link is cut
+_STAY = const(60_000)  # ms in which it has to prove something, whatever it writes
+_SHARE = const(15_000)  # of these, that are its own even when somebody else waits
 _STILL = const(3000)  # ms off the air at a time: a reboot takes as long
 _FAILED = const(0xFE)
 _SHOWN = const(5000)  # ms for which a failure is advertised
@@ -62,8 +65,10 @@ class Radio:
         self._flood = None
         self._flag = asyncio.ThreadSafeFlag()
         # What the owners know: link -> [number of the connection, ms of silence that are allowed,
-        # ticks at which they are over].
+        # ticks at which they are over, at which it has to go, and at which it goes for another's
+        # sake].
         self._links = {}
+        self.wanted = None  # the link whose place somebody waits for
 
     # First thing of all, before WiFi and before the heap grows.
     def start(self, cause):
@@ -125,10 +130,11 @@ class Radio:
                 _SLOW if self._slow else _NORMAL,
                 adv_data=data,
                 resp_data=self._progress + self._about,
-                connectable=bool(self._services),
+                # With as many links as there can be, nobody else may connect, and asking for
+                # that would end all of it.
+                connectable=bool(self._services) and len(self._live) < _MOST,
             )
         except OSError as error:
-            # With as many links as there can be, nobody else may connect: again when one ends.
             print("ble:", error)
 
     # The positioning frame, b"" for none.
@@ -186,11 +192,22 @@ class Radio:
     def mtu(self, link):
         return self._live[link][1] if self._same(link) else _SMALLEST
 
-    # The peer may be silent for so long before it is cut.
-    def keep(self, link, ms):
+    # The peer may be silent for so long before it is cut, and whatever it writes it has to go after
+    # `stay` ms, after `share` if it is in another's way. For who has proved something, and for whom
+    # it is the turn: no peer gets here by writing. Without `stay` that is as it was.
+    def keep(self, link, ms=_IDLE, stay=_STAY, share=_SHARE):
         if link in self._links:
-            self._links[link][1] = ms
+            known = self._links[link]
+            known[1] = ms
+            if stay:
+                now = time.ticks_ms()
+                known[3:] = (time.ticks_add(now, stay), time.ticks_add(now, share))
             self._heard(link)
+
+    # It has proved something: its time begins again, unless it stays on somebody's other terms.
+    def renew(self, link):
+        if link in self._links and self._links[link][1] == _IDLE:
+            self.keep(link)
 
     def _heard(self, link):
         known = self._links[link]
@@ -287,9 +304,13 @@ class Radio:
             self._stale = True
         if self._clear is not None and time.ticks_diff(now, self._clear) > 0:
             self.progress(None)
+        full = len(self._links) >= _MOST
         for link in list(self._links):
-            if time.ticks_diff(now, self._links[link][2]) > 0:
-                self.cut(link)
+            known = self._links[link]
+            for end in known[2 : 5 if full or link == self.wanted else 4]:
+                if time.ticks_diff(now, end) > 0:
+                    self.cut(link)
+                    break
 
     # What was written first, then who came and went: the last words of somebody who has gone
     # still count.
@@ -317,8 +338,8 @@ class Radio:
                     self._tell(owner.on_disconnect, link)
         for link in live:
             if link not in self._links:
-                self._links[link] = [live[link][0], _IDLE, 0]
-                self._heard(link)
+                self._links[link] = [live[link][0], 0, 0, 0, 0]
+                self.keep(link)
 
     # Nothing that a peer can write may end this task: that would take Bluetooth along.
     def _tell(self, call, link, *args):

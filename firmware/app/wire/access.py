@@ -3,9 +3,14 @@
 #
 #   reader  01 id             request
 #   beacon  01 nonce          challenge, 16 bytes, good for one answer within 5 s
-#   reader  02 proof          HMAC-SHA256(secret, nonce), the first 16 bytes
+#   reader  02 proof          HMAC-SHA256(key, nonce), the first 16 bytes
 #   beacon  02                granted
 #           03                refused: unknown, wrong or late, and it does not say which
+#
+# The key is the credential's for this one door (door_key), so that a proof made for one door is
+# worth nothing at another. The reader has the door's id from a list of its own, never off the air.
+# A door holds that key and nothing more of a credential that is bound. Of one that is not it holds
+# the secret itself, and takes the old proof too, whose key is the secret.
 
 try:
     from micropython import const
@@ -30,6 +35,14 @@ SECRET = const(16)
 NONCE = const(16)
 LIFETIME = const(5000)  # ms of a challenge
 MAX_CREDENTIALS = const(32)
+
+# Longer than a nonce: whatever an old reader can be asked to prove, it is never a door's key.
+_DOOR = b"beacon-ota access to the door "
+
+
+# The key with which a credential opens the door of this beacon.
+def door_key(hmac_sha256, secret, beacon_id):
+    return hmac_sha256(secret, _DOOR, beacon_id.encode())[:SECRET]
 
 
 # What the reader sends.

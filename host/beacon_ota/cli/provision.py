@@ -100,7 +100,8 @@ CredsOption = Annotated[
     Path | None,
     typer.Option(
         "--credentials-file",
-        help="What opens the door: id:secret in hex, one a line.",
+        help="What opens the door: id:secret:bound in hex, one a line; id:secret for readers that "
+        "do not say yet which door they mean.",
         rich_help_panel=_MORE,
     ),
 ]
@@ -178,7 +179,7 @@ def wifi(
     Asks for what is not given, at a terminal. Doing it again does no harm.
     """
     from beacon_ota.provision import flow
-    from beacon_ota.provision.wanted import Network, Wanted, config, credentials
+    from beacon_ota.provision.wanted import Network, Wanted, config
 
     chosen = _radio(radio)
     beacon, pin = _labelled(label, beacon, pin)
@@ -202,8 +203,8 @@ def wifi(
     }
     registry = None if no_register else _orchestrator(url, token, site)
     values["orch_url"] = _address(orch_url, registry)
-    creds = credentials(text_files.read(credentials_file)) if credentials_file else None
-    wanted = Wanted(network, config(values, second), tuple(tag or ()), creds)
+    creds, bound = _credentials(credentials_file)
+    wanted = Wanted(network, config(values, second), tuple(tag or ()), creds, bound)
     found = asking.find(chosen, beacon, search, json)
     with asking.steps(json) as tell:
         outcome = _run(
@@ -294,7 +295,6 @@ def batch(
     for those, the others are left alone.
     """
     from beacon_ota.provision import batch as batches
-    from beacon_ota.provision.wanted import credentials
 
     registry = None if no_register else _orchestrator(url, token, site)
     common = {
@@ -309,8 +309,8 @@ def batch(
         "fleet_key": asking.line(fleet_key_file) or None,
         "orch_url": _address(orch_url, registry),
     }
-    creds = credentials(text_files.read(credentials_file)) if credentials_file else None
-    rows = batches.parse(text_files.read(file, batches.MAX_BYTES), common, creds)
+    creds, bound = _credentials(credentials_file)
+    rows = batches.parse(text_files.read(file, batches.MAX_BYTES), common, creds, bound)
     with asking.counting(len(rows), json) as (begun, done):
         results = _run(
             batches.run(
@@ -379,6 +379,28 @@ def _orchestrator(url: str | None, token: str | None, site: str | None) -> "Orch
     registry = Orchestrator(remote.client(url, token))
     registry.check(site)
     return registry
+
+
+def _credentials(file: Path | None) -> tuple[bytes | None, frozenset[bytes]]:
+    """Read a file of credentials: what they are, and which of them are bound to each door."""
+    from beacon_ota.provision.wanted import bound, credentials
+    from beacon_ota.wire import access
+
+    if file is None:
+        return None, frozenset()
+    text = text_files.read(file)
+    creds, only = credentials(text), bound(text)
+    size = access.ID + access.SECRET
+    loose = sum(creds[at : at + access.ID] not in only for at in range(0, len(creds), size))
+    if loose:
+        output.say(
+            "{} of {} credentials are not bound: whoever gets a proof of one for any door can open "
+            "this one with it (docs/security.md)",
+            loose,
+            len(creds) // size,
+            to=output.errors,
+        )
+    return creds, only
 
 
 def _address(given: str | None, registry: "Orchestrator | None") -> str | None:

@@ -69,12 +69,18 @@ class Done:
         }
 
 
-def parse(text: str, common: Mapping[str, str | None], creds: bytes | None = None) -> list[Row]:
+def parse(
+    text: str,
+    common: Mapping[str, str | None],
+    creds: bytes | None = None,
+    bound: frozenset[bytes] = frozenset(),
+) -> list[Row]:
     """Read the file.
 
     Args:
         common: values by column for rows that have none of their own.
         creds: for all of them.
+        bound: ids of those of which each beacon gets its own key.
 
     Raises:
         InputError: ``batch_columns``, ``batch_row`` (with the line), ``batch_empty``.
@@ -92,11 +98,20 @@ def parse(text: str, common: Mapping[str, str | None], creds: bytes | None = Non
             )
         rows: list[Row] = []
         seen: dict[str, int] = {}
+        proofs: dict[bytes, int] = {}
         for fields in reader:
-            row = _row(reader.line_num, fields, common, creds)
+            row = _row(reader.line_num, fields, common, creds, bound)
             if (first := seen.setdefault(row.beacon.upper(), row.line)) != row.line:
                 raise InputError(
                     "batch_row", f"line {row.line}: {row.beacon} is in line {first} already"
+                )
+            # An exchange says by its proof alone which beacon it is meant for.
+            pop = row.secret.pop
+            if pop and (first := proofs.setdefault(pop, row.line)) != row.line:
+                raise InputError(
+                    "batch_row",
+                    f"line {row.line}: the proof of possession of line {first}; each beacon has "
+                    "its own, or one could be provisioned in place of the other",
                 )
             rows.append(row)
             if len(rows) > MAX_ROWS:
@@ -109,7 +124,11 @@ def parse(text: str, common: Mapping[str, str | None], creds: bytes | None = Non
 
 
 def _row(
-    line: int, fields: Mapping[str, str | None], common: Mapping[str, str | None], creds
+    line: int,
+    fields: Mapping[str, str | None],
+    common: Mapping[str, str | None],
+    creds: bytes | None,
+    bound: frozenset[bytes],
 ) -> Row:
     if None in fields:
         raise InputError("batch_row", f"line {line}: more fields than columns")
@@ -138,7 +157,7 @@ def _row(
     except UsageError as error:
         raise InputError("batch_row", f"line {line}: {error.message}", found=error.found) from None
     tags = tuple((given.get("tags") or "").split())
-    return Row(line, beacon, secret, Wanted(networks[0], config, tags, creds))
+    return Row(line, beacon, secret, Wanted(networks[0], config, tags, creds, bound))
 
 
 def _delimiter(text: str) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ANSWER_S = 10.0  # for anything that takes the beacon no thought
 THOUGHT_S = 20.0  # for its part of the exchange
+TURN_S = 60.0  # until those who came before have had their time, and proved nothing
 SCAN_S = 25.0
 JOIN_S = 60.0  # for a network, attempts and DHCP included
 ONLINE_S = 90.0  # for the first authenticated poll
@@ -128,14 +129,14 @@ class Client:
         """
         exchange = Initiator(self.name.encode(), pin=pin, pop=pop)
         await self._send(blufi.NEGOTIATE, await asyncio.to_thread(exchange.hello))
-        message = await self._negotiated()
+        message = await self._negotiated(THOUGHT_S + TURN_S)
         await self._send(blufi.NEGOTIATE, await asyncio.to_thread(exchange.answer, message))
         records = exchange.finish(await self._negotiated())
         self._link.protect(SEALED, records)
         self._sealed = True
 
-    async def _negotiated(self) -> bytes:
-        return (await self._expect(blufi.NEGOTIATE, THOUGHT_S)).data
+    async def _negotiated(self, seconds: float = THOUGHT_S) -> bytes:
+        return (await self._expect(blufi.NEGOTIATE, seconds)).data
 
     # -- requests
 

@@ -184,7 +184,7 @@ async def _once(
         tell("configuring", "")
         await beacon.configure(**wanted.config, beacon_key=key)
         if wanted.creds is not None:
-            await beacon.credentials(wanted.creds)
+            await beacon.credentials(wanted.creds_at(state.beacon_id))
         if network is not None:
             await _join(beacon, network, tell, outcome)
         if registry is not None:

@@ -1,12 +1,13 @@
 """What a beacon is to be given, as people write it, checked before anybody connects."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from beacon_ota.errors import UsageError
 from beacon_ota.images import settings
+from beacon_ota.provision import session
 from beacon_ota.wire import access, ec1
 
 MIN_PIN, MAX_PIN = 4, 64
@@ -67,12 +68,25 @@ class Wanted:
         config: fields of CONFIG (``wire/tlv.py``), the beacon's key aside.
         tags: for the orchestrator.
         creds: what opens the door, see :func:`credentials`; None leaves it as it is.
+        bound: ids among them of which a beacon gets its own key only, see :func:`bound`.
     """
 
     network: Network | None = None
     config: Mapping[str, str | bytes | int] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     creds: bytes | None = field(default=None, repr=False)
+    bound: frozenset[bytes] = frozenset()
+
+    def creds_at(self, beacon_id: str) -> bytes:
+        """Return what this beacon is to hold: of a bound credential its key for this door."""
+        found, creds = b"", self.creds or b""
+        for at in range(0, len(creds), access.ID + access.SECRET):
+            ident = creds[at : at + access.ID]
+            secret = creds[at + access.ID : at + access.ID + access.SECRET]
+            if ident in self.bound:
+                secret = access.door_key(session.hmac_sha256, secret, beacon_id)
+            found += ident + secret
+        return found
 
 
 def config(
@@ -121,33 +135,50 @@ def position(text: str) -> bytes:
 
 
 def credentials(text: str) -> bytes:
-    """Read access credentials: a line each, ``id:secret`` in hex, 4 and 16 bytes; # for comments.
+    """Read access credentials, a line each: ``id:secret`` or ``id:secret:bound``; # for comments.
+
+    Id and secret are hex, 4 and 16 bytes. Which ones are bound says :func:`bound`.
 
     Raises:
         UsageError: ``setting_value``, with the line.
     """
-    found = b""
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.partition("#")[0].strip()
-        if not line:
-            continue
-        ident, _, secret = line.partition(":")
-        try:
-            pair = bytes.fromhex(ident), bytes.fromhex(secret)
-        except ValueError:
-            pair = b"", b""
-        if (len(pair[0]), len(pair[1])) != (access.ID, access.SECRET):
-            raise UsageError(
-                "setting_value",
-                f"credentials, line {number}: not id:secret in hex",
-                expected=f"{2 * access.ID} digits, a colon, {2 * access.SECRET} digits",
-            )
-        found += pair[0] + pair[1]
+    found = b"".join(ident + secret for ident, secret, _ in _credentials(text))
     if len(found) > access.MAX_CREDENTIALS * (access.ID + access.SECRET):
         raise UsageError(
             "setting_value", "too many credentials", expected=f"at most {access.MAX_CREDENTIALS}"
         )
     return found
+
+
+def bound(text: str) -> frozenset[bytes]:
+    """Return the ids of the credentials whose line ends in ``:bound``.
+
+    Raises:
+        UsageError: as :func:`credentials`.
+    """
+    return frozenset(ident for ident, _, only in _credentials(text) if only)
+
+
+def _credentials(text: str) -> Iterator[tuple[bytes, bytes, bool]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        ident, _, rest = line.partition(":")
+        secret, colon, word = rest.partition(":")
+        try:
+            pair = bytes.fromhex(ident), bytes.fromhex(secret)
+        except ValueError:
+            pair = b"", b""
+        sizes = len(pair[0]), len(pair[1])
+        if sizes != (access.ID, access.SECRET) or colon and word.strip() != "bound":
+            raise UsageError(
+                "setting_value",
+                f"credentials, line {number}: not id:secret in hex",
+                expected=f"{2 * access.ID} digits, a colon, {2 * access.SECRET} digits, "
+                "and :bound for a credential that has another key at each door",
+            )
+        yield pair[0], pair[1], bool(colon)
 
 
 def reachable(url: str | None) -> str | None:
