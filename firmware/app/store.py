@@ -91,17 +91,6 @@ class Store:
         except UnicodeError:
             return default
 
-    # Who it is: the name it was given, or one that its chip gives it.
-    def identity(self):
-        known = self.text("beacon_id")
-        if not known:
-            from binascii import hexlify
-
-            from machine import unique_id
-
-            known = "beacon-" + hexlify(unique_id()).decode()
-        return known
-
     def number(self, key, default=0):
         try:
             return self.nvs.get_i32(key)

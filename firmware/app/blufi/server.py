@@ -18,7 +18,6 @@ _LOOK = const(1000)  # ms between looks at the window
 _FRAMES = const(96)  # that wait for a session which computes, and their bytes
 _BYTES = const(4096)
 _OTHERS = const(3)  # who wait for a session have so many times less
-_LINE = const(300_000)  # ms that nobody waits: at most two others' shares, and what serves him
 _GOODBYE = const(200)  # ms for the last notification to get out
 _LONG = const(100_000_000)  # ms that are counted without a network
 _KEY = const(32)
@@ -143,21 +142,13 @@ class Server:
         for one, frames in self.line:
             if one == link:
                 return frames
-        radio = self.beacon.radio
-        if not self._why:
-            from blufi import closed
+        from blufi import line
 
-            closed.refuse(radio, link, self.tx, data)
-            closed = None
-            forget("blufi.closed")
-        elif self.proved and not self.gone:
-            radio.cut(link)
-        else:
-            frames = []
-            self.line.append((link, frames))
-            radio.keep(link, _LINE, _LINE, _LINE)
-            self._press()
-            return frames
+        frames = line.join(self, link, data, bool(self._why))
+        line = None
+        forget("blufi.line")
+        self._press()
+        return frames
 
     # Is somebody waiting for the place of who is served?
     def _press(self):

@@ -39,6 +39,7 @@ MODULES = EXCHANGE + (
     "crypto.blufi_v1",
     "crypto.ccm",
     "factory",
+    "identity",
     "wire.blufi",
     "wire.records",
     "wire.url",

@@ -5,6 +5,7 @@ import asyncio
 from binascii import unhexlify
 
 import factory
+import identity
 import machine
 from micropython import const
 from services import positioning
@@ -93,7 +94,7 @@ class Settings:
         if "wifi2_ssid" in fields and "wifi2_pass" not in fields:
             values["wifi2_pass"] = None
         if "beacon_key" in fields and not beacon.store.text("beacon_id"):
-            values["beacon_id"] = beacon.store.identity().encode()
+            values["beacon_id"] = identity.read(beacon.store).encode()
         beacon.store.put_all(values)
         if "ibeacon" in fields:
             beacon.radio.position(positioning.frame(beacon.store))
@@ -112,7 +113,7 @@ class Settings:
         return tlv.encode(
             tlv.STATE,
             {
-                "beacon_id": beacon.store.identity(),
+                "beacon_id": identity.read(beacon.store),
                 "version": beacon.version[:64],
                 "image": unhexlify(beacon.image) if beacon.image else None,
                 "ip": beacon.wifi.wlan.ifconfig()[0] if up else None,

@@ -151,8 +151,8 @@ class Connection:
         else:
             self._left = -1
 
-    # Nobody has to write text into a header that is not read. A line that begins with a blank goes on
-    # with the header before it, as some old proxies fold them, and is no header of its own.
+    # Nobody has to write text into a header that is not read. A line that begins with a blank goes
+    # on with the header before it, as some old proxies fold them, and is no header of its own.
     async def _fields(self):
         self.headers = {}
         while True:

@@ -1,31 +1,13 @@
-# Status reports: built in one place, sent with the journal's undelivered entries, and answered with
-# what the orchestrator wants known: journal acknowledgement, a new key, or that an attempt is over.
-
-import json
+# Status reports: sent with the journal's undelivered entries, and answered with what the
+# orchestrator wants known: journal acknowledgement, a new key, or that an attempt is over.
 
 from lazy import forget
 from micropython import const
-from net import clock
 from net.http import HttpError
 from wire.journal import plain
 from wire.shapes import clip, is_hex
 
-_BODY = const(8192)  # bytes that the orchestrator reads of a report: wire.report.MAX_BODY
-
 _DETAIL = const(160)  # bytes of an attempt's record, which has to fit what is read of it
-
-# What an attempt's record hands on to its reports under the same name.
-_COPIED = (
-    "attempt_id",
-    "firmware_id",
-    "stage",
-    "code",
-    "bytes",
-    "duration_ms",
-    "trials",
-    "advertising_paused_ms",
-    "acquitted",
-)
 
 
 # An attempt's record, None for what nothing can be told of: another release, older or newer than
@@ -53,36 +35,14 @@ class Reporter:
     def __init__(self, beacon):
         self._beacon = beacon
 
-    # The report of a status. `record` is the attempt's, None for an idle report.
+    # The report of a status. `record` is the attempt's, None for an idle report. Reports are rare:
+    # what writes them is loaded for each.
     def build(self, status, record=None, progress=None):
-        beacon = self._beacon
-        now = clock.utc()
-        doc = {
-            "firmware_version": beacon.version,
-            "update_status": status,
-            "updated_at": now,
-            "image_sha256": beacon.image,
-            "reset_cause": beacon.cause,
-            "heap_free_min": beacon.heap(),
-        }
-        if record:
-            doc["previous_version"] = record["previous"]
-            if status not in ("success", "rolled_back"):
-                doc["firmware_version"] = record["version"]
-            for name in _COPIED:
-                if name in record:
-                    doc[name] = record[name]
-            if record.get("detail"):
-                doc["detail"] = clip(plain(record["detail"], 200), 200)
-        if progress is not None:
-            doc["progress"] = progress
-        if not now:
-            doc["clock_unset"] = True
-        if beacon.insecure:
-            doc["insecure"] = True
-        journal = _fitting(beacon.journal.since(), _BODY - _size(doc))
-        if journal:
-            doc["journal"] = journal
+        from ota import status_report
+
+        doc = status_report.build(self._beacon, status, record, progress)
+        status_report = None
+        forget("ota.status_report")
         return doc
 
     # True when the orchestrator took it, False when it says that the attempt is over. Raises
@@ -111,19 +71,3 @@ class Reporter:
                 rekey = None
                 forget("ota.rekey")
         return True
-
-
-# Bytes of a value's JSON, and of the name and the commas around it.
-def _size(value):
-    return len(json.dumps(value).encode()) + 16
-
-
-# The first entries that there is room for; the others come with the next report.
-def _fitting(entries, room):
-    found = []
-    for entry in entries:
-        room -= _size(entry)
-        if room < 0:
-            break
-        found.append(entry)
-    return found

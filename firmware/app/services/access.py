@@ -73,7 +73,12 @@ class Access:
         secret = access.find(self._store.blob("creds", size), ident)
         held = secret or bytes(access.SECRET)
         good = False
-        for key in (held, access.door_key(hmac_sha256, held, self._store.identity())):
+        import identity
+
+        name = identity.read(self._store)
+        identity = None
+        forget("identity")
+        for key in (held, access.door_key(hmac_sha256, held, name)):
             good = equal(hmac_sha256(key, nonce)[: access.SECRET], proof) or good
         late = not 0 <= time.ticks_diff(time.ticks_ms(), since) <= access.LIFETIME
         return good and bool(secret) and not late

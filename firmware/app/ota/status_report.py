@@ -1,0 +1,71 @@
+# What a status report says (docs/contracts.md, section 1), with the journal's undelivered entries.
+
+import json
+
+from micropython import const
+from net import clock
+from wire.journal import plain
+from wire.shapes import clip
+
+_BODY = const(8192)  # bytes that the orchestrator reads of a report: wire.report.MAX_BODY
+
+# What an attempt's record hands on to its reports under the same name.
+_COPIED = (
+    "attempt_id",
+    "firmware_id",
+    "stage",
+    "code",
+    "bytes",
+    "duration_ms",
+    "trials",
+    "advertising_paused_ms",
+    "acquitted",
+)
+
+
+# The report of a status. `record` is the attempt's, None for an idle report.
+def build(beacon, status, record, progress):
+    now = clock.utc()
+    doc = {
+        "firmware_version": beacon.version,
+        "update_status": status,
+        "updated_at": now,
+        "image_sha256": beacon.image,
+        "reset_cause": beacon.cause,
+        "heap_free_min": beacon.heap(),
+    }
+    if record:
+        doc["previous_version"] = record["previous"]
+        if status not in ("success", "rolled_back"):
+            doc["firmware_version"] = record["version"]
+        for name in _COPIED:
+            if name in record:
+                doc[name] = record[name]
+        if record.get("detail"):
+            doc["detail"] = clip(plain(record["detail"], 200), 200)
+    if progress is not None:
+        doc["progress"] = progress
+    if not now:
+        doc["clock_unset"] = True
+    if beacon.insecure:
+        doc["insecure"] = True
+    journal = _fitting(beacon.journal.since(), _BODY - _size(doc))
+    if journal:
+        doc["journal"] = journal
+    return doc
+
+
+# Bytes of a value's JSON, and of the name and the commas around it.
+def _size(value):
+    return len(json.dumps(value).encode()) + 16
+
+
+# The first entries that there is room for; the others come with the next report.
+def _fitting(entries, room):
+    found = []
+    for entry in entries:
+        room -= _size(entry)
+        if room < 0:
+            break
+        found.append(entry)
+    return found
