@@ -8,19 +8,19 @@ in one transaction that reads the rollout again, and tried until it is.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import Connection
 
 from beacon_ota.errors import BeaconOtaError, UsageError
 from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout.stopping import is_kept
 from beacon_ota.orchestrator.rollout.types import Kind, Transition
+from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.stops import ALL
 from beacon_ota.orchestrator.view import Entry
-
-if TYPE_CHECKING:
-    from beacon_ota.orchestrator.engine import Engine
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
@@ -29,10 +29,30 @@ AGAIN_S = 1.0  # of the wall clock, between two tries to store what is stopped
 Decide = Callable[[Entry, float], Sequence[Transition]]
 
 
+class Recorder(Protocol):
+    """What records transitions in the database: the engine."""
+
+    service: Service
+
+    def commit(self, entry: Entry, made: Sequence[Transition]) -> Awaitable[None]:
+        """Record transitions of an entry as it is seen (UsageError ``rollout_moved``)."""
+        ...
+
+    def stop_work(
+        self, rollout_id: str, changes: Sequence[Transition]
+    ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
+        """Return what records stops over whatever is committed, and what puts that into memory."""
+        ...
+
+    def wake(self) -> None:
+        """Look at the rollouts again soon."""
+        ...
+
+
 class Stopping:
     """The stops of one worker, and what stores them."""
 
-    def __init__(self, engine: "Engine"):
+    def __init__(self, engine: Recorder):
         self.engine, self.service = engine, engine.service
         self._storing: dict[str, asyncio.Task[None]] = {}
         self._tries: dict[str, asyncio.Future[None]] = {}  # resolved after the next try
