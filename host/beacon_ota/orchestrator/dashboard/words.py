@@ -88,6 +88,8 @@ LEVELS = {
     "webhook.given_up": "bad",
     "mirror.halted": "bad",
     "mirror.removed": "warn",
+    "mirror.unhealthy": "bad",
+    "mirror.healthy": "good",
     "auth.refused": "warn",
 }
 # What is said aloud, and shown in a corner of whatever page is open.
@@ -116,6 +118,13 @@ _BEACONS = {
     "unquarantined": "is out of quarantine",
     "removed": "was removed",
     "reported": "has sent a report",
+}
+_UNHEALTHY = {
+    "silent": "is out of reach",
+    "refused": "is refused",
+    "failing": "fails",
+    "behind": "does not follow",
+    "clock": "has a clock that is off",
 }
 _RELEASES = {
     "uploaded": "was uploaded",
@@ -222,7 +231,11 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
         return Said(level, what, "/webhooks", then, because, by)
     if group == "mirror":
         if verb != "halted":
-            return Said(level, f"Mirror {subject}", "/", f"was {verb}", because, by)
+            then = {
+                "unhealthy": _UNHEALTHY.get(str(data.get("word")), "is unhealthy"),
+                "healthy": "is well again",
+            }.get(verb, f"was {verb}")
+            return Said(level, f"Mirror {subject}", "/", then, because, by)
         what = f"Rollout of {versions.get(subject, subject[:8])}"
         where = f"mirror {data['mirror']}" if data.get("mirror") else "this mirror"
         return Said(level, what, f"/rollouts/{subject}", f"is halted at {where}", because, by)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select, update
 
+from beacon_ota import __version__
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.schema import (
     attempts,
@@ -17,7 +18,14 @@ from beacon_ota.orchestrator.schema import (
     rollouts,
     sites,
 )
-from beacon_ota.orchestrator.store import Fields, audit, fields, insert_or_ignore, keys
+from beacon_ota.orchestrator.store import (
+    Fields,
+    audit,
+    fields,
+    insert_or_ignore,
+    keys,
+    mirror_watch,
+)
 from beacon_ota.orchestrator.store import attempts as tries_of
 from beacon_ota.orchestrator.store import events as told
 from beacon_ota.orchestrator.store import mirror_rows as rows
@@ -191,8 +199,14 @@ def take(
         elif what in _CHECKS:
             _take(conn, mirror, what, _CHECKS[what](row), tries)
         else:
-            raise InputError("mirror_change", "no such change", found=str(what)[:80])
-    values = {"epoch": epoch, "seq": seq, "seen_at": now, "status": json.dumps(rows.status(says))}
+            raise InputError(
+                "mirror_change",
+                f"this release ({__version__}) knows no change of {str(what)[:80]!r}",
+                found=str(what)[:80],
+                expected=["beacons", "events", "halts", *_CHECKS],
+            )
+    document = mirror_watch.noted(conn, mirror, says)
+    values = {"epoch": epoch, "seq": seq, "seen_at": now, "status": document}
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(**values))
     return Told(seq, list(tries.values()), list(fleet.values()), heard)
 
@@ -310,5 +324,6 @@ def _theirs(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
 def _read(row: Any) -> Fields | None:
     found = fields(row)
     if found is not None:
-        found["status"] = rows.status(json.loads(found["status"]))
+        document = json.loads(found["status"])
+        found["status"], found["watch"] = rows.status(document), mirror_watch.watched(document)
     return found
