@@ -168,6 +168,10 @@ class Mirror:
         """Return what is wrong, a code and a sentence; None when all is well."""
         if self.error is not None:
             return self.error, self.why
+        return self._lasting()
+
+    def _lasting(self) -> tuple[str, str] | None:
+        """Return what is wrong beside the exchange itself."""
         if self.fault:
             return "state_unread", self.fault
         for firmware_id, error in list(self.images.faults.items()):
@@ -179,7 +183,8 @@ class Mirror:
     def status(self) -> Fields:
         """Return what the mirror says of itself; at most 16 fields, or older primaries refuse."""
         lag = self.lag_s()
-        trouble = self.trouble()
+        # Whoever hears this is not out of reach.
+        trouble = self._lasting() if self.error == "unreachable" else self.trouble()
         releases = list(self.service.view.releases.values())
         releases.sort(key=lambda one: one.row["uploaded_at"])  # those of all types, newest last
         return {
@@ -339,7 +344,7 @@ class Mirror:
         if given.server_time is None or clock.scale != 1.0:
             return  # scaled clocks begin where they like
         now = clock.now()
-        off, unsure = (began + now) / 2 - given.server_time, (now - began) / 2
+        off, unsure = (began + now) / 2 - given.server_time, abs(now - began) / 2
         skew = off if abs(off) > unsure else 0.0
         was = abs(self.skew_s or 0.0) >= SKEW_S
         if abs(skew) >= SKEW_S and not was:

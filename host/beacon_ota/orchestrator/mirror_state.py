@@ -118,10 +118,16 @@ def _state(state: Fields, unread: dict[str, dict[str, str]]) -> Fields:
                 _CHECKS[name](mine)
                 found[name].append(mine)
             except _FAULTS as error:
-                why = error.message if isinstance(error, BeaconOtaError) else str(error)
-                unread.setdefault(name, {})[ident[:80]] = why[:200] or type(error).__name__
+                unread.setdefault(name, {})[ident[:80]] = _why(error)
     _leave_out(found, unread)
     return found
+
+
+def _why(error: Exception) -> str:
+    said = str(error) or type(error).__name__
+    if isinstance(error, BeaconOtaError) and error.found is not None:
+        said += f": {error.found!r}"
+    return said[:200]
 
 
 def _leave_out(found: Fields, unread: dict[str, dict[str, str]]) -> None:
