@@ -499,9 +499,7 @@ def test_a_newer_primary_and_this_mirror(scene, monkeypatch, caplog):
 
 def test_a_primary_that_speaks_another_protocol_is_named_not_traced(scene, monkeypatch, caplog):
     monkeypatch.setattr("beacon_ota.orchestrator.mirror_state.PROTOCOL", 2)
-    until(
-        lambda: scene.mirror.service.mirror.error == "mirror_protocol", deadline_s=DEADLINE_S
-    )
+    until(lambda: scene.mirror.service.mirror.error == "mirror_protocol", deadline_s=DEADLINE_S)
     assert __version__ in scene.mirror.service.mirror.why
     assert health(scene)["mirror"]["error"] == "mirror_protocol"
     is_listed(scene, "refused")
