@@ -99,6 +99,7 @@ def test_the_listing_says_what_is_wrong(server, run):
     mirror.call("POST", "/api/mirror/sync", json=body)
     said = run("mirror", "list")
     assert "failing" in said and "the disk is odd" in said and "7.7.7" in said
+    assert "lan-south (failing)" in run("site", "list")
     found = {one["name"]: one for one in json.loads(run("mirror", "list", "--json"))}
     one = found["lan-south"]
     assert (one["health"], one["error"], one["lease_s"]) == ("failing", error, 60)

@@ -47,6 +47,7 @@ _ITEMS = 500
 _BYTES = 128 * 1024  # of an exchange's changes; the primary takes twice that
 _LEASE = "mirror.lease"  # the setting in which it is kept
 _NEVER = ("token_wrong", "not_a_mirror")  # the primary knows this mirror no more
+_VAIN = ("unreachable", "mirror_protocol")  # whatever is told
 SKEW_S = 30.0  # between its clock and the primary's, from which on a mirror complains
 _FAILURES = ("failures_in_a_row", "failure_share")
 
@@ -141,6 +142,8 @@ class Mirror:
     def start(self) -> None:
         """Begin; the service runs."""
         self.service.db.read_now(self._load)
+        if self.contact is not None:
+            self._say_the_lease()
         self.images.start()
         self.service.run(self._going())
 
@@ -253,7 +256,8 @@ class Mirror:
         self.error, self.why = code, why
         return news
 
-    async def _mind_the_lease(self) -> None:
+    def _say_the_lease(self) -> None:
+        """Log that the lease is over, or goes on, when that is news."""
         over = self.lease.is_over()
         if over and not self._over:
             log.warning(
@@ -264,6 +268,9 @@ class Mirror:
         elif self._over and not over:
             log.warning("releases are handed out again")
         self._over = over
+
+    async def _mind_the_lease(self) -> None:
+        self._say_the_lease()
         kept = self.lease.to_keep()
         if kept is not None:
             try:
@@ -314,7 +321,7 @@ class Mirror:
         if not self.backlog:
             self.told_at = self.service.clock.now()
 
-    async def _tell(self, items: list[outbox.Item]) -> tuple[Any, InputError | None]:
+    async def _tell(self, items: list[outbox.Item]) -> tuple[Any, BeaconOtaError | None]:
         """Make one call; return the answer, and the refusal of what was told, if it was refused.
 
         Then nothing is told with a second call: what the primary has to say, a halt most of all,
@@ -322,8 +329,8 @@ class Mirror:
         """
         try:
             return await self._call(items), None
-        except InputError as error:
-            if not items:
+        except BeaconOtaError as error:
+            if not items or isinstance(error, DeniedError) or error.code in _VAIN:
                 raise
             self._fails(error.code, str(error))
             return await self._call([]), error

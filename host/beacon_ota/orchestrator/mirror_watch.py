@@ -65,19 +65,20 @@ class MirrorWatch:
         await self.service.db.write(_turn, now, then=after)
 
 
-def _has_news(conn: Connection, now: float) -> bool:
+def judged(conn: Connection, now: float) -> list[tuple[Fields, mirror_watch.Verdict]]:
+    """Return the mirrors in use, by name, and how each is."""
     every = mirrors.every(conn)
     needed = mirror_watch.settled(conn, now) if every else 0
-    return any(
-        mirror_watch.judge(row, now, needed).word != row["watch"].get("health") for row in every
-    )
+    return [(row, mirror_watch.judge(row, now, needed)) for row in every]
+
+
+def _has_news(conn: Connection, now: float) -> bool:
+    return any(verdict.word != row["watch"].get("health") for row, verdict in judged(conn, now))
 
 
 def _turn(conn: Connection, now: float) -> list[Turn]:
     turns = []
-    needed = mirror_watch.settled(conn, now)
-    for row in mirrors.every(conn):
-        verdict = mirror_watch.judge(row, now, needed)
+    for row, verdict in judged(conn, now):
         before = row["watch"].get("health")
         if verdict.word == before:
             continue

@@ -18,6 +18,7 @@ from beacon_ota.orchestrator.api.access import On, Viewer
 from beacon_ota.orchestrator.api.rollouts import Moving
 from beacon_ota.orchestrator.aside import Aside
 from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.mirror_watch import judged
 from beacon_ota.orchestrator.service import Counts, Service
 from beacon_ota.orchestrator.standing import standing
 from beacon_ota.orchestrator.store import Fields, mirror_watch, mirrors, statistics
@@ -38,8 +39,8 @@ async def metrics(request: Request, service: On, engine: Moving, actor: Viewer) 
     own = service.mirror
     now = service.clock.now()
     says = None if own is None else {**own.status(), "seen_at": own.contact, **own.health()}
-    needed = await service.db.read(mirror_watch.settled, now) if mirrored else 0
-    health = {one["name"]: mirror_watch.judge(one, now, needed) for one in mirrored}
+    health = {row["name"]: found for row, found in await service.db.read(judged, now)}
+    mirrored = [one for one in mirrored if one["name"] in health]
     served = service.served().add({})
     collector = _Collector(service, engine, found, mirrored, says, served, health)
     text = await _COUNTING.run(request.is_disconnected, _written, collector)
