@@ -255,7 +255,7 @@ class Client:
         return self.call("POST", "/api/rollouts/plan", json=_order(firmware_id, plan, fields))
 
     def rollouts(self, **filters: Any) -> list[Json]:
-        """Return the rollouts, newest first."""
+        """Return the rollouts, newest first: ``status``, ``begins`` (of the id), ``limit``."""
         return self.call("GET", "/api/rollouts", params=_given(filters))["rollouts"]
 
     def rollout(self, rollout_id: str) -> Json:
@@ -334,9 +334,10 @@ class Client:
         """Verify the audit log's chain."""
         return self.call("GET", "/api/audit/verify", params=_given({"head": head}))
 
-    def latest_events(self, limit: int = 100) -> list[Json]:
-        """Return the newest stored events."""
-        return self.call("GET", "/api/events/latest", params={"limit": limit})["events"]
+    def latest_events(self, limit: int = 100, kind: str = "") -> list[Json]:
+        """Return the newest stored events, only of kinds that begin so."""
+        params = {"limit": limit, "kind": kind}
+        return self.call("GET", "/api/events/latest", params=params)["events"]
 
     # ---- mirrors ----
 

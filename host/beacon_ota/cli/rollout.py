@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from beacon_ota.cli import output, remote
+from beacon_ota.cli import output, remote, unconfirmed
 from beacon_ota.cli.remote import (
     EveryOption,
     JsonOption,
@@ -59,6 +59,7 @@ _COLUMNS = ("rollout_id", "name", "status", "reason", "progress", "healthy", "fa
 _WAVE = ("wave", "stage", "share", "healthy", "failed", "open", "waiting", "away", "waits_for")
 _TRANSITION = ("at", "kind", "wave", "stage", "reason", "detail", "actor")
 _LIVE = ("scheduled", "active", "paused")
+_STOPS = ("pause", "halt", "abort")
 
 
 @app.command()
@@ -223,7 +224,10 @@ def halt(
     token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Withhold the release from everybody who is not rebooting into it yet. Asks nothing."""
+    """Withhold the release from everybody who is not rebooting into it yet. Asks nothing.
+
+    Names the mirrors that have not confirmed within ten seconds that they act on it.
+    """
     _move(rollout_id, "halt", reason, url, token, json)
 
 
@@ -267,10 +271,14 @@ def _move(
 ) -> None:
     client = remote.client(url, token)
     done = client.move_rollout(_find(client, rollout_id), verb, reason, wave)
+    if verb in _STOPS:
+        unconfirmed.wait(done, lambda: client.rollout(done["rollout_id"]))
     if json:
         output.dump(done)
     else:
         _summary(done)
+        if done.get("unconfirmed"):
+            output.console.print(unconfirmed.named(done["unconfirmed"]))
 
 
 def _find(client: Any, rollout_id: str) -> str:
@@ -279,7 +287,7 @@ def _find(client: Any, rollout_id: str) -> str:
         return rollout_id
     found = [
         row["rollout_id"]
-        for row in client.rollouts(limit=1000)
+        for row in client.rollouts(begins=rollout_id[:24], limit=1000)
         if row["rollout_id"].startswith(rollout_id)
     ]
     if len(found) != 1:
@@ -362,6 +370,8 @@ def _picture(found: dict[str, Any]):
                 output.fill("{}: {}", waits["reason"], waits["detail"]) if here and waits else "",
             )
     head = output.fill("[bold]{}[/]  {}", found["name"], _status(found))
+    if found.get("unconfirmed"):
+        return Group(head, unconfirmed.named(found["unconfirmed"]), table)
     return Group(head, table)
 
 

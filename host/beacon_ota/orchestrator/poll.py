@@ -12,7 +12,7 @@ from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.polling import poll_delay
 from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Result
 from beacon_ota.orchestrator.service import BACK_GRACE_S, Service
-from beacon_ota.orchestrator.view import Node, View
+from beacon_ota.orchestrator.view import Node
 from beacon_ota.wire import versions
 from beacon_ota.wire.report import is_hex
 
@@ -80,24 +80,24 @@ async def _decide(service: Service, node: Node, now: float) -> tuple[Decision, A
 
     None for the attempt of an offer: what it was decided upon changed each time.
     """
-    view = service.view
-    decision = _look(view, node, now)
+    decision = _look(service, node, now)
     for _ in range(_TRIES):
         if not decision.offered:
             return decision, None
         await service.catch_up()  # no process hands out what another has halted
-        decision = _look(view, node, now)
+        decision = _look(service, node, now)
         if decision.offered:
             attempt = await service.offer(node, decision)
             if attempt is not None:
                 return decision, attempt
-            decision = _look(view, node, now)
+            decision = _look(service, node, now)
     return decision, None
 
 
-def _look(view: View, node: Node, now: float) -> Decision:
+def _look(service: Service, node: Node, now: float) -> Decision:
+    view = service.view
     place = view.place(node)
-    return decide(
+    found = decide(
         view.lives_for(node.facts),
         node.facts,
         now,
@@ -105,6 +105,7 @@ def _look(view: View, node: Node, now: float) -> Decision:
         place=place,
         busy=view.busy(place.building, node),
     )
+    return service.within_lease(found)
 
 
 def read_query(query: bytes) -> tuple[str, str, bool]:

@@ -24,6 +24,7 @@ from beacon_ota.orchestrator.blobs import BlobDamaged
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import Database, StorageError, is_shared, sqlite_url
 from beacon_ota.orchestrator.hub import Hub
+from beacon_ota.orchestrator.lease import DAY_S, Lease
 from beacon_ota.orchestrator.objects import open_blobs
 from beacon_ota.orchestrator.replay import FILE, ReplayGuard
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide, may_go_on
@@ -65,6 +66,7 @@ class Settings:
         trusted: parsed trusted keys, None when there are none.
         zone, window: for beacons whose site says nothing.
         upstream: URL of the primary that this is a mirror of; with its token and certificate.
+        lease_s: for how long a mirror that is cut off hands releases out.
         images: folder or URL of an object store; None: below ``data``.
         webhook_local: webhooks may go to this machine itself.
     """
@@ -81,6 +83,7 @@ class Settings:
     upstream: str | None = None
     upstream_token: str = field(default="", repr=False)
     upstream_ca: Path | None = None
+    lease_s: float = DAY_S
     webhook_local: bool = False
 
 
@@ -132,6 +135,7 @@ class Service:
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.blobs = open_blobs(settings.data, settings.images)
         self.mirror: Any = None  # the exchange with a primary, where there is one
+        self.lease = Lease(settings.lease_s, self.clock) if settings.upstream else None
         self.worker = store.new_id()
         self.shared = is_shared(settings.database or "sqlite")
         self.leads = True  # unless there are other processes, and one of those does
@@ -356,6 +360,24 @@ class Service:
         finally:
             node.offering = None
         return attempt
+
+    def within_lease(self, decision: Decision) -> Decision:
+        """Return a decision as this orchestrator may make it: without its primary, no new offer.
+
+        What a beacon has begun is finished: it was handed out in time.
+        """
+        if not decision.offered or self.lease is None or not self.lease.is_over():
+            return decision
+        attempt = self.view.open.get(decision.attempt_id or "")
+        if attempt is not None and attempt.taken_at is not None:
+            return decision
+        return Decision(
+            Reason.LEASE,
+            decision.rollout_id,
+            decision.firmware_id,
+            decision.wave,
+            decision.stage,
+        )
 
     def _take_back(self, attempt: Attempt, expired: Attempt | None) -> None:
         """Forget an offer that was not committed; what it was to go on with stays as it was."""

@@ -195,6 +195,14 @@ def check_going_on(service: Service, attempt: Attempt) -> None:
     release = service.view.releases[attempt.firmware_id]
     if entry is None or not may_go_on(entry.state.status, release.state, attempt):
         raise _stopped("over" if entry is None else entry.state.status.value, attempt)
+    begun = attempt.taken_at is not None or attempt.rebooting_at is not None
+    if not begun and service.lease is not None and service.lease.is_over():
+        raise Problem(
+            410,
+            "mirror_lease",
+            "this mirror has been without its primary for too long to hand anything out",
+            found=attempt.id,
+        )
 
 
 def _stopped(state: str, attempt: Attempt) -> Problem:

@@ -24,6 +24,7 @@ from beacon_ota.orchestrator.api.previews import Previews
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.store import Fields
 from beacon_ota.orchestrator.throttle import Throttle
 from beacon_ota.orchestrator.webhooks import Webhooks
 
@@ -63,8 +64,17 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:
-        """Tell that the orchestrator is up and its database answers."""
+        """Tell that the orchestrator is up and its database answers.
+
+        A mirror says how it stands with its primary; ``degraded`` is no reason to end it: whoever
+        asks it is served.
+        """
         await service.db.read(lambda conn: conn.exec_driver_sql("SELECT 1").scalar())
-        return answer({"status": "ok", "version": __version__})
+        found: Fields = {"status": "ok", "version": __version__}
+        if service.mirror is not None:
+            found["mirror"] = own = service.mirror.health()
+            if own["error"] is not None or not (own["in_step"] and own["hands_out"]):
+                found["status"] = "degraded"
+        return answer(found)
 
     return app

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator import store
+from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.access import On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
 from beacon_ota.orchestrator.api.previews import ClientLeft, Previews
@@ -171,16 +172,12 @@ async def listing(
     engine: Moving,
     actor: Viewer,
     status: Annotated[str | None, Query(max_length=16)] = None,
+    begins: Annotated[str, Query(max_length=24, description="of the id")] = "",
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
 ) -> Response:
-    """List rollouts, newest first."""
-    rows = await service.db.read(rollouts.every, limit)
-    found = [
-        await shown(service, engine, row["id"], row)
-        for row in rows
-        if status in (None, row["status"])
-    ]
-    return page("rollouts", found)
+    """List rollouts, newest first; ``limit`` counts those that are asked for."""
+    rows = await service.db.read(rollouts.every, limit, status, begins)
+    return page("rollouts", [await shown(service, engine, row["id"], row) for row in rows])
 
 
 @router.get("/{rollout_id}")
@@ -313,22 +310,28 @@ async def shown(
     *,
     full: bool = False,
 ) -> Fields:
-    """Return a rollout as the API shows it; ``full`` adds plan, transitions and verdicts."""
+    """Return a rollout as the API shows it; ``full`` adds plan, transitions and verdicts.
 
-    def read(conn: Connection) -> tuple[Fields | None, list[Fields], dict[str, int]]:
+    Args:
+        row: of a listing; without one, the mirrors are named that have not confirmed a stop.
+    """
+    now = service.clock.now()
+
+    def read(conn: Connection) -> tuple[Fields | None, list[Fields], dict[str, int], list[Fields]]:
+        one = row or rollouts.get(conn, rollout_id)
         return (
-            row or rollouts.get(conn, rollout_id),
+            one,
             rollouts.transitions_of(conn, rollout_id) if full else [],
             attempts.results_of(conn, rollout_id),
+            unconfirmed.of_rollout(conn, one, now) if row is None and one is not None else [],
         )
 
-    found, history, results = await service.db.read(read)
+    found, history, results, waited_for = await service.db.read(read)
     if found is None:
         raise missing("rollout", rollout_id)
     plan = json.loads(found["plan"])
     state = load_state(found["state"])
     entry = service.view.entries.get(rollout_id)
-    now = service.clock.now()
     counts = None
     if entry is not None:
         state = entry.state
@@ -353,6 +356,8 @@ async def shown(
             _wave(entry, state, counts, plan, index, now) for index in range(len(state.waves))
         ],
     }
+    if row is None:
+        public["unconfirmed"] = waited_for
     if full:
         public["plan"] = _bare(plan)
         public["transitions"] = [

@@ -43,6 +43,7 @@ REASONS = {
     Reason.REBOOTING: "it is rebooting into the release",
     Reason.WINDOW: "its building's maintenance window is closed",
     Reason.BUSY: "enough others in its building are updating",
+    Reason.LEASE: "this mirror has been without its primary for longer than its lease",
 }
 
 
@@ -94,6 +95,7 @@ def page(ask: Ask) -> Page:
         place=place,
         busy=view.busy(place.building, node),
     )
+    decision = ask.service.within_lease(decision)
     state = standing(node, view.releases, ask.now)
     release = next(
         (

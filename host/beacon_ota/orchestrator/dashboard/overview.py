@@ -15,7 +15,7 @@ from beacon_ota.orchestrator.dashboard.fleet import (
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import folded, said, versions_of
 from beacon_ota.orchestrator.rollout.windows import next_window
-from beacon_ota.orchestrator.store import events, firmwares, mirrors, outcomes, sites, webhooks
+from beacon_ota.orchestrator.store import events, firmwares, outcomes, sites, webhooks
 from beacon_ota.orchestrator.store.outcomes import Which
 
 _NEWS = 60  # looked at; what says the same in a row is one line
@@ -51,10 +51,7 @@ def page(ask: Ask) -> Page:
             "news": folded(said(news, versions_of(ask)))[:_LINES],
             "most": _SMELLS,
             "releases": ask.read(firmwares.count),
-            "mirrors": [
-                mirror_api.shown(row, ask.now) | {"seen": row["seen_at"]}
-                for row in ask.read(mirrors.every)
-            ],
+            "mirrors": ask.read(mirror_api.every_shown, ask.now),
             "given_up": ask.read(webhooks.given_up),
         },
         live="*",

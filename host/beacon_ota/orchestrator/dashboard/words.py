@@ -89,6 +89,8 @@ LEVELS = {
     "mirror.halted": "bad",
     "mirror.parted": "warn",
     "mirror.removed": "warn",
+    "mirror.unhealthy": "bad",
+    "mirror.healthy": "good",
     "auth.refused": "warn",
 }
 # What is said aloud, and shown in a corner of whatever page is open.
@@ -117,6 +119,13 @@ _BEACONS = {
     "unquarantined": "is out of quarantine",
     "removed": "was removed",
     "reported": "has sent a report",
+}
+_UNHEALTHY = {
+    "silent": "is out of reach",
+    "refused": "is refused",
+    "failing": "fails",
+    "behind": "does not follow",
+    "clock": "has a clock that is off",
 }
 _RELEASES = {
     "uploaded": "was uploaded",
@@ -226,7 +235,11 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
             then = "tells all that it knows again"
             return Said(level, f"Mirror {data.get('mirror')}", "/", then, because, by)
         if verb != "halted":
-            return Said(level, f"Mirror {subject}", "/", f"was {verb}", because, by)
+            then = {
+                "unhealthy": _UNHEALTHY.get(str(data.get("word")), "is unhealthy"),
+                "healthy": "is well again",
+            }.get(verb, f"was {verb}")
+            return Said(level, f"Mirror {subject}", "/", then, because, by)
         what = f"Rollout of {versions.get(subject, subject[:8])}"
         where = f"mirror {data['mirror']}" if data.get("mirror") else "this mirror"
         return Said(level, what, f"/rollouts/{subject}", f"is halted at {where}", because, by)

@@ -420,6 +420,7 @@ class Reason(StrEnum):
     REBOOTING = "rebooting"
     WINDOW = "window"
     BUSY = "busy"
+    LEASE = "lease"
 
 
 @dataclass(frozen=True, slots=True)

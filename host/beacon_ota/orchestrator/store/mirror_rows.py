@@ -55,6 +55,19 @@ def _is_time(value: Any) -> bool:
     )
 
 
+def _is_lead(value: Any) -> bool:
+    return _is_time(value) or (isinstance(value, int | float) and _is_time(-value))
+
+
+def _is_fault(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"code", "detail"}
+        and _text(48)(value["code"])
+        and _text(300)(value["detail"])
+    )
+
+
 def _is_image(value: Any) -> bool:
     return value == "" or is_hex(value, 64)  # "": it has not said
 
@@ -231,6 +244,10 @@ def status(said: Any) -> Fields:
         ),
         "version": _text(64),
         "url": _text(256),
+        "moves": _text(64),
+        "lease_s": _is_time,
+        "skew_s": _is_lead,
+        "error": _is_fault,
     }
     if not isinstance(said, dict):
         return {}

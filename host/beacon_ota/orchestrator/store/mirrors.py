@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select, update
 
+from beacon_ota import __version__
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.schema import (
     attempts,
@@ -25,6 +26,7 @@ from beacon_ota.orchestrator.store import (
     former,
     insert_or_ignore,
     keys,
+    mirror_watch,
     roaming,
 )
 from beacon_ota.orchestrator.store import attempts as tries_of
@@ -200,7 +202,7 @@ def take(
     mirror = get(conn, mirror_id)
     assert mirror is not None
     stand = books.look_up(conn, mirror_id, page)
-    values: Fields = {"seen_at": now, "status": json.dumps(rows.status(says))}
+    values: Fields = {"seen_at": now, "status": mirror_watch.noted(conn, mirror, says)}
     if stand.parted:
         conn.execute(update(mirrors).where(_m.id == mirror_id).values(**values))
         data = {"mirror": mirror["name"], "site": mirror["site"], "detail": _PARTED}
@@ -229,7 +231,12 @@ def take(
         elif what in _CHECKS:
             _take(conn, mirror, what, _CHECKS[what](row), tries, stand.sure)
         else:
-            raise InputError("mirror_change", "no such change", found=str(what)[:80])
+            raise InputError(
+                "mirror_change",
+                f"this release ({__version__}) knows no change of {str(what)[:80]!r}",
+                found=str(what)[:80],
+                expected=["beacons", "events", "halts", *_CHECKS],
+            )
     whose = {row["beacon_id"] for row in tries.values()} | set(fleet)
     corrected, ends = roaming.correct(conn, sorted(whose), now)
     tries |= {row["id"]: row for row in corrected}
@@ -387,5 +394,6 @@ def _may_tell(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
 def _read(row: Any) -> Fields | None:
     found = fields(row)
     if found is not None:
-        found["status"] = rows.status(json.loads(found["status"]))
+        document = json.loads(found["status"])
+        found["status"], found["watch"] = rows.status(document), mirror_watch.watched(document)
     return found
