@@ -17,7 +17,14 @@ from beacon_ota.orchestrator.schema import (
     rollouts,
     sites,
 )
-from beacon_ota.orchestrator.store import Fields, audit, fields, insert_or_ignore, keys
+from beacon_ota.orchestrator.store import (
+    Fields,
+    audit,
+    device_types,
+    fields,
+    insert_or_ignore,
+    keys,
+)
 from beacon_ota.orchestrator.store import attempts as tries_of
 from beacon_ota.orchestrator.store import events as told
 from beacon_ota.orchestrator.store import mirror_rows as rows
@@ -184,7 +191,8 @@ def take(
         if row is None or what == "halts":  # pruned since; or done before, by the engine
             continue
         if what == "beacons":
-            _hear(conn, mirror, row, now, fleet)
+            if (event := _hear(conn, mirror, row, now, fleet)) is not None:
+                heard.append(event)
         elif what == "events":
             if (event := _take_event(conn, mirror, row)) is not None:
                 heard.append(event)
@@ -276,11 +284,17 @@ def _check_place(row: Fields, plan: Fields) -> None:
     )
 
 
-def _hear(conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[str, Fields]) -> None:
-    """Note what a mirror heard of a beacon, and that it uses its new key."""
+def _hear(
+    conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[str, Fields]
+) -> Fields | None:
+    """Note what a mirror heard of a beacon, and that it uses its new key.
+
+    Returns:
+        The event that it is another board than it was registered as.
+    """
     given = rows.heard(row, now)
     if not isinstance(row.get("id"), str) or not _theirs(conn, mirror, row["id"]):
-        return
+        return None
     known = conn.execute(select(beacons).where(_b.id == row["id"])).one()._mapping
     values: Fields = {}
     if (given["last_seen"] or 0.0) >= (known["last_seen"] or 0.0):
@@ -292,9 +306,15 @@ def _hear(conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[st
     if proven is not None:
         values |= keys.used(dict(known), proven)
         audit.add(conn, now, f"mirror {mirror['name']}", "beacon.rekeyed", row["id"])
+    event = None
+    if (said := values.get("said_type")) is not None:
+        event = device_types.adopt(conn, row["id"], said, now, f"mirror {mirror['name']}")
     if values:
         conn.execute(update(beacons).where(_b.id == row["id"]).values(**values))
-        fleet[row["id"]] = {**known, **values}
+        fleet[row["id"]] = dict(
+            conn.execute(select(beacons).where(_b.id == row["id"])).one()._mapping
+        )
+    return event
 
 
 def digest(key: bytes) -> str:

@@ -148,7 +148,7 @@ def _take_beacons(conn: Connection, rows: list[Fields]) -> None:
             continue
         row |= keys.used(row, mine.key)  # what it uses here, and we have told so
         for name in HEARD:
-            row.pop(name)
+            row.pop(name, None)
         if any(getattr(mine, name) != value for name, value in row.items()):
             conn.execute(update(beacons).where(beacons.c.id == row["id"]).values(**row))
     for beacon_id in known:
