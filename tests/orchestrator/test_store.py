@@ -210,7 +210,9 @@ def test_an_offer_is_made_upon_what_is_committed(conn):
         assert attempts.offer_upon(conn, basis, ("stable", "esp32c3"), row, False) is None
         conn.execute(update(table).values({name: was}))
     assert attempts.offer_upon(conn, basis, ("stable", "esp32c3"), row, False) == row
-    assert attempts.offer_upon(conn, basis, ("stable", "esp32c3"), attempt("x"), False) is None  # removed
+    assert (
+        attempts.offer_upon(conn, basis, ("stable", "esp32c3"), attempt("x"), False) is None
+    )  # removed
 
 
 def test_statistics(conn):

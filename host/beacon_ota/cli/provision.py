@@ -75,6 +75,14 @@ ChannelOption = Annotated[str | None, typer.Option(help="stable or beta.", rich_
 TagOption = Annotated[
     list[str] | None, typer.Option("--tag", help="Repeatable.", rich_help_panel=_MORE)
 ]
+TypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--type",
+        help="Board that you take it for; what it says itself counts.",
+        rich_help_panel=_MORE,
+    ),
+]
 WindowOption = Annotated[
     str | None,
     typer.Option(help="Local maintenance window, HH:MM-HH:MM.", rich_help_panel=_MORE),
@@ -150,6 +158,7 @@ def wifi(
     ssid2: Ssid2Option = None,
     password2_file: Password2FileOption = None,
     site: SiteOption = None,
+    device_type: TypeOption = None,
     channel: ChannelOption = None,
     tag: TagOption = None,
     window: WindowOption = None,
@@ -171,6 +180,7 @@ def wifi(
     """
     from beacon_ota.provision import flow
     from beacon_ota.provision.wanted import Network, Wanted, config, credentials
+    from beacon_ota.provision.wanted import device_type as wanted_type
 
     chosen = _radio(radio)
     ask = asking.secret(pin, pin_file, pop)
@@ -194,7 +204,8 @@ def wifi(
     registry = None if no_register else _orchestrator(url, token, site)
     values["orch_url"] = _address(orch_url, registry)
     creds = credentials(asking.text(credentials_file)) if credentials_file else None
-    wanted = Wanted(network, config(values, second), tuple(tag or ()), creds)
+    board = wanted_type(device_type)
+    wanted = Wanted(network, config(values, second), tuple(tag or ()), creds, board)
     found = asking.find(chosen, beacon, search, json)
     with asking.steps(json) as tell:
         outcome = _run(
@@ -260,6 +271,7 @@ def batch(
     ssid2: Ssid2Option = None,
     password2_file: Password2FileOption = None,
     site: SiteOption = None,
+    device_type: TypeOption = None,
     channel: ChannelOption = None,
     window: WindowOption = None,
     utc_off: UtcOption = None,
@@ -290,6 +302,7 @@ def batch(
         "ssid2": ssid2,
         "password2": asking.line(password2_file),
         "site": site,
+        "type": device_type,
         "channel": channel,
         "window": window,
         "utc_off": None if utc_off is None else str(utc_off),
@@ -311,7 +324,8 @@ def batch(
                 done=done,
             )
         )
-    columns = ("line", "beacon", "result", "beacon_id", "ssid", "ip", "poll", "seconds", "detail")
+    columns = ("line", "beacon", "result", "beacon_id", "device_type")
+    columns = (*columns, "ssid", "ip", "poll", "seconds", "detail")
     if no_register:
         columns = (*columns[:-1], "key", "detail")
     output.emit([one.as_dict() for one in results], columns, as_json=json)
