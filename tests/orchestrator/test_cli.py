@@ -123,7 +123,7 @@ def test_boards_that_are_not_what_was_typed(server, run, tmp_path):
     file = tmp_path / "release.bin"
     for board in ("esp32c3", "esp32c3-8mb"):
         file.write_bytes(image("1.4.0", device_type=board))
-        run("release", "upload", str(file), "--channel", "stable")
+        run("release", "upload", str(file), "--stable")
     assert "firmware_ambiguous" in run("rollout", "create", "1.4.0", code=1)
     # One beacon is doubted: it is in no count of those who wait, and it is said.
     ordered = run("rollout", "plan", "esp32c3/1.4.0")

@@ -3,7 +3,7 @@
 import pytest
 
 from beacon_ota.errors import UsageError
-from tests.orchestrator.world import upload
+from tests.orchestrator.world import until, upload
 
 ANY_TIME = {"preset": "all-at-once", "window": "00:00-24:00"}
 SMALL, LARGE = "esp32c3", "esp32c3-8mb"
@@ -73,7 +73,7 @@ def test_another_word_than_before_is_questioned_and_nothing_is_offered(local, tm
     after = shown(local, beacon)
     assert (after["device_type"], after["said_type"]) == (SMALL, LARGE)
     assert after["standing"] == "board" and after["last_seen"]
-    (event,) = told(local, "beacon.questioned")
+    (event,) = until(lambda: told(local, "beacon.questioned"))
     assert (event["data"]["device_type"], event["data"]["says"]) == (SMALL, LARGE)
     listed = list(local.admin().beacons(questioned=True))
     assert [one["beacon_id"] for one in listed] == [beacon.id]
@@ -96,11 +96,11 @@ def test_two_devices_under_one_name_fill_no_log(local):
     for _ in range(20):
         for beacon.device_type in (LARGE, SMALL):
             beacon.poll()
-    assert len(told(local, "beacon.questioned")) == 1
+    assert len(until(lambda: told(local, "beacon.questioned"))) == 1
     local.clock.at += 3601
     beacon.device_type = LARGE
     beacon.poll()
-    assert len(told(local, "beacon.questioned")) == 2
+    until(lambda: len(told(local, "beacon.questioned")) == 2)
 
 
 def test_somebody_accepts_the_word_of_the_beacon(local, tmp_path):

@@ -745,7 +745,12 @@ def test_a_board_that_is_questioned_and_accepted_behind_a_mirror(scene):
     assert beacon.poll().headers["x-reason"] == "board"
     scene.even()
     assert scene.admin.beacon(beacon.id)["standing"] == "board"
-    [event] = [one for one in scene.admin.latest_events(100) if one["kind"] == "beacon.questioned"]
+
+    def told():
+        events = scene.admin.latest_events(100)
+        return [one for one in events if one["kind"] == "beacon.questioned"]
+
+    [event] = until(told, deadline_s=DEADLINE_S)
     assert event["subject"] == beacon.id
     scene.admin.retype_beacon(beacon.id)
     node = scene.mirror.service.view.nodes[beacon.id]

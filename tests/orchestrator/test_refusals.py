@@ -1,6 +1,6 @@
 """Beacons that are refused at every poll: said, counted, and never shown as fine."""
 
-from tests.orchestrator.world import TestBeacon
+from tests.orchestrator.world import TestBeacon, until
 
 BAD = "/firmwares/latest/esp32c3?version=no-version"
 
@@ -87,3 +87,20 @@ def test_the_word_of_the_beacon_ends_what_strangers_said_in_its_name(local):
     assert shown(local, beacon)["unproven"]
     beacon.poll()
     assert shown(local, beacon)["unproven"] is None
+
+
+def test_it_is_told_once_in_a_while_that_a_beacon_is_refused(local):
+    def told():
+        events = local.admin().latest_events(1000)
+        return [one for one in events if one["kind"] == "beacon.refused"]
+
+    (beacon,) = local.beacons(1)
+    beacon.call("GET", BAD)
+    assert not told()
+    for _ in range(20):
+        beacon.call("GET", BAD)
+    (event,) = until(told)
+    assert event["subject"] == beacon.id and event["data"] == {"code": "poll_query"}
+    local.clock.at += 3601
+    beacon.call("GET", BAD)
+    until(lambda: len(told()) == 2)

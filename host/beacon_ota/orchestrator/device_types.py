@@ -91,7 +91,7 @@ def tell_of_question(service: Service, node: Node, said: str) -> None:
     if told_at is not None and 0 <= now - told_at < TELL_S:
         return
     node.questioned_at = now
-    data = {"device_type": node.facts.device_type, "says": said}
+    beacon_id, data = node.facts.id, {"device_type": node.facts.device_type, "says": said}
     service.db.write(
-        events.add, now, "beacon.questioned", node.facts.id, data, then=service.hub.publish
+        events.add, now, "beacon.questioned", beacon_id, data, then=service.hub.publish
     )

@@ -12,6 +12,7 @@ from beacon_ota.orchestrator.gate import Caller, Refused, identify
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.poll import poll
 from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.refusals import note_refusal
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.status import status
 from beacon_ota.orchestrator.throttle import Throttle
@@ -106,7 +107,7 @@ class Hot:
         """Answer with a problem; sealed for a caller whose mac was right, None for all others."""
         code = problems.status_of(error)
         if caller is not None and not isinstance(error, Refused) and _is_refusal(error, code):
-            self.service.view.refused(caller.beacon, self.service.clock.now(), error.code)
+            note_refusal(self.service, caller.beacon, error.code)
         headers = [asgi.PROBLEM]
         self.service.counts.problems[error.code] += 1
         if isinstance(error, Refused):

@@ -68,6 +68,7 @@ class Node:
     refused_code: str | None = None  # of its last authenticated request that was refused
     refused_at: float | None = None
     refusals: int = 0  # since its last poll that was answered
+    refusal_told_at: float | None = None
     claim: Claim | None = None  # what came in its name, and could not be its own
 
 

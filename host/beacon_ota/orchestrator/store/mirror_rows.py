@@ -34,6 +34,7 @@ _SAID = {
         ("rollout", "firmware", "version", "failed_in", "code", "detail"),
     ),
     "beacon.withheld": ("rollout", "firmware", "version", "tries"),
+    "beacon.refused": ("code",),
     "mirror.halted": ("reason",),
 }
 
