@@ -455,6 +455,11 @@ WRONG = {
         {"last_seen": 1e300},
         {"address": {}},
         {"heap_free_min": -1},
+        {"said_type": "Not A Board"},
+        {"said_type": "x" * 33},
+        {"refused_code": "<b>"},
+        {"refused_at": -1.0},
+        {"refusals": -1},
         {"clock_unset": "yes"},
     ],
     "reports": [
