@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Annotated, Any, Literal
 
@@ -214,10 +214,12 @@ async def listing(
         "silent_since": None if silent_s is None else service.clock.now() - silent_s,
     }
 
+    standing_of = partial(_standing, service)  # looks at the view from a reader's thread
+
     def read(conn: Connection) -> Response:  # a full page is some work: not on the event loop
         total, rows = beacons.page(conn, **filters)
         more = rows[-1]["id"] if len(rows) == limit and total > limit else None
-        found = [{**shown(row), "standing": _standing(service, row["id"])} for row in rows]
+        found = [{**shown(row), "standing": standing_of(row["id"])} for row in rows]
         return page("beacons", found, total=total, next=more)
 
     return await service.db.read(read)
@@ -260,8 +262,6 @@ async def show(
         ]
         return {
             **shown(row),
-            "standing": _standing(service, beacon_id),
-            "unproven": _claim(service, beacon_id),
             "rekeying": row["next_key"] is not None,
             "attempts": tries,
             "reports": reports,
@@ -271,7 +271,8 @@ async def show(
     found = await service.db.read(read)
     if found is None:
         raise missing("beacon", beacon_id)
-    return answer(found)
+    now = {"standing": _standing(service, beacon_id), "unproven": _claim(service, beacon_id)}
+    return answer({**found, **now})
 
 
 @router.patch("/{beacon_id}")
