@@ -218,6 +218,13 @@ class Client:
         body = None if reason is None else {"reason": reason}
         return self.call("POST", f"/api/beacons/{_part(beacon_id)}/{verb}", json=body)
 
+    def retype_beacon(
+        self, beacon_id: str, device_type: str | None = None, reason: str = ""
+    ) -> Json:
+        """Register a beacon as another board: None is what it says itself."""
+        body = {"reason": reason, **_given({"device_type": device_type})}
+        return self.call("POST", f"/api/beacons/{_part(beacon_id)}/retype", json=body)
+
     def set_key(self, beacon_id: str, key: str) -> Json:
         """Say which key (hex) a beacon was provisioned with again."""
         return self.call("PUT", f"/api/beacons/{_part(beacon_id)}/key", json={"key": key})

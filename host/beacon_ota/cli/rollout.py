@@ -88,6 +88,7 @@ def create(
         output.dump(done)
     else:
         _summary(done)
+        _uncovered(done, preset if file is None else None)
 
 
 @app.command()
@@ -171,6 +172,7 @@ def show(
         remote.watch(draw, every_s=every, done=lambda: found["status"] not in _LIVE)
     else:
         output.console.print(_picture(found))
+    _uncovered(found)
     output.emit(
         remote.shorten(found["transitions"], "at"), _TRANSITION, as_json=False, title="history"
     )
@@ -375,6 +377,33 @@ def _picture(found: dict[str, Any]):
     return Group(head, table)
 
 
+def _uncovered(found: dict[str, Any], preset: str | None = None) -> None:
+    """Say how many beacons of other boards a rollout does not cover, and what would."""
+    missed = found.get("not_covered")  # absent once a rollout is over
+    if missed is None:
+        return
+    for one in missed["boards"]:
+        output.say(
+            "[yellow]not covered: {} beacons of another board, {}[/]",
+            one["beacons"],
+            one["device_type"],
+        )
+        if one["rollout_id"] is not None:
+            output.say("  beacon-ota rollout show {}   is theirs", one["rollout_id"])
+        elif one["release"] is not None:
+            more = f" --preset {preset}" if preset in ("emergency", "all-at-once") else ""
+            output.say("  beacon-ota rollout create {}{}", one["release"], more)
+        else:
+            output.say("  there is no release of this version for {}", one["device_type"])
+    if missed["questioned"]:
+        output.say(
+            "[yellow]not covered: {} beacons that say they are another board than they are "
+            "registered as[/]",
+            missed["questioned"],
+        )
+        output.say("  beacon-ota beacon list --questioned")
+
+
 def _timeline(found: dict[str, Any], each: bool) -> None:
     counts: dict[tuple[Any, Any], list[str]] = {}
     for slot in found["beacons"]:
@@ -406,4 +435,5 @@ def _timeline(found: dict[str, Any], each: bool) -> None:
     output.say("ends {}", remote.moment(found["ends_at"]))
     for reason, count in found["left_out"].items():
         output.say("left out: {} ({})", count, reason)
+    _uncovered(found)
     output.say("--seed {} starts exactly this", found["seed"])

@@ -30,7 +30,7 @@ async def download(
         or attempt.firmware_id != firmware_id
     ):
         raise Problem(409, "attempt_over", "no such attempt is under way", found=attempt_id)
-    check_going_on(service, attempt)
+    check_going_on(service, attempt, caller.beacon)
     release = service.view.releases[firmware_id]
     data = await load(service, release)
     if attempt.taken_at is None and not await asyncio.shield(service.take(attempt)):

@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl
 
 from beacon_ota.orchestrator import asgi
 from beacon_ota.orchestrator.asgi import Scope, Send
+from beacon_ota.orchestrator.device_types import hear_device_type
 from beacon_ota.orchestrator.gate import EMPTY, Caller
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.rollout.decide import decide
@@ -26,25 +27,28 @@ async def poll(
     node = caller.beacon
     now = service.clock.now()
     view = service.view
-    device_type = scope["path"].rpartition("/")[2]
-    if device_type != node.facts.device_type:
-        raise Problem(
-            409,
-            "device_type_mismatch",
-            "this beacon is registered as another type",
-            found=device_type,
-            expected=node.facts.device_type,
-        )
     query = scope["query_string"]
     facts = node.facts
+    version, image, on_trial = facts.version, facts.image, facts.on_trial
     if query != node.query or not query:
         version, image, on_trial = read_query(query)
-        view.heard(
-            node, now, version or facts.version, image or facts.image, on_trial, asgi.address(scope)
-        )
-        node.query = query
-    else:
-        view.heard(node, now, facts.version, facts.image, facts.on_trial, asgi.address(scope))
+    said_type = scope["path"].rpartition("/")[2]
+    if on_trial and said_type == facts.device_type:
+        said_type = ""  # an image on trial speaks for no beacon
+    elif said_type != facts.device_type:
+        said_type = await hear_device_type(service, node, said_type, on_trial=on_trial)
+        facts = node.facts
+    view.heard(
+        node,
+        now,
+        version or facts.version,
+        image or facts.image,
+        on_trial,
+        asgi.address(scope),
+        said_type,
+    )
+    node.query = query
+    node.refusals = 0
     await _look_back(service, node, now)
 
     decision, attempt = await _decide(service, node, now)

@@ -331,7 +331,8 @@ class Service:
         node.offering = asyncio.get_running_loop().create_future()
         try:
             known = frozenset(a.id for a in before)
-            kept = await self.db.write(attempts.offer_upon, basis, facts.channel, row, again, known)
+            upon = (facts.channel, facts.device_type)
+            kept = await self.db.write(attempts.offer_upon, basis, upon, row, again, known)
             if kept is None:
                 self._take_back(attempt, before[-1] if again else None)
                 node.offering.set_result(None)
@@ -474,12 +475,12 @@ class Service:
 
     async def flush(self) -> None:
         """Write when beacons were last heard from, and what they run."""
-        rows = self.view.take_dirty()
-        if rows:
+        rows, refused = self.view.take_dirty(), self.view.take_refused()
+        if rows or refused:
             try:
-                await self.db.write(beacons.seen, rows)
+                await self.db.write(beacons.seen, rows, refused)
             except StorageError:
-                self.view.keep_dirty(rows)
+                self.view.keep_dirty(rows, refused)
                 raise
 
     async def _flushing(self) -> None:

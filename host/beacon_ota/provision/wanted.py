@@ -1,5 +1,6 @@
 """What a beacon is to be given, as people write it, checked before anybody connects."""
 
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from beacon_ota.images import settings
 from beacon_ota.wire import access, ec1
 
 MIN_PIN, MAX_PIN = 4, 64
+_DEVICE_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _TEXTS = ("orch_url", "site", "window", "channel")
 
 
@@ -67,12 +69,21 @@ class Wanted:
         config: fields of CONFIG (``wire/tlv.py``), the beacon's key aside.
         tags: for the orchestrator.
         creds: what opens the door, see :func:`credentials`; None leaves it as it is.
+        device_type: what somebody takes it for. The beacon's own word counts, where it says one.
     """
 
     network: Network | None = None
     config: Mapping[str, str | bytes | int] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     creds: bytes | None = field(default=None, repr=False)
+    device_type: str = ""
+
+
+def device_type(text: str | None) -> str:
+    """Return a device type as somebody gives it, "" for none (UsageError ``type_syntax``)."""
+    if text and _DEVICE_TYPE.fullmatch(text) is None:
+        raise UsageError("type_syntax", "that is no device type", found=text, expected="esp32c3")
+    return text or ""
 
 
 def config(

@@ -18,6 +18,7 @@ from beacon_ota.orchestrator.api.access import Admin, On, Viewer, actor_of
 from beacon_ota.orchestrator.api.answers import answer, iso, page
 from beacon_ota.orchestrator.api.firmwares import Image
 from beacon_ota.orchestrator.api.rollouts import Moving
+from beacon_ota.orchestrator.device_types import tell_of_question
 from beacon_ota.orchestrator.download import load
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.mirror_state import PROTOCOL
@@ -298,7 +299,11 @@ async def image(firmware_id: str, service: On, mirror: Mirror) -> Response:
 
 def _taken(service: Service, done: mirrors.Told) -> None:
     for row in done.beacons:
-        service.view.put_beacon(row)
+        known = service.view.nodes.get(row["id"])
+        said = "" if known is None else known.facts.said_type
+        node = service.view.put_beacon(row)
+        if node.facts.questioned and node.facts.said_type != said:
+            tell_of_question(service, node, node.facts.said_type)
     for row in done.attempts:
         service.view.put_attempt(attempt_of(row))
     for event in done.events:

@@ -15,6 +15,7 @@ from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.access import On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.coverage import not_covered
 from beacon_ota.orchestrator.api.previews import ClientLeft, Previews
 from beacon_ota.orchestrator.engine import Decide, Engine, dump_state, load_state, withdrawn
 from beacon_ota.orchestrator.limits import LIMITS
@@ -107,7 +108,8 @@ async def create(order: Order, service: On, engine: Moving, actor: Operator) -> 
     entry = await engine.create(row, rollout, state, actor.name)
     async with engine.moving:
         await engine.step(entry)  # what starts now has started when this is answered
-    return answer(await shown(service, engine, plan.rollout_id), 201)
+    found = await shown(service, engine, plan.rollout_id)
+    return answer({**found, "not_covered": not_covered(service.view, rollout)}, 201)
 
 
 @router.post("/plan")
@@ -136,7 +138,8 @@ async def plan(
             horizon_s=horizon_s,
             stop=stop,
         )
-        return bytes(answer(_timeline(rollout, start_at, timeline)).body)
+        found = _timeline(rollout, start_at, timeline)
+        return bytes(answer({**found, "not_covered": not_covered(view, rollout)}).body)
 
     previews: Previews = request.app.state.previews
     try:
@@ -310,9 +313,10 @@ async def shown(
     *,
     full: bool = False,
 ) -> Fields:
-    """Return a rollout as the API shows it; ``full`` adds plan, transitions and verdicts.
+    """Return a rollout as the API shows it.
 
     Args:
+        full: with its plan, its transitions, and the boards that it does not cover.
         row: of a listing; without one, the mirrors are named that have not confirmed a stop.
     """
     now = service.clock.now()
@@ -359,6 +363,8 @@ async def shown(
     if row is None:
         public["unconfirmed"] = waited_for
     if full:
+        if entry is not None:
+            public["not_covered"] = not_covered(service.view, entry.rollout)
         public["plan"] = _bare(plan)
         public["transitions"] = [
             {**{k: v for k, v in one.items() if k != "rollout_id"}, "at": iso(one["at"])}

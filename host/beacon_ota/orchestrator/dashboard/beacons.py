@@ -30,6 +30,7 @@ REASONS = {
     Reason.CHANNEL: "the release is still in testing, and the beacon not on the beta channel",
     Reason.WITHDRAWN: "the release was withdrawn",
     Reason.QUARANTINED: "it is in quarantine",
+    Reason.BOARD: "it says that it is another board than it is registered as",
     Reason.TRIAL: "the image that it runs is not confirmed yet",
     Reason.SCHEDULED: "the rollout starts later",
     Reason.PAUSED: "the rollout is paused",

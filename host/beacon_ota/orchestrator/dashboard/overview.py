@@ -67,7 +67,18 @@ def tiles(seen: Fleet) -> list[tuple[str, int, dict[str, str], str]]:
         (NAMES["valid"], current, {"state": "valid", "look": "current"}, "valid"),
         ("behind", states["valid"] - current, {"state": "valid", "look": "behind"}, "behind"),
     ]
-    for state in ("updating", "trial", "failed", "silent", "unseen", "quarantined"):
+    for state in (
+        "updating",
+        "trial",
+        "failed",
+        "silent",
+        "unseen",
+        "refused",
+        "board",
+        "quarantined",
+    ):
+        if state in ("refused", "board") and not states[state]:
+            continue
         found.append((NAMES.get(state, state), states[state], {"state": state}, state))
     for flag in FLAGS:
         if seen.flags[flag]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.api import unconfirmed
+from beacon_ota.orchestrator.api.coverage import not_covered
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import versions_of
@@ -150,6 +151,7 @@ def page(ask: Ask) -> Page:
             "reasons": ask.read(outcomes.reasons, Which(rollout_id=rollout_id)),
             "counts": COUNTS,
             "verbs": VERBS[seen.state.status] if seen.tally is not None else (),
+            "missed": None if seen.tally is None else not_covered(ask.service.view, seen.rollout),
             "plan": _bare(row["plan"]),
             "versions": versions_of(ask),
             "kinds": words.STEPS,

@@ -82,6 +82,8 @@ LEVELS = {
     "rollout.clock_ahead": "warn",
     "beacon.quarantined": "warn",
     "beacon.withheld": "warn",
+    "beacon.questioned": "warn",
+    "beacon.refused": "warn",
     "beacon.removed": "warn",
     "firmware.damaged": "bad",
     "firmware.deprecated": "warn",
@@ -115,6 +117,9 @@ _BEACONS = {
     "changed": "was changed",
     "rekey": "gets a new key",
     "rekeyed": "uses its new key",
+    "retyped": "is registered as another board",
+    "questioned": "says that it is another board than it is registered as",
+    "refused": "is refused at every poll",
     "quarantined": "is in quarantine",
     "unquarantined": "is out of quarantine",
     "removed": "was removed",
@@ -214,6 +219,14 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
         return Said(level, what, f"/rollouts/{subject}", then, because, by)
     if group == "beacon":
         then = _BEACONS.get(verb, verb)
+        if verb in ("retyped", "questioned") and data.get("device_type"):
+            then = {
+                "retyped": f"is registered as {data['device_type']}, and was as {data.get('was')}",
+                "questioned": f"says that it is {data.get('says')}, and is registered as "
+                f"{data['device_type']}",
+            }[verb]
+        elif verb == "refused" and data.get("code"):
+            then = f"is refused at every poll, {data['code']}"
         if verb == "withheld":
             then = f"is withheld from {data.get('version')} after {data.get('tries')} attempts"
             if data.get("why") == "blamed":

@@ -22,6 +22,7 @@ from beacon_ota.orchestrator.store import (
     Fields,
     audit,
     books,
+    device_types,
     fields,
     former,
     insert_or_ignore,
@@ -224,7 +225,8 @@ def take(
             if rows.halt(row)["id"] is not None:
                 books.note_halt(conn, mirror_id, row["id"], now)
         elif what == "beacons":
-            _hear(conn, mirror, row, now, fleet)
+            if (event := _hear(conn, mirror, row, now, fleet)) is not None:
+                heard.append(event)
         elif what == "events":
             if (event := _take_event(conn, mirror, row, stand.sure)) is not None:
                 heard.append(event)
@@ -359,11 +361,17 @@ def _check_place(row: Fields, plan: Fields) -> None:
     )
 
 
-def _hear(conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[str, Fields]) -> None:
-    """Note what a mirror heard of a beacon, and that it uses its new key."""
+def _hear(
+    conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[str, Fields]
+) -> Fields | None:
+    """Note what a mirror heard of a beacon, and that it uses its new key.
+
+    Returns:
+        The event that it is another board than it was registered as.
+    """
     given = rows.heard(row, now)
     if not isinstance(row.get("id"), str) or not _may_tell(conn, mirror, row["id"]):
-        return
+        return None
     known = conn.execute(select(beacons).where(_b.id == row["id"])).one()._mapping
     values: Fields = {}
     if (given["last_seen"] or 0.0) >= (known["last_seen"] or 0.0):
@@ -377,9 +385,15 @@ def _hear(conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[st
         if not _theirs(conn, mirror, row["id"]):
             former.use(conn, mirror["id"], row["id"], proven)
         audit.add(conn, now, f"mirror {mirror['name']}", "beacon.rekeyed", row["id"])
+    event = None
+    if (said := values.get("said_type")) is not None:
+        event = device_types.adopt(conn, row["id"], said, now, f"mirror {mirror['name']}")
     if values:
         conn.execute(update(beacons).where(_b.id == row["id"]).values(**values))
-        fleet[row["id"]] = {**known, **values}
+        fleet[row["id"]] = dict(
+            conn.execute(select(beacons).where(_b.id == row["id"])).one()._mapping
+        )
+    return event
 
 
 def _theirs(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
