@@ -41,8 +41,15 @@ def test_this_releases_answer_is_read_to_the_letter(reply):
     assert found.version == __version__ and found.server_time
 
 
+def test_an_answer_to_tell_all_again_gives_nothing(reply):
+    assert not read(reply).again
+    reply |= {"again": True, "etag": "", "moves": "", "state": None}
+    found = read(reply)
+    assert found.again and (found.state, found.moves) == (None, "")
+
+
 def test_an_older_primary_says_less(reply):
-    for name in ("protocol", "version", "moves", "server_time"):
+    for name in ("protocol", "version", "moves", "server_time", "again"):
         del reply[name]
     for row in reply["state"]["beacons"]:
         del row["given_keys"]
@@ -50,6 +57,7 @@ def test_an_older_primary_says_less(reply):
         del row["blamed_at"]
     found = read(reply)
     assert found.moves == "" and found.server_time is None and not found.unread
+    assert not found.again
 
 
 def test_fields_and_tables_that_are_unknown_are_let_go(reply):

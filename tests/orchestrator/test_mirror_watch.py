@@ -11,8 +11,9 @@ from beacon_ota.errors import BeaconOtaError, InputError, UsageError
 from beacon_ota.orchestrator import mirror as mirrors
 from beacon_ota.orchestrator.mirror_images import Images
 from beacon_ota.orchestrator.mirror_watch import MirrorWatch
+from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.store import books, outbox
 from beacon_ota.orchestrator.store import mirrors as primary_store
-from beacon_ota.orchestrator.store import outbox
 from tests.orchestrator.test_mirror import CALM, EVERYBODY, Scene
 from tests.orchestrator.uplinks import Uplink
 from tests.orchestrator.world import Local, ManualClock, until, upload
@@ -552,3 +553,71 @@ def test_a_limit_counts_what_is_asked_for(scene):
     scene.admin.create_site("later")
     kinds = [one["kind"] for one in scene.admin.latest_events(1, "rollout.halted")]
     assert kinds == ["rollout.halted"], "what is asked for is counted, not what came since"
+
+
+# ---- exchanges that do not follow what was taken ----
+
+
+def test_an_answer_to_tell_all_again_renews_no_lease_and_confirms_nothing(scene, monkeypatch):
+    """It gives nothing: what was halted meanwhile is not in force there."""
+    scene.beacons(1)
+    rollout = scene.release(plan=CALM)
+    scene.here(rollout)
+    pages, real = [], books.look_up
+
+    def parted(conn, mirror_id, page):
+        pages.append(page)
+        return books.Stand(0, False, True, False)
+
+    mirror = scene.mirror.service.mirror
+    monkeypatch.setattr(books, "look_up", parted)
+    until(lambda: mirror.error == "mirror_parted", deadline_s=DEADLINE_S)
+    contact, moves, applied = mirror.lease.contact, moves_at(scene), listed(scene)["applied"]
+    scene.clock.at += 5
+    scene.admin.move_rollout(rollout, "halt", "enough")
+    count = len(pages)
+    until(lambda: len(pages) > count + 8, deadline_s=DEADLINE_S)
+    assert (mirror.lease.contact, moves_at(scene)) == (contact, moves)
+    assert scene.mirror.service.view.entries[rollout].state.status == "active"
+    one = is_listed(scene, "failing")
+    assert one["error"]["code"] == "mirror_parted" and one["applied"] == applied
+    monkeypatch.setattr(books, "look_up", real)
+    scene.here(rollout, "halted")
+    confirmed(scene, rollout)
+    is_listed(scene, "ok")
+
+
+def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, monkeypatch):
+    """The call that follows has no mark; that it does not follow what was taken says nothing."""
+    (beacon,) = scene.beacons(1)
+    rollout = scene.release(plan=CALM)
+    scene.here(rollout)
+    scene.even()
+    epoch, real, failed = scene.mirror.service.mirror._epoch, primary_store.take, []
+
+    def take(conn, mirror_id, page, changes, *args):
+        found = real(conn, mirror_id, page, changes, *args)
+        if changes and not failed:
+            failed.append(page.mark)
+        return found
+
+    state = primary_store.state
+
+    def gives(*args):
+        if len(failed) == 1:
+            failed.append("")
+            raise Problem(503, "busy", "a defect")
+        return state(*args)
+
+    monkeypatch.setattr(primary_store, "take", take)
+    monkeypatch.setattr(primary_store, "state", gives)
+    beacon.update(beacon.offered())
+    until(lambda: len(failed) == 2, deadline_s=DEADLINE_S)
+    scene.even()
+    until(lambda: scene.admin.rollout(rollout)["results"] == {"success": 1}, deadline_s=DEADLINE_S)
+    assert scene.mirror.service.mirror._epoch == epoch
+    is_listed(scene, "ok")
+
+
+def moves_at(scene) -> str:
+    return scene.mirror.call(scene.mirror.service.db.read(outbox.moves))
