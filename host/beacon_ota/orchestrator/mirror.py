@@ -19,25 +19,23 @@ from beacon_ota import __version__
 from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, ReachError, UsageError
 from beacon_ota.orchestrator import mirror_state
-from beacon_ota.orchestrator.engine import Engine, dump_state, load_state
+from beacon_ota.orchestrator.engine import load_state
 from beacon_ota.orchestrator.lease import Lease
+from beacon_ota.orchestrator.mirror_engine import LocalEngine
 from beacon_ota.orchestrator.mirror_images import Images
-from beacon_ota.orchestrator.rollout.advance import advance, apply, due
-from beacon_ota.orchestrator.rollout.types import Attempt, Kind, Result, Status, Transition
+from beacon_ota.orchestrator.rollout.types import Status
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import (
     Fields,
     attempts,
-    audit,
     beacons,
     changes,
-    events,
     firmwares,
     outbox,
     rollouts,
     sites,
 )
-from beacon_ota.orchestrator.view import Entry, attempt_of
+from beacon_ota.orchestrator.view import attempt_of
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
@@ -49,92 +47,6 @@ _LEASE = "mirror.lease"  # the setting in which it is kept
 _NEVER = ("token_wrong", "not_a_mirror")  # the primary knows this mirror no more
 _VAIN = ("unreachable", "mirror_protocol")  # whatever is told
 SKEW_S = 30.0  # between its clock and the primary's, from which on a mirror complains
-_FAILURES = ("failures_in_a_row", "failure_share")
-
-
-class LocalEngine(Engine):
-    """The engine of a mirror: settles the attempts of its own beacons, and may stop, not go on."""
-
-    async def _step(self, entry: Entry) -> None:
-        now = self.service.clock.now()
-        self._mind_the_clock(now)
-        if entry.open_ids:
-            await self._settle(entry, now)
-        if self._put_away(entry) or entry.state.status is Status.ABORTED:
-            return
-        counts = self.count(entry, now)
-        for change in advance(entry.rollout, entry.state, counts, now):
-            if change.kind is Kind.HALTED and change.reason in _FAILURES:
-                await self._halt(entry, change)
-                await self._settle(entry, now)
-                break
-        # What the primary would do is no reason to look: only what comes of silence.
-        entry.due = due(entry.rollout, entry.state, counts, now)
-        if entry.due is not None and entry.due <= now:
-            entry.due = None
-
-    async def _halt(self, entry: Entry, change: Transition) -> None:
-        """Halt a rollout here; its revision stays the primary's (UsageError ``rollout_moved``)."""
-        rollout_id = entry.rollout.plan.rollout_id
-        revision, basis = entry.revision, self.service.view.basis(entry)
-        state = apply(entry.state, change)
-        why = f"{change.reason}: {change.detail}"
-        lost = sorted(self._lost(entry))
-        told: list[Fields] = []
-
-        def work(conn: Connection) -> bool:
-            told.clear()
-            if rollouts.basis(conn, rollout_id) != basis:
-                return False
-            values = {
-                "status": state.status.value,
-                "state": dump_state(state),
-                "reason": state.reason,
-            }
-            outbox.halt(conn, rollout_id, why, values, lost)
-            audit.add(conn, change.at, "mirror", "mirror.halted", rollout_id, why)
-            told.append(events.add(conn, change.at, "mirror.halted", rollout_id, {"reason": why}))
-            return True
-
-        def after(halted: bool) -> None:
-            if halted:
-                self._put(rollout_id, state, revision, same=True)
-            for one in told:
-                self.service.hub.publish(one)
-
-        if not await asyncio.shield(self.service.db.write(work, then=after)):
-            raise self._moved(entry)
-        log.warning("rollout %s is halted here: %s", rollout_id, why)
-
-    def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
-        return silent  # what stops a release here cannot wait for the primary
-
-    async def review(self, rollout_id: str, lost: set[str]) -> None:
-        """Look again at a halt of ours, now that the primary has said what it knows.
-
-        It holds unless beacons that had been given up here went on elsewhere, and what is left
-        would not have halted it.
-
-        Args:
-            lost: attempts that it rests on.
-        """
-        entry = self.service.view.entries.get(rollout_id)
-        why = None
-        if entry is not None and lost - self._lost(entry):
-            now = self.service.clock.now()
-            going = replace(entry.state, status=Status.ACTIVE)
-            made = advance(entry.rollout, going, self.count(entry, now), now)
-            trips = [one for one in made if one.kind is Kind.HALTED and one.reason in _FAILURES]
-            if not trips:
-                log.warning("rollout %s goes on here: nobody was lost", rollout_id)
-                await self.service.db.write(outbox.lift_halt, rollout_id)
-                return
-            why = f"{trips[0].reason}: {trips[0].detail}"
-        await self.service.db.write(outbox.tell_halt, rollout_id, why)
-
-    @staticmethod
-    def _lost(entry: Entry) -> set[str]:
-        return {one.id for one in entry.attempts.values() if one.result is Result.LOST}
 
 
 class Mirror:

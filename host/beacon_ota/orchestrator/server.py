@@ -82,7 +82,8 @@ class _Server(uvicorn.Server):
 
 
 def _mirror(service: Service, engine: Engine, address: str) -> None:
-    from beacon_ota.orchestrator.mirror import LocalEngine, Mirror
+    from beacon_ota.orchestrator.mirror import Mirror
+    from beacon_ota.orchestrator.mirror_engine import LocalEngine
 
     assert isinstance(engine, LocalEngine)
     service.mirror = mirror = Mirror(service, engine)
