@@ -173,7 +173,7 @@ _EVENT: dict[str, Check] = {
 }
 _HALT: dict[str, Check] = {
     "rollout_id": _text(64),
-    "reason": _maybe(lambda value: isinstance(value, str)),
+    "reason": _maybe(_text(MAX_BODY)),
     "id": _maybe(_hex(24)),
     "at": _maybe(_is_time),
 }
@@ -236,6 +236,12 @@ def event(row: Any) -> Fields | None:
         if not (_text(256)(value) or is_number(value, 0, _MAX_INT)):
             raise _refused(f"events.data.{name}", value)
     return {**found, "data": said}
+
+
+def heard_of(row: Any) -> str | None:
+    """Return which beacon a row is about, None when that is no beacon's id."""
+    ident = row.get("id")
+    return ident if _is_id(ident) else None
 
 
 def heard(row: Any, now: float) -> Fields:

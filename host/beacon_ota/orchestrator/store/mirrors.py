@@ -370,7 +370,8 @@ def _hear(
         The event that it is another board than it was registered as.
     """
     given = rows.heard(row, now)
-    if not isinstance(row.get("id"), str) or not _may_tell(conn, mirror, row["id"]):
+    beacon_id = rows.heard_of(row)
+    if beacon_id is None or not _may_tell(conn, mirror, beacon_id):
         return None
     known = conn.execute(select(beacons).where(_b.id == row["id"])).one()._mapping
     values: Fields = {}
