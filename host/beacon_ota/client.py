@@ -218,6 +218,13 @@ class Client:
         body = None if reason is None else {"reason": reason}
         return self.call("POST", f"/api/beacons/{_part(beacon_id)}/{verb}", json=body)
 
+    def retype_beacon(
+        self, beacon_id: str, device_type: str | None = None, reason: str = ""
+    ) -> Json:
+        """Register a beacon as another board: None is what it says itself."""
+        body = {"reason": reason, **_given({"device_type": device_type})}
+        return self.call("POST", f"/api/beacons/{_part(beacon_id)}/retype", json=body)
+
     def set_key(self, beacon_id: str, key: str) -> Json:
         """Say which key (hex) a beacon was provisioned with again."""
         return self.call("PUT", f"/api/beacons/{_part(beacon_id)}/key", json={"key": key})
@@ -255,7 +262,7 @@ class Client:
         return self.call("POST", "/api/rollouts/plan", json=_order(firmware_id, plan, fields))
 
     def rollouts(self, **filters: Any) -> list[Json]:
-        """Return the rollouts, newest first."""
+        """Return the rollouts, newest first: ``status``, ``begins`` (of the id), ``limit``."""
         return self.call("GET", "/api/rollouts", params=_given(filters))["rollouts"]
 
     def rollout(self, rollout_id: str) -> Json:
@@ -343,9 +350,10 @@ class Client:
         """Verify the audit log's chain."""
         return self.call("GET", "/api/audit/verify", params=_given({"head": head}))
 
-    def latest_events(self, limit: int = 100) -> list[Json]:
-        """Return the newest stored events."""
-        return self.call("GET", "/api/events/latest", params={"limit": limit})["events"]
+    def latest_events(self, limit: int = 100, kind: str = "") -> list[Json]:
+        """Return the newest stored events, only of kinds that begin so."""
+        params = {"limit": limit, "kind": kind}
+        return self.call("GET", "/api/events/latest", params=params)["events"]
 
     # ---- mirrors ----
 

@@ -143,6 +143,17 @@ def test_every_event_is_a_sentence(kind, subject, data):
         ("mirror.created", {}, "Mirror r1 was created"),
         ("webhook.created", {"name": "chat"}, "Webhook chat was created"),
         ("beacon.quarantined", {"reason": "noisy"}, "r1 is in quarantine: noisy"),
+        (
+            "beacon.questioned",
+            {"device_type": "esp32c3", "says": "esp32c3-8mb"},
+            "r1 says that it is esp32c3-8mb, and is registered as esp32c3",
+        ),
+        (
+            "beacon.retyped",
+            {"device_type": "esp32c3-8mb", "was": "esp32c3", "reason": "the beacon says so"},
+            "r1 is registered as esp32c3-8mb, and was as esp32c3: the beacon says so",
+        ),
+        ("beacon.refused", {"code": "poll_query"}, "r1 is refused at every poll, poll_query"),
         ("firmware.promoted", {}, "Release 2.0.0 is stable"),
     ],
 )

@@ -135,8 +135,9 @@ def test_polls_without_a_query_or_with_a_wrong_one(server, release, beacon):
     for query in ("version=1.x", "image=abc", "state=odd", "version=%FF", "version=" + "1" * 600):
         answer = beacon.call("GET", "/firmwares/latest/esp32c3?" + query)
         assert answer.status == 422 and answer.json["code"] == "poll_query", query
+    # It has said before that it is another board.
     answer = beacon.call("GET", "/firmwares/latest/esp32c3-8mb?version=1.0.0")
-    assert answer.status == 409 and answer.json["code"] == "device_type_mismatch"
+    assert answer.status == 204 and answer.headers["x-reason"] == "board"
 
 
 def test_what_a_beacon_runs_is_shown(server, release, beacon):

@@ -111,6 +111,62 @@ def test_beacons_and_sites(server, run):
     run("site", "remove", "hq/a", "-y")
 
 
+def test_boards_that_are_not_what_was_typed(server, run, tmp_path):
+    small, large = beacons(server, 2, "board-")
+    small.poll()
+    large.poll()
+    large.device_type = "esp32c3-8mb"
+    assert large.poll().headers["x-reason"] == "board"
+    said = run("beacon", "show", large.id)
+    assert "it says that it is esp32c3-8mb" in said and f"beacon retype {large.id}" in said
+    assert large.id in run("beacon", "list", "--questioned")
+    file = tmp_path / "release.bin"
+    for board in ("esp32c3", "esp32c3-8mb"):
+        file.write_bytes(image("1.4.0", device_type=board))
+        run("release", "upload", str(file), "--stable")
+    assert "firmware_ambiguous" in run("rollout", "create", "1.4.0", code=1)
+    # One beacon is doubted: it is in no count of those who wait, and it is said.
+    ordered = run("rollout", "plan", "esp32c3/1.4.0")
+    assert "1 beacons that say they are another board" in ordered
+    assert "beacon list --questioned" in ordered
+    run("beacon", "retype", large.id, "--questioned", code=2)
+    assert "not_confirmed" in run("beacon", "retype", "--questioned", code=2)
+    done = json.loads(run("beacon", "retype", "--questioned", "--yes", "--json"))
+    assert [(one["beacon_id"], one["device_type"]) for one in done] == [(large.id, "esp32c3-8mb")]
+    assert large.id in run("audit", "list", "--action", "beacon.retyped")
+    # It has become one of another board: not covered, and what covers it is said.
+    said = run("rollout", "create", "esp32c3/1.4.0", "--preset", "all-at-once")
+    assert "not covered: 1 beacons of another board, esp32c3-8mb" in said
+    assert "rollout create esp32c3-8mb/1.4.0 --preset all-at-once" in said
+    theirs = json.loads(run("rollout", "create", "esp32c3-8mb/1.4.0", "--json"))
+    assert theirs["not_covered"]["boards"][0]["device_type"] == "esp32c3"
+    [mine] = [
+        one
+        for one in json.loads(run("rollout", "list", "--json"))
+        if (one["device_type"], one["version"]) == ("esp32c3", "1.4.0")
+    ]
+    assert f"rollout show {theirs['rollout_id']}" in run("rollout", "show", mine["rollout_id"])
+    assert "esp32c3" in run("beacon", "retype", large.id, "--type", "esp32c3")
+    assert "request_invalid" in run("beacon", "retype", large.id, "--type", "NO", code=1)
+    for one in (small, large):
+        run("beacon", "remove", one.id, "--yes")
+
+
+def test_a_beacon_that_is_refused_is_listed(server, run):
+    (beacon,) = beacons(server, 1, "refused-")
+    for _ in range(2):
+        assert beacon.call("GET", "/firmwares/latest/esp32c3?version=odd").status == 422
+    assert "refused" in run("beacon", "list", "--refused")
+    said = run("beacon", "show", beacon.id)
+    assert "refused 2 times since its last poll that was answered: poll_query" in said
+    beacon.key = bytes(32)
+    beacon.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False)
+    assert "requests in its name since it was heard, the last bad_mac" in run(
+        "beacon", "show", beacon.id
+    )
+    run("beacon", "remove", beacon.id, "--yes")
+
+
 def test_tokens_online_and_offline(server, run):
     token = run("token", "new", "ci", "--role", "operator", "--days", "1").strip()
     assert json.loads(run("beacon", "list", "--json", "--token", token)) is not None

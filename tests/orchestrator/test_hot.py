@@ -115,7 +115,7 @@ def test_with_the_key_every_refusal_is_sealed(local, beacon):
     answer = beacon.call("GET", POLL, headers=once)
     assert (answer.status, answer.json["code"]) == (401, "nonce_used") and sealed(beacon, answer)
     for target in (
-        "/firmwares/latest/other",
+        "/firmwares/latest/Other",
         f"{POLL}&state=odd",
         "/firmwares/0/download?attempt=",
     ):

@@ -455,6 +455,11 @@ WRONG = {
         {"last_seen": 1e300},
         {"address": {}},
         {"heap_free_min": -1},
+        {"said_type": "Not A Board"},
+        {"said_type": "x" * 33},
+        {"refused_code": "<b>"},
+        {"refused_at": -1.0},
+        {"refusals": -1},
         {"clock_unset": "yes"},
     ],
     "reports": [
@@ -720,3 +725,69 @@ def test_a_beacon_whose_first_attempt_its_primary_has_not_taken_is_offered_the_n
 
 def _move(scene, beacon: TestBeacon, site: str) -> None:
     scene.admin.call("PATCH", f"/api/beacons/{beacon.id}", json={"site": site})
+
+
+def test_the_first_word_of_a_board_reaches_the_primary_and_comes_back(scene):
+    (beacon,) = scene.beacons(1)
+    large = upload(scene.admin, "1.1.0", scene.folder, device_type="esp32c3-8mb", channel="stable")
+    rollout = scene.admin.create_rollout(large["firmware_id"], EVERYBODY)["rollout_id"]
+    scene.known(1)
+    beacon.device_type = "esp32c3-8mb"
+    assert beacon.poll().headers["x-reason"] == "board"  # a mirror decides nothing about it
+    scene.even()
+    assert scene.admin.beacon(beacon.id)["device_type"] == "esp32c3-8mb"
+    [event] = [one for one in scene.admin.latest_events(100) if one["kind"] == "beacon.retyped"]
+    assert event["data"]["by"] == "mirror lan-a"
+    scene.here(rollout)
+    scene.clock.at += 1
+    beacon.update(beacon.offered())
+    scene.even()
+    assert scene.admin.rollout(rollout)["results"] == {"success": 1}
+
+
+def test_a_board_that_is_questioned_and_accepted_behind_a_mirror(scene):
+    (beacon,) = scene.beacons(1)
+    scene.known(1)
+    assert beacon.poll().status == 204
+    scene.even()
+    scene.clock.at += 60
+    beacon.device_type = "esp32c3-8mb"
+    assert beacon.poll().headers["x-reason"] == "board"
+    scene.even()
+    assert scene.admin.beacon(beacon.id)["standing"] == "board"
+
+    def told():
+        events = scene.admin.latest_events(100)
+        return [one for one in events if one["kind"] == "beacon.questioned"]
+
+    [event] = until(told, deadline_s=DEADLINE_S)
+    assert event["subject"] == beacon.id
+    scene.admin.retype_beacon(beacon.id)
+    node = scene.mirror.service.view.nodes[beacon.id]
+    until(lambda: node.facts.device_type == "esp32c3-8mb", deadline_s=DEADLINE_S)
+    assert beacon.poll().headers["x-reason"] == "no_release"
+
+
+def test_a_change_of_board_calls_off_what_a_mirror_has_begun(scene):
+    (beacon,) = scene.beacons(1)
+    rollout = scene.release(plan=CALM)
+    scene.here(rollout)
+    assert beacon.download(beacon.offered()).status == 200
+    scene.even()  # its own word has arrived: what is set by hand stays
+    scene.admin.retype_beacon(beacon.id, "esp32c3-8mb")
+    node = scene.mirror.service.view.nodes[beacon.id]
+    until(lambda: node.facts.device_type == "esp32c3-8mb", deadline_s=DEADLINE_S)
+    scene.mirror.step()
+    scene.even()
+    assert scene.admin.rollout(rollout)["results"] == {"stopped": 1}
+
+
+def test_refusals_behind_a_mirror_are_shown_at_the_primary(scene):
+    (beacon,) = scene.beacons(1)
+    scene.known(1)
+    for _ in range(3):
+        assert beacon.call("GET", "/firmwares/latest/esp32c3?version=odd").status == 422
+    scene.even()
+    shown = scene.admin.beacon(beacon.id)
+    assert (shown["refused_code"], shown["refusals"]) == ("poll_query", 3)
+    assert shown["standing"] == "refused"

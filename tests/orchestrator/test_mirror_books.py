@@ -1,11 +1,14 @@
 """What primary and mirrors have counted stays exact when disks are copied, put back, and wiped."""
 
 import shutil
+import threading
 from contextlib import ExitStack
 
 import pytest
 
 from beacon_ota.orchestrator import mirror as mirrors
+from beacon_ota.orchestrator import mirror_state
+from beacon_ota.orchestrator.mirror_images import Images
 from tests.orchestrator.copies import copy_data, put_back
 from tests.orchestrator.test_mirror import CALM, DEADLINE_S, EVERYBODY, Scene
 from tests.orchestrator.world import Local, _prepare, until
@@ -281,6 +284,40 @@ def test_a_primary_put_back_and_a_wiped_mirror(scene):
     scene.primary.step()
     scene.counted(rollout, success=1)
     assert scene.status(rollout) != "halted"
+
+
+def test_a_wiped_mirror_is_given_its_attempts_back_however_late_the_image_comes(scene, monkeypatch):
+    """Exchanges go on beside the download; none of them may make the primary forget to give."""
+    (beacon, _) = scene.beacons(2)
+    rollout = scene.release(plan=CALM)
+    scene.here(rollout)
+    begun = beacon.offered()
+    assert beacon.download(begun).status == 200
+    scene.even()
+    come, download = threading.Event(), Images._download
+
+    def slow(self, row, part):
+        assert come.wait(DEADLINE_S)
+        download(self, row, part)
+
+    monkeypatch.setattr(Images, "_download", slow)
+    answers, read = [], mirror_state.read
+
+    def reads(reply):
+        answers.append(reply)
+        return read(reply)
+
+    monkeypatch.setattr(mirror_state, "read", reads)
+    scene.put_back_mirror(None, [beacon])
+    until(lambda: len(answers) >= 4, deadline_s=DEADLINE_S)
+    come.set()
+    scene.here(rollout)
+    assert scene.mirror.admin().rollout(rollout)["results"] == {"open": 1}
+    beacon.report("rebooting", begun)
+    beacon.install(begun)
+    beacon.report("success", begun, previous_version="1.0.0")
+    scene.even()
+    scene.counted(rollout, success=1)
 
 
 def test_what_a_wiped_mirror_is_not_given_back_the_primary_settles(scene):

@@ -196,8 +196,8 @@ def test_an_offer_is_made_upon_what_is_committed(conn):
     assert basis is not None and basis == (0, "active", "stable")
     row = attempt("n")
     for other in (basis._replace(revision=1), basis._replace(status="paused")):
-        assert attempts.offer_upon(conn, other, "stable", row, False) is None
-    assert attempts.offer_upon(conn, basis, "beta", row, False) is None
+        assert attempts.offer_upon(conn, other, ("stable", "esp32c3"), row, False) is None
+    assert attempts.offer_upon(conn, basis, ("beta", "esp32c3"), row, False) is None
     for table, name, value, was in (
         (rollouts, "status", "halted", "active"),
         (rollouts, "revision", 1, 0),
@@ -207,10 +207,12 @@ def test_an_offer_is_made_upon_what_is_committed(conn):
         (beacon_table, "channel", "beta", "stable"),
     ):
         conn.execute(update(table).values({name: value}))
-        assert attempts.offer_upon(conn, basis, "stable", row, False) is None
+        assert attempts.offer_upon(conn, basis, ("stable", "esp32c3"), row, False) is None
         conn.execute(update(table).values({name: was}))
-    assert attempts.offer_upon(conn, basis, "stable", row, False) == row
-    assert attempts.offer_upon(conn, basis, "stable", attempt("x"), False) is None  # removed
+    assert attempts.offer_upon(conn, basis, ("stable", "esp32c3"), row, False) == row
+    assert (
+        attempts.offer_upon(conn, basis, ("stable", "esp32c3"), attempt("x"), False) is None
+    )  # removed
 
 
 def test_statistics(conn):
@@ -260,6 +262,7 @@ def test_seen_keeps_the_first_time(conn):
     beacons.add(conn, beacon("one"))
     for at in (5.0, 9.0):
         said = {"running": "1.0.0", "running_image": "i", "running_state": "valid"}
+        said |= {"says_type": None, "times_refused": 0}
         beacons.seen(conn, [{"beacon": "one", "at": at, "from_address": "a", **said}])
     row = beacons.get(conn, "one")
     assert (row["first_seen"], row["last_seen"], row["version"]) == (5.0, 9.0, "1.0.0")

@@ -28,7 +28,7 @@ from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import connect, migrate, sqlite_url
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.listen import Listen
-from beacon_ota.orchestrator.mirror import LocalEngine
+from beacon_ota.orchestrator.mirror_engine import LocalEngine
 from beacon_ota.orchestrator.server import run
 from beacon_ota.orchestrator.service import Service, Settings
 from beacon_ota.wire import auth
@@ -150,11 +150,13 @@ def _core(size: int, seed: str) -> bytes:
     return synthetic.app(size, seed=seed)
 
 
-def upload(admin: Client, version: str, tmp: Path, **fields: str) -> dict[str, Any]:
+def upload(
+    admin: Client, version: str, tmp: Path, *, device_type: str = "esp32c3", **fields: str
+) -> dict[str, Any]:
     """Build and upload a release."""
-    file = tmp / f"{version}.bin"
-    file.write_bytes(image(version))
-    return admin.upload(file, device_type="esp32c3", version=version, **fields)
+    file = tmp / f"{device_type}-{version}.bin"
+    file.write_bytes(image(version, device_type=device_type))
+    return admin.upload(file, device_type=device_type, version=version, **fields)
 
 
 @dataclass
@@ -177,6 +179,7 @@ class TestBeacon:
         self.id, self.key = beacon_id, key
         self.version, self.image = version, hashlib.sha256(version.encode()).hexdigest()
         self.state = "valid"
+        self.device_type = "esp32c3"  # that it says it is
         self.clock = time.time
         self.last_header = ""
         self.connect(url)
@@ -230,7 +233,7 @@ class TestBeacon:
 
     def poll(self) -> Answer:
         target = (
-            f"/firmwares/latest/esp32c3?version={self.version}"
+            f"/firmwares/latest/{self.device_type}?version={self.version}"
             f"&image={self.image}&state={self.state}"
         )
         return self.call("GET", target)

@@ -95,6 +95,27 @@ def test_one_beacon_from_a_script(v1, server, go, monkeypatch):
         assert s.beacon.setting("wifi_ssid") is None
 
 
+def test_the_beacon_says_what_board_it_is(v1, server, go, monkeypatch):
+    """What was typed when it was registered, or is typed now, gives way to its own word."""
+    admin = server.admin()
+    if any(one["beacon_id"] == ID for one in admin.beacons()):
+        admin.remove_beacon(ID)
+    admin.create_beacon(ID, "esp32c3-8mb")
+    with near(v1, server, monkeypatch) as s:
+        s.wait(s.opened)
+        base = ("provision", "wifi", "--beacon", NAME[-6:], "--pin-file", "pin", *WIFI)
+        assert "type_syntax" in go(*base, "--type", "ESP 32", "--json", code=2)
+        done = json.loads(go(*base, "--type", "esp32c3-1m", "--json"))
+        assert (done["registered"], done["poll"]) == ("retyped", "ok")
+        assert (done["device_type"], done["mistaken_for"]) == ("esp32c3", "esp32c3-1m")
+        known = admin.beacon(ID)
+        assert known["device_type"] == known["said_type"] == "esp32c3"
+        s.unlock()
+        said = go(*base, "--type", "esp32c3-1m")
+        assert "no such board" in said and "device_type  esp32c3" in said
+    admin.remove_beacon(ID)
+
+
 def test_what_goes_wrong_has_words(v1, server, go, monkeypatch, tmp_path):
     with near(v1, server, monkeypatch) as s:
         base = ("provision", "wifi", "--beacon", NAME, "--search", "60", "--json")

@@ -38,6 +38,16 @@ def test_a_row_takes_what_it_has_and_the_rest_from_all():
     assert "73914826" not in repr(first) and "correct" not in repr(first)
 
 
+def test_a_row_may_say_what_somebody_takes_the_beacon_for():
+    text = "beacon,pin,type\r\nBLUFI_A1B2C3,73914826,esp32c3-8mb\r\n001122,73914826,\r\n"
+    first, second = rows(text)
+    assert (first.wanted.device_type, second.wanted.device_type) == ("esp32c3-8mb", "")
+    assert rows(text, type="esp32c3")[1].wanted.device_type == "esp32c3"
+    with pytest.raises(InputError) as caught:
+        rows("beacon,pin,type\nBLUFI_A1B2C3,73914826,ESP 32\n")
+    assert caught.value.code == "batch_row" and "line 2" in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("text", "code", "line"),
     [

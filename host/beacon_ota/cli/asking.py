@@ -30,6 +30,7 @@ _WORDS = {
     "configuring": "Sending key and settings",
     "joining": "Joining",
     "again": "Once more:",
+    "mistaken": "Not what you said:",
 }
 _LONG = ("registering", "configuring", "joining", "waiting")
 
@@ -195,6 +196,13 @@ def report(outcome: "Outcome", as_json: bool) -> None:
         return
     online = "online" if outcome.poll == "ok" else "provisioned"
     output.say("[green]✓[/] {} is {}, after {:.1f} s", outcome.name, online, outcome.seconds)
-    for name in ("beacon_id", "version", "ssid", "rssi", "ip", "registered", "key"):
+    if outcome.mistaken_for:
+        output.say(
+            "  [yellow]--type {}: it is no such board; what it says itself counts[/]",
+            outcome.mistaken_for,
+        )
+    if outcome.registered == "retyped":
+        output.say("  [yellow]it was registered as another board; that is corrected[/]")
+    for name in ("beacon_id", "device_type", "version", "ssid", "rssi", "ip", "registered", "key"):
         if facts[name] is not None:
             output.say("  {:10}  {}", name, facts[name])

@@ -15,6 +15,7 @@ from beacon_ota.cli.remote import (
     WatchOption,
     YesOption,
 )
+from beacon_ota.errors import UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show and manage beacons.")
 
@@ -31,7 +32,7 @@ _COLUMNS = (
     "beacon_id",
     "device_type",
     "version",
-    "state",
+    "standing",
     "channel",
     "site",
     "tags",
@@ -54,6 +55,12 @@ def listing(
     quarantined: Annotated[
         bool | None, typer.Option("--quarantined/--not-quarantined", help="Only those.")
     ] = None,
+    questioned: Annotated[
+        bool, typer.Option("--questioned", help="That say they are another board.")
+    ] = False,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="That were refused when they asked last.")
+    ] = False,
     silent: Annotated[
         float | None, typer.Option(help="Not heard from for so many minutes.")
     ] = None,
@@ -76,6 +83,8 @@ def listing(
             tag=tag,
             search=search,
             quarantined=quarantined,
+            questioned=questioned or None,
+            refused=refused or None,
             silent_s=None if silent is None else silent * 60,
             limit=min(limit, 1000),
         )
@@ -101,10 +110,12 @@ def show(
         output.dump(found)
         return
     plain = {key: value for key, value in found.items() if not isinstance(value, list)}
-    for key in ("created_at", "first_seen", "last_seen", "quarantined_at"):
+    for key in ("created_at", "first_seen", "last_seen", "quarantined_at", "refused_at"):
         plain[key] = remote.moment(plain[key])
     plain["tags"] = " ".join(found["tags"])
+    claim = plain.pop("unproven")
     remote.show(plain, beacon_id)
+    _warn(found, claim)
     attempts = remote.shorten(found["attempts"], "offered_at", "ended_at")
     output.emit(attempts, _ATTEMPT, as_json=False, title="attempts")
     journal = remote.shorten(found["journal"], "at")
@@ -161,6 +172,46 @@ def change(
 
 
 @app.command()
+def retype(
+    beacon_id: Annotated[
+        str | None, typer.Argument(help="Beacon id.", autocompletion=remote.known("beacon"))
+    ] = None,
+    device_type: Annotated[
+        str | None, typer.Option("--type", help="Board [default: what the beacon says].")
+    ] = None,
+    questioned: Annotated[
+        bool, typer.Option("--questioned", help="All that say they are another board.")
+    ] = False,
+    reason: ReasonOption = "",
+    yes: YesOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Register a beacon as the board that it says it is, or as another one.
+
+    What it has begun as the other board is called off, unless it is rebooting into it.
+    """
+    client = remote.client(url, token)
+    if (beacon_id is None) != questioned or (questioned and device_type is not None):
+        raise UsageError("options", "give either a beacon, or --questioned without --type")
+    if beacon_id is not None:
+        done = [client.retype_beacon(beacon_id, device_type, reason)]
+    else:
+        rows = list(client.beacons(questioned=True, limit=1000))
+        if not json:
+            output.emit(rows, ("beacon_id", "device_type", "said_type"), as_json=False)
+        if rows:
+            remote.confirm(f"Register these {len(rows)} as what they say?", yes)
+        done = [client.retype_beacon(row["beacon_id"], row["said_type"], reason) for row in rows]
+    if json:
+        output.dump(done[0] if beacon_id is not None else done)
+        return
+    for one in done:
+        output.say("{} is registered as {}", one["beacon_id"], one["device_type"])
+
+
+@app.command()
 def rekey(
     beacon_id: Id, url: UrlOption = None, token: TokenOption = None, json: JsonOption = False
 ) -> None:
@@ -202,6 +253,32 @@ def remove(
     remote.confirm(f"Forget the beacon {beacon_id} and its key?", yes)
     remote.client(url, token).remove_beacon(beacon_id)
     output.say("{} removed", beacon_id)
+
+
+def _warn(found: dict[str, Any], claim: dict[str, Any] | None) -> None:
+    """Say what is wrong with a beacon that may look fine otherwise."""
+    if found["said_type"] not in (None, found["device_type"]):
+        output.say(
+            "[yellow]it says that it is {}, and is registered as {}: it is offered nothing[/]",
+            found["said_type"],
+            found["device_type"],
+        )
+        output.say("  beacon-ota beacon retype {}   accepts what it says", found["beacon_id"])
+    if found["refusals"]:
+        output.say(
+            "[yellow]refused {} times since its last poll that was answered: {}[/]",
+            found["refusals"],
+            found["refused_code"],
+        )
+    if claim is not None:
+        output.say(
+            "[yellow]{} requests in its name since it was heard, the last {} ({}) from {}: "
+            "another key, another clock, or somebody else[/]",
+            claim["count"],
+            claim["code"],
+            remote.moment(claim["at"]),
+            claim["address"],
+        )
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def events(
     """Follow events until interrupted; with --json one document a line."""
     client = remote.client(url, token)
     if latest is not None:
-        for event in client.latest_events(latest):
+        for event in client.latest_events(latest, kind):
             _print(event, json)
         return
     with client.follow(after, kind) as stream:

@@ -1,5 +1,6 @@
 """``beacon-ota mirror``: distribution points on sites."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,33 +9,81 @@ from beacon_ota.cli import output, remote
 from beacon_ota.cli.remote import JsonOption, TokenOption, UrlOption, YesOption
 from beacon_ota.errors import InputError
 
+_WELL = ("ok", "never_seen")
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Manage distribution points on sites."
 )
 
-_COLUMNS = ("name", "site", "connected", "silent_s", "backlog", "lag_s", "url", "mirror_id")
+_COLUMNS = (
+    "name",
+    "site",
+    "health",
+    "unhealthy_since",
+    "silent_s",
+    "backlog",
+    "lag_s",
+    "skew_s",
+    "hands_out_until",
+    "version",
+    "url",
+    "mirror_id",
+)
 
 
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="What it is called.")],
     site: Annotated[str, typer.Option(help='The site it serves, with all below; "" is all.')],
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Where its token goes (mode 0600), instead of being printed."),
+    ] = None,
     url: UrlOption = None,
     token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make a mirror; its token is printed once, for `serve --upstream-token-file`."""
-    done = remote.client(url, token).create_mirror(name, site)
+    """Make a mirror; its token is shown once, for `serve --upstream-token-file`."""
+    from beacon_ota.trust import files
+
+    client = remote.client(url, token)
+    if token_file is not None:  # before there is a token that could not be kept
+        files.write(token_file, b"", mode=0o600, replace=False)
+    try:
+        done = client.create_mirror(name, site)
+    except BaseException:
+        if token_file is not None:
+            token_file.unlink(missing_ok=True)
+        raise
+    if token_file is not None:
+        try:
+            files.write(token_file, (done.pop("token") + "\n").encode(), mode=0o600)
+        except BaseException:  # nobody has the token
+            client.remove_mirror(done["mirror_id"])
+            raise
     if json:
         output.dump(done)
+    elif token_file is not None:
+        output.say("mirror {} made; its token is in {}", name, token_file)
     else:
         output.console.print(done["token"], highlight=False, soft_wrap=True)
 
 
 @app.command("list")
 def listing(url: UrlOption = None, token: TokenOption = None, json: JsonOption = False) -> None:
-    """List mirrors: what each serves, when it was last heard from, how far it lags."""
-    output.emit(remote.client(url, token).mirrors(), _COLUMNS, as_json=json)
+    """List mirrors: what each serves, how it is and since when, how far it lags."""
+    rows = remote.client(url, token).mirrors()
+    if json:
+        output.dump(rows)
+        return
+    shown = [
+        {**row, "health": row["health"] if row["health"] in _WELL else output.loud(row["health"])}
+        for row in remote.shorten(rows, "unhealthy_since", "hands_out_until")
+    ]
+    output.emit(shown, _COLUMNS, as_json=False)
+    for row in rows:
+        if row["problem"]:
+            output.say("[bold]{}[/]  {}", row["name"], row["problem"])
 
 
 @app.command()

@@ -82,6 +82,14 @@ ChannelOption = Annotated[str | None, typer.Option(help="stable or beta.", rich_
 TagOption = Annotated[
     list[str] | None, typer.Option("--tag", help="Repeatable.", rich_help_panel=_MORE)
 ]
+TypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--type",
+        help="Board that you take it for; what it says itself counts.",
+        rich_help_panel=_MORE,
+    ),
+]
 WindowOption = Annotated[
     str | None,
     typer.Option(help="Local maintenance window, HH:MM-HH:MM.", rich_help_panel=_MORE),
@@ -159,6 +167,7 @@ def wifi(
     ssid2: Ssid2Option = None,
     password2_file: Password2FileOption = None,
     site: SiteOption = None,
+    device_type: TypeOption = None,
     channel: ChannelOption = None,
     tag: TagOption = None,
     window: WindowOption = None,
@@ -180,6 +189,7 @@ def wifi(
     """
     from beacon_ota.provision import flow
     from beacon_ota.provision.wanted import Network, Wanted, config
+    from beacon_ota.provision.wanted import device_type as wanted_type
 
     chosen = _radio(radio)
     beacon, pin = _labelled(label, beacon, pin)
@@ -204,7 +214,8 @@ def wifi(
     registry = None if no_register else _orchestrator(url, token, site)
     values["orch_url"] = _address(orch_url, registry)
     creds, bound = _credentials(credentials_file)
-    wanted = Wanted(network, config(values, second), tuple(tag or ()), creds, bound)
+    board = wanted_type(device_type)
+    wanted = Wanted(network, config(values, second), tuple(tag or ()), creds, bound, board)
     found = asking.find(chosen, beacon, search, json)
     with asking.steps(json) as tell:
         outcome = _run(
@@ -274,6 +285,7 @@ def batch(
     ssid2: Ssid2Option = None,
     password2_file: Password2FileOption = None,
     site: SiteOption = None,
+    device_type: TypeOption = None,
     channel: ChannelOption = None,
     window: WindowOption = None,
     utc_off: UtcOption = None,
@@ -303,6 +315,7 @@ def batch(
         "ssid2": ssid2,
         "password2": asking.line(password2_file),
         "site": site,
+        "type": device_type,
         "channel": channel,
         "window": window,
         "utc_off": None if utc_off is None else str(utc_off),
@@ -324,7 +337,8 @@ def batch(
                 done=done,
             )
         )
-    columns = ("line", "beacon", "result", "beacon_id", "ssid", "ip", "poll", "seconds", "detail")
+    columns = ("line", "beacon", "result", "beacon_id", "device_type")
+    columns = (*columns, "ssid", "ip", "poll", "seconds", "detail")
     if no_register:
         columns = (*columns[:-1], "key", "detail")
     output.emit([one.as_dict() for one in results], columns, as_json=json)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output, remote, republish, signing
+from beacon_ota.cli import output, remote, republish, signing, unconfirmed
 from beacon_ota.cli.remote import JsonOption, ReasonOption, TokenOption, UrlOption, YesOption
 
 app = typer.Typer(
@@ -82,7 +82,7 @@ def show(
     if json:
         output.dump(found)
         return
-    info = found.pop("info")
+    info, waits = found.pop("info"), found.pop("unconfirmed", [])
     found["manifest"] = "there" if found["manifest"] else "none"
     for key in list(found):
         if key.endswith("_at"):
@@ -91,6 +91,8 @@ def show(
         {**found, **{f"image {key}": value for key, value in info.items()}},
         f"{found['device_type']} {found['version']}",
     )
+    if waits:
+        output.console.print(unconfirmed.named(waits))
 
 
 @app.command()
@@ -147,7 +149,10 @@ def _move(
 ) -> None:
     client = remote.client(url, token)
     done = client.move_firmware(client.firmware(name)["firmware_id"], verb, reason)
+    unconfirmed.wait(done, lambda: client.firmware(done["firmware_id"]))
     if json:
         output.dump(done)
-    else:
-        output.say("{} {} is {}", done["device_type"], done["version"], done["state"])
+        return
+    output.say("{} {} is {}", done["device_type"], done["version"], done["state"])
+    if done.get("unconfirmed"):
+        output.console.print(unconfirmed.named(done["unconfirmed"]))

@@ -66,7 +66,9 @@ def _releases(client: "Client", incomplete: str) -> list[str]:
 
 _NAMES: dict[str, Callable[["Client", str], list[str]]] = {
     "release": _releases,
-    "rollout": lambda client, _: [row["rollout_id"] for row in client.rollouts()],
+    "rollout": lambda client, text: [
+        row["rollout_id"] for row in client.rollouts(begins=text[:24])
+    ],
     "beacon": lambda client, text: [
         row["beacon_id"]
         for row in client.call("GET", "/api/beacons", params={"search": text or None})["beacons"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from beacon_ota.cli import output, remote
+from beacon_ota.cli import output, remote, unconfirmed
 from beacon_ota.cli.remote import (
     EveryOption,
     JsonOption,
@@ -60,6 +60,7 @@ _COLUMNS = ("rollout_id", "name", "status", "reason", "progress", "healthy", "fa
 _WAVE = ("wave", "stage", "share", "healthy", "failed", "open", "waiting", "away", "waits_for")
 _TRANSITION = ("at", "kind", "wave", "stage", "reason", "detail", "actor")
 _LIVE = ("scheduled", "active", "paused")
+_STOPS = ("pause", "halt", "abort")
 
 
 @app.command()
@@ -88,6 +89,7 @@ def create(
         output.dump(done)
     else:
         _summary(done)
+        _uncovered(done, preset if file is None else None)
 
 
 @app.command()
@@ -171,6 +173,7 @@ def show(
         remote.watch(draw, every_s=every, done=lambda: found["status"] not in _LIVE)
     else:
         output.console.print(_picture(found))
+    _uncovered(found)
     output.emit(
         remote.shorten(found["transitions"], "at"), _TRANSITION, as_json=False, title="history"
     )
@@ -224,7 +227,10 @@ def halt(
     token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Withhold the release from everybody who is not rebooting into it yet. Asks nothing."""
+    """Withhold the release from everybody who is not rebooting into it yet. Asks nothing.
+
+    Names the mirrors that have not confirmed within ten seconds that they act on it.
+    """
     _move(rollout_id, "halt", reason, url, token, json)
 
 
@@ -272,10 +278,14 @@ def _move(
 ) -> None:
     client = remote.client(url, token)
     done = client.move_rollout(_find(client, rollout_id), verb, reason, wave, revision)
+    if verb in _STOPS:
+        unconfirmed.wait(done, lambda: client.rollout(done["rollout_id"]))
     if json:
         output.dump(done)
     else:
         _summary(done)
+        if done.get("unconfirmed"):
+            output.console.print(unconfirmed.named(done["unconfirmed"]))
     if not done.get("stored", True):
         if not json:
             output.say(
@@ -295,7 +305,7 @@ def _find(client: Any, rollout_id: str) -> str:
         return rollout_id
     found = [
         row["rollout_id"]
-        for row in client.rollouts(limit=1000)
+        for row in client.rollouts(begins=rollout_id[:24], limit=1000)
         if row["rollout_id"].startswith(rollout_id)
     ]
     if len(found) != 1:
@@ -378,7 +388,36 @@ def _picture(found: dict[str, Any]):
                 output.fill("{}: {}", waits["reason"], waits["detail"]) if here and waits else "",
             )
     head = output.fill("[bold]{}[/]  {}", found["name"], _status(found))
+    if found.get("unconfirmed"):
+        return Group(head, unconfirmed.named(found["unconfirmed"]), table)
     return Group(head, table)
+
+
+def _uncovered(found: dict[str, Any], preset: str | None = None) -> None:
+    """Say how many beacons of other boards a rollout does not cover, and what would."""
+    missed = found.get("not_covered")  # absent once a rollout is over
+    if missed is None:
+        return
+    for one in missed["boards"]:
+        output.say(
+            "[yellow]not covered: {} beacons of another board, {}[/]",
+            one["beacons"],
+            one["device_type"],
+        )
+        if one["rollout_id"] is not None:
+            output.say("  beacon-ota rollout show {}   is theirs", one["rollout_id"])
+        elif one["release"] is not None:
+            more = f" --preset {preset}" if preset in ("emergency", "all-at-once") else ""
+            output.say("  beacon-ota rollout create {}{}", one["release"], more)
+        else:
+            output.say("  there is no release of this version for {}", one["device_type"])
+    if missed["questioned"]:
+        output.say(
+            "[yellow]not covered: {} beacons that say they are another board than they are "
+            "registered as[/]",
+            missed["questioned"],
+        )
+        output.say("  beacon-ota beacon list --questioned")
 
 
 def _timeline(found: dict[str, Any], each: bool) -> None:
@@ -412,4 +451,5 @@ def _timeline(found: dict[str, Any], each: bool) -> None:
     output.say("ends {}", remote.moment(found["ends_at"]))
     for reason, count in found["left_out"].items():
         output.say("left out: {} ({})", count, reason)
+    _uncovered(found)
     output.say("--seed {} starts exactly this", found["seed"])

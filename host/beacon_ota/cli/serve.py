@@ -73,6 +73,12 @@ def serve(
     upstream_ca: Annotated[
         Path | None, typer.Option(help="PEM file that its certificate is verified with.")
     ] = None,
+    lease: Annotated[
+        str,
+        typer.Option(
+            help="A mirror: how long it hands out releases without its primary (1m to 30d)."
+        ),
+    ] = "24h",
     time_scale: Annotated[float, typer.Option(min=0.001, help="Run the clock faster.")] = 1.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Announce URL and token as one line of JSON.")
@@ -116,6 +122,7 @@ def serve(
         upstream=upstream,
         upstream_token=_upstream_token(upstream, upstream_token_file),
         upstream_ca=upstream_ca,
+        lease_s=_lease(lease),
     )
     listen = Listen(
         host=host,
@@ -156,6 +163,16 @@ def _upstream_token(upstream: str | None, file: Path | None) -> str:
             expected="--upstream-token-file FILE or BEACON_OTA_UPSTREAM_TOKEN",
         )
     return token.strip()
+
+
+def _lease(text: str) -> float:
+    from beacon_ota.orchestrator.lease import LEAST_S, MOST_S
+    from beacon_ota.orchestrator.rollout.fields import parse_duration
+
+    found = parse_duration(text, "lease")
+    if not LEAST_S <= found <= MOST_S:
+        raise UsageError("lease", "a mirror's lease", found=text, expected="1m to 30d")
+    return found
 
 
 def _trusted(data: Path, keys: Path | None):

@@ -1,6 +1,6 @@
 """``beacon-ota site``: buildings, floors, time zones and windows."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,14 +18,20 @@ NameOption = Annotated[str | None, typer.Option(help="For people.")]
 KindOption = Annotated[str | None, typer.Option(help="site, building or floor.")]
 ZoneOption = Annotated[str | None, typer.Option(help="IANA name: Europe/Berlin.")]
 WindowOption = Annotated[str | None, typer.Option(help="Maintenance window: 03:00-05:00.")]
-_COLUMNS = ("path", "name", "building", "zone", "window", "opens_at", "beacons")
+_COLUMNS = ("path", "name", "building", "zone", "window", "opens_at", "beacons", "mirrors")
 
 
 @app.command("list")
 def listing(url: UrlOption = None, token: TokenOption = None, json: JsonOption = False) -> None:
-    """List the tree, with the next opening of each window."""
+    """List the tree, with the next opening of each window, and the mirrors that serve it."""
     rows = remote.client(url, token).sites()
-    output.emit(rows if json else remote.shorten(rows, "opens_at"), _COLUMNS, as_json=json)
+    if not json:
+        rows = [{**row, "mirrors": _serving(row)} for row in remote.shorten(rows, "opens_at")]
+    output.emit(rows, _COLUMNS, as_json=json)
+
+
+def _serving(row: dict[str, Any]) -> str:
+    return ", ".join(f"{one['name']} ({one['health']})" for one in row.get("mirrors", ()))
 
 
 @app.command()

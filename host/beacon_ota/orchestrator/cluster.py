@@ -151,6 +151,11 @@ class Cluster:
             node = self.service.view.nodes.get(event["data"].get("beacon", ""))
             if node is not None and "progress" in event["data"]:
                 node.progress = event["data"]["progress"]
+            if event["kind"] == "auth.refused":
+                data = event["data"]
+                self.service.view.claimed(
+                    event["subject"], event["at"], data["code"], data["address"]
+                )
             self.service.hub.deliver(event)
 
     async def _guarded(self) -> None:

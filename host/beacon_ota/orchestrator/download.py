@@ -32,13 +32,13 @@ async def download(
         or attempt.firmware_id != firmware_id
     ):
         raise Problem(409, "attempt_over", "no such attempt is under way", found=attempt_id)
-    check_going_on(service, attempt)
+    check_going_on(service, attempt, caller.beacon)
     release = service.view.releases[firmware_id]
     data = await load(service, release)
     if attempt.taken_at is None and not await asyncio.shield(service.take(attempt)):
         raise Problem(409, "attempt_over", "the attempt has ended", found=attempt_id)
     service.heed()
-    check_going_on(service, service.view.open.get(attempt_id, attempt))
+    check_going_on(service, service.view.open.get(attempt_id, attempt), caller.beacon)
 
     def goes_on() -> bool:
         service.heed()

@@ -65,6 +65,7 @@ _LAST = (Kind.ABORTED, Kind.RETIRED)
 _BEGUN = (Status.SCHEDULED, Status.ACTIVE, Status.PAUSED)
 _SERVING = (Status.SCHEDULED, Status.ACTIVE, Status.COMPLETED)
 _REMOVED = "the beacon was removed"
+_OTHER_BOARD = "its beacon is another board"
 
 
 class Engine:
@@ -328,8 +329,13 @@ class Engine:
             if called_off or (node and rules.is_kept_from(release.state, node.facts)):
                 ends[attempt.id] = _End(Result.STOPPED, times_of(attempt))
         for attempt in mine:
-            if attempt.beacon_id not in view.nodes:  # nobody will hear from it
+            node = view.nodes.get(attempt.beacon_id)
+            if node is None:  # nobody will hear from it
                 ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), _REMOVED)
+            elif attempt.rebooting_at is None and rules.is_other_board(
+                node.facts, release.row["device_type"]
+            ):
+                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), _OTHER_BOARD)
         if ends:
             await self._end(entry, ends, now)
 

@@ -13,6 +13,7 @@ from beacon_ota.orchestrator.gate import Caller, Refused, identify
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.poll import poll
 from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.refusals import note_refusal
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.status import status
 from beacon_ota.orchestrator.throttle import Throttle
@@ -116,6 +117,8 @@ class Hot:
     ) -> None:
         """Answer with a problem; sealed for a caller whose mac was right, None for all others."""
         code = problems.status_of(error)
+        if caller is not None and not isinstance(error, Refused) and _is_refusal(error, code):
+            note_refusal(self.service, caller.beacon, error.code)
         headers = [asgi.PROBLEM]
         self.service.counts.problems[error.code] += 1
         if isinstance(error, Refused):
@@ -130,6 +133,7 @@ class Hot:
                 headers.append((b"retry-after", b"30"))
             elif not self._telling.over(address):
                 who = error.claimed_id
+                self.service.view.claimed(who, now, error.code, address)
                 data = {"code": error.code, "address": address}
                 self.service.hub.tell(now, "auth.refused", who, data)
                 log.info("refused %s: %s %s from %s", scope["path"], error.code, who, address)
@@ -138,6 +142,11 @@ class Hot:
         if caller is not None:
             headers.append(caller.seal(code, hashlib.sha256(payload).hexdigest()))
         await asgi.respond(send, code, payload, headers)
+
+
+def _is_refusal(error: BeaconOtaError, status: int) -> bool:
+    """Tell whether a beacon is refused, and not told that an attempt is over, or that we fail."""
+    return error.code == "device_type_mismatch" or (status < 500 and status not in (409, 410))
 
 
 def _call(scope: Scope):

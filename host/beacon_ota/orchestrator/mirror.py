@@ -10,47 +10,32 @@ order and once; while the uplink is down it waits in the database, through resta
 import asyncio
 import json
 import logging
-import os
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import requests
 from sqlalchemy import Connection
 
 from beacon_ota import __version__
 from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, ReachError, UsageError
-from beacon_ota.orchestrator import checks
-from beacon_ota.orchestrator.database import StorageError
-from beacon_ota.orchestrator.engine import Engine, dump_state, load_state
-from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.rollout.advance import advance, apply, due
-from beacon_ota.orchestrator.rollout.stopping import due as due_stops
-from beacon_ota.orchestrator.rollout.stopping import stopped
-from beacon_ota.orchestrator.rollout.types import (
-    Attempt,
-    Kind,
-    Result,
-    RolloutState,
-    Status,
-    Transition,
-)
+from beacon_ota.orchestrator import mirror_state
+from beacon_ota.orchestrator.engine import load_state
+from beacon_ota.orchestrator.lease import Lease
+from beacon_ota.orchestrator.mirror_engine import LocalEngine
+from beacon_ota.orchestrator.mirror_images import Images
+from beacon_ota.orchestrator.rollout.types import Status
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import (
     Fields,
     attempts,
-    audit,
     beacons,
-    events,
+    changes,
     firmwares,
     outbox,
     rollouts,
     sites,
 )
-from beacon_ota.orchestrator.view import Entry, attempt_of
+from beacon_ota.orchestrator.view import attempt_of
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
@@ -58,180 +43,68 @@ SYNC_S = 2.0  # of the wall clock, between two exchanges with the primary
 _TIMEOUT_S = (5.0, 30.0)
 _ITEMS = 500
 _BYTES = 128 * 1024  # of an exchange's changes; the primary takes twice that
-_PIECE = 1024  # of an image: what is left of one when the line breaks is lost
-_BAD_S = 300.0  # before an image that was refused is fetched again
-_FAILURES = ("failures_in_a_row", "failure_share")
-
-
-class LocalEngine(Engine):
-    """The engine of a mirror: settles the attempts of its own beacons, and may stop, not go on."""
-
-    async def _step(self, entry: Entry) -> None:
-        now = self.service.clock.now()
-        self._mind_the_clock(now)
-        if self.stopping.is_pending(entry.rollout.plan.rollout_id):
-            return
-        try:
-            if entry.open_ids:
-                await self._settle(entry, now)
-        except StorageError:
-            await self._stop_alone(entry)
-            raise
-        if self._put_away(entry) or entry.state.status is Status.ABORTED:
-            return
-        counts = self.count(entry, now, self._unrecorded(entry))
-        for change in advance(entry.rollout, entry.state, counts, now):
-            if self._halts(change):
-                await self._halt_here(entry, change)
-                await self._settle(entry, now)
-                break
-        # What the primary would do is no reason to look: only what comes of silence.
-        entry.due = due(entry.rollout, entry.state, counts, now)
-        if entry.due is not None and entry.due <= now:
-            entry.due = None
-
-    def _halts(self, change: Transition) -> bool:
-        return change.kind is Kind.HALTED and change.reason in _FAILURES
-
-    async def _halt_here(self, entry: Entry, change: Transition) -> None:
-        """Halt a rollout here, in memory first (UsageError ``rollout_moved``, StorageError)."""
-        await self.stopping.automatic(entry, (change,))
-        why = f"{change.reason}: {change.detail}"
-        log.warning("rollout %s is halted here: %s", entry.rollout.plan.rollout_id, why)
-
-    async def _commit(
-        self, entry: Entry, state: RolloutState, revision: int, made: Sequence[Transition]
-    ) -> None:
-        """Record a halt of ours; the rollout's revision stays the primary's."""
-        rollout_id = entry.rollout.plan.rollout_id
-        release = self.service.view.releases[entry.rollout.plan.release.firmware_id]
-        basis = rollouts.Basis(revision, state.status.value, release.state)
-        lost = sorted(self._lost(entry))
-        told: list[Fields] = []
-
-        def work(conn: Connection) -> bool:
-            told.clear()
-            if rollouts.basis(conn, rollout_id) != basis:
-                return False
-            told.extend(_record_halts(conn, rollout_id, state, made, lost))
-            return True
-
-        def after(halted: bool) -> None:
-            if halted:
-                self._put(rollout_id, stopped(state, made), revision, same=True)
-            for one in told:
-                self.service.hub.publish(one)
-
-        if not await asyncio.shield(self.service.db.write(work, then=after)):
-            raise self._moved(entry)
-
-    def stop_work(
-        self, rollout_id: str, changes: Sequence[Transition]
-    ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
-        entry = self.service.view.entries.get(rollout_id)
-        lost = [] if entry is None else sorted(self._lost(entry))
-
-        def work(conn: Connection) -> tuple[Fields | None, list[Fields]]:
-            row = rollouts.get(conn, rollout_id)
-            if row is None or row["ended_at"] is not None:
-                return row, []
-            told = _record_halts(conn, rollout_id, load_state(row["state"]), changes, lost)
-            return rollouts.get(conn, rollout_id), told
-
-        def put(done: tuple[Fields | None, list[Fields]]) -> None:
-            row, told = done
-            if row is not None:
-                self._put(row["id"], load_state(row["state"]), row["revision"], same=True)
-            for one in told:
-                self.service.hub.publish(one)
-
-        return work, put
-
-    def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
-        return silent  # what stops a release here cannot wait for the primary
-
-    async def review(self, rollout_id: str, lost: set[str]) -> None:
-        """Look again at a halt of ours, now that the primary has said what it knows.
-
-        It holds unless beacons that had been given up here went on elsewhere, and what is left
-        would not have halted it.
-
-        Args:
-            lost: attempts that it rests on.
-        """
-        entry = self.service.view.entries.get(rollout_id)
-        why = None
-        if entry is not None and lost - self._lost(entry):
-            now = self.service.clock.now()
-            going = replace(entry.state, status=Status.ACTIVE)
-            made = advance(entry.rollout, going, self.count(entry, now), now)
-            trips = [one for one in made if one.kind is Kind.HALTED and one.reason in _FAILURES]
-            if not trips:
-                log.warning("rollout %s goes on here: nobody was lost", rollout_id)
-                await self.service.db.write(outbox.lift_halt, rollout_id)
-                return
-            why = f"{trips[0].reason}: {trips[0].detail}"
-        await self.service.db.write(outbox.tell_halt, rollout_id, why)
-
-    @staticmethod
-    def _lost(entry: Entry) -> set[str]:
-        return {one.id for one in entry.attempts.values() if one.result is Result.LOST}
-
-
-def _record_halts(
-    conn: Connection,
-    rollout_id: str,
-    state: RolloutState,
-    changes: Sequence[Transition],
-    lost: list[str],
-) -> list[Fields]:
-    """Record halts of ours, to be told to the primary; return the events.
-
-    Args:
-        lost: attempts that were given up, and that a halt may rest on.
-    """
-    told = []
-    for change in due_stops(state, changes):
-        state = apply(state, change)
-        why = f"{change.reason}: {change.detail}"
-        values = {
-            "status": state.status.value,
-            "state": dump_state(state),
-            "reason": state.reason,
-        }
-        outbox.halt(conn, rollout_id, why, values, lost)
-        audit.add(conn, change.at, "mirror", "mirror.halted", rollout_id, why)
-        told.append(events.add(conn, change.at, "mirror.halted", rollout_id, {"reason": why}))
-    return told
+_LEASE = "mirror.lease"  # the setting in which it is kept
+_NEVER = ("token_wrong", "not_a_mirror")  # the primary knows this mirror no more
+_VAIN = ("unreachable", "mirror_protocol")  # whatever is told
+SKEW_S = 30.0  # between its clock and the primary's, from which on a mirror complains
 
 
 class Mirror:
-    """The exchange with the primary, in the background."""
+    """The exchange with the primary, in the background.
+
+    Attributes:
+        error: code of what is wrong with the exchange, None while it works; ``why`` says it.
+        skew_s: this clock's lead over the primary's; 0 while the line hides it.
+    """
 
     def __init__(self, service: Service, engine: LocalEngine):
         self.service, self.engine = service, engine
         self.address = ""  # where this mirror listens
         given = service.settings
-        self._client = Client(given.upstream, given.upstream_token, given.upstream_ca, _TIMEOUT_S)
+        upstream = (given.upstream, given.upstream_token, given.upstream_ca, _TIMEOUT_S)
+        self._client = Client(*upstream)
+        self.images = Images(service, Client(*upstream))
+        self.images.on_fetched = self.wake
+        self.lease: Lease = service.lease or Lease(given.lease_s, service.clock)
         self._epoch = ""
         self._have = ""
-        self._state: Fields | None = None  # given, and not wholly taken yet
         self._news = True  # something was given that the primary may forget: that is to be noticed
-        self._damaged_there: set[str] = set()
-        self._bad: dict[str, float] = {}  # images that were refused, and until when
+        self._moves = ""  # up to which move of the primary's rollouts this mirror acts
+        self._given: mirror_state.Given | None = None  # and not wholly taken yet
+        self._lacking: set[str] = set()  # releases of it that wait for their images
+        self._sound_there: set[str] = set()  # releases, as the primary said last
         self._wake = asyncio.Event()
         self.error: str | None = None
+        self.why = ""
+        self.failing_since: float | None = None
+        self.fault = ""  # what of the primary's word cannot be read here
+        self.skew_s: float | None = None
+        self._over = False  # as the log was told
         self.contact: float | None = None  # the last exchange that worked
         self.told_at: float | None = None  # when nothing was left to tell
         self.backlog = 0
 
     def start(self) -> None:
         """Begin; the service runs."""
+        self.service.db.read_now(self._load)
+        if self.contact is not None:
+            self._say_the_lease()
+        self.images.start()
         self.service.run(self._going())
+
+    def _load(self, conn: Connection) -> None:
+        self.lease.begin(changes.noted(conn, _LEASE))
+        self._moves = outbox.moves(conn)
+        self.contact = self.lease.contact
 
     def wake(self) -> None:
         """Do not wait for the next exchange."""
         self._wake.set()
+
+    @property
+    def hands_out(self) -> bool:
+        """Whether releases are offered to anybody new."""
+        return not self.lease.is_over()
 
     def lag_s(self) -> float | None:
         """Return for how long something has been waiting to be told; None before the first time."""
@@ -239,18 +112,55 @@ class Mirror:
             return None
         return self.service.clock.now() - self.told_at if self.backlog else 0.0
 
+    def trouble(self) -> tuple[str, str] | None:
+        """Return what is wrong, a code and a sentence; None when all is well."""
+        if self.error is not None:
+            return self.error, self.why
+        return self._lasting()
+
+    def _lasting(self) -> tuple[str, str] | None:
+        """Return what is wrong beside the exchange itself."""
+        if self.fault:
+            return "state_unread", self.fault
+        for firmware_id, error in list(self.images.faults.items()):
+            return error.code, f"release {firmware_id} is not here: {error}"
+        if self.skew_s is not None and abs(self.skew_s) >= SKEW_S:
+            return "clock_skew", f"this clock is {self.skew_s:+.0f} s off the primary's"
+        return None
+
     def status(self) -> Fields:
-        """Return what the mirror says of itself."""
+        """Return what the mirror says of itself; at most 16 fields, or older primaries refuse."""
         lag = self.lag_s()
+        # Whoever hears this is not out of reach.
+        trouble = self._lasting() if self.error == "unreachable" else self.trouble()
+        releases = list(self.service.view.releases.values())
+        releases.sort(key=lambda one: one.row["uploaded_at"])  # those of all types, newest last
         return {
             "backlog": self.backlog,
             "lag_s": None if lag is None else round(lag, 1),
             "releases": sorted(
-                f"{one.row['device_type']}/{one.row['version']}"
-                for one in self.service.view.releases.values()
-            )[-32:],
+                f"{one.row['device_type']}/{one.row['version']}" for one in releases[-32:]
+            ),
             "version": __version__,
             "url": self.address,
+            "moves": self._moves,
+            "lease_s": self.lease.span_s,
+            "skew_s": None if self.skew_s is None else round(self.skew_s, 1),
+            "error": None if trouble is None else {"code": trouble[0], "detail": trouble[1][:300]},
+        }
+
+    def health(self) -> Fields:
+        """Return how the mirror is, for whoever probes it: nothing in it is secret."""
+        trouble = self.trouble()
+        return {
+            "in_step": self.error is None and not self.fault and self.contact is not None,
+            "error": None if trouble is None else trouble[0],
+            "silent_s": None
+            if self.contact is None
+            else round(max(self.service.clock.now() - self.contact, 0.0), 1),
+            "hands_out": self.hands_out,
+            "lease_left_s": round(self.lease.left_s(), 1),
+            "skew_s": None if self.skew_s is None else round(self.skew_s, 1),
         }
 
     async def _going(self) -> None:
@@ -268,15 +178,50 @@ class Mirror:
                 await self.exchange()
                 if self.error is not None:
                     log.warning("the primary answers again")
-                self.error = None
+                self.error, self.why, self.failing_since = None, "", None
             except BeaconOtaError as error:
-                if self.error != error.code:
-                    log.warning("the primary is out of reach: %s", error)
-                self.error = error.code
+                if self._fails(error.code, str(error)):
+                    away = error.code == "unreachable"
+                    what = "is out of reach" if away else "and this mirror are not in step"
+                    log.warning("the primary %s: %s (%s)", what, error, error.code)
+                if error.code in _NEVER:
+                    self.lease.end(error.code)
                 if isinstance(error, DeniedError | UsageError | InputError):
                     pause = 10 * SYNC_S  # it will not be otherwise in a moment
+            except Exception as error:
+                if self._fails("internal", f"the exchange failed: {error!r}"):
+                    log.exception("the exchange with the primary failed")
+            await self._mind_the_lease()
+
+    def _fails(self, code: str, why: str) -> bool:
+        """Note what is wrong; tell whether that is news."""
+        news = (self.error, self.why) != (code, why)
+        if self.failing_since is None:
+            self.failing_since = self.service.clock.now()
+        self.error, self.why = code, why
+        return news
+
+    def _say_the_lease(self) -> None:
+        """Log that the lease is over, or goes on, when that is news."""
+        over = self.lease.is_over()
+        if over and not self._over:
+            log.warning(
+                "nothing new is handed out: the primary's last word is older than the lease of"
+                " %.0f s, or it has given this mirror up",
+                self.lease.span_s,
+            )
+        elif self._over and not over:
+            log.warning("releases are handed out again")
+        self._over = over
+
+    async def _mind_the_lease(self) -> None:
+        self._say_the_lease()
+        kept = self.lease.to_keep()
+        if kept is not None:
+            try:
+                await self.service.db.write(changes.note, _LEASE, kept)
             except Exception:
-                log.exception("the exchange with the primary failed")
+                log.exception("the lease could not be written down")
 
     async def exchange(self) -> None:
         """Tell what is new, and take what is new, until both sides are even.
@@ -285,6 +230,8 @@ class Mirror:
             BeaconOtaError: whatever the primary or the way to it says.
         """
         db = self.service.db
+        if self._given is not None and self.images.fetched:
+            await self._take(self._given)
         await self.service.flush()
         begun = confirmed = False
         more = True
@@ -296,41 +243,44 @@ class Mirror:
             after, mark = await (db.write if telling else db.read)(outbox.page, telling)
             if any(item.what == "halts" for item in items):
                 self._have = ""  # what comes of them is to be heard, whatever it is
-            body = {
-                "epoch": self._epoch,
-                "after": after,
-                "mark": mark,
-                "have": self._have,
-                "status": self.status(),
-                "changes": [item._asdict() for item in items],
-            }
-            reply = await asyncio.to_thread(
-                self._client.call, "POST", "/api/mirror/sync", json=body
-            )
-            seq, etag = _checked(reply)
-            if reply.get("again") is True:
+            moves = self._moves
+            began = self.service.clock.now()
+            reply, refused = await self._tell(items, after, mark)
+            given = await asyncio.to_thread(mirror_state.read, reply)
+            if given.again:  # before anything of it is in force: it gives nothing
+                if refused is not None and not isinstance(refused, InputError):
+                    raise refused  # it may have been taken all the same: told again by its mark
                 if begun:
                     raise ReachError("mirror_parted", "the primary takes nothing of what is told")
                 log.warning("the primary has not taken what it should have; all is told again")
                 self._epoch = await db.write(outbox.begin_again)
                 self._have, begun, more = "", True, True
                 continue
-            if mark:
-                await db.write(outbox.told, min(seq, items[-1].seq) if items else 0, mark)
-            self._news = False
+            self._measure(began, given)
+            if mark and refused is None:
+                seq = min(given.seq, items[-1].seq) if items else 0
+                await db.write(outbox.told, seq, mark)
+                self._news = False
+            if given.state is not None:
+                rows = given.state["firmwares"]
+                self._sound_there = {row["id"] for row in rows if _is_sound(row)}
+                self._have, self._given = "", None
+                await self._take(given)
+                if not self._owes(given):
+                    self._have = given.etag
+            elif self._given is None and self._damaged():
+                self._have = ""  # ask for everything: it is to be fetched again
+            if given.moves and given.moves != self._moves and given.state is None:
+                await db.write(outbox.note_moves, given.moves)  # of what does not concern us
+                self._moves = given.moves
+            # What was told at `began` was answered, and is in force here.
             self.contact = self.service.clock.now()
-            if self._damaged():
-                etag = self._have = ""  # ask for everything: it is to be fetched again
-            if reply["state"] is not None:
-                self._state, self._have = reply["state"], ""
-                self._damaged_there = {
-                    row["id"]
-                    for row in reply["state"]["firmwares"]
-                    if row["damaged_at"] is not None
-                }
-            if self._state is not None and await self._take(self._state):
-                self._state, self._have, self._news = None, etag, True
+            self.lease.renew(began)
+            self.images.wake()
+            if refused is not None:
+                raise refused
             more = more or await self._review(doubted)
+            more = more or moves != self._moves  # that it is done is told at once
             if self._news and not confirmed:
                 more = confirmed = True
         self.backlog = await db.read(outbox.waiting)
@@ -345,43 +295,100 @@ class Mirror:
             self._have = ""
         return bool(doubted) or await self.service.db.read(outbox.has_halts)
 
-    def _damaged(self) -> bool:
-        """Tell whether an image is damaged here that is not, as far as we know, at the primary."""
-        damaged = {
-            one.row["id"]
-            for one in self.service.view.releases.values()
-            if one.row["damaged_at"] is not None
+    async def _tell(
+        self, items: list[outbox.Item], after: str, mark: str
+    ) -> tuple[Any, BeaconOtaError | None]:
+        """Make one call; return the answer, and the refusal of what was told, if it was refused.
+
+        Then nothing is told with a second call: what the primary has to say, a halt most of all,
+        must arrive all the same, and it must hear what is wrong here.
+        """
+        try:
+            return await self._call(items, after, mark), None
+        except BeaconOtaError as error:
+            if not items or isinstance(error, DeniedError) or error.code in _VAIN:
+                raise
+            self._fails(error.code, str(error))
+            return await self._call([], after, ""), error
+
+    async def _call(self, items: list[outbox.Item], after: str, mark: str) -> Any:
+        body = {
+            "epoch": self._epoch,
+            "after": after,
+            "mark": mark,
+            "have": self._have,
+            "protocol": mirror_state.PROTOCOL,
+            "status": self.status(),
+            "changes": [item._asdict() for item in items],
         }
-        return bool(damaged - self._damaged_there)
+        return await asyncio.to_thread(self._client.call, "POST", "/api/mirror/sync", json=body)
+
+    def _measure(self, began: float, given: mirror_state.Given) -> None:
+        """Compare the clocks: the answer was dated somewhere between question and arrival."""
+        clock = self.service.clock
+        if given.server_time is None or clock.scale != 1.0:
+            return  # scaled clocks begin where they like
+        now = clock.now()
+        off, unsure = (began + now) / 2 - given.server_time, abs(now - began) / 2
+        skew = off if abs(off) > unsure else 0.0
+        was = abs(self.skew_s or 0.0) >= SKEW_S
+        if abs(skew) >= SKEW_S and not was:
+            log.warning("this clock is %+.0f s off the primary's", skew)
+        elif was and abs(skew) < SKEW_S:
+            log.warning("this clock agrees with the primary's again")
+        self.skew_s = skew
+
+    def _damaged(self) -> bool:
+        """Tell whether an image is damaged here that is sound, as far as we know, elsewhere."""
+        return any(
+            one.row["damaged_at"] is not None and one.row["id"] in self._sound_there
+            for one in self.service.view.releases.values()
+        )
 
     # ---- what the primary gives ----
 
-    async def _take(self, state: Fields) -> bool:
-        """Take what the primary gives; False when something is left for another time."""
+    async def _take(self, given: mirror_state.Given) -> None:
+        """Write down what the primary gives, and act on it; images that lack come later.
+
+        A rollout that is here already is moved at once, whatever lacks: no halt waits for that.
+        """
+        state = given.state
+        assert state is not None
+        lacking: list[Fields] = []
         without: set[str] = set()
-        fetched: set[str] = set()
-        gone: set[str] = set()  # withdrawn before they were here: nothing to wait for
         for row in state["firmwares"]:
-            if row["state"] == "deprecated" or row["damaged_at"] is not None:
+            if not _is_sound(row):
                 if row["id"] not in self.service.view.releases:
-                    gone.add(row["id"])
-                continue
-            if self._bad.get(row["blob"], 0.0) > time.monotonic():
+                    without.add(row["id"])  # withdrawn before it was here: nothing to wait for
+            elif await self.images.lacks(row):
+                lacking.append(row)
                 without.add(row["id"])
-                continue
-            try:
-                if await self._fetch(row):
-                    fetched.add(row["id"])
-            except BeaconOtaError as error:
-                log.warning("release %s is not here yet: %s", row["id"], error)
-                without.add(row["id"])
-                if isinstance(error, InputError):  # the same bytes would come again
-                    self._bad[row["blob"]] = time.monotonic() + _BAD_S
+        fetched = self.images.fetched - without
         await asyncio.shield(
-            self.service.db.write(_written, state, without | gone, fetched, then=self._put)
+            self.service.db.write(_written, given, without, fetched, then=self._put)
         )
+        self.images.fetched -= fetched
+        self.images.want(lacking)
+        if (fault := given.fault()) != self.fault:
+            if fault:
+                log.warning("what the primary gives cannot all be read: %s", fault)
+            self.fault = fault
+        if given.moves:
+            self._moves = given.moves
+        self._lacking = {row["id"] for row in lacking}
+        self._given = given if lacking else None
+        self._news |= not lacking
         self.engine.wake()
-        return not without
+
+    def _owes(self, given: mirror_state.Given) -> bool:
+        """Tell whether attempts of our own wait for their image: they are given only to who asks
+        for everything, so that is asked for until they are taken.
+        """
+        assert given.state is not None
+        return any(
+            row["mirror"] is None and row["firmware_id"] in self._lacking
+            for row in given.state["attempts"]
+        )
 
     def _put(self, rows: Fields) -> None:
         view = self.service.view
@@ -406,79 +413,9 @@ class Mirror:
         for row in rows["attempts"]:
             view.put_attempt(attempt_of(row))
 
-    # ---- images ----
 
-    async def _fetch(self, row: Fields) -> bool:
-        """Have the image of a release here, examined like an upload; False when it was."""
-        blobs = self.service.blobs
-        mine = self.service.view.releases.get(row["id"])
-        if mine is not None and mine.row["damaged_at"] is not None:
-            await asyncio.to_thread(blobs.remove, row["blob"])
-        if await asyncio.to_thread(blobs.has, row["blob"]):
-            return False
-        part = blobs.part(row["blob"])
-        await asyncio.to_thread(self._download, row, part)
-        try:
-            with part.open("rb") as file:
-                claim = checks.Claim(
-                    device_type=row["device_type"],
-                    version=row["version"],
-                    description=row["description"],
-                    channel="stable",
-                    required=row["required"],
-                    manifest=row["manifest"],
-                    size=part.stat().st_size,
-                    sha256=row["blob"],
-                )
-                settings = self.service.settings
-                found = await asyncio.to_thread(
-                    checks.examine,
-                    file,
-                    claim,
-                    settings.trusted,
-                    settings.insecure,
-                    self.service.clock.now(),
-                )
-                if (found.checksum, found.blob) != (row["checksum"], row["blob"]):
-                    raise InputError(
-                        "image_checksum",
-                        "what came is not the release",
-                        found=found.blob,
-                        expected=row["blob"],
-                    )
-                await asyncio.to_thread(blobs.keep, file, found.blob)
-            return True
-        finally:
-            part.unlink(missing_ok=True)
-
-    def _download(self, row: Fields, part: Path) -> None:
-        """Fetch an image, from where an earlier try broke off."""
-        size = row["size"]
-        with part.open("ab") as out:
-            done = out.tell()
-            if done > size:
-                out.truncate(0)
-                done = 0
-            if done == size:
-                return
-            headers = {"Range": f"bytes={done}-", "If-Range": f'"{row["blob"]}"'} if done else {}
-            with self._client.stream(f"/api/mirror/images/{row['id']}", headers) as answer:
-                if answer.status_code == 200:
-                    out.truncate(0)
-                    done = 0
-                try:
-                    for piece in answer.iter_content(_PIECE):
-                        done += len(piece)
-                        if done > min(size, LIMITS.upload_image):
-                            raise InputError("image_too_large", "more came than was announced")
-                        out.write(piece)
-                except requests.RequestException as error:
-                    raise ReachError("unreachable", f"the image broke off: {error}") from None
-                finally:
-                    out.flush()
-                    os.fsync(out.fileno())
-        if done < size:
-            raise ReachError("unreachable", "the image broke off", found=done, expected=size)
+def _is_sound(row: Fields) -> bool:
+    return row["state"] != "deprecated" and row["damaged_at"] is None
 
 
 def _fitting(items: list[outbox.Item]) -> tuple[list[outbox.Item], bool]:
@@ -491,19 +428,14 @@ def _fitting(items: list[outbox.Item]) -> tuple[list[outbox.Item], bool]:
     return items, len(items) == _ITEMS
 
 
-def _checked(reply: Any) -> tuple[int, str]:
-    try:
-        seq, etag, state = reply["seq"], reply["etag"], reply["state"]
-        if isinstance(seq, int) and isinstance(etag, str) and isinstance(state, dict | None):
-            return seq, etag
-    except (KeyError, TypeError):
-        pass
-    raise ReachError("not_an_orchestrator", "the primary answers, but not as one")
-
-
-def _written(conn: Connection, state: Fields, without: set[str], fetched: set[str]) -> Fields:
+def _written(
+    conn: Connection, given: mirror_state.Given, without: set[str], fetched: set[str]
+) -> Fields:
     """Write down what the primary gave; returns all rows as they are now."""
-    outbox.take(conn, state, without, fetched)
+    assert given.state is not None
+    outbox.take(conn, given.state, without, fetched, given.unread)
+    if given.moves:
+        outbox.note_moves(conn, given.moves)
     releases = [row["id"] for row in firmwares.every(conn)]
     return {
         "sites": sites.every(conn),

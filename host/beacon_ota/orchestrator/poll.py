@@ -6,13 +6,14 @@ from urllib.parse import parse_qsl
 
 from beacon_ota.orchestrator import asgi
 from beacon_ota.orchestrator.asgi import Scope, Send
+from beacon_ota.orchestrator.device_types import hear_device_type
 from beacon_ota.orchestrator.gate import EMPTY, Caller
 from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.polling import poll_delay
 from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Result
 from beacon_ota.orchestrator.service import BACK_GRACE_S, Service
-from beacon_ota.orchestrator.view import Node, View
+from beacon_ota.orchestrator.view import Node
 from beacon_ota.wire import versions
 from beacon_ota.wire.report import is_hex
 
@@ -26,25 +27,28 @@ async def poll(
     node = caller.beacon
     now = service.clock.now()
     view = service.view
-    device_type = scope["path"].rpartition("/")[2]
-    if device_type != node.facts.device_type:
-        raise Problem(
-            409,
-            "device_type_mismatch",
-            "this beacon is registered as another type",
-            found=device_type,
-            expected=node.facts.device_type,
-        )
     query = scope["query_string"]
     facts = node.facts
+    version, image, on_trial = facts.version, facts.image, facts.on_trial
     if query != node.query or not query:
         version, image, on_trial = read_query(query)
-        view.heard(
-            node, now, version or facts.version, image or facts.image, on_trial, asgi.address(scope)
-        )
-        node.query = query
-    else:
-        view.heard(node, now, facts.version, facts.image, facts.on_trial, asgi.address(scope))
+    said_type = scope["path"].rpartition("/")[2]
+    if on_trial and said_type == facts.device_type:
+        said_type = ""  # an image on trial speaks for no beacon
+    elif said_type != facts.device_type:
+        said_type = await hear_device_type(service, node, said_type, on_trial=on_trial)
+        facts = node.facts
+    view.heard(
+        node,
+        now,
+        version or facts.version,
+        image or facts.image,
+        on_trial,
+        asgi.address(scope),
+        said_type,
+    )
+    node.query = query
+    node.refusals = 0
     await _look_back(service, node, now)
 
     decision, attempt = await _decide(service, node, now)
@@ -80,25 +84,25 @@ async def _decide(service: Service, node: Node, now: float) -> tuple[Decision, A
 
     None for the attempt of an offer: what it was decided upon changed each time.
     """
-    view = service.view
-    decision = _look(view, node, now)
+    decision = _look(service, node, now)
     for _ in range(_TRIES):
         if not decision.offered:
             return decision, None
         await service.catch_up()  # no process hands out what another has halted
-        decision = _look(view, node, now)
+        decision = _look(service, node, now)
         if decision.offered:
             attempt = await service.offer(node, decision)
             service.heed()
-            if attempt is not None and not view.is_stopped(attempt):
+            if attempt is not None and not service.view.is_stopped(attempt):
                 return decision, attempt
-            decision = _look(view, node, now)
+            decision = _look(service, node, now)
     return decision, None
 
 
-def _look(view: View, node: Node, now: float) -> Decision:
+def _look(service: Service, node: Node, now: float) -> Decision:
+    view = service.view
     place = view.place(node)
-    return decide(
+    found = decide(
         view.lives_for(node.facts),
         node.facts,
         now,
@@ -106,6 +110,7 @@ def _look(view: View, node: Node, now: float) -> Decision:
         place=place,
         busy=view.busy(place.building, node),
     )
+    return service.within_lease(found)
 
 
 def read_query(query: bytes) -> tuple[str, str, bool]:

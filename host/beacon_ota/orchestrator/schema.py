@@ -74,6 +74,7 @@ beacons = Table(
     # Keys given since `key`, 32 bytes each, oldest first: any of them may be the beacon's by now.
     Column("given_keys", LargeBinary),
     Column("device_type", String(64), nullable=False),
+    Column("said_type", String(32)),  # what it says it is; null: it has not said
     Column("site", String(256), ForeignKey("sites.path", onupdate="CASCADE")),
     Column("tags", Text, nullable=False, default="[]"),  # JSON list, sorted
     Column("channel", String(16), nullable=False, default="stable"),
@@ -91,6 +92,9 @@ beacons = Table(
     Column("heap_free_min", BigInteger),
     Column("clock_unset", Boolean, nullable=False, default=False),
     Column("insecure", Boolean, nullable=False, default=False),
+    Column("refused_code", String(32)),  # of its last authenticated request that was refused
+    Column("refused_at", Double),
+    Column("refusals", Integer),  # since its last poll that was answered
     Index(None, "site"),
     Index(None, "device_type", "version"),
 )

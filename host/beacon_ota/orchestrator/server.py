@@ -22,6 +22,7 @@ from beacon_ota.orchestrator.head_method import HeadMethod
 from beacon_ota.orchestrator.hot import Hot
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.listen import Listen, url_of
+from beacon_ota.orchestrator.mirror_watch import MirrorWatch
 from beacon_ota.orchestrator.protocol import Protocol
 from beacon_ota.orchestrator.secure_headers import SecureHeaders
 from beacon_ota.orchestrator.service import Service
@@ -81,7 +82,8 @@ class _Server(uvicorn.Server):
 
 
 def _mirror(service: Service, engine: Engine, address: str) -> None:
-    from beacon_ota.orchestrator.mirror import LocalEngine, Mirror
+    from beacon_ota.orchestrator.mirror import Mirror
+    from beacon_ota.orchestrator.mirror_engine import LocalEngine
 
     assert isinstance(engine, LocalEngine)
     service.mirror = mirror = Mirror(service, engine)
@@ -103,6 +105,8 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
             cluster.start()
         if service.settings.upstream:
             _mirror(service, engine, url_of(listen, sock))
+        else:
+            MirrorWatch(service).start()
         certificate = _certificate(listen)
         capacity, backlog = room()
         table = Connections(capacity)

@@ -24,6 +24,7 @@ from beacon_ota.orchestrator.blobs import BlobDamaged
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import Database, StorageError, is_shared, sqlite_url
 from beacon_ota.orchestrator.hub import Hub
+from beacon_ota.orchestrator.lease import DAY_S, Lease
 from beacon_ota.orchestrator.objects import open_blobs
 from beacon_ota.orchestrator.remembered import Remembered
 from beacon_ota.orchestrator.replay import FILE, ReplayGuard
@@ -68,6 +69,7 @@ class Settings:
         trusted: parsed trusted keys, None when there are none.
         zone, window: for beacons whose site says nothing.
         upstream: URL of the primary that this is a mirror of; with its token and certificate.
+        lease_s: for how long a mirror that is cut off hands releases out.
         images: folder or URL of an object store; None: below ``data``.
         webhook_local: webhooks may go to this machine itself.
     """
@@ -84,6 +86,7 @@ class Settings:
     upstream: str | None = None
     upstream_token: str = field(default="", repr=False)
     upstream_ca: Path | None = None
+    lease_s: float = DAY_S
     webhook_local: bool = False
 
 
@@ -136,6 +139,7 @@ class Service:
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.blobs = open_blobs(settings.data, settings.images)
         self.mirror: Any = None  # the exchange with a primary, where there is one
+        self.lease = Lease(settings.lease_s, self.clock) if settings.upstream else None
         self.worker = store.new_id()
         self.shared = is_shared(settings.database or "sqlite")
         self.leads = True  # unless there are other processes, and one of those does
@@ -347,7 +351,8 @@ class Service:
         node.offering = asyncio.get_running_loop().create_future()
         try:
             known = frozenset(a.id for a in before)
-            kept = await self.db.write(_offer, self.stops, basis, facts.channel, row, again, known)
+            upon = (facts.channel, facts.device_type)
+            kept = await self.db.write(_offer, self.stops, basis, upon, row, again, known)
             if kept is None:
                 self._take_back(attempt, before[-1] if again else None)
                 node.offering.set_result(None)
@@ -376,6 +381,24 @@ class Service:
         finally:
             node.offering = None
         return attempt
+
+    def within_lease(self, decision: Decision) -> Decision:
+        """Return a decision as this orchestrator may make it: without its primary, no new offer.
+
+        What a beacon has begun is finished: it was handed out in time.
+        """
+        if not decision.offered or self.lease is None or not self.lease.is_over():
+            return decision
+        attempt = self.view.open.get(decision.attempt_id or "")
+        if attempt is not None and attempt.taken_at is not None:
+            return decision
+        return Decision(
+            Reason.LEASE,
+            decision.rollout_id,
+            decision.firmware_id,
+            decision.wave,
+            decision.stage,
+        )
 
     def _take_back(self, attempt: Attempt, expired: Attempt | None) -> None:
         """Forget an offer that was not committed; what it was to go on with stays as it was."""
@@ -484,12 +507,12 @@ class Service:
 
     async def flush(self) -> None:
         """Write when beacons were last heard from, and what they run."""
-        rows = self.view.take_dirty()
-        if rows:
+        rows, refused = self.view.take_dirty(), self.view.take_refused()
+        if rows or refused:
             try:
-                await self.db.write(beacons.seen, rows)
+                await self.db.write(beacons.seen, rows, refused)
             except StorageError:
-                self.view.keep_dirty(rows)
+                self.view.keep_dirty(rows, refused)
                 raise
 
     async def _flushing(self) -> None:
@@ -630,7 +653,8 @@ def going_on(conn: Connection, stops: StopBoard, attempt_id: str) -> tuple[bool,
     if row is None or basis is None:
         return False, row
     attempt = attempt_of(row)
-    channel = beacons.open_channel(conn, row["beacon_id"])
+    open_to = beacons.open_to(conn, row["beacon_id"])
+    channel = None if open_to is None else open_to[0]
     for status in (basis.status, *(_STATUS[one.kind] for one in stops.of(attempt.rollout_id))):
         if not may_go_on(Status(status), basis.release_state, attempt, channel=channel):
             return False, row
@@ -655,7 +679,7 @@ def _offer(
     conn: Connection,
     stops: StopBoard,
     basis: rollouts.Basis,
-    channel: str,
+    upon: tuple[str, str],
     row: Fields,
     again: bool,
     known: frozenset[str],
@@ -663,7 +687,7 @@ def _offer(
     """Record an offer, unless its rollout was stopped while it waited for the database."""
     if stops.of(row["rollout_id"]):
         return None
-    return attempts.offer_upon(conn, basis, channel, row, again, known)
+    return attempts.offer_upon(conn, basis, upon, row, again, known)
 
 
 def outcome_event(

@@ -7,10 +7,13 @@ from beacon_ota.orchestrator.rollout.types import Attempt, Result
 from beacon_ota.orchestrator.view import Node, Release
 
 SILENT_S = 3600.0
+REFUSED_FROM = 2  # in a row: one alone may be an accident
 
 # The first that applies is the one: what keeps us from knowing comes before what we know.
 STANDINGS = {
     "quarantined": "withheld from updates by hand",
+    "refused": "its polls are refused",
+    "board": "says that it is another board than it is registered as; offered nothing",
     "unseen": "registered, never heard from",
     "silent": "not heard from for an hour",
     "updating": "an update is under way",
@@ -25,9 +28,13 @@ def standing(node: Node, releases: Mapping[str, Release], now: float) -> str:
     facts = node.facts
     if facts.quarantined:
         return "quarantined"
+    if node.refusals >= REFUSED_FROM and now - (node.refused_at or 0.0) <= SILENT_S:
+        return "refused"
+    if facts.questioned and not _is_silent(node, now):
+        return "board"
     if node.last_seen is None:
         return "unseen"
-    if now - node.last_seen > SILENT_S:
+    if _is_silent(node, now):
         return "silent"
     attempts = tuple(node.attempts)
     if any(one.result is None and one.taken_at is not None for one in attempts):
@@ -35,6 +42,10 @@ def standing(node: Node, releases: Mapping[str, Release], now: float) -> str:
     if facts.on_trial:
         return "trial"
     return "valid" if failure(node, attempts, releases) is None else "failed"
+
+
+def _is_silent(node: Node, now: float) -> bool:
+    return node.last_seen is not None and now - node.last_seen > SILENT_S
 
 
 def failure(

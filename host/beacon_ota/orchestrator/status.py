@@ -19,7 +19,7 @@ from beacon_ota.orchestrator.asgi import Scope, Send
 from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.gate import Caller, rekey
 from beacon_ota.orchestrator.problems import Problem
-from beacon_ota.orchestrator.rollout.decide import may_go_on
+from beacon_ota.orchestrator.rollout.decide import is_other_board, may_go_on
 from beacon_ota.orchestrator.rollout.types import Attempt, Result
 from beacon_ota.orchestrator.service import Counts, Service, going_on, outcome_event
 from beacon_ota.orchestrator.stops import StopBoard
@@ -67,7 +67,7 @@ async def status(
     service.counts.reports[word] += 1
     attempt = None if word == "idle" else await _attempt(service, node, doc)
     if attempt is not None and word not in wire.FINAL:
-        check_going_on(service, attempt)
+        check_going_on(service, attempt, node)
     if word == "success":
         _check_success(service, attempt, doc)
 
@@ -196,18 +196,34 @@ def _journal(sent: Any, counts: Counter[str]) -> tuple[list[list[Any]], int]:
     return kept, numbered[-1][0] if numbered else 0
 
 
-def check_going_on(service: Service, attempt: Attempt) -> None:
+def check_going_on(service: Service, attempt: Attempt, node: Node) -> None:
     """Refuse to go on with an attempt that is over (409) or was called off (410)."""
     if attempt.result is not None:
         raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
     entry = service.view.entries.get(attempt.rollout_id)
     release = service.view.releases[attempt.firmware_id]
+    board = release.row["device_type"]
+    if attempt.rebooting_at is None and is_other_board(node.facts, board):
+        raise Problem(
+            409,
+            "device_type_mismatch",
+            "the release is for another board",
+            found=node.facts.said_type or node.facts.device_type,
+            expected=board,
+        )
     if entry is None:
         raise _stopped("over", attempt)
-    node = service.view.nodes.get(attempt.beacon_id)
-    channel = None if node is None else node.facts.open_channel
+    channel = node.facts.open_channel
     if not may_go_on(entry.state.status, release.state, attempt, channel=channel):
         raise _stopped(entry.state.status.value, attempt)
+    begun = attempt.taken_at is not None or attempt.rebooting_at is not None
+    if not begun and service.lease is not None and service.lease.is_over():
+        raise Problem(
+            410,
+            "mirror_lease",
+            "this mirror has been without its primary for too long to hand anything out",
+            found=attempt.id,
+        )
 
 
 def _stopped(state: str, attempt: Attempt) -> Problem:

@@ -36,6 +36,23 @@ from beacon_ota.orchestrator.store.rollouts import Basis
 log = logging.getLogger("beacon_ota.orchestrator")
 
 _PLACES_MAX = 4096  # sites and tags whose rollouts are remembered
+_REFUSALS_MAX = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Requests in a beacon's name since it was last heard that nothing proves to be its own.
+
+    Kept in memory only: strangers write nothing down.
+
+    Attributes:
+        code, at, address: of the last one; count: how many were told.
+    """
+
+    code: str
+    at: float
+    address: str
+    count: int
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +71,12 @@ class Node:
     offering: Any = None  # the future of an offer that is being committed
     back_at: float | None = None  # first poll from the old image after it went to reboot
     progress: int | None = None
+    questioned_at: float | None = None  # when it was last told that it says it is another board
+    refused_code: str | None = None  # of its last authenticated request that was refused
+    refused_at: float | None = None
+    refusals: int = 0  # since its last poll that was answered
+    refusal_told_at: float | None = None
+    claim: Claim | None = None  # what came in its name, and could not be its own
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +127,7 @@ class View:
         self.on_change: Callable[[], object] = lambda: None  # an attempt came to its end, or has to
         self.dirty: dict[str, Node] = {}  # heard from since the last flush
         self.stops: Stops = {}  # not stored yet; they hold over whatever is read
+        self._refused: dict[str, Node] = {}  # refused since then
         self._lives: dict[str, list[rules.Live]] = {}
         self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[rules.Live]] = {}
         self._busy: dict[str, int] = {}
@@ -127,6 +151,7 @@ class View:
             on_trial=row["state"] == "trial",
             quarantined=row["quarantined_at"] is not None,
             cleared_at=row["cleared_at"],
+            said_type=row["said_type"] or "",
         )
         if known is None:
             node = Node(
@@ -136,6 +161,9 @@ class View:
                 keys.split(row["given_keys"]),
                 self._replays.of(row["id"]),
                 row["last_seen"],
+                refused_code=row["refused_code"],
+                refused_at=row["refused_at"],
+                refusals=row["refusals"] or 0,
             )
             node.attempts = self._left.pop(row["id"], [])  # a name that was removed, and is back
             self.nodes[row["id"]] = node
@@ -152,19 +180,25 @@ class View:
                 image=known.facts.image,
                 version_at=known.facts.version_at,
                 on_trial=known.facts.on_trial,
+                said_type=known.facts.said_type,
             )
+        if (row["refused_at"] or 0.0) >= (known.refused_at or 0.0):  # by another process
+            known.refused_code, known.refused_at = row["refused_code"], row["refused_at"]
+            known.refusals = row["refusals"] or 0
+        retyped = facts.device_type != known.facts.device_type
         moved = facts.open_channel != known.facts.open_channel
         known.facts, known.key, known.next_key = facts, row["key"], row["next_key"]
         known.given_keys = keys.split(row["given_keys"])
         known.query = b""
-        if moved and any(attempt.result is None for attempt in known.attempts):
-            self.on_change()  # what it has begun may be called off
+        if retyped or (moved and any(attempt.result is None for attempt in known.attempts)):
+            self.on_change()  # what it has begun, or as another board, may be called off
         return known
 
     def drop_beacon(self, beacon_id: str) -> None:
         """Forget a beacon."""
         node = self.nodes.pop(beacon_id, None)
         self.dirty.pop(beacon_id, None)
+        self._refused.pop(beacon_id, None)
         if node is None or not node.attempts:
             return
         self._left[beacon_id] = node.attempts
@@ -173,9 +207,20 @@ class View:
         self.on_change()
 
     def heard(
-        self, node: Node, now: float, version: str, image: str, on_trial: bool, address: str
+        self,
+        node: Node,
+        now: float,
+        version: str,
+        image: str,
+        on_trial: bool,
+        address: str,
+        said_type: str = "",
     ) -> None:
-        """Note what a beacon said of itself; written with the next flush."""
+        """Note what a beacon said of itself; written with the next flush.
+
+        Args:
+            said_type: the device type; "" where it says none.
+        """
         facts = node.facts
         node.facts = Beacon(
             facts.id,
@@ -189,10 +234,25 @@ class View:
             on_trial,
             facts.quarantined,
             facts.cleared_at,
+            said_type or facts.said_type,
         )
         node.last_seen = now
         node.address = address
+        node.claim = None
         self.dirty[facts.id] = node
+
+    def refused(self, node: Node, now: float, code: str) -> None:
+        """Note that a beacon's own request was refused; written with the next flush."""
+        node.refused_code, node.refused_at = code, now
+        node.refusals = min(node.refusals + 1, _REFUSALS_MAX)
+        self._refused[node.facts.id] = node
+
+    def claimed(self, beacon_id: str, now: float, code: str, address: str) -> None:
+        """Note a request in a beacon's name that nothing proves to be its own."""
+        node = self.nodes.get(beacon_id)
+        if node is not None:
+            count = min(1 if node.claim is None else node.claim.count + 1, _REFUSALS_MAX)
+            node.claim = Claim(code, now, address, count)
 
     def take_dirty(self) -> list[Fields]:
         """Return the rows of a flush, and begin anew."""
@@ -205,15 +265,31 @@ class View:
                 "running_image": node.facts.image,
                 "running_state": "trial" if node.facts.on_trial else "valid",
                 "from_address": node.address,
+                "says_type": node.facts.said_type or None,
+                "times_refused": None if node.refusals else 0,
             }
             for beacon_id, node in dirty.items()
         ]
 
-    def keep_dirty(self, rows: list[Fields]) -> None:
+    def take_refused(self) -> list[Fields]:
+        """Return the rows of those refused since the last flush, and begin anew."""
+        refused, self._refused = self._refused, {}
+        return [
+            {
+                "beacon": beacon_id,
+                "why_refused": node.refused_code,
+                "when_refused": node.refused_at,
+                "times_refused": node.refusals,
+            }
+            for beacon_id, node in refused.items()
+        ]
+
+    def keep_dirty(self, heard: list[Fields], refused: list[Fields]) -> None:
         """Put back the rows of a flush that could not be written."""
-        for row in rows:
-            if (node := self.nodes.get(row["beacon"])) is not None:
-                self.dirty.setdefault(row["beacon"], node)
+        for rows, kept in ((heard, self.dirty), (refused, self._refused)):
+            for row in rows:
+                if (node := self.nodes.get(row["beacon"])) is not None:
+                    kept.setdefault(row["beacon"], node)
 
     # ---- places ----
 

@@ -28,6 +28,9 @@ ALERTS = (
     "attempt.undone",
     "beacon.quarantined",
     "beacon.withheld",
+    "mirror.unhealthy",
+    "beacon.questioned",
+    "beacon.refused",
 )
 # Pauses after each failure; after the last one the delivery is given up, a day after the event.
 PAUSES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)

@@ -2,9 +2,10 @@
 
 Columns: ``beacon`` (name, last digits of it, or address) and ``pin`` or ``pop``; optional ``ssid``
 ``password`` ``ssid2`` ``password2`` ``site`` ``channel`` ``window`` ``utc_off`` ``ibeacon``
-``orch_url`` ``fleet_key`` ``tags`` (separated by blanks). An empty field takes what was given for
-all. Commas, semicolons or tabs separate the columns. Network names and passwords are taken to the
-letter, blanks included; a name that is no text is written ``hex:…``.
+``orch_url`` ``fleet_key`` ``type`` (the board it is taken for; its own word counts) ``tags``
+(separated by blanks). An empty field takes what was given for all. Commas, semicolons or tabs
+separate the columns. Network names and passwords are taken to the letter, blanks included; a name
+that is no text is written ``hex:…``.
 """
 
 import asyncio
@@ -26,7 +27,18 @@ from beacon_ota.wire import adverts
 MAX_ROWS = 10_000
 MAX_BYTES = 4 << 20
 CONFIG = ("orch_url", "fleet_key", "site", "window", "utc_off", "channel", "ibeacon")
-COLUMNS = ("beacon", "pin", "pop", "ssid", "password", "ssid2", "password2", *CONFIG, "tags")
+COLUMNS = (
+    "beacon",
+    "pin",
+    "pop",
+    "ssid",
+    "password",
+    "ssid2",
+    "password2",
+    *CONFIG,
+    "type",
+    "tags",
+)
 VERBATIM = ("ssid", "password", "ssid2", "password2")  # blanks may be part of these
 IGNORED = ("mac", "address", "name")  # of `provision label`
 _ROUNDED = re.compile(r"\d+([.,]\d+)?[eE]\+\d+|\d+[.,]0+")
@@ -153,11 +165,12 @@ def _row(
             else None
             for which in ("", "2")
         ]
+        board = wanted.device_type(given.get("type"))
         config = wanted.config({name: given.get(name) for name in CONFIG}, networks[1])
     except UsageError as error:
         raise InputError("batch_row", f"line {line}: {error.message}", found=error.found) from None
     tags = tuple((given.get("tags") or "").split())
-    return Row(line, beacon, secret, Wanted(networks[0], config, tags, creds, bound))
+    return Row(line, beacon, secret, Wanted(networks[0], config, tags, creds, bound, board))
 
 
 def _delimiter(text: str) -> str:
@@ -255,6 +268,7 @@ async def _one(
             registry,
             **options,
         )
-        return Done(row.line, row.beacon, "provisioned", outcome)
+        detail = f"it is no {outcome.mistaken_for}" if outcome.mistaken_for else ""
+        return Done(row.line, row.beacon, "provisioned", outcome, detail)
     except BeaconOtaError as error:
         return Done(row.line, row.beacon, error.code, None, error.message)

@@ -8,7 +8,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from beacon_ota.errors import ReachError
 from beacon_ota.provision.client import ONLINE_S, Client, Report, State
@@ -30,7 +30,11 @@ ChooseNetwork = Callable[[list[tuple[bytes, int]]], Awaitable[Network]]
 
 @dataclass
 class Outcome:
-    """What became of a beacon. ``key`` (hex) only when nobody has registered it."""
+    """What became of a beacon.
+
+    ``key`` (hex) only when nobody has registered it; ``mistaken_for`` is the device type that was
+    given for it, when it says another one.
+    """
 
     name: str
     address: str
@@ -42,6 +46,7 @@ class Outcome:
     ip: str = ""
     poll: str = "none"
     registered: str = "no"
+    mistaken_for: str = ""
     key: str = ""
     seconds: float = 0.0
 
@@ -169,13 +174,20 @@ async def _once(
         await prover.prove(beacon)
         state = await beacon.query()
         _note(outcome, state)
+        typed = wanted.device_type
+        if not state.device_type:
+            state = replace(state, device_type=typed)
+        elif typed and typed != state.device_type:
+            outcome.mistaken_for = typed
+            tell("mistaken", f"it is no {typed}, it says: {state.device_type}")
         network = wanted.network
         if network is None and choose is not None:
             tell("looking", "for networks")
             network = await choose(await beacon.networks())
         key = secrets.token_bytes(32)
+        outcome.device_type = state.device_type
         if registry is not None:
-            tell("registering", state.beacon_id)
+            tell("registering", f"{state.beacon_id} as {state.device_type or 'it is'}")
             outcome.registered = await asyncio.to_thread(
                 registry.enter, state, key, wanted.config, wanted.tags
             )
@@ -219,5 +231,6 @@ async def _seen(beacon: Client) -> str:
 
 
 def _note(outcome: Outcome, state: State) -> None:
-    outcome.beacon_id, outcome.device_type = state.beacon_id, state.device_type
+    outcome.beacon_id = state.beacon_id
+    outcome.device_type = state.device_type or outcome.device_type
     outcome.version, outcome.ip, outcome.poll = state.version, state.ip, state.poll

@@ -16,7 +16,11 @@ class Registry(Protocol):
     def enter(
         self, state: State, key: bytes, config: Mapping[str, object], tags: tuple[str, ...]
     ) -> str:
-        """Enter a beacon under its key; returns ``registered`` or ``updated``."""
+        """Enter a beacon under its key.
+
+        Returns:
+            ``registered``; ``updated``, or ``retyped`` when it was registered as another board.
+        """
         ...
 
 
@@ -62,21 +66,43 @@ class Orchestrator:
     def enter(
         self, state: State, key: bytes, config: Mapping[str, object], tags: tuple[str, ...]
     ) -> str:
-        """Register a beacon, or give the one that is registered its new key and place.
+        """Register a beacon, or give the one that is registered its new key, place and type.
 
         Raises:
+            InputError: ``type_unsaid``: it does not say what it is, and nobody else does.
             DeniedError, ReachError, InputError: as the API has them.
         """
         place = {name: config[name] for name in ("site", "channel") if name in config}
         if tags:
             place["tags"] = list(tags)
-        try:
-            self._client.create_beacon(state.beacon_id, state.device_type, key=key.hex(), **place)
-            return "registered"
-        except UsageError as error:
-            if error.code != "beacon_taken":
-                raise
+        known = self._registered_as(state.beacon_id)
+        if known is None:
+            if not state.device_type:
+                raise InputError(
+                    "type_unsaid", "the beacon does not say what board it is: name it with --type"
+                )
+            try:
+                self._client.create_beacon(
+                    state.beacon_id, state.device_type, key=key.hex(), **place
+                )
+                return "registered"
+            except UsageError as error:
+                if error.code != "beacon_taken":
+                    raise
+            known = self._registered_as(state.beacon_id)
         self._client.set_key(state.beacon_id, key.hex())
         if place:
             self._client.change_beacon(state.beacon_id, **place)
-        return "updated"
+        if state.device_type in ("", known):
+            return "updated"
+        self._client.retype_beacon(state.beacon_id, state.device_type, "said when provisioned")
+        return "retyped"
+
+    def _registered_as(self, beacon_id: str) -> str | None:
+        """Return the device type of a beacon, None for one that is not registered."""
+        try:
+            return self._client.beacon(beacon_id, 1)["device_type"]
+        except InputError as error:
+            if error.code != "beacon_unknown":
+                raise
+            return None

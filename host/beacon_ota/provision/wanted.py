@@ -1,5 +1,6 @@
 """What a beacon is to be given, as people write it, checked before anybody connects."""
 
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from beacon_ota.provision import session
 from beacon_ota.wire import access, ec1
 
 MIN_PIN, MAX_PIN = 4, 64
+_DEVICE_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _TEXTS = ("orch_url", "site", "window", "channel")
 
 
@@ -69,6 +71,7 @@ class Wanted:
         tags: for the orchestrator.
         creds: what opens the door, see :func:`credentials`; None leaves it as it is.
         bound: ids among them of which a beacon gets its own key only, see :func:`bound`.
+        device_type: what somebody takes it for. The beacon's own word counts, where it says one.
     """
 
     network: Network | None = None
@@ -76,6 +79,7 @@ class Wanted:
     tags: tuple[str, ...] = ()
     creds: bytes | None = field(default=None, repr=False)
     bound: frozenset[bytes] = frozenset()
+    device_type: str = ""
 
     def creds_at(self, beacon_id: str) -> bytes:
         """Return what this beacon is to hold: of a bound credential its key for this door."""
@@ -87,6 +91,13 @@ class Wanted:
                 secret = access.door_key(session.hmac_sha256, secret, beacon_id)
             found += ident + secret
         return found
+
+
+def device_type(text: str | None) -> str:
+    """Return a device type as somebody gives it, "" for none (UsageError ``type_syntax``)."""
+    if text and _DEVICE_TYPE.fullmatch(text) is None:
+        raise UsageError("type_syntax", "that is no device type", found=text, expected="esp32c3")
+    return text or ""
 
 
 def config(

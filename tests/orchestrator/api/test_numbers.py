@@ -298,7 +298,7 @@ def test_plans(world):
 
 
 def test_what_a_mirror_says(world):
-    server, session, _fill, _spec = world
+    server, session, fill, _spec = world
     made = session.post(
         server.url + "/api/mirrors", json={"name": "numbers", "site": ""}, timeout=60
     ).json()
@@ -309,6 +309,11 @@ def test_what_a_mirror_says(world):
             f'{{"epoch": "{"0" * 24}", "status": {{"backlog": {value}}}}}',
             f'{{"epoch": "{"0" * 24}", "status": {{"lag_s": {value}, "releases": {value}}}}}',
             f'{{"epoch": {value}}}',
+            f'{{"epoch": "{"0" * 24}", "protocol": 2, "status": {{"version": {value}}}}}',
+            f'{{"epoch": "{"0" * 24}", "status": {{"error": {value}, "moves": {value}}}}}',
+            f'{{"epoch": "{"0" * 24}", "changes": [{{"seq": 1, "what": {value}, "row": {{}}}}]}}',
+            f'{{"epoch": "{"1" * 24}", "changes": [{{"seq": 1, "what": "halts", "row": '
+            f'{{"rollout_id": "{fill["rollout_id"]}", "reason": {value}}}}}]}}',
             f'{{"epoch": "{"0" * 24}", "changes": [{{"seq": {value}, "what": "x", "row": null}}]}}',
             *(
                 f'{{"epoch": "{"0" * 24}", "changes": [{{"seq": 1, "what": "{what}", "row": '

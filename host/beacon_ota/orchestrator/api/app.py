@@ -25,6 +25,7 @@ from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.store import Fields
 from beacon_ota.orchestrator.throttle import Throttle
 from beacon_ota.orchestrator.webhooks import Webhooks
 
@@ -64,7 +65,11 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:
-        """Tell that the orchestrator is up, its database answers, and what it has not taken."""
+        """Tell that the orchestrator is up, its database answers, and what it has not taken.
+
+        A mirror says how it stands with its primary; ``degraded`` is no reason to end it: whoever
+        asks it is served.
+        """
         service.heed()
         unstored = sorted(service.view.stops)
         try:
@@ -72,7 +77,13 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
         except StorageError as error:
             body = problems.document(error, unstored_stops=unstored)
             return Response(body, problems.status_of(error), media_type=problems.MEDIA_TYPE)
-        status = "stops_unstored" if unstored else "ok"
-        return answer({"status": status, "version": __version__, "unstored_stops": unstored})
+        found: Fields = {"status": "ok", "version": __version__, "unstored_stops": unstored}
+        if service.mirror is not None:
+            found["mirror"] = own = service.mirror.health()
+            if own["error"] is not None or not (own["in_step"] and own["hands_out"]):
+                found["status"] = "degraded"
+        if unstored:
+            found["status"] = "stops_unstored"
+        return answer(found)
 
     return app

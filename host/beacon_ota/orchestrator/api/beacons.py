@@ -5,7 +5,8 @@ import json
 import logging
 import secrets
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import asdict
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,8 @@ from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem, missing
 from beacon_ota.orchestrator.schema import beacons as table
 from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, attempts, beacons, keys, sites
+from beacon_ota.orchestrator.standing import standing
+from beacon_ota.orchestrator.store import Fields, attempts, beacons, device_types, keys, sites
 from beacon_ota.wire import auth
 
 log = logging.getLogger("beacon_ota.orchestrator")
@@ -31,7 +33,7 @@ FRESH_S = 1.0  # that a listing waits for what it shows to be written
 
 router = APIRouter(prefix="/api/beacons", tags=["beacons"])
 
-_TIMES = ("created_at", "first_seen", "last_seen", "quarantined_at")
+_TIMES = ("created_at", "first_seen", "last_seen", "quarantined_at", "refused_at")
 _HIDDEN = ("id", "key", "next_key", "given_keys", "cleared_at", "tags", *_TIMES)
 _PLAIN = tuple(column.name for column in table.c if column.name not in _HIDDEN)
 _SHOWN = ("beacon_id", *_PLAIN)
@@ -63,6 +65,9 @@ def _written(task: asyncio.Task[None]) -> None:
         log.error("who was heard last is not written", exc_info=error)
 
 
+DeviceType = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
 class NewBeacon(BaseModel):
     """A beacon to register, with the key that it was provisioned with."""
 
@@ -70,9 +75,7 @@ class NewBeacon(BaseModel):
 
     beacon_id: Annotated[str, Field(max_length=64)]
     key: Key | None = Field(None, description="absent: one is made, and returned this once")
-    device_type: Annotated[
-        str, Field(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    ]
+    device_type: DeviceType
     site: SitePath | None = None
     channel: Literal["stable", "beta"] = "stable"
     tags: Annotated[list[Tag], Field(max_length=32)] = []
@@ -95,6 +98,15 @@ class Change(BaseModel):
     tags: Annotated[list[Tag], Field(max_length=32)] | None = None
 
 
+class NewType(BaseModel):
+    """The board that a beacon is to be registered as."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    device_type: DeviceType | None = Field(None, description="absent: what the beacon says")
+    reason: Annotated[str, Field(max_length=200)] = ""
+
+
 class NewKey(BaseModel):
     """The key that a beacon was provisioned with anew."""
 
@@ -115,6 +127,7 @@ def shown(row: Mapping[Any, Any]) -> Fields:
     """Return a beacon as the API shows it: no key, tags as a list, times for people."""
     public = dict(zip(_SHOWN, _plain(row), strict=True))
     public["tags"] = _tags(row["tags"])
+    public["refusals"] = row["refusals"] or 0
     for name in _TIMES:
         public[name] = iso(row[name])
     return public
@@ -176,6 +189,12 @@ async def listing(
     tag: Annotated[str | None, Query(max_length=32)] = None,
     search: Annotated[str | None, Query(max_length=64)] = None,
     quarantined: bool | None = None,
+    questioned: Annotated[
+        bool | None, Query(description="says that it is another board than it is registered as")
+    ] = None,
+    refused: Annotated[
+        bool | None, Query(description="was refused since its last poll that was answered")
+    ] = None,
     silent_s: Annotated[float | None, Query(ge=0, description="not heard from for so long")] = None,
 ) -> Response:
     """List beacons by id; ``next`` is where the following page begins."""
@@ -190,13 +209,18 @@ async def listing(
         "tag": tag,
         "search": search,
         "quarantined": quarantined,
+        "questioned": questioned,
+        "refused": refused,
         "silent_since": None if silent_s is None else service.clock.now() - silent_s,
     }
+
+    standing_of = partial(_standing, service)  # looks at the view from a reader's thread
 
     def read(conn: Connection) -> Response:  # a full page is some work: not on the event loop
         total, rows = beacons.page(conn, **filters)
         more = rows[-1]["id"] if len(rows) == limit and total > limit else None
-        return page("beacons", [shown(row) for row in rows], total=total, next=more)
+        found = [{**shown(row), "standing": standing_of(row["id"])} for row in rows]
+        return page("beacons", found, total=total, next=more)
 
     return await service.db.read(read)
 
@@ -247,7 +271,8 @@ async def show(
     found = await service.db.read(read)
     if found is None:
         raise missing("beacon", beacon_id)
-    return answer(found)
+    now = {"standing": _standing(service, beacon_id), "unproven": _claim(service, beacon_id)}
+    return answer({**found, **now})
 
 
 @router.patch("/{beacon_id}")
@@ -265,6 +290,30 @@ async def change(beacon_id: str, wanted: Change, service: On, actor: Operator) -
         return _change(conn, beacon_id, values)
 
     return await _do(service, actor, "beacon.changed", beacon_id, work, detail=detail)
+
+
+@router.post("/{beacon_id}/retype")
+async def retype(beacon_id: str, new: NewType, service: On, actor: Operator) -> Response:
+    """Register a beacon as another board: as what it says itself, or as the type given.
+
+    What it has begun as the other board is called off, unless it is rebooting into it.
+    """
+    await _up_to_date(service)
+    now = service.clock.now()
+
+    def work(conn: Connection) -> tuple[Fields, Fields]:
+        row = beacons.get(conn, beacon_id)
+        if row is None:
+            raise missing("beacon", beacon_id)
+        return device_types.retype(conn, row, new.device_type, now, actor.name, new.reason)
+
+    def then(done: tuple[Fields, Fields]) -> None:
+        row, event = done
+        service.view.put_beacon(row)
+        service.hub.publish(event)
+
+    row, _event = await service.db.write(work, then=then)
+    return answer(shown(row))
 
 
 @router.post("/{beacon_id}/rekey")
@@ -336,6 +385,20 @@ async def remove(beacon_id: str, service: On, actor: Admin) -> Response:
         then=lambda _none: service.view.drop_beacon(beacon_id),
     )
     return Response(status_code=204)
+
+
+def _standing(service: Service, beacon_id: str) -> str | None:
+    """Return the word for a beacon; None for one that is just being registered or removed."""
+    node = service.view.nodes.get(beacon_id)
+    return None if node is None else standing(node, service.view.releases, service.clock.now())
+
+
+def _claim(service: Service, beacon_id: str) -> Fields | None:
+    """Return what came in a beacon's name since it was heard, and may be somebody else's."""
+    node = service.view.nodes.get(beacon_id)
+    if node is None or node.claim is None:
+        return None
+    return {**asdict(node.claim), "at": iso(node.claim.at)}
 
 
 def _change(conn: Connection, beacon_id: str, values: Fields) -> Fields:

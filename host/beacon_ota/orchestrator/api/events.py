@@ -48,10 +48,13 @@ async def follow(
 
 @router.get("/latest")
 async def latest(
-    service: On, actor: Viewer, limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100
+    service: On,
+    actor: Viewer,
+    limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
+    kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
-    """List the newest stored events, oldest first."""
-    rows = await service.db.read(events.latest, limit)
+    """List the newest stored events, oldest first; ``limit`` counts those that are asked for."""
+    rows = await service.db.read(events.before, None, kind, limit)
     return page("events", [_shown(row) for row in rows])
 
 

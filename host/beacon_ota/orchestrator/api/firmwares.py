@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.access import Access, On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
 from beacon_ota.orchestrator.api.rollouts import Moving
@@ -17,6 +18,7 @@ from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.download import load, transmit
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, firmwares
 from beacon_ota.orchestrator.upload import upload as take
 from beacon_ota.wire import versions
@@ -92,11 +94,12 @@ async def listing(
 
 @router.get("/{firmware_id}")
 async def show(firmware_id: str, service: On, actor: Viewer) -> Response:
-    """Show a release."""
+    """Show a release; a withdrawn one with the mirrors that have not confirmed that."""
     row = await service.db.read(firmwares.get, firmware_id)
     if row is None:
         raise missing("firmware", firmware_id)
-    return answer({**shown(row), "manifest": row["manifest"] and json.loads(row["manifest"])})
+    found = {**shown(row), "manifest": row["manifest"] and json.loads(row["manifest"])}
+    return answer({**found, "unconfirmed": await _unconfirmed(service, row)})
 
 
 @router.post("/{firmware_id}/promote")
@@ -160,7 +163,11 @@ async def _move(
         then=service.view.put_release,
         reason=reason,
     )
-    return answer(shown(row))
+    return answer({**shown(row), "unconfirmed": await _unconfirmed(service, row)})
+
+
+async def _unconfirmed(service: Service, row: Fields) -> list[Fields]:
+    return await service.db.read(unconfirmed.of_release, row, service.clock.now())
 
 
 def roles(rows: list[Fields]) -> dict[str, str]:

@@ -18,9 +18,10 @@ from beacon_ota.orchestrator.api.access import On, Viewer
 from beacon_ota.orchestrator.api.rollouts import Moving
 from beacon_ota.orchestrator.aside import Aside
 from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.mirror_watch import judged
 from beacon_ota.orchestrator.service import Counts, Service
 from beacon_ota.orchestrator.standing import standing
-from beacon_ota.orchestrator.store import Fields, mirrors, statistics
+from beacon_ota.orchestrator.store import Fields, mirror_watch, mirrors, statistics
 from beacon_ota.wire.report import CODES
 
 router = APIRouter(tags=["metrics"])
@@ -36,9 +37,12 @@ async def metrics(request: Request, service: On, engine: Moving, actor: Viewer) 
     found = await service.db.read(statistics.read)
     mirrored = await service.db.read(mirrors.every)
     own = service.mirror
-    says = None if own is None else {**own.status(), "seen_at": own.contact}
+    now = service.clock.now()
+    says = None if own is None else {**own.status(), "seen_at": own.contact, **own.health()}
+    health = {row["name"]: found for row, found in await service.db.read(judged, now)}
+    mirrored = [one for one in mirrored if one["name"] in health]
     served = service.served().add({})
-    collector = _Collector(service, engine, found, mirrored, says, served)
+    collector = _Collector(service, engine, found, mirrored, says, served, health)
     text = await _COUNTING.run(request.is_disconnected, _written, collector)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
@@ -50,11 +54,16 @@ def _written(collector: "_Collector") -> bytes:
     return generate_latest(registry)
 
 
+def _left(until: float | None, now: float) -> float | None:
+    return None if until is None else max(until - now, 0.0)
+
+
 class _Collector:
     """Counts in a thread of its own, with the fleet and every rollout to go through.
 
     Args:
         mirrored: what mirrors last said; says: what this one says, when it is one.
+        health: of mirrors, by their names.
         served: what has been served until now.
     """
 
@@ -66,7 +75,9 @@ class _Collector:
         mirrored: list[Fields],
         says: Fields | None,
         served: Counts,
+        health: dict[str, mirror_watch.Verdict],
     ):
+        self.health = health
         self.service, self.engine, self.found = service, engine, found
         self.mirrored, self.says, self.served = mirrored, says, served
 
@@ -84,24 +95,42 @@ class _Collector:
     def _mirrors(self) -> Iterator[Metric]:
         """How far mirrors lag: those of this primary, and this mirror itself (without a name)."""
         now = self.service.clock.now()
-        said = {one["name"]: {**one["status"], "seen_at": one["seen_at"]} for one in self.mirrored}
+        said = {
+            one["name"]: {
+                **one["status"],
+                "seen_at": one["seen_at"],
+                "lease_left_s": _left(mirror_watch.hands_out_until(one), now),
+            }
+            for one in self.mirrored
+        }
+        well = {name: verdict.well for name, verdict in self.health.items()}
         if self.says is not None:
             said[""] = self.says
-        silent, backlog, lag = (
+            well[""] = self.says["in_step"] and self.says["error"] is None
+        silent, backlog, lag, skew, lease, healthy = (
             GaugeMetricFamily(_P + name, text, labels=["mirror"])
             for name, text in (
                 ("mirror_silent_seconds", "Since mirror and primary last spoke"),
                 ("mirror_backlog", "Changes that a mirror had not told yet"),
                 ("mirror_lag_seconds", "For how long it had not told them"),
+                ("mirror_clock_skew_seconds", "Lead of a mirror's clock over its primary's"),
+                ("mirror_lease_seconds", "For which it hands out if it hears nothing more"),
+                ("mirror_healthy", "1 when nobody has to look after it"),
             )
         )
         for name, one in said.items():
             if one["seen_at"] is not None:
                 silent.add_metric([name], max(now - one["seen_at"], 0.0))
-            for family, key in ((backlog, "backlog"), (lag, "lag_s")):
+            for family, key in (
+                (backlog, "backlog"),
+                (lag, "lag_s"),
+                (skew, "skew_s"),
+                (lease, "lease_left_s"),
+            ):
                 if isinstance(one.get(key), int | float):
                     family.add_metric([name], one[key])
-        yield from (silent, backlog, lag)
+            healthy.add_metric([name], float(well[name]))
+        yield from (silent, backlog, lag, skew, lease, healthy)
 
     def _version(self, firmware_id: str) -> tuple[str, str]:
         row = self.service.view.releases[firmware_id].row

@@ -11,24 +11,35 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from beacon_ota.errors import UsageError
+from beacon_ota import __version__
+from beacon_ota.errors import InputError, UsageError
 from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api.access import Admin, On, Viewer, actor_of
 from beacon_ota.orchestrator.api.answers import answer, iso, page
 from beacon_ota.orchestrator.api.firmwares import Image
 from beacon_ota.orchestrator.api.rollouts import Moving
+from beacon_ota.orchestrator.device_types import tell_of_question
 from beacon_ota.orchestrator.download import load
 from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.mirror_state import PROTOCOL
 from beacon_ota.orchestrator.problems import Problem, missing
 from beacon_ota.orchestrator.rollout import advance as moves
 from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, books, mirror_rows, mirrors, sites, tokens
+from beacon_ota.orchestrator.store import (
+    Fields,
+    books,
+    mirror_rows,
+    mirror_watch,
+    mirrors,
+    sites,
+    tokens,
+)
 from beacon_ota.orchestrator.view import attempt_of
 
 log = logging.getLogger("beacon_ota.orchestrator")
 router = APIRouter(tags=["mirrors"])
 
-LOST_S = 60.0  # without a word: the uplink is down
+LOST_S = mirror_watch.LOST_S
 
 
 class NewMirror(BaseModel):
@@ -54,15 +65,24 @@ class Exchange(BaseModel):
     epoch: Annotated[str, Field(pattern=r"^[0-9a-f]{24}$")]
     after: Annotated[str | None, Field(pattern=r"^([0-9a-f]{24})?$")] = None
     mark: Annotated[str, Field(pattern=r"^([0-9a-f]{24})?$")] = ""
+    protocol: Annotated[int, Field(ge=0, lt=1 << 31)] = 1
     have: Annotated[str, Field(max_length=64)] = ""
-    status: Annotated[dict[str, Any], Field(max_length=16)] = {}
+    status: Annotated[dict[str, Any], Field(max_length=64)] = {}
     changes: Annotated[list[Change], Field(max_length=1000)] = []
 
 
-def shown(row: Fields, now: float) -> Fields:
-    """Return a mirror as the API shows it."""
-    said = row["status"]
+def shown(row: Fields, now: float, needed: int = 0) -> Fields:
+    """Return a mirror as the API shows it.
+
+    Args:
+        needed: the number of the entry that it must have come to (``mirror_watch.settled``).
+    """
+    said, watch = row["status"], row["watch"]
     seen = row["seen_at"]
+    verdict = mirror_watch.judge(row, now, needed)
+    since = watch.get("since") if watch.get("health") == verdict.word else None
+    if verdict.word == "silent":
+        since = seen
     return {
         "mirror_id": row["id"],
         "name": row["name"],
@@ -72,21 +92,39 @@ def shown(row: Fields, now: float) -> Fields:
         "seen_at": iso(seen),
         "connected": seen is not None and now - seen < LOST_S,
         "silent_s": None if seen is None else round(max(now - seen, 0.0), 1),
+        "health": verdict.word,
+        "problem": verdict.why or None,
+        "unhealthy_since": None if verdict.well else iso(since if since is not None else now),
         "taken": row["seq"],
         "backlog": said.get("backlog"),
         "lag_s": said.get("lag_s"),
         "releases": said.get("releases", []),
         "version": said.get("version"),
         "url": said.get("url"),
+        "applied": watch.get("moves"),
+        "error": said.get("error"),
+        "refused": watch.get("refused"),
+        "skew_s": said.get("skew_s"),
+        "lease_s": said.get("lease_s"),
+        "hands_out_until": iso(mirror_watch.hands_out_until(row)),
     }
+
+
+def every_shown(conn: Connection, now: float) -> list[Fields]:
+    """Return the mirrors in use as the API shows them, by name."""
+    rows = mirrors.every(conn)
+    needed = mirror_watch.settled(conn, now) if rows else 0
+    return [shown(row, now, needed) | {"seen": row["seen_at"]} for row in rows]
 
 
 @router.get("/api/mirrors")
 async def listing(service: On, actor: Viewer) -> Response:
     """List mirrors: what each serves, when it was last heard from, how far it lags."""
     now = service.clock.now()
-    rows = await service.db.read(mirrors.every)
-    return page("mirrors", [shown(row, now) for row in rows])
+    rows = await service.db.read(every_shown, now)
+    for row in rows:
+        del row["seen"]
+    return page("mirrors", rows)
 
 
 @router.post("/api/mirrors", status_code=201)
@@ -96,7 +134,13 @@ async def create(new: NewMirror, service: On, actor: Admin) -> Response:
 
     def work(conn: Connection) -> tuple[Fields, str]:
         if new.site and sites.get(conn, new.site) is None:
-            raise Problem(422, "site_unknown", "there is no such site", found=new.site)
+            raise Problem(
+                422,
+                "site_unknown",
+                "there is no such site",
+                found=new.site,
+                expected=f"beacon-ota site add {new.site}",
+            )
         if any(one["name"] == new.name for one in mirrors.every(conn)):
             raise UsageError("mirror_taken", "there is a mirror of this name", found=new.name)
         made, token = tokens.create(conn, f"mirror {new.name}", tokens.MIRROR, now)
@@ -161,6 +205,38 @@ Mirror = Annotated[Fields, Depends(mirror_of)]
 async def sync(told: Exchange, service: On, engine: Moving, mirror: Mirror) -> Response:
     """Take over what a mirror tells, in order and once; give it what it needs, if that is new."""
     now = service.clock.now()
+    try:
+        return await _exchange(told, service, engine, mirror, now)
+    except (InputError, Incompatible) as error:
+        await asyncio.shield(
+            service.db.write(
+                mirror_watch.refuse, mirror["id"], now, error.code, str(error), told.status
+            )
+        )
+        raise
+
+
+class Incompatible(Problem):
+    """A mirror of another release, which would misunderstand."""
+
+    def __init__(self, told: Exchange):
+        said = told.status.get("version")
+        theirs = said[:64] if isinstance(said, str) else "unknown release"
+        super().__init__(
+            409,
+            "mirror_protocol",
+            f"the mirror ({theirs}) speaks another protocol than this primary ({__version__}):"
+            " bring the older of the two up to the other",
+            found=told.protocol,
+            expected=PROTOCOL,
+        )
+
+
+async def _exchange(
+    told: Exchange, service: Service, engine: Engine, mirror: Fields, now: float
+) -> Response:
+    if told.protocol != PROTOCOL:
+        raise Incompatible(told)
     changes = [change.model_dump() for change in told.changes]
     page = books.Page(told.epoch, told.after, told.mark)
     stand = await service.db.read(books.look_up, mirror["id"], page)
@@ -183,23 +259,32 @@ async def sync(told: Exchange, service: On, engine: Moving, mirror: Mirror) -> R
             then=lambda found: _taken(service, found),
         )
     )
+    said = {"protocol": PROTOCOL, "version": __version__, "seq": done.seq, "again": done.parted}
     if done.parted:
         log.warning("mirror %s tells what does not follow what it told before", mirror["name"])
-        return answer({"seq": done.seq, "again": True, "etag": "", "state": None})
+        nothing = {"etag": "", "moves": "", "state": None}
+        return answer({**said, "server_time": service.clock.now(), **nothing})
     fresh = stand.new or not told.have
-    state = await service.db.read(mirrors.state, mirror, fresh)
+    moves, state = await service.db.read(_given, mirror, fresh)
     text = json.dumps(state, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
     same = digest == told.have
+    if same and "moves" not in told.status:  # an older mirror; it has taken all of this
+        await service.db.write(mirror_watch.confirm, mirror["id"], moves)
     return answer(
         {
-            "seq": done.seq,
-            "again": False,
+            **said,
             "server_time": service.clock.now(),
             "etag": digest,
+            "moves": moves,
             "state": None if same else state,
         }
     )
+
+
+def _given(conn: Connection, mirror: Fields, fresh: bool) -> tuple[str, Fields]:
+    """Return what a mirror is given, and up to which entry of the audit log that is at least."""
+    return mirror_watch.newest(conn), mirrors.state(conn, mirror, fresh)
 
 
 @router.get("/api/mirror/images/{firmware_id}")
@@ -214,7 +299,11 @@ async def image(firmware_id: str, service: On, mirror: Mirror) -> Response:
 
 def _taken(service: Service, done: mirrors.Told) -> None:
     for row in done.beacons:
-        service.view.put_beacon(row)
+        known = service.view.nodes.get(row["id"])
+        said = "" if known is None else known.facts.said_type
+        node = service.view.put_beacon(row)
+        if node.facts.questioned and node.facts.said_type != said:
+            tell_of_question(service, node, node.facts.said_type)
     for row in done.attempts:
         service.view.put_attempt(attempt_of(row))
     for event in done.events:

@@ -12,8 +12,10 @@ from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator import store
+from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.access import On, Operator, Stopper, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.coverage import not_covered
 from beacon_ota.orchestrator.api.previews import ClientLeft, Previews
 from beacon_ota.orchestrator.engine import Decide, Engine, dump_state, load_state, moved, withdrawn
 from beacon_ota.orchestrator.limits import LIMITS
@@ -113,7 +115,8 @@ async def create(order: Order, service: On, engine: Moving, actor: Operator) -> 
     entry = await engine.create(row, rollout, state, actor.name)
     async with engine.moving:
         await engine.step(entry)  # what starts now has started when this is answered
-    return answer(await shown(service, engine, plan.rollout_id), 201)
+    found = await shown(service, engine, plan.rollout_id)
+    return answer({**found, "not_covered": not_covered(service.view, rollout)}, 201)
 
 
 @router.post("/plan")
@@ -142,7 +145,8 @@ async def plan(
             horizon_s=horizon_s,
             stop=stop,
         )
-        return bytes(answer(_timeline(rollout, start_at, timeline)).body)
+        found = _timeline(rollout, start_at, timeline)
+        return bytes(answer({**found, "not_covered": not_covered(view, rollout)}).body)
 
     previews: Previews = request.app.state.previews
     try:
@@ -178,10 +182,11 @@ async def listing(
     engine: Moving,
     actor: Viewer,
     status: Annotated[str | None, Query(max_length=16)] = None,
+    begins: Annotated[str, Query(max_length=24, description="of the id")] = "",
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
 ) -> Response:
-    """List rollouts, newest first."""
-    rows = await service.db.read(rollouts.every, limit, status)
+    """List rollouts, newest first; ``limit`` counts those that are asked for."""
+    rows = await service.db.read(rollouts.every, limit, status, begins)
     return page("rollouts", [await shown(service, engine, row["id"], row) for row in rows])
 
 
@@ -355,22 +360,29 @@ async def shown(
     *,
     full: bool = False,
 ) -> Fields:
-    """Return a rollout as the API shows it; ``full`` adds plan, transitions and verdicts."""
+    """Return a rollout as the API shows it.
 
-    def read(conn: Connection) -> tuple[Fields | None, list[Fields], dict[str, int]]:
+    Args:
+        full: with its plan, its transitions, and the boards that it does not cover.
+        row: of a listing; without one, the mirrors are named that have not confirmed a stop.
+    """
+    now = service.clock.now()
+
+    def read(conn: Connection) -> tuple[Fields | None, list[Fields], dict[str, int], list[Fields]]:
+        one = row or rollouts.get(conn, rollout_id)
         return (
-            row or rollouts.get(conn, rollout_id),
+            one,
             rollouts.transitions_of(conn, rollout_id) if full else [],
             attempts.results_of(conn, rollout_id),
+            unconfirmed.of_rollout(conn, one, now) if row is None and one is not None else [],
         )
 
-    found, history, results = await service.db.read(read)
+    found, history, results, waited_for = await service.db.read(read)
     if found is None:
         raise missing("rollout", rollout_id)
     plan = json.loads(found["plan"])
     state = load_state(found["state"])
     entry = service.view.entries.get(rollout_id)
-    now = service.clock.now()
     counts = None
     if entry is not None:
         state = entry.state
@@ -397,7 +409,11 @@ async def shown(
             _wave(entry, state, counts, plan, index, now) for index in range(len(state.waves))
         ],
     }
+    if row is None:
+        public["unconfirmed"] = waited_for
     if full:
+        if entry is not None:
+            public["not_covered"] = not_covered(service.view, entry.rollout)
         public["plan"] = _bare(plan)
         public["transitions"] = [
             {**{k: v for k, v in one.items() if k != "rollout_id"}, "at": iso(one["at"])}

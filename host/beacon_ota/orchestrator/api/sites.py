@@ -11,6 +11,7 @@ from starlette.responses import Response
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.mirror_watch import judged
 from beacon_ota.orchestrator.problems import missing
 from beacon_ota.orchestrator.rollout.windows import (
     check_path,
@@ -53,9 +54,18 @@ class Change(BaseModel):
 
 @router.get("")
 async def listing(service: On, actor: Viewer) -> Response:
-    """List the tree by path, with the building and the window in force at each node."""
-    rows = await service.db.read(sites.every)
-    return page("sites", [_shown(service, row) for row in rows])
+    """List the tree by path: the building and the window in force, and which mirrors serve it."""
+    now = service.clock.now()
+    rows, known = await service.db.read(lambda conn: (sites.every(conn), judged(conn, now)))
+    found = []
+    for row in rows:
+        serving = [
+            {"name": mirror["name"], "health": verdict.word}
+            for mirror, verdict in known
+            if f"{row['path']}/".startswith(f"{mirror['site']}/") or not mirror["site"]
+        ]
+        found.append({**_shown(service, row), "mirrors": serving})
+    return page("sites", found)
 
 
 @router.post("", status_code=201)

@@ -30,6 +30,7 @@ REASONS = {
     Reason.CHANNEL: "the release is still in testing, and the beacon not on the beta channel",
     Reason.WITHDRAWN: "the release was withdrawn",
     Reason.QUARANTINED: "it is in quarantine",
+    Reason.BOARD: "it says that it is another board than it is registered as",
     Reason.TRIAL: "the image that it runs is not confirmed yet",
     Reason.SCHEDULED: "the rollout starts later",
     Reason.PAUSED: "the rollout is paused",
@@ -43,6 +44,7 @@ REASONS = {
     Reason.REBOOTING: "it is rebooting into the release",
     Reason.WINDOW: "its building's maintenance window is closed",
     Reason.BUSY: "enough others in its building are updating",
+    Reason.LEASE: "this mirror has been without its primary for longer than its lease",
 }
 
 
@@ -94,6 +96,7 @@ def page(ask: Ask) -> Page:
         place=place,
         busy=view.busy(place.building, node),
     )
+    decision = ask.service.within_lease(decision)
     state = standing(node, view.releases, ask.now)
     release = next(
         (

@@ -194,6 +194,7 @@ NAMES = {
     "valid": "up to date",
     "trial": "on trial",
     "unseen": "never seen",
+    "board": "other board",
     "clock_unset": "no clock",
 }
 LOOKS = tuple(

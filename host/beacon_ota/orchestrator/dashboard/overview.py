@@ -17,7 +17,7 @@ from beacon_ota.orchestrator.dashboard.fleet import (
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import folded, said, versions_of
 from beacon_ota.orchestrator.rollout.windows import next_window
-from beacon_ota.orchestrator.store import events, firmwares, mirrors, outcomes, sites, webhooks
+from beacon_ota.orchestrator.store import events, firmwares, outcomes, sites, webhooks
 from beacon_ota.orchestrator.store.outcomes import Which
 
 _NEWS = 60  # looked at; what says the same in a row is one line
@@ -53,10 +53,7 @@ def page(ask: Ask) -> Page:
             "news": folded(said(news, versions_of(ask)))[:_LINES],
             "most": _SMELLS,
             "releases": ask.read(firmwares.count),
-            "mirrors": [
-                mirror_api.shown(row, ask.now) | {"seen": row["seen_at"]}
-                for row in ask.read(mirrors.every)
-            ],
+            "mirrors": ask.read(mirror_api.every_shown, ask.now),
             "given_up": ask.read(webhooks.given_up),
         },
         live="*",
@@ -72,7 +69,18 @@ def tiles(seen: Fleet) -> list[tuple[str, int, dict[str, str], str]]:
         (NAMES["valid"], current, {"state": "valid", "look": "current"}, "valid"),
         ("behind", states["valid"] - current, {"state": "valid", "look": "behind"}, "behind"),
     ]
-    for state in ("updating", "trial", "failed", "silent", "unseen", "quarantined"):
+    for state in (
+        "updating",
+        "trial",
+        "failed",
+        "silent",
+        "unseen",
+        "refused",
+        "board",
+        "quarantined",
+    ):
+        if state in ("refused", "board") and not states[state]:
+            continue
         found.append((NAMES.get(state, state), states[state], {"state": state}, state))
     for flag in FLAGS:
         if seen.flags[flag]:

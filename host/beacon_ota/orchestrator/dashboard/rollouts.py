@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
+from beacon_ota.orchestrator.api import unconfirmed
+from beacon_ota.orchestrator.api.coverage import not_covered
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import versions_of
@@ -146,11 +148,13 @@ def page(ask: Ask) -> Page:
             "waves": [wave_view(seen, index, ask.now, tripped) for index in waves],
             "overall": overall(seen),
             "history": history[::-1],
+            "unconfirmed": ask.read(unconfirmed.of_rollout, row, ask.now),
             "failures": failures,
             "reasons": ask.read(outcomes.reasons, Which(rollout_id=rollout_id)),
             "counts": COUNTS,
             "survives": ask.service.stops.survives,
             "verbs": VERBS[seen.state.status] if seen.tally is not None else (),
+            "missed": None if seen.tally is None else not_covered(ask.service.view, seen.rollout),
             "plan": _bare(row["plan"]),
             "versions": versions_of(ask),
             "kinds": words.STEPS,

@@ -82,6 +82,8 @@ LEVELS = {
     "rollout.clock_ahead": "warn",
     "beacon.quarantined": "warn",
     "beacon.withheld": "warn",
+    "beacon.questioned": "warn",
+    "beacon.refused": "warn",
     "beacon.removed": "warn",
     "firmware.damaged": "bad",
     "firmware.deprecated": "warn",
@@ -89,6 +91,8 @@ LEVELS = {
     "mirror.halted": "bad",
     "mirror.parted": "warn",
     "mirror.removed": "warn",
+    "mirror.unhealthy": "bad",
+    "mirror.healthy": "good",
     "auth.refused": "warn",
 }
 # What is said aloud, and shown in a corner of whatever page is open.
@@ -113,10 +117,20 @@ _BEACONS = {
     "changed": "was changed",
     "rekey": "gets a new key",
     "rekeyed": "uses its new key",
+    "retyped": "is registered as another board",
+    "questioned": "says that it is another board than it is registered as",
+    "refused": "is refused at every poll",
     "quarantined": "is in quarantine",
     "unquarantined": "is out of quarantine",
     "removed": "was removed",
     "reported": "has sent a report",
+}
+_UNHEALTHY = {
+    "silent": "is out of reach",
+    "refused": "is refused",
+    "failing": "fails",
+    "behind": "does not follow",
+    "clock": "has a clock that is off",
 }
 _RELEASES = {
     "uploaded": "was uploaded",
@@ -205,6 +219,14 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
         return Said(level, what, f"/rollouts/{subject}", then, because, by)
     if group == "beacon":
         then = _BEACONS.get(verb, verb)
+        if verb in ("retyped", "questioned") and data.get("device_type"):
+            then = {
+                "retyped": f"is registered as {data['device_type']}, and was as {data.get('was')}",
+                "questioned": f"says that it is {data.get('says')}, and is registered as "
+                f"{data['device_type']}",
+            }[verb]
+        elif verb == "refused" and data.get("code"):
+            then = f"is refused at every poll, {data['code']}"
         if verb == "withheld":
             then = f"is withheld from {data.get('version')} after {data.get('tries')} attempts"
             if data.get("why") == "blamed":
@@ -226,7 +248,11 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
             then = "tells all that it knows again"
             return Said(level, f"Mirror {data.get('mirror')}", "/", then, because, by)
         if verb != "halted":
-            return Said(level, f"Mirror {subject}", "/", f"was {verb}", because, by)
+            then = {
+                "unhealthy": _UNHEALTHY.get(str(data.get("word")), "is unhealthy"),
+                "healthy": "is well again",
+            }.get(verb, f"was {verb}")
+            return Said(level, f"Mirror {subject}", "/", then, because, by)
         what = f"Rollout of {versions.get(subject, subject[:8])}"
         where = f"mirror {data['mirror']}" if data.get("mirror") else "this mirror"
         return Said(level, what, f"/rollouts/{subject}", f"is halted at {where}", because, by)

@@ -51,6 +51,7 @@ _ASIDE = frozenset(
 _STOPPED = {Status.HALTED: Reason.HALTED, Status.ABORTED: Reason.ABORTED}
 _NO_RELEASE = Decision(Reason.NO_RELEASE)
 _QUARANTINED = Decision(Reason.QUARANTINED)
+_BOARD = Decision(Reason.BOARD)
 _TRIAL = Decision(Reason.TRIAL)
 _VERSION = Decision(Reason.VERSION)
 
@@ -78,6 +79,8 @@ def decide(
     """
     if beacon.quarantined:
         return _QUARANTINED
+    if beacon.questioned:
+        return _BOARD
     if beacon.on_trial:
         return _TRIAL
     running = order(beacon.version)
@@ -333,6 +336,11 @@ def expired(
         and attempt.taken_at is None
         and _is_over(attempt.offered_at, rollout.plan.offer_s, now, listening_since)
     ]
+
+
+def is_other_board(beacon: Beacon, device_type: str) -> bool:
+    """Tell whether a release for a device type is not for this beacon, by any word there is."""
+    return beacon.device_type != device_type or beacon.questioned
 
 
 def withdrawn(attempts: Iterable[Attempt]) -> list[Attempt]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 
-from .decide import OUTCOMES, blames, withheld
+from .decide import OUTCOMES, blames, is_other_board, withheld
 from .fields import format_duration
 from .rules import Rollout, order
 from .types import Attempt, Beacon, Cell, Gate, Result, RolloutState, Tally, WaveState
@@ -204,6 +204,8 @@ class _Counting:
         """True for a beacon that confirmed the release and has stated an older version since."""
         if beacon is None or beacon.version_at <= ended:
             return False
+        if is_other_board(beacon, self.rollout.plan.release.device_type):
+            return False  # what it runs as that says nothing about this release
         running = order(beacon.version)
         return (
             running is not None

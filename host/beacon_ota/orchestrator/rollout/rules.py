@@ -91,6 +91,7 @@ class Rollout:
         release = self.plan.release
         if (
             beacon.device_type != release.device_type
+            or beacon.questioned
             or beacon.quarantined
             or beacon.image == release.checksum
         ):

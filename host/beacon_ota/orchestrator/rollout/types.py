@@ -194,6 +194,7 @@ class Beacon:
         quarantined: withheld from all rollouts, by hand.
         cleared_at: attempts that ended before this no longer count against its limit, and what it
             called bad before this may be offered again.
+        said_type: the device type that it says it is; "" while it has not said.
     """
 
     id: str
@@ -207,6 +208,12 @@ class Beacon:
     on_trial: bool = False
     quarantined: bool = False
     cleared_at: float = 0.0
+    said_type: str = ""
+
+    @property
+    def questioned(self) -> bool:
+        """True while it says that it is another board than it is registered as."""
+        return bool(self.said_type) and self.said_type != self.device_type
 
     @property
     def open_channel(self) -> str | None:
@@ -412,6 +419,7 @@ class Reason(StrEnum):
     CHANNEL = "channel"
     WITHDRAWN = "withdrawn"
     QUARANTINED = "quarantined"
+    BOARD = "board"
     TRIAL = "trial"
     SCHEDULED = "scheduled"
     PAUSED = "paused"
@@ -425,6 +433,7 @@ class Reason(StrEnum):
     REBOOTING = "rebooting"
     WINDOW = "window"
     BUSY = "busy"
+    LEASE = "lease"
 
 
 @dataclass(frozen=True, slots=True)

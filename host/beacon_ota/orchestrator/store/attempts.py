@@ -142,7 +142,7 @@ class Times(NamedTuple):
 def offer_upon(
     conn: Connection,
     basis: Basis,
-    channel: str,
+    beacon: tuple[str, str],
     row: Fields,
     again: bool,
     known: Collection[str] = (),
@@ -151,7 +151,7 @@ def offer_upon(
 
     Args:
         basis: of the rollout.
-        channel: of the beacon.
+        beacon: its channel and device type.
         row: of the attempt.
         again: its forerunner expired.
         known: ids of the beacon's attempts at the rollout that it was decided upon.
@@ -162,7 +162,7 @@ def offer_upon(
     """
     if rollouts.basis(conn, row["rollout_id"]) != basis:
         return None
-    if beacons.open_channel(conn, row["beacon_id"]) != channel:
+    if beacons.open_to(conn, row["beacon_id"]) != beacon:
         return None
     return (offer_again if again else offer)(conn, row, known)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_, update
@@ -22,6 +23,17 @@ _SEEN = Prepared(
         image=bindparam("running_image"),
         state=bindparam("running_state"),
         address=bindparam("from_address"),
+        said_type=func.coalesce(bindparam("says_type"), _b.said_type),
+        refusals=func.coalesce(bindparam("times_refused"), _b.refusals),
+    )
+)
+_REFUSED = Prepared(
+    update(beacons)
+    .where(_b.id == bindparam("beacon"))
+    .values(
+        refused_code=bindparam("why_refused"),
+        refused_at=bindparam("when_refused"),
+        refusals=bindparam("times_refused"),
     )
 )
 _SAID = Prepared(
@@ -35,7 +47,9 @@ _SAID = Prepared(
     )
 )
 _REPORT = Prepared(insert(reports), ("beacon_id", "attempt_id", "at", "status", "body"))
-_CHANNEL = Prepared(select(_b.channel, _b.quarantined_at).where(_b.id == bindparam("beacon")))
+_OPEN_TO = Prepared(
+    select(_b.channel, _b.device_type, _b.quarantined_at).where(_b.id == bindparam("beacon"))
+)
 # What a listing shows: never a key.
 SHOWN = [column for column in _b if column.name not in ("key", "next_key", "given_keys")]
 
@@ -50,10 +64,15 @@ def get(conn: Connection, beacon_id: str) -> Fields | None:
     return fields(conn.execute(select(beacons).where(_b.id == beacon_id)).first())
 
 
-def open_channel(conn: Connection, beacon_id: str) -> str | None:
-    """Return a beacon's channel; None when it may be offered nothing: quarantined, or removed."""
-    row = _CHANNEL.first(conn, {"beacon": beacon_id})
-    return None if row is None or row["quarantined_at"] is not None else row["channel"]
+def open_to(conn: Connection, beacon_id: str) -> tuple[str, str] | None:
+    """Return a beacon's channel and device type, which say what it may be offered.
+
+    None when that is nothing: it is quarantined, or removed.
+    """
+    row = _OPEN_TO.first(conn, {"beacon": beacon_id})
+    if row is None or row["quarantined_at"] is not None:
+        return None
+    return row["channel"], row["device_type"]
 
 
 def change(conn: Connection, beacon_id: str, **values: Any) -> Fields | None:
@@ -82,9 +101,16 @@ def count(conn: Connection) -> int:
     return conn.scalar(select(func.count()).select_from(beacons)) or 0
 
 
-def seen(conn: Connection, rows: list[Fields]) -> None:
-    """Write what a batch of polls said: ``beacon``, ``at``, ``running``, …"""
-    _SEEN.many(conn, rows)
+def seen(conn: Connection, rows: list[Fields], refused: Sequence[Fields] = ()) -> None:
+    """Write what a batch of polls said: ``beacon``, ``at``, ``running``, …
+
+    Args:
+        refused: of those that were refused: ``beacon``, ``why_refused``, …
+    """
+    if refused:
+        _REFUSED.many(conn, list(refused))
+    if rows:
+        _SEEN.many(conn, rows)
 
 
 def said(conn: Connection, beacon_id: str, report: Fields) -> None:
@@ -111,6 +137,8 @@ def page(
     tag: str | None = None,
     search: str | None = None,
     quarantined: bool | None = None,
+    questioned: bool | None = None,
+    refused: bool | None = None,
     silent_since: float | None = None,
 ) -> tuple[int, list[Fields]]:
     """Return how many beacons match, and those after the id ``after``, by id.
@@ -118,6 +146,8 @@ def page(
     Args:
         site: a path; everything below it matches too.
         search: part of the id.
+        questioned: says that it is another board than it is registered as.
+        refused: was refused since its last poll that was answered.
         silent_since: not heard from since this time, or never.
     """
     matches = []
@@ -137,6 +167,12 @@ def page(
     if quarantined is not None:
         known = _b.quarantined_at
         matches.append(known.is_not(None) if quarantined else known.is_(None))
+    for wanted, found in (
+        (questioned, _b.said_type.is_not(None) & (_b.said_type != _b.device_type)),
+        (refused, func.coalesce(_b.refusals, 0) > 0),
+    ):
+        if wanted is not None:
+            matches.append(func.coalesce(found, False) == wanted)
     if silent_since is not None:
         matches.append(_b.last_seen.is_(None) | (_b.last_seen < silent_since))
     total = conn.scalar(select(func.count()).select_from(beacons).where(*matches)) or 0

@@ -7,6 +7,7 @@ orchestrator writes itself. Pure: rows go in, rows come out, or
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.rollout.types import Result
 from beacon_ota.orchestrator.store import Fields
 from beacon_ota.orchestrator.store.attempts import MEASURED
+from beacon_ota.orchestrator.store.device_types import DEVICE_TYPE
 from beacon_ota.wire import auth, journal, report, versions
 from beacon_ota.wire.shapes import is_hex, is_number
 
@@ -21,6 +23,8 @@ LAST_TIME = 253402300799.0  # UTC seconds, the end of the year 9999
 MAX_BODY = 16 * 1024  # bytes of a stored report
 MAX_DATA = 4096  # bytes of an event's data
 _MAX_INT = (1 << 62) - 1
+_MAX_REFUSALS = (1 << 31) - 1
+_CODE = re.compile(r"[a-z0-9_]{1,32}")
 _RESULTS = frozenset(result.value for result in Result)
 _WORDS = frozenset(code for codes in report.CODES.values() for code in codes)
 # What a mirror's own events say, by what they are about. `beacon` is never taken at its word.
@@ -30,6 +34,7 @@ _SAID = {
         ("rollout", "firmware", "version", "failed_in", "code", "detail"),
     ),
     "beacon.withheld": ("rollout", "firmware", "version", "tries"),
+    "beacon.refused": ("code",),
     "mirror.halted": ("reason",),
 }
 
@@ -52,6 +57,19 @@ def _text(limit: int) -> Check:
 def _is_time(value: Any) -> bool:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LAST_TIME
+    )
+
+
+def _is_lead(value: Any) -> bool:
+    return _is_time(value) or (isinstance(value, int | float) and _is_time(-value))
+
+
+def _is_fault(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"code", "detail"}
+        and _text(48)(value["code"])
+        and _text(300)(value["detail"])
     )
 
 
@@ -90,6 +108,14 @@ def _maybe(check: Check) -> Check:
 
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
+
+
+def _is_device_type(value: Any) -> bool:
+    return isinstance(value, str) and DEVICE_TYPE.fullmatch(value) is not None
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and _CODE.fullmatch(value) is not None
 
 
 def _is_word(value: Any) -> bool:
@@ -147,7 +173,7 @@ _EVENT: dict[str, Check] = {
 }
 _HALT: dict[str, Check] = {
     "rollout_id": _text(64),
-    "reason": _maybe(lambda value: isinstance(value, str)),
+    "reason": _maybe(_text(MAX_BODY)),
     "id": _maybe(_hex(24)),
     "at": _maybe(_is_time),
 }
@@ -162,6 +188,10 @@ HEARD: dict[str, Check] = {
     "heap_free_min": _maybe(_whole(0, _MAX_INT)),
     "clock_unset": _maybe(_is_flag),
     "insecure": _maybe(_is_flag),
+    "said_type": _maybe(_is_device_type),
+    "refused_code": _maybe(_is_code),
+    "refused_at": _maybe(_is_time),
+    "refusals": _maybe(_whole(0, _MAX_REFUSALS)),
 }
 
 
@@ -208,6 +238,12 @@ def event(row: Any) -> Fields | None:
     return {**found, "data": said}
 
 
+def heard_of(row: Any) -> str | None:
+    """Return which beacon a row is about, None when that is no beacon's id."""
+    ident = row.get("id")
+    return ident if _is_id(ident) else None
+
+
 def heard(row: Any, now: float) -> Fields:
     """Return what a mirror heard of a beacon.
 
@@ -215,7 +251,7 @@ def heard(row: Any, now: float) -> Fields:
         now: UTC seconds; nobody was heard later than that, whatever the mirror's clock says.
     """
     found = _fields("beacons", HEARD, row)
-    for name in ("first_seen", "last_seen"):
+    for name in ("first_seen", "last_seen", "refused_at"):
         if found[name] is not None:
             found[name] = min(found[name], now)
     return found
@@ -231,6 +267,10 @@ def status(said: Any) -> Fields:
         ),
         "version": _text(64),
         "url": _text(256),
+        "moves": _text(64),
+        "lease_s": _is_time,
+        "skew_s": _is_lead,
+        "error": _is_fault,
     }
     if not isinstance(said, dict):
         return {}

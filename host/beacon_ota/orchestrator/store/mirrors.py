@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select, update
 
+from beacon_ota import __version__
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.schema import (
     attempts,
@@ -21,10 +22,12 @@ from beacon_ota.orchestrator.store import (
     Fields,
     audit,
     books,
+    device_types,
     fields,
     former,
     insert_or_ignore,
     keys,
+    mirror_watch,
     roaming,
 )
 from beacon_ota.orchestrator.store import attempts as tries_of
@@ -200,7 +203,7 @@ def take(
     mirror = get(conn, mirror_id)
     assert mirror is not None
     stand = books.look_up(conn, mirror_id, page)
-    values: Fields = {"seen_at": now, "status": json.dumps(rows.status(says))}
+    values: Fields = {"seen_at": now, "status": mirror_watch.noted(conn, mirror, says)}
     if stand.parted:
         conn.execute(update(mirrors).where(_m.id == mirror_id).values(**values))
         data = {"mirror": mirror["name"], "site": mirror["site"], "detail": _PARTED}
@@ -222,14 +225,20 @@ def take(
             if rows.halt(row)["id"] is not None:
                 books.note_halt(conn, mirror_id, row["id"], now)
         elif what == "beacons":
-            _hear(conn, mirror, row, now, fleet)
+            if (event := _hear(conn, mirror, row, now, fleet)) is not None:
+                heard.append(event)
         elif what == "events":
             if (event := _take_event(conn, mirror, row, stand.sure)) is not None:
                 heard.append(event)
         elif what in _CHECKS:
             _take(conn, mirror, what, _CHECKS[what](row), tries, stand.sure)
         else:
-            raise InputError("mirror_change", "no such change", found=str(what)[:80])
+            raise InputError(
+                "mirror_change",
+                f"this release ({__version__}) knows no change of {str(what)[:80]!r}",
+                found=str(what)[:80],
+                expected=["beacons", "events", "halts", *_CHECKS],
+            )
     whose = {row["beacon_id"] for row in tries.values()} | set(fleet)
     corrected, ends = roaming.correct(conn, sorted(whose), now)
     tries |= {row["id"]: row for row in corrected}
@@ -352,11 +361,18 @@ def _check_place(row: Fields, plan: Fields) -> None:
     )
 
 
-def _hear(conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[str, Fields]) -> None:
-    """Note what a mirror heard of a beacon, and that it uses its new key."""
+def _hear(
+    conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[str, Fields]
+) -> Fields | None:
+    """Note what a mirror heard of a beacon, and that it uses its new key.
+
+    Returns:
+        The event that it is another board than it was registered as.
+    """
     given = rows.heard(row, now)
-    if not isinstance(row.get("id"), str) or not _may_tell(conn, mirror, row["id"]):
-        return
+    beacon_id = rows.heard_of(row)
+    if beacon_id is None or not _may_tell(conn, mirror, beacon_id):
+        return None
     known = conn.execute(select(beacons).where(_b.id == row["id"])).one()._mapping
     values: Fields = {}
     if (given["last_seen"] or 0.0) >= (known["last_seen"] or 0.0):
@@ -370,9 +386,15 @@ def _hear(conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[st
         if not _theirs(conn, mirror, row["id"]):
             former.use(conn, mirror["id"], row["id"], proven)
         audit.add(conn, now, f"mirror {mirror['name']}", "beacon.rekeyed", row["id"])
+    event = None
+    if (said := values.get("said_type")) is not None:
+        event = device_types.adopt(conn, row["id"], said, now, f"mirror {mirror['name']}")
     if values:
         conn.execute(update(beacons).where(_b.id == row["id"]).values(**values))
-        fleet[row["id"]] = {**known, **values}
+        fleet[row["id"]] = dict(
+            conn.execute(select(beacons).where(_b.id == row["id"])).one()._mapping
+        )
+    return event
 
 
 def _theirs(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
@@ -387,5 +409,6 @@ def _may_tell(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
 def _read(row: Any) -> Fields | None:
     found = fields(row)
     if found is not None:
-        found["status"] = rows.status(json.loads(found["status"]))
+        document = json.loads(found["status"])
+        found["status"], found["watch"] = rows.status(document), mirror_watch.watched(document)
     return found

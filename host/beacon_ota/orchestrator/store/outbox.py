@@ -6,6 +6,8 @@ So what waits is bounded by what there is, however long the uplink is down.
 """
 
 import json
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
@@ -36,6 +38,7 @@ _MARK = "mirror.mark"  # of the one that is being told: it is the same until it 
 _QUIET = "mirror.quiet"  # there while the primary's word is written down: that is no news to it
 _HALT = "mirror.halt."  # … of a rollout that is halted here, until the primary has heard of it
 _ASKED = "mirror.asked."  # … when it was halted that the primary has heard of
+_MOVES = "mirror.moves"  # up to which move of its rollouts the primary's word is in force here
 _KEYS = {
     "attempts": ("NEW.id", "INSERT", "UPDATE"),
     "reports": ("NEW.id", "INSERT"),
@@ -205,18 +208,37 @@ def _tell(conn: Connection, what: str, key: str) -> None:
 # ---- what the primary gives ----
 
 
-def take(conn: Connection, state: Fields, without: set[str], fetched: set[str]) -> None:
+def moves(conn: Connection) -> str:
+    """Return up to which move of its rollouts the primary's word is in force here."""
+    return noted(conn, _MOVES) or ""
+
+
+def note_moves(conn: Connection, word: str) -> None:
+    """Keep that."""
+    note(conn, _MOVES, word)
+
+
+def take(
+    conn: Connection,
+    state: Fields,
+    without: set[str],
+    fetched: set[str],
+    unread: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> None:
     """Write down what the primary gives.
 
     Args:
-        without: releases whose images are not here yet; nothing of theirs is taken.
+        without: releases whose images are not here; nothing of theirs is taken but moves of
+            rollouts that are here.
         fetched: releases whose images have just come.
+        unread: ids by table of what is there but cannot be read: it stays as it was here, but for
+            rollouts, which are over.
     """
     note(conn, _QUIET, "1")
     for row in state["sites"]:  # parents come first
         _put(conn, sites, "path", row)
-    _take_beacons(conn, state["beacons"])
-    kept = {row["path"] for row in state["sites"]}
+    _take_beacons(conn, state["beacons"], unread.get("beacons", ()))
+    kept = {row["path"] for row in state["sites"]} | set(unread.get("sites", ()))
     conn.execute(delete(sites).where(sites.c.path.not_in(kept)))
     for row in state["firmwares"]:
         if row["id"] not in without:
@@ -227,7 +249,7 @@ def take(conn: Connection, state: Fields, without: set[str], fetched: set[str]) 
     mine = halted(conn)
     there: set[str] = set(conn.scalars(select(rollouts.c.id)))
     for row in state["rollouts"]:
-        if row["firmware_id"] not in without and row["id"] not in mine:
+        if (row["firmware_id"] not in without or row["id"] in there) and row["id"] not in mine:
             _put(conn, rollouts, "id", row)
             there.add(row["id"])
     _end(conn, {row["id"] for row in state["rollouts"]} | mine)
@@ -269,9 +291,15 @@ def _tell_missing(conn: Connection, state: Fields, without: set[str]) -> None:
             _tell(conn, "attempts", row.id)
 
 
-def _take_beacons(conn: Connection, rows: list[Fields]) -> None:
+def _take_beacons(conn: Connection, rows: list[Fields], unread: Collection[str]) -> None:
     known: dict[str, Any] = {row.id: row for row in conn.execute(select(beacons))}
+    for beacon_id in unread:
+        known.pop(beacon_id, None)
+    places: set[str | None] = {None, *conn.scalars(select(sites.c.path))}
     for given in rows:
+        if given["site"] not in places:  # unreadable: the beacon stays where it was
+            known.pop(given["id"], None)
+            continue
         row = dict(given)
         # A primary of the release before knows of one given key.
         row.setdefault("given_keys", row["next_key"])
@@ -283,7 +311,7 @@ def _take_beacons(conn: Connection, rows: list[Fields]) -> None:
             continue
         row |= keys.used(row, mine.key)  # what it uses here, and we have told so
         for name in HEARD:
-            row.pop(name)
+            row.pop(name, None)
         if any(getattr(mine, name) != value for name, value in row.items()):
             conn.execute(update(beacons).where(beacons.c.id == row["id"]).values(**row))
     for beacon_id in known:

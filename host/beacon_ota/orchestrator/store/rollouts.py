@@ -85,9 +85,17 @@ def get(conn: Connection, rollout_id: str) -> Fields | None:
     return fields(conn.execute(select(rollouts).where(_r.id == rollout_id)).first())
 
 
-def every(conn: Connection, limit: int, status: str | None = None) -> list[Fields]:
-    """Return rollouts, newest first; with ``status`` only those that have it."""
+def every(
+    conn: Connection, limit: int, status: str | None = None, begins: str = ""
+) -> list[Fields]:
+    """Return rollouts, newest first; with ``status`` only those that have it.
+
+    Args:
+        begins: only those whose ids begin so.
+    """
     query = select(rollouts)
+    if begins:
+        query = query.where(_r.id.startswith(begins, autoescape=True))
     if status is not None:
         query = query.where(_r.status == status)
     return _newest_first(conn, query.limit(limit))

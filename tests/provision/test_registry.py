@@ -1,0 +1,44 @@
+"""Beacons are registered as what they say they are, not as what somebody typed."""
+
+import secrets
+
+import pytest
+
+from beacon_ota.errors import InputError
+from beacon_ota.provision.client import State
+from beacon_ota.provision.registry import Orchestrator
+from tests.orchestrator.conftest import local  # noqa: F401
+
+LARGE = "esp32c3-8mb"
+
+
+def enter(local, device_type: str, beacon_id: str = "b1") -> str:  # noqa: F811
+    state = State(beacon_id=beacon_id, device_type=device_type)
+    return Orchestrator(local.admin()).enter(state, secrets.token_bytes(32), {}, ())
+
+
+def registered(local, beacon_id: str = "b1") -> str:  # noqa: F811
+    return local.admin().beacon(beacon_id)["device_type"]
+
+
+def test_a_beacon_is_registered_as_what_it_says(local):  # noqa: F811
+    assert enter(local, LARGE) == "registered"
+    assert registered(local) == LARGE
+    assert enter(local, LARGE) == "updated"
+
+
+def test_what_was_typed_before_is_corrected(local):  # noqa: F811
+    local.admin().create_beacon("b1", "esp32c3")
+    assert enter(local, LARGE) == "retyped"
+    assert registered(local) == LARGE
+    [entry] = local.admin().audit(action="beacon.retyped")
+    assert entry["reason"] == "said when provisioned"
+
+
+def test_a_beacon_that_says_nothing_stays_as_it_is(local):  # noqa: F811
+    with pytest.raises(InputError) as caught:
+        enter(local, "")
+    assert caught.value.code == "type_unsaid"
+    local.admin().create_beacon("b1", LARGE)
+    assert enter(local, "") == "updated"
+    assert registered(local) == LARGE
