@@ -9,6 +9,7 @@ import pytest
 from beacon_ota.orchestrator import mirror as mirrors
 from beacon_ota.orchestrator import mirror_state
 from beacon_ota.orchestrator.mirror_images import Images
+from beacon_ota.orchestrator.store import changes
 from tests.orchestrator.copies import copy_data, put_back
 from tests.orchestrator.test_mirror import CALM, DEADLINE_S, EVERYBODY, Scene
 from tests.orchestrator.world import Local, _prepare, until
@@ -25,7 +26,13 @@ class Books(Scene):
         self.stack = stack
 
     def copy(self, name: str, to: str):
+        if name == "mirror":  # one without its lease on the disk would hand out nothing alone
+            until(self.has_lease, deadline_s=DEADLINE_S, what="the lease to be written down")
         return copy_data(self.folder / name, self.folder / to)
+
+    def has_lease(self) -> bool:
+        kept = self.mirror.service.db.read(changes.noted, mirrors._LEASE)
+        return self.mirror.call(kept) is not None
 
     def put_back_mirror(self, kept: str | None, fleet=()) -> None:
         """Put the mirror back from a copy; None: it begins with nothing."""
