@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -28,6 +27,7 @@ from beacon_ota.orchestrator.objects import open_blobs
 from beacon_ota.orchestrator.replay import FILE, ReplayGuard
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide, may_go_on
 from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Reason, Result, Status
+from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.orchestrator.store import (
     Fields,
     attempts,
@@ -53,35 +53,6 @@ BACK_GRACE_S = 120.0  # a beacon back on its old image may still tell why, in it
 FLUSH_S = 3.0  # last-seen times are written this often
 PRUNE_S = 600.0
 UNDER_WAY_S = 3600.0  # younger files without a row may be another process's upload
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the operator chose when starting.
-
-    Attributes:
-        poll_s: the ordinary pause between two polls of a beacon.
-        insecure: releases without a signed manifest are accepted.
-        trusted: parsed trusted keys, None when there are none.
-        zone, window: for beacons whose site says nothing.
-        upstream: URL of the primary that this is a mirror of; with its token and certificate.
-        images: folder or URL of an object store; None: below ``data``.
-        webhook_local: webhooks may go to this machine itself.
-    """
-
-    data: Path
-    poll_s: float = 60.0
-    insecure: bool = False
-    trusted: Any = None
-    zone: str = "UTC"
-    window: str = "03:00-05:00"
-    database: str | None = field(default=None, repr=False)  # may hold a password
-    images: str | None = None
-    workers: int = 1
-    upstream: str | None = None
-    upstream_token: str = field(default="", repr=False)
-    upstream_ca: Path | None = None
-    webhook_local: bool = False
 
 
 @dataclass(slots=True)

@@ -14,7 +14,8 @@ from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import is_shared
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.listen import Listen, bind
-from beacon_ota.orchestrator.service import Service, Settings
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.settings import Settings
 
 
 def serve(settings: Settings, listen: Listen) -> None:

@@ -13,9 +13,10 @@ from starlette.responses import Response
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api.access import Admin, On, Viewer, actor_of
-from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.firmwares import Image
 from beacon_ota.orchestrator.api.rollouts import Moving
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.download import load
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.problems import Problem, missing
