@@ -28,7 +28,7 @@ from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import connect, migrate, sqlite_url
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.listen import Listen
-from beacon_ota.orchestrator.mirror import LocalEngine
+from beacon_ota.orchestrator.mirror_engine import LocalEngine
 from beacon_ota.orchestrator.server import run
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.settings import Settings

@@ -72,7 +72,7 @@ async def _serve(settings: Settings, listen: Listen) -> None:
     service = Service(settings, Clock(listen.time_scale))
     engine = Engine(service)
     if settings.upstream:
-        from beacon_ota.orchestrator.mirror import LocalEngine  # with what it takes: 5 MB
+        from beacon_ota.orchestrator.mirror_engine import LocalEngine  # with what it takes: 5 MB
 
         engine = LocalEngine(service)
     await server.run(service, engine, sock, listen)

@@ -60,10 +60,9 @@ def install(app: FastAPI) -> None:
 def problem(error: BeaconOtaError, request: Request) -> Response:
     """Return a refusal, and count it."""
     request.app.state.service.counts.problems[error.code] += 1
-    headers = error.headers if isinstance(error, Problem) else None
     return Response(
         problems.document(error),
         problems.status_of(error),
-        headers=headers,
+        headers=problems.headers_of(error),
         media_type=problems.MEDIA_TYPE,
     )

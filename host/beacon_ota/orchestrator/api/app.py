@@ -4,7 +4,6 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from beacon_ota import __version__
-from beacon_ota.orchestrator import dashboard
 from beacon_ota.orchestrator.api import (
     answers,
     audit,
@@ -59,7 +58,6 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
     ):
         app.include_router(module.router)
     app.include_router(firmwares.download_router)
-    app.router.routes.extend(dashboard.routes())
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:

@@ -12,8 +12,8 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.download import load, transmit
 from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.serve import load, transmit
 from beacon_ota.orchestrator.store import Fields, firmwares
 from beacon_ota.orchestrator.upload import upload as take
 from beacon_ota.wire import versions

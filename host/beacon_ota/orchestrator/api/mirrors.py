@@ -17,10 +17,10 @@ from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.firmwares import Image
 from beacon_ota.orchestrator.api.rollouts import Moving
 from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.download import load
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.problems import Problem, missing
 from beacon_ota.orchestrator.rollout import advance as moves
+from beacon_ota.orchestrator.serve import load
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, mirrors, sites, tokens
 from beacon_ota.orchestrator.view import attempt_of
