@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from beacon_ota.errors import ReachError
-from beacon_ota.orchestrator import server
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import connect, migrate, storage_errors
 from beacon_ota.orchestrator.engine import Engine
@@ -32,6 +31,7 @@ from beacon_ota.orchestrator.first_token import FirstToken
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.listen import Listen, bind, url_of
 from beacon_ota.orchestrator.replay import FILE, ReplayGuard
+from beacon_ota.orchestrator.server import run
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.orchestrator.store import beacons
@@ -252,7 +252,7 @@ class _Parent:
         service = Service(self.settings, self.clock, self.replays)
         service.take_place(self.tallies, index)
         service.run(self._beat(index))
-        await server.run(service, Engine(service), sock, listen)
+        await run(service, Engine(service), sock, listen)
 
     async def _beat(self, index: int) -> None:
         while True:
