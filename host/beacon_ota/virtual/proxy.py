@@ -1,6 +1,6 @@
 """Local stand-ins for what a beacon connects to: listeners, connections, datagrams.
 
-They carry out the faults of a :class:`~beacon_ota.virtual.shaper.Shaper`, which paces their bytes.
+A :class:`~beacon_ota.virtual.shaper.Shaper` paces their bytes; its faults are carried out here.
 """
 
 import asyncio
