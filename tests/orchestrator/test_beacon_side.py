@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.orchestrator import asgi, download
+from beacon_ota.orchestrator import asgi, serve
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.trust import dsse, releases
 from beacon_ota.trust.keys import KeySet
@@ -611,7 +611,7 @@ def test_readers_that_go_away_in_the_middle_leave_nothing(server, release, beaco
 
 
 def test_a_reader_that_stands_still_is_dropped(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(download, "LIMITS", replace(LIMITS, send_stall=0.3))
+    monkeypatch.setattr(serve, "LIMITS", replace(LIMITS, send_stall=0.3))
     with Local(tmp_path / "data") as local:
         (beacon,) = local.beacons(1)
         file = tmp_path / "big.bin"

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator.hub import Hub
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.problems import headers_of, status_of
 
 
 def follow(hub: Hub, token_id: str) -> "asyncio.Queue":
@@ -23,9 +24,10 @@ def test_a_share_for_each_token():
     hub = Hub()
     mine = [follow(hub, "a") for _ in range(LIMITS.subscribers_per_token)]
     assert hub.follow("a") is None
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(ReachError) as caught:
         hub.check_room("a")
-    assert caught.value.code == "followers_of_token" and caught.value.status == 429
+    assert caught.value.code == "followers_of_token" and status_of(caught.value) == 429
+    assert headers_of(caught.value) == {"retry-after": "10"}
     hub.leave(mine[0])
     hub.check_room("a")
     assert hub.follow("a") is not None
@@ -50,9 +52,9 @@ def test_places_that_are_shared_out_stay_so():
     hub = Hub()
     for number in range(LIMITS.subscribers):
         follow(hub, f"t{number}")
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(ReachError) as caught:
         hub.check_room("one more")
-    assert caught.value.code == "followers" and caught.value.status == 503
+    assert caught.value.code == "followers" and status_of(caught.value) == 503
     assert hub.follow("one more") is None
 
 

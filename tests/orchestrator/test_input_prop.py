@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.orchestrator.download import _part
 from beacon_ota.orchestrator.multipart import Form
 from beacon_ota.orchestrator.poll import read_query
 from beacon_ota.orchestrator.problems import document, status_of
+from beacon_ota.orchestrator.serve import _part
 from beacon_ota.orchestrator.status import read
 from beacon_ota.wire import journal, report
 from tests.orchestrator.world import TestBeacon, beacons, upload

@@ -9,7 +9,7 @@ import pytest
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, UsageError
 from beacon_ota.orchestrator import mirror as mirrors
 from beacon_ota.orchestrator.listen import Listen
-from beacon_ota.orchestrator.service import Settings
+from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.orchestrator.start import serve
 from beacon_ota.orchestrator.store import outbox
 from tests.orchestrator.test_keys import heard, take

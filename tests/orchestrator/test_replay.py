@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator import replay
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.problems import status_of
 from beacon_ota.orchestrator.replay import _SLOTS, _TABLE, _WORD, ReplayGuard, Verdict
 from beacon_ota.wire.auth import MAX_SKEW
 from tests.orchestrator.world import upload
@@ -216,10 +217,10 @@ def test_a_full_disk_is_named_and_those_who_are_known_go_on(guard, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(ReachError) as caught:
         for number in range(1000):
             guard.of(f"n{number}").use(next(fresh), NOW, NOW)
-    assert (caught.value.status, caught.value.code) == (503, "storage")
+    assert (status_of(caught.value), caught.value.code) == (503, "storage")
     assert known.use(next(fresh), NOW, NOW) is NEW
 
 

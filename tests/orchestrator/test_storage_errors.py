@@ -19,7 +19,7 @@ from beacon_ota.orchestrator.database import (
     sqlite_url,
     storage_errors,
 )
-from beacon_ota.orchestrator.service import Settings
+from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.orchestrator.store import tokens
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.test_tls import refused

@@ -14,7 +14,8 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator import workers
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.listen import Listen
-from beacon_ota.orchestrator.service import Counts, Settings
+from beacon_ota.orchestrator.service import Counts
+from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.orchestrator.start import serve
 from beacon_ota.orchestrator.tallies import SharedTallies
 from beacon_ota.orchestrator.workers import Heartbeats, _Parent

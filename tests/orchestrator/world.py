@@ -30,7 +30,8 @@ from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.listen import Listen
 from beacon_ota.orchestrator.mirror_engine import LocalEngine
 from beacon_ota.orchestrator.server import run
-from beacon_ota.orchestrator.service import Service, Settings
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.wire import auth
 
 COMMAND = Path(sys.executable).with_name("beacon-ota")

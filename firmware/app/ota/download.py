@@ -13,7 +13,6 @@ from net.http import HttpError
 from wire.refused import Refused
 
 from ota import schedule
-from ota.install import Over
 from ota.slots import SECTOR, FlashError
 
 _TURN = const(12)  # ms after which the other tasks have their turn
@@ -101,7 +100,7 @@ class Download:
                 await self._stream(writer)
             except HttpError as error:
                 if error.status in (409, 410):
-                    raise Over
+                    self._attempt.call_off()
                 if error.code == "timeout" or 400 <= error.status < 500 and not _passing(error):
                     raise
                 if not error.status:

@@ -6,7 +6,6 @@ import asyncio
 from net.http import HttpError
 
 from ota import schedule
-from ota.install import Over
 
 
 async def ask(beacon, attempt, status):
@@ -22,4 +21,4 @@ async def ask(beacon, attempt, status):
             tries += 1
             await asyncio.sleep_ms(pause)
     if not taken:
-        raise Over
+        attempt.call_off()

@@ -26,7 +26,8 @@ from beacon_ota.orchestrator.rollout.advance import begin
 from beacon_ota.orchestrator.rollout.plans import dump, parse
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import Release
-from beacon_ota.orchestrator.service import Service, Settings
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.orchestrator.store import Fields, beacons, new_id
 from beacon_ota.orchestrator.store.tokens import Actor
 from beacon_ota.orchestrator.upload import upload

@@ -21,7 +21,15 @@ from beacon_ota.errors import ReachError
 
 RESULTS = "results.jsonl"
 TASKS = 100  # cases of one worker process before it is replaced
-NAMES = ("power", "mutants", "faults", "server", "soak", "fuzz")
+MODULES = {
+    "power": "beacon_ota.campaign.power",
+    "mutants": "beacon_ota.campaign.mutants",
+    "faults": "beacon_ota.campaign.faults",
+    "server": "beacon_ota.campaign.server",
+    "soak": "beacon_ota.campaign.soak",
+    "fuzz": "beacon_ota.campaign.fuzz",
+}
+NAMES = tuple(MODULES)
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class Campaign(Protocol):
 
 def find(name: str) -> Campaign:
     """Return a campaign by its name."""
-    return importlib.import_module(f"beacon_ota.campaign.{name}")  # type: ignore[return-value]
+    return importlib.import_module(MODULES[name])  # type: ignore[return-value]
 
 
 def finished(folder: Path) -> dict[str, Outcome]:

@@ -26,7 +26,7 @@ def _serve(
 ) -> None:
     """What ``beacon-ota serve --insecure --port 0`` does; ``more`` are settings."""
     from beacon_ota.orchestrator.listen import Listen
-    from beacon_ota.orchestrator.service import Settings
+    from beacon_ota.orchestrator.settings import Settings
     from beacon_ota.orchestrator.start import serve
 
     log = os.open(log_file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)

@@ -89,7 +89,7 @@ def serve(
     from beacon_ota.orchestrator.listen import Listen
     from beacon_ota.orchestrator.log_format import Format
     from beacon_ota.orchestrator.rollout.windows import parse_window
-    from beacon_ota.orchestrator.service import Settings
+    from beacon_ota.orchestrator.settings import Settings
     from beacon_ota.orchestrator.start import serve as run
 
     _open_standard_files()

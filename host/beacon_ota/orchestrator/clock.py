@@ -1,9 +1,12 @@
-"""Where the orchestrator's time comes from: one object, handed to whatever needs to know."""
+"""The orchestrator's time: one clock, handed to every part that needs it, and ISO 8601."""
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
 
 LEAP_S = 60.0  # a clock that is being disciplined moves by less
+_LAST = 253402300799.0  # of the year 9999; a beacon's clock may be further
 
 
 class Leaps:
@@ -60,3 +63,17 @@ class Clock:
     def real(self, seconds: float) -> float:
         """Return how many wall-clock seconds pass while this clock runs ``seconds``."""
         return seconds / self.scale
+
+
+def iso(at: float | None) -> str | None:
+    """Return UTC seconds in ISO 8601."""
+    if at is None:
+        return None
+    second, fraction = divmod(round(min(at, _LAST) * 1e6), 1_000_000)
+    return f"{_second(second)}.{fraction // 1000:03}+00:00"
+
+
+@lru_cache(4096)
+def _second(at: int) -> str:
+    """A listing has thousands of times, most of them in few seconds."""
+    return datetime.fromtimestamp(at, UTC).isoformat()[:19]

@@ -4,17 +4,13 @@ import asyncio
 import re
 from collections.abc import Callable
 
-from beacon_ota.orchestrator import asgi
 from beacon_ota.orchestrator.asgi import Header, Scope, Send
-from beacon_ota.orchestrator.blobs import BlobDamaged
 from beacon_ota.orchestrator.gate import EMPTY, Caller
-from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem
+from beacon_ota.orchestrator.serve import load, transmit
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.status import check_going_on
-from beacon_ota.orchestrator.view import Node, Release
-
-_RANGE = re.compile(r"bytes=([0-9]{0,12})-([0-9]{0,12})")
+from beacon_ota.orchestrator.view import Node
 
 
 async def download(
@@ -127,24 +123,3 @@ async def transmit(
 def _attempt_id(query: bytes) -> str:
     name, _, value = query.partition(b"=")
     return value.decode("latin-1") if name == b"attempt" else ""
-
-
-def _part(wanted: str, if_range: str, etag: str, size: int) -> tuple[int, int] | None:
-    """Return the (start, end) that a Range header asks for, start == end if it cannot be had.
-
-    None sends everything: no range, more than one, one that cannot be read, or one for other
-    bytes than these.
-    """
-    match = _RANGE.fullmatch(wanted) if wanted else None
-    if match is None or (if_range and if_range != etag):
-        return None
-    first, last = match.groups()
-    if not first:
-        if not last:
-            return None
-        return (max(size - int(last), 0), size) if int(last) else (0, 0)
-    start = int(first)
-    if last and int(last) < start:
-        return None
-    end = min(int(last) + 1, size) if last else size
-    return (start, end) if start < size else (0, 0)

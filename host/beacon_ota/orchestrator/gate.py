@@ -87,7 +87,7 @@ def identify(
     Raises:
         Refused: ``unknown_beacon``, ``bad_mac``, ``clock_skew`` or ``nonce_used``. Nothing has
             changed, except that a request with a right mac has used its nonce.
-        Problem: 503 ``storage``: there is no room to remember it.
+        ReachError: ``storage``: there is no room to remember it.
     """
     parsed = auth.parse(header)
     if parsed is None:

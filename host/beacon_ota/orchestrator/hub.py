@@ -4,8 +4,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
+from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.orchestrator.store import Fields
 
 
@@ -22,18 +22,16 @@ class Hub:
         """Refuse one follower too many.
 
         Raises:
-            Problem: ``followers_of_token``, ``followers``.
+            ReachError: ``followers_of_token``, ``followers``.
         """
         if self._of(token_id) >= LIMITS.subscribers_per_token:
-            raise Problem(
-                429,
+            raise ReachError(
                 "followers_of_token",
                 "this token follows the events too often already",
                 expected=LIMITS.subscribers_per_token,
-                headers={"retry-after": "10"},
             )
         if len(self._followers) >= LIMITS.subscribers and self._crowding(token_id) is None:
-            raise Problem(503, "followers", "too many follow the events already")
+            raise ReachError("followers", "too many follow the events already")
 
     def follow(self, token_id: str = "") -> "asyncio.Queue[Fields | None] | None":
         """Return a queue of events from now on; None in it means: you lost some, or it is over.

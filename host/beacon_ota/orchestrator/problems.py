@@ -20,8 +20,12 @@ STATUS = {
     "body_too_large": 413,
     "body_stalled": 408,
     "version_taken": 409,
+    "followers_of_token": 429,
     "storage": 503,
 }
+
+# Seconds after which another try makes sense, where the error itself has no headers.
+RETRY_AFTER = {"followers_of_token": "10"}
 
 
 class Problem(BeaconOtaError):
@@ -60,6 +64,14 @@ def status_of(error: BeaconOtaError) -> int:
     if isinstance(error, DeniedError):
         return 403
     return 503 if isinstance(error, ReachError) else 500
+
+
+def headers_of(error: BeaconOtaError) -> dict[str, str]:
+    """Return the headers that an error answers with."""
+    if isinstance(error, Problem):
+        return error.headers
+    after = RETRY_AFTER.get(error.code)
+    return {} if after is None else {"retry-after": after}
 
 
 def document(error: BeaconOtaError, **more: object) -> bytes:

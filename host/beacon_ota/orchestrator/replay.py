@@ -31,9 +31,9 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
+from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator.folder import unusable
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import Problem
 from beacon_ota.wire import auth
 
 FILE = "replays"  # in the data folder
@@ -221,7 +221,7 @@ class Slot:
             nonce: 16 hex digits; ts: when it says it was signed, UTC seconds.
 
         Raises:
-            Problem: 503 ``storage``: there is no room for another beacon.
+            ReachError: ``storage``: there is no room for another beacon.
         """
         guard = self._guard
         at = self._at = self._at or guard._find(self._digest)
@@ -339,9 +339,9 @@ def _take_blocks(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
 
-def _no_room(error: OSError) -> Problem:
+def _no_room(error: OSError) -> ReachError:
     why = error.strerror or str(error)
-    return Problem(503, "storage", f"a beacon's request cannot be remembered: {why}")
+    return ReachError("storage", f"a beacon's request cannot be remembered: {why}")
 
 
 def _boot_id() -> str:

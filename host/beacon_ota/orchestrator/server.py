@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from beacon_ota.orchestrator import dashboard
 from beacon_ota.orchestrator.announce import announced
 from beacon_ota.orchestrator.api.app import create_app
 from beacon_ota.orchestrator.bounded import Bounded
@@ -111,6 +112,7 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
         capacity, backlog = room()
         table = Connections(capacity)
         app = create_app(service, engine, telling)
+        app.router.routes.extend(dashboard.routes())
 
         def end_what_goes_on() -> None:
             service.hub.close()

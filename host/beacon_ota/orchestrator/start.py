@@ -9,12 +9,14 @@ import threading
 
 from beacon_ota.errors import UsageError
 from beacon_ota.malloc import one_arena
-from beacon_ota.orchestrator import folder, server, tls
+from beacon_ota.orchestrator import folder, tls
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import is_shared
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.listen import Listen, bind
-from beacon_ota.orchestrator.service import Service, Settings
+from beacon_ota.orchestrator.server import run
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.settings import Settings
 
 
 def serve(settings: Settings, listen: Listen) -> None:
@@ -74,4 +76,4 @@ async def _serve(settings: Settings, listen: Listen) -> None:
         from beacon_ota.orchestrator.mirror_engine import LocalEngine  # with what it takes: 5 MB
 
         engine = LocalEngine(service)
-    await server.run(service, engine, sock, listen)
+    await run(service, engine, sock, listen)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.api.answers import iso
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, events, webhooks
 from beacon_ota.orchestrator.webhooks_send import Outcome, send

@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from beacon_ota.errors import ReachError
-from beacon_ota.orchestrator import server
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import connect, migrate, storage_errors
 from beacon_ota.orchestrator.engine import Engine
@@ -254,7 +253,7 @@ class _Parent:
         service = Service(self.settings, self.clock, self.replays, self.stops)
         service.take_place(self.tallies, index)
         service.run(self._beat(index))
-        await server.run(service, Engine(service), sock, listen)
+        await run(service, Engine(service), sock, listen)
 
     async def _beat(self, index: int) -> None:
         while True:

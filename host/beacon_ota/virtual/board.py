@@ -6,11 +6,11 @@ its own time; :class:`~beacon_ota.virtual.clock.Clock` makes real time of them.
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
 
 from beacon_ota.virtual.bootloader import Booted
 from beacon_ota.virtual.channel import Gone, Line, Operation, Value
 from beacon_ota.virtual.clock import Clock
+from beacon_ota.virtual.session import Ran
 
 POWER_ON, HARD, WATCHDOG, DEEP_SLEEP, SOFT = 1, 2, 3, 4, 5  # machine.reset_cause()
 RTC_MEMORY = 2048  # bytes that survive every reset but a power cut
@@ -19,20 +19,6 @@ RISING, FALLING = 1, 2
 BUSY = 0.02  # seconds that make no difference
 
 Stop = Callable[[str, str], None]
-
-
-class Ran(NamedTuple):
-    """A process as the machine's scheduler sees it.
-
-    Attributes:
-        cpu: seconds that it ran.
-        waited: seconds for which it was ready to run and had no CPU, before it ran last.
-        ready: whether it runs, or waits for that.
-    """
-
-    cpu: float = 0.0
-    waited: float = 0.0
-    ready: bool = False
 
 
 class Rtc:

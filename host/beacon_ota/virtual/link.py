@@ -7,49 +7,33 @@
 import asyncio
 import contextlib
 import ipaddress
-import random
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from beacon_ota.virtual import proxy
 from beacon_ota.virtual.channel import Value
 from beacon_ota.virtual.clock import Clock
-from beacon_ota.virtual.network import GATEWAY, Faults, Network
+from beacon_ota.virtual.network import GATEWAY, Network
+from beacon_ota.virtual.shaper import Shaper
 
 MDNS = ("224.0.0.251", 5353)
 DNS = (GATEWAY, 53)
-SEGMENT = 1460
-RETRANSMIT = 0.25  # seconds that a lost segment costs
 NAME_TIMEOUT = 7.0  # seconds that lwIP tries to resolve a name
 EAI_FAIL = -202
 DATAGRAM = 2  # SOCK_DGRAM
 
 
-class Link:
+class Link(Shaper):
     """One beacon's way into the network, up while its WiFi is connected.
 
     Attributes:
-        faults: what goes wrong.
         address: the beacon's, while it is connected.
-        received, sent: bytes brought to the beacon and taken from it.
-        connections: accepted so far.
-        dropped: called when a fault takes WiFi away.
-        flows: the open connections.
     """
 
     def __init__(self, network: Network, clock: Clock):
-        self.network = network
-        self.clock = clock
-        self.faults = Faults()
+        super().__init__(network, clock)
         self.address = network.station()
-        self.received = 0
-        self.sent = 0
-        self.connections = 0
-        self.up = asyncio.Event()
-        self.dropped: Callable[[], None] = lambda: None
-        self.flows: set[proxy.Flow] = set()
         self._targets: dict[tuple[str, int, int], proxy.Target | proxy.Relay] = {}
-        self._ready = 0.0  # when the shaper lets the next byte pass, in the loop's time
 
     def set_up(self, up: bool) -> None:
         """WiFi came or went: without it nothing flows, and nobody is reachable."""
@@ -88,22 +72,6 @@ class Link:
             self._targets[address, port, kind] = target
         await target.prepare()
         return target.address
-
-    async def shape(self, size: int) -> None:
-        """Wait until ``size`` bytes may pass."""
-        faults, loop = self.faults, asyncio.get_running_loop()
-        delay = faults.latency
-        if faults.loss:
-            segments = -(-size // SEGMENT)
-            lost = sum(random.random() < faults.loss for _ in range(segments))
-            delay += lost * RETRANSMIT
-        now = loop.time()
-        if faults.throttle:
-            self._ready = max(self._ready, now) + self.clock.real(size / faults.throttle)
-        pause = max(self._ready - now, 0) + self.clock.real(delay)
-        if pause > 0.001:
-            await asyncio.sleep(pause)
-        await self.up.wait()
 
     async def _address(self, host: str) -> str:
         if not self.up.is_set():

@@ -1,6 +1,6 @@
 """Local stand-ins for what a beacon connects to: listeners, connections, datagrams.
 
-Made by a :class:`~beacon_ota.virtual.link.Link`, whose faults they carry out.
+A :class:`~beacon_ota.virtual.shaper.Shaper` paces their bytes; its faults are carried out here.
 """
 
 import asyncio
@@ -9,12 +9,10 @@ import random
 import socket
 import struct
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from beacon_ota.virtual import dns
-
-if TYPE_CHECKING:
-    from beacon_ota.virtual.link import Link
+from beacon_ota.virtual.shaper import Shaper
 
 CHUNK = 16 * 1024
 CONNECT_TIMEOUT = 3.0  # real seconds for a connection to the real destination
@@ -46,8 +44,8 @@ def _done(task: asyncio.Task) -> None:
 class Target:
     """A destination of stream connections: a listener that is closed while nobody answers."""
 
-    def __init__(self, link: "Link", real: tuple[str, int]):
-        self._link, self._real = link, real
+    def __init__(self, shaper: Shaper, real: tuple[str, int]):
+        self._shaper, self._real = shaper, real
         self._socket: socket.socket | None = None
         self._server: asyncio.Task | None = None
         self._spare: Streams | None = None
@@ -61,7 +59,7 @@ class Target:
 
     async def prepare(self) -> None:
         """Find out whether the destination answers; its connection serves the next client."""
-        if self._link.faults.refuse:
+        if self._shaper.faults.refuse:
             self.close()
         elif (self._spare and not self._spare[0].at_eof()) or await self._reach():
             self.open()
@@ -70,7 +68,7 @@ class Target:
 
     def open(self) -> None:
         """Accept connections."""
-        if self._server is None and self._socket is not None and not self._link.faults.refuse:
+        if self._server is None and self._socket is not None and not self._shaper.faults.refuse:
             self._socket.listen(8)
             self._server = spawn(self._accept(self._socket))
 
@@ -109,8 +107,8 @@ class Target:
             spawn(self._serve(client))
 
     async def _serve(self, client: socket.socket) -> None:
-        faults = self._link.faults
-        self._link.connections += 1
+        faults = self._shaper.faults
+        self._shaper.connections += 1
         theirs = None
         if not faults.refuse:
             theirs = self._take_spare() or await self._connect()
@@ -119,7 +117,7 @@ class Target:
             self.close()
             return
         ours = await asyncio.open_connection(sock=client, limit=2 * CHUNK)
-        await Flow(self._link, ours, theirs).run()
+        await Flow(self._shaper, ours, theirs).run()
 
     async def _connect(self) -> Streams | None:
         try:
@@ -158,15 +156,15 @@ class Target:
 class Flow:
     """One connection, both ways."""
 
-    def __init__(self, link: "Link", ours: Streams, theirs: Streams):
-        self._link = link
+    def __init__(self, shaper: Shaper, ours: Streams, theirs: Streams):
+        self._shaper = shaper
         self._ours, self._theirs = ours, theirs
         self._tasks: list[asyncio.Task] = []
         self._orphan = False
 
     async def run(self) -> None:
-        link = self._link
-        link.flows.add(self)
+        shaper = self._shaper
+        shaper.flows.add(self)
         self._tasks = [
             spawn(self._down(self._theirs[0], self._ours[1])),
             spawn(self._up(self._ours[0], self._theirs[1])),
@@ -177,7 +175,7 @@ class Flow:
             for task in self._tasks:
                 task.cancel()
         finally:
-            link.flows.discard(self)
+            shaper.flows.discard(self)
             self._ours[1].transport.abort()
             if not self._orphan:
                 self._theirs[1].close()
@@ -191,30 +189,30 @@ class Flow:
         if transport.is_reading():
             transport.pause_reading()
         loop = asyncio.get_running_loop()
-        loop.call_later(self._link.clock.real(HALF_OPEN), transport.abort)
+        loop.call_later(self._shaper.clock.real(HALF_OPEN), transport.abort)
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = self._link
+        shaper = self._shaper
         while data := await reader.read(CHUNK):
-            await link.shape(len(data))
-            link.sent += len(data)
+            await shaper.shape(len(data))
+            shaper.sent += len(data)
             writer.write(data)
             await writer.drain()
         raise ConnectionResetError  # MicroPython closes both ways at once
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link, brought = self._link, 0
+        shaper, brought = self._shaper, 0
         while True:
-            due = link.faults.next(brought)
+            due = shaper.faults.next(brought)
             if due is not None and due[0] == 0 and await self._fail(due[1]):
                 return
             size = CHUNK if due is None or due[0] == 0 else min(CHUNK, due[0])
             data = await reader.read(size)
             if not data:
                 break
-            await link.shape(len(data))
+            await shaper.shape(len(data))
             brought += len(data)
-            link.received += len(data)
+            shaper.received += len(data)
             writer.write(data)
             await writer.drain()
         with contextlib.suppress(OSError):
@@ -222,11 +220,11 @@ class Flow:
 
     async def _fail(self, name: str) -> bool:
         """Let a fault happen; True when the connection is over."""
-        link = self._link
-        if not link.faults.again:
-            setattr(link.faults, name, None)
+        shaper = self._shaper
+        if not shaper.faults.again:
+            setattr(shaper.faults, name, None)
         if name == "drop_after":
-            link.dropped()
+            shaper.dropped()
             return False
         if name == "stall_after":
             await asyncio.get_running_loop().create_future()
@@ -243,8 +241,8 @@ class Flow:
 class Relay(asyncio.DatagramProtocol):
     """A destination of datagrams: each client gets an outer socket of its own."""
 
-    def __init__(self, link: "Link", real: tuple[str, int]):
-        self._link, self._real = link, real
+    def __init__(self, shaper: Shaper, real: tuple[str, int]):
+        self._shaper, self._real = shaper, real
         self._transport: asyncio.DatagramTransport | None = None
         self._outer: dict[tuple[str, int], asyncio.DatagramTransport] = {}
 
@@ -267,12 +265,12 @@ class Relay(asyncio.DatagramProtocol):
         self._transport = transport
 
     def datagram_received(self, data: bytes, addr) -> None:
-        if self._link.up.is_set() and random.random() >= self._link.faults.loss:
+        if self._shaper.up.is_set() and random.random() >= self._shaper.faults.loss:
             spawn(self._forward(data, addr))
 
     def answer(self, data: bytes, addr) -> None:
         """Send a datagram back to the beacon."""
-        if self._transport is not None and self._link.up.is_set():
+        if self._transport is not None and self._shaper.up.is_set():
             self._transport.sendto(data, addr)
 
     async def _forward(self, data: bytes, addr) -> None:
@@ -297,17 +295,17 @@ class _Outer(asyncio.DatagramProtocol):
 class Resolver(Relay):
     """The name server, or whoever answers multicast questions (``silent``: only known ones)."""
 
-    def __init__(self, link: "Link", silent: bool):
-        super().__init__(link, ("", 0))
+    def __init__(self, shaper: Shaper, silent: bool):
+        super().__init__(shaper, ("", 0))
         self._silent = silent
 
     async def _forward(self, data: bytes, addr) -> None:
-        link = self._link
-        if not link.faults.names:
+        shaper = self._shaper
+        if not shaper.faults.names:
             return
-        reply = dns.answer(data, link.network, silent=self._silent)
+        reply = dns.answer(data, shaper.network, silent=self._silent)
         if reply is not None:
-            await asyncio.sleep(link.clock.real(DNS_TIME + link.faults.latency))
+            await asyncio.sleep(shaper.clock.real(DNS_TIME + shaper.faults.latency))
             self.answer(reply, addr)
 
 

@@ -5,13 +5,27 @@ import codecs
 import os
 import subprocess
 from collections.abc import Callable
+from typing import NamedTuple
 
-from beacon_ota.virtual.board import Ran
 from beacon_ota.virtual.channel import Gone, Line, Operation, Value
 from beacon_ota.virtual.interpreter import NUDGE, Interpreter
 
 AGAIN, SOFT, LOST = "again", "soft_reset", "lost"
 _READ = 0x10000
+
+
+class Ran(NamedTuple):
+    """A process as the machine's scheduler sees it.
+
+    Attributes:
+        cpu: seconds that it ran.
+        waited: seconds for which it was ready to run and had no CPU, before it ran last.
+        ready: whether it runs, or waits for that.
+    """
+
+    cpu: float = 0.0
+    waited: float = 0.0
+    ready: bool = False
 
 
 class Session:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.virtual import board, bootloader
 from beacon_ota.virtual.bluetooth import Advertiser, Backend, Port
-from beacon_ota.virtual.board import Board, Pins, Ran, Rtc
+from beacon_ota.virtual.board import Board, Pins, Rtc
 from beacon_ota.virtual.bootloader import Booted, NotBootable
 from beacon_ota.virtual.channel import Line, Operation, Value
 from beacon_ota.virtual.clock import EPOCH, Clock
@@ -34,7 +34,7 @@ from beacon_ota.virtual.network import Network
 from beacon_ota.virtual.nvs import Nvs
 from beacon_ota.virtual.partition import Panic, Partitions
 from beacon_ota.virtual.reactor import Reactor
-from beacon_ota.virtual.session import AGAIN, LOST, SOFT, Session
+from beacon_ota.virtual.session import AGAIN, LOST, SOFT, Ran, Session
 from beacon_ota.virtual.wlan import Wlan
 
 HEAP = 160 * 1024

@@ -1,8 +1,6 @@
-"""How the API answers: plain JSON, times also for people, refusals as problem documents."""
+"""How the API answers: plain JSON, refusals as problem documents."""
 
 import json
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -25,23 +23,6 @@ def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None)
         headers=headers,
         media_type="application/json",
     )
-
-
-_LAST = 253402300799.0  # of the year 9999; a beacon's clock may be further
-
-
-def iso(at: float | None) -> str | None:
-    """Return UTC seconds in ISO 8601."""
-    if at is None:
-        return None
-    second, fraction = divmod(round(min(at, _LAST) * 1e6), 1_000_000)
-    return f"{_second(second)}.{fraction // 1000:03}+00:00"
-
-
-@lru_cache(4096)
-def _second(at: int) -> str:
-    """A listing has thousands of times, most of them in few seconds."""
-    return datetime.fromtimestamp(at, UTC).isoformat()[:19]
 
 
 def page(name: str, rows: list[Fields], **more: Any) -> Response:
@@ -79,10 +60,9 @@ def install(app: FastAPI) -> None:
 def problem(error: BeaconOtaError, request: Request) -> Response:
     """Return a refusal, and count it."""
     request.app.state.service.counts.problems[error.code] += 1
-    headers = error.headers if isinstance(error, Problem) else None
     return Response(
         problems.document(error),
         problems.status_of(error),
-        headers=headers,
+        headers=problems.headers_of(error),
         media_type=problems.MEDIA_TYPE,
     )

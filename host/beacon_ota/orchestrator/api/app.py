@@ -61,7 +61,6 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
     ):
         app.include_router(module.router)
     app.include_router(firmwares.download_router)
-    app.router.routes.extend(dashboard.routes())
 
     @app.get("/health", tags=["health"])
     async def health() -> Response:

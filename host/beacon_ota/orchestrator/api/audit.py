@@ -8,8 +8,9 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from beacon_ota.orchestrator.api.access import Admin, On
-from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.numbers import RowId
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.store import Fields, audit
 

@@ -17,7 +17,8 @@ from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin, On, Operator, Viewer
-from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.answers import answer, page
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.database import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import Problem, missing

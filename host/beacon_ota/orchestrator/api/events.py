@@ -10,8 +10,9 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from beacon_ota.orchestrator.api.access import On, Viewer, is_still
-from beacon_ota.orchestrator.api.answers import iso, page
+from beacon_ota.orchestrator.api.answers import page
 from beacon_ota.orchestrator.api.numbers import RowId
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, events

@@ -15,7 +15,7 @@ from beacon_ota import __version__
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api.access import Admin, On, Viewer, actor_of
-from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.firmwares import Image
 from beacon_ota.orchestrator.api.rollouts import Moving
 from beacon_ota.orchestrator.device_types import tell_of_question
@@ -24,6 +24,7 @@ from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.mirror_state import PROTOCOL
 from beacon_ota.orchestrator.problems import Problem, missing
 from beacon_ota.orchestrator.rollout import advance as moves
+from beacon_ota.orchestrator.serve import load
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import (
     Fields,

@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin, On, Viewer
-from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.answers import answer, page
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.problems import missing
 from beacon_ota.orchestrator.store import Fields, tokens
 

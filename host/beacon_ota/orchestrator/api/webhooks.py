@@ -11,7 +11,8 @@ from starlette.responses import Response
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api.access import Admin, On
-from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.answers import answer, page
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import missing
 from beacon_ota.orchestrator.service import Service

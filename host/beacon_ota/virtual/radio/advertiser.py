@@ -2,10 +2,8 @@
 
 import asyncio
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from beacon_ota.virtual.radio.controller import RoomController
+from beacon_ota.virtual.radio.interfaces import Radio
 
 MAX_EVENT_DELAY_S = 0.010  # advDelay of every event (Core vol 6, part B, 4.4.2.2.1)
 
@@ -19,7 +17,7 @@ class Advertiser:
     there is no timer; :meth:`wake` picks the rhythm up again.
     """
 
-    def __init__(self, controller: "RoomController") -> None:
+    def __init__(self, controller: Radio) -> None:
         self.controller = controller
         self.adv_type = 0
         self.address = controller.public_address

@@ -11,78 +11,17 @@ Everything here runs in the room's event loop.
 import asyncio
 import math
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable
 
 from bumble import hci
 from bumble.link import LocalLink
 
 from beacon_ota.virtual.radio.capture import ADVERTISING_ACCESS_ADDRESS, Capture, Frame
+from beacon_ota.virtual.radio.interfaces import Broadcast, Conditions, Radio, Timers
 from beacon_ota.virtual.radio.link import Link
-
-if TYPE_CHECKING:
-    from beacon_ota.virtual.radio.advertiser import Advertiser
-    from beacon_ota.virtual.radio.controller import RoomController
 
 SENSITIVITY_DBM = -97
 REFERENCE_DBM = -59  # at one metre, as iBeacon calibrates it
-NEAREST_M = 0.1
-
-
-@dataclass
-class Conditions:
-    """The state of the room's air; change it through :class:`~.room.Room`.
-
-    Args:
-        loss: probability that a packet is lost, 0..1. An advertisement is gone then, data is
-            sent again at the next connection event.
-        latency: seconds added to the way of every data packet.
-        paced: data moves only at connection events of the negotiated interval, ``per_event``
-            packets each, as on a real link. Otherwise as fast as the loop runs.
-        per_event: packets of one direction in one connection event.
-        path_loss: exponent of the log-distance model; 2 is free space, 2..4 is indoors.
-        noise: standard deviation of the RSSI, in dB.
-    """
-
-    loss: float = 0.0
-    latency: float = 0.0
-    paced: bool = False
-    per_event: int = 4
-    path_loss: float = 2.2
-    noise: float = 0.0
-
-
-@dataclass
-class Place:
-    """Where a radio is, in metres, and how it fares there."""
-
-    x: float = 0.0
-    y: float = 0.0
-    z: float = 0.0
-    tx_power: int = 0
-    loss: float = 0.0
-
-    def distance(self, other: "Place") -> float:
-        """Metres to another place, never less than the near field allows."""
-        metres = math.dist((self.x, self.y, self.z), (other.x, other.y, other.z))
-        return max(metres, NEAREST_M)
-
-
-class Timers(Protocol):
-    """The clock of a room's air: an event loop's own, or one that somebody winds by hand."""
-
-    def time(self) -> float: ...
-
-    def call_soon(self, callback: Callable[..., object], *args: Any) -> asyncio.Handle: ...
-
-    def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any
-    ) -> asyncio.TimerHandle: ...
-
-    def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any
-    ) -> asyncio.TimerHandle: ...
 
 
 class Air(LocalLink):
@@ -96,11 +35,11 @@ class Air(LocalLink):
         self.random = random.Random(seed)
         self.timers: Timers = timers or asyncio.get_running_loop()
         self._born = self.timers.time()
-        self._listeners: set[RoomController] = set()
+        self._listeners: set[Radio] = set()
 
     # Who is there, who listens
 
-    def remove_controller(self, controller: "RoomController") -> None:  # type: ignore[override]
+    def remove_controller(self, controller: Radio) -> None:  # type: ignore[override]
         """Take a radio out of the room without a word: its peers time out."""
         self.controllers.discard(controller)
         self._listeners.discard(controller)
@@ -110,7 +49,7 @@ class Air(LocalLink):
                 link.silence(controller)
         self._wake()
 
-    def listen(self, controller: "RoomController", on: bool) -> None:
+    def listen(self, controller: Radio, on: bool) -> None:
         """A controller begins or ends to listen on the advertising channels."""
         if on:
             self._listeners.add(controller)
@@ -135,7 +74,7 @@ class Air(LocalLink):
 
     # How well
 
-    def rssi(self, sender: "RoomController", receiver: "RoomController") -> int:
+    def rssi(self, sender: Radio, receiver: Radio) -> int:
         """dBm at which ``receiver`` hears ``sender``: log-distance path loss plus noise."""
         metres = sender.place.distance(receiver.place)
         level = REFERENCE_DBM + sender.place.tx_power
@@ -144,7 +83,7 @@ class Air(LocalLink):
             level += self.random.gauss(0, self.conditions.noise)
         return max(-127, min(20, round(level)))
 
-    def loss(self, one: "RoomController", other: "RoomController") -> float:
+    def loss(self, one: Radio, other: Radio) -> float:
         """Probability that a packet between two radios is lost; 1 beyond their reach."""
         if self.rssi(one, other) < SENSITIVITY_DBM or self.rssi(other, one) < SENSITIVITY_DBM:
             return 1.0
@@ -158,7 +97,7 @@ class Air(LocalLink):
 
     # Advertising
 
-    def advertise(self, advertiser: "Advertiser") -> None:
+    def advertise(self, advertiser: Broadcast) -> None:
         """One advertising event, on all three channels at once."""
         sender = advertiser.controller
         self.log(advertiser.kind, sender, advertiser.address, payload=advertiser.data)
@@ -169,15 +108,15 @@ class Air(LocalLink):
             if rssi >= SENSITIVITY_DBM and not self.lost(sender, listener):
                 listener.hear(advertiser, rssi)
 
-    def lost(self, sender: "RoomController", receiver: "RoomController") -> bool:
+    def lost(self, sender: Radio, receiver: Radio) -> bool:
         """Toss the coin for one packet."""
         return self.random.random() < self.loss(sender, receiver)
 
     def connect(
         self,
-        central: "RoomController",
+        central: Radio,
         central_address: hci.Address,
-        advertiser: "Advertiser",
+        advertiser: Broadcast,
         interval: int,
         latency: int,
         timeout: int,
@@ -198,7 +137,7 @@ class Air(LocalLink):
     def log(
         self,
         kind: str,
-        sender: "RoomController",
+        sender: Radio,
         address: hci.Address,
         receiver: hci.Address | None = None,
         *,

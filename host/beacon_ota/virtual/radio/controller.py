@@ -18,7 +18,8 @@ from bumble.controller import Controller
 from bumble.transport.common import TransportSink
 
 from beacon_ota.virtual.radio.advertiser import TYPES, Advertiser
-from beacon_ota.virtual.radio.air import Air, Place
+from beacon_ota.virtual.radio.air import Air
+from beacon_ota.virtual.radio.interfaces import Broadcast, Place
 from beacon_ota.virtual.radio.link import Link
 
 ADV_UNIT_S = 0.000625
@@ -210,7 +211,7 @@ class RoomController(Controller):
         self._initiating = None
         self._listen()
 
-    def hear(self, advertiser: Advertiser, rssi: int) -> None:
+    def hear(self, advertiser: Broadcast, rssi: int) -> None:
         """An advertisement has reached this radio."""
         command = self._initiating
         if command and advertiser.connectable and command.peer_address == advertiser.address:
@@ -229,7 +230,7 @@ class RoomController(Controller):
             if self._active and advertiser.scannable:
                 self._ask(advertiser, rssi)
 
-    def _ask(self, advertiser: Advertiser, rssi: int) -> None:
+    def _ask(self, advertiser: Broadcast, rssi: int) -> None:
         """An active scanner's request, and the scan response to it."""
         me = self.public_address
         self.air.log("SCAN_REQ", self, me, advertiser.address, payload=b"")
@@ -241,7 +242,7 @@ class RoomController(Controller):
         if not self.air.lost(advertiser.controller, self):
             self._report(_SCAN_RSP, advertiser, advertiser.response, rssi)
 
-    def _report(self, kind: int, advertiser: Advertiser, data: bytes, rssi: int) -> None:
+    def _report(self, kind: int, advertiser: Broadcast, data: bytes, rssi: int) -> None:
         if self._unique:
             if (advertiser.address, kind) in self._reported:
                 return

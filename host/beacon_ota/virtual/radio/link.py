@@ -4,14 +4,10 @@ import asyncio
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from bumble import hci
 
-if TYPE_CHECKING:
-    from beacon_ota.virtual.radio.advertiser import Advertiser
-    from beacon_ota.virtual.radio.air import Air
-    from beacon_ota.virtual.radio.controller import RoomController
+from beacon_ota.virtual.radio.interfaces import Broadcast, Medium, Radio
 
 RETRY_S = 0.0075  # the shortest connection interval: the pause before a lost packet goes again
 MAX_QUEUED = 256  # packets a host may have pushed past its credits before its link is cut
@@ -32,7 +28,7 @@ class _Packet:
 class End:
     """One side of a link: its address there, its handle, what it has yet to send."""
 
-    controller: "RoomController"
+    controller: Radio
     address: hci.Address
     handle: int
     role: hci.Role
@@ -47,10 +43,10 @@ class Link:
 
     def __init__(
         self,
-        air: "Air",
-        central: "RoomController",
+        air: Medium,
+        central: Radio,
         central_address: hci.Address,
-        advertiser: "Advertiser",
+        advertiser: Broadcast,
         interval: int,
         latency: int,
         timeout: int,
@@ -73,7 +69,7 @@ class Link:
         self._anchor = self._timers.time()
         self._supervision: asyncio.TimerHandle | None = None
 
-    def other(self, controller: "RoomController") -> End:
+    def other(self, controller: Radio) -> End:
         """The end that ``controller`` is not."""
         return next(end for key, end in self.ends.items() if key is not controller)
 
@@ -87,18 +83,18 @@ class Link:
 
     # Sending
 
-    def send(self, sender: "RoomController", payload: bytes, credits: int) -> None:
+    def send(self, sender: Radio, payload: bytes, credits: int) -> None:
         """Queue an L2CAP PDU that took ``credits`` HCI packets."""
         self._enqueue(sender, _Packet(payload, credits, self._ready()))
 
-    def terminate(self, sender: "RoomController", reason: int) -> None:
+    def terminate(self, sender: Radio, reason: int) -> None:
         """Queue the end of the link behind what the sender has yet to send."""
         self._enqueue(sender, _Packet(bytes([reason]), 0, self._ready(), ends_link=True))
 
     def _ready(self) -> float:
         return self._timers.time() + self.air.conditions.latency
 
-    def _enqueue(self, sender: "RoomController", packet: _Packet) -> None:
+    def _enqueue(self, sender: Radio, packet: _Packet) -> None:
         end = self.ends[sender]
         if not end.queue:
             end.waiting_since = self._timers.time()
@@ -184,7 +180,7 @@ class Link:
             self._supervision.cancel()
             self._supervision = None
 
-    def silence(self, controller: "RoomController") -> None:
+    def silence(self, controller: Radio) -> None:
         """One end is gone (power cut, crash): the other will find out by itself."""
         self.ends[controller].silent = True
         if all(end.silent for end in self.ends.values()):

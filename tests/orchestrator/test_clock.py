@@ -1,11 +1,11 @@
-"""How the API writes what it says."""
+"""Times in ISO 8601."""
 
 from datetime import datetime
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from beacon_ota.orchestrator.api.answers import iso
+from beacon_ota.orchestrator.clock import iso
 
 
 @given(st.floats(0, 4e9))

@@ -1,0 +1,157 @@
+"""What the parts of a room's radio know of each other: its conditions, and interfaces.
+
+A controller has an advertiser and links, and all of them use the air. So that none of these modules
+has to import those above it, each is typed by what is needed of it.
+"""
+
+import asyncio
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bumble import hci
+
+NEAREST_M = 0.1
+
+
+@dataclass
+class Conditions:
+    """The state of the room's air; change it through :class:`~.room.Room`.
+
+    Args:
+        loss: probability that a packet is lost, 0..1. An advertisement is gone then, data is
+            sent again at the next connection event.
+        latency: seconds added to the way of every data packet.
+        paced: data moves only at connection events of the negotiated interval, ``per_event``
+            packets each, as on a real link. Otherwise as fast as the loop runs.
+        per_event: packets of one direction in one connection event.
+        path_loss: exponent of the log-distance model; 2 is free space, 2..4 is indoors.
+        noise: standard deviation of the RSSI, in dB.
+    """
+
+    loss: float = 0.0
+    latency: float = 0.0
+    paced: bool = False
+    per_event: int = 4
+    path_loss: float = 2.2
+    noise: float = 0.0
+
+
+@dataclass
+class Place:
+    """Where a radio is, in metres, and how it fares there."""
+
+    x: float = 0.0
+    y: float = 0.0
+    z: float = 0.0
+    tx_power: int = 0
+    loss: float = 0.0
+
+    def distance(self, other: "Place") -> float:
+        """Metres to another place, never less than the near field allows."""
+        metres = math.dist((self.x, self.y, self.z), (other.x, other.y, other.z))
+        return max(metres, NEAREST_M)
+
+
+class Timers(Protocol):
+    """The clock of a room's air: an event loop's own, or one that somebody winds by hand."""
+
+    def time(self) -> float: ...
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> asyncio.Handle: ...
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any
+    ) -> asyncio.TimerHandle: ...
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any
+    ) -> asyncio.TimerHandle: ...
+
+
+class Broadcast(Protocol):
+    """What is advertised: an advertiser, seen by the air and by those who hear it."""
+
+    address: hci.Address
+    adv_type: int
+    data: bytes
+    response: bytes
+
+    @property
+    def controller(self) -> "Radio": ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def connectable(self) -> bool: ...
+
+    @property
+    def scannable(self) -> bool: ...
+
+    def stop(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+class Radio(Protocol):
+    """A controller, seen by its advertiser, the air and links.
+
+    A ``link`` is a :class:`~beacon_ota.virtual.radio.link.Link`.
+    """
+
+    place: Place
+    public_address: hci.Address
+
+    @property
+    def air(self) -> "Medium": ...
+
+    @property
+    def advertiser(self) -> Broadcast: ...
+
+    def free_handle(self) -> int: ...
+
+    def hear(self, advertiser: Broadcast, rssi: int) -> None: ...
+
+    def on_link(self, link: Any) -> None: ...
+
+    def on_unlinked(self, handle: int, reason: int) -> None: ...
+
+    def on_parameters(self, handle: int, link: Any) -> None: ...
+
+    def on_sent(self, handle: int, credits: int) -> None: ...
+
+    def on_received(self, handle: int, pdu: bytes) -> None: ...
+
+
+class Medium(Protocol):
+    """The air, seen by advertisers and links."""
+
+    conditions: Conditions
+    timers: Timers
+    random: random.Random
+    links: Any  # those that are open
+
+    @property
+    def heard(self) -> bool: ...
+
+    def advertise(self, advertiser: Broadcast) -> None: ...
+
+    def lost(self, sender: Radio, receiver: Radio) -> bool: ...
+
+    def loss(self, one: Radio, other: Radio) -> float: ...
+
+    def log(
+        self,
+        kind: str,
+        sender: Radio,
+        address: hci.Address,
+        receiver: hci.Address | None = None,
+        *,
+        payload: bytes,
+        access_address: int = ...,
+        crc_init: int = ...,
+        channel: int = ...,
+    ) -> None: ...
