@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 
 from beacon_ota.orchestrator import asgi
 from beacon_ota.orchestrator.asgi import Header, Scope, Send
@@ -24,11 +25,19 @@ async def load(service: Service, release: Release) -> bytes:
         raise Problem(410, "firmware_damaged", "the stored image is damaged") from None
 
 
-async def transmit(service, scope: Scope, send: Send, data: bytes, digest: str, seal) -> None:
+async def transmit(
+    service,
+    scope: Scope,
+    send: Send,
+    data: bytes,
+    digest: str,
+    seal,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> None:
     """Send bytes, or the part of them that was asked for.
 
     The pieces are views of one object in memory: a slow reader costs its connection and nothing
-    else. There is no time limit but on standing still.
+    else. There is no time limit but on standing still; it is broken off when it may not go on.
     """
     etag = f'"{digest}"'
     size = len(data)
@@ -58,6 +67,9 @@ async def transmit(service, scope: Scope, send: Send, data: bytes, digest: str, 
         await send({"type": "http.response.start", "status": status, "headers": headers})
         view = memoryview(data)
         while start < end:
+            if not goes_on():
+                await asgi.hang_up(scope)
+                return
             stop = min(start + LIMITS.chunk, end)
             async with asyncio.timeout(LIMITS.send_stall):
                 await send(

@@ -23,12 +23,13 @@ from beacon_ota.orchestrator.blobs import BlobDamaged
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.database import Database, StorageError, is_shared, sqlite_url
 from beacon_ota.orchestrator.hub import Hub
-from beacon_ota.orchestrator.lease import DAY_S, Lease
+from beacon_ota.orchestrator.lease import Lease
 from beacon_ota.orchestrator.objects import open_blobs
 from beacon_ota.orchestrator.remembered import Remembered
 from beacon_ota.orchestrator.replay import FILE, ReplayGuard
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide, may_go_on
 from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Kind, Reason, Result, Status
+from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.orchestrator.stops import StopBoard
 from beacon_ota.orchestrator.store import (
     Fields,
@@ -56,37 +57,6 @@ FLUSH_S = 3.0  # last-seen times are written this often
 PRUNE_S = 600.0
 PRUNE_ROWS = 10_000  # removed in one transaction
 UNDER_WAY_S = 3600.0  # younger files without a row may be another process's upload
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the operator chose when starting.
-
-    Attributes:
-        poll_s: the ordinary pause between two polls of a beacon.
-        insecure: releases without a signed manifest are accepted.
-        trusted: parsed trusted keys, None when there are none.
-        zone, window: for beacons whose site says nothing.
-        upstream: URL of the primary that this is a mirror of; with its token and certificate.
-        lease_s: for how long a mirror that is cut off hands releases out.
-        images: folder or URL of an object store; None: below ``data``.
-        webhook_local: webhooks may go to this machine itself.
-    """
-
-    data: Path
-    poll_s: float = 60.0
-    insecure: bool = False
-    trusted: Any = None
-    zone: str = "UTC"
-    window: str = "03:00-05:00"
-    database: str | None = field(default=None, repr=False)  # may hold a password
-    images: str | None = None
-    workers: int = 1
-    upstream: str | None = None
-    upstream_token: str = field(default="", repr=False)
-    upstream_ca: Path | None = None
-    lease_s: float = DAY_S
-    webhook_local: bool = False
 
 
 @dataclass(slots=True)

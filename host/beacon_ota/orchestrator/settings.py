@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from beacon_ota.orchestrator.lease import DAY_S
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -15,6 +17,7 @@ class Settings:
         trusted: parsed trusted keys, None when there are none.
         zone, window: for beacons whose site says nothing.
         upstream: URL of the primary that this is a mirror of; with its token and certificate.
+        lease_s: for how long a mirror that is cut off hands releases out.
         images: folder or URL of an object store; None: below ``data``.
         webhook_local: webhooks may go to this machine itself.
     """
@@ -31,4 +34,5 @@ class Settings:
     upstream: str | None = None
     upstream_token: str = field(default="", repr=False)
     upstream_ca: Path | None = None
+    lease_s: float = DAY_S
     webhook_local: bool = False

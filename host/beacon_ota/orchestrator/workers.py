@@ -31,7 +31,9 @@ from beacon_ota.orchestrator.first_token import FirstToken
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.listen import Listen, bind, url_of
 from beacon_ota.orchestrator.replay import FILE, ReplayGuard
-from beacon_ota.orchestrator.service import Service, Settings
+from beacon_ota.orchestrator.server import run
+from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.orchestrator.stops import StopBoard
 from beacon_ota.orchestrator.store import beacons
 from beacon_ota.orchestrator.tallies import SharedTallies

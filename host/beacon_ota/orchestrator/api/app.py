@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from beacon_ota import __version__
-from beacon_ota.orchestrator import dashboard, problems
+from beacon_ota.orchestrator import problems
 from beacon_ota.orchestrator.api import (
     answers,
     audit,

@@ -12,12 +12,13 @@ from starlette.responses import Response
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.access import Access, On, Operator, Viewer
-from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.rollouts import Moving
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.database import StorageError
-from beacon_ota.orchestrator.download import load, transmit
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.serve import load, transmit
 from beacon_ota.orchestrator.service import Service
 from beacon_ota.orchestrator.store import Fields, firmwares
 from beacon_ota.orchestrator.upload import upload as take

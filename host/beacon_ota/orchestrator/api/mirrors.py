@@ -18,8 +18,8 @@ from beacon_ota.orchestrator.api.access import Admin, On, Viewer, actor_of
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.firmwares import Image
 from beacon_ota.orchestrator.api.rollouts import Moving
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.device_types import tell_of_question
-from beacon_ota.orchestrator.download import load
 from beacon_ota.orchestrator.engine import Engine
 from beacon_ota.orchestrator.mirror_state import PROTOCOL
 from beacon_ota.orchestrator.problems import Problem, missing

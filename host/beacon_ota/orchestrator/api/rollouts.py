@@ -14,9 +14,10 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.access import On, Operator, Stopper, Viewer
-from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.coverage import not_covered
 from beacon_ota.orchestrator.api.previews import ClientLeft, Previews
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.engine import Decide, Engine, dump_state, load_state, moved, withdrawn
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.problems import missing

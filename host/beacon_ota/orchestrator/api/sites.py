@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import On, Operator, Viewer
-from beacon_ota.orchestrator.api.answers import answer, iso, page
+from beacon_ota.orchestrator.api.answers import answer, page
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.mirror_watch import judged
 from beacon_ota.orchestrator.problems import missing
 from beacon_ota.orchestrator.rollout.windows import (

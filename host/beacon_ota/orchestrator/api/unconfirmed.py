@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.api.answers import iso
+from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.store import Fields, mirror_watch, mirrors
 
 # What stops a rollout or a release, by the state that it leads to: as the audit log calls it.
