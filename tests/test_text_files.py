@@ -62,14 +62,14 @@ def test_any_bytes_are_text_or_a_named_error_prop(data):
 
 # Files that this program itself, or the system, has written.
 OWN = {
-    "campaign/kit.py",
-    "campaign/recording.py",
+    "campaign/rig/builds.py",
+    "campaign/power/recording.py",
     "campaign/runner.py",
-    "campaign/served.py",
+    "campaign/kills/server_process.py",
     "campaign/soak.py",
     "orchestrator/api/docs.py",
-    "orchestrator/child.py",
-    "orchestrator/replay.py",
+    "orchestrator/server/subprocess.py",
+    "orchestrator/core/replay.py",
     "swarm/scenario.py",
 }
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from beacon_ota import paths
 from beacon_ota.images import app_folder, appfs, synthetic
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.network import AccessPoint, Network
-from beacon_ota.virtual.supervisor import VirtualBeacon
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.net.network import AccessPoint, Network
 from tests import micropython
 from tests.firmware import measure_crypto, measure_heap
 from tests.firmware.interpreter import Interpreter

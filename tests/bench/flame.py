@@ -128,7 +128,7 @@ def main() -> None:
             await sample(tool, subject, chosen.seconds, stacks)
 
         uvloop.run(run())
-        root = grow(stacks.read_text(), "serve (beacon_ota/orchestrator/start.py")
+        root = grow(stacks.read_text(), "serve (beacon_ota/orchestrator/server/start.py")
     chosen.picture.parent.mkdir(parents=True, exist_ok=True)
     title = "a poll with an update due: the event loop's thread (blue: ours)"
     chosen.picture.write_text(draw(root, title))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from beacon_ota.orchestrator.child import usage
+from beacon_ota.orchestrator.server.subprocess import usage
 
 START_S = 60.0
 

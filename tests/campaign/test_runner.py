@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from beacon_ota.campaign import fuzz, report, runner, soak
+from beacon_ota.campaign import report, runner, soak
+from beacon_ota.campaign.fuzz import run as fuzz
 from beacon_ota.campaign.report import Result
 from beacon_ota.campaign.runner import Options, Outcome
 

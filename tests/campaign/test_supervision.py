@@ -2,9 +2,9 @@
 
 import pytest
 
-from beacon_ota.campaign import kit
-from beacon_ota.campaign.bench import bench
-from beacon_ota.virtual.bluetooth import Advertiser
+from beacon_ota.campaign.rig import builds
+from beacon_ota.campaign.rig.bench import bench
+from beacon_ota.virtual.radio.vhci import Advertiser
 
 # A task that is added to the others', and the line it is added at.
 AT = '        start("radio", self.radio.run)\n'
@@ -28,10 +28,10 @@ def run():
 
 
 def release(task: str, name: str) -> bytes:
-    main = kit.source("app", "main.py")
+    main = builds.source("app", "main.py")
     assert main.count(AT) == main.count("def run():\n") == 1
     main = main.replace(AT, f'{AT}        start("{name}", {name})\n').replace("def run():\n", task)
-    return kit.build("1.0.0", {"main.py": main})
+    return builds.build("1.0.0", {"main.py": main})
 
 
 def up(b) -> bool:
@@ -40,15 +40,15 @@ def up(b) -> bool:
 
 
 def said(b, stage: str, code: str) -> list:
-    return [e for e in b.orchestrator.journal(kit.BEACON) if e[2:4] == [stage, code]]
+    return [e for e in b.orchestrator.journal(builds.BEACON) if e[2:4] == [stage, code]]
 
 
 @pytest.mark.timeout(300)
 def test_a_loop_that_hangs_is_noticed(tmp_path):
     """All that feeds the watchdog is that loop: no timer and no interrupt goes on feeding it."""
-    content = kit.flash_image(release(HANGS, "hang"))
+    content = builds.flash_image(release(HANGS, "hang"))
     with bench(content, tmp_path, scale=20) as b:
-        b.orchestrator.register(kit.BEACON, kit.KEY, kit.DEVICE)
+        b.orchestrator.register(builds.BEACON, builds.KEY, builds.DEVICE)
         b.beacon.power_on()
         assert b.wait(lambda: len(b.beacon.boots) > 1 and up(b), 60, "a reset")
         assert [boot.ended for boot in b.beacon.boots][0] == "watchdog"
@@ -56,9 +56,9 @@ def test_a_loop_that_hangs_is_noticed(tmp_path):
 
 @pytest.mark.timeout(300)
 def test_three_deaths_in_a_minute_reset_the_chip(tmp_path):
-    content = kit.flash_image(release(DIES, "die"))
+    content = builds.flash_image(release(DIES, "die"))
     with bench(content, tmp_path, scale=20) as b:
-        b.orchestrator.register(kit.BEACON, kit.KEY, kit.DEVICE)
+        b.orchestrator.register(builds.BEACON, builds.KEY, builds.DEVICE)
         b.beacon.power_on()
         assert b.wait(lambda: len(b.beacon.boots) > 1 and up(b), 60, "a reset")
         assert b.beacon.boots[0].ended == "reset"

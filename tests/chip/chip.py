@@ -13,9 +13,9 @@ from typing import Any
 
 from beacon_ota.images import flash as flashes
 from beacon_ota.images import settings
-from beacon_ota.virtual import bootloader
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.nvs import Nvs
+from beacon_ota.virtual.flash import bootloader
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.flash.nvs import Nvs
 from tests.orchestrator.world import until
 
 # The emulator's access points have names of their own, and no passwords. The machine that it runs

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from beacon_ota.campaign import kit
+from beacon_ota.campaign.rig import builds
 
 LINE = re.compile(r"^probe (\S+)((?: \w+=-?\d+)+)$", re.MULTILINE)
 
@@ -100,7 +100,7 @@ def changes(task: str) -> dict[str, str]:
     found = {"probe.py": _PROBE}
     main = tuple((text, instead.replace("{task}", task)) for text, instead in _MAIN)
     for path, pairs in {**_CHANGES, "main.py": main}.items():
-        source = kit.source("app", *path.split("/"))
+        source = builds.source("app", *path.split("/"))
         for text, instead in pairs:
             assert source.count(text) == 1, (path, text)
             source = source.replace(text, instead)

@@ -4,7 +4,8 @@ import hashlib
 
 import pytest
 
-from beacon_ota.campaign import faults, kit
+from beacon_ota.campaign.faults import run as faults
+from beacon_ota.campaign.rig import builds
 from tests.chip.scene import OLD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -28,7 +29,7 @@ def test_three_trials_and_back(scene, fault):
     code, detail = FAULTS[fault]
     number = 10 * (1 + list(FAULTS).index(fault))
     bad = scene.shelf.release(f"2.{number}.0", faults.changes(fault))
-    boot = kit.source("stage0", "boot.py")
+    boot = builds.source("stage0", "boot.py")
     assert boot.count("WATCHDOG = 60_000") == 1
     stage0 = {"boot.py": boot.replace("60_000", WATCHDOG_MS).encode()}
     beacon = scene.beacon(policy=POLICY, stage0=stage0)

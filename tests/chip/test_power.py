@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from beacon_ota.images import flash, inspect
-from beacon_ota.images.facts import BAD
+from beacon_ota.images import flash
+from beacon_ota.inspect import inspect
+from beacon_ota.inspect.facts import BAD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from beacon_ota.cli import TABLE, plain
+from beacon_ota.cli import TABLE
+from beacon_ota.cli._support import plain_help
 
 COMMAND = Path(sys.executable).with_name("beacon-ota")
 # What takes its time to import, and no help has any use for.
@@ -62,7 +63,7 @@ def test_every_word_of_a_help_text_is_shown(name):
     if not there(name):
         pytest.skip("not built yet")
     module = importlib.import_module(f"beacon_ota.cli.{TABLE[name].module}")
-    command = plain.command(module.app)
+    command = plain_help.command(module.app)
     for words, said in texts(command, name):
         target, path = command, words.split()[1:]
         for part in path:
@@ -164,7 +165,7 @@ def test_what_is_listed_can_be_read_by_scripts_and_what_is_lost_is_asked_about()
     listing, asking = 0, 0
     for name in filter(there, TABLE):
         module = importlib.import_module(f"beacon_ota.cli.{TABLE[name].module}")
-        for words, command in commands(plain.command(module.app), name):
+        for words, command in commands(plain_help.command(module.app), name):
             options = {text for param in command.params for text in param.opts}
             verb = words.split()[-1]
             if verb in ("list", "show", "status", "attempts", "deliveries", "verify", "inspect"):

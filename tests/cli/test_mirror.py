@@ -5,8 +5,9 @@ import stat
 
 import pytest
 
-from beacon_ota.cli import main, output, unconfirmed
+from beacon_ota.cli import main, unconfirmed
 from beacon_ota.client import Client
+from beacon_ota.console import output
 from tests.orchestrator.world import Server, beacons, environment, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}

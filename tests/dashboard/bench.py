@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from beacon_ota.orchestrator.database import connect, sqlite_url
+from beacon_ota.orchestrator.db.database import connect, sqlite_url
 from tests.bench.ours import Ours
 from tests.bench.subject import Watched
 from tests.dashboard.conftest import ARGUMENTS, CHROMIUM, sign_in

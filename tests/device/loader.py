@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from beacon_ota.virtual.flash import Flash
+from beacon_ota.virtual.flash.nor import Flash
 
 SPI = 0x60002000
 SPI_CMD, SPI_USR2, SPI_W0 = SPI, SPI + 0x20, SPI + 0x58

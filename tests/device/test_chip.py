@@ -10,7 +10,7 @@ import pytest
 from beacon_ota.device import chip
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.images import flash
-from beacon_ota.virtual.flash import Faults, Flash
+from beacon_ota.virtual.flash.nor import Faults, Flash
 from tests.device.loader import Chip, plugged
 
 DIRTY = b"\x5a" * (4 << 20)  # what was in the flash before

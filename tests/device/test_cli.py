@@ -5,7 +5,7 @@ import json
 import pytest
 
 from beacon_ota import cli
-from beacon_ota.virtual.flash import Flash
+from beacon_ota.virtual.flash.nor import Flash
 from tests.device.loader import Chip, plugged
 from tests.device.test_board import TEXTS, Board
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from beacon_ota import paths
 from beacon_ota.images import app_folder, appfs, boards, flash, littlefs, release, synthetic
 from beacon_ota.images.appfs import AppInfo
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.network import Network
-from beacon_ota.virtual.supervisor import VirtualBeacon
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.net.network import Network
 from tests.firmware.server import BEACON, KEY, Server
 
 WAIT = 150  # seconds: for machines that do other things as well

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from beacon_ota.virtual.bluetooth import Advertiser
+from beacon_ota.virtual.radio.vhci import Advertiser
 from tests.firmware.beacons import Bench, bench, make
 
 FRAME = bytes(range(20))

@@ -3,7 +3,7 @@
 import hashlib
 import time
 
-from beacon_ota.virtual.bluetooth import Advertiser
+from beacon_ota.virtual.radio.vhci import Advertiser
 from beacon_ota.wire import adverts
 from tests.firmware.beacons import bench, make
 from tests.firmware.server import BEACON

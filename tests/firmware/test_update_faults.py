@@ -10,7 +10,7 @@ import json
 import pytest
 
 from beacon_ota.images import boards
-from beacon_ota.virtual.bluetooth import Advertiser
+from beacon_ota.virtual.radio.vhci import Advertiser
 from tests.firmware.beacons import bench
 from tests.firmware.server import Fault
 

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from beacon_ota.virtual.flash import Cut
+from beacon_ota.virtual.flash.nor import Cut
 from tests.firmware.beacons import bench, make
 
 ENDS = {"success", "failed", "rolled_back"}

@@ -6,11 +6,11 @@ import json
 import pytest
 
 from beacon_ota import paths
-from beacon_ota.campaign.recording import play
+from beacon_ota.campaign.power.recording import play
 from beacon_ota.images import otadata
-from beacon_ota.virtual import bootloader
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.nvs import Nvs
+from beacon_ota.virtual.flash import bootloader
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.flash.nvs import Nvs
 from tests.firmware.beacons import bench, make
 from tests.firmware.server import STRANGERS, Fault
 

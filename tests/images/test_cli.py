@@ -12,9 +12,9 @@ from beacon_ota import cli
 from beacon_ota.images import core as cores
 from beacon_ota.images import flash, release, synthetic
 from beacon_ota.trust import KeySet, PublicKey
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.network import Network
-from beacon_ota.virtual.supervisor import VirtualBeacon
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.net.network import Network
 
 
 @pytest.fixture

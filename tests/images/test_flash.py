@@ -5,8 +5,8 @@ import pytest
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.images import boards, esp, flash, littlefs, nvs, otadata, release, synthetic
 from beacon_ota.images.partitions import PartitionError
-from beacon_ota.virtual import bootloader
-from beacon_ota.virtual.flash import Flash
+from beacon_ota.virtual.flash import bootloader
+from beacon_ota.virtual.flash.nor import Flash
 
 BOARDS = ["esp32c3", "esp32c3-8mb", "esp32c3-1m"]
 

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from beacon_ota.campaign.postgres import Cluster, programs
+from beacon_ota.campaign.rig.postgres import Cluster, programs
 
 
 @cache

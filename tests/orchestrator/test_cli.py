@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from beacon_ota.cli import main, output
+from beacon_ota.cli import main
+from beacon_ota.console import output
 from tests.orchestrator.world import COMMAND, beacons, environment, image, until
 
 

@@ -6,9 +6,9 @@ import secrets
 
 import pytest
 
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.network import Network
-from beacon_ota.virtual.supervisor import VirtualBeacon
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.net.network import Network
 from tests.firmware.beacons import PASSWORD, SSID, image, make
 from tests.orchestrator.world import Server, until
 from tests.system.scene import POLICY, SCALE

@@ -98,7 +98,7 @@ def test_a_disk_without_room_for_the_memory_of_requests_is_named(tmp_path):
         program = (
             "import sys; from pathlib import Path\n"
             "from beacon_ota.errors import UsageError\n"
-            "from beacon_ota.orchestrator.replay import ReplayGuard\n"
+            "from beacon_ota.orchestrator.core.replay import ReplayGuard\n"
             "try: ReplayGuard(Path(sys.argv[1]), 1.9e9, fresh=True)\n"
             "except UsageError as error: print(error.code)\n"
         )

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.orchestrator.multipart import Form
-from beacon_ota.orchestrator.poll import read_query
-from beacon_ota.orchestrator.problems import document, status_of
-from beacon_ota.orchestrator.serve import _part
-from beacon_ota.orchestrator.status import read
+from beacon_ota.orchestrator.beacon_api.poll import read_query
+from beacon_ota.orchestrator.beacon_api.report import read
+from beacon_ota.orchestrator.http.problems import document, status_of
+from beacon_ota.orchestrator.releases.multipart import Form
+from beacon_ota.orchestrator.releases.serve import _part
 from beacon_ota.wire import journal, report
 from tests.orchestrator.world import TestBeacon, beacons, upload
 

@@ -9,11 +9,11 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import event, text
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.database import Database, connect, migrate, newest_revision
-from beacon_ota.orchestrator.engine import dump_state, load_state
+from beacon_ota.orchestrator.core.engine import dump_state, load_state
+from beacon_ota.orchestrator.db.database import Database, connect, migrate, newest_revision
+from beacon_ota.orchestrator.db.schema import metadata
+from beacon_ota.orchestrator.db.tables import audit, changes, events, rollouts
 from beacon_ota.orchestrator.rollout import advance as moves
-from beacon_ota.orchestrator.schema import metadata
-from beacon_ota.orchestrator.store import audit, changes, events, rollouts
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.test_held_back import (  # noqa: F401
     test_a_quarantine_stops_what_its_beacon_has_begun,

@@ -25,12 +25,12 @@ from urllib.parse import urlsplit
 from beacon_ota.client import Client
 from beacon_ota.images import appfs, littlefs, release, synthetic
 from beacon_ota.orchestrator.clock import Clock
-from beacon_ota.orchestrator.database import connect, migrate, sqlite_url
-from beacon_ota.orchestrator.engine import Engine
-from beacon_ota.orchestrator.listen import Listen
-from beacon_ota.orchestrator.mirror_engine import LocalEngine
-from beacon_ota.orchestrator.server import run
-from beacon_ota.orchestrator.service import Service
+from beacon_ota.orchestrator.core.engine import Engine
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.database import connect, migrate, sqlite_url
+from beacon_ota.orchestrator.mirror.engine import LocalEngine
+from beacon_ota.orchestrator.server.listen import Listen
+from beacon_ota.orchestrator.server.run import run
 from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.wire import auth
 

@@ -14,11 +14,11 @@ from beacon_ota.provision.client import Client, State
 from beacon_ota.provision.scan import Sighting
 from beacon_ota.provision.wanted import Network as Wifi
 from beacon_ota.provision.wanted import Secret, Wanted
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.network import Network
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.net.network import Network
 from beacon_ota.virtual.radio.choice import Radio, radio
 from beacon_ota.virtual.radio.room import Room
-from beacon_ota.virtual.supervisor import VirtualBeacon
 from beacon_ota.wire import adverts
 from tests.firmware.beacons import POLICY, image
 from tests.firmware.server import Server

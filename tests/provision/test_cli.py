@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from beacon_ota.cli import main, output
+from beacon_ota.cli import main
+from beacon_ota.console import output
 from beacon_ota.wire import adverts
 from tests.orchestrator.world import COMMAND, Server, environment
 from tests.provision import scene as scenes

@@ -186,7 +186,7 @@ def test_half_a_wish_does_nothing(v1):
 
 def test_a_cut_while_it_forgets(v1):
     """All or nothing, whichever flash operation the power fails at."""
-    from beacon_ota.virtual.flash import Cut
+    from beacon_ota.virtual.flash.nor import Cut
 
     cut_at = 0
     results = set()

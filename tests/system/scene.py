@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota.client import Client
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.network import Network
-from beacon_ota.virtual.supervisor import VirtualBeacon
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.net.network import Network
 from tests.firmware.beacons import PASSWORD, SSID, image
 from tests.orchestrator.world import Server, until
 from tests.system.middle import Middle

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from beacon_ota.errors import InputError
-from beacon_ota.orchestrator import checks
+from beacon_ota.orchestrator.releases import validate
 from beacon_ota.trust import KeySet, dsse, releases
 from beacon_ota.trust.releases import Terms
 from tests.trust.lab import DAY, NOW
@@ -30,7 +30,7 @@ def sealed(image, keys, trusted) -> tuple[bytes, str]:
 
 def upload(data: bytes, envelope: str | None, trusted, *, insecure=False, now=NOW, **claimed):
     fields = {"device_type": "esp32c3", "version": "1.2.3"} | claimed
-    claim = checks.Claim(
+    claim = validate.Claim(
         **fields,
         description="",
         channel="beta",
@@ -39,7 +39,7 @@ def upload(data: bytes, envelope: str | None, trusted, *, insecure=False, now=NO
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    return checks.examine(io.BytesIO(data), claim, trusted, insecure, now)
+    return validate.examine(io.BytesIO(data), claim, trusted, insecure, now)
 
 
 def refused(*args, **named) -> str:

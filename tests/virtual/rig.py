@@ -9,8 +9,8 @@ from littlefs import LittleFS
 from beacon_ota.images import nvs, partitions, synthetic
 from beacon_ota.images.partitions import Table
 from beacon_ota.paths import data
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.supervisor import VirtualBeacon
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
 
 SIZE = 0x400000
 WAIT = 60  # seconds: generous, for machines that do other things as well

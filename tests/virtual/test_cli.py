@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from beacon_ota import cli
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.fleet import Fleet, address, personalise
+from beacon_ota.fleet.fleet import Fleet, address, personalise
+from beacon_ota.virtual.flash.nor import Flash
 from tests.virtual import rig
 
 COMMAND = [sys.executable, "-c", "from beacon_ota.cli import main; main()", "virtual"]

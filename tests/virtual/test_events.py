@@ -7,9 +7,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.network import Network
-from beacon_ota.virtual.supervisor import VirtualBeacon
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.net.network import Network
 from tests.virtual import rig
 
 

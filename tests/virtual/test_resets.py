@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from beacon_ota.virtual import fleet
-from beacon_ota.virtual.flash import Cut, Flash
-from beacon_ota.virtual.supervisor import KEPT, VirtualBeacon
+from beacon_ota.fleet import fleet
+from beacon_ota.virtual.beacon import KEPT, VirtualBeacon
+from beacon_ota.virtual.flash.nor import Cut, Flash
 from tests.virtual import rig
 
 # The first boot does what the test wants, the second prints why it was started.

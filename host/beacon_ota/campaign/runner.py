@@ -22,12 +22,12 @@ from beacon_ota.errors import ReachError
 RESULTS = "results.jsonl"
 TASKS = 100  # cases of one worker process before it is replaced
 MODULES = {
-    "power": "beacon_ota.campaign.power",
-    "mutants": "beacon_ota.campaign.mutants",
-    "faults": "beacon_ota.campaign.faults",
-    "server": "beacon_ota.campaign.server",
+    "power": "beacon_ota.campaign.power.cuts",
+    "mutants": "beacon_ota.campaign.power.mutants",
+    "faults": "beacon_ota.campaign.faults.run",
+    "server": "beacon_ota.campaign.kills.run",
     "soak": "beacon_ota.campaign.soak",
-    "fuzz": "beacon_ota.campaign.fuzz",
+    "fuzz": "beacon_ota.campaign.fuzz.run",
 }
 NAMES = tuple(MODULES)
 

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota import malloc
-from beacon_ota.campaign import kit, oracle
-from beacon_ota.campaign.bench import scratch
-from beacon_ota.campaign.orchestrator import PLAN as ONCE
-from beacon_ota.campaign.orchestrator import Orchestrator, empty
-from beacon_ota.campaign.power import CRASH
+from beacon_ota.campaign.power.cuts import CRASH
+from beacon_ota.campaign.rig import builds, invariants
+from beacon_ota.campaign.rig.bench import scratch
+from beacon_ota.campaign.rig.orchestrator import PLAN as ONCE
+from beacon_ota.campaign.rig.orchestrator import Orchestrator, empty
 from beacon_ota.campaign.runner import Options, Outcome, Plan
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator import schema
-from beacon_ota.virtual.bluetooth import Advertiser
-from beacon_ota.virtual.flash import Flash
-from beacon_ota.virtual.network import Faults, Network
-from beacon_ota.virtual.supervisor import VirtualBeacon
+from beacon_ota.orchestrator.db import schema
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.net.network import Faults, Network
+from beacon_ota.virtual.radio.vhci import Advertiser
 
 BEACONS = 50
 SCALE = 10.0
@@ -102,9 +102,9 @@ class _Fleet:
         self._orchestrator = self._stack.enter_context(Orchestrator(self._folder, SCALE))
         self._orchestrator.open(empty())
         self._network = Network(join_time=0.5)
-        self._network.add(kit.SSID, kit.PASSWORD)
+        self._network.add(builds.SSID, builds.PASSWORD)
         self._network.host("orchestrator.local", "127.0.0.1", self._orchestrator.front.port)
-        first = kit.build("0.1.0")
+        first = builds.build("0.1.0")
         self.beacons = [self._beacon(first, number) for number in range(self._count)]
         for beacon in self.beacons:
             beacon.power_on()
@@ -115,8 +115,8 @@ class _Fleet:
 
     def _beacon(self, first: bytes, number: int) -> VirtualBeacon:
         name = f"soak-{number}"
-        self._orchestrator.register(name, kit.KEY, kit.DEVICE)
-        content = kit.flash_image(first, policy=POLICY, given={"beacon_id": name.encode()})
+        self._orchestrator.register(name, builds.KEY, builds.DEVICE)
+        content = builds.flash_image(first, policy=POLICY, given={"beacon_id": name.encode()})
         flash = Flash(content)
         self._stack.callback(flash.close)
         mac = bytes((0x7C, 0xDF, 0xA1, 0, number >> 8, number & 0xFF))
@@ -134,8 +134,8 @@ class _Fleet:
     def _release(self, *, broken: bool = False) -> str:
         self._number += 1
         version = f"1.{self._number}.0"
-        image = kit.build(version, {"main.py": CRASH} if broken else None)
-        firmware = self._orchestrator.upload(image, version, kit.DEVICE)
+        image = builds.build(version, {"main.py": CRASH} if broken else None)
+        firmware = self._orchestrator.upload(image, version, builds.DEVICE)
         self._orchestrator.roll_out(firmware, PLAN)
         self.counts["broken" if broken else "releases"] += 1
         return firmware
@@ -195,7 +195,11 @@ class _Fleet:
                 if boot.number != judged + 1:
                     self._bad_boots.append(f"{beacon.name}: nobody saw boot {judged + 1}")
                 self._judged[beacon.name] = boot.number
-                if boot.phase in oracle.DEFECTS or boot.ended in ("panic", "crash", "unbootable"):
+                if boot.phase in invariants.DEFECTS or boot.ended in (
+                    "panic",
+                    "crash",
+                    "unbootable",
+                ):
                     self._bad_boots.append(
                         f"{beacon.name}: {boot.slot} ended in {boot.phase}, {boot.ended}"
                     )
@@ -229,7 +233,7 @@ class _Fleet:
             if not self._has(beacon, firmware):
                 yield f"{beacon.name} has not got the last release: {beacon.phase}"
             held = {key: value for (_, key), value in beacon.settings().items()}
-            for key, value in kit.GIVEN.items():
+            for key, value in builds.GIVEN.items():
                 if key != "beacon_id" and held.get(key) != value:
                     yield f"{beacon.name}: setting {key} is lost"
 

@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 from beacon_ota import __version__
-from beacon_ota.cli import plain
+from beacon_ota.cli._support import plain_help
 from beacon_ota.errors import BeaconOtaError, UsageError
 
 
@@ -67,7 +67,7 @@ class Root(typer.core.TyperGroup):
         if self._from_table:
             return typer.core.TyperGroup(name=cmd_name, help=entry.help)
         module = importlib.import_module(f"beacon_ota.cli.{entry.module}")
-        command = plain.command(module.app)
+        command = plain_help.command(module.app)
         command.name = cmd_name
         return command
 
@@ -81,7 +81,7 @@ class Root(typer.core.TyperGroup):
 
     def format_help(self, ctx, formatter) -> None:
         """Print the table itself, so that help imports nothing."""
-        from beacon_ota.cli import output
+        from beacon_ota.console import output
 
         width = max(map(len, TABLE))
         print = output.console.print
@@ -123,14 +123,14 @@ def main(args: list[str] | None = None) -> None:
     try:
         app(args=args, prog_name="beacon-ota")
     except BeaconOtaError as error:
-        from beacon_ota.cli import output
+        from beacon_ota.console import output
 
         output.fail(error)
         sys.exit(error.exit_code)
     except UnicodeEncodeError as error:
         if not any("\ud800" <= sign <= "\udfff" for sign in error.object):
             raise
-        from beacon_ota.cli import output
+        from beacon_ota.console import output
 
         wrong = UsageError(
             "argument_encoding", "an argument is not UTF-8 text", found=error.object[:80]

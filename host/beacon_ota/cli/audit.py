@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output, remote
-from beacon_ota.cli.remote import DataOption, JsonOption, TokenOption, UrlOption
+from beacon_ota.cli._support import remote
+from beacon_ota.cli._support.remote import DataOption, JsonOption, TokenOption, UrlOption
+from beacon_ota.console import output
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show and verify the audit log.")
 
@@ -34,8 +35,8 @@ def listing(
         )
     else:
         from beacon_ota.orchestrator.api.audit import shown
-        from beacon_ota.orchestrator.database import offline
-        from beacon_ota.orchestrator.store import audit
+        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.db.tables import audit
 
         with offline(data) as conn:
             found = audit.entries(
@@ -65,8 +66,8 @@ def verify(
     if data is None:
         found = remote.client(url, token).verify_audit(head)
     else:
-        from beacon_ota.orchestrator.database import offline
-        from beacon_ota.orchestrator.store import audit
+        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.db.tables import audit
 
         with offline(data) as conn:
             found = audit.verify(conn, head)

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from beacon_ota.cli import output, remote
-from beacon_ota.cli.remote import (
+from beacon_ota.cli._support import remote
+from beacon_ota.cli._support.remote import (
     EveryOption,
     JsonOption,
     ReasonOption,
@@ -15,6 +15,7 @@ from beacon_ota.cli.remote import (
     WatchOption,
     YesOption,
 )
+from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show and manage beacons.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from beacon_ota.cli import output
+from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:

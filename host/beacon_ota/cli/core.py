@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output
+from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 app = typer.Typer(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output
+from beacon_ota.console import output
 
 app = typer.Typer(
     add_completion=False, help="Copy the app to a board that runs MicroPython (development)."

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output, remote
-from beacon_ota.cli.remote import JsonOption, TokenOption, UrlOption
+from beacon_ota.cli._support import remote
+from beacon_ota.cli._support.remote import JsonOption, TokenOption, UrlOption
+from beacon_ota.console import output
 
 app = typer.Typer(add_completion=False, help="Follow what happens, live.")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output
+from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 app = typer.Typer(add_completion=False, help="Write a flash image to a chip and verify it.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beacon_ota import text_files
-from beacon_ota.cli import output
+from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,13 +108,13 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Say what a file is, and what is good and bad about it."""
-    from beacon_ota.images import inspect as inspection
+    from beacon_ota.inspect import inspect as inspection
 
     report = inspection.inspect(_read(file), secrets=secrets)
     if json:
         output.dump({"file": str(file), **report.as_dict()})
     else:
-        from beacon_ota.cli import report as page
+        from beacon_ota.cli._support import inspection as page
 
         page.show(str(file), report)
     if check and not report.ok:

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output, remote
-from beacon_ota.cli.remote import JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.cli._support import remote
+from beacon_ota.cli._support.remote import JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.console import output
 from beacon_ota.errors import InputError
 
 _WELL = ("ok", "never_seen")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from beacon_ota.cli import output
+from beacon_ota.cli._support.remote import JsonOption
 from beacon_ota.cli.provision import RadioOption
-from beacon_ota.cli.remote import JsonOption
+from beacon_ota.console import output
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from beacon_ota import text_files
-from beacon_ota.cli import asking, output, remote
-from beacon_ota.cli.remote import JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.cli._support import prompts, remote
+from beacon_ota.cli._support.remote import JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
@@ -193,37 +194,37 @@ def wifi(
 
     chosen = _radio(radio)
     beacon, pin = _labelled(label, beacon, pin)
-    ask = asking.secret(pin, pin_file, pop)
+    ask = prompts.secret(pin, pin_file, pop)
     network = None
     choose = None
     if ssid is not None:
-        network = Network.of(ssid, asking.password(ssid, password_file, open_network))
-    elif asking.terminal():
-        choose = asking.choose
+        network = Network.of(ssid, prompts.password(ssid, password_file, open_network))
+    elif prompts.terminal():
+        choose = prompts.choose
     else:
         raise UsageError("network_missing", "which network? There is nobody to ask: --ssid")
-    second = Network.of(ssid2, asking.line(password2_file)) if ssid2 else None
+    second = Network.of(ssid2, prompts.line(password2_file)) if ssid2 else None
     values = {
         "site": site,
         "channel": channel,
         "window": window,
         "utc_off": None if utc_off is None else str(utc_off),
         "ibeacon": ibeacon,
-        "fleet_key": asking.line(fleet_key_file) or None,
+        "fleet_key": prompts.line(fleet_key_file) or None,
     }
     registry = None if no_register else _orchestrator(url, token, site)
     values["orch_url"] = _address(orch_url, registry)
     creds, bound = _credentials(credentials_file)
     board = wanted_type(device_type)
     wanted = Wanted(network, config(values, second), tuple(tag or ()), creds, bound, board)
-    found = asking.find(chosen, beacon, search, json)
-    with asking.steps(json) as tell:
+    found = prompts.find(chosen, beacon, search, json)
+    with prompts.steps(json) as tell:
         outcome = _run(
             flow.provision(
                 found, chosen, ask, wanted, registry, choose=choose, tell=tell, online_s=wait
             )
         )
-    asking.report(outcome, json)
+    prompts.report(outcome, json)
 
 
 @app.command()
@@ -243,10 +244,10 @@ def status(
     """
     chosen = _radio(radio)
     beacon, pin = _labelled(label, beacon, pin)
-    found = asking.find(chosen, beacon, search, json, opened=False)
+    found = prompts.find(chosen, beacon, search, json, opened=False)
     facts = found.as_dict()
     if pin or pin_file or pop:
-        facts |= _run(_ask_status(found, chosen, asking.secret(pin, pin_file, pop)))
+        facts |= _run(_ask_status(found, chosen, prompts.secret(pin, pin_file, pop)))
     if json:
         output.dump(facts)
     else:
@@ -268,9 +269,9 @@ def reset(
     """Have a beacon forget network, keys and settings, as holding its button does."""
     chosen = _radio(radio)
     beacon, pin = _labelled(label, beacon, pin)
-    found = asking.find(chosen, beacon, search, json)
+    found = prompts.find(chosen, beacon, search, json)
     remote.confirm(f"{found.name} will forget its network, keys and settings.", yes)
-    _run(_forget(found, chosen, asking.secret(pin, pin_file, pop)))
+    _run(_forget(found, chosen, prompts.secret(pin, pin_file, pop)))
     if json:
         output.dump({"name": found.name, "address": found.address, "reset": True})
     else:
@@ -311,20 +312,20 @@ def batch(
     registry = None if no_register else _orchestrator(url, token, site)
     common = {
         "ssid": ssid,
-        "password": asking.line(password_file),
+        "password": prompts.line(password_file),
         "ssid2": ssid2,
-        "password2": asking.line(password2_file),
+        "password2": prompts.line(password2_file),
         "site": site,
         "type": device_type,
         "channel": channel,
         "window": window,
         "utc_off": None if utc_off is None else str(utc_off),
-        "fleet_key": asking.line(fleet_key_file) or None,
+        "fleet_key": prompts.line(fleet_key_file) or None,
         "orch_url": _address(orch_url, registry),
     }
     creds, bound = _credentials(credentials_file)
     rows = batches.parse(text_files.read(file, batches.MAX_BYTES), common, creds, bound)
-    with asking.counting(len(rows), json) as (begun, done):
+    with prompts.counting(len(rows), json) as (begun, done):
         results = _run(
             batches.run(
                 rows,

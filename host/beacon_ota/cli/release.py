@@ -5,8 +5,16 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output, remote, republish, signing, unconfirmed
-from beacon_ota.cli.remote import JsonOption, ReasonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.cli import republish, signing, unconfirmed
+from beacon_ota.cli._support import remote
+from beacon_ota.cli._support.remote import (
+    JsonOption,
+    ReasonOption,
+    TokenOption,
+    UrlOption,
+    YesOption,
+)
+from beacon_ota.console import output
 
 app = typer.Typer(
     add_completion=False,

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from beacon_ota import text_files
-from beacon_ota.cli import output, remote, signing
+from beacon_ota.cli import signing
+from beacon_ota.cli._support import remote
+from beacon_ota.cli._support.remote import TokenOption, UrlOption
 from beacon_ota.cli.keys import JsonOption, KeyringOption, PasswordOption, open_ring
-from beacon_ota.cli.remote import TokenOption, UrlOption
+from beacon_ota.console import output
 from beacon_ota.errors import InputError, UsageError
 
 if TYPE_CHECKING:

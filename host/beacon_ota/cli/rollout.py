@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from beacon_ota.cli import output, remote, unconfirmed
-from beacon_ota.cli.remote import (
+from beacon_ota.cli import unconfirmed
+from beacon_ota.cli._support import remote
+from beacon_ota.cli._support.remote import (
     EveryOption,
     JsonOption,
     ReasonOption,
@@ -16,6 +17,7 @@ from beacon_ota.cli.remote import (
     WatchOption,
     YesOption,
 )
+from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 UNSTORED = 5  # exit code: it is stopped, and the database has not taken that yet

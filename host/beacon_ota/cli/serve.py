@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output
+from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 app = typer.Typer(add_completion=False, help="Run the orchestrator or a mirror.")
@@ -86,11 +86,11 @@ def serve(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log refusals, too.")] = False,
 ) -> None:
     """Run the orchestrator until interrupted."""
-    from beacon_ota.orchestrator.listen import Listen
-    from beacon_ota.orchestrator.log_format import Format
     from beacon_ota.orchestrator.rollout.windows import parse_window
+    from beacon_ota.orchestrator.server.listen import Listen
+    from beacon_ota.orchestrator.server.log_format import Format
+    from beacon_ota.orchestrator.server.start import serve as run
     from beacon_ota.orchestrator.settings import Settings
-    from beacon_ota.orchestrator.start import serve as run
 
     _open_standard_files()
     log = logging.StreamHandler(sys.stderr)

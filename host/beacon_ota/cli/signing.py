@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beacon_ota import text_files
-from beacon_ota.cli import output
 from beacon_ota.cli.keys import JsonOption, KeyringOption, PasswordOption, open_ring, password
+from beacon_ota.console import output
 from beacon_ota.errors import InputError, UsageError
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from beacon_ota.cli import output, remote
-from beacon_ota.cli.remote import JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.cli._support import remote
+from beacon_ota.cli._support.remote import JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.console import output
 
 app = typer.Typer(
     add_completion=False,

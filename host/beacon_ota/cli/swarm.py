@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from beacon_ota.cli import output
-from beacon_ota.cli.remote import JsonOption, TokenOption, UrlOption, client
+from beacon_ota.cli._support.remote import JsonOption, TokenOption, UrlOption, client
+from beacon_ota.console import output
 from beacon_ota.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _rows(found: dict[str, Any]) -> list[dict[str, object]]:
 
 
 def _tell(summary: dict[str, Any]) -> None:
-    from beacon_ota.cli.remote import show
+    from beacon_ota.cli._support.remote import show
     from beacon_ota.swarm.check import SHOWN
 
     pairs: dict[str, Any] = {row["what"]: row["now"] for row in _rows(summary)}  # type: ignore

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli import output, remote
-from beacon_ota.cli.remote import DataOption, JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.cli._support import remote
+from beacon_ota.cli._support.remote import DataOption, JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.console import output
 from beacon_ota.errors import InputError
 
 app = typer.Typer(
@@ -57,8 +58,8 @@ def listing(
         rows = remote.client(url, token).tokens()
     else:
         from beacon_ota.orchestrator.api.tokens import shown
-        from beacon_ota.orchestrator.database import offline
-        from beacon_ota.orchestrator.store import tokens
+        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.db.tables import tokens
 
         with offline(data) as conn:
             rows = [shown(row) for row in tokens.every(conn)]
@@ -85,8 +86,8 @@ def revoke(
 
 def _new_offline(data: Path, name: str, role: str, days: float | None) -> dict:
     from beacon_ota.orchestrator.api.tokens import shown
-    from beacon_ota.orchestrator.database import offline
-    from beacon_ota.orchestrator.store import audit, tokens
+    from beacon_ota.orchestrator.db.database import offline
+    from beacon_ota.orchestrator.db.tables import audit, tokens
 
     now = time.time()
     with offline(data) as conn:
@@ -96,8 +97,8 @@ def _new_offline(data: Path, name: str, role: str, days: float | None) -> dict:
 
 
 def _revoke_offline(data: Path, token_id: str) -> None:
-    from beacon_ota.orchestrator.database import offline
-    from beacon_ota.orchestrator.store import audit, tokens
+    from beacon_ota.orchestrator.db.database import offline
+    from beacon_ota.orchestrator.db.tables import audit, tokens
 
     now = time.time()
     with offline(data) as conn:

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.console import Group
 
-from beacon_ota.cli import output, remote
+from beacon_ota.cli._support import remote
+from beacon_ota.console import output
 
 WAIT_S = 10.0  # for mirrors to say that they act on a stop
 _LOOK_S = 0.5

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from beacon_ota.cli import output
+from beacon_ota.console import output
 from beacon_ota.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from beacon_ota.virtual.network import Network
+    from beacon_ota.virtual.net.network import Network
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Run virtual beacons from flash images."
@@ -69,9 +69,9 @@ def run(
 
     Exit code 1: the firmware ended in the REPL, nothing was bootable, or ``--until`` was not seen.
     """
-    from beacon_ota.virtual import fleet
-    from beacon_ota.virtual.flash import Flash
-    from beacon_ota.virtual.supervisor import VirtualBeacon
+    from beacon_ota.fleet import fleet
+    from beacon_ota.virtual.beacon import VirtualBeacon
+    from beacon_ota.virtual.flash.nor import Flash
 
     chip = Flash.open(flash)
     address = _mac(mac) if mac else fleet.address(str(flash.resolve()))
@@ -154,7 +154,7 @@ def fleet(
     json: JsonOption = False,
 ) -> None:
     """Run many beacons, each with a copy of an image, an id, a key and an address of its own."""
-    from beacon_ota.virtual.fleet import Fleet
+    from beacon_ota.fleet.fleet import Fleet
 
     network, deadline = _network(wifi, host, outside), _deadline(seconds)
     with (
@@ -216,7 +216,7 @@ def _tell(beacon, shown: int) -> int:
 
 
 def _network(wifi: list[str] | None, host: list[str] | None, outside: bool) -> "Network":
-    from beacon_ota.virtual.network import Network
+    from beacon_ota.virtual.net.network import Network
 
     network = Network(outside=outside)
     for text in wifi or ():

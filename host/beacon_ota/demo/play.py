@@ -16,16 +16,16 @@ from beacon_ota.demo.air import Listener
 from beacon_ota.demo.stage import Stage
 from beacon_ota.demo.workshop import BOARD, Made, Workshop
 from beacon_ota.errors import ReachError
-from beacon_ota.orchestrator.child import Child
+from beacon_ota.fleet.fleet import Fleet, Member
+from beacon_ota.orchestrator.server.subprocess import Child
 from beacon_ota.provision import batch
 from beacon_ota.provision.registry import Orchestrator
 from beacon_ota.provision.wanted import Network as Wifi
 from beacon_ota.provision.wanted import Secret, Wanted
-from beacon_ota.virtual.fleet import Fleet, Member
-from beacon_ota.virtual.network import Network
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.net.network import Network
 from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.room import Room
-from beacon_ota.virtual.supervisor import VirtualBeacon
 
 CAMPUS = "campus"
 BUILDINGS = ("north", "south", "west")
@@ -128,7 +128,7 @@ class Play:
     # ---- before the curtain ----
 
     def _prepare(self) -> dict[str, Made]:
-        from beacon_ota.cli import output
+        from beacon_ota.console import output
 
         with output.console.status("building and signing releases …"):
             shop = Workshop(self._folder)

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from beacon_ota.cli import output
+from beacon_ota.console import output
 from beacon_ota.provision.scan import Sighting
 
 LINES = 7

@@ -14,7 +14,7 @@ from typing import Any
 
 from beacon_ota.client import Client
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.child import usage
+from beacon_ota.orchestrator.server.subprocess import usage
 from beacon_ota.swarm import check, release
 from beacon_ota.swarm.beacon import Beacon
 from beacon_ota.swarm.clock import Time

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from beacon_ota.orchestrator.child import Child
+from beacon_ota.orchestrator.server.subprocess import Child
 from beacon_ota.swarm.scenario import WINDOW, Scenario
 
 

@@ -7,10 +7,10 @@ its own time; :class:`~beacon_ota.virtual.clock.Clock` makes real time of them.
 import asyncio
 from collections.abc import Callable
 
-from beacon_ota.virtual.bootloader import Booted
-from beacon_ota.virtual.channel import Gone, Line, Operation, Value
 from beacon_ota.virtual.clock import Clock
-from beacon_ota.virtual.session import Ran
+from beacon_ota.virtual.flash.bootloader import Booted
+from beacon_ota.virtual.process.channel import Gone, Line, Operation, Value
+from beacon_ota.virtual.process.session import Ran
 
 POWER_ON, HARD, WATCHDOG, DEEP_SLEEP, SOFT = 1, 2, 3, 4, 5  # machine.reset_cause()
 RTC_MEMORY = 2048  # bytes that survive every reset but a power cut

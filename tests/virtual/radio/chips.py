@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from beacon_ota.images import boards, littlefs, otadata, synthetic
-from beacon_ota.virtual.flash import Flash
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.radio.room import RemoteRoom, Room
-from beacon_ota.virtual.supervisor import VirtualBeacon
 
 TABLE = 0x8000
 SECTOR = 4096

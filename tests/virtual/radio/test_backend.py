@@ -10,11 +10,11 @@ from bleak import BleakClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beacon_ota.virtual.bluetooth import Port
 from beacon_ota.virtual.radio.backend import RoomBackend
 from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.peripheral import Advertising
 from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.vhci import Port
 
 MAC = bytes.fromhex("d4f98d0000aa")
 SERVICE = (b"\xff\xff", ((b"\x01\xff", 0x08), (b"\x02\xff", 0x12, ((b"\x01\x29", 0x02),))))

@@ -11,9 +11,9 @@ import pytest
 from bleak import BleakClient
 from bleak.exc import BleakError, BleakGATTProtocolError
 
+from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.room import RemoteRoom, Room, at
-from beacon_ota.virtual.supervisor import VirtualBeacon
 from tests.virtual.radio.beacons import (
     FF01,
     FF02,

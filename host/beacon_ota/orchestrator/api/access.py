@@ -7,16 +7,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator import asgi
 from beacon_ota.orchestrator.api import session
-from beacon_ota.orchestrator.connections import ADMINISTRATOR, network_of
-from beacon_ota.orchestrator.database import StorageError
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.tables import sessions, tokens
+from beacon_ota.orchestrator.db.tables.tokens import MIRROR, ROLES, Actor
+from beacon_ota.orchestrator.http import asgi
+from beacon_ota.orchestrator.http.connections import ADMINISTRATOR, network_of
+from beacon_ota.orchestrator.http.problems import Problem
+from beacon_ota.orchestrator.http.throttle import Throttle
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import Problem
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import sessions, tokens
-from beacon_ota.orchestrator.store.tokens import MIRROR, ROLES, Actor
-from beacon_ota.orchestrator.throttle import Throttle
 
 _WRONG = {"www-authenticate": "Bearer"}
 

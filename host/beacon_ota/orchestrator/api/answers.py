@@ -8,9 +8,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.orchestrator import problems
-from beacon_ota.orchestrator.problems import Problem
-from beacon_ota.orchestrator.store import Fields
+from beacon_ota.orchestrator.db.tables import Fields
+from beacon_ota.orchestrator.http import problems
+from beacon_ota.orchestrator.http.problems import Problem
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 

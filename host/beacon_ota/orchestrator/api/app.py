@@ -4,7 +4,6 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from beacon_ota import __version__
-from beacon_ota.orchestrator import problems
 from beacon_ota.orchestrator.api import (
     answers,
     audit,
@@ -21,13 +20,14 @@ from beacon_ota.orchestrator.api import (
 )
 from beacon_ota.orchestrator.api.answers import answer
 from beacon_ota.orchestrator.api.previews import Previews
-from beacon_ota.orchestrator.database import StorageError
-from beacon_ota.orchestrator.engine import Engine
+from beacon_ota.orchestrator.core.engine import Engine
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.tables import Fields
+from beacon_ota.orchestrator.http import problems
+from beacon_ota.orchestrator.http.throttle import Throttle
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields
-from beacon_ota.orchestrator.throttle import Throttle
-from beacon_ota.orchestrator.webhooks import Webhooks
+from beacon_ota.orchestrator.webhooks.dispatcher import Webhooks
 
 
 def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:

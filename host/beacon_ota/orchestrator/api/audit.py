@@ -11,8 +11,8 @@ from beacon_ota.orchestrator.api.access import Admin, On
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.numbers import RowId
 from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.db.tables import Fields, audit
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.store import Fields, audit
 
 router = APIRouter(prefix="/api/audit", tags=["audit"])
 

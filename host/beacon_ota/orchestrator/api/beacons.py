@@ -19,13 +19,13 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin, On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.database import StorageError
+from beacon_ota.orchestrator.core.health import standing
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.schema import beacons as table
+from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons, device_types, keys, sites
+from beacon_ota.orchestrator.http.problems import Problem, missing
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import Problem, missing
-from beacon_ota.orchestrator.schema import beacons as table
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.standing import standing
-from beacon_ota.orchestrator.store import Fields, attempts, beacons, device_types, keys, sites
 from beacon_ota.wire import auth
 
 log = logging.getLogger("beacon_ota.orchestrator")

@@ -1,9 +1,9 @@
 """What a rollout does not cover, as the API shows it: other boards, and what there is for them."""
 
+from beacon_ota.orchestrator.core.view import View
+from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.rollout.coverage import count_uncovered
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.store import Fields
-from beacon_ota.orchestrator.view import View
 
 
 def not_covered(view: View, rollout: Rollout) -> Fields:

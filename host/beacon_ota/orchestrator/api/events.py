@@ -13,10 +13,10 @@ from beacon_ota.orchestrator.api.access import On, Viewer, is_still
 from beacon_ota.orchestrator.api.answers import page
 from beacon_ota.orchestrator.api.numbers import RowId
 from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.tables import Fields, events
+from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, events
-from beacon_ota.orchestrator.store.tokens import Actor
 
 router = APIRouter(prefix="/api/events", tags=["events"])
 

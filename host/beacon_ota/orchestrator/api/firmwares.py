@@ -15,13 +15,13 @@ from beacon_ota.orchestrator.api.access import Access, On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.rollouts import Moving
 from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.database import StorageError
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.tables import Fields, firmwares
+from beacon_ota.orchestrator.http.problems import missing
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import missing
-from beacon_ota.orchestrator.serve import load, transmit
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, firmwares
-from beacon_ota.orchestrator.upload import upload as take
+from beacon_ota.orchestrator.releases.serve import load, transmit
+from beacon_ota.orchestrator.releases.upload import upload as take
 from beacon_ota.wire import versions
 
 router = APIRouter(prefix="/api/firmwares", tags=["releases"])

@@ -16,12 +16,12 @@ from starlette.responses import Response
 
 from beacon_ota.orchestrator.api.access import On, Viewer
 from beacon_ota.orchestrator.api.rollouts import Moving
-from beacon_ota.orchestrator.aside import Aside
-from beacon_ota.orchestrator.engine import Engine
-from beacon_ota.orchestrator.mirror_watch import judged
-from beacon_ota.orchestrator.service import Counts, Service
-from beacon_ota.orchestrator.standing import standing
-from beacon_ota.orchestrator.store import Fields, mirror_watch, mirrors, statistics
+from beacon_ota.orchestrator.core.engine import Engine
+from beacon_ota.orchestrator.core.health import standing
+from beacon_ota.orchestrator.core.service import Counts, Service
+from beacon_ota.orchestrator.db.tables import Fields, mirror_watch, mirrors, statistics
+from beacon_ota.orchestrator.http.aside import Aside
+from beacon_ota.orchestrator.mirror.watch import judged
 from beacon_ota.wire.report import CODES
 
 router = APIRouter(tags=["metrics"])

@@ -13,20 +13,17 @@ from starlette.responses import Response
 
 from beacon_ota import __version__
 from beacon_ota.errors import InputError, UsageError
-from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api.access import Admin, On, Viewer, actor_of
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.firmwares import Image
 from beacon_ota.orchestrator.api.rollouts import Moving
+from beacon_ota.orchestrator.beacon_api.device_types import tell_of_question
 from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.device_types import tell_of_question
-from beacon_ota.orchestrator.engine import Engine
-from beacon_ota.orchestrator.mirror_state import PROTOCOL
-from beacon_ota.orchestrator.problems import Problem, missing
-from beacon_ota.orchestrator.rollout import advance as moves
-from beacon_ota.orchestrator.serve import load
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import (
+from beacon_ota.orchestrator.core.engine import Engine
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.core.view import attempt_of
+from beacon_ota.orchestrator.db import tables
+from beacon_ota.orchestrator.db.tables import (
     Fields,
     books,
     mirror_rows,
@@ -35,7 +32,10 @@ from beacon_ota.orchestrator.store import (
     sites,
     tokens,
 )
-from beacon_ota.orchestrator.view import attempt_of
+from beacon_ota.orchestrator.http.problems import Problem, missing
+from beacon_ota.orchestrator.mirror.state import PROTOCOL
+from beacon_ota.orchestrator.releases.serve import load
+from beacon_ota.orchestrator.rollout import advance as moves
 
 log = logging.getLogger("beacon_ota.orchestrator")
 router = APIRouter(tags=["mirrors"])
@@ -146,7 +146,7 @@ async def create(new: NewMirror, service: On, actor: Admin) -> Response:
             raise UsageError("mirror_taken", "there is a mirror of this name", found=new.name)
         made, token = tokens.create(conn, f"mirror {new.name}", tokens.MIRROR, now)
         row = {
-            "id": store.new_id(),
+            "id": tables.new_id(),
             "name": new.name,
             "site": new.site,
             "token_id": made["id"],

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import Problem
 
 T = TypeVar("T")
 _LOOK_S = 0.1  # between two looks at whether the client is still there

@@ -11,16 +11,27 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.access import On, Operator, Stopper, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.coverage import not_covered
 from beacon_ota.orchestrator.api.previews import ClientLeft, Previews
 from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.engine import Decide, Engine, dump_state, load_state, moved, withdrawn
+from beacon_ota.orchestrator.core.engine import (
+    Decide,
+    Engine,
+    dump_state,
+    load_state,
+    moved,
+    withdrawn,
+)
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.core.view import Entry
+from beacon_ota.orchestrator.db import tables
+from beacon_ota.orchestrator.db.tables import Fields, attempts, rollouts
+from beacon_ota.orchestrator.db.tables.tokens import Actor
+from beacon_ota.orchestrator.http.problems import missing
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import missing
 from beacon_ota.orchestrator.rollout import advance as moves
 from beacon_ota.orchestrator.rollout.draw import draw_id
 from beacon_ota.orchestrator.rollout.gates import judge
@@ -38,10 +49,6 @@ from beacon_ota.orchestrator.rollout.types import (
     Timeline,
     Transition,
 )
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, attempts, rollouts
-from beacon_ota.orchestrator.store.tokens import Actor
-from beacon_ota.orchestrator.view import Entry
 
 router = APIRouter(prefix="/api/rollouts", tags=["rollouts"])
 
@@ -281,7 +288,7 @@ def read_order(service: Service, order: Order) -> tuple[Plan, float]:
         data.setdefault("required", True)
     plan = parse(
         data,
-        rollout_id=order.seed or store.new_id(),
+        rollout_id=order.seed or tables.new_id(),
         release=Release(row["id"], row["version"], row["device_type"], row["checksum"]),
         sites=service.view.places.paths,
     )

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from beacon_ota.orchestrator.problems import Problem
-from beacon_ota.orchestrator.store.sessions import LIFE_S
+from beacon_ota.orchestrator.db.tables.sessions import LIFE_S
+from beacon_ota.orchestrator.http.problems import Problem
 
 CSRF_HEADER = "x-csrf-token"
 SAFE = frozenset(("GET", "HEAD"))

@@ -12,16 +12,16 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.mirror_watch import judged
-from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.tables import Fields, sites
+from beacon_ota.orchestrator.http.problems import missing
+from beacon_ota.orchestrator.mirror.watch import judged
 from beacon_ota.orchestrator.rollout.windows import (
     check_path,
     known_zone,
     next_window,
     parse_window,
 )
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, sites
 
 router = APIRouter(prefix="/api/sites", tags=["sites"])
 

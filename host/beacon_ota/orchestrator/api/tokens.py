@@ -11,8 +11,8 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin, On, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.problems import missing
-from beacon_ota.orchestrator.store import Fields, tokens
+from beacon_ota.orchestrator.db.tables import Fields, tokens
+from beacon_ota.orchestrator.http.problems import missing
 
 router = APIRouter(prefix="/api/tokens", tags=["tokens"])
 

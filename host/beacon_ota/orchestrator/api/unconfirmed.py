@@ -3,7 +3,7 @@
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.store import Fields, mirror_watch, mirrors
+from beacon_ota.orchestrator.db.tables import Fields, mirror_watch, mirrors
 
 # What stops a rollout or a release, by the state that it leads to: as the audit log calls it.
 _ROLLOUT = {

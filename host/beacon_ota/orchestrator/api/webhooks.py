@@ -9,17 +9,17 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator import store
 from beacon_ota.orchestrator.api.access import Admin, On
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db import tables
+from beacon_ota.orchestrator.db.tables import Fields, events, webhooks
+from beacon_ota.orchestrator.db.tables.tokens import Actor
+from beacon_ota.orchestrator.http.problems import missing
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import missing
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, events, webhooks
-from beacon_ota.orchestrator.store.tokens import Actor
-from beacon_ota.orchestrator.webhooks import ALERTS, Webhooks
-from beacon_ota.orchestrator.webhooks_send import Target, new_secret, target
+from beacon_ota.orchestrator.webhooks.dispatcher import ALERTS, Webhooks
+from beacon_ota.orchestrator.webhooks.sender import Target, new_secret, target
 
 router = APIRouter(prefix="/api/webhooks", tags=["webhooks"])
 
@@ -94,7 +94,7 @@ async def create(new: NewWebhook, service: On, telling: Telling, actor: Admin) -
     """Make a webhook for what happens from now on. Its secret is shown this once."""
     where = target(new.url, local=service.settings.webhook_local)
     row: Fields = {
-        "id": store.new_id(),
+        "id": tables.new_id(),
         "name": new.name,
         "url": new.url,
         "secret": new_secret(),

@@ -4,17 +4,17 @@ import json
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.asgi import decimal
+from beacon_ota.orchestrator.core.health import STANDINGS, standing
 from beacon_ota.orchestrator.dashboard.fleet import FLAGS, LOOKS, fleet
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import versions_of
 from beacon_ota.orchestrator.dashboard.selection import PAGE, SORTS, Selection, arrange
-from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons, sites
+from beacon_ota.orchestrator.http.asgi import decimal
+from beacon_ota.orchestrator.http.problems import missing
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.types import Reason
 from beacon_ota.orchestrator.rollout.windows import format_window
-from beacon_ota.orchestrator.standing import STANDINGS, standing
-from beacon_ota.orchestrator.store import Fields, attempts, beacons, sites
 
 _HISTORY = 50
 

@@ -7,8 +7,8 @@ from beacon_ota.orchestrator.dashboard.fleet import fleet
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import versions_of
 from beacon_ota.orchestrator.dashboard.selection import since
-from beacon_ota.orchestrator.store import firmwares, outcomes
-from beacon_ota.orchestrator.store.outcomes import FAILURES, Which
+from beacon_ota.orchestrator.db.tables import firmwares, outcomes
+from beacon_ota.orchestrator.db.tables.outcomes import FAILURES, Which
 from beacon_ota.wire.report import CODES
 
 SPANS = {"24": "24 hours", "168": "7 days", "720": "30 days", "": "all time"}

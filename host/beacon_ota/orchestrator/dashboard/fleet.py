@@ -11,12 +11,12 @@ from markupsafe import Markup, escape
 from sqlalchemy import Connection, select
 
 from beacon_ota.orchestrator.api.firmwares import roles
+from beacon_ota.orchestrator.core.health import STANDINGS, failure, standing
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.schema import beacons
+from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.rollout.rules import order
 from beacon_ota.orchestrator.rollout.types import Attempt
-from beacon_ota.orchestrator.schema import beacons
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.standing import STANDINGS, failure, standing
-from beacon_ota.orchestrator.store import Fields
 
 FLAGS = ("insecure", "clock_unset")
 REMOVED = "removed"  # counted in what happened, registered no more

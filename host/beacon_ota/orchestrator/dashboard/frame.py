@@ -17,16 +17,16 @@ from starlette.responses import RedirectResponse, Response
 
 from beacon_ota import __version__
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.orchestrator import problems
 from beacon_ota.orchestrator.api import session
 from beacon_ota.orchestrator.api.access import actor_of, service_of
-from beacon_ota.orchestrator.aside import Aside
+from beacon_ota.orchestrator.core.engine import Engine
+from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.dashboard import words
-from beacon_ota.orchestrator.engine import Engine
-from beacon_ota.orchestrator.problems import Problem
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, events
-from beacon_ota.orchestrator.store.tokens import ROLES, Actor
+from beacon_ota.orchestrator.db.tables import Fields, events
+from beacon_ota.orchestrator.db.tables.tokens import ROLES, Actor
+from beacon_ota.orchestrator.http import problems
+from beacon_ota.orchestrator.http.aside import Aside
+from beacon_ota.orchestrator.http.problems import Problem
 
 T = TypeVar("T")
 HERE = Path(__file__).parent

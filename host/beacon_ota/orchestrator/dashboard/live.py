@@ -14,14 +14,14 @@ from starlette.responses import Response, StreamingResponse
 
 from beacon_ota.orchestrator.api.access import actor_of, is_still, service_of
 from beacon_ota.orchestrator.api.numbers import ROW_ID_MAX
-from beacon_ota.orchestrator.asgi import decimal
+from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.dashboard.frame import HEADERS
 from beacon_ota.orchestrator.dashboard.logs import known_versions
+from beacon_ota.orchestrator.db.tables import Fields, events
+from beacon_ota.orchestrator.db.tables.tokens import Actor
+from beacon_ota.orchestrator.http.asgi import decimal
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, events
-from beacon_ota.orchestrator.store.tokens import Actor
 
 _GATHER_S = 0.25
 _PULSE_S = 20.0  # of the wall clock; pages show what grows old without an event, too

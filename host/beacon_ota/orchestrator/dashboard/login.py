@@ -10,8 +10,8 @@ from starlette.responses import RedirectResponse, Response
 from beacon_ota.orchestrator.api import session
 from beacon_ota.orchestrator.api.access import holder, service_of
 from beacon_ota.orchestrator.dashboard.frame import HEADERS, Page, refusal, sent
-from beacon_ota.orchestrator.problems import Problem
-from beacon_ota.orchestrator.store import audit, sessions
+from beacon_ota.orchestrator.db.tables import audit, sessions
+from beacon_ota.orchestrator.http.problems import Problem
 
 
 async def login(request: Request) -> Response:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
-from beacon_ota.orchestrator.problems import Problem
-from beacon_ota.orchestrator.service import Service
-from beacon_ota.orchestrator.store import Fields, audit, events, webhooks
-from beacon_ota.orchestrator.store.audit import AuditError
+from beacon_ota.orchestrator.db.tables import Fields, audit, events, webhooks
+from beacon_ota.orchestrator.db.tables.audit import AuditError
+from beacon_ota.orchestrator.http.problems import Problem
 
 _PAGE = 100
 _GROUPS = ("rollout", "attempt", "beacon", "firmware", "site", "token", "webhook", "mirror")

@@ -16,9 +16,9 @@ from beacon_ota.orchestrator.dashboard.fleet import (
 )
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import folded, said, versions_of
+from beacon_ota.orchestrator.db.tables import events, firmwares, outcomes, sites, webhooks
+from beacon_ota.orchestrator.db.tables.outcomes import Which
 from beacon_ota.orchestrator.rollout.windows import next_window
-from beacon_ota.orchestrator.store import events, firmwares, outcomes, sites, webhooks
-from beacon_ota.orchestrator.store.outcomes import Which
 
 _NEWS = 60  # looked at; what says the same in a row is one line
 _LINES = 12

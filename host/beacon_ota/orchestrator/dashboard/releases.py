@@ -6,13 +6,13 @@ from functools import lru_cache
 
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator.api.firmwares import roles
-from beacon_ota.orchestrator.blobs import Blobs
+from beacon_ota.orchestrator.blobs.local import Blobs
 from beacon_ota.orchestrator.dashboard.fleet import LOOKS, fleet
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.db.tables import Fields, firmwares, outcomes, rollouts
+from beacon_ota.orchestrator.db.tables.outcomes import Which
+from beacon_ota.orchestrator.http.problems import missing
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.problems import missing
-from beacon_ota.orchestrator.store import Fields, firmwares, outcomes, rollouts
-from beacon_ota.orchestrator.store.outcomes import Which
 
 _SOON_S = 14 * 86400.0
 

@@ -8,19 +8,19 @@ from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.coverage import not_covered
+from beacon_ota.orchestrator.core.engine import load_state
+from beacon_ota.orchestrator.core.view import Entry
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import versions_of
-from beacon_ota.orchestrator.engine import load_state
-from beacon_ota.orchestrator.problems import missing
+from beacon_ota.orchestrator.db.tables import Fields, attempts, outcomes, rollouts
+from beacon_ota.orchestrator.db.tables.outcomes import Which
+from beacon_ota.orchestrator.http.problems import missing
 from beacon_ota.orchestrator.rollout.advance import opens_at
 from beacon_ota.orchestrator.rollout.gates import judge, margin, sample_of, soak_of
 from beacon_ota.orchestrator.rollout.plans import parse
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import Cell, Gate, RolloutState, Status, Tally
-from beacon_ota.orchestrator.store import Fields, attempts, outcomes, rollouts
-from beacon_ota.orchestrator.store.outcomes import Which
-from beacon_ota.orchestrator.view import Entry
 
 COUNTS = {
     "healthy": "confirmed by the new image, and heard from lately",

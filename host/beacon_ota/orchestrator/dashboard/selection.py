@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from beacon_ota.orchestrator.core.health import STANDINGS
 from beacon_ota.orchestrator.dashboard.fleet import FLAGS, REMOVED, Fleet, Row
 from beacon_ota.orchestrator.dashboard.frame import Ask, link
-from beacon_ota.orchestrator.problems import Problem, missing
+from beacon_ota.orchestrator.db.tables import outcomes
+from beacon_ota.orchestrator.db.tables.outcomes import Which
+from beacon_ota.orchestrator.http.problems import Problem, missing
 from beacon_ota.orchestrator.rollout.rules import order
-from beacon_ota.orchestrator.standing import STANDINGS
-from beacon_ota.orchestrator.store import outcomes
-from beacon_ota.orchestrator.store.outcomes import Which
 
 PAGE = 100
 SORTS = ("id", "version", "site", "state", "seen")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from beacon_ota.orchestrator.store import Fields
+from beacon_ota.orchestrator.db.tables import Fields
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 

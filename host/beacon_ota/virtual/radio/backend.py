@@ -1,6 +1,6 @@
 """The Bluetooth of a virtual beacon: between its `bluetooth` stand-in and a room.
 
-The stand-in calls by name (:mod:`beacon_ota.virtual.bluetooth`); errors travel as the exceptions
+The stand-in calls by name (:mod:`beacon_ota.virtual.radio.vhci`); errors travel as the exceptions
 that the port raises.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 from bumble.core import BaseBumbleError
 
 from beacon_ota.errors import ReachError
-from beacon_ota.virtual.bluetooth import Port
 from beacon_ota.virtual.radio.attributes import CharacteristicSpec, ServiceSpec
 from beacon_ota.virtual.radio.peripheral import Advertising, Peripheral, Radio
+from beacon_ota.virtual.radio.vhci import Port
 
 SCAN_INTERVAL_US, SCAN_WINDOW_US = 1_280_000, 11_250  # NimBLE's background scan
 

@@ -1,0 +1,1 @@
+"""Faults of network, server, flash and release, in pairs."""

@@ -1,0 +1,1 @@
+"""Fuzzing: bytes that no proper peer sends, guided by coverage."""

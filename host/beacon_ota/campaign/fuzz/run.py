@@ -1,0 +1,266 @@
+"""Fuzzing of everything that reads what others send, guided by the lines that a case reaches.
+
+A case is one target for its share of the time. What may come of an input: an answer, or a refusal
+with a name. Anything else is wrong, and written down with the input in hex.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import random
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from beacon_ota.campaign.fuzz import blufi
+from beacon_ota.campaign.fuzz.coverage import Edge, trace
+from beacon_ota.campaign.rig import builds
+from beacon_ota.campaign.runner import Options, Outcome, Plan
+from beacon_ota.errors import BeaconOtaError, UsageError
+from beacon_ota.images import appfs, combined, esp, littlefs, partitions
+from beacon_ota.images import release as releases
+from beacon_ota.inspect import inspect
+from beacon_ota.orchestrator.beacon_api import report as status
+from beacon_ota.orchestrator.releases import multipart, validate
+from beacon_ota.trust import dsse
+from beacon_ota.wire import manifest, offer, refused, report, shapes, versions
+
+GROWTH = 256 * 1024 * 1024  # bytes that a target's process may grow by
+WRONG = 10  # after so many a target ends
+SLOW = 5.0  # seconds that one input may take
+_WORDS = (b"", b"\0", b"\xff" * 4, b"{}", b"[]", b"null", b"-1", b"1e999", b"9" * 40, b'"')
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that reads.
+
+    Args:
+        seeds: inputs to begin with.
+        read: reads one.
+        refusals: exceptions that have a name.
+        watched: modules whose lines guide.
+    """
+
+    seeds: Sequence[bytes]
+    read: Callable[[bytes], Any]
+    refusals: tuple[type[Exception], ...]
+    watched: Sequence[ModuleType]
+
+
+def plan(folder: Path, options: Options) -> Plan:
+    """List the targets; they share the minutes."""
+    return Plan(["blufi", *TARGETS][:: options.every], {"minutes": options.minutes})
+
+
+def case(name: str, folder: Path, options: Options) -> Outcome:
+    """Fuzz one target for its share."""
+    seconds = 60 * options.minutes / (1 + len(TARGETS))
+    if name == "blufi":
+        found = blufi.fuzz(seconds, options.seed)
+        facts = {"inputs": found.cases, "lines": found.steps, "kept": found.corpus}
+        return Outcome(name, "fuzz", "named or answered", found.wrong, facts=facts)
+    if name not in TARGETS:
+        raise UsageError("case_name", "no such target", found=name, expected=", ".join(TARGETS))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    facts, wrong = guided(TARGETS[name](), seconds, random.Random(options.seed))
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    if grown > GROWTH:
+        wrong.append(f"{grown} bytes more memory")
+    return Outcome(name, "fuzz", "named or answered", wrong, facts=facts)
+
+
+def guided(
+    target: Target, seconds: float, chance: random.Random
+) -> tuple[dict[str, int], list[str]]:
+    """Mutate inputs, and keep those that reach a step from line to line that is new."""
+    watched = {module.__file__ for module in target.watched}
+    seen: set[tuple[str, int, int]] = set()
+    corpus: list[bytes] = []
+    wrong: list[str] = []
+    waiting = list(target.seeds)
+    end = time.monotonic() + seconds
+    count = 0
+    while waiting or (time.monotonic() < end and len(wrong) < WRONG):
+        data = waiting.pop() if waiting else mutated(chance.choice(corpus), corpus, chance)
+        begun = time.monotonic()
+        reached, error = _traced(target, data, watched)
+        count += 1
+        if error is None and time.monotonic() - begun > SLOW:
+            error = f"took {time.monotonic() - begun:.1f} s"
+        if error is not None:
+            wrong.append(f"{error}: {data[:4096].hex()}")
+        if not corpus or not reached <= seen:
+            seen |= reached
+            corpus.append(data)
+    return {"inputs": count, "lines": len(seen), "kept": len(corpus)}, wrong
+
+
+def _traced(target: Target, data: bytes, watched: set[str | None]) -> tuple[set[Edge], str | None]:
+    def read() -> None:
+        with contextlib.suppress(*target.refusals):
+            target.read(data)
+
+    reached, error = trace(read, watched)
+    return reached, f"{type(error).__name__} {error}" if error else None
+
+
+def mutated(data: bytes, corpus: Sequence[bytes], chance: random.Random) -> bytes:
+    """Return a relative of an input."""
+    found = bytearray(data)
+    for _ in range(1 << chance.randrange(4)):
+        at = chance.randrange(len(found) + 1)
+        size = min(chance.choice((1, 1, 2, 4, 8, 64)), len(found) - at)
+        match chance.randrange(6):
+            case 0:
+                found[at : at + size] = chance.randbytes(size)
+            case 1 if at < len(found):
+                found[at] ^= 1 << chance.randrange(8)
+            case 2:
+                del found[at : at + size]
+            case 3:
+                found[at:at] = chance.choice(_WORDS)
+            case 4:
+                found[at:at] = found[at : at + size] * chance.choice((1, 2, 50))
+            case _:
+                other = chance.choice(corpus)
+                start = chance.randrange(len(other) + 1)
+                found[at : at + size] = other[start : start + size]
+    return bytes(found[: 1 << 21])
+
+
+# -- the targets
+
+
+def _offers() -> Target:
+    seed = {
+        "attempt_id": "a" * 24,
+        "firmware_id": "b" * 24,
+        "version": "1.2.3-rc.1",
+        "checksum": "c" * 64,
+        "size": 4096,
+        "download_url": "/firmwares/x/download?attempt=y",
+        "required": False,
+        "not_before": 1,
+        "not_after": 2,
+        "poll_after_s": 60,
+        "server_time": 1,
+        "manifest": {"payload": "", "payloadType": "", "signatures": []},
+    }
+
+    def read(data: bytes) -> None:
+        doc = _json(data)
+        offer.check(doc)
+        manifest.unsigned(doc, builds.DEVICE)
+
+    refusals = (offer.OfferError, refused.Refused, _NotJson)
+    return Target([json.dumps(seed).encode()], read, refusals, (offer, manifest, shapes, versions))
+
+
+def _manifests() -> Target:
+    fields = {
+        "checksum": "c" * 64,
+        "core": "d" * 64,
+        "device_type": builds.DEVICE,
+        "issued_at": 1,
+        "expires_at": 2,
+        "min_version": "0.0.0-0",
+        "required": False,
+        "size": 4096,
+        "version": "1.2.3",
+    }
+    payload = manifest.encode(fields)
+    envelope = dsse.pack(payload, [("0" * 16, bytes(384))]).encode()
+
+    def read(data: bytes) -> None:
+        if data[:1] == b"{" and b"payloadType" in data[:64] + data[-200:]:
+            manifest.unpack(_json(data))
+            dsse.unpack(data.decode("utf-8", "replace"))
+        found = manifest.decode(data)
+        manifest.check(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
+
+    refusals = (refused.Refused, BeaconOtaError, _NotJson)
+    return Target([payload, envelope], read, refusals, (manifest, dsse, shapes, versions))
+
+
+def _reports() -> Target:
+    seed = {
+        "firmware_version": "1.1.0",
+        "update_status": "failed",
+        "updated_at": 1_800_000_000,
+        "previous_version": "1.0.0",
+        "attempt_id": "a" * 24,
+        "firmware_id": "b" * 24,
+        "image_sha256": "c" * 64,
+        "stage": "verify",
+        "code": "checksum",
+        "detail": "x",
+        "journal": [[1, 2, "boot", "crash", "d"]],
+    }
+    seeds = [json.dumps({**seed, "update_status": word}).encode() for word in report.STATUSES]
+    return Target(seeds, status.read, (BeaconOtaError,), (report, status, shapes, versions))
+
+
+def _uploads() -> Target:
+    edge = "edge"
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of every byte
+    fields = {"device_type": builds.DEVICE, "version": "1.0.0", "required": "true"}
+    parts = [
+        f'--{edge}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    head = f'--{edge}\r\nContent-Disposition: form-data; name="binary"; filename="x"\r\n\r\n'
+    body = b"".join([*parts, head.encode(), _small(), f"\r\n--{edge}--\r\n".encode()])
+
+    def read(data: bytes) -> None:
+        file = io.BytesIO()
+        form = multipart.Form(f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21)
+        for at in range(0, len(data), 1000):
+            form.feed(data[at : at + 1000])
+        form.close()
+        validate.examine(file, validate.claim(form), None, True, 1.0)
+
+    watched = (multipart, validate, esp, appfs, littlefs, releases)
+    return Target([body], read, (BeaconOtaError,), watched)
+
+
+def _images() -> Target:
+    small = _small()
+    seeds = [small, builds.flash_image(small)[:0x20000], small[: builds.CORE]]
+    watched = (inspect, esp, appfs, littlefs, releases, combined, partitions)
+    return Target(seeds, inspect.inspect, (BeaconOtaError,), watched)
+
+
+def _small() -> bytes:
+    """Return a release with next to nothing in it."""
+    info = appfs.AppInfo(
+        "1.0.0", builds.DEVICE, hashlib.sha256(builds.core()).hexdigest(), insecure=True
+    )
+    files = {appfs.INFO: info.pack(), "main.mpy": b"M\x06\x00\x1f"}
+    return releases.build(builds.core(), littlefs.build(files, appfs.BLOCK))
+
+
+class _NotJson(ValueError):
+    """What no reader of ours is given: the JSON decoder refuses it."""
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise _NotJson from None
+
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    "offers": _offers,
+    "manifests": _manifests,
+    "reports": _reports,
+    "uploads": _uploads,
+    "images": _images,
+}

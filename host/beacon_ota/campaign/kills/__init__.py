@@ -1,0 +1,1 @@
+"""Orchestrators as processes that are killed, halted, starved of disk and locks."""

@@ -1,0 +1,1 @@
+"""Power cuts at every flash operation of an update."""

@@ -1,0 +1,129 @@
+"""Firmware that was broken on purpose, which the power campaign has to notice.
+
+Each of these rules of the firmware looks superfluous as long as nothing fails. A case breaks one
+of them, cuts the power where it matters, and is wrong when the oracle finds nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from beacon_ota.campaign.power import cuts
+from beacon_ota.campaign.power.cuts import Case, Scenario
+from beacon_ota.campaign.power.recording import Recording
+from beacon_ota.campaign.rig import builds
+from beacon_ota.campaign.rig.builds import Shelf
+from beacon_ota.campaign.runner import Options, Outcome, Plan
+from beacon_ota.errors import UsageError
+from beacon_ota.images import boards
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one file.
+
+    Args:
+        name: what it does wrong.
+        path: below the firmware folder.
+        text, instead: what is replaced, found there exactly once, and by what.
+        scenario: the update in which it shows.
+        partition: only cuts in operations on this one are tried; "" for an update without a cut.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    text: str
+    instead: str
+    scenario: Scenario
+    partition: str
+
+    def source(self) -> str:
+        """Return the changed file (UsageError ``mutant_text`` when the rule is not there)."""
+        whole = builds.source(*self.path)
+        if whole.count(self.text) != 1:
+            raise UsageError("mutant_text", f"{self.name}: nothing to change", found=self.text)
+        return whole.replace(self.text, self.instead)
+
+
+MUTANTS = (
+    Mutant(
+        "valid-before-the-health-check",
+        ("stage0", "boot.py"),
+        "        guard(ota, sector)\n",
+        "        Partition.mark_app_valid_cancel_rollback()\n",
+        Scenario("crash", 1),
+        "",
+    ),
+    Mutant(
+        "flips-before-counting",
+        ("stage0", "boot.py"),
+        '            ota.writeblocks(sector, b"\\0", at)\n',
+        '            ota.writeblocks(sector, b"\\0\\0\\0\\0", 24)\n'
+        '            ota.writeblocks(sector, b"\\0", at)\n',
+        Scenario("crash", 1),
+        "otadata",
+    ),
+    Mutant(
+        "erases-the-wrong-entry",
+        ("app", "ota", "choice.py"),
+        "i != a and not entries[i].blank",
+        "i == a and not entries[i].blank",
+        Scenario("good", 0),
+        "otadata",
+    ),
+    Mutant(
+        "head-written-first",
+        ("app", "ota", "writer.py"),
+        "            data = memoryview(buf)[_PAGE:]\n            start = _PAGE\n",
+        "            page[:] = self.head\n",
+        Scenario("good", 0),
+        "ota_0",
+    ),
+)
+
+
+def plan(folder: Path, options: Options) -> Plan:
+    """List the mutants."""
+    return Plan([mutant.name for mutant in MUTANTS[:: options.every]])
+
+
+def case(name: str, folder: Path, options: Options) -> Outcome:
+    """Break a rule; wrong when nobody notices."""
+    mutant = next((m for m in MUTANTS if m.name == name), None)
+    if mutant is None:
+        raise UsageError("case_name", "no such mutant", found=name)
+    tried = 0
+    for one, found in _judged(mutant, Shelf(folder / name)):
+        tried += 1
+        if found:
+            return Outcome(
+                name, "mutant", "caught", [], facts={"cuts": tried, "by": one, "as": found}
+            )
+    return Outcome(name, "mutant", "not noticed", [f"{tried} cuts, and nobody noticed"])
+
+
+def _judged(mutant: Mutant, shelf: Shelf) -> Iterator[tuple[str, list[str]]]:
+    """Yield cases and what is wrong with them."""
+    kind, *rest = mutant.path
+    text = mutant.source()
+    shelf.clear()
+    if kind == "stage0":
+        cuts.prepare(shelf, [mutant.scenario], stage0={rest[0]: text.encode()})
+    else:
+        cuts.prepare(shelf, [mutant.scenario], changes={"/".join(rest): text})
+    recording = cuts.recorded(shelf, mutant.scenario)
+    for one in _cases(mutant, recording):
+        yield one.name, cuts.examine(one, shelf, recording)[1]
+
+
+def _cases(mutant: Mutant, recording: Recording) -> Iterator[Case]:
+    if not mutant.partition:
+        yield Case(recording.name, 0, "before")  # the same as no cut at all
+        return
+    table = boards.load(builds.DEVICE).table
+    part = next(p for p in table if p.name == mutant.partition)
+    states: set[str] = set()
+    for one, state in cuts.cuts(recording):
+        if state not in states and part.offset <= recording.ops[one.number].offset < part.end:
+            states.add(state)
+            yield one

@@ -1,0 +1,1 @@
+"""What campaigns run on: releases, one beacon's network, orchestrators, invariants."""

@@ -1,0 +1,93 @@
+"""One beacon, its network and its orchestrator."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from beacon_ota.campaign.rig import builds
+from beacon_ota.campaign.rig.orchestrator import Orchestrator, empty
+from beacon_ota.errors import ReachError
+from beacon_ota.virtual.beacon import VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash
+from beacon_ota.virtual.net.network import AccessPoint, Network
+
+LATEST = "/firmwares/latest/"
+SCALE = 50.0
+MEMORY = Path("/dev/shm")  # a disk in memory, where there is one
+
+
+@dataclass
+class Bench:
+    """What a case works with."""
+
+    flash: Flash
+    beacon: VirtualBeacon
+    network: Network
+    point: AccessPoint
+    orchestrator: Orchestrator
+
+    def wait(self, condition: Callable[[], object], timeout: float, what: str) -> bool:
+        """Wait for the beacon or the orchestrator; False when it did not come in real seconds."""
+        try:
+            self.beacon.wait_for(condition, timeout, what)
+        except ReachError:
+            return False
+        return True
+
+    def over(self, firmware_id: str) -> bool:
+        """Has the beacon asked for work, and does nobody wait for the end of an attempt?"""
+        requests = self.orchestrator.front.requests
+        return (
+            any(r.path.startswith(LATEST) and "state=valid" in r.target for r in requests)
+            and self.quiet
+            and any(row["result"] for row in self.orchestrator.attempts(firmware_id))
+        )
+
+    @property
+    def quiet(self) -> bool:
+        """Has the beacon nothing more to say of any attempt?"""
+        return self.beacon.setting("attempt") is None
+
+
+@contextlib.contextmanager
+def scratch(parent: Path | None = None) -> Iterator[Path]:
+    """Yield a folder for one case, in memory where possible; it is gone afterwards."""
+    if parent is None and MEMORY.is_dir():
+        parent = MEMORY
+    with tempfile.TemporaryDirectory(prefix="beacon-campaign-", dir=parent) as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def bench(
+    content: bytes,
+    folder: Path,
+    *,
+    database: bytes | None = None,
+    now: float | None = None,
+    scale: float = SCALE,
+    record: bool = False,
+    **options,
+) -> Iterator[Bench]:
+    """Set up a beacon with this flash content, without power, and its orchestrator.
+
+    Args:
+        folder: of the orchestrator's data.
+        database: what it knows already; nothing when absent.
+        now: the time that its clock goes on from, UTC seconds.
+        scale: how much faster both run than real time.
+        record: keep the flash operations.
+        options: further arguments of the virtual beacon.
+    """
+    with contextlib.ExitStack() as stack:
+        orchestrator = stack.enter_context(Orchestrator(folder, scale))
+        orchestrator.open(empty() if database is None else database, now)
+        network = Network(join_time=0.5)
+        point = network.add(builds.SSID, builds.PASSWORD)
+        network.host("orchestrator.local", "127.0.0.1", orchestrator.front.port)
+        flash = Flash(content, record=record)
+        stack.callback(flash.close)
+        beacon = stack.enter_context(VirtualBeacon(flash, network=network, scale=scale, **options))
+        yield Bench(flash, beacon, network, point, orchestrator)

@@ -1,0 +1,229 @@
+"""What must hold after whatever happened to an update.
+
+Pure: evidence in, violations out. What the firmware thinks of itself is no evidence; what its
+flash holds, what it advertises and what the orchestrator was told is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from beacon_ota.campaign.rig import builds
+from beacon_ota.images.otadata import ENTRY, PENDING, TRIALS, Entry
+from beacon_ota.virtual.flash.nor import SECTOR, Op
+
+GUILTY = ("crash", "watchdog", "self_test")  # codes that say something against an image
+INNOCENT = ("power", "not_booted")
+# How each kind of release may end its trial, when nobody takes the power away.
+BLAME = {"good": (), "crash": ("crash",), "hang": ("watchdog",)}
+DEFECTS = ("repl", "corrupt")  # phases that a beacon must never end up in
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Where things stood when the attempt under test had come to its end."""
+
+    slot: str | None  # that runs
+    confirmed: bool  # otadata says so
+    tried: int  # boots of the slot under test
+    attempts: Sequence[Mapping[str, Any]]  # at the release under test, as rows
+    journal: Sequence[Sequence[Any]]  # what the orchestrator had of the beacon's
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a case left behind.
+
+    Args:
+        kind: of the release under test, see :data:`BLAME`.
+        old, new: slots of the release before and of the one under test.
+        checksum: of the release under test, hex.
+        versions: before, under test, and the one after.
+        settled: None when that never came.
+        further: rows of the attempts at the release that follows.
+        boots: as (slot, how it ended, phase).
+        trials: boots that the bootloader granted the release under test before it was settled.
+        settings: NVS, the beacon's namespace.
+        advertising: advertising data on the air, b"" when there is none.
+        services: GATT attributes registered.
+        wifi: connected.
+        powered: it runs.
+        mixtures: what boots though it is no whole release, as :func:`mixtures` found it.
+        given: what it was provisioned with.
+    """
+
+    kind: str
+    old: str
+    new: str
+    checksum: str
+    versions: tuple[str, str, str]
+    settled: Settled | None
+    further: Sequence[Mapping[str, Any]]
+    boots: Sequence[tuple[str | None, str | None, str]]
+    trials: int
+    settings: Mapping[str, int | bytes]
+    advertising: bytes
+    services: int
+    wifi: bool
+    powered: bool
+    given: Mapping[str, int | bytes] = field(default_factory=lambda: builds.GIVEN)
+    mixtures: Sequence[str] = ()
+
+
+def judge(e: Evidence) -> list[str]:
+    """Return everything that is wrong, [] when the beacon came through."""
+    wrong = [*booted(e), *intact(e), *e.mixtures]
+    if e.settled is None:
+        return [*wrong, "the attempt came to no end"]
+    return [*wrong, *_report(e, e.settled), *goes_on(e), *serves(e)]
+
+
+def word(e: Evidence) -> str:
+    """Return the class of outcome that a case belongs to."""
+    if e.settled is None:
+        return "no end"
+    row = e.settled.attempts[-1]
+    where = "new release" if e.settled.confirmed else "old release"
+    what = "/".join(str(row[name]) for name in ("failed_in", "code") if row[name])
+    return ", ".join(filter(None, (where, str(row["result"]), what)))
+
+
+def booted(e: Evidence) -> list[str]:
+    """A verified image boots unaided, every time, and a trial is granted three times at most."""
+    wrong = []
+    for slot, ended, phase in e.boots:
+        if slot is None and ended != "power" or ended == "unbootable":
+            wrong.append("nothing bootable")
+        if phase in DEFECTS:
+            wrong.append(f"{slot} ended in {phase}")
+        if ended in ("panic", "crash"):
+            wrong.append(f"{slot} ended by {ended}")
+    if e.trials > TRIALS:
+        wrong.append(f"{e.trials} trial boots")
+    if e.kind == "good" and any(ended == "watchdog" for _, ended, _ in e.boots):
+        wrong.append("a watchdog reset without a cause")
+    return wrong
+
+
+def intact(e: Evidence) -> list[str]:
+    """What it was given is there, nothing is half written, and the floor is no lie."""
+    wrong = [
+        f"setting {key} is {'changed' if key in e.settings else 'lost'}"
+        for key, value in e.given.items()
+        if e.settings.get(key) != value
+    ]
+    if "spare" in e.settings:
+        wrong.append("a change of settings was never finished")
+    floor = e.settings.get("floor", b"")
+    allowed = [b"", *(version.encode() for version in e.versions)]
+    if e.kind != "good":
+        allowed.remove(e.versions[1].encode())
+    if floor not in allowed:
+        wrong.append(f"floor {floor!r}")
+    return wrong
+
+
+def _report(e: Evidence, settled: Settled) -> list[str]:
+    """One attempt, one result, and the right one."""
+    wrong = []
+    if e.kind != "good" and settled.tried > TRIALS:
+        wrong.append(f"{settled.tried} boots of a broken release")
+    if len(settled.attempts) != 1:
+        wrong.append(f"{len(settled.attempts)} attempts")
+    row = settled.attempts[-1]
+    result, stage, code = row["result"], row["failed_in"], row["code"]
+    if settled.confirmed:
+        if e.kind != "good":
+            wrong.append("a broken release was confirmed")
+        if result != "success":
+            wrong.append(f"it runs the new release, reported {result} {stage}/{code}")
+        if settled.slot != e.new:
+            wrong.append(f"confirmed in {e.new}, but {settled.slot} runs")
+        return wrong
+    if result not in ("failed", "rolled_back"):
+        wrong.append(f"it runs the old release, reported {result}")
+    if settled.slot != e.old:
+        wrong.append(f"{settled.slot} runs unconfirmed")
+    if stage != "boot" or code not in (*INNOCENT, *BLAME[e.kind]):
+        wrong.append(f"reported {stage}/{code}")
+    if row["detail"] == "polled from the old image":
+        wrong.append("the beacon never said what happened")
+    witness = [entry[3] for entry in settled.journal if entry[2] == "boot" and entry[3] in GUILTY]
+    if witness and code not in GUILTY:
+        wrong.append(f"the journal says {witness[-1]}, the report {code}")
+    bad = e.settings.get("bad_sha", b"")
+    known = isinstance(bad, bytes) and bytes.fromhex(e.checksum) in _digests(bad)
+    if known != (result == "rolled_back" and code in GUILTY):
+        wrong.append("known as bad" if known else "not known as bad")
+    return wrong
+
+
+def goes_on(e: Evidence) -> list[str]:
+    """The next release is installed as if nothing had been."""
+    results = [row["result"] for row in e.further]
+    if not results or results[-1] != "success":
+        return [f"the update after it: {results[-1] if results else 'never tried'}"]
+    return []
+
+
+def serves(e: Evidence) -> list[str]:
+    """On the air, on the network, with its positioning frame."""
+    wrong = []
+    if not e.powered:
+        wrong.append("no power")
+    if bytes(builds.FRAME) not in e.advertising:
+        wrong.append("the positioning frame is not on the air")
+    if not e.services:
+        wrong.append("no GATT services")
+    if not e.wifi:
+        wrong.append("no WiFi")
+    return wrong
+
+
+def mixtures(slots: Mapping[str, bytes], releases: Sequence[bytes]) -> list[str]:
+    """Return which slots would boot though what they hold is no whole release.
+
+    The hash that makes an image bootable is its core's; whether the app behind the core is whole,
+    nothing else would ask.
+
+    Args:
+        slots: label → content of those that the bootloader and stage 0 would take.
+        releases: all that were ever sent to the beacon.
+    """
+    return [
+        f"{label} boots, and holds no whole release"
+        for label, content in slots.items()
+        if not any(content.startswith(release) for release in releases)
+    ]
+
+
+def _digests(blob: bytes) -> list[bytes]:
+    return [blob[at : at + 32] for at in range(0, len(blob), 32)]
+
+
+def trials(ops: Sequence[Op], otadata: int) -> int:
+    """Count the trial boots that the bootloader granted: NEW turned into PENDING.
+
+    Args:
+        ops: completed operations.
+        otadata: flash offset of the otadata partition.
+    """
+    places = (otadata, otadata + SECTOR)
+    return sum(
+        op.kind == "program"
+        and op.offset in places
+        and op.length == ENTRY
+        and Entry.unpack(op.data).state == PENDING
+        for op in ops
+    )
+
+
+def doubtful(e: Evidence) -> bool:
+    """Could it be that the machine was too busy, and not the beacon that was wrong?
+
+    Beacons' time runs fast here: what waits half a second for a core is reset by its watchdog.
+    """
+    if e.settled is None or not e.further or e.further[-1]["result"] is None:
+        return True
+    slow = any(row["failed_in"] == "download" for row in (*e.settled.attempts, *e.further))
+    return slow or any(ended == "watchdog" for _, ended, _ in e.boots)

@@ -1,0 +1,1 @@
+"""Helpers of the command modules: prompts, help, the connection to a server."""

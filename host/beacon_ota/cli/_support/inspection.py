@@ -1,0 +1,108 @@
+"""How ``image inspect`` shows a report to a person."""
+
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from beacon_ota.console import output
+from beacon_ota.inspect.facts import Report
+
+_MARKS = {
+    "good": output.fill("[green]✓[/]"),
+    "note": output.fill("[blue]·[/]"),
+    "warn": output.fill("[bold yellow]![/]"),
+    "bad": output.fill("[bold red]✗[/]"),
+}
+_VALUES = "(values)"
+_NAMED = ("files", "values", _VALUES)  # below these, keys are names of their own
+_ADDRESSES = ("offset", "app_offset")
+_SIZES = (
+    "size",
+    "length",
+    "core_length",
+    "app_size",
+    "payload",
+    "flash_size",
+    "slot_size",
+    "flash",
+)
+
+
+def show(name: str, report: Report) -> None:
+    """Print findings first, then the facts behind them."""
+    output.say(
+        "[bold]{}[/]: [cyan]{}[/], {:,} bytes",
+        name,
+        report.kind,
+        report.size,
+        soft_wrap=True,
+    )
+    output.say("SHA-256 {}\n", report.sha256, soft_wrap=True)
+    for finding in report.findings:
+        text = output.plain(finding.text)
+        if finding.code == "insecure":
+            text = output.fill("[bold red]{}[/]", text)
+        output.say(" {} {}", _MARKS[finding.level], text, soft_wrap=True)
+    output.say("")
+    for key, value in report.facts.items():
+        _fact(key, value)
+
+
+def _fact(key: str, value: object) -> None:
+    if isinstance(value, list) and value and all(_flat(row) for row in value):
+        output.console.print(_table(key, value))
+    elif isinstance(value, dict | list):
+        tree = Tree(output.fill("[bold]{}[/]", _label(key)), guide_style="dim")
+        _grow(tree, key, value)
+        output.console.print(tree, highlight=False, soft_wrap=True)
+    else:
+        output.say("[bold]{}[/] {}", _label(key), _text(key, value))
+
+
+def _grow(tree: Tree, parent: str, value: object) -> None:
+    rows = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
+    for key, found in rows:
+        label = output.plain(key) if parent in _NAMED else _label(str(key))
+        if isinstance(found, list) and found and all(_flat(row) for row in found):
+            tree.add(_table(str(key), found))
+        elif isinstance(found, dict | list):
+            if isinstance(found, dict) and "partition" in found:
+                label = output.plain(found["partition"])
+            _grow(
+                tree.add(output.fill("[bold]{}[/]", label)),
+                _VALUES if parent == "values" else str(key),
+                found,
+            )
+        else:
+            tree.add(output.fill("{}: {}", label, _text(str(key), found)))
+
+
+def _flat(row: object) -> bool:
+    if not isinstance(row, dict):
+        return False
+    return not any(isinstance(value, dict | list) for value in row.values())
+
+
+def _table(key: str, rows: list[dict[str, object]]) -> Table:
+    table = Table(title=_label(key), title_justify="left", title_style="bold")
+    for name in rows[0]:
+        table.add_column(_label(name))
+    for row in rows:
+        table.add_row(*(_text(name, value) for name, value in row.items()))
+    return table
+
+
+def _label(key: str) -> Text:
+    return output.plain(key.replace("_", " "))
+
+
+def _text(key: str, value: object) -> str | Text:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and key in _ADDRESSES:
+        return f"0x{value:X}"
+    if isinstance(value, int) and key in _SIZES:
+        return f"{value:,}"
+    return output.plain(value)

@@ -1,0 +1,1 @@
+"""Output on a terminal: text that no terminal obeys, tables, progress, JSON."""

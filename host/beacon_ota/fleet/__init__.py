@@ -1,0 +1,1 @@
+"""Many virtual beacons in one process, each with settings of its own."""

@@ -1,0 +1,1 @@
+"""Reads any file of the pipeline, and says what is in it."""

@@ -1,0 +1,261 @@
+"""What a report says about the parts of a file: facts for a script, findings for a person."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from beacon_ota.errors import InputError
+from beacon_ota.images import Buffer, appfs, boards, flash, littlefs, nvs, otadata
+from beacon_ota.images import release as releases
+from beacon_ota.images import settings as schema
+from beacon_ota.images.esp import AppImage, Bootloader
+from beacon_ota.images.partitions import Table
+from beacon_ota.images.release import Release
+from beacon_ota.wire import versions
+
+GOOD, NOTE, WARN, BAD = "good", "note", "warn", "bad"
+OLDEST = "1.21.0"  # of stock MicroPython whose bootloader rolls back
+_PROVISIONED = ("wifi_ssid", "beacon_id", "beacon_key")
+
+Facts = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about a file; ``level`` is good, note, warn or bad."""
+
+    level: str
+    code: str
+    text: str
+
+
+@dataclass
+class Report:
+    """What a file is. ``facts`` holds plain values, lists and dictionaries."""
+
+    kind: str
+    size: int
+    sha256: str
+    facts: Facts = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing bad was found."""
+        return all(finding.level != BAD for finding in self.findings)
+
+    def as_dict(self) -> Facts:
+        """Return it for JSON."""
+        findings = [vars(finding) for finding in self.findings]
+        return {**vars(self), "findings": findings, "ok": self.ok}
+
+    def say(self, level: str, code: str, text: str) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(level, code, text))
+
+    def blame(self, part: str, error: InputError, level: str = BAD) -> None:
+        """Add an error as a finding."""
+        found = "" if error.found is None else f" (found {error.found})"
+        self.say(level, error.code, f"{part}: {error.message}{found}")
+
+
+def core(report: Report, core: AppImage) -> Facts:
+    """Describe a core."""
+    version = core.interpreter
+    if version is None:
+        report.say(WARN, "interpreter", "no MicroPython in the core: it would run nothing")
+    elif _older(version):
+        text = f"MicroPython {version} is older than {OLDEST}: its bootloader may not roll back"
+        report.say(WARN, "interpreter", text)
+    return {
+        "interpreter": version,
+        "idf": core.descriptor.idf,
+        "built": f"{core.descriptor.date} {core.descriptor.time}".strip(),
+        "version": core.descriptor.version,
+        "elf_sha256": core.descriptor.elf_sha256,
+        "length": core.length,
+        "sha256": core.sha256,
+        "segments": [
+            {"memory": found.memory, "address": f"0x{found.address:08X}", "length": found.length}
+            for found in core.segments
+        ],
+    }
+
+
+def _older(version: str) -> bool:
+    try:
+        return versions.compare(version[1:], OLDEST) < 0
+    except ValueError:
+        return False
+
+
+def loader(loader: Bootloader) -> Facts:
+    """Describe a bootloader."""
+    return {
+        "idf": loader.idf,
+        "built": loader.built,
+        "length": loader.length,
+        "flash_size": loader.flash_size,
+        "flash_mode": loader.flash_mode,
+    }
+
+
+def release(report: Report, found: Release, where: str) -> Facts:
+    """Describe a release; ``where`` goes before what is said about it."""
+    facts = info(report, found.info, where)
+    facts |= {
+        "checksum": found.checksum,
+        "size": found.size,
+        "core_length": found.core.length,
+        "app_offset": found.app_offset,
+        "app_size": found.app_size,
+        "payload": found.payload,
+        "frozen": found.frozen,
+        "files": {name: len(data) for name, data in sorted(found.files.items())},
+    }
+    if found.payload > appfs.BUDGET:
+        text = f"{where}{found.payload:,} bytes of code, more than {appfs.BUDGET:,}: RAM runs short"
+        report.say(WARN, "budget", text)
+    facts["keys"] = _keys(report, found, where)
+    return facts
+
+
+def _keys(report: Report, found: Release, where: str) -> Facts | None:
+    """Describe the keys that the release trusts; without any it is the last one, or insecure."""
+    data = found.files.get(appfs.KEYS)
+    if data is None:
+        if not found.info.insecure:
+            text = f"{where}trusts no keys: a beacon that runs it could never be updated again"
+            report.say(BAD, "keys_missing", text)
+        return None
+    from beacon_ota.trust import KeySet
+
+    try:
+        keys = KeySet.parse(data)
+    except InputError as error:
+        report.blame(f"{where}{appfs.KEYS}", error)
+        return None
+    return {"threshold": keys.threshold, "keyids": sorted(keys.keys)}
+
+
+def info(report: Report, info: appfs.AppInfo, where: str) -> Facts:
+    """Describe an ``app.json``."""
+    if info.insecure:
+        text = f"{where}INSECURE: a beacon that runs it installs releases nobody signed"
+        report.say(WARN, "insecure", text)
+    built = datetime.fromtimestamp(info.built_at, UTC).isoformat() if info.built_at else None
+    return {**vars(info), "built": built}
+
+
+def entries(
+    report: Report, entries: tuple[otadata.Entry, otadata.Entry], slots: int
+) -> list[Facts]:
+    """Describe the two otadata entries."""
+    active = otadata.active(entries)
+    rows: list[Facts] = []
+    for sector, entry in enumerate(entries):
+        blank = entry.seq == otadata.BLANK
+        rows.append(
+            {
+                "sector": sector,
+                "seq": None if blank else entry.seq,
+                "slot": None if blank or not slots else f"ota_{entry.slot(slots)}",
+                "state": None if blank else otadata.STATES.get(entry.state, hex(entry.state)),
+                "crc": blank or entry.crc == otadata.crc(entry.seq),
+                "trial_boots": entry.marks,
+                "active": sector == active,
+            }
+        )
+        if not blank and entry.crc != otadata.crc(entry.seq):
+            report.say(WARN, "otadata_crc", f"otadata {sector}: wrong CRC, it does not count")
+    if active >= 0:
+        row = rows[active]
+        report.say(GOOD, "otadata", f"otadata selects {row['slot']}, {row['state']}")
+    else:
+        report.say(NOTE, "otadata", "otadata selects no slot: the factory app, or else ota_0")
+    if active >= 0 and entries[active].state in (otadata.NEW, otadata.PENDING):
+        report.say(NOTE, "trial", f"{rows[active]['slot']} is on trial, not confirmed yet")
+    return rows
+
+
+def settings(report: Report, found: nvs.Nvs, secrets: bool) -> Facts:
+    """Describe what NVS holds; passwords and keys only if ``secrets``."""
+    for text in found.notes:
+        report.say(WARN, "nvs", f"nvs: {text}")
+    values: dict[str, dict[str, object]] = {}
+    for entry in found.entries:
+        hidden = not secrets and entry.namespace == schema.NAMESPACE and entry.key in schema.SECRETS
+        value = "(hidden)" if hidden else _value(entry.value)
+        values.setdefault(entry.namespace, {})[entry.key] = value
+    own = values.get(schema.NAMESPACE, {})
+    missing = [key for key in _PROVISIONED if key not in own]
+    if missing:
+        text = f"not provisioned: no {', '.join(missing)}"
+        report.say(NOTE, "provisioning", text)
+    entries = sum(page.written for page in found.pages)
+    return {"values": values, "pages": len(found.pages), "entries": entries}
+
+
+def _value(value: int | str | bytes) -> object:
+    """Return bytes as text where they are text, else as hex."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return f"hex:{value.hex()}"
+    return text if text.isprintable() else f"hex:{value.hex()}"
+
+
+def files(found: littlefs.Filesystem) -> Facts:
+    """Describe a filesystem."""
+    return {
+        "block_size": found.block_size,
+        "size": found.size,
+        "version": ".".join(map(str, found.version)),
+        "files": {name: len(data) for name, data in sorted(found.files.items())},
+    }
+
+
+def rows(table: Table) -> list[Facts]:
+    """Describe a partition table."""
+    return [
+        {
+            "name": part.name,
+            "type": part.type_name,
+            "subtype": part.subtype_name,
+            "offset": part.offset,
+            "size": part.size,
+        }
+        for part in table
+    ]
+
+
+def fits(report: Report, size: int) -> None:
+    """Say on which boards a core has room, and for how large an app."""
+    for name in boards.names():
+        board = boards.load(name)
+        room = board.slot_size - releases.app_offset(size)
+        if room > 0:
+            report.say(GOOD, "fits", f"{name}: fits, {room:,} bytes for the app")
+        else:
+            report.say(NOTE, "slot_too_small", f"{name}: too large by {-room:,} bytes")
+
+
+def boots(report: Report, data: Buffer) -> str | None:
+    """Let the virtual bootloader decide, on a copy, what a chip would start; return its name."""
+    from beacon_ota.virtual.flash import bootloader
+    from beacon_ota.virtual.flash.nor import Flash
+
+    report.facts["boots"] = None
+    if len(data) % flash.SECTOR:
+        report.say(WARN, "flash_size", "not a whole number of 4096-byte sectors")
+        return None
+    try:
+        booted = bootloader.start(Flash(bytes(data)))
+    except bootloader.NotBootable as error:
+        report.say(BAD, "not_bootable", f"does not boot: {error}")
+        return None
+    name = booted.partition.name
+    report.facts["boots"] = name
+    report.say(GOOD, "boots", f"boots {name}")
+    return name

@@ -1,0 +1,1 @@
+"""The calls of beacons: poll, download, report. Plain ASGI, no framework."""

@@ -1,0 +1,142 @@
+"""Images in an object store (S3 and what speaks like it, Google, Azure), or in another folder.
+
+The same promises as a folder of files: whole before the row that refers to it, hashed on the way
+into memory. A store that does not answer says nothing about what is in it: that withdraws no
+release, it is asked again.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from beacon_ota.errors import ReachError, UsageError
+from beacon_ota.orchestrator.blobs.local import BlobDamaged, Blobs
+
+SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_TIMEOUT = timedelta(seconds=20)
+_RETRIES = 3
+
+
+def open_blobs(data: Path, images: str | None) -> Blobs:
+    """Return where the images are: ``images`` is a URL or a folder; None is the data folder.
+
+    Raises:
+        UsageError: ``images_url``, ``images_support`` when what reads object stores is missing.
+    """
+    if not images:
+        return Blobs(data)
+    parts = urlsplit(images)
+    if parts.scheme in SCHEMES:
+        return ObjectBlobs(data, images)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Blobs(Path(unquote(parts.path)))
+    if parts.scheme and len(parts.scheme) > 1:
+        raise UsageError(
+            "images_url",
+            "images cannot be kept there",
+            found=images,
+            expected=[*(f"{scheme}://" for scheme in SCHEMES), "a folder"],
+        )
+    return Blobs(Path(images))
+
+
+class ObjectBlobs(Blobs):
+    """Images as objects named by their digest; what arrives grows in the data folder.
+
+    Credentials and endpoint come from the environment, in the names of the store's own tools
+    (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS`` …).
+    """
+
+    def __init__(self, data: Path, url: str):
+        super().__init__(data)
+        try:
+            from obstore import exceptions
+            from obstore.store import from_url
+        except ImportError:
+            raise UsageError(
+                "images_support",
+                "object stores need another package",
+                expected="pip install 'beacon-ota[objects]'",
+            ) from None
+        self._url = url
+        plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
+        self._errors = exceptions
+        with self._named():
+            self._objects: Any = from_url(
+                url,
+                client_options={
+                    "timeout": _TIMEOUT,
+                    "connect_timeout": _TIMEOUT / 2,
+                    "allow_http": plain,
+                },
+                retry_config={"max_retries": _RETRIES, "retry_timeout": _TIMEOUT},
+            )
+
+    def has(self, digest: str) -> bool:
+        """Tell whether the bytes with this digest are here; blocks, as all of these do."""
+        try:
+            with self._named():
+                self._objects.head(digest)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def keep(self, file: BinaryIO, digest: str) -> bool:
+        """Store an incoming file; durable when this returns. False when it is there already."""
+        if self.has(digest):
+            return False
+        file.seek(0)
+        with self._named():
+            self._objects.put(digest, file.read())
+        return True
+
+    def remove(self, digest: str) -> None:
+        """Remove bytes that no release refers to."""
+        self.forget(digest)
+        try:
+            with self._named():
+                self._objects.delete(digest)
+        except FileNotFoundError:
+            pass
+
+    def orphans(self, known: set[str], horizon: float) -> list[str]:
+        """Return what no release refers to, and was written before ``horizon``."""
+        before = datetime.fromtimestamp(horizon, UTC)
+        with self._named():
+            return [
+                one["path"]
+                for some in self._objects.list()
+                for one in some
+                if one["path"] not in known and one["last_modified"] <= before
+            ]
+
+    def read(self, digest: str) -> bytes:
+        """Read an object.
+
+        Raises:
+            BlobDamaged: ``blob_missing``. ReachError: ``images_unreachable``.
+        """
+        try:
+            with self._named():
+                return bytes(self._objects.get(digest).bytes())
+        except FileNotFoundError:
+            raise BlobDamaged("blob_missing", "the image is not in its store") from None
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, self._errors.NotFoundError) as error:
+            raise FileNotFoundError(str(error)) from None
+        except (self._errors.BaseError, OSError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise ReachError(
+                "images_unreachable",
+                f"the store of the images cannot be used: {reason}",
+                found=self._url,
+            ) from None

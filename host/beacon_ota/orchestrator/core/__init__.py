@@ -1,0 +1,1 @@
+"""The state of the fleet in memory, and what moves it."""

@@ -1,0 +1,720 @@
+"""Moves the rollouts: gives up on silent beacons, counts, and does what the gates say.
+
+Every move is decided by the pure functions of ``rollout`` and committed as one transaction with
+its transitions, its audit entries and its events, from the revision that it was decided upon; so
+that two of these never both make the same move. The same holds for what is concluded of attempts.
+
+1. What a decision is made upon is taken from the view, on the event loop, together with it.
+2. The transaction compares that with what is committed, and does nothing when it has changed.
+3. Then the rollout is read again (``rollout_moved``), and decided about anew.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import Connection
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.clock import Leaps
+from beacon_ota.orchestrator.core.service import Service, outcome_event
+from beacon_ota.orchestrator.core.stopping import Decide, Stopping, unstored
+from beacon_ota.orchestrator.core.view import Entry, attempt_of, times_of
+from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.tables import (
+    Fields,
+    attempts,
+    audit,
+    books,
+    events,
+    firmwares,
+    former,
+    rollouts,
+)
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.rollout import decide as rules
+from beacon_ota.orchestrator.rollout import roam
+from beacon_ota.orchestrator.rollout import stopping as stops
+from beacon_ota.orchestrator.rollout.advance import advance, apply, clock_ahead, due
+from beacon_ota.orchestrator.rollout.gates import members, tally
+from beacon_ota.orchestrator.rollout.plans import parse
+from beacon_ota.orchestrator.rollout.rules import Rollout, covers
+from beacon_ota.orchestrator.rollout.types import (
+    Attempt,
+    Kind,
+    Result,
+    RolloutState,
+    Status,
+    Tally,
+    Transition,
+    WaveState,
+)
+
+T = TypeVar("T")
+log = logging.getLogger("beacon_ota.orchestrator")
+
+TICK_S = 30.0  # beacons come and go without anybody telling the engine
+AGAIN_S = 1.0  # of the wall clock, until a change that the database refused is tried again
+REST_S = 0.2  # of the wall clock, between two rounds at least
+_CALLED_OFF = (Status.HALTED, Status.ABORTED)
+_LAST = (Kind.ABORTED, Kind.RETIRED)
+_BEGUN = (Status.SCHEDULED, Status.ACTIVE, Status.PAUSED)
+_SERVING = (Status.SCHEDULED, Status.ACTIVE, Status.COMPLETED)
+_REMOVED = "the beacon was removed"
+_OTHER_BOARD = "its beacon is another board"
+
+
+class Engine:
+    """The background task over a service's rollouts."""
+
+    def __init__(self, service: Service):
+        self.service = service
+        self._wake = asyncio.Event()
+        self.leaps = Leaps()
+        self._landed = 0.0  # UTC after the last leap ahead; soaks that are older begin anew
+        self._failed = ""  # why the database last refused a move
+        self.moving = asyncio.Lock()  # from looking at a rollout to committing what follows
+        self.stopping = Stopping(self)
+
+    def start(self) -> None:
+        """Load the rollouts and begin to watch them."""
+        self.service.db.read_now(self._load)
+        self.service.view.on_change = self._wake.set
+        self.stopping.start()
+        if self.service.restored:
+            self._hold_restored()
+        self.service.run(self._watch())
+
+    def _hold_restored(self) -> None:
+        """Pause what a database from a backup hands out: it does not know what was halted since.
+
+        In memory at once, before anybody is answered; what is committed follows.
+        """
+        log.warning("the database is older than what was done with it; its rollouts are paused")
+        why = "the database was restored; see what was done since its backup, and resume"
+        change = Transition(self.service.clock.now(), Kind.PAUSED, None, None, "restored", why)
+        view = self.service.view
+        held = [key for key, one in view.entries.items() if one.state.status in _SERVING]
+        self.stopping.hold_all(held, change)
+        self.service.run(self._pause(held))
+
+    async def _pause(self, held: Sequence[str]) -> None:
+        for key in held:
+            await self.stopping.until_stored(key)
+        self.service.restored = False
+
+    def wake(self) -> None:
+        """Look again soon: something has changed."""
+        self._wake.set()
+
+    # ---- the loop ----
+
+    async def _watch(self) -> None:
+        clock = self.service.clock
+        while True:
+            self._wake.clear()
+            again_at = clock.now() + TICK_S
+            self._mind_the_clock(clock.now())
+            for entry in list(self.service.view.entries.values()):
+                began = time.monotonic()
+                if not (self.service.leads or self.service.cut_off):
+                    self._put_away(entry)
+                    continue
+                try:
+                    async with self.moving:
+                        if self.service.leads:
+                            await self.step(entry)
+                        else:
+                            await self._stop_alone(entry)
+                except StorageError as error:
+                    if str(error) != self._failed:
+                        log.error("rollouts cannot be moved: %s", error)
+                    self._failed = str(error)
+                except Exception:
+                    log.exception("rollout %s could not be moved", entry.rollout.plan.rollout_id)
+                if entry.due is not None:
+                    again_at = min(again_at, entry.due)
+                # Counting takes time in proportion to the fleet, for every rollout anew; it gets a
+                # tenth of it at most, and the beacons' calls come in between.
+                await asyncio.sleep(9 * (time.monotonic() - began))
+            await asyncio.sleep(REST_S)
+            try:
+                async with asyncio.timeout(max(clock.real(again_at - clock.now()), 0.0)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def step(self, entry: Entry) -> None:
+        """Do everything that is due for one rollout; the caller holds ``moving``."""
+        try:
+            await self._step(entry)
+        except UsageError as error:
+            if error.code != "rollout_moved":
+                raise  # else another process has done it
+
+    async def _step(self, entry: Entry) -> None:
+        now = self.service.clock.now()
+        self._mind_the_clock(now)
+        if self.stopping.is_pending(entry.rollout.plan.rollout_id):
+            return  # nothing is built upon what is not committed; it is stored by itself
+        try:
+            if made := clock_ahead(entry.state, now, self._landed):
+                await self.commit(entry, made)
+            if entry.open_ids:
+                await self._settle(entry, now)
+        except StorageError:
+            await self._stop_alone(entry)  # what would stop it does not wait for the database
+            raise
+        if self._put_away(entry) or entry.retired or entry.state.status is Status.ABORTED:
+            return
+        if self._is_superseded(entry):
+            await self._retire(entry, now)
+            return
+        if self._is_withdrawn(entry):
+            await self._halt_withdrawn(entry, now)
+            return
+        counts = self.count(entry, now, self._unrecorded(entry))
+        made = advance(entry.rollout, entry.state, counts, now)
+        if any(change.kind is Kind.HALTED for change in made):
+            await self.stopping.automatic(entry, made)
+        elif made:
+            await self.commit(entry, made)
+        if made and entry.state.status in _CALLED_OFF:
+            await self._settle(entry, now)
+        entry.due = due(entry.rollout, entry.state, counts, now)
+
+    async def _stop_alone(self, entry: Entry) -> None:
+        """Halt in memory what the gates would halt, by what is known here; nothing else moves.
+
+        For the time when the database takes nothing: what beacons reported meanwhile counts, and
+        who was silent for too long, although neither can be recorded.
+        """
+        rollout_id = entry.rollout.plan.rollout_id
+        if self.stopping.is_pending(rollout_id) or entry.retired:
+            return
+        now = self.service.clock.now()
+        assumed = {**self._silent(entry, now), **self._unrecorded(entry)}
+        made = advance(entry.rollout, entry.state, self.count(entry, now, assumed), now)
+        if halts := [change for change in made if self._halts(change)]:
+            self.stopping.hold(rollout_id, halts)
+            await self.stopping.settle(rollout_id)
+
+    def _halts(self, change: Transition) -> bool:
+        """Tell whether a change is a halt that is ours to make."""
+        return change.kind is Kind.HALTED
+
+    def _unrecorded(self, entry: Entry) -> dict[str, Attempt]:
+        """Return what open attempts came to that the database has not taken, by attempt id."""
+        now = self.service.clock.now()
+        return {
+            key: dataclasses.replace(attempt, result=result, ended_at=now)
+            for key, result in self.service.unrecorded.items()
+            if key in entry.open_ids and (attempt := self.service.view.open.get(key)) is not None
+        }
+
+    def _silent(self, entry: Entry, now: float) -> dict[str, Attempt]:
+        """Return the attempts of beacons that were not heard at all for the gate's silence."""
+        view, since = self.service.view, self.service.listening_since
+        mine = [one for key in entry.open_ids if not (one := view.open[key]).remote]
+        found = {}
+        for attempt in rules.lost(entry.rollout, mine, now, listening_since=since):
+            node = view.nodes.get(attempt.beacon_id)
+            silence = entry.rollout.gates[attempt.wave].silence_s
+            if node is not None and now - (node.last_seen or 0.0) >= silence:
+                found[attempt.id] = dataclasses.replace(attempt, result=Result.LOST, ended_at=now)
+        return found
+
+    def _put_away(self, entry: Entry) -> bool:
+        """Let go of a rollout that is over."""
+        rollout_id = entry.rollout.plan.rollout_id
+        if entry.open_ids or not (entry.retired or entry.stored.status is Status.ABORTED):
+            return False
+        if rollout_id in self.service.view.entries:
+            self.service.view.drop_rollout(rollout_id)
+        return True
+
+    def _mind_the_clock(self, now: float) -> None:
+        """Let nothing follow from a clock that jumped: nobody was silent in time that never was.
+
+        Every process does, whether it leads or not: whoever takes the lead later has to do with
+        the rollouts that the one before had not come to. A scaled clock goes by one that nobody
+        sets.
+        """
+        leap = self.leaps.take()
+        if not leap or self.service.clock.scale != 1.0:
+            return
+        log.warning("the clock has jumped by %.0f s; silence and soaks count from now on", leap)
+        self.service.listening_since = now
+        self._landed = self.leaps.landed if leap > 0 else 0.0
+
+    def count(
+        self, entry: Entry, now: float, assumed: Mapping[str, Attempt] | None = None
+    ) -> Tally:
+        """Count a rollout's beacons as they stand; from any thread.
+
+        Args:
+            assumed: attempts as they are to be taken instead, by id.
+        """
+        return self._look(tally, entry, now, assumed)
+
+    def members(self, entry: Entry, now: float) -> dict[str, tuple[int, int, str]]:
+        """Return who is behind the counts, by beacon id: wave, stage, count; from any thread."""
+        return self._look(members, entry, now)
+
+    def _look(
+        self,
+        how: Callable[..., T],
+        entry: Entry,
+        now: float,
+        assumed: Mapping[str, Attempt] | None = None,
+    ) -> T:
+        view = self.service.view
+        nodes = view.nodes.copy()  # at once, whatever the event loop does meanwhile
+        tries: dict[str, Sequence[Attempt]] = {
+            key: tuple(node.attempts) for key, node in nodes.items() if node.attempts
+        }
+        gone: dict[str, list[Attempt]] = {}  # no longer registered
+        for attempt in entry.attempts.copy().values():
+            if attempt.beacon_id not in nodes:
+                gone.setdefault(attempt.beacon_id, []).append(attempt)
+        tries |= gone
+        if assumed:
+            tries = {
+                key: tuple(assumed.get(one.id, one) for one in those)
+                for key, those in tries.items()
+            }
+        return how(
+            entry.rollout,
+            entry.state,
+            [node.facts for node in nodes.values()],
+            tries,
+            {key: node.last_seen for key, node in nodes.items() if node.last_seen},
+            now,
+            release_state=view.releases[entry.rollout.plan.release.firmware_id].state,
+            listening_since=self.service.listening_since,
+        )
+
+    async def _settle(self, entry: Entry, now: float) -> None:
+        """End the attempts that are called off, silent for too long, or never taken."""
+        view = self.service.view
+        mine = [one for key in entry.open_ids if not (one := view.open[key]).remote]
+        release = view.releases[entry.rollout.plan.release.firmware_id]
+        ends: dict[str, _End] = {}
+        since = self.service.listening_since
+        for attempt in rules.expired(entry.rollout, mine, now, listening_since=since):
+            ends[attempt.id] = _End(Result.EXPIRED, times_of(attempt))
+        silent = rules.lost(entry.rollout, mine, now, listening_since=since)
+        for attempt in self._unheard(entry, silent, now) if silent else ():
+            node = view.nodes.get(attempt.beacon_id)
+            others = () if node is None else node.attempts
+            if roam.went_on(roam.times_of(attempt), map(roam.times_of, others), now):
+                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), roam.WENT_ON)
+                continue
+            # The report got lost, the beacon did not: it has polled from the new image since.
+            runs = (
+                node is not None
+                and not node.facts.on_trial
+                and node.facts.image == release.row["checksum"]
+                and node.facts.version_at > (attempt.taken_at or now)
+            )
+            result, detail = (Result.SUCCESS, roam.RUNS) if runs else (Result.LOST, None)
+            ends[attempt.id] = _End(result, times_of(attempt), detail)
+        called_off = entry.state.status in _CALLED_OFF
+        for attempt in rules.withdrawn(mine):
+            node = view.nodes.get(attempt.beacon_id)
+            if called_off or (node and rules.is_kept_from(release.state, node.facts)):
+                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt))
+        for attempt in mine:
+            node = view.nodes.get(attempt.beacon_id)
+            if node is None:  # nobody will hear from it
+                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), _REMOVED)
+            elif attempt.rebooting_at is None and rules.is_other_board(
+                node.facts, release.row["device_type"]
+            ):
+                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), _OTHER_BOARD)
+        if ends:
+            await self._end(entry, ends, now)
+
+    def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
+        """Return those of the silent of whom no mirror may have heard what it has yet to tell.
+
+        A beacon may have gone on at its site's mirror while that is cut off. It is waited for as
+        long as a stage waits for anybody.
+        """
+        even = self.service.db.read_now(books.evenness)
+        found = []
+        for attempt in silent:
+            gate = entry.rollout.gates[attempt.wave]
+            began = attempt.taken_at or now
+            node = self.service.view.nodes.get(attempt.beacon_id)
+            site = "" if node is None else node.facts.site
+            until = min(began + gate.silence_s, now)
+            if now >= began + gate.patience_s or all(
+                even_at >= until for where, even_at in even if former.covers(where, site)
+            ):
+                found.append(attempt)
+        return found
+
+    async def _end(self, entry: Entry, ends: "dict[str, _End]", now: float) -> None:
+        """Record what was concluded just now.
+
+        Raises:
+            UsageError: ``rollout_moved``.
+        """
+        rollout_id = entry.rollout.plan.rollout_id
+        version = entry.rollout.plan.release.version
+        basis = self.service.view.basis(entry)
+        told: list[Fields] = []
+
+        def work(conn: Connection) -> list[Fields] | None:
+            told.clear()
+            if rollouts.basis(conn, rollout_id) != basis:
+                return None
+            rows = []
+            for attempt_id, (result, upon, detail) in ends.items():
+                settled, row = attempts.conclude(
+                    conn, attempt_id, now, str(result), upon=upon, detail=detail
+                )
+                if row is not None:
+                    rows.append(row)
+                    if settled and result is not Result.EXPIRED:
+                        told.append(outcome_event(conn, now, row, version))
+            return rows
+
+        def after(rows: list[Fields] | None) -> None:
+            for row in rows or ():
+                self.service.put_attempt(row)
+            for one in told:
+                self.service.hub.publish(one)
+
+        if await self.service.db.write(work, then=after) is None:
+            raise self._moved(entry)
+
+    # ---- moves ----
+
+    def commit(self, entry: Entry, made: Sequence[Transition]) -> Awaitable[None]:
+        """Record transitions and apply them; the caller holds ``moving``.
+
+        Args:
+            entry: as it is now, they were decided upon: nothing was awaited since.
+
+        Raises:
+            UsageError: ``rollout_moved``: it was moved by somebody else meanwhile.
+        """
+        return self._commit(entry, entry.stored, entry.revision, made)
+
+    async def _commit(
+        self, entry: Entry, state: RolloutState, revision: int, made: Sequence[Transition]
+    ) -> None:
+        rollout_id = entry.rollout.plan.rollout_id
+        for change in made:
+            state = apply(state, change)
+        told: list[Fields] = []
+
+        def work(conn: Connection) -> bool:
+            told.clear()
+            moved = rollouts.advance(
+                conn,
+                rollout_id,
+                revision,
+                {
+                    "status": state.status.value,
+                    "state": dump_state(state),
+                    "reason": state.reason,
+                    "ended_at": made[-1].at if made and made[-1].kind in _LAST else None,
+                },
+            )
+            if not moved:
+                return False
+            rollouts.add_transitions(conn, [_row(rollout_id, change) for change in made])
+            for change in made:
+                told.append(_trace(conn, rollout_id, change))
+            return True
+
+        def after(moved: bool) -> None:
+            if moved:
+                self._put(rollout_id, state, revision + 1)
+                if made and made[-1].kind is Kind.RETIRED:
+                    self.service.view.retire_rollout(rollout_id)
+                for one in told:
+                    self.service.hub.publish(one)
+
+        if not await asyncio.shield(self.service.db.write(work, then=after)):
+            raise self._moved(entry)
+        self.wake()
+
+    async def move(self, rollout_id: str, decide: Decide, tries: int = 1) -> None:
+        """Decide about a rollout by hand, and commit it.
+
+        Args:
+            decide: returns the transitions for an entry at a time, or refuses.
+            tries: how often to decide when others keep moving it. Only what stops a rollout is
+                decided again: who resumes it, or opens a stage, has not seen what was done since.
+
+        Raises:
+            UsageError: ``rollout_moved``, ``rollout_not_active``; what ``decide`` raises.
+            StorageError: ``stop_unstored``: it was stopped, and that is to be stored first.
+        """
+        if self.stopping.is_pending(rollout_id) and not await self.stopping.settle(rollout_id):
+            raise unstored()
+        while True:
+            tries -= 1
+            async with self.moving:
+                entry = self.service.view.entries.get(rollout_id)
+                if entry is None:
+                    raise UsageError("rollout_not_active", "the rollout is over", expected="active")
+                if self.stopping.is_pending(rollout_id):  # since we waited
+                    raise unstored()
+                try:
+                    await self.commit(entry, decide(entry, self.service.clock.now()))
+                except UsageError as error:
+                    if tries <= 0 or error.code != "rollout_moved":
+                        raise
+                else:
+                    await self.step(entry)
+                    return
+
+    def stop_work(
+        self, rollout_id: str, changes: Sequence[Transition]
+    ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
+        """Return what stores stops over whatever is committed, and what takes its result."""
+
+        def work(conn: Connection) -> tuple[Fields | None, list[Fields]]:
+            row = rollouts.get(conn, rollout_id)
+            if row is None or row["ended_at"] is not None:
+                return row, []
+            state = load_state(row["state"])
+            made = stops.due(state, changes)
+            if not made:
+                return row, []
+            state = stops.stopped(state, changes)
+            row |= {
+                "status": state.status.value,
+                "state": dump_state(state),
+                "reason": state.reason,
+                "ended_at": made[-1].at if made[-1].kind in _LAST else None,
+            }
+            names = ("status", "state", "reason", "ended_at")
+            values = {name: row[name] for name in names}
+            rollouts.advance(conn, rollout_id, row["revision"], values)
+            rollouts.add_transitions(conn, [_row(rollout_id, change) for change in made])
+            row["revision"] += 1
+            return row, [_trace(conn, rollout_id, change) for change in made]
+
+        return work, self._put_stopped
+
+    def _put_stopped(self, done: tuple[Fields | None, list[Fields]]) -> None:
+        row, told = done
+        if row is not None:
+            self._put(row["id"], load_state(row["state"]), row["revision"])
+        for one in told:
+            self.service.hub.publish(one)
+
+    def _moved(self, entry: Entry) -> UsageError:
+        """Read a rollout again that somebody else has moved; return what says so."""
+        self.service.db.read_now(self._reload, entry)
+        self.wake()
+        return moved()
+
+    async def create(self, row: Fields, rollout: Rollout, state: RolloutState, actor: str) -> Entry:
+        """Store a rollout and begin to watch it."""
+        view = self.service.view
+        before: list[Any] = []  # what came of this release in rollouts that are over
+        if not view.hands_out(row["firmware_id"]):
+            before = await self.service.db.read(attempts.of_firmwares, [row["firmware_id"]])
+
+        made: list[Entry] = []
+
+        def put(stored: Fields) -> None:
+            made.append(view.put_rollout(rollout, state, 0, stored["created_at"]))
+            for attempt in before:
+                view.put_attempt(attempt_of(attempt._mapping))
+
+        await self.service.change(
+            actor,
+            "rollout.created",
+            row["id"],
+            _add,
+            row,
+            then=put,
+            detail={"firmware": row["firmware_id"], "name": row["name"]},
+        )
+        self.wake()
+        return made[0]
+
+    # ---- memory ----
+
+    def take(self, row: Fields) -> None:
+        """Take a rollout's row as another process has left it."""
+        view = self.service.view
+        state = load_state(row["state"])
+        entry = view.entries.get(row["id"])
+        if entry is not None:
+            self._put(row["id"], state, row["revision"])
+            if row["ended_at"] is not None and row["revision"] >= entry.revision:
+                view.retire_rollout(row["id"])
+        elif state.status is not Status.ABORTED and row["ended_at"] is None:
+            before: list[Any] = []
+            if not view.hands_out(row["firmware_id"]):
+                before = self.service.db.read_now(attempts.of_firmwares, [row["firmware_id"]])
+            rollout = Rollout(parse(json.loads(row["plan"])))
+            view.put_rollout(rollout, state, row["revision"], row["created_at"])
+            for attempt in before:
+                view.put_attempt(attempt_of(attempt._mapping))
+
+    def reload(self) -> None:
+        """Read all rollouts and their attempts again."""
+        unwritten = self.service.view.drop_rollouts()
+        self.service.db.read_now(self._load)
+        for attempt in unwritten:
+            if attempt.id not in self.service.view.open:
+                self.service.view.put_attempt(attempt)
+
+    def _load(self, conn: Connection) -> None:
+        view = self.service.view
+        for row in rollouts.under_way(conn):
+            rollout = Rollout(parse(json.loads(row["plan"])))
+            state = load_state(row["state"])
+            entry = view.put_rollout(rollout, state, row["revision"], row["created_at"])
+            entry.retired = row["ended_at"] is not None
+        used = {entry.rollout.plan.release.firmware_id for entry in view.entries.values()}
+        for attempt in attempts.of_firmwares(conn, list(used)):
+            view.put_attempt(attempt_of(attempt._mapping))
+
+    def _reload(self, conn: Connection, entry: Entry) -> None:
+        row = rollouts.get(conn, entry.rollout.plan.rollout_id)
+        assert row is not None
+        state = load_state(row["state"])
+        self._put(row["id"], state, row["revision"], same=True)
+        firmware = firmwares.get(conn, row["firmware_id"])
+        if firmware is not None:
+            self.service.view.put_release(firmware)
+
+    def _put(self, rollout_id: str, state: RolloutState, revision: int, same: bool = False) -> None:
+        """Let a rollout in memory follow, never back.
+
+        Args:
+            same: also to the revision that it has: a mirror's own halt leaves that as it is.
+        """
+        entry = self.service.view.entries.get(rollout_id)
+        if entry is not None and revision + same > entry.revision:
+            self.service.view.put_rollout(entry.rollout, state, revision, entry.created_at)
+
+    def _is_superseded(self, entry: Entry) -> bool:
+        """Tell whether a completed rollout has nobody left to serve.
+
+        A completed rollout serves those who come late, and those for whom a newer one stands aside.
+        Once several newer ones are complete, too, and are for everybody that it was for, it would
+        stay for nothing. Whatever is scheduled, active, paused or halted stays.
+        """
+        if entry.state.status is not Status.COMPLETED or entry.open_ids:
+            return False
+        view = self.service.view
+        newer = 0
+        for other in view.entries.values():
+            if (
+                other.created_at > entry.created_at
+                and other.state.status is Status.COMPLETED
+                and not other.retired
+                and view.releases[other.rollout.plan.release.firmware_id].state == "stable"
+                and covers(other.rollout.plan, entry.rollout.plan)
+            ):
+                newer += 1
+        return newer >= LIMITS.completed_rollouts
+
+    def _is_withdrawn(self, entry: Entry) -> bool:
+        """Tell whether a rollout waits for beacons that will never get its release."""
+        release = self.service.view.releases[entry.rollout.plan.release.firmware_id]
+        return entry.state.status in _BEGUN and release.row["state"] == "deprecated"
+
+    async def _halt_withdrawn(self, entry: Entry, now: float) -> None:
+        """Halt a rollout whose release was deprecated; it would stay active for nothing."""
+        detail = "the release is deprecated"
+        change = Transition(now, Kind.HALTED, None, None, "withdrawn", detail)
+        await self.stopping.automatic(entry, (change,))
+
+    async def _retire(self, entry: Entry, now: float) -> None:
+        """Let go of a rollout that has nobody left to serve: recorded, so that it stays over."""
+        detail = "newer rollouts serve everybody that it was for"
+        await self.commit(entry, (Transition(now, Kind.RETIRED, None, None, "superseded", detail),))
+
+
+class _End(NamedTuple):
+    """What is concluded of an attempt."""
+
+    result: Result
+    upon: attempts.Times
+    detail: str | None = None
+
+
+def _add(conn: Connection, row: Fields) -> Fields:
+    """Store a rollout, and return its row.
+
+    Raises:
+        UsageError: ``firmware_state``, and those of ``rollouts.add``.
+    """
+    firmware = firmwares.get(conn, row["firmware_id"])
+    if firmware is None or firmwares.state_of(firmware) == "deprecated":
+        raise withdrawn(None if firmware is None else firmware["state"])
+    return rollouts.add(conn, row)
+
+
+def moved() -> UsageError:
+    """Return the refusal to move a rollout that is not as it was when somebody decided so."""
+    return UsageError(
+        "rollout_moved", "the rollout has just been moved by somebody else; look again"
+    )
+
+
+def withdrawn(state: str | None) -> UsageError:
+    """Return the refusal to roll out a release that was withdrawn."""
+    return UsageError(
+        "firmware_state",
+        "a release that was withdrawn cannot be rolled out",
+        found=state,
+        expected=["testing", "stable"],
+    )
+
+
+def dump_state(state: RolloutState) -> str:
+    """Return a state as JSON."""
+    return json.dumps(dataclasses.asdict(state))
+
+
+def load_state(text: str) -> RolloutState:
+    """Return a state from JSON."""
+    fields = json.loads(text)
+    fields["waves"] = tuple(WaveState(**wave) for wave in fields["waves"])
+    fields["status"] = Status(fields["status"])
+    return RolloutState(**fields)
+
+
+def _row(rollout_id: str, change: Transition) -> Fields:
+    return {
+        "rollout_id": rollout_id,
+        "at": change.at,
+        "kind": change.kind.value,
+        "wave": change.wave,
+        "stage": change.stage,
+        "reason": change.reason,
+        "detail": change.detail,
+        "actor": change.by,
+    }
+
+
+def _trace(conn: Connection, rollout_id: str, change: Transition) -> Fields:
+    """Record a transition in the audit log and among the events; return the event."""
+    kind = f"rollout.{change.kind.value}"
+    data = {
+        name: value
+        for name, value in (("wave", change.wave), ("stage", change.stage))
+        if value is not None
+    }
+    reason = ": ".join(filter(None, (change.reason, change.detail)))
+    audit.add(conn, change.at, change.by, kind, rollout_id, reason, data)
+    told = {"by": change.by, "reason": change.reason, "detail": change.detail, **data}
+    return events.add(conn, change.at, kind, rollout_id, told)

@@ -1,0 +1,65 @@
+"""How a beacon stands, in one word: what the dashboard shows and the metrics count."""
+
+from collections.abc import Mapping
+
+from beacon_ota.orchestrator.core.view import Node, Release
+from beacon_ota.orchestrator.rollout.decide import OUTCOMES
+from beacon_ota.orchestrator.rollout.types import Attempt, Result
+
+SILENT_S = 3600.0
+REFUSED_FROM = 2  # in a row: one alone may be an accident
+
+# The first that applies is the one: what keeps us from knowing comes before what we know.
+STANDINGS = {
+    "quarantined": "withheld from updates by hand",
+    "refused": "its polls are refused",
+    "board": "says that it is another board than it is registered as; offered nothing",
+    "unseen": "registered, never heard from",
+    "silent": "not heard from for an hour",
+    "updating": "an update is under way",
+    "trial": "runs a release that is not confirmed yet",
+    "failed": "its latest update failed; it runs what it ran before",
+    "valid": "runs a confirmed release",
+}
+
+
+def standing(node: Node, releases: Mapping[str, Release], now: float) -> str:
+    """Return the word for a beacon."""
+    facts = node.facts
+    if facts.quarantined:
+        return "quarantined"
+    if node.refusals >= REFUSED_FROM and now - (node.refused_at or 0.0) <= SILENT_S:
+        return "refused"
+    if facts.questioned and not _is_silent(node, now):
+        return "board"
+    if node.last_seen is None:
+        return "unseen"
+    if _is_silent(node, now):
+        return "silent"
+    attempts = tuple(node.attempts)
+    if any(one.result is None and one.taken_at is not None for one in attempts):
+        return "updating"
+    if facts.on_trial:
+        return "trial"
+    return "valid" if failure(node, attempts, releases) is None else "failed"
+
+
+def _is_silent(node: Node, now: float) -> bool:
+    return node.last_seen is not None and now - node.last_seen > SILENT_S
+
+
+def failure(
+    node: Node, attempts: tuple[Attempt, ...], releases: Mapping[str, Release]
+) -> Attempt | None:
+    """Return the failure that a beacon has not got over; None when there is none."""
+    latest = None
+    for one in attempts:
+        if one.result in OUTCOMES and (latest is None or one.final_at > latest.final_at):
+            latest = one
+    if latest is None or (latest.result is Result.SUCCESS and latest.undone_at is None):
+        return None
+    if latest.final_at <= node.facts.cleared_at:
+        return None
+    release = releases.get(latest.firmware_id)
+    runs = release is not None and node.facts.image == release.row["checksum"]
+    return None if runs else latest

@@ -1,0 +1,113 @@
+"""Hands events to those who follow them live."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from beacon_ota.errors import ReachError
+from beacon_ota.orchestrator.db.tables import Fields
+from beacon_ota.orchestrator.limits import LIMITS
+
+
+class Hub:
+    """Followers, each with a bounded queue; whoever lags too far is told to begin again."""
+
+    def __init__(self) -> None:
+        # With the token that each came with; the oldest first.
+        self._followers: dict[asyncio.Queue[Fields | None], str] = {}
+        self.on_stored: Callable[[], object] = lambda: None  # there is one more to resume from
+        self._tell: Callable[[Fields], object] | None = None
+
+    def check_room(self, token_id: str = "") -> None:
+        """Refuse one follower too many.
+
+        Raises:
+            ReachError: ``followers_of_token``, ``followers``.
+        """
+        if self._of(token_id) >= LIMITS.subscribers_per_token:
+            raise ReachError(
+                "followers_of_token",
+                "this token follows the events too often already",
+                expected=LIMITS.subscribers_per_token,
+            )
+        if len(self._followers) >= LIMITS.subscribers and self._crowding(token_id) is None:
+            raise ReachError("followers", "too many follow the events already")
+
+    def follow(self, token_id: str = "") -> "asyncio.Queue[Fields | None] | None":
+        """Return a queue of events from now on; None in it means: you lost some, or it is over.
+
+        When all places are taken, a token with several gives one of them to one with fewer.
+        None: there is no room any more.
+        """
+        if self._of(token_id) >= LIMITS.subscribers_per_token:
+            return None
+        if len(self._followers) >= LIMITS.subscribers:
+            displaced = self._crowding(token_id)
+            if displaced is None:
+                return None
+            self._end(displaced)
+        queue: asyncio.Queue[Fields | None] = asyncio.Queue(LIMITS.subscriber_events)
+        self._followers[queue] = token_id
+        return queue
+
+    def _of(self, token_id: str) -> int:
+        return sum(one == token_id for one in self._followers.values())
+
+    def _crowding(self, token_id: str) -> "asyncio.Queue[Fields | None] | None":
+        """Return the oldest follower of the token with most, if that has two more than ours."""
+        counts = Counter(self._followers.values())
+        most, count = counts.most_common(1)[0]
+        if count < counts[token_id] + 2:
+            return None
+        return next(queue for queue, one in self._followers.items() if one == most)
+
+    def _end(self, queue: "asyncio.Queue[Fields | None]") -> None:
+        self._followers.pop(queue, None)
+        if queue.full():
+            queue.get_nowait()
+        queue.put_nowait(None)
+
+    def leave(self, queue: "asyncio.Queue[Fields | None]") -> None:
+        """Stop following."""
+        self._followers.pop(queue, None)
+
+    @property
+    def followed(self) -> bool:
+        """Tell whether anybody follows."""
+        return bool(self._followers)
+
+    def hand_on(self, tell: Callable[[Fields], object]) -> None:
+        """There are other processes: ``tell`` them of the moment.
+
+        Stored events come back, with theirs, through :meth:`deliver`: in one order for all.
+        """
+        self._tell = tell
+
+    def publish(self, event: Fields) -> None:
+        """Hand an event that was committed to everybody."""
+        if self._tell is None:
+            self.deliver(event)
+
+    def deliver(self, event: Fields) -> None:
+        """Hand an event to the followers."""
+        if event["id"] is not None:
+            self.on_stored()
+        for queue in tuple(self._followers):
+            if queue.full():
+                self._end(queue)
+            else:
+                queue.put_nowait(event)
+
+    def tell(self, at: float, kind: str, subject: str, data: Fields) -> None:
+        """Hand on something of the moment (progress): not stored, so without an id."""
+        if not self._followers and self._tell is None:
+            return
+        event = {"id": None, "at": at, "kind": kind, "subject": subject, "data": data}
+        self.deliver(event)
+        if self._tell is not None:
+            self._tell(event)
+
+    def close(self) -> None:
+        """End every follower's stream."""
+        for queue in tuple(self._followers):
+            self._end(queue)

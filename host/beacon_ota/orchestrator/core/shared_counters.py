@@ -1,0 +1,71 @@
+"""What the processes of one machine have served together: a place in shared memory for each.
+
+Whoever asks one of them for metrics gets the sum; and a process that takes another's place goes
+on from what that one had counted, so that no counter ever goes back.
+"""
+
+import fcntl
+import json
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from beacon_ota.orchestrator.db.tables import Fields
+
+_HALF = 32 * 1024
+_SLOT = 2 * _HALF + 8
+_HEAD = struct.Struct("<II")  # which half, and how much of it
+
+
+class SharedTallies:
+    """Made before the processes part, and inherited."""
+
+    def __init__(self, places: int):
+        self._places = places
+        self._file = _file_for_locks()
+        # Of no file: on a full disk, a page without a block would kill who writes it.
+        self._map = mmap.mmap(-1, places * _SLOT)
+
+    def put(self, place: int, counts: Fields) -> None:
+        """Write what a process has counted; a kill in between leaves what was there."""
+        data = json.dumps(counts).encode()
+        if len(data) > _HALF:
+            return
+        with self._locked(place) as at:
+            half = 1 - _HEAD.unpack_from(self._map, at)[0]
+            start = at + 8 + half * _HALF
+            self._map[start : start + len(data)] = data
+            _HEAD.pack_into(self._map, at, half, len(data))
+
+    def get(self, place: int) -> Fields:
+        """Return what a process has counted."""
+        with self._locked(place) as at:
+            half, length = _HEAD.unpack_from(self._map, at)
+            start = at + 8 + half * _HALF
+            data = bytes(self._map[start : start + length])
+        return json.loads(data) if data else {}
+
+    def others(self, place: int) -> list[Fields]:
+        """Return what all but one have counted."""
+        return [self.get(other) for other in range(self._places) if other != place]
+
+    @contextmanager
+    def _locked(self, place: int) -> Iterator[int]:
+        file = self._file
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
+        try:
+            yield place * _SLOT
+        finally:
+            fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
+
+
+def _file_for_locks() -> int:
+    """Return a file descriptor that processes can lock; on Linux of memory, which no disk fills."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("tallies")
+    handle, path = tempfile.mkstemp()
+    os.unlink(path)
+    return handle

@@ -1,0 +1,20 @@
+"""Bring the database whose URL is on standard input to the newest schema.
+
+Standard output says why it could not be done; the caller shows that.
+"""
+
+import sys
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from beacon_ota.orchestrator.db.database import connect, reason_of, upgrade
+
+engine = connect(sys.stdin.readline().strip())
+try:
+    upgrade(engine)
+except SQLAlchemyError as error:
+    sys.exit(print(reason_of(error)) or 1)
+except Exception as error:
+    sys.exit(print(f"{type(error).__name__}: {error}") or 1)
+finally:
+    engine.dispose()

@@ -1,0 +1,369 @@
+"""Attempts: a beacon's tries at a release. Each has one outcome, and the first one stays."""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    Connection,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal_column,
+    null,
+    select,
+    text,
+    update,
+)
+
+from beacon_ota.orchestrator.db.schema import attempts
+from beacon_ota.orchestrator.db.schema import beacons as _beacons
+from beacon_ota.orchestrator.db.tables import Fields, beacons, new_id, rollouts
+from beacon_ota.orchestrator.db.tables.prepared import Prepared
+from beacon_ota.orchestrator.db.tables.rollouts import Basis
+from beacon_ota.wire.report import BLAMES
+
+REPORTED = ("success", "failed", "rolled_back")  # a beacon said so; the others we concluded
+GIVEN_UP = ("lost", "expired", "stopped")
+MEASURED = (
+    "bytes",
+    "duration_ms",
+    "trials",
+    "reset_cause",
+    "heap_free_min",
+    "advertising_paused_ms",
+)
+COLUMNS = tuple(attempts.c.keys())
+_OFFER = Prepared(insert(attempts), COLUMNS)
+_a = attempts.c
+_GET = Prepared(select(attempts).where(_a.id == bindparam("attempt")))
+_NEWEST = Prepared(
+    select(attempts)
+    .where(_a.rollout_id == bindparam("rollout"), _a.beacon_id == bindparam("beacon"))
+    .order_by(_a.n.desc())
+)
+# A success that did not last: the beacon has said since that it went back.
+# Spelled out: PostgreSQL groups by no expression with parameters.
+UNDONE = (_a.result == literal_column("'success'")) & (
+    _a.late_result == literal_column("'rolled_back'")
+)
+SHOWN = case((UNDONE, literal_column("'undone'")), else_=_a.result).label("result")
+_OPEN = (_a.id == bindparam("attempt")) & _a.result.is_(None)
+_TAKEN = func.coalesce(_a.taken_at, bindparam("at"))
+_TAKE = Prepared(update(attempts).where(_OPEN).values(taken_at=_TAKEN).returning(attempts))
+_REBOOTING = Prepared(
+    update(attempts)
+    .where(_OPEN)
+    .values(taken_at=_TAKEN, rebooting_at=func.coalesce(_a.rebooting_at, bindparam("at")))
+    .returning(attempts)
+)
+_AGAIN = Prepared(
+    update(attempts)
+    .where(
+        _a.id == bindparam("id"),
+        text("result = 'expired'"),
+        _a.late_result.is_(None),
+    )
+    .values(
+        result=null(),
+        ended_at=null(),
+        **{
+            name: bindparam(name)
+            for name in ("wave", "stage", "site", "from_version", "from_image", "offered_at")
+        },
+    )
+    .returning(attempts)
+)
+_END = {
+    "result": bindparam("how"),
+    "ended_at": bindparam("at"),
+    "failed_in": bindparam("in_stage"),
+    "code": bindparam("in_code"),
+    "detail": bindparam("said"),
+}
+_MEASURED = {name: bindparam(f"new_{name}") for name in MEASURED}
+_BLAMED = {"blamed_at": func.coalesce(bindparam("blamed"), _a.blamed_at)}
+_CAUSE = {name: _END[name] for name in ("failed_in", "code", "detail")}
+_UNCHANGED = (
+    (_a.offered_at == bindparam("was_offered"))
+    & _a.taken_at.is_not_distinct_from(bindparam("was_taken"))
+    & _a.rebooting_at.is_not_distinct_from(bindparam("was_rebooting"))
+)
+_CONCLUDE = Prepared(update(attempts).where(_OPEN & _UNCHANGED).values(**_END).returning(attempts))
+_FINISH = Prepared(
+    update(attempts)
+    .where(_OPEN)
+    .values(taken_at=_TAKEN, **_END, **_MEASURED, **_BLAMED)
+    .returning(attempts)
+)
+_LATE = Prepared(
+    update(attempts)
+    .where(
+        _a.id == bindparam("attempt"),
+        text("result IN ({})".format(", ".join(f"'{word}'" for word in GIVEN_UP))),
+        _a.late_result.is_(None),
+    )
+    .values(late_result=bindparam("how"), late_at=bindparam("at"), **_MEASURED, **_BLAMED)
+    .returning(attempts)
+)
+_UNDO = Prepared(
+    update(attempts)
+    .where(_a.id == bindparam("attempt"), text("result = 'success'"), _a.late_result.is_(None))
+    .values(late_result=bindparam("how"), late_at=bindparam("at"), **_CAUSE, **_BLAMED)
+    .returning(attempts)
+)
+# It was given up before, and counts as that.
+_UNDO_LATE = Prepared(
+    update(attempts)
+    .where(_a.id == bindparam("attempt"), text("late_result = 'success'"))
+    .values(late_result=bindparam("how"), late_at=bindparam("at"), **_BLAMED)
+    .returning(attempts)
+)
+
+
+_FORGIVEN = Prepared(
+    select(_beacons.c.cleared_at).where(
+        _a.id == bindparam("attempt"),
+        _beacons.c.id == _a.beacon_id,
+        _beacons.c.cleared_at >= bindparam("at"),
+    )
+)
+_STEP_S = 0.001
+
+
+class Times(NamedTuple):
+    """How far an attempt has come, when it is concluded from silence or called off."""
+
+    offered_at: float
+    taken_at: float | None
+    rebooting_at: float | None
+
+
+def offer_upon(
+    conn: Connection,
+    basis: Basis,
+    beacon: tuple[str, str],
+    row: Fields,
+    again: bool,
+    known: Collection[str] = (),
+) -> Fields | None:
+    """Record an offer if nothing has changed that it was decided upon.
+
+    Args:
+        basis: of the rollout.
+        beacon: its channel and device type.
+        row: of the attempt.
+        again: its forerunner expired.
+        known: ids of the beacon's attempts at the rollout that it was decided upon.
+
+    Returns:
+        The attempt's row; None when it is to be decided again: somebody else has moved or halted
+        the rollout, withdrawn the release, or changed the beacon.
+    """
+    if rollouts.basis(conn, row["rollout_id"]) != basis:
+        return None
+    if beacons.open_to(conn, row["beacon_id"]) != beacon:
+        return None
+    return (offer_again if again else offer)(conn, row, known)
+
+
+def offer(conn: Connection, row: Fields, known: Collection[str] = ()) -> Fields:
+    """Record an offer, before the beacon hears of it.
+
+    Numbers may have gaps: what a mirror told in between may not have been taken.
+
+    Returns:
+        ``row``; or what another process has offered the beacon since ``row`` was decided upon.
+    """
+    who = {"beacon": row["beacon_id"], "rollout": row["rollout_id"]}
+    newest = _NEWEST.first(conn, who)
+    if newest is not None and newest["n"] >= row["n"]:
+        if newest["id"] not in known:
+            return newest
+        row = {**row, "n": newest["n"] + 1}
+    _OFFER.first(conn, row)
+    return row
+
+
+def offer_again(conn: Connection, row: Fields, known: Collection[str] = ()) -> Fields:
+    """Record an offer whose forerunner expired: it is the same attempt, nothing came of it yet.
+
+    So a beacon that asks and asks and never begins has one row, not one for every ten minutes.
+    When its word has arrived after all, the attempt is over, and ``row`` is a new one.
+    """
+    if (renewed := _AGAIN.first(conn, row)) is not None:
+        return renewed
+    now = get(conn, row["id"])
+    if now is not None and now["result"] is None:
+        return now  # another process was faster
+    return offer(conn, {**row, "id": new_id(), "n": row["n"] + 1}, known)
+
+
+def take(conn: Connection, attempt_id: str, at: float) -> Fields | None:
+    """Record the first authenticated download or report of an attempt."""
+    return _TAKE.first(conn, {"attempt": attempt_id, "at": at}) or get(conn, attempt_id)
+
+
+def rebooting(conn: Connection, attempt_id: str, at: float) -> Fields | None:
+    """Record that a beacon is about to boot the release: from here on nothing calls it back."""
+    return _REBOOTING.first(conn, {"attempt": attempt_id, "at": at}) or get(conn, attempt_id)
+
+
+def free_number(conn: Connection, row: Fields) -> int:
+    """Return the number of an attempt that was made elsewhere: its own if nobody here has it."""
+    place = (_a.rollout_id == row["rollout_id"]) & (_a.beacon_id == row["beacon_id"])
+    used = list(conn.scalars(select(_a.n).where(place)))
+    return max(used) + 1 if row["n"] in used else row["n"]
+
+
+def conclude(
+    conn: Connection,
+    attempt_id: str,
+    at: float,
+    result: str,
+    *,
+    upon: Times,
+    stage: str | None = None,
+    code: str | None = None,
+    detail: str | None = None,
+) -> tuple[bool, Fields | None]:
+    """Settle an attempt from what we know ourselves, if its beacon has not gone on since.
+
+    Args:
+        upon: how far it had come when this was concluded.
+
+    Returns:
+        Whether this settled it, and its row as it is now.
+    """
+    at = dated(conn, attempt_id, at)
+    end = {"in_stage": stage, "in_code": code, "said": detail}
+    was = dict(zip(("was_offered", "was_taken", "was_rebooting"), upon, strict=True))
+    row = _CONCLUDE.first(conn, {"attempt": attempt_id, "at": at, "how": result, **end, **was})
+    return row is not None, row or get(conn, attempt_id)
+
+
+def dated(conn: Connection, attempt_id: str, at: float) -> float:
+    """Return when an attempt that ends now is to have ended.
+
+    What its beacon was forgiven by a clock that was ahead came before: an end now is dated behind
+    that, if need be in the future, or no failure would count until the clock has caught up.
+    """
+    forgiven = _FORGIVEN.first(conn, {"attempt": attempt_id, "at": at})
+    return at if forgiven is None else forgiven["cleared_at"] + _STEP_S
+
+
+def finish(conn: Connection, at: float, report: Fields) -> tuple[str, Fields | None]:
+    """Settle an attempt by what its beacon says, once.
+
+    Args:
+        report: a final report (``wire.report``).
+
+    Returns:
+        ``first`` when this settled it; ``late`` when it had been given up and this is the first
+        word since, which is noted beside the result without changing it; ``undone`` when it had
+        been a success, and the beacon went back since; else ``repeated``. And the attempt's row.
+    """
+    attempt_id, word = report["attempt_id"], report["update_status"]
+    failed = word != "success"
+    values = {"attempt": attempt_id, "at": at, "how": word}
+    values |= {f"new_{name}": report.get(name) for name in MEASURED}
+    values["blamed"] = at if blames(report) else None
+    end = {
+        "in_stage": report.get("stage") if failed else None,
+        "in_code": report.get("code") if failed else None,
+        "said": report.get("detail") if failed else None,
+    }
+    if row := _FINISH.first(conn, {**values, **end}):
+        return "first", row
+    if row := _LATE.first(conn, values):
+        return "late", row
+    if word == "rolled_back" and (
+        row := _UNDO.first(conn, {**values, **end}) or _UNDO_LATE.first(conn, values)
+    ):
+        return "undone", row
+    return "repeated", get(conn, attempt_id)
+
+
+def blames(report: Fields) -> bool:
+    """Tell whether a beacon says with this report that the release itself is bad."""
+    reason = (report.get("stage"), report.get("code"))
+    return not report.get("acquitted") and reason in BLAMES.get(report["update_status"], ())
+
+
+def undo_earlier(conn: Connection, at: float, report: Fields, row: Fields) -> list[Fields]:
+    """Note at a beacon's earlier successes with a release that they did not last.
+
+    Args:
+        report: the end of another attempt at it, by which the release does not run there.
+        row: of that attempt.
+
+    Returns:
+        The rows that this changed.
+    """
+    if report["update_status"] != "rolled_back" and not blames(report):
+        return []
+    values: Fields = {
+        "late_result": "rolled_back",
+        "late_at": at,
+        "failed_in": report.get("stage"),
+        "code": report.get("code"),
+        "detail": report.get("detail"),
+        "blamed_at": at if blames(report) else None,
+    }
+    earlier = (
+        (_a.beacon_id == row["beacon_id"])
+        & (_a.firmware_id == row["firmware_id"])
+        & (_a.id != row["id"])
+        & (_a.result == "success")
+        & _a.late_result.is_(None)
+        & (_a.offered_at <= row["offered_at"])
+    )
+    done = conn.execute(update(attempts).where(earlier).values(**values).returning(attempts))
+    return [dict(one._mapping) for one in done]
+
+
+def get(conn: Connection, attempt_id: str) -> Fields | None:
+    """Return an attempt."""
+    return _GET.first(conn, {"attempt": attempt_id})
+
+
+def last_end(conn: Connection, beacon_id: str) -> float:
+    """Return when the last of a beacon's attempts ended, UTC seconds; 0 when none has."""
+    return conn.scalar(select(func.max(_a.ended_at)).where(_a.beacon_id == beacon_id)) or 0.0
+
+
+def of_beacon(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
+    """Return a beacon's attempts, newest first."""
+    query = (
+        select(attempts)
+        .where(_a.beacon_id == beacon_id)
+        .order_by(_a.offered_at.desc(), _a.n.desc())
+        .limit(limit)
+    )
+    return [dict(row._mapping) for row in conn.execute(query)]
+
+
+def of_firmwares(conn: Connection, firmwares: list[str]) -> list[Any]:
+    """Return every attempt at the given releases, in the order of the offers."""
+    query = select(attempts).where(_a.firmware_id.in_(firmwares)).order_by(_a.offered_at, _a.id)
+    return list(conn.execute(query))
+
+
+def results_of(conn: Connection, rollout_id: str) -> dict[str, int]:
+    """Return how many of a rollout's attempts came to what.
+
+    ``open`` for those under way, ``undone`` for successes that did not last.
+    """
+    query = select(SHOWN, func.count()).where(_a.rollout_id == rollout_id).group_by(SHOWN)
+    return {result or "open": count for result, count in conn.execute(query)}
+
+
+def of_rollout(conn: Connection, rollout_id: str, limit: int, after: str = "") -> list[Fields]:
+    """Return a rollout's attempts by id, those after ``after``."""
+    query = (
+        select(attempts)
+        .where(_a.rollout_id == rollout_id, _a.id > after)
+        .order_by(_a.id)
+        .limit(limit)
+    )
+    return [dict(row._mapping) for row in conn.execute(query)]

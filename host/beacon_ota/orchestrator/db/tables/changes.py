@@ -1,0 +1,122 @@
+"""What changed in the database, in the order of the commits, for those who keep a copy of it."""
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from beacon_ota.orchestrator.db.schema import (
+    attempts,
+    beacons,
+    changes,
+    events,
+    firmwares,
+    rollouts,
+    settings,
+)
+from beacon_ota.orchestrator.db.tables import Fields, sites
+
+KEPT = 100_000  # changes; whoever lags further reads everything again
+BATCH = 2000
+_FORGOTTEN = "changes.forgotten"  # the setting that says up to where they are gone
+_c = changes.c
+_TABLES = {
+    "attempts": attempts,
+    "beacons": beacons,
+    "events": events,
+    "firmwares": firmwares,
+    "rollouts": rollouts,
+}
+
+
+class News(NamedTuple):
+    """What others have changed: rows as they are now, None for those that are gone.
+
+    Attributes:
+        seq: of the last change that is in it.
+        more: there are further ones.
+        lost: changes are gone that were never read, or some that were read never happened.
+        kinds: of everything that changed, by us or by others.
+    """
+
+    seq: int
+    more: bool = False
+    lost: bool = False
+    kinds: frozenset[str] = frozenset()
+    rows: dict[str, dict[str, Fields | None]] = {}
+    sites: list[Fields] | None = None
+
+
+def last(conn: Connection) -> int:
+    """Return the number of the newest change."""
+    return max(conn.scalar(select(func.max(_c.seq))) or 0, _forgotten(conn))
+
+
+def read(conn: Connection, after: int, own: str, with_events: bool) -> News:
+    """Return what changed after the change ``after``; of rows, what others than ``own`` changed.
+
+    Args:
+        with_events: include the rows of events, our own too: they are told in one order.
+    """
+    forgotten = _forgotten(conn)
+    query = (
+        select(_c.seq, _c.what, _c.key, _c.worker)
+        .where(_c.seq >= after)
+        .order_by(_c.seq)
+        .limit(BATCH + 1)
+    )
+    rows = list(conn.execute(query))
+    if rows and rows[0].seq == after:
+        del rows[0]
+    elif after != forgotten:  # pruned; or the database went back, and counts from there again
+        return News(last(conn), lost=True)
+    if not rows:
+        return News(after)
+    del rows[BATCH:]
+    keys: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.what in _TABLES and (
+            with_events if row.what == "events" else row.worker != own or not own
+        ):
+            keys.setdefault(row.what, {})[row.key] = None
+    found = {what: _rows(conn, what, list(those)) for what, those in keys.items()}
+    return News(
+        rows[-1].seq,
+        more=len(rows) == BATCH,
+        kinds=frozenset(row.what for row in rows),
+        rows=found,
+        sites=sites.every(conn)
+        if any(row.what == "sites" and row.worker != own for row in rows)
+        else None,
+    )
+
+
+def prune(conn: Connection) -> None:
+    """Drop what is beyond the bound, and note that it is gone."""
+    horizon = last(conn) - KEPT
+    if conn.execute(delete(changes).where(_c.seq <= horizon)).rowcount:
+        note(conn, _FORGOTTEN, str(horizon))
+
+
+def note(conn: Connection, key: str, value: str) -> None:
+    """Keep a setting."""
+    done = conn.execute(update(settings).where(settings.c.key == key).values(value=value))
+    if not done.rowcount:
+        conn.execute(insert(settings).values(key=key, value=value))
+
+
+def noted(conn: Connection, key: str) -> str | None:
+    """Return a setting."""
+    return conn.scalar(select(settings.c.value).where(settings.c.key == key))
+
+
+def _forgotten(conn: Connection) -> int:
+    return int(noted(conn, _FORGOTTEN) or 0)
+
+
+def _rows(conn: Connection, what: str, keys: list[str]) -> dict[str, Fields | None]:
+    table = _TABLES[what]
+    wanted: list[Any] = [int(key) for key in keys] if what == "events" else keys
+    found: dict[str, Fields | None] = dict.fromkeys(keys)
+    for row in conn.execute(select(table).where(table.c.id.in_(wanted))):
+        found[str(row.id)] = dict(row._mapping)
+    return found

@@ -1,0 +1,58 @@
+"""Beacons' device types: what is registered gives way to a beacon's first word."""
+
+import re
+
+from sqlalchemy import Connection
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.db.tables import Fields, audit, beacons, events
+
+DEVICE_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+
+def adopt(conn: Connection, beacon_id: str, said: str, now: float, actor: str) -> Fields | None:
+    """Register a beacon as what it says, if it has never said before what it is.
+
+    Returns:
+        The event of it; None when nothing has changed.
+    """
+    row = beacons.get(conn, beacon_id)
+    if row is None or row["said_type"] is not None or row["device_type"] == said:
+        return None
+    beacons.change(conn, beacon_id, device_type=said, said_type=said)
+    return _told(conn, row, said, now, actor, "the beacon says so")
+
+
+def retype(
+    conn: Connection, row: Fields, wanted: str | None, now: float, actor: str, reason: str
+) -> tuple[Fields, Fields]:
+    """Register a beacon as another board, by hand.
+
+    Args:
+        row: of the beacon.
+        wanted: the device type; None: what the beacon says.
+
+    Returns:
+        The beacon's row, and the event.
+
+    Raises:
+        UsageError: ``type_unsaid``: it has not said anything.
+    """
+    wanted = wanted or row["said_type"]
+    if wanted is None:
+        raise UsageError(
+            "type_unsaid", "the beacon has not said yet what it is; name the type", found=row["id"]
+        )
+    found = beacons.change(conn, row["id"], device_type=wanted)
+    assert found is not None
+    return found, _told(conn, row, wanted, now, actor, reason)
+
+
+def _told(
+    conn: Connection, row: Fields, device_type: str, now: float, actor: str, reason: str
+) -> Fields:
+    """Record a change of type in the audit log and as an event."""
+    detail = {"device_type": device_type, "was": row["device_type"]}
+    audit.add(conn, now, actor, "beacon.retyped", row["id"], reason, detail)
+    data = {**detail, "by": actor, **({"reason": reason} if reason else {})}
+    return events.add(conn, now, "beacon.retyped", row["id"], data)

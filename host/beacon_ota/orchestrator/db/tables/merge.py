@@ -1,0 +1,96 @@
+"""What two orchestrators know of one attempt, made one: pure, in any order, and as often as wanted.
+
+Each of them may have heard of the attempt what the other has not, and either may have been put
+back from an older copy. So no version is the newer one; both are taken for true:
+
+* What a beacon said beats what somebody concluded who had not heard it.
+* Of two words of a beacon the earlier is the result, and the other came late.
+* What was called off was not lost, and what was lost is not under way any more.
+"""
+
+from collections.abc import Iterable
+
+from beacon_ota.orchestrator.db.tables import Fields
+from beacon_ota.orchestrator.db.tables.attempts import MEASURED, REPORTED
+
+_CAUSE = ("failed_in", "code", "detail")
+_OFFER = ("wave", "stage", "site", "from_version", "from_image", "offered_at")
+_FAR = float("inf")
+# What is believed first. An attempt that somebody took is none that nobody took.
+_RANK = {**dict.fromkeys(REPORTED, 0), "stopped": 1, "lost": 2, None: 3, "expired": 4}
+MERGED = (
+    *_OFFER,
+    *("taken_at", "rebooting_at", "result", "ended_at", *_CAUSE),
+    *("late_result", "late_at", "blamed_at", *MEASURED),
+)
+
+
+def merge(mine: Fields, theirs: Fields) -> Fields:
+    """Return ``mine`` with what ``theirs`` knows besides; both are rows of the same attempt.
+
+    Whose it is (``mirror``) and its number stay those of ``mine``.
+    """
+    pair = sorted((mine, theirs), key=_order)
+    offer = max(pair, key=lambda row: row["offered_at"])
+    # An offer that nobody took was made again: that it had expired before is no end of it.
+    if any(row["offered_at"] != offer["offered_at"] for row in pair):
+        pair = [_renewed(row, offer["offered_at"]) for row in pair]
+    taken = _least(pair, "taken_at")
+    if taken is not None:
+        pair = [_renewed(row, _FAR) for row in pair]
+    first = min(pair, key=_first)
+    late = _late(pair, first)
+    undone = first["result"] == "success" and late is not None and late[0] == "rolled_back"
+    cause = next(row for row in pair if _went_back(row)) if undone else first
+    found = {name: offer[name] for name in _OFFER}
+    found |= {"taken_at": taken, "rebooting_at": _least(pair, "rebooting_at")}
+    found |= {"result": first["result"], "ended_at": first["ended_at"]}
+    found |= {name: cause[name] for name in _CAUSE}
+    found |= dict(zip(("late_result", "late_at"), late or (None, None), strict=True))
+    found["blamed_at"] = max((at for row in pair if (at := row["blamed_at"])), default=None)
+    for name in MEASURED:
+        others = (row[name] for row in sorted(pair, key=_first))
+        found[name] = next((value for value in others if value is not None), None)
+    return {**mine, **found}
+
+
+def knows(row: Fields, other: Fields) -> bool:
+    """Tell whether a row says all that another one of the same attempt says."""
+    merged = merge(row, other)
+    return all(merged[name] == row[name] for name in MERGED)
+
+
+def _renewed(row: Fields, offered_at: float) -> Fields:
+    """Return a row without the end of an offer that was made again, or taken, elsewhere."""
+    if row["result"] != "expired" or row["offered_at"] == offered_at:
+        return row
+    word = {"result": row["late_result"], "ended_at": row["late_at"]}
+    return {**row, **word, "late_result": None, "late_at": None}
+
+
+def _went_back(row: Fields) -> bool:
+    return "rolled_back" in (row["result"], row["late_result"])
+
+
+def _late(pair: Iterable[Fields], first: Fields) -> tuple[str, float] | None:
+    """Return the word that came after the result, and when: that of going back before all."""
+    words: list[tuple[str, float]] = []
+    for row in pair:
+        for how, when in (("result", "ended_at"), ("late_result", "late_at")):
+            word = row[how]
+            if word in REPORTED and word != first["result"]:
+                words.append((word, row[when] or 0.0))
+    return min(words, key=lambda one: (one[0] != "rolled_back", one[1], one[0]), default=None)
+
+
+def _first(row: Fields) -> tuple[int, float, str]:
+    return _RANK[row["result"]], row["ended_at"] or _FAR, row["result"] or ""
+
+
+def _least(pair: Iterable[Fields], name: str) -> float | None:
+    return min((row[name] for row in pair if row[name] is not None), default=None)
+
+
+def _order(row: Fields) -> tuple[str, ...]:
+    """Put two rows in one order, whichever of them is ours."""
+    return tuple(repr(row[name]) for name in MERGED)

@@ -1,0 +1,159 @@
+"""What a primary keeps of its mirrors' health: what each acts on, what was refused, and since when.
+
+A mirror says up to which entry of the audit log the primary's word is *in force* there: written
+down, and what decisions are made upon. Every move of a rollout is an entry, and entries are
+committed in their order; so a stop is confirmed by whoever acts on an entry as late as its own.
+An entry is named by its number and the beginning of its hash: after a database was restored, the
+number alone may be another entry's.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, func, select, update
+
+from beacon_ota.orchestrator.db.schema import audit, mirrors
+from beacon_ota.orchestrator.db.tables import Fields
+from beacon_ota.orchestrator.db.tables import audit as log
+from beacon_ota.orchestrator.db.tables import mirror_rows as rows
+
+LOST_S = 60.0  # without a word: the uplink is down; in contact without acting: it fails
+SKEW_S = 30.0  # between the clocks, which is said
+OK, NEVER = "ok", "never_seen"
+WORDS = (OK, NEVER, "silent", "refused", "failing", "behind", "clock")
+_HASH = 16
+_m, _a = mirrors.c, audit.c
+
+
+class Verdict(NamedTuple):
+    """How a mirror is: one of ``WORDS``, and a sentence ("" when it is well)."""
+
+    word: str
+    why: str = ""
+
+    @property
+    def well(self) -> bool:
+        """Whether nobody has to look after it; one that was never there is not missed."""
+        return self.word in (OK, NEVER)
+
+
+def newest(conn: Connection) -> str:
+    """Return the name of the newest entry; a state that is read afterwards has all up to it."""
+    seq, found = log.last(conn)
+    return f"{seq}.{found[:_HASH]}"
+
+
+def number(conn: Connection, name: Any) -> int | None:
+    """Return the number of the entry that is called so, None when there is none."""
+    seq, _, sign = name.partition(".") if isinstance(name, str) else ("", "", "")
+    if not (seq.isascii() and seq.isdecimal()) or len(seq) > 18:
+        return None
+    known = log.hash_of(conn, int(seq))
+    return int(seq) if known is not None and known[:_HASH] == sign else None
+
+
+def noted(conn: Connection, mirror: Fields, says: Any) -> str:
+    """Return the document that is kept of a mirror that has just told something."""
+    status = rows.status(says)
+    watch = {**mirror["watch"], "refused": None, "moves": number(conn, status.get("moves"))}
+    return json.dumps({**status, "watch": watch})
+
+
+def watched(document: Any) -> Fields:
+    """Return what a primary has kept itself of a mirror."""
+    watch = document.get("watch") if isinstance(document, dict) else None
+    return watch if isinstance(watch, dict) else {}
+
+
+def change(conn: Connection, mirror_id: str, **values: Any) -> None:
+    """Keep something of a mirror that it has not told itself."""
+    text = conn.scalar(select(_m.status).where(_m.id == mirror_id))
+    if text is None:
+        return
+    document = json.loads(text)
+    document["watch"] = {**watched(document), **values}
+    conn.execute(update(mirrors).where(_m.id == mirror_id).values(status=json.dumps(document)))
+
+
+def refuse(conn: Connection, mirror_id: str, now: float, code: str, detail: str, says: Any) -> None:
+    """Note that what a mirror told was refused; it was heard all the same."""
+    conn.execute(update(mirrors).where(_m.id == mirror_id).values(seen_at=now))
+    version = rows.status(says).get("version")
+    refused = {"code": code, "detail": detail[:300], "at": now, "version": version}
+    change(conn, mirror_id, refused=refused)
+
+
+def confirm(conn: Connection, mirror_id: str, name: str) -> None:
+    """Note what a mirror acts on that does not say it itself: it has all that it was given."""
+    change(conn, mirror_id, moves=number(conn, name))
+
+
+def hands_out_until(row: Fields) -> float | None:
+    """Return until when a mirror may hand releases out if it hears nothing more, UTC seconds.
+
+    None: for as long as it likes; it knows of no lease.
+    """
+    lease = row["status"].get("lease_s")
+    return None if lease is None or row["seen_at"] is None else row["seen_at"] + lease
+
+
+def unconfirmed(
+    conn: Connection, every: list[Fields], target: str, actions: tuple[str, ...], since: float
+) -> list[Fields]:
+    """Return the mirrors that are not known to act on what was done last to something.
+
+    Args:
+        every: the mirrors in use.
+        target: what was stopped; ``actions``: how the audit log calls that.
+        since: when it came to be; who was not heard from since cannot have it.
+
+    Returns:
+        Rows with ``stopped_at``, UTC seconds.
+    """
+    entry = conn.execute(
+        select(_a.seq, _a.at)
+        .where(_a.target == target, _a.action.in_(actions))
+        .order_by(_a.seq.desc())
+        .limit(1)
+    ).first()
+    if entry is None:
+        return []
+    return [
+        {**row, "stopped_at": entry.at}
+        for row in every
+        if row["seen_at"] is not None
+        and row["seen_at"] + LOST_S >= since
+        and (row["watch"].get("moves") is None or row["watch"]["moves"] < entry.seq)
+    ]
+
+
+def settled(conn: Connection, now: float) -> int:
+    """Return the number of the newest entry that a mirror in contact has had time to take."""
+    return conn.scalar(select(func.max(_a.seq)).where(_a.at < now - LOST_S)) or 0
+
+
+def judge(row: Fields, now: float, needed: int) -> Verdict:
+    """Say how a mirror is.
+
+    Args:
+        needed: the number of the entry that it must have come to (:func:`settled`).
+    """
+    says, watch, seen = row["status"], row["watch"], row["seen_at"]
+    if seen is None:
+        return Verdict(NEVER)
+    if now - seen >= LOST_S:
+        return Verdict("silent", "nothing was heard of it")
+    if (refused := watch.get("refused")) is not None:
+        version = refused.get("version") or says.get("version") or "unknown release"
+        return Verdict(
+            "refused", f"what it tells is refused: {refused['detail']} (it is {version})"
+        )
+    if (error := says.get("error")) is not None and error["code"] != "clock_skew":
+        return Verdict("failing", f"{error['code']}: {error['detail']}")
+    moves = watch.get("moves")
+    if moves is not None and moves < needed:
+        return Verdict("behind", "it answers, but what it was given last is not in force there")
+    skew = says.get("skew_s")
+    if skew is not None and abs(skew) >= SKEW_S:
+        return Verdict("clock", f"its clock is {skew:+.0f} s off this one's")
+    return Verdict(OK)

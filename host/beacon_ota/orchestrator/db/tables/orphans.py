@@ -1,0 +1,47 @@
+"""Images that no release refers to, and since when: they are kept for a while."""
+
+import json
+import math
+
+from sqlalchemy import Connection
+
+from beacon_ota.orchestrator.db.tables.changes import note, noted
+
+GRACE_S = 30 * 86400.0  # from the first start that found one to the one that removes it
+_KEY = "images.orphans"  # the setting: JSON, digest -> UTC seconds of when it was found first
+
+
+def mark(conn: Connection, found: set[str], now: float) -> set[str]:
+    """Note the orphans of this start; return those whose time is over."""
+    due, marks = judge(_marks(noted(conn, _KEY)), found, now)
+    note(conn, _KEY, json.dumps(marks, sort_keys=True))
+    return due
+
+
+def judge(
+    marks: dict[str, float], found: set[str], now: float
+) -> tuple[set[str], dict[str, float]]:
+    """Return which orphans are to be removed, and the marks to keep.
+
+    Args:
+        marks: by digest, when it was found first, UTC seconds; one in the future was set by a
+            clock that was wrong, and begins anew.
+        found: what no release refers to now; the mark of anything else is dropped.
+    """
+    kept = {digest: min(marks.get(digest, now), now) for digest in found}
+    due = {digest for digest, at in kept.items() if now - at >= GRACE_S}
+    return due, {digest: at for digest, at in kept.items() if digest not in due}
+
+
+def _marks(text: str | None) -> dict[str, float]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {
+        key: float(at)
+        for key, at in found.items()
+        if isinstance(at, int | float) and math.isfinite(at)
+    }

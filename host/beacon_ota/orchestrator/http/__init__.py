@@ -1,0 +1,1 @@
+"""HTTP without the application: protocol, bounds, headers, refusals."""

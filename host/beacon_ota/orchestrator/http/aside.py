@@ -1,0 +1,69 @@
+"""Administrators' work that takes a while, beside the event loop and away from the beacons' pools.
+
+Each kind has threads of its own and a bound on how much of it waits; what waits for somebody who
+has left is not begun.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from beacon_ota.orchestrator.http.problems import Problem
+from beacon_ota.orchestrator.limits import LIMITS
+
+T = TypeVar("T")
+_LOOK_S = 0.5  # between two looks whether the client is still there
+
+
+class Aside:
+    """Threads for one kind of work.
+
+    Args:
+        name: of the threads.
+        threads: how much is done at once; all share the interpreter with the beacons' calls.
+        most: how much may be under way and waiting.
+    """
+
+    def __init__(self, name: str, threads: int = 1, most: int = LIMITS.aside):
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._most = most
+        self._pending = 0
+
+    async def run(
+        self, is_gone: Callable[[], Awaitable[bool]], work: Callable[..., T], *args: Any
+    ) -> T:
+        """Run ``work`` and return what it returns.
+
+        Args:
+            is_gone: tells whether the client has left.
+
+        Raises:
+            Problem: 503 ``busy`` when too much waits; 503 ``client_gone``, to nobody.
+        """
+        if self._pending >= self._most:
+            raise Problem(
+                503, "busy", "too many ask for this at once", headers={"retry-after": "5"}
+            )
+        loop = asyncio.get_running_loop()
+        self._pending += 1
+        done: Future[T] = self._threads.submit(work, *args)
+        done.add_done_callback(lambda _: _call(loop, self._leave))
+        waiting = asyncio.wrap_future(done)
+        try:
+            while not (await asyncio.wait((waiting,), timeout=_LOOK_S))[0]:
+                if await is_gone():
+                    raise Problem(503, "client_gone", "the client has left")
+            return waiting.result()
+        finally:
+            waiting.cancel()  # what has not begun is not begun
+
+    def _leave(self) -> None:
+        self._pending -= 1
+
+
+def _call(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(work)
+    except RuntimeError:
+        work()  # the loop is gone, and nobody waits

@@ -1,0 +1,34 @@
+"""Headers that every answer of the administrators' side carries, unless it says otherwise."""
+
+from beacon_ota.orchestrator.http.asgi import App, Header, Message, Receive, Scope, Send
+
+# Keys, tokens and secrets are in some answers, and who may see which is decided anew each time.
+_DEFAULTS: tuple[Header, ...] = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+class SecureHeaders:
+    """An ASGI application around another."""
+
+    def __init__(self, app: App):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def with_defaults(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = list(message.get("headers", ()))
+                names = {name.lower() for name, _ in given}
+                given += [one for one in _DEFAULTS if one[0] not in names]
+                message = {**message, "headers": given}
+            await send(message)
+
+        await self._app(scope, receive, with_defaults)

@@ -1,0 +1,1 @@
+"""A distribution point on a site: its exchange with the primary, its engine."""

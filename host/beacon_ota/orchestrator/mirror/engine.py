@@ -1,0 +1,175 @@
+"""The engine of a mirror: it settles what its own beacons do, and may stop, not go on.
+
+Stages are opened by the primary alone. A halt made here holds here at once; it is told, with what
+it rests on, when the primary can be reached.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection
+
+from beacon_ota.orchestrator.core.engine import Engine, dump_state, load_state
+from beacon_ota.orchestrator.core.view import Entry
+from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.tables import Fields, audit, events, outbox, rollouts
+from beacon_ota.orchestrator.rollout.advance import advance, apply, due
+from beacon_ota.orchestrator.rollout.stopping import due as due_stops
+from beacon_ota.orchestrator.rollout.stopping import stopped
+from beacon_ota.orchestrator.rollout.types import (
+    Attempt,
+    Kind,
+    Result,
+    RolloutState,
+    Status,
+    Transition,
+)
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+_FAILURES = ("failures_in_a_row", "failure_share")
+
+
+class LocalEngine(Engine):
+    """The engine of a mirror: settles the attempts of its own beacons, and may stop, not go on."""
+
+    async def _step(self, entry: Entry) -> None:
+        now = self.service.clock.now()
+        self._mind_the_clock(now)
+        if self.stopping.is_pending(entry.rollout.plan.rollout_id):
+            return
+        try:
+            if entry.open_ids:
+                await self._settle(entry, now)
+        except StorageError:
+            await self._stop_alone(entry)
+            raise
+        if self._put_away(entry) or entry.state.status is Status.ABORTED:
+            return
+        counts = self.count(entry, now, self._unrecorded(entry))
+        for change in advance(entry.rollout, entry.state, counts, now):
+            if self._halts(change):
+                await self._halt_here(entry, change)
+                await self._settle(entry, now)
+                break
+        # What the primary would do is no reason to look: only what comes of silence.
+        entry.due = due(entry.rollout, entry.state, counts, now)
+        if entry.due is not None and entry.due <= now:
+            entry.due = None
+
+    def _halts(self, change: Transition) -> bool:
+        return change.kind is Kind.HALTED and change.reason in _FAILURES
+
+    async def _halt_here(self, entry: Entry, change: Transition) -> None:
+        """Halt a rollout here, in memory first (UsageError ``rollout_moved``, StorageError)."""
+        await self.stopping.automatic(entry, (change,))
+        why = f"{change.reason}: {change.detail}"
+        log.warning("rollout %s is halted here: %s", entry.rollout.plan.rollout_id, why)
+
+    async def _commit(
+        self, entry: Entry, state: RolloutState, revision: int, made: Sequence[Transition]
+    ) -> None:
+        """Record a halt of ours; the rollout's revision stays the primary's."""
+        rollout_id = entry.rollout.plan.rollout_id
+        release = self.service.view.releases[entry.rollout.plan.release.firmware_id]
+        basis = rollouts.Basis(revision, state.status.value, release.state)
+        lost = sorted(self._lost(entry))
+        told: list[Fields] = []
+
+        def work(conn: Connection) -> bool:
+            told.clear()
+            if rollouts.basis(conn, rollout_id) != basis:
+                return False
+            told.extend(_record_halts(conn, rollout_id, state, made, lost))
+            return True
+
+        def after(halted: bool) -> None:
+            if halted:
+                self._put(rollout_id, stopped(state, made), revision, same=True)
+            for one in told:
+                self.service.hub.publish(one)
+
+        if not await asyncio.shield(self.service.db.write(work, then=after)):
+            raise self._moved(entry)
+
+    def stop_work(
+        self, rollout_id: str, changes: Sequence[Transition]
+    ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
+        entry = self.service.view.entries.get(rollout_id)
+        lost = [] if entry is None else sorted(self._lost(entry))
+
+        def work(conn: Connection) -> tuple[Fields | None, list[Fields]]:
+            row = rollouts.get(conn, rollout_id)
+            if row is None or row["ended_at"] is not None:
+                return row, []
+            told = _record_halts(conn, rollout_id, load_state(row["state"]), changes, lost)
+            return rollouts.get(conn, rollout_id), told
+
+        def put(done: tuple[Fields | None, list[Fields]]) -> None:
+            row, told = done
+            if row is not None:
+                self._put(row["id"], load_state(row["state"]), row["revision"], same=True)
+            for one in told:
+                self.service.hub.publish(one)
+
+        return work, put
+
+    def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
+        return silent  # what stops a release here cannot wait for the primary
+
+    async def review(self, rollout_id: str, lost: set[str]) -> None:
+        """Look again at a halt of ours, now that the primary has said what it knows.
+
+        It holds unless beacons that had been given up here went on elsewhere, and what is left
+        would not have halted it.
+
+        Args:
+            lost: attempts that it rests on.
+        """
+        entry = self.service.view.entries.get(rollout_id)
+        why = None
+        if entry is not None and lost - self._lost(entry):
+            now = self.service.clock.now()
+            going = replace(entry.state, status=Status.ACTIVE)
+            made = advance(entry.rollout, going, self.count(entry, now), now)
+            trips = [one for one in made if one.kind is Kind.HALTED and one.reason in _FAILURES]
+            if not trips:
+                log.warning("rollout %s goes on here: nobody was lost", rollout_id)
+                await self.service.db.write(outbox.lift_halt, rollout_id)
+                return
+            why = f"{trips[0].reason}: {trips[0].detail}"
+        await self.service.db.write(outbox.tell_halt, rollout_id, why)
+
+    @staticmethod
+    def _lost(entry: Entry) -> set[str]:
+        return {one.id for one in entry.attempts.values() if one.result is Result.LOST}
+
+
+def _record_halts(
+    conn: Connection,
+    rollout_id: str,
+    state: RolloutState,
+    changes: Sequence[Transition],
+    lost: list[str],
+) -> list[Fields]:
+    """Record halts of ours, to be told to the primary; return the events.
+
+    Args:
+        lost: attempts that were given up, and that a halt may rest on.
+    """
+    told = []
+    for change in due_stops(state, changes):
+        state = apply(state, change)
+        why = f"{change.reason}: {change.detail}"
+        values = {
+            "status": state.status.value,
+            "state": dump_state(state),
+            "reason": state.reason,
+        }
+        outbox.halt(conn, rollout_id, why, values, lost)
+        audit.add(conn, change.at, "mirror", "mirror.halted", rollout_id, why)
+        told.append(events.add(conn, change.at, "mirror.halted", rollout_id, {"reason": why}))
+    return told

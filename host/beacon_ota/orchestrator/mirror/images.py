@@ -1,0 +1,177 @@
+"""The images that a mirror is to have: fetched in the background, one after the other.
+
+Beside the exchange, which goes on meanwhile: a halt does not wait for the end of a download.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+
+import requests
+
+from beacon_ota.client import Client
+from beacon_ota.errors import BeaconOtaError, InputError, ReachError
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.tables import Fields
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.releases import validate
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+PIECE = 1024  # of an image: what is left of one when the line breaks is lost
+BAD_S = 300.0  # before an image that was refused is fetched again
+AGAIN_S = 2.0  # before one is that broke off; of the wall clock
+
+
+class Images:
+    """What is wanted, and what has come.
+
+    Args:
+        client: of the primary, and of nobody else: a download holds its connection.
+    """
+
+    def __init__(self, service: Service, client: Client):
+        self.service = service
+        self._client = client
+        self._wanted: dict[str, Fields] = {}  # rows of releases, by id
+        self._bad: dict[str, float] = {}  # images that were refused, and until when
+        self._wake = asyncio.Event()
+        self.fetched: set[str] = set()  # releases whose images have come, and are not taken yet
+        self.faults: dict[str, BeaconOtaError] = {}  # by the release's id
+        self.on_fetched = lambda: None
+
+    def start(self) -> None:
+        """Begin; the service runs."""
+        self.service.run(self._fetching())
+
+    def want(self, rows: list[Fields]) -> None:
+        """Fetch these releases' images, and forget others that were wanted."""
+        self._wanted = {row["id"]: row for row in rows}
+        self.faults = {key: error for key, error in self.faults.items() if key in self._wanted}
+        self._wake.set()
+
+    async def lacks(self, row: Fields) -> bool:
+        """Tell whether the image of a release is not here, or is damaged here."""
+        if row["id"] in self.fetched:
+            return False
+        mine = self.service.view.releases.get(row["id"])
+        if mine is not None and mine.row["damaged_at"] is not None:
+            return True
+        return not await asyncio.to_thread(self.service.blobs.has, row["blob"])
+
+    def wake(self) -> None:
+        """Try again what broke off: the line is there."""
+        if self._wanted:
+            self._wake.set()
+
+    async def _fetching(self) -> None:
+        left = False
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_S if left else None):
+                    await self._wake.wait()
+            self._wake.clear()
+            left = False
+            for key, row in list(self._wanted.items()):
+                if self._wanted.get(key) is not row:
+                    continue  # not wanted any more
+                left |= not await self._try(row)
+
+    async def _try(self, row: Fields) -> bool:
+        """Fetch an image; False when it is to be tried again."""
+        key = row["id"]
+        if self._bad.get(row["blob"], 0.0) > time.monotonic():
+            return False
+        try:
+            await self._fetch(row)
+        except BeaconOtaError as error:
+            if (known := self.faults.get(key)) is None or known.code != error.code:
+                log.warning("release %s is not here yet: %s", key, error)
+            self.faults[key] = error
+            if isinstance(error, InputError):  # the same bytes would come again
+                self._bad[row["blob"]] = time.monotonic() + BAD_S
+            return False
+        except Exception as error:
+            log.exception("release %s could not be fetched", key)
+            self.faults[key] = ReachError("internal", f"it could not be fetched: {error!r}"[:200])
+            return False
+        self.faults.pop(key, None)
+        if self._wanted.get(key) is row:
+            del self._wanted[key]
+        self.fetched.add(key)
+        self.on_fetched()
+        return True
+
+    async def _fetch(self, row: Fields) -> None:
+        """Have the image of a release here, examined like an upload."""
+        blobs = self.service.blobs
+        mine = self.service.view.releases.get(row["id"])
+        if mine is not None and mine.row["damaged_at"] is not None:
+            await asyncio.to_thread(blobs.remove, row["blob"])
+        if await asyncio.to_thread(blobs.has, row["blob"]):
+            return
+        part = blobs.part(row["blob"])
+        await asyncio.to_thread(self._download, row, part)
+        try:
+            with part.open("rb") as file:
+                claim = validate.Claim(
+                    device_type=row["device_type"],
+                    version=row["version"],
+                    description=row["description"],
+                    channel="stable",
+                    required=row["required"],
+                    manifest=row["manifest"],
+                    size=part.stat().st_size,
+                    sha256=row["blob"],
+                )
+                settings = self.service.settings
+                found = await asyncio.to_thread(
+                    validate.examine,
+                    file,
+                    claim,
+                    settings.trusted,
+                    settings.insecure,
+                    self.service.clock.now(),
+                )
+                if (found.checksum, found.blob) != (row["checksum"], row["blob"]):
+                    raise InputError(
+                        "image_checksum",
+                        "what came is not the release",
+                        found=found.blob,
+                        expected=row["blob"],
+                    )
+                await asyncio.to_thread(blobs.keep, file, found.blob)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _download(self, row: Fields, part: Path) -> None:
+        """Fetch an image, from where an earlier try broke off."""
+        size = row["size"]
+        with part.open("ab") as out:
+            done = out.tell()
+            if done > size:
+                out.truncate(0)
+                done = 0
+            if done == size:
+                return
+            headers = {"Range": f"bytes={done}-", "If-Range": f'"{row["blob"]}"'} if done else {}
+            with self._client.stream(f"/api/mirror/images/{row['id']}", headers) as answer:
+                if answer.status_code == 200:
+                    out.truncate(0)
+                    done = 0
+                try:
+                    for piece in answer.iter_content(PIECE):
+                        done += len(piece)
+                        if done > min(size, LIMITS.upload_image):
+                            raise InputError("image_too_large", "more came than was announced")
+                        out.write(piece)
+                except requests.RequestException as error:
+                    raise ReachError("unreachable", f"the image broke off: {error}") from None
+                finally:
+                    out.flush()
+                    os.fsync(out.fileno())
+        if done < size:
+            raise ReachError("unreachable", "the image broke off", found=done, expected=size)

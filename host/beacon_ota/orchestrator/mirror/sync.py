@@ -1,0 +1,446 @@
+"""``serve --upstream URL``: a distribution point on a site's LAN.
+
+An orchestrator with a database of its own that serves the beacons of its site by the same code,
+within the stages that the primary has opened. It opens none itself; what it decides alone is to
+stop: when failures among its own beacons trip a gate, the release is withheld here at once, and
+everywhere as soon as the primary hears of it. All that its beacons do is told to the primary in
+order and once; while the uplink is down it waits in the database, through restarts and for days.
+"""
+
+import asyncio
+import json
+import logging
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection
+
+from beacon_ota import __version__
+from beacon_ota.client import Client
+from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, ReachError, UsageError
+from beacon_ota.orchestrator.core.engine import load_state
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.core.view import attempt_of
+from beacon_ota.orchestrator.db.tables import (
+    Fields,
+    attempts,
+    beacons,
+    changes,
+    firmwares,
+    outbox,
+    rollouts,
+    sites,
+)
+from beacon_ota.orchestrator.lease import Lease
+from beacon_ota.orchestrator.mirror import state as mirror_state
+from beacon_ota.orchestrator.mirror.engine import LocalEngine
+from beacon_ota.orchestrator.mirror.images import Images
+from beacon_ota.orchestrator.rollout.types import Status
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+SYNC_S = 2.0  # of the wall clock, between two exchanges with the primary
+_TIMEOUT_S = (5.0, 30.0)
+_ITEMS = 500
+_BYTES = 128 * 1024  # of an exchange's changes; the primary takes twice that
+_LEASE = "mirror.lease"  # the setting in which it is kept
+_NEVER = ("token_wrong", "not_a_mirror")  # the primary knows this mirror no more
+_VAIN = ("unreachable", "mirror_protocol")  # whatever is told
+SKEW_S = 30.0  # between its clock and the primary's, from which on a mirror complains
+
+
+class Mirror:
+    """The exchange with the primary, in the background.
+
+    Attributes:
+        error: code of what is wrong with the exchange, None while it works; ``why`` says it.
+        skew_s: this clock's lead over the primary's; 0 while the line hides it.
+    """
+
+    def __init__(self, service: Service, engine: LocalEngine):
+        self.service, self.engine = service, engine
+        self.address = ""  # where this mirror listens
+        given = service.settings
+        upstream = (given.upstream, given.upstream_token, given.upstream_ca, _TIMEOUT_S)
+        self._client = Client(*upstream)
+        self.images = Images(service, Client(*upstream))
+        self.images.on_fetched = self.wake
+        self.lease: Lease = service.lease or Lease(given.lease_s, service.clock)
+        self._epoch = ""
+        self._have = ""
+        self._news = True  # something was given that the primary may forget: that is to be noticed
+        self._moves = ""  # up to which move of the primary's rollouts this mirror acts
+        self._given: mirror_state.Given | None = None  # and not wholly taken yet
+        self._lacking: set[str] = set()  # releases of it that wait for their images
+        self._sound_there: set[str] = set()  # releases, as the primary said last
+        self._wake = asyncio.Event()
+        self.error: str | None = None
+        self.why = ""
+        self.failing_since: float | None = None
+        self.fault = ""  # what of the primary's word cannot be read here
+        self.skew_s: float | None = None
+        self._over = False  # as the log was told
+        self.contact: float | None = None  # the last exchange that worked
+        self.told_at: float | None = None  # when nothing was left to tell
+        self.backlog = 0
+
+    def start(self) -> None:
+        """Begin; the service runs."""
+        self.service.db.read_now(self._load)
+        if self.contact is not None:
+            self._say_the_lease()
+        self.images.start()
+        self.service.run(self._going())
+
+    def _load(self, conn: Connection) -> None:
+        self.lease.begin(changes.noted(conn, _LEASE))
+        self._moves = outbox.moves(conn)
+        self.contact = self.lease.contact
+
+    def wake(self) -> None:
+        """Do not wait for the next exchange."""
+        self._wake.set()
+
+    @property
+    def hands_out(self) -> bool:
+        """Whether releases are offered to anybody new."""
+        return not self.lease.is_over()
+
+    def lag_s(self) -> float | None:
+        """Return for how long something has been waiting to be told; None before the first time."""
+        if self.told_at is None:
+            return None
+        return self.service.clock.now() - self.told_at if self.backlog else 0.0
+
+    def trouble(self) -> tuple[str, str] | None:
+        """Return what is wrong, a code and a sentence; None when all is well."""
+        if self.error is not None:
+            return self.error, self.why
+        return self._lasting()
+
+    def _lasting(self) -> tuple[str, str] | None:
+        """Return what is wrong beside the exchange itself."""
+        if self.fault:
+            return "state_unread", self.fault
+        for firmware_id, error in list(self.images.faults.items()):
+            return error.code, f"release {firmware_id} is not here: {error}"
+        if self.skew_s is not None and abs(self.skew_s) >= SKEW_S:
+            return "clock_skew", f"this clock is {self.skew_s:+.0f} s off the primary's"
+        return None
+
+    def status(self) -> Fields:
+        """Return what the mirror says of itself; at most 16 fields, or older primaries refuse."""
+        lag = self.lag_s()
+        # Whoever hears this is not out of reach.
+        trouble = self._lasting() if self.error == "unreachable" else self.trouble()
+        releases = list(self.service.view.releases.values())
+        releases.sort(key=lambda one: one.row["uploaded_at"])  # those of all types, newest last
+        return {
+            "backlog": self.backlog,
+            "lag_s": None if lag is None else round(lag, 1),
+            "releases": sorted(
+                f"{one.row['device_type']}/{one.row['version']}" for one in releases[-32:]
+            ),
+            "version": __version__,
+            "url": self.address,
+            "moves": self._moves,
+            "lease_s": self.lease.span_s,
+            "skew_s": None if self.skew_s is None else round(self.skew_s, 1),
+            "error": None if trouble is None else {"code": trouble[0], "detail": trouble[1][:300]},
+        }
+
+    def health(self) -> Fields:
+        """Return how the mirror is, for whoever probes it: nothing in it is secret."""
+        trouble = self.trouble()
+        return {
+            "in_step": self.error is None and not self.fault and self.contact is not None,
+            "error": None if trouble is None else trouble[0],
+            "silent_s": None
+            if self.contact is None
+            else round(max(self.service.clock.now() - self.contact, 0.0), 1),
+            "hands_out": self.hands_out,
+            "lease_left_s": round(self.lease.left_s(), 1),
+            "skew_s": None if self.skew_s is None else round(self.skew_s, 1),
+        }
+
+    async def _going(self) -> None:
+        self._epoch = await self.service.db.write(outbox.prepare)
+        pause = 0.0
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            pause = SYNC_S
+            try:
+                await self.exchange()
+                if self.error is not None:
+                    log.warning("the primary answers again")
+                self.error, self.why, self.failing_since = None, "", None
+            except BeaconOtaError as error:
+                if self._fails(error.code, str(error)):
+                    away = error.code == "unreachable"
+                    what = "is out of reach" if away else "and this mirror are not in step"
+                    log.warning("the primary %s: %s (%s)", what, error, error.code)
+                if error.code in _NEVER:
+                    self.lease.end(error.code)
+                if isinstance(error, DeniedError | UsageError | InputError):
+                    pause = 10 * SYNC_S  # it will not be otherwise in a moment
+            except Exception as error:
+                if self._fails("internal", f"the exchange failed: {error!r}"):
+                    log.exception("the exchange with the primary failed")
+            await self._mind_the_lease()
+
+    def _fails(self, code: str, why: str) -> bool:
+        """Note what is wrong; tell whether that is news."""
+        news = (self.error, self.why) != (code, why)
+        if self.failing_since is None:
+            self.failing_since = self.service.clock.now()
+        self.error, self.why = code, why
+        return news
+
+    def _say_the_lease(self) -> None:
+        """Log that the lease is over, or goes on, when that is news."""
+        over = self.lease.is_over()
+        if over and not self._over:
+            log.warning(
+                "nothing new is handed out: the primary's last word is older than the lease of"
+                " %.0f s, or it has given this mirror up",
+                self.lease.span_s,
+            )
+        elif self._over and not over:
+            log.warning("releases are handed out again")
+        self._over = over
+
+    async def _mind_the_lease(self) -> None:
+        self._say_the_lease()
+        kept = self.lease.to_keep()
+        if kept is not None:
+            try:
+                await self.service.db.write(changes.note, _LEASE, kept)
+            except Exception:
+                log.exception("the lease could not be written down")
+
+    async def exchange(self) -> None:
+        """Tell what is new, and take what is new, until both sides are even.
+
+        Raises:
+            BeaconOtaError: whatever the primary or the way to it says.
+        """
+        db = self.service.db
+        if self._given is not None and self.images.fetched:
+            await self._take(self._given)
+        await self.service.flush()
+        begun = confirmed = False
+        more = True
+        while more:
+            doubted = await db.read(outbox.doubted)  # before what they rest on is read
+            self.backlog = await db.read(outbox.waiting)
+            items, more = _fitting(await db.read(outbox.batch, _ITEMS))
+            telling = bool(items) or self._news
+            after, mark = await (db.write if telling else db.read)(outbox.page, telling)
+            if any(item.what == "halts" for item in items):
+                self._have = ""  # what comes of them is to be heard, whatever it is
+            moves = self._moves
+            began = self.service.clock.now()
+            reply, refused = await self._tell(items, after, mark)
+            given = await asyncio.to_thread(mirror_state.read, reply)
+            if given.again:  # before anything of it is in force: it gives nothing
+                if refused is not None and not isinstance(refused, InputError):
+                    raise refused  # it may have been taken all the same: told again by its mark
+                if begun:
+                    raise ReachError("mirror_parted", "the primary takes nothing of what is told")
+                log.warning("the primary has not taken what it should have; all is told again")
+                self._epoch = await db.write(outbox.begin_again)
+                self._have, begun, more = "", True, True
+                continue
+            self._measure(began, given)
+            if mark and refused is None:
+                seq = min(given.seq, items[-1].seq) if items else 0
+                await db.write(outbox.told, seq, mark)
+                self._news = False
+            if given.state is not None:
+                rows = given.state["firmwares"]
+                self._sound_there = {row["id"] for row in rows if _is_sound(row)}
+                self._have, self._given = "", None
+                await self._take(given)
+                if not self._owes(given):
+                    self._have = given.etag
+            elif self._given is None and self._damaged():
+                self._have = ""  # ask for everything: it is to be fetched again
+            if given.moves and given.moves != self._moves and given.state is None:
+                await db.write(outbox.note_moves, given.moves)  # of what does not concern us
+                self._moves = given.moves
+            # What was told at `began` was answered, and is in force here.
+            self.contact = self.service.clock.now()
+            self.lease.renew(began)
+            self.images.wake()
+            if refused is not None:
+                raise refused
+            more = more or await self._review(doubted)
+            more = more or moves != self._moves  # that it is done is told at once
+            if self._news and not confirmed:
+                more = confirmed = True
+        self.backlog = await db.read(outbox.waiting)
+        if not self.backlog:
+            self.told_at = self.service.clock.now()
+
+    async def _review(self, doubted: dict[str, set[str]]) -> bool:
+        """Look at halts that were not told yet, all else being told; True: go on at once."""
+        for rollout_id, lost in doubted.items():
+            await self.engine.review(rollout_id, lost)
+        if doubted:
+            self._have = ""
+        return bool(doubted) or await self.service.db.read(outbox.has_halts)
+
+    async def _tell(
+        self, items: list[outbox.Item], after: str, mark: str
+    ) -> tuple[Any, BeaconOtaError | None]:
+        """Make one call; return the answer, and the refusal of what was told, if it was refused.
+
+        Then nothing is told with a second call: what the primary has to say, a halt most of all,
+        must arrive all the same, and it must hear what is wrong here.
+        """
+        try:
+            return await self._call(items, after, mark), None
+        except BeaconOtaError as error:
+            if not items or isinstance(error, DeniedError) or error.code in _VAIN:
+                raise
+            self._fails(error.code, str(error))
+            return await self._call([], after, ""), error
+
+    async def _call(self, items: list[outbox.Item], after: str, mark: str) -> Any:
+        body = {
+            "epoch": self._epoch,
+            "after": after,
+            "mark": mark,
+            "have": self._have,
+            "protocol": mirror_state.PROTOCOL,
+            "status": self.status(),
+            "changes": [item._asdict() for item in items],
+        }
+        return await asyncio.to_thread(self._client.call, "POST", "/api/mirror/sync", json=body)
+
+    def _measure(self, began: float, given: mirror_state.Given) -> None:
+        """Compare the clocks: the answer was dated somewhere between question and arrival."""
+        clock = self.service.clock
+        if given.server_time is None or clock.scale != 1.0:
+            return  # scaled clocks begin where they like
+        now = clock.now()
+        off, unsure = (began + now) / 2 - given.server_time, abs(now - began) / 2
+        skew = off if abs(off) > unsure else 0.0
+        was = abs(self.skew_s or 0.0) >= SKEW_S
+        if abs(skew) >= SKEW_S and not was:
+            log.warning("this clock is %+.0f s off the primary's", skew)
+        elif was and abs(skew) < SKEW_S:
+            log.warning("this clock agrees with the primary's again")
+        self.skew_s = skew
+
+    def _damaged(self) -> bool:
+        """Tell whether an image is damaged here that is sound, as far as we know, elsewhere."""
+        return any(
+            one.row["damaged_at"] is not None and one.row["id"] in self._sound_there
+            for one in self.service.view.releases.values()
+        )
+
+    # ---- what the primary gives ----
+
+    async def _take(self, given: mirror_state.Given) -> None:
+        """Write down what the primary gives, and act on it; images that lack come later.
+
+        A rollout that is here already is moved at once, whatever lacks: no halt waits for that.
+        """
+        state = given.state
+        assert state is not None
+        lacking: list[Fields] = []
+        without: set[str] = set()
+        for row in state["firmwares"]:
+            if not _is_sound(row):
+                if row["id"] not in self.service.view.releases:
+                    without.add(row["id"])  # withdrawn before it was here: nothing to wait for
+            elif await self.images.lacks(row):
+                lacking.append(row)
+                without.add(row["id"])
+        fetched = self.images.fetched - without
+        await asyncio.shield(
+            self.service.db.write(_written, given, without, fetched, then=self._put)
+        )
+        self.images.fetched -= fetched
+        self.images.want(lacking)
+        if (fault := given.fault()) != self.fault:
+            if fault:
+                log.warning("what the primary gives cannot all be read: %s", fault)
+            self.fault = fault
+        if given.moves:
+            self._moves = given.moves
+        self._lacking = {row["id"] for row in lacking}
+        self._given = given if lacking else None
+        self._news |= not lacking
+        self.engine.wake()
+
+    def _owes(self, given: mirror_state.Given) -> bool:
+        """Tell whether attempts of our own wait for their image: they are given only to who asks
+        for everything, so that is asked for until they are taken.
+        """
+        assert given.state is not None
+        return any(
+            row["mirror"] is None and row["firmware_id"] in self._lacking
+            for row in given.state["attempts"]
+        )
+
+    def _put(self, rows: Fields) -> None:
+        view = self.service.view
+        view.put_sites(rows["sites"])
+        for row in rows["beacons"]:
+            view.put_beacon(row)
+        for beacon_id in set(view.nodes) - {row["id"] for row in rows["beacons"]}:
+            view.drop_beacon(beacon_id)
+        for row in rows["firmwares"]:
+            view.put_release(row)
+        for row in rows["rollouts"]:
+            entry = view.entries.get(row["id"])
+            if entry is None:
+                self.engine.take(row)
+            else:
+                state = load_state(row["state"])
+                view.put_rollout(entry.rollout, state, row["revision"], entry.created_at)
+        for key in set(view.entries) - {row["id"] for row in rows["rollouts"]}:
+            entry = view.entries[key]  # over, with nothing under way
+            over = replace(entry.state, status=Status.ABORTED)
+            view.put_rollout(entry.rollout, over, entry.revision, entry.created_at)
+        for row in rows["attempts"]:
+            view.put_attempt(attempt_of(row))
+
+
+def _is_sound(row: Fields) -> bool:
+    return row["state"] != "deprecated" and row["damaged_at"] is None
+
+
+def _fitting(items: list[outbox.Item]) -> tuple[list[outbox.Item], bool]:
+    """Return as many as one exchange holds, and whether there are more."""
+    size = 0
+    for index, item in enumerate(items):
+        size += len(json.dumps(item.row)) + 64
+        if size > _BYTES and index:
+            return items[:index], True
+    return items, len(items) == _ITEMS
+
+
+def _written(
+    conn: Connection, given: mirror_state.Given, without: set[str], fetched: set[str]
+) -> Fields:
+    """Write down what the primary gave; returns all rows as they are now."""
+    assert given.state is not None
+    outbox.take(conn, given.state, without, fetched, given.unread)
+    if given.moves:
+        outbox.note_moves(conn, given.moves)
+    releases = [row["id"] for row in firmwares.every(conn)]
+    return {
+        "sites": sites.every(conn),
+        "beacons": [dict(row._mapping) for row in beacons.every(conn)],
+        "firmwares": firmwares.every(conn),
+        "rollouts": rollouts.under_way(conn),
+        "attempts": [dict(row._mapping) for row in attempts.of_firmwares(conn, releases)],
+    }

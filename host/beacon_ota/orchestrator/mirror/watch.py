@@ -1,0 +1,96 @@
+"""Looks after the mirrors of a primary: what is wrong with one becomes an event, and its end."""
+
+import asyncio
+import logging
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.tables import Fields, events, mirror_watch, mirrors
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+LOOK_S = 5.0  # of the wall clock, between two looks
+
+
+class Turn(NamedTuple):
+    """A mirror that has become well, or is not any more."""
+
+    name: str
+    verdict: mirror_watch.Verdict
+    event: Fields
+
+
+class MirrorWatch:
+    """The background task of whichever process leads."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    def start(self) -> None:
+        """Begin to watch; the service runs."""
+        self.service.run(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self.service.leads:
+                try:
+                    await self.look()
+                except asyncio.CancelledError:
+                    raise
+                except Exception as error:
+                    log.error("the mirrors could not be looked after: %s", error)
+
+    async def look(self) -> None:
+        """Judge every mirror, and tell of those about which there is news."""
+        now = self.service.clock.now()
+        if not await self.service.db.read(_has_news, now):
+            return
+
+        def after(turns: list[Turn]) -> None:
+            for turn in turns:
+                self.service.hub.publish(turn.event)
+                if turn.verdict.well:
+                    log.warning("mirror %s is well again", turn.name)
+                else:
+                    log.warning(
+                        "mirror %s is unhealthy (%s): %s",
+                        turn.name,
+                        turn.verdict.word,
+                        turn.verdict.why,
+                    )
+
+        await self.service.db.write(_turn, now, then=after)
+
+
+def judged(conn: Connection, now: float) -> list[tuple[Fields, mirror_watch.Verdict]]:
+    """Return the mirrors in use, by name, and how each is."""
+    every = mirrors.every(conn)
+    needed = mirror_watch.settled(conn, now) if every else 0
+    return [(row, mirror_watch.judge(row, now, needed)) for row in every]
+
+
+def _has_news(conn: Connection, now: float) -> bool:
+    return any(verdict.word != row["watch"].get("health") for row, verdict in judged(conn, now))
+
+
+def _turn(conn: Connection, now: float) -> list[Turn]:
+    turns = []
+    for row, verdict in judged(conn, now):
+        before = row["watch"].get("health")
+        if verdict.word == before:
+            continue
+        # A mirror that was silent has been so since it was last heard.
+        since = row["seen_at"] if verdict.word == "silent" else now
+        mirror_watch.change(conn, row["id"], health=verdict.word, since=since)
+        was_well = before in (None, mirror_watch.OK, mirror_watch.NEVER)
+        if verdict.well and was_well:
+            continue
+        kind = "mirror.healthy" if verdict.well else "mirror.unhealthy"
+        data = {"site": row["site"]}
+        if not verdict.well:
+            data |= {"word": verdict.word, "reason": verdict.why, "since": since}
+        turns.append(Turn(row["name"], verdict, events.add(conn, now, kind, row["name"], data)))
+    return turns

@@ -1,0 +1,1 @@
+"""Release images on their way in and out: uploads, checks, byte ranges."""

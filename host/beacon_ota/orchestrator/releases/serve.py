@@ -1,0 +1,110 @@
+"""Sends a release's bytes from memory, whole or the part that a Range header asks for."""
+
+import asyncio
+import re
+from collections.abc import Callable
+
+from beacon_ota.orchestrator.blobs.local import BlobDamaged
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.core.view import Release
+from beacon_ota.orchestrator.http import asgi
+from beacon_ota.orchestrator.http.asgi import Header, Scope, Send
+from beacon_ota.orchestrator.http.problems import Problem
+from beacon_ota.orchestrator.limits import LIMITS
+
+_RANGE = re.compile(r"bytes=([0-9]{0,12})-([0-9]{0,12})")
+
+
+async def load(service: Service, release: Release) -> bytes:
+    """Return a release's bytes; when they are damaged, it is withdrawn and this refused."""
+    try:
+        return await service.blobs.load(release.row["blob"])
+    except BlobDamaged as error:
+        if release.row["damaged_at"] is None:
+            await service.damaged(release, error)
+        raise Problem(410, "firmware_damaged", "the stored image is damaged") from None
+
+
+async def transmit(
+    service,
+    scope: Scope,
+    send: Send,
+    data: bytes,
+    digest: str,
+    seal,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Send bytes, or the part of them that was asked for.
+
+    The pieces are views of one object in memory: a slow reader costs its connection and nothing
+    else. There is no time limit but on standing still; it is broken off when it may not go on.
+    """
+    etag = f'"{digest}"'
+    size = len(data)
+    part = _part(asgi.header(scope, b"range"), asgi.header(scope, b"if-range"), etag, size)
+    headers: list[Header] = [
+        (b"content-type", b"application/octet-stream"),
+        (b"etag", etag.encode()),
+        (b"accept-ranges", b"bytes"),
+        (b"cache-control", b"no-transform"),
+    ]
+    if part is None:
+        status, start, end = 200, 0, size
+    else:
+        start, end = part
+        status = 206 if start < end else 416
+        where = f"{start}-{end - 1}" if status == 206 else "*"
+        headers.append((b"content-range", f"bytes {where}/{size}".encode()))
+    if status == 416:
+        start = end = 0
+    headers.append((b"content-length", b"%d" % (end - start)))
+    if seal is not None:
+        headers.append(seal(status))
+    counts = service.counts
+    counts.downloads[str(status)] += 1
+    counts.reading += 1
+    try:
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        view = memoryview(data)
+        while start < end:
+            if not goes_on():
+                await asgi.hang_up(scope)
+                return
+            stop = min(start + LIMITS.chunk, end)
+            async with asyncio.timeout(LIMITS.send_stall):
+                await send(
+                    {
+                        "type": "http.response.body",
+                        "body": view[start:stop],
+                        "more_body": stop < end,
+                    }
+                )
+            counts.bytes_sent += stop - start
+            start = stop
+        if status == 416 or not size:
+            await send({"type": "http.response.body", "body": b""})
+    except TimeoutError:
+        await asgi.hang_up(scope)
+    finally:
+        counts.reading -= 1
+
+
+def _part(wanted: str, if_range: str, etag: str, size: int) -> tuple[int, int] | None:
+    """Return the (start, end) that a Range header asks for, start == end if it cannot be had.
+
+    None sends everything: no range, more than one, one that cannot be read, or one for other
+    bytes than these.
+    """
+    match = _RANGE.fullmatch(wanted) if wanted else None
+    if match is None or (if_range and if_range != etag):
+        return None
+    first, last = match.groups()
+    if not first:
+        if not last:
+            return None
+        return (max(size - int(last), 0), size) if int(last) else (0, 0)
+    start = int(first)
+    if last and int(last) < start:
+        return None
+    end = min(int(last) + 1, size) if last else size
+    return (start, end) if start < size else (0, 0)

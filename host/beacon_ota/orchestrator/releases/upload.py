@@ -1,0 +1,215 @@
+"""Takes a release in: streamed to the disk under a bound, looked at from all sides, then stored.
+
+Nothing of a refused upload stays: its bytes lie in a file without a lasting name until every
+check has passed, and the row that makes them a release comes last.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import BinaryIO, NamedTuple
+
+from sqlalchemy import Connection
+
+from beacon_ota.errors import InputError
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db import tables
+from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.tables import Fields, firmwares
+from beacon_ota.orchestrator.db.tables.tokens import Actor
+from beacon_ota.orchestrator.http.problems import Problem
+from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.releases import validate
+from beacon_ota.orchestrator.releases.multipart import Form
+
+
+class Uploaded(NamedTuple):
+    """A release, and whether this upload made it."""
+
+    row: Fields
+    created: bool
+
+
+class _TakenError(Exception):
+    """The version has got its release meanwhile."""
+
+    def __init__(self, row: Fields):
+        super().__init__(row["id"])
+        self.row = row
+
+
+async def _always() -> None:
+    """Nobody's token is in question."""
+
+
+async def upload(
+    service: Service,
+    actor: Actor,
+    content_type: str,
+    body: AsyncIterator[bytes],
+    may_still: Callable[[], Awaitable[object]] = _always,
+) -> Uploaded:
+    """Take an upload.
+
+    Args:
+        may_still: refuses, when all of it has arrived, for an actor who may not any more.
+
+    Raises:
+        InputError: with a code of contracts.md §3.
+        StorageError: ``storage``: the disk is full, for example; nothing is kept of it.
+    """
+    try:
+        return await _take(service, actor, content_type, body, may_still)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StorageError("storage", f"the image cannot be stored: {why}") from None
+
+
+async def _take(
+    service: Service,
+    actor: Actor,
+    content_type: str,
+    body: AsyncIterator[bytes],
+    may_still: Callable[[], Awaitable[object]],
+) -> Uploaded:
+    with service.blobs.incoming() as file:
+        form = Form(content_type, "binary", file, LIMITS.upload_image)
+        try:
+            await _receive(form, body)
+        except InputError as error:
+            raise _what_it_is(file, error) from None
+        claim = validate.claim(form)
+        file.flush()
+        found = await asyncio.to_thread(
+            validate.examine,
+            file,
+            claim,
+            service.settings.trusted,
+            service.settings.insecure,
+            service.clock.now(),
+        )
+        async with service.uploads:
+            await may_still()
+            return await _store(service, actor, file, claim, found)
+
+
+async def _receive(form: Form, body: AsyncIterator[bytes]) -> None:
+    total = 0
+    bound = LIMITS.upload_image + LIMITS.upload_parts * LIMITS.upload_field
+    pieces = aiter(body)
+    while True:
+        try:
+            async with asyncio.timeout(LIMITS.body_stall):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            break
+        except TimeoutError:
+            raise Problem(408, "body_stalled", "the upload stopped arriving") from None
+        total += len(piece)
+        if total > bound:
+            raise InputError("image_too_large", "the body is too long", expected=bound)
+        form.feed(piece)
+    form.close()
+
+
+def _what_it_is(file: BinaryIO, error: InputError) -> InputError:
+    """Return the refusal of what is too large, with its mistake named where we know it."""
+    if error.code != "image_too_large":
+        return error
+    file.seek(0)
+    return validate.whole_flash(file.read(36 * 1024)) or error
+
+
+async def _store(
+    service: Service, actor: Actor, file: BinaryIO, claim: validate.Claim, found: validate.Found
+) -> Uploaded:
+    """Give the bytes their name and the release its row."""
+    same = await service.db.read(firmwares.named, claim.device_type, claim.version)
+    if same is not None:
+        return await _again(service, actor, same, file, found)
+    now = service.clock.now()
+    row: Fields = {
+        "id": tables.new_id(),
+        "device_type": claim.device_type,
+        "version": claim.version,
+        "checksum": found.checksum,
+        "size": found.size,
+        "blob": found.blob,
+        "description": claim.description,
+        "required": claim.required or found.required,
+        "state": "stable" if claim.channel == "stable" else "testing",
+        "manifest": claim.manifest,
+        "expires_at": found.expires_at,
+        "info": json.dumps(found.info),
+        "uploaded_at": now,
+        "uploaded_by": actor.name,
+        "promoted_at": now if claim.channel == "stable" else None,
+    }
+
+    def add(conn: Connection) -> Fields:
+        there = firmwares.named(conn, claim.device_type, claim.version)
+        if there is not None:
+            raise _TakenError(there)
+        return firmwares.add(conn, row)
+
+    new = await asyncio.to_thread(service.blobs.keep, file, found.blob)
+    try:
+        stored = await asyncio.shield(
+            service.change(
+                actor.name,
+                "firmware.uploaded",
+                row["id"],
+                add,
+                then=service.view.put_release,
+                detail={
+                    "device_type": claim.device_type,
+                    "version": claim.version,
+                    "checksum": found.checksum,
+                    "size": found.size,
+                },
+            )
+        )
+    except _TakenError as error:  # by an upload to another process
+        return await _again(service, actor, error.row, file, found)
+    except Exception:
+        if new and not service.shared:  # else another process may just have found them there
+            await asyncio.to_thread(service.blobs.remove, found.blob)
+        raise
+    return Uploaded(stored, True)
+
+
+async def _again(
+    service: Service, actor: Actor, same: Fields, file: BinaryIO, found: validate.Found
+) -> Uploaded:
+    """The version is there: fine with the same bytes, and then they are repaired if need be."""
+    if same["checksum"] != found.checksum or same["blob"] != found.blob:
+        raise InputError(
+            "version_taken",
+            "this version is there with other bytes; give the new release a higher one",
+            found=found.checksum,
+            expected=same["checksum"],
+        )
+    values: Fields = {}
+    if same["damaged_at"] is not None:
+        await asyncio.to_thread(service.blobs.remove, found.blob)
+        await asyncio.to_thread(service.blobs.keep, file, found.blob)
+        values["damaged_at"] = None
+    if found.manifest is not None and found.manifest != same["manifest"]:
+        values |= {"manifest": found.manifest, "expires_at": found.expires_at}
+    if not values:
+        return Uploaded(same, False)
+
+    def work(conn: Connection) -> Fields:
+        row = firmwares.change(conn, same["id"], **values)
+        assert row is not None
+        return row
+
+    row = await service.change(
+        actor.name,
+        "firmware.renewed",
+        same["id"],
+        work,
+        then=service.view.put_release,
+        detail={"what": sorted(values)},
+    )
+    return Uploaded(row, False)

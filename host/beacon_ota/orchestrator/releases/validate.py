@@ -1,0 +1,225 @@
+"""What an upload must be before it becomes a release. Fed with values and an open file."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from beacon_ota.errors import InputError
+from beacon_ota.orchestrator.db.tables import Fields
+from beacon_ota.orchestrator.releases.multipart import Form
+from beacon_ota.wire import versions
+
+if TYPE_CHECKING:  # what follows is imported with the first upload: it takes memory
+    from beacon_ota.trust import KeySet, Manifest
+
+_FIELDS = ("device_type", "version", "description", "channel", "required", "manifest")
+_BOOLS = {"": False, "false": False, "0": False, "true": True, "1": True}
+_DESCRIPTION = 500  # bytes: it travels in every offer
+_BRACKETS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the form says about the image."""
+
+    device_type: str
+    version: str
+    description: str
+    channel: str
+    required: bool | None
+    manifest: str | None
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the image is.
+
+    ``checksum`` is the SHA-256 of the plain image, ``blob`` of the bytes uploaded; they differ
+    for an encrypted release.
+    """
+
+    checksum: str
+    blob: str
+    size: int
+    required: bool
+    manifest: str | None
+    expires_at: float | None
+    info: Fields = field(default_factory=dict)
+
+
+def claim(form: Form) -> Claim:
+    """Read the form.
+
+    Raises:
+        InputError: ``form_field`` for a field that is missing, unknown or malformed,
+            ``version_syntax``.
+    """
+    fields = form.fields
+    for name in fields:
+        if name not in _FIELDS:
+            raise InputError("form_field", "unknown field", found=name, expected=list(_FIELDS))
+    for name in ("device_type", "version"):
+        if not fields.get(name):
+            raise InputError("form_field", f"the field {name} is missing", expected=name)
+    if form.sha256 is None:
+        raise InputError("form_field", "the field binary is missing", expected="binary")
+    try:
+        versions.parse(fields["version"])
+    except ValueError:
+        raise InputError(
+            "version_syntax",
+            "the version is not semver",
+            found=fields["version"][:80],
+            expected="1.2.3 or 1.2.3-label",
+        ) from None
+    channel = fields.get("channel") or "beta"
+    if channel not in ("beta", "stable"):
+        raise InputError(
+            "form_field", "unknown channel", found=channel[:80], expected=["beta", "stable"]
+        )
+    required = fields.get("required")
+    if required is not None and required.lower() not in _BOOLS:
+        raise InputError(
+            "form_field", "required is true or false", found=required[:80], expected="true"
+        )
+    description = fields.get("description", "")
+    size = len(description.encode())
+    if size > _DESCRIPTION or not description.isprintable():
+        raise InputError(
+            "form_field",
+            f"the description is one line of at most {_DESCRIPTION} bytes",
+            found=size,
+            expected=_DESCRIPTION,
+        )
+    # A beacon counts these before it parses an offer, so that nobody can have it nest too deep.
+    if description.count("[") + description.count("{") > _BRACKETS:
+        raise InputError(
+            "form_field",
+            f"the description opens more than {_BRACKETS} brackets",
+            expected=_BRACKETS,
+        )
+    return Claim(
+        device_type=fields["device_type"],
+        version=fields["version"],
+        description=description,
+        channel=channel,
+        required=None if required is None else _BOOLS[required.lower()],
+        manifest=fields.get("manifest") or None,
+        size=form.size,
+        sha256=form.sha256,
+    )
+
+
+def whole_flash(head: bytes) -> InputError | None:
+    """Return the refusal of a flash image, told by its first 36 KiB; None when it is none."""
+    from beacon_ota.images import esp
+
+    if not esp.holds_table(head):
+        return None
+    return InputError(
+        "flash_image",
+        "this is the image of a whole flash; upload the release image that went into it",
+        expected="beacon-ota image build",
+    )
+
+
+def examine(
+    file: BinaryIO, claim: Claim, trusted: "KeySet | None", insecure: bool, now: float
+) -> Found:
+    """Examine the image that a claim is about; takes a fraction of a second, blocks.
+
+    Args:
+        trusted: the keys whose signatures count (``trust.KeySet``), None for a fleet without.
+        insecure: a release without manifest is accepted, one with is still verified if it can be.
+
+    Raises:
+        InputError: with a code of contracts.md §3.
+    """
+    from beacon_ota.images import boards
+
+    board = boards.for_device_type(claim.device_type)
+    file.seek(0)
+    data = file.read()
+    if hashlib.sha256(data).hexdigest() != claim.sha256:
+        raise InputError("image_truncated", "the bytes on the disk are not those that arrived")
+    info: Fields = {}
+    sealed = _encrypted(claim.manifest)
+    if not sealed:
+        info = _look_inside(data, claim, board)
+    else:
+        board.check_fit(claim.size)
+    manifest = None
+    if claim.manifest is not None and trusted is None and insecure and not sealed:
+        _opened(claim.manifest)  # nobody vouches for it, but it must be one
+    elif claim.manifest is not None:
+        from beacon_ota.trust import Facts, Verifier
+
+        facts = Facts(
+            claim.device_type,
+            claim.version,
+            claim.size,
+            claim.sha256,
+            core=info.get("core_sha256"),
+            required=claim.required,
+        )
+        manifest = Verifier(trusted).check(claim.manifest, facts, now=now)
+    elif not insecure:
+        raise InputError(
+            "manifest_missing",
+            "the release comes without a signed manifest",
+            expected="beacon-ota release sign",
+        )
+    return Found(
+        checksum=manifest.checksum if manifest else claim.sha256,
+        blob=claim.sha256,
+        size=claim.size,
+        required=manifest.required if manifest else bool(claim.required),
+        manifest=claim.manifest,
+        expires_at=manifest.expires_at if manifest else None,
+        info={**info, "encrypted": sealed, "signed": manifest is not None},
+    )
+
+
+def _look_inside(data: bytes, claim: Claim, board: Any) -> Fields:
+    """Examine a plain image: the core, then the app behind it, then that they are what is said."""
+    from beacon_ota.images import release
+
+    found = release.parse(data)
+    board.check_fit(len(data))
+    info = found.info
+    for name, code in (("version", "app_version"), ("device_type", "app_device_type")):
+        said = getattr(info, name)
+        if said != getattr(claim, name):
+            raise InputError(
+                code,
+                f"the app in the image says another {name.replace('_', ' ')}",
+                found=said,
+                expected=getattr(claim, name),
+            )
+    return {
+        "core_sha256": found.checksum if found.frozen else found.core_sha256,
+        # A stock core describes itself as what ESP-IDF calls it; its banner says what it is.
+        "core_version": found.core.interpreter or found.core.descriptor.version,
+        "built_at": info.built_at,
+        "insecure": info.insecure,
+        "app_size": found.app_size,
+        "payload": found.payload,
+    }
+
+
+def _encrypted(envelope: str | None) -> bool:
+    """Does a manifest, whoever signed it, say that the image is encrypted?"""
+    if envelope is None:
+        return False
+    try:
+        return _opened(envelope).encrypted
+    except InputError:
+        return False  # which is refused as soon as it is verified
+
+
+def _opened(envelope: str) -> "Manifest":
+    from beacon_ota.trust import releases
+
+    return releases.claimed(envelope)

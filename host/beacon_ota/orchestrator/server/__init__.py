@@ -1,0 +1,1 @@
+"""Processes and sockets: one process or several workers, TLS, the log."""

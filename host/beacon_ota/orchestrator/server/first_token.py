@@ -1,0 +1,78 @@
+"""The first admin token: made when we listen, and taken back when nobody got to see it."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.db.tables import audit, tokens
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+
+class FirstToken:
+    """Made in a transaction, written before its commit: a start that fails costs no token.
+
+    Args:
+        file: where it goes (mode 0600); None shows it.
+    """
+
+    def __init__(self, file: Path | None):
+        self._file = file
+        self._id = ""
+        self._token: str | None = None
+
+    def make(self, conn: Connection, now: float) -> None:
+        """Make a token unless there is an admin token that works.
+
+        Raises:
+            UsageError: ``token_file``; then there is no token either.
+        """
+        self._token = None  # the transaction may be run again
+        if tokens.usable_admins(conn, now):
+            return
+        row, token = tokens.create(conn, _free_name(conn), "admin", now)
+        audit.add(conn, now, "orchestrator", "token.created", row["name"], "first start")
+        if self._file is not None:
+            _write(self._file, token)
+        self._id, self._token = row["id"], token
+
+    def show(self, shown: Callable[[str | None], object]) -> bool:
+        """Have it shown, unless it is in its file; False when it was lost on the way."""
+        try:
+            shown(self._token if self._file is None else None)
+        except (OSError, ValueError, AttributeError) as error:  # standard output is closed
+            log.warning("standard output takes nothing: %s", error)
+            return self._token is None or self._file is not None
+        return True
+
+    def take_back(self, conn: Connection) -> None:
+        """Revoke it: nobody knows it, and the next start makes another."""
+        now = time.time()
+        tokens.revoke(conn, self._id, now)
+        audit.add(conn, now, "orchestrator", "token.revoked", self._id, "shown to nobody")
+        log.error("the first admin token was shown to nobody; start again, or with --token-file")
+
+
+def _free_name(conn: Connection) -> str:
+    taken = {row["name"] for row in tokens.every(conn)}
+    names = (f"first-{n}" if n > 1 else "first" for n in range(1, len(taken) + 2))
+    return next(name for name in names if name not in taken)
+
+
+def _write(file: Path, token: str) -> None:
+    try:
+        descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as out:
+            os.fchmod(out.fileno(), 0o600)
+            out.write(token + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        raise UsageError(
+            "token_file", f"cannot write {file}: {error.strerror}", found=str(file)
+        ) from None

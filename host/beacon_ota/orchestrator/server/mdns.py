@@ -1,0 +1,66 @@
+"""Says over mDNS where the orchestrator is: ``_beacon-ota._tcp``, and ``orchestrator.local``."""
+
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from beacon_ota.orchestrator.server.listen import Listen
+
+TYPE = "_beacon-ota._tcp.local."
+HOST = "orchestrator.local."
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+
+@contextlib.asynccontextmanager
+async def announced(listen: "Listen", sock: socket.socket) -> AsyncIterator[None]:
+    """Announce for the duration of the block, if that is wanted.
+
+    A network without multicast is no reason not to serve: that is logged, and all.
+    """
+    if not listen.announce:
+        yield
+        return
+    from zeroconf import IPVersion
+    from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+
+    port = sock.getsockname()[1]
+    scheme = "https" if listen.tls_cert else "http"
+    info = AsyncServiceInfo(
+        TYPE,
+        f"Beacon OTA {socket.gethostname()} {port}.{TYPE}",
+        addresses=[socket.inet_aton(address) for address in addresses(listen.host)],
+        port=port,
+        properties={"path": "/firmwares/latest/", "scheme": scheme},
+        server=HOST,
+    )
+    try:
+        zeroconf = AsyncZeroconf(ip_version=IPVersion.V4Only)
+        await zeroconf.async_register_service(info, allow_name_change=True)
+    except Exception as error:  # of many kinds, and none of them ours to act upon
+        log.warning("not announced over mDNS: %s", error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        await zeroconf.async_unregister_service(info)
+        await zeroconf.async_close()
+
+
+def addresses(host: str) -> list[str]:
+    """Return the IPv4 addresses under which a listener on ``host`` is reached."""
+    if host not in ("0.0.0.0", "::", ""):
+        return [host]
+    import ifaddr
+
+    found = [
+        str(ip.ip)
+        for adapter in ifaddr.get_adapters()
+        for ip in adapter.ips
+        if ip.is_IPv4 and not str(ip.ip).startswith("127.")
+    ]
+    return found or ["127.0.0.1"]

@@ -1,0 +1,161 @@
+"""TLS: the certificate, exchanged while the server runs; and the door in front of a handshake."""
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from beacon_ota.errors import UsageError
+from beacon_ota.orchestrator.http.connections import Connections
+from beacon_ota.orchestrator.http.protocol import Protocol
+from beacon_ota.orchestrator.limits import LIMITS
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+_SOON = datetime.timedelta(days=14)
+
+
+def load(cert: Path, key: Path) -> ssl.SSLContext:
+    """Return a context with a certificate chain and its key; it warns of one that is not valid.
+
+    Raises:
+        UsageError: ``tls_unreadable``, ``tls_certificate``, ``tls_key``, each with the file.
+    """
+    for file in (cert, key):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                "tls_unreadable", f"cannot read {file}: {error.strerror}", found=str(file)
+            ) from None
+    _check_validity(cert)
+
+    def refuse() -> str:  # else OpenSSL asks at the terminal, and the server hangs
+        raise UsageError(
+            "tls_key", f"{key} has a password", found=str(key), expected="a key without one"
+        )
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cert, key, refuse)
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        reason = getattr(error, "reason", None) or "it holds no private key in PEM"
+        words = str(reason).lower().replace("_", " ")
+        raise UsageError(
+            "tls_key", f"{key} is no key of the certificate {cert}: {words}", found=str(key)
+        ) from None
+    return context
+
+
+def _check_validity(cert: Path) -> None:
+    from cryptography import x509
+
+    try:
+        chain = x509.load_pem_x509_certificates(cert.read_bytes())
+    except ValueError:
+        raise UsageError(
+            "tls_certificate",
+            f"{cert} holds no certificate in PEM, or a damaged one",
+            found=str(cert),
+        ) from None
+    now = datetime.datetime.now(datetime.UTC)
+    for one in chain:
+        end = one.not_valid_after_utc
+        if now > end:
+            log.warning("the TLS certificate %s has expired on %s: clients refuse it", cert, end)
+        elif now < one.not_valid_before_utc:
+            begin = one.not_valid_before_utc
+            log.warning("the TLS certificate %s is not valid before %s", cert, begin)
+        elif end - now < _SOON:
+            log.warning("the TLS certificate %s expires on %s", cert, end)
+
+
+class Certificate:
+    """The files, and the context that new connections get."""
+
+    def __init__(self, cert: Path, key: Path):
+        self._files = (cert, key)
+        self.context = load(cert, key)
+
+    def reload(self) -> None:
+        """Read the files again; when they are of no use, the old certificate stays."""
+        try:
+            self.context = load(*self._files)
+        except UsageError as error:
+            log.error("the old TLS certificate stays: %s", error.message)
+        else:
+            log.warning("the TLS certificate was read again")
+
+
+class Door(asyncio.Protocol):
+    """A TCP connection until its TLS handshake is done; it counts from the first packet on."""
+
+    def __init__(self, certificate: Certificate, table: Connections, make: Callable[[], Protocol]):
+        self._certificate, self._table, self._make = certificate, table, make
+        self.address = ""
+        self._transport: Any = None
+        self._early = b""
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if isinstance(peer, tuple) else ""
+        if self._table.admit(self):
+            self._task = asyncio.get_running_loop().create_task(self._shake_hands())
+
+    def data_received(self, data: bytes) -> None:
+        self._early += data  # before the handshake took over: a read or two
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._table.leave(self)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing was asked for yet."""
+        return True
+
+    def drop(self) -> None:
+        """Close at once: the place is needed."""
+        self._transport.abort()
+
+    async def _shake_hands(self) -> None:
+        inside = self._make()
+        loop = asyncio.get_running_loop()
+        handshake = loop.create_task(
+            loop.start_tls(
+                self._transport,
+                inside,
+                self._certificate.context,
+                server_side=True,
+                ssl_handshake_timeout=LIMITS.handshake,
+            )
+        )
+        # The handshake's protocol takes over in the turn that follows, and is told of the
+        # connection in the one after that; then, before anything else is read, it gets the rest.
+        loop.call_soon(loop.call_soon, self._hand_over)
+        secured = None
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # not TLS, too slow, gone
+            secured = await handshake
+        if secured is None or secured.is_closing():
+            self._table.leave(self)
+            self._transport.abort()
+        elif self._table.replace(self, inside):
+            inside.connection_made(secured)
+        else:
+            secured.abort()
+
+    def _hand_over(self) -> None:
+        """Give the handshake what was read before it began."""
+        takes = self._transport.get_protocol()
+        while self._early and takes is not self and not self._transport.is_closing():
+            room = takes.get_buffer(len(self._early))
+            count = min(len(room), len(self._early))
+            room[:count] = self._early[:count]
+            self._early = self._early[count:]
+            takes.buffer_updated(count)

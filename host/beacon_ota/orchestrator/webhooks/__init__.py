@@ -1,0 +1,1 @@
+"""Tells other systems what happens, again until they have it."""

@@ -1,0 +1,244 @@
+"""Webhooks: what happens is told to other systems, signed, and again until they have it.
+
+The events in the database are the truth: what is to be told is queued in there too, so that
+nothing is lost with the process, and a receiver may get something twice (the id says so) but
+never not at all without that being seen.
+"""
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.db.tables import Fields, events, webhooks
+from beacon_ota.orchestrator.webhooks.sender import Outcome, send
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+# What a webhook is for when nobody says: what somebody may have to get up for, and its good end.
+ALERTS = (
+    "rollout.halted",
+    "rollout.completed",
+    "attempt.lost",
+    "attempt.undone",
+    "beacon.quarantined",
+    "beacon.withheld",
+    "mirror.unhealthy",
+    "beacon.questioned",
+    "beacon.refused",
+)
+# Pauses after each failure; after the last one the delivery is given up, a day after the event.
+PAUSES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)
+REST_S = 60.0  # of a webhook that fails, at most: its other deliveries need not all find out
+LEASE_S = 60.0  # longer than a try takes
+_SPREAD = 0.1  # of a pause, shorter or longer
+_ROUND_S = 0.5  # of the wall clock, between two looks at what is new
+_LOOK_S = 30.0  # and so often in any case
+_BATCH = 500
+
+
+class Webhooks:
+    """The background task that looks for new events and delivers them."""
+
+    def __init__(self, service: Service, sender: Callable = send):
+        self.service = service
+        self._send = sender
+        self._wake = asyncio.Event()
+        self._hooks: list[Fields] = []
+        self._seen = 0  # events up to here were looked at
+        self._busy: set[str] = set()  # webhooks with a try under way: one each
+        self._tries: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self.service.hub.on_stored = self.wake
+        self.reload(self.service.db.read_now(webhooks.every))
+        self.service.run(self._watch())
+
+    def reload(self, hooks: list[Fields]) -> None:
+        """Take the webhooks as they are now."""
+        self._hooks = [hook for hook in hooks if hook["disabled_at"] is None]
+        self._seen = min((hook["seen"] for hook in self._hooks), default=0)
+        self._wake.set()
+
+    def refresh(self) -> None:
+        """Look at the webhooks again: another process has changed them, or led before us."""
+        self.reload(self.service.db.read_now(webhooks.every))
+
+    def wake(self) -> None:
+        """Look again soon: something is to be delivered."""
+        self._wake.set()
+
+    async def _watch(self) -> None:
+        try:
+            await self._go_on()
+        finally:
+            for task in self._tries:
+                task.cancel()
+
+    async def _go_on(self) -> None:
+        clock = self.service.clock
+        while True:
+            self._wake.clear()
+            pause = _LOOK_S
+            try:
+                if self._hooks and self.service.leads:
+                    await self._look()
+                    for webhook_id, due in await self.service.db.read(
+                        webhooks.next_due, clock.now(), self._waits(), REST_S
+                    ):
+                        wait = clock.real(max(due - clock.now(), 0.0))
+                        if wait > 0:
+                            pause = min(pause, wait)
+                        elif webhook_id not in self._busy:
+                            self._begin(webhook_id)
+            except Exception:
+                log.exception("webhooks could not be looked after")
+            await asyncio.sleep(_ROUND_S)
+            try:
+                async with asyncio.timeout(max(pause - _ROUND_S, 0.0)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _look(self) -> None:
+        """Queue what is new."""
+        while rows := await self.service.db.read(events.since, self._seen, _BATCH):
+            found = {
+                hook["id"]: [
+                    (row["id"], row["kind"], body(row))
+                    for row in rows
+                    if row["id"] > hook["seen"] and wants(hook["kinds"], row["kind"])
+                ]
+                for hook in self._hooks
+            }
+            last = rows[-1]["id"]
+            if any(found.values()):
+                now = self.service.clock.now()
+                await self.service.db.write(webhooks.enqueue, now, found, last)
+            self._seen = last
+
+    def _waits(self) -> list[float]:
+        """Return for how long a delivery waits at most, by the number of its tries."""
+        lease_s = LEASE_S * self.service.clock.scale
+        return [lease_s, *(max(lease_s, pause * (1 + _SPREAD)) for pause in PAUSES_S)]
+
+    # ---- one delivery ----
+
+    def _begin(self, webhook_id: str) -> None:
+        self._busy.add(webhook_id)
+        task = asyncio.create_task(self._deliver(webhook_id))
+        self._tries.add(task)
+        task.add_done_callback(self._tries.discard)
+
+    async def _deliver(self, webhook_id: str) -> None:
+        """Try what is due for one webhook, in order, until nothing is or a try fails."""
+        try:
+            while await self._try(webhook_id):
+                pass
+        except Exception:
+            log.exception("a webhook could not be delivered: %s", webhook_id)
+        finally:
+            self._busy.discard(webhook_id)
+            self._wake.set()
+
+    async def _try(self, webhook_id: str) -> bool:
+        service = self.service
+        now = service.clock.now()
+        waits = self._waits()
+        lease_s = waits[0]
+
+        def take(conn: Connection) -> tuple[Fields, Fields] | None:
+            hook = webhooks.get(conn, webhook_id)
+            if hook is None or hook["disabled_at"] is not None:
+                return None
+            row = webhooks.claim(conn, webhook_id, now, lease_s, waits)
+            return None if row is None else (hook, row)
+
+        taken = await service.db.write(take)
+        if taken is None:
+            return False
+        hook, row = taken
+        outcome = await self._send(
+            hook["url"],
+            hook["secret"],
+            row["id"],
+            int(now),
+            row["body"],
+            local=service.settings.webhook_local,
+        )
+        await self._record(hook, row, outcome)
+        return outcome.ok
+
+    async def _record(self, hook: Fields, row: Fields, outcome: Outcome) -> None:
+        now = self.service.clock.now()
+        tries = row["tries"] + 1
+        pause = (
+            None
+            if tries > len(PAUSES_S)
+            else PAUSES_S[tries - 1] * random.uniform(1 - _SPREAD, 1 + _SPREAD)
+        )
+        over = outcome.ok or outcome.gone or pause is None
+        state = webhooks.DELIVERED if outcome.ok else webhooks.GIVEN_UP
+        told: list[Fields] = []
+
+        def work(conn: Connection) -> list[Fields]:
+            told.clear()
+            settled = webhooks.settle(
+                conn,
+                row["id"],
+                tries=tries,
+                status=outcome.status,
+                error=outcome.error,
+                took_ms=outcome.took_ms,
+                state=state if over else webhooks.PENDING,
+                next_at=None if over else now + (pause or 0.0),
+                ended_at=now if over else None,
+            )
+            if settled is None:
+                return webhooks.every(conn)
+            values: Fields = {"failing_since": None, "rests_until": None}
+            there = webhooks.get(conn, hook["id"])
+            if not outcome.ok:
+                values = {
+                    "failing_since": (there and there["failing_since"]) or now,
+                    "rests_until": now + min(REST_S, pause or REST_S),
+                }
+            if outcome.gone:
+                values["disabled_at"] = now
+            webhooks.change(conn, hook["id"], **values)
+            for kind, true in (("given_up", over and not outcome.ok), ("disabled", outcome.gone)):
+                if true:
+                    data = {"kind": row["kind"], "reason": outcome.error, "tries": tries}
+                    told.append(events.add(conn, now, f"webhook.{kind}", hook["name"], data))
+            return webhooks.every(conn)
+
+        def after(hooks: list[Fields]) -> None:
+            if outcome.gone:
+                self.reload(hooks)
+            for one in told:
+                self.service.hub.publish(one)
+
+        await self.service.db.write(work, then=after)
+
+
+def wants(kinds: list[str], kind: str) -> bool:
+    """Tell whether a webhook of these kinds is for an event; a kind ending in ``.`` is a group.
+
+    Those about webhooks are for none: a delivery that fails would beget others.
+    """
+    return not kind.startswith("webhook.") and any(
+        kind == one or one == "*" or (one.endswith(".") and kind.startswith(one)) for one in kinds
+    )
+
+
+def body(event: Fields) -> str:
+    """Return an event as it is delivered."""
+    data = {"id": event["id"], "subject": event["subject"], **event["data"]}
+    document = {"type": event["kind"], "timestamp": iso(event["at"]), "data": data}
+    return json.dumps(document, separators=(",", ":"))

@@ -1,0 +1,224 @@
+"""One try at a webhook: where it may go, how it is signed, what is taken for an answer.
+
+Signed as standardwebhooks.com has it, so that receivers verify it with what they have. The answer's
+status is all that is ever looked at or kept, so that a webhook is no way to read what a network
+keeps to itself; redirects are not followed, and a name is connected to at the addresses that were
+judged, one after the other, not looked up again. Only connecting is tried at each: once something
+was sent, the next try is the dispatcher's.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+import socket
+import ssl
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from beacon_ota import __version__
+from beacon_ota.errors import InputError
+from beacon_ota.orchestrator.webhooks.addresses import allowed
+
+TIMEOUT_S = 15.0  # for all of a try
+_ADDRESSES = 8  # of a host that are tried
+URL_MAX = 1024
+_RESOLVER = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")  # it may take its time
+_PORTS = {"http": 80, "https": 443}
+_PREFIX = "whsec_"
+_STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: |\r?\n)")
+
+
+class Target(NamedTuple):
+    """Where a webhook goes; ``path`` with its query."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+
+class Outcome(NamedTuple):
+    """What came of a try: the HTTP status, or the word for why there is none."""
+
+    status: int | None
+    error: str | None
+    took_ms: int
+
+    @property
+    def ok(self) -> bool:
+        """The receiver has it."""
+        return self.error is None
+
+    @property
+    def gone(self) -> bool:
+        """The receiver wants nothing more, ever."""
+        return self.status == 410
+
+
+def target(url: str, *, local: bool = False) -> Target:
+    """Read an address.
+
+    Raises:
+        InputError: ``webhook_url``; ``webhook_address`` for one where nothing is sent to.
+    """
+    if len(url) > URL_MAX or not url.isascii() or not url.isprintable() or " " in url:
+        raise _malformed(url, "printable ASCII without spaces, at most 1024 characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise _malformed(url, str(error)) from None
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise _malformed(url, "http:// or https:// and a host")
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        raise _malformed(url, "no user, password or fragment in it")
+    if port == 0:
+        raise _malformed(url, "a port from 1 to 65535")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    found = Target(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], path)
+    try:
+        literal = ipaddress.ip_address(found.host)
+    except ValueError:
+        return found
+    if not allowed(str(literal), local=local):
+        raise InputError(
+            "webhook_address",
+            "webhooks are not sent to this address",
+            found=found.host,
+            expected="a global or a private address, and not a cloud's metadata",
+        )
+    return found
+
+
+def new_secret() -> str:
+    """Return a fresh secret of 256 bits."""
+    return _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
+    """Return the signature header of a message."""
+    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    signed = f"{message_id}.{timestamp}.{body}".encode()
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+
+
+async def send(
+    url: str, secret: str, message_id: str, timestamp: int, body: str, *, local: bool = False
+) -> Outcome:
+    """Make one try. Never raises for what a receiver or the network does.
+
+    Args:
+        timestamp: of this try, UTC seconds; receivers refuse old ones.
+        local: receivers on this machine are allowed.
+    """
+    began = time.monotonic()
+    status = None
+    try:
+        where = target(url, local=local)
+        end = asyncio.get_running_loop().time() + TIMEOUT_S
+        async with asyncio.timeout_at(end):
+            addresses = await _addresses(where, local)
+            reader, writer = await _connect(where, addresses, end)
+            status = await _post(reader, writer, where, secret, message_id, timestamp, body)
+        error = None if 200 <= status < 300 else "http"
+    except InputError as refused:
+        error = refused.code
+    except TimeoutError:
+        error = "timeout"
+    except socket.gaierror:
+        error = "name"
+    except ssl.SSLError:
+        error = "tls"
+    except OSError:
+        error = "connect"
+    return Outcome(status, error, round((time.monotonic() - began) * 1000))
+
+
+async def _post(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    where: Target,
+    secret: str,
+    message_id: str,
+    timestamp: int,
+    body: str,
+) -> int:
+    try:
+        data = body.encode()
+        host = f"[{where.host}]" if ":" in where.host else where.host
+        if where.port != _PORTS[where.scheme]:
+            host += f":{where.port}"
+        lines = {
+            "Host": host,
+            "User-Agent": f"beacon-ota/{__version__}",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            "Connection": "close",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": sign(secret, message_id, timestamp, body),
+        }
+        head = f"POST {where.path} HTTP/1.1\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        writer.write(head.encode("ascii") + b"\r\n" + data)
+        await writer.drain()
+        line = await reader.readline()
+    except ValueError:
+        line = b""  # longer than a line may be
+    finally:
+        writer.transport.abort()
+    match = _STATUS.match(line)
+    if match is None:
+        raise InputError("answer", "what answered does not speak HTTP")
+    return int(match[1])
+
+
+async def _addresses(where: Target, local: bool) -> list[str]:
+    """Return a host's addresses in the system's order, without those where nothing is sent to."""
+    look_up = partial(socket.getaddrinfo, where.host, where.port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_RESOLVER, look_up)
+    addresses = dict.fromkeys(str(info[4][0]) for info in found)
+    kept = [address for address in addresses if allowed(address, local=local)]
+    if not kept:
+        raise InputError("webhook_address", "the name leads where webhooks are not sent to")
+    return kept[:_ADDRESSES]
+
+
+async def _connect(
+    where: Target, addresses: list[str], end: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the first address that lets us.
+
+    Args:
+        addresses: literal ones, judged before: nothing is looked up a second time.
+        end: of the try, on the loop's clock; each address has an equal share of what is left.
+
+    Raises:
+        OSError: what the last one said.
+    """
+    loop = asyncio.get_running_loop()
+    tls = ssl.create_default_context() if where.scheme == "https" else None
+    for left in range(len(addresses), 1, -1):
+        with contextlib.suppress(OSError):  # a timeout and TLS's errors are such
+            async with asyncio.timeout((end - loop.time()) / left):
+                return await _open(where, addresses[-left], tls)
+    return await _open(where, addresses[-1], tls)
+
+
+async def _open(
+    where: Target, address: str, tls: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    name = where.host if tls else None
+    return await asyncio.open_connection(address, where.port, ssl=tls, server_hostname=name)
+
+
+def _malformed(url: str, expected: str) -> InputError:
+    return InputError("webhook_url", "this is no address", found=url[:80], expected=expected)

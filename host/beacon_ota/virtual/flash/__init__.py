@@ -1,0 +1,1 @@
+"""The flash chip and what is on it: NOR rules, partitions, otadata, NVS."""

@@ -1,0 +1,1 @@
+"""WiFi and the network behind it: names, proxies, faults."""

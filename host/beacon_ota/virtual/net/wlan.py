@@ -1,0 +1,244 @@
+"""WiFi station of one beacon: the state machine behind ``network.WLAN``.
+
+Status codes and errors as in MicroPython's ``ports/esp32/network_wlan.c``; like there, a
+failed or lost connection is tried again and again until ``disconnect()``, and the reason of
+the last failure stays the status meanwhile.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from beacon_ota.virtual.clock import Clock
+from beacon_ota.virtual.flash.partition import Panic
+from beacon_ota.virtual.net.link import Link
+from beacon_ota.virtual.net.network import GATEWAY, AccessPoint, Network
+from beacon_ota.virtual.process.channel import Operation, Value
+
+IDLE, CONNECTING, GOT_IP = 1000, 1001, 1010
+ASSOC_LEAVE, BEACON_TIMEOUT, NO_AP, AUTH_FAIL = 8, 200, 201, 202
+
+NOT_STARTED = "Wifi Not Started"
+BUSY = "Wifi Internal State Error"
+AGAIN = "Wifi Internal Error"
+NOT_CONNECTED = "Wifi Not Connected"
+
+
+class Wlan:
+    """The station interface.
+
+    Args:
+        network: the access points in range.
+        link: what sockets go through while connected.
+        clock: the beacon's time.
+        mac: its address.
+        bluetooth: tells whether Bluetooth is on (both together forbid ``pm=PM_NONE``).
+        changed: called after every change of state.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        link: Link,
+        clock: Clock,
+        mac: bytes,
+        bluetooth: Callable[[], bool],
+        changed: Callable[[], None],
+    ):
+        self._network, self._link, self._clock, self._mac = network, link, clock, mac
+        self._bluetooth, self._changed = bluetooth, changed
+        self._task: asyncio.Task | None = None
+        self.hostname = "mpy-esp32c3"
+        self.reset()
+
+    @property
+    def operations(self) -> dict[str, Operation]:
+        """What the stand-in ``network`` calls."""
+        return {
+            "wlan_active": self._active,
+            "wlan_connect": self._connect,
+            "wlan_disconnect": self._disconnect,
+            "wlan_connected": lambda interface: interface == 0 and self.connected,
+            "wlan_status": self._status,
+            "wlan_scan": self._scan,
+            "wlan_get": self._get,
+            "wlan_set": self._set,
+            "wlan_ifconfig": self._ifconfig,
+            "hostname": self._hostname,
+        }
+
+    @property
+    def connected(self) -> bool:
+        """Associated, with an address."""
+        return self.access_point is not None
+
+    @property
+    def _connecting(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def reset(self) -> None:
+        """The radio as it is after a reset of the chip."""
+        self._stop()
+        self.access_point: AccessPoint | None = None
+        self.on = [False, False]
+        self._wanted: tuple[bytes, bytes, bytes | None] | None = None
+        self._requested = False
+        self._reason = 0
+        self._reconnects = 0
+        self._settings: dict[str, Value] = {"pm": 1, "txpower": 80, "protocol": 7, "channel": 1}
+        self._link.set_up(False)
+        self._changed()
+
+    def drop(self, reason: int = BEACON_TIMEOUT) -> None:
+        """Lose the connection, as when the access point falls silent."""
+        if self.connected:
+            self._lose(reason)
+            if self._requested:
+                self._start()
+
+    def _lose(self, reason: int) -> None:
+        self.access_point = None
+        self._reason = reason
+        self._link.set_up(False)
+        self._changed()
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def _start(self) -> None:
+        self._stop()
+        self._task = asyncio.get_running_loop().create_task(self._join())
+
+    async def _join(self) -> None:
+        """Try until it works, or as often as ``reconnects`` allows."""
+        tries = 0
+        while True:
+            await asyncio.sleep(self._clock.real(self._network.join_time))
+            assert self._wanted is not None
+            ssid, key, bssid = self._wanted
+            found = self._network.find(ssid, bssid)
+            if found is not None and found.accepts(key):
+                self.access_point = found
+                self._reason = 0
+                self._link.set_up(True)
+                self._changed()
+                return
+            self._reason = NO_AP if found is None else AUTH_FAIL
+            self._changed()
+            tries += 1
+            if self._reconnects and tries > self._reconnects:
+                return
+
+    def _active(self, interface: int, on: bool | None) -> bool:
+        if on is not None and on != self.on[interface]:
+            self.on[interface] = on
+            if interface == 0 and not on:
+                self._stop()
+                self._requested = False
+                self._lose(ASSOC_LEAVE)
+            self._changed()
+        return self.on[interface]
+
+    def _connect(self, ssid: bytes | None, key: bytes | None, bssid: bytes | None) -> None:
+        if not any(self.on):
+            raise OSError(NOT_STARTED)
+        if self._connecting:
+            raise OSError(BUSY if ssid is not None else AGAIN)
+        if ssid is not None:
+            if bssid is not None and len(bssid) != 6:
+                raise ValueError
+            self._wanted = (ssid[:32], (key or b"")[:64], bssid)
+        if self.connected:
+            raise OSError(AGAIN)
+        if self._wanted is None:
+            raise OSError("Wifi SSID Invalid")
+        self._requested = True
+        self._start()
+
+    def _disconnect(self) -> None:
+        self._requested = False
+        if not any(self.on):
+            raise OSError(NOT_STARTED)
+        self._stop()
+        self._lose(ASSOC_LEAVE)
+
+    def _status(self, interface: int, param: str | None) -> Value:
+        if param == "rssi":
+            if interface:
+                raise OSError("STA required")
+            if self.access_point is None:
+                raise OSError(NOT_CONNECTED)
+            return self.access_point.rssi
+        if param == "stations" and interface:
+            return ()
+        if param is not None:
+            raise ValueError("unknown status param")
+        if interface:
+            return None
+        if self.connected:
+            return GOT_IP
+        if self._reason in (NO_AP, AUTH_FAIL):
+            return self._reason
+        if self._reason == ASSOC_LEAVE:
+            return IDLE
+        if self._requested:
+            return CONNECTING
+        return self._reason or IDLE
+
+    async def _scan(self) -> Value:
+        if not self.on[0]:
+            raise OSError("STA must be active")
+        if self._connecting:
+            return ()
+        await asyncio.sleep(self._clock.real(self._network.scan_time))
+        return tuple(
+            (point.ssid, point.bssid, point.channel, point.rssi, point.security, False)
+            for point in self._network.visible
+        )
+
+    def _get(self, interface: int, name: str) -> Value:
+        if name == "mac":
+            return self._mac if not interface else self._mac[:5] + bytes([self._mac[5] + 1 & 255])
+        if name in ("ssid", "essid"):
+            return (self._wanted or (b"", b"", None))[0].decode("utf-8", "replace")
+        if name in ("hostname", "dhcp_hostname"):
+            return self.hostname
+        if name == "reconnects":
+            return self._reconnects or -1
+        if name == "channel" and self.access_point is not None:
+            return self.access_point.channel
+        if name not in self._settings:
+            raise ValueError("unknown config param")
+        return self._settings[name]
+
+    def _set(self, interface: int, name: str, value: Value) -> None:
+        if name in ("hostname", "dhcp_hostname"):
+            self.hostname = str(value)
+        elif name == "reconnects" and isinstance(value, int):
+            self._reconnects = 0 if value == -1 else value
+        elif name == "mac" and isinstance(value, bytes):
+            if len(value) != 6:
+                raise ValueError("invalid buffer length")
+            self._mac = value
+        elif name in self._settings:
+            if name == "pm" and value == 0 and self.on[0] and self._bluetooth():
+                raise Panic("abort(): WiFi and Bluetooth together need modem sleep")
+            self._settings[name] = value
+        elif name not in ("ssid", "essid", "key", "password", "security", "authmode", "hidden"):
+            raise ValueError("unknown config param")
+
+    def _ifconfig(self, config: Value) -> Value:
+        if config is not None:
+            return None
+        if not self.connected:
+            return ("0.0.0.0", "0.0.0.0", "0.0.0.0", "0.0.0.0")
+        return (self._link.address, "255.255.0.0", GATEWAY, GATEWAY)
+
+    def _hostname(self, name: str | None) -> str | None:
+        if name is None:
+            return self.hostname
+        if len(name) > 32:
+            raise ValueError
+        self.hostname = name
+        return None

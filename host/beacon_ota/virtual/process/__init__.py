@@ -1,0 +1,1 @@
+"""The interpreter's process, and the line to it."""

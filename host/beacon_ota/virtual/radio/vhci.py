@@ -1,0 +1,192 @@
+"""What lies behind the stand-in ``bluetooth``: a backend that can be exchanged.
+
+The stand-in forwards every call by name: ``active`` (None or bool), ``config_get`` (name),
+``config_set`` (name, value), ``gap_advertise`` (interval in µs or None, data, response data,
+connectable), ``gap_disconnect``, ``gatts_register_services`` (nested tuples, UUIDs as little-endian
+bytes), ``gatts_read``, ``gatts_write`` (handle, data, update), ``gatts_notify``,
+``gatts_indicate`` (connection, handle, data or None), ``gatts_set_buffer`` (handle, size, append),
+``gattc_exchange_mtu``, ``gap_scan``. What a backend returns, or an awaitable of it, is the call's
+result; OSError and ValueError reach beacon code.
+
+Events go the other way through :class:`Port`: they arrive between any two bytecodes, and
+``ask`` tells what the handler returned, which a GATT server may have to wait for.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from beacon_ota.virtual.process.channel import Line, Value
+
+ENODEV = 19
+EINVAL = 22
+ADVERTISEMENT_MAX = 31
+BUFFER = 20  # default size of an attribute's value
+MTU = (23, 527)
+
+
+class Port:
+    """One beacon's connection between its interpreter and its backend.
+
+    Attributes:
+        address: the Bluetooth address, 6 bytes, most significant first.
+        name: what the beacon is called, for logs.
+    """
+
+    def __init__(self, address: bytes, name: str, changed: Callable[[], None]):
+        self.address = address
+        self.name = name
+        self.changed = changed
+        self.line: Line | None = None
+
+    def irq(self, event: int, *data: Value) -> bool:
+        """Deliver an event; False when no code runs that could take it."""
+        return self.line is not None and self.line.emit("ble", event, data)
+
+    async def ask(self, event: int, *data: Value) -> Value:
+        """Deliver an event and wait for what the handler returns (None if there is none)."""
+        if self.line is None:
+            return None
+        return await self.line.ask("ble", event, data)
+
+
+class Backend(Protocol):
+    """A Bluetooth controller and host for one beacon. All methods run in the reactor's loop."""
+
+    def attach(self, port: Port) -> None:
+        """Take the beacon's port; called once, before anything else."""
+
+    def call(self, name: str, *args: Value) -> "Value | asyncio.Future":
+        """Do what the stand-in asks."""
+
+    def reset(self) -> None:
+        """Forget everything: the chip was reset, or its Python was."""
+
+    def close(self) -> None:
+        """The beacon is gone for good."""
+
+
+class Advertiser:
+    """A backend without a radio: it keeps what beacon code sets, and nobody ever connects.
+
+    Attributes:
+        advertising: interval in µs, None while not advertising.
+        data: advertising data; ``response``: scan response data.
+    """
+
+    def __init__(self) -> None:
+        self._port: Port | None = None
+        self.reset()
+
+    def attach(self, port: Port) -> None:
+        self._port = port
+
+    def reset(self) -> None:
+        self.on = False
+        self.advertising: int | None = None
+        self.connectable = False
+        self.data = b""
+        self.response = b""
+        self.values: dict[int, bytes] = {}
+        self._sizes: dict[int, tuple[int, bool]] = {}
+        self._settings: dict[str, Value] = {"gap_name": b"MPY ESP32", "mtu": 256}
+        self._changed()
+
+    def close(self) -> None:
+        pass
+
+    def call(self, name: str, *args):
+        operation = getattr(self, f"_{name}", None)
+        if operation is None:
+            raise OSError(95, "EOPNOTSUPP")
+        if not self.on and name not in ("active", "config_get", "config_set"):
+            raise OSError(ENODEV)
+        return operation(*args)
+
+    def _active(self, on: bool | None) -> bool:
+        if on is not None and on != self.on:
+            self.reset()
+            self.on = on
+        return self.on
+
+    def _config_get(self, name: str) -> Value:
+        if name == "mac":
+            if not self.on or self._port is None:
+                raise OSError(ENODEV)
+            return (0, self._port.address)
+        if name not in self._settings:
+            raise ValueError("unknown config param")
+        return self._settings[name]
+
+    def _config_set(self, name: str, value: Value) -> None:
+        if name == "mtu":
+            if not self.on:
+                raise OSError(ENODEV)
+            if not isinstance(value, int) or not MTU[0] <= value <= MTU[1]:
+                raise OSError(EINVAL)
+        elif name == "gap_name":
+            value = value.encode() if isinstance(value, str) else value
+        elif name not in ("addr_mode", "bond", "mitm", "io", "le_secure"):
+            raise ValueError("unknown config param")
+        self._settings[name] = value
+
+    def _gap_advertise(
+        self, interval: int | None, data: bytes | None, response: bytes | None, connectable: bool
+    ) -> None:
+        if any(len(part) > ADVERTISEMENT_MAX for part in (data, response) if part is not None):
+            raise OSError(-18)
+        if interval is not None:
+            self.data = self.data if data is None else data
+            self.response = self.response if response is None else response
+            self.connectable = connectable
+        self.advertising = interval
+        self._changed()
+
+    def _gatts_register_services(self, services: tuple) -> Value:
+        self.values.clear()
+        self._sizes.clear()
+        handle, answer = 16, []
+        for _, characteristics in services:
+            handles = []
+            for _, _, *descriptors in characteristics:
+                handle += 2
+                for _ in range(1 + len(descriptors[0]) if descriptors else 1):
+                    handles.append(handle)
+                    self.values[handle] = b""
+                    self._sizes[handle] = (BUFFER, False)
+                    handle += 1
+            answer.append(tuple(handles))
+        return tuple(answer)
+
+    def _gatts_read(self, handle: int) -> bytes:
+        value = self._value(handle)
+        if self._sizes[handle][1]:
+            self.values[handle] = b""
+        return value
+
+    def _gatts_write(self, handle: int, data: bytes, update: bool) -> None:
+        self._value(handle)
+        size, append = self._sizes[handle]
+        self._sizes[handle] = (max(size, len(data)), append)
+        self.values[handle] = data
+
+    def _gatts_set_buffer(self, handle: int, size: int, append: bool) -> None:
+        self._value(handle)
+        self._sizes[handle] = (size, append)
+
+    def _gatts_notify(self, connection: int, handle: int, data: bytes | None) -> None:
+        raise OSError(128)  # ENOTCONN: nobody is ever connected
+
+    _gatts_indicate = _gatts_notify
+
+    def _gap_disconnect(self, connection: int) -> bool:
+        return False
+
+    def _value(self, handle: int) -> bytes:
+        if handle not in self.values:
+            raise OSError(EINVAL)
+        return self.values[handle]
+
+    def _changed(self) -> None:
+        if self._port is not None:
+            self._port.changed()
