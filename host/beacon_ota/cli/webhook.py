@@ -19,7 +19,8 @@ KindOption = Annotated[
     typer.Option(
         "--kind",
         help="rollout.halted, or rollout. for all of its kind, or '*'; again for more. "
-        "[default: halts, completions, lost and withheld beacons, quarantines]",
+        "[default: halts, completions; updates lost or undone; beacons quarantined, withheld, "
+        "refused or of another board; unhealthy mirrors]",
     ),
 ]
 _COLUMNS = ("webhook_id", "name", "url", "kinds", "state", "delivered", "pending", "given_up")
