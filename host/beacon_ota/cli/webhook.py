@@ -99,7 +99,7 @@ def deliveries(
     client = remote.client(url, token)
     rows = client.webhook(_id(client, webhook), limit)["log"]
     if not json:
-        rows = [{**row, "answer": row["error"] or row["status"]} for row in rows]
+        rows = [{**row, "answer": row["status"] or row["error"]} for row in rows]
         rows = remote.shorten(rows, "created_at", "next_at")
     output.emit(rows, _LOG, as_json=json)
 
