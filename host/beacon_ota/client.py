@@ -156,7 +156,7 @@ class Client:
         if len(found) != 1:
             raise InputError(
                 "firmware_unknown" if not found else "firmware_ambiguous",
-                f"{len(found)} releases are called {name!r}",
+                f"{len(found) or 'no'} {'releases are' if found else 'release is'} called {name!r}",
                 found=[f"{one['device_type']}/{one['version']}" for one in found] or name,
                 expected="an id, a version, or device_type/version",
             )

@@ -157,7 +157,9 @@ def _previous(client: "Client") -> str:
     if len(found) != 1:
         raise UsageError(
             "firmware_ambiguous" if found else "firmware_unknown",
-            f"{len(found)} releases are the stable one before the current one",
+            "several device types have an earlier stable release; name one of them"
+            if found
+            else "no earlier stable release is known",
             found=[f"{row['device_type']}/{row['version']}" for row in found] or None,
             expected="device_type/version",
         )

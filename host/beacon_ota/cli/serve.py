@@ -171,7 +171,7 @@ def _lease(text: str) -> float:
 
     found = parse_duration(text, "lease")
     if not LEAST_S <= found <= MOST_S:
-        raise UsageError("lease", "a mirror's lease", found=text, expected="1m to 30d")
+        raise UsageError("lease", "this is no lease for a mirror", found=text, expected="1m to 30d")
     return found
 
 

@@ -19,7 +19,8 @@ KindOption = Annotated[
     typer.Option(
         "--kind",
         help="rollout.halted, or rollout. for all of its kind, or '*'; again for more. "
-        "[default: halts, completions, lost and withheld beacons, quarantines]",
+        "[default: halts, completions; updates lost or undone; beacons quarantined, withheld, "
+        "refused or of another board; unhealthy mirrors]",
     ),
 ]
 _COLUMNS = ("webhook_id", "name", "url", "kinds", "state", "delivered", "pending", "given_up")
@@ -98,7 +99,7 @@ def deliveries(
     client = remote.client(url, token)
     rows = client.webhook(_id(client, webhook), limit)["log"]
     if not json:
-        rows = [{**row, "answer": row["error"] or row["status"]} for row in rows]
+        rows = [{**row, "answer": row["status"] or row["error"]} for row in rows]
         rows = remote.shorten(rows, "created_at", "next_at")
     output.emit(rows, _LOG, as_json=json)
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -421,6 +422,9 @@ def test_from_the_command_line(tmp_path, receiver):
         assert headers["webhook-signature"] == signature
         until(lambda: "delivered" in run("deliveries", "chat"), deadline_s=WAIT_S)
         assert "0 queued again" in run("retry", "chat")
+        receiver.answer = lambda: 503
+        run("test", "chat")
+        until(lambda: re.search(r"│ 503 +│", run("deliveries", "chat")), deadline_s=WAIT_S)
         assert run("rotate", "chat", "--yes") != secret
         run("change", "chat", "--disable", "--name", "quiet")
         assert "disabled" in run("list")

@@ -30,7 +30,7 @@ def serve(settings: Settings, listen: Listen) -> None:
     if settings.workers > 1 and not is_shared(settings.database or "sqlite"):
         raise UsageError(
             "workers_sqlite",
-            "SQLite is one process's; several workers need PostgreSQL",
+            "SQLite serves one process; several workers need PostgreSQL",
             found=settings.workers,
             expected="--database postgresql://user@host/name, or --workers 1",
         )
