@@ -91,7 +91,7 @@ def test_every_mtu(v1, mtu):
             networks = await client.networks()
             assert len(networks) == 24 and networks[0] == (SSID.encode(), -55)
             state = await client.configure(
-                orch_url="http://" + "h" * 121,
+                orch_url="https://" + "h" * 56 + "." + "h" * 57 + ":65535",
                 site="s" * 64,
                 wifi2_ssid=bytes(range(32)),
                 wifi2_pass=b"p" * 63,

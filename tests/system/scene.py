@@ -142,9 +142,14 @@ def metric(admin: Client, line: str) -> float:
 
 
 def everything(server: Server) -> dict[str, Any]:
-    """Return what an attack must leave as it is: all but when somebody was last heard from."""
+    """Return what an attack must leave as it is.
+
+    That is all but when a beacon was last heard from, and what is counted of its own requests that
+    were refused.
+    """
     admin = server.admin()
     passing = ("last_seen", "address", "poll", "progress")
+    passing += ("standing", "refused_code", "refused_at", "refusals")
     return {
         "firmwares": admin.firmwares(),
         "beacons": [{k: v for k, v in one.items() if k not in passing} for one in admin.beacons()],

@@ -311,6 +311,8 @@ def test_reports_that_are_refused(server, released, known, tmp_path):
     answer = known.call("GET", target, headers=good)
     assert (answer.status, answer.json["code"]) == (401, "nonce_used")
     expected.update(bad_mac=2, unknown_beacon=1, clock_skew=2, nonce_used=1)
+    # What others did in its name is not counted as its own refusals.
+    assert not admin.beacon(victim.id)["refusals"]
     after, now = everything(server), problems(admin)
     assert after == before
     assert {code: now[code] - counted.get(code, 0) for code in expected} == dict(expected)

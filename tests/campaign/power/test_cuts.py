@@ -1,4 +1,4 @@
-"""Power cuts: every 20th state of every scenario; all of them in ``make campaign``."""
+"""Power cuts: every 30th state of every scenario; all of them in ``make campaign``."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from beacon_ota.images import boards
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("scenario", cuts.SCENARIOS, ids=lambda scenario: scenario.name)
-def test_every_20th_cut(scenario, tmp_path):
+def test_every_30th_cut(scenario, tmp_path):
     shelf = Shelf(tmp_path)
     cuts.prepare(shelf, [scenario])
     recording = cuts.recorded(shelf, scenario)
@@ -20,7 +20,7 @@ def test_every_20th_cut(scenario, tmp_path):
     assert facts["operations"] > 100 and facts["cuts"] > 3 * facts["operations"]
     expected = {"good": "success", "crash": "rolled_back crash", "hang": "rolled_back watchdog"}
     assert facts["uncut"] == expected[scenario.kind]
-    every = [*cases, *cuts.twice(cases, len(cases) // 6, 1)][::20]
+    every = [*cases, *cuts.twice(cases, len(cases) // 6, 1)][::30]
     assert len(every) >= 15
     wrong = {case.name: cuts.examine(case, shelf, recording)[1] for case in every}
     assert not {name: found for name, found in wrong.items() if found}

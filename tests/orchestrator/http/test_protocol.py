@@ -396,7 +396,7 @@ def test_a_reader_that_goes_away_and_one_that_sends_ahead_get_their_bytes(server
     with Raw(server, receive_buffer=4096) as raw:
         raw.send(f"GET {path} HTTP/1.1\r\n".encode() + H + token + b"\r\n" + HEALTH * 50 + LAST)
         assert raw.read_to_end() == [200] * 52
-        assert (tmp_path / "9.9.9.bin").read_bytes() in raw.heard
+        assert (tmp_path / "esp32c3-9.9.9.bin").read_bytes() in raw.heard
 
 
 def test_a_kept_connection_is_kept(server):

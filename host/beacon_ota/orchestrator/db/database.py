@@ -33,6 +33,7 @@ from beacon_ota.orchestrator.db.tables import prepared
 from beacon_ota.orchestrator.limits import LIMITS
 
 T = TypeVar("T")
+LOCK_S = 30.0  # for which a call waits for SQLite's lock while another process holds it
 MIGRATIONS = Path(__file__).with_name("migrations")
 WRITER = "db-writer"  # the name of the thread that writes
 WRITING = 0x62656163  # the advisory lock of the transaction that writes
@@ -176,7 +177,7 @@ def _postgresql(url: str, readonly: bool, worker: str) -> Engine:
 
 def _sqlite(url: str, readonly: bool) -> Engine:
     engine = create_engine(
-        url, hide_parameters=True, connect_args={"timeout": 30, "check_same_thread": False}
+        url, hide_parameters=True, connect_args={"timeout": LOCK_S, "check_same_thread": False}
     )
 
     @event.listens_for(engine, "connect")
