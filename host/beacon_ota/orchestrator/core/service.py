@@ -625,9 +625,12 @@ def going_on(conn: Connection, stops: StopBoard, attempt_id: str) -> tuple[bool,
     attempt = attempt_of(row)
     open_to = beacons.open_to(conn, row["beacon_id"])
     channel = None if open_to is None else open_to[0]
-    if open_to is not None and attempt.rebooting_at is None:
-        if open_to[1] != firmwares.device_type_of(conn, attempt.firmware_id):
-            return False, row
+    if (
+        open_to is not None
+        and attempt.rebooting_at is None
+        and open_to[1] != firmwares.device_type_of(conn, attempt.firmware_id)
+    ):
+        return False, row
     for status in (basis.status, *(_STATUS[one.kind] for one in stops.of(attempt.rollout_id))):
         if not may_go_on(Status(status), basis.release_state, attempt, channel=channel):
             return False, row

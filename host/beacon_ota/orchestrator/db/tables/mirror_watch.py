@@ -127,9 +127,7 @@ def unconfirmed(
 
 def heard(every: list[Fields], since: float) -> list[Fields]:
     """Return the mirrors that may have what came to be at a time: heard from since then."""
-    return [
-        row for row in every if row["seen_at"] is not None and row["seen_at"] + LOST_S >= since
-    ]
+    return [row for row in every if row["seen_at"] is not None and row["seen_at"] + LOST_S >= since]
 
 
 def settled(conn: Connection, now: float) -> int:
