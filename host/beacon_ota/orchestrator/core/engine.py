@@ -352,7 +352,7 @@ class Engine:
         if ends:
             try:
                 await self._end(entry, ends, now)
-            except StorageError:
+            except (StorageError, UsageError):  # it is decided again
                 if presumed:
                     self._presumed[entry.rollout.plan.rollout_id] = presumed
                 raise
