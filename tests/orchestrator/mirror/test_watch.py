@@ -191,6 +191,25 @@ def no_image(*_args):
     raise InputError("image_sha256", "odd bytes came")
 
 
+def test_a_mirror_that_cannot_write_says_so(scene):
+    """It is not silent: the uplink is well, and whoever looks after it goes to its disk."""
+    (beacon,) = scene.beacons(1)
+    rollout = scene.release()
+    scene.here(rollout)
+    scene.known(1)
+    scene.even()
+    scene.admin.move_rollout(rollout, "halt", "enough")
+    confirmed(scene, rollout)
+    with Elsewhere(scene.mirror) as elsewhere:
+        elsewhere.hold()
+        beacon.poll()  # that it was heard is to be written down
+        scene.clock.at += 61
+        one = is_listed(scene, "failing")
+        elsewhere.let_go()
+    assert one["connected"] and one["error"]["code"] == "storage" and one["backlog"] >= 1
+    is_listed(scene, "ok")
+
+
 def test_a_halt_reaches_a_mirror_whose_image_is_damaged(scene, monkeypatch):
     scene.beacons(1)
     rollout = scene.release()
