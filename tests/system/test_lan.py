@@ -280,6 +280,7 @@ def test_reports_that_are_refused(server, released, known, tmp_path):
     roll_out(server, firmware, name)
     offer = victim.offered()
     known.report("idle")
+    known.poll()  # it has said what it is
     before, counted = everything(server), problems(admin)
     expected: Counter[str] = Counter()
     for name, (path, body, status, code) in reports(known, victim.id, offer).items():

@@ -280,7 +280,7 @@ def _move(
 ) -> None:
     client = remote.client(url, token)
     done = client.move_rollout(_find(client, rollout_id), verb, reason, wave, revision)
-    if verb in _STOPS:
+    if verb in _STOPS and done.get("stored", True):  # else there is nothing to confirm yet
         unconfirmed.wait(done, lambda: client.rollout(done["rollout_id"]))
     if json:
         output.dump(done)

@@ -8,6 +8,7 @@ from rich.console import Group
 
 from beacon_ota.cli._support import remote
 from beacon_ota.console import output
+from beacon_ota.errors import BeaconOtaError
 
 WAIT_S = 10.0  # for mirrors to say that they act on a stop
 _LOOK_S = 0.5
@@ -26,7 +27,10 @@ def wait(done: dict[str, Any], again: Callable[[], dict[str, Any]]) -> None:
         if time.monotonic() > end:
             return
         time.sleep(_LOOK_S)
-        done["unconfirmed"] = again().get("unconfirmed", [])
+        try:
+            done["unconfirmed"] = again().get("unconfirmed", [])
+        except BeaconOtaError:
+            return  # the stop is done all the same; who was to confirm it last is known
 
 
 def named(rows: Rows) -> Group:

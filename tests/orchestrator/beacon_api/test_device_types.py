@@ -243,3 +243,15 @@ def test_a_restored_registration_is_corrected_again(local, elsewhere):
     local.clock.at += 400
     beacon.poll()
     assert shown(local, beacon)["device_type"] == LARGE
+
+
+def test_nothing_goes_on_for_a_board_that_another_process_has_changed(local, elsewhere, tmp_path):
+    order(local, tmp_path, SMALL)
+    begun, offered = local.beacons(2)
+    first, second = begun.offered(), offered.offered()
+    assert begun.download(first).status == 200
+    elsewhere.execute("UPDATE beacons SET device_type = ?", LARGE)
+    assert begun.report("rebooting", first).status in (409, 410)
+    assert offered.download(second).status in (409, 410)
+    assert elsewhere.attempt(first["attempt_id"])["rebooting_at"] is None
+    assert elsewhere.attempt(second["attempt_id"])["taken_at"] is None

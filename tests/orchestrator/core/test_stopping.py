@@ -494,6 +494,33 @@ def test_a_gate_halts_although_nothing_can_be_recorded(local, elsewhere, tmp_pat
     )
 
 
+def test_what_halted_in_memory_counts_as_what_it_was_when_it_is_said_again(
+    local, elsewhere, tmp_path
+):
+    """The halt is stored first; it does not make a failure of one that was called off."""
+    fleet = local.beacons(4)
+    rollout = begun(local, tmp_path)
+    offers = [beacon.offered() for beacon in fleet]
+    for beacon, offer in zip(fleet[:2], offers, strict=False):
+        beacon.fail(offer)
+    for beacon, offer in zip(fleet[2:], offers[2:], strict=True):
+        assert beacon.download(offer).status == 200
+    local.step()
+    elsewhere.hold()
+    said = fleet[2].report("failed", offers[2], stage="verify", code="checksum")
+    assert said.status == 503
+    stepping = threading.Thread(target=local.step)
+    stepping.start()
+    until(lambda: rollout in local.service.stops.current())
+    elsewhere.let_go()
+    stepping.join(DEADLINE_S)
+    until(lambda: not local.service.stops.mine())
+    local.step()
+    said = fleet[2].report("failed", offers[2], stage="verify", code="checksum")
+    assert (said.status, said.json["recorded"]) == (200, "first")
+    assert local.admin().rollout(rollout)["results"] == {"failed": 3, "stopped": 1}
+
+
 def test_silence_halts_although_nothing_can_be_recorded(local, elsewhere, tmp_path):
     fleet = local.beacons(4)
     rollout = begun(local, tmp_path)

@@ -198,3 +198,13 @@ def test_a_place_of_an_earlier_start_does_not_hide_a_later_note(tmp_path):
         assert again.current() == {f"r{turn}": (HALT,)}
         again.drop(f"r{turn}", (HALT,))
         assert noted(again)
+
+
+def test_a_stop_that_is_known_hides_no_note_that_cannot_be_read(tmp_path):
+    """Another worker's note is lost, which may have halted what this one had only paused."""
+    board = StopBoard(tmp_path, 2)
+    board.take_place(1)
+    board.put("a", (PAUSE,))
+    board.put(ALL, (HALT,))
+    assert board.apply("a", ACTIVE).status is Status.HALTED
+    assert board.apply("b", ACTIVE).status is Status.HALTED

@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -11,7 +11,9 @@ from beacon_ota.orchestrator.mirror import state
 from beacon_ota.orchestrator.mirror import sync as mirrors
 from beacon_ota.orchestrator.mirror.images import Images
 from tests.orchestrator.copies import copy_data, put_back
+from tests.orchestrator.elsewhere import Elsewhere
 from tests.orchestrator.mirror.test_sync import CALM, DEADLINE_S, EVERYBODY, Scene
+from tests.orchestrator.uplinks import Uplink
 from tests.orchestrator.world import Local, ManualClock, _prepare, until
 
 JUMPY = {**EVERYBODY, "gate": {"failure_sample": 10_000, "in_a_row": 1}}
@@ -368,6 +370,41 @@ def test_a_primary_put_back_to_before_a_halt_of_its_own(scene):
     assert scene.status(rollout) == "active"
 
 
+def test_a_forgotten_halt_is_told_by_every_mirror_and_done_once(scene):
+    """The second one comes back when somebody has looked at it, and resumed."""
+    (beacon,) = scene.beacons(1)
+    (other,) = scene.primary.beacons(1, "z", site="b")
+    made = scene.admin.create_mirror("lan-b", "b")
+    line = scene.stack.enter_context(Uplink(scene.primary.url))
+    given = {"upstream": line.url, "upstream_token": made["token"]}
+    second = scene.stack.enter_context(Local(scene.folder / "b", clock=scene.clock, **given))
+    rollout = scene.release(plan=CALM)
+
+    def there(status: str) -> bool:
+        entry = second.service.view.entries.get(rollout)
+        return entry is not None and entry.state.status == status
+
+    scene.here(rollout)
+    scene.even()
+    scene.copy("primary", "kept")
+    scene.admin.move_rollout(rollout, "halt", "it burns")
+    scene.here(rollout, "halted")
+    until(lambda: there("halted"), deadline_s=DEADLINE_S)
+    line.cut()
+    scene.clock.at += 60
+    scene.put_back_primary("kept")
+    line.lead_to(scene.primary.url)
+    until(lambda: scene.status(rollout) == "halted", deadline_s=DEADLINE_S)
+    scene.clock.at += 60
+    scene.admin.move_rollout(rollout, "resume", "looked at it")
+    scene.here(rollout)
+    line.restore()
+    until(lambda: there("active"), deadline_s=DEADLINE_S, what="the second mirror to go on")
+    assert scene.status(rollout) == "active"
+    other.connect(second.url)
+    assert beacon.offer() is not None and other.offer() is not None
+
+
 def test_a_primary_put_back_to_before_a_mirrors_halt(scene):
     fleet = scene.beacons(4)
     rollout = scene.release(plan=STRICT)
@@ -544,6 +581,95 @@ def test_gone_on_with_at_the_primary_whose_clock_is_behind(scene, ahead_s):
     scene.even()
     scene.primary.step()
     scene.counted(rollout, success=1, stopped=1)
+
+
+def test_silence_that_halts_a_mirror_in_memory_is_doubted_before_it_is_told(scene):
+    """Its database takes nothing then; it hears all the same what the primary knows."""
+    fleet = scene.beacons(3)
+    rollout = scene.release(plan=JUMPY)
+    scene.here(rollout)
+    scene.known(3)
+    scene.down()
+    beacon = fleet[0]
+    begun = beacon.offered()
+    assert beacon.download(begun).status == 200
+    beacon.connect(scene.primary.url)
+    scene.clock.at += 60
+    beacon.update(beacon.offered())
+    scene.clock.at += 3 * 3600
+    with Elsewhere(scene.mirror) as elsewhere:
+        halts_in_memory(scene.mirror, elsewhere, rollout)
+    scene.here(rollout, "halted")
+    scene.uplink.restore()
+    scene.here(rollout, "active")
+    scene.even()
+    scene.primary.step()
+    assert scene.status(rollout) == "active"
+    scene.counted(rollout, success=1, stopped=1)
+
+
+def test_beacons_that_are_lost_halt_a_mirror_in_memory_and_then_everywhere(scene):
+    fleet = scene.beacons(5)
+    rollout = scene.release(plan=STRICT)
+    scene.here(rollout)
+    scene.known(5)
+    scene.down()
+    for beacon in fleet[:3]:
+        scene.clock.at += 1
+        assert beacon.download(beacon.offered()).status == 200
+    scene.clock.at += 3600
+    with Elsewhere(scene.mirror) as elsewhere:
+        halts_in_memory(scene.mirror, elsewhere, rollout)
+    scene.uplink.restore()
+    until(lambda: scene.status(rollout) == "halted", deadline_s=DEADLINE_S)
+    scene.even()
+    scene.counted(rollout, lost=3)
+    scene.here(rollout, "halted")
+
+
+def halts_in_memory(mirror, elsewhere, rollout: str) -> None:
+    """Have a mirror's engine look while its database takes nothing, and then does again."""
+    elsewhere.hold()
+    stepping = threading.Thread(target=steps, args=(mirror,))
+    stepping.start()
+    until(lambda: rollout in mirror.service.stops.current(), what="a halt in memory")
+    elsewhere.let_go()
+    stepping.join(DEADLINE_S)
+    until(lambda: not mirror.service.stops.mine(), what="the halt to be stored")
+
+
+def steps(local) -> None:
+    """Have an engine do what is due; what the database refuses is for its own loop to log."""
+    with suppress(Exception):
+        local.step()
+
+
+def test_who_may_have_gone_on_at_a_mirror_halts_nothing_in_memory(scene):
+    """As when it can be recorded: the mirror is cut off, and has yet to tell what it heard."""
+    fleet = scene.beacons(3)
+    rollout = scene.release(plan=JUMPY)
+    scene.here(rollout)
+    scene.known(3)
+    fleet[0].connect(scene.primary.url)
+    assert fleet[0].download(fleet[0].offered()).status == 200
+    scene.even()
+    scene.down()
+    fleet[0].connect(scene.mirror.url)
+    fleet[1].connect(scene.primary.url)
+    fleet[1].offered()  # and not taken: it expires, which is to be written down
+    scene.clock.at += 2 * 3600
+    assert fleet[0].poll().status in (200, 204)
+    scene.primary.call(scene.primary.service.flush())
+    with Elsewhere(scene.primary) as elsewhere:
+        elsewhere.hold()
+        stepping = threading.Thread(target=steps, args=(scene.primary,))
+        stepping.start()
+        stepping.join(DEADLINE_S)
+        halted = dict(scene.primary.service.stops.current())
+        elsewhere.let_go()
+    assert not halted
+    scene.primary.step()
+    assert scene.status(rollout) == "active"
 
 
 def test_rebooted_behind_the_mirror_and_back_at_the_primary(scene):

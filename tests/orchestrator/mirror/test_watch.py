@@ -14,6 +14,8 @@ from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.mirror import sync as mirrors
 from beacon_ota.orchestrator.mirror.images import Images
 from beacon_ota.orchestrator.mirror.watch import MirrorWatch
+from tests.orchestrator.core.test_stopping import signed_in
+from tests.orchestrator.elsewhere import Elsewhere
 from tests.orchestrator.mirror.test_sync import CALM, EVERYBODY, Scene
 from tests.orchestrator.uplinks import Uplink
 from tests.orchestrator.world import Local, ManualClock, until, upload
@@ -136,6 +138,31 @@ def test_bytes_that_arrived_confirm_nothing(scene, monkeypatch):
     assert health(scene)["status"] == "ok"
 
 
+def test_a_stop_that_is_not_stored_is_confirmed_by_nobody(scene):
+    """A mirror is told what is stored; until then it hands out, and is named."""
+    scene.beacons(1)
+    rollout = scene.release()
+    scene.here(rollout)
+    is_listed(scene, "ok")
+    browser = signed_in(scene.primary)
+    page = f"{scene.primary.url}/rollouts/{rollout}"
+    with Elsewhere(scene.primary) as elsewhere:
+        elsewhere.hold()
+        done = scene.admin.move_rollout(rollout, "halt", "enough")
+        found = scene.admin.rollout(rollout)
+        text = browser.get(page, timeout=DEADLINE_S).text
+        elsewhere.let_go()
+    assert (done["stored"], found["stored"], found["status"]) == (False, False, "halted")
+    for said in (done, found):
+        (one,) = said["unconfirmed"]
+        assert one["mirror"] == "lan-a" and one["hands_out"]
+        assert one["since"][:19] == done["changed_at"][:19]
+    assert "Not confirmed by mirror lan-a" in text
+    confirmed(scene, rollout)
+    scene.here(rollout, "halted")
+    assert "Not confirmed" not in browser.get(page, timeout=DEADLINE_S).text
+
+
 def test_a_halt_does_not_wait_for_an_image(scene, monkeypatch):
     (beacon,) = scene.beacons(1)
     rollout = scene.release()
@@ -162,6 +189,25 @@ def test_a_halt_does_not_wait_for_an_image(scene, monkeypatch):
 
 def no_image(*_args):
     raise InputError("image_sha256", "odd bytes came")
+
+
+def test_a_mirror_that_cannot_write_says_so(scene):
+    """It is not silent: the uplink is well, and whoever looks after it goes to its disk."""
+    (beacon,) = scene.beacons(1)
+    rollout = scene.release()
+    scene.here(rollout)
+    scene.known(1)
+    scene.even()
+    scene.admin.move_rollout(rollout, "halt", "enough")
+    confirmed(scene, rollout)
+    with Elsewhere(scene.mirror) as elsewhere:
+        elsewhere.hold()
+        beacon.poll()  # that it was heard is to be written down
+        scene.clock.at += 61
+        one = is_listed(scene, "failing")
+        elsewhere.let_go()
+    assert one["connected"] and one["error"]["code"] == "storage" and one["backlog"] >= 1
+    is_listed(scene, "ok")
 
 
 def test_a_halt_reaches_a_mirror_whose_image_is_damaged(scene, monkeypatch):
@@ -382,6 +428,36 @@ def test_what_is_refused_of_a_mirror_is_seen_and_halts_arrive_all_the_same(scene
     look(scene)
     assert told(scene, "mirror.unhealthy")[-1]["data"]["word"] in ("refused", "failing")
     monkeypatch.setattr(outbox, "batch", real)
+    is_listed(scene, "ok")
+
+
+def test_a_halt_that_is_told_in_vain_is_done_once(scene, monkeypatch):
+    """What is told beside it is refused, again and again: who has resumed has seen the halt."""
+    fleet = scene.beacons(3)
+    rollout = scene.release()
+    scene.here(rollout)
+    scene.down()
+    for beacon in fleet:
+        scene.clock.at += 5
+        beacon.fail(beacon.offered())
+    scene.mirror.step()
+    scene.here(rollout, "halted")
+    real, told_again = outbox.batch, []
+
+    def newer(conn, limit):
+        told_again.append(0)
+        return [*real(conn, limit), outbox.Item(1 << 40, "telemetry", {"x": 1})]
+
+    monkeypatch.setattr(outbox, "batch", newer)
+    scene.uplink.restore()
+    until(lambda: scene.admin.rollout(rollout)["status"] == "halted", deadline_s=DEADLINE_S)
+    scene.admin.move_rollout(rollout, "resume", "looked at it")
+    told_again.clear()
+    until(lambda: len(told_again) >= 3, deadline_s=DEADLINE_S)
+    kinds = [one["kind"] for one in scene.admin.rollout(rollout)["transitions"]]
+    assert kinds.count("halted") == 1 and kinds[-1] == "resumed"
+    monkeypatch.setattr(outbox, "batch", real)
+    scene.here(rollout)
     is_listed(scene, "ok")
 
 

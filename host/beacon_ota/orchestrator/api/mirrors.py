@@ -325,8 +325,12 @@ async def _halt(service: Service, engine: Engine, mirror: Fields, row: Fields) -
         return  # none of its beacons could have told it
     by, why = f"mirror {mirror['name']}", (row["reason"] or "")[:200]
     try:
-        await engine.stopping.stop(
+        stored = await engine.stopping.stop(
             rollout_id, lambda entry, now: moves.halt(entry.state, now, by, why)
         )
     except UsageError:
-        pass  # it is halted, or over
+        stored = True  # it is halted, or over
+    # Whatever becomes of the rest that it tells: who resumes from now on has seen this.
+    if stored and (name := books.name_of(row)) is not None:
+        now = service.clock.now()
+        await service.db.write(books.note_halt, mirror["id"], name, now)

@@ -1,5 +1,7 @@
 """``/api/rollouts``: plan, start, watch, pause, resume, halt, abort, advance."""
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -28,6 +30,7 @@ from beacon_ota.orchestrator.core.engine import (
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.view import Entry
 from beacon_ota.orchestrator.db import tables
+from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, rollouts
 from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.http.problems import missing
@@ -52,6 +55,7 @@ from beacon_ota.orchestrator.rollout.types import (
 
 router = APIRouter(prefix="/api/rollouts", tags=["rollouts"])
 
+_NAME_S = 1.0  # of the wall clock, for the mirrors' names: a stop is answered without them
 _HORIZON_MAX_S = 400 * 86400.0
 
 
@@ -339,7 +343,13 @@ async def _stop(service: Service, engine: Engine, rollout_id: str, decide: Decid
         return await _move(service, engine, rollout_id, decide)
     if await engine.stopping.stop(rollout_id, decide):
         return answer(await shown(service, engine, rollout_id))
-    return answer(_unstored(service, service.view.entries[rollout_id]), 202)
+    entry = service.view.entries[rollout_id]
+    found, now = _unstored(service, entry), service.clock.now()
+    with contextlib.suppress(StorageError, TimeoutError):  # which it would name, nobody can read
+        async with asyncio.timeout(_NAME_S):
+            since, at = entry.created_at, entry.state.changed_at
+            found["unconfirmed"] = await service.db.read(unconfirmed.in_memory, since, at, now)
+    return answer(found, 202)
 
 
 def _unstored(service: Service, entry: Entry) -> Fields:
@@ -375,6 +385,7 @@ async def shown(
         row: of a listing; without one, the mirrors are named that have not confirmed a stop.
     """
     now = service.clock.now()
+    unstored = service.view.stops_of(rollout_id)
 
     def read(conn: Connection) -> tuple[Fields | None, list[Fields], dict[str, int], list[Fields]]:
         one = row or rollouts.get(conn, rollout_id)
@@ -382,7 +393,9 @@ async def shown(
             one,
             rollouts.transitions_of(conn, rollout_id) if full else [],
             attempts.results_of(conn, rollout_id),
-            unconfirmed.of_rollout(conn, one, now) if row is None and one is not None else [],
+            unconfirmed.of_rollout(conn, one, now, unstored)
+            if row is None and one is not None
+            else [],
         )
 
     found, history, results, waited_for = await service.db.read(read)

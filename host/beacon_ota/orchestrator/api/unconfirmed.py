@@ -1,9 +1,12 @@
 """Which mirrors are not known to act on a stop: what ``rollout halt`` cannot promise."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.db.tables import Fields, mirror_watch, mirrors
+from beacon_ota.orchestrator.rollout.types import Transition
 
 # What stops a rollout or a release, by the state that it leads to: as the audit log calls it.
 _ROLLOUT = {
@@ -14,9 +17,27 @@ _ROLLOUT = {
 _RELEASE = ("firmware.deprecated", "firmware.damaged")
 
 
-def of_rollout(conn: Connection, row: Fields, now: float) -> list[Fields]:
-    """Return the mirrors that have not confirmed a rollout's stop; none when it is not stopped."""
+def of_rollout(
+    conn: Connection, row: Fields, now: float, unstored: Sequence[Transition] = ()
+) -> list[Fields]:
+    """Return the mirrors that have not confirmed a rollout's stop; none when it is not stopped.
+
+    Args:
+        unstored: its stops that are in memory only: mirrors are told what is stored.
+    """
+    if unstored:
+        return in_memory(conn, row["created_at"], unstored[-1].at, now)
     return _shown(conn, row["id"], _ROLLOUT.get(row["status"], ()), row["created_at"], now)
+
+
+def in_memory(conn: Connection, since: float, at: float, now: float) -> list[Fields]:
+    """Return the mirrors that have a rollout, and cannot know that it was stopped.
+
+    Args:
+        since: when the rollout came to be; at: when it was stopped. UTC seconds.
+    """
+    rows = mirror_watch.heard(mirrors.every(conn), since)
+    return [_row({**row, "stopped_at": at}, now) for row in rows]
 
 
 def of_release(conn: Connection, row: Fields, now: float) -> list[Fields]:
@@ -31,19 +52,19 @@ def _shown(
     every = mirrors.every(conn) if actions else []
     if not every:
         return []
-    found = []
-    for row in mirror_watch.unconfirmed(conn, every, target, actions, since):
-        until = mirror_watch.hands_out_until(row)
-        found.append(
-            {
-                "mirror": row["name"],
-                "mirror_id": row["id"],
-                "site": row["site"],
-                "since": iso(row["stopped_at"]),
-                "seen_at": iso(row["seen_at"]),
-                "silent_s": round(max(now - row["seen_at"], 0.0), 1),
-                "hands_out_until": iso(until),
-                "hands_out": until is None or now <= until,
-            }
-        )
-    return found
+    found = mirror_watch.unconfirmed(conn, every, target, actions, since)
+    return [_row(row, now) for row in found]
+
+
+def _row(row: Fields, now: float) -> Fields:
+    until = mirror_watch.hands_out_until(row)
+    return {
+        "mirror": row["name"],
+        "mirror_id": row["id"],
+        "site": row["site"],
+        "since": iso(row["stopped_at"]),
+        "seen_at": iso(row["seen_at"]),
+        "silent_s": round(max(now - row["seen_at"], 0.0), 1),
+        "hands_out_until": iso(until),
+        "hands_out": until is None or now <= until,
+    }

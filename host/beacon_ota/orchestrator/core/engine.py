@@ -10,6 +10,7 @@ that two of these never both make the same move. The same holds for what is conc
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -79,10 +80,13 @@ class Engine:
         self._failed = ""  # why the database last refused a move
         self.moving = asyncio.Lock()  # from looking at a rollout to committing what follows
         self.stopping = Stopping(self)
+        self._even: Sequence[tuple[str, float]] = ()  # how far mirrors had told, as read last
+        self._presumed: dict[str, set[str]] = {}  # attempts that a halt in memory took for lost
 
     def start(self) -> None:
         """Load the rollouts and begin to watch them."""
         self.service.db.read_now(self._load)
+        self._even = self.service.db.read_now(books.evenness)
         self.service.view.on_change = self._wake.set
         self.stopping.start()
         if self.service.restored:
@@ -197,9 +201,11 @@ class Engine:
         if self.stopping.is_pending(rollout_id) or entry.retired:
             return
         now = self.service.clock.now()
-        assumed = {**self._silent(entry, now), **self._unrecorded(entry)}
+        silent = self._silent(entry, now)
+        assumed = {**silent, **self._unrecorded(entry)}
         made = advance(entry.rollout, entry.state, self.count(entry, now, assumed), now)
         if halts := [change for change in made if self._halts(change)]:
+            self._presumed[rollout_id] = set(silent)
             self.stopping.hold(rollout_id, halts)
             await self.stopping.settle(rollout_id)
 
@@ -221,7 +227,8 @@ class Engine:
         view, since = self.service.view, self.service.listening_since
         mine = [one for key in entry.open_ids if not (one := view.open[key]).remote]
         found = {}
-        for attempt in rules.lost(entry.rollout, mine, now, listening_since=since):
+        lost = rules.lost(entry.rollout, mine, now, listening_since=since)
+        for attempt in self._unheard(entry, lost, now) if lost else ():
             node = view.nodes.get(attempt.beacon_id)
             silence = entry.rollout.gates[attempt.wave].silence_s
             if node is not None and now - (node.last_seen or 0.0) >= silence:
@@ -324,7 +331,13 @@ class Engine:
             result, detail = (Result.SUCCESS, roam.RUNS) if runs else (Result.LOST, None)
             ends[attempt.id] = _End(result, times_of(attempt), detail)
         called_off = entry.state.status in _CALLED_OFF
+        # Upon what a halt in memory rests stays what it was taken for: a beacon that was silent is
+        # lost, and one that could not say why it failed says it again.
+        presumed = self._presumed.pop(entry.rollout.plan.rollout_id, None)
+        gone = presumed & self._silent(entry, now).keys() if presumed else ()
         for attempt in rules.withdrawn(mine):
+            if attempt.id in self.service.unrecorded or (attempt.id in ends and attempt.id in gone):
+                continue
             node = view.nodes.get(attempt.beacon_id)
             if called_off or (node and rules.is_kept_from(release.state, node.facts)):
                 ends[attempt.id] = _End(Result.STOPPED, times_of(attempt))
@@ -337,7 +350,12 @@ class Engine:
             ):
                 ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), _OTHER_BOARD)
         if ends:
-            await self._end(entry, ends, now)
+            try:
+                await self._end(entry, ends, now)
+            except (StorageError, UsageError):  # it is decided again
+                if presumed:
+                    self._presumed[entry.rollout.plan.rollout_id] = presumed
+                raise
 
     def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
         """Return those of the silent of whom no mirror may have heard what it has yet to tell.
@@ -345,7 +363,9 @@ class Engine:
         A beacon may have gone on at its site's mirror while that is cut off. It is waited for as
         long as a stage waits for anybody.
         """
-        even = self.service.db.read_now(books.evenness)
+        with contextlib.suppress(StorageError):  # nor can a mirror tell anything meanwhile
+            self._even = self.service.db.read_now(books.evenness)
+        even = self._even
         found = []
         for attempt in silent:
             gate = entry.rollout.gates[attempt.wave]

@@ -615,8 +615,8 @@ class Service:
 def going_on(conn: Connection, stops: StopBoard, attempt_id: str) -> tuple[bool, Fields | None]:
     """Tell whether an attempt may go on, by what is committed or stopped; and its row.
 
-    So a halt or a quarantine holds that another process has committed, and this one has not heard
-    of yet; and one that was made while this waited for the database.
+    So a halt, a quarantine or another device type holds that another process has committed, and
+    this one has not heard of yet; and one that was made while this waited for the database.
     """
     row = attempts.get(conn, attempt_id)
     basis = None if row is None else rollouts.basis(conn, row["rollout_id"])
@@ -625,6 +625,12 @@ def going_on(conn: Connection, stops: StopBoard, attempt_id: str) -> tuple[bool,
     attempt = attempt_of(row)
     open_to = beacons.open_to(conn, row["beacon_id"])
     channel = None if open_to is None else open_to[0]
+    if (
+        open_to is not None
+        and attempt.rebooting_at is None
+        and open_to[1] != firmwares.device_type_of(conn, attempt.firmware_id)
+    ):
+        return False, row
     for status in (basis.status, *(_STATUS[one.kind] for one in stops.of(attempt.rollout_id))):
         if not may_go_on(Status(status), basis.release_state, attempt, channel=channel):
             return False, row

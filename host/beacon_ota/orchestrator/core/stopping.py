@@ -19,7 +19,7 @@ from beacon_ota.orchestrator.core.stops import ALL
 from beacon_ota.orchestrator.core.view import Entry
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.rollout.stopping import is_kept
+from beacon_ota.orchestrator.rollout.stopping import is_kept, stopped
 from beacon_ota.orchestrator.rollout.types import Kind, Transition
 
 log = logging.getLogger("beacon_ota.orchestrator")
@@ -70,7 +70,7 @@ class Stopping:
             held = [
                 key
                 for key, entry in self.service.view.entries.items()
-                if key not in known and not is_kept(entry.stored, everything)
+                if not is_kept(stopped(entry.stored, known.get(key, ())), everything)
             ]
             board.put_all(held, (everything,))
             board.drop(ALL, board.mine()[ALL])

@@ -86,8 +86,7 @@ class StopBoard:
 
     def of(self, rollout_id: str) -> tuple[Transition, ...]:
         """Return the stops of one rollout."""
-        found = self.current()
-        return (found.get(rollout_id) or found.get(ALL, ())) if found else ()
+        return of_rollout(self.current(), rollout_id)
 
     def apply(self, rollout_id: str, state: RolloutState) -> RolloutState:
         """Return a committed state as it holds here."""
@@ -268,6 +267,11 @@ class StopBoard:
                     cleared = True
             if cleared:
                 os.fsync(self._fd)
+
+
+def of_rollout(stops: Stops, rollout_id: str) -> tuple[Transition, ...]:
+    """Return the stops of one rollout: its own, and then those of every one."""
+    return stops.get(rollout_id, ()) + stops.get(ALL, ()) if stops else ()
 
 
 def _half(number: int, text: bytes) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from beacon_ota.orchestrator.core.replay import ReplayGuard, Slot
-from beacon_ota.orchestrator.core.stops import ALL, Stops
+from beacon_ota.orchestrator.core.stops import Stops, of_rollout
 from beacon_ota.orchestrator.db.guard import keep_from_writer
 from beacon_ota.orchestrator.db.tables import Fields, keys
 from beacon_ota.orchestrator.db.tables.attempts import Times
@@ -354,7 +354,7 @@ class View:
 
     def stops_of(self, rollout_id: str) -> tuple[Transition, ...]:
         """Return the stops of a rollout that are not stored yet."""
-        return self.stops.get(rollout_id) or self.stops.get(ALL, ()) if self.stops else ()
+        return of_rollout(self.stops, rollout_id)
 
     def is_called_off(self, rollout_id: str, firmware_id: str) -> bool:
         """Tell whether nobody may go on who is not rebooting yet, stored or not."""

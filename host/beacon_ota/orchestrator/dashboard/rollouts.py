@@ -148,7 +148,9 @@ def page(ask: Ask) -> Page:
             "waves": [wave_view(seen, index, ask.now, tripped) for index in waves],
             "overall": overall(seen),
             "history": history[::-1],
-            "unconfirmed": ask.read(unconfirmed.of_rollout, row, ask.now),
+            "unconfirmed": ask.read(
+                unconfirmed.of_rollout, row, ask.now, ask.service.view.stops_of(rollout_id)
+            ),
             "failures": failures,
             "reasons": ask.read(outcomes.reasons, Which(rollout_id=rollout_id)),
             "counts": COUNTS,

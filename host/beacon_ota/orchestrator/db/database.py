@@ -204,25 +204,37 @@ def sqlite_url(folder: Path) -> str:
 
 def newest_revision() -> str:
     """Return the revision that the packaged migrations lead to."""
-    return max(file.stem.split("_")[0] for file in MIGRATIONS.glob("versions/[0-9]*.py"))
+    return max(_revisions())
+
+
+def _revisions() -> set[str]:
+    return {file.stem.split("_")[0] for file in MIGRATIONS.glob("versions/[0-9]*.py")}
 
 
 def migrate(engine: Engine) -> None:
     """Bring the schema to the newest revision; the work of a moment when it is there already.
 
     Raises:
-        StorageError: ``migration``.
+        StorageError: ``migration``; ``database_newer``: a newer release has brought it further.
     """
+    newest, found = newest_revision(), None
     try:
         with engine.connect() as conn:
-            known = inspect(conn).has_table("alembic_version")
-            if known and conn.scalar(text("SELECT version_num FROM alembic_version")) == (
-                newest_revision()
-            ):
-                return
+            if inspect(conn).has_table("alembic_version"):
+                found = conn.scalar(text("SELECT version_num FROM alembic_version"))
     except SQLAlchemyError as error:
         named = StorageError("database", f"the database cannot be used: {reason_of(error)}")
         raise named from None
+    if found == newest:
+        return
+    if found is not None and found not in _revisions():
+        raise StorageError(
+            "database_newer",
+            f"the database is one of a newer release (its schema is {found}, this release knows"
+            f" {newest} at most): start that release again, or put back a backup from before it",
+            found=found,
+            expected=newest,
+        )
     # In a process of its own: what it takes is needed once, and would stay in memory for good.
     done = subprocess.run(
         [sys.executable, "-m", "beacon_ota.orchestrator.db.migrations"],

@@ -99,7 +99,8 @@ class LocalEngine(Engine):
         self, rollout_id: str, changes: Sequence[Transition]
     ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
         entry = self.service.view.entries.get(rollout_id)
-        lost = [] if entry is None else sorted(self._lost(entry))
+        presumed = self._presumed.get(rollout_id, set())
+        lost = sorted(presumed if entry is None else presumed | self._lost(entry))
 
         def work(conn: Connection) -> tuple[Fields | None, list[Fields]]:
             row = rollouts.get(conn, rollout_id)
@@ -131,10 +132,16 @@ class LocalEngine(Engine):
         """
         entry = self.service.view.entries.get(rollout_id)
         why = None
+        if entry is not None and (left := lost & entry.open_ids):
+            async with self.moving:
+                await self._settle(entry, self.service.clock.now())
+            if left - entry.open_ids:
+                return  # that they were given up is told first
         if entry is not None and lost - self._lost(entry):
             now = self.service.clock.now()
             going = replace(entry.state, status=Status.ACTIVE)
-            made = advance(entry.rollout, going, self.count(entry, now), now)
+            counts = self.count(entry, now, self._unrecorded(entry))
+            made = advance(entry.rollout, going, counts, now)
             trips = [one for one in made if one.kind is Kind.HALTED and one.reason in _FAILURES]
             if not trips:
                 log.warning("rollout %s goes on here: nobody was lost", rollout_id)

@@ -21,6 +21,7 @@ from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, ReachErro
 from beacon_ota.orchestrator.core.engine import load_state
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.view import attempt_of
+from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import (
     Fields,
     attempts,
@@ -232,7 +233,11 @@ class Mirror:
         db = self.service.db
         if self._given is not None and self.images.fetched:
             await self._take(self._given)
-        await self.service.flush()
+        try:
+            await self.service.flush()
+        except StorageError as error:
+            await self._complain(error)
+            raise
         begun = confirmed = False
         more = True
         while more:
@@ -286,6 +291,18 @@ class Mirror:
         self.backlog = await db.read(outbox.waiting)
         if not self.backlog:
             self.told_at = self.service.clock.now()
+
+    async def _complain(self, error: StorageError) -> None:
+        """Say that nothing can be written down here; what the primary has to say may be, again.
+
+        Nothing else is told, and there is more to tell than what waits.
+        """
+        self._fails(error.code, str(error))
+        self.backlog = await self.service.db.read(outbox.waiting) + 1
+        after, _mark = await self.service.db.read(outbox.page, False)
+        given = await asyncio.to_thread(mirror_state.read, await self._call([], after, ""))
+        if not given.again and given.state is not None:
+            await self._take(given)
 
     async def _review(self, doubted: dict[str, set[str]]) -> bool:
         """Look at halts that were not told yet, all else being told; True: go on at once."""

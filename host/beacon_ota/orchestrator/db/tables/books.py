@@ -7,6 +7,7 @@ one that is not the last that was taken. Then the books have parted, and nothing
 mirror begins a new book, in which it tells all that it knows.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,12 +84,24 @@ def knows_halt(conn: Connection, row: Fields) -> bool:
         row: ``rollout_id`` with ``id``, of a halt that a mirror made, or ``at``, of one that it
             heard of from its primary.
     """
-    if (name := row.get("id")) is not None:
-        return conn.scalar(select(_h.id).where(_h.id == name)) is not None
-    if (at := row.get("at")) is not None:
+    name = name_of(row)
+    if name is not None and conn.scalar(select(_h.id).where(_h.id == name)) is not None:
+        return True
+    if row.get("id") is None and (at := row.get("at")) is not None:
         same = (_t.rollout_id == row["rollout_id"]) & (_t.kind == "halted") & (_t.at == at)
         return conn.execute(select(_t.id).where(same).limit(1)).first() is not None
     return False
+
+
+def name_of(row: Fields) -> str | None:
+    """Return the name of a halt: its own; or one that every mirror gives it that heard of it.
+
+    None for those of the release before, which cannot be told from each other.
+    """
+    if row.get("id") is not None or row.get("at") is None:
+        return row.get("id")
+    text = f"{row['rollout_id']} {float(row['at'])!r}"
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def note_halt(conn: Connection, mirror_id: str, name: str, now: float) -> None:

@@ -1,9 +1,14 @@
 """Releases as the orchestrator holds them."""
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from beacon_ota.orchestrator.db.schema import firmwares
 from beacon_ota.orchestrator.db.tables import Fields, fields
+from beacon_ota.orchestrator.db.tables.prepared import Prepared
+
+_DEVICE_TYPE = Prepared(
+    select(firmwares.c.device_type).where(firmwares.c.id == bindparam("firmware"))
+)
 
 
 def add(conn: Connection, row: Fields) -> Fields:
@@ -17,6 +22,12 @@ def add(conn: Connection, row: Fields) -> Fields:
 def get(conn: Connection, firmware_id: str) -> Fields | None:
     """Return a release by its id."""
     return fields(conn.execute(select(firmwares).where(firmwares.c.id == firmware_id)).first())
+
+
+def device_type_of(conn: Connection, firmware_id: str) -> str | None:
+    """Return for which board a release is."""
+    row = _DEVICE_TYPE.first(conn, {"firmware": firmware_id})
+    return None if row is None else row["device_type"]
 
 
 def named(conn: Connection, device_type: str, version: str) -> Fields | None:

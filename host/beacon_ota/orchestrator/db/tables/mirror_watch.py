@@ -120,11 +120,14 @@ def unconfirmed(
         return []
     return [
         {**row, "stopped_at": entry.at}
-        for row in every
-        if row["seen_at"] is not None
-        and row["seen_at"] + LOST_S >= since
-        and (row["watch"].get("moves") is None or row["watch"]["moves"] < entry.seq)
+        for row in heard(every, since)
+        if row["watch"].get("moves") is None or row["watch"]["moves"] < entry.seq
     ]
+
+
+def heard(every: list[Fields], since: float) -> list[Fields]:
+    """Return the mirrors that may have what came to be at a time: heard from since then."""
+    return [row for row in every if row["seen_at"] is not None and row["seen_at"] + LOST_S >= since]
 
 
 def settled(conn: Connection, now: float) -> int:

@@ -222,8 +222,8 @@ def take(
         if row is None:  # pruned since
             continue
         if what == "halts":  # done before, by the engine
-            if rows.halt(row)["id"] is not None:
-                books.note_halt(conn, mirror_id, row["id"], now)
+            if (name := books.name_of(rows.halt(row))) is not None:
+                books.note_halt(conn, mirror_id, name, now)
         elif what == "beacons":
             if (event := _hear(conn, mirror, row, now, fleet)) is not None:
                 heard.append(event)
