@@ -88,7 +88,6 @@ orchestrator/releases/multipart.py
 orchestrator/releases/serve.py
 orchestrator/releases/validate.py
 orchestrator/rollout/fields.py
-orchestrator/rollout/roam.py
 orchestrator/rollout/stopping.py
 orchestrator/rollout/types.py
 orchestrator/server/cluster.py

@@ -14,7 +14,7 @@ from tests.orchestrator.copies import copy_data, put_back
 from tests.orchestrator.elsewhere import Elsewhere
 from tests.orchestrator.mirror.test_sync import CALM, DEADLINE_S, EVERYBODY, Scene
 from tests.orchestrator.uplinks import Uplink
-from tests.orchestrator.world import Local, _prepare, until
+from tests.orchestrator.world import Local, ManualClock, _prepare, until
 
 JUMPY = {**EVERYBODY, "gate": {"failure_sample": 10_000, "in_a_row": 1}}
 STRICT = {**EVERYBODY, "gate": {"failure_sample": 10_000, "in_a_row": 3}}
@@ -548,6 +548,39 @@ def test_begun_at_the_mirror_and_gone_on_with_at_the_primary(scene):
     fleet[1].update(fleet[1].offered())
     scene.even()
     scene.counted(rollout, success=2, stopped=1)
+
+
+@pytest.mark.parametrize("ahead_s", [45, 240])
+def test_gone_on_with_at_the_primary_whose_clock_is_behind(scene, ahead_s):
+    """By the times alone the mirror's attempt, begun before the other, came after it."""
+    fleet = scene.beacons(2)
+    beacon = fleet[0]
+    rollout = scene.release(plan=CALM)
+    scene.here(rollout)
+    scene.known(2)
+    scene.mirror.stop()
+    clock = scene.mirror.clock = ManualClock(scene.clock.at + ahead_s)
+    scene.mirror.start()
+    scene.to_mirror(beacon)
+    beacon.clock = clock.now
+    scene.here(rollout)
+    until(lambda: scene.mirror.service.mirror.hands_out, deadline_s=DEADLINE_S)
+    scene.down()
+    begun = beacon.offered()
+    assert beacon.download(begun).status == 200
+    beacon.connect(scene.primary.url)
+    beacon.clock = scene.clock.now
+    beacon.update(beacon.offered())  # at the same moment
+    for _ in range(3):
+        scene.clock.at += 3600
+        clock.at += 3600
+        beacon.poll()
+        scene.mirror.step()
+        scene.primary.step()
+    scene.uplink.restore()
+    scene.even()
+    scene.primary.step()
+    scene.counted(rollout, success=1, stopped=1)
 
 
 def test_silence_that_halts_a_mirror_in_memory_is_doubted_before_it_is_told(scene):

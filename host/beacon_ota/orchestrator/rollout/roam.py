@@ -5,18 +5,24 @@ from typing import Any
 
 from .types import Attempt
 
+# Clocks of two orchestrators differ by so much at most, when a success at one of them is compared
+# with an attempt at the other.
+CLOCKS_S = 300.0
 WENT_ON = "the beacon went on with another attempt"
 RUNS = "confirmed by its polls"
 
 
 def went_on(attempt: Mapping[str, Any], others: Iterable[Mapping[str, Any]], end: float) -> bool:
-    """Tell whether a beacon began another attempt after this one, and before ``end``.
+    """Tell whether a beacon went on with another attempt after this one, and before ``end``.
 
-    It does one thing at a time: so it was not silent, it had left this one.
+    It does one thing at a time: so it was not silent, it had left this one. Which came first is
+    told by their times; where two clocks gave those, by a success with the same release, too: a
+    beacon that runs it does not begin with it again.
 
     Args:
-        attempt: ``id``, ``beacon_id``, ``offered_at`` and ``taken_at``, as a row has them.
+        attempt: what :func:`times_of` gives, or a row.
         others: of any beacon; this attempt may be among them.
+        end: when it was given up, UTC seconds.
     """
     if attempt["taken_at"] is None:
         return False
@@ -25,15 +31,27 @@ def went_on(attempt: Mapping[str, Any], others: Iterable[Mapping[str, Any]], end
         other["beacon_id"] == attempt["beacon_id"]
         and other["taken_at"] is not None
         and other["taken_at"] <= end
-        and _began(other) > began
+        and (_began(other) > began or _succeeded_beside(attempt, other))
         for other in others
     )
 
 
 def times_of(attempt: Attempt) -> Mapping[str, Any]:
     """Return what :func:`went_on` looks at."""
-    names = ("id", "beacon_id", "offered_at", "taken_at")
-    return {name: getattr(attempt, name) for name in names}
+    names = ("id", "beacon_id", "firmware_id", "offered_at", "taken_at", "ended_at", "result")
+    undone = {"late_result": None if attempt.undone_at is None else "rolled_back"}
+    return {name: getattr(attempt, name) for name in names} | undone
+
+
+def _succeeded_beside(attempt: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether another attempt at the release succeeded, and not before this one began."""
+    return (
+        other["id"] != attempt["id"]
+        and other["firmware_id"] == attempt["firmware_id"]
+        and other["result"] == "success"
+        and other["late_result"] is None
+        and other["ended_at"] >= attempt["taken_at"] - CLOCKS_S
+    )
 
 
 def _began(attempt: Mapping[str, Any]) -> tuple[float, float, str]:
