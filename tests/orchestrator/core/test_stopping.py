@@ -19,6 +19,7 @@ import pytest
 import requests
 
 from beacon_ota.orchestrator.core.engine import load_state
+from beacon_ota.orchestrator.core.service import FLUSH_S
 from beacon_ota.orchestrator.db import database
 from beacon_ota.orchestrator.rollout import advance as moves
 from tests.orchestrator.postgres import cluster
@@ -317,6 +318,9 @@ def test_workers_stop_together_while_postgresql_is_away(tmp_path):
         offers = [beacon.offered() for beacon in fleet]
         for beacon, offer in zip(fleet, offers, strict=True):
             assert beacon.download(offer).status == 200
+        for _ in range(30):  # each worker has seen whose token this is; copies are seconds old
+            server.admin().rollouts()
+        time.sleep(FLUSH_S)
         cluster().pg_ctl("-m", "immediate", "-w", "stop")
         try:
             done = cli(server, tmp_path, "rollout", "halt", rollout, "--json")
