@@ -1,7 +1,8 @@
 # The one owner of Bluetooth: what is advertised, which services there are, who hears of an event.
-# The positioning frame never stops, neither for an update nor for provisioning: when there is
-# something else to advertise, the two take turns. The scan response is the same behind both and
-# says what runs here and how far an update is. Whoever wants GATT brings its service before open().
+# The positioning frame is advertised at all times, except for seconds in a download that keeps
+# stalling (see pause()). When there is something else to advertise, the two take turns. The scan
+# response is the same behind both and says what runs here and how far an update is. Whoever wants
+# GATT brings its service before open().
 
 import asyncio
 import errno
