@@ -5,6 +5,7 @@ import shutil
 from contextlib import ExitStack
 
 import pytest
+import requests
 
 from tests.orchestrator.copies import copy_data, put_back
 from tests.orchestrator.uplinks import Uplink
@@ -86,6 +87,17 @@ def _again(server: Server, kept) -> None:
     server.kill()
     put_back(server.data, kept)
     server.start()
+    _hands_out(server)
+
+
+def _hands_out(server: Server) -> None:
+    """Wait for a mirror's lease: a copy may have been taken before that was written down."""
+
+    def ready() -> bool:
+        mirror = requests.get(f"{server.url}/health", timeout=DEADLINE_S).json().get("mirror")
+        return mirror is None or mirror["hands_out"]
+
+    until(ready, deadline_s=DEADLINE_S)
 
 
 @pytest.mark.timeout(600)
@@ -113,6 +125,7 @@ def test_two_processes_on_one_content(tmp_path, stack):
     copy_data(site.mirror.data, tmp_path / "twin")
     shutil.copy(site.mirror.token_file, tmp_path / "twin.token")
     twin = stack.enter_context(Server(tmp_path / "twin", *site.given))
+    _hands_out(twin)
     for number, beacon in enumerate(site.fleet):
         if number % 2:
             beacon.connect(twin.url)
