@@ -583,8 +583,6 @@ def test_gone_on_with_at_the_primary_whose_clock_is_behind(scene, ahead_s):
     scene.counted(rollout, success=1, stopped=1)
 
 
-# About one run of four fails on an idle machine: the mirror stays halted, on the safe side.
-@pytest.mark.slow
 def test_silence_that_halts_a_mirror_in_memory_is_doubted_before_it_is_told(scene):
     """Its database takes nothing then; it hears all the same what the primary knows."""
     fleet = scene.beacons(3)
@@ -606,6 +604,49 @@ def test_silence_that_halts_a_mirror_in_memory_is_doubted_before_it_is_told(scen
     scene.here(rollout, "active")
     scene.even()
     scene.primary.step()
+    assert scene.status(rollout) == "active"
+    scene.counted(rollout, success=1, stopped=1)
+
+
+def test_what_ends_during_an_exchange_is_told_before_a_halt_that_rests_on_it(scene):
+    """The engine gives a beacon up when it was read what is to be told, and nothing was heard."""
+    fleet = scene.beacons(3)
+    rollout = scene.release(plan=JUMPY)
+    scene.here(rollout)
+    scene.known(3)
+    scene.down()
+    beacon = fleet[0]
+    begun = beacon.offered()
+    assert beacon.download(begun).status == 200
+    beacon.connect(scene.primary.url)
+    scene.clock.at += 60
+    beacon.update(beacon.offered())
+    scene.clock.at += 3 * 3600
+    mirror, engine = scene.mirror.service.mirror, scene.mirror.engine
+    told, settled = mirror._tell, engine._settle
+    ended = []
+
+    async def settle(entry, now) -> None:
+        if ended or entry.state.status != "halted":
+            await settled(entry, now)
+
+    async def tell(*given):
+        entry = scene.mirror.service.view.entries[rollout]
+        if not scene.uplink._down and not ended:
+            ended.extend(entry.open_ids)
+            async with engine.moving:
+                await settle(entry, scene.clock.at)
+        return await told(*given)
+
+    engine._settle = settle
+    with Elsewhere(scene.mirror) as elsewhere:
+        halts_in_memory(scene.mirror, elsewhere, rollout)
+    scene.here(rollout, "halted")
+    mirror._tell = tell
+    scene.uplink.restore()
+    scene.here(rollout, "active")
+    scene.even()
+    assert ended == [begun["attempt_id"]]
     assert scene.status(rollout) == "active"
     scene.counted(rollout, success=1, stopped=1)
 

@@ -333,7 +333,8 @@ class Engine:
         called_off = entry.state.status in _CALLED_OFF
         # Upon what a halt in memory rests stays what it was taken for: a beacon that was silent is
         # lost, and one that could not say why it failed says it again.
-        presumed = self._presumed.pop(entry.rollout.plan.rollout_id, None)
+        rollout_id = entry.rollout.plan.rollout_id
+        presumed = self._presumed.get(rollout_id)
         gone = presumed & self._silent(entry, now).keys() if presumed else ()
         for attempt in rules.withdrawn(mine):
             if attempt.id in self.service.unrecorded or (attempt.id in ends and attempt.id in gone):
@@ -350,12 +351,9 @@ class Engine:
             ):
                 ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), _OTHER_BOARD)
         if ends:
-            try:
-                await self._end(entry, ends, now)
-            except (StorageError, UsageError):  # it is decided again
-                if presumed:
-                    self._presumed[entry.rollout.plan.rollout_id] = presumed
-                raise
+            await self._end(entry, ends, now)
+        if not self.stopping.is_pending(rollout_id):
+            self._presumed.pop(rollout_id, None)
 
     def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
         """Return those of the silent of whom no mirror may have heard what it has yet to tell.

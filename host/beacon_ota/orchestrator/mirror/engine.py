@@ -121,22 +121,23 @@ class LocalEngine(Engine):
     def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
         return silent  # what stops a release here cannot wait for the primary
 
-    async def review(self, rollout_id: str, lost: set[str]) -> None:
+    async def review(self, rollout_id: str, doubt: outbox.Doubt) -> None:
         """Look again at a halt of ours, now that the primary has said what it knows.
 
         It holds unless beacons that had been given up here went on elsewhere, and what is left
         would not have halted it.
 
         Args:
-            lost: attempts that it rests on.
+            doubt: what it rests on, as it was before the exchange. What has ended since, by
+                whomever, the primary has not heard: it is told first.
         """
         entry = self.service.view.entries.get(rollout_id)
-        why = None
-        if entry is not None and (left := lost & entry.open_ids):
+        lost, why = doubt.lost, None
+        if entry is not None and (lost & entry.open_ids):
             async with self.moving:
                 await self._settle(entry, self.service.clock.now())
-            if left - entry.open_ids:
-                return  # that they were given up is told first
+        if entry is not None and doubt.open - entry.open_ids:
+            return
         if entry is not None and lost - self._lost(entry):
             now = self.service.clock.now()
             going = replace(entry.state, status=Status.ACTIVE)

@@ -304,10 +304,10 @@ class Mirror:
         if not given.again and given.state is not None:
             await self._take(given)
 
-    async def _review(self, doubted: dict[str, set[str]]) -> bool:
+    async def _review(self, doubted: dict[str, outbox.Doubt]) -> bool:
         """Look at halts that were not told yet, all else being told; True: go on at once."""
-        for rollout_id, lost in doubted.items():
-            await self.engine.review(rollout_id, lost)
+        for rollout_id, doubt in doubted.items():
+            await self.engine.review(rollout_id, doubt)
         if doubted:
             self._have = ""
         return bool(doubted) or await self.service.db.read(outbox.has_halts)

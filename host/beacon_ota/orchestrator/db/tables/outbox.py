@@ -177,10 +177,26 @@ def halted(conn: Connection) -> set[str]:
     return {key.removeprefix(_HALT) for key in conn.scalars(keys)}
 
 
-def doubted(conn: Connection) -> dict[str, set[str]]:
-    """Return the halts that are still to be looked at, by rollout, with what they rest on."""
-    found = {key: _said(conn, key) or {} for key in halted(conn)}
-    return {key: set(said["lost"]) for key, said in found.items() if said.get("lost")}
+class Doubt(NamedTuple):
+    """A halt that is still to be looked at.
+
+    Attributes:
+        lost: the attempts that it rests on.
+        open: those of them whose end was not recorded, when this was read.
+    """
+
+    lost: set[str]
+    open: set[str]
+
+
+def doubted(conn: Connection) -> dict[str, Doubt]:
+    """Return the halts that are still to be looked at, by rollout."""
+    found = {}
+    for key in halted(conn):
+        if lost := (_said(conn, key) or {}).get("lost"):
+            going = select(_a.id).where(_a.id.in_(lost), _a.result.is_(None))
+            found[key] = Doubt(set(lost), set(conn.scalars(going)))
+    return found
 
 
 def has_halts(conn: Connection) -> bool:
