@@ -555,7 +555,7 @@ def test_gone_on_with_at_the_primary_whose_clock_is_behind(scene, ahead_s):
     """By the times alone the mirror's attempt, begun before the other, came after it."""
     fleet = scene.beacons(2)
     beacon = fleet[0]
-    rollout = scene.release(plan=CALM)
+    rollout = scene.release(plan=JUMPY)
     scene.here(rollout)
     scene.known(2)
     scene.mirror.stop()
@@ -581,6 +581,8 @@ def test_gone_on_with_at_the_primary_whose_clock_is_behind(scene, ahead_s):
     scene.even()
     scene.primary.step()
     scene.counted(rollout, success=1, stopped=1)
+    assert scene.status(rollout) == "active"
+    scene.here(rollout, "active")
 
 
 def test_silence_that_halts_a_mirror_in_memory_is_doubted_before_it_is_told(scene):

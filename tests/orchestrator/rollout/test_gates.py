@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from beacon_ota.orchestrator.rollout.gates import tally, tripped
+from beacon_ota.orchestrator.rollout.roam import CLOCKS_S
 from beacon_ota.orchestrator.rollout.types import HOUR, Cell, Gate, Result
 from tests.orchestrator.rollout.build import (
     MONDAY,
@@ -164,6 +165,17 @@ def test_confirmed_and_then_back_on_the_old_release():
     # Newer than the release is not back.
     newer = replace(one, version="1.4.0", version_at=MONDAY + HOUR)
     assert count(made, [newer], [good]).total == Cell(healthy=1)
+
+
+def test_a_success_that_another_clock_has_dated_is_older_than_it_says():
+    made, one = rollout(ladder=FLAT), beacon()
+    good = replace(attempt(one, made, Result.SUCCESS), remote=True)
+    ended = good.final_at
+    ahead = replace(one, version_at=ended + CLOCKS_S)
+    assert count(made, [ahead], [good], now=ended + HOUR).total == Cell(healthy=1)
+    assert count(made, [ahead], [replace(good, remote=False)], now=ended + HOUR).total.failed == 1
+    back = replace(one, version_at=ended + CLOCKS_S + 1)
+    assert count(made, [back], [good], now=ended + HOUR).total.failed == 1
 
 
 def test_a_success_that_was_undone_is_a_failure():

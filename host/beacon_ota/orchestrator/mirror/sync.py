@@ -32,6 +32,7 @@ from beacon_ota.orchestrator.db.tables import (
     rollouts,
     sites,
 )
+from beacon_ota.orchestrator.db.tables.mirror_watch import SKEW_S
 from beacon_ota.orchestrator.lease import Lease
 from beacon_ota.orchestrator.mirror import state as mirror_state
 from beacon_ota.orchestrator.mirror.engine import LocalEngine
@@ -47,7 +48,6 @@ _BYTES = 128 * 1024  # of an exchange's changes; the primary takes twice that
 _LEASE = "mirror.lease"  # the setting in which it is kept
 _NEVER = ("token_wrong", "not_a_mirror")  # the primary knows this mirror no more
 _VAIN = ("unreachable", "mirror_protocol")  # whatever is told
-SKEW_S = 30.0  # between its clock and the primary's, from which on a mirror complains
 
 
 class Mirror:

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from .decide import OUTCOMES, blames, is_other_board, withheld
 from .fields import format_duration
+from .roam import CLOCKS_S
 from .rules import Rollout, order
 from .types import Attempt, Beacon, Cell, Gate, Result, RolloutState, Tally, WaveState
 
@@ -149,7 +150,7 @@ class _Counting:
         # since could not do so in vain until the clock has caught up.
         accepted = ended <= self.since or (self.since > 0 and ended > self.now + SKEW_S)
         undone = latest.undone_at is not None
-        failed = latest.result in _FAILURES or undone or self._fell_back(beacon, ended)
+        failed = latest.result in _FAILURES or undone or self._fell_back(beacon, latest)
         if not failed:
             field = _HEALTHY if self._stands(beacon_id, beacon, gate) else _GONE
             if accepted and field == _GONE:
@@ -200,9 +201,14 @@ class _Counting:
         """
         return beacon is None or beacon_id not in self.seen or self._present(beacon_id, gate)
 
-    def _fell_back(self, beacon: Beacon | None, ended: float) -> bool:
-        """True for a beacon that confirmed the release and has stated an older version since."""
-        if beacon is None or beacon.version_at <= ended:
+    def _fell_back(self, beacon: Beacon | None, latest: Attempt) -> bool:
+        """True for a beacon that confirmed the release and has stated an older version since.
+
+        When the attempt's end was dated by another orchestrator's clock, "since" waits for as much
+        as two clocks may differ by: the beacon states what it runs with every poll.
+        """
+        since = latest.final_at + (CLOCKS_S if latest.remote else 0.0)
+        if beacon is None or beacon.version_at <= since:
             return False
         if is_other_board(beacon, self.rollout.plan.release.device_type):
             return False  # what it runs as that says nothing about this release
