@@ -71,3 +71,21 @@ def test_what_it_cannot():
             assert str(error), text
         else:
             raise AssertionError(text)
+
+
+def test_addresses():
+    for host in ("0.0.0.0", "10.0.0.30", "255.255.255.255"):
+        assert url.is_ipv4(host), host
+    none = (
+        "",
+        "10.0.0",
+        "1.2.3.4.5",
+        "256.1.1.1",
+        "10.0.0.01",
+        "1..2.3",
+        "a.b.c.d",
+        "0x1.2.3.4",
+        "1.2.3.-4",
+    )
+    for host in none:
+        assert not url.is_ipv4(host), host

@@ -175,7 +175,7 @@ class Api:
                 raise HttpError("connect", str(error))
         finally:
             locate = None
-            forget("net.locate", "net.dns")
+            forget("net.locate", "net.dns", "wire.url")
 
 
 # The document of an authentic answer; the clock follows what it says.

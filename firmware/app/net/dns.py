@@ -11,6 +11,7 @@ import time
 from struct import unpack_from
 
 from micropython import const
+from wire.url import is_ipv4
 
 _A = const(1)
 _PTR = const(12)
@@ -37,19 +38,9 @@ def address(host, port, kind=socket.SOCK_STREAM):
     return socket.getaddrinfo(host, port, 0, kind)[0][-1]
 
 
-def _numeric(host):
-    parts = host.split(".")
-    if len(parts) != 4:
-        return False
-    for part in parts:
-        if not 0 < len(part) < 4 or part.strip("0123456789") or int(part) > 255:
-            return False
-    return True
-
-
 # The IPv4 address of a host as text; `server` is the network's name server.
 async def resolve(host, server):
-    if _numeric(host):
+    if is_ipv4(host):
         return host
     if host.endswith(".local"):
         try:

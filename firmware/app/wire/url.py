@@ -26,7 +26,7 @@ def parse(text):
             raise ValueError("no host name")
     if len(host) > 114:  # of the 128 bytes that a beacon stores
         raise ValueError("the host name is too long")
-    if not labels[-1].strip(_DIGITS) and not _is_ipv4(labels):
+    if not labels[-1].strip(_DIGITS) and not is_ipv4(host):
         raise ValueError("no IPv4 address")
     number = 443 if scheme == "https" else 80
     if colon:
@@ -37,11 +37,12 @@ def parse(text):
 
 
 # Numbers with zeros before them are octal to some systems, and not to others.
-def _is_ipv4(labels):
+def is_ipv4(host):
+    labels = host.split(".")
     if len(labels) != 4:
         return False
     for label in labels:
-        if label.strip(_DIGITS) or len(label) > 3 or int(label) > 255:
+        if not 0 < len(label) < 4 or label.strip(_DIGITS) or int(label) > 255:
             return False
         if len(label) > 1 and label[0] == "0":
             return False
