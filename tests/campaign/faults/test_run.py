@@ -14,6 +14,7 @@ from beacon_ota.campaign.runner import Options
 CASES = (
     "wifi-off+etag+ok+ok",
     "names-gone+ok+stuck+ok",
+    "names-gone+foreign-download+nvs-fills+ok",
     "wrong-network+other+ok+ok",
     "loss+503+ok+self-test",
     "ok+ok+ok+valid-then-dies",

@@ -23,7 +23,7 @@ from beacon_ota.campaign.rig.invariants import Evidence, Settled
 from beacon_ota.campaign.rig.orchestrator import PLAN
 from beacon_ota.campaign.runner import Options, Outcome, Plan
 from beacon_ota.errors import UsageError
-from beacon_ota.images import boards, otadata
+from beacon_ota.images import boards
 from beacon_ota.images.core import load
 from beacon_ota.virtual.flash import bootloader
 from beacon_ota.virtual.flash.nor import SECTOR, Cut, Flash, PowerCut, When
@@ -501,15 +501,7 @@ class _Run:
 
     def _settled(self, target: str) -> Settled:
         b = self._b
-        entries = otadata.parse(
-            b.flash.read(boards.load(builds.DEVICE).otadata.offset, otadata.SIZE)
-        )
-        active = otadata.active(entries)
-        confirmed = (
-            active >= 0
-            and entries[active].slot(2) == self._scenario.slot
-            and entries[active].state == otadata.VALID
-        )
+        confirmed = b.confirmed(self._scenario.slot)
         slot = b.beacon.boot.slot if b.beacon.boot else None
         tried = sum(boot.slot == f"ota_{self._scenario.slot}" for boot in b.beacon.boots)
         orchestrator = b.orchestrator

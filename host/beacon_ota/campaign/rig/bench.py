@@ -9,6 +9,7 @@ from pathlib import Path
 from beacon_ota.campaign.rig import builds
 from beacon_ota.campaign.rig.orchestrator import Orchestrator, empty
 from beacon_ota.errors import ReachError
+from beacon_ota.images import boards, otadata
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.net.network import AccessPoint, Network
@@ -43,6 +44,17 @@ class Bench:
             any(r.path.startswith(LATEST) and "state=valid" in r.target for r in requests)
             and self.quiet
             and any(row["result"] for row in self.orchestrator.attempts(firmware_id))
+        )
+
+    def confirmed(self, slot: int) -> bool:
+        """Do the bootloader's entries say that the release in a slot is confirmed?"""
+        place = boards.load(builds.DEVICE).otadata.offset
+        entries = otadata.parse(self.flash.read(place, otadata.SIZE))
+        active = otadata.active(entries)
+        return (
+            active >= 0
+            and entries[active].slot(2) == slot
+            and entries[active].state == otadata.VALID
         )
 
     @property
