@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from beacon_ota.errors import BeaconOtaError, UsageError
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.stops import ALL
+from beacon_ota.orchestrator.core.stops import ALL, PRIMARY
 from beacon_ota.orchestrator.core.view import Entry
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
@@ -242,7 +242,7 @@ class Stopping:
         told = False
         kick = self._kicks[rollout_id]
         try:
-            while changes := self.service.stops.mine().get(rollout_id):
+            while changes := self._to_store(rollout_id):
                 kick.clear()
                 stored = False
                 try:
@@ -267,6 +267,10 @@ class Stopping:
             self._tell_tried(rollout_id)
             self._storing.pop(rollout_id, None)
             self._kicks.pop(rollout_id, None)
+
+    def _to_store(self, rollout_id: str) -> tuple[Transition, ...]:
+        mine = self.service.stops.mine().get(rollout_id, ())
+        return tuple(change for change in mine if change.by != PRIMARY)
 
     def _tell_tried(self, rollout_id: str) -> None:
         tried = self._tries.pop(rollout_id, None)

@@ -30,6 +30,7 @@ log = logging.getLogger("beacon_ota.orchestrator")
 
 FILE = "stops"  # in the data folder; not part of a backup
 ALL = "*"  # in place of a rollout's id: every one is halted
+PRIMARY = "primary"  # who stopped it, at a mirror: stored with all else that the primary gives
 _HALF = 256 * 1024
 _PLACE = 2 * _HALF
 _HEAD = struct.Struct("<IIQ")  # CRC-32 of what follows it; length of the text; number

@@ -20,6 +20,7 @@ from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, ReachError, UsageError
 from beacon_ota.orchestrator.core.engine import load_state
 from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.core.stops import PRIMARY
 from beacon_ota.orchestrator.core.view import attempt_of
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import (
@@ -37,7 +38,7 @@ from beacon_ota.orchestrator.lease import Lease
 from beacon_ota.orchestrator.mirror import state as mirror_state
 from beacon_ota.orchestrator.mirror.engine import LocalEngine
 from beacon_ota.orchestrator.mirror.images import Images
-from beacon_ota.orchestrator.rollout.types import Status
+from beacon_ota.orchestrator.rollout.types import Kind, Status, Transition
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
@@ -47,6 +48,11 @@ _ITEMS = 500
 _BYTES = 128 * 1024  # of an exchange's changes; the primary takes twice that
 _LEASE = "mirror.lease"  # the setting in which it is kept
 _NEVER = ("token_wrong", "not_a_mirror")  # the primary knows this mirror no more
+_STOPPED = {  # what a rollout that stands so was stopped by
+    Status.PAUSED: Kind.PAUSED,
+    Status.HALTED: Kind.HALTED,
+    Status.ABORTED: Kind.ABORTED,
+}
 _VAIN = ("unreachable", "mirror_protocol")  # whatever is told
 
 
@@ -229,15 +235,19 @@ class Mirror:
 
         Raises:
             BeaconOtaError: whatever the primary or the way to it says.
+            StorageError: nothing can be written down here; the primary was told so.
         """
-        db = self.service.db
-        if self._given is not None and self.images.fetched:
-            await self._take(self._given)
         try:
-            await self.service.flush()
+            await self._exchange()
         except StorageError as error:
             await self._complain(error)
             raise
+
+    async def _exchange(self) -> None:
+        db = self.service.db
+        if self._given is not None and self.images.fetched:
+            await self._take(self._given)
+        await self.service.flush()
         begun = confirmed = False
         more = True
         while more:
@@ -299,8 +309,9 @@ class Mirror:
         """
         self._fails(error.code, str(error))
         self.backlog = await self.service.db.read(outbox.waiting) + 1
-        after, _mark = await self.service.db.read(outbox.page, False)
-        given = await asyncio.to_thread(mirror_state.read, await self._call([], after, ""))
+        # An exchange that waits for its end here may have been taken there: it is named again.
+        after, mark = await self.service.db.read(outbox.page, False)
+        given = await asyncio.to_thread(mirror_state.read, await self._call([], after, mark))
         if not given.again and given.state is not None:
             await self._take(given)
 
@@ -381,6 +392,8 @@ class Mirror:
                 lacking.append(row)
                 without.add(row["id"])
         fetched = self.images.fetched - without
+        self._have = ""  # until it is written down
+        self._hold(state)
         await asyncio.shield(
             self.service.db.write(_written, given, without, fetched, then=self._put)
         )
@@ -407,6 +420,31 @@ class Mirror:
             for row in given.state["attempts"]
         )
 
+    def _hold(self, state: Fields) -> None:
+        """Stop in memory what the primary has stopped, before that is written down, if it can be.
+
+        What an earlier word of the primary stopped so, and this one does not, goes on.
+        """
+        board = self.service.stops
+        given = {row["id"]: load_state(row["state"]).status for row in state["rollouts"]}
+        held = {key: one for key, those in board.mine().items() for one in those if _is_its(one)}
+        for key, change in held.items():
+            if _STOPPED.get(given.get(key, Status.ABORTED)) != change.kind:
+                board.drop(key, (change,))
+        now = self.service.clock.now()
+        for key, entry in self.service.view.entries.items():
+            kind = _STOPPED.get(given.get(key, Status.ABORTED))
+            if kind is not None and entry.stored.status is not given.get(key, Status.ABORTED):
+                board.put(key, (Transition(now, kind, None, None, by=PRIMARY),))
+        self.service.heed()
+
+    def _let_go(self) -> None:
+        """What the primary has stopped is written down, and holds by itself."""
+        board = self.service.stops
+        for key, those in board.mine().items():
+            board.drop(key, [one for one in those if _is_its(one)])
+        self.service.heed()
+
     def _put(self, rows: Fields) -> None:
         view = self.service.view
         view.put_sites(rows["sites"])
@@ -429,6 +467,12 @@ class Mirror:
             view.put_rollout(entry.rollout, over, entry.revision, entry.created_at)
         for row in rows["attempts"]:
             view.put_attempt(attempt_of(row))
+        self._let_go()
+
+
+def _is_its(change: Transition) -> bool:
+    """Tell whether the primary made this stop."""
+    return change.by == PRIMARY
 
 
 def _is_sound(row: Fields) -> bool:
