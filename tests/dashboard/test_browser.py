@@ -167,6 +167,33 @@ def test_a_refusal_is_shown_where_it_was_asked(fleet, visit):
     assert page.locator("dialog#abort").is_visible()
 
 
+def test_a_question_stays_open_when_its_levers_go(fleet, visit):
+    page = visit(fleet.path)
+    mark(page)
+    page.pardon("409")
+    page.click("#do-abort")
+    page.fill("dialog#abort [name=reason]", "too late")
+    fleet.admin.move_rollout(fleet.rollout, "abort", "somebody was faster")
+    page.wait_for_selector(".heading .b-aborted", state="attached")
+    page.click("dialog#abort [data-confirm]")
+    page.wait_for_selector("dialog#abort .refused:visible")
+    page.click("dialog#abort [data-close]")
+    page.wait_for_selector("dialog#abort", state="detached")
+
+
+def test_a_press_is_not_lost_when_the_page_follows(fleet, visit):
+    page = visit(fleet.path)
+    mark(page)
+    page.click("#do-abort")
+    page.fill("dialog#abort [name=reason]", "enough of it")
+    page.hover("dialog#abort [data-confirm]")
+    page.mouse.down()
+    fleet.admin.move_rollout(fleet.rollout, "halt", "somebody was faster")
+    page.wait_for_selector(".heading .b-halted", state="attached")
+    page.mouse.up()
+    page.wait_for_selector(".heading .b-aborted", state="attached")
+
+
 def test_what_two_decide_is_done_once(fleet, visit):
     def by_hand() -> list[str]:
         made = fleet.admin.rollout(fleet.rollout)["transitions"]

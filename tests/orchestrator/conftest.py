@@ -2,8 +2,15 @@
 
 import pytest
 
+from beacon_ota.orchestrator.db import database
 from tests.orchestrator.elsewhere import Elsewhere
 from tests.orchestrator.world import Local, Server
+
+
+@pytest.fixture(autouse=True)
+def short_locks(monkeypatch):
+    """A locked SQLite is given up sooner, in this process; what follows is the same."""
+    monkeypatch.setattr(database, "LOCK_S", 2.0)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ import requests
 
 from beacon_ota.orchestrator.core.engine import load_state
 from beacon_ota.orchestrator.core.service import FLUSH_S
-from beacon_ota.orchestrator.db import database
 from beacon_ota.orchestrator.rollout import advance as moves
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.world import (
@@ -374,12 +373,6 @@ def test_a_start_honours_what_was_stopped_while_postgresql_was_away(tmp_path):
         assert fleet[1].poll().status == 204
         until(lambda: stored(server))
         assert server.admin().rollout(rollout)["status"] == "halted"
-
-
-@pytest.fixture(autouse=True)
-def short_locks(monkeypatch):
-    """A locked SQLite is given up sooner, in this process; what follows is the same."""
-    monkeypatch.setattr(database, "LOCK_S", 5.0)
 
 
 def begun(local, tmp: Path, plan: dict | None = None) -> str:

@@ -9,7 +9,6 @@ import requests
 
 from beacon_ota import __version__
 from beacon_ota.errors import BeaconOtaError, InputError, UsageError
-from beacon_ota.orchestrator.db import database
 from beacon_ota.orchestrator.db.tables import books, outbox
 from beacon_ota.orchestrator.db.tables import mirrors as primary_store
 from beacon_ota.orchestrator.http.problems import Problem
@@ -32,7 +31,6 @@ def scene(tmp_path, monkeypatch):
     from contextlib import ExitStack
 
     monkeypatch.setattr(mirrors, "SYNC_S", 0.1)
-    monkeypatch.setattr(database, "LOCK_S", 2.0)
     with ExitStack() as stack:
         yield Scene(tmp_path, stack)
 

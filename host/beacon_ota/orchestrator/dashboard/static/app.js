@@ -77,15 +77,28 @@ function children(have, want, changed) {
       have.insertBefore(document.importNode(next, true), at);
       continue;
     }
+    // What is moved in a document is closed, and a press of its button is lost.
+    if (asks(match)) at = removeUpTo(match, at);
     if (match === at) at = at.nextSibling;
     else have.insertBefore(match, at);
     morph(match, next, changed);
   }
-  while (at) {
+  removeUpTo(null, at);
+}
+
+// Whether a question is open in it.
+function asks(node) {
+  return node.nodeType === Node.ELEMENT_NODE && (node.matches("dialog[open]") || $("dialog[open]", node));
+}
+
+function removeUpTo(end, at) {
+  if (end && (!at || end.compareDocumentPosition(at) & Node.DOCUMENT_POSITION_FOLLOWING)) return at;
+  while (at !== end) {
     const next = at.nextSibling;
-    if (!(at.nodeName === "DIALOG" && at.open)) at.remove();
+    if (!asks(at)) at.remove();
     at = next;
   }
+  return at;
 }
 
 function takeOver(page) {
