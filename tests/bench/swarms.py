@@ -6,7 +6,7 @@ from typing import Any
 from beacon_ota.client import Client
 from beacon_ota.swarm import scenario
 from beacon_ota.swarm.fleet import Fleet, run
-from beacon_ota.swarm.own import own
+from beacon_ota.swarm.local_server import own
 from beacon_ota.swarm.scenario import Scenario
 
 _KEPT = ("beacons", "polls", "burst", "touched", "serving", "mismatches", "wall_s", "swarm_cpu")

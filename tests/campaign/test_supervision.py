@@ -3,7 +3,7 @@
 import pytest
 
 from beacon_ota.campaign.rig import builds
-from beacon_ota.campaign.rig.bench import bench
+from beacon_ota.campaign.rig.beacon_rig import bench
 from beacon_ota.virtual.radio.vhci import Advertiser
 
 # A task that is added to the others', and the line it is added at.

@@ -10,8 +10,8 @@ from bleak import BleakClient, BleakScanner
 from bleak.exc import BleakError
 
 from beacon_ota.provision import session
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import radio
+from beacon_ota.virtual.radio.space import Room
 from beacon_ota.wire import access
 from tests.firmware.beacons import bench
 from tests.firmware.server import BEACON

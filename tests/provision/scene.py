@@ -17,8 +17,8 @@ from beacon_ota.provision.wanted import Secret, Wanted
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.net.network import Network
-from beacon_ota.virtual.radio.choice import Radio, radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import Radio, radio
+from beacon_ota.virtual.radio.space import Room
 from beacon_ota.wire import adverts
 from tests.firmware.beacons import POLICY, image
 from tests.firmware.server import Server

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from beacon_ota.swarm.check import compare
-from beacon_ota.swarm.ledger import Ledger, Standing, Try
+from beacon_ota.swarm.expected_counts import Ledger, Standing, Try
 
 A, B = "a" * 24, "b" * 24
 FIRMWARE = "f" * 24

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator.rollout.plans import parse as parse_plan
 from beacon_ota.orchestrator.rollout.types import Release
-from beacon_ota.swarm import fates, scenario
+from beacon_ota.swarm import scenario
+from beacon_ota.swarm import outcome_model
 
 LEAST = {"beacons": 3, "for": "10s"}
 
@@ -87,10 +88,10 @@ def test_any_table_is_a_scenario_or_a_named_error(data):
 
 
 def test_fates_come_in_their_shares_and_are_the_same_again():
-    shares = fates.Fates(failed=0.2, silent=0.1)
-    drawn = [fates.draw(shares, "seed", number, 1) for number in range(4000)]
-    assert drawn == [fates.draw(shares, "seed", number, 1) for number in range(4000)]
+    shares = outcome_model.Fates(failed=0.2, silent=0.1)
+    drawn = [outcome_model.draw(shares, "seed", number, 1) for number in range(4000)]
+    assert drawn == [outcome_model.draw(shares, "seed", number, 1) for number in range(4000)]
     assert abs(drawn.count("failed") / 4000 - 0.2) < 0.03
     assert abs(drawn.count("silent") / 4000 - 0.1) < 0.03
     assert set(drawn) == {"failed", "silent", "success"}
-    assert fates.draw(fates.Fates(dead=1.0), "any") == "dead"
+    assert outcome_model.draw(outcome_model.Fates(dead=1.0), "any") == "dead"

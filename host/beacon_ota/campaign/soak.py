@@ -17,7 +17,7 @@ from typing import Any
 from beacon_ota import malloc
 from beacon_ota.campaign.power.cuts import CRASH
 from beacon_ota.campaign.rig import builds, invariants
-from beacon_ota.campaign.rig.bench import scratch
+from beacon_ota.campaign.rig.beacon_rig import scratch
 from beacon_ota.campaign.rig.orchestrator import PLAN as ONCE
 from beacon_ota.campaign.rig.orchestrator import Orchestrator, empty
 from beacon_ota.campaign.runner import Options, Outcome, Plan

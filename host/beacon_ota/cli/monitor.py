@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from beacon_ota.provision.scan import Sighting, Watch
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.virtual.radio.selection import Radio
 
 app = typer.Typer(add_completion=False, help="Watch beacons in Bluetooth range.")
 
@@ -46,7 +46,7 @@ def monitor(
 
     With --json a line whenever something changes: found, changed, gone.
     """
-    from beacon_ota.virtual.radio.choice import radio as choose
+    from beacon_ota.virtual.radio.selection import radio as choose
 
     end = time.monotonic() + seconds if seconds is not None else float("inf")
     asyncio.run((_lines if json else _live)(choose(radio), beacon, end))

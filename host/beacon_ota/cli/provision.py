@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from beacon_ota.provision.flow import AskSecret
     from beacon_ota.provision.registry import Orchestrator
     from beacon_ota.provision.scan import Sighting
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.virtual.radio.selection import Radio
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Bring beacons online over Bluetooth."
@@ -383,7 +383,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _radio(choice: str | None) -> "Radio":
-    from beacon_ota.virtual.radio.choice import radio
+    from beacon_ota.virtual.radio.selection import radio
 
     return radio(choice)
 

@@ -67,7 +67,7 @@ def run(
     releases are rolled out to that tag alone. Exit code 1: the counts do not agree, or the
     scenario's expectations did not come true.
     """
-    from beacon_ota.swarm import own as alone
+    from beacon_ota.swarm import local_server as alone
     from beacon_ota.swarm.fleet import Fleet
     from beacon_ota.swarm.fleet import run as simulate
 

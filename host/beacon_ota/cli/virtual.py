@@ -258,9 +258,9 @@ def _room(path: Path | None):
         return nullcontext()
     from contextlib import closing
 
-    from beacon_ota.virtual.radio import room
+    from beacon_ota.virtual.radio import space
 
-    return closing(room.at(path))
+    return closing(space.at(path))
 
 
 def _deadline(seconds: float | None) -> float:

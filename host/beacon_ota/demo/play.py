@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota.client import Client
-from beacon_ota.demo.air import Listener
-from beacon_ota.demo.stage import Stage
-from beacon_ota.demo.workshop import BOARD, Made, Workshop
+from beacon_ota.demo.listener import Listener
+from beacon_ota.demo.display import Stage
+from beacon_ota.demo.fixtures import BOARD, Made, Workshop
 from beacon_ota.errors import ReachError
 from beacon_ota.fleet.fleet import Fleet, Member
 from beacon_ota.orchestrator.server.subprocess import Child
@@ -24,8 +24,8 @@ from beacon_ota.provision.wanted import Network as Wifi
 from beacon_ota.provision.wanted import Secret, Wanted
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.net.network import Network
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import radio
+from beacon_ota.virtual.radio.space import Room
 
 CAMPUS = "campus"
 BUILDINGS = ("north", "south", "west")

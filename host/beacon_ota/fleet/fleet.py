@@ -20,7 +20,7 @@ from beacon_ota.virtual.net.network import Network
 from beacon_ota.virtual.radio.vhci import Backend
 
 if TYPE_CHECKING:
-    from beacon_ota.virtual.radio.room import RemoteRoom, Room
+    from beacon_ota.virtual.radio.space import RemoteRoom, Room
 
 
 @dataclass(frozen=True)

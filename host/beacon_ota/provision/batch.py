@@ -21,7 +21,7 @@ from beacon_ota.provision import flow, labels, scan, wanted
 from beacon_ota.provision.flow import Outcome
 from beacon_ota.provision.registry import Registry
 from beacon_ota.provision.wanted import Network, Secret, Wanted
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import Radio
 from beacon_ota.wire import adverts
 
 MAX_ROWS = 10_000

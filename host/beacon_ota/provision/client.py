@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from beacon_ota.errors import DeniedError, InputError, ReachError
 from beacon_ota.provision.gatt import Gatt
 from beacon_ota.provision.session import SEALED, Initiator, failure
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import Radio
 from beacon_ota.wire import blufi, ec1, tlv, wifi
 from beacon_ota.wire.blufi_names import error_name, reason_name, type_name
 

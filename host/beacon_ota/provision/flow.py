@@ -16,7 +16,7 @@ from beacon_ota.provision.registry import Registry
 from beacon_ota.provision.scan import Sighting
 from beacon_ota.provision.session import SecretError
 from beacon_ota.provision.wanted import Network, Secret, Wanted
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import Radio
 
 ATTEMPTS = 3
 AGAIN_S = 0.5

@@ -8,7 +8,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from beacon_ota.errors import ReachError
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import Radio
 
 if TYPE_CHECKING:
     from bleak.backends.device import BLEDevice

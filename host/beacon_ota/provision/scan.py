@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import Radio
 from beacon_ota.wire import adverts, scan
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beacon_ota.swarm.http import Broken, Connection, Sink
-from beacon_ota.swarm.ledger import Standing, Try
+from beacon_ota.swarm.expected_counts import Standing, Try
 from beacon_ota.swarm.signing import authentic, sign
 from beacon_ota.swarm.world import World
 from beacon_ota.wire import auth

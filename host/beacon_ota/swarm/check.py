@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from beacon_ota.swarm.ledger import Ledger, Try
+from beacon_ota.swarm.expected_counts import Ledger, Try
 
 GIVEN_UP = ("lost", "expired", "stopped")
 SHOWN = 20  # mismatches that are told in full

@@ -48,7 +48,7 @@ from beacon_ota import text_files
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.orchestrator.rollout import fields as read
 from beacon_ota.orchestrator.rollout.fields import PlanError, Table
-from beacon_ota.swarm.fates import Fates
+from beacon_ota.swarm.outcome_model import Fates
 from beacon_ota.wire import versions
 
 BEACONS_MAX = 100_000

@@ -4,12 +4,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 
-from beacon_ota.swarm import fates
+from beacon_ota.swarm import outcome_model
 from beacon_ota.swarm.clock import Time
-from beacon_ota.swarm.fates import Fates
+from beacon_ota.swarm.outcome_model import Fates
 from beacon_ota.swarm.http import Place
 from beacon_ota.swarm.latency import Latency
-from beacon_ota.swarm.ledger import Ledger
+from beacon_ota.swarm.expected_counts import Ledger
 from beacon_ota.swarm.scenario import Scenario
 
 
@@ -61,7 +61,7 @@ class World:
         shares = self.fates_of.get(firmware)
         if shares is None:
             return "success"
-        return fates.draw(shares, self.seed, beacon.rpartition("-")[2], number)
+        return outcome_model.draw(shares, self.seed, beacon.rpartition("-")[2], number)
 
     def vary(self) -> float:
         """Return a factor around 1: nothing happens at once by itself."""

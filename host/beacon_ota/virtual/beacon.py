@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.virtual import board
-from beacon_ota.virtual.board import Board, Pins, Rtc
+from beacon_ota.virtual import peripherals
+from beacon_ota.virtual.peripherals import Board, Pins, Rtc
 from beacon_ota.virtual.clock import EPOCH, Clock
 from beacon_ota.virtual.flash import bootloader
 from beacon_ota.virtual.flash.bootloader import Booted, NotBootable
@@ -45,12 +45,12 @@ OUI = b"\x7c\xdf\xa1"  # one of Espressif's
 
 # How a boot ended -> reset cause of the next one.
 CAUSES = {
-    "reset": board.HARD,
-    "panic": board.HARD,
-    "crash": board.HARD,
-    "watchdog": board.WATCHDOG,
-    "deepsleep": board.DEEP_SLEEP,
-    "pin": board.POWER_ON,
+    "reset": peripherals.HARD,
+    "panic": peripherals.HARD,
+    "crash": peripherals.HARD,
+    "watchdog": peripherals.WATCHDOG,
+    "deepsleep": peripherals.DEEP_SLEEP,
+    "pin": peripherals.POWER_ON,
 }
 FINAL = ("power", "unbootable")
 
@@ -273,11 +273,11 @@ class VirtualBeacon:
 
     # Acting
 
-    def press(self, pin: int = board.BUTTON, level: int = 0) -> None:
+    def press(self, pin: int = peripherals.BUTTON, level: int = 0) -> None:
         """Drive an input pin; the default presses the boot button."""
         self._reactor.call(lambda: self.pins.drive(pin, level, self._line))
 
-    def release(self, pin: int = board.BUTTON, level: int = 1) -> None:
+    def release(self, pin: int = peripherals.BUTTON, level: int = 1) -> None:
         """Drive it back."""
         self.press(pin, level)
 
@@ -383,7 +383,7 @@ class VirtualBeacon:
         if self._closed:
             raise ReachError("beacon_closed", f"{self.name} is closed")
         if not self.powered:
-            boot = self._new_boot(board.POWER_ON)
+            boot = self._new_boot(peripherals.POWER_ON)
             self._life = self._reactor.loop.create_task(self._live(boot))
             self._life.add_done_callback(self._died)
 
@@ -493,7 +493,7 @@ class VirtualBeacon:
 
     def _bootloader(self, boot: Boot) -> Booted:
         """Choose the slot; a wake from deep sleep goes on where it was, without a look."""
-        if boot.cause == board.DEEP_SLEEP and self.rtc.booted is not None:
+        if boot.cause == peripherals.DEEP_SLEEP and self.rtc.booted is not None:
             return replace(self.rtc.booted, lines=("wake",))
         while True:
             operations = self.flash.ops

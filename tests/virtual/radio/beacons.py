@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from bleak import BleakClient
 
-from beacon_ota.virtual.radio.choice import radio
+from beacon_ota.virtual.radio.selection import radio
 from beacon_ota.virtual.radio.peripheral import Peripheral
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import Room
 
 WAIT = 60.0  # seconds: for machines that do other things as well
 FLAG_READ, FLAG_WRITE_NO_RESPONSE, FLAG_WRITE = 0x0002, 0x0004, 0x0008

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import Room
 from tests.virtual.radio.timers import ManualTimers
 
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beacon_ota.virtual.radio.backend import RoomBackend
-from beacon_ota.virtual.radio.choice import radio
+from beacon_ota.virtual.radio.selection import radio
 from beacon_ota.virtual.radio.peripheral import Advertising
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import Room
 from beacon_ota.virtual.radio.vhci import Port
 
 MAC = bytes.fromhex("d4f98d0000aa")

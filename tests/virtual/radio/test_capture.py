@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
 from beacon_ota.virtual.radio.capture import Capture, Frame, crc24, read_pcap
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import radio
+from beacon_ota.virtual.radio.space import Room
 from tests.virtual.radio.beacons import (
     FF01,
     NAME,

@@ -10,8 +10,8 @@ from bleak import BleakClient, BleakScanner
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
 
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import radio
+from beacon_ota.virtual.radio.space import Room
 from beacon_ota.wire import access
 from tests.firmware.beacons import Bench, bench, make
 from tests.virtual.radio.beacons import until

@@ -8,7 +8,7 @@ import pytest
 from bleak import BleakClient
 from bleak.exc import BleakError, BleakGATTProtocolError
 
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import Room
 from tests.virtual.radio.beacons import (
     BLUFI,
     FF01,

@@ -12,8 +12,8 @@ from bleak import BleakClient
 from bleak.exc import BleakError, BleakGATTProtocolError
 
 from beacon_ota.virtual.beacon import VirtualBeacon
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import RemoteRoom, Room, at
+from beacon_ota.virtual.radio.selection import radio
+from beacon_ota.virtual.radio.space import RemoteRoom, Room, at
 from tests.virtual.radio.beacons import (
     FF01,
     FF02,

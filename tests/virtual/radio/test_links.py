@@ -15,9 +15,9 @@ from bleak import BleakClient, BleakScanner
 from bleak.exc import BleakBluetoothNotAvailableError, BleakDeviceNotFoundError, BleakError
 
 from beacon_ota.errors import ReachError
-from beacon_ota.virtual.radio.choice import radio
+from beacon_ota.virtual.radio.selection import radio
 from beacon_ota.virtual.radio.peripheral import Peripheral
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import Room
 from beacon_ota.virtual.radio.transport import Remote
 from tests.virtual.radio.beacons import (
     FF01,

@@ -7,7 +7,7 @@ import pytest
 from bleak import BleakClient
 from bleak.exc import BleakError
 
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import Room
 from tests.virtual.radio.beacons import (
     FF01,
     FF02,

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import Room
 
 
 class ManualTimers:

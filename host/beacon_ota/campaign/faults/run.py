@@ -12,7 +12,7 @@ from typing import Any
 from beacon_ota.campaign.faults import matrix
 from beacon_ota.campaign.faults.matrix import Mix
 from beacon_ota.campaign.rig import builds, invariants
-from beacon_ota.campaign.rig.bench import LATEST, Bench, bench, scratch
+from beacon_ota.campaign.rig.beacon_rig import LATEST, Bench, bench, scratch
 from beacon_ota.campaign.rig.builds import Shelf
 from beacon_ota.campaign.rig.http_server import FOREIGN, Fault, Request
 from beacon_ota.campaign.rig.invariants import Evidence, Settled

@@ -301,8 +301,8 @@ def air(seconds: float, seed: int = 1) -> Fuzzed:
     from beacon_ota.virtual.beacon import VirtualBeacon
     from beacon_ota.virtual.flash.nor import Flash
     from beacon_ota.virtual.net.network import Network
-    from beacon_ota.virtual.radio.choice import radio
-    from beacon_ota.virtual.radio.room import Room
+    from beacon_ota.virtual.radio.selection import radio
+    from beacon_ota.virtual.radio.space import Room
 
     network = Network(join_time=0.1, scan_time=0.1)
     network.add(builds.SSID, builds.PASSWORD)

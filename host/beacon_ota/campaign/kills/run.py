@@ -25,7 +25,7 @@ from beacon_ota.campaign.kills.halts import halts
 from beacon_ota.campaign.kills.server_process import Served, until
 from beacon_ota.campaign.kills.simulated_beacon import FAILS, Beacon
 from beacon_ota.campaign.rig import builds
-from beacon_ota.campaign.rig.bench import scratch
+from beacon_ota.campaign.rig.beacon_rig import scratch
 from beacon_ota.campaign.runner import Options, Outcome, Plan
 from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError, ReachError, UsageError

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from beacon_ota.campaign.power.recording import Recording, play, record
 from beacon_ota.campaign.rig import builds, invariants
-from beacon_ota.campaign.rig.bench import SCALE, Bench, bench, scratch
+from beacon_ota.campaign.rig.beacon_rig import SCALE, Bench, bench, scratch
 from beacon_ota.campaign.rig.builds import Shelf
 from beacon_ota.campaign.rig.invariants import Evidence, Settled
 from beacon_ota.campaign.rig.orchestrator import PLAN

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota.campaign.rig import builds
-from beacon_ota.campaign.rig.bench import SCALE, Bench, bench, scratch
+from beacon_ota.campaign.rig.beacon_rig import SCALE, Bench, bench, scratch
 from beacon_ota.campaign.rig.builds import Shelf
 from beacon_ota.campaign.rig.http_server import Request
 from beacon_ota.errors import ReachError

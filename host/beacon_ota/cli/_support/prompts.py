@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from beacon_ota.provision.scan import Sighting
     from beacon_ota.provision.session import SecretError
     from beacon_ota.provision.wanted import Network, Secret
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.virtual.radio.selection import Radio
 
 _WORDS = {
     "connecting": "Connecting to",

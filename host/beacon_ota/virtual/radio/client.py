@@ -3,7 +3,7 @@
     BleakScanner(backend=RoomScanner, room=path)
     BleakClient(device, backend=RoomClient, room=path)
 
-`room` is the path of the room's socket; :func:`beacon_ota.virtual.radio.choice.radio` makes these
+`room` is the path of the room's socket; :func:`beacon_ota.virtual.radio.selection.radio` makes these
 arguments from what a user says.
 """
 

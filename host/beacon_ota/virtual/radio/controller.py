@@ -18,7 +18,7 @@ from bumble.controller import Controller
 from bumble.transport.common import TransportSink
 
 from beacon_ota.virtual.radio.advertiser import TYPES, Advertiser
-from beacon_ota.virtual.radio.air import Air
+from beacon_ota.virtual.radio.medium import Air
 from beacon_ota.virtual.radio.interfaces import Broadcast, Place
 from beacon_ota.virtual.radio.link import Link
 

@@ -10,8 +10,8 @@ from bleak import BleakScanner
 from bleak.backends.scanner import AdvertisementData
 
 from beacon_ota.errors import UsageError
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import radio
+from beacon_ota.virtual.radio.space import Room
 from tests.virtual.radio.beacons import PROVISIONABLE, Beacon, until, wait_until
 from tests.virtual.radio.timers import ManualTimers, Stopped
 

@@ -6,7 +6,7 @@ import threading
 
 from beacon_ota.provision import scan
 from beacon_ota.provision.scan import Sighting, Watch
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import Radio
 
 START_S = 10.0
 

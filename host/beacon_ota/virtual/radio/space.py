@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from bumble import hci
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.virtual.radio.air import Air, links_of
+from beacon_ota.virtual.radio.medium import Air, links_of
 from beacon_ota.virtual.radio.capture import Capture
-from beacon_ota.virtual.radio.choice import ROOM
+from beacon_ota.virtual.radio.selection import ROOM
 from beacon_ota.virtual.radio.controller import RoomController
 from beacon_ota.virtual.radio.interfaces import Conditions, Place, Timers
 from beacon_ota.virtual.radio.link import TIMEOUT

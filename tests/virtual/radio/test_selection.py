@@ -10,15 +10,15 @@ import pytest
 
 from beacon_ota.errors import UsageError
 from beacon_ota.virtual.radio.adapter import uuid_text
-from beacon_ota.virtual.radio.choice import VARIABLE, radio
+from beacon_ota.virtual.radio.selection import VARIABLE, radio
 from beacon_ota.virtual.radio.client import RoomClient, RoomScanner
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import Room
 from tests.virtual.radio.beacons import Beacon
 
 PROVISION = """
 import asyncio, json
 from bleak import BleakClient, BleakScanner
-from beacon_ota.virtual.radio.choice import radio
+from beacon_ota.virtual.radio.selection import radio
 
 async def main():
     chosen = radio()
