@@ -4,7 +4,7 @@ import pytest
 
 from beacon_ota.campaign.rig import builds
 from beacon_ota.campaign.rig.beacon_rig import bench
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 
 # A task that is added to the others', and the line it is added at.
 AT = '        start("radio", self.radio.run)\n'
@@ -36,7 +36,7 @@ def release(task: str, name: str) -> bytes:
 
 def up(b) -> bool:
     radio = b.beacon.bluetooth
-    return isinstance(radio, Advertiser) and radio.advertising is not None
+    return isinstance(radio, RadiolessBackend) and radio.advertising is not None
 
 
 def said(b, stage: str, code: str) -> list:

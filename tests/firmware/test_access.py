@@ -10,8 +10,8 @@ from bleak import BleakClient, BleakScanner
 from bleak.exc import BleakError
 
 from beacon_ota.provision import session
-from beacon_ota.virtual.radio.selection import radio
-from beacon_ota.virtual.radio.space import Room
+from beacon_ota.virtual.radio.selection import select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
 from beacon_ota.wire import access
 from tests.firmware.beacons import bench
 from tests.firmware.server import BEACON
@@ -64,11 +64,11 @@ def prove(nonce: bytes, secret: bytes, door: str | None) -> bytes:
     return access.proof(hmac.digest(key, nonce, "sha256"))
 
 
-def at_the_door(room: Room, visit) -> None:
+def at_the_door(room: RadioSpace, visit) -> None:
     """Run ``visit(reader)`` connected to the beacon of the room."""
 
     async def main() -> None:
-        chosen = radio(room.spec)
+        chosen = select_radio(room.spec)
         device = await BleakScanner.find_device_by_filter(lambda *_: True, **chosen.scanner)
         assert device is not None
         async with BleakClient(device, **chosen.client) as client:
@@ -81,7 +81,7 @@ def at_the_door(room: Room, visit) -> None:
 
 @pytest.fixture
 def room():
-    with Room(seed=1) as room:
+    with RadioSpace(seed=1) as room:
         yield room
 
 
@@ -158,7 +158,7 @@ def test_a_challenge_grows_old(v1, room):
         at_the_door(room, visit)
 
 
-def visits(v1, v2, room: Room) -> list[float]:
+def visits(v1, v2, room: RadioSpace) -> list[float]:
     """Ask to be let in again and again during an update; return all waits, in seconds.
 
     Flash takes its time, and the download comes at the chip's pace.
@@ -167,7 +167,7 @@ def visits(v1, v2, room: Room) -> list[float]:
 
     settings = {"creds": CREDENTIALS}
     with bench(
-        v1, settings=settings, scale=1, timing=True, bluetooth=room.backend(), power=False
+        v1, settings=settings, scale=1, timing=True, bluetooth=room.make_backend(), power=False
     ) as b:
         b.server.image, b.server.offering = v2, True
         b.beacon.link.faults.throttle = 30_000

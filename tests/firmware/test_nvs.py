@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from tests.firmware.beacons import Bench, bench, make
 
 FRAME = bytes(range(20))
@@ -42,13 +42,13 @@ def reset(b: Bench, cause: str) -> None:
 
 def on_air(b: Bench) -> bool:
     radio = b.beacon.bluetooth
-    assert isinstance(radio, Advertiser)
+    assert isinstance(radio, RadiolessBackend)
     return radio.advertising is not None and bool(radio.values)
 
 
 def serves(b: Bench) -> bool:
     radio = b.beacon.bluetooth
-    assert isinstance(radio, Advertiser)
+    assert isinstance(radio, RadiolessBackend)
     return on_air(b) and FRAME in radio.data and b.beacon.wlan.connected
 
 

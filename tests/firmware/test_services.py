@@ -5,11 +5,11 @@ import asyncio
 from beacon_ota import paths
 from beacon_ota.virtual import beacon
 from beacon_ota.virtual.net.wlan import Wlan
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from tests.firmware.beacons import PASSWORD, SSID, bench, make
 
 
-class Missing(Advertiser):
+class Missing(RadiolessBackend):
     """A chip whose Bluetooth cannot be activated, from the beginning or from some time on."""
 
     gone = True
@@ -20,7 +20,7 @@ class Missing(Advertiser):
         return super()._active(on)
 
 
-class Hanging(Advertiser):
+class Hanging(RadiolessBackend):
     """A chip on which activation never returns."""
 
     def _active(self, on):

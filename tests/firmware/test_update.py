@@ -3,7 +3,7 @@
 import hashlib
 import time
 
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from beacon_ota.wire import adverts
 from tests.firmware.beacons import bench, make
 from tests.firmware.server import BEACON
@@ -12,7 +12,7 @@ PROGRESS = b"\x04\xff\x59\x00"
 SUCCESS = ["downloading", "verifying", "rebooting", "success"]
 
 
-class Air(Advertiser):
+class Air(RadiolessBackend):
     """Keeps everything that was advertised: (interval, data, response)."""
 
     def __init__(self):

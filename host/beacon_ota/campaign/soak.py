@@ -26,7 +26,7 @@ from beacon_ota.orchestrator.db import schema
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.net.network import Faults, Network
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 
 BEACONS = 50
 SCALE = 10.0
@@ -222,7 +222,7 @@ class _Fleet:
     def _has(self, beacon: VirtualBeacon, firmware: str) -> bool:
         rows = [r for r in self._orchestrator.attempts(firmware) if r["beacon_id"] == beacon.name]
         radio = beacon.bluetooth
-        up = isinstance(radio, Advertiser) and radio.advertising is not None
+        up = isinstance(radio, RadiolessBackend) and radio.advertising is not None
         told = beacon.setting("attempt") is None
         return up and told and any(row["result"] == "success" for row in rows)
 

@@ -92,7 +92,7 @@ def run(
             mac=address,
             name=flash.stem,
             network=network,
-            bluetooth=room.backend() if room else None,
+            bluetooth=room.make_backend() if room else None,
             scale=time_scale,
             heap=heap * 1024,
             timing=flash_timing,
@@ -260,7 +260,7 @@ def _room(path: Path | None):
 
     from beacon_ota.virtual.radio import space
 
-    return closing(space.at(path))
+    return closing(space.open_space(path))
 
 
 def _deadline(seconds: float | None) -> float:

@@ -6,7 +6,7 @@ import threading
 
 from beacon_ota.provision import scan
 from beacon_ota.provision.scan import Sighting, Watch
-from beacon_ota.virtual.radio.selection import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 
 START_S = 10.0
 
@@ -14,7 +14,7 @@ START_S = 10.0
 class Listener:
     """Scans in a thread of its own for the length of the context."""
 
-    def __init__(self, radio: Radio):
+    def __init__(self, radio: RadioSelection):
         self._radio = radio
         self._watch = Watch()
         self._loop = asyncio.new_event_loop()

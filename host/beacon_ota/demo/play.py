@@ -24,8 +24,8 @@ from beacon_ota.provision.wanted import Network as Wifi
 from beacon_ota.provision.wanted import Secret, Wanted
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.net.network import Network
-from beacon_ota.virtual.radio.selection import radio
-from beacon_ota.virtual.radio.space import Room
+from beacon_ota.virtual.radio.selection import select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
 
 CAMPUS = "campus"
 BUILDINGS = ("north", "south", "west")
@@ -151,7 +151,7 @@ class Play:
         self._client = Client(self._server.url, self._server.token)
         for path in (CAMPUS, *(f"{CAMPUS}/{name}" for name in BUILDINGS)):
             self._client.create_site(path)
-        room = enter(Room(seed=1))
+        room = enter(RadioSpace(seed=1))
         network = Network(join_time=0.3, scan_time=0.3)
         network.add(SSID, PASSWORD)
         port = int(self._server.url.rsplit(":", 1)[1])
@@ -168,7 +168,7 @@ class Play:
                 scale=self._scale,
             )
         )
-        self._radio = radio(room.spec)
+        self._radio = select_radio(room.spec)
         listener = enter(Listener(self._radio))
         addresses: dict[str, list[str]] = {name: [] for name in BUILDINGS}
         for index, member in enumerate(self._fleet.members):

@@ -17,10 +17,10 @@ from beacon_ota.virtual.flash.esp_errors import EspError
 from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.flash.nvs import Nvs
 from beacon_ota.virtual.net.network import Network
-from beacon_ota.virtual.radio.vhci import Backend
+from beacon_ota.virtual.radio.vhci import BluetoothBackend
 
 if TYPE_CHECKING:
-    from beacon_ota.virtual.radio.space import RemoteRoom, Room
+    from beacon_ota.virtual.radio.space import RemoteSpace, RadioSpace
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Fleet:
         *,
         prefix: str = "virtual-",
         network: Network | None = None,
-        room: "Room | RemoteRoom | None" = None,
+        room: "RadioSpace | RemoteSpace | None" = None,
         settings: Mapping[str, str] | None = None,
         boxed: bool = False,
         **options,
@@ -147,7 +147,7 @@ class Fleet:
                 flash = Flash(contents[index])
                 self._flashes.append(flash)
                 personalise(flash, {**(settings or {}), **_own(member)})
-                backend: Backend | None = room.backend() if room is not None else None
+                backend: BluetoothBackend | None = room.make_backend() if room is not None else None
                 beacon = VirtualBeacon(
                     flash,
                     mac=member.mac,

@@ -21,7 +21,7 @@ from beacon_ota.provision import flow, labels, scan, wanted
 from beacon_ota.provision.flow import Outcome
 from beacon_ota.provision.registry import Registry
 from beacon_ota.provision.wanted import Network, Secret, Wanted
-from beacon_ota.virtual.radio.selection import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 from beacon_ota.wire import adverts
 
 MAX_ROWS = 10_000
@@ -198,7 +198,7 @@ def _check_number(line: int, name: str, value: str) -> None:
 
 async def run(
     rows: list[Row],
-    radio: Radio,
+    radio: RadioSelection,
     registry: Registry | None,
     *,
     jobs: int = 1,
@@ -244,7 +244,7 @@ async def run(
 
 async def _one(
     row: Row,
-    radio: Radio,
+    radio: RadioSelection,
     registry: Registry | None,
     search_s: float,
     options: Mapping[str, Any],

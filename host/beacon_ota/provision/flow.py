@@ -16,7 +16,7 @@ from beacon_ota.provision.registry import Registry
 from beacon_ota.provision.scan import Sighting
 from beacon_ota.provision.session import SecretError
 from beacon_ota.provision.wanted import Network, Secret, Wanted
-from beacon_ota.virtual.radio.selection import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 
 ATTEMPTS = 3
 AGAIN_S = 0.5
@@ -115,7 +115,7 @@ class Prover:
 
 async def provision(
     found: Sighting,
-    radio: Radio,
+    radio: RadioSelection,
     ask: AskSecret,
     wanted: Wanted,
     registry: Registry | None,
@@ -160,7 +160,7 @@ async def provision(
 
 async def _once(
     found: Sighting,
-    radio: Radio,
+    radio: RadioSelection,
     prover: Prover,
     wanted: Wanted,
     registry: Registry | None,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.virtual.radio.selection import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 from beacon_ota.wire import adverts, scan
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _named(device: "BLEDevice") -> str:
 
 
 @asynccontextmanager
-async def watching(radio: Radio) -> AsyncIterator[Watch]:
+async def watching(radio: RadioSelection) -> AsyncIterator[Watch]:
     """Scan for the length of the block.
 
     Raises:
@@ -194,7 +194,7 @@ def matches(beacon: Sighting, wanted: str) -> bool:
     )
 
 
-async def listen(radio: Radio, seconds: float) -> list[Sighting]:
+async def listen(radio: RadioSelection, seconds: float) -> list[Sighting]:
     """Return the beacons that are heard of within some seconds, the nearest first."""
     async with watching(radio) as watch:
         await asyncio.sleep(seconds)
@@ -202,7 +202,7 @@ async def listen(radio: Radio, seconds: float) -> list[Sighting]:
 
 
 async def find(
-    radio: Radio, wanted: str | None, seconds: float, *, opened: bool = True
+    radio: RadioSelection, wanted: str | None, seconds: float, *, opened: bool = True
 ) -> Sighting:
     """Return the one beacon that is meant, as soon as it is heard of.
 

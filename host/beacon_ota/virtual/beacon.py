@@ -35,7 +35,7 @@ from beacon_ota.virtual.net.network import Network
 from beacon_ota.virtual.net.wlan import Wlan
 from beacon_ota.virtual.process.channel import Line, Operation, Value
 from beacon_ota.virtual.process.session import AGAIN, LOST, SOFT, Ran, Session
-from beacon_ota.virtual.radio.vhci import Advertiser, Backend, Port
+from beacon_ota.virtual.radio.vhci import RadiolessBackend, BluetoothBackend, BluetoothPort
 from beacon_ota.virtual.reactor import Reactor
 
 HEAP = 160 * 1024
@@ -145,7 +145,7 @@ class VirtualBeacon:
         mac: bytes | None = None,
         name: str = "beacon",
         network: Network | None = None,
-        bluetooth: Backend | None = None,
+        bluetooth: BluetoothBackend | None = None,
         scale: float = 1,
         uptime: float = 0,
         heap: int = HEAP,
@@ -170,8 +170,8 @@ class VirtualBeacon:
         self.clock = Clock(scale)
         self.rtc = Rtc()
         self.pins = Pins()
-        self.port = Port(self.mac[:5] + bytes([self.mac[5] + 2 & 255]), name, self._notify)
-        self.bluetooth: Backend = bluetooth or Advertiser()
+        self.port = BluetoothPort(self.mac[:5] + bytes([self.mac[5] + 2 & 255]), name, self._notify)
+        self.bluetooth: BluetoothBackend = bluetooth or RadiolessBackend()
         self._reactor = Reactor.shared()
         self._console = console
         self._changed = threading.Condition()
@@ -561,11 +561,11 @@ class VirtualBeacon:
 
         session = Session(self.heap, self.flash.fileno(), operations, start, self._failed, printed)
         app.session = session
-        app.board.line = self.port.line = session.line
+        app.board.line = self.port.channel = session.line
         try:
             how = await session.run(app.ended)
         finally:
-            app.session = app.board.line = self.port.line = None
+            app.session = app.board.line = self.port.channel = None
         if how == LOST:
             self._stop("crash", f"the interpreter ended with {session.process.returncode}")
         elif how == SOFT:

@@ -22,7 +22,7 @@ from beacon_ota.errors import UsageError
 from beacon_ota.images import boards
 from beacon_ota.virtual.flash.nor import SECTOR
 from beacon_ota.virtual.net.network import Faults
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from beacon_ota.wire.report import FINAL
 
 SCALE = 20.0
@@ -313,7 +313,7 @@ class _Run:
     def _updated(self, further: str) -> bool:
         rows = self._b.orchestrator.attempts(further)
         radio = self._b.beacon.bluetooth
-        up = isinstance(radio, Advertiser) and radio.advertising is not None
+        up = isinstance(radio, RadiolessBackend) and radio.advertising is not None
         return any(row["result"] == "success" for row in rows) and self._b.quiet and up
 
     def _settled(self, rows: list[dict[str, Any]]) -> Settled:
@@ -325,7 +325,7 @@ class _Run:
     def _evidence(self, settled: Settled, further: str) -> Evidence:
         b = self._b
         radio = b.beacon.bluetooth
-        assert isinstance(radio, Advertiser)
+        assert isinstance(radio, RadiolessBackend)
         return Evidence(
             "broken" if self._mix.image.ends else "good",
             "ota_0",

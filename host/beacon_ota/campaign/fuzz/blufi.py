@@ -301,8 +301,8 @@ def air(seconds: float, seed: int = 1) -> Fuzzed:
     from beacon_ota.virtual.beacon import VirtualBeacon
     from beacon_ota.virtual.flash.nor import Flash
     from beacon_ota.virtual.net.network import Network
-    from beacon_ota.virtual.radio.selection import radio
-    from beacon_ota.virtual.radio.space import Room
+    from beacon_ota.virtual.radio.selection import select_radio
+    from beacon_ota.virtual.radio.space import RadioSpace
 
     network = Network(join_time=0.1, scan_time=0.1)
     network.add(builds.SSID, builds.PASSWORD)
@@ -311,12 +311,12 @@ def air(seconds: float, seed: int = 1) -> Fuzzed:
         "pin_w": session.enroll(PIN, NAME.encode()),
     }
     with (
-        Room(seed=seed) as room,
+        RadioSpace(seed=seed) as room,
         contextlib.closing(Flash(_new(builds.build("1.0.0"), given))) as flash,
-        VirtualBeacon(flash, mac=MAC, network=network, bluetooth=room.backend()) as beacon,
+        VirtualBeacon(flash, mac=MAC, network=network, bluetooth=room.make_backend()) as beacon,
     ):
         beacon.power_on()
-        return asyncio.run(_air(seconds, random.Random(seed), beacon, radio(room.spec)))
+        return asyncio.run(_air(seconds, random.Random(seed), beacon, select_radio(room.spec)))
 
 
 def _new(release: bytes, settings: dict[str, int | bytes]) -> bytes:

@@ -28,7 +28,7 @@ from beacon_ota.images.core import load
 from beacon_ota.virtual.flash import bootloader
 from beacon_ota.virtual.flash.nor import SECTOR, Cut, Flash, PowerCut, When
 from beacon_ota.virtual.flash.nvs import Nvs
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 
 DEADLINE = 60.0  # real seconds at the ordinary scale for each of: recovery, the update after it
 SLOWER = (1, 5, 20)  # times that a case is given, as long as it is in doubt
@@ -416,7 +416,7 @@ class _Run:
             trials += invariants.trials(b.flash.journal, place)
             orchestrator.roll_out(further, AFTERWARDS)
             self._until(lambda: self._updated(further) and self._up())
-        assert isinstance(b.beacon.bluetooth, Advertiser)
+        assert isinstance(b.beacon.bluetooth, RadiolessBackend)
         radio = b.beacon.bluetooth
         mixtures += self._mixtures()
         return Evidence(
@@ -510,7 +510,7 @@ class _Run:
 
     def _up(self) -> bool:
         radio = self._b.beacon.bluetooth
-        return isinstance(radio, Advertiser) and radio.advertising is not None
+        return isinstance(radio, RadiolessBackend) and radio.advertising is not None
 
 
 SPACE = "beacon"
