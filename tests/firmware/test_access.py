@@ -103,8 +103,8 @@ def test_who_may_enter(v1, room):
         assert (await reader.enter())[0] == access.GRANTED
 
     settings = {"creds": CREDENTIALS}
-    with bench(v1, settings=settings, scale=1, bluetooth=room.backend()) as b:
-        b.wait(lambda: room.radios(), what="on the air")
+    with bench(v1, settings=settings, scale=1, bluetooth=room.make_backend()) as b:
+        b.wait(lambda: room.list_radios(), what="on the air")
         at_the_door(room, visit)
 
 
@@ -128,8 +128,8 @@ def test_a_proof_is_for_one_door(v1, room):
     mine = access.door_key(session.hmac_sha256, SECRET, BEACON)
     other_key = access.door_key(session.hmac_sha256, SECRET, "beacon-2")
     settings = {"creds": IDENT + SECRET + b"mine" + mine}
-    with bench(v1, settings=settings, scale=1, bluetooth=room.backend()) as b:
-        b.wait(lambda: room.radios(), what="on the air")
+    with bench(v1, settings=settings, scale=1, bluetooth=room.make_backend()) as b:
+        b.wait(lambda: room.list_radios(), what="on the air")
         at_the_door(room, visit)
 
 
@@ -140,8 +140,8 @@ def test_a_door_without_an_id_goes_by_its_chip(v1, room):
 
     settings = {"creds": IDENT + SECRET, "beacon_id": None}
     mac = bytes.fromhex("7cdfa1a1b2c3")
-    with bench(v1, settings=settings, scale=1, bluetooth=room.backend(), mac=mac) as b:
-        b.wait(lambda: room.radios(), what="on the air")
+    with bench(v1, settings=settings, scale=1, bluetooth=room.make_backend(), mac=mac) as b:
+        b.wait(lambda: room.list_radios(), what="on the air")
         at_the_door(room, visit)
 
 
@@ -153,8 +153,8 @@ def test_a_challenge_grows_old(v1, room):
         assert (await reader.say(proof))[0] == access.REFUSED
 
     settings = {"creds": CREDENTIALS}
-    with bench(v1, settings=settings, scale=4, bluetooth=room.backend()) as b:
-        b.wait(lambda: room.radios(), what="on the air")
+    with bench(v1, settings=settings, scale=4, bluetooth=room.make_backend()) as b:
+        b.wait(lambda: room.list_radios(), what="on the air")
         at_the_door(room, visit)
 
 

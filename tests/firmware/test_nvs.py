@@ -105,7 +105,7 @@ def test_an_nvs_that_cannot_be_opened(v1):
             reset(b, cause)
             b.wait(lambda: b.beacon.phase == "main.py" and on_air(b), what="on the air")
         boots = len(b.beacon.boots)
-        b.beacon.skip(600)
+        b.beacon.skip_time(600)
         time.sleep(1)
         assert len(b.beacon.boots) == boots
         b.beacon.nvs_broken = False

@@ -137,7 +137,7 @@ class Scene:
 
     def skip(self, seconds: float) -> None:
         """Let the beacon's seconds pass at once, and the orchestrator's."""
-        self.beacon.skip(seconds)
+        self.beacon.skip_time(seconds)
         self.server.epoch += seconds
 
     def stays(self, condition: Callable[[], object], seconds: float = 0.5) -> bool:
@@ -201,8 +201,8 @@ def scene(
         server = stack.enter_context(Server(keys={}).run())
         server.scale = scale
         network = Network(join_time=0.5, scan_time=0.5)
-        network.add(SSID, PASSWORD)
-        network.host("orchestrator.local", "127.0.0.1", server.port)
+        network.add_access_point(SSID, PASSWORD)
+        network.set_host("orchestrator.local", "127.0.0.1", server.port)
         room = room or stack.enter_context(RadioSpace(seed=1))
         name = adverts.name(mac[:5] + bytes([mac[5] + 2])).decode()
         values: dict[str, int | bytes | None] = {

@@ -10,7 +10,7 @@ from beacon_ota.swarm.scenario import WINDOW, Scenario
 
 
 @contextmanager
-def own(scenario: Scenario) -> Iterator[Child]:
+def run_local_server(scenario: Scenario) -> Iterator[Child]:
     """Start one that takes unsigned releases; it ends with the context, and leaves nothing."""
     with (
         tempfile.TemporaryDirectory(prefix="beacon-swarm-") as folder,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from bleak import BleakClient
 
-from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.peripheral import Peripheral
+from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.space import RadioSpace
 
 WAIT = 60.0  # seconds: for machines that do other things as well

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from beacon_ota.images import boards, littlefs, otadata, synthetic
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
-from beacon_ota.virtual.radio.space import RemoteSpace, RadioSpace
+from beacon_ota.virtual.radio.space import RadioSpace, RemoteSpace
 
 TABLE = 0x8000
 SECTOR = 4096

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
-from beacon_ota.virtual.radio.capture import Capture, AirFrame, crc24, read_pcap
+from beacon_ota.virtual.radio.capture import AirFrame, Capture, crc24, read_pcap
 from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.space import RadioSpace
 from tests.virtual.radio.beacons import (

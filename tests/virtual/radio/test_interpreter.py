@@ -13,7 +13,7 @@ from bleak.exc import BleakError, BleakGATTProtocolError
 
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.radio.selection import select_radio
-from beacon_ota.virtual.radio.space import RemoteSpace, RadioSpace, open_space
+from beacon_ota.virtual.radio.space import RadioSpace, RemoteSpace, open_space
 from tests.virtual.radio.beacons import (
     FF01,
     FF02,

@@ -15,8 +15,8 @@ from bleak import BleakClient, BleakScanner
 from bleak.exc import BleakBluetoothNotAvailableError, BleakDeviceNotFoundError, BleakError
 
 from beacon_ota.errors import ReachError
-from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.peripheral import Peripheral
+from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.space import RadioSpace
 from beacon_ota.virtual.radio.transport import RemoteRadio
 from tests.virtual.radio.beacons import (

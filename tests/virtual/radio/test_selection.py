@@ -10,8 +10,8 @@ import pytest
 
 from beacon_ota.errors import UsageError
 from beacon_ota.virtual.radio.adapter import format_uuid
-from beacon_ota.virtual.radio.selection import RADIO_VARIABLE, select_radio
 from beacon_ota.virtual.radio.client import SpaceClient, SpaceScanner
+from beacon_ota.virtual.radio.selection import RADIO_VARIABLE, select_radio
 from beacon_ota.virtual.radio.space import RadioSpace
 from tests.virtual.radio.beacons import Beacon
 

@@ -13,7 +13,7 @@ from bumble.core import BaseBumbleError
 from bumble.device import Connection, ConnectionParametersPreferences
 
 from beacon_ota.virtual.radio.stack import HostStack
-from beacon_ota.virtual.radio.transport import HciClient, AdvertisingReport
+from beacon_ota.virtual.radio.transport import AdvertisingReport, HciClient
 from beacon_ota.wire.scan import structures
 
 SCAN_RSP = 4

@@ -13,7 +13,7 @@ from bumble.core import BaseBumbleError
 
 from beacon_ota.errors import ReachError
 from beacon_ota.virtual.radio.attributes import CharacteristicSpec, ServiceSpec
-from beacon_ota.virtual.radio.peripheral import Advertising, Peripheral, ControllerSource
+from beacon_ota.virtual.radio.peripheral import Advertising, ControllerSource, Peripheral
 from beacon_ota.virtual.radio.vhci import BluetoothPort
 
 SCAN_INTERVAL_US, SCAN_WINDOW_US = 1_280_000, 11_250  # NimBLE's background scan

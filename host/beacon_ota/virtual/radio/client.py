@@ -36,7 +36,7 @@ from bumble.core import BaseBumbleError
 from bumble.device import Connection
 
 from beacon_ota.errors import ReachError
-from beacon_ota.virtual.radio.adapter import SpaceAdapter, AdvertiserData, format_uuid
+from beacon_ota.virtual.radio.adapter import AdvertiserData, SpaceAdapter, format_uuid
 from beacon_ota.virtual.radio.transport import AdvertisingReport
 
 BLUEZ_MTU = 517  # what BlueZ asks for

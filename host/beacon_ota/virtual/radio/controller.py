@@ -18,9 +18,9 @@ from bumble.controller import Controller
 from bumble.transport.common import TransportSink
 
 from beacon_ota.virtual.radio.advertiser import TYPES, Advertiser
-from beacon_ota.virtual.radio.medium import RadioMedium
 from beacon_ota.virtual.radio.interfaces import Broadcast, Position
 from beacon_ota.virtual.radio.link import RadioLink
+from beacon_ota.virtual.radio.medium import RadioMedium
 
 ADV_UNIT_S = 0.000625
 CREDITS = 12  # ACL packets a host may have under way

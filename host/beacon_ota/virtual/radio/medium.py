@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from bumble import hci
 from bumble.link import LocalLink
 
-from beacon_ota.virtual.radio.capture import ADVERTISING_ACCESS_ADDRESS, Capture, AirFrame
+from beacon_ota.virtual.radio.capture import ADVERTISING_ACCESS_ADDRESS, AirFrame, Capture
 from beacon_ota.virtual.radio.interfaces import Broadcast, Conditions, MediumRadio, Timers
 from beacon_ota.virtual.radio.link import RadioLink
 

@@ -7,7 +7,7 @@ from bumble import hci
 from bumble.device import Device
 
 from beacon_ota.virtual.radio.events import SCAN_DONE, SCAN_RESULT, IrqQueue
-from beacon_ota.virtual.radio.transport import RadioHost, AdvertisingReport
+from beacon_ota.virtual.radio.transport import AdvertisingReport, RadioHost
 
 SCAN_UNIT_US = 625
 BACKLOG = 16  # results that wait for the handler; more are missed

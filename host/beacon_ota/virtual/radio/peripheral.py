@@ -22,8 +22,8 @@ from beacon_ota.virtual.radio.events import (
     CENTRAL_DISCONNECT,
     CONNECTION_UPDATE,
     MTU_EXCHANGED,
-    IrqQueue,
     Handler,
+    IrqQueue,
 )
 from beacon_ota.virtual.radio.observer import ScanObserver
 from beacon_ota.virtual.radio.stack import HostStack

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from bumble import hci
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.virtual.radio.medium import RadioMedium, find_links
 from beacon_ota.virtual.radio.capture import Capture
-from beacon_ota.virtual.radio.selection import SPACE_PREFIX
 from beacon_ota.virtual.radio.controller import SimulatedController
 from beacon_ota.virtual.radio.interfaces import Conditions, Position, Timers
 from beacon_ota.virtual.radio.link import SUPERVISION_TIMEOUT
+from beacon_ota.virtual.radio.medium import RadioMedium, find_links
+from beacon_ota.virtual.radio.selection import SPACE_PREFIX
 from beacon_ota.virtual.radio.transport import HciServer, RadioHost, RemoteRadio, attach_host
 from beacon_ota.virtual.reactor import Reactor
 
@@ -152,7 +152,7 @@ class RadioSpace:
         return LocalRadio(self)
 
     def make_backend(self) -> "SpaceBackend":
-        """A backend for ``VirtualBeacon(..., bluetooth=room.backend())``."""
+        """A backend for ``VirtualBeacon(..., bluetooth=room.make_backend())``."""
         from beacon_ota.virtual.radio.backend import SpaceBackend
 
         return SpaceBackend(self.make_radio())

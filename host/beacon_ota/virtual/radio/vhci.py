@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from beacon_ota.virtual.process.channel import Line, Value
+from beacon_ota.virtual.process.channel import InterpreterChannel, Value
 
 ENODEV = 19
 EINVAL = 22
@@ -37,17 +37,17 @@ class BluetoothPort:
         self.address = address
         self.name = name
         self.changed = changed
-        self.channel: Line | None = None
+        self.channel: InterpreterChannel | None = None
 
     def send_event(self, event: int, *data: Value) -> bool:
         """Deliver an event; False when no code runs that could take it."""
-        return self.channel is not None and self.channel.emit("ble", event, data)
+        return self.channel is not None and self.channel.queue_event("ble", event, data)
 
     async def call_handler(self, event: int, *data: Value) -> Value:
         """Deliver an event and wait for what the handler returns (None if there is none)."""
         if self.channel is None:
             return None
-        return await self.channel.ask("ble", event, data)
+        return await self.channel.call_handler("ble", event, data)
 
 
 class BluetoothBackend(Protocol):
