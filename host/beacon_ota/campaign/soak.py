@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota import malloc
-from beacon_ota.campaign.power.cuts import CRASH
+from beacon_ota.campaign.power.scenarios import CRASH
 from beacon_ota.campaign.rig import builds, invariants
 from beacon_ota.campaign.rig.beacon_rig import scratch_folder
 from beacon_ota.campaign.rig.orchestrator import ONE_ATTEMPT_PLAN as ONCE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.images import settings
 from beacon_ota.provision import labels
-from beacon_ota.virtual.beacon import ESPRESSIF_OUI, VirtualBeacon
+from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash import bootloader
 from beacon_ota.virtual.flash.bootloader import NotBootable
 from beacon_ota.virtual.flash.esp_errors import EspError
@@ -18,6 +18,7 @@ from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.flash.nvs import Nvs
 from beacon_ota.virtual.net.network import Network
 from beacon_ota.virtual.radio.vhci import BluetoothBackend
+from beacon_ota.virtual.supervisor import ESPRESSIF_OUI
 
 if TYPE_CHECKING:
     from beacon_ota.virtual.radio.space import RadioSpace, RemoteSpace

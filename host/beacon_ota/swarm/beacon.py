@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beacon_ota.swarm.expected_counts import ExpectedAttempt, ReportedVersion
-from beacon_ota.swarm.http import Connection, DownloadSink, ExchangeError
-from beacon_ota.swarm.signing import is_authentic, sign_request
+from beacon_ota.swarm.http import DownloadSink, ExchangeError
+from beacon_ota.swarm.signed_calls import check_signature, exchange_signed
 from beacon_ota.swarm.world import World
 from beacon_ota.wire import auth
 
-_CALL_S = 45.0  # wall-clock seconds without a byte
 _RESUMES = 6  # pieces in which a download is tried
 _RETRIES = 5  # of a report that has to arrive
 _FINAL = ("success", "failed", "rolled_back")
@@ -227,12 +226,14 @@ class SwarmBeacon:
         more = ""
         if first:
             more = f'Range: bytes={first}-\r\nIf-Range: "{attempt.checksum}"\r\n'
-        answer, nonce = await self._exchange_signed("GET", attempt.url, b"", more, sink)
+        answer, nonce = await exchange_signed(
+            self.world, self.id, self.key, "GET", attempt.url, b"", more, sink
+        )
         if answer.status in (409, 410):
             raise AttemptCancelled
         if answer.status != (206 if first else 200):
             raise ExchangeError("http")
-        self._check_signature(answer, nonce, attempt.checksum)
+        check_signature(self.world, self.key, answer, nonce, attempt.checksum)
         entry.taken = True
 
     async def _run_trial(self, attempt: AttemptRecord) -> None:
@@ -366,8 +367,6 @@ class SwarmBeacon:
         self.world.stats.reports += 1
         return status, answer
 
-    # ---- calls
-
     async def _call_orchestrator(
         self, method: str, target: str, body: bytes = b""
     ) -> tuple[int, dict[str, Any] | None, int | None]:
@@ -377,8 +376,10 @@ class SwarmBeacon:
         )
         standing.sure = False
         for again in (True, False):
-            answer, nonce = await self._exchange_signed(method, target, body)
-            self._check_signature(answer, nonce, None)
+            answer, nonce = await exchange_signed(
+                self.world, self.id, self.key, method, target, body
+            )
+            check_signature(self.world, self.key, answer, nonce)
             doc = json.loads(answer.body) if answer.body else None
             if doc is not None and doc.get("code") == "clock_skew" and again:
                 self.world.clock.set_utc(doc["server_time"])
@@ -390,39 +391,6 @@ class SwarmBeacon:
             self.world.stats.refused[_error_code(answer.status, doc)] += 1
         retry = answer.headers.get(b"retry-after", b"")
         return answer.status, doc, int(retry) if retry.isdigit() else None
-
-    async def _exchange_signed(
-        self,
-        method: str,
-        target: str,
-        body: bytes,
-        more: str = "",
-        sink: DownloadSink | None = None,
-    ):
-        world = self.world
-        world.stats.calls += 1
-        if world.happens(world.scenario.air.refused):
-            raise ExchangeError("connect")
-        slow = sink is not None and sink.rate is not None
-        connection = await Connection.open(world.server, _CALL_S, slow)
-        try:
-            # Signed when it can be sent: connecting may have taken a while.
-            request, nonce = sign_request(
-                self.id, self.key, method, target, int(world.clock.now()), body=body, more=more
-            )
-            answer = await connection.send_request(request, _CALL_S, sink)
-        finally:
-            connection.close()
-        if sink is None and world.happens(world.scenario.air.deaf):
-            raise ExchangeError("stall")
-        return answer, nonce
-
-    def _check_signature(self, answer, nonce: str, digest: str | None) -> None:
-        """Nothing is believed that the orchestrator has not signed."""
-        seal = answer.headers.get(b"x-beacon-mac", b"")
-        if not is_authentic(self.key, nonce, answer.status, digest, answer.body, seal):
-            self.world.stats.forged += 1
-            raise ExchangeError("http")
 
 
 def _error_code(status: int, doc: dict[str, Any] | None) -> str:

@@ -59,7 +59,7 @@ class Beacon:
     def start(self, *services: Any) -> "Beacon":
         """Activate and register, the BluFi-like service when none is given."""
         self.do("set_active", True)
-        self.handles = self.do("register", list(services) or [SERVICE])
+        self.handles = self.do("register_services", list(services) or [SERVICE])
         return self
 
     def advertise(
@@ -70,7 +70,7 @@ class Beacon:
         interval_us: int = 20_000,
         connectable: bool = True,
     ) -> "Beacon":
-        self.do("advertise", interval_us, data, response, connectable)
+        self.do("start_advertising", interval_us, data, response, connectable)
         return self
 
     def seen(self, event: int) -> list[tuple[Any, ...]]:

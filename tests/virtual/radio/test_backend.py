@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beacon_ota.virtual.radio.backend import SpaceBackend
-from beacon_ota.virtual.radio.peripheral import Advertising
+from beacon_ota.virtual.radio.gap_advertising import Advertising
 from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.space import RadioSpace
 from beacon_ota.virtual.radio.vhci import BluetoothPort

@@ -42,7 +42,7 @@ def conversation(room: RadioSpace, beacon: Beacon, secret: bytes) -> Capture:
 
 def test_everything_on_the_air_is_recorded(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
-    beacon.do("resize", beacon.handles[0][0], 512, False)
+    beacon.do("set_buffer", beacon.handles[0][0], 512, False)
     secret = b"correct horse battery staple " * 10  # longer than one link-layer packet
     capture = conversation(room, beacon, secret)
     kinds = {frame.kind for frame in capture}

@@ -55,7 +55,7 @@ def test_a_found_device_brings_its_room_along(room: RadioSpace) -> None:
 def test_a_random_address_is_found_too(room: RadioSpace) -> None:
     beacon = Beacon(room).start()
     beacon.do("set_config", "addr_mode", 1)
-    kind, mac = beacon.do("config", "mac")
+    kind, mac = beacon.do("get_config", "mac")
     assert kind == 1 and mac[0] >= 0xC0 and mac != beacon.mac
     beacon.advertise()
 
@@ -251,7 +251,7 @@ def test_latency_delays_and_keeps_order(room: RadioSpace) -> None:
             got: list[bytes] = []
             await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
             for n in range(20):
-                beacon.do("notify", 0, beacon.handles[0][1], bytes([n]))
+                beacon.do("send_notification", 0, beacon.handles[0][1], bytes([n]))
             await until(lambda: len(got) == 20)
             assert got == [bytes([n]) for n in range(20)]
             room.set_conditions(latency=0.0)
@@ -292,7 +292,7 @@ async def notified(beacon: Beacon, data: bytes) -> None:
     """Send a notification as soon as there is room for it."""
     while True:
         try:
-            beacon.do("notify", 0, beacon.handles[0][1], data)
+            beacon.do("send_notification", 0, beacon.handles[0][1], data)
             return
         except OSError as error:
             assert error.args[0] == errno.ENOMEM
@@ -370,7 +370,7 @@ def test_a_power_cut_is_silence(room: RadioSpace, timers: ManualTimers) -> None:
 
     def vanishes() -> None:
         with Stopped(room, timers) as stopped:
-            beacon.do("vanish")
+            beacon.do("lose_power")
             stopped.advance(1.99)
             assert links(room) == 1
             stopped.advance(0.02)
@@ -422,7 +422,7 @@ def test_a_central_that_dies_is_noticed(room: RadioSpace) -> None:
         connected = client(beacon)
         await connected.connect()
         adapter = connected._backend._adapter  # type: ignore[attr-defined]
-        adapter._line._transport.abort()  # as when the process is killed
+        adapter._client._transport.abort()  # as when the process is killed
         with pytest.raises(BleakError):
             await connected.read_gatt_char(FF02)
 
@@ -465,7 +465,7 @@ def test_the_end_at_any_moment(room: RadioSpace, after: int) -> None:
             await connected.write_gatt_char(FF01, b"again", response=True)
 
     asyncio.run(body())
-    assert beacon.do("read", beacon.handles[0][0]) == b"again"
+    assert beacon.do("read_value", beacon.handles[0][0]) == b"again"
 
 
 # Bad neighbours
@@ -502,13 +502,13 @@ def test_a_host_that_ignores_its_credits_loses_its_link(
 
     async def body() -> None:
         connected = client(beacon, mtu=23)
-        connected._backend._discover = _nothing  # type: ignore[attr-defined]
+        connected._backend._discover_services = _nothing  # type: ignore[attr-defined]
         await connected.connect()
         adapter = connected._backend._adapter  # type: ignore[attr-defined]
         with Stopped(room, timers):
             room.set_conditions(latency=1.0)
             for _ in range(1000):
-                adapter._line.on_packet(bytes.fromhex("020020090005000400521000" + "6162"))
+                adapter._client.on_packet(bytes.fromhex("020020090005000400521000" + "6162"))
             await until(lambda: beacon.seen(DISCONNECT))
         assert beacon.seen(WRITE) == []
 

@@ -18,10 +18,10 @@ from tests.virtual.radio.beacons import Beacon
 PROVISION = """
 import asyncio, json
 from bleak import BleakClient, BleakScanner
-from beacon_ota.virtual.radio.selection import radio
+from beacon_ota.virtual.radio.selection import select_radio
 
 async def main():
-    chosen = radio()
+    chosen = select_radio()
     device = await BleakScanner.find_device_by_filter(
         lambda device, data: data.local_name and data.local_name.startswith("BLUFI_"),
         **chosen.scanner,

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from beacon_ota.campaign.power import cuts
-from beacon_ota.campaign.power.cuts import CutCase, CutScenario
+from beacon_ota.campaign.power import cut_cases, cuts, scenarios
+from beacon_ota.campaign.power.cut_cases import CutCase
 from beacon_ota.campaign.power.recording import Recording
+from beacon_ota.campaign.power.scenarios import CutScenario
 from beacon_ota.campaign.rig import builds
 from beacon_ota.campaign.rig.builds import ReleaseStore
 from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome, CasePlan
@@ -108,10 +109,10 @@ def _run_cuts(mutant: Mutant, shelf: ReleaseStore) -> Iterator[tuple[str, list[s
     text = mutant.changed_source()
     shelf.clear()
     if kind == "stage0":
-        cuts.prepare_releases(shelf, [mutant.scenario], stage0={rest[0]: text.encode()})
+        scenarios.prepare_releases(shelf, [mutant.scenario], stage0={rest[0]: text.encode()})
     else:
-        cuts.prepare_releases(shelf, [mutant.scenario], changes={"/".join(rest): text})
-    recording = cuts.load_recording(shelf, mutant.scenario)
+        scenarios.prepare_releases(shelf, [mutant.scenario], changes={"/".join(rest): text})
+    recording = scenarios.load_recording(shelf, mutant.scenario)
     for one in _cases_for(mutant, recording):
         yield one.name, cuts.run_until_certain(one, shelf, recording)[1]
 
@@ -123,7 +124,7 @@ def _cases_for(mutant: Mutant, recording: Recording) -> Iterator[CutCase]:
     table = boards.load(builds.DEVICE).table
     part = next(p for p in table if p.name == mutant.partition)
     states: set[str] = set()
-    for one, state in cuts.single_cuts(recording):
+    for one, state in cut_cases.single_cuts(recording):
         if state not in states and part.offset <= recording.ops[one.number].offset < part.end:
             states.add(state)
             yield one

@@ -281,7 +281,7 @@ class Nvs:
             if len(mine) == count and sum(chunk.size for chunk in mine) == item.size:
                 whole.append(item)
             else:
-                page.drop(index)
+                page.erase_item(index)
         for page, index, item in chunks:
             for parent in whole:
                 count, first = parent.chunks
@@ -291,7 +291,7 @@ class Nvs:
                 ) and first <= item.chunk < first + count:
                     break
             else:
-                page.drop(index)
+                page.erase_item(index)
 
     # Items
 

@@ -1,6 +1,5 @@
-"""What a report says about the parts of a file: facts for a script, findings for a person."""
+"""Describes the parts of a file: core, bootloader, release, otadata, settings, partitions."""
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from beacon_ota.errors import InputError
@@ -10,52 +9,13 @@ from beacon_ota.images import settings as schema
 from beacon_ota.images.esp import AppImage, Bootloader
 from beacon_ota.images.partitions import Table
 from beacon_ota.images.release import Release
+from beacon_ota.inspect.report import BAD, GOOD, NOTE, WARN, InspectionReport, Json
 from beacon_ota.wire import versions
 
-GOOD, NOTE, WARN, BAD = "good", "note", "warn", "bad"
 OLDEST_INTERPRETER = "1.21.0"  # of stock MicroPython whose bootloader rolls back
+
+
 _PROVISIONED = ("wifi_ssid", "beacon_id", "beacon_key")
-
-Json = dict[str, object]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One sentence about a file; ``level`` is good, note, warn or bad."""
-
-    level: str
-    code: str
-    text: str
-
-
-@dataclass
-class InspectionReport:
-    """What a file is. ``facts`` holds plain values, lists and dictionaries."""
-
-    kind: str
-    size: int
-    sha256: str
-    facts: Json = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Nothing bad was found."""
-        return all(finding.level != BAD for finding in self.findings)
-
-    def as_dict(self) -> Json:
-        """Return it for JSON."""
-        findings = [vars(finding) for finding in self.findings]
-        return {**vars(self), "findings": findings, "ok": self.ok}
-
-    def add_finding(self, level: str, code: str, text: str) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(level, code, text))
-
-    def add_error(self, part: str, error: InputError, level: str = BAD) -> None:
-        """Add an error as a finding."""
-        found = "" if error.found is None else f" (found {error.found})"
-        self.add_finding(level, error.code, f"{part}: {error.message}{found}")
 
 
 def describe_core(report: InspectionReport, core: AppImage) -> Json:
@@ -64,7 +24,8 @@ def describe_core(report: InspectionReport, core: AppImage) -> Json:
     if version is None:
         report.add_finding(WARN, "interpreter", "no MicroPython in the core: it would run nothing")
     elif _is_older(version):
-        text = f"MicroPython {version} is older than {OLDEST_INTERPRETER}: its bootloader may not roll back"
+        text = f"MicroPython {version} is older than {OLDEST_INTERPRETER}"
+        text += ": its bootloader may not roll back"
         report.add_finding(WARN, "interpreter", text)
     return {
         "interpreter": version,

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from beacon_ota.client import Client
 from beacon_ota.demo.display import Display
 from beacon_ota.demo.fixtures import BOARD, ReleaseFixtures, SignedRelease
 from beacon_ota.demo.listener import BeaconListener
+from beacon_ota.demo.result import DemoResult, attempt_seconds
 from beacon_ota.errors import ReachError
 from beacon_ota.fleet.fleet import FleetMember, VirtualFleet
 from beacon_ota.orchestrator.server.subprocess import Child
@@ -28,54 +28,43 @@ from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.space import RadioSpace
 
 CAMPUS = "campus"
+
+
 BUILDINGS = ("north", "south", "west")
+
+
 OLD, GOOD, BAD = "1.0.0", "1.1.0", "1.2.0"
+
+
 SSID, PASSWORD = "campus", "on the label of no beacon"
+
+
 POLL_S = 20.0  # in the beacons' own time, as all that follows
+
+
 POLICY = {"poll_s": int(POLL_S), "retry_s": 5}
+
+
 LADDER = [{"share": 0.1, "soak": "1m"}, {"of_remaining": 0.5, "soak": "30s"}, {"share": 1}]
+
+
 GATE: dict[str, object] = {"silence": "6m", "presence": "15m"}
+
+
 _TRANSITION_TEXTS = {
     "stage_opened": "opened",
     "sampled": "tried, now watched",
     "wave_completed": "served",
 }
+
+
 JOBS = 6
+
+
 PATIENCE_S = 180.0  # of ours, for one scene
+
+
 HEAP_POLLS = 3
-
-
-@dataclass
-class DemoResult:
-    """What the play came to.
-
-    Attributes:
-        core: which interpreter the releases carry.
-        count: beacons.
-        provisioned_s: seconds from connecting to the first authenticated poll, by beacon.
-        heap_idle, heap_update: bytes in use while idle; bytes more at the most during an update.
-        updates: seconds of the beacon from the offer to the confirmed release.
-        touched: beacons that were offered the bad release.
-        rolled_back: those of them that came back by themselves.
-        trials: trial boots of the bad release, by beacon.
-        versions: beacons by the version they run at the end.
-        seconds: that it took.
-    """
-
-    core: str = ""
-    count: int = 0
-    provisioned_s: list[float] = field(default_factory=list)
-    heap_idle: int = 0
-    heap_update: int = 0
-    updates: list[float] = field(default_factory=list)
-    touched: int = 0
-    rolled_back: int = 0
-    trials: dict[str, int] = field(default_factory=dict)
-    reason: str = ""
-    versions: dict[str, int] = field(default_factory=dict)
-    release_bytes: int = 0
-    app_bytes: int = 0
-    seconds: float = 0.0
 
 
 class Demonstration:
@@ -267,7 +256,7 @@ class Demonstration:
         boot = self._probe.boots[-2]
         self.result.heap_update = boot.heap_peak - self.result.heap_idle
         for row in self._client.attempts(rollout):
-            self.result.updates.append(_attempt_seconds(row))
+            self.result.updates.append(attempt_seconds(row))
         stage.add_line(
             f"[green]{GOOD} runs on all {self._count} beacons[/], confirmed by each of them"
         )
@@ -388,10 +377,3 @@ class Demonstration:
             self._display.wait_until(lambda: False, float("inf"))
         except KeyboardInterrupt:
             return
-
-
-def _attempt_seconds(row: dict[str, Any]) -> float:
-    from datetime import datetime
-
-    begin, end = (datetime.fromisoformat(row[name]) for name in ("offered_at", "ended_at"))
-    return (end - begin).total_seconds()

@@ -1,0 +1,168 @@
+"""Sends mutated BluFi frames over the virtual radio to a beacon that runs the firmware."""
+
+import asyncio
+import contextlib
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from beacon_ota.campaign.fuzz.blufi_frames import (
+    NAME,
+    PIN,
+    FrameCase,
+    format_case,
+    mutate_case,
+    proper_conversations,
+)
+from beacon_ota.errors import BeaconOtaError, ReachError
+from beacon_ota.provision import session
+from beacon_ota.provision.flow import AGAIN_S, ATTEMPTS
+from beacon_ota.provision.session import Initiator, SecretError
+from beacon_ota.wire import blufi, tlv
+
+MAC = bytes.fromhex("7cdfa1001122")
+
+
+@dataclass
+class FuzzResult:
+    """What came of it.
+
+    Attributes:
+        cases: that were run, in this process and over the air.
+        air: of those, over the air.
+        steps: from line to line of the codecs, that were reached.
+        corpus: cases that reached something new.
+        wrong: what must not be, with the case.
+    """
+
+    cases: int = 0
+    air: int = 0
+    steps: int = 0
+    corpus: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def fuzz_over_air(seconds: float, seed: int = 1) -> FuzzResult:
+    """Say mutated things to a virtual beacon: at first, in the exchange, in a session.
+
+    After each of them it has to run still, and to serve the next client as if nothing had been.
+    """
+    from beacon_ota.campaign.rig import builds
+    from beacon_ota.virtual.beacon import VirtualBeacon
+    from beacon_ota.virtual.flash.nor import Flash
+    from beacon_ota.virtual.net.network import Network
+    from beacon_ota.virtual.radio.selection import select_radio
+    from beacon_ota.virtual.radio.space import RadioSpace
+
+    network = Network(join_time=0.1, scan_time=0.1)
+    network.add_access_point(builds.SSID, builds.PASSWORD)
+    given: dict[str, int | bytes] = {
+        "beacon_id": b"fuzzed",
+        "pin_w": session.enroll(PIN, NAME.encode()),
+    }
+    with (
+        RadioSpace(seed=seed) as room,
+        contextlib.closing(Flash(_build_flash(builds.build_release("1.0.0"), given))) as flash,
+        VirtualBeacon(flash, mac=MAC, network=network, bluetooth=room.make_backend()) as beacon,
+    ):
+        beacon.power_on()
+        return asyncio.run(
+            _fuzz_beacon(seconds, random.Random(seed), beacon, select_radio(room.spec))
+        )
+
+
+def _build_flash(release: bytes, settings: dict[str, int | bytes]) -> bytes:
+    from beacon_ota.campaign.rig import builds
+    from beacon_ota.images import boards, flash, synthetic
+
+    return flash.build(boards.load(builds.DEVICE), synthetic.bootloader(), release, settings)
+
+
+async def _fuzz_beacon(seconds: float, rng: random.Random, beacon: Any, radio: Any) -> FuzzResult:
+    from beacon_ota.provision import scan
+    from beacon_ota.provision.client import Client
+
+    found = FuzzResult()
+    end = time.monotonic() + seconds
+    talk = list(proper_conversations())
+    while time.monotonic() < end or not found.cases:
+        stage = rng.choice(("clear", "exchange", "session"))
+        case = mutate_case(rng, rng.choice(talk), talk)[: rng.randrange(1, 13)]
+        try:
+            heard = await scan.find(radio, NAME, 60)
+            async with Client(heard.device, heard.name, radio) as client:
+                await _send_case(client, stage, case, rng)
+            await _provision_properly(radio, beacon)
+        except (BeaconOtaError, AssertionError) as error:
+            found.wrong.append(f"{stage}: {error}: {format_case(case)}")
+        found.cases += 1
+        if len(beacon.boots) != 1 or "Traceback" in beacon.console:
+            ends = [(boot.ended, boot.cause) for boot in beacon.boots]
+            output = "".join(boot.console for boot in beacon.boots)
+            found.wrong.append(f"{stage}: the beacon failed {ends}: {format_case(case)}\n{output}")
+        if found.wrong:
+            break
+    return found
+
+
+async def _provision_properly(radio: Any, beacon: Any) -> None:
+    """Do what a proper client does, which tries again when the beacon is not done with another."""
+    from beacon_ota.provision import scan
+    from beacon_ota.provision.client import Client
+
+    for attempt in range(ATTEMPTS):
+        heard = await scan.find(radio, NAME, 60)
+        try:
+            async with Client(heard.device, heard.name, radio) as client:
+                await client.prove(pin=PIN)
+                assert (await client.query()).beacon_id == "fuzzed"
+                return
+        except ReachError:
+            if attempt == ATTEMPTS - 1:
+                raise
+            await asyncio.sleep(AGAIN_S)
+        except SecretError as error:
+            if error.code != "too_soon":
+                raise
+            beacon.skip_time(error.wait)  # somebody has guessed: an exchange that was not finished
+
+
+async def _send_case(client: Any, stage: str, case: FrameCase, rng: random.Random) -> None:
+    """Say it; the beacon may hang up at any time."""
+    seq = 0
+    if stage == "session":
+        await client.prove(pin=PIN)
+    elif stage == "exchange":
+        link = blufi.Link(False)
+        link.send(blufi.NEGOTIATE, Initiator(NAME.encode(), pin=PIN).hello())
+        while (frame := link.transmit()) is not None:
+            await client._gatt.send(frame)
+            seq += 1
+    try:
+        for frame in case:
+            if stage == "session":
+                await _send_sealed(client, frame)
+            else:
+                turn = bytes((seq + frame[2] & 255,)) if len(frame) > 2 else b""
+                await client._gatt.send(frame[:2] + turn + frame[3:])
+        await client._gatt.receive(rng.choice((0.01, 0.2)))
+    except ReachError:
+        pass
+
+
+async def _send_sealed(client: Any, frame: bytes) -> None:
+    """Say it as a proper message; what would only be obeyed, and end the fun, is left out."""
+    kind, data = (frame[0] if frame else blufi.CUSTOM), frame[4:]
+    try:
+        harmful = kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode(data)[0] == tlv.FORGET
+    except tlv.Malformed:
+        harmful = False
+    if harmful:
+        return
+    client._link.send(kind, data)
+    while (sealed := client._link.transmit()) is not None:
+        await client._gatt.send(sealed)
+
+
+_HARMFUL = (blufi.CONNECT, blufi.DISCONNECT_BLE)
