@@ -94,7 +94,6 @@ orchestrator/server/start.py
 orchestrator/server/subprocess.py
 orchestrator/settings.py
 virtual/beacon.py
-virtual/peripherals.py
 virtual/clock.py
 virtual/flash/esp_errors.py
 virtual/flash/nvs_page.py

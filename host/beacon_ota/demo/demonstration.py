@@ -140,7 +140,7 @@ class Demonstration:
         self._client = Client(self._server.url, self._server.token)
         for path in (CAMPUS, *(f"{CAMPUS}/{name}" for name in BUILDINGS)):
             self._client.create_site(path)
-        room = enter(RadioSpace(seed=1))
+        space = enter(RadioSpace(seed=1))
         network = Network(join_time=0.3, scan_time=0.3)
         network.add_access_point(SSID, PASSWORD)
         port = int(self._server.url.rsplit(":", 1)[1])
@@ -151,13 +151,13 @@ class Demonstration:
                 self._count,
                 prefix="beacon-",
                 network=network,
-                room=room,
+                space=space,
                 boxed=True,
                 settings={"policy": json.dumps(POLICY)},
                 scale=self._scale,
             )
         )
-        self._radio = select_radio(room.spec)
+        self._radio = select_radio(space.spec)
         listener = enter(BeaconListener(self._radio))
         addresses: dict[str, list[str]] = {name: [] for name in BUILDINGS}
         for index, member in enumerate(self._fleet.members):

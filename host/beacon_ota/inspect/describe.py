@@ -61,7 +61,7 @@ def describe_bootloader(loader: Bootloader) -> Json:
 
 
 def describe_release(report: InspectionReport, found: Release, where: str) -> Json:
-    """Describe a release; ``where`` goes before what is said about it."""
+    """Describe a release; ``where`` is the prefix of its findings."""
     facts = describe_app_info(report, found.info, where)
     facts |= {
         "checksum": found.checksum,
@@ -81,7 +81,7 @@ def describe_release(report: InspectionReport, found: Release, where: str) -> Js
 
 
 def _describe_keys(report: InspectionReport, found: Release, where: str) -> Json | None:
-    """Describe the keys that the release trusts; without any it is the last one, or insecure."""
+    """Describe the keys that the release trusts; a release without keys must be insecure."""
     data = found.files.get(appfs.KEYS)
     if data is None:
         if not found.info.insecure:
@@ -143,7 +143,7 @@ def describe_otadata(
 
 
 def describe_settings(report: InspectionReport, found: nvs.Nvs, secrets: bool) -> Json:
-    """Describe what NVS holds; passwords and keys only if ``secrets``."""
+    """Describe the values in NVS; passwords and keys only with ``secrets``."""
     for text in found.notes:
         report.add_finding(WARN, "nvs", f"nvs: {text}")
     values: dict[str, dict[str, object]] = {}
@@ -196,7 +196,7 @@ def describe_partitions(table: Table) -> list[Json]:
 
 
 def check_fit(report: InspectionReport, size: int) -> None:
-    """Say on which boards a core has room, and for how large an app."""
+    """Report the boards whose slot the core fits, and the bytes left for the app."""
     for name in boards.names():
         board = boards.load(name)
         room = board.slot_size - releases.app_offset(size)
@@ -207,7 +207,7 @@ def check_fit(report: InspectionReport, size: int) -> None:
 
 
 def check_boot(report: InspectionReport, data: Buffer) -> str | None:
-    """Let the virtual bootloader decide, on a copy, what a chip would start; return its name."""
+    """Return the partition that a chip would boot, by the virtual bootloader on a copy."""
     from beacon_ota.virtual.flash import bootloader
     from beacon_ota.virtual.flash.nor import Flash
 

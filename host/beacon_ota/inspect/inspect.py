@@ -1,4 +1,4 @@
-"""Say what a file is and what is good and bad about it, to a person and to a script."""
+"""Identifies a file of the pipeline and reports its parts and defects."""
 
 import hashlib
 from collections.abc import Callable
@@ -50,13 +50,13 @@ def identify_kind(data: Buffer) -> str:
 
 
 def inspect_file(data: Buffer, *, secrets: bool = False) -> InspectionReport:
-    """Look into a file.
+    """Inspect a file.
 
     Args:
         secrets: show passwords and keys.
 
     Raises:
-        InputError: ``image_unknown``: nothing we know.
+        InputError: ``image_unknown``: no known kind of file.
     """
     kind = identify_kind(data)
     report = InspectionReport(kind, len(data), hashlib.sha256(data).hexdigest())
@@ -194,7 +194,7 @@ def _describe_flash(report: InspectionReport, data: Buffer, secrets: bool) -> No
 
 
 def _describe_slot(report: InspectionReport, app: flash.App, boots: str | None) -> Json:
-    """Describe an app partition; what is in a slot that does not boot may be half a download."""
+    """Describe an app partition; a slot that does not boot may hold half a download."""
     name = app.partition.name
     row: Json = {"partition": name, "blank": app.blank, "boots": name == boots}
     if app.error is not None:

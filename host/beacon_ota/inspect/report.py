@@ -21,7 +21,7 @@ class Finding:
 
 @dataclass
 class InspectionReport:
-    """What a file is. ``facts`` holds plain values, lists and dictionaries."""
+    """The report on a file. ``facts`` holds plain values, lists and dictionaries."""
 
     kind: str
     size: int
@@ -31,11 +31,11 @@ class InspectionReport:
 
     @property
     def ok(self) -> bool:
-        """Nothing bad was found."""
+        """Whether no finding is bad."""
         return all(finding.level != BAD for finding in self.findings)
 
     def as_dict(self) -> Json:
-        """Return it for JSON."""
+        """Return the report for JSON."""
         findings = [vars(finding) for finding in self.findings]
         return {**vars(self), "findings": findings, "ok": self.ok}
 

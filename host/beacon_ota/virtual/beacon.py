@@ -28,15 +28,15 @@ class VirtualBeacon(ChipSupervisor):
     # Power
 
     def power_on(self) -> None:
-        """Apply power. Returns at once; :meth:`wait_for` what you need."""
+        """Apply power and return at once; :meth:`wait_for` waits for the effect."""
         self._reactor.call(self._power_on)
 
     def power_cut(self) -> None:
-        """Take the power away at this very moment."""
+        """Cut the power at once."""
         self._reactor.run(self._power_off())
 
     def close(self) -> None:
-        """Cut the power and let everything go but the flash."""
+        """Cut the power and release everything but the flash."""
         if not self._closed:
             self._closed = True
             self.power_cut()
@@ -57,7 +57,7 @@ class VirtualBeacon(ChipSupervisor):
 
     @property
     def console(self) -> str:
-        """What the present boot printed, or the last one."""
+        """The output of the present boot, or of the last one."""
         return self.boots[-1].console if self.boots else ""
 
     @property
@@ -73,10 +73,10 @@ class VirtualBeacon(ChipSupervisor):
         return session.process.pid if session is not None else None
 
     def settings(self) -> dict[tuple[str, str], int | bytes]:
-        """Return what NVS holds, by (namespace, key).
+        """Return the values in NVS by (namespace, key).
 
-        Without power this is what a start would find: on a copy, so that the flash stays as
-        a power cut left it.
+        Without power these are the values that a start would find, recovered on a copy, so that the
+        flash stays as a power cut left it.
         """
         return self._reactor.call(self._read_settings)
 
@@ -89,7 +89,7 @@ class VirtualBeacon(ChipSupervisor):
     ) -> None:
         """Wait until ``predicate()`` is true, at most ``timeout`` real seconds.
 
-        It is evaluated after every change of the beacon, and at least 20 times a second.
+        The predicate is evaluated after every change of the beacon, and at least 20 times a second.
 
         Raises:
             ReachError: ``beacon_timeout``, with the end of the console in its message.
@@ -111,56 +111,56 @@ class VirtualBeacon(ChipSupervisor):
         self._reactor.call(lambda: self.pins.drive_pin(pin, level, self._channel))
 
     def release(self, pin: int = peripherals.BUTTON, level: int = 1) -> None:
-        """Drive it back."""
+        """Drive the pin back to ``level``."""
         self.press(pin, level)
 
     def reset(self) -> None:
-        """Pull the EN pin: a reset that is told like a power-on, but keeps RTC memory."""
+        """Pull the EN pin: a reset with the cause of a power-on that keeps RTC memory."""
         self._reactor.call(self._end_boot, "pin", "EN")
 
     def drop_wifi(self, reason: int = 200) -> None:
-        """Let WiFi lose the connection once."""
+        """Break the WiFi connection once, with a reason code of ESP-IDF."""
         self._reactor.call(self.wlan.lose_connection, reason)
 
     def set_clock(self, unix: float) -> None:
-        """Let the chip believe that it is this time (seconds since 1970), right or wrong."""
+        """Set the wall clock of the chip to a time (seconds since 1970), right or wrong."""
         self._reactor.call(self._set_wall_clock, unix)
 
     def skip_time(self, seconds: float) -> None:
-        """Let its clocks jump ahead, for tests that would otherwise wait long or race.
+        """Advance the clocks by ``seconds``, for tests that would otherwise wait long or race.
 
-        Ticks and the wall clock show the time at once; what sleeps already sleeps on, and so do
-        watchdog and timers.
+        Ticks and the wall clock show the new time at once; running sleeps, the watchdog and timers
+        are not shortened.
         """
         self._reactor.call(self._skip_clocks, seconds)
 
     def flip_bits(self, flips: dict[int, int]) -> None:
-        """Let flash bytes read wrong: offset → bits. Replaces what flipped before."""
+        """Invert bits on reading, as offset → bits; replaces the flips set before."""
         self._reactor.call(self._set_flips, flips)
 
     def fill_nvs(self) -> None:
-        """Let NVS be full, see :meth:`.nvs.Nvs.fill`."""
+        """Fill NVS, see :meth:`.nvs.Nvs.fill_space`."""
         self._reactor.call(lambda: self._open_nvs().fill_space())
 
     def drain_nvs(self) -> None:
-        """Let there be room in NVS again."""
+        """Free the space that :meth:`fill_nvs` took."""
         self._reactor.call(lambda: self._open_nvs().free_space())
 
     def wear_nvs(self, share: float) -> None:
-        """Let this share of all changes of NVS fail from now on, see :attr:`.nvs.Nvs.worn`."""
+        """Let a share of all changes of NVS fail, see :attr:`.nvs.Nvs.failure_share`."""
         self._reactor.call(self._set_nvs_failures, share)
 
     def _describe_timeout(self, what: str, timeout: float) -> str:
         ends = ", ".join(f"{boot.slot} {boot.ended or 'runs'}" for boot in self.boots[-8:])
         return (
-            f"{self.name}: {what or 'what was waited for'} did not happen in {timeout:g} s\n"
+            f"{self.name}: {what or 'the condition'} did not come true in {timeout:g} s\n"
             f"phase {self.phase}; boots: {ends}; console:\n{self.console[-4000:]}"
         )
 
     # In the event loop of the reactor
 
     def _open_nvs(self) -> Nvs:
-        """NVS as the running app has it, or as the next boot finds it."""
+        """Return NVS as the running app has it, or as the next boot finds it."""
         if self._app is not None and self._app.nvs is not None:
             return self._app.nvs
         part = bootloader.read_table(self.flash).nvs

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from beacon_ota.virtual import peripherals
 
-# How a boot ended -> reset cause of the next one.
+# End of a boot -> reset cause of the next boot.
 CAUSES = {
     "reset": peripherals.HARD,
     "panic": peripherals.HARD,
@@ -22,21 +22,21 @@ class BootRecord:
 
     Attributes:
         number: from 1.
-        cause: what ``machine.reset_cause()`` said at first.
+        cause: value of ``machine.reset_cause()`` at the start of the boot.
         began: virtual seconds since the beacon was made.
-        operations: flash operations before it began.
-        slot: name of the partition that booted, None when nothing did.
-        log: what the bootloader did.
+        operations: flash operations before the boot began.
+        slot: name of the partition that booted, None when none did.
+        log: lines of the bootloader.
         phase: ``boot`` (before boot.py), ``boot.py``, ``main.py``, ``repl``, ``corrupt``.
         ended: None while it runs, then ``reset``, ``pin`` (EN), ``panic``, ``watchdog``, ``power``,
             ``deepsleep``, ``crash`` (the interpreter itself ended), ``unbootable``.
-        detail: a word about the end.
+        detail: of the end, as text.
         soft_resets: restarts of Python within this boot.
         duration: virtual seconds.
-        heap: bytes of heap in use, with ``heap_watch``; the stand-ins' share aside.
-        heap_peak: the most of them since somebody set it to 0.
-        heap_low: the least of them since somebody set it to 0.
-        console: what it printed.
+        heap: bytes of heap in use, with ``heap_watch``, without the share of the stubs.
+        heap_peak: maximum of ``heap`` since the field was last set to 0.
+        heap_low: minimum of ``heap`` since the field was last set to 0.
+        console: output of the boot.
     """
 
     number: int
@@ -56,5 +56,5 @@ class BootRecord:
     console: str = ""
 
     def as_dict(self) -> dict[str, object]:
-        """Return the fields for ``--json``, the console aside."""
+        """Return the fields for ``--json``, without the console."""
         return {key: value for key, value in vars(self).items() if key != "console"}

@@ -47,7 +47,7 @@ ESPRESSIF_OUI = b"\x7c\xdf\xa1"  # one of the prefixes assigned to Espressif
 
 @dataclass
 class _RunningApp:
-    """What belongs to one boot of an app."""
+    """The state of one boot of an app."""
 
     boot: BootRecord
     nvs: Nvs | None
@@ -64,23 +64,23 @@ class ChipSupervisor:
     """A chip with its flash.
 
     Args:
-        flash: what it boots from. It stays the caller's.
-        mac: its address, 6 bytes; made up when absent.
+        flash: the chip boots from it; the caller closes it.
+        mac: address, 6 bytes; a random one by default.
         name: for logs and tables.
-        network: what its WiFi finds; nothing when absent.
-        bluetooth: what lies behind ``bluetooth``; advertising without listeners when absent.
-        scale: how many times faster than real time its clocks run, 1 to 1000.
-        uptime: seconds that ``ticks_ms()`` shows at the start of a boot; they wrap at 2**30 ms.
+        network: the networks that its WiFi finds; none by default.
+        bluetooth: the backend of the ``bluetooth`` module; by default one without a radio.
+        scale: speed of its clocks relative to real time, 1 to 1000.
+        uptime: seconds shown by ``ticks_ms()`` at the start of a boot; ticks wrap at 2**30 ms.
         heap: bytes of Python heap for beacon code.
-        heap_watch: measure how much of it is in use, by collecting wherever beacon code waits.
-        timing: let flash operations take a real chip's time.
+        heap_watch: measure the heap in use, by collecting wherever beacon code waits.
+        timing: let flash operations take the time of a real chip.
         rollback: whether bootloader and core have rollback, as stock builds do.
         faithful_nvs: model the defects of ESP-IDF's NVS recovery, see :mod:`.nvs`.
-        console: called with every piece of output, in the reactor's thread.
+        console: called with every piece of output, in the thread of the reactor.
 
     Attributes:
-        nvs_broken: NVS cannot be initialised in the boots to come, as with a damaged partition.
-        boots: the last 32 boots since the beacon was made, the present one last.
+        nvs_broken: NVS cannot be initialised in the following boots, as with a damaged partition.
+        boots: the last 32 boots, the present one last.
         clock, pins, rtc, wlan, link, bluetooth, port: the parts of the chip.
     """
 
@@ -154,7 +154,7 @@ class ChipSupervisor:
             self._condition.notify_all()
 
     def _ticks_us(self, app: "_RunningApp") -> int:
-        """Return the microseconds that its ticks show."""
+        """Return the ticks of a running app in microseconds."""
         return int((self.clock.now() - app.boot.began + self.uptime) * 1e6)
 
     def _power_on(self) -> None:
@@ -182,7 +182,7 @@ class ChipSupervisor:
         await asyncio.wait((life,))
 
     def _end_boot(self, how: str, detail: str) -> None:
-        """End the present boot; the first reason counts."""
+        """End the present boot; of several reasons the first one is kept."""
         if self._app is not None and not self._app.ended.done():
             self._app.ended.set_result((how, detail))
 
@@ -191,7 +191,7 @@ class ChipSupervisor:
         return session.cpu_usage if session is not None else CpuUsage()
 
     def _on_operation_error(self, error: Exception) -> None:
-        """An operation cannot be answered: the chip fails, or the supervisor does."""
+        """End the boot: an operation raised a fault of the chip, or an error of the supervisor."""
         if isinstance(error, PowerCut):
             self._end_boot("power", "at a flash operation")
         elif isinstance(error, Panic):
@@ -206,11 +206,11 @@ class ChipSupervisor:
         self.boots = [
             *self.boots[1 - BOOTS_KEPT :],
             boot,
-        ]  # another list: others may be reading this one
+        ]  # a new list: another thread may read the old one
         return boot
 
     async def _run_boots(self, boot: BootRecord) -> None:
-        """From power on to power off: boot after boot."""
+        """Run boot after boot until the power is off."""
         self.flash.power_on()
         self.clock.wall = 0
         self.rtc = RtcMemory()
@@ -226,7 +226,7 @@ class ChipSupervisor:
             self.flash.powered = False
 
     async def _run_one_boot(self, boot: BootRecord) -> None:
-        """One boot, from the bootloader to whatever ends it."""
+        """Run one boot, from the bootloader to its end."""
         try:
             boot.ended, boot.detail = await self._boot_app(boot)
         except PowerCut:
@@ -252,7 +252,7 @@ class ChipSupervisor:
         self.rtc.booted = booted
         nvs = None
         if booted.table.nvs is not None and not self.nvs_broken:
-            # As on the chip: what fails here shows when beacon code opens a namespace.
+            # As on the chip: an error here appears when beacon code opens a namespace.
             with contextlib.suppress(EspError, FlashError):
                 nvs = Nvs(self.flash, booted.table.nvs, faithful=self.faithful_nvs)
                 nvs.failure_share = self._nvs_failure_share
@@ -281,7 +281,7 @@ class ChipSupervisor:
             self._app = None
 
     def _run_bootloader(self, boot: BootRecord) -> BootResult:
-        """Choose the slot; a wake from deep sleep goes on where it was, without a look."""
+        """Choose the slot; a wake from deep sleep boots the same slot without a check."""
         if boot.cause == peripherals.DEEP_SLEEP and self.rtc.booted is not None:
             return replace(self.rtc.booted, lines=("wake",))
         while True:
@@ -289,12 +289,12 @@ class ChipSupervisor:
             try:
                 return bootloader.boot_from_flash(self.flash, rollback=self.rollback)
             except NotBootable:
-                # The chip resets for ever; once nothing is written any more, nothing changes.
+                # The chip resets again and again; without a write the next attempt ends alike.
                 if self.flash.ops == operations:
                     raise
 
     def _make_operations(self, app: _RunningApp, partitions: Partitions) -> dict[str, Operation]:
-        """Everything that beacon code can ask for."""
+        """Return the operations that the stubs can call, by name."""
         timed = {name: self._delay_by_flash(call) for name, call in partitions.operations.items()}
         return {
             **timed,
@@ -319,7 +319,7 @@ class ChipSupervisor:
         boot.heap_low = min(boot.heap_low or boot.heap, boot.heap)
 
     def _delay_by_flash(self, operation: Operation) -> Operation:
-        """Let the answer wait as long as the flash is busy."""
+        """Delay the answer by the time that the flash is busy."""
         if not self.timing:
             return operation
 
@@ -334,7 +334,7 @@ class ChipSupervisor:
     async def _run_interpreter(
         self, app: _RunningApp, label: str | None, operations: dict[str, Operation]
     ) -> None:
-        """One interpreter, until the boot ends or Python is restarted."""
+        """Run one interpreter until the boot ends or Python is restarted."""
 
         def start() -> Value:
             up = self._ticks_us(app)

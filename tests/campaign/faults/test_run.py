@@ -2,11 +2,12 @@
 
 import pytest
 
-from beacon_ota.campaign.faults import releases
+from beacon_ota.campaign.faults import matrix, releases
 from beacon_ota.campaign.faults import run as faults
 from beacon_ota.campaign.faults.matrix import FaultCase
 from beacon_ota.campaign.rig.builds import ReleaseStore
 from beacon_ota.campaign.runner import CampaignOptions
+from beacon_ota.wire.report import FINAL
 
 # One for each way in which an attempt ends, and the ones that found something.
 CASES = (
@@ -39,3 +40,12 @@ def test_cases(name, tmp_path):
     releases.prepare_releases(ReleaseStore(tmp_path), (FaultCase.parse(name).image.name,))
     outcome = faults.run_case(name, tmp_path, CampaignOptions())
     assert not outcome.wrong, outcome
+
+
+@pytest.mark.parametrize("network", [value.name for value in matrix.NETWORK])
+def test_unsigned_answers_leave_the_beacon_a_try(network):
+    """Reports that are lost without a network count among the tries of the final report."""
+    case = FaultCase.parse(f"{network}+foreign-final+ok+ok")
+    lost = faults.LOST_REPORTS_MAX if network == "wrong-network" else 0
+    for word in FINAL:
+        assert 0 < faults.foreign_answers(case, word) + lost < faults.FINAL_REPORT_TRIES

@@ -31,8 +31,8 @@ DISCONNECT, WRITE, READ, INDICATE_DONE, MTU, UPDATE = 2, 3, 4, 20, 21, 27
 # Values
 
 
-def test_the_default_buffer_cuts_at_20_bytes(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_the_default_buffer_cuts_at_20_bytes(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def body(connected: BleakClient) -> None:
         await connected.write_gatt_char(FF01, bytes(range(50)), response=True)
@@ -41,8 +41,8 @@ def test_the_default_buffer_cuts_at_20_bytes(room: RadioSpace) -> None:
     assert beacon.do("read_value", beacon.handles[0][0]) == bytes(range(20))
 
 
-def test_a_bigger_buffer_takes_more(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_a_bigger_buffer_takes_more(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     handle = beacon.handles[0][0]
     beacon.do("write_value", handle, b"before", False)
     beacon.do("set_buffer", handle, 40, False)
@@ -56,8 +56,8 @@ def test_a_bigger_buffer_takes_more(room: RadioSpace) -> None:
     assert beacon.do("read_value", handle) == bytes(range(40))
 
 
-def test_an_appending_buffer_collects_until_read(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_an_appending_buffer_collects_until_read(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     handle = beacon.handles[0][0]
     beacon.do("set_buffer", handle, 10, True)
 
@@ -72,8 +72,8 @@ def test_an_appending_buffer_collects_until_read(room: RadioSpace) -> None:
     assert beacon.do("read_value", handle) == b""
 
 
-def test_own_writes_grow_the_buffer(room: RadioSpace) -> None:
-    beacon = Beacon(room).start()
+def test_own_writes_grow_the_buffer(space: RadioSpace) -> None:
+    beacon = Beacon(space).start()
     handle = beacon.handles[0][1]
     beacon.do("write_value", handle, bytes(100), False)
     assert len(beacon.do("read_value", handle)) == 100
@@ -86,8 +86,8 @@ def test_own_writes_grow_the_buffer(room: RadioSpace) -> None:
 
 @pytest.mark.parametrize(("asked", "offered", "result"), [(23, 256, 23), (185, 256, 185),
                          (517, 256, 256), (517, 517, 517), (256, 256, 256)])  # fmt: skip
-def test_mtu(room: RadioSpace, asked: int, offered: int, result: int) -> None:
-    beacon = Beacon(room).start()
+def test_mtu(space: RadioSpace, asked: int, offered: int, result: int) -> None:
+    beacon = Beacon(space).start()
     beacon.do("set_config", "mtu", offered)
     beacon.do("set_buffer", beacon.handles[0][0], 512, False)
     beacon.advertise()
@@ -118,8 +118,8 @@ def test_mtu(room: RadioSpace, asked: int, offered: int, result: int) -> None:
     assert beacon.seen(MTU) == ([(0, result)] if asked > 23 else [])
 
 
-def test_long_values_are_read_whole(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_long_values_are_read_whole(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     value = bytes(n & 0xFF for n in range(500))
     beacon.do("write_value", beacon.handles[0][1], value, False)
 
@@ -130,8 +130,8 @@ def test_long_values_are_read_whole(room: RadioSpace) -> None:
     assert len(beacon.seen(READ)) == 8  # the handler is asked before every part
 
 
-def test_a_read_can_be_answered_or_denied(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_a_read_can_be_answered_or_denied(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     answers = iter([None, 0x05])
 
     def on_irq(event: int, data: tuple[Any, ...]) -> object:
@@ -151,9 +151,9 @@ def test_a_read_can_be_answered_or_denied(room: RadioSpace) -> None:
     talk(beacon, body)
 
 
-def test_flags_are_permissions(room: RadioSpace) -> None:
+def test_flags_are_permissions(space: RadioSpace) -> None:
     secure = (b"\x0e\x18", [(b"\x03\xff", FLAG_READ | 0x0200, []), (b"\x04\xff", 0x1008, [])])
-    beacon = Beacon(room).start(SERVICE, secure).advertise()
+    beacon = Beacon(space).start(SERVICE, secure).advertise()
 
     async def body(connected: BleakClient) -> None:
         async def code(operation: Any) -> int:
@@ -175,9 +175,9 @@ def test_flags_are_permissions(room: RadioSpace) -> None:
     assert beacon.seen(WRITE) == []
 
 
-def test_descriptors_have_values(room: RadioSpace) -> None:
+def test_descriptors_have_values(space: RadioSpace) -> None:
     service = (BLUFI, [(TX, FLAG_READ, [(b"\x01\x29", FLAG_READ | FLAG_WRITE)])])
-    beacon = Beacon(room).start(service).advertise()
+    beacon = Beacon(space).start(service).advertise()
     beacon.do("write_value", beacon.handles[0][1], b"status", False)
 
     async def body(connected: BleakClient) -> None:
@@ -193,8 +193,8 @@ def test_descriptors_have_values(room: RadioSpace) -> None:
 # Events
 
 
-def test_the_write_response_waits_for_the_handler(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_the_write_response_waits_for_the_handler(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     order: list[str] = []
 
     async def slow(event: int, data: tuple[Any, ...]) -> None:
@@ -212,8 +212,8 @@ def test_the_write_response_waits_for_the_handler(room: RadioSpace) -> None:
     assert order == ["handled", "answered"]
 
 
-def test_events_come_one_at_a_time_and_each_finds_its_value(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_events_come_one_at_a_time_and_each_finds_its_value(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     found: list[bytes] = []
     inside = 0
 
@@ -238,8 +238,8 @@ def test_events_come_one_at_a_time_and_each_finds_its_value(room: RadioSpace) ->
     assert found == sent
 
 
-def test_parameter_updates_are_told(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_parameter_updates_are_told(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def body(connected: BleakClient) -> None:
         connection = connected._backend._connection  # type: ignore[attr-defined]
@@ -253,9 +253,9 @@ def test_parameter_updates_are_told(room: RadioSpace) -> None:
 # Notifications
 
 
-def test_notifications_need_no_subscription(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
-    capture = room.start_capture()
+def test_notifications_need_no_subscription(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
+    capture = space.start_capture()
 
     async def body(connected: BleakClient) -> None:
         await asyncio.to_thread(beacon.do, "send_notification", 0, beacon.handles[0][1], b"out")
@@ -264,8 +264,8 @@ def test_notifications_need_no_subscription(room: RadioSpace) -> None:
     talk(beacon, body)
 
 
-def test_notify_without_data_sends_the_value(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_notify_without_data_sends_the_value(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     beacon.do("write_value", beacon.handles[0][1], b"value", False)
 
     async def body(connected: BleakClient) -> list[bytes]:
@@ -281,14 +281,16 @@ def test_notify_without_data_sends_the_value(room: RadioSpace) -> None:
 
     async def wrong(connected: BleakClient) -> None:
         for handle in (0, -1, 1 << 16):
-            await asyncio.to_thread(refused, errno.EINVAL, beacon.do, "send_notification", 0, handle, b"")
+            await asyncio.to_thread(
+                refused, errno.EINVAL, beacon.do, "send_notification", 0, handle, b""
+            )
         await asyncio.to_thread(refused, errno.EINVAL, beacon.do, "send_notification", 0, 999, None)
 
     talk(beacon, wrong)
 
 
-def test_notify_after_the_end(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_notify_after_the_end(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     refused(errno.ENOTCONN, beacon.do, "send_notification", 0, beacon.handles[0][1], b"")
 
     async def body(connected: BleakClient) -> None:
@@ -300,9 +302,9 @@ def test_notify_after_the_end(room: RadioSpace) -> None:
     assert beacon.do("disconnect", 0) is False
 
 
-def test_a_flood_is_refused_and_nothing_is_lost(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
-    room.set_conditions(paced=True, per_event=2)
+def test_a_flood_is_refused_and_nothing_is_lost(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
+    space.set_conditions(paced=True, per_event=2)
     sent: list[bytes] = []
 
     async def flood() -> int:
@@ -323,7 +325,7 @@ def test_a_flood_is_refused_and_nothing_is_lost(room: RadioSpace) -> None:
     async def body(connected: BleakClient) -> int:
         got: list[bytes] = []
         await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
-        refusals = await asyncio.to_thread(beacon.room.run, flood())
+        refusals = await asyncio.to_thread(beacon.space.run, flood())
         await until(lambda: len(got) == 200)
         assert got == sent
         return refusals
@@ -331,8 +333,8 @@ def test_a_flood_is_refused_and_nothing_is_lost(room: RadioSpace) -> None:
     assert talk(beacon, body) > 0
 
 
-def test_send_update_reaches_subscribers_only(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_send_update_reaches_subscribers_only(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     handle = beacon.handles[0][1]
 
     async def body(connected: BleakClient) -> list[bytes]:
@@ -350,9 +352,9 @@ def test_send_update_reaches_subscribers_only(room: RadioSpace) -> None:
     assert (0xFFFF, handle) in beacon.seen(READ)  # NimBLE reads the value for itself
 
 
-def test_indications_are_confirmed(room: RadioSpace) -> None:
+def test_indications_are_confirmed(space: RadioSpace) -> None:
     service = (BLUFI, [(TX, FLAG_INDICATE, [])])
-    beacon = Beacon(room).start(service).advertise()
+    beacon = Beacon(space).start(service).advertise()
     handle = beacon.handles[0][0]
 
     async def body(connected: BleakClient) -> list[bytes]:
@@ -367,14 +369,14 @@ def test_indications_are_confirmed(room: RadioSpace) -> None:
     assert beacon.seen(INDICATE_DONE) == [(0, handle, 0)] * 2
 
 
-def test_an_indication_ends_with_the_connection(room: RadioSpace) -> None:
+def test_an_indication_ends_with_the_connection(space: RadioSpace) -> None:
     service = (BLUFI, [(TX, FLAG_INDICATE, [])])
-    beacon = Beacon(room).start(service).advertise()
+    beacon = Beacon(space).start(service).advertise()
 
     async def body(connected: BleakClient) -> None:
-        room.set_conditions(latency=0.3)
+        space.set_conditions(latency=0.3)
         await asyncio.to_thread(beacon.do, "send_indication", 0, beacon.handles[0][0], b"x")
-        room.break_links(beacon.address)
+        space.break_links(beacon.address)
         await until(lambda: beacon.seen(INDICATE_DONE))
 
     talk(beacon, body)
