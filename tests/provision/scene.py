@@ -149,8 +149,14 @@ class Scene:
             time.sleep(0.02)
         return True
 
-    async def heard(self, condition: Callable[[Sighting], object], seconds: float = 60) -> Sighting:
-        """Listen until an advertisement of the beacon meets the condition."""
+    async def heard(
+        self, condition: Callable[[Sighting], object], seconds: float = 150
+    ) -> Sighting:
+        """Listen until an advertisement of the beacon meets the condition.
+
+        A beacon whose orchestrator does not answer at the moment when its client goes stays open
+        for ``open_s``, and that may be so when the machine is busy: it is waited for here.
+        """
         end = time.monotonic() + seconds
         async with scan.watching(self.radio) as watch:
             while True:
