@@ -15,9 +15,9 @@ from beacon_ota.orchestrator.core.service import Counts
 from beacon_ota.orchestrator.core.shared_counters import SharedTallies
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.server import workers
-from beacon_ota.orchestrator.server.listen import Listen
-from beacon_ota.orchestrator.server.start import serve
-from beacon_ota.orchestrator.server.workers import Heartbeats, _Parent
+from beacon_ota.orchestrator.server.listen import ListenOptions
+from beacon_ota.orchestrator.server.start import run_orchestrator
+from beacon_ota.orchestrator.server.workers import Heartbeats, Supervisor
 from beacon_ota.orchestrator.settings import Settings
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.test_counts import EVERYBODY, Life
@@ -48,14 +48,16 @@ def test_processes_count_together_and_go_on_where_one_was_killed():
 
 def test_sqlite_has_one_worker(tmp_path):
     with pytest.raises(UsageError) as caught:
-        serve(Settings(tmp_path / "data", insecure=True, workers=2), Listen(port=0))
+        run_orchestrator(
+            Settings(tmp_path / "data", insecure=True, workers=2), ListenOptions(port=0)
+        )
     assert caught.value.code == "workers_sqlite"
 
 
 # ---- the parent, with workers that do nothing but what a test wants ----
 
 
-class Parent(_Parent):
+class Parent(Supervisor):
     """Watches workers that have no orchestrator in them."""
 
     def __init__(self, work, count: int = 1):
@@ -140,7 +142,7 @@ def test_a_worker_that_does_not_stop_is_killed(monkeypatch):
 
 def test_a_worker_whose_loop_stands_still_is_replaced(monkeypatch):
     monkeypatch.setattr(workers, "LIMITS", replace(LIMITS, worker_silence=0.5))
-    monkeypatch.setattr(workers, "_EARLY_S", 0.0)
+    monkeypatch.setattr(workers, "_EARLY_EXIT_S", 0.0)
     made, told = os.pipe()
 
     def hangs(parent, index) -> None:

@@ -204,7 +204,7 @@ def _reports() -> Target:
         "journal": [[1, 2, "boot", "crash", "d"]],
     }
     seeds = [json.dumps({**seed, "update_status": word}).encode() for word in report.STATUSES]
-    return Target(seeds, status.read, (BeaconOtaError,), (report, status, shapes, versions))
+    return Target(seeds, status.parse_report, (BeaconOtaError,), (report, status, shapes, versions))
 
 
 def _uploads() -> Target:
@@ -220,11 +220,13 @@ def _uploads() -> Target:
 
     def read(data: bytes) -> None:
         file = io.BytesIO()
-        form = multipart.Form(f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21)
+        form = multipart.MultipartForm(
+            f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21
+        )
         for at in range(0, len(data), 1000):
             form.feed(data[at : at + 1000])
         form.close()
-        validate.examine(file, validate.claim(form), None, True, 1.0)
+        validate.examine_image(file, validate.read_claim(form), None, True, 1.0)
 
     watched = (multipart, validate, esp, appfs, littlefs, releases)
     return Target([body], read, (BeaconOtaError,), watched)

@@ -18,7 +18,7 @@ from beacon_ota.orchestrator.api import (
     tokens,
     webhooks,
 )
-from beacon_ota.orchestrator.api.answers import answer
+from beacon_ota.orchestrator.api.answers import json_response
 from beacon_ota.orchestrator.api.previews import Previews
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
@@ -27,10 +27,10 @@ from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.http import problems
 from beacon_ota.orchestrator.http.throttle import Throttle
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.webhooks.dispatcher import Webhooks
+from beacon_ota.orchestrator.webhooks.dispatcher import WebhookDispatcher
 
 
-def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
+def create_app(service: Service, engine: Engine, telling: WebhookDispatcher) -> FastAPI:
     """Return the application for a service that runs."""
     app = FastAPI(
         title="Beacon OTA",
@@ -45,7 +45,7 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
     app.state.webhooks = telling
     app.state.throttle = Throttle(LIMITS.refusals)
     app.state.previews = Previews()
-    answers.install(app)
+    answers.install_error_handlers(app)
     for module in (
         firmwares,
         beacons,
@@ -74,7 +74,7 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
         try:
             await service.db.read(lambda conn: conn.exec_driver_sql("SELECT 1").scalar())
         except StorageError as error:
-            body = problems.document(error, unstored_stops=unstored)
+            body = problems.problem_document(error, unstored_stops=unstored)
             return Response(body, problems.status_of(error), media_type=problems.MEDIA_TYPE)
         found: Fields = {"status": "ok", "version": __version__, "unstored_stops": unstored}
         if service.mirror is not None:
@@ -83,6 +83,6 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
                 found["status"] = "degraded"
         if unstored:
             found["status"] = "stops_unstored"
-        return answer(found)
+        return json_response(found)
 
     return app

@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from beacon_ota import __version__
 from beacon_ota.errors import InputError, UsageError
-from beacon_ota.orchestrator.api.access import Admin, On, Viewer, actor_of
-from beacon_ota.orchestrator.api.answers import answer, page
-from beacon_ota.orchestrator.api.firmwares import Image
-from beacon_ota.orchestrator.api.rollouts import Moving
-from beacon_ota.orchestrator.beacon_api.device_types import tell_of_question
+from beacon_ota.orchestrator.api.access import Admin, ServiceDep, Viewer, authenticate_actor
+from beacon_ota.orchestrator.api.answers import json_response, listing_response
+from beacon_ota.orchestrator.api.firmwares import ImageResponse
+from beacon_ota.orchestrator.api.rollouts import EngineDep
+from beacon_ota.orchestrator.beacon_api.device_types import publish_type_mismatch
 from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
@@ -32,15 +32,15 @@ from beacon_ota.orchestrator.db.tables import (
     sites,
     tokens,
 )
-from beacon_ota.orchestrator.http.problems import Problem, missing
+from beacon_ota.orchestrator.http.problems import Problem, not_found
 from beacon_ota.orchestrator.mirror.state import PROTOCOL
-from beacon_ota.orchestrator.releases.serve import load
+from beacon_ota.orchestrator.releases.serve import load_image
 from beacon_ota.orchestrator.rollout import advance as moves
 
 log = logging.getLogger("beacon_ota.orchestrator")
 router = APIRouter(tags=["mirrors"])
 
-LOST_S = mirror_watch.LOST_S
+DISCONNECTED_AFTER_S = mirror_watch.LOST_S
 
 
 class NewMirror(BaseModel):
@@ -52,7 +52,7 @@ class NewMirror(BaseModel):
     site: Annotated[str, Field(max_length=200, description='a path; "" is everything')]
 
 
-class Change(BaseModel):
+class MirrorChange(BaseModel):
     """Something that changed at a mirror; ``row`` as it is now, null when it is gone."""
 
     seq: Annotated[int, Field(ge=1, lt=1 << 62)]
@@ -69,10 +69,10 @@ class Exchange(BaseModel):
     protocol: Annotated[int, Field(ge=0, lt=1 << 31)] = 1
     have: Annotated[str, Field(max_length=64)] = ""
     status: Annotated[dict[str, Any], Field(max_length=64)] = {}
-    changes: Annotated[list[Change], Field(max_length=1000)] = []
+    changes: Annotated[list[MirrorChange], Field(max_length=1000)] = []
 
 
-def shown(row: Fields, now: float, needed: int = 0) -> Fields:
+def serialize_mirror(row: Fields, now: float, needed: int = 0) -> Fields:
     """Return a mirror as the API shows it.
 
     Args:
@@ -91,7 +91,7 @@ def shown(row: Fields, now: float, needed: int = 0) -> Fields:
         "created_at": iso(row["created_at"]),
         "created_by": row["created_by"],
         "seen_at": iso(seen),
-        "connected": seen is not None and now - seen < LOST_S,
+        "connected": seen is not None and now - seen < DISCONNECTED_AFTER_S,
         "silent_s": None if seen is None else round(max(now - seen, 0.0), 1),
         "health": verdict.word,
         "problem": verdict.why or None,
@@ -111,25 +111,25 @@ def shown(row: Fields, now: float, needed: int = 0) -> Fields:
     }
 
 
-def every_shown(conn: Connection, now: float) -> list[Fields]:
+def list_serialized(conn: Connection, now: float) -> list[Fields]:
     """Return the mirrors in use as the API shows them, by name."""
     rows = mirrors.every(conn)
     needed = mirror_watch.settled(conn, now) if rows else 0
-    return [shown(row, now, needed) | {"seen": row["seen_at"]} for row in rows]
+    return [serialize_mirror(row, now, needed) | {"seen": row["seen_at"]} for row in rows]
 
 
 @router.get("/api/mirrors")
-async def listing(service: On, actor: Viewer) -> Response:
+async def list_mirrors(service: ServiceDep, actor: Viewer) -> Response:
     """List mirrors: what each serves, when it was last heard from, how far it lags."""
     now = service.clock.now()
-    rows = await service.db.read(every_shown, now)
+    rows = await service.db.read(list_serialized, now)
     for row in rows:
         del row["seen"]
-    return page("mirrors", rows)
+    return listing_response("mirrors", rows)
 
 
 @router.post("/api/mirrors", status_code=201)
-async def create(new: NewMirror, service: On, actor: Admin) -> Response:
+async def create_mirror(new: NewMirror, service: ServiceDep, actor: Admin) -> Response:
     """Make a mirror; its token is shown this once."""
     now = service.clock.now()
 
@@ -157,18 +157,20 @@ async def create(new: NewMirror, service: On, actor: Admin) -> Response:
 
     detail = {"site": new.site}
     row, token = await service.change(actor.name, "mirror.created", new.name, work, detail=detail)
-    return answer({**shown(row, now), "token": token}, 201)
+    return json_response({**serialize_mirror(row, now), "token": token}, 201)
 
 
 @router.delete("/api/mirrors/{mirror_id}", status_code=204)
-async def remove(mirror_id: str, service: On, engine: Moving, actor: Admin) -> Response:
+async def remove_mirror(
+    mirror_id: str, service: ServiceDep, engine: EngineDep, actor: Admin
+) -> Response:
     """Give a mirror up: its token works no more, and what was under way there is ours to settle."""
     now = service.clock.now()
 
     def work(conn: Connection) -> list[Fields]:
         row = mirrors.get(conn, mirror_id)
         if row is None or row["removed_at"] is not None:
-            raise missing("mirror", mirror_id)
+            raise not_found("mirror", mirror_id)
         tokens.revoke(conn, row["token_id"], now)
         return mirrors.remove(conn, mirror_id, now)
 
@@ -184,13 +186,13 @@ async def remove(mirror_id: str, service: On, engine: Moving, actor: Admin) -> R
 # ---- the mirror's side ----
 
 
-async def mirror_of(request: Request, service: On) -> Fields:
+async def authenticate_mirror(request: Request, service: ServiceDep) -> Fields:
     """Return the mirror that asks.
 
     Raises:
         Problem: those of a token; ``not_a_mirror``.
     """
-    actor = await actor_of(request)
+    actor = await authenticate_actor(request)
     row = None
     if actor.role == tokens.MIRROR:
         row = await service.db.read(mirrors.by_token, actor.id)
@@ -199,15 +201,17 @@ async def mirror_of(request: Request, service: On) -> Fields:
     return row
 
 
-Mirror = Annotated[Fields, Depends(mirror_of)]
+Mirror = Annotated[Fields, Depends(authenticate_mirror)]
 
 
 @router.post("/api/mirror/sync")
-async def sync(told: Exchange, service: On, engine: Moving, mirror: Mirror) -> Response:
+async def sync_mirror(
+    told: Exchange, service: ServiceDep, engine: EngineDep, mirror: Mirror
+) -> Response:
     """Take over what a mirror tells, in order and once; give it what it needs, if that is new."""
     now = service.clock.now()
     try:
-        return await _exchange(told, service, engine, mirror, now)
+        return await _exchange_state(told, service, engine, mirror, now)
     except (InputError, Incompatible) as error:
         await asyncio.shield(
             service.db.write(
@@ -233,7 +237,7 @@ class Incompatible(Problem):
         )
 
 
-async def _exchange(
+async def _exchange_state(
     told: Exchange, service: Service, engine: Engine, mirror: Fields, now: float
 ) -> Response:
     if told.protocol != PROTOCOL:
@@ -246,7 +250,7 @@ async def _exchange(
             # Mirrors of the release before give their halts no names.
             told_before = told.after is None and change["seq"] <= stand.seq
             if not told_before:
-                await _halt(service, engine, mirror, change["row"])
+                await _halt_everywhere(service, engine, mirror, change["row"])
     if any(change["what"] == "attempts" for change in changes):
         await service.flush()  # what beacons said to us, too
     done = await asyncio.shield(
@@ -257,22 +261,22 @@ async def _exchange(
             changes,
             now,
             told.status,
-            then=lambda found: _taken(service, found),
+            then=lambda found: _apply_told(service, found),
         )
     )
     said = {"protocol": PROTOCOL, "version": __version__, "seq": done.seq, "again": done.parted}
     if done.parted:
         log.warning("mirror %s tells what does not follow what it told before", mirror["name"])
         nothing = {"etag": "", "moves": "", "state": None}
-        return answer({**said, "server_time": service.clock.now(), **nothing})
+        return json_response({**said, "server_time": service.clock.now(), **nothing})
     fresh = stand.new or not told.have
-    moves, state = await service.db.read(_given, mirror, fresh)
+    moves, state = await service.db.read(_read_state, mirror, fresh)
     text = json.dumps(state, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
     same = digest == told.have
     if same and "moves" not in told.status:  # an older mirror; it has taken all of this
         await service.db.write(mirror_watch.confirm, mirror["id"], moves)
-    return answer(
+    return json_response(
         {
             **said,
             "server_time": service.clock.now(),
@@ -283,35 +287,35 @@ async def _exchange(
     )
 
 
-def _given(conn: Connection, mirror: Fields, fresh: bool) -> tuple[str, Fields]:
+def _read_state(conn: Connection, mirror: Fields, fresh: bool) -> tuple[str, Fields]:
     """Return what a mirror is given, and up to which entry of the audit log that is at least."""
     return mirror_watch.newest(conn), mirrors.state(conn, mirror, fresh)
 
 
 @router.get("/api/mirror/images/{firmware_id}")
-async def image(firmware_id: str, service: On, mirror: Mirror) -> Response:
+async def download_image(firmware_id: str, service: ServiceDep, mirror: Mirror) -> Response:
     """Send a release's bytes, whole or from an offset."""
     row = await service.db.read(mirrors.serves, mirror, firmware_id)
     release = service.view.releases.get(firmware_id)
     if row is None or release is None:
-        raise missing("firmware", firmware_id)
-    return Image(service, release, await load(service, release))
+        raise not_found("firmware", firmware_id)
+    return ImageResponse(service, release, await load_image(service, release))
 
 
-def _taken(service: Service, done: mirrors.Told) -> None:
+def _apply_told(service: Service, done: mirrors.Told) -> None:
     for row in done.beacons:
         known = service.view.nodes.get(row["id"])
         said = "" if known is None else known.facts.said_type
         node = service.view.put_beacon(row)
         if node.facts.questioned and node.facts.said_type != said:
-            tell_of_question(service, node, node.facts.said_type)
+            publish_type_mismatch(service, node, node.facts.said_type)
     for row in done.attempts:
         service.view.put_attempt(attempt_of(row))
     for event in done.events:
         service.hub.publish(event)
 
 
-async def _halt(service: Service, engine: Engine, mirror: Fields, row: Fields) -> None:
+async def _halt_everywhere(service: Service, engine: Engine, mirror: Fields, row: Fields) -> None:
     """Halt everywhere what a mirror has halted for itself; again is nothing."""
     row = mirror_rows.halt(row)
     if await service.db.read(books.knows_halt, row):

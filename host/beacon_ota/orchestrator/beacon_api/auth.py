@@ -14,11 +14,11 @@ from beacon_ota.orchestrator.core.replay import Slot, Verdict
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.wire import auth
 
-EMPTY = hashlib.sha256(b"").hexdigest()
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _ZERO_KEY = bytes(32)
 
 
-class Keyed(Protocol):
+class KeyHolder(Protocol):
     """What the gate needs of a beacon."""
 
     key: bytes
@@ -27,7 +27,7 @@ class Keyed(Protocol):
     replay: Slot
 
 
-B = TypeVar("B", bound=Keyed)
+B = TypeVar("B", bound=KeyHolder)
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Caller(Generic[B]):
         return (b"x-beacon-mac", _mac(self.key, auth.answer_text(self.nonce, status, digest)))
 
 
-class Refused(Problem):
+class AuthenticationError(Problem):
     """A request that is not who it says, or comes at the wrong time, or again.
 
     Attributes:
@@ -68,7 +68,7 @@ class Refused(Problem):
         self.sign_at = sign_at
 
 
-def identify(
+def authenticate_request(
     find: Callable[[str], B | None],
     header: str,
     method: str,
@@ -91,33 +91,37 @@ def identify(
     """
     parsed = auth.parse(header)
     if parsed is None:
-        raise Refused("unknown_beacon", "the Authorization header is missing or malformed")
+        raise AuthenticationError(
+            "unknown_beacon", "the Authorization header is missing or malformed"
+        )
     beacon_id, ts, nonce, mac = parsed
     beacon = find(beacon_id)
-    digest = hashlib.sha256(body).hexdigest() if body else EMPTY
+    digest = hashlib.sha256(body).hexdigest() if body else EMPTY_SHA256
     text = auth.request_text(method, target, beacon_id, ts, nonce, digest)
     given = mac.encode()
     if beacon is None:
         # The same work as for a known one, so that ids cannot be told apart by time.
         hmac.compare_digest(_mac(_ZERO_KEY, text), given)
-        raise Refused("unknown_beacon", f"no beacon {beacon_id!r} is registered")
+        raise AuthenticationError("unknown_beacon", f"no beacon {beacon_id!r} is registered")
     for key in (beacon.key, *beacon.given_keys):
         if hmac.compare_digest(_mac(key, text), given):
             break
     else:
-        raise Refused("bad_mac", "the signature does not fit the key", claimed_id=beacon_id)
+        raise AuthenticationError(
+            "bad_mac", "the signature does not fit the key", claimed_id=beacon_id
+        )
     caller = Caller(beacon, key, nonce)
     verdict = beacon.replay.use(nonce, ts, now)
     if verdict is Verdict.USED:
-        raise Refused("nonce_used", "this request was made before", caller, beacon_id)
+        raise AuthenticationError("nonce_used", "this request was made before", caller, beacon_id)
     if verdict is Verdict.SKEWED:
         sign_at = beacon.replay.time_to_sign(now)
         reason = "the clock is off, or it is too long ago"
-        raise Refused("clock_skew", reason, caller, beacon_id, sign_at)
+        raise AuthenticationError("clock_skew", reason, caller, beacon_id, sign_at)
     return caller
 
 
-def rekey(old_key: bytes, new_key: bytes, nonce: str) -> str:
+def wrap_new_key(old_key: bytes, new_key: bytes, nonce: str) -> str:
     """Return a new key as it travels to the beacon that holds the old one."""
     pad = hmac.digest(old_key, auth.rekey_text(nonce), "sha256")
     return bytes(a ^ b for a, b in zip(new_key, pad, strict=True)).hex()

@@ -16,16 +16,16 @@ import asyncio
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.beacon_api.auth import Refused
+from beacon_ota.orchestrator.beacon_api.auth import AuthenticationError
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.db.tables import Fields, beacons, device_types, events
 from beacon_ota.orchestrator.http.problems import Problem
 
-TELL_S = 3600.0  # two devices under one name contradict each other at every poll
+REPEAT_EVENT_S = 3600.0  # two devices under one name contradict each other at every poll
 
 
-async def hear_device_type(service: Service, node: Node, said: str, *, on_trial: bool) -> str:
+async def record_reported_type(service: Service, node: Node, said: str, *, on_trial: bool) -> str:
     """Take a beacon's word that it is another board than it is registered as.
 
     Args:
@@ -57,13 +57,13 @@ async def hear_device_type(service: Service, node: Node, said: str, *, on_trial:
     if service.settings.upstream:
         return said
     if not facts.said_type:
-        await _adopt(service, node, said)
+        await _adopt_reported_type(service, node, said)
     elif facts.said_type != said:
-        tell_of_question(service, node, said)
+        publish_type_mismatch(service, node, said)
     return said
 
 
-async def _adopt(service: Service, node: Node, said: str) -> None:
+async def _adopt_reported_type(service: Service, node: Node, said: str) -> None:
     beacon_id, now = node.facts.id, service.clock.now()
 
     def then(done: tuple[Fields | None, Fields | None]) -> None:
@@ -81,14 +81,14 @@ async def _adopt(service: Service, node: Node, said: str) -> None:
 
     await asyncio.shield(service.db.write(work, then=then))
     if service.view.nodes.get(beacon_id) is not node:
-        raise Refused("unknown_beacon", f"no beacon {beacon_id!r} is registered")
+        raise AuthenticationError("unknown_beacon", f"no beacon {beacon_id!r} is registered")
 
 
-def tell_of_question(service: Service, node: Node, said: str) -> None:
+def publish_type_mismatch(service: Service, node: Node, said: str) -> None:
     """Tell that a beacon contradicts itself: now and then, however often it does."""
     now = service.clock.now()
     told_at = node.questioned_at
-    if told_at is not None and 0 <= now - told_at < TELL_S:
+    if told_at is not None and 0 <= now - told_at < REPEAT_EVENT_S:
         return
     node.questioned_at = now
     beacon_id, data = node.facts.id, {"device_type": node.facts.device_type, "says": said}

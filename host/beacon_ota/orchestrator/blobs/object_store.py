@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.blobs.local import BlobDamaged, Blobs
+from beacon_ota.orchestrator.blobs.local import BlobDamaged, LocalBlobStore
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -22,19 +22,19 @@ _TIMEOUT = timedelta(seconds=20)
 _RETRIES = 3
 
 
-def open_blobs(data: Path, images: str | None) -> Blobs:
+def open_blob_store(data: Path, images: str | None) -> LocalBlobStore:
     """Return where the images are: ``images`` is a URL or a folder; None is the data folder.
 
     Raises:
         UsageError: ``images_url``, ``images_support`` when what reads object stores is missing.
     """
     if not images:
-        return Blobs(data)
+        return LocalBlobStore(data)
     parts = urlsplit(images)
     if parts.scheme in SCHEMES:
-        return ObjectBlobs(data, images)
+        return ObjectBlobStore(data, images)
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return Blobs(Path(unquote(parts.path)))
+        return LocalBlobStore(Path(unquote(parts.path)))
     if parts.scheme and len(parts.scheme) > 1:
         raise UsageError(
             "images_url",
@@ -42,10 +42,10 @@ def open_blobs(data: Path, images: str | None) -> Blobs:
             found=images,
             expected=[*(f"{scheme}://" for scheme in SCHEMES), "a folder"],
         )
-    return Blobs(Path(images))
+    return LocalBlobStore(Path(images))
 
 
-class ObjectBlobs(Blobs):
+class ObjectBlobStore(LocalBlobStore):
     """Images as objects named by their digest; what arrives grows in the data folder.
 
     Credentials and endpoint come from the environment, in the names of the store's own tools

@@ -9,10 +9,10 @@ import asyncio
 from typing import Any
 
 _HEAD = b"HTTP/1.1 "
-_SMALL = 16 * 1024  # bytes worth copying; more than that goes by reference
+_COPY_MAX = 16 * 1024  # bytes worth copying; more than that goes by reference
 
 
-class Joined:
+class CoalescingTransport:
     """A transport that holds back what looks like a head until the next write, or turn."""
 
     __slots__ = ("_held", "_loop", "_transport")
@@ -32,7 +32,7 @@ class Joined:
         held = self._held
         if held:
             self._held = b""
-            if len(data) <= _SMALL:
+            if len(data) <= _COPY_MAX:
                 self._transport.write(b"".join((held, data)))
             else:
                 self._transport.write(held)

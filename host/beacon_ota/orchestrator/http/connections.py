@@ -17,7 +17,7 @@ from beacon_ota.orchestrator.limits import LIMITS
 
 BEACON = "beacon"
 ADMINISTRATOR = "administrator"
-_LEAST = 16
+_CAPACITY_MIN = 16
 
 
 class Connection(Protocol):
@@ -31,7 +31,7 @@ class Connection(Protocol):
     def drop(self) -> None: ...
 
 
-class Connections:
+class ConnectionTable:
     """The table of one process.
 
     Args:
@@ -39,7 +39,7 @@ class Connections:
     """
 
     def __init__(self, capacity: int | None = None):
-        self.capacity = room()[0] if capacity is None else capacity
+        self.capacity = connection_capacity()[0] if capacity is None else capacity
         reserved = min(LIMITS.connections_reserved, self.capacity // 4)
         self._for_beacons = self.capacity - reserved
         self._unproven: dict[Connection, None] = {}  # oldest first, like those below
@@ -117,14 +117,14 @@ class Connections:
         connection.drop()
 
 
-def room() -> tuple[int, int]:
+def connection_capacity() -> tuple[int, int]:
     """Return how many connections fit into the open files we may have, and how many may queue."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return LIMITS.connections, LIMITS.backlog
-    files = max(soft - LIMITS.own_files, 2 * _LEAST)
-    capacity = min(LIMITS.connections, max(files * 3 // 4, _LEAST))
-    return capacity, min(LIMITS.backlog, max(files - capacity, _LEAST))
+    files = max(soft - LIMITS.own_files, 2 * _CAPACITY_MIN)
+    capacity = min(LIMITS.connections, max(files * 3 // 4, _CAPACITY_MIN))
+    return capacity, min(LIMITS.backlog, max(files - capacity, _CAPACITY_MIN))
 
 
 def network_of(address: str) -> str:

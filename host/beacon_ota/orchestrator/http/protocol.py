@@ -13,15 +13,15 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from beacon_ota.orchestrator.http.asgi import ABORT, PROVE
-from beacon_ota.orchestrator.http.coalesce import Joined
-from beacon_ota.orchestrator.http.connections import Connections
+from beacon_ota.orchestrator.http.asgi import ABORT_EXTENSION, PROVE_EXTENSION
+from beacon_ota.orchestrator.http.coalesce import CoalescingTransport
+from beacon_ota.orchestrator.http.connections import ConnectionTable
 from beacon_ota.orchestrator.limits import LIMITS
 
 # What the kernel does for each connection, where it can: give up on a peer that acknowledges
 # nothing any more, and hold no more than this of what was not sent yet (it would take whole images
 # for slow readers, and we would not see that they stand still).
-_TCP = tuple(
+_SOCKET_OPTIONS = tuple(
     (getattr(socket, name), value)
     for name, value in (
         ("TCP_USER_TIMEOUT", int(LIMITS.send_stall * 1000)),
@@ -29,14 +29,14 @@ _TCP = tuple(
     )
     if hasattr(socket, name)
 )
-_TOO_LARGE = (
+_RESPONSE_431 = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
 )
 _BODY_FACTOR = 8  # bytes on the wire for one of a chunked body, at most
 
 
-class _Flow(FlowControl):
+class _HoldingFlowControl(FlowControl):
     """Reading stays paused for as long as there is something that was read and not parsed."""
 
     holding = False
@@ -46,7 +46,7 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class Protocol(HttpToolsProtocol):
+class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's, with bounds on what a peer may leave unfinished or send ahead.
 
     A request head is bounded in bytes, fields and time; a peer that takes nothing of what was sent
@@ -57,9 +57,9 @@ class Protocol(HttpToolsProtocol):
         admitted: it is entered already (a TLS connection, before its handshake).
     """
 
-    flow: _Flow
+    flow: _HoldingFlowControl
 
-    def __init__(self, *args: Any, table: Connections, admitted: bool = False, **named: Any):
+    def __init__(self, *args: Any, table: ConnectionTable, admitted: bool = False, **named: Any):
         super().__init__(*args, **named)
         self.address = ""
         self._table = table
@@ -77,13 +77,13 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = _Flow(transport)
-        self.transport = Joined(transport, self.loop)  # type: ignore[assignment]
+        self.flow = _HoldingFlowControl(transport)
+        self.transport = CoalescingTransport(transport, self.loop)  # type: ignore[assignment]
         self.address = self.client[0] if self.client else ""
         if not self._admitted and not self._table.admit(self):
             return
         sock = transport.get_extra_info("socket")
-        for option, value in _TCP:
+        for option, value in _SOCKET_OPTIONS:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
         self._arm()
@@ -180,7 +180,7 @@ class Protocol(HttpToolsProtocol):
         elif self._unanswered and cycle.response_started:
             self.transport.abort()
         elif self._too_large:
-            self.transport.write(_TOO_LARGE)
+            self.transport.write(_RESPONSE_431)
             self.transport.close()
         else:
             super().send_400_response(msg)
@@ -197,8 +197,8 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._heading = True
         self.scope["extensions"] = {  # type: ignore[typeddict-unknown-key]
-            ABORT: self.transport.abort,
-            PROVE: self._prove,
+            ABORT_EXTENSION: self.transport.abort,
+            PROVE_EXTENSION: self._prove,
         }
 
     def on_header(self, name: bytes, value: bytes) -> None:

@@ -117,7 +117,7 @@ class Images:
         await asyncio.to_thread(self._download, row, part)
         try:
             with part.open("rb") as file:
-                claim = validate.Claim(
+                claim = validate.UploadClaim(
                     device_type=row["device_type"],
                     version=row["version"],
                     description=row["description"],
@@ -129,7 +129,7 @@ class Images:
                 )
                 settings = self.service.settings
                 found = await asyncio.to_thread(
-                    validate.examine,
+                    validate.examine_image,
                     file,
                     claim,
                     settings.trusted,

@@ -10,7 +10,7 @@ from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.limits import LIMITS
 
 
-class Form:
+class MultipartForm:
     """A form in the making.
 
     Args:

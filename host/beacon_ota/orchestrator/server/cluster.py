@@ -25,12 +25,16 @@ from beacon_ota.orchestrator.db.tables.changes import News
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-LEADING = 0x6C656164  # the advisory lock of the one that leads
+LEADER_LOCK_ID = 0x6C656164  # the advisory lock of the one that leads
 CHANNEL = "beacon_ota"
-LOOK_S = 1.0  # of the wall clock, between two looks at what no notice told of, and at the lead
-_AGAIN_S = 0.5  # between two tries at a connection
-_TELL_S = 0.25
-_TELL_ROOM = 200  # things of the moment that wait to be told; what is beyond was not that urgent
+POLL_INTERVAL_S = (
+    1.0  # of the wall clock, between two looks at what no notice told of, and at the lead
+)
+RECONNECT_DELAY_S = 0.5  # between two tries at a connection
+_NOTIFY_INTERVAL_S = 0.25
+_NOTIFY_BACKLOG = (
+    200  # things of the moment that wait to be told; what is beyond was not that urgent
+)
 _NOTICE_BYTES = 7000  # PostgreSQL takes 8000
 
 
@@ -85,7 +89,7 @@ class Cluster:
             while more:
                 db, hub = self.service.db, self.service.hub
                 news = await db.read_in_order(
-                    _read, db, self.seq, self.service.worker, hub.followed, then=self._take
+                    _read_changes, db, self.seq, self.service.worker, hub.followed, then=self._take
                 )
                 more = news.more
 
@@ -126,16 +130,16 @@ class Cluster:
     # ---- things of the moment ----
 
     def _tell(self, event: Fields) -> None:
-        if len(self._told) < _TELL_ROOM:
+        if len(self._told) < _NOTIFY_BACKLOG:
             self._told.append(event)
 
     async def _telling(self) -> None:
         while True:
-            await asyncio.sleep(_TELL_S)
+            await asyncio.sleep(_NOTIFY_INTERVAL_S)
             told, self._told = self._told, []
             if told:
                 try:
-                    await self.service.db.write(_notify, self.service.worker, told)
+                    await self.service.db.write(_notify_workers, self.service.worker, told)
                 except Exception as error:
                     log.warning("progress is not told to the other workers: %s", error)
 
@@ -178,7 +182,7 @@ class Cluster:
             except Exception as error:
                 log.warning("the database does not answer: %s", reason_of(error))
                 self._call(self._cut, True)
-                self._stopping.wait(_AGAIN_S)
+                self._stopping.wait(RECONNECT_DELAY_S)
             finally:
                 self._call(self._lead, False)
         engine.dispose()
@@ -190,14 +194,14 @@ class Cluster:
         leads = False
         while not self._stopping.is_set():
             if not leads:
-                row = conn.execute("SELECT pg_try_advisory_lock(%s)", (LEADING,)).fetchone()
+                row = conn.execute("SELECT pg_try_advisory_lock(%s)", (LEADER_LOCK_ID,)).fetchone()
                 leads = row[0]
                 if leads:
                     self._call(self._lead, True)
             else:
                 conn.execute("SELECT 1")  # nobody leads over a connection that is gone
             self._call(self._hear, "")
-            end = time.monotonic() + LOOK_S
+            end = time.monotonic() + POLL_INTERVAL_S
             while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
                 seen: set[str] = set()
                 for notice in conn.notifies(timeout=min(left, 0.25), stop_after=1):
@@ -226,7 +230,7 @@ class Cluster:
             self.telling.refresh()
 
 
-def _read(conn: Connection, db: Database, seq: int, worker: str, followed: bool) -> News:
+def _read_changes(conn: Connection, db: Database, seq: int, worker: str, followed: bool) -> News:
     """Read what is new, between two commits of ours.
 
     When the answer to one of those was lost, its changes are as unknown here as another process's:
@@ -240,7 +244,7 @@ def _read(conn: Connection, db: Database, seq: int, worker: str, followed: bool)
     return news
 
 
-def _notify(conn: Connection, worker: str, told: list[Fields]) -> None:
+def _notify_workers(conn: Connection, worker: str, told: list[Fields]) -> None:
     """Tell the other processes, as much at a time as a notice holds."""
     pieces: list[list[str]] = [[]]
     size = 0

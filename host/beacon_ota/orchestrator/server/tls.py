@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.http.connections import Connections
-from beacon_ota.orchestrator.http.protocol import Protocol
+from beacon_ota.orchestrator.http.connections import ConnectionTable
+from beacon_ota.orchestrator.http.protocol import BoundedHttpProtocol
 from beacon_ota.orchestrator.limits import LIMITS
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-_SOON = datetime.timedelta(days=14)
+_EXPIRY_WARNING = datetime.timedelta(days=14)
 
 
-def load(cert: Path, key: Path) -> ssl.SSLContext:
+def load_tls_context(cert: Path, key: Path) -> ssl.SSLContext:
     """Return a context with a certificate chain and its key; it warns of one that is not valid.
 
     Raises:
@@ -71,31 +71,36 @@ def _check_validity(cert: Path) -> None:
         elif now < one.not_valid_before_utc:
             begin = one.not_valid_before_utc
             log.warning("the TLS certificate %s is not valid before %s", cert, begin)
-        elif end - now < _SOON:
+        elif end - now < _EXPIRY_WARNING:
             log.warning("the TLS certificate %s expires on %s", cert, end)
 
 
-class Certificate:
+class ReloadableCertificate:
     """The files, and the context that new connections get."""
 
     def __init__(self, cert: Path, key: Path):
         self._files = (cert, key)
-        self.context = load(cert, key)
+        self.context = load_tls_context(cert, key)
 
     def reload(self) -> None:
         """Read the files again; when they are of no use, the old certificate stays."""
         try:
-            self.context = load(*self._files)
+            self.context = load_tls_context(*self._files)
         except UsageError as error:
             log.error("the old TLS certificate stays: %s", error.message)
         else:
             log.warning("the TLS certificate was read again")
 
 
-class Door(asyncio.Protocol):
+class HandshakeProtocol(asyncio.Protocol):
     """A TCP connection until its TLS handshake is done; it counts from the first packet on."""
 
-    def __init__(self, certificate: Certificate, table: Connections, make: Callable[[], Protocol]):
+    def __init__(
+        self,
+        certificate: ReloadableCertificate,
+        table: ConnectionTable,
+        make: Callable[[], BoundedHttpProtocol],
+    ):
         self._certificate, self._table, self._make = certificate, table, make
         self.address = ""
         self._transport: Any = None

@@ -34,17 +34,17 @@ from beacon_ota.orchestrator.db.database import connect, migrate, storage_errors
 from beacon_ota.orchestrator.db.tables import beacons
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.server.first_token import FirstToken
-from beacon_ota.orchestrator.server.listen import Listen, bind, url_of
-from beacon_ota.orchestrator.server.run import run
+from beacon_ota.orchestrator.server.listen import ListenOptions, bind_socket, url_of
+from beacon_ota.orchestrator.server.run import run_service
 from beacon_ota.orchestrator.settings import Settings
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
 _READY = b"r"
-_EARLY_S = 5.0  # a worker that ends within this is not started again at once
-_START_S = 120.0  # to the first sign of life
-_LOOK_S = 0.25  # between two looks at the workers
-_BEAT_S = 1.0
+_EARLY_EXIT_S = 5.0  # a worker that ends within this is not started again at once
+_START_TIMEOUT_S = 120.0  # to the first sign of life
+_POLL_INTERVAL_S = 0.25  # between two looks at the workers
+_HEARTBEAT_S = 1.0
 
 
 class Heartbeats:
@@ -68,12 +68,12 @@ class Heartbeats:
         self._STAMP.pack_into(self._map, place * self._STAMP.size, 0.0)
 
 
-class _Parent:
+class Supervisor:
     """What the workers inherit, and who of them is alive."""
 
     hold: int | None = None  # the data folder's lock; not the workers'
 
-    def __init__(self, settings: Settings, listen: Listen, hold: int | None = None):
+    def __init__(self, settings: Settings, listen: ListenOptions, hold: int | None = None):
         self.settings, self.listen, self.hold = settings, listen, hold
         self.clock = Clock(listen.time_scale)
         engine = connect(settings.database or "")
@@ -90,11 +90,11 @@ class _Parent:
             settings.data / FILE, self.clock.now(), fresh=not registered, shared=True
         )
         self.stops = StopBoard(settings.data, settings.workers)
-        bind(listen).close()  # else two that were started twice would share, unknowingly
-        first = bind(listen, many=True)
+        bind_socket(listen).close()  # else two that were started twice would share, unknowingly
+        first = bind_socket(listen, many=True)
         port = first.getsockname()[1]
         self.sockets = [first] + [
-            bind(listen, port=port, many=True) for _ in range(settings.workers - 1)
+            bind_socket(listen, port=port, many=True) for _ in range(settings.workers - 1)
         ]
         for sock in self.sockets:
             sock.listen(2048)
@@ -131,7 +131,7 @@ class _Parent:
                 self._bury(pid, status)
                 continue
             self._kill_hung(time.monotonic())
-            time.sleep(_LOOK_S)  # goes on after a signal
+            time.sleep(_POLL_INTERVAL_S)  # goes on after a signal
 
     def _kill_hung(self, now: float) -> None:
         for pid, (index, born) in list(self.alive.items()):
@@ -139,7 +139,7 @@ class _Parent:
                 hangs = now > self.stop_by
             else:
                 last = self.beats.last(index)
-                hangs = now - (last or born) > (LIMITS.worker_silence if last else _START_S)
+                hangs = now - (last or born) > (LIMITS.worker_silence if last else _START_TIMEOUT_S)
             if hangs:
                 log.error("worker %d does not answer any more and is killed", pid)
                 with contextlib.suppress(ProcessLookupError):
@@ -174,7 +174,7 @@ class _Parent:
 
     def _wait_until_ready(self) -> None:
         waiting = self.settings.workers
-        end = time.monotonic() + _START_S
+        end = time.monotonic() + _START_TIMEOUT_S
         while waiting and not self.stopping:
             there, _, _ = select.select([self.ready[0]], [], [], 0.1)
             if there:
@@ -190,7 +190,7 @@ class _Parent:
             return
         log.error("worker %d ended (status %d); another takes its place", pid, status)
         self.beats.forget(index)
-        if time.monotonic() - born < _EARLY_S:
+        if time.monotonic() - born < _EARLY_EXIT_S:
             time.sleep(1.0)  # a signal interrupts neither this nor what follows from it
         if not self.stopping:
             self._fork(index)
@@ -198,7 +198,7 @@ class _Parent:
     def _fork(self, index: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        with _held_back():
+        with signals_blocked():
             pid = os.fork()
             if pid:
                 self.alive[pid] = (index, time.monotonic())
@@ -244,7 +244,7 @@ class _Parent:
         )
         uvloop.run(self._serve(index, sock, listen))
 
-    async def _serve(self, index: int, sock: socket.socket, listen: Listen) -> None:
+    async def _serve(self, index: int, sock: socket.socket, listen: ListenOptions) -> None:
         def orphaned() -> None:
             loop.remove_reader(self.life[0])
             listen.stop.set()
@@ -255,16 +255,16 @@ class _Parent:
         service = Service(self.settings, self.clock, self.replays, self.stops)
         service.take_place(self.tallies, index)
         service.run(self._beat(index))
-        await run(service, Engine(service), sock, listen)
+        await run_service(service, Engine(service), sock, listen)
 
     async def _beat(self, index: int) -> None:
         while True:
             self.beats.beat(index)
-            await asyncio.sleep(_BEAT_S)
+            await asyncio.sleep(_HEARTBEAT_S)
 
 
 @contextlib.contextmanager
-def _held_back() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Let no signal come between a fork and its being noted."""
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -274,10 +274,10 @@ def _held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
-def supervise(settings: Settings, listen: Listen, hold: int | None = None) -> None:
+def run_workers(settings: Settings, listen: ListenOptions, hold: int | None = None) -> None:
     """Run several workers until interrupted; one that dies is replaced.
 
     Args:
         hold: a file descriptor that locks the data folder, for as long as the parent lives.
     """
-    _Parent(settings, listen, hold).run()
+    Supervisor(settings, listen, hold).run()

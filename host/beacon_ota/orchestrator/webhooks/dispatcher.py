@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, events, webhooks
-from beacon_ota.orchestrator.webhooks.sender import Outcome, send
+from beacon_ota.orchestrator.webhooks.sender import DeliveryOutcome, send_webhook
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
@@ -36,16 +36,16 @@ ALERTS = (
 PAUSES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)
 REST_S = 60.0  # of a webhook that fails, at most: its other deliveries need not all find out
 LEASE_S = 60.0  # longer than a try takes
-_SPREAD = 0.1  # of a pause, shorter or longer
-_ROUND_S = 0.5  # of the wall clock, between two looks at what is new
-_LOOK_S = 30.0  # and so often in any case
+_JITTER = 0.1  # of a pause, shorter or longer
+_MIN_PAUSE_S = 0.5  # of the wall clock, between two looks at what is new
+_POLL_INTERVAL_S = 30.0  # and so often in any case
 _BATCH = 500
 
 
-class Webhooks:
+class WebhookDispatcher:
     """The background task that looks for new events and delivers them."""
 
-    def __init__(self, service: Service, sender: Callable = send):
+    def __init__(self, service: Service, sender: Callable = send_webhook):
         self.service = service
         self._send = sender
         self._wake = asyncio.Event()
@@ -85,7 +85,7 @@ class Webhooks:
         clock = self.service.clock
         while True:
             self._wake.clear()
-            pause = _LOOK_S
+            pause = _POLL_INTERVAL_S
             try:
                 if self._hooks and self.service.leads:
                     await self._look()
@@ -99,9 +99,9 @@ class Webhooks:
                             self._begin(webhook_id)
             except Exception:
                 log.exception("webhooks could not be looked after")
-            await asyncio.sleep(_ROUND_S)
+            await asyncio.sleep(_MIN_PAUSE_S)
             try:
-                async with asyncio.timeout(max(pause - _ROUND_S, 0.0)):
+                async with asyncio.timeout(max(pause - _MIN_PAUSE_S, 0.0)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
@@ -111,9 +111,9 @@ class Webhooks:
         while rows := await self.service.db.read(events.since, self._seen, _BATCH):
             found = {
                 hook["id"]: [
-                    (row["id"], row["kind"], body(row))
+                    (row["id"], row["kind"], render_event(row))
                     for row in rows
-                    if row["id"] > hook["seen"] and wants(hook["kinds"], row["kind"])
+                    if row["id"] > hook["seen"] and matches_kind(hook["kinds"], row["kind"])
                 ]
                 for hook in self._hooks
             }
@@ -126,7 +126,7 @@ class Webhooks:
     def _waits(self) -> list[float]:
         """Return for how long a delivery waits at most, by the number of its tries."""
         lease_s = LEASE_S * self.service.clock.scale
-        return [lease_s, *(max(lease_s, pause * (1 + _SPREAD)) for pause in PAUSES_S)]
+        return [lease_s, *(max(lease_s, pause * (1 + _JITTER)) for pause in PAUSES_S)]
 
     # ---- one delivery ----
 
@@ -175,13 +175,13 @@ class Webhooks:
         await self._record(hook, row, outcome)
         return outcome.ok
 
-    async def _record(self, hook: Fields, row: Fields, outcome: Outcome) -> None:
+    async def _record(self, hook: Fields, row: Fields, outcome: DeliveryOutcome) -> None:
         now = self.service.clock.now()
         tries = row["tries"] + 1
         pause = (
             None
             if tries > len(PAUSES_S)
-            else PAUSES_S[tries - 1] * random.uniform(1 - _SPREAD, 1 + _SPREAD)
+            else PAUSES_S[tries - 1] * random.uniform(1 - _JITTER, 1 + _JITTER)
         )
         over = outcome.ok or outcome.gone or pause is None
         state = webhooks.DELIVERED if outcome.ok else webhooks.GIVEN_UP
@@ -227,7 +227,7 @@ class Webhooks:
         await self.service.db.write(work, then=after)
 
 
-def wants(kinds: list[str], kind: str) -> bool:
+def matches_kind(kinds: list[str], kind: str) -> bool:
     """Tell whether a webhook of these kinds is for an event; a kind ending in ``.`` is a group.
 
     Those about webhooks are for none: a delivery that fails would beget others.
@@ -237,7 +237,7 @@ def wants(kinds: list[str], kind: str) -> bool:
     )
 
 
-def body(event: Fields) -> str:
+def render_event(event: Fields) -> str:
     """Return an event as it is delivered."""
     data = {"id": event["id"], "subject": event["subject"], **event["data"]}
     document = {"type": event["kind"], "timestamp": iso(event["at"]), "data": data}
