@@ -32,7 +32,8 @@ def _content_policy() -> str:
     """Return a policy under which the page's own script and style run, and no others."""
     return (
         f"default-src 'none'; script-src {_inline_hash('script')}; "
-        f"style-src {_inline_hash('style')}; connect-src 'self'; img-src 'self' data:; form-action 'none'; base-uri 'none'; "
+        f"style-src {_inline_hash('style')}; connect-src 'self'; img-src 'self' data:; "
+        "form-action 'none'; base-uri 'none'; "
         "frame-ancestors 'none'"
     )
 
