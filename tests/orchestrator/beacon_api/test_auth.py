@@ -92,8 +92,8 @@ def test_a_refusal_can_be_sealed_for_who_signed_it_and_for_nobody_else():
     ):
         with pytest.raises(AuthenticationError) as caught:
             ask(known, value)
-        assert caught.value.caller is not None and caught.value.claimed_id == "b1"
-        name, seal = caught.value.caller.seal(401, "ab")
+        assert caught.value.caller is not None and caught.value.claimed_sender == "b1"
+        name, seal = caught.value.caller.sign_response(401, "ab")
         expected = hmac.digest(key, f"{NONCE}\n401\nab".encode(), "sha256").hex()
         assert (name, seal) == (b"x-beacon-mac", expected.encode())
     for value, claimed in (
@@ -104,7 +104,7 @@ def test_a_refusal_can_be_sealed_for_who_signed_it_and_for_nobody_else():
     ):
         with pytest.raises(AuthenticationError) as caught:
             ask(known, value)
-        assert caught.value.caller is None and caught.value.claimed_id == claimed
+        assert caught.value.caller is None and caught.value.claimed_sender == claimed
 
 
 def test_a_wrong_mac_uses_no_nonce():

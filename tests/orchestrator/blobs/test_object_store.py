@@ -83,25 +83,25 @@ def blobs(request, tmp_path) -> LocalBlobStore:
 
 def put(blobs: LocalBlobStore, data: bytes) -> str:
     digest = hashlib.sha256(data).hexdigest()
-    with blobs.incoming() as file:
+    with blobs.open_incoming() as file:
         file.write(data)
-        blobs.keep(file, digest)
+        blobs.commit(file, digest)
     return digest
 
 
 def test_what_is_kept_is_there(blobs):
     data = os.urandom(300_000)
     digest = put(blobs, data)
-    assert blobs.has(digest) and blobs.check(digest) == data
+    assert blobs.has(digest) and blobs.read_verified(digest) == data
     assert put(blobs, data) == digest
-    with blobs.incoming() as file:
+    with blobs.open_incoming() as file:
         file.write(data)
-        assert blobs.keep(file, digest) is False
+        assert blobs.commit(file, digest) is False
     blobs.remove(digest)
     blobs.remove(digest)
     assert not blobs.has(digest)
     with pytest.raises(BlobDamaged) as caught:
-        blobs.check(digest)
+        blobs.read_verified(digest)
     assert caught.value.code == "blob_missing"
 
 
@@ -157,8 +157,8 @@ def test_a_store_that_does_not_answer_withdraws_nothing(bucket, tmp_path, monkey
     digest = put(blobs, b"x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     away = open_blob_store(tmp_path / "data", bucket)
-    for work in (away.check, away.has, away.remove):
+    for work in (away.read_verified, away.has, away.remove):
         with pytest.raises(ReachError) as caught:
             work(digest)
         assert caught.value.code == "images_unreachable"
-    assert blobs.check(digest) == b"x"
+    assert blobs.read_verified(digest) == b"x"

@@ -316,7 +316,7 @@ def test_an_image_is_fetched_from_where_it_broke_off(scene):
     firmware = upload(scene.admin, "1.1.0", scene.folder, channel="stable")
     rollout = scene.admin.create_rollout(firmware["firmware_id"], EVERYBODY)["rollout_id"]
     sent = scene.primary.service.counts
-    part = scene.mirror.service.blobs.part(firmware["blob"])
+    part = scene.mirror.service.blobs.partial_path(firmware["blob"])
     seen = set()
     for _ in range(30):
         scene.uplink.restore()

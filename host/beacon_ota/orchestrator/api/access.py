@@ -121,11 +121,11 @@ async def authenticate_token(request: Request, token: str, stops: bool = False) 
     if actor is None:
         throttle: Throttle = request.app.state.throttle
         address = network_of(request.client.host if request.client else "")
-        failures = throttle.count(address)
-        over = throttle.over(address)
+        failures = throttle.failures_of(address)
+        over_limit = throttle.count_failure(address)
         service.counts.refused["token_wrong"] += 1
         await asyncio.sleep(min(0.05 * 2 ** min(failures, 6), 2.0))
-        if over:
+        if over_limit:
             raise Problem(
                 429, "too_many_refusals", "too many wrong tokens", headers={"retry-after": "60"}
             )

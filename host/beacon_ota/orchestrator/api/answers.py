@@ -34,11 +34,11 @@ def install_error_handlers(app: FastAPI) -> None:
     """Answer every refusal as a problem document."""
 
     @app.exception_handler(BeaconOtaError)
-    async def _named(request: Request, error: BeaconOtaError) -> Response:
+    async def handle_named_error(request: Request, error: BeaconOtaError) -> Response:
         return problem_response(error, request)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    async def handle_invalid_request(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         message = f"{where}: {first['msg']}"
@@ -47,14 +47,14 @@ def install_error_handlers(app: FastAPI) -> None:
         )
 
     @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> Response:
+    async def handle_http_error(request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "http")
         headers = dict(error.headers or {})  # of a 405: which methods there are
         refused = Problem(error.status_code, code, str(error.detail), headers=headers)
         return problem_response(refused, request)
 
     @app.exception_handler(Exception)
-    async def _defect(request: Request, _error: Exception) -> Response:
+    async def handle_defect(request: Request, _error: Exception) -> Response:
         failed = Problem(500, "internal", "the orchestrator failed; the log says how")
         return problem_response(failed, request)
 

@@ -30,7 +30,7 @@ from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.webhooks.dispatcher import WebhookDispatcher
 
 
-def create_app(service: Service, engine: Engine, telling: WebhookDispatcher) -> FastAPI:
+def create_app(service: Service, engine: Engine, dispatcher: WebhookDispatcher) -> FastAPI:
     """Return the application for a service that runs."""
     app = FastAPI(
         title="Beacon OTA",
@@ -42,7 +42,7 @@ def create_app(service: Service, engine: Engine, telling: WebhookDispatcher) -> 
     )
     app.state.service = service
     app.state.engine = engine
-    app.state.webhooks = telling
+    app.state.webhooks = dispatcher
     app.state.throttle = Throttle(LIMITS.refusals)
     app.state.previews = Previews()
     answers.install_error_handlers(app)
@@ -63,7 +63,7 @@ def create_app(service: Service, engine: Engine, telling: WebhookDispatcher) -> 
     app.include_router(firmwares.download_router)
 
     @app.get("/health", tags=["health"])
-    async def health() -> Response:
+    async def show_health() -> Response:
         """Tell that the orchestrator is up, its database answers, and what it has not taken.
 
         A mirror says how it stands with its primary; ``degraded`` is no reason to end it: whoever
@@ -78,8 +78,8 @@ def create_app(service: Service, engine: Engine, telling: WebhookDispatcher) -> 
             return Response(body, problems.status_of(error), media_type=problems.MEDIA_TYPE)
         found: Fields = {"status": "ok", "version": __version__, "unstored_stops": unstored}
         if service.mirror is not None:
-            found["mirror"] = own = service.mirror.health()
-            if own["error"] is not None or not (own["in_step"] and own["hands_out"]):
+            found["mirror"] = status = service.mirror.health()
+            if status["error"] is not None or not (status["in_step"] and status["hands_out"]):
                 found["status"] = "degraded"
         if unstored:
             found["status"] = "stops_unstored"

@@ -35,7 +35,7 @@ async def list_audit_entries(
 ) -> Response:
     """List entries in order, or the newest first."""
 
-    def read(conn: Connection) -> list[Fields]:
+    def read_entries(conn: Connection) -> list[Fields]:
         return audit.entries(
             conn,
             after=after,
@@ -47,7 +47,7 @@ async def list_audit_entries(
         )
 
     return listing_response(
-        "entries", [serialize_entry(entry) for entry in await service.db.read(read)]
+        "entries", [serialize_entry(entry) for entry in await service.db.read(read_entries)]
     )
 
 

@@ -155,7 +155,7 @@ async def register_beacon(new: NewBeacon, service: ServiceDep, actor: Operator) 
         "created_at": now,
     }
 
-    def work(conn: Connection) -> Fields:
+    def insert_beacon(conn: Connection) -> Fields:
         if beacons.get(conn, new.beacon_id) is not None:
             raise UsageError("beacon_taken", "this beacon is registered", found=new.beacon_id)
         _require_site(conn, new.site)
@@ -169,7 +169,7 @@ async def register_beacon(new: NewBeacon, service: ServiceDep, actor: Operator) 
         actor.name,
         "beacon.created",
         new.beacon_id,
-        work,
+        insert_beacon,
         then=service.view.put_beacon,
         detail={"device_type": new.device_type, "site": new.site},
     )
@@ -215,15 +215,15 @@ async def list_beacons(
         "silent_since": None if silent_s is None else service.clock.now() - silent_s,
     }
 
-    standing_of = partial(_status_of, service)  # looks at the view from a reader's thread
+    status_of = partial(_status_of, service)  # looks at the view from a reader's thread
 
-    def read(conn: Connection) -> Response:  # a full page is some work: not on the event loop
+    def read_page(conn: Connection) -> Response:  # a full page is some work: not on the event loop
         total, rows = beacons.page(conn, **filters)
         more = rows[-1]["id"] if len(rows) == limit and total > limit else None
-        found = [{**serialize_beacon(row), "standing": standing_of(row["id"])} for row in rows]
+        found = [{**serialize_beacon(row), "standing": status_of(row["id"])} for row in rows]
         return listing_response("beacons", found, total=total, next=more)
 
-    return await service.db.read(read)
+    return await service.db.read(read_page)
 
 
 @router.get("/{beacon_id}")
@@ -237,11 +237,11 @@ async def show_beacon(
     await _flush_last_seen(service)
     versions = {key: one.row["version"] for key, one in service.view.releases.items()}
 
-    def read(conn: Connection) -> Fields | None:
+    def read_beacon(conn: Connection) -> Fields | None:
         row = beacons.get(conn, beacon_id)
         if row is None:
             return None
-        tries = []
+        serialized_attempts = []
         for one in attempts.of_beacon(conn, beacon_id, limit):
             for key in (
                 "offered_at",
@@ -252,7 +252,7 @@ async def show_beacon(
                 "blamed_at",
             ):
                 one[key] = iso(one[key])
-            tries.append({**one, "version": versions.get(one["firmware_id"])})
+            serialized_attempts.append({**one, "version": versions.get(one["firmware_id"])})
         reports = [
             {**one, "at": iso(one["at"])} for one in beacons.reports_of(conn, beacon_id, limit)
         ]
@@ -264,12 +264,12 @@ async def show_beacon(
         return {
             **serialize_beacon(row),
             "rekeying": row["next_key"] is not None,
-            "attempts": tries,
+            "attempts": serialized_attempts,
             "reports": reports,
             "journal": entries,
         }
 
-    found = await service.db.read(read)
+    found = await service.db.read(read_beacon)
     if found is None:
         raise not_found("beacon", beacon_id)
     now = {
@@ -281,21 +281,23 @@ async def show_beacon(
 
 @router.patch("/{beacon_id}")
 async def change_beacon(
-    beacon_id: str, wanted: Change, service: ServiceDep, actor: Operator
+    beacon_id: str, changes: Change, service: ServiceDep, actor: Operator
 ) -> Response:
     """Move a beacon, change its channel or its tags."""
-    values: Fields = wanted.model_dump(exclude_unset=True)
+    values: Fields = changes.model_dump(exclude_unset=True)
     if "channel" in values and values["channel"] is None:
         raise Problem(422, "request_invalid", "channel: stable or beta", found="channel")
     detail = dict(values)
     if "tags" in values:
         values["tags"] = json.dumps(sorted(set(values["tags"] or [])))
 
-    def work(conn: Connection) -> Fields:
+    def write_change(conn: Connection) -> Fields:
         _require_site(conn, values.get("site"))
         return _change_row(conn, beacon_id, values)
 
-    return await _apply_change(service, actor, "beacon.changed", beacon_id, work, detail=detail)
+    return await _apply_change(
+        service, actor, "beacon.changed", beacon_id, write_change, detail=detail
+    )
 
 
 @router.post("/{beacon_id}/retype")
@@ -309,18 +311,18 @@ async def retype_beacon(
     await _flush_last_seen(service)
     now = service.clock.now()
 
-    def work(conn: Connection) -> tuple[Fields, Fields]:
+    def write_type(conn: Connection) -> tuple[Fields, Fields]:
         row = beacons.get(conn, beacon_id)
         if row is None:
             raise not_found("beacon", beacon_id)
         return device_types.retype(conn, row, new.device_type, now, actor.name, new.reason)
 
-    def then(done: tuple[Fields, Fields]) -> None:
+    def publish_type(done: tuple[Fields, Fields]) -> None:
         row, event = done
         service.view.put_beacon(row)
         service.hub.publish(event)
 
-    row, _event = await service.db.write(work, then=then)
+    row, _event = await service.db.write(write_type, then=publish_type)
     return json_response(serialize_beacon(row))
 
 
@@ -332,10 +334,10 @@ async def rekey_beacon(beacon_id: str, service: ServiceDep, actor: Admin) -> Res
     """
     new = secrets.token_bytes(32)
 
-    def work(conn: Connection) -> Fields:
+    def write_key(conn: Connection) -> Fields:
         return _give_key(conn, beacon_id, new)
 
-    return await _apply_change(service, actor, "beacon.rekey", beacon_id, work)
+    return await _apply_change(service, actor, "beacon.rekey", beacon_id, write_key)
 
 
 @router.put("/{beacon_id}/key")
@@ -350,10 +352,10 @@ async def record_provisioned_key(
     """
     key = bytes.fromhex(new.key)
 
-    def work(conn: Connection) -> Fields:
+    def write_key(conn: Connection) -> Fields:
         return _give_key(conn, beacon_id, key)
 
-    return await _apply_change(service, actor, "beacon.provisioned", beacon_id, work)
+    return await _apply_change(service, actor, "beacon.provisioned", beacon_id, write_key)
 
 
 @router.post("/{beacon_id}/quarantine")
@@ -363,11 +365,11 @@ async def quarantine_beacon(
     """Offer a beacon nothing until it is released again, and stop what is not rebooting yet."""
     values = {"quarantined_at": service.clock.now(), "quarantine_reason": why.reason}
 
-    def work(conn: Connection) -> Fields:
+    def write_quarantine(conn: Connection) -> Fields:
         return _change_row(conn, beacon_id, values)
 
     return await _apply_change(
-        service, actor, "beacon.quarantined", beacon_id, work, reason=why.reason
+        service, actor, "beacon.quarantined", beacon_id, write_quarantine, reason=why.reason
     )
 
 
@@ -378,12 +380,12 @@ async def unquarantine_beacon(
     """Release a beacon, and forgive what failed until now: it may try again."""
     values = {"quarantined_at": None, "quarantine_reason": None}
 
-    def work(conn: Connection) -> Fields:
+    def clear_quarantine(conn: Connection) -> Fields:
         forgiven = attempts.last_end(conn, beacon_id)
         return _change_row(conn, beacon_id, {**values, "cleared_at": forgiven})
 
     return await _apply_change(
-        service, actor, "beacon.unquarantined", beacon_id, work, reason=why.reason
+        service, actor, "beacon.unquarantined", beacon_id, clear_quarantine, reason=why.reason
     )
 
 
@@ -391,7 +393,7 @@ async def unquarantine_beacon(
 async def remove_beacon(beacon_id: str, service: ServiceDep, actor: Admin) -> Response:
     """Forget a beacon; what came of its attempts stays counted."""
 
-    def work(conn: Connection) -> None:
+    def delete_beacon(conn: Connection) -> None:
         if not beacons.remove(conn, beacon_id):
             raise not_found("beacon", beacon_id)
 
@@ -399,7 +401,7 @@ async def remove_beacon(beacon_id: str, service: ServiceDep, actor: Admin) -> Re
         actor.name,
         "beacon.removed",
         beacon_id,
-        work,
+        delete_beacon,
         then=lambda _none: service.view.drop_beacon(beacon_id),
     )
     return Response(status_code=204)
@@ -435,9 +437,9 @@ def _give_key(conn: Connection, beacon_id: str, key: bytes) -> Fields:
     return found
 
 
-async def _apply_change(service, actor, action: str, beacon_id: str, work, **more) -> Response:
+async def _apply_change(service, actor, action: str, beacon_id: str, write, **more) -> Response:
     row = await service.change(
-        actor.name, action, beacon_id, work, then=service.view.put_beacon, **more
+        actor.name, action, beacon_id, write, then=service.view.put_beacon, **more
     )
     return json_response(serialize_beacon(row))
 

@@ -121,14 +121,14 @@ async def deprecate_firmware(
 
     While the database does not take that, its rollouts are halted in memory, and it is refused.
     """
-    work = asyncio.ensure_future(
+    withdrawing = asyncio.ensure_future(
         _change_state(service, actor, firmware_id, None, "deprecated", "deprecated", reason)
     )
-    await asyncio.wait((work,), timeout=LIMITS.stop_patience)
-    if work.done() and not isinstance(work.exception(), StorageError):
-        return work.result()
+    await asyncio.wait((withdrawing,), timeout=LIMITS.stop_patience)
+    if withdrawing.done() and not isinstance(withdrawing.exception(), StorageError):
+        return withdrawing.result()
     halted = engine.stopping.withdraw(firmware_id, actor.name)
-    work.add_done_callback(lambda done: done.exception())
+    withdrawing.add_done_callback(lambda done: done.exception())
     raise StorageError(
         "storage",
         f"the database has not taken that; {halted} rollouts of the release are halted. Say it "
@@ -141,7 +141,7 @@ async def _change_state(
 ) -> Response:
     now = service.clock.now()
 
-    def work(conn: Connection) -> Fields:
+    def write_state(conn: Connection) -> Fields:
         row = firmwares.get(conn, firmware_id)
         if row is None:
             raise not_found("firmware", firmware_id)
@@ -160,7 +160,7 @@ async def _change_state(
         actor.name,
         f"firmware.{action}",
         firmware_id,
-        work,
+        write_state,
         then=service.view.put_release,
         reason=reason,
     )

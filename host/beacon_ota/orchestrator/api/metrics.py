@@ -40,11 +40,11 @@ async def show_metrics(
     mirrored = await service.db.read(mirrors.every)
     own = service.mirror
     now = service.clock.now()
-    says = None if own is None else {**own.status(), "seen_at": own.contact, **own.health()}
+    own_status = None if own is None else {**own.status(), "seen_at": own.contact, **own.health()}
     health = {row["name"]: found for row, found in await service.db.read(judged, now)}
     mirrored = [one for one in mirrored if one["name"] in health]
     served = service.served().add({})
-    collector = _Collector(service, engine, found, mirrored, says, served, health)
+    collector = _Collector(service, engine, found, mirrored, own_status, served, health)
     text = await _POOL.run(request.is_disconnected, _render_metrics, collector)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
@@ -75,29 +75,29 @@ class _Collector:
         engine: Engine,
         found: statistics.Statistics,
         mirrored: list[Fields],
-        says: Fields | None,
+        own_status: Fields | None,
         served: Counts,
         health: dict[str, mirror_watch.Verdict],
     ):
         self.health = health
         self.service, self.engine, self.found = service, engine, found
-        self.mirrored, self.says, self.served = mirrored, says, served
+        self.mirrored, self.own_status, self.served = mirrored, own_status, served
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._attempts()
-        yield from self._beacons()
-        yield from self._releases()
-        yield from self._rollouts()
-        yield from self._served()
-        yield from self._mirrors()
+        yield from self._collect_attempts()
+        yield from self._collect_beacons()
+        yield from self._collect_releases()
+        yield from self._collect_rollouts()
+        yield from self._collect_served()
+        yield from self._collect_mirrors()
 
-    def _mirrors(self) -> Iterator[Metric]:
+    def _collect_mirrors(self) -> Iterator[Metric]:
         """How far mirrors lag: those of this primary, and this mirror itself (without a name)."""
         now = self.service.clock.now()
-        said = {
+        statuses = {
             one["name"]: {
                 **one["status"],
                 "seen_at": one["seen_at"],
@@ -105,10 +105,10 @@ class _Collector:
             }
             for one in self.mirrored
         }
-        well = {name: verdict.well for name, verdict in self.health.items()}
-        if self.says is not None:
-            said[""] = self.says
-            well[""] = self.says["in_step"] and self.says["error"] is None
+        healthy_by_name = {name: verdict.well for name, verdict in self.health.items()}
+        if self.own_status is not None:
+            statuses[""] = self.own_status
+            healthy_by_name[""] = self.own_status["in_step"] and self.own_status["error"] is None
         silent, backlog, lag, skew, lease, healthy = (
             GaugeMetricFamily(_PREFIX + name, text, labels=["mirror"])
             for name, text in (
@@ -120,7 +120,7 @@ class _Collector:
                 ("mirror_healthy", "1 when nobody has to look after it"),
             )
         )
-        for name, one in said.items():
+        for name, one in statuses.items():
             if one["seen_at"] is not None:
                 silent.add_metric([name], max(now - one["seen_at"], 0.0))
             for family, key in (
@@ -131,14 +131,14 @@ class _Collector:
             ):
                 if isinstance(one.get(key), int | float):
                     family.add_metric([name], one[key])
-            healthy.add_metric([name], float(well[name]))
+            healthy.add_metric([name], float(healthy_by_name[name]))
         yield from (silent, backlog, lag, skew, lease, healthy)
 
-    def _version(self, firmware_id: str) -> tuple[str, str]:
+    def _version_labels(self, firmware_id: str) -> tuple[str, str]:
         row = self.service.view.releases[firmware_id].row
         return row["device_type"], row["version"]
 
-    def _attempts(self) -> Iterator[Metric]:
+    def _collect_attempts(self) -> Iterator[Metric]:
         by = ["device_type", "version"]
         results = CounterMetricFamily(
             _PREFIX + "attempts", "Attempts that came to an end, by result", labels=[*by, "result"]
@@ -146,9 +146,9 @@ class _Collector:
         under_way = GaugeMetricFamily(_PREFIX + "attempts_open", "Attempts under way", labels=by)
         for (firmware, result), count in self.found.results.items():
             if result is None:
-                under_way.add_metric(self._version(firmware), count)
+                under_way.add_metric(self._version_labels(firmware), count)
             else:
-                results.add_metric([*self._version(firmware), result], count)
+                results.add_metric([*self._version_labels(firmware), result], count)
         failures = CounterMetricFamily(
             _PREFIX + "failures",
             "Failures by where and why",
@@ -157,7 +157,7 @@ class _Collector:
         merged: Counter[tuple[str, ...]] = Counter()
         for (firmware, result, stage, code), count in self.found.failures.items():
             known = code if code in CODES.get(stage or "", ()) else ""
-            merged[(*self._version(firmware), result, stage or "", known or "")] += count
+            merged[(*self._version_labels(firmware), result, stage or "", known or "")] += count
         for labels, count in merged.items():
             failures.add_metric(list(labels), count)
         late = CounterMetricFamily(
@@ -166,15 +166,15 @@ class _Collector:
             labels=[*by, "result"],
         )
         for (firmware, result), count in self.found.late.items():
-            late.add_metric([*self._version(firmware), result], count)
+            late.add_metric([*self._version_labels(firmware), result], count)
         durations = HistogramMetricFamily(
             _PREFIX + "update_duration_seconds", "From the offer taken to the success", labels=by
         )
         for firmware, (buckets, total) in self.found.durations.items():
-            durations.add_metric(self._version(firmware), buckets, total)
+            durations.add_metric(self._version_labels(firmware), buckets, total)
         yield from (results, under_way, failures, late, durations)
 
-    def _beacons(self) -> Iterator[Metric]:
+    def _collect_beacons(self) -> Iterator[Metric]:
         now = self.service.clock.now()
         view = self.service.view
         counts: Counter[tuple[str, ...]] = Counter()
@@ -205,7 +205,7 @@ class _Collector:
             float(self.service.settings.insecure),
         )
 
-    def _releases(self) -> Iterator[Metric]:
+    def _collect_releases(self) -> Iterator[Metric]:
         expiry = GaugeMetricFamily(
             _PREFIX + "release_expires_timestamp_seconds",
             "When the manifest of a release that is not withdrawn expires",
@@ -217,7 +217,7 @@ class _Collector:
                 expiry.add_metric([row["device_type"], row["version"]], row["expires_at"])
         yield expiry
 
-    def _rollouts(self) -> Iterator[Metric]:
+    def _collect_rollouts(self) -> Iterator[Metric]:
         status = GaugeMetricFamily(
             _PREFIX + "rollout_status", "1 for the status it has", labels=["rollout", "status"]
         )
@@ -253,7 +253,7 @@ class _Collector:
                             cells.add_metric(labels, count)
         yield from (status, share, cells)
 
-    def _served(self) -> Iterator[Metric]:
+    def _collect_served(self) -> Iterator[Metric]:
         counts = self.served
         for name, text, label, values in (
             ("polls", "Polls by what was decided", "reason", counts.polls),

@@ -78,7 +78,7 @@ def serialize_mirror(row: Fields, now: float, needed: int = 0) -> Fields:
     Args:
         needed: the number of the entry that it must have come to (``mirror_watch.settled``).
     """
-    said, watch = row["status"], row["watch"]
+    status, watch = row["status"], row["watch"]
     seen = row["seen_at"]
     verdict = mirror_watch.judge(row, now, needed)
     since = watch.get("since") if watch.get("health") == verdict.word else None
@@ -97,16 +97,16 @@ def serialize_mirror(row: Fields, now: float, needed: int = 0) -> Fields:
         "problem": verdict.why or None,
         "unhealthy_since": None if verdict.well else iso(since if since is not None else now),
         "taken": row["seq"],
-        "backlog": said.get("backlog"),
-        "lag_s": said.get("lag_s"),
-        "releases": said.get("releases", []),
-        "version": said.get("version"),
-        "url": said.get("url"),
+        "backlog": status.get("backlog"),
+        "lag_s": status.get("lag_s"),
+        "releases": status.get("releases", []),
+        "version": status.get("version"),
+        "url": status.get("url"),
         "applied": watch.get("moves"),
-        "error": said.get("error"),
+        "error": status.get("error"),
         "refused": watch.get("refused"),
-        "skew_s": said.get("skew_s"),
-        "lease_s": said.get("lease_s"),
+        "skew_s": status.get("skew_s"),
+        "lease_s": status.get("lease_s"),
         "hands_out_until": iso(mirror_watch.hands_out_until(row)),
     }
 
@@ -133,7 +133,7 @@ async def create_mirror(new: NewMirror, service: ServiceDep, actor: Admin) -> Re
     """Make a mirror; its token is shown this once."""
     now = service.clock.now()
 
-    def work(conn: Connection) -> tuple[Fields, str]:
+    def insert_mirror(conn: Connection) -> tuple[Fields, str]:
         if new.site and sites.get(conn, new.site) is None:
             raise Problem(
                 422,
@@ -156,7 +156,9 @@ async def create_mirror(new: NewMirror, service: ServiceDep, actor: Admin) -> Re
         return mirrors.add(conn, row), token
 
     detail = {"site": new.site}
-    row, token = await service.change(actor.name, "mirror.created", new.name, work, detail=detail)
+    row, token = await service.change(
+        actor.name, "mirror.created", new.name, insert_mirror, detail=detail
+    )
     return json_response({**serialize_mirror(row, now), "token": token}, 201)
 
 
@@ -167,18 +169,18 @@ async def remove_mirror(
     """Give a mirror up: its token works no more, and what was under way there is ours to settle."""
     now = service.clock.now()
 
-    def work(conn: Connection) -> list[Fields]:
+    def retire_mirror(conn: Connection) -> list[Fields]:
         row = mirrors.get(conn, mirror_id)
         if row is None or row["removed_at"] is not None:
             raise not_found("mirror", mirror_id)
         tokens.revoke(conn, row["token_id"], now)
         return mirrors.remove(conn, mirror_id, now)
 
-    def after(rows: list[Fields]) -> None:
+    def put_attempts(rows: list[Fields]) -> None:
         for row in rows:
             service.view.put_attempt(attempt_of(row))
 
-    await service.change(actor.name, "mirror.removed", mirror_id, work, then=after)
+    await service.change(actor.name, "mirror.removed", mirror_id, retire_mirror, then=put_attempts)
     engine.wake()
     return Response(status_code=204)
 
@@ -206,16 +208,16 @@ Mirror = Annotated[Fields, Depends(authenticate_mirror)]
 
 @router.post("/api/mirror/sync")
 async def sync_mirror(
-    told: Exchange, service: ServiceDep, engine: EngineDep, mirror: Mirror
+    exchange: Exchange, service: ServiceDep, engine: EngineDep, mirror: Mirror
 ) -> Response:
     """Take over what a mirror tells, in order and once; give it what it needs, if that is new."""
     now = service.clock.now()
     try:
-        return await _exchange_state(told, service, engine, mirror, now)
+        return await _exchange_state(exchange, service, engine, mirror, now)
     except (InputError, Incompatible) as error:
         await asyncio.shield(
             service.db.write(
-                mirror_watch.refuse, mirror["id"], now, error.code, str(error), told.status
+                mirror_watch.refuse, mirror["id"], now, error.code, str(error), exchange.status
             )
         )
         raise
@@ -224,65 +226,70 @@ async def sync_mirror(
 class Incompatible(Problem):
     """A mirror of another release, which would misunderstand."""
 
-    def __init__(self, told: Exchange):
-        said = told.status.get("version")
+    def __init__(self, exchange: Exchange):
+        said = exchange.status.get("version")
         theirs = said[:64] if isinstance(said, str) else "unknown release"
         super().__init__(
             409,
             "mirror_protocol",
             f"the mirror ({theirs}) speaks another protocol than this primary ({__version__}):"
             " bring the older of the two up to the other",
-            found=told.protocol,
+            found=exchange.protocol,
             expected=PROTOCOL,
         )
 
 
 async def _exchange_state(
-    told: Exchange, service: Service, engine: Engine, mirror: Fields, now: float
+    exchange: Exchange, service: Service, engine: Engine, mirror: Fields, now: float
 ) -> Response:
-    if told.protocol != PROTOCOL:
-        raise Incompatible(told)
-    changes = [change.model_dump() for change in told.changes]
-    page = books.Page(told.epoch, told.after, told.mark)
-    stand = await service.db.read(books.look_up, mirror["id"], page)
+    if exchange.protocol != PROTOCOL:
+        raise Incompatible(exchange)
+    changes = [change.model_dump() for change in exchange.changes]
+    page = books.Page(exchange.epoch, exchange.after, exchange.mark)
+    position = await service.db.read(books.look_up, mirror["id"], page)
     for change in changes:
         if change["what"] == "halts" and change["row"]:
             # Mirrors of the release before give their halts no names.
-            told_before = told.after is None and change["seq"] <= stand.seq
-            if not told_before:
+            already_halted = exchange.after is None and change["seq"] <= position.seq
+            if not already_halted:
                 await _halt_everywhere(service, engine, mirror, change["row"])
     if any(change["what"] == "attempts" for change in changes):
         await service.flush()  # what beacons said to us, too
-    done = await asyncio.shield(
+    applied = await asyncio.shield(
         service.db.write(
             mirrors.take,
             mirror["id"],
             page,
             changes,
             now,
-            told.status,
+            exchange.status,
             then=lambda found: _apply_told(service, found),
         )
     )
-    said = {"protocol": PROTOCOL, "version": __version__, "seq": done.seq, "again": done.parted}
-    if done.parted:
+    answer = {
+        "protocol": PROTOCOL,
+        "version": __version__,
+        "seq": applied.seq,
+        "again": applied.parted,
+    }
+    if applied.parted:
         log.warning("mirror %s tells what does not follow what it told before", mirror["name"])
         nothing = {"etag": "", "moves": "", "state": None}
-        return json_response({**said, "server_time": service.clock.now(), **nothing})
-    fresh = stand.new or not told.have
+        return json_response({**answer, "server_time": service.clock.now(), **nothing})
+    fresh = position.new or not exchange.have
     moves, state = await service.db.read(_read_state, mirror, fresh)
     text = json.dumps(state, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
-    same = digest == told.have
-    if same and "moves" not in told.status:  # an older mirror; it has taken all of this
+    unchanged = digest == exchange.have
+    if unchanged and "moves" not in exchange.status:  # an older mirror; it has taken all of this
         await service.db.write(mirror_watch.confirm, mirror["id"], moves)
     return json_response(
         {
-            **said,
+            **answer,
             "server_time": service.clock.now(),
             "etag": digest,
             "moves": moves,
-            "state": None if same else state,
+            "state": None if unchanged else state,
         }
     )
 
@@ -304,10 +311,10 @@ async def download_image(firmware_id: str, service: ServiceDep, mirror: Mirror) 
 
 def _apply_told(service: Service, done: mirrors.Told) -> None:
     for row in done.beacons:
-        known = service.view.nodes.get(row["id"])
-        said = "" if known is None else known.facts.said_type
+        state = service.view.nodes.get(row["id"])
+        former_type = "" if state is None else state.facts.said_type
         node = service.view.put_beacon(row)
-        if node.facts.questioned and node.facts.said_type != said:
+        if node.facts.questioned and node.facts.said_type != former_type:
             publish_type_mismatch(service, node, node.facts.said_type)
     for row in done.attempts:
         service.view.put_attempt(attempt_of(row))

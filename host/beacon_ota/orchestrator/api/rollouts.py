@@ -148,7 +148,7 @@ async def preview_rollout(
     beacons = [node.facts for node in view.nodes.values()]
     places = view.places
 
-    def compute(stop: Callable[[], bool]) -> bytes:
+    def compute_timeline(stop: Callable[[], bool]) -> bytes:
         rollout = Rollout(_draw_plan_id(plan, order, beacons, state))
         timeline = preview(
             rollout,
@@ -166,7 +166,9 @@ async def preview_rollout(
 
     previews: Previews = request.app.state.previews
     try:
-        return Response(await previews.run(request, compute), media_type="application/json")
+        return Response(
+            await previews.run(request, compute_timeline), media_type="application/json"
+        )
     except ClientLeft:
         return Response(status_code=499)
 
@@ -274,7 +276,7 @@ async def advance_rollout(
 ) -> Response:
     """Open the next stage now, without waiting for sample or soak."""
 
-    def decide(entry: Entry, now: float) -> tuple[Transition, ...]:
+    def decide_next_stage(entry: Entry, now: float) -> tuple[Transition, ...]:
         return moves.step(
             entry.rollout,
             entry.state,
@@ -285,7 +287,9 @@ async def advance_rollout(
             reason=why.reason,
         )
 
-    return await _move_rollout(service, engine, rollout_id, _require_revision(why, decide))
+    return await _move_rollout(
+        service, engine, rollout_id, _require_revision(why, decide_next_stage)
+    )
 
 
 def compile_order(service: Service, order: RolloutOrder) -> tuple[Rollout, float]:
@@ -413,7 +417,9 @@ async def describe_rollout(
     now = service.clock.now()
     unstored = service.view.stops_of(rollout_id)
 
-    def read(conn: Connection) -> tuple[Fields | None, list[Fields], dict[str, int], list[Fields]]:
+    def read_rollout(
+        conn: Connection,
+    ) -> tuple[Fields | None, list[Fields], dict[str, int], list[Fields]]:
         one = row or rollouts.get(conn, rollout_id)
         return (
             one,
@@ -424,7 +430,7 @@ async def describe_rollout(
             else [],
         )
 
-    found, history, results, waited_for = await service.db.read(read)
+    found, history, results, waited_for = await service.db.read(read_rollout)
     if found is None:
         raise not_found("rollout", rollout_id)
     plan = json.loads(found["plan"])

@@ -57,12 +57,14 @@ class Change(BaseModel):
 async def list_sites(service: ServiceDep, actor: Viewer) -> Response:
     """List the tree by path: the building and the window in force, and which mirrors serve it."""
     now = service.clock.now()
-    rows, known = await service.db.read(lambda conn: (sites.every(conn), judged(conn, now)))
+    rows, mirrors_with_verdict = await service.db.read(
+        lambda conn: (sites.every(conn), judged(conn, now))
+    )
     found = []
     for row in rows:
         serving = [
             {"name": mirror["name"], "health": verdict.word}
-            for mirror, verdict in known
+            for mirror, verdict in mirrors_with_verdict
             if f"{row['path']}/".startswith(f"{mirror['site']}/") or not mirror["site"]
         ]
         found.append({**_serialize_site(service, row), "mirrors": serving})
@@ -76,7 +78,7 @@ async def create_site(new: NewSite, service: ServiceDep, actor: Operator) -> Res
     _check_window(new.tz, new.window)
     row = {**new.model_dump(), "created_at": service.clock.now()}
 
-    def work(conn: Connection) -> list[Fields]:
+    def insert_site(conn: Connection) -> list[Fields]:
         parent = new.path.rpartition("/")[0]
         if parent and sites.get(conn, parent) is None:
             raise not_found("site", parent)
@@ -86,31 +88,31 @@ async def create_site(new: NewSite, service: ServiceDep, actor: Operator) -> Res
         return sites.every(conn)
 
     return await _apply_change(
-        service, actor, "site.created", new.path, work, new.model_dump(), 201
+        service, actor, "site.created", new.path, insert_site, new.model_dump(), 201
     )
 
 
 @router.patch("/{path:path}")
-async def change_site(path: str, wanted: Change, service: ServiceDep, actor: Operator) -> Response:
+async def change_site(path: str, changes: Change, service: ServiceDep, actor: Operator) -> Response:
     """Change a site's name, kind, zone or window."""
-    values = wanted.model_dump(exclude_unset=True)
+    values = changes.model_dump(exclude_unset=True)
     _check_window(values.get("tz"), values.get("window"))
 
-    def work(conn: Connection) -> list[Fields]:
+    def write_change(conn: Connection) -> list[Fields]:
         if sites.get(conn, path) is None:
             raise not_found("site", path)
         if values:
             sites.change(conn, path, **values)
         return sites.every(conn)
 
-    return await _apply_change(service, actor, "site.changed", path, work, values)
+    return await _apply_change(service, actor, "site.changed", path, write_change, values)
 
 
 @router.delete("/{path:path}", status_code=204)
 async def remove_site(path: str, service: ServiceDep, actor: Operator) -> Response:
     """Remove a site that has nothing below it and no beacons."""
 
-    def work(conn: Connection) -> list[Fields]:
+    def delete_site(conn: Connection) -> list[Fields]:
         why = sites.in_use(conn, path)
         if why is not None:
             raise UsageError("site_in_use", f"the site is in use: {why}", found=path)
@@ -118,7 +120,7 @@ async def remove_site(path: str, service: ServiceDep, actor: Operator) -> Respon
             raise not_found("site", path)
         return sites.every(conn)
 
-    await service.change(actor.name, "site.removed", path, work, then=service.view.put_sites)
+    await service.change(actor.name, "site.removed", path, delete_site, then=service.view.put_sites)
     return Response(status_code=204)
 
 
@@ -130,10 +132,10 @@ def _check_window(zone: str | None, hours: str | None) -> None:
 
 
 async def _apply_change(
-    service: Service, actor, action: str, path: str, work, detail: Fields, status: int = 200
+    service: Service, actor, action: str, path: str, write, detail: Fields, status: int = 200
 ) -> Response:
     rows = await service.change(
-        actor.name, action, path, work, then=service.view.put_sites, detail=detail
+        actor.name, action, path, write, then=service.view.put_sites, detail=detail
     )
     return json_response(
         _serialize_site(service, next(row for row in rows if row["path"] == path)), status

@@ -52,11 +52,11 @@ async def create_token(new: NewToken, service: ServiceDep, actor: Admin) -> Resp
     now = service.clock.now()
     expires_at = None if new.days is None else now + new.days * 86400
 
-    def work(conn: Connection) -> tuple[Fields, str]:
+    def insert_token(conn: Connection) -> tuple[Fields, str]:
         return tokens.create(conn, new.name, new.role, now, expires_at)
 
     row, token = await service.change(
-        actor.name, "token.created", new.name, work, detail={"role": new.role}
+        actor.name, "token.created", new.name, insert_token, detail={"role": new.role}
     )
     return json_response({**serialize_token(row), "token": token}, 201)
 
@@ -67,7 +67,7 @@ async def revoke_token(token_id: str, service: ServiceDep, actor: Admin) -> Resp
 
     now = service.clock.now()
 
-    def work(conn: Connection) -> Fields:
+    def mark_revoked(conn: Connection) -> Fields:
         row = tokens.revoke(conn, token_id, now)
         if row is None:
             raise not_found("token", token_id)
@@ -76,5 +76,5 @@ async def revoke_token(token_id: str, service: ServiceDep, actor: Admin) -> Resp
         return row
 
     return json_response(
-        serialize_token(await service.change(actor.name, "token.revoked", token_id, work))
+        serialize_token(await service.change(actor.name, "token.revoked", token_id, mark_revoked))
     )

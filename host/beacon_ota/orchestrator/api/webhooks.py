@@ -93,7 +93,7 @@ async def list_webhooks(service: ServiceDep, actor: Admin) -> Response:
 
 @router.post("", status_code=201)
 async def create_webhook(
-    new: NewWebhook, service: ServiceDep, telling: DispatcherDep, actor: Admin
+    new: NewWebhook, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
     """Make a webhook for what happens from now on. Its secret is shown this once."""
     where = parse_target(new.url, local=service.settings.webhook_local)
@@ -107,12 +107,14 @@ async def create_webhook(
         "created_by": actor.name,
     }
 
-    def work(conn: Connection) -> Fields:
+    def insert_webhook(conn: Connection) -> Fields:
         webhooks.add(conn, {**row, "seen": events.last_id(conn)})
         return _get_webhook(conn, row["id"])
 
     detail = {"name": new.name, "to": _describe_target(where), "kinds": new.kinds}
-    made = await _apply_change(service, telling, actor, "created", row["id"], work, detail)
+    made = await _apply_change(
+        service, dispatcher, actor, "created", row["id"], insert_webhook, detail
+    )
     return json_response({**serialize_webhook(made), "secret": row["secret"]}, 201)
 
 
@@ -125,20 +127,20 @@ async def show_webhook(
 ) -> Response:
     """Show a webhook and its newest deliveries."""
 
-    def read(conn: Connection) -> Fields:
+    def read_webhook(conn: Connection) -> Fields:
         row = _get_webhook(conn, webhook_id)
         log = [serialize_delivery(one) for one in webhooks.log(conn, webhook_id, limit)]
         return {**serialize_webhook(row), "log": log}
 
-    return json_response(await service.db.read(read))
+    return json_response(await service.db.read(read_webhook))
 
 
 @router.patch("/{webhook_id}")
 async def change_webhook(
-    webhook_id: str, wanted: Change, service: ServiceDep, telling: DispatcherDep, actor: Admin
+    webhook_id: str, changes: Change, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
     """Change a webhook; one that is enabled again hears of what happens from now on."""
-    values: Fields = {k: v for k, v in wanted.model_dump().items() if v is not None}
+    values: Fields = {k: v for k, v in changes.model_dump().items() if v is not None}
     detail = {key: value for key, value in values.items() if key != "url"}
     if "url" in values:
         detail["to"] = _describe_target(
@@ -149,7 +151,7 @@ async def change_webhook(
     enabled = values.pop("enabled", None)
     now = service.clock.now()
 
-    def work(conn: Connection) -> Fields:
+    def write_change(conn: Connection) -> Fields:
         row = _get_webhook(conn, webhook_id)
         changed = dict(values)  # it is run again when another change of its transaction fails
         if enabled is False:
@@ -164,54 +166,56 @@ async def change_webhook(
 
     return json_response(
         serialize_webhook(
-            await _apply_change(service, telling, actor, "changed", webhook_id, work, detail)
+            await _apply_change(
+                service, dispatcher, actor, "changed", webhook_id, write_change, detail
+            )
         )
     )
 
 
 @router.post("/{webhook_id}/rotate")
 async def rotate_webhook_secret(
-    webhook_id: str, service: ServiceDep, telling: DispatcherDep, actor: Admin
+    webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
     """Give a webhook a new secret, at once. It is shown this once."""
     secret = new_secret()
 
-    def work(conn: Connection) -> Fields:
+    def write_secret(conn: Connection) -> Fields:
         _get_webhook(conn, webhook_id)
         webhooks.change(conn, webhook_id, secret=secret)
         return _get_webhook(conn, webhook_id)
 
-    row = await _apply_change(service, telling, actor, "rotated", webhook_id, work)
+    row = await _apply_change(service, dispatcher, actor, "rotated", webhook_id, write_secret)
     return json_response({**serialize_webhook(row), "secret": secret})
 
 
 @router.post("/{webhook_id}/test", status_code=202)
 async def test_webhook(
-    webhook_id: str, service: ServiceDep, telling: DispatcherDep, actor: Admin
+    webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
     """Deliver something that did not happen, to see whether it arrives."""
     now = service.clock.now()
     body = {"type": "webhook.test", "timestamp": iso(now), "data": {"by": actor.name}}
 
-    def work(conn: Connection) -> Fields:
+    def enqueue_test(conn: Connection) -> Fields:
         if _get_webhook(conn, webhook_id)["disabled_at"] is not None:
             raise UsageError("webhook_disabled", "the webhook is disabled", found=webhook_id)
         webhooks.change(conn, webhook_id, rests_until=None)
         return webhooks.enqueue_test(conn, webhook_id, json.dumps(body), now)
 
-    row = await service.change(actor.name, "webhook.tested", webhook_id, work, event=False)
-    telling.wake()
+    row = await service.change(actor.name, "webhook.tested", webhook_id, enqueue_test, event=False)
+    dispatcher.wake()
     return json_response({"delivery_id": row["id"]}, 202)
 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/retry", status_code=202)
 async def retry_delivery(
-    webhook_id: str, delivery_id: str, service: ServiceDep, telling: DispatcherDep, actor: Admin
+    webhook_id: str, delivery_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
     """Try a delivery again that was given up."""
     now = service.clock.now()
 
-    def work(conn: Connection) -> Fields:
+    def requeue_delivery(conn: Connection) -> Fields:
         _get_webhook(conn, webhook_id)
         row = webhooks.again(conn, webhook_id, delivery_id, now)
         if row is None:
@@ -220,24 +224,24 @@ async def retry_delivery(
 
     detail = {"delivery": delivery_id}
     row = await service.change(
-        actor.name, "webhook.retried", webhook_id, work, event=False, detail=detail
+        actor.name, "webhook.retried", webhook_id, requeue_delivery, event=False, detail=detail
     )
-    telling.wake()
+    dispatcher.wake()
     return json_response({"delivery_id": row["id"]}, 202)
 
 
 @router.delete("/{webhook_id}", status_code=204)
 async def remove_webhook(
-    webhook_id: str, service: ServiceDep, telling: DispatcherDep, actor: Admin
+    webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
     """Remove a webhook and its log; what was not delivered is not."""
 
-    def work(conn: Connection) -> Fields:
+    def delete_webhook(conn: Connection) -> Fields:
         row = _get_webhook(conn, webhook_id)
         webhooks.remove(conn, webhook_id)
         return row
 
-    await _apply_change(service, telling, actor, "removed", webhook_id, work)
+    await _apply_change(service, dispatcher, actor, "removed", webhook_id, delete_webhook)
     return Response(status_code=204)
 
 
@@ -255,22 +259,22 @@ def _get_webhook(conn: Connection, webhook_id: str) -> Fields:
 
 async def _apply_change(
     service: Service,
-    telling: WebhookDispatcher,
+    dispatcher: WebhookDispatcher,
     actor: Actor,
     verb: str,
     webhook_id: str,
-    work,
+    write,
     detail: Fields | None = None,
 ) -> Fields:
-    def both(conn: Connection) -> tuple[Fields, list[Fields]]:
-        return work(conn), webhooks.every(conn)
+    def write_and_list(conn: Connection) -> tuple[Fields, list[Fields]]:
+        return write(conn), webhooks.every(conn)
 
     row, _ = await service.change(
         actor.name,
         f"webhook.{verb}",
         webhook_id,
-        both,
-        then=lambda done: telling.reload(done[1]),
+        write_and_list,
+        then=lambda done: dispatcher.reload(done[1]),
         detail=detail,
     )
     return row

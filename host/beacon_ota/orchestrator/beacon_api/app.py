@@ -33,19 +33,19 @@ _UNAUTHENTICATED_CODES = ("unknown_beacon", "bad_mac")
 class BeaconApp:
     """An ASGI application that answers beacons and hands everything else on."""
 
-    def __init__(self, service: Service, rest: App):
+    def __init__(self, service: Service, admin_app: App):
         self.service = service
-        self.rest = rest
+        self.admin_app = admin_app
         self.throttle = Throttle(LIMITS.refusals)
-        self._telling = Throttle(LIMITS.refusals)  # bounds what is told of refusals, too
+        self._event_throttle = Throttle(LIMITS.refusals)  # bounds what is told of refusals, too
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.rest(scope, receive, send)
+            await self.admin_app(scope, receive, send)
             return
-        call = _route_call(scope)
-        given = asgi.get_header(scope, b"authorization")
-        if call is None or given[:7].lower() == "bearer ":
+        handler = _route_call(scope)
+        authorization = asgi.get_header(scope, b"authorization")
+        if handler is None or authorization[:7].lower() == "bearer ":
             upstream = self.service.settings.upstream
             if (
                 upstream
@@ -60,25 +60,25 @@ class BeaconApp:
                 )
                 return
             if self.service.shared:
-                await self._follow(scope)
+                await self._catch_up_for_admin(scope)
             self.service.heed()
-            await self.rest(scope, receive, send)
+            await self.admin_app(scope, receive, send)
             return
         caller: Caller[Node] | None = None
         self.service.heed()
         try:
             body = (
                 await asgi.read_body(scope, receive, LIMITS.status_body)
-                if call is accept_report
+                if handler is accept_report
                 else b""
             )
             try:
-                caller = self._identify(scope, given, body)
+                caller = self._authenticate_caller(scope, authorization, body)
             except AuthenticationError as error:
                 if error.code not in _UNAUTHENTICATED_CODES or not self.service.shared:
                     raise
                 await self.service.catch_up()  # another process may have just learned of it
-                caller = self._identify(scope, given, body)
+                caller = self._authenticate_caller(scope, authorization, body)
             asgi.mark_proven(scope, BEACON)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon, caller.key)
@@ -87,21 +87,21 @@ class BeaconApp:
                 if known is None or caller.key not in (known.key, *known.given_keys):
                     # A later one has been used meanwhile, or the beacon was removed.
                     raise AuthenticationError(
-                        "bad_mac", "the signature does not fit the key", claimed_id=beacon_id
+                        "bad_mac", "the signature does not fit the key", claimed_sender=beacon_id
                     )
-            await call(self.service, caller, body, scope, send)
+            await handler(self.service, caller, body, scope, send)
         except ClientDisconnected:
             return
         except AuthenticationError as error:
-            await self._refuse(scope, send, error, error.caller)
+            await self._send_refusal(scope, send, error, error.caller)
         except BeaconOtaError as error:
-            await self._refuse(scope, send, error, caller)
+            await self._send_refusal(scope, send, error, caller)
         except Exception:
             log.exception("a beacon's request failed: %s", scope["path"])
             problem = Problem(500, "internal", "the orchestrator failed; the log says how")
-            await self._refuse(scope, send, problem, caller)
+            await self._send_refusal(scope, send, problem, caller)
 
-    async def _follow(self, scope: Scope) -> None:
+    async def _catch_up_for_admin(self, scope: Scope) -> None:
         """Let an administrator see what was done a moment ago through another process.
 
         What stops a rollout does not wait for long: it holds over whatever is seen later.
@@ -115,18 +115,18 @@ class BeaconApp:
         except BeaconOtaError as error:
             log.warning("what the other workers did cannot be read: %s", error)
 
-    def _identify(self, scope: Scope, given: str, body: bytes) -> Caller[Node]:
+    def _authenticate_caller(self, scope: Scope, authorization: str, body: bytes) -> Caller[Node]:
         service = self.service
         return authenticate_request(
             service.view.nodes.get,
-            given,
+            authorization,
             scope["method"],
             asgi.request_target(scope),
             body,
             service.clock.now(),
         )
 
-    async def _refuse(
+    async def _send_refusal(
         self, scope: Scope, send: Send, error: BeaconOtaError, caller: Caller | None
     ) -> None:
         """Answer with a problem; sealed for a caller whose mac was right, None for all others."""
@@ -145,12 +145,14 @@ class BeaconApp:
             address = asgi.client_address(scope)
             # Who holds a beacon's key does not guess it: a building behind one address that lost
             # its clocks in a power cut is told the time, every beacon of it.
-            if error.code in _UNAUTHENTICATED_CODES and self.throttle.over(network_of(address)):
+            if error.code in _UNAUTHENTICATED_CODES and self.throttle.count_failure(
+                network_of(address)
+            ):
                 error = Problem(429, "too_many_refusals", "too many refused requests from here")
                 code = 429
                 headers.append((b"retry-after", b"30"))
-            elif not self._telling.over(address):
-                who = error.claimed_id
+            elif not self._event_throttle.count_failure(address):
+                who = error.claimed_sender
                 self.service.view.claimed(who, now, error.code, address)
                 data = {"code": error.code, "address": address}
                 self.service.hub.tell(now, "auth.refused", who, data)
@@ -160,7 +162,7 @@ class BeaconApp:
             error, server_time=told or int(self.service.clock.now())
         )
         if caller is not None:
-            headers.append(caller.seal(code, hashlib.sha256(payload).hexdigest()))
+            headers.append(caller.sign_response(code, hashlib.sha256(payload).hexdigest()))
         await asgi.send_response(send, code, payload, headers)
 
 

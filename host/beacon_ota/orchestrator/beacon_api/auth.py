@@ -38,9 +38,12 @@ class Caller(Generic[B]):
     key: bytes = field(repr=False)
     nonce: str
 
-    def seal(self, status: int, digest: str) -> tuple[bytes, bytes]:
+    def sign_response(self, status: int, digest: str) -> tuple[bytes, bytes]:
         """Return the header that proves an answer; ``digest`` is the hex SHA-256 of its body."""
-        return (b"x-beacon-mac", _mac(self.key, auth.answer_text(self.nonce, status, digest)))
+        return (
+            b"x-beacon-mac",
+            _compute_mac(self.key, auth.answer_text(self.nonce, status, digest)),
+        )
 
 
 class AuthenticationError(Problem):
@@ -49,7 +52,7 @@ class AuthenticationError(Problem):
     Attributes:
         caller: whose mac was right: it alone can be answered with a seal. Whoever has no key must
             not get the seal of one, whatever it covers: the beacon would believe it.
-        claimed_id: the registered beacon that it says it is from, "" when there is none.
+        claimed_sender: the registered beacon that it says it is from, "" when there is none.
         sign_at: the time that the beacon is told, and its next request is accepted with; None
             for the present.
     """
@@ -59,17 +62,17 @@ class AuthenticationError(Problem):
         code: str,
         message: str,
         caller: Caller | None = None,
-        claimed_id: str = "",
+        claimed_sender: str = "",
         sign_at: int | None = None,
     ):
         super().__init__(401, code, message)
         self.caller = caller
-        self.claimed_id = claimed_id
+        self.claimed_sender = claimed_sender
         self.sign_at = sign_at
 
 
 def authenticate_request(
-    find: Callable[[str], B | None],
+    find_beacon: Callable[[str], B | None],
     header: str,
     method: str,
     target: str,
@@ -95,20 +98,20 @@ def authenticate_request(
             "unknown_beacon", "the Authorization header is missing or malformed"
         )
     beacon_id, ts, nonce, mac = parsed
-    beacon = find(beacon_id)
+    beacon = find_beacon(beacon_id)
     digest = hashlib.sha256(body).hexdigest() if body else EMPTY_SHA256
     text = auth.request_text(method, target, beacon_id, ts, nonce, digest)
     given = mac.encode()
     if beacon is None:
         # The same work as for a known one, so that ids cannot be told apart by time.
-        hmac.compare_digest(_mac(_ZERO_KEY, text), given)
+        hmac.compare_digest(_compute_mac(_ZERO_KEY, text), given)
         raise AuthenticationError("unknown_beacon", f"no beacon {beacon_id!r} is registered")
     for key in (beacon.key, *beacon.given_keys):
-        if hmac.compare_digest(_mac(key, text), given):
+        if hmac.compare_digest(_compute_mac(key, text), given):
             break
     else:
         raise AuthenticationError(
-            "bad_mac", "the signature does not fit the key", claimed_id=beacon_id
+            "bad_mac", "the signature does not fit the key", claimed_sender=beacon_id
         )
     caller = Caller(beacon, key, nonce)
     verdict = beacon.replay.use(nonce, ts, now)
@@ -127,5 +130,5 @@ def wrap_new_key(old_key: bytes, new_key: bytes, nonce: str) -> str:
     return bytes(a ^ b for a, b in zip(new_key, pad, strict=True)).hex()
 
 
-def _mac(key: bytes, text: bytes) -> bytes:
+def _compute_mac(key: bytes, text: bytes) -> bytes:
     return hmac.digest(key, text, "sha256").hex().encode()

@@ -34,14 +34,14 @@ async def serve_download(
     service.heed()
     check_may_continue(service, service.view.open.get(attempt_id, attempt), caller.beacon)
 
-    def goes_on() -> bool:
+    def may_continue() -> bool:
         service.heed()
         return not service.view.is_called_off(attempt.rollout_id, firmware_id)
 
-    def seal(status: int) -> Header:
-        return caller.seal(status, EMPTY_SHA256 if status == 416 else release.row["blob"])
+    def sign_response(status: int) -> Header:
+        return caller.sign_response(status, EMPTY_SHA256 if status == 416 else release.row["blob"])
 
-    await send_image(service, scope, send, data, release.row["blob"], seal, goes_on)
+    await send_image(service, scope, send, data, release.row["blob"], sign_response, may_continue)
 
 
 def _parse_attempt_id(query: bytes) -> str:

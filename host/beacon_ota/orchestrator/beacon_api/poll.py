@@ -59,11 +59,13 @@ async def answer_poll(
     if not decision.offered:
         wait = (b"retry-after", b"%d" % max(1, round(delay)))
         reason = (b"x-reason", decision.reason.value.encode())
-        await asgi.send_response(send, 204, b"", (wait, reason, caller.seal(204, EMPTY_SHA256)))
+        await asgi.send_response(
+            send, 204, b"", (wait, reason, caller.sign_response(204, EMPTY_SHA256))
+        )
         return
     if attempt is None or attempt.result is not None:  # others are moving it, or have ended it
         soon = (b"retry-after", b"1")
-        await asgi.send_response(send, 204, b"", (soon, caller.seal(204, EMPTY_SHA256)))
+        await asgi.send_response(send, 204, b"", (soon, caller.sign_response(204, EMPTY_SHA256)))
         return
     release = view.releases[attempt.firmware_id]
     window = ""
@@ -75,8 +77,8 @@ async def answer_poll(
         f'"required":{"true" if decision.required else "false"},{window}'
         f'"poll_after_s":{max(1, round(delay))},"server_time":{int(now)},{release.static}}}'
     ).encode()
-    seal = caller.seal(200, hashlib.sha256(body).hexdigest())
-    await asgi.send_response(send, 200, body, (asgi.JSON_TYPE, seal))
+    signature = caller.sign_response(200, hashlib.sha256(body).hexdigest())
+    await asgi.send_response(send, 200, body, (asgi.JSON_TYPE, signature))
 
 
 async def _decide_offer(

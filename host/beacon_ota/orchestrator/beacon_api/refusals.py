@@ -17,9 +17,9 @@ def record_refusal(service: Service, node: Node, code: str) -> None:
     """Note that a beacon was refused; once it is so again and again, tell of it."""
     now = service.clock.now()
     service.view.refused(node, now, code)
-    told_at = node.refusal_told_at
+    published_at = node.refusal_told_at
     if node.refusals < REFUSED_FROM or (
-        told_at is not None and 0 <= now - told_at < REPEAT_EVENT_S
+        published_at is not None and 0 <= now - published_at < REPEAT_EVENT_S
     ):
         return
     node.refusal_told_at = now

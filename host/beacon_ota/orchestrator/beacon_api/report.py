@@ -128,8 +128,8 @@ async def accept_report(
     if node.next_key is not None and caller.key != node.next_key:
         answer["rekey"] = wrap_new_key(caller.key, node.next_key, caller.nonce)
     payload = json.dumps(answer).encode()
-    seal = caller.seal(200, hashlib.sha256(payload).hexdigest())
-    await asgi.send_response(send, 200, payload, (asgi.JSON_TYPE, seal))
+    signature = caller.sign_response(200, hashlib.sha256(payload).hexdigest())
+    await asgi.send_response(send, 200, payload, (asgi.JSON_TYPE, signature))
 
 
 def parse_report(body: bytes, counts: Counts | None = None) -> Fields:

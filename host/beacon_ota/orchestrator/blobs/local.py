@@ -72,17 +72,17 @@ class LocalBlobStore:
         """Tell whether the bytes with this digest are here."""
         return self.path(digest).exists()
 
-    def part(self, digest: str) -> Path:
+    def partial_path(self, digest: str) -> Path:
         """Return where bytes that are being fetched grow; they are left alone by a start."""
         return self._incoming / f"{digest}{_PART_SUFFIX}"
 
-    def incoming(self) -> BinaryIO:
+    def open_incoming(self) -> BinaryIO:
         """Return a new file for bytes that arrive; it is gone when closed, unless kept."""
         return tempfile.NamedTemporaryFile(  # type: ignore[return-value]
             dir=self._incoming, prefix="upload-", delete=True
         )
 
-    def keep(self, file: BinaryIO, digest: str) -> bool:
+    def commit(self, file: BinaryIO, digest: str) -> bool:
         """Give an incoming file its name; durable when this returns.
 
         Returns:
@@ -104,10 +104,10 @@ class LocalBlobStore:
 
     def remove(self, digest: str) -> None:
         """Remove bytes that no release refers to."""
-        self.forget(digest)
+        self.evict(digest)
         self.path(digest).unlink(missing_ok=True)
 
-    def forget(self, digest: str) -> None:
+    def evict(self, digest: str) -> None:
         """Have bytes read again when they are asked for."""
         self._cache.pop(digest, None)
 
@@ -152,12 +152,12 @@ class LocalBlobStore:
         task = self._loading.get(digest)
         if task is None:  # readers that come meanwhile wait for the same one
             loop = asyncio.get_running_loop()
-            task = loop.run_in_executor(self._readers, self.check, digest)
+            task = loop.run_in_executor(self._readers, self.read_verified, digest)
             self._loading[digest] = task
-            task.add_done_callback(lambda done: self._loaded(digest, done))
+            task.add_done_callback(lambda done: self._cache_loaded(digest, done))
         return await asyncio.shield(task)
 
-    def check(self, digest: str) -> bytes:
+    def read_verified(self, digest: str) -> bytes:
         """Read a file and compare its digest; blocks."""
         data = self.read(digest)
         found = hashlib.sha256(data).hexdigest()
@@ -188,7 +188,7 @@ class LocalBlobStore:
         """Read nothing more."""
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    def _loaded(self, digest: str, task: "asyncio.Future[bytes]") -> None:
+    def _cache_loaded(self, digest: str, task: "asyncio.Future[bytes]") -> None:
         del self._loading[digest]
         if task.cancelled() or task.exception() is not None:
             return

@@ -66,7 +66,7 @@ class ObjectBlobStore(LocalBlobStore):
         self._url = url
         plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
         self._errors = exceptions
-        with self._named():
+        with self._translate_errors():
             self._objects: Any = from_url(
                 url,
                 client_options={
@@ -80,26 +80,26 @@ class ObjectBlobStore(LocalBlobStore):
     def has(self, digest: str) -> bool:
         """Tell whether the bytes with this digest are here; blocks, as all of these do."""
         try:
-            with self._named():
+            with self._translate_errors():
                 self._objects.head(digest)
         except FileNotFoundError:
             return False
         return True
 
-    def keep(self, file: BinaryIO, digest: str) -> bool:
+    def commit(self, file: BinaryIO, digest: str) -> bool:
         """Store an incoming file; durable when this returns. False when it is there already."""
         if self.has(digest):
             return False
         file.seek(0)
-        with self._named():
+        with self._translate_errors():
             self._objects.put(digest, file.read())
         return True
 
     def remove(self, digest: str) -> None:
         """Remove bytes that no release refers to."""
-        self.forget(digest)
+        self.evict(digest)
         try:
-            with self._named():
+            with self._translate_errors():
                 self._objects.delete(digest)
         except FileNotFoundError:
             pass
@@ -107,7 +107,7 @@ class ObjectBlobStore(LocalBlobStore):
     def orphans(self, known: set[str], horizon: float) -> list[str]:
         """Return what no release refers to, and was written before ``horizon``."""
         before = datetime.fromtimestamp(horizon, UTC)
-        with self._named():
+        with self._translate_errors():
             return [
                 one["path"]
                 for some in self._objects.list()
@@ -122,13 +122,13 @@ class ObjectBlobStore(LocalBlobStore):
             BlobDamaged: ``blob_missing``. ReachError: ``images_unreachable``.
         """
         try:
-            with self._named():
+            with self._translate_errors():
                 return bytes(self._objects.get(digest).bytes())
         except FileNotFoundError:
             raise BlobDamaged("blob_missing", "the image is not in its store") from None
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, self._errors.NotFoundError) as error:

@@ -558,7 +558,7 @@ class Service:
             await asyncio.sleep(0.05)
             try:
                 await asyncio.to_thread(
-                    self.blobs.check, self.view.releases[firmware_id].row["blob"]
+                    self.blobs.read_verified, self.view.releases[firmware_id].row["blob"]
                 )
             except BlobDamaged as error:
                 release = self.view.releases[firmware_id]
@@ -589,7 +589,7 @@ class Service:
         """Give a release back whose bytes are again what they were."""
         firmware_id = release.row["id"]
         log.warning("release %s is not damaged any more", firmware_id)
-        self.blobs.forget(release.row["blob"])
+        self.blobs.evict(release.row["blob"])
         await self.change(
             "orchestrator",
             "firmware.renewed",

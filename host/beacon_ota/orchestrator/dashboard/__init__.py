@@ -48,22 +48,22 @@ HANDLERS = {
 def dashboard_routes() -> list[Route]:
     """Return the dashboard's routes; what is behind them is imported when it is asked for."""
 
-    def page(module: str, name: str):
+    def page_endpoint(module: str, name: str):
         async def endpoint(request: Request) -> Response:
             page_base = await _import_page("page_base")
             return await page_base.show_page(request, getattr(await _import_page(module), name))
 
         return endpoint
 
-    def handler(module: str, name: str):
+    def handler_endpoint(module: str, name: str):
         async def endpoint(request: Request) -> Response:
             return await getattr(await _import_page(module), name)(request)
 
         return endpoint
 
-    found = [Route(path, page(*where)) for path, where in PAGES.items()]
+    found = [Route(path, page_endpoint(*where)) for path, where in PAGES.items()]
     for path, (module, name, methods) in HANDLERS.items():
-        found.append(Route(path, handler(module, name), methods=methods))
+        found.append(Route(path, handler_endpoint(module, name), methods=methods))
     return found
 
 

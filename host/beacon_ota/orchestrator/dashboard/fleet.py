@@ -97,7 +97,7 @@ class Fleet:
         """Beacons by what they say is wrong with their protection."""
         return Counter(flag for row in self.rows for flag in row.flags)
 
-    def below(self, site: str) -> int:
+    def count_below(self, site: str) -> int:
         """Return how many beacons are at a site and below it; all of them for no site."""
         return sum(not site or (row.site + "/").startswith(site + "/") for row in self.rows)
 

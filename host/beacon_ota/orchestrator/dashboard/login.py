@@ -31,12 +31,12 @@ async def handle_login(request: Request) -> Response:
     service = service_of(request)
     now = service.clock.now()
 
-    def work(conn: Connection) -> str:
+    def write_session(conn: Connection) -> str:
         audit.add(conn, now, actor.name, "session.begun", actor.id)
         return sessions.create(conn, actor.id, now)
 
     answer = RedirectResponse(_own_path(there), 303, PAGE_HEADERS)
-    session.set_session_cookie(answer, request, await service.db.write(work))
+    session.set_session_cookie(answer, request, await service.db.write(write_session))
     return answer
 
 

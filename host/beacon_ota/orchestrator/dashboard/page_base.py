@@ -122,13 +122,13 @@ async def show_page(request: Request, page: Callable[[PageRequest], Page]) -> Re
 
 
 async def send_page(
-    request: Request, ask: PageRequest | None, work: Callable[[], Page]
+    request: Request, ask: PageRequest | None, make_page: Callable[[], Page]
 ) -> Response:
     """Have a page made and rendered in the dashboard's thread, and answer with it."""
     service = service_of(request)
     secret = session.secret_of(request)
     theme = request.cookies.get("theme", "")
-    about: Fields = {
+    context: Fields = {
         "ask": ask,
         "csrf": session.csrf_of(secret) if secret and ask else "",
         "theme": theme if theme in THEMES else "",
@@ -140,16 +140,16 @@ async def send_page(
         "path": request.url.path,
     }
 
-    def render() -> tuple[str, int]:
-        about["event"] = service.db.read_now(events.last_id) if ask else 0
+    def render_page() -> tuple[str, int]:
+        context["event"] = service.db.read_now(events.last_id) if ask else 0
         try:
-            page = work()
+            page = make_page()
         except BeaconOtaError as error:
             page = refusal_page(error)
-        values = {**about, **page.values, "title": page.title, "live": page.live}
+        values = {**context, **page.values, "title": page.title, "live": page.live}
         return load_templates().get_template(page.template).render(values), page.status
 
-    text, status = await _RENDERING.run(request.is_disconnected, render)
+    text, status = await _RENDERING.run(request.is_disconnected, render_page)
     return Response(text, status, PAGE_HEADERS, "text/html")
 
 

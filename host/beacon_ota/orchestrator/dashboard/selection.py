@@ -88,16 +88,16 @@ class Selection:
             Problem: ``selection`` for a value that cannot be, 404 for what does not exist.
         """
         rows: Iterable[BeaconRow] = fleet.rows
-        behind = self._behind(ask)
+        behind = self._beacons_behind(ask)
         if behind is not None:
             known = {row.id for row in fleet.rows}
             rows = [row for row in rows if row.id in behind]
             rows += [_removed_row(beacon_id) for beacon_id in sorted(behind - known)]
-        for check in self._checks(fleet):
+        for check in self._row_filters(fleet):
             rows = filter(check, rows)
         return list(rows)
 
-    def _checks(self, fleet: Fleet):
+    def _row_filters(self, fleet: Fleet):
         if self.q is not None:
             words = self.q.lower().split()
             yield lambda row: _matches_words(row, words)
@@ -128,7 +128,7 @@ class Selection:
             runs = (release.row["device_type"], release.row["version"])
             yield lambda row: (row.device_type, row.version) == runs
 
-    def _behind(self, ask: PageRequest) -> set[str] | None:
+    def _beacons_behind(self, ask: PageRequest) -> set[str] | None:
         """Return the beacons behind a count of a rollout, or behind failures; None: anybody."""
         found = None
         if self.rollout is not None and self.cell is not None:

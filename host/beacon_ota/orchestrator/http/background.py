@@ -28,7 +28,7 @@ class BackgroundPool:
     def __init__(self, name: str, threads: int = 1, most: int = LIMITS.background_jobs):
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._most = most
-        self._pending = 0
+        self._unfinished = 0
 
     async def run(
         self, is_gone: Callable[[], Awaitable[bool]], work: Callable[..., T], *args: Any
@@ -41,14 +41,14 @@ class BackgroundPool:
         Raises:
             Problem: 503 ``busy`` when too much waits; 503 ``client_gone``, to nobody.
         """
-        if self._pending >= self._most:
+        if self._unfinished >= self._most:
             raise Problem(
                 503, "busy", "too many ask for this at once", headers={"retry-after": "5"}
             )
         loop = asyncio.get_running_loop()
-        self._pending += 1
+        self._unfinished += 1
         done: Future[T] = self._threads.submit(work, *args)
-        done.add_done_callback(lambda _: _call_in_loop(loop, self._leave))
+        done.add_done_callback(lambda _: _call_in_loop(loop, self._count_finished))
         waiting = asyncio.wrap_future(done)
         try:
             while not (await asyncio.wait((waiting,), timeout=_CLIENT_CHECK_S))[0]:
@@ -58,8 +58,8 @@ class BackgroundPool:
         finally:
             waiting.cancel()  # what has not begun is not begun
 
-    def _leave(self) -> None:
-        self._pending -= 1
+    def _count_finished(self) -> None:
+        self._unfinished -= 1
 
 
 def _call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:

@@ -29,14 +29,14 @@ class BodySizeLimitMiddleware:
             return
         read = False
 
-        async def again() -> Message:
+        async def replay_body() -> Message:
             nonlocal read
             if read:
                 return await receive()
             read = True
             return {"type": "http.request", "body": data, "more_body": False}
 
-        await self._app(scope, again, send)
+        await self._app(scope, replay_body, send)
 
 
 def _has_body(scope: Scope) -> bool:

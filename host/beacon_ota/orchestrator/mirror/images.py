@@ -113,7 +113,7 @@ class Images:
             await asyncio.to_thread(blobs.remove, row["blob"])
         if await asyncio.to_thread(blobs.has, row["blob"]):
             return
-        part = blobs.part(row["blob"])
+        part = blobs.partial_path(row["blob"])
         await asyncio.to_thread(self._download, row, part)
         try:
             with part.open("rb") as file:
@@ -143,7 +143,7 @@ class Images:
                         found=found.blob,
                         expected=row["blob"],
                     )
-                await asyncio.to_thread(blobs.keep, file, found.blob)
+                await asyncio.to_thread(blobs.commit, file, found.blob)
         finally:
             part.unlink(missing_ok=True)
 

@@ -31,8 +31,8 @@ async def send_image(
     send: Send,
     data: bytes,
     digest: str,
-    seal,
-    goes_on: Callable[[], bool] = lambda: True,
+    sign_response,
+    may_continue: Callable[[], bool] = lambda: True,
 ) -> None:
     """Send bytes, or the part of them that was asked for.
 
@@ -60,8 +60,8 @@ async def send_image(
     if status == 416:
         start = end = 0
     headers.append((b"content-length", b"%d" % (end - start)))
-    if seal is not None:
-        headers.append(seal(status))
+    if sign_response is not None:
+        headers.append(sign_response(status))
     counts = service.counts
     counts.downloads[str(status)] += 1
     counts.reading += 1
@@ -69,7 +69,7 @@ async def send_image(
         await send({"type": "http.response.start", "status": status, "headers": headers})
         view = memoryview(data)
         while start < end:
-            if not goes_on():
+            if not may_continue():
                 await asgi.abort_connection(scope)
                 return
             stop = min(start + LIMITS.chunk, end)
@@ -91,13 +91,13 @@ async def send_image(
         counts.reading -= 1
 
 
-def parse_range(wanted: str, if_range: str, etag: str, size: int) -> tuple[int, int] | None:
+def parse_range(range_header: str, if_range: str, etag: str, size: int) -> tuple[int, int] | None:
     """Return the (start, end) that a Range header asks for, start == end if it cannot be had.
 
     None sends everything: no range, more than one, one that cannot be read, or one for other
     bytes than these.
     """
-    match = _RANGE.fullmatch(wanted) if wanted else None
+    match = _RANGE.fullmatch(range_header) if range_header else None
     if match is None or (if_range and if_range != etag):
         return None
     first, last = match.groups()

@@ -72,7 +72,7 @@ async def _receive_and_store(
     body: AsyncIterator[bytes],
     may_still: Callable[[], Awaitable[object]],
 ) -> Uploaded:
-    with service.blobs.incoming() as file:
+    with service.blobs.open_incoming() as file:
         form = MultipartForm(content_type, "binary", file, LIMITS.upload_image)
         try:
             await _receive_form(form, body)
@@ -150,20 +150,20 @@ async def _store_release(
         "promoted_at": now if claim.channel == "stable" else None,
     }
 
-    def add(conn: Connection) -> Fields:
-        there = firmwares.named(conn, claim.device_type, claim.version)
-        if there is not None:
-            raise _VersionTakenError(there)
+    def insert_release(conn: Connection) -> Fields:
+        existing = firmwares.named(conn, claim.device_type, claim.version)
+        if existing is not None:
+            raise _VersionTakenError(existing)
         return firmwares.add(conn, row)
 
-    new = await asyncio.to_thread(service.blobs.keep, file, found.blob)
+    new = await asyncio.to_thread(service.blobs.commit, file, found.blob)
     try:
         stored = await asyncio.shield(
             service.change(
                 actor.name,
                 "firmware.uploaded",
                 row["id"],
-                add,
+                insert_release,
                 then=service.view.put_release,
                 detail={
                     "device_type": claim.device_type,
@@ -196,14 +196,14 @@ async def _renew_release(
     values: Fields = {}
     if same["damaged_at"] is not None:
         await asyncio.to_thread(service.blobs.remove, found.blob)
-        await asyncio.to_thread(service.blobs.keep, file, found.blob)
+        await asyncio.to_thread(service.blobs.commit, file, found.blob)
         values["damaged_at"] = None
     if found.manifest is not None and found.manifest != same["manifest"]:
         values |= {"manifest": found.manifest, "expires_at": found.expires_at}
     if not values:
         return Uploaded(same, False)
 
-    def work(conn: Connection) -> Fields:
+    def write_renewal(conn: Connection) -> Fields:
         row = firmwares.change(conn, same["id"], **values)
         assert row is not None
         return row
@@ -212,7 +212,7 @@ async def _renew_release(
         actor.name,
         "firmware.renewed",
         same["id"],
-        work,
+        write_renewal,
         then=service.view.put_release,
         detail={"what": sorted(values)},
     )

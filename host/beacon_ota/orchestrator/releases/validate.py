@@ -145,13 +145,13 @@ def examine_image(
     if hashlib.sha256(data).hexdigest() != claim.sha256:
         raise InputError("image_truncated", "the bytes on the disk are not those that arrived")
     info: Fields = {}
-    sealed = _claims_encryption(claim.manifest)
-    if not sealed:
+    encrypted = _claims_encryption(claim.manifest)
+    if not encrypted:
         info = _examine_plain_image(data, claim, board)
     else:
         board.check_fit(claim.size)
     manifest = None
-    if claim.manifest is not None and trusted is None and insecure and not sealed:
+    if claim.manifest is not None and trusted is None and insecure and not encrypted:
         _open_envelope(claim.manifest)  # nobody vouches for it, but it must be one
     elif claim.manifest is not None:
         from beacon_ota.trust import Facts, Verifier
@@ -178,7 +178,7 @@ def examine_image(
         required=manifest.required if manifest else bool(claim.required),
         manifest=claim.manifest,
         expires_at=manifest.expires_at if manifest else None,
-        info={**info, "encrypted": sealed, "signed": manifest is not None},
+        info={**info, "encrypted": encrypted, "signed": manifest is not None},
     )
 
 
@@ -190,12 +190,12 @@ def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:
     board.check_fit(len(data))
     info = found.info
     for name, code in (("version", "app_version"), ("device_type", "app_device_type")):
-        said = getattr(info, name)
-        if said != getattr(claim, name):
+        stated = getattr(info, name)
+        if stated != getattr(claim, name):
             raise InputError(
                 code,
                 f"the app in the image says another {name.replace('_', ' ')}",
-                found=said,
+                found=stated,
                 expected=getattr(claim, name),
             )
     return {

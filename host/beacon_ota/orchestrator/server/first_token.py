@@ -26,7 +26,7 @@ class FirstToken:
         self._id = ""
         self._token: str | None = None
 
-    def make(self, conn: Connection, now: float) -> None:
+    def create(self, conn: Connection, now: float) -> None:
         """Make a token unless there is an admin token that works.
 
         Raises:
@@ -41,10 +41,10 @@ class FirstToken:
             _write_token_file(self._file, token)
         self._id, self._token = row["id"], token
 
-    def show(self, shown: Callable[[str | None], object]) -> bool:
+    def show(self, announce: Callable[[str | None], object]) -> bool:
         """Have it shown, unless it is in its file; False when it was lost on the way."""
         try:
-            shown(self._token if self._file is None else None)
+            announce(self._token if self._file is None else None)
         except (OSError, ValueError, AttributeError) as error:  # standard output is closed
             log.warning("standard output takes nothing: %s", error)
             return self._token is None or self._file is not None

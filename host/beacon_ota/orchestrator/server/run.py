@@ -53,8 +53,8 @@ class _UvicornServer(uvicorn.Server):
             yield  # whoever runs us in a thread stops us by hand
             return
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._exit)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_certificate)
         try:
             yield
         finally:
@@ -63,12 +63,12 @@ class _UvicornServer(uvicorn.Server):
             loop.remove_signal_handler(signal.SIGHUP)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def _reload(self) -> None:
+    def _reload_certificate(self) -> None:
         """Read the certificate again; without one there is nothing that a SIGHUP could mean."""
         if self._certificate is not None:
             self._certificate.reload()
 
-    def _exit(self) -> None:
+    def _on_stop_signal(self) -> None:
         self.force_exit = self.should_exit  # the second time means at once
         self.stop()
 
@@ -96,14 +96,14 @@ async def run_service(
     service: Service, engine: Engine, sock: socket.socket, listen: ListenOptions
 ) -> None:
     """Start a service, serve it on a bound socket until told to stop, and stop it."""
-    telling = WebhookDispatcher(service)
-    cluster = Cluster(service, engine, telling) if service.shared else None
+    dispatcher = WebhookDispatcher(service)
+    cluster = Cluster(service, engine, dispatcher) if service.shared else None
     if cluster is not None:
-        cluster.begin()
+        cluster.note_position()
     await service.start()
     try:
         engine.start()
-        telling.start()
+        dispatcher.start()
         if cluster is not None:
             cluster.start()
         if service.settings.upstream:
@@ -113,10 +113,10 @@ async def run_service(
         certificate = _load_certificate(listen)
         capacity, backlog = connection_capacity()
         table = ConnectionTable(capacity)
-        app = create_app(service, engine, telling)
+        app = create_app(service, engine, dispatcher)
         app.router.routes.extend(dashboard.dashboard_routes())
 
-        def end_what_goes_on() -> None:
+        def end_streams() -> None:
             service.hub.close()
             app.state.previews.close()
 
@@ -136,7 +136,7 @@ async def run_service(
             backlog=backlog,
         )
         ready = asyncio.Event()
-        server = _UvicornServer(config, ready, end_what_goes_on, certificate)
+        server = _UvicornServer(config, ready, end_streams, certificate)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
@@ -159,7 +159,7 @@ async def _announce_ready(service: Service, listen: ListenOptions, url: str) -> 
     """Say that we listen; the first admin token is made when there is somebody to show it to."""
     first = FirstToken(listen.token_file)
     if listen.first_token:
-        await service.db.write(first.make, service.clock.now())
+        await service.db.write(first.create, service.clock.now())
     if not first.show(lambda token: listen.on_ready(url, token)):
         await service.db.write(first.take_back)
 

@@ -37,8 +37,8 @@ class OrchestratorProcess:
             text=True,
         )
         try:
-            said = json.loads(self._line() or "{}")
-            self.url, self.token = str(said["url"]), str(said["token"])
+            announced = json.loads(self._read_line() or "{}")
+            self.url, self.token = str(announced["url"]), str(announced["token"])
         except (KeyError, ValueError):
             self.close()
             last = self.log().strip().splitlines()[-1:] or ["it said nothing"]
@@ -46,7 +46,7 @@ class OrchestratorProcess:
                 "orchestrator_start", f"the orchestrator did not start: {last[0]}"
             ) from None
 
-    def _line(self) -> str:
+    def _read_line(self) -> str:
         out = self._process.stdout
         assert out is not None
         with selectors.DefaultSelector() as selector:
