@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator.beacon_api.poll import parse_poll_query
-from beacon_ota.orchestrator.beacon_api.report import parse_report
+from beacon_ota.orchestrator.beacon_api.report_parser import parse_report
 from beacon_ota.orchestrator.http.problems import problem_document, status_of
 from beacon_ota.orchestrator.releases.multipart import MultipartForm
 from beacon_ota.orchestrator.releases.serve import parse_range

@@ -26,7 +26,7 @@ from beacon_ota.errors import BeaconOtaError, UsageError
 from beacon_ota.images import appfs, combined, esp, littlefs, partitions
 from beacon_ota.images import release as releases
 from beacon_ota.inspect import inspect
-from beacon_ota.orchestrator.beacon_api import report as status
+from beacon_ota.orchestrator.beacon_api import report_parser
 from beacon_ota.orchestrator.releases import multipart, validate
 from beacon_ota.trust import dsse
 from beacon_ota.wire import manifest, offer, refused, report, shapes, versions
@@ -204,7 +204,12 @@ def _reports() -> Target:
         "journal": [[1, 2, "boot", "crash", "d"]],
     }
     seeds = [json.dumps({**seed, "update_status": word}).encode() for word in report.STATUSES]
-    return Target(seeds, status.parse_report, (BeaconOtaError,), (report, status, shapes, versions))
+    return Target(
+        seeds,
+        report_parser.parse_report,
+        (BeaconOtaError,),
+        (report, report_parser, shapes, versions),
+    )
 
 
 def _uploads() -> Target:

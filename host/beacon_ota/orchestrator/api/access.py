@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.api import session
+from beacon_ota.orchestrator.api.dependencies import service_of
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import sessions, tokens
@@ -19,11 +20,6 @@ from beacon_ota.orchestrator.http.throttle import Throttle
 from beacon_ota.orchestrator.limits import LIMITS
 
 _BEARER_CHALLENGE = {"www-authenticate": "Bearer"}
-
-
-def service_of(request: Request) -> Service:
-    """Return the orchestrator that a request came to."""
-    return request.app.state.service
 
 
 class RequireRole:
@@ -171,7 +167,6 @@ def token_of(request: Request) -> str | None:
     return token if scheme.lower() == "bearer" and 0 < len(token) <= 128 else None
 
 
-ServiceDep = Annotated[Service, Depends(service_of)]
 Viewer = Annotated[Actor, Depends(RequireRole("viewer"))]
 Operator = Annotated[Actor, Depends(RequireRole("operator"))]
 Admin = Annotated[Actor, Depends(RequireRole("admin"))]

@@ -7,8 +7,9 @@ from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from beacon_ota.orchestrator.api.access import Admin, ServiceDep
+from beacon_ota.orchestrator.api.access import Admin
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
+from beacon_ota.orchestrator.api.dependencies import ServiceDep
 from beacon_ota.orchestrator.api.numbers import RowId
 from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.db.tables import Fields, audit

@@ -9,8 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from beacon_ota.orchestrator.api.access import ServiceDep, Viewer, is_still_authorized
+from beacon_ota.orchestrator.api.access import Viewer, is_still_authorized
 from beacon_ota.orchestrator.api.answers import listing_response
+from beacon_ota.orchestrator.api.dependencies import ServiceDep
 from beacon_ota.orchestrator.api.numbers import RowId
 from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.core.service import Service

@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api import unconfirmed
-from beacon_ota.orchestrator.api.access import Operator, RequireRole, ServiceDep, Viewer
+from beacon_ota.orchestrator.api.access import Operator, RequireRole, Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
-from beacon_ota.orchestrator.api.rollouts import EngineDep
+from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
 from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError

@@ -14,8 +14,8 @@ from prometheus_client.metrics_core import (
 )
 from starlette.responses import Response
 
-from beacon_ota.orchestrator.api.access import ServiceDep, Viewer
-from beacon_ota.orchestrator.api.rollouts import EngineDep
+from beacon_ota.orchestrator.api.access import Viewer
+from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.health import standing
 from beacon_ota.orchestrator.core.service import Counts, Service

@@ -9,8 +9,9 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.api.access import Operator, ServiceDep, Viewer
+from beacon_ota.orchestrator.api.access import Operator, Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
+from beacon_ota.orchestrator.api.dependencies import ServiceDep
 from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, sites

@@ -3,14 +3,15 @@
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.api.access import Admin, ServiceDep
+from beacon_ota.orchestrator.api.access import Admin
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
+from beacon_ota.orchestrator.api.dependencies import DispatcherDep, ServiceDep
 from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import tables
@@ -28,14 +29,6 @@ Kind = Annotated[str, Field(max_length=48, pattern=r"^(\*|[a-z_]+\.[a-z_]*)$")]
 Kinds = Annotated[list[Kind], Field(min_length=1, max_length=32, examples=[list(ALERTS)])]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Url = Annotated[str, Field(max_length=1024, examples=["https://chat.example.org/hooks/beacons"])]
-
-
-def dispatcher_of(request: Request) -> WebhookDispatcher:
-    """Return what delivers, of the orchestrator that a request came to."""
-    return request.app.state.webhooks
-
-
-DispatcherDep = Annotated[WebhookDispatcher, Depends(dispatcher_of)]
 
 
 class NewWebhook(BaseModel):

@@ -3,7 +3,7 @@
 import asyncio
 
 from beacon_ota.orchestrator.beacon_api.auth import EMPTY_SHA256, Caller
-from beacon_ota.orchestrator.beacon_api.report import check_may_continue
+from beacon_ota.orchestrator.beacon_api.continuation import check_may_continue
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.http.asgi import Header, Scope, Send

@@ -7,15 +7,17 @@ are answered as if they were the first, so that a beacon stops repeating itself.
 import asyncio
 import hashlib
 import json
-import math
-from collections import Counter
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.beacon_api.auth import Caller, wrap_new_key
-from beacon_ota.orchestrator.core.service import Counts, Service, going_on, outcome_event
+from beacon_ota.orchestrator.beacon_api.continuation import check_may_continue, halted_problem
+from beacon_ota.orchestrator.beacon_api.report_parser import (
+    FAILED_STATUSES,
+    parse_report,
+)
+from beacon_ota.orchestrator.core.service import Service, going_on, outcome_event
 from beacon_ota.orchestrator.core.stops import StopBoard
 from beacon_ota.orchestrator.core.view import Node, attempt_of
 from beacon_ota.orchestrator.db.database import StorageError
@@ -23,26 +25,8 @@ from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem
-from beacon_ota.orchestrator.rollout.decide import is_other_board, may_go_on
 from beacon_ota.orchestrator.rollout.types import Attempt, Result
-from beacon_ota.wire import journal
 from beacon_ota.wire import report as wire
-from beacon_ota.wire.shapes import is_number
-
-_ATTEMPT_STATUSES = tuple(word for word in wire.STATUSES if word != "idle")
-_FAILED_STATUSES = ("failed", "rolled_back")
-# With which statuses a field means something, and is checked: what else is sent is let go.
-_FIELD_STATUSES = {
-    **dict.fromkeys(
-        ("update_status", "firmware_version", "updated_at", "image_sha256", "journal"),
-        wire.STATUSES,
-    ),
-    **dict.fromkeys((*attempts.MEASURED, "clock_unset", "insecure"), wire.STATUSES),
-    **dict.fromkeys(("attempt_id", "firmware_id", "previous_version"), _ATTEMPT_STATUSES),
-    **dict.fromkeys(("stage", "code", "detail"), _FAILED_STATUSES),
-    "progress": ("downloading",),
-    "acquitted": ("rolled_back",),
-}
 
 
 class RecordedReport(NamedTuple):
@@ -93,7 +77,7 @@ async def accept_report(
                 )
             )
         except StorageError:
-            if attempt is not None and word in _FAILED_STATUSES:
+            if attempt is not None and word in FAILED_STATUSES:
                 service.not_recorded(attempt, Result(word))
             raise
     else:  # progress of the moment
@@ -106,7 +90,7 @@ async def accept_report(
                 raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
             service.heed()
             if recorded.called_off or service.view.is_stopped(attempt):
-                raise _halted_problem("halted", attempt)
+                raise halted_problem("halted", attempt)
             node.progress = doc.get("progress", 0 if word == "downloading" else 100)
             service.hub.tell(
                 now,
@@ -130,104 +114,6 @@ async def accept_report(
     payload = json.dumps(answer).encode()
     signature = caller.sign_response(200, hashlib.sha256(payload).hexdigest())
     await asgi.send_response(send, 200, payload, (asgi.JSON_TYPE, signature))
-
-
-def parse_report(body: bytes, counts: Counts | None = None) -> Fields:
-    """Return a report: the fields that the contract gives to its status, all within their bounds.
-
-    What is broken and not needed is mended or left out (``wire.report``). ``journal`` holds the
-    entries to store, ``journal_ack`` the number to acknowledge.
-
-    Args:
-        counts: takes how many fields and journal entries broke the contract.
-
-    Raises:
-        Problem: ``report_syntax``, or ``report_field`` naming a field that is needed.
-    """
-    try:
-        text = body.decode("utf-8", "replace")
-        doc = json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_integer)
-    except (ValueError, RecursionError):
-        raise Problem(422, "report_syntax", "the body is not JSON") from None
-    try:
-        fields, faults = wire.read(doc)
-    except wire.ReportError as error:
-        raise Problem(
-            422, "report_field", f"{error.field}: {error.reason}", found=error.field
-        ) from None
-    counts = counts or Counts()
-    counts.fields.update(faults)
-    word = fields["update_status"]
-    found = {name: value for name, value in fields.items() if word in _FIELD_STATUSES.get(name, ())}
-    if "journal" in found:
-        found["journal"], found["journal_ack"] = _mend_journal(found["journal"], counts.entries)
-    return found
-
-
-def _mend_journal(sent: Any, counts: Counter[str]) -> tuple[list[list[Any]], int]:
-    """Return the journal entries to store, oldest first, and the number to acknowledge; or 0.
-
-    An entry that breaks the contract is cut to its bounds or dropped, and acknowledged like the
-    others, or its beacon would send it for ever. What is beyond the entries of one report is left
-    for the next one.
-
-    Args:
-        sent: the report's field.
-        counts: takes how many were ``clipped`` and ``dropped``.
-    """
-    if not isinstance(sent, list):
-        return [], 0
-    numbered = []
-    for entry in sent:
-        if isinstance(entry, list) and entry and is_number(entry[0], 1, journal.MAX_SEQ):
-            numbered.append(entry)
-        else:
-            counts["dropped"] += 1
-    numbered.sort(key=itemgetter(0))
-    del numbered[journal.MAX_ENTRIES :]
-    kept = []
-    for entry in numbered:
-        mended = journal.mend(entry)
-        if mended is None:
-            counts["dropped"] += 1
-            continue
-        counts["clipped"] += mended != entry
-        kept.append(mended)
-    return kept, numbered[-1][0] if numbered else 0
-
-
-def check_may_continue(service: Service, attempt: Attempt, node: Node) -> None:
-    """Refuse to go on with an attempt that is over (409) or was called off (410)."""
-    if attempt.result is not None:
-        raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
-    entry = service.view.entries.get(attempt.rollout_id)
-    release = service.view.releases[attempt.firmware_id]
-    board = release.row["device_type"]
-    if attempt.rebooting_at is None and is_other_board(node.facts, board):
-        raise Problem(
-            409,
-            "device_type_mismatch",
-            "the release is for another board",
-            found=node.facts.said_type or node.facts.device_type,
-            expected=board,
-        )
-    if entry is None:
-        raise _halted_problem("over", attempt)
-    channel = node.facts.open_channel
-    if not may_go_on(entry.state.status, release.state, attempt, channel=channel):
-        raise _halted_problem(entry.state.status.value, attempt)
-    begun = attempt.taken_at is not None or attempt.rebooting_at is not None
-    if not begun and service.lease is not None and service.lease.is_over():
-        raise Problem(
-            410,
-            "mirror_lease",
-            "this mirror has been without its primary for too long to hand anything out",
-            found=attempt.id,
-        )
-
-
-def _halted_problem(state: str, attempt: Attempt) -> Problem:
-    return Problem(410, "rollout_halted", f"the rollout is {state}", found=attempt.rollout_id)
 
 
 async def _find_attempt(service: Service, node: Node, doc: Fields) -> Attempt:
@@ -326,12 +212,3 @@ def _publish_recorded(service: Service, done: RecordedReport) -> None:
         service.put_attempt(row)
     for event in done.events:
         service.hub.publish(event)
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(word)
-
-
-def _parse_integer(digits: str) -> float:
-    """Return a whole number; one that is out of every range, without reading its digits."""
-    return int(digits) if len(digits) < 24 else math.inf

@@ -12,7 +12,8 @@ from time import monotonic
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from beacon_ota.orchestrator.api.access import authenticate_actor, is_still_authorized, service_of
+from beacon_ota.orchestrator.api.access import authenticate_actor, is_still_authorized
+from beacon_ota.orchestrator.api.dependencies import service_of
 from beacon_ota.orchestrator.api.numbers import ROW_ID_MAX
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.dashboard import messages

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from beacon_ota.orchestrator.api import session
-from beacon_ota.orchestrator.api.access import authenticate_token, service_of
+from beacon_ota.orchestrator.api.access import authenticate_token
+from beacon_ota.orchestrator.api.dependencies import service_of
 from beacon_ota.orchestrator.dashboard.page_base import PAGE_HEADERS, Page, refusal_page, send_page
 from beacon_ota.orchestrator.db.tables import audit, sessions
 from beacon_ota.orchestrator.http.problems import Problem

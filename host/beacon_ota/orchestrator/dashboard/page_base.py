@@ -18,7 +18,8 @@ from starlette.responses import RedirectResponse, Response
 from beacon_ota import __version__
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator.api import session
-from beacon_ota.orchestrator.api.access import authenticate_actor, service_of
+from beacon_ota.orchestrator.api.access import authenticate_actor
+from beacon_ota.orchestrator.api.dependencies import service_of
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.dashboard import messages
