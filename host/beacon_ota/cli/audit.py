@@ -34,7 +34,7 @@ def listing(
             action=action, by=by, target=target, limit=limit, after=after or 0, newest=newest
         )
     else:
-        from beacon_ota.orchestrator.api.audit import shown
+        from beacon_ota.orchestrator.api.audit import serialize_entry
         from beacon_ota.orchestrator.db.database import offline
         from beacon_ota.orchestrator.db.tables import audit
 
@@ -48,7 +48,7 @@ def listing(
                 target=target,
                 newest=newest,
             )
-        rows = [shown(entry) for entry in found]
+        rows = [serialize_entry(entry) for entry in found]
     output.emit(rows if json else remote.shorten(rows, "time"), _COLUMNS, as_json=json)
 
 

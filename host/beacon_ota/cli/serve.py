@@ -87,14 +87,14 @@ def serve(
 ) -> None:
     """Run the orchestrator until interrupted."""
     from beacon_ota.orchestrator.rollout.windows import parse_window
-    from beacon_ota.orchestrator.server.listen import Listen
-    from beacon_ota.orchestrator.server.log_format import Format
-    from beacon_ota.orchestrator.server.start import serve as run
+    from beacon_ota.orchestrator.server.listen import ListenOptions
+    from beacon_ota.orchestrator.server.log_format import LogFormatter
+    from beacon_ota.orchestrator.server.start import run_orchestrator as run
     from beacon_ota.orchestrator.settings import Settings
 
     _open_standard_files()
     log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(Format())
+    log.setFormatter(LogFormatter())
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[log])
     parse_window(window, zone)
     if (tls_cert is None) != (tls_key is None):
@@ -124,7 +124,7 @@ def serve(
         upstream_ca=upstream_ca,
         lease_s=_lease(lease),
     )
-    listen = Listen(
+    listen = ListenOptions(
         host=host,
         port=port,
         tls_cert=tls_cert,

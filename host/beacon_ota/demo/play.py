@@ -17,7 +17,7 @@ from beacon_ota.demo.stage import Stage
 from beacon_ota.demo.workshop import BOARD, Made, Workshop
 from beacon_ota.errors import ReachError
 from beacon_ota.fleet.fleet import Fleet, Member
-from beacon_ota.orchestrator.server.subprocess import Child
+from beacon_ota.orchestrator.server.subprocess import OrchestratorProcess
 from beacon_ota.provision import batch
 from beacon_ota.provision.registry import Orchestrator
 from beacon_ota.provision.wanted import Network as Wifi
@@ -139,7 +139,7 @@ class Play:
         self.result.release_bytes, self.result.app_bytes = made[GOOD].size, made[GOOD].app_size
         enter = self._stack.enter_context
         self._server = enter(
-            Child(
+            OrchestratorProcess(
                 self._folder,
                 f"--keys={shop.keys_file}",
                 f"--port={self._port}",

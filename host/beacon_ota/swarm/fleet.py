@@ -14,7 +14,7 @@ from typing import Any
 
 from beacon_ota.client import Client
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.server.subprocess import usage
+from beacon_ota.orchestrator.server.subprocess import process_usage
 from beacon_ota.swarm import check, release
 from beacon_ota.swarm.beacon import Beacon
 from beacon_ota.swarm.clock import Time
@@ -104,7 +104,7 @@ class Fleet:
             "wall_s": round(took, 1),
             "whole_s": round(time.monotonic() - began, 1),
             "swarm_cpu": round(used / took, 3),
-            "swarm_rss_mb": usage(os.getpid()).get("rss_mb"),
+            "swarm_rss_mb": process_usage(os.getpid()).get("rss_mb"),
             "polls_per_s": round(self.world.stats.polls.count / took, 1),
             "broken": dict(self.world.stats.broken),
             "refused": dict(self.world.stats.refused),

@@ -26,7 +26,7 @@ from beacon_ota.errors import BeaconOtaError, UsageError
 from beacon_ota.images import appfs, combined, esp, littlefs, partitions
 from beacon_ota.images import release as releases
 from beacon_ota.inspect import inspect
-from beacon_ota.orchestrator.beacon_api import report as status
+from beacon_ota.orchestrator.beacon_api import report_parser
 from beacon_ota.orchestrator.releases import multipart, validate
 from beacon_ota.trust import dsse
 from beacon_ota.wire import manifest, offer, refused, report, shapes, versions
@@ -204,7 +204,12 @@ def _reports() -> Target:
         "journal": [[1, 2, "boot", "crash", "d"]],
     }
     seeds = [json.dumps({**seed, "update_status": word}).encode() for word in report.STATUSES]
-    return Target(seeds, status.read, (BeaconOtaError,), (report, status, shapes, versions))
+    return Target(
+        seeds,
+        report_parser.parse_report,
+        (BeaconOtaError,),
+        (report, report_parser, shapes, versions),
+    )
 
 
 def _uploads() -> Target:
@@ -220,11 +225,13 @@ def _uploads() -> Target:
 
     def read(data: bytes) -> None:
         file = io.BytesIO()
-        form = multipart.Form(f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21)
+        form = multipart.MultipartForm(
+            f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21
+        )
         for at in range(0, len(data), 1000):
             form.feed(data[at : at + 1000])
         form.close()
-        validate.examine(file, validate.claim(form), None, True, 1.0)
+        validate.examine_image(file, validate.read_claim(form), None, True, 1.0)
 
     watched = (multipart, validate, esp, appfs, littlefs, releases)
     return Target([body], read, (BeaconOtaError,), watched)
