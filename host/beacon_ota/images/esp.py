@@ -6,7 +6,8 @@ alone; bytes that follow in the slot do not matter. Flash-mapped segments are pa
 64 KiB, so their place in flash and their address agree in the low 16 bits.
 
 :func:`parse_app_image` is stricter than the chip: it is for files that people hand in.
-:func:`verify_bootable` decides exactly as ESP-IDF 5.5 does. Source: ESP-IDF ``esp_image_format.c``, ``esp_app_desc.h``.
+:func:`verify_bootable` decides exactly as ESP-IDF 5.5 does. Source: ESP-IDF
+``esp_image_format.c``, ``esp_app_desc.h``.
 """
 
 import hashlib
