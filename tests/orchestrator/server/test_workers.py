@@ -193,7 +193,7 @@ def test_a_worker_whose_loop_turns_is_left_alone(monkeypatch):
 
 @pytest.fixture
 def pair(tmp_path, caplog):
-    url = cluster().database()
+    url = cluster().create_database()
     with Local(tmp_path / "one", database=url) as one:
         until(lambda: one.service.leads, deadline_s=DEADLINE_S)
         (tmp_path / "two.token").write_text(one.token)
@@ -315,7 +315,7 @@ def workers_of(parent: int) -> list[int]:
 @pytest.mark.timeout(600)
 def test_kill_one_of_four_workers_in_the_middle_of_a_rollout(tmp_path):
     """Again and again, the leader too: nothing acknowledged is lost, nothing counted twice."""
-    options = (f"--database={cluster().database()}", "--workers=4", "-v")
+    options = (f"--database={cluster().create_database()}", "--workers=4", "-v")
     with Server(tmp_path / "data", *options) as server:
         assert len(workers_of(server.process.pid)) == 4
         fleet = beacons(server, 24)
@@ -365,7 +365,7 @@ def test_kill_one_of_four_workers_in_the_middle_of_a_rollout(tmp_path):
 
 
 def test_a_request_that_one_worker_answered_no_other_answers(tmp_path):
-    options = (f"--database={cluster().database()}", "--workers=3")
+    options = (f"--database={cluster().create_database()}", "--workers=3")
     with Server(tmp_path / "data", *options) as server:
         (beacon,) = beacons(server, 1)
         target = "/firmwares/latest/esp32c3?version=1.0.0"
