@@ -18,7 +18,7 @@ class Times:
 
     def lease(self, span_s: float = DAY_S, kept: str | None = None) -> Lease:
         made = Lease(span_s, self.clock, lambda: self.steady)
-        made.begin(kept)
+        made.restore(kept)
         return made
 
     def go_on(self, seconds: float, *, utc: bool = True) -> None:

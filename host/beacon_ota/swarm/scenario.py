@@ -160,25 +160,25 @@ def parse(data: object, name: str) -> Scenario:
         PlanError: the codes of rollout plans, naming the field.
     """
     table = Table(data, "")
-    beacons = table.need("beacons", _number(1, BEACONS_MAX))
+    beacons = table.required("beacons", _number(1, BEACONS_MAX))
     found = Scenario(
         name=name,
         beacons=beacons,
-        for_s=table.need("for", read.positive),
-        about=table.take("about", read.text, ""),
-        buildings=table.take("buildings", _number(1, min(BUILDINGS_MAX, beacons)), 1),
-        scale=table.take("time_scale", _number(1, 1000), 1),
-        poll_s=table.take("poll", read.positive, 60.0),
-        speed=table.take("speed", _number(100, 1_000_000_000), None),
-        boot_s=table.take("boot", read.parse_duration, 3.0),
-        trial_s=table.take("trial", read.parse_duration, 10.0),
-        spread_s=table.take("spread", read.parse_duration, 60.0),
-        air=table.take("air", _air, Air()),
-        releases=table.take("releases", read.list_of(_drop, LIST_MAX), ()),
-        events=table.take("events", read.list_of(_event, LIST_MAX), ()),
-        expect=table.take("expect", _expected, Expected()),
+        for_s=table.required("for", read.read_positive_duration),
+        about=table.optional("about", read.read_text, ""),
+        buildings=table.optional("buildings", _number(1, min(BUILDINGS_MAX, beacons)), 1),
+        scale=table.optional("time_scale", _number(1, 1000), 1),
+        poll_s=table.optional("poll", read.read_positive_duration, 60.0),
+        speed=table.optional("speed", _number(100, 1_000_000_000), None),
+        boot_s=table.optional("boot", read.parse_duration, 3.0),
+        trial_s=table.optional("trial", read.parse_duration, 10.0),
+        spread_s=table.optional("spread", read.parse_duration, 60.0),
+        air=table.optional("air", _air, Air()),
+        releases=table.optional("releases", read.read_list(_drop, LIST_MAX), ()),
+        events=table.optional("events", read.read_list(_event, LIST_MAX), ()),
+        expect=table.optional("expect", _expected, Expected()),
     )
-    table.done()
+    table.reject_unknown()
     return found
 
 
@@ -197,22 +197,24 @@ def _number(low: int, high: int) -> read.Reader[int]:
 
 def _air(value: object, where: str) -> Air:
     table = Table(value, where)
-    found = Air(*(table.take(name, read.share, 0.0) for name in ("refused", "cut", "deaf")))
-    table.done()
+    found = Air(
+        *(table.optional(name, read.read_share, 0.0) for name in ("refused", "cut", "deaf"))
+    )
+    table.reject_unknown()
     return found
 
 
 def _fates(value: object, where: str) -> Fates:
     table = Table(value, where)
-    found = Fates(*(table.take(name, read.share, 0.0) for name in Fates.__slots__))
-    table.done()
+    found = Fates(*(table.optional(name, read.read_share, 0.0) for name in Fates.__slots__))
+    table.reject_unknown()
     if found.total > 1:
         raise PlanError("number_range", f"{where}: more than 1 in all", found=found.total)
     return found
 
 
 def _version(value: object, where: str) -> str:
-    text = read.text(value, where)
+    text = read.read_text(value, where)
     try:
         versions.parse(text)
     except ValueError:
@@ -231,35 +233,37 @@ def _plan(value: object, where: str) -> Mapping[str, object]:
 def _drop(value: object, where: str) -> Drop:
     table = Table(value, where)
     found = Drop(
-        version=table.need("version", _version),
-        size=table.take("size", _number(SIZE_MIN, SIZE_MAX), 65536),
-        at_s=table.take("at", read.parse_duration, 0.0),
-        channel=table.take("channel", read.choice(("stable", "beta"), "channel_unknown"), "stable"),
-        plan=table.take("plan", _plan, {"preset": "all-at-once"}),
-        fates=table.take("fates", _fates, Fates()),
+        version=table.required("version", _version),
+        size=table.optional("size", _number(SIZE_MIN, SIZE_MAX), 65536),
+        at_s=table.optional("at", read.parse_duration, 0.0),
+        channel=table.optional(
+            "channel", read.read_choice(("stable", "beta"), "channel_unknown"), "stable"
+        ),
+        plan=table.optional("plan", _plan, {"preset": "all-at-once"}),
+        fates=table.optional("fates", _fates, Fates()),
     )
-    table.done()
+    table.reject_unknown()
     return found
 
 
 def _event(value: object, where: str) -> Event:
     table = Table(value, where)
     found = Event(
-        at_s=table.need("at", read.parse_duration),
-        what=table.need("what", read.choice(EVENTS, "event_unknown")),
-        buildings=table.take("buildings", _number(1, BUILDINGS_MAX), 1),
-        off_s=table.take("off", read.parse_duration, 10.0),
+        at_s=table.required("at", read.parse_duration),
+        what=table.required("what", read.read_choice(EVENTS, "event_unknown")),
+        buildings=table.optional("buildings", _number(1, BUILDINGS_MAX), 1),
+        off_s=table.optional("off", read.parse_duration, 10.0),
     )
-    table.done()
+    table.reject_unknown()
     return found
 
 
 def _expected(value: object, where: str) -> Expected:
     table = Table(value, where)
     found = Expected(
-        status=table.take("status", read.choice(STATUSES, "status_unknown"), None),
-        touched=table.take("touched", read.share, None),
-        serving=table.take("serving", read.share, None),
+        status=table.optional("status", read.read_choice(STATUSES, "status_unknown"), None),
+        touched=table.optional("touched", read.read_share, None),
+        serving=table.optional("serving", read.read_share, None),
     )
-    table.done()
+    table.reject_unknown()
     return found

@@ -175,13 +175,17 @@ async def commit(self, entry: Entry):
 
 def test_a_read_by_the_writer_raises_and_one_by_the_loop_does_not(local, tmp_path):
     (beacon,) = local.beacons(1)
-    view = local.service.view
-    node = view.nodes[beacon.id]
+    view = local.service.fleet
+    node = view.beacons[beacon.id]
 
     async def write(work):
         return await local.service.db.write(work)
 
-    for read in (lambda _conn: node.key, lambda _conn: view.nodes, lambda _conn: view.lives("x")):
+    for read in (
+        lambda _conn: node.key,
+        lambda _conn: view.beacons,
+        lambda _conn: view.active_rollouts("x"),
+    ):
         with pytest.raises(ReadByWriter):
             local.call(write(read))
     assert node.key == beacon.key and beacon.poll().status == 204

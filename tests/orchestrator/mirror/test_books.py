@@ -33,7 +33,7 @@ class Books(Scene):
         return copy_data(self.folder / name, self.folder / to)
 
     def has_lease(self) -> bool:
-        kept = self.mirror.service.db.read(changes.noted, mirrors._LEASE)
+        kept = self.mirror.service.db.read(changes.get_setting, mirrors._LEASE)
         return self.mirror.call(kept) is not None
 
     def put_back_mirror(self, kept: str | None, fleet=()) -> None:
@@ -310,7 +310,7 @@ def test_a_wiped_mirror_is_given_its_attempts_back_however_late_the_image_comes(
         download(self, row, part)
 
     monkeypatch.setattr(Images, "_download", slow)
-    answers, read = [], state.read
+    answers, read = [], state.read_answer
 
     def reads(reply):
         answers.append(reply)
@@ -680,7 +680,7 @@ def halts_in_memory(mirror, elsewhere, rollout: str) -> None:
     until(lambda: rollout in mirror.service.stops.current(), what="a halt in memory")
     elsewhere.let_go()
     stepping.join(DEADLINE_S)
-    until(lambda: not mirror.service.stops.mine(), what="the halt to be stored")
+    until(lambda: not mirror.service.stops.to_store(), what="the halt to be stored")
 
 
 def steps(local) -> None:

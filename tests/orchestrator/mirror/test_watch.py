@@ -121,7 +121,7 @@ def test_bytes_that_arrived_confirm_nothing(scene, monkeypatch):
     (beacon,) = scene.beacons(1)
     rollout = scene.release()
     scene.here(rollout)
-    real = outbox.take
+    real = outbox.import_state
 
     def fails(conn, *args):
         raise RuntimeError("the disk is odd")
@@ -429,7 +429,7 @@ def test_how_long_a_lease_is_can_be_chosen(tmp_path, scene):
     rollout = scene.release()
     given = {"upstream": scene.uplink.url, "upstream_token": made["token"], "lease_s": 600.0}
     with Local(tmp_path / "short", clock=scene.clock, **given) as short:
-        until(lambda: rollout in short.service.view.entries, deadline_s=DEADLINE_S)
+        until(lambda: rollout in short.service.fleet.rollouts, deadline_s=DEADLINE_S)
         until(
             lambda: any(one["lease_s"] == 600 for one in scene.admin.mirrors()),
             deadline_s=DEADLINE_S,
@@ -497,7 +497,7 @@ def test_what_is_refused_of_a_mirror_is_seen_and_halts_arrive_all_the_same(scene
     (beacon,) = scene.beacons(1)
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
-    real = outbox.batch
+    real = outbox.read_batch
 
     def newer(conn, limit):
         return [*real(conn, limit), outbox.Item(1 << 40, "telemetry", {"x": 1})]
@@ -527,7 +527,7 @@ def test_a_halt_that_is_told_in_vain_is_done_once(scene, monkeypatch):
         beacon.fail(beacon.offered())
     scene.mirror.step()
     scene.here(rollout, "halted")
-    real, told_again = outbox.batch, []
+    real, told_again = outbox.read_batch, []
 
     def newer(conn, limit):
         told_again.append(0)
@@ -550,7 +550,7 @@ def test_a_primary_that_fails_at_what_it_is_told_halts_all_the_same(scene, monke
     (beacon,) = scene.beacons(1)
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
-    real = primary_store.take
+    real = primary_store.import_changes
 
     def fails(conn, mirror_id, epoch, changes, *args):
         if changes:
@@ -644,7 +644,7 @@ def test_a_newer_primary_and_this_mirror(scene, monkeypatch, caplog):
     rollout, known = scene.release(), scene.release("1.2.0", {**EVERYBODY, "window": "03:00-04:00"})
     scene.here(rollout)
     scene.here(known)
-    real = primary_store.state
+    real = primary_store.export_state
 
     def newer(conn, mirror, fresh):
         found = real(conn, mirror, fresh)
@@ -724,11 +724,11 @@ def test_an_answer_to_tell_all_again_renews_no_lease_and_confirms_nothing(scene,
     scene.beacons(1)
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
-    pages, real = [], books.look_up
+    pages, real = [], books.compare_page
 
     def parted(conn, mirror_id, page):
         pages.append(page)
-        return books.Stand(0, False, True, False)
+        return books.BookComparison(0, False, True, False)
 
     mirror = scene.mirror.service.mirror
     monkeypatch.setattr(books, "look_up", parted)
@@ -754,7 +754,7 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
     scene.even()
-    epoch, real, failed = scene.mirror.service.mirror._epoch, primary_store.take, []
+    epoch, real, failed = scene.mirror.service.mirror._epoch, primary_store.import_changes, []
 
     def take(conn, mirror_id, page, changes, *args):
         found = real(conn, mirror_id, page, changes, *args)
@@ -762,7 +762,7 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
             failed.append(page.mark)
         return found
 
-    state = primary_store.state
+    state = primary_store.export_state
 
     def gives(*args):
         if len(failed) == 1:
@@ -781,4 +781,4 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
 
 
 def moves_at(scene) -> str:
-    return scene.mirror.call(scene.mirror.service.db.read(outbox.moves))
+    return scene.mirror.call(scene.mirror.service.db.read(outbox.get_moves))

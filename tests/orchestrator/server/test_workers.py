@@ -11,8 +11,8 @@ import pytest
 
 from beacon_ota.client import Client
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.core.service import Counts
-from beacon_ota.orchestrator.core.shared_counters import SharedTallies
+from beacon_ota.orchestrator.core.service import ServedCounts
+from beacon_ota.orchestrator.core.shared_counters import SharedCounters
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.server import workers
 from beacon_ota.orchestrator.server.listen import Listen
@@ -27,23 +27,23 @@ DEADLINE_S = 60.0
 
 
 def test_processes_count_together_and_go_on_where_one_was_killed():
-    tallies = SharedTallies(3)
-    one, two = Counts(), Counts()
+    tallies = SharedCounters(3)
+    one, two = ServedCounts(), ServedCounts()
     one.polls["offer"], one.bytes_sent, one.reading = 2, 10, 1
     two.polls["offer"], two.polls["windows"] = 3, 1
     two.downloads["206"] = 4
-    tallies.put(0, one.dump())
-    tallies.put(1, two.dump())
+    tallies.write(0, one.dump())
+    tallies.write(1, two.dump())
     for number in range(5):
         one.polls["offer"] = 2 + number
-        tallies.put(0, one.dump())
-    total = Counts()
-    for found in tallies.others(2):
+        tallies.write(0, one.dump())
+    total = ServedCounts()
+    for found in tallies.read_others(2):
         total = total.add(found)
     assert total.polls == {"offer": 9, "windows": 1}
     assert (total.bytes_sent, total.reading, total.downloads) == (10, 1, {"206": 4})
     assert one.dump()["polls"] == {"offer": 6}
-    assert Counts().add(tallies.get(0)).dump() == one.dump() and tallies.get(2) == {}
+    assert ServedCounts().add(tallies.read(0)).dump() == one.dump() and tallies.read(2) == {}
 
 
 def test_sqlite_has_one_worker(tmp_path):
@@ -193,7 +193,7 @@ def test_a_worker_whose_loop_turns_is_left_alone(monkeypatch):
 def pair(tmp_path, caplog):
     url = cluster().database()
     with Local(tmp_path / "one", database=url) as one:
-        until(lambda: one.service.leads, deadline_s=DEADLINE_S)
+        until(lambda: one.service.is_leader, deadline_s=DEADLINE_S)
         (tmp_path / "two.token").write_text(one.token)
         with Local(tmp_path / "two", clock=one.clock, database=url) as two:
             (tmp_path / "two" / "blobs").rmdir()
@@ -292,7 +292,7 @@ def test_events_of_both_are_followed_at_either_in_one_order(pair):
 
 
 async def _follow(where: Local):
-    return where.service.hub.follow()
+    return where.service.hub.subscribe()
 
 
 def test_the_lead_passes_on(pair):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine
 
-from beacon_ota.orchestrator.db.database import connect, migrate
+from beacon_ota.orchestrator.db.database import connect, migrate_if_due
 
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
 _USER = "beacon"
@@ -35,7 +35,7 @@ class Cluster:
         self.start()
         atexit.register(self.stop)
         engine = connect(self._make("beacon_template"))
-        migrate(engine)
+        migrate_if_due(engine)
         engine.dispose()
 
     def database(self) -> str:

@@ -66,7 +66,7 @@ async def actor_of(request: Request, stops: bool = False) -> Actor:
         )
     service = service_of(request)
     if stops:
-        actor = await _look_up(service, sessions.find, secret, service.remembered.session)
+        actor = await _look_up(service, sessions.find, secret, service.credentials.find_session)
     else:
         actor = await service.db.read(sessions.find, secret, service.clock.now())
     if actor is None:
@@ -74,8 +74,8 @@ async def actor_of(request: Request, stops: bool = False) -> Actor:
     if request.method not in session.SAFE:
         session.check_csrf(request, secret)
     asgi.prove(request.scope, ADMINISTRATOR)
-    if service.remembered.session(secret, service.clock.now()) is None:
-        service.remember_soon()
+    if service.credentials.find_session(secret, service.clock.now()) is None:
+        service.refresh_credentials_soon()
     return actor
 
 
@@ -108,7 +108,7 @@ async def holder(request: Request, token: str, stops: bool = False) -> Actor:
     """
     service = service_of(request)
     if stops:
-        actor = await _look_up(service, tokens.find, token, service.remembered.token)
+        actor = await _look_up(service, tokens.find, token, service.credentials.find_token)
     else:
         actor = await service.db.read(tokens.find, token, service.clock.now())
     if actor is None:
@@ -126,8 +126,8 @@ async def holder(request: Request, token: str, stops: bool = False) -> Actor:
             401, "token_wrong", "the token is unknown, expired or revoked", headers=_WRONG
         )
     asgi.prove(request.scope, ADMINISTRATOR)
-    if service.remembered.token(token, service.clock.now()) is None:
-        service.remember_soon()
+    if service.credentials.find_token(token, service.clock.now()) is None:
+        service.refresh_credentials_soon()
     if actor.role == MIRROR and not request.url.path.startswith("/api/mirror/"):
         raise Problem(403, "role_too_low", "a mirror's token is for a mirror", found=actor.role)
     return actor

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from beacon_ota.orchestrator.api.access import Admin, On
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.numbers import RowId
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.db.tables import Fields, audit
 from beacon_ota.orchestrator.limits import LIMITS
 
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/api/audit", tags=["audit"])
 
 def shown(entry: Fields) -> Fields:
     """Return an entry as the API shows it; ``at`` stays exact, the hash covers it."""
-    return {**entry, "time": iso(entry["at"]), "detail": json.loads(entry["detail"])}
+    return {**entry, "time": format_iso(entry["at"]), "detail": json.loads(entry["detail"])}
 
 
 @router.get("")
@@ -36,7 +36,7 @@ async def listing(
     """List entries in order, or the newest first."""
 
     def read(conn: Connection) -> list[Fields]:
-        return audit.entries(
+        return audit.list_entries(
             conn,
             after=after,
             limit=limit,
@@ -56,4 +56,4 @@ async def verify(
     head: Annotated[str | None, Query(pattern=r"^[0-9a-f]{64}$")] = None,
 ) -> Response:
     """Verify the chain; ``head`` is a hash noted earlier that must still be in it."""
-    return answer(await service.db.read(audit.verify, head))
+    return answer(await service.db.read(audit.verify_chain, head))

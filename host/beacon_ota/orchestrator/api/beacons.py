@@ -18,8 +18,8 @@ from starlette.responses import Response
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin, On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
-from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.core.health import standing
+from beacon_ota.orchestrator.clock import format_iso
+from beacon_ota.orchestrator.core.health import health_label
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.schema import beacons as table
@@ -53,7 +53,7 @@ async def _up_to_date(service: Service) -> None:
     A disk that is full, or a lock that somebody holds, is no reason not to show what is there;
     the service tries again by itself, and logs why it cannot.
     """
-    task = asyncio.create_task(service.flush())
+    task = asyncio.create_task(service.flush_last_seen())
     _writing.add(task)
     task.add_done_callback(_written)
     await asyncio.wait((task,), timeout=FRESH_S)
@@ -130,7 +130,7 @@ def shown(row: Mapping[Any, Any]) -> Fields:
     public["tags"] = _tags(row["tags"])
     public["refusals"] = row["refusals"] or 0
     for name in _TIMES:
-        public[name] = iso(row[name])
+        public[name] = format_iso(row[name])
     return public
 
 
@@ -160,17 +160,17 @@ async def create(new: NewBeacon, service: On, actor: Operator) -> Response:
             raise UsageError("beacon_taken", "this beacon is registered", found=new.beacon_id)
         _check_site(conn, new.site)
         # Another beacon may have had this name: its failures are not held against this one.
-        beacons.add(conn, {**row, "cleared_at": attempts.last_end(conn, new.beacon_id)})
+        beacons.add(conn, {**row, "cleared_at": attempts.last_end_of(conn, new.beacon_id)})
         found = beacons.get(conn, new.beacon_id)
         assert found is not None
         return found
 
-    stored = await service.change(
+    stored = await service.change_audited(
         actor.name,
         "beacon.created",
         new.beacon_id,
         work,
-        then=service.view.put_beacon,
+        then=service.fleet.put_beacon,
         detail={"device_type": new.device_type, "site": new.site},
     )
     public = shown(stored)
@@ -218,7 +218,7 @@ async def listing(
     standing_of = partial(_standing, service)  # looks at the view from a reader's thread
 
     def read(conn: Connection) -> Response:  # a full page is some work: not on the event loop
-        total, rows = beacons.page(conn, **filters)
+        total, rows = beacons.list_page(conn, **filters)
         more = rows[-1]["id"] if len(rows) == limit and total > limit else None
         found = [{**shown(row), "standing": standing_of(row["id"])} for row in rows]
         return page("beacons", found, total=total, next=more)
@@ -235,14 +235,14 @@ async def show(
 ) -> Response:
     """Show a beacon: its attempts, reports and journal, newest first."""
     await _up_to_date(service)
-    versions = {key: one.row["version"] for key, one in service.view.releases.items()}
+    versions = {key: one.row["version"] for key, one in service.fleet.releases.items()}
 
     def read(conn: Connection) -> Fields | None:
         row = beacons.get(conn, beacon_id)
         if row is None:
             return None
         tries = []
-        for one in attempts.of_beacon(conn, beacon_id, limit):
+        for one in attempts.list_for_beacon(conn, beacon_id, limit):
             for key in (
                 "offered_at",
                 "taken_at",
@@ -251,15 +251,16 @@ async def show(
                 "late_at",
                 "blamed_at",
             ):
-                one[key] = iso(one[key])
+                one[key] = format_iso(one[key])
             tries.append({**one, "version": versions.get(one["firmware_id"])})
         reports = [
-            {**one, "at": iso(one["at"])} for one in beacons.reports_of(conn, beacon_id, limit)
+            {**one, "at": format_iso(one["at"])}
+            for one in beacons.list_reports(conn, beacon_id, limit)
         ]
         entries = [
             {key: one[key] for key in ("seq", "stage", "code", "detail")}
-            | {"at": iso(one["utc"] or None), "stored_at": iso(one["stored_at"])}
-            for one in beacons.journal_of(conn, beacon_id, limit)
+            | {"at": format_iso(one["utc"] or None), "stored_at": format_iso(one["stored_at"])}
+            for one in beacons.list_journal(conn, beacon_id, limit)
         ]
         return {
             **shown(row),
@@ -310,7 +311,7 @@ async def retype(beacon_id: str, new: NewType, service: On, actor: Operator) -> 
 
     def then(done: tuple[Fields, Fields]) -> None:
         row, event = done
-        service.view.put_beacon(row)
+        service.fleet.put_beacon(row)
         service.hub.publish(event)
 
     row, _event = await service.db.write(work, then=then)
@@ -364,7 +365,7 @@ async def unquarantine(beacon_id: str, why: Why, service: On, actor: Operator) -
     values = {"quarantined_at": None, "quarantine_reason": None}
 
     def work(conn: Connection) -> Fields:
-        forgiven = attempts.last_end(conn, beacon_id)
+        forgiven = attempts.last_end_of(conn, beacon_id)
         return _change(conn, beacon_id, {**values, "cleared_at": forgiven})
 
     return await _do(service, actor, "beacon.unquarantined", beacon_id, work, reason=why.reason)
@@ -378,41 +379,45 @@ async def remove(beacon_id: str, service: On, actor: Admin) -> Response:
         if not beacons.remove(conn, beacon_id):
             raise missing("beacon", beacon_id)
 
-    await service.change(
+    await service.change_audited(
         actor.name,
         "beacon.removed",
         beacon_id,
         work,
-        then=lambda _none: service.view.drop_beacon(beacon_id),
+        then=lambda _none: service.fleet.drop_beacon(beacon_id),
     )
     return Response(status_code=204)
 
 
 def _standing(service: Service, beacon_id: str) -> str | None:
     """Return the word for a beacon; None for one that is just being registered or removed."""
-    node = service.view.nodes.get(beacon_id)
-    return None if node is None else standing(node, service.view.releases, service.clock.now())
+    node = service.fleet.beacons.get(beacon_id)
+    return None if node is None else health_label(node, service.fleet.releases, service.clock.now())
 
 
 def _claim(service: Service, beacon_id: str) -> Fields | None:
     """Return what came in a beacon's name since it was heard, and may be somebody else's."""
-    node = service.view.nodes.get(beacon_id)
+    node = service.fleet.beacons.get(beacon_id)
     if node is None or node.claim is None:
         return None
-    return {**asdict(node.claim), "at": iso(node.claim.at)}
+    return {**asdict(node.claim), "at": format_iso(node.claim.at)}
 
 
 def _change(conn: Connection, beacon_id: str, values: Fields) -> Fields:
     if beacons.get(conn, beacon_id) is None:
         raise missing("beacon", beacon_id)
-    row = beacons.change(conn, beacon_id, **values) if values else beacons.get(conn, beacon_id)
+    row = (
+        beacons.update_columns(conn, beacon_id, **values)
+        if values
+        else beacons.get(conn, beacon_id)
+    )
     assert row is not None
     return row
 
 
 def _give(conn: Connection, beacon_id: str, key: bytes) -> Fields:
     row = beacons.get(conn, beacon_id)
-    found = None if row is None else keys.give(conn, row, key)
+    found = None if row is None else keys.add_key(conn, row, key)
     if found is None:
         raise missing("beacon", beacon_id)
     return found

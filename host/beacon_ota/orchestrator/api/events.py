@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from beacon_ota.orchestrator.api.access import On, Viewer, is_still
 from beacon_ota.orchestrator.api.answers import page
 from beacon_ota.orchestrator.api.numbers import RowId
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, events
 from beacon_ota.orchestrator.db.tables.tokens import Actor
@@ -40,7 +40,7 @@ async def follow(
     revoked, expires, or has another role.
     """
     start = after if last_event_id is None else last_event_id
-    service.hub.check_room(actor.id)
+    service.hub.check_capacity(actor.id)
     stream = _stream(service, request, actor, start, kind)
     return StreamingResponse(
         stream, media_type="text/event-stream", headers={"cache-control": "no-store"}
@@ -55,14 +55,14 @@ async def latest(
     kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
     """List the newest stored events, oldest first; ``limit`` counts those that are asked for."""
-    rows = await service.db.read(events.before, None, kind, limit)
+    rows = await service.db.read(events.list_before, None, kind, limit)
     return page("events", [_shown(row) for row in rows])
 
 
 async def _stream(
     service: Service, request: Request, actor: Actor, start: int | None, kind: str
 ) -> AsyncIterator[str]:
-    queue = service.hub.follow(actor.id)
+    queue = service.hub.subscribe(actor.id)
     if queue is None:
         return
     try:
@@ -70,7 +70,7 @@ async def _stream(
         last = 0
         if start is not None:
             last = start
-            while rows := await service.db.read(events.since, last, _BATCH):
+            while rows := await service.db.read(events.list_after, last, _BATCH):
                 for row in rows:
                     if row["kind"].startswith(kind):
                         yield _line(row)
@@ -99,11 +99,11 @@ async def _stream(
                 said = monotonic()
                 yield _line(event)
     finally:
-        service.hub.leave(queue)
+        service.hub.unsubscribe(queue)
 
 
 def _shown(event: Fields) -> Fields:
-    return {**event, "at": iso(event["at"])}
+    return {**event, "at": format_iso(event["at"])}
 
 
 def _line(event: Fields) -> str:

@@ -14,7 +14,7 @@ from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.access import Access, On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.rollouts import Moving
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, firmwares
@@ -54,7 +54,7 @@ def shown(row: Fields) -> Fields:
     """Return a release as the API shows it."""
     public = {key: value for key, value in row.items() if not key.endswith("_at")}
     for key in ("uploaded_at", "promoted_at", "deprecated_at", "damaged_at", "expires_at"):
-        public[key] = iso(row[key])
+        public[key] = format_iso(row[key])
     public["info"] = json.loads(row["info"])
     public["signed"] = row["manifest"] is not None
     public["firmware_id"] = public.pop("id")
@@ -86,7 +86,7 @@ async def listing(
     state: Annotated[str | None, Query(max_length=16)] = None,
 ) -> Response:
     """List releases, newest first; ``previous`` marks the stable one before the current one."""
-    rows = await service.db.read(firmwares.every, device_type, state)
+    rows = await service.db.read(firmwares.list_all, device_type, state)
     public = [shown(row) for row in rows]
     for one, role in roles(rows).items():
         next(row for row in public if row["firmware_id"] == one)["role"] = role
@@ -127,7 +127,7 @@ async def deprecate(
     await asyncio.wait((work,), timeout=LIMITS.stop_patience)
     if work.done() and not isinstance(work.exception(), StorageError):
         return work.result()
-    halted = engine.stopping.withdraw(firmware_id, actor.name)
+    halted = engine.stop_manager.halt_release(firmware_id, actor.name)
     work.add_done_callback(lambda done: done.exception())
     raise StorageError(
         "storage",
@@ -152,7 +152,7 @@ async def _move(
                 found=row["state"],
                 expected=before,
             )
-        changed = firmwares.change(conn, firmware_id, state=after, **{f"{action}_at": now})
+        changed = firmwares.update_columns(conn, firmware_id, state=after, **{f"{action}_at": now})
         assert changed is not None
         return changed
 
@@ -203,7 +203,7 @@ class Image(Response):
 @download_router.get("/firmwares/{firmware_id}/download")
 async def download(firmware_id: str, service: On, actor: Viewer) -> Response:
     """Download the bytes that beacons get, with a bearer token instead of a beacon's key."""
-    release = service.view.releases.get(firmware_id)
+    release = service.fleet.releases.get(firmware_id)
     if release is None:
         raise missing("firmware", firmware_id)
     return Image(service, release, await load(service, release))

@@ -18,10 +18,10 @@ from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.firmwares import Image
 from beacon_ota.orchestrator.api.rollouts import Moving
 from beacon_ota.orchestrator.beacon_api.device_types import tell_of_question
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import attempt_of
+from beacon_ota.orchestrator.core.view import attempt_from_row
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.tables import (
     Fields,
@@ -80,7 +80,7 @@ def shown(row: Fields, now: float, needed: int = 0) -> Fields:
     """
     said, watch = row["status"], row["watch"]
     seen = row["seen_at"]
-    verdict = mirror_watch.judge(row, now, needed)
+    verdict = mirror_watch.judge_mirror(row, now, needed)
     since = watch.get("since") if watch.get("health") == verdict.word else None
     if verdict.word == "silent":
         since = seen
@@ -88,14 +88,16 @@ def shown(row: Fields, now: float, needed: int = 0) -> Fields:
         "mirror_id": row["id"],
         "name": row["name"],
         "site": row["site"],
-        "created_at": iso(row["created_at"]),
+        "created_at": format_iso(row["created_at"]),
         "created_by": row["created_by"],
-        "seen_at": iso(seen),
+        "seen_at": format_iso(seen),
         "connected": seen is not None and now - seen < LOST_S,
         "silent_s": None if seen is None else round(max(now - seen, 0.0), 1),
         "health": verdict.word,
         "problem": verdict.why or None,
-        "unhealthy_since": None if verdict.well else iso(since if since is not None else now),
+        "unhealthy_since": None
+        if verdict.well
+        else format_iso(since if since is not None else now),
         "taken": row["seq"],
         "backlog": said.get("backlog"),
         "lag_s": said.get("lag_s"),
@@ -107,13 +109,13 @@ def shown(row: Fields, now: float, needed: int = 0) -> Fields:
         "refused": watch.get("refused"),
         "skew_s": said.get("skew_s"),
         "lease_s": said.get("lease_s"),
-        "hands_out_until": iso(mirror_watch.hands_out_until(row)),
+        "hands_out_until": format_iso(mirror_watch.lease_ends_at(row)),
     }
 
 
 def every_shown(conn: Connection, now: float) -> list[Fields]:
     """Return the mirrors in use as the API shows them, by name."""
-    rows = mirrors.every(conn)
+    rows = mirrors.list_all(conn)
     needed = mirror_watch.settled(conn, now) if rows else 0
     return [shown(row, now, needed) | {"seen": row["seen_at"]} for row in rows]
 
@@ -142,7 +144,7 @@ async def create(new: NewMirror, service: On, actor: Admin) -> Response:
                 found=new.site,
                 expected=f"beacon-ota site add {new.site}",
             )
-        if any(one["name"] == new.name for one in mirrors.every(conn)):
+        if any(one["name"] == new.name for one in mirrors.list_all(conn)):
             raise UsageError("mirror_taken", "there is a mirror of this name", found=new.name)
         made, token = tokens.create(conn, f"mirror {new.name}", tokens.MIRROR, now)
         row = {
@@ -156,7 +158,9 @@ async def create(new: NewMirror, service: On, actor: Admin) -> Response:
         return mirrors.add(conn, row), token
 
     detail = {"site": new.site}
-    row, token = await service.change(actor.name, "mirror.created", new.name, work, detail=detail)
+    row, token = await service.change_audited(
+        actor.name, "mirror.created", new.name, work, detail=detail
+    )
     return answer({**shown(row, now), "token": token}, 201)
 
 
@@ -170,13 +174,13 @@ async def remove(mirror_id: str, service: On, engine: Moving, actor: Admin) -> R
         if row is None or row["removed_at"] is not None:
             raise missing("mirror", mirror_id)
         tokens.revoke(conn, row["token_id"], now)
-        return mirrors.remove(conn, mirror_id, now)
+        return mirrors.remove_mirror(conn, mirror_id, now)
 
     def after(rows: list[Fields]) -> None:
         for row in rows:
-            service.view.put_attempt(attempt_of(row))
+            service.fleet.put_attempt(attempt_from_row(row))
 
-    await service.change(actor.name, "mirror.removed", mirror_id, work, then=after)
+    await service.change_audited(actor.name, "mirror.removed", mirror_id, work, then=after)
     engine.wake()
     return Response(status_code=204)
 
@@ -193,7 +197,7 @@ async def mirror_of(request: Request, service: On) -> Fields:
     actor = await actor_of(request)
     row = None
     if actor.role == tokens.MIRROR:
-        row = await service.db.read(mirrors.by_token, actor.id)
+        row = await service.db.read(mirrors.get_by_token, actor.id)
     if row is None:
         raise Problem(403, "not_a_mirror", "this is for mirrors alone", found=actor.role)
     return row
@@ -211,7 +215,7 @@ async def sync(told: Exchange, service: On, engine: Moving, mirror: Mirror) -> R
     except (InputError, Incompatible) as error:
         await asyncio.shield(
             service.db.write(
-                mirror_watch.refuse, mirror["id"], now, error.code, str(error), told.status
+                mirror_watch.record_refusal, mirror["id"], now, error.code, str(error), told.status
             )
         )
         raise
@@ -239,8 +243,8 @@ async def _exchange(
     if told.protocol != PROTOCOL:
         raise Incompatible(told)
     changes = [change.model_dump() for change in told.changes]
-    page = books.Page(told.epoch, told.after, told.mark)
-    stand = await service.db.read(books.look_up, mirror["id"], page)
+    page = books.BookPage(told.epoch, told.after, told.mark)
+    stand = await service.db.read(books.compare_page, mirror["id"], page)
     for change in changes:
         if change["what"] == "halts" and change["row"]:
             # Mirrors of the release before give their halts no names.
@@ -248,10 +252,10 @@ async def _exchange(
             if not told_before:
                 await _halt(service, engine, mirror, change["row"])
     if any(change["what"] == "attempts" for change in changes):
-        await service.flush()  # what beacons said to us, too
+        await service.flush_last_seen()  # what beacons said to us, too
     done = await asyncio.shield(
         service.db.write(
-            mirrors.take,
+            mirrors.import_changes,
             mirror["id"],
             page,
             changes,
@@ -271,7 +275,7 @@ async def _exchange(
     digest = hashlib.sha256(text.encode()).hexdigest()
     same = digest == told.have
     if same and "moves" not in told.status:  # an older mirror; it has taken all of this
-        await service.db.write(mirror_watch.confirm, mirror["id"], moves)
+        await service.db.write(mirror_watch.record_confirmation, mirror["id"], moves)
     return answer(
         {
             **said,
@@ -285,52 +289,52 @@ async def _exchange(
 
 def _given(conn: Connection, mirror: Fields, fresh: bool) -> tuple[str, Fields]:
     """Return what a mirror is given, and up to which entry of the audit log that is at least."""
-    return mirror_watch.newest(conn), mirrors.state(conn, mirror, fresh)
+    return mirror_watch.newest_entry(conn), mirrors.export_state(conn, mirror, fresh)
 
 
 @router.get("/api/mirror/images/{firmware_id}")
 async def image(firmware_id: str, service: On, mirror: Mirror) -> Response:
     """Send a release's bytes, whole or from an offset."""
-    row = await service.db.read(mirrors.serves, mirror, firmware_id)
-    release = service.view.releases.get(firmware_id)
+    row = await service.db.read(mirrors.get_served_release, mirror, firmware_id)
+    release = service.fleet.releases.get(firmware_id)
     if row is None or release is None:
         raise missing("firmware", firmware_id)
     return Image(service, release, await load(service, release))
 
 
-def _taken(service: Service, done: mirrors.Told) -> None:
+def _taken(service: Service, done: mirrors.ImportResult) -> None:
     for row in done.beacons:
-        known = service.view.nodes.get(row["id"])
-        said = "" if known is None else known.facts.said_type
-        node = service.view.put_beacon(row)
-        if node.facts.questioned and node.facts.said_type != said:
-            tell_of_question(service, node, node.facts.said_type)
+        known = service.fleet.beacons.get(row["id"])
+        said = "" if known is None else known.beacon.said_type
+        node = service.fleet.put_beacon(row)
+        if node.beacon.questioned and node.beacon.said_type != said:
+            tell_of_question(service, node, node.beacon.said_type)
     for row in done.attempts:
-        service.view.put_attempt(attempt_of(row))
+        service.fleet.put_attempt(attempt_from_row(row))
     for event in done.events:
         service.hub.publish(event)
 
 
 async def _halt(service: Service, engine: Engine, mirror: Fields, row: Fields) -> None:
     """Halt everywhere what a mirror has halted for itself; again is nothing."""
-    row = mirror_rows.halt(row)
+    row = mirror_rows.check_halt(row)
     if await service.db.read(books.knows_halt, row):
         return
     rollout_id = row["rollout_id"]
-    entry = service.view.entries.get(rollout_id)
+    entry = service.fleet.rollouts.get(rollout_id)
     if entry is None:
         return
     firmware_id = entry.rollout.plan.release.firmware_id
-    if await service.db.read(mirrors.serves, mirror, firmware_id) is None:
+    if await service.db.read(mirrors.get_served_release, mirror, firmware_id) is None:
         return  # none of its beacons could have told it
     by, why = f"mirror {mirror['name']}", (row["reason"] or "")[:200]
     try:
-        stored = await engine.stopping.stop(
-            rollout_id, lambda entry, now: moves.halt(entry.state, now, by, why)
+        stored = await engine.stop_manager.stop_by_hand(
+            rollout_id, lambda entry, now: moves.halt_rollout(entry.state, now, by, why)
         )
     except UsageError:
         stored = True  # it is halted, or over
     # Whatever becomes of the rest that it tells: who resumes from now on has seen this.
-    if stored and (name := books.name_of(row)) is not None:
+    if stored and (name := books.halt_name(row)) is not None:
         now = service.clock.now()
-        await service.db.write(books.note_halt, mirror["id"], name, now)
+        await service.db.write(books.record_halt, mirror["id"], name, now)

@@ -18,17 +18,17 @@ from beacon_ota.orchestrator.api.access import On, Operator, Stopper, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
 from beacon_ota.orchestrator.api.coverage import not_covered
 from beacon_ota.orchestrator.api.previews import ClientLeft, Previews
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.engine import (
-    Decide,
+    DecideTransitions,
     Engine,
     dump_state,
     load_state,
-    moved,
-    withdrawn,
+    release_withdrawn,
+    rollout_moved,
 )
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Entry
+from beacon_ota.orchestrator.core.view import RolloutEntry
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, rollouts
@@ -36,19 +36,19 @@ from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.http.problems import missing
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout import advance as moves
-from beacon_ota.orchestrator.rollout.draw import draw_id
-from beacon_ota.orchestrator.rollout.gates import judge
-from beacon_ota.orchestrator.rollout.plans import PRESETS, dump, parse
+from beacon_ota.orchestrator.rollout.draw import choose_rollout_id
+from beacon_ota.orchestrator.rollout.gates import judge_stage
+from beacon_ota.orchestrator.rollout.plans import PRESETS, dump_plan, parse_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.simulate import preview
+from beacon_ota.orchestrator.rollout.simulate import preview_rollout
 from beacon_ota.orchestrator.rollout.types import (
     Beacon,
-    Cell,
+    OutcomeCounts,
     Plan,
     Release,
     RolloutState,
+    StageCounts,
     Status,
-    Tally,
     Timeline,
     Transition,
 )
@@ -112,23 +112,23 @@ async def create(order: Order, service: On, engine: Moving, actor: Operator) -> 
     """Start a rollout, now or at the time given."""
     rollout, start_at = compile_order(service, order)
     plan = rollout.plan
-    state = moves.begin(rollout, start_at)
+    state = moves.initial_state(rollout, start_at)
     row: Fields = {
         "id": plan.rollout_id,
         "firmware_id": order.firmware_id,
         "name": order.name or f"{plan.release.device_type} {plan.release.version}",
         "status": state.status.value,
-        "plan": json.dumps(dump(plan)),
+        "plan": json.dumps(dump_plan(plan)),
         "state": dump_state(state),
         "revision": 0,
         "created_at": service.clock.now(),
         "created_by": actor.name,
     }
-    entry = await engine.create(row, rollout, state, actor.name)
-    async with engine.moving:
-        await engine.step(entry)  # what starts now has started when this is answered
+    entry = await engine.create_rollout(row, rollout, state, actor.name)
+    async with engine.rollout_lock:
+        await engine.evaluate_rollout(entry)  # what starts now has started when this is answered
     found = await shown(service, engine, plan.rollout_id)
-    return answer({**found, "not_covered": not_covered(service.view, rollout)}, 201)
+    return answer({**found, "not_covered": not_covered(service.fleet, rollout)}, 201)
 
 
 @router.post("/plan")
@@ -141,14 +141,14 @@ async def plan(
 ) -> Response:
     """Say who would get the release when, if all went well; nothing is started."""
     plan, start_at = read_order(service, order)
-    view = service.view
+    view = service.fleet
     state = view.releases[order.firmware_id].state
-    beacons = [node.facts for node in view.nodes.values()]
+    beacons = [node.beacon for node in view.beacons.values()]
     places = view.places
 
     def compute(stop: Callable[[], bool]) -> bytes:
         rollout = Rollout(_drawn(plan, order, beacons, state))
-        timeline = preview(
+        timeline = preview_rollout(
             rollout,
             beacons,
             places,
@@ -169,16 +169,16 @@ async def plan(
 
 def _timeline(rollout: Rollout, start_at: float, timeline: Timeline) -> Fields:
     return {
-        "plan": _bare(dump(rollout.plan)),
+        "plan": _bare(dump_plan(rollout.plan)),
         "seed": rollout.plan.rollout_id,
-        "start_at": iso(start_at),
-        "ends_at": iso(timeline.ends_at),
+        "start_at": format_iso(start_at),
+        "ends_at": format_iso(timeline.ends_at),
         "beacons": [
             {
                 "beacon_id": slot.beacon_id,
                 "wave": slot.wave,
                 "stage": slot.stage,
-                "at": iso(slot.at),
+                "at": format_iso(slot.at),
                 "reason": slot.reason.value,
             }
             for slot in timeline.slots
@@ -198,7 +198,7 @@ async def listing(
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
 ) -> Response:
     """List rollouts, newest first; ``limit`` counts those that are asked for."""
-    rows = await service.db.read(rollouts.every, limit, status, begins)
+    rows = await service.db.read(rollouts.list_all, limit, status, begins)
     return page("rollouts", [await shown(service, engine, row["id"], row) for row in rows])
 
 
@@ -218,49 +218,49 @@ async def tries(
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 500,
 ) -> Response:
     """List a rollout's attempts, for a report; ``next`` is where the following page begins."""
-    rows = await service.db.read(attempts.of_rollout, rollout_id, limit, after)
+    rows = await service.db.read(attempts.list_for_rollout, rollout_id, limit, after)
     more = rows[-1]["id"] if len(rows) == limit else None
     for row in rows:
         for key in ("offered_at", "taken_at", "rebooting_at", "ended_at", "late_at", "blamed_at"):
-            row[key] = iso(row[key])
+            row[key] = format_iso(row[key])
     return page("attempts", rows, next=more)
 
 
 @router.post("/{rollout_id}/pause")
 async def pause(rollout_id: str, why: Why, service: On, engine: Moving, by: Stopper) -> Response:
     """Offer the release to nobody new; what is under way goes on. 202: not stored yet."""
-    return await _stop(service, engine, rollout_id, _by_state(moves.pause, by, why))
+    return await _stop(service, engine, rollout_id, _by_state(moves.pause_rollout, by, why))
 
 
 @router.post("/{rollout_id}/resume")
 async def resume(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
     """Go on after a pause, or after a halt: the failures so far are accepted then."""
     return await _move(
-        service, engine, rollout_id, _as_shown(why, _by_state(moves.resume, by, why))
+        service, engine, rollout_id, _as_shown(why, _by_state(moves.resume_rollout, by, why))
     )
 
 
 @router.post("/{rollout_id}/halt")
 async def halt(rollout_id: str, why: Why, service: On, engine: Moving, by: Stopper) -> Response:
     """Withhold the release from everybody who is not rebooting into it yet. 202: not stored yet."""
-    return await _stop(service, engine, rollout_id, _by_state(moves.halt, by, why))
+    return await _stop(service, engine, rollout_id, _by_state(moves.halt_rollout, by, why))
 
 
 @router.post("/{rollout_id}/abort")
 async def abort(rollout_id: str, why: Why, service: On, engine: Moving, by: Stopper) -> Response:
     """End a rollout for good. 202: not stored yet."""
-    return await _stop(service, engine, rollout_id, _by_state(moves.abort, by, why))
+    return await _stop(service, engine, rollout_id, _by_state(moves.abort_rollout, by, why))
 
 
 @router.post("/{rollout_id}/advance")
 async def advance(rollout_id: str, why: Why, service: On, engine: Moving, by: Operator) -> Response:
     """Open the next stage now, without waiting for sample or soak."""
 
-    def decide(entry: Entry, now: float) -> tuple[Transition, ...]:
-        return moves.step(
+    def decide(entry: RolloutEntry, now: float) -> tuple[Transition, ...]:
+        return moves.open_next_stage(
             entry.rollout,
             entry.state,
-            engine.count(entry, now),
+            engine.count_outcomes(entry, now),
             now,
             by.name,
             wave=why.wave,
@@ -273,28 +273,28 @@ async def advance(rollout_id: str, why: Why, service: On, engine: Moving, by: Op
 def compile_order(service: Service, order: Order) -> tuple[Rollout, float]:
     """Read an order against the fleet; return the rollout and its start, UTC seconds."""
     plan, start_at = read_order(service, order)
-    view = service.view
-    fleet = [node.facts for node in view.nodes.values()]
+    view = service.fleet
+    fleet = [node.beacon for node in view.beacons.values()]
     return Rollout(_drawn(plan, order, fleet, view.releases[order.firmware_id].state)), start_at
 
 
 def read_order(service: Service, order: Order) -> tuple[Plan, float]:
     """Read an order against the releases and sites that there are; its id is not drawn yet."""
-    release = service.view.releases.get(order.firmware_id)
+    release = service.fleet.releases.get(order.firmware_id)
     if release is None:
         raise missing("firmware", order.firmware_id)
     if release.state == "deprecated":
-        raise withdrawn(release.row["state"])
+        raise release_withdrawn(release.row["state"])
     row = release.row
     now = service.clock.now()
     data = dict(order.plan)
     if row["required"]:
         data.setdefault("required", True)
-    plan = parse(
+    plan = parse_plan(
         data,
         rollout_id=order.seed or tables.new_id(),
         release=Release(row["id"], row["version"], row["device_type"], row["checksum"]),
-        sites=service.view.places.paths,
+        sites=service.fleet.places.paths,
     )
     Rollout(plan)  # what it refuses is refused here
     return plan, max(order.start_at or now, now)
@@ -304,46 +304,50 @@ def _drawn(plan: Plan, order: Order, beacons: Sequence[Beacon], release_state: s
     """Return a plan with the id that fills its stages best; one that was shown keeps its own."""
     if order.seed is not None:
         return plan
-    drawn = draw_id(plan, beacons, salt=plan.rollout_id, release_state=release_state)
+    drawn = choose_rollout_id(plan, beacons, salt=plan.rollout_id, release_state=release_state)
     return replace(plan, rollout_id=drawn)
 
 
-def _by_state(move: Callable[..., tuple[Transition, ...]], by: Actor, why: Why) -> Decide:
+def _by_state(
+    move: Callable[..., tuple[Transition, ...]], by: Actor, why: Why
+) -> DecideTransitions:
     return lambda entry, now: move(entry.state, now, by.name, why.reason)
 
 
-def _as_shown(why: Why, decide: Decide) -> Decide:
+def _as_shown(why: Why, decide: DecideTransitions) -> DecideTransitions:
     """Return a decision that is only made about a rollout as it was shown."""
 
-    def decide_as_shown(entry: Entry, now: float) -> Sequence[Transition]:
+    def decide_as_shown(entry: RolloutEntry, now: float) -> Sequence[Transition]:
         if why.revision not in (None, entry.revision):
-            raise moved()
+            raise rollout_moved()
         return decide(entry, now)
 
     return decide_as_shown
 
 
 async def _move(
-    service: Service, engine: Engine, rollout_id: str, decide: Decide, tries: int = 1
+    service: Service, engine: Engine, rollout_id: str, decide: DecideTransitions, tries: int = 1
 ) -> Response:
-    if rollout_id not in service.view.entries:
+    if rollout_id not in service.fleet.rollouts:
         row = await service.db.read(rollouts.get, rollout_id)
         if row is None:
             raise missing("rollout", rollout_id)
         raise UsageError(
             "rollout_not_active", "the rollout is over", found=row["status"], expected="active"
         )
-    await engine.move(rollout_id, decide, tries)
+    await engine.move_rollout(rollout_id, decide, tries)
     return answer(await shown(service, engine, rollout_id))
 
 
-async def _stop(service: Service, engine: Engine, rollout_id: str, decide: Decide) -> Response:
+async def _stop(
+    service: Service, engine: Engine, rollout_id: str, decide: DecideTransitions
+) -> Response:
     """Stop a rollout; it holds before anything is asked of the database."""
-    if rollout_id not in service.view.entries:
+    if rollout_id not in service.fleet.rollouts:
         return await _move(service, engine, rollout_id, decide)
-    if await engine.stopping.stop(rollout_id, decide):
+    if await engine.stop_manager.stop_by_hand(rollout_id, decide):
         return answer(await shown(service, engine, rollout_id))
-    entry = service.view.entries[rollout_id]
+    entry = service.fleet.rollouts[rollout_id]
     found, now = _unstored(service, entry), service.clock.now()
     with contextlib.suppress(StorageError, TimeoutError):  # which it would name, nobody can read
         async with asyncio.timeout(_NAME_S):
@@ -352,7 +356,7 @@ async def _stop(service: Service, engine: Engine, rollout_id: str, decide: Decid
     return answer(found, 202)
 
 
-def _unstored(service: Service, entry: Entry) -> Fields:
+def _unstored(service: Service, entry: RolloutEntry) -> Fields:
     """Return what is known of a rollout without the database."""
     release = entry.rollout.plan.release
     return {
@@ -364,9 +368,9 @@ def _unstored(service: Service, entry: Entry) -> Fields:
         "status": entry.state.status.value,
         "reason": entry.state.reason,
         "by": entry.state.by,
-        "changed_at": iso(entry.state.changed_at or None),
+        "changed_at": format_iso(entry.state.changed_at or None),
         "stored": False,
-        "survives_restart": service.stops.survives,
+        "survives_restart": service.stops.survives_restart,
     }
 
 
@@ -385,14 +389,14 @@ async def shown(
         row: of a listing; without one, the mirrors are named that have not confirmed a stop.
     """
     now = service.clock.now()
-    unstored = service.view.stops_of(rollout_id)
+    unstored = service.fleet.stops_of(rollout_id)
 
     def read(conn: Connection) -> tuple[Fields | None, list[Fields], dict[str, int], list[Fields]]:
         one = row or rollouts.get(conn, rollout_id)
         return (
             one,
-            rollouts.transitions_of(conn, rollout_id) if full else [],
-            attempts.results_of(conn, rollout_id),
+            rollouts.list_transitions(conn, rollout_id) if full else [],
+            attempts.count_results(conn, rollout_id),
             unconfirmed.of_rollout(conn, one, now, unstored)
             if row is None and one is not None
             else [],
@@ -403,11 +407,11 @@ async def shown(
         raise missing("rollout", rollout_id)
     plan = json.loads(found["plan"])
     state = load_state(found["state"])
-    entry = service.view.entries.get(rollout_id)
+    entry = service.fleet.rollouts.get(rollout_id)
     counts = None
     if entry is not None:
         state = entry.state
-        counts = engine.count(entry, now)
+        counts = engine.count_outcomes(entry, now)
     public = {
         "rollout_id": rollout_id,
         "name": found["name"],
@@ -418,12 +422,12 @@ async def shown(
         "revision": found["revision"] if entry is None else entry.revision,
         "reason": state.reason,
         "by": state.by,
-        "stored": not service.view.stops_of(rollout_id),
-        "created_at": iso(found["created_at"]),
+        "stored": not service.fleet.stops_of(rollout_id),
+        "created_at": format_iso(found["created_at"]),
         "created_by": found["created_by"],
-        "start_at": iso(state.start_at),
-        "changed_at": iso(state.changed_at or None),
-        "due_at": iso(entry.due) if entry else None,
+        "start_at": format_iso(state.start_at),
+        "changed_at": format_iso(state.changed_at or None),
+        "due_at": format_iso(entry.due) if entry else None,
         "results": results,
         "total": _cell(counts.total) if counts else None,
         "waves": [
@@ -434,19 +438,19 @@ async def shown(
         public["unconfirmed"] = waited_for
     if full:
         if entry is not None:
-            public["not_covered"] = not_covered(service.view, entry.rollout)
+            public["not_covered"] = not_covered(service.fleet, entry.rollout)
         public["plan"] = _bare(plan)
         public["transitions"] = [
-            {**{k: v for k, v in one.items() if k != "rollout_id"}, "at": iso(one["at"])}
+            {**{k: v for k, v in one.items() if k != "rollout_id"}, "at": format_iso(one["at"])}
             for one in history
         ]
     return public
 
 
 def _wave(
-    entry: Entry | None,
+    entry: RolloutEntry | None,
     state: RolloutState,
-    counts: Tally | None,
+    counts: OutcomeCounts | None,
     plan: Fields,
     index: int,
     now: float,
@@ -459,20 +463,20 @@ def _wave(
         "stage": wave.stage,
         "stages": len(ladder),
         "share": 0.0 if wave.stage < 0 else ladder[wave.stage]["share"],
-        "opened_at": iso(wave.opened_at),
-        "stage_at": iso(wave.stage_at),
-        "ended_at": iso(wave.ended_at),
+        "opened_at": format_iso(wave.opened_at),
+        "stage_at": format_iso(wave.stage_at),
+        "ended_at": format_iso(wave.ended_at),
     }
     if entry is not None and counts is not None:
-        public["counts"] = [_cell(cell) for cell in counts.cells[index]]
-        public["opens_at"] = iso(moves.opens_at(entry.rollout, state, index))
+        public["counts"] = [_cell(cell) for cell in counts.stages[index]]
+        public["opens_at"] = format_iso(moves.opens_at(entry.rollout, state, index))
         if wave.stage >= 0 and wave.ended_at is None and state.status is Status.ACTIVE:
-            verdict, word, sentence = judge(entry.rollout, state, counts, index, now)
+            verdict, word, sentence = judge_stage(entry.rollout, state, counts, index, now)
             public["waits_for"] = {"verdict": verdict.value, "reason": word, "detail": sentence}
     return public
 
 
-def _cell(cell: Cell) -> Fields:
+def _cell(cell: StageCounts) -> Fields:
     return {
         **asdict(cell),
         "attempted": cell.attempted,
@@ -482,7 +486,7 @@ def _cell(cell: Cell) -> Fields:
 
 
 def _transition(change: Transition) -> Fields:
-    return {**asdict(change), "at": iso(change.at), "kind": change.kind.value}
+    return {**asdict(change), "at": format_iso(change.at), "kind": change.kind.value}
 
 
 def _bare(plan: Fields) -> Fields:

@@ -11,14 +11,14 @@ from starlette.responses import Response
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import On, Operator, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, sites
 from beacon_ota.orchestrator.http.problems import missing
-from beacon_ota.orchestrator.mirror.watch import judged
+from beacon_ota.orchestrator.mirror.watch import judge_mirrors
 from beacon_ota.orchestrator.rollout.windows import (
     check_path,
-    known_zone,
+    load_zone,
     next_window,
     parse_window,
 )
@@ -57,7 +57,9 @@ class Change(BaseModel):
 async def listing(service: On, actor: Viewer) -> Response:
     """List the tree by path: the building and the window in force, and which mirrors serve it."""
     now = service.clock.now()
-    rows, known = await service.db.read(lambda conn: (sites.every(conn), judged(conn, now)))
+    rows, known = await service.db.read(
+        lambda conn: (sites.list_all(conn), judge_mirrors(conn, now))
+    )
     found = []
     for row in rows:
         serving = [
@@ -83,7 +85,7 @@ async def create(new: NewSite, service: On, actor: Operator) -> Response:
         if sites.get(conn, new.path) is not None:
             raise UsageError("site_taken", "this site is there", found=new.path)
         sites.add(conn, row)
-        return sites.every(conn)
+        return sites.list_all(conn)
 
     return await _do(service, actor, "site.created", new.path, work, new.model_dump(), 201)
 
@@ -98,8 +100,8 @@ async def change(path: str, wanted: Change, service: On, actor: Operator) -> Res
         if sites.get(conn, path) is None:
             raise missing("site", path)
         if values:
-            sites.change(conn, path, **values)
-        return sites.every(conn)
+            sites.update_columns(conn, path, **values)
+        return sites.list_all(conn)
 
     return await _do(service, actor, "site.changed", path, work, values)
 
@@ -114,15 +116,17 @@ async def remove(path: str, service: On, actor: Operator) -> Response:
             raise UsageError("site_in_use", f"the site is in use: {why}", found=path)
         if not sites.remove(conn, path):
             raise missing("site", path)
-        return sites.every(conn)
+        return sites.list_all(conn)
 
-    await service.change(actor.name, "site.removed", path, work, then=service.view.put_sites)
+    await service.change_audited(
+        actor.name, "site.removed", path, work, then=service.fleet.put_sites
+    )
     return Response(status_code=204)
 
 
 def _check(zone: str | None, hours: str | None) -> None:
     if zone is not None:
-        known_zone(zone)
+        load_zone(zone)
     if hours is not None:
         parse_window(hours)
 
@@ -130,21 +134,21 @@ def _check(zone: str | None, hours: str | None) -> None:
 async def _do(
     service: Service, actor, action: str, path: str, work, detail: Fields, status: int = 200
 ) -> Response:
-    rows = await service.change(
-        actor.name, action, path, work, then=service.view.put_sites, detail=detail
+    rows = await service.change_audited(
+        actor.name, action, path, work, then=service.fleet.put_sites, detail=detail
     )
     return answer(_shown(service, next(row for row in rows if row["path"] == path)), status)
 
 
 def _shown(service: Service, row: Fields) -> Fields:
-    place = service.view.places.of(row["path"])
+    place = service.fleet.places.place_of(row["path"])
     start, end = next_window(place.window, service.clock.now())
     always_or_never = math.isinf(start)
     return {
         **row,
-        "created_at": iso(row["created_at"]),
+        "created_at": format_iso(row["created_at"]),
         "building": place.building,
         "zone": place.window.zone,
-        "opens_at": None if always_or_never else iso(start),
-        "closes_at": None if always_or_never else iso(end),
+        "opens_at": None if always_or_never else format_iso(start),
+        "closes_at": None if always_or_never else format_iso(end),
     }

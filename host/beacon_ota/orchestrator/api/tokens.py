@@ -10,7 +10,7 @@ from starlette.responses import Response
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin, On, Viewer
 from beacon_ota.orchestrator.api.answers import answer, page
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.db.tables import Fields, tokens
 from beacon_ota.orchestrator.http.problems import missing
 
@@ -29,7 +29,7 @@ class NewToken(BaseModel):
 
 def shown(row: Fields) -> Fields:
     """Return a token as the API shows it."""
-    return {key: iso(row[key]) if key.endswith("_at") else row[key] for key in row}
+    return {key: format_iso(row[key]) if key.endswith("_at") else row[key] for key in row}
 
 
 @router.get("/me")
@@ -41,7 +41,7 @@ async def me(service: On, actor: Viewer) -> Response:
 @router.get("")
 async def listing(service: On, actor: Admin) -> Response:
     """List tokens; the tokens themselves are known to nobody but their holders."""
-    return page("tokens", [shown(row) for row in await service.db.read(tokens.every)])
+    return page("tokens", [shown(row) for row in await service.db.read(tokens.list_all)])
 
 
 @router.post("", status_code=201)
@@ -53,7 +53,7 @@ async def create(new: NewToken, service: On, actor: Admin) -> Response:
     def work(conn: Connection) -> tuple[Fields, str]:
         return tokens.create(conn, new.name, new.role, now, expires_at)
 
-    row, token = await service.change(
+    row, token = await service.change_audited(
         actor.name, "token.created", new.name, work, detail={"role": new.role}
     )
     return answer({**shown(row), "token": token}, 201)
@@ -73,4 +73,4 @@ async def revoke(token_id: str, service: On, actor: Admin) -> Response:
             raise UsageError("last_admin", "this is the last admin token: nobody could make others")
         return row
 
-    return answer(shown(await service.change(actor.name, "token.revoked", token_id, work)))
+    return answer(shown(await service.change_audited(actor.name, "token.revoked", token_id, work)))

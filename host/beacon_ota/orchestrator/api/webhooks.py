@@ -11,7 +11,7 @@ from starlette.responses import Response
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin, On
 from beacon_ota.orchestrator.api.answers import answer, page
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.tables import Fields, events, webhooks
@@ -62,7 +62,7 @@ class Change(BaseModel):
 def shown(row: Fields) -> Fields:
     """Return a webhook as the API shows it, without its secret."""
     public = {key: row[key] for key in ("name", "url", "kinds", "created_by")}
-    public |= {key: iso(row[key]) for key in _TIMES}
+    public |= {key: format_iso(row[key]) for key in _TIMES}
     counts = row["counts"]
     return {
         "webhook_id": row["id"],
@@ -79,14 +79,14 @@ def shown_delivery(row: Fields) -> Fields:
     """Return a delivery as the API shows it."""
     public = {key: row[key] for key in ("kind", "state", "tries", "status", "error", "took_ms")}
     for key in ("created_at", "next_at", "ended_at"):
-        public[key] = iso(row[key])
+        public[key] = format_iso(row[key])
     return {"delivery_id": row["id"], **public, "body": json.loads(row["body"])}
 
 
 @router.get("")
 async def listing(service: On, actor: Admin) -> Response:
     """List webhooks, and how many of their deliveries are in which state."""
-    return page("webhooks", [shown(row) for row in await service.db.read(webhooks.every)])
+    return page("webhooks", [shown(row) for row in await service.db.read(webhooks.list_all)])
 
 
 @router.post("", status_code=201)
@@ -123,7 +123,7 @@ async def show(
 
     def read(conn: Connection) -> Fields:
         row = _found(conn, webhook_id)
-        log = [shown_delivery(one) for one in webhooks.log(conn, webhook_id, limit)]
+        log = [shown_delivery(one) for one in webhooks.list_deliveries(conn, webhook_id, limit)]
         return {**shown(row), "log": log}
 
     return answer(await service.db.read(read))
@@ -153,7 +153,7 @@ async def change(
                 disabled_at=None, failing_since=None, rests_until=None, seen=events.last_id(conn)
             )
         if changed:
-            webhooks.change(conn, webhook_id, **changed)
+            webhooks.update_columns(conn, webhook_id, **changed)
         return _found(conn, webhook_id)
 
     return answer(shown(await _do(service, telling, actor, "changed", webhook_id, work, detail)))
@@ -166,7 +166,7 @@ async def rotate(webhook_id: str, service: On, telling: Telling, actor: Admin) -
 
     def work(conn: Connection) -> Fields:
         _found(conn, webhook_id)
-        webhooks.change(conn, webhook_id, secret=secret)
+        webhooks.update_columns(conn, webhook_id, secret=secret)
         return _found(conn, webhook_id)
 
     row = await _do(service, telling, actor, "rotated", webhook_id, work)
@@ -177,15 +177,15 @@ async def rotate(webhook_id: str, service: On, telling: Telling, actor: Admin) -
 async def test(webhook_id: str, service: On, telling: Telling, actor: Admin) -> Response:
     """Deliver something that did not happen, to see whether it arrives."""
     now = service.clock.now()
-    body = {"type": "webhook.test", "timestamp": iso(now), "data": {"by": actor.name}}
+    body = {"type": "webhook.test", "timestamp": format_iso(now), "data": {"by": actor.name}}
 
     def work(conn: Connection) -> Fields:
         if _found(conn, webhook_id)["disabled_at"] is not None:
             raise UsageError("webhook_disabled", "the webhook is disabled", found=webhook_id)
-        webhooks.change(conn, webhook_id, rests_until=None)
+        webhooks.update_columns(conn, webhook_id, rests_until=None)
         return webhooks.enqueue_test(conn, webhook_id, json.dumps(body), now)
 
-    row = await service.change(actor.name, "webhook.tested", webhook_id, work, event=False)
+    row = await service.change_audited(actor.name, "webhook.tested", webhook_id, work, event=False)
     telling.wake()
     return answer({"delivery_id": row["id"]}, 202)
 
@@ -199,13 +199,13 @@ async def retry(
 
     def work(conn: Connection) -> Fields:
         _found(conn, webhook_id)
-        row = webhooks.again(conn, webhook_id, delivery_id, now)
+        row = webhooks.retry_delivery(conn, webhook_id, delivery_id, now)
         if row is None:
             raise missing("delivery", delivery_id)
         return row
 
     detail = {"delivery": delivery_id}
-    row = await service.change(
+    row = await service.change_audited(
         actor.name, "webhook.retried", webhook_id, work, event=False, detail=detail
     )
     telling.wake()
@@ -231,7 +231,7 @@ def _place(where: Target) -> str:
 
 
 def _found(conn: Connection, webhook_id: str) -> Fields:
-    rows = [row for row in webhooks.every(conn) if row["id"] == webhook_id]
+    rows = [row for row in webhooks.list_all(conn) if row["id"] == webhook_id]
     if not rows:
         raise missing("webhook", webhook_id)
     return rows[0]
@@ -247,9 +247,9 @@ async def _do(
     detail: Fields | None = None,
 ) -> Fields:
     def both(conn: Connection) -> tuple[Fields, list[Fields]]:
-        return work(conn), webhooks.every(conn)
+        return work(conn), webhooks.list_all(conn)
 
-    row, _ = await service.change(
+    row, _ = await service.change_audited(
         actor.name,
         f"webhook.{verb}",
         webhook_id,

@@ -11,7 +11,7 @@ from beacon_ota.orchestrator.beacon_api.poll import poll
 from beacon_ota.orchestrator.beacon_api.refusals import note_refusal
 from beacon_ota.orchestrator.beacon_api.report import status
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Node
+from beacon_ota.orchestrator.core.view import BeaconState
 from beacon_ota.orchestrator.http import asgi, problems
 from beacon_ota.orchestrator.http.asgi import App, Disconnected, Receive, Scope, Send
 from beacon_ota.orchestrator.http.connections import BEACON, network_of
@@ -51,11 +51,11 @@ class Hot:
                 return
             if self.service.shared:
                 await self._follow(scope)
-            self.service.heed()
+            self.service.sync_stops()
             await self.rest(scope, receive, send)
             return
-        caller: Caller[Node] | None = None
-        self.service.heed()
+        caller: Caller[BeaconState] | None = None
+        self.service.sync_stops()
         try:
             body = await asgi.body(scope, receive, LIMITS.status_body) if call is status else b""
             try:
@@ -68,8 +68,8 @@ class Hot:
             asgi.prove(scope, BEACON)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon, caller.key)
-                beacon_id = caller.beacon.facts.id
-                known = self.service.view.nodes.get(beacon_id)
+                beacon_id = caller.beacon.beacon.id
+                known = self.service.fleet.beacons.get(beacon_id)
                 if known is None or caller.key not in (known.key, *known.given_keys):
                     # A later one has been used meanwhile, or the beacon was removed.
                     raise Refused(
@@ -101,10 +101,10 @@ class Hot:
         except BeaconOtaError as error:
             log.warning("what the other workers did cannot be read: %s", error)
 
-    def _identify(self, scope: Scope, given: str, body: bytes) -> Caller[Node]:
+    def _identify(self, scope: Scope, given: str, body: bytes) -> Caller[BeaconState]:
         service = self.service
         return identify(
-            service.view.nodes.get,
+            service.fleet.beacons.get,
             given,
             scope["method"],
             asgi.target(scope),
@@ -133,9 +133,9 @@ class Hot:
                 headers.append((b"retry-after", b"30"))
             elif not self._telling.over(address):
                 who = error.claimed_id
-                self.service.view.claimed(who, now, error.code, address)
+                self.service.fleet.mark_claimed(who, now, error.code, address)
                 data = {"code": error.code, "address": address}
-                self.service.hub.tell(now, "auth.refused", who, data)
+                self.service.hub.broadcast_transient(now, "auth.refused", who, data)
                 log.info("refused %s: %s %s from %s", scope["path"], error.code, who, address)
         told = error.sign_at if isinstance(error, Refused) else None
         payload = problems.document(error, server_time=told or int(self.service.clock.now()))

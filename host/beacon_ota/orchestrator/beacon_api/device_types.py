@@ -18,14 +18,16 @@ from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.beacon_api.auth import Refused
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Node
+from beacon_ota.orchestrator.core.view import BeaconState
 from beacon_ota.orchestrator.db.tables import Fields, beacons, device_types, events
 from beacon_ota.orchestrator.http.problems import Problem
 
 TELL_S = 3600.0  # two devices under one name contradict each other at every poll
 
 
-async def hear_device_type(service: Service, node: Node, said: str, *, on_trial: bool) -> str:
+async def hear_device_type(
+    service: Service, node: BeaconState, said: str, *, on_trial: bool
+) -> str:
     """Take a beacon's word that it is another board than it is registered as.
 
     Args:
@@ -39,7 +41,7 @@ async def hear_device_type(service: Service, node: Node, said: str, *, on_trial:
             image on trial of another board.
         Refused: the beacon was removed meanwhile.
     """
-    facts = node.facts
+    facts = node.beacon
     if not said:
         return ""
     if device_types.DEVICE_TYPE.fullmatch(said) is None:
@@ -63,35 +65,35 @@ async def hear_device_type(service: Service, node: Node, said: str, *, on_trial:
     return said
 
 
-async def _adopt(service: Service, node: Node, said: str) -> None:
-    beacon_id, now = node.facts.id, service.clock.now()
+async def _adopt(service: Service, node: BeaconState, said: str) -> None:
+    beacon_id, now = node.beacon.id, service.clock.now()
 
     def then(done: tuple[Fields | None, Fields | None]) -> None:
         row, event = done
         if row is None:
-            service.view.drop_beacon(beacon_id)
+            service.fleet.drop_beacon(beacon_id)
         else:
-            service.view.put_beacon(row)
+            service.fleet.put_beacon(row)
         if event is not None:
             service.hub.publish(event)
 
     def work(conn: Connection) -> tuple[Fields | None, Fields | None]:
-        event = device_types.adopt(conn, beacon_id, said, now, "orchestrator")
+        event = device_types.adopt_stated_type(conn, beacon_id, said, now, "orchestrator")
         return beacons.get(conn, beacon_id), event
 
     await asyncio.shield(service.db.write(work, then=then))
-    if service.view.nodes.get(beacon_id) is not node:
+    if service.fleet.beacons.get(beacon_id) is not node:
         raise Refused("unknown_beacon", f"no beacon {beacon_id!r} is registered")
 
 
-def tell_of_question(service: Service, node: Node, said: str) -> None:
+def tell_of_question(service: Service, node: BeaconState, said: str) -> None:
     """Tell that a beacon contradicts itself: now and then, however often it does."""
     now = service.clock.now()
     told_at = node.questioned_at
     if told_at is not None and 0 <= now - told_at < TELL_S:
         return
     node.questioned_at = now
-    beacon_id, data = node.facts.id, {"device_type": node.facts.device_type, "says": said}
+    beacon_id, data = node.beacon.id, {"device_type": node.beacon.device_type, "says": said}
     service.db.write(
         events.add, now, "beacon.questioned", beacon_id, data, then=service.hub.publish
     )

@@ -5,21 +5,21 @@ does not fit or a request that was heard on the wire and sent again, is kept in 
 (``View.claimed``) and writes nothing.
 """
 
-from beacon_ota.orchestrator.core.health import REFUSED_FROM
+from beacon_ota.orchestrator.core.health import REFUSED_AFTER
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Node
+from beacon_ota.orchestrator.core.view import BeaconState
 from beacon_ota.orchestrator.db.tables import events
 
 TELL_S = 3600.0  # between two events about one beacon
 
 
-def note_refusal(service: Service, node: Node, code: str) -> None:
+def note_refusal(service: Service, node: BeaconState, code: str) -> None:
     """Note that a beacon was refused; once it is so again and again, tell of it."""
     now = service.clock.now()
-    service.view.refused(node, now, code)
+    service.fleet.mark_refused(node, now, code)
     told_at = node.refusal_told_at
-    if node.refusals < REFUSED_FROM or (told_at is not None and 0 <= now - told_at < TELL_S):
+    if node.refusals < REFUSED_AFTER or (told_at is not None and 0 <= now - told_at < TELL_S):
         return
     node.refusal_told_at = now
-    beacon_id, data = node.facts.id, {"code": code}
+    beacon_id, data = node.beacon.id, {"code": code}
     service.db.write(events.add, now, "beacon.refused", beacon_id, data, then=service.hub.publish)

@@ -15,15 +15,20 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.beacon_api.auth import Caller, rekey
-from beacon_ota.orchestrator.core.service import Counts, Service, going_on, outcome_event
+from beacon_ota.orchestrator.core.service import (
+    ServedCounts,
+    Service,
+    may_attempt_continue,
+    record_outcome_event,
+)
 from beacon_ota.orchestrator.core.stops import StopBoard
-from beacon_ota.orchestrator.core.view import Node, attempt_of
+from beacon_ota.orchestrator.core.view import BeaconState, attempt_from_row
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem
-from beacon_ota.orchestrator.rollout.decide import is_other_board, may_go_on
+from beacon_ota.orchestrator.rollout.decide import is_other_board, may_continue
 from beacon_ota.orchestrator.rollout.types import Attempt, Result
 from beacon_ota.wire import journal
 from beacon_ota.wire import report as wire
@@ -56,11 +61,11 @@ class Recorded(NamedTuple):
 
 
 async def status(
-    service: Service, caller: Caller[Node], body: bytes, scope: Scope, send: Send
+    service: Service, caller: Caller[BeaconState], body: bytes, scope: Scope, send: Send
 ) -> None:
     """Take a report. 409 and 410 tell the beacon to stop before it boots the release."""
     node = caller.beacon
-    if scope["path"].split("/")[3] != node.facts.id:
+    if scope["path"].split("/")[3] != node.beacon.id:
         raise Problem(403, "beacon_mismatch", "a beacon reports for itself only")
     doc = read(body, service.counts)
     word = doc["update_status"]
@@ -73,7 +78,7 @@ async def status(
 
     version = ""
     if attempt is not None:
-        version = service.view.releases[attempt.firmware_id].row["version"]
+        version = service.fleet.releases[attempt.firmware_id].row["version"]
     now = service.clock.now()
     _hear(service, node, doc, now, asgi.address(scope))
     entries, ack = doc.pop("journal", []), doc.pop("journal_ack", 0)
@@ -84,7 +89,7 @@ async def status(
                     _record,
                     service.stops,
                     now,
-                    node.facts.id,
+                    node.beacon.id,
                     None if attempt is None else attempt.id,
                     doc,
                     entries,
@@ -94,7 +99,7 @@ async def status(
             )
         except StorageError:
             if attempt is not None and word in _UNMADE:
-                service.not_recorded(attempt, Result(word))
+                service.note_unrecorded(attempt, Result(word))
             raise
     else:  # progress of the moment
         recorded = Recorded("", None)
@@ -104,22 +109,22 @@ async def status(
         else:
             if recorded.row is not None and recorded.row["result"] is not None:
                 raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
-            service.heed()
-            if recorded.called_off or service.view.is_stopped(attempt):
+            service.sync_stops()
+            if recorded.called_off or service.fleet.is_stopped(attempt):
                 raise _stopped("halted", attempt)
             node.progress = doc.get("progress", 0 if word == "downloading" else 100)
-            service.hub.tell(
+            service.hub.broadcast_transient(
                 now,
                 f"attempt.{word}",
                 attempt.id,
                 {
-                    "beacon": node.facts.id,
+                    "beacon": node.beacon.id,
                     "rollout": attempt.rollout_id,
                     "progress": node.progress,
                 },
             )
     else:
-        service.hub.tell(now, "beacon.reported", node.facts.id, {})
+        service.hub.broadcast_transient(now, "beacon.reported", node.beacon.id, {})
     answer: Fields = {"ok": True, "server_time": int(service.clock.now())}
     if ack:
         answer["journal_ack"] = ack
@@ -132,7 +137,7 @@ async def status(
     await asgi.respond(send, 200, payload, (asgi.JSON, seal))
 
 
-def read(body: bytes, counts: Counts | None = None) -> Fields:
+def read(body: bytes, counts: ServedCounts | None = None) -> Fields:
     """Return a report: the fields that the contract gives to its status, all within their bounds.
 
     What is broken and not needed is mended or left out (``wire.report``). ``journal`` holds the
@@ -155,7 +160,7 @@ def read(body: bytes, counts: Counts | None = None) -> Fields:
         raise Problem(
             422, "report_field", f"{error.field}: {error.reason}", found=error.field
         ) from None
-    counts = counts or Counts()
+    counts = counts or ServedCounts()
     counts.fields.update(faults)
     word = fields["update_status"]
     found = {name: value for name, value in fields.items() if word in _MEANT.get(name, ())}
@@ -196,25 +201,25 @@ def _journal(sent: Any, counts: Counter[str]) -> tuple[list[list[Any]], int]:
     return kept, numbered[-1][0] if numbered else 0
 
 
-def check_going_on(service: Service, attempt: Attempt, node: Node) -> None:
+def check_going_on(service: Service, attempt: Attempt, node: BeaconState) -> None:
     """Refuse to go on with an attempt that is over (409) or was called off (410)."""
     if attempt.result is not None:
         raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
-    entry = service.view.entries.get(attempt.rollout_id)
-    release = service.view.releases[attempt.firmware_id]
+    entry = service.fleet.rollouts.get(attempt.rollout_id)
+    release = service.fleet.releases[attempt.firmware_id]
     board = release.row["device_type"]
-    if attempt.rebooting_at is None and is_other_board(node.facts, board):
+    if attempt.rebooting_at is None and is_other_board(node.beacon, board):
         raise Problem(
             409,
             "device_type_mismatch",
             "the release is for another board",
-            found=node.facts.said_type or node.facts.device_type,
+            found=node.beacon.said_type or node.beacon.device_type,
             expected=board,
         )
     if entry is None:
         raise _stopped("over", attempt)
-    channel = node.facts.open_channel
-    if not may_go_on(entry.state.status, release.state, attempt, channel=channel):
+    channel = node.beacon.open_channel
+    if not may_continue(entry.state.status, release.state, attempt, channel=channel):
         raise _stopped(entry.state.status.value, attempt)
     begun = attempt.taken_at is not None or attempt.rebooting_at is not None
     if not begun and service.lease is not None and service.lease.is_over():
@@ -230,22 +235,22 @@ def _stopped(state: str, attempt: Attempt) -> Problem:
     return Problem(410, "rollout_halted", f"the rollout is {state}", found=attempt.rollout_id)
 
 
-async def _attempt(service: Service, node: Node, doc: Fields) -> Attempt:
+async def _attempt(service: Service, node: BeaconState, doc: Fields) -> Attempt:
     """Return the attempt that a report is about.
 
     Raises:
         Problem: 409 ``attempt_unknown``: none of this beacon and firmware.
     """
-    attempt = service.view.open.get(doc["attempt_id"])
+    attempt = service.fleet.open_attempts.get(doc["attempt_id"])
     if attempt is None:
         await service.catch_up()  # offered by another process, a moment ago
-        attempt = service.view.open.get(doc["attempt_id"])
+        attempt = service.fleet.open_attempts.get(doc["attempt_id"])
     if attempt is None:
         row = await service.db.read_for_beacon(attempts.get, doc["attempt_id"])
-        attempt = None if row is None else attempt_of(row)
+        attempt = None if row is None else attempt_from_row(row)
     if (
         attempt is None
-        or attempt.beacon_id != node.facts.id
+        or attempt.beacon_id != node.beacon.id
         or attempt.firmware_id != doc["firmware_id"]
     ):
         raise Problem(409, "attempt_unknown", "no such attempt", found=doc["attempt_id"])
@@ -255,7 +260,7 @@ async def _attempt(service: Service, node: Node, doc: Fields) -> Attempt:
 def _check_success(service: Service, attempt: Attempt | None, doc: Fields) -> None:
     """Only the new image itself can say that it runs."""
     assert attempt is not None
-    expected = service.view.releases[attempt.firmware_id].row["checksum"]
+    expected = service.fleet.releases[attempt.firmware_id].row["checksum"]
     if doc["image_sha256"] != expected:
         raise Problem(
             409,
@@ -266,15 +271,15 @@ def _check_success(service: Service, attempt: Attempt | None, doc: Fields) -> No
         )
 
 
-def _hear(service: Service, node: Node, doc: Fields, now: float, address: str) -> None:
+def _hear(service: Service, node: BeaconState, doc: Fields, now: float, address: str) -> None:
     """Take from a report what the beacon runs; `firmware_version` is not that on the way."""
     word = doc["update_status"]
     own = word in ("idle", "success", "rolled_back")
-    facts = node.facts
+    facts = node.beacon
     running = doc.get("firmware_version" if own else "previous_version", facts.version)
     image = doc.get("image_sha256", facts.image)
     on_trial = facts.on_trial and word not in ("success", "rolled_back")
-    service.view.heard(node, now, running, image, on_trial, address)
+    service.fleet.mark_seen(node, now, running, image, on_trial, address)
     node.query = b""
 
 
@@ -291,33 +296,33 @@ def _record(
     """Store a report in one transaction: journal, history, and what it does to its attempt."""
     word = doc["update_status"]
     if attempt_id is not None and word not in wire.FINAL:
-        may, row = going_on(conn, stops, attempt_id)
+        may, row = may_attempt_continue(conn, stops, attempt_id)
         if not may:
             return Recorded("", row, called_off=True)
     if entries:
-        beacons.keep_journal(conn, beacon_id, entries, now)
+        beacons.add_journal_entries(conn, beacon_id, entries, now)
     if attempt_id is None:
-        beacons.report(conn, beacon_id, None, now, word, json.dumps(doc))
-        beacons.said(conn, beacon_id, doc)
+        beacons.add_report(conn, beacon_id, None, now, word, json.dumps(doc))
+        beacons.record_self_report(conn, beacon_id, doc)
         return Recorded("", None)
     told: list[Fields] = []
     others: list[Fields] = []
     how = ""
     if word in wire.FINAL:
-        at = attempts.dated(conn, attempt_id, now)
-        how, row = attempts.finish(conn, at, doc)
+        at = attempts.end_time(conn, attempt_id, now)
+        how, row = attempts.record_result(conn, at, doc)
         if row is not None and how != "repeated":
             others = attempts.undo_earlier(conn, at, doc, row)
             if how == "first":
-                told.append(outcome_event(conn, now, row, version))
+                told.append(record_outcome_event(conn, now, row, version))
             undone = [*others, row] if how == "undone" and row["result"] == "success" else others
-            told += [outcome_event(conn, now, one, version, "undone") for one in undone]
+            told += [record_outcome_event(conn, now, one, version, "undone") for one in undone]
     elif word == "rebooting":
-        row = attempts.rebooting(conn, attempt_id, now)
+        row = attempts.mark_rebooting(conn, attempt_id, now)
     else:
-        row = attempts.take(conn, attempt_id, now)
+        row = attempts.start(conn, attempt_id, now)
     if how != "repeated":
-        beacons.report(conn, beacon_id, attempt_id, now, word, json.dumps(doc))
+        beacons.add_report(conn, beacon_id, attempt_id, now, word, json.dumps(doc))
     return Recorded(how, row, tuple(told), tuple(others))
 
 

@@ -33,7 +33,7 @@ async def live(request: Request) -> Response:
     """Follow what changes; ``after`` is the last event that the page has seen."""
     actor = await actor_of(request)
     service = service_of(request)
-    service.hub.check_room(actor.id)
+    service.hub.check_capacity(actor.id)
     last = request.headers.get("last-event-id") or request.query_params.get("after", "")
     after = decimal(last, ROW_ID_MAX)
     stream = _stream(service, request, actor, after)
@@ -43,7 +43,7 @@ async def live(request: Request) -> Response:
 async def _stream(
     service: Service, request: Request, actor: Actor, after: int | None
 ) -> AsyncIterator[str]:
-    queue = service.hub.follow(actor.id)
+    queue = service.hub.subscribe(actor.id)
     if queue is None:
         return
     looked = pulsed = monotonic()
@@ -51,7 +51,7 @@ async def _stream(
         yield "retry: 2000\n\n"
         last = after or 0
         if after is not None:
-            missed = await service.db.read(events.since, after, _MANY)
+            missed = await service.db.read(events.list_after, after, _MANY)
             if missed:
                 last = missed[-1]["id"]
                 yield _message(service, missed, everything=len(missed) == _MANY)
@@ -71,7 +71,7 @@ async def _stream(
                 last = max((event["id"] or 0 for event in new), default=0) or last
                 yield _message(service, new)
     finally:
-        service.hub.leave(queue)
+        service.hub.unsubscribe(queue)
 
 
 async def _gather(queue: "asyncio.Queue[Fields | None]") -> list[Fields] | None:

@@ -32,7 +32,7 @@ async def login(request: Request) -> Response:
     now = service.clock.now()
 
     def work(conn: Connection) -> str:
-        audit.add(conn, now, actor.name, "session.begun", actor.id)
+        audit.append(conn, now, actor.name, "session.begun", actor.id)
         return sessions.create(conn, actor.id, now)
 
     answer = RedirectResponse(_inside(there), 303, HEADERS)

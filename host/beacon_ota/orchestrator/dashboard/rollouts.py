@@ -9,18 +9,29 @@ from sqlalchemy import Connection
 from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.coverage import not_covered
 from beacon_ota.orchestrator.core.engine import load_state
-from beacon_ota.orchestrator.core.view import Entry
+from beacon_ota.orchestrator.core.view import RolloutEntry
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import versions_of
 from beacon_ota.orchestrator.db.tables import Fields, attempts, outcomes, rollouts
-from beacon_ota.orchestrator.db.tables.outcomes import Which
+from beacon_ota.orchestrator.db.tables.outcomes import OutcomeFilter
 from beacon_ota.orchestrator.http.problems import missing
 from beacon_ota.orchestrator.rollout.advance import opens_at
-from beacon_ota.orchestrator.rollout.gates import judge, margin, sample_of, soak_of
-from beacon_ota.orchestrator.rollout.plans import parse
+from beacon_ota.orchestrator.rollout.gates import (
+    failures_to_limit,
+    judge_stage,
+    required_sample,
+    soak_time,
+)
+from beacon_ota.orchestrator.rollout.plans import parse_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.types import Cell, Gate, RolloutState, Status, Tally
+from beacon_ota.orchestrator.rollout.types import (
+    Gate,
+    OutcomeCounts,
+    RolloutState,
+    StageCounts,
+    Status,
+)
 
 COUNTS = {
     "healthy": "confirmed by the new image, and heard from lately",
@@ -70,7 +81,7 @@ class StageView(NamedTuple):
     state: str
     share: float
     soak_s: float
-    cell: Cell | None
+    cell: StageCounts | None
 
 
 class WaveView(NamedTuple):
@@ -96,28 +107,28 @@ class RolloutView(NamedTuple):
     rollout: Rollout
     state: RolloutState
     due: float | None
-    tally: Tally | None
+    tally: OutcomeCounts | None
     results: Counter[str]
     revision: int
     stored: bool = True  # False: it is stopped in memory, and the database has not taken it
 
     @property
-    def total(self) -> Cell | None:
+    def total(self) -> StageCounts | None:
         """Everybody the rollout is for."""
         return None if self.tally is None else self.tally.total
 
 
 def under_way(ask: Ask) -> list[RolloutView]:
     """Return the rollouts that somebody should have an eye on, newest first."""
-    rows = ask.read(rollouts.live)
+    rows = ask.read(rollouts.list_active)
     return [_view(ask, row) for row in rows if row["status"] in _UNDER_WAY]
 
 
 def listing(ask: Ask) -> Page:
     """The newest rollouts, and every older one that is under way, newest first."""
-    rows = ask.read(rollouts.every, _LISTED)
+    rows = ask.read(rollouts.list_all, _LISTED)
     shown = {row["id"] for row in rows}
-    live = ask.read(rollouts.live)
+    live = ask.read(rollouts.list_active)
     rows += [row for row in live if row["status"] in _UNDER_WAY and row["id"] not in shown]
     return Page(
         "rollouts.html",
@@ -134,10 +145,10 @@ def page(ask: Ask) -> Page:
     if row is None:
         raise missing("rollout", rollout_id)
     seen = _view(ask, row)
-    history = ask.read(rollouts.transitions_of, rollout_id)
+    history = ask.read(rollouts.list_transitions, rollout_id)
     tripped = _tripped(seen.state, history)
-    release = ask.service.view.releases.get(row["firmware_id"])
-    failures = ask.read(outcomes.latest, Which(rollout_id=rollout_id), _FAILURES)
+    release = ask.service.fleet.releases.get(row["firmware_id"])
+    failures = ask.read(outcomes.list_latest, OutcomeFilter(rollout_id=rollout_id), _FAILURES)
     waves = range(len(seen.state.waves))
     return Page(
         "rollout.html",
@@ -149,14 +160,14 @@ def page(ask: Ask) -> Page:
             "overall": overall(seen),
             "history": history[::-1],
             "unconfirmed": ask.read(
-                unconfirmed.of_rollout, row, ask.now, ask.service.view.stops_of(rollout_id)
+                unconfirmed.of_rollout, row, ask.now, ask.service.fleet.stops_of(rollout_id)
             ),
             "failures": failures,
-            "reasons": ask.read(outcomes.reasons, Which(rollout_id=rollout_id)),
+            "reasons": ask.read(outcomes.count_by_reason, OutcomeFilter(rollout_id=rollout_id)),
             "counts": COUNTS,
-            "survives": ask.service.stops.survives,
+            "survives": ask.service.stops.survives_restart,
             "verbs": VERBS[seen.state.status] if seen.tally is not None else (),
-            "missed": None if seen.tally is None else not_covered(ask.service.view, seen.rollout),
+            "missed": None if seen.tally is None else not_covered(ask.service.fleet, seen.rollout),
             "plan": _bare(row["plan"]),
             "versions": versions_of(ask),
             "kinds": words.STEPS,
@@ -166,22 +177,22 @@ def page(ask: Ask) -> Page:
 
 
 def _view(ask: Ask, row: Fields) -> RolloutView:
-    entry: Entry | None = ask.service.view.entries.get(row["id"])
+    entry: RolloutEntry | None = ask.service.fleet.rollouts.get(row["id"])
     results = ask.read(_results, row["id"])
     if entry is None:
-        rollout = Rollout(parse(json.loads(row["plan"])))
+        rollout = Rollout(parse_plan(json.loads(row["plan"])))
         state = load_state(row["state"])
         return RolloutView(row["id"], row, rollout, state, None, None, results, row["revision"])
     revision = entry.revision  # before what is shown of it, never after
-    counts = ask.engine.count(entry, ask.now)
-    stored = not ask.service.view.stops_of(row["id"])
+    counts = ask.engine.count_outcomes(entry, ask.now)
+    stored = not ask.service.fleet.stops_of(row["id"])
     return RolloutView(
         row["id"], row, entry.rollout, entry.state, entry.due, counts, results, revision, stored
     )
 
 
 def _results(conn: Connection, rollout_id: str) -> Counter[str]:
-    return Counter(attempts.results_of(conn, rollout_id))
+    return Counter(attempts.count_results(conn, rollout_id))
 
 
 def wave_view(
@@ -199,7 +210,7 @@ def wave_view(
             how = "done"
         else:
             how = "now" if number == own.stage else "next"
-        cell = None if seen.tally is None else seen.tally.cells[index][number]
+        cell = None if seen.tally is None else seen.tally.stages[index][number]
         stages.append(StageView(index, number, how, stage.share, stage.soak_s, cell))
     open_ = own.stage >= 0 and own.ended_at is None
     shown: list[Gauge] = []
@@ -207,7 +218,7 @@ def wave_view(
     if open_ and seen.tally is not None and state.status is not Status.ABORTED:
         shown = gauges(rollout, state, seen.tally, index, now)
         if state.status is Status.ACTIVE:
-            found, word, sentence = judge(rollout, state, seen.tally, index, now)
+            found, word, sentence = judge_stage(rollout, state, seen.tally, index, now)
             verdict = (found.value, word, sentence)
     return WaveView(
         index,
@@ -224,13 +235,13 @@ def wave_view(
 
 
 def gauges(
-    rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float
+    rollout: Rollout, state: RolloutState, tally: OutcomeCounts, wave: int, now: float
 ) -> list[Gauge]:
     """Return how far the gates of a wave's present stage are: what passes, then what trips."""
     own = state.waves[wave]
     gate = rollout.gates[wave]
-    cell = tally.cells[wave][own.stage]
-    need = sample_of(rollout, state, tally, wave, now)
+    cell = tally.stages[wave][own.stage]
+    need = required_sample(rollout, state, tally, wave, now)
     found = [
         Gauge(
             "Sample",
@@ -242,7 +253,7 @@ def gauges(
             "good" if cell.decided >= need else "plain",
         )
     ]
-    soak = soak_of(rollout, tally, wave, own.stage)
+    soak = soak_time(rollout, tally, wave, own.stage)
     if soak:
         watched = 0.0 if own.sampled_at is None else max(0.0, now - own.sampled_at)
         if own.sampled_at is None:
@@ -277,7 +288,7 @@ def gauges(
     return found + limits(cell, gate)
 
 
-def _healthy_level(cell: Cell, gate: Gate) -> str:
+def _healthy_level(cell: StageCounts, gate: Gate) -> str:
     if not cell.attempted:
         return "plain"
     if cell.healthy >= gate.healthy_share * cell.attempted:
@@ -286,9 +297,9 @@ def _healthy_level(cell: Cell, gate: Gate) -> str:
     return "plain" if hoped else "warn"
 
 
-def limits(cell: Cell, gate: Gate) -> list[Gauge]:
+def limits(cell: StageCounts, gate: Gate) -> list[Gauge]:
     """Return how far the failure limits are from tripping."""
-    more = margin(cell, gate)
+    more = failures_to_limit(cell, gate)
     part = cell.failed / cell.decided if cell.decided else 0.0
     # The limit stands at three quarters of the bar, so that what is beyond it can be seen.
     scale = gate.failure_share / 0.75 or 1.0
@@ -299,7 +310,7 @@ def limits(cell: Cell, gate: Gate) -> list[Gauge]:
     else:
         note = f"{words.plural(more, 'more failure')} would halt"
         level = "warn" if cell.failed and more <= 2 else "good"
-    row_left = gate.in_a_row - cell.row
+    row_left = gate.max_consecutive_failures - cell.failure_streak
     return [
         Gauge(
             "Failures",
@@ -312,12 +323,12 @@ def limits(cell: Cell, gate: Gate) -> list[Gauge]:
         ),
         Gauge(
             "In a row",
-            f"longest {cell.row}",
-            f"halts at {gate.in_a_row}",
+            f"longest {cell.failure_streak}",
+            f"halts at {gate.max_consecutive_failures}",
             "tripped" if row_left <= 0 else f"{row_left} short of it",
-            min(cell.row / gate.in_a_row, 1.0),
+            min(cell.failure_streak / gate.max_consecutive_failures, 1.0),
             None,
-            "bad" if row_left <= 0 else "warn" if cell.row and row_left == 1 else "good",
+            "bad" if row_left <= 0 else "warn" if cell.failure_streak and row_left == 1 else "good",
         ),
     ]
 

@@ -21,7 +21,7 @@ async def load(service: Service, release: Release) -> bytes:
         return await service.blobs.load(release.row["blob"])
     except BlobDamaged as error:
         if release.row["damaged_at"] is None:
-            await service.damaged(release, error)
+            await service.withdraw_damaged(release, error)
         raise Problem(410, "firmware_damaged", "the stored image is damaged") from None
 
 

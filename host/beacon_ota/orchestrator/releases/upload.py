@@ -124,7 +124,7 @@ async def _store(
     service: Service, actor: Actor, file: BinaryIO, claim: validate.Claim, found: validate.Found
 ) -> Uploaded:
     """Give the bytes their name and the release its row."""
-    same = await service.db.read(firmwares.named, claim.device_type, claim.version)
+    same = await service.db.read(firmwares.get_by_version, claim.device_type, claim.version)
     if same is not None:
         return await _again(service, actor, same, file, found)
     now = service.clock.now()
@@ -147,7 +147,7 @@ async def _store(
     }
 
     def add(conn: Connection) -> Fields:
-        there = firmwares.named(conn, claim.device_type, claim.version)
+        there = firmwares.get_by_version(conn, claim.device_type, claim.version)
         if there is not None:
             raise _TakenError(there)
         return firmwares.add(conn, row)
@@ -155,12 +155,12 @@ async def _store(
     new = await asyncio.to_thread(service.blobs.keep, file, found.blob)
     try:
         stored = await asyncio.shield(
-            service.change(
+            service.change_audited(
                 actor.name,
                 "firmware.uploaded",
                 row["id"],
                 add,
-                then=service.view.put_release,
+                then=service.fleet.put_release,
                 detail={
                     "device_type": claim.device_type,
                     "version": claim.version,
@@ -200,16 +200,16 @@ async def _again(
         return Uploaded(same, False)
 
     def work(conn: Connection) -> Fields:
-        row = firmwares.change(conn, same["id"], **values)
+        row = firmwares.update_columns(conn, same["id"], **values)
         assert row is not None
         return row
 
-    row = await service.change(
+    row = await service.change_audited(
         actor.name,
         "firmware.renewed",
         same["id"],
         work,
-        then=service.view.put_release,
+        then=service.fleet.put_release,
         detail={"what": sorted(values)},
     )
     return Uploaded(row, False)

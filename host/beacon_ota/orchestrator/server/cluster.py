@@ -18,10 +18,10 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import attempt_of
-from beacon_ota.orchestrator.db.database import WRITING, Database, connect, reason_of
+from beacon_ota.orchestrator.core.view import attempt_from_row
+from beacon_ota.orchestrator.db.database import WRITE_LOCK_ID, Database, connect, describe_error
 from beacon_ota.orchestrator.db.tables import Fields, changes
-from beacon_ota.orchestrator.db.tables.changes import News
+from beacon_ota.orchestrator.db.tables.changes import ChangeBatch
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
@@ -50,19 +50,19 @@ class Cluster:
 
     def begin(self) -> None:
         """Note where the changes are, before anything is read that they would change."""
-        self.seq = self.service.db.read_now(changes.last)
+        self.seq = self.service.db.read_now(changes.newest_seq)
 
     def start(self) -> None:
         """Follow from there."""
         service = self.service
         self._loop = asyncio.get_running_loop()
-        service.leads = False
+        service.is_leader = False
         service.catch_up = self.catch_up
-        service.hub.hand_on(self._tell)
+        service.hub.forward_to(self._tell)
         self._thread = threading.Thread(target=self._listen, name="db-listener", daemon=True)
         self._thread.start()
-        service.run(self._telling())
-        service.run(self._closing())
+        service.run_in_background(self._telling())
+        service.run_in_background(self._closing())
 
     async def _closing(self) -> None:
         try:
@@ -85,17 +85,17 @@ class Cluster:
             while more:
                 db, hub = self.service.db, self.service.hub
                 news = await db.read_in_order(
-                    _read, db, self.seq, self.service.worker, hub.followed, then=self._take
+                    _read, db, self.seq, self.service.worker, hub.has_subscribers, then=self._take
                 )
                 more = news.more
 
-    def _take(self, news: News) -> None:
+    def _take(self, news: ChangeBatch) -> None:
         if news.lost:
             log.warning("too far behind the others; everything is read again")
-            self.service.reload()
+            self.service.reload_fleet()
             self.engine.reload()
         self.seq = news.seq
-        view = self.service.view
+        view = self.service.fleet
         rows = news.rows
         if news.sites is not None:
             view.put_sites(news.sites)
@@ -112,10 +112,10 @@ class Cluster:
                 self.engine.take(row)
         for row in rows.get("attempts", {}).values():
             if row is not None:
-                view.put_attempt(attempt_of(row))
+                view.put_attempt(attempt_from_row(row))
         for row in rows.get("events", {}).values():
             if row is not None:
-                self.service.hub.deliver({**row, "data": json.loads(row["data"])})
+                self.service.hub.dispatch({**row, "data": json.loads(row["data"])})
         if "webhooks" in news.kinds:
             self.telling.refresh()
         if news.kinds & {"events", "deliveries"}:
@@ -148,15 +148,15 @@ class Cluster:
         if told["worker"] == self.service.worker:
             return
         for event in told["events"]:
-            node = self.service.view.nodes.get(event["data"].get("beacon", ""))
+            node = self.service.fleet.beacons.get(event["data"].get("beacon", ""))
             if node is not None and "progress" in event["data"]:
                 node.progress = event["data"]["progress"]
             if event["kind"] == "auth.refused":
                 data = event["data"]
-                self.service.view.claimed(
+                self.service.fleet.mark_claimed(
                     event["subject"], event["at"], data["code"], data["address"]
                 )
-            self.service.hub.deliver(event)
+            self.service.hub.dispatch(event)
 
     async def _guarded(self) -> None:
         try:
@@ -176,7 +176,7 @@ class Cluster:
                 finally:
                     raw.invalidate()  # what listens and leads is nobody else's
             except Exception as error:
-                log.warning("the database does not answer: %s", reason_of(error))
+                log.warning("the database does not answer: %s", describe_error(error))
                 self._call(self._cut, True)
                 self._stopping.wait(_AGAIN_S)
             finally:
@@ -218,25 +218,25 @@ class Cluster:
             self.engine.wake()
 
     def _lead(self, leads: bool) -> None:
-        if leads != self.service.leads:
+        if leads != self.service.is_leader:
             log.info("worker %d %s", os.getpid(), "leads" if leads else "leads no more")
-        self.service.leads = leads
+        self.service.is_leader = leads
         if leads:
             self.engine.wake()
             self.telling.refresh()
 
 
-def _read(conn: Connection, db: Database, seq: int, worker: str, followed: bool) -> News:
+def _read(conn: Connection, db: Database, seq: int, worker: str, followed: bool) -> ChangeBatch:
     """Read what is new, between two commits of ours.
 
     When the answer to one of those was lost, its changes are as unknown here as another process's:
     they are read like those, once the database has come to its end with it.
     """
-    if not db.doubt:
-        return changes.read(conn, seq, worker, followed)
-    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING})")
-    news = changes.read(conn, seq, "", followed)
-    db.doubt = news.more
+    if not db.commit_in_doubt:
+        return changes.read_batch(conn, seq, worker, followed)
+    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK_ID})")
+    news = changes.read_batch(conn, seq, "", followed)
+    db.commit_in_doubt = news.more
     return news
 
 

@@ -53,8 +53,8 @@ def serve(settings: Settings, listen: Listen) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    folder.make(settings.data)
-    with folder.held(settings.data) as hold:
+    folder.make_folder(settings.data)
+    with folder.lock_folder(settings.data) as hold:
         if settings.workers > 1:
             from beacon_ota.orchestrator.server.workers import supervise
 
@@ -74,7 +74,7 @@ async def _serve(settings: Settings, listen: Listen) -> None:
     service = Service(settings, Clock(listen.time_scale))
     engine = Engine(service)
     if settings.upstream:
-        from beacon_ota.orchestrator.mirror.engine import LocalEngine  # with what it takes: 5 MB
+        from beacon_ota.orchestrator.mirror.engine import MirrorEngine  # with what it takes: 5 MB
 
-        engine = LocalEngine(service)
+        engine = MirrorEngine(service)
     await run(service, engine, sock, listen)
