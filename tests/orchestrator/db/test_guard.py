@@ -120,23 +120,23 @@ async def adopt(self, one: Node):
 """,
     "by another name": """
 async def settle(service, attempt):
-    found = service.view.releases[attempt.firmware_id]
+    found = service.fleet.releases[attempt.firmware_id]
     def work(conn):
         return found.row
     await service.db.write(work)
 """,
     "as an argument": """
 async def settle(service, attempt):
-    release = service.view.releases.get(attempt.firmware_id)
+    release = service.fleet.releases.get(attempt.firmware_id)
     await service.db.write(record, release)
 """,
     "looked up in the call": """
 async def settle(service, attempt):
-    await service.db.write(record, service.view.nodes[attempt.beacon_id])
+    await service.db.write(record, service.fleet.beacons[attempt.beacon_id])
 """,
     "perhaps": """
 async def settle(service, attempt):
-    await service.db.write(record, None if attempt is None else service.view.nodes[attempt.id])
+    await service.db.write(record, None if attempt is None else service.fleet.beacons[attempt.id])
 """,
     "a method": """
 async def settle(self):
@@ -148,10 +148,10 @@ async def settle(self):
 """,
     "from a loop": """
 async def settle(service):
-    for one in service.view.entries.values():
+    for one in service.fleet.rollouts.values():
         def work(conn):
             return one.state
-        await service.change("a", "b", "c", work)
+        await service.change_audited("a", "b", "c", work)
 """,
 }
 

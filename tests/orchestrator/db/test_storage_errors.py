@@ -104,16 +104,15 @@ def test_reasons_are_words():
 
 
 def test_secrets_are_in_no_repr(tmp_path):
-    from beacon_ota.orchestrator.core.view import BeaconState
+    from beacon_ota.orchestrator.core.fleet_state import BeaconState
     from beacon_ota.orchestrator.rollout.types import Beacon
 
     settings = Settings(
         tmp_path, database="postgresql://u:hunter2@h/x", upstream_token="bota_1_hunter2"
     )
     assert "hunter2" not in repr(settings)
-    node = BeaconState(
-        Beacon("b", "esp32c3", "1.0.0"), b"hunter2", b"hunter2", (b"hunter2",), None, None
-    )  # type: ignore[arg-type]
+    beacon = Beacon("b", "esp32c3", "1.0.0")
+    node = BeaconState(beacon, b"hunter2", b"hunter2", (b"hunter2",), None, None)  # type: ignore[arg-type]
     assert "hunter2" not in repr(node)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from beacon_ota.orchestrator.rollout.gates import count_outcomes, tripped_limit
-from beacon_ota.orchestrator.rollout.roam import MAX_CLOCK_DIFFERENCE_S
+from beacon_ota.orchestrator.rollout.roaming import MAX_CLOCK_DIFFERENCE_S
 from beacon_ota.orchestrator.rollout.types import HOUR, Gate, Result, StageCounts
 from tests.orchestrator.rollout.build import (
     MONDAY,

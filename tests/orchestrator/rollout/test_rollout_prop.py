@@ -408,9 +408,9 @@ def check_history(bench, before, changes):
         opened = [change for change in changes if change.kind is Kind.STAGE_OPENED]
         assert not opened
     tally = bench.tally()
-    assert tally.total.members == sum(cell.members for row in tally.cells for cell in row)
+    assert tally.total.members == sum(cell.members for row in tally.stages for cell in row)
     behind = Counter(bench.members().values())
-    for wave, cells in enumerate(tally.cells):
+    for wave, cells in enumerate(tally.stages):
         for stage, cell in enumerate(cells):
             for name in ("healthy", "gone", "failed", "accepted", "open", "waiting", "away"):
                 assert getattr(cell, name) == behind[wave, stage, name]

@@ -233,7 +233,7 @@ def test_what_one_has_done_the_other_knows(pair, tmp_path):
 
 def opened(side, rollout: str) -> bool:
     """Whether a side has heard that the first stage is open."""
-    entry = side.service.view.entries.get(rollout)
+    entry = side.service.fleet.rollouts.get(rollout)
     return entry is not None and entry.state.waves[0].stage >= 0
 
 
@@ -246,12 +246,12 @@ def test_a_halt_at_one_stops_what_the_other_serves(pair, tmp_path):
     offer = at(beacon, two).offered()
     assert beacon.download(offer).status == 200
     one.admin().move_rollout(rollout, "halt", "enough")
-    until(lambda: two.service.view.entries[rollout].state.status == "halted")
+    until(lambda: two.service.fleet.rollouts[rollout].state.status == "halted")
     assert beacon.report("rebooting", offer).status in (409, 410)
     two.admin().move_rollout(rollout, "resume", "go on")
-    until(lambda: one.service.view.entries[rollout].state.status != "halted")
+    until(lambda: one.service.fleet.rollouts[rollout].state.status != "halted")
     one.admin().call("DELETE", f"/api/beacons/{beacon.id}")
-    until(lambda: beacon.id not in two.service.view.nodes)
+    until(lambda: beacon.id not in two.service.fleet.beacons)
     assert beacon.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False).status == 401
 
 
@@ -283,7 +283,9 @@ def test_events_of_both_are_followed_at_either_in_one_order(pair):
     for number in range(20):
         where = pair[number % 2]
         where.admin().call("POST", "/api/sites", json={"path": f"s{number}"})
-    one.loop.call_soon_threadsafe(one.service.hub.tell, 1.0, "attempt.downloading", "a", {})
+    one.loop.call_soon_threadsafe(
+        one.service.hub.broadcast_transient, 1.0, "attempt.downloading", "a", {}
+    )
     until(lambda: queue.qsize() >= 21, deadline_s=DEADLINE_S)
     told = [queue.get_nowait() for _ in range(21)]
     stored = [event for event in told if event["id"] is not None]
@@ -297,9 +299,9 @@ async def _follow(where: Local):
 
 def test_the_lead_passes_on(pair):
     one, two = pair
-    assert one.service.leads and not two.service.leads
+    assert one.service.is_leader and not two.service.is_leader
     one.stop()
-    until(lambda: two.service.leads, deadline_s=DEADLINE_S)
+    until(lambda: two.service.is_leader, deadline_s=DEADLINE_S)
 
 
 # ---- processes ----

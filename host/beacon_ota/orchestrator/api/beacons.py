@@ -424,8 +424,8 @@ def _give(conn: Connection, beacon_id: str, key: bytes) -> Fields:
 
 
 async def _do(service, actor, action: str, beacon_id: str, work, **more) -> Response:
-    row = await service.change(
-        actor.name, action, beacon_id, work, then=service.view.put_beacon, **more
+    row = await service.change_audited(
+        actor.name, action, beacon_id, work, then=service.fleet.put_beacon, **more
     )
     return answer(shown(row))
 

@@ -1,6 +1,6 @@
 """What a rollout does not cover, as the API shows it: other boards, and what there is for them."""
 
-from beacon_ota.orchestrator.core.view import FleetState
+from beacon_ota.orchestrator.core.fleet_state import FleetState
 from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.rollout.coverage import count_uncovered
 from beacon_ota.orchestrator.rollout.rules import Rollout

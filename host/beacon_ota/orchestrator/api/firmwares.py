@@ -156,12 +156,12 @@ async def _move(
         assert changed is not None
         return changed
 
-    row = await service.change(
+    row = await service.change_audited(
         actor.name,
         f"firmware.{action}",
         firmware_id,
         work,
-        then=service.view.put_release,
+        then=service.fleet.put_release,
         reason=reason,
     )
     return answer({**shown(row), "unconfirmed": await _unconfirmed(service, row)})

@@ -20,12 +20,12 @@ from beacon_ota.orchestrator.api.rollouts import Moving
 from beacon_ota.orchestrator.beacon_api.device_types import tell_of_question
 from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.engine import Engine
+from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import attempt_from_row
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.tables import (
     Fields,
-    books,
+    mirror_books,
     mirror_rows,
     mirror_watch,
     mirrors,
@@ -243,8 +243,8 @@ async def _exchange(
     if told.protocol != PROTOCOL:
         raise Incompatible(told)
     changes = [change.model_dump() for change in told.changes]
-    page = books.BookPage(told.epoch, told.after, told.mark)
-    stand = await service.db.read(books.compare_page, mirror["id"], page)
+    page = mirror_books.BookPage(told.epoch, told.after, told.mark)
+    stand = await service.db.read(mirror_books.compare_page, mirror["id"], page)
     for change in changes:
         if change["what"] == "halts" and change["row"]:
             # Mirrors of the release before give their halts no names.
@@ -318,7 +318,7 @@ def _taken(service: Service, done: mirrors.ImportResult) -> None:
 async def _halt(service: Service, engine: Engine, mirror: Fields, row: Fields) -> None:
     """Halt everywhere what a mirror has halted for itself; again is nothing."""
     row = mirror_rows.check_halt(row)
-    if await service.db.read(books.knows_halt, row):
+    if await service.db.read(mirror_books.knows_halt, row):
         return
     rollout_id = row["rollout_id"]
     entry = service.fleet.rollouts.get(rollout_id)
@@ -335,6 +335,6 @@ async def _halt(service: Service, engine: Engine, mirror: Fields, row: Fields) -
     except UsageError:
         stored = True  # it is halted, or over
     # Whatever becomes of the rest that it tells: who resumes from now on has seen this.
-    if stored and (name := books.halt_name(row)) is not None:
+    if stored and (name := mirror_books.halt_name(row)) is not None:
         now = service.clock.now()
-        await service.db.write(books.record_halt, mirror["id"], name, now)
+        await service.db.write(mirror_books.record_halt, mirror["id"], name, now)

@@ -27,8 +27,8 @@ from beacon_ota.orchestrator.core.engine import (
     release_withdrawn,
     rollout_moved,
 )
+from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import RolloutEntry
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, rollouts
@@ -36,9 +36,9 @@ from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.http.problems import missing
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout import advance as moves
-from beacon_ota.orchestrator.rollout.draw import choose_rollout_id
 from beacon_ota.orchestrator.rollout.gates import judge_stage
 from beacon_ota.orchestrator.rollout.plans import PRESETS, dump_plan, parse_plan
+from beacon_ota.orchestrator.rollout.rollout_ids import choose_rollout_id
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.simulate import preview_rollout
 from beacon_ota.orchestrator.rollout.types import (
@@ -477,8 +477,10 @@ def _wave(
 
 
 def _cell(cell: StageCounts) -> Fields:
+    found = asdict(cell)
+    found["row"] = found.pop("failure_streak")  # its public name
     return {
-        **asdict(cell),
+        **found,
         "attempted": cell.attempted,
         "decided": cell.decided,
         "members": cell.members,

@@ -10,8 +10,8 @@ from beacon_ota.orchestrator.beacon_api.download import download
 from beacon_ota.orchestrator.beacon_api.poll import poll
 from beacon_ota.orchestrator.beacon_api.refusals import note_refusal
 from beacon_ota.orchestrator.beacon_api.report import status
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import BeaconState
 from beacon_ota.orchestrator.http import asgi, problems
 from beacon_ota.orchestrator.http.asgi import App, Disconnected, Receive, Scope, Send
 from beacon_ota.orchestrator.http.connections import BEACON, network_of

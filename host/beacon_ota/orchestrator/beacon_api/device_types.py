@@ -17,8 +17,8 @@ import asyncio
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.beacon_api.auth import Refused
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import BeaconState
 from beacon_ota.orchestrator.db.tables import Fields, beacons, device_types, events
 from beacon_ota.orchestrator.http.problems import Problem
 

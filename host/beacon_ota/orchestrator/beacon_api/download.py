@@ -4,8 +4,8 @@ import asyncio
 
 from beacon_ota.orchestrator.beacon_api.auth import EMPTY, Caller
 from beacon_ota.orchestrator.beacon_api.report import check_going_on
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import BeaconState
 from beacon_ota.orchestrator.http.asgi import Header, Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.releases.serve import load, transmit

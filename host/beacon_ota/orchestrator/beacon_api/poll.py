@@ -6,8 +6,8 @@ from urllib.parse import parse_qsl
 
 from beacon_ota.orchestrator.beacon_api.auth import EMPTY, Caller
 from beacon_ota.orchestrator.beacon_api.device_types import hear_device_type
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import ROLLBACK_GRACE_S, Service
-from beacon_ota.orchestrator.core.view import BeaconState
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem

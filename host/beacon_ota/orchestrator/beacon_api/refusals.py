@@ -5,9 +5,9 @@ does not fit or a request that was heard on the wire and sent again, is kept in 
 (``View.claimed``) and writes nothing.
 """
 
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.health import REFUSED_AFTER
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import BeaconState
 from beacon_ota.orchestrator.db.tables import events
 
 TELL_S = 3600.0  # between two events about one beacon

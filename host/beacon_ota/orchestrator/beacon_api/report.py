@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.beacon_api.auth import Caller, rekey
+from beacon_ota.orchestrator.core.fleet_state import BeaconState, attempt_from_row
 from beacon_ota.orchestrator.core.service import (
     ServedCounts,
     Service,
     may_attempt_continue,
     record_outcome_event,
 )
-from beacon_ota.orchestrator.core.stops import StopBoard
-from beacon_ota.orchestrator.core.view import BeaconState, attempt_from_row
+from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons
 from beacon_ota.orchestrator.http import asgi

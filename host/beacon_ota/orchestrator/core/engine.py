@@ -22,23 +22,23 @@ from sqlalchemy import Connection
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.clock import ClockJumpDetector
+from beacon_ota.orchestrator.core.fleet_state import RolloutEntry, attempt_from_row, progress_of
 from beacon_ota.orchestrator.core.service import Service, record_outcome_event
-from beacon_ota.orchestrator.core.stopping import DecideTransitions, StopManager, stop_unstored
-from beacon_ota.orchestrator.core.view import RolloutEntry, attempt_from_row, progress_of
+from beacon_ota.orchestrator.core.stop_manager import DecideTransitions, StopManager, stop_unstored
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import (
     Fields,
     attempts,
     audit,
-    books,
     events,
     firmwares,
-    former,
+    former_beacons,
+    mirror_books,
     rollouts,
 )
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout import decide as rules
-from beacon_ota.orchestrator.rollout import roam
+from beacon_ota.orchestrator.rollout import roaming
 from beacon_ota.orchestrator.rollout import stopping as stops
 from beacon_ota.orchestrator.rollout.advance import (
     advance,
@@ -91,7 +91,7 @@ class Engine:
     def start(self) -> None:
         """Load the rollouts and begin to watch them."""
         self.service.db.read_now(self._load)
-        self._even = self.service.db.read_now(books.read_sync_times)
+        self._even = self.service.db.read_now(mirror_books.read_sync_times)
         self.service.fleet.on_change = self._wake.set
         self.stop_manager.start()
         if self.service.restored:
@@ -324,8 +324,10 @@ class Engine:
         for attempt in self._unheard(entry, silent, now) if silent else ():
             node = view.beacons.get(attempt.beacon_id)
             others = () if node is None else node.attempts
-            if roam.moved_on(roam.row_of(attempt), map(roam.row_of, others), now):
-                ends[attempt.id] = _End(Result.STOPPED, progress_of(attempt), roam.DETAIL_MOVED_ON)
+            if roaming.moved_on(roaming.row_of(attempt), map(roaming.row_of, others), now):
+                ends[attempt.id] = _End(
+                    Result.STOPPED, progress_of(attempt), roaming.DETAIL_MOVED_ON
+                )
                 continue
             # The report got lost, the beacon did not: it has polled from the new image since.
             runs = (
@@ -334,7 +336,9 @@ class Engine:
                 and node.beacon.image == release.row["checksum"]
                 and node.beacon.version_at > (attempt.taken_at or now)
             )
-            result, detail = (Result.SUCCESS, roam.DETAIL_RUNNING) if runs else (Result.LOST, None)
+            result, detail = (
+                (Result.SUCCESS, roaming.DETAIL_RUNNING) if runs else (Result.LOST, None)
+            )
             ends[attempt.id] = _End(result, progress_of(attempt), detail)
         called_off = entry.state.status in _CALLED_OFF
         # Upon what a halt in memory rests stays what it was taken for: a beacon that was silent is
@@ -368,7 +372,7 @@ class Engine:
         long as a stage waits for anybody.
         """
         with contextlib.suppress(StorageError):  # nor can a mirror tell anything meanwhile
-            self._even = self.service.db.read_now(books.read_sync_times)
+            self._even = self.service.db.read_now(mirror_books.read_sync_times)
         even = self._even
         found = []
         for attempt in silent:
@@ -378,7 +382,9 @@ class Engine:
             site = "" if node is None else node.beacon.site
             until = min(began + gate.report_timeout_s, now)
             if now >= began + gate.stage_timeout_s or all(
-                even_at >= until for where, even_at in even if former.site_covers(where, site)
+                even_at >= until
+                for where, even_at in even
+                if former_beacons.site_covers(where, site)
             ):
                 found.append(attempt)
         return found

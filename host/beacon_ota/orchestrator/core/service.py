@@ -21,20 +21,20 @@ from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator.blobs.local import BlobDamaged
 from beacon_ota.orchestrator.blobs.object_store import open_blobs
 from beacon_ota.orchestrator.clock import Clock
-from beacon_ota.orchestrator.core import remembered
-from beacon_ota.orchestrator.core.hub import EventHub
-from beacon_ota.orchestrator.core.remembered import CredentialCache
-from beacon_ota.orchestrator.core.replay import REPLAYS_FILE, ReplayGuard
-from beacon_ota.orchestrator.core.shared_counters import SharedCounters
-from beacon_ota.orchestrator.core.stops import StopBoard
-from beacon_ota.orchestrator.core.view import (
+from beacon_ota.orchestrator.core import credential_cache
+from beacon_ota.orchestrator.core.audit_note import AuditHeadNote
+from beacon_ota.orchestrator.core.credential_cache import CredentialCache
+from beacon_ota.orchestrator.core.fleet_state import (
     BeaconState,
     FleetState,
     Release,
     attempt_from_row,
     progress_of,
 )
-from beacon_ota.orchestrator.core.witness import AuditHeadNote
+from beacon_ota.orchestrator.core.hub import EventHub
+from beacon_ota.orchestrator.core.replay import REPLAYS_FILE, ReplayGuard
+from beacon_ota.orchestrator.core.shared_counters import SharedCounters
+from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.database import Database, StorageError, is_shared, sqlite_url
 from beacon_ota.orchestrator.db.tables import (
@@ -152,7 +152,7 @@ class Service:
         """Read the database, remove what a crash left over, and begin the background work."""
         self.db.start()
         self.db.read_now(self._load)
-        self.credentials.replace(*self.db.read_now(remembered.read_credentials))
+        self.credentials.replace(*self.db.read_now(credential_cache.read_credentials))
         await self._sweep()
         self.run_in_background(self._flushing())
         self.run_in_background(self._pruning())
@@ -523,7 +523,7 @@ class Service:
 
     async def _remember(self) -> None:
         """Keep who may stop a rollout, for the time when the database cannot be asked."""
-        self.credentials.replace(*await self.db.read(remembered.read_credentials))
+        self.credentials.replace(*await self.db.read(credential_cache.read_credentials))
 
     async def _reserve_replays(self) -> None:
         """Synchronise ahead of time what would otherwise hold up a beacon's request."""

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.coverage import not_covered
 from beacon_ota.orchestrator.core.engine import load_state
-from beacon_ota.orchestrator.core.view import RolloutEntry
+from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.dashboard import words
 from beacon_ota.orchestrator.dashboard.frame import Ask, Page
 from beacon_ota.orchestrator.dashboard.logs import versions_of

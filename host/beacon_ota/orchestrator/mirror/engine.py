@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.core.engine import Engine, dump_state, load_state
-from beacon_ota.orchestrator.core.view import RolloutEntry
+from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, audit, events, outbox, rollouts
 from beacon_ota.orchestrator.rollout.advance import advance, apply_transition, next_due_at

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 
 from beacon_ota.orchestrator.blobs.local import BlobDamaged
+from beacon_ota.orchestrator.core.fleet_state import Release
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Release
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Header, Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem

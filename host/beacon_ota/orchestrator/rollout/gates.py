@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from .decide import OUTCOMES, blocked_by_channel, is_blamed_by, is_other_board
 from .fields import format_duration
-from .roam import MAX_CLOCK_DIFFERENCE_S
+from .roaming import MAX_CLOCK_DIFFERENCE_S
 from .rules import Rollout, version_key
 from .types import (
     Attempt,

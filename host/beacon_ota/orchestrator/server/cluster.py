@@ -17,8 +17,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import attempt_from_row
 from beacon_ota.orchestrator.db.database import WRITE_LOCK_ID, Database, connect, describe_error
 from beacon_ota.orchestrator.db.tables import Fields, changes
 from beacon_ota.orchestrator.db.tables.changes import ChangeBatch
@@ -93,7 +93,7 @@ class Cluster:
         if news.lost:
             log.warning("too far behind the others; everything is read again")
             self.service.reload_fleet()
-            self.engine.reload()
+            self.engine.reload_rollouts()
         self.seq = news.seq
         view = self.service.fleet
         rows = news.rows
@@ -109,7 +109,7 @@ class Cluster:
                 view.put_beacon(row)
         for row in rows.get("rollouts", {}).values():
             if row is not None:
-                self.engine.take(row)
+                self.engine.apply_row(row)
         for row in rows.get("attempts", {}).values():
             if row is not None:
                 view.put_attempt(attempt_from_row(row))

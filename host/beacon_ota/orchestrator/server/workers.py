@@ -29,7 +29,7 @@ from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.replay import REPLAYS_FILE, ReplayGuard
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.shared_counters import SharedCounters
-from beacon_ota.orchestrator.core.stops import StopBoard
+from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db.database import connect, migrate_if_due, storage_errors
 from beacon_ota.orchestrator.db.tables import beacons
 from beacon_ota.orchestrator.limits import LIMITS

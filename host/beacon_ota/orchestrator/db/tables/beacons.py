@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_, update
 
 from beacon_ota.orchestrator.db.schema import beacons, journal, reports
-from beacon_ota.orchestrator.db.tables import Fields, fields, former, insert_or_ignore
+from beacon_ota.orchestrator.db.tables import Fields, fields, former_beacons, insert_or_ignore
 from beacon_ota.orchestrator.db.tables.prepared import PreparedStatement, defer_insert
 from beacon_ota.orchestrator.limits import LIMITS
 
@@ -78,7 +78,7 @@ def offer_scope(conn: Connection, beacon_id: str) -> tuple[str, str] | None:
 def update_columns(conn: Connection, beacon_id: str, **values: Any) -> Fields | None:
     """Set columns of a beacon; None when it does not exist."""
     if "site" in values:
-        former.record_departure(conn, beacon_id, values["site"])
+        former_beacons.record_departure(conn, beacon_id, values["site"])
     conn.execute(update(beacons).where(_b.id == beacon_id).values(**values))
     return get(conn, beacon_id)
 
@@ -87,7 +87,7 @@ def remove(conn: Connection, beacon_id: str) -> bool:
     """Forget a beacon, its reports and its journal; its attempts stay, they were counted."""
     for table in (reports, journal):
         conn.execute(delete(table).where(table.c.beacon_id == beacon_id))
-    former.remove_former(conn, beacon_id=beacon_id)
+    former_beacons.remove_former(conn, beacon_id=beacon_id)
     return bool(conn.execute(delete(beacons).where(_b.id == beacon_id)).rowcount)
 
 

@@ -21,12 +21,12 @@ from beacon_ota.orchestrator.db.schema import (
 from beacon_ota.orchestrator.db.tables import (
     Fields,
     audit,
-    books,
     device_types,
     fields,
-    former,
+    former_beacons,
     insert_or_ignore,
     keys,
+    mirror_books,
     mirror_watch,
     roaming,
 )
@@ -34,7 +34,7 @@ from beacon_ota.orchestrator.db.tables import attempts as tries_of
 from beacon_ota.orchestrator.db.tables import events as told
 from beacon_ota.orchestrator.db.tables import mirror_rows as rows
 from beacon_ota.orchestrator.db.tables import rollouts as orders_of
-from beacon_ota.orchestrator.db.tables.former import key_digest
+from beacon_ota.orchestrator.db.tables.former_beacons import key_digest
 from beacon_ota.orchestrator.db.tables.merge import merge_attempts, says_all_of
 
 _m, _a, _b, _r = mirrors.c, attempts.c, beacons.c, rollouts.c
@@ -97,8 +97,8 @@ def remove_mirror(conn: Connection, mirror_id: str, now: float) -> list[Fields]:
     name = f"{row['name'][:50]} ({mirror_id[:8]})"  # the name is free again
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(removed_at=now, name=name))
     conn.execute(update(attempts).where(_a.mirror == mirror_id).values(mirror=None))
-    books.remove_books(conn, mirror_id)
-    former.remove_former(conn, mirror_id)
+    mirror_books.remove_books(conn, mirror_id)
+    former_beacons.remove_former(conn, mirror_id)
     mine = select(attempts).where(_a.result.is_(None))
     return [dict(row._mapping) for row in conn.execute(mine)]
 
@@ -184,7 +184,7 @@ def _fleet(site: str) -> Any:
 def import_changes(
     conn: Connection,
     mirror_id: str,
-    page: books.BookPage,
+    page: mirror_books.BookPage,
     changes: list[Fields],
     now: float,
     says: Fields,
@@ -202,7 +202,7 @@ def import_changes(
     """
     mirror = get(conn, mirror_id)
     assert mirror is not None
-    stand = books.compare_page(conn, mirror_id, page)
+    stand = mirror_books.compare_page(conn, mirror_id, page)
     values: Fields = {"seen_at": now, "status": mirror_watch.build_status(conn, mirror, says)}
     if stand.parted:
         conn.execute(update(mirrors).where(_m.id == mirror_id).values(**values))
@@ -222,8 +222,8 @@ def import_changes(
         if row is None:  # pruned since
             continue
         if what == "halts":  # done before, by the engine
-            if (name := books.halt_name(rows.check_halt(row))) is not None:
-                books.record_halt(conn, mirror_id, name, now)
+            if (name := mirror_books.halt_name(rows.check_halt(row))) is not None:
+                mirror_books.record_halt(conn, mirror_id, name, now)
         elif what == "beacons":
             if (event := _hear(conn, mirror, row, now, fleet)) is not None:
                 heard.append(event)
@@ -246,7 +246,7 @@ def import_changes(
         values["even_at"] = now
     values |= {"epoch": page.epoch, "seq": seq}
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(**values))
-    books.record_exchange(conn, mirror_id, page, seq, now)
+    mirror_books.record_exchange(conn, mirror_id, page, seq, now)
     return ImportResult(seq, list(tries.values()), list(fleet.values()), heard + ends)
 
 
@@ -270,7 +270,7 @@ def _take(
     sure: bool,
 ) -> None:
     theirs = _theirs(conn, mirror, row["beacon_id"])
-    if not theirs and not former.may_report(conn, mirror["id"], row["beacon_id"]):
+    if not theirs and not former_beacons.may_report(conn, mirror["id"], row["beacon_id"]):
         return  # removed, or none of its own
     if what == "attempts":
         if (found := _take_attempt(conn, mirror, row, theirs)) is not None:
@@ -386,7 +386,7 @@ def _hear(
     if proven is not None:
         values |= keys.columns_after_use(dict(known), proven)
         if not _theirs(conn, mirror, row["id"]):
-            former.set_last_key(conn, mirror["id"], row["id"], proven)
+            former_beacons.set_last_key(conn, mirror["id"], row["id"], proven)
         audit.append(conn, now, f"mirror {mirror['name']}", "beacon.rekeyed", row["id"])
     event = None
     if (said := values.get("said_type")) is not None:
@@ -407,7 +407,9 @@ def _theirs(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
 
 
 def _may_tell(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
-    return _theirs(conn, mirror, beacon_id) or former.may_report(conn, mirror["id"], beacon_id)
+    return _theirs(conn, mirror, beacon_id) or former_beacons.may_report(
+        conn, mirror["id"], beacon_id
+    )
 
 
 def _read(row: Any) -> Fields | None:

@@ -79,7 +79,7 @@ def defer_insert(conn: Connection, statement: PreparedStatement, row: Fields) ->
 def flush_deferred(conn: Connection) -> None:
     """Write what was appended."""
     for statement, rows in conn.info.pop("appended", {}).items():
-        statement.many(conn, rows)
+        statement.execute_many(conn, rows)
 
 
 def discard_deferred(conn: Connection) -> None:

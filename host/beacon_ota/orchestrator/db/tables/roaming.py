@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select, update
 
 from beacon_ota.orchestrator.db.schema import attempts, beacons, firmwares
 from beacon_ota.orchestrator.db.tables import Fields, events
-from beacon_ota.orchestrator.rollout.roam import DETAIL_MOVED_ON, DETAIL_RUNNING, moved_on
+from beacon_ota.orchestrator.rollout.roaming import DETAIL_MOVED_ON, DETAIL_RUNNING, moved_on
 
 _a, _b, _f = attempts.c, beacons.c, firmwares.c
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from beacon_ota.orchestrator.core.replay import ReplayGuard, ReplaySlot
-from beacon_ota.orchestrator.core.stops import Stops, stops_of_rollout
+from beacon_ota.orchestrator.core.stop_board import Stops, stops_of_rollout
 from beacon_ota.orchestrator.db.guard import keep_from_writer
 from beacon_ota.orchestrator.db.tables import Fields, keys
 from beacon_ota.orchestrator.db.tables.attempts import Progress

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from beacon_ota.orchestrator.rollout.draw import choose_rollout_id
+from beacon_ota.orchestrator.rollout.rollout_ids import choose_rollout_id
 from tests.orchestrator.rollout.build import by_stage, fleet, rollout
 
 

@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from beacon_ota.orchestrator.core import stops
-from beacon_ota.orchestrator.core.stops import ALL_ROLLOUTS, STOPS_FILE, StopBoard
+from beacon_ota.orchestrator.core import stop_board
+from beacon_ota.orchestrator.core.stop_board import ALL_ROLLOUTS, STOPS_FILE, StopBoard
 from beacon_ota.orchestrator.rollout.types import Kind, RolloutState, Status, Transition
 
 HALT = Transition(5.0, Kind.HALTED, 0, 1, "by_hand", "smoke", "first")
@@ -123,7 +123,7 @@ def test_a_note_that_cannot_be_read_halts_everything(tmp_path):
 def test_a_note_that_makes_no_sense_halts_everything(tmp_path, text):
     StopBoard(tmp_path)
     whole = bytearray((tmp_path / STOPS_FILE).read_bytes())
-    half = stops._half(3, text)
+    half = stop_board._half(3, text)
     whole[: len(half)] = half
     (tmp_path / STOPS_FILE).write_bytes(whole)
     assert StopBoard(tmp_path).apply_to("whatever", ACTIVE).status is Status.HALTED

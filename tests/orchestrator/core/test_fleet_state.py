@@ -6,8 +6,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beacon_ota.orchestrator.core.fleet_state import FleetState
 from beacon_ota.orchestrator.core.replay import ReplayGuard
-from beacon_ota.orchestrator.core.view import FleetState
 from beacon_ota.orchestrator.rollout.advance import initial_state
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.types import Status

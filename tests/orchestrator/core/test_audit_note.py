@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from beacon_ota.orchestrator.core.witness import NOTE_FILE
+from beacon_ota.orchestrator.core.audit_note import NOTE_FILE
 from tests.orchestrator.world import until, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}

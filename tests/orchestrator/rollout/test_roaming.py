@@ -2,7 +2,7 @@
 
 import pytest
 
-from beacon_ota.orchestrator.rollout.roam import MAX_CLOCK_DIFFERENCE_S, moved_on, row_of
+from beacon_ota.orchestrator.rollout.roaming import MAX_CLOCK_DIFFERENCE_S, moved_on, row_of
 from beacon_ota.orchestrator.rollout.types import Attempt, Result
 
 AT = 1_900_000_000.0
