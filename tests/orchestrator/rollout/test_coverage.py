@@ -3,7 +3,7 @@
 from beacon_ota.orchestrator.rollout.coverage import count_uncovered
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.simulate import preview_rollout
+from beacon_ota.orchestrator.rollout.simulate import simulate_rollout
 from beacon_ota.orchestrator.rollout.types import (
     Beacon,
     Plan,
@@ -58,6 +58,6 @@ def test_a_doubted_beacon_is_offered_nothing_and_wanted_by_nobody():
 
 
 def test_a_preview_says_who_is_left_out():
-    timeline = preview_rollout(rollout(), FLEET, Places(), 1e9)
+    timeline = simulate_rollout(rollout(), FLEET, Places(), 1e9)
     assert timeline.left_out[Reason.BOARD] == 3
     assert timeline.left_out[Reason.NO_RELEASE] == 2

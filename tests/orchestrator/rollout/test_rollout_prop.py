@@ -24,7 +24,7 @@ from beacon_ota.orchestrator.rollout.advance import (
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, ActiveRollout, decide, lost_attempts
 from beacon_ota.orchestrator.rollout.gates import failures_to_limit, tripped_limit
 from beacon_ota.orchestrator.rollout.rules import bucket_of, selector_matches
-from beacon_ota.orchestrator.rollout.simulate import AttemptOutcome, Simulation, preview_rollout
+from beacon_ota.orchestrator.rollout.simulate import AttemptOutcome, Simulation, simulate_rollout
 from beacon_ota.orchestrator.rollout.types import (
     DAY,
     HOUR,
@@ -244,7 +244,7 @@ def test_the_same_fleet_and_fates_give_the_same_rollout(rollout_id, fields, size
 def test_decide_says_what_the_preview_said(rollout_id, fields, size):
     fields.pop("concurrency", None)  # who else is busy is not in a slot
     made = rollout(rollout_id, **fields)
-    timeline = preview_rollout(made, fleet(size), PLACES, MONDAY, horizon_s=90 * DAY)
+    timeline = simulate_rollout(made, fleet(size), PLACES, MONDAY, horizon_s=90 * DAY)
     run = Simulation(
         [ActiveRollout(made, initial_state(made, MONDAY))], fleet(size), PLACES, MONDAY
     )

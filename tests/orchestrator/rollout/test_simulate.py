@@ -18,7 +18,7 @@ from beacon_ota.orchestrator.rollout.advance import (
 )
 from beacon_ota.orchestrator.rollout.decide import ActiveRollout, decide
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.simulate import AttemptOutcome, Simulation, preview_rollout
+from beacon_ota.orchestrator.rollout.simulate import AttemptOutcome, Simulation, simulate_rollout
 from beacon_ota.orchestrator.rollout.types import (
     DAY,
     HOUR,
@@ -311,7 +311,7 @@ def test_two_runs_are_the_same():
 def test_the_preview_is_what_decide_then_says():
     made = rollout(**BUILDINGS)
     beacons = fleet(200)
-    timeline = preview_rollout(made, beacons, PLACES, MONDAY)
+    timeline = simulate_rollout(made, beacons, PLACES, MONDAY)
     assert len(timeline.slots) == 200 and not timeline.left_out
     assert timeline.ends_at is not None and timeline.ends_at < MONDAY + 31 * DAY
     run = simulation(made, beacons)
@@ -336,7 +336,7 @@ def test_the_preview_says_who_is_left_out_and_why():
         beacon("kept", quarantined=True),
         replace(beacon("other"), device_type="esp32"),
     ]
-    timeline = preview_rollout(made, beacons, PLACES, MONDAY)
+    timeline = simulate_rollout(made, beacons, PLACES, MONDAY)
     reasons = {slot.beacon_id: slot.reason.value for slot in timeline.slots}
     assert reasons == {
         "gets-it": "offer",
@@ -350,7 +350,7 @@ def test_the_preview_says_who_is_left_out_and_why():
 
 def test_the_preview_of_a_testing_release():
     beacons = [beacon("b1"), beacon("b2", channel="beta")]
-    timeline = preview_rollout(rollout(), beacons, PLACES, MONDAY, release_state="testing")
+    timeline = simulate_rollout(rollout(), beacons, PLACES, MONDAY, release_state="testing")
     assert {slot.beacon_id: slot.reason for slot in timeline.slots} == {
         "b1": Reason.CHANNEL,
         "b2": Reason.OFFER,
@@ -358,14 +358,14 @@ def test_the_preview_of_a_testing_release():
 
 
 def test_the_preview_ends_with_its_horizon():
-    timeline = preview_rollout(rollout(**BUILDINGS), fleet(30), PLACES, MONDAY, horizon_s=8 * DAY)
+    timeline = simulate_rollout(rollout(**BUILDINGS), fleet(30), PLACES, MONDAY, horizon_s=8 * DAY)
     assert timeline.ends_at is None
     later = [slot for slot in timeline.slots if slot.at is None]
     assert later and {slot.reason for slot in later} <= {Reason.WAVE, Reason.STAGE, Reason.WINDOW}
 
 
 def test_the_preview_starts_in_the_future():
-    timeline = preview_rollout(rollout(), fleet(30), Places(), MONDAY + 30 * DAY)
+    timeline = simulate_rollout(rollout(), fleet(30), Places(), MONDAY + 30 * DAY)
     assert all(slot.at is not None and slot.at > MONDAY + 30 * DAY for slot in timeline.slots)
 
 
@@ -385,7 +385,7 @@ def test_a_preview_gets_on_whenever_it_starts_prop(start, size, plan):
         assert looks["events"] < 100 * size, "it turns in circles"
         return False
 
-    timeline = preview_rollout(
+    timeline = simulate_rollout(
         rollout(**plan), fleet(size), PLACES, start, horizon_s=2 * DAY, stop=stop
     )
     assert any(slot.at is not None for slot in timeline.slots)
@@ -399,6 +399,6 @@ def test_a_preview_ends_when_it_is_told_to():
         seen.append(1)
         return len(seen) > 10
 
-    timeline = preview_rollout(rollout(), fleet(30), PLACES, MONDAY, stop=stop)
+    timeline = simulate_rollout(rollout(), fleet(30), PLACES, MONDAY, stop=stop)
     assert len(seen) == 11
     assert timeline.ends_at is None

@@ -349,7 +349,7 @@ class Simulation:
                 self._tick_at(at)
 
 
-def preview_rollout(
+def simulate_rollout(
     rollout: Rollout,
     beacons: Iterable[Beacon],
     places: Places,
