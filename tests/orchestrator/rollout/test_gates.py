@@ -175,11 +175,13 @@ def test_confirmed_and_then_back_on_the_old_release():
 
 def test_a_success_that_another_clock_has_dated_is_older_than_it_says():
     made, one = rollout(ladder=FLAT), beacon()
-    good = replace(attempt(one, made, Result.SUCCESS), remote=True)
+    good = replace(attempt(one, made, Result.SUCCESS), is_remote=True)
     ended = good.final_at
     ahead = replace(one, version_at=ended + MAX_CLOCK_DIFFERENCE_S)
     assert count(made, [ahead], [good], now=ended + HOUR).total == StageCounts(healthy=1)
-    assert count(made, [ahead], [replace(good, remote=False)], now=ended + HOUR).total.failed == 1
+    assert (
+        count(made, [ahead], [replace(good, is_remote=False)], now=ended + HOUR).total.failed == 1
+    )
     back = replace(one, version_at=ended + MAX_CLOCK_DIFFERENCE_S + 1)
     assert count(made, [back], [good], now=ended + HOUR).total.failed == 1
 
