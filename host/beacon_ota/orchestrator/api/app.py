@@ -73,8 +73,8 @@ def create_app(service: Service, engine: Engine, dispatcher: WebhookDispatcher) 
         A mirror says how it stands with its primary; ``degraded`` is no reason to end it: whoever
         asks it is served.
         """
-        service.heed()
-        unstored = sorted(service.view.stops)
+        service.sync_stops()
+        unstored = sorted(service.fleet.stops)
         try:
             await service.db.read(lambda conn: conn.exec_driver_sql("SELECT 1").scalar())
         except StorageError as error:

@@ -55,8 +55,8 @@ def run_orchestrator(settings: Settings, listen: ListenOptions) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    folder.make(settings.data)
-    with folder.held(settings.data) as hold:
+    folder.make_folder(settings.data)
+    with folder.lock_folder(settings.data) as hold:
         if settings.workers > 1:
             from beacon_ota.orchestrator.server.workers import run_workers
 
@@ -76,7 +76,7 @@ async def _run_single_process(settings: Settings, listen: ListenOptions) -> None
     service = Service(settings, Clock(listen.time_scale))
     engine = Engine(service)
     if settings.upstream:
-        from beacon_ota.orchestrator.mirror.engine import LocalEngine  # with what it takes: 5 MB
+        from beacon_ota.orchestrator.mirror.engine import MirrorEngine  # with what it takes: 5 MB
 
-        engine = LocalEngine(service)
+        engine = MirrorEngine(service)
     await run_service(service, engine, sock, listen)
