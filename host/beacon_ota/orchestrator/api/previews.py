@@ -18,7 +18,7 @@ from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
 
 T = TypeVar("T")
-_LOOK_S = 0.1  # between two looks at whether the client is still there
+_CLIENT_CHECK_S = 0.1  # between two looks at whether the client is still there
 
 
 class ClientLeft(Exception):
@@ -77,7 +77,7 @@ class Previews:
         computing = asyncio.get_running_loop().run_in_executor(self._thread, compute_until_stopped)
         computing.add_done_callback(self._on_computed)
         try:
-            while not (await asyncio.wait((computing,), timeout=_LOOK_S))[0]:
+            while not (await asyncio.wait((computing,), timeout=_CLIENT_CHECK_S))[0]:
                 if self._closed:
                     raise Problem(503, "stopping", "the orchestrator is being stopped")
                 if await request.is_disconnected():

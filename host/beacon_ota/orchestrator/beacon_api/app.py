@@ -171,8 +171,16 @@ def _counts_as_refusal(error: BeaconOtaError, status: int) -> bool:
     return error.code == "device_type_mismatch" or (status < 500 and status not in (409, 410))
 
 
+# The calls of beacons, as docs/security.md names them.
+ROUTES = {
+    "GET /firmwares/latest/{device_type}": answer_poll,
+    "GET /firmwares/{firmware_id}/download": serve_download,
+    "POST /api/beacons/{beacon_id}/ota_status": accept_report,
+}
+
+
 def _route_call(scope: Scope):
-    """Return the beacon's call that a request is, None when it is none."""
+    """Return the function of ``ROUTES`` that answers a request, None for other requests."""
     path: str = scope["path"]
     method = scope["method"]
     if method == "GET" and path.startswith("/firmwares/"):

@@ -9,6 +9,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.limits import LIMITS
 
+_BOUNDARY_MAX = 70  # bytes: RFC 2046
+_HEADER_MAX = 1024  # bytes of a part's header
+_HEADERS_MAX = 8  # of a part
+
 
 class MultipartForm:
     """A form in the making.
@@ -26,7 +30,7 @@ class MultipartForm:
     def __init__(self, content_type: str, file_field: str, file: BinaryIO, limit: int):
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
-        if kind != b"multipart/form-data" or not 0 < len(boundary) <= 70:
+        if kind != b"multipart/form-data" or not 0 < len(boundary) <= _BOUNDARY_MAX:
             raise InputError(
                 "not_multipart",
                 "the body is not a multipart form",
@@ -94,12 +98,12 @@ class MultipartForm:
         self._value = self._check_header_size(self._value + data[start:end])
 
     def _check_header_size(self, header: bytes) -> bytes:
-        if len(header) > 1024:
+        if len(header) > _HEADER_MAX:
             raise InputError("form_syntax", "a header of a field is too long")
         return header
 
     def _on_header_end(self) -> None:
-        if len(self._headers) >= 8:
+        if len(self._headers) >= _HEADERS_MAX:
             raise InputError("form_syntax", "a field has too many headers")
         self._headers[self._name.lower()] = self._value
         self._name = self._value = b""

@@ -27,15 +27,12 @@ log = logging.getLogger("beacon_ota.orchestrator")
 
 LEADER_LOCK_ID = 0x6C656164  # the advisory lock of the one that leads
 CHANNEL = "beacon_ota"
-POLL_INTERVAL_S = (
-    1.0  # of the wall clock, between two looks at what no notice told of, and at the lead
-)
-RECONNECT_DELAY_S = 0.5  # between two tries at a connection
+# Real seconds between two readings of changes without a notice, and two tries to lead.
+POLL_INTERVAL_S = 1.0
+RECONNECT_DELAY_S = 0.5  # between two tries to connect the listener
 _NOTIFY_INTERVAL_S = 0.25
-_NOTIFY_BACKLOG = (
-    200  # things of the moment that wait to be told; what is beyond was not that urgent
-)
-_NOTICE_BYTES = 7000  # PostgreSQL takes 8000
+_NOTIFY_BACKLOG = 200  # transient events that wait for the next notice; more are dropped
+_NOTICE_BYTES = 7000  # of a payload; PostgreSQL takes 8000
 
 
 class Cluster:
