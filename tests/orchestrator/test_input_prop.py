@@ -153,7 +153,7 @@ def test_no_report_changes_what_is_settled(server, settled, data):
     raw = json.dumps(doc).encode()
     answer = beacon.call("POST", f"/api/beacons/{beacon.id}/ota_status", raw)
     assert answer.status in (200, 409, 422), answer.body
-    after = server.admin().beacon(beacon.id)["attempts"]
+    after = server.admin().get_beacon(beacon.id)["attempts"]
     assert after == before
 
 
@@ -166,4 +166,4 @@ def settled(server, tmp_path_factory) -> tuple[TestBeacon, dict, list]:
     server.admin().create_rollout(firmware["firmware_id"], plan)
     offer = beacon.offered()
     beacon.fail(offer)
-    return beacon, offer, server.admin().beacon(beacon.id)["attempts"]
+    return beacon, offer, server.admin().get_beacon(beacon.id)["attempts"]

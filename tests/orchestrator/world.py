@@ -137,18 +137,18 @@ def image(
     """Return a release image: a synthetic core and a tiny app, small and valid."""
     core = _core(size, seed)
     info = appfs.AppInfo(version, device_type, hashlib.sha256(core).hexdigest())
-    return release.build(core, app_filesystem(info, keys))
+    return release.join_core_and_app(core, app_filesystem(info, keys))
 
 
 def app_filesystem(info: appfs.AppInfo, keys: bytes | None = None) -> bytes:
     """Return an app filesystem without a compiler's help."""
     files = {"app.json": info.pack(), "main.mpy": b"M\x06\x00\x1f"}
-    return littlefs.build(files if keys is None else {**files, "keys.json": keys}, 512)
+    return littlefs.build_filesystem(files if keys is None else {**files, "keys.json": keys}, 512)
 
 
 @cache
 def _core(size: int, seed: str) -> bytes:
-    return synthetic.app(size, seed=seed)
+    return synthetic.app_image(size, seed=seed)
 
 
 def upload(
@@ -157,7 +157,7 @@ def upload(
     """Build and upload a release."""
     file = tmp / f"{device_type}-{version}.bin"
     file.write_bytes(image(version, device_type=device_type))
-    return admin.upload(file, device_type=device_type, version=version, **fields)
+    return admin.upload_firmware(file, device_type=device_type, version=version, **fields)
 
 
 @dataclass

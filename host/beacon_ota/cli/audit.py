@@ -30,7 +30,7 @@ def listing(
     """List entries; without --after the newest first."""
     newest = after is None
     if data is None:
-        rows = remote.client(url, token).audit(
+        rows = remote.client(url, token).list_audit_entries(
             action=action, by=by, target=target, limit=limit, after=after or 0, newest=newest
         )
     else:
@@ -49,7 +49,7 @@ def listing(
                 newest=newest,
             )
         rows = [serialize_entry(entry) for entry in found]
-    output.emit(rows if json else remote.shorten(rows, "time"), _COLUMNS, as_json=json)
+    output.print_rows(rows if json else remote.shorten(rows, "time"), _COLUMNS, as_json=json)
 
 
 @app.command()
@@ -72,7 +72,7 @@ def verify(
         with offline(data) as conn:
             found = audit.verify(conn, head)
     if json:
-        output.dump(found)
+        output.print_json(found)
         return
-    output.say("[green]whole[/]  {} entries", found["entries"])
-    output.say("  head  {}", found["head"], soft_wrap=True)
+    output.print_markup("[green]whole[/]  {} entries", found["entries"])
+    output.print_markup("  head  {}", found["head"], soft_wrap=True)

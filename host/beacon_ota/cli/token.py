@@ -41,7 +41,7 @@ def new(
     else:
         done = _new_offline(data, name, role, days)
     if json:
-        output.dump(done)
+        output.print_json(done)
     else:
         output.console.print(done["token"], highlight=False, soft_wrap=True)
 
@@ -55,7 +55,7 @@ def listing(
 ) -> None:
     """List tokens, without anything that could be used as one."""
     if data is None:
-        rows = remote.client(url, token).tokens()
+        rows = remote.client(url, token).list_tokens()
     else:
         from beacon_ota.orchestrator.api.tokens import serialize_token
         from beacon_ota.orchestrator.db.database import offline
@@ -64,7 +64,7 @@ def listing(
         with offline(data) as conn:
             rows = [serialize_token(row) for row in tokens.every(conn)]
     times = ("created_at", "expires_at", "revoked_at")
-    output.emit(rows if json else remote.shorten(rows, *times), _COLUMNS, as_json=json)
+    output.print_rows(rows if json else remote.shorten(rows, *times), _COLUMNS, as_json=json)
 
 
 @app.command()
@@ -81,7 +81,7 @@ def revoke(
         remote.client(url, token).revoke_token(token_id)
     else:
         _revoke_offline(data, token_id)
-    output.say("{} revoked", token_id)
+    output.print_markup("{} revoked", token_id)
 
 
 def _new_offline(data: Path, name: str, role: str, days: float | None) -> dict:

@@ -125,7 +125,7 @@ def check_device_type(name: object) -> None:
         )
 
 
-def compile_all(texts: Mapping[str, bytes]) -> dict[str, bytes]:
+def compile_sources(texts: Mapping[str, bytes]) -> dict[str, bytes]:
     """Compile sources: ``a/b.py`` → ``a/b.mpy``.
 
     Raises:
@@ -133,7 +133,7 @@ def compile_all(texts: Mapping[str, bytes]) -> dict[str, bytes]:
             not UTF-8: it would compile, and raise when the beacon loads it.
     """
     texts = {
-        name: text_files.decode(text, name, code="app_encoding", error=AppError).encode()
+        name: text_files.decode_text(text, name, code="app_encoding", error=AppError).encode()
         for name, text in texts.items()
     }
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_WORKERS) as pool:
@@ -172,7 +172,7 @@ def _compile(root: Path, name: str, text: bytes) -> tuple[str, bytes]:
     return name.removesuffix(".py") + ".mpy", code
 
 
-def build(
+def build_app(
     texts: Mapping[str, bytes],
     info: AppInfo,
     *,
@@ -188,12 +188,12 @@ def build(
         extra: further files as they are.
 
     Raises:
-        AppError: as :func:`compile_all`, ``app_file`` for two files of one name.
+        AppError: as :func:`compile_sources`, ``app_file`` for two files of one name.
         LittlefsError: a name that cannot be stored.
     """
     check_version(info.version)
     check_device_type(info.device_type)
-    files = compile_all(texts)
+    files = compile_sources(texts)
     payload = sum(map(len, files.values()))
     for name, data in (*(extra or {}).items(), (INFO, info.pack()), (KEYS, keys)):
         if data is None:
@@ -201,10 +201,10 @@ def build(
         if name in files:
             raise AppError("app_file", "two files of one name", found=name)
         files[name] = data
-    return App(files, littlefs.build(files, BLOCK), payload)
+    return App(files, littlefs.build_filesystem(files, BLOCK), payload)
 
 
-def read(
+def read_app(
     data: Buffer, offset: int = 0, *, frozen: bool = False
 ) -> tuple[littlefs.Filesystem, AppInfo]:
     """Read an app filesystem and its ``app.json``.
@@ -216,7 +216,7 @@ def read(
         AppError: ``app_mount`` (the filesystem is damaged), ``app_json`` and the like.
     """
     try:
-        found = littlefs.read(data, offset)
+        found = littlefs.read_filesystem(data, offset)
     except littlefs.LittlefsError as error:
         raise AppError(
             "app_mount",
@@ -224,7 +224,7 @@ def read(
             found=error.found,
             expected=error.expected,
         ) from error
-    if littlefs.shape(data, offset) != (found.block_size, found.block_count):
+    if littlefs.stored_geometry(data, offset) != (found.block_size, found.block_count):
         raise AppError("app_mount", "the app filesystem's first block is damaged")
     if INFO not in found.files:
         raise AppError("app_json", "the app filesystem has no app.json")

@@ -55,7 +55,7 @@ def test_images_that_come_after_their_database_give_the_releases_back(local, tmp
     local.start()
 
     def damaged() -> bool:
-        return local.admin().firmware(made["firmware_id"])["damaged_at"] is not None
+        return local.admin().find_firmware(made["firmware_id"])["damaged_at"] is not None
 
     until(damaged)
     beacon.connect(local.url)
@@ -68,5 +68,5 @@ def test_images_that_come_after_their_database_give_the_releases_back(local, tmp
     beacon.connect(local.url)
     local.clock.at += 1
     beacon.update(beacon.offered())
-    (entry,) = local.admin().audit(action="firmware.renewed")
+    (entry,) = local.admin().list_audit_entries(action="firmware.renewed")
     assert entry["actor"] == "orchestrator"

@@ -154,5 +154,5 @@ def test_silent_connections_refuse_nobody(small, said):
 def test_beacons_that_stay_connected_leave_room_for_an_administrator(small):
     fleet = small.beacons(100)
     assert all(beacon.poll().status == 204 for beacon in fleet)
-    assert small.admin().tokens()
+    assert small.admin().list_tokens()
     assert all(beacon.poll().status == 204 for beacon in fleet)

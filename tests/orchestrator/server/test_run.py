@@ -62,12 +62,12 @@ def test_tls(tmp_path, certificate, monkeypatch):
         admin = Client(server.url, server.token, ca=cert)
         assert admin.call("GET", "/health")["status"] == "ok"
         firmware = upload(admin, "1.1.0", tmp_path)
-        answer = admin._send("GET", f"/firmwares/{firmware['firmware_id']}/download")
+        answer = admin.request("GET", f"/firmwares/{firmware['firmware_id']}/download")
         assert len(answer.content) == firmware["size"]
         with pytest.raises(ReachError, match="certificate"):
-            Client(server.url, server.token).beacon("x")
+            Client(server.url, server.token).get_beacon("x")
         monkeypatch.setenv("BEACON_OTA_CA", str(cert))
-        assert Client(server.url, server.token).tokens()
+        assert Client(server.url, server.token).list_tokens()
         monkeypatch.setenv("BEACON_OTA_CA", str(tmp_path / "none.pem"))
         with pytest.raises(UsageError) as caught:
             Client(server.url, server.token)
@@ -103,12 +103,13 @@ def test_a_rollout_in_fast_motion(tmp_path):
             for beacon in fleet:
                 if offer := beacon.offer():
                     beacon.update(offer)
-            return admin.rollout(rollout)["status"] == "completed"
+            return admin.get_rollout(rollout)["status"] == "completed"
 
         until(all_done, what="the rollout to complete")
-        kinds = [one["kind"] for one in admin.rollout(rollout)["transitions"]]
+        kinds = [one["kind"] for one in admin.get_rollout(rollout)["transitions"]]
         assert (
-            kinds.count("stage_opened") == 2 and admin.rollout(rollout)["results"]["success"] == 4
+            kinds.count("stage_opened") == 2
+            and admin.get_rollout(rollout)["results"]["success"] == 4
         )
 
 
@@ -120,7 +121,7 @@ def test_a_graceful_end(tmp_path, number):
         server.process.send_signal(number)
         assert server._gone() == 0
         server.start()
-        shown = server.admin().beacon(beacon.id)
+        shown = server.admin().get_beacon(beacon.id)
         assert shown["version"] == "1.0.0" and shown["last_seen"]
         assert "Traceback" not in server.log()
 

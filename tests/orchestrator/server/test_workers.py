@@ -217,7 +217,7 @@ def test_what_one_has_done_the_other_knows(pair, tmp_path):
     (beacon,) = one.beacons(1)
     assert at(beacon, two).poll().status == 204  # registered at the first
     rollout = two.admin().create_rollout(firmware, EVERYBODY)["rollout_id"]
-    assert one.admin().rollout(rollout)["status"] == "active"
+    assert one.admin().get_rollout(rollout)["status"] == "active"
     offer = at(beacon, one).offered()
     assert at(beacon, two).offered()["attempt_id"] == offer["attempt_id"]
     assert at(beacon, two).download(offer).status == 200
@@ -227,9 +227,9 @@ def test_what_one_has_done_the_other_knows(pair, tmp_path):
     again = at(beacon, one).report("success", offer, previous_version="1.0.0")
     assert again.json["recorded"] == "repeated"
     for where in pair:
-        assert where.admin().rollout(rollout)["results"] == {"success": 1}
+        assert where.admin().get_rollout(rollout)["results"] == {"success": 1}
     one.step()
-    assert two.admin().rollout(rollout)["status"] == "completed"
+    assert two.admin().get_rollout(rollout)["status"] == "completed"
     assert two.admin().verify_audit()["entries"] == one.admin().verify_audit()["entries"]
 
 
@@ -247,10 +247,10 @@ def test_a_halt_at_one_stops_what_the_other_serves(pair, tmp_path):
     until(lambda: opened(two, rollout))
     offer = at(beacon, two).offered()
     assert beacon.download(offer).status == 200
-    one.admin().move_rollout(rollout, "halt", "enough")
+    one.admin().post_rollout_action(rollout, "halt", "enough")
     until(lambda: two.service.view.entries[rollout].state.status == "halted")
     assert beacon.report("rebooting", offer).status in (409, 410)
-    two.admin().move_rollout(rollout, "resume", "go on")
+    two.admin().post_rollout_action(rollout, "resume", "go on")
     until(lambda: one.service.view.entries[rollout].state.status != "halted")
     one.admin().call("DELETE", f"/api/beacons/{beacon.id}")
     until(lambda: beacon.id not in two.service.view.nodes)
@@ -276,7 +276,7 @@ def test_both_offer_at_once_and_it_is_one_attempt(pair, tmp_path):
     for thread in threads:
         thread.join()
     assert len(found) == 12 and all(len(ids) == 1 for ids in found.values())
-    assert len(list(one.admin().attempts(rollout))) == 12
+    assert len(list(one.admin().list_attempts(rollout))) == 12
 
 
 def test_events_of_both_are_followed_at_either_in_one_order(pair):
@@ -338,7 +338,7 @@ def test_kill_one_of_four_workers_in_the_middle_of_a_rollout(tmp_path):
                 os.kill(victim, signal.SIGKILL)
                 known = {
                     one["beacon_id"]
-                    for one in _insist(lambda: list(server.admin().attempts(rollout)))
+                    for one in _insist(lambda: list(server.admin().list_attempts(rollout)))
                     if one["result"] == "success"
                 }
                 assert promised <= known
@@ -347,15 +347,15 @@ def test_kill_one_of_four_workers_in_the_middle_of_a_rollout(tmp_path):
             for beacon_thread in lives:
                 beacon_thread.over = True
         until(lambda: len(workers_of(server.process.pid)) == 4, deadline_s=DEADLINE_S)
-        rows = _insist(lambda: list(server.admin().attempts(rollout)))
+        rows = _insist(lambda: list(server.admin().list_attempts(rollout)))
         assert sorted(one["beacon_id"] for one in rows) == sorted(one.id for one in fleet)
         assert {one["result"] for one in rows} == {"success"}
         until(
-            lambda: _insist(lambda: server.admin().rollout(rollout))["status"] == "completed",
+            lambda: _insist(lambda: server.admin().get_rollout(rollout))["status"] == "completed",
             deadline_s=DEADLINE_S,
             what="the next leader to complete it",
         )
-        shown = server.admin().rollout(rollout)
+        shown = server.admin().get_rollout(rollout)
         assert shown["total"]["healthy"] == 24
         kinds = [one["kind"] for one in shown["transitions"]]
         assert kinds.count("stage_opened") == 1 and kinds.count("completed") == 1
@@ -385,7 +385,7 @@ def test_a_request_that_one_worker_answered_no_other_answers(tmp_path):
 
 
 def _metrics(server: Server) -> str:
-    return Client(server.url, server.token)._send("GET", "/metrics").text
+    return Client(server.url, server.token).request("GET", "/metrics").text
 
 
 def _done(lives: list[Life]) -> int:

@@ -176,12 +176,12 @@ def _manifests() -> Target:
         "version": "1.2.3",
     }
     payload = manifest.encode(fields)
-    envelope = dsse.pack(payload, [("0" * 16, bytes(384))]).encode()
+    envelope = dsse.pack_envelope(payload, [("0" * 16, bytes(384))]).encode()
 
     def read(data: bytes) -> None:
         if data[:1] == b"{" and b"payloadType" in data[:64] + data[-200:]:
             manifest.unpack(_json(data))
-            dsse.unpack(data.decode("utf-8", "replace"))
+            dsse.unpack_envelope(data.decode("utf-8", "replace"))
         found = manifest.decode(data)
         manifest.check(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
 
@@ -250,7 +250,7 @@ def _small() -> bytes:
         "1.0.0", builds.DEVICE, hashlib.sha256(builds.core()).hexdigest(), insecure=True
     )
     files = {appfs.INFO: info.pack(), "main.mpy": b"M\x06\x00\x1f"}
-    return releases.build(builds.core(), littlefs.build(files, appfs.BLOCK))
+    return releases.join_core_and_app(builds.core(), littlefs.build_filesystem(files, appfs.BLOCK))
 
 
 class _NotJson(ValueError):

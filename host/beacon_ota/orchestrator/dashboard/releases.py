@@ -85,7 +85,7 @@ def _read_contents(ask: PageRequest, row: Fields) -> Fields | None:
 def _parse_contents(blobs: LocalBlobStore, digest: str, checksum: str) -> Fields:
     from beacon_ota.images import release
 
-    found = release.parse(blobs.read(digest))
+    found = release.parse_release(blobs.read(digest))
     return {
         "core_size": found.core.length,
         "core": found.core.descriptor,
@@ -105,7 +105,7 @@ def _read_manifest(envelope: str | None) -> Fields | None:
     from beacon_ota.trust import releases
 
     try:
-        fields = releases.claimed(envelope).fields()
+        fields = releases.claimed_manifest(envelope).fields()
     except BeaconOtaError:
         return None
     signers = [one.get("keyid", "") for one in json.loads(envelope).get("signatures", [])]

@@ -158,7 +158,7 @@ class Images:
             if done == size:
                 return
             headers = {"Range": f"bytes={done}-", "If-Range": f'"{row["blob"]}"'} if done else {}
-            with self._client.stream(f"/api/mirror/images/{row['id']}", headers) as answer:
+            with self._client.stream_response(f"/api/mirror/images/{row['id']}", headers) as answer:
                 if answer.status_code == 200:
                     out.truncate(0)
                     done = 0

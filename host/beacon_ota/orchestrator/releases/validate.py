@@ -116,7 +116,7 @@ def detect_flash_image(head: bytes) -> InputError | None:
     """Return the refusal of a flash image, told by its first 36 KiB; None when it is none."""
     from beacon_ota.images import esp
 
-    if not esp.holds_table(head):
+    if not esp.is_flash_image(head):
         return None
     return InputError(
         "flash_image",
@@ -139,7 +139,7 @@ def examine_image(
     """
     from beacon_ota.images import boards
 
-    board = boards.for_device_type(claim.device_type)
+    board = boards.board_for_device_type(claim.device_type)
     file.seek(0)
     data = file.read()
     if hashlib.sha256(data).hexdigest() != claim.sha256:
@@ -154,9 +154,9 @@ def examine_image(
     if claim.manifest is not None and trusted is None and insecure and not encrypted:
         _open_envelope(claim.manifest)  # nobody vouches for it, but it must be one
     elif claim.manifest is not None:
-        from beacon_ota.trust import Facts, Verifier
+        from beacon_ota.trust import ManifestClaims, Verifier
 
-        facts = Facts(
+        facts = ManifestClaims(
             claim.device_type,
             claim.version,
             claim.size,
@@ -164,7 +164,7 @@ def examine_image(
             core=info.get("core_sha256"),
             required=claim.required,
         )
-        manifest = Verifier(trusted).check(claim.manifest, facts, now=now)
+        manifest = Verifier(trusted).check_upload(claim.manifest, facts, now=now)
     elif not insecure:
         raise InputError(
             "manifest_missing",
@@ -186,7 +186,7 @@ def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:
     """Examine a plain image: the core, then the app behind it, then that they are what is said."""
     from beacon_ota.images import release
 
-    found = release.parse(data)
+    found = release.parse_release(data)
     board.check_fit(len(data))
     info = found.info
     for name, code in (("version", "app_version"), ("device_type", "app_device_type")):
@@ -222,4 +222,4 @@ def _claims_encryption(envelope: str | None) -> bool:
 def _open_envelope(envelope: str) -> "Manifest":
     from beacon_ota.trust import releases
 
-    return releases.claimed(envelope)
+    return releases.claimed_manifest(envelope)

@@ -8,7 +8,7 @@ import sys
 import threading
 
 from beacon_ota.errors import UsageError
-from beacon_ota.malloc import one_arena
+from beacon_ota.malloc import limit_to_one_arena
 from beacon_ota.orchestrator import folder
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core.engine import Engine
@@ -51,7 +51,7 @@ def run_orchestrator(settings: Settings, listen: ListenOptions) -> None:
     # The writer gives the interpreter's lock away at every statement, and would wait for it this
     # long each time while requests keep the event loop busy.
     sys.setswitchinterval(0.0005)
-    one_arena()
+    limit_to_one_arena()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
