@@ -1,4 +1,4 @@
-"""``GET /api/beacons``: the listing of beacons, and one beacon with its history."""
+"""``GET /api/beacons``: lists beacons, and shows one beacon with its history."""
 
 import asyncio
 import json
@@ -52,10 +52,10 @@ _flushes: set[asyncio.Task[None]] = set()
 
 
 async def flush_last_seen(service: Service) -> None:
-    """Have the tables say who was heard last.
+    """Write the pending last-seen times, so that the tables are up to date.
 
-    A disk that is full, or a lock that somebody holds, is no reason not to show what is there;
-    the service tries again by itself, and logs why it cannot.
+    After ``FLUSH_PATIENCE_S``, or when the database refuses, a listing shows the stored times. The
+    service logs the failure and tries again.
     """
     task = asyncio.create_task(service.flush())
     _flushes.add(task)
@@ -71,7 +71,7 @@ def _on_flushed(task: asyncio.Task[None]) -> None:
 
 
 def serialize_beacon(row: Mapping[Any, Any]) -> Fields:
-    """Return a beacon as the API shows it: no key, tags as a list, times for people."""
+    """Return a beacon as JSON: without keys, tags as a list, times in ISO 8601."""
     public = dict(zip(_SHOWN, _plain(row), strict=True))
     public["tags"] = _parse_tags(row["tags"])
     public["refusals"] = row["refusals"] or 0
@@ -82,7 +82,7 @@ def serialize_beacon(row: Mapping[Any, Any]) -> Fields:
 
 @lru_cache(1024)
 def _parse_tags(text: str) -> list[str]:
-    """Return the tags of a row; most beacons share theirs with many."""
+    """Return the tags of a row; cached, because most beacons share theirs with many others."""
     return json.loads(text)
 
 
@@ -189,13 +189,13 @@ async def show_beacon(
 
 
 def _status_of(service: Service, beacon_id: str) -> str | None:
-    """Return the word for a beacon; None for one that is just being registered or removed."""
+    """Return the status label of a beacon; None while it is being registered or removed."""
     node = service.view.nodes.get(beacon_id)
     return None if node is None else standing(node, service.view.releases, service.clock.now())
 
 
 def _serialize_claim(service: Service, beacon_id: str) -> Fields | None:
-    """Return what came in a beacon's name since it was heard, and may be somebody else's."""
+    """Return the last unauthenticated request in the beacon's name since its last poll, or None."""
     node = service.view.nodes.get(beacon_id)
     if node is None or node.claim is None:
         return None

@@ -1,4 +1,4 @@
-"""``/api/mirror``: what a mirror calls at its primary: the exchange of changes, and images."""
+"""``/api/mirror``: the calls of a mirror at its primary: exchange of changes, images."""
 
 import asyncio
 import hashlib
@@ -39,7 +39,7 @@ router = APIRouter(tags=["mirrors"])
 
 
 class MirrorChange(BaseModel):
-    """Something that changed at a mirror; ``row`` as it is now, null when it is gone."""
+    """A change at a mirror; ``row`` is the present row, null if it was removed."""
 
     seq: Annotated[int, Field(ge=1, lt=1 << 62)]
     what: Annotated[str, Field(max_length=16)]
@@ -47,7 +47,15 @@ class MirrorChange(BaseModel):
 
 
 class Exchange(BaseModel):
-    """What a mirror tells, and what it has."""
+    """The changes that a mirror sends, and the state that it has.
+
+    Attributes:
+        epoch: identifies the mirror's database.
+        after: mark of the exchange before this one.
+        mark: mark of this exchange.
+        have: etag of the state that the mirror has.
+        status: the mirror's own condition.
+    """
 
     epoch: Annotated[str, Field(pattern=r"^[0-9a-f]{24}$")]
     after: Annotated[str | None, Field(pattern=r"^([0-9a-f]{24})?$")] = None
@@ -59,10 +67,10 @@ class Exchange(BaseModel):
 
 
 async def authenticate_mirror(request: Request, service: ServiceDep) -> Fields:
-    """Return the mirror that asks.
+    """Return the mirror whose token a request has.
 
     Raises:
-        Problem: those of a token; ``not_a_mirror``.
+        Problem: 403 ``not_a_mirror``; those of ``authenticate_actor``.
     """
     actor = await authenticate_actor(request)
     row = None
@@ -80,7 +88,7 @@ Mirror = Annotated[Fields, Depends(authenticate_mirror)]
 async def sync_mirror(
     exchange: Exchange, service: ServiceDep, engine: EngineDep, mirror: Mirror
 ) -> Response:
-    """Take over what a mirror tells, in order and once; give it what it needs, if that is new."""
+    """Apply a mirror's changes in order and once; return its new state if it has another."""
     now = service.clock.now()
     try:
         return await _exchange_state(exchange, service, engine, mirror, now)
@@ -94,7 +102,7 @@ async def sync_mirror(
 
 
 class Incompatible(Problem):
-    """A mirror of another release, which would misunderstand."""
+    """The refusal of a mirror with another protocol (409 ``mirror_protocol``)."""
 
     def __init__(self, exchange: Exchange):
         said = exchange.status.get("version")
@@ -165,13 +173,13 @@ async def _exchange_state(
 
 
 def _read_state(conn: Connection, mirror: Fields, fresh: bool) -> tuple[str, Fields]:
-    """Return what a mirror is given, and up to which entry of the audit log that is at least."""
+    """Return the newest entry of the audit log that the mirror's state includes, and that state."""
     return mirror_watch.newest(conn), mirrors.state(conn, mirror, fresh)
 
 
 @router.get("/api/mirror/images/{firmware_id}")
 async def download_image(firmware_id: str, service: ServiceDep, mirror: Mirror) -> Response:
-    """Send a release's bytes, whole or from an offset."""
+    """Send a release's image, whole or from an offset."""
     row = await service.db.read(mirrors.serves, mirror, firmware_id)
     release = service.view.releases.get(firmware_id)
     if row is None or release is None:
@@ -180,6 +188,7 @@ async def download_image(firmware_id: str, service: ServiceDep, mirror: Mirror) 
 
 
 def _apply_told(service: Service, done: mirrors.Told) -> None:
+    """Bring the view up to date with a mirror's changes, and publish their events."""
     for row in done.beacons:
         state = service.view.nodes.get(row["id"])
         former_type = "" if state is None else state.facts.said_type
@@ -193,7 +202,7 @@ def _apply_told(service: Service, done: mirrors.Told) -> None:
 
 
 async def _halt_everywhere(service: Service, engine: Engine, mirror: Fields, row: Fields) -> None:
-    """Halt everywhere what a mirror has halted for itself; again is nothing."""
+    """Halt a rollout that a mirror has halted for itself; a halt that is known changes nothing."""
     row = mirror_rows.halt(row)
     if await service.db.read(books.knows_halt, row):
         return

@@ -1,4 +1,4 @@
-"""The numbers that queries and headers may hold."""
+"""The range of row numbers in queries and headers."""
 
 from typing import Annotated
 

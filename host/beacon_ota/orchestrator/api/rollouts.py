@@ -1,4 +1,4 @@
-"""``/api/rollouts``: plan, start, watch, pause, resume, halt, abort, advance."""
+"""``/api/rollouts``: previews, starts, lists, pauses, resumes, halts, aborts and advances."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ _HORIZON_MAX_S = 400 * 86400.0
 
 
 class Why(BaseModel):
-    """The reason for what is done, kept in the audit log."""
+    """A reason, kept in the audit log."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -107,7 +107,7 @@ async def preview_rollout(
     actor: Viewer,
     horizon_s: Annotated[float, Query(gt=0, le=_HORIZON_MAX_S)] = 90 * 86400.0,
 ) -> Response:
-    """Say who would get the release when, if all went well; nothing is started."""
+    """Show which beacons would get the release when, if all went well; nothing is started."""
     plan, start_at = read_order(service, order)
     view = service.view
     state = view.releases[order.firmware_id].state
@@ -148,7 +148,7 @@ async def list_rollouts(
     begins: Annotated[str, Query(max_length=24, description="of the id")] = "",
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
 ) -> Response:
-    """List rollouts, newest first; ``limit`` counts those that are asked for."""
+    """List rollouts, newest first; at most ``limit``."""
     rows = await service.db.read(rollouts.every, limit, status, begins)
     return listing_response(
         "rollouts", [await describe_rollout(service, engine, row["id"], row) for row in rows]
@@ -159,7 +159,7 @@ async def list_rollouts(
 async def show_rollout(
     rollout_id: str, service: ServiceDep, engine: EngineDep, actor: Viewer
 ) -> Response:
-    """Show a rollout: its plan, how far each wave is, and what it waits for."""
+    """Show a rollout: its plan, the progress of each wave, and what the wave waits for."""
     found = await describe_rollout(service, engine, rollout_id, full=True)
     return json_response(found)
 
@@ -172,7 +172,7 @@ async def list_rollout_attempts(
     after: Annotated[str, Query(max_length=24)] = "",
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 500,
 ) -> Response:
-    """List a rollout's attempts, for a report; ``next`` is where the following page begins."""
+    """List a rollout's attempts; ``next`` is where the following page begins."""
     rows = await service.db.read(attempts.of_rollout, rollout_id, limit, after)
     more = rows[-1]["id"] if len(rows) == limit else None
     for row in rows:
@@ -185,7 +185,7 @@ async def list_rollout_attempts(
 async def pause_rollout(
     rollout_id: str, why: Why, service: ServiceDep, engine: EngineDep, by: Stopper
 ) -> Response:
-    """Offer the release to nobody new; what is under way goes on. 202: not stored yet."""
+    """Offer the release to no further beacon; attempts under way go on. 202: not stored yet."""
     return await _stop_rollout(service, engine, rollout_id, _decide_by_state(moves.pause, by, why))
 
 
@@ -193,7 +193,7 @@ async def pause_rollout(
 async def resume_rollout(
     rollout_id: str, why: Why, service: ServiceDep, engine: EngineDep, by: Operator
 ) -> Response:
-    """Go on after a pause, or after a halt: the failures so far are accepted then."""
+    """Go on after a pause or a halt, and accept the failures so far."""
     return await _move_rollout(
         service, engine, rollout_id, _require_revision(why, _decide_by_state(moves.resume, by, why))
     )
@@ -203,7 +203,7 @@ async def resume_rollout(
 async def halt_rollout(
     rollout_id: str, why: Why, service: ServiceDep, engine: EngineDep, by: Stopper
 ) -> Response:
-    """Withhold the release from everybody who is not rebooting into it yet. 202: not stored yet."""
+    """Call off every attempt that is not rebooting yet, and offer nothing. 202: not stored yet."""
     return await _stop_rollout(service, engine, rollout_id, _decide_by_state(moves.halt, by, why))
 
 
@@ -242,7 +242,7 @@ def _decide_by_state(move: Callable[..., tuple[Transition, ...]], by: Actor, why
 
 
 def _require_revision(why: Why, decide: Decide) -> Decide:
-    """Return a decision that is only made about a rollout as it was shown."""
+    """Return a decision that is refused if the rollout has moved since it was shown."""
 
     def decide_as_shown(entry: Entry, now: float) -> Sequence[Transition]:
         if why.revision not in (None, entry.revision):
@@ -269,7 +269,7 @@ async def _move_rollout(
 async def _stop_rollout(
     service: Service, engine: Engine, rollout_id: str, decide: Decide
 ) -> Response:
-    """Stop a rollout; it holds before anything is asked of the database."""
+    """Stop a rollout; the stop holds in memory before the database is asked."""
     if rollout_id not in service.view.entries:
         return await _move_rollout(service, engine, rollout_id, decide)
     if await engine.stopping.stop(rollout_id, decide):

@@ -1,4 +1,7 @@
-"""The beacons' three calls, in front of the framework: authentication, answers, refusals."""
+"""Routes the three calls of beacons: authenticates, calls the handler, signs refusals.
+
+The application stands in front of FastAPI, and passes every other request on to it.
+"""
 
 import asyncio
 import hashlib
@@ -31,7 +34,7 @@ _UNAUTHENTICATED_CODES = ("unknown_beacon", "bad_mac")
 
 
 class BeaconApp:
-    """An ASGI application that answers beacons and hands everything else on."""
+    """The outer ASGI application: answers beacons, passes other requests to ``admin_app``."""
 
     def __init__(self, service: Service, admin_app: App):
         self.service = service
@@ -102,9 +105,10 @@ class BeaconApp:
             await self._send_refusal(scope, send, problem, caller)
 
     async def _catch_up_for_admin(self, scope: Scope) -> None:
-        """Let an administrator see what was done a moment ago through another process.
+        """Read the changes of other processes, so that an administrator sees those just made.
 
-        What stops a rollout does not wait for long: it holds over whatever is seen later.
+        A request that stops a rollout waits for ``LIMITS.stop_patience`` seconds at most: a stop
+        does not depend on the changes that are read later.
         """
         patience = LIMITS.stop_patience if scope["path"].endswith(_STOP_PATHS) else None
         try:
@@ -116,6 +120,7 @@ class BeaconApp:
             log.warning("what the other workers did cannot be read: %s", error)
 
     def _authenticate_caller(self, scope: Scope, authorization: str, body: bytes) -> Caller[Node]:
+        """Return the beacon that signed a request (see ``authenticate_request``)."""
         service = self.service
         return authenticate_request(
             service.view.nodes.get,
@@ -129,7 +134,7 @@ class BeaconApp:
     async def _send_refusal(
         self, scope: Scope, send: Send, error: BeaconOtaError, caller: Caller | None
     ) -> None:
-        """Answer with a problem; sealed for a caller whose mac was right, None for all others."""
+        """Answer with a problem document, signed if there is an authenticated caller."""
         code = problems.status_of(error)
         if (
             caller is not None
@@ -167,7 +172,10 @@ class BeaconApp:
 
 
 def _counts_as_refusal(error: BeaconOtaError, status: int) -> bool:
-    """Tell whether a beacon is refused, and not told that an attempt is over, or that we fail."""
+    """Tell whether an answer refuses the beacon itself.
+
+    False for the end of an attempt (409, 410) and for failures of the orchestrator (5xx).
+    """
     return error.code == "device_type_mismatch" or (status < 500 and status not in (409, 410))
 
 

@@ -1,4 +1,4 @@
-"""``GET /firmwares/latest/{device_type}``: is there something for me?"""
+"""``GET /firmwares/latest/{device_type}``: answers a poll with an offer, or with the next time."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ _OFFER_TRIES = 3  # to make an offer while others move its rollout
 async def answer_poll(
     service: Service, caller: Caller[Node], _body: bytes, scope: Scope, send: Send
 ) -> None:
-    """Answer a poll: 200 with an offer, or 204 with the seconds until the next one."""
+    """Answer a poll: 200 with an offer, or 204 with the seconds until the next poll."""
     node = caller.beacon
     now = service.clock.now()
     view = service.view
@@ -84,9 +84,10 @@ async def answer_poll(
 async def _decide_offer(
     service: Service, node: Node, now: float
 ) -> tuple[Decision, Attempt | None]:
-    """Decide about a beacon; an offer's attempt is durable, and made upon what is committed.
+    """Return the decision for a beacon, and the attempt of an offer.
 
-    None for the attempt of an offer: what it was decided upon changed each time.
+    The attempt is durable, and is made from committed state. It is None without an offer, and when
+    the state changed during each of ``_OFFER_TRIES`` tries.
     """
     decision = _decide_from_view(service, node, now)
     for _ in range(_OFFER_TRIES):
@@ -104,6 +105,7 @@ async def _decide_offer(
 
 
 def _decide_from_view(service: Service, node: Node, now: float) -> Decision:
+    """Return the decision for a beacon from the state in memory."""
     view = service.view
     place = view.place(node)
     found = decide(
@@ -118,10 +120,10 @@ def _decide_from_view(service: Service, node: Node, now: float) -> Decision:
 
 
 def parse_poll_query(query: bytes) -> tuple[str, str, bool]:
-    """Return (version, image, on trial) of a poll's query; the first two "" when absent.
+    """Return (version, image SHA-256, on trial) of a poll's query; absent texts are "".
 
     Raises:
-        Problem: ``poll_query``, naming the field.
+        Problem: 422 ``poll_query``, with the field's name.
     """
     if len(query) > 512:
         raise Problem(422, "poll_query", "the query is too long", found=len(query), expected=512)
@@ -148,11 +150,11 @@ def parse_poll_query(query: bytes) -> tuple[str, str, bool]:
 
 
 async def _conclude_silent_rollback(service: Service, node: Node, now: float) -> None:
-    """Conclude a rollback from where the beacon is, if it never says so itself.
+    """Conclude that a beacon rolled back, if it polls from another image and never reports it.
 
-    A poll in state ``valid`` from another image than the release's, after ``rebooting``, means
-    that the release is not running. The beacon's own report, which knows why, has a moment to
-    arrive first.
+    A poll in state ``valid`` from another image than the release's, after ``rebooting``, means that
+    the release does not run. The beacon's own report has ``BACK_GRACE_S`` seconds to arrive first,
+    because it knows the reason.
     """
     rebooted = next(
         (a for a in node.attempts if a.result is None and a.rebooting_at is not None), None

@@ -1,4 +1,4 @@
-"""Failures by reason: what goes wrong, where, with which release."""
+"""The page of failures: counts by stage, reason, building and release."""
 
 from collections import Counter
 
@@ -25,7 +25,7 @@ MEANING = {
 
 
 def show_failures(ask: PageRequest) -> Page:
-    """Failures in a span of time, of all releases or one."""
+    """Failures in a span of time, of all releases or of one."""
     hours = ask.query.get("hours", "168")
     hours = hours if hours in SPANS else "168"
     release = ask.query.get("release") or None

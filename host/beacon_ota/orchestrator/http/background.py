@@ -1,7 +1,7 @@
-"""Administrators' work that takes a while, beside the event loop and away from the beacons' pools.
+"""Runs slow work for administrators in threads, apart from the event loop and the beacons' pools.
 
-Each kind has threads of its own and a bound on how much of it waits; what waits for somebody who
-has left is not begun.
+Each kind of work has its own threads, and a bound on the number of waiting requests. Work whose
+client has left is not begun.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ class BackgroundPool:
     """Threads for one kind of work.
 
     Args:
-        name: of the threads.
-        threads: how much is done at once; all share the interpreter with the beacons' calls.
-        most: how much may be under way and waiting.
+        name: prefix of the threads' names.
+        threads: pieces of work at once; all threads share the interpreter with the beacons' calls.
+        most: pieces of work under way and waiting.
     """
 
     def __init__(self, name: str, threads: int = 1, most: int = LIMITS.background_jobs):
@@ -33,13 +33,13 @@ class BackgroundPool:
     async def run(
         self, is_gone: Callable[[], Awaitable[bool]], work: Callable[..., T], *args: Any
     ) -> T:
-        """Run ``work`` and return what it returns.
+        """Run ``work`` in a thread and return its result.
 
         Args:
             is_gone: tells whether the client has left.
 
         Raises:
-            Problem: 503 ``busy`` when too much waits; 503 ``client_gone``, to nobody.
+            Problem: 503 ``busy`` when too much waits; 503 ``client_gone`` when the client has left.
         """
         if self._unfinished >= self._most:
             raise Problem(

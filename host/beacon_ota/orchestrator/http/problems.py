@@ -1,4 +1,4 @@
-"""Refusals as problem documents (RFC 9457): every one has a stable code."""
+"""Problem documents (RFC 9457) for refusals, each with a stable code."""
 
 import json
 from http import HTTPStatus
@@ -29,7 +29,7 @@ RETRY_AFTER = {"followers_of_token": "10"}
 
 
 class Problem(BeaconOtaError):
-    """A refusal with an HTTP status of its own."""
+    """A refusal with its own HTTP status and headers."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Problem(BeaconOtaError):
 
 
 def not_found(what: str, name: str) -> Problem:
-    """Return the refusal for something that does not exist."""
+    """Return the refusal (404) for an object that does not exist."""
     return Problem(404, f"{what}_unknown", f"there is no {what} {name!r}", found=name)
 
 

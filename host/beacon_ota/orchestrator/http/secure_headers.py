@@ -1,4 +1,4 @@
-"""Headers that every answer of the administrators' side carries, unless it says otherwise."""
+"""Middleware that adds security headers to every answer of the administrators' side."""
 
 from beacon_ota.orchestrator.http.asgi import App, Header, Message, Receive, Scope, Send
 
@@ -13,7 +13,7 @@ _DEFAULTS: tuple[Header, ...] = (
 
 
 class SecureHeadersMiddleware:
-    """An ASGI application around another."""
+    """Adds each header of ``_DEFAULTS`` that the answer does not have itself."""
 
     def __init__(self, app: App):
         self._app = app

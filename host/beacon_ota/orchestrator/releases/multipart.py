@@ -1,4 +1,8 @@
-"""Takes a multipart form from a stream: fields into memory, one file to the disk, all bounded."""
+"""Reads the multipart form of an upload from a stream: fields to memory, one file to the disk.
+
+Starlette's ``request.form()`` is not used: it bounds fields (1 MB) and not files, so an upload of
+any size would fill the disk before its first check. The parser is python-multipart's, as there.
+"""
 
 import hashlib
 from typing import BinaryIO
@@ -15,13 +19,13 @@ _HEADERS_MAX = 8  # of a part
 
 
 class MultipartForm:
-    """A form in the making.
+    """A form that is being received.
 
     Args:
         content_type: the request's header.
-        file_field: the name of the field that is the file.
-        file: where its bytes go.
-        limit: bytes that the file must stay under.
+        file_field: name of the field that is the file.
+        file: receives the file's bytes.
+        limit: exclusive upper bound of the file's size, bytes.
 
     Raises:
         InputError: ``not_multipart``.
@@ -60,11 +64,11 @@ class MultipartForm:
 
     @property
     def sha256(self) -> str | None:
-        """The hex SHA-256 of the file, None when the form had none."""
+        """The hex SHA-256 of the file, None if the form has no file."""
         return self._digest.hexdigest() if self._got_file else None
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the body.
+        """Parse the next bytes of the body.
 
         Raises:
             InputError: ``form_syntax``, ``form_field``, ``image_too_large``.
@@ -75,10 +79,10 @@ class MultipartForm:
             raise InputError("form_syntax", f"the form cannot be read: {error}") from None
 
     def close(self) -> None:
-        """The body has ended.
+        """Check that the form is complete at the end of the body.
 
         Raises:
-            InputError: ``form_syntax`` when the form has not.
+            InputError: ``form_syntax``.
         """
         if not self.complete:
             raise InputError("form_syntax", "the form ends before its last boundary")

@@ -1,4 +1,4 @@
-"""What an upload must be before it becomes a release. Fed with values and an open file."""
+"""Validates an upload before it becomes a release: the fields of the form, then the image."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ _BRACKETS_MAX = 8
 
 @dataclass(frozen=True, slots=True)
 class UploadClaim:
-    """What the form says about the image."""
+    """The fields of the form, and the size and SHA-256 of the received file."""
 
     device_type: str
     version: str
@@ -34,10 +34,10 @@ class UploadClaim:
 
 @dataclass(frozen=True, slots=True)
 class ExaminedImage:
-    """What the image is.
+    """The result of the validation.
 
-    ``checksum`` is the SHA-256 of the plain image, ``blob`` of the bytes uploaded; they differ
-    for an encrypted release.
+    ``checksum`` is the SHA-256 of the plain image, ``blob`` of the uploaded bytes; they differ for
+    an encrypted release.
     """
 
     checksum: str
@@ -50,11 +50,10 @@ class ExaminedImage:
 
 
 def read_claim(form: MultipartForm) -> UploadClaim:
-    """Read the form.
+    """Read the fields of the form.
 
     Raises:
-        InputError: ``form_field`` for a field that is missing, unknown or malformed,
-            ``version_syntax``.
+        InputError: ``form_field`` for a missing, unknown or malformed field; ``version_syntax``.
     """
     fields = form.fields
     for name in fields:
@@ -113,7 +112,7 @@ def read_claim(form: MultipartForm) -> UploadClaim:
 
 
 def detect_flash_image(head: bytes) -> InputError | None:
-    """Return the refusal of a flash image, told by its first 36 KiB; None when it is none."""
+    """Return the refusal of a whole flash image, from its first 36 KiB; None for another file."""
     from beacon_ota.images import esp
 
     if not esp.is_flash_image(head):
@@ -128,11 +127,12 @@ def detect_flash_image(head: bytes) -> InputError | None:
 def examine_image(
     file: BinaryIO, claim: UploadClaim, trusted: "KeySet | None", insecure: bool, now: float
 ) -> ExaminedImage:
-    """Examine the image that a claim is about; takes a fraction of a second, blocks.
+    """Validate the image against its claim; blocks for a fraction of a second.
 
     Args:
-        trusted: the keys whose signatures count (``trust.KeySet``), None for a fleet without.
-        insecure: a release without manifest is accepted, one with is still verified if it can be.
+        trusted: the trusted keys; None for a fleet without signatures.
+        insecure: accept a release without manifest; a manifest is verified if keys are there.
+        now: UTC seconds.
 
     Raises:
         InputError: with a code of contracts.md §3.
@@ -183,7 +183,7 @@ def examine_image(
 
 
 def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:
-    """Examine a plain image: the core, then the app behind it, then that they are what is said."""
+    """Examine a plain image: the core, the app behind it, and that both match the claim."""
     from beacon_ota.images import release
 
     found = release.parse_release(data)
@@ -210,7 +210,7 @@ def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:
 
 
 def _claims_encryption(envelope: str | None) -> bool:
-    """Does a manifest, whoever signed it, say that the image is encrypted?"""
+    """Tell whether a manifest, verified or not, says that the image is encrypted."""
     if envelope is None:
         return False
     try:
@@ -220,6 +220,7 @@ def _claims_encryption(envelope: str | None) -> bool:
 
 
 def _open_envelope(envelope: str) -> "Manifest":
+    """Return an envelope's manifest without verifying its signatures."""
     from beacon_ota.trust import releases
 
     return releases.claimed_manifest(envelope)

@@ -1,4 +1,4 @@
-"""Runs the orchestrator on a bound socket: uvicorn, the tasks beside it, the first token."""
+"""Serves the orchestrator on a bound socket: uvicorn, background tasks, the first token."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,12 @@ from beacon_ota.orchestrator.webhooks.dispatcher import WebhookDispatcher
 
 
 class _UvicornServer(uvicorn.Server):
-    """uvicorn's, that says when it listens, and lets us clean up after a signal."""
+    """uvicorn's server, which reports when it listens, and leaves the cleaning up to its caller.
+
+    Args:
+        ready: set when the server listens.
+        stopping: called before the graceful shutdown, to end streams.
+    """
 
     def __init__(
         self,
@@ -64,7 +69,7 @@ class _UvicornServer(uvicorn.Server):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _reload_certificate(self) -> None:
-        """Read the certificate again; without one there is nothing that a SIGHUP could mean."""
+        """Read the certificate again; without TLS, SIGHUP does nothing."""
         if self._certificate is not None:
             self._certificate.reload()
 
@@ -73,7 +78,7 @@ class _UvicornServer(uvicorn.Server):
         self.stop()
 
     def stop(self) -> None:
-        """Take nothing new, and end what would go on for ever."""
+        """Accept no new connection, and end the streams."""
         self.should_exit = True
         self._stopping()
 
@@ -95,7 +100,7 @@ def _start_mirror(service: Service, engine: Engine, address: str) -> None:
 async def run_service(
     service: Service, engine: Engine, sock: socket.socket, listen: ListenOptions
 ) -> None:
-    """Start a service, serve it on a bound socket until told to stop, and stop it."""
+    """Start a service, serve it on a bound socket until it is told to stop, and stop it."""
     dispatcher = WebhookDispatcher(service)
     cluster = Cluster(service, engine, dispatcher) if service.shared else None
     if cluster is not None:
@@ -156,7 +161,7 @@ async def run_service(
 
 
 async def _announce_ready(service: Service, listen: ListenOptions, url: str) -> None:
-    """Say that we listen; the first admin token is made when there is somebody to show it to."""
+    """Announce the URL; the first admin token is made now, when it can be shown."""
     first = FirstToken(listen.token_file)
     if listen.first_token:
         await service.db.write(first.create, service.clock.now())
@@ -173,7 +178,7 @@ def _load_certificate(listen: ListenOptions) -> ReloadableCertificate | None:
 def _make_protocol(
     table: ConnectionTable, certificate: ReloadableCertificate | None, **named: Any
 ) -> Any:
-    """Return what handles a new connection: HTTP, or the handshake before it."""
+    """Return the protocol of a new connection: HTTP, or the TLS handshake before it."""
     if certificate is None:
         return BoundedHttpProtocol(table=table, **named)
     return HandshakeProtocol(

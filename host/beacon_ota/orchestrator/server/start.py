@@ -1,4 +1,4 @@
-"""Starts the orchestrator: one process, or several workers, set up as a server should be."""
+"""Starts the orchestrator: checks the settings, prepares the process, serves in one or several."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,12 @@ from beacon_ota.orchestrator.settings import Settings
 
 
 def run_orchestrator(settings: Settings, listen: ListenOptions) -> None:
-    """Run until interrupted.
+    """Serve until interrupted.
 
     Raises:
-        ReachError: ``address_in_use`` and the like.
-        UsageError: ``keys_missing`` for a secure fleet that trusts no key.
+        ReachError: ``address_in_use``, ``address_unusable``, ``worker_failed``.
+        UsageError: ``keys_missing`` for a secure fleet without trusted keys; ``workers_sqlite``,
+            ``mirror_database``; those of ``tls.load_tls_context`` and ``FirstToken.create``.
     """
     if settings.workers > 1 and not is_shared(settings.database or "sqlite"):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""TLS: the certificate, exchanged while the server runs; and the door in front of a handshake."""
+"""TLS: loads and reloads the certificate, and counts connections during their handshake."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ _EXPIRY_WARNING = datetime.timedelta(days=14)
 
 
 def load_tls_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """Return a context with a certificate chain and its key; it warns of one that is not valid.
+    """Return a context with a certificate chain and its key; log a warning if it is not valid now.
 
     Raises:
         UsageError: ``tls_unreadable``, ``tls_certificate``, ``tls_key``, each with the file.
@@ -76,14 +76,14 @@ def _check_validity(cert: Path) -> None:
 
 
 class ReloadableCertificate:
-    """The files, and the context that new connections get."""
+    """Certificate and key files, and the context for new connections."""
 
     def __init__(self, cert: Path, key: Path):
         self._files = (cert, key)
         self.context = load_tls_context(cert, key)
 
     def reload(self) -> None:
-        """Read the files again; when they are of no use, the old certificate stays."""
+        """Read the files again; the old certificate stays if they are unusable."""
         try:
             self.context = load_tls_context(*self._files)
         except UsageError as error:
@@ -93,7 +93,7 @@ class ReloadableCertificate:
 
 
 class HandshakeProtocol(asyncio.Protocol):
-    """A TCP connection until its TLS handshake is done; it counts from the first packet on."""
+    """A TCP connection until its TLS handshake is done; the table counts it from the start."""
 
     def __init__(
         self,
@@ -122,11 +122,11 @@ class HandshakeProtocol(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Nothing was asked for yet."""
+        """True: nothing was requested yet."""
         return True
 
     def drop(self) -> None:
-        """Close at once: the place is needed."""
+        """Close at once, because the table needs the place."""
         self._transport.abort()
 
     async def _shake_hands(self) -> None:
@@ -156,7 +156,7 @@ class HandshakeProtocol(asyncio.Protocol):
             secured.abort()
 
     def _hand_over(self) -> None:
-        """Give the handshake what was read before it began."""
+        """Pass the bytes that arrived before the handshake began on to it."""
         takes = self._transport.get_protocol()
         while self._early_bytes and takes is not self and not self._transport.is_closing():
             room = takes.get_buffer(len(self._early_bytes))

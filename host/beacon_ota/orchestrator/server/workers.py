@@ -1,12 +1,13 @@
-"""``serve --workers N``: one parent that binds and watches, N processes that serve.
+"""``serve --workers N``: a supervisor that binds the sockets, and N forked workers that serve.
 
-The parent forks before anything runs in it; each worker has a socket of its own at the same
-address, so that the kernel shares the connections out. The parent keeps the sockets open: what
-waits at the one of a worker that was killed is taken up by the next in its place. What must be
-the same for all, the clock and what is remembered against replays, is made before the fork.
+The supervisor forks before anything runs in it. Each worker has its own socket at the same
+address, so that the kernel distributes the connections. The supervisor keeps the sockets open:
+connections that wait at the socket of a killed worker are accepted by its replacement. The clock,
+the replay guard and the counters are made before the fork, because all workers share them.
 
-A worker that hangs is as good as dead: its event loop shows in shared memory that it turns, and
-one that stands still is killed.
+uvicorn's supervisor is not used: its workers answer its pings from a thread, so a worker whose
+event loop hangs counts as alive for ever. Here each event loop writes a heartbeat to shared memory
+every second, and a worker without one for ``LIMITS.worker_silence`` (60 s) is replaced.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ _HEARTBEAT_S = 1.0
 
 
 class Heartbeats:
-    """When each worker's event loop last turned, in memory that all share."""
+    """The time of each worker's last heartbeat, in shared memory."""
 
     _STAMP = struct.Struct("@d")  # seconds of the monotonic clock, one aligned store
 
@@ -56,20 +57,28 @@ class Heartbeats:
         self._map = mmap.mmap(-1, places * self._STAMP.size)
 
     def beat(self, place: int) -> None:
-        """Show that the loop turns."""
+        """Record that the event loop of a worker turns."""
         self._STAMP.pack_into(self._map, place * self._STAMP.size, time.monotonic())
 
     def last(self, place: int) -> float:
-        """Return when it last did; 0.0 when it has not yet."""
+        """Return the monotonic time of a worker's last heartbeat, 0.0 before the first."""
         return self._STAMP.unpack_from(self._map, place * self._STAMP.size)[0]
 
     def reset(self, place: int) -> None:
-        """Another process takes the place."""
+        """Forget the heartbeats of a place, for its next worker."""
         self._STAMP.pack_into(self._map, place * self._STAMP.size, 0.0)
 
 
 class Supervisor:
-    """What the workers inherit, and who of them is alive."""
+    """Holds everything that workers inherit, starts them, and replaces those that end or hang.
+
+    Attributes:
+        parent_alive_pipe: only the supervisor has its writing end, so that it closes with the
+            supervisor; its workers stop then.
+        ready_pipe: each worker writes one byte when it listens.
+        alive: process id -> (place, monotonic time of its start).
+        stop_by: monotonic time at which stopping workers are killed.
+    """
 
     hold: int | None = None  # the data folder's lock; not the workers'
 
@@ -122,7 +131,7 @@ class Supervisor:
             self._replace_ended()
 
     def _replace_ended(self) -> None:
-        """Replace workers that end or hang; return when there are none any more."""
+        """Replace workers that end or hang; return when there are none left."""
         while self.alive:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -148,7 +157,7 @@ class Supervisor:
                     os.kill(pid, signal.SIGKILL)
 
     def _announce_ready(self, url: str) -> None:
-        """Say that we listen; the first admin token is made when that worked."""
+        """Announce the URL, and make the first admin token."""
         first = FirstToken(self.listen.token_file)
         engine = connect(self.settings.database or "")
         try:
@@ -161,7 +170,7 @@ class Supervisor:
             engine.dispose()
 
     def _reload_workers(self, *_signal: object) -> None:
-        """Have every worker read its TLS certificate again."""
+        """Make every worker read its TLS certificate again."""
         for pid in list(self.alive):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGHUP)
@@ -187,6 +196,7 @@ class Supervisor:
                 raise ReachError("worker_failed", "a worker did not start; the log says why")
 
     def _reap(self, pid: int, status: int) -> None:
+        """Take an ended worker out of the table, and start another in its place."""
         index, born = self.alive.pop(pid, (-1, 0.0))
         if index < 0 or self.stopping:
             return
@@ -198,6 +208,7 @@ class Supervisor:
             self._fork_worker(index)
 
     def _fork_worker(self, index: int) -> None:
+        """Start a worker: the child serves and exits, the parent enters it in its table."""
         sys.stdout.flush()
         sys.stderr.flush()
         with signals_blocked():
@@ -267,7 +278,7 @@ class Supervisor:
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Let no signal come between a fork and its being noted."""
+    """Block signals until a new worker is entered in the supervisor's table."""
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
@@ -277,9 +288,9 @@ def signals_blocked() -> Iterator[None]:
 
 
 def run_workers(settings: Settings, listen: ListenOptions, hold: int | None = None) -> None:
-    """Run several workers until interrupted; one that dies is replaced.
+    """Run several workers until interrupted; a worker that dies is replaced.
 
     Args:
-        hold: a file descriptor that locks the data folder, for as long as the parent lives.
+        hold: file descriptor of the lock on the data folder, kept by the supervisor alone.
     """
     Supervisor(settings, listen, hold).run()

@@ -1,9 +1,9 @@
-"""Which IP addresses webhooks are sent to: what is global or private, and nothing else.
+"""Decides to which IP addresses webhooks are sent: global and private ones, and no others.
 
-Networks of one's own are where receivers are. What answers on the link, in a cloud's own network
-or only to this machine trusts its callers by where they are. Special purposes are those of IANA's
-registries iana-ipv4-special-registry and iana-ipv6-special-registry, as of 2025: written out here
-because what Python's ``ipaddress`` calls global changes with its version.
+Receivers are on the internet or in private networks. Services on the link, in a cloud's internal
+network or on this machine trust every caller that reaches them, so they are excluded. The special
+purposes are those of IANA's registries iana-ipv4-special-registry and iana-ipv6-special-registry
+as of 2025, written out because ``ipaddress.is_global`` changes with Python's version.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -69,10 +69,10 @@ def is_allowed_address(address: str, *, local: bool) -> bool:
 
     Args:
         address: IPv4 or IPv6, with or without a scope.
-        local: this machine itself is allowed (loopback addresses).
+        local: loopback addresses are allowed.
 
     Raises:
-        ValueError: this is no IP address.
+        ValueError: the text is no IP address.
     """
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv4Address):
