@@ -158,7 +158,7 @@ async def is_still_authorized(request: Request, actor: Actor) -> bool:
     try:
         found = await service.db.read(find, secret or "", service.clock.now())
     except StorageError:
-        return False  # nobody can tell; whoever follows asks again
+        return False  # unknown: the client connects again
     return found == actor
 
 

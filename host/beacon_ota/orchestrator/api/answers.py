@@ -49,7 +49,7 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def handle_http_error(request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "http")
-        headers = dict(error.headers or {})  # of a 405: which methods there are
+        headers = dict(error.headers or {})  # "allow" of a 405
         refused = Problem(error.status_code, code, str(error.detail), headers=headers)
         return problem_response(refused, request)
 

@@ -40,7 +40,7 @@ def create_app(service: Service, engine: Engine, dispatcher: WebhookDispatcher) 
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
-        redirect_slashes=False,  # it would redirect to whatever the Host header says
+        redirect_slashes=False,  # a redirect would trust the Host header
     )
     app.state.service = service
     app.state.engine = engine

@@ -30,7 +30,7 @@ log = logging.getLogger("beacon_ota.orchestrator")
 router = APIRouter(prefix="/api/beacons", tags=["beacons"])
 
 
-FLUSH_PATIENCE_S = 1.0  # that a listing waits for what it shows to be written
+FLUSH_PATIENCE_S = 1.0  # real seconds that a listing waits for the last-seen times
 
 
 _TIMES = ("created_at", "first_seen", "last_seen", "quarantined_at", "refused_at")
@@ -45,7 +45,7 @@ _PLAIN = tuple(column.name for column in table.c if column.name not in _HIDDEN)
 _SHOWN = ("beacon_id", *_PLAIN)
 
 
-_plain = itemgetter("id", *_PLAIN)  # a page has a thousand rows
+_plain = itemgetter("id", *_PLAIN)  # fast: a page has up to 1,000 rows
 
 
 _flushes: set[asyncio.Task[None]] = set()
@@ -124,9 +124,11 @@ async def list_beacons(
         "silent_since": None if silent_s is None else service.clock.now() - silent_s,
     }
 
-    status_of = partial(_status_of, service)  # looks at the view from a reader's thread
+    status_of = partial(_status_of, service)  # reads the view from a database thread
 
-    def read_page(conn: Connection) -> Response:  # a full page is some work: not on the event loop
+    def read_page(
+        conn: Connection,
+    ) -> Response:  # serialized in the database thread, not on the event loop
         total, rows = beacons.page(conn, **filters)
         more = rows[-1]["id"] if len(rows) == limit and total > limit else None
         found = [{**serialize_beacon(row), "standing": status_of(row["id"])} for row in rows]

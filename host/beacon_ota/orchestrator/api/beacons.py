@@ -102,7 +102,7 @@ async def register_beacon(new: NewBeacon, service: ServiceDep, actor: Operator) 
         if beacons.get(conn, new.beacon_id) is not None:
             raise UsageError("beacon_taken", "this beacon is registered", found=new.beacon_id)
         _require_site(conn, new.site)
-        # Another beacon may have had this name: its failures are not held against this one.
+        # Failures of a former beacon with this name do not count against the new one.
         beacons.add(conn, {**row, "cleared_at": attempts.last_end(conn, new.beacon_id)})
         found = beacons.get(conn, new.beacon_id)
         assert found is not None

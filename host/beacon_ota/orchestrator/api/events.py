@@ -90,10 +90,10 @@ async def _stream_events(
                     yield ": still here\n\n"
                 continue
             if event is None:
-                return  # begin again from the last id
+                return  # the client resumes from its last id
             if event["id"] is not None:
                 if event["id"] <= last:
-                    continue  # told from the table already
+                    continue  # sent from the table already
                 last = event["id"]
             if event["kind"].startswith(kind):
                 said = monotonic()

@@ -74,7 +74,7 @@ async def upload_firmware(request: Request, service: ServiceDep, actor: Operator
     try:
         done = await take(service, actor, content_type, request.stream(), may_still)
     except ClientDisconnect:
-        return Response(status_code=400)  # nobody is there to read it
+        return Response(status_code=400)  # the client is gone
     return json_response(serialize_firmware(done.row), 201 if done.created else 200)
 
 
@@ -175,7 +175,7 @@ async def _list_unconfirmed(service: Service, row: Fields) -> list[Fields]:
 
 
 def find_release_roles(rows: list[Fields]) -> dict[str, str]:
-    """Return by id the ``current`` and ``previous`` releases: each board's highest stable versions."""
+    """Return by id the ``current`` and ``previous`` release of each board."""
     stable: dict[str, list[Fields]] = {}
     for row in rows:
         if row["state"] == "stable" and row["damaged_at"] is None:

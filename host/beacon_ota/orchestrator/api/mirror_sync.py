@@ -127,12 +127,12 @@ async def _exchange_state(
     position = await service.db.read(books.look_up, mirror["id"], page)
     for change in changes:
         if change["what"] == "halts" and change["row"]:
-            # Mirrors of the release before give their halts no names.
+            # Mirrors of the previous release do not name their halts.
             already_halted = exchange.after is None and change["seq"] <= position.seq
             if not already_halted:
                 await _halt_everywhere(service, engine, mirror, change["row"])
     if any(change["what"] == "attempts" for change in changes):
-        await service.flush()  # what beacons said to us, too
+        await service.flush()  # last-seen times of this primary, which the merge compares
     applied = await asyncio.shield(
         service.db.write(
             mirrors.take,
@@ -159,7 +159,9 @@ async def _exchange_state(
     text = json.dumps(state, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
     unchanged = digest == exchange.have
-    if unchanged and "moves" not in exchange.status:  # an older mirror; it has taken all of this
+    if (
+        unchanged and "moves" not in exchange.status
+    ):  # a mirror of the previous release has applied this state
         await service.db.write(mirror_watch.confirm, mirror["id"], moves)
     return json_response(
         {
@@ -212,15 +214,15 @@ async def _halt_everywhere(service: Service, engine: Engine, mirror: Fields, row
         return
     firmware_id = entry.rollout.plan.release.firmware_id
     if await service.db.read(mirrors.serves, mirror, firmware_id) is None:
-        return  # none of its beacons could have told it
+        return  # the mirror does not serve this release
     by, why = f"mirror {mirror['name']}", (row["reason"] or "")[:200]
     try:
         stored = await engine.stopping.stop(
             rollout_id, lambda entry, now: moves.halt(entry.state, now, by, why)
         )
     except UsageError:
-        stored = True  # it is halted, or over
-    # Whatever becomes of the rest that it tells: who resumes from now on has seen this.
+        stored = True  # halted already, or over
+    # Recorded even if the rest of the exchange fails: an operator who resumes has seen this halt.
     if stored and (name := books.name_of(row)) is not None:
         now = service.clock.now()
         await service.db.write(books.note_halt, mirror["id"], name, now)

@@ -18,7 +18,7 @@ from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
 
 T = TypeVar("T")
-_CLIENT_CHECK_S = 0.1  # between two looks at whether the client is still there
+_CLIENT_CHECK_S = 0.1  # between two checks whether the client is still there
 
 
 class ClientLeft(Exception):
@@ -95,9 +95,9 @@ class Previews:
             ) from None
         finally:
             client_gone.set()
-            computing.cancel()  # one that waits for the thread never begins
+            computing.cancel()  # a waiting preview never begins
 
     def _on_computed(self, computing: "asyncio.Future[T]") -> None:
         self._unfinished -= 1
         if not computing.cancelled():
-            computing.exception()  # nobody may be left to read it
+            computing.exception()  # marks the exception as retrieved

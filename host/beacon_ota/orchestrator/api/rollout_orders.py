@@ -77,7 +77,7 @@ def read_order(service: Service, order: RolloutOrder) -> tuple[Plan, float]:
         release=Release(row["id"], row["version"], row["device_type"], row["checksum"]),
         sites=service.view.places.paths,
     )
-    Rollout(plan)  # what it refuses is refused here
+    Rollout(plan)  # raises for a plan that cannot be a rollout
     return plan, max(order.start_at or now, now)
 
 

@@ -52,7 +52,7 @@ from beacon_ota.orchestrator.rollout.types import (
 
 router = APIRouter(prefix="/api/rollouts", tags=["rollouts"])
 
-_MIRROR_NAMES_S = 1.0  # of the wall clock, for the mirrors' names: a stop is answered without them
+_MIRROR_NAMES_S = 1.0  # real seconds for the mirrors' names in the answer to a stop
 _HORIZON_MAX_S = 400 * 86400.0
 
 
@@ -94,7 +94,7 @@ async def create_rollout(
     }
     entry = await engine.create(row, rollout, state, actor.name)
     async with engine.moving:
-        await engine.step(entry)  # what starts now has started when this is answered
+        await engine.step(entry)  # a rollout that starts now has started before the answer
     found = await describe_rollout(service, engine, plan.rollout_id)
     return json_response({**found, "not_covered": describe_uncovered(service.view, rollout)}, 201)
 
@@ -276,7 +276,7 @@ async def _stop_rollout(
         return json_response(await describe_rollout(service, engine, rollout_id))
     entry = service.view.entries[rollout_id]
     found, now = serialize_unstored(service, entry), service.clock.now()
-    with contextlib.suppress(StorageError, TimeoutError):  # which it would name, nobody can read
+    with contextlib.suppress(StorageError, TimeoutError):  # then the answer names no mirrors
         async with asyncio.timeout(_MIRROR_NAMES_S):
             since, at = entry.created_at, entry.state.changed_at
             found["unconfirmed"] = await service.db.read(

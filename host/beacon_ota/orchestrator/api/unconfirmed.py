@@ -8,7 +8,7 @@ from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.db.tables import Fields, mirror_watch, mirrors
 from beacon_ota.orchestrator.rollout.types import Transition
 
-# What stops a rollout or a release, by the state that it leads to: as the audit log calls it.
+# Actions of the audit log that stop a rollout, by its state after them; and those of a release.
 _ROLLOUT = {
     "halted": ("rollout.halted",),
     "paused": ("rollout.paused",),

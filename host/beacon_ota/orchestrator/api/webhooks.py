@@ -146,7 +146,7 @@ async def change_webhook(
 
     def write_change(conn: Connection) -> Fields:
         row = _get_webhook(conn, webhook_id)
-        changed = dict(values)  # it is run again when another change of its transaction fails
+        changed = dict(values)  # this function may run again, alone, if its group of changes fails
         if enabled is False:
             changed["disabled_at"] = row["disabled_at"] or now
         elif enabled and row["disabled_at"] is not None:

@@ -40,7 +40,7 @@ class BeaconApp:
         self.service = service
         self.admin_app = admin_app
         self.throttle = Throttle(LIMITS.refusals)
-        self._event_throttle = Throttle(LIMITS.refusals)  # bounds what is told of refusals, too
+        self._event_throttle = Throttle(LIMITS.refusals)  # bounds the events about refusals, too
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,7 +80,7 @@ class BeaconApp:
             except AuthenticationError as error:
                 if error.code not in _UNAUTHENTICATED_CODES or not self.service.shared:
                     raise
-                await self.service.catch_up()  # another process may have just learned of it
+                await self.service.catch_up()  # another process may just have registered it
                 caller = self._authenticate_caller(scope, authorization, body)
             asgi.mark_proven(scope, BEACON)
             if caller.key != caller.beacon.key:
@@ -88,7 +88,7 @@ class BeaconApp:
                 beacon_id = caller.beacon.facts.id
                 known = self.service.view.nodes.get(beacon_id)
                 if known is None or caller.key not in (known.key, *known.given_keys):
-                    # A later one has been used meanwhile, or the beacon was removed.
+                    # The beacon has used a later key in the meantime, or was removed.
                     raise AuthenticationError(
                         "bad_mac", "the signature does not fit the key", claimed_sender=beacon_id
                     )
@@ -148,8 +148,8 @@ class BeaconApp:
             self.service.counts.refused[error.code] += 1
             now = self.service.clock.now()
             address = asgi.client_address(scope)
-            # Who holds a beacon's key does not guess it: a building behind one address that lost
-            # its clocks in a power cut is told the time, every beacon of it.
+            # Only wrong signatures count, no wrong times: after a power cut, every beacon of a
+            # building behind one address learns the time.
             if error.code in _UNAUTHENTICATED_CODES and self.throttle.count_failure(
                 network_of(address)
             ):

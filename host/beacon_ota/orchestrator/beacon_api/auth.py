@@ -24,8 +24,8 @@ class KeyHolder(Protocol):
     """The attributes of a beacon that authentication needs."""
 
     key: bytes
-    next_key: bytes | None  # the one that it is to have
-    given_keys: tuple[bytes, ...]  # any of these may be the beacon's by now
+    next_key: bytes | None  # the key that it is to receive
+    given_keys: tuple[bytes, ...]  # the beacon may use any of these by now
     replay: Slot
 
 
@@ -112,7 +112,7 @@ def authenticate_request(
     text = auth.request_text(method, target, beacon_id, ts, nonce, digest)
     given = mac.encode()
     if beacon is None:
-        # The same work as for a known one, so that ids cannot be told apart by time.
+        # The same work as for a known beacon, so that the time does not reveal which ids exist.
         hmac.compare_digest(_compute_mac(_ZERO_KEY, text), given)
         raise AuthenticationError("unknown_beacon", f"no beacon {beacon_id!r} is registered")
     for key in (beacon.key, *beacon.given_keys):

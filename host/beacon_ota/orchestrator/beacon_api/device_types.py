@@ -23,7 +23,7 @@ from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.db.tables import Fields, beacons, device_types, events
 from beacon_ota.orchestrator.http.problems import Problem
 
-REPEAT_EVENT_S = 3600.0  # two devices under one name contradict each other at every poll
+REPEAT_EVENT_S = 3600.0  # between two events about one beacon: two devices may share its name
 
 
 async def record_reported_type(

@@ -17,7 +17,7 @@ async def serve_download(
     """Send the image of an attempt's release; the first call takes the offer."""
     firmware_id = scope["path"].split("/")[2]
     attempt_id = _parse_attempt_id(scope["query_string"])
-    await service.catch_up()  # offered by another process, or halted there, a moment ago
+    await service.catch_up()  # another process may just have made the offer, or halted it
     service.heed()
     attempt = service.view.open.get(attempt_id)
     if (

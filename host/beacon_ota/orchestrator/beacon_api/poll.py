@@ -17,7 +17,7 @@ from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Result
 from beacon_ota.wire import versions
 from beacon_ota.wire.report import is_hex
 
-_OFFER_TRIES = 3  # to make an offer while others move its rollout
+_OFFER_TRIES = 3  # to make an offer while its rollout moves
 
 
 async def answer_poll(
@@ -34,7 +34,7 @@ async def answer_poll(
         version, image, on_trial = parse_poll_query(query)
     said_type = scope["path"].rpartition("/")[2]
     if on_trial and said_type == facts.device_type:
-        said_type = ""  # an image on trial speaks for no beacon
+        said_type = ""  # an image on trial does not count as the beacon's report
     elif said_type != facts.device_type:
         said_type = await record_reported_type(service, node, said_type, on_trial=on_trial)
         facts = node.facts
@@ -63,7 +63,7 @@ async def answer_poll(
             send, 204, b"", (wait, reason, caller.sign_response(204, EMPTY_SHA256))
         )
         return
-    if attempt is None or attempt.result is not None:  # others are moving it, or have ended it
+    if attempt is None or attempt.result is not None:  # the rollout moves, or the attempt has ended
         soon = (b"retry-after", b"1")
         await asgi.send_response(send, 204, b"", (soon, caller.sign_response(204, EMPTY_SHA256)))
         return
@@ -93,7 +93,7 @@ async def _decide_offer(
     for _ in range(_OFFER_TRIES):
         if not decision.offered:
             return decision, None
-        await service.catch_up()  # no process hands out what another has halted
+        await service.catch_up()  # another process may have halted the rollout
         decision = _decide_from_view(service, node, now)
         if decision.offered:
             attempt = await service.offer(node, decision)

@@ -32,10 +32,10 @@ from beacon_ota.wire import report as wire
 class RecordedReport(NamedTuple):
     """The effect of a report on the database."""
 
-    how: str  # first, late, undone, repeated; "" when it settles nothing
-    row: Fields | None  # of the attempt
+    how: str  # first, late, undone, repeated; "" without an effect on the result
+    row: Fields | None  # the attempt
     events: tuple[Fields, ...] = ()
-    others: tuple[Fields, ...] = ()  # earlier attempts of the beacon that it says more about
+    others: tuple[Fields, ...] = ()  # earlier attempts that the report changes as well
     called_off: bool = False  # the attempt may not go on, and nothing was recorded
 
 
@@ -80,7 +80,7 @@ async def accept_report(
             if attempt is not None and word in FAILED_STATUSES:
                 service.not_recorded(attempt, Result(word))
             raise
-    else:  # progress of the moment
+    else:  # transient progress is not stored
         recorded = RecordedReport("", None)
     if attempt is not None:
         if word in wire.FINAL:
@@ -124,7 +124,7 @@ async def _find_attempt(service: Service, node: Node, doc: Fields) -> Attempt:
     """
     attempt = service.view.open.get(doc["attempt_id"])
     if attempt is None:
-        await service.catch_up()  # offered by another process, a moment ago
+        await service.catch_up()  # another process may just have made the offer
         attempt = service.view.open.get(doc["attempt_id"])
     if attempt is None:
         row = await service.db.read_for_beacon(attempts.get, doc["attempt_id"])

@@ -19,7 +19,7 @@ _ATTEMPT_STATUSES = tuple(word for word in wire.STATUSES if word != "idle")
 FAILED_STATUSES = ("failed", "rolled_back")
 
 
-# With which statuses a field means something, and is checked: what else is sent is let go.
+# The statuses with which a field has a meaning and is checked; with others it is ignored.
 _FIELD_STATUSES = {
     **dict.fromkeys(
         ("update_status", "firmware_version", "updated_at", "image_sha256", "journal"),

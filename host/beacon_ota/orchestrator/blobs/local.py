@@ -29,8 +29,8 @@ log = logging.getLogger("beacon_ota.orchestrator")
 
 _PART_SUFFIX = ".part"
 _DIGEST = re.compile("[0-9a-f]{64}")
-# What says nothing about the bytes: too little of something, a right that is missing, a file system
-# elsewhere that does not answer. It withdraws no release; it is tried again.
+# Errors that say nothing about the bytes: missing resources or permissions, a network file system
+# that does not answer. They withdraw no release; the read is tried again.
 _TRANSIENT_ERRNOS = frozenset(
     number
     for number, name in errno.errorcode.items()
@@ -40,7 +40,7 @@ _TRANSIENT_ERRNOS = frozenset(
         *("ENETUNREACH", "ENFILE", "ENOMEM", "ENOTCONN", "EPERM", "ESTALE", "ETIMEDOUT"),
     }
 )
-_READERS = 4  # images read at once; few are asked for, and each stays in memory
+_READERS = 4  # images read at once; few are needed, and each stays in memory
 
 
 class BlobDamaged(InputError):
@@ -61,7 +61,7 @@ class LocalBlobStore:
                 raise unusable(path, error) from None
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._loading: dict[str, asyncio.Future[bytes]] = {}
-        # The beacons' own: whatever administrators have in work, a cold download waits for none.
+        # Threads for beacons only, so that downloads do not wait for administrators' work.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="images")
 
     def path(self, digest: str) -> Path:
@@ -93,8 +93,8 @@ class LocalBlobStore:
             return False
         file.flush()
         os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # another process had the same
-            os.link(file.name, path)  # the incoming name goes when the file is closed
+        with contextlib.suppress(FileExistsError):  # another process stored the same bytes
+            os.link(file.name, path)  # the temporary name is removed when the file is closed
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -154,7 +154,7 @@ class LocalBlobStore:
             self._cache.move_to_end(digest)
             return data
         task = self._loading.get(digest)
-        if task is None:  # readers that come meanwhile wait for the same one
+        if task is None:  # concurrent readers share one task
             loop = asyncio.get_running_loop()
             task = loop.run_in_executor(self._readers, self.read_verified, digest)
             self._loading[digest] = task
@@ -214,4 +214,4 @@ def _modified_at(file: Path) -> float:
     try:
         return file.stat().st_mtime
     except FileNotFoundError:
-        return float("inf")  # gone already: another process sweeps, too
+        return float("inf")  # another process has removed it

@@ -21,7 +21,7 @@ _HISTORY = 50
 # machine.reset_cause() of the ESP32-C3's MicroPython.
 RESET_CAUSES = {1: "power-on", 2: "hard", 3: "watchdog", 4: "deep sleep", 5: "soft"}
 
-# What a beacon would be told if it asked now, for people; docs/rollouts.md has the table.
+# The answer to a poll now, in words; docs/rollouts.md has the table.
 REASONS = {
     Reason.OFFER: "it would be offered the release now",
     Reason.NO_RELEASE: "no rollout is for it",

@@ -14,7 +14,7 @@ from beacon_ota.wire.report import CODES
 SPANS = {"24": "24 hours", "168": "7 days", "720": "30 days", "": "all time"}
 _LATEST = 25
 
-# For people; docs/contracts.md has the table.
+# The stages in words; docs/contracts.md has the table.
 MEANING = {
     "download": "between the first byte and the last",
     "flash": "while writing to a slot",

@@ -19,7 +19,7 @@ from beacon_ota.orchestrator.rollout.rules import order
 from beacon_ota.orchestrator.rollout.types import Attempt
 
 FLAGS = ("insecure", "clock_unset")
-REMOVED = "removed"  # counted in what happened, registered no more
+REMOVED = "removed"  # status of a beacon that has attempts but is not registered any more
 
 
 class BeaconRow(NamedTuple):
@@ -32,8 +32,8 @@ class BeaconRow(NamedTuple):
     building: str
     channel: str
     tags: tuple[str, ...]
-    state: str  # standing.STANDINGS, or REMOVED
-    behind: bool  # a newer stable release is there
+    state: str  # of health.STANDINGS, or REMOVED
+    behind: bool  # a newer stable release exists
     last_seen: float | None
     address: str
     progress: int | None
@@ -175,7 +175,7 @@ class Building:
 
     path: str
     name: str
-    site: str  # the name of what it stands on, "" at the top
+    site: str  # name of its site, "" at the top
     floors: dict[str, Floor] = field(default_factory=dict)
 
     @property
@@ -189,7 +189,7 @@ class Building:
         return Counter(row.badge for floor in self.floors.values() for row in floor.rows)
 
 
-# What the badges are called, where it is not their own word.
+# Names of badges that differ from their label.
 BADGE_NAMES = {
     "valid": "up to date",
     "trial": "on trial",
@@ -230,7 +230,7 @@ def group_by_building(rows: Iterable[BeaconRow], sites: Iterable[Fields]) -> lis
     for building in found.values():
         paths = sorted(building.floors, key=natural_key)
         if all(path.rpartition("/")[2].isdigit() for path in paths if path != building.path):
-            paths.reverse()  # as they lie above each other
+            paths.reverse()  # the highest floor first
         building.floors = {path: building.floors[path] for path in paths}
     return sorted(found.values(), key=lambda one: (one.path == "", natural_key(one.path)))
 

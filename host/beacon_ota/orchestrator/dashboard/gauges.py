@@ -93,7 +93,7 @@ def build_limit_gauges(cell: Cell, gate: Gate) -> list[Gauge]:
     """Return the gauges of the failure limits."""
     more = margin(cell, gate)
     part = cell.failed / cell.decided if cell.decided else 0.0
-    # The limit stands at three quarters of the bar, so that what is beyond it can be seen.
+    # The limit is at three quarters of the bar, so that values beyond it are visible.
     scale = gate.failure_share / 0.75 or 1.0
     if more == 0:
         note, level = "tripped", "bad"

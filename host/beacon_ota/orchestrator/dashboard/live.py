@@ -25,8 +25,8 @@ from beacon_ota.orchestrator.http.asgi import parse_decimal
 from beacon_ota.orchestrator.limits import LIMITS
 
 _GATHER_S = 0.25
-_PULSE_S = 20.0  # of the wall clock; pages show what grows old without an event, too
-_MANY = 64  # topics; beyond, everything has changed
+_PULSE_S = 20.0  # real seconds; pages also show times that grow old without an event
+_MANY = 64  # topics in a message; with more, everything counts as changed
 _SPOKEN = 4
 
 

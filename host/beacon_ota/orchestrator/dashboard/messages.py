@@ -32,7 +32,7 @@ def format_duration(seconds: float | None) -> str:
         if count:
             parts.append(f"{count} {name}")
         elif parts:
-            break  # "2 d 5 min" is no more than "2 d" to anybody
+            break  # "2 d", not "2 d 5 min"
         if len(parts) == 2:
             break
     return " ".join(parts)
@@ -67,7 +67,7 @@ def format_plural(count: int, one: str, many: str = "") -> str:
 
 # ---- events ----
 
-# How loud a kind of event is; what is not here is "plain".
+# The level of each kind of event; "plain" for other kinds.
 LEVELS = {
     "attempt.success": "good",
     "attempt.failed": "bad",
@@ -95,7 +95,7 @@ LEVELS = {
     "mirror.healthy": "good",
     "auth.refused": "warn",
 }
-# What is said aloud, and shown in a corner of whatever page is open.
+# Kinds that screen readers announce, and that every open page shows in a corner.
 SPOKEN = frozenset(
     kind for kind in LEVELS if not kind.startswith(("attempt.", "auth.", "beacon.removed"))
 ) | {"attempt.lost", "attempt.undone", "rollout.resumed", "rollout.stage_opened", "rollout.started"}
@@ -140,7 +140,7 @@ _RELEASES = {
     "damaged": "is withdrawn: its bytes are damaged",
 }
 
-# Transitions of a rollout: what happened, and how loud it is.
+# Transitions of a rollout: description and level.
 TRANSITIONS = {
     "started": ("Started", "plain"),
     "wave_opened": ("Wave opened", "plain"),

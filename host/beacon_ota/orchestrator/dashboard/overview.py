@@ -20,7 +20,7 @@ from beacon_ota.orchestrator.db.tables import events, firmwares, outcomes, sites
 from beacon_ota.orchestrator.db.tables.outcomes import Which
 from beacon_ota.orchestrator.rollout.windows import next_window
 
-_NEWS = 60  # looked at; what says the same in a row is one line
+_NEWS = 60  # events read; equal ones in a row become one line
 _LINES = 12
 _LATELY_S = 7 * 86400.0
 _SMELLS = 6
@@ -89,7 +89,7 @@ def build_tiles(seen: Fleet) -> list[tuple[str, int, dict[str, str], str]]:
 
 
 def _next_windows(ask: PageRequest, paths: set[str]) -> dict[str, tuple[str, float | None, bool]]:
-    """Return by building: time zone, next change of its window (UTC seconds), whether it is open."""
+    """Return by building: time zone, next change of its window (UTC seconds), if it is open."""
     found = {}
     for path in paths:
         place = ask.service.view.places.of(path)

@@ -49,8 +49,7 @@ PAGE_HEADERS = {
 STATIC_FILES = ("app.css", "app.js", "icon.svg")
 THEMES = ("light", "dark")
 
-# One page at a time: however many are open, they share the interpreter with the beacons' calls
-# as one thread.
+# One thread: pages are rendered one at a time, since they share the GIL with the beacons' calls.
 _RENDERING = BackgroundPool("dashboard")
 
 
@@ -84,7 +83,7 @@ class PageRequest:
         text = self.query.get(name, "")
         if not (text.isascii() and text.isdecimal()):
             return default
-        return min(int(text), most) if len(text) <= 20 else most  # int() refuses 5,000 digits
+        return min(int(text), most) if len(text) <= 20 else most  # int() raises for 5,000 digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +162,7 @@ def refusal_page(error: BeaconOtaError) -> Page:
 def _redirect_to_login(request: Request) -> Response:
     """Redirect to the login, which leads back to the requested page."""
     if request.headers.get("x-refresh"):
-        return Response(status_code=401, headers=PAGE_HEADERS)  # of a page that is open already
+        return Response(status_code=401, headers=PAGE_HEADERS)  # an open page refreshes itself
     there = request.url.path
     if request.url.query:
         there += "?" + request.url.query

@@ -36,7 +36,7 @@ COUNTS = {
     "accepted": "failed before the rollout was resumed",
     "failed": "failed, rolled back or lost",
 }
-# Which levers a rollout has in each status; what each does is asked before it is done.
+# The controls of a rollout by its status; each asks for a confirmation.
 VERBS = {
     Status.SCHEDULED: ("pause", "halt", "abort"),
     Status.ACTIVE: ("advance", "pause", "halt", "abort"),
@@ -87,7 +87,7 @@ class RolloutView(NamedTuple):
     tally: Tally | None
     results: Counter[str]
     revision: int
-    stored: bool = True  # False: it is stopped in memory, and the database has not taken it
+    stored: bool = True  # False: its stop is in memory only
 
     @property
     def total(self) -> Cell | None:
@@ -162,7 +162,7 @@ def _load_view(ask: PageRequest, row: Fields) -> RolloutView:
         rollout = Rollout(parse(json.loads(row["plan"])))
         state = load_state(row["state"])
         return RolloutView(row["id"], row, rollout, state, None, None, results, row["revision"])
-    revision = entry.revision  # before what is shown of it, never after
+    revision = entry.revision  # read before the shown state, so that it is never newer
     counts = ask.engine.count(entry, ask.now)
     stored = not ask.service.view.stops_of(row["id"])
     return RolloutView(

@@ -21,7 +21,7 @@ _EXACT = {
     "device_type": lambda row: row.device_type,
     "channel": lambda row: row.channel,
 }
-NONE = "-"  # of a field that is empty: version=- is those that never said one
+NONE = "-"  # an empty field: version=- selects beacons that never reported one
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-# The server's extensions: drop the connection; note that it has shown who it is (connections.py).
+# Extensions of the server: drop the connection; mark it as proven (connections.py).
 ABORT_EXTENSION = "beacon_ota.abort"
 PROVE_EXTENSION = "beacon_ota.prove"
 JSON_TYPE: Header = (b"content-type", b"application/json")
@@ -104,7 +104,7 @@ async def abort_connection(scope: Scope) -> None:
     abort = scope.get("extensions", {}).get(ABORT_EXTENSION)
     if abort is not None:
         abort()
-        await asyncio.sleep(0)  # until the server has noticed
+        await asyncio.sleep(0)  # the server handles the abort first
 
 
 async def send_response(

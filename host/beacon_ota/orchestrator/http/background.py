@@ -13,7 +13,7 @@ from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
 
 T = TypeVar("T")
-_CLIENT_CHECK_S = 0.5  # between two looks whether the client is still there
+_CLIENT_CHECK_S = 0.5  # between two checks whether the client is still there
 
 
 class BackgroundPool:
@@ -56,7 +56,7 @@ class BackgroundPool:
                     raise Problem(503, "client_gone", "the client has left")
             return waiting.result()
         finally:
-            waiting.cancel()  # what has not begun is not begun
+            waiting.cancel()  # work that has not begun never begins
 
     def _count_finished(self) -> None:
         self._unfinished -= 1
@@ -66,4 +66,4 @@ def _call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> 
     try:
         loop.call_soon_threadsafe(work)
     except RuntimeError:
-        work()  # the loop is gone, and nobody waits
+        work()  # the loop is closed

@@ -9,7 +9,7 @@ from beacon_ota.orchestrator.http.asgi import App, ClientDisconnected, Message, 
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
 
-_UPLOAD_PATH = "/api/firmwares/upload"  # bounded where it is taken apart
+_UPLOAD_PATH = "/api/firmwares/upload"  # releases.upload bounds it
 
 
 class BodySizeLimitMiddleware:

@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 _HEAD = b"HTTP/1.1 "
-_COPY_MAX = 16 * 1024  # bytes worth copying; more than that goes by reference
+_COPY_MAX = 16 * 1024  # bytes; a larger body is written by reference instead of copied
 
 
 class CoalescingTransport:

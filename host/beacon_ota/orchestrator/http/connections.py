@@ -43,7 +43,7 @@ class ConnectionTable:
         self.capacity = connection_capacity()[0] if capacity is None else capacity
         reserved = min(LIMITS.connections_reserved, self.capacity // 4)
         self._for_beacons = self.capacity - reserved
-        self._unproven: dict[TrackedConnection, None] = {}  # oldest first, like those below
+        self._unproven: dict[TrackedConnection, None] = {}  # all of these: oldest first
         self._by_address: dict[str, dict[TrackedConnection, None]] = {}
         self._beacons: dict[TrackedConnection, None] = {}
         self._administrators: dict[TrackedConnection, None] = {}
@@ -76,7 +76,7 @@ class ConnectionTable:
         if connection in self._administrators or connection in self._beacons:
             return True
         if connection not in self._unproven:
-            return False  # dropped a moment ago
+            return False  # was dropped before
         if kind == BEACON:
             if len(self._beacons) >= self._for_beacons:
                 victim = self._idle_beacon()

@@ -13,7 +13,7 @@ from beacon_ota.errors import (
 
 MEDIA_TYPE = "application/problem+json"
 
-# Where the class of an error does not say the status.
+# HTTP status by code, where the class of the error does not determine it.
 STATUS = {
     "not_multipart": 415,
     "image_too_large": 413,
@@ -24,7 +24,7 @@ STATUS = {
     "storage": 503,
 }
 
-# Seconds after which another try makes sense, where the error itself has no headers.
+# Seconds until another try makes sense, for errors without headers of their own.
 RETRY_AFTER = {"followers_of_token": "10"}
 
 

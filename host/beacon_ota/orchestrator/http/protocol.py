@@ -18,9 +18,9 @@ from beacon_ota.orchestrator.http.coalesce import CoalescingTransport
 from beacon_ota.orchestrator.http.connections import ConnectionTable
 from beacon_ota.orchestrator.limits import LIMITS
 
-# What the kernel does for each connection, where it can: give up on a peer that acknowledges
-# nothing any more, and hold no more than this of what was not sent yet (it would take whole images
-# for slow readers, and we would not see that they stand still).
+# Socket options, where the kernel has them: drop a peer that acknowledges nothing for this long,
+# and buffer at most so many unsent bytes. Otherwise the kernel would buffer whole images for slow
+# readers, and a reader that takes nothing would not be noticed.
 _SOCKET_OPTIONS = tuple(
     (getattr(socket, name), value)
     for name, value in (
@@ -33,7 +33,7 @@ _RESPONSE_431 = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
 )
-_BODY_FACTOR = 8  # bytes on the wire for one of a chunked body, at most
+_BODY_FACTOR = 8  # bytes on the wire per byte of a chunked body, at most
 
 
 class _HoldingFlowControl(FlowControl):
@@ -65,7 +65,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._table = table
         self._admitted = admitted
         self._timer: asyncio.TimerHandle | None = None
-        self._received = b""  # and not parsed yet
+        self._received = b""  # bytes that are not parsed yet
         self._ignoring = False  # input is discarded: the connection ends with the last answer
         self._in_head = True  # between two requests, or in a head
         self._head_bytes = 0  # of the present head, received so far
@@ -88,7 +88,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
         self._start_head_timer()
-        if self._received:  # came with the end of a handshake
+        if self._received:  # arrived with the end of the handshake
             self._parse_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -146,7 +146,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.flow.has_unparsed:
             self.flow.pause_reading()
         elif not self.pipeline and not (self._awaits_answer and self.cycle.body):
-            self.flow.resume_reading()  # else the application does that, by reading the body
+            self.flow.resume_reading()  # otherwise the application resumes by reading the body
 
     def _must_wait(self) -> bool:
         """Tell whether parsing has to wait for an answer."""
@@ -204,7 +204,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
-            return  # a trailer: what decides about a request stands in its head
+            return  # a trailer is ignored: only headers decide about a request
         if len(self.headers) >= LIMITS.head_fields:
             self._too_large = True
             raise ValueError("too many headers")
@@ -232,7 +232,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         elif self._received:
             self.loop.call_soon(self._parse_more)
         elif not self._in_head:
-            self._start_head_timer()  # the rest of a body that was refused
+            self._start_head_timer()  # bounds the rest of a refused body
 
     def _parse_more(self) -> None:
         if self._received and not self.transport.is_closing():

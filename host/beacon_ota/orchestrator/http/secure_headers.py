@@ -2,7 +2,7 @@
 
 from beacon_ota.orchestrator.http.asgi import App, Header, Message, Receive, Scope, Send
 
-# Keys, tokens and secrets are in some answers, and who may see which is decided anew each time.
+# no-store: some answers contain keys, tokens or secrets, and roles are checked for each request.
 _DEFAULTS: tuple[Header, ...] = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),

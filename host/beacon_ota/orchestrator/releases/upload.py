@@ -175,10 +175,10 @@ async def _store_release(
                 },
             )
         )
-    except _VersionTakenError as error:  # by an upload to another process
+    except _VersionTakenError as error:  # an upload to another process was faster
         return await _renew_release(service, actor, error.row, file, found)
     except Exception:
-        if new and not service.shared:  # else another process may just have found them there
+        if new and not service.shared:  # another process might just have found the bytes
             await asyncio.to_thread(service.blobs.remove, found.blob)
         raise
     return Uploaded(stored, True)

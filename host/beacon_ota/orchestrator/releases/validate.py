@@ -9,12 +9,12 @@ from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.releases.multipart import MultipartForm
 from beacon_ota.wire import versions
 
-if TYPE_CHECKING:  # what follows is imported with the first upload: it takes memory
+if TYPE_CHECKING:  # imported with the first upload, to save memory until then
     from beacon_ota.trust import KeySet, Manifest
 
 _FIELDS = ("device_type", "version", "description", "channel", "required", "manifest")
 _BOOLS = {"": False, "false": False, "0": False, "true": True, "1": True}
-_DESCRIPTION_MAX = 500  # bytes: it travels in every offer
+_DESCRIPTION_MAX = 500  # bytes; every offer contains it
 _BRACKETS_MAX = 8
 
 
@@ -92,7 +92,7 @@ def read_claim(form: MultipartForm) -> UploadClaim:
             found=size,
             expected=_DESCRIPTION_MAX,
         )
-    # A beacon counts these before it parses an offer, so that nobody can have it nest too deep.
+    # A beacon counts the brackets of an offer before it parses it, against deep nesting.
     if description.count("[") + description.count("{") > _BRACKETS_MAX:
         raise InputError(
             "form_field",
@@ -152,7 +152,7 @@ def examine_image(
         board.check_fit(claim.size)
     manifest = None
     if claim.manifest is not None and trusted is None and insecure and not encrypted:
-        _open_envelope(claim.manifest)  # nobody vouches for it, but it must be one
+        _open_envelope(claim.manifest)  # unverified, but it must be a manifest
     elif claim.manifest is not None:
         from beacon_ota.trust import ManifestClaims, Verifier
 
@@ -200,7 +200,7 @@ def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:
             )
     return {
         "core_sha256": found.checksum if found.frozen else found.core_sha256,
-        # A stock core describes itself as what ESP-IDF calls it; its banner says what it is.
+        # The descriptor of a stock core has the name of ESP-IDF; its banner has the version.
         "core_version": found.core.interpreter or found.core.descriptor.version,
         "built_at": info.built_at,
         "insecure": info.insecure,
@@ -216,7 +216,7 @@ def _claims_encryption(envelope: str | None) -> bool:
     try:
         return _open_envelope(envelope).encrypted
     except InputError:
-        return False  # which is refused as soon as it is verified
+        return False  # the verification refuses it later
 
 
 def _open_envelope(envelope: str) -> "Manifest":

@@ -25,7 +25,7 @@ from beacon_ota.orchestrator.db.tables.changes import News
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-LEADER_LOCK_ID = 0x6C656164  # the advisory lock of the one that leads
+LEADER_LOCK_ID = 0x6C656164  # number of the advisory lock that the leader holds
 CHANNEL = "beacon_ota"
 # Real seconds between two readings of changes without a notice, and two tries to lead.
 POLL_INTERVAL_S = 1.0
@@ -85,7 +85,7 @@ class Cluster:
 
     async def _read_new_changes(self) -> None:
         async with self._read_lock:
-            self._next_read = None  # who asks from now on is served by the next one
+            self._next_read = None  # later callers wait for the next round
             more = True
             while more:
                 db, hub = self.service.db, self.service.hub
@@ -186,7 +186,7 @@ class Cluster:
                 try:
                     self._follow_notices(raw.driver_connection)
                 finally:
-                    raw.invalidate()  # what listens and leads is nobody else's
+                    raw.invalidate()  # never back into the pool
             except Exception as error:
                 log.warning("the database does not answer: %s", reason_of(error))
                 self._call_in_loop(self._set_cut_off, True)
@@ -207,7 +207,7 @@ class Cluster:
                 if leads:
                     self._call_in_loop(self._set_leading, True)
             else:
-                conn.execute("SELECT 1")  # nobody leads over a connection that is gone
+                conn.execute("SELECT 1")  # raises if the connection, and with it the lock, is lost
             self._call_in_loop(self._on_notice, "")
             end = time.monotonic() + POLL_INTERVAL_S
             while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
@@ -222,7 +222,7 @@ class Cluster:
             try:
                 self._loop.call_soon_threadsafe(work, *args)
             except RuntimeError:
-                self._stopping.set()  # the loop is gone
+                self._stopping.set()  # the loop is closed
 
     def _set_cut_off(self, off: bool) -> None:
         self.service.cut_off = off

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from beacon_ota.orchestrator.db.database import is_driver_error, reason_of
 
-_MARGIN = "  | "  # before each line of a traceback: none of them looks like a record
+_MARGIN = "  | "  # so that no line of a traceback looks like a record
 _MESSAGE_MAX = 4096  # characters of a message
 
 
@@ -36,7 +36,7 @@ class LogFormatter(logging.Formatter):
         return f"{record.asctime} {record.levelname} {message}"
 
     def format(self, record: logging.LogRecord) -> str:
-        record.exc_text = None  # of another handler's format
+        record.exc_text = None  # cached by another handler's formatter
         return super().format(record)
 
     def formatException(self, ei: tuple) -> str:

@@ -40,7 +40,7 @@ async def mdns_announcement(listen: "ListenOptions", sock: socket.socket) -> Asy
     try:
         zeroconf = AsyncZeroconf(ip_version=IPVersion.V4Only)
         await zeroconf.async_register_service(info, allow_name_change=True)
-    except Exception as error:  # of many kinds, and none of them ours to act upon
+    except Exception as error:  # of many kinds; none is a reason not to serve
         log.warning("not announced over mDNS: %s", error)
         yield
         return

@@ -55,7 +55,7 @@ class _UvicornServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         if threading.current_thread() is not threading.main_thread():
-            yield  # whoever runs us in a thread stops us by hand
+            yield  # signal handlers need the main thread; the caller stops the server
             return
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_stop_signal)
@@ -74,7 +74,7 @@ class _UvicornServer(uvicorn.Server):
             self._certificate.reload()
 
     def _on_stop_signal(self) -> None:
-        self.force_exit = self.should_exit  # the second time means at once
+        self.force_exit = self.should_exit  # a second signal ends at once
         self.stop()
 
     def stop(self) -> None:

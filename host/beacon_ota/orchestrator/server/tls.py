@@ -34,7 +34,7 @@ def load_tls_context(cert: Path, key: Path) -> ssl.SSLContext:
             ) from None
     _check_validity(cert)
 
-    def refuse_password() -> str:  # else OpenSSL asks at the terminal, and the server hangs
+    def refuse_password() -> str:  # otherwise OpenSSL prompts at the terminal
         raise UsageError(
             "tls_key", f"{key} has a password", found=str(key), expected="a key without one"
         )
@@ -115,7 +115,7 @@ class HandshakeProtocol(asyncio.Protocol):
             self._task = asyncio.get_running_loop().create_task(self._shake_hands())
 
     def data_received(self, data: bytes) -> None:
-        self._early_bytes += data  # before the handshake took over: a read or two
+        self._early_bytes += data  # one or two reads, before the handshake takes over
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._table.remove(self)
@@ -141,11 +141,13 @@ class HandshakeProtocol(asyncio.Protocol):
                 ssl_handshake_timeout=LIMITS.handshake,
             )
         )
-        # The handshake's protocol takes over in the turn that follows, and is told of the
-        # connection in the one after that; then, before anything else is read, it gets the rest.
+        # start_tls replaces the protocol in the next turn of the loop and calls connection_made in
+        # the one after it. Then, before the next read, it gets the early bytes.
         loop.call_soon(loop.call_soon, self._hand_over)
         secured = None
-        with contextlib.suppress(OSError, asyncio.CancelledError):  # not TLS, too slow, gone
+        with contextlib.suppress(
+            OSError, asyncio.CancelledError
+        ):  # not TLS, too slow, disconnected
             secured = await handshake
         if secured is None or secured.is_closing():
             self._table.remove(self)

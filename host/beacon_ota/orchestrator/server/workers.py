@@ -42,9 +42,9 @@ from beacon_ota.orchestrator.settings import Settings
 log = logging.getLogger("beacon_ota.orchestrator")
 
 _READY = b"r"
-_EARLY_EXIT_S = 5.0  # a worker that ends within this is not started again at once
-_START_TIMEOUT_S = 120.0  # to the first sign of life
-_POLL_INTERVAL_S = 0.25  # between two looks at the workers
+_EARLY_EXIT_S = 5.0  # a worker that ends sooner is started again with a delay
+_START_TIMEOUT_S = 120.0  # until the first heartbeat
+_POLL_INTERVAL_S = 0.25  # between two checks of the workers
 _HEARTBEAT_S = 1.0
 
 
@@ -80,7 +80,7 @@ class Supervisor:
         stop_by: monotonic time at which stopping workers are killed.
     """
 
-    hold: int | None = None  # the data folder's lock; not the workers'
+    hold: int | None = None  # file descriptor of the data folder's lock; workers close it
 
     def __init__(self, settings: Settings, listen: ListenOptions, hold: int | None = None):
         self.settings, self.listen, self.hold = settings, listen, hold
@@ -99,7 +99,9 @@ class Supervisor:
             settings.data / FILE, self.clock.now(), fresh=not registered, shared=True
         )
         self.stops = StopBoard(settings.data, settings.workers)
-        bind_socket(listen).close()  # else two that were started twice would share, unknowingly
+        bind_socket(
+            listen
+        ).close()  # fails if another orchestrator listens here: SO_REUSEPORT would share silently
         first = bind_socket(listen, many=True)
         port = first.getsockname()[1]
         self.sockets = [first] + [
@@ -107,13 +109,11 @@ class Supervisor:
         ]
         for sock in self.sockets:
             sock.listen(2048)
-        self.parent_alive_pipe = (
-            os.pipe()
-        )  # its writing end is the parent's alone: it closes with the parent
+        self.parent_alive_pipe = os.pipe()
         self.ready_pipe = os.pipe()
         self.alive: dict[int, tuple[int, float]] = {}
         self.stopping = False
-        self.stop_by = 0.0  # of the monotonic clock
+        self.stop_by = 0.0  # monotonic time
 
     def run(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -142,7 +142,7 @@ class Supervisor:
                 self._reap(pid, status)
                 continue
             self._kill_hung(time.monotonic())
-            time.sleep(_POLL_INTERVAL_S)  # goes on after a signal
+            time.sleep(_POLL_INTERVAL_S)  # resumes after a signal (PEP 475)
 
     def _kill_hung(self, now: float) -> None:
         for pid, (index, born) in list(self.alive.items()):
@@ -203,7 +203,7 @@ class Supervisor:
         log.error("worker %d ended (status %d); another takes its place", pid, status)
         self.beats.reset(index)
         if time.monotonic() - born < _EARLY_EXIT_S:
-            time.sleep(1.0)  # a signal interrupts neither this nor what follows from it
+            time.sleep(1.0)  # resumes after a signal (PEP 475); `stopping` is checked below
         if not self.stopping:
             self._fork_worker(index)
 
@@ -215,17 +215,17 @@ class Supervisor:
             pid = os.fork()
             if pid:
                 self.alive[pid] = (index, time.monotonic())
-                if self.stopping:  # told just before this one was made
+                if self.stopping:  # the stop came just before the fork
                     os.kill(pid, signal.SIGTERM)
                 return
-            # Before signals come through again: what the parent has for them would take a request
-            # to stop, and serve on.
+            # Reset before signals are unblocked: the supervisor's handlers would swallow a request
+            # to stop this worker.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it listens
         code = 1
         try:
-            os.setpgid(0, 0)  # an interrupt at the terminal is the parent's to hand on
+            os.setpgid(0, 0)  # Ctrl-C reaches only the supervisor, which forwards it
             os.close(self.parent_alive_pipe[1])
             if self.hold is not None:
                 os.close(self.hold)
@@ -245,7 +245,7 @@ class Supervisor:
                 other.close()
 
         def report_ready(_url: str, _token: str | None) -> None:
-            with contextlib.suppress(OSError):  # nobody counts any more
+            with contextlib.suppress(OSError):  # the supervisor is gone or has stopped counting
                 os.write(self.ready_pipe[1], _READY)
 
         listen = replace(

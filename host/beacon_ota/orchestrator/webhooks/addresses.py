@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 _PRIVATE4 = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 _PRIVATE6 = IPv6Network("fc00::/7")
-_GLOBAL6 = IPv6Network("2000::/3")  # all of IPv6 that IANA gives out as global unicast
+_GLOBAL6 = IPv6Network("2000::/3")  # IANA assigns global unicast addresses from here
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _TRANSLATED = IPv6Network("64:ff9b::/96")  # RFC 6052: IPv4 behind NAT64
@@ -49,7 +49,7 @@ _SPECIAL6 = tuple(
     )
 )
 
-# What clouds answer at to their own machines only, where no special purpose covers it.
+# Addresses of cloud metadata services that no special purpose covers.
 _METADATA4 = (IPv4Address("168.63.129.16"),)  # Azure
 _METADATA6 = tuple(
     map(

@@ -20,7 +20,7 @@ from beacon_ota.orchestrator.webhooks.sender import DeliveryOutcome, send_webhoo
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-# What a webhook is for when nobody says: what somebody may have to get up for, and its good end.
+# Default kinds of a webhook: events that may need a person, and the completion of a rollout.
 ALERTS = (
     "rollout.halted",
     "rollout.completed",
@@ -32,13 +32,13 @@ ALERTS = (
     "beacon.questioned",
     "beacon.refused",
 )
-# Pauses after each failure; after the last one the delivery is given up, a day after the event.
+# Seconds after each failure; after the last pause, a day after the event, the delivery is given up.
 PAUSES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)
-REST_S = 60.0  # of a webhook that fails, at most: its other deliveries need not all find out
-LEASE_S = 60.0  # longer than a try takes
-_JITTER = 0.1  # of a pause, shorter or longer
-_MIN_PAUSE_S = 0.5  # of the wall clock, between two looks at what is new
-_POLL_INTERVAL_S = 30.0  # and so often in any case
+REST_S = 60.0  # at most, for the other deliveries of a webhook that fails
+LEASE_S = 60.0  # seconds that a claimed delivery is not claimed again
+_JITTER = 0.1  # share of a pause, added or subtracted at random
+_MIN_PAUSE_S = 0.5  # real seconds between two rounds
+_POLL_INTERVAL_S = 30.0  # real seconds, when nothing wakes the dispatcher
 _BATCH = 500
 
 
@@ -54,8 +54,8 @@ class WebhookDispatcher:
         self._send = sender
         self._wake_event = asyncio.Event()
         self._hooks: list[Fields] = []
-        self._seen = 0  # events up to here were looked at
-        self._busy: set[str] = set()  # webhooks with a try under way: one each
+        self._seen = 0  # events up to this id are queued
+        self._busy: set[str] = set()  # ids of webhooks with a try under way
         self._delivery_tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:

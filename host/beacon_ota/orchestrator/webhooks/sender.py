@@ -30,10 +30,10 @@ from beacon_ota import __version__
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.webhooks.addresses import is_allowed_address
 
-TIMEOUT_S = 15.0  # for all of a try
-_ADDRESSES_MAX = 8  # of a host that are tried
+TIMEOUT_S = 15.0  # of a whole try
+_ADDRESSES_MAX = 8  # addresses of a host that are tried
 URL_MAX = 1024
-_RESOLVER = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")  # it may take its time
+_RESOLVER = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")  # getaddrinfo blocks
 _PORTS = {"http": 80, "https": 443}
 _SECRET_PREFIX = "whsec_"
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: |\r?\n)")
@@ -175,7 +175,7 @@ async def _post_message(
         await writer.drain()
         line = await reader.readline()
     except ValueError:
-        line = b""  # longer than a line may be
+        line = b""  # the line exceeds the limit of StreamReader
     finally:
         writer.transport.abort()
     match = _STATUS.match(line)
@@ -210,7 +210,7 @@ async def _connect_to_first(
     loop = asyncio.get_running_loop()
     tls = ssl.create_default_context() if where.scheme == "https" else None
     for left in range(len(addresses), 1, -1):
-        with contextlib.suppress(OSError):  # a timeout and TLS's errors are such
+        with contextlib.suppress(OSError):  # includes TimeoutError and ssl.SSLError
             async with asyncio.timeout((end - loop.time()) / left):
                 return await _open_connection(where, addresses[-left], tls)
     return await _open_connection(where, addresses[-1], tls)
