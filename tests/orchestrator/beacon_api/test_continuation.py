@@ -37,7 +37,9 @@ def test_an_attempt_under_way_may_go_on(local, attempt):
 def test_an_attempt_that_has_a_result_is_over(local, attempt):
     beacon, offer, under_way = attempt
     assert beacon.report("failed", offer, stage="flash", code="erase").status == 200
-    assert refusal(local, under_way) == (409, "attempt_over")
+    attempts = local.service.view.nodes[beacon.id].attempts
+    (ended,) = [one for one in attempts if one.id == under_way.id]
+    assert refusal(local, ended) == (409, "attempt_over")
 
 
 @pytest.mark.parametrize("verb", ["halt", "abort"])

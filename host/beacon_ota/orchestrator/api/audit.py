@@ -1,4 +1,4 @@
-"""``/api/audit``: who did what, and whether the log is whole."""
+"""``/api/audit``: lists the audit log, and verifies its chain of hashes."""
 
 import json
 from typing import Annotated
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/api/audit", tags=["audit"])
 
 
 def serialize_entry(entry: Fields) -> Fields:
-    """Return an entry as the API shows it; ``at`` stays exact, the hash covers it."""
+    """Return an entry as JSON; ``at`` stays exact, because the hash covers it."""
     return {**entry, "time": format_iso(entry["at"]), "detail": json.loads(entry["detail"])}
 
 
@@ -58,5 +58,5 @@ async def verify_audit_log(
     actor: Admin,
     head: Annotated[str | None, Query(pattern=r"^[0-9a-f]{64}$")] = None,
 ) -> Response:
-    """Verify the chain; ``head`` is a hash noted earlier that must still be in it."""
+    """Verify the chain; ``head`` is an earlier hash that must still be in it."""
     return json_response(await service.db.read(audit.verify_chain, head))

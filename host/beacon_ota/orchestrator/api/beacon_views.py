@@ -1,4 +1,4 @@
-"""``GET /api/beacons``: the listing of beacons, and one beacon with its history."""
+"""``GET /api/beacons``: lists beacons, and shows one beacon with its history."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ log = logging.getLogger("beacon_ota.orchestrator")
 router = APIRouter(prefix="/api/beacons", tags=["beacons"])
 
 
-FLUSH_PATIENCE_S = 1.0  # that a listing waits for what it shows to be written
+FLUSH_PATIENCE_S = 1.0  # real seconds that a listing waits for the last-seen times
 
 
 _TIMES = ("created_at", "first_seen", "last_seen", "quarantined_at", "refused_at")
@@ -45,17 +45,17 @@ _PLAIN = tuple(column.name for column in table.c if column.name not in _HIDDEN)
 _SHOWN = ("beacon_id", *_PLAIN)
 
 
-_plain = itemgetter("id", *_PLAIN)  # a page has a thousand rows
+_plain = itemgetter("id", *_PLAIN)  # fast: a page has up to 1,000 rows
 
 
 _flushes: set[asyncio.Task[None]] = set()
 
 
 async def flush_last_seen(service: Service) -> None:
-    """Have the tables say who was heard last.
+    """Write the pending last-seen times, so that the tables are up to date.
 
-    A disk that is full, or a lock that somebody holds, is no reason not to show what is there;
-    the service tries again by itself, and logs why it cannot.
+    After ``FLUSH_PATIENCE_S``, or when the database refuses, a listing shows the stored times. The
+    service logs the failure and tries again.
     """
     task = asyncio.create_task(service.flush_last_seen())
     _flushes.add(task)
@@ -71,7 +71,7 @@ def _on_flushed(task: asyncio.Task[None]) -> None:
 
 
 def serialize_beacon(row: Mapping[Any, Any]) -> Fields:
-    """Return a beacon as the API shows it: no key, tags as a list, times for people."""
+    """Return a beacon as JSON: without keys, tags as a list, times in ISO 8601."""
     public = dict(zip(_SHOWN, _plain(row), strict=True))
     public["tags"] = _parse_tags(row["tags"])
     public["refusals"] = row["refusals"] or 0
@@ -82,7 +82,7 @@ def serialize_beacon(row: Mapping[Any, Any]) -> Fields:
 
 @lru_cache(1024)
 def _parse_tags(text: str) -> list[str]:
-    """Return the tags of a row; most beacons share theirs with many."""
+    """Return the tags of a row; cached, because most beacons share theirs with many others."""
     return json.loads(text)
 
 
@@ -124,9 +124,11 @@ async def list_beacons(
         "silent_since": None if silent_s is None else service.clock.now() - silent_s,
     }
 
-    status_of = partial(_status_of, service)  # looks at the view from a reader's thread
+    status_of = partial(_status_of, service)  # reads the view from a database thread
 
-    def read_page(conn: Connection) -> Response:  # a full page is some work: not on the event loop
+    def read_page(
+        conn: Connection,
+    ) -> Response:  # serialized in the database thread, not on the event loop
         total, rows = beacons.list_page(conn, **filters)
         more = rows[-1]["id"] if len(rows) == limit and total > limit else None
         found = [{**serialize_beacon(row), "standing": status_of(row["id"])} for row in rows]
@@ -190,13 +192,13 @@ async def show_beacon(
 
 
 def _status_of(service: Service, beacon_id: str) -> str | None:
-    """Return the word for a beacon; None for one that is just being registered or removed."""
+    """Return the status label of a beacon; None while it is being registered or removed."""
     node = service.fleet.beacons.get(beacon_id)
     return None if node is None else health_label(node, service.fleet.releases, service.clock.now())
 
 
 def _serialize_claim(service: Service, beacon_id: str) -> Fields | None:
-    """Return what came in a beacon's name since it was heard, and may be somebody else's."""
+    """Return the last unauthenticated request in the beacon's name since its last poll, or None."""
     node = service.fleet.beacons.get(beacon_id)
     if node is None or node.claim is None:
         return None

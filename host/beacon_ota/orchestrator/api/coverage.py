@@ -1,4 +1,4 @@
-"""What a rollout does not cover, as the API shows it: other boards, and what there is for them."""
+"""Describes the beacons that a rollout selects but does not cover: those of other boards."""
 
 from beacon_ota.orchestrator.core.fleet_state import FleetState
 from beacon_ota.orchestrator.db.tables import Fields
@@ -7,10 +7,10 @@ from beacon_ota.orchestrator.rollout.rules import Rollout
 
 
 def describe_uncovered(view: FleetState, rollout: Rollout) -> Fields:
-    """Return how many beacons of other boards a rollout's waves select; from any thread.
+    """Return the number of selected beacons by other board; may be called from any thread.
 
-    ``release`` is the same version for that board, None when nobody has uploaded it;
-    ``rollout_id`` the newest rollout of that release which is not over.
+    ``release`` is the same version for that board, None without one; ``rollout_id`` is the newest
+    rollout of that release that is not over.
     """
     beacons = [node.beacon for node in view.beacons.copy().values()]
     found = count_uncovered(rollout, beacons)

@@ -1,4 +1,4 @@
-"""``/api/events``: what happens, live, as server-sent events that can be resumed."""
+"""``/api/events``: streams events as server-sent events that can be resumed."""
 
 import asyncio
 import json
@@ -34,11 +34,10 @@ async def follow_events(
     after: Annotated[RowId | None, Query(description="instead of Last-Event-ID")] = None,
     kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
-    """Follow events from now on, or from the one after the id given.
+    """Follow events from now on, or from the event after the given id.
 
-    Stored events have an id to resume from. Those of the moment (offers, progress, refusals)
-    have none, and whoever was not there has missed them. The stream ends when the token is
-    revoked, expires, or has another role.
+    Stored events have an id to resume from. Transient ones (offers, progress, refusals) have none,
+    and are not repeated. The stream ends when the token is revoked, expires, or changes its role.
     """
     start = after if last_event_id is None else last_event_id
     service.hub.check_capacity(actor.id)
@@ -55,7 +54,7 @@ async def list_latest_events(
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
     kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
-    """List the newest stored events, oldest first; ``limit`` counts those that are asked for."""
+    """List the newest stored events, oldest first; at most ``limit``."""
     rows = await service.db.read(events.list_before, None, kind, limit)
     return listing_response("events", [_serialize_event(row) for row in rows])
 
@@ -91,10 +90,10 @@ async def _stream_events(
                     yield ": still here\n\n"
                 continue
             if event is None:
-                return  # begin again from the last id
+                return  # the client resumes from its last id
             if event["id"] is not None:
                 if event["id"] <= last:
-                    continue  # told from the table already
+                    continue  # sent from the table already
                 last = event["id"]
             if event["kind"].startswith(kind):
                 said = monotonic()

@@ -1,4 +1,4 @@
-"""``/metrics``: what Prometheus reads. What is counted in the tables is counted there each time."""
+"""``/metrics``: counters and gauges for Prometheus, counted from tables and memory each time."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ _POOL = BackgroundPool("metrics")
 async def show_metrics(
     request: Request, service: ServiceDep, engine: EngineDep, actor: Viewer
 ) -> Response:
-    """Everything, in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     found = await service.db.read(statistics.read_statistics)
     mirrored = await service.db.read(mirrors.list_all)
     own = service.mirror
@@ -61,12 +61,14 @@ def _seconds_left(until: float | None, now: float) -> float | None:
 
 
 class _Collector:
-    """Counts in a thread of its own, with the fleet and every rollout to go through.
+    """Collects the metrics in a thread, over the whole fleet and every rollout.
 
     Args:
-        mirrored: what mirrors last said; says: what this one says, when it is one.
-        health: of mirrors, by their names.
-        served: what has been served until now.
+        found: counts from the tables.
+        mirrored: rows of the mirrors that have a verdict.
+        own_status: status of this mirror, None on a primary.
+        served: counters of all workers.
+        health: verdicts by mirror name.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class _Collector:
         yield from self._collect_mirrors()
 
     def _collect_mirrors(self) -> Iterator[Metric]:
-        """How far mirrors lag: those of this primary, and this mirror itself (without a name)."""
+        """Yield the lag of the mirrors of this primary; a mirror's own has the name ""."""
         now = self.service.clock.now()
         statuses = {
             one["name"]: {

@@ -1,4 +1,4 @@
-"""``/api/mirror``: what a mirror calls at its primary: the exchange of changes, and images."""
+"""``/api/mirror``: the calls of a mirror at its primary: exchange of changes, images."""
 
 import asyncio
 import hashlib
@@ -39,7 +39,7 @@ router = APIRouter(tags=["mirrors"])
 
 
 class MirrorChange(BaseModel):
-    """Something that changed at a mirror; ``row`` as it is now, null when it is gone."""
+    """A change at a mirror; ``row`` is the present row, null if it was removed."""
 
     seq: Annotated[int, Field(ge=1, lt=1 << 62)]
     what: Annotated[str, Field(max_length=16)]
@@ -47,7 +47,15 @@ class MirrorChange(BaseModel):
 
 
 class Exchange(BaseModel):
-    """What a mirror tells, and what it has."""
+    """The changes that a mirror sends, and the state that it has.
+
+    Attributes:
+        epoch: identifies the mirror's database.
+        after: mark of the exchange before this one.
+        mark: mark of this exchange.
+        have: etag of the state that the mirror has.
+        status: the mirror's own condition.
+    """
 
     epoch: Annotated[str, Field(pattern=r"^[0-9a-f]{24}$")]
     after: Annotated[str | None, Field(pattern=r"^([0-9a-f]{24})?$")] = None
@@ -59,10 +67,10 @@ class Exchange(BaseModel):
 
 
 async def authenticate_mirror(request: Request, service: ServiceDep) -> Fields:
-    """Return the mirror that asks.
+    """Return the mirror whose token a request has.
 
     Raises:
-        Problem: those of a token; ``not_a_mirror``.
+        Problem: 403 ``not_a_mirror``; those of ``authenticate_actor``.
     """
     actor = await authenticate_actor(request)
     row = None
@@ -80,7 +88,7 @@ Mirror = Annotated[Fields, Depends(authenticate_mirror)]
 async def sync_mirror(
     exchange: Exchange, service: ServiceDep, engine: EngineDep, mirror: Mirror
 ) -> Response:
-    """Take over what a mirror tells, in order and once; give it what it needs, if that is new."""
+    """Apply a mirror's changes in order and once; return its new state if it has another."""
     now = service.clock.now()
     try:
         return await _exchange_state(exchange, service, engine, mirror, now)
@@ -99,7 +107,7 @@ async def sync_mirror(
 
 
 class Incompatible(Problem):
-    """A mirror of another release, which would misunderstand."""
+    """The refusal of a mirror with another protocol (409 ``mirror_protocol``)."""
 
     def __init__(self, exchange: Exchange):
         said = exchange.status.get("version")
@@ -124,12 +132,12 @@ async def _exchange_state(
     position = await service.db.read(mirror_books.compare_page, mirror["id"], page)
     for change in changes:
         if change["what"] == "halts" and change["row"]:
-            # Mirrors of the release before give their halts no names.
+            # Mirrors of the previous release do not name their halts.
             already_halted = exchange.after is None and change["seq"] <= position.seq
             if not already_halted:
                 await _halt_everywhere(service, engine, mirror, change["row"])
     if any(change["what"] == "attempts" for change in changes):
-        await service.flush_last_seen()  # what beacons said to us, too
+        await service.flush_last_seen()  # last-seen times of this primary, which the merge compares
     applied = await asyncio.shield(
         service.db.write(
             mirrors.import_changes,
@@ -156,7 +164,9 @@ async def _exchange_state(
     text = json.dumps(state, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
     unchanged = digest == exchange.have
-    if unchanged and "moves" not in exchange.status:  # an older mirror; it has taken all of this
+    if (
+        unchanged and "moves" not in exchange.status
+    ):  # a mirror of the previous release has applied this state
         await service.db.write(mirror_watch.record_confirmation, mirror["id"], moves)
     return json_response(
         {
@@ -170,13 +180,13 @@ async def _exchange_state(
 
 
 def _read_state(conn: Connection, mirror: Fields, fresh: bool) -> tuple[str, Fields]:
-    """Return what a mirror is given, and up to which entry of the audit log that is at least."""
+    """Return the newest entry of the audit log that the mirror's state includes, and that state."""
     return mirror_watch.newest_entry(conn), mirrors.export_state(conn, mirror, fresh)
 
 
 @router.get("/api/mirror/images/{firmware_id}")
 async def download_image(firmware_id: str, service: ServiceDep, mirror: Mirror) -> Response:
-    """Send a release's bytes, whole or from an offset."""
+    """Send a release's image, whole or from an offset."""
     row = await service.db.read(mirrors.get_served_release, mirror, firmware_id)
     release = service.fleet.releases.get(firmware_id)
     if row is None or release is None:
@@ -185,6 +195,7 @@ async def download_image(firmware_id: str, service: ServiceDep, mirror: Mirror) 
 
 
 def _apply_told(service: Service, done: mirrors.ImportResult) -> None:
+    """Bring the view up to date with a mirror's changes, and publish their events."""
     for row in done.beacons:
         state = service.fleet.beacons.get(row["id"])
         former_type = "" if state is None else state.beacon.said_type
@@ -198,7 +209,7 @@ def _apply_told(service: Service, done: mirrors.ImportResult) -> None:
 
 
 async def _halt_everywhere(service: Service, engine: Engine, mirror: Fields, row: Fields) -> None:
-    """Halt everywhere what a mirror has halted for itself; again is nothing."""
+    """Halt a rollout that a mirror has halted for itself; a halt that is known changes nothing."""
     row = mirror_rows.check_halt(row)
     if await service.db.read(mirror_books.knows_halt, row):
         return
@@ -208,15 +219,15 @@ async def _halt_everywhere(service: Service, engine: Engine, mirror: Fields, row
         return
     firmware_id = entry.rollout.plan.release.firmware_id
     if await service.db.read(mirrors.get_served_release, mirror, firmware_id) is None:
-        return  # none of its beacons could have told it
+        return  # the mirror does not serve this release
     by, why = f"mirror {mirror['name']}", (row["reason"] or "")[:200]
     try:
         stored = await engine.stop_manager.stop_by_hand(
             rollout_id, lambda entry, now: moves.halt_rollout(entry.state, now, by, why)
         )
     except UsageError:
-        stored = True  # it is halted, or over
-    # Whatever becomes of the rest that it tells: who resumes from now on has seen this.
+        stored = True  # halted already, or over
+    # Recorded even if the rest of the exchange fails: an operator who resumes has seen this halt.
     if stored and (name := mirror_books.halt_name(row)) is not None:
         now = service.clock.now()
         await service.db.write(mirror_books.record_halt, mirror["id"], name, now)

@@ -1,4 +1,4 @@
-"""``/api/mirrors``: distribution points on sites; and what they call, ``/api/mirror``."""
+"""``/api/mirrors``: creates, lists and removes mirrors, the distribution points of sites."""
 
 from typing import Annotated
 
@@ -29,7 +29,7 @@ DISCONNECTED_AFTER_S = mirror_watch.LOST_S
 
 
 class NewMirror(BaseModel):
-    """A mirror to make, with its own token."""
+    """A mirror to create, with a token of its own."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,10 +38,11 @@ class NewMirror(BaseModel):
 
 
 def serialize_mirror(row: Fields, now: float, needed: int = 0) -> Fields:
-    """Return a mirror as the API shows it.
+    """Return a mirror as JSON.
 
     Args:
-        needed: the number of the entry that it must have come to (``mirror_watch.settled``).
+        needed: number of the audit entry that the mirror must have applied by now
+            (``mirror_watch.settled``).
     """
     status, watch = row["status"], row["watch"]
     seen = row["seen_at"]
@@ -79,7 +80,7 @@ def serialize_mirror(row: Fields, now: float, needed: int = 0) -> Fields:
 
 
 def list_serialized(conn: Connection, now: float) -> list[Fields]:
-    """Return the mirrors in use as the API shows them, by name."""
+    """Return the mirrors in use as JSON, by name."""
     rows = mirrors.list_all(conn)
     needed = mirror_watch.settled(conn, now) if rows else 0
     return [serialize_mirror(row, now, needed) | {"seen": row["seen_at"]} for row in rows]
@@ -87,7 +88,7 @@ def list_serialized(conn: Connection, now: float) -> list[Fields]:
 
 @router.get("/api/mirrors")
 async def list_mirrors(service: ServiceDep, actor: Viewer) -> Response:
-    """List mirrors: what each serves, when it was last heard from, how far it lags."""
+    """List mirrors: their releases, last contact, lag and health."""
     now = service.clock.now()
     rows = await service.db.read(list_serialized, now)
     for row in rows:
@@ -97,7 +98,7 @@ async def list_mirrors(service: ServiceDep, actor: Viewer) -> Response:
 
 @router.post("/api/mirrors", status_code=201)
 async def create_mirror(new: NewMirror, service: ServiceDep, actor: Admin) -> Response:
-    """Make a mirror; its token is shown this once."""
+    """Create a mirror; its token is shown this once."""
     now = service.clock.now()
 
     def insert_mirror(conn: Connection) -> tuple[Fields, str]:
@@ -133,7 +134,7 @@ async def create_mirror(new: NewMirror, service: ServiceDep, actor: Admin) -> Re
 async def remove_mirror(
     mirror_id: str, service: ServiceDep, engine: EngineDep, actor: Admin
 ) -> Response:
-    """Give a mirror up: its token works no more, and what was under way there is ours to settle."""
+    """Remove a mirror: its token is revoked, and this primary concludes its open attempts."""
     now = service.clock.now()
 
     def retire_mirror(conn: Connection) -> list[Fields]:

@@ -1,4 +1,4 @@
-"""The JSON of rollouts: their state, waves, counts and transitions, and a plan's preview."""
+"""Serializes rollouts: state, waves, counts and transitions, and the timeline of a preview."""
 
 import json
 from dataclasses import asdict
@@ -52,7 +52,7 @@ def serialize_timeline(rollout: Rollout, start_at: float, timeline: Timeline) ->
 
 
 def serialize_unstored(service: Service, entry: RolloutEntry) -> Fields:
-    """Return what is known of a rollout without the database."""
+    """Return the fields of a stopped rollout that are known without the database."""
     release = entry.rollout.plan.release
     return {
         "rollout_id": entry.rollout.plan.rollout_id,
@@ -77,11 +77,15 @@ async def describe_rollout(
     *,
     full: bool = False,
 ) -> Fields:
-    """Return a rollout as the API shows it.
+    """Return a rollout as JSON.
 
     Args:
-        full: with its plan, its transitions, and the boards that it does not cover.
-        row: of a listing; without one, the mirrors are named that have not confirmed a stop.
+        row: its row, for a listing. Without a row, the answer names the mirrors that have not
+            confirmed a stop.
+        full: adds plan, transitions and the boards that the rollout does not cover.
+
+    Raises:
+        Problem: 404 ``rollout_unknown``.
     """
     now = service.clock.now()
     unstored = service.fleet.stops_of(rollout_id)
@@ -190,5 +194,5 @@ def _serialize_transition(change: Transition) -> Fields:
 
 
 def _strip_plan_id(plan: Fields) -> Fields:
-    """Return a plan without what names one rollout: as it can be used again."""
+    """Return a plan without the ids of one rollout, so that it can be used again."""
     return {key: value for key, value in plan.items() if key not in ("rollout_id", "release")}

@@ -1,4 +1,4 @@
-"""``/api/rollouts``: plan, start, watch, pause, resume, halt, abort, advance."""
+"""``/api/rollouts``: previews, starts, lists, pauses, resumes, halts, aborts and advances."""
 
 import asyncio
 import contextlib
@@ -52,12 +52,12 @@ from beacon_ota.orchestrator.rollout.types import (
 
 router = APIRouter(prefix="/api/rollouts", tags=["rollouts"])
 
-_MIRROR_NAMES_S = 1.0  # of the wall clock, for the mirrors' names: a stop is answered without them
+_MIRROR_NAMES_S = 1.0  # real seconds for the mirrors' names in the answer to a stop
 _HORIZON_MAX_S = 400 * 86400.0
 
 
 class Why(BaseModel):
-    """The reason for what is done, kept in the audit log."""
+    """A reason, kept in the audit log."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -94,7 +94,7 @@ async def create_rollout(
     }
     entry = await engine.create_rollout(row, rollout, state, actor.name)
     async with engine.rollout_lock:
-        await engine.evaluate_rollout(entry)  # what starts now has started when this is answered
+        await engine.evaluate_rollout(entry)  # a rollout that starts now has started before the answer
     found = await describe_rollout(service, engine, plan.rollout_id)
     return json_response({**found, "not_covered": describe_uncovered(service.fleet, rollout)}, 201)
 
@@ -107,7 +107,7 @@ async def preview_rollout(
     actor: Viewer,
     horizon_s: Annotated[float, Query(gt=0, le=_HORIZON_MAX_S)] = 90 * 86400.0,
 ) -> Response:
-    """Say who would get the release when, if all went well; nothing is started."""
+    """Show which beacons would get the release when, if all went well; nothing is started."""
     plan, start_at = read_order(service, order)
     view = service.fleet
     state = view.releases[order.firmware_id].state
@@ -148,7 +148,7 @@ async def list_rollouts(
     begins: Annotated[str, Query(max_length=24, description="of the id")] = "",
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
 ) -> Response:
-    """List rollouts, newest first; ``limit`` counts those that are asked for."""
+    """List rollouts, newest first; at most ``limit``."""
     rows = await service.db.read(rollouts.list_all, limit, status, begins)
     return listing_response(
         "rollouts", [await describe_rollout(service, engine, row["id"], row) for row in rows]
@@ -159,7 +159,7 @@ async def list_rollouts(
 async def show_rollout(
     rollout_id: str, service: ServiceDep, engine: EngineDep, actor: Viewer
 ) -> Response:
-    """Show a rollout: its plan, how far each wave is, and what it waits for."""
+    """Show a rollout: its plan, the progress of each wave, and what the wave waits for."""
     found = await describe_rollout(service, engine, rollout_id, full=True)
     return json_response(found)
 
@@ -172,7 +172,7 @@ async def list_rollout_attempts(
     after: Annotated[str, Query(max_length=24)] = "",
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 500,
 ) -> Response:
-    """List a rollout's attempts, for a report; ``next`` is where the following page begins."""
+    """List a rollout's attempts; ``next`` is where the following page begins."""
     rows = await service.db.read(attempts.list_for_rollout, rollout_id, limit, after)
     more = rows[-1]["id"] if len(rows) == limit else None
     for row in rows:
@@ -185,7 +185,7 @@ async def list_rollout_attempts(
 async def pause_rollout(
     rollout_id: str, why: Why, service: ServiceDep, engine: EngineDep, by: Stopper
 ) -> Response:
-    """Offer the release to nobody new; what is under way goes on. 202: not stored yet."""
+    """Offer the release to no further beacon; attempts under way go on. 202: not stored yet."""
     return await _stop_rollout(
         service, engine, rollout_id, _decide_by_state(moves.pause_rollout, by, why)
     )
@@ -195,7 +195,7 @@ async def pause_rollout(
 async def resume_rollout(
     rollout_id: str, why: Why, service: ServiceDep, engine: EngineDep, by: Operator
 ) -> Response:
-    """Go on after a pause, or after a halt: the failures so far are accepted then."""
+    """Go on after a pause or a halt, and accept the failures so far."""
     return await _move_rollout(
         service,
         engine,
@@ -208,7 +208,7 @@ async def resume_rollout(
 async def halt_rollout(
     rollout_id: str, why: Why, service: ServiceDep, engine: EngineDep, by: Stopper
 ) -> Response:
-    """Withhold the release from everybody who is not rebooting into it yet. 202: not stored yet."""
+    """Call off every attempt that is not rebooting yet, and offer nothing. 202: not stored yet."""
     return await _stop_rollout(
         service, engine, rollout_id, _decide_by_state(moves.halt_rollout, by, why)
     )
@@ -253,7 +253,7 @@ def _decide_by_state(
 
 
 def _require_revision(why: Why, decide: DecideTransitions) -> DecideTransitions:
-    """Return a decision that is only made about a rollout as it was shown."""
+    """Return a decision that is refused if the rollout has moved since it was shown."""
 
     def decide_as_shown(entry: RolloutEntry, now: float) -> Sequence[Transition]:
         if why.revision not in (None, entry.revision):
@@ -280,14 +280,14 @@ async def _move_rollout(
 async def _stop_rollout(
     service: Service, engine: Engine, rollout_id: str, decide: DecideTransitions
 ) -> Response:
-    """Stop a rollout; it holds before anything is asked of the database."""
+    """Stop a rollout; the stop holds in memory before the database is asked."""
     if rollout_id not in service.fleet.rollouts:
         return await _move_rollout(service, engine, rollout_id, decide)
     if await engine.stop_manager.stop_by_hand(rollout_id, decide):
         return json_response(await describe_rollout(service, engine, rollout_id))
     entry = service.fleet.rollouts[rollout_id]
     found, now = serialize_unstored(service, entry), service.clock.now()
-    with contextlib.suppress(StorageError, TimeoutError):  # which it would name, nobody can read
+    with contextlib.suppress(StorageError, TimeoutError):  # then the answer names no mirrors
         async with asyncio.timeout(_MIRROR_NAMES_S):
             since, at = entry.created_at, entry.state.changed_at
             found["unconfirmed"] = await service.db.read(

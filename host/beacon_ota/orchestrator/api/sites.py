@@ -1,4 +1,4 @@
-"""``/api/sites``: the tree of sites, buildings and floors, their time zones and windows."""
+"""``/api/sites``: the tree of sites, buildings and floors, with time zones and windows."""
 
 import math
 from typing import Annotated, Literal
@@ -32,7 +32,7 @@ Kind = Literal["site", "building", "floor"] | None
 
 
 class NewSite(BaseModel):
-    """A node of the tree; zone and window are its parent's when absent."""
+    """A node of the tree; absent zone and window are those of its parent."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +44,7 @@ class NewSite(BaseModel):
 
 
 class Change(BaseModel):
-    """What of a site is to change; null takes the parent's."""
+    """The fields of a site to change; null takes the parent's value."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +56,7 @@ class Change(BaseModel):
 
 @router.get("")
 async def list_sites(service: ServiceDep, actor: Viewer) -> Response:
-    """List the tree by path: the building and the window in force, and which mirrors serve it."""
+    """List the tree by path, with building, window in force, and the mirrors that serve it."""
     now = service.clock.now()
     rows, mirrors_with_verdict = await service.db.read(
         lambda conn: (sites.list_all(conn), judge_mirrors(conn, now))
@@ -111,7 +111,7 @@ async def change_site(path: str, changes: Change, service: ServiceDep, actor: Op
 
 @router.delete("/{path:path}", status_code=204)
 async def remove_site(path: str, service: ServiceDep, actor: Operator) -> Response:
-    """Remove a site that has nothing below it and no beacons."""
+    """Remove a site without children and without beacons."""
 
     def delete_site(conn: Connection) -> list[Fields]:
         why = sites.in_use(conn, path)

@@ -1,4 +1,4 @@
-"""``/api/webhooks``: who is told what happens."""
+"""``/api/webhooks``: creates, changes, tests and removes webhooks, and shows their deliveries."""
 
 import json
 from typing import Annotated
@@ -32,7 +32,7 @@ Url = Annotated[str, Field(max_length=1024, examples=["https://chat.example.org/
 
 
 class NewWebhook(BaseModel):
-    """A webhook to make; kinds are ``rollout.halted``, or ``rollout.`` for a group, or ``*``."""
+    """A webhook to create; kinds are ``rollout.halted``, ``rollout.`` for a group, or ``*``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,7 +42,7 @@ class NewWebhook(BaseModel):
 
 
 class Change(BaseModel):
-    """What of a webhook is to change; what is absent stays."""
+    """The fields of a webhook to change; absent fields stay."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -53,7 +53,7 @@ class Change(BaseModel):
 
 
 def serialize_webhook(row: Fields) -> Fields:
-    """Return a webhook as the API shows it, without its secret."""
+    """Return a webhook as JSON, without its secret."""
     public = {key: row[key] for key in ("name", "url", "kinds", "created_by")}
     public |= {key: format_iso(row[key]) for key in _TIMES}
     counts = row["counts"]
@@ -69,7 +69,7 @@ def serialize_webhook(row: Fields) -> Fields:
 
 
 def serialize_delivery(row: Fields) -> Fields:
-    """Return a delivery as the API shows it."""
+    """Return a delivery as JSON."""
     public = {key: row[key] for key in ("kind", "state", "tries", "status", "error", "took_ms")}
     for key in ("created_at", "next_at", "ended_at"):
         public[key] = format_iso(row[key])
@@ -78,7 +78,7 @@ def serialize_delivery(row: Fields) -> Fields:
 
 @router.get("")
 async def list_webhooks(service: ServiceDep, actor: Admin) -> Response:
-    """List webhooks, and how many of their deliveries are in which state."""
+    """List webhooks with their numbers of deliveries by state."""
     return listing_response(
         "webhooks", [serialize_webhook(row) for row in await service.db.read(webhooks.list_all)]
     )
@@ -88,7 +88,7 @@ async def list_webhooks(service: ServiceDep, actor: Admin) -> Response:
 async def create_webhook(
     new: NewWebhook, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Make a webhook for what happens from now on. Its secret is shown this once."""
+    """Create a webhook for events from now on. Its secret is shown this once."""
     where = parse_target(new.url, local=service.settings.webhook_local)
     row: Fields = {
         "id": tables.new_id(),
@@ -132,7 +132,7 @@ async def show_webhook(
 async def change_webhook(
     webhook_id: str, changes: Change, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Change a webhook; one that is enabled again hears of what happens from now on."""
+    """Change a webhook; when it is enabled again, it gets events from now on."""
     values: Fields = {k: v for k, v in changes.model_dump().items() if v is not None}
     detail = {key: value for key, value in values.items() if key != "url"}
     if "url" in values:
@@ -146,7 +146,7 @@ async def change_webhook(
 
     def write_change(conn: Connection) -> Fields:
         row = _get_webhook(conn, webhook_id)
-        changed = dict(values)  # it is run again when another change of its transaction fails
+        changed = dict(values)  # this function may run again, alone, if its group of changes fails
         if enabled is False:
             changed["disabled_at"] = row["disabled_at"] or now
         elif enabled and row["disabled_at"] is not None:
@@ -170,7 +170,7 @@ async def change_webhook(
 async def rotate_webhook_secret(
     webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Give a webhook a new secret, at once. It is shown this once."""
+    """Give a webhook a new secret at once. The secret is shown this once."""
     secret = new_secret()
 
     def write_secret(conn: Connection) -> Fields:
@@ -186,7 +186,7 @@ async def rotate_webhook_secret(
 async def test_webhook(
     webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Deliver something that did not happen, to see whether it arrives."""
+    """Deliver a test event."""
     now = service.clock.now()
     body = {"type": "webhook.test", "timestamp": format_iso(now), "data": {"by": actor.name}}
 
@@ -229,7 +229,7 @@ async def retry_delivery(
 async def remove_webhook(
     webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Remove a webhook and its log; what was not delivered is not."""
+    """Remove a webhook and its log; pending deliveries are dropped."""
 
     def delete_webhook(conn: Connection) -> Fields:
         row = _get_webhook(conn, webhook_id)
@@ -241,7 +241,7 @@ async def remove_webhook(
 
 
 def _describe_target(where: WebhookTarget) -> str:
-    """Return where a webhook goes, for the audit log: its path and query may be a secret."""
+    """Return scheme, host and port of a webhook for the audit log; the path may be a secret."""
     return f"{where.scheme}://{where.host}:{where.port}"
 
 

@@ -1,4 +1,4 @@
-"""Tells whether an attempt may go on: it has not ended, and nothing has called it off."""
+"""Checks whether an attempt may go on: it has no result yet, and nothing has called it off."""
 
 from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import Service
@@ -8,7 +8,12 @@ from beacon_ota.orchestrator.rollout.types import Attempt
 
 
 def check_may_continue(service: Service, attempt: Attempt, node: BeaconState) -> None:
-    """Refuse to go on with an attempt that is over (409) or was called off (410)."""
+    """Refuse to continue an attempt that has a result, or was called off.
+
+    Raises:
+        Problem: 409 ``attempt_over`` or ``device_type_mismatch``; 410 ``rollout_halted`` or
+            ``mirror_lease``. Either makes the beacon stop before it boots the release.
+    """
     if attempt.result is not None:
         raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
     entry = service.fleet.rollouts.get(attempt.rollout_id)
@@ -38,4 +43,5 @@ def check_may_continue(service: Service, attempt: Attempt, node: BeaconState) ->
 
 
 def halted_problem(state: str, attempt: Attempt) -> Problem:
+    """Return the refusal (410) for an attempt whose rollout is in a state that stops it."""
     return Problem(410, "rollout_halted", f"the rollout is {state}", found=attempt.rollout_id)

@@ -1,4 +1,4 @@
-"""``GET /firmwares/{firmware_id}/download``: the image, from memory, whole or from an offset."""
+"""``GET /firmwares/{firmware_id}/download``: sends a release's image, whole or a byte range."""
 
 import asyncio
 
@@ -14,10 +14,10 @@ from beacon_ota.orchestrator.releases.serve import load_image, send_image
 async def serve_download(
     service: Service, caller: Caller[BeaconState], _body: bytes, scope: Scope, send: Send
 ) -> None:
-    """Send the release of an attempt; the first call takes the offer."""
+    """Send the image of an attempt's release; the first call takes the offer."""
     firmware_id = scope["path"].split("/")[2]
     attempt_id = _parse_attempt_id(scope["query_string"])
-    await service.catch_up()  # offered by another process, or halted there, a moment ago
+    await service.catch_up()  # another process may just have made the offer, or halted it
     service.sync_stops()
     attempt = service.fleet.open_attempts.get(attempt_id)
     if (

@@ -1,4 +1,4 @@
-"""``GET /firmwares/latest/{device_type}``: is there something for me?"""
+"""``GET /firmwares/latest/{device_type}``: answers a poll with an offer, or with the next time."""
 
 import asyncio
 import hashlib
@@ -17,13 +17,13 @@ from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Result
 from beacon_ota.wire import versions
 from beacon_ota.wire.report import is_hex
 
-_OFFER_TRIES = 3  # to make an offer while others move its rollout
+_OFFER_TRIES = 3  # to make an offer while its rollout moves
 
 
 async def answer_poll(
     service: Service, caller: Caller[BeaconState], _body: bytes, scope: Scope, send: Send
 ) -> None:
-    """Answer a poll: 200 with an offer, or 204 with the seconds until the next one."""
+    """Answer a poll: 200 with an offer, or 204 with the seconds until the next poll."""
     node = caller.beacon
     now = service.clock.now()
     view = service.fleet
@@ -34,7 +34,7 @@ async def answer_poll(
         version, image, on_trial = parse_poll_query(query)
     said_type = scope["path"].rpartition("/")[2]
     if on_trial and said_type == facts.device_type:
-        said_type = ""  # an image on trial speaks for no beacon
+        said_type = ""  # an image on trial does not count as the beacon's report
     elif said_type != facts.device_type:
         said_type = await record_reported_type(service, node, said_type, on_trial=on_trial)
         facts = node.beacon
@@ -63,7 +63,7 @@ async def answer_poll(
             send, 204, b"", (wait, reason, caller.sign_response(204, EMPTY_SHA256))
         )
         return
-    if attempt is None or attempt.result is not None:  # others are moving it, or have ended it
+    if attempt is None or attempt.result is not None:  # the rollout moves, or the attempt has ended
         soon = (b"retry-after", b"1")
         await asgi.send_response(send, 204, b"", (soon, caller.sign_response(204, EMPTY_SHA256)))
         return
@@ -84,15 +84,16 @@ async def answer_poll(
 async def _decide_offer(
     service: Service, node: BeaconState, now: float
 ) -> tuple[Decision, Attempt | None]:
-    """Decide about a beacon; an offer's attempt is durable, and made upon what is committed.
+    """Return the decision for a beacon, and the attempt of an offer.
 
-    None for the attempt of an offer: what it was decided upon changed each time.
+    The attempt is durable, and is made from committed state. It is None without an offer, and when
+    the state changed during each of ``_OFFER_TRIES`` tries.
     """
     decision = _decide_from_view(service, node, now)
     for _ in range(_OFFER_TRIES):
         if not decision.offered:
             return decision, None
-        await service.catch_up()  # no process hands out what another has halted
+        await service.catch_up()  # another process may have halted the rollout
         decision = _decide_from_view(service, node, now)
         if decision.offered:
             attempt = await service.commit_offer(node, decision)
@@ -104,6 +105,7 @@ async def _decide_offer(
 
 
 def _decide_from_view(service: Service, node: BeaconState, now: float) -> Decision:
+    """Return the decision for a beacon from the state in memory."""
     view = service.fleet
     place = view.place_of(node)
     found = decide(
@@ -118,10 +120,10 @@ def _decide_from_view(service: Service, node: BeaconState, now: float) -> Decisi
 
 
 def parse_poll_query(query: bytes) -> tuple[str, str, bool]:
-    """Return (version, image, on trial) of a poll's query; the first two "" when absent.
+    """Return (version, image SHA-256, on trial) of a poll's query; absent texts are "".
 
     Raises:
-        Problem: ``poll_query``, naming the field.
+        Problem: 422 ``poll_query``, with the field's name.
     """
     if len(query) > 512:
         raise Problem(422, "poll_query", "the query is too long", found=len(query), expected=512)
@@ -148,11 +150,11 @@ def parse_poll_query(query: bytes) -> tuple[str, str, bool]:
 
 
 async def _conclude_silent_rollback(service: Service, node: BeaconState, now: float) -> None:
-    """Conclude a rollback from where the beacon is, if it never says so itself.
+    """Conclude that a beacon rolled back, if it polls from another image and never reports it.
 
-    A poll in state ``valid`` from another image than the release's, after ``rebooting``, means
-    that the release is not running. The beacon's own report, which knows why, has a moment to
-    arrive first.
+    A poll in state ``valid`` from another image than the release's, after ``rebooting``, means that
+    the release does not run. The beacon's own report has ``BACK_GRACE_S`` seconds to arrive first,
+    because it knows the reason.
     """
     rebooted = next(
         (a for a in node.attempts if a.result is None and a.rebooting_at is not None), None

@@ -1,8 +1,7 @@
-"""Beacons whose own requests are refused: noted at the beacon, and told when it goes on.
+"""Records that the requests of a beacon are refused, and publishes it when that repeats.
 
-A request counts when it was authenticated and is new. What may be a stranger's, a signature that
-does not fit or a request that was heard on the wire and sent again, is kept in memory beside it
-(``View.claimed``) and writes nothing.
+Only authenticated, new requests count. A wrong signature or a replayed request may come from a
+stranger: it is kept in memory (``View.claimed``), and writes nothing.
 """
 
 from beacon_ota.orchestrator.core.fleet_state import BeaconState
@@ -14,7 +13,7 @@ REPEAT_EVENT_S = 3600.0  # between two events about one beacon
 
 
 def record_refusal(service: Service, node: BeaconState, code: str) -> None:
-    """Note that a beacon was refused; once it is so again and again, tell of it."""
+    """Record one refusal; from ``REFUSED_FROM`` in a row on, publish ``beacon.refused``."""
     now = service.clock.now()
     service.fleet.mark_refused(node, now, code)
     published_at = node.refusal_told_at

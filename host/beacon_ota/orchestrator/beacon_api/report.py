@@ -1,7 +1,7 @@
-"""``POST /api/beacons/{beacon_id}/ota_status``: what a beacon says of its update.
+"""``POST /api/beacons/{beacon_id}/ota_status``: stores a beacon's report about an update.
 
-An attempt has one result, and the first final report settles it. Repeated ones change nothing and
-are answered as if they were the first, so that a beacon stops repeating itself.
+An attempt has one result: the first final report sets it. A repeated report changes nothing and
+gets the same answer, so that the beacon stops repeating it.
 """
 
 import asyncio
@@ -30,19 +30,19 @@ from beacon_ota.wire import report as wire
 
 
 class RecordedReport(NamedTuple):
-    """What a report came to in the database."""
+    """The effect of a report on the database."""
 
-    how: str  # first, late, undone, repeated; "" when it settles nothing
-    row: Fields | None  # of the attempt
+    how: str  # first, late, undone, repeated; "" without an effect on the result
+    row: Fields | None  # the attempt
     events: tuple[Fields, ...] = ()
-    others: tuple[Fields, ...] = ()  # earlier attempts of the beacon that it says more about
+    others: tuple[Fields, ...] = ()  # earlier attempts that the report changes as well
     called_off: bool = False  # the attempt may not go on, and nothing was recorded
 
 
 async def accept_report(
     service: Service, caller: Caller[BeaconState], body: bytes, scope: Scope, send: Send
 ) -> None:
-    """Take a report. 409 and 410 tell the beacon to stop before it boots the release."""
+    """Store and answer a report. 409 and 410 make the beacon stop before it boots the release."""
     node = caller.beacon
     if scope["path"].split("/")[3] != node.beacon.id:
         raise Problem(403, "beacon_mismatch", "a beacon reports for itself only")
@@ -80,7 +80,7 @@ async def accept_report(
             if attempt is not None and word in FAILED_STATUSES:
                 service.note_unrecorded(attempt, Result(word))
             raise
-    else:  # progress of the moment
+    else:  # transient progress is not stored
         recorded = RecordedReport("", None)
     if attempt is not None:
         if word in wire.FINAL:
@@ -120,11 +120,11 @@ async def _find_attempt(service: Service, node: BeaconState, doc: Fields) -> Att
     """Return the attempt that a report is about.
 
     Raises:
-        Problem: 409 ``attempt_unknown``: none of this beacon and firmware.
+        Problem: 409 ``attempt_unknown``: no attempt of this beacon and release has that id.
     """
     attempt = service.fleet.open_attempts.get(doc["attempt_id"])
     if attempt is None:
-        await service.catch_up()  # offered by another process, a moment ago
+        await service.catch_up()  # another process may just have made the offer
         attempt = service.fleet.open_attempts.get(doc["attempt_id"])
     if attempt is None:
         row = await service.db.read_for_beacon(attempts.get, doc["attempt_id"])
@@ -139,7 +139,7 @@ async def _find_attempt(service: Service, node: BeaconState, doc: Fields) -> Att
 
 
 def _check_success_image(service: Service, attempt: Attempt | None, doc: Fields) -> None:
-    """Only the new image itself can say that it runs."""
+    """Refuse a success that does not come from the release's own image."""
     assert attempt is not None
     expected = service.fleet.releases[attempt.firmware_id].row["checksum"]
     if doc["image_sha256"] != expected:
@@ -155,7 +155,7 @@ def _check_success_image(service: Service, attempt: Attempt | None, doc: Fields)
 def _update_beacon(
     service: Service, node: BeaconState, doc: Fields, now: float, address: str
 ) -> None:
-    """Take from a report what the beacon runs; `firmware_version` is not that on the way."""
+    """Take version and image that the beacon runs from a report; during an update: the old ones."""
     word = doc["update_status"]
     own = word in ("idle", "success", "rolled_back")
     facts = node.beacon
@@ -176,7 +176,7 @@ def _store_report(
     entries: list[list[Any]],
     version: str,
 ) -> RecordedReport:
-    """Store a report in one transaction: journal, history, and what it does to its attempt."""
+    """Store a report in one transaction: journal, history, and the effect on its attempt."""
     word = doc["update_status"]
     if attempt_id is not None and word not in wire.FINAL:
         may, row = may_attempt_continue(conn, stops, attempt_id)
@@ -210,6 +210,7 @@ def _store_report(
 
 
 def _publish_recorded(service: Service, done: RecordedReport) -> None:
+    """Bring the view up to date with a stored report, and publish its events."""
     for row in (*done.others, done.row):
         service.put_attempt(row)
     for event in done.events:

@@ -1,4 +1,4 @@
-"""Beacons: the listing behind every number, and one beacon's page."""
+"""The pages of beacons: the filtered listing behind every number, and one beacon's history."""
 
 import json
 
@@ -21,7 +21,7 @@ _HISTORY = 50
 # machine.reset_cause() of the ESP32-C3's MicroPython.
 RESET_CAUSES = {1: "power-on", 2: "hard", 3: "watchdog", 4: "deep sleep", 5: "soft"}
 
-# What a beacon would be told if it asked now, for people; docs/rollouts.md has the table.
+# The answer to a poll now, in words; docs/rollouts.md has the table.
 REASONS = {
     Reason.OFFER: "it would be offered the release now",
     Reason.NO_RELEASE: "no rollout is for it",
@@ -49,7 +49,7 @@ REASONS = {
 
 
 def list_beacons(ask: PageRequest) -> Page:
-    """Beacons, narrowed down in any way that a number on another page counts them."""
+    """The listing of beacons, with the filters that the numbers on other pages link to."""
     chosen = Selection.of(ask.query)
     seen = load_fleet(ask.service, ask.now)
     sort = ask.query.get("sort", "")
@@ -79,7 +79,7 @@ def list_beacons(ask: PageRequest) -> Page:
 
 
 def show_beacon(ask: PageRequest) -> Page:
-    """One beacon: what it runs, what it would be told, and everything it went through."""
+    """One beacon: what it runs, what a poll would be answered now, and its history."""
     beacon_id = ask.path["beacon_id"]
     node = ask.service.fleet.beacons.get(beacon_id)
     found = ask.read(_read_history, beacon_id)
@@ -147,7 +147,7 @@ def _read_history(
 
 
 def _number_label(what: str, text: str) -> str:
-    """Return "wave 1" for wave 0, "" for what is no number."""
+    """Return "wave 1" for wave 0, "" for text that is no number."""
     number = parse_decimal(text, 10**6)
     return "" if number is None else f"{what} {number + 1}"
 
@@ -155,7 +155,7 @@ def _number_label(what: str, text: str) -> str:
 def _describe_filters(
     chosen: Selection, ask: PageRequest, releases: dict
 ) -> list[tuple[str, str, str]]:
-    """Return what narrows a listing in words: name, value, address without it."""
+    """Return the filters of a listing: name, value, and the address without the filter."""
     found = []
     for name, value in chosen.given.items():
         if name == "cell" or (name == "hours" and not chosen.tried):

@@ -1,4 +1,4 @@
-"""Failures by reason: what goes wrong, where, with which release."""
+"""The page of failures: counts by stage, reason, building and release."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ from beacon_ota.wire.report import CODES
 SPANS = {"24": "24 hours", "168": "7 days", "720": "30 days", "": "all time"}
 _LATEST = 25
 
-# For people; docs/contracts.md has the table.
+# The stages in words; docs/contracts.md has the table.
 MEANING = {
     "download": "between the first byte and the last",
     "flash": "while writing to a slot",
@@ -25,7 +25,7 @@ MEANING = {
 
 
 def show_failures(ask: PageRequest) -> Page:
-    """Failures in a span of time, of all releases or one."""
+    """Failures in a span of time, of all releases or of one."""
     hours = ask.query.get("hours", "168")
     hours = hours if hours in SPANS else "168"
     release = ask.query.get("release") or None

@@ -1,4 +1,4 @@
-"""Gauges of a wave: how far its gates are from passing, and from halting the rollout."""
+"""Computes the gauges of a wave: how far its gates are from passing, and from halting."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ class Gauge(NamedTuple):
     """How far a gate is.
 
     Attributes:
-        fill, mark: where it stands, and where it passes or trips, in 0..1.
+        fill: present value, 0 to 1.
+        mark: value at which the gate passes or trips, 0 to 1; None without one.
         level: good, warn, bad, plain.
     """
 
@@ -28,7 +29,7 @@ class Gauge(NamedTuple):
 def build_gauges(
     rollout: Rollout, state: RolloutState, tally: OutcomeCounts, wave: int, now: float
 ) -> list[Gauge]:
-    """Return how far the gates of a wave's present stage are: what passes, then what trips."""
+    """Return the gauges of a wave's present stage: those that must pass, then those that trip."""
     own = state.waves[wave]
     gate = rollout.gates[wave]
     cell = tally.stages[wave][own.stage]
@@ -89,10 +90,10 @@ def _healthy_level(cell: StageCounts, gate: Gate) -> str:
 
 
 def build_limit_gauges(cell: StageCounts, gate: Gate) -> list[Gauge]:
-    """Return how far the failure limits are from tripping."""
+    """Return the gauges of the failure limits."""
     more = failures_to_limit(cell, gate)
     part = cell.failed / cell.decided if cell.decided else 0.0
-    # The limit stands at three quarters of the bar, so that what is beyond it can be seen.
+    # The limit is at three quarters of the bar, so that values beyond it are visible.
     scale = gate.failure_share / 0.75 or 1.0
     if more == 0:
         note, level = "tripped", "bad"

@@ -1,4 +1,4 @@
-"""The first page: what runs where, what is rolling out, what smells."""
+"""The first page: versions, map, rollouts under way, recent failures and events."""
 
 import math
 
@@ -20,7 +20,7 @@ from beacon_ota.orchestrator.db.tables import events, firmwares, outcomes, sites
 from beacon_ota.orchestrator.db.tables.outcomes import OutcomeFilter
 from beacon_ota.orchestrator.rollout.windows import next_window
 
-_NEWS = 60  # looked at; what says the same in a row is one line
+_NEWS = 60  # events read; equal ones in a row become one line
 _LINES = 12
 _LATELY_S = 7 * 86400.0
 _SMELLS = 6
@@ -61,7 +61,7 @@ def show_overview(ask: PageRequest) -> Page:
 
 
 def build_tiles(seen: Fleet) -> list[tuple[str, int, dict[str, str], str]]:
-    """Return the numbers on top: name, count, what the listing behind it selects, look."""
+    """Return the numbers on top: name, count, filters of the listing behind it, badge."""
     states = seen.states
     current = sum(row.state == "valid" and not row.behind for row in seen.rows)
     found = [
@@ -89,7 +89,7 @@ def build_tiles(seen: Fleet) -> list[tuple[str, int, dict[str, str], str]]:
 
 
 def _next_windows(ask: PageRequest, paths: set[str]) -> dict[str, tuple[str, float | None, bool]]:
-    """Return by building its zone, when its window opens or closes next, and which of the two."""
+    """Return by building: time zone, next change of its window (UTC seconds), if it is open."""
     found = {}
     for path in paths:
         place = ask.service.fleet.places.place_of(path)

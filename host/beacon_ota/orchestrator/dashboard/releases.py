@@ -1,4 +1,4 @@
-"""Releases: what is in an image, who vouches for it, and who runs it."""
+"""The pages of releases: contents of the image, signatures, beacons that run it."""
 
 import json
 from collections import Counter
@@ -74,7 +74,7 @@ def show_release(ask: PageRequest) -> Page:
 
 
 def _read_contents(ask: PageRequest, row: Fields) -> Fields | None:
-    """Return what is in an image, None when its bytes cannot be read."""
+    """Return the contents of an image, None if its bytes cannot be read."""
     try:
         return _parse_contents(ask.service.blobs, row["blob"], row["checksum"])
     except (BeaconOtaError, OSError):
@@ -99,7 +99,7 @@ def _parse_contents(blobs: LocalBlobStore, digest: str, checksum: str) -> Fields
 
 
 def _read_manifest(envelope: str | None) -> Fields | None:
-    """Return what a stored manifest says, and which keys signed it."""
+    """Return the fields of a stored manifest, and the ids of the keys that signed it."""
     if envelope is None:
         return None
     from beacon_ota.trust import releases
@@ -113,7 +113,7 @@ def _read_manifest(envelope: str | None) -> Fields | None:
 
 
 def _expiry_label(row: Fields, now: float) -> str:
-    """Return how a manifest stands: none, good, soon, over."""
+    """Return the state of a manifest's expiry: none, good, soon, over."""
     if row["expires_at"] is None:
         return "none"
     if row["expires_at"] <= now:

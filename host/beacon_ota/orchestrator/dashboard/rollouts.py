@@ -1,4 +1,4 @@
-"""Rollouts: how far each wave is, how far its gates are from tripping, and what happened."""
+"""The pages of rollouts: progress of waves and stages, gates, failures, history."""
 
 import json
 from collections import Counter
@@ -36,7 +36,7 @@ COUNTS = {
     "accepted": "failed before the rollout was resumed",
     "failed": "failed, rolled back or lost",
 }
-# OutcomeFilter levers a rollout has in each status; what each does is asked before it is done.
+# The controls of a rollout by its status; each asks for a confirmation.
 VERBS = {
     Status.SCHEDULED: ("pause", "halt", "abort"),
     Status.ACTIVE: ("advance", "pause", "halt", "abort"),
@@ -51,7 +51,7 @@ _FAILURES = 12
 
 
 class StageView(NamedTuple):
-    """A stage of a wave as the page shows it; ``state`` is done, now, next or tripped."""
+    """A stage of a wave; ``state`` is done, now, next or tripped."""
 
     wave: int
     stage: int
@@ -62,7 +62,7 @@ class StageView(NamedTuple):
 
 
 class WaveView(NamedTuple):
-    """A wave as the page shows it."""
+    """A wave; ``state`` is waiting, open or done."""
 
     index: int
     name: str
@@ -77,7 +77,7 @@ class WaveView(NamedTuple):
 
 
 class RolloutView(NamedTuple):
-    """A rollout as the pages show it; ``tally`` is None when it is not in memory any more."""
+    """A rollout; ``tally`` is None if the rollout is not in memory any more."""
 
     id: str
     row: Fields
@@ -87,16 +87,16 @@ class RolloutView(NamedTuple):
     tally: OutcomeCounts | None
     results: Counter[str]
     revision: int
-    stored: bool = True  # False: it is stopped in memory, and the database has not taken it
+    stored: bool = True  # False: its stop is in memory only
 
     @property
     def total(self) -> StageCounts | None:
-        """Everybody the rollout is for."""
+        """The counts over all beacons of the rollout."""
         return None if self.tally is None else self.tally.total
 
 
 def list_under_way(ask: PageRequest) -> list[RolloutView]:
-    """Return the rollouts that somebody should have an eye on, newest first."""
+    """Return the rollouts that are scheduled, active, paused or halted, newest first."""
     rows = ask.read(rollouts.list_active)
     return [_load_view(ask, row) for row in rows if row["status"] in _UNDER_WAY]
 
@@ -116,7 +116,7 @@ def list_rollouts(ask: PageRequest) -> Page:
 
 
 def show_rollout(ask: PageRequest) -> Page:
-    """One rollout: waves and stages, gates, who failed, and what happened when and why."""
+    """One rollout: waves, stages, gates, failures, and its transitions with their reasons."""
     rollout_id = ask.path["rollout_id"]
     row = ask.read(rollouts.get, rollout_id)
     if row is None:
@@ -162,7 +162,7 @@ def _load_view(ask: PageRequest, row: Fields) -> RolloutView:
         rollout = Rollout(parse_plan(json.loads(row["plan"])))
         state = load_state(row["state"])
         return RolloutView(row["id"], row, rollout, state, None, None, results, row["revision"])
-    revision = entry.revision  # before what is shown of it, never after
+    revision = entry.revision  # read before the shown state, so that it is never newer
     counts = ask.engine.count_outcomes(entry, ask.now)
     stored = not ask.service.fleet.stops_of(row["id"])
     return RolloutView(
@@ -177,7 +177,7 @@ def _count_results(conn: Connection, rollout_id: str) -> Counter[str]:
 def build_wave_view(
     seen: RolloutView, index: int, now: float, tripped: tuple[int | None, int | None]
 ) -> WaveView:
-    """Return how far a wave is."""
+    """Return the progress of a wave."""
     rollout, state = seen.rollout, seen.state
     own = state.waves[index]
     plan = rollout.plan.waves[index]
@@ -214,7 +214,7 @@ def build_wave_view(
 
 
 def build_overall_gauges(seen: RolloutView) -> list[Gauge]:
-    """Return the limits that hold over all waves together."""
+    """Return the gauges of the limits over all waves together."""
     if seen.tally is None:
         return []
     return build_limit_gauges(seen.tally.common, seen.rollout.plan.gate)
@@ -228,7 +228,7 @@ def _find_tripped(state: RolloutState, history: list[Fields]) -> tuple[int | Non
 
 
 def _describe_selector(selector: Any) -> str:
-    """Return in words whom a wave selects."""
+    """Return in words which beacons a wave selects."""
     if selector.rest:
         return "everybody else"
     parts = [", ".join(selector.sites)] if selector.sites else []

@@ -1,4 +1,4 @@
-"""Which beacons a listing shows: what its address says, read, and applied to the fleet."""
+"""The filters of the listing of beacons: reads them from the address, and applies them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -21,21 +21,21 @@ _EXACT = {
     "device_type": lambda row: row.device_type,
     "channel": lambda row: row.channel,
 }
-NONE = "-"  # of a field that is empty: version=- is those that never said one
+NONE = "-"  # an empty field: version=- selects beacons that never reported one
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a listing was asked for; None does not narrow anything.
+    """The filters of a listing; None does not filter.
 
     Attributes:
-        look: ``behind`` (valid, and a newer release is there) or ``current``.
-        site: a path and all below it; place: exactly there; building: counts in it.
-        cell: ``wave.stage.count`` of the rollout's counts; an empty part is any.
-        result, failure, cause: of attempts, at the release or in the rollout if one is given:
-            the result or ``any`` failure, ``stage/code``, the reset cause.
-        release: runs it, unless one of those makes it the release that was tried.
-        hours: ended within.
+        look: ``behind`` (valid, with a newer stable release) or ``current``.
+        site: a path and all below it. place: exactly that path. building: a building.
+        cell: ``wave.stage.count`` of the rollout's counts; an empty part matches any.
+        result: the result of an attempt, or ``any`` failure. failure: its ``stage/code``. cause:
+            its reset cause. They apply to attempts at the release or in the rollout, if given.
+        release: the release that runs or, with one of those three, was tried.
+        hours: the attempt ended within so many hours.
     """
 
     q: str | None = None
@@ -59,13 +59,13 @@ class Selection:
 
     @classmethod
     def of(cls, query: dict[str, str]) -> "Selection":
-        """Read a query; names that are none of ours are passed over."""
+        """Read the filters from a query; unknown names are ignored."""
         names = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in query.items() if key in names and value})
 
     @property
     def given(self) -> dict[str, str]:
-        """What narrows it."""
+        """The filters that are set."""
         return {
             field.name: value
             for field in fields(self)
@@ -74,18 +74,18 @@ class Selection:
 
     @property
     def tried(self) -> bool:
-        """Whether it is about attempts."""
+        """Whether the filters are about attempts."""
         return any(one is not None for one in (self.result, self.failure, self.cause))
 
     def href(self, **changed: Any) -> str:
-        """Return the listing's address with some of it changed; None drops."""
+        """Return the listing's address with some filters changed; None removes one."""
         return build_link("/beacons", **{**self.given, **changed})
 
     def apply(self, fleet: Fleet, ask: PageRequest) -> list[BeaconRow]:
-        """Return the beacons, by id.
+        """Return the matching beacons, by id.
 
         Raises:
-            Problem: ``selection`` for a value that cannot be, 404 for what does not exist.
+            Problem: 422 ``selection`` for an invalid value; 404 for an unknown release or rollout.
         """
         rows: Iterable[BeaconRow] = fleet.rows
         behind = self._beacons_behind(ask)
@@ -129,7 +129,7 @@ class Selection:
             yield lambda row: (row.device_type, row.version) == runs
 
     def _beacons_behind(self, ask: PageRequest) -> set[str] | None:
-        """Return the beacons behind a count of a rollout, or behind failures; None: anybody."""
+        """Return the ids of the beacons behind a count or behind failures; None for all."""
         found = None
         if self.rollout is not None and self.cell is not None:
             entry = ask.service.fleet.rollouts.get(self.rollout)
@@ -158,10 +158,10 @@ class Selection:
 
 
 def hours_ago(hours: str | None, now: float) -> float | None:
-    """Return when so many hours ago was, UTC seconds.
+    """Return the time so many hours ago, UTC seconds.
 
     Raises:
-        Problem: ``selection``.
+        Problem: 422 ``selection``.
     """
     given = _parse_number("hours", hours)
     return None if given is None else now - given * 3600.0
@@ -176,7 +176,7 @@ def _parse_number(name: str, text: str | None) -> int | None:
 
 
 def sort_rows(rows: list[BeaconRow], by: str) -> list[BeaconRow]:
-    """Return rows in order of a column; ``-`` before its name turns it round."""
+    """Return rows sorted by a column; ``-`` before its name reverses the order."""
     name = by.removeprefix("-")
     turned = by.startswith("-")
     places = {state: rank for rank, state in enumerate((*HEALTH_LABELS, REMOVED))}
