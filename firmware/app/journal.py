@@ -42,7 +42,7 @@ class Journal:
 
     def append(self, said, since=0):
         seq = self.newest + 1
-        entry = rule.mend((seq,) + said)
+        entry = rule.repair_entry((seq,) + said)
         if not entry or entry[2:] == self.words and self.newest > max(self.delivered, since):
             return
         place = "journal%d" % (seq % _PLACES)
@@ -73,7 +73,7 @@ class Journal:
             entry = self._store.record("journal%d" % i)
             if damaged and isinstance(entry, list) and entry and isinstance(entry[0], int):
                 entry[0] = min(entry[0], rule.MAX_SEQ)
-            entry = rule.mend(entry)
+            entry = rule.repair_entry(entry)
             if entry and (damaged or entry[0] not in known):
                 known.append(entry[0])
                 entries.append(entry)

@@ -77,12 +77,12 @@ class Beacon:
             if self.blufi.locked():
                 flags |= adverts.LOCKED
         if self.button and self.button.held:
-            flags |= adverts.HELD
+            flags |= adverts.PRESSED
         if self.slots.on_trial():
             flags |= adverts.TRIAL
         if self.insecure:
             flags |= adverts.INSECURE
-        self.radio.about(adverts.status(flags, self.version))
+        self.radio.about(adverts.build_status(flags, self.version))
 
     # Somebody has provisioned it: the orchestrator is asked at once.
     def settled(self):

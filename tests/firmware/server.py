@@ -286,7 +286,7 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def _check(self, request: Request) -> str:
         """A refusal's code, or nothing."""
-        found = auth.parse(request.headers.get("authorization", ""))
+        found = auth.parse_header(request.headers.get("authorization", ""))
         if found is None or found[0] not in self.owner.keys:
             return "unknown_beacon"
         beacon, ts, request.nonce, mac = found
@@ -393,7 +393,7 @@ class _Handler(socketserver.StreamRequestHandler):
         assert len(request.body) <= report.MAX_BODY
         doc = json.loads(request.body)
         try:
-            report.check(doc)
+            report.check_report(doc)
         except report.ReportError as error:
             owner.refused.append(f"report {error}")
             self._send(request, 422, {"code": "report"})

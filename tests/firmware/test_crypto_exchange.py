@@ -179,7 +179,8 @@ def test_points_that_give_nothing(device):
     doubled = p256.encode(p256.negate(p256.decode(w_m)))  # K = y·(-2·w·M): a point, wrong secret
     reply = device.ask("hello({})", hello[:20] + doubled)
     assert (
-        over(device, "finish({})", ec1.build(ec1.C_FIN, ec1.SPAKE2, bytes(16)))[0] == ec1.A_CONFIRM
+        over(device, "finish({})", ec1.build_message(ec1.C_FIN, ec1.SPAKE2, bytes(16)))[0]
+        == ec1.A_CONFIRM
     )
     assert len(reply) == 84
 
@@ -187,7 +188,7 @@ def test_points_that_give_nothing(device):
 def test_messages_out_of_turn(device):
     stored = enroll(PIN, NAME)
     hello = Initiator(NAME, pin=PIN).hello()
-    fin = ec1.build(ec1.C_FIN, ec1.SPAKE2, bytes(16))
+    fin = ec1.build_message(ec1.C_FIN, ec1.SPAKE2, bytes(16))
     for first, code in (
         (fin, ec1.A_STATE),
         (hello[:-1], ec1.A_STATE),
@@ -203,7 +204,7 @@ def test_messages_out_of_turn(device):
         assert over(device, "hello({})", first) == (code, False), first.hex()
         assert over(device, "hello({})", hello) == (ec1.A_STATE, False)
     begin(device, stored=stored)
-    abort = ec1.build(ec1.ABORT, ec1.SPAKE2, b"\4")
+    abort = ec1.build_message(ec1.ABORT, ec1.SPAKE2, b"\4")
     assert over(device, "hello({})", abort) == (ec1.A_CONFIRM, True)
     begin(device, stored=stored)
     device.ask("hello({})", hello)
@@ -279,7 +280,7 @@ def test_an_impostor_that_has_seen_our_tag(device):
     client = Initiator(NAME, pop=POP)
     client.answer(device.ask("hello({})", client.hello()))
     with pytest.raises(DeniedError) as raised:
-        client.finish(ec1.build(ec1.S_FIN, ec1.ECDH, bytes(16)))
+        client.finish(ec1.build_message(ec1.S_FIN, ec1.ECDH, bytes(16)))
     assert raised.value.code == "wrong_secret"
     with pytest.raises(UsageError):
-        client.finish(ec1.build(ec1.S_FIN, ec1.ECDH, bytes(16)))
+        client.finish(ec1.build_message(ec1.S_FIN, ec1.ECDH, bytes(16)))

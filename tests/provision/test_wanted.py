@@ -148,7 +148,7 @@ def test_what_a_beacon_can_take_fits_what_is_wanted():
     }
     second = wanted.Network.of("x" * 32, "p" * 63)
     fields = wanted.config(values, second)
-    assert len(tlv.encode(tlv.CONFIG, {**fields, "beacon_key": bytes(32)})) <= 1024
+    assert len(tlv.encode_message(tlv.CONFIG, {**fields, "beacon_key": bytes(32)})) <= 1024
     with pytest.raises(UsageError):
         wanted.config({**values, "site": "s" * 65})
 

@@ -36,7 +36,7 @@ class Request:
 
     @property
     def nonce(self) -> str:
-        parsed = auth.parse(self.headers.get("authorization", ""))
+        parsed = auth.parse_header(self.headers.get("authorization", ""))
         return parsed[2] if parsed else ""
 
 

@@ -37,11 +37,11 @@ class Handshake:
             self._responder = None
             self.fatal = self._used or abort.by_peer or abort.code == ec1.A_LOCKED
             suite = message[3] if len(message) > 3 else ec1.SPAKE2
-            return None if abort.by_peer else ec1.refusal(abort, suite)
+            return None if abort.by_peer else ec1.build_abort(abort, suite)
 
     async def _hello(self, message):
         server = self._server
-        ec1.parse(message, ec1.C_HELLO, _SUITES)  # before anything is computed for it
+        ec1.parse_message(message, ec1.C_HELLO, _SUITES)  # before anything is computed for it
         if server.locked():
             server.beacon.journal.write("blufi", "locked")
             raise ec1.Abort(ec1.A_LOCKED, False, server.failures)

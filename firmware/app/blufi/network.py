@@ -6,7 +6,7 @@ import sys
 
 from net.wifi import DRIVER
 from wire import blufi, wifi
-from wire.blufi import E_FORMAT, E_SCAN, E_STATE, Refused
+from wire.blufi import E_FORMAT, E_SCAN, E_STATE, BlufiError
 
 
 class Network:
@@ -25,15 +25,15 @@ class Network:
     async def take(self, kind, data, send):
         if kind == blufi.SET_OPMODE:
             if data != bytes((wifi.OPMODE_STA,)):
-                raise Refused(E_FORMAT)  # it is nobody's access point
+                raise BlufiError(E_FORMAT)  # it is nobody's access point
         elif kind == blufi.STA_SSID:
             if not 0 < len(data) <= wifi.MAX_SSID:
-                raise Refused(E_FORMAT)
+                raise BlufiError(E_FORMAT)
             self._ssid = data
             self._password = b""
         elif kind == blufi.STA_PASSWORD:
             if len(data) > wifi.MAX_PASSWORD:
-                raise Refused(E_FORMAT)
+                raise BlufiError(E_FORMAT)
             self._password = data
         elif kind == blufi.CONNECT:
             self._connect()
@@ -44,9 +44,9 @@ class Network:
 
     def _connect(self):
         if not self._ssid:
-            raise Refused(E_FORMAT)
+            raise BlufiError(E_FORMAT)
         if self.trying():
-            raise Refused(E_STATE)
+            raise BlufiError(E_STATE)
         self.state = wifi.CONNECTING
         self.refused = None
         self._server.network = self
@@ -102,13 +102,13 @@ class Network:
     async def _list(self):
         station = self._server.beacon.wifi
         if self.trying():
-            raise Refused(E_SCAN)
+            raise BlufiError(E_SCAN)
         await station.claim()
         try:
             return wifi.build_list(_scan(station))
         except DRIVER as error:
             print("wifi: scan:", error)
-            raise Refused(E_SCAN)
+            raise BlufiError(E_SCAN)
         finally:
             station.release()
 

@@ -105,7 +105,7 @@ class Server:
             self._why = why
             print("provisioning:", why or "closed")
             name = beacon.radio.name
-            beacon.radio.offer(adverts.provisionable(name, self._suites) if why else b"")
+            beacon.radio.offer(adverts.build_provisionable(name, self._suites) if why else b"")
 
     # -- what the radio tells
 

@@ -19,8 +19,8 @@ from wire.blufi import (
     E_SECURITY,
     ERROR,
     NEGOTIATE,
+    BlufiError,
     Link,
-    Refused,
 )
 
 # What nobody needs any more once there are keys, and what nobody else needs at all.
@@ -99,7 +99,7 @@ class Session:
     async def _take(self, frame):
         try:
             message = self._link.receive(frame)
-        except Refused as error:
+        except BlufiError as error:
             # After a frame that does not open, none will: the session is over.
             self._error(error.code, error.code == E_DECRYPT)
             return
@@ -124,7 +124,7 @@ class Session:
         kind = message.type
         if self._level == _EC1:
             return message.sealed or kind in (blufi.ACK, ERROR, NEGOTIATE)
-        if blufi.in_clear(kind):
+        if blufi.allowed_in_clear(kind):
             return True
         # Espressif's app seals names and passwords, but not every request.
         return self._level == _V1 and (
@@ -220,7 +220,7 @@ class Session:
             self._negotiation = Negotiation()
         try:
             public = self._negotiation.receive(data)
-        except Refused as error:
+        except BlufiError as error:
             self._error(error.code)
             return
         if public:
@@ -238,5 +238,5 @@ class Session:
             self._settings = Settings(self._server, self._level == _EC1)
         try:
             await self._settings.take(message, self.send)
-        except Refused as error:
+        except BlufiError as error:
             self._error(error.code)

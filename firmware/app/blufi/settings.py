@@ -10,7 +10,7 @@ import machine
 from micropython import const
 from services import positioning
 from wire import blufi, tlv, wifi
-from wire.blufi import E_SECURITY, Refused
+from wire.blufi import E_SECURITY, BlufiError
 
 from blufi.network import Network
 
@@ -34,7 +34,7 @@ class Settings:
             await self._network.take(kind, message.data, send)
             self._watched = self._watched or kind == blufi.CONNECT
         elif not self._trusted:
-            raise Refused(E_SECURITY)
+            raise BlufiError(E_SECURITY)
         else:
             send(blufi.CUSTOM, self._custom(message.data))
 
@@ -66,7 +66,7 @@ class Settings:
 
     def _custom(self, data):
         try:
-            kind, fields = tlv.decode(data)
+            kind, fields = tlv.decode_message(data)
             if kind == tlv.CONFIG:
                 self._configure(fields)
             elif kind == tlv.CREDENTIALS:
@@ -75,7 +75,7 @@ class Settings:
                 self._forget()
             elif kind != tlv.QUERY:
                 return self._describe("message")
-        except tlv.Malformed as error:
+        except tlv.MalformedMessage as error:
             return self._describe(error.field or "message")
         except OSError as error:
             print("settings:", error)
@@ -110,7 +110,7 @@ class Settings:
     def _describe(self, refused=None):
         beacon = self._beacon
         up = beacon.wifi.state == "got_ip"
-        return tlv.encode(
+        return tlv.encode_message(
             tlv.STATE,
             {
                 "beacon_id": identity.read(beacon.store),

@@ -33,7 +33,7 @@ _STORED = const(160)
 def enroll(pin, name):
     from wire import spake2
 
-    w = int.from_bytes(ec1.password(hkdf, pin, name), "big") % p256.N
+    w = int.from_bytes(ec1.derive_password(hkdf, pin, name), "big") % p256.N
     stored = w.to_bytes(32, "big")
     for point in (spake2.M, spake2.N):
         stored += p256.encode(p256.multiply(w, p256.decode(point)))
@@ -89,7 +89,7 @@ class Responder:
             self._abort(ec1.A_POINT)
         self._peer = peer
         self._client = bytes(message)
-        self._server = ec1.build(ec1.S_HELLO, message[3], self._nonce + p256.encode(public))
+        self._server = ec1.build_message(ec1.S_HELLO, message[3], self._nonce + p256.encode(public))
         self._state = _GREETED
         return self._server
 
@@ -100,10 +100,10 @@ class Responder:
         self._y = None
         shared = p256.encode((yield from p256.steps(y, self._peer)))
         if self._suites[0] == ec1.SPAKE2:
-            tt, root = ec1.spake2(self._name, self._client, self._server, shared, self._w)
+            tt, root = ec1.derive_spake2(self._name, self._client, self._server, shared, self._w)
         else:
-            tt, root = ec1.ecdh(hkdf, self._client, self._server, shared[:32], self._pop)
-        self._derived = ec1.schedule(hkdf, hmac_sha256, self._client, self._server, tt, root)
+            tt, root = ec1.derive_ecdh(hkdf, self._client, self._server, shared[:32], self._pop)
+        self._derived = ec1.derive_keys(hkdf, hmac_sha256, self._client, self._server, tt, root)
         self._state = _WORKED
 
     def finish(self, message):
@@ -113,14 +113,14 @@ class Responder:
             self._abort(ec1.A_CONFIRM)
         self._state = _OVER
         self.keys = keys
-        return ec1.build(ec1.S_FIN, message[3], server)
+        return ec1.build_message(ec1.S_FIN, message[3], server)
 
     # The message's body when it is the one whose turn it is; anything else ends the exchange.
     def _expect(self, message, type_, state):
         try:
             if self._state != state:
                 raise ec1.Abort(ec1.A_STATE)
-            return ec1.parse(message, type_, self._suites)
+            return ec1.parse_message(message, type_, self._suites)
         except ec1.Abort:
             self._state = _OVER
             raise

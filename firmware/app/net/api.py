@@ -57,7 +57,7 @@ class Api:
         # Earlier releases took a path behind the host, and never used it.
         end = text.find("/", 8)
         try:
-            self._place = url.parse(text if end < 0 else text[:end])
+            self._place = url.parse_url(text if end < 0 else text[:end])
         except ValueError as error:
             self._place = None
             print("orch_url:", error)
@@ -71,7 +71,7 @@ class Api:
 
     # Can this beacon sign at all?
     def ready(self):
-        return auth.valid_id(self.id) and len(self._key) == 32
+        return auth.is_valid_id(self.id) and len(self._key) == 32
 
     # (status, decoded JSON or None, seconds of Retry-After or None). Raises HttpError; every
     # status that it returns is the orchestrator's own word.
@@ -153,7 +153,7 @@ class Api:
         digest = _hex(sha256(body).digest())
         text = auth.request_text(method, target, self.id, ts, self.nonce, digest)
         mac = _hex(hmac_sha256(self._key, text))
-        return "Authorization", auth.header(self.id, ts, self.nonce, mac)
+        return "Authorization", auth.build_header(self.id, ts, self.nonce, mac)
 
     # Names are looked up once in a long while: the modules for it go again.
     async def _find(self, host, port):

@@ -268,7 +268,7 @@ def _malformed(doc):
     from wire import offer
 
     try:
-        offer.check(doc)
+        offer.check_offer(doc)
     except offer.OfferError as error:
         return error.field
     finally:

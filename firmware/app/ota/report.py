@@ -4,8 +4,8 @@
 from lazy import forget
 from micropython import const
 from net.http import HttpError
-from wire.journal import plain
-from wire.shapes import clip, is_hex
+from wire.journal import printable
+from wire.shapes import clip_text, is_hex
 
 _DETAIL = const(160)  # bytes of an attempt's record, which has to fit what is read of it
 
@@ -28,7 +28,7 @@ def kept(store, key="attempt"):
 # The detail of an attempt's end for its record. Strangers choose some of its words, and what they
 # choose may take six bytes a character in JSON.
 def detail(text):
-    return clip(plain(text, _DETAIL), _DETAIL)
+    return clip_text(printable(text, _DETAIL), _DETAIL)
 
 
 class Reporter:

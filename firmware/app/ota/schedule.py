@@ -3,7 +3,7 @@
 import os
 
 from micropython import const
-from wire.shapes import window
+from wire.shapes import parse_window
 
 _DAY = const(1440)  # minutes
 RETRIES = const(5)
@@ -54,7 +54,7 @@ def wait(offer, now, local, offset_min):
         return start - now
     if now >= offer.get("not_after", now + 1):
         return _MISSED
-    local = window(local)
+    local = parse_window(local)
     if not local:
         return 0
     second = (now + 60 * offset_min) % (60 * _DAY)

@@ -4,8 +4,8 @@ import json
 
 from micropython import const
 from net import clock
-from wire.journal import plain
-from wire.shapes import clip
+from wire.journal import printable
+from wire.shapes import clip_text
 
 _BODY = const(8192)  # bytes that the orchestrator reads of a report: wire.report.MAX_BODY
 
@@ -42,7 +42,7 @@ def build(beacon, status, record, progress):
             if name in record:
                 doc[name] = record[name]
         if record.get("detail"):
-            doc["detail"] = clip(plain(record["detail"], 200), 200)
+            doc["detail"] = clip_text(printable(record["detail"], 200), 200)
     if progress is not None:
         doc["progress"] = progress
     if not now:

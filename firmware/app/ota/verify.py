@@ -52,23 +52,23 @@ def _floor(store):
 
 # The offer's manifest fields, once the signatures, the rules and the offer itself agree. Takes the
 # envelope out of the offer: what was decoded is not kept in memory twice.
-# `floor`, `now` and `room` are those of wire.manifest.check(). An insecure app accepts an offer
+# `floor`, `now` and `room` are those of wire.manifest.check_rules(). An insecure app accepts an offer
 # without a manifest, and, as long as it holds no keys, one whose signatures it cannot judge.
 async def check(offer, device_type, running, floor, now, room, insecure=False, keys=KEYS):
     envelope = offer.pop("manifest", None)
     if envelope is None:
         if not insecure:
             raise Refused("signature", "no manifest")
-        fields = manifest.unsigned(offer, device_type)
+        fields = manifest.unsigned_fields(offer, device_type)
     else:
-        payload, signatures = manifest.unpack(envelope)
+        payload, signatures = manifest.unpack_envelope(envelope)
         envelope = None
         missing, pairs = _pairs(keys, signatures, insecure)
         signatures = None
         await _judge(payload, missing, pairs)
-        fields = manifest.decode(payload)
-        manifest.agree(fields, offer)
-    manifest.check(fields, device_type, running, floor, now, room)
+        fields = manifest.decode_payload(payload)
+        manifest.check_offer(fields, offer)
+    manifest.check_rules(fields, device_type, running, floor, now, room)
     return fields
 
 

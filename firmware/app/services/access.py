@@ -47,12 +47,12 @@ class Access:
     def on_write(self, link, handle, data):
         if handle != self._control:
             return
-        kind, payload = access.parse(data)
+        kind, payload = access.parse_message(data)
         if kind == access.REQUEST:
             nonce = os.urandom(access.NONCE)
             if link in self._open or len(self._open) < _LINKS:
                 self._open[link] = (nonce, payload, time.ticks_ms())
-            self._say(link, access.challenge(nonce))
+            self._say(link, access.build_challenge(nonce))
         elif kind == access.PROOF:
             granted = self._judge(self._open.pop(link, None), payload)
             self._say(link, bytes((access.GRANTED if granted else access.REFUSED,)))
@@ -70,7 +70,7 @@ class Access:
             return False
         nonce, ident, since = opened
         size = access.MAX_CREDENTIALS * (access.ID + access.SECRET)
-        secret = access.find(self._store.blob("creds", size), ident)
+        secret = access.find_secret(self._store.blob("creds", size), ident)
         held = secret or bytes(access.SECRET)
         good = False
         import identity

@@ -33,7 +33,7 @@ def start(store, journal, cause, irq):
         ble = bluetooth.BLE()
         ble.active(True)
         ble.irq(irq)
-        name = adverts.name(ble.config("mac")[1])
+        name = adverts.device_name(ble.config("mac")[1])
         ble.config(gap_name=name)
     except Exception as error:
         if known == _WORKS or cause == _POWER_ON:

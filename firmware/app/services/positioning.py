@@ -13,4 +13,4 @@ def frame(store):
     identity = store.blob("ibeacon", _IDENTITY)
     if len(identity) != _IDENTITY:
         return b""
-    return adverts.ibeacon(identity, _POWER)
+    return adverts.build_ibeacon(identity, _POWER)

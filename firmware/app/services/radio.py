@@ -159,7 +159,7 @@ class Radio:
     def progress(self, value):
         self._clear = None
         self._slow = value is not None
-        self._progress = b"" if value is None else adverts.progress(value)
+        self._progress = b"" if value is None else adverts.build_progress(value)
         self._apply()
 
     # The update has failed, and the air says so for a moment.

@@ -46,21 +46,21 @@ def door_key(hmac_sha256, secret, beacon_id):
 
 
 # What the reader sends.
-def request(ident):
+def build_request(ident):
     return bytes((REQUEST,)) + ident
 
 
-def proof(mac):
+def build_proof(mac):
     return bytes((PROOF,)) + mac[:SECRET]
 
 
 # What the beacon sends.
-def challenge(nonce):
+def build_challenge(nonce):
     return bytes((CHALLENGE,)) + nonce
 
 
 # A message either way as (kind, payload); (0, b"") for one that is none of the above.
-def parse(data):
+def parse_message(data):
     if len(data) == 1 + ID and data[0] == REQUEST:
         return REQUEST, data[1:]
     if len(data) == 1 + SECRET and data[0] in (CHALLENGE, PROOF):
@@ -71,7 +71,7 @@ def parse(data):
 
 
 # The secret that belongs to an id, b"" for none. `blob` holds ids and secrets one after the other.
-def find(blob, ident):
+def find_secret(blob, ident):
     step = ID + SECRET
     for at in range(0, len(blob) - step + 1, step):
         if blob[at : at + ID] == ident:

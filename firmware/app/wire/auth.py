@@ -21,7 +21,7 @@ _ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 
 
 # An identifier goes into URLs, headers and the signed lines: nothing that needs escaping.
-def valid_id(text):
+def is_valid_id(text):
     return 0 < len(text) <= MAX_ID and not text.strip(_ID)
 
 
@@ -43,12 +43,12 @@ def rekey_text(nonce):
 
 
 # The value of the Authorization header.
-def header(beacon_id, ts, nonce, mac):
+def build_header(beacon_id, ts, nonce, mac):
     return "%s id=%s, ts=%d, nonce=%s, mac=%s" % (SCHEME, beacon_id, ts, nonce, mac)
 
 
 # See auth_header: the orchestrator's half, which a beacon does not load.
-def parse(value):
+def parse_header(value):
     from . import auth_header
 
-    return auth_header.parse(value)
+    return auth_header.parse_header(value)

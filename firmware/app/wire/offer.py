@@ -36,7 +36,7 @@ def _is_path(value):
 
 
 # Raises OfferError unless the decoded JSON is an offer. Unknown fields are passed over.
-def check(doc):
+def check_offer(doc):
     if not isinstance(doc, dict):
         raise OfferError("body")
     for name in ("firmware_id", "attempt_id"):

@@ -271,7 +271,7 @@ def test_a_new_key_learned_at_the_mirror(scene):
 
     answer = beacon.report("idle")
     new = answer.json["rekey"]
-    nonce = auth.parse(beacon.last_header)[2]  # type: ignore[index]
+    nonce = auth.parse_header(beacon.last_header)[2]  # type: ignore[index]
     beacon.key = bytes.fromhex(rekey(beacon.key, bytes.fromhex(new), nonce))
     assert beacon.poll().status == 204
     scene.uplink.restore()

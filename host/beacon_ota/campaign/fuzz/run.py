@@ -156,8 +156,8 @@ def _offers() -> Target:
 
     def read(data: bytes) -> None:
         doc = _json(data)
-        offer.check(doc)
-        manifest.unsigned(doc, builds.DEVICE)
+        offer.check_offer(doc)
+        manifest.unsigned_fields(doc, builds.DEVICE)
 
     refusals = (offer.OfferError, refused.Refused, _NotJson)
     return Target([json.dumps(seed).encode()], read, refusals, (offer, manifest, shapes, versions))
@@ -175,15 +175,15 @@ def _manifests() -> Target:
         "size": 4096,
         "version": "1.2.3",
     }
-    payload = manifest.encode(fields)
+    payload = manifest.encode_payload(fields)
     envelope = dsse.pack(payload, [("0" * 16, bytes(384))]).encode()
 
     def read(data: bytes) -> None:
         if data[:1] == b"{" and b"payloadType" in data[:64] + data[-200:]:
-            manifest.unpack(_json(data))
+            manifest.unpack_envelope(_json(data))
             dsse.unpack(data.decode("utf-8", "replace"))
-        found = manifest.decode(data)
-        manifest.check(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
+        found = manifest.decode_payload(data)
+        manifest.check_rules(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
 
     refusals = (refused.Refused, BeaconOtaError, _NotJson)
     return Target([payload, envelope], read, refusals, (manifest, dsse, shapes, versions))

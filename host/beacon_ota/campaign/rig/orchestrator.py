@@ -231,7 +231,7 @@ class Orchestrator:
 
     def _seal(self, request: Request, status: int, body: bytes) -> tuple[str, str]:
         """Sign what the front makes up, as if it were our own answer."""
-        found = auth.parse(request.headers.get("authorization", ""))
+        found = auth.parse_header(request.headers.get("authorization", ""))
         mac = ""
         node = None if found is None else self.service.view.nodes.get(found[0])
         if found is not None and node is not None:

@@ -89,7 +89,7 @@ def identify(
             changed, except that a request with a right mac has used its nonce.
         ReachError: ``storage``: there is no room to remember it.
     """
-    parsed = auth.parse(header)
+    parsed = auth.parse_header(header)
     if parsed is None:
         raise Refused("unknown_beacon", "the Authorization header is missing or malformed")
     beacon_id, ts, nonce, mac = parsed

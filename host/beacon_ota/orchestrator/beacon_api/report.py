@@ -150,7 +150,7 @@ def read(body: bytes, counts: Counts | None = None) -> Fields:
     except (ValueError, RecursionError):
         raise Problem(422, "report_syntax", "the body is not JSON") from None
     try:
-        fields, faults = wire.read(doc)
+        fields, faults = wire.read_report(doc)
     except wire.ReportError as error:
         raise Problem(
             422, "report_field", f"{error.field}: {error.reason}", found=error.field
@@ -187,7 +187,7 @@ def _journal(sent: Any, counts: Counter[str]) -> tuple[list[list[Any]], int]:
     del numbered[journal.MAX_ENTRIES :]
     kept = []
     for entry in numbered:
-        mended = journal.mend(entry)
+        mended = journal.repair_entry(entry)
         if mended is None:
             counts["dropped"] += 1
             continue

@@ -16,7 +16,7 @@ from beacon_ota.wire import auth
 def take(beacon, answer) -> None:
     """Store the key that comes with an answer, as a beacon does."""
     pad = bytes.fromhex(answer.json["rekey"])
-    nonce = auth.parse(beacon.last_header)[2]  # type: ignore[index]
+    nonce = auth.parse_header(beacon.last_header)[2]  # type: ignore[index]
     mask = hmac.digest(beacon.key, auth.rekey_text(nonce), "sha256")
     beacon.key = bytes(a ^ b for a, b in zip(pad, mask, strict=True))
 
