@@ -1,22 +1,26 @@
 # Back to how it left the factory. What whoever provisions has given is forgotten; what the beacon
 # is (id, PIN, policy) and what it has been through (floor, journal, known-bad releases) stay.
 
-_GIVEN = (
-    "wifi_ssid",
-    "wifi_pass",
-    "wifi2_ssid",
-    "wifi2_pass",
-    "orch_url",
-    "beacon_key",
-    "fleet_key",
-    "site",
-    "window",
-    "utc_off",
-    "channel",
-    "ibeacon",
-    "creds",
-    "attempt",
-    "confirmed",
+from micropython import const
+
+GIVEN = const(
+    (
+        "wifi_ssid",
+        "wifi_pass",
+        "wifi2_ssid",
+        "wifi2_pass",
+        "orch_url",
+        "beacon_key",
+        "fleet_key",
+        "site",
+        "window",
+        "utc_off",
+        "channel",
+        "ibeacon",
+        "creds",
+        "attempt",
+        "confirmed",
+    )
 )
 
 
@@ -24,7 +28,7 @@ _GIVEN = (
 # after the other, the key first, and who was cut off by the power has to ask again.
 def forget(store):
     try:
-        store.put_all(dict.fromkeys(_GIVEN))
+        store.put_all(dict.fromkeys(GIVEN))
     except OSError:
-        for key in ("beacon_key",) + _GIVEN:
+        for key in ("beacon_key",) + GIVEN:
             store.put(key, None)

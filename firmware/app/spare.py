@@ -10,7 +10,7 @@ _RECORD = const(1024)
 _BLOB = const(0)
 _NUMBER = const(1)
 _NOTHING = const(2)
-_KEY = "spare"
+_KEY = const("spare")
 
 
 # See Store.put_all.

@@ -11,12 +11,12 @@ _TEXT = const(128)  # bytes; the longest setting is a URL
 _RECORD = const(1024)
 _LOG = const(1536)
 _NOT_FOUND = const(-4354)
-_SPARE = "spare"
-_RING = "journal"  # whose places are made to be overwritten
+_SPARE = const("spare")
+_RING = const("journal")  # whose places are made to be overwritten
 
 # What a fleet may tune, in the NVS record `policy`: name, default, lowest, highest. A text, because
 # as many tuples take three times the memory.
-_TABLE = (
+_TABLE = const(
     " poll_s 300 5 86400 "  # between polls when the orchestrator names no time
     " stall_s 20 2 300 "  # without a byte before a download counts as stalled
     " give_up_s 300 10 86400 "  # for a whole download with its retries

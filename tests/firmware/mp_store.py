@@ -408,7 +408,7 @@ def test_numbers_of_the_journal_are_bounded():
 def test_forgetting_needs_no_room():
     import factory
 
-    given = dict.fromkeys(factory._GIVEN, b"x")
+    given = dict.fromkeys(factory.GIVEN, b"x")
     given["utc_off"] = 5
     for mode in ("nvs_full", "nvs_worn"):
         s = broken(mode, floor=b"1.0.0", **given)

@@ -1,4 +1,4 @@
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 NONCE = "00112233aabbccdd"
 MAC = "ab" * 32
@@ -17,7 +17,7 @@ def test_answer_lines():
 def test_header_round_trip():
     value = auth.build_header("beacon-1.x", 1700000000, NONCE, MAC)
     assert value == "Beacon id=beacon-1.x, ts=1700000000, nonce=00112233aabbccdd, mac=" + MAC
-    assert auth.parse_header(value) == ("beacon-1.x", 1700000000, NONCE, MAC)
+    assert auth_header.parse_header(value) == ("beacon-1.x", 1700000000, NONCE, MAC)
 
 
 def test_other_spellings_are_refused():
@@ -43,7 +43,7 @@ def test_other_spellings_are_refused():
         good.replace("mac=", "sig="),
         "Beacon id=" + "x" * 400,
     ):
-        assert auth.parse_header(bad) is None, bad
+        assert auth_header.parse_header(bad) is None, bad
 
 
 def test_identifiers():

@@ -7,8 +7,8 @@ _GOODBYE = const(200)  # ms for the answer to get out
 _LINE = const(300_000)  # ms that nobody waits: at most two others' shares, and what serves him
 
 # Ready made: ERROR "security", and to EC1 "closed".
-_CLOSED = b"\x49\x04\x00\x01\x04"
-_CLOSED_EC1 = b"\x01\x04\x00\x05\xec\x01\x7f\x21\x07"
+_CLOSED = const(b"\x49\x04\x00\x01\x04")
+_CLOSED_EC1 = const(b"\x01\x04\x00\x05\xec\x01\x7f\x21\x07")
 
 
 # The list for the frames of who has a place now, None for whom there is none.

@@ -12,7 +12,7 @@ from micropython import const
 _EPOCH = 946684800 if time.gmtime(0)[0] == 2000 else 0
 _BUILT = const(1735689600)  # 2025: a clock that says less was never set
 _JITTER = const(2)  # seconds; a network is no better
-_MARK = b"guess"
+_MARK = const(b"guess")
 _STAGE0 = const(8)  # bytes of the RTC's memory that are stage 0's
 
 _guessed = False

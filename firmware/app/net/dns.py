@@ -22,7 +22,7 @@ _LABELS = const(32)
 _TRIES = const(3)
 _TICK = const(20)
 _DATAGRAMS = const(8)  # at a time: who sends more and more must not keep the others waiting
-_MDNS = "224.0.0.251"
+_MDNS = const("224.0.0.251")
 
 WAIT = 1000  # ms for an answer
 

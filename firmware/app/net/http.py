@@ -23,12 +23,14 @@ _SPIN = const(3)  # ms for which a download looks again before it asks the polle
 # What sockets raise; a certificate that does not hold is a ValueError.
 _BROKEN = (OSError, ValueError)
 
-_KEPT = (
-    "content-length",
-    "content-range",
-    "retry-after",
-    "transfer-encoding",
-    "x-beacon-mac",
+_KEPT = const(
+    (
+        "content-length",
+        "content-range",
+        "retry-after",
+        "transfer-encoding",
+        "x-beacon-mac",
+    )
 )
 
 

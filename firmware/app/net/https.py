@@ -12,7 +12,7 @@ from micropython import const
 from net import clock
 from net.http import HttpError
 
-_CA = "/app/ca.der"
+_CA = const("/app/ca.der")
 _LONGEST = const(4096)  # bytes
 _SEQUENCE = const(0x30)
 _VERSION = const(0xA0)

@@ -29,7 +29,7 @@ _WORDS = {
     204: "handshake",
 }
 
-_REFUSALS = ("wrong_password", "no_ap", "assoc_fail")
+_REFUSALS = const(("wrong_password", "no_ap", "assoc_fail"))
 
 
 class Wifi:

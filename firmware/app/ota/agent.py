@@ -21,7 +21,7 @@ from ota.slots import FlashError
 _UNREADY = const(5)  # s between looks for credentials
 _PATIENCE = const(60000)  # ms for WiFi before a cycle is given up
 _TELLINGS = const(6)  # of what is due, before there is a poll without it
-_FINAL = ("success", "failed", "rolled_back")
+_FINAL = const(("success", "failed", "rolled_back"))
 
 
 # A number of seconds that has to pass, whatever happens meanwhile. Asked at every poll, so that the

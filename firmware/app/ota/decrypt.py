@@ -9,7 +9,7 @@ from crypto.hkdf import hkdf
 from micropython import const
 from wire.refused import Refused
 
-_INFO = b"beacon-ota release"
+_INFO = const(b"beacon-ota release")
 _MAGIC = const(0xE9)
 
 

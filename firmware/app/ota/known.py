@@ -6,7 +6,7 @@ from binascii import unhexlify
 from micropython import const
 from wire.shapes import is_hex
 
-_KEY = "bad_sha"
+_KEY = const("bad_sha")
 _SHA = const(32)
 _PLACES = const(4)
 

@@ -13,7 +13,7 @@ VALID = const(2)
 INVALID = const(3)
 ABORTED = const(4)
 
-_BLANK = 0xFFFFFFFF
+_BLANK = const(0xFFFFFFFF)
 _LABEL = const(4)
 _MARKS = const(2)  # label bytes that stage 0 burns, one per trial before the last
 BACK = const(8)  # and those of ota/returned.py: a reset cause and its complement

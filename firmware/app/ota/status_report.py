@@ -10,16 +10,18 @@ from wire.shapes import clip_text
 _BODY = const(8192)  # bytes that the orchestrator reads of a report: wire.report.MAX_BODY
 
 # What an attempt's record hands on to its reports under the same name.
-_COPIED = (
-    "attempt_id",
-    "firmware_id",
-    "stage",
-    "code",
-    "bytes",
-    "duration_ms",
-    "trials",
-    "advertising_paused_ms",
-    "acquitted",
+_COPIED = const(
+    (
+        "attempt_id",
+        "firmware_id",
+        "stage",
+        "code",
+        "bytes",
+        "duration_ms",
+        "trials",
+        "advertising_paused_ms",
+        "acquitted",
+    )
 )
 
 

@@ -10,18 +10,18 @@ _WATCHDOG = const(3)
 
 # What the journal tells of a trial: its own last words, or what was found out of it before the
 # power failed.
-_WITNESS = ("crash", "self_test", "watchdog")
+_WITNESS = const(("crash", "self_test", "watchdog"))
 
 
 # What a trial may lack, or end by, without the image being to blame: an access point reboots, an
 # orchestrator is away, flash does not do as it is told, somebody at the USB port resets the chip
 # (which has no cause of its own). The release is rolled back all the same.
-_WIFI = "wifi"
+_WIFI = const("wifi")
 AWAY = "orchestrator away"  # also where somebody else answers in its place, who is named then
 UNCONFIRMED = "otadata would not confirm"
-_RESET_BY = "reset cause %d"
+_RESET_BY = const("reset cause %d")
 _OUTSIDE = (_WIFI, UNCONFIRMED, _RESET_BY % 0)
-_UNHEARD = ", nothing more was noted"
+_UNHEARD = const(", nothing more was noted")
 
 
 # An attempt's end: update_status, code of stage "boot", detail, trial boots.

@@ -19,7 +19,7 @@ from wire.shapes import is_hex
 from ota import known
 
 KEYS = "/app/keys.json"
-_NEEDED = ("size", "checksum", "encryption")
+_NEEDED = const(("size", "checksum", "encryption"))
 _MAX_KEYS = const(8192)  # bytes of the file: eight keys and room to spare
 
 
@@ -50,10 +50,10 @@ def _floor(store):
     return floor
 
 
-# The offer's manifest fields, once the signatures, the rules and the offer itself agree. Takes the
-# envelope out of the offer: what was decoded is not kept in memory twice.
-# `floor`, `now` and `room` are those of wire.manifest.check_rules(). An insecure app accepts an offer
-# without a manifest, and, as long as it holds no keys, one whose signatures it cannot judge.
+# The manifest fields of the offer, once the signatures, the rules and the offer itself agree. The
+# envelope is taken out of the offer, so that memory does not hold it beside what was decoded.
+# `floor`, `now` and `room` are those of wire.manifest.check_rules(). An insecure app accepts an
+# offer without a manifest, and, as long as it holds no keys, one whose signatures it cannot judge.
 async def check(offer, device_type, running, floor, now, room, insecure=False, keys=KEYS):
     envelope = offer.pop("manifest", None)
     if envelope is None:

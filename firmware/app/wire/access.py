@@ -12,13 +12,7 @@
 # A door holds that key and nothing more of a credential that is bound. Of one that is not it holds
 # the secret itself, and takes the old proof too, whose key is the secret.
 
-try:
-    from micropython import const
-except ImportError:
-
-    def const(value):
-        return value
-
+from . import const
 
 SERVICE = "b3ac0001-6f1d-4c0a-9b52-0e7a54d1c559"
 CONTROL = "b3ac0002-6f1d-4c0a-9b52-0e7a54d1c559"  # written by the reader
@@ -37,7 +31,7 @@ LIFETIME = const(5000)  # ms of a challenge
 MAX_CREDENTIALS = const(32)
 
 # Longer than a nonce: whatever an old reader can be asked to prove, it is never a door's key.
-_DOOR = b"beacon-ota access to the door "
+_DOOR = const(b"beacon-ota access to the door ")
 
 
 # The key with which a credential opens the door of this beacon.

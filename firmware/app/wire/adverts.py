@@ -2,6 +2,8 @@
 
 from struct import pack
 
+from . import const
+
 MAX_PAYLOAD = 31
 MAX_VERSION = 20  # what a scan response holds beside the progress
 
@@ -13,14 +15,14 @@ LOCKED = 8  # too many wrong PINs
 PRESSED = 16  # its button is being held: at ten seconds it forgets everything
 
 FLAGS = b"\x02\x01\x06"  # general discoverable, no BR/EDR
-_MANUFACTURER = 0xFF
-_APPLE = b"\x4c\x00\x02\x15"  # company 0x004C, iBeacon, 21 bytes follow
-_PROGRESS = b"\x59\x00"  # company 0x0059
-_SERVICES = b"\x03\x03\xff\xff"  # complete list of 16-bit services: BluFi
-_NAME = 0x09
-_SERVICE_DATA = 0x16
-_STATUS = b"\xff\xff\xbe"  # company 0xFFFF, for whoever has no number
-_EC1 = b"\xff\xff\xec\x01"  # version 1
+_MANUFACTURER = const(0xFF)
+_APPLE = const(b"\x4c\x00\x02\x15")  # company 0x004C, iBeacon, 21 bytes follow
+_PROGRESS = const(b"\x59\x00")  # company 0x0059
+_SERVICES = const(b"\x03\x03\xff\xff")  # complete list of 16-bit services: BluFi
+_NAME = const(0x09)
+_SERVICE_DATA = const(0x16)
+_STATUS = const(b"\xff\xff\xbe")  # company 0xFFFF, for whoever has no number
+_EC1 = const(b"\xff\xff\xec\x01")  # version 1
 
 
 # One AD structure: length, kind, data.

@@ -6,13 +6,7 @@
 # beacon and the client use it. What it refuses is what ESP-IDF refuses, with the same error codes,
 # and mixed types inside one fragmented message besides; it never holds more than MAX_MESSAGE.
 
-try:
-    from micropython import const
-except ImportError:  # CPython
-
-    def const(value):
-        return value
-
+from . import const
 
 # Types: subtype << 2 | kind, kind 0 control, 1 data. Those that a beacon has to do with;
 # wire/blufi_names.py has them all.

@@ -14,13 +14,7 @@
 
 from hashlib import sha256
 
-try:
-    from micropython import const
-except ImportError:  # CPython
-
-    def const(value):
-        return value
-
+from . import const
 
 MAGIC = const(0xEC)
 VERSION = const(1)

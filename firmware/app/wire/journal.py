@@ -2,15 +2,8 @@
 # stores and delivers, the orchestrator what it receives. An entry that breaks it is mended rather
 # than refused: one odd entry must not cost the report that carries it.
 
+from . import const
 from .shapes import is_number
-
-try:
-    from micropython import const
-except ImportError:
-
-    def const(value):
-        return value
-
 
 MAX_ENTRIES = const(8)  # in one report, and in the beacon's ring
 MAX_DETAIL = const(80)  # characters
@@ -18,7 +11,7 @@ MAX_WORD = const(16)  # characters of a stage or a code
 MAX_SEQ = const(0x7FFFFFFF)
 MAX_UTC = const(0xFFFFFFFFFF)
 
-_WORD = "abcdefghijklmnopqrstuvwxyz0123456789_"
+_WORD = const("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
 # A stage or a code.

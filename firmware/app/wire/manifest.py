@@ -12,17 +12,9 @@
 import json
 from binascii import a2b_base64, b2a_base64
 
-from . import versions
+from . import const, versions
 from .refused import Refused
 from .shapes import MAX_SIZE, is_hex, is_name, is_number
-
-try:
-    from micropython import const
-except ImportError:
-
-    def const(value):
-        return value
-
 
 TYPE = "application/vnd.beacon-ota.release+json"
 SCHEME = "aes-128-ctr"

@@ -6,16 +6,8 @@
 # went. Everything else is decoration: what breaks the contract there is mended or left out, because
 # an attempt's end must not be lost for it.
 
-from . import journal, versions
+from . import const, journal, versions
 from .shapes import clip_text, is_hex, is_number
-
-try:
-    from micropython import const
-except ImportError:
-
-    def const(value):
-        return value
-
 
 MAX_BODY = const(8192)  # bytes of JSON
 MAX_DETAIL = const(200)  # bytes of UTF-8

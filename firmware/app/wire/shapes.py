@@ -1,7 +1,9 @@
 # Shapes of single values, shared by everything that reads or writes JSON between the two sides.
 
-_HEX = "0123456789abcdef"
-_NAME = "abcdefghijklmnopqrstuvwxyz0123456789-_"
+from . import const
+
+_HEX = const("0123456789abcdef")
+_NAME = const("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 MAX_SIZE = 0x1000000  # bytes of an image
 

@@ -10,17 +10,9 @@
 # Fields come in rising order of their tags, each at most once, so there is one way to write a
 # message. A tag that this version does not know is refused below 80 and skipped from there on.
 
-from . import url
+from . import const, url
 from .access import ID, MAX_CREDENTIALS, SECRET
 from .shapes import parse_window
-
-try:
-    from micropython import const
-except ImportError:  # CPython
-
-    def const(value):
-        return value
-
 
 CONFIG = const(0x01)
 QUERY = const(0x02)

@@ -2,7 +2,9 @@
 # sides read it with this, so that no laptop hands on what its beacon cannot use. The host is a name
 # or an IPv4 address: the port's network knows no other.
 
-_DIGITS = "0123456789"
+from . import const
+
+_DIGITS = const("0123456789")
 _NAME = "abcdefghijklmnopqrstuvwxyz_-" + _DIGITS
 
 

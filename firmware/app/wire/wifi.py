@@ -1,15 +1,8 @@
 # BluFi's payloads about WiFi, beacon to client: how the connection stands, what networks there are.
 # Readers take fields in any order and skip codes they do not know, as the phone apps do.
 
+from . import const
 from .blufi import E_FORMAT, MAX_MESSAGE, BlufiError
-
-try:
-    from micropython import const
-except ImportError:  # CPython
-
-    def const(value):
-        return value
-
 
 OPMODE_STA = const(1)
 

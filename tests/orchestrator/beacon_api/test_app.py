@@ -12,7 +12,7 @@ import pytest
 from beacon_ota.orchestrator.beacon_api import poll
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 from tests.orchestrator.world import Answer, TestBeacon
 
 POLL = "/firmwares/latest/esp32c3?version=1.0.0"
@@ -32,7 +32,7 @@ def forge(beacon: TestBeacon, method: str, target: str, body: bytes = b"", **cha
 
 def sealed(beacon: TestBeacon, answer: Answer, key: bytes | None = None) -> bool:
     """Whether an answer proves itself under the nonce of a beacon's last request."""
-    found = auth.parse_header(beacon.last_header)
+    found = auth_header.parse_header(beacon.last_header)
     assert found is not None
     text = auth.answer_text(found[2], answer.status, hashlib.sha256(answer.body).hexdigest())
     expected = hmac.digest(key or beacon.key, text, "sha256").hex()

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from beacon_ota.orchestrator.core.replay import Slot, Verdict
 from beacon_ota.orchestrator.http.problems import Problem
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 _ZERO_KEY = bytes(32)
@@ -89,7 +89,7 @@ def identify(
             changed, except that a request with a right mac has used its nonce.
         ReachError: ``storage``: there is no room to remember it.
     """
-    parsed = auth.parse_header(header)
+    parsed = auth_header.parse_header(header)
     if parsed is None:
         raise Refused("unknown_beacon", "the Authorization header is missing or malformed")
     beacon_id, ts, nonce, mac = parsed
