@@ -3,8 +3,8 @@
 # so did older releases: what is read is held to the contract (wire/journal.py) like what is
 # written.
 
-from lazy import forget
 from micropython import const
+from modules import unload
 from net import clock
 from wire import journal as rule
 
@@ -23,9 +23,9 @@ class Journal:
         if self.newest >= _LAST:
             import renumber
 
-            renumber.restart(self, store, entries)
+            renumber.restart_numbers(self, store, entries)
             renumber = None
-            forget("renumber")
+            unload("renumber")
         elif self.delivered != ack:
             # What stage 0 writes next counts from the ring, and would pass for delivered.
             self._store.try_put("jrn_ack", self.delivered)
@@ -77,9 +77,9 @@ class Journal:
             if entry and (damaged or entry[0] not in known):
                 known.append(entry[0])
                 entries.append(entry)
-        entries.sort(key=_seq)
+        entries.sort(key=_entry_seq)
         return entries
 
 
-def _seq(entry):
+def _entry_seq(entry):
     return entry[0]

@@ -7,8 +7,8 @@ import gc
 import time
 
 import machine
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import adverts
 
 _SETTLED = const(3000)  # ms that the services have to run before they count as running
@@ -23,7 +23,7 @@ class Beacon:
         from supervise import Supervisor
 
         self.cause = machine.reset_cause()
-        clock.begin()
+        clock.load_guess_mark()
         self.store = Store()
         self.journal = Journal(self.store)
         self.supervisor = Supervisor(self.journal)
@@ -32,9 +32,9 @@ class Beacon:
 
         from ota import returned
 
-        returned.note(self.store, self.journal, self.cause)
+        returned.record_return(self.store, self.journal, self.cause)
         returned = None
-        forget("ota.returned")
+        unload("ota.returned")
         self.radio = Radio(self.store, self.journal)
         self.radio.start(self.cause)
 
@@ -43,9 +43,9 @@ class Beacon:
         self.wifi = Wifi(self.store, self.journal)
         import about
 
-        self.version, self.device_type, self.insecure = about.read()
+        self.version, self.device_type, self.insecure = about.read_release()
         about = None
-        forget("about")
+        unload("about")
 
         from ota.slots import Slots
         from services import positioning
@@ -53,13 +53,13 @@ class Beacon:
         self.slots = Slots()
         import wiring
 
-        self.access, self.blufi, self.button = wiring.start(self)
+        self.access, self.blufi, self.button = wiring.start_services(self)
         wiring = None
-        forget("wiring")
+        unload("wiring")
         self.announce()
-        self.radio.open(positioning.frame(self.store))
+        self.radio.open(positioning.build_frame(self.store))
         positioning = None
-        forget("services.positioning")
+        unload("services.positioning")
 
         from net.api import Api
         from ota.agent import Agent

@@ -4,8 +4,8 @@
 import json
 
 from esp32 import NVS
-from lazy import forget
 from micropython import const
+from modules import unload
 
 _TEXT = const(128)  # bytes; the longest setting is a URL
 _RECORD = const(1024)
@@ -140,13 +140,13 @@ class Store:
     # All of these, or none of them when the power fails before `spare` is written. Bytes, numbers,
     # and None to erase.
     def put_all(self, values):
-        import spare
+        import redo_log
 
         try:
-            spare.put_all(self, values)
+            redo_log.put_all(self, values)
         finally:
-            spare = None
-            forget("spare")
+            redo_log = None
+            unload("redo_log")
 
     def erase(self, key):
         try:
@@ -160,15 +160,15 @@ class Store:
     def _recover(self):
         log = self.blob(_SPARE, _LOG)
         if log:
-            import spare
+            import redo_log
 
             try:
-                spare.redo(self, log)
+                redo_log.replay(self, log)
             except (OSError, ValueError, IndexError) as error:
                 print("settings:", repr(error))
                 self.try_put(_SPARE, None)
-            spare = None
-            forget("spare")
+            redo_log = None
+            unload("redo_log")
 
     # After somebody has changed it.
     def load_policy(self):

@@ -9,8 +9,8 @@ import sys
 import time
 
 import machine
-from lazy import forget
 from micropython import const
+from modules import unload
 
 WDT = const(30000)  # ms
 _FEED = const(2000)
@@ -41,10 +41,10 @@ class Supervisor:
                 why = "returned"
             except Exception as error:
                 sys.print_exception(error)
-                from describe import describe
+                from describe import describe_error
 
-                why = describe(error)
-                forget("describe")
+                why = describe_error(error)
+                unload("describe")
             now = time.ticks_ms()
             self.deaths += 1
             self._journal.write("task", name, why)

@@ -9,7 +9,7 @@ c.modules(CHIP)
 
 import journal  # noqa: E402
 import store  # noqa: E402
-from ota import known  # noqa: E402
+from ota import denylist  # noqa: E402
 
 
 def fresh(**nvs):
@@ -278,16 +278,16 @@ def test_stage_0_writes_into_the_same_ring():
 def test_known_bad_images():
     s = fresh()
     names = ["%064x" % i for i in range(6)]
-    assert not known.bad(s, names[0])
+    assert not denylist.contains(s, names[0])
     for name in names:
-        known.remember(s, name)
-        known.remember(s, name)
-    assert [known.bad(s, name) for name in names] == [False, False, True, True, True, True]
+        denylist.add(s, name)
+        denylist.add(s, name)
+    assert [denylist.contains(s, name) for name in names] == [False, False, True, True, True, True]
     assert len(CHIP.nvs[("beacon", "bad_sha")]) == 128
-    assert not known.bad(fresh(bad_sha=b"short"), names[0])
+    assert not denylist.contains(fresh(bad_sha=b"short"), names[0])
     s = fresh()
     for nothing in (None, "", "ab", 5, "zz" * 32, "AB" * 32, names[0] + "00"):
-        known.remember(s, nothing)
+        denylist.add(s, nothing)
     assert not CHIP.nvs.get(("beacon", "bad_sha"))
 
 

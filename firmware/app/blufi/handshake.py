@@ -15,7 +15,7 @@ _SUITES = (ec1.SPAKE2, ec1.ECDH)
 
 # Seconds from the n-th failure until the next guess is heard: 1, 2, 4, … 256. Ten guesses take
 # eight minutes at least, and there is no eleventh.
-def wait_s(failures):
+def guess_delay_s(failures):
     return 1 << min(failures - 1, _LONGEST) if failures > 0 else 0
 
 
@@ -94,7 +94,7 @@ class Handshake:
     # Until the next guess is heard.
     def _wait_s(self):
         passed = time.ticks_diff(time.ticks_ms(), self._server.failed) // 1000
-        wait = wait_s(self._server.failures)
+        wait = guess_delay_s(self._server.failures)
         return wait - passed if 0 <= passed < wait else 0
 
     # Is a C_FIN to be waited for?

@@ -105,7 +105,7 @@ class Network:
             raise BlufiError(E_SCAN)
         await station.claim()
         try:
-            return wifi.build_list(_scan(station))
+            return wifi.build_list(_scan_networks(station))
         except DRIVER as error:
             print("wifi: scan:", error)
             raise BlufiError(E_SCAN)
@@ -115,7 +115,7 @@ class Network:
 
 # [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s meanwhile, and
 # finds nothing while it is joining; raises DRIVER when it will not scan.
-def _scan(station):
+def _scan_networks(station):
     if not station.up():
         station.leave()
     found = {}

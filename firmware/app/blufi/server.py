@@ -7,8 +7,8 @@ import sys
 import time
 
 from event import AutoResetEvent
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import adverts
 
 _WRITE = const(0x0008)
@@ -30,7 +30,7 @@ _ALWAYS = const(2)
 
 # Why provisioning is open, "" while it is not. `fresh`: it was never provisioned; `button`: ms for
 # which somebody who is there opened it; `lost`: ms without any network, of `limit` seconds allowed.
-def opened(policy, fresh, button, lost, limit):
+def open_reason(policy, fresh, button, lost, limit):
     if policy == _NEVER:
         return ""
     if button > 0:
@@ -98,7 +98,7 @@ class Server:
             self._lost = 0
         why = ""
         if self._suites or policy("legacy"):
-            why = opened(
+            why = open_reason(
                 policy("blufi"), not self.provisioned, self._button, self._lost, policy("lost_s")
             )
         if why != self._why:
@@ -142,11 +142,11 @@ class Server:
         for one, frames in self.line:
             if one == link:
                 return frames
-        from blufi import line
+        from blufi import queue
 
-        frames = line.join(self, link, data, bool(self._why))
-        line = None
-        forget("blufi.line")
+        frames = queue.enqueue(self, link, data, bool(self._why))
+        queue = None
+        unload("blufi.queue")
         self._press()
         return frames
 
@@ -187,10 +187,10 @@ class Server:
             modules = session.MODULES
             await session.Session(self, link).run()
         except Exception as error:
-            from describe import describe
+            from describe import describe_error
 
             sys.print_exception(error)
-            self.beacon.journal.write("blufi", "crash", describe(error))
+            self.beacon.journal.write("blufi", "crash", describe_error(error))
         session = None
         end = time.ticks_add(time.ticks_ms(), _GOODBYE)
         while not self.gone and time.ticks_diff(end, time.ticks_ms()) > 0:
@@ -200,4 +200,4 @@ class Server:
         self._frames = []
         self._link = None
         self.gone = True
-        forget("blufi.session", *modules)
+        unload("blufi.session", *modules)

@@ -10,8 +10,8 @@
 import asyncio
 import errno
 
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import blufi
 from wire.blufi import (
     E_DECRYPT,
@@ -38,7 +38,7 @@ MODULES = EXCHANGE + (
     "blufi.network",
     "crypto.blufi_v1",
     "crypto.ccm",
-    "factory",
+    "factory_reset",
     "identity",
     "wire.blufi",
     "wire.records",
@@ -202,7 +202,7 @@ class Session:
         else:
             self._blame(exchange.fatal)
         self._exchange = exchange = None
-        forget(*EXCHANGE)
+        unload(*EXCHANGE)
 
     # Who has proved the secret takes his time, and nobody waits for so long.
     def _trust(self):

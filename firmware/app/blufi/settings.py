@@ -4,7 +4,7 @@
 import asyncio
 from binascii import unhexlify
 
-import factory
+import factory_reset
 import identity
 import machine
 from micropython import const
@@ -94,18 +94,18 @@ class Settings:
         if "wifi2_ssid" in fields and "wifi2_pass" not in fields:
             values["wifi2_pass"] = None
         if "beacon_key" in fields and not beacon.store.text("beacon_id"):
-            values["beacon_id"] = identity.read(beacon.store).encode()
+            values["beacon_id"] = identity.read_id(beacon.store).encode()
         beacon.store.put_all(values)
         if "ibeacon" in fields:
-            beacon.radio.position(positioning.frame(beacon.store))
+            beacon.radio.position(positioning.build_frame(beacon.store))
         self._watched = True
         self._server.changed()
         beacon.settled()
 
     def _forget(self):
         self._beacon.journal.write("blufi", "forgot")
-        factory.forget(self._beacon.store)
-        asyncio.create_task(_reset())
+        factory_reset.erase_provisioned(self._beacon.store)
+        asyncio.create_task(_reset_soon())
 
     def _describe(self, refused=None):
         beacon = self._beacon
@@ -113,7 +113,7 @@ class Settings:
         return tlv.encode_message(
             tlv.STATE,
             {
-                "beacon_id": identity.read(beacon.store),
+                "beacon_id": identity.read_id(beacon.store),
                 "version": beacon.version[:64],
                 "image": unhexlify(beacon.image) if beacon.image else None,
                 "ip": beacon.wifi.wlan.ifconfig()[0] if up else None,
@@ -124,6 +124,6 @@ class Settings:
         )
 
 
-async def _reset():
+async def _reset_soon():
     await asyncio.sleep_ms(_FAREWELL)
     machine.reset()

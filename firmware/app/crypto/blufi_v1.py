@@ -66,9 +66,9 @@ class Negotiation:
         self._announced = 0
         if not announced or len(data) - 1 < announced:
             raise BlufiError(E_DH_PARAM)
-        p, at = _field(data, 1)
-        g, at = _field(data, at)
-        k, at = _field(data, at)
+        p, at = _read_field(data, 1)
+        g, at = _read_field(data, at)
+        k, at = _read_field(data, at)
         prime = int.from_bytes(_PRIME, "big")
         peer = int.from_bytes(k, "big")
         if p != _PRIME or g != b"\2" or len(k) > _SIZE or not 2 <= peer <= prime - 2:
@@ -80,7 +80,7 @@ class Negotiation:
         return self._public.to_bytes(_SIZE, "big")
 
 
-def _field(data, at):
+def _read_field(data, at):
     if at + 2 > len(data):
         raise BlufiError(E_DH_PARAM)
     end = at + 2 + (data[at] << 8 | data[at + 1])
@@ -99,13 +99,13 @@ class Cfb:
 
     # The input of each block is the ciphertext before it, all of which is here.
     def open(self, header, data):
-        before = _iv(header) + data
+        before = _build_iv(header) + data
         stream = self._ecb.encrypt(before[: len(data) + 15 & ~15])
         return xor(data, stream[: len(data)])
 
     def seal(self, header, data):
         sealed = b""
-        before = _iv(header)
+        before = _build_iv(header)
         for at in range(0, len(data), 16):
             part = data[at : at + 16]
             before = xor(part, self._ecb.encrypt(before)[: len(part)])
@@ -113,5 +113,5 @@ class Cfb:
         return sealed
 
 
-def _iv(header):
+def _build_iv(header):
     return header[2:3] + bytes(15)

@@ -8,8 +8,8 @@ from binascii import hexlify
 from hashlib import sha256
 
 from crypto.hmac import equal, hmac_sha256
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import auth
 
 from net import clock, http
@@ -62,7 +62,7 @@ class Api:
             self._place = None
             print("orch_url:", error)
         url = None
-        forget("wire.url")
+        unload("wire.url")
 
     # What came of an answer that began well makes it doubtful who gives it: the name is looked up
     # again before the next one.
@@ -82,7 +82,7 @@ class Api:
         for again in (True, False):
             status, answer, retry = await self._exchange(method, target, body)
             # The answer brought the right time; only once, or two clocks that disagree loop.
-            if not (again and status == 401 and skewed(answer)):
+            if not (again and status == 401 and is_clock_skew(answer)):
                 break
             if doc:  # it was written before that
                 del doc["clock_unset"]
@@ -102,7 +102,7 @@ class Api:
         finally:
             connection.close()
         self.check(connection, _hex(sha256(answer).digest()))
-        return connection.status, _told(answer) if answer else None, _retry(connection)
+        return connection.status, _parse_answer(answer) if answer else None, _parse_retry_after(connection)
 
     # `digest` as the orchestrator signed it, or nobody knows who this was.
     def check(self, connection, digest):
@@ -149,7 +149,7 @@ class Api:
     # The header that proves who asks. Its nonce ties the answer to it.
     def _sign(self, method, target, body):
         self.nonce = _hex(os.urandom(8))
-        ts = clock.raw()
+        ts = clock.unchecked()
         digest = _hex(sha256(body).digest())
         text = auth.request_text(method, target, self.id, ts, self.nonce, digest)
         mac = _hex(hmac_sha256(self._key, text))
@@ -160,7 +160,7 @@ class Api:
         from net import locate
 
         try:
-            self._address = await locate.find(
+            self._address = await locate.find_orchestrator(
                 host,
                 port,
                 self._wifi.nameserver,
@@ -175,29 +175,29 @@ class Api:
                 raise HttpError("connect", str(error))
         finally:
             locate = None
-            forget("net.locate", "net.dns", "wire.url")
+            unload("net.locate", "net.dns", "wire.url")
 
 
 # The document of an authentic answer; the clock follows what it says.
-def _told(answer):
-    doc = _decode(answer)
-    clock.set(doc.get("server_time"), skewed(doc))
+def _parse_answer(answer):
+    doc = _decode_json(answer)
+    clock.set(doc.get("server_time"), is_clock_skew(doc))
     return doc
 
 
 # Was a request refused for its time?
-def skewed(doc):
+def is_clock_skew(doc):
     return doc is not None and doc.get("code") == "clock_skew"
 
 
 # Seconds of the Retry-After header; nothing signs it, so whoever uses it puts bounds on it.
-def _retry(connection):
+def _parse_retry_after(connection):
     value = connection.headers.get("retry-after", "")
     return int(value) if 0 < len(value) < 8 and not value.strip("0123456789") else None
 
 
 # The JSON object of an authenticated answer. Even a friend's JSON may not pile up on this heap.
-def _decode(answer):
+def _decode_json(answer):
     try:
         if answer.count(b"[") + answer.count(b"{") <= _BRACKETS:
             doc = json.loads(answer)

@@ -48,7 +48,7 @@ class HttpError(Exception):
 
 
 # Waits until the socket can be read or written; asyncio keeps this to its streams.
-def _ready(sock, write):
+def _socket_ready(sock, write):
     if write:
         yield core._io_queue.queue_write(sock)
     else:
@@ -76,7 +76,7 @@ class Connection:
         if self.ends is not None:
             patience = min(patience, max(0, time.ticks_diff(self.ends, time.ticks_ms())))
         try:
-            await asyncio.wait_for_ms(_ready(self._sock, write), patience)
+            await asyncio.wait_for_ms(_socket_ready(self._sock, write), patience)
         except asyncio.TimeoutError:
             if patience < self._stall:
                 raise HttpError("timeout", "no time left")
@@ -138,7 +138,7 @@ class Connection:
             parts = line.split(None, 2)
             if not line.startswith(b"HTTP/1.") or len(parts) < 2:
                 raise HttpError("http", "not HTTP: " + str(line[:40])[2:-1])
-            self.status = _number(parts[1], 10, 599)
+            self.status = _parse_number(parts[1], 10, 599)
             await self._fields()
             if self.status >= 200:
                 break
@@ -149,7 +149,7 @@ class Connection:
         elif "chunked" in self.headers.get("transfer-encoding", "").lower():
             self._chunked = True
         elif "content-length" in self.headers:
-            self._left = _number(self.headers["content-length"], 10, 0x3FFFFFFF)
+            self._left = _parse_number(self.headers["content-length"], 10, 0x3FFFFFFF)
         else:
             self._left = -1
 
@@ -268,7 +268,7 @@ class Connection:
     async def _chunk(self):
         self._head = _HEAD
         size = await self._line()
-        self._left = _number(size.split(b";")[0].strip(), 16, 0x3FFFFFFF)
+        self._left = _parse_number(size.split(b";")[0].strip(), 16, 0x3FFFFFFF)
         if not self._left:
             self._chunked = False
             while (await self._line(True)).strip():
@@ -292,7 +292,7 @@ class Connection:
             raise HttpError("http", "no memory")
 
 
-def _number(text, base, limit):
+def _parse_number(text, base, limit):
     try:
         value = int(text, base)
     except ValueError:

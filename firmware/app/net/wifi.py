@@ -7,7 +7,7 @@ import time
 import network
 from event import AutoResetEvent
 from micropython import const
-from ota.schedule import jitter
+from ota.schedule import add_jitter
 
 _TICK = const(250)  # ms between looks at the driver
 _SETTLE = const(2000)  # ms before a refusal counts: the driver repeats itself
@@ -103,7 +103,7 @@ class Wifi:
                 fails += 1
                 if fails == 2 and networks:  # the first round may be the access point's reboot
                     self._journal.write("wifi", self.state)
-                await self._wake.wait_ms(jitter(2000 << min(fails, _PAUSES) - 1))
+                await self._wake.wait_ms(add_jitter(2000 << min(fails, _PAUSES) - 1))
 
     # The driver may be reconnecting by itself; it has to be stopped before it does anything else.
     def leave(self):

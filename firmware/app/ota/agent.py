@@ -8,8 +8,8 @@ import time
 
 import machine
 from event import AutoResetEvent
-from lazy import forget
 from micropython import const
+from modules import unload
 from net import clock
 from net.api import Unsealed
 from net.http import HttpError
@@ -80,12 +80,12 @@ class Agent:
         beacon = self._beacon
         if not beacon.image:
             beacon.image = await beacon.slots.digest()
-        from ota import settle
+        from ota import boot_outcome
 
-        self._unsaved = await settle.run(beacon, self._ask)
-        settle = None
-        forget("ota.settle", "ota.trial", "ota.known", "wire.versions", "ota.choice", "ota.image")
-        record = report.kept(beacon.store)
+        self._unsaved = await boot_outcome.resolve_boot_outcome(beacon, self._ask)
+        boot_outcome = None
+        unload("ota.boot_outcome", "ota.trial", "ota.denylist", "wire.versions", "ota.boot_slot", "ota.image")
+        record = report.load_record(beacon.store)
         if record and record.get("status") in ("failed", "rolled_back"):
             self._failed()  # its pause holds across a reset, too
         while True:
@@ -102,7 +102,7 @@ class Agent:
                 self._misses += 1
                 print("orchestrator:", error.code, error.detail, "- again in", pause)
             gc.collect()
-            pause = schedule.jitter(1000 * pause)
+            pause = schedule.add_jitter(1000 * pause)
             if self._silence.left():
                 pause = min(pause, 1000 * self._silence.left())
             await self._wake.wait_ms(pause)
@@ -142,18 +142,18 @@ class Agent:
         self._say("ok")
         if status == 204:
             self._fails = 0
-            return schedule.poll_delay(schedule.unsealed(retry, default), default)
+            return schedule.poll_delay(schedule.cap_retry_after(retry, default), default)
         return await self._consider(offer, default)
 
     async def _consider(self, doc, default):
         beacon = self._beacon
         store = beacon.store
-        field = _malformed(doc)
+        field = _malformed_field(doc)
         if field:
             beacon.journal.write("offer", "malformed", field)
             return default
         asked = doc.get("poll_after_s")
-        wait = schedule.wait(doc, clock.utc(), store.text("window"), store.number("utc_off"))
+        wait = schedule.seconds_until_install(doc, clock.utc(), store.text("window"), store.number("utc_off"))
         if wait:
             return schedule.poll_delay(min(wait, asked or default), default)
         rest = self._rest.left()
@@ -170,7 +170,7 @@ class Agent:
     # An attempt ended without the release: the next one waits, whatever else happens.
     def _failed(self):
         self._fails += 1
-        self._rest.begin(schedule.growing(self._fails, self._beacon.store.policy("retry_s")))
+        self._rest.begin(schedule.failure_pause(self._fails, self._beacon.store.policy("retry_s")))
         self._untaken = 0
         self._silence.end()
 
@@ -190,7 +190,7 @@ class Agent:
         stage = None
         try:
             await attempt.run()
-        except install.Over:
+        except install.AttemptCancelled:
             pass  # the orchestrator has ended it
         except Refused as error:
             stage, code, detail = "verify", error.code, error.detail
@@ -199,15 +199,15 @@ class Agent:
         except HttpError as error:
             stage, code, detail = "download", error.code, error.detail
         except Exception as error:
-            from describe import describe
+            from describe import describe_error
 
             sys.print_exception(error)
-            stage, code, detail = "boot", "crash", describe(error)
+            stage, code, detail = "boot", "crash", describe_error(error)
             self._crowded = isinstance(error, MemoryError)
         if stage:
             attempt.record["stage"] = stage
             attempt.record["code"] = code
-            attempt.record["detail"] = report.detail(detail)
+            attempt.record["detail"] = report.attempt_detail(detail)
             try:
                 attempt.mark("failed")
             except FlashError as error:
@@ -219,11 +219,11 @@ class Agent:
             beacon.store.try_put("attempt", None)
             beacon.radio.progress(None)
         attempt = install = None
-        forget("ota.known", "ota.verify", "crypto.pss")
-        forget("wire.manifest", "wire.versions")
-        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt", "ota.image")
-        forget("crypto.ctr", "crypto.hkdf", "ota.choice", "ota.leave")
-        forget("ota.install")
+        unload("ota.denylist", "ota.verify", "crypto.pss")
+        unload("wire.manifest", "wire.versions")
+        unload("ota.download", "ota.writer", "ota.bootable", "ota.decrypt", "ota.image")
+        unload("crypto.ctr", "crypto.hkdf", "ota.boot_slot", "ota.acknowledged")
+        unload("ota.install")
         return not stage
 
     # The end of an attempt, until it is acknowledged; else the boot and the journal, once. It goes
@@ -235,7 +235,7 @@ class Agent:
         if self._silence.left():
             return
         beacon = self._beacon
-        record = self._unsaved or report.kept(beacon.store)
+        record = self._unsaved or report.load_record(beacon.store)
         final = record and record.get("status") in _FINAL
         if final and record.get("attempt_id") == self._reported:
             final = False  # NVS does not give it up: it is reported once
@@ -252,7 +252,7 @@ class Agent:
             self._stranger(error)
             if error.status:
                 retry = beacon.store.policy("retry_s")
-                self._silence.begin(schedule.growing(self._untaken - _TELLINGS + 1, retry))
+                self._silence.begin(schedule.failure_pause(self._untaken - _TELLINGS + 1, retry))
             return
         if final:
             self._unsaved = None
@@ -264,7 +264,7 @@ class Agent:
 
 
 # The field that makes an offer unusable, None for a good one.
-def _malformed(doc):
+def _malformed_field(doc):
     from wire import offer
 
     try:
@@ -273,5 +273,5 @@ def _malformed(doc):
         return error.field
     finally:
         offer = None
-        forget("wire.offer", "wire.versions")
+        unload("wire.offer", "wire.versions")
     return None

@@ -6,9 +6,9 @@ import asyncio
 import gc
 import time
 
-from lazy import load
 from micropython import const
-from net.api import skewed
+from modules import preload
+from net.api import is_clock_skew
 from net.http import HttpError
 from wire.refused import Refused
 
@@ -64,7 +64,7 @@ class Download:
             from ota import decrypt as opener
 
             self._digest = sealed["ciphertext_sha256"]
-            decrypt = opener.opener(fields, beacon.store.blob("fleet_key"))
+            decrypt = opener.make_decrypter(fields, beacon.store.blob("fleet_key"))
         from ota.writer import Writer
 
         writer = Writer(part, self._size, decrypt)
@@ -81,10 +81,10 @@ class Download:
             raise Refused("checksum", "flash holds " + found[:16])
         head = writer.head
         writer = None  # its buffers make room for what comes now
-        await load("ota.bootable")
+        await preload("ota.bootable")
         from ota import bootable
 
-        bootable.check(part, self._size, head)
+        bootable.check_image(part, self._size, head)
         return head
 
     # The whole image: pauses of 2, 4, 8, 16, 32 s between tries that brought nothing, and an end
@@ -101,12 +101,12 @@ class Download:
             except HttpError as error:
                 if error.status in (409, 410):
                     self._attempt.call_off()
-                if error.code == "timeout" or 400 <= error.status < 500 and not _passing(error):
+                if error.code == "timeout" or 400 <= error.status < 500 and not _is_transient(error):
                     raise
                 if not error.status:
                     beacon.api.doubt()
                 fruitless = 0 if writer.written > before else fruitless
-                pause = schedule.backoff(fruitless, beacon.store.policy("backoff_ms"))
+                pause = schedule.retry_pause(fruitless, beacon.store.policy("backoff_ms"))
                 if pause is None:
                     raise
                 fruitless += 1
@@ -129,7 +129,7 @@ class Download:
     # shows in how long an update takes.
     async def _stream(self, writer):
         beacon = self._beacon
-        source = await _ask(
+        source = await _open_download(
             beacon.api,
             self._attempt.url,
             self._digest,
@@ -200,7 +200,7 @@ class Download:
 # The open answer to a download whose bytes hash to `digest`, from byte `first` on. What comes back
 # is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest. At the ticks
 # `ends` nothing is waited for any more.
-async def _ask(api, target, digest, first, stall_ms, ends):
+async def _open_download(api, target, digest, first, stall_ms, ends):
     headers = ()
     if first:
         headers = (("Range", "bytes=%d-" % first), ("If-Range", '"%s"' % digest))
@@ -215,11 +215,11 @@ async def _ask(api, target, digest, first, stall_ms, ends):
             return connection
         status, answer, retry = await api.reply(connection)
         # An orchestrator that was started anew meanwhile; as in Api.call().
-        if not (again and status == 401 and skewed(answer)):
+        if not (again and status == 401 and is_clock_skew(answer)):
             break
     raise HttpError("http", "status %d" % status, False, status, retry)
 
 
 # Refusals of this request, not of the download: another one may be taken.
-def _passing(error):
+def _is_transient(error):
     return error.status in (401, 408, 429)

@@ -6,8 +6,8 @@
 import asyncio
 import time
 
-from lazy import forget, load
 from micropython import const
+from modules import preload, unload
 from net.http import HttpError
 
 from ota.slots import FlashError
@@ -17,7 +17,7 @@ REBOOTING = const(0xFF)
 
 
 # The orchestrator says that there is nothing more to do for this attempt.
-class Over(Exception):
+class AttemptCancelled(Exception):
     pass
 
 
@@ -57,43 +57,43 @@ class Install:
         slot, head = await self._fetch(fields)
         self.record["bytes"] = fields["size"]
         self.mark("verifying")
-        await load("ota.leave", "ota.bootable")
-        from ota import bootable, leave
+        await preload("ota.acknowledged", "ota.bootable")
+        from ota import acknowledged, bootable
 
-        await leave.ask(beacon, self, "verifying")
+        await acknowledged.report_until_acknowledged(beacon, self, "verifying")
         # What otadata still says of an earlier trial must not be taken for this one's.
         bootable.change_otadata(beacon.slots.erase_stale)
         self.record["slot"] = slot
         self.mark("rebooting")
-        await leave.ask(beacon, self, "rebooting")
+        await acknowledged.report_until_acknowledged(beacon, self, "rebooting")
         beacon.radio.progress(REBOOTING)
         await asyncio.sleep_ms(_FAREWELL)
-        bootable.arm(beacon, self, slot, head)
+        bootable.arm_slot(beacon, self, slot, head)
 
     # Nothing is downloaded before this returns what a download needs of the signed manifest. From
     # here on that counts, and the offer is forgotten.
     async def _believe(self):
-        await load("wire.versions", "wire.manifest", "crypto.pss", "ota.known", "ota.verify")
+        await preload("wire.versions", "wire.manifest", "crypto.pss", "ota.denylist", "ota.verify")
         from ota import verify
 
         offer, self._offer = self._offer, {}
-        fields = await verify.believe(self._beacon, offer)
+        fields = await verify.verify_offer(self._beacon, offer)
         self._beacon.heap()
         offer.clear()  # whoever still refers to it
         verify = None
-        forget("ota.known", "ota.verify", "crypto.pss")
-        forget("wire.manifest", "wire.versions")
+        unload("ota.denylist", "ota.verify", "crypto.pss")
+        unload("wire.manifest", "wire.versions")
         return {name: fields.get(name) for name in ("size", "checksum", "encryption")}
 
     async def _fetch(self, fields):
-        await load("ota.writer", "ota.download")
+        await preload("ota.writer", "ota.download")
         from ota import download
 
         fetched = await download.Download(self._beacon, self, fields).run()
         self._beacon.heap()
         download = None
-        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt", "ota.image")
-        forget("crypto.ctr", "crypto.hkdf")
+        unload("ota.download", "ota.writer", "ota.bootable", "ota.decrypt", "ota.image")
+        unload("crypto.ctr", "crypto.hkdf")
         return fetched
 
     # -- reports
@@ -111,4 +111,4 @@ class Install:
     # The orchestrator has ended the attempt. A method, so that what an attempt loads on its way
     # need not import this module.
     def call_off(self):
-        raise Over
+        raise AttemptCancelled

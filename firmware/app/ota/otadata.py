@@ -37,7 +37,7 @@ class Entry:
 
 
 # The sector of the entry that counts, -1 for none.
-def active(entries):
+def active_index(entries):
     best = -1
     for i, entry in enumerate(entries):
         if entry.good and (best < 0 or entry.seq > entries[best].seq):
@@ -47,7 +47,7 @@ def active(entries):
 
 # The entry that speaks of a slot, whatever its state: where a failed trial has left its traces.
 # Of two, the one with the larger number is the younger.
-def about(entries, slot, slots):
+def newest_entry_of(entries, slot, slots):
     found = None
     for entry in entries:
         if entry.intact and entry.slot(slots) == slot and (not found or entry.seq > found.seq):
@@ -56,6 +56,6 @@ def about(entries, slot, slots):
 
 
 # Is the release in slot `running` on trial? Stage 0 turns PENDING back to NEW, so both mean it.
-def on_trial(entries, running, slots):
-    a = active(entries)
+def is_on_trial(entries, running, slots):
+    a = active_index(entries)
     return a >= 0 and entries[a].slot(slots) == running and entries[a].state in (NEW, PENDING)

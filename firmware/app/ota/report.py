@@ -1,8 +1,8 @@
 # Status reports: sent with the journal's undelivered entries, and answered with what the
 # orchestrator wants known: journal acknowledgement, a new key, or that an attempt is over.
 
-from lazy import forget
 from micropython import const
+from modules import unload
 from net.http import HttpError
 from wire.journal import printable
 from wire.shapes import clip_text, is_hex
@@ -12,7 +12,7 @@ _DETAIL = const(160)  # bytes of an attempt's record, which has to fit what is r
 
 # An attempt's record, None for what nothing can be told of: another release, older or newer than
 # this one, may have left it.
-def kept(store, key="attempt"):
+def load_record(store, key="attempt"):
     record = store.record(key)
     if not isinstance(record, dict):
         return None
@@ -27,7 +27,7 @@ def kept(store, key="attempt"):
 
 # The detail of an attempt's end for its record. Strangers choose some of its words, and what they
 # choose may take six bytes a character in JSON.
-def detail(text):
+def attempt_detail(text):
     return clip_text(printable(text, _DETAIL), _DETAIL)
 
 
@@ -40,9 +40,9 @@ class Reporter:
     def build(self, status, record=None, progress=None):
         from ota import status_report
 
-        doc = status_report.build(self._beacon, status, record, progress)
+        doc = status_report.build_report(self._beacon, status, record, progress)
         status_report = None
-        forget("ota.status_report")
+        unload("ota.status_report")
         return doc
 
     # True when the orchestrator took it, False when it says that the attempt is over. Raises
@@ -67,7 +67,7 @@ class Reporter:
             if is_hex(pad, 64):
                 from ota import rekey
 
-                rekey.take(beacon, pad)
+                rekey.apply_key(beacon, pad)
                 rekey = None
-                forget("ota.rekey")
+                unload("ota.rekey")
         return True

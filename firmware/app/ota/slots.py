@@ -1,5 +1,5 @@
 # The partitions an update works on. The slot that runs is never handed out to be written. What
-# changes otadata, and what is asked once in a boot, is in ota/choice.py: an idle beacon does
+# changes otadata, and what is asked once in a boot, is in ota/boot_slot.py: an idle beacon does
 # without it.
 
 from esp32 import Partition
@@ -36,11 +36,11 @@ class Slots:
         kind = self.app.info()[1]
         self.running = kind - _OTA if kind >= _OTA else _FACTORY
 
-    # The functions of ota/choice.py as methods; whoever is done with them forgets that module.
+    # The functions of ota/boot_slot.py as methods; whoever is done with them forgets that module.
     def __getattr__(self, name):
-        from ota import choice
+        from ota import boot_slot
 
-        found = getattr(choice, name)
+        found = getattr(boot_slot, name)
         return lambda *args: found(self, *args)
 
     def entries(self):
@@ -55,7 +55,7 @@ class Slots:
         return entries
 
     def on_trial(self):
-        return bool(self.ota) and otadata.on_trial(self.entries(), self.running, self.count)
+        return bool(self.ota) and otadata.is_on_trial(self.entries(), self.running, self.count)
 
     def info(self, slot):
         return self.parts[slot].info()

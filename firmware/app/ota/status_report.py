@@ -26,7 +26,7 @@ _COPIED = const(
 
 
 # The report of a status. `record` is the attempt's, None for an idle report.
-def build(beacon, status, record, progress):
+def build_report(beacon, status, record, progress):
     now = clock.utc()
     doc = {
         "firmware_version": beacon.version,
@@ -51,22 +51,22 @@ def build(beacon, status, record, progress):
         doc["clock_unset"] = True
     if beacon.insecure:
         doc["insecure"] = True
-    journal = _fitting(beacon.journal.since(), _BODY - _size(doc))
+    journal = _take_fitting(beacon.journal.since(), _BODY - _json_size(doc))
     if journal:
         doc["journal"] = journal
     return doc
 
 
 # Bytes of a value's JSON, and of the name and the commas around it.
-def _size(value):
+def _json_size(value):
     return len(json.dumps(value).encode()) + 16
 
 
 # The first entries that there is room for; the others come with the next report.
-def _fitting(entries, room):
+def _take_fitting(entries, room):
     found = []
     for entry in entries:
-        room -= _size(entry)
+        room -= _json_size(entry)
         if room < 0:
             break
         found.append(entry)

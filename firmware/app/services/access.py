@@ -5,8 +5,8 @@ import os
 import time
 
 from crypto.hmac import equal, hmac_sha256
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import access
 
 _WRITE = const(0x0008)
@@ -60,9 +60,9 @@ class Access:
                 self._radio.renew(link)
                 from services import strike
 
-                strike.open(self._store)
+                strike.open_strike(self._store)
                 strike = None
-                forget("services.strike")
+                unload("services.strike")
 
     # A challenge serves once, whatever the answer. An unknown id takes as long as a wrong secret.
     def _judge(self, opened, proof):
@@ -75,9 +75,9 @@ class Access:
         good = False
         import identity
 
-        name = identity.read(self._store)
+        name = identity.read_id(self._store)
         identity = None
-        forget("identity")
+        unload("identity")
         for key in (held, access.door_key(hmac_sha256, held, name)):
             good = equal(hmac_sha256(key, nonce)[: access.SECRET], proof) or good
         late = not 0 <= time.ticks_diff(time.ticks_ms(), since) <= access.LIFETIME

@@ -16,7 +16,7 @@ _WATCHDOG = const(3)
 # Bluetooth hangs or resets the chip, `ble` stays at "trying": that boot goes without, until
 # somebody has cut the power. Some chips call every reset a power-on: after a second time it goes
 # without whatever the cause, until Radio.healthy() says that this boot was a good one.
-def start(store, journal, cause, irq):
+def activate(store, journal, cause, irq):
     known = store.number("ble")
     if known == _AGAIN or known == _TRYING and cause != _POWER_ON:
         journal.write("ble", "skipped", "activation never came back")

@@ -1,11 +1,11 @@
-# The one button. Always loaded is only who notices it; services/held.py sees the press through.
+# The one button. Always loaded is only who notices it; services/button_press.py sees the press through.
 
 import asyncio
 import time
 
 import machine
-from lazy import forget
 from micropython import const
+from modules import unload
 
 _BOUNCE = const(50)  # ms
 _IDLE = const(1000)  # ms between looks, should an edge be missed
@@ -57,8 +57,8 @@ class Button:
                 continue
             await asyncio.sleep_ms(_BOUNCE)
             if self.pressed():
-                from services import held
+                from services import button_press
 
-                await held.see(self._beacon, self, early)
-                held = None
-                forget("services.held")
+                await button_press.follow_press(self._beacon, self, early)
+                button_press = None
+                unload("services.button_press")

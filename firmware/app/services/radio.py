@@ -9,8 +9,8 @@ import errno
 import sys
 import time
 
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import adverts
 
 _CONNECT = const(1)
@@ -76,12 +76,12 @@ class Radio:
         if self._allowed:
             from services import activation
 
-            found = activation.start(self._store, self._journal, cause, self._irq)
+            found = activation.activate(self._store, self._journal, cause, self._irq)
             if found:
                 self._ble, self.name = found
                 self._needed = True
             activation = None
-            forget("services.activation")
+            unload("services.activation")
 
     # The next power-on may try again.
     def healthy(self):
@@ -347,7 +347,7 @@ class Radio:
         try:
             call(link, *args)
         except Exception as error:
-            from describe import describe
+            from describe import describe_error
 
-            self._journal.write("ble", "handler", describe(error))
+            self._journal.write("ble", "handler", describe_error(error))
             self.cut(link)

@@ -65,7 +65,7 @@ MUTANTS = (
     ),
     Mutant(
         "erases-the-wrong-entry",
-        ("app", "ota", "choice.py"),
+        ("app", "ota", "boot_slot.py"),
         "i != a and not entries[i].blank",
         "i == a and not entries[i].blank",
         Scenario("good", 0),

@@ -7,7 +7,7 @@ from mp import chip as c
 c.modules(c.Chip(c.layout(slot=1)))
 
 from net.http import HttpError  # noqa: E402
-from ota import schedule, settle  # noqa: E402
+from ota import boot_outcome, schedule  # noqa: E402
 
 _DEADLINE = 30_000  # ms: what is waited for takes one second
 _NEVER = 10_000_000
@@ -57,7 +57,7 @@ class Beacon:
 
 
 def test_other_credentials_end_the_pause_between_two_tries():
-    schedule.backoff = lambda n, first_ms: _NEVER
+    schedule.retry_pause = lambda n, first_ms: _NEVER
     beacon = Beacon()
     tries = []
 
@@ -69,7 +69,7 @@ def test_other_credentials_end_the_pause_between_two_tries():
         return 204, None, None
 
     async def body():
-        trial = asyncio.create_task(settle._trial(beacon, None, ask))
+        trial = asyncio.create_task(boot_outcome._run_trial(beacon, None, ask))
         while not tries:
             await asyncio.sleep_ms(1)
         beacon.asked += 1

@@ -12,10 +12,10 @@ _CLOSED_EC1 = const(b"\x01\x04\x00\x05\xec\x01\x7f\x21\x07")
 
 
 # The list for the frames of who has a place now, None for whom there is none.
-def join(server, link, data, is_open):
+def enqueue(server, link, data, is_open):
     radio = server.beacon.radio
     if not is_open:
-        _refuse(radio, link, server.tx, data)
+        _refuse_client(radio, link, server.tx, data)
     elif server.proved and not server.gone:
         radio.cut(link)
     else:
@@ -26,7 +26,7 @@ def join(server, link, data, is_open):
     return None
 
 
-def _refuse(radio, link, handle, frame):
+def _refuse_client(radio, link, handle, frame):
     at = 6 if len(frame) > 1 and frame[1] & 0x10 else 4
     ours = frame[:1] == b"\x01" and frame[at : at + 1] == b"\xec"
     try:

@@ -26,7 +26,7 @@ GIVEN = const(
 
 # All of it or nothing, whenever the power fails. A full NVS has no room for the intention: then one
 # after the other, the key first, and who was cut off by the power has to ask again.
-def forget(store):
+def erase_provisioned(store):
     try:
         store.put_all(dict.fromkeys(GIVEN))
     except OSError:

@@ -17,7 +17,7 @@ _POWER_ON = const(1)
 
 
 # `early`: it began within ten seconds of the start.
-async def see(beacon, button, early):
+async def follow_press(beacon, button, early):
     since = time.ticks_ms()
     early = early and beacon.cause == _POWER_ON
     held = 0
@@ -26,13 +26,13 @@ async def see(beacon, button, early):
         held = time.ticks_diff(time.ticks_ms(), since)
         if early and held >= _UNLOCK:
             early = False
-            _unlock(beacon)
+            _unlock_pin(beacon)
         if held >= _FORGET:
-            import factory
+            import factory_reset
 
             beacon.journal.write("button", "forgot")
             try:
-                factory.forget(beacon.store)
+                factory_reset.erase_provisioned(beacon.store)
             except OSError as error:
                 beacon.journal.write("button", "not_stored", str(error))
                 break
@@ -43,7 +43,7 @@ async def see(beacon, button, early):
         beacon.blufi.open()
 
 
-def _unlock(beacon):
+def _unlock_pin(beacon):
     if beacon.blufi.failures:
         beacon.blufi.failures = 0
         kept = beacon.store.try_put("pin_fail", None)  # else it is locked again after a reset

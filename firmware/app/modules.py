@@ -9,13 +9,13 @@ import sys
 
 # Loads modules one after the other, and lets the other tasks have their turn in between: to read
 # one from the app's filesystem takes a chip 10 ms and more. What they import comes before them.
-async def load(*names):
+async def preload(*names):
     for name in names:
         __import__(name)
         await asyncio.sleep_ms(0)
 
 
-def forget(*names):
+def unload(*names):
     for name in names:
         module = sys.modules.pop(name, None)
         package, _, last = name.rpartition(".")
