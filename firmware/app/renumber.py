@@ -13,7 +13,7 @@ def restart_numbers(journal, store, entries):
             return
     ack = journal.delivered
     journal.delivered = journal.newest = 0
-    journal.words = None
+    journal.newest_words = None
     for entry in entries:
         if entry[0] > ack or entry is entries[-1]:
             journal.append(tuple(entry[1:]))

@@ -54,7 +54,7 @@ POLICY = _Policy()
 
 # Stands in for an NVS that cannot be opened (damaged, or full before there was a namespace):
 # nothing is in it and nothing goes in, but the beacon runs.
-class _Closed:
+class _ClosedNvs:
     def __init__(self, code):
         self._code = code
 
@@ -73,8 +73,8 @@ class Store:
             self.nvs = NVS("beacon")  # one handle: they are never given back
         except OSError as error:
             print("settings:", error)
-            self.nvs = _Closed(error.errno)
-        self._recover()
+            self.nvs = _ClosedNvs(error.errno)
+        self._replay_log()
         self.load_policy()
 
     def blob(self, key, limit=_TEXT):
@@ -113,7 +113,7 @@ class Store:
         else:
             if not isinstance(value, (bytes, str)):
                 value = json.dumps(value)
-            self._replace(key, value if isinstance(value, bytes) else value.encode())
+            self._journalled_set(key, value if isinstance(value, bytes) else value.encode())
         self.nvs.commit()
 
     # The same for what the beacon can do without: False when NVS does not take it.
@@ -128,7 +128,7 @@ class Store:
     # ESP-IDF can lose a blob whose new value was cut off between its data and its index: at the
     # next start the old data pass for a duplicate. A value that is replaced therefore lies in
     # `spare`, a key of its own, until the replacement is whole.
-    def _replace(self, key, value):
+    def _journalled_set(self, key, value):
         old = self.blob(key, _RECORD)
         if old == value:
             return
@@ -157,7 +157,7 @@ class Store:
 
     # What cannot be done again (a full NVS, bytes that are none of ours) must not keep the beacon
     # from starting.
-    def _recover(self):
+    def _replay_log(self):
         log = self.blob(_SPARE, _LOG)
         if log:
             import redo_log

@@ -3,7 +3,7 @@
 
 # (access control, provisioning, the button), None for what there is not.
 def start_services(beacon):
-    if not beacon.radio.on():
+    if not beacon.radio.is_on():
         return None, None, None
     from blufi.server import Server
     from services.access import Access

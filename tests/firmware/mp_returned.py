@@ -75,7 +75,7 @@ DEAD = c.entry(2, c.ABORTED, b"\0\0" + b"\xff" * 18)
 
 def noted(chip):
     entries = [otadata.Entry(raw) for raw in chip.entries()]
-    return otadata.newest_entry_of(entries, 1, 2).back
+    return otadata.newest_entry_of(entries, 1, 2).return_cause
 
 
 def test_where_nvs_takes_nothing_otadata_says_it():
@@ -90,7 +90,7 @@ def test_where_nvs_takes_nothing_otadata_says_it():
         v = trial.diagnose_previous_attempt(store.record("attempt"), entries, 0, 2, POWER, words)
         code = {POWER: "power", WDT: "watchdog"}.get(cause, "not_booted")
         assert (v.status, v.code, v.trials) == ("rolled_back", code, 3)
-        assert v.guilty() == (cause == WDT)
+        assert v.image_at_fault() == (cause == WDT)
         # Whatever comes after it is the old release's, NVS as well as it may be.
         chip.nvs_full = False
         before = chip.ops
@@ -128,8 +128,10 @@ def test_a_note_that_was_cut_off_in_otadata_tells_only_that_there_was_one():
             chip.cut = -1
         assert noted(chip) == (-1 if torn else None)
         entries = [otadata.Entry(raw) for raw in chip.entries()]
-        v = trial.diagnose_previous_attempt(ARMED, entries, 0, 2, POWER, [[9, 0, "boot", "crash", "why"]])
-        assert (v.code, v.trials, v.guilty()) == ("power", 0, False)
+        v = trial.diagnose_previous_attempt(
+            ARMED, entries, 0, 2, POWER, [[9, 0, "boot", "crash", "why"]]
+        )
+        assert (v.code, v.trials, v.image_at_fault()) == ("power", 0, False)
 
 
 def test_a_power_cut_loses_neither_the_attempt_nor_the_note():

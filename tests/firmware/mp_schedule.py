@@ -11,9 +11,9 @@ def offer(**fields):
 
 
 def test_windows():
-    assert s.window("03:00-05:00") == (180, 300)
-    assert s.window("23:30-1:15") == (1410, 75)
-    assert s.window(" 00:00 - 23:59 ") == (0, 1439)
+    assert s.parse_window("03:00-05:00") == (180, 300)
+    assert s.parse_window("23:30-1:15") == (1410, 75)
+    assert s.parse_window(" 00:00 - 23:59 ") == (0, 1439)
     for bad in (
         "",
         "03:00",
@@ -28,7 +28,7 @@ def test_windows():
         "003:00-05:00",
         "03:00–05:00",
     ):
-        assert s.window(bad) is None, bad
+        assert s.parse_window(bad) is None, bad
 
 
 def test_now_when_nothing_holds_it_back():
@@ -60,7 +60,10 @@ def test_the_local_window_is_a_second_guard():
 
 
 def test_required_and_timeless_offers_do_not_wait():
-    assert s.seconds_until_install(offer(required=True, not_before=NIGHT + 9), NIGHT, "10:00-11:00", 0) == 0
+    assert (
+        s.seconds_until_install(offer(required=True, not_before=NIGHT + 9), NIGHT, "10:00-11:00", 0)
+        == 0
+    )
     assert s.seconds_until_install(offer(not_before=NIGHT), 0, "10:00-11:00", 0) == 0
 
 

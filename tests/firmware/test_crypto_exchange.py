@@ -45,11 +45,11 @@ def begin(name, stored, pop, chunks):
     more = iter(chunks or ())
     random = (lambda n: next(more)) if chunks else exchange.urandom
     r = exchange.Responder(name, stored, pop, random)
-    p256.run(r.prepare())
+    p256.run_steps(r.prepare())
 
 def hello(message):
     reply = guarded(r.hello, message)
-    p256.run(r.work())
+    p256.run_steps(r.work())
     return reply
 
 def finish(message):
@@ -80,7 +80,7 @@ def run(device, client: Initiator):
 def test_vectors_of_the_beacon(device):
     stored = enroll(PIN, NAME)
     assert stored[:32].hex() == W
-    assert device.ask("exchange.enroll({}, {})", PIN.encode(), NAME) == stored
+    assert device.ask("exchange.derive_record({}, {})", PIN.encode(), NAME) == stored
     begin(device, stored=stored, random=DEVICE)
     assert device.ask("hello({})", bytes.fromhex(C_HELLO)).hex() == S_HELLO
     assert device.ask("finish({})", bytes.fromhex(C_FIN)).hex() == S_FIN
@@ -176,7 +176,9 @@ def test_points_that_give_nothing(device):
         assert over(device, "hello({})", hello[:20] + point) == (ec1.A_POINT, False)
         assert over(device, "hello({})", hello) == (ec1.A_STATE, False)
     begin(device, stored=stored)
-    doubled = p256.encode(p256.negate(p256.decode(w_m)))  # K = y·(-2·w·M): a point, wrong secret
+    doubled = p256.encode(
+        p256.negate(p256.decode(w_m))
+    )  # K = y·(-2·w·M): a point, wrong secret
     reply = device.ask("hello({})", hello[:20] + doubled)
     assert (
         over(device, "finish({})", ec1.build_message(ec1.C_FIN, ec1.SPAKE2, bytes(16)))[0]
@@ -213,7 +215,7 @@ def test_messages_out_of_turn(device):
 
 def test_wrong_order_of_calls_is_the_callers_fault(device):
     begin(device, stored=enroll(PIN, NAME))
-    for call in ("p256.run(r.work())", "p256.run(r.prepare())"):
+    for call in ("p256.run_steps(r.work())", "p256.run_steps(r.prepare())"):
         with pytest.raises(Raised, match="ValueError"):
             device.ask(call)
     for arguments in (

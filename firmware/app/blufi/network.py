@@ -18,11 +18,11 @@ class Network:
         self.state = None  # of the attempt
         self.refused = None  # "storage" when NVS did not take a network that works
 
-    def trying(self):
+    def is_trying(self):
         return self.state == wifi.CONNECTING
 
     # Takes what has to do with networks; True when there is something to be told soon.
-    async def take(self, kind, data, send):
+    async def handle_message(self, kind, data, send):
         if kind == blufi.SET_OPMODE:
             if data != bytes((wifi.OPMODE_STA,)):
                 raise BlufiError(E_FORMAT)  # it is nobody's access point
@@ -38,28 +38,28 @@ class Network:
         elif kind == blufi.CONNECT:
             self._connect()
         elif kind == blufi.GET_STATUS:
-            send(blufi.REPORT, self.report())
+            send(blufi.REPORT, self.build_report())
         elif kind == blufi.GET_LIST:
-            send(blufi.LIST, await self._list())
+            send(blufi.LIST, await self._list_networks())
 
     def _connect(self):
         if not self._ssid:
             raise BlufiError(E_FORMAT)
-        if self.trying():
+        if self.is_trying():
             raise BlufiError(E_STATE)
         self.state = wifi.CONNECTING
         self.refused = None
         self._server.network = self
-        asyncio.create_task(self._attempt(self._ssid, self._password))
+        asyncio.create_task(self._try_network(self._ssid, self._password))
 
     # A task of its own without a supervisor: nothing may come out of it.
-    async def _attempt(self, ssid, password):
+    async def _try_network(self, ssid, password):
         beacon = self._server.beacon
         station = beacon.wifi
         store = beacon.store
         await station.claim()
         try:
-            known = ssid == station.ssid == store.blob("wifi_ssid") and station.up()
+            known = ssid == station.ssid == store.blob("wifi_ssid") and station.is_up()
             if known and password == store.blob("wifi_pass") or await station.join(ssid, password):
                 values = {"wifi_ssid": ssid, "wifi_pass": password or None}
                 if store.policy("legacy"):
@@ -67,8 +67,8 @@ class Network:
                 store.put_all(values)
                 store.load_policy()
                 self.state = wifi.CONNECTED
-                self._server.changed()
-                beacon.settled()
+                self._server.check_provisioned()
+                beacon.on_provisioned()
             else:
                 self._reason = station.reason
                 self.state = wifi.FAILED
@@ -85,13 +85,13 @@ class Network:
         self._server.network = None
 
     # How it stands: with the attempt while there was one, else with the network there is.
-    def report(self):
+    def build_report(self):
         station = self._server.beacon.wifi
-        if self.trying():
+        if self.is_trying():
             return wifi.build_report(wifi.CONNECTING, ssid=self._ssid)
         if self.state == wifi.FAILED:
             return wifi.build_report(wifi.FAILED, ssid=self._ssid, reason=self._reason)
-        if not station.up():
+        if not station.is_up():
             return wifi.build_report(wifi.FAILED, ssid=station.ssid, reason=station.reason)
         try:
             rssi = station.wlan.status("rssi")
@@ -99,9 +99,9 @@ class Network:
             rssi = wifi.UNKNOWN_RSSI  # it has just been lost
         return wifi.build_report(wifi.CONNECTED, ssid=station.ssid, rssi=rssi)
 
-    async def _list(self):
+    async def _list_networks(self):
         station = self._server.beacon.wifi
-        if self.trying():
+        if self.is_trying():
             raise BlufiError(E_SCAN)
         await station.claim()
         try:
@@ -116,8 +116,8 @@ class Network:
 # [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s meanwhile, and
 # finds nothing while it is joining; raises DRIVER when it will not scan.
 def _scan_networks(station):
-    if not station.up():
-        station.leave()
+    if not station.is_up():
+        station.disconnect()
     found = {}
     for one in station.wlan.scan():
         if one[0] and one[3] > found.get(one[0], -999):

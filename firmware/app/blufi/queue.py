@@ -15,13 +15,13 @@ _CLOSED_EC1 = const(b"\x01\x04\x00\x05\xec\x01\x7f\x21\x07")
 def enqueue(server, link, data, is_open):
     radio = server.beacon.radio
     if not is_open:
-        _refuse_client(radio, link, server.tx, data)
-    elif server.proved and not server.gone:
-        radio.cut(link)
+        _refuse_client(radio, link, server.tx_handle, data)
+    elif server.client_proved and not server.client_gone:
+        radio.disconnect(link)
     else:
         frames = []
-        server.line.append((link, frames))
-        radio.keep(link, _LINE, _LINE, _LINE)
+        server.queue.append((link, frames))
+        radio.set_idle_timeout(link, _LINE, _LINE, _LINE)
         return frames
     return None
 
@@ -33,4 +33,4 @@ def _refuse_client(radio, link, handle, frame):
         radio.notify(link, handle, _CLOSED_EC1 if ours else _CLOSED)
     except OSError as error:
         print("blufi:", error)
-    radio.keep(link, _GOODBYE, 0)
+    radio.set_idle_timeout(link, _GOODBYE, 0)

@@ -89,7 +89,9 @@ class Responder:
             self._abort(ec1.A_POINT)
         self._peer = peer
         self._client = bytes(message)
-        self._server = ec1.build_message(ec1.S_HELLO, message[3], self._nonce + p256.encode_point(public))
+        self._server = ec1.build_message(
+            ec1.S_HELLO, message[3], self._nonce + p256.encode_point(public)
+        )
         self._state = _GREETED
         return self._server
 

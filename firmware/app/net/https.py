@@ -34,9 +34,9 @@ class Pinned:
         except (ValueError, OSError) as error:
             raise HttpError("connect", "ca.der: %s" % error)
         self._begun = 0
-        self._again = False
-        self._shown(pinned, 0)
-        self._context.verify_callback = self._shown
+        self._retried = False
+        self._on_certificate(pinned, 0)
+        self._context.verify_callback = self._on_certificate
         # Always from the pinned one's date: what a stranger showed the last time moves nothing.
         clock.set_guess(self._begun)
 
@@ -44,7 +44,7 @@ class Pinned:
         return self._context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
 
     # mbedTLS shows each certificate after it has judged it; 0: nothing to add.
-    def _shown(self, cert, depth):
+    def _on_certificate(self, cert, depth):
         try:
             self._begun = max(self._begun, read_not_before(cert))
         except (ValueError, IndexError):
@@ -53,10 +53,10 @@ class Pinned:
 
     # Was a certificate shown that begins after the date it was judged at? Then, once, it is worth
     # another try; whoever made it up is found out by the signatures.
-    def later(self):
-        if self._again or clock.utc() or self._begun <= clock.unchecked():
+    def retry_later_date(self):
+        if self._retried or clock.utc() or self._begun <= clock.unchecked():
             return False
-        self._again = True
+        self._retried = True
         clock.set_guess(self._begun)
         return True
 

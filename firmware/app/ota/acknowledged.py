@@ -21,4 +21,4 @@ async def report_until_acknowledged(beacon, attempt, status):
             tries += 1
             await asyncio.sleep_ms(pause)
     if not taken:
-        attempt.call_off()
+        attempt.cancel()

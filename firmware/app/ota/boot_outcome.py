@@ -15,6 +15,9 @@ from wire import versions
 
 from ota import denylist, report, schedule, trial
 
+# All that is loaded for it and by no other module of an idle beacon.
+MODULES = "ota.boot_outcome ota.trial ota.denylist wire.versions ota.boot_slot ota.image"
+
 _LOOK = const(500)  # ms between looks at a release on trial
 _SOFT = const(5)
 _POWER_ON = const(1)
@@ -26,28 +29,28 @@ _RESCUE = const(8)  # crashes after which stage 0 tries another slot
 async def resolve_boot_outcome(beacon, ask):
     record = report.load_record(beacon.store)
     slots = beacon.slots
-    if beacon.cause == _POWER_ON and beacon.store.number("bad_slot"):
+    if beacon.reset_cause == _POWER_ON and beacon.store.number("bad_slot"):
         beacon.store.try_put("bad_slot", None)  # flash that failed once may have been the supply
-    if slots.on_trial():
+    if slots.is_on_trial():
         return await _run_trial(beacon, record, ask)
     unsaved = None
     if record:
         entries = slots.entries()
         # Armed, but only the interpreter was restarted: go on where the reset was due.
-        if beacon.cause == _SOFT and slots.armed():
+        if beacon.reset_cause == _SOFT and slots.is_armed():
             machine.reset()
         verdict = trial.diagnose_previous_attempt(
             record,
             entries,
             slots.running,
             slots.count,
-            beacon.cause,
-            beacon.journal.since(_armed_entry(record)),
+            beacon.reset_cause,
+            beacon.journal.entries_since(_armed_entry(record)),
         )
         if verdict and not _conclude(beacon, record, verdict):
             unsaved = record
     try:
-        slots.unarm()
+        slots.disarm()
     except OSError as error:
         beacon.journal.write("flash", "erase", "otadata: %s" % error)
     return unsaved
@@ -65,7 +68,7 @@ def _conclude(beacon, record, verdict):
         record["stage"] = "boot"
         record["code"] = verdict.code
         record["detail"] = report.attempt_detail(verdict.detail)
-        if verdict.guilty():
+        if verdict.image_at_fault():
             # The journal first: should the power fail now, the reset cause is gone with it.
             beacon.journal.write("boot", verdict.code, verdict.detail)
             denylist.add(beacon.store, record["checksum"])
@@ -97,27 +100,27 @@ async def _run_trial(beacon, record, ask):
     strange = ""  # what a stranger answered last
     tries = 0
     next_try = begun
-    asked = beacon.agent.asked
+    asked = beacon.agent.poll_requests
     if _is_own_attempt(record, beacon) and record["version"] != beacon.version:
         # Not what was signed: what runs under no version, or an old one, is never updated again.
         _fail_trial(beacon, record, "calls itself " + beacon.version)
     while True:
         await asyncio.sleep_ms(_LOOK)
         now = time.ticks_ms()
-        if asked != beacon.agent.asked:  # other credentials: at once
-            asked = beacon.agent.asked
+        if asked != beacon.agent.poll_requests:  # other credentials: at once
+            asked = beacon.agent.poll_requests
             tries = 0
             next_try = now
-        if beacon.wifi.up() and not exchanged and time.ticks_diff(now, next_try) >= 0:
+        if beacon.wifi.is_up() and not exchanged and time.ticks_diff(now, next_try) >= 0:
             exchanged, refused, strange = await _try_exchange(ask)
             pause = schedule.retry_pause(min(tries, 4), store.policy("backoff_ms"))
             next_try = time.ticks_add(time.ticks_ms(), pause)
             tries += 1
         late = time.ticks_diff(time.ticks_ms(), begun) > deadline
         decision, missing = trial.check_health(
-            beacon.radio.fit(),
-            beacon.fit(),
-            beacon.wifi.up(),
+            beacon.radio.is_healthy(),
+            beacon.services_healthy(),
+            beacon.wifi.is_up(),
             exchanged,
             refused,
             late,
@@ -131,22 +134,22 @@ async def _run_trial(beacon, record, ask):
             _fail_trial(beacon, record, missing)
     if record and record.get("status") == "rebooting":
         if _is_own_attempt(record, beacon):
-            record["trials"] = beacon.slots.trials()
+            record["trials"] = beacon.slots.trial_number()
         else:
             # The release that was armed confirmed itself and crashed until stage 0 gave up on it.
             # Said before the trial ends: afterwards nothing would tell why we run.
-            said = beacon.journal.since(_armed_entry(record))
-            verdict = trial.diagnose_rescue(record, beacon.slots.other(), said)
+            said = beacon.journal.entries_since(_armed_entry(record))
+            verdict = trial.diagnose_rescue(record, beacon.slots.other_slot(), said)
             kept = _conclude(beacon, record, verdict)
     crashes = store.number("crashes")
     if crashes >= _RESCUE and not (record and record.get("status") == "rebooting"):
         undone = await _withdraw_success(beacon, record)
         if undone:
             record = undone
-            kept = _conclude(beacon, record, trial.diagnose_crash(beacon.journal.since(0)))
+            kept = _conclude(beacon, record, trial.diagnose_crash(beacon.journal.entries_since(0)))
     # Before the trial ends: what has crashed so far was another release, and must not count when
     # this one crashes once.
-    beacon.forget_crashes()
+    beacon.clear_crash_count()
     if not beacon.slots.confirm():
         _fail_trial(beacon, record, trial.UNCONFIRMED)
     _raise_floor(beacon)
@@ -154,7 +157,7 @@ async def _run_trial(beacon, record, ask):
         record["status"] = "success"
         _remember_confirmed(beacon, record)
         kept = store.try_put("attempt", record)
-    beacon.announce()
+    beacon.advertise_status()
     if missing:
         beacon.journal.write("trial", "unconfirmed", missing)
     return None if kept else record
@@ -189,7 +192,7 @@ def _remember_confirmed(beacon, record):
 # again, and its success, which has been told or is about to be, is taken back under the attempt
 # that it came by: the record to conclude, None when nobody knows that attempt.
 async def _withdraw_success(beacon, record):
-    crashed = beacon.slots.other()
+    crashed = beacon.slots.other_slot()
     if crashed is None:
         return None
     checksum = await beacon.slots.digest(crashed)

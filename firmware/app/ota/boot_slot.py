@@ -20,7 +20,7 @@ def is_armed(slots):
 def trial_number(slots):
     entries = slots.entries()
     entry = entries[otadata.active_index(entries)]
-    return entry.marks + (entry.state == otadata.PENDING)
+    return entry.trial_marks + (entry.state == otadata.PENDING)
 
 
 # The slot that otadata's other entry speaks of: where the release before this one lies. None
@@ -55,14 +55,14 @@ def erase_stale_entries(slots):
 
 # Makes `slot` the one that boots next, on trial. Blocks for as long as hashing the core takes.
 def arm(slots, slot):
-    if not slots.ota or slot == slots.running or slots.on_trial():
+    if not slots.ota or slot == slots.running or slots.is_on_trial():
         raise FlashError("no_slot", "not while slot %d runs" % slots.running)
     # A fresh sector: set_boot keeps the label bytes it finds, and with them old trial marks.
     erase_stale_entries(slots)
     slots.parts[slot].set_boot()
     entries = slots.entries()
     a = otadata.active_index(entries)
-    if a < 0 or entries[a].slot(slots.count) != slot or entries[a].marks:
+    if a < 0 or entries[a].slot(slots.count) != slot or entries[a].trial_marks:
         raise FlashError("write", "otadata does not select slot %d" % slot)
 
 
@@ -77,9 +77,9 @@ def discard(slots, slot):
 
 # Ends the trial for good. True only when otadata says so when read back.
 def confirm(slots):
-    if not slots.on_trial():
+    if not slots.is_on_trial():
         return False
-    slots.app.mark_app_valid_cancel_rollback()
+    slots.running_app.mark_app_valid_cancel_rollback()
     entries = slots.entries()
     a = otadata.active_index(entries)
     return (
@@ -91,4 +91,4 @@ def confirm(slots):
 
 # SHA-256 of a slot's release image, of the running one's by default.
 async def digest(slots, slot=None):
-    return await image_digest(slots.app if slot is None else slots.parts[slot])
+    return await image_digest(slots.running_app if slot is None else slots.parts[slot])

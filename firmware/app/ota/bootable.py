@@ -70,8 +70,8 @@ def write_head(part, head):
 # else runs meanwhile: what is journalled after this is the trial's.
 def arm_slot(beacon, attempt, slot, head):
     attempt.record["armed"] = True
-    attempt.record["journal"] = beacon.journal.head()
-    attempt.mark("rebooting")
+    attempt.record["journal"] = beacon.journal.newest
+    attempt.save_status("rebooting")
     try:
         try:
             write_head(beacon.slots.partition(slot), head)
@@ -89,7 +89,7 @@ def arm_slot(beacon, attempt, slot, head):
 # What is going to be told as failed must not boot by the next reset, nor by a rescue.
 def _discard_slot(slots, slot):
     try:
-        slots.give_up(slot)
+        slots.discard(slot)
     except OSError as error:
         print("flash:", error)
 

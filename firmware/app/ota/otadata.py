@@ -26,11 +26,13 @@ class Entry:
         self.seq = unpack_from("<I", raw)[0]
         self.state, crc = unpack_from("<II", raw, 24)
         self.intact = self.seq != _BLANK and crc == crc32(pack("<I", self.seq), _BLANK)
-        self.good = self.intact and self.state not in (INVALID, ABORTED)
-        self.marks = sum(raw[_LABEL + i] != 0xFF for i in range(_MARKS))
+        self.usable = self.intact and self.state not in (INVALID, ABORTED)
+        self.trial_marks = sum(raw[_LABEL + i] != 0xFF for i in range(_MARKS))
         cause, check = raw[BACK], raw[BACK + 1]
         # What ended the last trial: None when nothing is written there, -1 when power failed in it.
-        self.back = None if cause & check == 0xFF else cause if cause ^ check == 0xFF else -1
+        self.return_cause = (
+            None if cause & check == 0xFF else cause if cause ^ check == 0xFF else -1
+        )
 
     def slot(self, slots):
         return (self.seq - 1 & _BLANK) % slots
@@ -40,7 +42,7 @@ class Entry:
 def active_index(entries):
     best = -1
     for i, entry in enumerate(entries):
-        if entry.good and (best < 0 or entry.seq > entries[best].seq):
+        if entry.usable and (best < 0 or entry.seq > entries[best].seq):
             best = i
     return best
 

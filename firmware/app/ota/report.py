@@ -16,9 +16,10 @@ def load_record(store, key="attempt"):
     record = store.record(key)
     if not isinstance(record, dict):
         return None
-    for name in ("attempt_id", "firmware_id"):
-        if not is_hex(record.get(name), 24):
-            return None
+    attempt_id = record.get("attempt_id")
+    firmware_id = record.get("firmware_id")
+    if not is_hex(attempt_id, 24) or not is_hex(firmware_id, 24):
+        return None
     for name in ("version", "previous", "checksum"):
         if not isinstance(record.get(name), str):
             return None
@@ -60,9 +61,9 @@ class Reporter:
                 beacon.journal.write("report", "rejected", "status %d" % status)
             raise HttpError("http", "status %d" % status, status in (401, 403), status)
         if answer:
-            ack = answer.get("journal_ack")
-            if isinstance(ack, int):
-                beacon.journal.acked(ack)
+            journal_ack = answer.get("journal_ack")
+            if isinstance(journal_ack, int):
+                beacon.journal.acknowledge(journal_ack)
             pad = answer.get("rekey")
             if is_hex(pad, 64):
                 from ota import rekey

@@ -29,12 +29,12 @@ def record_return(store, journal, cause):
         return
     try:
         ota, sector, entry = _find_entry(slot)
-        if entry and entry.back is not None:
+        if entry and entry.return_cause is not None:
             return
     except OSError as error:
         print("attempt: otadata:", error)
         entry = None
-    record["back"] = [cause, journal.head()]
+    record["back"] = [cause, journal.newest]
     try:
         store.put("attempt", record)
     except OSError as error:

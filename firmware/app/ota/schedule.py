@@ -49,9 +49,9 @@ def cap_retry_after(asked, default):
 def seconds_until_install(offer, now, local, offset_min):
     if offer["required"] or not now:
         return 0
-    start = offer.get("not_before", 0)
-    if now < start:
-        return start - now
+    not_before = offer.get("not_before", 0)
+    if now < not_before:
+        return not_before - now
     if now >= offer.get("not_after", now + 1):
         return _MISSED
     local = parse_window(local)

@@ -26,20 +26,23 @@ _COPIED = const(
 
 
 # The report of a status. `record` is the attempt's, None for an idle report.
-def build_report(beacon, status, record, progress):
-    now = clock.utc()
+def build_report(beacon, update_status, record, progress):
+    firmware_version = beacon.version
+    if record and update_status not in ("success", "rolled_back"):
+        firmware_version = record["version"]
+    updated_at = clock.utc()
+    heap_free_min = beacon.measure_heap()
     doc = {
-        "firmware_version": beacon.version,
-        "update_status": status,
-        "updated_at": now,
-        "image_sha256": beacon.image,
-        "reset_cause": beacon.cause,
-        "heap_free_min": beacon.heap(),
+        "firmware_version": firmware_version,
+        "update_status": update_status,
+        "updated_at": updated_at,
+        "image_sha256": beacon.image_sha256,
+        "reset_cause": beacon.reset_cause,
+        "heap_free_min": heap_free_min,
     }
     if record:
-        doc["previous_version"] = record["previous"]
-        if status not in ("success", "rolled_back"):
-            doc["firmware_version"] = record["version"]
+        previous_version = record["previous"]
+        doc["previous_version"] = previous_version
         for name in _COPIED:
             if name in record:
                 doc[name] = record[name]
@@ -47,11 +50,11 @@ def build_report(beacon, status, record, progress):
             doc["detail"] = clip_text(printable(record["detail"], 200), 200)
     if progress is not None:
         doc["progress"] = progress
-    if not now:
+    if not updated_at:
         doc["clock_unset"] = True
     if beacon.insecure:
         doc["insecure"] = True
-    journal = _take_fitting(beacon.journal.since(), _BODY - _json_size(doc))
+    journal = _take_fitting(beacon.journal.entries_since(), _BODY - _json_size(doc))
     if journal:
         doc["journal"] = journal
     return doc

@@ -35,7 +35,7 @@ class Verdict:
     # Is the image itself to blame, so that it must not be tried again? Never without a trial boot:
     # the orchestrator's limit of attempts bounds what a wrong acquittal costs, and a wrong
     # conviction has no end.
-    def guilty(self):
+    def image_at_fault(self):
         if self.status != "rolled_back" or not self.trials:
             return False
         if self.detail in _OUTSIDE or self.detail.startswith(AWAY):
@@ -63,15 +63,15 @@ def diagnose_previous_attempt(record, entries, running, slots, cause, journal):
         if otadata.is_on_trial(entries, running, slots):
             return None
         # Confirmed, and cut off before the record could say so.
-        return Verdict("success", trials=max(entry.marks, 1) if entry else 1)
+        return Verdict("success", trials=max(entry.trial_marks, 1) if entry else 1)
     if not record.get("armed"):
         return _not_booted(cause, "not armed")
     back = record.get("back")
     if _is_return(back):
         cause, head = back
         return _diagnose_return(entry, cause, [said for said in journal if said[0] <= head])
-    if entry and entry.back is not None and entry.back >= 0:
-        found = _diagnose_return(entry, entry.back, ())
+    if entry and entry.return_cause is not None and entry.return_cause >= 0:
+        found = _diagnose_return(entry, entry.return_cause, ())
         if found.code == "crash":
             # NVS took nothing: the words are lost that would tell a crash from a missing network.
             found.code = "not_booted"
@@ -118,7 +118,7 @@ def _code_of_reset(cause):
 def _diagnose_return(entry, cause, journal):
     trials = 0
     if entry and entry.state in (otadata.ABORTED, otadata.INVALID):
-        trials = entry.marks + 1
+        trials = entry.trial_marks + 1
     for _, _, stage, code, detail in reversed(journal):
         if stage == "boot" and code in _WITNESS:
             if cause == _WATCHDOG:
@@ -127,7 +127,7 @@ def _diagnose_return(entry, cause, journal):
             return Verdict("rolled_back", code, detail, trials or 1)
     if not trials:
         return _not_booted(cause, "no trial boot")
-    if not entry.marks and cause != _POWER_ON:
+    if not entry.trial_marks and cause != _POWER_ON:
         return Verdict("rolled_back", "not_booted", "died before stage 0", trials)
     return Verdict("rolled_back", _code_of_reset(cause), _RESET_BY % cause, trials)
 

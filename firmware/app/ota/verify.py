@@ -33,7 +33,7 @@ async def verify_offer(beacon, offer):
         beacon.version,
         _read_floor(beacon.store),
         clock.utc() or None,
-        beacon.slots.max_room(),
+        beacon.slots.max_capacity(),
         beacon.insecure,
     )
     return {name: fields[name] for name in _NEEDED if name in fields}

@@ -21,8 +21,8 @@ class Access:
         self._store = store
         self._radio = radio
         self._control = self._status = 0
-        self._open = {}  # link -> (nonce, credential id, ticks)
-        radio.add(
+        self._challenges = {}  # link -> (nonce, credential id, ticks)
+        radio.add_service(
             (
                 bluetooth.UUID(access.SERVICE),
                 (
@@ -33,7 +33,7 @@ class Access:
             self,
         )
 
-    def up(self):
+    def is_ready(self):
         return bool(self._control)
 
     # -- what the radio tells
@@ -42,7 +42,7 @@ class Access:
         self._control, self._status = handles
 
     def on_disconnect(self, link):
-        self._open.pop(link, None)
+        self._challenges.pop(link, None)
 
     def on_write(self, link, handle, data):
         if handle != self._control:
@@ -50,14 +50,14 @@ class Access:
         kind, payload = access.parse_message(data)
         if kind == access.REQUEST:
             nonce = os.urandom(access.NONCE)
-            if link in self._open or len(self._open) < _LINKS:
-                self._open[link] = (nonce, payload, time.ticks_ms())
-            self._say(link, access.build_challenge(nonce))
+            if link in self._challenges or len(self._challenges) < _LINKS:
+                self._challenges[link] = (nonce, payload, time.ticks_ms())
+            self._notify(link, access.build_challenge(nonce))
         elif kind == access.PROOF:
-            granted = self._judge(self._open.pop(link, None), payload)
-            self._say(link, bytes((access.GRANTED if granted else access.REFUSED,)))
+            granted = self._check_proof(self._challenges.pop(link, None), payload)
+            self._notify(link, bytes((access.GRANTED if granted else access.REFUSED,)))
             if granted:
-                self._radio.renew(link)
+                self._radio.renew_timeouts(link)
                 from services import strike
 
                 strike.open_strike(self._store)
@@ -65,7 +65,7 @@ class Access:
                 unload("services.strike")
 
     # A challenge serves once, whatever the answer. An unknown id takes as long as a wrong secret.
-    def _judge(self, opened, proof):
+    def _check_proof(self, opened, proof):
         if not opened:
             return False
         nonce, ident, since = opened
@@ -83,7 +83,7 @@ class Access:
         late = not 0 <= time.ticks_diff(time.ticks_ms(), since) <= access.LIFETIME
         return good and bool(secret) and not late
 
-    def _say(self, link, message):
+    def _notify(self, link, message):
         try:
             self._radio.notify(link, self._status, message)
         except OSError as error:

@@ -19,10 +19,10 @@ _POWER_ON = const(1)
 # `early`: it began within ten seconds of the start.
 async def follow_press(beacon, button, early):
     since = time.ticks_ms()
-    early = early and beacon.cause == _POWER_ON
+    early = early and beacon.reset_cause == _POWER_ON
     held = 0
-    button.show(True)
-    while button.pressed():
+    button.set_pressed(True)
+    while button.is_down():
         held = time.ticks_diff(time.ticks_ms(), since)
         if early and held >= _UNLOCK:
             early = False
@@ -38,9 +38,9 @@ async def follow_press(beacon, button, early):
                 break
             machine.reset()
         await asyncio.sleep_ms(_LOOK)
-    button.show(False)
+    button.set_pressed(False)
     if held < _SHORT:
-        beacon.blufi.open()
+        beacon.blufi.open_window()
 
 
 def _unlock_pin(beacon):
