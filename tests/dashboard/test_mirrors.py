@@ -68,7 +68,7 @@ def test_a_rollouts_page_names_the_mirrors_that_have_not_confirmed_its_halt(tmp_
             until(lambda: rollout in mirror.service.view.entries, deadline_s=WAIT_S)
             uplink.cut()
             until(lambda: mirror.service.mirror.error is not None, deadline_s=WAIT_S)
-            admin.move_rollout(rollout, "halt", "enough")
+            admin.post_rollout_action(rollout, "halt", "enough")
             primary.clock.at += 7200
             (said,) = alarms()
             assert "lan-north" in said and "2 h ago" in said and "may hand the release out" in said

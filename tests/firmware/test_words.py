@@ -10,7 +10,7 @@ import pytest
 from beacon_ota import paths
 from beacon_ota.wire import journal, report
 
-FIRMWARE = paths.data("firmware")
+FIRMWARE = paths.data_path("firmware")
 # What is called with words: the name of the function, and which of its arguments are some.
 CALLS = {
     "write": (0, 1),  # of the journal; a slot's writer has no text

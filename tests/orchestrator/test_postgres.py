@@ -82,7 +82,7 @@ def test_a_beacon_may_say_what_the_database_cannot_keep(local, tmp_path):
         journal=[[2**31 - 1, 2**39, "boot", "crash", "\0x"]],
     )
     assert answer.status == 200, answer.body
-    shown = local.admin().beacon(beacon.id)
+    shown = local.admin().get_beacon(beacon.id)
     assert shown["attempts"][0]["detail"] == "\ufffd" + "ä" * 99
     assert shown["attempts"][0]["duration_ms"] == 2**39
     assert shown["journal"][0]["detail"] == "\ufffdx"
@@ -122,12 +122,12 @@ def test_what_was_committed_and_its_answer_lost_is_known_all_the_same(local, los
     offer = beacon.offered()
     assert beacon.download(offer).status == 200 and beacon.offered() == offer
     lose()
-    assert admin.move_rollout(rollout, "halt")["status"] == "halted"  # in memory, if need be
+    assert admin.post_rollout_action(rollout, "halt")["status"] == "halted"  # in memory, if need be
     assert beacon.offer() is None
     until(lambda: not local.service.stops.mine())
-    kinds = [one["kind"] for one in admin.rollout(rollout)["transitions"]]
+    kinds = [one["kind"] for one in admin.get_rollout(rollout)["transitions"]]
     assert kinds.count("halted") == 1
-    assert admin.rollout(rollout)["status"] == "halted"
+    assert admin.get_rollout(rollout)["status"] == "halted"
     assert beacon.report("rebooting", offer).status in (409, 410)
 
 
@@ -259,7 +259,7 @@ def test_the_database_goes_away_and_comes_back(tmp_path):
         for beacon in (one, two):
             beacon.update(beacon.offered())
         until(
-            lambda: server.admin().rollout(rollout)["status"] == "completed",
+            lambda: server.admin().get_rollout(rollout)["status"] == "completed",
             deadline_s=180,
             what="a leader to be there again",
         )
@@ -268,6 +268,6 @@ def test_the_database_goes_away_and_comes_back(tmp_path):
 
 def test_the_audit_log_holds_whatever_was_typed(local):
     (beacon,) = local.beacons(1)
-    local.admin().do_beacon(beacon.id, "quarantine", "a\0b")
+    local.admin().post_beacon_action(beacon.id, "quarantine", "a\0b")
     with local.service.db._engine.begin() as conn:  # what `audit verify` walks
         assert audit.verify(conn)["entries"] > 1

@@ -29,8 +29,8 @@ from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import connect, migrate, sqlite_url
 from beacon_ota.orchestrator.mirror.engine import LocalEngine
-from beacon_ota.orchestrator.server.listen import Listen
-from beacon_ota.orchestrator.server.run import run
+from beacon_ota.orchestrator.server.listen import ListenOptions
+from beacon_ota.orchestrator.server.run import run_service
 from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.wire import auth, auth_header
 
@@ -137,18 +137,18 @@ def image(
     """Return a release image: a synthetic core and a tiny app, small and valid."""
     core = _core(size, seed)
     info = appfs.AppInfo(version, device_type, hashlib.sha256(core).hexdigest())
-    return release.build(core, app_filesystem(info, keys))
+    return release.join_core_and_app(core, app_filesystem(info, keys))
 
 
 def app_filesystem(info: appfs.AppInfo, keys: bytes | None = None) -> bytes:
     """Return an app filesystem without a compiler's help."""
     files = {"app.json": info.pack(), "main.mpy": b"M\x06\x00\x1f"}
-    return littlefs.build(files if keys is None else {**files, "keys.json": keys}, 512)
+    return littlefs.build_filesystem(files if keys is None else {**files, "keys.json": keys}, 512)
 
 
 @cache
 def _core(size: int, seed: str) -> bytes:
-    return synthetic.app(size, seed=seed)
+    return synthetic.app_image(size, seed=seed)
 
 
 def upload(
@@ -157,7 +157,7 @@ def upload(
     """Build and upload a release."""
     file = tmp / f"{device_type}-{version}.bin"
     file.write_bytes(image(version, device_type=device_type))
-    return admin.upload(file, device_type=device_type, version=version, **fields)
+    return admin.upload_firmware(file, device_type=device_type, version=version, **fields)
 
 
 @dataclass
@@ -338,7 +338,7 @@ class Local:
     loop: asyncio.AbstractEventLoop
     service: Service
     engine: Engine
-    listen: Listen
+    listen: ListenOptions
     url: str
     token: str
 
@@ -365,10 +365,10 @@ class Local:
             self.engine = (LocalEngine if local else Engine)(self.service)
             sock = socket.socket()
             sock.bind(("127.0.0.1", 0))
-            self.listen = Listen(
+            self.listen = ListenOptions(
                 token_file=self._token_file, on_ready=lambda url, _token: ready.put(url)
             )
-            await run(self.service, self.engine, sock, self.listen)
+            await run_service(self.service, self.engine, sock, self.listen)
 
         try:
             asyncio.run(main())

@@ -3,7 +3,7 @@
 import pytest
 
 from beacon_ota.errors import BeaconOtaError, UsageError
-from beacon_ota.provision.session import SEALED, Ccm, Initiator, enroll, password
+from beacon_ota.provision.session import SEALED, Ccm, Initiator, enroll_pin, pin_scalar
 from beacon_ota.wire import blufi, ec1
 from tests.provision.vectors import (
     C_FIN,
@@ -20,8 +20,8 @@ from tests.provision.vectors import (
 
 
 def test_vectors():
-    assert password(PIN, NAME) == int(W, 16)
-    assert enroll(PIN, NAME)[:32].hex() == W
+    assert pin_scalar(PIN, NAME) == int(W, 16)
+    assert enroll_pin(PIN, NAME)[:32].hex() == W
     more = iter(CLIENT)
     client = Initiator(NAME, pin=PIN, random=lambda n: next(more))
     assert client.hello().hex() == C_HELLO
@@ -83,7 +83,7 @@ def test_answers_that_end_it(answer, code):
 def test_a_point_that_cancels_the_blinding():
     client = Initiator(NAME, pin=PIN)
     client.hello()
-    w_n = enroll(PIN, NAME)[96:]
+    w_n = enroll_pin(PIN, NAME)[96:]
     with pytest.raises(BeaconOtaError) as raised:
         client.answer(ec1.build_message(ec1.S_HELLO, ec1.SPAKE2, bytes(16) + w_n))
     assert raised.value.code == "ec1_point"

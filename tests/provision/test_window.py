@@ -5,7 +5,7 @@ import time
 import pytest
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.provision.client import Client
+from beacon_ota.provision.client import BlufiClient
 from beacon_ota.wire import adverts
 from tests.provision import scene as scenes
 from tests.provision.scene import PIN, SSID, run, scene
@@ -25,9 +25,9 @@ def refusal(s: scenes.Scene) -> str:
 
     async def body() -> str:
         found = await s.find(opened=False)
-        async with Client(found.device, found.name, s.radio) as client:
+        async with BlufiClient(found.device, found.name, s.radio) as client:
             with pytest.raises(BeaconOtaError) as caught:
-                await client.prove(pin=PIN)
+                await client.prove_secret(pin=PIN)
             return caught.value.code
 
     return run(body())
@@ -49,9 +49,9 @@ def test_a_provisioned_beacon_is_closed(v1):
         # To everybody else, too: an error frame, and the link is cut.
 
         async def version() -> str:
-            async with Client(found.device, found.name, s.radio) as client:
+            async with BlufiClient(found.device, found.name, s.radio) as client:
                 with pytest.raises(BeaconOtaError) as caught:
-                    await client.version()
+                    await client.protocol_version()
                 with pytest.raises(BeaconOtaError) as after:
                     await client._next(0x41, 60)
                 return caught.value.code + " " + after.value.code

@@ -54,8 +54,8 @@ def test_a_halt_holds_whatever_is_put_in_the_place_of_its_answer(server, release
             return answer
 
         def forward(request: Request) -> Request:
-            if word_of(request) == "verifying" and admin.rollout(rollout)["status"] == "active":
-                admin.move_rollout(rollout, "halt", "bad release")
+            if word_of(request) == "verifying" and admin.get_rollout(rollout)["status"] == "active":
+                admin.post_rollout_action(rollout, "halt", "bad release")
             return request
 
         one.middle.change, one.middle.forward = change, forward

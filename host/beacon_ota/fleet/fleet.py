@@ -49,7 +49,7 @@ class Member:
     @property
     def label(self) -> labels.Label:
         """What is printed on it: its address, the name that it is provisioned under, its PIN."""
-        return labels.label(self.mac.hex(), self.pin or "")
+        return labels.make_label(self.mac.hex(), self.pin or "")
 
 
 def personalise(flash: Flash, values: Mapping[str, str]) -> None:
@@ -57,13 +57,13 @@ def personalise(flash: Flash, values: Mapping[str, str]) -> None:
 
     Args:
         flash: the image.
-        values: as :func:`beacon_ota.images.settings.parse` reads them.
+        values: as :func:`beacon_ota.images.settings.parse_settings` reads them.
 
     Raises:
         InputError: ``flash_no_nvs`` (no table or no NVS in it), ``nvs_full``.
         UsageError: ``setting_value``.
     """
-    wanted = settings.parse(values)
+    wanted = settings.parse_settings(values)
     try:
         part = bootloader.read_table(flash).nvs
     except NotBootable as error:
@@ -88,16 +88,16 @@ def _member(name: str, image: str, boxed: bool) -> Member:
     mac = address(name)
     if not boxed:
         return Member(name, secrets.token_bytes(32), mac, image)
-    return Member(name, b"", mac, image, labels.label(mac.hex()).pin)
+    return Member(name, b"", mac, image, labels.make_label(mac.hex()).pin)
 
 
 def _own(member: Member) -> dict[str, str]:
     """Return the settings that no other beacon has."""
     if member.pin is None:
         return {"beacon_id": member.beacon_id, "beacon_key": member.beacon_key.hex()}
-    from beacon_ota.provision.session import enroll
+    from beacon_ota.provision.session import enroll_pin
 
-    secret = enroll(member.pin, member.label.name.encode())
+    secret = enroll_pin(member.pin, member.label.name.encode())
     return {"beacon_id": member.beacon_id, "pin_w": secret.hex()}
 
 

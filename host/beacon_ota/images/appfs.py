@@ -127,7 +127,7 @@ def check_device_type(name: object) -> None:
         )
 
 
-def compile_all(texts: Mapping[str, bytes]) -> dict[str, bytes]:
+def compile_sources(texts: Mapping[str, bytes]) -> dict[str, bytes]:
     """Compile sources: ``a/b.py`` → ``a/b.mpy``.
 
     Raises:
@@ -136,7 +136,7 @@ def compile_all(texts: Mapping[str, bytes]) -> dict[str, bytes]:
     """
     texts = {
         name: _drop_const_import(
-            text_files.decode(text, name, code="app_encoding", error=AppError)
+            text_files.decode_text(text, name, code="app_encoding", error=AppError)
         ).encode()
         for name, text in texts.items()
     }
@@ -215,7 +215,7 @@ def _compile(root: Path, name: str, text: bytes) -> tuple[str, bytes]:
     return name.removesuffix(".py") + ".mpy", code
 
 
-def build(
+def build_app(
     texts: Mapping[str, bytes],
     info: AppInfo,
     *,
@@ -231,12 +231,12 @@ def build(
         extra: further files as they are.
 
     Raises:
-        AppError: as :func:`compile_all`, ``app_file`` for two files of one name.
+        AppError: as :func:`compile_sources`, ``app_file`` for two files of one name.
         LittlefsError: a name that cannot be stored.
     """
     check_version(info.version)
     check_device_type(info.device_type)
-    files = compile_all(texts)
+    files = compile_sources(texts)
     payload = sum(map(len, files.values()))
     for name, data in (*(extra or {}).items(), (INFO, info.pack()), (KEYS, keys)):
         if data is None:
@@ -244,10 +244,10 @@ def build(
         if name in files:
             raise AppError("app_file", "two files of one name", found=name)
         files[name] = data
-    return App(files, littlefs.build(files, BLOCK), payload)
+    return App(files, littlefs.build_filesystem(files, BLOCK), payload)
 
 
-def read(
+def read_app(
     data: Buffer, offset: int = 0, *, frozen: bool = False
 ) -> tuple[littlefs.Filesystem, AppInfo]:
     """Read an app filesystem and its ``app.json``.
@@ -259,7 +259,7 @@ def read(
         AppError: ``app_mount`` (the filesystem is damaged), ``app_json`` and the like.
     """
     try:
-        found = littlefs.read(data, offset)
+        found = littlefs.read_filesystem(data, offset)
     except littlefs.LittlefsError as error:
         raise AppError(
             "app_mount",
@@ -267,7 +267,7 @@ def read(
             found=error.found,
             expected=error.expected,
         ) from error
-    if littlefs.shape(data, offset) != (found.block_size, found.block_count):
+    if littlefs.stored_geometry(data, offset) != (found.block_size, found.block_count):
         raise AppError("app_mount", "the app filesystem's first block is damaged")
     if INFO not in found.files:
         raise AppError("app_json", "the app filesystem has no app.json")

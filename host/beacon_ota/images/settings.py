@@ -18,7 +18,7 @@ SECRETS = frozenset(("wifi_pass", "wifi2_pass", "beacon_key", "fleet_key", "pin_
 _Check = Callable[[str], int | bytes]
 
 
-def parse(values: Mapping[str, str]) -> dict[str, int | bytes]:
+def parse_settings(values: Mapping[str, str]) -> dict[str, int | bytes]:
     """Turn settings as people write them into NVS values, in NVS's order of keys.
 
     Known keys are checked and have their type: text, hex for keys, numbers, JSON. Any other

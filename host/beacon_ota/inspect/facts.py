@@ -150,7 +150,7 @@ def entries(
     report: Report, entries: tuple[otadata.Entry, otadata.Entry], slots: int
 ) -> list[Facts]:
     """Describe the two otadata entries."""
-    active = otadata.active(entries)
+    active = otadata.active_entry(entries)
     rows: list[Facts] = []
     for sector, entry in enumerate(entries):
         blank = entry.seq == otadata.BLANK
@@ -160,12 +160,12 @@ def entries(
                 "seq": None if blank else entry.seq,
                 "slot": None if blank or not slots else f"ota_{entry.slot(slots)}",
                 "state": None if blank else otadata.STATES.get(entry.state, hex(entry.state)),
-                "crc": blank or entry.crc == otadata.crc(entry.seq),
+                "crc": blank or entry.crc == otadata.sequence_crc(entry.seq),
                 "trial_boots": entry.marks,
                 "active": sector == active,
             }
         )
-        if not blank and entry.crc != otadata.crc(entry.seq):
+        if not blank and entry.crc != otadata.sequence_crc(entry.seq):
             report.say(WARN, "otadata_crc", f"otadata {sector}: wrong CRC, it does not count")
     if active >= 0:
         row = rows[active]
@@ -232,8 +232,8 @@ def rows(table: Table) -> list[Facts]:
 
 def fits(report: Report, size: int) -> None:
     """Say on which boards a core has room, and for how large an app."""
-    for name in boards.names():
-        board = boards.load(name)
+    for name in boards.board_names():
+        board = boards.load_board(name)
         room = board.slot_size - releases.app_offset(size)
         if room > 0:
             report.say(GOOD, "fits", f"{name}: fits, {room:,} bytes for the app")

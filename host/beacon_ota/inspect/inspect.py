@@ -28,7 +28,7 @@ def identify(data: Buffer) -> str:
     """Return the kind of a file, from its first bytes and its structure; ``unknown`` if none."""
     if partitions.is_table(data):
         return "partition table"
-    if esp.holds_table(data):
+    if esp.is_flash_image(data):
         table = _table(data)
         whole = table is None or table.otadata is not None or len(data) >= table.end
         return "flash image" if whole else "combined image"
@@ -36,7 +36,9 @@ def identify(data: Buffer) -> str:
         return _image_kind(data)
     if littlefs.is_littlefs(data):
         return "littlefs"
-    if len(data) == otadata.SIZE and any(_plausible(entry) for entry in otadata.parse(data)):
+    if len(data) == otadata.SIZE and any(
+        _plausible(entry) for entry in otadata.parse_entries(data)
+    ):
         return "otadata"
     if len(data) and not len(data) % nvs.PAGE:
         headers = [
@@ -79,7 +81,7 @@ def inspect(data: Buffer, *, secrets: bool = False) -> Report:
 
 def _image_kind(data: Buffer) -> str:
     try:
-        core = esp.parse(data)
+        core = esp.parse_app_image(data)
     except InputError as error:
         if error.code in ("image_descriptor", "image_truncated"):
             try:
@@ -89,11 +91,11 @@ def _image_kind(data: Buffer) -> str:
                 pass
         return "app image"
     behind = littlefs.is_littlefs(data, release.app_offset(core.length))
-    return "release" if behind or release.frozen(core) else "app image"
+    return "release" if behind or release.frozen_app(core) else "app image"
 
 
 def _plausible(entry: otadata.Entry) -> bool:
-    return entry.seq != otadata.BLANK and entry.crc == otadata.crc(entry.seq)
+    return entry.seq != otadata.BLANK and entry.crc == otadata.sequence_crc(entry.seq)
 
 
 def _csv(data: Buffer) -> Table | None:
@@ -111,7 +113,7 @@ def _table(data: Buffer) -> Table | None:
 
 
 def _describe_app(report: Report, data: Buffer, secrets: bool) -> None:
-    core = esp.parse(data)
+    core = esp.parse_app_image(data)
     report.facts["core"] = facts.core(report, core)
     report.say(GOOD, "image", "checksum and SHA-256 match")
     if core.length != len(data):
@@ -126,12 +128,12 @@ def _describe_bootloader(report: Report, data: Buffer, secrets: bool) -> None:
 
 
 def _describe_release(report: Report, data: Buffer, secrets: bool) -> None:
-    found = release.parse(data)
+    found = release.parse_release(data)
     report.facts["core"] = facts.core(report, found.core)
     report.facts["release"] = facts.release(report, found, "")
     report.say(GOOD, "image", "core and app are whole and belong together")
     try:
-        board = boards.for_device_type(found.info.device_type)
+        board = boards.board_for_device_type(found.info.device_type)
     except InputError as error:
         report.say(WARN, error.code, f"no board here has the device type {error.found}")
         return
@@ -145,7 +147,7 @@ def _describe_release(report: Report, data: Buffer, secrets: bool) -> None:
 
 
 def _describe_combined(report: Report, data: Buffer, secrets: bool) -> None:
-    core = combined.split(data)
+    core = combined.split_image(data)
     report.facts["table"] = facts.rows(partitions.parse_bin(data, offset=TABLE_OFFSET))
     report.facts["core"] = facts.core(report, core.image)
     if core.bootloader_image is not None:
@@ -156,7 +158,7 @@ def _describe_combined(report: Report, data: Buffer, secrets: bool) -> None:
 
 
 def _describe_flash(report: Report, data: Buffer, secrets: bool) -> None:
-    found = flash.parse(data)
+    found = flash.parse_flash(data)
     report.facts["board"] = found.board.name if found.board else None
     report.facts["table"] = facts.rows(found.table)
     if found.board is None:
@@ -171,7 +173,7 @@ def _describe_flash(report: Report, data: Buffer, secrets: bool) -> None:
         report.facts["settings"] = facts.settings(report, found.settings, secrets)
     if found.vfs is not None:
         report.facts["vfs"] = facts.files(found.vfs)
-        if found.vfs.files != flash.stage0():
+        if found.vfs.files != flash.stage0_files():
             report.say(NOTE, "stage0", "the vfs holds other files than this version's stage 0")
     else:
         report.say(WARN, "vfs", "the vfs is empty or damaged: nothing would start the app")
@@ -181,7 +183,7 @@ def _describe_flash(report: Report, data: Buffer, secrets: bool) -> None:
             report.blame(part, error)
 
 
-def _app(report: Report, app: flash.App, boots: str | None) -> Facts:
+def _app(report: Report, app: flash.AppSlot, boots: str | None) -> Facts:
     """Describe an app partition; what is in a slot that does not boot may be half a download."""
     name = app.partition.name
     row: Facts = {"partition": name, "blank": app.blank, "boots": name == boots}
@@ -206,11 +208,11 @@ def _describe_table(report: Report, data: Buffer, secrets: bool) -> None:
 
 
 def _describe_nvs(report: Report, data: Buffer, secrets: bool) -> None:
-    report.facts["settings"] = facts.settings(report, nvs.read(data), secrets)
+    report.facts["settings"] = facts.settings(report, nvs.read_partition(data), secrets)
 
 
 def _describe_littlefs(report: Report, data: Buffer, secrets: bool) -> None:
-    found = littlefs.read(data)
+    found = littlefs.read_filesystem(data)
     report.facts["filesystem"] = facts.files(found)
     if appfs.INFO in found.files:
         report.kind = "app filesystem"
@@ -220,7 +222,7 @@ def _describe_littlefs(report: Report, data: Buffer, secrets: bool) -> None:
 
 
 def _describe_otadata(report: Report, data: Buffer, secrets: bool) -> None:
-    report.facts["otadata"] = facts.entries(report, otadata.parse(data), 2)
+    report.facts["otadata"] = facts.entries(report, otadata.parse_entries(data), 2)
 
 
 _DESCRIBE: dict[str, Callable[[Report, Buffer, bool], None]] = {

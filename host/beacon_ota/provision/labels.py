@@ -62,7 +62,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def label(mac: str, pin: str | None = None) -> Label:
+def make_label(mac: str, pin: str | None = None) -> Label:
     """Make the label of a chip.
 
     Args:
@@ -88,7 +88,7 @@ def label(mac: str, pin: str | None = None) -> Label:
     )
 
 
-def pick(text: str, name: str | None = None) -> Label:
+def pick_label(text: str, name: str | None = None) -> Label:
     """Return one label of a CSV as ``provision label`` prints it.
 
     Args:

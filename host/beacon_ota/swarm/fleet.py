@@ -14,7 +14,7 @@ from typing import Any
 
 from beacon_ota.client import Client
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.server.subprocess import usage
+from beacon_ota.orchestrator.server.subprocess import process_usage
 from beacon_ota.swarm import check, release
 from beacon_ota.swarm.beacon import Beacon
 from beacon_ota.swarm.clock import Time
@@ -104,7 +104,7 @@ class Fleet:
             "wall_s": round(took, 1),
             "whole_s": round(time.monotonic() - began, 1),
             "swarm_cpu": round(used / took, 3),
-            "swarm_rss_mb": usage(os.getpid()).get("rss_mb"),
+            "swarm_rss_mb": process_usage(os.getpid()).get("rss_mb"),
             "polls_per_s": round(self.world.stats.polls.count / took, 1),
             "broken": dict(self.world.stats.broken),
             "refused": dict(self.world.stats.refused),
@@ -184,7 +184,7 @@ class Fleet:
         await self.world.time.sleep(drop.at_s)
         content = release.image(drop.version, self.device_type, drop.size)
         firmware = await self._call(
-            self.client.upload,
+            self.client.upload_firmware,
             io.BytesIO(content),
             device_type=self.device_type,
             version=drop.version,
@@ -232,7 +232,7 @@ class Fleet:
 
     async def _look(self) -> None:
         for key in self.rollouts:
-            self.books[key] = await self._call(self.client.rollout, key)
+            self.books[key] = await self._call(self.client.get_rollout, key)
 
     def _settled(self) -> bool:
         """Has everything come to its end? With a share to reach, that is reached, no more."""
@@ -258,9 +258,11 @@ class Fleet:
         for _ in range(_AGAIN):
             attempts: Rows = []
             for key in self.rollouts:
-                attempts += await self._call(lambda key=key: list(self.client.attempts(key)))
+                attempts += await self._call(lambda key=key: list(self.client.list_attempts(key)))
             await self._look()
-            rows = await self._call(lambda: list(self.client.beacons(tag=self.prefix, limit=1000)))
+            rows = await self._call(
+                lambda: list(self.client.list_beacons(tag=self.prefix, limit=1000))
+            )
             results = {key: one["results"] for key, one in self.books.items()}
             found = check.compare(self.world.ledger, attempts, rows, results)
             if not found:

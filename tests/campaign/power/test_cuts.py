@@ -34,7 +34,7 @@ def test_crashes_after_a_cut(tmp_path):
     recording = cuts.recorded(shelf, cuts.RESCUE)
     cases, facts = cuts.distinct(recording)
     assert facts["uncut"] == "success"
-    slot = boards.load(builds.DEVICE).table.slots[0]
+    slot = boards.load_board(builds.DEVICE).table.slots[0]
     writing = [
         case
         for case in cases

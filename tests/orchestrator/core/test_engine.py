@@ -54,7 +54,7 @@ def test_what_the_engine_concludes_upon_an_old_state_is_not_recorded(local, else
     rollout = begun(local, tmp_path, EVERYBODY)
     offer = beacon.offered()
     assert beacon.download(offer).status == 200
-    local.admin().move_rollout(rollout, "pause")
+    local.admin().post_rollout_action(rollout, "pause")
     entry = local.service.view.entries[rollout]
     # Halted and resumed elsewhere: this process has heard of the halt alone.
     state, halt = entry.state, moves.halt(entry.state, local.clock.at, "somebody")
@@ -79,7 +79,7 @@ def test_who_has_gone_on_elsewhere_is_not_given_up(local, elsewhere, tmp_path, r
     if result is Result.STOPPED:
         assert beacon.download(offer).status == 200
         elsewhere.attempt(offer["attempt_id"], rebooting_at=local.clock.at)
-        local.admin().move_rollout(rollout, "halt")
+        local.admin().post_rollout_action(rollout, "halt")
     else:
         elsewhere.attempt(offer["attempt_id"], taken_at=local.clock.at)
         local.go_on(900.0)
@@ -90,17 +90,17 @@ def test_who_has_gone_on_elsewhere_is_not_given_up(local, elsewhere, tmp_path, r
 def test_who_resumes_has_to_have_seen_the_halt(local, elsewhere, tmp_path):
     """What widens a rollout is not decided again upon what others did; what stops it is."""
     rollout = begun(local, tmp_path, CANARY)
-    local.admin().move_rollout(rollout, "pause")
+    local.admin().post_rollout_action(rollout, "pause")
     elsewhere.halt(rollout)
     with pytest.raises(UsageError) as caught:
-        local.admin().move_rollout(rollout, "resume", "the pause is over")
+        local.admin().post_rollout_action(rollout, "resume", "the pause is over")
     assert caught.value.code == "rollout_moved"
     assert elsewhere.rollout(rollout)["status"] == "halted"
-    local.admin().move_rollout(rollout, "resume", "the halt is known")
+    local.admin().post_rollout_action(rollout, "resume", "the halt is known")
     paused = moves.pause(local.service.view.entries[rollout].state, local.clock.at, "somebody")
     state = moves.apply(local.service.view.entries[rollout].state, paused[0])
     elsewhere.move(rollout, state)
-    local.admin().move_rollout(rollout, "halt", "whatever it is")
+    local.admin().post_rollout_action(rollout, "halt", "whatever it is")
     assert elsewhere.rollout(rollout)["status"] == "halted"
 
 

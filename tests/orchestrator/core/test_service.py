@@ -26,7 +26,11 @@ def test_a_new_key_is_adopted_once_by_requests_that_overlap(local):
         key = os.urandom(32)
         local.call(overlap(key, (number % 8) * 0.0005))
         assert (node.key, node.next_key, node.given_keys) == (key, None, ())
-    done = [one for one in local.admin().audit(limit=1000) if one["action"] == "beacon.rekeyed"]
+    done = [
+        one
+        for one in local.admin().list_audit_entries(limit=1000)
+        if one["action"] == "beacon.rekeyed"
+    ]
     assert len(done) == 40
 
 

@@ -165,7 +165,7 @@ def test_a_full_disk_does_not_keep_a_rollout_going(tmp_path):
         assert health(server)["unstored_stops"] == [rollout]
         gauge = f'beacon_ota_rollout_stop_unstored{{rollout="{rollout}"}} 1.0'
         assert gauge in get(server, "/metrics").text
-        assert server.admin().rollout(rollout)["stored"] is False
+        assert server.admin().get_rollout(rollout)["stored"] is False
         said = post(server, rollout, "halt")  # another administrator, or the same again
         assert said.status_code == 202 and said.json()["survives_restart"] is True
         assert post(server, rollout, "resume").json()["code"] == "stop_unstored"
@@ -181,7 +181,7 @@ def test_a_full_disk_does_not_keep_a_rollout_going(tmp_path):
 
         ballast.unlink()
         until(lambda: health(server)["unstored_stops"] == [])
-        found = server.admin().rollout(rollout)
+        found = server.admin().get_rollout(rollout)
         assert found["status"] == "halted" and found["stored"] is True
         last = found["transitions"][-1]
         assert (last["kind"], last["detail"]) == ("halted", "smoke")
@@ -219,11 +219,11 @@ def test_a_locked_database_does_not_keep_a_rollout_going(tmp_path):
             assert fleet[2].poll().status == 204
             assert post(server, rollout, "resume").status_code == 503
             assert post(server, rollout, "abort").status_code == 202
-            assert server.admin().rollout(rollout)["status"] == "aborted"
+            assert server.admin().get_rollout(rollout)["status"] == "aborted"
         waiting.join(DEADLINE_S)
         assert answers == [410]
         until(lambda: health(server)["unstored_stops"] == [])
-        kinds = [one["kind"] for one in server.admin().rollout(rollout)["transitions"]]
+        kinds = [one["kind"] for one in server.admin().get_rollout(rollout)["transitions"]]
         assert kinds[-2:] == ["halted", "aborted"]
         assert "Traceback" not in server.log()
 
@@ -233,7 +233,9 @@ def test_a_download_under_way_is_broken_off(tmp_path):
         file = tmp_path / "large.bin"
         file.write_bytes(image("1.1.0", size=1_600_000))
         admin = server.admin()
-        firmware = admin.upload(file, device_type="esp32c3", version="1.1.0", channel="stable")
+        firmware = admin.upload_firmware(
+            file, device_type="esp32c3", version="1.1.0", channel="stable"
+        )
         (beacon,) = beacons(server, 1)
         rollout = admin.create_rollout(firmware["firmware_id"], PLAN)["rollout_id"]
         offer = beacon.offered()
@@ -281,7 +283,7 @@ def test_a_pause_lets_go_on_what_was_begun(tmp_path):
             assert fleet[2].poll().status == 204
         until(lambda: stored(server))
         assert fleet[0].report("rebooting", offers[0]).status == 200
-        assert server.admin().rollout(rollout)["status"] == "paused"
+        assert server.admin().get_rollout(rollout)["status"] == "paused"
 
 
 def test_what_an_operator_may_not_do_he_may_not_do_without_a_database(tmp_path):
@@ -308,7 +310,7 @@ def test_what_an_operator_may_not_do_he_may_not_do_without_a_database(tmp_path):
         finally:
             cluster().start()
         until(lambda: health(server).get("unstored_stops") == [])
-        assert server.admin().rollout(rollout)["by"] == "operator"
+        assert server.admin().get_rollout(rollout)["by"] == "operator"
 
 
 def test_workers_stop_together_while_postgresql_is_away(tmp_path):
@@ -318,7 +320,7 @@ def test_workers_stop_together_while_postgresql_is_away(tmp_path):
         for beacon, offer in zip(fleet, offers, strict=True):
             assert beacon.download(offer).status == 200
         for _ in range(30):  # each worker has seen whose token this is; copies are seconds old
-            server.admin().rollouts()
+            server.admin().list_rollouts()
         time.sleep(FLUSH_S)
         cluster().pg_ctl("-m", "immediate", "-w", "stop")
         try:
@@ -339,7 +341,7 @@ def test_workers_stop_together_while_postgresql_is_away(tmp_path):
         for beacon, offer in zip(fleet, offers, strict=True):
             beacon.connect(server.url)
             assert beacon.report("rebooting", offer).status in (409, 410)
-        found = server.admin().rollout(rollout)
+        found = server.admin().get_rollout(rollout)
         assert found["status"] == "halted"
         assert [one["kind"] for one in found["transitions"]].count("halted") == 1
 
@@ -372,7 +374,7 @@ def test_a_start_honours_what_was_stopped_while_postgresql_was_away(tmp_path):
         assert fleet[0].download(offer).status in (409, 410)
         assert fleet[1].poll().status == 204
         until(lambda: stored(server))
-        assert server.admin().rollout(rollout)["status"] == "halted"
+        assert server.admin().get_rollout(rollout)["status"] == "halted"
 
 
 def begun(local, tmp: Path, plan: dict | None = None) -> str:
@@ -515,7 +517,7 @@ def test_what_halted_in_memory_counts_as_what_it_was_when_it_is_said_again(
     local.step()
     said = fleet[2].report("failed", offers[2], stage="verify", code="checksum")
     assert (said.status, said.json["recorded"]) == (200, "first")
-    assert local.admin().rollout(rollout)["results"] == {"failed": 3, "stopped": 1}
+    assert local.admin().get_rollout(rollout)["results"] == {"failed": 3, "stopped": 1}
 
 
 def test_silence_halts_although_nothing_can_be_recorded(local, elsewhere, tmp_path):
@@ -573,7 +575,7 @@ def test_what_a_restored_database_hands_out_stays_paused_when_all_is_read_again(
     assert local.call(restore()) == "paused"
     assert beacon.offer() is None
     until(lambda: not local.service.stops.mine())
-    assert local.admin().rollout(rollout)["reason"] == "restored"
+    assert local.admin().get_rollout(rollout)["reason"] == "restored"
 
 
 def test_no_stage_opens_that_cannot_be_written(local, elsewhere, tmp_path):
@@ -621,7 +623,7 @@ def test_a_gate_halts_while_postgresql_is_away(tmp_path):
         finally:
             cluster().start()
         until(lambda: stored(server))
-        found = server.admin().rollout(rollout)
+        found = server.admin().get_rollout(rollout)
         assert (found["status"], found["reason"]) == ("halted", "failures_in_a_row")
         # And the beacon's own word is taken when it says it again.
         said = fleet[2].report("failed", offers[2], stage="verify", code="checksum")

@@ -34,19 +34,19 @@ def test_what_was_halted_after_the_backup_stays_with_nobody(local, tmp_path):
     (beacon,) = local.beacons(1)
     rollout = admin.create_rollout(release, EVERYBODY)["rollout_id"]
     back_up(local, tmp_path / "backup.db")
-    admin.move_rollout(rollout, "halt", "a bad release")
+    admin.post_rollout_action(rollout, "halt", "a bad release")
     restore(local, tmp_path / "backup.db")
     beacon.connect(local.url)
     local.clock.at += 1
     assert beacon.poll().headers["x-reason"] == "paused"
-    shown = local.admin().rollout(rollout)
+    shown = local.admin().get_rollout(rollout)
     assert (shown["status"], shown["reason"], shown["by"]) == ("paused", "restored", "engine")
-    local.admin().move_rollout(rollout, "resume", "it is good after all")
+    local.admin().post_rollout_action(rollout, "resume", "it is good after all")
     local.stop()
     local.start()  # noticed once
     beacon.connect(local.url)
     local.clock.at += 1
-    assert beacon.offer() and local.admin().rollout(rollout)["status"] == "active"
+    assert beacon.offer() and local.admin().get_rollout(rollout)["status"] == "active"
 
 
 def test_another_history_of_the_same_length_is_noticed(local, tmp_path):
@@ -54,11 +54,11 @@ def test_another_history_of_the_same_length_is_noticed(local, tmp_path):
     release = upload(admin, "1.1.0", tmp_path, channel="stable")["firmware_id"]
     rollout = admin.create_rollout(release, EVERYBODY)["rollout_id"]
     back_up(local, tmp_path / "backup.db")
-    admin.move_rollout(rollout, "halt", "a bad release")
+    admin.post_rollout_action(rollout, "halt", "a bad release")
     restore(local, tmp_path / "backup.db")
-    local.admin().move_rollout(rollout, "abort", "another history")
+    local.admin().post_rollout_action(rollout, "abort", "another history")
     restore(local, tmp_path / "backup.db")
-    assert local.admin().rollout(rollout)["status"] == "paused"
+    assert local.admin().get_rollout(rollout)["status"] == "paused"
 
 
 @pytest.mark.parametrize("note", [None, b"", b"x", b"1", b"9" * 400, b"\xff\xfe", b"-1 abc"])
@@ -72,8 +72,8 @@ def test_a_note_that_is_not_there_or_says_nothing_stops_nothing(local, tmp_path,
     if note is not None:
         file.write_bytes(note)
     local.start()
-    assert local.admin().rollout(rollout)["status"] in ("active", "paused")
-    local.admin().move_rollout(rollout, "abort")
+    assert local.admin().get_rollout(rollout)["status"] in ("active", "paused")
+    local.admin().post_rollout_action(rollout, "abort")
 
 
 def test_the_pause_holds_while_the_database_refuses_it(local, tmp_path):
@@ -89,7 +89,7 @@ def test_the_pause_holds_while_the_database_refuses_it(local, tmp_path):
             "CREATE TRIGGER refused BEFORE UPDATE ON rollouts BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
     conn.close()
-    admin.move_rollout(rollout, "halt", "a bad release")
+    admin.post_rollout_action(rollout, "halt", "a bad release")
     restore(local, backup)
     other.connect(local.url)
     for _ in range(4):
@@ -99,6 +99,6 @@ def test_the_pause_holds_while_the_database_refuses_it(local, tmp_path):
         conn.execute("DROP TRIGGER refused")
     conn.close()
     until(lambda: not local.service.restored)
-    assert local.admin().rollout(rollout)["status"] == "paused"
-    local.admin().move_rollout(rollout, "resume", "it is good after all")
+    assert local.admin().get_rollout(rollout)["status"] == "paused"
+    local.admin().post_rollout_action(rollout, "resume", "it is good after all")
     assert other.offer()

@@ -281,7 +281,7 @@ def test_a_zone_that_this_machine_does_not_know_keeps_nobody_from_starting(local
         beacon.connect(local.url)
     assert elsewhere.offered()
     assert there.poll().headers["x-reason"] == "window"  # at no hour that may be a wrong one
-    shown = {one["path"]: one for one in local.admin().sites()}
+    shown = {one["path"]: one for one in local.admin().list_sites()}
     assert shown["hq/a"]["tz"] == "Mars/Olympus" and shown["hq/a"]["opens_at"] is None
     assert "no such time zone here" in Signed(local.url, local.token).get("/").text
     local.admin().change_site("hq/a", tz="Europe/Berlin")

@@ -169,7 +169,7 @@ def test_authentication_while_the_database_restarts(tmp_path):
         finally:
             cluster().start()
         until(lambda: admin_get(server, "/api/tokens/me").status_code == 200)
-        assert admin.tokens()
+        assert admin.list_tokens()
         assert "Traceback" not in server.log()
         assert not [word for word in WORDS if word in server.log()]
 

@@ -124,7 +124,7 @@ def test_room_fits_into_the_open_files(monkeypatch):
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """An orchestrator with room for 60 connections."""
-    monkeypatch.setattr("beacon_ota.orchestrator.server.run.room", lambda: (60, 64))
+    monkeypatch.setattr("beacon_ota.orchestrator.server.run.connection_capacity", lambda: (60, 64))
     with Local(tmp_path / "data") as local:
         yield local
 
@@ -154,5 +154,5 @@ def test_silent_connections_refuse_nobody(small, said):
 def test_beacons_that_stay_connected_leave_room_for_an_administrator(small):
     fleet = small.beacons(100)
     assert all(beacon.poll().status == 204 for beacon in fleet)
-    assert small.admin().tokens()
+    assert small.admin().list_tokens()
     assert all(beacon.poll().status == 204 for beacon in fleet)

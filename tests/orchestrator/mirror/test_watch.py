@@ -36,7 +36,7 @@ def scene(tmp_path, monkeypatch):
 
 
 def waited_for(scene, rollout: str) -> list[str]:
-    return [one["mirror"] for one in scene.admin.rollout(rollout)["unconfirmed"]]
+    return [one["mirror"] for one in scene.admin.get_rollout(rollout)["unconfirmed"]]
 
 
 def confirmed(scene, rollout: str) -> None:
@@ -44,7 +44,7 @@ def confirmed(scene, rollout: str) -> None:
 
 
 def listed(scene):
-    (one,) = scene.admin.mirrors()
+    (one,) = scene.admin.list_mirrors()
     return one
 
 
@@ -65,7 +65,7 @@ def look(scene) -> None:
 
 
 def told(scene, kind: str):
-    rows = scene.admin.latest_events(500)
+    rows = scene.admin.list_latest_events(500)
     return [one for one in rows if one["kind"] == kind]
 
 
@@ -81,13 +81,13 @@ def test_a_stop_names_the_mirrors_that_have_not_confirmed_it(scene, verb):
     scene.down()
     at = scene.clock.now()
     scene.clock.at += 600
-    done = scene.admin.move_rollout(rollout, verb, "enough")
+    done = scene.admin.post_rollout_action(rollout, verb, "enough")
     (one,) = done["unconfirmed"]
     assert (one["mirror"], one["mirror_id"], one["site"]) == ("lan-a", scene.id, "a")
     assert one["since"][:19] == done["changed_at"][:19] and one["hands_out"]
 
     def agree() -> bool:
-        (one,) = scene.admin.rollout(rollout)["unconfirmed"]
+        (one,) = scene.admin.get_rollout(rollout)["unconfirmed"]
         known = listed(scene)
         return all(known[name] == one[name] for name in ("seen_at", "hands_out_until"))
 
@@ -95,7 +95,7 @@ def test_a_stop_names_the_mirrors_that_have_not_confirmed_it(scene, verb):
     until(agree, deadline_s=DEADLINE_S, what="one word about when the mirror was heard")
     assert waited_for(scene, rollout) == ["lan-a"]
     scene.clock.at = at + 600 + DAY + 1
-    (one,) = scene.admin.rollout(rollout)["unconfirmed"]
+    (one,) = scene.admin.get_rollout(rollout)["unconfirmed"]
     assert not one["hands_out"], "its lease is over, and it still has confirmed nothing"
     scene.uplink.restore()
     confirmed(scene, rollout)
@@ -105,13 +105,13 @@ def test_a_release_that_is_withdrawn_names_them_too(scene):
     scene.beacons(1)
     rollout = scene.release()
     scene.here(rollout)
-    firmware = scene.admin.rollout(rollout)["firmware_id"]
-    assert scene.admin.firmware(firmware)["unconfirmed"] == []
+    firmware = scene.admin.get_rollout(rollout)["firmware_id"]
+    assert scene.admin.find_firmware(firmware)["unconfirmed"] == []
     scene.down()
-    done = scene.admin.move_firmware(firmware, "deprecate", "bad")
+    done = scene.admin.post_firmware_action(firmware, "deprecate", "bad")
     assert [one["mirror"] for one in done["unconfirmed"]] == ["lan-a"]
     scene.uplink.restore()
-    until(lambda: not scene.admin.firmware(firmware)["unconfirmed"], deadline_s=DEADLINE_S)
+    until(lambda: not scene.admin.find_firmware(firmware)["unconfirmed"], deadline_s=DEADLINE_S)
     assert scene.mirror.service.view.releases[firmware].state == "deprecated"
 
 
@@ -128,7 +128,7 @@ def test_bytes_that_arrived_confirm_nothing(scene, monkeypatch):
 
     monkeypatch.setattr(outbox, "take", fails)
     renewed = scene.mirror.service.lease.contact
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     until(lambda: scene.mirror.service.mirror.error == "internal", deadline_s=DEADLINE_S)
     one = is_listed(scene, "failing")
     assert one["connected"] and one["error"]["code"] == "internal"
@@ -158,8 +158,8 @@ def test_a_stop_that_is_not_stored_is_confirmed_by_nobody(scene):
     page = f"{scene.primary.url}/rollouts/{rollout}"
     with Elsewhere(scene.primary) as elsewhere:
         elsewhere.hold()
-        done = scene.admin.move_rollout(rollout, "halt", "enough")
-        found = scene.admin.rollout(rollout)
+        done = scene.admin.post_rollout_action(rollout, "halt", "enough")
+        found = scene.admin.get_rollout(rollout)
         text = browser.get(page, timeout=DEADLINE_S).text
         elsewhere.let_go()
     assert (done["stored"], found["stored"], found["status"]) == (False, False, "halted")
@@ -187,7 +187,7 @@ def test_a_halt_does_not_wait_for_an_image(scene, monkeypatch):
     monkeypatch.setattr(Images, "_download", slow)
     later = scene.release("1.2.0")
     until(lambda: scene.mirror.service.mirror.images._wanted, deadline_s=DEADLINE_S)
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     scene.here(rollout, "halted")
     confirmed(scene, rollout)
     assert beacon.offer() is None and later not in scene.mirror.service.view.entries
@@ -208,7 +208,7 @@ def test_a_mirror_that_cannot_write_says_so(scene):
     scene.here(rollout)
     scene.known(1)
     scene.even()
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     confirmed(scene, rollout)
     with Elsewhere(scene.mirror) as elsewhere:
         elsewhere.hold()
@@ -250,15 +250,15 @@ def test_a_mirror_that_cannot_write_holds_what_its_primary_stopped(scene, verb):
     status = STATUSES[verb]
     with Elsewhere(scene.mirror) as elsewhere:
         elsewhere.hold()
-        scene.admin.move_rollout(rollout, verb, "enough")
+        scene.admin.post_rollout_action(rollout, verb, "enough")
         scene.here(rollout, status)
         assert beacon.offer() is None
         assert waited_for(scene, rollout) == ["lan-a"]  # a restart might lose it
         assert elsewhere.rollout(rollout)["status"] == "active"
         if verb != "abort":
-            scene.admin.move_rollout(rollout, "resume", "on")
+            scene.admin.post_rollout_action(rollout, "resume", "on")
             scene.here(rollout)
-            scene.admin.move_rollout(rollout, verb, "enough")
+            scene.admin.post_rollout_action(rollout, verb, "enough")
             scene.here(rollout, status)
         elsewhere.let_go()
     confirmed(scene, rollout)
@@ -275,7 +275,7 @@ def test_what_a_mirror_holds_for_its_primary_holds_after_a_restart(scene):
     scene.even()
     with Elsewhere(scene.mirror) as elsewhere:
         elsewhere.hold()
-        scene.admin.move_rollout(rollout, "halt", "enough")
+        scene.admin.post_rollout_action(rollout, "halt", "enough")
         scene.here(rollout, "halted")
         board = scene.mirror.service.stops
         until(lambda: board.survives, deadline_s=DEADLINE_S, what="the note of it")
@@ -298,7 +298,7 @@ def test_a_halt_reaches_a_mirror_whose_image_is_damaged(scene, monkeypatch):
     scene.beacons(1)
     rollout = scene.release()
     scene.here(rollout)
-    firmware = scene.admin.rollout(rollout)["firmware_id"]
+    firmware = scene.admin.get_rollout(rollout)["firmware_id"]
     row = scene.mirror.service.view.releases[firmware].row
     scene.down()
     monkeypatch.setattr(Images, "_download", no_image)  # nowhere to be had again
@@ -309,7 +309,7 @@ def test_a_halt_reaches_a_mirror_whose_image_is_damaged(scene, monkeypatch):
         lambda: scene.mirror.service.view.releases[firmware].row["damaged_at"],
         deadline_s=DEADLINE_S,
     )
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     scene.uplink.restore()
     scene.here(rollout, "halted")
     confirmed(scene, rollout)
@@ -321,7 +321,7 @@ def test_a_mirror_that_starts_again_says_what_it_acts_on(scene):
     scene.beacons(1)
     rollout = scene.release()
     scene.here(rollout)
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     confirmed(scene, rollout)
     scene.mirror.stop()
     assert waited_for(scene, rollout) == []
@@ -337,7 +337,7 @@ def test_entries_of_another_history_confirm_nothing(scene):
     rollout = scene.release()
     scene.here(rollout)
     scene.mirror.stop()
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     mirror = type(scene.admin)(scene.primary.url, scene.token)
     for moves in ("999.0123456789abcdef", "3.0123456789abcdef", "", "x", "-1.", "9" * 40, 7, None):
         body = {"epoch": "0" * 24, "status": {"moves": moves}}
@@ -353,7 +353,7 @@ def test_a_mirror_of_the_release_before_confirms_with_the_digest_of_what_it_has(
     rollout = scene.release()
     scene.here(rollout)
     scene.mirror.stop()
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     mirror = type(scene.admin)(scene.primary.url, scene.token)
     body = {"epoch": "0" * 24, "have": "1", "status": {"backlog": 0, "version": "0.0.9"}}
     mirror.call("POST", "/api/mirror/sync", json=body)
@@ -431,7 +431,7 @@ def test_how_long_a_lease_is_can_be_chosen(tmp_path, scene):
     with Local(tmp_path / "short", clock=scene.clock, **given) as short:
         until(lambda: rollout in short.service.view.entries, deadline_s=DEADLINE_S)
         until(
-            lambda: any(one["lease_s"] == 600 for one in scene.admin.mirrors()),
+            lambda: any(one["lease_s"] == 600 for one in scene.admin.list_mirrors()),
             deadline_s=DEADLINE_S,
         )
         scene.uplink.cut()
@@ -472,15 +472,15 @@ def test_a_mirror_that_falls_silent_becomes_an_event_once_and_its_return_another
     assert event["subject"] == "lan-a" and event["data"]["word"] == "silent"
     one = listed(scene)
     assert (one["health"], one["unhealthy_since"]) == ("silent", since)
-    assert {site["path"]: site["mirrors"] for site in scene.admin.sites()} == {
+    assert {site["path"]: site["mirrors"] for site in scene.admin.list_sites()} == {
         "a": [{"name": "lan-a", "health": "silent"}],
         "a/x": [{"name": "lan-a", "health": "silent"}],
         "b": [],
     }
-    text = scene.admin._send("GET", "/metrics").text
+    text = scene.admin.request("GET", "/metrics").text
     assert 'beacon_ota_mirror_healthy{mirror="lan-a"} 0.0' in text
     assert f'beacon_ota_mirror_lease_seconds{{mirror="lan-a"}} {DAY - 61}' in text
-    own = scene.mirror.admin()._send("GET", "/metrics").text
+    own = scene.mirror.admin().request("GET", "/metrics").text
     assert 'beacon_ota_mirror_healthy{mirror=""} 0.0' in own
     scene.uplink.restore()
     is_listed(scene, "ok")
@@ -488,7 +488,7 @@ def test_a_mirror_that_falls_silent_becomes_an_event_once_and_its_return_another
     look(scene)
     assert len(told(scene, "mirror.healthy")) == 1
     assert 'beacon_ota_mirror_healthy{mirror="lan-a"} 1.0' in (
-        scene.admin._send("GET", "/metrics").text
+        scene.admin.request("GET", "/metrics").text
     )
 
 
@@ -507,7 +507,7 @@ def test_what_is_refused_of_a_mirror_is_seen_and_halts_arrive_all_the_same(scene
     assert one["refused"]["code"] == "mirror_change" and one["connected"]
     assert "telemetry" in one["problem"] and __version__ in one["problem"]
     assert health(scene)["mirror"]["error"] == "mirror_change"
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     confirmed(scene, rollout)
     assert beacon.poll().headers["x-reason"] == "halted"
     look(scene)
@@ -535,11 +535,11 @@ def test_a_halt_that_is_told_in_vain_is_done_once(scene, monkeypatch):
 
     monkeypatch.setattr(outbox, "batch", newer)
     scene.uplink.restore()
-    until(lambda: scene.admin.rollout(rollout)["status"] == "halted", deadline_s=DEADLINE_S)
-    scene.admin.move_rollout(rollout, "resume", "looked at it")
+    until(lambda: scene.admin.get_rollout(rollout)["status"] == "halted", deadline_s=DEADLINE_S)
+    scene.admin.post_rollout_action(rollout, "resume", "looked at it")
     told_again.clear()
     until(lambda: len(told_again) >= 3, deadline_s=DEADLINE_S)
-    kinds = [one["kind"] for one in scene.admin.rollout(rollout)["transitions"]]
+    kinds = [one["kind"] for one in scene.admin.get_rollout(rollout)["transitions"]]
     assert kinds.count("halted") == 1 and kinds[-1] == "resumed"
     monkeypatch.setattr(outbox, "batch", real)
     scene.here(rollout)
@@ -560,7 +560,7 @@ def test_a_primary_that_fails_at_what_it_is_told_halts_all_the_same(scene, monke
     monkeypatch.setattr(primary_store, "take", fails)
     beacon.report("idle")
     assert is_listed(scene, "failing")["error"]["code"] == "internal"
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     confirmed(scene, rollout)
     assert beacon.poll().headers["x-reason"] == "halted"
     monkeypatch.setattr(primary_store, "take", real)
@@ -574,10 +574,10 @@ def test_a_mirror_whose_image_does_not_come_says_so(scene, monkeypatch):
     monkeypatch.setattr(Images, "_download", no_image)
     rollout = scene.release()
     one = is_listed(scene, "failing")
-    firmware = scene.admin.rollout(rollout)["firmware_id"]
+    firmware = scene.admin.get_rollout(rollout)["firmware_id"]
     assert firmware in one["problem"] and "odd bytes came" in one["problem"]
     assert health(scene)["mirror"]["error"] == "image_sha256"
-    scene.admin.move_rollout(rollout, "abort", "bad")  # nobody wants it any more
+    scene.admin.post_rollout_action(rollout, "abort", "bad")  # nobody wants it any more
     is_listed(scene, "ok")
 
 
@@ -596,14 +596,14 @@ def test_a_clock_that_is_off_is_told_and_shown(tmp_path, monkeypatch, lead):
 
             def listed_as(word: str):
                 return until(
-                    lambda: (one := admin.mirrors()[0])["health"] == word and one,
+                    lambda: (one := admin.list_mirrors()[0])["health"] == word and one,
                     deadline_s=DEADLINE_S,
                     what=f"the mirror to be {word}",
                 )
 
             one = listed_as("clock")
             assert one["skew_s"] == lead and f"{lead:+.0f} s" in one["problem"]
-            text = admin._send("GET", "/metrics").text
+            text = admin.request("GET", "/metrics").text
             assert f'beacon_ota_mirror_clock_skew_seconds{{mirror="lan"}} {lead}' in text
             found = requests.get(mirror.url + "/health", timeout=60).json()
             assert found["status"] == "degraded" and found["mirror"]["skew_s"] == lead
@@ -674,7 +674,7 @@ def test_a_newer_primary_and_this_mirror(scene, monkeypatch, caplog):
     assert one["error"]["code"] == "state_unread" and rollout in one["problem"]
     assert "frozen" in one["problem"] and __version__ in one["problem"]
     assert beacon.offer() is None, "what cannot be read is not handed out"
-    scene.admin.move_rollout(known, "halt", "enough")
+    scene.admin.post_rollout_action(known, "halt", "enough")
     scene.here(known, "halted")  # and the rest is taken
     confirmed(scene, known)
     scene.mirror.stop()
@@ -703,16 +703,16 @@ def test_a_primary_that_speaks_another_protocol_is_named_not_traced(scene, monke
 def test_a_limit_counts_what_is_asked_for(scene):
     firmware = upload(scene.admin, "1.1.0", scene.folder, channel="stable")["firmware_id"]
     made = [scene.admin.create_rollout(firmware, EVERYBODY)["rollout_id"] for _ in range(4)]
-    scene.admin.move_rollout(made[0], "halt", "enough")
-    rows = scene.admin.rollouts(status="halted", limit=2)
+    scene.admin.post_rollout_action(made[0], "halt", "enough")
+    rows = scene.admin.list_rollouts(status="halted", limit=2)
     assert [one["rollout_id"] for one in rows] == [made[0]]
-    rows = scene.admin.rollouts(begins=made[0][:10], limit=1)
+    rows = scene.admin.list_rollouts(begins=made[0][:10], limit=1)
     assert [one["rollout_id"] for one in rows] == [made[0]]
-    assert scene.admin.rollouts(begins="%", limit=1) == []
+    assert scene.admin.list_rollouts(begins="%", limit=1) == []
     with pytest.raises(BeaconOtaError):
-        scene.admin.rollouts(begins="x" * 25)
+        scene.admin.list_rollouts(begins="x" * 25)
     scene.admin.create_site("later")
-    kinds = [one["kind"] for one in scene.admin.latest_events(1, "rollout.halted")]
+    kinds = [one["kind"] for one in scene.admin.list_latest_events(1, "rollout.halted")]
     assert kinds == ["rollout.halted"], "what is asked for is counted, not what came since"
 
 
@@ -735,7 +735,7 @@ def test_an_answer_to_tell_all_again_renews_no_lease_and_confirms_nothing(scene,
     until(lambda: mirror.error == "mirror_parted", deadline_s=DEADLINE_S)
     contact, moves, applied = mirror.lease.contact, moves_at(scene), listed(scene)["applied"]
     scene.clock.at += 5
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     count = len(pages)
     until(lambda: len(pages) > count + 8, deadline_s=DEADLINE_S)
     assert (mirror.lease.contact, moves_at(scene)) == (contact, moves)
@@ -775,7 +775,9 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
     beacon.update(beacon.offered())
     until(lambda: len(failed) == 2, deadline_s=DEADLINE_S)
     scene.even()
-    until(lambda: scene.admin.rollout(rollout)["results"] == {"success": 1}, deadline_s=DEADLINE_S)
+    until(
+        lambda: scene.admin.get_rollout(rollout)["results"] == {"success": 1}, deadline_s=DEADLINE_S
+    )
     assert scene.mirror.service.mirror._epoch == epoch
     is_listed(scene, "ok")
 

@@ -145,7 +145,7 @@ class _Run:
         self._cycle = any(code == "no_slot" for _, _, code in self._chain)
         self._firmware = ""
         self._slot = next(
-            part.offset for part in boards.load(builds.DEVICE).table if part.name == "ota_1"
+            part.offset for part in boards.load_board(builds.DEVICE).table if part.name == "ota_1"
         )
         b.orchestrator.front.judge = self._judge
         b.orchestrator.front.answering = self._answering

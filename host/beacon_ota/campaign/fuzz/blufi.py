@@ -217,7 +217,7 @@ def spake2_point() -> bytes:
     """Return a point of the curve, as a hello has it."""
     from beacon_ota.provision import p256
 
-    return p256.encode(p256.GENERATOR)
+    return p256.encode_point(p256.GENERATOR)
 
 
 def _frames(
@@ -308,7 +308,7 @@ def air(seconds: float, seed: int = 1) -> Fuzzed:
     network.add(builds.SSID, builds.PASSWORD)
     given: dict[str, int | bytes] = {
         "beacon_id": b"fuzzed",
-        "pin_w": session.enroll(PIN, NAME.encode()),
+        "pin_w": session.enroll_pin(PIN, NAME.encode()),
     }
     with (
         Room(seed=seed) as room,
@@ -323,12 +323,14 @@ def _new(release: bytes, settings: dict[str, int | bytes]) -> bytes:
     from beacon_ota.campaign.rig import builds
     from beacon_ota.images import boards, flash, synthetic
 
-    return flash.build(boards.load(builds.DEVICE), synthetic.bootloader(), release, settings)
+    return flash.build_flash(
+        boards.load_board(builds.DEVICE), synthetic.bootloader_image(), release, settings
+    )
 
 
 async def _air(seconds: float, rng: random.Random, beacon: Any, radio: Any) -> Fuzzed:
     from beacon_ota.provision import scan
-    from beacon_ota.provision.client import Client
+    from beacon_ota.provision.client import BlufiClient
 
     found = Fuzzed()
     end = time.monotonic() + seconds
@@ -337,8 +339,8 @@ async def _air(seconds: float, rng: random.Random, beacon: Any, radio: Any) -> F
         stage = rng.choice(("clear", "exchange", "session"))
         case = _mutate(rng, rng.choice(talk), talk)[: rng.randrange(1, 13)]
         try:
-            heard = await scan.find(radio, NAME, 60)
-            async with Client(heard.device, heard.name, radio) as client:
+            heard = await scan.find_beacon(radio, NAME, 60)
+            async with BlufiClient(heard.device, heard.name, radio) as client:
                 await _say(client, stage, case, rng)
             await _proper(radio, beacon)
         except (BeaconOtaError, AssertionError) as error:
@@ -356,14 +358,14 @@ async def _air(seconds: float, rng: random.Random, beacon: Any, radio: Any) -> F
 async def _proper(radio: Any, beacon: Any) -> None:
     """Do what a proper client does, which tries again when the beacon is not done with another."""
     from beacon_ota.provision import scan
-    from beacon_ota.provision.client import Client
+    from beacon_ota.provision.client import BlufiClient
 
     for attempt in range(ATTEMPTS):
-        heard = await scan.find(radio, NAME, 60)
+        heard = await scan.find_beacon(radio, NAME, 60)
         try:
-            async with Client(heard.device, heard.name, radio) as client:
-                await client.prove(pin=PIN)
-                assert (await client.query()).beacon_id == "fuzzed"
+            async with BlufiClient(heard.device, heard.name, radio) as client:
+                await client.prove_secret(pin=PIN)
+                assert (await client.query_state()).beacon_id == "fuzzed"
                 return
         except ReachError:
             if attempt == ATTEMPTS - 1:
@@ -379,7 +381,7 @@ async def _say(client: Any, stage: str, case: Case, rng: random.Random) -> None:
     """Say it; the beacon may hang up at any time."""
     seq = 0
     if stage == "session":
-        await client.prove(pin=PIN)
+        await client.prove_secret(pin=PIN)
     elif stage == "exchange":
         link = blufi.Link(False)
         link.send(blufi.NEGOTIATE, Initiator(NAME.encode(), pin=PIN).hello())

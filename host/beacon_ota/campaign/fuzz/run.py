@@ -26,7 +26,7 @@ from beacon_ota.errors import BeaconOtaError, UsageError
 from beacon_ota.images import appfs, combined, esp, littlefs, partitions
 from beacon_ota.images import release as releases
 from beacon_ota.inspect import inspect
-from beacon_ota.orchestrator.beacon_api import report as status
+from beacon_ota.orchestrator.beacon_api import report_parser
 from beacon_ota.orchestrator.releases import multipart, validate
 from beacon_ota.trust import dsse
 from beacon_ota.wire import manifest, offer, refused, report, shapes, versions
@@ -176,12 +176,12 @@ def _manifests() -> Target:
         "version": "1.2.3",
     }
     payload = manifest.encode_payload(fields)
-    envelope = dsse.pack(payload, [("0" * 16, bytes(384))]).encode()
+    envelope = dsse.pack_envelope(payload, [("0" * 16, bytes(384))]).encode()
 
     def read(data: bytes) -> None:
         if data[:1] == b"{" and b"payloadType" in data[:64] + data[-200:]:
             manifest.unpack_envelope(_json(data))
-            dsse.unpack(data.decode("utf-8", "replace"))
+            dsse.unpack_envelope(data.decode("utf-8", "replace"))
         found = manifest.decode_payload(data)
         manifest.check_rules(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
 
@@ -204,7 +204,12 @@ def _reports() -> Target:
         "journal": [[1, 2, "boot", "crash", "d"]],
     }
     seeds = [json.dumps({**seed, "update_status": word}).encode() for word in report.STATUSES]
-    return Target(seeds, status.read, (BeaconOtaError,), (report, status, shapes, versions))
+    return Target(
+        seeds,
+        report_parser.parse_report,
+        (BeaconOtaError,),
+        (report, report_parser, shapes, versions),
+    )
 
 
 def _uploads() -> Target:
@@ -220,11 +225,13 @@ def _uploads() -> Target:
 
     def read(data: bytes) -> None:
         file = io.BytesIO()
-        form = multipart.Form(f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21)
+        form = multipart.MultipartForm(
+            f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21
+        )
         for at in range(0, len(data), 1000):
             form.feed(data[at : at + 1000])
         form.close()
-        validate.examine(file, validate.claim(form), None, True, 1.0)
+        validate.examine_image(file, validate.read_claim(form), None, True, 1.0)
 
     watched = (multipart, validate, esp, appfs, littlefs, releases)
     return Target([body], read, (BeaconOtaError,), watched)
@@ -243,7 +250,7 @@ def _small() -> bytes:
         "1.0.0", builds.DEVICE, hashlib.sha256(builds.core()).hexdigest(), insecure=True
     )
     files = {appfs.INFO: info.pack(), "main.mpy": b"M\x06\x00\x1f"}
-    return releases.build(builds.core(), littlefs.build(files, appfs.BLOCK))
+    return releases.join_core_and_app(builds.core(), littlefs.build_filesystem(files, appfs.BLOCK))
 
 
 class _NotJson(ValueError):

@@ -146,7 +146,7 @@ def _sides(folder: Path, found: Path) -> Iterator[tuple[list[Served], str]]:
 def _roll_out(side: Served, version: str) -> str:
     admin = side.admin()
     fields = {"device_type": builds.DEVICE, "version": version, "channel": "stable"}
-    row = admin.upload(BytesIO(builds.build(version)), **fields)
+    row = admin.upload_firmware(BytesIO(builds.build(version)), **fields)
     return admin.create_rollout(row["firmware_id"], ROLLOUT)["rollout_id"]
 
 
@@ -181,11 +181,11 @@ def _order(side: Served, rollout: str, move: str) -> str:
     """
     admin = side.admin()
     try:
-        done = admin.move_rollout(rollout, move, "in a campaign")
+        done = admin.post_rollout_action(rollout, move, "in a campaign")
     except UsageError as error:
         return error.code
     if not done["stored"]:
-        until(lambda: admin.rollout(rollout)["stored"], PATIENCE, "the stop to be stored")
+        until(lambda: admin.get_rollout(rollout)["stored"], PATIENCE, "the stop to be stored")
     return ""
 
 
@@ -197,7 +197,7 @@ def _complete(sides: list[Served], fleet: Fleet, version: str, rollout: str) -> 
     )
     admin = sides[0].admin()
     until(
-        lambda: fleet.trouble or admin.rollout(rollout)["status"] == "completed",
+        lambda: fleet.trouble or admin.get_rollout(rollout)["status"] == "completed",
         PATIENCE,
         "the rollout to be completed",
     )

@@ -171,11 +171,11 @@ class Fleet:
 
 def _upload(client: Client, image: bytes, version: str) -> dict[str, Any]:
     fields = {"device_type": builds.DEVICE, "version": version, "channel": "stable"}
-    return client.upload(BytesIO(image), **fields)
+    return client.upload_firmware(BytesIO(image), **fields)
 
 
 def _roll_out(client: Client, firmware_id: str) -> dict[str, Any]:
-    for one in client.rollouts():
+    for one in client.list_rollouts():
         if one["firmware_id"] == firmware_id:
             return one  # the answer got lost
     return client.create_rollout(firmware_id, ROLLOUT)
@@ -309,7 +309,7 @@ def full(folder: Path, chance: random.Random) -> Said:
             wrong.append(f"an upload without room was answered with {code}")
         beacon.note("campaign", "full")
         said = _attempted(beacon)
-        if admin.beacon(beacon.id)["beacon_id"] != beacon.id:
+        if admin.get_beacon(beacon.id)["beacon_id"] != beacon.id:
             wrong.append("reading failed, too")
         wrong += whole(served)
         ballast.unlink()
@@ -337,7 +337,7 @@ def locked(folder: Path, chance: random.Random) -> Said:
         thread.start()
         time.sleep(1)
         wrong = [] if beacon.version != "1.1.0" else ["written past a lock"]
-        if _refused(lambda: admin.beacon(beacon.id)) is not None:
+        if _refused(lambda: admin.get_beacon(beacon.id)) is not None:
             wrong.append("reading failed, too")
         lock.execute("rollback")
         lock.close()
@@ -361,15 +361,19 @@ def damaged(folder: Path, chance: random.Random) -> Said:
         served.start()
         admin = served.admin()
         wrong = []
-        until(lambda: admin.firmware(firmware)["damaged_at"], PATIENCE, "the damage to be noticed")
-        if not any("damaged" in event["kind"] for event in admin.latest_events(100)):
+        until(
+            lambda: admin.find_firmware(firmware)["damaged_at"],
+            PATIENCE,
+            "the damage to be noticed",
+        )
+        if not any("damaged" in event["kind"] for event in admin.list_latest_events(100)):
             wrong.append("nobody was told")
         beacon.url = served.url
         for _ in range(5):
             if beacon.step() in ("offered", "downloaded"):
                 wrong.append("a damaged image is still handed out")
         _upload(admin, image, "1.1.0")
-        if admin.firmware(firmware)["damaged_at"]:
+        if admin.find_firmware(firmware)["damaged_at"]:
             wrong.append("still withdrawn after the same bytes were uploaded again")
         return "withdrawn", [*wrong, *_walk(beacon, "1.1.0", 60), *whole(served)], {}
 

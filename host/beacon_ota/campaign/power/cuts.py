@@ -24,7 +24,7 @@ from beacon_ota.campaign.rig.orchestrator import PLAN
 from beacon_ota.campaign.runner import Options, Outcome, Plan
 from beacon_ota.errors import UsageError
 from beacon_ota.images import boards
-from beacon_ota.images.core import load
+from beacon_ota.images.core import read_core
 from beacon_ota.virtual.flash import bootloader
 from beacon_ota.virtual.flash.nor import SECTOR, Cut, Flash, PowerCut, When
 from beacon_ota.virtual.flash.nvs import Nvs
@@ -158,7 +158,7 @@ class Case:
 def plan(folder: Path, options: Options) -> Plan:
     """Record every scenario; list a case for each state that a cut can leave, then double cuts."""
     shelf = Shelf(folder)
-    core = load(Path(options.core)).data if options.core else None
+    core = read_core(Path(options.core)).data if options.core else None
     scenarios = (*SCENARIOS, RESCUE, *(REAL if core else ()))
     if not shelf.fresh(options.core or ""):
         shelf.clear()
@@ -284,7 +284,7 @@ def _load(path: Path, _changed: int) -> Recording:
 
 def deciding(offset: int) -> bool:
     """Does an operation at this flash offset write entries that decide: NVS, otadata?"""
-    table = boards.load(builds.DEVICE).table
+    table = boards.load_board(builds.DEVICE).table
     return any(part.offset <= offset < part.end for part in (table.nvs, table.otadata) if part)
 
 
@@ -297,7 +297,7 @@ def cuts(recording: Recording) -> Iterator[tuple[Case, str]]:
     flash = Flash(recording.before)
     state = _State(flash, {op.offset // SECTOR * SECTOR for op in recording.ops})
     name = recording.name
-    place = boards.load(builds.DEVICE).otadata.offset
+    place = boards.load_board(builds.DEVICE).otadata.offset
     granted = 0
     for number, op in enumerate(recording.ops):
         known = recording.known_at(number)
@@ -404,7 +404,7 @@ class _Run:
         orchestrator = b.orchestrator
         target = orchestrator.firmware(second)["id"]
         further = orchestrator.firmware(third)["id"]
-        place = boards.load(builds.DEVICE).otadata.offset
+        place = boards.load_board(builds.DEVICE).otadata.offset
         settled = None
         mixtures = self._mixtures()
         if scenario.kind == "rescue":
@@ -439,7 +439,7 @@ class _Run:
 
     def _mixtures(self) -> list[str]:
         """Return what is wrong with the slots as they are now."""
-        flash, table = self._b.flash, boards.load(builds.DEVICE).table
+        flash, table = self._b.flash, boards.load_board(builds.DEVICE).table
         content = {
             part.name: flash.read(part.offset, part.size)
             for part in table.slots
@@ -455,7 +455,7 @@ class _Run:
         b = self._b
         before = b.flash.snapshot()
         label = f"ota_{self._scenario.slot}"
-        table = boards.load(builds.DEVICE).table
+        table = boards.load_board(builds.DEVICE).table
         whole = bootloader.verify(b.flash, table.slots[self._scenario.slot])
         assert table.nvs is not None
         store = Nvs(b.flash, table.nvs)

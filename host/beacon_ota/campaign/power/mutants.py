@@ -120,7 +120,7 @@ def _cases(mutant: Mutant, recording: Recording) -> Iterator[Case]:
     if not mutant.partition:
         yield Case(recording.name, 0, "before")  # the same as no cut at all
         return
-    table = boards.load(builds.DEVICE).table
+    table = boards.load_board(builds.DEVICE).table
     part = next(p for p in table if p.name == mutant.partition)
     states: set[str] = set()
     for one, state in cuts.cuts(recording):

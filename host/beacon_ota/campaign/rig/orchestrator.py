@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, select
 
 from beacon_ota.campaign.rig.http_server import Front, Request
-from beacon_ota.orchestrator.beacon_api.app import Hot
+from beacon_ota.orchestrator.beacon_api.app import BeaconApp
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core.engine import Engine, dump_state
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import schema
 from beacon_ota.orchestrator.db.tables import Fields, beacons, new_id
 from beacon_ota.orchestrator.db.tables.tokens import Actor
-from beacon_ota.orchestrator.releases.upload import upload
+from beacon_ota.orchestrator.releases.upload import accept_upload
 from beacon_ota.orchestrator.rollout.advance import begin
 from beacon_ota.orchestrator.rollout.plans import dump, parse
 from beacon_ota.orchestrator.rollout.rules import Rollout
@@ -85,7 +85,7 @@ class Orchestrator:
         await service.start()
         self._service, self._engine = service, Engine(service)
         self._engine.start()
-        self.front.app = Hot(service, _nobody)
+        self.front.app = BeaconApp(service, _nobody)
         self.front.seal = self._seal
         await self.front.listen()
 
@@ -164,7 +164,7 @@ class Orchestrator:
         kind, body = _form(fields, image)
 
         async def take() -> str:
-            return (await upload(self.service, ACTOR, kind, _pieces(body))).row["id"]
+            return (await accept_upload(self.service, ACTOR, kind, _pieces(body))).row["id"]
 
         return self._reactor.run(take())
 

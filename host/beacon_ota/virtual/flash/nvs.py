@@ -333,7 +333,7 @@ class Nvs:
     def _data(self, found: tuple[Page, int, Item]) -> bytes | None:
         page, index, item = found
         data = page.payload(index, item)
-        if codec.crc(data) != item.data_crc:
+        if codec.crc32(data) != item.data_crc:
             page.drop(index)
             return None
         return data

@@ -43,7 +43,7 @@ def test_a_new_database_deletes_no_image(local, tmp_path):
     put_back(local, tmp_path / "empty.db")
     for _ in range(2):
         local.start()
-        assert local.admin().firmwares() == []
+        assert local.admin().list_firmwares() == []
         local.stop()
         local.clock.at += 2 * GRACE_S
     token = local._token_file

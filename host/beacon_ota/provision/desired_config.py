@@ -52,25 +52,29 @@ class Network:
         Raises:
             UsageError: ``setting_value``.
         """
-        raw = settings.parse({"wifi_ssid": ssid})["wifi_ssid"] if isinstance(ssid, str) else ssid
+        raw = (
+            settings.parse_settings({"wifi_ssid": ssid})["wifi_ssid"]
+            if isinstance(ssid, str)
+            else ssid
+        )
         assert isinstance(raw, bytes)
         if not 1 <= len(raw) <= 32:
             raise UsageError("setting_value", "ssid: 1 to 32 bytes", found=f"{len(raw)} bytes")
-        key = settings.parse({"wifi_pass": password})["wifi_pass"]
+        key = settings.parse_settings({"wifi_pass": password})["wifi_pass"]
         assert isinstance(key, bytes)
         return cls(raw, key)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DesiredConfig:
     """Everything for one beacon.
 
     Attributes:
         network: to join; None leaves it as it is, or to be chosen from what the beacon sees.
         config: fields of CONFIG (``wire/tlv.py``), the beacon's key aside.
         tags: for the orchestrator.
-        creds: what opens the door, see :func:`credentials`; None leaves it as it is.
-        bound: ids among them of which a beacon gets its own key only, see :func:`bound`.
+        creds: what opens the door, see :func:`parse_credentials`; None leaves it as it is.
+        bound: ids among them of which a beacon gets its own key only, see :func:`parse_bound_ids`.
         device_type: what somebody takes it for. The beacon's own word counts, where it says one.
     """
 
@@ -81,7 +85,7 @@ class Wanted:
     bound: frozenset[bytes] = frozenset()
     device_type: str = ""
 
-    def creds_at(self, beacon_id: str) -> bytes:
+    def credentials_for(self, beacon_id: str) -> bytes:
         """Return what this beacon is to hold: of a bound credential its key for this door."""
         found, creds = b"", self.creds or b""
         for at in range(0, len(creds), access.ID + access.SECRET):
@@ -93,14 +97,14 @@ class Wanted:
         return found
 
 
-def device_type(text: str | None) -> str:
+def check_device_type(text: str | None) -> str:
     """Return a device type as somebody gives it, "" for none (UsageError ``type_syntax``)."""
     if text and _DEVICE_TYPE.fullmatch(text) is None:
         raise UsageError("type_syntax", "that is no device type", found=text, expected="esp32c3")
     return text or ""
 
 
-def config(
+def config_fields(
     values: Mapping[str, str | None], second: Network | None = None
 ) -> dict[str, str | bytes | int]:
     """Return the fields of a CONFIG.
@@ -115,16 +119,16 @@ def config(
     """
     given = {name: value for name, value in values.items() if value is not None}
     if "ibeacon" in given:
-        given["ibeacon"] = position(given["ibeacon"]).hex()
+        given["ibeacon"] = parse_position(given["ibeacon"]).hex()
     found: dict[str, str | bytes | int] = {}
-    for name, value in settings.parse(given).items():
+    for name, value in settings.parse_settings(given).items():
         found[name] = value.decode() if name in _TEXTS and isinstance(value, bytes) else value
     if second is not None:
         found |= {"wifi2_ssid": second.ssid, "wifi2_pass": second.password}
     return found
 
 
-def position(text: str) -> bytes:
+def parse_position(text: str) -> bytes:
     """Read an iBeacon identity, ``UUID:major:minor`` (20 bytes).
 
     Raises:
@@ -145,10 +149,10 @@ def position(text: str) -> bytes:
         ) from None
 
 
-def credentials(text: str) -> bytes:
+def parse_credentials(text: str) -> bytes:
     """Read access credentials, a line each: ``id:secret`` or ``id:secret:bound``; # for comments.
 
-    Id and secret are hex, 4 and 16 bytes. Which ones are bound says :func:`bound`.
+    Id and secret are hex, 4 and 16 bytes. Which ones are bound says :func:`parse_bound_ids`.
 
     Raises:
         UsageError: ``setting_value``, with the line.
@@ -161,11 +165,11 @@ def credentials(text: str) -> bytes:
     return found
 
 
-def bound(text: str) -> frozenset[bytes]:
+def parse_bound_ids(text: str) -> frozenset[bytes]:
     """Return the ids of the credentials whose line ends in ``:bound``.
 
     Raises:
-        UsageError: as :func:`credentials`.
+        UsageError: as :func:`parse_credentials`.
     """
     return frozenset(ident for ident, _, only in _credentials(text) if only)
 
@@ -192,7 +196,7 @@ def _credentials(text: str) -> Iterator[tuple[bytes, bytes, bool]]:
         yield pair[0], pair[1], bool(colon)
 
 
-def reachable(url: str | None) -> str | None:
+def reachable_url(url: str | None) -> str | None:
     """Return the address of an orchestrator as beacons can use it, None when they cannot.
 
     ``127.0.0.1`` on a laptop is no place for a beacon to go: it then looks for

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import BeaconOtaError, InputError, UsageError
-from beacon_ota.provision import batch, labels, monitor, scan, wanted
+from beacon_ota.provision import batch, desired_config, labels, monitor, scan
 from beacon_ota.wire import access, adverts, tlv
 
 COMMON = {"ssid": "site", "password": "correct horse"}
 
 
 def rows(text: str, **common: str | None) -> list[batch.Row]:
-    return batch.parse(text, {**COMMON, **common})
+    return batch.parse_rows(text, {**COMMON, **common})
 
 
 def test_a_row_takes_what_it_has_and_the_rest_from_all():
@@ -29,11 +29,11 @@ def test_a_row_takes_what_it_has_and_the_rest_from_all():
     )
     first, second = rows(text, channel="beta", pin="00000000")
     assert (first.line, first.beacon, first.secret.pin) == (2, "BLUFI_A1B2C3", "73914826")
-    assert first.wanted.network == wanted.Network(b"site", b"correct horse")
+    assert first.wanted.network == desired_config.Network(b"site", b"correct horse")
     assert first.wanted.config == {"site": "hq", "channel": "beta"}
     assert first.wanted.tags == ("a", "b")
     assert (second.secret.pin, second.secret.pop) == (None, b"a proof of possession")
-    assert second.wanted.network == wanted.Network(b"other, net", b"pass word")
+    assert second.wanted.network == desired_config.Network(b"other, net", b"pass word")
     # Secrets are in no text that ends up in a log.
     assert "73914826" not in repr(first) and "correct" not in repr(first)
 
@@ -90,7 +90,10 @@ def test_any_batch_file(content):
 
 @given(st.text(max_size=80))
 def test_any_position_and_credentials(text):
-    for read, sizes in ((wanted.position, (20,)), (wanted.credentials, range(0, 700, 20))):
+    for read, sizes in (
+        (desired_config.parse_position, (20,)),
+        (desired_config.parse_credentials, range(0, 700, 20)),
+    ):
         try:
             assert len(read(text)) in sizes
         except UsageError as error:
@@ -99,40 +102,42 @@ def test_any_position_and_credentials(text):
 
 def test_credentials():
     pair = "646f6f72:000102030405060708090a0b0c0d0e0f"
-    found = wanted.credentials(f"# the door\n\n{pair}  # its key\n")
+    found = desired_config.parse_credentials(f"# the door\n\n{pair}  # its key\n")
     assert found == b"door" + bytes(range(16))
-    assert len(wanted.credentials((pair + "\n") * 32)) == 32 * (access.ID + access.SECRET)
+    assert len(desired_config.parse_credentials((pair + "\n") * 32)) == 32 * (
+        access.ID + access.SECRET
+    )
     for bad in (pair + "\n" + pair[:-1], (pair + "\n") * 33, "door:secret"):
         with pytest.raises(UsageError):
-            wanted.credentials(bad)
+            desired_config.parse_credentials(bad)
 
 
 def test_bound_credentials():
     """Of such a credential a beacon gets a key that is its own, and never the secret."""
     text = "646f6f72:" + "11" * 16 + "\n6d696e65:" + "22" * 16 + ":bound  # a phone\n"
-    creds = wanted.credentials(text)
+    creds = desired_config.parse_credentials(text)
     assert creds == b"door" + b"\x11" * 16 + b"mine" + b"\x22" * 16
-    assert wanted.bound(text) == {b"mine"}
-    given = wanted.Wanted(creds=creds, bound=wanted.bound(text))
-    held = {door: given.creds_at(door) for door in ("beacon-1", "beacon-2")}
+    assert desired_config.parse_bound_ids(text) == {b"mine"}
+    given = desired_config.DesiredConfig(creds=creds, bound=desired_config.parse_bound_ids(text))
+    held = {door: given.credentials_for(door) for door in ("beacon-1", "beacon-2")}
     for door, blob in held.items():
         key = hmac.digest(b"\x22" * 16, b"beacon-ota access to the door " + door.encode(), "sha256")
         assert blob == b"door" + b"\x11" * 16 + b"mine" + key[:16]
     assert held["beacon-1"] != held["beacon-2"]
     for bad in (":", ":Bound", ":bound:bound", ":no", "bound"):
         with pytest.raises(UsageError):
-            wanted.credentials("6d696e65:" + "22" * 16 + bad)
+            desired_config.parse_credentials("6d696e65:" + "22" * 16 + bad)
     # As it was: what nobody binds is held as it is.
-    assert wanted.Wanted(creds=creds).creds_at("beacon-1") == creds
+    assert desired_config.DesiredConfig(creds=creds).credentials_for("beacon-1") == creds
 
 
 def test_a_proof_of_possession_is_for_one_beacon():
     """Two beacons with one: a stranger could pass the session on, and the wrong one is set up."""
     text = "beacon,pop\nA1B2C3,first proof\nA1B2C4,first proof\n"
     with pytest.raises(InputError) as caught:
-        batch.parse(text, {"ssid": "site", "password": "correct horse"})
+        batch.parse_rows(text, {"ssid": "site", "password": "correct horse"})
     assert caught.value.code == "batch_row" and "line 3" in caught.value.message
-    assert len(batch.parse(text.replace("A1B2C4,first", "A1B2C4,other"), {})) == 2
+    assert len(batch.parse_rows(text.replace("A1B2C4,first", "A1B2C4,other"), {})) == 2
 
 
 def test_what_a_beacon_can_take_fits_what_is_wanted():
@@ -146,22 +151,22 @@ def test_what_a_beacon_can_take_fits_what_is_wanted():
         "fleet_key": "00" * 16,
         "ibeacon": "00112233-4455-6677-8899-aabbccddeeff:65535:65535",
     }
-    second = wanted.Network.of("x" * 32, "p" * 63)
-    fields = wanted.config(values, second)
+    second = desired_config.Network.of("x" * 32, "p" * 63)
+    fields = desired_config.config_fields(values, second)
     assert len(tlv.encode_message(tlv.CONFIG, {**fields, "beacon_key": bytes(32)})) <= 1024
     with pytest.raises(UsageError):
-        wanted.config({**values, "site": "s" * 65})
+        desired_config.config_fields({**values, "site": "s" * 65})
 
 
 def test_labels():
-    made = labels.label("7c:df:a1:00:11:22")
+    made = labels.make_label("7c:df:a1:00:11:22")
     assert (made.address, made.name) == ("7C:DF:A1:00:11:24", "BLUFI_001124")
     assert len(made.pin) == 8 and made.pin.isdigit() and len(made.pop) == 32
-    assert labels.label("7CDFA1FFFFFF").address == "7C:DF:A1:FF:FF:01"
-    assert made.pin != labels.label("7c:df:a1:00:11:22").pin
+    assert labels.make_label("7CDFA1FFFFFF").address == "7C:DF:A1:FF:FF:01"
+    assert made.pin != labels.make_label("7c:df:a1:00:11:22").pin
     for bad in ("", "7c:df:a1:00:11", "7c:df:a1:00:11:2g", "7c df a1 00 11 22"):
         with pytest.raises(UsageError):
-            labels.label(bad)
+            labels.make_label(bad)
 
 
 @pytest.mark.parametrize(
@@ -176,11 +181,15 @@ def test_labels():
     ],
 )
 def test_addresses_that_beacons_can_use(url, found):
-    assert wanted.reachable(url) == found
+    assert desired_config.reachable_url(url) == found
 
 
 def heard(
-    watch: scan.Watch, *, name: str | None = None, version: bytes = b"1.0.0", rssi: int = -50
+    watch: scan.BeaconScanner,
+    *,
+    name: str | None = None,
+    version: bytes = b"1.0.0",
+    rssi: int = -50,
 ):
     device = BLEDevice("7C:DF:A1:00:11:24", name, None)
     data = AdvertisementData(
@@ -192,24 +201,29 @@ def heard(
         rssi=rssi,
         platform_data=(),
     )
-    return watch.take(device, data)
+    return watch.record_advertisement(device, data)
 
 
 def test_what_anybody_may_say_is_no_terminal_code():
-    watch = scan.Watch()
+    watch = scan.BeaconScanner()
     found = heard(watch, name="BLUFI_\x1b[31m\n", version=b"1\x1b[2J")
     assert found is not None and found.name == "BLUFI_?[31m?"
     assert "\x1b" not in found.version
-    assert scan.Watch().take(found.device, AdvertisementData("x", {}, {}, [], None, -1, ())) is None
+    assert (
+        scan.BeaconScanner().record_advertisement(
+            found.device, AdvertisementData("x", {}, {}, [], None, -1, ())
+        )
+        is None
+    )
 
 
 def test_what_the_monitor_tells():
-    watch, changes = scan.Watch(), monitor.Changes()
+    watch, changes = scan.BeaconScanner(), monitor.ChangeTracker()
 
     def told(after: float = 0.0) -> list[object]:
         beacons = watch.beacons()
         now = max(one.seen for one in beacons) + after
-        return [one["event"] for one in changes.take(beacons, now)]
+        return [one["event"] for one in changes.update(beacons, now)]
 
     heard(watch, name="BLUFI_001124")
     assert told() == ["found"] and told() == []
