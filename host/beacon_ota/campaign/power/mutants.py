@@ -49,7 +49,7 @@ MUTANTS = (
     Mutant(
         "valid-before-the-health-check",
         ("stage0", "boot.py"),
-        "        guard(ota, sector)\n",
+        "        start_trial_deadline(ota, sector)\n",
         "        Partition.mark_app_valid_cancel_rollback()\n",
         Scenario("crash", 1),
         "",
