@@ -65,7 +65,7 @@ class Ours:
 
         content = release.build_image(version, TYPE, SIZE)
         assert len(content) == SIZE, len(content)
-        firmware = self.client.upload(
+        firmware = self.client.upload_firmware(
             io.BytesIO(content), device_type=TYPE, version=version, channel="stable"
         )
         plan = {"preset": "all-at-once", "window": "00:00-24:00"}
@@ -163,7 +163,7 @@ class Ours:
         used, began = self.server.cpu_s, time.perf_counter()
         await update(self, self.fleet[:count], at_once, twice=twice, download=download)
         took = time.perf_counter() - began
-        counted = self.client.rollout(rollout)["results"].get("success", 0)
+        counted = self.client.get_rollout(rollout)["results"].get("success", 0)
         return {
             "updates_per_s": round(count / took, 1),
             "beacons": count,

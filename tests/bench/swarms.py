@@ -29,7 +29,7 @@ def _simulate(plan: Scenario, window: tuple[float, float] | None = None) -> dict
         summary = run_swarm(fleet)
         found = {name: summary[name] for name in _KEPT}
         found["rss_mb"] = child.usage()["rss_mb"]
-        rollouts = Client(child.url, child.token).rollouts()
+        rollouts = Client(child.url, child.token).list_rollouts()
         found["status"] = rollouts[0]["status"] if rollouts else None
         found["reason"] = rollouts[0]["reason"] if rollouts else None
     if len(marks) == 2:

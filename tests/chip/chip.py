@@ -147,7 +147,7 @@ class Chip:
     @property
     def parts(self) -> flashes.Flash:
         """The same, taken apart."""
-        return flashes.parse(self.content)
+        return flashes.parse_flash(self.content)
 
     @property
     def settings(self) -> dict[str, int | str | bytes]:

@@ -67,6 +67,6 @@ def sound(chip, given) -> None:
     report = inspect.inspect_file(chip.content)
     assert not [finding for finding in report.findings if finding.level == BAD], report.findings
     parts = chip.parts
-    assert parts.vfs is not None and parts.vfs.files == flash.stage0()
+    assert parts.vfs is not None and parts.vfs.files == flash.stage0_files()
     kept = chip.settings
     assert {key: kept.get(key) for key in given} == given

@@ -196,7 +196,7 @@ def test_an_orchestrator_with_another_key(v1):
 
 def test_a_task_that_dies_is_started_again(small_core):
     main = "net/wifi.py"
-    real = paths.data("firmware", "app", main).read_text()
+    real = paths.data_path("firmware", "app", main).read_text()
     dying = real.replace(
         "    async def run(self):\n",
         "    async def run(self):\n"
@@ -243,7 +243,7 @@ class Beacon(real_main.Beacon):
 def run():
     asyncio.run(Beacon().run())
 """
-    real = paths.data("firmware", "app", "main.py").read_text()
+    real = paths.data_path("firmware", "app", "main.py").read_text()
     with bench(make(small_core, "1.0.0", {"main.py": crowded, "real_main.py": real})) as b:
         b.wait(lambda: b.server.count("/firmwares/latest") > 1)
         b.server.image, b.server.offering = v2, True

@@ -383,7 +383,7 @@ def test_what_was_called_off_boots_by_no_way(v1, v2, word):
 
 def test_what_could_not_be_armed_does_not_boot(v1, v2):
     """Bits of otadata are stuck: the choice is there, but not as it has to be."""
-    board = boards.load("esp32c3")
+    board = boards.load_board("esp32c3")
     with bench(v1, scale=20) as b:
         b.wait(lambda: b.polled("1.0.0"))
         at = board.otadata.offset

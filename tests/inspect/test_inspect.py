@@ -15,15 +15,15 @@ from beacon_ota.images.appfs import AppInfo
 from beacon_ota.inspect import inspect
 from beacon_ota.trust import KeySet, PublicKey
 
-TABLE = boards.load("esp32c3").table
-CORE = synthetic.app(text=b"MicroPython v1.27.0 on 2025-12-09")
+TABLE = boards.load_board("esp32c3").table
+CORE = synthetic.app_image(text=b"MicroPython v1.27.0 on 2025-12-09")
 
 
 def combined_image():
     layout = partitions.parse_csv(
         "nvs,data,nvs,0x9000,0x6000\nfactory,app,factory,0x10000,0x1F0000\n"
     )
-    image = synthetic.bootloader().ljust(0x8000, b"\xff") + layout.to_bin()
+    image = synthetic.bootloader_image().ljust(0x8000, b"\xff") + layout.to_bin()
     return image.ljust(0x10000, b"\xff") + CORE
 
 
@@ -55,18 +55,18 @@ def levels(report):
 
 FILES = {
     "app image": lambda new, fl: CORE,
-    "bootloader": lambda new, fl: synthetic.bootloader(),
+    "bootloader": lambda new, fl: synthetic.bootloader_image(),
     "release": lambda new, fl: new("1.2.3"),
     "combined image": lambda new, fl: combined_image(),
     "flash image": lambda new, fl: fl(),
     "partition table": lambda new, fl: TABLE.to_bin(),
     "partition csv": lambda new, fl: TABLE.to_csv().encode(),
-    "nvs": lambda new, fl: nvs.generate({"beacon": {"n": 1}}, 0x4000),
-    "littlefs": lambda new, fl: littlefs.build({"a": b"x"}, 4096),
+    "nvs": lambda new, fl: nvs.generate_partition({"beacon": {"n": 1}}, 0x4000),
+    "littlefs": lambda new, fl: littlefs.build_filesystem({"a": b"x"}, 4096),
     "app filesystem": lambda new, fl: (
-        appfs.build({"main.py": b""}, AppInfo("1.0.0", "esp32c3", "0" * 64)).image
+        appfs.build_app({"main.py": b""}, AppInfo("1.0.0", "esp32c3", "0" * 64)).image
     ),
-    "otadata": lambda new, fl: otadata.build(otadata.entry(1, otadata.VALID)),
+    "otadata": lambda new, fl: otadata.build_partition(otadata.make_entry(1, otadata.VALID)),
     "blank flash": lambda new, fl: b"\xff" * 8192,
 }
 
@@ -129,22 +129,24 @@ def test_keys_that_are_none(release_factory):
 
 
 def test_a_release_too_large_for_its_board(release_factory):
-    data = release_factory(core=synthetic.app(0x1C0000))
+    data = release_factory(core=synthetic.app_image(0x1C0000))
     assert levels(inspect.inspect_file(data))["slot_too_small"] == "bad"
     other = release_factory(device_type="toaster")
     assert levels(inspect.inspect_file(other))["device_type_unknown"] == "warn"
 
 
 def test_a_core_says_where_it_fits():
-    texts = [finding.text for finding in inspect.inspect_file(synthetic.app(1_659_184)).findings]
+    texts = [
+        finding.text for finding in inspect.inspect_file(synthetic.app_image(1_659_184)).findings
+    ]
     assert "esp32c3: fits, 172,032 bytes for the app" in texts
     assert "esp32c3-1m: too large by 614,400 bytes" in texts
 
 
 def test_cores_too_old_or_empty():
-    old = synthetic.app(text=b"MicroPython v1.20.0 on 2023-04-26")
+    old = synthetic.app_image(text=b"MicroPython v1.20.0 on 2023-04-26")
     assert levels(inspect.inspect_file(old))["interpreter"] == "warn"
-    assert levels(inspect.inspect_file(synthetic.app()))["interpreter"] == "warn"
+    assert levels(inspect.inspect_file(synthetic.app_image()))["interpreter"] == "warn"
     assert "interpreter" not in levels(inspect.inspect_file(CORE))
 
 
@@ -172,8 +174,8 @@ def test_a_slot_on_trial(good_flash, release_factory):
     image = bytearray(good_flash)
     built = release_factory("1.2.4", core=CORE)
     image[0x1D0000 : 0x1D0000 + len(built)] = built
-    entry = otadata.Entry(2, b"\0".ljust(20, b"\xff"), otadata.NEW, otadata.crc(2))
-    image[0xD000:0xF000] = otadata.build(otadata.entry(1, otadata.VALID), entry)
+    entry = otadata.Entry(2, b"\0".ljust(20, b"\xff"), otadata.NEW, otadata.sequence_crc(2))
+    image[0xD000:0xF000] = otadata.build_partition(otadata.make_entry(1, otadata.VALID), entry)
     report = inspect.inspect_file(image)
     assert report.facts["boots"] == "ota_1"
     second = report.facts["otadata"][1]  # type: ignore[index]
@@ -183,7 +185,7 @@ def test_a_slot_on_trial(good_flash, release_factory):
 
 def test_an_entry_with_a_wrong_crc():
     bad = otadata.Entry(2, state=otadata.VALID, crc=7)
-    data = otadata.build(otadata.entry(1, otadata.VALID), bad)
+    data = otadata.build_partition(otadata.make_entry(1, otadata.VALID), bad)
     report = inspect.inspect_file(data)
     assert levels(report)["otadata_crc"] == "warn"
 
@@ -206,10 +208,10 @@ def test_the_official_download(real_core):
     assert report.kind in ("combined image", "app image")
 
 
-SMALL = flashes.build(
-    boards.load("esp32c3"),
-    synthetic.bootloader(),
-    synthetic.app(4096, version="esp32c3 1.0.0"),
+SMALL = flashes.build_flash(
+    boards.load_board("esp32c3"),
+    synthetic.bootloader_image(),
+    synthetic.app_image(4096, version="esp32c3 1.0.0"),
     {"wifi_ssid": b"hall"},
 )
 

@@ -37,7 +37,7 @@ def go(server, tmp_path, monkeypatch, capsys):
     for name, value in environment(tmp_path, server).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(output.console, "width", 200)
-    monkeypatch.setattr(output.errors, "width", 200)
+    monkeypatch.setattr(output.error_console, "width", 200)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pin").write_text(PIN + "\n")
     (tmp_path / "wifi").write_text(PASSWORD)
@@ -99,7 +99,7 @@ def test_one_beacon_from_a_script(v1, server, go, monkeypatch):
 def test_the_beacon_says_what_board_it_is(v1, server, go, monkeypatch):
     """What was typed when it was registered, or is typed now, gives way to its own word."""
     admin = server.admin()
-    if any(one["beacon_id"] == ID for one in admin.beacons()):
+    if any(one["beacon_id"] == ID for one in admin.list_beacons()):
         admin.remove_beacon(ID)
     admin.create_beacon(ID, "esp32c3-8mb")
     with near(v1, server, monkeypatch) as s:
@@ -109,7 +109,7 @@ def test_the_beacon_says_what_board_it_is(v1, server, go, monkeypatch):
         done = json.loads(go(*base, "--type", "esp32c3-1m", "--json"))
         assert (done["registered"], done["poll"]) == ("retyped", "ok")
         assert (done["device_type"], done["mistaken_for"]) == ("esp32c3", "esp32c3-1m")
-        known = admin.beacon(ID)
+        known = admin.get_beacon(ID)
         assert known["device_type"] == known["said_type"] == "esp32c3"
         s.unlock()
         said = go(*base, "--type", "esp32c3-1m")
@@ -143,7 +143,7 @@ def test_what_goes_wrong_has_words(v1, server, go, monkeypatch, tmp_path):
 
 def test_a_batch(v1, server, go, monkeypatch, tmp_path):
     """One label is wrong; the file is mended, and run again for that one only."""
-    name = adverts.name(OTHER[:5] + bytes([OTHER[5] + 2])).decode()
+    name = adverts.device_name(OTHER[:5] + bytes([OTHER[5] + 2])).decode()
     rows = "beacon,pin,tags\n{0},{2},a b\n{1},{3},\n"
     with (
         near(v1, server, monkeypatch, settings={"beacon_id": b"batch-1"}) as s,

@@ -8,14 +8,14 @@ import pytest
 from bleak import BleakClient
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.provision.scan import shown
+from beacon_ota.provision.desired_config import Network, Secret, parse_position
+from beacon_ota.provision.scan import format_position
 from beacon_ota.provision.session import hmac_sha256
-from beacon_ota.provision.wanted import Network, Secret, position
 from beacon_ota.wire import access, adverts
 from tests.provision import scene as scenes
 from tests.provision.scene import ID, NAME, PASSWORD, POP, SSID, WIFI, run, scene
 
-IDENTITY = position("00112233-4455-6677-8899-aabbccddeeff:7:65535")
+IDENTITY = parse_position("00112233-4455-6677-8899-aabbccddeeff:7:65535")
 CREDENTIALS = b"door" + bytes(range(16))
 
 
@@ -55,7 +55,9 @@ def test_a_beacon_out_of_its_box_goes_online(v1):
         # The door is shut behind it, and its frame says where it is.
         s.wait(lambda: not s.opened(), what="closed")
         after = run(s.heard(lambda b: b.position and b.has(adverts.PROVISIONED)))
-        assert shown(after.position or b"") == "00112233-4455-6677-8899-aabbccddeeff:7:65535"
+        assert (
+            format_position(after.position or b"") == "00112233-4455-6677-8899-aabbccddeeff:7:65535"
+        )
         # Next time it goes by itself.
         s.beacon.power_cut()
         s.server.requests.clear()
@@ -88,7 +90,7 @@ def test_every_mtu(v1, mtu):
     async def body(s: scenes.Scene) -> None:
         async with s.client(mtu=mtu) as client:
             assert client._link.mtu == min(mtu, 256)
-            networks = await client.networks()
+            networks = await client.list_networks()
             assert len(networks) == 24 and networks[0] == (SSID.encode(), -55)
             state = await client.configure(
                 orch_url="https://" + "h" * 56 + "." + "h" * 57 + ":65535",
@@ -99,8 +101,8 @@ def test_every_mtu(v1, mtu):
                 ibeacon=IDENTITY,
             )
             assert state.beacon_id == ID and len(state.image) == 64
-            await client.credentials(bytes(range(240)) + bytes(400))
-            assert (await client.join(SSID.encode(), PASSWORD.encode())).word == "connected"
+            await client.replace_credentials(bytes(range(240)) + bytes(400))
+            assert (await client.join_network(SSID.encode(), PASSWORD.encode())).word == "connected"
         stored = s.beacon.settings()
         assert stored["beacon", "wifi2_ssid"] == bytes(range(32))
         assert stored["beacon", "creds"] == bytes(range(240)) + bytes(400)
@@ -240,11 +242,13 @@ def test_what_it_was_given_opens_the_door(v1):
         async with BleakClient(found.device, **s.radio.client) as client:
             answers: asyncio.Queue[bytes] = asyncio.Queue()
             await client.start_notify(access.STATUS, lambda _, d: answers.put_nowait(bytes(d)))
-            await client.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
-            _, nonce = access.parse(await answers.get())
-            proof = access.proof(hmac.digest(key, nonce, "sha256"))
+            await client.write_gatt_char(
+                access.CONTROL, access.build_request(b"door"), response=True
+            )
+            _, nonce = access.parse_message(await answers.get())
+            proof = access.build_proof(hmac.digest(key, nonce, "sha256"))
             await client.write_gatt_char(access.CONTROL, proof, response=True)
-            return access.parse(await answers.get())[0]
+            return access.parse_message(await answers.get())[0]
 
     with scene(v1) as s:
         s.online(creds=CREDENTIALS)
@@ -280,7 +284,7 @@ def test_the_network_is_changed_while_nobody_listens(v1):
 def test_status_and_oblivion(v1):
     async def status(s: scenes.Scene):
         async with s.client() as client:
-            return await client.status(), await client.query()
+            return await client.wifi_status(), await client.query_state()
 
     async def forget(s: scenes.Scene) -> None:
         async with s.client() as client:
@@ -307,11 +311,11 @@ def visits(v1) -> list[float]:
 
     async def enter(reader: BleakClient, answers: asyncio.Queue[bytes]) -> float:
         begun = time.monotonic()
-        await reader.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
-        _, nonce = access.parse(await answers.get())
-        proof = access.proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
+        await reader.write_gatt_char(access.CONTROL, access.build_request(b"door"), response=True)
+        _, nonce = access.parse_message(await answers.get())
+        proof = access.build_proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
         await reader.write_gatt_char(access.CONTROL, proof, response=True)
-        assert access.parse(await answers.get())[0] == access.GRANTED
+        assert access.parse_message(await answers.get())[0] == access.GRANTED
         return (time.monotonic() - begun) / 2
 
     async def body(s: scenes.Scene) -> list[float]:

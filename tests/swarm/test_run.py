@@ -62,7 +62,7 @@ def test_what_the_swarm_lived_through_is_what_was_counted(server):
     assert results["success"] >= 30
 
     # Its releases are for nobody else.
-    plan = fleet.client.rollout(next(iter(fleet.rollouts)))["plan"]
+    plan = fleet.client.get_rollout(next(iter(fleet.rollouts)))["plan"]
     assert [wave["tags"] for wave in plan["waves"]] == [[fleet.prefix]]
 
     # And a swarm that lies is noticed.
@@ -80,9 +80,9 @@ def _compare(fleet: Swarm) -> list[str]:
     client = fleet.client
     return check.compare_counts(
         fleet.world.expected,
-        [row for key in fleet.rollouts for row in client.attempts(key)],
-        client.beacons(tag=fleet.prefix),
-        {key: client.rollout(key)["results"] for key in fleet.rollouts},
+        [row for key in fleet.rollouts for row in client.list_attempts(key)],
+        client.list_beacons(tag=fleet.prefix),
+        {key: client.get_rollout(key)["results"] for key in fleet.rollouts},
     )
 
 

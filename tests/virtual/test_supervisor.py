@@ -212,7 +212,7 @@ def test_a_blank_vfs_is_formatted():
 
 def test_a_corrupt_vfs_ends_in_the_endless_loop():
     content = bytearray(rig.image({"main.py": "print('main')"}))
-    vfs = rig.table().named("vfs")
+    vfs = rig.table().find_name("vfs")
     assert vfs is not None
     start = vfs.offset
     content[start : start + 0x2000] = b"\x5a" * 0x2000

@@ -115,9 +115,9 @@ def _render_campaign(doc: Mapping[str, Any]) -> str:
     options = ", ".join(f"{name} {value}" for name, value in doc["options"].items())
     parts = [
         f"<h2>{escape(doc['campaign'])}</h2>",
-        f"<p>{doc['cases']} cases in {_format_duration(doc['seconds'])} "
-        f"on {doc['jobs'] or 1} processes; "
-        f"{escape(options)}.",
+        f"<p>{doc['cases']} cases in {_format_duration(doc['seconds'])}"
+        f" "
+        f"on {doc['jobs'] or 1} processes; {escape(options)}.",
         f" {doc['again']} were run a second time, more slowly: the machine was busy.</p>"
         if doc["again"]
         else "</p>",

@@ -73,7 +73,7 @@ def soak_fleet(
     name: str, folder: Path, count: int, minutes: float, chance: random.Random
 ) -> CaseOutcome:
     """Soak; return what became of the fleet."""
-    malloc.one_arena()
+    malloc.limit_to_one_arena()
     malloc.map_buffers()  # flash images, releases
     with _SoakFleet(folder, count, chance) as fleet:
         end = time.monotonic() + 60 * minutes
@@ -297,6 +297,6 @@ def _anonymous_bytes() -> int:
     malloc keeps what was freed, scattered over its arenas: that varies, and is not held.
     """
     gc.collect()
-    malloc.trim()
+    malloc.trim_heap()
     rollup = Path("/proc/self/smaps_rollup").read_text()
     return 1024 * int(rollup.split("\nAnonymous:")[1].split()[0])

@@ -183,11 +183,11 @@ def _run(
         results.append(_one(name, options, found, resume, cases, out, json))
         page = report.write_reports(out, results, began)
     if json:
-        output.dump([result.as_document() for result in results])
+        output.print_json([result.as_document() for result in results])
     else:
         for result in results:
             _tell(result)
-        output.say("report: {}", page)
+        output.print_markup("report: {}", page)
     if any(result.wrong for result in results):
         raise typer.Exit(1)
 
@@ -207,7 +207,7 @@ def _one(
     folder = out / name
     start = time.monotonic()
     if not quiet:
-        output.say("{}: preparing", name, to=output.errors)
+        output.print_markup("{}: preparing", name, to=output.error_console)
     campaign = runner.load_campaign(name)
     plan = campaign.plan_cases(folder, options)
     chosen = list(plan.cases) if cases is None else cases
@@ -237,7 +237,7 @@ class _bar:
             Elapsed(),
             Remaining(),
         )
-        self._bar = Progress(*columns, console=output.errors, disable=quiet)
+        self._bar = Progress(*columns, console=output.error_console, disable=quiet)
         self._task = self._bar.add_task(name, total=total)
         self._quiet = quiet
 
@@ -252,7 +252,9 @@ class _bar:
         self._bar.advance(self._task)
         if outcome.wrong and not self._quiet:
             text = f"{outcome.name}: {'; '.join(outcome.wrong)}"
-            self._bar.console.print(output.fill("[bold red]wrong[/] {}", text), highlight=False)
+            self._bar.console.print(
+                output.fill_markup("[bold red]wrong[/] {}", text), highlight=False
+            )
 
 
 def _tell(result: "CampaignResult") -> None:
@@ -261,11 +263,11 @@ def _tell(result: "CampaignResult") -> None:
 
     columns = ("group", "outcome", "cases", "wrong")
     title = f"{result.name}: {len(result.outcomes)} cases, {len(result.wrong)} wrong"
-    output.console.print(output.table(count_classes(result.outcomes), columns, title=title))
+    output.console.print(output.build_table(count_classes(result.outcomes), columns, title=title))
     for note in result.notes:
-        output.say("{}", note)
+        output.print_markup("{}", note)
     for outcome in result.wrong:
-        output.say("[bold red]wrong[/] {}", outcome.name)
+        output.print_markup("[bold red]wrong[/] {}", outcome.name)
         for line in outcome.wrong:
-            output.say("  {}", line)
-        output.say("  {}", result.repro_command(outcome.name))
+            output.print_markup("  {}", line)
+        output.print_markup("  {}", result.repro_command(outcome.name))

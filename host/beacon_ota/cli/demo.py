@@ -53,7 +53,7 @@ def demo(
         result = play.run(keep=keep)
     wrong = _check(result)
     if json:
-        output.dump({**asdict(result), "wrong": wrong})
+        output.print_json({**asdict(result), "wrong": wrong})
     else:
         _summary(result)
     if wrong:
@@ -61,11 +61,11 @@ def demo(
 
 
 def _announce(url: str, token: str) -> None:
-    output.say(
+    output.print_markup(
         "dashboard  [bold cyan]{}[/]   token  [bold]{}[/]",
         url,
         token,
-        to=output.errors,
+        to=output.error_console,
         soft_wrap=True,
     )
 

@@ -29,7 +29,7 @@ def listing(as_json: JsonOption = False) -> None:
         for name in scenario.packaged_names()
         for one in (scenario.load_scenario(name),)
     ]
-    output.emit(rows, ("scenario", "beacons", "about"), as_json=as_json)
+    output.print_rows(rows, ("scenario", "beacons", "about"), as_json=as_json)
 
 
 @app.command()
@@ -99,7 +99,7 @@ def run(
         if started is not None:
             summary["orchestrator"] = started.usage()
     if as_json:
-        output.dump(summary)
+        output.print_json(summary)
     else:
         _tell(summary)
     wrong = [*summary["mismatches"], *summary["unexpected"]]
@@ -141,7 +141,7 @@ class _Screen:
     def __init__(self, scenario: "Scenario", quiet: bool):
         from rich.live import Live
 
-        self._live = None if quiet else Live(console=output.errors, refresh_per_second=4)
+        self._live = None if quiet else Live(console=output.error_console, refresh_per_second=4)
         self._scenario = scenario
         self._what = ""
 
@@ -157,7 +157,7 @@ class _Screen:
     def tell(self, text: str) -> None:
         self._what = text
         if self._live is not None:
-            self._live.console.print(output.fill("[dim]──[/] {}", text), highlight=False)
+            self._live.console.print(output.fill_markup("[dim]──[/] {}", text), highlight=False)
 
     def enrolled(self, done: int) -> None:
         if self._live is not None and done % 50 == 0:
@@ -165,7 +165,7 @@ class _Screen:
 
     def show(self, snapshot: dict[str, Any]) -> None:
         if self._live is not None:
-            self._live.update(output.table(_rows(snapshot), ("what", "now")))
+            self._live.update(output.build_table(_rows(snapshot), ("what", "now")))
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, object]]:
@@ -209,7 +209,7 @@ def _tell(summary: dict[str, Any]) -> None:
     )
     show(pairs, f"{summary['scenario']} as {summary['prefix']}")
     for line in [*summary["mismatches"], *summary["unexpected"]][:MISMATCHES_SHOWN]:
-        output.console.print(output.loud(f"  {line}"))
+        output.console.print(output.alert_cell(f"  {line}"))
 
 
 def _counts(found: dict[str, int]) -> str:

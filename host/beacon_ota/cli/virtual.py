@@ -117,7 +117,7 @@ def run(
     chip.close()
     last = beacon.boots[-1]
     if json:
-        output.dump({"phase": phase, "boots": [boot.as_dict() for boot in beacon.boots]})
+        output.print_json({"phase": phase, "boots": [boot.as_dict() for boot in beacon.boots]})
     if last.ended == "unbootable":
         raise InputError("not_bootable", f"{flash.name} does not boot: {last.detail}")
     if phase in ("repl", "corrupt"):
@@ -181,7 +181,7 @@ def fleet(
             pass
         rows = beacons.status_rows()
     if json:
-        output.dump(rows)
+        output.print_json(rows)
 
 
 _COLUMNS = ("beacon", "phase", "slot", "boots", "ended_before", "wifi", "received")
@@ -197,9 +197,9 @@ def _watch(rows, deadline: float, *, quiet: bool) -> None:
         return
     with Live(console=output.console, refresh_per_second=4) as live:
         while time.monotonic() < deadline:
-            live.update(output.table(rows(), _COLUMNS))
+            live.update(output.build_table(rows(), _COLUMNS))
             time.sleep(0.25)
-        live.update(output.table(rows(), _COLUMNS))
+        live.update(output.build_table(rows(), _COLUMNS))
 
 
 def _tell(beacon, shown: int) -> int:
@@ -211,7 +211,7 @@ def _tell(beacon, shown: int) -> int:
         if boot.ended:
             told.append(f"boot {boot.number} ended: {boot.ended} {boot.detail}".rstrip())
     for line in told[shown:]:
-        output.say("[dim]── {}[/]", line, to=output.errors)
+        output.print_markup("[dim]── {}[/]", line, to=output.error_console)
     return len(told)
 
 

@@ -17,11 +17,11 @@ from beacon_ota.demo.listener import BeaconListener
 from beacon_ota.demo.result import DemoResult, attempt_seconds
 from beacon_ota.errors import ReachError
 from beacon_ota.fleet.fleet import FleetMember, VirtualFleet
-from beacon_ota.orchestrator.server.subprocess import Child
+from beacon_ota.orchestrator.server.subprocess import OrchestratorProcess
 from beacon_ota.provision import batch
-from beacon_ota.provision.registry import Orchestrator
-from beacon_ota.provision.wanted import Network as Wifi
-from beacon_ota.provision.wanted import Secret, Wanted
+from beacon_ota.provision.desired_config import DesiredConfig, Secret
+from beacon_ota.provision.desired_config import Network as Wifi
+from beacon_ota.provision.registry import OrchestratorRegistry
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.net.network import Network
 from beacon_ota.virtual.radio.selection import select_radio
@@ -128,7 +128,7 @@ class Demonstration:
         self.result.release_bytes, self.result.app_bytes = made[GOOD].size, made[GOOD].app_size
         enter = self._stack.enter_context
         self._server = enter(
-            Child(
+            OrchestratorProcess(
                 self._folder,
                 f"--keys={shop.keys_file}",
                 f"--port={self._port}",
@@ -183,16 +183,16 @@ class Demonstration:
             self._provisioning_row(index, member)
             for index, member in enumerate(self._fleet.members)
         ]
-        done: list[batch.Done] = []
+        done: list[batch.RowResult] = []
         failure: list[BaseException] = []
 
         def provision() -> None:
             try:
                 asyncio.run(
-                    batch.run(
+                    batch.provision_rows(
                         rows,
                         self._radio,
-                        Orchestrator(self._client),
+                        OrchestratorRegistry(self._client),
                         jobs=JOBS,
                         search_s=60,
                         online_s=60,
@@ -231,7 +231,7 @@ class Demonstration:
             "site": f"{CAMPUS}/{self._building_of(index)}",
             "channel": "stable",
         }
-        wanted = Wanted(Wifi.of(SSID, PASSWORD), config)
+        wanted = DesiredConfig(Wifi.of(SSID, PASSWORD), config)
         return batch.Row(index + 1, member.label.name, Secret(pin=member.pin), wanted)
 
     # ---- second scene: a good release ----
@@ -255,7 +255,7 @@ class Demonstration:
         self._follow_rollout(rollout, "completed", lambda: self._status == "completed")
         boot = self._probe.boots[-2]
         self.result.heap_update = boot.heap_peak - self.result.heap_idle
-        for row in self._client.attempts(rollout):
+        for row in self._client.list_attempts(rollout):
             self.result.updates.append(attempt_seconds(row))
         stage.add_line(
             f"[green]{GOOD} runs on all {self._count} beacons[/], confirmed by each of them"
@@ -284,12 +284,12 @@ class Demonstration:
         stage.add_line("[bold red]halted by itself[/]: {}", self._reason)
 
         def ended() -> bool:
-            rows = list(self._client.attempts(rollout))
+            rows = list(self._client.list_attempts(rollout))
             return all(row["result"] not in (None, "", "open") for row in rows)
 
         if not stage.wait_until(ended, PATIENCE_S):
             raise ReachError("demo_stuck", "attempts at the bad release did not end")
-        rows = list(self._client.attempts(rollout))
+        rows = list(self._client.list_attempts(rollout))
         self.result.touched = len({row["beacon_id"] for row in rows})
         back = [row for row in rows if row["result"] == "rolled_back"]
         self.result.rolled_back = len({row["beacon_id"] for row in back})
@@ -308,14 +308,14 @@ class Demonstration:
         return self._fleet.beacons[0]
 
     def _upload_release(self, made: SignedRelease, what: str) -> str:
-        found = self._client.upload(
+        found = self._client.upload_firmware(
             made.image,
             device_type=BOARD,
             version=made.version,
             manifest=made.manifest,
             description=what,
         )
-        self._client.move_firmware(found["firmware_id"], "promote")
+        self._client.post_firmware_action(found["firmware_id"], "promote")
         self._display.add_line(
             f"{made.version} uploaded ({made.size / 1e6:.1f} MB, signed) and promoted"
         )
@@ -332,7 +332,7 @@ class Demonstration:
         told: set[str] = set()
 
         def step() -> None:
-            found = self._display.rollout = self._client.rollout(rollout)
+            found = self._display.rollout = self._client.get_rollout(rollout)
             for one in found["transitions"]:
                 if (key := json.dumps(one, sort_keys=True)) not in told:
                     told.add(key)
@@ -368,7 +368,7 @@ class Demonstration:
         return str((self._display.rollout or {}).get("reason"))
 
     def _count_versions(self) -> None:
-        versions = Counter(str(row["version"]) for row in self._client.beacons())
+        versions = Counter(str(row["version"]) for row in self._client.list_beacons())
         self.result.versions = dict(sorted(versions.items()))
 
     def _wait_for_interrupt(self) -> None:

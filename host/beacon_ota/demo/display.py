@@ -73,8 +73,8 @@ class Display:
 
     def add_line(self, text: str, *values: object) -> None:
         """Add a line: a template in rich markup, and what is put into it."""
-        told = output.fill(text, *values)
-        line = output.fill("[dim]{:6.1f} s[/]  {}", time.monotonic() - self._begun, told)
+        told = output.fill_markup(text, *values)
+        line = output.fill_markup("[dim]{:6.1f} s[/]  {}", time.monotonic() - self._begun, told)
         self._lines.append(line)
         if self._plain:
             output.console.print(line, soft_wrap=True)

@@ -43,14 +43,14 @@ class DemoCore:
 def find_core() -> DemoCore:
     """Take the real core if there is one, else make a stand-in."""
     try:
-        file, origin = core.locate()
+        file, origin = core.locate_core()
     except UsageError:
-        stand_in = synthetic.app(size=SYNTHETIC_SIZE)
-        return DemoCore(stand_in, synthetic.bootloader(), "a stand-in (no real core found)")
-    found: combined.Core = core.load(file)
+        stand_in = synthetic.app_image(size=SYNTHETIC_SIZE)
+        return DemoCore(stand_in, synthetic.bootloader_image(), "a stand-in (no real core found)")
+    found: combined.Core = core.read_core(file)
     return DemoCore(
         found.data,
-        found.bootloader or synthetic.bootloader(),
+        found.bootloader or synthetic.bootloader_image(),
         f"the real one: {file.name}, named by the {origin}",
     )
 
@@ -72,7 +72,7 @@ class ReleaseFixtures:
         self.keys = ring.trusted().to_json()
         self.keys_file = folder / "keys.json"
         self.keys_file.write_bytes(self.keys)
-        self._sources = app_folder.read_sources(paths.data("firmware", "app"))
+        self._sources = app_folder.read_sources(paths.data_path("firmware", "app"))
 
     def build_release(self, version: str, *, broken: bool = False) -> SignedRelease:
         """Build and sign a release."""
@@ -80,18 +80,22 @@ class ReleaseFixtures:
         if broken:
             texts["main.py"] = texts["main.py"].replace(_HEALTHY, _BROKEN)
             assert texts["main.py"] != self._sources["main.py"], "nothing to break"
-        data = release.make(self.interpreter.data, texts, version, BOARD, keys=self.keys)
+        data = release.build_release(self.interpreter.data, texts, version, BOARD, keys=self.keys)
         now = int(time.time())
         terms = releases.Terms(issued_at=now - 60, expires_at=now + YEAR_S)
-        manifest, _ = releases.describe(data, terms)
-        envelope = dsse.sign(manifest.payload(), [self._signer])
+        manifest, _ = releases.describe_release(data, terms)
+        envelope = dsse.sign_payload(manifest.payload(), [self._signer])
         image = self.folder / f"beacon-{version}.bin"
         image.write_bytes(data)
-        return SignedRelease(version, image, envelope, len(data), release.parse(data).payload)
+        return SignedRelease(
+            version, image, envelope, len(data), release.parse_release(data).payload
+        )
 
     def build_flash(self, made: SignedRelease) -> Path:
         """Build the flash image that the beacons come out of their boxes with."""
         file = self.folder / f"flash-{made.version}.bin"
         data = made.image.read_bytes()
-        file.write_bytes(flash.build(boards.load(BOARD), self.interpreter.bootloader, data))
+        file.write_bytes(
+            flash.build_flash(boards.load_board(BOARD), self.interpreter.bootloader, data)
+        )
         return file

@@ -5,7 +5,7 @@ import contextlib
 import threading
 
 from beacon_ota.provision import scan
-from beacon_ota.provision.scan import Sighting, Watch
+from beacon_ota.provision.scan import BeaconScanner, Sighting
 from beacon_ota.virtual.radio.selection import RadioSelection
 
 START_S = 10.0
@@ -16,7 +16,7 @@ class BeaconListener:
 
     def __init__(self, radio: RadioSelection):
         self._radio = radio
-        self._watch = Watch()
+        self._watch = BeaconScanner()
         self._loop = asyncio.new_event_loop()
         self._end = asyncio.Event()
         self._begun = threading.Event()
@@ -27,7 +27,7 @@ class BeaconListener:
             self._loop.run_until_complete(self._scan())
 
     async def _scan(self) -> None:
-        async with scan.watching(self._radio) as self._watch:
+        async with scan.open_scanner(self._radio) as self._watch:
             self._begun.set()
             await self._end.wait()
 

@@ -50,7 +50,7 @@ class FleetMember:
     @property
     def label(self) -> labels.Label:
         """The printed label: address, name for provisioning, PIN."""
-        return labels.label(self.mac.hex(), self.pin or "")
+        return labels.make_label(self.mac.hex(), self.pin or "")
 
 
 def write_settings(flash: Flash, values: Mapping[str, str]) -> None:
@@ -58,13 +58,13 @@ def write_settings(flash: Flash, values: Mapping[str, str]) -> None:
 
     Args:
         flash: the image.
-        values: as :func:`beacon_ota.images.settings.parse` reads them.
+        values: as :func:`beacon_ota.images.settings.parse_settings` reads them.
 
     Raises:
         InputError: ``flash_no_nvs`` (no table or no NVS in it), ``nvs_full``.
         UsageError: ``setting_value``.
     """
-    wanted = settings.parse(values)
+    wanted = settings.parse_settings(values)
     try:
         part = bootloader.read_table(flash).nvs
     except NotBootable as error:
@@ -89,16 +89,16 @@ def _make_member(name: str, image: str, boxed: bool) -> FleetMember:
     mac = mac_from_name(name)
     if not boxed:
         return FleetMember(name, secrets.token_bytes(32), mac, image)
-    return FleetMember(name, b"", mac, image, labels.label(mac.hex()).pin)
+    return FleetMember(name, b"", mac, image, labels.make_label(mac.hex()).pin)
 
 
 def _unique_settings(member: FleetMember) -> dict[str, str]:
     """Return the settings that are unique to a beacon."""
     if member.pin is None:
         return {"beacon_id": member.beacon_id, "beacon_key": member.beacon_key.hex()}
-    from beacon_ota.provision.session import enroll
+    from beacon_ota.provision.session import enroll_pin
 
-    secret = enroll(member.pin, member.label.name.encode())
+    secret = enroll_pin(member.pin, member.label.name.encode())
     return {"beacon_id": member.beacon_id, "pin_w": secret.hex()}
 
 

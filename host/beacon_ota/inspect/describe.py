@@ -24,8 +24,11 @@ def describe_core(report: InspectionReport, core: AppImage) -> Json:
     if version is None:
         report.add_finding(WARN, "interpreter", "no MicroPython in the core: it would run nothing")
     elif _is_older(version):
-        text = f"MicroPython {version} is older than {OLDEST_INTERPRETER}"
-        text += ": its bootloader may not roll back"
+        text = (
+            f"MicroPython {version} is older than {OLDEST_INTERPRETER}"
+        text += ":"
+            " its bootloader may not roll back"
+        )
         report.add_finding(WARN, "interpreter", text)
     return {
         "interpreter": version,
@@ -111,7 +114,7 @@ def describe_otadata(
     report: InspectionReport, entries: tuple[otadata.Entry, otadata.Entry], slots: int
 ) -> list[Json]:
     """Describe the two otadata entries."""
-    active = otadata.active(entries)
+    active = otadata.active_entry(entries)
     rows: list[Json] = []
     for sector, entry in enumerate(entries):
         blank = entry.seq == otadata.BLANK
@@ -121,12 +124,12 @@ def describe_otadata(
                 "seq": None if blank else entry.seq,
                 "slot": None if blank or not slots else f"ota_{entry.slot(slots)}",
                 "state": None if blank else otadata.STATES.get(entry.state, hex(entry.state)),
-                "crc": blank or entry.crc == otadata.crc(entry.seq),
+                "crc": blank or entry.crc == otadata.sequence_crc(entry.seq),
                 "trial_boots": entry.marks,
                 "active": sector == active,
             }
         )
-        if not blank and entry.crc != otadata.crc(entry.seq):
+        if not blank and entry.crc != otadata.sequence_crc(entry.seq):
             report.add_finding(
                 WARN, "otadata_crc", f"otadata {sector}: wrong CRC, it does not count"
             )
@@ -197,8 +200,8 @@ def describe_partitions(table: Table) -> list[Json]:
 
 def check_fit(report: InspectionReport, size: int) -> None:
     """Report the boards whose slot the core fits, and the bytes left for the app."""
-    for name in boards.names():
-        board = boards.load(name)
+    for name in boards.board_names():
+        board = boards.load_board(name)
         room = board.slot_size - releases.app_offset(size)
         if room > 0:
             report.add_finding(GOOD, "fits", f"{name}: fits, {room:,} bytes for the app")

@@ -28,7 +28,7 @@ def identify_kind(data: Buffer) -> str:
     """Return the kind of a file, from its first bytes and its structure; ``unknown`` if none."""
     if partitions.is_table(data):
         return "partition table"
-    if esp.holds_table(data):
+    if esp.is_flash_image(data):
         table = _parse_table(data)
         whole = table is None or table.otadata is not None or len(data) >= table.end
         return "flash image" if whole else "combined image"
@@ -36,7 +36,9 @@ def identify_kind(data: Buffer) -> str:
         return _identify_image(data)
     if littlefs.is_littlefs(data):
         return "littlefs"
-    if len(data) == otadata.SIZE and any(_is_plausible(entry) for entry in otadata.parse(data)):
+    if len(data) == otadata.SIZE and any(
+        _is_plausible(entry) for entry in otadata.parse_entries(data)
+    ):
         return "otadata"
     if len(data) and not len(data) % nvs.PAGE:
         headers = [
@@ -79,7 +81,7 @@ def inspect_file(data: Buffer, *, secrets: bool = False) -> InspectionReport:
 
 def _identify_image(data: Buffer) -> str:
     try:
-        core = esp.parse(data)
+        core = esp.parse_app_image(data)
     except InputError as error:
         if error.code in ("image_descriptor", "image_truncated"):
             try:
@@ -89,11 +91,11 @@ def _identify_image(data: Buffer) -> str:
                 pass
         return "app image"
     behind = littlefs.is_littlefs(data, release.app_offset(core.length))
-    return "release" if behind or release.frozen(core) else "app image"
+    return "release" if behind or release.frozen_app(core) else "app image"
 
 
 def _is_plausible(entry: otadata.Entry) -> bool:
-    return entry.seq != otadata.BLANK and entry.crc == otadata.crc(entry.seq)
+    return entry.seq != otadata.BLANK and entry.crc == otadata.sequence_crc(entry.seq)
 
 
 def _parse_csv(data: Buffer) -> Table | None:
@@ -111,7 +113,7 @@ def _parse_table(data: Buffer) -> Table | None:
 
 
 def _describe_app(report: InspectionReport, data: Buffer, secrets: bool) -> None:
-    core = esp.parse(data)
+    core = esp.parse_app_image(data)
     report.facts["core"] = describe.describe_core(report, core)
     report.add_finding(GOOD, "image", "checksum and SHA-256 match")
     if core.length != len(data):
@@ -128,12 +130,12 @@ def _describe_bootloader(report: InspectionReport, data: Buffer, secrets: bool) 
 
 
 def _describe_release(report: InspectionReport, data: Buffer, secrets: bool) -> None:
-    found = release.parse(data)
+    found = release.parse_release(data)
     report.facts["core"] = describe.describe_core(report, found.core)
     report.facts["release"] = describe.describe_release(report, found, "")
     report.add_finding(GOOD, "image", "core and app are whole and belong together")
     try:
-        board = boards.for_device_type(found.info.device_type)
+        board = boards.board_for_device_type(found.info.device_type)
     except InputError as error:
         report.add_finding(WARN, error.code, f"no board here has the device type {error.found}")
         return
@@ -147,7 +149,7 @@ def _describe_release(report: InspectionReport, data: Buffer, secrets: bool) -> 
 
 
 def _describe_combined(report: InspectionReport, data: Buffer, secrets: bool) -> None:
-    core = combined.split(data)
+    core = combined.split_image(data)
     report.facts["table"] = describe.describe_partitions(
         partitions.parse_bin(data, offset=TABLE_OFFSET)
     )
@@ -162,7 +164,7 @@ def _describe_combined(report: InspectionReport, data: Buffer, secrets: bool) ->
 
 
 def _describe_flash(report: InspectionReport, data: Buffer, secrets: bool) -> None:
-    found = flash.parse(data)
+    found = flash.parse_flash(data)
     report.facts["board"] = found.board.name if found.board else None
     report.facts["table"] = describe.describe_partitions(found.table)
     if found.board is None:
@@ -181,7 +183,7 @@ def _describe_flash(report: InspectionReport, data: Buffer, secrets: bool) -> No
         report.facts["settings"] = describe.describe_settings(report, found.settings, secrets)
     if found.vfs is not None:
         report.facts["vfs"] = describe.describe_filesystem(found.vfs)
-        if found.vfs.files != flash.stage0():
+        if found.vfs.files != flash.stage0_files():
             report.add_finding(
                 NOTE, "stage0", "the vfs holds other files than this version's stage 0"
             )
@@ -193,7 +195,7 @@ def _describe_flash(report: InspectionReport, data: Buffer, secrets: bool) -> No
             report.add_error(part, error)
 
 
-def _describe_slot(report: InspectionReport, app: flash.App, boots: str | None) -> Json:
+def _describe_slot(report: InspectionReport, app: flash.AppSlot, boots: str | None) -> Json:
     """Describe an app partition; a slot that does not boot may hold half a download."""
     name = app.partition.name
     row: Json = {"partition": name, "blank": app.blank, "boots": name == boots}
@@ -218,11 +220,11 @@ def _describe_table(report: InspectionReport, data: Buffer, secrets: bool) -> No
 
 
 def _describe_nvs(report: InspectionReport, data: Buffer, secrets: bool) -> None:
-    report.facts["settings"] = describe.describe_settings(report, nvs.read(data), secrets)
+    report.facts["settings"] = describe.describe_settings(report, nvs.read_partition(data), secrets)
 
 
 def _describe_littlefs(report: InspectionReport, data: Buffer, secrets: bool) -> None:
-    found = littlefs.read(data)
+    found = littlefs.read_filesystem(data)
     report.facts["filesystem"] = describe.describe_filesystem(found)
     if appfs.INFO in found.files:
         report.kind = "app filesystem"
@@ -232,7 +234,7 @@ def _describe_littlefs(report: InspectionReport, data: Buffer, secrets: bool) ->
 
 
 def _describe_otadata(report: InspectionReport, data: Buffer, secrets: bool) -> None:
-    report.facts["otadata"] = describe.describe_otadata(report, otadata.parse(data), 2)
+    report.facts["otadata"] = describe.describe_otadata(report, otadata.parse_entries(data), 2)
 
 
 _DESCRIBE: dict[str, Callable[[InspectionReport, Buffer, bool], None]] = {

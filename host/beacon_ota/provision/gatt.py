@@ -21,7 +21,7 @@ ATTEMPTS = 3
 _QUEUE = 256  # frames that nobody has looked at
 
 
-class Gatt:
+class GattConnection:
     """An open connection; use it as ``async with``.
 
     Args:

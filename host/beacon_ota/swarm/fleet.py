@@ -14,7 +14,7 @@ from typing import Any
 
 from beacon_ota.client import Client
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.server.subprocess import usage
+from beacon_ota.orchestrator.server.subprocess import process_usage
 from beacon_ota.swarm import check, release
 from beacon_ota.swarm.beacon import SwarmBeacon
 from beacon_ota.swarm.clock import SwarmClock
@@ -108,7 +108,7 @@ class Swarm:
             "wall_s": round(took, 1),
             "whole_s": round(time.monotonic() - began, 1),
             "swarm_cpu": round(used / took, 3),
-            "swarm_rss_mb": usage(os.getpid()).get("rss_mb"),
+            "swarm_rss_mb": process_usage(os.getpid()).get("rss_mb"),
             "polls_per_s": round(self.world.stats.polls.count / took, 1),
             "broken": dict(self.world.stats.broken),
             "refused": dict(self.world.stats.refused),
@@ -195,7 +195,7 @@ class Swarm:
         await self.world.clock.sleep_s(drop.at_s)
         content = release.build_image(drop.version, self.device_type, drop.size)
         firmware = await self._call_in_thread(
-            self.client.upload,
+            self.client.upload_firmware,
             io.BytesIO(content),
             device_type=self.device_type,
             version=drop.version,
@@ -243,7 +243,7 @@ class Swarm:
 
     async def _fetch_rollouts(self) -> None:
         for key in self.rollouts:
-            self.rollout_docs[key] = await self._call_in_thread(self.client.rollout, key)
+            self.rollout_docs[key] = await self._call_in_thread(self.client.get_rollout, key)
 
     def _all_settled(self) -> bool:
         """Has everything come to its end? With a share to reach, that is reached, no more."""
@@ -270,11 +270,11 @@ class Swarm:
             attempts: Rows = []
             for key in self.rollouts:
                 attempts += await self._call_in_thread(
-                    lambda key=key: list(self.client.attempts(key))
+                    lambda key=key: list(self.client.list_attempts(key))
                 )
             await self._fetch_rollouts()
             rows = await self._call_in_thread(
-                lambda: list(self.client.beacons(tag=self.prefix, limit=1000))
+                lambda: list(self.client.list_beacons(tag=self.prefix, limit=1000))
             )
             results = {key: one["results"] for key, one in self.rollout_docs.items()}
             found = check.compare_counts(self.world.expected, attempts, rows, results)

@@ -9,7 +9,7 @@ class Client:
     def __init__(self):
         self.made = []
 
-    def rollouts(self):
+    def list_rollouts(self):
         return iter(self.made)
 
     def create_rollout(self, firmware_id, plan):

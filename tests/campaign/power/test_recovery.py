@@ -16,7 +16,7 @@ def test_crashes_after_a_cut(tmp_path):
     recording = scenarios.load_recording(shelf, scenarios.RESCUE)
     cases, facts = cut_cases.distinct_cuts(recording)
     assert facts["uncut"] == "success"
-    slot = boards.load(builds.DEVICE).table.slots[0]
+    slot = boards.load_board(builds.DEVICE).table.slots[0]
     writing = [
         case
         for case in cases

@@ -22,7 +22,7 @@ STATES = {
     "aborted": 4,
     "undefined": 0xFFFFFFFF,
 }
-APP = synthetic.app(2048)
+APP = synthetic.app_image(2048)
 
 
 def layout(slots: int, factory: bool = False, has_otadata: bool = True) -> Table:
@@ -379,7 +379,7 @@ def test_a_trial_that_arms_the_old_slot_puts_it_on_trial():
 def rearm(flash: Flash, table: Table) -> None:
     """Count a trial in the label, then turn PENDING into NEW by clearing one bit."""
     entries = otadata.read_entries(flash, OTADATA)
-    current = otadata.active(entries)
+    current = otadata.active_entry(entries)
     entry = entries[current]
     used = sum(byte != 0xFF for byte in entry.label[:3])
     if entry.state != otadata.PENDING or used >= 2:
@@ -445,7 +445,7 @@ def whole(slots=("ota_0",)) -> Flash:
         )
     )
     flash = Flash.blank(0x40000)
-    flash.overwrite(0, synthetic.bootloader())
+    flash.overwrite(0, synthetic.bootloader_image())
     flash.overwrite(partitions.TABLE_OFFSET, table.to_bin())
     for part in table:
         if part.name in slots:

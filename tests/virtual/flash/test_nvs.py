@@ -50,17 +50,17 @@ def test_values_last():
     }
     assert values(nvs) == want
     assert values(opened(flash)[0]) == want
-    assert codec.read(flash.snapshot()).namespace("beacon") == want
+    assert codec.read_partition(flash.snapshot()).namespace("beacon") == want
 
 
 def test_reads_what_the_generator_wrote_and_goes_on():
     start = {"orch_url": b"http://orchestrator.local:8080", "window": b"03:00-05:00", "n": 7}
-    flash = Flash(codec.generate({"beacon": {**start, "big": bytes(5000)}}, PART.size))
+    flash = Flash(codec.generate_partition({"beacon": {**start, "big": bytes(5000)}}, PART.size))
     nvs, n = opened(flash)
     assert values(nvs) == {**start, "big": bytes(5000)}
     nvs.set(n, "n", 8)
     nvs.set(n, "window", b"")
-    assert codec.read(flash.snapshot()).namespace("beacon") == {
+    assert codec.read_partition(flash.snapshot()).namespace("beacon") == {
         **start,
         "n": 8,
         "window": b"",
@@ -298,7 +298,7 @@ def lives(seed: int, faithful: bool):
         flash.cut = None
         assert values(nvs) == now
     assert values(opened(flash, faithful)[0]) == now
-    assert codec.read(flash.snapshot()).namespace("beacon") == now
+    assert codec.read_partition(flash.snapshot()).namespace("beacon") == now
 
 
 @pytest.mark.parametrize("part", range(4))

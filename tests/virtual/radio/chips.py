@@ -38,15 +38,15 @@ async def forever():
 
 def flash(program: str) -> Flash:
     """A flash that boots and runs ``program`` as main.py."""
-    board = boards.load("esp32c3")
+    board = boards.load_board("esp32c3")
     files = {"boot.py": b"", "main.py": (PRELUDE + program).encode()}
     image = bytearray(b"\xff") * board.flash_size
     for offset, data in {
-        0: synthetic.bootloader(),
+        0: synthetic.bootloader_image(),
         TABLE: board.table.to_bin(),
-        board.otadata.offset: otadata.build(otadata.entry(1, otadata.VALID)),
-        board.first.offset: synthetic.app(16 * 1024),
-        board.vfs.offset: littlefs.build(files, SECTOR, board.vfs.size // SECTOR),
+        board.otadata.offset: otadata.build_partition(otadata.make_entry(1, otadata.VALID)),
+        board.initial_app.offset: synthetic.app_image(16 * 1024),
+        board.vfs.offset: littlefs.build_filesystem(files, SECTOR, board.vfs.size // SECTOR),
     }.items():
         image[offset : offset + len(data)] = data
     return Flash(image)

@@ -117,7 +117,7 @@ class _FaultRun:
         self._cycle = any(code == "no_slot" for _, _, code in self._expected)
         self._firmware = ""
         self._slot = next(
-            part.offset for part in boards.load(builds.DEVICE).table if part.name == "ota_1"
+            part.offset for part in boards.load_board(builds.DEVICE).table if part.name == "ota_1"
         )
         b.orchestrator.http_server.choose_fault = self._choose_fault
         b.orchestrator.http_server.before_answer = self._before_answer

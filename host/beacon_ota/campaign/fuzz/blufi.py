@@ -96,7 +96,7 @@ def _feed_link(link: blufi.Link, case: FrameCase) -> None:
     for frame in case:
         try:
             message = link.receive(frame)
-        except blufi.Refused as refused:
+        except blufi.BlufiError as refused:
             assert 0 <= refused.code <= 13
             if refused.code == blufi.E_DECRYPT:
                 return  # that ends a session
@@ -113,7 +113,7 @@ def _feed_link(link: blufi.Link, case: FrameCase) -> None:
             message = link.receive(good)
             assert message is not None and message.type == blufi.GET_VERSION
             return
-        except blufi.Refused as refused:
+        except blufi.BlufiError as refused:
             assert refused.code == blufi.E_STATE, refused.code
     raise AssertionError("a good frame is refused afterwards")
 
@@ -121,11 +121,11 @@ def _feed_link(link: blufi.Link, case: FrameCase) -> None:
 def _parse_message(message: blufi.Message) -> None:
     data = message.data
     for reader, refusal in (
-        (tlv.decode, tlv.Malformed),
-        (wifi.parse_report, blufi.Refused),
-        (wifi.parse_list, blufi.Refused),
-        (lambda data: ec1.parse(data, ec1.C_HELLO, (ec1.SPAKE2, ec1.ECDH)), ec1.Abort),
-        (lambda data: ec1.parse(data, ec1.C_FIN, (ec1.SPAKE2,)), ec1.Abort),
+        (tlv.decode_message, tlv.MalformedMessage),
+        (wifi.parse_report, blufi.BlufiError),
+        (wifi.parse_list, blufi.BlufiError),
+        (lambda data: ec1.parse_message(data, ec1.C_HELLO, (ec1.SPAKE2, ec1.ECDH)), ec1.Abort),
+        (lambda data: ec1.parse_message(data, ec1.C_FIN, (ec1.SPAKE2,)), ec1.Abort),
     ):
         try:
             reader(data)

@@ -59,7 +59,7 @@ def fuzz_over_air(seconds: float, seed: int = 1) -> FuzzResult:
     network.add_access_point(builds.SSID, builds.PASSWORD)
     given: dict[str, int | bytes] = {
         "beacon_id": b"fuzzed",
-        "pin_w": session.enroll(PIN, NAME.encode()),
+        "pin_w": session.enroll_pin(PIN, NAME.encode()),
     }
     with (
         RadioSpace(seed=seed) as room,
@@ -76,12 +76,12 @@ def _build_flash(release: bytes, settings: dict[str, int | bytes]) -> bytes:
     from beacon_ota.campaign.rig import builds
     from beacon_ota.images import boards, flash, synthetic
 
-    return flash.build(boards.load(builds.DEVICE), synthetic.bootloader(), release, settings)
+    return flash.build_flash(boards.load_board(builds.DEVICE), synthetic.bootloader_image(), release, settings)
 
 
 async def _fuzz_beacon(seconds: float, rng: random.Random, beacon: Any, radio: Any) -> FuzzResult:
     from beacon_ota.provision import scan
-    from beacon_ota.provision.client import Client
+    from beacon_ota.provision.client import BlufiClient
 
     found = FuzzResult()
     end = time.monotonic() + seconds
@@ -90,8 +90,8 @@ async def _fuzz_beacon(seconds: float, rng: random.Random, beacon: Any, radio: A
         stage = rng.choice(("clear", "exchange", "session"))
         case = mutate_case(rng, rng.choice(talk), talk)[: rng.randrange(1, 13)]
         try:
-            heard = await scan.find(radio, NAME, 60)
-            async with Client(heard.device, heard.name, radio) as client:
+            heard = await scan.find_beacon(radio, NAME, 60)
+            async with BlufiClient(heard.device, heard.name, radio) as client:
                 await _send_case(client, stage, case, rng)
             await _provision_properly(radio, beacon)
         except (BeaconOtaError, AssertionError) as error:
@@ -109,14 +109,14 @@ async def _fuzz_beacon(seconds: float, rng: random.Random, beacon: Any, radio: A
 async def _provision_properly(radio: Any, beacon: Any) -> None:
     """Do what a proper client does, which tries again when the beacon is not done with another."""
     from beacon_ota.provision import scan
-    from beacon_ota.provision.client import Client
+    from beacon_ota.provision.client import BlufiClient
 
     for attempt in range(ATTEMPTS):
-        heard = await scan.find(radio, NAME, 60)
+        heard = await scan.find_beacon(radio, NAME, 60)
         try:
-            async with Client(heard.device, heard.name, radio) as client:
-                await client.prove(pin=PIN)
-                assert (await client.query()).beacon_id == "fuzzed"
+            async with BlufiClient(heard.device, heard.name, radio) as client:
+                await client.prove_secret(pin=PIN)
+                assert (await client.query_state()).beacon_id == "fuzzed"
                 return
         except ReachError:
             if attempt == ATTEMPTS - 1:
@@ -132,7 +132,7 @@ async def _send_case(client: Any, stage: str, case: FrameCase, rng: random.Rando
     """Say it; the beacon may hang up at any time."""
     seq = 0
     if stage == "session":
-        await client.prove(pin=PIN)
+        await client.prove_secret(pin=PIN)
     elif stage == "exchange":
         link = blufi.Link(False)
         link.send(blufi.NEGOTIATE, Initiator(NAME.encode(), pin=PIN).hello())
@@ -155,8 +155,8 @@ async def _send_sealed(client: Any, frame: bytes) -> None:
     """Say it as a proper message; what would only be obeyed, and end the fun, is left out."""
     kind, data = (frame[0] if frame else blufi.CUSTOM), frame[4:]
     try:
-        harmful = kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode(data)[0] == tlv.FORGET
-    except tlv.Malformed:
+        harmful = kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode_message(data)[0] == tlv.FORGET
+    except tlv.MalformedMessage:
         harmful = False
     if harmful:
         return

@@ -41,27 +41,27 @@ def fixed_bytes(size: int) -> bytes:
 
 def proper_conversations() -> Iterator[FrameCase]:
     """Give what a proper client and a proper beacon say."""
-    hello = ec1.build(ec1.C_HELLO, ec1.SPAKE2, bytes(16) + spake2_point())
-    config = tlv.encode(tlv.CONFIG, {"site": "hq", "beacon_key": bytes(32), "utc_off": -60})
-    state = tlv.encode(tlv.STATE, {"beacon_id": "b", "version": "1.0.0", "poll": "ok"})
+    hello = ec1.build_message(ec1.C_HELLO, ec1.SPAKE2, bytes(16) + spake2_point())
+    config = tlv.encode_message(tlv.CONFIG, {"site": "hq", "beacon_key": bytes(32), "utc_off": -60})
+    state = tlv.encode_message(tlv.STATE, {"beacon_id": "b", "version": "1.0.0", "poll": "ok"})
     up = [
         (blufi.GET_VERSION, b""),
         (blufi.NEGOTIATE, hello),
-        (blufi.NEGOTIATE, ec1.build(ec1.C_FIN, ec1.SPAKE2, bytes(16))),
-        (blufi.NEGOTIATE, ec1.build(ec1.ABORT, ec1.SPAKE2, b"\4\1\0\1")),
+        (blufi.NEGOTIATE, ec1.build_message(ec1.C_FIN, ec1.SPAKE2, bytes(16))),
+        (blufi.NEGOTIATE, ec1.build_message(ec1.ABORT, ec1.SPAKE2, b"\4\1\0\1")),
         (blufi.NEGOTIATE, b"\0\1\7"),
         (blufi.SET_OPMODE, b"\1"),
         (blufi.STA_SSID, b"site"),
         (blufi.STA_PASSWORD, b"correct horse"),
         (blufi.CUSTOM, config),
-        (blufi.CUSTOM, tlv.encode(tlv.QUERY, {})),
+        (blufi.CUSTOM, tlv.encode_message(tlv.QUERY, {})),
         (blufi.CUSTOM, bytes(700)),
         (blufi.CONNECT, b""),
     ]
     down = [
         (blufi.VERSION, b"\1\3"),
         (blufi.ERROR, b"\4"),
-        (blufi.NEGOTIATE, ec1.build(ec1.S_HELLO, ec1.ECDH, bytes(16) + spake2_point())),
+        (blufi.NEGOTIATE, ec1.build_message(ec1.S_HELLO, ec1.ECDH, bytes(16) + spake2_point())),
         (blufi.REPORT, wifi.build_report(wifi.FAILED, ssid=b"site", reason=201)),
         (blufi.LIST, wifi.build_list([(b"site", -55), (b"x" * 32, -90)])),
         (blufi.CUSTOM, state),
@@ -77,7 +77,7 @@ def spake2_point() -> bytes:
     """Return a point of the curve, as a hello has it."""
     from beacon_ota.provision import p256
 
-    return p256.encode(p256.GENERATOR)
+    return p256.encode_point(p256.GENERATOR)
 
 
 def _encode_frames(

@@ -26,7 +26,7 @@ from beacon_ota.errors import BeaconOtaError, UsageError
 from beacon_ota.images import appfs, combined, esp, littlefs, partitions
 from beacon_ota.images import release as releases
 from beacon_ota.inspect import inspect
-from beacon_ota.orchestrator.beacon_api import report as status
+from beacon_ota.orchestrator.beacon_api import report_parser
 from beacon_ota.orchestrator.releases import multipart, validate
 from beacon_ota.trust import dsse
 from beacon_ota.wire import manifest, offer, refused, report, shapes, versions
@@ -158,8 +158,8 @@ def _offer_target() -> FuzzTarget:
 
     def read(data: bytes) -> None:
         doc = _parse_json(data)
-        offer.check(doc)
-        manifest.unsigned(doc, builds.DEVICE)
+        offer.check_offer(doc)
+        manifest.unsigned_fields(doc, builds.DEVICE)
 
     refusals = (offer.OfferError, refused.Refused, _NotJson)
     return FuzzTarget(
@@ -179,15 +179,15 @@ def _manifest_target() -> FuzzTarget:
         "size": 4096,
         "version": "1.2.3",
     }
-    payload = manifest.encode(fields)
-    envelope = dsse.pack(payload, [("0" * 16, bytes(384))]).encode()
+    payload = manifest.encode_payload(fields)
+    envelope = dsse.pack_envelope(payload, [("0" * 16, bytes(384))]).encode()
 
     def read(data: bytes) -> None:
         if data[:1] == b"{" and b"payloadType" in data[:64] + data[-200:]:
-            manifest.unpack(_parse_json(data))
-            dsse.unpack(data.decode("utf-8", "replace"))
-        found = manifest.decode(data)
-        manifest.check(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
+            manifest.unpack_envelope(_parse_json(data))
+            dsse.unpack_envelope(data.decode("utf-8", "replace"))
+        found = manifest.decode_payload(data)
+        manifest.check_rules(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
 
     refusals = (refused.Refused, BeaconOtaError, _NotJson)
     return FuzzTarget([payload, envelope], read, refusals, (manifest, dsse, shapes, versions))
@@ -208,7 +208,12 @@ def _report_target() -> FuzzTarget:
         "journal": [[1, 2, "boot", "crash", "d"]],
     }
     seeds = [json.dumps({**seed, "update_status": word}).encode() for word in report.STATUSES]
-    return FuzzTarget(seeds, status.read, (BeaconOtaError,), (report, status, shapes, versions))
+    return FuzzTarget(
+        seeds,
+        report_parser.parse_report,
+        (BeaconOtaError,),
+        (report, report_parser, shapes, versions),
+    )
 
 
 def _upload_target() -> FuzzTarget:
@@ -224,11 +229,13 @@ def _upload_target() -> FuzzTarget:
 
     def read(data: bytes) -> None:
         file = io.BytesIO()
-        form = multipart.Form(f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21)
+        form = multipart.MultipartForm(
+            f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21
+        )
         for at in range(0, len(data), 1000):
             form.feed(data[at : at + 1000])
         form.close()
-        validate.examine(file, validate.claim(form), None, True, 1.0)
+        validate.examine_image(file, validate.read_claim(form), None, True, 1.0)
 
     watched = (multipart, validate, esp, appfs, littlefs, releases)
     return FuzzTarget([body], read, (BeaconOtaError,), watched)
@@ -247,7 +254,9 @@ def _build_small_release() -> bytes:
         "1.0.0", builds.DEVICE, hashlib.sha256(builds.synthetic_core()).hexdigest(), insecure=True
     )
     files = {appfs.INFO: info.pack(), "main.mpy": b"M\x06\x00\x1f"}
-    return releases.build(builds.synthetic_core(), littlefs.build(files, appfs.BLOCK))
+    return releases.join_core_and_app(
+        builds.synthetic_core(), littlefs.build_filesystem(files, appfs.BLOCK)
+    )
 
 
 class _NotJson(ValueError):

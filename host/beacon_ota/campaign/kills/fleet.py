@@ -145,11 +145,11 @@ class UpdatingFleet:
 
 def upload_release(client: Client, image: bytes, version: str) -> dict[str, Any]:
     fields = {"device_type": builds.DEVICE, "version": version, "channel": "stable"}
-    return client.upload(BytesIO(image), **fields)
+    return client.upload_firmware(BytesIO(image), **fields)
 
 
 def roll_out_once(client: Client, firmware_id: str) -> dict[str, Any]:
-    for one in client.rollouts():
+    for one in client.list_rollouts():
         if one["firmware_id"] == firmware_id:
             return one  # the answer got lost
     return client.create_rollout(firmware_id, ROLLOUT)

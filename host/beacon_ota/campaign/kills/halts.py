@@ -152,7 +152,7 @@ def _start_servers(folder: Path, found: Path) -> Iterator[tuple[list[ServerProce
 def _roll_out(side: ServerProcess, version: str) -> str:
     admin = side.admin_client()
     fields = {"device_type": builds.DEVICE, "version": version, "channel": "stable"}
-    row = admin.upload(BytesIO(builds.build_release(version)), **fields)
+    row = admin.upload_firmware(BytesIO(builds.build_release(version)), **fields)
     return admin.create_rollout(row["firmware_id"], ROLLOUT)["rollout_id"]
 
 
@@ -191,11 +191,11 @@ def _move_rollout(side: ServerProcess, rollout: str, move: str) -> str:
     """
     admin = side.admin_client()
     try:
-        done = admin.move_rollout(rollout, move, "in a campaign")
+        done = admin.post_rollout_action(rollout, move, "in a campaign")
     except UsageError as error:
         return error.code
     if not done["stored"]:
-        wait_until(lambda: admin.rollout(rollout)["stored"], PATIENCE, "the stop to be stored")
+        wait_until(lambda: admin.get_rollout(rollout)["stored"], PATIENCE, "the stop to be stored")
     return ""
 
 
@@ -209,7 +209,7 @@ def _wait_for_completion(
     )
     admin = sides[0].admin_client()
     wait_until(
-        lambda: fleet.errors or admin.rollout(rollout)["status"] == "completed",
+        lambda: fleet.errors or admin.get_rollout(rollout)["status"] == "completed",
         PATIENCE,
         "the rollout to be completed",
     )

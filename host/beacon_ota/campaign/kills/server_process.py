@@ -25,14 +25,17 @@ def _run_server(
     data: Path, token_file: Path, log_file: Path, ready: Connection, more: dict[str, Any]
 ) -> None:
     """What ``beacon-ota serve --insecure --port 0`` does; ``more`` are settings."""
-    from beacon_ota.orchestrator.server.listen import Listen
-    from beacon_ota.orchestrator.server.start import serve
+    from beacon_ota.orchestrator.server.listen import ListenOptions
+    from beacon_ota.orchestrator.server.start import run_orchestrator
     from beacon_ota.orchestrator.settings import Settings
 
     log = os.open(log_file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(log, sys.stderr.fileno())
     settings = Settings(data, 1.0, insecure=True, **more)
-    serve(settings, Listen(port=0, token_file=token_file, on_ready=lambda url, _: ready.send(url)))
+    run_orchestrator(
+        settings,
+        ListenOptions(port=0, token_file=token_file, on_ready=lambda url, _: ready.send(url)),
+    )
 
 
 class ServerProcess:

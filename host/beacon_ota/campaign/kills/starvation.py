@@ -54,7 +54,7 @@ def fill_disk(folder: Path, chance: random.Random) -> CaseResult:
             wrong.append(f"an upload without room was answered with {code}")
         beacon.add_journal_entry("campaign", "full")
         said = _try_step(beacon)
-        if admin.beacon(beacon.id)["beacon_id"] != beacon.id:
+        if admin.get_beacon(beacon.id)["beacon_id"] != beacon.id:
             wrong.append("reading failed, too")
         wrong += find_incomplete(server)
         ballast.unlink()
@@ -88,7 +88,7 @@ def lock_database(folder: Path, chance: random.Random) -> CaseResult:
         thread.start()
         time.sleep(1)
         wrong = [] if beacon.version != "1.1.0" else ["written past a lock"]
-        if _refusal_code(lambda: admin.beacon(beacon.id)) is not None:
+        if _refusal_code(lambda: admin.get_beacon(beacon.id)) is not None:
             wrong.append("reading failed, too")
         lock.execute("rollback")
         lock.close()
@@ -113,16 +113,16 @@ def damage_image(folder: Path, chance: random.Random) -> CaseResult:
         admin = server.admin_client()
         wrong = []
         wait_until(
-            lambda: admin.firmware(firmware)["damaged_at"], PATIENCE, "the damage to be noticed"
+            lambda: admin.find_firmware(firmware)["damaged_at"], PATIENCE, "the damage to be noticed"
         )
-        if not any("damaged" in event["kind"] for event in admin.latest_events(100)):
+        if not any("damaged" in event["kind"] for event in admin.list_latest_events(100)):
             wrong.append("nobody was told")
         beacon.url = server.url
         for _ in range(5):
             if beacon.step() in ("offered", "downloaded"):
                 wrong.append("a damaged image is still handed out")
         upload_release(admin, image, "1.1.0")
-        if admin.firmware(firmware)["damaged_at"]:
+        if admin.find_firmware(firmware)["damaged_at"]:
             wrong.append("still withdrawn after the same bytes were uploaded again")
         return (
             "withdrawn",

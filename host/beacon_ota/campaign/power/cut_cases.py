@@ -77,7 +77,7 @@ def distinct_cuts(recording: Recording) -> tuple[list[CutCase], dict[str, Any]]:
 
 def is_deciding(offset: int) -> bool:
     """Does an operation at this flash offset write entries that decide: NVS, otadata?"""
-    table = boards.load(builds.DEVICE).table
+    table = boards.load_board(builds.DEVICE).table
     return any(part.offset <= offset < part.end for part in (table.nvs, table.otadata) if part)
 
 
@@ -90,7 +90,7 @@ def single_cuts(recording: Recording) -> Iterator[tuple[CutCase, str]]:
     flash = Flash(recording.before)
     state = _FlashDigest(flash, {op.offset // SECTOR * SECTOR for op in recording.ops})
     name = recording.name
-    place = boards.load(builds.DEVICE).otadata.offset
+    place = boards.load_board(builds.DEVICE).otadata.offset
     granted = 0
     for number, op in enumerate(recording.ops):
         known = recording.state_index_at(number)

@@ -25,7 +25,7 @@ from beacon_ota.campaign.rig import invariants
 from beacon_ota.campaign.rig.builds import ReleaseStore
 from beacon_ota.campaign.rig.invariants import Evidence
 from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome, CasePlan
-from beacon_ota.images.core import load
+from beacon_ota.images.core import read_core
 
 SLOWER = (1, 5, 20)  # times that a case is given, as long as it is in doubt
 
@@ -36,7 +36,7 @@ SAMPLE = 40  # cases of each scenario with a real core, and with crashes after t
 def plan_cases(folder: Path, options: CampaignOptions) -> CasePlan:
     """Record every scenario; list a case for each state that a cut can leave, then double cuts."""
     shelf = ReleaseStore(folder)
-    core = load(Path(options.core)).data if options.core else None
+    core = read_core(Path(options.core)).data if options.core else None
     scenarios = (*SCENARIOS, RESCUE, *(REAL if core else ()))
     if not shelf.is_current(options.core or ""):
         shelf.clear()

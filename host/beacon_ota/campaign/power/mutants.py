@@ -50,7 +50,7 @@ MUTANTS = (
     Mutant(
         "valid-before-the-health-check",
         ("stage0", "boot.py"),
-        "        guard(ota, sector)\n",
+        "        start_trial_deadline(ota, sector)\n",
         "        Partition.mark_app_valid_cancel_rollback()\n",
         CutScenario("crash", 1),
         "",
@@ -66,7 +66,7 @@ MUTANTS = (
     ),
     Mutant(
         "erases-the-wrong-entry",
-        ("app", "ota", "choice.py"),
+        ("app", "ota", "boot_slot.py"),
         "i != a and not entries[i].blank",
         "i == a and not entries[i].blank",
         CutScenario("good", 0),
@@ -121,7 +121,7 @@ def _cases_for(mutant: Mutant, recording: Recording) -> Iterator[CutCase]:
     if not mutant.partition:
         yield CutCase(recording.name, 0, "before")  # the same as no cut at all
         return
-    table = boards.load(builds.DEVICE).table
+    table = boards.load_board(builds.DEVICE).table
     part = next(p for p in table if p.name == mutant.partition)
     states: set[str] = set()
     for one, state in cut_cases.single_cuts(recording):

@@ -79,7 +79,7 @@ class _CutRun:
         orchestrator = b.orchestrator
         target = orchestrator.firmware_row(second)["id"]
         further = orchestrator.firmware_row(third)["id"]
-        place = boards.load(builds.DEVICE).otadata.offset
+        place = boards.load_board(builds.DEVICE).otadata.offset
         settled = None
         mixtures = self._find_mixed_slots()
         if scenario.kind == "rescue":
@@ -116,7 +116,7 @@ class _CutRun:
 
     def _find_mixed_slots(self) -> list[str]:
         """Return what is wrong with the slots as they are now."""
-        flash, table = self._rig.flash, boards.load(builds.DEVICE).table
+        flash, table = self._rig.flash, boards.load_board(builds.DEVICE).table
         content = {
             part.name: flash.read(part.offset, part.size)
             for part in table.slots
@@ -132,7 +132,7 @@ class _CutRun:
         b = self._rig
         before = b.flash.snapshot()
         label = f"ota_{self._scenario.slot}"
-        table = boards.load(builds.DEVICE).table
+        table = boards.load_board(builds.DEVICE).table
         whole = bootloader.verify_image(b.flash, table.slots[self._scenario.slot])
         assert table.nvs is not None
         store = Nvs(b.flash, table.nvs)

@@ -48,9 +48,9 @@ class Rig:
 
     def is_confirmed(self, slot: int) -> bool:
         """Do the bootloader's entries say that the release in a slot is confirmed?"""
-        place = boards.load(builds.DEVICE).otadata.offset
-        entries = otadata.parse(self.flash.read(place, otadata.SIZE))
-        active = otadata.active(entries)
+        place = boards.load_board(builds.DEVICE).otadata.offset
+        entries = otadata.parse_entries(self.flash.read(place, otadata.SIZE))
+        active = otadata.active_entry(entries)
         return (
             active >= 0
             and entries[active].slot(2) == slot

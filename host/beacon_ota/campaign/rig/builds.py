@@ -61,13 +61,13 @@ PROVISIONED: dict[str, int | bytes] = {
 @functools.cache
 def compile_app() -> Mapping[str, bytes]:
     """Return the app in the tree, compiled."""
-    return appfs.compile_all(app_folder.read_sources(paths.data("firmware", "app")))
+    return appfs.compile_sources(app_folder.read_sources(paths.data_path("firmware", "app")))
 
 
 @functools.cache
 def synthetic_core() -> bytes:
     """Return a small core; nothing runs from it but the app behind it."""
-    return synthetic.app(CORE_SIZE)
+    return synthetic.app_image(CORE_SIZE)
 
 
 def build_release(
@@ -80,11 +80,11 @@ def build_release(
         with_core: the core; a small synthetic one by default.
     """
     texts = {name: text.encode() for name, text in (changes or {}).items()}
-    files = {**compile_app(), **appfs.compile_all(texts)}
+    files = {**compile_app(), **appfs.compile_sources(texts)}
     base = synthetic_core() if with_core is None else with_core
     info = AppInfo(version, DEVICE, hashlib.sha256(base).hexdigest(), insecure=True)
     files[appfs.INFO] = info.pack()
-    return release.build(base, littlefs.build(files, appfs.BLOCK))
+    return release.join_core_and_app(base, littlefs.build_filesystem(files, appfs.BLOCK))
 
 
 def build_flash(
@@ -107,15 +107,15 @@ def build_flash(
         **(given or {}),
         "policy": json.dumps({**POLICY, **(policy or {})}).encode(),
     }
-    files = {**flash.stage0(), **(stage0 or {})}
-    found = boards.load(board)
-    return flash.build(found, synthetic.bootloader(), first, values, files)
+    files = {**flash.stage0_files(), **(stage0 or {})}
+    found = boards.load_board(board)
+    return flash.build_flash(found, synthetic.bootloader_image(), first, values, files)
 
 
 def build_fingerprint() -> str:
     """Return a word for the firmware and the kit: what was built from others is of no use."""
     digest = hashlib.sha256(repr((sorted(PROVISIONED.items()), POLICY, CORE_SIZE)).encode())
-    for files in (compile_app(), flash.stage0()):
+    for files in (compile_app(), flash.stage0_files()):
         for name, content in sorted(files.items()):
             digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
     return digest.hexdigest()
@@ -123,7 +123,7 @@ def build_fingerprint() -> str:
 
 def read_source(*parts: str) -> str:
     """Return a source file of the firmware, to be changed."""
-    return paths.data("firmware", *parts).read_text()
+    return paths.data_path("firmware", *parts).read_text()
 
 
 class ReleaseStore:

@@ -10,7 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from beacon_ota.orchestrator.http.asgi import ABORT, App, Disconnected, Message, Scope
+from beacon_ota.orchestrator.http.asgi import (
+    ABORT_EXTENSION,
+    App,
+    ClientDisconnected,
+    Message,
+    Scope,
+)
 
 HEAD = 8 * 1024  # bytes of a request's head
 BODY = 64 * 1024
@@ -235,9 +241,9 @@ class _Exchange:
         try:
             await self._writer.drain()
         except ConnectionError:
-            raise Disconnected from None
+            raise ClientDisconnected from None
         if self._left is not None and self._left <= 0:
-            raise Disconnected  # the application need not go on
+            raise ClientDisconnected  # the application need not go on
 
 
 async def _read_request(reader: asyncio.StreamReader) -> HttpRequest | None:
@@ -272,5 +278,5 @@ def _make_scope(request: HttpRequest, writer: asyncio.StreamWriter) -> Scope:
             for name, value in request.headers.items()
         ],
         "client": writer.get_extra_info("peername"),
-        "extensions": {ABORT: writer.transport.abort},
+        "extensions": {ABORT_EXTENSION: writer.transport.abort},
     }

@@ -89,7 +89,7 @@ def choose_slot(
             lines.append(f"image at {part.offset:#x} does not verify: {part.name}")
             continue
         if place is not None and blank and candidate not in (FACTORY, TEST_APP):
-            _write_otadata(flash, place, 0, otadata.entry(candidate + 1, VALID), lines)
+            _write_otadata(flash, place, 0, otadata.make_entry(candidate + 1, VALID), lines)
         lines.append(f"booting {part.name} at {part.offset:#x}")
         return candidate
     return None
@@ -105,8 +105,10 @@ def _select_first(
     if (first.rejected and second.rejected) or not count:
         if table.factory is not None:
             return FACTORY, False
-        return 0, all(e.seq == otadata.BLANK or e.crc != otadata.crc(e.seq) for e in entries)
-    active = otadata.active((first, second))
+        return 0, all(
+            e.seq == otadata.BLANK or e.crc != otadata.sequence_crc(e.seq) for e in entries
+        )
+    active = otadata.active_entry((first, second))
     if active < 0:
         return FACTORY, False
     chosen = entries[active]
@@ -124,7 +126,7 @@ def _partition_at(table: Table, index: int) -> Partition | None:
     if index == FACTORY:
         return table.factory
     if index == TEST_APP:
-        return table.find(APP, TEST)
+        return table.find_kind(APP, TEST)
     return table.slots[index] if index < len(table.slots) else None
 
 

@@ -244,7 +244,7 @@ class Nvs:
     def _read_payload(self, found: tuple[NvsPage, int, Item]) -> bytes | None:
         page, index, item = found
         data = page.read_payload(index, item)
-        if codec.crc(data) != item.data_crc:
+        if codec.crc32(data) != item.data_crc:
             page.erase_item(index)
             return None
         return data

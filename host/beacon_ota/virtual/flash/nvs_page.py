@@ -188,7 +188,7 @@ class NvsPage:
 
     def _set_entry_states(self, index: int, count: int, state: EntryState) -> None:
         """Change entry states; ESP-IDF programs the words of the bitmap from the last back."""
-        for offset, word in reversed(list(codec.state_word(index, state, count))):
+        for offset, word in reversed(list(codec.state_words(index, state, count))):
             self._program(offset, word)
         self.states[index : index + count] = [state] * count
 

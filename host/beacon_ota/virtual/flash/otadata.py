@@ -20,9 +20,9 @@ from beacon_ota.images.otadata import (
     UNDEFINED,
     VALID,
     Entry,
-    active,
-    crc,
-    entry,
+    active_entry,
+    make_entry,
+    sequence_crc,
 )
 from beacon_ota.images.partitions import APP, FACTORY, TEST, Partition, Table
 from beacon_ota.virtual.flash import esp_errors
@@ -38,10 +38,10 @@ __all__ = [
     "UNDEFINED",
     "VALID",
     "Entry",
-    "active",
+    "active_entry",
     "boot_partition",
-    "crc",
-    "entry",
+    "sequence_crc",
+    "make_entry",
     "mark_valid",
     "next_update",
     "read_entries",
@@ -88,7 +88,7 @@ def set_boot(
     if slot >= count:
         return esp_errors.INVALID_ARG
     entries = read_entries(flash, otadata.offset)
-    current = active(entries)
+    current = active_entry(entries)
     if current < 0:
         sector, seq = 0, slot + 1
     else:
@@ -97,7 +97,7 @@ def set_boot(
         seq = base if seq <= base else base + -(-(seq - base) // count) * count
     seq &= 0xFFFFFFFF
     state = NEW if rollback else UNDEFINED
-    value = replace(entries[sector], seq=seq, state=state, crc=crc(seq))
+    value = replace(entries[sector], seq=seq, state=state, crc=sequence_crc(seq))
     write_entry(flash, otadata.offset, sector, value)
     return esp_errors.OK
 
@@ -111,12 +111,14 @@ def mark_valid(flash: Flash, table: Table) -> int:
     if otadata is None:
         return esp_errors.NOT_FOUND
     entries = read_entries(flash, otadata.offset)
-    current = active(entries)
+    current = active_entry(entries)
     if current < 0 or not table.slots:
         return esp_errors.FAIL
     found = entries[current]
     if found.state != VALID:
-        write_entry(flash, otadata.offset, current, replace(found, state=VALID, crc=crc(found.seq)))
+        write_entry(
+            flash, otadata.offset, current, replace(found, state=VALID, crc=sequence_crc(found.seq))
+        )
     return esp_errors.OK
 
 
@@ -126,12 +128,12 @@ def boot_partition(flash: Flash, table: Table) -> Partition | None:
     if otadata is None:
         return None
     entries = read_entries(flash, otadata.offset)
-    current = active(entries) if table.slots else -1
+    current = active_entry(entries) if table.slots else -1
     if current >= 0:
         return table.slots[entries[current].slot(len(table.slots))]
     if table.factory is not None:
         return table.factory
-    return table.slots[0] if table.slots else table.find(APP, TEST)
+    return table.slots[0] if table.slots else table.find_kind(APP, TEST)
 
 
 def next_update(table: Table, running: Partition) -> Partition | None:

@@ -3,8 +3,8 @@
     BleakScanner(backend=SpaceScanner, space=path)
     BleakClient(device, backend=SpaceClient, space=path)
 
-`space` is the path of the socket of the space; :func:`.selection.select_radio` makes these
-arguments from the value of ``--radio``.
+`space` is the path of the socket of the space; :func:`.selection.select_radio` makes
+these arguments from the value of ``--radio``.
 """
 
 import asyncio
