@@ -68,7 +68,11 @@ def test_what_agrees(lived, booked):
         ({"taken": True}, {"taken_at": None}, "not booked as taken"),
         ({"taken": True}, {"result": "success"}, "no word"),
         ({"taken": True, "final_status": "success", "recorded": "first"}, {}, "booked is None"),
-        ({"final_status": "success", "recorded": "first"}, {"result": "failed"}, "booked is failed"),
+        (
+            {"final_status": "success", "recorded": "first"},
+            {"result": "failed"},
+            "booked is failed",
+        ),
         ({"final_status": "failed", "recorded": "late"}, {"result": "failed"}, "late"),
         ({}, {"beacon_id": "y"}, "booked for y"),
         ({}, {"id": B, "result": "success"}, "never offered"),

@@ -25,8 +25,7 @@ def describe_core(report: InspectionReport, core: AppImage) -> Json:
         report.add_finding(WARN, "interpreter", "no MicroPython in the core: it would run nothing")
     elif _is_older(version):
         text = (
-            f"MicroPython {version} is older than {OLDEST_INTERPRETER}"
-        text += ":"
+            f"MicroPython {version} is older than {OLDEST_INTERPRETER}:"
             " its bootloader may not roll back"
         )
         report.add_finding(WARN, "interpreter", text)

@@ -163,7 +163,7 @@ class ChipPeripherals:
         self._watchdog = loop.call_later(seconds, self._check_watchdog, loop.time(), seconds)
 
     def _check_watchdog(self, since: float, after: float) -> None:
-        """Reset the chip when the process had its timeout of CPU; time without a CPU is excluded."""
+        """Reset the chip after the timeout; time that the process waited for a CPU is excluded."""
         now, before = self._read_usage(), self._last_usage
         timeout = self._clock.real_seconds(self._timeout)
         passed = asyncio.get_running_loop().time() - since

@@ -76,7 +76,9 @@ def _build_flash(release: bytes, settings: dict[str, int | bytes]) -> bytes:
     from beacon_ota.campaign.rig import builds
     from beacon_ota.images import boards, flash, synthetic
 
-    return flash.build_flash(boards.load_board(builds.DEVICE), synthetic.bootloader_image(), release, settings)
+    return flash.build_flash(
+        boards.load_board(builds.DEVICE), synthetic.bootloader_image(), release, settings
+    )
 
 
 async def _fuzz_beacon(seconds: float, rng: random.Random, beacon: Any, radio: Any) -> FuzzResult:
@@ -155,7 +157,9 @@ async def _send_sealed(client: Any, frame: bytes) -> None:
     """Say it as a proper message; what would only be obeyed, and end the fun, is left out."""
     kind, data = (frame[0] if frame else blufi.CUSTOM), frame[4:]
     try:
-        harmful = kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode_message(data)[0] == tlv.FORGET
+        harmful = (
+            kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode_message(data)[0] == tlv.FORGET
+        )
     except tlv.MalformedMessage:
         harmful = False
     if harmful:

@@ -113,7 +113,9 @@ def damage_image(folder: Path, chance: random.Random) -> CaseResult:
         admin = server.admin_client()
         wrong = []
         wait_until(
-            lambda: admin.find_firmware(firmware)["damaged_at"], PATIENCE, "the damage to be noticed"
+            lambda: admin.find_firmware(firmware)["damaged_at"],
+            PATIENCE,
+            "the damage to be noticed",
         )
         if not any("damaged" in event["kind"] for event in admin.list_latest_events(100)):
             wrong.append("nobody was told")

@@ -54,8 +54,8 @@ class Nvs:
         faithful: keep the defects of ESP-IDF that the module describes.
 
     Attributes:
-        failure_share: the share of changes, 0 to 1, that fail with ``ESP_ERR_FLASH_OP_FAIL`` and change
-            nothing. Reading goes on, unlike ESP-IDF, which gives up a page after a failed write
+        failure_share: the share of changes, 0 to 1, that fail with ``ESP_ERR_FLASH_OP_FAIL`` and
+            change nothing. Reading goes on, unlike ESP-IDF, which gives up a page after a failed write
             until the next start (:class:`.nor.FlashFaults` models that).
     """
 

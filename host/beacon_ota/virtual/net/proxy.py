@@ -59,7 +59,7 @@ class StreamProxy:
         return "127.0.0.1", self._port
 
     async def probe_destination(self) -> None:
-        """Open or close the listener as the destination answers; keep the connection for a client."""
+        """Open the listener if the destination answers, else close it; keep the connection."""
         if self._shaper.faults.refuse:
             self.close()
         elif (self._spare and not self._spare[0].at_eof()) or await self._open_spare():

@@ -65,7 +65,7 @@ class Interpreter:
             return cls._shared
 
     def heap_size(self, heap: int) -> int:
-        """Return the bytes of heap that leave ``heap`` bytes for beacon code, by the last measurement."""
+        """Return the size of a heap that leaves ``heap`` bytes to beacon code, as last measured."""
         return heap + self._overhead.get(heap, OVERHEAD_GUESS)
 
     def spawn_process(

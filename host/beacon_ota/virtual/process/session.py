@@ -34,7 +34,7 @@ class InterpreterSession:
     Args:
         heap: bytes of heap for beacon code.
         flash: descriptor of the flash content.
-        operations: that the interpreter may call, see :class:`~beacon_ota.virtual.process.channel.InterpreterChannel`.
+        operations: that the interpreter may call, see :class:`.channel.InterpreterChannel`.
         start: returns the values for the start-up script (see ``modules/_start.py``).
         failed: called when an operation ends the run by an exception.
         printed: called with every piece of output.
@@ -135,7 +135,7 @@ class InterpreterSession:
             self._run_end.set_result(how)
 
     def _interrupt_call(self) -> None:
-        """Interrupt a blocking call, but only when the interpreter used no CPU since the last check.
+        """Interrupt a blocking call when the interpreter used no CPU since the last check.
 
         A computing interpreter fetches its events by itself, and a signal during a garbage
         collection would do harm.
