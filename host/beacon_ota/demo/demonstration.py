@@ -1,4 +1,4 @@
-"""The play: beacons come out of their boxes, a good release goes round, a bad one is stopped."""
+"""Runs the demonstration: beacons are provisioned, a good release rolls out, a bad one halts."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ OLD, GOOD, BAD = "1.0.0", "1.1.0", "1.2.0"
 SSID, PASSWORD = "campus", "on the label of no beacon"
 
 
-POLL_S = 20.0  # in the beacons' own time, as all that follows
+POLL_S = 20.0  # in the time of the beacons, as all following values
 
 
 POLICY = {"poll_s": int(POLL_S), "retry_s": 5}
@@ -61,21 +61,21 @@ _TRANSITION_TEXTS = {
 JOBS = 6
 
 
-PATIENCE_S = 180.0  # of ours, for one scene
+PATIENCE_S = 180.0  # real seconds, for one scene
 
 
 HEAP_POLLS = 3
 
 
 class Demonstration:
-    """One performance in a folder.
+    """One demonstration in a folder.
 
     Args:
         folder: for keys, images and the orchestrator's data.
         count: beacons.
-        scale: clocks run so much faster.
-        plain: lines instead of a live picture.
-        port: of the orchestrator; 0 takes a free one.
+        scale: speed of all clocks.
+        plain: print lines instead of a live display.
+        port: of the orchestrator; 0 for a free one.
         say_url: called with the dashboard's address and an administrator's token.
     """
 
@@ -102,7 +102,7 @@ class Demonstration:
         self._stack.close()
 
     def run(self, *, keep: bool = False) -> DemoResult:
-        """Play it to the end; with ``keep`` the curtain stays up until somebody interrupts."""
+        """Run the demonstration; with ``keep``, leave everything running until Ctrl-C."""
         made = self._start_parts()
         with self._display:
             self._provision_beacons()
@@ -114,7 +114,7 @@ class Demonstration:
                 self._wait_for_interrupt()
         return self.result
 
-    # ---- before the curtain ----
+    # ---- preparation ----
 
     def _start_parts(self) -> dict[str, SignedRelease]:
         from beacon_ota.console import output
@@ -171,7 +171,7 @@ class Demonstration:
     def _building_of(self, index: int) -> str:
         return BUILDINGS[index * len(BUILDINGS) // self._count]
 
-    # ---- first scene: out of the boxes ----
+    # ---- first scene: provisioning ----
 
     def _provision_beacons(self) -> None:
         stage = self._display
@@ -265,7 +265,7 @@ class Demonstration:
         return list(dict.fromkeys(self._building_of(index) for index in range(self._count)))
 
     def _measure_idle_heap(self) -> None:
-        """Look how much heap the probe needs while nothing happens."""
+        """Measure the heap of one beacon while it is idle."""
         boot = self._probe.boots[-1]
         boot.heap_low = 0
         self._display.wait_until(lambda: False, HEAP_POLLS * POLL_S / self._scale)
@@ -277,7 +277,7 @@ class Demonstration:
         stage = self._display
         stage.title = f"{BAD} comes up and fails its health check"
         firmware = self._upload_release(made, "looked fine on the desk")
-        # A small fleet has fewer canaries than it takes in a row by default.
+        # A small fleet has fewer canaries than the default limit of failures in a row.
         row = {"in_a_row": min(3, -(-self._count // 10))}
         rollout = self._start_rollout(firmware, {"ladder": LADDER, "gate": GATE | row}, BAD)
         self._follow_rollout(rollout, "halted", lambda: self._status == "halted")
@@ -328,7 +328,7 @@ class Demonstration:
         return found["rollout_id"]
 
     def _follow_rollout(self, rollout: str, wanted: str, ready: Callable[[], bool]) -> None:
-        """Keep the picture of a rollout up to date until it is where it should get."""
+        """Update the display of a rollout until it has the expected status."""
         told: set[str] = set()
 
         def step() -> None:

@@ -6,19 +6,19 @@ from typing import Any
 
 @dataclass
 class DemoResult:
-    """What the play came to.
+    """The result of a demonstration.
 
     Attributes:
-        core: which interpreter the releases carry.
-        count: beacons.
+        core: description of the interpreter in the releases.
+        count: number of beacons.
         provisioned_s: seconds from connecting to the first authenticated poll, by beacon.
         heap_idle, heap_update: bytes in use while idle; bytes more at the most during an update.
         updates: seconds of the beacon from the offer to the confirmed release.
         touched: beacons that were offered the bad release.
-        rolled_back: those of them that came back by themselves.
+        rolled_back: number of those beacons that rolled back by themselves.
         trials: trial boots of the bad release, by beacon.
         versions: beacons by the version they run at the end.
-        seconds: that it took.
+        seconds: duration.
     """
 
     core: str = ""

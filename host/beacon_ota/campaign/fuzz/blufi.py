@@ -1,10 +1,9 @@
-"""Fuzzing of provisioning: frames, messages and the exchange of keys, first in this process and
-then over the air.
+"""Fuzzes the parsers of provisioning: frames, messages and the key exchange.
 
-``parsers`` mutates conversations and keeps those that take a step of the codecs no other one has
-taken; ``air`` says mutated things to a virtual beacon that runs the real firmware, before, in and
-after the exchange of keys. What may come of it: a named refusal, or the end of the connection. A
-case is written as its frames in hex, separated by blanks: :func:`replay` runs it again.
+:func:`fuzz_parsers` mutates conversations in this process and keeps those that reach a new coverage
+edge; :mod:`.blufi_air` sends mutations to a virtual beacon. An input must lead to a named refusal
+or to the end of the connection. A case is written as its frames in hex, separated by blanks;
+:func:`replay_case` runs it again.
 """
 
 import random
@@ -49,13 +48,13 @@ def replay_case(text: str) -> None:
     """Run a case of :func:`parsers` again.
 
     Raises:
-        AssertionError: what was wrong.
+        AssertionError: the violation.
     """
     _feed_both_ends(tuple(bytes.fromhex(part) if part != "-" else b"" for part in text.split()))
 
 
 def fuzz_parsers(seconds: float, seed: int = 1) -> FuzzResult:
-    """Mutate conversations, guided by the steps they take."""
+    """Mutate conversations, guided by their coverage edges."""
     rng = random.Random(seed)
     found = FuzzResult()
     corpus: list[FrameCase] = []
@@ -82,7 +81,7 @@ def _trace_case(case: FrameCase) -> tuple[set[CoverageEdge], str]:
 
 
 def _feed_both_ends(case: FrameCase) -> None:
-    """Feed the frames to both ends, in the clear and with keys, and look at what is left."""
+    """Feed the frames to both ends, in the clear and with keys, and check their state."""
     for device in (True, False):
         for sealed in (True, False):
             link = blufi.Link(device)

@@ -26,14 +26,14 @@ MAC = bytes.fromhex("7cdfa1001122")
 
 @dataclass
 class FuzzResult:
-    """What came of it.
+    """The result of a fuzzing run.
 
     Attributes:
-        cases: that were run, in this process and over the air.
-        air: of those, over the air.
-        steps: from line to line of the codecs, that were reached.
-        corpus: cases that reached something new.
-        wrong: what must not be, with the case.
+        cases: number of cases, in this process and over the radio.
+        air: number of those over the radio.
+        steps: coverage edges reached.
+        corpus: cases that reached a new edge.
+        wrong: violations, each with its case.
     """
 
     cases: int = 0
@@ -44,9 +44,9 @@ class FuzzResult:
 
 
 def fuzz_over_air(seconds: float, seed: int = 1) -> FuzzResult:
-    """Say mutated things to a virtual beacon: at first, in the exchange, in a session.
+    """Send mutations to a virtual beacon: before, in and after the key exchange.
 
-    After each of them it has to run still, and to serve the next client as if nothing had been.
+    After each case the beacon must still run, and serve the next client.
     """
     from beacon_ota.campaign.rig import builds
     from beacon_ota.virtual.beacon import VirtualBeacon
@@ -109,7 +109,7 @@ async def _fuzz_beacon(seconds: float, rng: random.Random, beacon: Any, radio: A
 
 
 async def _provision_properly(radio: Any, beacon: Any) -> None:
-    """Do what a proper client does, which tries again when the beacon is not done with another."""
+    """Provision as a proper client does, with retries while the beacon serves another client."""
     from beacon_ota.provision import scan
     from beacon_ota.provision.client import BlufiClient
 
@@ -127,11 +127,11 @@ async def _provision_properly(radio: Any, beacon: Any) -> None:
         except SecretError as error:
             if error.code != "too_soon":
                 raise
-            beacon.skip_time(error.wait)  # somebody has guessed: an exchange that was not finished
+            beacon.skip_time(error.wait)  # an unfinished exchange counts as a guess
 
 
 async def _send_case(client: Any, stage: str, case: FrameCase, rng: random.Random) -> None:
-    """Say it; the beacon may hang up at any time."""
+    """Send the frames of a case; the beacon may disconnect at any time."""
     seq = 0
     if stage == "session":
         await client.prove_secret(pin=PIN)
@@ -154,7 +154,7 @@ async def _send_case(client: Any, stage: str, case: FrameCase, rng: random.Rando
 
 
 async def _send_sealed(client: Any, frame: bytes) -> None:
-    """Say it as a proper message; what would only be obeyed, and end the fun, is left out."""
+    """Send a frame as a sealed message, except commands that would end the session."""
     kind, data = (frame[0] if frame else blufi.CUSTOM), frame[4:]
     try:
         harmful = (

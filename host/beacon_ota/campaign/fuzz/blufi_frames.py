@@ -40,7 +40,7 @@ def fixed_bytes(size: int) -> bytes:
 
 
 def proper_conversations() -> Iterator[FrameCase]:
-    """Give what a proper client and a proper beacon say."""
+    """Yield the conversations of a proper client and a proper beacon."""
     hello = ec1.build_message(ec1.C_HELLO, ec1.SPAKE2, bytes(16) + spake2_point())
     config = tlv.encode_message(tlv.CONFIG, {"site": "hq", "beacon_key": bytes(32), "utc_off": -60})
     state = tlv.encode_message(tlv.STATE, {"beacon_id": "b", "version": "1.0.0", "poll": "ok"})
@@ -112,7 +112,7 @@ def mutate_case(rng: random.Random, case: FrameCase, corpus: Sequence[FrameCase]
         elif frames:
             frames[at] = _mutate_frame(rng, frames[at])
     frames = frames[:_LONGEST]
-    if rng.random() < 0.7:  # what is out of turn goes no further: mostly put it in turn
+    if rng.random() < 0.7:  # frames out of sequence are refused early: mostly renumber them
         frames = [f[:2] + bytes((i & 255,)) + f[3:] for i, f in enumerate(frames)]
     if rng.random() < 0.7:
         frames = [f[:3] + bytes((_length_field(f),)) + f[4:] if len(f) >= 4 else f for f in frames]

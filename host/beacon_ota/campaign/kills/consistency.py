@@ -55,10 +55,10 @@ def find_lost_promises(
 
 
 def find_incomplete(server: ServerProcess) -> list[str]:
-    """Return what is half there: files without a row, rows without their bytes, a broken chain.
+    """Return incomplete data: rows whose image is missing or damaged, a broken audit chain.
 
-    A row comes after its file: so rows are read first, and files of uploads that go on are not
-    held against anybody.
+    A row is written after its file, so the rows are read first; files of running uploads are no
+    violation.
     """
     wrong = []
     for (digest,) in server.query_rows("select distinct blob from firmwares"):
@@ -73,7 +73,7 @@ def find_incomplete(server: ServerProcess) -> list[str]:
 
 
 def find_leftovers(server: ServerProcess) -> list[str]:
-    """Return what is there that nobody refers to; only while nothing is uploaded."""
+    """Return files without a row; call it only while no upload runs."""
     known = {row[0] for row in server.query_rows("select blob from firmwares")}
     there = {path.name for path in (server.data / "blobs").iterdir()}
     wrong = [f"file {name} without a release" for name in there - known]

@@ -33,13 +33,13 @@ PAUSING_STEPS = ("idle", "broken", "refused", "called off")  # steps that lead n
 
 
 class UpdatingFleet:
-    """Beacons in threads, and an administrator who brings out one release after the other."""
+    """Beacons in threads, and an administrator who publishes one release after the other."""
 
     def __init__(self, server: ServerProcess, chance: random.Random, *, count: int = BEACONS):
         self.server, self.chance = server, chance
         self.server_up = threading.Event()
         self.stopping = threading.Event()
-        self.steps = 0  # that were answered
+        self.steps = 0  # that got an answer
         self.releases: dict[str, str] = {}  # firmware id -> checksum, as acknowledged
         self.rollouts: set[str] = set()
         self.target = ""
@@ -67,7 +67,7 @@ class UpdatingFleet:
             thread.start()
 
     def wait_until_done(self) -> None:
-        """Let everybody come to an end: all beacons on the newest release, all words said."""
+        """Wait until all beacons run the newest release and all their reports are acknowledged."""
         self.stopping.set()
         self.server_up.set()
         self._admin.join(PATIENCE)
@@ -123,7 +123,7 @@ class UpdatingFleet:
                 time.sleep(0.02)
 
     def _repeat_until_acknowledged(self, order: Callable[[Client], Any]) -> Any:
-        """Give an order until it is acknowledged; None when it is refused for good."""
+        """Repeat a request until it is acknowledged; return None when it is refused."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             self.server_up.wait()
@@ -134,11 +134,11 @@ class UpdatingFleet:
             except BeaconOtaError as error:
                 self.errors.append(f"administrator: {error.code}: {error}")
                 return None
-        self.errors.append("administrator: nobody answers")
+        self.errors.append("administrator: no answer")
         return None
 
     def find_violations(self) -> list[str]:
-        """Compare what was acknowledged with what is there."""
+        """Return the differences between acknowledgements and database."""
         lost = find_lost_promises(self.server, self.beacons, self.rollouts, self.releases)
         return [*self.errors, *lost, *find_incomplete(self.server)]
 
@@ -151,5 +151,5 @@ def upload_release(client: Client, image: bytes, version: str) -> dict[str, Any]
 def roll_out_once(client: Client, firmware_id: str) -> dict[str, Any]:
     for one in client.list_rollouts():
         if one["firmware_id"] == firmware_id:
-            return one  # the answer got lost
+            return one  # the answer was lost
     return client.create_rollout(firmware_id, ROLLOUT)

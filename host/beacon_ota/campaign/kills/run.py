@@ -1,7 +1,7 @@
-"""The orchestrator under fire: a real process, clients that keep account of what they were told.
+"""Kills the orchestrator process repeatedly, while clients record its acknowledgements.
 
-``kills:3:25`` is the third part, of 25 kills. Whatever happens: what was acknowledged is there,
-nothing is there twice, nothing is half there, and the rollout goes on by itself.
+The case ``kills:3:25`` is the third part, of 25 kills. After every kill each acknowledged change is
+in the database, no change is there twice or incomplete, and the rollout goes on by itself.
 """
 
 import random
@@ -88,7 +88,7 @@ def kill_repeatedly(
 
 
 def _wait_for_steps(fleet: UpdatingFleet, count: int) -> None:
-    """Wait for so many answers, or long enough."""
+    """Wait for ``count`` more answers, at most 10 s."""
     goal, end = fleet.steps + count, time.monotonic() + 10
     while fleet.steps < goal and time.monotonic() < end and not fleet.errors:
         time.sleep(0.002)

@@ -26,17 +26,17 @@ from beacon_ota.errors import BeaconOtaError
 CONNECTIONS = 10_000
 
 
-SPARE = 500  # files that a process needs besides connections
+SPARE = 500  # open files that a process needs besides connections
 
 
-DISK = 6 * 1024 * 1024  # bytes of the disk that gets full
+DISK = 6 * 1024 * 1024  # bytes of the disk that is filled
 
 
 CaseResult = tuple[str, list[str], dict[str, Any]]  # class of the outcome, what is wrong, numbers
 
 
 def fill_disk(folder: Path, chance: random.Random) -> CaseResult:
-    """No room left on the disk: refusals with a name, nothing half stored, on again afterwards."""
+    """Fill the disk: named refusals, no partial data, normal operation afterwards."""
     with contextlib.ExitStack() as stack:
         disk = stack.enter_context(_mount_small_disk(folder / "disk"))
         if disk is None:
@@ -75,7 +75,7 @@ def fill_disk(folder: Path, chance: random.Random) -> CaseResult:
 
 
 def lock_database(folder: Path, chance: random.Random) -> CaseResult:
-    """Another process holds the database: writers wait or are refused, and it goes on."""
+    """Lock the database from another process: writers wait or are refused, then go on."""
     with ServerProcess(folder) as server:
         admin = server.admin_client()
         beacon = _register_one(server, chance)
@@ -97,7 +97,7 @@ def lock_database(folder: Path, chance: random.Random) -> CaseResult:
 
 
 def damage_image(folder: Path, chance: random.Random) -> CaseResult:
-    """An image changes on the disk: found by its hash, withdrawn, told; then uploaded again."""
+    """Damage an image on the disk: it is found by its hash, withdrawn, and uploaded again."""
     with ServerProcess(folder) as server:
         image = builds.build_release("1.1.0")
         row = upload_release(server.admin_client(), image, "1.1.0")
@@ -118,7 +118,7 @@ def damage_image(folder: Path, chance: random.Random) -> CaseResult:
             "the damage to be noticed",
         )
         if not any("damaged" in event["kind"] for event in admin.list_latest_events(100)):
-            wrong.append("nobody was told")
+            wrong.append("no event reports the damage")
         beacon.url = server.url
         for _ in range(5):
             if beacon.step() in ("offered", "downloaded"):
@@ -134,7 +134,7 @@ def damage_image(folder: Path, chance: random.Random) -> CaseResult:
 
 
 def stall_clients(folder: Path, chance: random.Random) -> CaseResult:
-    """Two hundred clients that dawdle over requests and answers; a good one is server."""
+    """Open two hundred clients that send slowly; a normal client is still served."""
     with ServerProcess(folder) as server:
         admin = server.admin_client()
         beacon = _register_one(server, chance)
@@ -163,7 +163,7 @@ def stall_clients(folder: Path, chance: random.Random) -> CaseResult:
 def hold_idle_connections(
     folder: Path, chance: random.Random, count: int = CONNECTIONS
 ) -> CaseResult:
-    """Ten thousand connections that say nothing; they are dropped in the end."""
+    """Open ten thousand silent connections; the server drops them in the end."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(count, hard - SPARE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + SPARE)), hard))
@@ -198,7 +198,7 @@ def _register_one(server: ServerProcess, chance: random.Random) -> SimulatedBeac
 
 
 def _install_version(beacon: SimulatedBeacon, version: str, timeout: float) -> list[str]:
-    """Let a beacon come to a release."""
+    """Step a beacon until it runs a version; return the violation at the timeout (seconds)."""
     end = time.monotonic() + timeout
     while beacon.version != version or beacon.busy:
         if time.monotonic() > end:
@@ -229,7 +229,7 @@ def _time_polls(beacon: SimulatedBeacon, count: int) -> list[float]:
 
 
 def _refusal_code(order: Callable[[], Any]) -> str | None:
-    """Return the code with which an order is refused, None when it is not."""
+    """Return the error code of a refused request, None when it is accepted."""
     try:
         order()
     except BeaconOtaError as error:
@@ -250,7 +250,7 @@ def _open_connection(server: ServerProcess) -> socket.socket:
 
 
 def _all_closed(quiet: list[socket.socket]) -> bool:
-    """Has the other side closed all of them?"""
+    """Return whether the server has closed all connections."""
     poller = select.poll()
     for sock in quiet:
         poller.register(sock, select.POLLIN)
@@ -258,7 +258,7 @@ def _all_closed(quiet: list[socket.socket]) -> bool:
 
 
 def _fill_file(path: Path) -> None:
-    """Take all room there is."""
+    """Write until the disk is full."""
     with path.open("wb", buffering=0) as file:
         for size in (1 << 16, 1 << 12, 1):
             with contextlib.suppress(OSError):

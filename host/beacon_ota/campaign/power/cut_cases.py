@@ -13,7 +13,7 @@ from beacon_ota.errors import UsageError
 from beacon_ota.images import boards
 from beacon_ota.virtual.flash.nor import SECTOR, Flash, PowerCut, PowerCutPoint
 
-TORN = 3  # seeds for what is torn where entries decide: NVS and otadata
+TORN = 3  # torn variants in NVS and otadata, whose entries decide
 
 
 ANSWERED = "answered"
@@ -21,7 +21,7 @@ ANSWERED = "answered"
 
 @dataclass(frozen=True)
 class CutCase:
-    """One cut, or two."""
+    """One power cut, or two."""
 
     scenario: str
     number: int  # of the operation; of the request for ``answered``
@@ -33,7 +33,7 @@ class CutCase:
 
     @property
     def name(self) -> str:
-        """All of it in one word."""
+        """The complete case as text."""
         first = f"{self.scenario}:{self.number}:{self.when}:{self.seed}"
         if self.ahead is None:
             return first
@@ -59,7 +59,7 @@ class CutCase:
 
 
 def distinct_cuts(recording: Recording) -> tuple[list[CutCase], dict[str, Any]]:
-    """Return one case for each state that a cut can leave, and what is told of the scenario."""
+    """Return one case for each state that a cut can leave, and numbers for the report."""
     states: dict[str, CutCase] = {}
     count = 0
     for found, state in single_cuts(recording):
@@ -76,7 +76,7 @@ def distinct_cuts(recording: Recording) -> tuple[list[CutCase], dict[str, Any]]:
 
 
 def is_deciding(offset: int) -> bool:
-    """Does an operation at this flash offset write entries that decide: NVS, otadata?"""
+    """Return whether a flash offset lies in NVS or otadata, whose entries decide."""
     table = boards.load_board(builds.DEVICE).table
     return any(part.offset <= offset < part.end for part in (table.nvs, table.otadata) if part)
 
@@ -84,8 +84,8 @@ def is_deciding(offset: int) -> bool:
 def single_cuts(recording: Recording) -> Iterator[tuple[CutCase, str]]:
     """Yield every single cut of an update with the state that it leaves.
 
-    Cases of the same state have the same future; one of them need be run. The trials that were
-    granted so far belong to it, because they are bounded.
+    Cases with the same state have the same future, so one of them is run. The state includes the
+    number of granted trials, because that number is limited.
     """
     flash = Flash(recording.before)
     state = _FlashDigest(flash, {op.offset // SECTOR * SECTOR for op in recording.ops})
@@ -124,18 +124,18 @@ class _FlashDigest:
             self.update_sector(offset)
 
     def update_sector(self, offset: int) -> None:
-        """Take a sector's present content in."""
+        """Update the digest of a sector."""
         data = self._flash.read(offset, SECTOR)
         self._sectors[offset] = hashlib.blake2b(data, digest_size=16).digest()
 
     def state_key(self, known: int, granted: int) -> str:
-        """Return a word for the content, what the orchestrator knew, and the trials granted."""
+        """Return a key of the content, the state of the orchestrator, and the granted trials."""
         whole = hashlib.blake2b(b"".join(self._sectors.values()), digest_size=16)
         return f"{whole.hexdigest()}:{known}:{granted}"
 
 
 def choose_double_cuts(singles: Sequence[CutCase], count: int, seed: int) -> list[CutCase]:
-    """Choose cases with a second cut during the recovery."""
+    """Choose ``count`` cases with a second cut during the recovery."""
     chance = random.Random(seed)
     chosen = []
     for _ in range(count):

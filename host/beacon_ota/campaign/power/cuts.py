@@ -1,4 +1,4 @@
-"""Power cuts at every moment of an update, and what becomes of the beacon.
+"""Cuts the power at every moment of an update, and checks the recovery of the beacon.
 
 A case cuts the power before, inside or after one flash operation of a recorded update, or right
 after the orchestrator answered a request; some cut it a second time while the beacon recovers.
@@ -27,7 +27,7 @@ from beacon_ota.campaign.rig.invariants import Evidence
 from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome, CasePlan
 from beacon_ota.images.core import read_core
 
-SLOWER = (1, 5, 20)  # times that a case is given, as long as it is in doubt
+SLOWER = (1, 5, 20)  # factors of time for the repetitions of a doubtful case
 
 
 SAMPLE = 40  # cases of each scenario with a real core, and with crashes after the cut
@@ -60,7 +60,7 @@ def plan_cases(folder: Path, options: CampaignOptions) -> CasePlan:
 
 
 def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
-    """Run one case, and again more slowly when the machine may have been to blame."""
+    """Run one case, with slower repetitions when a busy machine may explain its violations."""
     found = CutCase.parse(name)
     shelf = ReleaseStore(folder)
     recording = load_recording(shelf, scenario_of(found))
@@ -75,10 +75,10 @@ def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
 def run_until_certain(
     case: CutCase, shelf: ReleaseStore, recording: Recording
 ) -> tuple[Evidence, list[str], list[str]]:
-    """Run a case, and again more slowly as long as a busy machine may have been to blame.
+    """Run a case, and repeat it more slowly while a busy machine may explain its violations.
 
     Returns:
-        The evidence, what is wrong, and what was wrong the first time.
+        The evidence, the violations, and the violations of the first run.
     """
     first: list[str] = []
     for slower in SLOWER:

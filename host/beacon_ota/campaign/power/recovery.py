@@ -28,10 +28,10 @@ RESCUE_BOOTS = 12  # boots of a release that crashes, after which stage 0 has ha
 def run_cut(
     case: CutCase, shelf: ReleaseStore, recording: Recording, *, slower: float = 1
 ) -> Evidence:
-    """Cut, let the beacon recover, update it once more; return what there is to judge.
+    """Cut the power, let the beacon recover, update it once more; return the evidence.
 
     Args:
-        slower: how many times slower than usual time runs: for a machine that is busy.
+        slower: factor by which time runs more slowly, for a busy machine.
     """
     number = case.number
     if case.when == ANSWERED:
@@ -59,7 +59,7 @@ def run_cut(
 
 
 class _CutRun:
-    """A case under way."""
+    """A running case."""
 
     def __init__(
         self, case: CutCase, scenario: CutScenario, shelf: ReleaseStore, b: Rig, deadline: float
@@ -115,7 +115,7 @@ class _CutRun:
         )
 
     def _find_mixed_slots(self) -> list[str]:
-        """Return what is wrong with the slots as they are now."""
+        """Return the slots that would boot without holding a whole release."""
         flash, table = self._rig.flash, boards.load_board(builds.DEVICE).table
         content = {
             part.name: flash.read(part.offset, part.size)
@@ -125,9 +125,9 @@ class _CutRun:
         return invariants.find_mixed_slots(content, self._releases)
 
     def _crash_running_release(self) -> list[str]:
-        """Let the running release crash until stage 0 has looked for another; say what is wrong.
+        """Let the running release crash until stage 0 looks for another one; return violations.
 
-        Nobody hears of it, and the flash is put back: what is judged afterwards is the cut alone.
+        WiFi is hidden meanwhile and the flash is restored, so that only the cut has an effect.
         """
         b = self._rig
         before = b.flash.snapshot()
@@ -151,7 +151,7 @@ class _CutRun:
         b.beacon.power_cut()
         wrong = []
         if not looked:
-            wrong.append("stage 0 never had its turn")
+            wrong.append("stage 0 never looked for another release")
         elif taken() != whole:
             wrong.append(f"stage 0 {'left' if whole else 'took'} {label}")
         b.access_point.visible = True
@@ -160,7 +160,7 @@ class _CutRun:
         return wrong
 
     def _wait_through_cut(self, condition) -> bool:
-        """Wait; when the second cut comes, the power is back at once."""
+        """Wait for a condition; restore the power at once after the second cut."""
         b = self._rig
         if self._second_cut_due:
             if not b.wait_for(lambda: not b.beacon.powered or condition(), self._deadline, ""):
@@ -172,7 +172,7 @@ class _CutRun:
         return b.wait_for(condition, self._deadline, "")
 
     def _further_installed(self, firmware_id: str) -> bool:
-        """Is the release that follows there? A second cut may fall into it: then it is retried."""
+        """Return whether the next release is installed; a second cut may cause a retry."""
         results = [row["result"] for row in self._rig.orchestrator.attempt_rows(firmware_id)]
         return "success" in results and self._rig.nothing_to_report
 

@@ -21,7 +21,7 @@ HANG = "import time\ndef run():\n    while True:\n        time.sleep(1)\n"
 BROKEN = {"crash": {"main.py": CRASH}, "hang": {"main.py": HANG}}
 
 
-# A release that is as good as any until somebody sets a number in its NVS.
+# A good release that crashes once a number is set in its NVS.
 DELAYED_CRASH = """
 from esp32 import NVS
 def run():
@@ -36,12 +36,12 @@ def run():
 
 @dataclass(frozen=True)
 class CutScenario:
-    """An update to be cut.
+    """An update whose power is cut.
 
     Args:
         kind: of the new release, see :data:`BROKEN`; ``rescue``: a good one, and after the cut the
             running one crashes until stage 0 looks for another.
-        slot: where it goes: 1 from 0, or 0 from 1.
+        slot: destination, 1 from 0 or 0 from 1.
         real: releases with a real core.
     """
 
@@ -51,40 +51,40 @@ class CutScenario:
 
     @property
     def name(self) -> str:
-        """In the names of its cases."""
+        """The name of the scenario in the names of its cases."""
         return f"{'real' if self.real else self.kind}-{self.slot}"
 
     @property
     def versions(self) -> tuple[str, str, str]:
-        """Running, under test, and the one after it."""
+        """The versions that runs, is under test, and follows."""
         return ("1.0.0", "2.0.0", "3.0.0") if self.slot else ("2.0.0", "3.0.0", "4.0.0")
 
     @property
     def image_names(self) -> dict[str, str]:
-        """Version → name on the shelf."""
+        """Version → name in the store."""
         _, second, third = self.versions
         broken = f"-{self.kind}" if self.kind in BROKEN else ""
         return {second: self.release_name(second) + broken, third: self.release_name(third)}
 
     @property
     def running_name(self) -> str:
-        """Name on the shelf of the release that runs."""
+        """Name in the store of the running release."""
         return self.release_name(self.versions[0]) + ("-rotten" if self.kind == "rescue" else "")
 
     @property
     def flash_name(self) -> str:
-        """Name on the shelf of the flash that it begins with."""
+        """Name in the store of the initial flash."""
         return self.release_name(f"flash-{self.slot}") + (
             "-rotten" if self.kind == "rescue" else ""
         )
 
     @property
     def release_names(self) -> set[str]:
-        """Names on the shelf of all that such a beacon was ever given."""
+        """Names in the store of all releases that the beacon was ever sent."""
         return {self.release_name("1.0.0"), self.running_name, *self.image_names.values()}
 
     def release_name(self, version: str) -> str:
-        """Return the name on the shelf of a good release."""
+        """Return the name in the store of a good release."""
         return version + "-real" * self.real
 
 
@@ -94,7 +94,7 @@ SCENARIOS = tuple(CutScenario(kind, slot) for kind in ("good", *BROKEN) for slot
 REAL = tuple(CutScenario("good", slot, real=True) for slot in (1, 0))
 
 
-# An app-only release over another with the same core, which boots as soon as its head is there.
+# An app-only release over one with the same core, which boots as soon as its head is written.
 RESCUE = CutScenario("rescue", 0)
 
 
@@ -136,7 +136,7 @@ def prepare_releases(
 
 
 def load_recording(shelf: ReleaseStore, scenario: CutScenario) -> Recording:
-    """Return the recording of a scenario; it is made when it is not there yet."""
+    """Return the recording of a scenario; record the update at the first call."""
     path = shelf.folder / f"{scenario.name}.rec"
     if not path.exists():
         first, second, _ = scenario.versions

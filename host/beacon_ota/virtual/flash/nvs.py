@@ -55,8 +55,8 @@ class Nvs:
 
     Attributes:
         failure_share: the share of changes, 0 to 1, that fail with ``ESP_ERR_FLASH_OP_FAIL`` and
-            change nothing. Reading goes on, unlike ESP-IDF, which gives up a page after a failed write
-            until the next start (:class:`.nor.FlashFaults` models that).
+            change nothing. Reading goes on, unlike ESP-IDF, which gives up a page after a failed
+            write until the next start (:class:`.nor.FlashFaults` models that).
     """
 
     failure_share: float = 0.0
