@@ -159,9 +159,8 @@ async def _exchange_state(
     text = json.dumps(state, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
     unchanged = digest == exchange.have
-    if (
-        unchanged and "moves" not in exchange.status
-    ):  # a mirror of the previous release has applied this state
+    # A mirror of the previous release sends no moves: it has applied the state that it has.
+    if unchanged and "moves" not in exchange.status:
         await service.db.write(mirror_watch.confirm, mirror["id"], moves)
     return json_response(
         {
