@@ -35,11 +35,11 @@ def listing(
         )
     else:
         from beacon_ota.orchestrator.api.audit import serialize_entry
-        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.db.database import open_offline
         from beacon_ota.orchestrator.db.tables import audit
 
-        with offline(data) as conn:
-            found = audit.entries(
+        with open_offline(data) as conn:
+            found = audit.list_entries(
                 conn,
                 after=after or 0,
                 limit=limit,
@@ -66,11 +66,11 @@ def verify(
     if data is None:
         found = remote.client(url, token).verify_audit(head)
     else:
-        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.db.database import open_offline
         from beacon_ota.orchestrator.db.tables import audit
 
-        with offline(data) as conn:
-            found = audit.verify(conn, head)
+        with open_offline(data) as conn:
+            found = audit.verify_chain(conn, head)
     if json:
         output.print_json(found)
         return

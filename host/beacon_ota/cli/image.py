@@ -110,7 +110,7 @@ def inspect(
     """Say what a file is, and what is good and bad about it."""
     from beacon_ota.inspect import inspect as inspection
 
-    report = inspection.inspect(_read(file), secrets=secrets)
+    report = inspection.inspect_file(_read(file), secrets=secrets)
     if json:
         output.print_json({"file": str(file), **report.as_dict()})
     else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from beacon_ota.provision.scan import BeaconScanner, Sighting
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.virtual.radio.selection import RadioSelection
 
 app = typer.Typer(add_completion=False, help="Watch beacons in Bluetooth range.")
 
@@ -46,7 +46,7 @@ def monitor(
 
     With --json a line whenever something changes: found, changed, gone.
     """
-    from beacon_ota.virtual.radio.choice import radio as choose
+    from beacon_ota.virtual.radio.selection import select_radio as choose
 
     end = time.monotonic() + seconds if seconds is not None else float("inf")
     asyncio.run((_lines if json else _live)(choose(radio), beacon, end))
@@ -58,7 +58,7 @@ def _meant(watch: "BeaconScanner", wanted: str | None) -> "list[Sighting]":
     return [one for one in watch.beacons() if wanted is None or scan.matches_name(one, wanted)]
 
 
-async def _lines(radio: "Radio", wanted: str | None, end: float) -> None:
+async def _lines(radio: "RadioSelection", wanted: str | None, end: float) -> None:
     from beacon_ota.provision import scan
     from beacon_ota.provision.monitor import ChangeTracker
 
@@ -71,7 +71,7 @@ async def _lines(radio: "Radio", wanted: str | None, end: float) -> None:
             await asyncio.sleep(_LOOK)
 
 
-async def _live(radio: "Radio", wanted: str | None, end: float) -> None:
+async def _live(radio: "RadioSelection", wanted: str | None, end: float) -> None:
     from rich.live import Live
 
     from beacon_ota.provision import scan

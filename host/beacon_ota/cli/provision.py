@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from beacon_ota.provision.flow import AskSecret
     from beacon_ota.provision.registry import OrchestratorRegistry
     from beacon_ota.provision.scan import Sighting
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.virtual.radio.selection import RadioSelection
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Bring beacons online over Bluetooth."
@@ -384,10 +384,10 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def _radio(choice: str | None) -> "Radio":
-    from beacon_ota.virtual.radio.choice import radio
+def _radio(choice: str | None) -> "RadioSelection":
+    from beacon_ota.virtual.radio.selection import select_radio
 
-    return radio(choice)
+    return select_radio(choice)
 
 
 def _orchestrator(url: str | None, token: str | None, site: str | None) -> "OrchestratorRegistry":
@@ -426,7 +426,9 @@ def _address(given: str | None, registry: "OrchestratorRegistry | None") -> str 
     return given or (reachable_url(registry.url) if registry else None)
 
 
-async def _ask_status(found: "Sighting", radio: "Radio", ask: "AskSecret") -> dict[str, object]:
+async def _ask_status(
+    found: "Sighting", radio: "RadioSelection", ask: "AskSecret"
+) -> dict[str, object]:
     from beacon_ota.provision import flow
     from beacon_ota.provision.client import BlufiClient
 
@@ -445,7 +447,7 @@ async def _ask_status(found: "Sighting", radio: "Radio", ask: "AskSecret") -> di
     }
 
 
-async def _forget(found: "Sighting", radio: "Radio", ask: "AskSecret") -> None:
+async def _forget(found: "Sighting", radio: "RadioSelection", ask: "AskSecret") -> None:
     from beacon_ota.provision import flow
     from beacon_ota.provision.client import BlufiClient
 

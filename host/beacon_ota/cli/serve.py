@@ -166,11 +166,11 @@ def _upstream_token(upstream: str | None, file: Path | None) -> str:
 
 
 def _lease(text: str) -> float:
-    from beacon_ota.orchestrator.lease import LEAST_S, MOST_S
+    from beacon_ota.orchestrator.lease import MAX_LEASE_S, MIN_LEASE_S
     from beacon_ota.orchestrator.rollout.fields import parse_duration
 
     found = parse_duration(text, "lease")
-    if not LEAST_S <= found <= MOST_S:
+    if not MIN_LEASE_S <= found <= MAX_LEASE_S:
         raise UsageError("lease", "this is no lease for a mirror", found=text, expected="1m to 30d")
     return found
 

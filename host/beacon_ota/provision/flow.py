@@ -16,7 +16,7 @@ from beacon_ota.provision.desired_config import DesiredConfig, Network, Secret
 from beacon_ota.provision.registry import Registry
 from beacon_ota.provision.scan import Sighting
 from beacon_ota.provision.session import SecretError
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 
 ATTEMPTS = 3
 AGAIN_S = 0.5
@@ -115,7 +115,7 @@ class SecretProver:
 
 async def provision_beacon(
     found: Sighting,
-    radio: Radio,
+    radio: RadioSelection,
     ask: AskSecret,
     wanted: DesiredConfig,
     registry: Registry | None,
@@ -160,7 +160,7 @@ async def provision_beacon(
 
 async def _once(
     found: Sighting,
-    radio: Radio,
+    radio: RadioSelection,
     prover: SecretProver,
     wanted: DesiredConfig,
     registry: Registry | None,

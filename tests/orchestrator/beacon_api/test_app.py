@@ -182,7 +182,7 @@ def test_whom_a_refused_request_names_is_told(local, beacon):
 
 
 async def _follow(local):
-    return local.service.hub.follow()
+    return local.service.hub.subscribe()
 
 
 def test_a_building_that_lost_its_clocks_is_told_the_time_every_beacon_of_it(local):

@@ -18,11 +18,11 @@ def attempt(local, tmp_path):
     local.step()
     offer = beacon.offered()
     assert beacon.download(offer).status == 200
-    return beacon, offer, local.service.view.open[offer["attempt_id"]]
+    return beacon, offer, local.service.fleet.open_attempts[offer["attempt_id"]]
 
 
 def refusal(local, attempt) -> tuple[int, str] | None:
-    node = local.service.view.nodes[attempt.beacon_id]
+    node = local.service.fleet.beacons[attempt.beacon_id]
     try:
         check_may_continue(local.service, attempt, node)
     except Problem as error:
@@ -56,5 +56,5 @@ def test_a_rebooting_beacon_is_not_called_off_by_a_halt(local, attempt):
     beacon, offer, under_way = attempt
     assert beacon.report("rebooting", offer).status == 200
     local.admin().call("POST", f"/api/rollouts/{under_way.rollout_id}/halt", json={})
-    current = local.service.view.open[under_way.id]
+    current = local.service.fleet.open_attempts[under_way.id]
     assert refusal(local, current) is None

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from beacon_ota.orchestrator.beacon_api.report_parser import parse_report
-from beacon_ota.orchestrator.core.service import Counts
+from beacon_ota.orchestrator.core.service import ServedCounts
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.wire import journal
 
@@ -49,7 +49,7 @@ def test_a_number_of_any_length_is_read_without_its_digits():
 
 
 def test_journal_entries_are_mended_counted_and_acknowledged():
-    counts = Counts()
+    counts = ServedCounts()
     good = [7, 0, "wifi", "no_address", ""]
     found = parsed(counts, journal=[[9, 0, "?", "?", ""], good, "x", [0], [8, 0, "wifi"]])
     assert found["journal_ack"] == 9

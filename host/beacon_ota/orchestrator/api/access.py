@@ -74,7 +74,7 @@ async def authenticate_actor(request: Request, stops: bool = False) -> Actor:
     service = service_of(request)
     if stops:
         actor = await _find_or_remembered(
-            service, sessions.find, secret, service.remembered.session
+            service, sessions.find, secret, service.credentials.find_session
         )
     else:
         actor = await service.db.read(sessions.find, secret, service.clock.now())
@@ -85,8 +85,8 @@ async def authenticate_actor(request: Request, stops: bool = False) -> Actor:
     if request.method not in session.SAFE_METHODS:
         session.check_csrf(request, secret)
     asgi.mark_proven(request.scope, ADMINISTRATOR)
-    if service.remembered.session(secret, service.clock.now()) is None:
-        service.remember_soon()
+    if service.credentials.find_session(secret, service.clock.now()) is None:
+        service.refresh_credentials_soon()
     return actor
 
 
@@ -120,7 +120,9 @@ async def authenticate_token(request: Request, token: str, stops: bool = False) 
     """
     service = service_of(request)
     if stops:
-        actor = await _find_or_remembered(service, tokens.find, token, service.remembered.token)
+        actor = await _find_or_remembered(
+            service, tokens.find, token, service.credentials.find_token
+        )
     else:
         actor = await service.db.read(tokens.find, token, service.clock.now())
     if actor is None:
@@ -141,8 +143,8 @@ async def authenticate_token(request: Request, token: str, stops: bool = False) 
             headers=_BEARER_CHALLENGE,
         )
     asgi.mark_proven(request.scope, ADMINISTRATOR)
-    if service.remembered.token(token, service.clock.now()) is None:
-        service.remember_soon()
+    if service.credentials.find_token(token, service.clock.now()) is None:
+        service.refresh_credentials_soon()
     if actor.role == MIRROR and not request.url.path.startswith("/api/mirror/"):
         raise Problem(403, "role_too_low", "a mirror's token is for a mirror", found=actor.role)
     return actor

@@ -72,8 +72,8 @@ def create_app(service: Service, engine: Engine, dispatcher: WebhookDispatcher) 
 
         A mirror adds its relation to its primary; with ``degraded`` it goes on serving beacons.
         """
-        service.heed()
-        unstored = sorted(service.view.stops)
+        service.sync_stops()
+        unstored = sorted(service.fleet.stops)
         try:
             await service.db.read(lambda conn: conn.exec_driver_sql("SELECT 1").scalar())
         except StorageError as error:

@@ -16,8 +16,8 @@ from starlette.responses import Response
 from beacon_ota.orchestrator.api.access import Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import ServiceDep
-from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.core.health import standing
+from beacon_ota.orchestrator.clock import format_iso
+from beacon_ota.orchestrator.core.health import health_label
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.schema import beacons as table
@@ -57,7 +57,7 @@ async def flush_last_seen(service: Service) -> None:
     After ``FLUSH_PATIENCE_S``, or when the database refuses, a listing shows the stored times. The
     service logs the failure and tries again.
     """
-    task = asyncio.create_task(service.flush())
+    task = asyncio.create_task(service.flush_last_seen())
     _flushes.add(task)
     task.add_done_callback(_on_flushed)
     await asyncio.wait((task,), timeout=FLUSH_PATIENCE_S)
@@ -76,7 +76,7 @@ def serialize_beacon(row: Mapping[Any, Any]) -> Fields:
     public["tags"] = _parse_tags(row["tags"])
     public["refusals"] = row["refusals"] or 0
     for name in _TIMES:
-        public[name] = iso(row[name])
+        public[name] = format_iso(row[name])
     return public
 
 
@@ -128,7 +128,7 @@ async def list_beacons(
 
     def read_page(conn: Connection) -> Response:
         # Serialized here, in a database thread, and not on the event loop.
-        total, rows = beacons.page(conn, **filters)
+        total, rows = beacons.list_page(conn, **filters)
         more = rows[-1]["id"] if len(rows) == limit and total > limit else None
         found = [{**serialize_beacon(row), "standing": status_of(row["id"])} for row in rows]
         return listing_response("beacons", found, total=total, next=more)
@@ -145,14 +145,14 @@ async def show_beacon(
 ) -> Response:
     """Show a beacon: its attempts, reports and journal, newest first."""
     await flush_last_seen(service)
-    versions = {key: one.row["version"] for key, one in service.view.releases.items()}
+    versions = {key: one.row["version"] for key, one in service.fleet.releases.items()}
 
     def read_beacon(conn: Connection) -> Fields | None:
         row = beacons.get(conn, beacon_id)
         if row is None:
             return None
         serialized_attempts = []
-        for one in attempts.of_beacon(conn, beacon_id, limit):
+        for one in attempts.list_for_beacon(conn, beacon_id, limit):
             for key in (
                 "offered_at",
                 "taken_at",
@@ -161,15 +161,16 @@ async def show_beacon(
                 "late_at",
                 "blamed_at",
             ):
-                one[key] = iso(one[key])
+                one[key] = format_iso(one[key])
             serialized_attempts.append({**one, "version": versions.get(one["firmware_id"])})
         reports = [
-            {**one, "at": iso(one["at"])} for one in beacons.reports_of(conn, beacon_id, limit)
+            {**one, "at": format_iso(one["at"])}
+            for one in beacons.list_reports(conn, beacon_id, limit)
         ]
         entries = [
             {key: one[key] for key in ("seq", "stage", "code", "detail")}
-            | {"at": iso(one["utc"] or None), "stored_at": iso(one["stored_at"])}
-            for one in beacons.journal_of(conn, beacon_id, limit)
+            | {"at": format_iso(one["utc"] or None), "stored_at": format_iso(one["stored_at"])}
+            for one in beacons.list_journal(conn, beacon_id, limit)
         ]
         return {
             **serialize_beacon(row),
@@ -191,13 +192,13 @@ async def show_beacon(
 
 def _status_of(service: Service, beacon_id: str) -> str | None:
     """Return the status label of a beacon; None while it is being registered or removed."""
-    node = service.view.nodes.get(beacon_id)
-    return None if node is None else standing(node, service.view.releases, service.clock.now())
+    node = service.fleet.beacons.get(beacon_id)
+    return None if node is None else health_label(node, service.fleet.releases, service.clock.now())
 
 
 def _serialize_claim(service: Service, beacon_id: str) -> Fields | None:
     """Return the last unauthenticated request in the beacon's name since its last poll, or None."""
-    node = service.view.nodes.get(beacon_id)
+    node = service.fleet.beacons.get(beacon_id)
     if node is None or node.claim is None:
         return None
-    return {**asdict(node.claim), "at": iso(node.claim.at)}
+    return {**asdict(node.claim), "at": format_iso(node.claim.at)}

@@ -103,17 +103,17 @@ async def register_beacon(new: NewBeacon, service: ServiceDep, actor: Operator) 
             raise UsageError("beacon_taken", "this beacon is registered", found=new.beacon_id)
         _require_site(conn, new.site)
         # Failures of a former beacon with this name do not count against the new one.
-        beacons.add(conn, {**row, "cleared_at": attempts.last_end(conn, new.beacon_id)})
+        beacons.add(conn, {**row, "cleared_at": attempts.last_end_of(conn, new.beacon_id)})
         found = beacons.get(conn, new.beacon_id)
         assert found is not None
         return found
 
-    stored = await service.change(
+    stored = await service.change_audited(
         actor.name,
         "beacon.created",
         new.beacon_id,
         insert_beacon,
-        then=service.view.put_beacon,
+        then=service.fleet.put_beacon,
         detail={"device_type": new.device_type, "site": new.site},
     )
     public = serialize_beacon(stored)
@@ -160,7 +160,7 @@ async def retype_beacon(
 
     def publish_type(done: tuple[Fields, Fields]) -> None:
         row, event = done
-        service.view.put_beacon(row)
+        service.fleet.put_beacon(row)
         service.hub.publish(event)
 
     row, _event = await service.db.write(write_type, then=publish_type)
@@ -223,7 +223,7 @@ async def unquarantine_beacon(
     values = {"quarantined_at": None, "quarantine_reason": None}
 
     def clear_quarantine(conn: Connection) -> Fields:
-        forgiven = attempts.last_end(conn, beacon_id)
+        forgiven = attempts.last_end_of(conn, beacon_id)
         return _change_row(conn, beacon_id, {**values, "cleared_at": forgiven})
 
     return await _apply_change(
@@ -239,12 +239,12 @@ async def remove_beacon(beacon_id: str, service: ServiceDep, actor: Admin) -> Re
         if not beacons.remove(conn, beacon_id):
             raise not_found("beacon", beacon_id)
 
-    await service.change(
+    await service.change_audited(
         actor.name,
         "beacon.removed",
         beacon_id,
         delete_beacon,
-        then=lambda _none: service.view.drop_beacon(beacon_id),
+        then=lambda _none: service.fleet.drop_beacon(beacon_id),
     )
     return Response(status_code=204)
 
@@ -252,7 +252,11 @@ async def remove_beacon(beacon_id: str, service: ServiceDep, actor: Admin) -> Re
 def _change_row(conn: Connection, beacon_id: str, values: Fields) -> Fields:
     if beacons.get(conn, beacon_id) is None:
         raise not_found("beacon", beacon_id)
-    row = beacons.change(conn, beacon_id, **values) if values else beacons.get(conn, beacon_id)
+    row = (
+        beacons.update_columns(conn, beacon_id, **values)
+        if values
+        else beacons.get(conn, beacon_id)
+    )
     assert row is not None
     return row
 
@@ -260,15 +264,15 @@ def _change_row(conn: Connection, beacon_id: str, values: Fields) -> Fields:
 def _give_key(conn: Connection, beacon_id: str, key: bytes) -> Fields:
     """Add a key to those that a beacon may have; it becomes the next one."""
     row = beacons.get(conn, beacon_id)
-    found = None if row is None else keys.give(conn, row, key)
+    found = None if row is None else keys.add_key(conn, row, key)
     if found is None:
         raise not_found("beacon", beacon_id)
     return found
 
 
 async def _apply_change(service, actor, action: str, beacon_id: str, write, **more) -> Response:
-    row = await service.change(
-        actor.name, action, beacon_id, write, then=service.view.put_beacon, **more
+    row = await service.change_audited(
+        actor.name, action, beacon_id, write, then=service.fleet.put_beacon, **more
     )
     return json_response(serialize_beacon(row))
 

@@ -13,7 +13,7 @@ from beacon_ota.orchestrator.api.access import Viewer, is_still_authorized
 from beacon_ota.orchestrator.api.answers import listing_response
 from beacon_ota.orchestrator.api.dependencies import ServiceDep
 from beacon_ota.orchestrator.api.numbers import RowId
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, events
 from beacon_ota.orchestrator.db.tables.tokens import Actor
@@ -40,7 +40,7 @@ async def follow_events(
     and are not repeated. The stream ends when the token is revoked, expires, or changes its role.
     """
     start = after if last_event_id is None else last_event_id
-    service.hub.check_room(actor.id)
+    service.hub.check_capacity(actor.id)
     stream = _stream_events(service, request, actor, start, kind)
     return StreamingResponse(
         stream, media_type="text/event-stream", headers={"cache-control": "no-store"}
@@ -55,14 +55,14 @@ async def list_latest_events(
     kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
     """List the newest stored events, oldest first; at most ``limit``."""
-    rows = await service.db.read(events.before, None, kind, limit)
+    rows = await service.db.read(events.list_before, None, kind, limit)
     return listing_response("events", [_serialize_event(row) for row in rows])
 
 
 async def _stream_events(
     service: Service, request: Request, actor: Actor, start: int | None, kind: str
 ) -> AsyncIterator[str]:
-    queue = service.hub.follow(actor.id)
+    queue = service.hub.subscribe(actor.id)
     if queue is None:
         return
     try:
@@ -70,7 +70,7 @@ async def _stream_events(
         last = 0
         if start is not None:
             last = start
-            while rows := await service.db.read(events.since, last, _BATCH):
+            while rows := await service.db.read(events.list_after, last, _BATCH):
                 for row in rows:
                     if row["kind"].startswith(kind):
                         yield _format_sse(row)
@@ -99,11 +99,11 @@ async def _stream_events(
                 said = monotonic()
                 yield _format_sse(event)
     finally:
-        service.hub.leave(queue)
+        service.hub.unsubscribe(queue)
 
 
 def _serialize_event(event: Fields) -> Fields:
-    return {**event, "at": iso(event["at"])}
+    return {**event, "at": format_iso(event["at"])}
 
 
 def _format_sse(event: Fields) -> str:

@@ -14,7 +14,7 @@ from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.access import Operator, RequireRole, Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, firmwares
@@ -54,7 +54,7 @@ def serialize_firmware(row: Fields) -> Fields:
     """Return a release as JSON."""
     public = {key: value for key, value in row.items() if not key.endswith("_at")}
     for key in ("uploaded_at", "promoted_at", "deprecated_at", "damaged_at", "expires_at"):
-        public[key] = iso(row[key])
+        public[key] = format_iso(row[key])
     public["info"] = json.loads(row["info"])
     public["signed"] = row["manifest"] is not None
     public["firmware_id"] = public.pop("id")
@@ -86,7 +86,7 @@ async def list_firmwares(
     state: Annotated[str | None, Query(max_length=16)] = None,
 ) -> Response:
     """List releases, newest first; ``previous`` marks the stable one before the current one."""
-    rows = await service.db.read(firmwares.every, device_type, state)
+    rows = await service.db.read(firmwares.list_all, device_type, state)
     public = [serialize_firmware(row) for row in rows]
     for one, role in find_release_roles(rows).items():
         next(row for row in public if row["firmware_id"] == one)["role"] = role
@@ -128,7 +128,7 @@ async def deprecate_firmware(
     await asyncio.wait((withdrawing,), timeout=LIMITS.stop_patience)
     if withdrawing.done() and not isinstance(withdrawing.exception(), StorageError):
         return withdrawing.result()
-    halted = engine.stopping.withdraw(firmware_id, actor.name)
+    halted = engine.stop_manager.halt_release(firmware_id, actor.name)
     withdrawing.add_done_callback(lambda done: done.exception())
     raise StorageError(
         "storage",
@@ -153,16 +153,16 @@ async def _change_state(
                 found=row["state"],
                 expected=before,
             )
-        changed = firmwares.change(conn, firmware_id, state=after, **{f"{action}_at": now})
+        changed = firmwares.update_columns(conn, firmware_id, state=after, **{f"{action}_at": now})
         assert changed is not None
         return changed
 
-    row = await service.change(
+    row = await service.change_audited(
         actor.name,
         f"firmware.{action}",
         firmware_id,
         write_state,
-        then=service.view.put_release,
+        then=service.fleet.put_release,
         reason=reason,
     )
     return json_response(
@@ -206,7 +206,7 @@ class ImageResponse(Response):
 @download_router.get("/firmwares/{firmware_id}/download")
 async def download_firmware(firmware_id: str, service: ServiceDep, actor: Viewer) -> Response:
     """Download the image that beacons get, with a bearer token instead of a beacon's key."""
-    release = service.view.releases.get(firmware_id)
+    release = service.fleet.releases.get(firmware_id)
     if release is None:
         raise not_found("firmware", firmware_id)
     return ImageResponse(service, release, await load_image(service, release))

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from beacon_ota.orchestrator.core.engine import (
-    withdrawn,
+    release_withdrawn,
 )
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.http.problems import not_found
-from beacon_ota.orchestrator.rollout.draw import draw_id
-from beacon_ota.orchestrator.rollout.plans import PRESETS, parse
+from beacon_ota.orchestrator.rollout.plans import PRESETS, parse_plan
+from beacon_ota.orchestrator.rollout.rollout_ids import choose_rollout_id
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
     Beacon,
@@ -48,8 +48,8 @@ class RolloutOrder(BaseModel):
 def compile_order(service: Service, order: RolloutOrder) -> tuple[Rollout, float]:
     """Return the rollout of an order for the present fleet, and its start in UTC seconds."""
     plan, start_at = read_order(service, order)
-    view = service.view
-    fleet = [node.facts for node in view.nodes.values()]
+    view = service.fleet
+    fleet = [node.beacon for node in view.beacons.values()]
     return Rollout(
         draw_plan_id(plan, order, fleet, view.releases[order.firmware_id].state)
     ), start_at
@@ -61,21 +61,21 @@ def read_order(service: Service, order: RolloutOrder) -> tuple[Plan, float]:
     Raises:
         Problem: 404 ``firmware_unknown``. BeaconOtaError: a withdrawn release, an invalid plan.
     """
-    release = service.view.releases.get(order.firmware_id)
+    release = service.fleet.releases.get(order.firmware_id)
     if release is None:
         raise not_found("firmware", order.firmware_id)
     if release.state == "deprecated":
-        raise withdrawn(release.row["state"])
+        raise release_withdrawn(release.row["state"])
     row = release.row
     now = service.clock.now()
     data = dict(order.plan)
     if row["required"]:
         data.setdefault("required", True)
-    plan = parse(
+    plan = parse_plan(
         data,
         rollout_id=order.seed or tables.new_id(),
         release=Release(row["id"], row["version"], row["device_type"], row["checksum"]),
-        sites=service.view.places.paths,
+        sites=service.fleet.places.paths,
     )
     Rollout(plan)  # raises for a plan that cannot be a rollout
     return plan, max(order.start_at or now, now)
@@ -87,5 +87,5 @@ def draw_plan_id(
     """Return a plan with the id that fills its stages best; an order with a seed keeps that."""
     if order.seed is not None:
         return plan
-    drawn = draw_id(plan, beacons, salt=plan.rollout_id, release_state=release_state)
+    drawn = choose_rollout_id(plan, beacons, salt=plan.rollout_id, release_state=release_state)
     return replace(plan, rollout_id=drawn)

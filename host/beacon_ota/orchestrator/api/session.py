@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from beacon_ota.orchestrator.db.tables.sessions import LIFE_S
+from beacon_ota.orchestrator.db.tables.sessions import SESSION_LIFETIME_S
 from beacon_ota.orchestrator.http.problems import Problem
 
 CSRF_HEADER = "x-csrf-token"
@@ -69,7 +69,7 @@ def set_session_cookie(response: Response, request: HTTPConnection, secret: str)
     response.set_cookie(
         _SECURE if secure else _PLAIN,
         secret,
-        max_age=int(LIFE_S),
+        max_age=int(SESSION_LIFETIME_S),
         path="/",
         secure=secure,
         httponly=True,

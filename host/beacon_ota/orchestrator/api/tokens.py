@@ -11,7 +11,7 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin, Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import ServiceDep
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.db.tables import Fields, tokens
 from beacon_ota.orchestrator.http.problems import not_found
 
@@ -30,7 +30,7 @@ class NewToken(BaseModel):
 
 def serialize_token(row: Fields) -> Fields:
     """Return a token as JSON, without its secret."""
-    return {key: iso(row[key]) if key.endswith("_at") else row[key] for key in row}
+    return {key: format_iso(row[key]) if key.endswith("_at") else row[key] for key in row}
 
 
 @router.get("/me")
@@ -43,7 +43,7 @@ async def show_own_token(service: ServiceDep, actor: Viewer) -> Response:
 async def list_tokens(service: ServiceDep, actor: Admin) -> Response:
     """List tokens, without their secrets, which are not stored."""
     return listing_response(
-        "tokens", [serialize_token(row) for row in await service.db.read(tokens.every)]
+        "tokens", [serialize_token(row) for row in await service.db.read(tokens.list_all)]
     )
 
 
@@ -56,7 +56,7 @@ async def create_token(new: NewToken, service: ServiceDep, actor: Admin) -> Resp
     def insert_token(conn: Connection) -> tuple[Fields, str]:
         return tokens.create(conn, new.name, new.role, now, expires_at)
 
-    row, token = await service.change(
+    row, token = await service.change_audited(
         actor.name, "token.created", new.name, insert_token, detail={"role": new.role}
     )
     return json_response({**serialize_token(row), "token": token}, 201)
@@ -77,5 +77,7 @@ async def revoke_token(token_id: str, service: ServiceDep, actor: Admin) -> Resp
         return row
 
     return json_response(
-        serialize_token(await service.change(actor.name, "token.revoked", token_id, mark_revoked))
+        serialize_token(
+            await service.change_audited(actor.name, "token.revoked", token_id, mark_revoked)
+        )
     )

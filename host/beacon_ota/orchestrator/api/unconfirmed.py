@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.db.tables import Fields, mirror_watch, mirrors
 from beacon_ota.orchestrator.rollout.types import Transition
 
@@ -39,7 +39,7 @@ def list_for_unstored_stop(conn: Connection, since: float, at: float, now: float
         since: creation of the rollout, UTC seconds.
         at: time of the stop, UTC seconds.
     """
-    rows = mirror_watch.heard(mirrors.every(conn), since)
+    rows = mirror_watch.heard_since(mirrors.list_all(conn), since)
     return [_serialize_mirror({**row, "stopped_at": at}, now) for row in rows]
 
 
@@ -54,22 +54,22 @@ def list_for_release(conn: Connection, row: Fields, now: float) -> list[Fields]:
 def _list_unconfirmed(
     conn: Connection, target: str, actions: tuple[str, ...], since: float, now: float
 ) -> list[Fields]:
-    every = mirrors.every(conn) if actions else []
+    every = mirrors.list_all(conn) if actions else []
     if not every:
         return []
-    found = mirror_watch.unconfirmed(conn, every, target, actions, since)
+    found = mirror_watch.list_unconfirmed(conn, every, target, actions, since)
     return [_serialize_mirror(row, now) for row in found]
 
 
 def _serialize_mirror(row: Fields, now: float) -> Fields:
-    until = mirror_watch.hands_out_until(row)
+    until = mirror_watch.lease_ends_at(row)
     return {
         "mirror": row["name"],
         "mirror_id": row["id"],
         "site": row["site"],
-        "since": iso(row["stopped_at"]),
-        "seen_at": iso(row["seen_at"]),
+        "since": format_iso(row["stopped_at"]),
+        "seen_at": format_iso(row["seen_at"]),
         "silent_s": round(max(now - row["seen_at"], 0.0), 1),
-        "hands_out_until": iso(until),
+        "hands_out_until": format_iso(until),
         "hands_out": until is None or now <= until,
     }

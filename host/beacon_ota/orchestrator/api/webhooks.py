@@ -12,7 +12,7 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import DispatcherDep, ServiceDep
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.tables import Fields, events, webhooks
@@ -55,7 +55,7 @@ class Change(BaseModel):
 def serialize_webhook(row: Fields) -> Fields:
     """Return a webhook as JSON, without its secret."""
     public = {key: row[key] for key in ("name", "url", "kinds", "created_by")}
-    public |= {key: iso(row[key]) for key in _TIMES}
+    public |= {key: format_iso(row[key]) for key in _TIMES}
     counts = row["counts"]
     return {
         "webhook_id": row["id"],
@@ -72,7 +72,7 @@ def serialize_delivery(row: Fields) -> Fields:
     """Return a delivery as JSON."""
     public = {key: row[key] for key in ("kind", "state", "tries", "status", "error", "took_ms")}
     for key in ("created_at", "next_at", "ended_at"):
-        public[key] = iso(row[key])
+        public[key] = format_iso(row[key])
     return {"delivery_id": row["id"], **public, "body": json.loads(row["body"])}
 
 
@@ -80,7 +80,7 @@ def serialize_delivery(row: Fields) -> Fields:
 async def list_webhooks(service: ServiceDep, actor: Admin) -> Response:
     """List webhooks with their numbers of deliveries by state."""
     return listing_response(
-        "webhooks", [serialize_webhook(row) for row in await service.db.read(webhooks.every)]
+        "webhooks", [serialize_webhook(row) for row in await service.db.read(webhooks.list_all)]
     )
 
 
@@ -122,7 +122,7 @@ async def show_webhook(
 
     def read_webhook(conn: Connection) -> Fields:
         row = _get_webhook(conn, webhook_id)
-        log = [serialize_delivery(one) for one in webhooks.log(conn, webhook_id, limit)]
+        log = [serialize_delivery(one) for one in webhooks.list_deliveries(conn, webhook_id, limit)]
         return {**serialize_webhook(row), "log": log}
 
     return json_response(await service.db.read(read_webhook))
@@ -154,7 +154,7 @@ async def change_webhook(
                 disabled_at=None, failing_since=None, rests_until=None, seen=events.last_id(conn)
             )
         if changed:
-            webhooks.change(conn, webhook_id, **changed)
+            webhooks.update_columns(conn, webhook_id, **changed)
         return _get_webhook(conn, webhook_id)
 
     return json_response(
@@ -175,7 +175,7 @@ async def rotate_webhook_secret(
 
     def write_secret(conn: Connection) -> Fields:
         _get_webhook(conn, webhook_id)
-        webhooks.change(conn, webhook_id, secret=secret)
+        webhooks.update_columns(conn, webhook_id, secret=secret)
         return _get_webhook(conn, webhook_id)
 
     row = await _apply_change(service, dispatcher, actor, "rotated", webhook_id, write_secret)
@@ -188,15 +188,17 @@ async def test_webhook(
 ) -> Response:
     """Deliver a test event."""
     now = service.clock.now()
-    body = {"type": "webhook.test", "timestamp": iso(now), "data": {"by": actor.name}}
+    body = {"type": "webhook.test", "timestamp": format_iso(now), "data": {"by": actor.name}}
 
     def enqueue_test(conn: Connection) -> Fields:
         if _get_webhook(conn, webhook_id)["disabled_at"] is not None:
             raise UsageError("webhook_disabled", "the webhook is disabled", found=webhook_id)
-        webhooks.change(conn, webhook_id, rests_until=None)
+        webhooks.update_columns(conn, webhook_id, rests_until=None)
         return webhooks.enqueue_test(conn, webhook_id, json.dumps(body), now)
 
-    row = await service.change(actor.name, "webhook.tested", webhook_id, enqueue_test, event=False)
+    row = await service.change_audited(
+        actor.name, "webhook.tested", webhook_id, enqueue_test, event=False
+    )
     dispatcher.wake()
     return json_response({"delivery_id": row["id"]}, 202)
 
@@ -210,13 +212,13 @@ async def retry_delivery(
 
     def requeue_delivery(conn: Connection) -> Fields:
         _get_webhook(conn, webhook_id)
-        row = webhooks.again(conn, webhook_id, delivery_id, now)
+        row = webhooks.retry_delivery(conn, webhook_id, delivery_id, now)
         if row is None:
             raise not_found("delivery", delivery_id)
         return row
 
     detail = {"delivery": delivery_id}
-    row = await service.change(
+    row = await service.change_audited(
         actor.name, "webhook.retried", webhook_id, requeue_delivery, event=False, detail=detail
     )
     dispatcher.wake()
@@ -244,7 +246,7 @@ def _describe_target(where: WebhookTarget) -> str:
 
 
 def _get_webhook(conn: Connection, webhook_id: str) -> Fields:
-    rows = [row for row in webhooks.every(conn) if row["id"] == webhook_id]
+    rows = [row for row in webhooks.list_all(conn) if row["id"] == webhook_id]
     if not rows:
         raise not_found("webhook", webhook_id)
     return rows[0]
@@ -260,9 +262,9 @@ async def _apply_change(
     detail: Fields | None = None,
 ) -> Fields:
     def write_and_list(conn: Connection) -> tuple[Fields, list[Fields]]:
-        return write(conn), webhooks.every(conn)
+        return write(conn), webhooks.list_all(conn)
 
-    row, _ = await service.change(
+    row, _ = await service.change_audited(
         actor.name,
         f"webhook.{verb}",
         webhook_id,

@@ -17,8 +17,8 @@ from beacon_ota.orchestrator.beacon_api.download import serve_download
 from beacon_ota.orchestrator.beacon_api.poll import answer_poll
 from beacon_ota.orchestrator.beacon_api.refusals import record_refusal
 from beacon_ota.orchestrator.beacon_api.report import accept_report
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.http import asgi, problems
 from beacon_ota.orchestrator.http.asgi import App, ClientDisconnected, Receive, Scope, Send
 from beacon_ota.orchestrator.http.connections import BEACON, network_of
@@ -64,11 +64,11 @@ class BeaconApp:
                 return
             if self.service.shared:
                 await self._catch_up_for_admin(scope)
-            self.service.heed()
+            self.service.sync_stops()
             await self.admin_app(scope, receive, send)
             return
-        caller: Caller[Node] | None = None
-        self.service.heed()
+        caller: Caller[BeaconState] | None = None
+        self.service.sync_stops()
         try:
             body = (
                 await asgi.read_body(scope, receive, LIMITS.status_body)
@@ -85,8 +85,8 @@ class BeaconApp:
             asgi.mark_proven(scope, BEACON)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon, caller.key)
-                beacon_id = caller.beacon.facts.id
-                known = self.service.view.nodes.get(beacon_id)
+                beacon_id = caller.beacon.beacon.id
+                known = self.service.fleet.beacons.get(beacon_id)
                 if known is None or caller.key not in (known.key, *known.given_keys):
                     # The beacon has used a later key in the meantime, or was removed.
                     raise AuthenticationError(
@@ -119,11 +119,13 @@ class BeaconApp:
         except BeaconOtaError as error:
             log.warning("what the other workers did cannot be read: %s", error)
 
-    def _authenticate_caller(self, scope: Scope, authorization: str, body: bytes) -> Caller[Node]:
+    def _authenticate_caller(
+        self, scope: Scope, authorization: str, body: bytes
+    ) -> Caller[BeaconState]:
         """Return the beacon that signed a request (see ``authenticate_request``)."""
         service = self.service
         return authenticate_request(
-            service.view.nodes.get,
+            service.fleet.beacons.get,
             authorization,
             scope["method"],
             asgi.request_target(scope),
@@ -158,9 +160,9 @@ class BeaconApp:
                 headers.append((b"retry-after", b"30"))
             elif not self._event_throttle.count_failure(address):
                 who = error.claimed_sender
-                self.service.view.claimed(who, now, error.code, address)
+                self.service.fleet.mark_claimed(who, now, error.code, address)
                 data = {"code": error.code, "address": address}
-                self.service.hub.tell(now, "auth.refused", who, data)
+                self.service.hub.broadcast_transient(now, "auth.refused", who, data)
                 log.info("refused %s: %s %s from %s", scope["path"], error.code, who, address)
         told = error.sign_at if isinstance(error, AuthenticationError) else None
         payload = problems.problem_document(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from beacon_ota.orchestrator.core.replay import Slot, Verdict
+from beacon_ota.orchestrator.core.replay import ReplaySlot, ReplayVerdict
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.wire import auth
 
@@ -26,7 +26,7 @@ class KeyHolder(Protocol):
     key: bytes
     next_key: bytes | None  # the key that it is to receive
     given_keys: tuple[bytes, ...]  # the beacon may use any of these by now
-    replay: Slot
+    replay: ReplaySlot
 
 
 B = TypeVar("B", bound=KeyHolder)
@@ -123,10 +123,10 @@ def authenticate_request(
             "bad_mac", "the signature does not fit the key", claimed_sender=beacon_id
         )
     caller = Caller(beacon, key, nonce)
-    verdict = beacon.replay.use(nonce, ts, now)
-    if verdict is Verdict.USED:
+    verdict = beacon.replay.accept(nonce, ts, now)
+    if verdict is ReplayVerdict.USED:
         raise AuthenticationError("nonce_used", "this request was made before", caller, beacon_id)
-    if verdict is Verdict.SKEWED:
+    if verdict is ReplayVerdict.SKEWED:
         sign_at = beacon.replay.time_to_sign(now)
         reason = "the clock is off, or it is too long ago"
         raise AuthenticationError("clock_skew", reason, caller, beacon_id, sign_at)

@@ -1,13 +1,13 @@
 """Checks whether an attempt may go on: it has no result yet, and nothing has called it off."""
 
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.http.problems import Problem
-from beacon_ota.orchestrator.rollout.decide import is_other_board, may_go_on
+from beacon_ota.orchestrator.rollout.decide import is_other_board, may_continue
 from beacon_ota.orchestrator.rollout.types import Attempt
 
 
-def check_may_continue(service: Service, attempt: Attempt, node: Node) -> None:
+def check_may_continue(service: Service, attempt: Attempt, node: BeaconState) -> None:
     """Refuse to continue an attempt that has a result, or was called off.
 
     Raises:
@@ -16,21 +16,21 @@ def check_may_continue(service: Service, attempt: Attempt, node: Node) -> None:
     """
     if attempt.result is not None:
         raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
-    entry = service.view.entries.get(attempt.rollout_id)
-    release = service.view.releases[attempt.firmware_id]
+    entry = service.fleet.rollouts.get(attempt.rollout_id)
+    release = service.fleet.releases[attempt.firmware_id]
     board = release.row["device_type"]
-    if attempt.rebooting_at is None and is_other_board(node.facts, board):
+    if attempt.rebooting_at is None and is_other_board(node.beacon, board):
         raise Problem(
             409,
             "device_type_mismatch",
             "the release is for another board",
-            found=node.facts.said_type or node.facts.device_type,
+            found=node.beacon.said_type or node.beacon.device_type,
             expected=board,
         )
     if entry is None:
         raise halted_problem("over", attempt)
-    channel = node.facts.open_channel
-    if not may_go_on(entry.state.status, release.state, attempt, channel=channel):
+    channel = node.beacon.open_channel
+    if not may_continue(entry.state.status, release.state, attempt, channel=channel):
         raise halted_problem(entry.state.status.value, attempt)
     begun = attempt.taken_at is not None or attempt.rebooting_at is not None
     if not begun and service.lease is not None and service.lease.is_over():

@@ -18,8 +18,8 @@ import asyncio
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.beacon_api.auth import AuthenticationError
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.db.tables import Fields, beacons, device_types, events
 from beacon_ota.orchestrator.http.problems import Problem
 
@@ -27,7 +27,7 @@ REPEAT_EVENT_S = 3600.0  # between two events about one beacon: two devices may 
 
 
 async def record_reported_type(
-    service: Service, node: Node, reported: str, *, on_trial: bool
+    service: Service, node: BeaconState, reported: str, *, on_trial: bool
 ) -> str:
     """Compare a reported device type with the registered one, and adopt or question it.
 
@@ -43,7 +43,7 @@ async def record_reported_type(
             image on trial for another board.
         AuthenticationError: the beacon was removed in the meantime.
     """
-    facts = node.facts
+    facts = node.beacon
     if not reported:
         return ""
     if device_types.DEVICE_TYPE.fullmatch(reported) is None:
@@ -67,36 +67,36 @@ async def record_reported_type(
     return reported
 
 
-async def _adopt_reported_type(service: Service, node: Node, reported: str) -> None:
+async def _adopt_reported_type(service: Service, node: BeaconState, reported: str) -> None:
     """Register a beacon as the type that it reports first."""
-    beacon_id, now = node.facts.id, service.clock.now()
+    beacon_id, now = node.beacon.id, service.clock.now()
 
     def apply_adoption(done: tuple[Fields | None, Fields | None]) -> None:
         row, event = done
         if row is None:
-            service.view.drop_beacon(beacon_id)
+            service.fleet.drop_beacon(beacon_id)
         else:
-            service.view.put_beacon(row)
+            service.fleet.put_beacon(row)
         if event is not None:
             service.hub.publish(event)
 
     def write_type(conn: Connection) -> tuple[Fields | None, Fields | None]:
-        event = device_types.adopt(conn, beacon_id, reported, now, "orchestrator")
+        event = device_types.adopt_stated_type(conn, beacon_id, reported, now, "orchestrator")
         return beacons.get(conn, beacon_id), event
 
     await asyncio.shield(service.db.write(write_type, then=apply_adoption))
-    if service.view.nodes.get(beacon_id) is not node:
+    if service.fleet.beacons.get(beacon_id) is not node:
         raise AuthenticationError("unknown_beacon", f"no beacon {beacon_id!r} is registered")
 
 
-def publish_type_mismatch(service: Service, node: Node, reported: str) -> None:
+def publish_type_mismatch(service: Service, node: BeaconState, reported: str) -> None:
     """Publish ``beacon.questioned``, at most once per ``REPEAT_EVENT_S`` for a beacon."""
     now = service.clock.now()
     published_at = node.questioned_at
     if published_at is not None and 0 <= now - published_at < REPEAT_EVENT_S:
         return
     node.questioned_at = now
-    beacon_id, data = node.facts.id, {"device_type": node.facts.device_type, "says": reported}
+    beacon_id, data = node.beacon.id, {"device_type": node.beacon.device_type, "says": reported}
     service.db.write(
         events.add, now, "beacon.questioned", beacon_id, data, then=service.hub.publish
     )

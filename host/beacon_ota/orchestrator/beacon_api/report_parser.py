@@ -6,7 +6,7 @@ from collections import Counter
 from operator import itemgetter
 from typing import Any
 
-from beacon_ota.orchestrator.core.service import Counts
+from beacon_ota.orchestrator.core.service import ServedCounts
 from beacon_ota.orchestrator.db.tables import Fields, attempts
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.wire import journal
@@ -33,7 +33,7 @@ _FIELD_STATUSES = {
 }
 
 
-def parse_report(body: bytes, counts: Counts | None = None) -> Fields:
+def parse_report(body: bytes, counts: ServedCounts | None = None) -> Fields:
     """Return the fields of a report that the contract gives to its status, within their bounds.
 
     A broken field that is not needed is mended or left out (``wire.report``). ``journal`` has the
@@ -57,7 +57,7 @@ def parse_report(body: bytes, counts: Counts | None = None) -> Fields:
         raise Problem(
             422, "report_field", f"{error.field}: {error.reason}", found=error.field
         ) from None
-    counts = counts or Counts()
+    counts = counts or ServedCounts()
     counts.fields.update(faults)
     word = fields["update_status"]
     found = {name: value for name, value in fields.items() if word in _FIELD_STATUSES.get(name, ())}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from beacon_ota.errors import InputError, ReachError
-from beacon_ota.orchestrator.folder import unusable
+from beacon_ota.orchestrator.folder import data_unusable
 from beacon_ota.orchestrator.limits import LIMITS
 
 log = logging.getLogger("beacon_ota.orchestrator")
@@ -58,7 +58,7 @@ class LocalBlobStore:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 next(path.iterdir(), None)
             except OSError as error:
-                raise unusable(path, error) from None
+                raise data_unusable(path, error) from None
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._loading: dict[str, asyncio.Future[bytes]] = {}
         # Threads for beacons only, so that downloads do not wait for administrators' work.

@@ -8,7 +8,7 @@ from beacon_ota.orchestrator.dashboard.logs import versions_of
 from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
 from beacon_ota.orchestrator.dashboard.selection import hours_ago
 from beacon_ota.orchestrator.db.tables import firmwares, outcomes
-from beacon_ota.orchestrator.db.tables.outcomes import FAILURES, Which
+from beacon_ota.orchestrator.db.tables.outcomes import FAILURES, OutcomeFilter
 from beacon_ota.wire.report import CODES
 
 SPANS = {"24": "24 hours", "168": "7 days", "720": "30 days", "": "all time"}
@@ -31,10 +31,12 @@ def show_failures(ask: PageRequest) -> Page:
     release = ask.query.get("release") or None
     result = ask.query.get("result", "")
     result = result if result in FAILURES else None
-    which = Which(result=result, firmware_id=release, since=hours_ago(hours or None, ask.now))
-    rows = ask.read(outcomes.reasons, which)
+    which = OutcomeFilter(
+        result=result, firmware_id=release, since=hours_ago(hours or None, ask.now)
+    )
+    rows = ask.read(outcomes.count_by_reason, which)
     most = max((row["beacons"] for row in rows), default=0)
-    failed = ask.read(outcomes.beacons, which)
+    failed = ask.read(outcomes.list_beacons, which)
     seen = load_fleet(ask.service, ask.now)
     hit = Counter(row.building for row in seen.rows if row.id in failed)
     return Page(
@@ -46,11 +48,11 @@ def show_failures(ask: PageRequest) -> Page:
             "failed": len(failed),
             "buildings": hit.most_common(),
             "sizes": Counter(row.building for row in seen.rows),
-            "causes": ask.read(outcomes.causes, which),
+            "causes": ask.read(outcomes.count_reset_causes, which),
             "cause_names": RESET_CAUSES,
-            "latest": ask.read(outcomes.latest, which, _LATEST),
+            "latest": ask.read(outcomes.list_latest, which, _LATEST),
             "versions": versions_of(ask),
-            "releases": [(row["id"], row["version"]) for row in ask.read(firmwares.every)],
+            "releases": [(row["id"], row["version"]) for row in ask.read(firmwares.list_all)],
             "stages": [*CODES, ""],
             "meaning": MEANING,
             "spans": SPANS,

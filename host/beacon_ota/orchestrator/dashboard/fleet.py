@@ -11,11 +11,11 @@ from markupsafe import Markup, escape
 from sqlalchemy import Connection, select
 
 from beacon_ota.orchestrator.api.firmwares import find_release_roles
-from beacon_ota.orchestrator.core.health import STANDINGS, failure, standing
+from beacon_ota.orchestrator.core.health import HEALTH_LABELS, health_label, unresolved_failure
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.schema import beacons
 from beacon_ota.orchestrator.db.tables import Fields
-from beacon_ota.orchestrator.rollout.rules import order
+from beacon_ota.orchestrator.rollout.rules import version_key
 from beacon_ota.orchestrator.rollout.types import Attempt
 
 FLAGS = ("insecure", "clock_unset")
@@ -32,7 +32,7 @@ class BeaconRow(NamedTuple):
     building: str
     channel: str
     tags: tuple[str, ...]
-    state: str  # of health.STANDINGS, or REMOVED
+    state: str  # of health.HEALTH_LABELS, or REMOVED
     behind: bool  # a newer stable release exists
     last_seen: float | None
     address: str
@@ -50,22 +50,22 @@ class Fleet:
     """All registered beacons at one moment."""
 
     def __init__(self, service: Service, now: float, flagged: dict[str, tuple[str, ...]]):
-        view = service.view
+        view = service.fleet
         self.now = now
         self.releases = view.releases.copy()
         releases = [one.row for one in self.releases.values()]
         self.roles = find_release_roles(releases)
         newest = {
-            one["device_type"]: order(one["version"])
+            one["device_type"]: version_key(one["version"])
             for one in releases
             if self.roles.get(one["id"]) == "current"
         }
-        of = view.places.of
+        of = view.places.place_of
         self.rows: list[BeaconRow] = []
-        for key, node in sorted(view.nodes.copy().items()):
-            facts = node.facts
-            state = standing(node, self.releases, now)
-            running, best = order(facts.version), newest.get(facts.device_type)
+        for key, node in sorted(view.beacons.copy().items()):
+            facts = node.beacon
+            state = health_label(node, self.releases, now)
+            running, best = version_key(facts.version), newest.get(facts.device_type)
             self.rows.append(
                 BeaconRow(
                     key,
@@ -80,7 +80,7 @@ class Fleet:
                     node.last_seen,
                     node.address,
                     node.progress if state == "updating" else None,
-                    failure(node, tuple(node.attempts), self.releases)
+                    unresolved_failure(node, tuple(node.attempts), self.releases)
                     if state in ("failed", "quarantined")
                     else None,
                     flagged.get(key, ()),
@@ -111,7 +111,7 @@ class Fleet:
             for (device_type, version), count in counts.items()
         ]
         found.sort(key=lambda one: (one.device_type, one.version))
-        found.sort(key=lambda one: order(one.version) or (), reverse=True)
+        found.sort(key=lambda one: version_key(one.version) or (), reverse=True)
         for rank, one in enumerate(found):
             one.rank = min(rank, 7)
         return found
@@ -199,7 +199,7 @@ BADGE_NAMES = {
 }
 BADGES = tuple(
     badge
-    for state in reversed(STANDINGS)
+    for state in reversed(HEALTH_LABELS)
     for badge in (("valid", "behind") if state == "valid" else (state,))
 )
 

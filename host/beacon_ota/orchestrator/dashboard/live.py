@@ -34,7 +34,7 @@ async def follow_changes(request: Request) -> Response:
     """Stream the changes; ``after`` is the last event that the page has seen."""
     actor = await authenticate_actor(request)
     service = service_of(request)
-    service.hub.check_room(actor.id)
+    service.hub.check_capacity(actor.id)
     last = request.headers.get("last-event-id") or request.query_params.get("after", "")
     after = parse_decimal(last, ROW_ID_MAX)
     stream = _stream_changes(service, request, actor, after)
@@ -44,7 +44,7 @@ async def follow_changes(request: Request) -> Response:
 async def _stream_changes(
     service: Service, request: Request, actor: Actor, after: int | None
 ) -> AsyncIterator[str]:
-    queue = service.hub.follow(actor.id)
+    queue = service.hub.subscribe(actor.id)
     if queue is None:
         return
     looked = pulsed = monotonic()
@@ -52,7 +52,7 @@ async def _stream_changes(
         yield "retry: 2000\n\n"
         last = after or 0
         if after is not None:
-            missed = await service.db.read(events.since, after, _MANY)
+            missed = await service.db.read(events.list_after, after, _MANY)
             if missed:
                 last = missed[-1]["id"]
                 yield _format_message(service, missed, everything=len(missed) == _MANY)
@@ -72,7 +72,7 @@ async def _stream_changes(
                 last = max((event["id"] or 0 for event in new), default=0) or last
                 yield _format_message(service, new)
     finally:
-        service.hub.leave(queue)
+        service.hub.unsubscribe(queue)
 
 
 async def _gather_events(queue: "asyncio.Queue[Fields | None]") -> list[Fields] | None:

@@ -33,7 +33,7 @@ async def handle_login(request: Request) -> Response:
     now = service.clock.now()
 
     def write_session(conn: Connection) -> str:
-        audit.add(conn, now, actor.name, "session.begun", actor.id)
+        audit.append(conn, now, actor.name, "session.begun", actor.id)
         return sessions.create(conn, actor.id, now)
 
     answer = RedirectResponse(_own_path(there), 303, PAGE_HEADERS)

@@ -18,7 +18,7 @@ def show_activity(ask: PageRequest) -> Page:
     group = ask.query.get("kind", "")
     group = group if group in _GROUPS else ""
     before = ask.number("before", 0)
-    rows = ask.read(events.before, before or None, f"{group}." if group else "", _PAGE)
+    rows = ask.read(events.list_before, before or None, f"{group}." if group else "", _PAGE)
     return Page(
         "activity.html",
         "Activity",
@@ -42,7 +42,7 @@ def show_audit_log(ask: PageRequest) -> Page:
     verified: Any = None
     if "verify" in ask.query:
         try:
-            verified = ask.read(audit.verify)
+            verified = ask.read(audit.verify_chain)
         except AuditError as error:
             verified = error
     return Page(
@@ -64,8 +64,8 @@ def show_audit_log(ask: PageRequest) -> Page:
 def show_webhooks(ask: PageRequest) -> Page:
     """Webhooks with their deliveries."""
     _require_admin(ask)
-    rows = ask.read(webhooks.every)
-    logs = {row["id"]: ask.read(webhooks.log, row["id"], 20) for row in rows}
+    rows = ask.read(webhooks.list_all)
+    logs = {row["id"]: ask.read(webhooks.list_deliveries, row["id"], 20) for row in rows}
     return Page("webhooks.html", "Webhooks", {"hooks": rows, "logs": logs}, live="*")
 
 
@@ -114,15 +114,15 @@ def versions_of(ask: PageRequest) -> dict[str, str]:
 
 def known_versions(service: Service) -> dict[str, str]:
     """Return by id the versions of releases, and of the rollouts in memory."""
-    view = service.view
+    view = service.fleet
     found = {key: release.row["version"] for key, release in view.releases.copy().items()}
-    for key, entry in view.entries.copy().items():
+    for key, entry in view.rollouts.copy().items():
         found[key] = entry.rollout.plan.release.version
     return found
 
 
 def _read_entries(conn, before: int, given: Fields) -> list[Fields]:
-    return audit.entries(
+    return audit.list_entries(
         conn,
         before=before or None,
         limit=_PAGE,

@@ -10,7 +10,7 @@ from beacon_ota.orchestrator.blobs.local import LocalBlobStore
 from beacon_ota.orchestrator.dashboard.fleet import BADGES, load_fleet
 from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
 from beacon_ota.orchestrator.db.tables import Fields, firmwares, outcomes, rollouts
-from beacon_ota.orchestrator.db.tables.outcomes import Which
+from beacon_ota.orchestrator.db.tables.outcomes import OutcomeFilter
 from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.limits import LIMITS
 
@@ -19,7 +19,7 @@ _SOON_S = 14 * 86400.0
 
 def list_releases(ask: PageRequest) -> Page:
     """All releases, newest first."""
-    rows = ask.read(firmwares.every)
+    rows = ask.read(firmwares.list_all)
     seen = load_fleet(ask.service, ask.now)
     running = Counter((row.device_type, row.version) for row in seen.rows)
     return Page(
@@ -29,7 +29,7 @@ def list_releases(ask: PageRequest) -> Page:
             "releases": rows,
             "roles": find_release_roles(rows),
             "running": running,
-            "came": ask.read(outcomes.of_firmwares),
+            "came": ask.read(outcomes.count_by_release),
             "nothing": Counter(),
             "expiry": {row["id"]: _expiry_label(row, ask.now) for row in rows},
         },
@@ -40,7 +40,7 @@ def list_releases(ask: PageRequest) -> Page:
 def show_release(ask: PageRequest) -> Page:
     """One release."""
     firmware_id = ask.path["firmware_id"]
-    rows = ask.read(firmwares.every)
+    rows = ask.read(firmwares.list_all)
     row = next((one for one in rows if one["id"] == firmware_id), None)
     if row is None:
         raise not_found("release", firmware_id)
@@ -65,9 +65,9 @@ def show_release(ask: PageRequest) -> Page:
             "badges": BADGES,
             "states": Counter(one.state for one in runs),
             "buildings": Counter(one.building for one in runs).most_common(),
-            "came": ask.read(outcomes.of_firmwares).get(firmware_id, Counter()),
-            "reasons": ask.read(outcomes.reasons, Which(firmware_id=firmware_id)),
-            "rollouts": ask.read(rollouts.of_firmware, firmware_id, LIMITS.page),
+            "came": ask.read(outcomes.count_by_release).get(firmware_id, Counter()),
+            "reasons": ask.read(outcomes.count_by_reason, OutcomeFilter(firmware_id=firmware_id)),
+            "rollouts": ask.read(rollouts.list_for_release, firmware_id, LIMITS.page),
         },
         live=f"firmware:{firmware_id} rollout attempt",
     )

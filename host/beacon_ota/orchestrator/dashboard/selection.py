@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from beacon_ota.orchestrator.core.health import STANDINGS
+from beacon_ota.orchestrator.core.health import HEALTH_LABELS
 from beacon_ota.orchestrator.dashboard.fleet import FLAGS, REMOVED, BeaconRow, Fleet
 from beacon_ota.orchestrator.dashboard.page_base import PageRequest, build_link
 from beacon_ota.orchestrator.db.tables import outcomes
-from beacon_ota.orchestrator.db.tables.outcomes import Which
+from beacon_ota.orchestrator.db.tables.outcomes import OutcomeFilter
 from beacon_ota.orchestrator.http.problems import Problem, not_found
-from beacon_ota.orchestrator.rollout.rules import order
+from beacon_ota.orchestrator.rollout.rules import version_key
 
 PAGE = 100
 SORTS = ("id", "version", "site", "state", "seen")
@@ -102,7 +102,7 @@ class Selection:
             words = self.q.lower().split()
             yield lambda row: _matches_words(row, words)
         if self.state is not None:
-            state = _require_one_of("state", self.state, (*STANDINGS, REMOVED))
+            state = _require_one_of("state", self.state, (*HEALTH_LABELS, REMOVED))
             yield lambda row: row.state == state
         if self.look is not None:
             behind = _require_one_of("look", self.look, ("behind", "current")) == "behind"
@@ -132,18 +132,18 @@ class Selection:
         """Return the ids of the beacons behind a count or behind failures; None for all."""
         found = None
         if self.rollout is not None and self.cell is not None:
-            entry = ask.service.view.entries.get(self.rollout)
+            entry = ask.service.fleet.rollouts.get(self.rollout)
             if entry is None:
                 raise not_found("rollout in memory", self.rollout)
             parts = (self.cell.split(".") + ["", "", ""])[:3]
             found = {
                 beacon_id
-                for beacon_id, where in ask.engine.members(entry, ask.now).items()
+                for beacon_id, where in ask.engine.locate_beacons(entry, ask.now).items()
                 if all(part in ("", str(is_)) for part, is_ in zip(parts, where, strict=True))
             }
         if self.tried:
             stage, slash, code = (self.failure or "").partition("/")
-            which = Which(
+            which = OutcomeFilter(
                 result=None if self.result == "any" else self.result,
                 stage=None if self.failure is None else stage,
                 code=code if slash else None,
@@ -152,7 +152,7 @@ class Selection:
                 cause=_parse_number("cause", self.cause),
                 since=hours_ago(self.hours, ask.now),
             )
-            tried = ask.read(outcomes.beacons, which)
+            tried = ask.read(outcomes.list_beacons, which)
             found = tried if found is None else found & tried
         return found
 
@@ -179,9 +179,9 @@ def sort_rows(rows: list[BeaconRow], by: str) -> list[BeaconRow]:
     """Return rows sorted by a column; ``-`` before its name reverses the order."""
     name = by.removeprefix("-")
     turned = by.startswith("-")
-    places = {state: rank for rank, state in enumerate((*STANDINGS, REMOVED))}
+    places = {state: rank for rank, state in enumerate((*HEALTH_LABELS, REMOVED))}
     keys = {
-        "version": lambda row: order(row.version) or (),
+        "version": lambda row: version_key(row.version) or (),
         "site": lambda row: row.site,
         "state": lambda row: places[row.state],
         "seen": lambda row: row.last_seen or 0.0,

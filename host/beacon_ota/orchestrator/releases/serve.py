@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 
 from beacon_ota.orchestrator.blobs.local import BlobDamaged
+from beacon_ota.orchestrator.core.fleet_state import Release
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Release
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Header, Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem
@@ -25,7 +25,7 @@ async def load_image(service: Service, release: Release) -> bytes:
         return await service.blobs.load(release.row["blob"])
     except BlobDamaged as error:
         if release.row["damaged_at"] is None:
-            await service.damaged(release, error)
+            await service.withdraw_damaged(release, error)
         raise Problem(410, "firmware_damaged", "the stored image is damaged") from None
 
 

@@ -130,7 +130,7 @@ async def _store_release(
     found: validate.ExaminedImage,
 ) -> Uploaded:
     """Store image and row of a validated release."""
-    same = await service.db.read(firmwares.named, claim.device_type, claim.version)
+    same = await service.db.read(firmwares.get_by_version, claim.device_type, claim.version)
     if same is not None:
         return await _renew_release(service, actor, same, file, found)
     now = service.clock.now()
@@ -153,7 +153,7 @@ async def _store_release(
     }
 
     def insert_release(conn: Connection) -> Fields:
-        existing = firmwares.named(conn, claim.device_type, claim.version)
+        existing = firmwares.get_by_version(conn, claim.device_type, claim.version)
         if existing is not None:
             raise _VersionTakenError(existing)
         return firmwares.add(conn, row)
@@ -161,12 +161,12 @@ async def _store_release(
     new = await asyncio.to_thread(service.blobs.commit, file, found.blob)
     try:
         stored = await asyncio.shield(
-            service.change(
+            service.change_audited(
                 actor.name,
                 "firmware.uploaded",
                 row["id"],
                 insert_release,
-                then=service.view.put_release,
+                then=service.fleet.put_release,
                 detail={
                     "device_type": claim.device_type,
                     "version": claim.version,
@@ -206,16 +206,16 @@ async def _renew_release(
         return Uploaded(same, False)
 
     def write_renewal(conn: Connection) -> Fields:
-        row = firmwares.change(conn, same["id"], **values)
+        row = firmwares.update_columns(conn, same["id"], **values)
         assert row is not None
         return row
 
-    row = await service.change(
+    row = await service.change_audited(
         actor.name,
         "firmware.renewed",
         same["id"],
         write_renewal,
-        then=service.view.put_release,
+        then=service.fleet.put_release,
         detail={"what": sorted(values)},
     )
     return Uploaded(row, False)

@@ -17,11 +17,11 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import attempt_of
-from beacon_ota.orchestrator.db.database import WRITING, Database, connect, reason_of
+from beacon_ota.orchestrator.db.database import WRITE_LOCK_ID, Database, connect, describe_error
 from beacon_ota.orchestrator.db.tables import Fields, changes
-from beacon_ota.orchestrator.db.tables.changes import News
+from beacon_ota.orchestrator.db.tables.changes import ChangeBatch
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
@@ -55,19 +55,19 @@ class Cluster:
 
     def note_position(self) -> None:
         """Remember the number of the last change, before any table is read."""
-        self.seq = self.service.db.read_now(changes.last)
+        self.seq = self.service.db.read_now(changes.newest_seq)
 
     def start(self) -> None:
         """Follow the changes after that number, in a thread and two tasks."""
         service = self.service
         self._loop = asyncio.get_running_loop()
-        service.leads = False
+        service.is_leader = False
         service.catch_up = self.catch_up
-        service.hub.hand_on(self._queue_notice)
+        service.hub.forward_to(self._queue_notice)
         self._thread = threading.Thread(target=self._run_listener, name="db-listener", daemon=True)
         self._thread.start()
-        service.run(self._send_notices())
-        service.run(self._stop_with_service())
+        service.run_in_background(self._send_notices())
+        service.run_in_background(self._stop_with_service())
 
     async def _stop_with_service(self) -> None:
         try:
@@ -94,19 +94,19 @@ class Cluster:
                     db,
                     self.seq,
                     self.service.worker,
-                    hub.followed,
+                    hub.has_subscribers,
                     then=self._apply_changes,
                 )
                 more = news.more
 
-    def _apply_changes(self, news: News) -> None:
+    def _apply_changes(self, news: ChangeBatch) -> None:
         """Bring view, engine and dispatcher up to date with a batch of changes."""
         if news.lost:
             log.warning("too far behind the others; everything is read again")
-            self.service.reload()
-            self.engine.reload()
+            self.service.reload_fleet()
+            self.engine.reload_rollouts()
         self.seq = news.seq
-        view = self.service.view
+        view = self.service.fleet
         rows = news.rows
         if news.sites is not None:
             view.put_sites(news.sites)
@@ -120,13 +120,13 @@ class Cluster:
                 view.put_beacon(row)
         for row in rows.get("rollouts", {}).values():
             if row is not None:
-                self.engine.take(row)
+                self.engine.apply_row(row)
         for row in rows.get("attempts", {}).values():
             if row is not None:
-                view.put_attempt(attempt_of(row))
+                view.put_attempt(attempt_from_row(row))
         for row in rows.get("events", {}).values():
             if row is not None:
-                self.service.hub.deliver({**row, "data": json.loads(row["data"])})
+                self.service.hub.dispatch({**row, "data": json.loads(row["data"])})
         if "webhooks" in news.kinds:
             self.dispatcher.refresh()
         if news.kinds & {"events", "deliveries"}:
@@ -159,15 +159,15 @@ class Cluster:
         if transient["worker"] == self.service.worker:
             return
         for event in transient["events"]:
-            node = self.service.view.nodes.get(event["data"].get("beacon", ""))
+            node = self.service.fleet.beacons.get(event["data"].get("beacon", ""))
             if node is not None and "progress" in event["data"]:
                 node.progress = event["data"]["progress"]
             if event["kind"] == "auth.refused":
                 data = event["data"]
-                self.service.view.claimed(
+                self.service.fleet.mark_claimed(
                     event["subject"], event["at"], data["code"], data["address"]
                 )
-            self.service.hub.deliver(event)
+            self.service.hub.dispatch(event)
 
     async def _catch_up_logged(self) -> None:
         try:
@@ -188,7 +188,7 @@ class Cluster:
                 finally:
                     raw.invalidate()  # never back into the pool
             except Exception as error:
-                log.warning("the database does not answer: %s", reason_of(error))
+                log.warning("the database does not answer: %s", describe_error(error))
                 self._call_in_loop(self._set_cut_off, True)
                 self._stopping.wait(RECONNECT_DELAY_S)
             finally:
@@ -230,25 +230,27 @@ class Cluster:
             self.engine.wake()
 
     def _set_leading(self, leads: bool) -> None:
-        if leads != self.service.leads:
+        if leads != self.service.is_leader:
             log.info("worker %d %s", os.getpid(), "leads" if leads else "leads no more")
-        self.service.leads = leads
+        self.service.is_leader = leads
         if leads:
             self.engine.wake()
             self.dispatcher.refresh()
 
 
-def _read_changes(conn: Connection, db: Database, seq: int, worker: str, followed: bool) -> News:
+def _read_changes(
+    conn: Connection, db: Database, seq: int, worker: str, followed: bool
+) -> ChangeBatch:
     """Read the new changes, between two commits of this process.
 
     When the answer to a commit of this process was lost, its changes are unknown here, too. Those
     are read like the changes of other processes, once the database has finished that transaction.
     """
-    if not db.doubt:
-        return changes.read(conn, seq, worker, followed)
-    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING})")
-    news = changes.read(conn, seq, "", followed)
-    db.doubt = news.more
+    if not db.commit_in_doubt:
+        return changes.read_batch(conn, seq, worker, followed)
+    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK_ID})")
+    news = changes.read_batch(conn, seq, "", followed)
+    db.commit_in_doubt = news.more
     return news
 
 

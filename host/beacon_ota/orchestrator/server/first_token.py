@@ -36,7 +36,7 @@ class FirstToken:
         if tokens.usable_admins(conn, now):
             return
         row, token = tokens.create(conn, _pick_free_name(conn), "admin", now)
-        audit.add(conn, now, "orchestrator", "token.created", row["name"], "first start")
+        audit.append(conn, now, "orchestrator", "token.created", row["name"], "first start")
         if self._file is not None:
             _write_token_file(self._file, token)
         self._id, self._token = row["id"], token
@@ -54,12 +54,12 @@ class FirstToken:
         """Revoke the token, which nobody knows; the next start makes another."""
         now = time.time()
         tokens.revoke(conn, self._id, now)
-        audit.add(conn, now, "orchestrator", "token.revoked", self._id, "shown to nobody")
+        audit.append(conn, now, "orchestrator", "token.revoked", self._id, "shown to nobody")
         log.error("the first admin token was shown to nobody; start again, or with --token-file")
 
 
 def _pick_free_name(conn: Connection) -> str:
-    taken = {row["name"] for row in tokens.every(conn)}
+    taken = {row["name"] for row in tokens.list_all(conn)}
     names = (f"first-{n}" if n > 1 else "first" for n in range(1, len(taken) + 2))
     return next(name for name in names if name not in taken)
 

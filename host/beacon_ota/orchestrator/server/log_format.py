@@ -10,7 +10,7 @@ import logging
 import traceback
 from types import TracebackType
 
-from beacon_ota.orchestrator.db.database import is_driver_error, reason_of
+from beacon_ota.orchestrator.db.database import describe_error, is_driver_error
 
 _MARGIN = "  | "  # so that no line of a traceback looks like a record
 _MESSAGE_MAX = 4096  # characters of a message
@@ -62,7 +62,7 @@ def _format_traceback(
             lines += frame.rstrip("\n").split("\n")
     kind = type(error).__qualname__
     if is_driver_error(error):
-        lines.append(f"{kind}: {reason_of(error)}")
+        lines.append(f"{kind}: {describe_error(error)}")
     else:
         lines += f"{kind}: {error}".split("\n")
     for one in getattr(error, "exceptions", ()):  # of an ExceptionGroup

@@ -88,10 +88,10 @@ class _UvicornServer(uvicorn.Server):
 
 
 def _start_mirror(service: Service, engine: Engine, address: str) -> None:
-    from beacon_ota.orchestrator.mirror.engine import LocalEngine
+    from beacon_ota.orchestrator.mirror.engine import MirrorEngine
     from beacon_ota.orchestrator.mirror.sync import Mirror
 
-    assert isinstance(engine, LocalEngine)
+    assert isinstance(engine, MirrorEngine)
     service.mirror = mirror = Mirror(service, engine)
     mirror.address = address
     mirror.start()

@@ -56,8 +56,8 @@ def run_orchestrator(settings: Settings, listen: ListenOptions) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    folder.make(settings.data)
-    with folder.held(settings.data) as hold:
+    folder.make_folder(settings.data)
+    with folder.lock_folder(settings.data) as hold:
         if settings.workers > 1:
             from beacon_ota.orchestrator.server.workers import run_workers
 
@@ -77,7 +77,7 @@ async def _run_single_process(settings: Settings, listen: ListenOptions) -> None
     service = Service(settings, Clock(listen.time_scale))
     engine = Engine(service)
     if settings.upstream:
-        from beacon_ota.orchestrator.mirror.engine import LocalEngine  # costs 5 MB of memory
+        from beacon_ota.orchestrator.mirror.engine import MirrorEngine  # costs 5 MB of memory
 
-        engine = LocalEngine(service)
+        engine = MirrorEngine(service)
     await run_service(service, engine, sock, listen)

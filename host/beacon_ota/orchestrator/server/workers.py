@@ -27,11 +27,11 @@ from dataclasses import replace
 from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core.engine import Engine
-from beacon_ota.orchestrator.core.replay import FILE, ReplayGuard
+from beacon_ota.orchestrator.core.replay import REPLAYS_FILE, ReplayGuard
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.shared_counters import SharedTallies
-from beacon_ota.orchestrator.core.stops import StopBoard
-from beacon_ota.orchestrator.db.database import connect, migrate, storage_errors
+from beacon_ota.orchestrator.core.shared_counters import SharedCounters
+from beacon_ota.orchestrator.core.stop_board import StopBoard
+from beacon_ota.orchestrator.db.database import connect, migrate_if_due, storage_errors
 from beacon_ota.orchestrator.db.tables import beacons
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.server.first_token import FirstToken
@@ -87,16 +87,16 @@ class Supervisor:
         self.clock = Clock(listen.time_scale)
         engine = connect(settings.database or "")
         try:
-            migrate(engine)
+            migrate_if_due(engine)
             with storage_errors(), engine.begin() as conn:
                 registered = beacons.count(conn)
         finally:
             engine.dispose()
-        self.tallies = SharedTallies(settings.workers)
+        self.tallies = SharedCounters(settings.workers)
         self.beats = Heartbeats(settings.workers)
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.replays = ReplayGuard(
-            settings.data / FILE, self.clock.now(), fresh=not registered, shared=True
+            settings.data / REPLAYS_FILE, self.clock.now(), fresh=not registered, shared=True
         )
         self.stops = StopBoard(settings.data, settings.workers)
         # Fails if another orchestrator listens here; SO_REUSEPORT would share the port silently.
@@ -263,10 +263,10 @@ class Supervisor:
 
         loop = asyncio.get_running_loop()
         loop.add_reader(self.parent_alive_pipe[0], orphaned)
-        self.stops.take_place(index)
+        self.stops.adopt_place(index)
         service = Service(self.settings, self.clock, self.replays, self.stops)
-        service.take_place(self.tallies, index)
-        service.run(self._send_heartbeats(index))
+        service.resume_counts(self.tallies, index)
+        service.run_in_background(self._send_heartbeats(index))
         await run_service(service, Engine(service), sock, listen)
 
     async def _send_heartbeats(self, index: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, events, webhooks
 from beacon_ota.orchestrator.webhooks.sender import DeliveryOutcome, send_webhook
@@ -61,8 +61,8 @@ class WebhookDispatcher:
     def start(self) -> None:
         """Begin to dispatch."""
         self.service.hub.on_stored = self.wake
-        self.reload(self.service.db.read_now(webhooks.every))
-        self.service.run(self._run())
+        self.reload(self.service.db.read_now(webhooks.list_all))
+        self.service.run_in_background(self._run())
 
     def reload(self, hooks: list[Fields]) -> None:
         """Take over the webhooks as they are in the database now."""
@@ -72,7 +72,7 @@ class WebhookDispatcher:
 
     def refresh(self) -> None:
         """Read the webhooks again, after another process has changed them or has led."""
-        self.reload(self.service.db.read_now(webhooks.every))
+        self.reload(self.service.db.read_now(webhooks.list_all))
 
     def wake(self) -> None:
         """Look for new events soon."""
@@ -91,12 +91,12 @@ class WebhookDispatcher:
             self._wake_event.clear()
             pause = _POLL_INTERVAL_S
             try:
-                if self._hooks and self.service.leads:
+                if self._hooks and self.service.is_leader:
                     await self._enqueue_new_events()
                     for webhook_id, due in await self.service.db.read(
                         webhooks.next_due, clock.now(), self._lease_times(), REST_S
                     ):
-                        wait = clock.real(max(due - clock.now(), 0.0))
+                        wait = clock.real_seconds(max(due - clock.now(), 0.0))
                         if wait > 0:
                             pause = min(pause, wait)
                         elif webhook_id not in self._busy:
@@ -112,7 +112,7 @@ class WebhookDispatcher:
 
     async def _enqueue_new_events(self) -> None:
         """Queue a delivery for each new event and each webhook that it matches."""
-        while rows := await self.service.db.read(events.since, self._seen, _BATCH):
+        while rows := await self.service.db.read(events.list_after, self._seen, _BATCH):
             found = {
                 hook["id"]: [
                     (row["id"], row["kind"], render_event(row))
@@ -161,7 +161,7 @@ class WebhookDispatcher:
             hook = webhooks.get(conn, webhook_id)
             if hook is None or hook["disabled_at"] is not None:
                 return None
-            row = webhooks.claim(conn, webhook_id, now, lease_s, waits)
+            row = webhooks.claim_delivery(conn, webhook_id, now, lease_s, waits)
             return None if row is None else (hook, row)
 
         claimed = await service.db.write(claim_delivery)
@@ -193,7 +193,7 @@ class WebhookDispatcher:
 
         def write_outcome(conn: Connection) -> list[Fields]:
             published.clear()
-            settled = webhooks.settle(
+            settled = webhooks.update_delivery(
                 conn,
                 row["id"],
                 tries=tries,
@@ -205,7 +205,7 @@ class WebhookDispatcher:
                 ended_at=now if over else None,
             )
             if settled is None:
-                return webhooks.every(conn)
+                return webhooks.list_all(conn)
             values: Fields = {"failing_since": None, "rests_until": None}
             current = webhooks.get(conn, hook["id"])
             if not outcome.ok:
@@ -215,12 +215,12 @@ class WebhookDispatcher:
                 }
             if outcome.gone:
                 values["disabled_at"] = now
-            webhooks.change(conn, hook["id"], **values)
+            webhooks.update_columns(conn, hook["id"], **values)
             for kind, true in (("given_up", over and not outcome.ok), ("disabled", outcome.gone)):
                 if true:
                     data = {"kind": row["kind"], "reason": outcome.error, "tries": tries}
                     published.append(events.add(conn, now, f"webhook.{kind}", hook["name"], data))
-            return webhooks.every(conn)
+            return webhooks.list_all(conn)
 
         def publish_outcome(hooks: list[Fields]) -> None:
             if outcome.gone:
@@ -245,5 +245,5 @@ def matches_kind(kinds: list[str], kind: str) -> bool:
 def render_event(event: Fields) -> str:
     """Return the JSON body of a delivery."""
     data = {"id": event["id"], "subject": event["subject"], **event["data"]}
-    document = {"type": event["kind"], "timestamp": iso(event["at"]), "data": data}
+    document = {"type": event["kind"], "timestamp": format_iso(event["at"]), "data": data}
     return json.dumps(document, separators=(",", ":"))

@@ -10,7 +10,7 @@ from beacon_ota.swarm.scenario import WINDOW, Scenario
 
 
 @contextmanager
-def own(scenario: Scenario) -> Iterator[OrchestratorProcess]:
+def run_local_server(scenario: Scenario) -> Iterator[OrchestratorProcess]:
     """Start one that takes unsigned releases; it ends with the context, and leaves nothing."""
     with (
         tempfile.TemporaryDirectory(prefix="beacon-swarm-") as folder,
