@@ -124,7 +124,7 @@ async def list_beacons(
         "silent_since": None if silent_s is None else service.clock.now() - silent_s,
     }
 
-    status_of = partial(_status_of, service)  # reads the view from a database thread
+    status_of = partial(_status_of, service)  # reads the fleet state from a database thread
 
     def read_page(conn: Connection) -> Response:
         # Serialized here, in a database thread, and not on the event loop.
