@@ -32,7 +32,7 @@ from beacon_ota.orchestrator.mirror.engine import MirrorEngine
 from beacon_ota.orchestrator.server.listen import ListenOptions
 from beacon_ota.orchestrator.server.run import run_service
 from beacon_ota.orchestrator.settings import Settings
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 COMMAND = Path(sys.executable).with_name("beacon-ota")
 DEADLINE_S = 120.0  # a busy machine may be this slow
@@ -198,7 +198,7 @@ class TestBeacon:
         digest = hashlib.sha256(body).hexdigest()
         text = auth.request_text(method, target, self.id, ts, nonce, digest)
         mac = hmac.digest(self.key, text, "sha256").hex()
-        return auth.header(self.id, ts, nonce, mac)
+        return auth.build_header(self.id, ts, nonce, mac)
 
     def call(
         self,
@@ -224,7 +224,7 @@ class TestBeacon:
                     raise
         found = {key.lower(): value for key, value in response.getheaders()}
         if check:
-            nonce = auth.parse(given["Authorization"])[2]  # type: ignore[index]
+            nonce = auth_header.parse_header(given["Authorization"])[2]  # type: ignore[index]
             digest = hashlib.sha256(data).hexdigest()
             if target.startswith("/firmwares/") and response.status in (200, 206):
                 digest = found.get("etag", f'"{digest}"').strip('"')

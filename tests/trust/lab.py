@@ -78,7 +78,7 @@ from wire import manifest
 
 def judge(offer, own, keys):
     try:
-        return asyncio.run(verify.check(json.loads(offer), keys=keys, **own))
+        return asyncio.run(verify.verify_manifest(json.loads(offer), keys=keys, **own))
     except manifest.Refused as error:
         return error.code
 """

@@ -130,7 +130,7 @@ class Verifier:
         if envelope is None:
             if not own.insecure:
                 raise Refused("signature", "no manifest")
-            manifest = Manifest.of(wire.unsigned(offer, own.device_type))
+            manifest = Manifest.of(wire.unsigned_fields(offer, own.device_type))
         else:
             if not isinstance(envelope, dict):
                 raise Refused("signature", "envelope: not an object")
@@ -138,8 +138,8 @@ class Verifier:
                 manifest = Manifest.read(dsse.unpack_envelope(envelope)[0])
             else:
                 manifest = self.open_envelope(envelope)
-            wire.agree(manifest.fields(), offer)
-        wire.check(
+            wire.check_offer(manifest.fields(), offer)
+        wire.check_rules(
             manifest.fields(), own.device_type, own.running, own.floor, own.now, own.slot_size
         )
         return manifest

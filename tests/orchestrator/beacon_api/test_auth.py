@@ -40,7 +40,7 @@ def slot() -> ReplaySlot:
 def header(key=KEY, method="GET", target="/x?a=b", body=b"", ts=NOW, nonce=NONCE, who="b1") -> str:
     digest = hashlib.sha256(body).hexdigest()
     text = auth.request_text(method, target, who, ts, nonce, digest)
-    return auth.header(who, ts, nonce, hmac.digest(key, text, "sha256").hex())
+    return auth.build_header(who, ts, nonce, hmac.digest(key, text, "sha256").hex())
 
 
 def ask(known, value, method="GET", target="/x?a=b", body=b"", now=NOW):

@@ -19,7 +19,7 @@ from beacon_ota.orchestrator.core import replay
 from beacon_ota.orchestrator.core.replay import _SLOTS, _TABLE, _WORD, ReplayGuard, ReplayVerdict
 from beacon_ota.orchestrator.http.problems import status_of
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.wire.auth import MAX_SKEW
+from beacon_ota.wire.auth_header import MAX_SKEW
 from tests.orchestrator.world import upload
 
 NOW = 1_900_000_000

@@ -269,11 +269,11 @@ def test_a_new_key_learned_at_the_mirror(scene):
     until(lambda: scene.mirror.service.fleet.beacons[beacon.id].next_key, deadline_s=DEADLINE_S)
     scene.down()
     from beacon_ota.orchestrator.beacon_api.auth import wrap_new_key
-    from beacon_ota.wire import auth
+    from beacon_ota.wire import auth_header
 
     answer = beacon.report("idle")
     new = answer.json["rekey"]
-    nonce = auth.parse(beacon.last_header)[2]  # type: ignore[index]
+    nonce = auth_header.parse_header(beacon.last_header)[2]  # type: ignore[index]
     beacon.key = bytes.fromhex(wrap_new_key(beacon.key, bytes.fromhex(new), nonce))
     assert beacon.poll().status == 204
     scene.uplink.restore()

@@ -32,7 +32,7 @@ from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import Release
 from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.virtual.reactor import Reactor
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 T = TypeVar("T")
 
@@ -231,7 +231,7 @@ class InProcessOrchestrator:
 
     def _sign_answer(self, request: HttpRequest, status: int, body: bytes) -> tuple[str, str]:
         """Sign what the front makes up, as if it were our own answer."""
-        found = auth.parse(request.headers.get("authorization", ""))
+        found = auth_header.parse_header(request.headers.get("authorization", ""))
         mac = ""
         node = None if found is None else self.service.fleet.beacons.get(found[0])
         if found is not None and node is not None:

@@ -43,7 +43,7 @@ class NewBeacon(BaseModel):
     @field_validator("beacon_id")
     @classmethod
     def _valid(cls, value: str) -> str:
-        if not auth.valid_id(value):
+        if not auth.is_valid_id(value):
             raise ValueError("letters, digits, dot, dash and underscore, at most 64")
         return value
 

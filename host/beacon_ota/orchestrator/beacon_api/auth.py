@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from beacon_ota.orchestrator.core.replay import ReplaySlot, ReplayVerdict
 from beacon_ota.orchestrator.http.problems import Problem
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _ZERO_KEY = bytes(32)
@@ -101,7 +101,7 @@ def authenticate_request(
             The state is unchanged, except that a right signature uses its nonce up.
         ReachError: ``storage``: the replay guard has no space to remember the nonce.
     """
-    parsed = auth.parse(header)
+    parsed = auth_header.parse_header(header)
     if parsed is None:
         raise AuthenticationError(
             "unknown_beacon", "the Authorization header is missing or malformed"

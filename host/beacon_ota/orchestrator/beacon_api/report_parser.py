@@ -52,7 +52,7 @@ def parse_report(body: bytes, counts: ServedCounts | None = None) -> Fields:
     except (ValueError, RecursionError):
         raise Problem(422, "report_syntax", "the body is not JSON") from None
     try:
-        fields, faults = wire.read(doc)
+        fields, faults = wire.read_report(doc)
     except wire.ReportError as error:
         raise Problem(
             422, "report_field", f"{error.field}: {error.reason}", found=error.field
@@ -88,7 +88,7 @@ def _mend_journal(sent: Any, counts: Counter[str]) -> tuple[list[list[Any]], int
     del numbered[journal.MAX_ENTRIES :]
     kept = []
     for entry in numbered:
-        mended = journal.mend(entry)
+        mended = journal.repair_entry(entry)
         if mended is None:
             counts["dropped"] += 1
             continue

@@ -34,7 +34,7 @@ from pathlib import Path
 from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator.folder import data_unusable
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.wire import auth
+from beacon_ota.wire.auth_header import MAX_SKEW
 
 REPLAYS_FILE = "replays"  # in the data folder
 _MAGIC = b"BOTARPL1"
@@ -229,7 +229,7 @@ class ReplaySlot:
             return ReplayVerdict.SKEWED
         if guard._word(_CLOCK) < now <= _LAST:
             _WORD.pack_into(guard._map, _CLOCK, int(now))
-        if abs(now - ts) > auth.MAX_SKEW and not self._is_told(ts, now):
+        if abs(now - ts) > MAX_SKEW and not self._is_told(ts, now):
             return ReplayVerdict.SKEWED
         with guard._locked(at):
             memory = guard._map
@@ -276,7 +276,7 @@ class ReplaySlot:
         """
         later = self.time_to_sign(now)
         known = max(now, self._guard._word(_CLOCK), self._guard._word(_LOST))
-        return later > now and 0 <= ts - later <= auth.MAX_SKEW and ts <= known + 2 * auth.MAX_SKEW
+        return later > now and 0 <= ts - later <= MAX_SKEW and ts <= known + 2 * MAX_SKEW
 
     def _is_forgotten(self, memory: mmap.mmap, ts: int) -> bool:
         """Tell whether a request from this second may have been accepted, and is forgotten."""

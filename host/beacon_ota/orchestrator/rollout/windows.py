@@ -47,12 +47,12 @@ def parse_window(text: str, zone: str = "UTC") -> Window:
     if text == WHOLE_DAY:
         return Window(0, DAY_MIN, zone)
     if isinstance(text, str):
-        ends = shapes.window(text.replace("-24:00", "-00:00"))
+        ends = shapes.parse_window(text.replace("-24:00", "-00:00"))
         if ends is not None:
             return Window(ends[0], ends[1], zone)
         opens, _, closes = text.partition("-")
         if opens.strip() == closes.strip() and any(
-            shapes.window(f"{opens}-{other}") for other in ("00:00", "12:00")
+            shapes.parse_window(f"{opens}-{other}") for other in ("00:00", "12:00")
         ):
             raise InputError(
                 "window_empty",

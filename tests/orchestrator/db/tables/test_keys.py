@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator.db.tables import keys
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 
 def take(beacon, answer) -> None:
     """Store the key that comes with an answer, as a beacon does."""
     pad = bytes.fromhex(answer.json["rekey"])
-    nonce = auth.parse(beacon.last_header)[2]  # type: ignore[index]
+    nonce = auth_header.parse_header(beacon.last_header)[2]  # type: ignore[index]
     mask = hmac.digest(beacon.key, auth.rekey_text(nonce), "sha256")
     beacon.key = bytes(a ^ b for a, b in zip(pad, mask, strict=True))
 

@@ -21,7 +21,7 @@ from beacon_ota.orchestrator.db.schema import beacons as _beacons
 from beacon_ota.orchestrator.db.tables import Fields, beacons, new_id, rollouts
 from beacon_ota.orchestrator.db.tables.prepared import PreparedStatement
 from beacon_ota.orchestrator.db.tables.rollouts import Basis
-from beacon_ota.wire.report import BLAMES
+from beacon_ota.wire.report import IMAGE_FAULTS
 
 REPORTED = ("success", "failed", "rolled_back")  # a beacon said so; the others we concluded
 GIVEN_UP = ("lost", "expired", "stopped")
@@ -291,7 +291,7 @@ def record_result(conn: Connection, at: float, report: Fields) -> tuple[str, Fie
 def blames_release(report: Fields) -> bool:
     """Tell whether a beacon says with this report that the release itself is bad."""
     reason = (report.get("stage"), report.get("code"))
-    return not report.get("acquitted") and reason in BLAMES.get(report["update_status"], ())
+    return not report.get("acquitted") and reason in IMAGE_FAULTS.get(report["update_status"], ())
 
 
 def undo_earlier(conn: Connection, at: float, report: Fields, row: Fields) -> list[Fields]:

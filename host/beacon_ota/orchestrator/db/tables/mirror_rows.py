@@ -87,7 +87,7 @@ def _is_version(value: Any) -> bool:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and auth.valid_id(value)
+    return isinstance(value, str) and auth.is_valid_id(value)
 
 
 def _whole(low: int, high: int) -> Check:
