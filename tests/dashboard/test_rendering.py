@@ -207,7 +207,7 @@ def test_floors_lie_above_each_other():
 
 def test_every_word_that_halts_a_rollout_is_explained():
     words = set(re.findall(r'Verdict\.HALT,\s*"(\w+)"', inspect.getsource(gates)))
-    words |= set(re.findall(r'"(\w+)",\s*f"', inspect.getsource(gates.tripped)))
+    words |= set(re.findall(r'"(\w+)",\s*f"', inspect.getsource(gates.tripped_limit)))
     assert words == {"failures_in_a_row", "failure_share", "gone", "healthy_share"}
     for word in words:
         text = messages.describe_halt(word)
