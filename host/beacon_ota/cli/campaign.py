@@ -183,7 +183,7 @@ def _run(
         results.append(_one(name, options, found, resume, cases, out, json))
         page = report.write_reports(out, results, began)
     if json:
-        output.print_json([result.document() for result in results])
+        output.print_json([result.as_document() for result in results])
     else:
         for result in results:
             _tell(result)
