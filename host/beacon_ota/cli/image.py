@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beacon_ota import text_files
+from beacon_ota.cli._support.options import JsonOption
 from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
@@ -97,11 +98,10 @@ WithoutAgentOption = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="Where it goes [default: named by itself].")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
-def inspect(
+@app.command("inspect")
+def inspect_file(
     file: Annotated[Path, typer.Argument(help="Any image, table, NVS or filesystem.")],
     secrets: Annotated[bool, typer.Option("--secrets", help="Show passwords and keys.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if anything is bad.")] = False,
@@ -116,13 +116,13 @@ def inspect(
     else:
         from beacon_ota.cli._support import inspection as page
 
-        page.show(str(file), report)
+        page.print_report(str(file), report)
     if check and not report.ok:
         raise typer.Exit(1)
 
 
-@app.command()
-def build(
+@app.command("build")
+def build_image(
     version: VersionOption = None,
     board: BoardOption = "esp32c3",
     core: CoreOption = None,
@@ -163,8 +163,8 @@ def build(
     _tell(out, built, target, json, {}, content)
 
 
-@app.command()
-def flash(
+@app.command("flash")
+def build_flash_image(
     board: BoardOption = "esp32c3",
     release: Annotated[
         Path | None, typer.Option(help="A release image.", rich_help_panel=_PARTS)

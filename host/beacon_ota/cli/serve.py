@@ -15,8 +15,8 @@ from beacon_ota.errors import UsageError
 app = typer.Typer(add_completion=False, help="Run the orchestrator or a mirror.")
 
 
-@app.command()
-def serve(
+@app.command("serve")
+def serve_orchestrator(
     data: Annotated[Path, typer.Option(help="Folder of the database and the images.")] = Path(
         "beacon-ota-data"
     ),
@@ -105,14 +105,14 @@ def serve(
         if as_json:
             typer.echo(json.dumps({"url": url, "token": token, "data": str(data)}))
         else:
-            _greet(url, token, token_file, insecure)
+            _print_greeting(url, token, token_file, insecure)
         sys.stdout.flush()
 
     settings = Settings(
         data=data,
         poll_s=poll,
         insecure=insecure,
-        trusted=_trusted(data, keys),
+        trusted=_read_trusted_keys(data, keys),
         zone=zone,
         window=window,
         webhook_local=webhook_local,
@@ -120,9 +120,9 @@ def serve(
         images=images,
         workers=workers,
         upstream=upstream,
-        upstream_token=_upstream_token(upstream, upstream_token_file),
+        upstream_token=_read_upstream_token(upstream, upstream_token_file),
         upstream_ca=upstream_ca,
-        lease_s=_lease(lease),
+        lease_s=_parse_lease(lease),
     )
     listen = Listen(
         host=host,
@@ -148,7 +148,7 @@ def _open_standard_files() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _upstream_token(upstream: str | None, file: Path | None) -> str:
+def _read_upstream_token(upstream: str | None, file: Path | None) -> str:
     if upstream is None:
         return ""
     from beacon_ota import text_files
@@ -165,7 +165,7 @@ def _upstream_token(upstream: str | None, file: Path | None) -> str:
     return token.strip()
 
 
-def _lease(text: str) -> float:
+def _parse_lease(text: str) -> float:
     from beacon_ota.orchestrator.lease import LEAST_S, MOST_S
     from beacon_ota.orchestrator.rollout.fields import parse_duration
 
@@ -175,7 +175,7 @@ def _lease(text: str) -> float:
     return found
 
 
-def _trusted(data: Path, keys: Path | None):
+def _read_trusted_keys(data: Path, keys: Path | None):
     """Return the trusted keys: of the option, else of the data folder, else None."""
     file = keys or data / "keys.json"
     if keys is None and not file.is_file():
@@ -186,7 +186,7 @@ def _trusted(data: Path, keys: Path | None):
     return KeySet.parse(text_files.read_text(file), name=str(file))
 
 
-def _greet(url: str, token: str | None, token_file: Path | None, insecure: bool) -> None:
+def _print_greeting(url: str, token: str | None, token_file: Path | None, insecure: bool) -> None:
     print = output.console.print
     output.print_markup("[bold]Beacon OTA[/] on [cyan]{}[/]   API [cyan]{}/docs[/]", url, url)
     if token is not None:

@@ -202,7 +202,7 @@ class Play:
                         jobs=JOBS,
                         search_s=60,
                         online_s=60,
-                        done=done.append,
+                        on_result=done.append,
                     )
                 )
             except BaseException as error:

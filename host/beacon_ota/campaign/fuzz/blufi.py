@@ -18,7 +18,7 @@ from typing import Any
 from beacon_ota.campaign.fuzz.coverage import Edge, trace
 from beacon_ota.errors import BeaconOtaError, ReachError
 from beacon_ota.provision import session
-from beacon_ota.provision.flow import AGAIN_S, ATTEMPTS
+from beacon_ota.provision.flow import ATTEMPTS, RETRY_DELAY_S
 from beacon_ota.provision.session import Initiator, SecretError
 from beacon_ota.wire import blufi, ec1, records, spake2, tlv, wifi
 from beacon_ota.wire.records import Records
@@ -370,7 +370,7 @@ async def _proper(radio: Any, beacon: Any) -> None:
         except ReachError:
             if attempt == ATTEMPTS - 1:
                 raise
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_DELAY_S)
         except SecretError as error:
             if error.code != "too_soon":
                 raise
