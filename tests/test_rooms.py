@@ -27,7 +27,7 @@ campaign/kills/simulated_beacon.py
 campaign/power/mutants.py
 campaign/power/recording.py
 campaign/report.py
-campaign/rig/bench.py
+campaign/rig/beacon_rig.py
 campaign/rig/builds.py
 campaign/rig/http_server.py
 campaign/rig/invariants.py
@@ -96,7 +96,7 @@ orchestrator/server/start.py
 orchestrator/server/subprocess.py
 orchestrator/settings.py
 virtual/beacon.py
-virtual/board.py
+virtual/peripherals.py
 virtual/clock.py
 virtual/flash/esp_errors.py
 virtual/flash/nvs_page.py
@@ -116,7 +116,7 @@ virtual/radio/events.py
 virtual/radio/interfaces.py
 virtual/radio/link.py
 virtual/radio/observer.py
-virtual/radio/room.py
+virtual/radio/space.py
 virtual/radio/stack.py
 virtual/radio/transport.py
 virtual/reactor.py

@@ -100,7 +100,7 @@ def changes(task: str) -> dict[str, str]:
     found = {"probe.py": _PROBE}
     main = tuple((text, instead.replace("{task}", task)) for text, instead in _MAIN)
     for path, pairs in {**_CHANGES, "main.py": main}.items():
-        source = builds.source("app", *path.split("/"))
+        source = builds.read_source("app", *path.split("/"))
         for text, instead in pairs:
             assert source.count(text) == 1, (path, text)
             source = source.replace(text, instead)

@@ -169,7 +169,7 @@ def test_static_files_are_kept_for_as_long_as_they_stay_the_same(signed):
         assert "immutable" in answer.headers["cache-control"]
         assert "http" not in answer.text.replace("http://www.w3.org", "")  # nobody else is asked
         assert signed.get(address.partition("?")[0]).headers["cache-control"] == "no-cache"
-    assert signed.get("/static/../frame.py").status_code == 404
+    assert signed.get("/static/../page_base.py").status_code == 404
     assert signed.get("/static/nothing.css").status_code == 404
 
 

@@ -10,7 +10,7 @@ import pytest
 from beacon_ota.device import chip
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.images import flash
-from beacon_ota.virtual.flash.nor import Faults, Flash
+from beacon_ota.virtual.flash.nor import Flash, FlashFaults
 from tests.device.loader import Chip, plugged
 
 DIRTY = b"\x5a" * (4 << 20)  # what was in the flash before
@@ -142,7 +142,7 @@ def test_the_chip_dies_in_between(image):
 def test_a_worn_sector_is_found(image):
     at = next(at for at in range(0x10100, 0x11000) if image[at] & 1)
     with plugged(Chip(Flash(DIRTY))) as found:
-        found.flash.faults = Faults(stuck={at: 1})
+        found.flash.faults = FlashFaults(stuck={at: 1})
         refuse(lambda: chip.write_image(found.port, image), "chip_verify")
 
 

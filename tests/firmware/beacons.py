@@ -134,8 +134,8 @@ def bench(
         server = stack.enter_context((server or Server()).run())
         server.scale = scale
         network = Network(join_time=0.5)
-        network.add(SSID, PASSWORD)
-        network.host("orchestrator.local", "127.0.0.1", server.port)
+        network.add_access_point(SSID, PASSWORD)
+        network.set_host("orchestrator.local", "127.0.0.1", server.port)
         rules = POLICY | (PATIENT if scale > SCALE else {}) | dict(policy or {})
         values: dict[str, int | bytes | None] = {
             "beacon_id": BEACON.encode(),

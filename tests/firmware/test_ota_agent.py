@@ -166,7 +166,7 @@ def test_the_pause_is_over_in_a_week(v1, v2):
         b.server.offering = False
         for _ in range(28):
             polls = b.server.count("/firmwares/latest")
-            b.beacon.skip(6 * 3600)
+            b.beacon.skip_time(6 * 3600)
             b.wait(lambda polls=polls: b.server.count("/firmwares/latest") > polls + 1)
         b.server.offering = True
         b.reported("success")

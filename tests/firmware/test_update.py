@@ -3,7 +3,7 @@
 import hashlib
 import time
 
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from beacon_ota.wire import adverts
 from tests.firmware.beacons import bench, make
 from tests.firmware.server import BEACON
@@ -12,7 +12,7 @@ PROGRESS = b"\x04\xff\x59\x00"
 SUCCESS = ["downloading", "verifying", "rebooting", "success"]
 
 
-class Air(Advertiser):
+class Air(RadiolessBackend):
     """Keeps everything that was advertised: (interval, data, response)."""
 
     def __init__(self):
@@ -137,7 +137,7 @@ def test_found_by_its_service(v1):
     """No name leads to it: only the announcement does."""
     with bench(v1, settings={"orch_url": None}, power=False) as b:
         b.network.hosts.clear()
-        b.network.host("box.local", "127.0.0.1", b.server.port)
+        b.network.set_host("box.local", "127.0.0.1", b.server.port)
         b.network.services["_beacon-ota._tcp"] = ("box.local", 8080)
         b.beacon.power_on()
         b.wait(lambda: b.polled("1.0.0"))

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from beacon_ota import paths
-from beacon_ota.campaign.power.recording import play
+from beacon_ota.campaign.power.recording import replay_operation
 from beacon_ota.images import otadata
 from beacon_ota.virtual.flash import bootloader
 from beacon_ota.virtual.flash.nor import Flash
@@ -343,8 +343,8 @@ def test_an_image_that_breaks_after_it_was_armed(v1, v2):
         b.beacon.power_cut()
         # As if it had been cut before the first trial: armed, not booted, and broken.
         flash = b.beacon.flash
-        flash.poke(0xE000, otadata.make_entry(2, otadata.NEW).pack())
-        flash.poke(0x1D0000 + 200, bytes([flash.read(0x1D0000 + 200, 1)[0] ^ 1]))
+        flash.overwrite(0xE000, otadata.make_entry(2, otadata.NEW).pack())
+        flash.overwrite(0x1D0000 + 200, bytes([flash.read(0x1D0000 + 200, 1)[0] ^ 1]))
         b.beacon.power_on()
         back = b.reported("rolled_back")
         assert back["code"] in ("not_booted", "power") and b.running() == "ota_0"
@@ -410,7 +410,7 @@ def test_crashes_of_the_old_release_are_not_laid_to_the_new(v1, v2):
     table = bootloader.read_table(flash)
     assert table.nvs is not None and table.otadata is not None
     for op in ops:
-        play(flash, op)
+        replay_operation(flash, op)
         entries = otadata.parse_entries(flash.read(table.otadata.offset, otadata.SIZE))
         a = otadata.active_entry(entries)
         if a >= 0 and entries[a].slot(2) == 1 and entries[a].state == otadata.VALID:
@@ -418,7 +418,7 @@ def test_crashes_of_the_old_release_are_not_laid_to_the_new(v1, v2):
     else:
         raise AssertionError("never confirmed")
     store = Nvs(flash, table.nvs)
-    assert store.get(store.open("beacon"), "crashes", int) is None
+    assert store.get(store.open_namespace("beacon"), "crashes", int) is None
 
 
 def set_number(b, key: str, value: int) -> None:
@@ -427,7 +427,7 @@ def set_number(b, key: str, value: int) -> None:
     part = bootloader.read_table(b.beacon.flash).nvs
     assert part is not None
     store = Nvs(b.beacon.flash, part)
-    store.set(store.open("beacon"), key, value)
+    store.set(store.open_namespace("beacon"), key, value)
     b.beacon.flash.powered = False
 
 

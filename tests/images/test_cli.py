@@ -111,7 +111,7 @@ def test_what_the_command_builds_boots(run, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     network = Network()
-    network.add("hall", "correct horse")
+    network.add_access_point("hall", "correct horse")
     chip = Flash((tmp_path / "f.bin").read_bytes())
     with VirtualBeacon(chip, network=network, scale=10) as beacon:
         beacon.power_on()

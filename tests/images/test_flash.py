@@ -34,7 +34,7 @@ def test_a_flash_image_goes_together_and_comes_apart(name, release_factory, flas
 @pytest.mark.parametrize("name", BOARDS)
 def test_it_boots_and_the_first_boot_writes_nothing(name, flash_factory):
     chip = Flash(flash_factory(board=name))
-    booted = bootloader.start(chip)
+    booted = bootloader.boot_from_flash(chip)
     assert booted.partition == boards.load_board(name).initial_app
     assert chip.ops == 0
 
@@ -110,7 +110,7 @@ def test_with_the_real_core(name, real_core, release_factory, flash_factory):
     image = flash_factory(built, board=name, bootloader=real_core.bootloader)
     found = flash.parse_flash(image)
     assert found.errors == {} and found.board and found.board.name == name
-    assert bootloader.start(Flash(image)).partition == boards.load_board(name).initial_app
+    assert bootloader.boot_from_flash(Flash(image)).partition == boards.load_board(name).initial_app
 
 
 def test_damage_is_reported_by_part(flash_factory):

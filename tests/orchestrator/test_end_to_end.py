@@ -23,8 +23,8 @@ def fleet(tmp_path, small_core):
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Server(tmp_path / "data", f"--time-scale={SCALE}", "--poll=5"))
         network = Network(join_time=0.5)
-        network.add(SSID, PASSWORD)
-        network.host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
+        network.add_access_point(SSID, PASSWORD)
+        network.set_host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
         beacons = {}
         for number in range(3):
             name, key = f"real-{number}", secrets.token_bytes(32)

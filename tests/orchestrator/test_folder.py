@@ -36,7 +36,7 @@ def test_a_second_orchestrator_on_a_folder_is_refused_and_the_first_goes_on(tmp_
 
 
 def test_workers_hold_it_together_and_no_longer_than_their_parent(tmp_path):
-    url = cluster().database()
+    url = cluster().create_database()
     with Server(tmp_path / "data", f"--database={url}", "--workers=2") as server:
         assert "data_in_use" in refused(server.data, f"--database={url}")
         server.kill()

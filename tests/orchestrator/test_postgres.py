@@ -34,7 +34,7 @@ from tests.orchestrator.world import Local, Server, TestBeacon, beacons, until, 
 
 @pytest.fixture
 def local(tmp_path, caplog):
-    with Local(tmp_path / "data", database=cluster().database()) as local:
+    with Local(tmp_path / "data", database=cluster().create_database()) as local:
         until(lambda: local.service.leads)
         yield local
     failures = [record for record in caplog.records if record.exc_info]
@@ -42,7 +42,7 @@ def local(tmp_path, caplog):
 
 
 def test_the_migrations_lead_to_the_schema():
-    engine = connect(cluster().database())
+    engine = connect(cluster().create_database())
     with engine.connect() as conn:
         context = MigrationContext.configure(conn)
         assert context.get_current_revision() == newest_revision()
@@ -166,7 +166,7 @@ def put(conn, kind):
 
 def test_a_connection_that_is_cut_costs_one_answer_at_most():
     async def main() -> None:
-        url = cluster().database()
+        url = cluster().create_database()
         db = Database(url, worker="me")
         db.start()
         other = connect(url, readonly=True)
@@ -195,7 +195,7 @@ def test_a_writer_that_dies_in_a_transaction_holds_up_nobody():
         conn.connection.driver_connection.close()
 
     async def main() -> None:
-        db = Database(cluster().database(), worker="me")
+        db = Database(cluster().create_database(), worker="me")
         db.start()
         try:
             done = await asyncio.gather(
@@ -215,7 +215,7 @@ def test_changes_come_in_the_order_of_the_commits_and_are_forgotten_with_a_note(
     monkeypatch.setattr(changes, "KEPT", 10)
 
     async def main() -> None:
-        url = cluster().database()
+        url = cluster().create_database()
         workers = [Database(url, worker=name) for name in ("one", "two", "three")]
         for db in workers:
             db.start()
@@ -240,7 +240,7 @@ def test_changes_come_in_the_order_of_the_commits_and_are_forgotten_with_a_note(
 
 def test_the_database_goes_away_and_comes_back(tmp_path):
     """Polls go on out of memory; what needs a commit is refused by name, and works again after."""
-    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+    with Server(tmp_path / "data", f"--database={cluster().create_database()}") as server:
         one, two = beacons(server, 2)
         assert one.poll().status == 204
         cluster().restart()

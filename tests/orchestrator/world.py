@@ -29,8 +29,8 @@ from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import connect, migrate, sqlite_url
 from beacon_ota.orchestrator.mirror.engine import LocalEngine
-from beacon_ota.orchestrator.server.listen import Listen
-from beacon_ota.orchestrator.server.run import run
+from beacon_ota.orchestrator.server.listen import ListenOptions
+from beacon_ota.orchestrator.server.run import run_service
 from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.wire import auth
 
@@ -338,7 +338,7 @@ class Local:
     loop: asyncio.AbstractEventLoop
     service: Service
     engine: Engine
-    listen: Listen
+    listen: ListenOptions
     url: str
     token: str
 
@@ -365,10 +365,10 @@ class Local:
             self.engine = (LocalEngine if local else Engine)(self.service)
             sock = socket.socket()
             sock.bind(("127.0.0.1", 0))
-            self.listen = Listen(
+            self.listen = ListenOptions(
                 token_file=self._token_file, on_ready=lambda url, _token: ready.put(url)
             )
-            await run(self.service, self.engine, sock, self.listen)
+            await run_service(self.service, self.engine, sock, self.listen)
 
         try:
             asyncio.run(main())

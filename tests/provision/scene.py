@@ -17,8 +17,8 @@ from beacon_ota.provision.scan import Sighting
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.net.network import Network
-from beacon_ota.virtual.radio.choice import Radio, radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import RadioSelection, select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
 from beacon_ota.wire import adverts
 from tests.firmware.beacons import POLICY, image
 from tests.firmware.server import Server
@@ -61,15 +61,15 @@ class Book:
 class Scene:
     """Everything a test needs. ``beacon`` is on unless ``power=False``."""
 
-    room: Room
+    room: RadioSpace
     server: Server
     network: Network
     flash: Flash
     beacon: VirtualBeacon
 
     @property
-    def radio(self) -> Radio:
-        return radio(self.room.spec)
+    def radio(self) -> RadioSelection:
+        return select_radio(self.room.spec)
 
     @property
     def book(self) -> Book:
@@ -137,7 +137,7 @@ class Scene:
 
     def skip(self, seconds: float) -> None:
         """Let the beacon's seconds pass at once, and the orchestrator's."""
-        self.beacon.skip(seconds)
+        self.beacon.skip_time(seconds)
         self.server.epoch += seconds
 
     def stays(self, condition: Callable[[], object], seconds: float = 0.5) -> bool:
@@ -149,8 +149,14 @@ class Scene:
             time.sleep(0.02)
         return True
 
-    async def heard(self, condition: Callable[[Sighting], object], seconds: float = 60) -> Sighting:
-        """Listen until an advertisement of the beacon meets the condition."""
+    async def heard(
+        self, condition: Callable[[Sighting], object], seconds: float = 150
+    ) -> Sighting:
+        """Listen until an advertisement of the beacon meets the condition.
+
+        A beacon whose orchestrator does not answer at the moment when its client goes stays open
+        for ``open_s``, and that may be so when the machine is busy: it is waited for here.
+        """
         end = time.monotonic() + seconds
         async with scan.open_scanner(self.radio) as watch:
             while True:
@@ -191,7 +197,7 @@ def scene(
     policy: Mapping[str, int] | None = None,
     scale: float = SCALE,
     power: bool = True,
-    room: Room | None = None,
+    room: RadioSpace | None = None,
     mac: bytes = MAC,
     pin: str = PIN,
     **options,
@@ -201,9 +207,9 @@ def scene(
         server = stack.enter_context(Server(keys={}).run())
         server.scale = scale
         network = Network(join_time=0.5, scan_time=0.5)
-        network.add(SSID, PASSWORD)
-        network.host("orchestrator.local", "127.0.0.1", server.port)
-        room = room or stack.enter_context(Room(seed=1))
+        network.add_access_point(SSID, PASSWORD)
+        network.set_host("orchestrator.local", "127.0.0.1", server.port)
+        room = room or stack.enter_context(RadioSpace(seed=1))
         name = adverts.name(mac[:5] + bytes([mac[5] + 2])).decode()
         values: dict[str, int | bytes | None] = {
             "beacon_id": ID.encode(),
@@ -216,7 +222,12 @@ def scene(
         stack.callback(flash.close)
         beacon = stack.enter_context(
             VirtualBeacon(
-                flash, mac=mac, network=network, scale=scale, bluetooth=room.backend(), **options
+                flash,
+                mac=mac,
+                network=network,
+                scale=scale,
+                bluetooth=room.make_backend(),
+                **options,
             )
         )
         if power:

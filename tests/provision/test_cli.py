@@ -56,7 +56,7 @@ def go(server, tmp_path, monkeypatch, capsys):
 def near(v1, server, monkeypatch, **options) -> Iterator[scenes.Scene]:
     """A beacon within reach of the command line, whose network leads to the real orchestrator."""
     with scene(v1, **options) as s:
-        s.network.host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
+        s.network.set_host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
         monkeypatch.setenv("BEACON_OTA_RADIO", s.room.spec)
         yield s
 
@@ -149,7 +149,9 @@ def test_a_batch(v1, server, go, monkeypatch, tmp_path):
         near(v1, server, monkeypatch, settings={"beacon_id": b"batch-1"}) as s,
         scene(v1, mac=OTHER, room=s.room, settings={"beacon_id": b"batch-2"}) as other,
     ):
-        other.network.host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
+        other.network.set_host(
+            "orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2])
+        )
         file = tmp_path / "batch.csv"
         file.write_text(rows.format(NAME, name, PIN, "55555555"))
         run = ("provision", "batch", str(file), *WIFI[:4], "--search", "60", "--jobs", "2")
@@ -182,7 +184,7 @@ def test_as_a_dialogue(v1, server, tmp_path, monkeypatch):
     """At a terminal: which PIN (once wrongly), which network of the beacon's, which password."""
     env = {**environment(tmp_path, server), "TERM": "xterm", "COLUMNS": "160"}
     with near(v1, server, monkeypatch, settings={"beacon_id": b"asked"}) as s:
-        s.network.add("weaker", "pass word", rssi=-80)
+        s.network.add_access_point("weaker", "pass word", rssi=-80)
         s.wait(s.opened)
         terminal, theirs = pty.openpty()
         process = subprocess.Popen(

@@ -31,7 +31,7 @@ def messages(captured: Capture, opcode: int) -> Iterator[blufi.Message]:
     """Give what one side said before everything was sealed."""
     link = blufi.Link(opcode == WRITE)
     for one in captured:
-        pdu = one.att
+        pdu = one.att_pdu
         if pdu and pdu[0] == opcode and len(pdu) > 7 and not pdu[4] & 1:
             message = link.receive(pdu[3:])
             if message is not None:
@@ -73,14 +73,14 @@ def test_an_eavesdropper_learns_nothing(v1, monkeypatch):
     config = {"site": "a secret place", "ibeacon": POSITION, "fleet_key": bytes(range(16, 32))}
     pin = "4711"
     with scene(v1, pin=pin) as s:
-        captured = s.room.capture()
+        captured = s.room.start_capture()
         book = s.book
         done = s.online(secret=scenes.Secret(pin=pin), config=config, creds=CREDENTIALS, book=book)
         assert done.poll == "ok"
         [(_, key, _)] = book.entered
         stored = session.enroll_pin(pin, NAME.encode())
         sent = b"".join(one.payload for one in captured)
-        said = b"".join(one.att[7:] for one in captured if one.att and len(one.att) > 7)
+        said = b"".join(one.att_pdu[7:] for one in captured if one.att_pdu and len(one.att_pdu) > 7)
         heard = exchange(captured)
     # Nothing as it is, nor any eight bytes of it, whatever piece it was sent in.
     assert NAME.encode() in sent and len(said) > 1000

@@ -109,7 +109,9 @@ def test_every_mtu(v1, mtu):
 
     with scene(v1) as s:
         for number in range(23):
-            s.network.add(f"neighbour-{number:02}" + "x" * number, "pass word", rssi=-60 - number)
+            s.network.add_access_point(
+                f"neighbour-{number:02}" + "x" * number, "pass word", rssi=-60 - number
+            )
         run(body(s))
 
 
@@ -127,7 +129,7 @@ def test_every_mtu(v1, mtu):
 def test_names_and_passwords(v1, ssid, password):
     with scene(v1) as s:
         wifi = Network.of(ssid, password)
-        s.network.add(wifi.ssid, wifi.password)
+        s.network.add_access_point(wifi.ssid, wifi.password)
         assert s.online(wifi=wifi).poll == "ok"
         assert s.beacon.setting("wifi_ssid") == wifi.ssid
         assert s.beacon.setting("wifi_pass") == (wifi.password or None)
@@ -141,7 +143,7 @@ def test_a_wrong_password_costs_nothing(v1):
     with scene(v1) as s:
         s.online()
         before = s.beacon.settings()
-        s.network.add("new", "other password")
+        s.network.add_access_point("new", "other password")
         s.unlock()
         with pytest.raises(BeaconOtaError) as caught:
             s.online(wifi=Network.of("new", "wrong password"))
@@ -159,7 +161,7 @@ def test_a_wrong_password_costs_nothing(v1):
 
 def test_a_network_that_is_not_there(v1):
     with scene(v1) as s:
-        s.network.add("Site", "with a capital", rssi=-70)
+        s.network.add_access_point("Site", "with a capital", rssi=-70)
         with pytest.raises(BeaconOtaError) as caught:
             s.online(wifi=Network.of("sitee", "pass word"))
         assert caught.value.code == "wifi_not_found"
@@ -194,7 +196,7 @@ def test_an_orchestrator_that_will_not_have_it(v1):
 def test_the_second_network_takes_over(v1):
     config = {"wifi2_ssid": b"spare", "wifi2_pass": b"spare password"}
     with scene(v1) as s:
-        s.network.add("spare", "spare password")
+        s.network.add_access_point("spare", "spare password")
         s.online(config=config)
         s.network.points[0].visible = False
         s.beacon.drop_wifi()

@@ -107,7 +107,7 @@ def test_a_lost_beacon_gets_another_network(v1):
         s.beacon.power_on()
         run(s.heard(lambda b: b.has(adverts.PROVISIONED)))
         s.skip(60)
-        s.network.add("moved", "other password")
+        s.network.add_access_point("moved", "other password")
         s.wait(s.opened, what="open")
         done = s.online(wifi=scenes.Wifi.of("moved", "other password"))
         assert done.poll == "ok"
@@ -122,7 +122,7 @@ def test_a_beacon_that_was_lost_for_hours_gets_another_network(v1):
         for _ in range(8):  # a failed round each time, and the pause after it
             s.skip(1000)
             s.stays(lambda: True, 0.7)
-        s.network.add("moved", "other password")
+        s.network.add_access_point("moved", "other password")
         s.wait(s.opened, what="open")
         done = s.online(wifi=scenes.Wifi.of("moved", "other password"))
         assert done.poll == "ok" and s.joined() == b"moved"
@@ -186,7 +186,7 @@ def test_half_a_wish_does_nothing(v1):
 
 def test_a_cut_while_it_forgets(v1):
     """All or nothing, whichever flash operation the power fails at."""
-    from beacon_ota.virtual.flash.nor import Cut
+    from beacon_ota.virtual.flash.nor import PowerCutPoint
 
     cut_at = 0
     results = set()
@@ -195,7 +195,7 @@ def test_a_cut_while_it_forgets(v1):
             # Nobody knows it here, which it writes down; from then on its flash is still.
             s.wait(lambda: s.beacon.setting("journal1") is not None)
             before = s.flash.ops
-            s.flash.cut = Cut(before + cut_at, "inside", 7)
+            s.flash.cut = PowerCutPoint(before + cut_at, "inside", 7)
             s.beacon.press()
             run(s.heard(lambda b: b.has(adverts.HELD)))
             s.skip(10)

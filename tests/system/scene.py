@@ -95,8 +95,8 @@ def pair(
     with contextlib.ExitStack() as stack:
         middle = stack.enter_context(Middle(server.url))
         network = Network(join_time=0.5)
-        network.add(SSID, PASSWORD)
-        network.host("orchestrator.local", "127.0.0.1", port or middle.port)
+        network.add_access_point(SSID, PASSWORD)
+        network.set_host("orchestrator.local", "127.0.0.1", port or middle.port)
         values: dict[str, int | bytes] = {
             "beacon_id": name.encode(),
             "beacon_key": key,

@@ -30,7 +30,7 @@ def sealed(image, keys, trusted) -> tuple[bytes, str]:
 
 def upload(data: bytes, envelope: str | None, trusted, *, insecure=False, now=NOW, **claimed):
     fields = {"device_type": "esp32c3", "version": "1.2.3"} | claimed
-    claim = validate.Claim(
+    claim = validate.UploadClaim(
         **fields,
         description="",
         channel="beta",
@@ -39,7 +39,7 @@ def upload(data: bytes, envelope: str | None, trusted, *, insecure=False, now=NO
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    return validate.examine(io.BytesIO(data), claim, trusted, insecure, now)
+    return validate.examine_image(io.BytesIO(data), claim, trusted, insecure, now)
 
 
 def refused(*args, **named) -> str:

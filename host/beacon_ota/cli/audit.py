@@ -35,7 +35,7 @@ def list_entries(
             action=action, by=by, target=target, limit=limit, after=after or 0, newest=newest
         )
     else:
-        from beacon_ota.orchestrator.api.audit import shown
+        from beacon_ota.orchestrator.api.audit import serialize_entry
         from beacon_ota.orchestrator.db.database import offline
         from beacon_ota.orchestrator.db.tables import audit
 
@@ -49,7 +49,7 @@ def list_entries(
                 target=target,
                 newest=newest,
             )
-        rows = [shown(entry) for entry in found]
+        rows = [serialize_entry(entry) for entry in found]
     output.print_rows(rows if json else localize_times(rows, "time"), _COLUMNS, as_json=json)
 
 

@@ -12,8 +12,8 @@ from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
-    from beacon_ota.campaign.report import Result
-    from beacon_ota.campaign.runner import Options, Outcome
+    from beacon_ota.campaign.report import CampaignResult
+    from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome
 
 app = typer.Typer(
     add_completion=False,
@@ -147,10 +147,10 @@ def run_all(
     json: JsonOption = False,
 ) -> None:
     """Run all campaigns, one after the other."""
-    from beacon_ota.campaign.runner import NAMES
+    from beacon_ota.campaign.runner import CAMPAIGN_NAMES
 
     options = _make_options(seed, every, minutes=minutes, kills=kills, core=core)
-    _run_campaigns(list(NAMES), options, jobs, resume, None, out, json)
+    _run_campaigns(list(CAMPAIGN_NAMES), options, jobs, resume, None, out, json)
 
 
 def _make_options(
@@ -160,15 +160,15 @@ def _make_options(
     minutes: float = 10,
     kills: int = 1000,
     core: Path | None = None,
-) -> "Options":
-    from beacon_ota.campaign.runner import Options
+) -> "CampaignOptions":
+    from beacon_ota.campaign.runner import CampaignOptions
 
-    return Options(seed, every, minutes, kills, str(core.resolve()) if core else None)
+    return CampaignOptions(seed, every, minutes, kills, str(core.resolve()) if core else None)
 
 
 def _run_campaigns(
     names: list[str],
-    options: "Options",
+    options: "CampaignOptions",
     jobs: int | None,
     resume: bool,
     cases: list[str] | None,
@@ -181,9 +181,9 @@ def _run_campaigns(
     began = datetime.now(UTC).isoformat(" ", "seconds")
     results = []
     for name in names:
-        found = runner.cores() if jobs is None else jobs
+        found = runner.count_cores() if jobs is None else jobs
         results.append(_run_campaign(name, options, found, resume, cases, out, json))
-        page = report.write(out, results, began)
+        page = report.write_reports(out, results, began)
     if json:
         output.print_json([result.document() for result in results])
     else:
@@ -196,32 +196,32 @@ def _run_campaigns(
 
 def _run_campaign(
     name: str,
-    options: "Options",
+    options: "CampaignOptions",
     jobs: int,
     resume: bool,
     cases: list[str] | None,
     out: Path,
     quiet: bool,
-) -> "Result":
+) -> "CampaignResult":
     from beacon_ota.campaign import runner
-    from beacon_ota.campaign.report import Result
+    from beacon_ota.campaign.report import CampaignResult
 
     folder = out / name
     start = time.monotonic()
     if not quiet:
         output.print_markup("{}: preparing", name, to=output.error_console)
-    campaign = runner.find(name)
-    plan = campaign.plan(folder, options)
+    campaign = runner.load_campaign(name)
+    plan = campaign.plan_cases(folder, options)
     chosen = list(plan.cases) if cases is None else cases
     if not chosen:
         raise UsageError("no_cases", f"{name}: nothing to run", found=options.every)
     jobs = min(jobs, plan.jobs or jobs)
     with CaseProgress(name, len(chosen), quiet) as told:
-        outcomes = runner.execute(
-            name, folder, options, chosen, jobs=jobs, resume=resume, told=told
+        outcomes = runner.run_cases(
+            name, folder, options, chosen, jobs=jobs, resume=resume, on_outcome=told
         )
     spent = time.monotonic() - start
-    return Result(name, options.shown(), plan.facts, outcomes, spent, jobs, plan.notes)
+    return CampaignResult(name, options.as_report(), plan.facts, outcomes, spent, jobs, plan.notes)
 
 
 class CaseProgress:
@@ -243,14 +243,14 @@ class CaseProgress:
         self._task = self._bar.add_task(name, total=total)
         self._quiet = quiet
 
-    def __enter__(self) -> Callable[["Outcome"], None]:
+    def __enter__(self) -> Callable[["CaseOutcome"], None]:
         self._bar.__enter__()
         return self._count_outcome
 
     def __exit__(self, *error: object) -> None:
         self._bar.__exit__(*error)  # type: ignore[arg-type]
 
-    def _count_outcome(self, outcome: "Outcome") -> None:
+    def _count_outcome(self, outcome: "CaseOutcome") -> None:
         self._bar.advance(self._task)
         if outcome.wrong and not self._quiet:
             text = f"{outcome.name}: {'; '.join(outcome.wrong)}"
@@ -259,17 +259,17 @@ class CaseProgress:
             )
 
 
-def _print_result(result: "Result") -> None:
+def _print_result(result: "CampaignResult") -> None:
 
-    from beacon_ota.campaign.report import classes
+    from beacon_ota.campaign.report import count_classes
 
     columns = ("group", "outcome", "cases", "wrong")
     title = f"{result.name}: {len(result.outcomes)} cases, {len(result.wrong)} wrong"
-    output.console.print(output.build_table(classes(result.outcomes), columns, title=title))
+    output.console.print(output.build_table(count_classes(result.outcomes), columns, title=title))
     for note in result.notes:
         output.print_markup("{}", note)
     for outcome in result.wrong:
         output.print_markup("[bold red]wrong[/] {}", outcome.name)
         for line in outcome.wrong:
             output.print_markup("  {}", line)
-        output.print_markup("  {}", result.repro(outcome.name))
+        output.print_markup("  {}", result.repro_command(outcome.name))

@@ -13,7 +13,7 @@ from beacon_ota.console import output
 from beacon_ota.errors import InputError
 
 if TYPE_CHECKING:
-    from beacon_ota.demo.play import Result
+    from beacon_ota.demo.play import DemoResult
 
 app = typer.Typer(add_completion=False, help="Show the whole pipeline on virtual beacons.")
 HEAP_MAX = 24 * 1024
@@ -34,14 +34,14 @@ def run_demo(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Provision beacons over Bluetooth, roll out a good release, see a bad one halted."""
-    from beacon_ota.demo.play import Play
+    from beacon_ota.demo.play import Demonstration
 
     with ExitStack() as stack:
         if data is None:
             data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="beacon-ota-")))
         data.mkdir(parents=True, exist_ok=True)
         play = stack.enter_context(
-            Play(
+            Demonstration(
                 data,
                 count=count,
                 scale=time_scale,
@@ -70,7 +70,7 @@ def _print_url(url: str, token: str) -> None:
     )
 
 
-def _find_disagreements(result: "Result") -> list[str]:
+def _find_disagreements(result: "DemoResult") -> list[str]:
     """Return what did not come out as it should."""
     from beacon_ota.demo.play import GOOD, LADDER
 
@@ -88,7 +88,7 @@ def _find_disagreements(result: "Result") -> list[str]:
     return wrong
 
 
-def _print_summary(result: "Result") -> None:
+def _print_summary(result: "DemoResult") -> None:
     from rich.table import Table
 
     from beacon_ota.demo.play import BAD, GOOD, OLD

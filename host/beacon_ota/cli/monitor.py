@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from beacon_ota.provision.scan import BeaconScanner, Sighting
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.virtual.radio.selection import RadioSelection
 
 app = typer.Typer(add_completion=False, help="Watch beacons in Bluetooth range.")
 
@@ -46,7 +46,7 @@ def monitor_beacons(
 
     With --json a line whenever something changes: found, changed, gone.
     """
-    from beacon_ota.virtual.radio.choice import radio as choose
+    from beacon_ota.virtual.radio.selection import select_radio as choose
 
     end = time.monotonic() + seconds if seconds is not None else float("inf")
     asyncio.run((_print_changes if json else _show_live)(choose(radio), beacon, end))
@@ -58,7 +58,7 @@ def _select_sightings(watch: "BeaconScanner", wanted: str | None) -> "list[Sight
     return [one for one in watch.beacons() if wanted is None or scan.matches_name(one, wanted)]
 
 
-async def _print_changes(radio: "Radio", wanted: str | None, end: float) -> None:
+async def _print_changes(radio: "RadioSelection", wanted: str | None, end: float) -> None:
     from beacon_ota.provision import scan
     from beacon_ota.provision.monitor import ChangeTracker
 
@@ -71,7 +71,7 @@ async def _print_changes(radio: "Radio", wanted: str | None, end: float) -> None
             await asyncio.sleep(_POLL_INTERVAL_S)
 
 
-async def _show_live(radio: "Radio", wanted: str | None, end: float) -> None:
+async def _show_live(radio: "RadioSelection", wanted: str | None, end: float) -> None:
     from rich.live import Live
 
     from beacon_ota.provision import scan

@@ -27,8 +27,8 @@ def list_scenarios(as_json: JsonOption = False) -> None:
 
     rows = [
         {"scenario": name, "beacons": one.beacons, "about": one.about}
-        for name in scenario.packaged()
-        for one in (scenario.load(name),)
+        for name in scenario.packaged_names()
+        for one in (scenario.load_scenario(name),)
     ]
     output.print_rows(rows, ("scenario", "beacons", "about"), as_json=as_json)
 
@@ -69,14 +69,14 @@ def run_scenario(
     releases are rolled out to that tag alone. Exit code 1: the counts do not agree, or the
     scenario's expectations did not come true.
     """
-    from beacon_ota.swarm import own as alone
-    from beacon_ota.swarm.fleet import Fleet
-    from beacon_ota.swarm.fleet import run as simulate
+    from beacon_ota.swarm import local_server as alone
+    from beacon_ota.swarm.fleet import Swarm
+    from beacon_ota.swarm.fleet import run_swarm as simulate
 
     plan = _adjust_scenario(name, beacons, seconds, time_scale, own)
     if own and (server.url or server.token):
         raise UsageError("swarm_own", "--own starts an orchestrator: --url is of no use")
-    with alone.own(plan) if own else nullcontext() as started:
+    with alone.run_local_server(plan) if own else nullcontext() as started:
         if started is not None:
             url, token = started.url, started.token
         else:
@@ -85,15 +85,15 @@ def run_scenario(
             raise UsageError("token_missing", "registering beacons needs a token: --token")
         more: dict[str, Any] = {} if prefix is None else {"prefix": _check_prefix(prefix)}
         with LiveView(plan, quiet=as_json) as screen:
-            fleet = Fleet(
+            fleet = Swarm(
                 plan,
                 url,
                 token,
                 device_type=device_type,
                 seed=seed,
-                told=screen.print_step,
-                shown=screen.show_snapshot,
-                enrolled=screen.show_enrolled,
+                on_message=screen.print_step,
+                on_snapshot=screen.show_snapshot,
+                on_enrolled=screen.show_enrolled,
                 **more,
             )
             summary = simulate(fleet)
@@ -117,7 +117,7 @@ def _adjust_scenario(
 
     from beacon_ota.swarm import scenario
 
-    found = scenario.load(name)
+    found = scenario.load_scenario(name)
     changes: dict[str, Any] = {"scale": scale or (found.scale if own else 1)}
     if beacons is not None:
         changes |= {"beacons": beacons, "buildings": min(found.buildings, beacons)}
@@ -195,7 +195,7 @@ def _snapshot_rows(found: dict[str, Any]) -> list[dict[str, object]]:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from beacon_ota.swarm.check import SHOWN
+    from beacon_ota.swarm.check import MISMATCHES_SHOWN
 
     pairs: dict[str, Any] = {row["what"]: row["now"] for row in _snapshot_rows(summary)}  # type: ignore
     pairs["polls per second"] = summary["polls_per_s"]
@@ -208,7 +208,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"{len(summary['mismatches'])} mismatches" if summary["mismatches"] else "agree"
     )
     print_fields(pairs, f"{summary['scenario']} as {summary['prefix']}")
-    for line in [*summary["mismatches"], *summary["unexpected"]][:SHOWN]:
+    for line in [*summary["mismatches"], *summary["unexpected"]][:MISMATCHES_SHOWN]:
         output.console.print(output.alert_cell(f"  {line}"))
 
 

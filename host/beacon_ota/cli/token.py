@@ -61,12 +61,12 @@ def list_tokens(
     if data is None:
         rows = server.client.list_tokens()
     else:
-        from beacon_ota.orchestrator.api.tokens import shown
+        from beacon_ota.orchestrator.api.tokens import serialize_token
         from beacon_ota.orchestrator.db.database import offline
         from beacon_ota.orchestrator.db.tables import tokens
 
         with offline(data) as conn:
-            rows = [shown(row) for row in tokens.every(conn)]
+            rows = [serialize_token(row) for row in tokens.every(conn)]
     times = ("created_at", "expires_at", "revoked_at")
     output.print_rows(rows if json else localize_times(rows, *times), _COLUMNS, as_json=json)
 
@@ -90,7 +90,7 @@ def revoke_token(
 
 
 def _make_offline(data: Path, name: str, role: str, days: float | None) -> dict:
-    from beacon_ota.orchestrator.api.tokens import shown
+    from beacon_ota.orchestrator.api.tokens import serialize_token
     from beacon_ota.orchestrator.db.database import offline
     from beacon_ota.orchestrator.db.tables import audit, tokens
 
@@ -98,7 +98,7 @@ def _make_offline(data: Path, name: str, role: str, days: float | None) -> dict:
     with offline(data) as conn:
         row, made = tokens.create(conn, name, role, now, days and now + days * 86400)
         audit.add(conn, now, _OFFLINE, "token.created", name, "", {"role": role})
-    return {**shown(row), "token": made}
+    return {**serialize_token(row), "token": made}
 
 
 def _revoke_offline(data: Path, token_id: str) -> None:

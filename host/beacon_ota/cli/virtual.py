@@ -74,7 +74,7 @@ def run_beacon(
     from beacon_ota.virtual.flash.nor import Flash
 
     chip = Flash.open(flash)
-    address = _parse_mac(mac) if mac else fleet.address(str(flash.resolve()))
+    address = _parse_mac(mac) if mac else fleet.mac_from_name(str(flash.resolve()))
     printed: list[str] = [""]
 
     def show(text: str) -> None:
@@ -92,7 +92,7 @@ def run_beacon(
             mac=address,
             name=flash.stem,
             network=network,
-            bluetooth=room.backend() if room else None,
+            bluetooth=room.make_backend() if room else None,
             scale=time_scale,
             heap=heap * 1024,
             timing=flash_timing,
@@ -154,12 +154,12 @@ def run_fleet(
     json: JsonOption = False,
 ) -> None:
     """Run many beacons, each with a copy of an image, an id, a key and an address of its own."""
-    from beacon_ota.fleet.fleet import Fleet
+    from beacon_ota.fleet.fleet import VirtualFleet
 
     network, deadline = _build_network(wifi, host, outside), _deadline_after(seconds)
     with (
         _enter_space(radio) as room,
-        Fleet(
+        VirtualFleet(
             flash,
             count,
             prefix=prefix,
@@ -176,10 +176,10 @@ def run_fleet(
             _write_private(roster, [member.as_dict() for member in beacons.members])
         beacons.power_on()
         try:
-            _show_rows(beacons.rows, deadline, quiet=json)
+            _show_rows(beacons.status_rows, deadline, quiet=json)
         except KeyboardInterrupt:
             pass
-        rows = beacons.rows()
+        rows = beacons.status_rows()
     if json:
         output.print_json(rows)
 
@@ -223,13 +223,13 @@ def _build_network(wifi: list[str] | None, host: list[str] | None, outside: bool
         ssid, _, password = text.partition(":")
         if not ssid:
             raise UsageError("wifi_option", "--wifi needs a name", found=text)
-        network.add(ssid, password)
+        network.add_access_point(ssid, password)
     for text in host or ():
         name, address = _parse_pair(text, "--host")
         where, _, port = address.partition(":")
         if port and not port.isdecimal():
             raise UsageError("host_option", "a port is a number", found=text)
-        network.host(name, where, int(port) if port else None)
+        network.set_host(name, where, int(port) if port else None)
         if name == "orchestrator.local" and port:
             network.services["_beacon-ota._tcp"] = (name, int(port))
     return network
@@ -258,9 +258,9 @@ def _enter_space(path: Path | None):
         return nullcontext()
     from contextlib import closing
 
-    from beacon_ota.virtual.radio import room
+    from beacon_ota.virtual.radio import space
 
-    return closing(room.at(path))
+    return closing(space.open_space(path))
 
 
 def _deadline_after(seconds: float | None) -> float:

@@ -21,7 +21,7 @@ from beacon_ota.provision import desired_config, flow, labels, scan
 from beacon_ota.provision.desired_config import DesiredConfig, Network, Secret
 from beacon_ota.provision.flow import Outcome
 from beacon_ota.provision.registry import Registry
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 from beacon_ota.wire import adverts
 
 MAX_ROWS = 10_000
@@ -202,7 +202,7 @@ def _check_number(line: int, name: str, value: str) -> None:
 
 async def provision_rows(
     rows: list[Row],
-    radio: Radio,
+    radio: RadioSelection,
     registry: Registry | None,
     *,
     jobs: int = 1,
@@ -248,7 +248,7 @@ async def provision_rows(
 
 async def _provision_row(
     row: Row,
-    radio: Radio,
+    radio: RadioSelection,
     registry: Registry | None,
     search_s: float,
     options: Mapping[str, Any],

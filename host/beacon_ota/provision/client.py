@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from beacon_ota.errors import DeniedError, InputError, ReachError
 from beacon_ota.provision.gatt import GattConnection
 from beacon_ota.provision.session import SEALED, Initiator, error_from_abort
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 from beacon_ota.wire import blufi, ec1, tlv, wifi
 from beacon_ota.wire.blufi_names import error_name, reason_name, type_name
 
@@ -86,7 +86,7 @@ class BlufiClient:
     """
 
     def __init__(
-        self, device: "BLEDevice | str", name: str, radio: Radio, *, mtu: int | None = None
+        self, device: "BLEDevice | str", name: str, radio: RadioSelection, *, mtu: int | None = None
     ):
         self.name = name
         self._gatt = GattConnection(device, name, radio, mtu=mtu)

@@ -16,7 +16,7 @@ from beacon_ota.provision.desired_config import DesiredConfig, Network, Secret
 from beacon_ota.provision.registry import Registry
 from beacon_ota.provision.scan import Sighting
 from beacon_ota.provision.session import SecretError
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 
 ATTEMPTS = 3
 RETRY_DELAY_S = 0.5
@@ -115,7 +115,7 @@ class SecretProver:
 
 async def provision_beacon(
     found: Sighting,
-    radio: Radio,
+    radio: RadioSelection,
     ask: AskSecret,
     desired: DesiredConfig,
     registry: Registry | None,
@@ -162,7 +162,7 @@ async def provision_beacon(
 
 async def _provision_once(
     found: Sighting,
-    radio: Radio,
+    radio: RadioSelection,
     prover: SecretProver,
     desired: DesiredConfig,
     registry: Registry | None,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 from beacon_ota.wire import adverts, scan
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _name_from_address(device: "BLEDevice") -> str:
 
 
 @asynccontextmanager
-async def open_scanner(radio: Radio) -> AsyncIterator[BeaconScanner]:
+async def open_scanner(radio: RadioSelection) -> AsyncIterator[BeaconScanner]:
     """Scan for the length of the block.
 
     Raises:
@@ -200,7 +200,7 @@ def matches_name(beacon: Sighting, wanted: str) -> bool:
     )
 
 
-async def collect_sightings(radio: Radio, seconds: float) -> list[Sighting]:
+async def collect_sightings(radio: RadioSelection, seconds: float) -> list[Sighting]:
     """Return the beacons that are heard of within some seconds, the nearest first."""
     async with open_scanner(radio) as watch:
         await asyncio.sleep(seconds)
@@ -208,7 +208,7 @@ async def collect_sightings(radio: Radio, seconds: float) -> list[Sighting]:
 
 
 async def find_beacon(
-    radio: Radio, wanted: str | None, seconds: float, *, opened: bool = True
+    radio: RadioSelection, wanted: str | None, seconds: float, *, opened: bool = True
 ) -> Sighting:
     """Return the one beacon that is meant, as soon as it is heard of.
 

@@ -9,7 +9,7 @@ from beacon_ota.wire import auth
 _EMPTY = hashlib.sha256(b"").hexdigest()
 
 
-def sign(
+def sign_request(
     beacon_id: str,
     key: bytes,
     method: str,
@@ -41,7 +41,7 @@ def sign(
     return head.encode() + body, nonce
 
 
-def authentic(
+def is_authentic(
     key: bytes, nonce: str, status: int, digest: str | None, body: bytes, seal: bytes
 ) -> bool:
     """Tell whether the orchestrator made this answer to the request with this nonce.

@@ -136,10 +136,10 @@ def test_a_failure_is_sealed_after_the_mac_was_verified_only(
     def fail(*_given):
         raise error
 
-    monkeypatch.setattr(poll, "read_query", fail)
+    monkeypatch.setattr(poll, "parse_poll_query", fail)
     answer = beacon.call("GET", POLL)
     assert answer.status == status and sealed(beacon, answer)
-    monkeypatch.setattr("beacon_ota.orchestrator.beacon_api.app.identify", fail)
+    monkeypatch.setattr("beacon_ota.orchestrator.beacon_api.app.authenticate_request", fail)
     answer = beacon.call("GET", POLL, check=False)
     assert answer.status == status and "x-beacon-mac" not in answer.headers
     caplog.clear()

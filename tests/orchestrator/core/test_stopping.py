@@ -287,7 +287,7 @@ def test_a_pause_lets_go_on_what_was_begun(tmp_path):
 
 
 def test_what_an_operator_may_not_do_he_may_not_do_without_a_database(tmp_path):
-    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+    with Server(tmp_path / "data", f"--database={cluster().create_database()}") as server:
         admin = server.admin()
         tokens = {
             role: admin.call("POST", "/api/tokens", json={"name": role, "role": role})
@@ -314,7 +314,9 @@ def test_what_an_operator_may_not_do_he_may_not_do_without_a_database(tmp_path):
 
 
 def test_workers_stop_together_while_postgresql_is_away(tmp_path):
-    with Server(tmp_path / "data", f"--database={cluster().database()}", "--workers=2") as server:
+    with Server(
+        tmp_path / "data", f"--database={cluster().create_database()}", "--workers=2"
+    ) as server:
         fleet, rollout = started(server, tmp_path, 6)
         offers = [beacon.offered() for beacon in fleet]
         for beacon, offer in zip(fleet, offers, strict=True):
@@ -358,7 +360,7 @@ def stored(server: Server) -> bool:
 
 
 def test_a_start_honours_what_was_stopped_while_postgresql_was_away(tmp_path):
-    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+    with Server(tmp_path / "data", f"--database={cluster().create_database()}") as server:
         fleet, rollout = started(server, tmp_path, 2)
         offer = fleet[0].offered()
         cluster().pg_ctl("-m", "immediate", "-w", "stop")
@@ -606,7 +608,7 @@ def test_no_stage_opens_that_cannot_be_written(local, elsewhere, tmp_path):
 
 
 def test_a_gate_halts_while_postgresql_is_away(tmp_path):
-    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+    with Server(tmp_path / "data", f"--database={cluster().create_database()}") as server:
         fleet, rollout = started(server, tmp_path, 4)
         offers = [beacon.offered() for beacon in fleet]
         for beacon, offer in zip(fleet, offers, strict=True):

@@ -69,7 +69,7 @@ def test_the_migrations_can_be_taken_back(engine):
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty(request, tmp_path):
     """An engine of a database without a schema."""
-    url = sqlite_url(tmp_path) if request.param == "sqlite" else cluster().database()
+    url = sqlite_url(tmp_path) if request.param == "sqlite" else cluster().create_database()
     engine = connect(url)
     if request.param == "postgresql":  # it comes with the newest schema
         with engine.begin() as conn:

@@ -55,7 +55,7 @@ def test_errors_of_statements_are_named_by_kind_only(tmp_path, where, work, capl
         (tmp_path / "beacon-ota.db").write_bytes(template())
         url = sqlite_url(tmp_path)
     else:
-        url = cluster().database()
+        url = cluster().create_database()
 
     async def main() -> None:
         db = Database(url)
@@ -154,7 +154,7 @@ def test_folders_that_are_of_no_use_are_named(tmp_path):
 
 def test_authentication_while_the_database_restarts(tmp_path):
     """Refused by name while it is away, and right again when it is back."""
-    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+    with Server(tmp_path / "data", f"--database={cluster().create_database()}") as server:
         admin = server.admin()
         (beacon,) = beacons(server, 1)
         cluster().pg_ctl("-m", "immediate", "-w", "stop")

@@ -32,7 +32,7 @@ def conn(request, tmp_path):
         (tmp_path / "beacon-ota.db").write_bytes(template())
         engine = connect(sqlite_url(tmp_path))
     else:
-        engine = connect(cluster().database())
+        engine = connect(cluster().create_database())
     with engine.connect() as conn, conn.begin():
         release = {
             "id": "f",

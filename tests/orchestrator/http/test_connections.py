@@ -124,7 +124,7 @@ def test_room_fits_into_the_open_files(monkeypatch):
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """An orchestrator with room for 60 connections."""
-    monkeypatch.setattr("beacon_ota.orchestrator.server.run.room", lambda: (60, 64))
+    monkeypatch.setattr("beacon_ota.orchestrator.server.run.connection_capacity", lambda: (60, 64))
     with Local(tmp_path / "data") as local:
         yield local
 

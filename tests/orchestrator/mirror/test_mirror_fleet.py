@@ -131,9 +131,9 @@ def test_a_beacon_with_its_own_code_behind_a_mirror(tmp_path, stack, small_core)
     name, key = "real-0", secrets.token_bytes(32)
     campus.admin.create_beacon(name, "esp32c3", key=key.hex(), site="site0")
     network = Network(join_time=0.5)
-    network.add(SSID, PASSWORD)
+    network.add_access_point(SSID, PASSWORD)
     port = int(campus.mirrors[0].url.rpartition(":")[2])
-    network.host("orchestrator.local", "127.0.0.1", port)
+    network.set_host("orchestrator.local", "127.0.0.1", port)
     settings: dict[str, int | bytes] = {
         "beacon_id": name.encode(),
         "beacon_key": key,

@@ -9,8 +9,8 @@ import pytest
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, UsageError
 from beacon_ota.orchestrator.db.tables import outbox
 from beacon_ota.orchestrator.mirror import sync as mirrors
-from beacon_ota.orchestrator.server.listen import Listen
-from beacon_ota.orchestrator.server.start import serve
+from beacon_ota.orchestrator.server.listen import ListenOptions
+from beacon_ota.orchestrator.server.start import run_orchestrator
 from beacon_ota.orchestrator.settings import Settings
 from tests.orchestrator.db.tables.test_keys import heard, take
 from tests.orchestrator.uplinks import Uplink
@@ -268,13 +268,13 @@ def test_a_new_key_learned_at_the_mirror(scene):
     scene.admin.call("POST", f"/api/beacons/{beacon.id}/rekey")
     until(lambda: scene.mirror.service.view.nodes[beacon.id].next_key, deadline_s=DEADLINE_S)
     scene.down()
-    from beacon_ota.orchestrator.beacon_api.auth import rekey
+    from beacon_ota.orchestrator.beacon_api.auth import wrap_new_key
     from beacon_ota.wire import auth
 
     answer = beacon.report("idle")
     new = answer.json["rekey"]
     nonce = auth.parse(beacon.last_header)[2]  # type: ignore[index]
-    beacon.key = bytes.fromhex(rekey(beacon.key, bytes.fromhex(new), nonce))
+    beacon.key = bytes.fromhex(wrap_new_key(beacon.key, bytes.fromhex(new), nonce))
     assert beacon.poll().status == 204
     scene.uplink.restore()
     scene.even()
@@ -318,7 +318,7 @@ def test_an_image_is_fetched_from_where_it_broke_off(scene):
     firmware = upload(scene.admin, "1.1.0", scene.folder, channel="stable")
     rollout = scene.admin.create_rollout(firmware["firmware_id"], EVERYBODY)["rollout_id"]
     sent = scene.primary.service.counts
-    part = scene.mirror.service.blobs.part(firmware["blob"])
+    part = scene.mirror.service.blobs.partial_path(firmware["blob"])
     seen = set()
     for _ in range(30):
         scene.uplink.restore()
@@ -613,7 +613,7 @@ def test_nobody_was_heard_in_the_future(scene):
 def test_a_mirror_keeps_sqlite_and_one_process(tmp_path, settings, code):
     given = Settings(tmp_path / "d", insecure=True, upstream="http://127.0.0.1:9", **settings)
     with pytest.raises(BeaconOtaError) as caught:
-        serve(given, Listen(port=0))
+        run_orchestrator(given, ListenOptions(port=0))
     assert caught.value.code == code
 
 

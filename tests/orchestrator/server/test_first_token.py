@@ -29,7 +29,7 @@ def places(tmp_path: Path, where: str) -> list[str]:
     if where == "sqlite":
         return []
     workers = ["--workers=2"] if where == "workers" else []
-    return [f"--database={cluster().database()}", *workers]
+    return [f"--database={cluster().create_database()}", *workers]
 
 
 @pytest.mark.parametrize("where", ["sqlite", "postgresql", "workers"])

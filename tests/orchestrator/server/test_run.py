@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from beacon_ota.client import Client
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.clock import Clock
-from beacon_ota.orchestrator.server.listen import Listen
-from beacon_ota.orchestrator.server.mdns import TYPE, addresses, announced
+from beacon_ota.orchestrator.server.listen import ListenOptions
+from beacon_ota.orchestrator.server.mdns import SERVICE_TYPE, mdns_announcement, reachable_addresses
 from tests.orchestrator.world import DEADLINE_S, Server, beacons, until, upload
 
 
@@ -145,8 +145,8 @@ def test_the_announcement_is_found():
 
     async def main() -> object:
         with socket.create_server(("127.0.0.1", 0)) as sock:
-            listen = Listen(host="127.0.0.1", announce=True)
-            async with announced(listen, sock):
+            listen = ListenOptions(host="127.0.0.1", announce=True)
+            async with mdns_announcement(listen, sock):
                 found: asyncio.Future = asyncio.get_running_loop().create_future()
                 browser = zeroconf.asyncio.AsyncZeroconf()
 
@@ -156,11 +156,11 @@ def test_the_announcement_is_found():
 
                 from zeroconf.asyncio import AsyncServiceBrowser
 
-                watch = AsyncServiceBrowser(browser.zeroconf, TYPE, handlers=[changed])
+                watch = AsyncServiceBrowser(browser.zeroconf, SERVICE_TYPE, handlers=[changed])
                 try:
                     async with asyncio.timeout(DEADLINE_S):
                         name = await found
-                    info = await browser.async_get_service_info(TYPE, name)
+                    info = await browser.async_get_service_info(SERVICE_TYPE, name)
                     assert info is not None and info.port == sock.getsockname()[1]
                     assert info.parsed_addresses() == ["127.0.0.1"]
                     return info.properties[b"scheme"]
@@ -175,6 +175,6 @@ def test_the_announcement_is_found():
 
 
 def test_addresses_of_a_listener():
-    assert addresses("192.0.2.7") == ["192.0.2.7"]
-    found = addresses("0.0.0.0")
+    assert reachable_addresses("192.0.2.7") == ["192.0.2.7"]
+    found = reachable_addresses("0.0.0.0")
     assert found and all(socket.inet_aton(one) for one in found)

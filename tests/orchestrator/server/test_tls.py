@@ -125,7 +125,11 @@ def test_a_hangup_signal_exchanges_the_certificate(tmp_path, workers):
         return x509.load_pem_x509_certificate(files[0].read_bytes()).serial_number
 
     before = put(first)
-    more = [] if workers == 1 else [f"--workers={workers}", f"--database={cluster().database()}"]
+    more = (
+        []
+        if workers == 1
+        else [f"--workers={workers}", f"--database={cluster().create_database()}"]
+    )
     with Server(tmp_path / "data", *options(used), *more) as server:
         assert serial(server) == before
         admin = Client(server.url, server.token, ca=first[0])

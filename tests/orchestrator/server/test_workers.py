@@ -15,9 +15,9 @@ from beacon_ota.orchestrator.core.service import Counts
 from beacon_ota.orchestrator.core.shared_counters import SharedTallies
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.server import workers
-from beacon_ota.orchestrator.server.listen import Listen
-from beacon_ota.orchestrator.server.start import serve
-from beacon_ota.orchestrator.server.workers import Heartbeats, _Parent
+from beacon_ota.orchestrator.server.listen import ListenOptions
+from beacon_ota.orchestrator.server.start import run_orchestrator
+from beacon_ota.orchestrator.server.workers import Heartbeats, Supervisor
 from beacon_ota.orchestrator.settings import Settings
 from tests.orchestrator.postgres import cluster
 from tests.orchestrator.test_counts import EVERYBODY, Life
@@ -48,27 +48,29 @@ def test_processes_count_together_and_go_on_where_one_was_killed():
 
 def test_sqlite_has_one_worker(tmp_path):
     with pytest.raises(UsageError) as caught:
-        serve(Settings(tmp_path / "data", insecure=True, workers=2), Listen(port=0))
+        run_orchestrator(
+            Settings(tmp_path / "data", insecure=True, workers=2), ListenOptions(port=0)
+        )
     assert caught.value.code == "workers_sqlite"
 
 
 # ---- the parent, with workers that do nothing but what a test wants ----
 
 
-class Parent(_Parent):
+class Parent(Supervisor):
     """Watches workers that have no orchestrator in them."""
 
     def __init__(self, work, count: int = 1):
         self.work, self.count = work, count
         self.alive, self.stopping, self.stop_by = {}, False, 0.0
-        self.life = os.pipe()
+        self.parent_alive_pipe = os.pipe()
         self.beats = Heartbeats(count)
 
-    def _work(self, index: int) -> None:
+    def _run_worker(self, index: int) -> None:
         self.work(self, index)
 
     def __enter__(self) -> "Parent":
-        self.before = [signal.signal(number, self._stop) for number in STOPPING]
+        self.before = [signal.signal(number, self._stop_workers) for number in STOPPING]
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -100,9 +102,9 @@ def test_a_parent_that_is_told_to_stop_while_it_forks_leaves_no_worker(monkeypat
                 return pid
 
             monkeypatch.setattr(os, "fork", told_in_between)
-            parent._fork(0)
+            parent._fork_worker(0)
             monkeypatch.setattr(os, "fork", fork)
-            parent._look_after()
+            parent._replace_ended()
             assert not parent.alive and time.monotonic() < parent.stop_by
 
 
@@ -111,13 +113,13 @@ def test_a_worker_that_is_made_after_the_parent_was_told_to_stop_is_stopped(monk
 
     def told_before() -> int:
         if not parent.stopping:
-            parent._stop()
+            parent._stop_workers()
         return fork()
 
     with Parent(serve_on) as parent:
         monkeypatch.setattr(os, "fork", told_before)
-        parent._fork(0)
-        parent._look_after()
+        parent._fork_worker(0)
+        parent._replace_ended()
         assert not parent.alive and time.monotonic() < parent.stop_by
 
 
@@ -131,16 +133,16 @@ def test_a_worker_that_does_not_stop_is_killed(monkeypatch):
         serve_on(None, 0)
 
     with Parent(deaf) as parent:
-        parent._fork(0)
+        parent._fork_worker(0)
         os.read(ready, 1)
-        parent._stop()
-        parent._look_after()
+        parent._stop_workers()
+        parent._replace_ended()
         assert not parent.alive
 
 
 def test_a_worker_whose_loop_stands_still_is_replaced(monkeypatch):
     monkeypatch.setattr(workers, "LIMITS", replace(LIMITS, worker_silence=0.5))
-    monkeypatch.setattr(workers, "_EARLY_S", 0.0)
+    monkeypatch.setattr(workers, "_EARLY_EXIT_S", 0.0)
     made, told = os.pipe()
 
     def hangs(parent, index) -> None:
@@ -150,7 +152,7 @@ def test_a_worker_whose_loop_stands_still_is_replaced(monkeypatch):
 
     with Parent(hangs, 2) as parent:
         for index in range(2):
-            parent._fork(index)
+            parent._fork_worker(index)
         first = set(parent.alive)
         seen = 0
 
@@ -161,7 +163,7 @@ def test_a_worker_whose_loop_stands_still_is_replaced(monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=stop_after_two_more).start()
-        parent._look_after()
+        parent._replace_ended()
         assert seen == 4 and not parent.alive
         assert not any(os.path.exists(f"/proc/{pid}") for pid in first)
 
@@ -174,7 +176,7 @@ def test_a_worker_whose_loop_turns_is_left_alone(monkeypatch):
     assert before <= beats.last(1) <= time.monotonic() and beats.last(0) == beats.last(2) == 0.0
     with Parent(serve_on, 3) as parent:
         parent.beats = beats
-        parent._fork(1)
+        parent._fork_worker(1)
         last = beats.last(1)
         parent._kill_hung(last + LIMITS.worker_silence - 1)
         (pid,) = parent.alive
@@ -182,7 +184,7 @@ def test_a_worker_whose_loop_turns_is_left_alone(monkeypatch):
         parent._kill_hung(last + LIMITS.worker_silence + 1)
         assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         parent.alive.clear()
-    beats.forget(1)
+    beats.reset(1)
     assert beats.last(1) == 0.0
 
 
@@ -191,7 +193,7 @@ def test_a_worker_whose_loop_turns_is_left_alone(monkeypatch):
 
 @pytest.fixture
 def pair(tmp_path, caplog):
-    url = cluster().database()
+    url = cluster().create_database()
     with Local(tmp_path / "one", database=url) as one:
         until(lambda: one.service.leads, deadline_s=DEADLINE_S)
         (tmp_path / "two.token").write_text(one.token)
@@ -313,7 +315,7 @@ def workers_of(parent: int) -> list[int]:
 @pytest.mark.timeout(600)
 def test_kill_one_of_four_workers_in_the_middle_of_a_rollout(tmp_path):
     """Again and again, the leader too: nothing acknowledged is lost, nothing counted twice."""
-    options = (f"--database={cluster().database()}", "--workers=4", "-v")
+    options = (f"--database={cluster().create_database()}", "--workers=4", "-v")
     with Server(tmp_path / "data", *options) as server:
         assert len(workers_of(server.process.pid)) == 4
         fleet = beacons(server, 24)
@@ -323,13 +325,15 @@ def test_kill_one_of_four_workers_in_the_middle_of_a_rollout(tmp_path):
         up.set()
         lives = [Life(server, beacon, up) for beacon in fleet]
         try:
-            for life in lives:
-                life.start()
+            for beacon_thread in lives:
+                beacon_thread.start()
             for goal in (3, 8, 14):
                 until(lambda n=goal: _done(lives) >= n, deadline_s=DEADLINE_S)
                 leader = re.findall(r"worker (\d+) leads", server.log())
                 victims = workers_of(server.process.pid)
-                promised = {life.beacon.id for life in lives if life.acknowledged}
+                promised = {
+                    beacon_thread.beacon.id for beacon_thread in lives if beacon_thread.acknowledged
+                }
                 victim = int(leader[-1]) if leader and int(leader[-1]) in victims else victims[0]
                 os.kill(victim, signal.SIGKILL)
                 known = {
@@ -340,8 +344,8 @@ def test_kill_one_of_four_workers_in_the_middle_of_a_rollout(tmp_path):
                 assert promised <= known
             until(lambda: _done(lives) == 24, deadline_s=DEADLINE_S)
         finally:
-            for life in lives:
-                life.over = True
+            for beacon_thread in lives:
+                beacon_thread.over = True
         until(lambda: len(workers_of(server.process.pid)) == 4, deadline_s=DEADLINE_S)
         rows = _insist(lambda: list(server.admin().list_attempts(rollout)))
         assert sorted(one["beacon_id"] for one in rows) == sorted(one.id for one in fleet)
@@ -361,7 +365,7 @@ def test_kill_one_of_four_workers_in_the_middle_of_a_rollout(tmp_path):
 
 
 def test_a_request_that_one_worker_answered_no_other_answers(tmp_path):
-    options = (f"--database={cluster().database()}", "--workers=3")
+    options = (f"--database={cluster().create_database()}", "--workers=3")
     with Server(tmp_path / "data", *options) as server:
         (beacon,) = beacons(server, 1)
         target = "/firmwares/latest/esp32c3?version=1.0.0"
@@ -385,7 +389,7 @@ def _metrics(server: Server) -> str:
 
 
 def _done(lives: list[Life]) -> int:
-    return sum(life.acknowledged for life in lives)
+    return sum(beacon_thread.acknowledged for beacon_thread in lives)
 
 
 def _insist(work):

@@ -18,8 +18,8 @@ from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, UsageError
 from beacon_ota.orchestrator.db.tables import events
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.webhooks.dispatcher import PAUSES_S, wants
-from beacon_ota.orchestrator.webhooks.sender import sign, target
+from beacon_ota.orchestrator.webhooks.dispatcher import PAUSES_S, matches_kind
+from beacon_ota.orchestrator.webhooks.sender import parse_target, sign_message
 from tests.orchestrator.world import COMMAND, Local, ManualClock, Server, environment, until, upload
 
 WAIT_S = 60.0
@@ -324,7 +324,7 @@ def test_a_queue_has_an_end(local):
 )
 def test_addresses_that_are_none(url):
     with pytest.raises(InputError) as caught:
-        target(url)
+        parse_target(url)
     assert caught.value.code == "webhook_url"
 
 
@@ -350,17 +350,19 @@ def test_a_name_for_this_machine_is_found_out(tmp_path):
 
 
 def test_kinds():
-    assert wants(["rollout.halted"], "rollout.halted")
-    assert not wants(["rollout.halted"], "rollout.halted.x")
-    assert wants(["rollout."], "rollout.paused") and not wants(["rollout."], "rollouts.x")
-    assert wants(["*"], "beacon.created") and not wants(["*"], "webhook.given_up")
+    assert matches_kind(["rollout.halted"], "rollout.halted")
+    assert not matches_kind(["rollout.halted"], "rollout.halted.x")
+    assert matches_kind(["rollout."], "rollout.paused") and not matches_kind(
+        ["rollout."], "rollouts.x"
+    )
+    assert matches_kind(["*"], "beacon.created") and not matches_kind(["*"], "webhook.given_up")
 
 
 def test_the_signature_is_that_of_the_standard():
     # The example of the specification, standardwebhooks.com.
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     body = '{"test": 2432232314}'
-    found = sign(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+    found = sign_message(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
     assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
@@ -422,7 +424,7 @@ def test_from_the_command_line(tmp_path, receiver):
         until(lambda: receiver.came, deadline_s=WAIT_S)
         headers, body = receiver.came[0]
         stamp = int(headers["webhook-timestamp"])
-        signature = sign(secret.strip(), headers["webhook-id"], stamp, body)
+        signature = sign_message(secret.strip(), headers["webhook-id"], stamp, body)
         assert headers["webhook-signature"] == signature
         until(lambda: "delivered" in run("deliveries", "chat"), deadline_s=WAIT_S)
         assert "0 queued again" in run("retry", "chat")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from beacon_ota.images import boards, littlefs, otadata, synthetic
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
-from beacon_ota.virtual.radio.room import RemoteRoom, Room
+from beacon_ota.virtual.radio.space import RadioSpace, RemoteSpace
 
 TABLE = 0x8000
 SECTOR = 4096
@@ -59,13 +59,13 @@ def address(number: int) -> str:
 
 @contextmanager
 def running(
-    room: Room | RemoteRoom, program: str, number: int = 0, ready: str = ""
+    room: RadioSpace | RemoteSpace, program: str, number: int = 0, ready: str = ""
 ) -> Iterator[VirtualBeacon]:
     """A beacon that has power and runs ``program``; waits for a line it prints, if given."""
     mac = bytes.fromhex("d4f98d0000") + bytes([number])
     content = flash(program)
     try:
-        with VirtualBeacon(content, mac=mac, bluetooth=room.backend()) as beacon:
+        with VirtualBeacon(content, mac=mac, bluetooth=room.make_backend()) as beacon:
             beacon.power_on()
             if ready:
                 beacon.wait_for(lambda: ready in beacon.console, 10, ready)

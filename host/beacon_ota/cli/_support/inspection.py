@@ -5,7 +5,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from beacon_ota.console import output
-from beacon_ota.inspect.facts import Report
+from beacon_ota.inspect.facts import InspectionReport
 
 _MARKS = {
     "good": output.fill_markup("[green]✓[/]"),
@@ -28,7 +28,7 @@ _SIZES = (
 )
 
 
-def print_report(name: str, report: Report) -> None:
+def print_report(name: str, report: InspectionReport) -> None:
     """Print findings first, then the facts behind them."""
     output.print_markup(
         "[bold]{}[/]: [cyan]{}[/], {:,} bytes",

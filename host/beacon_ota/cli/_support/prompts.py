@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from beacon_ota.provision.flow import AskSecret, OnStep, Outcome
     from beacon_ota.provision.scan import Sighting
     from beacon_ota.provision.session import SecretError
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.virtual.radio.selection import RadioSelection
 
 _STEP_LABELS = {
     "connecting": "Connecting to",
@@ -124,7 +124,7 @@ async def choose_network(networks: list[tuple[bytes, int]]) -> "Network":
 
 
 def find_sighting(
-    radio: "Radio", wanted: str | None, seconds: float, quiet: bool, *, opened: bool = True
+    radio: "RadioSelection", wanted: str | None, seconds: float, quiet: bool, *, opened: bool = True
 ) -> "Sighting":
     """Return the beacon that is meant; at a terminal, ask which."""
     from beacon_ota.provision import scan as scans

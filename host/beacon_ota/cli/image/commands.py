@@ -35,7 +35,7 @@ def inspect_file(
     """Say what a file is, and what is good and bad about it."""
     from beacon_ota.inspect import inspect as inspection
 
-    report = inspection.inspect(read_image(file), secrets=secrets)
+    report = inspection.inspect_file(read_image(file), secrets=secrets)
     if json:
         output.print_json({"file": str(file), **report.as_dict()})
     else:

@@ -27,7 +27,7 @@ from beacon_ota.errors import UsageError
 if TYPE_CHECKING:
     from beacon_ota.provision.flow import AskSecret
     from beacon_ota.provision.scan import Sighting
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.virtual.radio.selection import RadioSelection
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Bring beacons online over Bluetooth."
@@ -242,13 +242,15 @@ def draw_labels(
     output.print_csv(rows)
 
 
-def _open_radio(name: str | None) -> "Radio":
-    from beacon_ota.virtual.radio.choice import radio
+def _open_radio(name: str | None) -> "RadioSelection":
+    from beacon_ota.virtual.radio.selection import select_radio
 
-    return radio(name)
+    return select_radio(name)
 
 
-async def _query_status(found: "Sighting", radio: "Radio", ask: "AskSecret") -> dict[str, object]:
+async def _query_status(
+    found: "Sighting", radio: "RadioSelection", ask: "AskSecret"
+) -> dict[str, object]:
     """Return the fields that a beacon tells of itself and its WiFi once the secret is proved."""
     from beacon_ota.provision import flow
     from beacon_ota.provision.client import BlufiClient
@@ -268,7 +270,7 @@ async def _query_status(found: "Sighting", radio: "Radio", ask: "AskSecret") -> 
     }
 
 
-async def _reset_settings(found: "Sighting", radio: "Radio", ask: "AskSecret") -> None:
+async def _reset_settings(found: "Sighting", radio: "RadioSelection", ask: "AskSecret") -> None:
     """Prove the secret, and have the beacon forget its settings."""
     from beacon_ota.provision import flow
     from beacon_ota.provision.client import BlufiClient

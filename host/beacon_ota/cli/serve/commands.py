@@ -11,8 +11,8 @@ import typer
 
 from beacon_ota.cli._support.options import expand_groups
 from beacon_ota.cli.serve.options import (
+    AddressOptions,
     FleetOptions,
-    ListenOptions,
     MirrorOptions,
     StorageOptions,
     TrustOptions,
@@ -29,7 +29,7 @@ def serve_orchestrator(
     data: Annotated[Path, typer.Option(help="Folder of the database and the images.")] = Path(
         "beacon-ota-data"
     ),
-    listen: ListenOptions,
+    listen: AddressOptions,
     trust: TrustOptions,
     token_file: Annotated[
         Path | None, typer.Option(help="Where the first admin token goes (mode 0600).")
@@ -48,8 +48,8 @@ def serve_orchestrator(
 ) -> None:
     """Run the orchestrator until interrupted."""
     from beacon_ota.orchestrator.rollout.windows import parse_window
-    from beacon_ota.orchestrator.server.listen import Listen
-    from beacon_ota.orchestrator.server.start import serve
+    from beacon_ota.orchestrator.server.listen import ListenOptions
+    from beacon_ota.orchestrator.server.start import run_orchestrator
     from beacon_ota.orchestrator.settings import Settings
 
     _open_standard_files()
@@ -80,9 +80,9 @@ def serve_orchestrator(
         upstream_ca=mirror.upstream_ca,
         lease_s=mirror.parse_lease(),
     )
-    serve(
+    run_orchestrator(
         settings,
-        Listen(
+        ListenOptions(
             host=listen.host,
             port=listen.port,
             tls_cert=listen.tls_cert,
@@ -96,10 +96,10 @@ def serve_orchestrator(
 
 
 def _configure_logging(verbose: bool) -> None:
-    from beacon_ota.orchestrator.server.log_format import Format
+    from beacon_ota.orchestrator.server.log_format import LogFormatter
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Format())
+    handler.setFormatter(LogFormatter())
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 
 

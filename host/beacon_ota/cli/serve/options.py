@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ListenOptions(OptionGroup):
+class AddressOptions(OptionGroup):
     """Where the server listens, and whether it uses TLS."""
 
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.api import session
+from beacon_ota.orchestrator.api.dependencies import service_of
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import sessions, tokens
@@ -18,15 +19,10 @@ from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.http.throttle import Throttle
 from beacon_ota.orchestrator.limits import LIMITS
 
-_WRONG = {"www-authenticate": "Bearer"}
+_BEARER_CHALLENGE = {"www-authenticate": "Bearer"}
 
 
-def service_of(request: Request) -> Service:
-    """Return the orchestrator that a request came to."""
-    return request.app.state.service
-
-
-class Access:
+class RequireRole:
     """A dependency: the actor behind a request, of at least the given role."""
 
     def __init__(self, role: str, stops: bool = False):
@@ -34,7 +30,7 @@ class Access:
         self._stops = stops
 
     async def __call__(self, request: Request) -> Actor:
-        actor = await actor_of(request, self._stops)
+        actor = await authenticate_actor(request, self._stops)
         if actor.role not in ROLES[self._rank :]:
             raise Problem(
                 403,
@@ -46,7 +42,7 @@ class Access:
         return actor
 
 
-async def actor_of(request: Request, stops: bool = False) -> Actor:
+async def authenticate_actor(request: Request, stops: bool = False) -> Actor:
     """Return who asks: by bearer token, or by the session of a browser.
 
     Args:
@@ -58,28 +54,35 @@ async def actor_of(request: Request, stops: bool = False) -> Actor:
     """
     token = token_of(request)
     if token is not None:
-        return await holder(request, token, stops)
-    secret = _session_of(request)
+        return await authenticate_token(request, token, stops)
+    secret = _session_secret_of(request)
     if secret is None:
         raise Problem(
-            401, "token_missing", "this needs an Authorization: Bearer header", headers=_WRONG
+            401,
+            "token_missing",
+            "this needs an Authorization: Bearer header",
+            headers=_BEARER_CHALLENGE,
         )
     service = service_of(request)
     if stops:
-        actor = await _look_up(service, sessions.find, secret, service.remembered.session)
+        actor = await _find_or_remembered(
+            service, sessions.find, secret, service.remembered.session
+        )
     else:
         actor = await service.db.read(sessions.find, secret, service.clock.now())
     if actor is None:
-        raise Problem(401, "session_over", "the session is over; sign in again", headers=_WRONG)
-    if request.method not in session.SAFE:
+        raise Problem(
+            401, "session_over", "the session is over; sign in again", headers=_BEARER_CHALLENGE
+        )
+    if request.method not in session.SAFE_METHODS:
         session.check_csrf(request, secret)
-    asgi.prove(request.scope, ADMINISTRATOR)
+    asgi.mark_proven(request.scope, ADMINISTRATOR)
     if service.remembered.session(secret, service.clock.now()) is None:
         service.remember_soon()
     return actor
 
 
-async def _look_up(
+async def _find_or_remembered(
     service: Service,
     find: Callable[[Connection, str, float], Actor | None],
     secret: str,
@@ -97,7 +100,7 @@ async def _look_up(
         return actor
 
 
-async def holder(request: Request, token: str, stops: bool = False) -> Actor:
+async def authenticate_token(request: Request, token: str, stops: bool = False) -> Actor:
     """Return whose token this is.
 
     A right token is never refused for the failures of others at its address: it is looked up
@@ -108,24 +111,27 @@ async def holder(request: Request, token: str, stops: bool = False) -> Actor:
     """
     service = service_of(request)
     if stops:
-        actor = await _look_up(service, tokens.find, token, service.remembered.token)
+        actor = await _find_or_remembered(service, tokens.find, token, service.remembered.token)
     else:
         actor = await service.db.read(tokens.find, token, service.clock.now())
     if actor is None:
         throttle: Throttle = request.app.state.throttle
         address = network_of(request.client.host if request.client else "")
-        failures = throttle.count(address)
-        over = throttle.over(address)
+        failures = throttle.failures_of(address)
+        over_limit = throttle.count_failure(address)
         service.counts.refused["token_wrong"] += 1
         await asyncio.sleep(min(0.05 * 2 ** min(failures, 6), 2.0))
-        if over:
+        if over_limit:
             raise Problem(
                 429, "too_many_refusals", "too many wrong tokens", headers={"retry-after": "60"}
             )
         raise Problem(
-            401, "token_wrong", "the token is unknown, expired or revoked", headers=_WRONG
+            401,
+            "token_wrong",
+            "the token is unknown, expired or revoked",
+            headers=_BEARER_CHALLENGE,
         )
-    asgi.prove(request.scope, ADMINISTRATOR)
+    asgi.mark_proven(request.scope, ADMINISTRATOR)
     if service.remembered.token(token, service.clock.now()) is None:
         service.remember_soon()
     if actor.role == MIRROR and not request.url.path.startswith("/api/mirror/"):
@@ -133,14 +139,16 @@ async def holder(request: Request, token: str, stops: bool = False) -> Actor:
     return actor
 
 
-async def is_still(request: Request, actor: Actor) -> bool:
+async def is_still_authorized(request: Request, actor: Actor) -> bool:
     """Tell whether a request that goes on for long is still of whom it was, with the same role.
 
     Its token may be revoked or expired by now, its session over.
     """
     service = service_of(request)
     token = token_of(request)
-    find, secret = (sessions.find, _session_of(request)) if token is None else (tokens.find, token)
+    find, secret = (
+        (sessions.find, _session_secret_of(request)) if token is None else (tokens.find, token)
+    )
     try:
         found = await service.db.read(find, secret or "", service.clock.now())
     except StorageError:
@@ -148,7 +156,7 @@ async def is_still(request: Request, actor: Actor) -> bool:
     return found == actor
 
 
-def _session_of(request: Request) -> str | None:
+def _session_secret_of(request: Request) -> str | None:
     return None if "authorization" in request.headers else session.secret_of(request)
 
 
@@ -159,8 +167,7 @@ def token_of(request: Request) -> str | None:
     return token if scheme.lower() == "bearer" and 0 < len(token) <= 128 else None
 
 
-On = Annotated[Service, Depends(service_of)]
-Viewer = Annotated[Actor, Depends(Access("viewer"))]
-Operator = Annotated[Actor, Depends(Access("operator"))]
-Admin = Annotated[Actor, Depends(Access("admin"))]
-Stopper = Annotated[Actor, Depends(Access("operator", stops=True))]
+Viewer = Annotated[Actor, Depends(RequireRole("viewer"))]
+Operator = Annotated[Actor, Depends(RequireRole("operator"))]
+Admin = Annotated[Actor, Depends(RequireRole("admin"))]
+Stopper = Annotated[Actor, Depends(RequireRole("operator", stops=True))]

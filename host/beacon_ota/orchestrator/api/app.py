@@ -7,18 +7,20 @@ from beacon_ota import __version__
 from beacon_ota.orchestrator.api import (
     answers,
     audit,
+    beacon_views,
     beacons,
     docs,
     events,
     firmwares,
     metrics,
+    mirror_sync,
     mirrors,
     rollouts,
     sites,
     tokens,
     webhooks,
 )
-from beacon_ota.orchestrator.api.answers import answer
+from beacon_ota.orchestrator.api.answers import json_response
 from beacon_ota.orchestrator.api.previews import Previews
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
@@ -27,10 +29,10 @@ from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.http import problems
 from beacon_ota.orchestrator.http.throttle import Throttle
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.webhooks.dispatcher import Webhooks
+from beacon_ota.orchestrator.webhooks.dispatcher import WebhookDispatcher
 
 
-def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
+def create_app(service: Service, engine: Engine, dispatcher: WebhookDispatcher) -> FastAPI:
     """Return the application for a service that runs."""
     app = FastAPI(
         title="Beacon OTA",
@@ -42,18 +44,20 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
     )
     app.state.service = service
     app.state.engine = engine
-    app.state.webhooks = telling
+    app.state.webhooks = dispatcher
     app.state.throttle = Throttle(LIMITS.refusals)
     app.state.previews = Previews()
-    answers.install(app)
+    answers.install_error_handlers(app)
     for module in (
         firmwares,
         beacons,
+        beacon_views,
         sites,
         rollouts,
         events,
         webhooks,
         mirrors,
+        mirror_sync,
         audit,
         tokens,
         metrics,
@@ -63,7 +67,7 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
     app.include_router(firmwares.download_router)
 
     @app.get("/health", tags=["health"])
-    async def health() -> Response:
+    async def show_health() -> Response:
         """Tell that the orchestrator is up, its database answers, and what it has not taken.
 
         A mirror says how it stands with its primary; ``degraded`` is no reason to end it: whoever
@@ -74,15 +78,15 @@ def create_app(service: Service, engine: Engine, telling: Webhooks) -> FastAPI:
         try:
             await service.db.read(lambda conn: conn.exec_driver_sql("SELECT 1").scalar())
         except StorageError as error:
-            body = problems.document(error, unstored_stops=unstored)
+            body = problems.problem_document(error, unstored_stops=unstored)
             return Response(body, problems.status_of(error), media_type=problems.MEDIA_TYPE)
         found: Fields = {"status": "ok", "version": __version__, "unstored_stops": unstored}
         if service.mirror is not None:
-            found["mirror"] = own = service.mirror.health()
-            if own["error"] is not None or not (own["in_step"] and own["hands_out"]):
+            found["mirror"] = status = service.mirror.health()
+            if status["error"] is not None or not (status["in_step"] and status["hands_out"]):
                 found["status"] = "degraded"
         if unstored:
             found["status"] = "stops_unstored"
-        return answer(found)
+        return json_response(found)
 
     return app

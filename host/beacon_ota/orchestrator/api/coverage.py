@@ -6,7 +6,7 @@ from beacon_ota.orchestrator.rollout.coverage import count_uncovered
 from beacon_ota.orchestrator.rollout.rules import Rollout
 
 
-def not_covered(view: View, rollout: Rollout) -> Fields:
+def describe_uncovered(view: View, rollout: Rollout) -> Fields:
     """Return how many beacons of other boards a rollout's waves select; from any thread.
 
     ``release`` is the same version for that board, None when nobody has uploaded it;

@@ -9,8 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from beacon_ota.orchestrator.api.access import On, Viewer, is_still
-from beacon_ota.orchestrator.api.answers import page
+from beacon_ota.orchestrator.api.access import Viewer, is_still_authorized
+from beacon_ota.orchestrator.api.answers import listing_response
+from beacon_ota.orchestrator.api.dependencies import ServiceDep
 from beacon_ota.orchestrator.api.numbers import RowId
 from beacon_ota.orchestrator.clock import iso
 from beacon_ota.orchestrator.core.service import Service
@@ -25,9 +26,9 @@ _BATCH = 500
 
 
 @router.get("")
-async def follow(
+async def follow_events(
     request: Request,
-    service: On,
+    service: ServiceDep,
     actor: Viewer,
     last_event_id: Annotated[RowId | None, Header()] = None,
     after: Annotated[RowId | None, Query(description="instead of Last-Event-ID")] = None,
@@ -41,25 +42,25 @@ async def follow(
     """
     start = after if last_event_id is None else last_event_id
     service.hub.check_room(actor.id)
-    stream = _stream(service, request, actor, start, kind)
+    stream = _stream_events(service, request, actor, start, kind)
     return StreamingResponse(
         stream, media_type="text/event-stream", headers={"cache-control": "no-store"}
     )
 
 
 @router.get("/latest")
-async def latest(
-    service: On,
+async def list_latest_events(
+    service: ServiceDep,
     actor: Viewer,
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
     kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
     """List the newest stored events, oldest first; ``limit`` counts those that are asked for."""
     rows = await service.db.read(events.before, None, kind, limit)
-    return page("events", [_shown(row) for row in rows])
+    return listing_response("events", [_serialize_event(row) for row in rows])
 
 
-async def _stream(
+async def _stream_events(
     service: Service, request: Request, actor: Actor, start: int | None, kind: str
 ) -> AsyncIterator[str]:
     queue = service.hub.follow(actor.id)
@@ -73,12 +74,12 @@ async def _stream(
             while rows := await service.db.read(events.since, last, _BATCH):
                 for row in rows:
                     if row["kind"].startswith(kind):
-                        yield _line(row)
+                        yield _format_sse(row)
                 last = rows[-1]["id"]
         said = looked = monotonic()
         while True:
             if monotonic() - looked >= LIMITS.subscriber_check:
-                if not await is_still(request, actor):
+                if not await is_still_authorized(request, actor):
                     return
                 looked = monotonic()
             try:
@@ -97,16 +98,16 @@ async def _stream(
                 last = event["id"]
             if event["kind"].startswith(kind):
                 said = monotonic()
-                yield _line(event)
+                yield _format_sse(event)
     finally:
         service.hub.leave(queue)
 
 
-def _shown(event: Fields) -> Fields:
+def _serialize_event(event: Fields) -> Fields:
     return {**event, "at": iso(event["at"])}
 
 
-def _line(event: Fields) -> str:
-    data = json.dumps(_shown(event), separators=(",", ":"))
+def _format_sse(event: Fields) -> str:
+    data = json.dumps(_serialize_event(event), separators=(",", ":"))
     number = "" if event["id"] is None else f"id: {event['id']}\n"
     return f"{number}event: {event['kind']}\ndata: {data}\n\n"

@@ -34,7 +34,7 @@ class Previews:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="preview")
-        self._asked = 0
+        self._unfinished = 0
         self._closed = False
 
     def close(self) -> None:
@@ -50,32 +50,32 @@ class Previews:
                 ``LIMITS.preview_s`` seconds of computing.
             ClientLeft: nobody is there to be answered.
         """
-        if self._asked >= LIMITS.previews:
+        if self._unfinished >= LIMITS.previews:
             raise Problem(
                 503,
                 "previews_busy",
                 "other previews are being computed; ask again in a moment",
                 expected=LIMITS.previews,
             )
-        gone = threading.Event()
-        late = threading.Event()
+        client_gone = threading.Event()
+        deadline_passed = threading.Event()
 
-        def work() -> T:
+        def compute_until_stopped() -> T:
             ends = time.monotonic() + LIMITS.preview_s
 
-            def stop() -> bool:
+            def should_stop() -> bool:
                 if time.monotonic() > ends:
-                    late.set()
-                return gone.is_set() or late.is_set()
+                    deadline_passed.set()
+                return client_gone.is_set() or deadline_passed.is_set()
 
-            found = compute(stop)
-            if gone.is_set() or late.is_set():
+            found = compute(should_stop)
+            if client_gone.is_set() or deadline_passed.is_set():
                 raise _Stopped
             return found
 
-        self._asked += 1
-        computing = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        computing.add_done_callback(self._done)
+        self._unfinished += 1
+        computing = asyncio.get_running_loop().run_in_executor(self._thread, compute_until_stopped)
+        computing.add_done_callback(self._on_computed)
         try:
             while not (await asyncio.wait((computing,), timeout=_LOOK_S))[0]:
                 if self._closed:
@@ -91,10 +91,10 @@ class Previews:
                 expected=LIMITS.preview_s,
             ) from None
         finally:
-            gone.set()
+            client_gone.set()
             computing.cancel()  # one that waits for the thread never begins
 
-    def _done(self, computing: "asyncio.Future[T]") -> None:
-        self._asked -= 1
+    def _on_computed(self, computing: "asyncio.Future[T]") -> None:
+        self._unfinished -= 1
         if not computing.cancelled():
             computing.exception()  # nobody may be left to read it

@@ -16,7 +16,7 @@ from beacon_ota.orchestrator.db.tables.sessions import LIFE_S
 from beacon_ota.orchestrator.http.problems import Problem
 
 CSRF_HEADER = "x-csrf-token"
-SAFE = frozenset(("GET", "HEAD"))
+SAFE_METHODS = frozenset(("GET", "HEAD"))
 _PLAIN, _SECURE = "beacon_ota", "__Host-beacon_ota"
 
 
@@ -64,7 +64,7 @@ def _host_of(origin: str) -> str | None:
         return None
 
 
-def begin(response: Response, request: HTTPConnection, secret: str) -> None:
+def set_session_cookie(response: Response, request: HTTPConnection, secret: str) -> None:
     """Give the browser its session."""
     secure = _over_tls(request)
     response.set_cookie(
@@ -78,7 +78,7 @@ def begin(response: Response, request: HTTPConnection, secret: str) -> None:
     )
 
 
-def end(response: Response) -> None:
+def clear_session_cookie(response: Response) -> None:
     """Take it away."""
     for name in (_PLAIN, _SECURE):
         response.delete_cookie(

@@ -17,7 +17,7 @@ _ROLLOUT = {
 _RELEASE = ("firmware.deprecated", "firmware.damaged")
 
 
-def of_rollout(
+def list_for_rollout(
     conn: Connection, row: Fields, now: float, unstored: Sequence[Transition] = ()
 ) -> list[Fields]:
     """Return the mirrors that have not confirmed a rollout's stop; none when it is not stopped.
@@ -26,37 +26,41 @@ def of_rollout(
         unstored: its stops that are in memory only: mirrors are told what is stored.
     """
     if unstored:
-        return in_memory(conn, row["created_at"], unstored[-1].at, now)
-    return _shown(conn, row["id"], _ROLLOUT.get(row["status"], ()), row["created_at"], now)
+        return list_for_unstored_stop(conn, row["created_at"], unstored[-1].at, now)
+    return _list_unconfirmed(
+        conn, row["id"], _ROLLOUT.get(row["status"], ()), row["created_at"], now
+    )
 
 
-def in_memory(conn: Connection, since: float, at: float, now: float) -> list[Fields]:
+def list_for_unstored_stop(conn: Connection, since: float, at: float, now: float) -> list[Fields]:
     """Return the mirrors that have a rollout, and cannot know that it was stopped.
 
     Args:
         since: when the rollout came to be; at: when it was stopped. UTC seconds.
     """
     rows = mirror_watch.heard(mirrors.every(conn), since)
-    return [_row({**row, "stopped_at": at}, now) for row in rows]
+    return [_serialize_mirror({**row, "stopped_at": at}, now) for row in rows]
 
 
-def of_release(conn: Connection, row: Fields, now: float) -> list[Fields]:
+def list_for_release(conn: Connection, row: Fields, now: float) -> list[Fields]:
     """Return the mirrors that have not confirmed that a release is withdrawn."""
     withdrawn = row["state"] == "deprecated" or row["damaged_at"] is not None
-    return _shown(conn, row["id"], _RELEASE if withdrawn else (), row["uploaded_at"], now)
+    return _list_unconfirmed(
+        conn, row["id"], _RELEASE if withdrawn else (), row["uploaded_at"], now
+    )
 
 
-def _shown(
+def _list_unconfirmed(
     conn: Connection, target: str, actions: tuple[str, ...], since: float, now: float
 ) -> list[Fields]:
     every = mirrors.every(conn) if actions else []
     if not every:
         return []
     found = mirror_watch.unconfirmed(conn, every, target, actions, since)
-    return [_row(row, now) for row in found]
+    return [_serialize_mirror(row, now) for row in found]
 
 
-def _row(row: Fields, now: float) -> Fields:
+def _serialize_mirror(row: Fields, now: float) -> Fields:
     until = mirror_watch.hands_out_until(row)
     return {
         "mirror": row["name"],

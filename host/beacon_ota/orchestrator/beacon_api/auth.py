@@ -14,11 +14,11 @@ from beacon_ota.orchestrator.core.replay import Slot, Verdict
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.wire import auth
 
-EMPTY = hashlib.sha256(b"").hexdigest()
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _ZERO_KEY = bytes(32)
 
 
-class Keyed(Protocol):
+class KeyHolder(Protocol):
     """What the gate needs of a beacon."""
 
     key: bytes
@@ -27,7 +27,7 @@ class Keyed(Protocol):
     replay: Slot
 
 
-B = TypeVar("B", bound=Keyed)
+B = TypeVar("B", bound=KeyHolder)
 
 
 @dataclass(slots=True)
@@ -38,18 +38,21 @@ class Caller(Generic[B]):
     key: bytes = field(repr=False)
     nonce: str
 
-    def seal(self, status: int, digest: str) -> tuple[bytes, bytes]:
+    def sign_response(self, status: int, digest: str) -> tuple[bytes, bytes]:
         """Return the header that proves an answer; ``digest`` is the hex SHA-256 of its body."""
-        return (b"x-beacon-mac", _mac(self.key, auth.answer_text(self.nonce, status, digest)))
+        return (
+            b"x-beacon-mac",
+            _compute_mac(self.key, auth.answer_text(self.nonce, status, digest)),
+        )
 
 
-class Refused(Problem):
+class AuthenticationError(Problem):
     """A request that is not who it says, or comes at the wrong time, or again.
 
     Attributes:
         caller: whose mac was right: it alone can be answered with a seal. Whoever has no key must
             not get the seal of one, whatever it covers: the beacon would believe it.
-        claimed_id: the registered beacon that it says it is from, "" when there is none.
+        claimed_sender: the registered beacon that it says it is from, "" when there is none.
         sign_at: the time that the beacon is told, and its next request is accepted with; None
             for the present.
     """
@@ -59,17 +62,17 @@ class Refused(Problem):
         code: str,
         message: str,
         caller: Caller | None = None,
-        claimed_id: str = "",
+        claimed_sender: str = "",
         sign_at: int | None = None,
     ):
         super().__init__(401, code, message)
         self.caller = caller
-        self.claimed_id = claimed_id
+        self.claimed_sender = claimed_sender
         self.sign_at = sign_at
 
 
-def identify(
-    find: Callable[[str], B | None],
+def authenticate_request(
+    find_beacon: Callable[[str], B | None],
     header: str,
     method: str,
     target: str,
@@ -91,37 +94,41 @@ def identify(
     """
     parsed = auth.parse(header)
     if parsed is None:
-        raise Refused("unknown_beacon", "the Authorization header is missing or malformed")
+        raise AuthenticationError(
+            "unknown_beacon", "the Authorization header is missing or malformed"
+        )
     beacon_id, ts, nonce, mac = parsed
-    beacon = find(beacon_id)
-    digest = hashlib.sha256(body).hexdigest() if body else EMPTY
+    beacon = find_beacon(beacon_id)
+    digest = hashlib.sha256(body).hexdigest() if body else EMPTY_SHA256
     text = auth.request_text(method, target, beacon_id, ts, nonce, digest)
     given = mac.encode()
     if beacon is None:
         # The same work as for a known one, so that ids cannot be told apart by time.
-        hmac.compare_digest(_mac(_ZERO_KEY, text), given)
-        raise Refused("unknown_beacon", f"no beacon {beacon_id!r} is registered")
+        hmac.compare_digest(_compute_mac(_ZERO_KEY, text), given)
+        raise AuthenticationError("unknown_beacon", f"no beacon {beacon_id!r} is registered")
     for key in (beacon.key, *beacon.given_keys):
-        if hmac.compare_digest(_mac(key, text), given):
+        if hmac.compare_digest(_compute_mac(key, text), given):
             break
     else:
-        raise Refused("bad_mac", "the signature does not fit the key", claimed_id=beacon_id)
+        raise AuthenticationError(
+            "bad_mac", "the signature does not fit the key", claimed_sender=beacon_id
+        )
     caller = Caller(beacon, key, nonce)
     verdict = beacon.replay.use(nonce, ts, now)
     if verdict is Verdict.USED:
-        raise Refused("nonce_used", "this request was made before", caller, beacon_id)
+        raise AuthenticationError("nonce_used", "this request was made before", caller, beacon_id)
     if verdict is Verdict.SKEWED:
         sign_at = beacon.replay.time_to_sign(now)
         reason = "the clock is off, or it is too long ago"
-        raise Refused("clock_skew", reason, caller, beacon_id, sign_at)
+        raise AuthenticationError("clock_skew", reason, caller, beacon_id, sign_at)
     return caller
 
 
-def rekey(old_key: bytes, new_key: bytes, nonce: str) -> str:
+def wrap_new_key(old_key: bytes, new_key: bytes, nonce: str) -> str:
     """Return a new key as it travels to the beacon that holds the old one."""
     pad = hmac.digest(old_key, auth.rekey_text(nonce), "sha256")
     return bytes(a ^ b for a, b in zip(new_key, pad, strict=True)).hex()
 
 
-def _mac(key: bytes, text: bytes) -> bytes:
+def _compute_mac(key: bytes, text: bytes) -> bytes:
     return hmac.digest(key, text, "sha256").hex().encode()

@@ -16,16 +16,18 @@ import asyncio
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.beacon_api.auth import Refused
+from beacon_ota.orchestrator.beacon_api.auth import AuthenticationError
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.db.tables import Fields, beacons, device_types, events
 from beacon_ota.orchestrator.http.problems import Problem
 
-TELL_S = 3600.0  # two devices under one name contradict each other at every poll
+REPEAT_EVENT_S = 3600.0  # two devices under one name contradict each other at every poll
 
 
-async def hear_device_type(service: Service, node: Node, said: str, *, on_trial: bool) -> str:
+async def record_reported_type(
+    service: Service, node: Node, reported: str, *, on_trial: bool
+) -> str:
     """Take a beacon's word that it is another board than it is registered as.
 
     Args:
@@ -40,33 +42,33 @@ async def hear_device_type(service: Service, node: Node, said: str, *, on_trial:
         Refused: the beacon was removed meanwhile.
     """
     facts = node.facts
-    if not said:
+    if not reported:
         return ""
-    if device_types.DEVICE_TYPE.fullmatch(said) is None:
-        raise Problem(422, "poll_query", "the device type is none", found=said[:80])
+    if device_types.DEVICE_TYPE.fullmatch(reported) is None:
+        raise Problem(422, "poll_query", "the device type is none", found=reported[:80])
     if on_trial:
         if facts.said_type == facts.device_type:
             raise Problem(
                 409,
                 "device_type_mismatch",
                 "the image on trial is of another board",
-                found=said,
+                found=reported,
                 expected=facts.device_type,
             )
         return ""
     if service.settings.upstream:
-        return said
+        return reported
     if not facts.said_type:
-        await _adopt(service, node, said)
-    elif facts.said_type != said:
-        tell_of_question(service, node, said)
-    return said
+        await _adopt_reported_type(service, node, reported)
+    elif facts.said_type != reported:
+        publish_type_mismatch(service, node, reported)
+    return reported
 
 
-async def _adopt(service: Service, node: Node, said: str) -> None:
+async def _adopt_reported_type(service: Service, node: Node, reported: str) -> None:
     beacon_id, now = node.facts.id, service.clock.now()
 
-    def then(done: tuple[Fields | None, Fields | None]) -> None:
+    def apply_adoption(done: tuple[Fields | None, Fields | None]) -> None:
         row, event = done
         if row is None:
             service.view.drop_beacon(beacon_id)
@@ -75,23 +77,23 @@ async def _adopt(service: Service, node: Node, said: str) -> None:
         if event is not None:
             service.hub.publish(event)
 
-    def work(conn: Connection) -> tuple[Fields | None, Fields | None]:
-        event = device_types.adopt(conn, beacon_id, said, now, "orchestrator")
+    def write_type(conn: Connection) -> tuple[Fields | None, Fields | None]:
+        event = device_types.adopt(conn, beacon_id, reported, now, "orchestrator")
         return beacons.get(conn, beacon_id), event
 
-    await asyncio.shield(service.db.write(work, then=then))
+    await asyncio.shield(service.db.write(write_type, then=apply_adoption))
     if service.view.nodes.get(beacon_id) is not node:
-        raise Refused("unknown_beacon", f"no beacon {beacon_id!r} is registered")
+        raise AuthenticationError("unknown_beacon", f"no beacon {beacon_id!r} is registered")
 
 
-def tell_of_question(service: Service, node: Node, said: str) -> None:
+def publish_type_mismatch(service: Service, node: Node, reported: str) -> None:
     """Tell that a beacon contradicts itself: now and then, however often it does."""
     now = service.clock.now()
-    told_at = node.questioned_at
-    if told_at is not None and 0 <= now - told_at < TELL_S:
+    published_at = node.questioned_at
+    if published_at is not None and 0 <= now - published_at < REPEAT_EVENT_S:
         return
     node.questioned_at = now
-    beacon_id, data = node.facts.id, {"device_type": node.facts.device_type, "says": said}
+    beacon_id, data = node.facts.id, {"device_type": node.facts.device_type, "says": reported}
     service.db.write(
         events.add, now, "beacon.questioned", beacon_id, data, then=service.hub.publish
     )

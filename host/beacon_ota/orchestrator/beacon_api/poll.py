@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 from urllib.parse import parse_qsl
 
-from beacon_ota.orchestrator.beacon_api.auth import EMPTY, Caller
-from beacon_ota.orchestrator.beacon_api.device_types import hear_device_type
+from beacon_ota.orchestrator.beacon_api.auth import EMPTY_SHA256, Caller
+from beacon_ota.orchestrator.beacon_api.device_types import record_reported_type
 from beacon_ota.orchestrator.core.service import BACK_GRACE_S, Service
 from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.http import asgi
@@ -17,10 +17,10 @@ from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Result
 from beacon_ota.wire import versions
 from beacon_ota.wire.report import is_hex
 
-_TRIES = 3  # to make an offer while others move its rollout
+_OFFER_TRIES = 3  # to make an offer while others move its rollout
 
 
-async def poll(
+async def answer_poll(
     service: Service, caller: Caller[Node], _body: bytes, scope: Scope, send: Send
 ) -> None:
     """Answer a poll: 200 with an offer, or 204 with the seconds until the next one."""
@@ -31,12 +31,12 @@ async def poll(
     facts = node.facts
     version, image, on_trial = facts.version, facts.image, facts.on_trial
     if query != node.query or not query:
-        version, image, on_trial = read_query(query)
+        version, image, on_trial = parse_poll_query(query)
     said_type = scope["path"].rpartition("/")[2]
     if on_trial and said_type == facts.device_type:
         said_type = ""  # an image on trial speaks for no beacon
     elif said_type != facts.device_type:
-        said_type = await hear_device_type(service, node, said_type, on_trial=on_trial)
+        said_type = await record_reported_type(service, node, said_type, on_trial=on_trial)
         facts = node.facts
     view.heard(
         node,
@@ -44,14 +44,14 @@ async def poll(
         version or facts.version,
         image or facts.image,
         on_trial,
-        asgi.address(scope),
+        asgi.client_address(scope),
         said_type,
     )
     node.query = query
     node.refusals = 0
-    await _look_back(service, node, now)
+    await _conclude_silent_rollback(service, node, now)
 
-    decision, attempt = await _decide(service, node, now)
+    decision, attempt = await _decide_offer(service, node, now)
     service.counts.polls[decision.reason.value] += 1
     delay = poll_delay(
         node.facts.id, now, until=decision.again_at, period_s=service.settings.poll_s
@@ -59,11 +59,13 @@ async def poll(
     if not decision.offered:
         wait = (b"retry-after", b"%d" % max(1, round(delay)))
         reason = (b"x-reason", decision.reason.value.encode())
-        await asgi.respond(send, 204, b"", (wait, reason, caller.seal(204, EMPTY)))
+        await asgi.send_response(
+            send, 204, b"", (wait, reason, caller.sign_response(204, EMPTY_SHA256))
+        )
         return
     if attempt is None or attempt.result is not None:  # others are moving it, or have ended it
         soon = (b"retry-after", b"1")
-        await asgi.respond(send, 204, b"", (soon, caller.seal(204, EMPTY)))
+        await asgi.send_response(send, 204, b"", (soon, caller.sign_response(204, EMPTY_SHA256)))
         return
     release = view.releases[attempt.firmware_id]
     window = ""
@@ -75,31 +77,33 @@ async def poll(
         f'"required":{"true" if decision.required else "false"},{window}'
         f'"poll_after_s":{max(1, round(delay))},"server_time":{int(now)},{release.static}}}'
     ).encode()
-    seal = caller.seal(200, hashlib.sha256(body).hexdigest())
-    await asgi.respond(send, 200, body, (asgi.JSON, seal))
+    signature = caller.sign_response(200, hashlib.sha256(body).hexdigest())
+    await asgi.send_response(send, 200, body, (asgi.JSON_TYPE, signature))
 
 
-async def _decide(service: Service, node: Node, now: float) -> tuple[Decision, Attempt | None]:
+async def _decide_offer(
+    service: Service, node: Node, now: float
+) -> tuple[Decision, Attempt | None]:
     """Decide about a beacon; an offer's attempt is durable, and made upon what is committed.
 
     None for the attempt of an offer: what it was decided upon changed each time.
     """
-    decision = _look(service, node, now)
-    for _ in range(_TRIES):
+    decision = _decide_from_view(service, node, now)
+    for _ in range(_OFFER_TRIES):
         if not decision.offered:
             return decision, None
         await service.catch_up()  # no process hands out what another has halted
-        decision = _look(service, node, now)
+        decision = _decide_from_view(service, node, now)
         if decision.offered:
             attempt = await service.offer(node, decision)
             service.heed()
             if attempt is not None and not service.view.is_stopped(attempt):
                 return decision, attempt
-            decision = _look(service, node, now)
+            decision = _decide_from_view(service, node, now)
     return decision, None
 
 
-def _look(service: Service, node: Node, now: float) -> Decision:
+def _decide_from_view(service: Service, node: Node, now: float) -> Decision:
     view = service.view
     place = view.place(node)
     found = decide(
@@ -113,7 +117,7 @@ def _look(service: Service, node: Node, now: float) -> Decision:
     return service.within_lease(found)
 
 
-def read_query(query: bytes) -> tuple[str, str, bool]:
+def parse_poll_query(query: bytes) -> tuple[str, str, bool]:
     """Return (version, image, on trial) of a poll's query; the first two "" when absent.
 
     Raises:
@@ -143,7 +147,7 @@ def read_query(query: bytes) -> tuple[str, str, bool]:
     return version, image, state == "trial"
 
 
-async def _look_back(service: Service, node: Node, now: float) -> None:
+async def _conclude_silent_rollback(service: Service, node: Node, now: float) -> None:
     """Conclude a rollback from where the beacon is, if it never says so itself.
 
     A poll in state ``valid`` from another image than the release's, after ``rebooting``, means

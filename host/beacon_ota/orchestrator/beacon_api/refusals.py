@@ -10,15 +10,17 @@ from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.db.tables import events
 
-TELL_S = 3600.0  # between two events about one beacon
+REPEAT_EVENT_S = 3600.0  # between two events about one beacon
 
 
-def note_refusal(service: Service, node: Node, code: str) -> None:
+def record_refusal(service: Service, node: Node, code: str) -> None:
     """Note that a beacon was refused; once it is so again and again, tell of it."""
     now = service.clock.now()
     service.view.refused(node, now, code)
-    told_at = node.refusal_told_at
-    if node.refusals < REFUSED_FROM or (told_at is not None and 0 <= now - told_at < TELL_S):
+    published_at = node.refusal_told_at
+    if node.refusals < REFUSED_FROM or (
+        published_at is not None and 0 <= now - published_at < REPEAT_EVENT_S
+    ):
         return
     node.refusal_told_at = now
     beacon_id, data = node.facts.id, {"code": code}

@@ -7,15 +7,17 @@ are answered as if they were the first, so that a beacon stops repeating itself.
 import asyncio
 import hashlib
 import json
-import math
-from collections import Counter
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.beacon_api.auth import Caller, rekey
-from beacon_ota.orchestrator.core.service import Counts, Service, going_on, outcome_event
+from beacon_ota.orchestrator.beacon_api.auth import Caller, wrap_new_key
+from beacon_ota.orchestrator.beacon_api.continuation import check_may_continue, halted_problem
+from beacon_ota.orchestrator.beacon_api.report_parser import (
+    FAILED_STATUSES,
+    parse_report,
+)
+from beacon_ota.orchestrator.core.service import Service, going_on, outcome_event
 from beacon_ota.orchestrator.core.stops import StopBoard
 from beacon_ota.orchestrator.core.view import Node, attempt_of
 from beacon_ota.orchestrator.db.database import StorageError
@@ -23,29 +25,11 @@ from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem
-from beacon_ota.orchestrator.rollout.decide import is_other_board, may_go_on
 from beacon_ota.orchestrator.rollout.types import Attempt, Result
-from beacon_ota.wire import journal
 from beacon_ota.wire import report as wire
-from beacon_ota.wire.shapes import is_number
-
-_UNDER_WAY = tuple(word for word in wire.STATUSES if word != "idle")
-_UNMADE = ("failed", "rolled_back")
-# With which statuses a field means something, and is checked: what else is sent is let go.
-_MEANT = {
-    **dict.fromkeys(
-        ("update_status", "firmware_version", "updated_at", "image_sha256", "journal"),
-        wire.STATUSES,
-    ),
-    **dict.fromkeys((*attempts.MEASURED, "clock_unset", "insecure"), wire.STATUSES),
-    **dict.fromkeys(("attempt_id", "firmware_id", "previous_version"), _UNDER_WAY),
-    **dict.fromkeys(("stage", "code", "detail"), _UNMADE),
-    "progress": ("downloading",),
-    "acquitted": ("rolled_back",),
-}
 
 
-class Recorded(NamedTuple):
+class RecordedReport(NamedTuple):
     """What a report came to in the database."""
 
     how: str  # first, late, undone, repeated; "" when it settles nothing
@@ -55,33 +39,33 @@ class Recorded(NamedTuple):
     called_off: bool = False  # the attempt may not go on, and nothing was recorded
 
 
-async def status(
+async def accept_report(
     service: Service, caller: Caller[Node], body: bytes, scope: Scope, send: Send
 ) -> None:
     """Take a report. 409 and 410 tell the beacon to stop before it boots the release."""
     node = caller.beacon
     if scope["path"].split("/")[3] != node.facts.id:
         raise Problem(403, "beacon_mismatch", "a beacon reports for itself only")
-    doc = read(body, service.counts)
+    doc = parse_report(body, service.counts)
     word = doc["update_status"]
     service.counts.reports[word] += 1
-    attempt = None if word == "idle" else await _attempt(service, node, doc)
+    attempt = None if word == "idle" else await _find_attempt(service, node, doc)
     if attempt is not None and word not in wire.FINAL:
-        check_going_on(service, attempt, node)
+        check_may_continue(service, attempt, node)
     if word == "success":
-        _check_success(service, attempt, doc)
+        _check_success_image(service, attempt, doc)
 
     version = ""
     if attempt is not None:
         version = service.view.releases[attempt.firmware_id].row["version"]
     now = service.clock.now()
-    _hear(service, node, doc, now, asgi.address(scope))
+    _update_beacon(service, node, doc, now, asgi.client_address(scope))
     entries, ack = doc.pop("journal", []), doc.pop("journal_ack", 0)
     if word != "downloading" or entries or attempt is None or attempt.taken_at is None:
         try:
             recorded = await asyncio.shield(
                 service.db.write(
-                    _record,
+                    _store_report,
                     service.stops,
                     now,
                     node.facts.id,
@@ -89,15 +73,15 @@ async def status(
                     doc,
                     entries,
                     version,
-                    then=lambda done: _recorded(service, done),
+                    then=lambda done: _publish_recorded(service, done),
                 )
             )
         except StorageError:
-            if attempt is not None and word in _UNMADE:
+            if attempt is not None and word in FAILED_STATUSES:
                 service.not_recorded(attempt, Result(word))
             raise
     else:  # progress of the moment
-        recorded = Recorded("", None)
+        recorded = RecordedReport("", None)
     if attempt is not None:
         if word in wire.FINAL:
             node.progress = None
@@ -106,7 +90,7 @@ async def status(
                 raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
             service.heed()
             if recorded.called_off or service.view.is_stopped(attempt):
-                raise _stopped("halted", attempt)
+                raise halted_problem("halted", attempt)
             node.progress = doc.get("progress", 0 if word == "downloading" else 100)
             service.hub.tell(
                 now,
@@ -126,111 +110,13 @@ async def status(
     if recorded.how:
         answer["recorded"] = recorded.how
     if node.next_key is not None and caller.key != node.next_key:
-        answer["rekey"] = rekey(caller.key, node.next_key, caller.nonce)
+        answer["rekey"] = wrap_new_key(caller.key, node.next_key, caller.nonce)
     payload = json.dumps(answer).encode()
-    seal = caller.seal(200, hashlib.sha256(payload).hexdigest())
-    await asgi.respond(send, 200, payload, (asgi.JSON, seal))
+    signature = caller.sign_response(200, hashlib.sha256(payload).hexdigest())
+    await asgi.send_response(send, 200, payload, (asgi.JSON_TYPE, signature))
 
 
-def read(body: bytes, counts: Counts | None = None) -> Fields:
-    """Return a report: the fields that the contract gives to its status, all within their bounds.
-
-    What is broken and not needed is mended or left out (``wire.report``). ``journal`` holds the
-    entries to store, ``journal_ack`` the number to acknowledge.
-
-    Args:
-        counts: takes how many fields and journal entries broke the contract.
-
-    Raises:
-        Problem: ``report_syntax``, or ``report_field`` naming a field that is needed.
-    """
-    try:
-        text = body.decode("utf-8", "replace")
-        doc = json.loads(text, parse_constant=_no_constant, parse_int=_number)
-    except (ValueError, RecursionError):
-        raise Problem(422, "report_syntax", "the body is not JSON") from None
-    try:
-        fields, faults = wire.read(doc)
-    except wire.ReportError as error:
-        raise Problem(
-            422, "report_field", f"{error.field}: {error.reason}", found=error.field
-        ) from None
-    counts = counts or Counts()
-    counts.fields.update(faults)
-    word = fields["update_status"]
-    found = {name: value for name, value in fields.items() if word in _MEANT.get(name, ())}
-    if "journal" in found:
-        found["journal"], found["journal_ack"] = _journal(found["journal"], counts.entries)
-    return found
-
-
-def _journal(sent: Any, counts: Counter[str]) -> tuple[list[list[Any]], int]:
-    """Return the journal entries to store, oldest first, and the number to acknowledge; or 0.
-
-    An entry that breaks the contract is cut to its bounds or dropped, and acknowledged like the
-    others, or its beacon would send it for ever. What is beyond the entries of one report is left
-    for the next one.
-
-    Args:
-        sent: the report's field.
-        counts: takes how many were ``clipped`` and ``dropped``.
-    """
-    if not isinstance(sent, list):
-        return [], 0
-    numbered = []
-    for entry in sent:
-        if isinstance(entry, list) and entry and is_number(entry[0], 1, journal.MAX_SEQ):
-            numbered.append(entry)
-        else:
-            counts["dropped"] += 1
-    numbered.sort(key=itemgetter(0))
-    del numbered[journal.MAX_ENTRIES :]
-    kept = []
-    for entry in numbered:
-        mended = journal.mend(entry)
-        if mended is None:
-            counts["dropped"] += 1
-            continue
-        counts["clipped"] += mended != entry
-        kept.append(mended)
-    return kept, numbered[-1][0] if numbered else 0
-
-
-def check_going_on(service: Service, attempt: Attempt, node: Node) -> None:
-    """Refuse to go on with an attempt that is over (409) or was called off (410)."""
-    if attempt.result is not None:
-        raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
-    entry = service.view.entries.get(attempt.rollout_id)
-    release = service.view.releases[attempt.firmware_id]
-    board = release.row["device_type"]
-    if attempt.rebooting_at is None and is_other_board(node.facts, board):
-        raise Problem(
-            409,
-            "device_type_mismatch",
-            "the release is for another board",
-            found=node.facts.said_type or node.facts.device_type,
-            expected=board,
-        )
-    if entry is None:
-        raise _stopped("over", attempt)
-    channel = node.facts.open_channel
-    if not may_go_on(entry.state.status, release.state, attempt, channel=channel):
-        raise _stopped(entry.state.status.value, attempt)
-    begun = attempt.taken_at is not None or attempt.rebooting_at is not None
-    if not begun and service.lease is not None and service.lease.is_over():
-        raise Problem(
-            410,
-            "mirror_lease",
-            "this mirror has been without its primary for too long to hand anything out",
-            found=attempt.id,
-        )
-
-
-def _stopped(state: str, attempt: Attempt) -> Problem:
-    return Problem(410, "rollout_halted", f"the rollout is {state}", found=attempt.rollout_id)
-
-
-async def _attempt(service: Service, node: Node, doc: Fields) -> Attempt:
+async def _find_attempt(service: Service, node: Node, doc: Fields) -> Attempt:
     """Return the attempt that a report is about.
 
     Raises:
@@ -252,7 +138,7 @@ async def _attempt(service: Service, node: Node, doc: Fields) -> Attempt:
     return attempt
 
 
-def _check_success(service: Service, attempt: Attempt | None, doc: Fields) -> None:
+def _check_success_image(service: Service, attempt: Attempt | None, doc: Fields) -> None:
     """Only the new image itself can say that it runs."""
     assert attempt is not None
     expected = service.view.releases[attempt.firmware_id].row["checksum"]
@@ -266,7 +152,7 @@ def _check_success(service: Service, attempt: Attempt | None, doc: Fields) -> No
         )
 
 
-def _hear(service: Service, node: Node, doc: Fields, now: float, address: str) -> None:
+def _update_beacon(service: Service, node: Node, doc: Fields, now: float, address: str) -> None:
     """Take from a report what the beacon runs; `firmware_version` is not that on the way."""
     word = doc["update_status"]
     own = word in ("idle", "success", "rolled_back")
@@ -278,7 +164,7 @@ def _hear(service: Service, node: Node, doc: Fields, now: float, address: str) -
     node.query = b""
 
 
-def _record(
+def _store_report(
     conn: Connection,
     stops: StopBoard,
     now: float,
@@ -287,19 +173,19 @@ def _record(
     doc: Fields,
     entries: list[list[Any]],
     version: str,
-) -> Recorded:
+) -> RecordedReport:
     """Store a report in one transaction: journal, history, and what it does to its attempt."""
     word = doc["update_status"]
     if attempt_id is not None and word not in wire.FINAL:
         may, row = going_on(conn, stops, attempt_id)
         if not may:
-            return Recorded("", row, called_off=True)
+            return RecordedReport("", row, called_off=True)
     if entries:
         beacons.keep_journal(conn, beacon_id, entries, now)
     if attempt_id is None:
         beacons.report(conn, beacon_id, None, now, word, json.dumps(doc))
         beacons.said(conn, beacon_id, doc)
-        return Recorded("", None)
+        return RecordedReport("", None)
     told: list[Fields] = []
     others: list[Fields] = []
     how = ""
@@ -318,20 +204,11 @@ def _record(
         row = attempts.take(conn, attempt_id, now)
     if how != "repeated":
         beacons.report(conn, beacon_id, attempt_id, now, word, json.dumps(doc))
-    return Recorded(how, row, tuple(told), tuple(others))
+    return RecordedReport(how, row, tuple(told), tuple(others))
 
 
-def _recorded(service: Service, done: Recorded) -> None:
+def _publish_recorded(service: Service, done: RecordedReport) -> None:
     for row in (*done.others, done.row):
         service.put_attempt(row)
     for event in done.events:
         service.hub.publish(event)
-
-
-def _no_constant(word: str) -> None:
-    raise ValueError(word)
-
-
-def _number(digits: str) -> float:
-    """Return a whole number; one that is out of every range, without reading its digits."""
-    return int(digits) if len(digits) < 24 else math.inf

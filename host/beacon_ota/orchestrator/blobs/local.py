@@ -27,11 +27,11 @@ from beacon_ota.orchestrator.limits import LIMITS
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-_PART = ".part"
+_PART_SUFFIX = ".part"
 _DIGEST = re.compile("[0-9a-f]{64}")
 # What says nothing about the bytes: too little of something, a right that is missing, a file system
 # elsewhere that does not answer. It withdraws no release; it is tried again.
-_PASSING = frozenset(
+_TRANSIENT_ERRNOS = frozenset(
     number
     for number, name in errno.errorcode.items()
     if name
@@ -47,7 +47,7 @@ class BlobDamaged(InputError):
     """The file is gone, or its bytes are not those that were stored."""
 
 
-class Blobs:
+class LocalBlobStore:
     """A folder of files by digest, and the few in use in memory."""
 
     def __init__(self, folder: Path):
@@ -72,17 +72,17 @@ class Blobs:
         """Tell whether the bytes with this digest are here."""
         return self.path(digest).exists()
 
-    def part(self, digest: str) -> Path:
+    def partial_path(self, digest: str) -> Path:
         """Return where bytes that are being fetched grow; they are left alone by a start."""
-        return self._incoming / f"{digest}{_PART}"
+        return self._incoming / f"{digest}{_PART_SUFFIX}"
 
-    def incoming(self) -> BinaryIO:
+    def open_incoming(self) -> BinaryIO:
         """Return a new file for bytes that arrive; it is gone when closed, unless kept."""
         return tempfile.NamedTemporaryFile(  # type: ignore[return-value]
             dir=self._incoming, prefix="upload-", delete=True
         )
 
-    def keep(self, file: BinaryIO, digest: str) -> bool:
+    def commit(self, file: BinaryIO, digest: str) -> bool:
         """Give an incoming file its name; durable when this returns.
 
         Returns:
@@ -104,10 +104,10 @@ class Blobs:
 
     def remove(self, digest: str) -> None:
         """Remove bytes that no release refers to."""
-        self.forget(digest)
+        self.evict(digest)
         self.path(digest).unlink(missing_ok=True)
 
-    def forget(self, digest: str) -> None:
+    def evict(self, digest: str) -> None:
         """Have bytes read again when they are asked for."""
         self._cache.pop(digest, None)
 
@@ -119,12 +119,12 @@ class Blobs:
         """
         horizon = time.time() - age_s
         for file in self._incoming.iterdir():
-            if file.suffix != _PART and _written(file) <= horizon:
-                with _left_where_it_is(file):
+            if file.suffix != _PART_SUFFIX and _modified_at(file) <= horizon:
+                with _log_failed_removal(file):
                     file.unlink(missing_ok=True)
         removed = []
         for digest in self.orphans(known, horizon):
-            with _left_where_it_is(self.path(digest)):
+            with _log_failed_removal(self.path(digest)):
                 self.remove(digest)
                 removed.append(digest)
         return removed
@@ -134,7 +134,9 @@ class Blobs:
         return [
             file.name
             for file in self._folder.iterdir()
-            if _DIGEST.fullmatch(file.name) and file.name not in known and _written(file) <= horizon
+            if _DIGEST.fullmatch(file.name)
+            and file.name not in known
+            and _modified_at(file) <= horizon
         ]
 
     async def load(self, digest: str) -> bytes:
@@ -150,12 +152,12 @@ class Blobs:
         task = self._loading.get(digest)
         if task is None:  # readers that come meanwhile wait for the same one
             loop = asyncio.get_running_loop()
-            task = loop.run_in_executor(self._readers, self.check, digest)
+            task = loop.run_in_executor(self._readers, self.read_verified, digest)
             self._loading[digest] = task
-            task.add_done_callback(lambda done: self._loaded(digest, done))
+            task.add_done_callback(lambda done: self._cache_loaded(digest, done))
         return await asyncio.shield(task)
 
-    def check(self, digest: str) -> bytes:
+    def read_verified(self, digest: str) -> bytes:
         """Read a file and compare its digest; blocks."""
         data = self.read(digest)
         found = hashlib.sha256(data).hexdigest()
@@ -178,7 +180,7 @@ class Blobs:
             return self.path(digest).read_bytes()
         except OSError as error:
             why = f"the image file cannot be read: {error.strerror or error}"
-            if error.errno in _PASSING:
+            if error.errno in _TRANSIENT_ERRNOS:
                 raise ReachError("images_unreachable", why, found=digest) from None
             raise BlobDamaged("blob_missing", why) from None
 
@@ -186,7 +188,7 @@ class Blobs:
         """Read nothing more."""
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    def _loaded(self, digest: str, task: "asyncio.Future[bytes]") -> None:
+    def _cache_loaded(self, digest: str, task: "asyncio.Future[bytes]") -> None:
         del self._loading[digest]
         if task.cancelled() or task.exception() is not None:
             return
@@ -196,7 +198,7 @@ class Blobs:
 
 
 @contextlib.contextmanager
-def _left_where_it_is(file: Path) -> Iterator[None]:
+def _log_failed_removal(file: Path) -> Iterator[None]:
     """What is left over and cannot be removed keeps no server from starting."""
     try:
         yield
@@ -204,7 +206,7 @@ def _left_where_it_is(file: Path) -> Iterator[None]:
         log.warning("%s is left over and cannot be removed: %s", file, error.strerror)
 
 
-def _written(file: Path) -> float:
+def _modified_at(file: Path) -> float:
     try:
         return file.stat().st_mtime
     except FileNotFoundError:

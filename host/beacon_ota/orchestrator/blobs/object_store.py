@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.blobs.local import BlobDamaged, Blobs
+from beacon_ota.orchestrator.blobs.local import BlobDamaged, LocalBlobStore
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -22,19 +22,19 @@ _TIMEOUT = timedelta(seconds=20)
 _RETRIES = 3
 
 
-def open_blobs(data: Path, images: str | None) -> Blobs:
+def open_blob_store(data: Path, images: str | None) -> LocalBlobStore:
     """Return where the images are: ``images`` is a URL or a folder; None is the data folder.
 
     Raises:
         UsageError: ``images_url``, ``images_support`` when what reads object stores is missing.
     """
     if not images:
-        return Blobs(data)
+        return LocalBlobStore(data)
     parts = urlsplit(images)
     if parts.scheme in SCHEMES:
-        return ObjectBlobs(data, images)
+        return ObjectBlobStore(data, images)
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return Blobs(Path(unquote(parts.path)))
+        return LocalBlobStore(Path(unquote(parts.path)))
     if parts.scheme and len(parts.scheme) > 1:
         raise UsageError(
             "images_url",
@@ -42,10 +42,10 @@ def open_blobs(data: Path, images: str | None) -> Blobs:
             found=images,
             expected=[*(f"{scheme}://" for scheme in SCHEMES), "a folder"],
         )
-    return Blobs(Path(images))
+    return LocalBlobStore(Path(images))
 
 
-class ObjectBlobs(Blobs):
+class ObjectBlobStore(LocalBlobStore):
     """Images as objects named by their digest; what arrives grows in the data folder.
 
     Credentials and endpoint come from the environment, in the names of the store's own tools
@@ -66,7 +66,7 @@ class ObjectBlobs(Blobs):
         self._url = url
         plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
         self._errors = exceptions
-        with self._named():
+        with self._translate_errors():
             self._objects: Any = from_url(
                 url,
                 client_options={
@@ -80,26 +80,26 @@ class ObjectBlobs(Blobs):
     def has(self, digest: str) -> bool:
         """Tell whether the bytes with this digest are here; blocks, as all of these do."""
         try:
-            with self._named():
+            with self._translate_errors():
                 self._objects.head(digest)
         except FileNotFoundError:
             return False
         return True
 
-    def keep(self, file: BinaryIO, digest: str) -> bool:
+    def commit(self, file: BinaryIO, digest: str) -> bool:
         """Store an incoming file; durable when this returns. False when it is there already."""
         if self.has(digest):
             return False
         file.seek(0)
-        with self._named():
+        with self._translate_errors():
             self._objects.put(digest, file.read())
         return True
 
     def remove(self, digest: str) -> None:
         """Remove bytes that no release refers to."""
-        self.forget(digest)
+        self.evict(digest)
         try:
-            with self._named():
+            with self._translate_errors():
                 self._objects.delete(digest)
         except FileNotFoundError:
             pass
@@ -107,7 +107,7 @@ class ObjectBlobs(Blobs):
     def orphans(self, known: set[str], horizon: float) -> list[str]:
         """Return what no release refers to, and was written before ``horizon``."""
         before = datetime.fromtimestamp(horizon, UTC)
-        with self._named():
+        with self._translate_errors():
             return [
                 one["path"]
                 for some in self._objects.list()
@@ -122,13 +122,13 @@ class ObjectBlobs(Blobs):
             BlobDamaged: ``blob_missing``. ReachError: ``images_unreachable``.
         """
         try:
-            with self._named():
+            with self._translate_errors():
                 return bytes(self._objects.get(digest).bytes())
         except FileNotFoundError:
             raise BlobDamaged("blob_missing", "the image is not in its store") from None
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, self._errors.NotFoundError) as error:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator.blobs.local import BlobDamaged
-from beacon_ota.orchestrator.blobs.object_store import open_blobs
+from beacon_ota.orchestrator.blobs.object_store import open_blob_store
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core import remembered
 from beacon_ota.orchestrator.core.hub import Hub
@@ -107,7 +107,7 @@ class Service:
         self.settings = settings
         self.clock = clock or Clock()
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.blobs = open_blobs(settings.data, settings.images)
+        self.blobs = open_blob_store(settings.data, settings.images)
         self.mirror: Any = None  # the exchange with a primary, where there is one
         self.lease = Lease(settings.lease_s, self.clock) if settings.upstream else None
         self.worker = tables.new_id()
@@ -558,7 +558,7 @@ class Service:
             await asyncio.sleep(0.05)
             try:
                 await asyncio.to_thread(
-                    self.blobs.check, self.view.releases[firmware_id].row["blob"]
+                    self.blobs.read_verified, self.view.releases[firmware_id].row["blob"]
                 )
             except BlobDamaged as error:
                 release = self.view.releases[firmware_id]
@@ -589,7 +589,7 @@ class Service:
         """Give a release back whose bytes are again what they were."""
         firmware_id = release.row["id"]
         log.warning("release %s is not damaged any more", firmware_id)
-        self.blobs.forget(release.row["blob"])
+        self.blobs.evict(release.row["blob"])
         await self.change(
             "orchestrator",
             "firmware.renewed",

@@ -5,13 +5,13 @@ import json
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.core.health import STANDINGS, standing
-from beacon_ota.orchestrator.dashboard.fleet import FLAGS, LOOKS, fleet
-from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.dashboard.fleet import BADGES, FLAGS, load_fleet
 from beacon_ota.orchestrator.dashboard.logs import versions_of
-from beacon_ota.orchestrator.dashboard.selection import PAGE, SORTS, Selection, arrange
+from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
+from beacon_ota.orchestrator.dashboard.selection import PAGE, SORTS, Selection, sort_rows
 from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons, sites
-from beacon_ota.orchestrator.http.asgi import decimal
-from beacon_ota.orchestrator.http.problems import missing
+from beacon_ota.orchestrator.http.asgi import parse_decimal
+from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.types import Reason
 from beacon_ota.orchestrator.rollout.windows import format_window
@@ -48,13 +48,13 @@ REASONS = {
 }
 
 
-def listing(ask: Ask) -> Page:
+def list_beacons(ask: PageRequest) -> Page:
     """Beacons, narrowed down in any way that a number on another page counts them."""
     chosen = Selection.of(ask.query)
-    seen = fleet(ask.service, ask.now)
+    seen = load_fleet(ask.service, ask.now)
     sort = ask.query.get("sort", "")
     sort = sort if sort.removeprefix("-") in SORTS else "id"
-    rows = arrange(chosen.apply(seen, ask), sort)
+    rows = sort_rows(chosen.apply(seen, ask), sort)
     pages = max(1, -(-len(rows) // PAGE))
     number = max(1, ask.number("page", 1, pages))
     return Page(
@@ -62,7 +62,7 @@ def listing(ask: Ask) -> Page:
         "Beacons",
         {
             "chosen": chosen,
-            "told": _told(chosen, ask, seen.releases),
+            "told": _describe_filters(chosen, ask, seen.releases),
             "rows": rows[(number - 1) * PAGE : number * PAGE],
             "total": len(rows),
             "all": len(seen.rows),
@@ -78,13 +78,13 @@ def listing(ask: Ask) -> Page:
     )
 
 
-def page(ask: Ask) -> Page:
+def show_beacon(ask: PageRequest) -> Page:
     """One beacon: what it runs, what it would be told, and everything it went through."""
     beacon_id = ask.path["beacon_id"]
     node = ask.service.view.nodes.get(beacon_id)
-    found = ask.read(_history, beacon_id)
+    found = ask.read(_read_history, beacon_id)
     if node is None or found is None:
-        raise missing("beacon", beacon_id)
+        raise not_found("beacon", beacon_id)
     row, tries, reports, journal = found
     view = ask.service.view
     place = view.place(node)
@@ -116,7 +116,7 @@ def page(ask: Ask) -> Page:
             "tags": json.loads(row["tags"]),
             "state": state,
             "standing": STANDINGS[state],
-            "looks": LOOKS,
+            "badges": BADGES,
             "place": place,
             "hours": format_window(place.window),
             "decision": decision,
@@ -132,7 +132,7 @@ def page(ask: Ask) -> Page:
     )
 
 
-def _history(
+def _read_history(
     conn: Connection, beacon_id: str
 ) -> tuple[Fields, list[Fields], list[Fields], list[Fields]] | None:
     row = beacons.get(conn, beacon_id)
@@ -146,13 +146,15 @@ def _history(
     )
 
 
-def _counted(what: str, text: str) -> str:
+def _number_label(what: str, text: str) -> str:
     """Return "wave 1" for wave 0, "" for what is no number."""
-    number = decimal(text, 10**6)
+    number = parse_decimal(text, 10**6)
     return "" if number is None else f"{what} {number + 1}"
 
 
-def _told(chosen: Selection, ask: Ask, releases: dict) -> list[tuple[str, str, str]]:
+def _describe_filters(
+    chosen: Selection, ask: PageRequest, releases: dict
+) -> list[tuple[str, str, str]]:
     """Return what narrows a listing in words: name, value, address without it."""
     found = []
     for name, value in chosen.given.items():
@@ -165,14 +167,14 @@ def _told(chosen: Selection, ask: Ask, releases: dict) -> list[tuple[str, str, s
             without["cell"] = None
             if chosen.cell:
                 wave, stage, count = (chosen.cell.split(".") + ["", "", ""])[:3]
-                where = [_counted("wave", wave), _counted("stage", stage)]
+                where = [_number_label("wave", wave), _number_label("stage", stage)]
                 shown = ", ".join(filter(None, (shown, *where, count)))
         elif name == "release" and value in releases:
             shown = releases[value].row["version"]
         elif name == "hours":
             shown = f"last {value}"
         elif name == "cause":
-            number = decimal(value, 1000)
+            number = parse_decimal(value, 1000)
             shown = value if number is None else RESET_CAUSES.get(number, value)
         found.append((name.replace("_", " "), shown, chosen.href(**without)))
     return found

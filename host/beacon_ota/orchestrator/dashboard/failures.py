@@ -3,10 +3,10 @@
 from collections import Counter
 
 from beacon_ota.orchestrator.dashboard.beacons import RESET_CAUSES
-from beacon_ota.orchestrator.dashboard.fleet import fleet
-from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.dashboard.fleet import load_fleet
 from beacon_ota.orchestrator.dashboard.logs import versions_of
-from beacon_ota.orchestrator.dashboard.selection import since
+from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
+from beacon_ota.orchestrator.dashboard.selection import hours_ago
 from beacon_ota.orchestrator.db.tables import firmwares, outcomes
 from beacon_ota.orchestrator.db.tables.outcomes import FAILURES, Which
 from beacon_ota.wire.report import CODES
@@ -24,18 +24,18 @@ MEANING = {
 }
 
 
-def page(ask: Ask) -> Page:
+def show_failures(ask: PageRequest) -> Page:
     """Failures in a span of time, of all releases or one."""
     hours = ask.query.get("hours", "168")
     hours = hours if hours in SPANS else "168"
     release = ask.query.get("release") or None
     result = ask.query.get("result", "")
     result = result if result in FAILURES else None
-    which = Which(result=result, firmware_id=release, since=since(hours or None, ask.now))
+    which = Which(result=result, firmware_id=release, since=hours_ago(hours or None, ask.now))
     rows = ask.read(outcomes.reasons, which)
     most = max((row["beacons"] for row in rows), default=0)
     failed = ask.read(outcomes.beacons, which)
-    seen = fleet(ask.service, ask.now)
+    seen = load_fleet(ask.service, ask.now)
     hit = Counter(row.building for row in seen.rows if row.id in failed)
     return Page(
         "failures.html",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 from sqlalchemy import Connection, select
 
-from beacon_ota.orchestrator.api.firmwares import roles
+from beacon_ota.orchestrator.api.firmwares import find_release_roles
 from beacon_ota.orchestrator.core.health import STANDINGS, failure, standing
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.schema import beacons
@@ -22,7 +22,7 @@ FLAGS = ("insecure", "clock_unset")
 REMOVED = "removed"  # counted in what happened, registered no more
 
 
-class Row(NamedTuple):
+class BeaconRow(NamedTuple):
     """A beacon as listings show it."""
 
     id: str
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     flags: tuple[str, ...]
 
     @property
-    def look(self) -> str:
+    def badge(self) -> str:
         """The class of its colour: its state, and whether it is behind."""
         return "behind" if self.behind and self.state == "valid" else self.state
 
@@ -54,20 +54,20 @@ class Fleet:
         self.now = now
         self.releases = view.releases.copy()
         releases = [one.row for one in self.releases.values()]
-        self.roles = roles(releases)
+        self.roles = find_release_roles(releases)
         newest = {
             one["device_type"]: order(one["version"])
             for one in releases
             if self.roles.get(one["id"]) == "current"
         }
         of = view.places.of
-        self.rows: list[Row] = []
+        self.rows: list[BeaconRow] = []
         for key, node in sorted(view.nodes.copy().items()):
             facts = node.facts
             state = standing(node, self.releases, now)
             running, best = order(facts.version), newest.get(facts.device_type)
             self.rows.append(
-                Row(
+                BeaconRow(
                     key,
                     facts.device_type,
                     facts.version,
@@ -97,7 +97,7 @@ class Fleet:
         """Beacons by what they say is wrong with their protection."""
         return Counter(flag for row in self.rows for flag in row.flags)
 
-    def below(self, site: str) -> int:
+    def count_below(self, site: str) -> int:
         """Return how many beacons are at a site and below it; all of them for no site."""
         return sum(not site or (row.site + "/").startswith(site + "/") for row in self.rows)
 
@@ -136,12 +136,12 @@ class Version:
         return self.roles.get(self.release["id"]) or self.release["state"]
 
 
-def fleet(service: Service, now: float) -> Fleet:
+def load_fleet(service: Service, now: float) -> Fleet:
     """Return the fleet as it is."""
-    return Fleet(service, now, service.db.read_now(_flagged))
+    return Fleet(service, now, service.db.read_now(_read_flagged))
 
 
-def _flagged(conn: Connection) -> dict[str, tuple[str, ...]]:
+def _read_flagged(conn: Connection) -> dict[str, tuple[str, ...]]:
     """Return the beacons that run without some of their protection: the few of them."""
     c = beacons.c
     query = select(c.id, c.insecure, c.clock_unset).where(c.insecure | c.clock_unset)
@@ -160,13 +160,13 @@ class Floor:
 
     path: str
     name: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[BeaconRow] = field(default_factory=list)
 
     @property
     def states(self) -> list[tuple[str, int]]:
-        """Looks and how many have each, in the order of the legend."""
-        counts = Counter(row.look for row in self.rows)
-        return [(look, counts[look]) for look in LOOKS if counts[look]]
+        """Badges and how many have each, in the order of the legend."""
+        counts = Counter(row.badge for row in self.rows)
+        return [(badge, counts[badge]) for badge in BADGES if counts[badge]]
 
 
 @dataclass(slots=True)
@@ -185,26 +185,26 @@ class Building:
 
     @property
     def states(self) -> Counter[str]:
-        """Beacons by look."""
-        return Counter(row.look for floor in self.floors.values() for row in floor.rows)
+        """Beacons by badge."""
+        return Counter(row.badge for floor in self.floors.values() for row in floor.rows)
 
 
-# What the looks are called, where it is not their own word.
-NAMES = {
+# What the badges are called, where it is not their own word.
+BADGE_NAMES = {
     "valid": "up to date",
     "trial": "on trial",
     "unseen": "never seen",
     "board": "other board",
     "clock_unset": "no clock",
 }
-LOOKS = tuple(
-    look
+BADGES = tuple(
+    badge
     for state in reversed(STANDINGS)
-    for look in (("valid", "behind") if state == "valid" else (state,))
+    for badge in (("valid", "behind") if state == "valid" else (state,))
 )
 
 
-def buildings(rows: Iterable[Row], sites: Iterable[Fields]) -> list[Building]:
+def group_by_building(rows: Iterable[BeaconRow], sites: Iterable[Fields]) -> list[Building]:
     """Sort beacons into buildings and floors; those without a site come last.
 
     Args:
@@ -217,7 +217,9 @@ def buildings(rows: Iterable[Row], sites: Iterable[Fields]) -> list[Building]:
         if building is None:
             above = row.building.rpartition("/")[0]
             building = found[row.building] = Building(
-                row.building, _name(names, row.building), _name(names, above) if above else ""
+                row.building,
+                _site_name(names, row.building),
+                _site_name(names, above) if above else "",
             )
         floor = building.floors.get(row.site)
         if floor is None:
@@ -226,30 +228,30 @@ def buildings(rows: Iterable[Row], sites: Iterable[Fields]) -> list[Building]:
             floor = building.floors[row.site] = Floor(row.site, label or inside or "–")
         floor.rows.append(row)
     for building in found.values():
-        paths = sorted(building.floors, key=natural)
+        paths = sorted(building.floors, key=natural_key)
         if all(path.rpartition("/")[2].isdigit() for path in paths if path != building.path):
             paths.reverse()  # as they lie above each other
         building.floors = {path: building.floors[path] for path in paths}
-    return sorted(found.values(), key=lambda one: (one.path == "", natural(one.path)))
+    return sorted(found.values(), key=lambda one: (one.path == "", natural_key(one.path)))
 
 
-def cells(rows: Iterable[Row], ranks: Mapping[tuple[str, str], int]) -> Markup:
+def render_cells(rows: Iterable[BeaconRow], ranks: Mapping[tuple[str, str], int]) -> Markup:
     """Return the cells of a floor: there are thousands, and a template would take its time."""
     made = []
     tab = ""
     for row in rows:
-        look = row.look
+        badge = row.badge
         name = escape(row.id)
         text = [
             row.id,
             row.version or "?",
-            NAMES.get(look, look),
-            *(NAMES.get(flag, flag) for flag in row.flags),
+            BADGE_NAMES.get(badge, badge),
+            *(BADGE_NAMES.get(flag, flag) for flag in row.flags),
         ]
         if row.progress is not None:
             text[2] += f" {row.progress} %"
         made.append(
-            f'<a class="c s-{look} v{ranks[row.device_type, row.version]}'
+            f'<a class="c s-{badge} v{ranks[row.device_type, row.version]}'
             f'{" flagged" if row.flags else ""}" id="c-{name}" href="/beacons/{name}"{tab}'
             f' title="{escape(" · ".join(text))}"></a>'
         )
@@ -257,7 +259,7 @@ def cells(rows: Iterable[Row], ranks: Mapping[tuple[str, str], int]) -> Markup:
     return Markup("".join(made))
 
 
-def natural(text: str) -> tuple:
+def natural_key(text: str) -> tuple:
     """Return a sort key that puts 2 before 10."""
     return tuple(
         (0, int(part), "") if part.isdecimal() else (1, 0, part)
@@ -265,5 +267,5 @@ def natural(text: str) -> tuple:
     )
 
 
-def _name(names: dict[str, str], path: str) -> str:
+def _site_name(names: dict[str, str], path: str) -> str:
     return names.get(path) or path.rpartition("/")[2] or "No site"

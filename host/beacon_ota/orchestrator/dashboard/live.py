@@ -12,15 +12,16 @@ from time import monotonic
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from beacon_ota.orchestrator.api.access import actor_of, is_still, service_of
+from beacon_ota.orchestrator.api.access import authenticate_actor, is_still_authorized
+from beacon_ota.orchestrator.api.dependencies import service_of
 from beacon_ota.orchestrator.api.numbers import ROW_ID_MAX
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.dashboard import words
-from beacon_ota.orchestrator.dashboard.frame import HEADERS
+from beacon_ota.orchestrator.dashboard import messages
 from beacon_ota.orchestrator.dashboard.logs import known_versions
+from beacon_ota.orchestrator.dashboard.page_base import PAGE_HEADERS
 from beacon_ota.orchestrator.db.tables import Fields, events
 from beacon_ota.orchestrator.db.tables.tokens import Actor
-from beacon_ota.orchestrator.http.asgi import decimal
+from beacon_ota.orchestrator.http.asgi import parse_decimal
 from beacon_ota.orchestrator.limits import LIMITS
 
 _GATHER_S = 0.25
@@ -29,18 +30,18 @@ _MANY = 64  # topics; beyond, everything has changed
 _SPOKEN = 4
 
 
-async def live(request: Request) -> Response:
+async def follow_changes(request: Request) -> Response:
     """Follow what changes; ``after`` is the last event that the page has seen."""
-    actor = await actor_of(request)
+    actor = await authenticate_actor(request)
     service = service_of(request)
     service.hub.check_room(actor.id)
     last = request.headers.get("last-event-id") or request.query_params.get("after", "")
-    after = decimal(last, ROW_ID_MAX)
-    stream = _stream(service, request, actor, after)
-    return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
+    after = parse_decimal(last, ROW_ID_MAX)
+    stream = _stream_changes(service, request, actor, after)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=PAGE_HEADERS)
 
 
-async def _stream(
+async def _stream_changes(
     service: Service, request: Request, actor: Actor, after: int | None
 ) -> AsyncIterator[str]:
     queue = service.hub.follow(actor.id)
@@ -54,27 +55,27 @@ async def _stream(
             missed = await service.db.read(events.since, after, _MANY)
             if missed:
                 last = missed[-1]["id"]
-                yield _message(service, missed, everything=len(missed) == _MANY)
+                yield _format_message(service, missed, everything=len(missed) == _MANY)
         while True:
             if monotonic() - looked >= LIMITS.subscriber_check:
-                if not await is_still(request, actor):
+                if not await is_still_authorized(request, actor):
                     return
                 looked = monotonic()
             if monotonic() - pulsed > _PULSE_S:
                 pulsed = monotonic()
                 yield "event: pulse\ndata: {}\n\n"
-            gathered = await _gather(queue)
+            gathered = await _gather_events(queue)
             if gathered is None:
                 return
             new = [event for event in gathered if event["id"] is None or event["id"] > last]
             if new:
                 last = max((event["id"] or 0 for event in new), default=0) or last
-                yield _message(service, new)
+                yield _format_message(service, new)
     finally:
         service.hub.leave(queue)
 
 
-async def _gather(queue: "asyncio.Queue[Fields | None]") -> list[Fields] | None:
+async def _gather_events(queue: "asyncio.Queue[Fields | None]") -> list[Fields] | None:
     """Return the events of a moment; none when nothing happens for long, None at the end."""
     try:
         async with asyncio.timeout(LIMITS.subscriber_check):
@@ -88,14 +89,14 @@ async def _gather(queue: "asyncio.Queue[Fields | None]") -> list[Fields] | None:
     return None if None in found else [event for event in found if event is not None]
 
 
-def _message(service: Service, gathered: list[Fields], *, everything: bool = False) -> str:
-    about = topics(gathered)
+def _format_message(service: Service, gathered: list[Fields], *, everything: bool = False) -> str:
+    about = topics_of(gathered)
     versions = known_versions(service)
     spoken = [
         {"level": said.level, "text": said.text, "href": said.href, "kind": event["kind"]}
         for event in gathered
-        if event["kind"] in words.SPOKEN
-        for said in (words.say(event, versions),)
+        if event["kind"] in messages.SPOKEN
+        for said in (messages.describe_event(event, versions),)
     ]
     more = len(spoken) - _SPOKEN
     data = {
@@ -108,7 +109,7 @@ def _message(service: Service, gathered: list[Fields], *, everything: bool = Fal
     return f"{number}data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
-def topics(gathered: Iterable[Fields]) -> set[str]:
+def topics_of(gathered: Iterable[Fields]) -> set[str]:
     """Return what events are about: ``rollout``, ``rollout:<id>``, ``beacon:<id>`` …"""
     found = set()
     for event in gathered:

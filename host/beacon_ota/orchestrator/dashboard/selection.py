@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from beacon_ota.orchestrator.core.health import STANDINGS
-from beacon_ota.orchestrator.dashboard.fleet import FLAGS, REMOVED, Fleet, Row
-from beacon_ota.orchestrator.dashboard.frame import Ask, link
+from beacon_ota.orchestrator.dashboard.fleet import FLAGS, REMOVED, BeaconRow, Fleet
+from beacon_ota.orchestrator.dashboard.page_base import PageRequest, build_link
 from beacon_ota.orchestrator.db.tables import outcomes
 from beacon_ota.orchestrator.db.tables.outcomes import Which
-from beacon_ota.orchestrator.http.problems import Problem, missing
+from beacon_ota.orchestrator.http.problems import Problem, not_found
 from beacon_ota.orchestrator.rollout.rules import order
 
 PAGE = 100
@@ -79,36 +79,36 @@ class Selection:
 
     def href(self, **changed: Any) -> str:
         """Return the listing's address with some of it changed; None drops."""
-        return link("/beacons", **{**self.given, **changed})
+        return build_link("/beacons", **{**self.given, **changed})
 
-    def apply(self, fleet: Fleet, ask: Ask) -> list[Row]:
+    def apply(self, fleet: Fleet, ask: PageRequest) -> list[BeaconRow]:
         """Return the beacons, by id.
 
         Raises:
             Problem: ``selection`` for a value that cannot be, 404 for what does not exist.
         """
-        rows: Iterable[Row] = fleet.rows
-        behind = self._behind(ask)
+        rows: Iterable[BeaconRow] = fleet.rows
+        behind = self._beacons_behind(ask)
         if behind is not None:
             known = {row.id for row in fleet.rows}
             rows = [row for row in rows if row.id in behind]
-            rows += [_removed(beacon_id) for beacon_id in sorted(behind - known)]
-        for check in self._checks(fleet):
+            rows += [_removed_row(beacon_id) for beacon_id in sorted(behind - known)]
+        for check in self._row_filters(fleet):
             rows = filter(check, rows)
         return list(rows)
 
-    def _checks(self, fleet: Fleet):
+    def _row_filters(self, fleet: Fleet):
         if self.q is not None:
             words = self.q.lower().split()
-            yield lambda row: _found(row, words)
+            yield lambda row: _matches_words(row, words)
         if self.state is not None:
-            state = _one_of("state", self.state, (*STANDINGS, REMOVED))
+            state = _require_one_of("state", self.state, (*STANDINGS, REMOVED))
             yield lambda row: row.state == state
         if self.look is not None:
-            behind = _one_of("look", self.look, ("behind", "current")) == "behind"
+            behind = _require_one_of("look", self.look, ("behind", "current")) == "behind"
             yield lambda row: row.behind is behind and row.state != REMOVED
         if self.flag is not None:
-            flag = _one_of("flag", self.flag, FLAGS)
+            flag = _require_one_of("flag", self.flag, FLAGS)
             yield lambda row: flag in row.flags
         if self.site is not None:
             site = "" if self.site == NONE else self.site
@@ -124,17 +124,17 @@ class Selection:
         if self.release is not None and not self.tried:
             release = fleet.releases.get(self.release)
             if release is None:
-                raise missing("release", self.release)
+                raise not_found("release", self.release)
             runs = (release.row["device_type"], release.row["version"])
             yield lambda row: (row.device_type, row.version) == runs
 
-    def _behind(self, ask: Ask) -> set[str] | None:
+    def _beacons_behind(self, ask: PageRequest) -> set[str] | None:
         """Return the beacons behind a count of a rollout, or behind failures; None: anybody."""
         found = None
         if self.rollout is not None and self.cell is not None:
             entry = ask.service.view.entries.get(self.rollout)
             if entry is None:
-                raise missing("rollout in memory", self.rollout)
+                raise not_found("rollout in memory", self.rollout)
             parts = (self.cell.split(".") + ["", "", ""])[:3]
             found = {
                 beacon_id
@@ -149,25 +149,25 @@ class Selection:
                 code=code if slash else None,
                 firmware_id=self.release,
                 rollout_id=self.rollout,
-                cause=_number("cause", self.cause),
-                since=since(self.hours, ask.now),
+                cause=_parse_number("cause", self.cause),
+                since=hours_ago(self.hours, ask.now),
             )
             tried = ask.read(outcomes.beacons, which)
             found = tried if found is None else found & tried
         return found
 
 
-def since(hours: str | None, now: float) -> float | None:
+def hours_ago(hours: str | None, now: float) -> float | None:
     """Return when so many hours ago was, UTC seconds.
 
     Raises:
         Problem: ``selection``.
     """
-    given = _number("hours", hours)
+    given = _parse_number("hours", hours)
     return None if given is None else now - given * 3600.0
 
 
-def _number(name: str, text: str | None) -> int | None:
+def _parse_number(name: str, text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= 6):
@@ -175,7 +175,7 @@ def _number(name: str, text: str | None) -> int | None:
     return int(text)
 
 
-def arrange(rows: list[Row], by: str) -> list[Row]:
+def sort_rows(rows: list[BeaconRow], by: str) -> list[BeaconRow]:
     """Return rows in order of a column; ``-`` before its name turns it round."""
     name = by.removeprefix("-")
     turned = by.startswith("-")
@@ -191,12 +191,12 @@ def arrange(rows: list[Row], by: str) -> list[Row]:
     return rows[::-1] if turned else rows
 
 
-def _found(row: Row, words: list[str]) -> bool:
+def _matches_words(row: BeaconRow, words: list[str]) -> bool:
     text = " ".join((row.id, row.version, row.site, row.state, row.address, *row.tags)).lower()
     return all(word in text for word in words)
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise Problem(
             422, "selection", f"{name} cannot be that", found=value[:80], expected=list(allowed)
@@ -204,5 +204,5 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _removed(beacon_id: str) -> Row:
-    return Row(beacon_id, "", "", "", "", "", (), REMOVED, False, None, "", None, None, ())
+def _removed_row(beacon_id: str) -> BeaconRow:
+    return BeaconRow(beacon_id, "", "", "", "", "", (), REMOVED, False, None, "", None, None, ())

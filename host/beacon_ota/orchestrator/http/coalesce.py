@@ -9,18 +9,18 @@ import asyncio
 from typing import Any
 
 _HEAD = b"HTTP/1.1 "
-_SMALL = 16 * 1024  # bytes worth copying; more than that goes by reference
+_COPY_MAX = 16 * 1024  # bytes worth copying; more than that goes by reference
 
 
-class Joined:
+class CoalescingTransport:
     """A transport that holds back what looks like a head until the next write, or turn."""
 
-    __slots__ = ("_held", "_loop", "_transport")
+    __slots__ = ("_pending_head", "_loop", "_transport")
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop):
         self._transport = transport
         self._loop = loop
-        self._held = b""
+        self._pending_head = b""
 
     def write(self, data: Any) -> None:
         """Send, in order; to a connection that is being closed, nothing.
@@ -29,16 +29,16 @@ class Joined:
         """
         if self._transport.is_closing():
             return
-        held = self._held
-        if held:
-            self._held = b""
-            if len(data) <= _SMALL:
-                self._transport.write(b"".join((held, data)))
+        head = self._pending_head
+        if head:
+            self._pending_head = b""
+            if len(data) <= _COPY_MAX:
+                self._transport.write(b"".join((head, data)))
             else:
-                self._transport.write(held)
+                self._transport.write(head)
                 self._transport.write(data)
         elif data[:9] == _HEAD:
-            self._held = data
+            self._pending_head = data
             self._loop.call_soon(self._flush)
         elif data:
             self._transport.write(data)
@@ -50,7 +50,7 @@ class Joined:
 
     def abort(self) -> None:
         """Close at once."""
-        self._held = b""
+        self._pending_head = b""
         self._transport.abort()
 
     def is_closing(self) -> bool:
@@ -58,9 +58,9 @@ class Joined:
         return self._transport.is_closing()
 
     def _flush(self) -> None:
-        held, self._held = self._held, b""
-        if held and not self._transport.is_closing():
-            self._transport.write(held)
+        head, self._pending_head = self._pending_head, b""
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

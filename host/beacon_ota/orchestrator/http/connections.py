@@ -17,10 +17,10 @@ from beacon_ota.orchestrator.limits import LIMITS
 
 BEACON = "beacon"
 ADMINISTRATOR = "administrator"
-_LEAST = 16
+_CAPACITY_MIN = 16
 
 
-class Connection(Protocol):
+class TrackedConnection(Protocol):
     """What the table knows of a connection."""
 
     address: str
@@ -31,7 +31,7 @@ class Connection(Protocol):
     def drop(self) -> None: ...
 
 
-class Connections:
+class ConnectionTable:
     """The table of one process.
 
     Args:
@@ -39,22 +39,22 @@ class Connections:
     """
 
     def __init__(self, capacity: int | None = None):
-        self.capacity = room()[0] if capacity is None else capacity
+        self.capacity = connection_capacity()[0] if capacity is None else capacity
         reserved = min(LIMITS.connections_reserved, self.capacity // 4)
         self._for_beacons = self.capacity - reserved
-        self._unproven: dict[Connection, None] = {}  # oldest first, like those below
-        self._by_address: dict[str, dict[Connection, None]] = {}
-        self._beacons: dict[Connection, None] = {}
-        self._administrators: dict[Connection, None] = {}
+        self._unproven: dict[TrackedConnection, None] = {}  # oldest first, like those below
+        self._by_address: dict[str, dict[TrackedConnection, None]] = {}
+        self._beacons: dict[TrackedConnection, None] = {}
+        self._administrators: dict[TrackedConnection, None] = {}
 
     def __len__(self) -> int:
         return len(self._unproven) + len(self._beacons) + len(self._administrators)
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: TrackedConnection) -> bool:
         """Enter a new connection; another one may go for it. False: it was dropped itself."""
-        beside = self._by_address.get(network_of(connection.address), {})
-        if len(beside) >= LIMITS.connections_unproven_per_address:
-            self._drop(next(iter(beside)))
+        of_network = self._by_address.get(network_of(connection.address), {})
+        if len(of_network) >= LIMITS.connections_unproven_per_address:
+            self._drop(next(iter(of_network)))
         elif len(self._unproven) >= LIMITS.connections_unproven:
             self._drop(next(iter(self._unproven)))
         if len(self) >= self.capacity:
@@ -63,14 +63,14 @@ class Connections:
                 connection.drop()
                 return False
             self._drop(victim)
-        self._enter(connection)
+        self._add(connection)
         return True
 
-    def _enter(self, connection: Connection) -> None:
+    def _add(self, connection: TrackedConnection) -> None:
         self._unproven[connection] = None
         self._by_address.setdefault(network_of(connection.address), {})[connection] = None
 
-    def prove(self, connection: Connection, kind: str) -> bool:
+    def mark_proven(self, connection: TrackedConnection, kind: str) -> bool:
         """Note that a connection has shown who it is; False: there is no room for it to stay."""
         if connection in self._administrators or connection in self._beacons:
             return True
@@ -82,49 +82,49 @@ class Connections:
                 if victim is None:
                     return False
                 self._drop(victim)
-            self.leave(connection)
+            self.remove(connection)
             self._beacons[connection] = None
         else:
-            self.leave(connection)
+            self.remove(connection)
             self._administrators[connection] = None
         return True
 
-    def replace(self, before: Connection, after: Connection) -> bool:
+    def replace(self, before: TrackedConnection, after: TrackedConnection) -> bool:
         """Let an unproven connection go on as another object; False when it had to leave."""
         if before not in self._unproven:
             return False
-        self.leave(before)
+        self.remove(before)
         after.address = before.address
-        self._enter(after)
+        self._add(after)
         return True
 
-    def leave(self, connection: Connection) -> None:
+    def remove(self, connection: TrackedConnection) -> None:
         """Take a connection out; one that is not there is no error."""
         for table in (self._unproven, self._beacons, self._administrators):
             table.pop(connection, None)
         network = network_of(connection.address)
-        beside = self._by_address.get(network)
-        if beside is not None:
-            beside.pop(connection, None)
-            if not beside:
+        of_network = self._by_address.get(network)
+        if of_network is not None:
+            of_network.pop(connection, None)
+            if not of_network:
                 del self._by_address[network]
 
-    def _idle_beacon(self) -> Connection | None:
+    def _idle_beacon(self) -> TrackedConnection | None:
         return next((one for one in self._beacons if one.idle), None)
 
-    def _drop(self, connection: Connection) -> None:
-        self.leave(connection)
+    def _drop(self, connection: TrackedConnection) -> None:
+        self.remove(connection)
         connection.drop()
 
 
-def room() -> tuple[int, int]:
+def connection_capacity() -> tuple[int, int]:
     """Return how many connections fit into the open files we may have, and how many may queue."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return LIMITS.connections, LIMITS.backlog
-    files = max(soft - LIMITS.own_files, 2 * _LEAST)
-    capacity = min(LIMITS.connections, max(files * 3 // 4, _LEAST))
-    return capacity, min(LIMITS.backlog, max(files - capacity, _LEAST))
+    files = max(soft - LIMITS.own_files, 2 * _CAPACITY_MIN)
+    capacity = min(LIMITS.connections, max(files * 3 // 4, _CAPACITY_MIN))
+    return capacity, min(LIMITS.backlog, max(files - capacity, _CAPACITY_MIN))
 
 
 def network_of(address: str) -> str:

@@ -5,7 +5,7 @@ import asyncio
 from beacon_ota.orchestrator.http.asgi import App, Message, Receive, Scope, Send
 
 
-class HeadMethod:
+class HeadMethodMiddleware:
     """An ASGI application that has another one answer GET, and keeps its head.
 
     The answer is over with its head, and the application is told that nobody is there any more:

@@ -46,7 +46,7 @@ class Problem(BeaconOtaError):
         self.headers = headers or {}
 
 
-def missing(what: str, name: str) -> Problem:
+def not_found(what: str, name: str) -> Problem:
     """Return the refusal for something that does not exist."""
     return Problem(404, f"{what}_unknown", f"there is no {what} {name!r}", found=name)
 
@@ -74,7 +74,7 @@ def headers_of(error: BeaconOtaError) -> dict[str, str]:
     return {} if after is None else {"retry-after": after}
 
 
-def document(error: BeaconOtaError, **more: object) -> bytes:
+def problem_document(error: BeaconOtaError, **more: object) -> bytes:
     """Return the JSON document of a refusal; ``more`` adds fields such as ``server_time``."""
     status = status_of(error)
     fields = {

@@ -12,7 +12,7 @@ _DEFAULTS: tuple[Header, ...] = (
 )
 
 
-class SecureHeaders:
+class SecureHeadersMiddleware:
     """An ASGI application around another."""
 
     def __init__(self, app: App):

@@ -15,21 +15,21 @@ class Throttle:
         self._since = time.monotonic()
         self._failures: dict[str, int] = {}
 
-    def over(self, address: str) -> bool:
+    def count_failure(self, address: str) -> bool:
         """Count a failure of this address; True when it has had its share of this minute."""
-        self._turn()
+        self._start_window()
         if address not in self._failures and len(self._failures) >= LIMITS.refused_addresses:
             return True
         count = self._failures.get(address, 0) + 1
         self._failures[address] = count
         return count > self._limit
 
-    def count(self, address: str) -> int:
+    def failures_of(self, address: str) -> int:
         """Return how often an address failed in this minute."""
-        self._turn()
+        self._start_window()
         return self._failures.get(address, 0)
 
-    def _turn(self) -> None:
+    def _start_window(self) -> None:
         now = time.monotonic()
         if now - self._since > _WINDOW_S:
             self._since = now

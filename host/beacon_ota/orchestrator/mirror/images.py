@@ -113,11 +113,11 @@ class Images:
             await asyncio.to_thread(blobs.remove, row["blob"])
         if await asyncio.to_thread(blobs.has, row["blob"]):
             return
-        part = blobs.part(row["blob"])
+        part = blobs.partial_path(row["blob"])
         await asyncio.to_thread(self._download, row, part)
         try:
             with part.open("rb") as file:
-                claim = validate.Claim(
+                claim = validate.UploadClaim(
                     device_type=row["device_type"],
                     version=row["version"],
                     description=row["description"],
@@ -129,7 +129,7 @@ class Images:
                 )
                 settings = self.service.settings
                 found = await asyncio.to_thread(
-                    validate.examine,
+                    validate.examine_image,
                     file,
                     claim,
                     settings.trusted,
@@ -143,7 +143,7 @@ class Images:
                         found=found.blob,
                         expected=row["blob"],
                     )
-                await asyncio.to_thread(blobs.keep, file, found.blob)
+                await asyncio.to_thread(blobs.commit, file, found.blob)
         finally:
             part.unlink(missing_ok=True)
 

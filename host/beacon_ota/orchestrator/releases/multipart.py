@@ -10,7 +10,7 @@ from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.limits import LIMITS
 
 
-class Form:
+class MultipartForm:
     """A form in the making.
 
     Args:
@@ -43,14 +43,14 @@ class Form:
         self._parser = MultipartParser(
             boundary,
             {
-                "on_part_begin": self._begin,
-                "on_header_field": self._header_name,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_end,
-                "on_headers_finished": self._headers_end,
-                "on_part_data": self._data,
-                "on_part_end": self._end,
-                "on_end": self._finish,
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": self._on_header_name,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_end,
+                "on_part_data": self._on_data,
+                "on_part_end": self._on_part_end,
+                "on_end": self._on_form_end,
             },
         )
 
@@ -79,7 +79,7 @@ class Form:
         if not self.complete:
             raise InputError("form_syntax", "the form ends before its last boundary")
 
-    def _begin(self) -> None:
+    def _on_part_begin(self) -> None:
         self._parts += 1
         if self._parts > LIMITS.upload_parts:
             raise InputError("form_field", "too many fields", expected=LIMITS.upload_parts)
@@ -87,24 +87,24 @@ class Form:
         self._name = self._value = b""
         self._text = bytearray()
 
-    def _header_name(self, data: bytes, start: int, end: int) -> None:
-        self._name = self._bounded(self._name + data[start:end])
+    def _on_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name = self._check_header_size(self._name + data[start:end])
 
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value = self._bounded(self._value + data[start:end])
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value = self._check_header_size(self._value + data[start:end])
 
-    def _bounded(self, header: bytes) -> bytes:
+    def _check_header_size(self, header: bytes) -> bytes:
         if len(header) > 1024:
             raise InputError("form_syntax", "a header of a field is too long")
         return header
 
-    def _header_end(self) -> None:
+    def _on_header_end(self) -> None:
         if len(self._headers) >= 8:
             raise InputError("form_syntax", "a field has too many headers")
         self._headers[self._name.lower()] = self._value
         self._name = self._value = b""
 
-    def _headers_end(self) -> None:
+    def _on_headers_end(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
         if not self._field:
@@ -114,7 +114,7 @@ class Form:
         if self._field == self._file_field:
             self._got_file = True
 
-    def _data(self, data: bytes, start: int, end: int) -> None:
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._field == self._file_field:
             self.size += end - start
             if self.size >= self._limit:
@@ -132,12 +132,12 @@ class Form:
         if len(self._text) > LIMITS.upload_field:
             raise InputError("form_field", "a field is too long", found=self._field)
 
-    def _end(self) -> None:
+    def _on_part_end(self) -> None:
         if self._field != self._file_field:
             try:
                 self.fields[self._field] = self._text.decode()
             except UnicodeDecodeError:
                 raise InputError("form_field", "a field is not UTF-8", found=self._field) from None
 
-    def _finish(self) -> None:
+    def _on_form_end(self) -> None:
         self.complete = True

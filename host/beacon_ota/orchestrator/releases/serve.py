@@ -15,7 +15,7 @@ from beacon_ota.orchestrator.limits import LIMITS
 _RANGE = re.compile(r"bytes=([0-9]{0,12})-([0-9]{0,12})")
 
 
-async def load(service: Service, release: Release) -> bytes:
+async def load_image(service: Service, release: Release) -> bytes:
     """Return a release's bytes; when they are damaged, it is withdrawn and this refused."""
     try:
         return await service.blobs.load(release.row["blob"])
@@ -25,14 +25,14 @@ async def load(service: Service, release: Release) -> bytes:
         raise Problem(410, "firmware_damaged", "the stored image is damaged") from None
 
 
-async def transmit(
+async def send_image(
     service,
     scope: Scope,
     send: Send,
     data: bytes,
     digest: str,
-    seal,
-    goes_on: Callable[[], bool] = lambda: True,
+    sign_response,
+    may_continue: Callable[[], bool] = lambda: True,
 ) -> None:
     """Send bytes, or the part of them that was asked for.
 
@@ -41,7 +41,9 @@ async def transmit(
     """
     etag = f'"{digest}"'
     size = len(data)
-    part = _part(asgi.header(scope, b"range"), asgi.header(scope, b"if-range"), etag, size)
+    part = parse_range(
+        asgi.get_header(scope, b"range"), asgi.get_header(scope, b"if-range"), etag, size
+    )
     headers: list[Header] = [
         (b"content-type", b"application/octet-stream"),
         (b"etag", etag.encode()),
@@ -58,8 +60,8 @@ async def transmit(
     if status == 416:
         start = end = 0
     headers.append((b"content-length", b"%d" % (end - start)))
-    if seal is not None:
-        headers.append(seal(status))
+    if sign_response is not None:
+        headers.append(sign_response(status))
     counts = service.counts
     counts.downloads[str(status)] += 1
     counts.reading += 1
@@ -67,8 +69,8 @@ async def transmit(
         await send({"type": "http.response.start", "status": status, "headers": headers})
         view = memoryview(data)
         while start < end:
-            if not goes_on():
-                await asgi.hang_up(scope)
+            if not may_continue():
+                await asgi.abort_connection(scope)
                 return
             stop = min(start + LIMITS.chunk, end)
             async with asyncio.timeout(LIMITS.send_stall):
@@ -84,18 +86,18 @@ async def transmit(
         if status == 416 or not size:
             await send({"type": "http.response.body", "body": b""})
     except TimeoutError:
-        await asgi.hang_up(scope)
+        await asgi.abort_connection(scope)
     finally:
         counts.reading -= 1
 
 
-def _part(wanted: str, if_range: str, etag: str, size: int) -> tuple[int, int] | None:
+def parse_range(range_header: str, if_range: str, etag: str, size: int) -> tuple[int, int] | None:
     """Return the (start, end) that a Range header asks for, start == end if it cannot be had.
 
     None sends everything: no range, more than one, one that cannot be read, or one for other
     bytes than these.
     """
-    match = _RANGE.fullmatch(wanted) if wanted else None
+    match = _RANGE.fullmatch(range_header) if range_header else None
     if match is None or (if_range and if_range != etag):
         return None
     first, last = match.groups()

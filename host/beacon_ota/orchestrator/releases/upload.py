@@ -20,7 +20,7 @@ from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.releases import validate
-from beacon_ota.orchestrator.releases.multipart import Form
+from beacon_ota.orchestrator.releases.multipart import MultipartForm
 
 
 class Uploaded(NamedTuple):
@@ -30,7 +30,7 @@ class Uploaded(NamedTuple):
     created: bool
 
 
-class _TakenError(Exception):
+class _VersionTakenError(Exception):
     """The version has got its release meanwhile."""
 
     def __init__(self, row: Fields):
@@ -38,16 +38,16 @@ class _TakenError(Exception):
         self.row = row
 
 
-async def _always() -> None:
+async def _always_allowed() -> None:
     """Nobody's token is in question."""
 
 
-async def upload(
+async def accept_upload(
     service: Service,
     actor: Actor,
     content_type: str,
     body: AsyncIterator[bytes],
-    may_still: Callable[[], Awaitable[object]] = _always,
+    may_still: Callable[[], Awaitable[object]] = _always_allowed,
 ) -> Uploaded:
     """Take an upload.
 
@@ -59,29 +59,29 @@ async def upload(
         StorageError: ``storage``: the disk is full, for example; nothing is kept of it.
     """
     try:
-        return await _take(service, actor, content_type, body, may_still)
+        return await _receive_and_store(service, actor, content_type, body, may_still)
     except OSError as error:
         why = error.strerror or str(error)
         raise StorageError("storage", f"the image cannot be stored: {why}") from None
 
 
-async def _take(
+async def _receive_and_store(
     service: Service,
     actor: Actor,
     content_type: str,
     body: AsyncIterator[bytes],
     may_still: Callable[[], Awaitable[object]],
 ) -> Uploaded:
-    with service.blobs.incoming() as file:
-        form = Form(content_type, "binary", file, LIMITS.upload_image)
+    with service.blobs.open_incoming() as file:
+        form = MultipartForm(content_type, "binary", file, LIMITS.upload_image)
         try:
-            await _receive(form, body)
+            await _receive_form(form, body)
         except InputError as error:
-            raise _what_it_is(file, error) from None
-        claim = validate.claim(form)
+            raise _name_refusal(file, error) from None
+        claim = validate.read_claim(form)
         file.flush()
         found = await asyncio.to_thread(
-            validate.examine,
+            validate.examine_image,
             file,
             claim,
             service.settings.trusted,
@@ -90,10 +90,10 @@ async def _take(
         )
         async with service.uploads:
             await may_still()
-            return await _store(service, actor, file, claim, found)
+            return await _store_release(service, actor, file, claim, found)
 
 
-async def _receive(form: Form, body: AsyncIterator[bytes]) -> None:
+async def _receive_form(form: MultipartForm, body: AsyncIterator[bytes]) -> None:
     total = 0
     bound = LIMITS.upload_image + LIMITS.upload_parts * LIMITS.upload_field
     pieces = aiter(body)
@@ -112,21 +112,25 @@ async def _receive(form: Form, body: AsyncIterator[bytes]) -> None:
     form.close()
 
 
-def _what_it_is(file: BinaryIO, error: InputError) -> InputError:
+def _name_refusal(file: BinaryIO, error: InputError) -> InputError:
     """Return the refusal of what is too large, with its mistake named where we know it."""
     if error.code != "image_too_large":
         return error
     file.seek(0)
-    return validate.whole_flash(file.read(36 * 1024)) or error
+    return validate.detect_flash_image(file.read(36 * 1024)) or error
 
 
-async def _store(
-    service: Service, actor: Actor, file: BinaryIO, claim: validate.Claim, found: validate.Found
+async def _store_release(
+    service: Service,
+    actor: Actor,
+    file: BinaryIO,
+    claim: validate.UploadClaim,
+    found: validate.ExaminedImage,
 ) -> Uploaded:
     """Give the bytes their name and the release its row."""
     same = await service.db.read(firmwares.named, claim.device_type, claim.version)
     if same is not None:
-        return await _again(service, actor, same, file, found)
+        return await _renew_release(service, actor, same, file, found)
     now = service.clock.now()
     row: Fields = {
         "id": tables.new_id(),
@@ -146,20 +150,20 @@ async def _store(
         "promoted_at": now if claim.channel == "stable" else None,
     }
 
-    def add(conn: Connection) -> Fields:
-        there = firmwares.named(conn, claim.device_type, claim.version)
-        if there is not None:
-            raise _TakenError(there)
+    def insert_release(conn: Connection) -> Fields:
+        existing = firmwares.named(conn, claim.device_type, claim.version)
+        if existing is not None:
+            raise _VersionTakenError(existing)
         return firmwares.add(conn, row)
 
-    new = await asyncio.to_thread(service.blobs.keep, file, found.blob)
+    new = await asyncio.to_thread(service.blobs.commit, file, found.blob)
     try:
         stored = await asyncio.shield(
             service.change(
                 actor.name,
                 "firmware.uploaded",
                 row["id"],
-                add,
+                insert_release,
                 then=service.view.put_release,
                 detail={
                     "device_type": claim.device_type,
@@ -169,8 +173,8 @@ async def _store(
                 },
             )
         )
-    except _TakenError as error:  # by an upload to another process
-        return await _again(service, actor, error.row, file, found)
+    except _VersionTakenError as error:  # by an upload to another process
+        return await _renew_release(service, actor, error.row, file, found)
     except Exception:
         if new and not service.shared:  # else another process may just have found them there
             await asyncio.to_thread(service.blobs.remove, found.blob)
@@ -178,8 +182,8 @@ async def _store(
     return Uploaded(stored, True)
 
 
-async def _again(
-    service: Service, actor: Actor, same: Fields, file: BinaryIO, found: validate.Found
+async def _renew_release(
+    service: Service, actor: Actor, same: Fields, file: BinaryIO, found: validate.ExaminedImage
 ) -> Uploaded:
     """The version is there: fine with the same bytes, and then they are repaired if need be."""
     if same["checksum"] != found.checksum or same["blob"] != found.blob:
@@ -192,14 +196,14 @@ async def _again(
     values: Fields = {}
     if same["damaged_at"] is not None:
         await asyncio.to_thread(service.blobs.remove, found.blob)
-        await asyncio.to_thread(service.blobs.keep, file, found.blob)
+        await asyncio.to_thread(service.blobs.commit, file, found.blob)
         values["damaged_at"] = None
     if found.manifest is not None and found.manifest != same["manifest"]:
         values |= {"manifest": found.manifest, "expires_at": found.expires_at}
     if not values:
         return Uploaded(same, False)
 
-    def work(conn: Connection) -> Fields:
+    def write_renewal(conn: Connection) -> Fields:
         row = firmwares.change(conn, same["id"], **values)
         assert row is not None
         return row
@@ -208,7 +212,7 @@ async def _again(
         actor.name,
         "firmware.renewed",
         same["id"],
-        work,
+        write_renewal,
         then=service.view.put_release,
         detail={"what": sorted(values)},
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.db.tables import Fields
-from beacon_ota.orchestrator.releases.multipart import Form
+from beacon_ota.orchestrator.releases.multipart import MultipartForm
 from beacon_ota.wire import versions
 
 if TYPE_CHECKING:  # what follows is imported with the first upload: it takes memory
@@ -14,12 +14,12 @@ if TYPE_CHECKING:  # what follows is imported with the first upload: it takes me
 
 _FIELDS = ("device_type", "version", "description", "channel", "required", "manifest")
 _BOOLS = {"": False, "false": False, "0": False, "true": True, "1": True}
-_DESCRIPTION = 500  # bytes: it travels in every offer
-_BRACKETS = 8
+_DESCRIPTION_MAX = 500  # bytes: it travels in every offer
+_BRACKETS_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class UploadClaim:
     """What the form says about the image."""
 
     device_type: str
@@ -33,7 +33,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ExaminedImage:
     """What the image is.
 
     ``checksum`` is the SHA-256 of the plain image, ``blob`` of the bytes uploaded; they differ
@@ -49,7 +49,7 @@ class Found:
     info: Fields = field(default_factory=dict)
 
 
-def claim(form: Form) -> Claim:
+def read_claim(form: MultipartForm) -> UploadClaim:
     """Read the form.
 
     Raises:
@@ -86,21 +86,21 @@ def claim(form: Form) -> Claim:
         )
     description = fields.get("description", "")
     size = len(description.encode())
-    if size > _DESCRIPTION or not description.isprintable():
+    if size > _DESCRIPTION_MAX or not description.isprintable():
         raise InputError(
             "form_field",
-            f"the description is one line of at most {_DESCRIPTION} bytes",
+            f"the description is one line of at most {_DESCRIPTION_MAX} bytes",
             found=size,
-            expected=_DESCRIPTION,
+            expected=_DESCRIPTION_MAX,
         )
     # A beacon counts these before it parses an offer, so that nobody can have it nest too deep.
-    if description.count("[") + description.count("{") > _BRACKETS:
+    if description.count("[") + description.count("{") > _BRACKETS_MAX:
         raise InputError(
             "form_field",
-            f"the description opens more than {_BRACKETS} brackets",
-            expected=_BRACKETS,
+            f"the description opens more than {_BRACKETS_MAX} brackets",
+            expected=_BRACKETS_MAX,
         )
-    return Claim(
+    return UploadClaim(
         device_type=fields["device_type"],
         version=fields["version"],
         description=description,
@@ -112,7 +112,7 @@ def claim(form: Form) -> Claim:
     )
 
 
-def whole_flash(head: bytes) -> InputError | None:
+def detect_flash_image(head: bytes) -> InputError | None:
     """Return the refusal of a flash image, told by its first 36 KiB; None when it is none."""
     from beacon_ota.images import esp
 
@@ -125,9 +125,9 @@ def whole_flash(head: bytes) -> InputError | None:
     )
 
 
-def examine(
-    file: BinaryIO, claim: Claim, trusted: "KeySet | None", insecure: bool, now: float
-) -> Found:
+def examine_image(
+    file: BinaryIO, claim: UploadClaim, trusted: "KeySet | None", insecure: bool, now: float
+) -> ExaminedImage:
     """Examine the image that a claim is about; takes a fraction of a second, blocks.
 
     Args:
@@ -145,14 +145,14 @@ def examine(
     if hashlib.sha256(data).hexdigest() != claim.sha256:
         raise InputError("image_truncated", "the bytes on the disk are not those that arrived")
     info: Fields = {}
-    sealed = _encrypted(claim.manifest)
-    if not sealed:
-        info = _look_inside(data, claim, board)
+    encrypted = _claims_encryption(claim.manifest)
+    if not encrypted:
+        info = _examine_plain_image(data, claim, board)
     else:
         board.check_fit(claim.size)
     manifest = None
-    if claim.manifest is not None and trusted is None and insecure and not sealed:
-        _opened(claim.manifest)  # nobody vouches for it, but it must be one
+    if claim.manifest is not None and trusted is None and insecure and not encrypted:
+        _open_envelope(claim.manifest)  # nobody vouches for it, but it must be one
     elif claim.manifest is not None:
         from beacon_ota.trust import ManifestClaims, Verifier
 
@@ -171,18 +171,18 @@ def examine(
             "the release comes without a signed manifest",
             expected="beacon-ota release sign",
         )
-    return Found(
+    return ExaminedImage(
         checksum=manifest.checksum if manifest else claim.sha256,
         blob=claim.sha256,
         size=claim.size,
         required=manifest.required if manifest else bool(claim.required),
         manifest=claim.manifest,
         expires_at=manifest.expires_at if manifest else None,
-        info={**info, "encrypted": sealed, "signed": manifest is not None},
+        info={**info, "encrypted": encrypted, "signed": manifest is not None},
     )
 
 
-def _look_inside(data: bytes, claim: Claim, board: Any) -> Fields:
+def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:
     """Examine a plain image: the core, then the app behind it, then that they are what is said."""
     from beacon_ota.images import release
 
@@ -190,12 +190,12 @@ def _look_inside(data: bytes, claim: Claim, board: Any) -> Fields:
     board.check_fit(len(data))
     info = found.info
     for name, code in (("version", "app_version"), ("device_type", "app_device_type")):
-        said = getattr(info, name)
-        if said != getattr(claim, name):
+        stated = getattr(info, name)
+        if stated != getattr(claim, name):
             raise InputError(
                 code,
                 f"the app in the image says another {name.replace('_', ' ')}",
-                found=said,
+                found=stated,
                 expected=getattr(claim, name),
             )
     return {
@@ -209,17 +209,17 @@ def _look_inside(data: bytes, claim: Claim, board: Any) -> Fields:
     }
 
 
-def _encrypted(envelope: str | None) -> bool:
+def _claims_encryption(envelope: str | None) -> bool:
     """Does a manifest, whoever signed it, say that the image is encrypted?"""
     if envelope is None:
         return False
     try:
-        return _opened(envelope).encrypted
+        return _open_envelope(envelope).encrypted
     except InputError:
         return False  # which is refused as soon as it is verified
 
 
-def _opened(envelope: str) -> "Manifest":
+def _open_envelope(envelope: str) -> "Manifest":
     from beacon_ota.trust import releases
 
     return releases.claimed_manifest(envelope)

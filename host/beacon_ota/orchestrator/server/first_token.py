@@ -26,7 +26,7 @@ class FirstToken:
         self._id = ""
         self._token: str | None = None
 
-    def make(self, conn: Connection, now: float) -> None:
+    def create(self, conn: Connection, now: float) -> None:
         """Make a token unless there is an admin token that works.
 
         Raises:
@@ -35,16 +35,16 @@ class FirstToken:
         self._token = None  # the transaction may be run again
         if tokens.usable_admins(conn, now):
             return
-        row, token = tokens.create(conn, _free_name(conn), "admin", now)
+        row, token = tokens.create(conn, _pick_free_name(conn), "admin", now)
         audit.add(conn, now, "orchestrator", "token.created", row["name"], "first start")
         if self._file is not None:
-            _write(self._file, token)
+            _write_token_file(self._file, token)
         self._id, self._token = row["id"], token
 
-    def show(self, shown: Callable[[str | None], object]) -> bool:
+    def show(self, announce: Callable[[str | None], object]) -> bool:
         """Have it shown, unless it is in its file; False when it was lost on the way."""
         try:
-            shown(self._token if self._file is None else None)
+            announce(self._token if self._file is None else None)
         except (OSError, ValueError, AttributeError) as error:  # standard output is closed
             log.warning("standard output takes nothing: %s", error)
             return self._token is None or self._file is not None
@@ -58,13 +58,13 @@ class FirstToken:
         log.error("the first admin token was shown to nobody; start again, or with --token-file")
 
 
-def _free_name(conn: Connection) -> str:
+def _pick_free_name(conn: Connection) -> str:
     taken = {row["name"] for row in tokens.every(conn)}
     names = (f"first-{n}" if n > 1 else "first" for n in range(1, len(taken) + 2))
     return next(name for name in names if name not in taken)
 
 
-def _write(file: Path, token: str) -> None:
+def _write_token_file(file: Path, token: str) -> None:
     try:
         descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as out:

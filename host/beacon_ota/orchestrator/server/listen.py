@@ -10,7 +10,7 @@ from beacon_ota.errors import ReachError
 
 
 @dataclass(frozen=True, slots=True)
-class Listen:
+class ListenOptions:
     """Where and how to listen."""
 
     host: str = "127.0.0.1"
@@ -25,7 +25,9 @@ class Listen:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-def bind(listen: Listen, *, port: int | None = None, many: bool = False) -> socket.socket:
+def bind_socket(
+    listen: ListenOptions, *, port: int | None = None, many: bool = False
+) -> socket.socket:
     """Return a socket bound to where we listen.
 
     Args:
@@ -51,7 +53,7 @@ def bind(listen: Listen, *, port: int | None = None, many: bool = False) -> sock
         ) from None
 
 
-def url_of(listen: Listen, sock: socket.socket) -> str:
+def url_of(listen: ListenOptions, sock: socket.socket) -> str:
     """Return where a bound socket is reached."""
     scheme = "https" if listen.tls_cert else "http"
     host = f"[{listen.host}]" if ":" in listen.host else listen.host

@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from beacon_ota.orchestrator.server.listen import Listen
+    from beacon_ota.orchestrator.server.listen import ListenOptions
 
-TYPE = "_beacon-ota._tcp.local."
-HOST = "orchestrator.local."
+SERVICE_TYPE = "_beacon-ota._tcp.local."
+SERVICE_HOST = "orchestrator.local."
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
 
 @contextlib.asynccontextmanager
-async def announced(listen: "Listen", sock: socket.socket) -> AsyncIterator[None]:
+async def mdns_announcement(listen: "ListenOptions", sock: socket.socket) -> AsyncIterator[None]:
     """Announce for the duration of the block, if that is wanted.
 
     A network without multicast is no reason not to serve: that is logged, and all.
@@ -30,12 +30,12 @@ async def announced(listen: "Listen", sock: socket.socket) -> AsyncIterator[None
     port = sock.getsockname()[1]
     scheme = "https" if listen.tls_cert else "http"
     info = AsyncServiceInfo(
-        TYPE,
-        f"Beacon OTA {socket.gethostname()} {port}.{TYPE}",
-        addresses=[socket.inet_aton(address) for address in addresses(listen.host)],
+        SERVICE_TYPE,
+        f"Beacon OTA {socket.gethostname()} {port}.{SERVICE_TYPE}",
+        addresses=[socket.inet_aton(address) for address in reachable_addresses(listen.host)],
         port=port,
         properties={"path": "/firmwares/latest/", "scheme": scheme},
-        server=HOST,
+        server=SERVICE_HOST,
     )
     try:
         zeroconf = AsyncZeroconf(ip_version=IPVersion.V4Only)
@@ -51,7 +51,7 @@ async def announced(listen: "Listen", sock: socket.socket) -> AsyncIterator[None
         await zeroconf.async_close()
 
 
-def addresses(host: str) -> list[str]:
+def reachable_addresses(host: str) -> list[str]:
     """Return the IPv4 addresses under which a listener on ``host`` is reached."""
     if host not in ("0.0.0.0", "::", ""):
         return [host]

@@ -15,12 +15,12 @@ from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import is_shared
 from beacon_ota.orchestrator.server import tls
-from beacon_ota.orchestrator.server.listen import Listen, bind
-from beacon_ota.orchestrator.server.run import run
+from beacon_ota.orchestrator.server.listen import ListenOptions, bind_socket
+from beacon_ota.orchestrator.server.run import run_service
 from beacon_ota.orchestrator.settings import Settings
 
 
-def serve(settings: Settings, listen: Listen) -> None:
+def run_orchestrator(settings: Settings, listen: ListenOptions) -> None:
     """Run until interrupted.
 
     Raises:
@@ -43,7 +43,9 @@ def serve(settings: Settings, listen: Listen) -> None:
             expected="--keys keys.json, or --insecure for a fleet that runs unsigned releases",
         )
     if listen.tls_cert is not None and listen.tls_key is not None:
-        tls.load(listen.tls_cert, listen.tls_key)  # before anything is made that would be lost
+        tls.load_tls_context(
+            listen.tls_cert, listen.tls_key
+        )  # before anything is made that would be lost
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # later: read the certificate again
     # The writer gives the interpreter's lock away at every statement, and would wait for it this
@@ -56,11 +58,11 @@ def serve(settings: Settings, listen: Listen) -> None:
     folder.make(settings.data)
     with folder.held(settings.data) as hold:
         if settings.workers > 1:
-            from beacon_ota.orchestrator.server.workers import supervise
+            from beacon_ota.orchestrator.server.workers import run_workers
 
-            supervise(settings, listen, hold)
+            run_workers(settings, listen, hold)
             return
-        work = _serve(settings, listen)
+        work = _run_single_process(settings, listen)
         if sys.platform == "win32":
             asyncio.run(work)
         else:
@@ -69,12 +71,12 @@ def serve(settings: Settings, listen: Listen) -> None:
             uvloop.run(work)
 
 
-async def _serve(settings: Settings, listen: Listen) -> None:
-    sock = bind(listen)
+async def _run_single_process(settings: Settings, listen: ListenOptions) -> None:
+    sock = bind_socket(listen)
     service = Service(settings, Clock(listen.time_scale))
     engine = Engine(service)
     if settings.upstream:
         from beacon_ota.orchestrator.mirror.engine import LocalEngine  # with what it takes: 5 MB
 
         engine = LocalEngine(service)
-    await run(service, engine, sock, listen)
+    await run_service(service, engine, sock, listen)

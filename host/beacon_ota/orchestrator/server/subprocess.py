@@ -9,11 +9,11 @@ from pathlib import Path
 
 from beacon_ota.errors import ReachError
 
-START_S = 60.0
-STOP_S = 20.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
 
 
-class Child:
+class OrchestratorProcess:
     """Starts with data and log in a folder; ends with the context.
 
     Args:
@@ -37,8 +37,8 @@ class Child:
             text=True,
         )
         try:
-            said = json.loads(self._line() or "{}")
-            self.url, self.token = str(said["url"]), str(said["token"])
+            announced = json.loads(self._read_line() or "{}")
+            self.url, self.token = str(announced["url"]), str(announced["token"])
         except (KeyError, ValueError):
             self.close()
             last = self.log().strip().splitlines()[-1:] or ["it said nothing"]
@@ -46,12 +46,12 @@ class Child:
                 "orchestrator_start", f"the orchestrator did not start: {last[0]}"
             ) from None
 
-    def _line(self) -> str:
+    def _read_line(self) -> str:
         out = self._process.stdout
         assert out is not None
         with selectors.DefaultSelector() as selector:
             selector.register(out, selectors.EVENT_READ)
-            return out.readline() if selector.select(START_S) else ""
+            return out.readline() if selector.select(START_TIMEOUT_S) else ""
 
     def log(self) -> str:
         """Return what it has logged."""
@@ -59,13 +59,13 @@ class Child:
 
     def usage(self) -> dict[str, float]:
         """Return its CPU seconds and memory (RSS, MB) until now; nothing where nobody tells."""
-        return usage(self._process.pid)
+        return process_usage(self._process.pid)
 
     def close(self) -> None:
         """End the process, gracefully if it lets itself be asked."""
         self._process.terminate()
         try:
-            self._process.wait(STOP_S)
+            self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -73,14 +73,14 @@ class Child:
         self._process.stdout.close()
         self._log.close()
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> "OrchestratorProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def usage(pid: int) -> dict[str, float]:
+def process_usage(pid: int) -> dict[str, float]:
     """Return CPU seconds and RSS in MB of a process; empty where there is no /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

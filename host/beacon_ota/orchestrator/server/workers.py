@@ -34,17 +34,17 @@ from beacon_ota.orchestrator.db.database import connect, migrate, storage_errors
 from beacon_ota.orchestrator.db.tables import beacons
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.server.first_token import FirstToken
-from beacon_ota.orchestrator.server.listen import Listen, bind, url_of
-from beacon_ota.orchestrator.server.run import run
+from beacon_ota.orchestrator.server.listen import ListenOptions, bind_socket, url_of
+from beacon_ota.orchestrator.server.run import run_service
 from beacon_ota.orchestrator.settings import Settings
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
 _READY = b"r"
-_EARLY_S = 5.0  # a worker that ends within this is not started again at once
-_START_S = 120.0  # to the first sign of life
-_LOOK_S = 0.25  # between two looks at the workers
-_BEAT_S = 1.0
+_EARLY_EXIT_S = 5.0  # a worker that ends within this is not started again at once
+_START_TIMEOUT_S = 120.0  # to the first sign of life
+_POLL_INTERVAL_S = 0.25  # between two looks at the workers
+_HEARTBEAT_S = 1.0
 
 
 class Heartbeats:
@@ -63,17 +63,17 @@ class Heartbeats:
         """Return when it last did; 0.0 when it has not yet."""
         return self._STAMP.unpack_from(self._map, place * self._STAMP.size)[0]
 
-    def forget(self, place: int) -> None:
+    def reset(self, place: int) -> None:
         """Another process takes the place."""
         self._STAMP.pack_into(self._map, place * self._STAMP.size, 0.0)
 
 
-class _Parent:
+class Supervisor:
     """What the workers inherit, and who of them is alive."""
 
     hold: int | None = None  # the data folder's lock; not the workers'
 
-    def __init__(self, settings: Settings, listen: Listen, hold: int | None = None):
+    def __init__(self, settings: Settings, listen: ListenOptions, hold: int | None = None):
         self.settings, self.listen, self.hold = settings, listen, hold
         self.clock = Clock(listen.time_scale)
         engine = connect(settings.database or "")
@@ -90,36 +90,38 @@ class _Parent:
             settings.data / FILE, self.clock.now(), fresh=not registered, shared=True
         )
         self.stops = StopBoard(settings.data, settings.workers)
-        bind(listen).close()  # else two that were started twice would share, unknowingly
-        first = bind(listen, many=True)
+        bind_socket(listen).close()  # else two that were started twice would share, unknowingly
+        first = bind_socket(listen, many=True)
         port = first.getsockname()[1]
         self.sockets = [first] + [
-            bind(listen, port=port, many=True) for _ in range(settings.workers - 1)
+            bind_socket(listen, port=port, many=True) for _ in range(settings.workers - 1)
         ]
         for sock in self.sockets:
             sock.listen(2048)
-        self.life = os.pipe()  # its writing end is the parent's alone: it closes with the parent
-        self.ready = os.pipe()
+        self.parent_alive_pipe = (
+            os.pipe()
+        )  # its writing end is the parent's alone: it closes with the parent
+        self.ready_pipe = os.pipe()
         self.alive: dict[int, tuple[int, float]] = {}
         self.stopping = False
         self.stop_by = 0.0  # of the monotonic clock
 
     def run(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
-        signal.signal(signal.SIGHUP, self._reload)
+            signal.signal(number, self._stop_workers)
+        signal.signal(signal.SIGHUP, self._reload_workers)
         for index in range(self.settings.workers):
-            self._fork(index)
+            self._fork_worker(index)
         try:
             self._wait_until_ready()
             if not self.stopping:
-                self._greet(url_of(self.listen, self.sockets[0]))
-            self._look_after()
+                self._announce_ready(url_of(self.listen, self.sockets[0]))
+            self._replace_ended()
         finally:
-            self._stop()
-            self._look_after()
+            self._stop_workers()
+            self._replace_ended()
 
-    def _look_after(self) -> None:
+    def _replace_ended(self) -> None:
         """Replace workers that end or hang; return when there are none any more."""
         while self.alive:
             try:
@@ -128,10 +130,10 @@ class _Parent:
                 self.alive.clear()
                 return
             if pid:
-                self._bury(pid, status)
+                self._reap(pid, status)
                 continue
             self._kill_hung(time.monotonic())
-            time.sleep(_LOOK_S)  # goes on after a signal
+            time.sleep(_POLL_INTERVAL_S)  # goes on after a signal
 
     def _kill_hung(self, now: float) -> None:
         for pid, (index, born) in list(self.alive.items()):
@@ -139,32 +141,32 @@ class _Parent:
                 hangs = now > self.stop_by
             else:
                 last = self.beats.last(index)
-                hangs = now - (last or born) > (LIMITS.worker_silence if last else _START_S)
+                hangs = now - (last or born) > (LIMITS.worker_silence if last else _START_TIMEOUT_S)
             if hangs:
                 log.error("worker %d does not answer any more and is killed", pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    def _greet(self, url: str) -> None:
+    def _announce_ready(self, url: str) -> None:
         """Say that we listen; the first admin token is made when that worked."""
         first = FirstToken(self.listen.token_file)
         engine = connect(self.settings.database or "")
         try:
             with storage_errors(), engine.begin() as conn:
-                first.make(conn, self.clock.now())
+                first.create(conn, self.clock.now())
             if not first.show(lambda token: self.listen.on_ready(url, token)):
                 with storage_errors(), engine.begin() as conn:
                     first.take_back(conn)
         finally:
             engine.dispose()
 
-    def _reload(self, *_signal: object) -> None:
+    def _reload_workers(self, *_signal: object) -> None:
         """Have every worker read its TLS certificate again."""
         for pid in list(self.alive):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGHUP)
 
-    def _stop(self, *_signal: object) -> None:
+    def _stop_workers(self, *_signal: object) -> None:
         if not self.stopping:
             self.stop_by = time.monotonic() + LIMITS.worker_stop
         self.stopping = True
@@ -174,31 +176,31 @@ class _Parent:
 
     def _wait_until_ready(self) -> None:
         waiting = self.settings.workers
-        end = time.monotonic() + _START_S
+        end = time.monotonic() + _START_TIMEOUT_S
         while waiting and not self.stopping:
-            there, _, _ = select.select([self.ready[0]], [], [], 0.1)
+            there, _, _ = select.select([self.ready_pipe[0]], [], [], 0.1)
             if there:
-                waiting -= len(os.read(self.ready[0], 64))
+                waiting -= len(os.read(self.ready_pipe[0], 64))
             pid, _status = os.waitpid(-1, os.WNOHANG)
             if pid or time.monotonic() > end:
                 self.alive.pop(pid, None)
                 raise ReachError("worker_failed", "a worker did not start; the log says why")
 
-    def _bury(self, pid: int, status: int) -> None:
+    def _reap(self, pid: int, status: int) -> None:
         index, born = self.alive.pop(pid, (-1, 0.0))
         if index < 0 or self.stopping:
             return
         log.error("worker %d ended (status %d); another takes its place", pid, status)
-        self.beats.forget(index)
-        if time.monotonic() - born < _EARLY_S:
+        self.beats.reset(index)
+        if time.monotonic() - born < _EARLY_EXIT_S:
             time.sleep(1.0)  # a signal interrupts neither this nor what follows from it
         if not self.stopping:
-            self._fork(index)
+            self._fork_worker(index)
 
-    def _fork(self, index: int) -> None:
+    def _fork_worker(self, index: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        with _held_back():
+        with signals_blocked():
             pid = os.fork()
             if pid:
                 self.alive[pid] = (index, time.monotonic())
@@ -213,17 +215,17 @@ class _Parent:
         code = 1
         try:
             os.setpgid(0, 0)  # an interrupt at the terminal is the parent's to hand on
-            os.close(self.life[1])
+            os.close(self.parent_alive_pipe[1])
             if self.hold is not None:
                 os.close(self.hold)
-            self._work(index)
+            self._run_worker(index)
             code = 0
         except BaseException:
             log.exception("worker %d failed", os.getpid())
         finally:
             os._exit(code)
 
-    def _work(self, index: int) -> None:
+    def _run_worker(self, index: int) -> None:
         import uvloop
 
         sock = self.sockets[index]
@@ -231,40 +233,40 @@ class _Parent:
             if other is not sock:
                 other.close()
 
-        def ready(_url: str, _token: str | None) -> None:
+        def report_ready(_url: str, _token: str | None) -> None:
             with contextlib.suppress(OSError):  # nobody counts any more
-                os.write(self.ready[1], _READY)
+                os.write(self.ready_pipe[1], _READY)
 
         listen = replace(
             self.listen,
             announce=self.listen.announce and index == 0,
             first_token=False,
-            on_ready=ready,
+            on_ready=report_ready,
             stop=asyncio.Event(),
         )
-        uvloop.run(self._serve(index, sock, listen))
+        uvloop.run(self._serve_worker(index, sock, listen))
 
-    async def _serve(self, index: int, sock: socket.socket, listen: Listen) -> None:
+    async def _serve_worker(self, index: int, sock: socket.socket, listen: ListenOptions) -> None:
         def orphaned() -> None:
-            loop.remove_reader(self.life[0])
+            loop.remove_reader(self.parent_alive_pipe[0])
             listen.stop.set()
 
         loop = asyncio.get_running_loop()
-        loop.add_reader(self.life[0], orphaned)
+        loop.add_reader(self.parent_alive_pipe[0], orphaned)
         self.stops.take_place(index)
         service = Service(self.settings, self.clock, self.replays, self.stops)
         service.take_place(self.tallies, index)
-        service.run(self._beat(index))
-        await run(service, Engine(service), sock, listen)
+        service.run(self._send_heartbeats(index))
+        await run_service(service, Engine(service), sock, listen)
 
-    async def _beat(self, index: int) -> None:
+    async def _send_heartbeats(self, index: int) -> None:
         while True:
             self.beats.beat(index)
-            await asyncio.sleep(_BEAT_S)
+            await asyncio.sleep(_HEARTBEAT_S)
 
 
 @contextlib.contextmanager
-def _held_back() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Let no signal come between a fork and its being noted."""
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -274,10 +276,10 @@ def _held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
-def supervise(settings: Settings, listen: Listen, hold: int | None = None) -> None:
+def run_workers(settings: Settings, listen: ListenOptions, hold: int | None = None) -> None:
     """Run several workers until interrupted; one that dies is replaced.
 
     Args:
         hold: a file descriptor that locks the data folder, for as long as the parent lives.
     """
-    _Parent(settings, listen, hold).run()
+    Supervisor(settings, listen, hold).run()

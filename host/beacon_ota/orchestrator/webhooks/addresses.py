@@ -64,7 +64,7 @@ _METADATA6 = tuple(
 )
 
 
-def allowed(address: str, *, local: bool) -> bool:
+def is_allowed_address(address: str, *, local: bool) -> bool:
     """Tell whether webhooks are sent to an IP address.
 
     Args:
@@ -76,11 +76,11 @@ def allowed(address: str, *, local: bool) -> bool:
     """
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv4Address):
-        return _allowed4(ip, local)
+        return _is_allowed_ipv4(ip, local)
     if ip in _MAPPED:
-        return _allowed4(_embedded(ip), local)
+        return _is_allowed_ipv4(_embedded_ipv4(ip), local)
     if ip in _TRANSLATED:
-        return _global4(_embedded(ip))
+        return _is_global_ipv4(_embedded_ipv4(ip))
     if ip.is_loopback:
         return local
     if any(ip in network for network in _METADATA6):
@@ -90,17 +90,17 @@ def allowed(address: str, *, local: bool) -> bool:
     return ip in _GLOBAL6 and not any(ip in network for network in _SPECIAL6)
 
 
-def _allowed4(ip: IPv4Address, local: bool) -> bool:
+def _is_allowed_ipv4(ip: IPv4Address, local: bool) -> bool:
     if ip.is_loopback:
         return local
-    return _global4(ip) or any(ip in network for network in _PRIVATE4)
+    return _is_global_ipv4(ip) or any(ip in network for network in _PRIVATE4)
 
 
-def _global4(ip: IPv4Address) -> bool:
+def _is_global_ipv4(ip: IPv4Address) -> bool:
     if ip.is_loopback or ip in _METADATA4:
         return False
     return not any(ip in network for network in _PRIVATE4 + _SPECIAL4)
 
 
-def _embedded(ip: IPv6Address) -> IPv4Address:
+def _embedded_ipv4(ip: IPv6Address) -> IPv4Address:
     return IPv4Address(int(ip) & 0xFFFF_FFFF)

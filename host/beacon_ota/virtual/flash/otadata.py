@@ -44,15 +44,15 @@ __all__ = [
     "make_entry",
     "mark_valid",
     "next_update",
-    "read",
+    "read_entries",
     "set_boot",
-    "write",
+    "write_entry",
 ]
 
 Verify = Callable[[Partition], bool]
 
 
-def read(flash: Flash, offset: int) -> tuple[Entry, Entry]:
+def read_entries(flash: Flash, offset: int) -> tuple[Entry, Entry]:
     """Read both entries of the otadata partition at flash ``offset``."""
     return (
         Entry.unpack(flash.read(offset, ENTRY)),
@@ -60,7 +60,7 @@ def read(flash: Flash, offset: int) -> tuple[Entry, Entry]:
     )
 
 
-def write(flash: Flash, offset: int, sector: int, value: Entry) -> None:
+def write_entry(flash: Flash, offset: int, sector: int, value: Entry) -> None:
     """Rewrite an entry: one erase, one program of 32 bytes."""
     flash.erase(offset + sector * SECTOR)
     flash.program(offset + sector * SECTOR, value.pack())
@@ -87,7 +87,7 @@ def set_boot(
     slot, count = target.subtype & 0x0F, len(table.slots)
     if slot >= count:
         return esp_errors.INVALID_ARG
-    entries = read(flash, otadata.offset)
+    entries = read_entries(flash, otadata.offset)
     current = active_entry(entries)
     if current < 0:
         sector, seq = 0, slot + 1
@@ -98,7 +98,7 @@ def set_boot(
     seq &= 0xFFFFFFFF
     state = NEW if rollback else UNDEFINED
     value = replace(entries[sector], seq=seq, state=state, crc=sequence_crc(seq))
-    write(flash, otadata.offset, sector, value)
+    write_entry(flash, otadata.offset, sector, value)
     return esp_errors.OK
 
 
@@ -110,13 +110,13 @@ def mark_valid(flash: Flash, table: Table) -> int:
     otadata = table.otadata
     if otadata is None:
         return esp_errors.NOT_FOUND
-    entries = read(flash, otadata.offset)
+    entries = read_entries(flash, otadata.offset)
     current = active_entry(entries)
     if current < 0 or not table.slots:
         return esp_errors.FAIL
     found = entries[current]
     if found.state != VALID:
-        write(
+        write_entry(
             flash, otadata.offset, current, replace(found, state=VALID, crc=sequence_crc(found.seq))
         )
     return esp_errors.OK
@@ -127,7 +127,7 @@ def boot_partition(flash: Flash, table: Table) -> Partition | None:
     otadata = table.otadata
     if otadata is None:
         return None
-    entries = read(flash, otadata.offset)
+    entries = read_entries(flash, otadata.offset)
     current = active_entry(entries) if table.slots else -1
     if current >= 0:
         return table.slots[entries[current].slot(len(table.slots))]

@@ -4,20 +4,20 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Try:
+class ExpectedAttempt:
     """One attempt, as its beacon lived it."""
 
     beacon: str
     firmware: str
     taken: bool = False  # a download or a report of it was answered
     rebooting: bool = False  # acknowledged
-    said: str = ""  # the final word, acknowledged or not
+    final_status: str = ""  # the final word, acknowledged or not
     recorded: str = ""  # how the orchestrator took it: first, repeated, late
     over: bool = False  # called off by the orchestrator
 
 
 @dataclass(slots=True)
-class Standing:
+class ReportedVersion:
     """What a beacon last said that it runs."""
 
     version: str
@@ -26,24 +26,24 @@ class Standing:
 
 
 @dataclass(slots=True)
-class Ledger:
+class ExpectedCounts:
     """Attempts by id, standings by beacon."""
 
-    tries: dict[str, Try] = field(default_factory=dict)
-    standings: dict[str, Standing] = field(default_factory=dict)
+    attempts: dict[str, ExpectedAttempt] = field(default_factory=dict)
+    reported_versions: dict[str, ReportedVersion] = field(default_factory=dict)
 
-    def offered(self, attempt: str, beacon: str, firmware: str) -> Try:
+    def add_offer(self, attempt: str, beacon: str, firmware: str) -> ExpectedAttempt:
         """Note an offer; the same one may come again."""
-        return self.tries.setdefault(attempt, Try(beacon, firmware))
+        return self.attempts.setdefault(attempt, ExpectedAttempt(beacon, firmware))
 
-    def counts(self) -> dict[str, int]:
+    def count_attempts(self) -> dict[str, int]:
         """Return how many attempts stand where, by this side's knowledge."""
         words = ("offered", "taken", "success", "failed", "rolled_back", "over")
         found: dict[str, int] = dict.fromkeys(words, 0)
-        found["offered"] = len(self.tries)
-        for one in self.tries.values():
+        found["offered"] = len(self.attempts)
+        for one in self.attempts.values():
             found["taken"] += one.taken
             found["over"] += one.over
             if one.recorded:
-                found[one.said] += 1
+                found[one.final_status] += 1
         return found

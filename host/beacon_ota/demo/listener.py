@@ -6,15 +6,15 @@ import threading
 
 from beacon_ota.provision import scan
 from beacon_ota.provision.scan import BeaconScanner, Sighting
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 
 START_S = 10.0
 
 
-class Listener:
+class BeaconListener:
     """Scans in a thread of its own for the length of the context."""
 
-    def __init__(self, radio: Radio):
+    def __init__(self, radio: RadioSelection):
         self._radio = radio
         self._watch = BeaconScanner()
         self._loop = asyncio.new_event_loop()
@@ -31,11 +31,11 @@ class Listener:
             self._begun.set()
             await self._end.wait()
 
-    def heard(self) -> dict[str, Sighting]:
+    def newest_sightings(self) -> dict[str, Sighting]:
         """Return the newest of each beacon, by Bluetooth address."""
         return {one.address.upper(): one for one in self._watch.beacons()}
 
-    def __enter__(self) -> "Listener":
+    def __enter__(self) -> "BeaconListener":
         self._thread.start()
         self._begun.wait(START_S)
         return self

@@ -10,12 +10,12 @@ from typing import Any
 
 from beacon_ota.errors import UsageError
 
-VARIABLE = "BEACON_OTA_RADIO"
-ROOM = "room:"
+RADIO_VARIABLE = "BEACON_OTA_RADIO"
+SPACE_PREFIX = "room:"
 
 
 @dataclass(frozen=True)
-class Radio:
+class RadioSelection:
     """What to hand to bleak: ``BleakScanner(**radio.scanner)``, ``BleakClient(d, **radio.client)``.
 
     Args:
@@ -31,25 +31,25 @@ class Radio:
     virtual: bool = False
 
 
-def radio(choice: str | None = None) -> Radio:
+def select_radio(choice: str | None = None) -> RadioSelection:
     """Make sense of a choice; without one the environment decides.
 
     Raises:
         UsageError: ``radio_choice`` when it is neither an adapter's name nor a room.
     """
-    text = (choice if choice is not None else os.environ.get(VARIABLE, "")).strip()
+    text = (choice if choice is not None else os.environ.get(RADIO_VARIABLE, "")).strip()
     if not text:
-        return Radio("default adapter")
-    if text.startswith(ROOM):
-        path = text.removeprefix(ROOM)
+        return RadioSelection("default adapter")
+    if text.startswith(SPACE_PREFIX):
+        path = text.removeprefix(SPACE_PREFIX)
         if not path:
             raise UsageError("radio_choice", "room: needs the path of a socket.", found=text)
-        from beacon_ota.virtual.radio.client import RoomClient, RoomScanner
+        from beacon_ota.virtual.radio.client import SpaceClient, SpaceScanner
 
-        return Radio(
+        return RadioSelection(
             text,
-            scanner={"backend": RoomScanner, "room": path},
-            client={"backend": RoomClient, "room": path},
+            scanner={"backend": SpaceScanner, "room": path},
+            client={"backend": SpaceClient, "room": path},
             virtual=True,
         )
     if "/" in text or ":" in text:
@@ -57,4 +57,4 @@ def radio(choice: str | None = None) -> Radio:
             "radio_choice", "Not a radio.", found=text, expected="hci0, room:PATH or nothing"
         )
     adapter = {"bluez": {"adapter": text}}
-    return Radio(text, scanner=adapter, client=adapter)
+    return RadioSelection(text, scanner=adapter, client=adapter)

@@ -34,7 +34,7 @@ _LEGEND = (
 )
 
 
-class Stage:
+class Display:
     """A live picture; ``say`` adds a line to what happened.
 
     Args:
@@ -62,7 +62,7 @@ class Stage:
         self._begun = time.monotonic()
         self._live = Live(console=output.console, auto_refresh=False, transient=True)
 
-    def __enter__(self) -> "Stage":
+    def __enter__(self) -> "Display":
         if not self._plain:
             self._live.start()
         return self
@@ -71,7 +71,7 @@ class Stage:
         self.refresh()
         self._live.stop()
 
-    def say(self, text: str, *values: object) -> None:
+    def add_line(self, text: str, *values: object) -> None:
         """Add a line: a template in rich markup, and what is put into it."""
         told = output.fill_markup(text, *values)
         line = output.fill_markup("[dim]{:6.1f} s[/]  {}", time.monotonic() - self._begun, told)
@@ -80,7 +80,7 @@ class Stage:
             output.console.print(line, soft_wrap=True)
         self.refresh()
 
-    def wait(
+    def wait_until(
         self, ready: Callable[[], bool], timeout: float, step: Callable[[], None] = lambda: None
     ) -> bool:
         """Keep the picture moving until something holds; False at the timeout (seconds)."""
@@ -97,19 +97,19 @@ class Stage:
         """Draw it as it is now."""
         if self._plain:
             return
-        parts: list[RenderableType] = [self._fleet()]
+        parts: list[RenderableType] = [self._render_fleet()]
         if self.rollout is not None:
-            parts.append(_waves(self.rollout))
+            parts.append(_render_waves(self.rollout))
         parts.extend(self._lines)
         self._live.update(Panel(Group(*parts), title=self.title), refresh=True)
 
-    def _fleet(self) -> RenderableType:
+    def _render_fleet(self) -> RenderableType:
         heard = self._heard()
         table = Table.grid(padding=(0, 2))
         for building, addresses in self._buildings.items():
             row = Text()
             for address in addresses:
-                row.append(*self._sign(heard.get(address)))
+                row.append(*self._beacon_sign(heard.get(address)))
                 row.append(" ")
             table.add_row(Text(building, style="bold"), row)
         legend = Text()
@@ -120,7 +120,7 @@ class Stage:
         table.add_row("", legend)
         return table
 
-    def _sign(self, beacon: Sighting | None) -> tuple[str, str]:
+    def _beacon_sign(self, beacon: Sighting | None) -> tuple[str, str]:
         """One beacon in two characters, by what it says on the air."""
         if beacon is None or time.monotonic() - beacon.seen > RECENT_S:
             return _SILENT
@@ -130,7 +130,7 @@ class Stage:
         return _SIGNS.get(state) or ("■ ", self._colours.get(beacon.version, "white"))
 
 
-def _waves(rollout: Mapping[str, Any]) -> RenderableType:
+def _render_waves(rollout: Mapping[str, Any]) -> RenderableType:
     why = f", {rollout['reason']}" if rollout["status"] == "halted" else ""
     status = f"rollout of {rollout['version']}: {rollout['status']}{why}"
     table = Table(title=status, title_style="bold")

@@ -9,17 +9,17 @@ from beacon_ota.orchestrator.db.tables import Fields
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-def iso(at: float | None) -> str:
+def format_iso(at: float | None) -> str:
     """Return UTC seconds as a machine reads them."""
     return "" if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
-def utc(at: float | None) -> str:
+def format_utc(at: float | None) -> str:
     """Return UTC seconds as people read them; the script puts local time in its place."""
     return "–" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def span(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Return a duration in its two largest units: ``3 h 20 min``."""
     if seconds is None:
         return "–"
@@ -38,7 +38,7 @@ def span(seconds: float | None) -> str:
     return " ".join(parts)
 
 
-def size(count: float | None) -> str:
+def format_size(count: float | None) -> str:
     """Return bytes: ``1.62 MB``, in powers of ten."""
     if count is None:
         return "–"
@@ -48,7 +48,7 @@ def size(count: float | None) -> str:
     return f"{count:g} B"
 
 
-def share(part: float, whole: float) -> str:
+def format_share(part: float, whole: float) -> str:
     """Return a percentage, never rounded to all or nothing."""
     if not whole:
         return "–"
@@ -60,7 +60,7 @@ def share(part: float, whole: float) -> str:
     return f"{found:.1f} %".replace(".0 %", " %")
 
 
-def plural(count: int, one: str, many: str = "") -> str:
+def format_plural(count: int, one: str, many: str = "") -> str:
     """Return a number with its noun."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
@@ -141,7 +141,7 @@ _RELEASES = {
 }
 
 # Transitions of a rollout: what happened, and how loud it is.
-STEPS = {
+TRANSITIONS = {
     "started": ("Started", "plain"),
     "wave_opened": ("Wave opened", "plain"),
     "stage_opened": ("Stage opened", "plain"),
@@ -158,7 +158,7 @@ STEPS = {
 }
 
 
-class Said(NamedTuple):
+class EventDescription(NamedTuple):
     """An event in words.
 
     Attributes:
@@ -179,7 +179,7 @@ class Said(NamedTuple):
         return f"{self.what} {self.then}" + (f": {self.because}" if self.because else "")
 
 
-def say(event: Fields, versions: Mapping[str, str]) -> Said:
+def describe_event(event: Fields, versions: Mapping[str, str]) -> EventDescription:
     """Return an event in words.
 
     Args:
@@ -212,11 +212,11 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
             "rebooting": "is rebooting into its update",
         }.get(verb, f"{verb} {version}")
         because = " – ".join(filter(None, (why, str(data.get("detail") or ""))))
-        return Said(level, beacon, f"/beacons/{beacon}", then, because, by)
+        return EventDescription(level, beacon, f"/beacons/{beacon}", then, because, by)
     if group == "rollout":
-        then = _ROLLOUTS.get(verb) or _climbed(verb, data)
+        then = _ROLLOUTS.get(verb) or _describe_stage(verb, data)
         what = f"Rollout of {versions.get(subject, subject[:8])}"
-        return Said(level, what, f"/rollouts/{subject}", then, because, by)
+        return EventDescription(level, what, f"/rollouts/{subject}", then, because, by)
     if group == "beacon":
         then = _BEACONS.get(verb, verb)
         if verb in ("retyped", "questioned") and data.get("device_type"):
@@ -231,37 +231,41 @@ def say(event: Fields, versions: Mapping[str, str]) -> Said:
             then = f"is withheld from {data.get('version')} after {data.get('tries')} attempts"
             if data.get("why") == "blamed":
                 then = f"has called {data.get('version')} bad, and is withheld from it"
-        return Said(level, subject, f"/beacons/{subject}", then, because, by)
+        return EventDescription(level, subject, f"/beacons/{subject}", then, because, by)
     if group == "firmware":
         what = f"Release {versions.get(subject, subject[:8])}"
-        return Said(level, what, f"/releases/{subject}", _RELEASES.get(verb, verb), because, by)
+        return EventDescription(
+            level, what, f"/releases/{subject}", _RELEASES.get(verb, verb), because, by
+        )
     if group == "site":
-        return Said(
+        return EventDescription(
             level, f"Site {subject}", f"/beacons?site={subject}", f"was {verb}", because, by
         )
     if group == "webhook":
         then = {"given_up": "gave up on a delivery"}.get(verb, f"was {verb}")
         what = f"Webhook {data.get('name') or subject}"
-        return Said(level, what, "/webhooks", then, because, by)
+        return EventDescription(level, what, "/webhooks", then, because, by)
     if group == "mirror":
         if verb == "parted":
             then = "tells all that it knows again"
-            return Said(level, f"Mirror {data.get('mirror')}", "/", then, because, by)
+            return EventDescription(level, f"Mirror {data.get('mirror')}", "/", then, because, by)
         if verb != "halted":
             then = {
                 "unhealthy": _UNHEALTHY.get(str(data.get("word")), "is unhealthy"),
                 "healthy": "is well again",
             }.get(verb, f"was {verb}")
-            return Said(level, f"Mirror {subject}", "/", then, because, by)
+            return EventDescription(level, f"Mirror {subject}", "/", then, because, by)
         what = f"Rollout of {versions.get(subject, subject[:8])}"
         where = f"mirror {data['mirror']}" if data.get("mirror") else "this mirror"
-        return Said(level, what, f"/rollouts/{subject}", f"is halted at {where}", because, by)
+        return EventDescription(
+            level, what, f"/rollouts/{subject}", f"is halted at {where}", because, by
+        )
     if group == "token":
-        return Said(level, f"Token {subject}", "", f"was {verb}", because, by)
-    return Said(level, subject, "", kind, because, by)
+        return EventDescription(level, f"Token {subject}", "", f"was {verb}", because, by)
+    return EventDescription(level, subject, "", kind, because, by)
 
 
-def _climbed(verb: str, data: Fields) -> str:
+def _describe_stage(verb: str, data: Fields) -> str:
     wave = f"wave {int(data['wave']) + 1}" if data.get("wave") is not None else ""
     stage = f"stage {int(data['stage']) + 1}" if data.get("stage") is not None else ""
     return {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
-class Fates:
+class OutcomeShares:
     """Shares of a release's attempts that go wrong; the rest succeeds.
 
     Attributes:
@@ -32,9 +32,9 @@ class Fates:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def draw(fates: Fates, *words: object) -> str:
+def draw_outcome(fates: OutcomeShares, *words: object) -> str:
     """Return what becomes of an attempt: a name of :class:`Fates`, or ``success``."""
-    left = chance(*words)
+    left = hash_fraction(*words)
     for field in fields(fates):
         left -= getattr(fates, field.name)
         if left < 0:
@@ -42,7 +42,7 @@ def draw(fates: Fates, *words: object) -> str:
     return "success"
 
 
-def chance(*words: object) -> float:
+def hash_fraction(*words: object) -> float:
     """Return a number in [0, 1), the same for the same words."""
     digest = hashlib.sha256("\n".join(map(str, words)).encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56

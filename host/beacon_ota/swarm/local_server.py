@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from beacon_ota.orchestrator.server.subprocess import Child
+from beacon_ota.orchestrator.server.subprocess import OrchestratorProcess
 from beacon_ota.swarm.scenario import WINDOW, Scenario
 
 
 @contextmanager
-def own(scenario: Scenario) -> Iterator[Child]:
+def run_local_server(scenario: Scenario) -> Iterator[OrchestratorProcess]:
     """Start one that takes unsigned releases; it ends with the context, and leaves nothing."""
     with (
         tempfile.TemporaryDirectory(prefix="beacon-swarm-") as folder,
-        Child(
+        OrchestratorProcess(
             Path(folder),
             "--insecure",
             f"--window={WINDOW}",

@@ -20,7 +20,7 @@ _BROKEN = _HEALTHY + b'        raise RuntimeError("positioning table lost")\n'
 
 
 @dataclass(frozen=True)
-class Made:
+class SignedRelease:
     """A release with its signed manifest."""
 
     version: str
@@ -32,7 +32,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Interpreter:
+class DemoCore:
     """The core that the releases carry, and where it came from."""
 
     data: bytes
@@ -40,24 +40,22 @@ class Interpreter:
     name: str
 
 
-def find_core() -> Interpreter:
+def find_core() -> DemoCore:
     """Take the real core if there is one, else make a stand-in."""
     try:
         file, origin = core.locate_core()
     except UsageError:
         stand_in = synthetic.app_image(size=SYNTHETIC_SIZE)
-        return Interpreter(
-            stand_in, synthetic.bootloader_image(), "a stand-in (no real core found)"
-        )
+        return DemoCore(stand_in, synthetic.bootloader_image(), "a stand-in (no real core found)")
     found: combined.Core = core.read_core(file)
-    return Interpreter(
+    return DemoCore(
         found.data,
         found.bootloader or synthetic.bootloader_image(),
         f"the real one: {file.name}, named by the {origin}",
     )
 
 
-class Workshop:
+class ReleaseFixtures:
     """Makes releases of the app in the tree, signed with a key of its own.
 
     Args:
@@ -76,7 +74,7 @@ class Workshop:
         self.keys_file.write_bytes(self.keys)
         self._sources = app_folder.read_sources(paths.data_path("firmware", "app"))
 
-    def release(self, version: str, *, broken: bool = False) -> Made:
+    def build_release(self, version: str, *, broken: bool = False) -> SignedRelease:
         """Build and sign a release."""
         texts = dict(self._sources)
         if broken:
@@ -89,9 +87,11 @@ class Workshop:
         envelope = dsse.sign_payload(manifest.payload(), [self._signer])
         image = self.folder / f"beacon-{version}.bin"
         image.write_bytes(data)
-        return Made(version, image, envelope, len(data), release.parse_release(data).payload)
+        return SignedRelease(
+            version, image, envelope, len(data), release.parse_release(data).payload
+        )
 
-    def flash(self, made: Made) -> Path:
+    def build_flash(self, made: SignedRelease) -> Path:
         """Build the flash image that the beacons come out of their boxes with."""
         file = self.folder / f"flash-{made.version}.bin"
         data = made.image.read_bytes()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beacon_ota.orchestrator.dashboard import fleet, frame, live, logs, words
+from beacon_ota.orchestrator.dashboard import fleet, live, logs, messages, page_base
 
-CSS = (frame.HERE / "static" / "app.css").read_text()
+CSS = (page_base.FOLDER / "static" / "app.css").read_text()
 COLOURS = {
     name: (light, dark)
     for name, light, dark in re.findall(
@@ -53,25 +53,29 @@ def test_everything_can_be_read(theme):
 
 
 def test_every_state_has_a_colour_and_a_shape():
-    for look in fleet.LOOKS:
+    for look in fleet.BADGES:
         assert look == "valid" or f".by-state .s-{look} " in CSS, look
         assert look == "unseen" or f".f-{look} " in CSS, look
 
 
 def test_nothing_is_fetched_from_anywhere():
-    for name in frame.FILES:
-        text = (frame.HERE / "static" / name).read_text().replace("http://www.w3.org/2000/svg", "")
+    for name in page_base.STATIC_FILES:
+        text = (
+            (page_base.FOLDER / "static" / name)
+            .read_text()
+            .replace("http://www.w3.org/2000/svg", "")
+        )
         assert "//" not in re.sub(r"^\s*//.*$|\s// .*$", "", text, flags=re.M), name
         assert "innerHTML" not in text and "eval(" not in text and "@import" not in text
-    for file in Path(frame.HERE, "templates").iterdir():
+    for file in Path(page_base.FOLDER, "templates").iterdir():
         assert "|safe" not in file.read_text(), file
 
 
 @given(st.text(max_size=40))
 def test_no_text_becomes_markup(text):
-    bar = str(frame.stack([(text, 1.0)]))
+    bar = str(page_base.render_stacked_bar([(text, 1.0)]))
     assert bar.count("<") == 3 and bar.count('"') == 16
-    address = frame.link("/beacons", q=text)
+    address = page_base.build_link("/beacons", q=text)
     assert not set(address) & set(" <>\"'")
 
 
@@ -89,7 +93,7 @@ def test_no_text_becomes_markup(text):
     ],
 )
 def test_spans(seconds, text):
-    assert words.span(seconds) == text
+    assert messages.format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -105,10 +109,12 @@ def test_spans(seconds, text):
     ],
 )
 def test_shares_are_never_rounded_to_all_or_nothing(part, whole, text):
-    assert words.share(part, whole) == text
+    assert messages.format_share(part, whole) == text
 
 
-KINDS = st.sampled_from([*words.LEVELS, *words.STEPS, "what.ever", "", ".", "attempt.", "x"])
+KINDS = st.sampled_from(
+    [*messages.LEVELS, *messages.TRANSITIONS, "what.ever", "", ".", "attempt.", "x"]
+)
 DATA = st.dictionaries(
     st.sampled_from(
         ["by", "reason", "detail", "beacon", "version", "firmware", "code", "failed_in", "tries"]
@@ -120,10 +126,10 @@ DATA = st.dictionaries(
 @given(KINDS, st.text(max_size=20), DATA)
 def test_every_event_is_a_sentence(kind, subject, data):
     event = {"id": 1, "kind": kind, "subject": subject, "at": 0.0, "data": data}
-    said = words.say(event, {})
+    said = messages.describe_event(event, {})
     assert said.text and said.level in ("plain", "good", "warn", "bad")
     assert said.href == "" or said.href.startswith("/")
-    assert live.topics([event])
+    assert live.topics_of([event])
 
 
 @pytest.mark.parametrize(
@@ -159,7 +165,7 @@ def test_every_event_is_a_sentence(kind, subject, data):
 )
 def test_sentences(kind, data, text):
     event = {"id": 1, "kind": kind, "subject": "r1", "at": 0.0, "data": data}
-    assert words.say(event, {"r1": "2.0.0"}).text == text
+    assert messages.describe_event(event, {"r1": "2.0.0"}).text == text
 
 
 def test_many_of_one_kind_are_one_line():
@@ -175,7 +181,7 @@ def test_many_of_one_kind_are_one_line():
     rows = [event(n, "attempt.success", f"b{n}") for n in range(3)]
     rows.append(event(3, "attempt.failed", "b3", failed_in="verify", code="image"))
     rows += [event(n, "attempt.success", f"b{n}") for n in (4, 5)]
-    lines = [said.text for _, said in logs.folded(logs.said(rows, {}))]
+    lines = [said.text for _, said in logs.collapse_events(logs.describe_events(rows, {}))]
     assert lines == [
         "b5 and 1 other run 2.0.0",
         "b3 failed at 2.0.0: verify/image",
@@ -184,14 +190,14 @@ def test_many_of_one_kind_are_one_line():
 
 
 def test_floors_lie_above_each_other():
-    row = fleet.Row("b", "t", "1", "", "", "", (), "valid", False, None, "", None, None, ())
+    row = fleet.BeaconRow("b", "t", "1", "", "", "", (), "valid", False, None, "", None, None, ())
     sites = [
         {"path": path, "name": name}
         for path, name in (("a", "House A"), ("a/1", ""), ("a/2", ""), ("a/10", "Roof"))
     ]
     rows = [row._replace(site=path, building="a") for path in ("a/2", "a/10", "a/1")]
     rows += [row._replace(site="", building="")]
-    found = fleet.buildings(rows, sites)
+    found = fleet.group_by_building(rows, sites)
     assert [one.name for one in found] == ["House A", "No site"]
     assert [one.name for one in found[0].floors.values()] == ["Roof", "2", "1"]
-    assert fleet.natural("floor 2") < fleet.natural("floor 10")
+    assert fleet.natural_key("floor 2") < fleet.natural_key("floor 10")

@@ -7,29 +7,29 @@ its own time; :class:`~beacon_ota.virtual.clock.Clock` makes real time of them.
 import asyncio
 from collections.abc import Callable
 
-from beacon_ota.virtual.clock import Clock
-from beacon_ota.virtual.flash.bootloader import Booted
-from beacon_ota.virtual.process.channel import Gone, Line, Operation, Value
-from beacon_ota.virtual.process.session import Ran
+from beacon_ota.virtual.clock import VirtualClock
+from beacon_ota.virtual.flash.bootloader import BootResult
+from beacon_ota.virtual.process.channel import InterpreterChannel, InterpreterGone, Operation, Value
+from beacon_ota.virtual.process.session import CpuUsage
 
 POWER_ON, HARD, WATCHDOG, DEEP_SLEEP, SOFT = 1, 2, 3, 4, 5  # machine.reset_cause()
 RTC_MEMORY = 2048  # bytes that survive every reset but a power cut
 BUTTON = 9  # the C3's boot button: pulled up, pressed is 0
 RISING, FALLING = 1, 2
-BUSY = 0.02  # seconds that make no difference
+NEGLIGIBLE_S = 0.02  # seconds that make no difference
 
 Stop = Callable[[str, str], None]
 
 
-class Rtc:
+class RtcMemory:
     """What keeps its content while the chip has power."""
 
     def __init__(self) -> None:
         self.memory = b""
-        self.booted: Booted | None = None  # where a wake from deep sleep goes on
+        self.booted: BootResult | None = None  # where a wake from deep sleep goes on
 
 
-class Pins:
+class GpioPins:
     """GPIO levels. Outputs are set by beacon code, inputs from outside."""
 
     def __init__(self, count: int = 22):
@@ -44,27 +44,27 @@ class Pins:
         for number in self.levels:
             self.levels[number] = self._driven.get(number, 0)
 
-    def configure(self, number: int, mode: int, pull: int, value: int | None) -> None:
+    def configure_pin(self, number: int, mode: int, pull: int, value: int | None) -> None:
         """``Pin(...)``: pulls set the level of what nobody drives."""
         if value is not None:
             self.levels[number] = value
         elif number not in self._driven and pull in (1, 2):
             self.levels[number] = pull - 1
 
-    def drive(self, number: int, level: int, line: Line | None) -> None:
+    def drive_pin(self, number: int, level: int, line: InterpreterChannel | None) -> None:
         """Set an input from outside; calls the handler that waits for this edge."""
         before = self.levels[number]
         self._driven[number] = self.levels[number] = level
         edge = RISING if level > before else FALLING if level < before else 0
         if line is not None and edge & self._triggers.get(number, 0):
-            line.emit("pin", number, once=True)
+            line.queue_event("pin", number, once=True)
 
-    def watch(self, number: int, trigger: int) -> None:
+    def set_trigger(self, number: int, trigger: int) -> None:
         """``Pin.irq``."""
         self._triggers[number] = trigger
 
 
-class Board:
+class ChipPeripherals:
     """The peripherals during one run of an interpreter.
 
     Args:
@@ -79,49 +79,49 @@ class Board:
 
     def __init__(
         self,
-        clock: Clock,
-        rtc: Rtc,
-        pins: Pins,
+        clock: VirtualClock,
+        rtc: RtcMemory,
+        pins: GpioPins,
         mac: bytes,
         cause: int,
         stop: Stop,
-        ran: Callable[[], Ran],
+        ran: Callable[[], CpuUsage],
     ):
         self._clock, self._rtc, self._pins = clock, rtc, pins
-        self._mac, self._stop, self._look = mac, stop, ran
+        self._mac, self._stop, self._read_usage = mac, stop, ran
         self.cause = cause
-        self.line: Line | None = None
+        self.channel: InterpreterChannel | None = None
         self.temperature = 38
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._watchdog: asyncio.TimerHandle | None = None
         self._timeout = 0.0
-        self._seen = Ran()  # the process when it was fed, or looked at last
-        self._hungry = 0.0  # real seconds that it had and did not feed
+        self._last_usage = CpuUsage()  # the process when it was fed, or looked at last
+        self._unfed_s = 0.0  # real seconds that it had and did not feed
 
     @property
     def operations(self) -> dict[str, Operation]:
         """What the stand-in ``machine`` calls."""
         return {
-            "reset": self._reset,
-            "deepsleep": self._deepsleep,
+            "reset": self._reset_chip,
+            "deepsleep": self._enter_deepsleep,
             "reset_cause": lambda: self.cause,
             "wake_reason": lambda: 4 if self.cause == DEEP_SLEEP else 0,
             "unique_id": lambda: self._mac,
-            "wdt": self._wdt,
-            "feed": self._feed,
+            "wdt": self._start_watchdog,
+            "feed": self._feed_watchdog,
             "rtc_set": self._rtc_set,
             "rtc_memory": self._rtc_memory,
-            "timer": self._timer,
-            "pin": self._pins.configure,
+            "timer": self._set_timer,
+            "pin": self._pins.configure_pin,
             "pin_read": lambda number: self._pins.levels[number],
             "pin_write": self._pins.levels.__setitem__,
-            "pin_irq": self._pins.watch,
+            "pin_irq": self._pins.set_trigger,
             "temperature": lambda: self.temperature,
             "idf_heap": lambda capabilities: IDF_HEAP,
         }
 
     @property
-    def watched(self) -> bool:
+    def watchdog_running(self) -> bool:
         """Whether the watchdog runs."""
         return self._watchdog is not None
 
@@ -140,43 +140,43 @@ class Board:
             self._watchdog.cancel()
             self._watchdog = None
 
-    def _reset(self) -> Value:
+    def _reset_chip(self) -> Value:
         self._stop("reset", "machine.reset()")
-        raise Gone
+        raise InterpreterGone
 
-    def _deepsleep(self, ms: int | None) -> Value:
+    def _enter_deepsleep(self, ms: int | None) -> Value:
         self._stop("deepsleep", "" if ms is None else str(ms))
-        raise Gone
+        raise InterpreterGone
 
-    def _wdt(self, timeout: int) -> None:
+    def _start_watchdog(self, timeout: int) -> None:
         self._timeout = timeout / 1000
-        self._feed()
+        self._feed_watchdog()
 
-    def _feed(self) -> None:
+    def _feed_watchdog(self) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
-        self._seen, self._hungry = self._look(), 0.0
-        self._watch(self._clock.real(self._timeout))
+        self._last_usage, self._unfed_s = self._read_usage(), 0.0
+        self._arm_watchdog(self._clock.real_seconds(self._timeout))
 
-    def _watch(self, seconds: float) -> None:
+    def _arm_watchdog(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        self._watchdog = loop.call_later(seconds, self._bite, loop.time(), seconds)
+        self._watchdog = loop.call_later(seconds, self._check_watchdog, loop.time(), seconds)
 
-    def _bite(self, since: float, after: float) -> None:
+    def _check_watchdog(self, since: float, after: float) -> None:
         """End it when it had its time; what this busy machine did not let it run does not count."""
-        now, before = self._look(), self._seen
-        timeout = self._clock.real(self._timeout)
+        now, before = self._read_usage(), self._last_usage
+        timeout = self._clock.real_seconds(self._timeout)
         passed = asyncio.get_running_loop().time() - since
         waited = now.waited - before.waited
         # Somebody who is ready may be waiting for a CPU at this moment: only what it ran is sure.
-        self._hungry += now.cpu - before.cpu if now.ready else max(0.0, passed - waited)
-        self._seen = now
-        if passed - after > BUSY:
+        self._unfed_s += now.cpu - before.cpu if now.ready else max(0.0, passed - waited)
+        self._last_usage = now
+        if passed - after > NEGLIGIBLE_S:
             # Late ourselves: it may have called, and nobody has looked yet.
-            self._hungry = min(self._hungry, timeout - 2 * BUSY)
-        left = timeout - self._hungry
-        if left > BUSY:
-            self._watch(left)
+            self._unfed_s = min(self._unfed_s, timeout - 2 * NEGLIGIBLE_S)
+        left = timeout - self._unfed_s
+        if left > NEGLIGIBLE_S:
+            self._arm_watchdog(left)
         else:
             self._stop("watchdog", f"not fed for {self._timeout:g} s")
 
@@ -191,29 +191,29 @@ class Board:
         self._rtc.memory = data
         return None
 
-    def _timer(self, number: int, period: int, repeat: bool) -> None:
+    def _set_timer(self, number: int, period: int, repeat: bool) -> None:
         old = self._timers.pop(number, None)
         if old is not None:
             old.cancel()
-        if self.line is not None:
-            self.line.forget("timer", number)
+        if self.channel is not None:
+            self.channel.cancel_events("timer", number)
         if period:
             loop = asyncio.get_running_loop()
-            self._arm(number, loop.time(), self._clock.real(period / 1e6), repeat)
+            self._arm_timer(number, loop.time(), self._clock.real_seconds(period / 1e6), repeat)
 
-    def _arm(self, number: int, start: float, period: float, repeat: bool) -> None:
+    def _arm_timer(self, number: int, start: float, period: float, repeat: bool) -> None:
         loop = asyncio.get_running_loop()
         due = start + period
-        self._timers[number] = loop.call_at(due, self._fire, number, due, period, repeat)
+        self._timers[number] = loop.call_at(due, self._fire_timer, number, due, period, repeat)
 
-    def _fire(self, number: int, due: float, period: float, repeat: bool) -> None:
+    def _fire_timer(self, number: int, due: float, period: float, repeat: bool) -> None:
         if repeat:
             now = asyncio.get_running_loop().time()
-            self._arm(number, max(due, now - period), period, repeat)
+            self._arm_timer(number, max(due, now - period), period, repeat)
         else:
             del self._timers[number]
-        if self.line is not None:
-            self.line.emit("timer", number, not repeat, once=True)
+        if self.channel is not None:
+            self.channel.queue_event("timer", number, not repeat, once=True)
 
 
 # (total, free, largest free block, minimum free) of the IDF heaps of a stock C3 with WiFi up.

@@ -13,10 +13,10 @@ from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
 
 T = TypeVar("T")
-_LOOK_S = 0.5  # between two looks whether the client is still there
+_CLIENT_CHECK_S = 0.5  # between two looks whether the client is still there
 
 
-class Aside:
+class BackgroundPool:
     """Threads for one kind of work.
 
     Args:
@@ -25,10 +25,10 @@ class Aside:
         most: how much may be under way and waiting.
     """
 
-    def __init__(self, name: str, threads: int = 1, most: int = LIMITS.aside):
+    def __init__(self, name: str, threads: int = 1, most: int = LIMITS.background_jobs):
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._most = most
-        self._pending = 0
+        self._unfinished = 0
 
     async def run(
         self, is_gone: Callable[[], Awaitable[bool]], work: Callable[..., T], *args: Any
@@ -41,28 +41,28 @@ class Aside:
         Raises:
             Problem: 503 ``busy`` when too much waits; 503 ``client_gone``, to nobody.
         """
-        if self._pending >= self._most:
+        if self._unfinished >= self._most:
             raise Problem(
                 503, "busy", "too many ask for this at once", headers={"retry-after": "5"}
             )
         loop = asyncio.get_running_loop()
-        self._pending += 1
+        self._unfinished += 1
         done: Future[T] = self._threads.submit(work, *args)
-        done.add_done_callback(lambda _: _call(loop, self._leave))
+        done.add_done_callback(lambda _: _call_in_loop(loop, self._count_finished))
         waiting = asyncio.wrap_future(done)
         try:
-            while not (await asyncio.wait((waiting,), timeout=_LOOK_S))[0]:
+            while not (await asyncio.wait((waiting,), timeout=_CLIENT_CHECK_S))[0]:
                 if await is_gone():
                     raise Problem(503, "client_gone", "the client has left")
             return waiting.result()
         finally:
             waiting.cancel()  # what has not begun is not begun
 
-    def _leave(self) -> None:
-        self._pending -= 1
+    def _count_finished(self) -> None:
+        self._unfinished -= 1
 
 
-def _call(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+def _call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
     try:
         loop.call_soon_threadsafe(work)
     except RuntimeError:

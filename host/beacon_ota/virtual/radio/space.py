@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from bumble import hci
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.virtual.radio.air import Air, links_of
 from beacon_ota.virtual.radio.capture import Capture
-from beacon_ota.virtual.radio.choice import ROOM
-from beacon_ota.virtual.radio.controller import RoomController
-from beacon_ota.virtual.radio.interfaces import Conditions, Place, Timers
-from beacon_ota.virtual.radio.link import TIMEOUT
-from beacon_ota.virtual.radio.transport import Port, RadioHost, Remote, attach
+from beacon_ota.virtual.radio.controller import SimulatedController
+from beacon_ota.virtual.radio.interfaces import Conditions, Position, Timers
+from beacon_ota.virtual.radio.link import SUPERVISION_TIMEOUT
+from beacon_ota.virtual.radio.medium import RadioMedium, find_links
+from beacon_ota.virtual.radio.selection import SPACE_PREFIX
+from beacon_ota.virtual.radio.transport import HciServer, RadioHost, RemoteRadio, attach_host
 from beacon_ota.virtual.reactor import Reactor
 
 if TYPE_CHECKING:
-    from beacon_ota.virtual.radio.backend import RoomBackend
+    from beacon_ota.virtual.radio.backend import SpaceBackend
 
 MAX_RADIOS = 512
 CALL_TIMEOUT_S = 30.0
@@ -37,7 +37,7 @@ _CENTRALS = 0x02B1E0000000  # locally administered addresses for those who bring
 T = TypeVar("T")
 
 
-class Room:
+class RadioSpace:
     """Start with ``with Room() as room`` or :meth:`start`; ``spec`` names it for other processes.
 
     Args:
@@ -54,16 +54,16 @@ class Room:
         if len(os.fsencode(self.path)) > 100:
             raise UsageError("radio_path", "The path of a radio socket is too long.", found=path)
         self._seed, self._timers = seed, timers
-        self._places: dict[hci.Address, Place] = {}
+        self._positions: dict[hci.Address, Position] = {}
         self._centrals = 0
-        self._air: Air | None = None
+        self._medium: RadioMedium | None = None
         self._server: asyncio.Server | None = None
         self.reactor = Reactor.shared()
 
     @property
     def spec(self) -> str:
         """What ``--radio`` and ``BEACON_OTA_RADIO`` take to join this room."""
-        return f"{ROOM}{self.path}"
+        return f"{SPACE_PREFIX}{self.path}"
 
     # Life
 
@@ -75,13 +75,13 @@ class Room:
                 socket cannot be made.
         """
         if self._server is None:
-            self.reactor.run(self._open())
+            self.reactor.run(self._open_socket())
         return self
 
     def close(self) -> None:
         """End: every radio goes silent."""
         if self._server is not None:
-            self.reactor.call(self._shut)
+            self.reactor.call(self._close_socket)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -91,30 +91,30 @@ class Room:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    async def _open(self) -> None:
-        self._air = Air(seed=self._seed, timers=self._timers)
+    async def _open_socket(self) -> None:
+        self._medium = RadioMedium(seed=self._seed, timers=self._timers)
         loop = asyncio.get_running_loop()
-        if await _answers(self.path):
+        if await _is_listening(self.path):
             raise ReachError("radio_taken", f"Another virtual radio runs at {self.path}.")
         try:
             # replaces a socket that was left behind by a process that was killed
             self._server = await loop.create_unix_server(
-                lambda: Port(self._enter_central, self.leave), str(self.path)
+                lambda: HciServer(self._add_central, self.remove_radio), str(self.path)
             )
         except OSError as error:
             raise ReachError(
                 "radio_socket", f"No radio socket at {self.path}.", found=str(error)
             ) from error
 
-    def _shut(self) -> None:
+    def _close_socket(self) -> None:
         server, self._server = self._server, None
         assert server is not None
         server.close()
-        for controller in tuple(self.air.controllers):
-            assert isinstance(controller, RoomController)
-            if isinstance(controller.host, Port):
+        for controller in tuple(self.medium.controllers):
+            assert isinstance(controller, SimulatedController)
+            if isinstance(controller.host, HciServer):
                 controller.host.close()
-            self.leave(controller)
+            self.remove_radio(controller)
         self.path.unlink(missing_ok=True)
 
     # Calls from other threads
@@ -130,44 +130,44 @@ class Room:
     # In the room's thread
 
     @property
-    def air(self) -> Air:
-        assert self._air is not None, "the room has not been started"
-        return self._air
+    def medium(self) -> RadioMedium:
+        assert self._medium is not None, "the room has not been started"
+        return self._medium
 
-    def enter(self, address: hci.Address, sink: Any = None) -> RoomController:
+    def add_radio(self, address: hci.Address, sink: Any = None) -> SimulatedController:
         """A radio with this public address comes in (in the room's thread)."""
-        if len(self.air.controllers) >= MAX_RADIOS:
+        if len(self.medium.controllers) >= MAX_RADIOS:
             raise ReachError("radio_full", f"{MAX_RADIOS} radios are the room's limit.")
-        place = self._places.setdefault(address, Place())
-        controller = RoomController(self.air, address, place, sink)
-        controller.on_moved = lambda new: self._moved(controller, new)
+        place = self._positions.setdefault(address, Position())
+        controller = SimulatedController(self.medium, address, place, sink)
+        controller.on_address_change = lambda new: self._update_position(controller, new)
         return controller
 
-    def leave(self, controller: RoomController) -> None:
+    def remove_radio(self, controller: SimulatedController) -> None:
         """A radio goes silent (in the room's thread); its peers will time out."""
-        self.air.remove_controller(controller)
+        self.medium.remove_controller(controller)
 
-    def radio(self) -> "Here":
+    def make_radio(self) -> "LocalRadio":
         """A radio for a :class:`~.peripheral.Peripheral` that runs in the room's thread."""
-        return Here(self)
+        return LocalRadio(self)
 
-    def backend(self) -> "RoomBackend":
-        """A backend for ``VirtualBeacon(..., bluetooth=room.backend())``."""
-        from beacon_ota.virtual.radio.backend import RoomBackend
+    def make_backend(self) -> "SpaceBackend":
+        """A backend for ``VirtualBeacon(..., bluetooth=room.make_backend())``."""
+        from beacon_ota.virtual.radio.backend import SpaceBackend
 
-        return RoomBackend(self.radio())
+        return SpaceBackend(self.make_radio())
 
-    def _enter_central(self, port: Port) -> RoomController:
+    def _add_central(self, port: HciServer) -> SimulatedController:
         self._centrals += 1
         address = (_CENTRALS + self._centrals).to_bytes(6, "little")
-        return self.enter(hci.Address(address, hci.Address.PUBLIC_DEVICE_ADDRESS), port)
+        return self.add_radio(hci.Address(address, hci.Address.PUBLIC_DEVICE_ADDRESS), port)
 
-    def _moved(self, controller: RoomController, address: hci.Address) -> None:
-        controller.place = self._places.setdefault(address, Place())
+    def _update_position(self, controller: SimulatedController, address: hci.Address) -> None:
+        controller.position = self._positions.setdefault(address, Position())
 
     # What happens to the air
 
-    def place(
+    def move_radio(
         self,
         address: str,
         x: float = 0.0,
@@ -186,61 +186,61 @@ class Room:
         """
 
         def body() -> None:
-            place = self._places.setdefault(_address(address), Place())
+            place = self._positions.setdefault(_parse_address(address), Position())
             place.x, place.y, place.z = x, y, z
             place.tx_power, place.loss = tx_power, loss
-            self.air.recheck()
+            self.medium.recheck_links()
 
         self.call(body)
 
-    def conditions(self, **changes: Any) -> Conditions:
-        """Change fields of :class:`~.air.Conditions`; return them as they are now."""
+    def set_conditions(self, **changes: Any) -> Conditions:
+        """Change fields of :class:`~.medium.Conditions`; return them as they are now."""
 
         def body() -> Conditions:
-            self.air.conditions = replace(self.air.conditions, **changes)
-            self.air.recheck()
-            return self.air.conditions
+            self.medium.conditions = replace(self.medium.conditions, **changes)
+            self.medium.recheck_links()
+            return self.medium.conditions
 
         return self.call(body)
 
-    def disconnect(self, address: str, after: int = 0) -> int:
+    def break_links(self, address: str, after: int = 0) -> int:
         """Break the links of a radio, now or after ``after`` more packets; return how many."""
 
         def body() -> int:
-            links = links_of(self.air.links, address)
+            links = find_links(self.medium.links, address)
             for link in links:
                 if after:
-                    link.fuse = after
+                    link.packets_until_break = after
                 else:
-                    link.lose(TIMEOUT)
+                    link.break_link(SUPERVISION_TIMEOUT)
             return len(links)
 
         return self.call(body)
 
-    def capture(self, limit: int = 100_000) -> Capture:
+    def start_capture(self, limit: int = 100_000) -> Capture:
         """Begin to record everything on the air; the frames are in what is returned."""
         capture = Capture(limit)
-        self.call(self.air.record, capture)
+        self.call(self.medium.set_capture, capture)
         return capture
 
     def stop_capture(self) -> None:
         """End the recording."""
-        self.call(self.air.record, None)
+        self.call(self.medium.set_capture, None)
 
-    def radios(self) -> list[dict[str, Any]]:
+    def list_radios(self) -> list[dict[str, Any]]:
         """What is in the room: address, advertising, scanning, number of links; sorted."""
 
         def body() -> list[dict[str, Any]]:
             found = []
-            for controller in self.air.controllers:
-                assert isinstance(controller, RoomController)
+            for controller in self.medium.controllers:
+                assert isinstance(controller, SimulatedController)
                 address = controller.public_address.to_string(False)
                 found.append(
                     {
                         "address": address,
                         "advertising": controller.advertiser.enabled,
                         "scanning": controller.scanning,
-                        "links": len(links_of(self.air.links, address)),
+                        "links": len(find_links(self.medium.links, address)),
                     }
                 )
             return sorted(found, key=lambda radio: radio["address"])
@@ -248,7 +248,7 @@ class Room:
         return self.call(body)
 
 
-class RemoteRoom:
+class RemoteSpace:
     """A room of another process, for beacons of this one.
 
     Args:
@@ -261,13 +261,13 @@ class RemoteRoom:
     @property
     def spec(self) -> str:
         """As :attr:`Room.spec`."""
-        return f"{ROOM}{self.path}"
+        return f"{SPACE_PREFIX}{self.path}"
 
-    def backend(self) -> "RoomBackend":
+    def make_backend(self) -> "SpaceBackend":
         """As :meth:`Room.backend`."""
-        from beacon_ota.virtual.radio.backend import RoomBackend
+        from beacon_ota.virtual.radio.backend import SpaceBackend
 
-        return RoomBackend(Remote(str(self.path)))
+        return SpaceBackend(RemoteRadio(str(self.path)))
 
     def close(self) -> None:
         """Nothing: the room is not ours, and beacons leave it by themselves."""
@@ -279,7 +279,7 @@ class RemoteRoom:
         self.close()
 
 
-def at(path: Path) -> Room | RemoteRoom:
+def open_space(path: Path) -> RadioSpace | RemoteSpace:
     """The room at this path: another process's that runs there, or a new one.
 
     Raises:
@@ -290,38 +290,38 @@ def at(path: Path) -> Room | RemoteRoom:
         try:
             probe.connect(str(path))
         except OSError:
-            return Room(path).start()
-    return RemoteRoom(path)
+            return RadioSpace(path).start()
+    return RemoteSpace(path)
 
 
-class Here:
+class LocalRadio:
     """A radio of the room's own process."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._controller: RoomController | None = None
+    def __init__(self, room: RadioSpace) -> None:
+        self._space = room
+        self._controller: SimulatedController | None = None
 
     async def open(self, address: bytes) -> RadioHost:
         """Come in with a public address (six bytes as they are written)."""
         public = hci.Address(address[::-1], hci.Address.PUBLIC_DEVICE_ADDRESS)
-        self._controller = self._room.enter(public)
-        return attach(self._controller)
+        self._controller = self._space.add_radio(public)
+        return attach_host(self._controller)
 
     def close(self) -> None:
         """Go silent."""
         controller, self._controller = self._controller, None
         if controller is not None:
-            self._room.leave(controller)
+            self._space.remove_radio(controller)
 
 
-def _address(text: str) -> hci.Address:
+def _parse_address(text: str) -> hci.Address:
     try:
         return hci.Address(text, hci.Address.PUBLIC_DEVICE_ADDRESS)
     except ValueError as error:
         raise UsageError("radio_address", "Not a Bluetooth address.", found=text) from error
 
 
-async def _answers(path: Path) -> bool:
+async def _is_listening(path: Path) -> bool:
     try:
         _, writer = await asyncio.open_unix_connection(str(path))
     except OSError:

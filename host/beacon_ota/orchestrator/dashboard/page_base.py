@@ -18,20 +18,21 @@ from starlette.responses import RedirectResponse, Response
 from beacon_ota import __version__
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator.api import session
-from beacon_ota.orchestrator.api.access import actor_of, service_of
+from beacon_ota.orchestrator.api.access import authenticate_actor
+from beacon_ota.orchestrator.api.dependencies import service_of
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.dashboard import words
+from beacon_ota.orchestrator.dashboard import messages
 from beacon_ota.orchestrator.db.tables import Fields, events
 from beacon_ota.orchestrator.db.tables.tokens import ROLES, Actor
 from beacon_ota.orchestrator.http import problems
-from beacon_ota.orchestrator.http.aside import Aside
+from beacon_ota.orchestrator.http.background import BackgroundPool
 from beacon_ota.orchestrator.http.problems import Problem
 
 T = TypeVar("T")
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
-HEADERS = {
+PAGE_HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
         "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
@@ -45,16 +46,16 @@ HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=()",
     "cache-control": "no-store",
 }
-FILES = ("app.css", "app.js", "icon.svg")
+STATIC_FILES = ("app.css", "app.js", "icon.svg")
 THEMES = ("light", "dark")
 
 # One page at a time: however many are open, they share the interpreter with the beacons' calls
 # as one thread.
-_RENDERING = Aside("dashboard")
+_RENDERING = BackgroundPool("dashboard")
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PageRequest:
     """A page that somebody asks for."""
 
     service: Service
@@ -101,16 +102,16 @@ class Page:
     status: int = 200
 
 
-async def show(request: Request, page: Callable[[Ask], Page]) -> Response:
+async def show_page(request: Request, page: Callable[[PageRequest], Page]) -> Response:
     """Answer with a page; whoever is not signed in is asked to do that first."""
     try:
-        actor = await actor_of(request)
+        actor = await authenticate_actor(request)
     except Problem as error:
         if error.status != 401 or "authorization" in request.headers:
-            return await sent(request, None, partial(refusal, error))
-        return _sign_in(request)
+            return await send_page(request, None, partial(refusal_page, error))
+        return _redirect_to_login(request)
     service = service_of(request)
-    ask = Ask(
+    ask = PageRequest(
         service=service,
         engine=request.app.state.engine,
         actor=actor,
@@ -118,15 +119,17 @@ async def show(request: Request, page: Callable[[Ask], Page]) -> Response:
         path=dict(request.path_params),
         query=dict(request.query_params),
     )
-    return await sent(request, ask, lambda: page(ask))
+    return await send_page(request, ask, lambda: page(ask))
 
 
-async def sent(request: Request, ask: Ask | None, work: Callable[[], Page]) -> Response:
+async def send_page(
+    request: Request, ask: PageRequest | None, make_page: Callable[[], Page]
+) -> Response:
     """Have a page made and rendered in the dashboard's thread, and answer with it."""
     service = service_of(request)
     secret = session.secret_of(request)
     theme = request.cookies.get("theme", "")
-    about: Fields = {
+    context: Fields = {
         "ask": ask,
         "csrf": session.csrf_of(secret) if secret and ask else "",
         "theme": theme if theme in THEMES else "",
@@ -138,65 +141,65 @@ async def sent(request: Request, ask: Ask | None, work: Callable[[], Page]) -> R
         "path": request.url.path,
     }
 
-    def render() -> tuple[str, int]:
-        about["event"] = service.db.read_now(events.last_id) if ask else 0
+    def render_page() -> tuple[str, int]:
+        context["event"] = service.db.read_now(events.last_id) if ask else 0
         try:
-            page = work()
+            page = make_page()
         except BeaconOtaError as error:
-            page = refusal(error)
-        values = {**about, **page.values, "title": page.title, "live": page.live}
-        return templates().get_template(page.template).render(values), page.status
+            page = refusal_page(error)
+        values = {**context, **page.values, "title": page.title, "live": page.live}
+        return load_templates().get_template(page.template).render(values), page.status
 
-    text, status = await _RENDERING.run(request.is_disconnected, render)
-    return Response(text, status, HEADERS, "text/html")
+    text, status = await _RENDERING.run(request.is_disconnected, render_page)
+    return Response(text, status, PAGE_HEADERS, "text/html")
 
 
-def refusal(error: BeaconOtaError) -> Page:
+def refusal_page(error: BeaconOtaError) -> Page:
     """Return the page that says why there is none."""
     status = problems.status_of(error)
     return Page("refusal.html", "Not shown", {"error": error}, status=status)
 
 
-def _sign_in(request: Request) -> Response:
+def _redirect_to_login(request: Request) -> Response:
     """Send somebody to the login, and back to where they wanted to go."""
     if request.headers.get("x-refresh"):
-        return Response(status_code=401, headers=HEADERS)  # of a page that is open already
+        return Response(status_code=401, headers=PAGE_HEADERS)  # of a page that is open already
     there = request.url.path
     if request.url.query:
         there += "?" + request.url.query
     to = "/login" if there == "/" else "/login?next=" + quote(there, safe="/")
-    return RedirectResponse(to, 303, HEADERS)
+    return RedirectResponse(to, 303, PAGE_HEADERS)
 
 
-async def static(request: Request) -> Response:
+async def serve_static(request: Request) -> Response:
     """Answer with a file; its address changes with its content, so it may be kept for ever."""
     name = request.path_params["name"]
-    if name not in FILES:
+    if name not in STATIC_FILES:
         raise Problem(404, "not_found", "no such file")
-    fixed = request.query_params.get("v") == _digest(name)
+    fixed = request.query_params.get("v") == _static_digest(name)
     headers = {
-        **HEADERS,
+        **PAGE_HEADERS,
         "cache-control": "public, max-age=31536000, immutable" if fixed else "no-cache",
     }
     media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return Response(_content(name), headers=headers, media_type=media_type)
+    return Response(_read_static(name), headers=headers, media_type=media_type)
 
 
 @cache
-def _content(name: str) -> bytes:
-    return (HERE / "static" / name).read_bytes()
+def _read_static(name: str) -> bytes:
+    return (FOLDER / "static" / name).read_bytes()
 
 
 @cache
-def _digest(name: str) -> str:
-    return hashlib.sha256(_content(name)).hexdigest()[:16]
+def _static_digest(name: str) -> str:
+    return hashlib.sha256(_read_static(name)).hexdigest()[:16]
 
 
 @cache
-def templates() -> jinja2.Environment:
+def load_templates() -> jinja2.Environment:
     """Return the templates. Everything is escaped, and a name that is not there is an error."""
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -204,32 +207,32 @@ def templates() -> jinja2.Environment:
         auto_reload=False,
     )
     made.filters |= {
-        "iso": words.iso,
-        "utc": words.utc,
-        "span": words.span,
-        "size": words.size,
-        "share": words.share,
+        "iso": messages.format_iso,
+        "utc": messages.format_utc,
+        "span": messages.format_duration,
+        "size": messages.format_size,
+        "share": messages.format_share,
         "thousands": lambda number: f"{number:,}",
         "part": lambda text: quote(str(text), safe=""),
         "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True),
-        "plural": words.plural,
+        "plural": messages.format_plural,
     }
     made.globals |= {
-        "static": lambda name: f"/static/{name}?v={_digest(name)}",
-        "link": link,
-        "stack": stack,
+        "static": lambda name: f"/static/{name}?v={_static_digest(name)}",
+        "link": build_link,
+        "stack": render_stacked_bar,
         "VERSION": __version__,
     }
     return made
 
 
-def link(path: str, **query: Any) -> str:
+def build_link(path: str, **query: Any) -> str:
     """Return an address with its query; what is None or empty is left out."""
     given = {key: value for key, value in query.items() if value not in (None, "")}
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def stack(parts: list[tuple[str, float]], total: float | None = None) -> Markup:
+def render_stacked_bar(parts: list[tuple[str, float]], total: float | None = None) -> Markup:
     """Return a bar of coloured parts as SVG (a style attribute is what our policy forbids).
 
     Args:

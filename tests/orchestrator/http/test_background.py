@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from beacon_ota.orchestrator.http.aside import Aside
+from beacon_ota.orchestrator.http.background import BackgroundPool
 from beacon_ota.orchestrator.http.problems import Problem
 from tests.orchestrator.world import Local, TestBeacon, until, upload
 
@@ -22,47 +22,47 @@ async def left() -> bool:
 
 def test_what_it_returns_and_raises():
     async def main() -> None:
-        aside = Aside("test")
-        assert await aside.run(stays, divmod, 7, 2) == (3, 1)
+        pool = BackgroundPool("test")
+        assert await pool.run(stays, divmod, 7, 2) == (3, 1)
         with pytest.raises(ZeroDivisionError):
-            await aside.run(stays, divmod, 7, 0)
+            await pool.run(stays, divmod, 7, 0)
 
     asyncio.run(main())
 
 
 def test_too_much_is_refused_by_name_and_there_is_room_again():
     async def main() -> None:
-        aside = Aside("test", most=2)
+        pool = BackgroundPool("test", most=2)
         go_on = threading.Event()
-        under_way = [asyncio.ensure_future(aside.run(stays, go_on.wait)) for _ in range(2)]
+        under_way = [asyncio.ensure_future(pool.run(stays, go_on.wait)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(Problem) as caught:
-            await aside.run(stays, int)
+            await pool.run(stays, int)
         assert (caught.value.status, caught.value.code) == (503, "busy")
         go_on.set()
         assert await asyncio.gather(*under_way) == [True, True]
-        assert await aside.run(stays, int) == 0
+        assert await pool.run(stays, int) == 0
 
     asyncio.run(main())
 
 
 def test_what_waits_for_somebody_who_left_is_not_begun():
     async def main() -> list[int]:
-        aside = Aside("test")
+        pool = BackgroundPool("test")
         go_on = threading.Event()
         begun: list[int] = []
-        first = asyncio.ensure_future(aside.run(stays, go_on.wait))
+        first = asyncio.ensure_future(pool.run(stays, go_on.wait))
         await asyncio.sleep(0)
-        waiting = [aside.run(left, begun.append, number) for number in range(3)]
+        waiting = [pool.run(left, begun.append, number) for number in range(3)]
         for one in await asyncio.gather(*waiting, return_exceptions=True):
             assert isinstance(one, Problem) and one.code == "client_gone"
-        cancelled = asyncio.ensure_future(aside.run(stays, begun.append, 9))
+        cancelled = asyncio.ensure_future(pool.run(stays, begun.append, 9))
         await asyncio.sleep(0)
         cancelled.cancel()
         await asyncio.gather(cancelled, return_exceptions=True)
         go_on.set()
         await first
-        await aside.run(stays, begun.append, 10)
+        await pool.run(stays, begun.append, 10)
         return begun
 
     assert asyncio.run(main()) == [10]
@@ -109,7 +109,7 @@ def taken(local, tmp_path) -> tuple[TestBeacon, dict]:
 def test_a_cold_download_waits_for_no_administrator(local, tmp_path):
     beacon, offer = taken(local, tmp_path)
     for release in local.service.view.releases.values():
-        local.service.blobs.forget(release.row["blob"])
+        local.service.blobs.evict(release.row["blob"])
     with Held(local):
         assert beacon.download(offer).status == 200
 
