@@ -276,5 +276,5 @@ def populate(tmp: Path) -> Campus:
         if beacon.state == "valid" and campus.dice.random() < 0.97:
             beacon.poll()
     campus.local.step()
-    campus.local.call(campus.local.service.flush())
+    campus.local.call(campus.local.service.flush_last_seen())
     return campus

@@ -39,7 +39,7 @@ class Reader:
         begun = time.monotonic()
         await self.client.write_gatt_char(access.CONTROL, message, response=True)
         answer = await asyncio.wait_for(self.heard.get(), 60)
-        kind, payload = access.parse(answer)
+        kind, payload = access.parse_message(answer)
         return kind, bytes(payload), time.monotonic() - begun
 
     async def enter(
@@ -50,7 +50,7 @@ class Reader:
         Args:
             door: the id of the beacon that the proof is for; None: for anyone's, the old way.
         """
-        kind, nonce, first = await self.say(access.request(ident))
+        kind, nonce, first = await self.say(access.build_request(ident))
         assert kind == access.CHALLENGE and len(nonce) == access.NONCE
         kind, _, second = await self.say(prove(nonce, secret, door))
         return kind, max(first, second)
@@ -61,7 +61,7 @@ def prove(nonce: bytes, secret: bytes, door: str | None) -> bytes:
     key = secret
     if door is not None:
         key = hmac.digest(secret, b"beacon-ota access to the door " + door.encode(), "sha256")[:16]
-    return access.proof(hmac.digest(key, nonce, "sha256"))
+    return access.build_proof(hmac.digest(key, nonce, "sha256"))
 
 
 def at_the_door(room: RadioSpace, visit) -> None:
@@ -92,9 +92,9 @@ def test_who_may_enter(v1, room):
         assert (await reader.enter(ident=b"none", secret=bytes(16)))[0] == access.REFUSED
         assert (await reader.enter(OTHERS[20:24], OTHERS[24:40]))[0] == access.GRANTED
         # A proof without a challenge, and one that is used a second time.
-        assert (await reader.say(access.proof(bytes(32))))[0] == access.REFUSED
-        _, nonce, _ = await reader.say(access.request(IDENT))
-        proof = access.proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
+        assert (await reader.say(access.build_proof(bytes(32))))[0] == access.REFUSED
+        _, nonce, _ = await reader.say(access.build_request(IDENT))
+        proof = access.build_proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
         assert (await reader.say(proof))[0] == access.GRANTED
         assert (await reader.say(proof))[0] == access.REFUSED
         # Rubbish is not answered.
@@ -147,9 +147,9 @@ def test_a_door_without_an_id_goes_by_its_chip(v1, room):
 
 def test_a_challenge_grows_old(v1, room):
     async def visit(reader: Reader) -> None:
-        _, nonce, _ = await reader.say(access.request(IDENT))
+        _, nonce, _ = await reader.say(access.build_request(IDENT))
         await asyncio.sleep(1.75)
-        proof = access.proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
+        proof = access.build_proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
         assert (await reader.say(proof))[0] == access.REFUSED
 
     settings = {"creds": CREDENTIALS}

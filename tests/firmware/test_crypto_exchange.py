@@ -45,11 +45,11 @@ def begin(name, stored, pop, chunks):
     more = iter(chunks or ())
     random = (lambda n: next(more)) if chunks else exchange.urandom
     r = exchange.Responder(name, stored, pop, random)
-    p256.run(r.prepare())
+    p256.run_steps(r.prepare())
 
 def hello(message):
     reply = guarded(r.hello, message)
-    p256.run(r.work())
+    p256.run_steps(r.work())
     return reply
 
 def finish(message):
@@ -80,7 +80,7 @@ def run(device, client: Initiator):
 def test_vectors_of_the_beacon(device):
     stored = enroll_pin(PIN, NAME)
     assert stored[:32].hex() == W
-    assert device.ask("exchange.enroll({}, {})", PIN.encode(), NAME) == stored
+    assert device.ask("exchange.derive_record({}, {})", PIN.encode(), NAME) == stored
     begin(device, stored=stored, random=DEVICE)
     assert device.ask("hello({})", bytes.fromhex(C_HELLO)).hex() == S_HELLO
     assert device.ask("finish({})", bytes.fromhex(C_FIN)).hex() == S_FIN
@@ -181,7 +181,8 @@ def test_points_that_give_nothing(device):
     )  # K = y·(-2·w·M): a point, wrong secret
     reply = device.ask("hello({})", hello[:20] + doubled)
     assert (
-        over(device, "finish({})", ec1.build(ec1.C_FIN, ec1.SPAKE2, bytes(16)))[0] == ec1.A_CONFIRM
+        over(device, "finish({})", ec1.build_message(ec1.C_FIN, ec1.SPAKE2, bytes(16)))[0]
+        == ec1.A_CONFIRM
     )
     assert len(reply) == 84
 
@@ -189,7 +190,7 @@ def test_points_that_give_nothing(device):
 def test_messages_out_of_turn(device):
     stored = enroll_pin(PIN, NAME)
     hello = Initiator(NAME, pin=PIN).hello()
-    fin = ec1.build(ec1.C_FIN, ec1.SPAKE2, bytes(16))
+    fin = ec1.build_message(ec1.C_FIN, ec1.SPAKE2, bytes(16))
     for first, code in (
         (fin, ec1.A_STATE),
         (hello[:-1], ec1.A_STATE),
@@ -205,7 +206,7 @@ def test_messages_out_of_turn(device):
         assert over(device, "hello({})", first) == (code, False), first.hex()
         assert over(device, "hello({})", hello) == (ec1.A_STATE, False)
     begin(device, stored=stored)
-    abort = ec1.build(ec1.ABORT, ec1.SPAKE2, b"\4")
+    abort = ec1.build_message(ec1.ABORT, ec1.SPAKE2, b"\4")
     assert over(device, "hello({})", abort) == (ec1.A_CONFIRM, True)
     begin(device, stored=stored)
     device.ask("hello({})", hello)
@@ -214,7 +215,7 @@ def test_messages_out_of_turn(device):
 
 def test_wrong_order_of_calls_is_the_callers_fault(device):
     begin(device, stored=enroll_pin(PIN, NAME))
-    for call in ("p256.run(r.work())", "p256.run(r.prepare())"):
+    for call in ("p256.run_steps(r.work())", "p256.run_steps(r.prepare())"):
         with pytest.raises(Raised, match="ValueError"):
             device.ask(call)
     for arguments in (
@@ -281,7 +282,7 @@ def test_an_impostor_that_has_seen_our_tag(device):
     client = Initiator(NAME, pop=POP)
     client.answer(device.ask("hello({})", client.hello()))
     with pytest.raises(DeniedError) as raised:
-        client.finish(ec1.build(ec1.S_FIN, ec1.ECDH, bytes(16)))
+        client.finish(ec1.build_message(ec1.S_FIN, ec1.ECDH, bytes(16)))
     assert raised.value.code == "wrong_secret"
     with pytest.raises(UsageError):
-        client.finish(ec1.build(ec1.S_FIN, ec1.ECDH, bytes(16)))
+        client.finish(ec1.build_message(ec1.S_FIN, ec1.ECDH, bytes(16)))

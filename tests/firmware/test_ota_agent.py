@@ -129,7 +129,7 @@ def test_the_pause_holds_when_the_beacon_is_told_to_hurry(v1, v2, small_core, ho
         "    async def nudge(self):\n"
         "        while True:\n"
         "            await asyncio.sleep(3)\n"
-        "            self.agent.poke()\n"
+        "            self.agent.poll_now()\n"
         "    async def run(self):\n"
         "        asyncio.create_task(self.nudge())\n"
         "        await super().run()\n"

@@ -67,14 +67,14 @@ def test_progress_is_on_the_air(v1, v2):
         b.wait(lambda: air.advertising == 100_000)
         assert air.data[:9] == b"\x02\x01\x06\x1a\xff\x4c\x00\x02\x15"
         frame = air.data
-        about = adverts.status(adverts.PROVISIONED | adverts.INSECURE, "1.0.0")
+        about = adverts.build_status(adverts.PROVISIONED | adverts.INSECURE, "1.0.0")
         assert air.response == about
         b.server.image, b.server.offering = v2, True
         b.reported("success")
         flags = adverts.PROVISIONED | adverts.INSECURE
-        b.wait(lambda: air.response == adverts.status(flags, "2.0.0"))
+        b.wait(lambda: air.response == adverts.build_status(flags, "2.0.0"))
     shown = [(i, d, r[4]) for i, d, r in air.history if r and r.startswith(PROGRESS)]
-    assert adverts.status(flags | adverts.TRIAL, "2.0.0") in [r for *_, r in air.history]
+    assert adverts.build_status(flags | adverts.TRIAL, "2.0.0") in [r for *_, r in air.history]
     assert all(d == frame for _, d, _ in shown), "positioning goes on"
     assert {i for i, _, _ in shown} == {400_000}
     values = [value for *_, value in shown]

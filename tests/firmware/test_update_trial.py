@@ -51,11 +51,11 @@ DEAF = """
 class Radio:
     def __init__(self, *_): pass
     def start(self, cause): pass
-    def on(self): return False
-    def open(self, frame): pass
-    def about(self, data): pass
-    def fit(self): return False
-    def progress(self, value): pass
+    def is_on(self): return False
+    def start_advertising(self, frame): pass
+    def set_status(self, data): pass
+    def is_healthy(self): return False
+    def set_progress(self, value): pass
     def resume(self): return 0
     async def run(self):
         import asyncio
@@ -64,7 +64,7 @@ class Radio:
 """
 FRAGILE = """
 from services import positioning
-def frame(store):
+def build_frame(store):
     return b""
 import net.wifi
 async def _run(self):

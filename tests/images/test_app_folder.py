@@ -89,7 +89,7 @@ def test_compiled_modules_go_in_as_they_are_when_a_beacon_can_load_them(tmp_path
         ("from ota.agent import Agent\n", True),
         ("import other\n", True),
         ("def run():\n    from ota.agent import Agent\n", True),
-        ("from lazy import load\n\nload('ota.agent')\n", True),
+        ("from modules import preload\n\npreload('ota.agent')\n", True),
         ("print('hello')\n", False),
         ("import ota\n", False),
         ("import json, nowhere\n", False),

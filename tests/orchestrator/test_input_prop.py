@@ -57,7 +57,7 @@ def test_reports(changes, word):
         assert len(doc.get("detail", "").encode()) <= report.MAX_DETAIL
         entries = doc.get("journal", [])
         assert len(entries) <= report.MAX_JOURNAL
-        assert all(journal.mend(entry) == entry for entry in entries)
+        assert all(journal.repair_entry(entry) == entry for entry in entries)
         assert all(entry[0] <= doc["journal_ack"] for entry in entries)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import event, text
 
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.core.engine import dump_state, load_state
-from beacon_ota.orchestrator.db.database import Database, connect, migrate, newest_revision
+from beacon_ota.orchestrator.db.database import Database, connect, migrate_if_due, newest_revision
 from beacon_ota.orchestrator.db.schema import metadata
 from beacon_ota.orchestrator.db.tables import audit, changes, events, rollouts
 from beacon_ota.orchestrator.rollout import advance as moves
@@ -35,7 +35,7 @@ from tests.orchestrator.world import Local, Server, TestBeacon, beacons, until, 
 @pytest.fixture
 def local(tmp_path, caplog):
     with Local(tmp_path / "data", database=cluster().create_database()) as local:
-        until(lambda: local.service.leads)
+        until(lambda: local.service.is_leader)
         yield local
     failures = [record for record in caplog.records if record.exc_info]
     assert not failures, caplog.text
@@ -47,7 +47,7 @@ def test_the_migrations_lead_to_the_schema():
         context = MigrationContext.configure(conn)
         assert context.get_current_revision() == newest_revision()
         assert compare_metadata(context, metadata) == []
-    migrate(engine)
+    migrate_if_due(engine)
     engine.dispose()
 
 
@@ -61,7 +61,7 @@ def test_the_migrations_lead_to_the_schema():
 )
 def test_a_database_that_is_none(url, kind, code):
     with pytest.raises(kind) as caught:
-        migrate(connect(url))
+        migrate_if_due(connect(url))
     assert caught.value.code == code
 
 
@@ -124,7 +124,7 @@ def test_what_was_committed_and_its_answer_lost_is_known_all_the_same(local, los
     lose()
     assert admin.post_rollout_action(rollout, "halt")["status"] == "halted"  # in memory, if need be
     assert beacon.offer() is None
-    until(lambda: not local.service.stops.mine())
+    until(lambda: not local.service.stops.to_store())
     kinds = [one["kind"] for one in admin.get_rollout(rollout)["transitions"]]
     assert kinds.count("halted") == 1
     assert admin.get_rollout(rollout)["status"] == "halted"
@@ -152,9 +152,9 @@ def test_a_database_that_lost_its_last_commits_is_read_again(local, tmp_path):
         row = rollouts.get(conn, rollout)
         assert row is not None
         state = load_state(row["state"])
-        (halted,) = moves.halt(state, local.clock.at, "somebody")
-        values = {"status": "halted", "state": dump_state(moves.apply(state, halted))}
-        assert rollouts.advance(conn, rollout, row["revision"], values)
+        (halted,) = moves.halt_rollout(state, local.clock.at, "somebody")
+        values = {"status": "halted", "state": dump_state(moves.apply_transition(state, halted))}
+        assert rollouts.update_if_unmoved(conn, rollout, row["revision"], values)
     engine.dispose()
     assert beacon.offer() is None
     assert beacon.download(offer).status in (409, 410)
@@ -180,7 +180,7 @@ def test_a_connection_that_is_cut_costs_one_answer_at_most():
                     )
                 )
             await db.write(put, "after")
-            rows = await db.read(events.since, 0, 10)
+            rows = await db.read(events.list_after, 0, 10)
             assert [row["kind"] for row in rows] == ["before", "after"]
         finally:
             other.dispose()
@@ -203,7 +203,7 @@ def test_a_writer_that_dies_in_a_transaction_holds_up_nobody():
             )
             assert isinstance(done[1], ReachError)
             await db.write(put, "after")
-            kinds = [row["kind"] for row in await db.read(events.since, 0, 10)]
+            kinds = [row["kind"] for row in await db.read(events.list_after, 0, 10)]
             assert kinds[-1] == "after" and "lost" not in kinds
         finally:
             await db.stop()
@@ -223,13 +223,13 @@ def test_changes_come_in_the_order_of_the_commits_and_are_forgotten_with_a_note(
             writes = [db.write(put, f"k{n}") for n in range(40) for db in workers]
             await asyncio.gather(*writes)
             read = workers[0].read
-            news = await read(changes.read, 0, "one", True)
+            news = await read(changes.read_batch, 0, "one", True)
             assert len(news.rows["events"]) == 120 and news.kinds == {"events"}
             assert list(news.rows["events"]) == sorted(news.rows["events"], key=int)
-            assert not (await read(changes.read, 0, "one", False)).rows
-            await workers[1].write(changes.prune)
-            assert (await read(changes.read, 5, "one", True)).lost
-            left = await read(changes.read, news.seq - 10, "one", True)
+            assert not (await read(changes.read_batch, 0, "one", False)).rows
+            await workers[1].write(changes.prune_changes)
+            assert (await read(changes.read_batch, 5, "one", True)).lost
+            left = await read(changes.read_batch, news.seq - 10, "one", True)
             assert not left.lost and left.seq == news.seq
         finally:
             for db in workers:
@@ -270,4 +270,4 @@ def test_the_audit_log_holds_whatever_was_typed(local):
     (beacon,) = local.beacons(1)
     local.admin().post_beacon_action(beacon.id, "quarantine", "a\0b")
     with local.service.db._engine.begin() as conn:  # what `audit verify` walks
-        assert audit.verify(conn)["entries"] > 1
+        assert audit.verify_chain(conn)["entries"] > 1

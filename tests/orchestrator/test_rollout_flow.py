@@ -6,7 +6,7 @@ import secrets
 import pytest
 
 from beacon_ota.errors import BeaconOtaError, InputError, UsageError
-from beacon_ota.orchestrator.clock import Leaps
+from beacon_ota.orchestrator.clock import ClockJumpDetector
 from beacon_ota.orchestrator.rollout.types import DAY, HOUR, MINUTE
 from tests.orchestrator.world import Local, upload
 
@@ -268,11 +268,11 @@ def test_abort_is_the_end(local, release):
 
 def test_an_abort_seen_by_two_looks_is_put_away_once(local, release):
     rollout = start(local, release, {"preset": "all-at-once", "window": ALWAYS})
-    entry = local.service.view.entries[rollout]
+    entry = local.service.fleet.rollouts[rollout]
     local.admin().post_rollout_action(rollout, "abort", "never mind")
     for _ in range(2):  # the engine's own, and one that was waiting for it
-        local.call(local.engine.step(entry))
-    assert rollout not in local.service.view.entries
+        local.call(local.engine.evaluate_rollout(entry))
+    assert rollout not in local.service.fleet.rollouts
 
 
 def test_advance_by_hand(local, release):
@@ -536,7 +536,9 @@ def test_a_clock_that_jumps_loses_nobody_and_opens_nothing(local, release):
         beacon.update(offer)
     local.step()
     offset = 0.0
-    local.engine.leaps = Leaps(lambda: local.clock.at, lambda: local.clock.at - offset)
+    local.engine.clock_jumps = ClockJumpDetector(
+        lambda: local.clock.at, lambda: local.clock.at - offset
+    )
     local.step()
     offset = 10 * 365 * DAY
     local.go_on(offset)
@@ -595,18 +597,18 @@ def test_moved_by_two_at_once_it_moves_once(local, release):
     """Two workers that decided upon the same revision: the second is told to look again."""
     local.beacons(1)
     rollout = start(local, release, {"preset": "all-at-once", "window": ALWAYS})
-    entry = local.service.view.entries[rollout]
+    entry = local.service.fleet.rollouts[rollout]
 
     async def race():
         from beacon_ota.orchestrator.rollout import advance as moves
 
         revision = entry.revision
-        made = moves.pause(entry.state, local.clock.at, "one")
-        async with local.engine.moving:
-            await local.engine.commit(entry, made)
+        made = moves.pause_rollout(entry.state, local.clock.at, "one")
+        async with local.engine.rollout_lock:
+            await local.engine.commit_transitions(entry, made)
             entry.revision = revision  # as another process would still have it
             with pytest.raises(UsageError) as caught:
-                await local.engine.commit(entry, made)
+                await local.engine.commit_transitions(entry, made)
         assert caught.value.code == "rollout_moved"
         return entry.revision, revision
 
@@ -641,16 +643,16 @@ def test_the_journal_of_a_fleet_survives_kills(tmp_path):
 
 def test_leaps():
     wall, steady = 1000.0, 5.0
-    leaps = Leaps(lambda: wall, lambda: steady)
-    assert leaps.take() == 0.0
+    leaps = ClockJumpDetector(lambda: wall, lambda: steady)
+    assert leaps.take_jump() == 0.0
     wall, steady = 1100.0, 105.0
-    assert leaps.take() == 0.0  # time passes
+    assert leaps.take_jump() == 0.0  # time passes
     wall += 59.0
-    assert leaps.take() == 0.0  # a clock that is disciplined
+    assert leaps.take_jump() == 0.0  # a clock that is disciplined
     wall += 3600.0
-    assert leaps.take() == 3600.0 and leaps.take() == 0.0
+    assert leaps.take_jump() == 3600.0 and leaps.take_jump() == 0.0
     wall -= 86_400.0
-    assert leaps.take() == -86_400.0
+    assert leaps.take_jump() == -86_400.0
 
 
 def test_reports_in_any_order_come_to_one_result(local, release):

@@ -121,11 +121,11 @@ class Scene:
     def press(self, seconds: float) -> None:
         """Hold the button until that shows, and for so many of the beacon's seconds."""
         self.beacon.press()
-        run(self.heard(lambda b: b.has(adverts.HELD)))
+        run(self.heard(lambda b: b.has(adverts.PRESSED)))
         self.skip(seconds)
         time.sleep(0.2 if seconds > 1 else 0)
         self.beacon.release()
-        run(self.heard(lambda b: not b.has(adverts.HELD)))
+        run(self.heard(lambda b: not b.has(adverts.PRESSED)))
 
     def unlock(self) -> None:
         """Open provisioning with the button: again, if that was no short press."""
@@ -210,7 +210,7 @@ def scene(
         network.add_access_point(SSID, PASSWORD)
         network.set_host("orchestrator.local", "127.0.0.1", server.port)
         room = room or stack.enter_context(RadioSpace(seed=1))
-        name = adverts.name(mac[:5] + bytes([mac[5] + 2])).decode()
+        name = adverts.device_name(mac[:5] + bytes([mac[5] + 2])).decode()
         values: dict[str, int | bytes | None] = {
             "beacon_id": ID.encode(),
             "pin_w": enrolled(pin, name),

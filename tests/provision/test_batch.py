@@ -24,7 +24,7 @@ def test_columns_as_each_country_separates_them(tmp_path, sign, encoding):
     )
     text = text.replace(f"secret{sign}", "secret,").replace(f"comma{sign}", "comma;")
     (tmp_path / "beacons.csv").write_bytes(text.encode(encoding))
-    (row,) = parse(text_files.read_text(tmp_path / "beacons.csv"))
+    (row,) = parse(text_files.read_text_file(tmp_path / "beacons.csv"))
     assert row.beacon == "BLUFI_A1B2C5" and row.secret.pin == "73914826"
     assert row.desired.network == Network.of("Büro", "secret, with comma; and semicolon")
 

@@ -143,7 +143,7 @@ def test_what_goes_wrong_has_words(v1, server, go, monkeypatch, tmp_path):
 
 def test_a_batch(v1, server, go, monkeypatch, tmp_path):
     """One label is wrong; the file is mended, and run again for that one only."""
-    name = adverts.name(OTHER[:5] + bytes([OTHER[5] + 2])).decode()
+    name = adverts.device_name(OTHER[:5] + bytes([OTHER[5] + 2])).decode()
     rows = "beacon,pin,tags\n{0},{2},a b\n{1},{3},\n"
     with (
         near(v1, server, monkeypatch, settings={"beacon_id": b"batch-1"}) as s,

@@ -106,7 +106,7 @@ def test_the_button_makes_room(v1):
         spoil(s, "full")
         boots = len(s.beacon.boots)
         s.beacon.press()
-        run(s.heard(lambda b: b.has(adverts.HELD)))
+        run(s.heard(lambda b: b.has(adverts.PRESSED)))
         s.skip(11)
         s.wait(lambda: len(s.beacon.boots) > boots, what="reset")
         s.beacon.release()
@@ -122,10 +122,10 @@ def test_a_button_that_cannot_make_room(v1):
         assert s.online().poll == "ok"
         spoil(s, "worn")
         s.beacon.press()
-        run(s.heard(lambda b: b.has(adverts.HELD)))
+        run(s.heard(lambda b: b.has(adverts.PRESSED)))
         s.skip(11)
         s.wait(lambda: "button not_stored" in s.beacon.console, what="said")
         s.beacon.release()
-        run(s.heard(lambda b: not b.has(adverts.HELD)))
+        run(s.heard(lambda b: not b.has(adverts.PRESSED)))
         assert len(s.beacon.boots) == 1
         assert s.beacon.setting("wifi_ssid") == SSID.encode()

@@ -49,8 +49,8 @@ def exchange(captured: Capture) -> tuple[bytes, bytes, bytes]:
 def fits(heard: tuple[bytes, bytes, bytes], w: int, k: bytes) -> bool:
     """Whether a PIN's w and a guess at K explain the client's proof: a dictionary's oracle."""
     c_hello, s_hello, c_fin = heard
-    tt, root = ec1.spake2(NAME.encode(), c_hello, s_hello, k, w.to_bytes(32, "big"))
-    mine, _, _ = ec1.schedule(hkdf, hmac_sha256, c_hello, s_hello, tt, root)
+    tt, root = ec1.derive_spake2(NAME.encode(), c_hello, s_hello, k, w.to_bytes(32, "big"))
+    mine, _, _ = ec1.derive_keys(hkdf, hmac_sha256, c_hello, s_hello, tt, root)
     return c_fin[4:] == mine
 
 
@@ -171,16 +171,16 @@ class Impostor:
         blind = p256.multiply_point(self._w, N)
         point = p256.add_points(p256.multiply_point(self._y, p256.GENERATOR), blind)
         assert point is not None
-        return ec1.build(ec1.S_HELLO, ec1.SPAKE2, bytes(16) + p256.encode_point(point))
+        return ec1.build_message(ec1.S_HELLO, ec1.SPAKE2, bytes(16) + p256.encode_point(point))
 
     def _fin(self, c_fin: bytes) -> bytes:
         c_hello, s_hello = self.heard
-        tt, root = ec1.spake2(
+        tt, root = ec1.derive_spake2(
             NAME.encode(), c_hello, s_hello, self.k(self._w), self._w.to_bytes(32, "big")
         )
-        theirs, mine, self._keys = ec1.schedule(hkdf, hmac_sha256, c_hello, s_hello, tt, root)
+        theirs, mine, self._keys = ec1.derive_keys(hkdf, hmac_sha256, c_hello, s_hello, tt, root)
         self.right = c_fin[4:] == theirs
-        return ec1.build(ec1.S_FIN, ec1.SPAKE2, mine)
+        return ec1.build_message(ec1.S_FIN, ec1.SPAKE2, mine)
 
     def k(self, w: int) -> bytes:
         """Return K as it would be with the PIN that w belongs to."""

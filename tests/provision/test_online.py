@@ -183,7 +183,7 @@ def test_an_orchestrator_that_is_not_there(v1):
 
 def test_an_orchestrator_that_will_not_have_it(v1):
     class Forgetful(scenes.Book):
-        def enter(self, state, key, config, tags) -> str:
+        def register(self, state, key, config, tags) -> str:
             return "registered"
 
     with scene(v1) as s:
@@ -242,11 +242,13 @@ def test_what_it_was_given_opens_the_door(v1):
         async with BleakClient(found.device, **s.radio.client) as client:
             answers: asyncio.Queue[bytes] = asyncio.Queue()
             await client.start_notify(access.STATUS, lambda _, d: answers.put_nowait(bytes(d)))
-            await client.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
-            _, nonce = access.parse(await answers.get())
-            proof = access.proof(hmac.digest(key, nonce, "sha256"))
+            await client.write_gatt_char(
+                access.CONTROL, access.build_request(b"door"), response=True
+            )
+            _, nonce = access.parse_message(await answers.get())
+            proof = access.build_proof(hmac.digest(key, nonce, "sha256"))
             await client.write_gatt_char(access.CONTROL, proof, response=True)
-            return access.parse(await answers.get())[0]
+            return access.parse_message(await answers.get())[0]
 
     with scene(v1) as s:
         s.online(creds=CREDENTIALS)
@@ -309,11 +311,11 @@ def visits(v1) -> list[float]:
 
     async def enter(reader: BleakClient, answers: asyncio.Queue[bytes]) -> float:
         begun = time.monotonic()
-        await reader.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
-        _, nonce = access.parse(await answers.get())
-        proof = access.proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
+        await reader.write_gatt_char(access.CONTROL, access.build_request(b"door"), response=True)
+        _, nonce = access.parse_message(await answers.get())
+        proof = access.build_proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
         await reader.write_gatt_char(access.CONTROL, proof, response=True)
-        assert access.parse(await answers.get())[0] == access.GRANTED
+        assert access.parse_message(await answers.get())[0] == access.GRANTED
         return (time.monotonic() - begun) / 2
 
     async def body(s: scenes.Scene) -> list[float]:

@@ -60,12 +60,12 @@ def test_each_step_once():
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (ec1.build(ec1.S_HELLO, ec1.ECDH, bytes(80)), "ec1_point"),
-        (ec1.build(ec1.S_HELLO, ec1.ECDH, b"\xff" * 80), "ec1_point"),
-        (ec1.build(ec1.S_HELLO, ec1.SPAKE2, bytes(80)), "ec1_suite"),
-        (ec1.build(ec1.S_HELLO, ec1.ECDH, bytes(79)), "ec1_state"),
-        (ec1.build(ec1.S_FIN, ec1.ECDH, bytes(16)), "ec1_state"),
-        (b"\xec\2" + ec1.build(ec1.S_HELLO, ec1.ECDH, bytes(80))[2:], "ec1_version"),
+        (ec1.build_message(ec1.S_HELLO, ec1.ECDH, bytes(80)), "ec1_point"),
+        (ec1.build_message(ec1.S_HELLO, ec1.ECDH, b"\xff" * 80), "ec1_point"),
+        (ec1.build_message(ec1.S_HELLO, ec1.SPAKE2, bytes(80)), "ec1_suite"),
+        (ec1.build_message(ec1.S_HELLO, ec1.ECDH, bytes(79)), "ec1_state"),
+        (ec1.build_message(ec1.S_FIN, ec1.ECDH, bytes(16)), "ec1_state"),
+        (b"\xec\2" + ec1.build_message(ec1.S_HELLO, ec1.ECDH, bytes(80))[2:], "ec1_version"),
         (bytes(128), "ec1_state"),  # another scheme's public value
         (b"", "ec1_state"),
     ],
@@ -85,7 +85,7 @@ def test_a_point_that_cancels_the_blinding():
     client.hello()
     w_n = enroll_pin(PIN, NAME)[96:]
     with pytest.raises(BeaconOtaError) as raised:
-        client.answer(ec1.build(ec1.S_HELLO, ec1.SPAKE2, bytes(16) + w_n))
+        client.answer(ec1.build_message(ec1.S_HELLO, ec1.SPAKE2, bytes(16) + w_n))
     assert raised.value.code == "ec1_point"
 
 
@@ -97,7 +97,7 @@ def test_aborts_have_names(code, name, kind):
     client = Initiator(NAME, pin=PIN)
     client.hello()
     with pytest.raises(BeaconOtaError) as raised:
-        client.answer(ec1.build(ec1.ABORT, ec1.SPAKE2, bytes([code])))
+        client.answer(ec1.build_message(ec1.ABORT, ec1.SPAKE2, bytes([code])))
     assert (raised.value.code, raised.value.exit_code) == (name, kind)
 
 

@@ -240,12 +240,12 @@ def test_a_credential_for_the_door_keeps_no_session(v1):
                     pass
                 with contextlib.suppress(BleakError):
                     await client.write_gatt_char(
-                        access.CONTROL, access.request(b"door"), response=True
+                        access.CONTROL, access.build_request(b"door"), response=True
                     )
-                    _, nonce = access.parse(await heard.get())
-                    proof = access.proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
+                    _, nonce = access.parse_message(await heard.get())
+                    proof = access.build_proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
                     await client.write_gatt_char(access.CONTROL, proof, response=True)
-                    assert access.parse(await heard.get())[0] == access.GRANTED
+                    assert access.parse_message(await heard.get())[0] == access.GRANTED
 
             await outstays(s, enter)
 
@@ -289,7 +289,7 @@ def test_a_reader_finds_a_link(v1, rubbish):
             for client in clients:
                 with contextlib.suppress(BleakError):
                     await client.write_gatt_char(
-                        access.CONTROL, access.request(b"none"), response=True
+                        access.CONTROL, access.build_request(b"none"), response=True
                     )
             await asyncio.sleep(0.2)
 
@@ -298,12 +298,14 @@ def test_a_reader_finds_a_link(v1, rubbish):
         async with BleakClient(found.device, timeout=60, **s.radio.client) as client:
             heard: asyncio.Queue[bytes] = asyncio.Queue()
             await client.start_notify(access.STATUS, lambda _, d: heard.put_nowait(bytes(d)))
-            await client.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
-            _, nonce = access.parse(await heard.get())
+            await client.write_gatt_char(
+                access.CONTROL, access.build_request(b"door"), response=True
+            )
+            _, nonce = access.parse_message(await heard.get())
             key = access.door_key(hmac_sha256, bytes(range(16)), scenes.ID)
-            proof = access.proof(hmac.digest(key, nonce, "sha256"))
+            proof = access.build_proof(hmac.digest(key, nonce, "sha256"))
             await client.write_gatt_char(access.CONTROL, proof, response=True)
-            return access.parse(await heard.get())[0]
+            return access.parse_message(await heard.get())[0]
 
     async def body(s: scenes.Scene) -> None:
         async with taken(s) as clients:
@@ -329,11 +331,13 @@ def test_whoever_is_let_in_again_and_again_stays(v1):
             await client.start_notify(access.STATUS, lambda _, d: heard.put_nowait(bytes(d)))
 
             async def enter(key: bytes) -> int:
-                await client.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
-                _, nonce = access.parse(await heard.get())
-                proof = access.proof(hmac.digest(key, nonce, "sha256"))
+                await client.write_gatt_char(
+                    access.CONTROL, access.build_request(b"door"), response=True
+                )
+                _, nonce = access.parse_message(await heard.get())
+                proof = access.build_proof(hmac.digest(key, nonce, "sha256"))
                 await client.write_gatt_char(access.CONTROL, proof, response=True)
-                return access.parse(await heard.get())[0]
+                return access.parse_message(await heard.get())[0]
 
             for _ in range(2 * STAY // STEP):
                 assert await enter(bytes(range(16))) == access.GRANTED

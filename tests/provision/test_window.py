@@ -160,7 +160,7 @@ def test_ten_seconds_forget_everything_it_was_given(v1):
         run(s.heard(lambda b: b.has(adverts.PROVISIONED)))
         s.skip(12)  # too late to unlock anything
         s.beacon.press()
-        run(s.heard(lambda b: b.has(adverts.HELD)))
+        run(s.heard(lambda b: b.has(adverts.PRESSED)))
         assert s.stays(lambda: len(s.beacon.boots) == 1), "not before ten seconds"
         s.skip(10)
         s.wait(lambda: len(s.beacon.boots) == 2, what="reset")
@@ -197,7 +197,7 @@ def test_a_cut_while_it_forgets(v1):
             before = s.flash.ops
             s.flash.cut = PowerCutPoint(before + cut_at, "inside", 7)
             s.beacon.press()
-            run(s.heard(lambda b: b.has(adverts.HELD)))
+            run(s.heard(lambda b: b.has(adverts.PRESSED)))
             s.skip(10)
             s.wait(lambda: not s.beacon.powered or len(s.beacon.boots) > 1)
             s.beacon.release()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.orchestrator.rollout.plans import parse as parse_plan
+from beacon_ota.orchestrator.rollout.plans import parse_plan as parse_plan
 from beacon_ota.orchestrator.rollout.types import Release
 from beacon_ota.swarm import outcome_model, scenario
 

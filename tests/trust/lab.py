@@ -28,9 +28,7 @@ RELEASE = Manifest(
     expires_at=NOW + 365 * DAY,
 )
 
-BEACON = Situation(
-    device_type="esp32c3", running="1.2.0", floor="1.2.0", now=NOW, slot_size=0x1C0000
-)
+BEACON = Situation(device_type="esp32c3", running="1.2.0", floor="1.2.0", now=NOW, room=0x1C0000)
 
 
 class Key(KeySigner):
@@ -78,7 +76,7 @@ from wire import manifest
 
 def judge(offer, own, keys):
     try:
-        return asyncio.run(verify.check(json.loads(offer), keys=keys, **own))
+        return asyncio.run(verify.verify_manifest(json.loads(offer), keys=keys, **own))
     except manifest.Refused as error:
         return error.code
 """

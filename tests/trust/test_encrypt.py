@@ -23,7 +23,7 @@ from wire import manifest
 
 def opened(checksum, key, parts):
     try:
-        run = decrypt.opener({"checksum": checksum}, key)
+        run = decrypt.make_decrypter({"checksum": checksum}, key)
         out = b""
         for offset, data in parts:
             buf = bytearray(data)

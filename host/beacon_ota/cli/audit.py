@@ -36,11 +36,11 @@ def list_entries(
         )
     else:
         from beacon_ota.orchestrator.api.audit import serialize_entry
-        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.db.database import open_offline
         from beacon_ota.orchestrator.db.tables import audit
 
-        with offline(data) as conn:
-            found = audit.entries(
+        with open_offline(data) as conn:
+            found = audit.list_entries(
                 conn,
                 after=after or 0,
                 limit=limit,
@@ -68,11 +68,11 @@ def verify_chain(
     if data is None:
         result = server.client.verify_audit(head)
     else:
-        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.db.database import open_offline
         from beacon_ota.orchestrator.db.tables import audit
 
-        with offline(data) as conn:
-            result = audit.verify(conn, head)
+        with open_offline(data) as conn:
+            result = audit.verify_chain(conn, head)
     if json:
         output.print_json(result)
         return

@@ -81,7 +81,7 @@ def add_key(
 
     if not os.access(signer, os.X_OK) or not signer.is_file():
         raise UsageError("signer_missing", f"{signer} is not a program that can be run.")
-    key = PublicKey.from_pem(text_files.read_text(public, 16384).encode(), name=str(public))
+    key = PublicKey.from_pem(text_files.read_text_file(public, 16384).encode(), name=str(public))
     ring = open_keyring(keyring)
     entry = ring.add(name, key, signer)
     if json:

@@ -62,11 +62,11 @@ def list_tokens(
         rows = server.client.list_tokens()
     else:
         from beacon_ota.orchestrator.api.tokens import serialize_token
-        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.db.database import open_offline
         from beacon_ota.orchestrator.db.tables import tokens
 
-        with offline(data) as conn:
-            rows = [serialize_token(row) for row in tokens.every(conn)]
+        with open_offline(data) as conn:
+            rows = [serialize_token(row) for row in tokens.list_all(conn)]
     times = ("created_at", "expires_at", "revoked_at")
     output.print_rows(rows if json else localize_times(rows, *times), _COLUMNS, as_json=json)
 
@@ -91,22 +91,22 @@ def revoke_token(
 
 def _make_offline(data: Path, name: str, role: str, days: float | None) -> dict:
     from beacon_ota.orchestrator.api.tokens import serialize_token
-    from beacon_ota.orchestrator.db.database import offline
+    from beacon_ota.orchestrator.db.database import open_offline
     from beacon_ota.orchestrator.db.tables import audit, tokens
 
     now = time.time()
-    with offline(data) as conn:
+    with open_offline(data) as conn:
         row, made = tokens.create(conn, name, role, now, days and now + days * 86400)
-        audit.add(conn, now, _OFFLINE, "token.created", name, "", {"role": role})
+        audit.append(conn, now, _OFFLINE, "token.created", name, "", {"role": role})
     return {**serialize_token(row), "token": made}
 
 
 def _revoke_offline(data: Path, token_id: str) -> None:
-    from beacon_ota.orchestrator.db.database import offline
+    from beacon_ota.orchestrator.db.database import open_offline
     from beacon_ota.orchestrator.db.tables import audit, tokens
 
     now = time.time()
-    with offline(data) as conn:
+    with open_offline(data) as conn:
         if tokens.revoke(conn, token_id, now) is None:
             raise InputError("token_unknown", "there is no such token", found=token_id)
-        audit.add(conn, now, _OFFLINE, "token.revoked", token_id)
+        audit.append(conn, now, _OFFLINE, "token.revoked", token_id)

@@ -30,7 +30,7 @@ def load_configuration() -> dict[str, str]:
     file = config_path()
     if file.is_file():
         try:
-            found = {k: str(v) for k, v in tomllib.loads(text_files.read_text(file)).items()}
+            found = {k: str(v) for k, v in tomllib.loads(text_files.read_text_file(file)).items()}
         except (tomllib.TOMLDecodeError, BeaconOtaError) as error:
             raise UsageError("config_file", f"{file} cannot be read: {error}") from None
     for name in ("url", "token", "ca"):

@@ -209,9 +209,7 @@ def _imports(text: str) -> Iterator[str]:
             yield node.module
             for alias in node.names:
                 yield f"{node.module}.{alias.name}"
-        elif (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and all(part.isidentifier() for part in node.value.split("."))
-        ):
-            yield node.value  # modules that are loaded by their name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for name in node.value.split():  # modules that are loaded by their names
+                if all(part.isidentifier() for part in name.split(".")):
+                    yield name

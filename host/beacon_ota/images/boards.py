@@ -130,7 +130,7 @@ def _roots() -> list[Path]:
 def _load(folder: Path) -> Board:
     file = folder / "board.toml"
     try:
-        fields = tomllib.loads(text_files.read_text(file))
+        fields = tomllib.loads(text_files.read_text_file(file))
     except (tomllib.TOMLDecodeError, BeaconOtaError) as error:
         raise BoardError("board_file", f"{file}: {error}") from error
     if set(fields) != _FIELDS or not all(isinstance(value, str) for value in fields.values()):
@@ -156,7 +156,7 @@ def _load(folder: Path) -> Board:
 
 def _read(csv: Path) -> str:
     try:
-        return text_files.read_text(csv)
+        return text_files.read_text_file(csv)
     except BeaconOtaError as error:
         raise BoardError("board_file", error.message, found=error.found) from error
 

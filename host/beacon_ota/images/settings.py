@@ -85,14 +85,14 @@ def _password(value: str) -> bytes:
 
 def _url(value: str) -> bytes:
     try:
-        tls, host, port = url.parse(value.strip())
+        tls, host, port = url.parse_url(value.strip())
     except ValueError as error:
         raise ValueError(f"http://host:port or https://host:port ({error})") from None
     return f"{'https' if tls else 'http'}://{host}:{port}".encode()
 
 
 def _identifier(value: str) -> bytes:
-    if not auth.valid_id(value):
+    if not auth.is_valid_id(value):
         raise ValueError(f"1 to {auth.MAX_ID} of A-Z a-z 0-9 . _ -")
     return value.encode()
 

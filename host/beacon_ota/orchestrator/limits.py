@@ -1,6 +1,6 @@
 """Every bound of the orchestrator in one place; contracts.md names those that others see.
 
-docs/security.md has them as a table, which a test holds against this file.
+docs/limits.md has them as a table with their reasons; a test compares it with this file.
 """
 
 from dataclasses import dataclass

@@ -150,7 +150,7 @@ class BlufiClient:
         message = await self._expect_message(blufi.LIST, SCAN_TIMEOUT_S)
         try:
             return wifi.parse_list(message.data)
-        except blufi.Refused:
+        except blufi.BlufiError:
             raise self._protocol_error("a malformed list of networks") from None
 
     async def wifi_status(self) -> WifiReport:
@@ -182,8 +182,8 @@ class BlufiClient:
 
     async def _exchange_custom(self, kind: int, fields: dict[str, Any]) -> StateReport:
         try:
-            data = tlv.encode(kind, fields)
-        except tlv.Malformed as error:
+            data = tlv.encode_message(kind, fields)
+        except tlv.MalformedMessage as error:
             raise InputError("setting_value", f"{error.field}: {error.what}") from None
         await self._send_message(blufi.CUSTOM, data)
         await self._expect_message(blufi.CUSTOM, ANSWER_TIMEOUT_S)
@@ -344,7 +344,7 @@ class BlufiClient:
     def _decode_frame(self, frame: bytes) -> "blufi.Message | None":
         try:
             message = self._link.receive(frame)
-        except blufi.Refused as error:
+        except blufi.BlufiError as error:
             raise self._protocol_error(
                 f"a frame that is refused: {error_name(error.code)}"
             ) from None
@@ -373,14 +373,14 @@ class BlufiClient:
     def _check_abort(self, data: bytes) -> None:
         if len(data) > 2 and data[0] == ec1.MAGIC and data[2] == ec1.ABORT:
             try:
-                ec1.parse(data, ec1.S_HELLO, (ec1.SPAKE2, ec1.ECDH))
+                ec1.parse_message(data, ec1.S_HELLO, (ec1.SPAKE2, ec1.ECDH))
             except ec1.Abort as abort:
                 raise error_from_abort(abort) from None
 
     def _record_report(self, data: bytes) -> None:
         try:
             found = wifi.parse_report(data)
-        except blufi.Refused:
+        except blufi.BlufiError:
             raise self._protocol_error("a malformed report") from None
         word = _WIFI_STATES.get(found["state"], "unknown")
         reason = str(reason_name(found["reason"])) if "reason" in found else ""
@@ -388,8 +388,8 @@ class BlufiClient:
 
     def _record_state(self, data: bytes) -> None:
         try:
-            kind, fields = tlv.decode(data)
-        except tlv.Malformed as error:
+            kind, fields = tlv.decode_message(data)
+        except tlv.MalformedMessage as error:
             raise self._protocol_error(f"custom data: {error}") from None
         if kind == tlv.STATE:
             words: dict[str, Any] = dict(fields)

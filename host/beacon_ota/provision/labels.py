@@ -82,7 +82,7 @@ def make_label(mac: str, pin: str | None = None) -> Label:
     return Label(
         raw.hex(":"),
         bluetooth.hex(":").upper(),
-        adverts.name(bluetooth).decode(),
+        adverts.device_name(bluetooth).decode(),
         draw_pin() if pin is None else check_pin(pin),
         secrets.token_hex(POP_BYTES),
     )

@@ -72,7 +72,7 @@ class Sighting:
         """One word: what it is doing."""
         if self.progress is not None:
             return {FAILED: "failed", REBOOTING: "rebooting"}.get(self.progress, "updating")
-        if self.has(adverts.HELD):
+        if self.has(adverts.PRESSED):
             return "button"
         if self.open and self.has(adverts.LOCKED):
             return "locked"
@@ -117,10 +117,10 @@ class BeaconScanner:
         """Read one advertisement; returns the beacon, None when it is none of ours."""
         found: dict[str, object] = {}
         for company, payload in data.manufacturer_data.items():
-            found |= scan.manufacturer(company, payload)
+            found |= scan.parse_manufacturer(company, payload)
         for service, payload in data.service_data.items():
             if service.startswith("0000") and service.endswith(_UUID16):
-                found |= scan.service(int(service[4:8], 16), payload)
+                found |= scan.parse_service_data(int(service[4:8], 16), payload)
         known = self._devices.get(device.address)
         blufi = "suites" in found or (data.local_name or "").startswith("BLUFI_")
         if known is None and not blufi and "flags" not in found:
@@ -158,7 +158,7 @@ def _printable(text: str) -> str:
 
 def _name_from_address(device: "BLEDevice") -> str:
     try:
-        return adverts.name(bytes.fromhex(device.address.replace(":", ""))).decode()
+        return adverts.device_name(bytes.fromhex(device.address.replace(":", ""))).decode()
     except (ValueError, IndexError):
         return device.address  # macOS: the address is not to be had
 

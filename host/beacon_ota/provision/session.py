@@ -123,7 +123,7 @@ class Ccm:
 
 def pin_scalar(pin: str, name: bytes) -> int:
     """Return w, the PIN as a scalar bound to the beacon's name."""
-    return int.from_bytes(ec1.password(hkdf, pin.encode(), name), "big") % p256.ORDER
+    return int.from_bytes(ec1.derive_password(hkdf, pin.encode(), name), "big") % p256.ORDER
 
 
 def enroll_pin(pin: str, name: bytes) -> bytes:
@@ -186,7 +186,7 @@ class Initiator:
             public = p256.add_points(
                 public, p256.multiply_point(self._w, p256.decode_point(spake2.M))
             )
-        self._client = ec1.build(ec1.C_HELLO, self.suite, nonce + _encode_finite(public))
+        self._client = ec1.build_message(ec1.C_HELLO, self.suite, nonce + _encode_finite(public))
         self._awaits = ec1.S_HELLO
         return self._client
 
@@ -212,14 +212,14 @@ class Initiator:
         self._x = 0
         if self.suite == ec1.SPAKE2:
             w = self._w.to_bytes(32, "big")
-            tt, root = ec1.spake2(self._name, self._client, message, shared, w)
+            tt, root = ec1.derive_spake2(self._name, self._client, message, shared, w)
         else:
-            tt, root = ec1.ecdh(hkdf, self._client, message, shared[:32], self._pop)
-        mine, self._expected, self._keys = ec1.schedule(
+            tt, root = ec1.derive_ecdh(hkdf, self._client, message, shared[:32], self._pop)
+        mine, self._expected, self._keys = ec1.derive_keys(
             hkdf, hmac_sha256, self._client, message, tt, root
         )
         self._awaits = ec1.S_FIN
-        return ec1.build(ec1.C_FIN, self.suite, mine)
+        return ec1.build_message(ec1.C_FIN, self.suite, mine)
 
     def finish(self, message: bytes) -> Records:
         """Take S_FIN and return the record layer of the session.
@@ -243,7 +243,7 @@ class Initiator:
 
     def _parse(self, message: bytes, type_: int) -> bytes:
         try:
-            return ec1.parse(message, type_, (self.suite,))
+            return ec1.parse_message(message, type_, (self.suite,))
         except ec1.Abort as abort:
             raise error_from_abort(abort) from abort
 

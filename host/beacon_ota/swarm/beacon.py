@@ -431,4 +431,4 @@ def _error_code(status: int, doc: dict[str, Any] | None) -> str:
 
 def valid_prefix(prefix: str) -> bool:
     """Can ids begin with this?"""
-    return auth.valid_id(f"{prefix}-00000") and prefix == prefix.lower()
+    return auth.is_valid_id(f"{prefix}-00000") and prefix == prefix.lower()

@@ -138,7 +138,7 @@ def load_scenario(name: str) -> Scenario:
         text = (resources.files("beacon_ota.swarm") / "scenarios" / f"{name}.toml").read_text()
     else:
         try:
-            text = text_files.read_text(Path(name))
+            text = text_files.read_text_file(Path(name))
         except UsageError:
             raise UsageError(
                 "scenario_unknown",
@@ -160,25 +160,25 @@ def parse_scenario(data: object, name: str) -> Scenario:
         PlanError: the codes of rollout plans, naming the field.
     """
     table = Table(data, "")
-    beacons = table.need("beacons", _number_reader(1, BEACONS_MAX))
+    beacons = table.required("beacons", _number_reader(1, BEACONS_MAX))
     found = Scenario(
         name=name,
         beacons=beacons,
-        for_s=table.need("for", read.positive),
-        about=table.take("about", read.text, ""),
-        buildings=table.take("buildings", _number_reader(1, min(BUILDINGS_MAX, beacons)), 1),
-        scale=table.take("time_scale", _number_reader(1, 1000), 1),
-        poll_s=table.take("poll", read.positive, 60.0),
-        speed=table.take("speed", _number_reader(100, 1_000_000_000), None),
-        boot_s=table.take("boot", read.parse_duration, 3.0),
-        trial_s=table.take("trial", read.parse_duration, 10.0),
-        spread_s=table.take("spread", read.parse_duration, 60.0),
-        air=table.take("air", _read_losses, CallLosses()),
-        releases=table.take("releases", read.list_of(_read_release, LIST_MAX), ()),
-        events=table.take("events", read.list_of(_read_event, LIST_MAX), ()),
-        expect=table.take("expect", _read_expectations, Expectations()),
+        for_s=table.required("for", read.read_positive_duration),
+        about=table.optional("about", read.read_text, ""),
+        buildings=table.optional("buildings", _number_reader(1, min(BUILDINGS_MAX, beacons)), 1),
+        scale=table.optional("time_scale", _number_reader(1, 1000), 1),
+        poll_s=table.optional("poll", read.read_positive_duration, 60.0),
+        speed=table.optional("speed", _number_reader(100, 1_000_000_000), None),
+        boot_s=table.optional("boot", read.parse_duration, 3.0),
+        trial_s=table.optional("trial", read.parse_duration, 10.0),
+        spread_s=table.optional("spread", read.parse_duration, 60.0),
+        air=table.optional("air", _read_losses, CallLosses()),
+        releases=table.optional("releases", read.read_list(_read_release, LIST_MAX), ()),
+        events=table.optional("events", read.read_list(_read_event, LIST_MAX), ()),
+        expect=table.optional("expect", _read_expectations, Expectations()),
     )
-    table.done()
+    table.reject_unknown()
     return found
 
 
@@ -197,22 +197,26 @@ def _number_reader(low: int, high: int) -> read.Reader[int]:
 
 def _read_losses(value: object, where: str) -> CallLosses:
     table = Table(value, where)
-    found = CallLosses(*(table.take(name, read.share, 0.0) for name in ("refused", "cut", "deaf")))
-    table.done()
+    found = CallLosses(
+        *(table.optional(name, read.read_share, 0.0) for name in ("refused", "cut", "deaf"))
+    )
+    table.reject_unknown()
     return found
 
 
 def _read_outcomes(value: object, where: str) -> OutcomeShares:
     table = Table(value, where)
-    found = OutcomeShares(*(table.take(name, read.share, 0.0) for name in OutcomeShares.__slots__))
-    table.done()
+    found = OutcomeShares(
+        *(table.optional(name, read.read_share, 0.0) for name in OutcomeShares.__slots__)
+    )
+    table.reject_unknown()
     if found.total > 1:
         raise PlanError("number_range", f"{where}: more than 1 in all", found=found.total)
     return found
 
 
 def _read_version(value: object, where: str) -> str:
-    text = read.text(value, where)
+    text = read.read_text(value, where)
     try:
         versions.parse(text)
     except ValueError:
@@ -231,35 +235,37 @@ def _read_plan(value: object, where: str) -> Mapping[str, object]:
 def _read_release(value: object, where: str) -> ScenarioRelease:
     table = Table(value, where)
     found = ScenarioRelease(
-        version=table.need("version", _read_version),
-        size=table.take("size", _number_reader(SIZE_MIN, SIZE_MAX), 65536),
-        at_s=table.take("at", read.parse_duration, 0.0),
-        channel=table.take("channel", read.choice(("stable", "beta"), "channel_unknown"), "stable"),
-        plan=table.take("plan", _read_plan, {"preset": "all-at-once"}),
-        fates=table.take("fates", _read_outcomes, OutcomeShares()),
+        version=table.required("version", _read_version),
+        size=table.optional("size", _number_reader(SIZE_MIN, SIZE_MAX), 65536),
+        at_s=table.optional("at", read.parse_duration, 0.0),
+        channel=table.optional(
+            "channel", read.read_choice(("stable", "beta"), "channel_unknown"), "stable"
+        ),
+        plan=table.optional("plan", _read_plan, {"preset": "all-at-once"}),
+        fates=table.optional("fates", _read_outcomes, OutcomeShares()),
     )
-    table.done()
+    table.reject_unknown()
     return found
 
 
 def _read_event(value: object, where: str) -> ScenarioEvent:
     table = Table(value, where)
     found = ScenarioEvent(
-        at_s=table.need("at", read.parse_duration),
-        what=table.need("what", read.choice(EVENTS, "event_unknown")),
-        buildings=table.take("buildings", _number_reader(1, BUILDINGS_MAX), 1),
-        off_s=table.take("off", read.parse_duration, 10.0),
+        at_s=table.required("at", read.parse_duration),
+        what=table.required("what", read.read_choice(EVENTS, "event_unknown")),
+        buildings=table.optional("buildings", _number_reader(1, BUILDINGS_MAX), 1),
+        off_s=table.optional("off", read.parse_duration, 10.0),
     )
-    table.done()
+    table.reject_unknown()
     return found
 
 
 def _read_expectations(value: object, where: str) -> Expectations:
     table = Table(value, where)
     found = Expectations(
-        status=table.take("status", read.choice(STATUSES, "status_unknown"), None),
-        touched=table.take("touched", read.share, None),
-        serving=table.take("serving", read.share, None),
+        status=table.optional("status", read.read_choice(STATUSES, "status_unknown"), None),
+        touched=table.optional("touched", read.read_share, None),
+        serving=table.optional("serving", read.read_share, None),
     )
-    table.done()
+    table.reject_unknown()
     return found

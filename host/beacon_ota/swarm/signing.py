@@ -31,7 +31,7 @@ def sign_request(
     nonce = secrets.token_hex(8)
     digest = hashlib.sha256(body).hexdigest() if body else _EMPTY
     text = auth.request_text(method, target, beacon_id, ts, nonce, digest)
-    value = auth.header(beacon_id, ts, nonce, hmac.digest(key, text, "sha256").hex())
+    value = auth.build_header(beacon_id, ts, nonce, hmac.digest(key, text, "sha256").hex())
     length = f"Content-Length: {len(body)}\r\n" if body else ""
     close = "" if keep else "Connection: close\r\n"
     head = (

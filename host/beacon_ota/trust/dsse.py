@@ -76,12 +76,12 @@ def unpack_envelope(envelope: Envelope) -> tuple[bytes, Signatures]:
         beacon_ota.wire.manifest.Refused: ``signature``, it is no envelope of a release.
     """
     if not isinstance(envelope, str | bytes):
-        return wire.unpack(envelope)
+        return wire.unpack_envelope(envelope)
     if len(envelope) > MAX_TEXT:
         raise wire.Refused("signature", "envelope: too long")
     try:
         text = envelope if isinstance(envelope, str) else envelope.decode("ascii")
-        found = wire.unpack(json.loads(text))
+        found = wire.unpack_envelope(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise wire.Refused("signature", "envelope: not JSON") from error
     if pack_envelope(*found) != text:

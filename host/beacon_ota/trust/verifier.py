@@ -55,7 +55,7 @@ class Situation:
     """Highest version ever confirmed, None when there is none yet."""
     now: int | None
     """Authenticated time, UTC seconds; None when the clock is unset."""
-    slot_size: int
+    room: int
     """Bytes of the slot that would be written."""
     insecure: bool = False
     """Does the running app accept releases that nobody signed?"""
@@ -130,7 +130,7 @@ class Verifier:
         if envelope is None:
             if not own.insecure:
                 raise Refused("signature", "no manifest")
-            manifest = Manifest.of(wire.unsigned(offer, own.device_type))
+            manifest = Manifest.of(wire.unsigned_fields(offer, own.device_type))
         else:
             if not isinstance(envelope, dict):
                 raise Refused("signature", "envelope: not an object")
@@ -138,9 +138,9 @@ class Verifier:
                 manifest = Manifest.read(dsse.unpack_envelope(envelope)[0])
             else:
                 manifest = self.open_envelope(envelope)
-            wire.agree(manifest.fields(), offer)
-        wire.check(
-            manifest.fields(), own.device_type, own.running, own.floor, own.now, own.slot_size
+            wire.check_offer(manifest.fields(), offer)
+        wire.check_rules(
+            manifest.fields(), own.device_type, own.running, own.floor, own.now, own.room
         )
         return manifest
 

@@ -14,7 +14,7 @@ def test_pages_follow_each_other(local):
     seen, after = [], ""
     while after is not None:
         found = listed(local, f"?limit=2&after={after}")
-        assert found["total"] == 5 - len(seen)
+        assert found["total"] == 5
         seen += [row["beacon_id"] for row in found["beacons"]]
         after = found["next"]
     assert seen == made
@@ -42,5 +42,6 @@ def test_a_database_that_takes_no_writes_hides_nothing(local, monkeypatch):
     async def fail():
         raise StorageError("storage", "full")
 
-    monkeypatch.setattr(local.service, "flush", fail)
-    assert listed(local)["beacons"][0]["beacon_id"] == beacon.id
+    with monkeypatch.context() as patched:
+        patched.setattr(local.service, "flush", fail)
+        assert listed(local)["beacons"][0]["beacon_id"] == beacon.id

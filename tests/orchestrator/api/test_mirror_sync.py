@@ -29,7 +29,7 @@ def test_only_a_mirrors_token_opens_it(local, token):
 def test_a_mirror_of_another_protocol_is_refused_and_the_refusal_is_shown(local, token):
     answer = exchange(local, token, protocol=PROTOCOL + 1, status={"version": "9.9.9"})
     assert answer.status_code == 409 and answer.json()["code"] == "mirror_protocol"
-    assert "9.9.9" in answer.json()["message"]
+    assert "9.9.9" in answer.json()["detail"]
     (mirror,) = local.admin().call("GET", "/api/mirrors")["mirrors"]
     assert mirror["refused"]["code"] == "mirror_protocol" and mirror["health"] == "refused"
 

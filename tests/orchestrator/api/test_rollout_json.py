@@ -46,7 +46,7 @@ def test_a_rollout_that_is_over_is_shown_without_counts(local, rollout):
     local.step()
     over = described(local, rollout, full=True)
     assert over["status"] == "aborted" and over["stored"]
-    if rollout not in local.service.view.entries:
+    if rollout not in local.service.fleet.rollouts:
         assert over["total"] is None and "counts" not in over["waves"][0]
 
 

@@ -15,7 +15,7 @@ from beacon_ota.orchestrator.beacon_api.auth import (
     authenticate_request,
     wrap_new_key,
 )
-from beacon_ota.orchestrator.core.replay import ReplayGuard, Slot
+from beacon_ota.orchestrator.core.replay import ReplayGuard, ReplaySlot
 from beacon_ota.wire import auth
 
 NOW = 1_800_000_000
@@ -28,19 +28,19 @@ class Known:
     key: bytes = KEY
     next_key: bytes | None = None
     given_keys: tuple[bytes, ...] = ()
-    replay: Slot = field(default_factory=lambda: slot())
+    replay: ReplaySlot = field(default_factory=lambda: slot())
 
 
-def slot() -> Slot:
+def slot() -> ReplaySlot:
     """What is remembered of a beacon that nobody has heard of yet."""
     with tempfile.TemporaryDirectory() as folder:
-        return ReplayGuard(Path(folder) / "replays", NOW, fresh=True).of("b1")
+        return ReplayGuard(Path(folder) / "replays", NOW, fresh=True).slot_for("b1")
 
 
 def header(key=KEY, method="GET", target="/x?a=b", body=b"", ts=NOW, nonce=NONCE, who="b1") -> str:
     digest = hashlib.sha256(body).hexdigest()
     text = auth.request_text(method, target, who, ts, nonce, digest)
-    return auth.header(who, ts, nonce, hmac.digest(key, text, "sha256").hex())
+    return auth.build_header(who, ts, nonce, hmac.digest(key, text, "sha256").hex())
 
 
 def ask(known, value, method="GET", target="/x?a=b", body=b"", now=NOW):

@@ -18,11 +18,11 @@ def attempt(local, tmp_path):
     local.step()
     offer = beacon.offered()
     assert beacon.download(offer).status == 200
-    return beacon, offer, local.service.view.open[offer["attempt_id"]]
+    return beacon, offer, local.service.fleet.open_attempts[offer["attempt_id"]]
 
 
 def refusal(local, attempt) -> tuple[int, str] | None:
-    node = local.service.view.nodes[attempt.beacon_id]
+    node = local.service.fleet.beacons[attempt.beacon_id]
     try:
         check_may_continue(local.service, attempt, node)
     except Problem as error:
@@ -37,7 +37,9 @@ def test_an_attempt_under_way_may_go_on(local, attempt):
 def test_an_attempt_that_has_a_result_is_over(local, attempt):
     beacon, offer, under_way = attempt
     assert beacon.report("failed", offer, stage="flash", code="erase").status == 200
-    assert refusal(local, under_way) == (409, "attempt_over")
+    attempts = local.service.view.nodes[beacon.id].attempts
+    (ended,) = [one for one in attempts if one.id == under_way.id]
+    assert refusal(local, ended) == (409, "attempt_over")
 
 
 @pytest.mark.parametrize("verb", ["halt", "abort"])
@@ -54,5 +56,5 @@ def test_a_rebooting_beacon_is_not_called_off_by_a_halt(local, attempt):
     beacon, offer, under_way = attempt
     assert beacon.report("rebooting", offer).status == 200
     local.admin().call("POST", f"/api/rollouts/{under_way.rollout_id}/halt", json={})
-    current = local.service.view.open[under_way.id]
+    current = local.service.fleet.open_attempts[under_way.id]
     assert refusal(local, current) is None

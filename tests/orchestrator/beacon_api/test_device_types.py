@@ -46,7 +46,7 @@ def test_what_was_typed_gives_way_to_the_first_word_of_the_beacon(local, tmp_pat
     (beacon,) = local.beacons(1)
     beacon.device_type = LARGE
     offer = beacon.offered()  # at the first poll, and of its own board
-    assert local.service.view.open[offer["attempt_id"]].rollout_id == large
+    assert local.service.fleet.open_attempts[offer["attempt_id"]].rollout_id == large
     beacon.update(offer)
     after = shown(local, beacon)
     assert after["device_type"] == after["said_type"] == LARGE

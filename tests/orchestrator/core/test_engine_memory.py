@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.clock import Leaps
+from beacon_ota.orchestrator.clock import ClockJumpDetector
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.db.tables import rollouts
 from beacon_ota.orchestrator.limits import LIMITS
@@ -78,7 +78,7 @@ def test_whatever_is_not_complete_stays_under_newer_ones(local, tmp_path, releas
         assert admin.get_rollout(made)["status"] == "completed"
     local.step()
     for rollout in (first, later["rollout_id"]):
-        assert rollout in local.service.view.entries
+        assert rollout in local.service.fleet.rollouts
         admin.post_rollout_action(rollout, "abort", "never mind")
 
 
@@ -95,11 +95,11 @@ def test_a_completed_rollout_with_nobody_left_to_serve_is_over_for_good(local, t
     local.step()
     shown = admin.get_rollout(made[0])
     assert shown["status"] == "completed" and shown["transitions"][-1]["kind"] == "retired"
-    assert sorted(local.service.view.entries) == sorted(made[1:])
+    assert sorted(local.service.fleet.rollouts) == sorted(made[1:])
     for rollout in made[1:]:
         admin.post_rollout_action(rollout, "abort")
     restart(local, beacon)
-    assert not local.service.view.entries  # what was over does not serve again
+    assert not local.service.fleet.rollouts  # what was over does not serve again
     with pytest.raises(UsageError) as caught:
         local.admin().post_rollout_action(made[0], "halt")
     assert caught.value.code == "rollout_not_active" and caught.value.found == "completed"
@@ -123,7 +123,7 @@ def test_a_completed_rollout_stays_for_those_whom_no_newer_one_selects(local, tm
         fleet[1].update(fleet[1].offered())
         local.step()
     local.step()
-    assert sorted(local.service.view.entries) == sorted([everybody, *made[2:]])
+    assert sorted(local.service.fleet.rollouts) == sorted([everybody, *made[2:]])
     (late,) = local.beacons(1, "late", site="hq/b0")
     assert late.offered()["version"] == "1.1.0"
 
@@ -136,7 +136,7 @@ def test_too_many_rollouts_are_refused_by_name(local, release, monkeypatch):
         with pytest.raises(UsageError) as caught:
             admin.create_rollout(release, EVERYBODY)
         assert caught.value.code == "rollouts_too_many" and caught.value.found == 2
-    assert sorted(local.service.view.entries) == sorted(made)
+    assert sorted(local.service.fleet.rollouts) == sorted(made)
     admin.post_rollout_action(made[0], "abort")
     admin.create_rollout(release, EVERYBODY)
 
@@ -176,16 +176,20 @@ def test_reading_again_leaves_nothing_open_that_has_ended(local, release):
         row = rollouts.get(conn, rollout)
         assert row is not None
         state = json.dumps({**json.loads(row["state"]), "status": "aborted"})
-        rollouts.advance(conn, rollout, row["revision"], {"status": "aborted", "state": state})
+        rollouts.update_if_unmoved(
+            conn, rollout, row["revision"], {"status": "aborted", "state": state}
+        )
 
     async def read_again() -> None:
         await local.service.db.write(end)
-        local.service.reload()
-        local.engine.reload()
+        local.service.reload_fleet()
+        local.engine.reload_rollouts()
 
     local.call(read_again())
-    view = local.service.view
-    assert not view.open and view.busy("hq/b0", view.nodes[fleet[1].id]) == 0
+    view = local.service.fleet
+    assert (
+        not view.open_attempts and view.updates_in_building("hq/b0", view.beacons[fleet[1].id]) == 0
+    )
     assert fleet[0].download(offer).status == 409
     admin.create_rollout(release, {**EVERYBODY, "concurrency": 1})
     assert fleet[1].offer()
@@ -194,16 +198,16 @@ def test_reading_again_leaves_nothing_open_that_has_ended(local, release):
 def test_reading_again_keeps_an_offer_that_is_being_committed(local, release):
     (beacon,) = local.beacons(1)
     local.admin().create_rollout(release, EVERYBODY)
-    put_attempt = local.service.view.put_attempt
+    put_attempt = local.service.fleet.put_attempt
 
     def put_and_read_again(attempt) -> None:
         put_attempt(attempt)
         if not again:
             again.append(attempt.id)  # once the offer is on its way to the writer
-            local.loop.call_soon(local.engine.reload)
+            local.loop.call_soon(local.engine.reload_rollouts)
 
     again: list[str] = []
-    local.service.view.put_attempt = put_and_read_again
+    local.service.fleet.put_attempt = put_and_read_again
     offer = beacon.offered()
     assert again == [offer["attempt_id"]]
     beacon.update(offer)
@@ -294,10 +298,10 @@ def test_a_name_that_comes_back_is_the_same_before_and_after_a_restart(local, re
     assert beacon.poll().headers["x-reason"] == "attempts"
 
     def replace_it() -> None:
-        local.call(local.engine.moving.acquire())  # faster than the engine looks
+        local.call(local.engine.rollout_lock.acquire())  # faster than the engine looks
         local.admin().remove_beacon(beacon.id)
         local.admin().create_beacon(beacon.id, "esp32c3", key=beacon.key.hex(), site="hq/b0")
-        local.loop.call_soon_threadsafe(local.engine.moving.release)
+        local.loop.call_soon_threadsafe(local.engine.rollout_lock.release)
 
     replace_it()
     beacon.report("rebooting", beacon.offered())
@@ -347,7 +351,9 @@ def test_a_rollout_of_a_deprecated_release_does_not_stay_active(local, release):
 def soaking(local, release):
     """Start a rollout whose canaries are watched; returns its id, and a way to set the clock."""
     offset = [0.0]
-    local.engine.leaps = Leaps(lambda: local.clock.at, lambda: local.clock.at - offset[0])
+    local.engine.clock_jumps = ClockJumpDetector(
+        lambda: local.clock.at, lambda: local.clock.at - offset[0]
+    )
     fleet = local.beacons(20)
     rollout = local.admin().create_rollout(release, {"preset": "canary", "window": ALWAYS})
     for beacon in fleet:
@@ -369,32 +375,36 @@ def times_restarted(local, rollout) -> int:
 
 def test_who_takes_the_lead_deals_with_no_leap_that_the_one_before_dealt_with(local, release):
     rollout, leap = soaking(local, release)
-    entry = local.service.view.entries[rollout]
+    entry = local.service.fleet.rollouts[rollout]
     follower = Engine(local.service)
-    follower.leaps = Leaps(lambda: local.clock.at, local.engine.leaps._steady)
+    follower.clock_jumps = ClockJumpDetector(
+        lambda: local.clock.at, local.engine.clock_jumps._steady
+    )
     leap(9 * DAY)
     local.step()
     assert times_restarted(local, rollout) == 1
     local.clock.at += 11 * HOUR  # the follower has looked at nothing all the while, …
-    local.call(follower.step(entry))  # … and leads from here
-    local.call(follower.step(entry))
+    local.call(follower.evaluate_rollout(entry))  # … and leads from here
+    local.call(follower.evaluate_rollout(entry))
     assert times_restarted(local, rollout) == 1
 
 
 def test_who_takes_the_lead_deals_with_a_leap_that_the_one_before_did_not_live_to(local, release):
     rollout, leap = soaking(local, release)
-    entry = local.service.view.entries[rollout]
+    entry = local.service.fleet.rollouts[rollout]
     follower = Engine(local.service)
-    follower.leaps = Leaps(lambda: local.clock.at, local.engine.leaps._steady)
+    follower.clock_jumps = ClockJumpDetector(
+        lambda: local.clock.at, local.engine.clock_jumps._steady
+    )
     leap(9 * DAY)
     local.clock.at += 1
-    local.call(follower.step(entry))
+    local.call(follower.evaluate_rollout(entry))
     assert times_restarted(local, rollout) == 1
     assert local.admin().get_rollout(rollout)["waves"][0]["stage"] == 0
     leap(-9 * DAY)  # and back again: nothing is restarted over and over
     for _ in range(3):
         local.clock.at += 60
-        local.call(follower.step(entry))
+        local.call(follower.evaluate_rollout(entry))
     assert times_restarted(local, rollout) == 1
 
 
@@ -405,7 +415,9 @@ YEAR = 365 * 86400
 def by_hand(local):
     """The clock as its owner sets it, beside the time that passes."""
     offset = [0.0]
-    local.engine.leaps = Leaps(lambda: local.clock.at, lambda: local.clock.at - offset[0])
+    local.engine.clock_jumps = ClockJumpDetector(
+        lambda: local.clock.at, lambda: local.clock.at - offset[0]
+    )
 
     def set_back(seconds: float) -> None:
         local.clock.at -= seconds

@@ -13,9 +13,9 @@ from beacon_ota.orchestrator.db.database import (
     Database,
     StorageError,
     connect,
-    migrate,
-    offline,
-    reason_of,
+    describe_error,
+    migrate_if_due,
+    open_offline,
     sqlite_url,
     storage_errors,
 )
@@ -93,7 +93,7 @@ def test_engines_hide_parameters():
 
 def test_reasons_are_words():
     error = sqlite3.OperationalError(f"near {SECRET!r}: syntax error")
-    assert SECRET not in reason_of(error)
+    assert SECRET not in describe_error(error)
     with pytest.raises(StorageError) as caught, storage_errors():
         raise error
     assert SECRET not in str(caught.value)
@@ -104,14 +104,15 @@ def test_reasons_are_words():
 
 
 def test_secrets_are_in_no_repr(tmp_path):
-    from beacon_ota.orchestrator.core.view import Node
+    from beacon_ota.orchestrator.core.fleet_state import BeaconState
     from beacon_ota.orchestrator.rollout.types import Beacon
 
     settings = Settings(
         tmp_path, database="postgresql://u:hunter2@h/x", upstream_token="bota_1_hunter2"
     )
     assert "hunter2" not in repr(settings)
-    node = Node(Beacon("b", "esp32c3", "1.0.0"), b"hunter2", b"hunter2", (b"hunter2",), None, None)  # type: ignore[arg-type]
+    beacon = Beacon("b", "esp32c3", "1.0.0")
+    node = BeaconState(beacon, b"hunter2", b"hunter2", (b"hunter2",), None, None)  # type: ignore[arg-type]
     assert "hunter2" not in repr(node)
 
 
@@ -124,11 +125,11 @@ def test_a_damaged_database_is_named(tmp_path, size):
     if size:
         code = refused_start(tmp_path)
         assert "database" in code or "storage" in code or "migration" in code, code
-        with pytest.raises(StorageError), offline(data) as conn:
+        with pytest.raises(StorageError), open_offline(data) as conn:
             conn.exec_driver_sql("SELECT count(*) FROM tokens, audit, events, beacons").scalar()
     else:
         with pytest.raises(StorageError):
-            migrate(connect(sqlite_url(data)))
+            migrate_if_due(connect(sqlite_url(data)))
 
 
 def refused_start(tmp_path) -> str:
@@ -183,8 +184,8 @@ def admin_get(server, path: str, cookie: str = ""):
 
 def test_a_token_of_before_is_found(tmp_path):
     (tmp_path / "beacon-ota.db").write_bytes(template())
-    with offline(tmp_path) as conn:
+    with open_offline(tmp_path) as conn:
         _row, token = tokens.create(conn, "a", "viewer", 1.0)
-    with offline(tmp_path) as conn:
+    with open_offline(tmp_path) as conn:
         found = tokens.find(conn, token, 2.0)
         assert found is not None and found.name == "a"

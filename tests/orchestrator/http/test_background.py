@@ -108,7 +108,7 @@ def taken(local, tmp_path) -> tuple[TestBeacon, dict]:
 
 def test_a_cold_download_waits_for_no_administrator(local, tmp_path):
     beacon, offer = taken(local, tmp_path)
-    for release in local.service.view.releases.values():
+    for release in local.service.fleet.releases.values():
         local.service.blobs.evict(release.row["blob"])
     with Held(local):
         assert beacon.download(offer).status == 200

@@ -33,7 +33,7 @@ class Books(Scene):
         return copy_data(self.folder / name, self.folder / to)
 
     def has_lease(self) -> bool:
-        kept = self.mirror.service.db.read(changes.noted, mirrors._LEASE)
+        kept = self.mirror.service.db.read(changes.get_setting, mirrors._LEASE)
         return self.mirror.call(kept) is not None
 
     def put_back_mirror(self, kept: str | None, fleet=()) -> None:
@@ -310,13 +310,13 @@ def test_a_wiped_mirror_is_given_its_attempts_back_however_late_the_image_comes(
         download(self, row, part)
 
     monkeypatch.setattr(Images, "_download", slow)
-    answers, read = [], state.read
+    answers, read = [], state.read_answer
 
     def reads(reply):
         answers.append(reply)
         return read(reply)
 
-    monkeypatch.setattr(state, "read", reads)
+    monkeypatch.setattr(state, "read_answer", reads)
     scene.put_back_mirror(None, [beacon])
     until(lambda: len(answers) >= 4, deadline_s=DEADLINE_S)
     come.set()
@@ -381,7 +381,7 @@ def test_a_forgotten_halt_is_told_by_every_mirror_and_done_once(scene):
     rollout = scene.release(plan=CALM)
 
     def there(status: str) -> bool:
-        entry = second.service.view.entries.get(rollout)
+        entry = second.service.fleet.rollouts.get(rollout)
         return entry is not None and entry.state.status == status
 
     scene.here(rollout)
@@ -479,7 +479,7 @@ def test_begun_at_the_primary_and_finished_at_the_mirror(scene):
     offer = beacon.offered()
     assert beacon.download(offer).status == 200
     until(
-        lambda: offer["attempt_id"] in scene.mirror.service.view.open,
+        lambda: offer["attempt_id"] in scene.mirror.service.fleet.open_attempts,
         deadline_s=DEADLINE_S,
         what="the mirror to know of the attempt",
     )
@@ -505,7 +505,10 @@ def test_a_success_beats_what_was_concluded_from_silence(scene):
     beacon.connect(scene.primary.url)
     offer = beacon.offered()
     assert beacon.download(offer).status == 200
-    until(lambda: offer["attempt_id"] in scene.mirror.service.view.open, deadline_s=DEADLINE_S)
+    until(
+        lambda: offer["attempt_id"] in scene.mirror.service.fleet.open_attempts,
+        deadline_s=DEADLINE_S,
+    )
     scene.down()
     scene.to_mirror(beacon)
     assert beacon.report("rebooting", offer).status == 200
@@ -633,10 +636,10 @@ def test_what_ends_during_an_exchange_is_told_before_a_halt_that_rests_on_it(sce
             await settled(entry, now)
 
     async def tell(*given):
-        entry = scene.mirror.service.view.entries[rollout]
+        entry = scene.mirror.service.fleet.rollouts[rollout]
         if not scene.uplink._down and not ended:
             ended.extend(entry.open_ids)
-            async with engine.moving:
+            async with engine.rollout_lock:
                 await settle(entry, scene.clock.at)
         return await told(*given)
 
@@ -680,7 +683,7 @@ def halts_in_memory(mirror, elsewhere, rollout: str) -> None:
     until(lambda: rollout in mirror.service.stops.current(), what="a halt in memory")
     elsewhere.let_go()
     stepping.join(DEADLINE_S)
-    until(lambda: not mirror.service.stops.mine(), what="the halt to be stored")
+    until(lambda: not mirror.service.stops.to_store(), what="the halt to be stored")
 
 
 def steps(local) -> None:

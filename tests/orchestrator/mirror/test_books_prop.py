@@ -175,7 +175,7 @@ class Walk:
         """Wait until everything has been told, and what came of it taken."""
         for mirror in (self.scene.mirror, self.twin) * 2:
             if mirror is not None:
-                until(lambda m=mirror: not m.call(m.service.db.read(outbox.waiting)))
+                until(lambda m=mirror: not m.call(m.service.db.read(outbox.backlog_size)))
                 exchange: Any = mirror.service.mirror
                 count = exchange.rounds
                 until(lambda one=exchange, n=count: one.rounds > n + 1)

@@ -59,19 +59,19 @@ class Scene:
         """Wait until the mirror serves a rollout as it is."""
 
         def there() -> bool:
-            entry = self.mirror.service.view.entries.get(rollout)
+            entry = self.mirror.service.fleet.rollouts.get(rollout)
             return entry is not None and entry.state.status == status
 
         until(there, deadline_s=DEADLINE_S, what=f"the mirror to have the rollout {status}")
 
     def known(self, count: int) -> None:
-        until(lambda: len(self.mirror.service.view.nodes) == count, deadline_s=DEADLINE_S)
+        until(lambda: len(self.mirror.service.fleet.beacons) == count, deadline_s=DEADLINE_S)
 
     def even(self) -> None:
         """Wait until the primary has heard everything."""
-        self.mirror.call(self.mirror.service.flush())
+        self.mirror.call(self.mirror.service.flush_last_seen())
         until(
-            lambda: not self.mirror.call(self.mirror.service.db.read(outbox.waiting)),
+            lambda: not self.mirror.call(self.mirror.service.db.read(outbox.backlog_size)),
             deadline_s=DEADLINE_S,
             what="the mirror to have told everything",
         )
@@ -95,7 +95,7 @@ def test_a_whole_update_through_a_mirror(scene):
     (elsewhere,) = scene.beacons(1, site="b", prefix="other")
     rollout = scene.release()
     scene.here(rollout)
-    assert list(scene.mirror.service.view.nodes) == [beacon.id]
+    assert list(scene.mirror.service.fleet.beacons) == [beacon.id]
     refused = elsewhere.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False)
     assert refused.json["code"] == "unknown_beacon"
     offer = beacon.offered()
@@ -158,7 +158,7 @@ def test_a_day_without_uplink_and_a_restart(scene, tmp_path):
     late.install(under_way)
     assert late.report("success", under_way, previous_version="1.0.0").status == 200
     last.update(last.offered())
-    assert scene.mirror.call(scene.mirror.service.db.read(outbox.waiting)) > 10
+    assert scene.mirror.call(scene.mirror.service.db.read(outbox.backlog_size)) > 10
     scene.uplink.restore()
     scene.even()
     shown = scene.admin.get_rollout(rollout)
@@ -216,7 +216,7 @@ def test_the_mirror_opens_no_stage_and_stops_by_itself(scene):
     assert 4 < len(touched) < 40
     scene.clock.at += 86400
     scene.mirror.step()
-    assert scene.mirror.service.view.entries[rollout].state.waves[0].stage == 0
+    assert scene.mirror.service.fleet.rollouts[rollout].state.waves[0].stage == 0
     # A failing release stops here although nobody can be asked.
     for beacon, _ in touched[:3]:
         offer = beacon.offered()
@@ -253,7 +253,7 @@ def test_what_is_done_at_the_primary_reaches_the_mirror(scene):
         lambda: scene.admin.get_rollout(rollout)["results"] == {"stopped": 1}, deadline_s=DEADLINE_S
     )
     scene.admin.post_rollout_action(rollout, "abort", "over")
-    until(lambda: rollout not in scene.mirror.service.view.entries, deadline_s=DEADLINE_S)
+    until(lambda: rollout not in scene.mirror.service.fleet.rollouts, deadline_s=DEADLINE_S)
     scene.admin.call("DELETE", f"/api/beacons/{two.id}")
     scene.known(1)
     (three,) = scene.beacons(1, site="b", prefix="moved")
@@ -266,14 +266,14 @@ def test_a_new_key_learned_at_the_mirror(scene):
     (beacon,) = scene.beacons(1)
     scene.known(1)
     scene.admin.call("POST", f"/api/beacons/{beacon.id}/rekey")
-    until(lambda: scene.mirror.service.view.nodes[beacon.id].next_key, deadline_s=DEADLINE_S)
+    until(lambda: scene.mirror.service.fleet.beacons[beacon.id].next_key, deadline_s=DEADLINE_S)
     scene.down()
     from beacon_ota.orchestrator.beacon_api.auth import wrap_new_key
-    from beacon_ota.wire import auth
+    from beacon_ota.wire import auth_header
 
     answer = beacon.report("idle")
     new = answer.json["rekey"]
-    nonce = auth.parse(beacon.last_header)[2]  # type: ignore[index]
+    nonce = auth_header.parse_header(beacon.last_header)[2]  # type: ignore[index]
     beacon.key = bytes.fromhex(wrap_new_key(beacon.key, bytes.fromhex(new), nonce))
     assert beacon.poll().status == 204
     scene.uplink.restore()
@@ -291,7 +291,7 @@ def test_keys_given_while_a_mirror_hands_one_out(scene, heard_by):
     (beacon,) = scene.beacons(1)
     scene.known(1)
     scene.admin.post_beacon_action(beacon.id, "rekey")
-    until(lambda: scene.mirror.service.view.nodes[beacon.id].next_key, deadline_s=DEADLINE_S)
+    until(lambda: scene.mirror.service.fleet.beacons[beacon.id].next_key, deadline_s=DEADLINE_S)
     scene.down()
     take(beacon, beacon.report("idle"))
     assert beacon.poll().status == 204
@@ -304,7 +304,7 @@ def test_keys_given_while_a_mirror_hands_one_out(scene, heard_by):
     scene.uplink.restore()
     scene.even()
     scene.to_mirror(beacon)
-    until(lambda: scene.mirror.service.view.nodes[beacon.id].next_key, deadline_s=DEADLINE_S)
+    until(lambda: scene.mirror.service.fleet.beacons[beacon.id].next_key, deadline_s=DEADLINE_S)
     assert heard(beacon) == put
     until(lambda: not scene.admin.get_beacon(beacon.id)["rekeying"], deadline_s=DEADLINE_S)
     beacon.connect(scene.primary.url)
@@ -342,7 +342,7 @@ def test_an_image_is_fetched_from_where_it_broke_off(scene):
 
 
 def _has(scene, rollout: str) -> bool:
-    return rollout in scene.mirror.service.view.entries
+    return rollout in scene.mirror.service.fleet.rollouts
 
 
 def test_who_may_what(scene):
@@ -767,8 +767,8 @@ def test_a_board_that_is_questioned_and_accepted_behind_a_mirror(scene):
     [event] = until(told, deadline_s=DEADLINE_S)
     assert event["subject"] == beacon.id
     scene.admin.retype_beacon(beacon.id)
-    node = scene.mirror.service.view.nodes[beacon.id]
-    until(lambda: node.facts.device_type == "esp32c3-8mb", deadline_s=DEADLINE_S)
+    node = scene.mirror.service.fleet.beacons[beacon.id]
+    until(lambda: node.beacon.device_type == "esp32c3-8mb", deadline_s=DEADLINE_S)
     assert beacon.poll().headers["x-reason"] == "no_release"
 
 
@@ -779,8 +779,8 @@ def test_a_change_of_board_calls_off_what_a_mirror_has_begun(scene):
     assert beacon.download(beacon.offered()).status == 200
     scene.even()  # its own word has arrived: what is set by hand stays
     scene.admin.retype_beacon(beacon.id, "esp32c3-8mb")
-    node = scene.mirror.service.view.nodes[beacon.id]
-    until(lambda: node.facts.device_type == "esp32c3-8mb", deadline_s=DEADLINE_S)
+    node = scene.mirror.service.fleet.beacons[beacon.id]
+    until(lambda: node.beacon.device_type == "esp32c3-8mb", deadline_s=DEADLINE_S)
     scene.mirror.step()
     scene.even()
     assert scene.admin.get_rollout(rollout)["results"] == {"stopped": 1}

@@ -9,13 +9,13 @@ import requests
 
 from beacon_ota import __version__
 from beacon_ota.errors import BeaconOtaError, InputError, UsageError
-from beacon_ota.orchestrator.db.tables import books, outbox
+from beacon_ota.orchestrator.db.tables import mirror_books, outbox
 from beacon_ota.orchestrator.db.tables import mirrors as primary_store
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.mirror import sync as mirrors
 from beacon_ota.orchestrator.mirror.images import Images
 from beacon_ota.orchestrator.mirror.watch import MirrorWatch
-from tests.orchestrator.core.test_stopping import signed_in
+from tests.orchestrator.core.test_stop_manager import signed_in
 from tests.orchestrator.elsewhere import Elsewhere
 from tests.orchestrator.mirror.test_sync import CALM, EVERYBODY, Scene
 from tests.orchestrator.uplinks import Uplink
@@ -112,7 +112,7 @@ def test_a_release_that_is_withdrawn_names_them_too(scene):
     assert [one["mirror"] for one in done["unconfirmed"]] == ["lan-a"]
     scene.uplink.restore()
     until(lambda: not scene.admin.find_firmware(firmware)["unconfirmed"], deadline_s=DEADLINE_S)
-    assert scene.mirror.service.view.releases[firmware].state == "deprecated"
+    assert scene.mirror.service.fleet.releases[firmware].state == "deprecated"
 
 
 def test_bytes_that_arrived_confirm_nothing(scene, monkeypatch):
@@ -121,12 +121,12 @@ def test_bytes_that_arrived_confirm_nothing(scene, monkeypatch):
     (beacon,) = scene.beacons(1)
     rollout = scene.release()
     scene.here(rollout)
-    real = outbox.take
+    real = outbox.import_state
 
     def fails(conn, *args):
         raise RuntimeError("the disk is odd")
 
-    monkeypatch.setattr(outbox, "take", fails)
+    monkeypatch.setattr(outbox, "import_state", fails)
     renewed = scene.mirror.service.lease.contact
     scene.admin.post_rollout_action(rollout, "halt", "enough")
     until(lambda: scene.mirror.service.mirror.error == "internal", deadline_s=DEADLINE_S)
@@ -134,16 +134,16 @@ def test_bytes_that_arrived_confirm_nothing(scene, monkeypatch):
     assert one["connected"] and one["error"]["code"] == "internal"
     assert "the disk is odd" in one["problem"]
     assert waited_for(scene, rollout) == ["lan-a"]
-    entry = scene.mirror.service.view.entries[rollout]
+    entry = scene.mirror.service.fleet.rollouts[rollout]
     assert (entry.stored.status, entry.state.status) == ("active", "halted")
     found = health(scene)
     assert found["status"] == "stops_unstored" and found["mirror"]["error"] == "internal"
     scene.clock.at += DAY + 1  # it answers all the time, and its lease is over nevertheless
     assert scene.mirror.service.lease.contact == renewed
     assert not scene.mirror.service.mirror.hands_out and beacon.offer() is None
-    monkeypatch.setattr(outbox, "take", real)
+    monkeypatch.setattr(outbox, "import_state", real)
     confirmed(scene, rollout)
-    assert scene.mirror.service.view.entries[rollout].state.status == "halted"
+    assert scene.mirror.service.fleet.rollouts[rollout].state.status == "halted"
     is_listed(scene, "ok")
     assert health(scene)["status"] == "ok"
 
@@ -190,7 +190,7 @@ def test_a_halt_does_not_wait_for_an_image(scene, monkeypatch):
     scene.admin.post_rollout_action(rollout, "halt", "enough")
     scene.here(rollout, "halted")
     confirmed(scene, rollout)
-    assert beacon.offer() is None and later not in scene.mirror.service.view.entries
+    assert beacon.offer() is None and later not in scene.mirror.service.fleet.rollouts
     assert scene.mirror.service.mirror.error is None
     goes_on.set()
     scene.here(later)
@@ -264,7 +264,7 @@ def test_a_mirror_that_cannot_write_holds_what_its_primary_stopped(scene, verb):
     confirmed(scene, rollout)
     with Elsewhere(scene.mirror) as elsewhere:
         assert elsewhere.rollout(rollout)["status"] == status
-    assert not scene.mirror.service.stops.mine()
+    assert not scene.mirror.service.stops.to_store()
 
 
 def test_what_a_mirror_holds_for_its_primary_holds_after_a_restart(scene):
@@ -278,7 +278,7 @@ def test_what_a_mirror_holds_for_its_primary_holds_after_a_restart(scene):
         scene.admin.post_rollout_action(rollout, "halt", "enough")
         scene.here(rollout, "halted")
         board = scene.mirror.service.stops
-        until(lambda: board.survives, deadline_s=DEADLINE_S, what="the note of it")
+        until(lambda: board.survives_restart, deadline_s=DEADLINE_S, what="the note of it")
         scene.uplink.cut()
         scene.mirror.stop()
         elsewhere.let_go()
@@ -291,7 +291,7 @@ def test_what_a_mirror_holds_for_its_primary_holds_after_a_restart(scene):
     assert not told(scene, "mirror.halted")  # it was not the mirror's to say
     scene.uplink.restore()
     confirmed(scene, rollout)
-    assert not told(scene, "mirror.halted") and not scene.mirror.service.stops.mine()
+    assert not told(scene, "mirror.halted") and not scene.mirror.service.stops.to_store()
 
 
 def test_a_halt_reaches_a_mirror_whose_image_is_damaged(scene, monkeypatch):
@@ -299,21 +299,21 @@ def test_a_halt_reaches_a_mirror_whose_image_is_damaged(scene, monkeypatch):
     rollout = scene.release()
     scene.here(rollout)
     firmware = scene.admin.get_rollout(rollout)["firmware_id"]
-    row = scene.mirror.service.view.releases[firmware].row
+    row = scene.mirror.service.fleet.releases[firmware].row
     scene.down()
     monkeypatch.setattr(Images, "_download", no_image)  # nowhere to be had again
     scene.mirror.service.blobs.path(row["blob"]).write_bytes(b"rot")
     scene.mirror.stop()
     scene.mirror.start()
     until(
-        lambda: scene.mirror.service.view.releases[firmware].row["damaged_at"],
+        lambda: scene.mirror.service.fleet.releases[firmware].row["damaged_at"],
         deadline_s=DEADLINE_S,
     )
     scene.admin.post_rollout_action(rollout, "halt", "enough")
     scene.uplink.restore()
     scene.here(rollout, "halted")
     confirmed(scene, rollout)
-    assert scene.mirror.service.view.releases[firmware].state == "deprecated"
+    assert scene.mirror.service.fleet.releases[firmware].state == "deprecated"
     assert is_listed(scene, "failing")["error"]["code"] == "image_sha256"
 
 
@@ -327,7 +327,7 @@ def test_a_mirror_that_starts_again_says_what_it_acts_on(scene):
     assert waited_for(scene, rollout) == []
     scene.mirror.start()
     until(lambda: scene.mirror.service.mirror._have, deadline_s=DEADLINE_S)
-    assert scene.mirror.service.view.entries[rollout].state.status == "halted"
+    assert scene.mirror.service.fleet.rollouts[rollout].state.status == "halted"
     assert waited_for(scene, rollout) == []
 
 
@@ -429,7 +429,7 @@ def test_how_long_a_lease_is_can_be_chosen(tmp_path, scene):
     rollout = scene.release()
     given = {"upstream": scene.uplink.url, "upstream_token": made["token"], "lease_s": 600.0}
     with Local(tmp_path / "short", clock=scene.clock, **given) as short:
-        until(lambda: rollout in short.service.view.entries, deadline_s=DEADLINE_S)
+        until(lambda: rollout in short.service.fleet.rollouts, deadline_s=DEADLINE_S)
         until(
             lambda: any(one["lease_s"] == 600 for one in scene.admin.list_mirrors()),
             deadline_s=DEADLINE_S,
@@ -497,12 +497,12 @@ def test_what_is_refused_of_a_mirror_is_seen_and_halts_arrive_all_the_same(scene
     (beacon,) = scene.beacons(1)
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
-    real = outbox.batch
+    real = outbox.read_batch
 
     def newer(conn, limit):
         return [*real(conn, limit), outbox.Item(1 << 40, "telemetry", {"x": 1})]
 
-    monkeypatch.setattr(outbox, "batch", newer)
+    monkeypatch.setattr(outbox, "read_batch", newer)
     one = is_listed(scene, "refused")
     assert one["refused"]["code"] == "mirror_change" and one["connected"]
     assert "telemetry" in one["problem"] and __version__ in one["problem"]
@@ -512,7 +512,7 @@ def test_what_is_refused_of_a_mirror_is_seen_and_halts_arrive_all_the_same(scene
     assert beacon.poll().headers["x-reason"] == "halted"
     look(scene)
     assert told(scene, "mirror.unhealthy")[-1]["data"]["word"] in ("refused", "failing")
-    monkeypatch.setattr(outbox, "batch", real)
+    monkeypatch.setattr(outbox, "read_batch", real)
     is_listed(scene, "ok")
 
 
@@ -527,13 +527,13 @@ def test_a_halt_that_is_told_in_vain_is_done_once(scene, monkeypatch):
         beacon.fail(beacon.offered())
     scene.mirror.step()
     scene.here(rollout, "halted")
-    real, told_again = outbox.batch, []
+    real, told_again = outbox.read_batch, []
 
     def newer(conn, limit):
         told_again.append(0)
         return [*real(conn, limit), outbox.Item(1 << 40, "telemetry", {"x": 1})]
 
-    monkeypatch.setattr(outbox, "batch", newer)
+    monkeypatch.setattr(outbox, "read_batch", newer)
     scene.uplink.restore()
     until(lambda: scene.admin.get_rollout(rollout)["status"] == "halted", deadline_s=DEADLINE_S)
     scene.admin.post_rollout_action(rollout, "resume", "looked at it")
@@ -541,7 +541,7 @@ def test_a_halt_that_is_told_in_vain_is_done_once(scene, monkeypatch):
     until(lambda: len(told_again) >= 3, deadline_s=DEADLINE_S)
     kinds = [one["kind"] for one in scene.admin.get_rollout(rollout)["transitions"]]
     assert kinds.count("halted") == 1 and kinds[-1] == "resumed"
-    monkeypatch.setattr(outbox, "batch", real)
+    monkeypatch.setattr(outbox, "read_batch", real)
     scene.here(rollout)
     is_listed(scene, "ok")
 
@@ -550,20 +550,20 @@ def test_a_primary_that_fails_at_what_it_is_told_halts_all_the_same(scene, monke
     (beacon,) = scene.beacons(1)
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
-    real = primary_store.take
+    real = primary_store.import_changes
 
     def fails(conn, mirror_id, epoch, changes, *args):
         if changes:
             raise RuntimeError("a defect")
         return real(conn, mirror_id, epoch, changes, *args)
 
-    monkeypatch.setattr(primary_store, "take", fails)
+    monkeypatch.setattr(primary_store, "import_changes", fails)
     beacon.report("idle")
     assert is_listed(scene, "failing")["error"]["code"] == "internal"
     scene.admin.post_rollout_action(rollout, "halt", "enough")
     confirmed(scene, rollout)
     assert beacon.poll().headers["x-reason"] == "halted"
-    monkeypatch.setattr(primary_store, "take", real)
+    monkeypatch.setattr(primary_store, "import_changes", real)
     scene.even()
     is_listed(scene, "ok")
 
@@ -644,7 +644,7 @@ def test_a_newer_primary_and_this_mirror(scene, monkeypatch, caplog):
     rollout, known = scene.release(), scene.release("1.2.0", {**EVERYBODY, "window": "03:00-04:00"})
     scene.here(rollout)
     scene.here(known)
-    real = primary_store.state
+    real = primary_store.export_state
 
     def newer(conn, mirror, fresh):
         found = real(conn, mirror, fresh)
@@ -654,10 +654,10 @@ def test_a_newer_primary_and_this_mirror(scene, monkeypatch, caplog):
                 row["colour"] = "blue"
         return found
 
-    monkeypatch.setattr(primary_store, "state", newer)
+    monkeypatch.setattr(primary_store, "export_state", newer)
     scene.admin.change_beacon(other.id, tags=["lobby"])
     until(
-        lambda: scene.mirror.service.view.nodes[other.id].facts.tags, deadline_s=DEADLINE_S
+        lambda: scene.mirror.service.fleet.beacons[other.id].beacon.tags, deadline_s=DEADLINE_S
     )  # what is unknown is let go
     assert scene.mirror.service.mirror.error is None
 
@@ -669,7 +669,7 @@ def test_a_newer_primary_and_this_mirror(scene, monkeypatch, caplog):
                 row["state"] = json.dumps({**json.loads(row["state"]), "status": "frozen"})
         return found
 
-    monkeypatch.setattr(primary_store, "state", newest)
+    monkeypatch.setattr(primary_store, "export_state", newest)
     one = is_listed(scene, "failing")
     assert one["error"]["code"] == "state_unread" and rollout in one["problem"]
     assert "frozen" in one["problem"] and __version__ in one["problem"]
@@ -681,7 +681,7 @@ def test_a_newer_primary_and_this_mirror(scene, monkeypatch, caplog):
     scene.mirror.start()  # nothing that it has written down keeps it from starting
     is_listed(scene, "failing")
     assert scene.to_mirror(beacon).offer() is None
-    monkeypatch.setattr(primary_store, "state", real)  # this mirror was upgraded
+    monkeypatch.setattr(primary_store, "export_state", real)  # this mirror was upgraded
     scene.here(rollout)
     is_listed(scene, "ok")
     assert beacon.offered()["version"] == "1.1.0"
@@ -724,14 +724,14 @@ def test_an_answer_to_tell_all_again_renews_no_lease_and_confirms_nothing(scene,
     scene.beacons(1)
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
-    pages, real = [], books.look_up
+    pages, real = [], mirror_books.compare_page
 
     def parted(conn, mirror_id, page):
         pages.append(page)
-        return books.Stand(0, False, True, False)
+        return mirror_books.BookComparison(0, False, True, False)
 
     mirror = scene.mirror.service.mirror
-    monkeypatch.setattr(books, "look_up", parted)
+    monkeypatch.setattr(mirror_books, "compare_page", parted)
     until(lambda: mirror.error == "mirror_parted", deadline_s=DEADLINE_S)
     contact, moves, applied = mirror.lease.contact, moves_at(scene), listed(scene)["applied"]
     scene.clock.at += 5
@@ -739,10 +739,10 @@ def test_an_answer_to_tell_all_again_renews_no_lease_and_confirms_nothing(scene,
     count = len(pages)
     until(lambda: len(pages) > count + 8, deadline_s=DEADLINE_S)
     assert (mirror.lease.contact, moves_at(scene)) == (contact, moves)
-    assert scene.mirror.service.view.entries[rollout].state.status == "active"
+    assert scene.mirror.service.fleet.rollouts[rollout].state.status == "active"
     one = is_listed(scene, "failing")
     assert one["error"]["code"] == "mirror_parted" and one["applied"] == applied
-    monkeypatch.setattr(books, "look_up", real)
+    monkeypatch.setattr(mirror_books, "compare_page", real)
     scene.here(rollout, "halted")
     confirmed(scene, rollout)
     is_listed(scene, "ok")
@@ -754,7 +754,7 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
     scene.even()
-    epoch, real, failed = scene.mirror.service.mirror._epoch, primary_store.take, []
+    epoch, real, failed = scene.mirror.service.mirror._epoch, primary_store.import_changes, []
 
     def take(conn, mirror_id, page, changes, *args):
         found = real(conn, mirror_id, page, changes, *args)
@@ -762,7 +762,7 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
             failed.append(page.mark)
         return found
 
-    state = primary_store.state
+    state = primary_store.export_state
 
     def gives(*args):
         if len(failed) == 1:
@@ -770,8 +770,8 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
             raise Problem(503, "busy", "a defect")
         return state(*args)
 
-    monkeypatch.setattr(primary_store, "take", take)
-    monkeypatch.setattr(primary_store, "state", gives)
+    monkeypatch.setattr(primary_store, "import_changes", take)
+    monkeypatch.setattr(primary_store, "export_state", gives)
     beacon.update(beacon.offered())
     until(lambda: len(failed) == 2, deadline_s=DEADLINE_S)
     scene.even()
@@ -783,4 +783,4 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
 
 
 def moves_at(scene) -> str:
-    return scene.mirror.call(scene.mirror.service.db.read(outbox.moves))
+    return scene.mirror.call(scene.mirror.service.db.read(outbox.get_moves))

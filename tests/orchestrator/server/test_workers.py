@@ -11,8 +11,8 @@ import pytest
 
 from beacon_ota.client import Client
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.core.service import Counts
-from beacon_ota.orchestrator.core.shared_counters import SharedTallies
+from beacon_ota.orchestrator.core.service import ServedCounts
+from beacon_ota.orchestrator.core.shared_counters import SharedCounters
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.server import workers
 from beacon_ota.orchestrator.server.listen import ListenOptions
@@ -27,23 +27,23 @@ DEADLINE_S = 60.0
 
 
 def test_processes_count_together_and_go_on_where_one_was_killed():
-    tallies = SharedTallies(3)
-    one, two = Counts(), Counts()
+    tallies = SharedCounters(3)
+    one, two = ServedCounts(), ServedCounts()
     one.polls["offer"], one.bytes_sent, one.reading = 2, 10, 1
     two.polls["offer"], two.polls["windows"] = 3, 1
     two.downloads["206"] = 4
-    tallies.put(0, one.dump())
-    tallies.put(1, two.dump())
+    tallies.write(0, one.dump())
+    tallies.write(1, two.dump())
     for number in range(5):
         one.polls["offer"] = 2 + number
-        tallies.put(0, one.dump())
-    total = Counts()
-    for found in tallies.others(2):
+        tallies.write(0, one.dump())
+    total = ServedCounts()
+    for found in tallies.read_others(2):
         total = total.add(found)
     assert total.polls == {"offer": 9, "windows": 1}
     assert (total.bytes_sent, total.reading, total.downloads) == (10, 1, {"206": 4})
     assert one.dump()["polls"] == {"offer": 6}
-    assert Counts().add(tallies.get(0)).dump() == one.dump() and tallies.get(2) == {}
+    assert ServedCounts().add(tallies.read(0)).dump() == one.dump() and tallies.read(2) == {}
 
 
 def test_sqlite_has_one_worker(tmp_path):
@@ -195,7 +195,7 @@ def test_a_worker_whose_loop_turns_is_left_alone(monkeypatch):
 def pair(tmp_path, caplog):
     url = cluster().create_database()
     with Local(tmp_path / "one", database=url) as one:
-        until(lambda: one.service.leads, deadline_s=DEADLINE_S)
+        until(lambda: one.service.is_leader, deadline_s=DEADLINE_S)
         (tmp_path / "two.token").write_text(one.token)
         with Local(tmp_path / "two", clock=one.clock, database=url) as two:
             (tmp_path / "two" / "blobs").rmdir()
@@ -235,7 +235,7 @@ def test_what_one_has_done_the_other_knows(pair, tmp_path):
 
 def opened(side, rollout: str) -> bool:
     """Whether a side has heard that the first stage is open."""
-    entry = side.service.view.entries.get(rollout)
+    entry = side.service.fleet.rollouts.get(rollout)
     return entry is not None and entry.state.waves[0].stage >= 0
 
 
@@ -248,12 +248,12 @@ def test_a_halt_at_one_stops_what_the_other_serves(pair, tmp_path):
     offer = at(beacon, two).offered()
     assert beacon.download(offer).status == 200
     one.admin().post_rollout_action(rollout, "halt", "enough")
-    until(lambda: two.service.view.entries[rollout].state.status == "halted")
+    until(lambda: two.service.fleet.rollouts[rollout].state.status == "halted")
     assert beacon.report("rebooting", offer).status in (409, 410)
     two.admin().post_rollout_action(rollout, "resume", "go on")
-    until(lambda: one.service.view.entries[rollout].state.status != "halted")
+    until(lambda: one.service.fleet.rollouts[rollout].state.status != "halted")
     one.admin().call("DELETE", f"/api/beacons/{beacon.id}")
-    until(lambda: beacon.id not in two.service.view.nodes)
+    until(lambda: beacon.id not in two.service.fleet.beacons)
     assert beacon.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False).status == 401
 
 
@@ -285,7 +285,9 @@ def test_events_of_both_are_followed_at_either_in_one_order(pair):
     for number in range(20):
         where = pair[number % 2]
         where.admin().call("POST", "/api/sites", json={"path": f"s{number}"})
-    one.loop.call_soon_threadsafe(one.service.hub.tell, 1.0, "attempt.downloading", "a", {})
+    one.loop.call_soon_threadsafe(
+        one.service.hub.broadcast_transient, 1.0, "attempt.downloading", "a", {}
+    )
     until(lambda: queue.qsize() >= 21, deadline_s=DEADLINE_S)
     told = [queue.get_nowait() for _ in range(21)]
     stored = [event for event in told if event["id"] is not None]
@@ -294,14 +296,14 @@ def test_events_of_both_are_followed_at_either_in_one_order(pair):
 
 
 async def _follow(where: Local):
-    return where.service.hub.follow()
+    return where.service.hub.subscribe()
 
 
 def test_the_lead_passes_on(pair):
     one, two = pair
-    assert one.service.leads and not two.service.leads
+    assert one.service.is_leader and not two.service.is_leader
     one.stop()
-    until(lambda: two.service.leads, deadline_s=DEADLINE_S)
+    until(lambda: two.service.is_leader, deadline_s=DEADLINE_S)
 
 
 # ---- processes ----

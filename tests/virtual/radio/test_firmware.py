@@ -49,12 +49,12 @@ async def knock(client: BleakClient, ident: bytes, secret: bytes) -> int:
     """Ask to be let in; the kind of the answer."""
     answers: asyncio.Queue[bytes] = asyncio.Queue()
     await client.start_notify(access.STATUS, lambda c, data: answers.put_nowait(bytes(data)))
-    await client.write_gatt_char(access.CONTROL, access.request(ident), response=True)
-    kind, nonce = access.parse(await asyncio.wait_for(answers.get(), 60))
+    await client.write_gatt_char(access.CONTROL, access.build_request(ident), response=True)
+    kind, nonce = access.parse_message(await asyncio.wait_for(answers.get(), 60))
     assert kind == access.CHALLENGE
-    proof = access.proof(hmac.digest(secret, nonce, "sha256"))
+    proof = access.build_proof(hmac.digest(secret, nonce, "sha256"))
     await client.write_gatt_char(access.CONTROL, proof, response=True)
-    answer = access.parse(await asyncio.wait_for(answers.get(), 60))[0]
+    answer = access.parse_message(await asyncio.wait_for(answers.get(), 60))[0]
     await client.stop_notify(access.STATUS)
     return answer
 

@@ -126,7 +126,7 @@ def _feed_link(link: blufi.Link, case: FrameCase) -> None:
     for frame in case:
         try:
             message = link.receive(frame)
-        except blufi.Refused as refused:
+        except blufi.BlufiError as refused:
             assert 0 <= refused.code <= 13
             if refused.code == blufi.E_DECRYPT:
                 return  # that ends a session
@@ -143,7 +143,7 @@ def _feed_link(link: blufi.Link, case: FrameCase) -> None:
             message = link.receive(good)
             assert message is not None and message.type == blufi.GET_VERSION
             return
-        except blufi.Refused as refused:
+        except blufi.BlufiError as refused:
             assert refused.code == blufi.E_STATE, refused.code
     raise AssertionError("a good frame is refused afterwards")
 
@@ -151,11 +151,11 @@ def _feed_link(link: blufi.Link, case: FrameCase) -> None:
 def _parse_message(message: blufi.Message) -> None:
     data = message.data
     for reader, refusal in (
-        (tlv.decode, tlv.Malformed),
-        (wifi.parse_report, blufi.Refused),
-        (wifi.parse_list, blufi.Refused),
-        (lambda data: ec1.parse(data, ec1.C_HELLO, (ec1.SPAKE2, ec1.ECDH)), ec1.Abort),
-        (lambda data: ec1.parse(data, ec1.C_FIN, (ec1.SPAKE2,)), ec1.Abort),
+        (tlv.decode_message, tlv.MalformedMessage),
+        (wifi.parse_report, blufi.BlufiError),
+        (wifi.parse_list, blufi.BlufiError),
+        (lambda data: ec1.parse_message(data, ec1.C_HELLO, (ec1.SPAKE2, ec1.ECDH)), ec1.Abort),
+        (lambda data: ec1.parse_message(data, ec1.C_FIN, (ec1.SPAKE2,)), ec1.Abort),
     ):
         try:
             reader(data)
@@ -181,27 +181,27 @@ def _fixed_bytes(size: int) -> bytes:
 
 def proper_conversations() -> Iterator[FrameCase]:
     """Give what a proper client and a proper beacon say."""
-    hello = ec1.build(ec1.C_HELLO, ec1.SPAKE2, bytes(16) + spake2_point())
-    config = tlv.encode(tlv.CONFIG, {"site": "hq", "beacon_key": bytes(32), "utc_off": -60})
-    state = tlv.encode(tlv.STATE, {"beacon_id": "b", "version": "1.0.0", "poll": "ok"})
+    hello = ec1.build_message(ec1.C_HELLO, ec1.SPAKE2, bytes(16) + spake2_point())
+    config = tlv.encode_message(tlv.CONFIG, {"site": "hq", "beacon_key": bytes(32), "utc_off": -60})
+    state = tlv.encode_message(tlv.STATE, {"beacon_id": "b", "version": "1.0.0", "poll": "ok"})
     up = [
         (blufi.GET_VERSION, b""),
         (blufi.NEGOTIATE, hello),
-        (blufi.NEGOTIATE, ec1.build(ec1.C_FIN, ec1.SPAKE2, bytes(16))),
-        (blufi.NEGOTIATE, ec1.build(ec1.ABORT, ec1.SPAKE2, b"\4\1\0\1")),
+        (blufi.NEGOTIATE, ec1.build_message(ec1.C_FIN, ec1.SPAKE2, bytes(16))),
+        (blufi.NEGOTIATE, ec1.build_message(ec1.ABORT, ec1.SPAKE2, b"\4\1\0\1")),
         (blufi.NEGOTIATE, b"\0\1\7"),
         (blufi.SET_OPMODE, b"\1"),
         (blufi.STA_SSID, b"site"),
         (blufi.STA_PASSWORD, b"correct horse"),
         (blufi.CUSTOM, config),
-        (blufi.CUSTOM, tlv.encode(tlv.QUERY, {})),
+        (blufi.CUSTOM, tlv.encode_message(tlv.QUERY, {})),
         (blufi.CUSTOM, bytes(700)),
         (blufi.CONNECT, b""),
     ]
     down = [
         (blufi.VERSION, b"\1\3"),
         (blufi.ERROR, b"\4"),
-        (blufi.NEGOTIATE, ec1.build(ec1.S_HELLO, ec1.ECDH, bytes(16) + spake2_point())),
+        (blufi.NEGOTIATE, ec1.build_message(ec1.S_HELLO, ec1.ECDH, bytes(16) + spake2_point())),
         (blufi.REPORT, wifi.build_report(wifi.FAILED, ssid=b"site", reason=201)),
         (blufi.LIST, wifi.build_list([(b"site", -55), (b"x" * 32, -90)])),
         (blufi.CUSTOM, state),
@@ -406,8 +406,10 @@ async def _send_sealed(client: Any, frame: bytes) -> None:
     """Say it as a proper message; what would only be obeyed, and end the fun, is left out."""
     kind, data = (frame[0] if frame else blufi.CUSTOM), frame[4:]
     try:
-        harmful = kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode(data)[0] == tlv.FORGET
-    except tlv.Malformed:
+        harmful = (
+            kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode_message(data)[0] == tlv.FORGET
+        )
+    except tlv.MalformedMessage:
         harmful = False
     if harmful:
         return

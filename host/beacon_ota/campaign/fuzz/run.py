@@ -158,8 +158,8 @@ def _offer_target() -> FuzzTarget:
 
     def read(data: bytes) -> None:
         doc = _parse_json(data)
-        offer.check(doc)
-        manifest.unsigned(doc, builds.DEVICE)
+        offer.check_offer(doc)
+        manifest.unsigned_fields(doc, builds.DEVICE)
 
     refusals = (offer.OfferError, refused.Refused, _NotJson)
     return FuzzTarget(
@@ -179,15 +179,15 @@ def _manifest_target() -> FuzzTarget:
         "size": 4096,
         "version": "1.2.3",
     }
-    payload = manifest.encode(fields)
+    payload = manifest.encode_payload(fields)
     envelope = dsse.pack_envelope(payload, [("0" * 16, bytes(384))]).encode()
 
     def read(data: bytes) -> None:
         if data[:1] == b"{" and b"payloadType" in data[:64] + data[-200:]:
-            manifest.unpack(_parse_json(data))
+            manifest.unpack_envelope(_parse_json(data))
             dsse.unpack_envelope(data.decode("utf-8", "replace"))
-        found = manifest.decode(data)
-        manifest.check(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
+        found = manifest.decode_payload(data)
+        manifest.check_rules(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
 
     refusals = (refused.Refused, BeaconOtaError, _NotJson)
     return FuzzTarget([payload, envelope], read, refusals, (manifest, dsse, shapes, versions))

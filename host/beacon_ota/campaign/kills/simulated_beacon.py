@@ -106,7 +106,7 @@ class SimulatedBeacon:
         digest = hashlib.sha256(body).hexdigest()
         text = auth.request_text(method, target, self.id, ts, nonce, digest)
         mac = hmac.digest(self.key, text, "sha256").hex()
-        given = {"Authorization": auth.header(self.id, ts, nonce, mac), **(headers or {})}
+        given = {"Authorization": auth.build_header(self.id, ts, nonce, mac), **(headers or {})}
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
         try:
             connection.request(method, target, body or None, given)

@@ -49,7 +49,7 @@ MUTANTS = (
     Mutant(
         "valid-before-the-health-check",
         ("stage0", "boot.py"),
-        "        guard(ota, sector)\n",
+        "        start_trial_deadline(ota, sector)\n",
         "        Partition.mark_app_valid_cancel_rollback()\n",
         CutScenario("crash", 1),
         "",
@@ -65,7 +65,7 @@ MUTANTS = (
     ),
     Mutant(
         "erases-the-wrong-entry",
-        ("app", "ota", "choice.py"),
+        ("app", "ota", "boot_slot.py"),
         "i != a and not entries[i].blank",
         "i == a and not entries[i].blank",
         CutScenario("good", 0),

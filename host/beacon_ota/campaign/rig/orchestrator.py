@@ -26,13 +26,13 @@ from beacon_ota.orchestrator.db import schema
 from beacon_ota.orchestrator.db.tables import Fields, beacons, new_id
 from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.releases.upload import accept_upload
-from beacon_ota.orchestrator.rollout.advance import begin
-from beacon_ota.orchestrator.rollout.plans import dump, parse
+from beacon_ota.orchestrator.rollout.advance import initial_state
+from beacon_ota.orchestrator.rollout.plans import dump_plan, parse_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import Release
 from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.virtual.reactor import Reactor
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class InProcessOrchestrator:
 
     async def copy_database(self) -> bytes:
         """Return the database as a kill at this moment would leave it; in the loop."""
-        await self.service.flush()
+        await self.service.flush_last_seen()
         with sqlite3.connect(self.folder / "beacon-ota.db") as source:
             copy = sqlite3.connect(":memory:")
             source.backup(copy)
@@ -151,8 +151,8 @@ class InProcessOrchestrator:
             return found
 
         async def change() -> None:
-            view = self.service.view
-            await self.service.change(
+            view = self.service.fleet
+            await self.service.change_audited(
                 ACTOR.name, "beacon.created", beacon_id, work, then=view.put_beacon
             )
 
@@ -175,26 +175,26 @@ class InProcessOrchestrator:
     async def _roll_out(self, firmware_id: str, plan: Mapping[str, Any]) -> str:
         service, engine = self.service, self._engine
         assert engine is not None
-        row = service.view.releases[firmware_id].row
+        row = service.fleet.releases[firmware_id].row
         rollout_id = new_id()
         release = Release(firmware_id, row["version"], row["device_type"], row["checksum"])
-        rollout = Rollout(parse(dict(plan), rollout_id=rollout_id, release=release))
+        rollout = Rollout(parse_plan(dict(plan), rollout_id=rollout_id, release=release))
         now = service.clock.now()
-        state = begin(rollout, now)
+        state = initial_state(rollout, now)
         made: Fields = {
             "id": rollout_id,
             "firmware_id": firmware_id,
             "name": row["version"],
             "status": state.status.value,
-            "plan": json.dumps(dump(rollout.plan)),
+            "plan": json.dumps(dump_plan(rollout.plan)),
             "state": dump_state(state),
             "revision": 0,
             "created_at": now,
             "created_by": ACTOR.name,
         }
-        entry = await engine.create(made, rollout, state, ACTOR.name)
-        async with engine.moving:
-            await engine.step(entry)
+        entry = await engine.create_rollout(made, rollout, state, ACTOR.name)
+        async with engine.rollout_lock:
+            await engine.evaluate_rollout(entry)
         return rollout_id
 
     # Looking
@@ -231,9 +231,9 @@ class InProcessOrchestrator:
 
     def _sign_answer(self, request: HttpRequest, status: int, body: bytes) -> tuple[str, str]:
         """Sign what the front makes up, as if it were our own answer."""
-        found = auth.parse(request.headers.get("authorization", ""))
+        found = auth_header.parse_header(request.headers.get("authorization", ""))
         mac = ""
-        node = None if found is None else self.service.view.nodes.get(found[0])
+        node = None if found is None else self.service.fleet.beacons.get(found[0])
         if found is not None and node is not None:
             text = auth.answer_text(found[2], status, hashlib.sha256(body).hexdigest())
             mac = hmac.digest(node.key, text, "sha256").hex()
@@ -268,10 +268,10 @@ async def _iter_pieces(body: bytes) -> AsyncIterator[bytes]:
 @cache
 def empty_database() -> bytes:
     """Return an empty database of the newest schema; making one takes a second."""
-    from beacon_ota.orchestrator.db.database import connect, migrate
+    from beacon_ota.orchestrator.db.database import connect, migrate_if_due
 
     with tempfile.TemporaryDirectory() as folder:
         engine = connect(f"sqlite:///{folder}/beacon-ota.db")
-        migrate(engine)
+        migrate_if_due(engine)
         engine.dispose()
         return (Path(folder) / "beacon-ota.db").read_bytes()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine
 
-from beacon_ota.orchestrator.db.database import connect, migrate
+from beacon_ota.orchestrator.db.database import connect, migrate_if_due
 
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
 _USER = "beacon"
@@ -37,7 +37,7 @@ class PostgresCluster:
         self.start()
         atexit.register(self.stop)
         engine = connect(self._create_database("beacon_template"))
-        migrate(engine)
+        migrate_if_due(engine)
         engine.dispose()
 
     def create_database(self) -> str:

@@ -162,7 +162,7 @@ def build_release(
         raise UsageError("version_missing", "a release needs --version", expected="e.g. 1.2.3")
     keys = None
     if options.keys is not None:
-        text = text_files.read_text(options.keys)
+        text = text_files.read_text_file(options.keys)
         keys = KeySet.parse(text, name=str(options.keys)).to_json()
     elif not options.insecure:
         raise UsageError(

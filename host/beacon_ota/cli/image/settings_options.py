@@ -114,7 +114,7 @@ class SettingsOptions(OptionGroup):
 
             if self.pin is not None or self.pop is not None:
                 raise UsageError("options", "--label brings PIN and proof of possession itself")
-            label = labels.pick_label(text_files.read_text(self.label), self.ble_name)
+            label = labels.pick_label(text_files.read_text_file(self.label), self.ble_name)
             found = replace(found, ble_name=label.name, pin=label.pin, pop=label.pop or None)
             shown["ble_name"] = label.name
         return found, shown

@@ -204,7 +204,7 @@ def provision_batch(
         "orch_url": registration.beacon_url(registry),
     }
     creds, bound = settings.read_credentials()
-    rows = batch.parse_rows(text_files.read_text(file, batch.MAX_BYTES), common, creds, bound)
+    rows = batch.parse_rows(text_files.read_text_file(file, batch.MAX_BYTES), common, creds, bound)
     with prompts.show_batch_progress(len(rows), json) as (on_start, on_result):
         results = asyncio.run(
             batch.provision_rows(

@@ -84,7 +84,7 @@ class BeaconChoice(OptionGroup):
 
         if self.pin is not None:
             raise UsageError("options", "one of --label and --pin is enough")
-        found = labels.pick_label(text_files.read_text(self.label), self.beacon)
+        found = labels.pick_label(text_files.read_text_file(self.label), self.beacon)
         return replace(self, label=None, beacon=found.name, pin=found.pin)
 
     @property
@@ -193,7 +193,7 @@ class SettingsOptions(OptionGroup):
 
         if self.credentials_file is None:
             return None, frozenset()
-        text = text_files.read_text(self.credentials_file)
+        text = text_files.read_text_file(self.credentials_file)
         creds, bound = parse_credentials(text), parse_bound_ids(text)
         size = access.ID + access.SECRET
         loose = sum(creds[at : at + access.ID] not in bound for at in range(0, len(creds), size))

@@ -146,7 +146,7 @@ def _read_keys(file: Path | None) -> bytes | None:
 
     if file is None:
         return None
-    return KeySet.parse(text_files.read_text(file, keys_.MAX_FILE), name=str(file)).to_json()
+    return KeySet.parse(text_files.read_text_file(file, keys_.MAX_FILE), name=str(file)).to_json()
 
 
 def _check_signers(made: bytes, signing: SigningOptions) -> None:

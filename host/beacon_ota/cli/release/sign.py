@@ -148,7 +148,7 @@ def add_signature(image: Path, signing: SigningOptions, manifest: Path | None) -
     data = files.read_file(image, MAX_IMAGE)
     ring = open_keyring(signing.keyring)
     names = signing.key_names(ring)
-    text = text_files.read_text(manifest or manifest_beside(image), dsse.MAX_TEXT)
+    text = text_files.read_text_file(manifest or manifest_beside(image), dsse.MAX_TEXT)
     signed = releases.manifest_for_image(text, data)
     text = dsse.add_signatures(text, _open_signers(ring, names, signing))
     return _write_manifest(signed.fields(), text, image, manifest)

@@ -25,7 +25,7 @@ def upload_fields(
     beside = manifest or manifest_beside(image)
     said: tuple[str, str] | None = None
     if manifest is not None or beside.is_file():
-        fields["manifest"] = text_files.read_text(beside).strip()
+        fields["manifest"] = text_files.read_text_file(beside).strip()
         claimed = releases.claimed_manifest(fields["manifest"])
         said = claimed.version, claimed.device_type
     elif version is None or device_type is None:

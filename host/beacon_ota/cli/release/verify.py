@@ -63,7 +63,7 @@ def verify_release(
     from beacon_ota.wire import manifest as wire
 
     data = files.read_file(image, MAX_IMAGE)
-    text = text_files.read_text(manifest or manifest_beside(image), dsse.MAX_TEXT)
+    text = text_files.read_text_file(manifest or manifest_beside(image), dsse.MAX_TEXT)
     trusted = _read_trusted_keys(keys, keyring)
     now = int(datetime.now(UTC).timestamp()) if at is None else parse_utc(at, "--at")
     claimed = releases.claimed_manifest(text)
@@ -122,4 +122,4 @@ def _read_trusted_keys(keys: Path | None, keyring: Path | None) -> "KeySet":
 
     if keys is None:
         return open_keyring(keyring).trusted()
-    return KeySet.parse(text_files.read_text(keys, keys_.MAX_FILE), name=str(keys))
+    return KeySet.parse(text_files.read_text_file(keys, keys_.MAX_FILE), name=str(keys))

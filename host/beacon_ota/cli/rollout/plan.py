@@ -83,7 +83,7 @@ class PlanOptions(OptionGroup):
 def read_plan_file(file: Path) -> "Json":
     """Read a plan, TOML or JSON (InputError ``plan_file``)."""
     try:
-        text = text_files.read_text(file)
+        text = text_files.read_text_file(file)
         return json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError("plan_file", f"{file} cannot be read: {error}") from None

@@ -59,7 +59,7 @@ class TrustOptions(OptionGroup):
             return None
         from beacon_ota.trust import KeySet
 
-        return KeySet.parse(text_files.read_text(file), name=str(file))
+        return KeySet.parse(text_files.read_text_file(file), name=str(file))
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,11 @@ class MirrorOptions(OptionGroup):
 
     def parse_lease(self) -> float:
         """Return the lease, seconds (UsageError ``lease``)."""
-        from beacon_ota.orchestrator.lease import LEAST_S, MOST_S
+        from beacon_ota.orchestrator.lease import MAX_LEASE_S, MIN_LEASE_S
         from beacon_ota.orchestrator.rollout.fields import parse_duration
 
         found = parse_duration(self.lease, "lease")
-        if not LEAST_S <= found <= MOST_S:
+        if not MIN_LEASE_S <= found <= MAX_LEASE_S:
             raise UsageError(
                 "lease", "this is no lease for a mirror", found=self.lease, expected="1m to 30d"
             )

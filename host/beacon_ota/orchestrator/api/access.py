@@ -1,4 +1,7 @@
-"""Who may do what: bearer tokens and sessions, and what a wrong token costs."""
+"""Authenticates administrators by bearer token or session, and checks their role.
+
+Wrong tokens are delayed and counted by address; a right token is never refused for them.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -23,7 +26,12 @@ _BEARER_CHALLENGE = {"www-authenticate": "Bearer"}
 
 
 class RequireRole:
-    """A dependency: the actor behind a request, of at least the given role."""
+    """A dependency that returns the actor of a request, if its role is high enough.
+
+    Args:
+        role: the least role.
+        stops: the endpoint stops a rollout (see ``authenticate_actor``).
+    """
 
     def __init__(self, role: str, stops: bool = False):
         self._rank = ROLES.index(role)
@@ -43,14 +51,14 @@ class RequireRole:
 
 
 async def authenticate_actor(request: Request, stops: bool = False) -> Actor:
-    """Return who asks: by bearer token, or by the session of a browser.
+    """Return the actor of a request: by bearer token, or by the session of a browser.
 
     Args:
-        stops: it is to stop a rollout: while the database does not answer, who was good a moment
-            before may do that.
+        stops: the request stops a rollout. While the database does not answer, tokens and sessions
+            that were valid seconds ago are accepted from memory for that.
 
     Raises:
-        Problem: ``token_missing``, those of :func:`holder`, ``session_over``, ``csrf``.
+        Problem: ``token_missing``, those of :func:`authenticate_token`, ``session_over``, ``csrf``.
     """
     token = token_of(request)
     if token is not None:
@@ -66,7 +74,7 @@ async def authenticate_actor(request: Request, stops: bool = False) -> Actor:
     service = service_of(request)
     if stops:
         actor = await _find_or_remembered(
-            service, sessions.find, secret, service.remembered.session
+            service, sessions.find, secret, service.credentials.find_session
         )
     else:
         actor = await service.db.read(sessions.find, secret, service.clock.now())
@@ -77,8 +85,8 @@ async def authenticate_actor(request: Request, stops: bool = False) -> Actor:
     if request.method not in session.SAFE_METHODS:
         session.check_csrf(request, secret)
     asgi.mark_proven(request.scope, ADMINISTRATOR)
-    if service.remembered.session(secret, service.clock.now()) is None:
-        service.remember_soon()
+    if service.credentials.find_session(secret, service.clock.now()) is None:
+        service.refresh_credentials_soon()
     return actor
 
 
@@ -88,7 +96,7 @@ async def _find_or_remembered(
     secret: str,
     remembered: Callable[[str, float], Actor | None],
 ) -> Actor | None:
-    """Return whose secret this is, by the database, or by memory when that does not answer."""
+    """Return the actor of a secret, from the database or, if it does not answer, from memory."""
     now = service.clock.now()
     try:
         async with asyncio.timeout(LIMITS.stop_patience):
@@ -101,17 +109,20 @@ async def _find_or_remembered(
 
 
 async def authenticate_token(request: Request, token: str, stops: bool = False) -> Actor:
-    """Return whose token this is.
+    """Return the actor of a token.
 
-    A right token is never refused for the failures of others at its address: it is looked up
-    first. Wrong ones cost time, more with each, and are counted by address.
+    A right token is looked up first, so that failures of other clients at its address do not
+    matter. Each wrong token of an address delays the next answer (50 ms, doubled up to 2 s).
 
     Raises:
-        Problem: ``token_wrong``, ``too_many_refusals``.
+        Problem: 401 ``token_wrong``; 429 ``too_many_refusals``; 403 ``role_too_low`` for a
+            mirror's token outside of ``/api/mirror/``.
     """
     service = service_of(request)
     if stops:
-        actor = await _find_or_remembered(service, tokens.find, token, service.remembered.token)
+        actor = await _find_or_remembered(
+            service, tokens.find, token, service.credentials.find_token
+        )
     else:
         actor = await service.db.read(tokens.find, token, service.clock.now())
     if actor is None:
@@ -132,18 +143,15 @@ async def authenticate_token(request: Request, token: str, stops: bool = False) 
             headers=_BEARER_CHALLENGE,
         )
     asgi.mark_proven(request.scope, ADMINISTRATOR)
-    if service.remembered.token(token, service.clock.now()) is None:
-        service.remember_soon()
+    if service.credentials.find_token(token, service.clock.now()) is None:
+        service.refresh_credentials_soon()
     if actor.role == MIRROR and not request.url.path.startswith("/api/mirror/"):
         raise Problem(403, "role_too_low", "a mirror's token is for a mirror", found=actor.role)
     return actor
 
 
 async def is_still_authorized(request: Request, actor: Actor) -> bool:
-    """Tell whether a request that goes on for long is still of whom it was, with the same role.
-
-    Its token may be revoked or expired by now, its session over.
-    """
+    """Tell whether the token or session of a long request is still valid, with the same role."""
     service = service_of(request)
     token = token_of(request)
     find, secret = (
@@ -152,7 +160,7 @@ async def is_still_authorized(request: Request, actor: Actor) -> bool:
     try:
         found = await service.db.read(find, secret or "", service.clock.now())
     except StorageError:
-        return False  # nobody can tell; whoever follows asks again
+        return False  # unknown: the client connects again
     return found == actor
 
 
@@ -161,7 +169,7 @@ def _session_secret_of(request: Request) -> str | None:
 
 
 def token_of(request: Request) -> str | None:
-    """Return the bearer token of a request."""
+    """Return the bearer token of a request, None without one."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     token = token.strip()
     return token if scheme.lower() == "bearer" and 0 < len(token) <= 128 else None

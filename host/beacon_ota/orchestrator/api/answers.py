@@ -1,4 +1,4 @@
-"""How the API answers: plain JSON, refusals as problem documents."""
+"""Builds the API's answers: JSON, and problem documents for refusals."""
 
 import json
 from typing import Any
@@ -26,12 +26,12 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 
 
 def listing_response(name: str, rows: list[Fields], **more: Any) -> Response:
-    """Return a listing: the rows under their name, and what belongs to the page."""
+    """Return a listing: the rows under their name, and more fields about the page."""
     return json_response({name: rows, **more})
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every refusal as a problem document."""
+    """Make the application answer every error with a problem document."""
 
     @app.exception_handler(BeaconOtaError)
     async def handle_named_error(request: Request, error: BeaconOtaError) -> Response:
@@ -49,7 +49,7 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def handle_http_error(request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "http")
-        headers = dict(error.headers or {})  # of a 405: which methods there are
+        headers = dict(error.headers or {})  # "allow" of a 405
         refused = Problem(error.status_code, code, str(error.detail), headers=headers)
         return problem_response(refused, request)
 
@@ -60,7 +60,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def problem_response(error: BeaconOtaError, request: Request) -> Response:
-    """Return a refusal, and count it."""
+    """Return the problem document of an error, and count it."""
     request.app.state.service.counts.problems[error.code] += 1
     return Response(
         problems.problem_document(error),

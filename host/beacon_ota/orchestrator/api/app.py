@@ -1,4 +1,4 @@
-"""The administrators' application: every router, the docs, and how refusals look."""
+"""Assembles the administrators' application: routers, error handlers, ``/health``."""
 
 from fastapi import FastAPI
 from starlette.responses import Response
@@ -33,14 +33,14 @@ from beacon_ota.orchestrator.webhooks.dispatcher import WebhookDispatcher
 
 
 def create_app(service: Service, engine: Engine, dispatcher: WebhookDispatcher) -> FastAPI:
-    """Return the application for a service that runs."""
+    """Return the application for a running service."""
     app = FastAPI(
         title="Beacon OTA",
         version=__version__,
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
-        redirect_slashes=False,  # it would redirect to whatever the Host header says
+        redirect_slashes=False,  # a redirect would trust the Host header
     )
     app.state.service = service
     app.state.engine = engine
@@ -68,13 +68,12 @@ def create_app(service: Service, engine: Engine, dispatcher: WebhookDispatcher) 
 
     @app.get("/health", tags=["health"])
     async def show_health() -> Response:
-        """Tell that the orchestrator is up, its database answers, and what it has not taken.
+        """Tell whether the orchestrator and its database answer, and which stops are not stored.
 
-        A mirror says how it stands with its primary; ``degraded`` is no reason to end it: whoever
-        asks it is served.
+        A mirror adds its relation to its primary; with ``degraded`` it goes on serving beacons.
         """
-        service.heed()
-        unstored = sorted(service.view.stops)
+        service.sync_stops()
+        unstored = sorted(service.fleet.stops)
         try:
             await service.db.read(lambda conn: conn.exec_driver_sql("SELECT 1").scalar())
         except StorageError as error:

@@ -1,4 +1,4 @@
-"""``/api/audit``: who did what, and whether the log is whole."""
+"""``/api/audit``: lists the audit log, and verifies its chain of hashes."""
 
 import json
 from typing import Annotated
@@ -11,7 +11,7 @@ from beacon_ota.orchestrator.api.access import Admin
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import ServiceDep
 from beacon_ota.orchestrator.api.numbers import RowId
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.db.tables import Fields, audit
 from beacon_ota.orchestrator.limits import LIMITS
 
@@ -19,8 +19,8 @@ router = APIRouter(prefix="/api/audit", tags=["audit"])
 
 
 def serialize_entry(entry: Fields) -> Fields:
-    """Return an entry as the API shows it; ``at`` stays exact, the hash covers it."""
-    return {**entry, "time": iso(entry["at"]), "detail": json.loads(entry["detail"])}
+    """Return an entry as JSON; ``at`` stays exact, because the hash covers it."""
+    return {**entry, "time": format_iso(entry["at"]), "detail": json.loads(entry["detail"])}
 
 
 @router.get("")
@@ -37,7 +37,7 @@ async def list_audit_entries(
     """List entries in order, or the newest first."""
 
     def read_entries(conn: Connection) -> list[Fields]:
-        return audit.entries(
+        return audit.list_entries(
             conn,
             after=after,
             limit=limit,
@@ -58,5 +58,5 @@ async def verify_audit_log(
     actor: Admin,
     head: Annotated[str | None, Query(pattern=r"^[0-9a-f]{64}$")] = None,
 ) -> Response:
-    """Verify the chain; ``head`` is a hash noted earlier that must still be in it."""
-    return json_response(await service.db.read(audit.verify, head))
+    """Verify the chain; ``head`` is an earlier hash that must still be in it."""
+    return json_response(await service.db.read(audit.verify_chain, head))

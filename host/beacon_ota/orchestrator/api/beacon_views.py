@@ -1,4 +1,4 @@
-"""``GET /api/beacons``: the listing of beacons, and one beacon with its history."""
+"""``GET /api/beacons``: lists beacons, and shows one beacon with its history."""
 
 import asyncio
 import json
@@ -16,8 +16,8 @@ from starlette.responses import Response
 from beacon_ota.orchestrator.api.access import Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import ServiceDep
-from beacon_ota.orchestrator.clock import iso
-from beacon_ota.orchestrator.core.health import standing
+from beacon_ota.orchestrator.clock import format_iso
+from beacon_ota.orchestrator.core.health import health_label
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.schema import beacons as table
@@ -30,7 +30,7 @@ log = logging.getLogger("beacon_ota.orchestrator")
 router = APIRouter(prefix="/api/beacons", tags=["beacons"])
 
 
-FLUSH_PATIENCE_S = 1.0  # that a listing waits for what it shows to be written
+FLUSH_PATIENCE_S = 1.0  # real seconds that a listing waits for the last-seen times
 
 
 _TIMES = ("created_at", "first_seen", "last_seen", "quarantined_at", "refused_at")
@@ -45,19 +45,19 @@ _PLAIN = tuple(column.name for column in table.c if column.name not in _HIDDEN)
 _SHOWN = ("beacon_id", *_PLAIN)
 
 
-_plain = itemgetter("id", *_PLAIN)  # a page has a thousand rows
+_plain = itemgetter("id", *_PLAIN)  # fast: a page has up to 1,000 rows
 
 
 _flushes: set[asyncio.Task[None]] = set()
 
 
 async def flush_last_seen(service: Service) -> None:
-    """Have the tables say who was heard last.
+    """Write the pending last-seen times, so that the tables are up to date.
 
-    A disk that is full, or a lock that somebody holds, is no reason not to show what is there;
-    the service tries again by itself, and logs why it cannot.
+    After ``FLUSH_PATIENCE_S``, or when the database refuses, a listing shows the stored times. The
+    service logs the failure and tries again.
     """
-    task = asyncio.create_task(service.flush())
+    task = asyncio.create_task(service.flush_last_seen())
     _flushes.add(task)
     task.add_done_callback(_on_flushed)
     await asyncio.wait((task,), timeout=FLUSH_PATIENCE_S)
@@ -71,18 +71,18 @@ def _on_flushed(task: asyncio.Task[None]) -> None:
 
 
 def serialize_beacon(row: Mapping[Any, Any]) -> Fields:
-    """Return a beacon as the API shows it: no key, tags as a list, times for people."""
+    """Return a beacon as JSON: without keys, tags as a list, times in ISO 8601."""
     public = dict(zip(_SHOWN, _plain(row), strict=True))
     public["tags"] = _parse_tags(row["tags"])
     public["refusals"] = row["refusals"] or 0
     for name in _TIMES:
-        public[name] = iso(row[name])
+        public[name] = format_iso(row[name])
     return public
 
 
 @lru_cache(1024)
 def _parse_tags(text: str) -> list[str]:
-    """Return the tags of a row; most beacons share theirs with many."""
+    """Return the tags of a row; cached, because most beacons share theirs with many others."""
     return json.loads(text)
 
 
@@ -124,10 +124,12 @@ async def list_beacons(
         "silent_since": None if silent_s is None else service.clock.now() - silent_s,
     }
 
-    status_of = partial(_status_of, service)  # looks at the view from a reader's thread
+    status_of = partial(_status_of, service)  # reads the view from a database thread
 
-    def read_page(conn: Connection) -> Response:  # a full page is some work: not on the event loop
-        total, rows = beacons.page(conn, **filters)
+    def read_page(
+        conn: Connection,
+    ) -> Response:  # serialized in the database thread, not on the event loop
+        total, rows = beacons.list_page(conn, **filters)
         more = rows[-1]["id"] if len(rows) == limit and total > limit else None
         found = [{**serialize_beacon(row), "standing": status_of(row["id"])} for row in rows]
         return listing_response("beacons", found, total=total, next=more)
@@ -144,14 +146,14 @@ async def show_beacon(
 ) -> Response:
     """Show a beacon: its attempts, reports and journal, newest first."""
     await flush_last_seen(service)
-    versions = {key: one.row["version"] for key, one in service.view.releases.items()}
+    versions = {key: one.row["version"] for key, one in service.fleet.releases.items()}
 
     def read_beacon(conn: Connection) -> Fields | None:
         row = beacons.get(conn, beacon_id)
         if row is None:
             return None
         serialized_attempts = []
-        for one in attempts.of_beacon(conn, beacon_id, limit):
+        for one in attempts.list_for_beacon(conn, beacon_id, limit):
             for key in (
                 "offered_at",
                 "taken_at",
@@ -160,15 +162,16 @@ async def show_beacon(
                 "late_at",
                 "blamed_at",
             ):
-                one[key] = iso(one[key])
+                one[key] = format_iso(one[key])
             serialized_attempts.append({**one, "version": versions.get(one["firmware_id"])})
         reports = [
-            {**one, "at": iso(one["at"])} for one in beacons.reports_of(conn, beacon_id, limit)
+            {**one, "at": format_iso(one["at"])}
+            for one in beacons.list_reports(conn, beacon_id, limit)
         ]
         entries = [
             {key: one[key] for key in ("seq", "stage", "code", "detail")}
-            | {"at": iso(one["utc"] or None), "stored_at": iso(one["stored_at"])}
-            for one in beacons.journal_of(conn, beacon_id, limit)
+            | {"at": format_iso(one["utc"] or None), "stored_at": format_iso(one["stored_at"])}
+            for one in beacons.list_journal(conn, beacon_id, limit)
         ]
         return {
             **serialize_beacon(row),
@@ -189,14 +192,14 @@ async def show_beacon(
 
 
 def _status_of(service: Service, beacon_id: str) -> str | None:
-    """Return the word for a beacon; None for one that is just being registered or removed."""
-    node = service.view.nodes.get(beacon_id)
-    return None if node is None else standing(node, service.view.releases, service.clock.now())
+    """Return the status label of a beacon; None while it is being registered or removed."""
+    node = service.fleet.beacons.get(beacon_id)
+    return None if node is None else health_label(node, service.fleet.releases, service.clock.now())
 
 
 def _serialize_claim(service: Service, beacon_id: str) -> Fields | None:
-    """Return what came in a beacon's name since it was heard, and may be somebody else's."""
-    node = service.view.nodes.get(beacon_id)
+    """Return the last unauthenticated request in the beacon's name since its last poll, or None."""
+    node = service.fleet.beacons.get(beacon_id)
     if node is None or node.claim is None:
         return None
-    return {**asdict(node.claim), "at": iso(node.claim.at)}
+    return {**asdict(node.claim), "at": format_iso(node.claim.at)}

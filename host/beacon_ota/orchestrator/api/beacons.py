@@ -1,4 +1,4 @@
-"""``/api/beacons``: register, list, show, move, rekey, quarantine."""
+"""``/api/beacons``: registers, changes, rekeys, quarantines and removes beacons."""
 
 import json
 import secrets
@@ -43,13 +43,13 @@ class NewBeacon(BaseModel):
     @field_validator("beacon_id")
     @classmethod
     def _valid(cls, value: str) -> str:
-        if not auth.valid_id(value):
+        if not auth.is_valid_id(value):
             raise ValueError("letters, digits, dot, dash and underscore, at most 64")
         return value
 
 
 class Change(BaseModel):
-    """What of a beacon is to change; what is absent stays."""
+    """The fields of a beacon to change; absent fields stay."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,7 +59,7 @@ class Change(BaseModel):
 
 
 class NewType(BaseModel):
-    """The board that a beacon is to be registered as."""
+    """The device type that a beacon is to be registered as."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,7 +68,7 @@ class NewType(BaseModel):
 
 
 class NewKey(BaseModel):
-    """The key that a beacon was provisioned with anew."""
+    """The key that a beacon was provisioned with again."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -76,7 +76,7 @@ class NewKey(BaseModel):
 
 
 class Why(BaseModel):
-    """The reason for what is done, kept in the audit log."""
+    """A reason, kept in the audit log."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -102,18 +102,18 @@ async def register_beacon(new: NewBeacon, service: ServiceDep, actor: Operator) 
         if beacons.get(conn, new.beacon_id) is not None:
             raise UsageError("beacon_taken", "this beacon is registered", found=new.beacon_id)
         _require_site(conn, new.site)
-        # Another beacon may have had this name: its failures are not held against this one.
-        beacons.add(conn, {**row, "cleared_at": attempts.last_end(conn, new.beacon_id)})
+        # Failures of a former beacon with this name do not count against the new one.
+        beacons.add(conn, {**row, "cleared_at": attempts.last_end_of(conn, new.beacon_id)})
         found = beacons.get(conn, new.beacon_id)
         assert found is not None
         return found
 
-    stored = await service.change(
+    stored = await service.change_audited(
         actor.name,
         "beacon.created",
         new.beacon_id,
         insert_beacon,
-        then=service.view.put_beacon,
+        then=service.fleet.put_beacon,
         detail={"device_type": new.device_type, "site": new.site},
     )
     public = serialize_beacon(stored)
@@ -145,9 +145,9 @@ async def change_beacon(
 async def retype_beacon(
     beacon_id: str, new: NewType, service: ServiceDep, actor: Operator
 ) -> Response:
-    """Register a beacon as another board: as what it says itself, or as the type given.
+    """Register a beacon as another board: the one that it reports, or the type given.
 
-    What it has begun as the other board is called off, unless it is rebooting into it.
+    Attempts that it began as the former board are called off, unless it is rebooting already.
     """
     await flush_last_seen(service)
     now = service.clock.now()
@@ -160,7 +160,7 @@ async def retype_beacon(
 
     def publish_type(done: tuple[Fields, Fields]) -> None:
         row, event = done
-        service.view.put_beacon(row)
+        service.fleet.put_beacon(row)
         service.hub.publish(event)
 
     row, _event = await service.db.write(write_type, then=publish_type)
@@ -169,9 +169,10 @@ async def retype_beacon(
 
 @router.post("/{beacon_id}/rekey")
 async def rekey_beacon(beacon_id: str, service: ServiceDep, actor: Admin) -> Response:
-    """Give a beacon a new key; it learns it with its next report, under the one that it has.
+    """Give a beacon a new key, which it receives in the answer to its next report.
 
-    One that was given before and may have arrived is good until the beacon has used a later one.
+    The answer is signed and encrypted with the present key. Keys that were given before are valid
+    until the beacon has used a later one.
     """
     new = secrets.token_bytes(32)
 
@@ -185,11 +186,11 @@ async def rekey_beacon(beacon_id: str, service: ServiceDep, actor: Admin) -> Res
 async def record_provisioned_key(
     beacon_id: str, new: NewKey, service: ServiceDep, actor: Admin
 ) -> Response:
-    """Take note of the key that a beacon was provisioned with again.
+    """Record the key that a beacon was provisioned with again.
 
-    Whoever knows a beacon's key speaks as that beacon: so this is for administrators, like rekey.
-    The others that it may have are good until the first request under this one: when provisioning
-    breaks off in between, the beacon can still be heard, and is told the new key.
+    The holder of a beacon's key can speak as that beacon, so this needs an administrator, like
+    rekey. The beacon's other keys stay valid until its first request with this one: if provisioning
+    was interrupted, the beacon is still heard, and receives the new key.
     """
     key = bytes.fromhex(new.key)
 
@@ -203,7 +204,7 @@ async def record_provisioned_key(
 async def quarantine_beacon(
     beacon_id: str, why: Why, service: ServiceDep, actor: Operator
 ) -> Response:
-    """Offer a beacon nothing until it is released again, and stop what is not rebooting yet."""
+    """Offer a beacon nothing until it is released; call off an attempt that is not rebooting."""
     values = {"quarantined_at": service.clock.now(), "quarantine_reason": why.reason}
 
     def write_quarantine(conn: Connection) -> Fields:
@@ -218,11 +219,11 @@ async def quarantine_beacon(
 async def unquarantine_beacon(
     beacon_id: str, why: Why, service: ServiceDep, actor: Operator
 ) -> Response:
-    """Release a beacon, and forgive what failed until now: it may try again."""
+    """Release a beacon and forgive its failures until now, so that it may try again."""
     values = {"quarantined_at": None, "quarantine_reason": None}
 
     def clear_quarantine(conn: Connection) -> Fields:
-        forgiven = attempts.last_end(conn, beacon_id)
+        forgiven = attempts.last_end_of(conn, beacon_id)
         return _change_row(conn, beacon_id, {**values, "cleared_at": forgiven})
 
     return await _apply_change(
@@ -232,18 +233,18 @@ async def unquarantine_beacon(
 
 @router.delete("/{beacon_id}", status_code=204)
 async def remove_beacon(beacon_id: str, service: ServiceDep, actor: Admin) -> Response:
-    """Forget a beacon; what came of its attempts stays counted."""
+    """Remove a beacon; the results of its attempts stay counted."""
 
     def delete_beacon(conn: Connection) -> None:
         if not beacons.remove(conn, beacon_id):
             raise not_found("beacon", beacon_id)
 
-    await service.change(
+    await service.change_audited(
         actor.name,
         "beacon.removed",
         beacon_id,
         delete_beacon,
-        then=lambda _none: service.view.drop_beacon(beacon_id),
+        then=lambda _none: service.fleet.drop_beacon(beacon_id),
     )
     return Response(status_code=204)
 
@@ -251,26 +252,32 @@ async def remove_beacon(beacon_id: str, service: ServiceDep, actor: Admin) -> Re
 def _change_row(conn: Connection, beacon_id: str, values: Fields) -> Fields:
     if beacons.get(conn, beacon_id) is None:
         raise not_found("beacon", beacon_id)
-    row = beacons.change(conn, beacon_id, **values) if values else beacons.get(conn, beacon_id)
+    row = (
+        beacons.update_columns(conn, beacon_id, **values)
+        if values
+        else beacons.get(conn, beacon_id)
+    )
     assert row is not None
     return row
 
 
 def _give_key(conn: Connection, beacon_id: str, key: bytes) -> Fields:
+    """Add a key to those that a beacon may have; it becomes the next one."""
     row = beacons.get(conn, beacon_id)
-    found = None if row is None else keys.give(conn, row, key)
+    found = None if row is None else keys.add_key(conn, row, key)
     if found is None:
         raise not_found("beacon", beacon_id)
     return found
 
 
 async def _apply_change(service, actor, action: str, beacon_id: str, write, **more) -> Response:
-    row = await service.change(
-        actor.name, action, beacon_id, write, then=service.view.put_beacon, **more
+    row = await service.change_audited(
+        actor.name, action, beacon_id, write, then=service.fleet.put_beacon, **more
     )
     return json_response(serialize_beacon(row))
 
 
 def _require_site(conn: Connection, site: str | None) -> None:
+    """Refuse a site that does not exist (422 ``site_unknown``)."""
     if site is not None and sites.get(conn, site) is None:
         raise Problem(422, "site_unknown", "there is no such site; add it first", found=site)

@@ -1,4 +1,4 @@
-"""``/docs``: the API's description, readable without anything from elsewhere."""
+"""``/docs``: shows the API's description, without loading anything from other hosts."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ _PAGE = Path(__file__).with_name("docs.html")
 
 @router.get("/docs")
 async def show_api_docs() -> Response:
-    """Return the page; it reads ``/api/openapi.json``."""
+    """Return the page, which reads ``/api/openapi.json``."""
     return Response(
         _read_page(), headers={"content-security-policy": _content_policy()}, media_type="text/html"
     )
@@ -29,7 +29,7 @@ def _read_page() -> str:
 
 @cache
 def _content_policy() -> str:
-    """Return a policy under which the page's own script and style run, and no others."""
+    """Return a policy that allows the page's own script and style, and no others."""
     return (
         f"default-src 'none'; script-src {_inline_hash('script')}; "
         f"style-src {_inline_hash('style')}; connect-src 'self'; img-src 'self' data:; "

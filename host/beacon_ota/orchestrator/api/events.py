@@ -1,4 +1,4 @@
-"""``/api/events``: what happens, live, as server-sent events that can be resumed."""
+"""``/api/events``: streams events as server-sent events that can be resumed."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from beacon_ota.orchestrator.api.access import Viewer, is_still_authorized
 from beacon_ota.orchestrator.api.answers import listing_response
 from beacon_ota.orchestrator.api.dependencies import ServiceDep
 from beacon_ota.orchestrator.api.numbers import RowId
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, events
 from beacon_ota.orchestrator.db.tables.tokens import Actor
@@ -34,14 +34,13 @@ async def follow_events(
     after: Annotated[RowId | None, Query(description="instead of Last-Event-ID")] = None,
     kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
-    """Follow events from now on, or from the one after the id given.
+    """Follow events from now on, or from the event after the given id.
 
-    Stored events have an id to resume from. Those of the moment (offers, progress, refusals)
-    have none, and whoever was not there has missed them. The stream ends when the token is
-    revoked, expires, or has another role.
+    Stored events have an id to resume from. Transient ones (offers, progress, refusals) have none,
+    and are not repeated. The stream ends when the token is revoked, expires, or changes its role.
     """
     start = after if last_event_id is None else last_event_id
-    service.hub.check_room(actor.id)
+    service.hub.check_capacity(actor.id)
     stream = _stream_events(service, request, actor, start, kind)
     return StreamingResponse(
         stream, media_type="text/event-stream", headers={"cache-control": "no-store"}
@@ -55,15 +54,15 @@ async def list_latest_events(
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
     kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
-    """List the newest stored events, oldest first; ``limit`` counts those that are asked for."""
-    rows = await service.db.read(events.before, None, kind, limit)
+    """List the newest stored events, oldest first; at most ``limit``."""
+    rows = await service.db.read(events.list_before, None, kind, limit)
     return listing_response("events", [_serialize_event(row) for row in rows])
 
 
 async def _stream_events(
     service: Service, request: Request, actor: Actor, start: int | None, kind: str
 ) -> AsyncIterator[str]:
-    queue = service.hub.follow(actor.id)
+    queue = service.hub.subscribe(actor.id)
     if queue is None:
         return
     try:
@@ -71,7 +70,7 @@ async def _stream_events(
         last = 0
         if start is not None:
             last = start
-            while rows := await service.db.read(events.since, last, _BATCH):
+            while rows := await service.db.read(events.list_after, last, _BATCH):
                 for row in rows:
                     if row["kind"].startswith(kind):
                         yield _format_sse(row)
@@ -91,20 +90,20 @@ async def _stream_events(
                     yield ": still here\n\n"
                 continue
             if event is None:
-                return  # begin again from the last id
+                return  # the client resumes from its last id
             if event["id"] is not None:
                 if event["id"] <= last:
-                    continue  # told from the table already
+                    continue  # sent from the table already
                 last = event["id"]
             if event["kind"].startswith(kind):
                 said = monotonic()
                 yield _format_sse(event)
     finally:
-        service.hub.leave(queue)
+        service.hub.unsubscribe(queue)
 
 
 def _serialize_event(event: Fields) -> Fields:
-    return {**event, "at": iso(event["at"])}
+    return {**event, "at": format_iso(event["at"])}
 
 
 def _format_sse(event: Fields) -> str:

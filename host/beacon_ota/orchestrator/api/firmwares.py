@@ -1,4 +1,4 @@
-"""``/api/firmwares``: upload, list, promote, deprecate."""
+"""``/api/firmwares``: uploads, lists, promotes and withdraws releases."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.access import Operator, RequireRole, Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, firmwares
@@ -51,10 +51,10 @@ _UPLOAD_FORM = {
 
 
 def serialize_firmware(row: Fields) -> Fields:
-    """Return a release as the API shows it."""
+    """Return a release as JSON."""
     public = {key: value for key, value in row.items() if not key.endswith("_at")}
     for key in ("uploaded_at", "promoted_at", "deprecated_at", "damaged_at", "expires_at"):
-        public[key] = iso(row[key])
+        public[key] = format_iso(row[key])
     public["info"] = json.loads(row["info"])
     public["signed"] = row["manifest"] is not None
     public["firmware_id"] = public.pop("id")
@@ -64,17 +64,17 @@ def serialize_firmware(row: Fields) -> Fields:
 
 @router.post("/upload", status_code=201, openapi_extra=_UPLOAD_FORM)
 async def upload_firmware(request: Request, service: ServiceDep, actor: Operator) -> Response:
-    """Upload a release image; it is examined before anything is stored."""
+    """Upload a release image; it is validated before anything is stored."""
     content_type = request.headers.get("content-type", "")
 
     async def may_still() -> None:
-        """It may have taken its time to arrive: the token may be revoked by now."""
+        """Check the token again: it may have been revoked during the upload."""
         await RequireRole("operator")(request)
 
     try:
         done = await take(service, actor, content_type, request.stream(), may_still)
     except ClientDisconnect:
-        return Response(status_code=400)  # nobody is there to read it
+        return Response(status_code=400)  # the client is gone
     return json_response(serialize_firmware(done.row), 201 if done.created else 200)
 
 
@@ -86,7 +86,7 @@ async def list_firmwares(
     state: Annotated[str | None, Query(max_length=16)] = None,
 ) -> Response:
     """List releases, newest first; ``previous`` marks the stable one before the current one."""
-    rows = await service.db.read(firmwares.every, device_type, state)
+    rows = await service.db.read(firmwares.list_all, device_type, state)
     public = [serialize_firmware(row) for row in rows]
     for one, role in find_release_roles(rows).items():
         next(row for row in public if row["firmware_id"] == one)["role"] = role
@@ -95,7 +95,7 @@ async def list_firmwares(
 
 @router.get("/{firmware_id}")
 async def show_firmware(firmware_id: str, service: ServiceDep, actor: Viewer) -> Response:
-    """Show a release; a withdrawn one with the mirrors that have not confirmed that."""
+    """Show a release; a withdrawn one with the mirrors that have not confirmed the withdrawal."""
     row = await service.db.read(firmwares.get, firmware_id)
     if row is None:
         raise not_found("firmware", firmware_id)
@@ -105,7 +105,7 @@ async def show_firmware(firmware_id: str, service: ServiceDep, actor: Viewer) ->
 
 @router.post("/{firmware_id}/promote")
 async def promote_firmware(firmware_id: str, service: ServiceDep, actor: Operator) -> Response:
-    """Move a release from ``testing`` to ``stable``: it is for every beacon then."""
+    """Move a release from ``testing`` to ``stable``, for beacons of all channels."""
     return await _change_state(service, actor, firmware_id, "testing", "stable", "promoted")
 
 
@@ -117,9 +117,10 @@ async def deprecate_firmware(
     engine: EngineDep,
     reason: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
-    """Withdraw a release: no beacon is offered it any more, and none under way goes on.
+    """Withdraw a release: beacons are not offered it any more, and running attempts are called off.
 
-    While the database does not take that, its rollouts are halted in memory, and it is refused.
+    If the database does not store that in time, its rollouts are halted in memory, and the answer
+    is 503.
     """
     withdrawing = asyncio.ensure_future(
         _change_state(service, actor, firmware_id, None, "deprecated", "deprecated", reason)
@@ -127,7 +128,7 @@ async def deprecate_firmware(
     await asyncio.wait((withdrawing,), timeout=LIMITS.stop_patience)
     if withdrawing.done() and not isinstance(withdrawing.exception(), StorageError):
         return withdrawing.result()
-    halted = engine.stopping.withdraw(firmware_id, actor.name)
+    halted = engine.stop_manager.halt_release(firmware_id, actor.name)
     withdrawing.add_done_callback(lambda done: done.exception())
     raise StorageError(
         "storage",
@@ -152,16 +153,16 @@ async def _change_state(
                 found=row["state"],
                 expected=before,
             )
-        changed = firmwares.change(conn, firmware_id, state=after, **{f"{action}_at": now})
+        changed = firmwares.update_columns(conn, firmware_id, state=after, **{f"{action}_at": now})
         assert changed is not None
         return changed
 
-    row = await service.change(
+    row = await service.change_audited(
         actor.name,
         f"firmware.{action}",
         firmware_id,
         write_state,
-        then=service.view.put_release,
+        then=service.fleet.put_release,
         reason=reason,
     )
     return json_response(
@@ -174,7 +175,7 @@ async def _list_unconfirmed(service: Service, row: Fields) -> list[Fields]:
 
 
 def find_release_roles(rows: list[Fields]) -> dict[str, str]:
-    """Return which releases are ``current`` and ``previous``: the highest stable versions."""
+    """Return by id the ``current`` and ``previous`` release of each board."""
     stable: dict[str, list[Fields]] = {}
     for row in rows:
         if row["state"] == "stable" and row["damaged_at"] is None:
@@ -191,7 +192,7 @@ download_router = APIRouter(tags=["releases"])
 
 
 class ImageResponse(Response):
-    """The bytes of a release, sent as the beacons get them."""
+    """The bytes of a release, sent in the same way as to beacons."""
 
     def __init__(self, service, release, data):
         super().__init__()
@@ -204,8 +205,8 @@ class ImageResponse(Response):
 
 @download_router.get("/firmwares/{firmware_id}/download")
 async def download_firmware(firmware_id: str, service: ServiceDep, actor: Viewer) -> Response:
-    """Download the bytes that beacons get, with a bearer token instead of a beacon's key."""
-    release = service.view.releases.get(firmware_id)
+    """Download the image that beacons get, with a bearer token instead of a beacon's key."""
+    release = service.fleet.releases.get(firmware_id)
     if release is None:
         raise not_found("firmware", firmware_id)
     return ImageResponse(service, release, await load_image(service, release))

@@ -1,4 +1,4 @@
-"""``/metrics``: what Prometheus reads. What is counted in the tables is counted there each time."""
+"""``/metrics``: counters and gauges for Prometheus, counted from tables and memory each time."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from starlette.responses import Response
 from beacon_ota.orchestrator.api.access import Viewer
 from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
 from beacon_ota.orchestrator.core.engine import Engine
-from beacon_ota.orchestrator.core.health import standing
-from beacon_ota.orchestrator.core.service import Counts, Service
+from beacon_ota.orchestrator.core.health import health_label
+from beacon_ota.orchestrator.core.service import ServedCounts, Service
 from beacon_ota.orchestrator.db.tables import Fields, mirror_watch, mirrors, statistics
 from beacon_ota.orchestrator.http.background import BackgroundPool
-from beacon_ota.orchestrator.mirror.watch import judged
+from beacon_ota.orchestrator.mirror.watch import judge_mirrors
 from beacon_ota.wire.report import CODES
 
 router = APIRouter(tags=["metrics"])
@@ -35,15 +35,15 @@ _POOL = BackgroundPool("metrics")
 async def show_metrics(
     request: Request, service: ServiceDep, engine: EngineDep, actor: Viewer
 ) -> Response:
-    """Everything, in Prometheus' text format."""
-    found = await service.db.read(statistics.read)
-    mirrored = await service.db.read(mirrors.every)
+    """Return all metrics in Prometheus' text format."""
+    found = await service.db.read(statistics.read_statistics)
+    mirrored = await service.db.read(mirrors.list_all)
     own = service.mirror
     now = service.clock.now()
     own_status = None if own is None else {**own.status(), "seen_at": own.contact, **own.health()}
-    health = {row["name"]: found for row, found in await service.db.read(judged, now)}
+    health = {row["name"]: found for row, found in await service.db.read(judge_mirrors, now)}
     mirrored = [one for one in mirrored if one["name"] in health]
-    served = service.served().add({})
+    served = service.total_counts().add({})
     collector = _Collector(service, engine, found, mirrored, own_status, served, health)
     text = await _POOL.run(request.is_disconnected, _render_metrics, collector)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
@@ -61,12 +61,14 @@ def _seconds_left(until: float | None, now: float) -> float | None:
 
 
 class _Collector:
-    """Counts in a thread of its own, with the fleet and every rollout to go through.
+    """Collects the metrics in a thread, over the whole fleet and every rollout.
 
     Args:
-        mirrored: what mirrors last said; says: what this one says, when it is one.
-        health: of mirrors, by their names.
-        served: what has been served until now.
+        found: counts from the tables.
+        mirrored: rows of the mirrors that have a verdict.
+        own_status: status of this mirror, None on a primary.
+        served: counters of all workers.
+        health: verdicts by mirror name.
     """
 
     def __init__(
@@ -76,8 +78,8 @@ class _Collector:
         found: statistics.Statistics,
         mirrored: list[Fields],
         own_status: Fields | None,
-        served: Counts,
-        health: dict[str, mirror_watch.Verdict],
+        served: ServedCounts,
+        health: dict[str, mirror_watch.MirrorHealth],
     ):
         self.health = health
         self.service, self.engine, self.found = service, engine, found
@@ -95,13 +97,13 @@ class _Collector:
         yield from self._collect_mirrors()
 
     def _collect_mirrors(self) -> Iterator[Metric]:
-        """How far mirrors lag: those of this primary, and this mirror itself (without a name)."""
+        """Yield the lag of the mirrors of this primary; a mirror's own has the name ""."""
         now = self.service.clock.now()
         statuses = {
             one["name"]: {
                 **one["status"],
                 "seen_at": one["seen_at"],
-                "lease_left_s": _seconds_left(mirror_watch.hands_out_until(one), now),
+                "lease_left_s": _seconds_left(mirror_watch.lease_ends_at(one), now),
             }
             for one in self.mirrored
         }
@@ -135,7 +137,7 @@ class _Collector:
         yield from (silent, backlog, lag, skew, lease, healthy)
 
     def _version_labels(self, firmware_id: str) -> tuple[str, str]:
-        row = self.service.view.releases[firmware_id].row
+        row = self.service.fleet.releases[firmware_id].row
         return row["device_type"], row["version"]
 
     def _collect_attempts(self) -> Iterator[Metric]:
@@ -176,12 +178,12 @@ class _Collector:
 
     def _collect_beacons(self) -> Iterator[Metric]:
         now = self.service.clock.now()
-        view = self.service.view
+        view = self.service.fleet
         counts: Counter[tuple[str, ...]] = Counter()
-        for node in view.nodes.copy().values():
-            facts = node.facts
-            state = standing(node, view.releases, now)
-            building = view.place(node).building
+        for node in view.beacons.copy().values():
+            facts = node.beacon
+            state = health_label(node, view.releases, now)
+            building = view.place_of(node).building
             counts[(facts.device_type, facts.version, building, state)] += 1
         family = GaugeMetricFamily(
             _PREFIX + "beacons",
@@ -211,7 +213,7 @@ class _Collector:
             "When the manifest of a release that is not withdrawn expires",
             labels=["device_type", "version"],
         )
-        for release in self.service.view.releases.copy().values():
+        for release in self.service.fleet.releases.copy().values():
             row = release.row
             if row["expires_at"] is not None and release.state != "deprecated":
                 expiry.add_metric([row["device_type"], row["version"]], row["expires_at"])
@@ -234,19 +236,19 @@ class _Collector:
             "1 for a rollout that is stopped in memory, and the database has not taken it",
             labels=["rollout"],
         )
-        for key in self.service.view.stops:
+        for key in self.service.fleet.stops:
             unstored.add_metric([key], 1)
         yield unstored
         now = self.service.clock.now()
-        for key, entry in self.service.view.entries.copy().items():
+        for key, entry in self.service.fleet.rollouts.copy().items():
             plan = entry.rollout.plan
             status.add_metric([key, entry.state.status.value], 1)
-            counts = self.engine.count(entry, now)
+            counts = self.engine.count_outcomes(entry, now)
             for index, wave in enumerate(plan.waves):
                 reached = entry.state.waves[index].stage
                 opened = 0.0 if reached < 0 else entry.rollout.ladders[index][reached].share
                 share.add_metric([key, plan.release.version, wave.name], opened)
-                for stage, cell in enumerate(counts.cells[index]):
+                for stage, cell in enumerate(counts.stages[index]):
                     for name in _OUTCOMES:
                         if count := getattr(cell, name):
                             labels = [key, plan.release.version, wave.name, str(stage), name]

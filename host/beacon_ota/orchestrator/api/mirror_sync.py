@@ -1,4 +1,4 @@
-"""``/api/mirror``: what a mirror calls at its primary: the exchange of changes, and images."""
+"""``/api/mirror``: the calls of a mirror at its primary: exchange of changes, images."""
 
 import asyncio
 import hashlib
@@ -19,11 +19,11 @@ from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
 from beacon_ota.orchestrator.api.firmwares import ImageResponse
 from beacon_ota.orchestrator.beacon_api.device_types import publish_type_mismatch
 from beacon_ota.orchestrator.core.engine import Engine
+from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import attempt_of
 from beacon_ota.orchestrator.db.tables import (
     Fields,
-    books,
+    mirror_books,
     mirror_rows,
     mirror_watch,
     mirrors,
@@ -39,7 +39,7 @@ router = APIRouter(tags=["mirrors"])
 
 
 class MirrorChange(BaseModel):
-    """Something that changed at a mirror; ``row`` as it is now, null when it is gone."""
+    """A change at a mirror; ``row`` is the present row, null if it was removed."""
 
     seq: Annotated[int, Field(ge=1, lt=1 << 62)]
     what: Annotated[str, Field(max_length=16)]
@@ -47,7 +47,15 @@ class MirrorChange(BaseModel):
 
 
 class Exchange(BaseModel):
-    """What a mirror tells, and what it has."""
+    """The changes that a mirror sends, and the state that it has.
+
+    Attributes:
+        epoch: identifies the mirror's database.
+        after: mark of the exchange before this one.
+        mark: mark of this exchange.
+        have: etag of the state that the mirror has.
+        status: the mirror's own condition.
+    """
 
     epoch: Annotated[str, Field(pattern=r"^[0-9a-f]{24}$")]
     after: Annotated[str | None, Field(pattern=r"^([0-9a-f]{24})?$")] = None
@@ -59,15 +67,15 @@ class Exchange(BaseModel):
 
 
 async def authenticate_mirror(request: Request, service: ServiceDep) -> Fields:
-    """Return the mirror that asks.
+    """Return the mirror whose token a request has.
 
     Raises:
-        Problem: those of a token; ``not_a_mirror``.
+        Problem: 403 ``not_a_mirror``; those of ``authenticate_actor``.
     """
     actor = await authenticate_actor(request)
     row = None
     if actor.role == tokens.MIRROR:
-        row = await service.db.read(mirrors.by_token, actor.id)
+        row = await service.db.read(mirrors.get_by_token, actor.id)
     if row is None:
         raise Problem(403, "not_a_mirror", "this is for mirrors alone", found=actor.role)
     return row
@@ -80,21 +88,26 @@ Mirror = Annotated[Fields, Depends(authenticate_mirror)]
 async def sync_mirror(
     exchange: Exchange, service: ServiceDep, engine: EngineDep, mirror: Mirror
 ) -> Response:
-    """Take over what a mirror tells, in order and once; give it what it needs, if that is new."""
+    """Apply a mirror's changes in order and once; return its new state if it has another."""
     now = service.clock.now()
     try:
         return await _exchange_state(exchange, service, engine, mirror, now)
     except (InputError, Incompatible) as error:
         await asyncio.shield(
             service.db.write(
-                mirror_watch.refuse, mirror["id"], now, error.code, str(error), exchange.status
+                mirror_watch.record_refusal,
+                mirror["id"],
+                now,
+                error.code,
+                str(error),
+                exchange.status,
             )
         )
         raise
 
 
 class Incompatible(Problem):
-    """A mirror of another release, which would misunderstand."""
+    """The refusal of a mirror with another protocol (409 ``mirror_protocol``)."""
 
     def __init__(self, exchange: Exchange):
         said = exchange.status.get("version")
@@ -115,19 +128,19 @@ async def _exchange_state(
     if exchange.protocol != PROTOCOL:
         raise Incompatible(exchange)
     changes = [change.model_dump() for change in exchange.changes]
-    page = books.Page(exchange.epoch, exchange.after, exchange.mark)
-    position = await service.db.read(books.look_up, mirror["id"], page)
+    page = mirror_books.BookPage(exchange.epoch, exchange.after, exchange.mark)
+    position = await service.db.read(mirror_books.compare_page, mirror["id"], page)
     for change in changes:
         if change["what"] == "halts" and change["row"]:
-            # Mirrors of the release before give their halts no names.
+            # Mirrors of the previous release do not name their halts.
             already_halted = exchange.after is None and change["seq"] <= position.seq
             if not already_halted:
                 await _halt_everywhere(service, engine, mirror, change["row"])
     if any(change["what"] == "attempts" for change in changes):
-        await service.flush()  # what beacons said to us, too
+        await service.flush_last_seen()  # last-seen times of this primary, which the merge compares
     applied = await asyncio.shield(
         service.db.write(
-            mirrors.take,
+            mirrors.import_changes,
             mirror["id"],
             page,
             changes,
@@ -151,8 +164,10 @@ async def _exchange_state(
     text = json.dumps(state, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
     unchanged = digest == exchange.have
-    if unchanged and "moves" not in exchange.status:  # an older mirror; it has taken all of this
-        await service.db.write(mirror_watch.confirm, mirror["id"], moves)
+    if (
+        unchanged and "moves" not in exchange.status
+    ):  # a mirror of the previous release has applied this state
+        await service.db.write(mirror_watch.record_confirmation, mirror["id"], moves)
     return json_response(
         {
             **answer,
@@ -165,53 +180,54 @@ async def _exchange_state(
 
 
 def _read_state(conn: Connection, mirror: Fields, fresh: bool) -> tuple[str, Fields]:
-    """Return what a mirror is given, and up to which entry of the audit log that is at least."""
-    return mirror_watch.newest(conn), mirrors.state(conn, mirror, fresh)
+    """Return the newest entry of the audit log that the mirror's state includes, and that state."""
+    return mirror_watch.newest_entry(conn), mirrors.export_state(conn, mirror, fresh)
 
 
 @router.get("/api/mirror/images/{firmware_id}")
 async def download_image(firmware_id: str, service: ServiceDep, mirror: Mirror) -> Response:
-    """Send a release's bytes, whole or from an offset."""
-    row = await service.db.read(mirrors.serves, mirror, firmware_id)
-    release = service.view.releases.get(firmware_id)
+    """Send a release's image, whole or from an offset."""
+    row = await service.db.read(mirrors.get_served_release, mirror, firmware_id)
+    release = service.fleet.releases.get(firmware_id)
     if row is None or release is None:
         raise not_found("firmware", firmware_id)
     return ImageResponse(service, release, await load_image(service, release))
 
 
-def _apply_told(service: Service, done: mirrors.Told) -> None:
+def _apply_told(service: Service, done: mirrors.ImportResult) -> None:
+    """Bring the view up to date with a mirror's changes, and publish their events."""
     for row in done.beacons:
-        state = service.view.nodes.get(row["id"])
-        former_type = "" if state is None else state.facts.said_type
-        node = service.view.put_beacon(row)
-        if node.facts.questioned and node.facts.said_type != former_type:
-            publish_type_mismatch(service, node, node.facts.said_type)
+        state = service.fleet.beacons.get(row["id"])
+        former_type = "" if state is None else state.beacon.said_type
+        node = service.fleet.put_beacon(row)
+        if node.beacon.questioned and node.beacon.said_type != former_type:
+            publish_type_mismatch(service, node, node.beacon.said_type)
     for row in done.attempts:
-        service.view.put_attempt(attempt_of(row))
+        service.fleet.put_attempt(attempt_from_row(row))
     for event in done.events:
         service.hub.publish(event)
 
 
 async def _halt_everywhere(service: Service, engine: Engine, mirror: Fields, row: Fields) -> None:
-    """Halt everywhere what a mirror has halted for itself; again is nothing."""
-    row = mirror_rows.halt(row)
-    if await service.db.read(books.knows_halt, row):
+    """Halt a rollout that a mirror has halted for itself; a halt that is known changes nothing."""
+    row = mirror_rows.check_halt(row)
+    if await service.db.read(mirror_books.knows_halt, row):
         return
     rollout_id = row["rollout_id"]
-    entry = service.view.entries.get(rollout_id)
+    entry = service.fleet.rollouts.get(rollout_id)
     if entry is None:
         return
     firmware_id = entry.rollout.plan.release.firmware_id
-    if await service.db.read(mirrors.serves, mirror, firmware_id) is None:
-        return  # none of its beacons could have told it
+    if await service.db.read(mirrors.get_served_release, mirror, firmware_id) is None:
+        return  # the mirror does not serve this release
     by, why = f"mirror {mirror['name']}", (row["reason"] or "")[:200]
     try:
-        stored = await engine.stopping.stop(
-            rollout_id, lambda entry, now: moves.halt(entry.state, now, by, why)
+        stored = await engine.stop_manager.stop_by_hand(
+            rollout_id, lambda entry, now: moves.halt_rollout(entry.state, now, by, why)
         )
     except UsageError:
-        stored = True  # it is halted, or over
-    # Whatever becomes of the rest that it tells: who resumes from now on has seen this.
-    if stored and (name := books.name_of(row)) is not None:
+        stored = True  # halted already, or over
+    # Recorded even if the rest of the exchange fails: an operator who resumes has seen this halt.
+    if stored and (name := mirror_books.halt_name(row)) is not None:
         now = service.clock.now()
-        await service.db.write(books.note_halt, mirror["id"], name, now)
+        await service.db.write(mirror_books.record_halt, mirror["id"], name, now)

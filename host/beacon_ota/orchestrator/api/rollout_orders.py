@@ -1,4 +1,4 @@
-"""Orders of rollouts: the request's fields, checked against releases and sites, as a plan."""
+"""Orders of rollouts: checks the request's fields against releases and sites, and makes a plan."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from beacon_ota.orchestrator.core.engine import (
-    withdrawn,
+    release_withdrawn,
 )
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.http.problems import not_found
-from beacon_ota.orchestrator.rollout.draw import draw_id
-from beacon_ota.orchestrator.rollout.plans import PRESETS, parse
+from beacon_ota.orchestrator.rollout.plans import PRESETS, parse_plan
+from beacon_ota.orchestrator.rollout.rollout_ids import choose_rollout_id
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
     Beacon,
@@ -23,7 +23,7 @@ from beacon_ota.orchestrator.rollout.types import (
 
 
 class RolloutOrder(BaseModel):
-    """A rollout to plan or to start."""
+    """A rollout to preview or to start."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,42 +46,46 @@ class RolloutOrder(BaseModel):
 
 
 def compile_order(service: Service, order: RolloutOrder) -> tuple[Rollout, float]:
-    """Read an order against the fleet; return the rollout and its start, UTC seconds."""
+    """Return the rollout of an order for the present fleet, and its start in UTC seconds."""
     plan, start_at = read_order(service, order)
-    view = service.view
-    fleet = [node.facts for node in view.nodes.values()]
+    view = service.fleet
+    fleet = [node.beacon for node in view.beacons.values()]
     return Rollout(
         draw_plan_id(plan, order, fleet, view.releases[order.firmware_id].state)
     ), start_at
 
 
 def read_order(service: Service, order: RolloutOrder) -> tuple[Plan, float]:
-    """Read an order against the releases and sites that there are; its id is not drawn yet."""
-    release = service.view.releases.get(order.firmware_id)
+    """Return the plan of an order, whose id is not drawn yet, and its start in UTC seconds.
+
+    Raises:
+        Problem: 404 ``firmware_unknown``. BeaconOtaError: a withdrawn release, an invalid plan.
+    """
+    release = service.fleet.releases.get(order.firmware_id)
     if release is None:
         raise not_found("firmware", order.firmware_id)
     if release.state == "deprecated":
-        raise withdrawn(release.row["state"])
+        raise release_withdrawn(release.row["state"])
     row = release.row
     now = service.clock.now()
     data = dict(order.plan)
     if row["required"]:
         data.setdefault("required", True)
-    plan = parse(
+    plan = parse_plan(
         data,
         rollout_id=order.seed or tables.new_id(),
         release=Release(row["id"], row["version"], row["device_type"], row["checksum"]),
-        sites=service.view.places.paths,
+        sites=service.fleet.places.paths,
     )
-    Rollout(plan)  # what it refuses is refused here
+    Rollout(plan)  # raises for a plan that cannot be a rollout
     return plan, max(order.start_at or now, now)
 
 
 def draw_plan_id(
     plan: Plan, order: RolloutOrder, beacons: Sequence[Beacon], release_state: str
 ) -> Plan:
-    """Return a plan with the id that fills its stages best; one that was shown keeps its own."""
+    """Return a plan with the id that fills its stages best; an order with a seed keeps that."""
     if order.seed is not None:
         return plan
-    drawn = draw_id(plan, beacons, salt=plan.rollout_id, release_state=release_state)
+    drawn = choose_rollout_id(plan, beacons, salt=plan.rollout_id, release_state=release_state)
     return replace(plan, rollout_id=drawn)

@@ -1,4 +1,4 @@
-"""``/api/rollouts``: plan, start, watch, pause, resume, halt, abort, advance."""
+"""``/api/rollouts``: previews, starts, lists, pauses, resumes, halts, aborts and advances."""
 
 import asyncio
 import contextlib
@@ -28,36 +28,36 @@ from beacon_ota.orchestrator.api.rollout_orders import (
     draw_plan_id,
     read_order,
 )
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.engine import (
-    Decide,
+    DecideTransitions,
     Engine,
     dump_state,
-    moved,
+    rollout_moved,
 )
+from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Entry
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, rollouts
 from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout import advance as moves
-from beacon_ota.orchestrator.rollout.plans import dump
+from beacon_ota.orchestrator.rollout.plans import dump_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.simulate import preview
+from beacon_ota.orchestrator.rollout.simulate import simulate_rollout
 from beacon_ota.orchestrator.rollout.types import (
     Transition,
 )
 
 router = APIRouter(prefix="/api/rollouts", tags=["rollouts"])
 
-_MIRROR_NAMES_S = 1.0  # of the wall clock, for the mirrors' names: a stop is answered without them
+_MIRROR_NAMES_S = 1.0  # real seconds for the mirrors' names in the answer to a stop
 _HORIZON_MAX_S = 400 * 86400.0
 
 
 class Why(BaseModel):
-    """The reason for what is done, kept in the audit log."""
+    """A reason, kept in the audit log."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -80,23 +80,25 @@ async def create_rollout(
     """Start a rollout, now or at the time given."""
     rollout, start_at = compile_order(service, order)
     plan = rollout.plan
-    state = moves.begin(rollout, start_at)
+    state = moves.initial_state(rollout, start_at)
     row: Fields = {
         "id": plan.rollout_id,
         "firmware_id": order.firmware_id,
         "name": order.name or f"{plan.release.device_type} {plan.release.version}",
         "status": state.status.value,
-        "plan": json.dumps(dump(plan)),
+        "plan": json.dumps(dump_plan(plan)),
         "state": dump_state(state),
         "revision": 0,
         "created_at": service.clock.now(),
         "created_by": actor.name,
     }
-    entry = await engine.create(row, rollout, state, actor.name)
-    async with engine.moving:
-        await engine.step(entry)  # what starts now has started when this is answered
+    entry = await engine.create_rollout(row, rollout, state, actor.name)
+    async with engine.rollout_lock:
+        await engine.evaluate_rollout(
+            entry
+        )  # a rollout that starts now has started before the answer
     found = await describe_rollout(service, engine, plan.rollout_id)
-    return json_response({**found, "not_covered": describe_uncovered(service.view, rollout)}, 201)
+    return json_response({**found, "not_covered": describe_uncovered(service.fleet, rollout)}, 201)
 
 
 @router.post("/plan")
@@ -107,16 +109,16 @@ async def preview_rollout(
     actor: Viewer,
     horizon_s: Annotated[float, Query(gt=0, le=_HORIZON_MAX_S)] = 90 * 86400.0,
 ) -> Response:
-    """Say who would get the release when, if all went well; nothing is started."""
+    """Show which beacons would get the release when, if all went well; nothing is started."""
     plan, start_at = read_order(service, order)
-    view = service.view
+    view = service.fleet
     state = view.releases[order.firmware_id].state
-    beacons = [node.facts for node in view.nodes.values()]
+    beacons = [node.beacon for node in view.beacons.values()]
     places = view.places
 
     def compute_timeline(stop: Callable[[], bool]) -> bytes:
         rollout = Rollout(draw_plan_id(plan, order, beacons, state))
-        timeline = preview(
+        timeline = simulate_rollout(
             rollout,
             beacons,
             places,
@@ -148,8 +150,8 @@ async def list_rollouts(
     begins: Annotated[str, Query(max_length=24, description="of the id")] = "",
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
 ) -> Response:
-    """List rollouts, newest first; ``limit`` counts those that are asked for."""
-    rows = await service.db.read(rollouts.every, limit, status, begins)
+    """List rollouts, newest first; at most ``limit``."""
+    rows = await service.db.read(rollouts.list_all, limit, status, begins)
     return listing_response(
         "rollouts", [await describe_rollout(service, engine, row["id"], row) for row in rows]
     )
@@ -159,7 +161,7 @@ async def list_rollouts(
 async def show_rollout(
     rollout_id: str, service: ServiceDep, engine: EngineDep, actor: Viewer
 ) -> Response:
-    """Show a rollout: its plan, how far each wave is, and what it waits for."""
+    """Show a rollout: its plan, the progress of each wave, and what the wave waits for."""
     found = await describe_rollout(service, engine, rollout_id, full=True)
     return json_response(found)
 
@@ -172,12 +174,12 @@ async def list_rollout_attempts(
     after: Annotated[str, Query(max_length=24)] = "",
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 500,
 ) -> Response:
-    """List a rollout's attempts, for a report; ``next`` is where the following page begins."""
-    rows = await service.db.read(attempts.of_rollout, rollout_id, limit, after)
+    """List a rollout's attempts; ``next`` is where the following page begins."""
+    rows = await service.db.read(attempts.list_for_rollout, rollout_id, limit, after)
     more = rows[-1]["id"] if len(rows) == limit else None
     for row in rows:
         for key in ("offered_at", "taken_at", "rebooting_at", "ended_at", "late_at", "blamed_at"):
-            row[key] = iso(row[key])
+            row[key] = format_iso(row[key])
     return listing_response("attempts", rows, next=more)
 
 
@@ -185,17 +187,22 @@ async def list_rollout_attempts(
 async def pause_rollout(
     rollout_id: str, why: Why, service: ServiceDep, engine: EngineDep, by: Stopper
 ) -> Response:
-    """Offer the release to nobody new; what is under way goes on. 202: not stored yet."""
-    return await _stop_rollout(service, engine, rollout_id, _decide_by_state(moves.pause, by, why))
+    """Offer the release to no further beacon; attempts under way go on. 202: not stored yet."""
+    return await _stop_rollout(
+        service, engine, rollout_id, _decide_by_state(moves.pause_rollout, by, why)
+    )
 
 
 @router.post("/{rollout_id}/resume")
 async def resume_rollout(
     rollout_id: str, why: Why, service: ServiceDep, engine: EngineDep, by: Operator
 ) -> Response:
-    """Go on after a pause, or after a halt: the failures so far are accepted then."""
+    """Go on after a pause or a halt, and accept the failures so far."""
     return await _move_rollout(
-        service, engine, rollout_id, _require_revision(why, _decide_by_state(moves.resume, by, why))
+        service,
+        engine,
+        rollout_id,
+        _require_revision(why, _decide_by_state(moves.resume_rollout, by, why)),
     )
 
 
@@ -203,8 +210,10 @@ async def resume_rollout(
 async def halt_rollout(
     rollout_id: str, why: Why, service: ServiceDep, engine: EngineDep, by: Stopper
 ) -> Response:
-    """Withhold the release from everybody who is not rebooting into it yet. 202: not stored yet."""
-    return await _stop_rollout(service, engine, rollout_id, _decide_by_state(moves.halt, by, why))
+    """Call off every attempt that is not rebooting yet, and offer nothing. 202: not stored yet."""
+    return await _stop_rollout(
+        service, engine, rollout_id, _decide_by_state(moves.halt_rollout, by, why)
+    )
 
 
 @router.post("/{rollout_id}/abort")
@@ -212,7 +221,9 @@ async def abort_rollout(
     rollout_id: str, why: Why, service: ServiceDep, engine: EngineDep, by: Stopper
 ) -> Response:
     """End a rollout for good. 202: not stored yet."""
-    return await _stop_rollout(service, engine, rollout_id, _decide_by_state(moves.abort, by, why))
+    return await _stop_rollout(
+        service, engine, rollout_id, _decide_by_state(moves.abort_rollout, by, why)
+    )
 
 
 @router.post("/{rollout_id}/advance")
@@ -221,11 +232,11 @@ async def advance_rollout(
 ) -> Response:
     """Open the next stage now, without waiting for sample or soak."""
 
-    def decide_next_stage(entry: Entry, now: float) -> tuple[Transition, ...]:
-        return moves.step(
+    def decide_next_stage(entry: RolloutEntry, now: float) -> tuple[Transition, ...]:
+        return moves.open_next_stage(
             entry.rollout,
             entry.state,
-            engine.count(entry, now),
+            engine.count_outcomes(entry, now),
             now,
             by.name,
             wave=why.wave,
@@ -237,46 +248,48 @@ async def advance_rollout(
     )
 
 
-def _decide_by_state(move: Callable[..., tuple[Transition, ...]], by: Actor, why: Why) -> Decide:
+def _decide_by_state(
+    move: Callable[..., tuple[Transition, ...]], by: Actor, why: Why
+) -> DecideTransitions:
     return lambda entry, now: move(entry.state, now, by.name, why.reason)
 
 
-def _require_revision(why: Why, decide: Decide) -> Decide:
-    """Return a decision that is only made about a rollout as it was shown."""
+def _require_revision(why: Why, decide: DecideTransitions) -> DecideTransitions:
+    """Return a decision that is refused if the rollout has moved since it was shown."""
 
-    def decide_as_shown(entry: Entry, now: float) -> Sequence[Transition]:
+    def decide_as_shown(entry: RolloutEntry, now: float) -> Sequence[Transition]:
         if why.revision not in (None, entry.revision):
-            raise moved()
+            raise rollout_moved()
         return decide(entry, now)
 
     return decide_as_shown
 
 
 async def _move_rollout(
-    service: Service, engine: Engine, rollout_id: str, decide: Decide, tries: int = 1
+    service: Service, engine: Engine, rollout_id: str, decide: DecideTransitions, tries: int = 1
 ) -> Response:
-    if rollout_id not in service.view.entries:
+    if rollout_id not in service.fleet.rollouts:
         row = await service.db.read(rollouts.get, rollout_id)
         if row is None:
             raise not_found("rollout", rollout_id)
         raise UsageError(
             "rollout_not_active", "the rollout is over", found=row["status"], expected="active"
         )
-    await engine.move(rollout_id, decide, tries)
+    await engine.move_rollout(rollout_id, decide, tries)
     return json_response(await describe_rollout(service, engine, rollout_id))
 
 
 async def _stop_rollout(
-    service: Service, engine: Engine, rollout_id: str, decide: Decide
+    service: Service, engine: Engine, rollout_id: str, decide: DecideTransitions
 ) -> Response:
-    """Stop a rollout; it holds before anything is asked of the database."""
-    if rollout_id not in service.view.entries:
+    """Stop a rollout; the stop holds in memory before the database is asked."""
+    if rollout_id not in service.fleet.rollouts:
         return await _move_rollout(service, engine, rollout_id, decide)
-    if await engine.stopping.stop(rollout_id, decide):
+    if await engine.stop_manager.stop_by_hand(rollout_id, decide):
         return json_response(await describe_rollout(service, engine, rollout_id))
-    entry = service.view.entries[rollout_id]
+    entry = service.fleet.rollouts[rollout_id]
     found, now = serialize_unstored(service, entry), service.clock.now()
-    with contextlib.suppress(StorageError, TimeoutError):  # which it would name, nobody can read
+    with contextlib.suppress(StorageError, TimeoutError):  # then the answer names no mirrors
         async with asyncio.timeout(_MIRROR_NAMES_S):
             since, at = entry.created_at, entry.state.changed_at
             found["unconfirmed"] = await service.db.read(

@@ -1,4 +1,4 @@
-"""``/api/sites``: the tree of sites, buildings and floors, their time zones and windows."""
+"""``/api/sites``: the tree of sites, buildings and floors, with time zones and windows."""
 
 import math
 from typing import Annotated, Literal
@@ -12,14 +12,14 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Operator, Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import ServiceDep
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, sites
 from beacon_ota.orchestrator.http.problems import not_found
-from beacon_ota.orchestrator.mirror.watch import judged
+from beacon_ota.orchestrator.mirror.watch import judge_mirrors
 from beacon_ota.orchestrator.rollout.windows import (
     check_path,
-    known_zone,
+    load_zone,
     next_window,
     parse_window,
 )
@@ -32,7 +32,7 @@ Kind = Literal["site", "building", "floor"] | None
 
 
 class NewSite(BaseModel):
-    """A node of the tree; zone and window are its parent's when absent."""
+    """A node of the tree; absent zone and window are those of its parent."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +44,7 @@ class NewSite(BaseModel):
 
 
 class Change(BaseModel):
-    """What of a site is to change; null takes the parent's."""
+    """The fields of a site to change; null takes the parent's value."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,10 +56,10 @@ class Change(BaseModel):
 
 @router.get("")
 async def list_sites(service: ServiceDep, actor: Viewer) -> Response:
-    """List the tree by path: the building and the window in force, and which mirrors serve it."""
+    """List the tree by path, with building, window in force, and the mirrors that serve it."""
     now = service.clock.now()
     rows, mirrors_with_verdict = await service.db.read(
-        lambda conn: (sites.every(conn), judged(conn, now))
+        lambda conn: (sites.list_all(conn), judge_mirrors(conn, now))
     )
     found = []
     for row in rows:
@@ -86,7 +86,7 @@ async def create_site(new: NewSite, service: ServiceDep, actor: Operator) -> Res
         if sites.get(conn, new.path) is not None:
             raise UsageError("site_taken", "this site is there", found=new.path)
         sites.add(conn, row)
-        return sites.every(conn)
+        return sites.list_all(conn)
 
     return await _apply_change(
         service, actor, "site.created", new.path, insert_site, new.model_dump(), 201
@@ -103,15 +103,15 @@ async def change_site(path: str, changes: Change, service: ServiceDep, actor: Op
         if sites.get(conn, path) is None:
             raise not_found("site", path)
         if values:
-            sites.change(conn, path, **values)
-        return sites.every(conn)
+            sites.update_columns(conn, path, **values)
+        return sites.list_all(conn)
 
     return await _apply_change(service, actor, "site.changed", path, write_change, values)
 
 
 @router.delete("/{path:path}", status_code=204)
 async def remove_site(path: str, service: ServiceDep, actor: Operator) -> Response:
-    """Remove a site that has nothing below it and no beacons."""
+    """Remove a site without children and without beacons."""
 
     def delete_site(conn: Connection) -> list[Fields]:
         why = sites.in_use(conn, path)
@@ -119,15 +119,17 @@ async def remove_site(path: str, service: ServiceDep, actor: Operator) -> Respon
             raise UsageError("site_in_use", f"the site is in use: {why}", found=path)
         if not sites.remove(conn, path):
             raise not_found("site", path)
-        return sites.every(conn)
+        return sites.list_all(conn)
 
-    await service.change(actor.name, "site.removed", path, delete_site, then=service.view.put_sites)
+    await service.change_audited(
+        actor.name, "site.removed", path, delete_site, then=service.fleet.put_sites
+    )
     return Response(status_code=204)
 
 
 def _check_window(zone: str | None, hours: str | None) -> None:
     if zone is not None:
-        known_zone(zone)
+        load_zone(zone)
     if hours is not None:
         parse_window(hours)
 
@@ -135,8 +137,8 @@ def _check_window(zone: str | None, hours: str | None) -> None:
 async def _apply_change(
     service: Service, actor, action: str, path: str, write, detail: Fields, status: int = 200
 ) -> Response:
-    rows = await service.change(
-        actor.name, action, path, write, then=service.view.put_sites, detail=detail
+    rows = await service.change_audited(
+        actor.name, action, path, write, then=service.fleet.put_sites, detail=detail
     )
     return json_response(
         _serialize_site(service, next(row for row in rows if row["path"] == path)), status
@@ -144,14 +146,14 @@ async def _apply_change(
 
 
 def _serialize_site(service: Service, row: Fields) -> Fields:
-    place = service.view.places.of(row["path"])
+    place = service.fleet.places.place_of(row["path"])
     start, end = next_window(place.window, service.clock.now())
     always_or_never = math.isinf(start)
     return {
         **row,
-        "created_at": iso(row["created_at"]),
+        "created_at": format_iso(row["created_at"]),
         "building": place.building,
         "zone": place.window.zone,
-        "opens_at": None if always_or_never else iso(start),
-        "closes_at": None if always_or_never else iso(end),
+        "opens_at": None if always_or_never else format_iso(start),
+        "closes_at": None if always_or_never else format_iso(end),
     }

@@ -1,4 +1,4 @@
-"""``/api/webhooks``: who is told what happens."""
+"""``/api/webhooks``: creates, changes, tests and removes webhooks, and shows their deliveries."""
 
 import json
 from typing import Annotated
@@ -12,7 +12,7 @@ from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api.access import Admin
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import DispatcherDep, ServiceDep
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.tables import Fields, events, webhooks
@@ -32,7 +32,7 @@ Url = Annotated[str, Field(max_length=1024, examples=["https://chat.example.org/
 
 
 class NewWebhook(BaseModel):
-    """A webhook to make; kinds are ``rollout.halted``, or ``rollout.`` for a group, or ``*``."""
+    """A webhook to create; kinds are ``rollout.halted``, ``rollout.`` for a group, or ``*``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,7 +42,7 @@ class NewWebhook(BaseModel):
 
 
 class Change(BaseModel):
-    """What of a webhook is to change; what is absent stays."""
+    """The fields of a webhook to change; absent fields stay."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -53,9 +53,9 @@ class Change(BaseModel):
 
 
 def serialize_webhook(row: Fields) -> Fields:
-    """Return a webhook as the API shows it, without its secret."""
+    """Return a webhook as JSON, without its secret."""
     public = {key: row[key] for key in ("name", "url", "kinds", "created_by")}
-    public |= {key: iso(row[key]) for key in _TIMES}
+    public |= {key: format_iso(row[key]) for key in _TIMES}
     counts = row["counts"]
     return {
         "webhook_id": row["id"],
@@ -69,18 +69,18 @@ def serialize_webhook(row: Fields) -> Fields:
 
 
 def serialize_delivery(row: Fields) -> Fields:
-    """Return a delivery as the API shows it."""
+    """Return a delivery as JSON."""
     public = {key: row[key] for key in ("kind", "state", "tries", "status", "error", "took_ms")}
     for key in ("created_at", "next_at", "ended_at"):
-        public[key] = iso(row[key])
+        public[key] = format_iso(row[key])
     return {"delivery_id": row["id"], **public, "body": json.loads(row["body"])}
 
 
 @router.get("")
 async def list_webhooks(service: ServiceDep, actor: Admin) -> Response:
-    """List webhooks, and how many of their deliveries are in which state."""
+    """List webhooks with their numbers of deliveries by state."""
     return listing_response(
-        "webhooks", [serialize_webhook(row) for row in await service.db.read(webhooks.every)]
+        "webhooks", [serialize_webhook(row) for row in await service.db.read(webhooks.list_all)]
     )
 
 
@@ -88,7 +88,7 @@ async def list_webhooks(service: ServiceDep, actor: Admin) -> Response:
 async def create_webhook(
     new: NewWebhook, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Make a webhook for what happens from now on. Its secret is shown this once."""
+    """Create a webhook for events from now on. Its secret is shown this once."""
     where = parse_target(new.url, local=service.settings.webhook_local)
     row: Fields = {
         "id": tables.new_id(),
@@ -122,7 +122,7 @@ async def show_webhook(
 
     def read_webhook(conn: Connection) -> Fields:
         row = _get_webhook(conn, webhook_id)
-        log = [serialize_delivery(one) for one in webhooks.log(conn, webhook_id, limit)]
+        log = [serialize_delivery(one) for one in webhooks.list_deliveries(conn, webhook_id, limit)]
         return {**serialize_webhook(row), "log": log}
 
     return json_response(await service.db.read(read_webhook))
@@ -132,7 +132,7 @@ async def show_webhook(
 async def change_webhook(
     webhook_id: str, changes: Change, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Change a webhook; one that is enabled again hears of what happens from now on."""
+    """Change a webhook; when it is enabled again, it gets events from now on."""
     values: Fields = {k: v for k, v in changes.model_dump().items() if v is not None}
     detail = {key: value for key, value in values.items() if key != "url"}
     if "url" in values:
@@ -146,7 +146,7 @@ async def change_webhook(
 
     def write_change(conn: Connection) -> Fields:
         row = _get_webhook(conn, webhook_id)
-        changed = dict(values)  # it is run again when another change of its transaction fails
+        changed = dict(values)  # this function may run again, alone, if its group of changes fails
         if enabled is False:
             changed["disabled_at"] = row["disabled_at"] or now
         elif enabled and row["disabled_at"] is not None:
@@ -154,7 +154,7 @@ async def change_webhook(
                 disabled_at=None, failing_since=None, rests_until=None, seen=events.last_id(conn)
             )
         if changed:
-            webhooks.change(conn, webhook_id, **changed)
+            webhooks.update_columns(conn, webhook_id, **changed)
         return _get_webhook(conn, webhook_id)
 
     return json_response(
@@ -170,12 +170,12 @@ async def change_webhook(
 async def rotate_webhook_secret(
     webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Give a webhook a new secret, at once. It is shown this once."""
+    """Give a webhook a new secret at once. The secret is shown this once."""
     secret = new_secret()
 
     def write_secret(conn: Connection) -> Fields:
         _get_webhook(conn, webhook_id)
-        webhooks.change(conn, webhook_id, secret=secret)
+        webhooks.update_columns(conn, webhook_id, secret=secret)
         return _get_webhook(conn, webhook_id)
 
     row = await _apply_change(service, dispatcher, actor, "rotated", webhook_id, write_secret)
@@ -186,17 +186,19 @@ async def rotate_webhook_secret(
 async def test_webhook(
     webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Deliver something that did not happen, to see whether it arrives."""
+    """Deliver a test event."""
     now = service.clock.now()
-    body = {"type": "webhook.test", "timestamp": iso(now), "data": {"by": actor.name}}
+    body = {"type": "webhook.test", "timestamp": format_iso(now), "data": {"by": actor.name}}
 
     def enqueue_test(conn: Connection) -> Fields:
         if _get_webhook(conn, webhook_id)["disabled_at"] is not None:
             raise UsageError("webhook_disabled", "the webhook is disabled", found=webhook_id)
-        webhooks.change(conn, webhook_id, rests_until=None)
+        webhooks.update_columns(conn, webhook_id, rests_until=None)
         return webhooks.enqueue_test(conn, webhook_id, json.dumps(body), now)
 
-    row = await service.change(actor.name, "webhook.tested", webhook_id, enqueue_test, event=False)
+    row = await service.change_audited(
+        actor.name, "webhook.tested", webhook_id, enqueue_test, event=False
+    )
     dispatcher.wake()
     return json_response({"delivery_id": row["id"]}, 202)
 
@@ -210,13 +212,13 @@ async def retry_delivery(
 
     def requeue_delivery(conn: Connection) -> Fields:
         _get_webhook(conn, webhook_id)
-        row = webhooks.again(conn, webhook_id, delivery_id, now)
+        row = webhooks.retry_delivery(conn, webhook_id, delivery_id, now)
         if row is None:
             raise not_found("delivery", delivery_id)
         return row
 
     detail = {"delivery": delivery_id}
-    row = await service.change(
+    row = await service.change_audited(
         actor.name, "webhook.retried", webhook_id, requeue_delivery, event=False, detail=detail
     )
     dispatcher.wake()
@@ -227,7 +229,7 @@ async def retry_delivery(
 async def remove_webhook(
     webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Remove a webhook and its log; what was not delivered is not."""
+    """Remove a webhook and its log; pending deliveries are dropped."""
 
     def delete_webhook(conn: Connection) -> Fields:
         row = _get_webhook(conn, webhook_id)
@@ -239,12 +241,12 @@ async def remove_webhook(
 
 
 def _describe_target(where: WebhookTarget) -> str:
-    """Return where a webhook goes, for the audit log: its path and query may be a secret."""
+    """Return scheme, host and port of a webhook for the audit log; the path may be a secret."""
     return f"{where.scheme}://{where.host}:{where.port}"
 
 
 def _get_webhook(conn: Connection, webhook_id: str) -> Fields:
-    rows = [row for row in webhooks.every(conn) if row["id"] == webhook_id]
+    rows = [row for row in webhooks.list_all(conn) if row["id"] == webhook_id]
     if not rows:
         raise not_found("webhook", webhook_id)
     return rows[0]
@@ -260,9 +262,9 @@ async def _apply_change(
     detail: Fields | None = None,
 ) -> Fields:
     def write_and_list(conn: Connection) -> tuple[Fields, list[Fields]]:
-        return write(conn), webhooks.every(conn)
+        return write(conn), webhooks.list_all(conn)
 
-    row, _ = await service.change(
+    row, _ = await service.change_audited(
         actor.name,
         f"webhook.{verb}",
         webhook_id,

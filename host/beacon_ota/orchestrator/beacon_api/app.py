@@ -1,4 +1,7 @@
-"""The beacons' three calls, in front of the framework: authentication, answers, refusals."""
+"""Routes the three calls of beacons: authenticates, calls the handler, signs refusals.
+
+The application stands in front of FastAPI, and passes every other request on to it.
+"""
 
 import asyncio
 import hashlib
@@ -14,8 +17,8 @@ from beacon_ota.orchestrator.beacon_api.download import serve_download
 from beacon_ota.orchestrator.beacon_api.poll import answer_poll
 from beacon_ota.orchestrator.beacon_api.refusals import record_refusal
 from beacon_ota.orchestrator.beacon_api.report import accept_report
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.http import asgi, problems
 from beacon_ota.orchestrator.http.asgi import App, ClientDisconnected, Receive, Scope, Send
 from beacon_ota.orchestrator.http.connections import BEACON, network_of
@@ -31,13 +34,13 @@ _UNAUTHENTICATED_CODES = ("unknown_beacon", "bad_mac")
 
 
 class BeaconApp:
-    """An ASGI application that answers beacons and hands everything else on."""
+    """The outer ASGI application: answers beacons, passes other requests to ``admin_app``."""
 
     def __init__(self, service: Service, admin_app: App):
         self.service = service
         self.admin_app = admin_app
         self.throttle = Throttle(LIMITS.refusals)
-        self._event_throttle = Throttle(LIMITS.refusals)  # bounds what is told of refusals, too
+        self._event_throttle = Throttle(LIMITS.refusals)  # bounds the events about refusals, too
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,11 +64,11 @@ class BeaconApp:
                 return
             if self.service.shared:
                 await self._catch_up_for_admin(scope)
-            self.service.heed()
+            self.service.sync_stops()
             await self.admin_app(scope, receive, send)
             return
-        caller: Caller[Node] | None = None
-        self.service.heed()
+        caller: Caller[BeaconState] | None = None
+        self.service.sync_stops()
         try:
             body = (
                 await asgi.read_body(scope, receive, LIMITS.status_body)
@@ -77,15 +80,15 @@ class BeaconApp:
             except AuthenticationError as error:
                 if error.code not in _UNAUTHENTICATED_CODES or not self.service.shared:
                     raise
-                await self.service.catch_up()  # another process may have just learned of it
+                await self.service.catch_up()  # another process may just have registered it
                 caller = self._authenticate_caller(scope, authorization, body)
             asgi.mark_proven(scope, BEACON)
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon, caller.key)
-                beacon_id = caller.beacon.facts.id
-                known = self.service.view.nodes.get(beacon_id)
+                beacon_id = caller.beacon.beacon.id
+                known = self.service.fleet.beacons.get(beacon_id)
                 if known is None or caller.key not in (known.key, *known.given_keys):
-                    # A later one has been used meanwhile, or the beacon was removed.
+                    # The beacon has used a later key in the meantime, or was removed.
                     raise AuthenticationError(
                         "bad_mac", "the signature does not fit the key", claimed_sender=beacon_id
                     )
@@ -102,9 +105,10 @@ class BeaconApp:
             await self._send_refusal(scope, send, problem, caller)
 
     async def _catch_up_for_admin(self, scope: Scope) -> None:
-        """Let an administrator see what was done a moment ago through another process.
+        """Read the changes of other processes, so that an administrator sees those just made.
 
-        What stops a rollout does not wait for long: it holds over whatever is seen later.
+        A request that stops a rollout waits for ``LIMITS.stop_patience`` seconds at most: a stop
+        does not depend on the changes that are read later.
         """
         patience = LIMITS.stop_patience if scope["path"].endswith(_STOP_PATHS) else None
         try:
@@ -115,10 +119,13 @@ class BeaconApp:
         except BeaconOtaError as error:
             log.warning("what the other workers did cannot be read: %s", error)
 
-    def _authenticate_caller(self, scope: Scope, authorization: str, body: bytes) -> Caller[Node]:
+    def _authenticate_caller(
+        self, scope: Scope, authorization: str, body: bytes
+    ) -> Caller[BeaconState]:
+        """Return the beacon that signed a request (see ``authenticate_request``)."""
         service = self.service
         return authenticate_request(
-            service.view.nodes.get,
+            service.fleet.beacons.get,
             authorization,
             scope["method"],
             asgi.request_target(scope),
@@ -129,7 +136,7 @@ class BeaconApp:
     async def _send_refusal(
         self, scope: Scope, send: Send, error: BeaconOtaError, caller: Caller | None
     ) -> None:
-        """Answer with a problem; sealed for a caller whose mac was right, None for all others."""
+        """Answer with a problem document, signed if there is an authenticated caller."""
         code = problems.status_of(error)
         if (
             caller is not None
@@ -143,8 +150,8 @@ class BeaconApp:
             self.service.counts.refused[error.code] += 1
             now = self.service.clock.now()
             address = asgi.client_address(scope)
-            # Who holds a beacon's key does not guess it: a building behind one address that lost
-            # its clocks in a power cut is told the time, every beacon of it.
+            # Only wrong signatures count, no wrong times: after a power cut, every beacon of a
+            # building behind one address learns the time.
             if error.code in _UNAUTHENTICATED_CODES and self.throttle.count_failure(
                 network_of(address)
             ):
@@ -153,9 +160,9 @@ class BeaconApp:
                 headers.append((b"retry-after", b"30"))
             elif not self._event_throttle.count_failure(address):
                 who = error.claimed_sender
-                self.service.view.claimed(who, now, error.code, address)
+                self.service.fleet.mark_claimed(who, now, error.code, address)
                 data = {"code": error.code, "address": address}
-                self.service.hub.tell(now, "auth.refused", who, data)
+                self.service.hub.broadcast_transient(now, "auth.refused", who, data)
                 log.info("refused %s: %s %s from %s", scope["path"], error.code, who, address)
         told = error.sign_at if isinstance(error, AuthenticationError) else None
         payload = problems.problem_document(
@@ -167,12 +174,23 @@ class BeaconApp:
 
 
 def _counts_as_refusal(error: BeaconOtaError, status: int) -> bool:
-    """Tell whether a beacon is refused, and not told that an attempt is over, or that we fail."""
+    """Tell whether an answer refuses the beacon itself.
+
+    False for the end of an attempt (409, 410) and for failures of the orchestrator (5xx).
+    """
     return error.code == "device_type_mismatch" or (status < 500 and status not in (409, 410))
 
 
+# The calls of beacons, as docs/security.md names them.
+ROUTES = {
+    "GET /firmwares/latest/{device_type}": answer_poll,
+    "GET /firmwares/{firmware_id}/download": serve_download,
+    "POST /api/beacons/{beacon_id}/ota_status": accept_report,
+}
+
+
 def _route_call(scope: Scope):
-    """Return the beacon's call that a request is, None when it is none."""
+    """Return the function of ``ROUTES`` that answers a request, None for other requests."""
     path: str = scope["path"]
     method = scope["method"]
     if method == "GET" and path.startswith("/firmwares/"):

@@ -1,7 +1,7 @@
-"""``POST /api/beacons/{beacon_id}/ota_status``: what a beacon says of its update.
+"""``POST /api/beacons/{beacon_id}/ota_status``: stores a beacon's report about an update.
 
-An attempt has one result, and the first final report settles it. Repeated ones change nothing and
-are answered as if they were the first, so that a beacon stops repeating itself.
+An attempt has one result: the first final report sets it. A repeated report changes nothing and
+gets the same answer, so that the beacon stops repeating it.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from beacon_ota.orchestrator.beacon_api.report_parser import (
     FAILED_STATUSES,
     parse_report,
 )
-from beacon_ota.orchestrator.core.service import Service, going_on, outcome_event
-from beacon_ota.orchestrator.core.stops import StopBoard
-from beacon_ota.orchestrator.core.view import Node, attempt_of
+from beacon_ota.orchestrator.core.fleet_state import BeaconState, attempt_from_row
+from beacon_ota.orchestrator.core.service import Service, may_attempt_continue, record_outcome_event
+from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons
 from beacon_ota.orchestrator.http import asgi
@@ -30,21 +30,21 @@ from beacon_ota.wire import report as wire
 
 
 class RecordedReport(NamedTuple):
-    """What a report came to in the database."""
+    """The effect of a report on the database."""
 
-    how: str  # first, late, undone, repeated; "" when it settles nothing
-    row: Fields | None  # of the attempt
+    how: str  # first, late, undone, repeated; "" without an effect on the result
+    row: Fields | None  # the attempt
     events: tuple[Fields, ...] = ()
-    others: tuple[Fields, ...] = ()  # earlier attempts of the beacon that it says more about
+    others: tuple[Fields, ...] = ()  # earlier attempts that the report changes as well
     called_off: bool = False  # the attempt may not go on, and nothing was recorded
 
 
 async def accept_report(
-    service: Service, caller: Caller[Node], body: bytes, scope: Scope, send: Send
+    service: Service, caller: Caller[BeaconState], body: bytes, scope: Scope, send: Send
 ) -> None:
-    """Take a report. 409 and 410 tell the beacon to stop before it boots the release."""
+    """Store and answer a report. 409 and 410 make the beacon stop before it boots the release."""
     node = caller.beacon
-    if scope["path"].split("/")[3] != node.facts.id:
+    if scope["path"].split("/")[3] != node.beacon.id:
         raise Problem(403, "beacon_mismatch", "a beacon reports for itself only")
     doc = parse_report(body, service.counts)
     word = doc["update_status"]
@@ -57,7 +57,7 @@ async def accept_report(
 
     version = ""
     if attempt is not None:
-        version = service.view.releases[attempt.firmware_id].row["version"]
+        version = service.fleet.releases[attempt.firmware_id].row["version"]
     now = service.clock.now()
     _update_beacon(service, node, doc, now, asgi.client_address(scope))
     entries, ack = doc.pop("journal", []), doc.pop("journal_ack", 0)
@@ -68,7 +68,7 @@ async def accept_report(
                     _store_report,
                     service.stops,
                     now,
-                    node.facts.id,
+                    node.beacon.id,
                     None if attempt is None else attempt.id,
                     doc,
                     entries,
@@ -78,9 +78,9 @@ async def accept_report(
             )
         except StorageError:
             if attempt is not None and word in FAILED_STATUSES:
-                service.not_recorded(attempt, Result(word))
+                service.note_unrecorded(attempt, Result(word))
             raise
-    else:  # progress of the moment
+    else:  # transient progress is not stored
         recorded = RecordedReport("", None)
     if attempt is not None:
         if word in wire.FINAL:
@@ -88,22 +88,22 @@ async def accept_report(
         else:
             if recorded.row is not None and recorded.row["result"] is not None:
                 raise Problem(409, "attempt_over", "the attempt has ended", found=attempt.id)
-            service.heed()
-            if recorded.called_off or service.view.is_stopped(attempt):
+            service.sync_stops()
+            if recorded.called_off or service.fleet.is_stopped(attempt):
                 raise halted_problem("halted", attempt)
             node.progress = doc.get("progress", 0 if word == "downloading" else 100)
-            service.hub.tell(
+            service.hub.broadcast_transient(
                 now,
                 f"attempt.{word}",
                 attempt.id,
                 {
-                    "beacon": node.facts.id,
+                    "beacon": node.beacon.id,
                     "rollout": attempt.rollout_id,
                     "progress": node.progress,
                 },
             )
     else:
-        service.hub.tell(now, "beacon.reported", node.facts.id, {})
+        service.hub.broadcast_transient(now, "beacon.reported", node.beacon.id, {})
     answer: Fields = {"ok": True, "server_time": int(service.clock.now())}
     if ack:
         answer["journal_ack"] = ack
@@ -116,22 +116,22 @@ async def accept_report(
     await asgi.send_response(send, 200, payload, (asgi.JSON_TYPE, signature))
 
 
-async def _find_attempt(service: Service, node: Node, doc: Fields) -> Attempt:
+async def _find_attempt(service: Service, node: BeaconState, doc: Fields) -> Attempt:
     """Return the attempt that a report is about.
 
     Raises:
-        Problem: 409 ``attempt_unknown``: none of this beacon and firmware.
+        Problem: 409 ``attempt_unknown``: no attempt of this beacon and release has that id.
     """
-    attempt = service.view.open.get(doc["attempt_id"])
+    attempt = service.fleet.open_attempts.get(doc["attempt_id"])
     if attempt is None:
-        await service.catch_up()  # offered by another process, a moment ago
-        attempt = service.view.open.get(doc["attempt_id"])
+        await service.catch_up()  # another process may just have made the offer
+        attempt = service.fleet.open_attempts.get(doc["attempt_id"])
     if attempt is None:
         row = await service.db.read_for_beacon(attempts.get, doc["attempt_id"])
-        attempt = None if row is None else attempt_of(row)
+        attempt = None if row is None else attempt_from_row(row)
     if (
         attempt is None
-        or attempt.beacon_id != node.facts.id
+        or attempt.beacon_id != node.beacon.id
         or attempt.firmware_id != doc["firmware_id"]
     ):
         raise Problem(409, "attempt_unknown", "no such attempt", found=doc["attempt_id"])
@@ -139,9 +139,9 @@ async def _find_attempt(service: Service, node: Node, doc: Fields) -> Attempt:
 
 
 def _check_success_image(service: Service, attempt: Attempt | None, doc: Fields) -> None:
-    """Only the new image itself can say that it runs."""
+    """Refuse a success that does not come from the release's own image."""
     assert attempt is not None
-    expected = service.view.releases[attempt.firmware_id].row["checksum"]
+    expected = service.fleet.releases[attempt.firmware_id].row["checksum"]
     if doc["image_sha256"] != expected:
         raise Problem(
             409,
@@ -152,15 +152,17 @@ def _check_success_image(service: Service, attempt: Attempt | None, doc: Fields)
         )
 
 
-def _update_beacon(service: Service, node: Node, doc: Fields, now: float, address: str) -> None:
-    """Take from a report what the beacon runs; `firmware_version` is not that on the way."""
+def _update_beacon(
+    service: Service, node: BeaconState, doc: Fields, now: float, address: str
+) -> None:
+    """Take version and image that the beacon runs from a report; during an update: the old ones."""
     word = doc["update_status"]
     own = word in ("idle", "success", "rolled_back")
-    facts = node.facts
+    facts = node.beacon
     running = doc.get("firmware_version" if own else "previous_version", facts.version)
     image = doc.get("image_sha256", facts.image)
     on_trial = facts.on_trial and word not in ("success", "rolled_back")
-    service.view.heard(node, now, running, image, on_trial, address)
+    service.fleet.mark_seen(node, now, running, image, on_trial, address)
     node.query = b""
 
 
@@ -174,40 +176,41 @@ def _store_report(
     entries: list[list[Any]],
     version: str,
 ) -> RecordedReport:
-    """Store a report in one transaction: journal, history, and what it does to its attempt."""
+    """Store a report in one transaction: journal, history, and the effect on its attempt."""
     word = doc["update_status"]
     if attempt_id is not None and word not in wire.FINAL:
-        may, row = going_on(conn, stops, attempt_id)
+        may, row = may_attempt_continue(conn, stops, attempt_id)
         if not may:
             return RecordedReport("", row, called_off=True)
     if entries:
-        beacons.keep_journal(conn, beacon_id, entries, now)
+        beacons.add_journal_entries(conn, beacon_id, entries, now)
     if attempt_id is None:
-        beacons.report(conn, beacon_id, None, now, word, json.dumps(doc))
-        beacons.said(conn, beacon_id, doc)
+        beacons.add_report(conn, beacon_id, None, now, word, json.dumps(doc))
+        beacons.record_self_report(conn, beacon_id, doc)
         return RecordedReport("", None)
     told: list[Fields] = []
     others: list[Fields] = []
     how = ""
     if word in wire.FINAL:
-        at = attempts.dated(conn, attempt_id, now)
-        how, row = attempts.finish(conn, at, doc)
+        at = attempts.end_time(conn, attempt_id, now)
+        how, row = attempts.record_result(conn, at, doc)
         if row is not None and how != "repeated":
             others = attempts.undo_earlier(conn, at, doc, row)
             if how == "first":
-                told.append(outcome_event(conn, now, row, version))
+                told.append(record_outcome_event(conn, now, row, version))
             undone = [*others, row] if how == "undone" and row["result"] == "success" else others
-            told += [outcome_event(conn, now, one, version, "undone") for one in undone]
+            told += [record_outcome_event(conn, now, one, version, "undone") for one in undone]
     elif word == "rebooting":
-        row = attempts.rebooting(conn, attempt_id, now)
+        row = attempts.mark_rebooting(conn, attempt_id, now)
     else:
-        row = attempts.take(conn, attempt_id, now)
+        row = attempts.start(conn, attempt_id, now)
     if how != "repeated":
-        beacons.report(conn, beacon_id, attempt_id, now, word, json.dumps(doc))
+        beacons.add_report(conn, beacon_id, attempt_id, now, word, json.dumps(doc))
     return RecordedReport(how, row, tuple(told), tuple(others))
 
 
 def _publish_recorded(service: Service, done: RecordedReport) -> None:
+    """Bring the view up to date with a stored report, and publish its events."""
     for row in (*done.others, done.row):
         service.put_attempt(row)
     for event in done.events:

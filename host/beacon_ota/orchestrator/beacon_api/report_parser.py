@@ -1,4 +1,4 @@
-"""Parses reports: the fields that the contract gives to each status, within their bounds."""
+"""Parses reports: returns the fields that the contract gives to a status, within their bounds."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from collections import Counter
 from operator import itemgetter
 from typing import Any
 
-from beacon_ota.orchestrator.core.service import Counts
+from beacon_ota.orchestrator.core.service import ServedCounts
 from beacon_ota.orchestrator.db.tables import Fields, attempts
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.wire import journal
@@ -19,7 +19,7 @@ _ATTEMPT_STATUSES = tuple(word for word in wire.STATUSES if word != "idle")
 FAILED_STATUSES = ("failed", "rolled_back")
 
 
-# With which statuses a field means something, and is checked: what else is sent is let go.
+# The statuses with which a field has a meaning and is checked; with others it is ignored.
 _FIELD_STATUSES = {
     **dict.fromkeys(
         ("update_status", "firmware_version", "updated_at", "image_sha256", "journal"),
@@ -33,17 +33,18 @@ _FIELD_STATUSES = {
 }
 
 
-def parse_report(body: bytes, counts: Counts | None = None) -> Fields:
-    """Return a report: the fields that the contract gives to its status, all within their bounds.
+def parse_report(body: bytes, counts: ServedCounts | None = None) -> Fields:
+    """Return the fields of a report that the contract gives to its status, within their bounds.
 
-    What is broken and not needed is mended or left out (``wire.report``). ``journal`` holds the
+    A broken field that is not needed is mended or left out (``wire.report``). ``journal`` has the
     entries to store, ``journal_ack`` the number to acknowledge.
 
     Args:
-        counts: takes how many fields and journal entries broke the contract.
+        body: JSON.
+        counts: counts the fields and journal entries that broke the contract.
 
     Raises:
-        Problem: ``report_syntax``, or ``report_field`` naming a field that is needed.
+        Problem: 422 ``report_syntax``, or ``report_field`` with the name of a needed field.
     """
     try:
         text = body.decode("utf-8", "replace")
@@ -51,12 +52,12 @@ def parse_report(body: bytes, counts: Counts | None = None) -> Fields:
     except (ValueError, RecursionError):
         raise Problem(422, "report_syntax", "the body is not JSON") from None
     try:
-        fields, faults = wire.read(doc)
+        fields, faults = wire.read_report(doc)
     except wire.ReportError as error:
         raise Problem(
             422, "report_field", f"{error.field}: {error.reason}", found=error.field
         ) from None
-    counts = counts or Counts()
+    counts = counts or ServedCounts()
     counts.fields.update(faults)
     word = fields["update_status"]
     found = {name: value for name, value in fields.items() if word in _FIELD_STATUSES.get(name, ())}
@@ -66,15 +67,14 @@ def parse_report(body: bytes, counts: Counts | None = None) -> Fields:
 
 
 def _mend_journal(sent: Any, counts: Counter[str]) -> tuple[list[list[Any]], int]:
-    """Return the journal entries to store, oldest first, and the number to acknowledge; or 0.
+    """Return the journal entries to store, oldest first, and the number to acknowledge (or 0).
 
-    An entry that breaks the contract is cut to its bounds or dropped, and acknowledged like the
-    others, or its beacon would send it for ever. What is beyond the entries of one report is left
-    for the next one.
+    A broken entry is cut to its bounds or dropped. It is acknowledged all the same, or the beacon
+    would send it for ever. Entries over the bound of one report stay for the next report.
 
     Args:
         sent: the report's field.
-        counts: takes how many were ``clipped`` and ``dropped``.
+        counts: counts how many entries were ``clipped`` and ``dropped``.
     """
     if not isinstance(sent, list):
         return [], 0
@@ -88,7 +88,7 @@ def _mend_journal(sent: Any, counts: Counter[str]) -> tuple[list[list[Any]], int
     del numbered[journal.MAX_ENTRIES :]
     kept = []
     for entry in numbered:
-        mended = journal.mend(entry)
+        mended = journal.repair_entry(entry)
         if mended is None:
             counts["dropped"] += 1
             continue
@@ -98,9 +98,10 @@ def _mend_journal(sent: Any, counts: Counter[str]) -> tuple[list[list[Any]], int
 
 
 def _refuse_constant(word: str) -> None:
+    """Refuse NaN and Infinity, which JSON does not have."""
     raise ValueError(word)
 
 
 def _parse_integer(digits: str) -> float:
-    """Return a whole number; one that is out of every range, without reading its digits."""
+    """Return a whole number; infinity for more than 23 digits, which no field accepts."""
     return int(digits) if len(digits) < 24 else math.inf

@@ -1,8 +1,7 @@
-"""Images in an object store (S3 and what speaks like it, Google, Azure), or in another folder.
+"""Stores images in an object store (S3-compatible, Google, Azure), or in another folder.
 
-The same promises as a folder of files: whole before the row that refers to it, hashed on the way
-into memory. A store that does not answer says nothing about what is in it: that withdraws no
-release, it is asked again.
+The guarantees are those of ``blobs.local``: complete before the row that refers to it, hashed on
+the way into memory. A store that does not answer withdraws no release: the request is repeated.
 """
 
 import os
@@ -23,10 +22,10 @@ _RETRIES = 3
 
 
 def open_blob_store(data: Path, images: str | None) -> LocalBlobStore:
-    """Return where the images are: ``images`` is a URL or a folder; None is the data folder.
+    """Return the store for ``images``: a URL or a folder; None is the data folder.
 
     Raises:
-        UsageError: ``images_url``, ``images_support`` when what reads object stores is missing.
+        UsageError: ``images_url``; ``images_support`` without the package for object stores.
     """
     if not images:
         return LocalBlobStore(data)
@@ -46,10 +45,11 @@ def open_blob_store(data: Path, images: str | None) -> LocalBlobStore:
 
 
 class ObjectBlobStore(LocalBlobStore):
-    """Images as objects named by their digest; what arrives grows in the data folder.
+    """Images as objects named by their digest; uploads and downloads grow in the data folder.
 
     Credentials and endpoint come from the environment, in the names of the store's own tools
-    (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS`` …).
+    (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS`` …). All methods
+    block.
     """
 
     def __init__(self, data: Path, url: str):
@@ -78,7 +78,7 @@ class ObjectBlobStore(LocalBlobStore):
             )
 
     def has(self, digest: str) -> bool:
-        """Tell whether the bytes with this digest are here; blocks, as all of these do."""
+        """Tell whether the object with a digest exists."""
         try:
             with self._translate_errors():
                 self._objects.head(digest)
@@ -87,7 +87,7 @@ class ObjectBlobStore(LocalBlobStore):
         return True
 
     def commit(self, file: BinaryIO, digest: str) -> bool:
-        """Store an incoming file; durable when this returns. False when it is there already."""
+        """Store a temporary file; durable on return. False if the digest is stored already."""
         if self.has(digest):
             return False
         file.seek(0)
@@ -96,7 +96,7 @@ class ObjectBlobStore(LocalBlobStore):
         return True
 
     def remove(self, digest: str) -> None:
-        """Remove bytes that no release refers to."""
+        """Remove an object that no release refers to."""
         self.evict(digest)
         try:
             with self._translate_errors():
@@ -105,7 +105,7 @@ class ObjectBlobStore(LocalBlobStore):
             pass
 
     def orphans(self, known: set[str], horizon: float) -> list[str]:
-        """Return what no release refers to, and was written before ``horizon``."""
+        """Return the digests without a release, stored before ``horizon`` (UTC seconds)."""
         before = datetime.fromtimestamp(horizon, UTC)
         with self._translate_errors():
             return [
@@ -129,6 +129,7 @@ class ObjectBlobStore(LocalBlobStore):
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
+        """Turn the store's errors into FileNotFoundError and ReachError."""
         try:
             yield
         except (FileNotFoundError, self._errors.NotFoundError) as error:

@@ -1,17 +1,18 @@
-"""The dashboard: the fleet in a browser, live, and the levers of its rollouts.
+"""The dashboard: web pages that show the fleet live, and control its rollouts.
 
-Pages are rendered here, by plain functions of what the orchestrator has in memory and in its
-tables; the one script keeps them up to date and asks before it does what cannot be undone. What
-it does goes through the API, with the rights of whoever signed in.
+Pages are rendered by plain functions from memory and tables. The one script keeps them up to date,
+and asks before it makes a change that cannot be undone. Changes go through the API, with the rights
+of the signed-in user.
 
-Nothing of this is imported before the first page is asked for, and pages are rendered one at a
-time in a thread of their own, so that beacons do not wait for them.
+No page module is imported before the first request for a page, and pages are rendered one at a time
+in a thread, so that beacons do not wait for them.
 
-page_base.py   how a page is asked for, rendered, sent
-login.py       tokens for sessions
-live.py        what has changed, pushed
-fleet.py       the fleet as rows; selection.py: which of them
-messages.py       events as sentences
+page_base.py   request, template and answer of a page
+login.py       exchanges tokens for sessions
+live.py        pushes what has changed
+fleet.py       the fleet as rows; selection.py: filters
+messages.py    numbers, times and events in words
+gauges.py      how far gates are from passing or tripping
 overview.py, beacons.py, rollouts.py, releases.py, failures.py, logs.py    the pages
 """
 
@@ -46,7 +47,7 @@ HANDLERS = {
 
 
 def dashboard_routes() -> list[Route]:
-    """Return the dashboard's routes; what is behind them is imported when it is asked for."""
+    """Return the dashboard's routes; their modules are imported with the first request."""
 
     def page_endpoint(module: str, name: str):
         async def endpoint(request: Request) -> Response:

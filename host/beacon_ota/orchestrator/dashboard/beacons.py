@@ -1,10 +1,10 @@
-"""Beacons: the listing behind every number, and one beacon's page."""
+"""The pages of beacons: the filtered listing behind every number, and one beacon's history."""
 
 import json
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.core.health import STANDINGS, standing
+from beacon_ota.orchestrator.core.health import HEALTH_LABELS, health_label
 from beacon_ota.orchestrator.dashboard.fleet import BADGES, FLAGS, load_fleet
 from beacon_ota.orchestrator.dashboard.logs import versions_of
 from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
@@ -21,7 +21,7 @@ _HISTORY = 50
 # machine.reset_cause() of the ESP32-C3's MicroPython.
 RESET_CAUSES = {1: "power-on", 2: "hard", 3: "watchdog", 4: "deep sleep", 5: "soft"}
 
-# What a beacon would be told if it asked now, for people; docs/rollouts.md has the table.
+# The answer to a poll now, in words; docs/rollouts.md has the table.
 REASONS = {
     Reason.OFFER: "it would be offered the release now",
     Reason.NO_RELEASE: "no rollout is for it",
@@ -49,7 +49,7 @@ REASONS = {
 
 
 def list_beacons(ask: PageRequest) -> Page:
-    """Beacons, narrowed down in any way that a number on another page counts them."""
+    """The listing of beacons, with the filters that the numbers on other pages link to."""
     chosen = Selection.of(ask.query)
     seen = load_fleet(ask.service, ask.now)
     sort = ask.query.get("sort", "")
@@ -69,9 +69,9 @@ def list_beacons(ask: PageRequest) -> Page:
             "page": number,
             "pages": pages,
             "sort": sort,
-            "states": list(STANDINGS),
+            "states": list(HEALTH_LABELS),
             "flags": FLAGS,
-            "sites": [site["path"] for site in ask.read(sites.every)],
+            "sites": [site["path"] for site in ask.read(sites.list_all)],
             "versions": [one.version for one in seen.versions if one.version],
         },
         live="*",
@@ -79,31 +79,31 @@ def list_beacons(ask: PageRequest) -> Page:
 
 
 def show_beacon(ask: PageRequest) -> Page:
-    """One beacon: what it runs, what it would be told, and everything it went through."""
+    """One beacon: what it runs, what a poll would be answered now, and its history."""
     beacon_id = ask.path["beacon_id"]
-    node = ask.service.view.nodes.get(beacon_id)
+    node = ask.service.fleet.beacons.get(beacon_id)
     found = ask.read(_read_history, beacon_id)
     if node is None or found is None:
         raise not_found("beacon", beacon_id)
     row, tries, reports, journal = found
-    view = ask.service.view
-    place = view.place(node)
+    view = ask.service.fleet
+    place = view.place_of(node)
     decision = decide(
-        view.look_up(node.facts.device_type),
-        node.facts,
+        view.build_active_rollouts(node.beacon.device_type),
+        node.beacon,
         ask.now,
         attempts=tuple(node.attempts),
         place=place,
-        busy=view.busy(place.building, node),
+        busy=view.updates_in_building(place.building, node),
     )
     decision = ask.service.within_lease(decision)
-    state = standing(node, view.releases, ask.now)
+    state = health_label(node, view.releases, ask.now)
     release = next(
         (
             one.row
             for one in view.releases.copy().values()
             if (one.row["device_type"], one.row["version"])
-            == (node.facts.device_type, node.facts.version)
+            == (node.beacon.device_type, node.beacon.version)
         ),
         None,
     )
@@ -115,7 +115,7 @@ def show_beacon(ask: PageRequest) -> Page:
             "row": row,
             "tags": json.loads(row["tags"]),
             "state": state,
-            "standing": STANDINGS[state],
+            "standing": HEALTH_LABELS[state],
             "badges": BADGES,
             "place": place,
             "hours": format_window(place.window),
@@ -140,14 +140,14 @@ def _read_history(
         return None
     return (
         row,
-        attempts.of_beacon(conn, beacon_id, _HISTORY),
-        beacons.reports_of(conn, beacon_id, _HISTORY),
-        beacons.journal_of(conn, beacon_id, _HISTORY),
+        attempts.list_for_beacon(conn, beacon_id, _HISTORY),
+        beacons.list_reports(conn, beacon_id, _HISTORY),
+        beacons.list_journal(conn, beacon_id, _HISTORY),
     )
 
 
 def _number_label(what: str, text: str) -> str:
-    """Return "wave 1" for wave 0, "" for what is no number."""
+    """Return "wave 1" for wave 0, "" for text that is no number."""
     number = parse_decimal(text, 10**6)
     return "" if number is None else f"{what} {number + 1}"
 
@@ -155,14 +155,14 @@ def _number_label(what: str, text: str) -> str:
 def _describe_filters(
     chosen: Selection, ask: PageRequest, releases: dict
 ) -> list[tuple[str, str, str]]:
-    """Return what narrows a listing in words: name, value, address without it."""
+    """Return the filters of a listing: name, value, and the address without the filter."""
     found = []
     for name, value in chosen.given.items():
         if name == "cell" or (name == "hours" and not chosen.tried):
             continue
         shown, without = value, {name: None}
         if name == "rollout":
-            entry = ask.service.view.entries.get(value)
+            entry = ask.service.fleet.rollouts.get(value)
             shown = f"of {entry.rollout.plan.release.version}" if entry else value[:8]
             without["cell"] = None
             if chosen.cell:

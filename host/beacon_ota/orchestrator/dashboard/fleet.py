@@ -1,4 +1,4 @@
-"""The fleet as rows, and as a map of buildings and floors. Made anew for every page."""
+"""The fleet as rows, and as a map of buildings and floors; computed anew for every page."""
 
 import re
 from collections import Counter
@@ -11,19 +11,19 @@ from markupsafe import Markup, escape
 from sqlalchemy import Connection, select
 
 from beacon_ota.orchestrator.api.firmwares import find_release_roles
-from beacon_ota.orchestrator.core.health import STANDINGS, failure, standing
+from beacon_ota.orchestrator.core.health import HEALTH_LABELS, health_label, unresolved_failure
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.schema import beacons
 from beacon_ota.orchestrator.db.tables import Fields
-from beacon_ota.orchestrator.rollout.rules import order
+from beacon_ota.orchestrator.rollout.rules import version_key
 from beacon_ota.orchestrator.rollout.types import Attempt
 
 FLAGS = ("insecure", "clock_unset")
-REMOVED = "removed"  # counted in what happened, registered no more
+REMOVED = "removed"  # status of a beacon that has attempts but is not registered any more
 
 
 class BeaconRow(NamedTuple):
-    """A beacon as listings show it."""
+    """A beacon in a listing."""
 
     id: str
     device_type: str
@@ -32,8 +32,8 @@ class BeaconRow(NamedTuple):
     building: str
     channel: str
     tags: tuple[str, ...]
-    state: str  # standing.STANDINGS, or REMOVED
-    behind: bool  # a newer stable release is there
+    state: str  # of health.HEALTH_LABELS, or REMOVED
+    behind: bool  # a newer stable release exists
     last_seen: float | None
     address: str
     progress: int | None
@@ -42,7 +42,7 @@ class BeaconRow(NamedTuple):
 
     @property
     def badge(self) -> str:
-        """The class of its colour: its state, and whether it is behind."""
+        """The class of its colour: the status label, or ``behind`` for a valid old release."""
         return "behind" if self.behind and self.state == "valid" else self.state
 
 
@@ -50,22 +50,22 @@ class Fleet:
     """All registered beacons at one moment."""
 
     def __init__(self, service: Service, now: float, flagged: dict[str, tuple[str, ...]]):
-        view = service.view
+        view = service.fleet
         self.now = now
         self.releases = view.releases.copy()
         releases = [one.row for one in self.releases.values()]
         self.roles = find_release_roles(releases)
         newest = {
-            one["device_type"]: order(one["version"])
+            one["device_type"]: version_key(one["version"])
             for one in releases
             if self.roles.get(one["id"]) == "current"
         }
-        of = view.places.of
+        of = view.places.place_of
         self.rows: list[BeaconRow] = []
-        for key, node in sorted(view.nodes.copy().items()):
-            facts = node.facts
-            state = standing(node, self.releases, now)
-            running, best = order(facts.version), newest.get(facts.device_type)
+        for key, node in sorted(view.beacons.copy().items()):
+            facts = node.beacon
+            state = health_label(node, self.releases, now)
+            running, best = version_key(facts.version), newest.get(facts.device_type)
             self.rows.append(
                 BeaconRow(
                     key,
@@ -80,7 +80,7 @@ class Fleet:
                     node.last_seen,
                     node.address,
                     node.progress if state == "updating" else None,
-                    failure(node, tuple(node.attempts), self.releases)
+                    unresolved_failure(node, tuple(node.attempts), self.releases)
                     if state in ("failed", "quarantined")
                     else None,
                     flagged.get(key, ()),
@@ -89,21 +89,21 @@ class Fleet:
 
     @cached_property
     def states(self) -> Counter[str]:
-        """Beacons by state."""
+        """Numbers of beacons by status label."""
         return Counter(row.state for row in self.rows)
 
     @cached_property
     def flags(self) -> Counter[str]:
-        """Beacons by what they say is wrong with their protection."""
+        """Numbers of beacons by flag."""
         return Counter(flag for row in self.rows for flag in row.flags)
 
     def count_below(self, site: str) -> int:
-        """Return how many beacons are at a site and below it; all of them for no site."""
+        """Return the number of beacons at a site and below it; without a site, of all."""
         return sum(not site or (row.site + "/").startswith(site + "/") for row in self.rows)
 
     @cached_property
     def versions(self) -> list["Version"]:
-        """What runs where, the newest first; beacons that never said come last."""
+        """The versions that run, newest first; beacons that never reported one come last."""
         counts = Counter((row.device_type, row.version) for row in self.rows)
         known = {(r.row["device_type"], r.row["version"]): r.row for r in self.releases.values()}
         found = [
@@ -111,7 +111,7 @@ class Fleet:
             for (device_type, version), count in counts.items()
         ]
         found.sort(key=lambda one: (one.device_type, one.version))
-        found.sort(key=lambda one: order(one.version) or (), reverse=True)
+        found.sort(key=lambda one: version_key(one.version) or (), reverse=True)
         for rank, one in enumerate(found):
             one.rank = min(rank, 7)
         return found
@@ -119,7 +119,7 @@ class Fleet:
 
 @dataclass(slots=True)
 class Version:
-    """A version, how many run it, and the release behind it if there is one."""
+    """A version with the number of beacons that run it, and its release if there is one."""
 
     device_type: str
     version: str
@@ -130,19 +130,19 @@ class Version:
 
     @property
     def role(self) -> str:
-        """What the release is: current, previous, or its state; "unknown" without one."""
+        """The release's role or state; without a release "unknown" or "never said"."""
         if self.release is None:
             return "unknown" if self.version else "never said"
         return self.roles.get(self.release["id"]) or self.release["state"]
 
 
 def load_fleet(service: Service, now: float) -> Fleet:
-    """Return the fleet as it is."""
+    """Return the present fleet."""
     return Fleet(service, now, service.db.read_now(_read_flagged))
 
 
 def _read_flagged(conn: Connection) -> dict[str, tuple[str, ...]]:
-    """Return the beacons that run without some of their protection: the few of them."""
+    """Return by id the flags of beacons that report reduced protection."""
     c = beacons.c
     query = select(c.id, c.insecure, c.clock_unset).where(c.insecure | c.clock_unset)
     return {
@@ -156,7 +156,7 @@ def _read_flagged(conn: Connection) -> dict[str, tuple[str, ...]]:
 
 @dataclass(slots=True)
 class Floor:
-    """A place with beacons in it: a floor, or what lies directly in a building."""
+    """A place with beacons: a floor, or the building itself."""
 
     path: str
     name: str
@@ -164,32 +164,32 @@ class Floor:
 
     @property
     def states(self) -> list[tuple[str, int]]:
-        """Badges and how many have each, in the order of the legend."""
+        """Badges with their numbers of beacons, in the order of the legend."""
         counts = Counter(row.badge for row in self.rows)
         return [(badge, counts[badge]) for badge in BADGES if counts[badge]]
 
 
 @dataclass(slots=True)
 class Building:
-    """A building and its floors, the highest first."""
+    """A building with its floors, the highest first."""
 
     path: str
     name: str
-    site: str  # the name of what it stands on, "" at the top
+    site: str  # name of its site, "" at the top
     floors: dict[str, Floor] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
-        """How many beacons are in it."""
+        """The number of beacons in the building."""
         return sum(len(floor.rows) for floor in self.floors.values())
 
     @property
     def states(self) -> Counter[str]:
-        """Beacons by badge."""
+        """Numbers of beacons by badge."""
         return Counter(row.badge for floor in self.floors.values() for row in floor.rows)
 
 
-# What the badges are called, where it is not their own word.
+# Names of badges that differ from their label.
 BADGE_NAMES = {
     "valid": "up to date",
     "trial": "on trial",
@@ -199,16 +199,16 @@ BADGE_NAMES = {
 }
 BADGES = tuple(
     badge
-    for state in reversed(STANDINGS)
+    for state in reversed(HEALTH_LABELS)
     for badge in (("valid", "behind") if state == "valid" else (state,))
 )
 
 
 def group_by_building(rows: Iterable[BeaconRow], sites: Iterable[Fields]) -> list[Building]:
-    """Sort beacons into buildings and floors; those without a site come last.
+    """Sort beacons into buildings and floors; beacons without a site come last.
 
     Args:
-        sites: rows of the site table; those without beacons are not shown.
+        sites: rows of the site table; sites without beacons are not shown.
     """
     names = {site["path"]: site["name"] for site in sites}
     found: dict[str, Building] = {}
@@ -230,13 +230,13 @@ def group_by_building(rows: Iterable[BeaconRow], sites: Iterable[Fields]) -> lis
     for building in found.values():
         paths = sorted(building.floors, key=natural_key)
         if all(path.rpartition("/")[2].isdigit() for path in paths if path != building.path):
-            paths.reverse()  # as they lie above each other
+            paths.reverse()  # the highest floor first
         building.floors = {path: building.floors[path] for path in paths}
     return sorted(found.values(), key=lambda one: (one.path == "", natural_key(one.path)))
 
 
 def render_cells(rows: Iterable[BeaconRow], ranks: Mapping[tuple[str, str], int]) -> Markup:
-    """Return the cells of a floor: there are thousands, and a template would take its time."""
+    """Return the HTML of a floor's cells; without a template, which is slow for thousands."""
     made = []
     tab = ""
     for row in rows:

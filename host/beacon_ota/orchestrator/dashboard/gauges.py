@@ -1,18 +1,19 @@
-"""Gauges of a wave: how far its gates are from passing, and from halting the rollout."""
+"""Computes the gauges of a wave: how far its gates are from passing, and from halting."""
 
 from typing import NamedTuple
 
 from beacon_ota.orchestrator.dashboard import messages
-from beacon_ota.orchestrator.rollout.gates import margin, sample_of, soak_of
+from beacon_ota.orchestrator.rollout.gates import failures_to_limit, required_sample, soak_time
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.types import Cell, Gate, RolloutState, Tally
+from beacon_ota.orchestrator.rollout.types import Gate, OutcomeCounts, RolloutState, StageCounts
 
 
 class Gauge(NamedTuple):
     """How far a gate is.
 
     Attributes:
-        fill, mark: where it stands, and where it passes or trips, in 0..1.
+        fill: present value, 0 to 1.
+        mark: value at which the gate passes or trips, 0 to 1; None without one.
         level: good, warn, bad, plain.
     """
 
@@ -26,13 +27,13 @@ class Gauge(NamedTuple):
 
 
 def build_gauges(
-    rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float
+    rollout: Rollout, state: RolloutState, tally: OutcomeCounts, wave: int, now: float
 ) -> list[Gauge]:
-    """Return how far the gates of a wave's present stage are: what passes, then what trips."""
+    """Return the gauges of a wave's present stage: those that must pass, then those that trip."""
     own = state.waves[wave]
     gate = rollout.gates[wave]
-    cell = tally.cells[wave][own.stage]
-    need = sample_of(rollout, state, tally, wave, now)
+    cell = tally.stages[wave][own.stage]
+    need = required_sample(rollout, state, tally, wave, now)
     found = [
         Gauge(
             "Sample",
@@ -44,7 +45,7 @@ def build_gauges(
             "good" if cell.decided >= need else "plain",
         )
     ]
-    soak = soak_of(rollout, tally, wave, own.stage)
+    soak = soak_time(rollout, tally, wave, own.stage)
     if soak:
         watched = 0.0 if own.sampled_at is None else max(0.0, now - own.sampled_at)
         if own.sampled_at is None:
@@ -79,7 +80,7 @@ def build_gauges(
     return found + build_limit_gauges(cell, gate)
 
 
-def _healthy_level(cell: Cell, gate: Gate) -> str:
+def _healthy_level(cell: StageCounts, gate: Gate) -> str:
     if not cell.attempted:
         return "plain"
     if cell.healthy >= gate.healthy_share * cell.attempted:
@@ -88,11 +89,11 @@ def _healthy_level(cell: Cell, gate: Gate) -> str:
     return "plain" if hoped else "warn"
 
 
-def build_limit_gauges(cell: Cell, gate: Gate) -> list[Gauge]:
-    """Return how far the failure limits are from tripping."""
-    more = margin(cell, gate)
+def build_limit_gauges(cell: StageCounts, gate: Gate) -> list[Gauge]:
+    """Return the gauges of the failure limits."""
+    more = failures_to_limit(cell, gate)
     part = cell.failed / cell.decided if cell.decided else 0.0
-    # The limit stands at three quarters of the bar, so that what is beyond it can be seen.
+    # The limit is at three quarters of the bar, so that values beyond it are visible.
     scale = gate.failure_share / 0.75 or 1.0
     if more == 0:
         note, level = "tripped", "bad"
@@ -101,7 +102,7 @@ def build_limit_gauges(cell: Cell, gate: Gate) -> list[Gauge]:
     else:
         note = f"{messages.format_plural(more, 'more failure')} would halt"
         level = "warn" if cell.failed and more <= 2 else "good"
-    row_left = gate.in_a_row - cell.row
+    row_left = gate.max_consecutive_failures - cell.failure_streak
     return [
         Gauge(
             "Failures",
@@ -114,11 +115,11 @@ def build_limit_gauges(cell: Cell, gate: Gate) -> list[Gauge]:
         ),
         Gauge(
             "In a row",
-            f"longest {cell.row}",
-            f"halts at {gate.in_a_row}",
+            f"longest {cell.failure_streak}",
+            f"halts at {gate.max_consecutive_failures}",
             "tripped" if row_left <= 0 else f"{row_left} short of it",
-            min(cell.row / gate.in_a_row, 1.0),
+            min(cell.failure_streak / gate.max_consecutive_failures, 1.0),
             None,
-            "bad" if row_left <= 0 else "warn" if cell.row and row_left == 1 else "good",
+            "bad" if row_left <= 0 else "warn" if cell.failure_streak and row_left == 1 else "good",
         ),
     ]

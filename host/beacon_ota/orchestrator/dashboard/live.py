@@ -1,7 +1,7 @@
-"""What has changed, pushed: a page hears which of its topics moved, and reads itself again.
+"""Pushes changes to open pages: each page learns which topics changed, and reloads itself.
 
-Events are gathered for a moment and told together, so that a rollout in full swing costs a page a
-few bytes and one look a second, however many beacons report.
+Events are gathered for ``_GATHER_S`` and sent together, so that a busy rollout costs a page a few
+bytes and one reload a second, however many beacons report.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from beacon_ota.orchestrator.http.asgi import parse_decimal
 from beacon_ota.orchestrator.limits import LIMITS
 
 _GATHER_S = 0.25
-_PULSE_S = 20.0  # of the wall clock; pages show what grows old without an event, too
-_MANY = 64  # topics; beyond, everything has changed
+_PULSE_S = 20.0  # real seconds; pages also show times that grow old without an event
+_MANY = 64  # topics in a message; with more, everything counts as changed
 _SPOKEN = 4
 
 
 async def follow_changes(request: Request) -> Response:
-    """Follow what changes; ``after`` is the last event that the page has seen."""
+    """Stream the changes; ``after`` is the last event that the page has seen."""
     actor = await authenticate_actor(request)
     service = service_of(request)
-    service.hub.check_room(actor.id)
+    service.hub.check_capacity(actor.id)
     last = request.headers.get("last-event-id") or request.query_params.get("after", "")
     after = parse_decimal(last, ROW_ID_MAX)
     stream = _stream_changes(service, request, actor, after)
@@ -44,7 +44,7 @@ async def follow_changes(request: Request) -> Response:
 async def _stream_changes(
     service: Service, request: Request, actor: Actor, after: int | None
 ) -> AsyncIterator[str]:
-    queue = service.hub.follow(actor.id)
+    queue = service.hub.subscribe(actor.id)
     if queue is None:
         return
     looked = pulsed = monotonic()
@@ -52,7 +52,7 @@ async def _stream_changes(
         yield "retry: 2000\n\n"
         last = after or 0
         if after is not None:
-            missed = await service.db.read(events.since, after, _MANY)
+            missed = await service.db.read(events.list_after, after, _MANY)
             if missed:
                 last = missed[-1]["id"]
                 yield _format_message(service, missed, everything=len(missed) == _MANY)
@@ -72,11 +72,11 @@ async def _stream_changes(
                 last = max((event["id"] or 0 for event in new), default=0) or last
                 yield _format_message(service, new)
     finally:
-        service.hub.leave(queue)
+        service.hub.unsubscribe(queue)
 
 
 async def _gather_events(queue: "asyncio.Queue[Fields | None]") -> list[Fields] | None:
-    """Return the events of a moment; none when nothing happens for long, None at the end."""
+    """Return the events of a moment: [] after a while without events, None at the end."""
     try:
         async with asyncio.timeout(LIMITS.subscriber_check):
             first = await queue.get()
@@ -110,7 +110,7 @@ def _format_message(service: Service, gathered: list[Fields], *, everything: boo
 
 
 def topics_of(gathered: Iterable[Fields]) -> set[str]:
-    """Return what events are about: ``rollout``, ``rollout:<id>``, ``beacon:<id>`` …"""
+    """Return the topics of events: ``rollout``, ``rollout:<id>``, ``beacon:<id>`` …"""
     found = set()
     for event in gathered:
         group = event["kind"].partition(".")[0]

@@ -1,4 +1,4 @@
-"""Signing in: a token is shown once, and the browser gets a session for it."""
+"""Sign-in and sign-out: exchanges a token for a browser's session."""
 
 from functools import partial
 from urllib.parse import parse_qsl, quote
@@ -16,7 +16,7 @@ from beacon_ota.orchestrator.http.problems import Problem
 
 
 async def handle_login(request: Request) -> Response:
-    """Show the form, or take what was typed into it."""
+    """Show the form, or sign in with the token that was entered."""
     there = request.query_params.get("next", "")
     if request.method != "POST":
         return await _show_form(request, there)
@@ -33,7 +33,7 @@ async def handle_login(request: Request) -> Response:
     now = service.clock.now()
 
     def write_session(conn: Connection) -> str:
-        audit.add(conn, now, actor.name, "session.begun", actor.id)
+        audit.append(conn, now, actor.name, "session.begun", actor.id)
         return sessions.create(conn, actor.id, now)
 
     answer = RedirectResponse(_own_path(there), 303, PAGE_HEADERS)
@@ -68,7 +68,7 @@ async def _show_form(request: Request, there: str, error: Problem | None = None)
 
 
 async def _read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form, none of what is no form."""
+    """Return the fields of a form, {} for a malformed one."""
     try:
         return dict(parse_qsl((await request.body()).decode("ascii"), max_num_fields=8))
     except ValueError:
@@ -76,7 +76,7 @@ async def _read_form(request: Request) -> dict[str, str]:
 
 
 def _own_path(there: str) -> str:
-    """Return a path of ours, whatever was asked for."""
+    """Return a path on this server, "/" for any other address."""
     if not there.startswith("/") or there.startswith(("//", "/\\", "/login")):
         return "/"
     return quote(there, safe="/?&=%:@!$'()*+,;.-_~")

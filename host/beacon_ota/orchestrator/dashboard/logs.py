@@ -1,4 +1,4 @@
-"""What happened: the events for everybody; webhooks and the audit log for administrators."""
+"""The pages of the past: events for every role; webhooks and audit log for administrators."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ _GROUPS = ("rollout", "attempt", "beacon", "firmware", "site", "token", "webhook
 
 
 def show_activity(ask: PageRequest) -> Page:
-    """All stored events, newest first."""
+    """The stored events, newest first."""
     group = ask.query.get("kind", "")
     group = group if group in _GROUPS else ""
     before = ask.number("before", 0)
-    rows = ask.read(events.before, before or None, f"{group}." if group else "", _PAGE)
+    rows = ask.read(events.list_before, before or None, f"{group}." if group else "", _PAGE)
     return Page(
         "activity.html",
         "Activity",
@@ -34,7 +34,7 @@ def show_activity(ask: PageRequest) -> Page:
 
 
 def show_audit_log(ask: PageRequest) -> Page:
-    """Who did what, and whether the log is whole."""
+    """The audit log, and on request the verification of its chain."""
     _require_admin(ask)
     given = {name: ask.query.get(name, "") for name in ("action", "by", "target")}
     before = ask.number("before", 0)
@@ -42,7 +42,7 @@ def show_audit_log(ask: PageRequest) -> Page:
     verified: Any = None
     if "verify" in ask.query:
         try:
-            verified = ask.read(audit.verify)
+            verified = ask.read(audit.verify_chain)
         except AuditError as error:
             verified = error
     return Page(
@@ -62,24 +62,24 @@ def show_audit_log(ask: PageRequest) -> Page:
 
 
 def show_webhooks(ask: PageRequest) -> Page:
-    """Webhooks and their deliveries."""
+    """Webhooks with their deliveries."""
     _require_admin(ask)
-    rows = ask.read(webhooks.every)
-    logs = {row["id"]: ask.read(webhooks.log, row["id"], 20) for row in rows}
+    rows = ask.read(webhooks.list_all)
+    logs = {row["id"]: ask.read(webhooks.list_deliveries, row["id"], 20) for row in rows}
     return Page("webhooks.html", "Webhooks", {"hooks": rows, "logs": logs}, live="*")
 
 
 def describe_events(
     rows: list[Fields], versions: dict[str, str]
 ) -> list[tuple[Fields, messages.EventDescription]]:
-    """Return events with their sentences, the newest first."""
+    """Return events with their descriptions, newest first."""
     return [(row, messages.describe_event(row, versions)) for row in reversed(rows)]
 
 
 def collapse_events(
     rows: list[tuple[Fields, messages.EventDescription]],
 ) -> list[tuple[Fields, messages.EventDescription]]:
-    """Return the same with those that say one thing of several beacons in a row as one line."""
+    """Return the same list with equal good events of several beacons in a row as one line."""
     found: list[tuple[Fields, messages.EventDescription]] = []
     counts: list[int] = []
     for event, one in rows:
@@ -113,16 +113,16 @@ def versions_of(ask: PageRequest) -> dict[str, str]:
 
 
 def known_versions(service: Service) -> dict[str, str]:
-    """Return the versions of releases and of the rollouts in memory, by their ids."""
-    view = service.view
+    """Return by id the versions of releases, and of the rollouts in memory."""
+    view = service.fleet
     found = {key: release.row["version"] for key, release in view.releases.copy().items()}
-    for key, entry in view.entries.copy().items():
+    for key, entry in view.rollouts.copy().items():
         found[key] = entry.rollout.plan.release.version
     return found
 
 
 def _read_entries(conn, before: int, given: Fields) -> list[Fields]:
-    return audit.entries(
+    return audit.list_entries(
         conn,
         before=before or None,
         limit=_PAGE,

@@ -1,4 +1,4 @@
-"""Numbers, times and events as people read them. Pure functions of values."""
+"""Numbers, times and events in words; pure functions of values."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,12 +10,12 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def format_iso(at: float | None) -> str:
-    """Return UTC seconds as a machine reads them."""
+    """Return UTC seconds in ISO 8601, for scripts."""
     return "" if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def format_utc(at: float | None) -> str:
-    """Return UTC seconds as people read them; the script puts local time in its place."""
+    """Return UTC seconds as text; the page's script replaces it by local time."""
     return "–" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -32,7 +32,7 @@ def format_duration(seconds: float | None) -> str:
         if count:
             parts.append(f"{count} {name}")
         elif parts:
-            break  # "2 d 5 min" is no more than "2 d" to anybody
+            break  # "2 d", not "2 d 5 min"
         if len(parts) == 2:
             break
     return " ".join(parts)
@@ -67,7 +67,7 @@ def format_plural(count: int, one: str, many: str = "") -> str:
 
 # ---- events ----
 
-# How loud a kind of event is; what is not here is "plain".
+# The level of each kind of event; "plain" for other kinds.
 LEVELS = {
     "attempt.success": "good",
     "attempt.failed": "bad",
@@ -95,7 +95,7 @@ LEVELS = {
     "mirror.healthy": "good",
     "auth.refused": "warn",
 }
-# What is said aloud, and shown in a corner of whatever page is open.
+# Kinds that screen readers announce, and that every open page shows in a corner.
 SPOKEN = frozenset(
     kind for kind in LEVELS if not kind.startswith(("attempt.", "auth.", "beacon.removed"))
 ) | {"attempt.lost", "attempt.undone", "rollout.resumed", "rollout.stage_opened", "rollout.started"}
@@ -140,7 +140,7 @@ _RELEASES = {
     "damaged": "is withdrawn: its bytes are damaged",
 }
 
-# Transitions of a rollout: what happened, and how loud it is.
+# Transitions of a rollout: description and level.
 TRANSITIONS = {
     "started": ("Started", "plain"),
     "wave_opened": ("Wave opened", "plain"),
@@ -162,8 +162,12 @@ class EventDescription(NamedTuple):
     """An event in words.
 
     Attributes:
-        what: what it is about; href: its page, "" without one; then: what happened to it.
-        because: the reason, as somebody or the engine gave it.
+        level: good, bad, warn, plain.
+        what: the subject.
+        href: the subject's page, "" without one.
+        then: what happened to the subject.
+        because: the reason that a person or the engine gave.
+        by: the name of the actor.
     """
 
     level: str
@@ -175,7 +179,7 @@ class EventDescription(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The sentence without its links."""
+        """The sentence without its link."""
         return f"{self.what} {self.then}" + (f": {self.because}" if self.because else "")
 
 
@@ -183,7 +187,7 @@ def describe_event(event: Fields, versions: Mapping[str, str]) -> EventDescripti
     """Return an event in words.
 
     Args:
-        versions: of releases and rollouts, by their ids.
+        versions: versions of releases and rollouts, by their ids.
     """
     kind, subject = str(event["kind"]), str(event["subject"])
     group, _, verb = kind.partition(".")

@@ -1,4 +1,4 @@
-"""The first page: what runs where, what is rolling out, what smells."""
+"""The first page: versions, map, rollouts under way, recent failures and events."""
 
 import math
 
@@ -8,7 +8,7 @@ from beacon_ota.orchestrator.dashboard.fleet import (
     BADGE_NAMES,
     BADGES,
     FLAGS,
-    STANDINGS,
+    HEALTH_LABELS,
     Fleet,
     group_by_building,
     load_fleet,
@@ -17,10 +17,10 @@ from beacon_ota.orchestrator.dashboard.fleet import (
 from beacon_ota.orchestrator.dashboard.logs import collapse_events, describe_events, versions_of
 from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
 from beacon_ota.orchestrator.db.tables import events, firmwares, outcomes, sites, webhooks
-from beacon_ota.orchestrator.db.tables.outcomes import Which
+from beacon_ota.orchestrator.db.tables.outcomes import OutcomeFilter
 from beacon_ota.orchestrator.rollout.windows import next_window
 
-_NEWS = 60  # looked at; what says the same in a row is one line
+_NEWS = 60  # events read; equal ones in a row become one line
 _LINES = 12
 _LATELY_S = 7 * 86400.0
 _SMELLS = 6
@@ -30,7 +30,7 @@ _CELLS = 3000  # beacons drawn one by one; floors of larger fleets are bars
 def show_overview(ask: PageRequest) -> Page:
     """The fleet at a glance."""
     seen = load_fleet(ask.service, ask.now)
-    news = ask.read(events.latest, _NEWS)
+    news = ask.read(events.list_latest, _NEWS)
     by = ask.query.get("by", "")
     return Page(
         "overview.html",
@@ -38,14 +38,14 @@ def show_overview(ask: PageRequest) -> Page:
         {
             "fleet": seen,
             "tiles": build_tiles(seen),
-            "buildings": group_by_building(seen.rows, ask.read(sites.every)),
+            "buildings": group_by_building(seen.rows, ask.read(sites.list_all)),
             "windows": _next_windows(ask, {row.site for row in seen.rows}),
             "badges": BADGES,
             "names": BADGE_NAMES,
             "cells": render_cells,
-            "smells": ask.read(outcomes.reasons, Which(since=ask.now - _LATELY_S)),
+            "smells": ask.read(outcomes.count_by_reason, OutcomeFilter(since=ask.now - _LATELY_S)),
             "versions": versions_of(ask),
-            "standings": STANDINGS,
+            "standings": HEALTH_LABELS,
             "ranks": {(one.device_type, one.version): one.rank for one in seen.versions},
             "dense": len(seen.rows) > _CELLS,
             "by": "version" if by == "version" else "state",
@@ -54,14 +54,14 @@ def show_overview(ask: PageRequest) -> Page:
             "most": _SMELLS,
             "releases": ask.read(firmwares.count),
             "mirrors": ask.read(mirror_api.list_serialized, ask.now),
-            "given_up": ask.read(webhooks.given_up),
+            "given_up": ask.read(webhooks.count_given_up),
         },
         live="*",
     )
 
 
 def build_tiles(seen: Fleet) -> list[tuple[str, int, dict[str, str], str]]:
-    """Return the numbers on top: name, count, what the listing behind it selects, look."""
+    """Return the numbers on top: name, count, filters of the listing behind it, badge."""
     states = seen.states
     current = sum(row.state == "valid" and not row.behind for row in seen.rows)
     found = [
@@ -89,10 +89,10 @@ def build_tiles(seen: Fleet) -> list[tuple[str, int, dict[str, str], str]]:
 
 
 def _next_windows(ask: PageRequest, paths: set[str]) -> dict[str, tuple[str, float | None, bool]]:
-    """Return by building its zone, when its window opens or closes next, and which of the two."""
+    """Return by building: time zone, next change of its window (UTC seconds), if it is open."""
     found = {}
     for path in paths:
-        place = ask.service.view.places.of(path)
+        place = ask.service.fleet.places.place_of(path)
         start, end = next_window(place.window, ask.now)
         if math.isinf(start):  # always, or never
             found[place.building] = (place.window.zone, None, start < 0)

@@ -1,4 +1,4 @@
-"""How a page is asked for, rendered and sent."""
+"""The base of every page: request, rendering of the template, answer."""
 
 import hashlib
 import json
@@ -49,14 +49,13 @@ PAGE_HEADERS = {
 STATIC_FILES = ("app.css", "app.js", "icon.svg")
 THEMES = ("light", "dark")
 
-# One page at a time: however many are open, they share the interpreter with the beacons' calls
-# as one thread.
+# One thread: pages are rendered one at a time, since they share the GIL with the beacons' calls.
 _RENDERING = BackgroundPool("dashboard")
 
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """A page that somebody asks for."""
+    """The request for a page, with the parts of the orchestrator that a page reads."""
 
     service: Service
     engine: Engine
@@ -67,7 +66,7 @@ class PageRequest:
 
     @property
     def operator(self) -> bool:
-        """Whether levers are shown; the API decides whether they work. A mirror's are elsewhere."""
+        """Whether controls are shown. The API checks the role; a mirror has no controls."""
         return self.actor.role in ROLES[1:] and not self.service.settings.upstream
 
     @property
@@ -76,23 +75,23 @@ class PageRequest:
         return self.actor.role == "admin"
 
     def read(self, work: Callable[..., T], *args: Any) -> T:
-        """Run a store function; pages are rendered where they may wait for the database."""
+        """Run a function on the database; pages are made in a thread, where that may wait."""
         return self.service.db.read_now(work, *args)
 
     def number(self, name: str, default: int = 0, most: int = 10**9) -> int:
-        """Return a number of the query, the default when it is none."""
+        """Return a number of the query, the default if it is no number."""
         text = self.query.get(name, "")
         if not (text.isascii() and text.isdecimal()):
             return default
-        return min(int(text), most) if len(text) <= 20 else most  # int() refuses 5,000 digits
+        return min(int(text), most) if len(text) <= 20 else most  # int() raises for 5,000 digits
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page comes to: a template and its values.
+    """A template and its values.
 
     Attributes:
-        live: the topics (``live.topics``) that the page shows; ``*`` is everything.
+        live: topics (``live.topics_of``) on which the page depends; ``*`` is every change.
     """
 
     template: str
@@ -103,7 +102,7 @@ class Page:
 
 
 async def show_page(request: Request, page: Callable[[PageRequest], Page]) -> Response:
-    """Answer with a page; whoever is not signed in is asked to do that first."""
+    """Answer with a page; redirect to the login without a session."""
     try:
         actor = await authenticate_actor(request)
     except Problem as error:
@@ -125,7 +124,7 @@ async def show_page(request: Request, page: Callable[[PageRequest], Page]) -> Re
 async def send_page(
     request: Request, ask: PageRequest | None, make_page: Callable[[], Page]
 ) -> Response:
-    """Have a page made and rendered in the dashboard's thread, and answer with it."""
+    """Make and render a page in the dashboard's thread, and answer with it."""
     service = service_of(request)
     secret = session.secret_of(request)
     theme = request.cookies.get("theme", "")
@@ -155,15 +154,15 @@ async def send_page(
 
 
 def refusal_page(error: BeaconOtaError) -> Page:
-    """Return the page that says why there is none."""
+    """Return the page for an error."""
     status = problems.status_of(error)
     return Page("refusal.html", "Not shown", {"error": error}, status=status)
 
 
 def _redirect_to_login(request: Request) -> Response:
-    """Send somebody to the login, and back to where they wanted to go."""
+    """Redirect to the login, which leads back to the requested page."""
     if request.headers.get("x-refresh"):
-        return Response(status_code=401, headers=PAGE_HEADERS)  # of a page that is open already
+        return Response(status_code=401, headers=PAGE_HEADERS)  # an open page refreshes itself
     there = request.url.path
     if request.url.query:
         there += "?" + request.url.query
@@ -172,7 +171,7 @@ def _redirect_to_login(request: Request) -> Response:
 
 
 async def serve_static(request: Request) -> Response:
-    """Answer with a file; its address changes with its content, so it may be kept for ever."""
+    """Answer with a static file; its address changes with its content, so it is cached for ever."""
     name = request.path_params["name"]
     if name not in STATIC_FILES:
         raise Problem(404, "not_found", "no such file")
@@ -197,7 +196,7 @@ def _static_digest(name: str) -> str:
 
 @cache
 def load_templates() -> jinja2.Environment:
-    """Return the templates. Everything is escaped, and a name that is not there is an error."""
+    """Return the templates: everything is escaped, an undefined name is an error."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
@@ -227,17 +226,17 @@ def load_templates() -> jinja2.Environment:
 
 
 def build_link(path: str, **query: Any) -> str:
-    """Return an address with its query; what is None or empty is left out."""
+    """Return an address with its query, without parameters that are None or empty."""
     given = {key: value for key, value in query.items() if value not in (None, "")}
     return f"{path}?{urlencode(given)}" if given else path
 
 
 def render_stacked_bar(parts: list[tuple[str, float]], total: float | None = None) -> Markup:
-    """Return a bar of coloured parts as SVG (a style attribute is what our policy forbids).
+    """Return a bar of coloured parts as SVG, because the policy forbids style attributes.
 
     Args:
-        parts: class and size of each.
-        total: the size of the whole bar; by default the sum.
+        parts: class and size of each part.
+        total: size of the whole bar; by default the sum.
     """
     whole = (sum(size for _, size in parts) if total is None else total) or 1
     at = 0.0

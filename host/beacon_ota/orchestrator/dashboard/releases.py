@@ -1,4 +1,4 @@
-"""Releases: what is in an image, who vouches for it, and who runs it."""
+"""The pages of releases: contents of the image, signatures, beacons that run it."""
 
 import json
 from collections import Counter
@@ -10,7 +10,7 @@ from beacon_ota.orchestrator.blobs.local import LocalBlobStore
 from beacon_ota.orchestrator.dashboard.fleet import BADGES, load_fleet
 from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
 from beacon_ota.orchestrator.db.tables import Fields, firmwares, outcomes, rollouts
-from beacon_ota.orchestrator.db.tables.outcomes import Which
+from beacon_ota.orchestrator.db.tables.outcomes import OutcomeFilter
 from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.limits import LIMITS
 
@@ -19,7 +19,7 @@ _SOON_S = 14 * 86400.0
 
 def list_releases(ask: PageRequest) -> Page:
     """All releases, newest first."""
-    rows = ask.read(firmwares.every)
+    rows = ask.read(firmwares.list_all)
     seen = load_fleet(ask.service, ask.now)
     running = Counter((row.device_type, row.version) for row in seen.rows)
     return Page(
@@ -29,7 +29,7 @@ def list_releases(ask: PageRequest) -> Page:
             "releases": rows,
             "roles": find_release_roles(rows),
             "running": running,
-            "came": ask.read(outcomes.of_firmwares),
+            "came": ask.read(outcomes.count_by_release),
             "nothing": Counter(),
             "expiry": {row["id"]: _expiry_label(row, ask.now) for row in rows},
         },
@@ -40,7 +40,7 @@ def list_releases(ask: PageRequest) -> Page:
 def show_release(ask: PageRequest) -> Page:
     """One release."""
     firmware_id = ask.path["firmware_id"]
-    rows = ask.read(firmwares.every)
+    rows = ask.read(firmwares.list_all)
     row = next((one for one in rows if one["id"] == firmware_id), None)
     if row is None:
         raise not_found("release", firmware_id)
@@ -65,16 +65,16 @@ def show_release(ask: PageRequest) -> Page:
             "badges": BADGES,
             "states": Counter(one.state for one in runs),
             "buildings": Counter(one.building for one in runs).most_common(),
-            "came": ask.read(outcomes.of_firmwares).get(firmware_id, Counter()),
-            "reasons": ask.read(outcomes.reasons, Which(firmware_id=firmware_id)),
-            "rollouts": ask.read(rollouts.of_firmware, firmware_id, LIMITS.page),
+            "came": ask.read(outcomes.count_by_release).get(firmware_id, Counter()),
+            "reasons": ask.read(outcomes.count_by_reason, OutcomeFilter(firmware_id=firmware_id)),
+            "rollouts": ask.read(rollouts.list_for_release, firmware_id, LIMITS.page),
         },
         live=f"firmware:{firmware_id} rollout attempt",
     )
 
 
 def _read_contents(ask: PageRequest, row: Fields) -> Fields | None:
-    """Return what is in an image, None when its bytes cannot be read."""
+    """Return the contents of an image, None if its bytes cannot be read."""
     try:
         return _parse_contents(ask.service.blobs, row["blob"], row["checksum"])
     except (BeaconOtaError, OSError):
@@ -99,7 +99,7 @@ def _parse_contents(blobs: LocalBlobStore, digest: str, checksum: str) -> Fields
 
 
 def _read_manifest(envelope: str | None) -> Fields | None:
-    """Return what a stored manifest says, and which keys signed it."""
+    """Return the fields of a stored manifest, and the ids of the keys that signed it."""
     if envelope is None:
         return None
     from beacon_ota.trust import releases
@@ -113,7 +113,7 @@ def _read_manifest(envelope: str | None) -> Fields | None:
 
 
 def _expiry_label(row: Fields, now: float) -> str:
-    """Return how a manifest stands: none, good, soon, over."""
+    """Return the state of a manifest's expiry: none, good, soon, over."""
     if row["expires_at"] is None:
         return "none"
     if row["expires_at"] <= now:

@@ -1,4 +1,4 @@
-"""Rollouts: how far each wave is, how far its gates are from tripping, and what happened."""
+"""The pages of rollouts: progress of waves and stages, gates, failures, history."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.coverage import describe_uncovered
 from beacon_ota.orchestrator.core.engine import load_state
-from beacon_ota.orchestrator.core.view import Entry
+from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.dashboard import messages
 from beacon_ota.orchestrator.dashboard.gauges import (
     Gauge,
@@ -19,13 +19,13 @@ from beacon_ota.orchestrator.dashboard.gauges import (
 from beacon_ota.orchestrator.dashboard.logs import versions_of
 from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
 from beacon_ota.orchestrator.db.tables import Fields, attempts, outcomes, rollouts
-from beacon_ota.orchestrator.db.tables.outcomes import Which
+from beacon_ota.orchestrator.db.tables.outcomes import OutcomeFilter
 from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.rollout.advance import opens_at
-from beacon_ota.orchestrator.rollout.gates import judge
-from beacon_ota.orchestrator.rollout.plans import parse
+from beacon_ota.orchestrator.rollout.gates import judge_stage
+from beacon_ota.orchestrator.rollout.plans import parse_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.types import Cell, RolloutState, Status, Tally
+from beacon_ota.orchestrator.rollout.types import OutcomeCounts, RolloutState, StageCounts, Status
 
 COUNTS = {
     "healthy": "confirmed by the new image, and heard from lately",
@@ -36,7 +36,7 @@ COUNTS = {
     "accepted": "failed before the rollout was resumed",
     "failed": "failed, rolled back or lost",
 }
-# Which levers a rollout has in each status; what each does is asked before it is done.
+# The controls of a rollout by its status; each asks for a confirmation.
 VERBS = {
     Status.SCHEDULED: ("pause", "halt", "abort"),
     Status.ACTIVE: ("advance", "pause", "halt", "abort"),
@@ -51,18 +51,18 @@ _FAILURES = 12
 
 
 class StageView(NamedTuple):
-    """A stage of a wave as the page shows it; ``state`` is done, now, next or tripped."""
+    """A stage of a wave; ``state`` is done, now, next or tripped."""
 
     wave: int
     stage: int
     state: str
     share: float
     soak_s: float
-    cell: Cell | None
+    cell: StageCounts | None
 
 
 class WaveView(NamedTuple):
-    """A wave as the page shows it."""
+    """A wave; ``state`` is waiting, open or done."""
 
     index: int
     name: str
@@ -77,35 +77,35 @@ class WaveView(NamedTuple):
 
 
 class RolloutView(NamedTuple):
-    """A rollout as the pages show it; ``tally`` is None when it is not in memory any more."""
+    """A rollout; ``tally`` is None if the rollout is not in memory any more."""
 
     id: str
     row: Fields
     rollout: Rollout
     state: RolloutState
     due: float | None
-    tally: Tally | None
+    tally: OutcomeCounts | None
     results: Counter[str]
     revision: int
-    stored: bool = True  # False: it is stopped in memory, and the database has not taken it
+    stored: bool = True  # False: its stop is in memory only
 
     @property
-    def total(self) -> Cell | None:
-        """Everybody the rollout is for."""
+    def total(self) -> StageCounts | None:
+        """The counts over all beacons of the rollout."""
         return None if self.tally is None else self.tally.total
 
 
 def list_under_way(ask: PageRequest) -> list[RolloutView]:
-    """Return the rollouts that somebody should have an eye on, newest first."""
-    rows = ask.read(rollouts.live)
+    """Return the rollouts that are scheduled, active, paused or halted, newest first."""
+    rows = ask.read(rollouts.list_active)
     return [_load_view(ask, row) for row in rows if row["status"] in _UNDER_WAY]
 
 
 def list_rollouts(ask: PageRequest) -> Page:
     """The newest rollouts, and every older one that is under way, newest first."""
-    rows = ask.read(rollouts.every, _LISTED)
+    rows = ask.read(rollouts.list_all, _LISTED)
     shown = {row["id"] for row in rows}
-    live = ask.read(rollouts.live)
+    live = ask.read(rollouts.list_active)
     rows += [row for row in live if row["status"] in _UNDER_WAY and row["id"] not in shown]
     return Page(
         "rollouts.html",
@@ -116,16 +116,16 @@ def list_rollouts(ask: PageRequest) -> Page:
 
 
 def show_rollout(ask: PageRequest) -> Page:
-    """One rollout: waves and stages, gates, who failed, and what happened when and why."""
+    """One rollout: waves, stages, gates, failures, and its transitions with their reasons."""
     rollout_id = ask.path["rollout_id"]
     row = ask.read(rollouts.get, rollout_id)
     if row is None:
         raise not_found("rollout", rollout_id)
     seen = _load_view(ask, row)
-    history = ask.read(rollouts.transitions_of, rollout_id)
+    history = ask.read(rollouts.list_transitions, rollout_id)
     tripped = _find_tripped(seen.state, history)
-    release = ask.service.view.releases.get(row["firmware_id"])
-    failures = ask.read(outcomes.latest, Which(rollout_id=rollout_id), _FAILURES)
+    release = ask.service.fleet.releases.get(row["firmware_id"])
+    failures = ask.read(outcomes.list_latest, OutcomeFilter(rollout_id=rollout_id), _FAILURES)
     waves = range(len(seen.state.waves))
     return Page(
         "rollout.html",
@@ -137,16 +137,16 @@ def show_rollout(ask: PageRequest) -> Page:
             "overall": build_overall_gauges(seen),
             "history": history[::-1],
             "unconfirmed": ask.read(
-                unconfirmed.list_for_rollout, row, ask.now, ask.service.view.stops_of(rollout_id)
+                unconfirmed.list_for_rollout, row, ask.now, ask.service.fleet.stops_of(rollout_id)
             ),
             "failures": failures,
-            "reasons": ask.read(outcomes.reasons, Which(rollout_id=rollout_id)),
+            "reasons": ask.read(outcomes.count_by_reason, OutcomeFilter(rollout_id=rollout_id)),
             "counts": COUNTS,
-            "survives": ask.service.stops.survives,
+            "survives": ask.service.stops.survives_restart,
             "verbs": VERBS[seen.state.status] if seen.tally is not None else (),
             "missed": None
             if seen.tally is None
-            else describe_uncovered(ask.service.view, seen.rollout),
+            else describe_uncovered(ask.service.fleet, seen.rollout),
             "plan": _strip_plan_id(row["plan"]),
             "versions": versions_of(ask),
             "kinds": messages.TRANSITIONS,
@@ -156,28 +156,28 @@ def show_rollout(ask: PageRequest) -> Page:
 
 
 def _load_view(ask: PageRequest, row: Fields) -> RolloutView:
-    entry: Entry | None = ask.service.view.entries.get(row["id"])
+    entry: RolloutEntry | None = ask.service.fleet.rollouts.get(row["id"])
     results = ask.read(_count_results, row["id"])
     if entry is None:
-        rollout = Rollout(parse(json.loads(row["plan"])))
+        rollout = Rollout(parse_plan(json.loads(row["plan"])))
         state = load_state(row["state"])
         return RolloutView(row["id"], row, rollout, state, None, None, results, row["revision"])
-    revision = entry.revision  # before what is shown of it, never after
-    counts = ask.engine.count(entry, ask.now)
-    stored = not ask.service.view.stops_of(row["id"])
+    revision = entry.revision  # read before the shown state, so that it is never newer
+    counts = ask.engine.count_outcomes(entry, ask.now)
+    stored = not ask.service.fleet.stops_of(row["id"])
     return RolloutView(
         row["id"], row, entry.rollout, entry.state, entry.due, counts, results, revision, stored
     )
 
 
 def _count_results(conn: Connection, rollout_id: str) -> Counter[str]:
-    return Counter(attempts.results_of(conn, rollout_id))
+    return Counter(attempts.count_results(conn, rollout_id))
 
 
 def build_wave_view(
     seen: RolloutView, index: int, now: float, tripped: tuple[int | None, int | None]
 ) -> WaveView:
-    """Return how far a wave is."""
+    """Return the progress of a wave."""
     rollout, state = seen.rollout, seen.state
     own = state.waves[index]
     plan = rollout.plan.waves[index]
@@ -189,7 +189,7 @@ def build_wave_view(
             how = "done"
         else:
             how = "now" if number == own.stage else "next"
-        cell = None if seen.tally is None else seen.tally.cells[index][number]
+        cell = None if seen.tally is None else seen.tally.stages[index][number]
         stages.append(StageView(index, number, how, stage.share, stage.soak_s, cell))
     open_ = own.stage >= 0 and own.ended_at is None
     shown: list[Gauge] = []
@@ -197,7 +197,7 @@ def build_wave_view(
     if open_ and seen.tally is not None and state.status is not Status.ABORTED:
         shown = build_gauges(rollout, state, seen.tally, index, now)
         if state.status is Status.ACTIVE:
-            found, word, sentence = judge(rollout, state, seen.tally, index, now)
+            found, word, sentence = judge_stage(rollout, state, seen.tally, index, now)
             verdict = (found.value, word, sentence)
     return WaveView(
         index,
@@ -214,7 +214,7 @@ def build_wave_view(
 
 
 def build_overall_gauges(seen: RolloutView) -> list[Gauge]:
-    """Return the limits that hold over all waves together."""
+    """Return the gauges of the limits over all waves together."""
     if seen.tally is None:
         return []
     return build_limit_gauges(seen.tally.common, seen.rollout.plan.gate)
@@ -228,7 +228,7 @@ def _find_tripped(state: RolloutState, history: list[Fields]) -> tuple[int | Non
 
 
 def _describe_selector(selector: Any) -> str:
-    """Return in words whom a wave selects."""
+    """Return in words which beacons a wave selects."""
     if selector.rest:
         return "everybody else"
     parts = [", ".join(selector.sites)] if selector.sites else []

@@ -1,16 +1,16 @@
-"""Which beacons a listing shows: what its address says, read, and applied to the fleet."""
+"""The filters of the listing of beacons: reads them from the address, and applies them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from beacon_ota.orchestrator.core.health import STANDINGS
+from beacon_ota.orchestrator.core.health import HEALTH_LABELS
 from beacon_ota.orchestrator.dashboard.fleet import FLAGS, REMOVED, BeaconRow, Fleet
 from beacon_ota.orchestrator.dashboard.page_base import PageRequest, build_link
 from beacon_ota.orchestrator.db.tables import outcomes
-from beacon_ota.orchestrator.db.tables.outcomes import Which
+from beacon_ota.orchestrator.db.tables.outcomes import OutcomeFilter
 from beacon_ota.orchestrator.http.problems import Problem, not_found
-from beacon_ota.orchestrator.rollout.rules import order
+from beacon_ota.orchestrator.rollout.rules import version_key
 
 PAGE = 100
 SORTS = ("id", "version", "site", "state", "seen")
@@ -21,21 +21,21 @@ _EXACT = {
     "device_type": lambda row: row.device_type,
     "channel": lambda row: row.channel,
 }
-NONE = "-"  # of a field that is empty: version=- is those that never said one
+NONE = "-"  # an empty field: version=- selects beacons that never reported one
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a listing was asked for; None does not narrow anything.
+    """The filters of a listing; None does not filter.
 
     Attributes:
-        look: ``behind`` (valid, and a newer release is there) or ``current``.
-        site: a path and all below it; place: exactly there; building: counts in it.
-        cell: ``wave.stage.count`` of the rollout's counts; an empty part is any.
-        result, failure, cause: of attempts, at the release or in the rollout if one is given:
-            the result or ``any`` failure, ``stage/code``, the reset cause.
-        release: runs it, unless one of those makes it the release that was tried.
-        hours: ended within.
+        look: ``behind`` (valid, with a newer stable release) or ``current``.
+        site: a path and all below it. place: exactly that path. building: a building.
+        cell: ``wave.stage.count`` of the rollout's counts; an empty part matches any.
+        result: the result of an attempt, or ``any`` failure. failure: its ``stage/code``. cause:
+            its reset cause. They apply to attempts at the release or in the rollout, if given.
+        release: the release that runs or, with one of those three, was tried.
+        hours: the attempt ended within so many hours.
     """
 
     q: str | None = None
@@ -59,13 +59,13 @@ class Selection:
 
     @classmethod
     def of(cls, query: dict[str, str]) -> "Selection":
-        """Read a query; names that are none of ours are passed over."""
+        """Read the filters from a query; unknown names are ignored."""
         names = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in query.items() if key in names and value})
 
     @property
     def given(self) -> dict[str, str]:
-        """What narrows it."""
+        """The filters that are set."""
         return {
             field.name: value
             for field in fields(self)
@@ -74,18 +74,18 @@ class Selection:
 
     @property
     def tried(self) -> bool:
-        """Whether it is about attempts."""
+        """Whether the filters are about attempts."""
         return any(one is not None for one in (self.result, self.failure, self.cause))
 
     def href(self, **changed: Any) -> str:
-        """Return the listing's address with some of it changed; None drops."""
+        """Return the listing's address with some filters changed; None removes one."""
         return build_link("/beacons", **{**self.given, **changed})
 
     def apply(self, fleet: Fleet, ask: PageRequest) -> list[BeaconRow]:
-        """Return the beacons, by id.
+        """Return the matching beacons, by id.
 
         Raises:
-            Problem: ``selection`` for a value that cannot be, 404 for what does not exist.
+            Problem: 422 ``selection`` for an invalid value; 404 for an unknown release or rollout.
         """
         rows: Iterable[BeaconRow] = fleet.rows
         behind = self._beacons_behind(ask)
@@ -102,7 +102,7 @@ class Selection:
             words = self.q.lower().split()
             yield lambda row: _matches_words(row, words)
         if self.state is not None:
-            state = _require_one_of("state", self.state, (*STANDINGS, REMOVED))
+            state = _require_one_of("state", self.state, (*HEALTH_LABELS, REMOVED))
             yield lambda row: row.state == state
         if self.look is not None:
             behind = _require_one_of("look", self.look, ("behind", "current")) == "behind"
@@ -129,21 +129,21 @@ class Selection:
             yield lambda row: (row.device_type, row.version) == runs
 
     def _beacons_behind(self, ask: PageRequest) -> set[str] | None:
-        """Return the beacons behind a count of a rollout, or behind failures; None: anybody."""
+        """Return the ids of the beacons behind a count or behind failures; None for all."""
         found = None
         if self.rollout is not None and self.cell is not None:
-            entry = ask.service.view.entries.get(self.rollout)
+            entry = ask.service.fleet.rollouts.get(self.rollout)
             if entry is None:
                 raise not_found("rollout in memory", self.rollout)
             parts = (self.cell.split(".") + ["", "", ""])[:3]
             found = {
                 beacon_id
-                for beacon_id, where in ask.engine.members(entry, ask.now).items()
+                for beacon_id, where in ask.engine.locate_beacons(entry, ask.now).items()
                 if all(part in ("", str(is_)) for part, is_ in zip(parts, where, strict=True))
             }
         if self.tried:
             stage, slash, code = (self.failure or "").partition("/")
-            which = Which(
+            which = OutcomeFilter(
                 result=None if self.result == "any" else self.result,
                 stage=None if self.failure is None else stage,
                 code=code if slash else None,
@@ -152,16 +152,16 @@ class Selection:
                 cause=_parse_number("cause", self.cause),
                 since=hours_ago(self.hours, ask.now),
             )
-            tried = ask.read(outcomes.beacons, which)
+            tried = ask.read(outcomes.list_beacons, which)
             found = tried if found is None else found & tried
         return found
 
 
 def hours_ago(hours: str | None, now: float) -> float | None:
-    """Return when so many hours ago was, UTC seconds.
+    """Return the time so many hours ago, UTC seconds.
 
     Raises:
-        Problem: ``selection``.
+        Problem: 422 ``selection``.
     """
     given = _parse_number("hours", hours)
     return None if given is None else now - given * 3600.0
@@ -176,12 +176,12 @@ def _parse_number(name: str, text: str | None) -> int | None:
 
 
 def sort_rows(rows: list[BeaconRow], by: str) -> list[BeaconRow]:
-    """Return rows in order of a column; ``-`` before its name turns it round."""
+    """Return rows sorted by a column; ``-`` before its name reverses the order."""
     name = by.removeprefix("-")
     turned = by.startswith("-")
-    places = {state: rank for rank, state in enumerate((*STANDINGS, REMOVED))}
+    places = {state: rank for rank, state in enumerate((*HEALTH_LABELS, REMOVED))}
     keys = {
-        "version": lambda row: order(row.version) or (),
+        "version": lambda row: version_key(row.version) or (),
         "site": lambda row: row.site,
         "state": lambda row: places[row.state],
         "seen": lambda row: row.last_seen or 0.0,

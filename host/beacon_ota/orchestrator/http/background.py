@@ -1,7 +1,7 @@
-"""Administrators' work that takes a while, beside the event loop and away from the beacons' pools.
+"""Runs slow work for administrators in threads, apart from the event loop and the beacons' pools.
 
-Each kind has threads of its own and a bound on how much of it waits; what waits for somebody who
-has left is not begun.
+Each kind of work has its own threads, and a bound on the number of waiting requests. Work whose
+client has left is not begun.
 """
 
 import asyncio
@@ -13,16 +13,16 @@ from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
 
 T = TypeVar("T")
-_CLIENT_CHECK_S = 0.5  # between two looks whether the client is still there
+_CLIENT_CHECK_S = 0.5  # between two checks whether the client is still there
 
 
 class BackgroundPool:
     """Threads for one kind of work.
 
     Args:
-        name: of the threads.
-        threads: how much is done at once; all share the interpreter with the beacons' calls.
-        most: how much may be under way and waiting.
+        name: prefix of the threads' names.
+        threads: pieces of work at once; all threads share the interpreter with the beacons' calls.
+        most: pieces of work under way and waiting.
     """
 
     def __init__(self, name: str, threads: int = 1, most: int = LIMITS.background_jobs):
@@ -33,13 +33,13 @@ class BackgroundPool:
     async def run(
         self, is_gone: Callable[[], Awaitable[bool]], work: Callable[..., T], *args: Any
     ) -> T:
-        """Run ``work`` and return what it returns.
+        """Run ``work`` in a thread and return its result.
 
         Args:
             is_gone: tells whether the client has left.
 
         Raises:
-            Problem: 503 ``busy`` when too much waits; 503 ``client_gone``, to nobody.
+            Problem: 503 ``busy`` when too much waits; 503 ``client_gone`` when the client has left.
         """
         if self._unfinished >= self._most:
             raise Problem(
@@ -56,7 +56,7 @@ class BackgroundPool:
                     raise Problem(503, "client_gone", "the client has left")
             return waiting.result()
         finally:
-            waiting.cancel()  # what has not begun is not begun
+            waiting.cancel()  # work that has not begun never begins
 
     def _count_finished(self) -> None:
         self._unfinished -= 1
@@ -66,4 +66,4 @@ def _call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> 
     try:
         loop.call_soon_threadsafe(work)
     except RuntimeError:
-        work()  # the loop is gone, and nobody waits
+        work()  # the loop is closed

@@ -1,15 +1,19 @@
-"""Bounds the bodies that the administrators' application reads, in bytes and in time."""
+"""Middleware that bounds the request bodies of the administrators' API in bytes and in time.
+
+Starlette's RequestBodyLimitMiddleware bounds bytes only: 256 KiB, sent a byte a minute, would
+occupy a handler for 182 days. Here at most ``LIMITS.body_stall`` (20 s) pass without a byte.
+"""
 
 from beacon_ota.orchestrator.http import asgi, problems
 from beacon_ota.orchestrator.http.asgi import App, ClientDisconnected, Message, Receive, Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
 
-_UPLOAD_PATH = "/api/firmwares/upload"  # bounded where it is taken apart
+_UPLOAD_PATH = "/api/firmwares/upload"  # releases.upload bounds it
 
 
 class BodySizeLimitMiddleware:
-    """Reads a request's body before the application sees the request."""
+    """Reads the whole request body, then calls the application with it."""
 
     def __init__(self, app: App):
         self._app = app

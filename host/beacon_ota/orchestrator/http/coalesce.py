@@ -1,19 +1,19 @@
-"""Head and body of a small answer in one system call.
+"""Write coalescing: sends head and body of a small answer in one system call.
 
-The server software writes them one after the other, and each write is a call into the kernel, a
-packet, and a reader woken up: half of what answering a poll costs. So a head waits for the body
-that follows in the same turn of the event loop, and leaves alone when none does.
+uvicorn writes head and body one after the other. Each write is a system call, a packet and a
+wake-up of the reader: half of the cost of answering a poll. So a head waits for the body that
+follows in the same turn of the event loop, and is sent alone when none does.
 """
 
 import asyncio
 from typing import Any
 
 _HEAD = b"HTTP/1.1 "
-_COPY_MAX = 16 * 1024  # bytes worth copying; more than that goes by reference
+_COPY_MAX = 16 * 1024  # bytes; a larger body is written by reference instead of copied
 
 
 class CoalescingTransport:
-    """A transport that holds back what looks like a head until the next write, or turn."""
+    """A transport that delays a response head until the next write or turn of the event loop."""
 
     __slots__ = ("_pending_head", "_loop", "_transport")
 
@@ -23,9 +23,9 @@ class CoalescingTransport:
         self._pending_head = b""
 
     def write(self, data: Any) -> None:
-        """Send, in order; to a connection that is being closed, nothing.
+        """Send data in order; data for a closing connection is dropped.
 
-        A body that begins like a head waits for a turn, no more.
+        A body that looks like a head waits for one turn of the loop.
         """
         if self._transport.is_closing():
             return
@@ -44,7 +44,7 @@ class CoalescingTransport:
             self._transport.write(data)
 
     def close(self) -> None:
-        """Send what is held, then close."""
+        """Send the delayed head, then close."""
         self._flush()
         self._transport.close()
 
@@ -54,7 +54,7 @@ class CoalescingTransport:
         self._transport.abort()
 
     def is_closing(self) -> bool:
-        """Is it closed, or about to be?"""
+        """Tell whether the connection is closed or closing."""
         return self._transport.is_closing()
 
     def _flush(self) -> None:

@@ -1,12 +1,13 @@
-"""Which connections are open, and which one goes when there are too many.
+"""The table of open connections: decides which connection is closed when there are too many.
 
-A connection is *unproven* until a right signature, token or session came over it. Unproven ones
-are few per address and few in all, and the oldest makes room for the newest: somebody who opens
-connections and says nothing displaces their own. A building behind one NAT address, or a proxy in
-front of us, is not held up by that: what has proven itself does not count towards the address.
-
-Beacons never take the whole table: a reserve stays for those who administer. A beacon beyond its
-share is answered, and its connection closed after the answer.
+Rules:
+  * A connection is *unproven* until a right signature, token or session came over it.
+  * Unproven connections are few per address and few in all; the oldest makes room for the
+    newest. A client that opens connections and sends nothing displaces its own.
+  * Proven connections do not count towards their address: neither a building behind one NAT
+    address nor a reverse proxy is limited.
+  * Beacons never take the whole table: a reserve is kept for administrators. A beacon over its
+    share gets its answer, and its connection is closed after it.
 """
 
 import ipaddress
@@ -21,7 +22,7 @@ _CAPACITY_MIN = 16
 
 
 class TrackedConnection(Protocol):
-    """What the table knows of a connection."""
+    """The attributes of a connection that the table needs."""
 
     address: str
 
@@ -32,7 +33,7 @@ class TrackedConnection(Protocol):
 
 
 class ConnectionTable:
-    """The table of one process.
+    """The connections of one process.
 
     Args:
         capacity: connections at once; by default as many as limits and open files allow.
@@ -42,7 +43,7 @@ class ConnectionTable:
         self.capacity = connection_capacity()[0] if capacity is None else capacity
         reserved = min(LIMITS.connections_reserved, self.capacity // 4)
         self._for_beacons = self.capacity - reserved
-        self._unproven: dict[TrackedConnection, None] = {}  # oldest first, like those below
+        self._unproven: dict[TrackedConnection, None] = {}  # all of these: oldest first
         self._by_address: dict[str, dict[TrackedConnection, None]] = {}
         self._beacons: dict[TrackedConnection, None] = {}
         self._administrators: dict[TrackedConnection, None] = {}
@@ -51,7 +52,7 @@ class ConnectionTable:
         return len(self._unproven) + len(self._beacons) + len(self._administrators)
 
     def admit(self, connection: TrackedConnection) -> bool:
-        """Enter a new connection; another one may go for it. False: it was dropped itself."""
+        """Add a new connection, dropping another if necessary; False if the new one was dropped."""
         of_network = self._by_address.get(network_of(connection.address), {})
         if len(of_network) >= LIMITS.connections_unproven_per_address:
             self._drop(next(iter(of_network)))
@@ -71,11 +72,11 @@ class ConnectionTable:
         self._by_address.setdefault(network_of(connection.address), {})[connection] = None
 
     def mark_proven(self, connection: TrackedConnection, kind: str) -> bool:
-        """Note that a connection has shown who it is; False: there is no room for it to stay."""
+        """Move a connection to the proven ones; False if it must be closed after its answer."""
         if connection in self._administrators or connection in self._beacons:
             return True
         if connection not in self._unproven:
-            return False  # dropped a moment ago
+            return False  # was dropped before
         if kind == BEACON:
             if len(self._beacons) >= self._for_beacons:
                 victim = self._idle_beacon()
@@ -90,7 +91,7 @@ class ConnectionTable:
         return True
 
     def replace(self, before: TrackedConnection, after: TrackedConnection) -> bool:
-        """Let an unproven connection go on as another object; False when it had to leave."""
+        """Replace an unproven connection by another object; False if it was dropped before."""
         if before not in self._unproven:
             return False
         self.remove(before)
@@ -99,7 +100,7 @@ class ConnectionTable:
         return True
 
     def remove(self, connection: TrackedConnection) -> None:
-        """Take a connection out; one that is not there is no error."""
+        """Remove a connection; an unknown one is no error."""
         for table in (self._unproven, self._beacons, self._administrators):
             table.pop(connection, None)
         network = network_of(connection.address)
@@ -118,7 +119,7 @@ class ConnectionTable:
 
 
 def connection_capacity() -> tuple[int, int]:
-    """Return how many connections fit into the open files we may have, and how many may queue."""
+    """Return (connections, backlog) that the process may have, from its limit of open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return LIMITS.connections, LIMITS.backlog
@@ -128,7 +129,7 @@ def connection_capacity() -> tuple[int, int]:
 
 
 def network_of(address: str) -> str:
-    """Return what counts as one address: an IPv4 address, the /64 of an IPv6 one."""
+    """Return the unit that counts as one address: an IPv4 address, the /64 of an IPv6 address."""
     if ":" not in address:
         return address
     try:

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP/1.1 on httptools, with bounds of our own.
+"""uvicorn's HTTP/1.1 protocol on httptools, with bounds on unfinished and pipelined input.
 
-What a peer sends is parsed a small piece at a time, and no further than to the end of the request
-that waits for its answer: pipelined requests stay bytes until their turn comes. So a connection
-costs a read buffer and a few requests, whatever it sends.
+Received bytes are parsed in small pieces, and only up to the end of the request that is being
+answered: pipelined requests stay bytes until their turn. So a connection costs a read buffer and
+a few requests, whatever the client sends.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from beacon_ota.orchestrator.http.coalesce import CoalescingTransport
 from beacon_ota.orchestrator.http.connections import ConnectionTable
 from beacon_ota.orchestrator.limits import LIMITS
 
-# What the kernel does for each connection, where it can: give up on a peer that acknowledges
-# nothing any more, and hold no more than this of what was not sent yet (it would take whole images
-# for slow readers, and we would not see that they stand still).
+# Socket options, where the kernel has them: drop a peer that acknowledges nothing for this long,
+# and buffer at most so many unsent bytes. Otherwise the kernel would buffer whole images for slow
+# readers, and a reader that takes nothing would not be noticed.
 _SOCKET_OPTIONS = tuple(
     (getattr(socket, name), value)
     for name, value in (
@@ -33,11 +33,11 @@ _RESPONSE_431 = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
 )
-_BODY_FACTOR = 8  # bytes on the wire for one of a chunked body, at most
+_BODY_FACTOR = 8  # bytes on the wire per byte of a chunked body, at most
 
 
 class _HoldingFlowControl(FlowControl):
-    """Reading stays paused for as long as there is something that was read and not parsed."""
+    """Flow control that keeps reading paused while received bytes are unparsed."""
 
     has_unparsed = False
 
@@ -47,14 +47,14 @@ class _HoldingFlowControl(FlowControl):
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's, with bounds on what a peer may leave unfinished or send ahead.
+    """uvicorn's protocol with bounds on input that is unfinished or sent ahead.
 
-    A request head is bounded in bytes, fields and time; a peer that takes nothing of what was sent
-    is dropped by the kernel, so that a reader that went away does not hold its image for ever.
+    A request head is bounded in bytes, fields and time. The kernel drops a client that takes no
+    data, so that a download without a reader does not hold its image for ever.
 
     Args:
-        table: where the connection is entered, and may have to leave for another.
-        admitted: it is entered already (a TLS connection, before its handshake).
+        table: the table of connections, which may drop this one.
+        admitted: the connection is in the table already (TLS: since before the handshake).
     """
 
     flow: _HoldingFlowControl
@@ -65,7 +65,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._table = table
         self._admitted = admitted
         self._timer: asyncio.TimerHandle | None = None
-        self._received = b""  # and not parsed yet
+        self._received = b""  # bytes that are not parsed yet
         self._ignoring = False  # input is discarded: the connection ends with the last answer
         self._in_head = True  # between two requests, or in a head
         self._head_bytes = 0  # of the present head, received so far
@@ -88,7 +88,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
         self._start_head_timer()
-        if self._received:  # came with the end of a handshake
+        if self._received:  # arrived with the end of the handshake
             self._parse_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -104,7 +104,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         return self._in_head and not self._awaits_answer and not self._received
 
     def drop(self) -> None:
-        """Close at once: the place is needed."""
+        """Close at once, because the table needs the place."""
         self._ignoring = True
         if self.transport is not None and not self.transport.is_closing():
             self.transport.abort()
@@ -133,7 +133,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._parse_received()
 
     def _parse_received(self) -> None:
-        """Parse what was received, as far as it is its turn."""
+        """Parse the received bytes, up to the end of the request that is to be answered next."""
         received, at = memoryview(self._received), 0
         while at < len(received) and not self._ignoring and not self._must_wait():
             piece = bytes(received[at : at + LIMITS.parsed_ahead])
@@ -146,10 +146,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.flow.has_unparsed:
             self.flow.pause_reading()
         elif not self.pipeline and not (self._awaits_answer and self.cycle.body):
-            self.flow.resume_reading()  # else the application does that, by reading the body
+            self.flow.resume_reading()  # otherwise the application resumes by reading the body
 
     def _must_wait(self) -> bool:
-        """Tell whether parsing further has to wait for an answer."""
+        """Tell whether parsing has to wait for an answer."""
         return bool(self.pipeline) or (self._in_head and self._awaits_answer)
 
     def _feed_parser(self, piece: bytes) -> None:
@@ -173,7 +173,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be read; answers that are under way are finished first."""
+        """Refuse malformed input; answers that are under way are finished first."""
         self._ignoring = True
         cycle = self.cycle
         if self._awaits_answer and (self._in_head or self.pipeline):
@@ -187,7 +187,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             super().send_400_response(msg)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """What follows may be of another protocol: the request is answered, and that was all."""
+        """Answer the request that asks for an upgrade, then close: more bytes may not be HTTP."""
         self._ignoring = True
         if self.cycle is not None:
             self.cycle.keep_alive = False
@@ -204,7 +204,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
-            return  # a trailer: what decides about a request stands in its head
+            return  # a trailer is ignored: only headers decide about a request
         if len(self.headers) >= LIMITS.head_fields:
             self._too_large = True
             raise ValueError("too many headers")
@@ -232,7 +232,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         elif self._received:
             self.loop.call_soon(self._parse_more)
         elif not self._in_head:
-            self._start_head_timer()  # the rest of a body that was refused
+            self._start_head_timer()  # bounds the rest of a refused body
 
     def _parse_more(self) -> None:
         if self._received and not self.transport.is_closing():

@@ -1,4 +1,4 @@
-"""Counts failures per address over a minute, in bounded memory."""
+"""Counts failures per address and minute, in bounded memory."""
 
 import time
 
@@ -8,7 +8,11 @@ _WINDOW_S = 60.0
 
 
 class Throttle:
-    """Says when an address has failed too often."""
+    """Tells when an address has failed too often in the present minute.
+
+    Args:
+        limit: failures per minute.
+    """
 
     def __init__(self, limit: int):
         self._limit = limit
@@ -16,7 +20,7 @@ class Throttle:
         self._failures: dict[str, int] = {}
 
     def count_failure(self, address: str) -> bool:
-        """Count a failure of this address; True when it has had its share of this minute."""
+        """Count a failure of an address; True if it is over the limit of this minute."""
         self._start_window()
         if address not in self._failures and len(self._failures) >= LIMITS.refused_addresses:
             return True
@@ -25,7 +29,7 @@ class Throttle:
         return count > self._limit
 
     def failures_of(self, address: str) -> int:
-        """Return how often an address failed in this minute."""
+        """Return the failures of an address in this minute."""
         self._start_window()
         return self._failures.get(address, 0)
 

@@ -45,7 +45,7 @@ class Images:
 
     def start(self) -> None:
         """Begin; the service runs."""
-        self.service.run(self._fetching())
+        self.service.run_in_background(self._fetching())
 
     def want(self, rows: list[Fields]) -> None:
         """Fetch these releases' images, and forget others that were wanted."""
@@ -57,7 +57,7 @@ class Images:
         """Tell whether the image of a release is not here, or is damaged here."""
         if row["id"] in self.fetched:
             return False
-        mine = self.service.view.releases.get(row["id"])
+        mine = self.service.fleet.releases.get(row["id"])
         if mine is not None and mine.row["damaged_at"] is not None:
             return True
         return not await asyncio.to_thread(self.service.blobs.has, row["blob"])
@@ -108,7 +108,7 @@ class Images:
     async def _fetch(self, row: Fields) -> None:
         """Have the image of a release here, examined like an upload."""
         blobs = self.service.blobs
-        mine = self.service.view.releases.get(row["id"])
+        mine = self.service.fleet.releases.get(row["id"])
         if mine is not None and mine.row["damaged_at"] is not None:
             await asyncio.to_thread(blobs.remove, row["blob"])
         if await asyncio.to_thread(blobs.has, row["blob"]):

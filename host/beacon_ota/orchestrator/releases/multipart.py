@@ -1,4 +1,8 @@
-"""Takes a multipart form from a stream: fields into memory, one file to the disk, all bounded."""
+"""Reads the multipart form of an upload from a stream: fields to memory, one file to the disk.
+
+Starlette's ``request.form()`` is not used: it bounds fields (1 MB) and not files, so an upload of
+any size would fill the disk before its first check. The parser is python-multipart's, as there.
+"""
 
 import hashlib
 from typing import BinaryIO
@@ -9,15 +13,19 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.limits import LIMITS
 
+_BOUNDARY_MAX = 70  # bytes: RFC 2046
+_HEADER_MAX = 1024  # bytes of a part's header
+_HEADERS_MAX = 8  # of a part
+
 
 class MultipartForm:
-    """A form in the making.
+    """A form that is being received.
 
     Args:
         content_type: the request's header.
-        file_field: the name of the field that is the file.
-        file: where its bytes go.
-        limit: bytes that the file must stay under.
+        file_field: name of the field that is the file.
+        file: receives the file's bytes.
+        limit: exclusive upper bound of the file's size, bytes.
 
     Raises:
         InputError: ``not_multipart``.
@@ -26,7 +34,7 @@ class MultipartForm:
     def __init__(self, content_type: str, file_field: str, file: BinaryIO, limit: int):
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
-        if kind != b"multipart/form-data" or not 0 < len(boundary) <= 70:
+        if kind != b"multipart/form-data" or not 0 < len(boundary) <= _BOUNDARY_MAX:
             raise InputError(
                 "not_multipart",
                 "the body is not a multipart form",
@@ -56,11 +64,11 @@ class MultipartForm:
 
     @property
     def sha256(self) -> str | None:
-        """The hex SHA-256 of the file, None when the form had none."""
+        """The hex SHA-256 of the file, None if the form has no file."""
         return self._digest.hexdigest() if self._got_file else None
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the body.
+        """Parse the next bytes of the body.
 
         Raises:
             InputError: ``form_syntax``, ``form_field``, ``image_too_large``.
@@ -71,10 +79,10 @@ class MultipartForm:
             raise InputError("form_syntax", f"the form cannot be read: {error}") from None
 
     def close(self) -> None:
-        """The body has ended.
+        """Check that the form is complete at the end of the body.
 
         Raises:
-            InputError: ``form_syntax`` when the form has not.
+            InputError: ``form_syntax``.
         """
         if not self.complete:
             raise InputError("form_syntax", "the form ends before its last boundary")
@@ -94,12 +102,12 @@ class MultipartForm:
         self._value = self._check_header_size(self._value + data[start:end])
 
     def _check_header_size(self, header: bytes) -> bytes:
-        if len(header) > 1024:
+        if len(header) > _HEADER_MAX:
             raise InputError("form_syntax", "a header of a field is too long")
         return header
 
     def _on_header_end(self) -> None:
-        if len(self._headers) >= 8:
+        if len(self._headers) >= _HEADERS_MAX:
             raise InputError("form_syntax", "a field has too many headers")
         self._headers[self._name.lower()] = self._value
         self._name = self._value = b""

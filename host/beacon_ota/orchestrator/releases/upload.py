@@ -1,7 +1,7 @@
-"""Takes a release in: streamed to the disk under a bound, looked at from all sides, then stored.
+"""Accepts uploads: streams the image to the disk, validates it, stores the release.
 
-Nothing of a refused upload stays: its bytes lie in a file without a lasting name until every
-check has passed, and the row that makes them a release comes last.
+A refused upload leaves nothing behind: its bytes are in a temporary file until every check has
+passed, and the row that makes a release of them is written last.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from beacon_ota.orchestrator.releases.multipart import MultipartForm
 
 
 class Uploaded(NamedTuple):
-    """A release, and whether this upload made it."""
+    """A release, and whether this upload created it."""
 
     row: Fields
     created: bool
 
 
 class _VersionTakenError(Exception):
-    """The version has got its release meanwhile."""
+    """Another process has stored this version in the meantime."""
 
     def __init__(self, row: Fields):
         super().__init__(row["id"])
@@ -39,7 +39,7 @@ class _VersionTakenError(Exception):
 
 
 async def _always_allowed() -> None:
-    """Nobody's token is in question."""
+    """Accept the upload whatever has happened to the token since its beginning."""
 
 
 async def accept_upload(
@@ -49,14 +49,16 @@ async def accept_upload(
     body: AsyncIterator[bytes],
     may_still: Callable[[], Awaitable[object]] = _always_allowed,
 ) -> Uploaded:
-    """Take an upload.
+    """Receive, validate and store a release.
 
     Args:
-        may_still: refuses, when all of it has arrived, for an actor who may not any more.
+        content_type: the request's header.
+        body: the request's body.
+        may_still: raises if the actor has lost the right to upload since the request began.
 
     Raises:
         InputError: with a code of contracts.md §3.
-        StorageError: ``storage``: the disk is full, for example; nothing is kept of it.
+        StorageError: ``storage``, when the disk is full, for example; nothing is kept.
     """
     try:
         return await _receive_and_store(service, actor, content_type, body, may_still)
@@ -113,7 +115,7 @@ async def _receive_form(form: MultipartForm, body: AsyncIterator[bytes]) -> None
 
 
 def _name_refusal(file: BinaryIO, error: InputError) -> InputError:
-    """Return the refusal of what is too large, with its mistake named where we know it."""
+    """Return the refusal of an image that is too large; a flash image gets its own."""
     if error.code != "image_too_large":
         return error
     file.seek(0)
@@ -127,8 +129,8 @@ async def _store_release(
     claim: validate.UploadClaim,
     found: validate.ExaminedImage,
 ) -> Uploaded:
-    """Give the bytes their name and the release its row."""
-    same = await service.db.read(firmwares.named, claim.device_type, claim.version)
+    """Store image and row of a validated release."""
+    same = await service.db.read(firmwares.get_by_version, claim.device_type, claim.version)
     if same is not None:
         return await _renew_release(service, actor, same, file, found)
     now = service.clock.now()
@@ -151,7 +153,7 @@ async def _store_release(
     }
 
     def insert_release(conn: Connection) -> Fields:
-        existing = firmwares.named(conn, claim.device_type, claim.version)
+        existing = firmwares.get_by_version(conn, claim.device_type, claim.version)
         if existing is not None:
             raise _VersionTakenError(existing)
         return firmwares.add(conn, row)
@@ -159,12 +161,12 @@ async def _store_release(
     new = await asyncio.to_thread(service.blobs.commit, file, found.blob)
     try:
         stored = await asyncio.shield(
-            service.change(
+            service.change_audited(
                 actor.name,
                 "firmware.uploaded",
                 row["id"],
                 insert_release,
-                then=service.view.put_release,
+                then=service.fleet.put_release,
                 detail={
                     "device_type": claim.device_type,
                     "version": claim.version,
@@ -173,10 +175,10 @@ async def _store_release(
                 },
             )
         )
-    except _VersionTakenError as error:  # by an upload to another process
+    except _VersionTakenError as error:  # an upload to another process was faster
         return await _renew_release(service, actor, error.row, file, found)
     except Exception:
-        if new and not service.shared:  # else another process may just have found them there
+        if new and not service.shared:  # another process might just have found the bytes
             await asyncio.to_thread(service.blobs.remove, found.blob)
         raise
     return Uploaded(stored, True)
@@ -185,7 +187,7 @@ async def _store_release(
 async def _renew_release(
     service: Service, actor: Actor, same: Fields, file: BinaryIO, found: validate.ExaminedImage
 ) -> Uploaded:
-    """The version is there: fine with the same bytes, and then they are repaired if need be."""
+    """Accept the same bytes for an existing version: repair the image, take a new manifest."""
     if same["checksum"] != found.checksum or same["blob"] != found.blob:
         raise InputError(
             "version_taken",
@@ -204,16 +206,16 @@ async def _renew_release(
         return Uploaded(same, False)
 
     def write_renewal(conn: Connection) -> Fields:
-        row = firmwares.change(conn, same["id"], **values)
+        row = firmwares.update_columns(conn, same["id"], **values)
         assert row is not None
         return row
 
-    row = await service.change(
+    row = await service.change_audited(
         actor.name,
         "firmware.renewed",
         same["id"],
         write_renewal,
-        then=service.view.put_release,
+        then=service.fleet.put_release,
         detail={"what": sorted(values)},
     )
     return Uploaded(row, False)

@@ -1,4 +1,4 @@
-"""What an upload must be before it becomes a release. Fed with values and an open file."""
+"""Validates an upload before it becomes a release: the fields of the form, then the image."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -9,18 +9,18 @@ from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.releases.multipart import MultipartForm
 from beacon_ota.wire import versions
 
-if TYPE_CHECKING:  # what follows is imported with the first upload: it takes memory
+if TYPE_CHECKING:  # imported with the first upload, to save memory until then
     from beacon_ota.trust import KeySet, Manifest
 
 _FIELDS = ("device_type", "version", "description", "channel", "required", "manifest")
 _BOOLS = {"": False, "false": False, "0": False, "true": True, "1": True}
-_DESCRIPTION_MAX = 500  # bytes: it travels in every offer
+_DESCRIPTION_MAX = 500  # bytes; every offer contains it
 _BRACKETS_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
 class UploadClaim:
-    """What the form says about the image."""
+    """The fields of the form, and the size and SHA-256 of the received file."""
 
     device_type: str
     version: str
@@ -34,10 +34,10 @@ class UploadClaim:
 
 @dataclass(frozen=True, slots=True)
 class ExaminedImage:
-    """What the image is.
+    """The result of the validation.
 
-    ``checksum`` is the SHA-256 of the plain image, ``blob`` of the bytes uploaded; they differ
-    for an encrypted release.
+    ``checksum`` is the SHA-256 of the plain image, ``blob`` of the uploaded bytes; they differ for
+    an encrypted release.
     """
 
     checksum: str
@@ -50,11 +50,10 @@ class ExaminedImage:
 
 
 def read_claim(form: MultipartForm) -> UploadClaim:
-    """Read the form.
+    """Read the fields of the form.
 
     Raises:
-        InputError: ``form_field`` for a field that is missing, unknown or malformed,
-            ``version_syntax``.
+        InputError: ``form_field`` for a missing, unknown or malformed field; ``version_syntax``.
     """
     fields = form.fields
     for name in fields:
@@ -93,7 +92,7 @@ def read_claim(form: MultipartForm) -> UploadClaim:
             found=size,
             expected=_DESCRIPTION_MAX,
         )
-    # A beacon counts these before it parses an offer, so that nobody can have it nest too deep.
+    # A beacon counts the brackets of an offer before it parses it, against deep nesting.
     if description.count("[") + description.count("{") > _BRACKETS_MAX:
         raise InputError(
             "form_field",
@@ -113,7 +112,7 @@ def read_claim(form: MultipartForm) -> UploadClaim:
 
 
 def detect_flash_image(head: bytes) -> InputError | None:
-    """Return the refusal of a flash image, told by its first 36 KiB; None when it is none."""
+    """Return the refusal of a whole flash image, from its first 36 KiB; None for another file."""
     from beacon_ota.images import esp
 
     if not esp.is_flash_image(head):
@@ -128,11 +127,12 @@ def detect_flash_image(head: bytes) -> InputError | None:
 def examine_image(
     file: BinaryIO, claim: UploadClaim, trusted: "KeySet | None", insecure: bool, now: float
 ) -> ExaminedImage:
-    """Examine the image that a claim is about; takes a fraction of a second, blocks.
+    """Validate the image against its claim; blocks for a fraction of a second.
 
     Args:
-        trusted: the keys whose signatures count (``trust.KeySet``), None for a fleet without.
-        insecure: a release without manifest is accepted, one with is still verified if it can be.
+        trusted: the trusted keys; None for a fleet without signatures.
+        insecure: accept a release without manifest; a manifest is verified if keys are there.
+        now: UTC seconds.
 
     Raises:
         InputError: with a code of contracts.md §3.
@@ -152,7 +152,7 @@ def examine_image(
         board.check_fit(claim.size)
     manifest = None
     if claim.manifest is not None and trusted is None and insecure and not encrypted:
-        _open_envelope(claim.manifest)  # nobody vouches for it, but it must be one
+        _open_envelope(claim.manifest)  # unverified, but it must be a manifest
     elif claim.manifest is not None:
         from beacon_ota.trust import ManifestClaims, Verifier
 
@@ -183,7 +183,7 @@ def examine_image(
 
 
 def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:
-    """Examine a plain image: the core, then the app behind it, then that they are what is said."""
+    """Examine a plain image: the core, the app behind it, and that both match the claim."""
     from beacon_ota.images import release
 
     found = release.parse_release(data)
@@ -200,7 +200,7 @@ def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:
             )
     return {
         "core_sha256": found.checksum if found.frozen else found.core_sha256,
-        # A stock core describes itself as what ESP-IDF calls it; its banner says what it is.
+        # The descriptor of a stock core has the name of ESP-IDF; its banner has the version.
         "core_version": found.core.interpreter or found.core.descriptor.version,
         "built_at": info.built_at,
         "insecure": info.insecure,
@@ -210,16 +210,17 @@ def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:
 
 
 def _claims_encryption(envelope: str | None) -> bool:
-    """Does a manifest, whoever signed it, say that the image is encrypted?"""
+    """Tell whether a manifest, verified or not, says that the image is encrypted."""
     if envelope is None:
         return False
     try:
         return _open_envelope(envelope).encrypted
     except InputError:
-        return False  # which is refused as soon as it is verified
+        return False  # the verification refuses it later
 
 
 def _open_envelope(envelope: str) -> "Manifest":
+    """Return an envelope's manifest without verifying its signatures."""
     from beacon_ota.trust import releases
 
     return releases.claimed_manifest(envelope)

@@ -1,9 +1,9 @@
-"""Several processes on one PostgreSQL: each follows what the others commit; one of them leads.
+"""Keeps several processes on one PostgreSQL in step, and elects the leader.
 
-The database writes down what changed (triggers, ``changes``) and wakes who listens. A notice is a
-hint, no more: what is missing is read by its number, in the order of the commits, also after the
-connection was lost. The leader holds a lock for as long as its connection lives; it moves the
-rollouts, delivers webhooks and sweeps. Two that lead for a moment do no harm: a move is made from
+Triggers write every change down (table ``changes``) and notify the listeners. A notice is only a
+hint: each process reads the changes by number, in the order of the commits, also after a lost
+connection. The leader holds an advisory lock for as long as its connection lives; it moves the
+rollouts, delivers webhooks and sweeps. Two leaders for a moment do no harm: a move is made from
 a revision, an attempt has one result.
 """
 
@@ -17,29 +17,30 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import attempt_of
-from beacon_ota.orchestrator.db.database import WRITING, Database, connect, reason_of
+from beacon_ota.orchestrator.db.database import WRITE_LOCK_ID, Database, connect, describe_error
 from beacon_ota.orchestrator.db.tables import Fields, changes
-from beacon_ota.orchestrator.db.tables.changes import News
+from beacon_ota.orchestrator.db.tables.changes import ChangeBatch
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-LEADER_LOCK_ID = 0x6C656164  # the advisory lock of the one that leads
+LEADER_LOCK_ID = 0x6C656164  # number of the advisory lock that the leader holds
 CHANNEL = "beacon_ota"
-POLL_INTERVAL_S = (
-    1.0  # of the wall clock, between two looks at what no notice told of, and at the lead
-)
-RECONNECT_DELAY_S = 0.5  # between two tries at a connection
+# Real seconds between two readings of changes without a notice, and two tries to lead.
+POLL_INTERVAL_S = 1.0
+RECONNECT_DELAY_S = 0.5  # between two tries to connect the listener
 _NOTIFY_INTERVAL_S = 0.25
-_NOTIFY_BACKLOG = (
-    200  # things of the moment that wait to be told; what is beyond was not that urgent
-)
-_NOTICE_BYTES = 7000  # PostgreSQL takes 8000
+_NOTIFY_BACKLOG = 200  # transient events that wait for the next notice; more are dropped
+_NOTICE_BYTES = 7000  # of a payload; PostgreSQL takes 8000
 
 
 class Cluster:
-    """One process's part: its copy follows, and its followers hear of everybody's events."""
+    """The part of one process: follows the changes of the others, and forwards transient events.
+
+    Args:
+        dispatcher: the webhook dispatcher.
+    """
 
     def __init__(self, service: Service, engine: Any, dispatcher: Any):
         self.service, self.engine, self.dispatcher = service, engine, dispatcher
@@ -53,20 +54,20 @@ class Cluster:
     # ---- life ----
 
     def note_position(self) -> None:
-        """Note where the changes are, before anything is read that they would change."""
-        self.seq = self.service.db.read_now(changes.last)
+        """Remember the number of the last change, before any table is read."""
+        self.seq = self.service.db.read_now(changes.newest_seq)
 
     def start(self) -> None:
-        """Follow from there."""
+        """Follow the changes after that number, in a thread and two tasks."""
         service = self.service
         self._loop = asyncio.get_running_loop()
-        service.leads = False
+        service.is_leader = False
         service.catch_up = self.catch_up
-        service.hub.hand_on(self._queue_notice)
+        service.hub.forward_to(self._queue_notice)
         self._thread = threading.Thread(target=self._run_listener, name="db-listener", daemon=True)
         self._thread.start()
-        service.run(self._send_notices())
-        service.run(self._stop_with_service())
+        service.run_in_background(self._send_notices())
+        service.run_in_background(self._stop_with_service())
 
     async def _stop_with_service(self) -> None:
         try:
@@ -77,14 +78,14 @@ class Cluster:
     # ---- following ----
 
     async def catch_up(self) -> None:
-        """Return when everything committed before the call is in the view."""
+        """Return when the view has every change that was committed before the call."""
         if self._next_read is None:
             self._next_read = asyncio.create_task(self._read_new_changes())
         await asyncio.shield(self._next_read)
 
     async def _read_new_changes(self) -> None:
         async with self._read_lock:
-            self._next_read = None  # who asks from now on is served by the next one
+            self._next_read = None  # later callers wait for the next round
             more = True
             while more:
                 db, hub = self.service.db, self.service.hub
@@ -93,18 +94,19 @@ class Cluster:
                     db,
                     self.seq,
                     self.service.worker,
-                    hub.followed,
+                    hub.has_subscribers,
                     then=self._apply_changes,
                 )
                 more = news.more
 
-    def _apply_changes(self, news: News) -> None:
+    def _apply_changes(self, news: ChangeBatch) -> None:
+        """Bring view, engine and dispatcher up to date with a batch of changes."""
         if news.lost:
             log.warning("too far behind the others; everything is read again")
-            self.service.reload()
-            self.engine.reload()
+            self.service.reload_fleet()
+            self.engine.reload_rollouts()
         self.seq = news.seq
-        view = self.service.view
+        view = self.service.fleet
         rows = news.rows
         if news.sites is not None:
             view.put_sites(news.sites)
@@ -118,13 +120,13 @@ class Cluster:
                 view.put_beacon(row)
         for row in rows.get("rollouts", {}).values():
             if row is not None:
-                self.engine.take(row)
+                self.engine.apply_row(row)
         for row in rows.get("attempts", {}).values():
             if row is not None:
-                view.put_attempt(attempt_of(row))
+                view.put_attempt(attempt_from_row(row))
         for row in rows.get("events", {}).values():
             if row is not None:
-                self.service.hub.deliver({**row, "data": json.loads(row["data"])})
+                self.service.hub.dispatch({**row, "data": json.loads(row["data"])})
         if "webhooks" in news.kinds:
             self.dispatcher.refresh()
         if news.kinds & {"events", "deliveries"}:
@@ -149,7 +151,7 @@ class Cluster:
                     log.warning("progress is not told to the other workers: %s", error)
 
     def _on_notice(self, payload: str) -> None:
-        """A notice: something was committed, or others tell of the moment."""
+        """Handle a notice: "" for a commit, or the transient events of another process."""
         if not payload:
             asyncio.ensure_future(self._catch_up_logged())
             return
@@ -157,15 +159,15 @@ class Cluster:
         if transient["worker"] == self.service.worker:
             return
         for event in transient["events"]:
-            node = self.service.view.nodes.get(event["data"].get("beacon", ""))
+            node = self.service.fleet.beacons.get(event["data"].get("beacon", ""))
             if node is not None and "progress" in event["data"]:
                 node.progress = event["data"]["progress"]
             if event["kind"] == "auth.refused":
                 data = event["data"]
-                self.service.view.claimed(
+                self.service.fleet.mark_claimed(
                     event["subject"], event["at"], data["code"], data["address"]
                 )
-            self.service.hub.deliver(event)
+            self.service.hub.dispatch(event)
 
     async def _catch_up_logged(self) -> None:
         try:
@@ -176,6 +178,7 @@ class Cluster:
     # ---- the connection that listens and leads; a thread ----
 
     def _run_listener(self) -> None:
+        """Hold the connection that listens and leads, and replace it when it is lost. A thread."""
         engine = connect(self.service.db.url, readonly=True, worker=self.service.worker)
         while not self._stopping.is_set():
             try:
@@ -183,9 +186,9 @@ class Cluster:
                 try:
                     self._follow_notices(raw.driver_connection)
                 finally:
-                    raw.invalidate()  # what listens and leads is nobody else's
+                    raw.invalidate()  # never back into the pool
             except Exception as error:
-                log.warning("the database does not answer: %s", reason_of(error))
+                log.warning("the database does not answer: %s", describe_error(error))
                 self._call_in_loop(self._set_cut_off, True)
                 self._stopping.wait(RECONNECT_DELAY_S)
             finally:
@@ -204,7 +207,7 @@ class Cluster:
                 if leads:
                     self._call_in_loop(self._set_leading, True)
             else:
-                conn.execute("SELECT 1")  # nobody leads over a connection that is gone
+                conn.execute("SELECT 1")  # raises if the connection, and with it the lock, is lost
             self._call_in_loop(self._on_notice, "")
             end = time.monotonic() + POLL_INTERVAL_S
             while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
@@ -219,7 +222,7 @@ class Cluster:
             try:
                 self._loop.call_soon_threadsafe(work, *args)
             except RuntimeError:
-                self._stopping.set()  # the loop is gone
+                self._stopping.set()  # the loop is closed
 
     def _set_cut_off(self, off: bool) -> None:
         self.service.cut_off = off
@@ -227,30 +230,32 @@ class Cluster:
             self.engine.wake()
 
     def _set_leading(self, leads: bool) -> None:
-        if leads != self.service.leads:
+        if leads != self.service.is_leader:
             log.info("worker %d %s", os.getpid(), "leads" if leads else "leads no more")
-        self.service.leads = leads
+        self.service.is_leader = leads
         if leads:
             self.engine.wake()
             self.dispatcher.refresh()
 
 
-def _read_changes(conn: Connection, db: Database, seq: int, worker: str, followed: bool) -> News:
-    """Read what is new, between two commits of ours.
+def _read_changes(
+    conn: Connection, db: Database, seq: int, worker: str, followed: bool
+) -> ChangeBatch:
+    """Read the new changes, between two commits of this process.
 
-    When the answer to one of those was lost, its changes are as unknown here as another process's:
-    they are read like those, once the database has come to its end with it.
+    When the answer to a commit of this process was lost, its changes are unknown here, too. Those
+    are read like the changes of other processes, once the database has finished that transaction.
     """
-    if not db.doubt:
-        return changes.read(conn, seq, worker, followed)
-    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING})")
-    news = changes.read(conn, seq, "", followed)
-    db.doubt = news.more
+    if not db.commit_in_doubt:
+        return changes.read_batch(conn, seq, worker, followed)
+    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK_ID})")
+    news = changes.read_batch(conn, seq, "", followed)
+    db.commit_in_doubt = news.more
     return news
 
 
 def _notify_workers(conn: Connection, worker: str, transient: list[Fields]) -> None:
-    """Tell the other processes, as much at a time as a notice holds."""
+    """Send transient events to the other processes, in notices of ``_NOTICE_BYTES`` at most."""
     pieces: list[list[str]] = [[]]
     size = 0
     for event in transient:

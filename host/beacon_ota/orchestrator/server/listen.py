@@ -1,4 +1,4 @@
-"""Where to listen, and the socket bound there."""
+"""The options of a listener, and its bound socket."""
 
 import asyncio
 import socket
@@ -11,7 +11,14 @@ from beacon_ota.errors import ReachError
 
 @dataclass(frozen=True, slots=True)
 class ListenOptions:
-    """Where and how to listen."""
+    """Where and how the orchestrator listens.
+
+    Attributes:
+        token_file: file for the first admin token; None: it is passed to ``on_ready``.
+        first_token: make an admin token if no usable one exists.
+        on_ready: called with URL and first token (None if there is none to show).
+        stop: ends the server when set.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -28,11 +35,11 @@ class ListenOptions:
 def bind_socket(
     listen: ListenOptions, *, port: int | None = None, many: bool = False
 ) -> socket.socket:
-    """Return a socket bound to where we listen.
+    """Return a socket bound to the address of the options.
 
     Args:
-        port: instead of the one asked for.
-        many: others of ours are bound there, too; the kernel shares the connections out.
+        port: instead of the port of the options.
+        many: several sockets share the port; the kernel distributes the connections.
 
     Raises:
         ReachError: ``address_in_use``, ``address_unusable``.
@@ -54,7 +61,7 @@ def bind_socket(
 
 
 def url_of(listen: ListenOptions, sock: socket.socket) -> str:
-    """Return where a bound socket is reached."""
+    """Return the URL at which a bound socket is reached."""
     scheme = "https" if listen.tls_cert else "http"
     host = f"[{listen.host}]" if ":" in listen.host else listen.host
     return f"{scheme}://{host}:{sock.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Says over mDNS where the orchestrator is: ``_beacon-ota._tcp``, and ``orchestrator.local``."""
+"""Announces the orchestrator over mDNS: ``_beacon-ota._tcp`` and ``orchestrator.local``."""
 
 import contextlib
 import logging
@@ -17,9 +17,9 @@ log = logging.getLogger("beacon_ota.orchestrator")
 
 @contextlib.asynccontextmanager
 async def mdns_announcement(listen: "ListenOptions", sock: socket.socket) -> AsyncIterator[None]:
-    """Announce for the duration of the block, if that is wanted.
+    """Announce the service for the duration of the block, if the options ask for it.
 
-    A network without multicast is no reason not to serve: that is logged, and all.
+    A network without multicast does not stop the server: the failure is logged.
     """
     if not listen.announce:
         yield
@@ -40,7 +40,7 @@ async def mdns_announcement(listen: "ListenOptions", sock: socket.socket) -> Asy
     try:
         zeroconf = AsyncZeroconf(ip_version=IPVersion.V4Only)
         await zeroconf.async_register_service(info, allow_name_change=True)
-    except Exception as error:  # of many kinds, and none of them ours to act upon
+    except Exception as error:  # of many kinds; none is a reason not to serve
         log.warning("not announced over mDNS: %s", error)
         yield
         return
@@ -52,7 +52,7 @@ async def mdns_announcement(listen: "ListenOptions", sock: socket.socket) -> Asy
 
 
 def reachable_addresses(host: str) -> list[str]:
-    """Return the IPv4 addresses under which a listener on ``host`` is reached."""
+    """Return the IPv4 addresses at which a listener on ``host`` is reached."""
     if host not in ("0.0.0.0", "::", ""):
         return [host]
     import ifaddr

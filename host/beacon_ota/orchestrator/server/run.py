@@ -1,4 +1,4 @@
-"""Runs the orchestrator on a bound socket: uvicorn, the tasks beside it, the first token."""
+"""Serves the orchestrator on a bound socket: uvicorn, background tasks, the first token."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,12 @@ from beacon_ota.orchestrator.webhooks.dispatcher import WebhookDispatcher
 
 
 class _UvicornServer(uvicorn.Server):
-    """uvicorn's, that says when it listens, and lets us clean up after a signal."""
+    """uvicorn's server, which reports when it listens, and leaves the cleaning up to its caller.
+
+    Args:
+        ready: set when the server listens.
+        stopping: called before the graceful shutdown, to end streams.
+    """
 
     def __init__(
         self,
@@ -50,7 +55,7 @@ class _UvicornServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         if threading.current_thread() is not threading.main_thread():
-            yield  # whoever runs us in a thread stops us by hand
+            yield  # signal handlers need the main thread; the caller stops the server
             return
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_stop_signal)
@@ -64,16 +69,16 @@ class _UvicornServer(uvicorn.Server):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _reload_certificate(self) -> None:
-        """Read the certificate again; without one there is nothing that a SIGHUP could mean."""
+        """Read the certificate again; without TLS, SIGHUP does nothing."""
         if self._certificate is not None:
             self._certificate.reload()
 
     def _on_stop_signal(self) -> None:
-        self.force_exit = self.should_exit  # the second time means at once
+        self.force_exit = self.should_exit  # a second signal ends at once
         self.stop()
 
     def stop(self) -> None:
-        """Take nothing new, and end what would go on for ever."""
+        """Accept no new connection, and end the streams."""
         self.should_exit = True
         self._stopping()
 
@@ -83,10 +88,10 @@ class _UvicornServer(uvicorn.Server):
 
 
 def _start_mirror(service: Service, engine: Engine, address: str) -> None:
-    from beacon_ota.orchestrator.mirror.engine import LocalEngine
+    from beacon_ota.orchestrator.mirror.engine import MirrorEngine
     from beacon_ota.orchestrator.mirror.sync import Mirror
 
-    assert isinstance(engine, LocalEngine)
+    assert isinstance(engine, MirrorEngine)
     service.mirror = mirror = Mirror(service, engine)
     mirror.address = address
     mirror.start()
@@ -95,7 +100,7 @@ def _start_mirror(service: Service, engine: Engine, address: str) -> None:
 async def run_service(
     service: Service, engine: Engine, sock: socket.socket, listen: ListenOptions
 ) -> None:
-    """Start a service, serve it on a bound socket until told to stop, and stop it."""
+    """Start a service, serve it on a bound socket until it is told to stop, and stop it."""
     dispatcher = WebhookDispatcher(service)
     cluster = Cluster(service, engine, dispatcher) if service.shared else None
     if cluster is not None:
@@ -156,7 +161,7 @@ async def run_service(
 
 
 async def _announce_ready(service: Service, listen: ListenOptions, url: str) -> None:
-    """Say that we listen; the first admin token is made when there is somebody to show it to."""
+    """Announce the URL; the first admin token is made now, when it can be shown."""
     first = FirstToken(listen.token_file)
     if listen.first_token:
         await service.db.write(first.create, service.clock.now())
@@ -173,7 +178,7 @@ def _load_certificate(listen: ListenOptions) -> ReloadableCertificate | None:
 def _make_protocol(
     table: ConnectionTable, certificate: ReloadableCertificate | None, **named: Any
 ) -> Any:
-    """Return what handles a new connection: HTTP, or the handshake before it."""
+    """Return the protocol of a new connection: HTTP, or the TLS handshake before it."""
     if certificate is None:
         return BoundedHttpProtocol(table=table, **named)
     return HandshakeProtocol(

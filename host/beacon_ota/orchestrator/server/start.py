@@ -1,4 +1,4 @@
-"""Starts the orchestrator: one process, or several workers, set up as a server should be."""
+"""Starts the orchestrator: checks the settings, prepares the process, serves in one or several."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,12 @@ from beacon_ota.orchestrator.settings import Settings
 
 
 def run_orchestrator(settings: Settings, listen: ListenOptions) -> None:
-    """Run until interrupted.
+    """Serve until interrupted.
 
     Raises:
-        ReachError: ``address_in_use`` and the like.
-        UsageError: ``keys_missing`` for a secure fleet that trusts no key.
+        ReachError: ``address_in_use``, ``address_unusable``, ``worker_failed``.
+        UsageError: ``keys_missing`` for a secure fleet without trusted keys; ``workers_sqlite``,
+            ``mirror_database``; those of ``tls.load_tls_context`` and ``FirstToken.create``.
     """
     if settings.workers > 1 and not is_shared(settings.database or "sqlite"):
         raise UsageError(
@@ -45,18 +46,20 @@ def run_orchestrator(settings: Settings, listen: ListenOptions) -> None:
     if listen.tls_cert is not None and listen.tls_key is not None:
         tls.load_tls_context(
             listen.tls_cert, listen.tls_key
-        )  # before anything is made that would be lost
+        )  # fails before a database or token is made
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # later: read the certificate again
-    # The writer gives the interpreter's lock away at every statement, and would wait for it this
-    # long each time while requests keep the event loop busy.
+        signal.signal(
+            signal.SIGHUP, signal.SIG_IGN
+        )  # until the server listens; then it reloads the certificate
+    # The writer thread releases the GIL at every statement. While requests keep the event loop
+    # busy, it waits this long (seconds) for the GIL each time.
     sys.setswitchinterval(0.0005)
     limit_to_one_arena()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    folder.make(settings.data)
-    with folder.held(settings.data) as hold:
+    folder.make_folder(settings.data)
+    with folder.lock_folder(settings.data) as hold:
         if settings.workers > 1:
             from beacon_ota.orchestrator.server.workers import run_workers
 
@@ -76,7 +79,7 @@ async def _run_single_process(settings: Settings, listen: ListenOptions) -> None
     service = Service(settings, Clock(listen.time_scale))
     engine = Engine(service)
     if settings.upstream:
-        from beacon_ota.orchestrator.mirror.engine import LocalEngine  # with what it takes: 5 MB
+        from beacon_ota.orchestrator.mirror.engine import MirrorEngine  # costs 5 MB of memory
 
-        engine = LocalEngine(service)
+        engine = MirrorEngine(service)
     await run_service(service, engine, sock, listen)

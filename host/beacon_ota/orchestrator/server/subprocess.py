@@ -1,4 +1,4 @@
-"""An orchestrator in a process of its own, as ``beacon-ota serve`` runs it."""
+"""Starts ``beacon-ota serve`` in a process of its own, for demonstrations and measurements."""
 
 import json
 import os
@@ -14,17 +14,18 @@ STOP_TIMEOUT_S = 20.0
 
 
 class OrchestratorProcess:
-    """Starts with data and log in a folder; ends with the context.
+    """A running orchestrator with data and log in a folder; ends with the context.
 
     Args:
-        folder: an empty one.
-        options: of ``beacon-ota serve``; the port is a free one unless they say another.
+        folder: an empty folder.
+        options: options of ``beacon-ota serve``; the port is a free one by default.
 
     Attributes:
-        url, token: what it announced.
+        url: the URL that the server announced.
+        token: the admin token that it announced.
 
     Raises:
-        ReachError: ``orchestrator_start``, with the last line of its log.
+        ReachError: ``orchestrator_start``, with the last line of the log.
     """
 
     def __init__(self, folder: Path, *options: str):
@@ -54,15 +55,15 @@ class OrchestratorProcess:
             return out.readline() if selector.select(START_TIMEOUT_S) else ""
 
     def log(self) -> str:
-        """Return what it has logged."""
+        """Return the text of the log."""
         return Path(self._log.name).read_text()
 
     def usage(self) -> dict[str, float]:
-        """Return its CPU seconds and memory (RSS, MB) until now; nothing where nobody tells."""
+        """Return CPU seconds and RSS (MB) of the process until now; empty without /proc."""
         return process_usage(self._process.pid)
 
     def close(self) -> None:
-        """End the process, gracefully if it lets itself be asked."""
+        """Terminate the process; kill it after ``STOP_TIMEOUT_S`` seconds."""
         self._process.terminate()
         try:
             self._process.wait(STOP_TIMEOUT_S)
@@ -81,7 +82,7 @@ class OrchestratorProcess:
 
 
 def process_usage(pid: int) -> dict[str, float]:
-    """Return CPU seconds and RSS in MB of a process; empty where there is no /proc."""
+    """Return CPU seconds and RSS (MB) of a process; empty without /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         status = Path(f"/proc/{pid}/status").read_text()

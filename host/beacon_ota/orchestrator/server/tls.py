@@ -1,4 +1,4 @@
-"""TLS: the certificate, exchanged while the server runs; and the door in front of a handshake."""
+"""TLS: loads and reloads the certificate, and counts connections during their handshake."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ _EXPIRY_WARNING = datetime.timedelta(days=14)
 
 
 def load_tls_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """Return a context with a certificate chain and its key; it warns of one that is not valid.
+    """Return a context with a certificate chain and its key; log a warning if it is not valid now.
 
     Raises:
         UsageError: ``tls_unreadable``, ``tls_certificate``, ``tls_key``, each with the file.
@@ -34,7 +34,7 @@ def load_tls_context(cert: Path, key: Path) -> ssl.SSLContext:
             ) from None
     _check_validity(cert)
 
-    def refuse_password() -> str:  # else OpenSSL asks at the terminal, and the server hangs
+    def refuse_password() -> str:  # otherwise OpenSSL prompts at the terminal
         raise UsageError(
             "tls_key", f"{key} has a password", found=str(key), expected="a key without one"
         )
@@ -76,14 +76,14 @@ def _check_validity(cert: Path) -> None:
 
 
 class ReloadableCertificate:
-    """The files, and the context that new connections get."""
+    """Certificate and key files, and the context for new connections."""
 
     def __init__(self, cert: Path, key: Path):
         self._files = (cert, key)
         self.context = load_tls_context(cert, key)
 
     def reload(self) -> None:
-        """Read the files again; when they are of no use, the old certificate stays."""
+        """Read the files again; the old certificate stays if they are unusable."""
         try:
             self.context = load_tls_context(*self._files)
         except UsageError as error:
@@ -93,7 +93,7 @@ class ReloadableCertificate:
 
 
 class HandshakeProtocol(asyncio.Protocol):
-    """A TCP connection until its TLS handshake is done; it counts from the first packet on."""
+    """A TCP connection until its TLS handshake is done; the table counts it from the start."""
 
     def __init__(
         self,
@@ -115,18 +115,18 @@ class HandshakeProtocol(asyncio.Protocol):
             self._task = asyncio.get_running_loop().create_task(self._shake_hands())
 
     def data_received(self, data: bytes) -> None:
-        self._early_bytes += data  # before the handshake took over: a read or two
+        self._early_bytes += data  # one or two reads, before the handshake takes over
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._table.remove(self)
 
     @property
     def idle(self) -> bool:
-        """Nothing was asked for yet."""
+        """True: nothing was requested yet."""
         return True
 
     def drop(self) -> None:
-        """Close at once: the place is needed."""
+        """Close at once, because the table needs the place."""
         self._transport.abort()
 
     async def _shake_hands(self) -> None:
@@ -141,11 +141,13 @@ class HandshakeProtocol(asyncio.Protocol):
                 ssl_handshake_timeout=LIMITS.handshake,
             )
         )
-        # The handshake's protocol takes over in the turn that follows, and is told of the
-        # connection in the one after that; then, before anything else is read, it gets the rest.
+        # start_tls replaces the protocol in the next turn of the loop and calls connection_made in
+        # the one after it. Then, before the next read, it gets the early bytes.
         loop.call_soon(loop.call_soon, self._hand_over)
         secured = None
-        with contextlib.suppress(OSError, asyncio.CancelledError):  # not TLS, too slow, gone
+        with contextlib.suppress(
+            OSError, asyncio.CancelledError
+        ):  # not TLS, too slow, disconnected
             secured = await handshake
         if secured is None or secured.is_closing():
             self._table.remove(self)
@@ -156,7 +158,7 @@ class HandshakeProtocol(asyncio.Protocol):
             secured.abort()
 
     def _hand_over(self) -> None:
-        """Give the handshake what was read before it began."""
+        """Pass the bytes that arrived before the handshake began on to it."""
         takes = self._transport.get_protocol()
         while self._early_bytes and takes is not self and not self._transport.is_closing():
             room = takes.get_buffer(len(self._early_bytes))

@@ -1,12 +1,13 @@
-"""``serve --workers N``: one parent that binds and watches, N processes that serve.
+"""``serve --workers N``: a supervisor that binds the sockets, and N forked workers that serve.
 
-The parent forks before anything runs in it; each worker has a socket of its own at the same
-address, so that the kernel shares the connections out. The parent keeps the sockets open: what
-waits at the one of a worker that was killed is taken up by the next in its place. What must be
-the same for all, the clock and what is remembered against replays, is made before the fork.
+The supervisor forks before anything runs in it. Each worker has its own socket at the same
+address, so that the kernel distributes the connections. The supervisor keeps the sockets open:
+connections that wait at the socket of a killed worker are accepted by its replacement. The clock,
+the replay guard and the counters are made before the fork, because all workers share them.
 
-A worker that hangs is as good as dead: its event loop shows in shared memory that it turns, and
-one that stands still is killed.
+uvicorn's supervisor is not used: its workers answer its pings from a thread, so a worker whose
+event loop hangs counts as alive for ever. Here each event loop writes a heartbeat to shared memory
+every second, and a worker without one for ``LIMITS.worker_silence`` (60 s) is replaced.
 """
 
 import asyncio
@@ -26,11 +27,11 @@ from dataclasses import replace
 from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core.engine import Engine
-from beacon_ota.orchestrator.core.replay import FILE, ReplayGuard
+from beacon_ota.orchestrator.core.replay import REPLAYS_FILE, ReplayGuard
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.shared_counters import SharedTallies
-from beacon_ota.orchestrator.core.stops import StopBoard
-from beacon_ota.orchestrator.db.database import connect, migrate, storage_errors
+from beacon_ota.orchestrator.core.shared_counters import SharedCounters
+from beacon_ota.orchestrator.core.stop_board import StopBoard
+from beacon_ota.orchestrator.db.database import connect, migrate_if_due, storage_errors
 from beacon_ota.orchestrator.db.tables import beacons
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.server.first_token import FirstToken
@@ -41,14 +42,14 @@ from beacon_ota.orchestrator.settings import Settings
 log = logging.getLogger("beacon_ota.orchestrator")
 
 _READY = b"r"
-_EARLY_EXIT_S = 5.0  # a worker that ends within this is not started again at once
-_START_TIMEOUT_S = 120.0  # to the first sign of life
-_POLL_INTERVAL_S = 0.25  # between two looks at the workers
+_EARLY_EXIT_S = 5.0  # a worker that ends sooner is started again with a delay
+_START_TIMEOUT_S = 120.0  # until the first heartbeat
+_POLL_INTERVAL_S = 0.25  # between two checks of the workers
 _HEARTBEAT_S = 1.0
 
 
 class Heartbeats:
-    """When each worker's event loop last turned, in memory that all share."""
+    """The time of each worker's last heartbeat, in shared memory."""
 
     _STAMP = struct.Struct("@d")  # seconds of the monotonic clock, one aligned store
 
@@ -56,41 +57,51 @@ class Heartbeats:
         self._map = mmap.mmap(-1, places * self._STAMP.size)
 
     def beat(self, place: int) -> None:
-        """Show that the loop turns."""
+        """Record that the event loop of a worker turns."""
         self._STAMP.pack_into(self._map, place * self._STAMP.size, time.monotonic())
 
     def last(self, place: int) -> float:
-        """Return when it last did; 0.0 when it has not yet."""
+        """Return the monotonic time of a worker's last heartbeat, 0.0 before the first."""
         return self._STAMP.unpack_from(self._map, place * self._STAMP.size)[0]
 
     def reset(self, place: int) -> None:
-        """Another process takes the place."""
+        """Forget the heartbeats of a place, for its next worker."""
         self._STAMP.pack_into(self._map, place * self._STAMP.size, 0.0)
 
 
 class Supervisor:
-    """What the workers inherit, and who of them is alive."""
+    """Holds everything that workers inherit, starts them, and replaces those that end or hang.
 
-    hold: int | None = None  # the data folder's lock; not the workers'
+    Attributes:
+        parent_alive_pipe: only the supervisor has its writing end, so that it closes with the
+            supervisor; its workers stop then.
+        ready_pipe: each worker writes one byte when it listens.
+        alive: process id -> (place, monotonic time of its start).
+        stop_by: monotonic time at which stopping workers are killed.
+    """
+
+    hold: int | None = None  # file descriptor of the data folder's lock; workers close it
 
     def __init__(self, settings: Settings, listen: ListenOptions, hold: int | None = None):
         self.settings, self.listen, self.hold = settings, listen, hold
         self.clock = Clock(listen.time_scale)
         engine = connect(settings.database or "")
         try:
-            migrate(engine)
+            migrate_if_due(engine)
             with storage_errors(), engine.begin() as conn:
                 registered = beacons.count(conn)
         finally:
             engine.dispose()
-        self.tallies = SharedTallies(settings.workers)
+        self.tallies = SharedCounters(settings.workers)
         self.beats = Heartbeats(settings.workers)
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.replays = ReplayGuard(
-            settings.data / FILE, self.clock.now(), fresh=not registered, shared=True
+            settings.data / REPLAYS_FILE, self.clock.now(), fresh=not registered, shared=True
         )
         self.stops = StopBoard(settings.data, settings.workers)
-        bind_socket(listen).close()  # else two that were started twice would share, unknowingly
+        bind_socket(
+            listen
+        ).close()  # fails if another orchestrator listens here: SO_REUSEPORT would share silently
         first = bind_socket(listen, many=True)
         port = first.getsockname()[1]
         self.sockets = [first] + [
@@ -98,13 +109,11 @@ class Supervisor:
         ]
         for sock in self.sockets:
             sock.listen(2048)
-        self.parent_alive_pipe = (
-            os.pipe()
-        )  # its writing end is the parent's alone: it closes with the parent
+        self.parent_alive_pipe = os.pipe()
         self.ready_pipe = os.pipe()
         self.alive: dict[int, tuple[int, float]] = {}
         self.stopping = False
-        self.stop_by = 0.0  # of the monotonic clock
+        self.stop_by = 0.0  # monotonic time
 
     def run(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -122,7 +131,7 @@ class Supervisor:
             self._replace_ended()
 
     def _replace_ended(self) -> None:
-        """Replace workers that end or hang; return when there are none any more."""
+        """Replace workers that end or hang; return when there are none left."""
         while self.alive:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -133,7 +142,7 @@ class Supervisor:
                 self._reap(pid, status)
                 continue
             self._kill_hung(time.monotonic())
-            time.sleep(_POLL_INTERVAL_S)  # goes on after a signal
+            time.sleep(_POLL_INTERVAL_S)  # resumes after a signal (PEP 475)
 
     def _kill_hung(self, now: float) -> None:
         for pid, (index, born) in list(self.alive.items()):
@@ -148,7 +157,7 @@ class Supervisor:
                     os.kill(pid, signal.SIGKILL)
 
     def _announce_ready(self, url: str) -> None:
-        """Say that we listen; the first admin token is made when that worked."""
+        """Announce the URL, and make the first admin token."""
         first = FirstToken(self.listen.token_file)
         engine = connect(self.settings.database or "")
         try:
@@ -161,7 +170,7 @@ class Supervisor:
             engine.dispose()
 
     def _reload_workers(self, *_signal: object) -> None:
-        """Have every worker read its TLS certificate again."""
+        """Make every worker read its TLS certificate again."""
         for pid in list(self.alive):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGHUP)
@@ -187,34 +196,36 @@ class Supervisor:
                 raise ReachError("worker_failed", "a worker did not start; the log says why")
 
     def _reap(self, pid: int, status: int) -> None:
+        """Take an ended worker out of the table, and start another in its place."""
         index, born = self.alive.pop(pid, (-1, 0.0))
         if index < 0 or self.stopping:
             return
         log.error("worker %d ended (status %d); another takes its place", pid, status)
         self.beats.reset(index)
         if time.monotonic() - born < _EARLY_EXIT_S:
-            time.sleep(1.0)  # a signal interrupts neither this nor what follows from it
+            time.sleep(1.0)  # resumes after a signal (PEP 475); `stopping` is checked below
         if not self.stopping:
             self._fork_worker(index)
 
     def _fork_worker(self, index: int) -> None:
+        """Start a worker: the child serves and exits, the parent enters it in its table."""
         sys.stdout.flush()
         sys.stderr.flush()
         with signals_blocked():
             pid = os.fork()
             if pid:
                 self.alive[pid] = (index, time.monotonic())
-                if self.stopping:  # told just before this one was made
+                if self.stopping:  # the stop came just before the fork
                     os.kill(pid, signal.SIGTERM)
                 return
-            # Before signals come through again: what the parent has for them would take a request
-            # to stop, and serve on.
+            # Reset before signals are unblocked: the supervisor's handlers would swallow a request
+            # to stop this worker.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it listens
         code = 1
         try:
-            os.setpgid(0, 0)  # an interrupt at the terminal is the parent's to hand on
+            os.setpgid(0, 0)  # Ctrl-C reaches only the supervisor, which forwards it
             os.close(self.parent_alive_pipe[1])
             if self.hold is not None:
                 os.close(self.hold)
@@ -234,7 +245,7 @@ class Supervisor:
                 other.close()
 
         def report_ready(_url: str, _token: str | None) -> None:
-            with contextlib.suppress(OSError):  # nobody counts any more
+            with contextlib.suppress(OSError):  # the supervisor is gone or has stopped counting
                 os.write(self.ready_pipe[1], _READY)
 
         listen = replace(
@@ -253,10 +264,10 @@ class Supervisor:
 
         loop = asyncio.get_running_loop()
         loop.add_reader(self.parent_alive_pipe[0], orphaned)
-        self.stops.take_place(index)
+        self.stops.adopt_place(index)
         service = Service(self.settings, self.clock, self.replays, self.stops)
-        service.take_place(self.tallies, index)
-        service.run(self._send_heartbeats(index))
+        service.resume_counts(self.tallies, index)
+        service.run_in_background(self._send_heartbeats(index))
         await run_service(service, Engine(service), sock, listen)
 
     async def _send_heartbeats(self, index: int) -> None:
@@ -267,7 +278,7 @@ class Supervisor:
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Let no signal come between a fork and its being noted."""
+    """Block signals until a new worker is entered in the supervisor's table."""
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
@@ -277,9 +288,9 @@ def signals_blocked() -> Iterator[None]:
 
 
 def run_workers(settings: Settings, listen: ListenOptions, hold: int | None = None) -> None:
-    """Run several workers until interrupted; one that dies is replaced.
+    """Run several workers until interrupted; a worker that dies is replaced.
 
     Args:
-        hold: a file descriptor that locks the data folder, for as long as the parent lives.
+        hold: file descriptor of the lock on the data folder, kept by the supervisor alone.
     """
     Supervisor(settings, listen, hold).run()

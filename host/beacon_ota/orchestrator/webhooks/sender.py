@@ -1,10 +1,13 @@
-"""One try at a webhook: where it may go, how it is signed, what is taken for an answer.
+"""Makes one try at a delivery: checks the address, signs the message, reads the answer's status.
 
-Signed as standardwebhooks.com has it, so that receivers verify it with what they have. The answer's
-status is all that is ever looked at or kept, so that a webhook is no way to read what a network
-keeps to itself; redirects are not followed, and a name is connected to at the addresses that were
-judged, one after the other, not looked up again. Only connecting is tried at each: once something
-was sent, the next try is the dispatcher's.
+Messages are signed as standardwebhooks.com has it, so that receivers verify them with existing
+libraries. Only the status of the answer is read, so that a webhook cannot be used to read from a
+network; redirects are not followed.
+
+requests and httpx are not used: both look the name up again when they connect, so that the checked
+address and the connected one may differ, and both bound each read but not the whole try (15 s).
+Here the checked addresses are tried one after the other; once something was sent, the next try is
+the dispatcher's.
 """
 
 import asyncio
@@ -27,17 +30,17 @@ from beacon_ota import __version__
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.webhooks.addresses import is_allowed_address
 
-TIMEOUT_S = 15.0  # for all of a try
-_ADDRESSES_MAX = 8  # of a host that are tried
+TIMEOUT_S = 15.0  # of a whole try
+_ADDRESSES_MAX = 8  # addresses of a host that are tried
 URL_MAX = 1024
-_RESOLVER = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")  # it may take its time
+_RESOLVER = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")  # getaddrinfo blocks
 _PORTS = {"http": 80, "https": 443}
 _SECRET_PREFIX = "whsec_"
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: |\r?\n)")
 
 
 class WebhookTarget(NamedTuple):
-    """Where a webhook goes; ``path`` with its query."""
+    """The parsed URL of a webhook; ``path`` includes the query."""
 
     scheme: str
     host: str
@@ -46,7 +49,7 @@ class WebhookTarget(NamedTuple):
 
 
 class DeliveryOutcome(NamedTuple):
-    """What came of a try: the HTTP status, or the word for why there is none."""
+    """The result of a try: the HTTP status, or a word for the reason why there is none."""
 
     status: int | None
     error: str | None
@@ -54,20 +57,20 @@ class DeliveryOutcome(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """The receiver has it."""
+        """The receiver has accepted the message."""
         return self.error is None
 
     @property
     def gone(self) -> bool:
-        """The receiver wants nothing more, ever."""
+        """The receiver wants no more messages (410)."""
         return self.status == 410
 
 
 def parse_target(url: str, *, local: bool = False) -> WebhookTarget:
-    """Read an address.
+    """Parse and check the URL of a webhook.
 
     Raises:
-        InputError: ``webhook_url``; ``webhook_address`` for one where nothing is sent to.
+        InputError: ``webhook_url``; ``webhook_address`` for an IP address that is not allowed.
     """
     if len(url) > URL_MAX or not url.isascii() or not url.isprintable() or " " in url:
         raise _malformed_url(url, "printable ASCII without spaces, at most 1024 characters")
@@ -113,10 +116,10 @@ def sign_message(secret: str, message_id: str, timestamp: int, body: str) -> str
 async def send_webhook(
     url: str, secret: str, message_id: str, timestamp: int, body: str, *, local: bool = False
 ) -> DeliveryOutcome:
-    """Make one try. Never raises for what a receiver or the network does.
+    """Make one try; failures of receiver or network are results, not exceptions.
 
     Args:
-        timestamp: of this try, UTC seconds; receivers refuse old ones.
+        timestamp: UTC seconds of this try; receivers refuse old ones.
         local: receivers on this machine are allowed.
     """
     began = time.monotonic()
@@ -172,7 +175,7 @@ async def _post_message(
         await writer.drain()
         line = await reader.readline()
     except ValueError:
-        line = b""  # longer than a line may be
+        line = b""  # the line exceeds the limit of StreamReader
     finally:
         writer.transport.abort()
     match = _STATUS.match(line)
@@ -182,7 +185,7 @@ async def _post_message(
 
 
 async def _resolve_addresses(where: WebhookTarget, local: bool) -> list[str]:
-    """Return a host's addresses in the system's order, without those where nothing is sent to."""
+    """Return the allowed addresses of a host, in the system's order."""
     look_up = partial(socket.getaddrinfo, where.host, where.port, type=socket.SOCK_STREAM)
     found = await asyncio.get_running_loop().run_in_executor(_RESOLVER, look_up)
     addresses = dict.fromkeys(str(info[4][0]) for info in found)
@@ -195,19 +198,19 @@ async def _resolve_addresses(where: WebhookTarget, local: bool) -> list[str]:
 async def _connect_to_first(
     where: WebhookTarget, addresses: list[str], end: float
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to the first address that lets us.
+    """Connect to the first address that accepts.
 
     Args:
-        addresses: literal ones, judged before: nothing is looked up a second time.
-        end: of the try, on the loop's clock; each address has an equal share of what is left.
+        addresses: IP addresses that were checked; no name is looked up.
+        end: end of the try in the loop's time; the addresses share the time that is left equally.
 
     Raises:
-        OSError: what the last one said.
+        OSError: the error of the last address.
     """
     loop = asyncio.get_running_loop()
     tls = ssl.create_default_context() if where.scheme == "https" else None
     for left in range(len(addresses), 1, -1):
-        with contextlib.suppress(OSError):  # a timeout and TLS's errors are such
+        with contextlib.suppress(OSError):  # includes TimeoutError and ssl.SSLError
             async with asyncio.timeout((end - loop.time()) / left):
                 return await _open_connection(where, addresses[-left], tls)
     return await _open_connection(where, addresses[-1], tls)

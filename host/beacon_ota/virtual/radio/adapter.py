@@ -14,7 +14,7 @@ from bumble.device import Connection, ConnectionParametersPreferences
 
 from beacon_ota.virtual.radio.stack import HostStack
 from beacon_ota.virtual.radio.transport import AdvertisingReport, HciClient
-from beacon_ota.wire.scan import structures
+from beacon_ota.wire.scan import split_structures
 
 SCAN_RSP = 4
 
@@ -53,7 +53,7 @@ class AdvertiserData:
         self.name = self.tx_power = None
         self.uuids, self.service_data, self.manufacturer_data = [], {}, {}
         for payload in (self._advertisement, self._response):
-            for kind, value in structures(payload):
+            for kind, value in split_structures(payload):
                 self._add_structure(kind, value)
 
     def _add_structure(self, kind: int, value: bytes) -> None:

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator.db.tables import keys
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 
 def take(beacon, answer) -> None:
     """Store the key that comes with an answer, as a beacon does."""
     pad = bytes.fromhex(answer.json["rekey"])
-    nonce = auth.parse(beacon.last_header)[2]  # type: ignore[index]
+    nonce = auth_header.parse_header(beacon.last_header)[2]  # type: ignore[index]
     mask = hmac.digest(beacon.key, auth.rekey_text(nonce), "sha256")
     beacon.key = bytes(a ^ b for a, b in zip(pad, mask, strict=True))
 
@@ -132,7 +132,7 @@ def test_one_change_of_keys_is_told_once(local):
     (beacon,) = local.beacons(1)
     admin.post_beacon_action(beacon.id, "rekey")
     take(beacon, beacon.report("idle"))
-    node = local.service.view.nodes[beacon.id]
+    node = local.service.fleet.beacons[beacon.id]
     for _ in range(3):  # as several processes that have not heard of each other's
         local.call(local.service.adopt_key(node, beacon.key))
     local.call(local.service.adopt_key(node, bytes(32)))  # no key of its
@@ -167,19 +167,21 @@ def test_no_order_of_events_locks_a_beacon_out(data):
         step = data.draw(st.sampled_from(["give", "arrive", "use"]))
         if step == "give":
             new = data.draw(KEY)
-            row |= keys.given(row, new)
+            row |= keys.columns_after_add(row, new)
             on_its_way.append(new)
         elif step == "arrive" and on_its_way:
             # In the order in which they were given; what is passed over never comes.
             index = data.draw(st.integers(0, len(on_its_way) - 1))
             has, on_its_way = on_its_way[index], on_its_way[index + 1 :]
         elif step == "use":
-            assert has in keys.of(row)
-            newest = has == keys.of(row)[-1]
-            if news := keys.used(row, has):
+            assert has in keys.usable_keys(row)
+            newest = has == keys.usable_keys(row)[-1]
+            if news := keys.columns_after_use(row, has):
                 row |= news
                 if newest:
                     on_its_way.clear()  # that was the last to arrive
-        assert {has, *on_its_way} <= set(keys.of(row))
+        assert {has, *on_its_way} <= set(keys.usable_keys(row))
         wanted = row["next_key"]
-        assert wanted == (None if keys.of(row)[-1] == row["key"] else keys.of(row)[-1])
+        assert wanted == (
+            None if keys.usable_keys(row)[-1] == row["key"] else keys.usable_keys(row)[-1]
+        )

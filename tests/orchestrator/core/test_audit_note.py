@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from beacon_ota.orchestrator.core.witness import FILE
+from beacon_ota.orchestrator.core.audit_note import NOTE_FILE
 from tests.orchestrator.world import until, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}
@@ -67,7 +67,7 @@ def test_a_note_that_is_not_there_or_says_nothing_stops_nothing(local, tmp_path,
     release = upload(admin, "1.1.0", tmp_path, channel="stable")["firmware_id"]
     rollout = admin.create_rollout(release, EVERYBODY)["rollout_id"]
     local.stop()
-    file = local.service.settings.data / FILE
+    file = local.service.settings.data / NOTE_FILE
     file.unlink()
     if note is not None:
         file.write_bytes(note)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .decide import withheld
+from .decide import blocked_by_channel
 from .rules import Rollout
 from .types import Beacon, Plan
 
@@ -19,7 +19,7 @@ TRIES_MIN = 8
 DRAWS_MAX = 30_000  # over all tries; a draw takes a microsecond
 
 
-def draw_id(
+def choose_rollout_id(
     plan: Plan, beacons: Iterable[Beacon], salt: str, *, release_state: str = "stable"
 ) -> str:
     """Return an id for a plan, 24 hex; the same for the same plan, fleet and salt.
@@ -29,7 +29,9 @@ def draw_id(
         beacons: all that are registered.
         salt: must differ between rollouts.
     """
-    due = (beacon for beacon in beacons if withheld(release_state, beacon.channel) is None)
+    due = (
+        beacon for beacon in beacons if blocked_by_channel(release_state, beacon.channel) is None
+    )
     waves = _members(Rollout(plan), due)
     size = sum(map(len, waves))
     tries = max(TRIES_MIN, min(TRIES_MAX, DRAWS_MAX // max(size, 1)))
@@ -44,7 +46,7 @@ def _members(rollout: Rollout, beacons: Iterable[Beacon]) -> list[list[str]]:
     """Return the ids of the beacons that each wave's stages are to be filled with."""
     waves: list[list[str]] = [[] for _ in rollout.ladders]
     for beacon in beacons:
-        if rollout.wants(beacon) and (wave := rollout.wave_of(beacon)) is not None:
+        if rollout.targets(beacon) and (wave := rollout.wave_of(beacon)) is not None:
             waves[wave].append(beacon.id)
     return waves
 

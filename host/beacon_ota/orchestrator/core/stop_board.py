@@ -23,13 +23,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from beacon_ota.orchestrator.rollout.stopping import STOPS, stopped
+from beacon_ota.orchestrator.rollout.stopping import STOPS, apply_stops
 from beacon_ota.orchestrator.rollout.types import Kind, RolloutState, Transition
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-FILE = "stops"  # in the data folder; not part of a backup
-ALL = "*"  # in place of a rollout's id: every one is halted
+STOPS_FILE = "stops"  # in the data folder; not part of a backup
+ALL_ROLLOUTS = "*"  # in place of a rollout's id: every one is halted
 PRIMARY = "primary"  # who stopped it, at a mirror: stored with all else that the primary gives
 _HALF = 256 * 1024
 _PLACE = 2 * _HALF
@@ -47,7 +47,7 @@ class StopBoard:
     """Made before the workers part, and inherited."""
 
     def __init__(self, folder: Path, places: int = 1):
-        self._path = folder / FILE
+        self._path = folder / STOPS_FILE
         self._places = places
         self._place = 0
         self._owns = places == 1  # nobody else writes to our place
@@ -68,7 +68,7 @@ class StopBoard:
             log.warning("%d rollouts were stopped and not stored before this start", len(left))
             self._mine = dict(left)
             self._write()
-            self.note(self.text())
+            self.write_note(self.encode())
         self._clear_others()
 
     # ---- what holds ----
@@ -85,26 +85,26 @@ class StopBoard:
             self._seen = (now, found)
         return found
 
-    def of(self, rollout_id: str) -> tuple[Transition, ...]:
+    def stops_of(self, rollout_id: str) -> tuple[Transition, ...]:
         """Return the stops of one rollout."""
-        return of_rollout(self.current(), rollout_id)
+        return stops_of_rollout(self.current(), rollout_id)
 
-    def apply(self, rollout_id: str, state: RolloutState) -> RolloutState:
+    def apply_to(self, rollout_id: str, state: RolloutState) -> RolloutState:
         """Return a committed state as it holds here."""
-        return stopped(state, self.of(rollout_id))
+        return apply_stops(state, self.stops_of(rollout_id))
 
-    def mine(self) -> Stops:
+    def to_store(self) -> Stops:
         """Return what this place has to store."""
         return dict(self._mine)
 
     @property
-    def survives(self) -> bool:
+    def survives_restart(self) -> bool:
         """Whether a restart would know exactly what this place has to store."""
         return self._noted == self._number or not (self._mine or self._in_file)
 
     # ---- what changes ----
 
-    def take_place(self, place: int) -> None:
+    def adopt_place(self, place: int) -> None:
         """Be one of the workers; what the one before in this place had not stored is ours now."""
         self._place, self._owns = place, True
         self._number, text = self._newest(self._map, self._heads + place * _PLACE) or (0, b"")
@@ -135,11 +135,11 @@ class StopBoard:
             return
         self._write()
 
-    def text(self) -> tuple[int, bytes]:
+    def encode(self) -> tuple[int, bytes]:
         """Return what :meth:`note` is to write: number and text."""
         return self._number, self._packed()
 
-    def note(self, text: tuple[int, bytes]) -> bool:
+    def write_note(self, text: tuple[int, bytes]) -> bool:
         """Write this place's stops into the file; blocks until the disk has them, in any thread.
 
         Returns:
@@ -192,7 +192,7 @@ class StopBoard:
             text = _text(bare)
         if len(text) > _ROOM:
             self._full = True
-            text = _text({ALL: (_everything(_NO_ROOM),)})
+            text = _text({ALL_ROLLOUTS: (_everything(_NO_ROOM),)})
         return text
 
     def _read(self) -> Stops:
@@ -207,7 +207,7 @@ class StopBoard:
                 if newest is not None:
                     break
             if newest is None:
-                newest = (0, _text({ALL: (_everything(_UNREADABLE),)}))
+                newest = (0, _text({ALL_ROLLOUTS: (_everything(_UNREADABLE),)}))
             _merge(found, _parse(newest[1]))
         return found
 
@@ -232,7 +232,7 @@ class StopBoard:
                 data = os.pread(self._fd, _PLACE, place * _PLACE)
                 newest = self._newest(data, 0)
                 if newest is None and data.strip(b"\0"):
-                    newest = (0, _text({ALL: (_everything(_UNREADABLE),)}))
+                    newest = (0, _text({ALL_ROLLOUTS: (_everything(_UNREADABLE),)}))
                 number, text = newest or (0, b"")
                 _merge(found, _parse(text))
                 self._go_on(place, number)
@@ -257,7 +257,7 @@ class StopBoard:
 
     def _clear_others(self) -> None:
         """Empty the places of an earlier start, once ours holds what they did."""
-        if self._fd is None or not self.survives:
+        if self._fd is None or not self.survives_restart:
             return
         cleared = False
         with contextlib.suppress(OSError):
@@ -270,9 +270,9 @@ class StopBoard:
                 os.fsync(self._fd)
 
 
-def of_rollout(stops: Stops, rollout_id: str) -> tuple[Transition, ...]:
+def stops_of_rollout(stops: Stops, rollout_id: str) -> tuple[Transition, ...]:
     """Return the stops of one rollout: its own, and then those of every one."""
-    return stops.get(rollout_id, ()) + stops.get(ALL, ()) if stops else ()
+    return stops.get(rollout_id, ()) + stops.get(ALL_ROLLOUTS, ()) if stops else ()
 
 
 def _half(number: int, text: bytes) -> bytes:
@@ -324,7 +324,7 @@ def _parse(text: bytes) -> Iterator[tuple[str, tuple[Transition, ...]]]:
         for key, changes in json.loads(text):
             yield str(key)[:_ID], tuple(_change(*fields) for fields in changes)
     except (ValueError, TypeError, RecursionError):
-        yield ALL, (_everything(_UNREADABLE),)
+        yield ALL_ROLLOUTS, (_everything(_UNREADABLE),)
 
 
 def _change(at: Any, kind: Any, wave: Any, stage: Any, *words: Any) -> Transition:

@@ -17,33 +17,33 @@ _POWER_ON = const(1)
 
 
 # `early`: it began within ten seconds of the start.
-async def see(beacon, button, early):
+async def follow_press(beacon, button, early):
     since = time.ticks_ms()
-    early = early and beacon.cause == _POWER_ON
+    early = early and beacon.reset_cause == _POWER_ON
     held = 0
-    button.show(True)
-    while button.pressed():
+    button.set_pressed(True)
+    while button.is_down():
         held = time.ticks_diff(time.ticks_ms(), since)
         if early and held >= _UNLOCK:
             early = False
-            _unlock(beacon)
+            _unlock_pin(beacon)
         if held >= _FORGET:
-            import factory
+            import factory_reset
 
             beacon.journal.write("button", "forgot")
             try:
-                factory.forget(beacon.store)
+                factory_reset.erase_provisioned(beacon.store)
             except OSError as error:
                 beacon.journal.write("button", "not_stored", str(error))
                 break
             machine.reset()
         await asyncio.sleep_ms(_LOOK)
-    button.show(False)
+    button.set_pressed(False)
     if held < _SHORT:
-        beacon.blufi.open()
+        beacon.blufi.open_window()
 
 
-def _unlock(beacon):
+def _unlock_pin(beacon):
     if beacon.blufi.failures:
         beacon.blufi.failures = 0
         kept = beacon.store.try_put("pin_fail", None)  # else it is locked again after a reset

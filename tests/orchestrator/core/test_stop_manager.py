@@ -389,11 +389,11 @@ def begun(local, tmp: Path, plan: dict | None = None) -> str:
 def test_it_holds_over_what_another_worker_commits_just_then(local, elsewhere, tmp_path):
     local.beacons(20)
     rollout = begun(local, tmp_path, {"preset": "canary", "window": "00:00-24:00"})
-    entry = local.service.view.entries[rollout]
-    made = moves.step(
+    entry = local.service.fleet.rollouts[rollout]
+    made = moves.open_next_stage(
         entry.rollout,
         entry.state,
-        local.engine.count(entry, local.clock.at),
+        local.engine.count_outcomes(entry, local.clock.at),
         local.clock.at,
         "somebody",
     )
@@ -401,10 +401,10 @@ def test_it_holds_over_what_another_worker_commits_just_then(local, elsewhere, t
     assert post(local, rollout, "halt").status_code == 202
     state = entry.stored
     for change in made:
-        state = moves.apply(state, change)
+        state = moves.apply_transition(state, change)
     elsewhere.move(rollout, state)  # a stage, opened by the other one
     elsewhere.let_go()
-    until(lambda: not local.service.stops.mine())
+    until(lambda: not local.service.stops.to_store())
     row = elsewhere.rollout(rollout)
     found = load_state(row["state"])
     assert row["status"] == "halted" and found.waves[0].stage == state.waves[0].stage == 1
@@ -420,16 +420,16 @@ def test_it_does_not_come_back_by_reading_everything_again(local, elsewhere, tmp
     assert post(local, rollout, "halt").status_code == 202
 
     async def read_again() -> str:
-        local.service.reload()
-        local.engine.reload()
-        return str(local.service.view.entries[rollout].state.status)
+        local.service.reload_fleet()
+        local.engine.reload_rollouts()
+        return str(local.service.fleet.rollouts[rollout].state.status)
 
     assert local.call(read_again()) == "halted"
     assert beacon.offer() is None
     page = browser.get(f"{local.url}/rollouts/{rollout}", timeout=DEADLINE_S).text
     assert "In memory only" in page and "A restart knows it, too" in page
     elsewhere.let_go()
-    until(lambda: not local.service.stops.mine())
+    until(lambda: not local.service.stops.to_store())
     page = browser.get(f"{local.url}/rollouts/{rollout}", timeout=DEADLINE_S).text
     assert "In memory only" not in page and "Halted" in page
     assert beacon.offer() is None
@@ -460,12 +460,12 @@ def test_two_administrators_and_a_resume(local, elsewhere, tmp_path):
     refused = post(local, rollout, "resume")
     assert (refused.status_code, refused.json()["code"]) == (503, "stop_unstored")
     elsewhere.let_go()
-    until(lambda: not local.service.stops.mine())
+    until(lambda: not local.service.stops.to_store())
     assert post(local, rollout, "resume").status_code == 200
     kinds = [one["kind"] for one in elsewhere.transitions(rollout)]
     assert kinds[-2:] == ["halted", "resumed"] and kinds.count("halted") == 1
     # What holds once does not hold for ever.
-    assert local.service.view.entries[rollout].state.status == "active"
+    assert local.service.fleet.rollouts[rollout].state.status == "active"
 
 
 def test_a_gate_halts_although_nothing_can_be_recorded(local, elsewhere, tmp_path):
@@ -486,7 +486,7 @@ def test_a_gate_halts_although_nothing_can_be_recorded(local, elsewhere, tmp_pat
     assert fleet[3].download(offers[3]).status == 410
     elsewhere.let_go()
     stepping.join(DEADLINE_S)
-    until(lambda: not local.service.stops.mine())
+    until(lambda: not local.service.stops.to_store())
     last = elsewhere.transitions(rollout)[-1]
     assert (last["kind"], last["reason"], last["actor"]) == (
         "halted",
@@ -515,7 +515,7 @@ def test_what_halted_in_memory_counts_as_what_it_was_when_it_is_said_again(
     until(lambda: rollout in local.service.stops.current())
     elsewhere.let_go()
     stepping.join(DEADLINE_S)
-    until(lambda: not local.service.stops.mine())
+    until(lambda: not local.service.stops.to_store())
     local.step()
     said = fleet[2].report("failed", offers[2], stage="verify", code="checksum")
     assert (said.status, said.json["recorded"]) == (200, "first")
@@ -543,7 +543,7 @@ def test_silence_halts_although_nothing_can_be_recorded(local, elsewhere, tmp_pa
     assert fleet[3].download(offer).status == 410
     elsewhere.let_go()
     stepping.join(DEADLINE_S)
-    until(lambda: not local.service.stops.mine())
+    until(lambda: not local.service.stops.to_store())
     assert elsewhere.rollout(rollout)["status"] == "halted"
 
 
@@ -560,7 +560,7 @@ def test_a_release_that_cannot_be_withdrawn_goes_to_nobody(local, elsewhere, tmp
     assert said.status_code == 503 and "halted" in said.json()["detail"]
     assert beacon.download(offer).status == 410
     elsewhere.let_go()
-    until(lambda: not local.service.stops.mine())
+    until(lambda: not local.service.stops.to_store())
     assert elsewhere.rollout(rollout)["status"] == "halted"
 
 
@@ -570,20 +570,20 @@ def test_what_a_restored_database_hands_out_stays_paused_when_all_is_read_again(
 
     async def restore() -> str:
         local.engine._hold_restored()
-        local.service.reload()
-        local.engine.reload()
-        return str(local.service.view.entries[rollout].state.status)
+        local.service.reload_fleet()
+        local.engine.reload_rollouts()
+        return str(local.service.fleet.rollouts[rollout].state.status)
 
     assert local.call(restore()) == "paused"
     assert beacon.offer() is None
-    until(lambda: not local.service.stops.mine())
+    until(lambda: not local.service.stops.to_store())
     assert local.admin().get_rollout(rollout)["reason"] == "restored"
 
 
 def test_no_stage_opens_that_cannot_be_written(local, elsewhere, tmp_path):
     fleet = local.beacons(20)
     rollout = begun(local, tmp_path, {"preset": "canary", "window": "00:00-24:00"})
-    entry = local.service.view.entries[rollout]
+    entry = local.service.fleet.rollouts[rollout]
     for beacon in fleet:
         if (offer := beacon.offer()) is not None:
             beacon.update(offer)
@@ -601,7 +601,7 @@ def test_no_stage_opens_that_cannot_be_written(local, elsewhere, tmp_path):
     stepping = threading.Thread(target=step)
     stepping.start()
     stepping.join(DEADLINE_S)
-    assert entry.state.waves[0].stage == before and not local.service.stops.mine()
+    assert entry.state.waves[0].stage == before and not local.service.stops.to_store()
     elsewhere.let_go()
     local.step()
     assert entry.state.waves[0].stage == before + 1

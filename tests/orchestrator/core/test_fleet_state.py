@@ -6,9 +6,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beacon_ota.orchestrator.core.fleet_state import FleetState
 from beacon_ota.orchestrator.core.replay import ReplayGuard
-from beacon_ota.orchestrator.core.view import View
-from beacon_ota.orchestrator.rollout.advance import begin
+from beacon_ota.orchestrator.rollout.advance import initial_state
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.types import Status
 from tests.orchestrator.rollout.build import ANY_TIME, MONDAY, NEW, NEWER, beacon, live, rollout
@@ -30,9 +30,9 @@ _ROLLOUTS = st.lists(
 )
 
 
-def empty_view() -> View:
+def empty_view() -> FleetState:
     with tempfile.TemporaryDirectory() as folder:
-        return View(ReplayGuard(Path(folder) / "replays", MONDAY, fresh=True))
+        return FleetState(ReplayGuard(Path(folder) / "replays", MONDAY, fresh=True))
 
 
 def release_row(release) -> dict:
@@ -60,11 +60,15 @@ def test_a_beacon_is_told_the_same_by_those_that_select_it_as_by_all(made, site,
         view.put_release(release_row(release))
     for number, (release, wave, status, required) in enumerate(made):
         one = rollout(f"r{number}", release, waves=[wave], required=required)
-        state = live(one, status).state if status is not Status.SCHEDULED else begin(one, MONDAY)
+        state = (
+            live(one, status).state
+            if status is not Status.SCHEDULED
+            else initial_state(one, MONDAY)
+        )
         view.put_rollout(one, state, 0, float(number))
     facts = beacon(version=version, site=site, tags=tags)
     for retired in (False, True):
-        some, every = view.lives_for(facts), view.lives("esp32c3")
+        some, every = view.active_rollouts_for(facts), view.active_rollouts("esp32c3")
         assert set(map(id, some)) <= set(map(id, every))
         now = MONDAY + 60
         assert decide(some, facts, now, place=ANY_TIME) == decide(every, facts, now, place=ANY_TIME)

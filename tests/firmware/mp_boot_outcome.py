@@ -7,7 +7,7 @@ from mp import chip as c
 c.modules(c.Chip(c.layout(slot=1)))
 
 from net.http import HttpError  # noqa: E402
-from ota import schedule, settle  # noqa: E402
+from ota import boot_outcome, schedule  # noqa: E402
 
 _DEADLINE = 30_000  # ms: what is waited for takes one second
 _NEVER = 10_000_000
@@ -35,20 +35,23 @@ class Beacon:
 
     def __init__(self):
         self.store = Store()
-        self.asked = 0
+        self.poll_requests = 0
         self.confirmed = False
         self.agent = self.wifi = self.radio = self.slots = self
 
-    def up(self):
+    def is_up(self):
         return True
 
-    def fit(self):
+    def is_healthy(self):
         return True
 
-    def announce(self):
+    def services_healthy(self):
+        return True
+
+    def advertise_status(self):
         pass
 
-    def forget_crashes(self):
+    def clear_crash_count(self):
         pass
 
     def confirm(self):
@@ -57,22 +60,22 @@ class Beacon:
 
 
 def test_other_credentials_end_the_pause_between_two_tries():
-    schedule.backoff = lambda n, first_ms: _NEVER
+    schedule.retry_pause = lambda n, first_ms: _NEVER
     beacon = Beacon()
     tries = []
 
     async def ask(state):
         assert state == "trial"
-        tries.append(beacon.asked)
-        if beacon.asked == 0:
+        tries.append(beacon.poll_requests)
+        if beacon.poll_requests == 0:
             raise HttpError("http", "status 401", True)
         return 204, None, None
 
     async def body():
-        trial = asyncio.create_task(settle._trial(beacon, None, ask))
+        trial = asyncio.create_task(boot_outcome._run_trial(beacon, None, ask))
         while not tries:
             await asyncio.sleep_ms(1)
-        beacon.asked += 1
+        beacon.poll_requests += 1
         await trial
 
     asyncio.run(asyncio.wait_for_ms(body(), _DEADLINE))

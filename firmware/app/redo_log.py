@@ -10,7 +10,7 @@ _RECORD = const(1024)
 _BLOB = const(0)
 _NUMBER = const(1)
 _NOTHING = const(2)
-_KEY = "spare"
+_KEY = const("spare")
 
 
 # See Store.put_all.
@@ -25,16 +25,16 @@ def put_all(store, values):
             kind, value = _NUMBER, pack(">i", value)
         log += bytes((len(key),)) + key.encode() + pack(">BH", kind, len(value)) + value
     if log:
-        old = {key: _stored(store, key) for key in values}
+        old = {key: _read_value(store, key) for key in values}
         store.nvs.set_blob(_KEY, log)
         try:
-            redo(store, log)
+            replay(store, log)
         except OSError:
-            _undo(store, old)
+            _restore(store, old)
             raise
 
 
-def _stored(store, key):
+def _read_value(store, key):
     try:
         return store.nvs.get_i32(key)
     except OSError:
@@ -43,7 +43,7 @@ def _stored(store, key):
 
 # NVS did not take all of it: back to what there was. `spare` goes first, for it takes the room that
 # the old values may need: ESP-IDF can lose one whose replacement found none.
-def _undo(store, old):
+def _restore(store, old):
     for key in [_KEY] + list(old):
         value = old.get(key)
         try:
@@ -59,7 +59,7 @@ def _undo(store, old):
 
 # What the log says. Raises OSError when NVS does not take it, ValueError or IndexError for bytes
 # that are no log.
-def redo(store, log):
+def replay(store, log):
     at = 0
     while at < len(log):
         end = at + 1 + log[at]

@@ -14,17 +14,17 @@ from sqlalchemy import Connection
 from beacon_ota.orchestrator.db.tables import audit
 
 _LINE = re.compile(rb"([0-9]{1,15}) ([0-9a-f]{64})\n")
-FILE = "audit-head"  # in the data folder: number and hash of an entry
+NOTE_FILE = "audit-head"  # in the data folder: number and hash of an entry
 
 
-class Witness:
+class AuditHeadNote:
     """The note in a data folder."""
 
     def __init__(self, folder: Path):
-        self._path = folder / FILE
+        self._path = folder / NOTE_FILE
         self._noted = ""
 
-    def is_older(self, conn: Connection) -> bool:
+    def is_database_older(self, conn: Connection) -> bool:
         """Tell whether the database lacks what was noted: it is an older one, or another."""
         try:
             with self._path.open("rb") as file:
@@ -35,13 +35,13 @@ class Witness:
             return False  # no note, or none that can be read
         return audit.hash_of(conn, int(noted[1])) != noted[2].decode()
 
-    def note(self, conn: Connection) -> None:
+    def write(self, conn: Connection) -> None:
         """Note how far the audit log has come (OSError)."""
-        seq, digest = audit.last(conn)
+        seq, digest = audit.read_head(conn)
         line = f"{seq} {digest}\n"
         if line == self._noted:
             return
-        part = self._path.with_name(f"{FILE}.{os.getpid()}")
+        part = self._path.with_name(f"{NOTE_FILE}.{os.getpid()}")
         try:
             part.write_text(line, "ascii")
             part.replace(self._path)

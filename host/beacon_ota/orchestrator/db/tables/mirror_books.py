@@ -21,7 +21,7 @@ KEPT_HALTS = 256  # of a mirror
 _k, _h, _m, _t = mirror_books.c, mirror_halts.c, mirrors.c, transitions.c
 
 
-class Page(NamedTuple):
+class BookPage(NamedTuple):
     """Where an exchange stands in a book.
 
     Attributes:
@@ -36,7 +36,7 @@ class Page(NamedTuple):
     mark: str = ""
 
 
-class Stand(NamedTuple):
+class BookComparison(NamedTuple):
     """How an exchange goes on with what was taken.
 
     Attributes:
@@ -52,20 +52,20 @@ class Stand(NamedTuple):
     sure: bool
 
 
-def look_up(conn: Connection, mirror_id: str, page: Page) -> Stand:
+def compare_page(conn: Connection, mirror_id: str, page: BookPage) -> BookComparison:
     """Return how an exchange goes on with what was taken."""
     where = (_k.mirror_id == mirror_id) & (_k.epoch == page.epoch)
     row = conn.execute(select(mirror_books).where(where)).first()
     if row is None:
-        return Stand(0, True, bool(page.after), False)
+        return BookComparison(0, True, bool(page.after), False)
     mark = row.mark or ""
     if page.after is None:
-        return Stand(row.seq, False, False, False)
+        return BookComparison(row.seq, False, False, False)
     again = bool(page.mark) and mark == page.mark  # its answer was lost
-    return Stand(row.seq, False, mark != page.after and not again, mark == page.after)
+    return BookComparison(row.seq, False, mark != page.after and not again, mark == page.after)
 
 
-def turn(conn: Connection, mirror_id: str, page: Page, seq: int, now: float) -> None:
+def record_exchange(conn: Connection, mirror_id: str, page: BookPage, seq: int, now: float) -> None:
     """Note that an exchange was taken."""
     where = (_k.mirror_id == mirror_id) & (_k.epoch == page.epoch)
     values: Fields = {"seq": seq, "told_at": now}
@@ -84,7 +84,7 @@ def knows_halt(conn: Connection, row: Fields) -> bool:
         row: ``rollout_id`` with ``id``, of a halt that a mirror made, or ``at``, of one that it
             heard of from its primary.
     """
-    name = name_of(row)
+    name = halt_name(row)
     if name is not None and conn.scalar(select(_h.id).where(_h.id == name)) is not None:
         return True
     if row.get("id") is None and (at := row.get("at")) is not None:
@@ -93,7 +93,7 @@ def knows_halt(conn: Connection, row: Fields) -> bool:
     return False
 
 
-def name_of(row: Fields) -> str | None:
+def halt_name(row: Fields) -> str | None:
     """Return the name of a halt: its own; or one that every mirror gives it that heard of it.
 
     None for those of the release before, which cannot be told from each other.
@@ -104,21 +104,21 @@ def name_of(row: Fields) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def note_halt(conn: Connection, mirror_id: str, name: str, now: float) -> None:
+def record_halt(conn: Connection, mirror_id: str, name: str, now: float) -> None:
     """Note that a halt was done."""
     row: Fields = {"id": name, "mirror_id": mirror_id, "taken_at": now}
     insert_or_ignore(conn, mirror_halts, [row])
     _keep(conn, mirror_halts, _h.id, _h.taken_at, mirror_id, KEPT_HALTS)
 
 
-def evenness(conn: Connection) -> Sequence[tuple[str, float]]:
+def read_sync_times(conn: Connection) -> Sequence[tuple[str, float]]:
     """Return the site of each mirror that was ever heard, and when it had last told everything."""
     heard = (_m.removed_at.is_(None)) & (_m.seen_at.is_not(None))
     rows = conn.execute(select(_m.site, func.coalesce(_m.even_at, 0.0)).where(heard))
     return [(site, even_at) for site, even_at in rows]
 
 
-def forget(conn: Connection, mirror_id: str) -> None:
+def remove_books(conn: Connection, mirror_id: str) -> None:
     """Forget a mirror's books and halts."""
     conn.execute(delete(mirror_books).where(_k.mirror_id == mirror_id))
     conn.execute(delete(mirror_halts).where(_h.mirror_id == mirror_id))

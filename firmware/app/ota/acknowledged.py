@@ -8,17 +8,17 @@ from net.http import HttpError
 from ota import schedule
 
 
-async def ask(beacon, attempt, status):
+async def report_until_acknowledged(beacon, attempt, status):
     tries = 0
     while True:
         try:
             taken = await attempt.reporter.send(attempt.reporter.build(status, attempt.record))
             break
         except HttpError as error:
-            pause = schedule.backoff(tries, beacon.store.policy("backoff_ms"))
+            pause = schedule.retry_pause(tries, beacon.store.policy("backoff_ms"))
             if pause is None:
                 raise HttpError(error.code, "report %s: %s" % (status, error.detail))
             tries += 1
             await asyncio.sleep_ms(pause)
     if not taken:
-        attempt.call_off()
+        attempt.cancel()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from beacon_ota.orchestrator.rollout.roam import CLOCKS_S, times_of, went_on
+from beacon_ota.orchestrator.rollout.roaming import MAX_CLOCK_DIFFERENCE_S, moved_on, row_of
 from beacon_ota.orchestrator.rollout.types import Attempt, Result
 
 AT = 1_900_000_000.0
@@ -19,7 +19,7 @@ LEFT = attempt("m", AT)
 
 
 def is_left(other: Attempt) -> bool:
-    return went_on(times_of(LEFT), [times_of(LEFT), times_of(other)], GIVEN_UP)
+    return moved_on(row_of(LEFT), [row_of(LEFT), row_of(other)], GIVEN_UP)
 
 
 def test_one_that_was_begun_later():
@@ -31,8 +31,8 @@ def test_one_that_was_begun_later():
 
 
 def test_of_two_that_are_lost_one_is():
-    pair = [times_of(attempt(key, AT, GIVEN_UP, result=Result.LOST)) for key in "am"]
-    assert [went_on(one, pair, GIVEN_UP) for one in pair] == [True, False]
+    pair = [row_of(attempt(key, AT, GIVEN_UP, result=Result.LOST)) for key in "am"]
+    assert [moved_on(one, pair, GIVEN_UP) for one in pair] == [True, False]
 
 
 @pytest.mark.parametrize("behind_s", [0, 45, 240])
@@ -45,8 +45,10 @@ def test_one_that_succeeded_by_a_clock_that_is_behind(behind_s):
 
 
 def test_one_that_succeeded_long_before_or_went_back():
-    assert not is_left(attempt("a", AT - 900, AT - CLOCKS_S - 1, result=Result.SUCCESS))
+    assert not is_left(
+        attempt("a", AT - 900, AT - MAX_CLOCK_DIFFERENCE_S - 1, result=Result.SUCCESS)
+    )
     assert not is_left(attempt("a", AT - 20, AT - 10, result=Result.SUCCESS, undone_at=AT - 5))
-    row = times_of(attempt("a", AT - 20, AT - 10, result=Result.SUCCESS))
+    row = row_of(attempt("a", AT - 20, AT - 10, result=Result.SUCCESS))
     undone = {**row, "late_result": "rolled_back"}
-    assert not went_on(times_of(LEFT), [undone], GIVEN_UP)
+    assert not moved_on(row_of(LEFT), [undone], GIVEN_UP)

@@ -7,12 +7,12 @@ from .types import Attempt
 
 # Clocks of two orchestrators differ by so much at most, when a success at one of them is compared
 # with an attempt at the other.
-CLOCKS_S = 300.0
-WENT_ON = "the beacon went on with another attempt"
-RUNS = "confirmed by its polls"
+MAX_CLOCK_DIFFERENCE_S = 300.0
+DETAIL_MOVED_ON = "the beacon went on with another attempt"
+DETAIL_RUNNING = "confirmed by its polls"
 
 
-def went_on(attempt: Mapping[str, Any], others: Iterable[Mapping[str, Any]], end: float) -> bool:
+def moved_on(attempt: Mapping[str, Any], others: Iterable[Mapping[str, Any]], end: float) -> bool:
     """Tell whether a beacon went on with another attempt after this one, and before ``end``.
 
     It does one thing at a time: so it was not silent, it had left this one. Which came first is
@@ -36,7 +36,7 @@ def went_on(attempt: Mapping[str, Any], others: Iterable[Mapping[str, Any]], end
     )
 
 
-def times_of(attempt: Attempt) -> Mapping[str, Any]:
+def row_of(attempt: Attempt) -> Mapping[str, Any]:
     """Return what :func:`went_on` looks at."""
     names = ("id", "beacon_id", "firmware_id", "offered_at", "taken_at", "ended_at", "result")
     undone = {"late_result": None if attempt.undone_at is None else "rolled_back"}
@@ -50,7 +50,7 @@ def _succeeded_beside(attempt: Mapping[str, Any], other: Mapping[str, Any]) -> b
         and other["firmware_id"] == attempt["firmware_id"]
         and other["result"] == "success"
         and other["late_result"] is None
-        and other["ended_at"] >= attempt["taken_at"] - CLOCKS_S
+        and other["ended_at"] >= attempt["taken_at"] - MAX_CLOCK_DIFFERENCE_S
     )
 
 
