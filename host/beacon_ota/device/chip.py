@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from beacon_ota.device import ports
 from beacon_ota.device.ports import DeviceError
 from beacon_ota.errors import InputError
-from beacon_ota.images import flash, partitions
+from beacon_ota.images import flash, partition_table, partitions
 
 if TYPE_CHECKING:
     from esptool.loader import ESPLoader
@@ -49,7 +49,7 @@ def flash_regions(image: bytes, *, whole: bool = False) -> list[tuple[int, int]]
     Raises:
         InputError: ``flash_expected``: not a flash image.
     """
-    if not partitions.is_table(image, partitions.TABLE_OFFSET):
+    if not partitions.is_table(image, partition_table.TABLE_OFFSET):
         raise InputError(
             "flash_expected",
             "not a flash image: a release goes over the air, or into one with image flash",

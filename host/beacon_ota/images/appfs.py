@@ -18,7 +18,7 @@ from pathlib import Path
 
 from beacon_ota import text_files
 from beacon_ota.errors import InputError
-from beacon_ota.images import Buffer, littlefs
+from beacon_ota.images import Buffer, littlefs, littlefs_writer
 from beacon_ota.wire import versions
 from beacon_ota.wire.shapes import is_hex, is_name, is_number
 
@@ -244,7 +244,7 @@ def build_app(
         if name in files:
             raise AppError("app_file", "two files of one name", found=name)
         files[name] = data
-    return App(files, littlefs.build_filesystem(files, BLOCK), payload)
+    return App(files, littlefs_writer.build_filesystem(files, BLOCK), payload)
 
 
 def read_app(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from beacon_ota import paths, text_files
 from beacon_ota.errors import BeaconOtaError, InputError, UsageError
-from beacon_ota.images import partitions
-from beacon_ota.images.partitions import Partition, PartitionError, Table
+from beacon_ota.images import partition_table, partitions
+from beacon_ota.images.partition_table import Partition, PartitionError, Table
 
 FOLDERS = "BEACON_OTA_BOARDS"
 VFS = "vfs"  # the label MicroPython mounts at /
@@ -171,7 +171,7 @@ def _check(table: Table, csv: Path) -> None:
             ("two apps, one of them an OTA slot", apps >= 2 and table.slots),
             ("otadata", table.otadata),
             ("nvs", table.nvs),
-            ("a data partition named vfs", vfs is not None and vfs.type == partitions.DATA),
+            ("a data partition named vfs", vfs is not None and vfs.type == partition_table.DATA),
         )
         if not there
     ]

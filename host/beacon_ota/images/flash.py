@@ -15,13 +15,24 @@ from dataclasses import dataclass
 
 from beacon_ota import paths
 from beacon_ota.errors import InputError
-from beacon_ota.images import Buffer, boards, esp, littlefs, nvs, otadata, partitions, settings
+from beacon_ota.images import (
+    Buffer,
+    boards,
+    esp,
+    littlefs,
+    littlefs_writer,
+    nvs,
+    otadata,
+    partition_table,
+    partitions,
+    settings,
+)
 from beacon_ota.images import release as releases
 from beacon_ota.images.boards import Board
-from beacon_ota.images.esp import Bootloader
+from beacon_ota.images.esp_format import Bootloader
 from beacon_ota.images.littlefs import Filesystem
 from beacon_ota.images.nvs import Nvs
-from beacon_ota.images.partitions import TABLE_OFFSET, Partition, Table
+from beacon_ota.images.partition_table import TABLE_OFFSET, Partition, Table
 from beacon_ota.images.release import Release
 
 SECTOR = 4096
@@ -108,7 +119,7 @@ def build_flash(
         ),
         board.otadata.offset: otadata.build_partition(entry),
         board.initial_app.offset: release,
-        board.vfs.offset: littlefs.build_filesystem(vfs, SECTOR, board.vfs.size // SECTOR),
+        board.vfs.offset: littlefs_writer.build_filesystem(vfs, SECTOR, board.vfs.size // SECTOR),
     }
     image = bytearray(b"\xff") * board.flash_size
     for offset, data in parts.items():
@@ -142,7 +153,7 @@ def parse_flash(data: Buffer) -> Flash:
     vfs = None
     if vfs_part is not None and not _blank(_cut(data, vfs_part)):
         vfs = _try(errors, vfs_part.name, littlefs.read_filesystem, _cut(data, vfs_part))
-    apps = tuple(_app(data, part) for part in table if part.type == partitions.APP)
+    apps = tuple(_app(data, part) for part in table if part.type == partition_table.APP)
     for app in apps:
         if app.error is not None:
             errors[app.partition.name] = app.error

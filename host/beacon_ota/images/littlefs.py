@@ -1,7 +1,7 @@
-"""LittleFS: read any image safely, build images that are the same byte for byte each time.
+"""Reads LittleFS images that may be damaged or hostile.
 
-The reader is our own and does not trust what it reads: every block, chain and size is bounded by
-the image, so that an uploaded file can be looked into. The writer is littlefs itself.
+The reader is this project's own: every block, chain and size is bounded by the image, so that an
+uploaded file can be looked into. :mod:`beacon_ota.images.littlefs_writer` builds images.
 
 On disk (version 2): directories are pairs of blocks, of which the newer valid one counts. A
 block is a revision and commits; a commit is tags with data, and a CRC. Tags are XORed with the
@@ -11,7 +11,6 @@ directory, or a chain of blocks, each pointing back (CTZ skip list). Source: lit
 
 import struct
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from beacon_ota.errors import InputError
@@ -21,7 +20,6 @@ MAGIC = b"littlefs"
 MAGIC_OFFSET = 8
 _SHAPE = 24  # offset of block size and count
 VERSION = 0x0002_0000  # on-disk version written, readable by every littlefs 2
-NAME_MAX = 255
 FILES_MAX = 1024
 _SIZES = (512, 4096, 128, 256, 1024, 2048)  # of blocks; the likely ones first
 DEPTH_MAX = 8
@@ -32,9 +30,6 @@ _DIR_STRUCT, _INLINE, _CTZ = 0x200, 0x201, 0x202
 _CREATE, _DELETE = 0x401, 0x4FF
 _HARD_TAIL = 0x601
 _NO_BLOCK = 0xFFFFFFFF
-
-# What MicroPython mounts with: a file inlined for a larger cache could not be read there.
-_READ, _PROGRAM, _CACHE, _LOOKAHEAD = 32, 32, 128, 32
 
 
 class LittlefsError(InputError):
@@ -114,88 +109,6 @@ def read_filesystem(data: Buffer, offset: int = 0) -> Filesystem:
     reader = _Reader(memoryview(data)[offset : offset + block_size * count], block_size)
     files = reader.tree()
     return Filesystem(block_size, count, reader.version, files)
-
-
-def build_filesystem(
-    files: Mapping[str, bytes], block_size: int, block_count: int | None = None
-) -> bytes:
-    """Return an image that holds ``files``; the same files give the same bytes.
-
-    Args:
-        files: path → content; folders are made as needed.
-        block_size: bytes, a power of two from 128 to 4096.
-        block_count: blocks; as few as possible by default, in whole units of 4096 bytes.
-
-    Raises:
-        LittlefsError: ``fs_name`` (a path that cannot be stored), ``fs_full``, ``fs_build``.
-    """
-    for path in files:
-        _check_path(path, files)
-    if block_count is not None:
-        return _build(files, block_size, block_count)[0]
-    unit = max(1, 4096 // block_size)
-    # littlefs needs a little room beside what it uses; the loop finds how much.
-    total = sum(map(len, files.values()))
-    count = _up((total * 2 // block_size) + 8 * len(files) + 64, unit)
-    used = _build(files, block_size, count)[1]
-    count = _up(used, unit)
-    while True:
-        try:
-            return _build(files, block_size, count)[0]
-        except LittlefsError:
-            count += unit
-
-
-def _check_path(path: str, files: Mapping[str, bytes]) -> None:
-    parts = path.split("/")
-    if not all(0 < len(part.encode()) <= NAME_MAX for part in parts) or {".", ".."} & {*parts}:
-        raise LittlefsError("fs_name", "not a path for a file", found=path)
-    for depth in range(1, len(parts)):
-        if "/".join(parts[:depth]) in files:
-            raise LittlefsError("fs_name", "a folder has the name of a file", found=path)
-
-
-def _build(files: Mapping[str, bytes], block_size: int, block_count: int) -> tuple[bytes, int]:
-    """Return the image and the number of blocks in use."""
-    from littlefs import LittleFS, LittleFSError
-
-    fs = LittleFS(
-        block_size=block_size,
-        block_count=block_count,
-        disk_version=VERSION,
-        mount=False,
-        read_size=_READ,
-        prog_size=_PROGRAM,
-        cache_size=_CACHE,
-        lookahead_size=_LOOKAHEAD,
-    )
-    try:
-        fs.format()
-        fs.mount()
-        made: set[str] = set()
-        for path in sorted(files):
-            parts = path.split("/")
-            for depth in range(1, len(parts)):
-                folder = "/".join(parts[:depth])
-                if folder not in made:
-                    fs.mkdir(folder)
-                    made.add(folder)
-            with fs.open(path, "wb") as file:
-                file.write(files[path])
-        used = fs.used_block_count
-        fs.unmount()
-        if stored_geometry(fs.context.buffer) != (block_size, block_count):
-            raise LittlefsError("fs_build", "littlefs moved the superblock")
-    except LittleFSError as error:
-        if error.code == LittleFSError.Error.LFS_ERR_NOSPC:
-            raise LittlefsError(
-                "fs_full",
-                "the files do not fit into the filesystem",
-                found=f"{sum(map(len, files.values()))} bytes in {len(files)} files",
-                expected=f"at most {block_size * block_count} bytes, overhead included",
-            ) from error
-        raise LittlefsError("fs_build", f"littlefs refuses: {error}") from error
-    return bytes(fs.context.buffer), used
 
 
 def _geometry(data: Buffer, offset: int) -> tuple[int, int]:
@@ -402,10 +315,6 @@ def _last_index(size: int, block_size: int) -> int:
     if index == 0:
         return 0
     return (at - 4 * ((index - 1).bit_count() + 2)) // room
-
-
-def _up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
 
 
 def _damaged(what: str, found: object) -> LittlefsError:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from beacon_ota.errors import UsageError
-from beacon_ota.images import nvs
+from beacon_ota.images import nvs_format
 from beacon_ota.images.appfs import AppError, check_version
 from beacon_ota.wire import auth, url
 from beacon_ota.wire.shapes import is_hex
@@ -30,7 +30,7 @@ def parse_settings(values: Mapping[str, str]) -> dict[str, int | bytes]:
     """
     found: dict[str, int | bytes] = {}
     for key in sorted(values):
-        nvs.check_key(key)
+        nvs_format.check_key(key)
         try:
             found[key] = _KNOWN.get(key, _free)(values[key])
         except ValueError as error:

@@ -8,7 +8,7 @@ import hashlib
 import struct
 
 from beacon_ota.errors import UsageError
-from beacon_ota.images import esp
+from beacon_ota.images import esp_format
 
 SIZE_MIN = 2048
 SIZE_MAX = 8 << 20
@@ -39,7 +39,7 @@ def app_image(
         )
     description = struct.pack(
         "<II8x32s32s16s16s32s32sHHB3x72x",
-        esp.DESCRIPTOR_MAGIC,
+        esp_format.DESCRIPTOR_MAGIC,
         0,
         version.encode()[:31],
         project.encode()[:31],
@@ -70,7 +70,7 @@ def app_image(
 def bootloader_image(seed: str = "") -> bytes:
     """Return a bootloader image of 2–3 KB."""
     description = struct.pack(
-        "<B3xI32s24s16x", esp.BOOTLOADER_MAGIC, 1, b"v5.5.1", b"Jan  1 2000 00:00:00"
+        "<B3xI32s24s16x", esp_format.BOOTLOADER_MAGIC, 1, b"v5.5.1", b"Jan  1 2000 00:00:00"
     )
     return _image(
         0x403CBF10,
@@ -85,16 +85,28 @@ def bootloader_image(seed: str = "") -> bytes:
 def _image(entry: int, segments: list[tuple[int | None, bytes]]) -> bytes:
     """Join segments; an address of None is flash-mapped code wherever it lies."""
     out = bytearray(
-        esp.HEADER.pack(
-            esp.MAGIC, len(segments), 2, 0x2F, entry, 0xEE, b"", esp.CHIP_C3, 3, 3, 199, b"", 1
+        esp_format.HEADER.pack(
+            esp_format.MAGIC,
+            len(segments),
+            2,
+            0x2F,
+            entry,
+            0xEE,
+            b"",
+            esp_format.CHIP_C3,
+            3,
+            3,
+            199,
+            b"",
+            1,
         )
     )
     checksum = 0xEF
     for address, data in segments:
         if address is None:
-            address = 0x42000000 + (len(out) + 8) % esp.PAGE
+            address = 0x42000000 + (len(out) + 8) % esp_format.PAGE
         out += struct.pack("<II", address, len(data)) + data
-        checksum ^= esp.xor_bytes(data)
+        checksum ^= esp_format.xor_bytes(data)
     out += bytes(15 - len(out) % 16) + bytes([checksum])
     return bytes(out) + hashlib.sha256(out).digest()
 

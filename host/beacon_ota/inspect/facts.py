@@ -7,8 +7,8 @@ from beacon_ota.errors import InputError
 from beacon_ota.images import Buffer, appfs, boards, flash, littlefs, nvs, otadata
 from beacon_ota.images import release as releases
 from beacon_ota.images import settings as schema
-from beacon_ota.images.esp import AppImage, Bootloader
-from beacon_ota.images.partitions import Table
+from beacon_ota.images.esp_format import AppImage, Bootloader
+from beacon_ota.images.partition_table import Table
 from beacon_ota.images.release import Release
 from beacon_ota.wire import versions
 
