@@ -205,7 +205,7 @@ def test_a_board_runs_again_after_half_a_command(plug, monkeypatch, half):
 
 def test_a_file_that_arrives_changed(plug, monkeypatch):
     found = plug()
-    monkeypatch.setattr(board, "_send", lambda *_: None)
+    monkeypatch.setattr(board, "_send_files", lambda *_: None)
     refuse(lambda: deploy(found), "board_failed")
     assert found.was_reset()
 

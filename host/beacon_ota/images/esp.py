@@ -51,7 +51,7 @@ def parse_app_image(data: Buffer, offset: int = 0, limit: int | None = None) -> 
             ``image_checksum``, ``image_sha256``, ``image_descriptor``, or ``flash_image``
             for a whole flash image where an app image belongs.
     """
-    view = _window(data, offset, limit)
+    view = _slice_view(data, offset, limit)
     if is_flash_image(view):
         raise ImageError(
             "flash_image",
@@ -60,9 +60,9 @@ def parse_app_image(data: Buffer, offset: int = 0, limit: int | None = None) -> 
             found="partition table at 0x8000",
             expected="an app image",
         )
-    common, segments = _parse(view)
-    descriptor = _descriptor(view, segments)
-    return AppImage(**common, descriptor=descriptor, interpreter=_interpreter(view, segments))
+    common, segments = _parse_common(view)
+    descriptor = _read_descriptor(view, segments)
+    return AppImage(**common, descriptor=descriptor, interpreter=_find_interpreter(view, segments))
 
 
 def parse_bootloader(data: Buffer, offset: int = 0, limit: int | None = None) -> Bootloader:
@@ -71,8 +71,8 @@ def parse_bootloader(data: Buffer, offset: int = 0, limit: int | None = None) ->
     Raises:
         ImageError: as :func:`parse_app_image`, without ``flash_image``.
     """
-    view = _window(data, offset, limit)
-    common, segments = _parse(view)
+    view = _slice_view(data, offset, limit)
+    common, segments = _parse_common(view)
     for segment in segments:
         if segment.mapped:
             raise ImageError(
@@ -86,7 +86,7 @@ def parse_bootloader(data: Buffer, offset: int = 0, limit: int | None = None) ->
             view, segments[0].offset
         )
         if magic == BOOTLOADER_MAGIC:
-            idf, built = _text(idf_raw), _text(built_raw)
+            idf, built = _decode_text(idf_raw), _decode_text(built_raw)
     return Bootloader(**common, idf=idf, built=built)
 
 
@@ -96,10 +96,10 @@ def image_length(data: Buffer, offset: int = 0, limit: int | None = None) -> int
     Raises:
         ImageError: ``image_truncated``, ``image_magic``, ``image_segment``.
     """
-    view = _window(data, offset, limit)
-    for segment in _walk(view):
-        _end_check(view, segment.offset + segment.length)
-    return _length(view)[0]
+    view = _slice_view(data, offset, limit)
+    for segment in _walk_segments(view):
+        _check_end(view, segment.offset + segment.length)
+    return _measure_image(view)[0]
 
 
 def is_flash_image(data: Buffer) -> bool:
@@ -132,15 +132,15 @@ def with_flash_size(image: bytes, size: int) -> bytes:
     return bytes(changed)
 
 
-def _window(data: Buffer, offset: int, limit: int | None) -> memoryview:
+def _slice_view(data: Buffer, offset: int, limit: int | None) -> memoryview:
     end = len(data) if limit is None else min(len(data), offset + limit)
     return memoryview(data)[offset:end]
 
 
-def _walk(view: memoryview) -> Iterator[Segment]:
+def _walk_segments(view: memoryview) -> Iterator[Segment]:
     """Yield the segments, each with a header checked against the image's bounds."""
     if len(view) < HEADER.size:
-        _truncated(view, HEADER.size)
+        _refuse_truncated(view, HEADER.size)
     if view[0] != MAGIC:
         raise ImageError(
             "image_magic",
@@ -155,7 +155,7 @@ def _walk(view: memoryview) -> Iterator[Segment]:
         )
     at = HEADER.size
     for number in range(count):
-        _end_check(view, at + SEGMENT_HEADER.size)
+        _check_end(view, at + SEGMENT_HEADER.size)
         address, length = SEGMENT_HEADER.unpack_from(view, at)
         at += SEGMENT_HEADER.size
         if length % 4 or length >= SEGMENT_LIMIT:
@@ -169,26 +169,26 @@ def _walk(view: memoryview) -> Iterator[Segment]:
         at += length
 
 
-def _length(view: memoryview) -> tuple[int, int]:
+def _measure_image(view: memoryview) -> tuple[int, int]:
     """Return (whole length, length before the hash) of an image whose segments fit."""
     end = HEADER.size
-    for segment in _walk(view):
+    for segment in _walk_segments(view):
         end = segment.offset + segment.length
     body = (end + 16) & ~15
     total = body + 32 if view[HEADER.size - 1] else body
-    _end_check(view, total)
+    _check_end(view, total)
     return total, body
 
 
-def _parse(view: memoryview) -> tuple[dict, tuple[Segment, ...]]:
+def _parse_common(view: memoryview) -> tuple[dict, tuple[Segment, ...]]:
     """Check everything that apps and bootloaders share; return the fields of :class:`Image`."""
     segments = []
-    for number, segment in enumerate(_walk(view)):
+    for number, segment in enumerate(_walk_segments(view)):
         if number == 0:
             _check_chip(view)
         _check_segment(view, number, segment)
         segments.append(segment)
-    total, body = _length(view)
+    total, body = _measure_image(view)
     checksum = 0xEF
     for segment in segments:
         checksum ^= xor_bytes(view[segment.offset : segment.offset + segment.length])
@@ -237,7 +237,7 @@ def _check_chip(view: memoryview) -> None:
 
 
 def _check_segment(view: memoryview, number: int, segment: Segment) -> None:
-    _end_check(view, segment.offset + segment.length)
+    _check_end(view, segment.offset + segment.length)
     if segment.memory == "?" and segment.length:
         raise ImageError(
             "image_segment",
@@ -254,7 +254,7 @@ def _check_segment(view: memoryview, number: int, segment: Segment) -> None:
         )
 
 
-def _descriptor(view: memoryview, segments: tuple[Segment, ...]) -> Descriptor:
+def _read_descriptor(view: memoryview, segments: tuple[Segment, ...]) -> Descriptor:
     first = segments[0]
     if first.memory != "DROM" or first.length < APP_DESCRIPTOR.size:
         raise ImageError(
@@ -273,17 +273,17 @@ def _descriptor(view: memoryview, segments: tuple[Segment, ...]) -> Descriptor:
         )
     _, secure, _, version, project, time, date, idf, elf = fields[:9]
     return Descriptor(
-        version=_text(version),
-        project=_text(project),
-        time=_text(time),
-        date=_text(date),
-        idf=_text(idf),
+        version=_decode_text(version),
+        project=_decode_text(project),
+        time=_decode_text(time),
+        date=_decode_text(date),
+        idf=_decode_text(idf),
         elf_sha256=elf.hex(),
         secure_version=secure,
     )
 
 
-def _interpreter(view: memoryview, segments: tuple[Segment, ...]) -> str | None:
+def _find_interpreter(view: memoryview, segments: tuple[Segment, ...]) -> str | None:
     """Find the version that MicroPython prints in its banner."""
     for segment in segments:
         if segment.memory == "DROM":
@@ -293,12 +293,12 @@ def _interpreter(view: memoryview, segments: tuple[Segment, ...]) -> str | None:
     return None
 
 
-def _end_check(view: memoryview, end: int) -> None:
+def _check_end(view: memoryview, end: int) -> None:
     if end > len(view):
-        _truncated(view, end)
+        _refuse_truncated(view, end)
 
 
-def _truncated(view: memoryview, end: int) -> NoReturn:
+def _refuse_truncated(view: memoryview, end: int) -> NoReturn:
     raise ImageError(
         "image_truncated",
         "the image is cut short",
@@ -307,5 +307,5 @@ def _truncated(view: memoryview, end: int) -> NoReturn:
     )
 
 
-def _text(raw: bytes) -> str:
+def _decode_text(raw: bytes) -> str:
     return raw.split(b"\0")[0].decode("ascii", "replace")

@@ -84,7 +84,7 @@ def read_partition(data: Buffer) -> Nvs:
     infos, notes, alive = [], [], []
     for number in range(len(data) // PAGE):
         page = bytes(data[number * PAGE : (number + 1) * PAGE])
-        info = _page_info(number, page)
+        info = _describe_page(number, page)
         infos.append(info)
         if info.state == "corrupt":
             notes.append(f"page {number} is corrupt and is ignored")
@@ -99,10 +99,10 @@ def read_partition(data: Buffer) -> Nvs:
             alive.append((info.sequence, page))
     alive.sort(key=lambda pair: pair[0])
     placed = [found for _, page in alive for found in page_items(page)]
-    return Nvs(tuple(infos), tuple(_entries(placed, notes)), tuple(notes))
+    return Nvs(tuple(infos), tuple(_join_entries(placed, notes)), tuple(notes))
 
 
-def _page_info(number: int, page: bytes) -> PageInfo:
+def _describe_page(number: int, page: bytes) -> PageInfo:
     header = parse_header(page)
     if header.state == PageState.BLANK:
         state = "blank" if page.count(0xFF) == PAGE else "corrupt"
@@ -121,7 +121,7 @@ def _page_info(number: int, page: bytes) -> PageInfo:
     )
 
 
-def _entries(placed: list[PlacedItem], notes: list[str]) -> Iterator[Entry]:
+def _join_entries(placed: list[PlacedItem], notes: list[str]) -> Iterator[Entry]:
     """Join chunks to blobs; of several values under one key the newest whole one counts."""
     names: dict[int, str] = {}
     chunks: dict[tuple[int, bytes, int], bytes] = {}
@@ -130,7 +130,7 @@ def _entries(placed: list[PlacedItem], notes: list[str]) -> Iterator[Entry]:
         item = found.item
         if item.namespace == NAMESPACES:
             if item.type == Type.U8:
-                names[item.value] = _text(item.key)
+                names[item.value] = _decode_key(item.key)
         elif item.type == Type.CHUNK:
             chunks[item.namespace, item.key, item.chunk] = found.payload
         else:
@@ -138,18 +138,18 @@ def _entries(placed: list[PlacedItem], notes: list[str]) -> Iterator[Entry]:
     for (index, key), candidates in values.items():
         name = names.get(index)
         if name is None:
-            notes.append(f"key {_text(key)} lies in namespace {index}, which has no name")
+            notes.append(f"key {_decode_key(key)} lies in namespace {index}, which has no name")
             continue
         for found in reversed(candidates):
-            value = _value(found, chunks)
+            value = _read_value(found, chunks)
             if value is not None:
                 kind = "blob" if isinstance(value, bytes) else Type(found.item.type).name.lower()
-                yield Entry(name, _text(key), kind, value)
+                yield Entry(name, _decode_key(key), kind, value)
                 break
-            notes.append(f"a blob {name}/{_text(key)} lacks chunks and is ignored")
+            notes.append(f"a blob {name}/{_decode_key(key)} lacks chunks and is ignored")
 
 
-def _value(
+def _read_value(
     found: PlacedItem, chunks: Mapping[tuple[int, bytes, int], bytes]
 ) -> int | str | bytes | None:
     item = found.item
@@ -167,7 +167,7 @@ def _value(
     return whole if len(whole) == item.size else None
 
 
-def _text(key: bytes) -> str:
+def _decode_key(key: bytes) -> str:
     return key.decode("ascii", "replace")
 
 

@@ -41,7 +41,7 @@ def parse_csv(text: str, flash_size: int | None = None) -> Table:
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
-        part = _row(line, number, end)
+        part = _parse_row(line, number, end)
         if part.offset < end:
             before = f"{parts[-1].name} ends" if parts else "the partition table ends"
             raise PartitionError(
@@ -77,7 +77,7 @@ def parse_bin(data: Buffer, flash_size: int | None = None, offset: int = 0) -> T
                 )
             if data[at + ROW : at + 2 * ROW] != b"\xff" * ROW:
                 break
-            return verify_table(Table(tuple(_unpack(row) for row in rows)), flash_size)
+            return verify_table(Table(tuple(_unpack_row(row) for row in rows)), flash_size)
         if row == b"\xff" * ROW and rows:
             # The bootloader would go on without it; ESP-IDF's partition API does not.
             raise PartitionError("table_md5", "the table has no MD5 row")
@@ -113,16 +113,16 @@ def parse_size(text: str) -> int:
         ) from None
 
 
-def _row(line: str, number: int, end: int) -> Partition:
+def _parse_row(line: str, number: int, end: int) -> Partition:
     """Read one CSV line; ``end`` is where the row before ends."""
     fields = [field.strip() for field in line.split(",")] + [""] * 6
     name, type_text, subtype_text, offset_text, size_text, flag_text = fields[:6]
     try:
-        kind = _number(type_text, TYPES)
+        kind = _parse_kind(type_text, TYPES)
         if not subtype_text and kind != APP:
             subtype = SUBTYPES[DATA]["undefined"]
         else:
-            subtype = _number(subtype_text, SUBTYPES.get(kind, {}))
+            subtype = _parse_kind(subtype_text, SUBTYPES.get(kind, {}))
         if offset_text:
             offset = parse_size(offset_text)
         else:
@@ -147,7 +147,7 @@ def _row(line: str, number: int, end: int) -> Partition:
     return Partition(name, kind, subtype, offset, size, "encrypted" in flags, "readonly" in flags)
 
 
-def _number(text: str, names: dict[str, int]) -> int:
+def _parse_kind(text: str, names: dict[str, int]) -> int:
     if text.lower() in names:
         return names[text.lower()]
     try:
@@ -158,7 +158,7 @@ def _number(text: str, names: dict[str, int]) -> int:
         ) from None
 
 
-def _unpack(row: bytes) -> Partition:
+def _unpack_row(row: bytes) -> Partition:
     _, kind, subtype, offset, size, label, flags = ROW_FORMAT.unpack(row)
     try:
         name = label.split(b"\0")[0].decode()

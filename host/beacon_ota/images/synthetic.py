@@ -55,14 +55,14 @@ def app_image(
     rest = (size // 16 * 16 - 32 - 24 - 32 - 4) // 4 * 4 - 2 * _RAM - len(description)
     text = text.ljust((len(text) + 3) // 4 * 4, b"\0")
     code = (rest - len(text)) // 8 * 4
-    data = description + text + _noise(seed + "data", rest - len(text) - code)
-    return _image(
+    data = description + text + _fill_bytes(seed + "data", rest - len(text) - code)
+    return _join_segments(
         0x40380000,
         [
             (0x3C000020, data),
-            (0x3FC90000, _noise(seed + "dram", _RAM)),
-            (None, _noise(seed + "code", code)),
-            (0x40380000, _noise(seed + "iram", _RAM)),
+            (0x3FC90000, _fill_bytes(seed + "dram", _RAM)),
+            (None, _fill_bytes(seed + "code", code)),
+            (0x40380000, _fill_bytes(seed + "iram", _RAM)),
         ],
     )
 
@@ -72,17 +72,17 @@ def bootloader_image(seed: str = "") -> bytes:
     description = struct.pack(
         "<B3xI32s24s16x", esp_format.BOOTLOADER_MAGIC, 1, b"v5.5.1", b"Jan  1 2000 00:00:00"
     )
-    return _image(
+    return _join_segments(
         0x403CBF10,
         [
-            (0x3FCD5820, description + _noise(seed + "rodata", 512)),
-            (0x403CBF10, _noise(seed + "loader", 512)),
-            (0x403CE710, _noise(seed + "text", 1024)),
+            (0x3FCD5820, description + _fill_bytes(seed + "rodata", 512)),
+            (0x403CBF10, _fill_bytes(seed + "loader", 512)),
+            (0x403CE710, _fill_bytes(seed + "text", 1024)),
         ],
     )
 
 
-def _image(entry: int, segments: list[tuple[int | None, bytes]]) -> bytes:
+def _join_segments(entry: int, segments: list[tuple[int | None, bytes]]) -> bytes:
     """Join segments; an address of None is flash-mapped code wherever it lies."""
     out = bytearray(
         esp_format.HEADER.pack(
@@ -111,5 +111,5 @@ def _image(entry: int, segments: list[tuple[int | None, bytes]]) -> bytes:
     return bytes(out) + hashlib.sha256(out).digest()
 
 
-def _noise(seed: str, size: int) -> bytes:
+def _fill_bytes(seed: str, size: int) -> bytes:
     return hashlib.shake_128(seed.encode()).digest(size)

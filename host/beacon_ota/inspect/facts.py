@@ -164,7 +164,7 @@ def describe_otadata(
                 "slot": None if blank or not slots else f"ota_{entry.slot(slots)}",
                 "state": None if blank else otadata.STATES.get(entry.state, hex(entry.state)),
                 "crc": blank or entry.crc == otadata.sequence_crc(entry.seq),
-                "trial_boots": entry.marks,
+                "trial_boots": entry.trial_boots,
                 "active": sector == active,
             }
         )

@@ -109,7 +109,7 @@ class Verifier:
             raise InputError(
                 "manifest_signature", f"The manifest is not to be believed: {error.detail}."
             ) from error
-        _compare(manifest, expected)
+        _compare_claims(manifest, expected)
         if now is not None and now >= manifest.expires_at:
             raise InputError(
                 "manifest_expired",
@@ -145,7 +145,7 @@ class Verifier:
         return manifest
 
 
-def _compare(manifest: Manifest, facts: ManifestClaims) -> None:
+def _compare_claims(manifest: Manifest, facts: ManifestClaims) -> None:
     pairs = {
         "device_type": (facts.device_type, manifest.device_type),
         "version": (facts.version, manifest.version),
