@@ -196,7 +196,7 @@ class Demonstration:
                         jobs=JOBS,
                         search_s=60,
                         online_s=60,
-                        done=done.append,
+                        on_result=done.append,
                     )
                 )
             except BaseException as error:
