@@ -1,4 +1,5 @@
-# The one button. Always loaded is only who notices it; services/button_press.py sees the press through.
+# Notices that the one button is pressed. This module is always loaded; services/button_press.py,
+# which follows the press, is loaded for each press.
 
 import asyncio
 import time

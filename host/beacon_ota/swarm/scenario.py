@@ -206,7 +206,9 @@ def _read_losses(value: object, where: str) -> CallLosses:
 
 def _read_outcomes(value: object, where: str) -> OutcomeShares:
     table = Table(value, where)
-    found = OutcomeShares(*(table.optional(name, read.read_share, 0.0) for name in OutcomeShares.__slots__))
+    found = OutcomeShares(
+        *(table.optional(name, read.read_share, 0.0) for name in OutcomeShares.__slots__)
+    )
     table.reject_unknown()
     if found.total > 1:
         raise PlanError("number_range", f"{where}: more than 1 in all", found=found.total)
