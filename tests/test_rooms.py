@@ -34,7 +34,6 @@ campaign/soak.py
 cli/_support/inspection.py
 cli/_support/plain_help.py
 cli/_support/prompts.py
-cli/_support/remote.py
 fleet/fleet.py
 inspect/describe.py
 orchestrator/api/answers.py

@@ -16,7 +16,7 @@ from tests.firmware.server import STRANGERS, Fault
 
 # What a stock core makes of an app without app.json.
 NOBODY = """
-def read():
+def read_release():
     return "", "v1.27.0", True
 """
 YEAR = 365.2425 * 86_400  # s

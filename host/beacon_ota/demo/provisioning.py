@@ -36,7 +36,7 @@ def provision_all(
                     jobs=JOBS,
                     search_s=60,
                     online_s=60,
-                    done=done.append,
+                    on_result=done.append,
                 )
             )
         except BaseException as error:

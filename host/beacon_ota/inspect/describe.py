@@ -6,8 +6,8 @@ from beacon_ota.errors import InputError
 from beacon_ota.images import Buffer, appfs, boards, flash, littlefs, nvs, otadata
 from beacon_ota.images import release as releases
 from beacon_ota.images import settings as schema
-from beacon_ota.images.esp import AppImage, Bootloader
-from beacon_ota.images.partitions import Table
+from beacon_ota.images.esp_format import AppImage, Bootloader
+from beacon_ota.images.partition_table import Table
 from beacon_ota.images.release import Release
 from beacon_ota.inspect.report import BAD, GOOD, NOTE, WARN, InspectionReport, Json
 from beacon_ota.wire import versions
@@ -124,7 +124,7 @@ def describe_otadata(
                 "slot": None if blank or not slots else f"ota_{entry.slot(slots)}",
                 "state": None if blank else otadata.STATES.get(entry.state, hex(entry.state)),
                 "crc": blank or entry.crc == otadata.sequence_crc(entry.seq),
-                "trial_boots": entry.marks,
+                "trial_boots": entry.trial_boots,
                 "active": sector == active,
             }
         )

@@ -10,14 +10,17 @@ from beacon_ota.images import (
     boards,
     combined,
     esp,
+    esp_format,
     flash,
     littlefs,
     nvs,
+    nvs_format,
     otadata,
+    partition_table,
     partitions,
     release,
 )
-from beacon_ota.images.partitions import TABLE_OFFSET, Table
+from beacon_ota.images.partition_table import TABLE_OFFSET, Table
 from beacon_ota.inspect import describe
 from beacon_ota.inspect.report import BAD, GOOD, NOTE, WARN, InspectionReport, Json
 
@@ -32,7 +35,7 @@ def identify_kind(data: Buffer) -> str:
         table = _parse_table(data)
         whole = table is None or table.otadata is not None or len(data) >= table.end
         return "flash image" if whole else "combined image"
-    if len(data) and data[0] == esp.MAGIC:
+    if len(data) and data[0] == esp_format.MAGIC:
         return _identify_image(data)
     if littlefs.is_littlefs(data):
         return "littlefs"
@@ -40,9 +43,10 @@ def identify_kind(data: Buffer) -> str:
         _is_plausible(entry) for entry in otadata.parse_entries(data)
     ):
         return "otadata"
-    if len(data) and not len(data) % nvs.PAGE:
+    if len(data) and not len(data) % nvs_format.PAGE:
         headers = [
-            nvs.parse_header(bytes(data[at : at + 64])) for at in range(0, len(data), nvs.PAGE)
+            nvs_format.parse_header(bytes(data[at : at + 64]))
+            for at in range(0, len(data), nvs_format.PAGE)
         ]
         if any(header.ok for header in headers):
             return "nvs"
@@ -101,14 +105,14 @@ def _is_plausible(entry: otadata.Entry) -> bool:
 def _parse_csv(data: Buffer) -> Table | None:
     try:
         return partitions.parse_csv(bytes(data[:_TEXT_MAX]).decode())
-    except (UnicodeDecodeError, partitions.PartitionError):
+    except (UnicodeDecodeError, partition_table.PartitionError):
         return None
 
 
 def _parse_table(data: Buffer) -> Table | None:
     try:
         return partitions.parse_bin(data, offset=TABLE_OFFSET)
-    except partitions.PartitionError:
+    except partition_table.PartitionError:
         return None
 
 

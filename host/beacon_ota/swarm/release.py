@@ -2,7 +2,7 @@
 
 import hashlib
 
-from beacon_ota.images import appfs, littlefs, release, synthetic
+from beacon_ota.images import appfs, littlefs_writer, release, synthetic
 
 _MAIN = b"M\x06\x00\x1f"  # the header of a compiled module, and no module
 _BLOCK = 512
@@ -13,7 +13,7 @@ def build_image(version: str, device_type: str, size: int) -> bytes:
     core = synthetic.app_image(size - 4096, seed=f"swarm {version}")
     info = appfs.AppInfo(version, device_type, hashlib.sha256(core).hexdigest())
     files = {"app.json": info.pack(), "main.mpy": _MAIN}
-    return release.join_core_and_app(core, littlefs.build_filesystem(files, _BLOCK))
+    return release.join_core_and_app(core, littlefs_writer.build_filesystem(files, _BLOCK))
 
 
 def initial_checksum(version: str) -> str:

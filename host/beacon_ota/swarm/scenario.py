@@ -138,7 +138,7 @@ def load_scenario(name: str) -> Scenario:
         text = (resources.files("beacon_ota.swarm") / "scenarios" / f"{name}.toml").read_text()
     else:
         try:
-            text = text_files.read_text(Path(name))
+            text = text_files.read_text_file(Path(name))
         except UsageError:
             raise UsageError(
                 "scenario_unknown",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from beacon_ota.images import boards, littlefs, otadata, synthetic
+from beacon_ota.images import boards, littlefs_writer, otadata, synthetic
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.radio.space import RadioSpace, RemoteSpace
@@ -46,7 +46,7 @@ def flash(program: str) -> Flash:
         TABLE: board.table.to_bin(),
         board.otadata.offset: otadata.build_partition(otadata.make_entry(1, otadata.VALID)),
         board.initial_app.offset: synthetic.app_image(16 * 1024),
-        board.vfs.offset: littlefs.build_filesystem(files, SECTOR, board.vfs.size // SECTOR),
+        board.vfs.offset: littlefs_writer.build_filesystem(files, SECTOR, board.vfs.size // SECTOR),
     }.items():
         image[offset : offset + len(data)] = data
     return Flash(image)

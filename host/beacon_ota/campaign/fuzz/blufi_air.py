@@ -17,7 +17,7 @@ from beacon_ota.campaign.fuzz.blufi_frames import (
 )
 from beacon_ota.errors import BeaconOtaError, ReachError
 from beacon_ota.provision import session
-from beacon_ota.provision.flow import AGAIN_S, ATTEMPTS
+from beacon_ota.provision.flow import ATTEMPTS, RETRY_DELAY_S
 from beacon_ota.provision.session import Initiator, SecretError
 from beacon_ota.wire import blufi, tlv
 
@@ -123,7 +123,7 @@ async def _provision_properly(radio: Any, beacon: Any) -> None:
         except ReachError:
             if attempt == ATTEMPTS - 1:
                 raise
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_DELAY_S)
         except SecretError as error:
             if error.code != "too_soon":
                 raise

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from beacon_ota import paths
-from beacon_ota.images import app_folder, appfs, boards, flash, littlefs, release, synthetic
+from beacon_ota.images import (
+    app_folder,
+    appfs,
+    boards,
+    flash,
+    littlefs_writer,
+    release,
+    synthetic,
+)
 from beacon_ota.images.appfs import AppInfo
 
 DEVICE = "esp32c3"
@@ -84,7 +92,7 @@ def build_release(
     base = synthetic_core() if with_core is None else with_core
     info = AppInfo(version, DEVICE, hashlib.sha256(base).hexdigest(), insecure=True)
     files[appfs.INFO] = info.pack()
-    return release.join_core_and_app(base, littlefs.build_filesystem(files, appfs.BLOCK))
+    return release.join_core_and_app(base, littlefs_writer.build_filesystem(files, appfs.BLOCK))
 
 
 def build_flash(

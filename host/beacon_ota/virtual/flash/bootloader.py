@@ -6,15 +6,14 @@ Exact for ESP-IDF 5.x with rollback, as the stock MicroPython builds have it. So
 
 from dataclasses import dataclass, replace
 
-from beacon_ota.images import esp as image
-from beacon_ota.images import partitions
-from beacon_ota.images.partitions import APP, TEST, Partition, PartitionError, Table
+from beacon_ota.images import esp_boot, partition_table, partitions
+from beacon_ota.images.partition_table import APP, TEST, Partition, PartitionError, Table
 from beacon_ota.virtual.flash import otadata
 from beacon_ota.virtual.flash.nor import Flash, FlashError
 from beacon_ota.virtual.flash.otadata import ABORTED, NEW, PENDING, VALID, Entry
 
 FACTORY = -1  # index of the factory app among the slots
-TEST_APP = partitions.SLOTS_MAX  # and of the test app
+TEST_APP = partition_table.SLOTS_MAX  # and of the test app
 LOADER = 0x0  # where the bootloader lies, and its largest size
 LOADER_SIZE = 0x8000
 
@@ -39,7 +38,7 @@ def boot_from_flash(flash: Flash, *, rollback: bool = True) -> BootResult:
         NotBootable: no bootloader, no partition table, no image that verifies.
         PowerCut: the power failed at one of the writes.
     """
-    if not image.verify_bootable(flash.content, LOADER, LOADER_SIZE):
+    if not esp_boot.verify_bootable(flash.content, LOADER, LOADER_SIZE):
         raise NotBootable("invalid header: no bootloader at 0x0")
     table = read_table(flash)
     lines: list[str] = []
@@ -52,7 +51,7 @@ def boot_from_flash(flash: Flash, *, rollback: bool = True) -> BootResult:
 
 def read_table(flash: Flash) -> Table:
     """Read the partition table (:class:`NotBootable` when there is none)."""
-    raw = flash.read(partitions.TABLE_OFFSET, partitions.TABLE_SIZE)
+    raw = flash.read(partition_table.TABLE_OFFSET, partition_table.TABLE_SIZE)
     try:
         return partitions.parse_bin(raw, flash.size)
     except PartitionError as error:
@@ -61,7 +60,7 @@ def read_table(flash: Flash) -> Table:
 
 def verify_image(flash: Flash, part: Partition, *, load: bool = False) -> bool:
     """Return whether the image in a partition verifies; ``load`` checks as the bootloader does."""
-    return image.verify_bootable(flash.content, part.offset, part.size, load=load) is not None
+    return esp_boot.verify_bootable(flash.content, part.offset, part.size, load=load) is not None
 
 
 def choose_slot(

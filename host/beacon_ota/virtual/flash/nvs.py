@@ -19,8 +19,8 @@ import contextlib
 import itertools
 import random
 
-from beacon_ota.images import nvs as codec
-from beacon_ota.images.nvs import (
+from beacon_ota.images import nvs_format
+from beacon_ota.images.nvs_format import (
     CHUNK_ANY,
     CHUNK_MAX,
     ENTRY,
@@ -30,7 +30,7 @@ from beacon_ota.images.nvs import (
     Item,
     Type,
 )
-from beacon_ota.images.partitions import Partition
+from beacon_ota.images.partition_table import Partition
 from beacon_ota.virtual.flash import esp_errors
 from beacon_ota.virtual.flash.esp_errors import EspError
 from beacon_ota.virtual.flash.nor import FLASH_OP_FAIL, Flash, FlashError
@@ -244,7 +244,7 @@ class Nvs:
     def _read_payload(self, found: tuple[NvsPage, int, Item]) -> bytes | None:
         page, index, item = found
         data = page.read_payload(index, item)
-        if codec.crc32(data) != item.data_crc:
+        if nvs_format.crc32(data) != item.data_crc:
             page.erase_item(index)
             return None
         return data

@@ -6,8 +6,8 @@ Source: ESP-IDF v5.5.1 ``components/nvs_flash/src/nvs_page.cpp``.
 
 from collections.abc import Iterator
 
-from beacon_ota.images import nvs as codec
-from beacon_ota.images.nvs import (
+from beacon_ota.images import nvs_format
+from beacon_ota.images.nvs_format import (
     CHUNK_ANY,
     CHUNK_MAX,
     ENTRIES,
@@ -58,7 +58,7 @@ class NvsPage:
 
     def write_header(self) -> None:
         """Write the header of a blank page."""
-        self._program(0, codec.pack_header(self.sequence))
+        self._program(0, nvs_format.pack_header(self.sequence))
         self.state, self.next = PageState.ACTIVE, 0
         self.states = [EntryState.EMPTY] * ENTRIES
 
@@ -188,7 +188,7 @@ class NvsPage:
 
     def _set_entry_states(self, index: int, count: int, state: EntryState) -> None:
         """Change entry states; ESP-IDF programs the words of the bitmap from the last back."""
-        for offset, word in reversed(list(codec.state_words(index, state, count))):
+        for offset, word in reversed(list(nvs_format.state_words(index, state, count))):
             self._program(offset, word)
         self.states[index : index + count] = [state] * count
 
@@ -201,17 +201,17 @@ class NvsPage:
 
     def _load_entries(self) -> None:
         raw = self._flash.read(self._base, PAGE)
-        header = codec.parse_header(raw)
+        header = nvs_format.parse_header(raw)
         if header.state == PageState.BLANK:
             blank = raw.count(0xFF) == PAGE
             self.state = PageState.BLANK if blank else PageState.CORRUPT
             return
         if not header.ok or header.state not in BUSY:
             return
-        if header.version < codec.VERSION:
+        if header.version < nvs_format.VERSION:
             raise EspError(esp_errors.NVS_NEW_VERSION_FOUND)
         self.state, self.sequence = PageState(header.state), header.sequence
-        self.states = [codec.entry_state(raw, index) for index in range(ENTRIES)]
+        self.states = [nvs_format.entry_state(raw, index) for index in range(ENTRIES)]
         if self.state == PageState.ACTIVE:
             self._recover_active(raw)
         else:

@@ -24,7 +24,7 @@ from beacon_ota.images.otadata import (
     make_entry,
     sequence_crc,
 )
-from beacon_ota.images.partitions import APP, FACTORY, TEST, Partition, Table
+from beacon_ota.images.partition_table import APP, FACTORY, TEST, Partition, Table
 from beacon_ota.virtual.flash import esp_errors
 from beacon_ota.virtual.flash.nor import SECTOR, Flash
 

@@ -6,7 +6,7 @@ Sources: ``esp_partition/partition_target.c``, ``spi_flash/esp_flash_api.c``, Mi
 ``ports/esp32/esp32_partition.c`` and ``esp32_nvs.c``.
 """
 
-from beacon_ota.images.partitions import APP, DATA, Partition, Table
+from beacon_ota.images.partition_table import APP, DATA, Partition, Table
 from beacon_ota.virtual.flash import bootloader, esp_errors, otadata
 from beacon_ota.virtual.flash.esp_errors import EspError, os_error
 from beacon_ota.virtual.flash.nor import SECTOR, Flash, FlashError

@@ -1,15 +1,7 @@
-"""A client of the orchestrator's API: where it is, who asks, and named errors.
-
-The server and the token come from the arguments, else from ``BEACON_OTA_URL`` and
-``BEACON_OTA_TOKEN``, else from the file ``config.toml`` (``url``, ``token``) in the folder that
-``BEACON_OTA_CONFIG`` names, by default ``~/.config/beacon-ota``. ``ca`` beside them, or
-``BEACON_OTA_CA``, names the certificate of a server whose own is signed by nobody else.
-"""
+"""The orchestrator's API, a method for each call."""
 
 import hashlib
 import json
-import os
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,112 +10,17 @@ from urllib.parse import quote
 
 import requests
 
-from beacon_ota import text_files
-from beacon_ota.errors import (
-    BeaconOtaError,
-    DeniedError,
-    InputError,
-    ReachError,
-    UsageError,
-)
-
-DEFAULT_URL = "http://127.0.0.1:8080"
-TIMEOUT_S = (5.0, 60.0)
+from beacon_ota.client.transport import Transport, describe_failure
+from beacon_ota.errors import InputError, ReachError, UsageError
 
 Json = dict[str, Any]
 
 
-def config_path() -> Path:
-    """Return where the configuration lies, whether it exists or not."""
-    folder = os.environ.get("BEACON_OTA_CONFIG")
-    return (Path(folder) if folder else Path.home() / ".config" / "beacon-ota") / "config.toml"
+class Client(Transport):
+    """The API, call by call.
 
-
-def load_configuration() -> dict[str, str]:
-    """Return ``url``, ``token`` and ``ca`` as the environment and the configuration give them.
-
-    Raises:
-        UsageError: ``config_file``.
+    Every failure is one of :mod:`beacon_ota.errors`, with the code that the server gives.
     """
-    found: dict[str, str] = {}
-    file = config_path()
-    if file.is_file():
-        try:
-            found = {k: str(v) for k, v in tomllib.loads(text_files.read_text(file)).items()}
-        except (tomllib.TOMLDecodeError, BeaconOtaError) as error:
-            raise UsageError("config_file", f"{file} cannot be read: {error}") from None
-    for name in ("url", "token", "ca"):
-        if value := os.environ.get(f"BEACON_OTA_{name.upper()}"):
-            found[name] = value
-    return found
-
-
-class Client:
-    """The API, call by call. Every failure is one of :mod:`beacon_ota.errors`, with its code.
-
-    Args:
-        url: of the orchestrator.
-        token: bearer token.
-        ca: PEM file that the server's certificate is to be verified with.
-        timeout_s: seconds to connect, and seconds in which the server may say nothing.
-    """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        token: str | None = None,
-        ca: Path | None = None,
-        timeout_s: tuple[float, float] = TIMEOUT_S,
-    ):
-        given = {} if url and token else load_configuration()
-        self.url = (url or given.get("url") or DEFAULT_URL).rstrip("/")
-        self.token = token or given.get("token")
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._timeout_s = timeout_s
-        if pinned := ca or given.get("ca") or os.environ.get("BEACON_OTA_CA"):
-            if not Path(pinned).is_file():
-                raise UsageError("ca_missing", f"there is no certificate {pinned}")
-            self._session.verify = str(pinned)
-        if self.token:
-            self._session.headers["Authorization"] = f"Bearer {self.token}"
-
-    def call(self, method: str, path: str, **options: Any) -> Any:
-        """Make a call; returns the decoded answer, None when it is empty.
-
-        Raises:
-            ReachError: ``unreachable``, or what the server says for 5xx.
-            DeniedError: 401 and 403. InputError: 404, 413, 415, 422. UsageError: 409, 410.
-        """
-        answer = self.request(method, path, **options)
-        if answer.status_code == 204 or not answer.content:
-            return None
-        try:
-            return answer.json()
-        except ValueError:
-            raise ReachError(
-                "not_an_orchestrator", f"{self.url} answers, but not as an orchestrator"
-            ) from None
-
-    @contextmanager
-    def stream_response(self, path: str, headers: dict[str, str]) -> Iterator[requests.Response]:
-        """Open an answer whose body is read piece by piece."""
-        with self.request("GET", path, headers=headers, stream=True) as answer:
-            yield answer
-
-    def request(self, method: str, path: str, **options: Any) -> requests.Response:
-        options.setdefault("timeout", self._timeout_s)
-        try:
-            answer = self._session.request(method, self.url + path, **options)
-        except requests.RequestException as error:
-            raise ReachError(
-                "unreachable",
-                f"cannot reach {self.url}: {_describe_failure(error)}",
-                found=self.url,
-            ) from None
-        if answer.status_code >= 400:
-            raise error_from_response(answer)
-        return answer
 
     # ---- releases ----
 
@@ -179,7 +76,7 @@ class Client:
                     file.write(piece)
         except requests.RequestException as error:
             raise ReachError(
-                "unreachable", f"the download broke off: {_describe_failure(error)}"
+                "unreachable", f"the download broke off: {describe_failure(error)}"
             ) from None
         if digest.hexdigest() != firmware["blob"]:
             raise ReachError(
@@ -189,10 +86,10 @@ class Client:
                 expected=firmware["blob"],
             )
 
-    def post_firmware_action(self, firmware_id: str, verb: str, reason: str = "") -> Json:
+    def post_firmware_action(self, firmware_id: str, action: str, reason: str = "") -> Json:
         """``promote`` or ``deprecate`` a release."""
         params = {"reason": reason} if reason else {}
-        return self.call("POST", f"/api/firmwares/{firmware_id}/{verb}", params=params)
+        return self.call("POST", f"/api/firmwares/{firmware_id}/{action}", params=params)
 
     # ---- beacons ----
 
@@ -219,10 +116,10 @@ class Client:
         """Change ``site``, ``channel`` or ``tags``."""
         return self.call("PATCH", f"/api/beacons/{_quote_segment(beacon_id)}", json=fields)
 
-    def post_beacon_action(self, beacon_id: str, verb: str, reason: str | None = None) -> Json:
+    def post_beacon_action(self, beacon_id: str, action: str, reason: str | None = None) -> Json:
         """``rekey``, ``quarantine`` or ``unquarantine`` a beacon."""
         body = None if reason is None else {"reason": reason}
-        return self.call("POST", f"/api/beacons/{_quote_segment(beacon_id)}/{verb}", json=body)
+        return self.call("POST", f"/api/beacons/{_quote_segment(beacon_id)}/{action}", json=body)
 
     def retype_beacon(
         self, beacon_id: str, device_type: str | None = None, reason: str = ""
@@ -289,7 +186,7 @@ class Client:
     def post_rollout_action(
         self,
         rollout_id: str,
-        verb: str,
+        action: str,
         reason: str = "",
         wave: int | None = None,
         revision: int | None = None,
@@ -300,7 +197,7 @@ class Client:
             revision: resume, advance: as it was shown; it is refused when it has moved since.
         """
         body = {"reason": reason, **_drop_none({"wave": wave, "revision": revision})}
-        return self.call("POST", f"/api/rollouts/{_quote_segment(rollout_id)}/{verb}", json=body)
+        return self.call("POST", f"/api/rollouts/{_quote_segment(rollout_id)}/{action}", json=body)
 
     # ---- webhooks ----
 
@@ -328,9 +225,9 @@ class Client:
         """Remove a webhook and its log."""
         self.call("DELETE", f"/api/webhooks/{_quote_segment(webhook_id)}")
 
-    def post_webhook_action(self, webhook_id: str, verb: str) -> Json:
+    def post_webhook_action(self, webhook_id: str, action: str) -> Json:
         """``test`` a webhook, or ``rotate`` its secret."""
-        return self.call("POST", f"/api/webhooks/{_quote_segment(webhook_id)}/{verb}")
+        return self.call("POST", f"/api/webhooks/{_quote_segment(webhook_id)}/{action}")
 
     def retry_delivery(self, webhook_id: str, delivery_id: str) -> Json:
         """Try a delivery again that was given up."""
@@ -399,39 +296,8 @@ class Client:
                     yield json.loads(line[6:])
         except requests.RequestException as error:
             raise ReachError(
-                "unreachable", f"the stream broke off: {_describe_failure(error)}"
+                "unreachable", f"the stream broke off: {describe_failure(error)}"
             ) from None
-
-
-def error_from_response(answer: requests.Response) -> BeaconOtaError:
-    """Return the error that an answer of 400 and above stands for."""
-    try:
-        document = answer.json()
-        code, detail = str(document["code"]), str(document["detail"])
-    except (ValueError, KeyError, TypeError):
-        document = {}
-        code = "not_an_orchestrator"
-        detail = f"{answer.url} answers {answer.status_code}, but not as an orchestrator"
-    kind: type[BeaconOtaError]
-    if answer.status_code in (401, 403, 429):
-        kind = DeniedError
-    elif answer.status_code in (409, 410):
-        kind = UsageError
-    elif answer.status_code >= 500 or not document:
-        kind = ReachError
-    else:
-        kind = InputError
-    return kind(code, detail, found=document.get("found"), expected=document.get("expected"))
-
-
-def _describe_failure(error: requests.RequestException) -> str:
-    if isinstance(error, requests.exceptions.SSLError):
-        return "its certificate does not verify"
-    if isinstance(error, requests.ConnectTimeout | requests.ReadTimeout):
-        return "no answer in time"
-    if isinstance(error, requests.ConnectionError):
-        return "nobody answers there"
-    return str(error)
 
 
 def _drop_none(fields: dict[str, Any]) -> dict[str, Any]:
