@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
 
 from beacon_ota.client import Client
 from beacon_ota.demo.display import Display
@@ -16,7 +15,7 @@ PATIENCE_S = 180.0  # real seconds, for one scene
 
 
 def provision_all(
-    rows: Sequence[batch.Row], radio: RadioSelection, client: Client, display: Display
+    rows: list[batch.Row], radio: RadioSelection, client: Client, display: Display
 ) -> list[float]:
     """Provision beacons in a thread while the display goes on; return the seconds of each.
 
