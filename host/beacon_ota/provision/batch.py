@@ -234,7 +234,7 @@ async def provision_rows(
                 registry,
                 search_s,
                 {
-                    "tell": lambda step, detail: on_step(row, step, detail),
+                    "on_step": lambda step, detail: on_step(row, step, detail),
                     "online_s": online_s,
                     "attempts": attempts,
                     "pace": pace,
