@@ -29,7 +29,7 @@ Progress = Callable[[int], None]  # bytes written so far
 
 @dataclass(frozen=True)
 class Written:
-    """The result of a write: ``regions`` are (offset, length) in flash, ``seconds`` is the duration."""
+    """The result of a write: ``regions`` are (offset, length), ``seconds`` is the duration."""
 
     port: str
     chip: str
