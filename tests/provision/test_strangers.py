@@ -271,7 +271,7 @@ def test_positioning_goes_on_while_all_links_are_taken(v1):
     async def body(s: scenes.Scene) -> None:
         async with taken(s) as clients:
             await s.heard(lambda b: b.position)
-            [shown] = [one for one in s.room.list_radios() if one["address"] == scenes.ADDRESS]
+            [shown] = [one for one in s.space.list_radios() if one["address"] == scenes.ADDRESS]
             assert shown["advertising"]
             assert all(client.is_connected for client in clients)
         await s.heard(lambda b: b.position)

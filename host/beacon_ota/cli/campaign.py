@@ -185,7 +185,7 @@ def _run_campaigns(
         results.append(_run_campaign(name, options, found, resume, cases, out, json))
         page = report.write_reports(out, results, began)
     if json:
-        output.print_json([result.document() for result in results])
+        output.print_json([result.as_document() for result in results])
     else:
         for result in results:
             _print_result(result)

@@ -13,7 +13,7 @@ from beacon_ota.console import output
 from beacon_ota.errors import InputError
 
 if TYPE_CHECKING:
-    from beacon_ota.demo.play import DemoResult
+    from beacon_ota.demo.result import DemoResult
 
 app = typer.Typer(add_completion=False, help="Show the whole pipeline on virtual beacons.")
 HEAP_MAX = 24 * 1024
@@ -34,7 +34,7 @@ def run_demo(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Provision beacons over Bluetooth, roll out a good release, see a bad one halted."""
-    from beacon_ota.demo.play import Demonstration
+    from beacon_ota.demo.demonstration import Demonstration
 
     with ExitStack() as stack:
         if data is None:
@@ -72,7 +72,7 @@ def _print_url(url: str, token: str) -> None:
 
 def _find_disagreements(result: "DemoResult") -> list[str]:
     """Return what did not come out as it should."""
-    from beacon_ota.demo.play import GOOD, LADDER
+    from beacon_ota.demo.demonstration import GOOD, LADDER
 
     share = float(LADDER[0]["share"])  # type: ignore[arg-type]
     most = max(1, -(-result.count * share // 1))
@@ -91,7 +91,7 @@ def _find_disagreements(result: "DemoResult") -> list[str]:
 def _print_summary(result: "DemoResult") -> None:
     from rich.table import Table
 
-    from beacon_ota.demo.play import BAD, GOOD, OLD
+    from beacon_ota.demo.demonstration import BAD, GOOD, OLD
 
     table = Table(title="what happened", show_header=False)
     provisioned, updates = sorted(result.provisioned_s), sorted(result.updates)

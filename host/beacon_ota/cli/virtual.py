@@ -40,7 +40,7 @@ TimingOption = Annotated[
 ]
 RadioOption = Annotated[
     Path | None,
-    typer.Option("--radio", metavar="PATH", help="Bluetooth in the room at this socket."),
+    typer.Option("--radio", metavar="PATH", help="Bluetooth in the radio space at this socket."),
 ]
 ForOption = Annotated[
     float | None, typer.Option("--for", min=0, help="End after so many real seconds.")
@@ -86,13 +86,13 @@ def run_beacon(
     network, deadline, shown = _build_network(wifi, host, outside), _deadline_after(seconds), 0
     seen = until is None
     with (
-        _enter_space(radio) as room,
+        _radio_space(radio) as space,
         VirtualBeacon(
             chip,
             mac=address,
             name=flash.stem,
             network=network,
-            bluetooth=room.make_backend() if room else None,
+            bluetooth=space.make_backend() if space else None,
             scale=time_scale,
             heap=heap * 1024,
             timing=flash_timing,
@@ -158,13 +158,13 @@ def run_fleet(
 
     network, deadline = _build_network(wifi, host, outside), _deadline_after(seconds)
     with (
-        _enter_space(radio) as room,
+        _radio_space(radio) as space,
         VirtualFleet(
             flash,
             count,
             prefix=prefix,
             network=network,
-            room=room,
+            space=space,
             settings=dict(_parse_pair(text, "--nvs") for text in setting or ()),
             boxed=boxed,
             scale=time_scale,
@@ -252,15 +252,15 @@ def _parse_mac(text: str) -> bytes:
     return mac
 
 
-def _enter_space(path: Path | None):
-    """Return a context that joins the simulated space at a path, or joins none."""
+def _radio_space(path: Path | None):
+    """Join or start the radio space at a path; nothing without a path."""
     if path is None:
         return nullcontext()
     from contextlib import closing
 
-    from beacon_ota.virtual.radio import space
+    from beacon_ota.virtual.radio.space import open_space
 
-    return closing(space.open_space(path))
+    return closing(open_space(path))
 
 
 def _deadline_after(seconds: float | None) -> float:

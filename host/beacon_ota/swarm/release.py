@@ -1,4 +1,4 @@
-"""Releases for the swarm: valid in every check of an upload, and made of nothing."""
+"""Releases for the swarm: valid in every check of an upload, but without working code."""
 
 import hashlib
 
@@ -17,5 +17,5 @@ def build_image(version: str, device_type: str, size: int) -> bytes:
 
 
 def initial_checksum(version: str) -> str:
-    """Return the checksum that a beacon gives for the release it came with."""
+    """Return the checksum that a beacon reports for its initial release."""
     return hashlib.sha256(f"swarm {version}".encode()).hexdigest()

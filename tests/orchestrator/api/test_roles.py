@@ -48,7 +48,7 @@ def routed() -> set[str]:
     found = set(ROUTES)
     for route in (*leaves(app.routes), *dashboard.dashboard_routes()):
         path = re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path)
-        found |= {f"{method} {path}" for method in route.methods if method != "HEAD"}
+        found |= {f"{method} {path}" for method in route.methods or () if method != "HEAD"}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Virtual beacons that run a given `main.py`, in a room."""
+"""Virtual beacons that run a given `main.py`, in a space."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,13 +59,13 @@ def address(number: int) -> str:
 
 @contextmanager
 def running(
-    room: RadioSpace | RemoteSpace, program: str, number: int = 0, ready: str = ""
+    space: RadioSpace | RemoteSpace, program: str, number: int = 0, ready: str = ""
 ) -> Iterator[VirtualBeacon]:
     """A beacon that has power and runs ``program``; waits for a line it prints, if given."""
     mac = bytes.fromhex("d4f98d0000") + bytes([number])
     content = flash(program)
     try:
-        with VirtualBeacon(content, mac=mac, bluetooth=room.make_backend()) as beacon:
+        with VirtualBeacon(content, mac=mac, bluetooth=space.make_backend()) as beacon:
             beacon.power_on()
             if ready:
                 beacon.wait_for(lambda: ready in beacon.console, 10, ready)

@@ -5,7 +5,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from beacon_ota.console import output
-from beacon_ota.inspect.facts import InspectionReport
+from beacon_ota.inspect.report import InspectionReport
 
 _MARKS = {
     "good": output.fill_markup("[green]✓[/]"),

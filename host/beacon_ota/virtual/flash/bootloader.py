@@ -1,4 +1,4 @@
-"""ROM and second-stage bootloader: which slot boots, and what that writes to flash.
+"""ROM and second-stage bootloader: the choice of the slot that boots, and its otadata writes.
 
 Exact for ESP-IDF 5.x with rollback, as the stock MicroPython builds have it. Sources:
 ``bootloader_support/src/bootloader_utility.c``, ``bootloader/subproject/main/bootloader_start.c``.
@@ -19,12 +19,12 @@ LOADER_SIZE = 0x8000
 
 
 class NotBootable(Exception):
-    """The chip resets for ever; the message says why."""
+    """The chip cannot boot and resets again and again; the message says why."""
 
 
 @dataclass(frozen=True)
 class BootResult:
-    """What the bootloader jumped to. ``lines`` are what it would have logged."""
+    """The partition that the bootloader started; ``lines`` are its log."""
 
     table: Table
     partition: Partition
@@ -59,7 +59,7 @@ def read_table(flash: Flash) -> Table:
 
 
 def verify_image(flash: Flash, part: Partition, *, load: bool = False) -> bool:
-    """Tell whether the image in a partition is whole; ``load`` asks as the bootloader does."""
+    """Return whether the image in a partition verifies; ``load`` checks as the bootloader does."""
     return esp_boot.verify_bootable(flash.content, part.offset, part.size, load=load) is not None
 
 

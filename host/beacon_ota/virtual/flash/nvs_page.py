@@ -1,4 +1,4 @@
-"""One page of NVS: items appended, marked, dropped, and found again after a power cut.
+"""One page of NVS: appends, finds and erases items, and recovers after a power cut.
 
 See :mod:`beacon_ota.virtual.flash.nvs` for how pages make up the settings.
 Source: ESP-IDF v5.5.1 ``components/nvs_flash/src/nvs_page.cpp``.
@@ -78,7 +78,7 @@ class NvsPage:
         self.states = [EntryState.EMPTY] * ENTRIES
 
     def write_item(self, item: Item, payload: bytes = b"") -> None:
-        """Append an item that :meth:`fits`."""
+        """Append an item that fits, see :meth:`fits`."""
         if self.state == PageState.BLANK:
             self.write_header()
         self.append_entry(item.pack())
@@ -98,7 +98,7 @@ class NvsPage:
         return self.state == PageState.ACTIVE and self.next + span <= ENTRIES
 
     def erase_item(self, index: int) -> None:
-        """Mark the item at ``index`` erased, or the one entry when it makes no sense."""
+        """Mark the item at ``index`` erased, or the single entry when it is inconsistent."""
         item = self.read_item(index) if self.states[index] == EntryState.WRITTEN else None
         span = item.span if item is not None else 1
         self._set_entry_states(index, span, EntryState.ERASED)
@@ -220,7 +220,7 @@ class NvsPage:
                     self.erase_item(index)
 
     def _recover_active(self, raw: bytes) -> None:
-        """Find the end of an active page, and undo what a power cut left half done."""
+        """Find the end of an active page, and erase items that a power cut left incomplete."""
         if EntryState.EMPTY in self.states:
             self.next = self.states.index(EntryState.EMPTY)
         while self.next < ENTRIES:

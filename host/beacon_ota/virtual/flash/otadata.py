@@ -1,7 +1,7 @@
-"""otadata: which slot boots next. The app's side, exactly as ESP-IDF 5.x writes it.
+"""otadata, the choice of the slot that boots next, as an app writes it under ESP-IDF 5.x.
 
 Two 32-byte entries, each at the start of a sector of its own: sequence number, label,
-state, CRC of the sequence number. The traps are the original's: see :func:`set_boot` and
+state, CRC of the sequence number. The traps of ESP-IDF are modelled, see :func:`set_boot` and
 :func:`mark_valid`. Source: ESP-IDF ``app_update/esp_ota_ops.c``,
 ``bootloader_support/src/bootloader_common_loader.c``, v5.2 to v5.5.
 """

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from beacon_ota.fleet import fleet
-from beacon_ota.virtual.beacon import BOOTS_KEPT, VirtualBeacon
+from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash, PowerCutPoint
+from beacon_ota.virtual.supervisor import BOOTS_KEPT
 from tests.virtual import rig
 
 # The first boot does what the test wants, the second prints why it was started.

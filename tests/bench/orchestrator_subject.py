@@ -1,4 +1,4 @@
-"""Our server under the load: every beacon authenticated, every answer signed."""
+"""Load on the orchestrator: every beacon is authenticated, every answer is signed."""
 
 import asyncio
 import hashlib
@@ -15,7 +15,7 @@ from beacon_ota.swarm import enrol, release
 from beacon_ota.swarm.http import Connection, DownloadSink, ServerAddress
 from beacon_ota.swarm.signing import sign_request
 from tests.bench.load import hammer, slow_readers
-from tests.bench.subject import Subject, Watched
+from tests.bench.subject import MeasuredProcess, ServerSubject
 
 SIZE = 1_638_400
 TYPE = "esp32c3"
@@ -24,39 +24,39 @@ PATIENCE = 60.0
 _RATE = 20_000  # requests per second that are made ready at most
 
 
-class Simple(NamedTuple):
+class BenchBeacon(NamedTuple):
     """A beacon of the bench."""
 
     id: str
     key: bytes
 
 
-def start(folder: Path) -> Subject:
+def start_orchestrator(folder: Path) -> ServerSubject:
     """Start an orchestrator on SQLite, as it comes."""
     command = [sys.executable, "-m", "beacon_ota", "serve", "--insecure", "--json", "--port=0"]
     command += [f"--data={folder / 'data'}", "--window=00:00-24:00"]
-    return Subject("ours", command, None, folder / "ours.log")
+    return ServerSubject("ours", command, None, folder / "ours.log")
 
 
-class Ours:
+class OrchestratorSubject:
     """What is measured on it.
 
     Args:
         fleet: beacons that are registered already: ``id``, ``key``, ``version``, ``image``.
     """
 
-    def __init__(self, server: Watched, token: str, fleet: Iterable[Any] = ()):
+    def __init__(self, server: MeasuredProcess, token: str, fleet: Iterable[Any] = ()):
         self.server, self.token = server, token
         self.place = ServerAddress.parse_url(server.url)
         self.client = Client(server.url, token)
-        self.fleet = [Simple(one.id, one.key) for one in fleet]
+        self.fleet = [BenchBeacon(one.id, one.key) for one in fleet]
         self.running = {one.id: (one.version, one.image) for one in fleet}
 
     async def register(self, count: int) -> None:
         names = [(f"b{number:05}", 0, "bench") for number in range(count)]
         self.client.create_site("bench")
         made = await enrol.enrol_beacons(self.place, self.token, names, TYPE, TAG)
-        self.fleet = [Simple(one.id, one.key) for one in made]
+        self.fleet = [BenchBeacon(one.id, one.key) for one in made]
         self.running = {one.id: ("1.0.0", release.initial_checksum("1.0.0")) for one in made}
 
     def roll_out(self, version: str) -> str:
@@ -71,13 +71,18 @@ class Ours:
         plan = {"preset": "all-at-once", "window": "00:00-24:00"}
         return self.client.create_rollout(firmware["firmware_id"], plan)["rollout_id"]
 
-    def poll(self, beacon: Simple, ts: int | None = None) -> bytes:
+    def poll(self, beacon: BenchBeacon, ts: int | None = None) -> bytes:
         version, image = self.running[beacon.id]
         target = f"/firmwares/latest/{TYPE}?version={version}&image={image}&state=valid"
         return self.request(beacon, "GET", target, ts=ts)
 
     def request(
-        self, beacon: Simple, method: str, target: str, body: bytes = b"", ts: int | None = None
+        self,
+        beacon: BenchBeacon,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        ts: int | None = None,
     ) -> bytes:
         now = int(time.time()) if ts is None else ts
         return sign_request(beacon.id, beacon.key, method, target, now, body=body, keep=True)[0]
@@ -92,7 +97,7 @@ class Ours:
         ]
         used = self.server.cpu_s
         found = await hammer(self.server.url, made, connections, seconds)
-        found["server_cpu_us"] = _each(self.server.cpu_s - used, found["requests"])
+        found["server_cpu_us"] = _mean_seconds(self.server.cpu_s - used, found["requests"])
         found["exhausted"] = found["requests"] == len(made)
         return found
 
@@ -114,13 +119,15 @@ class Ours:
         return {
             "requests_per_s": round(count / (time.perf_counter() - began)),
             "requests": count,
-            "server_cpu_us": _each(self.server.cpu_s - used, count),
-            "generator_cpu_us": _each(time.process_time() - own, count),
+            "server_cpu_us": _mean_seconds(self.server.cpu_s - used, count),
+            "generator_cpu_us": _mean_seconds(time.process_time() - own, count),
         }
 
-    async def offers(self, count: int, at_once: int = 16) -> list[tuple[Simple, dict[str, Any]]]:
+    async def offers(
+        self, count: int, at_once: int = 16
+    ) -> list[tuple[BenchBeacon, dict[str, Any]]]:
         """Have beacons ask; return their offers."""
-        found: list[tuple[Simple, dict[str, Any]]] = []
+        found: list[tuple[BenchBeacon, dict[str, Any]]] = []
         todo = iter(self.fleet[:count])
 
         async def worker() -> None:
@@ -161,14 +168,14 @@ class Ours:
         """Poll, report, report, for whole beacons; the count of the rollout must be exact."""
         rollout = self.roll_out(version)
         used, began = self.server.cpu_s, time.perf_counter()
-        await update(self, self.fleet[:count], at_once, twice=twice, download=download)
+        await update_fleet(self, self.fleet[:count], at_once, twice=twice, download=download)
         took = time.perf_counter() - began
         counted = self.client.get_rollout(rollout)["results"].get("success", 0)
         return {
             "updates_per_s": round(count / took, 1),
             "beacons": count,
             "counted": counted,
-            "server_cpu_us": _each(self.server.cpu_s - used, count),
+            "server_cpu_us": _mean_seconds(self.server.cpu_s - used, count),
         }
 
     def page(self, rounds: int) -> dict[str, Any]:
@@ -186,17 +193,22 @@ class Ours:
         }
 
 
-async def update(
-    ours: Ours, fleet: list[Simple], at_once: int, *, twice: bool = False, download: bool = False
+async def update_fleet(
+    subject: OrchestratorSubject,
+    fleet: list[BenchBeacon],
+    at_once: int,
+    *,
+    twice: bool = False,
+    download: bool = False,
 ) -> None:
     """Take beacons through an update each, so many at a time; ``twice``: each report two times."""
     todo = iter(fleet)
 
     async def worker() -> None:
-        one = await Connection.open(ours.place, PATIENCE)
-        other = await Connection.open(ours.place, PATIENCE)
+        one = await Connection.open(subject.place, PATIENCE)
+        other = await Connection.open(subject.place, PATIENCE)
         for beacon in todo:
-            await _go(ours, one, other, beacon, twice, download)
+            await _go(subject, one, other, beacon, twice, download)
         one.close()
         other.close()
 
@@ -204,17 +216,22 @@ async def update(
 
 
 async def _go(
-    ours: Ours, one: Connection, other: Connection, beacon: Simple, twice: bool, download: bool
+    subject: OrchestratorSubject,
+    one: Connection,
+    other: Connection,
+    beacon: BenchBeacon,
+    twice: bool,
+    download: bool,
 ) -> None:
-    answer = await one.send_request(ours.poll(beacon), PATIENCE)
+    answer = await one.send_request(subject.poll(beacon), PATIENCE)
     assert answer.status == 200, answer
     offer = json.loads(answer.body)
     if download:
         digest = hashlib.sha256()
-        request = ours.request(beacon, "GET", offer["download_url"])
+        request = subject.request(beacon, "GET", offer["download_url"])
         answer = await one.send_request(request, PATIENCE, DownloadSink(digest.update))
         assert answer.status == 200 and digest.hexdigest() == offer["checksum"]
-    version, image = ours.running[beacon.id]
+    version, image = subject.running[beacon.id]
     path = f"/api/beacons/{beacon.id}/ota_status"
     for word in ("rebooting", "success"):
         doc = {
@@ -227,14 +244,14 @@ async def _go(
             "image_sha256": offer["checksum"] if word == "success" else image,
         }
         raw = json.dumps(doc).encode()
-        asks = [one.send_request(ours.request(beacon, "POST", path, raw), PATIENCE)]
+        asks = [one.send_request(subject.request(beacon, "POST", path, raw), PATIENCE)]
         if twice:
-            asks.append(other.send_request(ours.request(beacon, "POST", path, raw), PATIENCE))
+            asks.append(other.send_request(subject.request(beacon, "POST", path, raw), PATIENCE))
         for answer in await asyncio.gather(*asks):
             # The repeated `rebooting` may come after `success`: then it is over.
             assert answer.status == 200 or (twice and answer.status == 409), answer
-    ours.running[beacon.id] = offer["version"], offer["checksum"]
+    subject.running[beacon.id] = offer["version"], offer["checksum"]
 
 
-def _each(seconds: float, count: int) -> float:
+def _mean_seconds(seconds: float, count: int) -> float:
     return round(seconds / max(count, 1) * 1e6, 1)

@@ -1,4 +1,4 @@
-"""The play: beacons come out of their boxes, a good release goes round, a bad one is stopped."""
+"""Runs the demonstration: beacons are provisioned, a good release rolls out, a bad one halts."""
 
 import asyncio
 import json
@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from beacon_ota.client import Client
 from beacon_ota.demo.display import Display
 from beacon_ota.demo.fixtures import BOARD, ReleaseFixtures, SignedRelease
 from beacon_ota.demo.listener import BeaconListener
+from beacon_ota.demo.result import DemoResult, attempt_seconds
 from beacon_ota.errors import ReachError
 from beacon_ota.fleet.fleet import FleetMember, VirtualFleet
 from beacon_ota.orchestrator.server.subprocess import OrchestratorProcess
@@ -28,65 +28,54 @@ from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.space import RadioSpace
 
 CAMPUS = "campus"
+
+
 BUILDINGS = ("north", "south", "west")
+
+
 OLD, GOOD, BAD = "1.0.0", "1.1.0", "1.2.0"
+
+
 SSID, PASSWORD = "campus", "on the label of no beacon"
-POLL_S = 20.0  # in the beacons' own time, as all that follows
+
+
+POLL_S = 20.0  # in the time of the beacons, as all following values
+
+
 POLICY = {"poll_s": int(POLL_S), "retry_s": 5}
+
+
 LADDER = [{"share": 0.1, "soak": "1m"}, {"of_remaining": 0.5, "soak": "30s"}, {"share": 1}]
+
+
 GATE: dict[str, object] = {"silence": "6m", "presence": "15m"}
+
+
 _TRANSITION_TEXTS = {
     "stage_opened": "opened",
     "sampled": "tried, now watched",
     "wave_completed": "served",
 }
+
+
 JOBS = 6
-PATIENCE_S = 180.0  # of ours, for one scene
+
+
+PATIENCE_S = 180.0  # real seconds, for one scene
+
+
 HEAP_POLLS = 3
 
 
-@dataclass
-class DemoResult:
-    """What the play came to.
-
-    Attributes:
-        core: which interpreter the releases carry.
-        count: beacons.
-        provisioned_s: seconds from connecting to the first authenticated poll, by beacon.
-        heap_idle, heap_update: bytes in use while idle; bytes more at the most during an update.
-        updates: seconds of the beacon from the offer to the confirmed release.
-        touched: beacons that were offered the bad release.
-        rolled_back: those of them that came back by themselves.
-        trials: trial boots of the bad release, by beacon.
-        versions: beacons by the version they run at the end.
-        seconds: that it took.
-    """
-
-    core: str = ""
-    count: int = 0
-    provisioned_s: list[float] = field(default_factory=list)
-    heap_idle: int = 0
-    heap_update: int = 0
-    updates: list[float] = field(default_factory=list)
-    touched: int = 0
-    rolled_back: int = 0
-    trials: dict[str, int] = field(default_factory=dict)
-    reason: str = ""
-    versions: dict[str, int] = field(default_factory=dict)
-    release_bytes: int = 0
-    app_bytes: int = 0
-    seconds: float = 0.0
-
-
 class Demonstration:
-    """One performance in a folder.
+    """One demonstration in a folder.
 
     Args:
         folder: for keys, images and the orchestrator's data.
         count: beacons.
-        scale: clocks run so much faster.
-        plain: lines instead of a live picture.
-        port: of the orchestrator; 0 takes a free one.
+        scale: speed of all clocks.
+        plain: print lines instead of a live display.
+        port: of the orchestrator; 0 for a free one.
         say_url: called with the dashboard's address and an administrator's token.
     """
 
@@ -113,7 +102,7 @@ class Demonstration:
         self._stack.close()
 
     def run(self, *, keep: bool = False) -> DemoResult:
-        """Play it to the end; with ``keep`` the curtain stays up until somebody interrupts."""
+        """Run the demonstration; with ``keep``, leave everything running until Ctrl-C."""
         made = self._start_parts()
         with self._display:
             self._provision_beacons()
@@ -125,7 +114,7 @@ class Demonstration:
                 self._wait_for_interrupt()
         return self.result
 
-    # ---- before the curtain ----
+    # ---- preparation ----
 
     def _start_parts(self) -> dict[str, SignedRelease]:
         from beacon_ota.console import output
@@ -151,7 +140,7 @@ class Demonstration:
         self._client = Client(self._server.url, self._server.token)
         for path in (CAMPUS, *(f"{CAMPUS}/{name}" for name in BUILDINGS)):
             self._client.create_site(path)
-        room = enter(RadioSpace(seed=1))
+        space = enter(RadioSpace(seed=1))
         network = Network(join_time=0.3, scan_time=0.3)
         network.add_access_point(SSID, PASSWORD)
         port = int(self._server.url.rsplit(":", 1)[1])
@@ -162,13 +151,13 @@ class Demonstration:
                 self._count,
                 prefix="beacon-",
                 network=network,
-                room=room,
+                space=space,
                 boxed=True,
                 settings={"policy": json.dumps(POLICY)},
                 scale=self._scale,
             )
         )
-        self._radio = select_radio(room.spec)
+        self._radio = select_radio(space.spec)
         listener = enter(BeaconListener(self._radio))
         addresses: dict[str, list[str]] = {name: [] for name in BUILDINGS}
         for index, member in enumerate(self._fleet.members):
@@ -182,7 +171,7 @@ class Demonstration:
     def _building_of(self, index: int) -> str:
         return BUILDINGS[index * len(BUILDINGS) // self._count]
 
-    # ---- first scene: out of the boxes ----
+    # ---- first scene: provisioning ----
 
     def _provision_beacons(self) -> None:
         stage = self._display
@@ -267,7 +256,7 @@ class Demonstration:
         boot = self._probe.boots[-2]
         self.result.heap_update = boot.heap_peak - self.result.heap_idle
         for row in self._client.list_attempts(rollout):
-            self.result.updates.append(_attempt_seconds(row))
+            self.result.updates.append(attempt_seconds(row))
         stage.add_line(
             f"[green]{GOOD} runs on all {self._count} beacons[/], confirmed by each of them"
         )
@@ -276,7 +265,7 @@ class Demonstration:
         return list(dict.fromkeys(self._building_of(index) for index in range(self._count)))
 
     def _measure_idle_heap(self) -> None:
-        """Look how much heap the probe needs while nothing happens."""
+        """Measure the heap of one beacon while it is idle."""
         boot = self._probe.boots[-1]
         boot.heap_low = 0
         self._display.wait_until(lambda: False, HEAP_POLLS * POLL_S / self._scale)
@@ -288,7 +277,7 @@ class Demonstration:
         stage = self._display
         stage.title = f"{BAD} comes up and fails its health check"
         firmware = self._upload_release(made, "looked fine on the desk")
-        # A small fleet has fewer canaries than it takes in a row by default.
+        # A small fleet has fewer canaries than the default limit of failures in a row.
         row = {"in_a_row": min(3, -(-self._count // 10))}
         rollout = self._start_rollout(firmware, {"ladder": LADDER, "gate": GATE | row}, BAD)
         self._follow_rollout(rollout, "halted", lambda: self._status == "halted")
@@ -339,7 +328,7 @@ class Demonstration:
         return found["rollout_id"]
 
     def _follow_rollout(self, rollout: str, wanted: str, ready: Callable[[], bool]) -> None:
-        """Keep the picture of a rollout up to date until it is where it should get."""
+        """Update the display of a rollout until it has the expected status."""
         told: set[str] = set()
 
         def step() -> None:
@@ -388,10 +377,3 @@ class Demonstration:
             self._display.wait_until(lambda: False, float("inf"))
         except KeyboardInterrupt:
             return
-
-
-def _attempt_seconds(row: dict[str, Any]) -> float:
-    from datetime import datetime
-
-    begin, end = (datetime.fromisoformat(row[name]) for name in ("offered_at", "ended_at"))
-    return (end - begin).total_seconds()

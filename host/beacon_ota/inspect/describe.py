@@ -1,6 +1,5 @@
-"""What a report says about the parts of a file: facts for a script, findings for a person."""
+"""Describes the parts of a file: core, bootloader, release, otadata, settings, partitions."""
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from beacon_ota.errors import InputError
@@ -10,52 +9,13 @@ from beacon_ota.images import settings as schema
 from beacon_ota.images.esp_format import AppImage, Bootloader
 from beacon_ota.images.partition_table import Table
 from beacon_ota.images.release import Release
+from beacon_ota.inspect.report import BAD, GOOD, NOTE, WARN, InspectionReport, Json
 from beacon_ota.wire import versions
 
-GOOD, NOTE, WARN, BAD = "good", "note", "warn", "bad"
 OLDEST_INTERPRETER = "1.21.0"  # of stock MicroPython whose bootloader rolls back
+
+
 _PROVISIONED = ("wifi_ssid", "beacon_id", "beacon_key")
-
-Json = dict[str, object]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One sentence about a file; ``level`` is good, note, warn or bad."""
-
-    level: str
-    code: str
-    text: str
-
-
-@dataclass
-class InspectionReport:
-    """What a file is. ``facts`` holds plain values, lists and dictionaries."""
-
-    kind: str
-    size: int
-    sha256: str
-    facts: Json = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Nothing bad was found."""
-        return all(finding.level != BAD for finding in self.findings)
-
-    def as_dict(self) -> Json:
-        """Return it for JSON."""
-        findings = [vars(finding) for finding in self.findings]
-        return {**vars(self), "findings": findings, "ok": self.ok}
-
-    def add_finding(self, level: str, code: str, text: str) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(level, code, text))
-
-    def add_error(self, part: str, error: InputError, level: str = BAD) -> None:
-        """Add an error as a finding."""
-        found = "" if error.found is None else f" (found {error.found})"
-        self.add_finding(level, error.code, f"{part}: {error.message}{found}")
 
 
 def describe_core(report: InspectionReport, core: AppImage) -> Json:
@@ -103,7 +63,7 @@ def describe_bootloader(loader: Bootloader) -> Json:
 
 
 def describe_release(report: InspectionReport, found: Release, where: str) -> Json:
-    """Describe a release; ``where`` goes before what is said about it."""
+    """Describe a release; ``where`` is the prefix of its findings."""
     facts = describe_app_info(report, found.info, where)
     facts |= {
         "checksum": found.checksum,
@@ -123,7 +83,7 @@ def describe_release(report: InspectionReport, found: Release, where: str) -> Js
 
 
 def _describe_keys(report: InspectionReport, found: Release, where: str) -> Json | None:
-    """Describe the keys that the release trusts; without any it is the last one, or insecure."""
+    """Describe the keys that the release trusts; a release without keys must be insecure."""
     data = found.files.get(appfs.KEYS)
     if data is None:
         if not found.info.insecure:
@@ -185,7 +145,7 @@ def describe_otadata(
 
 
 def describe_settings(report: InspectionReport, found: nvs.Nvs, secrets: bool) -> Json:
-    """Describe what NVS holds; passwords and keys only if ``secrets``."""
+    """Describe the values in NVS; passwords and keys only with ``secrets``."""
     for text in found.notes:
         report.add_finding(WARN, "nvs", f"nvs: {text}")
     values: dict[str, dict[str, object]] = {}
@@ -238,7 +198,7 @@ def describe_partitions(table: Table) -> list[Json]:
 
 
 def check_fit(report: InspectionReport, size: int) -> None:
-    """Say on which boards a core has room, and for how large an app."""
+    """Report the boards whose slot the core fits, and the bytes left for the app."""
     for name in boards.board_names():
         board = boards.load_board(name)
         room = board.slot_size - releases.app_offset(size)
@@ -249,7 +209,7 @@ def check_fit(report: InspectionReport, size: int) -> None:
 
 
 def check_boot(report: InspectionReport, data: Buffer) -> str | None:
-    """Let the virtual bootloader decide, on a copy, what a chip would start; return its name."""
+    """Return the partition that a chip would boot, by the virtual bootloader on a copy."""
     from beacon_ota.virtual.flash import bootloader
     from beacon_ota.virtual.flash.nor import Flash
 
