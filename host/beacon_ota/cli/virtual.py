@@ -203,7 +203,7 @@ def _show_rows(rows, deadline: float, *, quiet: bool) -> None:
 
 
 def _print_boots(beacon, shown: int) -> int:
-    """Print what happened to the boots since the last call; returns how much is told now."""
+    """Print the boots' events since the last call; returns the number of events printed so far."""
     told: list[str] = []
     for boot in beacon.boots:
         if boot.slot:
@@ -268,7 +268,7 @@ def _deadline_after(seconds: float | None) -> float:
 
 
 def _write_private(path: Path, value: object) -> None:
-    """Write a file that nobody else may read: there are keys in it."""
+    """Write a JSON file with mode 0600: it holds keys."""
     import json
     import os
 

@@ -1,4 +1,4 @@
-"""What of an app's folder goes into a release, what stays behind, and why.
+"""Sorts the files of an app's folder: those for the release, and those left out, with reasons.
 
 Sources are compiled. A module that is compiled already (``.mpy``) goes in as it is, when beacons
 can load it. Nothing else goes in by itself: each file that stays behind is named with its reason,
@@ -200,7 +200,7 @@ def _list_imports(text: str) -> Iterator[str]:
     try:
         tree = ast.parse(text)
     except SyntaxError:
-        return  # the compiler says it better
+        return  # the compiler reports it
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

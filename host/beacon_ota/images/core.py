@@ -1,4 +1,4 @@
-"""Cores: where one comes from. ``--core FILE``, else BEACON_OTA_CORE, else the fetched one.
+"""Finds, reads and fetches cores: ``--core FILE``, else BEACON_OTA_CORE, else the fetched one.
 
 The stock MicroPython for the C3 is fetched once into the user's cache, checked against the
 SHA-256 below.
@@ -54,10 +54,10 @@ def cache_folder() -> Path:
 
 
 def locate_core(given: Path | None = None) -> tuple[Path, str]:
-    """Return a core's file and who named it: ``option``, ``environment`` or ``cache``.
+    """Return a core's file and the source of its name: ``option``, ``environment`` or ``cache``.
 
     Raises:
-        UsageError: ``core_missing``: nobody named one and none was fetched.
+        UsageError: ``core_missing``: no core was named and none was fetched.
     """
     if given is not None:
         return given, "option"

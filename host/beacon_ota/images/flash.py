@@ -1,4 +1,4 @@
-"""Whole flash images: what goes onto a chip, and into a virtual beacon.
+"""Whole flash images, for chips and for virtual beacons: built and taken apart.
 
 Bootloader at 0x0, partition table at 0x8000, then the partitions of the board's CSV: settings,
 otadata, the release, stage 0 in the vfs. Everything else is FF.

@@ -8,7 +8,7 @@ from beacon_ota.wire import manifest as wire
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a release's signers vouch for.
+    """The claims about a release that its signers vouch for.
 
     Sizes are bytes, hashes 64 lower-case hex, times UTC seconds.
     """

@@ -1,4 +1,4 @@
-"""Who signs: a key file opened with its password, or a program that holds the key.
+"""Signers: a key file opened with its password, or a program that holds the key.
 
 The program's side of the contract (a smart card, an HSM, an agent, a colleague's script):
 
