@@ -1,5 +1,6 @@
 """Colours that can be read, and words as people use them."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.orchestrator.dashboard import fleet, live, logs, messages, page_base
+from beacon_ota.orchestrator.rollout import gates
 
 CSS = (page_base.FOLDER / "static" / "app.css").read_text()
 COLOURS = {
@@ -201,3 +203,16 @@ def test_floors_lie_above_each_other():
     assert [one.name for one in found] == ["House A", "No site"]
     assert [one.name for one in found[0].floors.values()] == ["Roof", "2", "1"]
     assert fleet.natural_key("floor 2") < fleet.natural_key("floor 10")
+
+
+def test_every_word_that_halts_a_rollout_is_explained():
+    words = set(re.findall(r'Verdict\.HALT,\s*"(\w+)"', inspect.getsource(gates)))
+    words |= set(re.findall(r'"(\w+)",\s*f"', inspect.getsource(gates.tripped_limit)))
+    assert words == {"failures_in_a_row", "failure_share", "gone", "healthy_share"}
+    for word in words:
+        text = messages.describe_halt(word)
+        assert text != word and " " in text, word
+    assert messages.describe_halt("of a later version") == "of a later version"
+    assert messages.describe_halt(None) == ""
+    for name in ("overview.html", "rollouts.html"):
+        assert "row.reason|halt_reason" in (page_base.FOLDER / "templates" / name).read_text()

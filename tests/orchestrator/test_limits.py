@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,21 @@ def number(text: str) -> float:
     return float(match[1].replace(",", "")) * FACTORS.get(match[2], 1)
 
 
+@cache
+def uses() -> dict[str, set[str]]:
+    """Return by limit the modules that read it from ``LIMITS``."""
+    found: dict[str, set[str]] = {}
+    for path in ORCHESTRATOR.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "LIMITS"
+            ):
+                found.setdefault(node.attr, set()).add(str(path.relative_to(ORCHESTRATOR)))
+    return found
+
+
 def test_the_page_names_every_shared_limit_once():
     names = [name for name, *_ in SHARED]
     assert names == [one.name for one in fields(LIMITS)]
@@ -45,12 +61,7 @@ def test_a_shared_limit_has_its_value_its_reason_and_its_places(row):
         found = re.search(rf"^{constant} = const\((\d+)\)", (ROOT / file).read_text(), re.MULTILINE)
         assert found is not None and int(found[1]) == getattr(LIMITS, name)
         return
-    used = {
-        str(path.relative_to(ORCHESTRATOR))
-        for path in ORCHESTRATOR.rglob("*.py")
-        if re.search(rf"\bLIMITS\.{name}\b", path.read_text())
-    }
-    assert set(places.split()) == used
+    assert set(places.split()) == uses().get(name)
 
 
 def numeric_constants() -> dict[tuple[str, str], float]:

@@ -124,11 +124,10 @@ async def list_beacons(
         "silent_since": None if silent_s is None else service.clock.now() - silent_s,
     }
 
-    status_of = partial(_status_of, service)  # reads the view from a database thread
+    status_of = partial(_status_of, service)  # reads the fleet state from a database thread
 
-    def read_page(
-        conn: Connection,
-    ) -> Response:  # serialized in the database thread, not on the event loop
+    def read_page(conn: Connection) -> Response:
+        # Serialized here, in a database thread, and not on the event loop.
         total, rows = beacons.list_page(conn, **filters)
         more = rows[-1]["id"] if len(rows) == limit and total > limit else None
         found = [{**serialize_beacon(row), "standing": status_of(row["id"])} for row in rows]

@@ -75,18 +75,18 @@ async def _stream_events(
                     if row["kind"].startswith(kind):
                         yield _format_sse(row)
                 last = rows[-1]["id"]
-        said = looked = monotonic()
+        last_sent = last_check = monotonic()
         while True:
-            if monotonic() - looked >= LIMITS.subscriber_check:
+            if monotonic() - last_check >= LIMITS.subscriber_check:
                 if not await is_still_authorized(request, actor):
                     return
-                looked = monotonic()
+                last_check = monotonic()
             try:
                 async with asyncio.timeout(LIMITS.subscriber_check):
                     event = await queue.get()
             except TimeoutError:
-                if monotonic() - said >= _HEARTBEAT_S:
-                    said = monotonic()
+                if monotonic() - last_sent >= _HEARTBEAT_S:
+                    last_sent = monotonic()
                     yield ": still here\n\n"
                 continue
             if event is None:
@@ -96,7 +96,7 @@ async def _stream_events(
                     continue  # sent from the table already
                 last = event["id"]
             if event["kind"].startswith(kind):
-                said = monotonic()
+                last_sent = monotonic()
                 yield _format_sse(event)
     finally:
         service.hub.unsubscribe(queue)

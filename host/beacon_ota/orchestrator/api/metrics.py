@@ -159,8 +159,10 @@ class _Collector:
         )
         merged: Counter[tuple[str, ...]] = Counter()
         for (firmware, result, stage, code), count in self.found.failures.items():
-            known = code if code in CODES.get(stage or "", ()) else ""
-            merged[(*self._version_labels(firmware), result, stage or "", known or "")] += count
+            known_code = code if code in CODES.get(stage or "", ()) else ""
+            merged[(*self._version_labels(firmware), result, stage or "", known_code or "")] += (
+                count
+            )
         for labels, count in merged.items():
             failures.add_metric(list(labels), count)
         late = CounterMetricFamily(
@@ -277,11 +279,11 @@ class _Collector:
             yield CounterMetricFamily(_PREFIX + f"journal_entries_{how}", text, counts.entries[how])
         yield CounterMetricFamily(_PREFIX + "download_bytes", "Image bytes sent", counts.bytes_sent)
         yield GaugeMetricFamily(_PREFIX + "downloads_open", "Downloads under way", counts.reading)
-        told = GaugeMetricFamily(
+        deliveries = GaugeMetricFamily(
             _PREFIX + "webhook_deliveries", "Deliveries in the log", labels=["webhook", "state"]
         )
         for labels, count in self.found.deliveries.items():
-            told.add_metric(list(labels), count)
-        yield told
+            deliveries.add_metric(list(labels), count)
+        yield deliveries
         yield CounterMetricFamily(_PREFIX + "commits", "Transactions", self.service.db.commits)
         yield CounterMetricFamily(_PREFIX + "writes", "Changes in them", self.service.db.writes)

@@ -110,8 +110,8 @@ class Incompatible(Problem):
     """The refusal of a mirror with another protocol (409 ``mirror_protocol``)."""
 
     def __init__(self, exchange: Exchange):
-        said = exchange.status.get("version")
-        theirs = said[:64] if isinstance(said, str) else "unknown release"
+        reported = exchange.status.get("version")
+        theirs = reported[:64] if isinstance(reported, str) else "unknown release"
         super().__init__(
             409,
             "mirror_protocol",
@@ -146,7 +146,7 @@ async def _exchange_state(
             changes,
             now,
             exchange.status,
-            then=lambda found: _apply_told(service, found),
+            then=lambda found: _apply_import(service, found),
         )
     )
     answer = {
@@ -164,9 +164,8 @@ async def _exchange_state(
     text = json.dumps(state, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
     unchanged = digest == exchange.have
-    if (
-        unchanged and "moves" not in exchange.status
-    ):  # a mirror of the previous release has applied this state
+    # A mirror of the previous release sends no moves: it has applied the state that it has.
+    if unchanged and "moves" not in exchange.status:
         await service.db.write(mirror_watch.record_confirmation, mirror["id"], moves)
     return json_response(
         {
@@ -194,8 +193,8 @@ async def download_image(firmware_id: str, service: ServiceDep, mirror: Mirror) 
     return ImageResponse(service, release, await load_image(service, release))
 
 
-def _apply_told(service: Service, done: mirrors.ImportResult) -> None:
-    """Bring the view up to date with a mirror's changes, and publish their events."""
+def _apply_import(service: Service, done: mirrors.ImportResult) -> None:
+    """Bring the fleet's state up to date with a mirror's changes, and publish their events."""
     for row in done.beacons:
         state = service.fleet.beacons.get(row["id"])
         former_type = "" if state is None else state.beacon.said_type

@@ -94,9 +94,8 @@ async def create_rollout(
     }
     entry = await engine.create_rollout(row, rollout, state, actor.name)
     async with engine.rollout_lock:
-        await engine.evaluate_rollout(
-            entry
-        )  # a rollout that starts now has started before the answer
+        # A rollout that starts now has started before the answer.
+        await engine.evaluate_rollout(entry)
     found = await describe_rollout(service, engine, plan.rollout_id)
     return json_response({**found, "not_covered": describe_uncovered(service.fleet, rollout)}, 201)
 

@@ -86,8 +86,8 @@ class BeaconApp:
             if caller.key != caller.beacon.key:
                 await self.service.adopt_key(caller.beacon, caller.key)
                 beacon_id = caller.beacon.beacon.id
-                known = self.service.fleet.beacons.get(beacon_id)
-                if known is None or caller.key not in (known.key, *known.given_keys):
+                registered = self.service.fleet.beacons.get(beacon_id)
+                if registered is None or caller.key not in (registered.key, *registered.given_keys):
                     # The beacon has used a later key in the meantime, or was removed.
                     raise AuthenticationError(
                         "bad_mac", "the signature does not fit the key", claimed_sender=beacon_id
@@ -164,9 +164,9 @@ class BeaconApp:
                 data = {"code": error.code, "address": address}
                 self.service.hub.broadcast_transient(now, "auth.refused", who, data)
                 log.info("refused %s: %s %s from %s", scope["path"], error.code, who, address)
-        told = error.sign_at if isinstance(error, AuthenticationError) else None
+        server_time = error.sign_at if isinstance(error, AuthenticationError) else None
         payload = problems.problem_document(
-            error, server_time=told or int(self.service.clock.now())
+            error, server_time=server_time or int(self.service.clock.now())
         )
         if caller is not None:
             headers.append(caller.sign_response(code, hashlib.sha256(payload).hexdigest()))

@@ -189,7 +189,7 @@ def _store_report(
         beacons.add_report(conn, beacon_id, None, now, word, json.dumps(doc))
         beacons.record_self_report(conn, beacon_id, doc)
         return RecordedReport("", None)
-    told: list[Fields] = []
+    published: list[Fields] = []
     others: list[Fields] = []
     how = ""
     if word in wire.FINAL:
@@ -198,20 +198,20 @@ def _store_report(
         if row is not None and how != "repeated":
             others = attempts.undo_earlier(conn, at, doc, row)
             if how == "first":
-                told.append(record_outcome_event(conn, now, row, version))
+                published.append(record_outcome_event(conn, now, row, version))
             undone = [*others, row] if how == "undone" and row["result"] == "success" else others
-            told += [record_outcome_event(conn, now, one, version, "undone") for one in undone]
+            published += [record_outcome_event(conn, now, one, version, "undone") for one in undone]
     elif word == "rebooting":
         row = attempts.mark_rebooting(conn, attempt_id, now)
     else:
         row = attempts.start(conn, attempt_id, now)
     if how != "repeated":
         beacons.add_report(conn, beacon_id, attempt_id, now, word, json.dumps(doc))
-    return RecordedReport(how, row, tuple(told), tuple(others))
+    return RecordedReport(how, row, tuple(published), tuple(others))
 
 
 def _publish_recorded(service: Service, done: RecordedReport) -> None:
-    """Bring the view up to date with a stored report, and publish its events."""
+    """Bring the fleet state up to date with a stored report, and publish its events."""
     for row in (*done.others, done.row):
         service.attempts.apply_row(row)
     for event in done.events:

@@ -111,11 +111,11 @@ class LocalBlobStore:
         """Remove an image from the cache."""
         self._cache.pop(digest, None)
 
-    def sweep(self, known: set[str], age_s: float = 0.0) -> list[str]:
+    def sweep(self, referenced: set[str], age_s: float = 0.0) -> list[str]:
         """Remove unfinished uploads and files without a release.
 
         Args:
-            known: digests of all releases.
+            referenced: digests of all releases.
             age_s: files that were written in the last so many seconds stay.
 
         Returns:
@@ -127,19 +127,19 @@ class LocalBlobStore:
                 with _log_failed_removal(file):
                     file.unlink(missing_ok=True)
         removed = []
-        for digest in self.orphans(known, horizon):
+        for digest in self.orphans(referenced, horizon):
             with _log_failed_removal(self.path(digest)):
                 self.remove(digest)
                 removed.append(digest)
         return removed
 
-    def orphans(self, known: set[str], horizon: float) -> list[str]:
+    def orphans(self, referenced: set[str], horizon: float) -> list[str]:
         """Return the digests without a release, written before ``horizon`` (UTC seconds)."""
         return [
             file.name
             for file in self._folder.iterdir()
             if _DIGEST.fullmatch(file.name)
-            and file.name not in known
+            and file.name not in referenced
             and _modified_at(file) <= horizon
         ]
 

@@ -104,7 +104,7 @@ class ObjectBlobStore(LocalBlobStore):
         except FileNotFoundError:
             pass
 
-    def orphans(self, known: set[str], horizon: float) -> list[str]:
+    def orphans(self, referenced: set[str], horizon: float) -> list[str]:
         """Return the digests without a release, stored before ``horizon`` (UTC seconds)."""
         before = datetime.fromtimestamp(horizon, UTC)
         with self._translate_errors():
@@ -112,7 +112,7 @@ class ObjectBlobStore(LocalBlobStore):
                 one["path"]
                 for some in self._objects.list()
                 for one in some
-                if one["path"] not in known and one["last_modified"] <= before
+                if one["path"] not in referenced and one["last_modified"] <= before
             ]
 
     def read(self, digest: str) -> bytes:

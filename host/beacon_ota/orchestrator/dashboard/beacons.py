@@ -62,7 +62,7 @@ def list_beacons(ask: PageRequest) -> Page:
         "Beacons",
         {
             "chosen": chosen,
-            "told": _describe_filters(chosen, ask, seen.releases),
+            "filters": _describe_filters(chosen, ask, seen.releases),
             "rows": rows[(number - 1) * PAGE : number * PAGE],
             "total": len(rows),
             "all": len(seen.rows),
@@ -120,7 +120,7 @@ def show_beacon(ask: PageRequest) -> Page:
             "place": place,
             "hours": format_window(place.window),
             "decision": decision,
-            "told": REASONS[decision.reason],
+            "answer": REASONS[decision.reason],
             "release": release,
             "attempts": tries,
             "reports": reports,

@@ -105,9 +105,17 @@ class Fleet:
     def versions(self) -> list["Version"]:
         """The versions that run, newest first; beacons that never reported one come last."""
         counts = Counter((row.device_type, row.version) for row in self.rows)
-        known = {(r.row["device_type"], r.row["version"]): r.row for r in self.releases.values()}
+        releases_by_version = {
+            (r.row["device_type"], r.row["version"]): r.row for r in self.releases.values()
+        }
         found = [
-            Version(device_type, version, count, known.get((device_type, version)), self.roles)
+            Version(
+                device_type,
+                version,
+                count,
+                releases_by_version.get((device_type, version)),
+                self.roles,
+            )
             for (device_type, version), count in counts.items()
         ]
         found.sort(key=lambda one: (one.device_type, one.version))

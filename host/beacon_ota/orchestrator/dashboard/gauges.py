@@ -102,7 +102,7 @@ def build_limit_gauges(cell: StageCounts, gate: Gate) -> list[Gauge]:
     else:
         note = f"{messages.format_plural(more, 'more failure')} would halt"
         level = "warn" if cell.failed and more <= 2 else "good"
-    row_left = gate.max_consecutive_failures - cell.failure_streak
+    streak_left = gate.max_consecutive_failures - cell.failure_streak
     return [
         Gauge(
             "Failures",
@@ -117,9 +117,13 @@ def build_limit_gauges(cell: StageCounts, gate: Gate) -> list[Gauge]:
             "In a row",
             f"longest {cell.failure_streak}",
             f"halts at {gate.max_consecutive_failures}",
-            "tripped" if row_left <= 0 else f"{row_left} short of it",
+            "tripped" if streak_left <= 0 else f"{streak_left} short of it",
             min(cell.failure_streak / gate.max_consecutive_failures, 1.0),
             None,
-            "bad" if row_left <= 0 else "warn" if cell.failure_streak and row_left == 1 else "good",
+            "bad"
+            if streak_left <= 0
+            else "warn"
+            if cell.failure_streak and streak_left == 1
+            else "good",
         ),
     ]

@@ -47,7 +47,7 @@ async def _stream_changes(
     queue = service.hub.subscribe(actor.id)
     if queue is None:
         return
-    looked = pulsed = monotonic()
+    last_check = last_pulse = monotonic()
     try:
         yield "retry: 2000\n\n"
         last = after or 0
@@ -57,12 +57,12 @@ async def _stream_changes(
                 last = missed[-1]["id"]
                 yield _format_message(service, missed, everything=len(missed) == _MANY)
         while True:
-            if monotonic() - looked >= LIMITS.subscriber_check:
+            if monotonic() - last_check >= LIMITS.subscriber_check:
                 if not await is_still_authorized(request, actor):
                     return
-                looked = monotonic()
-            if monotonic() - pulsed > _PULSE_S:
-                pulsed = monotonic()
+                last_check = monotonic()
+            if monotonic() - last_pulse > _PULSE_S:
+                last_pulse = monotonic()
                 yield "event: pulse\ndata: {}\n\n"
             gathered = await _gather_events(queue)
             if gathered is None:
@@ -93,10 +93,15 @@ def _format_message(service: Service, gathered: list[Fields], *, everything: boo
     about = topics_of(gathered)
     versions = known_versions(service)
     spoken = [
-        {"level": said.level, "text": said.text, "href": said.href, "kind": event["kind"]}
+        {
+            "level": description.level,
+            "text": description.text,
+            "href": description.href,
+            "kind": event["kind"],
+        }
         for event in gathered
         if event["kind"] in messages.SPOKEN
-        for said in (messages.describe_event(event, versions),)
+        for description in (messages.describe_event(event, versions),)
     ]
     more = len(spoken) - _SPOKEN
     data = {

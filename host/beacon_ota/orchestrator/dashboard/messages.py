@@ -140,6 +140,15 @@ _RELEASES = {
     "damaged": "is withdrawn: its bytes are damaged",
 }
 
+# The words with which a rollout is halted, for people; docs/rollouts.md has the gates.
+HALT_REASONS = {
+    "failures_in_a_row": "too many failures one after another",
+    "failure_share": "too many of the beacons failed",
+    "healthy_share": "too few of the beacons are healthy",
+    "gone": "beacons confirmed the release and have been silent since",
+    "by_hand": "by hand",
+}
+
 # Transitions of a rollout: description and level.
 TRANSITIONS = {
     "started": ("Started", "plain"),
@@ -156,6 +165,11 @@ TRANSITIONS = {
     "clock_ahead": ("The clock was set ahead", "warn"),
     "retired": ("Over: newer rollouts serve everybody", "plain"),
 }
+
+
+def describe_halt(reason: str | None) -> str:
+    """Return the reason of a halted rollout in words; an unknown word is returned as it is."""
+    return HALT_REASONS.get(reason or "", reason or "")
 
 
 class EventDescription(NamedTuple):

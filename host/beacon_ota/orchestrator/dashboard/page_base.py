@@ -215,6 +215,7 @@ def load_templates() -> jinja2.Environment:
         "part": lambda text: quote(str(text), safe=""),
         "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True),
         "plural": messages.format_plural,
+        "halt_reason": messages.describe_halt,
     }
     made.globals |= {
         "static": lambda name: f"/static/{name}?v={_static_digest(name)}",

@@ -90,9 +90,9 @@ class Selection:
         rows: Iterable[BeaconRow] = fleet.rows
         behind = self._beacons_behind(ask)
         if behind is not None:
-            known = {row.id for row in fleet.rows}
+            registered = {row.id for row in fleet.rows}
             rows = [row for row in rows if row.id in behind]
-            rows += [_removed_row(beacon_id) for beacon_id in sorted(behind - known)]
+            rows += [_removed_row(beacon_id) for beacon_id in sorted(behind - registered)]
         for check in self._row_filters(fleet):
             rows = filter(check, rows)
         return list(rows)
@@ -115,9 +115,9 @@ class Selection:
             under = site + "/"
             yield lambda row: row.site == site or (site and row.site.startswith(under))
         for name, of in _EXACT.items():
-            wanted = getattr(self, name)
-            if wanted is not None:
-                value = "" if wanted == NONE else wanted
+            chosen = getattr(self, name)
+            if chosen is not None:
+                value = "" if chosen == NONE else chosen
                 yield lambda row, of=of, value=value: of(row) == value
         if self.tag is not None:
             yield lambda row: self.tag in row.tags

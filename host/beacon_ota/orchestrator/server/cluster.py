@@ -78,7 +78,7 @@ class Cluster:
     # ---- following ----
 
     async def catch_up(self) -> None:
-        """Return when the view has every change that was committed before the call."""
+        """Return when the fleet state has every change committed before the call."""
         if self._next_read is None:
             self._next_read = asyncio.create_task(self._read_new_changes())
         await asyncio.shield(self._next_read)
@@ -100,7 +100,7 @@ class Cluster:
                 more = news.more
 
     def _apply_changes(self, news: ChangeBatch) -> None:
-        """Bring view, engine and dispatcher up to date with a batch of changes."""
+        """Bring fleet state, engine and dispatcher up to date with a batch of changes."""
         if news.lost:
             log.warning("too far behind the others; everything is read again")
             self.service.reload_fleet()

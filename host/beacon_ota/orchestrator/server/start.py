@@ -44,13 +44,11 @@ def run_orchestrator(settings: Settings, listen: ListenOptions) -> None:
             expected="--keys keys.json, or --insecure for a fleet that runs unsigned releases",
         )
     if listen.tls_cert is not None and listen.tls_key is not None:
-        tls.load_tls_context(
-            listen.tls_cert, listen.tls_key
-        )  # fails before a database or token is made
+        # Raises before a database or a token is made.
+        tls.load_tls_context(listen.tls_cert, listen.tls_key)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGHUP, signal.SIG_IGN
-        )  # until the server listens; then it reloads the certificate
+        # Ignored until the server listens; from then on SIGHUP reloads the certificate.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # The writer thread releases the GIL at every statement. While requests keep the event loop
     # busy, it waits this long (seconds) for the GIL each time.
     sys.setswitchinterval(0.0005)

@@ -145,9 +145,8 @@ class HandshakeProtocol(asyncio.Protocol):
         # the one after it. Then, before the next read, it gets the early bytes.
         loop.call_soon(loop.call_soon, self._hand_over)
         secured = None
-        with contextlib.suppress(
-            OSError, asyncio.CancelledError
-        ):  # not TLS, too slow, disconnected
+        # Not TLS, too slow, disconnected.
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             secured = await handshake
         if secured is None or secured.is_closing():
             self._table.remove(self)

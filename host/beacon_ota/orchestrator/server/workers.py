@@ -99,16 +99,15 @@ class Supervisor:
             settings.data / REPLAYS_FILE, self.clock.now(), fresh=not registered, shared=True
         )
         self.stops = StopBoard(settings.data, settings.workers)
-        bind_socket(
-            listen
-        ).close()  # fails if another orchestrator listens here: SO_REUSEPORT would share silently
+        # Fails if another orchestrator listens here; SO_REUSEPORT would share the port silently.
+        bind_socket(listen).close()
         first = bind_socket(listen, many=True)
         port = first.getsockname()[1]
         self.sockets = [first] + [
             bind_socket(listen, port=port, many=True) for _ in range(settings.workers - 1)
         ]
         for sock in self.sockets:
-            sock.listen(2048)
+            sock.listen(LIMITS.backlog)
         self.parent_alive_pipe = os.pipe()
         self.ready_pipe = os.pipe()
         self.alive: dict[int, tuple[int, float]] = {}
