@@ -14,7 +14,7 @@ class Limits:
 
     status_body: int = 8 * KIB  # a beacon's report
     admin_body: int = 256 * KIB  # JSON bodies of the API
-    upload_image: int = 2 * KIB * KIB  # a release image; equal to it is already too large
+    upload_image: int = 2 * KIB * KIB  # exclusive upper bound of a release image
     upload_field: int = 64 * KIB  # any other field of the upload, the manifest included
     upload_parts: int = 16
     head: int = 32 * KIB  # a request line and its headers

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from beacon_ota.orchestrator.beacon_api.report_parser import parse_report
-from beacon_ota.orchestrator.core.service import ServedCounts
+from beacon_ota.orchestrator.core.shared_counters import ServedCounts
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.wire import journal
 

@@ -707,7 +707,7 @@ def test_who_may_have_gone_on_at_a_mirror_halts_nothing_in_memory(scene):
     fleet[1].offered()  # and not taken: it expires, which is to be written down
     scene.clock.at += 2 * 3600
     assert fleet[0].poll().status in (200, 204)
-    scene.primary.call(scene.primary.service.flush())
+    scene.primary.call(scene.primary.service.flush_last_seen())
     with Elsewhere(scene.primary) as elsewhere:
         elsewhere.hold()
         stepping = threading.Thread(target=steps, args=(scene.primary,))

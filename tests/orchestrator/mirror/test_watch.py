@@ -230,7 +230,7 @@ def test_a_mirror_that_cannot_mark_what_it_tells_says_so(scene):
     is_listed(scene, "ok")
     scene.down()
     beacon.poll()
-    scene.mirror.call(scene.mirror.service.flush())
+    scene.mirror.call(scene.mirror.service.flush_last_seen())
     with Elsewhere(scene.mirror) as elsewhere:
         elsewhere.hold()
         scene.uplink.restore()

@@ -11,8 +11,7 @@ import pytest
 
 from beacon_ota.client import Client
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.core.service import ServedCounts
-from beacon_ota.orchestrator.core.shared_counters import SharedCounters
+from beacon_ota.orchestrator.core.shared_counters import ServedCounts, SharedCounters
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.server import workers
 from beacon_ota.orchestrator.server.listen import ListenOptions

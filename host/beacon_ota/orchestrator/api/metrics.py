@@ -18,7 +18,8 @@ from beacon_ota.orchestrator.api.access import Viewer
 from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.health import health_label
-from beacon_ota.orchestrator.core.service import ServedCounts, Service
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.core.shared_counters import ServedCounts
 from beacon_ota.orchestrator.db.tables import Fields, mirror_watch, mirrors, statistics
 from beacon_ota.orchestrator.http.background import BackgroundPool
 from beacon_ota.orchestrator.mirror.watch import judge_mirrors

@@ -29,7 +29,9 @@ async def serve_download(
     check_may_continue(service, attempt, caller.beacon)
     release = service.fleet.releases[firmware_id]
     data = await load_image(service, release)
-    if attempt.taken_at is None and not await asyncio.shield(service.start_attempt(attempt)):
+    if attempt.taken_at is None and not await asyncio.shield(
+        service.attempts.start_attempt(attempt)
+    ):
         raise Problem(409, "attempt_over", "the attempt has ended", found=attempt_id)
     service.sync_stops()
     check_may_continue(service, service.fleet.open_attempts.get(attempt_id, attempt), caller.beacon)

@@ -96,7 +96,7 @@ async def _decide_offer(
         await service.catch_up()  # another process may have halted the rollout
         decision = _decide_from_view(service, node, now)
         if decision.offered:
-            attempt = await service.commit_offer(node, decision)
+            attempt = await service.attempts.commit_offer(node, decision)
             service.sync_stops()
             if attempt is not None and not service.fleet.is_stopped(attempt):
                 return decision, attempt
@@ -116,7 +116,7 @@ def _decide_from_view(service: Service, node: BeaconState, now: float) -> Decisi
         place=place,
         busy=view.updates_in_building(place.building, node),
     )
-    return service.within_lease(found)
+    return service.attempts.within_lease(found)
 
 
 def parse_poll_query(query: bytes) -> tuple[str, str, bool]:
@@ -171,7 +171,7 @@ async def _conclude_silent_rollback(service: Service, node: BeaconState, now: fl
     elif now - node.back_at >= ROLLBACK_GRACE_S:
         node.back_at = None
         await asyncio.shield(
-            service.conclude_attempt(
+            service.attempts.conclude_attempt(
                 rebooted,
                 Result.ROLLED_BACK,
                 stage="boot",

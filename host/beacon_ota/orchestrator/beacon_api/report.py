@@ -17,8 +17,9 @@ from beacon_ota.orchestrator.beacon_api.report_parser import (
     FAILED_STATUSES,
     parse_report,
 )
+from beacon_ota.orchestrator.core.attempts import may_attempt_continue, record_outcome_event
 from beacon_ota.orchestrator.core.fleet_state import BeaconState, attempt_from_row
-from beacon_ota.orchestrator.core.service import Service, may_attempt_continue, record_outcome_event
+from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons
@@ -78,7 +79,7 @@ async def accept_report(
             )
         except StorageError:
             if attempt is not None and word in FAILED_STATUSES:
-                service.note_unrecorded(attempt, Result(word))
+                service.attempts.note_unrecorded(attempt, Result(word))
             raise
     else:  # transient progress is not stored
         recorded = RecordedReport("", None)
@@ -212,6 +213,6 @@ def _store_report(
 def _publish_recorded(service: Service, done: RecordedReport) -> None:
     """Bring the fleet state up to date with a stored report, and publish its events."""
     for row in (*done.others, done.row):
-        service.put_attempt(row)
+        service.attempts.apply_row(row)
     for event in done.events:
         service.hub.publish(event)

@@ -6,7 +6,7 @@ from collections import Counter
 from operator import itemgetter
 from typing import Any
 
-from beacon_ota.orchestrator.core.service import ServedCounts
+from beacon_ota.orchestrator.core.shared_counters import ServedCounts
 from beacon_ota.orchestrator.db.tables import Fields, attempts
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.wire import journal

@@ -1,4 +1,4 @@
-"""Moves the rollouts: gives up on silent beacons, counts, and does what the gates say.
+"""The rollout engine: concludes attempts, counts outcomes, and moves rollouts by their gates.
 
 Every move is decided by the pure functions of ``rollout`` and committed as one transaction with
 its transitions, its audit entries and its events, from the revision that it was decided upon; so
@@ -22,8 +22,9 @@ from sqlalchemy import Connection
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.clock import ClockJumpDetector
+from beacon_ota.orchestrator.core.attempts import record_outcome_event
 from beacon_ota.orchestrator.core.fleet_state import RolloutEntry, attempt_from_row, progress_of
-from beacon_ota.orchestrator.core.service import Service, record_outcome_event
+from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_manager import DecideTransitions, StopManager, stop_unstored
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import (
@@ -65,7 +66,7 @@ log = logging.getLogger("beacon_ota.orchestrator")
 
 EVALUATION_INTERVAL_S = 30.0  # beacons come and go without anybody telling the engine
 AGAIN_S = 1.0  # of the wall clock, until a change that the database refused is tried again
-MIN_ROUND_PAUSE_S = 0.2  # of the wall clock, between two rounds at least
+MIN_ROUND_PAUSE_S = 0.2  # minimum pause between two evaluation rounds, in real (unscaled) seconds
 _CALLED_OFF = (Status.HALTED, Status.ABORTED)
 _LAST = (Kind.ABORTED, Kind.RETIRED)
 _BEGUN = (Status.SCHEDULED, Status.ACTIVE, Status.PAUSED)
@@ -158,7 +159,7 @@ class Engine:
                 pass
 
     async def evaluate_rollout(self, entry: RolloutEntry) -> None:
-        """Do everything that is due for one rollout; the caller holds ``moving``."""
+        """Do everything that is due for one rollout; the caller holds ``rollout_lock``."""
         try:
             await self._evaluate_rollout(entry)
         except UsageError as error:
@@ -223,7 +224,7 @@ class Engine:
         now = self.service.clock.now()
         return {
             key: dataclasses.replace(attempt, result=result, ended_at=now)
-            for key, result in self.service.unrecorded.items()
+            for key, result in self.service.attempts.unrecorded.items()
             if key in entry.open_ids
             and (attempt := self.service.fleet.open_attempts.get(key)) is not None
         }
@@ -347,7 +348,9 @@ class Engine:
         presumed = self._presumed.get(rollout_id)
         gone = presumed & self._silent(entry, now).keys() if presumed else ()
         for attempt in rules.revocable_attempts(mine):
-            if attempt.id in self.service.unrecorded or (attempt.id in ends and attempt.id in gone):
+            if attempt.id in self.service.attempts.unrecorded or (
+                attempt.id in ends and attempt.id in gone
+            ):
                 continue
             node = view.beacons.get(attempt.beacon_id)
             if called_off or (node and rules.is_blocked_from(release.state, node.beacon)):
@@ -417,7 +420,7 @@ class Engine:
 
         def after(rows: list[Fields] | None) -> None:
             for row in rows or ():
-                self.service.put_attempt(row)
+                self.service.attempts.apply_row(row)
             for one in told:
                 self.service.hub.publish(one)
 
@@ -429,7 +432,7 @@ class Engine:
     def commit_transitions(
         self, entry: RolloutEntry, made: Sequence[Transition]
     ) -> Awaitable[None]:
-        """Record transitions and apply them; the caller holds ``moving``.
+        """Record transitions and apply them; the caller holds ``rollout_lock``.
 
         Args:
             entry: as it is now, they were decided upon: nothing was awaited since.

@@ -1,4 +1,4 @@
-"""What decisions need, in memory: rebuilt from the database at start, then follows its commits.
+"""The fleet's state in memory, for decisions: read at the start, then follows the commits.
 
 Nothing here is a truth of its own. Every ``put_…`` takes what was committed, in that order, and
 only the event loop's thread calls them. What was stopped and is not committed yet (``stops``) is

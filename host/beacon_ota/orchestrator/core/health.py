@@ -1,4 +1,4 @@
-"""How a beacon stands, in one word: what the dashboard shows and the metrics count."""
+"""The health label of a beacon: one word that the dashboard shows and the metrics count."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Hands events to those who follow them live."""
+"""Hands events, stored and transient, to the subscribers of the live streams."""
 
 import asyncio
 from collections import Counter
@@ -77,9 +77,9 @@ class EventHub:
         return bool(self._followers)
 
     def forward_to(self, tell: Callable[[Fields], object]) -> None:
-        """There are other processes: ``tell`` them of the moment.
+        """Forward transient (unstored) events to the other processes through ``tell``.
 
-        Stored events come back, with theirs, through :meth:`deliver`: in one order for all.
+        Stored events come back, with theirs, through :meth:`dispatch`: in one order for all.
         """
         self._tell = tell
 

@@ -1,17 +1,14 @@
-"""The orchestrator as one object: clock, database, images, view, followers, and what ties them.
+"""The orchestrator without sockets: clock, database, images, fleet state, hub, background tasks.
 
 The HTTP side calls its methods; every method that changes something waits for the commit.
 """
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,24 +19,22 @@ from beacon_ota.orchestrator.blobs.local import BlobDamaged
 from beacon_ota.orchestrator.blobs.object_store import open_blob_store
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core import credential_cache
+from beacon_ota.orchestrator.core.attempts import Attempts
 from beacon_ota.orchestrator.core.audit_note import AuditHeadNote
 from beacon_ota.orchestrator.core.credential_cache import CredentialCache
 from beacon_ota.orchestrator.core.fleet_state import (
     BeaconState,
     FleetState,
     Release,
-    attempt_from_row,
-    progress_of,
 )
 from beacon_ota.orchestrator.core.hub import EventHub
 from beacon_ota.orchestrator.core.replay import REPLAYS_FILE, ReplayGuard
-from beacon_ota.orchestrator.core.shared_counters import SharedCounters
+from beacon_ota.orchestrator.core.shared_counters import ServedCounts, SharedCounters
 from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.database import Database, StorageError, is_shared, sqlite_url
 from beacon_ota.orchestrator.db.tables import (
     Fields,
-    attempts,
     audit,
     beacons,
     changes,
@@ -47,13 +42,10 @@ from beacon_ota.orchestrator.db.tables import (
     firmwares,
     keys,
     orphans,
-    rollouts,
     sites,
     webhooks,
 )
 from beacon_ota.orchestrator.lease import Lease
-from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide, may_continue
-from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Kind, Reason, Result, Status
 from beacon_ota.orchestrator.settings import Settings
 
 T = TypeVar("T")
@@ -64,40 +56,6 @@ FLUSH_S = 3.0  # last-seen times are written this often
 PRUNE_S = 600.0
 PRUNE_ROWS = 10_000  # removed in one transaction
 UNDER_WAY_S = 3600.0  # younger files without a row may be another process's upload
-
-
-@dataclass(slots=True)
-class ServedCounts:
-    """What this process has served since it started; the rest is counted from the tables."""
-
-    polls: Counter = field(default_factory=Counter)  # by reason word
-    reports: Counter = field(default_factory=Counter)  # by status
-    fields: Counter = field(default_factory=Counter)  # of reports, that broke the contract, by name
-    entries: Counter = field(default_factory=Counter)  # of journals: clipped, dropped
-    refused: Counter = field(default_factory=Counter)  # 401s by code
-    problems: Counter = field(default_factory=Counter)  # all refusals by code
-    downloads: Counter = field(default_factory=Counter)  # by HTTP status, as text
-    bytes_sent: int = 0
-    reading: int = 0  # downloads under way
-
-    def dump(self) -> Fields:
-        """Return it as JSON has it."""
-        found: Fields = {}
-        for one in dataclasses.fields(self):
-            value = getattr(self, one.name)
-            counter = isinstance(value, Counter)
-            found[one.name] = {str(k): n for k, n in value.items()} if counter else value
-        return found
-
-    def add(self, found: Fields) -> "ServedCounts":
-        """Return the sum with what another process has dumped."""
-        total: Fields = {}
-        for name, mine in self.dump().items():
-            if isinstance(mine, dict):
-                total[name] = Counter(mine) + Counter(found.get(name) or {})
-            else:
-                total[name] = mine + (found.get(name) or 0)
-        return ServedCounts(**total)
 
 
 class Service:
@@ -140,7 +98,7 @@ class Service:
         self.fleet.put_stops(self.stops.current())  # before anything is read
         self.credentials = CredentialCache()
         self._remembering: asyncio.Future[None] | None = None
-        self.unrecorded: dict[str, Result] = {}  # what open attempts came to, and was not stored
+        self.attempts = Attempts(self.fleet, self.stops, self.db, self.hub, self.clock, self.lease)
         self.cut_off = False  # the database is away, and nobody leads
         self.uploads = asyncio.Lock()  # from the check that a version is free to its row
         self._tasks: list[asyncio.Task[None]] = []
@@ -290,206 +248,6 @@ class Service:
 
         await asyncio.shield(self.db.write(work, then=then))
 
-    # ---- attempts ----
-
-    async def commit_offer(self, node: BeaconState, decision: Decision) -> Attempt | None:
-        """Return the attempt of an offer; it is durable before the beacon hears of it.
-
-        Args:
-            decision: made just now: nothing was awaited since.
-
-        Returns:
-            None when it is to be decided again: what it was made upon has changed.
-        """
-        if decision.attempt_id is not None and node.offering is None:
-            return self.fleet.open_attempts[decision.attempt_id]
-        if node.offering is not None:  # the same beacon asked twice at once
-            return await asyncio.shield(node.offering)
-        assert decision.rollout_id and decision.firmware_id
-        facts = node.beacon
-        basis = self.fleet.basis_of(self.fleet.rollouts[decision.rollout_id])
-        before = [a for a in node.attempts if a.rollout_id == decision.rollout_id]
-        again = bool(before) and before[-1].result is Result.EXPIRED
-        row: Fields = {
-            **dict.fromkeys(attempts.COLUMNS),
-            "id": before[-1].id if again else tables.new_id(),
-            "beacon_id": facts.id,
-            "firmware_id": decision.firmware_id,
-            "rollout_id": decision.rollout_id,
-            "wave": decision.wave,
-            "stage": decision.stage,
-            "n": len(before) + (not again),
-            "site": facts.site or None,
-            "from_version": facts.version,
-            "from_image": facts.image,
-            "offered_at": self.clock.now(),
-        }
-        attempt = attempt_from_row(row)
-        self.fleet.put_attempt(attempt)  # at once, so that the building's count includes it
-        node.offering = asyncio.get_running_loop().create_future()
-        try:
-            known = frozenset(a.id for a in before)
-            upon = (facts.channel, facts.device_type)
-            kept = await self.db.write(_offer, self.stops, basis, upon, row, again, known)
-            if kept is None:
-                self._take_back(attempt, before[-1] if again else None)
-                node.offering.set_result(None)
-                return None
-            if kept["id"] != attempt.id:
-                self.fleet.cancel_attempt(attempt)
-                attempt = attempt_from_row(kept)
-                self.fleet.put_attempt(attempt)
-        except BaseException as error:
-            self._take_back(attempt, before[-1] if again else None)
-            node.offering.set_exception(error)
-            node.offering.exception()
-            raise
-        else:
-            node.offering.set_result(attempt)
-            self.hub.broadcast_transient(
-                row["offered_at"],
-                "attempt.offered",
-                attempt.id,
-                {
-                    "beacon": facts.id,
-                    "firmware": decision.firmware_id,
-                    "rollout": decision.rollout_id,
-                },
-            )
-        finally:
-            node.offering = None
-        return attempt
-
-    def within_lease(self, decision: Decision) -> Decision:
-        """Return a decision as this orchestrator may make it: without its primary, no new offer.
-
-        What a beacon has begun is finished: it was handed out in time.
-        """
-        if not decision.offered or self.lease is None or not self.lease.is_over():
-            return decision
-        attempt = self.fleet.open_attempts.get(decision.attempt_id or "")
-        if attempt is not None and attempt.taken_at is not None:
-            return decision
-        return Decision(
-            Reason.LEASE,
-            decision.rollout_id,
-            decision.firmware_id,
-            decision.wave,
-            decision.stage,
-        )
-
-    def _take_back(self, attempt: Attempt, expired: Attempt | None) -> None:
-        """Forget an offer that was not committed; what it was to go on with stays as it was."""
-        self.fleet.cancel_attempt(attempt)
-        if expired is not None:
-            self.fleet.put_attempt(expired)
-
-    async def start_attempt(self, attempt: Attempt) -> bool:
-        """Record that a beacon has begun: the first download of an attempt.
-
-        Returns:
-            Whether it may: False when the attempt has ended, or was called off.
-        """
-        now = self.clock.now()
-        may, _row = await self.db.write(
-            _take, self.stops, attempt.id, now, then=lambda done: self.put_attempt(done[1])
-        )
-        if may:
-            self.hub.broadcast_transient(
-                now, "attempt.taken", attempt.id, {"beacon": attempt.beacon_id}
-            )
-        return may
-
-    def put_attempt(self, row: Fields | None) -> None:
-        """Bring the view up to a committed row."""
-        if row is None:
-            return
-        attempt = attempt_from_row(row)
-        was_open = attempt.id in self.fleet.open_attempts
-        node = self.fleet.beacons.get(attempt.beacon_id)
-        before = () if node is None else node.attempts
-        blames = attempt.blamed_at is not None and not any(
-            one.id == attempt.id and one.blamed_at is not None for one in before
-        )
-        if attempt.result is not None:
-            self.unrecorded.pop(attempt.id, None)
-        self.fleet.put_attempt(attempt)
-        failed = attempt.result in OUTCOMES and attempt.result is not Result.SUCCESS
-        if (was_open and failed) or blames:
-            self._withheld(attempt)
-
-    def _withheld(self, attempt: Attempt) -> None:
-        """Tell of a beacon that is offered a release no more: for its failures, or its verdict."""
-        node = self.fleet.beacons.get(attempt.beacon_id)
-        if node is None:
-            return
-        now = self.clock.now()
-        lives = self.fleet.active_rollouts_for(node.beacon)
-        decision = decide(lives, node.beacon, now, attempts=node.attempts)
-        if (
-            decision.reason not in (Reason.ATTEMPTS, Reason.BLAMED)
-            or decision.firmware_id != attempt.firmware_id
-        ):
-            return
-        release = self.fleet.releases[attempt.firmware_id]
-        data = {
-            "rollout": attempt.rollout_id,
-            "firmware": attempt.firmware_id,
-            "version": release.row["version"],
-            "tries": decision.number,
-            "why": decision.reason.value,
-        }
-        self.db.write(
-            events.add, now, "beacon.withheld", attempt.beacon_id, data, then=self.hub.publish
-        )
-
-    async def conclude_attempt(
-        self,
-        attempt: Attempt,
-        result: Result,
-        *,
-        stage: str | None = None,
-        code: str | None = None,
-        detail: str | None = None,
-    ) -> None:
-        """End an attempt by what we concluded ourselves of how far it had come."""
-        version = self.fleet.releases[attempt.firmware_id].row["version"]
-        attempt_id, upon, now = attempt.id, progress_of(attempt), self.clock.now()
-        told: list[Fields] = []
-
-        def work(conn: Connection) -> Fields | None:
-            told.clear()
-            settled, row = attempts.conclude(
-                conn,
-                attempt_id,
-                now,
-                str(result),
-                progress=upon,
-                stage=stage,
-                code=code,
-                detail=detail,
-            )
-            if settled and row is not None:
-                told.append(record_outcome_event(conn, now, row, version))
-            return row
-
-        def after(row: Fields | None) -> None:
-            self.put_attempt(row)
-            for one in told:
-                self.hub.publish(one)
-
-        try:
-            await self.db.write(work, then=after)
-        except StorageError:
-            self.note_unrecorded(attempt, result)
-            raise
-
-    def note_unrecorded(self, attempt: Attempt, result: Result) -> None:
-        """An open attempt has failed, and the database did not take it: the gates count it."""
-        if attempt.id in self.fleet.open_attempts and result is not Result.SUCCESS:
-            self.unrecorded[attempt.id] = result
-            self.fleet.on_change()
-
     # ---- the background ----
 
     async def flush_last_seen(self) -> None:
@@ -627,86 +385,6 @@ class Service:
             log.error("background work has to wait: %s", error)
         except Exception:
             log.exception("background work failed")
-
-
-def may_attempt_continue(
-    conn: Connection, stops: StopBoard, attempt_id: str
-) -> tuple[bool, Fields | None]:
-    """Tell whether an attempt may go on, by what is committed or stopped; and its row.
-
-    So a halt, a quarantine or another device type holds that another process has committed, and
-    this one has not heard of yet; and one that was made while this waited for the database.
-    """
-    row = attempts.get(conn, attempt_id)
-    basis = None if row is None else rollouts.read_basis(conn, row["rollout_id"])
-    if row is None or basis is None:
-        return False, row
-    attempt = attempt_from_row(row)
-    open_to = beacons.offer_scope(conn, row["beacon_id"])
-    channel = None if open_to is None else open_to[0]
-    if (
-        open_to is not None
-        and attempt.rebooting_at is None
-        and open_to[1] != firmwares.device_type_of(conn, attempt.firmware_id)
-    ):
-        return False, row
-    for status in (
-        basis.status,
-        *(_STATUS[one.kind] for one in stops.stops_of(attempt.rollout_id)),
-    ):
-        if not may_continue(Status(status), basis.release_state, attempt, channel=channel):
-            return False, row
-    return True, row
-
-
-_STATUS = {
-    Kind.PAUSED: Status.PAUSED,
-    Kind.HALTED: Status.HALTED,
-    Kind.ABORTED: Status.ABORTED,
-}
-
-
-def _take(
-    conn: Connection, stops: StopBoard, attempt_id: str, now: float
-) -> tuple[bool, Fields | None]:
-    may, row = may_attempt_continue(conn, stops, attempt_id)
-    return may, attempts.start(conn, attempt_id, now) if may else row
-
-
-def _offer(
-    conn: Connection,
-    stops: StopBoard,
-    basis: rollouts.Basis,
-    upon: tuple[str, str],
-    row: Fields,
-    again: bool,
-    known: frozenset[str],
-) -> Fields | None:
-    """Record an offer, unless its rollout was stopped while it waited for the database."""
-    if stops.stops_of(row["rollout_id"]):
-        return None
-    return attempts.offer_if_unchanged(conn, basis, upon, row, again, known)
-
-
-def record_outcome_event(
-    conn: Connection, at: float, row: Fields, version: str, word: str | None = None
-) -> Fields:
-    """Record the event of an attempt's end.
-
-    Args:
-        version: of its release.
-        word: instead of its result.
-    """
-    data = {
-        "beacon": row["beacon_id"],
-        "rollout": row["rollout_id"],
-        "firmware": row["firmware_id"],
-        "version": version,
-    }
-    for name in ("failed_in", "code", "detail"):
-        if row[name]:
-            data[name] = row[name]
-    return events.add(conn, at, f"attempt.{word or row['result']}", row["id"], data)
 
 
 @contextlib.asynccontextmanager

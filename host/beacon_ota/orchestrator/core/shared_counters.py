@@ -4,20 +4,57 @@ Whoever asks one of them for metrics gets the sum; and a process that takes anot
 on from what that one had counted, so that no counter ever goes back.
 """
 
+import dataclasses
 import fcntl
 import json
 import mmap
 import os
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from beacon_ota.orchestrator.db.tables import Fields
 
 _HALF = 32 * 1024
 _SLOT = 2 * _HALF + 8
 _HEAD = struct.Struct("<II")  # which half, and how much of it
+
+
+@dataclass(slots=True)
+class ServedCounts:
+    """What this process has served since it started; the rest is counted from the tables."""
+
+    polls: Counter = field(default_factory=Counter)  # by reason word
+    reports: Counter = field(default_factory=Counter)  # by status
+    fields: Counter = field(default_factory=Counter)  # of reports, that broke the contract, by name
+    entries: Counter = field(default_factory=Counter)  # of journals: clipped, dropped
+    refused: Counter = field(default_factory=Counter)  # 401s by code
+    problems: Counter = field(default_factory=Counter)  # all refusals by code
+    downloads: Counter = field(default_factory=Counter)  # by HTTP status, as text
+    bytes_sent: int = 0
+    reading: int = 0  # downloads under way
+
+    def dump(self) -> Fields:
+        """Return it as JSON has it."""
+        found: Fields = {}
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            counter = isinstance(value, Counter)
+            found[one.name] = {str(k): n for k, n in value.items()} if counter else value
+        return found
+
+    def add(self, found: Fields) -> "ServedCounts":
+        """Return the sum with what another process has dumped."""
+        total: Fields = {}
+        for name, mine in self.dump().items():
+            if isinstance(mine, dict):
+                total[name] = Counter(mine) + Counter(found.get(name) or {})
+            else:
+                total[name] = mine + (found.get(name) or 0)
+        return ServedCounts(**total)
 
 
 class SharedCounters:

@@ -136,7 +136,7 @@ class StopBoard:
         self._write()
 
     def encode(self) -> tuple[int, bytes]:
-        """Return what :meth:`note` is to write: number and text."""
+        """Return what :meth:`write_note` is to write: number and text."""
         return self._number, self._packed()
 
     def write_note(self, text: tuple[int, bytes]) -> bool:

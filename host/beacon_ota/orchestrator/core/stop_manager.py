@@ -195,7 +195,7 @@ class StopManager:
             await asyncio.sleep(_LOOK_S)
 
     async def halt_automatically(self, entry: RolloutEntry, made: Sequence[Transition]) -> None:
-        """Do what the gates say when one has tripped: in memory first; the caller holds ``moving``.
+        """Halt a rollout whose gate has tripped, in memory first; the caller holds the lock.
 
         Raises:
             UsageError: ``rollout_moved``: it was moved by somebody else; to be decided anew.

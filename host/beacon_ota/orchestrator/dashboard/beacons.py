@@ -96,7 +96,7 @@ def show_beacon(ask: PageRequest) -> Page:
         place=place,
         busy=view.updates_in_building(place.building, node),
     )
-    decision = ask.service.within_lease(decision)
+    decision = ask.service.attempts.within_lease(decision)
     state = health_label(node, view.releases, ask.now)
     release = next(
         (

@@ -1,7 +1,8 @@
 """How a rollout moves: what the gates do by themselves, and what an administrator does by hand.
 
-A rollout's state is the fold of its transitions: record a transition, then :func:`apply` it, in
-one database transaction. Asking :func:`advance` again with the same values gives the same answer.
+A rollout's state is the fold of its transitions: record a transition, then
+:func:`apply_transition`, in one database transaction. :func:`advance` is a pure function: the same
+values give the same answer.
 """
 
 import math

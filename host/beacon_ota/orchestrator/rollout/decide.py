@@ -329,7 +329,7 @@ def expired_attempts(
     """Return a rollout's offers that nobody took in time; they count for nothing.
 
     Args:
-        listening_since: as for :func:`lost`.
+        listening_since: as for :func:`lost_attempts`.
     """
     own = rollout.plan.rollout_id
     return [

@@ -66,7 +66,7 @@ def locate_beacons(
     release_state: str = "stable",
     listening_since: float = 0.0,
 ) -> dict[str, tuple[int, int, str]]:
-    """Return who is behind the counts of :func:`tally`: by beacon id its wave, stage and count."""
+    """Return by beacon id where :func:`count_outcomes` counts it: wave, stage, count."""
     counting = _Counting(rollout, state, seen, now, release_state, listening_since)
     counting.everybody(beacons, attempts)
     return {

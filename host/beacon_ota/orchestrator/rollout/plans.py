@@ -137,7 +137,7 @@ def _named(table: Table, field: str, read: Reader[T], given: T | None) -> T:
 
 
 def dump_plan(plan: Plan) -> dict[str, object]:
-    """Write a plan in full, in JSON's types; :func:`parse` gives it back."""
+    """Write a plan in full, in JSON's types; :func:`parse_plan` gives it back."""
     release = plan.release
     data: dict[str, object] = {
         "rollout_id": plan.rollout_id,

@@ -37,7 +37,7 @@ def moved_on(attempt: Mapping[str, Any], others: Iterable[Mapping[str, Any]], en
 
 
 def row_of(attempt: Attempt) -> Mapping[str, Any]:
-    """Return what :func:`went_on` looks at."""
+    """Return what :func:`moved_on` looks at."""
     names = ("id", "beacon_id", "firmware_id", "offered_at", "taken_at", "ended_at", "result")
     undone = {"late_result": None if attempt.undone_at is None else "rolled_back"}
     return {name: getattr(attempt, name) for name in names} | undone

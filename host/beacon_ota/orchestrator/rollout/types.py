@@ -48,12 +48,17 @@ class Gate:
         healthy_share: confirmed healthy among the attempted, needed to go on.
         failure_share: failed among those with an outcome; more than this halts …
         failure_sample: … once so many have an outcome.
-        in_a_row: so many different beacons failing one after another halt, at any sample.
-        silence_s: from an offer taken to its outcome; longer is ``lost``, a failure.
-        presence_s: a beacon heard from within this time is present; others are not waited for.
-        patience_s: a stage waits no longer than this for present beacons to come to an end.
+        max_consecutive_failures: halt after this many consecutive failures of different beacons,
+            regardless of the sample size (``in_a_row`` in a plan).
+        report_timeout_s: from an offer taken to its outcome; longer is ``lost``, a failure
+            (``silence`` in a plan).
+        liveness_window_s: a beacon heard from within this time is present; a stage does not wait
+            for the others (``presence`` in a plan).
+        stage_timeout_s: a stage waits no longer than this for present beacons to come to an end
+            (``patience`` in a plan).
         retry_first: stages of failure (``download`` …) that count only once the beacon has used
-            up its attempts, or has not tried again within ``silence_s``.
+            up its attempts, or has not tried again within
+            ``report_timeout_s``.
     """
 
     min_sample: int = 3
@@ -237,9 +242,10 @@ class Attempt:
     """One offer to one beacon, and what became of it.
 
     ``wave`` and ``stage`` are where the beacon stood when it was offered. ``failed_in`` is the
-    stage of the failure that the beacon reported (``download``, ``boot`` …). ``remote``: somebody
-    else hears from the beacon, and settles it. ``undone_at``: when the beacon said that it went
-    back from a release which it had confirmed; ``blamed_at``: that the release is bad.
+    stage of the failure that the beacon reported (``download``, ``boot`` …). ``is_remote``:
+    another orchestrator hears from the beacon, and concludes the attempt. ``undone_at``: when the
+    beacon said that it went back from a release which it had confirmed; ``blamed_at``: when it
+    said that the release is bad.
     """
 
     id: str
@@ -356,7 +362,7 @@ class StageCounts:
         accepted: the same, before the last resume by hand.
         open: taken the offer, no outcome yet.
         waiting: due for the release and present; away: due, not heard from lately.
-        row: longest run of failures, in the order in which the offers were taken.
+        failure_streak: longest run of failures, in the order in which the offers were taken.
     """
 
     healthy: int = 0
@@ -396,7 +402,7 @@ class StageCounts:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeCounts:
-    """Counts by wave and stage (``cells[wave][stage]``), and their sums.
+    """Counts by wave and stage (``stages[wave][stage]``), and their sums.
 
     ``common`` leaves out the waves that have a gate of their own.
     """

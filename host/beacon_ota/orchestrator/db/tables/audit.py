@@ -2,7 +2,7 @@
 
 ``hash = SHA-256(previous hash, newline, canonical JSON of the entry)``; the first entry follows
 64 zeros. Changing, dropping or reordering entries breaks the chain; cutting off its end does not,
-which is why ``verify`` takes and returns a head to keep elsewhere.
+which is why ``verify_chain`` takes and returns a head to keep elsewhere.
 """
 
 import hashlib
@@ -119,7 +119,7 @@ def verify_chain(conn: Connection, head: str | None = None) -> Fields:
 
 
 def verify_entries(chain: Iterable[Fields], head: str | None = None) -> Fields:
-    """Verify entries as :meth:`verify` does, wherever they come from."""
+    """Verify entries as :func:`verify_chain` does, wherever they come from."""
     previous, seq, found = EMPTY_HASH, 0, head in (None, EMPTY_HASH)
     for entry in chain:
         if entry["seq"] != seq + 1 or entry["previous"] != previous:

@@ -164,7 +164,7 @@ def export_state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
 
 
 def get_served_release(conn: Connection, mirror: Fields, firmware_id: str) -> Fields | None:
-    """Return the release if a mirror may have it: one that it is told of (:func:`state`)."""
+    """Return the release if a mirror may have it: one that it is told of (:func:`export_state`)."""
     row = fields(conn.execute(select(firmwares).where(firmwares.c.id == firmware_id)).first())
     if row is None or row["state"] == "deprecated":
         return None

@@ -149,7 +149,7 @@ def record_halt(
 
     Args:
         lost: attempts that were given up, and count for it. The primary may know better of them:
-            it is told of the halt after those (:func:`tell_halt`).
+            it is told of the halt after those (:func:`queue_halt`).
     """
     conn.execute(update(rollouts).where(_r.id == rollout_id).values(**values))
     said = {"reason": reason, "id": new_id(), "lost": lost}

@@ -71,7 +71,7 @@ def _binder(order: list[str] | None) -> Callable[[Fields], Any]:
 def defer_insert(conn: Connection, statement: PreparedStatement, row: Fields) -> None:
     """Insert a row when the transaction ends, together with the others of its kind.
 
-    For history that nothing in the transaction reads; the writer calls :func:`flush`.
+    For history that nothing in the transaction reads; the writer calls :func:`flush_deferred`.
     """
     conn.info.setdefault("appended", {}).setdefault(statement, []).append(row)
 
