@@ -43,5 +43,5 @@ def test_a_database_that_takes_no_writes_hides_nothing(local, monkeypatch):
         raise StorageError("storage", "full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(local.service, "flush", fail)
+        patched.setattr(local.service, "flush_last_seen", fail)
         assert listed(local)["beacons"][0]["beacon_id"] == beacon.id
