@@ -19,27 +19,23 @@ MIRRORED = ("orchestrator", "virtual", "campaign", "cli/_support", "console", "i
 ELSEWHERE = ("orchestrator/dashboard/", "orchestrator/db/migrations/", "virtual/modules/")
 # Modules that are tested through others. Nothing is added here: a new module has a test of its own.
 WITHOUT = """
-campaign/faults/matrix.py
 campaign/fuzz/coverage.py
 campaign/fuzz/run.py
 campaign/kills/server_process.py
 campaign/kills/simulated_beacon.py
-campaign/power/mutants.py
 campaign/power/recording.py
 campaign/report.py
 campaign/rig/beacon_rig.py
 campaign/rig/builds.py
 campaign/rig/http_server.py
-campaign/rig/invariants.py
 campaign/rig/orchestrator.py
 campaign/rig/postgres.py
 campaign/soak.py
 cli/_support/inspection.py
 cli/_support/plain_help.py
 cli/_support/prompts.py
-cli/_support/remote.py
 fleet/fleet.py
-inspect/facts.py
+inspect/describe.py
 orchestrator/api/answers.py
 orchestrator/api/app.py
 orchestrator/api/audit.py
@@ -97,7 +93,6 @@ orchestrator/server/start.py
 orchestrator/server/subprocess.py
 orchestrator/settings.py
 virtual/beacon.py
-virtual/peripherals.py
 virtual/clock.py
 virtual/flash/esp_errors.py
 virtual/flash/nvs_page.py

@@ -1,15 +1,15 @@
-# What this release says of itself: in its filesystem, or, with the app frozen into the core, in the
-# core's description.
+# Reads what this release says about itself: from app.json in its filesystem or, when the app is
+# frozen into the core, from the core's description.
 
 import json
 
 from esp32 import Partition
 from micropython import const
 
-_DESCRIPTION = const(48)  # where an image keeps its version text
+_DESCRIPTION = const(48)  # offset of an image's version text
 
 
-# (version, device type, is it built without signatures?)
+# Returns (version, device type, whether it accepts unsigned releases).
 def read_release():
     try:
         with open("/app/app.json") as f:

@@ -1,10 +1,10 @@
-# What an exception looks like in the journal.
+# Formats an exception for the journal.
 
 import io
 import sys
 
 
-# One line for a journal entry: the error, and where in our code.
+# One line: the error, and the file and line at which it was raised.
 def describe_error(error):
     text = io.StringIO()
     sys.print_exception(error, text)

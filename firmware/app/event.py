@@ -1,6 +1,6 @@
-# An event that ends a pause. It stays set until somebody has waited for it: a set() that comes
-# before the pause begins ends that pause at once. Whoever waits looks at what has changed after
-# the pause, and not before it.
+# An event that ends a pause. It stays set until a task has waited for it, so a set() before the
+# pause begins ends that pause at once. A waiting task must look for changes after the pause, not
+# before it.
 
 import asyncio
 
@@ -17,5 +17,5 @@ class AutoResetEvent:
         try:
             await asyncio.wait_for_ms(self._event.wait(), ms)
         except asyncio.TimeoutError:
-            pass  # nobody called
+            pass  # no set() came
         self._event.clear()

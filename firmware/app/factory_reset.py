@@ -1,5 +1,5 @@
-# Back to how it left the factory. What whoever provisions has given is forgotten; what the beacon
-# is (id, PIN, policy) and what it has been through (floor, journal, known-bad releases) stay.
+# Erases what was provisioned. The beacon's identity (id, PIN, policy) and its history (floor,
+# journal, denied images) stay.
 
 from micropython import const
 
@@ -24,8 +24,9 @@ GIVEN = const(
 )
 
 
-# All of it or nothing, whenever the power fails. A full NVS has no room for the intention: then one
-# after the other, the key first, and who was cut off by the power has to ask again.
+# Erases all or nothing, even when the power fails. A full NVS has no room for the redo log: then
+# the values are erased one by one, the key first, and after a power cut the erasure has to be asked
+# for again.
 def erase_provisioned(store):
     try:
         store.put_all(dict.fromkeys(GIVEN))

@@ -1,4 +1,4 @@
-# Who a beacon is: the name it was given, or one that its chip gives it.
+# The beacon's id: the one it was given, or one derived from the chip's serial number.
 
 from binascii import hexlify
 

@@ -1,7 +1,7 @@
-# What went wrong, kept over every kind of reset until the orchestrator has it: a ring of eight NVS
-# records, [seq, utc, stage, code, detail]. Stage 0 writes into the same ring (boot.py's note), and
-# so did older releases: what is read is held to the contract (wire/journal.py) like what is
-# written.
+# The error journal: a ring of eight NVS records, [seq, utc, stage, code, detail], kept over every
+# kind of reset until the orchestrator has received them. Stage 0 writes into the same ring
+# (journal_write in boot.py), and so did older releases, so entries are checked against the contract
+# (wire/journal.py) when they are read as well as when they are written.
 
 from micropython import const
 from modules import unload
@@ -9,7 +9,7 @@ from net import clock
 from wire import journal as rule
 
 _PLACES = const(8)
-_LAST = const(0x1FFFFFFF)  # stage 0 takes a larger number for none that was counted up to
+_LAST = const(0x1FFFFFFF)  # stage 0 ignores larger numbers
 
 
 class Journal:
@@ -27,11 +27,12 @@ class Journal:
             renumber = None
             unload("renumber")
         elif self.delivered != ack:
-            # What stage 0 writes next counts from the ring, and would pass for delivered.
+            # Stage 0 counts on from the ring: its next entry would pass for delivered.
             self._store.try_put("jrn_ack", self.delivered)
 
-    # The same words again while nobody has fetched the first ones are not news, and NVS wears;
-    # they are after entry `since`, which is where a trial began.
+    # An entry that repeats the newest one is dropped until that one was delivered, because NVS
+    # wears out. It is written all the same when the newest one is not newer than entry `since`,
+    # at which a trial began.
     def write(self, stage, code, detail="", since=0):
         print("journal:", stage, code, detail)
         self.append((clock.utc(), stage, code, detail), since)
@@ -43,7 +44,7 @@ class Journal:
             return
         place = "journal%d" % (seq % _PLACES)
         put = self._store.try_put
-        # A full NVS has room again once the oldest entry is gone.
+        # A full NVS has room again when the oldest entry is erased.
         if put(place, entry) or put(place, None) and put(place, entry):
             self.newest = seq
             self.newest_words = entry[2:]
@@ -54,14 +55,15 @@ class Journal:
             seq = self.delivered
         return [entry for entry in self._read_ring() if entry[0] > seq]
 
-    # The orchestrator has stored everything up to `seq`. A number it cannot know is no news.
+    # The orchestrator has stored all entries up to `seq`. A number that it cannot know is ignored.
     def acknowledge(self, seq):
         if self.delivered < seq <= self.newest:
             self.delivered = seq
             self._store.try_put("jrn_ack", seq)
 
-    # Oldest first, each number once: that is how the orchestrator takes them. Numbers beyond the
-    # last one, which only damage makes, count as the last one for `damaged`, else not at all.
+    # The entries, oldest first, each number once, as the orchestrator requires it. Only damage
+    # makes numbers beyond the last one: with `damaged` they count as the last one, else they are
+    # skipped.
     def _read_ring(self, damaged=False):
         entries = []
         known = []

@@ -1,6 +1,6 @@
-# The beacon: wires the tasks together, and is the only place that knows all of them. The order is
-# the point: watchdog first, then Bluetooth, then WiFi, before the heap has grown into what their
-# drivers need; everything that can wait is imported after them.
+# The beacon: creates the services, wires them together and runs their tasks; no other module knows
+# all of them. The order matters: the watchdog first, then Bluetooth, then WiFi, before the heap has
+# grown into the memory that their drivers need. The other modules are imported after them.
 
 import asyncio
 import gc
@@ -69,7 +69,7 @@ class Beacon:
         self.image_sha256 = ""  # SHA-256 of the running release, once it is known
         self._heap_min = 1 << 30
 
-    # Says on the air what runs here, and how it is with provisioning; again when that has changed.
+    # Advertises the running version and the state of provisioning; called again after each change.
     def advertise_status(self):
         flags = 0
         if self.blufi:
@@ -84,33 +84,33 @@ class Beacon:
             flags |= adverts.INSECURE
         self.radio.set_status(adverts.build_status(flags, self.version))
 
-    # Somebody has provisioned it: the orchestrator is asked at once.
+    # Settings were provisioned: the orchestrator is polled at once.
     def on_provisioned(self):
         self.advertise_status()
         self.api.reload()
         self.agent.poll_now()
 
-    # Do the services run? Asked by the health check of a release on trial; whether Bluetooth has
-    # to be there at all is the radio's to say.
+    # Whether the services run, for the health check of a release on trial. Radio.is_healthy() says
+    # whether Bluetooth has to work at all.
     def services_healthy(self):
         settled = time.ticks_diff(time.ticks_ms(), self._begun) > _SETTLED
         served = self.access is None or self.access.is_ready()
         return settled and served and not self.supervisor.deaths
 
-    # The least that was free after a collection; every call looks again.
+    # The least free memory after a garbage collection, in bytes; every call measures again.
     def measure_heap(self):
         gc.collect()
         self._heap_min = min(self._heap_min, gc.mem_free())
         return self._heap_min
 
-    # A confirmed release that runs for a while has not crashed: stage 0 counts from zero again.
+    # A confirmed release that has run for `healthy_s` has not crashed: the count starts again.
     async def _record_good_boot(self):
         await asyncio.sleep(self.store.policy("healthy_s"))
         if not self.slots.is_on_trial():
             self.clear_crash_count()
         self.radio.record_good_boot()
 
-    # Stage 0 counts in NVS, and in RTC memory where NVS takes nothing.
+    # Stage 0 counts in NVS, or in RTC memory when it cannot write to NVS.
     def clear_crash_count(self):
         if self.store.number("crashes"):
             self.store.try_put("crashes", None)

@@ -1,6 +1,6 @@
-# Several changes of NVS as one (docs/contracts.md, section 7, `spare`): written down before any of
-# them is made, done again after a power cut, undone where NVS does not take all of them. Loaded
-# for as long as that takes.
+# Changes several values of NVS as one (docs/contracts.md, section 7, `spare`). The redo log is
+# written before the first change, replayed after a power cut, and undone when NVS does not take all
+# of the changes.
 
 from struct import pack, unpack_from
 
@@ -41,8 +41,8 @@ def _read_value(store, key):
         return store.blob(key, _RECORD) or None
 
 
-# NVS did not take all of it: back to what there was. `spare` goes first, for it takes the room that
-# the old values may need: ESP-IDF can lose one whose replacement found none.
+# Restores the old values when NVS did not take all of the new ones. The log is erased first,
+# because the old values may need its room: ESP-IDF can lose a blob whose replacement found no room.
 def _restore(store, old):
     for key in [_KEY] + list(old):
         value = old.get(key)
@@ -57,8 +57,8 @@ def _restore(store, old):
             print("settings: %s not as before: %s" % (key, error))
 
 
-# What the log says. Raises OSError when NVS does not take it, ValueError or IndexError for bytes
-# that are no log.
+# Makes the changes of a log, then erases it. Raises OSError when NVS does not take them, ValueError
+# or IndexError when the bytes are not a log.
 def replay(store, log):
     at = 0
     while at < len(log):

@@ -1,12 +1,12 @@
-# The journal's numbers have come to their end, and begin again. Only damage brings that about.
+# Restarts the journal's numbers when they have reached their end, which only damage can cause.
 
 from micropython import const
 
 _PLACES = const(8)  # of the ring
 
 
-# Stage 0 goes on from the highest number in the ring, so no place may keep an old one. What a power
-# cut takes away here are entries of a ring that was damaged before.
+# Stage 0 counts on from the highest number in the ring, so every old entry is erased first. A power
+# cut here can only lose entries of a ring that was damaged before.
 def restart_numbers(journal, store, entries):
     for key in ["journal%d" % i for i in range(_PLACES)] + ["jrn_ack"]:
         if not store.try_put(key, None):

@@ -1,5 +1,5 @@
-# The beacon's settings and records, in NVS: the only memory that a new release, a rollback and a
-# power cut leave alone. Every set is durable and atomic by itself, so there is no cache to lose.
+# The beacon's settings and records in NVS, the only memory that new releases, rollbacks and power
+# cuts leave unchanged. Every write is durable and atomic by itself; there is no cache.
 
 import json
 
@@ -12,10 +12,10 @@ _RECORD = const(1024)
 _LOG = const(1536)
 _NOT_FOUND = const(-4354)
 _SPARE = const("spare")
-_RING = const("journal")  # whose places are made to be overwritten
+_RING = const("journal")  # prefix of the ring's keys, which are overwritten all the time
 
-# What a fleet may tune, in the NVS record `policy`: name, default, lowest, highest. A text, because
-# as many tuples take three times the memory.
+# The tunable numbers of the NVS record `policy`: name, default, lowest, highest. One text, because
+# tuples would take three times the memory.
 _TABLE = const(
     " poll_s 300 5 86400 "  # between polls when the orchestrator names no time
     " stall_s 20 2 300 "  # without a byte before a download counts as stalled
@@ -52,8 +52,8 @@ class _Policy:
 POLICY = _Policy()
 
 
-# Stands in for an NVS that cannot be opened (damaged, or full before there was a namespace):
-# nothing is in it and nothing goes in, but the beacon runs.
+# Replaces an NVS that cannot be opened (damaged, or full before the namespace existed): reads find
+# nothing and writes fail, but the beacon runs.
 class _ClosedNvs:
     def __init__(self, code):
         self._code = code
@@ -64,9 +64,9 @@ class _ClosedNvs:
     get_blob = get_i32 = set_blob = set_i32 = erase_key = commit = _refuse
 
 
-# Reads are bounded and forgiving: a key that is missing, of another type, or longer than anybody
-# would have written reads as its default. Writes raise OSError when NVS does (it is full, or its
-# flash is worn out); nothing of them has happened then, as far as that flash still allows.
+# Reads never fail: a key that is missing, of another type, or longer than the limit reads as its
+# default. Writes raise OSError when NVS does (it is full, or its flash is worn out); the old values
+# are still there then, as far as the flash allows.
 class Store:
     def __init__(self):
         try:
@@ -116,7 +116,7 @@ class Store:
             self._journalled_set(key, value if isinstance(value, bytes) else value.encode())
         self.nvs.commit()
 
-    # The same for what the beacon can do without: False when NVS does not take it.
+    # Like put(), for values that the beacon can do without: False when NVS does not take it.
     def try_put(self, key, value):
         try:
             self.put(key, value)
@@ -125,9 +125,9 @@ class Store:
             return False
         return True
 
-    # ESP-IDF can lose a blob whose new value was cut off between its data and its index: at the
-    # next start the old data pass for a duplicate. A value that is replaced therefore lies in
-    # `spare`, a key of its own, until the replacement is whole.
+    # ESP-IDF can lose a blob when the power fails between writing its new data and its index: at
+    # the next start the old data are taken for a duplicate. The new value is therefore also kept in
+    # the redo log, the key `spare`, until the replacement is complete.
     def _journalled_set(self, key, value):
         old = self.blob(key, _RECORD)
         if old == value:
@@ -137,8 +137,8 @@ class Store:
         else:
             self.nvs.set_blob(key, value)
 
-    # All of these, or none of them when the power fails before `spare` is written. Bytes, numbers,
-    # and None to erase.
+    # Writes all values or, when the power fails before the redo log is written, none of them.
+    # `values` are bytes, numbers, or None to erase.
     def put_all(self, values):
         import redo_log
 
@@ -155,8 +155,8 @@ class Store:
             if error.errno != _NOT_FOUND:
                 raise
 
-    # What cannot be done again (a full NVS, bytes that are none of ours) must not keep the beacon
-    # from starting.
+    # If the redo log cannot be replayed (NVS full, foreign bytes), it is dropped: the beacon must
+    # still start.
     def _replay_log(self):
         log = self.blob(_SPARE, _LOG)
         if log:
@@ -170,12 +170,12 @@ class Store:
             redo_log = None
             unload("redo_log")
 
-    # After somebody has changed it.
+    # Called after `policy` has changed.
     def load_policy(self):
         policy = self.record("policy")
         self._policy = policy if isinstance(policy, dict) else {}
 
-    # A tunable number, within its bounds whatever the record says.
+    # A tunable number, always within its bounds.
     def policy(self, name):
         default, low, high = POLICY[name]
         value = self._policy.get(name, default)
@@ -183,7 +183,7 @@ class Store:
             return default
         return min(max(value, low), high)
 
-    # The record with one number changed, for put_all.
+    # The policy as JSON with one number changed, for put_all().
     def policy_with(self, name, value):
         changed = self._policy.copy()
         changed[name] = value

@@ -1,7 +1,7 @@
-# Keeps the beacon's tasks running, and the chip honest: a task that dies is written down and
-# started again with a growing pause; one that dies three times in a minute takes the chip with it,
-# because memory or a driver is then beyond repair from here. The watchdog is fed from this loop,
-# so whatever blocks the loop for too long resets the chip.
+# Restarts tasks that die, and feeds the watchdog. A death is journalled, and the task is started
+# again after a growing pause. A task that dies three times in a minute resets the chip, because
+# only a reset can repair its memory or its driver. The watchdog is fed from the main loop, so code
+# that blocks the loop for too long resets the chip as well.
 
 import asyncio
 import gc
@@ -17,7 +17,7 @@ _FEED = const(2000)
 _DEATHS = const(3)
 _MINUTE = const(60000)
 _MAX_PAUSE = const(60000)
-_GARBAGE = const(24576)  # bytes between collections: keeps the heap from growing into the radios
+_GARBAGE = const(24576)  # bytes between collections, or the heap grows into the radios' memory
 
 
 class Supervisor:
@@ -25,10 +25,10 @@ class Supervisor:
         self._journal = journal
         self._wdt = machine.WDT(timeout=WDT)
         self._recent = []
-        self.deaths = 0  # of any task since boot: the health check wants none
+        self.deaths = 0  # of all tasks since boot; the health check requires 0
         gc.threshold(_GARBAGE)
 
-    # `make` returns the task's coroutine; a task has no end of its own.
+    # `make` returns the task's coroutine, which is not meant to end.
     def start(self, name, make):
         asyncio.create_task(self._run_forever(name, make))
 
@@ -49,7 +49,7 @@ class Supervisor:
             self.deaths += 1
             self._journal.write("task", name, why)
             self._count_death(name, now)
-            if not 0 <= time.ticks_diff(now, begun) < _MINUTE:  # ticks come round
+            if not 0 <= time.ticks_diff(now, begun) < _MINUTE:  # ticks wrap around
                 pause = 1000
             await asyncio.sleep_ms(pause)
             pause = min(2 * pause, _MAX_PAUSE)

@@ -1,7 +1,8 @@
-# Which services a beacon has: decided once in a boot, when Bluetooth is there or is not.
+# Creates the services that need Bluetooth, once in a boot, when it is known whether Bluetooth
+# works.
 
 
-# (access control, provisioning, the button), None for what there is not.
+# Returns (access control, provisioning, button), each None when the beacon does not have it.
 def start_services(beacon):
     if not beacon.radio.is_on():
         return None, None, None

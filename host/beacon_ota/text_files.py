@@ -51,7 +51,7 @@ def decode_text(
     raise error(code, f"{name} is not UTF-8 text", found=found, expected="a file saved as UTF-8")
 
 
-def read_text(
+def read_text_file(
     file: Path,
     limit: int = LIMIT,
     *,
@@ -87,4 +87,4 @@ def read_text(
 
 def read_line(file: Path, limit: int = 4096, **refusal) -> str:
     """Return the first line of a file without its end: a password, a PIN, a token."""
-    return read_text(file, limit, **refusal).partition("\n")[0].removesuffix("\r")
+    return read_text_file(file, limit, **refusal).partition("\n")[0].removesuffix("\r")

@@ -20,14 +20,14 @@ from typing import Any
 
 import uvloop
 
-from tests.bench import ours, swarms, table
+from tests.bench import orchestrator_subject, swarms, table
 from tests.bench.load import hammer
 from tests.bench.peers import environment
 from tests.bench.peers.environment import Missing
 from tests.bench.peers.goosebit import Goosebit
 from tests.bench.peers.nginx import nginx
 from tests.bench.peers.openmv import Openmv
-from tests.bench.subject import Subject, floor
+from tests.bench.subject import ServerSubject, start_static_server
 from tests.bench.table import Row
 
 PARTS = ("floors", "ours", "openmv", "goosebit", "brick", "large", "cut", "device")
@@ -82,7 +82,7 @@ class Bench:
             folder = Path(name)
             image = folder / "www" / "image.bin"
             image.parent.mkdir()
-            image.write_bytes(bytes(range(256)) * (ours.SIZE // 256))
+            image.write_bytes(bytes(range(256)) * (orchestrator_subject.SIZE // 256))
             folder.chmod(0o755)
             self.part("floors", lambda: uvloop.run(self._floors(folder, image)))
             self.part("ours", lambda: uvloop.run(self._ours(folder)))
@@ -95,7 +95,7 @@ class Bench:
         self.raw["machine"]["load_after"] = table.machine()["load"]
 
     async def _floors(self, folder: Path, image: Path) -> None:
-        with floor(folder, image) as server:
+        with start_static_server(folder, image) as server:
             await self._load("floor poll", server, BARE, 16)
             await self._load("floor download", server, BARE.replace(b"/ ", b"/file "), 8)
         try:
@@ -106,14 +106,16 @@ class Bench:
         with server:
             await self._load("nginx download", server, BARE.replace(b"/ ", b"/image.bin "), 8)
 
-    async def _load(self, name: str, server: Subject, request: bytes, connections: int) -> None:
+    async def _load(
+        self, name: str, server: ServerSubject, request: bytes, connections: int
+    ) -> None:
         many = (request for _ in range(10_000_000))
         self.say(name, await hammer(server.url, many, connections, self.seconds))
 
     async def _ours(self, folder: Path) -> None:
         with ExitStack() as stack:
-            server = stack.enter_context(ours.start(folder))
-            subject = ours.Ours(server, server.said["token"])
+            server = stack.enter_context(orchestrator_subject.start_orchestrator(folder))
+            subject = orchestrator_subject.OrchestratorSubject(server, server.said["token"])
             await subject.register(self.beacons)
             self.say("ours rss at start", {"mb": round(server.rss / 1e6, 1)})
             subject.roll_out("1.1.0")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.bench import ours
+from tests.bench import orchestrator_subject
 
 RATE = 500  # samples per second
 WIDTH, ROW, LEAST = 1200, 17, 0.004  # pixels, pixels, share below which nothing is drawn
@@ -98,7 +98,9 @@ def draw(root: Frame, title: str) -> str:
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
-async def sample(tool: str, subject: ours.Ours, seconds: float, out: Path) -> None:
+async def sample(
+    tool: str, subject: orchestrator_subject.OrchestratorSubject, seconds: float, out: Path
+) -> None:
     """Load the server with polls while it is being sampled."""
     command = [tool, "record", f"--pid={subject.server.process.pid}", f"--duration={int(seconds)}"]
     command += [f"--rate={RATE}", "--function", "--format=raw", f"--output={out}"]
@@ -117,8 +119,11 @@ def main() -> None:
     tool = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if tool is None:
         sys.exit("py-spy is not installed (pip install py-spy)")
-    with tempfile.TemporaryDirectory() as name, ours.start(Path(name)) as server:
-        subject = ours.Ours(server, server.said["token"])
+    with (
+        tempfile.TemporaryDirectory() as name,
+        orchestrator_subject.start_orchestrator(Path(name)) as server,
+    ):
+        subject = orchestrator_subject.OrchestratorSubject(server, server.said["token"])
         stacks = Path(name) / "stacks"
 
         async def run() -> None:

@@ -32,7 +32,7 @@ uvicorn.run(Bare(), port=int(sys.argv[1]), loop="uvloop", http="httptools", life
 """
 
 
-class Watched:
+class MeasuredProcess:
     """A server that runs already."""
 
     def __init__(self, url: str, process: subprocess.Popen):
@@ -49,7 +49,7 @@ class Watched:
         return int(process_usage(self.process.pid)["rss_mb"] * 1024 * 1024)
 
 
-class Subject(Watched):
+class ServerSubject(MeasuredProcess):
     """A server process; ends with the context.
 
     Args:
@@ -111,7 +111,7 @@ class Subject(Watched):
             self.process.stdout.close()
         self._log.close()
 
-    def __enter__(self) -> "Subject":
+    def __enter__(self) -> "ServerSubject":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,8 +124,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def floor(folder: Path, file: Path) -> Subject:
+def start_static_server(folder: Path, file: Path) -> ServerSubject:
     """A route that does nothing, and a file, on the server software that ours uses."""
     port = free_port()
     command = [sys.executable, "-c", FLOOR, str(port), str(file)]
-    return Subject("floor", command, f"http://127.0.0.1:{port}", folder / "floor.log")
+    return ServerSubject("floor", command, f"http://127.0.0.1:{port}", folder / "floor.log")

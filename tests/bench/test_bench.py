@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import ours
+from tests.bench import orchestrator_subject
 from tests.bench.load import hammer, length
 from tests.bench.table import BEGIN, END, Row, markdown, publish
 
@@ -69,7 +69,7 @@ def test_what_is_measured_is_answered_and_counted(tmp_path):
     """As many polls and updates as are asked for, whatever the machine manages in a second."""
 
     async def body(server) -> None:
-        subject = ours.Ours(server, server.said["token"])
+        subject = orchestrator_subject.OrchestratorSubject(server, server.said["token"])
         await subject.register(40)
         subject.roll_out("1.1.0")
         assert len(await subject.offers(40)) == 40
@@ -79,7 +79,7 @@ def test_what_is_measured_is_answered_and_counted(tmp_path):
         assert (await subject.cycles("1.2.0", 40, 16))["counted"] == 40
         assert (await subject.cycles("1.3.0", 40, 16, twice=True))["counted"] == 40
 
-    with ours.start(tmp_path) as server:
+    with orchestrator_subject.start_orchestrator(tmp_path) as server:
         asyncio.run(body(server))
 
 

@@ -22,7 +22,7 @@ class Fake:
     def __init__(self):
         self.ran: list[str] = []
 
-    def case(self, name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
+    def run_case(self, name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
         self.ran.append(name)
         if name == "raises":
             raise RuntimeError("no <b>good</b>")
@@ -32,7 +32,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch):
     made = Fake()
-    monkeypatch.setattr(runner, "find", lambda name: made)
+    monkeypatch.setattr(runner, "load_campaign", lambda name: made)
     return made
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from beacon_ota.campaign.rig import builds
-from beacon_ota.campaign.rig.beacon_rig import set_up_rig
+from beacon_ota.campaign.rig.beacon_rig import Rig, set_up_rig
 from beacon_ota.virtual.radio.vhci import RadiolessBackend
 
 # A task that is added to the others', and the line it is added at.
@@ -34,13 +34,13 @@ def release(task: str, name: str) -> bytes:
     return builds.build_release("1.0.0", {"main.py": main})
 
 
-def up(b) -> bool:
+def up(b: Rig) -> bool:
     radio = b.beacon.bluetooth
     return isinstance(radio, RadiolessBackend) and radio.advertising is not None
 
 
-def said(b, stage: str, code: str) -> list:
-    return [e for e in b.orchestrator.journal(builds.BEACON) if e[2:4] == [stage, code]]
+def said(b: Rig, stage: str, code: str) -> list:
+    return [e for e in b.orchestrator.journal_entries(builds.BEACON) if e[2:4] == [stage, code]]
 
 
 @pytest.mark.timeout(300)

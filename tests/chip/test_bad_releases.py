@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from beacon_ota.campaign.faults import run as faults
+from beacon_ota.campaign.faults import releases
 from beacon_ota.campaign.rig import builds
 from tests.chip.scene import OLD
 
@@ -28,7 +28,7 @@ FAULTS = {
 def test_three_trials_and_back(scene, fault):
     code, detail = FAULTS[fault]
     number = 10 * (1 + list(FAULTS).index(fault))
-    bad = scene.shelf.release(f"2.{number}.0", faults.changed_files(fault))
+    bad = scene.shelf.release(f"2.{number}.0", releases.changed_files(fault))
     boot = builds.read_source("stage0", "boot.py")
     assert boot.count("WATCHDOG = 60_000") == 1
     stage0 = {"boot.py": boot.replace("60_000", WATCHDOG_MS).encode()}

@@ -7,7 +7,7 @@ import pytest
 
 from beacon_ota.images import flash
 from beacon_ota.inspect import inspect
-from beacon_ota.inspect.facts import BAD
+from beacon_ota.inspect.report import BAD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -63,7 +63,7 @@ def test_every_word_of_a_help_text_is_shown(name):
     if not there(name):
         pytest.skip("not built yet")
     module = importlib.import_module(f"beacon_ota.cli.{TABLE[name].module}")
-    command = plain_help.command(module.app)
+    command = plain_help.build_command(module.app)
     for words, said in texts(command, name):
         target, path = command, words.split()[1:]
         for part in path:
@@ -165,7 +165,7 @@ def test_what_is_listed_can_be_read_by_scripts_and_what_is_lost_is_asked_about()
     listing, asking = 0, 0
     for name in filter(there, TABLE):
         module = importlib.import_module(f"beacon_ota.cli.{TABLE[name].module}")
-        for words, command in commands(plain_help.command(module.app), name):
+        for words, command in commands(plain_help.build_command(module.app), name):
             options = {text for param in command.params for text in param.opts}
             verb = words.split()[-1]
             if verb in ("list", "show", "status", "attempts", "deliveries", "verify", "inspect"):

@@ -5,10 +5,10 @@ import stat
 
 import pytest
 
-from beacon_ota.cli import main, unconfirmed
+from beacon_ota.cli import main
+from beacon_ota.cli._support import unconfirmed
 from beacon_ota.client import Client
 from beacon_ota.console import output
-from beacon_ota.errors import ReachError
 from tests.orchestrator.world import Server, beacons, environment, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}
@@ -89,17 +89,6 @@ def test_a_halt_names_who_has_not_confirmed_it(server, run, tmp_path):
     said = run("release", "deprecate", "1.1.0", "--yes")
     assert "deprecated" in said and "not confirmed by mirror lan-north" in said
     assert "not confirmed by mirror lan-north" in run("release", "show", "1.1.0")
-
-
-def test_a_halt_is_done_when_nobody_can_be_asked_who_has_confirmed_it():
-    """The database goes away in between: the halt was stored, and the command says so."""
-    done = {"unconfirmed": [{"silent_s": 0.0}]}
-
-    def again():
-        raise ReachError("unreachable", "the orchestrator is away")
-
-    unconfirmed.wait(done, again)
-    assert done["unconfirmed"] == [{"silent_s": 0.0}]
 
 
 def test_the_listing_says_what_is_wrong(server, run):

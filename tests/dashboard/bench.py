@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota.orchestrator.db.database import connect, sqlite_url
-from tests.bench.ours import Ours
-from tests.bench.subject import Watched
+from tests.bench.orchestrator_subject import OrchestratorSubject
+from tests.bench.subject import MeasuredProcess
 from tests.dashboard.conftest import ARGUMENTS, CHROMIUM, sign_in
 from tests.dashboard.test_thousand import COUNT, KEY, fill
 from tests.dashboard.web import DEADLINE_S, Signed
@@ -53,8 +53,8 @@ def report(url: str) -> None:
 
 
 def polls(server: Server, fleet: list[TestBeacon]) -> dict[str, Any]:
-    ours = Ours(Watched(server.url, server.process), server.token, fleet)
-    return asyncio.run(ours.polls(CONNECTIONS, SECONDS))
+    subject = OrchestratorSubject(MeasuredProcess(server.url, server.process), server.token, fleet)
+    return asyncio.run(subject.polls(CONNECTIONS, SECONDS))
 
 
 def measure(server: Server, fleet: list[TestBeacon], pages: int) -> dict[str, Any]:

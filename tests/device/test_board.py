@@ -13,7 +13,7 @@ import pytest
 from beacon_ota import paths
 from beacon_ota.device import board
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.images import app_folder, flash, littlefs
+from beacon_ota.images import app_folder, flash, littlefs, littlefs_writer
 
 # What a board is to its REPL: a LittleFS at /, kept in a file, and a machine module.
 BOARD = """
@@ -66,7 +66,7 @@ class Board:
 
     def __init__(self, folder, blocks=64, files=None, before="", after=""):
         self.image = folder / "vfs.bin"
-        self.image.write_bytes(littlefs.build_filesystem(files or {}, 4096, blocks))
+        self.image.write_bytes(littlefs_writer.build_filesystem(files or {}, 4096, blocks))
         self.ends = pty.openpty()
         tty.setraw(self.ends[1])
         self.port = os.ttyname(self.ends[1])
@@ -160,7 +160,7 @@ def test_a_board_without_room(plug):
 
 def test_a_board_that_runs_a_release_is_left_alone(plug, tmp_path):
     image = tmp_path / "app.bin"
-    image.write_bytes(littlefs.build_filesystem({"main.mpy": b"x"}, 512))
+    image.write_bytes(littlefs_writer.build_filesystem({"main.mpy": b"x"}, 512))
     blocks = image.stat().st_size // 512
     # The host's files are out of reach once the board's own are mounted.
     script = f"{RELEASE}\nopened = open({str(image)!r}, 'rb')\n"
@@ -205,7 +205,7 @@ def test_a_board_runs_again_after_half_a_command(plug, monkeypatch, half):
 
 def test_a_file_that_arrives_changed(plug, monkeypatch):
     found = plug()
-    monkeypatch.setattr(board, "_send", lambda *_: None)
+    monkeypatch.setattr(board, "_send_files", lambda *_: None)
     refuse(lambda: deploy(found), "board_failed")
     assert found.was_reset()
 

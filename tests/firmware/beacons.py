@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from beacon_ota import paths
-from beacon_ota.images import app_folder, appfs, boards, flash, littlefs, release, synthetic
+from beacon_ota.images import (
+    app_folder,
+    appfs,
+    boards,
+    flash,
+    littlefs_writer,
+    release,
+    synthetic,
+)
 from beacon_ota.images.appfs import AppInfo
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
@@ -66,7 +74,7 @@ def make(
     if filler:
         block = hashlib.sha256(version.encode()).digest()
         files["filler"] = (block * (filler // 32 + 1))[:filler]
-    return release.join_core_and_app(core, littlefs.build_filesystem(files, appfs.BLOCK))
+    return release.join_core_and_app(core, littlefs_writer.build_filesystem(files, appfs.BLOCK))
 
 
 def image(built: bytes, settings: Mapping[str, int | bytes], board: str = "esp32c3") -> bytes:

@@ -212,7 +212,7 @@ def test_journal_numbers_that_came_to_their_end_begin_again():
         CHIP.boot(1)
         scope = CHIP.start()
         c.modules(CHIP)
-        scope["note"]("crash", "four")
+        scope["journal_write"]("crash", "four")
         assert [e[0] for e in journal.Journal(store.Store()).entries_since()] == [3, 4]
 
 
@@ -268,7 +268,7 @@ def test_stage_0_writes_into_the_same_ring():
     CHIP.boot(1)
     scope = CHIP.start()
     c.modules(CHIP)
-    scope["note"]("crash", "two")
+    scope["journal_write"]("crash", "two")
     j = journal.Journal(store.Store())
     assert [e[2:] for e in j.entries_since()] == [["wifi", "drop", "one"], ["boot", "crash", "two"]]
     j.write("wifi", "drop", "three")

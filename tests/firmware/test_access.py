@@ -64,11 +64,11 @@ def prove(nonce: bytes, secret: bytes, door: str | None) -> bytes:
     return access.build_proof(hmac.digest(key, nonce, "sha256"))
 
 
-def at_the_door(room: RadioSpace, visit) -> None:
-    """Run ``visit(reader)`` connected to the beacon of the room."""
+def at_the_door(space: RadioSpace, visit) -> None:
+    """Run ``visit(reader)`` connected to the beacon of the space."""
 
     async def main() -> None:
-        chosen = select_radio(room.spec)
+        chosen = select_radio(space.spec)
         device = await BleakScanner.find_device_by_filter(lambda *_: True, **chosen.scanner)
         assert device is not None
         async with BleakClient(device, **chosen.client) as client:
@@ -80,12 +80,12 @@ def at_the_door(room: RadioSpace, visit) -> None:
 
 
 @pytest.fixture
-def room():
-    with RadioSpace(seed=1) as room:
-        yield room
+def space():
+    with RadioSpace(seed=1) as space:
+        yield space
 
 
-def test_who_may_enter(v1, room):
+def test_who_may_enter(v1, space):
     async def visit(reader: Reader) -> None:
         assert (await reader.enter())[0] == access.GRANTED
         assert (await reader.enter(secret=bytes(16)))[0] == access.REFUSED
@@ -103,12 +103,12 @@ def test_who_may_enter(v1, room):
         assert (await reader.enter())[0] == access.GRANTED
 
     settings = {"creds": CREDENTIALS}
-    with bench(v1, settings=settings, scale=1, bluetooth=room.make_backend()) as b:
-        b.wait(lambda: room.list_radios(), what="on the air")
-        at_the_door(room, visit)
+    with bench(v1, settings=settings, scale=1, bluetooth=space.make_backend()) as b:
+        b.wait(lambda: space.list_radios(), what="on the air")
+        at_the_door(space, visit)
 
 
-def test_a_proof_is_for_one_door(v1, room):
+def test_a_proof_is_for_one_door(v1, space):
     """What proves a credential at one door proves nothing at another: none can be passed on."""
 
     async def visit(reader: Reader) -> None:
@@ -128,24 +128,24 @@ def test_a_proof_is_for_one_door(v1, room):
     mine = access.door_key(session.hmac_sha256, SECRET, BEACON)
     other_key = access.door_key(session.hmac_sha256, SECRET, "beacon-2")
     settings = {"creds": IDENT + SECRET + b"mine" + mine}
-    with bench(v1, settings=settings, scale=1, bluetooth=room.make_backend()) as b:
-        b.wait(lambda: room.list_radios(), what="on the air")
-        at_the_door(room, visit)
+    with bench(v1, settings=settings, scale=1, bluetooth=space.make_backend()) as b:
+        b.wait(lambda: space.list_radios(), what="on the air")
+        at_the_door(space, visit)
 
 
-def test_a_door_without_an_id_goes_by_its_chip(v1, room):
+def test_a_door_without_an_id_goes_by_its_chip(v1, space):
     async def visit(reader: Reader) -> None:
         assert (await reader.enter(door="beacon-7cdfa1a1b2c3"))[0] == access.GRANTED
         assert (await reader.enter(door=BEACON))[0] == access.REFUSED
 
     settings = {"creds": IDENT + SECRET, "beacon_id": None}
     mac = bytes.fromhex("7cdfa1a1b2c3")
-    with bench(v1, settings=settings, scale=1, bluetooth=room.make_backend(), mac=mac) as b:
-        b.wait(lambda: room.list_radios(), what="on the air")
-        at_the_door(room, visit)
+    with bench(v1, settings=settings, scale=1, bluetooth=space.make_backend(), mac=mac) as b:
+        b.wait(lambda: space.list_radios(), what="on the air")
+        at_the_door(space, visit)
 
 
-def test_a_challenge_grows_old(v1, room):
+def test_a_challenge_grows_old(v1, space):
     async def visit(reader: Reader) -> None:
         _, nonce, _ = await reader.say(access.build_request(IDENT))
         await asyncio.sleep(1.75)
@@ -153,12 +153,12 @@ def test_a_challenge_grows_old(v1, room):
         assert (await reader.say(proof))[0] == access.REFUSED
 
     settings = {"creds": CREDENTIALS}
-    with bench(v1, settings=settings, scale=4, bluetooth=room.make_backend()) as b:
-        b.wait(lambda: room.list_radios(), what="on the air")
-        at_the_door(room, visit)
+    with bench(v1, settings=settings, scale=4, bluetooth=space.make_backend()) as b:
+        b.wait(lambda: space.list_radios(), what="on the air")
+        at_the_door(space, visit)
 
 
-def visits(v1, v2, room: RadioSpace) -> list[float]:
+def visits(v1, v2, space: RadioSpace) -> list[float]:
     """Ask to be let in again and again during an update; return all waits, in seconds.
 
     Flash takes its time, and the download comes at the chip's pace.
@@ -167,7 +167,7 @@ def visits(v1, v2, room: RadioSpace) -> list[float]:
 
     settings = {"creds": CREDENTIALS}
     with bench(
-        v1, settings=settings, scale=1, timing=True, bluetooth=room.make_backend(), power=False
+        v1, settings=settings, scale=1, timing=True, bluetooth=space.make_backend(), power=False
     ) as b:
         b.server.image, b.server.offering = v2, True
         b.beacon.link.faults.throttle = 30_000
@@ -185,17 +185,17 @@ def visits(v1, v2, room: RadioSpace) -> list[float]:
                     waits.append(wait)
 
         b.beacon.power_on()
-        at_the_door(room, visit)
+        at_the_door(space, visit)
     return waits
 
 
-def test_doors_open_during_an_update(v1, v2, room):
-    assert visits(v1, v2, room)
+def test_doors_open_during_an_update(v1, v2, space):
+    assert visits(v1, v2, space)
 
 
 @pytest.mark.slow
-def test_nobody_ever_waits_for_an_update(v1, v2, room):
+def test_nobody_ever_waits_for_an_update(v1, v2, space):
     """Every answer within 250 ms, on a machine that has nothing else to do."""
-    waits = visits(v1, v2, room)
+    waits = visits(v1, v2, space)
     print(f"{len(waits)} visits, the longest wait {1000 * max(waits):.0f} ms")
     assert len(waits) > 5 and max(waits) < LATEST, waits

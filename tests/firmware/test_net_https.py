@@ -17,7 +17,7 @@ from net import https
 with open(%r) as f:
     for text in json.load(f):
         try:
-            print(https.begins(memoryview(bytes.fromhex(text))))
+            print(https.read_not_before(memoryview(bytes.fromhex(text))))
         except (ValueError, IndexError):
             print("refused")
 """

@@ -36,7 +36,7 @@ def reset(b: Bench, cause: str) -> None:
     elif cause == "pin":
         b.beacon.reset()
     else:
-        b.beacon._reactor.call(b.beacon._stop, cause, "by the test")
+        b.beacon._reactor.call(b.beacon._end_boot, cause, "by the test")
     b.wait(lambda: len(b.beacon.boots) > ended, what="another boot")
 
 

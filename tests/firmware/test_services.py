@@ -3,7 +3,7 @@
 import asyncio
 
 from beacon_ota import paths
-from beacon_ota.virtual import beacon
+from beacon_ota.virtual import supervisor
 from beacon_ota.virtual.net.wlan import WlanStation
 from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from tests.firmware.beacons import PASSWORD, SSID, bench, make
@@ -51,7 +51,7 @@ def test_a_board_whose_bluetooth_hangs_is_updated(v1, v2):
 
 def test_a_chip_that_calls_every_reset_a_power_on(v1, v2, monkeypatch):
     """Bluetooth that hangs there is tried twice, and the beacon is updated all the same."""
-    monkeypatch.setattr(beacon, "CAUSES", dict.fromkeys(beacon.CAUSES, 1))
+    monkeypatch.setattr(supervisor, "CAUSES", dict.fromkeys(supervisor.CAUSES, 1))
     with bench(v1, bluetooth=Hanging(), scale=40, policy={"healthy_s": 3600}) as b:
         b.server.image, b.server.offering = v2, True
         b.reported("success")
@@ -113,7 +113,7 @@ def test_what_the_driver_said_of_another_network(v1, monkeypatch):
     leave = WlanStation._set_disconnected
     monkeypatch.setattr(
         WlanStation,
-        "_lose",
+        "_set_disconnected",
         lambda wlan, reason: leave(wlan, wlan._reason if reason == 8 else reason),
     )
     asked = []

@@ -16,7 +16,7 @@ from tests.firmware.server import STRANGERS, Fault
 
 # What a stock core makes of an app without app.json.
 NOBODY = """
-def read():
+def read_release():
     return "", "v1.27.0", True
 """
 YEAR = 365.2425 * 86_400  # s
@@ -308,7 +308,7 @@ def test_a_reset_before_arming_convicts_nobody(small_core, v1, v3, ends):
             b.beacon.power_cut()
             b.beacon.power_on()
         else:
-            b.beacon._reactor.call(b.beacon._stop, ends, "of the old release")
+            b.beacon._reactor.call(b.beacon._end_boot, ends, "of the old release")
         b.wait(lambda: rolled_back(b, before))
         back = rolled_back(b, before)[0]
         assert back["code"] == ("power" if ends == "power" else "not_booted")

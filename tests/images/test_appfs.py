@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beacon_ota import paths
-from beacon_ota.images import app_folder, appfs, littlefs
+from beacon_ota.images import app_folder, appfs, littlefs_writer
 from beacon_ota.images.appfs import AppError, AppInfo
 
 SOURCES = {
@@ -176,9 +176,11 @@ def test_arbitrary_app_json_is_refused_by_name(text):
 
 def test_filesystems_that_are_no_apps():
     main = {"main.mpy": b""}
-    refuse(appfs.read_app, littlefs.build_filesystem(main, 512), code="app_json")
+    refuse(appfs.read_app, littlefs_writer.build_filesystem(main, 512), code="app_json")
     refuse(
-        appfs.read_app, littlefs.build_filesystem({"app.json": INFO.pack()}, 512), code="app_main"
+        appfs.read_app,
+        littlefs_writer.build_filesystem({"app.json": INFO.pack()}, 512),
+        code="app_main",
     )
     refuse(appfs.read_app, bytes(4096), code="app_mount")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from beacon_ota.images import combined, partitions, synthetic
-from beacon_ota.images.esp import ImageError
+from beacon_ota.images.esp_format import ImageError
 
 LAYOUTS = {
     "factory": "nvs,data,nvs,0x9000,0x6000\nfactory,app,factory,0x10000,0x1F0000\n",

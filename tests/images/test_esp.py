@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beacon_ota.images import esp, partitions, synthetic
-from beacon_ota.images.esp import ImageError
+from beacon_ota.images import esp, esp_boot, esp_format, partition_table, partitions, synthetic
+from beacon_ota.images.esp_format import ImageError
 
 TABLE = partitions.parse_csv("nvs,data,nvs,0x9000,0x4000\nfactory,app,factory,0x10000,1M\n")
 
@@ -26,7 +26,7 @@ def seal(image):
     at, checksum = 24, 0xEF
     for _ in range(image[1]):
         (length,) = struct.unpack_from("<I", image, at + 4)
-        checksum ^= esp.xor_bytes(image[at + 8 : at + 8 + length])
+        checksum ^= esp_format.xor_bytes(image[at + 8 : at + 8 + length])
         at += 8 + length
     end = (at + 16) & ~15
     image[end - 1] = checksum
@@ -99,9 +99,9 @@ def test_an_impossible_flash_size():
 
 def test_a_bootloader_is_an_image_but_no_app():
     data = synthetic.bootloader_image()
-    assert esp.verify_bootable(data, 0, 0x8000) == len(data)
+    assert esp_boot.verify_bootable(data, 0, 0x8000) == len(data)
     loader = esp.parse_bootloader(data)
-    assert loader.length == len(data) < partitions.TABLE_OFFSET
+    assert loader.length == len(data) < partition_table.TABLE_OFFSET
     assert loader.idf == "v5.5.1"
     refuse(data, "image_descriptor")
     with pytest.raises(ImageError) as caught:
@@ -266,8 +266,8 @@ def test_bootable_agrees_with_esp_idf(image, page, room, data):
         flash[at] ^= 1 << data.draw(st.integers(0, 7))
     for size in (room, len(image), 0x1C0000, 0x1000001):
         expected = verdict(flash, offset, size)
-        assert esp.verify_bootable(flash, offset, size) == expected
-        loaded = esp.verify_bootable(flash, offset, size, load=True)
+        assert esp_boot.verify_bootable(flash, offset, size) == expected
+        loaded = esp_boot.verify_bootable(flash, offset, size, load=True)
         assert loaded in (expected, None)
 
 
@@ -284,7 +284,7 @@ def test_a_valid_image_with_any_flaw(data):
         except (struct.error, IndexError):
             pass
     expected = verdict(image, 0, 0x10000)
-    assert esp.verify_bootable(image, 0, 0x10000) == expected
+    assert esp_boot.verify_bootable(image, 0, 0x10000) == expected
     try:
         parsed = esp.parse_app_image(image)
     except ImageError:
@@ -302,25 +302,25 @@ def test_arbitrary_bytes_are_refused_by_name(data, as_image):
     for function in (esp.parse_app_image, esp.parse_bootloader, esp.image_length):
         with pytest.raises(ImageError):
             function(data)
-    assert esp.verify_bootable(data, 0, 0x10000) == verdict(data, 0, 0x10000)
+    assert esp_boot.verify_bootable(data, 0, 0x10000) == verdict(data, 0, 0x10000)
 
 
 def test_the_bootloader_also_wants_segments_in_ram():
-    image = seal(changed(synthetic.app_image(), 24 + 8, "<I", esp.DESCRIPTOR_MAGIC))
+    image = seal(changed(synthetic.app_image(), 24 + 8, "<I", esp_format.DESCRIPTOR_MAGIC))
     at = 24 + 8 + esp.parse_app_image(image).segments[0].length
     odd = seal(changed(image, at, "<I", 0x60000000))
-    assert esp.verify_bootable(odd, 0, 0x10000) == len(odd)
-    assert esp.verify_bootable(odd, 0, 0x10000, load=True) is None
+    assert esp_boot.verify_bootable(odd, 0, 0x10000) == len(odd)
+    assert esp_boot.verify_bootable(odd, 0, 0x10000, load=True) is None
     refuse(odd, "image_segment")
 
 
 def test_revisions_outside_the_images_range_do_not_boot():
     image = synthetic.app_image()
-    assert esp.verify_bootable(image, 0, 0x10000, chip_rev=2) is None
-    assert esp.verify_bootable(image, 0, 0x10000, chip_rev=200) is None
+    assert esp_boot.verify_bootable(image, 0, 0x10000, chip_rev=2) is None
+    assert esp_boot.verify_bootable(image, 0, 0x10000, chip_rev=200) is None
     flash = bytes(0x10000) + image
-    assert esp.verify_bootable(flash, 0x10000, 0x10000, block_rev=199) == len(image)
-    assert esp.verify_bootable(flash, 0x10000, 0x10000, block_rev=200) is None
+    assert esp_boot.verify_bootable(flash, 0x10000, 0x10000, block_rev=199) == len(image)
+    assert esp_boot.verify_bootable(flash, 0x10000, 0x10000, block_rev=200) is None
 
 
 @given(st.binary(max_size=300))
@@ -328,16 +328,16 @@ def test_xor_is_that_of_all_bytes(data):
     expected = 0
     for byte in data:
         expected ^= byte
-    assert esp.xor_bytes(data) == expected
+    assert esp_format.xor_bytes(data) == expected
 
 
 def test_a_real_core(real_core):
     image = real_core.image
     assert image.interpreter and image.interpreter.startswith("v1.")
     assert len(real_core.data) == image.length
-    assert esp.verify_bootable(real_core.data, 0, 0x1C0000, load=True) == image.length
+    assert esp_boot.verify_bootable(real_core.data, 0, 0x1C0000, load=True) == image.length
     assert model(real_core.data, 0, 0x1C0000) == image.length
-    assert esp.verify_bootable(real_core.bootloader, 0, 0x8000) == len(real_core.bootloader)
+    assert esp_boot.verify_bootable(real_core.bootloader, 0, 0x8000) == len(real_core.bootloader)
     assert real_core.bootloader_image and real_core.bootloader_image.idf.startswith("v5.")
 
 

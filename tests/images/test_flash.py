@@ -4,7 +4,7 @@ import pytest
 
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.images import boards, esp, flash, littlefs, nvs, otadata, release, synthetic
-from beacon_ota.images.partitions import PartitionError
+from beacon_ota.images.partition_table import PartitionError
 from beacon_ota.virtual.flash import bootloader
 from beacon_ota.virtual.flash.nor import Flash
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beacon_ota.images import littlefs
+from beacon_ota.images import littlefs, littlefs_writer
 from beacon_ota.images.littlefs import LittlefsError
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_.0", min_size=1, max_size=20).filter(
@@ -33,7 +33,7 @@ def trees(draw):
 @settings(max_examples=30, deadline=None)
 @given(trees(), st.sampled_from([128, 256, 512, 1024, 4096]))
 def test_what_littlefs_writes_our_reader_reads(files, block_size):
-    image = littlefs.build_filesystem(files, block_size)
+    image = littlefs_writer.build_filesystem(files, block_size)
     found = littlefs.read_filesystem(image)
     assert found.files == files
     assert (found.block_size, found.size) == (block_size, len(image))
@@ -41,15 +41,15 @@ def test_what_littlefs_writes_our_reader_reads(files, block_size):
     assert littlefs.stored_geometry(image) == (block_size, len(image) // block_size)
     assert len(image) % 4096 == 0
     assert littlefs.filesystem_size(image) == len(image)
-    assert littlefs.build_filesystem(files, block_size) == image
+    assert littlefs_writer.build_filesystem(files, block_size) == image
 
 
 def test_an_image_is_as_small_as_it_can_be():
     files = {f"m{i}.mpy": bytes(900) for i in range(40)}
-    image = littlefs.build_filesystem(files, 512)
+    image = littlefs_writer.build_filesystem(files, 512)
     assert len(image) < 40 * 900 * 1.5
     with pytest.raises(LittlefsError) as caught:
-        littlefs.build_filesystem(files, 512, (len(image) - 4096) // 512)
+        littlefs_writer.build_filesystem(files, 512, (len(image) - 4096) // 512)
     assert caught.value.code == "fs_full"
 
 
@@ -71,7 +71,7 @@ def test_a_filesystem_with_a_past(block_size, upgraded):
 
     count = 200_000 // block_size
     if upgraded:  # begun by an older littlefs: the superblock moves when it is written to
-        old = littlefs.build_filesystem({}, block_size, count)
+        old = littlefs_writer.build_filesystem({}, block_size, count)
         fs = LittleFS(UserContext(buffer=bytearray(old)), block_size=block_size, block_count=count)
     else:
         fs = LittleFS(block_size=block_size, block_count=count)
@@ -121,7 +121,7 @@ walk("/x")
 def test_the_interpreter_reads_the_same(tmp_path):
     files = {"a.txt": b"alpha", "pkg/b.bin": bytes(5000), "pkg/deep/c": b"", "long": b"xy" * 9000}
     image = tmp_path / "fs.img"
-    image.write_bytes(littlefs.build_filesystem(files, 512))
+    image.write_bytes(littlefs_writer.build_filesystem(files, 512))
     script = READER.replace("IMAGE", repr(str(image)))
     script = script.replace("COUNT", str(image.stat().st_size // 512))
     done = subprocess.run(
@@ -141,17 +141,17 @@ def test_the_interpreter_reads_the_same(tmp_path):
 )
 def test_paths_that_cannot_be_stored(path):
     with pytest.raises(LittlefsError) as caught:
-        littlefs.build_filesystem({path: b""}, 512)
+        littlefs_writer.build_filesystem({path: b""}, 512)
     assert caught.value.code == "fs_name"
 
 
 def test_a_name_for_both_a_file_and_a_folder():
     with pytest.raises(LittlefsError) as caught:
-        littlefs.build_filesystem({"a": b"", "a/b": b""}, 512)
+        littlefs_writer.build_filesystem({"a": b"", "a/b": b""}, 512)
     assert caught.value.code == "fs_name"
 
 
-IMAGE = littlefs.build_filesystem(
+IMAGE = littlefs_writer.build_filesystem(
     {"a": b"inline", "b": bytes(3000), "d/c": bytes(700), "d/e": b"x", "d/f/g": b"y"}, 512
 )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from beacon_ota import paths
-from beacon_ota.images import littlefs
+from beacon_ota.images import littlefs_writer
 
 BOARD = paths.data_path("boards", "micropython", "BEACON_C3")
 
@@ -63,7 +63,7 @@ def boot(tmp_path, image, works=True):
     return done.stdout.splitlines()
 
 
-GOOD = littlefs.build_filesystem({"mine": b"kept"}, 4096, 16)
+GOOD = littlefs_writer.build_filesystem({"mine": b"kept"}, 4096, 16)
 
 
 def test_a_good_filesystem_is_kept(tmp_path):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beacon_ota.images import nvs
-from beacon_ota.images.nvs import EntryState, Item, NvsError, PageState, Type
+from beacon_ota.images import nvs, nvs_format
+from beacon_ota.images.nvs_format import EntryState, Item, NvsError, PageState, Type
 
 KEYS = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", min_size=1, max_size=15)
 VALUES = st.one_of(
@@ -63,7 +63,7 @@ def test_what_nvs_cannot_hold_is_refused(values, size, code):
 @given(st.binary(max_size=200), st.integers(0, 3), st.data())
 def test_reading_a_damaged_partition_never_fails_unnamed(garbage, page, data):
     image = bytearray(nvs.generate_partition({"beacon": {"a": bytes(300), "b": 5}}, 0x4000))
-    at = page * nvs.PAGE + data.draw(st.integers(0, nvs.PAGE - len(garbage)))
+    at = page * nvs_format.PAGE + data.draw(st.integers(0, nvs_format.PAGE - len(garbage)))
     image[at : at + len(garbage)] = garbage
     try:
         found = nvs.read_partition(image)
@@ -83,7 +83,7 @@ def test_reading_a_damaged_partition_never_fails_unnamed(garbage, page, data):
 def test_an_entry_packs_and_unpacks(namespace, key, value):
     item = Item.number(namespace, key, Type.I32, value)
     raw = item.pack()
-    assert len(raw) == nvs.ENTRY
+    assert len(raw) == nvs_format.ENTRY
     again = Item.unpack(raw)
     assert again is not None and again == item and again.value == value
     for bit in (0, 40, 100, 200):
@@ -96,27 +96,27 @@ class Partition:
     """Pages written entry by entry with the codec alone, as a writer does it."""
 
     def __init__(self, pages=3):
-        self.data = bytearray(b"\xff" * nvs.PAGE * pages)
+        self.data = bytearray(b"\xff" * nvs_format.PAGE * pages)
         self.next = 0
         self.page = -1
 
     def open(self, sequence):
         self.page += 1
         self.next = 0
-        self.program(0, nvs.pack_header(sequence))
+        self.program(0, nvs_format.pack_header(sequence))
 
     def program(self, offset, data):
-        at = self.page * nvs.PAGE + offset
+        at = self.page * nvs_format.PAGE + offset
         for i, byte in enumerate(data):
             self.data[at + i] &= byte
 
     def mark(self, index, state, count=1):
-        for offset, word in nvs.state_words(index, state, count):
+        for offset, word in nvs_format.state_words(index, state, count):
             self.program(offset, word)
 
     def write(self, item, payload=b"", finish=True):
         index = self.next
-        self.program(nvs.FIRST + index * nvs.ENTRY, item.pack() + payload)
+        self.program(nvs_format.FIRST + index * nvs_format.ENTRY, item.pack() + payload)
         self.next += item.span
         if finish:
             self.mark(index, EntryState.WRITTEN, item.span)
@@ -183,7 +183,7 @@ def test_strings_and_old_blobs_are_read():
 def test_pages_that_are_not_nvs_are_called_corrupt():
     flash = Partition()
     flash.open(0)
-    flash.data[nvs.PAGE : nvs.PAGE + 4] = b"\0\1\2\3"
+    flash.data[nvs_format.PAGE : nvs_format.PAGE + 4] = b"\0\1\2\3"
     flash.data[-1] = 0
     found = nvs.read_partition(flash.data)
     assert [page.state for page in found.pages] == ["active", "corrupt", "corrupt"]
@@ -193,7 +193,7 @@ def test_pages_that_are_not_nvs_are_called_corrupt():
 def test_a_newer_format_is_refused_as_such():
     flash = Partition()
     flash.page = 0
-    flash.program(0, nvs.pack_header(0, version=0xFD))
+    flash.program(0, nvs_format.pack_header(0, version=0xFD))
     with pytest.raises(NvsError) as caught:
         nvs.read_partition(flash.data)
     assert caught.value.code == "nvs_version"
@@ -203,11 +203,11 @@ def test_state_words_only_clear_the_bits_meant():
     flash = Partition(1)
     flash.page = 0
     flash.mark(14, EntryState.WRITTEN, 4)
-    states = [nvs.entry_state(flash.data, i) for i in range(nvs.ENTRIES)]
+    states = [nvs_format.entry_state(flash.data, i) for i in range(nvs_format.ENTRIES)]
     assert [i for i, state in enumerate(states) if state != EntryState.EMPTY] == [14, 15, 16, 17]
     flash.mark(15, EntryState.ERASED)
-    assert nvs.entry_state(flash.data, 15) == EntryState.ERASED
-    assert nvs.entry_state(flash.data, 14) == EntryState.WRITTEN
+    assert nvs_format.entry_state(flash.data, 15) == EntryState.ERASED
+    assert nvs_format.entry_state(flash.data, 14) == EntryState.WRITTEN
 
 
 def test_page_states_only_clear_bits():

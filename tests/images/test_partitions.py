@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beacon_ota import paths
-from beacon_ota.images import partitions
-from beacon_ota.images.partitions import Partition, PartitionError, Table
+from beacon_ota.images import partition_table, partitions
+from beacon_ota.images.partition_table import Partition, PartitionError, Table
 
 MICROPYTHON_OTA = """
 nvs,      data, nvs,     0x9000,   0x4000,
@@ -131,7 +131,7 @@ def test_damaged_binaries(change, code):
 def test_a_name_that_is_no_text():
     row = bytearray(partitions.parse_csv(MICROPYTHON_OTA).partitions[0].pack())
     row[12:15] = b"\xc3\x28\0"
-    data = bytes(row) + partitions.MD5_MARK + hashlib.md5(row).digest() + b"\xff" * 32
+    data = bytes(row) + partition_table.MD5_MARK + hashlib.md5(row).digest() + b"\xff" * 32
     with pytest.raises(PartitionError) as caught:
         partitions.parse_bin(data)
     assert caught.value.code == "table_name"
@@ -139,9 +139,9 @@ def test_a_name_that_is_no_text():
 
 def test_a_binary_table_is_found_within_a_flash_image():
     flash = b"\xff" * 0x8000 + partitions.parse_csv(MICROPYTHON_OTA).to_bin()
-    assert partitions.is_table(flash, partitions.TABLE_OFFSET)
+    assert partitions.is_table(flash, partition_table.TABLE_OFFSET)
     assert not partitions.is_table(flash)
-    assert len(partitions.parse_bin(flash, offset=partitions.TABLE_OFFSET)) == 5
+    assert len(partitions.parse_bin(flash, offset=partition_table.TABLE_OFFSET)) == 5
 
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-.", min_size=1, max_size=16)
@@ -192,7 +192,7 @@ def test_arbitrary_text_is_refused_by_name(text):
 def test_arbitrary_rows_are_refused_by_name(data):
     rows = data.draw(st.lists(st.binary(min_size=30, max_size=30).map(lambda b: b"\xaa\x50" + b)))
     body = b"".join(rows)
-    body += partitions.MD5_MARK + hashlib.md5(body).digest()
+    body += partition_table.MD5_MARK + hashlib.md5(body).digest()
     try:
         partitions.parse_bin(body.ljust(0xC00, b"\xff"))
     except PartitionError as error:

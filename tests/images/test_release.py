@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
-from beacon_ota.images import appfs, esp, littlefs, release, synthetic
+from beacon_ota.images import appfs, esp, esp_boot, littlefs_writer, release, synthetic
 from beacon_ota.images.appfs import AppInfo
 
 CORE = synthetic.app_image(10_000)
@@ -47,7 +47,7 @@ def test_the_gap_before_the_app_is_ff():
 
 def test_the_bootloader_takes_a_release_as_it_is():
     flash = bytes(0x10000) + IMAGE
-    assert esp.verify_bootable(flash, 0x10000, 0x1C0000, load=True) == len(CORE)
+    assert esp_boot.verify_bootable(flash, 0x10000, 0x1C0000, load=True) == len(CORE)
 
 
 def test_the_same_parts_give_the_same_bytes(release_factory):
@@ -104,7 +104,7 @@ def test_a_frozen_app_may_have_a_filesystem_for_its_keys(release_factory):
         ),
         (
             lambda: release.join_core_and_app(
-                CORE, littlefs.build_filesystem({"main.mpy": b""}, 512)
+                CORE, littlefs_writer.build_filesystem({"main.mpy": b""}, 512)
             ),
             "app_json",
         ),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import BeaconOtaError, UsageError
-from beacon_ota.images import nvs, settings
+from beacon_ota.images import nvs, nvs_format, settings
 
 GOOD = {
     "wifi_ssid": ("Halle 3 ü", "Halle 3 ü".encode()),
@@ -96,7 +96,7 @@ def test_secrets_are_not_repeated():
 
 
 def test_names_are_nvs_names():
-    with pytest.raises(nvs.NvsError):
+    with pytest.raises(nvs_format.NvsError):
         settings.parse_settings({"a_name_that_is_long": "x"})
 
 

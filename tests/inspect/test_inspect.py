@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
-from beacon_ota.images import appfs, boards, littlefs, nvs, otadata, partitions, synthetic
+from beacon_ota.images import (
+    appfs,
+    boards,
+    littlefs_writer,
+    nvs,
+    otadata,
+    partitions,
+    synthetic,
+)
 from beacon_ota.images import flash as flashes
 from beacon_ota.images.appfs import AppInfo
 from beacon_ota.inspect import inspect
@@ -62,7 +70,7 @@ FILES = {
     "partition table": lambda new, fl: TABLE.to_bin(),
     "partition csv": lambda new, fl: TABLE.to_csv().encode(),
     "nvs": lambda new, fl: nvs.generate_partition({"beacon": {"n": 1}}, 0x4000),
-    "littlefs": lambda new, fl: littlefs.build_filesystem({"a": b"x"}, 4096),
+    "littlefs": lambda new, fl: littlefs_writer.build_filesystem({"a": b"x"}, 4096),
     "app filesystem": lambda new, fl: (
         appfs.build_app({"main.py": b""}, AppInfo("1.0.0", "esp32c3", "0" * 64)).image
     ),

@@ -8,8 +8,8 @@ import time
 import uvloop
 
 from beacon_ota.errors import BeaconOtaError
-from tests.bench.ours import Ours, update
-from tests.bench.subject import Watched
+from tests.bench.orchestrator_subject import OrchestratorSubject, update_fleet
+from tests.bench.subject import MeasuredProcess
 from tests.orchestrator.world import Server, TestBeacon, beacons, until, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}
@@ -21,8 +21,10 @@ def test_500_updates_with_every_report_sent_twice_at_once(tmp_path):
         firmware = upload(server.admin(), "1.1.0", tmp_path, channel="stable")
         rollout = server.admin().create_rollout(firmware["firmware_id"], EVERYBODY)["rollout_id"]
 
-        ours = Ours(Watched(server.url, server.process), server.token, fleet)
-        uvloop.run(update(ours, ours.fleet, 32, twice=True))
+        subject = OrchestratorSubject(
+            MeasuredProcess(server.url, server.process), server.token, fleet
+        )
+        uvloop.run(update_fleet(subject, subject.fleet, 32, twice=True))
         shown = server.admin().get_rollout(rollout)
         assert shown["results"] == {"success": 500}
         assert shown["total"]["healthy"] == 500

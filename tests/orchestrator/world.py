@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from beacon_ota.client import Client
-from beacon_ota.images import appfs, littlefs, release, synthetic
+from beacon_ota.images import appfs, littlefs_writer, release, synthetic
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
@@ -143,7 +143,9 @@ def image(
 def app_filesystem(info: appfs.AppInfo, keys: bytes | None = None) -> bytes:
     """Return an app filesystem without a compiler's help."""
     files = {"app.json": info.pack(), "main.mpy": b"M\x06\x00\x1f"}
-    return littlefs.build_filesystem(files if keys is None else {**files, "keys.json": keys}, 512)
+    return littlefs_writer.build_filesystem(
+        files if keys is None else {**files, "keys.json": keys}, 512
+    )
 
 
 @cache

@@ -81,7 +81,7 @@ class Wire:
 
     async def leave(self) -> None:
         """Hang up in the middle of whatever this is."""
-        await self.gatt._hang_up()
+        await self.gatt._disconnect()
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""A beacon out of its box, a room with a radio, and an orchestrator that knows nobody yet."""
+"""A beacon out of its box, a radio space, and an orchestrator without beacons."""
 
 import asyncio
 import contextlib
@@ -61,7 +61,7 @@ class Book:
 class Scene:
     """Everything a test needs. ``beacon`` is on unless ``power=False``."""
 
-    room: RadioSpace
+    space: RadioSpace
     server: Server
     network: Network
     flash: Flash
@@ -69,7 +69,7 @@ class Scene:
 
     @property
     def radio(self) -> RadioSelection:
-        return select_radio(self.room.spec)
+        return select_radio(self.space.spec)
 
     @property
     def book(self) -> Book:
@@ -197,7 +197,7 @@ def scene(
     policy: Mapping[str, int] | None = None,
     scale: float = SCALE,
     power: bool = True,
-    room: RadioSpace | None = None,
+    space: RadioSpace | None = None,
     mac: bytes = MAC,
     pin: str = PIN,
     **options,
@@ -209,7 +209,7 @@ def scene(
         network = Network(join_time=0.5, scan_time=0.5)
         network.add_access_point(SSID, PASSWORD)
         network.set_host("orchestrator.local", "127.0.0.1", server.port)
-        room = room or stack.enter_context(RadioSpace(seed=1))
+        space = space or stack.enter_context(RadioSpace(seed=1))
         name = adverts.device_name(mac[:5] + bytes([mac[5] + 2])).decode()
         values: dict[str, int | bytes | None] = {
             "beacon_id": ID.encode(),
@@ -226,10 +226,10 @@ def scene(
                 mac=mac,
                 network=network,
                 scale=scale,
-                bluetooth=room.make_backend(),
+                bluetooth=space.make_backend(),
                 **options,
             )
         )
         if power:
             beacon.power_on()
-        yield Scene(room, server, network, flash, beacon)
+        yield Scene(space, server, network, flash, beacon)

@@ -359,7 +359,7 @@ def test_whoever_leaves(v1):
 
 
 def advertises(s: scenes.Scene) -> bool:
-    [found] = [one for one in s.room.list_radios() if one["address"] == scenes.ADDRESS]
+    [found] = [one for one in s.space.list_radios() if one["address"] == scenes.ADDRESS]
     return found["advertising"]
 
 

@@ -24,9 +24,9 @@ def test_columns_as_each_country_separates_them(tmp_path, sign, encoding):
     )
     text = text.replace(f"secret{sign}", "secret,").replace(f"comma{sign}", "comma;")
     (tmp_path / "beacons.csv").write_bytes(text.encode(encoding))
-    (row,) = parse(text_files.read_text(tmp_path / "beacons.csv"))
+    (row,) = parse(text_files.read_text_file(tmp_path / "beacons.csv"))
     assert row.beacon == "BLUFI_A1B2C5" and row.secret.pin == "73914826"
-    assert row.wanted.network == Network.of("Büro", "secret, with comma; and semicolon")
+    assert row.desired.network == Network.of("Büro", "secret, with comma; and semicolon")
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_other_columns_that_a_spreadsheet_rounds():
 def test_network_and_password_are_taken_to_the_letter():
     (row,) = parse(HEADER + ' A1B2C5 , 12345678 ,"skynet ","  pass with blanks  "\r\n')
     assert row.beacon == "A1B2C5" and row.secret.pin == "12345678"
-    assert row.wanted.network == Network(b"skynet ", b"  pass with blanks  ")
+    assert row.desired.network == Network(b"skynet ", b"  pass with blanks  ")
 
 
 def test_a_network_whose_name_is_no_text():
     (row,) = parse(HEADER + "A1B2C5,12345678,hex:42fc726f,correct horse\n")
-    assert row.wanted.network is not None and row.wanted.network.ssid == b"B\xfcro"
+    assert row.desired.network is not None and row.desired.network.ssid == b"B\xfcro"
     assert Network.of("B\udcfcro").ssid == b"B\xfcro"  # an argument of bytes that are no UTF-8
     for wrong in ("hex:", "hex:zz", "hex:" + "00" * 33, "", "x" * 33):
         with pytest.raises(UsageError) as caught:

@@ -57,7 +57,7 @@ def near(v1, server, monkeypatch, **options) -> Iterator[scenes.Scene]:
     """A beacon within reach of the command line, whose network leads to the real orchestrator."""
     with scene(v1, **options) as s:
         s.network.set_host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
-        monkeypatch.setenv("BEACON_OTA_RADIO", s.room.spec)
+        monkeypatch.setenv("BEACON_OTA_RADIO", s.space.spec)
         yield s
 
 
@@ -147,7 +147,7 @@ def test_a_batch(v1, server, go, monkeypatch, tmp_path):
     rows = "beacon,pin,tags\n{0},{2},a b\n{1},{3},\n"
     with (
         near(v1, server, monkeypatch, settings={"beacon_id": b"batch-1"}) as s,
-        scene(v1, mac=OTHER, room=s.room, settings={"beacon_id": b"batch-2"}) as other,
+        scene(v1, mac=OTHER, space=s.space, settings={"beacon_id": b"batch-2"}) as other,
     ):
         other.network.set_host(
             "orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2])
@@ -189,7 +189,7 @@ def test_as_a_dialogue(v1, server, tmp_path, monkeypatch):
         terminal, theirs = pty.openpty()
         process = subprocess.Popen(
             [str(COMMAND), "provision", "wifi", "--search", "60"],
-            env={**env, "BEACON_OTA_RADIO": s.room.spec},
+            env={**env, "BEACON_OTA_RADIO": s.space.spec},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -29,11 +29,11 @@ def test_a_row_takes_what_it_has_and_the_rest_from_all():
     )
     first, second = rows(text, channel="beta", pin="00000000")
     assert (first.line, first.beacon, first.secret.pin) == (2, "BLUFI_A1B2C3", "73914826")
-    assert first.wanted.network == desired_config.Network(b"site", b"correct horse")
-    assert first.wanted.config == {"site": "hq", "channel": "beta"}
-    assert first.wanted.tags == ("a", "b")
+    assert first.desired.network == desired_config.Network(b"site", b"correct horse")
+    assert first.desired.config == {"site": "hq", "channel": "beta"}
+    assert first.desired.tags == ("a", "b")
     assert (second.secret.pin, second.secret.pop) == (None, b"a proof of possession")
-    assert second.wanted.network == desired_config.Network(b"other, net", b"pass word")
+    assert second.desired.network == desired_config.Network(b"other, net", b"pass word")
     # Secrets are in no text that ends up in a log.
     assert "73914826" not in repr(first) and "correct" not in repr(first)
 
@@ -41,8 +41,8 @@ def test_a_row_takes_what_it_has_and_the_rest_from_all():
 def test_a_row_may_say_what_somebody_takes_the_beacon_for():
     text = "beacon,pin,type\r\nBLUFI_A1B2C3,73914826,esp32c3-8mb\r\n001122,73914826,\r\n"
     first, second = rows(text)
-    assert (first.wanted.device_type, second.wanted.device_type) == ("esp32c3-8mb", "")
-    assert rows(text, type="esp32c3")[1].wanted.device_type == "esp32c3"
+    assert (first.desired.device_type, second.desired.device_type) == ("esp32c3-8mb", "")
+    assert rows(text, type="esp32c3")[1].desired.device_type == "esp32c3"
     with pytest.raises(InputError) as caught:
         rows("beacon,pin,type\nBLUFI_A1B2C3,73914826,ESP 32\n")
     assert caught.value.code == "batch_row" and "line 2" in caught.value.message
@@ -83,7 +83,7 @@ def test_any_batch_file(content):
         content = out.getvalue()
     try:
         for row in rows(content):
-            assert row.beacon and row.wanted.network is not None
+            assert row.beacon and row.desired.network is not None
     except BeaconOtaError as error:
         assert error.code.startswith("batch_")
 

@@ -102,8 +102,8 @@ def test_whoever_got_an_answer_has_guessed(v1):
     async def half(s: scenes.Scene) -> None:
         async with s.client(prove=False) as client:
             exchange = Initiator(client.name.encode(), pin="00000000")
-            await client._send(blufi.NEGOTIATE, exchange.hello())
-            await client._expect(blufi.NEGOTIATE, 60)
+            await client._send_message(blufi.NEGOTIATE, exchange.hello())
+            await client._expect_message(blufi.NEGOTIATE, 60)
 
     with scene(v1) as s:
         for number in (1, 2, 3):
@@ -142,9 +142,9 @@ def test_a_hello_that_is_none_is_no_guess(v1):
                 b"\xec\x01\x01\x21",
                 b"\xec\x01\x03\x21",
             ):
-                await client._send(blufi.NEGOTIATE, message)
+                await client._send_message(blufi.NEGOTIATE, message)
                 with pytest.raises(Exception) as caught:
-                    await client._expect(blufi.NEGOTIATE, 60)
+                    await client._expect_message(blufi.NEGOTIATE, 60)
                 assert getattr(caught.value, "code", "") in ("ec1_point", "ec1_state")
             assert s.beacon.setting("pin_fail") is None
             await client.prove_secret(pin=PIN)

@@ -73,7 +73,7 @@ def test_an_eavesdropper_learns_nothing(v1, monkeypatch):
     config = {"site": "a secret place", "ibeacon": POSITION, "fleet_key": bytes(range(16, 32))}
     pin = "4711"
     with scene(v1, pin=pin) as s:
-        captured = s.room.start_capture()
+        captured = s.space.start_capture()
         book = s.book
         done = s.online(secret=scenes.Secret(pin=pin), config=config, creds=CREDENTIALS, book=book)
         assert done.poll == "ok"

@@ -183,7 +183,7 @@ def test_an_orchestrator_that_is_not_there(v1):
 
 def test_an_orchestrator_that_will_not_have_it(v1):
     class Forgetful(scenes.Book):
-        def enter(self, state, key, config, tags) -> str:
+        def register(self, state, key, config, tags) -> str:
             return "registered"
 
     with scene(v1) as s:
@@ -212,12 +212,12 @@ def test_settings_are_taken_whole_or_not_at_all(v1):
             assert caught.value.code == "setting_value"
             before = s.beacon.settings()
             # What only a client with other rules would send.
-            await client._send(0x4D, b"\x01\x04\x01a\x07\x05other")
-            await client._expect(0x4D, 60)
+            await client._send_message(0x4D, b"\x01\x04\x01a\x07\x05other")
+            await client._expect_message(0x4D, 60)
             assert client.state.refused == "channel"
             for junk in (b"", b"\x01\x04", b"\x09", b"\x81", b"\x01" + b"\x04\x01a" * 2):
-                await client._send(0x4D, junk)
-                await client._expect(0x4D, 60)
+                await client._send_message(0x4D, junk)
+                await client._expect_message(0x4D, 60)
                 assert client.state.refused == "message", junk
             assert s.beacon.settings() == before
             assert (await client.configure(site="a")).refused == ""
@@ -271,9 +271,9 @@ def test_the_network_is_changed_while_nobody_listens(v1):
         async with s.client() as client:
             await client.configure(beacon_key=bytes(32))
             for kind, data in ((0x08, b"\1"), (0x09, b"site"), (0x0D, PASSWORD.encode())):
-                await client._send(kind, data)
-            await client._send(0x0C)
-            await client._expect(0x3D, 60)
+                await client._send_message(kind, data)
+            await client._send_message(0x0C)
+            await client._expect_message(0x3D, 60)
 
     with scene(v1) as s:
         run(body(s))

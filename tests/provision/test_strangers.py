@@ -96,8 +96,8 @@ def test_half_an_exchange_is_no_way_to_stay(v1):
     async def body(s: scenes.Scene) -> None:
         async with s.client(prove=False) as client:
             exchange = Initiator(client.name.encode(), pin="00000000")
-            await client._send(NEGOTIATE, exchange.hello())
-            await client._expect(NEGOTIATE, 60)
+            await client._send_message(NEGOTIATE, exchange.hello())
+            await client._expect_message(NEGOTIATE, 60)
 
             async def ask(n: int) -> None:
                 await client.protocol_version()
@@ -271,7 +271,7 @@ def test_positioning_goes_on_while_all_links_are_taken(v1):
     async def body(s: scenes.Scene) -> None:
         async with taken(s) as clients:
             await s.heard(lambda b: b.position)
-            [shown] = [one for one in s.room.list_radios() if one["address"] == scenes.ADDRESS]
+            [shown] = [one for one in s.space.list_radios() if one["address"] == scenes.ADDRESS]
             assert shown["advertising"]
             assert all(client.is_connected for client in clients)
         await s.heard(lambda b: b.position)

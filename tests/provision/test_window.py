@@ -53,7 +53,7 @@ def test_a_provisioned_beacon_is_closed(v1):
                 with pytest.raises(BeaconOtaError) as caught:
                     await client.protocol_version()
                 with pytest.raises(BeaconOtaError) as after:
-                    await client._next(0x41, 60)
+                    await client._next_message(0x41, 60)
                 return caught.value.code + " " + after.value.code
 
         assert run(version()) == "closed disconnected"

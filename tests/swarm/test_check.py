@@ -47,14 +47,14 @@ def ledger(**fields) -> ExpectedCounts:
         ({}, {"taken_at": None, "result": "expired"}),
         ({"taken": True}, {}),
         ({"taken": True}, {"result": "lost"}),
-        ({"taken": True, "said": "success", "recorded": "first"}, {"result": "success"}),
+        ({"taken": True, "final_status": "success", "recorded": "first"}, {"result": "success"}),
         (
-            {"taken": True, "said": "failed", "recorded": "late"},
+            {"taken": True, "final_status": "failed", "recorded": "late"},
             {"result": "lost", "late_result": "failed"},
         ),
-        ({"taken": True, "said": "success", "recorded": "repeated"}, {"result": "success"}),
-        ({"taken": True, "said": "success"}, {}),
-        ({"taken": True, "said": "success"}, {"result": "success"}),
+        ({"taken": True, "final_status": "success", "recorded": "repeated"}, {"result": "success"}),
+        ({"taken": True, "final_status": "success"}, {}),
+        ({"taken": True, "final_status": "success"}, {"result": "success"}),
         ({"taken": True}, {"result": "rolled_back"}),
     ],
 )
@@ -67,9 +67,13 @@ def test_what_agrees(lived, booked):
     [
         ({"taken": True}, {"taken_at": None}, "not booked as taken"),
         ({"taken": True}, {"result": "success"}, "no word"),
-        ({"taken": True, "said": "success", "recorded": "first"}, {}, "booked is None"),
-        ({"said": "success", "recorded": "first"}, {"result": "failed"}, "booked is failed"),
-        ({"said": "failed", "recorded": "late"}, {"result": "failed"}, "late"),
+        ({"taken": True, "final_status": "success", "recorded": "first"}, {}, "booked is None"),
+        (
+            {"final_status": "success", "recorded": "first"},
+            {"result": "failed"},
+            "booked is failed",
+        ),
+        ({"final_status": "failed", "recorded": "late"}, {"result": "failed"}, "late"),
         ({}, {"beacon_id": "y"}, "booked for y"),
         ({}, {"id": B, "result": "success"}, "never offered"),
         ({}, {"id": B}, "not in the books"),
@@ -81,7 +85,7 @@ def test_what_does_not(lived, booked, word):
 
 
 def test_a_result_counted_twice():
-    own = ledger(taken=True, said="success", recorded="first")
+    own = ledger(taken=True, final_status="success", recorded="first")
     theirs = books({"result": "success"})
     theirs["results"] = {"r": {"success": 2}}
     assert (

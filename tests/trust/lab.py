@@ -28,9 +28,7 @@ RELEASE = Manifest(
     expires_at=NOW + 365 * DAY,
 )
 
-BEACON = Situation(
-    device_type="esp32c3", running="1.2.0", floor="1.2.0", now=NOW, slot_size=0x1C0000
-)
+BEACON = Situation(device_type="esp32c3", running="1.2.0", floor="1.2.0", now=NOW, room=0x1C0000)
 
 
 class Key(KeySigner):

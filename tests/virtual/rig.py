@@ -6,8 +6,8 @@ from functools import cache
 
 from littlefs import LittleFS
 
-from beacon_ota.images import nvs, partitions, synthetic
-from beacon_ota.images.partitions import Table
+from beacon_ota.images import nvs, partition_table, partitions, synthetic
+from beacon_ota.images.partition_table import Table
 from beacon_ota.paths import data_path
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
@@ -61,7 +61,7 @@ def image(
         flash[offset : offset + len(content)] = content
 
     put(0, synthetic.bootloader_image())
-    put(partitions.TABLE_OFFSET, rows.to_bin())
+    put(partition_table.TABLE_OFFSET, rows.to_bin())
     for number, slot in enumerate(rows.slots[: 2 if both else 1]):
         put(slot.offset, app(str(number) if number else ""))
     if settings is not None:

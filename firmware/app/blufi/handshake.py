@@ -1,5 +1,5 @@
-# EC1's exchange on one connection: counts guesses, and spreads the computing over the main loop so
-# that doors still open meanwhile.
+# The EC1 exchange on one connection: counts guesses at the PIN, and computes in short steps of the
+# main loop, so that doors still open meanwhile.
 
 import asyncio
 import time
@@ -13,8 +13,8 @@ _ENROLLED = const(160)
 _SUITES = (ec1.SPAKE2, ec1.ECDH)
 
 
-# Seconds from the n-th failure until the next guess is heard: 1, 2, 4, … 256. Ten guesses take
-# eight minutes at least, and there is no eleventh.
+# Seconds from the n-th failure until the next guess is accepted: 1, 2, 4, … 256. Ten guesses take
+# at least eight minutes, and there is no eleventh.
 def guess_delay_s(failures):
     return 1 << min(failures - 1, _LONGEST) if failures > 0 else 0
 
@@ -22,12 +22,13 @@ def guess_delay_s(failures):
 class Handshake:
     def __init__(self, server, used):
         self._server = server
-        self._used = used  # this connection has keys already
+        self._used = used  # whether this connection has keys already
         self._responder = None
         self.keys = None  # once the client has proved a secret
-        self.fatal = False  # there is nothing more to be said
+        self.fatal = False  # the session has to end
 
-    # The answer to a message of the client's. Once an answer to C_HELLO is out, work() is due.
+    # The answer to a client's message, None for none. After the answer to C_HELLO was sent,
+    # compute_keys() has to be called.
     async def handle_message(self, message):
         try:
             if self._used:
@@ -41,7 +42,7 @@ class Handshake:
 
     async def _hello(self, message):
         server = self._server
-        ec1.parse_message(message, ec1.C_HELLO, _SUITES)  # before anything is computed for it
+        ec1.parse_message(message, ec1.C_HELLO, _SUITES)  # checked before anything is computed
         if server.is_locked():
             server.beacon.journal.write("blufi", "locked")
             raise ec1.Abort(ec1.A_LOCKED, False, server.failures)
@@ -60,9 +61,9 @@ class Handshake:
         if server.client_gone:
             raise ec1.Abort(ec1.A_STATE, True)
         reply = responder.hello(message)
-        # An answer goes out that serves to guess: it counts as wrong until it is proved right, so
-        # that no power cut and no disconnection gives a guess for nothing. One that NVS cannot
-        # count would be for nothing, too.
+        # With this answer the client can make a guess. It counts as wrong until it is proved right,
+        # so that neither a power cut nor a disconnection gives a free guess. If NVS cannot count
+        # it, no answer is sent.
         if not self._store_failures(server.failures + 1):
             raise ec1.Abort(ec1.A_STATE)
         self._responder = responder
@@ -81,7 +82,7 @@ class Handshake:
         self.keys = self._responder.keys
         return reply
 
-    # Fewer failures than NVS keeps are forgotten with the power: that errs on the safe side.
+    # When NVS does not take a lower number, the higher one is back after a reset: the safe side.
     def _store_failures(self, failures):
         server = self._server
         kept = server.beacon.store.try_put("pin_fail", failures or None)
@@ -91,21 +92,21 @@ class Handshake:
             server.beacon.advertise_status()
         return kept
 
-    # Until the next guess is heard.
+    # Seconds until the next guess is accepted.
     def _seconds_left(self):
         passed = time.ticks_diff(time.ticks_ms(), self._server.last_failure) // 1000
         wait = guess_delay_s(self._server.failures)
         return wait - passed if 0 <= passed < wait else 0
 
-    # Is a C_FIN to be waited for?
+    # Whether the client's C_FIN is the next message.
     def awaits_fin(self):
         return self._responder is not None and self.keys is None
 
-    # The client computes meanwhile, too.
+    # Computes the keys, while the client computes them as well.
     async def compute_keys(self):
         await self._run_steps(self._responder.work())
 
-    # 5 to 15 ms a step. Nobody computes for a client who has left: the next one waits.
+    # A step takes 5 to 15 ms. Stops when the client has left, because the next one waits.
     async def _run_steps(self, steps):
         for _ in steps:
             await asyncio.sleep_ms(0)

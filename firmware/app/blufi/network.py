@@ -1,5 +1,5 @@
-# The network that a client names: taken apart from the ones in NVS, tried while those are kept, and
-# stored only once it works. An attempt goes on when the client leaves.
+# Tries the WiFi network that a client names, and stores it only once it works; the stored networks
+# are kept until then. An attempt goes on when the client leaves.
 
 import asyncio
 import sys
@@ -21,11 +21,11 @@ class Network:
     def is_trying(self):
         return self.state == wifi.CONNECTING
 
-    # Takes what has to do with networks; True when there is something to be told soon.
+    # Handles the messages about networks.
     async def handle_message(self, kind, data, send):
         if kind == blufi.SET_OPMODE:
             if data != bytes((wifi.OPMODE_STA,)):
-                raise BlufiError(E_FORMAT)  # it is nobody's access point
+                raise BlufiError(E_FORMAT)  # the beacon is no access point
         elif kind == blufi.STA_SSID:
             if not 0 < len(data) <= wifi.MAX_SSID:
                 raise BlufiError(E_FORMAT)
@@ -52,7 +52,7 @@ class Network:
         self._server.network = self
         asyncio.create_task(self._try_network(self._ssid, self._password))
 
-    # A task of its own without a supervisor: nothing may come out of it.
+    # This task has no supervisor, so no exception may leave it.
     async def _try_network(self, ssid, password):
         beacon = self._server.beacon
         station = beacon.wifi
@@ -63,7 +63,7 @@ class Network:
             if known and password == store.blob("wifi_pass") or await station.join(ssid, password):
                 values = {"wifi_ssid": ssid, "wifi_pass": password or None}
                 if store.policy("legacy"):
-                    values["policy"] = store.policy_with("legacy", 0)  # its app gets in once
+                    values["policy"] = store.policy_with("legacy", 0)  # used up
                 store.put_all(values)
                 store.load_policy()
                 self.state = wifi.CONNECTED
@@ -84,7 +84,7 @@ class Network:
         station.release()
         self._server.network = None
 
-    # How it stands: with the attempt while there was one, else with the network there is.
+    # A REPORT of the attempt, or of the current network when there was none.
     def build_report(self):
         station = self._server.beacon.wifi
         if self.is_trying():
@@ -96,7 +96,7 @@ class Network:
         try:
             rssi = station.wlan.status("rssi")
         except DRIVER:
-            rssi = wifi.UNKNOWN_RSSI  # it has just been lost
+            rssi = wifi.UNKNOWN_RSSI  # the network has just been lost
         return wifi.build_report(wifi.CONNECTED, ssid=station.ssid, rssi=rssi)
 
     async def _list_networks(self):
@@ -113,8 +113,8 @@ class Network:
             station.release()
 
 
-# [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s meanwhile, and
-# finds nothing while it is joining; raises DRIVER when it will not scan.
+# [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s, and finds nothing
+# while it is joining a network; raises DRIVER when it cannot scan.
 def _scan_networks(station):
     if not station.is_up():
         station.disconnect()

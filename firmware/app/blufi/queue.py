@@ -1,17 +1,17 @@
-# Somebody new writes to the provisioning service: a place in the line of those who wait, or what a
-# client hears while provisioning is closed.
+# The queue of provisioning clients: a new client gets a place, or an answer that provisioning is
+# closed.
 
 from micropython import const
 
 _GOODBYE = const(200)  # ms for the answer to get out
-_LINE = const(300_000)  # ms that nobody waits: at most two others' shares, and what serves him
+_LINE = const(300_000)  # ms; no client waits longer for its turn
 
-# Ready made: ERROR "security", and to EC1 "closed".
+# Complete frames: ERROR "security"; for an EC1 client, ABORT "closed".
 _CLOSED = const(b"\x49\x04\x00\x01\x04")
 _CLOSED_EC1 = const(b"\x01\x04\x00\x05\xec\x01\x7f\x21\x07")
 
 
-# The list for the frames of who has a place now, None for whom there is none.
+# Returns the list for the frames of a client that has a place now, None when it gets none.
 def enqueue(server, link, data, is_open):
     radio = server.beacon.radio
     if not is_open:
@@ -28,9 +28,9 @@ def enqueue(server, link, data, is_open):
 
 def _refuse_client(radio, link, handle, frame):
     at = 6 if len(frame) > 1 and frame[1] & 0x10 else 4
-    ours = frame[:1] == b"\x01" and frame[at : at + 1] == b"\xec"
+    is_ec1 = frame[:1] == b"\x01" and frame[at : at + 1] == b"\xec"
     try:
-        radio.notify(link, handle, _CLOSED_EC1 if ours else _CLOSED)
+        radio.notify(link, handle, _CLOSED_EC1 if is_ec1 else _CLOSED)
     except OSError as error:
         print("blufi:", error)
     radio.set_idle_timeout(link, _GOODBYE, 0)

@@ -1,7 +1,7 @@
-# Provisioning, as much of it as is always loaded: the GATT service, when it is open, and one client
-# at a time, in the order in which they came. Who comes while a stranger is served ends that one's
-# time early (services/radio.py); who knows the PIN is not disturbed. The session is imported when a
-# client comes and given back when it has gone.
+# The resident part of provisioning: its GATT service, the window in which it is open, and its
+# clients, served one at a time in order of arrival. A waiting client shortens the time of one that
+# has not proved the PIN (services/radio.py), but not of one that has. The session's modules are
+# loaded for a client and unloaded when it has gone.
 
 import sys
 import time
@@ -14,22 +14,23 @@ from wire import adverts
 _WRITE = const(0x0008)
 _READ_NOTIFY = const(0x0012)
 _BUFFER = const(512)  # the longest write there is; a frame has at most 261 bytes
-_LOOK = const(1000)  # ms between looks at the window
-_FRAMES = const(96)  # that wait for a session which computes, and their bytes
+_LOOK = const(1000)  # ms between checks of the window
+_FRAMES = const(96)  # unread frames of the client being served, and their bytes
 _BYTES = const(4096)
-_OTHERS = const(3)  # who wait for a session have so many times less
+_OTHERS = const(3)  # divides both for a client in the queue
 _GOODBYE = const(200)  # ms for the last notification to get out
-_LONG = const(100_000_000)  # ms that are counted without a network
+_LONG = const(100_000_000)  # ms without a network at which counting stops
 _KEY = const(32)
 _ENROLLED = const(160)  # bytes of a PIN's record
-_LOCK = const(10)  # wrong guesses
+_LOCK = const(10)  # wrong guesses until provisioning is locked
 
 _NEVER = const(0)  # policy `blufi`
 _ALWAYS = const(2)
 
 
-# Why provisioning is open, "" while it is not. `fresh`: it was never provisioned; `button`: ms for
-# which somebody who is there opened it; `lost`: ms without any network, of `limit` seconds allowed.
+# Why provisioning is open, "" while it is closed. `fresh`: the beacon was never provisioned;
+# `button`: ms for which the button keeps it open; `lost`: ms without any network, of `limit`
+# seconds allowed.
 def open_reason(policy, fresh, button, lost, limit):
     if policy == _NEVER:
         return ""
@@ -47,17 +48,17 @@ class Server:
         store = beacon.store
         self.beacon = beacon
         self._rx = self.tx_handle = 0
-        self._link = None  # who is served
-        self.client_gone = True  # and has left
+        self._link = None  # of the client being served
+        self.client_gone = True  # there is no such client, or it has left
         self._frames = []
-        self.queue = []  # (link, frames) of those who wait
-        self.client_proved = False  # who is served knows the secret
+        self.queue = []  # (link, frames) of waiting clients
+        self.client_proved = False  # the client being served knows the secret
         self._wake = AutoResetEvent()
         self._open_reason = ""
         self._button = 0  # ms
         self._lost = 0  # ms
         self._checked_at = self.last_failure = time.ticks_ms()
-        # Guesses at the PIN that were not right, and the ticks of the last: the handshake's.
+        # Wrong guesses at the PIN; the handshake counts them.
         self.failures = store.number("pin_fail")
         self._suites = 1 if len(store.blob("pop")) else 0
         self._suites |= 2 if len(store.blob("pin_w", _ENROLLED)) else 0
@@ -71,8 +72,8 @@ class Server:
 
     # -- the window
 
-    # The settings may have. Provisioned is who has a network, and the key that the orchestrator
-    # knows it by.
+    # Called after the settings changed. A beacon is provisioned when it has a network and the key
+    # that the orchestrator knows.
     def check_provisioned(self):
         store = self.beacon.store
         beacon_key = store.blob("beacon_key")
@@ -81,7 +82,8 @@ class Server:
     def is_locked(self):
         return self.failures >= _LOCK
 
-    # Somebody is there: pressed the button, or left before all was well.
+    # Opens the window for `open_s`: the button was pressed, or a client left before everything
+    # worked. Closes it with `still` False.
     def open_window(self, still=True):
         self._button = 1000 * self.beacon.store.policy("open_s") if still else 0
         self.update_window()
@@ -109,7 +111,7 @@ class Server:
                 adverts.build_provisionable(name, self._suites) if why else b""
             )
 
-    # -- what the radio tells
+    # -- called by the radio
 
     def on_handles(self, ble, handles):
         self._rx, self.tx_handle = handles
@@ -134,12 +136,12 @@ class Server:
             return
         waiting = sum([len(frame) for frame in frames]) + len(data)
         if len(frames) * part >= _FRAMES or waiting * part > _BYTES:
-            self.beacon.radio.disconnect(link)  # not too fast
+            self.beacon.radio.disconnect(link)  # the client writes too fast
             return
         frames.append(data)
         self._wake.set()
 
-    # Where the frames of somebody wait who is not served yet; None when he will not be.
+    # The list for the frames of a client that is not served yet; None when it will not be.
     def _queue_frames(self, link, data):
         for one, frames in self.queue:
             if one == link:
@@ -152,13 +154,13 @@ class Server:
         self._mark_contested()
         return frames
 
-    # Is somebody waiting for the place of who is served?
+    # Tells the radio whether a client waits for the place of the one being served.
     def _mark_contested(self):
         self.beacon.radio.contested = None if self.client_gone or not self.queue else self._link
 
     # -- the session
 
-    # The next frame, None when there is none for `ms` or the client has gone.
+    # The next frame, None when none came for `ms` or the client has gone.
     async def next_frame(self, ms):
         if not self._frames and not self.client_gone:
             await self._wake.wait_ms(ms)
@@ -178,8 +180,8 @@ class Server:
             self.client_gone = self.client_proved = False
             await self._serve_client(link)
 
-    # Whatever a client can make of it, the next one finds everything as it was. Dying is no way
-    # out: a task that dies three times resets the chip, and no client may do that.
+    # Serves one client, and cleans up for the next one however the session ends. No exception may
+    # end this task: a task that dies three times resets the chip, and no client may cause that.
     async def _serve_client(self, link):
         loaded = "blufi.session"
         self._mark_contested()

@@ -1,11 +1,11 @@
-# One client's session, from its first frame to its end. What may be said when:
+# One provisioning client's session, from its first frame to its end. Its state decides which
+# messages are allowed:
 #
-#   at first         version, negotiation, goodbye; anything else in the clear ends it
-#   EC1              the client has proved a secret: everything, sealed, and nothing else
-#   Espressif's own  (policy `legacy`) networks only, names and passwords never in the clear
+#   at first         version, negotiation, disconnect; other messages in the clear end the session
+#   EC1              the client has proved a secret: all messages, but only sealed ones
+#   Espressif's own  (policy `legacy`) networks only; names and passwords never in the clear
 #
-# One frame at a time and everything in the main loop: there is nothing here that a second frame
-# could overtake.
+# Frames are handled one at a time in the main loop, so none can overtake another.
 
 import asyncio
 import errno
@@ -23,7 +23,7 @@ from wire.blufi import (
     Link,
 )
 
-# What nobody needs any more once there are keys, and what nobody else needs at all.
+# Modules that are needed until there are keys, and all that a session may leave behind.
 _EXCHANGE = const(
     "blufi.handshake crypto.exchange crypto.p256 crypto.base crypto.hkdf wire.ec1 wire.spake2"
 )
@@ -38,12 +38,12 @@ _V1 = const(2)
 
 _MAGIC = const(0xEC)  # wire.ec1 is loaded when it is needed
 _SEALED = const(0x22)
-_LOOK = const(250)  # ms between looks at what there is to tell
-_MISTAKES = const(8)  # malformed frames that a session may bring
-_STRANGER = const(60_000)  # ms before a secret is proved, and of them when somebody else waits
-_SHARE = const(15_000)
-_FRIEND = const(300_000)  # of silence afterwards: people look for passwords
-_LONGEST = const(1_800_000)  # and of all
+_LOOK = const(250)  # ms between checks for changes to report
+_MISTAKES = const(8)  # malformed frames that end a session
+_STRANGER = const(60_000)  # ms of a session before a secret is proved
+_SHARE = const(15_000)  # the same while another client waits
+_FRIEND = const(300_000)  # ms of silence afterwards: people look for passwords
+_LONGEST = const(1_800_000)  # ms of a session with a proved secret
 _TRIES = const(250)  # to get a notification out, 20 ms apart
 
 
@@ -62,8 +62,8 @@ class Session:
     async def run(self):
         radio = self._server.beacon.radio
         self._legacy = self._server.beacon.store.policy("legacy") == 1
-        # People with Espressif's app type passwords before they send the first one. With nothing to
-        # prove, they have as long as that.
+        # With Espressif's app, people type passwords before the first message, and prove no secret:
+        # they get the longer time.
         if self._legacy:
             radio.set_idle_timeout(self._peer, _FRIEND, _FRIEND, _STRANGER)
         else:
@@ -77,7 +77,7 @@ class Session:
             else:
                 await self._handle_frame(frame)
             await self._flush()
-            await asyncio.sleep_ms(0)  # frames that wait must not keep others waiting
+            await asyncio.sleep_ms(0)  # waiting frames must not stop other tasks
         if self._settings:
             self._settings.close()
 
@@ -85,7 +85,7 @@ class Session:
         try:
             message = self._link.receive(frame)
         except BlufiError as error:
-            # After a frame that does not open, none will: the session is over.
+            # After a frame that does not decrypt, no later one will: the session is over.
             self._send_error(error.code, error.code == E_DECRYPT)
             return
         if message is None:
@@ -111,12 +111,12 @@ class Session:
             return message.sealed or kind in (blufi.ACK, ERROR, NEGOTIATE)
         if blufi.allowed_in_clear(kind):
             return True
-        # Espressif's app seals names and passwords, but not every request.
+        # Espressif's app encrypts names and passwords, but not every request.
         return self._level == _V1 and (
             message.sealed or kind in (blufi.CONNECT, blufi.GET_STATUS, blufi.GET_LIST)
         )
 
-    # What a peer did wrong. It may go on, unless that went too far, or too often.
+    # Reports a mistake of the client, and ends the session when it is fatal or one too many.
     def _send_error(self, code, fatal=False):
         self.send(ERROR, bytes((code,)))
         self._count_mistake(fatal)
@@ -129,7 +129,7 @@ class Session:
     def send(self, kind, data=b""):
         self._link.send(kind, data)
 
-    # Frames have to go out in the order in which they are made, each of them once.
+    # Sends the queued frames. Each has to be sent once, in the order in which they were made.
     async def _flush(self):
         radio = self._server.beacon.radio
         self._link.mtu = radio.mtu(self._peer)
@@ -158,7 +158,7 @@ class Session:
         elif self._legacy and self._level != _EC1:
             await self._negotiate_v1(data)
         elif data and data[0] <= 4:
-            # Espressif's app. Left alone, it would send the password in the clear now.
+            # Espressif's app would send the password in the clear after this, unless it is stopped.
             self._send_error(E_SECURITY, True)
             self.send(NEGOTIATE, b"\0")
         else:
@@ -189,7 +189,8 @@ class Session:
         self._exchange = exchange = None
         unload(_EXCHANGE)
 
-    # Who has proved the secret takes his time, and nobody waits for so long.
+    # The client has proved the secret and gets more time; waiting clients are disconnected, because
+    # none would wait for so long.
     def _trust_client(self):
         server = self._server
         radio = server.beacon.radio
@@ -214,7 +215,7 @@ class Session:
             self._link.protect(0, self._negotiation.cipher)
             self._level = _V1
 
-    # -- what it is all for
+    # -- settings
 
     async def _handle_request(self, message):
         if self._settings is None:

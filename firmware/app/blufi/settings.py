@@ -1,5 +1,5 @@
-# What a client asks for and is told once there is a session: networks, settings, credentials, and
-# how the beacon is getting on with them.
+# Handles a client's requests once there is a session: networks, settings, credentials. Sends the
+# beacon's state, and its changes while the settings are tried.
 
 import asyncio
 from binascii import unhexlify
@@ -14,7 +14,7 @@ from wire.blufi import E_SECURITY, BlufiError
 
 from blufi.network import Network
 
-_FAREWELL = const(1000)  # ms between the last word and the reset
+_FAREWELL = const(1000)  # ms between the last message and the reset
 
 
 class Settings:
@@ -38,10 +38,10 @@ class Settings:
         else:
             send(blufi.CUSTOM, self._handle_custom(message.data))
 
-    # Anything new for a client who waits?
+    # Sends changes that the client waits for.
     def push_changes(self, send):
         if self._network.refused:
-            self._push_state(send)  # why the report says that it failed
+            self._push_state(send)  # the reason of a failed report
         state = self._network.state
         if state != self._reported_state:
             self._reported_state = state
@@ -55,7 +55,7 @@ class Settings:
                 self._sent_state = state
                 send(blufi.CUSTOM, state)
 
-    # The client goes. Unless all is well, there is something left to be put right.
+    # The client has left. The window stays open unless the new settings work.
     def close(self):
         if not self._watched or not self._trusted:
             return
@@ -82,7 +82,7 @@ class Settings:
             return self._build_state("storage")
         return self._build_state()
 
-    # All of it or nothing. What is empty is taken away.
+    # Stores all settings or none; an empty value erases its setting.
     def _configure(self, fields):
         beacon = self._beacon
         values = {}

@@ -1,7 +1,7 @@
-# Espressif's own first BluFi scheme, for their phone app and only while the policy `legacy` is
-# on: Diffie-Hellman in one fixed 1024-bit group, MD5 of the secret as the key, AES-128-CFB with
-# the frame's sequence number as IV. It authenticates nobody and its records can be bent; it is
-# here because people have that app, and the beacon's owner has to ask for it.
+# Espressif's first BluFi scheme, for their phone app and only while the policy `legacy` is on:
+# Diffie-Hellman in one fixed 1024-bit group, MD5 of the secret as the key, AES-128-CFB with the
+# frame's sequence number as IV. It authenticates neither side, and records can be modified; it is
+# supported because people have that app, and only if the beacon's owner asks for it.
 
 from hashlib import md5
 from os import urandom
@@ -16,8 +16,8 @@ _ECB = const(1)
 _SIZE = const(128)
 _MAX_PARAMS = const(1024)
 
-# Both apps bring this prime and the generator 2. A group of the peer's choice would be its choice
-# of our computing time, too.
+# Both apps send this prime and the generator 2. A group of the peer's choice would let the peer
+# choose the beacon's computing time.
 _PRIME = (
     b"\xcf\x5c\xf5\xc3\x84\x19\xa7\x24\x95\x7f\xf5\xdd\x32\x3b\x9c\x45"
     b"\xc3\xcd\xd2\x61\xeb\x74\x0f\x69\xaa\x94\xb8\xbb\x1a\x5c\x96\x40"
@@ -30,9 +30,9 @@ _PRIME = (
 )
 
 
-# The beacon's side. receive() takes each negotiation payload; once it returns our public value,
-# `cipher` is the one for the link. One modular power (0.5 s on the C3, in one piece) when the size
-# of the parameters is announced, one when they come.
+# The beacon's side. receive() takes each negotiation payload; when it returns the beacon's public
+# value, `cipher` is the link's. One modular power (0.5 s on the C3, in one piece) when the size of
+# the parameters is announced, one when they arrive.
 class Negotiation:
     def __init__(self, random=urandom):
         self._random = random
@@ -46,7 +46,7 @@ class Negotiation:
             return self._announce(data)
         if data[0] == 1:
             return self._agree(data)
-        if data[0] <= 4:  # P, G and K one by one: defined, and done by nobody
+        if data[0] <= 4:  # P, G and K one by one: defined, but used by no app
             return None
         raise BlufiError(E_FORMAT)
 
@@ -75,7 +75,7 @@ class Negotiation:
             raise BlufiError(E_DH_PARAM)
         shared = pow(peer, self._secret, prime)
         self._secret = 0
-        # Leading zeros are left away, by the apps as by the original firmware.
+        # The apps and the original firmware leave out leading zeros.
         self.cipher = Cfb(md5(shared.to_bytes(_SIZE, "big").lstrip(b"\0")).digest())
         return self._public.to_bytes(_SIZE, "big")
 
@@ -89,8 +89,8 @@ def _read_field(data, at):
     return bytes(data[at + 2 : end]), end
 
 
-# AES-128-CFB128, begun anew for every frame; lengths stay. Nothing can fail to open: the checksum
-# has to tell.
+# AES-128-CFB128, started again for every frame; lengths do not change. Decryption never fails: only
+# the checksum reveals a wrong key.
 class Cfb:
     tag = 0
 

@@ -1,14 +1,14 @@
-# The beacon's part of EC1 (wire/ec1.py): answers one client, once. Everything costly is a
-# generator to be run to its end before the next call, so that the caller decides how long the
-# rest waits:
+# The beacon's part of EC1 (wire/ec1.py) for one client and one exchange. Costly steps are
+# generators, which have to be run to their end before the next call; between their steps other
+# tasks can run:
 #
-#   prepare()  before anybody speaks        base point, 0.1 s
+#   prepare()  before the first message     base point, 0.1 s
 #   hello()    C_HELLO -> S_HELLO           at once
 #   work()     while the client computes    one multiplication, 0.25 s
 #   finish()   C_FIN -> S_FIN, then `keys`  at once
 #
-# An Abort ends it. Whoever got an S_HELLO and gave no good C_FIN has had a guess at the PIN: the
-# caller counts it.
+# An Abort ends the exchange. A client that got an S_HELLO and sent no good C_FIN has made a guess
+# at the PIN, which the caller has to count.
 
 from os import urandom
 
@@ -28,8 +28,8 @@ _OVER = const(4)
 _STORED = const(160)
 
 
-# What a beacon keeps in place of its PIN: w, w·M and w·N. As good as the PIN for this beacon's
-# name, so it lives where the keys live.
+# The record that a beacon stores in place of its PIN: w, w·M and w·N. For this beacon's name it is
+# worth as much as the PIN, so it is stored with the keys.
 def derive_record(pin, name):
     from wire import spake2
 
@@ -62,7 +62,7 @@ class Responder:
             self._pop = pop
             self._suites.append(ec1.ECDH)
 
-    # Our scalar, its point, our nonce: fresh for each exchange.
+    # Makes the beacon's scalar, its point and its nonce, fresh for each exchange.
     def prepare(self):
         if self._state != _FRESH:
             raise ValueError("used")
@@ -117,7 +117,7 @@ class Responder:
         self.keys = keys
         return ec1.build_message(ec1.S_FIN, message[3], server)
 
-    # The message's body when it is the one whose turn it is; anything else ends the exchange.
+    # The body of the message that is expected now; any other message ends the exchange.
     def _expect(self, message, type_, state):
         try:
             if self._state != state:

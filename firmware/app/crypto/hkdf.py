@@ -5,7 +5,7 @@ from .hmac import hmac_sha256
 _NO_SALT = bytes(32)
 
 
-# Concentrates whatever entropy `ikm` has into 32 bytes.
+# Concentrates the entropy of `ikm` in 32 bytes.
 def extract(salt, ikm):
     return hmac_sha256(salt or _NO_SALT, ikm)
 

@@ -13,8 +13,8 @@ _INNER = b"\x36" * _BLOCK
 _OUTER = b"\x5c" * _BLOCK
 
 
-# The message comes in parts so that nobody joins buffers only to authenticate them.
-# MicroPython's hashes cannot be copied: a prepared key would save nothing but the two XORs.
+# The message comes in parts, so that callers need not join buffers. MicroPython's hashes cannot be
+# copied, so a prepared key would save no more than the two XORs.
 def hmac_sha256(key, *parts):
     if len(key) > _BLOCK:
         key = sha256(key).digest()
@@ -27,8 +27,8 @@ def hmac_sha256(key, *parts):
     return outer.digest()
 
 
-# Looks at every byte whatever the first ones say: how long a refusal takes tells a guesser
-# nothing about how much was right. Lengths are public.
+# Compares in constant time: the duration of a refusal must not tell how many bytes were right.
+# Lengths are public.
 def equal(a, b):
     if len(a) != len(b):
         return False

@@ -20,7 +20,7 @@ _ODD = const(8)
 
 
 # The point that 64 bytes x ‖ y name, or ValueError: a coordinate that is no field element, or
-# a point off the curve, would let a peer learn our secret piece by piece. The cofactor is 1, so
+# a point off the curve, would let a peer learn the secret piece by piece. The cofactor is 1, so
 # every point of the curve is in the group; infinity has no such encoding.
 def decode_point(data):
     if len(data) != 64:
@@ -47,8 +47,8 @@ def add(a, b):
     return to_affine(add_mixed(a[0], a[1], 1, b))
 
 
-# Runs a multiplication to its end. They are generators, so that a beacon that has other work to do
-# can go on with it every 10 ms or so: a quarter of a second is too long for a door.
+# Runs a multiplication to its end. Multiplications are generators, so that other tasks can run
+# every 10 ms or so: a quarter of a second is too long for a door.
 def run_steps(steps):
     try:
         while True:

@@ -16,16 +16,16 @@ _ZEROS = const(318)  # _DB - 1 - _SALT
 _ABOVE = const(3103)  # bits: two digits of mpz above the modulus
 
 
-# True when `signature` (bytes) was made over the 32-byte `digest` by the holder of modulus `n`
-# (384 bytes or an integer). Anything malformed is False: a refusal needs no reason from here.
+# True when `signature` (bytes) was made over the 32-byte `digest` by the holder of modulus `n` (384
+# bytes or an integer). Malformed input is False.
 def verify(n, digest, signature):
     return list(verify_steps(n, digest, signature))[-1]
 
 
-# The same in steps of about 11 ms on the C3, for a caller that has other work to do in between:
-# the last value yielded is the answer. The sixteen squarings and one product of s^65537 are what
-# pow() does inside, at once. A squaring is a pow() too: it frees what it works with, where
-# power * power % n would leave 19 KB more behind by the end.
+# The same in steps of about 11 ms on the C3, between which other tasks can run; the last value
+# yielded is the answer. These are the sixteen squarings and one product that pow(s, 65537, n) makes
+# at once. Each squaring is a pow(), too: that frees its scratch memory, where power * power % n
+# would leave 19 KB more garbage by the end.
 #
 # They are reduced by the first multiple of n above 2^3103. mpz guesses each digit of a quotient
 # from the modulus's first 16 bits and adds the modulus back while the guess was too high; behind

@@ -1,5 +1,5 @@
-# Talking with the orchestrator: every request signed, every answer's signature checked before a
-# byte of it is believed (docs/contracts.md, section 2). The clock follows authenticated answers.
+# Requests to the orchestrator: every request is signed, and every answer's signature is checked
+# before its content is used (docs/contracts.md, section 2). Authenticated answers set the clock.
 
 import json
 import os
@@ -19,8 +19,8 @@ DEFAULT = "http://orchestrator.local:8080"
 _TOTAL = const(45000)  # ms for a call that is no download
 _STALL = const(15000)
 _OFFER = const(10240)  # bytes: wire.offer.MAX_BODY
-_WORD = const(2048)  # of every other answer, which may come beside a download
-_BRACKETS = const(48)
+_WORD = const(2048)  # bytes of any other answer, which may arrive during a download
+_BRACKETS = const(48)  # of a JSON answer: bounds nesting and memory
 _STUBBORN = const(3)  # name failures before the port's own, blocking resolver is asked
 
 
@@ -28,8 +28,8 @@ def _hex(data):
     return hexlify(data).decode()
 
 
-# Somebody answered who is not the orchestrator, or one that does not know this beacon: whoever
-# looks after the site wants to hear of it as soon as the real one is back.
+# The answer was not authenticated: a stranger sent it, or an orchestrator that does not know this
+# beacon. It is journalled, so that operators learn of it when the orchestrator is back.
 class Unsealed(HttpError):
     pass
 
@@ -39,12 +39,12 @@ class Api:
         self._store = store
         self._wifi = wifi
         self._address = None
-        self._address_proven = False  # was the orchestrator there, the last time?
+        self._address_proven = False  # whether the last exchange was authentic
         self._failed_lookups = 0
-        self.nonce = ""  # of the last request: a new key is tied to it
+        self.nonce = ""  # of the last request; a new key is wrapped with it
         self.reload()
 
-    # After provisioning, or under a new key.
+    # Called after provisioning and after a new key.
     def reload(self):
         self.id = self._store.text("beacon_id")
         self._key = self._store.blob("beacon_key")
@@ -64,27 +64,27 @@ class Api:
         url = None
         unload("wire.url")
 
-    # What came of an answer that began well makes it doubtful who gives it: the name is looked up
-    # again before the next one.
+    # An authentic answer ended badly, so its sender is doubtful: the name is looked up again before
+    # the next request.
     def distrust_address(self):
         self._address_proven = False
 
-    # Can this beacon sign at all?
+    # Whether this beacon has the id and the key that a signature takes.
     def can_sign(self):
         return auth.is_valid_id(self.id) and len(self._key) == 32
 
-    # (status, decoded JSON or None, seconds of Retry-After or None). Raises HttpError; every
-    # status that it returns is the orchestrator's own word.
+    # Returns (status, decoded JSON or None, seconds of Retry-After or None) of an authenticated
+    # answer. Raises HttpError.
     async def call(self, method, target, doc=None):
         body = b"" if doc is None else json.dumps(doc).encode()
         if doc and "clock_unset" not in doc:
             doc = None
         for again in (True, False):
             status, answer, retry = await self._exchange(method, target, body)
-            # The answer brought the right time; only once, or two clocks that disagree loop.
+            # The answer has set the clock. Only one repetition, or clocks that disagree would loop.
             if not (again and status == 401 and is_clock_skew(answer)):
                 break
-            if doc:  # it was written before that
+            if doc:  # the report was written before the clock was set
                 del doc["clock_unset"]
                 doc["updated_at"] = clock.utc()
                 body = json.dumps(doc).encode()
@@ -97,7 +97,7 @@ class Api:
             await self.open_request(method, target, body, (), _STALL, deadline), limit
         )
 
-    # A small answer, whole: (status, decoded JSON or None, seconds of Retry-After or None).
+    # Reads a small answer: (status, decoded JSON or None, seconds of Retry-After or None).
     async def read_answer(self, connection, limit=_WORD):
         try:
             answer = await connection.read(limit)
@@ -110,14 +110,14 @@ class Api:
             _parse_retry_after(connection),
         )
 
-    # `digest` as the orchestrator signed it, or nobody knows who this was.
+    # Raises Unsealed unless the orchestrator signed this status and `digest`.
     def check_mac(self, connection, digest):
         status = connection.status
         given = connection.headers.get("x-beacon-mac", "")
         text = auth.answer_text(self.nonce, status, digest)
         if not equal(hexlify(hmac_sha256(self._key, text)), given.encode()):
-            # A server in trouble may not get as far as signing; anything else is a stranger, or
-            # a beacon that the orchestrator does not know.
+            # A failing server (5xx) may be unable to sign. Any other status comes from a stranger,
+            # or from an orchestrator that does not know this beacon.
             raise Unsealed("http", "status %d, not authentic" % status, status < 500)
         self._address_proven = True
 
@@ -127,8 +127,8 @@ class Api:
         tls, host, port = self._server
         if not self._address_proven:
             await self._resolve_server(host, port)
-        # Only an authentic answer says that it is there still. Silence, a stranger's answer and
-        # half of an answer do not: it may have moved.
+        # Only an authentic answer proves the address. After silence, a stranger's answer or half an
+        # answer the orchestrator may have moved.
         self._address_proven = False
         pinned = None
         if tls:
@@ -152,7 +152,7 @@ class Api:
                 if not (pinned and pinned.retry_later_date()):
                     raise
 
-    # The header that proves who asks. Its nonce ties the answer to it.
+    # The header that authenticates a request. Its nonce binds the answer to the request.
     def _sign(self, method, target, body):
         self.nonce = _hex(os.urandom(8))
         ts = clock.unchecked()
@@ -161,7 +161,7 @@ class Api:
         mac = _hex(hmac_sha256(self._key, text))
         return "Authorization", auth.build_header(self.id, ts, self.nonce, mac)
 
-    # Names are looked up once in a long while: the modules for it go again.
+    # Names are looked up rarely: the modules for that are unloaded afterwards.
     async def _resolve_server(self, host, port):
         from net import locate
 
@@ -176,7 +176,7 @@ class Api:
             self._failed_lookups = 0
         except OSError as error:
             self._failed_lookups += 1
-            # Nobody knows the name now: where it led before is as good as ever.
+            # The name cannot be resolved now: the previous address is tried again.
             if self._address is None:
                 raise HttpError("connect", str(error))
         finally:
@@ -184,7 +184,7 @@ class Api:
             unload("net.locate net.dns wire.url")
 
 
-# The document of an authentic answer; the clock follows what it says.
+# The JSON object of an authentic answer; sets the clock by it.
 def _parse_answer(answer):
     doc = _decode_json(answer)
     server_time = doc.get("server_time")
@@ -192,18 +192,18 @@ def _parse_answer(answer):
     return doc
 
 
-# Was a request refused for its time?
+# Whether a request was refused because of its time.
 def is_clock_skew(doc):
     return doc is not None and doc.get("code") == "clock_skew"
 
 
-# Seconds of the Retry-After header; nothing signs it, so whoever uses it puts bounds on it.
+# Seconds of the Retry-After header. The header is not signed, so callers have to bound it.
 def _parse_retry_after(connection):
     value = connection.headers.get("retry-after", "")
     return int(value) if 0 < len(value) < 8 and not value.strip("0123456789") else None
 
 
-# The JSON object of an authenticated answer. Even a friend's JSON may not pile up on this heap.
+# Decodes the JSON object of an authentic answer; even that must not exhaust the heap.
 def _decode_json(answer):
     try:
         if answer.count(b"[") + answer.count(b"{") <= _BRACKETS:
@@ -211,5 +211,5 @@ def _decode_json(answer):
             if isinstance(doc, dict):
                 return doc
     except (ValueError, MemoryError):
-        pass  # said below
+        pass  # raised below
     raise HttpError("http", "answer is not a small JSON object")

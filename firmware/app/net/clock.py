@@ -1,9 +1,9 @@
-# UTC, as far as the beacon knows it: only an authenticated answer sets it, so whoever asks may
-# rely on it. The esp32 port counts from 2000, others from 1970; nobody else needs to know.
+# UTC as the beacon knows it. Only an authenticated answer sets the clock, so utc() can be relied
+# on. The esp32 port counts seconds from 2000, others from 1970; only this module deals with that.
 #
-# The chip's clock can also hold a guess, for those who need some date (net/https.py). It is no time
-# to anybody who asks here. That it is a guess lies in the RTC's memory, behind what stage 0 keeps
-# there: like the clock it survives every reset, and is gone with the power.
+# The chip's clock can also hold a guessed date, which net/https.py needs; utc() does not return a
+# guess. The mark that it is a guess is in the RTC's memory, behind the bytes of stage 0: like the
+# clock it survives every reset but a power cut.
 
 import time
 
@@ -18,7 +18,7 @@ _STAGE0 = const(8)  # bytes of the RTC's memory that are stage 0's
 _guessed = False
 
 
-# After a reset, before anybody asks.
+# Called once after a reset, before utc().
 def load_guess_mark():
     global _guessed
     from machine import RTC
@@ -40,12 +40,13 @@ def utc():
     return now if now > _BUILT and not _guessed else 0
 
 
-# For a request's timestamp, which needs some number even when the clock is unset.
+# The chip's time in UTC seconds, set or not: a request's timestamp needs some number.
 def unchecked():
     return max(0, int(time.time()) + _EPOCH)
 
 
-# Lets a clock that is unset show a date. The mark comes first: without it a guess would be a time.
+# Sets an unset clock to a guessed date. The mark is written first: without it the guess would count
+# as the time.
 def set_guess(now):
     global _guessed
     if utc() or not _EPOCH <= now < 1 << 33:
@@ -55,13 +56,13 @@ def set_guess(now):
     _set_chip_clock(now)
 
 
-# Can this be the time? Before 2025, and after 2242, it is that of a clock that nobody has set.
+# Whether `now` can be the time: clocks that were never set say a time before 2025 or after 2242.
 def is_plausible(now):
     return isinstance(now, int) and _BUILT < now < 1 << 33
 
 
-# `exact`: the orchestrator has refused a request for its time. Then a second counts: the
-# next request has to be from the time told, or later.
+# `exact`: the orchestrator refused a request because of its time. The clock is then set even if it
+# is one second off, because the next request has to carry the told time or a later one.
 def set(now, exact=False):
     global _guessed
     if not is_plausible(now):

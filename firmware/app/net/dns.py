@@ -1,7 +1,7 @@
-# Names without blocking the loop: the port's getaddrinfo stops everything for as long as a name
-# server takes. Plain DNS asks the network's server, names under .local are asked of everybody
-# (mDNS, one-shot: RFC 6762 section 5.1), and what the answers say is only ever an address to try:
-# who answers there has to prove itself.
+# Resolves names without blocking the loop, as the port's getaddrinfo does while a name server is
+# slow. Names are asked of the network's name server, names under .local of all hosts (one-shot
+# mDNS: RFC 6762, section 5.1). An answer is only an address to try: the host there has to
+# authenticate its answers.
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ _RECORDS = const(32)
 _LABELS = const(32)
 _TRIES = const(3)
 _TICK = const(20)
-_DATAGRAMS = const(8)  # at a time: who sends more and more must not keep the others waiting
+_DATAGRAMS = const(8)  # read at a time: a flood of datagrams must not stop the other tasks
 _MDNS = const("224.0.0.251")
 
 WAIT = 1000  # ms for an answer
@@ -29,7 +29,7 @@ WAIT = 1000  # ms for an answer
 SERVICE = "_beacon-ota._tcp.local"
 
 
-# No address for this name.
+# There is no address for this name.
 class NoAddress(OSError):
     pass
 
@@ -46,7 +46,7 @@ async def resolve(host, server):
         try:
             return (await _query(host, _A, _MDNS, 5353))[0]
         except NoAddress:
-            pass  # some sites have .local in a name server of their own
+            pass  # some sites serve .local from their own name server
     return (await _query(host, _A, server, 53))[0]
 
 
@@ -56,9 +56,9 @@ async def discover():
     return found[0], found[1]
 
 
-# One question, asked three times. The socket is looked at by the clock: an answer comes within
-# milliseconds or not at all. Each datagram is received by itself: the port's readinto() would go
-# on with the next one's bytes, and an answer behind somebody else's would be lost.
+# Asks one question up to three times. The socket is polled at intervals, because an answer arrives
+# within milliseconds or not at all. Each datagram is received on its own: the port's readinto()
+# would continue with the bytes of the next one, and an answer behind a foreign one would be lost.
 async def _query(name, kind, server, port):
     number = os.urandom(2)
     query = _build_query(number, name, kind)
@@ -79,7 +79,7 @@ async def _query(name, kind, server, port):
                     try:
                         return parse_answer(memoryview(sock.recv(_PACKET)), number, name, kind)
                     except (ValueError, IndexError):
-                        continue  # somebody else's, or rubbish
+                        continue  # an answer to another question, or garbage
     except OSError as error:
         raise NoAddress("%s: %s" % (name, error))
     finally:
@@ -97,8 +97,8 @@ def _build_query(number, name, kind):
     return query + bytes((0, 0, kind, 0, 1))
 
 
-# What an answer says: [address] for an A question; [host or address, port] for a service. Raises
-# ValueError or IndexError for anything that is not an answer to this question.
+# Parses an answer: [address] for an A question; [host or address, port] for a service. Raises
+# ValueError or IndexError for every packet that does not answer this question.
 def parse_answer(packet, number, name, kind):
     flags, questions, answers, authority, additional = unpack_from(">5H", packet, 2)
     if packet[:2] != number or flags & 0x800F != 0x8000 or questions > 4:
@@ -125,7 +125,7 @@ def parse_answer(packet, number, name, kind):
                 host, _ = _read_name(packet, at + 6)
         at += size
     if kind == _A:
-        # Behind aliases the address carries another name; mDNS shouts about others, too.
+        # Behind an alias the address has another name; mDNS answers also name other hosts.
         if not first or (name.endswith(".local") and name.lower() not in addresses):
             raise ValueError
         return [addresses.get(name.lower(), first)]
@@ -134,7 +134,7 @@ def parse_answer(packet, number, name, kind):
     return [addresses.get(host, host), port]
 
 
-# A name, and where the packet goes on behind it. Pointers only lead backwards, so they end.
+# Reads a name; returns it and the position behind it. Pointers lead backwards only, so they end.
 def _read_name(packet, at):
     labels = []
     after = None

@@ -1,9 +1,8 @@
-# HTTP/1.1, as much as a beacon needs: one request per connection, the answer read piece by piece
-# into buffers of the caller's. The head as a whole, every line and every wait is bounded, nothing
-# is sized by the peer. Headers that a beacon does not read may be as long, as many and as foreign
-# as proxies make them: they are dropped as they come. A read first takes what is already there and
-# asks the poller only when there is nothing: during a download that is the difference between the
-# bare loop and ours.
+# The part of HTTP/1.1 that a beacon needs: one request per connection, the answer read piece by
+# piece into the caller's buffers. The head, every line and every wait are bounded, and the peer
+# sizes no buffer. Headers that a beacon does not use are dropped as they arrive, however long, many
+# or odd proxies make them. A read first takes the bytes that have already arrived and asks the
+# poller only when there are none, which makes a download nearly as fast as a bare loop.
 
 import asyncio
 import errno
@@ -17,10 +16,10 @@ _LINE = const(512)  # bytes of a status or chunk-size line, and of a header that
 _HEAD = const(16384)  # bytes of a whole head, interim answers included
 _INTERIM = const(8)  # answers before the answer (1xx)
 _BUFFER = const(256)
-_CONNECT = const(10000)  # ms
+_CONNECT = const(10000)  # ms for a connection
 _SPIN = const(3)  # ms for which a download looks again before it asks the poller
 
-# What sockets raise; a certificate that does not hold is a ValueError.
+# Exceptions of sockets; a certificate that is refused is a ValueError.
 _BROKEN = (OSError, ValueError)
 
 _KEPT = const(
@@ -34,9 +33,9 @@ _KEPT = const(
 )
 
 
-# Why an exchange failed, in the words of stage "download": connect, http, stall, truncated,
-# timeout. `refused` tells an orchestrator that answers and will not have us from one that is away;
-# `status` is there when it was the answer's, and `retry` the seconds it asked to wait.
+# Why an exchange failed. `code` is one of stage "download": connect, http, stall, truncated,
+# timeout. `refused`: the orchestrator answered and refused this beacon, so it is not away.
+# `status` is the answer's, 0 without one; `retry` the seconds of its Retry-After header.
 class HttpError(Exception):
     def __init__(self, code, detail, refused=False, status=0, retry=None):
         super().__init__(code, detail)
@@ -47,7 +46,7 @@ class HttpError(Exception):
         self.retry = retry
 
 
-# Waits until the socket can be read or written; asyncio keeps this to its streams.
+# Waits until the socket can be read or written; asyncio offers this for streams only.
 def _socket_ready(sock, write):
     if write:
         yield core._io_queue.queue_write(sock)
@@ -59,7 +58,7 @@ class Connection:
     def __init__(self, sock, idle_timeout_ms):
         self._sock = sock
         self._idle_timeout = idle_timeout_ms
-        self.deadline = None  # ticks after which nothing is waited for any more
+        self.deadline = None  # ticks at which every wait ends; None: no limit
         self._buf = bytearray(_BUFFER)
         self._at = self._end = 0
         self._left = 0  # of the body or of the current chunk; -1: until the peer closes
@@ -107,14 +106,13 @@ class Connection:
 
     # -- lines
 
-    # A line with its end, its first 512 bytes. A longer one is an error, unless what is more may be
-    # dropped.
+    # Reads a line with its end. A line of more than 512 bytes is an error or, with `drop`, cut.
     async def _read_line(self, drop=False):
         line = b""
         while True:
             if self._at == self._end:
                 self._at = 0
-                # There may always be more to read, and others want to run.
+                # There may always be more to read, and other tasks have to run.
                 await asyncio.sleep_ms(0)
                 self._end = await self._receive(self._buf)
                 if not self._end:
@@ -153,8 +151,8 @@ class Connection:
         else:
             self._left = -1
 
-    # Nobody has to write text into a header that is not read. A line that begins with a blank goes
-    # on with the header before it, as some old proxies fold them, and is no header of its own.
+    # Headers that are not used need not be text. A line that begins with a blank continues the
+    # header before it, as some old proxies fold them, and is ignored.
     async def _read_headers(self):
         self.headers = {}
         while True:
@@ -176,7 +174,7 @@ class Connection:
     def length(self):
         return None if self._chunked or self._left < 0 else self._left
 
-    # What only the head needed is given back: a long body comes.
+    # Frees the memory that only the head needed, before a long body.
     def drop_header_buffer(self):
         self.headers = {}
         if not self._chunked and self._at == self._end:
@@ -184,7 +182,7 @@ class Connection:
 
     # -- body
 
-    # Fills some of `buf`; 0 at the end of the body, and only there.
+    # Reads some bytes of the body into `buf`; returns 0 at its end, and only there.
     async def readinto(self, buf):
         if self._chunked and not self._left:
             await self._begin_chunk()
@@ -210,8 +208,8 @@ class Connection:
                 await self._read_line()
         return size
 
-    # What is there of the body right now, without waiting. Nothing, if that takes more than one
-    # socket call to say: fill() knows.
+    # Reads the bytes of the body that have already arrived, without waiting. Returns 0 when that
+    # would take more than one socket call; read_exactly() handles those cases.
     def read_available(self, buf):
         if self._chunked or self._left < len(buf) or self._at != self._end:
             return 0
@@ -222,10 +220,10 @@ class Connection:
         self._left -= read
         return read
 
-    # Fills all of `buf`, or as much as the body still has; returns how much. In the plain case of a
-    # download, a body of known length, this is one socket call for what one call brings. When
-    # nothing is there it looks again a few times between the other tasks' turns: the port's poller
-    # sleeps for up to 10 ms, and the next segment is mostly here before that.
+    # Fills `buf`, or reads the rest of the body when that is shorter; returns the number of bytes.
+    # A body of known length, as in a download, takes no more socket calls than necessary. Before it
+    # waits for the poller, which sleeps up to 10 ms on the port, it tries again between the other
+    # tasks' turns: the next segment mostly arrives before that.
     async def read_exactly(self, buf):
         size = len(buf)
         if self._chunked or self._left < size or self._at != self._end:
@@ -255,7 +253,7 @@ class Connection:
             else:
                 await self._wait()
 
-    # The same of any body, piece by piece.
+    # Like read_exactly(), for a body in chunks or of unknown length.
     async def _read_pieces(self, buf):
         got = 0
         while got < len(buf):
@@ -274,9 +272,9 @@ class Connection:
             while (await self._read_line(True)).strip():
                 pass  # trailers, bounded as a head is
 
-    # A whole small body; one that is longer than `limit` is an error, not a cut, and so is one that
-    # finds no memory: that is the peer's failure, whoever it is. The pieces come through the buffer
-    # of the head; chunks do not, for the lines between them need it.
+    # Reads a whole small body. A body longer than `limit` is an error, and so is one for which
+    # there is no memory: that counts as the peer's failure. The buffer of the head serves for the
+    # pieces, except with chunks, whose lines need it.
     async def read(self, limit):
         body = bytearray()
         try:
@@ -302,13 +300,13 @@ def _parse_number(text, base, limit):
     return value
 
 
-# Opens a connection to an address as getaddrinfo gives it and sends a request. `tls` is a
-# net.https.Pinned, or None. The answer's head has been read when this returns; the caller closes.
-# `ends` are the ticks by which the whole answer has to be there, None for no such limit.
+# Connects to an address (as getaddrinfo returns it), sends a request and reads the head of the
+# answer. Returns the Connection, which the caller has to close. `tls` is a net.https.Pinned, or
+# None. `deadline` are the ticks by which the whole answer has to be there, None for no limit.
 async def request(
     address, host, method, target, headers, body=b"", tls=None, idle_timeout_ms=15000, deadline=None
 ):
-    sock = None  # there is none while strangers do not let go of the last ones
+    sock = None  # socket() fails while other connections hold the last sockets
     try:
         try:
             sock = socket.socket()
@@ -338,13 +336,13 @@ async def request(
             lines.append("Content-Length: %d" % len(body))
         lines += ["%s: %s" % pair for pair in headers]
         lines = "\r\n".join(lines + ["", ""]).encode() + body
-        headers = body = None  # the answer may be long in coming: no memory for what is said
+        headers = body = None  # the answer may take long: the request is not kept in memory
         await connection.send(lines)
         lines = None
         try:
             await connection.read_head(method == "HEAD")
         except HttpError as error:
-            if error.code == "truncated":  # not one line of an answer
+            if error.code == "truncated":  # closed before the headers were complete: no answer
                 raise HttpError("connect", error.detail)
             raise
         return connection

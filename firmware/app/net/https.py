@@ -1,10 +1,10 @@
-# HTTPS with a pinned certificate: /app/ca.der is the orchestrator's own, or that of the authority
-# that signs it. Loaded where orch_url says https.
+# HTTPS with a pinned certificate: /app/ca.der is the orchestrator's certificate, or that of the
+# authority that signs it. Imported when orch_url begins with https.
 #
-# mbedTLS on the port holds certificates' dates against the chip's clock. After a power cut that
-# says 2000, and only an authenticated answer sets it, which an https beacon would never get. So the
-# check of dates waits for the clock: until then it is made at a date on which the certificates
-# that are shown had begun. Who signed them, and for which name, is checked as ever.
+# mbedTLS on the port checks the dates of certificates by the chip's clock. After a power cut the
+# clock says 2000, and only an authenticated answer sets it, which an https beacon would never get.
+# Until the clock is set, the dates are therefore checked as of a day on which the shown
+# certificates were already valid. Issuer, name and signatures are checked as always.
 
 import tls
 from micropython import const
@@ -16,10 +16,10 @@ _CA = const("/app/ca.der")
 _LONGEST = const(4096)  # bytes
 _SEQUENCE = const(0x30)
 _VERSION = const(0xA0)
-_UTC_TIME = const(0x17)  # two digits of the year; the other way of writing it has four
+_UTC_TIME = const(0x17)  # DER type with two digits of the year; the other type has four
 
 
-# What a connection is wrapped in.
+# A TLS context that trusts the pinned certificate only.
 class Pinned:
     def __init__(self):
         try:
@@ -37,22 +37,23 @@ class Pinned:
         self._retried = False
         self._on_certificate(pinned, 0)
         self._context.verify_callback = self._on_certificate
-        # Always from the pinned one's date: what a stranger showed the last time moves nothing.
+        # Every connection begins with the pinned certificate's date: a certificate that a stranger
+        # showed earlier has no effect.
         clock.set_guess(self._begun)
 
     def wrap_socket(self, sock, name):
         return self._context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
 
-    # mbedTLS shows each certificate after it has judged it; 0: nothing to add.
+    # mbedTLS calls this for each certificate after its own checks; 0: no further error.
     def _on_certificate(self, cert, depth):
         try:
             self._begun = max(self._begun, read_not_before(cert))
         except (ValueError, IndexError):
-            pass  # not one that mbedTLS would believe
+            pass  # mbedTLS would refuse it, too
         return 0
 
-    # Was a certificate shown that begins after the date it was judged at? Then, once, it is worth
-    # another try; whoever made it up is found out by the signatures.
+    # Whether another try is worthwhile, once: a certificate was shown that begins after the date as
+    # of which it was checked. The signatures reveal a forged one.
     def retry_later_date(self):
         if self._retried or clock.utc() or self._begun <= clock.unchecked():
             return False
@@ -61,8 +62,8 @@ class Pinned:
         return True
 
 
-# When a certificate in DER begins (RFC 5280, section 4.1.2.5), UTC seconds since 1970. ValueError
-# or IndexError for what is no certificate.
+# The notBefore of a certificate in DER (RFC 5280, section 4.1.2.5) in UTC seconds since 1970.
+# Raises ValueError or IndexError when the bytes are not a certificate.
 def read_not_before(der):
     at, _ = _find_content(der, 0, _SEQUENCE)
     at, _ = _find_content(der, at, _SEQUENCE)
@@ -78,13 +79,13 @@ def read_not_before(der):
     if len(text) != 15 or text[14:] != b"Z":
         raise ValueError
     month = int(text[4:6])
-    year = int(text[:4]) - (month < 3)  # that begins with March, so that a leap day is its last
+    year = int(text[:4]) - (month < 3)  # years begin with March: a leap day is the last day
     days = 365 * year + year // 4 - year // 100 + year // 400
     days += (153 * ((month + 9) % 12) + 2) // 5 + int(text[6:8]) - 719469
     return days * 86400 + int(text[8:10]) * 3600 + int(text[10:12]) * 60 + int(text[12:14])
 
 
-# Where the content of the value at `at` begins and ends.
+# Returns where the content of the DER value at `at` begins and ends.
 def _find_content(der, at, tag=None):
     size = der[at + 1]
     if tag not in (None, der[at]):

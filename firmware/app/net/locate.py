@@ -1,11 +1,11 @@
-# Where the orchestrator is. Loaded for as long as it takes to find out.
+# Finds the orchestrator's address: by name, by mDNS, or by the port's own resolver.
 
 from net import dns
 
 
-# The address as getaddrinfo gives it; raises OSError. `nameserver()` is the network's. `anyone`:
-# nobody told the beacon a name, so that whoever announces himself will do. `stubborn`: at last the
-# port's own resolver is asked, which blocks.
+# The address in the form of getaddrinfo; raises OSError. `nameserver()` returns the network's name
+# server. `anyone`: the beacon was given no name, so any orchestrator that announces itself will do.
+# `stubborn`: the port's own resolver, which blocks, is asked at the end.
 async def find_orchestrator(host, port, nameserver, anyone, stubborn):
     try:
         try:

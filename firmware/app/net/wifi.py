@@ -1,5 +1,5 @@
-# WiFi: joins the network it was given, the second one when the first will not have it, and keeps
-# trying for ever with a growing pause. Power saving stays on: without it WiFi starves Bluetooth.
+# Joins the WiFi networks that were provisioned, the second when the first fails, and keeps trying
+# for ever with growing pauses. Power saving stays on: without it WiFi starves Bluetooth.
 
 import asyncio
 import time
@@ -14,10 +14,10 @@ _SETTLE = const(2000)  # ms before a refusal counts: the driver repeats itself
 _PAUSES = const(6)  # 2, 4, ... 64 s
 _UNKNOWN = const(255)
 
-# What the port raises for the driver's errors: OSError for those it knows by name.
+# The port's exceptions for the driver's errors: OSError for those that it knows by name.
 DRIVER = (OSError, RuntimeError)
 
-# The driver's states, as the journal has them.
+# The driver's states as words of the journal.
 _WORDS = {
     1000: "idle",
     1001: "connecting",
@@ -51,7 +51,7 @@ class Wifi:
     def nameserver(self):
         return self.wlan.ifconfig()[3]
 
-    # True as soon as there is a network, False after `ms` without.
+    # True as soon as there is a network, False after `ms` without one.
     async def wait_until_up(self, ms):
         deadline = time.ticks_add(time.ticks_ms(), ms)
         while not self.is_up():
@@ -60,9 +60,9 @@ class Wifi:
             await asyncio.sleep_ms(_TICK)
         return True
 
-    # Whoever provisions has the driver for itself from claim() until release(): the loop below lets
-    # go of it within moments, whatever it is at. Then it looks at once, for there may be other
-    # credentials, and its pauses begin again with the shortest.
+    # A provisioning session has the driver for itself from claim() until release(): the loop below
+    # stops using it within moments. After release() the loop continues at once, because there may
+    # be other credentials, and with its shortest pause.
     async def claim(self):
         self._claimed = True
         self._wake.set()
@@ -73,7 +73,7 @@ class Wifi:
         self._claimed = False
         self._wake.set()
 
-    # Names and passwords are bytes: the standard gives them no encoding.
+    # [(SSID, password)] as bytes: the standard defines no encoding for them.
     def _stored_networks(self):
         found = []
         for name in ("wifi", "wifi2"):
@@ -101,18 +101,18 @@ class Wifi:
                     break
             else:
                 fails += 1
-                if fails == 2 and networks:  # the first round may be the access point's reboot
+                if fails == 2 and networks:  # in the first round the access point may be rebooting
                     self._journal.write("wifi", self.state)
                 await self._wake.wait_ms(add_jitter(2000 << min(fails, _PAUSES) - 1))
 
-    # The driver may be reconnecting by itself; it has to be stopped before it does anything else.
+    # The driver may be reconnecting by itself, and has to be stopped before it takes a command.
     def disconnect(self):
         try:
             self.wlan.disconnect()
         except DRIVER as error:
             print("wifi:", error)
 
-    # One attempt at one network.
+    # Tries one network once; True when it was joined.
     async def join(self, ssid, password):
         self.state = "connecting"
         self.reason = _UNKNOWN
@@ -126,7 +126,7 @@ class Wifi:
             self.state = "driver"
             print("wifi:", error)
             return False
-        stale = self.wlan.status()  # of the network before, until it changes
+        stale = self.wlan.status()  # still that of the previous network, until it changes
         while not self.is_up():
             await asyncio.sleep_ms(_TICK)
             took = time.ticks_diff(time.ticks_ms(), begun)

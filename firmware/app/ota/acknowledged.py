@@ -1,5 +1,6 @@
-# A report that has to be taken before the next step: a halted rollout stops here. An answer that is
-# neither 2xx nor the word that it is over is no leave to go on, whatever it says.
+# Sends reports that have to be acknowledged before the attempt goes on: a halted rollout stops
+# here. Only a 2xx answer lets the attempt go on; 409 and 410 cancel it, and any other answer is an
+# error.
 
 import asyncio
 

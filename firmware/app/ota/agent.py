@@ -1,6 +1,6 @@
-# The update agent: after settle.py has found out what this boot is, it polls for ever. It decides
-# nothing by itself: when, what and whether are answered by schedule.py and the attempt in
-# install.py.
+# The update agent: resolves the outcome of the previous boot (boot_outcome.py), then polls the
+# orchestrator for ever. schedule.py decides when to poll and to install; install.py carries out an
+# attempt.
 
 import gc
 import sys
@@ -19,13 +19,13 @@ from ota import report, schedule
 from ota.slots import FlashError
 
 _UNREADY = const(5)  # s between looks for credentials
-_PATIENCE = const(60000)  # ms for WiFi before a cycle is given up
-_TELLINGS = const(6)  # of what is due, before there is a poll without it
+_PATIENCE = const(60000)  # ms to wait for WiFi in one round
+_TELLINGS = const(6)  # tries to deliver a report before the beacon polls without it
 _FINAL = const(("success", "failed", "rolled_back"))
 
 
-# A number of seconds that has to pass, whatever happens meanwhile. Asked at every poll, so that the
-# ticks do not wrap unseen.
+# A number of seconds that has to pass, whatever happens meanwhile. seconds_left() is called at
+# every poll, so that the ticks cannot wrap around unnoticed.
 class Pause:
     def __init__(self):
         self._ends = None
@@ -51,22 +51,22 @@ class Agent:
     def __init__(self, beacon):
         self._beacon = beacon
         self._reporter = report.Reporter(beacon)
-        self._failed_attempts = 0  # attempts in a row without the release
-        self._attempt_pause = Pause()  # after them: no attempt begins
-        self._untaken_reports = 0  # reports in a row that were not taken
-        self._report_pause = Pause()  # after them: the orchestrator has heard it often enough
-        self._stranger_journalled = False  # has a stranger's answer been written down?
-        self._failed_polls = 0  # cycles in a row without an orchestrator
-        self._boot_reported = False  # has it heard from this boot?
-        self._unsaved_record = None  # an attempt's end that NVS would not take
-        self._reported_attempt = None  # the attempt whose end the orchestrator has
-        self._out_of_memory = False  # did an attempt not find the memory it needs?
+        self._failed_attempts = 0  # consecutive failed install attempts; stretches the next poll
+        self._attempt_pause = Pause()  # after a failed attempt: no other begins
+        self._untaken_reports = 0  # consecutive reports that were not acknowledged
+        self._report_pause = Pause()  # after many of them: no report is sent
+        self._stranger_journalled = False  # a stranger's answer was journalled
+        self._failed_polls = 0  # consecutive rounds without an answer of the orchestrator
+        self._boot_reported = False  # a report of this boot was acknowledged
+        self._unsaved_record = None  # an attempt's record whose end NVS did not take
+        self._reported_attempt = None  # id of the attempt whose end was acknowledged
+        self._out_of_memory = False  # an attempt failed for want of memory
         self._wake = AutoResetEvent()
-        self.poll_requests = self._round = 0  # by whoever provisions; answered by the round
-        self.last_poll_result = "none"  # how the last poll went, for whoever provisions
+        self.poll_requests = self._round = 0  # counts poll_now(); the round's request
+        self.last_poll_result = "none"  # of the last poll, for STATE in provisioning
 
-    # Credentials were written: ask at once. What a round that is under way finds out belongs to
-    # the old ones.
+    # Polls at once: credentials were written. A round that is under way still uses the old ones, so
+    # its result does not count.
     def poll_now(self):
         self.poll_requests += 1
         self.last_poll_result = "none"
@@ -89,10 +89,10 @@ class Agent:
         loaded = None
         record = report.load_record(beacon.store)
         if record and record.get("status") in ("failed", "rolled_back"):
-            self._count_failure()  # its pause holds across a reset, too
+            self._count_failure()  # the pause after it also holds across a reset
         while True:
             self._round = self.poll_requests
-            self._attempt_pause.seconds_left()  # or it wraps while nothing is offered
+            self._attempt_pause.seconds_left()  # or its ticks wrap while nothing is offered
             try:
                 pause = await self._poll_once()
                 self._failed_polls = 0
@@ -109,8 +109,8 @@ class Agent:
                 pause = min(pause, 1000 * self._report_pause.seconds_left())
             await self._wake.wait_ms(pause)
 
-    # Somebody answers who is not the orchestrator: written down once, until that was delivered. His
-    # words are his to choose, and neither NVS nor the other entries are his to wear out.
+    # Journals an answer that is not authentic, once until that entry was delivered: a stranger must
+    # not be able to wear out NVS or to push other entries out of the ring.
     def _journal_stranger(self, error):
         if isinstance(error, Unsealed) and error.refused and not self._stranger_journalled:
             self._stranger_journalled = True
@@ -128,7 +128,8 @@ class Agent:
         )
         return beacon.api.call("GET", target)
 
-    # One round: deliver what is due, ask for work, do it. Returns seconds to the next round.
+    # One round: deliver a due report, ask for an offer, install it. Returns seconds to the next
+    # round.
     async def _poll_once(self):
         beacon = self._beacon
         if not beacon.api.can_sign():
@@ -161,7 +162,7 @@ class Agent:
         if wait:
             return schedule.poll_delay(min(wait, poll_after_s or default), default)
         rest = self._attempt_pause.seconds_left()
-        if rest:  # a poll between the times, because of a report or of new credentials
+        if rest:  # this poll came early, because of a report or of new credentials
             return schedule.poll_delay(rest, default)
         if not await self._install(doc):
             self._count_failure()
@@ -170,10 +171,10 @@ class Agent:
         pause = schedule.poll_delay(
             poll_after_s, default, self._failed_attempts, store.policy("retry_s")
         )
-        # What jitter() leaves of it is no less than the rest.
+        # Long enough that what add_jitter() leaves of it covers the pause after a failed attempt.
         return pause + pause // 3 + 1 if self._attempt_pause.seconds_left() else pause
 
-    # An attempt ended without the release: the next one waits, whatever else happens.
+    # An attempt failed: no other begins before the pause is over.
     def _count_failure(self):
         self._failed_attempts += 1
         self._attempt_pause.begin(
@@ -182,14 +183,15 @@ class Agent:
         self._untaken_reports = 0
         self._report_pause.end()
 
-    # A heap in pieces does not heal by itself. What there is to say lies in NVS, and is said after
-    # the reset; where NVS would not take it, before.
+    # Only a reset repairs a fragmented heap. The attempt's record is in NVS and is reported after
+    # the reset; a record that NVS did not take has to be reported before it.
     def _reset_if_out_of_memory(self):
         if self._out_of_memory and not self._unsaved_record:
             machine.reset()
 
-    # An attempt. Returns only without the release: False when it failed, True when it was called
-    # off. Whatever went wrong is written down before it is reported.
+    # Makes one attempt. A successful attempt ends in a reset, so this returns only without the
+    # release: False when the attempt failed, True when the orchestrator cancelled it. A failure is
+    # stored before it is reported.
     async def _install(self, offer):
         from ota import install
 
@@ -200,7 +202,7 @@ class Agent:
         try:
             await attempt.run()
         except install.AttemptCancelled:
-            pass  # the orchestrator has ended it
+            pass  # there is no failure to report
         except Refused as error:
             stage, code, detail = "verify", error.code, error.detail
         except FlashError as error:
@@ -220,7 +222,7 @@ class Agent:
             try:
                 attempt.save_status("failed")
             except FlashError as error:
-                self._unsaved_record = attempt.record  # said from here, as long as the power lasts
+                self._unsaved_record = attempt.record  # reported from RAM
                 print("attempt:", error.detail)
             beacon.journal.write(stage, code, detail)
             beacon.radio.show_failure()
@@ -231,11 +233,11 @@ class Agent:
         unload(loaded)
         return not stage
 
-    # The end of an attempt, until it is acknowledged; else the boot and the journal, once. It goes
-    # before the poll, which without it would be taken for the end by itself. But it must not stand
-    # in the way for ever: when it was said often enough the beacon polls all the same, and the next
-    # attempt's record takes the place of the last one's. A report that the orchestrator itself
-    # refuses is said again after pauses that grow; a stranger's refusal is as good as silence.
+    # Reports the end of an attempt until it is acknowledged; otherwise the boot and the journal,
+    # once. The report comes before the poll, because a poll alone would be taken for the attempt's
+    # end. After _TELLINGS tries the beacon polls without it, so that a report can never block
+    # updates; the next attempt's record then replaces this one. A report that the orchestrator
+    # itself refuses is repeated after growing pauses; a stranger's refusal counts as no answer.
     async def _deliver_report(self):
         if self._report_pause.seconds_left():
             return
@@ -244,7 +246,7 @@ class Agent:
         final = record and record.get("status") in _FINAL
         attempt_id = record.get("attempt_id") if final else None
         if final and attempt_id == self._reported_attempt:
-            final = False  # NVS does not give it up: it is reported once
+            final = False  # NVS did not erase the record: it is reported once in each boot
         if not final and self._boot_reported and not beacon.journal.entries_since():
             return
         status = record["status"] if final else "idle"
@@ -271,7 +273,7 @@ class Agent:
         self._untaken_reports = 0
 
 
-# The field that makes an offer unusable, None for a good one.
+# The name of the field that breaks the contract of an offer, None for a valid offer.
 def _malformed_field(doc):
     from wire import offer
 

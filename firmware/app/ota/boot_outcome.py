@@ -1,5 +1,10 @@
-# What this boot is: the end of an attempt that is to be told, a release on trial that is to be seen
-# through its health check, or nothing new. Runs once and is forgotten. trial.py decides.
+# Resolves what happened at the previous boot, once in each boot. One of three things:
+#
+# * an attempt has ended, and its end has to be reported;
+# * this release is on trial, and its health check has to be run;
+# * nothing new.
+#
+# trial.py makes the decisions; the modules in MODULES are unloaded afterwards.
 
 import asyncio
 import time
@@ -15,28 +20,28 @@ from wire import versions
 
 from ota import denylist, report, schedule, trial
 
-# All that is loaded for it and by no other module of an idle beacon.
+# What is loaded for this, and not needed by an idle beacon.
 MODULES = "ota.boot_outcome ota.trial ota.denylist wire.versions ota.boot_slot ota.image"
 
-_LOOK = const(500)  # ms between looks at a release on trial
+_LOOK = const(500)  # ms between two health checks of a release on trial
 _SOFT = const(5)
 _POWER_ON = const(1)
 _RESCUE = const(8)  # crashes after which stage 0 tries another slot
 
 
-# `ask(state)` asks the orchestrator for work. Returns the record of an attempt whose end NVS did
-# not take, so that it is reported all the same; else None.
+# `ask(state)` polls the orchestrator. Returns the record of an attempt whose end NVS did not take,
+# so that the agent can report it from RAM; otherwise None.
 async def resolve_boot_outcome(beacon, ask):
     record = report.load_record(beacon.store)
     slots = beacon.slots
     if beacon.reset_cause == _POWER_ON and beacon.store.number("bad_slot"):
-        beacon.store.try_put("bad_slot", None)  # flash that failed once may have been the supply
+        beacon.store.try_put("bad_slot", None)  # the power supply may have been the cause
     if slots.is_on_trial():
         return await _run_trial(beacon, record, ask)
     unsaved = None
     if record:
         entries = slots.entries()
-        # Armed, but only the interpreter was restarted: go on where the reset was due.
+        # Armed, but only the interpreter was restarted: make the reset that was due.
         if beacon.reset_cause == _SOFT and slots.is_armed():
             machine.reset()
         verdict = trial.diagnose_previous_attempt(
@@ -56,8 +61,8 @@ async def resolve_boot_outcome(beacon, ask):
     return unsaved
 
 
-# Writes an attempt's end down: from here on it is a report that has to arrive. False when NVS did
-# not take it.
+# Stores an attempt's end in its record, which the agent reports until it is acknowledged. False
+# when NVS did not take it.
 def _conclude(beacon, record, verdict):
     record["status"] = verdict.status
     record["trials"] = verdict.trials
@@ -69,7 +74,7 @@ def _conclude(beacon, record, verdict):
         record["code"] = verdict.code
         record["detail"] = report.attempt_detail(verdict.detail)
         if verdict.image_at_fault():
-            # The journal first: should the power fail now, the reset cause is gone with it.
+            # The journal comes first: if the power fails now, the reset cause is lost.
             beacon.journal.write("boot", verdict.code, verdict.detail)
             denylist.add(beacon.store, record["checksum"])
         elif verdict.status == "rolled_back":
@@ -83,26 +88,26 @@ def _raise_floor(beacon):
         if floor and versions.compare(beacon.version, floor) <= 0:
             return
     except ValueError:
-        pass  # an unreadable floor protects nothing: replaced below
+        pass  # an unreadable floor protects nothing, and is replaced
     try:
         beacon.store.put("floor", beacon.version)
     except OSError as error:
         beacon.journal.write("floor", "not_stored", str(error))
 
 
-# A release on trial is seen through here: confirmed, or reset.
+# Runs the trial of the running release until it is confirmed, or resets the chip.
 async def _run_trial(beacon, record, ask):
     store = beacon.store
     begun = time.ticks_ms()
     deadline = 1000 * store.policy("trial_s")
     exchanged = refused = False
     kept = True
-    strange = ""  # what a stranger answered last
+    strange = ""  # detail of the last answer that was not authentic
     tries = 0
     next_try = begun
     asked = beacon.agent.poll_requests
     if _is_own_attempt(record, beacon) and record["version"] != beacon.version:
-        # Not what was signed: what runs under no version, or an old one, is never updated again.
+        # A release without its signed version, or with an old one, would never be updated again.
         _fail_trial(beacon, record, "calls itself " + beacon.version)
     while True:
         await asyncio.sleep_ms(_LOOK)
@@ -136,8 +141,8 @@ async def _run_trial(beacon, record, ask):
         if _is_own_attempt(record, beacon):
             record["trials"] = beacon.slots.trial_number()
         else:
-            # The release that was armed confirmed itself and crashed until stage 0 gave up on it.
-            # Said before the trial ends: afterwards nothing would tell why we run.
+            # The armed release confirmed itself, then crashed until stage 0 gave this one a trial.
+            # That is stored before the trial ends: later nothing would tell why this release runs.
             said = beacon.journal.entries_since(_armed_entry(record))
             verdict = trial.diagnose_rescue(record, beacon.slots.other_slot(), said)
             kept = _conclude(beacon, record, verdict)
@@ -147,8 +152,8 @@ async def _run_trial(beacon, record, ask):
         if undone:
             record = undone
             kept = _conclude(beacon, record, trial.diagnose_crash(beacon.journal.entries_since(0)))
-    # Before the trial ends: what has crashed so far was another release, and must not count when
-    # this one crashes once.
+    # Cleared before the trial ends: the crashes were another release's, and must not count when
+    # this one crashes.
     beacon.clear_crash_count()
     if not beacon.slots.confirm():
         _fail_trial(beacon, record, trial.UNCONFIRMED)
@@ -163,7 +168,7 @@ async def _run_trial(beacon, record, ask):
     return None if kept else record
 
 
-# Is this the attempt that brought the release which runs?
+# Whether this attempt installed the running release.
 def _is_own_attempt(record, beacon):
     return record and record.get("slot") == beacon.slots.running
 
@@ -173,14 +178,14 @@ def _fail_trial(beacon, record, why):
     machine.reset()
 
 
-# The newest journal entry when the slot was armed: what comes after it is the trial's.
+# Number of the newest journal entry when the slot was armed; later entries belong to the trial.
 def _armed_entry(record):
     seq = record.get("journal") if record else 0
     return seq if isinstance(seq, int) else 0
 
 
-# Which attempt brought the release that runs, for as long as it does: its record goes when the
-# success has arrived, and a release that crashes later is told of under it.
+# Stores which attempt installed the running release. The attempt's record is erased when its
+# success was acknowledged; if the release crashes later, that is reported under this attempt.
 def _remember_confirmed(beacon, record):
     kept = {}
     for name in ("attempt_id", "firmware_id", "version", "previous", "checksum"):
@@ -188,9 +193,9 @@ def _remember_confirmed(beacon, record):
     beacon.store.try_put("confirmed", kept)
 
 
-# No update brought us here but stage 0, because the other slot's release crashes. It is not tried
-# again, and its success, which has been told or is about to be, is taken back under the attempt
-# that it came by: the record to conclude, None when nobody knows that attempt.
+# Stage 0 has given this release a trial because the other slot's release kept crashing. That image
+# is denied, and its success, reported or not, is withdrawn. Returns the record of the attempt that
+# installed it, None when that attempt is unknown.
 async def _withdraw_success(beacon, record):
     crashed = beacon.slots.other_slot()
     if crashed is None:
@@ -200,16 +205,16 @@ async def _withdraw_success(beacon, record):
     if not record:
         record = report.load_record(beacon.store, "confirmed")
     elif record.get("status") != "success":
-        return None  # of another attempt
+        return None  # this record belongs to another attempt
     if record and checksum and record.get("checksum") == checksum:
         return record
     return None
 
 
-# Can this release talk to the orchestrator? (exchanged, refused, a stranger's words). Only what the
-# orchestrator sealed counts as its refusal: whoever else answers at its address says nothing about
-# this release. Nor does a sealed refusal that somebody in between can bring about by sending a
-# request late, twice or in part; nor does one that is told a time which no release could take.
+# Tries to talk to the orchestrator. Returns (exchanged, refused, detail of an unauthenticated
+# answer). Only a sealed answer counts as a refusal, with two exceptions: refusals that a third
+# party can cause by delivering a request late, twice or in part, and a `clock_skew` that tells a
+# time which no release would accept.
 async def _try_exchange(ask):
     try:
         status, answer, _ = await ask("trial")
@@ -225,7 +230,8 @@ async def _try_exchange(ask):
     return status in (200, 204), refused, ""
 
 
-# A release that cannot sign meets answers without a right mac, too: RFC 4231, test case 2.
+# Whether this release computes HMAC correctly (RFC 4231, test case 2). If not, every answer looks
+# unauthenticated to it.
 def _can_sign():
     mac = hmac_sha256(b"Jefe", b"what do ya want for nothing?")
     return hexlify(mac) == b"5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"

@@ -1,13 +1,13 @@
-# Which slot boots next: the methods of Slots that change otadata, and what is asked of it once in a
-# boot. What must never happen is refused here, whoever asks: arming on trial, arming a slot that
-# otadata selects already (the port's set_boot would then overwrite the record of the old release).
+# Chooses the slot that boots next: the methods of Slots that change otadata, and those that are
+# needed once in a boot. Two operations are always refused: arming a slot during a trial, and arming
+# a slot that otadata selects already (the port's set_boot would overwrite the old release's entry).
 
 from ota import otadata
 from ota.image import image_digest
 from ota.slots import FlashError
 
 
-# Is another slot armed that has not booted yet?
+# Whether another slot is armed and has not booted yet.
 def is_armed(slots):
     entries = slots.entries()
     a = otadata.active_index(entries)
@@ -16,15 +16,14 @@ def is_armed(slots):
     )
 
 
-# Which trial boot of the running release this is: stage 0 burns a mark in each but the last.
+# The number of this trial boot of the running release: stage 0 marks each but the last.
 def trial_number(slots):
     entries = slots.entries()
     entry = entries[otadata.active_index(entries)]
     return entry.trial_marks + (entry.state == otadata.PENDING)
 
 
-# The slot that otadata's other entry speaks of: where the release before this one lies. None
-# when it speaks of none.
+# The slot of otadata's other entry, which holds the release before this one; None without one.
 def other_slot(slots):
     entries = slots.entries()
     entry = entries[1 - otadata.active_index(entries)]
@@ -33,9 +32,8 @@ def other_slot(slots):
     return entry.slot(slots.count)
 
 
-# Takes back the choice of a slot that is not running: an image that the bootloader would not
-# boot, or one that was armed and given up. Afterwards otadata speaks for the running slot, or
-# for nobody.
+# Erases the entry that selects a slot which is not running: its image did not boot, or was armed
+# and then given up. Afterwards otadata selects the running slot, or none.
 def disarm(slots):
     entries = slots.entries()
     a = otadata.active_index(entries)
@@ -43,7 +41,7 @@ def disarm(slots):
         slots.ota.ioctl(6, a)
 
 
-# Erases whatever otadata says besides the choice of the running slot.
+# Erases every otadata entry but the one that selects the running slot.
 def erase_stale_entries(slots):
     disarm(slots)
     entries = slots.entries()
@@ -53,11 +51,11 @@ def erase_stale_entries(slots):
             slots.ota.ioctl(6, i)
 
 
-# Makes `slot` the one that boots next, on trial. Blocks for as long as hashing the core takes.
+# Makes `slot` boot next, on trial. Blocks while the port hashes the core.
 def arm(slots, slot):
     if not slots.ota or slot == slots.running or slots.is_on_trial():
         raise FlashError("no_slot", "not while slot %d runs" % slots.running)
-    # A fresh sector: set_boot keeps the label bytes it finds, and with them old trial marks.
+    # set_boot() keeps the label bytes that it finds, and with them old trial marks.
     erase_stale_entries(slots)
     slots.parts[slot].set_boot()
     entries = slots.entries()
@@ -66,7 +64,7 @@ def arm(slots, slot):
         raise FlashError("write", "otadata does not select slot %d" % slot)
 
 
-# What `slot` holds boots by no way: it has no head any more, and otadata does not choose it.
+# Makes sure that the image in `slot` cannot boot: erases its head and its otadata entry.
 def discard(slots, slot):
     try:
         if slot != slots.running:
@@ -75,7 +73,7 @@ def discard(slots, slot):
         disarm(slots)
 
 
-# Ends the trial for good. True only when otadata says so when read back.
+# Confirms the running release. True only when otadata reads back as VALID.
 def confirm(slots):
     if not slots.is_on_trial():
         return False

@@ -1,7 +1,7 @@
-# Makes a slot bootable that a release was written to: the only place that writes an image's head.
-# Whoever calls it has seen that the hash of what is in the slot, its kept head included, is the
-# signed one; and for the head itself, that the orchestrator has let the beacon reboot. What was
-# called off before that boots by no way, the rescue of a crashing release included.
+# Makes the slot of a downloaded release bootable; the only module that writes an image's head.
+# Callers have checked that the hash of the slot with the kept head is the signed one, and, before
+# the head is written, that the orchestrator has acknowledged `rebooting`. An attempt that was
+# cancelled before that can never boot, not even when stage 0 rescues a crashing release.
 
 import machine
 from wire.refused import Refused
@@ -10,7 +10,7 @@ from ota.image import image_length
 from ota.slots import SECTOR, FlashError
 
 
-# A slot as it is going to be, for those who read partitions.
+# A partition that reads as if the head were written already.
 class _CompletedSlot:
     def __init__(self, part, head):
         self._part = part
@@ -25,16 +25,16 @@ class _CompletedSlot:
             memoryview(buf)[:size] = self._head[at : at + size]
 
 
-# Is all there but the head? `head` is the image's first page, which is blank in the slot `part`;
-# `size` the whole image's.
+# Raises Refused unless core and app fill the release exactly. `head` is the image's first page,
+# which is still blank in the slot `part`; `size` is the whole image's.
 def check_image(part, size, head):
     _erase_behind(part, size)
     if image_length(_CompletedSlot(part, head)) != size:
         raise Refused("image", "core and app do not fill the release")
 
 
-# What the release before left behind the image could be its app filesystem, exactly where this
-# one's would begin.
+# Erases the sector behind the image: leftovers of the previous release could pass for the app
+# filesystem of a core that has none.
 def _erase_behind(part, size):
     sector = (size + SECTOR - 1) // SECTOR
     if sector * SECTOR < part.info()[3]:
@@ -44,8 +44,8 @@ def _erase_behind(part, size):
             raise FlashError("erase", "sector %d: %s" % (sector, error))
 
 
-# The second try only clears the bits that the first one left. A head that fails must not stay, in
-# part or unread.
+# Writes the head in at most two tries; the second only clears bits that the first one left. A head
+# that fails is erased, because a partial or unverified one must not stay.
 def write_head(part, head):
     back = bytearray(len(head))
     for _ in (0, 1):
@@ -66,8 +66,8 @@ def write_head(part, head):
     raise FlashError(code, "head: %s" % detail)
 
 
-# The last step of an attempt, for which everything else has been taken: ends in a reset. Nothing
-# else runs meanwhile: what is journalled after this is the trial's.
+# The last step of an attempt, which ends in a reset. No other task runs meanwhile, so later journal
+# entries belong to the trial.
 def arm_slot(beacon, attempt, slot, head):
     attempt.record["armed"] = True
     attempt.record["journal"] = beacon.journal.newest
@@ -76,7 +76,7 @@ def arm_slot(beacon, attempt, slot, head):
         try:
             write_head(beacon.slots.partition(slot), head)
         except FlashError:
-            # Not used again until the next power-on.
+            # This slot is not used again until the next power-on.
             beacon.store.try_put("bad_slot", beacon.store.number("bad_slot") | 1 << slot)
             raise
         change_otadata(beacon.slots.arm, slot)
@@ -86,7 +86,7 @@ def arm_slot(beacon, attempt, slot, head):
     machine.reset()
 
 
-# What is going to be told as failed must not boot by the next reset, nor by a rescue.
+# A release that is reported as failed must not boot at the next reset, nor by a rescue.
 def _discard_slot(slots, slot):
     try:
         slots.discard(slot)

@@ -1,6 +1,6 @@
-# Encrypted releases: the image becomes plain on its way into flash. Imported only for such a
-# release. Nothing here decides on trust: the checksum in the signed manifest is that of the
-# plain image, so bytes that somebody changed on the way end as verify/checksum.
+# Decrypts encrypted releases on their way into flash; imported only for those. Trust does not
+# depend on it: the signed checksum is that of the plain image, so changed bytes end as
+# verify/checksum.
 
 from binascii import unhexlify
 
@@ -13,8 +13,8 @@ _INFO = const(b"beacon-ota release")
 _MAGIC = const(0xE9)
 
 
-# A function of (buffer, offset in the image) that decrypts in place. Both halves of a fleet's
-# secret are used up by one release: its checksum is the salt, so no keystream serves twice.
+# Returns a function of (buffer, offset in the image) that decrypts in place. Key and counter are
+# derived from the fleet key with the release's checksum as salt, so no keystream is used twice.
 def make_decrypter(fields, fleet_key):
     if not fleet_key or len(fleet_key) != 16:
         raise Refused("decrypt", "this beacon has no fleet key")
@@ -23,7 +23,7 @@ def make_decrypter(fields, fleet_key):
 
     def decrypt(buf, offset):
         ctr.apply(buf, offset)
-        # Every image starts with the same byte: a wrong key is seen before flash is written.
+        # Every image starts with the same byte: a wrong key is noticed before flash is written.
         if not offset and buf[0] != _MAGIC:
             raise Refused("decrypt", "not an image: another fleet's key?")
 

@@ -1,5 +1,5 @@
-# The images that failed their trial on this beacon: their SHA-256, so that none of them is tried a
-# second time, whatever the orchestrator offers.
+# The deny list: SHA-256 of the images that failed their trial on this beacon, so that none is tried
+# again, whatever the orchestrator offers.
 
 from binascii import unhexlify
 
@@ -20,11 +20,11 @@ def contains(store, checksum):
     return unhexlify(checksum) in _read_digests(store)
 
 
-# The newest first; the oldest of four makes room. Where NVS does not take it, the orchestrator's
-# limit of attempts has to do.
+# Puts an image first; the oldest of four is dropped. If NVS does not take it, only the
+# orchestrator's limit of attempts keeps the image from being tried again.
 def add(store, checksum):
     if not is_hex(checksum, 64):
-        return  # there was no image, or nobody knows which
+        return  # there is no image, or its hash is unknown
     digest = unhexlify(checksum)
     known = _read_digests(store)
     if digest not in known:

@@ -1,6 +1,5 @@
-# The release, from the orchestrator into a slot: over as many connections as it takes, into the
-# first slot whose flash does as it is told. Loaded when the manifest is believed, and not before:
-# what judged it has been forgotten by then.
+# Downloads the release into the first slot that erases, programs and reads back correctly, over as
+# many connections as it takes. Imported only after the manifest has been verified, to save heap.
 
 import asyncio
 import gc
@@ -15,13 +14,13 @@ from wire.refused import Refused
 from ota import schedule
 from ota.slots import SECTOR, FlashError
 
-_TURN = const(12)  # ms after which the other tasks have their turn
+_TURN = const(12)  # ms after which other tasks may run
 _PROGRESS = const(10000)  # ms between progress reports
-_QUIET = const(2)  # fruitless tries before Bluetooth has to be still
+_QUIET = const(2)  # tries without progress before Bluetooth is paused
 
 
 class Download:
-    # `fields` are the signed manifest's, `digest` is the SHA-256 of what the server sends.
+    # `fields` are those of the signed manifest.
     def __init__(self, beacon, attempt, fields):
         self._beacon = beacon
         self._attempt = attempt
@@ -32,9 +31,9 @@ class Download:
         self._begun = 0
         self._reported = time.ticks_ms()
 
-    # Into the first slot that takes it; returns its number, and the image's head, which is not
-    # there yet: all the rest is the release that was signed, and nothing that boots. A slot whose
-    # flash fails is remembered and not used again until the next power-on.
+    # Returns the number of the slot and the image's head, which is not written yet: the rest of the
+    # slot is the signed release, but does not boot. A slot whose flash fails is recorded and not
+    # used again until the next power-on.
     async def run(self):
         beacon = self._beacon
         failed = None
@@ -80,15 +79,15 @@ class Download:
         if found != fields["checksum"]:
             raise Refused("checksum", "flash holds " + found[:16])
         head = writer.head
-        writer = None  # its buffers make room for what comes now
+        writer = None  # frees its buffers for the next module
         await preload("ota.bootable")
         from ota import bootable
 
         bootable.check_image(part, self._size, head)
         return head
 
-    # The whole image: pauses of 2, 4, 8, 16, 32 s between tries that brought nothing, and an end
-    # to it all after five minutes.
+    # Downloads the whole image. Between tries without progress there are pauses of 2, 4, 8, 16 and
+    # 32 s; after `give_up_s` (five minutes) the download is given up.
     async def _retry_until_complete(self, writer):
         beacon = self._beacon
         fruitless = 0
@@ -125,12 +124,12 @@ class Download:
                 if fruitless >= _QUIET and starved:
                     beacon.radio.pause()
 
-    # Milliseconds until it is given up.
+    # Milliseconds until the download is given up.
     def _ms_left(self):
         return self._budget - time.ticks_diff(time.ticks_ms(), self._begun)
 
-    # One connection's worth of it. What is done for every sector is written out here: a call more
-    # shows in how long an update takes.
+    # Downloads over one connection. The work for each sector is written out in the loop: one more
+    # call would make an update noticeably slower.
     async def _stream(self, writer):
         beacon = self._beacon
         source = await _open_download(
@@ -150,7 +149,7 @@ class Download:
             since = time.ticks_diff
             buf = writer.buf
             left = self._size - writer.written
-            mark = left  # when less is left, the next percent has come
+            mark = left  # bytes left at which the next percent is reached
             yielded = ticks()
             while left:
                 if left < SECTOR:
@@ -176,9 +175,9 @@ class Download:
         finally:
             source.close()
 
-    # The answer has to be the rest of this image and nothing else; a server that sends all of it
-    # makes the writer begin again. Which file it is of, the mac has said: no ETag is asked, for
-    # proxies weaken those of answers that they compress or change.
+    # Checks that the answer is the rest of this image. A server may send the whole image instead;
+    # the writer then begins again. The mac identifies the file, not the ETag, which proxies weaken
+    # when they compress or change an answer.
     def _check_range(self, source, writer):
         first = writer.written
         if source.status == 200:
@@ -201,9 +200,9 @@ class Download:
         await self._attempt.report_best_effort(percent)
 
 
-# The open answer to a download whose bytes hash to `digest`, from byte `first` on. What comes back
-# is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest. At the ticks
-# `ends` nothing is waited for any more.
+# Requests the file with SHA-256 `digest` from byte `first` on. Returns the connection with an
+# authenticated answer, 200 (the whole file) or 206 (from `first` on). Every wait ends at the ticks
+# `deadline`.
 async def _open_download(api, target, digest, first, idle_timeout_ms, deadline):
     headers = ()
     if first:
@@ -218,12 +217,12 @@ async def _open_download(api, target, digest, first, idle_timeout_ms, deadline):
                 raise
             return connection
         status, answer, retry = await api.read_answer(connection)
-        # An orchestrator that was started anew meanwhile; as in Api.call().
+        # The orchestrator was restarted meanwhile; as in Api.call().
         if not (again and status == 401 and is_clock_skew(answer)):
             break
     raise HttpError("http", "status %d" % status, False, status, retry)
 
 
-# Refusals of this request, not of the download: another one may be taken.
+# Whether the orchestrator refused this request only: another one may be accepted.
 def _is_transient(error):
     return error.status in (401, 408, 429)

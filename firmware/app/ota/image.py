@@ -1,4 +1,4 @@
-# The release image in a slot, as it lies in flash: how long it is, and what it hashes to.
+# Measures and hashes the release image in a slot.
 
 import asyncio
 from binascii import hexlify
@@ -37,8 +37,8 @@ def image_length(part):
     return core if core <= size else 0
 
 
-# SHA-256 of a slot's release image as hex, "" when there is none. In steps of a sector, so
-# that the other tasks go on.
+# SHA-256 of a slot's release image in hex, "" when there is none. Other tasks run after each
+# sector.
 async def image_digest(part):
     length = image_length(part)
     if not length:

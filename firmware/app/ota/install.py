@@ -1,7 +1,12 @@
-# One attempt at one release, from the offer to the reset: believe, download, write, check, arm. It
-# is imported when there is an offer and forgotten when it failed, so that an idle beacon does not
-# carry it. Every way out has a name: a refusal (verify), a flash error, a failed exchange
-# (download), or Over when the orchestrator has ended the attempt.
+# One attempt to install a release, from the offer to the reset: verify, download, check, arm. The
+# module is imported when there is an offer and unloaded when the attempt has failed, so that an
+# idle beacon does not hold it in memory. An attempt ends in one of five ways:
+#
+# * a reset into the new release;
+# * wire.refused.Refused: the manifest or the image was refused (stage "verify");
+# * FlashError: flash or NVS failed (stage "flash");
+# * HttpError: an exchange failed (stage "download");
+# * AttemptCancelled: the orchestrator has ended the attempt.
 
 import asyncio
 import time
@@ -24,7 +29,7 @@ _FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
 REBOOTING = const(0xFF)
 
 
-# The orchestrator says that there is nothing more to do for this attempt.
+# The orchestrator has ended this attempt; there is nothing to report.
 class AttemptCancelled(Exception):
     pass
 
@@ -45,8 +50,8 @@ class Install:
             "checksum": offer["checksum"],
         }
 
-    # Persists how far the attempt has come: what a boot that follows unannounced goes by. Without
-    # that no attempt goes on.
+    # Stores how far the attempt has come, for a boot after an unexpected reset. An attempt does not
+    # go on without that.
     def save_status(self, status):
         self.record["status"] = status
         duration_ms = time.ticks_diff(time.ticks_ms(), self._begun)
@@ -56,7 +61,7 @@ class Install:
         except OSError as error:
             raise FlashError("write", "nvs: %s" % error)
 
-    # Ends in a reset into the new release, or in the exception that says why not.
+    # Ends in a reset into the new release, or raises the exception that says why not.
     async def run(self):
         beacon = self._beacon
         self.save_status("downloading")
@@ -70,7 +75,7 @@ class Install:
         from ota import acknowledged, bootable
 
         await acknowledged.report_until_acknowledged(beacon, self, "verifying")
-        # What otadata still says of an earlier trial must not be taken for this one's.
+        # Traces of an earlier trial in otadata must not be taken for this attempt's.
         bootable.change_otadata(beacon.slots.erase_stale_entries)
         self.record["slot"] = slot
         self.save_status("rebooting")
@@ -79,8 +84,8 @@ class Install:
         await asyncio.sleep_ms(_FAREWELL)
         bootable.arm_slot(beacon, self, slot, head)
 
-    # Nothing is downloaded before this returns what a download needs of the signed manifest. From
-    # here on that counts, and the offer is forgotten.
+    # Returns the fields of the signed manifest that the download needs. Nothing is downloaded
+    # before, and from here on the manifest counts, not the offer.
     async def _verify_offer(self):
         await preload(_VERIFICATION)
         from ota import verify
@@ -88,7 +93,7 @@ class Install:
         offer, self._offer = self._offer, {}
         fields = await verify.verify_offer(self._beacon, offer)
         self._beacon.measure_heap()
-        offer.clear()  # whoever still refers to it
+        offer.clear()  # callers still refer to it
         verify = None
         unload(_VERIFICATION)
         return {name: fields.get(name) for name in ("size", "checksum", "encryption")}
@@ -118,7 +123,7 @@ class Install:
         if not taken:
             self.cancel()
 
-    # The orchestrator has ended the attempt. A method, so that what an attempt loads on its way
-    # need not import this module.
+    # The orchestrator has ended the attempt. A method, so that the modules which an attempt loads
+    # need not import this one.
     def cancel(self):
         raise AttemptCancelled

@@ -1,5 +1,5 @@
-# The two entries by which the bootloader chooses a slot, read as it reads them. Pure: bytes in,
-# decisions out; ota/slots.py does the flash.
+# Reads the two otadata entries as the bootloader does. Pure functions of their bytes; ota/slots.py
+# and ota/boot_slot.py access the flash.
 
 from binascii import crc32
 from struct import pack, unpack_from
@@ -15,11 +15,12 @@ ABORTED = const(4)
 
 _BLANK = const(0xFFFFFFFF)
 _LABEL = const(4)
-_MARKS = const(2)  # label bytes that stage 0 burns, one per trial before the last
-BACK = const(8)  # and those of ota/returned.py: a reset cause and its complement
+_MARKS = const(2)  # label bytes that stage 0 clears, one per trial before the last
+BACK = const(8)  # label bytes of ota/returned.py: a reset cause and its complement
 
 
-# One entry. `good`: the CRC is right and nothing rejects it, so the bootloader may follow it.
+# One entry. `intact`: the CRC is right. `usable`: it is not rejected either, so the bootloader may
+# use it.
 class Entry:
     def __init__(self, raw):
         self.blank = raw == b"\xff" * SIZE
@@ -29,7 +30,7 @@ class Entry:
         self.usable = self.intact and self.state not in (INVALID, ABORTED)
         self.trial_marks = sum(raw[_LABEL + i] != 0xFF for i in range(_MARKS))
         cause, check = raw[BACK], raw[BACK + 1]
-        # What ended the last trial: None when nothing is written there, -1 when power failed in it.
+        # Reset cause that ended the last trial: None when not written, -1 when only half written.
         self.return_cause = (
             None if cause & check == 0xFF else cause if cause ^ check == 0xFF else -1
         )
@@ -38,7 +39,7 @@ class Entry:
         return (self.seq - 1 & _BLANK) % slots
 
 
-# The sector of the entry that counts, -1 for none.
+# The index of the active entry, -1 without one.
 def active_index(entries):
     best = -1
     for i, entry in enumerate(entries):
@@ -47,8 +48,7 @@ def active_index(entries):
     return best
 
 
-# The entry that speaks of a slot, whatever its state: where a failed trial has left its traces.
-# Of two, the one with the larger number is the younger.
+# The newest entry of a slot, whatever its state: a failed trial leaves its traces there.
 def newest_entry_of(entries, slot, slots):
     found = None
     for entry in entries:
@@ -57,7 +57,8 @@ def newest_entry_of(entries, slot, slots):
     return found
 
 
-# Is the release in slot `running` on trial? Stage 0 turns PENDING back to NEW, so both mean it.
+# Whether the release in slot `running` is on trial: stage 0 turns PENDING back to NEW, so both
+# count.
 def is_on_trial(entries, running, slots):
     a = active_index(entries)
     return a >= 0 and entries[a].slot(slots) == running and entries[a].state in (NEW, PENDING)

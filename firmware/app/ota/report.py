@@ -1,5 +1,5 @@
-# Status reports: sent with the journal's undelivered entries, and answered with what the
-# orchestrator wants known: journal acknowledgement, a new key, or that an attempt is over.
+# Sends status reports with the journal's undelivered entries, and handles their answers: the
+# acknowledgement of the journal, a new key, or that an attempt is over.
 
 from micropython import const
 from modules import unload
@@ -7,11 +7,11 @@ from net.http import HttpError
 from wire.journal import printable
 from wire.shapes import clip_text, is_hex
 
-_DETAIL = const(160)  # bytes of an attempt's record, which has to fit what is read of it
+_DETAIL = const(160)  # bytes: an attempt's record has to fit the buffer in which it is read
 
 
-# An attempt's record, None for what nothing can be told of: another release, older or newer than
-# this one, may have left it.
+# Reads an attempt's record. None when no report can be built from it: another release, older or
+# newer, may have written it.
 def load_record(store, key="attempt"):
     record = store.record(key)
     if not isinstance(record, dict):
@@ -26,8 +26,8 @@ def load_record(store, key="attempt"):
     return record if isinstance(record.get("detail", ""), str) else None
 
 
-# The detail of an attempt's end for its record. Strangers choose some of its words, and what they
-# choose may take six bytes a character in JSON.
+# The detail of an attempt's end, as it is stored in the record. Strangers choose part of the text,
+# and may choose characters that take six bytes in JSON.
 def attempt_detail(text):
     return clip_text(printable(text, _DETAIL), _DETAIL)
 
@@ -36,8 +36,8 @@ class Reporter:
     def __init__(self, beacon):
         self._beacon = beacon
 
-    # The report of a status. `record` is the attempt's, None for an idle report. Reports are rare:
-    # what writes them is loaded for each.
+    # Builds the report of a status. `record` is the attempt's, None for an idle report. Reports are
+    # rare, so the module that builds them is loaded for each.
     def build(self, status, record=None, progress=None):
         from ota import status_report
 
@@ -46,12 +46,12 @@ class Reporter:
         unload("ota.status_report")
         return doc
 
-    # True when the orchestrator took it, False when it says that the attempt is over. Raises
-    # HttpError for everything else: nothing but 2xx says that a report was taken.
+    # True when the orchestrator acknowledged the report, False when it answered that the attempt is
+    # over. Raises HttpError for every other answer: only 2xx acknowledges a report.
     async def send(self, doc):
         beacon = self._beacon
         call = beacon.api.call("POST", "/api/beacons/%s/ota_status" % beacon.api.id, doc)
-        doc = None  # it is not kept beside what is sent
+        doc = None  # not kept in memory beside the encoded body
         status, answer, _ = await call
         call = None
         if status in (409, 410):

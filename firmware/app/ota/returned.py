@@ -1,11 +1,11 @@
-# The first boot of the old release after a trial: how the trial ended, and which journal entries
-# can be its own. Noted before anything else of this boot can go wrong: a crash, a hang or a power
-# cut from here on is the old release's own, and must not convict the one that was tried.
-# ota/trial.py judges by it.
+# Records the return of the old release after a trial: the reset cause, and the number of the newest
+# journal entry, which is the last that can belong to the trial. This is the first thing that such a
+# boot does: a later crash, hang or power cut is the old release's own, and must not count against
+# the release that was tried. ota/trial.py uses the record.
 #
-# Where NVS does not take the note, otadata does: in the label of the entry that the bootloader has
-# rejected, by clearing bits alone. It says less (the reset cause, nothing of the journal), and it
-# tells every later boot that it is not the first one.
+# If NVS does not take the record, the reset cause goes into otadata, into the label of the entry
+# that the bootloader has rejected, by clearing bits only. That says nothing about the journal, but
+# it tells every later boot that it is not the first one.
 
 from esp32 import Partition
 from micropython import const
@@ -16,7 +16,7 @@ _OTA = const(0x10)
 _SOFT = const(5)
 
 
-# `cause` is machine.reset_cause(). After a restart of the interpreter alone the trial is still to
+# `cause` is machine.reset_cause(). After a mere restart of the interpreter the trial is still to
 # come.
 def record_return(store, journal, cause):
     record = store.record("attempt")
@@ -43,7 +43,7 @@ def record_return(store, journal, cause):
             _write_return(ota, sector, cause)
 
 
-# What otadata says of a slot: (partition, sector, entry), the last one None for nothing.
+# The otadata entry of a slot: (partition, sector, entry); the entry is None when there is none.
 def _find_entry(slot):
     count = 0
     while count < 16 and Partition.find(Partition.TYPE_APP, _OTA + count):

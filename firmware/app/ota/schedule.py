@@ -1,4 +1,4 @@
-# When the beacon does what: windows, pauses, retries. Pure: values in, values out.
+# Decides when the beacon polls, retries and installs: windows and pauses. Pure functions.
 
 import os
 
@@ -7,14 +7,15 @@ from wire.shapes import parse_window
 
 _DAY = const(1440)  # minutes
 RETRIES = const(5)
-_MISSED = const(60)  # s: the window has passed, the next poll names the next one
+_MISSED = const(60)  # s to the next poll, which names the next window
 _MIN_POLL = const(5)  # s
 _MAX_POLL = const(86400)
 _UNSEALED = const(3600)  # s
 _MAX_FAIL = const(1920)  # s: 32 minutes between attempts (or reports) that keep failing
 
 
-# A quarter up or down: a building that comes back from a power cut must not act as one.
+# Changes a pause by up to a quarter: the beacons of a building that comes back from a power cut
+# must not act in step.
 def add_jitter(value):
     return value * (192 + os.urandom(1)[0] // 2) // 256
 
@@ -29,8 +30,8 @@ def failure_pause(n, first_s):
     return min(first_s << min(n - 1, 7), _MAX_FAIL)
 
 
-# The pause before the next poll: what the server asked for, within reason; `fails` attempts in a
-# row that ended without the release stretch it, whatever the server says.
+# The pause before the next poll in seconds: what the server asked for, within bounds. `fails`
+# consecutive failed attempts stretch it, whatever the server asked for.
 def poll_delay(asked, default, fails=0, first_s=30):
     delay = default if asked is None else asked
     if fails:
@@ -38,8 +39,8 @@ def poll_delay(asked, default, fails=0, first_s=30):
     return min(max(delay, _MIN_POLL), _MAX_POLL)
 
 
-# What a header asks for. Nothing signs it: who changes one answer must not send a beacon to sleep
-# for a day.
+# Bounds the seconds of a Retry-After header. It is not signed: changing one answer must not make a
+# beacon sleep for a day.
 def cap_retry_after(asked, default):
     return asked if asked is None else min(asked, max(default, _UNSEALED))
 

@@ -1,6 +1,6 @@
-# The partitions an update works on. The slot that runs is never handed out to be written. What
-# changes otadata, and what is asked once in a boot, is in ota/boot_slot.py: an idle beacon does
-# without it.
+# The partitions that an update uses. The running slot is never offered for writing. The methods
+# that change otadata, or are needed once in a boot, are in ota/boot_slot.py, which an idle beacon
+# does not hold in memory.
 
 from esp32 import Partition
 from micropython import const
@@ -12,7 +12,7 @@ _OTA = const(0x10)
 _FACTORY = const(-1)
 
 
-# The flash would not do as it was told: a code of stage "flash".
+# A flash operation failed; `code` is one of stage "flash".
 class FlashError(Exception):
     def __init__(self, code, detail):
         super().__init__(code, detail)
@@ -32,7 +32,7 @@ class Slots:
         found = Partition.find(Partition.TYPE_DATA, 0)
         self.ota = found[0] if found and self.parts else None
         self.count = len(self.parts)
-        # The number of the slot that runs, -1 for the factory app.
+        # The number of the running slot, -1 for the factory app.
         kind = self.running_app.info()[1]
         self.running = kind - _OTA if kind >= _OTA else _FACTORY
 
@@ -60,8 +60,8 @@ class Slots:
     def partition(self, slot):
         return self.parts[slot]
 
-    # The slots that a release of `size` bytes could go into, the best first: never the one that
-    # runs, and none of those in the bitmap `bad`.
+    # The slots that can take a release of `size` bytes, the best first: never the running one, and
+    # none of the bitmap `bad`.
     def target_slots(self, size, bad):
         found = []
         for i in range(1, self.count + 1):
@@ -73,6 +73,6 @@ class Slots:
     def capacity(self, slot):
         return self.parts[slot].info()[3]
 
-    # The largest release that fits anywhere.
+    # Bytes of the largest release that fits into a slot.
     def max_capacity(self):
         return max([self.capacity(i) for i in range(self.count) if i != self.running] or [0])

@@ -1,4 +1,4 @@
-# What a status report says (docs/contracts.md, section 1), with the journal's undelivered entries.
+# Builds status reports (docs/contracts.md, section 1) with the journal's undelivered entries.
 
 import json
 
@@ -9,7 +9,7 @@ from wire.shapes import clip_text
 
 _BODY = const(8192)  # bytes that the orchestrator reads of a report: wire.report.MAX_BODY
 
-# What an attempt's record hands on to its reports under the same name.
+# Fields that a report copies from the attempt's record under the same name.
 _COPIED = const(
     (
         "attempt_id",
@@ -60,12 +60,12 @@ def build_report(beacon, update_status, record, progress):
     return doc
 
 
-# Bytes of a value's JSON, and of the name and the commas around it.
+# Bytes of a value's JSON, with an allowance for the name and the commas around it.
 def _json_size(value):
     return len(json.dumps(value).encode()) + 16
 
 
-# The first entries that there is room for; the others come with the next report.
+# The oldest entries that fit; the next report carries the others.
 def _take_fitting(entries, room):
     found = []
     for entry in entries:

@@ -1,5 +1,5 @@
-# What became of an update, and whether a release on trial is fit to stay. Pure: the attempt record,
-# otadata, the journal and the reset cause go in, a decision comes out.
+# Decides what became of an update, and whether a release on trial passes its health check. Pure
+# functions of the attempt's record, otadata, the journal and the reset cause.
 
 from micropython import const
 
@@ -8,16 +8,16 @@ from ota import otadata
 _POWER_ON = const(1)
 _WATCHDOG = const(3)
 
-# What the journal tells of a trial: its own last words, or what was found out of it before the
-# power failed.
+# Codes of journal entries that tell how a trial ended: written by the trial itself, or found out
+# afterwards.
 _WITNESS = const(("crash", "self_test", "watchdog"))
 
 
-# What a trial may lack, or end by, without the image being to blame: an access point reboots, an
-# orchestrator is away, flash does not do as it is told, somebody at the USB port resets the chip
-# (which has no cause of its own). The release is rolled back all the same.
+# Details of trials that fail through no fault of the image: an access point reboots, the
+# orchestrator is away, flash fails, a person at the USB port resets the chip (cause 0). The release
+# is rolled back all the same.
 _WIFI = const("wifi")
-AWAY = "orchestrator away"  # also where somebody else answers in its place, who is named then
+AWAY = "orchestrator away"  # followed by the detail of an answer that was not authentic
 UNCONFIRMED = "otadata would not confirm"
 _RESET_BY = const("reset cause %d")
 _OUTSIDE = (_WIFI, UNCONFIRMED, _RESET_BY % 0)
@@ -32,9 +32,9 @@ class Verdict:
         self.detail = detail
         self.trials = trials
 
-    # Is the image itself to blame, so that it must not be tried again? Never without a trial boot:
-    # the orchestrator's limit of attempts bounds what a wrong acquittal costs, and a wrong
-    # conviction has no end.
+    # Whether the image itself is at fault, so that it must not be tried again. Never without a
+    # trial boot: a faulty image that is tried again costs no more than the orchestrator's limit of
+    # attempts, but a good image that is denied stays denied for ever.
     def image_at_fault(self):
         if self.status != "rolled_back" or not self.trials:
             return False
@@ -43,11 +43,11 @@ class Verdict:
         return self.code in ("self_test", "crash", "watchdog")
 
 
-# What the boot that just happened says about the attempt in `record`. None: nothing to say, the
-# release is still on trial (or there was no attempt).
+# The Verdict on the attempt in `record`, from the state that this boot found. None when the release
+# is still on trial, or the attempt was concluded before.
 #   record   dict with status ("downloading", "verifying", "rebooting" or a final one), slot, armed,
 #            back (see ota/returned.py)
-#   entries  otadata, where the return may be noted, too
+#   entries  otadata, which may record the return, too
 #   running  slot number, -1 for the factory app
 #   cause    machine.reset_cause() of this boot
 #   journal  entries written since the slot was armed
@@ -62,7 +62,7 @@ def diagnose_previous_attempt(record, entries, running, slots, cause, journal):
     if running == slot:
         if otadata.is_on_trial(entries, running, slots):
             return None
-        # Confirmed, and cut off before the record could say so.
+        # Confirmed, but the power failed before the record was written.
         return Verdict("success", trials=max(entry.trial_marks, 1) if entry else 1)
     if not record.get("armed"):
         return _not_booted(cause, "not armed")
@@ -73,24 +73,24 @@ def diagnose_previous_attempt(record, entries, running, slots, cause, journal):
     if entry and entry.return_cause is not None and entry.return_cause >= 0:
         found = _diagnose_return(entry, entry.return_cause, ())
         if found.code == "crash":
-            # NVS took nothing: the words are lost that would tell a crash from a missing network.
+            # NVS took nothing: the entries are lost that would tell a crash from a missing network.
             found.code = "not_booted"
             found.detail += _UNHEARD
         return found
-    # Noted nowhere: whatever this boot knows may have happened to the old release.
+    # The return was recorded nowhere: the reset cause may be that of the old release.
     return _not_booted(cause, "nothing is known of a trial")
 
 
-# Stage 0 gave the running release a trial. `other` is the slot of the one that crashed; it is the
-# attempt's when that one had confirmed itself before.
+# Stage 0 has given the running release a trial because the release in slot `other` kept crashing.
+# That one belongs to the attempt if it was armed there, and had then confirmed itself.
 def diagnose_rescue(record, other, journal):
     if not record.get("armed") or other != record.get("slot"):
         return Verdict("rolled_back", "not_booted", "another slot was rescued")
     return diagnose_crash(journal)
 
 
-# The end of a release that had confirmed itself. Stage 0 wrote down what the last of its resets
-# was; without that entry nothing tells a hang from a crash.
+# The Verdict on a release that had confirmed itself and kept crashing. Stage 0 journalled its last
+# reset; without that entry a hang cannot be told from a crash.
 def diagnose_crash(journal):
     for _, _, stage, code, detail in reversed(journal):
         if stage == "boot" and code == "rescue":
@@ -112,9 +112,9 @@ def _code_of_reset(cause):
     return {_POWER_ON: "power", _WATCHDOG: "watchdog"}.get(cause, "crash")
 
 
-# The old release runs again. What the trials wrote themselves is the best witness; the cause of
-# the reset that ended the last one is the next best. An entry that is gone or still armed, and no
-# word of any trial, mean that none came as far as Python, and say nothing against the image.
+# The Verdict when the old release runs again. The entries that the trials journalled come first,
+# then the cause of the reset that ended the last trial. If the otadata entry is gone or still armed
+# and no trial journalled anything, no trial reached Python, and the image is not at fault.
 def _diagnose_return(entry, cause, journal):
     trials = 0
     if entry and entry.state in (otadata.ABORTED, otadata.INVALID):
@@ -122,8 +122,8 @@ def _diagnose_return(entry, cause, journal):
     for _, _, stage, code, detail in reversed(journal):
         if stage == "boot" and code in _WITNESS:
             if cause == _WATCHDOG:
-                break  # the last trial died in another way
-            # The entry may be gone: power failed while the bootloader wrote that it was aborted.
+                break  # the last trial ended in another way than this entry says
+            # The otadata entry may be gone: power failed while the bootloader wrote ABORTED.
             return Verdict("rolled_back", code, detail, trials or 1)
     if not trials:
         return _not_booted(cause, "no trial boot")
@@ -137,12 +137,12 @@ CONFIRM = const(1)
 FAIL = const(2)
 
 
-# One look at a release on trial: (WAIT, CONFIRM or FAIL, what is missing). Confirmed as soon as
-# everything works; at the deadline without the orchestrator too, as long as it is the orchestrator
-# that is away (`refused` is False) and the policy allows it: its outage must not undo a good
-# release. One that refuses us, in a sealed answer, means that this release cannot speak to it.
+# One health check of a release on trial: (WAIT, CONFIRM or FAIL, what is missing). The release is
+# confirmed as soon as everything works. At the deadline it is also confirmed without the
+# orchestrator, if that is away (not `refused`) and the policy allows it: an outage must not undo a
+# good release. A sealed refusal means that this release cannot talk to the orchestrator.
 #   ble      advertising as far as this board can: True, False
-#   services the beacon's services run and no task has died
+#   services the beacon's services run, and no task has died
 def check_health(ble, services, wifi, exchanged, refused, late, offline_ok):
     if ble and services and wifi and exchanged:
         return CONFIRM, ""

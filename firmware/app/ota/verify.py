@@ -1,7 +1,7 @@
-# Is this offer to be believed? Asked before one byte of the image is downloaded; what comes
-# back is the signed manifest, and from there on its checksum and size count, not the offer's.
-# The trusted keys lie in the running app, so they change only together with a release.
-# Every refusal is a wire.refused.Refused, its code one of the stage "verify".
+# Verifies an offer before a byte of the image is downloaded, and returns the fields of its signed
+# manifest: from then on its checksum and size count, not the offer's. The trusted keys are part of
+# the running app, so they change only with a release. Every refusal is a wire.refused.Refused with
+# a code of stage "verify".
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ _NEEDED = const(("size", "checksum", "encryption"))
 _MAX_KEYS = const(8192)  # bytes of the file: eight keys and room to spare
 
 
-# What this beacon makes of an offer: of its manifest, what the download needs.
+# Verifies an offer against this beacon's state. Returns the manifest's fields for the download.
 async def verify_offer(beacon, offer):
     if denylist.contains(beacon.store, offer["checksum"]):
         raise Refused("known_bad", "rolled back on this beacon before")
@@ -39,8 +39,8 @@ async def verify_offer(beacon, offer):
     return {name: fields[name] for name in _NEEDED if name in fields}
 
 
-# The highest version that was confirmed here, None for none. What is no version protects nothing,
-# and must not keep the beacon from updates for ever: the next one that is confirmed replaces it.
+# The highest version ever confirmed on this beacon, None for none. An unreadable floor counts as
+# none: it must not block updates for ever, and the next confirmed version replaces it.
 def _read_floor(store):
     floor = store.text("floor")
     try:
@@ -91,9 +91,8 @@ def _load_keys(path):
     return trusted
 
 
-# How many good signatures it takes, and what there is to choose from: (modulus, signature) of
-# each that a trusted key claims to have made. unpack() lets a keyid through once only, so counting
-# signatures is counting keys.
+# Returns (number of good signatures needed, [(modulus, signature)] of the trusted keys that are
+# named). unpack_envelope() accepts a keyid once only, so counting signatures counts keys.
 def _match_keys(keys, signatures, insecure):
     trusted = _load_keys(keys)
     if not trusted:
@@ -108,7 +107,7 @@ def _match_keys(keys, signatures, insecure):
     return trusted["threshold"], pairs
 
 
-# As many different keys as the threshold asks for have to have signed.
+# Raises Refused unless `missing` of the signatures are good.
 async def _check_signatures(payload, missing, pairs):
     digest = sha256(manifest.pae(payload)).digest()
     for n, signature in pairs:

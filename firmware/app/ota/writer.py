@@ -1,12 +1,11 @@
-# Writes a release into a slot, one sector at a time: erase, program, read back, compare, and only
-# what reads back the same goes into the hash. A sector that fails once gets a second try; a second
-# failure, or an erase that fails, gives up the slot.
+# Writes a release into a slot, one sector at a time: erase, program, read back, compare. Only bytes
+# that read back the same are hashed. A sector gets a second try; a second failure, or a failed
+# erase, gives up the slot.
 #
-# The slot's first page, the image's head, is erased before anything else of the slot is touched and
-# stays blank: ota/bootable.py programs it when the release is armed. Until then neither
-# the bootloader nor stage 0 takes the slot for an image. A core that did not change is whole in a
-# slot whose app is half written, and LittleFS has no checksum over what is in its files: nothing
-# else would keep such a slot from booting.
+# The slot's first page, the image's head, is erased before any other part of the slot and stays
+# blank until ota/bootable.py programs it. Until then neither the bootloader nor stage 0 takes the
+# slot for an image. Nothing else would keep a half-written slot from booting: a core that did not
+# change is complete there, and LittleFS has no checksum over the contents of its files.
 
 import asyncio
 from binascii import hexlify
@@ -16,13 +15,13 @@ from micropython import const
 
 from ota.slots import SECTOR, FlashError
 
-_PIECE = const(1024)  # bytes read back at a time: three calls more, three KB of heap less
+_PIECE = const(1024)  # read-back chunk, bytes: 4 flash reads a sector save 3 KB of heap
 _PAGE = const(256)  # bytes that NOR flash programs at once
 
 
 class Writer:
-    # `part` never is the running slot: ota/slots.py hands out the others only. `decrypt(buf,
-    # offset)` turns what came over the air into the image, in place.
+    # `part` is never the running slot (Slots.target_slots). `decrypt(buf, offset)` decrypts
+    # downloaded bytes in place.
     def __init__(self, part, size, decrypt=None):
         self._part = part
         self.size = size
@@ -32,12 +31,12 @@ class Writer:
         view = memoryview(self.buf)
         self._pieces = [view[at : at + _PIECE] for at in range(0, SECTOR, _PIECE)]
         self.head = bytearray(_PAGE)
-        # Looked up once and not for every sector: that shows in how long an update takes.
+        # Looked up once instead of for every sector, which makes an update noticeably faster.
         self._flash = part.ioctl, part.writeblocks, part.readblocks, bytearray(_PIECE)
         self.written = 0
 
-    # Writes the next `size` bytes of `buf`: a whole sector, or the image's last bytes. What is in
-    # `buf` afterwards is what is in flash: every piece was read back and is the same.
+    # Writes the next `size` bytes of `buf`: a whole sector, or the image's last bytes. Every piece
+    # is read back and compared, so afterwards flash holds what `buf` holds.
     def write(self, size):
         if size < SECTOR or self._decrypt:
             self._prepare(size)
@@ -45,7 +44,7 @@ class Writer:
         sector = self.written // SECTOR
         start = 0
         if not sector:
-            # Left blank, and not programmed: a page is programmed once.
+            # The head is left out rather than programmed as blank: a page is programmed only once.
             page = memoryview(buf)[:_PAGE]
             self.head[:] = page
             page[:] = b"\xff" * _PAGE
@@ -89,8 +88,7 @@ class Writer:
         self._sha = sha256()
         self.written = 0
 
-    # Before a download goes on after a break: what is in flash is what counts, so it is read and
-    # hashed again; of the head, what is kept.
+    # Called before a download is resumed: hashes what is in flash again, with the kept head.
     async def rehash(self):
         self._sha = sha256()
         for at in range(0, self.written, SECTOR):

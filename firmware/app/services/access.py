@@ -1,5 +1,6 @@
-# Access control: lets in whoever proves to hold a credential. It must not stop for an update, so
-# it does nothing that takes long, keeps nothing that grows, and reads its credentials each time.
+# Access control: opens the door for a peer that proves to hold a credential. It must not stop
+# during an update, so it does nothing that takes long, and keeps no state that grows; the
+# credentials are read from NVS each time.
 
 import os
 import time
@@ -36,7 +37,7 @@ class Access:
     def is_ready(self):
         return bool(self._control)
 
-    # -- what the radio tells
+    # -- called by the radio
 
     def on_handles(self, ble, handles):
         self._control, self._status = handles
@@ -64,7 +65,7 @@ class Access:
                 strike = None
                 unload("services.strike")
 
-    # A challenge serves once, whatever the answer. An unknown id takes as long as a wrong secret.
+    # A challenge is good for one answer. An unknown id takes as long to refuse as a wrong secret.
     def _check_proof(self, opened, proof):
         if not opened:
             return False
@@ -87,4 +88,4 @@ class Access:
         try:
             self._radio.notify(link, self._status, message)
         except OSError as error:
-            print("access:", error)  # the reader has gone, or will ask again
+            print("access:", error)  # the reader has gone, or will try again

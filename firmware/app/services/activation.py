@@ -1,21 +1,21 @@
-# Turns Bluetooth on, and knows when it had better not: loaded for that moment of a boot.
+# Turns Bluetooth on, except on boards where that hangs or resets the chip. Loaded at boot only.
 
 from micropython import const
 from wire import adverts
 
-# NVS `ble`: has activation ever come back on this board?
+# NVS `ble`: whether activation ever came back on this board.
 _UNKNOWN = const(0)
 _TRYING = const(1)
 _WORKS = const(2)
-_AGAIN = const(3)  # nor after the power was cut
+_AGAIN = const(3)  # not after a power cut either
 _POWER_ON = const(1)
 _WATCHDOG = const(3)
 
 
-# The active driver and the name it goes by; None without. On a board (or an emulated chip) whose
-# Bluetooth hangs or resets the chip, `ble` stays at "trying": that boot goes without, until
-# somebody has cut the power. Some chips call every reset a power-on: after a second time it goes
-# without whatever the cause, until Radio.healthy() says that this boot was a good one.
+# Returns (active driver, name to advertise), or None without Bluetooth. If turning it on hangs or
+# resets the chip, `ble` stays at "trying", and the next boots leave Bluetooth off until the power
+# is cut. Some chips report every reset as a power-on, so after a second failure Bluetooth stays off
+# whatever the cause, until Radio.record_good_boot().
 def activate(store, journal, cause, irq):
     known = store.number("ble")
     if known == _AGAIN or known == _TRYING and cause != _POWER_ON:
@@ -24,7 +24,7 @@ def activate(store, journal, cause, irq):
     if known != _WORKS:
         kept = store.try_put("ble", _AGAIN if known == _TRYING else _TRYING)
         if not kept and cause == _WATCHDOG:
-            # Perhaps it was Bluetooth that hung, and NVS did not take a word of it.
+            # Bluetooth may have hung, and NVS did not take the note of it.
             journal.write("ble", "skipped", "nvs takes nothing")
             return None
     try:

@@ -1,5 +1,4 @@
-# Notices that the one button is pressed. This module is always loaded; services/button_press.py,
-# which follows the press, is loaded for each press.
+# Notices that the button is pressed; services/button_press.py is loaded to follow the press.
 
 import asyncio
 import time
@@ -9,21 +8,21 @@ from micropython import const
 from modules import unload
 
 _BOUNCE = const(50)  # ms
-_IDLE = const(1000)  # ms between looks, should an edge be missed
-_EARLY = const(10_000)  # ms after the start
+_IDLE = const(1000)  # ms between checks, in case an edge was missed
+_EARLY = const(10_000)  # ms after the start in which a press counts as early
 
 
 class Button:
     def __init__(self, beacon, number):
         self._beacon = beacon
-        self._begun = time.ticks_ms()  # None as soon as that is long ago: ticks come round
+        self._begun = time.ticks_ms()  # None after _EARLY: ticks wrap around
         self.pressed = False
         self._flag = asyncio.ThreadSafeFlag()
         self._pin = machine.Pin(number, machine.Pin.IN, machine.Pin.PULL_UP)
         self._pin.irq(self._on_edge, machine.Pin.IRQ_FALLING)
-        # A pin that is low from the beginning is no button but one that is wired, strapped or
-        # emulated so: ten seconds of that must not make the beacon forget everything. (A button
-        # that is held when the chip starts never gets here: the chip's loader has it.)
+        # A pin that is low from the beginning is not a pressed button but a board (or emulator)
+        # that holds it low: ten seconds of that must not erase everything. (With a button held
+        # while the chip starts, the chip's own loader runs instead.)
         self._stuck = self.is_down()
 
     def _on_edge(self, _):
@@ -38,7 +37,7 @@ class Button:
             self._begun = None
         return self._begun is not None
 
-    # On the air it shows that the button is being held.
+    # Advertises whether the button is pressed.
     def set_pressed(self, held):
         self.pressed = held
         self._beacon.advertise_status()
@@ -52,7 +51,7 @@ class Button:
             try:
                 await asyncio.wait_for_ms(self._flag.wait(), _IDLE)
             except asyncio.TimeoutError:
-                pass  # look all the same
+                pass  # check the pin all the same
             early = self._just_started()
             if not self.is_down():
                 continue

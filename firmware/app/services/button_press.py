@@ -1,7 +1,7 @@
-# A press of the button, from its beginning to its end: a short one opens provisioning, ten seconds
-# make the beacon forget what it was given, and a second within ten seconds of power-on unlocks the
-# PIN: whoever does that has the beacon in his hands. On most C3 boards the button is BOOT (GPIO 9),
-# which starts the chip's own loader when it is held while the power comes; hence "within".
+# Follows a press of the button to its end. A short press opens provisioning, ten seconds erase what
+# was provisioned, and one second within ten seconds of power-on unlocks the PIN: a person who can
+# do that holds the beacon. On most C3 boards the button is BOOT (GPIO 9), which starts the chip's
+# own loader when it is held during power-on; hence "within".
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ _UNLOCK = const(1000)
 _POWER_ON = const(1)
 
 
-# `early`: it began within ten seconds of the start.
+# `early`: the press began within ten seconds of the start.
 async def follow_press(beacon, button, early):
     since = time.ticks_ms()
     early = early and beacon.reset_cause == _POWER_ON
@@ -46,5 +46,5 @@ async def follow_press(beacon, button, early):
 def _unlock_pin(beacon):
     if beacon.blufi.failures:
         beacon.blufi.failures = 0
-        kept = beacon.store.try_put("pin_fail", None)  # else it is locked again after a reset
+        kept = beacon.store.try_put("pin_fail", None)  # if not, it is locked again after a reset
         beacon.journal.write("button", "unlocked" if kept else "not_stored")

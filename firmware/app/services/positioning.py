@@ -1,4 +1,4 @@
-# Positioning: the iBeacon frame that phones and tags locate themselves by.
+# Builds the iBeacon frame by which phones and tags find their position.
 
 from micropython import const
 from wire import adverts
@@ -7,8 +7,8 @@ _POWER = const(-59)  # dBm measured at one metre, the C3 boards' usual value
 _IDENTITY = const(20)
 
 
-# The advertising data; b"" while the beacon has no identity, for one that is made up would put
-# people in the wrong place.
+# The advertising data; b"" while the beacon has no iBeacon identity, because an invented one would
+# show people at a wrong place.
 def build_frame(store):
     identity = store.blob("ibeacon", _IDENTITY)
     if len(identity) != _IDENTITY:

@@ -1,8 +1,8 @@
-# The one owner of Bluetooth: what is advertised, which services there are, who hears of an event.
-# The positioning frame is advertised at all times, except for seconds in a download that keeps
-# stalling (see pause()). When there is something else to advertise, the two take turns. The scan
-# response is the same behind both and says what runs here and how far an update is. Whoever wants
-# GATT brings its service before open().
+# The one owner of Bluetooth: chooses what is advertised, registers GATT services, and passes events
+# to the services' owners. The positioning frame is advertised at all times, except while a download
+# that keeps stalling has Bluetooth paused (see pause()). Another advertisement takes turns with it.
+# The scan response, the same for both, tells the running version and the progress of an update.
+# Services are added before start_advertising().
 
 import asyncio
 import errno
@@ -21,21 +21,21 @@ _SMALLEST = const(23)  # bytes of a packet until both sides agree on more
 
 _NORMAL = const(100_000)  # us between advertisements
 _SLOW = const(400_000)  # while an update has the radio's other half
-_TURN = const(500)  # ms between looks, and for each of two frames that take turns
-_QUEUE = const(32)  # writes of one link that nobody has looked at yet, and their bytes
+_TURN = const(500)  # ms between checks, and for each of two frames that take turns
+_QUEUE = const(32)  # unread writes of one link, and their bytes
 _BYTES = const(2048)
-_MOST = const(4)  # links that there can be
-_IDLE = const(30_000)  # ms without a write until a link is cut
-_STAY = const(60_000)  # ms in which it has to prove something, whatever it writes
-_SHARE = const(15_000)  # of these, that are its own even when somebody else waits
-_STILL = const(3000)  # ms off the air at a time: a reboot takes as long
+_MOST = const(4)  # links at a time
+_IDLE = const(30_000)  # ms without a write until a link is disconnected
+_STAY = const(60_000)  # ms until a link that has proved nothing is disconnected
+_SHARE = const(15_000)  # the same while another peer waits for its place
+_STILL = const(3000)  # ms off the air at a time, as long as a reboot takes
 _FAILED = const(0xFE)
 _SHOWN = const(5000)  # ms for which a failure is advertised
 
-# NVS `ble`: has activation ever come back on this board?
+# NVS `ble`: whether activation ever came back on this board.
 _TRYING = const(1)
 _WORKS = const(2)
-_AGAIN = const(3)  # nor after the power was cut
+_AGAIN = const(3)  # not after a power cut either
 
 
 class Radio:
@@ -47,7 +47,7 @@ class Radio:
         self._needed = self._allowed and store.number("ble") == _WORKS
         self._services = []  # (service as gatts_register_services takes it, its owner)
         self._owners = {}  # value handle -> owner
-        self.name = b""  # under which it is provisioned
+        self.name = b""  # the name under which it is provisioned
         self._ibeacon = b""
         self._alternate_adv = b""
         self._show_alternate = False
@@ -58,20 +58,20 @@ class Radio:
         self._paused_ms = 0
         self._failure_ends = None  # ticks at which the failure notice ends
         self._stale = True
-        # The handler's, who runs at any moment: who is connected (link -> number of the connection,
-        # MTU), what was written, who writes too much.
+        # Used by the interrupt handler at any moment: link -> (number of the connection, MTU),
+        # unread writes, and the link that overflowed its queue.
         self._connections = {}
         self._serial = 0
         self._events = []
         self._overflow = None
         self._flag = asyncio.ThreadSafeFlag()
-        # What the owners know: link -> [number of the connection, ms of silence that are allowed,
-        # ticks at which they are over, at which it has to go, and at which it goes for another's
-        # sake].
+        # Connections that the owners know of: link -> [number of the connection, idle timeout in
+        # ms, and three deadlines in ticks: of the silence, of the link, and of the link while
+        # another peer waits for its place].
         self._limits = {}
-        self.contested = None  # the link whose place somebody waits for
+        self.contested = None  # the link for whose place another peer waits
 
-    # First thing of all, before WiFi and before the heap grows.
+    # Turns Bluetooth on, before WiFi and before the heap grows.
     def start(self, cause):
         if self._allowed:
             from services import activation
@@ -83,7 +83,7 @@ class Radio:
             activation = None
             unload("services.activation")
 
-    # The next power-on may try again.
+    # This boot was good: the next power-on may try to turn Bluetooth on again.
     def record_good_boot(self):
         if self._store.number("ble") == _AGAIN:
             self._store.try_put("ble", _TRYING)
@@ -91,13 +91,13 @@ class Radio:
     def is_on(self):
         return self._ble is not None
 
-    # An owner has on_write(link, handle, data) and on_disconnect(link), and learns its value
-    # handles by on_handles(ble, handles).
+    # An owner has on_write(link, handle, data), on_disconnect(link) and on_handles(ble, handles),
+    # which gives it its value handles.
     def add_service(self, service, owner):
         self._services.append((service, owner))
 
-    # Registers what was added, and goes on the air. The services are the same in every mode:
-    # phones and computers remember them.
+    # Registers the added services and starts advertising. The services are the same in every mode,
+    # because phones and computers cache them.
     def start_advertising(self, frame):
         self._ibeacon = frame
         if not self._ble:
@@ -110,7 +110,7 @@ class Radio:
                 owner.on_handles(self._ble, handles)
         self._advertise()
 
-    # Does Bluetooth do what this board has shown that it can do?
+    # Whether Bluetooth is on, or has never worked on this board.
     def is_healthy(self):
         return self._ble is not None if self._needed else True
 
@@ -131,8 +131,7 @@ class Radio:
                 _SLOW if self._slow else _NORMAL,
                 adv_data=data,
                 resp_data=self._progress + self._status,
-                # With as many links as there can be, nobody else may connect, and asking for
-                # that would end all of it.
+                # With all links taken, connectable advertising would fail altogether.
                 connectable=bool(self._services) and len(self._connections) < _MOST,
             )
         except OSError as error:
@@ -143,38 +142,38 @@ class Radio:
         self._ibeacon = frame
         self._stale = True
 
-    # What else is to be found here for the time being, b"" for nothing.
+    # A second advertisement that takes turns with the positioning frame, b"" for none.
     def set_alternate_adv(self, data):
         if data != self._alternate_adv:
             self._alternate_adv = data
             self._stale = True
 
-    # What runs here, for the scan response.
+    # Status for the scan response.
     def set_status(self, data):
         if data != self._status:
             self._status = data
             self._stale = True
 
-    # 0-100, 0xFE failed, 0xFF rebooting; None when there is no update (any more).
+    # 0-100 percent, 0xFE failed, 0xFF rebooting; None without an update.
     def set_progress(self, value):
         self._failure_ends = None
         self._slow = value is not None
         self._progress = b"" if value is None else adverts.build_progress(value)
         self._advertise()
 
-    # The update has failed, and the air says so for a moment.
+    # Advertises for a few seconds that the update has failed.
     def show_failure(self):
         self.set_progress(_FAILED)
         self._failure_ends = time.ticks_add(time.ticks_ms(), _SHOWN)
 
-    # Off the air for a moment, for a download that Bluetooth keeps starving. No longer: whoever
-    # keeps a download from ending could keep positioning off as well.
+    # Stops advertising for a few seconds, for a download that Bluetooth keeps starving. The time is
+    # short, because a server that keeps a download from ending must not stop positioning.
     def pause(self):
         if self._paused_at is None:
             self._paused_at = time.ticks_ms()
             self._advertise()
 
-    # Back on the air; returns for how many milliseconds it was off since this was last asked.
+    # Advertises again; returns the milliseconds without advertising since the last call.
     def resume(self):
         self._unpause()
         quiet = self._paused_ms
@@ -189,13 +188,14 @@ class Radio:
 
     # -- links
 
-    # Bytes of a packet on this link.
+    # Bytes of a packet on this link (ATT MTU).
     def mtu(self, link):
         return self._connections[link][1] if self._is_current(link) else _SMALLEST
 
-    # The peer may be silent for so long before it is cut, and whatever it writes it has to go after
-    # `stay` ms, after `share` if it is in another's way. For who has proved something, and for whom
-    # it is the turn: no peer gets here by writing. Without `stay` that is as it was.
+    # Sets how many ms the peer may be silent, and after how many ms it is disconnected whatever it
+    # writes: `stay`, or `share` while another peer waits for its place. With `stay` 0 these two
+    # remain unchanged. Called for peers that have proved something or whose turn it is, never
+    # because of a mere write.
     def set_idle_timeout(self, link, ms=_IDLE, stay=_STAY, share=_SHARE):
         if link in self._limits:
             known = self._limits[link]
@@ -205,7 +205,7 @@ class Radio:
                 known[3:] = (time.ticks_add(now, stay), time.ticks_add(now, share))
             self._mark_active(link)
 
-    # It has proved something: its time begins again, unless it stays on somebody's other terms.
+    # The peer has proved something: its times begin again, unless another service has set them.
     def renew_timeouts(self, link):
         if link in self._limits and self._limits[link][1] == _IDLE:
             self.set_idle_timeout(link)
@@ -214,8 +214,8 @@ class Radio:
         known = self._limits[link]
         known[2] = time.ticks_add(time.ticks_ms(), known[1])
 
-    # Raises OSError: ENOTCONN when the peer has gone (and nobody else gets to read what was for
-    # it), ENOMEM while too much waits to be sent.
+    # Raises OSError: ENOTCONN when the peer has gone (its data must not go to the next peer on the
+    # same handle), ENOMEM while too many notifications wait to be sent.
     def notify(self, link, handle, data):
         if not self._is_current(link):
             raise OSError(errno.ENOTCONN)
@@ -226,9 +226,9 @@ class Radio:
             try:
                 self._ble.gap_disconnect(link)
             except OSError as error:
-                print("ble:", error)  # it was faster
+                print("ble:", error)  # the peer has gone already
 
-    # Is this still the connection that the owners know? Handles are given out again.
+    # Whether this is still the connection that the owners know of: handles are reused.
     def _is_current(self, link):
         return (
             link in self._limits
@@ -241,10 +241,10 @@ class Radio:
 
     # -- events
 
-    # Runs on the Bluetooth task, at any moment: copy, queue, return. An exception in here would
-    # remove the handler for good, and a handler that takes its time holds up the peer. Connections
-    # are not queued but kept as they are, so none is ever missed; writes are, within bounds, and
-    # who has one dropped is cut, for its next ones would make no sense.
+    # Runs on the Bluetooth task at any moment, so it only copies and queues. An exception would
+    # remove the handler for good, and a slow handler holds up the peer. Connections are kept as
+    # state, so none is missed. Writes are queued within bounds; a link that loses a write is
+    # disconnected, because its next writes would make no sense.
     def _irq(self, event, data):
         try:
             link = data[0]
@@ -256,8 +256,8 @@ class Radio:
                 elif link in self._connections:
                     self._events.append((link, self._serial_of(link), data[1], value))
             elif event == _CONNECT:
-                # The controller stops advertising when somebody connects: also when that one has
-                # gone again before anybody looks.
+                # The controller stops advertising when a peer connects, even if the peer has gone
+                # again before the main loop notices.
                 self._serial += 1
                 self._connections[link] = (self._serial, _SMALLEST)
                 self._stale = True
@@ -272,8 +272,9 @@ class Radio:
         except Exception as error:
             sys.print_exception(error)
 
-    # One hop from the flag to the answer: each is a place where a sector may be written first, and
-    # wait_for() takes three. So the looks are rung for, not waited for.
+    # A written sector may come between two steps of the event loop, so the way from the flag to the
+    # answer is one step; wait_for() would take three. _tick() sets the flag for the periodic
+    # checks.
     async def run(self):
         clock = asyncio.create_task(self._tick())
         try:
@@ -297,8 +298,8 @@ class Radio:
                 self._check_links(now)
             if self._stale:
                 self._advertise()
-            # A flag that is set already waits for nobody: whoever writes all the time would be all
-            # that runs.
+            # Waiting for a flag that is set already lets no other task run: a peer that writes all
+            # the time must not stop them.
             await asyncio.sleep_ms(0)
 
     def _check_links(self, now):
@@ -317,10 +318,9 @@ class Radio:
                     self.disconnect(link)
                     break
 
-    # What was written first, then who came and went: the last words of somebody who has gone
-    # still count.
+    # Handles writes first, then connections: the last writes of a peer that has gone still count.
     def _drain_events(self):
-        for _ in range(len(self._events)):  # what comes meanwhile has its turn after the others'
+        for _ in range(len(self._events)):  # later writes wait for the next call
             link, serial, handle, value = self._events.pop(0)
             if link not in self._limits or self._limits[link][0] != serial:
                 self._sync_connections()
@@ -346,7 +346,7 @@ class Radio:
                 self._limits[link] = [live[link][0], 0, 0, 0, 0]
                 self.set_idle_timeout(link)
 
-    # Nothing that a peer can write may end this task: that would take Bluetooth along.
+    # No write of a peer may end this task, which would stop Bluetooth.
     def _call_owner(self, call, link, *args):
         try:
             call(link, *args)

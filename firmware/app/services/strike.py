@@ -1,4 +1,4 @@
-# Drives the strike's pin, where the policy names one.
+# Drives the GPIO of the door strike, if the policy names one.
 
 from machine import Pin, Timer
 

@@ -1,16 +1,16 @@
-# Access control over GATT: what a reader writes and a beacon notifies. A credential is an id of 4
-# bytes, which says whose it is, and a secret of 16, which never goes over the air:
+# The messages of access control over GATT: a reader writes them, a beacon notifies them. A
+# credential is an id of 4 bytes and a secret of 16 bytes, which is never sent over the air:
 #
 #   reader  01 id             request
 #   beacon  01 nonce          challenge, 16 bytes, good for one answer within 5 s
 #   reader  02 proof          HMAC-SHA256(key, nonce), the first 16 bytes
 #   beacon  02                granted
-#           03                refused: unknown, wrong or late, and it does not say which
+#           03                refused: unknown, wrong or late, without telling which
 #
-# The key is the credential's for this one door (door_key), so that a proof made for one door is
-# worth nothing at another. The reader has the door's id from a list of its own, never off the air.
-# A door holds that key and nothing more of a credential that is bound. Of one that is not it holds
-# the secret itself, and takes the old proof too, whose key is the secret.
+# The key is derived from the secret for this one door (door_key), so that a proof made for one door
+# is worthless at another. The reader takes the door's id from its own list, never from the air. A
+# door stores only that key of a bound credential. Of an unbound one it stores the secret itself,
+# and also accepts a proof made with the secret as the key.
 
 from . import const
 
@@ -30,7 +30,7 @@ NONCE = const(16)
 LIFETIME = const(5000)  # ms of a challenge
 MAX_CREDENTIALS = const(32)
 
-# Longer than a nonce: whatever an old reader can be asked to prove, it is never a door's key.
+# Longer than a nonce, so that no proof an old reader can be asked for is a door's key.
 _DOOR = const(b"beacon-ota access to the door ")
 
 
@@ -39,7 +39,7 @@ def door_key(hmac_sha256, secret, beacon_id):
     return hmac_sha256(secret, _DOOR, beacon_id.encode())[:SECRET]
 
 
-# What the reader sends.
+# Sent by the reader.
 def build_request(ident):
     return bytes((REQUEST,)) + ident
 
@@ -48,12 +48,12 @@ def build_proof(mac):
     return bytes((PROOF,)) + mac[:SECRET]
 
 
-# What the beacon sends.
+# Sent by the beacon.
 def build_challenge(nonce):
     return bytes((CHALLENGE,)) + nonce
 
 
-# A message either way as (kind, payload); (0, b"") for one that is none of the above.
+# A message of either side as (kind, payload); (0, b"") for any other bytes.
 def parse_message(data):
     if len(data) == 1 + ID and data[0] == REQUEST:
         return REQUEST, data[1:]

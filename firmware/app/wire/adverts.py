@@ -1,18 +1,18 @@
-# What a beacon says to everybody: the AD structures of its advertisements. wire/scan.py reads them.
+# Builds the AD structures of a beacon's advertisements; wire/scan.py reads them.
 
 from struct import pack
 
 from . import const
 
 MAX_PAYLOAD = 31
-MAX_VERSION = 20  # what a scan response holds beside the progress
+MAX_VERSION = 20  # bytes of a version in a scan response, beside the progress
 
 # Bits of a status.
 PROVISIONED = 1
 TRIAL = 2  # the running release is not confirmed
 INSECURE = 4  # a build that accepts unsigned releases
 LOCKED = 8  # too many wrong PINs
-PRESSED = 16  # its button is being held: at ten seconds it forgets everything
+PRESSED = 16  # its button is pressed: after ten seconds everything is erased
 
 FLAGS = b"\x02\x01\x06"  # general discoverable, no BR/EDR
 _MANUFACTURER = const(0xFF)
@@ -21,7 +21,7 @@ _PROGRESS = const(b"\x59\x00")  # company 0x0059
 _SERVICES = const(b"\x03\x03\xff\xff")  # complete list of 16-bit services: BluFi
 _NAME = const(0x09)
 _SERVICE_DATA = const(0x16)
-_STATUS = const(b"\xff\xff\xbe")  # company 0xFFFF, for whoever has no number
+_STATUS = const(b"\xff\xff\xbe")  # company 0xFFFF, for tests and private use
 _EC1 = const(b"\xff\xff\xec\x01")  # version 1
 
 
@@ -41,16 +41,16 @@ def build_progress(value):
     return build_structure(_MANUFACTURER, _PROGRESS + bytes((value,)))
 
 
-# What runs here, for the scan response: flags and the release's version, as much as fits. It is no
-# service data, for computers merge both packets and keep one value per service, and per company.
+# The status for the scan response: flags, and as much of the release's version as fits. It is not
+# service data, because computers merge both packets and keep one value per service and per company.
 def build_status(flags, version):
     return build_structure(
         _MANUFACTURER, _STATUS + bytes((flags,)) + version.encode()[:MAX_VERSION]
     )
 
 
-# The name under which a beacon is provisioned, and by which both sides of the key exchange know
-# it: the last three bytes of its address. Espressif's apps look for the prefix.
+# The name under which a beacon is provisioned, which also identifies it in the key exchange. It
+# ends with the last three bytes of the address; Espressif's apps look for the prefix.
 def device_name(address):
     return b"BLUFI_%02X%02X%02X" % (address[-3], address[-2], address[-1])
 

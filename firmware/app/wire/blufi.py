@@ -2,14 +2,15 @@
 #
 #   type  fc  seq  len  | data (fc 0x10: u16 LE of bytes still to come, then content) | [u16 LE CRC]
 #
-# Link is one side of one connection without any I/O: feed it frames, take frames from it. Both the
-# beacon and the client use it. What it refuses is what ESP-IDF refuses, with the same error codes,
-# and mixed types inside one fragmented message besides; it never holds more than MAX_MESSAGE.
+# Link is one side of one connection without I/O: it is fed with received frames, and returns frames
+# to send. Both the beacon and the client use it. It refuses what ESP-IDF refuses, with the same
+# error codes, and also mixed types inside one fragmented message. It never buffers more than
+# MAX_MESSAGE.
 
 from . import const
 
-# Types: subtype << 2 | kind, kind 0 control, 1 data. Those that a beacon has to do with;
-# wire/blufi_names.py has them all.
+# Types: subtype << 2 | kind, with kind 0 for control and 1 for data. These are the ones that a
+# beacon uses; wire/blufi_names.py names all of them.
 ACK = const(0x00)
 SET_SECURITY = const(0x04)
 SET_OPMODE = const(0x08)
@@ -38,7 +39,7 @@ E_FORMAT = const(9)
 E_SCAN = const(11)
 E_STATE = const(12)
 
-MAX_MESSAGE = const(1024)  # announced before anybody is authenticated: no peer sizes our buffers
+MAX_MESSAGE = const(1024)  # bytes; announced before authentication, so it has to be bounded
 MTU = const(23)  # until it is exchanged
 PROTOCOL = b"\x01\x03"  # in a VERSION: 1.3, with which every Espressif app uses its first scheme
 
@@ -50,14 +51,14 @@ _FRAGMENT = const(0x10)
 _QUEUE = const(8)
 
 
-# Whether a message may come unsealed. Everything else waits for a session: no credentials in the
-# clear, and nobody joins a network, or reads what networks there are, for a stranger.
+# Whether a message may be unsealed. All others need a session: no credentials are sent in the
+# clear, and no network is joined or listed for a stranger.
 def allowed_in_clear(type_):
     return type_ in (ACK, NEGOTIATE, ERROR, SET_SECURITY, GET_VERSION, DISCONNECT_BLE)
 
 
-# CRC-16/GENIBUS, half a byte at a time: four bits times the polynomial need no reduction, so what
-# would be a table is one multiplication. crc16(b, crc16(a)) is crc16(a + b).
+# CRC-16/GENIBUS, half a byte at a time: four bits times the polynomial need no reduction, so one
+# multiplication replaces a table. crc16(b, crc16(a)) is crc16(a + b).
 def crc16(data, crc=0):
     crc ^= 0xFFFF
     for byte in data:
@@ -66,14 +67,14 @@ def crc16(data, crc=0):
     return crc ^ 0xFFFF
 
 
-# What is wrong with a frame, as the code for an ERROR frame.
+# A frame is refused; `code` is the one for an ERROR frame.
 class BlufiError(Exception):
     def __init__(self, code):
         super().__init__("blufi error %d" % code)
         self.code = code
 
 
-# A whole message. `sealed` is true when every frame of it came encrypted.
+# A complete message. `sealed` is true when each of its frames was encrypted.
 class Message:
     def __init__(self, type_, data, sealed):
         self.type = type_
@@ -81,7 +82,7 @@ class Message:
         self.sealed = sealed
 
 
-# Before any key is agreed: nothing can be opened, and nothing is sealed.
+# The cipher before a key is agreed: it cannot decrypt, and does not encrypt.
 class _Clear:
     tag = 0
 
@@ -95,17 +96,17 @@ class _Clear:
 _CLEAR = _Clear()
 
 
-# One side of a connection. receive() takes a frame and gives a whole message, or None while there
-# is none, or raises Refused. send() queues a message; transmit() gives the next frame to put on the
-# air, or None. A frame is made, and its sequence number taken, only when it is asked for, so frames
-# go out in the order they are given out, none may be dropped, and the acknowledgements that
-# receive() queues never fall between the fragments of a message.
+# One side of a connection. receive() takes a frame and returns a complete message, None while there
+# is none, or raises BlufiError. send() queues a message; transmit() returns the next frame to send,
+# or None. A frame is made, and gets its sequence number, only when transmit() is called: frames
+# have to be sent in that order, none may be dropped, and the acknowledgements that receive() queues
+# never come between the fragments of a message.
 class Link:
     def __init__(self, device):
         self._direction = _FROM_DEVICE if device else 0
         self.reset()
 
-    # On every connection and disconnection: counters, buffers and keys belong to one link.
+    # Called at every connection and disconnection: counters, buffers and keys belong to one link.
     def reset(self):
         self.mtu = MTU
         self._mode = 0
@@ -116,10 +117,10 @@ class Link:
         self._queue = []
         self._sent = 0
 
-    # From now on `mode` says what is sent how (a SET_SECURITY byte: high half for control frames,
-    # low half for data; bit 0 checksum, bit 1 encryption). `cipher`, once there is one, also
-    # opens what comes encrypted: seal(header, data) -> bytes, open(header, data) -> bytes or
-    # None, and `tag`, the number of bytes that sealing adds.
+    # `mode` sets the protection of sent frames (a SET_SECURITY byte: high half for control frames,
+    # low half for data; bit 0 checksum, bit 1 encryption). `cipher` also decrypts received frames.
+    # It has seal(header, data) -> bytes, open(header, data) -> bytes or None, and `tag`, the number
+    # of bytes that sealing adds.
     def protect(self, mode, cipher=None):
         if cipher:
             self._cipher = cipher
@@ -149,7 +150,7 @@ class Link:
             self._acks.append(seq)
         return self._assemble(type_, fc, data)
 
-    # The announced total is believed from the first fragment only, and has to come out exactly.
+    # The total that the first fragment announces has to be met exactly.
     def _assemble(self, type_, fc, data):
         sealed = bool(fc & _ENCRYPTED)
         buffer = self._buffer
@@ -192,7 +193,7 @@ class Link:
         self._drop()
         raise BlufiError(code)
 
-    # Queues a message. The queue is short: its sender takes the frames before it goes on.
+    # Queues a message. The queue is short: callers transmit the frames before they send more.
     def send(self, type_, data=b"", ack=False):
         if len(data) > MAX_MESSAGE or len(self._queue) >= _QUEUE:
             raise ValueError("blufi queue")
@@ -221,9 +222,9 @@ class Link:
         self._sent += len(part)
         return frame
 
-    # Bytes of data that fit into a frame. Espressif's rule keeps the checksum's place always: a
-    # fragment has min(MTU, 255) - 11, a last frame two more. Sealed frames without checksum are
-    # ours, and fill the packet.
+    # Bytes of data that fit into a frame. Espressif always reserves room for the checksum: a
+    # fragment has min(MTU, 255) - 11 bytes, a last frame two more. Sealed frames without a checksum
+    # exist only in EC1 sessions, and fill the packet.
     def _room(self, type_):
         protection = self._protection(type_)
         if protection == 2:

@@ -1,5 +1,5 @@
-# What BluFi's numbers are called, for people: the client's messages, captures, logs. A beacon never
-# loads this.
+# Names of BluFi's numbers for messages to people, captures and logs. A beacon never loads this
+# module.
 
 TYPES = {
     0x00: "ack",
@@ -60,7 +60,7 @@ def error_name(code):
     return ERRORS[code] if code < len(ERRORS) else "error_%d" % code
 
 
-# What wlan.status() and a report's reason say when a network could not be joined.
+# The driver's reasons for a network that could not be joined: wlan.status(), a report's reason.
 REASONS = {
     15: "wrong_password",
     200: "beacon_timeout",

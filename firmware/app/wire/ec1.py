@@ -1,6 +1,6 @@
-# EC1: an authenticated key exchange inside BluFi's negotiation frames, on P-256. Every message
-# has a fixed length and begins EC 01 type suite, so that nothing of Espressif's own can be taken
-# for it.
+# The messages and key derivation of EC1, an authenticated key exchange on P-256 inside BluFi's
+# negotiation frames. Every message has a fixed length and begins with EC 01 type suite, so that it
+# cannot be confused with Espressif's own negotiation.
 #
 #   C_HELLO  client   nonce[16] x[32] y[32]     suite 21: SPAKE2 (RFC 9382) with the label's PIN
 #   S_HELLO  beacon   nonce[16] x[32] y[32]     suite 11: ECDH with a long proof of possession
@@ -8,9 +8,9 @@
 #   S_FIN    beacon   tag[16]
 #   ABORT    either   code              a beacon adds u8 failures so far, u16 BE seconds to wait
 #
-# The client confirms first: who only plays the client learns nothing to test PINs with, and the
-# beacon can count failures. The bytes and the order of hashing are here; each side brings its own
-# hkdf(salt, ikm, info, length) and hmac(key, *parts).
+# The client confirms first: an impostor of a client learns nothing to test PINs with, and the
+# beacon can count failures. This module defines the bytes and the order of hashing; each side
+# passes its own hkdf(salt, ikm, info, length) and hmac(key, *parts).
 
 from hashlib import sha256
 
@@ -35,7 +35,7 @@ A_POINT = const(3)
 A_CONFIRM = const(4)
 A_LOCKED = const(5)
 A_STATE = const(6)
-A_CLOSED = const(7)  # nobody may provision now: press the button
+A_CLOSED = const(7)  # provisioning is closed: press the button
 A_WAIT = const(8)  # too soon after a failure
 
 NONCE = const(16)
@@ -50,8 +50,8 @@ _SECRET = const(48)  # 16 bytes more than the modulus has: w is not biased
 _ABORT = const(4)  # the long form
 
 
-# The exchange is over: by our judgement, or because the peer said so. A beacon that judges secrets
-# also says how many guesses have failed, and for how many seconds it hears no other.
+# The exchange is over: this side ends it, or the peer did (`by_peer`). A beacon that checks secrets
+# also tells how many guesses have failed, and for how many seconds it accepts no other.
 class Abort(Exception):
     def __init__(self, code, by_peer=False, failures=None, wait=0):
         super().__init__("ec1 abort %d" % code)
@@ -61,7 +61,7 @@ class Abort(Exception):
         self.wait = wait
 
 
-# Whether a negotiation payload is ours; Espressif's phones begin with 00 to 04.
+# Whether a negotiation payload is one of EC1; those of Espressif's apps begin with 00 to 04.
 def is_ec1(data):
     return len(data) > 0 and data[0] == MAGIC
 
@@ -70,7 +70,7 @@ def build_message(type_, suite, body):
     return bytes((MAGIC, VERSION, type_, suite)) + body
 
 
-# The message that tells the peer of an Abort.
+# The message that tells the peer about an Abort.
 def build_abort(abort, suite):
     body = bytes((abort.code,))
     if abort.failures is not None:
@@ -78,7 +78,8 @@ def build_abort(abort, suite):
     return build_message(ABORT, suite, body)
 
 
-# The body of the one message that may come now, or Abort. `suites` are those acceptable.
+# The body of the message that is expected now; raises Abort for any other. `suites` are those that
+# are acceptable.
 def parse_message(data, type_, suites):
     if len(data) < _HEADER or data[0] != MAGIC:
         raise Abort(A_STATE)
@@ -96,7 +97,7 @@ def parse_message(data, type_, suites):
     return data[_HEADER:]
 
 
-# TH binds version, suite, nonces and points: nothing of the two hellos can be exchanged unseen.
+# TH binds version, suite, nonces and points: no part of the two hellos can be replaced unnoticed.
 def hash_hellos(c_hello, s_hello):
     digest = sha256(c_hello)
     digest.update(s_hello)
@@ -108,7 +109,7 @@ def derive_password(hkdf, pin, name):
     return hkdf(b"blufi-ec1 w", pin, name, _SECRET)
 
 
-# SPAKE2: TT of RFC 9382 §3.3 with points as x ‖ y, and Ke ‖ Ka out of it.
+# SPAKE2: returns TT of RFC 9382 §3.3, with points as x ‖ y, and Ke ‖ Ka derived from it.
 def derive_spake2(name, c_hello, s_hello, k, w):
     tt = b""
     for part in (
@@ -123,7 +124,7 @@ def derive_spake2(name, c_hello, s_hello, k, w):
     return tt, sha256(tt).digest()
 
 
-# ECDH: z is the shared x coordinate, and the proof goes in with its length.
+# ECDH: z is the shared x coordinate; the proof of possession is hashed with its length.
 def derive_ecdh(hkdf, c_hello, s_hello, z, pop):
     proof = z + bytes((len(pop),)) + pop
     root = hkdf(hash_hellos(c_hello, s_hello), proof, b"blufi-ec1 root", 32)

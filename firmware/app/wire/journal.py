@@ -1,6 +1,7 @@
-# The rule of a journal entry, [seq, utc, stage, code, detail]: the beacon holds to it what it
-# stores and delivers, the orchestrator what it receives. An entry that breaks it is mended rather
-# than refused: one odd entry must not cost the report that carries it.
+# The rules of a journal entry, [seq, utc, stage, code, detail]. The beacon applies them to the
+# entries that it stores and delivers, the orchestrator to those that it receives. An entry that
+# breaks them is repaired rather than refused: one odd entry must not cost the report that carries
+# it.
 
 from . import const
 from .shapes import is_number
@@ -14,13 +15,13 @@ MAX_UTC = const(0xFFFFFFFFFF)
 _WORD = const("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
-# A stage or a code.
+# Whether a value can be a stage or a code.
 def is_word(value):
     return value != "" and to_word(value) == value
 
 
-# A word made of whatever there is: cut to its length, signs in place of what is no letter of it.
-# "" when nothing is left to recognise it by.
+# Makes a stage or code of any value: cut to its length, with `_` in place of characters that are
+# not allowed. "" when nothing recognisable is left.
 def to_word(value):
     if not isinstance(value, str):
         return ""
@@ -28,15 +29,14 @@ def to_word(value):
     return value if value.strip("_") else ""
 
 
-# Text of at most `limit` characters that every database and every JSON reader takes: no control
-# characters, no halves of surrogate pairs.
+# Text of at most `limit` characters that every database and JSON reader accepts: control characters
+# and halves of surrogate pairs are replaced.
 def printable(text, limit):
     return "".join(["\ufffd" if c < " " or "\ud7ff" < c < "\ue000" else c for c in text[:limit]])
 
 
-# An entry within the bounds, from whatever was written, stored or sent; None when nothing can be
-# made of it. An unusable time is no time. What a later version puts behind the detail is passed
-# over.
+# Returns an entry within the bounds, made of any value; None when that is impossible. An unusable
+# time becomes 0. Parts behind the detail, which a later version may add, are ignored.
 def repair_entry(entry):
     if not isinstance(entry, (list, tuple)) or len(entry) < 5:
         return None

@@ -1,13 +1,13 @@
-# The release manifest: what is signed, how it travels, what a beacon accepts.
+# The release manifest: its signed form, its envelope, and the rules by which a beacon accepts it.
 #
 # * The envelope is DSSE: {"payload","payloadType","signatures":[{"keyid","sig"}]}.
 # * The payload is the one canonical JSON of its fields: names sorted, no space,
-#   ASCII. Whoever reads it encodes it again and compares, so that two parsers
-#   cannot read the same signed bytes in two ways (repeated names, lax commas).
-# * What could cost memory is refused by length or by counting brackets before a
-#   JSON parser sees it. Numbers of everything are bounded below.
-# * Order of belief: envelope, signatures (not here: no arithmetic in this file),
-#   payload, then the rules of check().
+#   ASCII. Readers encode it again and compare, so that two parsers cannot read
+#   the same signed bytes in two ways (repeated names, lax commas).
+# * Input that could cost memory is refused by its length, or by counting its
+#   brackets, before a JSON parser sees it. All counts are bounded below.
+# * Order of checks: envelope, signatures (elsewhere: no arithmetic in this file),
+#   payload, then check_rules().
 
 import json
 from binascii import a2b_base64, b2a_base64
@@ -29,8 +29,8 @@ def _bad(what):
     return Refused("signature", what)
 
 
-# The field shapes. Each returns the canonical JSON of its value, and nothing it
-# lets through needs escaping: that is what makes the encoder below this small.
+# The field shapes. Each returns the canonical JSON of its value. No value that
+# they accept needs escaping, which keeps the encoder below small.
 def _hash(value):
     if not is_hex(value, 64):
         raise ValueError
@@ -92,7 +92,7 @@ _FIELDS = (
 )
 
 
-# The payload of a dict of fields; only "encryption" may be missing.
+# Encodes a dict of fields; only "encryption" may be missing.
 def encode_payload(fields):
     parts = []
     for name, shape in _FIELDS:
@@ -109,7 +109,7 @@ def encode_payload(fields):
     return ("{" + ",".join(parts) + "}").encode()
 
 
-# The fields of a payload. Call it with bytes whose signatures were found good.
+# Decodes the fields of a payload. Its signatures have to be verified before.
 def decode_payload(payload):
     if len(payload) > MAX_PAYLOAD or b"[" in payload or payload.count(b"{") > 2:
         raise _bad("payload: not canonical")
@@ -156,15 +156,16 @@ def unpack_envelope(envelope):
     return payload, signatures
 
 
-# Does the offer speak of the release that the manifest speaks of?
+# Raises Refused unless the offer and the manifest describe the same release.
 def check_offer(fields, offer):
     for name in ("checksum", "size", "version"):
         if offer.get(name) != fields[name]:
             raise Refused("checksum", "offer and manifest differ: " + name)
 
 
-# An offer without a manifest, as the fields that check() wants: what nobody
-# vouches for is what the rules then cannot refuse. For insecure fleets only.
+# The fields of an offer without a manifest, in the form that check_rules()
+# takes; fields that only a signature could vouch for get values that pass. For
+# insecure fleets only.
 def unsigned_fields(offer, device_type):
     fields = {
         "checksum": offer.get("checksum"),
@@ -184,7 +185,7 @@ def unsigned_fields(offer, device_type):
     return fields
 
 
-# May a beacon of this type, running this version, install the release? `floor`
+# Raises Refused unless a beacon of this type and version may install the release. `floor`
 # is the highest version ever confirmed on it (None: none yet), `now` an
 # authenticated time in UTC seconds (None: the clock is unset), `room` the bytes
 # of the slot. Returns False when only the date could not be judged.
@@ -211,7 +212,7 @@ def check_rules(fields, device_type, running, floor, now, room):
     return True
 
 
-# Strict: the decoders of both Pythons skip what they do not know.
+# Strict base64: the decoders of both Pythons skip unknown characters.
 def _unbase64(text, limit):
     try:
         if len(text) <= (limit + 2) // 3 * 4:

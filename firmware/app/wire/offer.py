@@ -1,6 +1,6 @@
-# The offer of a release: what the orchestrator answers a poll with and a beacon reads.
-# Nothing in it is believed because it is well formed; this only makes sure that the rest of the
-# update works with values of known types and sizes.
+# Checks the form of an offer, the orchestrator's answer to a poll. A well-formed offer is not
+# trusted; this only makes sure that the rest of the update works with values of known types and
+# sizes.
 
 from . import const, versions
 from .shapes import MAX_SIZE, is_hex, is_number
@@ -8,17 +8,17 @@ from .shapes import MAX_SIZE, is_hex, is_number
 MAX_BODY = const(10240)  # bytes of JSON: the envelope's bound and the rest
 MAX_URL = const(200)
 MAX_TIME = const(0xFFFFFFFFFF)
-MAX_BRACKETS = const(24)  # what a parser may be made to nest or to pile up
+MAX_BRACKETS = const(24)  # bounds the nesting and the memory of a JSON parser
 
 
-# An answer that is no offer: the field that breaks the contract.
+# An answer is not an offer; `field` breaks the contract.
 class OfferError(ValueError):
     def __init__(self, field):
         super().__init__("offer: " + field)
         self.field = field
 
 
-# A path on the server that was asked, with nothing that could end a request line.
+# Whether a value is a path on the same server, without characters that could end a request line.
 def _is_path(value):
     if not isinstance(value, str) or not 1 < len(value) <= MAX_URL:
         return False
@@ -27,7 +27,7 @@ def _is_path(value):
     return all("!" <= c <= "~" for c in value)
 
 
-# Raises OfferError unless the decoded JSON is an offer. Unknown fields are passed over.
+# Raises OfferError unless the decoded JSON is an offer. Unknown fields are ignored.
 def check_offer(doc):
     if not isinstance(doc, dict):
         raise OfferError("body")

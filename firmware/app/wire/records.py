@@ -1,7 +1,7 @@
-# EC1's record layer: the cipher of a blufi.Link once both sides have confirmed. A frame's four
-# header bytes are authenticated with it, and the nonce counts the frames of one direction, so
-# that a frame can be neither bent, moved, repeated nor turned around. A frame that does not open
-# ends the session: nothing opens after it.
+# EC1's record layer: the cipher of a blufi.Link after both sides have confirmed. A frame's four
+# header bytes are authenticated with its data, and the nonce counts the frames of one direction, so
+# that a frame cannot be modified, reordered, replayed or reflected. A frame that does not decrypt
+# ends the session: no later frame decrypts.
 
 from . import const
 
@@ -24,7 +24,7 @@ class Records:
 
     def seal(self, header, data):
         if self._sent >> 32:
-            raise ValueError("record counter")  # it never comes round
+            raise ValueError("record counter")  # the counter must not wrap around
         nonce = self._tx_prefix + self._sent.to_bytes(4, "big")
         self._sent += 1
         return self._tx.seal(nonce, header, data)

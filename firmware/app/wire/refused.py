@@ -1,5 +1,5 @@
-# Why a release is not installed: a code of the stage "verify", and a few words. On its own, so that
-# who handles a refusal does not keep the modules in memory that judged.
+# The exception of a release that is not installed: a code of stage "verify", and a detail. It has a
+# module of its own, so that handling it does not keep the modules of verification in memory.
 
 
 class Refused(Exception):

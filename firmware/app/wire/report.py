@@ -1,10 +1,8 @@
-# The status report: the beacon builds it, the orchestrator reads it, and both know the same words.
-# The words are stable: they are metric labels and what an operator filters by. Whatever a beacon
-# may send is bounded here, so that neither side stores what nobody asked for.
+# Checks and repairs status reports on the orchestrator. The words are stable: they are metric
+# labels, and operators filter by them. Every field that a beacon may send is bounded here.
 #
-# A report is refused only for what it cannot do without: which attempt it is about, and how that
-# went. Everything else is decoration: what breaks the contract there is mended or left out, because
-# an attempt's end must not be lost for it.
+# A report is refused only if the attempt or its status is missing or unreadable. Any other field
+# that breaks the contract is repaired or left out: an attempt's end must not be lost for it.
 
 from . import const, journal, versions
 from .shapes import clip_text, is_hex, is_number
@@ -14,7 +12,7 @@ MAX_DETAIL = const(200)  # bytes of UTF-8
 MAX_JOURNAL = journal.MAX_ENTRIES
 MAX_NUMBER = const(0xFFFFFFFFFF)  # of bytes, milliseconds, seconds
 
-# `idle` is a report outside any attempt; the other words are an attempt's way, in this order.
+# `idle` is a report outside any attempt; an attempt goes through the others in this order.
 STATUSES = ("idle", "downloading", "verifying", "rebooting", "success", "failed", "rolled_back")
 FINAL = ("success", "failed", "rolled_back")
 
@@ -34,7 +32,7 @@ CODES = {
     "boot": ("not_booted", "self_test", "crash", "watchdog", "power"),
 }
 
-# An attempt's ends by which a beacon calls the image itself bad: it will not take it again.
+# Ends of an attempt for which the image itself is at fault: the beacon will not try it again.
 IMAGE_FAULTS = {
     "rolled_back": (("boot", "self_test"), ("boot", "crash"), ("boot", "watchdog")),
     "failed": (("verify", "known_bad"),),
@@ -51,7 +49,7 @@ NUMBERS = (
 FLAGS = ("clock_unset", "insecure", "acquitted")
 
 
-# A report that breaks the contract: which field, and what is wrong with it.
+# A report breaks the contract: the field, and what is wrong with it.
 class ReportError(ValueError):
     def __init__(self, field, reason):
         super().__init__("%s: %s" % (field, reason))
@@ -59,16 +57,15 @@ class ReportError(ValueError):
         self.reason = reason
 
 
-# Raises ReportError unless the decoded JSON is a report in every field: what a beacon of ours
-# sends. Fields that nobody defined are passed over: a newer beacon may say more than this side
-# understands.
+# Raises ReportError unless every field of the decoded JSON keeps the contract. Unknown fields are
+# ignored: a newer beacon may send more than this side understands.
 def check_report(doc):
     for field, reason in _find_faults(doc):
         raise ReportError(field, reason)
 
 
-# (fields, faults): a report within the bounds, and the names of the fields that broke the contract
-# and were mended or left out. Raises ReportError for a field that it cannot do without.
+# Returns (fields, faults): a report within the bounds, and the names of the fields that broke the
+# contract and were repaired or left out. Raises ReportError for a field that is needed.
 def read_report(doc):
     faults = []
     fields = {}
@@ -83,8 +80,7 @@ def read_report(doc):
     return fields or doc, faults
 
 
-# What cannot be left out of a report with this status. Only the release's own image makes a
-# success.
+# The fields that a report with this status needs. A success needs the hash of the running image.
 def _needed_fields(status):
     needed = ["update_status"]
     if status != "idle":
@@ -94,7 +90,7 @@ def _needed_fields(status):
     return needed
 
 
-# Every (field, what is wrong with it), the needed ones first.
+# Yields every (field, what is wrong with it), the needed fields first.
 def _find_faults(doc):
     if not isinstance(doc, dict):
         yield "body", "not an object"
@@ -145,7 +141,7 @@ def _is_version(value):
         return False
 
 
-# Why an attempt ended without the release: only a boot can be rolled back.
+# Finds a fault in the reason of a failed attempt: only stage "boot" can be rolled back.
 def _find_reason_fault(doc, status):
     stage = doc.get("stage")
     if not isinstance(stage, str) or stage not in CODES:
@@ -181,8 +177,8 @@ def _find_journal_fault(entries):
     return None
 
 
-# Makes the best of a field that breaks the contract. A stage or code that this side does not know
-# is not counted as one, but a person may read it in the detail.
+# Repairs a field that breaks the contract, or leaves it out. An unknown stage or code is moved into
+# the detail, where a person can read it.
 def _repair_field(fields, field):
     if field == "journal":
         return  # entry by entry: journal.repair_entry

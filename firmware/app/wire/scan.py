@@ -1,5 +1,5 @@
-# Reads what beacons advertise (wire/adverts.py writes it). The air is full of other people's
-# payloads: anything that is not exactly ours is passed over, and nothing raises.
+# Reads the advertisements of beacons (wire/adverts.py builds them). Advertisements of other devices
+# are ignored, and no payload raises an exception.
 
 _UUID16 = 0xFFFF
 _APPLE = 0x004C
@@ -20,8 +20,8 @@ def split_structures(payload):
     return found
 
 
-# What is ours in some payloads (advertising data, scan response), as manufacturer() and service()
-# name it, with `name` and `blufi` besides.
+# The fields of a beacon's payloads (advertising data, scan response): those of parse_manufacturer()
+# and parse_service_data(), and `name` and `blufi`.
 def read_payloads(*payloads):
     found = {}
     for payload in payloads:

@@ -1,4 +1,4 @@
-# Shapes of single values, shared by everything that reads or writes JSON between the two sides.
+# Checks of single values, shared by all modules that read or write JSON between the two sides.
 
 from . import const
 
@@ -25,7 +25,7 @@ def is_name(value, limit=32):
     return not value.strip(_NAME)
 
 
-# Text of at most `limit` bytes, cut between characters: what a detail is made to fit with.
+# Cuts text to at most `limit` bytes, between characters.
 def clip_text(text, limit):
     data = text.encode()
     if len(data) <= limit:

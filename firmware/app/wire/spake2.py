@@ -1,5 +1,5 @@
-# SPAKE2's two points for P-256 (RFC 9382 §4), x ‖ y. Their discrete logarithms are nobody's: they
-# come out of a hash. The client blinds with M, the beacon with N.
+# SPAKE2's two points for P-256 (RFC 9382 §4), x ‖ y. They are made by a hash, so no one knows their
+# discrete logarithms. The client blinds with M, the beacon with N.
 
 M = (
     b"\x88\x6e\x2f\x97\xac\xe4\x6e\x55\xba\x9d\xd7\x24\x25\x79\xf2\x99"

@@ -1,11 +1,11 @@
-# The custom data of a provisioning session: one byte that says what it is, then fields of tag,
-# length and value. Only ever inside the protected session.
+# The custom data of a provisioning session: one byte for the kind, then fields of tag, length and
+# value. It is sent inside the protected session only.
 #
 #   CONFIG       client -> beacon   settings, by the names under which the beacon stores them
 #   QUERY        client -> beacon   nothing; asks for a STATE
-#   CREDENTIALS  client -> beacon   all that open the door from now on, as wire/access.py has them
-#   FORGET       client -> beacon   nothing; the beacon goes back to how it left the factory
-#   STATE        beacon -> client   who it is, what it runs, how its first exchange went
+#   CREDENTIALS  client -> beacon   all that open the door from now on, as in wire/access.py
+#   FORGET       client -> beacon   nothing; the beacon erases what was provisioned
+#   STATE        beacon -> client   its id, its version, the result of its last poll
 #
 # Fields come in rising order of their tags, each at most once, so there is one way to write a
 # message. A tag that this version does not know is refused below 80 and skipped from there on.
@@ -55,7 +55,7 @@ _FIELDS = {
 }
 
 
-# The message cannot be taken. `field` is the name of the field, or "" when it is the whole.
+# A message breaks the contract. `field` is the name of the field, "" for the whole message.
 class MalformedMessage(ValueError):
     def __init__(self, what, field=""):
         super().__init__("%s: %s" % (field, what) if field else what)
@@ -63,7 +63,7 @@ class MalformedMessage(ValueError):
         self.field = field
 
 
-# The message from a dictionary of fields; a field that is absent or None is left away.
+# Encodes a dictionary of fields; a field that is absent or None is left out.
 def encode_message(kind, fields):
     if kind == CREDENTIALS:
         return bytes((kind,)) + _credentials(fields["creds"])
@@ -90,7 +90,7 @@ def encode_message(kind, fields):
     return bytes(out)
 
 
-# (kind, fields) of a message, or Malformed. Everything is checked before anything is given out.
+# Decodes a message into (kind, fields). Raises MalformedMessage. All fields are checked first.
 def decode_message(data):
     if not 1 <= len(data) <= MAX_SIZE:
         raise MalformedMessage("size")
@@ -122,7 +122,7 @@ def decode_message(data):
     return kind, fields
 
 
-# Not a field of its own: 32 of them are more than a length of one byte can say.
+# Credentials are not a field: 32 of them exceed a length of one byte.
 def _credentials(blob):
     if len(blob) % (ID + SECRET) or len(blob) > MAX_CREDENTIALS * (ID + SECRET):
         raise MalformedMessage("length", "creds")

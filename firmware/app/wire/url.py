@@ -1,6 +1,6 @@
-# Where an orchestrator is: "http[s]://host[:port]", as people write it and beacons store it. Both
-# sides read it with this, so that no laptop hands on what its beacon cannot use. The host is a name
-# or an IPv4 address: the port's network knows no other.
+# Parses the address of an orchestrator, "http[s]://host[:port]". Both sides use this parser, so
+# that no client stores an address that the beacon cannot use. The host is a name or an IPv4
+# address: the port's network supports no other.
 
 from . import const
 
@@ -38,7 +38,7 @@ def parse_url(text):
     return scheme == "https", host, number
 
 
-# Numbers with zeros before them are octal to some systems, and not to others.
+# Leading zeros are refused: some systems read such numbers as octal.
 def is_ipv4(host):
     labels = host.split(".")
     if len(labels) != 4:

@@ -1,15 +1,15 @@
-# Release versions: semver 2.0.0, strict. One order for everybody, because the
+# Parses and compares release versions: strict semver 2.0.0. Both sides use this order, because the
 # beacon's downgrade rule and the orchestrator's offer must never disagree.
 
 from . import const
 
-# Longer versions are refused before they are looked at.
+# Longer versions are refused before they are parsed.
 MAX = const(64)
 
 _DIGITS = const("0123456789")
 _LABEL = _DIGITS + "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-"
 
-# The lowest version there is: what "no minimum" is written as.
+# The lowest possible version; as a minimum it means "none".
 LOWEST = "0.0.0-0"
 
 

@@ -1,5 +1,5 @@
-# BluFi's payloads about WiFi, beacon to client: how the connection stands, what networks there are.
-# Readers take fields in any order and skip codes they do not know, as the phone apps do.
+# BluFi's payloads about WiFi from beacon to client: the state of the connection, and the networks
+# in range. Readers accept fields in any order and skip unknown codes, as the phone apps do.
 
 from . import const
 from .blufi import E_FORMAT, MAX_MESSAGE, BlufiError
@@ -25,7 +25,8 @@ _REASON = const(0x15)
 _RSSI = const(0x16)
 
 
-# A REPORT payload: what is None is left away. The password has a code, too; nobody needs it back.
+# A REPORT payload; fields that are None are left out. The password, which also has a code, is never
+# sent back.
 def build_report(state, bssid=None, ssid=None, retries=None, reason=None, rssi=None):
     out = bytearray((OPMODE_STA, state, 0))
     for code, value in (

@@ -1,12 +1,12 @@
-"""Failure campaigns: what happens to virtual beacons and the orchestrator when things fail.
+"""Failure campaigns: virtual beacons and the orchestrator while every part fails that can.
 
-rig/         releases, the bench of one beacon, orchestrators, what must hold afterwards
-power/       power cuts, and firmware with defects made on purpose
+rig/         releases, one beacon with its orchestrator, the invariants that hold afterwards
+power/       power cuts, and firmware with deliberate defects
 faults/      faults of network, server, flash and release, in pairs
 kills/       orchestrators that are killed, halted, starved
-fuzz/        bytes that no proper peer sends
-soak.py      everything at once, for long
+fuzz/        malformed bytes for every parser
+soak.py      all faults at once, for a long time
 runner.py    cases on several cores, resumable;  report.py: JSON and HTML
 
-A campaign's module has ``plan``, a list of cases, and ``case``, which runs one.
+The module of a campaign has ``plan_cases``, which lists cases, and ``run_case``, which runs one.
 """

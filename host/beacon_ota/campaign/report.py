@@ -1,4 +1,4 @@
-"""What a campaign found, as JSON for machines and as one HTML page for people."""
+"""Writes the results of campaigns as JSON and as one HTML page."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +14,16 @@ JSON, HTML = "report.json", "report.html"
 
 @dataclass(frozen=True)
 class CampaignResult:
-    """A campaign that was run.
+    """The result of one campaign.
 
     Args:
         name: of the campaign.
-        options: that were given, by name.
-        facts: what it says of all its cases.
+        options: of the run, by name.
+        facts: numbers about all its cases.
         outcomes: of the cases, in order.
-        seconds: it took.
+        seconds: duration.
         jobs: worker processes.
-        notes: what was left out, and why.
+        notes: omitted parts and the reasons.
     """
 
     name: str
@@ -36,7 +36,7 @@ class CampaignResult:
 
     @property
     def wrong(self) -> list[CaseOutcome]:
-        """The outcomes that must not be."""
+        """The outcomes with a violation."""
         return [outcome for outcome in self.outcomes if outcome.wrong]
 
     def repro_command(self, case: str) -> str:
@@ -85,7 +85,7 @@ def write_reports(folder: Path, results: Sequence[CampaignResult], began: str) -
     """Write both reports into a folder; return the page's path.
 
     Args:
-        began: when the campaigns began, for people.
+        began: start time of the campaigns, as text.
     """
     documents = [result.as_document() for result in results]
     whole = {"began": began, "passed": all(doc["passed"] for doc in documents)}
@@ -97,7 +97,7 @@ def write_reports(folder: Path, results: Sequence[CampaignResult], began: str) -
 
 
 def render_page(documents: Sequence[Mapping[str, Any]], began: str) -> str:
-    """Return one page that needs nothing else."""
+    """Return one self-contained HTML page."""
     cases = sum(doc["cases"] for doc in documents)
     wrong = sum(len(doc["wrong"]) for doc in documents)
     verdict = f"{wrong} of {cases} cases went wrong" if wrong else f"all {cases} cases passed"
@@ -116,7 +116,8 @@ def _render_campaign(doc: Mapping[str, Any]) -> str:
     parts = [
         f"<h2>{escape(doc['campaign'])}</h2>",
         f"<p>{doc['cases']} cases in {_format_duration(doc['seconds'])}"
-        f" on {doc['jobs'] or 1} processes; {escape(options)}.",
+        f" "
+        f"on {doc['jobs'] or 1} processes; {escape(options)}.",
         f" {doc['again']} were run a second time, more slowly: the machine was busy.</p>"
         if doc["again"]
         else "</p>",

@@ -1,7 +1,7 @@
-"""Runs the cases of a campaign on several cores, and keeps what came of them.
+"""Runs the cases of a campaign on several cores, and stores their outcomes.
 
-Every result is written down as it comes, one line of JSON, so that a campaign that was
-interrupted goes on where it was.
+Every outcome is written as one line of JSON as soon as it is known, so that an interrupted campaign
+can be resumed.
 """
 
 import importlib
@@ -34,13 +34,13 @@ CAMPAIGN_NAMES = tuple(CAMPAIGN_MODULES)
 
 @dataclass(frozen=True)
 class CampaignOptions:
-    """What whoever starts a campaign chooses.
+    """The options of a campaign.
 
     Args:
-        seed: of every choice that is made at random.
+        seed: of every random choice.
         every: run only each n-th case.
-        minutes: how long campaigns that have no end by themselves go on.
-        kills: of the orchestrator.
+        minutes: duration of campaigns without an end.
+        kills: number of kills of the orchestrator.
         core: file of a real core, for a sample of cases.
     """
 
@@ -51,21 +51,21 @@ class CampaignOptions:
     core: str | None = None
 
     def as_report(self) -> dict[str, Any]:
-        """Return them for a report: a real core by its being there, not by its path."""
+        """Return the options for a report, without the path of the real core."""
         return {**asdict(self), "core": "real and synthetic" if self.core else "synthetic"}
 
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """What came of a case.
+    """The outcome of a case.
 
     Args:
         name: of the case; enough to run it again.
-        group: what it is counted under.
-        word: the class of its outcome.
-        wrong: everything that must not be; [] when it passed.
-        seconds: it took.
-        first: what was wrong at first, when it was run again more slowly: the machine was busy.
+        group: under which the report counts it.
+        word: class of the outcome.
+        wrong: violations; [] when the case passed.
+        seconds: duration.
+        first: violations of the first run, when the case was repeated more slowly.
         facts: numbers for the report.
     """
 
@@ -80,11 +80,11 @@ class CaseOutcome:
 
 @dataclass(frozen=True)
 class CasePlan:
-    """The cases of a campaign, in order, and what the report says of them all.
+    """The cases of a campaign, in order, and numbers for the report.
 
     Args:
-        jobs: at most so many at once; None: as many as there are cores.
-        notes: what was left out, and why.
+        jobs: maximum of parallel cases; None for the number of cores.
+        notes: omitted parts and the reasons.
     """
 
     cases: Sequence[str]
@@ -94,10 +94,10 @@ class CasePlan:
 
 
 class Campaign(Protocol):
-    """What a campaign's module has to offer; ``folder`` keeps whatever cases need."""
+    """The interface of a campaign module; ``folder`` holds files that cases share."""
 
     def plan_cases(self, folder: Path, options: CampaignOptions) -> CasePlan:
-        """Make ready what is not ready yet, and list the cases."""
+        """Prepare the shared files, and list the cases."""
         ...
 
     def run_case(self, name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
@@ -111,7 +111,7 @@ def load_campaign(name: str) -> Campaign:
 
 
 def load_passed(folder: Path) -> dict[str, CaseOutcome]:
-    """Return what passed in an earlier run in this folder, by name."""
+    """Return the outcomes without violations of an earlier run in this folder, by name."""
     found: dict[str, CaseOutcome] = {}
     path = folder / RESULTS_FILE
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -136,10 +136,10 @@ def run_cases(
     """Run cases and return their outcomes, in the order of the cases.
 
     Args:
-        folder: for what the campaign keeps, and the results.
+        folder: for shared files and outcomes.
         jobs: worker processes; 0 runs everything in this one.
-        resume: leave out what has passed before.
-        told: called with every outcome as it comes.
+        resume: skip the cases that have passed before.
+        told: called with every outcome.
 
     Raises:
         ReachError: ``worker_lost``.
@@ -190,12 +190,12 @@ def _iter_outcomes(
 
 
 def _ignore_interrupts() -> None:
-    """An interrupt ends the campaign's main process, and that ends the workers."""
+    """Ignore SIGINT in a worker: the main process handles it and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run_one(name: str, case: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
-    """Run a case; one that cannot be run is wrong, too."""
+    """Run a case; an exception counts as a violation."""
     began = time.monotonic()
     try:
         outcome = load_campaign(name).run_case(case, folder, options)
@@ -206,7 +206,7 @@ def _run_one(name: str, case: str, folder: Path, options: CampaignOptions) -> Ca
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""Many beacons, one release after the other, while everything around them fails at random.
+"""The soak: many beacons, one release after the other, under random faults.
 
-Power cuts, WiFi that goes, connections that break, an orchestrator that restarts, releases that
-crash. In the end all of that stops, and one more release has to reach everybody.
+The faults are power cuts, WiFi losses, broken connections, restarts of the orchestrator, releases
+that crash. In the end all faults stop, and one more release has to reach every beacon.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota import malloc
-from beacon_ota.campaign.power.cuts import CRASH
+from beacon_ota.campaign.power.scenarios import CRASH
 from beacon_ota.campaign.rig import builds, invariants
 from beacon_ota.campaign.rig.beacon_rig import scratch_folder
 from beacon_ota.campaign.rig.orchestrator import ONE_ATTEMPT_PLAN as ONCE
@@ -30,22 +30,22 @@ from beacon_ota.virtual.radio.vhci import RadiolessBackend
 
 BEACONS = 50
 SCALE = 10.0
-LAST_RELEASE_S = 180.0  # real seconds until the last release has to be everywhere
-RELEASE_S = 60.0  # real seconds after which the next release comes, whatever became of this one
-MEASURE_PERIOD_S = 2.0  # real seconds between looks at memory
-HEAP_DROP, MEMORY_GROWTH = 0.05, 0.05  # shares that are still called flat
+LAST_RELEASE_S = 180.0  # real seconds until the last release has to be on every beacon
+RELEASE_S = 60.0  # real seconds between two releases
+MEASURE_PERIOD_S = 2.0  # real seconds between measurements of memory
+HEAP_DROP, MEMORY_GROWTH = 0.05, 0.05  # largest shares that count as flat
 PLAN = {**ONCE, "retry": {"limit": 3, "pauses": ["20s"]}}
 POLICY = {"stall_s": 20, "give_up_s": 120, "trial_s": 60}
 
 
 @dataclass
 class MemorySamples:
-    """What was measured meanwhile.
+    """Samples of memory.
 
     Args:
-        heap: the least free heap that beacons had reported, as the median of the fleet.
-        process: bytes that this process alone has: supervisor, orchestrator; without the beacons'
-            flash, which is of fixed size and mapped from files.
+        heap: minimum free heap that the beacons reported, in bytes, median of the fleet.
+        process: bytes of this process (supervisor, orchestrator), without the flash of the beacons,
+            which has a fixed size and is mapped from files.
     """
 
     heap: list[float] = field(default_factory=list)
@@ -53,13 +53,13 @@ class MemorySamples:
 
 
 def plan_cases(folder: Path, options: CampaignOptions) -> CasePlan:
-    """It is one case: beacons, minutes."""
+    """List the only case, ``beacons:minutes``."""
     name = f"{BEACONS}:{options.minutes:g}"
     return CasePlan([name], {"beacons": BEACONS, "minutes": options.minutes}, jobs=1)
 
 
 def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
-    """Soak so many beacons for so many minutes: ``50:10``."""
+    """Run the soak of a case such as ``50:10``: beacons, minutes."""
     try:
         count, minutes = name.split(":")
         chosen = int(count), float(minutes)
@@ -72,7 +72,7 @@ def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
 def soak_fleet(
     name: str, folder: Path, count: int, minutes: float, chance: random.Random
 ) -> CaseOutcome:
-    """Soak; return what became of the fleet."""
+    """Run the soak; return the outcome of the fleet."""
     malloc.limit_to_one_arena()
     malloc.map_buffers()  # flash images, releases
     with _SoakFleet(folder, count, chance) as fleet:
@@ -97,7 +97,7 @@ class _SoakFleet:
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
         self.memory = MemorySamples()
         self._last_measure = 0.0
-        self._checked_boots: dict[str, int] = {}  # name -> number of the last boot that was
+        self._checked_boots: dict[str, int] = {}  # name -> number of its last checked boot
         self._bad_boots: list[str] = []
 
     def __enter__(self) -> "_SoakFleet":
@@ -128,7 +128,7 @@ class _SoakFleet:
         return self._stack.enter_context(made)
 
     def run_release(self, end: float) -> None:
-        """Bring out one release, and let things fail until it is settled everywhere."""
+        """Roll out one release, and inject faults until all its attempts have ended."""
         firmware = self._upload_release(broken=self._chance.random() < 0.25)
         while time.monotonic() < end and not self._all_attempts_ended(firmware):
             self._inject_fault()
@@ -181,7 +181,7 @@ class _SoakFleet:
         if time.monotonic() - self._last_measure < MEASURE_PERIOD_S:
             return
         self._last_measure = time.monotonic()
-        self._orchestrator.http_server.requests.clear()  # nobody asks for them here
+        self._orchestrator.http_server.requests.clear()  # not used here, and they grow
         self._check_boots()
         rows = self._orchestrator.table_rows(schema.beacons)
         heaps = [row["heap_free_min"] for row in rows if row["heap_free_min"]]
@@ -190,14 +190,14 @@ class _SoakFleet:
             self.memory.process.append(_anonymous_bytes())
 
     def _check_boots(self) -> None:
-        """Look at the boots that have ended; a beacon remembers the last ones only."""
+        """Check the ended boots; a beacon keeps only the last ones."""
         for beacon in self.beacons:
             for boot in beacon.boots:
                 judged = self._checked_boots.get(beacon.name, 0)
                 if boot.ended is None or boot.number <= judged:
                     continue
                 if boot.number != judged + 1:
-                    self._bad_boots.append(f"{beacon.name}: nobody saw boot {judged + 1}")
+                    self._bad_boots.append(f"{beacon.name}: missed boot {judged + 1}")
                 self._checked_boots[beacon.name] = boot.number
                 if boot.phase in invariants.DEFECT_PHASES or boot.ended in (
                     "panic",
@@ -209,14 +209,14 @@ class _SoakFleet:
                     )
 
     def end_faults(self) -> None:
-        """Nothing fails any more."""
+        """End all faults, and power on every beacon."""
         for beacon in self.beacons:
             beacon.link.faults = LinkFaults()
             if not beacon.powered:
                 beacon.power_on()
 
     def deliver_last_release(self) -> list[str]:
-        """Bring one more release to everybody; return what is wrong then."""
+        """Roll out one more release to every beacon; return the violations."""
         firmware = self._upload_release()
         end = time.monotonic() + LAST_RELEASE_S
         while time.monotonic() < end and not all(
@@ -246,7 +246,7 @@ class _SoakFleet:
                     yield f"{beacon.name}: setting {key} is lost"
 
     def _check_counts(self) -> Iterator[str]:
-        """One attempt, one result; every journal entry once."""
+        """Yield attempts and journal entries that are counted twice."""
         attempts = self._orchestrator.attempt_rows()
         done = [(r["beacon_id"], r["firmware_id"]) for r in attempts if r["result"] == "success"]
         if len(done) != len(set(done)):
@@ -262,13 +262,13 @@ class _SoakFleet:
 
 
 def mean_last_thirds(values: list[Any]) -> tuple[float, float]:
-    """Return the means of the second and of the last third: the first warms up."""
+    """Return the means of the second and the last third; the first third is the warm-up."""
     size = len(values) // 3
     return statistics.mean(values[size : 2 * size]), statistics.mean(values[-size:])
 
 
 def summarise_memory(memory: MemorySamples) -> dict[str, Any]:
-    """Return what memory came to, for the report."""
+    """Return the use of memory, for the report."""
     if len(memory.process) < 6:
         return {}
     heap, process = mean_last_thirds(memory.heap), mean_last_thirds(memory.process)
@@ -279,7 +279,7 @@ def summarise_memory(memory: MemorySamples) -> dict[str, Any]:
 
 
 def find_growth(memory: MemorySamples) -> list[str]:
-    """Return what grew."""
+    """Return the violations: free heap that fell, a process that grew."""
     if len(memory.process) < 6:
         return []
     wrong = []
@@ -292,9 +292,9 @@ def find_growth(memory: MemorySamples) -> list[str]:
 
 
 def _anonymous_bytes() -> int:
-    """Return the bytes in anonymous pages, after what is free was given back.
+    """Return the bytes in anonymous pages, after malloc has returned its free memory.
 
-    malloc keeps what was freed, scattered over its arenas: that varies, and is not held.
+    malloc keeps freed memory in its arenas; that amount varies and is no use of memory.
     """
     gc.collect()
     malloc.trim_heap()

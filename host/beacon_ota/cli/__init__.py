@@ -67,7 +67,7 @@ class Root(typer.core.TyperGroup):
         if self._from_table:
             return typer.core.TyperGroup(name=cmd_name, help=entry.help)
         module = importlib.import_module(f"beacon_ota.cli.{entry.module}")
-        command = plain_help.command(module.app)
+        command = plain_help.build_command(module.app)
         command.name = cmd_name
         return command
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli._support import remote
-from beacon_ota.cli._support.remote import DataOption, JsonOption, TokenOption, UrlOption
+from beacon_ota.cli._support.display import localize_times
+from beacon_ota.cli._support.options import DataOption, JsonOption, Server, expand_groups
 from beacon_ota.console import output
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show and verify the audit log.")
@@ -14,7 +14,8 @@ _COLUMNS = ("seq", "time", "actor", "action", "target", "reason")
 
 
 @app.command("list")
-def listing(
+@expand_groups
+def list_entries(
     action: Annotated[str | None, typer.Option(help="Or its beginning: rollout.")] = None,
     by: Annotated[str | None, typer.Option(help="Who.")] = None,
     target: Annotated[str | None, typer.Option(help="What.")] = None,
@@ -23,14 +24,14 @@ def listing(
         int | None, typer.Option(min=0, help="In order after this entry [default: the newest].")
     ] = None,
     data: DataOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """List entries; without --after the newest first."""
     newest = after is None
     if data is None:
-        rows = remote.client(url, token).list_audit_entries(
+        rows = server.client.list_audit_entries(
             action=action, by=by, target=target, limit=limit, after=after or 0, newest=newest
         )
     else:
@@ -49,30 +50,31 @@ def listing(
                 newest=newest,
             )
         rows = [serialize_entry(entry) for entry in found]
-    output.print_rows(rows if json else remote.shorten(rows, "time"), _COLUMNS, as_json=json)
+    output.print_rows(rows if json else localize_times(rows, "time"), _COLUMNS, as_json=json)
 
 
-@app.command()
-def verify(
+@app.command("verify")
+@expand_groups
+def verify_chain(
     head: Annotated[
         str | None, typer.Option(help="Hash noted earlier, which must still be there.")
     ] = None,
     data: DataOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Verify the chain of hashes; note the head that is printed, and ask for it next time."""
     if data is None:
-        found = remote.client(url, token).verify_audit(head)
+        result = server.client.verify_audit(head)
     else:
         from beacon_ota.orchestrator.db.database import open_offline
         from beacon_ota.orchestrator.db.tables import audit
 
         with open_offline(data) as conn:
-            found = audit.verify_chain(conn, head)
+            result = audit.verify_chain(conn, head)
     if json:
-        output.print_json(found)
+        output.print_json(result)
         return
-    output.print_markup("[green]whole[/]  {} entries", found["entries"])
-    output.print_markup("  head  {}", found["head"], soft_wrap=True)
+    output.print_markup("[green]whole[/]  {} entries", result["entries"])
+    output.print_markup("  head  {}", result["head"], soft_wrap=True)

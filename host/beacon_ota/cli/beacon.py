@@ -5,28 +5,30 @@ from typing import Annotated, Any
 
 import typer
 
-from beacon_ota.cli._support import remote
-from beacon_ota.cli._support.remote import (
+from beacon_ota.cli._support.completion import complete_names, complete_words
+from beacon_ota.cli._support.display import local_time, localize_times, print_fields, print_listing
+from beacon_ota.cli._support.options import (
     EveryOption,
     JsonOption,
     ReasonOption,
-    TokenOption,
-    UrlOption,
+    Server,
     WatchOption,
     YesOption,
+    expand_groups,
 )
+from beacon_ota.cli._support.prompts import confirm_action
 from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show and manage beacons.")
 
-Id = Annotated[str, typer.Argument(help="Beacon id.", autocompletion=remote.known("beacon"))]
+Id = Annotated[str, typer.Argument(help="Beacon id.", autocompletion=complete_names("beacon"))]
 SiteOption = Annotated[
-    str | None, typer.Option(help="Path in the site tree.", autocompletion=remote.known("site"))
+    str | None, typer.Option(help="Path in the site tree.", autocompletion=complete_names("site"))
 ]
 ChannelOption = Annotated[
     str | None,
-    typer.Option(help="stable or beta.", autocompletion=remote.words("stable", "beta")),
+    typer.Option(help="stable or beta.", autocompletion=complete_words("stable", "beta")),
 ]
 TagOption = Annotated[list[str] | None, typer.Option("--tag", help="Repeatable.")]
 _COLUMNS = (
@@ -46,7 +48,8 @@ _JOURNAL = ("seq", "at", "stage", "code", "detail")
 
 
 @app.command("list")
-def listing(
+@expand_groups
+def list_beacons(
     site: SiteOption = None,
     version: Annotated[str | None, typer.Option(help="Running version.")] = None,
     device_type: Annotated[str | None, typer.Option(help="Only these.")] = None,
@@ -68,12 +71,12 @@ def listing(
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 1000,
     watch: WatchOption = False,
     every: EveryOption = 2.0,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """List beacons by id."""
-    client = remote.client(url, token)
+    client = server.client
 
     def found() -> list[dict[str, Any]]:
         rows = client.list_beacons(
@@ -94,37 +97,41 @@ def listing(
     if json:
         output.print_json(found())
         return
-    remote.listing(lambda: [_row(row) for row in found()], _COLUMNS, watched=watch, every_s=every)
+    print_listing(
+        lambda: [_format_row(row) for row in found()], _COLUMNS, watch=watch, every_s=every
+    )
 
 
-@app.command()
-def show(
+@app.command("show")
+@expand_groups
+def show_beacon(
     beacon_id: Id,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Rows of each history.")] = 20,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Show a beacon with its attempts and its error journal."""
-    found = remote.client(url, token).get_beacon(beacon_id, limit)
+    found = server.client.get_beacon(beacon_id, limit)
     if json:
         output.print_json(found)
         return
     plain = {key: value for key, value in found.items() if not isinstance(value, list)}
     for key in ("created_at", "first_seen", "last_seen", "quarantined_at", "refused_at"):
-        plain[key] = remote.moment(plain[key])
+        plain[key] = local_time(plain[key])
     plain["tags"] = " ".join(found["tags"])
     claim = plain.pop("unproven")
-    remote.show(plain, beacon_id)
-    _warn(found, claim)
-    attempts = remote.shorten(found["attempts"], "offered_at", "ended_at")
+    print_fields(plain, beacon_id)
+    _print_warnings(found, claim)
+    attempts = localize_times(found["attempts"], "offered_at", "ended_at")
     output.print_rows(attempts, _ATTEMPT, as_json=False, title="attempts")
-    journal = remote.shorten(found["journal"], "at")
+    journal = localize_times(found["journal"], "at")
     output.print_rows(journal, _JOURNAL, as_json=False, title="journal")
 
 
-@app.command()
-def add(
+@app.command("add")
+@expand_groups
+def add_beacon(
     beacon_id: Id,
     device_type: Annotated[str, typer.Option(help="Board.")] = "esp32c3",
     key: Annotated[
@@ -133,12 +140,12 @@ def add(
     site: SiteOption = None,
     channel: ChannelOption = None,
     tag: TagOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Register a beacon; a key that is made here is printed once."""
-    done = remote.client(url, token).create_beacon(
+    done = server.client.create_beacon(
         beacon_id, device_type, key=key, site=site, channel=channel, tags=tag or None
     )
     if json:
@@ -149,16 +156,17 @@ def add(
         output.print_markup("  key, shown this once  {}", done["key"])
 
 
-@app.command()
-def change(
+@app.command("change")
+@expand_groups
+def change_beacon(
     beacon_id: Id,
     site: SiteOption = None,
     no_site: Annotated[bool, typer.Option("--no-site", help="Take it out of its site.")] = False,
     channel: ChannelOption = None,
     tag: TagOption = None,
     no_tags: Annotated[bool, typer.Option("--no-tags", help="Take all tags away.")] = False,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Move a beacon, change its channel or its tags."""
@@ -169,13 +177,14 @@ def change(
         fields["channel"] = channel
     if tag or no_tags:
         fields["tags"] = tag or []
-    _told(remote.client(url, token).change_beacon(beacon_id, **fields), "changed", json)
+    _print_done(server.client.change_beacon(beacon_id, **fields), "changed", json)
 
 
-@app.command()
-def retype(
+@app.command("retype")
+@expand_groups
+def retype_beacon(
     beacon_id: Annotated[
-        str | None, typer.Argument(help="Beacon id.", autocompletion=remote.known("beacon"))
+        str | None, typer.Argument(help="Beacon id.", autocompletion=complete_names("beacon"))
     ] = None,
     device_type: Annotated[
         str | None, typer.Option("--type", help="Board [default: what the beacon says].")
@@ -185,15 +194,15 @@ def retype(
     ] = False,
     reason: ReasonOption = "",
     yes: YesOption = False,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Register a beacon as the board that it says it is, or as another one.
 
     What it has begun as the other board is called off, unless it is rebooting into it.
     """
-    client = remote.client(url, token)
+    client = server.client
     if (beacon_id is None) != questioned or (questioned and device_type is not None):
         raise UsageError("options", "give either a beacon, or --questioned without --type")
     if beacon_id is not None:
@@ -203,7 +212,7 @@ def retype(
         if not json:
             output.print_rows(rows, ("beacon_id", "device_type", "said_type"), as_json=False)
         if rows:
-            remote.confirm(f"Register these {len(rows)} as what they say?", yes)
+            confirm_action(f"Register these {len(rows)} as what they say?", yes)
         done = [client.retype_beacon(row["beacon_id"], row["said_type"], reason) for row in rows]
     if json:
         output.print_json(done[0] if beacon_id is not None else done)
@@ -212,51 +221,51 @@ def retype(
         output.print_markup("{} is registered as {}", one["beacon_id"], one["device_type"])
 
 
-@app.command()
-def rekey(
-    beacon_id: Id, url: UrlOption = None, token: TokenOption = None, json: JsonOption = False
-) -> None:
+@app.command("rekey")
+@expand_groups
+def rekey_beacon(beacon_id: Id, *, server: Server, json: JsonOption = False) -> None:
     """Give a beacon a new key with its next report."""
-    _told(remote.client(url, token).post_beacon_action(beacon_id, "rekey"), "will be rekeyed", json)
+    _print_done(server.client.post_beacon_action(beacon_id, "rekey"), "will be rekeyed", json)
 
 
-@app.command()
-def quarantine(
+@app.command("quarantine")
+@expand_groups
+def quarantine_beacon(
     beacon_id: Id,
     reason: ReasonOption = "",
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Offer a beacon nothing until it is released again; stop what is not rebooting yet."""
-    done = remote.client(url, token).post_beacon_action(beacon_id, "quarantine", reason)
-    _told(done, "in quarantine", json)
+    done = server.client.post_beacon_action(beacon_id, "quarantine", reason)
+    _print_done(done, "in quarantine", json)
 
 
-@app.command()
-def unquarantine(
+@app.command("unquarantine")
+@expand_groups
+def release_beacon(
     beacon_id: Id,
     reason: ReasonOption = "",
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Release a beacon and forgive what failed so far: it may try again."""
-    done = remote.client(url, token).post_beacon_action(beacon_id, "unquarantine", reason)
-    _told(done, "released", json)
+    done = server.client.post_beacon_action(beacon_id, "unquarantine", reason)
+    _print_done(done, "released", json)
 
 
-@app.command()
-def remove(
-    beacon_id: Id, yes: YesOption = False, url: UrlOption = None, token: TokenOption = None
-) -> None:
+@app.command("remove")
+@expand_groups
+def remove_beacon(beacon_id: Id, yes: YesOption = False, *, server: Server) -> None:
     """Forget a beacon and its key."""
-    remote.confirm(f"Forget the beacon {beacon_id} and its key?", yes)
-    remote.client(url, token).remove_beacon(beacon_id)
+    confirm_action(f"Forget the beacon {beacon_id} and its key?", yes)
+    server.client.remove_beacon(beacon_id)
     output.print_markup("{} removed", beacon_id)
 
 
-def _warn(found: dict[str, Any], claim: dict[str, Any] | None) -> None:
+def _print_warnings(found: dict[str, Any], claim: dict[str, Any] | None) -> None:
     """Say what is wrong with a beacon that may look fine otherwise."""
     if found["said_type"] not in (None, found["device_type"]):
         output.print_markup(
@@ -279,22 +288,22 @@ def _warn(found: dict[str, Any], claim: dict[str, Any] | None) -> None:
             "another key, another clock, or somebody else[/]",
             claim["count"],
             claim["code"],
-            remote.moment(claim["at"]),
+            local_time(claim["at"]),
             claim["address"],
         )
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
+def _format_row(row: dict[str, Any]) -> dict[str, Any]:
     return {
         **row,
         "tags": " ".join(row["tags"]),
-        "last_seen": remote.moment(row["last_seen"]),
+        "last_seen": local_time(row["last_seen"]),
         "quarantined": row["quarantined_at"] is not None,
         "insecure": output.alert_cell("insecure") if row["insecure"] else None,
     }
 
 
-def _told(done: dict, what: str, json: bool) -> None:
+def _print_done(done: dict, what: str, json: bool) -> None:
     if json:
         output.print_json(done)
     else:

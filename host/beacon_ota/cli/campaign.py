@@ -51,8 +51,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JS
 _OUT = Path("reports") / "campaign"
 
 
-@app.command()
-def power(
+@app.command("power")
+def run_power_cuts(
     seed: SeedOption = 1,
     jobs: JobsOption = None,
     every: EveryOption = 1,
@@ -63,11 +63,11 @@ def power(
     json: JsonOption = False,
 ) -> None:
     """Cut the power before, inside and after every flash operation of whole updates."""
-    _run(["power"], _options(seed, every, core=core), jobs, resume, case, out, json)
+    _run_campaigns(["power"], _make_options(seed, every, core=core), jobs, resume, case, out, json)
 
 
-@app.command()
-def mutants(
+@app.command("mutants")
+def run_mutants(
     seed: SeedOption = 1,
     jobs: JobsOption = None,
     case: CaseOption = None,
@@ -75,11 +75,11 @@ def mutants(
     json: JsonOption = False,
 ) -> None:
     """Break rules of the firmware on purpose: the power cuts have to notice."""
-    _run(["mutants"], _options(seed), jobs, False, case, out, json)
+    _run_campaigns(["mutants"], _make_options(seed), jobs, False, case, out, json)
 
 
-@app.command()
-def faults(
+@app.command("faults")
+def run_faults(
     seed: SeedOption = 1,
     jobs: JobsOption = None,
     every: EveryOption = 1,
@@ -89,11 +89,11 @@ def faults(
     json: JsonOption = False,
 ) -> None:
     """Combine faults of network, server, flash and release, each pair of them at least once."""
-    _run(["faults"], _options(seed, every), jobs, resume, case, out, json)
+    _run_campaigns(["faults"], _make_options(seed, every), jobs, resume, case, out, json)
 
 
-@app.command()
-def server(
+@app.command("server")
+def run_server_kills(
     seed: SeedOption = 1,
     jobs: JobsOption = None,
     every: EveryOption = 1,
@@ -104,11 +104,13 @@ def server(
     json: JsonOption = False,
 ) -> None:
     """Kill the orchestrator at random, take its disk away, damage its files, crowd it."""
-    _run(["server"], _options(seed, every, kills=kills), jobs, resume, case, out, json)
+    _run_campaigns(
+        ["server"], _make_options(seed, every, kills=kills), jobs, resume, case, out, json
+    )
 
 
-@app.command()
-def soak(
+@app.command("soak")
+def run_soak(
     seed: SeedOption = 1,
     minutes: MinutesOption = 10,
     case: CaseOption = None,
@@ -116,11 +118,11 @@ def soak(
     json: JsonOption = False,
 ) -> None:
     """Let fifty beacons update again and again while everything fails at random."""
-    _run(["soak"], _options(seed, minutes=minutes), 1, False, case, out, json)
+    _run_campaigns(["soak"], _make_options(seed, minutes=minutes), 1, False, case, out, json)
 
 
-@app.command()
-def fuzz(
+@app.command("fuzz")
+def run_fuzzing(
     seed: SeedOption = 1,
     jobs: JobsOption = None,
     minutes: MinutesOption = 5,
@@ -129,11 +131,11 @@ def fuzz(
     json: JsonOption = False,
 ) -> None:
     """Feed parsers and state machines with what nobody should send."""
-    _run(["fuzz"], _options(seed, minutes=minutes), jobs, False, case, out, json)
+    _run_campaigns(["fuzz"], _make_options(seed, minutes=minutes), jobs, False, case, out, json)
 
 
 @app.command("all")
-def everything(
+def run_all(
     seed: SeedOption = 1,
     jobs: JobsOption = None,
     every: EveryOption = 1,
@@ -147,11 +149,11 @@ def everything(
     """Run all campaigns, one after the other."""
     from beacon_ota.campaign.runner import CAMPAIGN_NAMES
 
-    options = _options(seed, every, minutes=minutes, kills=kills, core=core)
-    _run(list(CAMPAIGN_NAMES), options, jobs, resume, None, out, json)
+    options = _make_options(seed, every, minutes=minutes, kills=kills, core=core)
+    _run_campaigns(list(CAMPAIGN_NAMES), options, jobs, resume, None, out, json)
 
 
-def _options(
+def _make_options(
     seed: int,
     every: int = 1,
     *,
@@ -164,7 +166,7 @@ def _options(
     return CampaignOptions(seed, every, minutes, kills, str(core.resolve()) if core else None)
 
 
-def _run(
+def _run_campaigns(
     names: list[str],
     options: "CampaignOptions",
     jobs: int | None,
@@ -180,19 +182,19 @@ def _run(
     results = []
     for name in names:
         found = runner.count_cores() if jobs is None else jobs
-        results.append(_one(name, options, found, resume, cases, out, json))
+        results.append(_run_campaign(name, options, found, resume, cases, out, json))
         page = report.write_reports(out, results, began)
     if json:
-        output.print_json([result.document() for result in results])
+        output.print_json([result.as_document() for result in results])
     else:
         for result in results:
-            _tell(result)
+            _print_result(result)
         output.print_markup("report: {}", page)
     if any(result.wrong for result in results):
         raise typer.Exit(1)
 
 
-def _one(
+def _run_campaign(
     name: str,
     options: "CampaignOptions",
     jobs: int,
@@ -214,7 +216,7 @@ def _one(
     if not chosen:
         raise UsageError("no_cases", f"{name}: nothing to run", found=options.every)
     jobs = min(jobs, plan.jobs or jobs)
-    with _bar(name, len(chosen), quiet) as told:
+    with CaseProgress(name, len(chosen), quiet) as told:
         outcomes = runner.run_cases(
             name, folder, options, chosen, jobs=jobs, resume=resume, on_outcome=told
         )
@@ -222,7 +224,7 @@ def _one(
     return CampaignResult(name, options.as_report(), plan.facts, outcomes, spent, jobs, plan.notes)
 
 
-class _bar:
+class CaseProgress:
     """A bar that counts cases, and says at once what is wrong."""
 
     def __init__(self, name: str, total: int, quiet: bool):
@@ -243,12 +245,12 @@ class _bar:
 
     def __enter__(self) -> Callable[["CaseOutcome"], None]:
         self._bar.__enter__()
-        return self._told
+        return self._count_outcome
 
     def __exit__(self, *error: object) -> None:
         self._bar.__exit__(*error)  # type: ignore[arg-type]
 
-    def _told(self, outcome: "CaseOutcome") -> None:
+    def _count_outcome(self, outcome: "CaseOutcome") -> None:
         self._bar.advance(self._task)
         if outcome.wrong and not self._quiet:
             text = f"{outcome.name}: {'; '.join(outcome.wrong)}"
@@ -257,7 +259,7 @@ class _bar:
             )
 
 
-def _tell(result: "CampaignResult") -> None:
+def _print_result(result: "CampaignResult") -> None:
 
     from beacon_ota.campaign.report import count_classes
 

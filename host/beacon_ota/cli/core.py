@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from beacon_ota.cli._support.options import JsonOption
 from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
@@ -12,11 +13,9 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Fetch and show MicroPython cores."
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-
-@app.command()
-def fetch(
+@app.command("fetch")
+def fetch_core(
     url: Annotated[
         str | None, typer.Option(help="Another server's copy [default: micropython.org].")
     ] = None,
@@ -39,8 +38,8 @@ def fetch(
         output.print_markup("{} is in [cyan]{}[/]", stock.version, file)
 
 
-@app.command()
-def show(
+@app.command("show")
+def show_core(
     file: Annotated[
         Path | None, typer.Option("--core", help="Core [default: BEACON_OTA_CORE, or fetched].")
     ] = None,

@@ -13,14 +13,14 @@ from beacon_ota.console import output
 from beacon_ota.errors import InputError
 
 if TYPE_CHECKING:
-    from beacon_ota.demo.play import DemoResult
+    from beacon_ota.demo.result import DemoResult
 
 app = typer.Typer(add_completion=False, help="Show the whole pipeline on virtual beacons.")
 HEAP_MAX = 24 * 1024
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def run_demo(
     count: Annotated[int, typer.Option(min=3, max=200, help="Beacons.")] = 30,
     time_scale: Annotated[
         float, typer.Option(min=1, max=50, help="Clocks run so much faster.")
@@ -34,7 +34,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Provision beacons over Bluetooth, roll out a good release, see a bad one halted."""
-    from beacon_ota.demo.play import Demonstration
+    from beacon_ota.demo.demonstration import Demonstration
 
     with ExitStack() as stack:
         if data is None:
@@ -47,20 +47,20 @@ def demo(
                 scale=time_scale,
                 plain=plain or json or not output.console.is_terminal,
                 port=port,
-                say_url=_announce,
+                say_url=_print_url,
             )
         )
         result = play.run(keep=keep)
-    wrong = _check(result)
+    wrong = _find_disagreements(result)
     if json:
         output.print_json({**asdict(result), "wrong": wrong})
     else:
-        _summary(result)
+        _print_summary(result)
     if wrong:
         raise InputError("demo_failed", "; ".join(wrong))
 
 
-def _announce(url: str, token: str) -> None:
+def _print_url(url: str, token: str) -> None:
     output.print_markup(
         "dashboard  [bold cyan]{}[/]   token  [bold]{}[/]",
         url,
@@ -70,9 +70,9 @@ def _announce(url: str, token: str) -> None:
     )
 
 
-def _check(result: "DemoResult") -> list[str]:
+def _find_disagreements(result: "DemoResult") -> list[str]:
     """Return what did not come out as it should."""
-    from beacon_ota.demo.play import GOOD, LADDER
+    from beacon_ota.demo.demonstration import GOOD, LADDER
 
     share = float(LADDER[0]["share"])  # type: ignore[arg-type]
     most = max(1, -(-result.count * share // 1))
@@ -88,10 +88,10 @@ def _check(result: "DemoResult") -> list[str]:
     return wrong
 
 
-def _summary(result: "DemoResult") -> None:
+def _print_summary(result: "DemoResult") -> None:
     from rich.table import Table
 
-    from beacon_ota.demo.play import BAD, GOOD, OLD
+    from beacon_ota.demo.demonstration import BAD, GOOD, OLD
 
     table = Table(title="what happened", show_header=False)
     provisioned, updates = sorted(result.provisioned_s), sorted(result.updates)

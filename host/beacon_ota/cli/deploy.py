@@ -12,8 +12,8 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def deploy(
+@app.command("deploy")
+def deploy_app(
     port: Annotated[str, typer.Argument(help="Serial port, e.g. /dev/ttyACM0.")],
     folder: Annotated[
         Path | None, typer.Option("--app", help="Folder of the app [default: our own].")

@@ -6,46 +6,47 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli._support import remote
-from beacon_ota.cli._support.remote import JsonOption, TokenOption, UrlOption
+from beacon_ota.cli._support.display import local_time
+from beacon_ota.cli._support.options import JsonOption, Server, expand_groups
 from beacon_ota.console import output
 
 app = typer.Typer(add_completion=False, help="Follow what happens, live.")
 
 
-@app.command()
-def events(
+@app.command("events")
+@expand_groups
+def follow_events(
     kind: Annotated[str, typer.Option(help="Only kinds beginning so: rollout, attempt.")] = "",
     after: Annotated[int | None, typer.Option(min=0, help="Begin after this event.")] = None,
     latest: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Print so many of the past, and stop.")
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Follow events until interrupted; with --json one document a line."""
-    client = remote.client(url, token)
+    client = server.client
     if latest is not None:
         for event in client.list_latest_events(latest, kind):
-            _print(event, json)
+            _print_event(event, json)
         return
     with client.follow_events(after, kind) as stream:
         for number, event in enumerate(stream, 1):
-            _print(event, json)
+            _print_event(event, json)
             if number == count:
                 return
 
 
-def _print(event: dict, json: bool) -> None:
+def _print_event(event: dict, json: bool) -> None:
     if json:
         sys.stdout.write(encoder.dumps(event, separators=(",", ":")) + "\n")
         sys.stdout.flush()
         return
     data = "  ".join(f"{key}={value}" for key, value in event["data"].items())
     output.console.print(
-        f"{remote.moment(event['at'])}  {event['kind']:22} {event['subject']}  {data}",
+        f"{local_time(event['at'])}  {event['kind']:22} {event['subject']}  {data}",
         highlight=False,
         markup=False,
         soft_wrap=True,

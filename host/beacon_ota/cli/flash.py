@@ -28,8 +28,8 @@ class After(StrEnum):
     NONE = "no-reset"
 
 
-@app.command()
-def flash(
+@app.command("flash")
+def flash_chip(
     port: Annotated[str, typer.Argument(help="Serial port, e.g. /dev/ttyACM0.")],
     image: Annotated[
         Path | None, typer.Argument(help="A flash image: beacon-ota image flash.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beacon_ota import text_files
+from beacon_ota.cli._support.options import JsonOption
 from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
@@ -35,24 +36,23 @@ PasswordOption = Annotated[
     Path | None,
     typer.Option(help=f"File with the password in its first line; or set {PASSWORD_ENV}."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ThresholdOption = Annotated[int, typer.Option(help="How many of the keys have to sign a release.")]
 
 
-@app.command()
-def new(
+@app.command("new")
+def make_key(
     name: Annotated[str, typer.Argument(help="What to call the key, e.g. release-2026.")],
     keyring: KeyringOption = None,
     password_file: PasswordOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make a signing key, encrypted under a password."""
-    ring = open_ring(keyring)
-    entry = ring.new(name, password(name, password_file, new=True))
+    ring = open_keyring(keyring)
+    entry = ring.new(name, read_password(name, password_file, new=True))
     if json:
-        output.print_json(_row(ring, entry))
+        output.print_json(_describe_key(ring, entry))
         return
-    _tell(ring, entry)
+    _print_key(ring, entry)
     others = [e for e in ring.entries() if e.name != name and not e.retired]
     say = output.console.print
     if not others:
@@ -64,8 +64,8 @@ def new(
     say("\nNext: [cyan]beacon-ota keys export -o keys.json[/] for image build --keys.")
 
 
-@app.command()
-def add(
+@app.command("add")
+def add_key(
     name: Annotated[str, typer.Argument(help="What to call the key.")],
     public: Annotated[Path, typer.Option(help="Its public key, PEM.")],
     signer: Annotated[Path, typer.Option(help="The program that signs with it.")],
@@ -81,26 +81,26 @@ def add(
 
     if not os.access(signer, os.X_OK) or not signer.is_file():
         raise UsageError("signer_missing", f"{signer} is not a program that can be run.")
-    key = PublicKey.from_pem(text_files.read_text(public, 16384).encode(), name=str(public))
-    ring = open_ring(keyring)
+    key = PublicKey.from_pem(text_files.read_text_file(public, 16384).encode(), name=str(public))
+    ring = open_keyring(keyring)
     entry = ring.add(name, key, signer)
     if json:
-        output.print_json(_row(ring, entry))
+        output.print_json(_describe_key(ring, entry))
     else:
-        _tell(ring, entry)
+        _print_key(ring, entry)
 
 
 @app.command("list")
-def list_(keyring: KeyringOption = None, json: JsonOption = False) -> None:
+def list_keys(keyring: KeyringOption = None, json: JsonOption = False) -> None:
     """List the keys."""
-    ring = open_ring(keyring)
-    rows = [_row(ring, entry) for entry in ring.entries()]
+    ring = open_keyring(keyring)
+    rows = [_describe_key(ring, entry) for entry in ring.entries()]
     columns = ("name", "keyid", "state", "kind", "since", "replaced_by")
     output.print_rows(rows, columns, as_json=json, title=None if json else str(ring.folder))
 
 
-@app.command()
-def export(
+@app.command("export")
+def export_keys(
     names: Annotated[
         list[str] | None, typer.Argument(help="Which keys [default: all that are not retired].")
     ] = None,
@@ -114,17 +114,17 @@ def export(
     """Write keys.json: the keys that an app, or the orchestrator, trusts."""
     from beacon_ota.trust import files
 
-    trusted = open_ring(keyring).trusted(names, threshold)
+    trusted = open_keyring(keyring).trusted(names, threshold)
     data = b"".join(k.pem() for k in trusted.keys.values()) if pem else trusted.to_json() + b"\n"
     if out is None:
         sys.stdout.buffer.write(data)
         return
     files.write_file(out, data)
-    _exported(out, len(trusted.keys), threshold)
+    _print_exported(out, len(trusted.keys), threshold)
 
 
-@app.command()
-def rotate(
+@app.command("rotate")
+def rotate_key(
     old: Annotated[str, typer.Argument(help="The key to retire.")],
     new: Annotated[str, typer.Argument(help="What to call its successor.")],
     keyring: KeyringOption = None,
@@ -132,13 +132,15 @@ def rotate(
     json: JsonOption = False,
 ) -> None:
     """Make a new key in place of an old one; beacons learn of it with the next release."""
-    ring = open_ring(keyring)
+    ring = open_keyring(keyring)
     ring.get(old)
-    retired, made = ring.rotate(old, new, password(new, password_file, new=True))
+    retired, made = ring.rotate(old, new, read_password(new, password_file, new=True))
     if json:
-        output.print_json({"retired": _row(ring, retired), "new": _row(ring, made)})
+        output.print_json(
+            {"retired": _describe_key(ring, retired), "new": _describe_key(ring, made)}
+        )
         return
-    _tell(ring, made)
+    _print_key(ring, made)
     output.print_markup(
         "\nBeacons still trust [cyan]{0}[/], and only that:\n"
         "  1. beacon-ota keys export -o keys.json      (without {0})\n"
@@ -154,7 +156,7 @@ def rotate(
 
 
 @app.command("password")
-def password_(
+def change_password(
     name: Annotated[str, typer.Argument(help="The key.")],
     keyring: KeyringOption = None,
     password_file: PasswordOption = None,
@@ -163,16 +165,20 @@ def password_(
     ] = None,
 ) -> None:
     """Change the password of a key file; backups keep the old one."""
-    ring = open_ring(keyring)
-    old = password(name, password_file)
+    ring = open_keyring(keyring)
+    old = read_password(name, password_file)
     ring.signer(name, old)
-    fresh = _first_line(new_password_file) if new_password_file else _prompt(name, new=True)
+    fresh = (
+        _read_password_file(new_password_file)
+        if new_password_file
+        else _prompt_password(name, new=True)
+    )
     ring.change_password(name, old, fresh)
     output.print_markup("The password of [cyan]{}[/] is changed.", name)
 
 
-@app.command()
-def fleet(
+@app.command("fleet")
+def make_fleet_key(
     out: Annotated[Path, typer.Argument(help="File to write, e.g. fleet.key.")],
 ) -> None:
     """Make a fleet key: 16 random bytes that decrypt releases on every beacon of a fleet."""
@@ -187,26 +193,26 @@ def fleet(
     )
 
 
-def open_ring(folder: Path | None) -> "Keyring":
+def open_keyring(folder: Path | None) -> "Keyring":
     """Return the keyring of the option, or the default one."""
     from beacon_ota.trust import keyring
 
     return keyring.Keyring(folder or keyring.default_folder())
 
 
-def password(name: str, file: Path | None, *, new: bool = False) -> str:
+def read_password(name: str, file: Path | None, *, new: bool = False) -> str:
     """Return a key's password: from the file, the environment, or whoever sits there.
 
     Raises:
         UsageError: ``key_password_missing``, there is nobody to ask.
     """
     if file:
-        return _first_line(file)
+        return _read_password_file(file)
     given = os.environ.get(PASSWORD_ENV)
-    return given if given is not None else _prompt(name, new=new)
+    return given if given is not None else _prompt_password(name, new=new)
 
 
-def _prompt(name: str, *, new: bool = False) -> str:
+def _prompt_password(name: str, *, new: bool = False) -> str:
     if not sys.stdin.isatty():
         raise UsageError(
             "key_password_missing",
@@ -217,11 +223,11 @@ def _prompt(name: str, *, new: bool = False) -> str:
     return typer.prompt(words, hide_input=True, confirmation_prompt=new, err=True)
 
 
-def _first_line(file: Path) -> str:
+def _read_password_file(file: Path) -> str:
     return text_files.read_line(file, code="key_password_file", error=UsageError)
 
 
-def _row(ring: "Keyring", entry: "KeyEntry") -> dict[str, object]:
+def _describe_key(ring: "Keyring", entry: "KeyEntry") -> dict[str, object]:
     return {
         "name": entry.name,
         "keyid": entry.keyid,
@@ -236,8 +242,8 @@ def _row(ring: "Keyring", entry: "KeyEntry") -> dict[str, object]:
     }
 
 
-def _tell(ring: "Keyring", entry: "KeyEntry") -> None:
-    row = _row(ring, entry)
+def _print_key(ring: "Keyring", entry: "KeyEntry") -> None:
+    row = _describe_key(ring, entry)
 
     def say(label: str, text: object) -> None:
         output.console.print(f"  {label:8} {text}", highlight=False, soft_wrap=True, markup=False)
@@ -250,7 +256,7 @@ def _tell(ring: "Keyring", entry: "KeyEntry") -> None:
         say("back up", f"{ring.folder} as a whole, and the password, in two different places")
 
 
-def _exported(out: Path, count: int, threshold: int) -> None:
+def _print_exported(out: Path, count: int, threshold: int) -> None:
     keys = "1 key" if count == 1 else f"{count} keys"
     output.console.print(
         f"{out}: {keys}, {threshold} of them must sign a release.", highlight=False, markup=False

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli._support import remote
-from beacon_ota.cli._support.remote import JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.cli._support.display import localize_times
+from beacon_ota.cli._support.options import JsonOption, Server, YesOption, expand_groups
+from beacon_ota.cli._support.prompts import confirm_action
 from beacon_ota.console import output
 from beacon_ota.errors import InputError
 
@@ -32,22 +33,23 @@ _COLUMNS = (
 )
 
 
-@app.command()
-def add(
+@app.command("add")
+@expand_groups
+def add_mirror(
     name: Annotated[str, typer.Argument(help="What it is called.")],
     site: Annotated[str, typer.Option(help='The site it serves, with all below; "" is all.')],
     token_file: Annotated[
         Path | None,
         typer.Option(help="Where its token goes (mode 0600), instead of being printed."),
     ] = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Make a mirror; its token is shown once, for `serve --upstream-token-file`."""
     from beacon_ota.trust import files
 
-    client = remote.client(url, token)
+    client = server.client
     if token_file is not None:  # before there is a token that could not be kept
         files.write_file(token_file, b"", mode=0o600, replace=False)
     try:
@@ -71,9 +73,10 @@ def add(
 
 
 @app.command("list")
-def listing(url: UrlOption = None, token: TokenOption = None, json: JsonOption = False) -> None:
+@expand_groups
+def list_mirrors(*, server: Server, json: JsonOption = False) -> None:
     """List mirrors: what each serves, how it is and since when, how far it lags."""
-    rows = remote.client(url, token).list_mirrors()
+    rows = server.client.list_mirrors()
     if json:
         output.print_json(rows)
         return
@@ -82,7 +85,7 @@ def listing(url: UrlOption = None, token: TokenOption = None, json: JsonOption =
             **row,
             "health": row["health"] if row["health"] in _WELL else output.alert_cell(row["health"]),
         }
-        for row in remote.shorten(rows, "unhealthy_since", "hands_out_until")
+        for row in localize_times(rows, "unhealthy_since", "hands_out_until")
     ]
     output.print_rows(shown, _COLUMNS, as_json=False)
     for row in rows:
@@ -90,18 +93,19 @@ def listing(url: UrlOption = None, token: TokenOption = None, json: JsonOption =
             output.print_markup("[bold]{}[/]  {}", row["name"], row["problem"])
 
 
-@app.command()
-def remove(
+@app.command("remove")
+@expand_groups
+def remove_mirror(
     name: Annotated[str, typer.Argument(help="Its name, or its id.")],
     yes: YesOption = False,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
 ) -> None:
     """Give a mirror up: its token works no more, and its beacons are the primary's."""
-    client = remote.client(url, token)
+    client = server.client
     found = [one for one in client.list_mirrors() if name in (one["name"], one["mirror_id"])]
     if not found:
         raise InputError("mirror_unknown", "there is no such mirror", found=name)
-    remote.confirm(f"Give up the mirror {name}?", yes)
+    confirm_action(f"Give up the mirror {name}?", yes)
     client.remove_mirror(found[0]["mirror_id"])
     output.print_markup("{} removed", name)

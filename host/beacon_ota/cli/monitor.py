@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from beacon_ota.cli._support.remote import JsonOption
-from beacon_ota.cli.provision import RadioOption
+from beacon_ota.cli._support.options import JsonOption
+from beacon_ota.cli.provision.options import RadioOption
 from beacon_ota.console import output
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, help="Watch beacons in Bluetooth range.")
 
-_LOOK = 0.1  # seconds between looks
-_DRAW = 0.25
+_POLL_INTERVAL_S = 0.1  # seconds between looks
+_REDRAW_INTERVAL_S = 0.25
 _STYLES = {
     "updating": "cyan",
     "rebooting": "cyan",
@@ -33,8 +33,8 @@ _STYLES = {
 }
 
 
-@app.command()
-def monitor(
+@app.command("monitor")
+def monitor_beacons(
     beacon: Annotated[
         str | None, typer.Option(help="Only this one: name, last digits, or address.")
     ] = None,
@@ -49,29 +49,29 @@ def monitor(
     from beacon_ota.virtual.radio.selection import select_radio as choose
 
     end = time.monotonic() + seconds if seconds is not None else float("inf")
-    asyncio.run((_lines if json else _live)(choose(radio), beacon, end))
+    asyncio.run((_print_changes if json else _show_live)(choose(radio), beacon, end))
 
 
-def _meant(watch: "BeaconScanner", wanted: str | None) -> "list[Sighting]":
+def _select_sightings(watch: "BeaconScanner", wanted: str | None) -> "list[Sighting]":
     from beacon_ota.provision import scan
 
     return [one for one in watch.beacons() if wanted is None or scan.matches_name(one, wanted)]
 
 
-async def _lines(radio: "RadioSelection", wanted: str | None, end: float) -> None:
+async def _print_changes(radio: "RadioSelection", wanted: str | None, end: float) -> None:
     from beacon_ota.provision import scan
     from beacon_ota.provision.monitor import ChangeTracker
 
     changes = ChangeTracker()
     async with scan.open_scanner(radio) as watch:
         while time.monotonic() < end:
-            for found in changes.update(_meant(watch, wanted), time.monotonic()):
+            for found in changes.update(_select_sightings(watch, wanted), time.monotonic()):
                 sys.stdout.write(encoder.dumps(found, separators=(",", ":")) + "\n")
             sys.stdout.flush()
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
 
-async def _live(radio: "RadioSelection", wanted: str | None, end: float) -> None:
+async def _show_live(radio: "RadioSelection", wanted: str | None, end: float) -> None:
     from rich.live import Live
 
     from beacon_ota.provision import scan
@@ -79,19 +79,21 @@ async def _live(radio: "RadioSelection", wanted: str | None, end: float) -> None
     async with scan.open_scanner(radio) as watch:
         with Live(console=output.console, auto_refresh=False) as live:
             while True:
-                live.update(_table(_meant(watch, wanted), time.monotonic()), refresh=True)
+                live.update(
+                    _build_table(_select_sightings(watch, wanted), time.monotonic()), refresh=True
+                )
                 if time.monotonic() >= end:
                     return
-                await asyncio.sleep(_DRAW)
+                await asyncio.sleep(_REDRAW_INTERVAL_S)
 
 
-def _table(beacons: "list[Sighting]", now: float) -> "Table":
+def _build_table(beacons: "list[Sighting]", now: float) -> "Table":
     """Draw the beacons, by name: rows that change places cannot be read."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    from beacon_ota.provision.monitor import GONE_S
+    from beacon_ota.provision.monitor import GONE_AFTER_S
 
     table = Table(box=None, pad_edge=False, header_style="dim", title=None)
     for name in ("name", "dBm", "state", "", "version", "notes", "seen"):
@@ -112,7 +114,7 @@ def _table(beacons: "list[Sighting]", now: float) -> "Table":
             Text(one.version or "–"),
             ", ".join(notes),
             f"{silent:.0f} s" if silent >= 1 else "now",
-            style="dim" if silent > GONE_S else "",
+            style="dim" if silent > GONE_AFTER_S else "",
         )
     if not beacons:
         table.add_row("[dim]nobody yet[/]")

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from beacon_ota.cli._support import remote
-from beacon_ota.cli._support.remote import JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.cli._support.display import localize_times
+from beacon_ota.cli._support.options import JsonOption, Server, YesOption, expand_groups
+from beacon_ota.cli._support.prompts import confirm_action
 from beacon_ota.console import output
 
 app = typer.Typer(
@@ -23,43 +24,48 @@ _COLUMNS = ("path", "name", "building", "zone", "window", "opens_at", "beacons",
 
 
 @app.command("list")
-def listing(url: UrlOption = None, token: TokenOption = None, json: JsonOption = False) -> None:
+@expand_groups
+def list_sites(*, server: Server, json: JsonOption = False) -> None:
     """List the tree, with the next opening of each window, and the mirrors that serve it."""
-    rows = remote.client(url, token).list_sites()
+    rows = server.client.list_sites()
     if not json:
-        rows = [{**row, "mirrors": _serving(row)} for row in remote.shorten(rows, "opens_at")]
+        rows = [
+            {**row, "mirrors": _format_mirrors(row)} for row in localize_times(rows, "opens_at")
+        ]
     output.print_rows(rows, _COLUMNS, as_json=json)
 
 
-def _serving(row: dict[str, Any]) -> str:
+def _format_mirrors(row: dict[str, Any]) -> str:
     return ", ".join(f"{one['name']} ({one['health']})" for one in row.get("mirrors", ()))
 
 
-@app.command()
-def add(
+@app.command("add")
+@expand_groups
+def add_site(
     path: Path,
     name: NameOption = None,
     kind: KindOption = None,
     tz: ZoneOption = None,
     window: WindowOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Add a site below its parent."""
-    done = remote.client(url, token).create_site(path, name=name, kind=kind, tz=tz, window=window)
-    _told(done, "added", json)
+    done = server.client.create_site(path, name=name, kind=kind, tz=tz, window=window)
+    _print_done(done, "added", json)
 
 
-@app.command()
-def change(
+@app.command("change")
+@expand_groups
+def change_site(
     path: Path,
     name: NameOption = None,
     kind: KindOption = None,
     tz: ZoneOption = None,
     window: WindowOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Change a site; an empty zone or window takes the parent's."""
@@ -68,20 +74,19 @@ def change(
     for key in ("kind", "tz", "window"):
         if fields.get(key) == "":
             fields[key] = None  # type: ignore[assignment]
-    _told(remote.client(url, token).change_site(path, **fields), "changed", json)
+    _print_done(server.client.change_site(path, **fields), "changed", json)
 
 
-@app.command()
-def remove(
-    path: Path, yes: YesOption = False, url: UrlOption = None, token: TokenOption = None
-) -> None:
+@app.command("remove")
+@expand_groups
+def remove_site(path: Path, yes: YesOption = False, *, server: Server) -> None:
     """Remove a site without beacons."""
-    remote.confirm(f"Remove the site {path}?", yes)
-    remote.client(url, token).remove_site(path)
+    confirm_action(f"Remove the site {path}?", yes)
+    server.client.remove_site(path)
     output.print_markup("{} removed", path)
 
 
-def _told(done: dict, what: str, json: bool) -> None:
+def _print_done(done: dict, what: str, json: bool) -> None:
     if json:
         output.print_json(done)
     else:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from beacon_ota.cli._support.remote import JsonOption, TokenOption, UrlOption, client
+from beacon_ota.cli._support.display import print_fields
+from beacon_ota.cli._support.options import JsonOption, Server, expand_groups
 from beacon_ota.console import output
 from beacon_ota.errors import InputError, UsageError
 
@@ -20,7 +21,7 @@ app = typer.Typer(
 
 
 @app.command("list")
-def listing(as_json: JsonOption = False) -> None:
+def list_scenarios(as_json: JsonOption = False) -> None:
     """List the scenarios that come with the program."""
     from beacon_ota.swarm import scenario
 
@@ -32,13 +33,14 @@ def listing(as_json: JsonOption = False) -> None:
     output.print_rows(rows, ("scenario", "beacons", "about"), as_json=as_json)
 
 
-@app.command()
-def run(
+@app.command("run")
+@expand_groups
+def run_scenario(
     name: Annotated[
         str, typer.Argument(metavar="SCENARIO", help="A name out of `swarm list`, or a TOML file.")
     ],
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     own: Annotated[
         bool, typer.Option("--own", help="Start an orchestrator for it, and end it afterwards.")
     ] = False,
@@ -71,28 +73,27 @@ def run(
     from beacon_ota.swarm.fleet import Swarm
     from beacon_ota.swarm.fleet import run_swarm as simulate
 
-    plan = _changed(name, beacons, seconds, time_scale, own)
-    if own and (url or token):
+    plan = _adjust_scenario(name, beacons, seconds, time_scale, own)
+    if own and (server.url or server.token):
         raise UsageError("swarm_own", "--own starts an orchestrator: --url is of no use")
     with alone.run_local_server(plan) if own else nullcontext() as started:
         if started is not None:
             url, token = started.url, started.token
         else:
-            found = client(url, token)
-            url, token = found.url, found.token
+            url, token = server.client.url, server.client.token
         if not token:
             raise UsageError("token_missing", "registering beacons needs a token: --token")
-        more: dict[str, Any] = {} if prefix is None else {"prefix": _valid(prefix)}
-        with _Screen(plan, quiet=as_json) as screen:
+        more: dict[str, Any] = {} if prefix is None else {"prefix": _check_prefix(prefix)}
+        with LiveView(plan, quiet=as_json) as screen:
             fleet = Swarm(
                 plan,
                 url,
                 token,
                 device_type=device_type,
                 seed=seed,
-                on_message=screen.tell,
-                on_snapshot=screen.show,
-                on_enrolled=screen.enrolled,
+                on_message=screen.print_step,
+                on_snapshot=screen.show_snapshot,
+                on_enrolled=screen.show_enrolled,
                 **more,
             )
             summary = simulate(fleet)
@@ -101,14 +102,14 @@ def run(
     if as_json:
         output.print_json(summary)
     else:
-        _tell(summary)
+        _print_summary(summary)
     wrong = [*summary["mismatches"], *summary["unexpected"]]
     if wrong:
         code = "swarm_mismatch" if summary["mismatches"] else "swarm_unexpected"
         raise InputError(code, f"{len(wrong)} disagreements; the first: {wrong[0]}")
 
 
-def _changed(
+def _adjust_scenario(
     name: str, beacons: int | None, seconds: float | None, scale: int | None, own: bool
 ) -> "Scenario":
     """Return a scenario with what the options change; against a real clock it runs in real time."""
@@ -125,7 +126,7 @@ def _changed(
     return replace(found, **changes)
 
 
-def _valid(prefix: str) -> str:
+def _check_prefix(prefix: str) -> str:
     from beacon_ota.swarm.beacon import valid_prefix
 
     if not valid_prefix(prefix):
@@ -135,7 +136,7 @@ def _valid(prefix: str) -> str:
     return prefix
 
 
-class _Screen:
+class LiveView:
     """What there is to see while it runs."""
 
     def __init__(self, scenario: "Scenario", quiet: bool):
@@ -145,7 +146,7 @@ class _Screen:
         self._scenario = scenario
         self._what = ""
 
-    def __enter__(self) -> "_Screen":
+    def __enter__(self) -> "LiveView":
         if self._live is not None:
             self._live.start()
         return self
@@ -154,21 +155,21 @@ class _Screen:
         if self._live is not None:
             self._live.stop()
 
-    def tell(self, text: str) -> None:
+    def print_step(self, text: str) -> None:
         self._what = text
         if self._live is not None:
             self._live.console.print(output.fill_markup("[dim]──[/] {}", text), highlight=False)
 
-    def enrolled(self, done: int) -> None:
+    def show_enrolled(self, done: int) -> None:
         if self._live is not None and done % 50 == 0:
             self._live.update(f"registered {done} of {self._scenario.beacons}")
 
-    def show(self, snapshot: dict[str, Any]) -> None:
+    def show_snapshot(self, snapshot: dict[str, Any]) -> None:
         if self._live is not None:
-            self._live.update(output.build_table(_rows(snapshot), ("what", "now")))
+            self._live.update(output.build_table(_snapshot_rows(snapshot), ("what", "now")))
 
 
-def _rows(found: dict[str, Any]) -> list[dict[str, object]]:
+def _snapshot_rows(found: dict[str, Any]) -> list[dict[str, object]]:
     polls, own = found["polls"], found["own"]
     rows: list[tuple[str, object]] = [
         ("beacons on", f"{found['alive']} of {found['beacons']}"),
@@ -193,24 +194,23 @@ def _rows(found: dict[str, Any]) -> list[dict[str, object]]:
     return [{"what": name, "now": value} for name, value in rows]
 
 
-def _tell(summary: dict[str, Any]) -> None:
-    from beacon_ota.cli._support.remote import show
+def _print_summary(summary: dict[str, Any]) -> None:
     from beacon_ota.swarm.check import MISMATCHES_SHOWN
 
-    pairs: dict[str, Any] = {row["what"]: row["now"] for row in _rows(summary)}  # type: ignore
+    pairs: dict[str, Any] = {row["what"]: row["now"] for row in _snapshot_rows(summary)}  # type: ignore
     pairs["polls per second"] = summary["polls_per_s"]
-    pairs["exchanges broken"] = _counts(summary["broken"])
-    pairs["refused"] = _counts(summary["refused"])
+    pairs["exchanges broken"] = _format_counts(summary["broken"])
+    pairs["refused"] = _format_counts(summary["refused"])
     pairs["swarm"] = f"{summary['swarm_cpu']:.0%} of a core, {summary['swarm_rss_mb']} MB"
     if usage := summary.get("orchestrator"):
         pairs["orchestrator"] = f"{usage['cpu_s']:.1f} s CPU in all, {usage['rss_mb']} MB"
     pairs["books"] = (
         f"{len(summary['mismatches'])} mismatches" if summary["mismatches"] else "agree"
     )
-    show(pairs, f"{summary['scenario']} as {summary['prefix']}")
+    print_fields(pairs, f"{summary['scenario']} as {summary['prefix']}")
     for line in [*summary["mismatches"], *summary["unexpected"]][:MISMATCHES_SHOWN]:
         output.console.print(output.alert_cell(f"  {line}"))
 
 
-def _counts(found: dict[str, int]) -> str:
+def _format_counts(found: dict[str, int]) -> str:
     return ", ".join(f"{count} {word}" for word, count in found.items()) or "–"

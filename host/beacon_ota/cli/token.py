@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from beacon_ota.cli._support import remote
-from beacon_ota.cli._support.remote import DataOption, JsonOption, TokenOption, UrlOption, YesOption
+from beacon_ota.cli._support.completion import complete_words
+from beacon_ota.cli._support.display import localize_times
+from beacon_ota.cli._support.options import DataOption, JsonOption, Server, YesOption, expand_groups
+from beacon_ota.cli._support.prompts import confirm_action
 from beacon_ota.console import output
 from beacon_ota.errors import InputError
 
@@ -19,27 +21,28 @@ _COLUMNS = ("id", "name", "role", "created_at", "expires_at", "revoked_at")
 _OFFLINE = "command line"
 
 
-@app.command()
-def new(
+@app.command("new")
+@expand_groups
+def make_token(
     name: Annotated[str, typer.Argument(help="Whose, or what for.")],
     role: Annotated[
         str,
         typer.Option(
             help="viewer, operator or admin.",
-            autocompletion=remote.words("viewer", "operator", "admin"),
+            autocompletion=complete_words("viewer", "operator", "admin"),
         ),
     ] = "viewer",
     days: Annotated[float | None, typer.Option(min=0.001, help="Expires after so many.")] = None,
     data: DataOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """Make a token; it is printed once and kept nowhere."""
     if data is None:
-        done = remote.client(url, token).create_token(name, role, days)
+        done = server.client.create_token(name, role, days)
     else:
-        done = _new_offline(data, name, role, days)
+        done = _make_offline(data, name, role, days)
     if json:
         output.print_json(done)
     else:
@@ -47,15 +50,16 @@ def new(
 
 
 @app.command("list")
-def listing(
+@expand_groups
+def list_tokens(
     data: DataOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
     json: JsonOption = False,
 ) -> None:
     """List tokens, without anything that could be used as one."""
     if data is None:
-        rows = remote.client(url, token).list_tokens()
+        rows = server.client.list_tokens()
     else:
         from beacon_ota.orchestrator.api.tokens import serialize_token
         from beacon_ota.orchestrator.db.database import open_offline
@@ -64,27 +68,28 @@ def listing(
         with open_offline(data) as conn:
             rows = [serialize_token(row) for row in tokens.list_all(conn)]
     times = ("created_at", "expires_at", "revoked_at")
-    output.print_rows(rows if json else remote.shorten(rows, *times), _COLUMNS, as_json=json)
+    output.print_rows(rows if json else localize_times(rows, *times), _COLUMNS, as_json=json)
 
 
-@app.command()
-def revoke(
+@app.command("revoke")
+@expand_groups
+def revoke_token(
     token_id: Annotated[str, typer.Argument(help="The id in the list.")],
     yes: YesOption = False,
     data: DataOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
+    *,
+    server: Server,
 ) -> None:
     """Revoke a token, for good; a running server refuses it from now on."""
-    remote.confirm(f"Revoke the token {token_id}?", yes)
+    confirm_action(f"Revoke the token {token_id}?", yes)
     if data is None:
-        remote.client(url, token).revoke_token(token_id)
+        server.client.revoke_token(token_id)
     else:
         _revoke_offline(data, token_id)
     output.print_markup("{} revoked", token_id)
 
 
-def _new_offline(data: Path, name: str, role: str, days: float | None) -> dict:
+def _make_offline(data: Path, name: str, role: str, days: float | None) -> dict:
     from beacon_ota.orchestrator.api.tokens import serialize_token
     from beacon_ota.orchestrator.db.database import open_offline
     from beacon_ota.orchestrator.db.tables import audit, tokens

@@ -40,7 +40,7 @@ TimingOption = Annotated[
 ]
 RadioOption = Annotated[
     Path | None,
-    typer.Option("--radio", metavar="PATH", help="Bluetooth in the room at this socket."),
+    typer.Option("--radio", metavar="PATH", help="Bluetooth in the radio space at this socket."),
 ]
 ForOption = Annotated[
     float | None, typer.Option("--for", min=0, help="End after so many real seconds.")
@@ -49,8 +49,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON at the end.
 Image = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Flash image.")]
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_beacon(
     flash: Image,
     time_scale: ScaleOption = 1,
     heap: HeapOption = 160,
@@ -74,7 +74,7 @@ def run(
     from beacon_ota.virtual.flash.nor import Flash
 
     chip = Flash.open(flash)
-    address = _mac(mac) if mac else fleet.mac_from_name(str(flash.resolve()))
+    address = _parse_mac(mac) if mac else fleet.mac_from_name(str(flash.resolve()))
     printed: list[str] = [""]
 
     def show(text: str) -> None:
@@ -83,16 +83,16 @@ def run(
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    network, deadline, shown = _network(wifi, host, outside), _deadline(seconds), 0
+    network, deadline, shown = _build_network(wifi, host, outside), _deadline_after(seconds), 0
     seen = until is None
     with (
-        _room(radio) as room,
+        _radio_space(radio) as space,
         VirtualBeacon(
             chip,
             mac=address,
             name=flash.stem,
             network=network,
-            bluetooth=room.make_backend() if room else None,
+            bluetooth=space.make_backend() if space else None,
             scale=time_scale,
             heap=heap * 1024,
             timing=flash_timing,
@@ -103,7 +103,7 @@ def run(
         try:
             while beacon.powered and time.monotonic() < deadline:
                 if not json:
-                    shown = _tell(beacon, shown)
+                    shown = _print_boots(beacon, shown)
                 if until is not None and until in printed[0]:
                     seen = True
                     break
@@ -113,7 +113,7 @@ def run(
         phase = beacon.phase
         beacon.power_cut()
         if not json:
-            _tell(beacon, shown)
+            _print_boots(beacon, shown)
     chip.close()
     last = beacon.boots[-1]
     if json:
@@ -126,8 +126,8 @@ def run(
         raise InputError("not_printed", "the beacon did not print this", expected=until)
 
 
-@app.command()
-def fleet(
+@app.command("fleet")
+def run_fleet(
     count: Annotated[int, typer.Argument(min=1, max=1000, help="How many beacons.")],
     flash: Annotated[
         list[Path], typer.Argument(exists=True, dir_okay=False, help="Flash images, taken in turn.")
@@ -156,16 +156,16 @@ def fleet(
     """Run many beacons, each with a copy of an image, an id, a key and an address of its own."""
     from beacon_ota.fleet.fleet import VirtualFleet
 
-    network, deadline = _network(wifi, host, outside), _deadline(seconds)
+    network, deadline = _build_network(wifi, host, outside), _deadline_after(seconds)
     with (
-        _room(radio) as room,
+        _radio_space(radio) as space,
         VirtualFleet(
             flash,
             count,
             prefix=prefix,
             network=network,
-            room=room,
-            settings=dict(_pair(text, "--nvs") for text in setting or ()),
+            space=space,
+            settings=dict(_parse_pair(text, "--nvs") for text in setting or ()),
             boxed=boxed,
             scale=time_scale,
             heap=heap * 1024,
@@ -173,10 +173,10 @@ def fleet(
         ) as beacons,
     ):
         if roster is not None:
-            _write(roster, [member.as_dict() for member in beacons.members])
+            _write_private(roster, [member.as_dict() for member in beacons.members])
         beacons.power_on()
         try:
-            _watch(beacons.status_rows, deadline, quiet=json)
+            _show_rows(beacons.status_rows, deadline, quiet=json)
         except KeyboardInterrupt:
             pass
         rows = beacons.status_rows()
@@ -187,7 +187,7 @@ def fleet(
 _COLUMNS = ("beacon", "phase", "slot", "boots", "ended_before", "wifi", "received")
 
 
-def _watch(rows, deadline: float, *, quiet: bool) -> None:
+def _show_rows(rows, deadline: float, *, quiet: bool) -> None:
     """Show the rows until the deadline."""
     from rich.live import Live
 
@@ -202,7 +202,7 @@ def _watch(rows, deadline: float, *, quiet: bool) -> None:
         live.update(output.build_table(rows(), _COLUMNS))
 
 
-def _tell(beacon, shown: int) -> int:
+def _print_boots(beacon, shown: int) -> int:
     """Print what happened to the boots since the last call; returns how much is told now."""
     told: list[str] = []
     for boot in beacon.boots:
@@ -215,7 +215,7 @@ def _tell(beacon, shown: int) -> int:
     return len(told)
 
 
-def _network(wifi: list[str] | None, host: list[str] | None, outside: bool) -> "Network":
+def _build_network(wifi: list[str] | None, host: list[str] | None, outside: bool) -> "Network":
     from beacon_ota.virtual.net.network import Network
 
     network = Network(outside=outside)
@@ -225,7 +225,7 @@ def _network(wifi: list[str] | None, host: list[str] | None, outside: bool) -> "
             raise UsageError("wifi_option", "--wifi needs a name", found=text)
         network.add_access_point(ssid, password)
     for text in host or ():
-        name, address = _pair(text, "--host")
+        name, address = _parse_pair(text, "--host")
         where, _, port = address.partition(":")
         if port and not port.isdecimal():
             raise UsageError("host_option", "a port is a number", found=text)
@@ -235,14 +235,14 @@ def _network(wifi: list[str] | None, host: list[str] | None, outside: bool) -> "
     return network
 
 
-def _pair(text: str, option: str) -> tuple[str, str]:
+def _parse_pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise UsageError("pair_option", f"{option} takes NAME=VALUE", found=text)
     return name, value
 
 
-def _mac(text: str) -> bytes:
+def _parse_mac(text: str) -> bytes:
     try:
         mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
     except ValueError:
@@ -252,22 +252,22 @@ def _mac(text: str) -> bytes:
     return mac
 
 
-def _room(path: Path | None):
-    """Enter the room at a path, if one is asked for."""
+def _radio_space(path: Path | None):
+    """Join or start the radio space at a path; nothing without a path."""
     if path is None:
         return nullcontext()
     from contextlib import closing
 
-    from beacon_ota.virtual.radio import space
+    from beacon_ota.virtual.radio.space import open_space
 
-    return closing(space.open_space(path))
+    return closing(open_space(path))
 
 
-def _deadline(seconds: float | None) -> float:
+def _deadline_after(seconds: float | None) -> float:
     return float("inf") if seconds is None else time.monotonic() + seconds
 
 
-def _write(path: Path, value: object) -> None:
+def _write_private(path: Path, value: object) -> None:
     """Write a file that nobody else may read: there are keys in it."""
     import json
     import os

@@ -192,7 +192,9 @@ def print_json(value: object) -> None:
 
 
 @contextmanager
-def byte_progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def byte_progress(
+    label: str, total: int, *, quiet: bool = False
+) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr for long work with bytes.
 
     Args:
@@ -212,7 +214,7 @@ def byte_progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Cal
         TransferSpeedColumn(),
     )
     with Progress(*columns, console=error_console, disable=quiet) as bar:
-        task = bar.add_task(escape_markup(what), total=total)
+        task = bar.add_task(escape_markup(label), total=total)
         yield lambda done: bar.update(task, completed=done)
 
 

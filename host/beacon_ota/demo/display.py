@@ -1,4 +1,4 @@
-"""What the audience sees: the fleet by building, the rollout by wave, what happened last."""
+"""The live display: the fleet by building, the rollout by wave, the last messages."""
 
 import time
 from collections import deque
@@ -16,7 +16,7 @@ from beacon_ota.provision.scan import Sighting
 
 LINES = 7
 PERIOD_S = 0.25
-RECENT_S = 15.0  # after which a beacon that nobody heard is drawn as silent
+RECENT_S = 15.0  # seconds without an advertisement after which a beacon is drawn as silent
 _COLOURS = ("blue", "green", "magenta")
 _SILENT = ("··", "dim")
 _SIGNS = {
@@ -35,13 +35,13 @@ _LEGEND = (
 
 
 class Display:
-    """A live picture; ``say`` adds a line to what happened.
+    """A live display; :meth:`add_line` adds a message.
 
     Args:
         buildings: Bluetooth addresses of the beacons, by building.
         versions: of the releases, in the order of the colours.
         heard: newest sighting of each beacon, by address.
-        plain: print the lines only, one by one, as they come.
+        plain: print only the messages, one by one.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Display:
     def wait_until(
         self, ready: Callable[[], bool], timeout: float, step: Callable[[], None] = lambda: None
     ) -> bool:
-        """Keep the picture moving until something holds; False at the timeout (seconds)."""
+        """Refresh the display until ``ready()``; return False at the timeout (seconds)."""
         deadline = time.monotonic() + timeout
         while not ready():
             if time.monotonic() > deadline:
@@ -94,7 +94,7 @@ class Display:
         return True
 
     def refresh(self) -> None:
-        """Draw it as it is now."""
+        """Draw the present state."""
         if self._plain:
             return
         parts: list[RenderableType] = [self._render_fleet()]
@@ -121,7 +121,7 @@ class Display:
         return table
 
     def _beacon_sign(self, beacon: Sighting | None) -> tuple[str, str]:
-        """One beacon in two characters, by what it says on the air."""
+        """Return two characters and a style for a beacon, by its advertisement."""
         if beacon is None or time.monotonic() - beacon.seen > RECENT_S:
             return _SILENT
         state = beacon.state

@@ -1,4 +1,4 @@
-"""What is made before anything runs: a signing key, three releases, a flash image."""
+"""Makes the fixtures of the demonstration: a signing key, three releases, a flash image."""
 
 import time
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ BOARD = "esp32c3"
 YEAR_S = 365 * 86400
 SYNTHETIC_SIZE = 1 << 20
 
-# What makes 1.2.0 a bad release: it comes up, and its health check dies.
+# The defect of release 1.2.0: it boots, and its health check raises an error.
 _HEALTHY = b"    def fit(self):\n"
 _BROKEN = _HEALTHY + b'        raise RuntimeError("positioning table lost")\n'
 
@@ -33,7 +33,7 @@ class SignedRelease:
 
 @dataclass(frozen=True)
 class DemoCore:
-    """The core that the releases carry, and where it came from."""
+    """The core of the releases, and its origin."""
 
     data: bytes
     bootloader: bytes
@@ -41,7 +41,7 @@ class DemoCore:
 
 
 def find_core() -> DemoCore:
-    """Take the real core if there is one, else make a stand-in."""
+    """Return the real core if one is found, else a synthetic one."""
     try:
         file, origin = core.locate_core()
     except UsageError:
@@ -56,7 +56,7 @@ def find_core() -> DemoCore:
 
 
 class ReleaseFixtures:
-    """Makes releases of the app in the tree, signed with a key of its own.
+    """Makes releases of the app in the tree, signed with a new key.
 
     Args:
         folder: where the files go.
@@ -92,7 +92,7 @@ class ReleaseFixtures:
         )
 
     def build_flash(self, made: SignedRelease) -> Path:
-        """Build the flash image that the beacons come out of their boxes with."""
+        """Build the flash image of the new beacons."""
         file = self.folder / f"flash-{made.version}.bin"
         data = made.image.read_bytes()
         file.write_bytes(

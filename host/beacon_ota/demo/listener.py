@@ -1,4 +1,4 @@
-"""A laptop under the ceiling: what the beacons of a room say of themselves, heard all the time."""
+"""Scans for the advertisements of all beacons, in a thread, during the demonstration."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ START_S = 10.0
 
 
 class BeaconListener:
-    """Scans in a thread of its own for the length of the context."""
+    """Scans in its own thread while the context is open."""
 
     def __init__(self, radio: RadioSelection):
         self._radio = radio
@@ -32,7 +32,7 @@ class BeaconListener:
             await self._end.wait()
 
     def newest_sightings(self) -> dict[str, Sighting]:
-        """Return the newest of each beacon, by Bluetooth address."""
+        """Return the newest sighting of each beacon, by Bluetooth address."""
         return {one.address.upper(): one for one in self._watch.beacons()}
 
     def __enter__(self) -> "BeaconListener":

@@ -131,26 +131,26 @@ def deploy_app(
     try:
         with (
             ports.name_port_errors(port),
-            _quiet(),
-            _connected(port, baud, fresh, patience) as board,
+            _silence_output(),
+            _open_board(port, baud, fresh, patience) as board,
         ):
-            there = _listing(board)
+            there = _list_files(board)
             changed = {
                 path: data
                 for path, data in wanted.items()
                 if there.get(path) != hashlib.sha256(data).hexdigest()
             }
-            stale = sorted((path for path in there if not _kept(path, wanted)), reverse=True)
-            _send(board, changed, there, progress)
+            stale = sorted((path for path in there if not _is_kept(path, wanted)), reverse=True)
+            _send_files(board, changed, there, progress)
             for path in stale:
                 verb = "rmdir" if path.endswith("/") else "remove"
                 board.exec(f"import os\nos.{verb}({path.rstrip('/')!r})")
-            _check(board, changed)
+            _check_files(board, changed)
     except TransportExecError as error:
-        raise _refused(port, error.error_output) from error
+        raise _refusal_error(port, error.error_output) from error
     except (TransportError, struct.error) as error:
         if str(error).startswith("failed to access"):  # mpremote drops the reason
-            _reopen(port)
+            _raise_port_error(port)
         raise DeviceError(
             "board_silent",
             f"no MicroPython prompt on {port}: is it flashed, does something else run there?",
@@ -166,13 +166,13 @@ def deploy_app(
     )
 
 
-def _listing(board: "SerialTransport") -> dict[str, str]:
+def _list_files(board: "SerialTransport") -> dict[str, str]:
     code = _LIST.replace("OWN", repr(_OWN)).replace("FOLDER", repr(FOLDER))
     said = board.exec_raw(code, timeout=_ANSWER_S)
-    return _json(board, said)
+    return _parse_answer(board, said)
 
 
-def _json(board: "SerialTransport", said: tuple[bytes, bytes]) -> dict[str, str]:
+def _parse_answer(board: "SerialTransport", said: tuple[bytes, bytes]) -> dict[str, str]:
     from mpremote.transport import TransportError, TransportExecError
 
     out, error = said
@@ -184,13 +184,13 @@ def _json(board: "SerialTransport", said: tuple[bytes, bytes]) -> dict[str, str]
         raise TransportError(f"unexpected answer {out[-80:]!r}") from broken
 
 
-def _kept(path: str, wanted: Mapping[str, bytes]) -> bool:
+def _is_kept(path: str, wanted: Mapping[str, bytes]) -> bool:
     if path.endswith("/"):
         return any(name.startswith(path) for name in wanted)
     return path in wanted
 
 
-def _send(
+def _send_files(
     board: "SerialTransport",
     changed: Mapping[str, bytes],
     there: Mapping[str, str],
@@ -214,14 +214,14 @@ def _send(
         board.exec("_file.close()")
 
 
-def _check(board: "SerialTransport", changed: Mapping[str, bytes]) -> None:
-    there = _listing(board)
+def _check_files(board: "SerialTransport", changed: Mapping[str, bytes]) -> None:
+    there = _list_files(board)
     for path, data in changed.items():
         if there.get(path) != hashlib.sha256(data).hexdigest():
             raise DeviceError("board_failed", f"{path} did not arrive as it was sent")
 
 
-def _refused(port: str, text: str) -> DeviceError:
+def _refusal_error(port: str, text: str) -> DeviceError:
     last = text.strip().split("\n")[-1]
     if "30" in last or "EROFS" in last:
         return DeviceError(
@@ -235,7 +235,7 @@ def _refused(port: str, text: str) -> DeviceError:
 
 
 @contextlib.contextmanager
-def _connected(port: str, baud: int, fresh: bool, patience: int) -> Iterator["SerialTransport"]:
+def _open_board(port: str, baud: int, fresh: bool, patience: int) -> Iterator["SerialTransport"]:
     """Stop what runs on a board, for its prompt; start it again afterwards, whatever happens."""
     from mpremote.transport_serial import SerialTransport
 
@@ -248,13 +248,13 @@ def _connected(port: str, baud: int, fresh: bool, patience: int) -> Iterator["Se
             board.enter_raw_repl(soft_reset=fresh, timeout_overall=patience)
             yield board
         finally:
-            _restart(serial)
+            _restart_board(serial)
     finally:
         with contextlib.suppress(OSError):
             board.close()
 
 
-def _restart(serial: "Serial") -> None:
+def _restart_board(serial: "Serial") -> None:
     """Reset a board, whatever it is at; with the port's lines if its prompt does not take it.
 
     One reset and not two: stage 0 counts them.
@@ -273,7 +273,7 @@ def _restart(serial: "Serial") -> None:
     ports.pulse_reset(serial)
 
 
-def _reopen(port: str) -> None:
+def _raise_port_error(port: str) -> None:
     """Raise the named error for a port that cannot be opened."""
     from serial import serial_for_url
 
@@ -282,7 +282,7 @@ def _reopen(port: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_output() -> Iterator[None]:
     """Keep what mpremote prints about failures from our output; they come as exceptions."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from beacon_ota.device import ports
 from beacon_ota.device.ports import DeviceError
 from beacon_ota.errors import InputError
-from beacon_ota.images import flash, partitions
+from beacon_ota.images import flash, partition_table, partitions
 
 if TYPE_CHECKING:
     from esptool.loader import ESPLoader
@@ -49,7 +49,7 @@ def flash_regions(image: bytes, *, whole: bool = False) -> list[tuple[int, int]]
     Raises:
         InputError: ``flash_expected``: not a flash image.
     """
-    if not partitions.is_table(image, partitions.TABLE_OFFSET):
+    if not partitions.is_table(image, partition_table.TABLE_OFFSET):
         raise InputError(
             "flash_expected",
             "not a flash image: a release goes over the air, or into one with image flash",
@@ -113,8 +113,8 @@ def write_image(
     from esptool.util import FatalError, flash_size_bytes
 
     begun = time.monotonic()
-    with _quiet(progress) as log, ports.name_port_errors(port):
-        esp = _connect(port, before, after, attempts)
+    with _capture_messages(progress) as log, ports.name_port_errors(port):
+        esp = _connect_chip(port, before, after, attempts)
         touched = False
         try:
             _check_chip(esp, port)
@@ -131,13 +131,13 @@ def write_image(
                     found=size,
                     expected=len(image),
                 )
-            mac = _mac(esp)
+            mac = _read_mac(esp)
             touched = True
-            _write(esp, image, wanted, erase_all and stub, log)
-            _verify(esp, image, wanted)
+            _write_regions(esp, image, wanted, erase_all and stub, log)
+            _verify_regions(esp, image, wanted)
             touched = False
         except FatalError as error:
-            raise _failure(port, error) from error
+            raise _write_error(port, error) from error
         finally:
             if not touched:  # it is written, or it is not; whatever the reset does
                 with contextlib.suppress(FatalError, OSError):
@@ -171,20 +171,20 @@ def read_mac_address(
     from esptool.cmds import reset_chip
     from esptool.util import FatalError
 
-    with _quiet(None), ports.name_port_errors(port):
-        esp = _connect(port, before, after, attempts)
+    with _capture_messages(None), ports.name_port_errors(port):
+        esp = _connect_chip(port, before, after, attempts)
         try:
             _check_chip(esp, port)
-            return _mac(esp)
+            return _read_mac(esp)
         except FatalError as error:
-            raise _failure(port, error) from error
+            raise _write_error(port, error) from error
         finally:
             with contextlib.suppress(FatalError, OSError):
                 reset_chip(esp, after)
             esp._port.close()
 
 
-def _connect(port: str, before: str, after: str, attempts: int) -> "ESPLoader":
+def _connect_chip(port: str, before: str, after: str, attempts: int) -> "ESPLoader":
     from esptool.cmds import detect_chip
     from esptool.util import FatalError
 
@@ -194,7 +194,7 @@ def _connect(port: str, before: str, after: str, attempts: int) -> "ESPLoader":
         if "no-reset" not in (before, after):
             ports.reset_chip(port)  # it may be in its loader, and not heard
         if isinstance(error, FatalError):
-            raise _connection(port, error) from error
+            raise _connection_error(port, error) from error
         raise
 
 
@@ -208,25 +208,25 @@ def _check_chip(esp: "ESPLoader", port: str) -> None:
         )
 
 
-def _mac(esp: "ESPLoader") -> str:
+def _read_mac(esp: "ESPLoader") -> str:
     from esptool.targets.esp32c3 import ESP32C3ROM
 
     return ":".join(f"{byte:02x}" for byte in cast(ESP32C3ROM, esp).read_mac() or ())
 
 
-def _write(
+def _write_regions(
     esp: "ESPLoader",
     image: bytes,
     wanted: list[tuple[int, int]],
     erase_all: bool,
-    log: "_Log",
+    log: "_ProgressLog",
 ) -> None:
     from esptool.cmds import erase_flash, write_flash
 
     if erase_all:
         erase_flash(esp, False)
     for offset, length in wanted:
-        log.begin(length)
+        log.begin_region(length)
         data = image[offset : offset + length]
         # "keep": esptool would otherwise change the header of a bootloader as it writes it.
         write_flash(
@@ -236,35 +236,35 @@ def _write(
             flash_mode="keep",
             flash_size="keep",
         )
-        log.end()
+        log.end_region()
 
 
-def _verify(esp: "ESPLoader", image: bytes, wanted: list[tuple[int, int]]) -> None:
+def _verify_regions(esp: "ESPLoader", image: bytes, wanted: list[tuple[int, int]]) -> None:
     for offset, length in wanted:
         found = esp.flash_md5sum(offset, length)
         expected = hashlib.md5(image[offset : offset + length]).hexdigest()
         if found != expected:
-            raise _worn(f"{length} bytes at {offset:#x}", found, expected)
+            raise _verify_error(f"{length} bytes at {offset:#x}", found, expected)
 
 
-def _connection(port: str, error: Exception) -> DeviceError:
+def _connection_error(port: str, error: Exception) -> DeviceError:
     lines = str(error).split("\n")
     if "Could not open" in lines[0]:
         return ports.explain_port_error(port, lines[1] if len(lines) > 1 else lines[0])
     return DeviceError(
         "chip_silent",
         f"no ESP32 answers on {port}: hold BOOT (GPIO 9) while it is reset, then try again",
-        found=_line(error),
+        found=_first_line(error),
     )
 
 
-def _failure(port: str, error: Exception) -> DeviceError:
+def _write_error(port: str, error: Exception) -> DeviceError:
     if "MD5" in str(error):  # esptool compares after each write
-        return _worn(f"{_line(error)} ({port})", None, None)
-    return DeviceError("chip_write", f"{_line(error)} ({port})")
+        return _verify_error(f"{_first_line(error)} ({port})", None, None)
+    return DeviceError("chip_write", f"{_first_line(error)} ({port})")
 
 
-def _worn(where: str, found: str | None, expected: str | None) -> DeviceError:
+def _verify_error(where: str, found: str | None, expected: str | None) -> DeviceError:
     return DeviceError(
         "chip_verify",
         f"the flash does not hold what was written, is it worn out? {where}",
@@ -273,11 +273,11 @@ def _worn(where: str, found: str | None, expected: str | None) -> DeviceError:
     )
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(". ")
 
 
-class _Log:
+class _ProgressLog:
     """Counts esptool's progress in bytes of the whole image."""
 
     def __init__(self, progress: Progress | None):
@@ -285,21 +285,21 @@ class _Log:
         self.done = 0
         self.length = 0
 
-    def begin(self, length: int) -> None:
+    def begin_region(self, length: int) -> None:
         self.length = length
 
-    def at(self, share: float) -> None:
+    def report_share(self, share: float) -> None:
         if self.progress is not None:
             self.progress(self.done + int(self.length * min(share, 1.0)))
 
-    def end(self) -> None:
-        self.at(1.0)
+    def end_region(self) -> None:
+        self.report_share(1.0)
         self.done += self.length
         self.length = 0
 
 
 @contextlib.contextmanager
-def _quiet(progress: Progress | None) -> Iterator[_Log]:
+def _capture_messages(progress: Progress | None) -> Iterator[_ProgressLog]:
     """Take esptool's messages for the time of one job: its progress is ours, the rest is dropped.
 
     What matters comes as an exception.
@@ -307,7 +307,7 @@ def _quiet(progress: Progress | None) -> Iterator[_Log]:
     from esptool.logger import EsptoolLogger, TemplateLogger, log
     from esptool.reset import ResetStrategy
 
-    found = _Log(progress)
+    found = _ProgressLog(progress)
 
     class Logger(TemplateLogger):
         def print(self, *args, **kwargs):
@@ -326,7 +326,7 @@ def _quiet(progress: Progress | None) -> Iterator[_Log]:
             pass
 
         def progress_bar(self, cur_iter, total_iters, prefix="", suffix="", bar_length=30):
-            found.at(cur_iter / total_iters if total_iters else 1.0)
+            found.report_share(cur_iter / total_iters if total_iters else 1.0)
 
         def set_verbosity(self, verbosity):
             pass

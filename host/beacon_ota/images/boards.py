@@ -12,8 +12,8 @@ from pathlib import Path
 
 from beacon_ota import paths, text_files
 from beacon_ota.errors import BeaconOtaError, InputError, UsageError
-from beacon_ota.images import partitions
-from beacon_ota.images.partitions import Partition, PartitionError, Table
+from beacon_ota.images import partition_table, partitions
+from beacon_ota.images.partition_table import Partition, PartitionError, Table
 
 FOLDERS = "BEACON_OTA_BOARDS"
 VFS = "vfs"  # the label MicroPython mounts at /
@@ -56,17 +56,17 @@ class Board:
     @property
     def vfs(self) -> Partition:
         """The filesystem that holds stage 0."""
-        return _need(self.table.find_name(VFS))
+        return _require(self.table.find_name(VFS))
 
     @property
     def nvs(self) -> Partition:
         """The settings."""
-        return _need(self.table.nvs)
+        return _require(self.table.nvs)
 
     @property
     def otadata(self) -> Partition:
         """From where the bootloader knows which slot to boot."""
-        return _need(self.table.otadata)
+        return _require(self.table.otadata)
 
     def check_fit(self, size: int, what: str = "the release") -> None:
         """Refuse what is larger than a slot (``slot_too_small``)."""
@@ -83,7 +83,7 @@ class Board:
 def board_names() -> tuple[str, ...]:
     """Return the names of all boards, the project's own first."""
     found: dict[str, None] = {}
-    for root in _roots():
+    for root in _board_folders():
         for file in sorted(root.glob("*/board.toml")):
             found.setdefault(file.parent.name)
     return tuple(found)
@@ -99,11 +99,11 @@ def load_board(name: str | Path) -> Board:
     """
     folder = Path(name)
     if len(folder.parts) == 1 and not folder.is_absolute():
-        for root in _roots():
+        for root in _board_folders():
             if (root / folder / "board.toml").is_file():
-                return _load(root / folder)
+                return _load_folder(root / folder)
     elif (folder / "board.toml").is_file():
-        return _load(folder)
+        return _load_folder(folder)
     raise UsageError(
         "board_unknown", "no such board", found=str(name), expected=", ".join(board_names())
     )
@@ -121,16 +121,16 @@ def board_for_device_type(device_type: str) -> Board:
     return load_board(device_type)
 
 
-def _roots() -> list[Path]:
+def _board_folders() -> list[Path]:
     more = os.environ.get(FOLDERS, "")
     return [paths.data_path("boards"), *(Path(part) for part in more.split(os.pathsep) if part)]
 
 
 @cache
-def _load(folder: Path) -> Board:
+def _load_folder(folder: Path) -> Board:
     file = folder / "board.toml"
     try:
-        fields = tomllib.loads(text_files.read_text(file))
+        fields = tomllib.loads(text_files.read_text_file(file))
     except (tomllib.TOMLDecodeError, BeaconOtaError) as error:
         raise BoardError("board_file", f"{file}: {error}") from error
     if set(fields) != _FIELDS or not all(isinstance(value, str) for value in fields.values()):
@@ -149,19 +149,19 @@ def _load(folder: Path) -> Board:
         )
     csv = folder / fields["partitions"]
     flash_size = partitions.parse_size(fields["flash"])
-    table = partitions.parse_csv(_read(csv), flash_size)
-    _check(table, csv)
+    table = partitions.parse_csv(_read_csv(csv), flash_size)
+    _check_layout(table, csv)
     return Board(fields["name"], fields["description"], flash_size, table)
 
 
-def _read(csv: Path) -> str:
+def _read_csv(csv: Path) -> str:
     try:
-        return text_files.read_text(csv)
+        return text_files.read_text_file(csv)
     except BeaconOtaError as error:
         raise BoardError("board_file", error.message, found=error.found) from error
 
 
-def _check(table: Table, csv: Path) -> None:
+def _check_layout(table: Table, csv: Path) -> None:
     """Refuse a layout that cannot be updated over the air."""
     apps = len(table.slots) + (table.factory is not None)
     vfs = table.find_name(VFS)
@@ -171,7 +171,7 @@ def _check(table: Table, csv: Path) -> None:
             ("two apps, one of them an OTA slot", apps >= 2 and table.slots),
             ("otadata", table.otadata),
             ("nvs", table.nvs),
-            ("a data partition named vfs", vfs is not None and vfs.type == partitions.DATA),
+            ("a data partition named vfs", vfs is not None and vfs.type == partition_table.DATA),
         )
         if not there
     ]
@@ -181,6 +181,6 @@ def _check(table: Table, csv: Path) -> None:
         )
 
 
-def _need(part: Partition | None) -> Partition:
+def _require(part: Partition | None) -> Partition:
     assert part is not None  # _load checked it
     return part

@@ -5,9 +5,9 @@ Bootloader at 0x0, partition table at 0x8000, the app where the table says.
 
 from dataclasses import dataclass
 
-from beacon_ota.images import Buffer, esp, partitions
-from beacon_ota.images.esp import AppImage, Bootloader
-from beacon_ota.images.partitions import TABLE_OFFSET, Table
+from beacon_ota.images import Buffer, esp, esp_format, partitions
+from beacon_ota.images.esp_format import AppImage, Bootloader
+from beacon_ota.images.partition_table import TABLE_OFFSET, Table
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def split_image(data: Buffer) -> Core:
     loader = esp.parse_bootloader(data, 0, TABLE_OFFSET)
     slot = table.factory or next(iter(table.slots), None)
     if slot is None:
-        raise esp.ImageError("image_magic", "the partition table of this image has no app")
+        raise esp_format.ImageError("image_magic", "the partition table of this image has no app")
     image = esp.parse_app_image(data, slot.offset, slot.size)
     return Core(
         data=bytes(data[slot.offset : slot.offset + image.length]),

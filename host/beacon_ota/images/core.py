@@ -116,7 +116,7 @@ def fetch_core(
     folder = cache_folder() if folder is None else folder
     url = url or stock.url
     target = folder / stock.name
-    if not again and target.is_file() and _sha256(target) == stock.sha256:
+    if not again and target.is_file() and _hash_file(target) == stock.sha256:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=stock.name, suffix=".part", dir=folder)
@@ -125,7 +125,7 @@ def fetch_core(
             try:
                 with requests.get(stock.url, stream=True, timeout=(_CONNECT_S, _STALL_S)) as answer:
                     answer.raise_for_status()
-                    _copy(answer, out, stock, progress)
+                    _copy_body(answer, out, stock, progress)
             except requests.RequestException as error:
                 raise ReachError("core_download", f"cannot fetch {stock.url}: {error}") from error
             out.flush()
@@ -137,7 +137,7 @@ def fetch_core(
     return target
 
 
-def _copy(answer, out, stock: StockCore, progress: Progress | None) -> None:
+def _copy_body(answer, out, stock: StockCore, progress: Progress | None) -> None:
     """Copy a response's body, bounded by the size expected, and check its hash."""
     digest, done = hashlib.sha256(), 0
     for chunk in answer.iter_content(_CHUNK):
@@ -164,6 +164,6 @@ def _copy(answer, out, stock: StockCore, progress: Progress | None) -> None:
         )
 
 
-def _sha256(file: Path) -> str:
+def _hash_file(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,13 +15,24 @@ from dataclasses import dataclass
 
 from beacon_ota import paths
 from beacon_ota.errors import InputError
-from beacon_ota.images import Buffer, boards, esp, littlefs, nvs, otadata, partitions, settings
+from beacon_ota.images import (
+    Buffer,
+    boards,
+    esp,
+    littlefs,
+    littlefs_writer,
+    nvs,
+    otadata,
+    partition_table,
+    partitions,
+    settings,
+)
 from beacon_ota.images import release as releases
 from beacon_ota.images.boards import Board
-from beacon_ota.images.esp import Bootloader
+from beacon_ota.images.esp_format import Bootloader
 from beacon_ota.images.littlefs import Filesystem
 from beacon_ota.images.nvs import Nvs
-from beacon_ota.images.partitions import TABLE_OFFSET, Partition, Table
+from beacon_ota.images.partition_table import TABLE_OFFSET, Partition, Table
 from beacon_ota.images.release import Release
 
 SECTOR = 4096
@@ -108,7 +119,7 @@ def build_flash(
         ),
         board.otadata.offset: otadata.build_partition(entry),
         board.initial_app.offset: release,
-        board.vfs.offset: littlefs.build_filesystem(vfs, SECTOR, board.vfs.size // SECTOR),
+        board.vfs.offset: littlefs_writer.build_filesystem(vfs, SECTOR, board.vfs.size // SECTOR),
     }
     image = bytearray(b"\xff") * board.flash_size
     for offset, data in parts.items():
@@ -124,7 +135,7 @@ def parse_flash(data: Buffer) -> Flash:
     """
     table = partitions.parse_bin(data, offset=TABLE_OFFSET)
     errors: dict[str, InputError] = {}
-    loader = _try(errors, "bootloader", esp.parse_bootloader, data, 0, TABLE_OFFSET)
+    loader = _keep_error(errors, "bootloader", esp.parse_bootloader, data, 0, TABLE_OFFSET)
     if table.end > len(data):
         errors["size"] = FlashError(
             "flash_truncated",
@@ -134,20 +145,24 @@ def parse_flash(data: Buffer) -> Flash:
         )
     stored = None
     if table.nvs is not None:
-        stored = _try(errors, table.nvs.name, nvs.read_partition, _cut(data, table.nvs))
+        stored = _keep_error(
+            errors, table.nvs.name, nvs.read_partition, _partition_bytes(data, table.nvs)
+        )
     entries = None
     if table.otadata is not None and table.otadata.end <= len(data):
-        entries = otadata.parse_entries(_cut(data, table.otadata))
+        entries = otadata.parse_entries(_partition_bytes(data, table.otadata))
     vfs_part = table.find_name(boards.VFS)
     vfs = None
-    if vfs_part is not None and not _blank(_cut(data, vfs_part)):
-        vfs = _try(errors, vfs_part.name, littlefs.read_filesystem, _cut(data, vfs_part))
-    apps = tuple(_app(data, part) for part in table if part.type == partitions.APP)
+    if vfs_part is not None and not _is_blank(_partition_bytes(data, vfs_part)):
+        vfs = _keep_error(
+            errors, vfs_part.name, littlefs.read_filesystem, _partition_bytes(data, vfs_part)
+        )
+    apps = tuple(_parse_slot(data, part) for part in table if part.type == partition_table.APP)
     for app in apps:
         if app.error is not None:
             errors[app.partition.name] = app.error
     return Flash(
-        len(data), _board(table, len(data)), loader, table, stored, entries, apps, vfs, errors
+        len(data), _find_board(table, len(data)), loader, table, stored, entries, apps, vfs, errors
     )
 
 
@@ -165,15 +180,15 @@ def used_regions(data: Buffer) -> list[tuple[int, int]]:
     return found
 
 
-def _app(data: Buffer, part: Partition) -> AppSlot:
-    if _blank(_cut(data, part)):
+def _parse_slot(data: Buffer, part: Partition) -> AppSlot:
+    if _is_blank(_partition_bytes(data, part)):
         return AppSlot(part, None, None, True)
     errors: dict[str, InputError] = {}
-    found = _try(errors, "app", releases.parse_release, data, part.offset, part.size)
+    found = _keep_error(errors, "app", releases.parse_release, data, part.offset, part.size)
     return AppSlot(part, found, errors.get("app"), False)
 
 
-def _try(errors: dict[str, InputError], name: str, function, *args):
+def _keep_error(errors: dict[str, InputError], name: str, function, *args):
     """Call ``function``; an InputError is kept under ``name``, and None returned."""
     try:
         return function(*args)
@@ -182,15 +197,15 @@ def _try(errors: dict[str, InputError], name: str, function, *args):
         return None
 
 
-def _cut(data: Buffer, part: Partition) -> bytes:
+def _partition_bytes(data: Buffer, part: Partition) -> bytes:
     return bytes(data[part.offset : part.end])
 
 
-def _blank(data: bytes) -> bool:
+def _is_blank(data: bytes) -> bool:
     return data.count(0xFF) == len(data)
 
 
-def _board(table: Table, size: int) -> Board | None:
+def _find_board(table: Table, size: int) -> Board | None:
     for name in boards.board_names():
         board = boards.load_board(name)
         if board.table == table and board.flash_size == size:

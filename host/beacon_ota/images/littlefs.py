@@ -1,7 +1,7 @@
-"""LittleFS: read any image safely, build images that are the same byte for byte each time.
+"""Reads LittleFS images that may be damaged or hostile.
 
-The reader is our own and does not trust what it reads: every block, chain and size is bounded by
-the image, so that an uploaded file can be looked into. The writer is littlefs itself.
+The reader is this project's own: every block, chain and size is bounded by the image, so that an
+uploaded file can be looked into. :mod:`beacon_ota.images.littlefs_writer` builds images.
 
 On disk (version 2): directories are pairs of blocks, of which the newer valid one counts. A
 block is a revision and commits; a commit is tags with data, and a CRC. Tags are XORed with the
@@ -11,7 +11,6 @@ directory, or a chain of blocks, each pointing back (CTZ skip list). Source: lit
 
 import struct
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from beacon_ota.errors import InputError
@@ -21,7 +20,6 @@ MAGIC = b"littlefs"
 MAGIC_OFFSET = 8
 _SHAPE = 24  # offset of block size and count
 VERSION = 0x0002_0000  # on-disk version written, readable by every littlefs 2
-NAME_MAX = 255
 FILES_MAX = 1024
 _SIZES = (512, 4096, 128, 256, 1024, 2048)  # of blocks; the likely ones first
 DEPTH_MAX = 8
@@ -32,9 +30,6 @@ _DIR_STRUCT, _INLINE, _CTZ = 0x200, 0x201, 0x202
 _CREATE, _DELETE = 0x401, 0x4FF
 _HARD_TAIL = 0x601
 _NO_BLOCK = 0xFFFFFFFF
-
-# What MicroPython mounts with: a file inlined for a larger cache could not be read there.
-_READ, _PROGRAM, _CACHE, _LOOKAHEAD = 32, 32, 128, 32
 
 
 class LittlefsError(InputError):
@@ -92,7 +87,7 @@ def filesystem_size(data: Buffer, offset: int = 0) -> int:
     Raises:
         LittlefsError: ``fs_magic``, ``fs_geometry``.
     """
-    block_size, count = _geometry(data, offset)
+    block_size, count = _find_geometry(data, offset)
     return block_size * count
 
 
@@ -103,7 +98,7 @@ def read_filesystem(data: Buffer, offset: int = 0) -> Filesystem:
         LittlefsError: ``fs_magic`` (not LittleFS), ``fs_geometry`` (block size or count make no
             sense, or the image is cut short), ``fs_version``, ``fs_damaged``.
     """
-    block_size, count = _geometry(data, offset)
+    block_size, count = _find_geometry(data, offset)
     if len(data) - offset < block_size * count:
         raise LittlefsError(
             "fs_geometry",
@@ -112,93 +107,11 @@ def read_filesystem(data: Buffer, offset: int = 0) -> Filesystem:
             expected=f"{block_size * count} bytes",
         )
     reader = _Reader(memoryview(data)[offset : offset + block_size * count], block_size)
-    files = reader.tree()
+    files = reader.read_tree()
     return Filesystem(block_size, count, reader.version, files)
 
 
-def build_filesystem(
-    files: Mapping[str, bytes], block_size: int, block_count: int | None = None
-) -> bytes:
-    """Return an image that holds ``files``; the same files give the same bytes.
-
-    Args:
-        files: path → content; folders are made as needed.
-        block_size: bytes, a power of two from 128 to 4096.
-        block_count: blocks; as few as possible by default, in whole units of 4096 bytes.
-
-    Raises:
-        LittlefsError: ``fs_name`` (a path that cannot be stored), ``fs_full``, ``fs_build``.
-    """
-    for path in files:
-        _check_path(path, files)
-    if block_count is not None:
-        return _build(files, block_size, block_count)[0]
-    unit = max(1, 4096 // block_size)
-    # littlefs needs a little room beside what it uses; the loop finds how much.
-    total = sum(map(len, files.values()))
-    count = _up((total * 2 // block_size) + 8 * len(files) + 64, unit)
-    used = _build(files, block_size, count)[1]
-    count = _up(used, unit)
-    while True:
-        try:
-            return _build(files, block_size, count)[0]
-        except LittlefsError:
-            count += unit
-
-
-def _check_path(path: str, files: Mapping[str, bytes]) -> None:
-    parts = path.split("/")
-    if not all(0 < len(part.encode()) <= NAME_MAX for part in parts) or {".", ".."} & {*parts}:
-        raise LittlefsError("fs_name", "not a path for a file", found=path)
-    for depth in range(1, len(parts)):
-        if "/".join(parts[:depth]) in files:
-            raise LittlefsError("fs_name", "a folder has the name of a file", found=path)
-
-
-def _build(files: Mapping[str, bytes], block_size: int, block_count: int) -> tuple[bytes, int]:
-    """Return the image and the number of blocks in use."""
-    from littlefs import LittleFS, LittleFSError
-
-    fs = LittleFS(
-        block_size=block_size,
-        block_count=block_count,
-        disk_version=VERSION,
-        mount=False,
-        read_size=_READ,
-        prog_size=_PROGRAM,
-        cache_size=_CACHE,
-        lookahead_size=_LOOKAHEAD,
-    )
-    try:
-        fs.format()
-        fs.mount()
-        made: set[str] = set()
-        for path in sorted(files):
-            parts = path.split("/")
-            for depth in range(1, len(parts)):
-                folder = "/".join(parts[:depth])
-                if folder not in made:
-                    fs.mkdir(folder)
-                    made.add(folder)
-            with fs.open(path, "wb") as file:
-                file.write(files[path])
-        used = fs.used_block_count
-        fs.unmount()
-        if stored_geometry(fs.context.buffer) != (block_size, block_count):
-            raise LittlefsError("fs_build", "littlefs moved the superblock")
-    except LittleFSError as error:
-        if error.code == LittleFSError.Error.LFS_ERR_NOSPC:
-            raise LittlefsError(
-                "fs_full",
-                "the files do not fit into the filesystem",
-                found=f"{sum(map(len, files.values()))} bytes in {len(files)} files",
-                expected=f"at most {block_size * block_count} bytes, overhead included",
-            ) from error
-        raise LittlefsError("fs_build", f"littlefs refuses: {error}") from error
-    return bytes(fs.context.buffer), used
-
-
-def _geometry(data: Buffer, offset: int) -> tuple[int, int]:
+def _find_geometry(data: Buffer, offset: int) -> tuple[int, int]:
     """Return block size and count, which only the superblock tells.
 
     In a fresh image it lies at a fixed place; one that was written to may hold it anywhere in its
@@ -211,7 +124,7 @@ def _geometry(data: Buffer, offset: int) -> tuple[int, int]:
         blocks = [
             memoryview(data)[offset + at : offset + at + block_size] for at in (0, block_size)
         ]
-        for entry in (entry for block in blocks for entry in _entries(block, block_size)):
+        for entry in (entry for block in blocks for entry in _list_entries(block, block_size)):
             if entry.kind == _SUPERBLOCK and len(entry.data) >= 12:
                 found, count = struct.unpack_from("<II", entry.data, 4)
                 if found == block_size and 2 <= count <= 1 << 20:
@@ -223,10 +136,10 @@ def _geometry(data: Buffer, offset: int) -> tuple[int, int]:
     )
 
 
-def _entries(block: memoryview, block_size: int) -> list["_Entry"]:
+def _list_entries(block: memoryview, block_size: int) -> list["_Entry"]:
     if len(block) < block_size:
         return []
-    directory = _replay(block)
+    directory = _replay_commits(block)
     return directory.entries if directory else []
 
 
@@ -240,50 +153,50 @@ class _Reader:
         self.version = (0, 0)
         self.count = 0
 
-    def tree(self) -> dict[str, bytes]:
+    def read_tree(self) -> dict[str, bytes]:
         files: dict[str, bytes] = {}
-        self.folder((0, 1), "", files)
+        self.read_folder((0, 1), "", files)
         return files
 
-    def folder(self, pair: tuple[int, int], path: str, files: dict[str, bytes]) -> None:
+    def read_folder(self, pair: tuple[int, int], path: str, files: dict[str, bytes]) -> None:
         if path.count("/") > DEPTH_MAX:
-            raise _damaged("folders nest too deep", path)
+            raise _damage_error("folders nest too deep", path)
         following: tuple[int, int] | None = pair
         while following is not None:
-            directory = self.directory(following)
+            directory = self.read_directory(following)
             for entry in directory.entries:
-                self.entry(entry, path, files)
+                self.read_entry(entry, path, files)
             following = directory.tail
 
-    def entry(self, entry: _Entry, path: str, files: dict[str, bytes]) -> None:
+    def read_entry(self, entry: _Entry, path: str, files: dict[str, bytes]) -> None:
         if entry.kind == _SUPERBLOCK:
-            self.superblock(entry)
+            self.check_superblock(entry)
             return
         self.count += 1
         if self.count > FILES_MAX:
-            raise _damaged("too many entries", self.count)
+            raise _damage_error("too many entries", self.count)
         try:
             name = path + entry.name.decode()
         except UnicodeDecodeError:
-            raise _damaged("a name is not text", entry.name.hex()) from None
+            raise _damage_error("a name is not text", entry.name.hex()) from None
         if not entry.name or b"/" in entry.name or b"\0" in entry.name or name in files:
-            raise _damaged("a name is empty, odd or twice there", name)
+            raise _damage_error("a name is empty, odd or twice there", name)
         if entry.kind == _DIRECTORY:
             if entry.struct != _DIR_STRUCT or len(entry.data) != 8:
-                raise _damaged("a folder without blocks", name)
+                raise _damage_error("a folder without blocks", name)
             first, second = struct.unpack("<II", entry.data)
-            self.folder((first, second), name + "/", files)
+            self.read_folder((first, second), name + "/", files)
         elif entry.kind == _REGULAR and entry.struct == _INLINE:
             files[name] = entry.data
         elif entry.kind == _REGULAR and entry.struct == _CTZ and len(entry.data) == 8:
             head, size = struct.unpack("<II", entry.data)
-            files[name] = self.chain(head, size, name)
+            files[name] = self.read_chain(head, size, name)
         else:
-            raise _damaged("an entry of no known kind", name)
+            raise _damage_error("an entry of no known kind", name)
 
-    def superblock(self, entry: _Entry) -> None:
+    def check_superblock(self, entry: _Entry) -> None:
         if entry.name != MAGIC or entry.struct != _INLINE or len(entry.data) < 24:
-            raise _damaged("the superblock is not complete", entry.name)
+            raise _damage_error("the superblock is not complete", entry.name)
         version, block_size = struct.unpack_from("<II", entry.data)
         self.version = version >> 16, version & 0xFFFF
         if self.version[0] != 2:
@@ -291,37 +204,37 @@ class _Reader:
                 "fs_version", "an unknown LittleFS version", found=self.version, expected="2.x"
             )
         if block_size != self.block_size:
-            raise _damaged("two block sizes", block_size)
+            raise _damage_error("two block sizes", block_size)
 
-    def block(self, number: int) -> memoryview:
+    def claim_block(self, number: int) -> memoryview:
         """Return block ``number``, which nothing else may use."""
         if number in self.seen:
-            raise _damaged("a block is used twice", number)
+            raise _damage_error("a block is used twice", number)
         if (number + 1) * self.block_size > len(self.view):
-            raise _damaged("a block outside of the filesystem", number)
+            raise _damage_error("a block outside of the filesystem", number)
         self.seen.add(number)
         return self.view[number * self.block_size : (number + 1) * self.block_size]
 
-    def directory(self, pair: tuple[int, int]) -> _Directory:
+    def read_directory(self, pair: tuple[int, int]) -> _Directory:
         """Return the newest valid state of a pair of blocks."""
-        blocks = [self.block(number) for number in pair]
+        blocks = [self.claim_block(number) for number in pair]
         revisions = [struct.unpack_from("<I", block)[0] for block in blocks]
         if (revisions[1] - revisions[0]) & 0xFFFFFFFF < 0x80000000:
             blocks.reverse()
         for block in blocks:
-            directory = _replay(block)
+            directory = _replay_commits(block)
             if directory is not None:
                 return directory
-        raise _damaged("neither block of a folder is valid", pair)
+        raise _damage_error("neither block of a folder is valid", pair)
 
-    def chain(self, head: int, size: int, name: str) -> bytes:
+    def read_chain(self, head: int, size: int, name: str) -> bytes:
         """Collect a file from its last block (``head``) to its first."""
         if not 0 < size <= len(self.view):
-            raise _damaged("a file is larger than the filesystem", name)
+            raise _damage_error("a file is larger than the filesystem", name)
         index = _last_index(size, self.block_size)
         parts: list[bytes] = []
         while index >= 0:
-            block = self.block(head)
+            block = self.claim_block(head)
             skip = 4 * ((index & -index).bit_length()) if index else 0
             parts.append(bytes(block[skip:]))
             head = struct.unpack_from("<I", block)[0]
@@ -329,11 +242,11 @@ class _Reader:
         parts.reverse()
         data = b"".join(parts)
         if len(data) < size:
-            raise _damaged("a file's blocks are too few", name)
+            raise _damage_error("a file's blocks are too few", name)
         return data[:size]
 
 
-def _replay(block: memoryview) -> _Directory | None:
+def _replay_commits(block: memoryview) -> _Directory | None:
     """Apply the commits of a block, up to the last whose CRC is right; None without any."""
     directory = _Directory()
     pending: list[tuple[int, int, bytes]] = []
@@ -356,7 +269,7 @@ def _replay(block: memoryview) -> _Directory | None:
             if length < 4 or struct.unpack_from("<I", data)[0] != crc ^ 0xFFFFFFFF:
                 break
             room = len(block) // 8  # entries a block can hold: each takes a name and a struct
-            if not all(_apply(directory, room, *change) for change in pending):
+            if not all(_apply_tag(directory, room, *change) for change in pending):
                 return None
             whole, pending, crc = True, [], 0
             before ^= (kind & 1) << 31
@@ -366,7 +279,7 @@ def _replay(block: memoryview) -> _Directory | None:
     return directory if whole else None
 
 
-def _apply(directory: _Directory, room: int, kind: int, number: int, data: bytes) -> bool:
+def _apply_tag(directory: _Directory, room: int, kind: int, number: int, data: bytes) -> bool:
     """Apply one tag; False when it makes no sense."""
     entries, group = directory.entries, kind & 0x700
     if kind == _CREATE:
@@ -404,9 +317,5 @@ def _last_index(size: int, block_size: int) -> int:
     return (at - 4 * ((index - 1).bit_count() + 2)) // room
 
 
-def _up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
-
-
-def _damaged(what: str, found: object) -> LittlefsError:
+def _damage_error(what: str, found: object) -> LittlefsError:
     return LittlefsError("fs_damaged", f"the filesystem is damaged: {what}", found=found)

@@ -58,7 +58,7 @@ class Entry:
         return not self.rejected and self.crc == sequence_crc(self.seq)
 
     @property
-    def marks(self) -> int:
+    def trial_boots(self) -> int:
         """Trial boots that stage 0 has counted in the label."""
         return sum(byte != 0xFF for byte in self.label[: TRIALS - 1])
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from beacon_ota.errors import InputError
-from beacon_ota.images import Buffer, appfs, esp, littlefs
+from beacon_ota.images import Buffer, appfs, esp, littlefs, littlefs_writer
 from beacon_ota.images.appfs import AppError, AppInfo
-from beacon_ota.images.esp import AppImage
+from beacon_ota.images.esp_format import AppImage
 from beacon_ota.wire import versions
 
 SECTOR = 4096
@@ -120,7 +120,7 @@ def renumber_release(
     if keys is not None:
         files[appfs.KEYS] = keys
     core = bytes(data[: found.core.length])
-    return join_core_and_app(core, littlefs.build_filesystem(files, appfs.BLOCK))
+    return join_core_and_app(core, littlefs_writer.build_filesystem(files, appfs.BLOCK))
 
 
 def parse_release(data: Buffer, offset: int = 0, size: int | None = None) -> Release:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from beacon_ota.errors import UsageError
-from beacon_ota.images import nvs
+from beacon_ota.images import nvs_format
 from beacon_ota.images.appfs import AppError, check_version
 from beacon_ota.wire import auth, url
 from beacon_ota.wire.shapes import is_hex
@@ -30,16 +30,16 @@ def parse_settings(values: Mapping[str, str]) -> dict[str, int | bytes]:
     """
     found: dict[str, int | bytes] = {}
     for key in sorted(values):
-        nvs.check_key(key)
+        nvs_format.check_key(key)
         try:
-            found[key] = _KNOWN.get(key, _free)(values[key])
+            found[key] = _CHECKS.get(key, _parse_free)(values[key])
         except ValueError as error:
             found_value = None if key in SECRETS else values[key][:80]
             raise UsageError("setting_value", f"{key}: {error}", found=found_value) from None
     return found
 
 
-def _text(low: int, high: int) -> _Check:
+def _text_check(low: int, high: int) -> _Check:
     def check(value: str) -> bytes:
         data = value.encode()
         if not low <= len(data) <= high:
@@ -49,7 +49,7 @@ def _text(low: int, high: int) -> _Check:
     return check
 
 
-def _bytes(size: int) -> _Check:
+def _hex_check(size: int) -> _Check:
     def check(value: str) -> bytes:
         if not is_hex(value.lower(), 2 * size):
             raise ValueError(f"{2 * size} hexadecimal digits")
@@ -58,7 +58,7 @@ def _bytes(size: int) -> _Check:
     return check
 
 
-def _number(low: int, high: int) -> _Check:
+def _number_check(low: int, high: int) -> _Check:
     def check(value: str) -> int:
         number = int(value, 0)
         if not low <= number <= high:
@@ -68,7 +68,7 @@ def _number(low: int, high: int) -> _Check:
     return check
 
 
-def _ssid(value: str) -> bytes:
+def _parse_ssid(value: str) -> bytes:
     """Read a network's name: text, ``hex:…``, or an argument of bytes that are no text."""
     kind, colon, rest = value.partition(":")
     data = bytes.fromhex(rest) if colon and kind == "hex" else os.fsencode(value)
@@ -77,13 +77,13 @@ def _ssid(value: str) -> bytes:
     return data
 
 
-def _password(value: str) -> bytes:
+def _parse_password(value: str) -> bytes:
     if value and not 8 <= len(value.encode()) <= 63 and not is_hex(value.lower(), 64):
         raise ValueError("empty for an open network, 8 to 63 bytes, or 64 hexadecimal digits")
     return value.encode()
 
 
-def _url(value: str) -> bytes:
+def _parse_url(value: str) -> bytes:
     try:
         tls, host, port = url.parse_url(value.strip())
     except ValueError as error:
@@ -91,19 +91,19 @@ def _url(value: str) -> bytes:
     return f"{'https' if tls else 'http'}://{host}:{port}".encode()
 
 
-def _identifier(value: str) -> bytes:
+def _parse_identifier(value: str) -> bytes:
     if not auth.is_valid_id(value):
         raise ValueError(f"1 to {auth.MAX_ID} of A-Z a-z 0-9 . _ -")
     return value.encode()
 
 
-def _channel(value: str) -> bytes:
+def _parse_channel(value: str) -> bytes:
     if value not in ("stable", "beta"):
         raise ValueError("stable or beta")
     return value.encode()
 
 
-def _window(value: str) -> bytes:
+def _parse_window(value: str) -> bytes:
     start, dash, end = value.partition("-")
     if not dash or start == end or not all(map(_is_time, (start, end))):
         raise ValueError("HH:MM-HH:MM, e.g. 03:00-05:00")
@@ -121,7 +121,7 @@ def _is_time(text: str) -> bool:
     )
 
 
-def _version(value: str) -> bytes:
+def _parse_version(value: str) -> bytes:
     try:
         check_version(value)
     except AppError as error:
@@ -129,41 +129,41 @@ def _version(value: str) -> bytes:
     return value.encode()
 
 
-def _record(value: str) -> bytes:
+def _parse_record(value: str) -> bytes:
     if not isinstance(json.loads(value), dict) or len(value.encode()) > RECORD_MAX:
         raise ValueError(f"a JSON object of at most {RECORD_MAX} bytes")
     return value.encode()
 
 
-def _free(value: str) -> int | bytes:
+def _parse_free(value: str) -> int | bytes:
     kind, colon, rest = value.partition(":")
     if colon and kind == "hex":
         return bytes.fromhex(rest)
     if colon and kind == "i32":
-        return _number(-(1 << 31), (1 << 31) - 1)(rest)
+        return _number_check(-(1 << 31), (1 << 31) - 1)(rest)
     return value.encode()
 
 
-_KNOWN: dict[str, _Check] = {
-    "wifi_ssid": _ssid,
-    "wifi_pass": _password,
-    "wifi2_ssid": _ssid,
-    "wifi2_pass": _password,
-    "orch_url": _url,
-    "beacon_key": _bytes(32),
-    "fleet_key": _bytes(16),
-    "beacon_id": _identifier,
-    "site": _text(1, 64),
-    "window": _window,
-    "utc_off": _number(-12 * 60, 14 * 60),
-    "channel": _channel,
-    "floor": _version,
-    "policy": _record,
-    "ibeacon": _bytes(20),
-    "pin_w": _bytes(160),
-    "pop": _text(8, 64),
-    "ble": _number(0, 2),
-    "crashes": _number(0, (1 << 31) - 1),
-    "bad_slot": _number(0, 0xFFFF),
-    "jrn_ack": _number(0, (1 << 31) - 1),
+_CHECKS: dict[str, _Check] = {
+    "wifi_ssid": _parse_ssid,
+    "wifi_pass": _parse_password,
+    "wifi2_ssid": _parse_ssid,
+    "wifi2_pass": _parse_password,
+    "orch_url": _parse_url,
+    "beacon_key": _hex_check(32),
+    "fleet_key": _hex_check(16),
+    "beacon_id": _parse_identifier,
+    "site": _text_check(1, 64),
+    "window": _parse_window,
+    "utc_off": _number_check(-12 * 60, 14 * 60),
+    "channel": _parse_channel,
+    "floor": _parse_version,
+    "policy": _parse_record,
+    "ibeacon": _hex_check(20),
+    "pin_w": _hex_check(160),
+    "pop": _text_check(8, 64),
+    "ble": _number_check(0, 2),
+    "crashes": _number_check(0, (1 << 31) - 1),
+    "bad_slot": _number_check(0, 0xFFFF),
+    "jrn_ack": _number_check(0, (1 << 31) - 1),
 }

@@ -8,7 +8,7 @@ import hashlib
 import struct
 
 from beacon_ota.errors import UsageError
-from beacon_ota.images import esp
+from beacon_ota.images import esp_format
 
 SIZE_MIN = 2048
 SIZE_MAX = 8 << 20
@@ -39,7 +39,7 @@ def app_image(
         )
     description = struct.pack(
         "<II8x32s32s16s16s32s32sHHB3x72x",
-        esp.DESCRIPTOR_MAGIC,
+        esp_format.DESCRIPTOR_MAGIC,
         0,
         version.encode()[:31],
         project.encode()[:31],
@@ -55,14 +55,14 @@ def app_image(
     rest = (size // 16 * 16 - 32 - 24 - 32 - 4) // 4 * 4 - 2 * _RAM - len(description)
     text = text.ljust((len(text) + 3) // 4 * 4, b"\0")
     code = (rest - len(text)) // 8 * 4
-    data = description + text + _noise(seed + "data", rest - len(text) - code)
-    return _image(
+    data = description + text + _fill_bytes(seed + "data", rest - len(text) - code)
+    return _join_segments(
         0x40380000,
         [
             (0x3C000020, data),
-            (0x3FC90000, _noise(seed + "dram", _RAM)),
-            (None, _noise(seed + "code", code)),
-            (0x40380000, _noise(seed + "iram", _RAM)),
+            (0x3FC90000, _fill_bytes(seed + "dram", _RAM)),
+            (None, _fill_bytes(seed + "code", code)),
+            (0x40380000, _fill_bytes(seed + "iram", _RAM)),
         ],
     )
 
@@ -70,34 +70,46 @@ def app_image(
 def bootloader_image(seed: str = "") -> bytes:
     """Return a bootloader image of 2–3 KB."""
     description = struct.pack(
-        "<B3xI32s24s16x", esp.BOOTLOADER_MAGIC, 1, b"v5.5.1", b"Jan  1 2000 00:00:00"
+        "<B3xI32s24s16x", esp_format.BOOTLOADER_MAGIC, 1, b"v5.5.1", b"Jan  1 2000 00:00:00"
     )
-    return _image(
+    return _join_segments(
         0x403CBF10,
         [
-            (0x3FCD5820, description + _noise(seed + "rodata", 512)),
-            (0x403CBF10, _noise(seed + "loader", 512)),
-            (0x403CE710, _noise(seed + "text", 1024)),
+            (0x3FCD5820, description + _fill_bytes(seed + "rodata", 512)),
+            (0x403CBF10, _fill_bytes(seed + "loader", 512)),
+            (0x403CE710, _fill_bytes(seed + "text", 1024)),
         ],
     )
 
 
-def _image(entry: int, segments: list[tuple[int | None, bytes]]) -> bytes:
+def _join_segments(entry: int, segments: list[tuple[int | None, bytes]]) -> bytes:
     """Join segments; an address of None is flash-mapped code wherever it lies."""
     out = bytearray(
-        esp.HEADER.pack(
-            esp.MAGIC, len(segments), 2, 0x2F, entry, 0xEE, b"", esp.CHIP_C3, 3, 3, 199, b"", 1
+        esp_format.HEADER.pack(
+            esp_format.MAGIC,
+            len(segments),
+            2,
+            0x2F,
+            entry,
+            0xEE,
+            b"",
+            esp_format.CHIP_C3,
+            3,
+            3,
+            199,
+            b"",
+            1,
         )
     )
     checksum = 0xEF
     for address, data in segments:
         if address is None:
-            address = 0x42000000 + (len(out) + 8) % esp.PAGE
+            address = 0x42000000 + (len(out) + 8) % esp_format.PAGE
         out += struct.pack("<II", address, len(data)) + data
-        checksum ^= esp.xor_bytes(data)
+        checksum ^= esp_format.xor_bytes(data)
     out += bytes(15 - len(out) % 16) + bytes([checksum])
     return bytes(out) + hashlib.sha256(out).digest()
 
 
-def _noise(seed: str, size: int) -> bytes:
+def _fill_bytes(seed: str, size: int) -> bytes:
     return hashlib.shake_128(seed.encode()).digest(size)

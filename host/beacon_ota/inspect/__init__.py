@@ -1,1 +1,1 @@
-"""Reads any file of the pipeline, and says what is in it."""
+"""Inspects any file of the pipeline: its kind, its parts, findings."""

@@ -1,4 +1,4 @@
-"""Say what a file is and what is good and bad about it, to a person and to a script."""
+"""Identifies a file of the pipeline and reports its parts and defects."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,16 +10,19 @@ from beacon_ota.images import (
     boards,
     combined,
     esp,
+    esp_format,
     flash,
     littlefs,
     nvs,
+    nvs_format,
     otadata,
+    partition_table,
     partitions,
     release,
 )
-from beacon_ota.images.partitions import TABLE_OFFSET, Table
-from beacon_ota.inspect import facts
-from beacon_ota.inspect.facts import BAD, GOOD, NOTE, WARN, InspectionReport, Json
+from beacon_ota.images.partition_table import TABLE_OFFSET, Table
+from beacon_ota.inspect import describe
+from beacon_ota.inspect.report import BAD, GOOD, NOTE, WARN, InspectionReport, Json
 
 _TEXT_MAX = 64 * 1024  # bytes of a CSV
 
@@ -32,7 +35,7 @@ def identify_kind(data: Buffer) -> str:
         table = _parse_table(data)
         whole = table is None or table.otadata is not None or len(data) >= table.end
         return "flash image" if whole else "combined image"
-    if len(data) and data[0] == esp.MAGIC:
+    if len(data) and data[0] == esp_format.MAGIC:
         return _identify_image(data)
     if littlefs.is_littlefs(data):
         return "littlefs"
@@ -40,9 +43,10 @@ def identify_kind(data: Buffer) -> str:
         _is_plausible(entry) for entry in otadata.parse_entries(data)
     ):
         return "otadata"
-    if len(data) and not len(data) % nvs.PAGE:
+    if len(data) and not len(data) % nvs_format.PAGE:
         headers = [
-            nvs.parse_header(bytes(data[at : at + 64])) for at in range(0, len(data), nvs.PAGE)
+            nvs_format.parse_header(bytes(data[at : at + 64]))
+            for at in range(0, len(data), nvs_format.PAGE)
         ]
         if any(header.ok for header in headers):
             return "nvs"
@@ -52,13 +56,13 @@ def identify_kind(data: Buffer) -> str:
 
 
 def inspect_file(data: Buffer, *, secrets: bool = False) -> InspectionReport:
-    """Look into a file.
+    """Inspect a file.
 
     Args:
         secrets: show passwords and keys.
 
     Raises:
-        InputError: ``image_unknown``: nothing we know.
+        InputError: ``image_unknown``: no known kind of file.
     """
     kind = identify_kind(data)
     report = InspectionReport(kind, len(data), hashlib.sha256(data).hexdigest())
@@ -101,38 +105,38 @@ def _is_plausible(entry: otadata.Entry) -> bool:
 def _parse_csv(data: Buffer) -> Table | None:
     try:
         return partitions.parse_csv(bytes(data[:_TEXT_MAX]).decode())
-    except (UnicodeDecodeError, partitions.PartitionError):
+    except (UnicodeDecodeError, partition_table.PartitionError):
         return None
 
 
 def _parse_table(data: Buffer) -> Table | None:
     try:
         return partitions.parse_bin(data, offset=TABLE_OFFSET)
-    except partitions.PartitionError:
+    except partition_table.PartitionError:
         return None
 
 
 def _describe_app(report: InspectionReport, data: Buffer, secrets: bool) -> None:
     core = esp.parse_app_image(data)
-    report.facts["core"] = facts.describe_core(report, core)
+    report.facts["core"] = describe.describe_core(report, core)
     report.add_finding(GOOD, "image", "checksum and SHA-256 match")
     if core.length != len(data):
         report.add_finding(NOTE, "trailing", f"{len(data) - core.length:,} bytes follow the image")
     report.add_finding(
         NOTE, "app_missing", "a core alone: beacon-ota image build makes a release of it"
     )
-    facts.check_fit(report, core.length)
+    describe.check_fit(report, core.length)
 
 
 def _describe_bootloader(report: InspectionReport, data: Buffer, secrets: bool) -> None:
-    report.facts["bootloader"] = facts.describe_bootloader(esp.parse_bootloader(data))
+    report.facts["bootloader"] = describe.describe_bootloader(esp.parse_bootloader(data))
     report.add_finding(GOOD, "image", "checksum and SHA-256 match")
 
 
 def _describe_release(report: InspectionReport, data: Buffer, secrets: bool) -> None:
     found = release.parse_release(data)
-    report.facts["core"] = facts.describe_core(report, found.core)
-    report.facts["release"] = facts.describe_release(report, found, "")
+    report.facts["core"] = describe.describe_core(report, found.core)
+    report.facts["release"] = describe.describe_release(report, found, "")
     report.add_finding(GOOD, "image", "core and app are whole and belong together")
     try:
         board = boards.board_for_device_type(found.info.device_type)
@@ -150,39 +154,39 @@ def _describe_release(report: InspectionReport, data: Buffer, secrets: bool) -> 
 
 def _describe_combined(report: InspectionReport, data: Buffer, secrets: bool) -> None:
     core = combined.split_image(data)
-    report.facts["table"] = facts.describe_partitions(
+    report.facts["table"] = describe.describe_partitions(
         partitions.parse_bin(data, offset=TABLE_OFFSET)
     )
-    report.facts["core"] = facts.describe_core(report, core.image)
+    report.facts["core"] = describe.describe_core(report, core.image)
     if core.bootloader_image is not None:
-        report.facts["bootloader"] = facts.describe_bootloader(core.bootloader_image)
+        report.facts["bootloader"] = describe.describe_bootloader(core.bootloader_image)
     report.add_finding(GOOD, "image", "bootloader and core are whole")
     report.add_finding(
         NOTE, "combined", "its own partition table is not used; --core takes it as it is"
     )
-    facts.check_fit(report, core.image.length)
+    describe.check_fit(report, core.image.length)
 
 
 def _describe_flash(report: InspectionReport, data: Buffer, secrets: bool) -> None:
     found = flash.parse_flash(data)
     report.facts["board"] = found.board.name if found.board else None
-    report.facts["table"] = facts.describe_partitions(found.table)
+    report.facts["table"] = describe.describe_partitions(found.table)
     if found.board is None:
         report.add_finding(
             NOTE, "board_unknown", "no board here has this partition table and flash size"
         )
     if found.bootloader is not None:
-        report.facts["bootloader"] = facts.describe_bootloader(found.bootloader)
-    boots = facts.check_boot(report, data)
+        report.facts["bootloader"] = describe.describe_bootloader(found.bootloader)
+    boots = describe.check_boot(report, data)
     if found.otadata is not None:
-        report.facts["otadata"] = facts.describe_otadata(
+        report.facts["otadata"] = describe.describe_otadata(
             report, found.otadata, len(found.table.slots)
         )
     report.facts["apps"] = [_describe_slot(report, app, boots) for app in found.apps]
     if found.settings is not None:
-        report.facts["settings"] = facts.describe_settings(report, found.settings, secrets)
+        report.facts["settings"] = describe.describe_settings(report, found.settings, secrets)
     if found.vfs is not None:
-        report.facts["vfs"] = facts.describe_filesystem(found.vfs)
+        report.facts["vfs"] = describe.describe_filesystem(found.vfs)
         if found.vfs.files != flash.stage0_files():
             report.add_finding(
                 NOTE, "stage0", "the vfs holds other files than this version's stage 0"
@@ -196,13 +200,13 @@ def _describe_flash(report: InspectionReport, data: Buffer, secrets: bool) -> No
 
 
 def _describe_slot(report: InspectionReport, app: flash.AppSlot, boots: str | None) -> Json:
-    """Describe an app partition; what is in a slot that does not boot may be half a download."""
+    """Describe an app partition; a slot that does not boot may hold half a download."""
     name = app.partition.name
     row: Json = {"partition": name, "blank": app.blank, "boots": name == boots}
     if app.error is not None:
         report.add_error(name, app.error, WARN if boots not in (None, name) else BAD)
     if app.release is not None:
-        row["release"] = facts.describe_release(report, app.release, f"{name}: ")
+        row["release"] = describe.describe_release(report, app.release, f"{name}: ")
         row["interpreter"] = app.release.core.interpreter
         info = app.release.info
         report.add_finding(GOOD, "release", f"{name}: {info.device_type} {info.version}")
@@ -212,7 +216,7 @@ def _describe_slot(report: InspectionReport, app: flash.AppSlot, boots: str | No
 def _describe_table(report: InspectionReport, data: Buffer, secrets: bool) -> None:
     binary = report.kind == "partition table"
     table = partitions.parse_bin(data) if binary else partitions.parse_csv(bytes(data).decode())
-    report.facts["table"] = facts.describe_partitions(table)
+    report.facts["table"] = describe.describe_partitions(table)
     report.facts["flash"] = table.end
     report.add_finding(GOOD, "table", "keeps all rules of ESP-IDF")
     if not table.slots or table.otadata is None:
@@ -220,21 +224,21 @@ def _describe_table(report: InspectionReport, data: Buffer, secrets: bool) -> No
 
 
 def _describe_nvs(report: InspectionReport, data: Buffer, secrets: bool) -> None:
-    report.facts["settings"] = facts.describe_settings(report, nvs.read_partition(data), secrets)
+    report.facts["settings"] = describe.describe_settings(report, nvs.read_partition(data), secrets)
 
 
 def _describe_littlefs(report: InspectionReport, data: Buffer, secrets: bool) -> None:
     found = littlefs.read_filesystem(data)
-    report.facts["filesystem"] = facts.describe_filesystem(found)
+    report.facts["filesystem"] = describe.describe_filesystem(found)
     if appfs.INFO in found.files:
         report.kind = "app filesystem"
         info = appfs.AppInfo.parse(found.files[appfs.INFO])
-        report.facts["info"] = facts.describe_app_info(report, info, "")
+        report.facts["info"] = describe.describe_app_info(report, info, "")
     report.add_finding(GOOD, "littlefs", "all files can be read")
 
 
 def _describe_otadata(report: InspectionReport, data: Buffer, secrets: bool) -> None:
-    report.facts["otadata"] = facts.describe_otadata(report, otadata.parse_entries(data), 2)
+    report.facts["otadata"] = describe.describe_otadata(report, otadata.parse_entries(data), 2)
 
 
 _DESCRIBE: dict[str, Callable[[InspectionReport, Buffer, bool], None]] = {

@@ -51,7 +51,7 @@ class Row:
     line: int
     beacon: str
     secret: Secret = field(repr=False)
-    wanted: DesiredConfig = field(repr=False)
+    desired: DesiredConfig = field(repr=False)
 
 
 @dataclass
@@ -98,7 +98,9 @@ def parse_rows(
         InputError: ``batch_columns``, ``batch_row`` (with the line), ``batch_empty``.
     """
     text = text.removeprefix("\ufeff")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=_find_delimiter(text), strict=True
+    )
     try:
         unknown = set(reader.fieldnames or ()) - {*COLUMNS, *IGNORED}
         if "beacon" not in (reader.fieldnames or ()) or unknown:
@@ -112,7 +114,7 @@ def parse_rows(
         seen: dict[str, int] = {}
         proofs: dict[bytes, int] = {}
         for fields in reader:
-            row = _row(reader.line_num, fields, common, creds, bound)
+            row = _parse_row(reader.line_num, fields, common, creds, bound)
             if (first := seen.setdefault(row.beacon.upper(), row.line)) != row.line:
                 raise InputError(
                     "batch_row", f"line {row.line}: {row.beacon} is in line {first} already"
@@ -135,7 +137,7 @@ def parse_rows(
     return rows
 
 
-def _row(
+def _parse_row(
     line: int,
     fields: Mapping[str, str | None],
     common: Mapping[str, str | None],
@@ -175,7 +177,7 @@ def _row(
     return Row(line, beacon, secret, DesiredConfig(networks[0], config, tags, creds, bound, board))
 
 
-def _delimiter(text: str) -> str:
+def _find_delimiter(text: str) -> str:
     """Return what separates the columns: spreadsheets write what their country's lists have."""
     header = text.partition("\n")[0]
     return max(",;\t", key=header.count)
@@ -205,12 +207,12 @@ async def provision_rows(
     *,
     jobs: int = 1,
     search_s: float = 15.0,
-    online_s: float = flow.ONLINE_S,
+    online_s: float = flow.ONLINE_TIMEOUT_S,
     attempts: int = flow.ATTEMPTS,
     pace: float = 1,
-    begun: Callable[[Row], None] = lambda row: None,
-    tell: Callable[[Row, str, str], None] = lambda row, step, detail: None,
-    done: Callable[[RowResult], None] = lambda done: None,
+    on_start: Callable[[Row], None] = lambda row: None,
+    on_step: Callable[[Row, str, str], None] = lambda row, step, detail: None,
+    on_result: Callable[[RowResult], None] = lambda done: None,
 ) -> list[RowResult]:
     """Provision all of them; one that fails stops no other.
 
@@ -223,28 +225,28 @@ async def provision_rows(
     """
     turn = asyncio.Semaphore(jobs)
 
-    async def one(row: Row) -> RowResult:
+    async def provision_row(row: Row) -> RowResult:
         async with turn:
-            begun(row)
-            found = await _one(
+            on_start(row)
+            found = await _provision_row(
                 row,
                 radio,
                 registry,
                 search_s,
                 {
-                    "tell": lambda step, detail: tell(row, step, detail),
+                    "tell": lambda step, detail: on_step(row, step, detail),
                     "online_s": online_s,
                     "attempts": attempts,
                     "pace": pace,
                 },
             )
-            done(found)
+            on_result(found)
             return found
 
-    return await asyncio.gather(*map(one, rows))
+    return await asyncio.gather(*map(provision_row, rows))
 
 
-async def _one(
+async def _provision_row(
     row: Row,
     radio: RadioSelection,
     registry: Registry | None,
@@ -266,7 +268,7 @@ async def _one(
             sighting,
             radio,
             flow.fixed_secret(row.secret),
-            row.wanted,
+            row.desired,
             registry,
             **options,
         )

@@ -26,18 +26,18 @@ from beacon_ota.wire.blufi_names import error_name, reason_name, type_name
 if TYPE_CHECKING:
     from bleak.backends.device import BLEDevice
 
-ANSWER_S = 10.0  # for anything that takes the beacon no thought
-THOUGHT_S = 20.0  # for its part of the exchange
-TURN_S = 60.0  # until those who came before have had their time, and proved nothing
-SCAN_S = 25.0
-JOIN_S = 60.0  # for a network, attempts and DHCP included
-ONLINE_S = 90.0  # for the first authenticated poll
+ANSWER_TIMEOUT_S = 10.0  # for anything that takes the beacon no thought
+EXCHANGE_TIMEOUT_S = 20.0  # for its part of the exchange
+QUEUE_TIMEOUT_S = 60.0  # until those who came before have had their time, and proved nothing
+SCAN_TIMEOUT_S = 25.0
+JOIN_TIMEOUT_S = 60.0  # for a network, attempts and DHCP included
+ONLINE_TIMEOUT_S = 90.0  # for the first authenticated poll
 
 _BURST = 8  # packets in a row
 _WANTS_ACK = 0x08
 
-_WRONG = ("wrong_password", "handshake_timeout")
-_UNSEEN = ("no_such_network", "beacon_timeout", "incompatible_security", "weak_signal")
+_WRONG_PASSWORD_REASONS = ("wrong_password", "handshake_timeout")
+_NOT_FOUND_REASONS = ("no_such_network", "beacon_timeout", "incompatible_security", "weak_signal")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class WifiReport:
     reason: str = ""
 
 
-_WORDS = {
+_WIFI_STATES = {
     wifi.CONNECTED: "connected",
     wifi.FAILED: "failed",
     wifi.CONNECTING: "connecting",
@@ -93,7 +93,7 @@ class BlufiClient:
         self._link = blufi.Link(False)
         self._sealed = self._transmitting = False
         self.state = StateReport()
-        self.report: WifiReport | None = None
+        self.wifi_report: WifiReport | None = None
 
     async def __aenter__(self) -> Self:
         await self._gatt.__aenter__()
@@ -103,7 +103,7 @@ class BlufiClient:
     async def __aexit__(self, *_: object) -> None:
         if not self._gatt.gone and self._sealed:
             try:
-                await self._send(blufi.DISCONNECT_BLE)
+                await self._send_message(blufi.DISCONNECT_BLE)
             except ReachError:
                 pass  # it was faster
         await self._gatt.__aexit__()
@@ -112,10 +112,10 @@ class BlufiClient:
 
     async def protocol_version(self) -> tuple[int, int]:
         """Return the version of BluFi that the beacon speaks."""
-        await self._send(blufi.GET_VERSION)
-        data = (await self._expect(blufi.VERSION, ANSWER_S)).data
+        await self._send_message(blufi.GET_VERSION)
+        data = (await self._expect_message(blufi.VERSION, ANSWER_TIMEOUT_S)).data
         if len(data) != 2:
-            raise self._nonsense(f"a version of {len(data)} bytes")
+            raise self._protocol_error(f"a version of {len(data)} bytes")
         return data[0], data[1]
 
     async def prove_secret(self, *, pin: str | None = None, pop: bytes | None = None) -> None:
@@ -128,15 +128,15 @@ class BlufiClient:
             InputError: ``ec1_…`` or ``blufi_…``: it does not follow the protocol.
         """
         exchange = Initiator(self.name.encode(), pin=pin, pop=pop)
-        await self._send(blufi.NEGOTIATE, await asyncio.to_thread(exchange.hello))
-        message = await self._negotiated(THOUGHT_S + TURN_S)
-        await self._send(blufi.NEGOTIATE, await asyncio.to_thread(exchange.answer, message))
-        records = exchange.finish(await self._negotiated())
+        await self._send_message(blufi.NEGOTIATE, await asyncio.to_thread(exchange.hello))
+        message = await self._expect_negotiation(EXCHANGE_TIMEOUT_S + QUEUE_TIMEOUT_S)
+        await self._send_message(blufi.NEGOTIATE, await asyncio.to_thread(exchange.answer, message))
+        records = exchange.finish(await self._expect_negotiation())
         self._link.protect(SEALED, records)
         self._sealed = True
 
-    async def _negotiated(self, seconds: float = THOUGHT_S) -> bytes:
-        return (await self._expect(blufi.NEGOTIATE, seconds)).data
+    async def _expect_negotiation(self, seconds: float = EXCHANGE_TIMEOUT_S) -> bytes:
+        return (await self._expect_message(blufi.NEGOTIATE, seconds)).data
 
     # -- requests
 
@@ -146,23 +146,23 @@ class BlufiClient:
         Raises:
             ReachError: ``wifi_scan``: it cannot look at the moment.
         """
-        await self._send(blufi.GET_LIST)
-        message = await self._expect(blufi.LIST, SCAN_S)
+        await self._send_message(blufi.GET_LIST)
+        message = await self._expect_message(blufi.LIST, SCAN_TIMEOUT_S)
         try:
             return wifi.parse_list(message.data)
         except blufi.BlufiError:
-            raise self._nonsense("a malformed list of networks") from None
+            raise self._protocol_error("a malformed list of networks") from None
 
     async def wifi_status(self) -> WifiReport:
         """Return how it stands with its WiFi."""
-        await self._send(blufi.GET_STATUS)
-        await self._expect(blufi.REPORT, ANSWER_S)
-        assert self.report is not None
-        return self.report
+        await self._send_message(blufi.GET_STATUS)
+        await self._expect_message(blufi.REPORT, ANSWER_TIMEOUT_S)
+        assert self.wifi_report is not None
+        return self.wifi_report
 
     async def query_state(self) -> StateReport:
         """Return what the beacon says of itself."""
-        return await self._custom(tlv.QUERY, {})
+        return await self._exchange_custom(tlv.QUERY, {})
 
     async def configure(self, **fields: Any) -> StateReport:
         """Give settings; fields by the names and types of CONFIG in ``wire/tlv.py``.
@@ -170,28 +170,28 @@ class BlufiClient:
         Raises:
             InputError: ``setting_refused``: the beacon will not have one of them; it took none.
         """
-        return await self._custom(tlv.CONFIG, fields)
+        return await self._exchange_custom(tlv.CONFIG, fields)
 
     async def replace_credentials(self, creds: bytes) -> StateReport:
         """Replace what opens the door: ids of 4 and secrets of 16 bytes, in turn."""
-        return await self._custom(tlv.CREDENTIALS, {"creds": creds})
+        return await self._exchange_custom(tlv.CREDENTIALS, {"creds": creds})
 
     async def forget(self) -> StateReport:
         """Have the beacon forget what it was given; it resets a second later."""
-        return await self._custom(tlv.FORGET, {})
+        return await self._exchange_custom(tlv.FORGET, {})
 
-    async def _custom(self, kind: int, fields: dict[str, Any]) -> StateReport:
+    async def _exchange_custom(self, kind: int, fields: dict[str, Any]) -> StateReport:
         try:
             data = tlv.encode_message(kind, fields)
         except tlv.MalformedMessage as error:
             raise InputError("setting_value", f"{error.field}: {error.what}") from None
-        await self._send(blufi.CUSTOM, data)
-        await self._expect(blufi.CUSTOM, ANSWER_S)
+        await self._send_message(blufi.CUSTOM, data)
+        await self._expect_message(blufi.CUSTOM, ANSWER_TIMEOUT_S)
         if self.state.refused:
-            raise self._refused()
+            raise self._setting_refused()
         return self.state
 
-    def _refused(self) -> InputError:
+    def _setting_refused(self) -> InputError:
         return InputError(
             "setting_refused",
             f"{self.name} refuses {self.state.refused}: nothing of that message was stored",
@@ -205,8 +205,8 @@ class BlufiClient:
         ssid: bytes,
         password: bytes = b"",
         *,
-        tell: Callable[[WifiReport], None] = lambda report: None,
-        seconds: float = JOIN_S,
+        on_report: Callable[[WifiReport], None] = lambda report: None,
+        seconds: float = JOIN_TIMEOUT_S,
     ) -> WifiReport:
         """Have the beacon join a network; it stores it once that has worked.
 
@@ -219,32 +219,32 @@ class BlufiClient:
             InputError: ``setting_refused``: the network works, but cannot be stored.
         """
         self.state = replace(self.state, refused="")
-        await self._send(blufi.SET_OPMODE, bytes((wifi.OPMODE_STA,)))
-        await self._send(blufi.STA_SSID, ssid)
-        await self._send(blufi.STA_PASSWORD, password)
-        await self._send(blufi.CONNECT)
+        await self._send_message(blufi.SET_OPMODE, bytes((wifi.OPMODE_STA,)))
+        await self._send_message(blufi.STA_SSID, ssid)
+        await self._send_message(blufi.STA_PASSWORD, password)
+        await self._send_message(blufi.CONNECT)
         end = time.monotonic() + seconds
         while True:
-            await self._expect(blufi.REPORT, end - time.monotonic(), code="wifi_timeout")
-            assert self.report is not None
-            tell(self.report)
-            if self.report.word == "connected" and self.report.ssid == ssid:
-                return self.report
-            if self.report.word == "failed":
+            await self._expect_message(blufi.REPORT, end - time.monotonic(), code="wifi_timeout")
+            assert self.wifi_report is not None
+            on_report(self.wifi_report)
+            if self.wifi_report.word == "connected" and self.wifi_report.ssid == ssid:
+                return self.wifi_report
+            if self.wifi_report.word == "failed":
                 if self.state.refused:
-                    raise self._refused()
-                raise self._not_joined(ssid, self.report)
+                    raise self._setting_refused()
+                raise self._join_error(ssid, self.wifi_report)
 
-    def _not_joined(self, ssid: bytes, report: WifiReport) -> DeniedError | ReachError:
+    def _join_error(self, ssid: bytes, report: WifiReport) -> DeniedError | ReachError:
         name = ssid.decode("utf-8", "replace")
         kept = "what it had before is kept"
-        if report.reason in _WRONG:
+        if report.reason in _WRONG_PASSWORD_REASONS:
             return DeniedError(
                 "wifi_wrong_password",
                 f"{name!r} does not take this password; {kept}",
                 found=report.reason,
             )
-        if report.reason in _UNSEEN:
+        if report.reason in _NOT_FOUND_REASONS:
             return ReachError(
                 "wifi_not_found",
                 f"{self.name} sees no network {name!r} that it could join: it has 2.4 GHz only, "
@@ -260,8 +260,8 @@ class BlufiClient:
     async def wait_online(
         self,
         *,
-        tell: Callable[[StateReport], None] = lambda state: None,
-        seconds: float = ONLINE_S,
+        on_state: Callable[[StateReport], None] = lambda state: None,
+        seconds: float = ONLINE_TIMEOUT_S,
     ) -> StateReport:
         """Wait for the result of the beacon's first authenticated poll.
 
@@ -272,14 +272,14 @@ class BlufiClient:
         end = time.monotonic() + seconds
         while self.state.poll != "ok":
             if self.state.poll == "refused":
-                raise self._not_heard()
-            message = await self._next(blufi.CUSTOM, end - time.monotonic())
+                raise self._poll_error()
+            message = await self._next_message(blufi.CUSTOM, end - time.monotonic())
             if message is None:
-                raise self._not_heard()
-            tell(self.state)
+                raise self._poll_error()
+            on_state(self.state)
         return self.state
 
-    def _not_heard(self) -> DeniedError | ReachError:
+    def _poll_error(self) -> DeniedError | ReachError:
         word = self.state.poll
         address = f"(its address is {self.state.ip}) " if self.state.ip else ""
         if word == "refused":
@@ -298,13 +298,13 @@ class BlufiClient:
 
     # -- frames
 
-    async def _send(self, kind: int, data: bytes = b"") -> None:
+    async def _send_message(self, kind: int, data: bytes = b"") -> None:
         # Many small frames in a row may be more than the beacon has room for: each is then sent
         # when the one before was acknowledged.
         self._link.send(kind, data, ack=len(data) > _BURST * self._link.mtu)
-        await self._transmit()
+        await self._transmit_frames()
 
-    async def _transmit(self) -> None:
+    async def _transmit_frames(self) -> None:
         if self._transmitting:
             return  # called while an acknowledgement is waited for: the loop below goes on
         self._transmitting = True
@@ -312,40 +312,42 @@ class BlufiClient:
             while (frame := self._link.transmit()) is not None:
                 await self._gatt.send(frame)
                 if frame[1] & _WANTS_ACK:
-                    acknowledged = await self._expect(blufi.ACK, ANSWER_S)
+                    acknowledged = await self._expect_message(blufi.ACK, ANSWER_TIMEOUT_S)
                     if acknowledged.data != frame[2:3]:
-                        raise self._nonsense("an acknowledgement of another frame")
+                        raise self._protocol_error("an acknowledgement of another frame")
         finally:
             self._transmitting = False
 
-    async def _expect(
+    async def _expect_message(
         self, kind: int, seconds: float, *, code: str = "no_answer"
     ) -> "blufi.Message":
-        message = await self._next(kind, seconds)
+        message = await self._next_message(kind, seconds)
         if message is None:
             raise ReachError(
                 code, f"{self.name} did not answer in time: try again", expected=type_name(kind)
             )
         return message
 
-    async def _next(self, kind: int, seconds: float) -> "blufi.Message | None":
+    async def _next_message(self, kind: int, seconds: float) -> "blufi.Message | None":
         """Return the next message of a kind; what else comes is taken note of."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             frame = await self._gatt.receive(left)
             if frame is None:
                 return None
-            message = self._read(frame)
-            await self._transmit()
+            message = self._decode_frame(frame)
+            await self._transmit_frames()
             if message is not None and message.type == kind:
                 return message
         return None
 
-    def _read(self, frame: bytes) -> "blufi.Message | None":
+    def _decode_frame(self, frame: bytes) -> "blufi.Message | None":
         try:
             message = self._link.receive(frame)
         except blufi.BlufiError as error:
-            raise self._nonsense(f"a frame that is refused: {error_name(error.code)}") from None
+            raise self._protocol_error(
+                f"a frame that is refused: {error_name(error.code)}"
+            ) from None
         if message is None:
             return None
         if (
@@ -357,44 +359,44 @@ class BlufiClient:
                 blufi.ERROR,
             )
         ):
-            raise self._nonsense(f"{type_name(message.type)} in the clear")
+            raise self._protocol_error(f"{type_name(message.type)} in the clear")
         if message.type == blufi.ERROR:
-            raise self._error(message.data)
+            raise self._peer_error(message.data)
         if message.type == blufi.NEGOTIATE:
-            self._aborted(message.data)
+            self._check_abort(message.data)
         elif message.type == blufi.REPORT:
-            self._reported(message.data)
+            self._record_report(message.data)
         elif message.type == blufi.CUSTOM:
-            self._described(message.data)
+            self._record_state(message.data)
         return message
 
-    def _aborted(self, data: bytes) -> None:
+    def _check_abort(self, data: bytes) -> None:
         if len(data) > 2 and data[0] == ec1.MAGIC and data[2] == ec1.ABORT:
             try:
                 ec1.parse_message(data, ec1.S_HELLO, (ec1.SPAKE2, ec1.ECDH))
             except ec1.Abort as abort:
                 raise error_from_abort(abort) from None
 
-    def _reported(self, data: bytes) -> None:
+    def _record_report(self, data: bytes) -> None:
         try:
             found = wifi.parse_report(data)
         except blufi.BlufiError:
-            raise self._nonsense("a malformed report") from None
-        word = _WORDS.get(found["state"], "unknown")
+            raise self._protocol_error("a malformed report") from None
+        word = _WIFI_STATES.get(found["state"], "unknown")
         reason = str(reason_name(found["reason"])) if "reason" in found else ""
-        self.report = WifiReport(word, found.get("ssid", b""), found.get("rssi"), reason)
+        self.wifi_report = WifiReport(word, found.get("ssid", b""), found.get("rssi"), reason)
 
-    def _described(self, data: bytes) -> None:
+    def _record_state(self, data: bytes) -> None:
         try:
             kind, fields = tlv.decode_message(data)
         except tlv.MalformedMessage as error:
-            raise self._nonsense(f"custom data: {error}") from None
+            raise self._protocol_error(f"custom data: {error}") from None
         if kind == tlv.STATE:
             words: dict[str, Any] = dict(fields)
             words["image"] = words.get("image", b"").hex()
             self.state = StateReport(**words)
 
-    def _error(self, data: bytes) -> InputError | ReachError | DeniedError:
+    def _peer_error(self, data: bytes) -> InputError | ReachError | DeniedError:
         name = error_name(data[0]) if data else "none"
         if name == "scan":
             return ReachError("wifi_scan", f"{self.name} cannot look for networks now: try again")
@@ -407,5 +409,5 @@ class BlufiClient:
             f"blufi_{name}", f"{self.name} refuses what it was sent", found=f"error {name}"
         )
 
-    def _nonsense(self, what: str) -> InputError:
+    def _protocol_error(self, what: str) -> InputError:
         return InputError("blufi_protocol", f"{self.name} sends {what}", found=what)

@@ -157,7 +157,7 @@ def parse_credentials(text: str) -> bytes:
     Raises:
         UsageError: ``setting_value``, with the line.
     """
-    found = b"".join(ident + secret for ident, secret, _ in _credentials(text))
+    found = b"".join(ident + secret for ident, secret, _ in _credential_lines(text))
     if len(found) > access.MAX_CREDENTIALS * (access.ID + access.SECRET):
         raise UsageError(
             "setting_value", "too many credentials", expected=f"at most {access.MAX_CREDENTIALS}"
@@ -171,10 +171,10 @@ def parse_bound_ids(text: str) -> frozenset[bytes]:
     Raises:
         UsageError: as :func:`parse_credentials`.
     """
-    return frozenset(ident for ident, _, only in _credentials(text) if only)
+    return frozenset(ident for ident, _, only in _credential_lines(text) if only)
 
 
-def _credentials(text: str) -> Iterator[tuple[bytes, bytes, bool]]:
+def _credential_lines(text: str) -> Iterator[tuple[bytes, bytes, bool]]:
     for number, line in enumerate(text.splitlines(), 1):
         line = line.partition("#")[0].strip()
         if not line:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from beacon_ota.errors import ReachError
-from beacon_ota.provision.client import ONLINE_S, BlufiClient, StateReport, WifiReport
+from beacon_ota.provision.client import ONLINE_TIMEOUT_S, BlufiClient, StateReport, WifiReport
 from beacon_ota.provision.desired_config import DesiredConfig, Network, Secret
 from beacon_ota.provision.registry import Registry
 from beacon_ota.provision.scan import Sighting
@@ -19,9 +19,9 @@ from beacon_ota.provision.session import SecretError
 from beacon_ota.virtual.radio.selection import RadioSelection
 
 ATTEMPTS = 3
-AGAIN_S = 0.5
-PATIENCE_S = 70  # that a beacon may ask for after wrong PINs before we give up waiting
-_AGAIN = ("disconnected", "no_answer", "out_of_range")
+RETRY_DELAY_S = 0.5
+MAX_WAIT_S = 70  # that a beacon may ask for after wrong PINs before we give up waiting
+_RETRIED = ("disconnected", "no_answer", "out_of_range")
 
 OnStep = Callable[[str, str], None]
 AskSecret = Callable[[SecretError | None], Awaitable[Secret]]
@@ -62,12 +62,12 @@ class Outcome:
 def fixed_secret(secret: Secret) -> AskSecret:
     """Answer with a secret that is at hand; a wrong one is the end."""
 
-    async def ask(error: SecretError | None) -> Secret:
+    async def give_secret(error: SecretError | None) -> Secret:
         if error is not None:
             raise error
         return secret
 
-    return ask
+    return give_secret
 
 
 class SecretProver:
@@ -79,9 +79,9 @@ class SecretProver:
     """
 
     def __init__(
-        self, ask: AskSecret, tell: OnStep = lambda step, detail: None, *, pace: float = 1
+        self, ask: AskSecret, on_step: OnStep = lambda step, detail: None, *, pace: float = 1
     ) -> None:
-        self._ask, self._tell, self._pace = ask, tell, pace
+        self._ask, self._on_step, self._pace = ask, on_step, pace
         self._secret: Secret | None = None
 
     async def ready(self) -> None:
@@ -99,13 +99,13 @@ class SecretProver:
         await self.ready()
         assert self._secret is not None
         while True:
-            self._tell("proving", "")
+            self._on_step("proving", "")
             try:
                 await beacon.prove_secret(pin=self._secret.pin, pop=self._secret.pop)
                 return
             except SecretError as refusal:
-                if refusal.code == "too_soon" and refusal.wait <= PATIENCE_S:
-                    self._tell("waiting", f"{refusal.wait} s")
+                if refusal.code == "too_soon" and refusal.wait <= MAX_WAIT_S:
+                    self._on_step("waiting", f"{refusal.wait} s")
                     await asyncio.sleep(refusal.wait / self._pace + 0.05)
                     continue
                 if refusal.code != "wrong_secret":
@@ -117,13 +117,13 @@ async def provision_beacon(
     found: Sighting,
     radio: RadioSelection,
     ask: AskSecret,
-    wanted: DesiredConfig,
+    desired: DesiredConfig,
     registry: Registry | None,
     *,
     choose: ChooseNetwork | None = None,
-    tell: OnStep = lambda step, detail: None,
+    on_step: OnStep = lambda step, detail: None,
     attempts: int = ATTEMPTS,
-    online_s: float = ONLINE_S,
+    online_s: float = ONLINE_TIMEOUT_S,
     pace: float = 1,
 ) -> Outcome:
     """Provision one beacon.
@@ -143,84 +143,88 @@ async def provision_beacon(
     """
     began = time.monotonic()
     outcome = Outcome(found.name, found.address)
-    prover = SecretProver(ask, tell, pace=pace)
+    prover = SecretProver(ask, on_step, pace=pace)
     await prover.ready()
     for attempt in range(1, attempts + 1):
         try:
-            await _once(found, radio, prover, wanted, registry, choose, tell, online_s, outcome)
+            await _provision_once(
+                found, radio, prover, desired, registry, choose, on_step, online_s, outcome
+            )
             break
         except ReachError as error:
-            if error.code not in _AGAIN or attempt == attempts:
+            if error.code not in _RETRIED or attempt == attempts:
                 raise
-            tell("again", error.message)
-            await asyncio.sleep(AGAIN_S)  # the beacon may have to end what was begun
+            on_step("again", error.message)
+            await asyncio.sleep(RETRY_DELAY_S)  # the beacon may have to end what was begun
     outcome.seconds = time.monotonic() - began
     return outcome
 
 
-async def _once(
+async def _provision_once(
     found: Sighting,
     radio: RadioSelection,
     prover: SecretProver,
-    wanted: DesiredConfig,
+    desired: DesiredConfig,
     registry: Registry | None,
     choose: ChooseNetwork | None,
-    tell: OnStep,
+    on_step: OnStep,
     online_s: float,
     outcome: Outcome,
 ) -> None:
-    tell("connecting", found.name)
+    on_step("connecting", found.name)
     async with BlufiClient(found.device, found.name, radio) as beacon:
         await prover.prove(beacon)
         state = await beacon.query_state()
-        _note(outcome, state)
-        typed = wanted.device_type
+        _record_state(outcome, state)
+        typed = desired.device_type
         if not state.device_type:
             state = replace(state, device_type=typed)
         elif typed and typed != state.device_type:
             outcome.mistaken_for = typed
-            tell("mistaken", f"it is no {typed}, it says: {state.device_type}")
-        network = wanted.network
+            on_step("mistaken", f"it is no {typed}, it says: {state.device_type}")
+        network = desired.network
         if network is None and choose is not None:
-            tell("looking", "for networks")
+            on_step("looking", "for networks")
             network = await choose(await beacon.list_networks())
         key = secrets.token_bytes(32)
         outcome.device_type = state.device_type
         if registry is not None:
-            tell("registering", f"{state.beacon_id} as {state.device_type or 'it is'}")
+            on_step("registering", f"{state.beacon_id} as {state.device_type or 'it is'}")
             outcome.registered = await asyncio.to_thread(
-                registry.register, state, key, wanted.config, wanted.tags
+                registry.register, state, key, desired.config, desired.tags
             )
         else:
             outcome.key = key.hex()
-        tell("configuring", "")
-        await beacon.configure(**wanted.config, beacon_key=key)
-        if wanted.creds is not None:
-            await beacon.replace_credentials(wanted.credentials_for(state.beacon_id))
+        on_step("configuring", "")
+        await beacon.configure(**desired.config, beacon_key=key)
+        if desired.creds is not None:
+            await beacon.replace_credentials(desired.credentials_for(state.beacon_id))
         if network is not None:
-            await _join(beacon, network, tell, outcome)
+            await _join_network(beacon, network, on_step, outcome)
         if registry is not None:
-            tell("waiting", "for the orchestrator to hear it")
-            _note(outcome, await beacon.wait_online(seconds=online_s))
+            on_step("waiting", "for the orchestrator to hear it")
+            _record_state(outcome, await beacon.wait_online(seconds=online_s))
 
 
-async def _join(beacon: BlufiClient, network: Network, tell: OnStep, outcome: Outcome) -> None:
+async def _join_network(
+    beacon: BlufiClient, network: Network, on_step: OnStep, outcome: Outcome
+) -> None:
     name = network.ssid.decode("utf-8", "replace")
-    tell("joining", name)
+    on_step("joining", name)
 
     def on_report(report: WifiReport) -> None:
-        tell("joining", f"{name}: {report.word}")
+        on_step("joining", f"{name}: {report.word}")
 
     try:
-        report = await beacon.join_network(network.ssid, network.password, tell=on_report)
+        report = await beacon.join_network(network.ssid, network.password, on_report=on_report)
     except ReachError as error:
         if error.code == "wifi_not_found":
-            error.expected = await _seen(beacon)
+            error.expected = await _list_seen_networks(beacon)
         raise
     outcome.ssid, outcome.rssi = name, report.rssi
 
 
-async def _seen(beacon: BlufiClient) -> str:
+async def _list_seen_networks(beacon: BlufiClient) -> str:
     """Say which networks a beacon does see."""
     try:
         found = await beacon.list_networks()
@@ -230,7 +234,7 @@ async def _seen(beacon: BlufiClient) -> str:
     return "one of " + ", ".join(names) if names else "it sees no network at all"
 
 
-def _note(outcome: Outcome, state: StateReport) -> None:
+def _record_state(outcome: Outcome, state: StateReport) -> None:
     outcome.beacon_id = state.beacon_id
     outcome.device_type = state.device_type or outcome.device_type
     outcome.version, outcome.ip, outcome.poll = state.version, state.ip, state.poll

@@ -13,12 +13,12 @@ from beacon_ota.virtual.radio.selection import RadioSelection
 if TYPE_CHECKING:
     from bleak.backends.device import BLEDevice
 
-WRITTEN = "0000ff01-0000-1000-8000-00805f9b34fb"
-NOTIFIED = "0000ff02-0000-1000-8000-00805f9b34fb"
+WRITE_UUID = "0000ff01-0000-1000-8000-00805f9b34fb"
+NOTIFY_UUID = "0000ff02-0000-1000-8000-00805f9b34fb"
 CONNECT_S = 15.0
 WRITE_S = 10.0
 ATTEMPTS = 3
-_QUEUE = 256  # frames that nobody has looked at
+_MAX_QUEUED = 256  # frames that nobody has looked at
 
 
 class GattConnection:
@@ -37,7 +37,7 @@ class GattConnection:
         self.name = name
         self._device, self._radio = device, radio
         self._options: dict[str, Any] = {"mtu": mtu} if mtu and radio.virtual else {}
-        self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUE)
+        self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_QUEUED)
         self._gone = False
 
     async def __aenter__(self) -> Self:
@@ -47,7 +47,7 @@ class GattConnection:
         for attempt in range(1, ATTEMPTS + 1):
             self._client = BleakClient(
                 self._device,
-                disconnected_callback=lambda _: self._lost(),
+                disconnected_callback=lambda _: self._mark_gone(),
                 timeout=CONNECT_S,
                 **self._radio.client,
                 **self._options,
@@ -55,10 +55,12 @@ class GattConnection:
             self._gone = False
             try:
                 await self._client.connect()
-                await self._client.start_notify(NOTIFIED, lambda _, data: self._take(bytes(data)))
+                await self._client.start_notify(
+                    NOTIFY_UUID, lambda _, data: self._queue_frame(bytes(data))
+                )
                 return self
             except (BleakError, TimeoutError, OSError) as error:
-                await self._hang_up()
+                await self._disconnect()
                 if attempt == ATTEMPTS:
                     raise ReachError(
                         "out_of_range",
@@ -69,9 +71,9 @@ class GattConnection:
         raise AssertionError("unreachable")
 
     async def __aexit__(self, *_: object) -> None:
-        await self._hang_up()
+        await self._disconnect()
 
-    async def _hang_up(self) -> None:
+    async def _disconnect(self) -> None:
         from bleak.exc import BleakError
 
         try:
@@ -83,7 +85,7 @@ class GattConnection:
     @property
     def mtu(self) -> int:
         """Bytes of an ATT packet, as far as the operating system tells."""
-        characteristic = self._client.services.get_characteristic(WRITTEN)
+        characteristic = self._client.services.get_characteristic(WRITE_UUID)
         return 23 if characteristic is None else characteristic.max_write_without_response_size + 3
 
     @property
@@ -101,9 +103,9 @@ class GattConnection:
 
         try:
             async with asyncio.timeout(WRITE_S):
-                await self._client.write_gatt_char(WRITTEN, frame, response=True)
+                await self._client.write_gatt_char(WRITE_UUID, frame, response=True)
         except (BleakError, TimeoutError, OSError) as error:
-            raise self._hung_up(str(error)) from None
+            raise self._disconnected_error(str(error)) from None
 
     async def receive(self, seconds: float) -> bytes | None:
         """Return the next frame, None when there is none for so long.
@@ -118,22 +120,22 @@ class GattConnection:
             return None
         if frame is None:
             self._frames.put_nowait(None)
-            raise self._hung_up("")
+            raise self._disconnected_error("")
         return frame
 
-    def _take(self, frame: bytes) -> None:
+    def _queue_frame(self, frame: bytes) -> None:
         if self._frames.full():  # a beacon sends a dozen; this is none
-            self._frames = asyncio.Queue(_QUEUE)
-            self._lost()
+            self._frames = asyncio.Queue(_MAX_QUEUED)
+            self._mark_gone()
             return
         self._frames.put_nowait(frame)
 
-    def _lost(self) -> None:
+    def _mark_gone(self) -> None:
         self._gone = True
         if not self._frames.full():
             self._frames.put_nowait(None)
 
-    def _hung_up(self, why: str) -> ReachError:
+    def _disconnected_error(self, why: str) -> ReachError:
         return ReachError(
             "disconnected", f"the connection to {self.name} has ended: try again", found=why or None
         )

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 
 from beacon_ota.provision.scan import Sighting
 
-GONE_S = 10.0  # of silence, then a beacon counts as gone
-STEP_DB = 6  # by which the signal has to change to be worth a word
+GONE_AFTER_S = 10.0  # of silence, then a beacon counts as gone
+MIN_RSSI_CHANGE_DB = 6  # by which the signal has to change to be worth a word
 
 
 class ChangeTracker:
     """Remembers what was told, and gives what is new."""
 
     def __init__(self) -> None:
-        self._told: dict[str, dict[str, object]] = {}
+        self._last_reported: dict[str, dict[str, object]] = {}
 
     def update(self, beacons: Sequence[Sighting], now: float) -> Iterator[dict[str, object]]:
         """Give a dictionary for each beacon that came, changed or went.
@@ -26,16 +26,16 @@ class ChangeTracker:
         """
         for beacon in beacons:
             facts = beacon.as_dict()
-            before = self._told.get(beacon.address)
-            if now - beacon.seen > GONE_S:
+            before = self._last_reported.get(beacon.address)
+            if now - beacon.seen > GONE_AFTER_S:
                 if before is not None:
-                    del self._told[beacon.address]
+                    del self._last_reported[beacon.address]
                     yield {"event": "gone", **facts}
-            elif before is None or _differ(before, facts):
-                self._told[beacon.address] = facts
+            elif before is None or _has_changed(before, facts):
+                self._last_reported[beacon.address] = facts
                 yield {"event": "found" if before is None else "changed", **facts}
 
 
-def _differ(before: dict[str, object], after: dict[str, object]) -> bool:
-    moved = abs(int(str(before["rssi"])) - int(str(after["rssi"]))) >= STEP_DB
+def _has_changed(before: dict[str, object], after: dict[str, object]) -> bool:
+    moved = abs(int(str(before["rssi"])) - int(str(after["rssi"]))) >= MIN_RSSI_CHANGE_DB
     return moved or any(before[name] != after[name] for name in after if name != "rssi")

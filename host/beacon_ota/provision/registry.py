@@ -75,7 +75,7 @@ class OrchestratorRegistry:
         place = {name: config[name] for name in ("site", "channel") if name in config}
         if tags:
             place["tags"] = list(tags)
-        known = self._registered_as(state.beacon_id)
+        known = self._find_device_type(state.beacon_id)
         if known is None:
             if not state.device_type:
                 raise InputError(
@@ -89,7 +89,7 @@ class OrchestratorRegistry:
             except UsageError as error:
                 if error.code != "beacon_taken":
                     raise
-            known = self._registered_as(state.beacon_id)
+            known = self._find_device_type(state.beacon_id)
         self._client.set_beacon_key(state.beacon_id, key.hex())
         if place:
             self._client.change_beacon(state.beacon_id, **place)
@@ -98,7 +98,7 @@ class OrchestratorRegistry:
         self._client.retype_beacon(state.beacon_id, state.device_type, "said when provisioned")
         return "retyped"
 
-    def _registered_as(self, beacon_id: str) -> str | None:
+    def _find_device_type(self, beacon_id: str) -> str | None:
         """Return the device type of a beacon, None for one that is not registered."""
         try:
             return self._client.get_beacon(beacon_id, 1)["device_type"]

@@ -133,12 +133,16 @@ class BeaconScanner:
             known.opened = known.seen
             known.suites = int(str(found.get("suites", 0)))
         if "flags" in found:
-            known.flags, known.version = int(str(found["flags"])), _plain(str(found["version"]))
+            known.flags, known.version = int(str(found["flags"])), _printable(str(found["version"]))
         known.progress = found.get("progress")  # type: ignore[assignment]
         if isinstance(position := found.get("ibeacon"), bytes):
             known.position = position
-        name = data.local_name if blufi and data.local_name else known.name or _named(device)
-        known.name = _plain(name)
+        name = (
+            data.local_name
+            if blufi and data.local_name
+            else known.name or _name_from_address(device)
+        )
+        known.name = _printable(name)
         return known
 
     def beacons(self, since: float = 0.0) -> list[Sighting]:
@@ -147,12 +151,12 @@ class BeaconScanner:
         return sorted(heard, key=lambda one: -one.rssi)
 
 
-def _plain(text: str) -> str:
+def _printable(text: str) -> str:
     """Return what anybody may have sent as something that does a terminal no harm."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _named(device: "BLEDevice") -> str:
+def _name_from_address(device: "BLEDevice") -> str:
     try:
         return adverts.device_name(bytes.fromhex(device.address.replace(":", ""))).decode()
     except (ValueError, IndexError):
@@ -171,10 +175,10 @@ async def open_scanner(radio: RadioSelection) -> AsyncIterator[BeaconScanner]:
 
     watch = BeaconScanner()
 
-    def heard(device: "BLEDevice", data: "AdvertisementData") -> None:
+    def on_advertisement(device: "BLEDevice", data: "AdvertisementData") -> None:
         watch.record_advertisement(device, data)
 
-    scanner = BleakScanner(heard, **radio.scanner)
+    scanner = BleakScanner(on_advertisement, **radio.scanner)
     try:
         await scanner.start()
     except BleakError as error:

@@ -131,7 +131,7 @@ def enroll_pin(pin: str, name: bytes) -> bytes:
     w = pin_scalar(pin, name)
     stored = w.to_bytes(32, "big")
     for point in (spake2.M, spake2.N):
-        stored += _encode(p256.multiply_point(w, p256.decode_point(point)))
+        stored += _encode_finite(p256.multiply_point(w, p256.decode_point(point)))
     return stored
 
 
@@ -176,7 +176,7 @@ class Initiator:
 
     def hello(self) -> bytes:
         """Return C_HELLO: x·G, blinded with w·M under suite 21."""
-        self._turn(ec1.C_HELLO)
+        self._take_turn(ec1.C_HELLO)
         self._x = 0
         while not 0 < self._x < p256.ORDER:
             self._x = int.from_bytes(self._random(32), "big")
@@ -186,7 +186,7 @@ class Initiator:
             public = p256.add_points(
                 public, p256.multiply_point(self._w, p256.decode_point(spake2.M))
             )
-        self._client = ec1.build_message(ec1.C_HELLO, self.suite, nonce + _encode(public))
+        self._client = ec1.build_message(ec1.C_HELLO, self.suite, nonce + _encode_finite(public))
         self._awaits = ec1.S_HELLO
         return self._client
 
@@ -197,7 +197,7 @@ class Initiator:
             BeaconOtaError: :func:`error_from_abort` of the beacon's abort, or ``ec1_point`` when
                 its point is not on the curve. The exchange is over.
         """
-        self._turn(ec1.S_HELLO)
+        self._take_turn(ec1.S_HELLO)
         body = self._parse(message, ec1.S_HELLO)
         try:
             peer: p256.Point | None = p256.decode_point(body[ec1.NONCE :])
@@ -208,7 +208,7 @@ class Initiator:
             peer = p256.add_points(peer, p256.negate_point(blind)) if blind else peer
         if peer is None:
             raise error_from_abort(ec1.Abort(ec1.A_POINT))
-        shared = _encode(p256.multiply_point(self._x, peer))
+        shared = _encode_finite(p256.multiply_point(self._x, peer))
         self._x = 0
         if self.suite == ec1.SPAKE2:
             w = self._w.to_bytes(32, "big")
@@ -228,14 +228,14 @@ class Initiator:
             BeaconOtaError: as :meth:`answer`; ``wrong_secret`` when the beacon's tag does not fit,
                 in which case it is an impostor, for it has seen ours.
         """
-        self._turn(ec1.S_FIN)
+        self._take_turn(ec1.S_FIN)
         keys, self._keys = self._keys, b""
         tag = self._parse(message, ec1.S_FIN)
         if not hmac.compare_digest(tag, self._expected):
             raise error_from_abort(ec1.Abort(ec1.A_CONFIRM))
         return Records(Ccm, keys, False)
 
-    def _turn(self, step: int) -> None:
+    def _take_turn(self, step: int) -> None:
         # A step is taken once; only its success sets the next.
         if self._awaits != step:
             raise UsageError("ec1_used", "an exchange goes hello, answer, finish, each once")
@@ -248,7 +248,7 @@ class Initiator:
             raise error_from_abort(abort) from abort
 
 
-def _encode(point: p256.Point | None) -> bytes:
+def _encode_finite(point: p256.Point | None) -> bytes:
     # Infinity comes out of this exchange with probability 2^-256: a scalar of zero.
     if point is None:
         raise error_from_abort(ec1.Abort(ec1.A_POINT))

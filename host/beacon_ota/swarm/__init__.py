@@ -1,5 +1,5 @@
-"""Thousands of simulated beacons against an orchestrator: their protocol, not their code.
+"""The swarm: thousands of simulated beacons that implement the protocol, not the firmware.
 
-They authenticate both ways, poll when they are told to, download, check, report and come back from
-reboots; and each keeps a ledger, so that what the orchestrator counted can be held against it.
+They authenticate both ways, poll at the given times, download, verify, report and reboot. The swarm
+keeps its own counts, which are compared with those of the orchestrator.
 """

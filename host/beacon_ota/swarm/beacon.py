@@ -1,7 +1,7 @@
-"""One simulated beacon: what it does from power-on to power-off, call by call.
+"""One simulated beacon, from power-on to power-off, call by call.
 
-What flash and NVS hold on a real one survives :meth:`Beacon.power_cut` here as well; the rest is
-in the coroutine, and goes with it.
+The fields of a beacon are the content of flash and NVS and survive :meth:`SwarmBeacon.power_cut`;
+all other state is in the coroutine and ends with it.
 """
 
 import hashlib
@@ -11,25 +11,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beacon_ota.swarm.expected_counts import ExpectedAttempt, ReportedVersion
-from beacon_ota.swarm.http import Connection, DownloadSink, ExchangeError
-from beacon_ota.swarm.signing import is_authentic, sign_request
+from beacon_ota.swarm.http import DownloadSink, ExchangeError
+from beacon_ota.swarm.signed_calls import check_signature, exchange_signed
 from beacon_ota.swarm.world import World
 from beacon_ota.wire import auth
 
-_CALL_S = 45.0  # wall-clock seconds without a byte
-_RESUMES = 6  # pieces in which a download is tried
-_RETRIES = 5  # of a report that has to arrive
+_RESUMES = 6  # attempts to continue a download
+_RETRIES = 5  # of a report that must be acknowledged
 _FINAL = ("success", "failed", "rolled_back")
 _FORGETS = 64  # releases known to be bad
 _LATER_S = 300.0  # from a success to the relapse
 
 
 class AttemptCancelled(Exception):
-    """The orchestrator says that there is nothing more to do for this attempt."""
+    """The orchestrator has ended this attempt."""
 
 
 class BeaconDead(Exception):
-    """Nothing will be heard of this beacon any more."""
+    """The beacon is dead: it sends nothing any more."""
 
 
 @dataclass(slots=True)
@@ -52,7 +51,7 @@ class AttemptRecord:
 
 @dataclass(slots=True)
 class SwarmBeacon:
-    """A beacon; ``live`` is its power supply."""
+    """A beacon; it has power while :meth:`run_until_cut` runs."""
 
     world: World
     id: str
@@ -66,7 +65,7 @@ class SwarmBeacon:
     relapse: tuple[float, str, str] | None = None
     dead: bool = False
     cause: int = 1
-    fresh: bool = False  # came back with its whole building, and has not polled since
+    fresh: bool = False  # its building had a power cut, and it has not polled since
     on_trial: bool = False
     presence_reported: bool = False
     failed_attempts: int = 0
@@ -96,17 +95,17 @@ class SwarmBeacon:
             world.stats.alive -= 1
 
     def power_cut(self) -> None:
-        """What flash held stays; the next boot tells from the record what had been under way."""
+        """Reset the volatile state; the next boot reads the record of the attempt."""
         self.cause, self.fresh, self.on_trial = 1, True, False
 
     async def report_presence(self) -> None:
-        """Say once that it is there: the first answer brings the orchestrator's time."""
+        """Report the boot once; the first answer has the time of the orchestrator."""
         await self._send_report("idle", None)
 
     # ---- one round
 
     async def _run_round(self) -> float:
-        """Deliver what is due, ask for work, do it; return the seconds until the next round."""
+        """Report the last result, poll, install; return the seconds until the next round."""
         world = self.world
         if self.relapse is not None and world.clock.now() >= self.relapse[0]:
             _, self.version, self.image = self.relapse
@@ -145,7 +144,7 @@ class SwarmBeacon:
     # ---- an attempt
 
     async def _install_offer(self, offer: dict[str, Any], entry: ExpectedAttempt) -> bool:
-        """Go through with an offer; False when there is nothing to report of it."""
+        """Install an offer; return False when there is nothing to report."""
         number = self.tries[offer["firmware_id"]] = self.tries.get(offer["firmware_id"], 0) + 1
         fate = self.world.draw_outcome(offer["firmware_id"], self.id, number)
         if fate == "ignored":
@@ -217,9 +216,7 @@ class SwarmBeacon:
             attempt.got = got
             world.stats.downloading -= 1
         if digest.hexdigest() != attempt.checksum:
-            raise ExchangeError(
-                "checksum"
-            )  # would be a defect of the orchestrator: see the summary
+            raise ExchangeError("checksum")  # a defect of the orchestrator, shown in the summary
 
     async def _fetch_part(
         self, attempt: AttemptRecord, entry: ExpectedAttempt, sink: DownloadSink, first: int
@@ -227,16 +224,18 @@ class SwarmBeacon:
         more = ""
         if first:
             more = f'Range: bytes={first}-\r\nIf-Range: "{attempt.checksum}"\r\n'
-        answer, nonce = await self._exchange_signed("GET", attempt.url, b"", more, sink)
+        answer, nonce = await exchange_signed(
+            self.world, self.id, self.key, "GET", attempt.url, b"", more, sink
+        )
         if answer.status in (409, 410):
             raise AttemptCancelled
         if answer.status != (206 if first else 200):
             raise ExchangeError("http")
-        self._check_signature(answer, nonce, attempt.checksum)
+        check_signature(self.world, self.key, answer, nonce, attempt.checksum)
         entry.taken = True
 
     async def _run_trial(self, attempt: AttemptRecord) -> None:
-        """From the reboot on: the new release, on trial, until it is confirmed or given up."""
+        """Reboot into the new release, and run its trial until it is confirmed or given up."""
         world = self.world
         old = self.version, self.image
         if attempt.outcome == "silent":
@@ -258,7 +257,7 @@ class SwarmBeacon:
         self.on_trial = True
         try:
             await world.clock.sleep_s(world.scenario.trial_s)
-            for _ in range(_RETRIES):  # can this release talk to the orchestrator?
+            for _ in range(_RETRIES):  # the health check: a poll of the new release
                 try:
                     if (await self._poll_update())[0] in (200, 204):
                         break
@@ -273,7 +272,7 @@ class SwarmBeacon:
             self.relapse = (world.clock.now() + _LATER_S, *old)
 
     async def _resolve_boot_outcome(self, attempt: AttemptRecord) -> None:
-        """Find out after a boot what the record means: as the firmware does."""
+        """Resolve the record of an attempt after a boot, as the firmware does."""
         if attempt.status == "rebooting":
             await self._run_trial(attempt)
         else:
@@ -286,7 +285,7 @@ class SwarmBeacon:
     # ---- reports
 
     async def _deliver_result(self) -> None:
-        """The end of an attempt, until it is acknowledged; else the boot, once."""
+        """Report the end of an attempt until it is acknowledged; else the boot, once."""
         attempt = self.attempt
         if attempt is not None and attempt.status in _FINAL:
             entry = self.world.expected.attempts[attempt.id]
@@ -308,7 +307,7 @@ class SwarmBeacon:
     async def _report_best_effort(
         self, attempt: AttemptRecord, entry: ExpectedAttempt, word: str
     ) -> None:
-        """A report that may get lost, but not be refused."""
+        """Send a report that may be lost, but not refused."""
         try:
             status, _ = await self._send_report(word, attempt)
         except ExchangeError as error:
@@ -319,7 +318,7 @@ class SwarmBeacon:
     async def _report_until_acknowledged(
         self, attempt: AttemptRecord, entry: ExpectedAttempt, word: str
     ) -> None:
-        """A report that has to arrive before the next step."""
+        """Send a report that must be acknowledged before the next step."""
         for number in range(_RETRIES + 1):
             try:
                 status, _ = await self._send_report(word, attempt)
@@ -366,19 +365,19 @@ class SwarmBeacon:
         self.world.stats.reports += 1
         return status, answer
 
-    # ---- calls
-
     async def _call_orchestrator(
         self, method: str, target: str, body: bytes = b""
     ) -> tuple[int, dict[str, Any] | None, int | None]:
-        """Make a call; returns status, JSON, Retry-After. A clock that is off is put right once."""
+        """Make a call; return status, JSON, Retry-After. A clock skew is corrected once."""
         standing = self.world.expected.reported_versions.setdefault(
             self.id, ReportedVersion(self.version, self.image)
         )
         standing.sure = False
         for again in (True, False):
-            answer, nonce = await self._exchange_signed(method, target, body)
-            self._check_signature(answer, nonce, None)
+            answer, nonce = await exchange_signed(
+                self.world, self.id, self.key, method, target, body
+            )
+            check_signature(self.world, self.key, answer, nonce)
             doc = json.loads(answer.body) if answer.body else None
             if doc is not None and doc.get("code") == "clock_skew" and again:
                 self.world.clock.set_utc(doc["server_time"])
@@ -391,44 +390,11 @@ class SwarmBeacon:
         retry = answer.headers.get(b"retry-after", b"")
         return answer.status, doc, int(retry) if retry.isdigit() else None
 
-    async def _exchange_signed(
-        self,
-        method: str,
-        target: str,
-        body: bytes,
-        more: str = "",
-        sink: DownloadSink | None = None,
-    ):
-        world = self.world
-        world.stats.calls += 1
-        if world.happens(world.scenario.air.refused):
-            raise ExchangeError("connect")
-        slow = sink is not None and sink.rate is not None
-        connection = await Connection.open(world.server, _CALL_S, slow)
-        try:
-            # Signed when it can be sent: connecting may have taken a while.
-            request, nonce = sign_request(
-                self.id, self.key, method, target, int(world.clock.now()), body=body, more=more
-            )
-            answer = await connection.send_request(request, _CALL_S, sink)
-        finally:
-            connection.close()
-        if sink is None and world.happens(world.scenario.air.deaf):
-            raise ExchangeError("stall")
-        return answer, nonce
-
-    def _check_signature(self, answer, nonce: str, digest: str | None) -> None:
-        """Nothing is believed that the orchestrator has not signed."""
-        seal = answer.headers.get(b"x-beacon-mac", b"")
-        if not is_authentic(self.key, nonce, answer.status, digest, answer.body, seal):
-            self.world.stats.forged += 1
-            raise ExchangeError("http")
-
 
 def _error_code(status: int, doc: dict[str, Any] | None) -> str:
     return str(doc.get("code", status)) if doc else str(status)
 
 
 def valid_prefix(prefix: str) -> bool:
-    """Can ids begin with this?"""
+    """Return whether beacon ids may begin with ``prefix``."""
     return auth.is_valid_id(f"{prefix}-00000") and prefix == prefix.lower()

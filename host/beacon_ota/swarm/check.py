@@ -1,4 +1,4 @@
-"""The swarm's ledger against the orchestrator's books, entry by entry. Pure."""
+"""Compares the counts of the swarm with those of the orchestrator, entry by entry. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from beacon_ota.swarm.expected_counts import ExpectedAttempt, ExpectedCounts
 
 GIVEN_UP = ("lost", "expired", "stopped")
-MISMATCHES_SHOWN = 20  # mismatches that are told in full
+MISMATCHES_SHOWN = 20  # mismatches shown in full
 
 Row = Mapping[str, Any]
 
@@ -18,7 +18,7 @@ def compare_counts(
     beacons: Iterable[Row],
     results: Mapping[str, Mapping[str, int]],
 ) -> list[str]:
-    """Return what does not agree, a line each; nothing when all does.
+    """Return a line for each mismatch; [] when all entries agree.
 
     Args:
         attempts: of the swarm's rollouts, as ``/api/rollouts/{id}/attempts`` gives them.
@@ -51,22 +51,22 @@ def _compare_attempts(ledger: ExpectedCounts, rows: Mapping[str, Row]) -> Iterat
     for key, row in rows.items():
         if key in ledger.attempts or row["beacon_id"] not in ledger.reported_versions:
             continue
-        # An offer whose answer got lost on its way: nobody can have taken it.
+        # The answer with this offer was lost: no beacon can have taken it.
         if row["taken_at"] or row["result"] not in (None, "expired", "stopped"):
             yield f"{row['beacon_id']}: attempt {key} is in the books, and was never offered"
 
 
 def _is_possible(one: ExpectedAttempt, result: str | None, late: str | None) -> bool:
-    """Can this result have come of what the beacon said?"""
+    """Return whether the result is possible after the reports of the beacon."""
     if one.recorded == "first":
         return result == one.final_status
     if one.recorded == "late":
         return result in GIVEN_UP and late == one.final_status
     if one.recorded == "repeated":  # an earlier one, whose answer got lost, was the first
         return one.final_status in (result, late)
-    if one.final_status:  # nobody knows whether it was heard
+    if one.final_status:  # the report may or may not have arrived
         return result in (None, one.final_status, "rolled_back", *GIVEN_UP)
-    # Without a word, only what the orchestrator concludes by itself; success it does not.
+    # Without a report, only results that the orchestrator concludes itself; never success.
     return result in (None, "rolled_back", *GIVEN_UP)
 
 
@@ -74,8 +74,8 @@ def _compare_sums(
     ledger: ExpectedCounts, rows: Mapping[str, Row], results: Mapping[str, Mapping[str, int]]
 ) -> Iterator[str]:
     for rollout, shown in results.items():
-        mine = (row["result"] or "open" for row in rows.values() if row["rollout_id"] == rollout)
-        counted = Counter(mine)
+        own = (row["result"] or "open" for row in rows.values() if row["rollout_id"] == rollout)
+        counted = Counter(own)
         if counted != Counter(shown):
             yield f"rollout {rollout}: counts {dict(shown)}, its attempts are {dict(counted)}"
     least = sum(

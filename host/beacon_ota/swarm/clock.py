@@ -1,4 +1,4 @@
-"""The beacons' time: that of the orchestrator's answers, running as fast as its clock does."""
+"""The clock of the beacons: set by answers of the orchestrator, and scaled like its clock."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ class SwarmClock:
     """One clock for the whole swarm, in UTC seconds.
 
     Args:
-        scale: how much faster than the wall clock it runs; the orchestrator's ``--time-scale``.
+        scale: speed relative to the wall clock; ``--time-scale`` of the orchestrator.
     """
 
     def __init__(self, scale: float = 1.0):
@@ -20,9 +20,9 @@ class SwarmClock:
         return self._utc + (time.monotonic() - self._at) * self.scale
 
     def set_utc(self, utc: float) -> None:
-        """Go on from here: an authenticated answer said so."""
+        """Set the time to that of an authenticated answer."""
         self._utc, self._at = utc, time.monotonic()
 
     async def sleep_s(self, seconds: float) -> None:
-        """Wait for so many seconds of this clock."""
+        """Wait for ``seconds`` of this clock."""
         await asyncio.sleep(seconds / self.scale)

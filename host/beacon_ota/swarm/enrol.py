@@ -1,4 +1,4 @@
-"""Registers a swarm's beacons: through the administrators' API, many at once."""
+"""Registers the beacons of a swarm through the administrators' API, in parallel."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ _PATIENCE_S = 60.0
 
 
 class EnrolledBeacon(NamedTuple):
-    """A registered beacon; ``site`` is its building's path."""
+    """A registered beacon; ``building`` is the number of its building."""
 
     id: str
     key: bytes
@@ -33,10 +33,10 @@ async def enrol_beacons(
 
     Args:
         names: (id, building, site path) of each.
-        tag: all of them get it; the swarm's rollouts are for it.
+        tag: of all beacons; the rollouts of the swarm select it.
 
     Raises:
-        UsageError: ``beacon_taken`` and whatever else the orchestrator refuses.
+        UsageError: ``beacon_taken`` and other refusals of the orchestrator.
         ReachError: ``unreachable``.
     """
     todo: Iterator[tuple[str, int, str]] = iter(names)

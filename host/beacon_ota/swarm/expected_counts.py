@@ -1,43 +1,43 @@
-"""What the swarm knows by itself of what happened: to be held against the orchestrator's books."""
+"""The counts of the swarm itself, which are compared with those of the orchestrator."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
 class ExpectedAttempt:
-    """One attempt, as its beacon lived it."""
+    """One attempt, from the view of its beacon."""
 
     beacon: str
     firmware: str
-    taken: bool = False  # a download or a report of it was answered
+    taken: bool = False  # a download or a report was answered
     rebooting: bool = False  # acknowledged
-    final_status: str = ""  # the final word, acknowledged or not
-    recorded: str = ""  # how the orchestrator took it: first, repeated, late
+    final_status: str = ""  # reported, acknowledged or not
+    recorded: str = ""  # answer of the orchestrator: first, repeated, late
     over: bool = False  # called off by the orchestrator
 
 
 @dataclass(slots=True)
 class ReportedVersion:
-    """What a beacon last said that it runs."""
+    """The version that a beacon reported last."""
 
     version: str
     image: str
-    sure: bool = False  # the orchestrator has answered, and heard nothing else since
+    sure: bool = False  # acknowledged, and nothing else was sent since
 
 
 @dataclass(slots=True)
 class ExpectedCounts:
-    """Attempts by id, standings by beacon."""
+    """Attempts by id, reported versions by beacon."""
 
     attempts: dict[str, ExpectedAttempt] = field(default_factory=dict)
     reported_versions: dict[str, ReportedVersion] = field(default_factory=dict)
 
     def add_offer(self, attempt: str, beacon: str, firmware: str) -> ExpectedAttempt:
-        """Note an offer; the same one may come again."""
+        """Add an offer; the same offer may come again."""
         return self.attempts.setdefault(attempt, ExpectedAttempt(beacon, firmware))
 
     def count_attempts(self) -> dict[str, int]:
-        """Return how many attempts stand where, by this side's knowledge."""
+        """Return the number of attempts in each state."""
         words = ("offered", "taken", "success", "failed", "rolled_back", "over")
         found: dict[str, int] = dict.fromkeys(words, 0)
         found["offered"] = len(self.attempts)

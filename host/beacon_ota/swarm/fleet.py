@@ -1,5 +1,4 @@
-"""Runs a scenario: registers the beacons, switches them on, rolls out, lets things happen, and at
-the end holds the ledger against the orchestrator's books."""
+"""Runs a scenario: registers beacons, rolls out releases, cuts power, and compares the counts."""
 
 import asyncio
 import io
@@ -23,11 +22,11 @@ from beacon_ota.swarm.http import ExchangeError, ServerAddress
 from beacon_ota.swarm.scenario import WINDOW, Scenario, ScenarioEvent, ScenarioRelease
 from beacon_ota.swarm.world import World
 
-BEFORE = "1.0.0"  # what all run at first
+BEFORE = "1.0.0"  # the version that all beacons run at first
 _LOOK_S = 0.5  # wall-clock, between two looks at the rollouts
-_QUIET_S = 1.0  # for what is still on its way when the beacons are switched off
-_AGAIN = 5  # looks at books that do not agree: the orchestrator may have been writing
-_GREETINGS = 30  # tries to be heard at all
+_QUIET_S = 1.0  # for requests on their way when the beacons are switched off
+_AGAIN = 5  # comparisons, because the orchestrator may still be writing
+_GREETINGS = 30  # tries of the first report
 _OVER = ("completed", "halted", "aborted")
 
 Rows = list[dict[str, Any]]
@@ -35,14 +34,14 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class Swarm:
-    """A swarm and the orchestrator it is run against.
+    """A swarm and its orchestrator.
 
     Args:
-        prefix: of ids, of the tag and of the sites' path.
-        seed: the same one lets the same beacons fail.
-        told: is called with a sentence, when something begins.
-        shown: is called with :meth:`snapshot`, twice a second.
-        enrolled: is called with how many beacons are registered.
+        prefix: of ids, of the tag and of the path of the sites.
+        seed: determines the beacons that fail.
+        on_message: called with a sentence at the start of each phase.
+        on_snapshot: called with :meth:`snapshot`, twice a second.
+        on_enrolled: called with the number of registered beacons.
     """
 
     scenario: Scenario
@@ -76,10 +75,10 @@ class Swarm:
     # ---- the run
 
     async def run(self) -> dict[str, Any]:
-        """Go through the scenario; return the summary.
+        """Run the scenario; return the summary.
 
         Raises:
-            BeaconOtaError: what the orchestrator refuses, or that it is away.
+            BeaconOtaError: a refusal of the orchestrator, or no connection to it.
         """
         _raise_file_limit()
         began = time.monotonic()
@@ -121,7 +120,7 @@ class Swarm:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """Return where the swarm stands."""
+        """Return the current state of the swarm."""
         stats = self.world.stats
         return {
             "beacons": len(self.beacons),
@@ -174,7 +173,7 @@ class Swarm:
             )
 
     async def _set_clock(self) -> None:
-        """Take the orchestrator's time, as the first beacon hears it."""
+        """Set the clock by the first answer to the first beacon."""
         for left in range(_GREETINGS, 0, -1):  # the scenario's air may lose some
             try:
                 await self.beacons[0].report_presence()
@@ -226,7 +225,7 @@ class Swarm:
         self.events += 1
 
     async def _watch_run(self, plans: list[asyncio.Task[None]]) -> None:
-        """Until the time is over, or nothing more is going to happen."""
+        """Wait until the time is over, or all attempts have ended."""
         end = self._start + self.scenario.for_s
         while self.world.clock.now() < end:
             await asyncio.sleep(_LOOK_S)
@@ -246,7 +245,7 @@ class Swarm:
             self.rollout_docs[key] = await self._call_in_thread(self.client.get_rollout, key)
 
     def _all_settled(self) -> bool:
-        """Has everything come to its end? With a share to reach, that is reached, no more."""
+        """Return whether all rollouts have ended, or the expected share is reached."""
         last, expect = list(self.rollout_docs.values()), self.scenario.expect
         if len(last) < len(self.scenario.releases) or not last:
             return False
@@ -284,7 +283,7 @@ class Swarm:
         return found
 
     def _find_unexpected(self) -> list[str]:
-        """What of the scenario's expectations did not come true."""
+        """Return the expectations of the scenario that are not met."""
         expect, found = self.scenario.expect, []
         if expect.status is not None:
             last = list(self.rollout_docs.values())[-1] if self.rollout_docs else {}
@@ -303,7 +302,7 @@ class Swarm:
         return found
 
     def count_touched(self) -> int:
-        """Return how many beacons have taken the last release."""
+        """Return the number of beacons that have taken the last release."""
         if not self.rollout_docs:
             return 0
         last = list(self.rollout_docs.values())[-1]["firmware_id"]
@@ -326,11 +325,11 @@ class Swarm:
 
 def _retrieve_exception(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
-        task.exception()  # looked at by the watch; asyncio need not complain
+        task.exception()  # _watch_run raises it; asyncio need not log it
 
 
 def _raise_file_limit() -> None:
-    """A connection is a file, and the default is a thousand."""
+    """Raise the limit of open files, because each connection is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

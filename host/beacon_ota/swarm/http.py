@@ -1,7 +1,7 @@
 """HTTP/1.1 as a beacon speaks it: one request per connection, every answer bounded.
 
-Straight on the event loop's protocols: ten thousand beacons in one process leave no time for more.
-A connection can be kept for further requests, which is how a load generator asks for its ceiling.
+The client uses the protocols of the event loop directly: ten thousand beacons in one process leave
+no time for more layers. A connection can be kept for further requests, for load generators.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _SLOW_BUFFER = 8 * 1024  # of the kernel, for readers that take their time
 
 
 class ExchangeError(Exception):
-    """An exchange that came to nothing; the word is one of stage ``download``."""
+    """A failed exchange; the code is one of stage ``download``."""
 
     def __init__(self, code: str):
         super().__init__(code)
@@ -26,7 +26,7 @@ class ExchangeError(Exception):
 
 
 class HttpAnswer(NamedTuple):
-    """What came back; the body of a download went to its sink."""
+    """An answer; the body of a download went to its sink."""
 
     status: int
     headers: dict[bytes, bytes]
@@ -34,7 +34,7 @@ class HttpAnswer(NamedTuple):
 
 
 class ServerAddress(NamedTuple):
-    """Where an orchestrator listens."""
+    """The address of an orchestrator."""
 
     host: str
     port: int
@@ -52,9 +52,9 @@ class DownloadSink:
     """Takes the body of a download, at a rate.
 
     Args:
-        take: is called with each piece.
-        rate: bytes per second of the wall clock, None for as fast as it comes.
-        stop_after: break off when so many bytes have come.
+        on_piece: called with each piece.
+        rate: bytes per second of the wall clock, None for no limit.
+        stop_after: bytes after which the download breaks off.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
         return self._waiter
 
     def close(self) -> None:
-        """Let go of the connection, whatever is under way."""
+        """Abort the connection."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -200,7 +200,7 @@ class Connection(asyncio.Protocol):
             ahead = self._got / sink.rate - (self._heard - self._began)
             if ahead > 0.01 and self._left > 0:
                 self._transport.pause_reading()
-                self._heard += ahead  # it is we who wait
+                self._heard += ahead  # this side pauses, so the time does not count
                 self._loop.call_later(ahead, self._resume_reading)
 
     def _resume_reading(self) -> None:
@@ -217,7 +217,7 @@ class Connection(asyncio.Protocol):
             self._waiter.set_exception(ExchangeError(code))
 
     def _check_timeout(self) -> None:
-        """Has nothing come for too long? One timer per connection, however many pieces come."""
+        """Fail the request after a pause without data; one timer per connection."""
         self._timer = None
         if self._waiter is None or self._waiter.done():
             return

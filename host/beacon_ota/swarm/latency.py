@@ -1,9 +1,9 @@
-"""How long calls took, in a table that does not grow with them."""
+"""A latency histogram of constant size."""
 
 import math
 
-_BASE = 1e-5  # seconds; everything below counts as this
-_STEP = math.log(1.05)  # what is told is right to 5 %
+_BASE = 1e-5  # seconds of the first bucket
+_STEP = math.log(1.05)  # buckets grow by 5 %
 _SIZE = 400
 
 
@@ -23,7 +23,7 @@ class LatencyHistogram:
         self.longest = max(self.longest, seconds)
 
     def quantile(self, part: float) -> float:
-        """Return the seconds within which so large a part of the calls was answered."""
+        """Return the quantile ``part`` (0 to 1) of the latency, in seconds."""
         left = part * self.count
         for index, count in enumerate(self._counts):
             left -= count

@@ -1,4 +1,4 @@
-"""An orchestrator of the swarm's own, in a process beside it: no other needs to be touched."""
+"""Runs an orchestrator for one scenario, in a process beside the swarm."""
 
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from beacon_ota.swarm.scenario import WINDOW, Scenario
 
 @contextmanager
 def run_local_server(scenario: Scenario) -> Iterator[OrchestratorProcess]:
-    """Start one that takes unsigned releases; it ends with the context, and leaves nothing."""
+    """Run an orchestrator that accepts unsigned releases; its data is removed at the end."""
     with (
         tempfile.TemporaryDirectory(prefix="beacon-swarm-") as folder,
         OrchestratorProcess(

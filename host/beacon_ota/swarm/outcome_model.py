@@ -1,4 +1,4 @@
-"""What becomes of an update on a beacon: drawn, but the same for the same beacon and try."""
+"""Draws the outcome of each attempt: random, but the same for the same beacon and try."""
 
 import hashlib
 from dataclasses import dataclass, fields
@@ -6,16 +6,16 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class OutcomeShares:
-    """Shares of a release's attempts that go wrong; the rest succeeds.
+    """Shares, 0 to 1, of the attempts at a release with each failure; the rest succeeds.
 
     Attributes:
         failed: refused after the download, ``verify/checksum``.
-        rolled_back: its self-test fails, the old release comes back and says so.
-        mute: comes back on the old release and says nothing of it.
-        silent: goes to reboot and is never heard from again.
-        dead: takes the offer, then stops for good in the middle of the download.
-        ignored: the offer is not taken.
-        relapse: succeeds, and is back on the old release at the next reboot, minutes later.
+        rolled_back: the self-test fails, and the old release reports the rollback.
+        mute: the old release comes back without a report.
+        silent: the beacon reboots and sends nothing any more.
+        dead: the beacon stops for good in the middle of the download.
+        ignored: the beacon does not take the offer.
+        relapse: the attempt succeeds, and minutes later the old release runs again.
     """
 
     failed: float = 0.0
@@ -28,12 +28,12 @@ class OutcomeShares:
 
     @property
     def total(self) -> float:
-        """How much goes wrong in all."""
+        """The sum of all shares."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 def draw_outcome(fates: OutcomeShares, *words: object) -> str:
-    """Return what becomes of an attempt: a name of :class:`Fates`, or ``success``."""
+    """Return the outcome of an attempt: a field of :class:`OutcomeShares`, or ``success``."""
     left = hash_fraction(*words)
     for field in fields(fates):
         left -= getattr(fates, field.name)

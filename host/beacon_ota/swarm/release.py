@@ -1,8 +1,8 @@
-"""Releases for the swarm: valid in every check of an upload, and made of nothing."""
+"""Releases for the swarm: valid in every check of an upload, but without working code."""
 
 import hashlib
 
-from beacon_ota.images import appfs, littlefs, release, synthetic
+from beacon_ota.images import appfs, littlefs_writer, release, synthetic
 
 _MAIN = b"M\x06\x00\x1f"  # the header of a compiled module, and no module
 _BLOCK = 512
@@ -13,9 +13,9 @@ def build_image(version: str, device_type: str, size: int) -> bytes:
     core = synthetic.app_image(size - 4096, seed=f"swarm {version}")
     info = appfs.AppInfo(version, device_type, hashlib.sha256(core).hexdigest())
     files = {"app.json": info.pack(), "main.mpy": _MAIN}
-    return release.join_core_and_app(core, littlefs.build_filesystem(files, _BLOCK))
+    return release.join_core_and_app(core, littlefs_writer.build_filesystem(files, _BLOCK))
 
 
 def initial_checksum(version: str) -> str:
-    """Return the checksum that a beacon gives for the release it came with."""
+    """Return the checksum that a beacon reports for its initial release."""
     return hashlib.sha256(f"swarm {version}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Scenarios: what a swarm is made of and what happens to it, as TOML.
+"""Reads scenarios: the beacons, releases and events of a swarm, as TOML.
 
     about = "one line"
     beacons = 1000
@@ -57,13 +57,13 @@ LIST_MAX = 100
 SIZE_MIN, SIZE_MAX = 8192, (2 << 20) - 4096  # bytes of a release; a stock slot has 2 MiB
 STATUSES = ("scheduled", "active", "paused", "halted", "completed", "aborted")
 EVENTS = ("power_cut",)
-# The hours of a building matter to the real ones; whoever runs a scenario at noon wants to see it.
+# Scenarios run at any hour, regardless of the maintenance windows of real buildings.
 WINDOW = "00:00-24:00"
 
 
 @dataclass(frozen=True, slots=True)
 class CallLosses:
-    """Shares of the calls that WiFi spoils."""
+    """Shares, 0 to 1, of the calls that WiFi breaks."""
 
     refused: float = 0.0
     cut: float = 0.0
@@ -84,7 +84,7 @@ class ScenarioRelease:
 
 @dataclass(frozen=True, slots=True)
 class ScenarioEvent:
-    """Something that happens to whole buildings."""
+    """An event in whole buildings."""
 
     at_s: float
     what: str
@@ -94,7 +94,7 @@ class ScenarioEvent:
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What the last rollout should have come to."""
+    """The expected end of the last rollout."""
 
     status: str | None = None
     touched: float | None = None
@@ -138,11 +138,11 @@ def load_scenario(name: str) -> Scenario:
         text = (resources.files("beacon_ota.swarm") / "scenarios" / f"{name}.toml").read_text()
     else:
         try:
-            text = text_files.read_text(Path(name))
+            text = text_files.read_text_file(Path(name))
         except UsageError:
             raise UsageError(
                 "scenario_unknown",
-                "neither a scenario of ours nor a file",
+                "neither a packaged scenario nor a file",
                 found=name,
                 expected=", ".join(packaged_names()),
             ) from None
@@ -227,7 +227,7 @@ def _read_version(value: object, where: str) -> str:
 def _read_plan(value: object, where: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise read.type_error(where, value, "table")
-    if "waves" in value:  # they would reach beacons that are none of ours
+    if "waves" in value:  # they could select beacons outside of the swarm
         raise PlanError("field_unknown", f"{where}.waves: the swarm is the only wave")
     return dict(value)
 

@@ -1,4 +1,4 @@
-"""What a beacon signs, and how it knows the orchestrator's answer."""
+"""Signs the requests of a beacon, and verifies the answers of the orchestrator."""
 
 import hashlib
 import hmac
@@ -44,11 +44,11 @@ def sign_request(
 def is_authentic(
     key: bytes, nonce: str, status: int, digest: str | None, body: bytes, seal: bytes
 ) -> bool:
-    """Tell whether the orchestrator made this answer to the request with this nonce.
+    """Return whether the orchestrator signed this answer to the request with this nonce.
 
     Args:
-        digest: checksum of the file, for a download; else that of ``body`` is taken.
-        seal: the answer's ``X-Beacon-Mac``.
+        digest: checksum of the file, for a download; by default that of ``body``.
+        seal: ``X-Beacon-Mac`` of the answer.
     """
     found = digest or (hashlib.sha256(body).hexdigest() if body else _EMPTY)
     text = auth.answer_text(nonce, status, found)

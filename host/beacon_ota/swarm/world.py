@@ -1,4 +1,4 @@
-"""What all beacons of a swarm share."""
+"""The state that all beacons of a swarm share: server, clock, scenario, counts, randomness."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from beacon_ota.swarm.scenario import Scenario
 
 @dataclass(slots=True)
 class TrafficStats:
-    """What the swarm sees of the traffic."""
+    """Statistics of the traffic of the swarm."""
 
     calls: int = 0
     offers: int = 0
@@ -29,7 +29,7 @@ class TrafficStats:
     burst: LatencyHistogram = field(
         default_factory=LatencyHistogram
     )  # first polls after a power cut of a building
-    broken: Counter[str] = field(default_factory=Counter)  # exchanges that came to nothing
+    broken: Counter[str] = field(default_factory=Counter)  # failed exchanges, by code
     refused: Counter[str] = field(default_factory=Counter)  # by code
 
     def count_poll(self, seconds: float, fresh: bool) -> None:
@@ -41,11 +41,11 @@ class TrafficStats:
 
 @dataclass(slots=True)
 class World:
-    """Place, time, scenario, chance; the ledger and the statistics.
+    """Server, clock, scenario, randomness, expected counts and statistics.
 
     Attributes:
-        seed: decides which beacon meets which fate.
-        fates_of: of each release, by firmware id.
+        seed: determines the outcome on each beacon.
+        outcome_shares: of each release, by firmware id.
     """
 
     server: ServerAddress
@@ -59,22 +59,22 @@ class World:
     random: Random = field(default_factory=Random)
 
     def draw_outcome(self, firmware: str, beacon: str, number: int) -> str:
-        """Return what becomes of a beacon's attempt; of a release that is not ours, success."""
+        """Return the outcome of an attempt; success for releases outside of the scenario."""
         shares = self.outcome_shares.get(firmware)
         if shares is None:
             return "success"
         return outcome_model.draw_outcome(shares, self.seed, beacon.rpartition("-")[2], number)
 
     def vary_factor(self) -> float:
-        """Return a factor around 1: nothing happens at once by itself."""
+        """Return a random factor around 1, so that beacons do not act at the same moment."""
         return self.random.uniform(0.75, 1.25)
 
     def happens(self, share: float) -> bool:
-        """Return True in so large a share of the cases."""
+        """Return True with the probability ``share``."""
         return share > 0 and self.random.random() < share
 
     def draw_break(self, size: int) -> int | None:
-        """Return after how many bytes a download breaks off, None when it does not."""
+        """Return the bytes after which a download breaks off, None when it does not."""
         return self.random.randrange(1, size) if self.happens(self.scenario.air.cut) else None
 
     def download_rate(self) -> float | None:

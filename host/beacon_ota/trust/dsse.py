@@ -46,7 +46,7 @@ def sign_payload(payload: bytes, signers: Iterable[Signer]) -> str:
         InputError: ``signer_wrong``, what a signer returned is not its key's signature.
         UsageError: ``signatures_count``, none, or more than an envelope may carry.
     """
-    return _sign(payload, {}, signers)
+    return _sign_with(payload, {}, signers)
 
 
 def add_signatures(envelope: Envelope, signers: Iterable[Signer]) -> str:
@@ -57,13 +57,15 @@ def add_signatures(envelope: Envelope, signers: Iterable[Signer]) -> str:
         InputError, UsageError: as :func:`sign_payload`.
     """
     payload, signatures = unpack_envelope(envelope)
-    return _sign(payload, dict(signatures), signers)
+    return _sign_with(payload, dict(signatures), signers)
 
 
 def pack_envelope(payload: bytes, signatures: Signatures) -> str:
     """Return the text of an envelope: compact JSON, names sorted, ASCII."""
-    entries = [{"keyid": keyid, "sig": _base64(signature)} for keyid, signature in signatures]
-    value = {"payload": _base64(payload), "payloadType": wire.TYPE, "signatures": entries}
+    entries = [
+        {"keyid": keyid, "sig": _encode_base64(signature)} for keyid, signature in signatures
+    ]
+    value = {"payload": _encode_base64(payload), "payloadType": wire.TYPE, "signatures": entries}
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
@@ -100,7 +102,7 @@ def valid_signers(payload: bytes, signatures: Signatures, trusted: KeySet) -> li
     return list(found)
 
 
-def _sign(payload: bytes, found: dict[str, bytes], signers: Iterable[Signer]) -> str:
+def _sign_with(payload: bytes, found: dict[str, bytes], signers: Iterable[Signer]) -> str:
     data = wire.pae(payload)
     for signer in signers:
         signature = signer.sign(data)
@@ -122,5 +124,5 @@ def _sign(payload: bytes, found: dict[str, bytes], signers: Iterable[Signer]) ->
     return pack_envelope(payload, list(found.items()))
 
 
-def _base64(data: bytes) -> str:
+def _encode_base64(data: bytes) -> str:
     return b64encode(data).decode()

@@ -80,34 +80,34 @@ class Keyring:
             UsageError: ``key_password_short``.
         """
         check_password(password)
-        self._free(name)
+        self._check_free(name)
         key = rsa.generate_private_key(EXPONENT, BITS)
         sealed = pkcs8.encrypt_key(key, password)
-        self._prepare()
+        self._prepare_folder()
         # The private key first: an entry without its key would be worse than the reverse.
-        files.write_file(self._file(name, "key.pem"), sealed, mode=0o600, replace=False)
-        return self._add(name, PublicKey.of(key), None)
+        files.write_file(self._file_of(name, "key.pem"), sealed, mode=0o600, replace=False)
+        return self._add_entry(name, PublicKey.of(key), None)
 
     def add(self, name: str, public: PublicKey, program: Path) -> KeyEntry:
         """Enter a key whose private half a program holds."""
-        self._free(name)
-        self._prepare()
-        return self._add(name, public, str(program.absolute()))
+        self._check_free(name)
+        self._prepare_folder()
+        return self._add_entry(name, public, str(program.absolute()))
 
     def entries(self) -> list[KeyEntry]:
         """Return all keys, oldest first."""
-        return sorted(map(self.get, self._names()), key=lambda e: (e.created, e.name))
+        return sorted(map(self.get, self._list_names()), key=lambda e: (e.created, e.name))
 
     def get(self, name: str) -> KeyEntry:
         """Return one key's entry."""
         _check_name(name)
-        file = self._file(name, "json")
+        file = self._file_of(name, "json")
         if not file.exists():
             raise UsageError(
                 "key_unknown",
                 f"There is no key {name} in {self.folder}.",
                 found=name,
-                expected=", ".join(sorted(self._names())) or "beacon-ota keys new NAME",
+                expected=", ".join(sorted(self._list_names())) or "beacon-ota keys new NAME",
             )
         try:
             entry = KeyEntry(**json.loads(files.read_file(file, MAX_FILE)))
@@ -124,7 +124,7 @@ class Keyring:
 
     def public(self, name: str) -> PublicKey:
         """Return a key's public half."""
-        file = self._file(name, "pub.pem")
+        file = self._file_of(name, "pub.pem")
         return PublicKey.from_pem(files.read_file(file, MAX_FILE), name=str(file))
 
     def signer(self, name: str, password: str | None) -> KeySigner | ProgramSigner:
@@ -137,7 +137,7 @@ class Keyring:
         public = self.public(name)
         if entry.program:
             return ProgramSigner(name, public, Path(entry.program))
-        key = self._private(name, password or "")
+        key = self._open_private(name, password or "")
         if PublicKey.of(key) != public:
             raise InputError("keyring_damaged", f"The private key {name} is not {entry.keyid}.")
         return KeySigner(name, public, key)
@@ -147,8 +147,8 @@ class Keyring:
         if self.get(name).program:
             raise UsageError("key_kind", f"A program holds {name}: it has no password here.")
         check_password(new)
-        sealed = pkcs8.encrypt_key(self._private(name, old), new)
-        files.write_file(self._file(name, "key.pem"), sealed, mode=0o600)
+        sealed = pkcs8.encrypt_key(self._open_private(name, old), new)
+        files.write_file(self._file_of(name, "key.pem"), sealed, mode=0o600)
 
     def trusted(self, names: list[str] | None = None, threshold: int = 1) -> KeySet:
         """Return the set that new apps should trust: the named keys, else all not retired."""
@@ -171,26 +171,26 @@ class Keyring:
                 expected="a key that is in use",
             )
         made = self.new(new, password)
-        entry = replace(entry, retired=_now(), replaced_by=new)
-        self._describe(entry)
+        entry = replace(entry, retired=_format_now(), replaced_by=new)
+        self._write_entry(entry)
         return entry, made
 
-    def _add(self, name: str, public: PublicKey, program: str | None) -> KeyEntry:
-        entry = KeyEntry(name, public.keyid, _now(), program)
-        self._describe(entry)
-        files.write_file(self._file(name, "pub.pem"), public.pem(), replace=False)
+    def _add_entry(self, name: str, public: PublicKey, program: str | None) -> KeyEntry:
+        entry = KeyEntry(name, public.keyid, _format_now(), program)
+        self._write_entry(entry)
+        files.write_file(self._file_of(name, "pub.pem"), public.pem(), replace=False)
         return entry
 
-    def _describe(self, entry: KeyEntry) -> None:
+    def _write_entry(self, entry: KeyEntry) -> None:
         text = json.dumps(asdict(entry), indent=2) + "\n"
-        files.write_file(self._file(entry.name, "json"), text.encode())
+        files.write_file(self._file_of(entry.name, "json"), text.encode())
 
-    def _private(self, name: str, password: str) -> rsa.RSAPrivateKey:
+    def _open_private(self, name: str, password: str) -> rsa.RSAPrivateKey:
         return pkcs8.decrypt_key(
-            files.read_file(self._file(name, "key.pem"), MAX_FILE), password, name=name
+            files.read_file(self._file_of(name, "key.pem"), MAX_FILE), password, name=name
         )
 
-    def _prepare(self) -> None:
+    def _prepare_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -200,15 +200,15 @@ class Keyring:
         if not ignore.exists():
             files.write_file(ignore, b"*.key.pem\n")
 
-    def _free(self, name: str) -> None:
+    def _check_free(self, name: str) -> None:
         _check_name(name)
-        if any(self._file(name, end).exists() for end in ("json", "pub.pem", "key.pem")):
+        if any(self._file_of(name, end).exists() for end in ("json", "pub.pem", "key.pem")):
             raise UsageError("key_exists", f"There is a key {name} in {self.folder} already.")
 
-    def _names(self) -> list[str]:
+    def _list_names(self) -> list[str]:
         return [f.name.removesuffix(".pub.pem") for f in self.folder.glob("*.pub.pem")]
 
-    def _file(self, name: str, end: str) -> Path:
+    def _file_of(self, name: str, end: str) -> Path:
         return self.folder / f"{name}.{end}"
 
 
@@ -237,5 +237,5 @@ def _check_name(name: str) -> None:
         )
 
 
-def _now() -> str:
+def _format_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -155,7 +155,7 @@ class KeySet:
                 raise ValueError("expected the fields keys and threshold")
             if not isinstance(value["keys"], dict) or type(value["threshold"]) is not int:
                 raise ValueError("keys is an object, threshold a number")
-            keys = {keyid: _named(keyid, n) for keyid, n in value["keys"].items()}
+            keys = {keyid: _parse_key(keyid, n) for keyid, n in value["keys"].items()}
             return cls(keys, value["threshold"])
         except (ValueError, RecursionError, InputError, UsageError) as error:
             raise InputError(
@@ -171,7 +171,7 @@ class KeySet:
         return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _named(keyid: str, modulus: object) -> PublicKey:
+def _parse_key(keyid: str, modulus: object) -> PublicKey:
     """Read one entry; the keyid has to be the key's own, so that no key counts twice."""
     if not isinstance(modulus, str) or len(modulus) != SIGNATURE_SIZE * 2:
         raise ValueError(f"key {keyid[:16]}: the modulus is {SIGNATURE_SIZE * 2} hex digits")

@@ -41,10 +41,10 @@ def encrypt_key(key: rsa.RSAPrivateKey, password: str) -> bytes:
     )
     aes = Cipher(algorithms.AES256(secret), modes.CBC(iv)).encryptor()
     sealed = aes.update(padder.update(plain) + padder.finalize()) + aes.finalize()
-    costs = b"".join(map(_integer, (COST_N, BLOCK_R, PARALLEL_P)))
-    kdf = _sequence(_SCRYPT, _sequence(_octets(salt), costs))
-    scheme = _sequence(_AES_256_CBC, _octets(iv))
-    der = _sequence(_sequence(_PBES2, _sequence(kdf, scheme)), _octets(sealed))
+    costs = b"".join(map(_der_integer, (COST_N, BLOCK_R, PARALLEL_P)))
+    kdf = _der_sequence(_SCRYPT, _der_sequence(_der_octets(salt), costs))
+    scheme = _der_sequence(_AES_256_CBC, _der_octets(iv))
+    der = _der_sequence(_der_sequence(_PBES2, _der_sequence(kdf, scheme)), _der_octets(sealed))
     body = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
     return f"-----BEGIN {_LABEL}-----\n{body}\n-----END {_LABEL}-----\n".encode()
 
@@ -63,7 +63,7 @@ def decrypt_key(pem: bytes, password: str, *, name: str) -> rsa.RSAPrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password.encode())
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        if _readable(pem):
+        if _is_whole(pem):
             raise DeniedError("key_password", f"The password of key {name} is wrong.") from error
         raise InputError("key_file", f"The private key {name} is damaged: {error}") from error
     if not isinstance(key, rsa.RSAPrivateKey):
@@ -71,7 +71,7 @@ def decrypt_key(pem: bytes, password: str, *, name: str) -> rsa.RSAPrivateKey:
     return key
 
 
-def _readable(pem: bytes) -> bool:
+def _is_whole(pem: bytes) -> bool:
     """Tell a wrong password from a damaged file: is the outer structure whole?"""
     try:
         lines = pem.decode("ascii").strip().splitlines()
@@ -81,20 +81,20 @@ def _readable(pem: bytes) -> bool:
     return len(der) > 4 and der[:2] == b"\x30\x82" and int.from_bytes(der[2:4]) == len(der) - 4
 
 
-def _tlv(tag: int, body: bytes) -> bytes:
+def _der_tlv(tag: int, body: bytes) -> bytes:
     if len(body) < 0x80:
         return bytes((tag, len(body))) + body
     size = len(body).to_bytes((len(body).bit_length() + 7) // 8)
     return bytes((tag, 0x80 | len(size))) + size + body
 
 
-def _sequence(*parts: bytes) -> bytes:
-    return _tlv(0x30, b"".join(parts))
+def _der_sequence(*parts: bytes) -> bytes:
+    return _der_tlv(0x30, b"".join(parts))
 
 
-def _octets(data: bytes) -> bytes:
-    return _tlv(0x04, data)
+def _der_octets(data: bytes) -> bytes:
+    return _der_tlv(0x04, data)
 
 
-def _integer(value: int) -> bytes:
-    return _tlv(0x02, value.to_bytes(value.bit_length() // 8 + 1))
+def _der_integer(value: int) -> bytes:
+    return _der_tlv(0x02, value.to_bytes(value.bit_length() // 8 + 1))

@@ -55,7 +55,7 @@ class Situation:
     """Highest version ever confirmed, None when there is none yet."""
     now: int | None
     """Authenticated time, UTC seconds; None when the clock is unset."""
-    slot_size: int
+    room: int
     """Bytes of the slot that would be written."""
     insecure: bool = False
     """Does the running app accept releases that nobody signed?"""
@@ -109,7 +109,7 @@ class Verifier:
             raise InputError(
                 "manifest_signature", f"The manifest is not to be believed: {error.detail}."
             ) from error
-        _compare(manifest, expected)
+        _compare_claims(manifest, expected)
         if now is not None and now >= manifest.expires_at:
             raise InputError(
                 "manifest_expired",
@@ -140,12 +140,12 @@ class Verifier:
                 manifest = self.open_envelope(envelope)
             wire.check_offer(manifest.fields(), offer)
         wire.check_rules(
-            manifest.fields(), own.device_type, own.running, own.floor, own.now, own.slot_size
+            manifest.fields(), own.device_type, own.running, own.floor, own.now, own.room
         )
         return manifest
 
 
-def _compare(manifest: Manifest, facts: ManifestClaims) -> None:
+def _compare_claims(manifest: Manifest, facts: ManifestClaims) -> None:
     pairs = {
         "device_type": (facts.device_type, manifest.device_type),
         "version": (facts.version, manifest.version),

@@ -1,5 +1,5 @@
-"""Virtual beacons: the beacon's own code, run from a real flash image on any PC.
+"""Virtual beacons: the code of the beacon, run from a real flash image on any PC.
 
-:class:`~beacon_ota.virtual.beacon.VirtualBeacon` plays the chip, the MicroPython
-interpreter (unix port) runs the code. ``docs/virtual-beacon.md`` tells how to use it.
+:class:`~beacon_ota.virtual.beacon.VirtualBeacon` models the chip, the MicroPython interpreter
+(unix port) runs the code. ``docs/virtual-beacon.md`` describes its use.
 """

@@ -1,4 +1,4 @@
-"""Virtual time: real time, faster."""
+"""Virtual time: real time, scaled."""
 
 import time
 from fractions import Fraction
@@ -7,9 +7,9 @@ EPOCH = 946684800  # 2000-01-01, where the esp32 port counts from, in seconds si
 
 
 class VirtualClock:
-    """Seconds of virtual time since it was made, ``scale`` times as fast as real time.
+    """A clock that runs ``scale`` times as fast as real time, in seconds since its creation.
 
-    Its wall clock is the chip's: it starts at 2000-01-01 and beacon code sets it.
+    Its wall clock is that of the chip: it starts at 2000-01-01 and beacon code sets it.
     """
 
     def __init__(self, scale: float = 1):
@@ -22,20 +22,20 @@ class VirtualClock:
         self._wall = 0.0  # seconds since 2000 at virtual time 0
 
     def now(self) -> float:
-        """Return virtual seconds since the clock was made."""
+        """Return virtual seconds since the creation of the clock."""
         return (time.monotonic() - self._start) * self.scale
 
     def real_seconds(self, seconds: float) -> float:
-        """Return how many real seconds ``seconds`` of virtual time take."""
+        """Return the real seconds that ``seconds`` of virtual time take."""
         return seconds / self.scale
 
     def skip_ahead(self, seconds: float) -> None:
-        """Jump ahead by so many virtual seconds."""
+        """Advance the clock by ``seconds`` virtual seconds."""
         self._start -= seconds / self.scale
 
     @property
     def wall(self) -> float:
-        """Seconds since 2000 as the chip believes."""
+        """The wall clock of the chip, in seconds since 2000."""
         return self._wall + self.now()
 
     @wall.setter
@@ -44,5 +44,5 @@ class VirtualClock:
 
     @property
     def unix(self) -> float:
-        """The same in seconds since 1970."""
+        """The wall clock of the chip, in seconds since 1970."""
         return self.wall + EPOCH

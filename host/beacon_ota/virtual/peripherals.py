@@ -1,7 +1,7 @@
-"""What surrounds the CPU: reset line, watchdog, clock, timers, pins.
+"""The peripherals of the chip: reset line, watchdog, clock, timers, pins.
 
-``machine`` of the esp32 port, from the supervisor's side. Times that beacon code passes are in
-its own time; :class:`~beacon_ota.virtual.clock.Clock` makes real time of them.
+The operations behind ``machine`` of the esp32 port. Times that beacon code passes are virtual;
+:class:`~beacon_ota.virtual.clock.VirtualClock` converts them to real time.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ POWER_ON, HARD, WATCHDOG, DEEP_SLEEP, SOFT = 1, 2, 3, 4, 5  # machine.reset_caus
 RTC_MEMORY = 2048  # bytes that survive every reset but a power cut
 BUTTON = 9  # the C3's boot button: pulled up, pressed is 0
 RISING, FALLING = 1, 2
-NEGLIGIBLE_S = 0.02  # seconds that make no difference
+NEGLIGIBLE_S = 0.02  # seconds below which a difference is ignored
 
 Stop = Callable[[str, str], None]
 
 
 class RtcMemory:
-    """What keeps its content while the chip has power."""
+    """Memory that keeps its content while the chip has power."""
 
     def __init__(self) -> None:
         self.memory = b""
-        self.booted: BootResult | None = None  # where a wake from deep sleep goes on
+        self.booted: BootResult | None = None  # the slot that a wake from deep sleep boots
 
 
 class GpioPins:
@@ -39,20 +39,20 @@ class GpioPins:
         self._triggers: dict[int, int] = {}
 
     def reset(self) -> None:
-        """Forget what beacon code configured."""
+        """Clear the configuration of beacon code."""
         self._triggers.clear()
         for number in self.levels:
             self.levels[number] = self._driven.get(number, 0)
 
     def configure_pin(self, number: int, mode: int, pull: int, value: int | None) -> None:
-        """``Pin(...)``: pulls set the level of what nobody drives."""
+        """``Pin(...)``: pulls set the level of a pin that is not driven from outside."""
         if value is not None:
             self.levels[number] = value
         elif number not in self._driven and pull in (1, 2):
             self.levels[number] = pull - 1
 
     def drive_pin(self, number: int, level: int, line: InterpreterChannel | None) -> None:
-        """Set an input from outside; calls the handler that waits for this edge."""
+        """Set an input from outside; queue the interrupt that the edge triggers."""
         before = self.levels[number]
         self._driven[number] = self.levels[number] = level
         edge = RISING if level > before else FALLING if level < before else 0
@@ -68,13 +68,13 @@ class ChipPeripherals:
     """The peripherals during one run of an interpreter.
 
     Args:
-        clock: the beacon's time.
-        rtc: what survives a reset.
+        clock: the time of the beacon.
+        rtc: memory that survives a reset.
         pins: the GPIOs.
-        mac: the chip's address, 6 bytes.
-        cause: what ``machine.reset_cause()`` says.
-        stop: ends the interpreter; told how and why.
-        ran: how it is with the interpreter's process, see :class:`Ran`.
+        mac: address of the chip, 6 bytes.
+        cause: value of ``machine.reset_cause()``.
+        stop: ends the interpreter, with the kind of end and its reason.
+        ran: returns the CPU usage of the interpreter process, see :class:`CpuUsage`.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class ChipPeripherals:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._watchdog: asyncio.TimerHandle | None = None
         self._timeout = 0.0
-        self._last_usage = CpuUsage()  # the process when it was fed, or looked at last
-        self._unfed_s = 0.0  # real seconds that it had and did not feed
+        self._last_usage = CpuUsage()  # of the process, when the watchdog was fed or last checked
+        self._unfed_s = 0.0  # real seconds that the process could run since it last fed
 
     @property
     def operations(self) -> dict[str, Operation]:
-        """What the stand-in ``machine`` calls."""
+        """The operations that the ``machine`` stub calls."""
         return {
             "reset": self._reset_chip,
             "deepsleep": self._enter_deepsleep,
@@ -126,7 +126,7 @@ class ChipPeripherals:
         return self._watchdog is not None
 
     def soft_reset(self) -> None:
-        """Forget the interpreter's timers; the watchdog runs on."""
+        """Cancel the timers of the interpreter; the watchdog runs on."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -163,16 +163,16 @@ class ChipPeripherals:
         self._watchdog = loop.call_later(seconds, self._check_watchdog, loop.time(), seconds)
 
     def _check_watchdog(self, since: float, after: float) -> None:
-        """End it when it had its time; what this busy machine did not let it run does not count."""
+        """Reset the chip after the timeout; time that the process waited for a CPU is excluded."""
         now, before = self._read_usage(), self._last_usage
         timeout = self._clock.real_seconds(self._timeout)
         passed = asyncio.get_running_loop().time() - since
         waited = now.waited - before.waited
-        # Somebody who is ready may be waiting for a CPU at this moment: only what it ran is sure.
+        # A ready process may be waiting for a CPU right now: only its CPU time is certain.
         self._unfed_s += now.cpu - before.cpu if now.ready else max(0.0, passed - waited)
         self._last_usage = now
         if passed - after > NEGLIGIBLE_S:
-            # Late ourselves: it may have called, and nobody has looked yet.
+            # This loop is late itself: a call that feeds may be waiting to be read.
             self._unfed_s = min(self._unfed_s, timeout - 2 * NEGLIGIBLE_S)
         left = timeout - self._unfed_s
         if left > NEGLIGIBLE_S:

@@ -12,8 +12,8 @@ T = TypeVar("T")
 class Reactor:
     """An asyncio loop in a daemon thread.
 
-    Everything that plays a chip runs in it, one call at a time; other threads hand their
-    calls over with :meth:`call` and :meth:`run`.
+    All models of chips run in it, one call at a time; other threads hand over their calls with
+    :meth:`call` and :meth:`run`.
     """
 
     _shared: "Reactor | None" = None
@@ -26,7 +26,7 @@ class Reactor:
 
     @classmethod
     def shared(cls) -> "Reactor":
-        """Return the process's reactor; it is started when first asked for."""
+        """Return the reactor of the process; the first call starts it."""
         with cls._lock:
             if cls._shared is None:
                 cls._shared = cls()

@@ -14,7 +14,7 @@ import requests
 from beacon_ota.swarm.http import Connection, DownloadSink, ServerAddress
 from tests.bench.load import hammer
 from tests.bench.peers.environment import python
-from tests.bench.subject import Subject, free_port
+from tests.bench.subject import ServerSubject, free_port
 
 REQUIREMENTS = ("goosebit==0.2.12", "uvloop", "httptools")
 NAME = "goosebit 0.2.12"
@@ -31,7 +31,7 @@ class Goosebit:
         self._folder.mkdir()
         script = Path(__file__).with_name("goosebit_server.py")
         command = [str(interpreter), "-P", str(script), str(port), str(self._folder), str(image)]
-        self.server = Subject(
+        self.server = ServerSubject(
             NAME, [*command, str(devices)], f"http://127.0.0.1:{port}", folder / "goosebit.log"
         )
         self.place = ServerAddress.parse_url(self.server.url)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from tests.bench.peers.environment import Missing
-from tests.bench.subject import Subject, free_port
+from tests.bench.subject import ServerSubject, free_port
 
 _CONFIG = """
 daemon off;
@@ -27,7 +27,7 @@ http {{
 """
 
 
-def nginx(folder: Path, image: Path) -> Subject:
+def nginx(folder: Path, image: Path) -> ServerSubject:
     """Start it on a folder of files.
 
     Raises:
@@ -43,4 +43,4 @@ def nginx(folder: Path, image: Path) -> Subject:
     config.write_text(_CONFIG.format(folder=here, port=port, root=image.parent))
     image.chmod(0o644)
     command = [found, "-p", str(here), "-c", str(config), "-e", str(here / "error.log")]
-    return Subject("nginx", command, f"http://127.0.0.1:{port}", folder / "nginx.log")
+    return ServerSubject("nginx", command, f"http://127.0.0.1:{port}", folder / "nginx.log")

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from beacon_ota.swarm.http import Connection, DownloadSink, ServerAddress
 from tests.bench.load import hammer
 from tests.bench.peers.environment import python
-from tests.bench.subject import Subject, free_port
+from tests.bench.subject import ServerSubject, free_port
 
 REQUIREMENTS = ("openmv-ota[server]==1.0.7",)
 NAME = "openmv-ota 1.0.7"
@@ -30,7 +30,9 @@ class Openmv:
         self._folder.mkdir()
         script = Path(__file__).with_name("openmv_server.py")
         command = [str(interpreter), "-P", str(script), str(port), str(self._folder), str(image)]
-        self.server = Subject(NAME, command, f"http://127.0.0.1:{port}", folder / "openmv.log")
+        self.server = ServerSubject(
+            NAME, command, f"http://127.0.0.1:{port}", folder / "openmv.log"
+        )
         self.place = ServerAddress.parse_url(self.server.url)
         self._ids = [f"b{number:05}" for number in range(devices)]
 

@@ -11,12 +11,6 @@ def test_parsers():
     assert found.cases > 40 and found.steps > 150
 
 
-def test_over_the_air():
-    found = blufi.fuzz_over_air(3, seed=1)
-    assert not found.wrong, found.wrong
-    assert found.cases >= 1
-
-
 def test_what_is_found_can_be_replayed(monkeypatch):
     """With a rule broken on purpose: the fuzzer finds it, and its words lead back to it."""
     monkeypatch.setattr(blufi, "_ACKS", 0)

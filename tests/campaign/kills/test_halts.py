@@ -27,6 +27,6 @@ def test_what_overlaps_or_ends_an_attempt_is_not(step):
 
 
 def test_without_postgresql_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(halts, "programs", lambda: None)
+    monkeypatch.setattr(halts, "find_programs", lambda: None)
     word, wrong, _facts = halts.halt_repeatedly(tmp_path, None)  # type: ignore[arg-type]
     assert word.startswith("skipped") and not wrong

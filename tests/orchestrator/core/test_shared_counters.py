@@ -5,17 +5,17 @@ import sys
 
 _FULL = """
 import os, resource
-from beacon_ota.orchestrator.core.shared_counters import SharedTallies
+from beacon_ota.orchestrator.core.shared_counters import SharedCounters
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # not a byte more into any file
-made = SharedTallies(3)
+made = SharedCounters(3)
 child = os.fork()
 if child == 0:
-    made.put(1, {"polls": 7})
+    made.write(1, {"polls": 7})
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
-made.put(0, {"polls": 5})
-assert made.others(2) == [{"polls": 5}, {"polls": 7}], made.others(2)
-assert made.get(2) == {}
+made.write(0, {"polls": 5})
+assert made.read_others(2) == [{"polls": 5}, {"polls": 7}], made.others(2)
+assert made.read(2) == {}
 """
 
 

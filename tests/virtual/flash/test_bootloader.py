@@ -5,8 +5,8 @@ import struct
 
 import pytest
 
-from beacon_ota.images import partitions, synthetic
-from beacon_ota.images.partitions import Partition, Table
+from beacon_ota.images import partition_table, synthetic
+from beacon_ota.images.partition_table import Partition, Table
 from beacon_ota.virtual.flash import bootloader, otadata
 from beacon_ota.virtual.flash.bootloader import NotBootable
 from beacon_ota.virtual.flash.nor import Flash, FlashError, PowerCut, PowerCutPoint
@@ -446,7 +446,7 @@ def whole(slots=("ota_0",)) -> Flash:
     )
     flash = Flash.blank(0x40000)
     flash.overwrite(0, synthetic.bootloader_image())
-    flash.overwrite(partitions.TABLE_OFFSET, table.to_bin())
+    flash.overwrite(partition_table.TABLE_OFFSET, table.to_bin())
     for part in table:
         if part.name in slots:
             flash.overwrite(part.offset, APP)

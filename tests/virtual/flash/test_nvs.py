@@ -5,7 +5,8 @@ import random
 import pytest
 
 from beacon_ota.images import nvs as codec
-from beacon_ota.images.partitions import Partition
+from beacon_ota.images import nvs_format
+from beacon_ota.images.partition_table import Partition
 from beacon_ota.virtual.flash import esp_errors
 from beacon_ota.virtual.flash.esp_errors import EspError
 from beacon_ota.virtual.flash.nor import FLASH_OP_FAIL, CutMoment, Flash, PowerCut, PowerCutPoint
@@ -215,7 +216,7 @@ def test_a_full_partition_of_garbage_is_erased():
 
 def test_a_newer_format_is_erased():
     flash = blank()
-    page = bytearray(codec.pack_header(0, version=0xFD))
+    page = bytearray(nvs_format.pack_header(0, version=0xFD))
     flash.overwrite(0, bytes(page))
     assert values(opened(flash)[0]) == {}
 
@@ -223,7 +224,7 @@ def test_a_newer_format_is_erased():
 def test_no_free_page_erases_everything():
     flash = blank()
     for number in range(PAGES):
-        flash.overwrite(number * 0x1000, codec.pack_header(number))
+        flash.overwrite(number * 0x1000, nvs_format.pack_header(number))
     nvs, _ = opened(flash)
     assert values(nvs) == {}
 

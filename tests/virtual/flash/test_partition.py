@@ -2,7 +2,7 @@
 
 import pytest
 
-from beacon_ota.images import partitions
+from beacon_ota.images import partition_table
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash, PowerCutPoint
 from tests.virtual import rig
@@ -132,18 +132,18 @@ def test_large_reads_and_writes():
 
 def test_read_only_partitions():
     rows = list(rig.table())
-    rows[2] = partitions.Partition("phy_init", 1, 1, 0xF000, 0x1000, readonly=True)
+    rows[2] = partition_table.Partition("phy_init", 1, 1, 0xF000, 0x1000, readonly=True)
     lines = run(
         "p = Partition('phy_init')\nt(p.writeblocks, 0, buf)\nt(p.ioctl, 6, 0)\n"
         "t(p.writeblocks, 0, b'x', 0)\nt(p.readblocks, 0, buf)\n",
-        layout=partitions.Table(tuple(rows)),
+        layout=partition_table.Table(tuple(rows)),
     )
     assert lines == ["OSError (-269, 'ESP_ERR_NOT_ALLOWED')"] * 3 + ["None"]
 
 
 def test_the_port_adds_a_vfs_where_the_table_has_none():
     rows = tuple(row for row in rig.table() if row.name != "vfs")
-    content = bytearray(rig.image(None, layout=partitions.Table(rows)))
+    content = bytearray(rig.image(None, layout=partition_table.Table(rows)))
     files = {"main.py": TRY + "t(lambda: Partition.find(1)[-1].info())\n"}
     content[0x390000:] = rig.littlefs(files, 0x70000)
     with VirtualBeacon(Flash(bytes(content))) as beacon:
@@ -170,11 +170,11 @@ def test_set_boot_and_friends():
 
 def test_a_table_without_ota():
     rows = (
-        partitions.Partition("nvs", 1, 2, 0x9000, 0x4000),
-        partitions.Partition("factory", 0, 0, 0x10000, 0x100000),
-        partitions.Partition("vfs", 1, 0x83, 0x110000, 0x40000),
+        partition_table.Partition("nvs", 1, 2, 0x9000, 0x4000),
+        partition_table.Partition("factory", 0, 0, 0x10000, 0x100000),
+        partition_table.Partition("vfs", 1, 0x83, 0x110000, 0x40000),
     )
-    layout = partitions.Table(rows)
+    layout = partition_table.Table(rows)
     content = bytearray(rig.image(None, layout=layout))
     content[0x10000 : 0x10000 + len(rig.app())] = rig.app()
     code = (

@@ -26,20 +26,20 @@ SERVICE = (BLUFI, [(RX, FLAG_WRITE | FLAG_WRITE_NO_RESPONSE, []), (TX, 0x12, [])
 
 
 class Beacon:
-    """A peripheral in a room whose IRQ handler is a Python function.
+    """A peripheral in a space whose IRQ handler is a Python function.
 
     Args:
-        room: where it is.
+        space: where it is.
         number: last byte of its address.
     """
 
-    def __init__(self, room: RadioSpace, number: int = 1) -> None:
-        self.room = room
+    def __init__(self, space: RadioSpace, number: int = 1) -> None:
+        self.space = space
         self.mac = bytes.fromhex("d4f98d0000") + bytes([number])
         self.address = ":".join(f"{byte:02X}" for byte in self.mac)
         self.events: list[tuple[int, tuple[Any, ...]]] = []
         self.on_irq: Callable[[int, tuple[Any, ...]], object] = lambda event, data: None
-        self.peripheral = Peripheral(room.make_radio(), self.mac, self._irq)
+        self.peripheral = Peripheral(space.make_radio(), self.mac, self._irq)
         self.handles: list[list[int]] = []
 
     async def _irq(self, event: int, data: tuple[Any, ...]) -> object:
@@ -48,18 +48,18 @@ class Beacon:
         return await result if asyncio.iscoroutine(result) else result
 
     def do(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the peripheral in the room's thread."""
+        """Call a method of the peripheral in the space's thread."""
 
         async def body() -> Any:
             result = getattr(self.peripheral, name)(*args, **kwargs)
             return await result if asyncio.iscoroutine(result) else result
 
-        return self.room.run(body())
+        return self.space.run(body())
 
     def start(self, *services: Any) -> "Beacon":
         """Activate and register, the BluFi-like service when none is given."""
         self.do("set_active", True)
-        self.handles = self.do("register", list(services) or [SERVICE])
+        self.handles = self.do("register_services", list(services) or [SERVICE])
         return self
 
     def advertise(
@@ -70,7 +70,7 @@ class Beacon:
         interval_us: int = 20_000,
         connectable: bool = True,
     ) -> "Beacon":
-        self.do("advertise", interval_us, data, response, connectable)
+        self.do("start_advertising", interval_us, data, response, connectable)
         return self
 
     def seen(self, event: int) -> list[tuple[Any, ...]]:
@@ -98,7 +98,7 @@ async def until(condition: Callable[[], Any], timeout: float = WAIT) -> Any:
 
 def client(beacon: Beacon, **arguments: Any) -> BleakClient:
     """A central's client of a beacon."""
-    return BleakClient(beacon.address, **select_radio(beacon.room.spec).client, **arguments)
+    return BleakClient(beacon.address, **select_radio(beacon.space.spec).client, **arguments)
 
 
 def talk(beacon: Beacon, body: Any, **arguments: Any) -> Any:

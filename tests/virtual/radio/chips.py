@@ -1,9 +1,9 @@
-"""Virtual beacons that run a given `main.py`, in a room."""
+"""Virtual beacons that run a given `main.py`, in a space."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from beacon_ota.images import boards, littlefs, otadata, synthetic
+from beacon_ota.images import boards, littlefs_writer, otadata, synthetic
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.radio.space import RadioSpace, RemoteSpace
@@ -46,7 +46,7 @@ def flash(program: str) -> Flash:
         TABLE: board.table.to_bin(),
         board.otadata.offset: otadata.build_partition(otadata.make_entry(1, otadata.VALID)),
         board.initial_app.offset: synthetic.app_image(16 * 1024),
-        board.vfs.offset: littlefs.build_filesystem(files, SECTOR, board.vfs.size // SECTOR),
+        board.vfs.offset: littlefs_writer.build_filesystem(files, SECTOR, board.vfs.size // SECTOR),
     }.items():
         image[offset : offset + len(data)] = data
     return Flash(image)
@@ -59,13 +59,13 @@ def address(number: int) -> str:
 
 @contextmanager
 def running(
-    room: RadioSpace | RemoteSpace, program: str, number: int = 0, ready: str = ""
+    space: RadioSpace | RemoteSpace, program: str, number: int = 0, ready: str = ""
 ) -> Iterator[VirtualBeacon]:
     """A beacon that has power and runs ``program``; waits for a line it prints, if given."""
     mac = bytes.fromhex("d4f98d0000") + bytes([number])
     content = flash(program)
     try:
-        with VirtualBeacon(content, mac=mac, bluetooth=room.make_backend()) as beacon:
+        with VirtualBeacon(content, mac=mac, bluetooth=space.make_backend()) as beacon:
             beacon.power_on()
             if ready:
                 beacon.wait_for(lambda: ready in beacon.console, 10, ready)

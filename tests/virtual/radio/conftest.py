@@ -8,11 +8,11 @@ from tests.virtual.radio.timers import ManualTimers
 
 @pytest.fixture
 def timers() -> ManualTimers:
-    """The clock of the room."""
+    """The clock of the space."""
     return ManualTimers()
 
 
 @pytest.fixture
-def room(timers: ManualTimers) -> Iterator[RadioSpace]:
-    with RadioSpace(seed=1, timers=timers) as room:
-        yield room
+def space(timers: ManualTimers) -> Iterator[RadioSpace]:
+    with RadioSpace(seed=1, timers=timers) as space:
+        yield space

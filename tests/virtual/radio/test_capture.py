@@ -23,28 +23,28 @@ from tests.virtual.radio.beacons import (
 ADVERTISING = 0x8E89BED6
 
 
-def conversation(room: RadioSpace, beacon: Beacon, secret: bytes) -> Capture:
+def conversation(space: RadioSpace, beacon: Beacon, secret: bytes) -> Capture:
     """Scan, connect, write a secret, disconnect; all of it recorded."""
-    capture = room.start_capture()
+    capture = space.start_capture()
 
     async def body() -> None:
         device = await BleakScanner.find_device_by_name(
-            "BLUFI_A1B2C3", **select_radio(room.spec).scanner
+            "BLUFI_A1B2C3", **select_radio(space.spec).scanner
         )
         assert device is not None
-        async with BleakClient(device, **select_radio(room.spec).client) as connected:
+        async with BleakClient(device, **select_radio(space.spec).client) as connected:
             await connected.write_gatt_char(FF01, secret, response=True)
 
     asyncio.run(body())
-    room.stop_capture()
+    space.stop_capture()
     return capture
 
 
-def test_everything_on_the_air_is_recorded(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
-    beacon.do("resize", beacon.handles[0][0], 512, False)
+def test_everything_on_the_air_is_recorded(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
+    beacon.do("set_buffer", beacon.handles[0][0], 512, False)
     secret = b"correct horse battery staple " * 10  # longer than one link-layer packet
-    capture = conversation(room, beacon, secret)
+    capture = conversation(space, beacon, secret)
     kinds = {frame.kind for frame in capture}
     assert kinds == {
         "ADV_IND", "SCAN_REQ", "SCAN_RSP", "CONNECT_IND", "DATA", "LL_TERMINATE_IND"
@@ -60,9 +60,9 @@ def test_everything_on_the_air_is_recorded(room: RadioSpace) -> None:
     assert written == secret
 
 
-def test_the_pcap_file_holds_link_layer_packets(room: RadioSpace, tmp_path: Path) -> None:
-    beacon = Beacon(room).start().advertise()
-    capture = conversation(room, beacon, bytes(range(200)))
+def test_the_pcap_file_holds_link_layer_packets(space: RadioSpace, tmp_path: Path) -> None:
+    beacon = Beacon(space).start().advertise()
+    capture = conversation(space, beacon, bytes(range(200)))
     path = tmp_path / "air.pcap"
     count = capture.write_pcap(path)
     header = struct.unpack_from("<IHHiIII", path.read_bytes())

@@ -38,9 +38,9 @@ def positioned(device: BLEDevice, data: AdvertisementData) -> bool:
 
 
 async def find(
-    room: RadioSpace, wanted: Callable[[BLEDevice, AdvertisementData], bool]
+    space: RadioSpace, wanted: Callable[[BLEDevice, AdvertisementData], bool]
 ) -> BLEDevice:
-    device = await BleakScanner.find_device_by_filter(wanted, **select_radio(room.spec).scanner)
+    device = await BleakScanner.find_device_by_filter(wanted, **select_radio(space.spec).scanner)
     assert device is not None
     return device
 
@@ -59,35 +59,35 @@ async def knock(client: BleakClient, ident: bytes, secret: bytes) -> int:
     return answer
 
 
-def test_a_reader_is_let_in_or_not(room: RadioSpace, v1: bytes) -> None:
+def test_a_reader_is_let_in_or_not(space: RadioSpace, v1: bytes) -> None:
     async def body() -> None:
-        device = await find(room, positioned)
-        async with BleakClient(device, **select_radio(room.spec).client) as client:
+        device = await find(space, positioned)
+        async with BleakClient(device, **select_radio(space.spec).client) as client:
             assert await knock(client, IDENT, SECRET) == access.GRANTED
             assert await knock(client, IDENT, bytes(16)) == access.REFUSED
             assert await knock(client, b"\0\0\0\0", SECRET) == access.REFUSED
             assert await knock(client, IDENT, SECRET) == access.GRANTED
 
-    capture = room.start_capture()
-    with bench(v1, bluetooth=room.make_backend(), settings={"creds": IDENT + SECRET}, scale=1):
+    capture = space.start_capture()
+    with bench(v1, bluetooth=space.make_backend(), settings={"creds": IDENT + SECRET}, scale=1):
         asyncio.run(body())
     heard = b"".join(frame.att_pdu for frame in capture if frame.att_pdu)
     assert IDENT in heard and SECRET not in heard
 
 
-def test_an_update_is_seen_and_stops_nothing(room: RadioSpace, v1: bytes, v2: bytes) -> None:
+def test_an_update_is_seen_and_stops_nothing(space: RadioSpace, v1: bytes, v2: bytes) -> None:
     seen: list[AdvertisementData] = []
 
     async def body(b: Bench) -> None:
         def callback(device: Any, data: AdvertisementData) -> None:
             seen.append(data)
 
-        device = await find(room, positioned)
-        async with BleakScanner(callback, **select_radio(room.spec).scanner):
+        device = await find(space, positioned)
+        async with BleakScanner(callback, **select_radio(space.spec).scanner):
             await until(lambda: seen)
             b.server.image, b.server.offering = v2, True
             await until(lambda: any(NORDIC in data.manufacturer_data for data in seen))
-            async with BleakClient(device, **select_radio(room.spec).client) as client:
+            async with BleakClient(device, **select_radio(space.spec).client) as client:
                 assert await knock(client, IDENT, SECRET) == access.GRANTED
             await asyncio.to_thread(b.reported, "success")
             new = len(seen)
@@ -95,7 +95,7 @@ def test_an_update_is_seen_and_stops_nothing(room: RadioSpace, v1: bytes, v2: by
 
     settings = {"creds": IDENT + SECRET}
     # a slow network, so that there is time to watch
-    with bench(v1, bluetooth=room.make_backend(), settings=settings, scale=4) as b:
+    with bench(v1, bluetooth=space.make_backend(), settings=settings, scale=4) as b:
         b.beacon.link.faults.throttle = 20_000
         asyncio.run(body(b))
     progress = [

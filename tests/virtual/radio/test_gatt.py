@@ -31,65 +31,65 @@ DISCONNECT, WRITE, READ, INDICATE_DONE, MTU, UPDATE = 2, 3, 4, 20, 21, 27
 # Values
 
 
-def test_the_default_buffer_cuts_at_20_bytes(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_the_default_buffer_cuts_at_20_bytes(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def body(connected: BleakClient) -> None:
         await connected.write_gatt_char(FF01, bytes(range(50)), response=True)
 
     talk(beacon, body)
-    assert beacon.do("read", beacon.handles[0][0]) == bytes(range(20))
+    assert beacon.do("read_value", beacon.handles[0][0]) == bytes(range(20))
 
 
-def test_a_bigger_buffer_takes_more(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_a_bigger_buffer_takes_more(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     handle = beacon.handles[0][0]
-    beacon.do("write", handle, b"before", False)
-    beacon.do("resize", handle, 40, False)
-    assert beacon.do("read", handle) == b""
+    beacon.do("write_value", handle, b"before", False)
+    beacon.do("set_buffer", handle, 40, False)
+    assert beacon.do("read_value", handle) == b""
 
     async def body(connected: BleakClient) -> None:
         await connected.write_gatt_char(FF01, bytes(range(50)), response=True)
 
     talk(beacon, body)
-    assert beacon.do("read", handle) == bytes(range(40))
-    assert beacon.do("read", handle) == bytes(range(40))
+    assert beacon.do("read_value", handle) == bytes(range(40))
+    assert beacon.do("read_value", handle) == bytes(range(40))
 
 
-def test_an_appending_buffer_collects_until_read(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_an_appending_buffer_collects_until_read(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     handle = beacon.handles[0][0]
-    beacon.do("resize", handle, 10, True)
+    beacon.do("set_buffer", handle, 10, True)
 
     async def body(connected: BleakClient) -> None:
         for part in (b"abcd", b"efgh", b"ijkl"):
             await connected.write_gatt_char(FF01, part, response=True)
-        assert await asyncio.to_thread(beacon.do, "read", handle) == b"abcdefghij"
+        assert await asyncio.to_thread(beacon.do, "read_value", handle) == b"abcdefghij"
         await connected.write_gatt_char(FF01, b"new", response=True)
 
     talk(beacon, body)
-    assert beacon.do("read", handle) == b"new"
-    assert beacon.do("read", handle) == b""
+    assert beacon.do("read_value", handle) == b"new"
+    assert beacon.do("read_value", handle) == b""
 
 
-def test_own_writes_grow_the_buffer(room: RadioSpace) -> None:
-    beacon = Beacon(room).start()
+def test_own_writes_grow_the_buffer(space: RadioSpace) -> None:
+    beacon = Beacon(space).start()
     handle = beacon.handles[0][1]
-    beacon.do("write", handle, bytes(100), False)
-    assert len(beacon.do("read", handle)) == 100
-    refused(errno.EINVAL, beacon.do, "write", 999, b"", False)
-    refused(errno.EINVAL, beacon.do, "resize", 999, 10, False)
+    beacon.do("write_value", handle, bytes(100), False)
+    assert len(beacon.do("read_value", handle)) == 100
+    refused(errno.EINVAL, beacon.do, "write_value", 999, b"", False)
+    refused(errno.EINVAL, beacon.do, "set_buffer", 999, 10, False)
     for size in (-1, 1 << 20):
-        refused(errno.ENOMEM, beacon.do, "resize", handle, size, False)
-    assert beacon.do("read", 999) == b""
+        refused(errno.ENOMEM, beacon.do, "set_buffer", handle, size, False)
+    assert beacon.do("read_value", 999) == b""
 
 
 @pytest.mark.parametrize(("asked", "offered", "result"), [(23, 256, 23), (185, 256, 185),
                          (517, 256, 256), (517, 517, 517), (256, 256, 256)])  # fmt: skip
-def test_mtu(room: RadioSpace, asked: int, offered: int, result: int) -> None:
-    beacon = Beacon(room).start()
+def test_mtu(space: RadioSpace, asked: int, offered: int, result: int) -> None:
+    beacon = Beacon(space).start()
     beacon.do("set_config", "mtu", offered)
-    beacon.do("resize", beacon.handles[0][0], 512, False)
+    beacon.do("set_buffer", beacon.handles[0][0], 512, False)
     beacon.advertise()
     sent = bytes(n & 0xFF for n in range(512))
 
@@ -100,7 +100,7 @@ def test_mtu(room: RadioSpace, asked: int, offered: int, result: int) -> None:
         assert characteristic is not None
         assert characteristic.max_write_without_response_size == result - 3
         await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
-        await asyncio.to_thread(beacon.do, "notify", 0, beacon.handles[0][1], sent)
+        await asyncio.to_thread(beacon.do, "send_notification", 0, beacon.handles[0][1], sent)
         await until(lambda: got)
         await connected.write_gatt_char(FF01, sent[: result - 3], response=True)
         await connected.write_gatt_char(FF01, sent[: result - 3], response=False)
@@ -113,15 +113,15 @@ def test_mtu(room: RadioSpace, asked: int, offered: int, result: int) -> None:
         return got
 
     assert talk(beacon, body, mtu=asked) == [sent[: result - 3]]  # cut, and nobody learns of it
-    assert beacon.do("read", beacon.handles[0][0]) == sent
+    assert beacon.do("read_value", beacon.handles[0][0]) == sent
     assert len(beacon.seen(WRITE)) == 3
     assert beacon.seen(MTU) == ([(0, result)] if asked > 23 else [])
 
 
-def test_long_values_are_read_whole(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_long_values_are_read_whole(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     value = bytes(n & 0xFF for n in range(500))
-    beacon.do("write", beacon.handles[0][1], value, False)
+    beacon.do("write_value", beacon.handles[0][1], value, False)
 
     async def body(connected: BleakClient) -> bytes:
         return bytes(await connected.read_gatt_char(FF02))
@@ -130,8 +130,8 @@ def test_long_values_are_read_whole(room: RadioSpace) -> None:
     assert len(beacon.seen(READ)) == 8  # the handler is asked before every part
 
 
-def test_a_read_can_be_answered_or_denied(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_a_read_can_be_answered_or_denied(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     answers = iter([None, 0x05])
 
     def on_irq(event: int, data: tuple[Any, ...]) -> object:
@@ -151,9 +151,9 @@ def test_a_read_can_be_answered_or_denied(room: RadioSpace) -> None:
     talk(beacon, body)
 
 
-def test_flags_are_permissions(room: RadioSpace) -> None:
+def test_flags_are_permissions(space: RadioSpace) -> None:
     secure = (b"\x0e\x18", [(b"\x03\xff", FLAG_READ | 0x0200, []), (b"\x04\xff", 0x1008, [])])
-    beacon = Beacon(room).start(SERVICE, secure).advertise()
+    beacon = Beacon(space).start(SERVICE, secure).advertise()
 
     async def body(connected: BleakClient) -> None:
         async def code(operation: Any) -> int:
@@ -175,10 +175,10 @@ def test_flags_are_permissions(room: RadioSpace) -> None:
     assert beacon.seen(WRITE) == []
 
 
-def test_descriptors_have_values(room: RadioSpace) -> None:
+def test_descriptors_have_values(space: RadioSpace) -> None:
     service = (BLUFI, [(TX, FLAG_READ, [(b"\x01\x29", FLAG_READ | FLAG_WRITE)])])
-    beacon = Beacon(room).start(service).advertise()
-    beacon.do("write", beacon.handles[0][1], b"status", False)
+    beacon = Beacon(space).start(service).advertise()
+    beacon.do("write_value", beacon.handles[0][1], b"status", False)
 
     async def body(connected: BleakClient) -> None:
         descriptor = beacon.handles[0][1]
@@ -187,14 +187,14 @@ def test_descriptors_have_values(room: RadioSpace) -> None:
 
     talk(beacon, body)
     assert beacon.seen(WRITE) == [(0, beacon.handles[0][1])]
-    assert beacon.do("read", beacon.handles[0][1]) == b"new"
+    assert beacon.do("read_value", beacon.handles[0][1]) == b"new"
 
 
 # Events
 
 
-def test_the_write_response_waits_for_the_handler(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_the_write_response_waits_for_the_handler(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     order: list[str] = []
 
     async def slow(event: int, data: tuple[Any, ...]) -> None:
@@ -212,8 +212,8 @@ def test_the_write_response_waits_for_the_handler(room: RadioSpace) -> None:
     assert order == ["handled", "answered"]
 
 
-def test_events_come_one_at_a_time_and_each_finds_its_value(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_events_come_one_at_a_time_and_each_finds_its_value(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     found: list[bytes] = []
     inside = 0
 
@@ -238,8 +238,8 @@ def test_events_come_one_at_a_time_and_each_finds_its_value(room: RadioSpace) ->
     assert found == sent
 
 
-def test_parameter_updates_are_told(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_parameter_updates_are_told(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def body(connected: BleakClient) -> None:
         connection = connected._backend._connection  # type: ignore[attr-defined]
@@ -253,26 +253,26 @@ def test_parameter_updates_are_told(room: RadioSpace) -> None:
 # Notifications
 
 
-def test_notifications_need_no_subscription(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
-    capture = room.start_capture()
+def test_notifications_need_no_subscription(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
+    capture = space.start_capture()
 
     async def body(connected: BleakClient) -> None:
-        await asyncio.to_thread(beacon.do, "notify", 0, beacon.handles[0][1], b"out")
+        await asyncio.to_thread(beacon.do, "send_notification", 0, beacon.handles[0][1], b"out")
         await until(lambda: b"\x1b\x12\x00out" in [frame.att_pdu for frame in capture])
 
     talk(beacon, body)
 
 
-def test_notify_without_data_sends_the_value(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
-    beacon.do("write", beacon.handles[0][1], b"value", False)
+def test_notify_without_data_sends_the_value(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
+    beacon.do("write_value", beacon.handles[0][1], b"value", False)
 
     async def body(connected: BleakClient) -> list[bytes]:
         got: list[bytes] = []
         await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
         for data in (None, b""):
-            await asyncio.to_thread(beacon.do, "notify", 0, beacon.handles[0][1], data)
+            await asyncio.to_thread(beacon.do, "send_notification", 0, beacon.handles[0][1], data)
         await until(lambda: len(got) == 2)
         return got
 
@@ -281,28 +281,30 @@ def test_notify_without_data_sends_the_value(room: RadioSpace) -> None:
 
     async def wrong(connected: BleakClient) -> None:
         for handle in (0, -1, 1 << 16):
-            await asyncio.to_thread(refused, errno.EINVAL, beacon.do, "notify", 0, handle, b"")
-        await asyncio.to_thread(refused, errno.EINVAL, beacon.do, "notify", 0, 999, None)
+            await asyncio.to_thread(
+                refused, errno.EINVAL, beacon.do, "send_notification", 0, handle, b""
+            )
+        await asyncio.to_thread(refused, errno.EINVAL, beacon.do, "send_notification", 0, 999, None)
 
     talk(beacon, wrong)
 
 
-def test_notify_after_the_end(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
-    refused(errno.ENOTCONN, beacon.do, "notify", 0, beacon.handles[0][1], b"")
+def test_notify_after_the_end(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
+    refused(errno.ENOTCONN, beacon.do, "send_notification", 0, beacon.handles[0][1], b"")
 
     async def body(connected: BleakClient) -> None:
         pass
 
     talk(beacon, body)
     wait_until(lambda: beacon.seen(DISCONNECT))
-    refused(errno.ENOTCONN, beacon.do, "notify", 0, beacon.handles[0][1], b"")
+    refused(errno.ENOTCONN, beacon.do, "send_notification", 0, beacon.handles[0][1], b"")
     assert beacon.do("disconnect", 0) is False
 
 
-def test_a_flood_is_refused_and_nothing_is_lost(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
-    room.set_conditions(paced=True, per_event=2)
+def test_a_flood_is_refused_and_nothing_is_lost(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
+    space.set_conditions(paced=True, per_event=2)
     sent: list[bytes] = []
 
     async def flood() -> int:
@@ -323,7 +325,7 @@ def test_a_flood_is_refused_and_nothing_is_lost(room: RadioSpace) -> None:
     async def body(connected: BleakClient) -> int:
         got: list[bytes] = []
         await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
-        refusals = await asyncio.to_thread(beacon.room.run, flood())
+        refusals = await asyncio.to_thread(beacon.space.run, flood())
         await until(lambda: len(got) == 200)
         assert got == sent
         return refusals
@@ -331,18 +333,18 @@ def test_a_flood_is_refused_and_nothing_is_lost(room: RadioSpace) -> None:
     assert talk(beacon, body) > 0
 
 
-def test_send_update_reaches_subscribers_only(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_send_update_reaches_subscribers_only(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     handle = beacon.handles[0][1]
 
     async def body(connected: BleakClient) -> list[bytes]:
         got: list[bytes] = []
-        await asyncio.to_thread(beacon.do, "write", handle, b"nobody", True)
+        await asyncio.to_thread(beacon.do, "write_value", handle, b"nobody", True)
         await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
-        await asyncio.to_thread(beacon.do, "write", handle, b"first", True)
+        await asyncio.to_thread(beacon.do, "write_value", handle, b"first", True)
         await until(lambda: got)
         await connected.stop_notify(FF02)
-        await asyncio.to_thread(beacon.do, "write", handle, b"late", True)
+        await asyncio.to_thread(beacon.do, "write_value", handle, b"late", True)
         assert await connected.read_gatt_char(FF02) == b"late"
         return got
 
@@ -350,16 +352,16 @@ def test_send_update_reaches_subscribers_only(room: RadioSpace) -> None:
     assert (0xFFFF, handle) in beacon.seen(READ)  # NimBLE reads the value for itself
 
 
-def test_indications_are_confirmed(room: RadioSpace) -> None:
+def test_indications_are_confirmed(space: RadioSpace) -> None:
     service = (BLUFI, [(TX, FLAG_INDICATE, [])])
-    beacon = Beacon(room).start(service).advertise()
+    beacon = Beacon(space).start(service).advertise()
     handle = beacon.handles[0][0]
 
     async def body(connected: BleakClient) -> list[bytes]:
         got: list[bytes] = []
         await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
         for data in (b"one", b"two"):
-            await asyncio.to_thread(beacon.do, "indicate", 0, handle, data)
+            await asyncio.to_thread(beacon.do, "send_indication", 0, handle, data)
         await until(lambda: len(beacon.seen(INDICATE_DONE)) == 2)
         return got
 
@@ -367,14 +369,14 @@ def test_indications_are_confirmed(room: RadioSpace) -> None:
     assert beacon.seen(INDICATE_DONE) == [(0, handle, 0)] * 2
 
 
-def test_an_indication_ends_with_the_connection(room: RadioSpace) -> None:
+def test_an_indication_ends_with_the_connection(space: RadioSpace) -> None:
     service = (BLUFI, [(TX, FLAG_INDICATE, [])])
-    beacon = Beacon(room).start(service).advertise()
+    beacon = Beacon(space).start(service).advertise()
 
     async def body(connected: BleakClient) -> None:
-        room.set_conditions(latency=0.3)
-        await asyncio.to_thread(beacon.do, "indicate", 0, beacon.handles[0][0], b"x")
-        room.break_links(beacon.address)
+        space.set_conditions(latency=0.3)
+        await asyncio.to_thread(beacon.do, "send_indication", 0, beacon.handles[0][0], b"x")
+        space.break_links(beacon.address)
         await until(lambda: beacon.seen(INDICATE_DONE))
 
     talk(beacon, body)

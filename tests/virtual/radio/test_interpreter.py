@@ -39,8 +39,8 @@ asyncio.run(forever())
 """
 
 
-def client(room: RadioSpace, number: int = 0, **arguments: Any) -> BleakClient:
-    return BleakClient(address(number), **select_radio(room.spec).client, **arguments)
+def client(space: RadioSpace, number: int = 0, **arguments: Any) -> BleakClient:
+    return BleakClient(address(number), **select_radio(space.spec).client, **arguments)
 
 
 async def collect(connected: BleakClient) -> list[bytes]:
@@ -55,7 +55,7 @@ def lines(beacon: VirtualBeacon, start: str) -> list[str]:
     return [line for line in beacon.console.splitlines() if line.startswith(start)]
 
 
-def test_a_session(room: RadioSpace) -> None:
+def test_a_session(space: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event in (1, 2):
@@ -72,13 +72,13 @@ asyncio.run(forever())
 """
 
     async def body() -> None:
-        async with client(room) as connected:
+        async with client(space) as connected:
             got = await collect(connected)
             await connected.write_gatt_char(FF01, b"hello", response=True)
             await until(lambda: got)
             assert got == [b"olleh"]
 
-    with running(room, program, ready="handles 16 18") as beacon:
+    with running(space, program, ready="handles 16 18") as beacon:
         asyncio.run(body())
         beacon.wait_for(lambda: "irq 2 0" in beacon.console)
         assert re.fullmatch(
@@ -89,7 +89,7 @@ asyncio.run(forever())
         assert beacon.bluetooth.advertising is None  # type: ignore[attr-defined]
 
 
-def test_the_errors_of_the_port(room: RadioSpace) -> None:
+def test_the_errors_of_the_port(space: RadioSpace) -> None:
     program = """
 def attempt(name, call, *args, **kw):
     try:
@@ -163,12 +163,12 @@ uuid ValueError ('invalid service UUID',)
 name OSError (22,)
 name b'beacon'
 """
-    with running(room, program, ready="done") as beacon:
+    with running(space, program, ready="done") as beacon:
         found = [line.removeprefix("try ") for line in lines(beacon, "try ")]
         assert found == expected.strip().splitlines()
 
 
-def test_uuids(room: RadioSpace) -> None:
+def test_uuids(space: RadioSpace) -> None:
     program = """
 long = UUID("6E400001-B5A3-F393-E0A9-E50E24DCCA9E")
 print("uuid", UUID(0xFFFF), UUID(b"\\x01\\x02"), UUID(b"\\x01\\x02\\x03\\x04"), long)
@@ -181,7 +181,7 @@ for bad in (0x10000, "6E400001", "6E400001-B5A3-F393-E0A9-E50E24DCCA9E00", "x" *
         print("bad", type(error).__name__, error)
 print("done")
 """
-    with running(room, program, ready="done") as beacon:
+    with running(space, program, ready="done") as beacon:
         assert lines(beacon, "uuid") == [
             "uuid UUID(0xffff) UUID(0x0201) UUID(0x04030201)"
             " UUID('6e400001-b5a3-f393-e0a9-e50e24dcca9e')",
@@ -198,11 +198,11 @@ print("done")
 
 
 @pytest.mark.parametrize("mtu", [23, 185, 256, 517])
-def test_echo_at_every_mtu(room: RadioSpace, mtu: int) -> None:
+def test_echo_at_every_mtu(space: RadioSpace, mtu: int) -> None:
     sent = bytes(n & 0xFF for n in range(512))
 
     async def body() -> None:
-        async with client(room, mtu=mtu) as connected:
+        async with client(space, mtu=mtu) as connected:
             got = await collect(connected)
             assert connected.mtu_size == min(mtu, 512)
             await connected.write_gatt_char(FF01, sent, response=True)
@@ -210,11 +210,11 @@ def test_echo_at_every_mtu(room: RadioSpace, mtu: int) -> None:
             await until(lambda: len(got) == 2)
             assert got == [sent[: connected.mtu_size - 3], sent[:20]]
 
-    with running(room, "ble.config(mtu=512)\n" + ECHO, ready="up"):
+    with running(space, "ble.config(mtu=512)\n" + ECHO, ready="up"):
         asyncio.run(body())
 
 
-def test_buffers(room: RadioSpace) -> None:
+def test_buffers(space: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event == 3:
@@ -231,18 +231,18 @@ asyncio.run(forever())
 """
 
     async def body() -> None:
-        async with client(room) as connected:
+        async with client(space) as connected:
             await connected.write_gatt_char(FF01, bytes(100), response=True)
             for _ in range(4):
                 await connected.write_gatt_char(FF02, bytes(9), response=True)
             assert len(await connected.read_gatt_char(FF02)) == 30
 
-    with running(room, program, ready="up") as beacon:
+    with running(space, program, ready="up") as beacon:
         asyncio.run(body())
         assert lines(beacon, "value") == ["value 20"] + ["value kept"] * 4
 
 
-def test_an_exception_removes_the_handler(room: RadioSpace) -> None:
+def test_an_exception_removes_the_handler(space: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event == 3:
@@ -253,11 +253,11 @@ asyncio.run(forever())
 """
 
     async def body() -> None:
-        async with client(room) as connected:
+        async with client(space) as connected:
             for _ in range(3):
                 await connected.write_gatt_char(FF01, b"x", response=True)
 
-    with running(room, program) as beacon:
+    with running(space, program) as beacon:
         asyncio.run(body())
         console = beacon.console
         assert console.count("write\n") == 1
@@ -265,7 +265,7 @@ asyncio.run(forever())
         assert "ZeroDivisionError" in console
 
 
-def test_addresses_are_valid_only_during_the_call(room: RadioSpace) -> None:
+def test_addresses_are_valid_only_during_the_call(space: RadioSpace) -> None:
     program = """
 lent = None
 def irq(event, data):
@@ -280,16 +280,16 @@ asyncio.run(forever())
 """
 
     async def body() -> None:
-        async with client(room) as connected:
+        async with client(space) as connected:
             await connected.write_gatt_char(FF01, b"x", response=True)
 
-    with running(room, program) as beacon:
+    with running(space, program) as beacon:
         asyncio.run(body())
         assert lines(beacon, "during")[0].startswith("during 02b1e0")
         assert lines(beacon, "after") == ["after 000000000000"]
 
 
-def test_the_response_waits_for_the_handler(room: RadioSpace) -> None:
+def test_the_response_waits_for_the_handler(space: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event == 3:
@@ -300,12 +300,12 @@ asyncio.run(forever())
 """
 
     async def body() -> None:
-        async with client(room) as connected:
+        async with client(space) as connected:
             start = time.monotonic()
             await connected.write_gatt_char(FF01, b"x", response=True)
             assert time.monotonic() - start >= 0.19
 
-    with running(room, program) as beacon:
+    with running(space, program) as beacon:
         asyncio.run(body())
         assert "handled" in beacon.console
 
@@ -322,13 +322,13 @@ MAINS = pytest.mark.parametrize(
 )
 
 
-def echoes(room: RadioSpace, main: str) -> float:
+def echoes(space: RadioSpace, main: str) -> float:
     """Have forty writes echoed; return the least seconds that one took."""
     program = ECHO.replace("asyncio.run(forever())", main)
 
     async def body() -> float:
         times = []
-        async with client(room) as connected:
+        async with client(space) as connected:
             got = await collect(connected)
             for n in range(40):
                 start = time.perf_counter()
@@ -338,22 +338,22 @@ def echoes(room: RadioSpace, main: str) -> float:
             assert got == [bytes([n]) for n in range(40)]
         return min(times)  # what it takes when nothing else keeps the machine busy
 
-    with running(room, program, ready="up"):
+    with running(space, program, ready="up"):
         return asyncio.run(body())
 
 
 @MAINS
-def test_handlers_run_at_any_moment(room: RadioSpace, main: str) -> None:
-    assert echoes(room, main)
+def test_handlers_run_at_any_moment(space: RadioSpace, main: str) -> None:
+    assert echoes(space, main)
 
 
 @pytest.mark.slow
 @MAINS
-def test_handlers_run_at_once(room: RadioSpace, main: str) -> None:
-    assert echoes(room, main) < 0.02  # there, the handler with three calls, and back
+def test_handlers_run_at_once(space: RadioSpace, main: str) -> None:
+    assert echoes(space, main) < 0.02  # there, the handler with three calls, and back
 
 
-def woken(room: RadioSpace) -> float:
+def woken(space: RadioSpace) -> float:
     """Have a flag wake a task thirty times; return the least seconds that one took."""
     program = """
 flag = asyncio.ThreadSafeFlag()
@@ -371,7 +371,7 @@ asyncio.run(main())
 
     async def body() -> float:
         times = []
-        async with client(room) as connected:
+        async with client(space) as connected:
             got = await collect(connected)
             for n in range(30):
                 start = time.perf_counter()
@@ -380,20 +380,20 @@ asyncio.run(main())
                 times.append(time.perf_counter() - start)
         return min(times)  # what it takes when nothing else keeps the machine busy
 
-    with running(room, program, ready="up"):
+    with running(space, program, ready="up"):
         return asyncio.run(body())
 
 
-def test_a_flag_wakes_asyncio(room: RadioSpace) -> None:
-    assert woken(room)
+def test_a_flag_wakes_asyncio(space: RadioSpace) -> None:
+    assert woken(space)
 
 
 @pytest.mark.slow
-def test_a_flag_wakes_asyncio_at_once(room: RadioSpace) -> None:
-    assert woken(room) < 0.03
+def test_a_flag_wakes_asyncio_at_once(space: RadioSpace) -> None:
+    assert woken(space) < 0.03
 
 
-def test_a_flood_of_notifications(room: RadioSpace) -> None:
+def test_a_flood_of_notifications(space: RadioSpace) -> None:
     program = """
 start = asyncio.ThreadSafeFlag()
 def irq(event, data):
@@ -420,20 +420,20 @@ asyncio.run(main())
 """
 
     async def body() -> None:
-        async with client(room) as connected:
+        async with client(space) as connected:
             got = await collect(connected)
             await connected.write_gatt_char(FF01, b"go", response=True)
             await until(lambda: len(got) == 150)
             assert got == [n.to_bytes(2, "big") * 100 for n in range(150)]
 
-    with running(room, program, ready="up") as beacon:
-        room.set_conditions(paced=True, per_event=4)
+    with running(space, program, ready="up") as beacon:
+        space.set_conditions(paced=True, per_event=4)
         asyncio.run(body())
         beacon.wait_for(lambda: lines(beacon, "refused"))
         assert int(lines(beacon, "refused")[0].split()[1]) > 0
 
 
-def test_reads_are_asked_for(room: RadioSpace) -> None:
+def test_reads_are_asked_for(space: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event == 4:
@@ -451,7 +451,7 @@ asyncio.run(forever())
 """
 
     async def body() -> None:
-        async with client(room) as connected:
+        async with client(space) as connected:
             got = await collect(connected)
             assert await connected.read_gatt_char(FF02) == b"fresh"
             await connected.write_gatt_char(FF01, b"deny", response=True)
@@ -461,14 +461,14 @@ asyncio.run(forever())
             await connected.write_gatt_char(FF01, b"notify", response=True)
             await until(lambda: got == [b"for NimBLE"])
 
-    with running(room, program) as beacon:
+    with running(space, program) as beacon:
         asyncio.run(body())
         assert lines(beacon, "read") == ["read (0, 18)", "read (0, 18)", "read (65535, 18)"]
 
 
-def test_two_beacons_one_central(room: RadioSpace) -> None:
+def test_two_beacons_one_central(space: RadioSpace) -> None:
     async def one(number: int) -> None:
-        async with client(room, number) as connected:
+        async with client(space, number) as connected:
             got = await collect(connected)
             for n in range(20):
                 await connected.write_gatt_char(FF01, bytes([number, n]), response=True)
@@ -478,15 +478,15 @@ def test_two_beacons_one_central(room: RadioSpace) -> None:
     async def body() -> None:
         await asyncio.gather(one(1), one(2))
 
-    with running(room, ECHO, 1, ready="up"), running(room, ECHO, 2, ready="up"):
+    with running(space, ECHO, 1, ready="up"), running(space, ECHO, 2, ready="up"):
         asyncio.run(body())
 
 
 @pytest.mark.parametrize("after", [1, 2, 4, 7, 11, 16, 40])
-def test_the_end_at_any_moment(room: RadioSpace, after: int) -> None:
+def test_the_end_at_any_moment(space: RadioSpace, after: int) -> None:
     async def broken() -> None:
-        async with client(room) as connected:
-            room.break_links(address(0), after=after)
+        async with client(space) as connected:
+            space.break_links(address(0), after=after)
             await collect(connected)
             for n in range(40):
                 await connected.write_gatt_char(FF01, bytes([n]), response=True)
@@ -494,16 +494,16 @@ def test_the_end_at_any_moment(room: RadioSpace, after: int) -> None:
     async def body() -> None:
         with pytest.raises(BleakError):
             await asyncio.wait_for(broken(), WAIT)
-        async with client(room) as connected:
+        async with client(space) as connected:
             got = await collect(connected)
             await connected.write_gatt_char(FF01, b"again", response=True)
             await until(lambda: b"again" in got)
 
-    with running(room, ECHO, ready="up"):
+    with running(space, ECHO, ready="up"):
         asyncio.run(body())
 
 
-def test_a_reset_is_silence_and_a_new_start(room: RadioSpace) -> None:
+def test_a_reset_is_silence_and_a_new_start(space: RadioSpace) -> None:
     program = ECHO.replace('print("up")', 'print("up", machine.reset_cause())').replace(
         "    if event == 3:",
         "    if event == 3 and ble.gatts_read(rx) == b'r': machine.reset()\n    if event == 3:",
@@ -511,21 +511,21 @@ def test_a_reset_is_silence_and_a_new_start(room: RadioSpace) -> None:
 
     async def body(beacon: VirtualBeacon) -> None:
         gone = asyncio.Event()
-        connected = client(room, disconnected_callback=lambda c: gone.set())
+        connected = client(space, disconnected_callback=lambda c: gone.set())
         await connected.connect()
         start = time.monotonic()
         with pytest.raises(BleakError):
             await connected.write_gatt_char(FF01, b"r", response=True)
         assert time.monotonic() - start > 1.5 and gone.is_set()
         assert len(beacon.boots) == 2
-        async with client(room) as connected:
+        async with client(space) as connected:
             await connected.write_gatt_char(FF01, b"x", response=True)
 
-    with running(room, program, ready="up 1") as beacon:
+    with running(space, program, ready="up 1") as beacon:
         asyncio.run(body(beacon))
 
 
-def test_switching_off_ends_links_at_once(room: RadioSpace) -> None:
+def test_switching_off_ends_links_at_once(space: RadioSpace) -> None:
     """The peer is told; it does not have to find out by waiting."""
     program = """
 off = False
@@ -544,22 +544,22 @@ asyncio.run(forever())
 
     async def body() -> None:
         gone = asyncio.Event()
-        connected = client(room, disconnected_callback=lambda c: gone.set())
+        connected = client(space, disconnected_callback=lambda c: gone.set())
         await connected.connect()
         with contextlib.suppress(BleakError):
             await connected.write_gatt_char(FF01, b"off", response=True)
         await asyncio.wait_for(gone.wait(), 30)
 
-    capture = room.start_capture()
-    with running(room, program, ready="up") as beacon:
+    capture = space.start_capture()
+    with running(space, program, ready="up") as beacon:
         asyncio.run(body())
         beacon.wait_for(lambda: "off False" in beacon.console)
         beacon.wait_for(lambda: "irq 2\n" in beacon.console)
-        wait_until(lambda: room.list_radios() == [])
+        wait_until(lambda: space.list_radios() == [])
     assert any(frame.kind == "LL_TERMINATE_IND" for frame in capture)
 
 
-def test_a_beacon_hears_another(room: RadioSpace) -> None:
+def test_a_beacon_hears_another(space: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event == 5:
@@ -570,8 +570,8 @@ ble.irq(irq)
 ble.gap_scan(300, 30_000, 30_000, True)
 asyncio.run(forever())
 """
-    room.move_radio(address(1), 10.0)
-    with running(room, ECHO, 1, ready="up"), running(room, program, 2, ready="over") as beacon:
+    space.move_radio(address(1), 10.0)
+    with running(space, ECHO, 1, ready="up"), running(space, program, 2, ready="over") as beacon:
         heard = set(lines(beacon, "heard"))
         mac = address(1).replace(":", "").lower()
         assert heard == {
@@ -580,15 +580,15 @@ asyncio.run(forever())
         }
 
 
-def test_the_eavesdropper_hears_the_values(room: RadioSpace) -> None:
+def test_the_eavesdropper_hears_the_values(space: RadioSpace) -> None:
     async def body() -> None:
-        async with client(room) as connected:
+        async with client(space) as connected:
             got = await collect(connected)
             await connected.write_gatt_char(FF01, b"in the clear", response=True)
             await until(lambda: got)
 
-    with running(room, ECHO, ready="up"):
-        capture = room.start_capture()
+    with running(space, ECHO, ready="up"):
+        capture = space.start_capture()
         asyncio.run(body())
         heard = [
             frame for frame in capture if frame.att_pdu and frame.att_pdu[3:] == b"in the clear"
@@ -596,19 +596,19 @@ def test_the_eavesdropper_hears_the_values(room: RadioSpace) -> None:
         assert [frame.sender == address(0) for frame in heard] == [False, True]
 
 
-def test_a_beacon_joins_the_room_of_another_process(room: RadioSpace) -> None:
+def test_a_beacon_joins_the_room_of_another_process(space: RadioSpace) -> None:
     async def body() -> None:
-        async with client(room) as connected:
+        async with client(space) as connected:
             got = await collect(connected)
             await connected.write_gatt_char(FF01, b"through two sockets", response=True)
             await until(lambda: got == [b"through two sockets"])
 
-    joined = open_space(room.path)
-    assert isinstance(joined, RemoteSpace) and joined.spec == room.spec
+    joined = open_space(space.path)
+    assert isinstance(joined, RemoteSpace) and joined.spec == space.spec
     with running(joined, ECHO, ready="up"):
-        assert [radio["address"] for radio in room.list_radios()] == [address(0)]
+        assert [radio["address"] for radio in space.list_radios()] == [address(0)]
         asyncio.run(body())
-    wait_until(lambda: room.list_radios() == [])
+    wait_until(lambda: space.list_radios() == [])
 
 
 def test_without_a_room_a_new_one_is_made(tmp_path: Path) -> None:
@@ -631,7 +631,7 @@ except OSError as error:
     print("no radio", error.errno == errno.ETIMEDOUT, ble.active())
 print("goes on")
 """
-    with RadioSpace() as room, running(RemoteSpace(room.path), program, ready="up") as beacon:
-        room.close()
+    with RadioSpace() as space, running(RemoteSpace(space.path), program, ready="up") as beacon:
+        space.close()
         beacon.wait_for(lambda: "goes on" in beacon.console)
         assert "no radio True False" in beacon.console

@@ -36,46 +36,46 @@ from tests.virtual.radio.timers import ManualTimers, Stopped
 CONNECT, DISCONNECT, WRITE = 1, 2, 3
 
 
-def test_a_found_device_brings_its_room_along(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_a_found_device_brings_its_room_along(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def body() -> None:
         device = await BleakScanner.find_device_by_name(
-            "BLUFI_A1B2C3", **select_radio(room.spec).scanner
+            "BLUFI_A1B2C3", **select_radio(space.spec).scanner
         )
         assert device is not None and device.address == beacon.address
         async with BleakClient(
-            device, backend=select_radio(room.spec).client["backend"]
+            device, backend=select_radio(space.spec).client["backend"]
         ) as connected:
             assert connected.is_connected and connected.name == "BLUFI_A1B2C3"
 
     asyncio.run(body())
 
 
-def test_a_random_address_is_found_too(room: RadioSpace) -> None:
-    beacon = Beacon(room).start()
+def test_a_random_address_is_found_too(space: RadioSpace) -> None:
+    beacon = Beacon(space).start()
     beacon.do("set_config", "addr_mode", 1)
-    kind, mac = beacon.do("config", "mac")
+    kind, mac = beacon.do("get_config", "mac")
     assert kind == 1 and mac[0] >= 0xC0 and mac != beacon.mac
     beacon.advertise()
 
     async def body() -> None:
         address = ":".join(f"{byte:02X}" for byte in mac)
-        async with BleakClient(address, **select_radio(room.spec).client) as connected:
+        async with BleakClient(address, **select_radio(space.spec).client) as connected:
             await connected.write_gatt_char(FF01, b"x", response=True)
 
     asyncio.run(body())
     assert len(beacon.seen(WRITE)) == 1
 
 
-def test_nobody_there(room: RadioSpace) -> None:
-    beacon = Beacon(room).start()  # silent
+def test_nobody_there(space: RadioSpace) -> None:
+    beacon = Beacon(space).start()  # silent
 
     async def body() -> None:
         with pytest.raises(BleakDeviceNotFoundError):
             await client(beacon, timeout=0.3).connect()
         beacon.advertise(connectable=False)
-        chosen = select_radio(room.spec)
+        chosen = select_radio(space.spec)
         found = await BleakScanner.find_device_by_address(beacon.address, WAIT, **chosen.scanner)
         assert found is not None
         with pytest.raises(TimeoutError):
@@ -88,8 +88,8 @@ def test_nobody_there(room: RadioSpace) -> None:
     asyncio.run(body())
 
 
-def test_giving_up_at_the_moment_of_success_leaves_nothing_behind(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_giving_up_at_the_moment_of_success_leaves_nothing_behind(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def again(event: int, data: tuple[Any, ...]) -> None:
         if event == DISCONNECT:
@@ -100,20 +100,20 @@ def test_giving_up_at_the_moment_of_success_leaves_nothing_behind(room: RadioSpa
     async def body() -> int:
         given_up = 0
         device = await BleakScanner.find_device_by_address(
-            beacon.address, **select_radio(room.spec).scanner
+            beacon.address, **select_radio(space.spec).scanner
         )
         assert device is not None
-        async with BleakScanner(**select_radio(room.spec).scanner):  # keeps the adapter open
+        async with BleakScanner(**select_radio(space.spec).scanner):  # keeps the adapter open
             for attempt in range(60):
-                connected = BleakClient(device, **select_radio(room.spec).client)
+                connected = BleakClient(device, **select_radio(space.spec).client)
                 try:
                     async with asyncio.timeout(attempt / 2000):
                         await connected.connect()
                 except TimeoutError:
                     given_up += 1
                 await connected.disconnect()
-                await until(lambda: not room.call(lambda: room.medium.links))
-            async with BleakClient(device, **select_radio(room.spec).client) as last:
+                await until(lambda: not space.call(lambda: space.medium.links))
+            async with BleakClient(device, **select_radio(space.spec).client) as last:
                 await last.write_gatt_char(FF01, b"x", response=True)
         return given_up
 
@@ -128,8 +128,8 @@ def test_no_room(tmp_path: Any) -> None:
     asyncio.run(body())
 
 
-def test_two_beacons_one_central(room: RadioSpace) -> None:
-    beacons = [Beacon(room, n).start().advertise() for n in (1, 2)]
+def test_two_beacons_one_central(space: RadioSpace) -> None:
+    beacons = [Beacon(space, n).start().advertise() for n in (1, 2)]
     for beacon in beacons:
         beacon.on_irq = lambda event, data, b=beacon: (
             b.peripheral.send_notification(0, b.handles[0][1], b.mac) if event == WRITE else None
@@ -150,8 +150,8 @@ def test_two_beacons_one_central(room: RadioSpace) -> None:
     assert asyncio.run(body()) == [[beacon.mac] * 5 for beacon in beacons]
 
 
-def test_ten_at_once(room: RadioSpace) -> None:
-    beacons = [Beacon(room, n).start().advertise() for n in range(10)]
+def test_ten_at_once(space: RadioSpace) -> None:
+    beacons = [Beacon(space, n).start().advertise() for n in range(10)]
 
     async def one(beacon: Beacon) -> None:
         async with client(beacon) as connected:
@@ -165,15 +165,15 @@ def test_ten_at_once(room: RadioSpace) -> None:
     assert all(len(beacon.seen(WRITE)) == 20 for beacon in beacons)
 
 
-def test_four_connections_are_the_limit(room: RadioSpace) -> None:
-    beacon = Beacon(room).start()
+def test_four_connections_are_the_limit(space: RadioSpace) -> None:
+    beacon = Beacon(space).start()
 
     async def body() -> None:
         clients = []
         for number in range(4):
             await asyncio.to_thread(beacon.advertise)
             # one adapter holds one connection to a device, so each central is a loop of its own
-            clients.append(await asyncio.to_thread(_central, room, beacon))
+            clients.append(await asyncio.to_thread(_central, space, beacon))
             await until(lambda n=number: len(beacon.seen(CONNECT)) == n + 1)
         with pytest.raises(OSError) as caught:
             await asyncio.to_thread(beacon.advertise)
@@ -190,7 +190,7 @@ def test_four_connections_are_the_limit(room: RadioSpace) -> None:
     wait_until(lambda: len(beacon.seen(DISCONNECT)) == 4)
 
 
-def _central(room: RadioSpace, beacon: Beacon) -> Any:
+def _central(space: RadioSpace, beacon: Beacon) -> Any:
     """A connected central in an event loop of its own; a function that ends it."""
     loop = asyncio.new_event_loop()
     connected = client(beacon)
@@ -204,8 +204,8 @@ def _central(room: RadioSpace, beacon: Beacon) -> Any:
     return close
 
 
-def test_each_connection_gets_its_own(room: RadioSpace) -> None:
-    beacon = Beacon(room).start()
+def test_each_connection_gets_its_own(space: RadioSpace) -> None:
+    beacon = Beacon(space).start()
     beacon.on_irq = lambda event, data: (
         beacon.peripheral.send_notification(data[0], beacon.handles[0][1], bytes([data[0]]))
         if event == WRITE
@@ -238,12 +238,12 @@ def test_each_connection_gets_its_own(room: RadioSpace) -> None:
 # The way there
 
 
-def test_latency_delays_and_keeps_order(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_latency_delays_and_keeps_order(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def body() -> None:
         async with client(beacon) as connected:
-            room.set_conditions(latency=0.05)
+            space.set_conditions(latency=0.05)
             start = time.monotonic()
             for n in range(3):
                 await connected.write_gatt_char(FF01, bytes([n]), response=True)
@@ -251,34 +251,34 @@ def test_latency_delays_and_keeps_order(room: RadioSpace) -> None:
             got: list[bytes] = []
             await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
             for n in range(20):
-                beacon.do("notify", 0, beacon.handles[0][1], bytes([n]))
+                beacon.do("send_notification", 0, beacon.handles[0][1], bytes([n]))
             await until(lambda: len(got) == 20)
             assert got == [bytes([n]) for n in range(20)]
-            room.set_conditions(latency=0.0)
+            space.set_conditions(latency=0.0)
 
     asyncio.run(body())
 
 
-def test_loss_is_only_delay(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_loss_is_only_delay(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def body() -> None:
         async with client(beacon) as connected:
-            room.set_conditions(loss=0.3)
+            space.set_conditions(loss=0.3)
             for n in range(30):
                 await connected.write_gatt_char(FF01, bytes([n]), response=True)
-            room.set_conditions(loss=0.0)
+            space.set_conditions(loss=0.0)
 
     asyncio.run(body())
     assert len(beacon.seen(WRITE)) == 30
 
 
-def test_a_paced_link_takes_its_intervals(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_a_paced_link_takes_its_intervals(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def body() -> None:
         async with client(beacon) as connected:
-            room.set_conditions(paced=True)
+            space.set_conditions(paced=True)
             start = time.monotonic()
             for _ in range(10):
                 await connected.write_gatt_char(FF01, b"x", response=True)
@@ -289,10 +289,10 @@ def test_a_paced_link_takes_its_intervals(room: RadioSpace) -> None:
 
 
 async def notified(beacon: Beacon, data: bytes) -> None:
-    """Send a notification as soon as there is room for it."""
+    """Send a notification as soon as there is space for it."""
     while True:
         try:
-            beacon.do("notify", 0, beacon.handles[0][1], data)
+            beacon.do("send_notification", 0, beacon.handles[0][1], data)
             return
         except OSError as error:
             assert error.args[0] == errno.ENOMEM
@@ -303,8 +303,8 @@ async def notified(beacon: Beacon, data: bytes) -> None:
 def test_what_arrives_is_what_was_sent(seed: int) -> None:
     """Both ways at once over a bad link: nothing lost, doubled or out of order."""
     chance = random.Random(seed)
-    with RadioSpace(seed=seed) as room:
-        beacon = Beacon(room).start().advertise()
+    with RadioSpace(seed=seed) as space:
+        beacon = Beacon(space).start().advertise()
         received: list[bytes] = []
         beacon.on_irq = lambda event, data: (
             received.append(beacon.peripheral.read_value(data[1])) if event == WRITE else None
@@ -315,7 +315,7 @@ def test_what_arrives_is_what_was_sent(seed: int) -> None:
             async with client(beacon) as connected:
                 got: list[bytes] = []
                 await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
-                room.set_conditions(
+                space.set_conditions(
                     loss=chance.uniform(0, 0.5),
                     latency=chance.uniform(0, 0.02),
                     paced=seed % 2 == 0,
@@ -326,7 +326,7 @@ def test_what_arrives_is_what_was_sent(seed: int) -> None:
                     await connected.write_gatt_char(FF01, part, response=False)
                 await until(lambda: len(got) == len(received) == len(parts))
                 assert got == received == parts
-                room.set_conditions(loss=0.0, latency=0.0, paced=False)
+                space.set_conditions(loss=0.0, latency=0.0, paced=False)
 
         asyncio.run(body())
 
@@ -334,7 +334,7 @@ def test_what_arrives_is_what_was_sent(seed: int) -> None:
 # Ends
 
 
-def ended(room: RadioSpace, beacon: Beacon, how: Callable[[], object]) -> None:
+def ended(space: RadioSpace, beacon: Beacon, how: Callable[[], object]) -> None:
     """Wait until a connected client learns of what ``how()`` does."""
 
     async def body() -> None:
@@ -348,81 +348,81 @@ def ended(room: RadioSpace, beacon: Beacon, how: Callable[[], object]) -> None:
     asyncio.run(body())
 
 
-def links(room: RadioSpace) -> int:
-    return room.call(lambda: len(room.medium.links))
+def links(space: RadioSpace) -> int:
+    return space.call(lambda: len(space.medium.links))
 
 
-def test_a_break_is_known_to_both_at_once(room: RadioSpace, timers: ManualTimers) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_a_break_is_known_to_both_at_once(space: RadioSpace, timers: ManualTimers) -> None:
+    beacon = Beacon(space).start().advertise()
 
     def breaks() -> None:
-        with Stopped(room, timers):
-            room.break_links(beacon.address)
-            assert links(room) == 0
+        with Stopped(space, timers):
+            space.break_links(beacon.address)
+            assert links(space) == 0
             wait_until(lambda: beacon.seen(DISCONNECT))
 
-    ended(room, beacon, breaks)
+    ended(space, beacon, breaks)
 
 
-def test_a_power_cut_is_silence(room: RadioSpace, timers: ManualTimers) -> None:
+def test_a_power_cut_is_silence(space: RadioSpace, timers: ManualTimers) -> None:
     """Until the supervision timeout, which is two seconds."""
-    beacon = Beacon(room).start().advertise()
+    beacon = Beacon(space).start().advertise()
 
     def vanishes() -> None:
-        with Stopped(room, timers) as stopped:
-            beacon.do("vanish")
+        with Stopped(space, timers) as stopped:
+            beacon.do("lose_power")
             stopped.advance(1.99)
-            assert links(room) == 1
+            assert links(space) == 1
             stopped.advance(0.02)
-            assert links(room) == 0
+            assert links(space) == 0
 
-    ended(room, beacon, vanishes)
+    ended(space, beacon, vanishes)
     assert beacon.seen(DISCONNECT) == []
 
 
-def test_walking_away_ends_in_a_timeout_for_both(room: RadioSpace, timers: ManualTimers) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_walking_away_ends_in_a_timeout_for_both(space: RadioSpace, timers: ManualTimers) -> None:
+    beacon = Beacon(space).start().advertise()
 
     def leaves() -> None:
-        with Stopped(room, timers) as stopped:
-            room.move_radio(beacon.address, 900.0)
+        with Stopped(space, timers) as stopped:
+            space.move_radio(beacon.address, 900.0)
             stopped.advance(1.99)
-            assert links(room) == 1
+            assert links(space) == 1
             stopped.advance(0.02)
-            assert links(room) == 0
+            assert links(space) == 0
 
-    ended(room, beacon, leaves)
+    ended(space, beacon, leaves)
     wait_until(lambda: beacon.seen(DISCONNECT))
 
 
-def test_coming_back_in_time_saves_the_link(room: RadioSpace, timers: ManualTimers) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_coming_back_in_time_saves_the_link(space: RadioSpace, timers: ManualTimers) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def body() -> None:
         async with client(beacon) as connected:
-            with Stopped(room, timers) as stopped:
-                room.move_radio(beacon.address, 900.0)
+            with Stopped(space, timers) as stopped:
+                space.move_radio(beacon.address, 900.0)
                 writing = asyncio.create_task(
                     connected.write_gatt_char(FF01, b"late", response=True)
                 )
                 for _ in range(19):
                     await asyncio.to_thread(stopped.advance, 0.1)
-                assert not writing.done() and links(room) == 1
-                room.move_radio(beacon.address, 1.0)
+                assert not writing.done() and links(space) == 1
+                space.move_radio(beacon.address, 1.0)
             await asyncio.wait_for(writing, WAIT)
 
     asyncio.run(body())
     assert len(beacon.seen(WRITE)) == 1
 
 
-def test_a_central_that_dies_is_noticed(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_a_central_that_dies_is_noticed(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
 
     async def body() -> None:
         connected = client(beacon)
         await connected.connect()
         adapter = connected._backend._adapter  # type: ignore[attr-defined]
-        adapter._line._transport.abort()  # as when the process is killed
+        adapter._client._transport.abort()  # as when the process is killed
         with pytest.raises(BleakError):
             await connected.read_gatt_char(FF02)
 
@@ -431,15 +431,15 @@ def test_a_central_that_dies_is_noticed(room: RadioSpace) -> None:
 
 
 def test_the_room_closes_under_a_client() -> None:
-    with RadioSpace() as room:
-        beacon = Beacon(room).start().advertise()
-        ended(room, beacon, room.close)
+    with RadioSpace() as space:
+        beacon = Beacon(space).start().advertise()
+        ended(space, beacon, space.close)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 13, 21, 34])
-def test_the_end_at_any_moment(room: RadioSpace, after: int) -> None:
+def test_the_end_at_any_moment(space: RadioSpace, after: int) -> None:
     """Cut after so many packets, wherever in a conversation that is: both sides stay usable."""
-    beacon = Beacon(room).start().advertise()
+    beacon = Beacon(space).start().advertise()
     beacon.on_irq = lambda event, data: (
         beacon.peripheral.send_notification(0, beacon.handles[0][1], b"!")
         if event == WRITE
@@ -449,7 +449,7 @@ def test_the_end_at_any_moment(room: RadioSpace, after: int) -> None:
     async def talk() -> int:
         done = 0
         async with client(beacon) as connected:
-            room.break_links(beacon.address, after=after)
+            space.break_links(beacon.address, after=after)
             await connected.start_notify(FF02, lambda c, data: None)
             for _ in range(30):
                 await connected.write_gatt_char(FF01, b"x", response=True)
@@ -465,21 +465,21 @@ def test_the_end_at_any_moment(room: RadioSpace, after: int) -> None:
             await connected.write_gatt_char(FF01, b"again", response=True)
 
     asyncio.run(body())
-    assert beacon.do("read", beacon.handles[0][0]) == b"again"
+    assert beacon.do("read_value", beacon.handles[0][0]) == b"again"
 
 
 # Bad neighbours
 
 
-def test_garbage_on_the_socket_disturbs_nobody(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_garbage_on_the_socket_disturbs_nobody(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     chance = random.Random(7)
 
     async def body() -> None:
         async with client(beacon) as connected:
             for _ in range(40):
                 with socket.socket(socket.AF_UNIX) as stranger:
-                    stranger.connect(str(room.path))
+                    stranger.connect(str(space.path))
                     for _ in range(5):
                         kind = chance.choice([1, 1, 2, 4, chance.randrange(256)])
                         size = chance.randrange(60)
@@ -491,24 +491,24 @@ def test_garbage_on_the_socket_disturbs_nobody(room: RadioSpace) -> None:
             await connected.write_gatt_char(FF01, b"still here", response=True)
 
     asyncio.run(body())
-    wait_until(lambda: len(room.list_radios()) == 1)
+    wait_until(lambda: len(space.list_radios()) == 1)
 
 
 def test_a_host_that_ignores_its_credits_loses_its_link(
-    room: RadioSpace, timers: ManualTimers
+    space: RadioSpace, timers: ManualTimers
 ) -> None:
-    """Before a single packet has crossed the room."""
-    beacon = Beacon(room).start().advertise()
+    """Before a single packet has crossed the space."""
+    beacon = Beacon(space).start().advertise()
 
     async def body() -> None:
         connected = client(beacon, mtu=23)
-        connected._backend._discover = _nothing  # type: ignore[attr-defined]
+        connected._backend._discover_services = _nothing  # type: ignore[attr-defined]
         await connected.connect()
         adapter = connected._backend._adapter  # type: ignore[attr-defined]
-        with Stopped(room, timers):
-            room.set_conditions(latency=1.0)
+        with Stopped(space, timers):
+            space.set_conditions(latency=1.0)
             for _ in range(1000):
-                adapter._line.on_packet(bytes.fromhex("020020090005000400521000" + "6162"))
+                adapter._client.on_packet(bytes.fromhex("020020090005000400521000" + "6162"))
             await until(lambda: beacon.seen(DISCONNECT))
         assert beacon.seen(WRITE) == []
 
@@ -521,9 +521,9 @@ async def _nothing(connection: Any) -> Any:
     return BleakGATTServiceCollection()
 
 
-def test_malformed_requests_are_answered(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
-    capture = room.start_capture()
+def test_malformed_requests_are_answered(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
+    capture = space.start_capture()
     chance = random.Random(3)
 
     async def body() -> None:
@@ -545,7 +545,7 @@ def test_malformed_requests_are_answered(room: RadioSpace) -> None:
     asyncio.run(body())
 
 
-def test_a_beacon_of_another_process_may_join(room: RadioSpace) -> None:
+def test_a_beacon_of_another_process_may_join(space: RadioSpace) -> None:
     """The same peripheral over the socket, here in another event loop."""
     events: list[int] = []
 
@@ -554,32 +554,32 @@ def test_a_beacon_of_another_process_may_join(room: RadioSpace) -> None:
 
     async def body() -> None:
         mac = bytes.fromhex("d4f98d0000ee")
-        peripheral = Peripheral(RemoteRadio(str(room.path)), mac, handler)
+        peripheral = Peripheral(RemoteRadio(str(space.path)), mac, handler)
         await peripheral.set_active(True)
         peripheral.register_services([SERVICE])
         await peripheral.start_advertising(20_000, PROVISIONABLE, NAME, True)
-        room.move_radio("D4:F9:8D:00:00:EE", 10.0)
+        space.move_radio("D4:F9:8D:00:00:EE", 10.0)
         heard: dict[str, int] = {}
 
         def callback(device: Any, data: Any) -> None:
             heard[device.address] = data.rssi
 
-        async with BleakScanner(callback, **select_radio(room.spec).scanner):
+        async with BleakScanner(callback, **select_radio(space.spec).scanner):
             await until(lambda: heard)
         assert heard == {"D4:F9:8D:00:00:EE": -81}
-        async with BleakClient("D4:F9:8D:00:00:EE", **select_radio(room.spec).client) as connected:
+        async with BleakClient("D4:F9:8D:00:00:EE", **select_radio(space.spec).client) as connected:
             await connected.write_gatt_char(FF01, b"x", response=True)
         await until(lambda: DISCONNECT in events)
         peripheral.lose_power()
 
     asyncio.run(body())
     assert events == [CONNECT, 21, WRITE, DISCONNECT]
-    wait_until(lambda: room.list_radios() == [])
+    wait_until(lambda: space.list_radios() == [])
 
 
-def test_a_path_of_another_room_is_taken(room: RadioSpace) -> None:
+def test_a_path_of_another_room_is_taken(space: RadioSpace) -> None:
     with pytest.raises(ReachError) as caught:
-        RadioSpace(room.path).start()
+        RadioSpace(space.path).start()
     assert caught.value.code == "radio_taken"
 
 
@@ -587,6 +587,6 @@ def test_a_socket_left_behind_is_not_in_the_way(tmp_path: Any) -> None:
     path = tmp_path / "room"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    with RadioSpace(path) as room:
-        Beacon(room).start().advertise()
+    with RadioSpace(path) as space:
+        Beacon(space).start().advertise()
     assert not path.exists()

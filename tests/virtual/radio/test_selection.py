@@ -1,4 +1,4 @@
-"""Which radio a central uses, and joining a room from another process."""
+"""Which radio a central uses, and joining a space from another process."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from tests.virtual.radio.beacons import Beacon
 PROVISION = """
 import asyncio, json
 from bleak import BleakClient, BleakScanner
-from beacon_ota.virtual.radio.selection import radio
+from beacon_ota.virtual.radio.selection import select_radio
 
 async def main():
-    chosen = radio()
+    chosen = select_radio()
     device = await BleakScanner.find_device_by_filter(
         lambda device, data: data.local_name and data.local_name.startswith("BLUFI_"),
         **chosen.scanner,
@@ -49,10 +49,10 @@ def test_an_adapter_by_name() -> None:
     assert chosen.scanner == chosen.client == {"bluez": {"adapter": "hci1"}}
 
 
-def test_a_room() -> None:
+def test_a_radio_space() -> None:
     chosen = select_radio("room:/run/radio")
-    assert chosen.scanner == {"backend": SpaceScanner, "room": "/run/radio"}
-    assert chosen.client == {"backend": SpaceClient, "room": "/run/radio"}
+    assert chosen.scanner == {"backend": SpaceScanner, "space": "/run/radio"}
+    assert chosen.client == {"backend": SpaceClient, "space": "/run/radio"}
     assert chosen.virtual
 
 
@@ -70,8 +70,8 @@ def test_other_words_are_refused(text: str) -> None:
     assert caught.value.code == "radio_choice"
 
 
-def test_another_process_joins_through_the_environment(room: RadioSpace) -> None:
-    beacon = Beacon(room).start().advertise()
+def test_another_process_joins_through_the_environment(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
     beacon.on_irq = lambda event, data: (
         beacon.peripheral.send_notification(0, beacon.handles[0][1], b"pong")
         if event == 3
@@ -79,7 +79,7 @@ def test_another_process_joins_through_the_environment(room: RadioSpace) -> None
     )
     result = subprocess.run(
         [sys.executable, "-c", PROVISION],
-        env=os.environ | {RADIO_VARIABLE: room.spec},
+        env=os.environ | {RADIO_VARIABLE: space.spec},
         capture_output=True,
         text=True,
         timeout=30,
@@ -88,7 +88,7 @@ def test_another_process_joins_through_the_environment(room: RadioSpace) -> None
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     answer = json.loads(result.stdout)
-    assert answer == {"address": beacon.address, "answers": ["pong"], "radio": room.spec}
+    assert answer == {"address": beacon.address, "answers": ["pong"], "radio": space.spec}
 
 
 def test_a_path_too_long_for_a_socket() -> None:

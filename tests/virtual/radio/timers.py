@@ -1,4 +1,4 @@
-"""A clock for a room's air that a test can stop and wind."""
+"""A clock for a space's air that a test can stop and wind."""
 
 import asyncio
 import heapq
@@ -12,7 +12,7 @@ from beacon_ota.virtual.radio.space import RadioSpace
 class ManualTimers:
     """Flows as the loop's clock does until it is stopped; then only :meth:`advance` moves it.
 
-    Everything but the constructor runs in the room's loop; the functions below call from outside.
+    Everything but the constructor runs in the space's loop; the functions below call from outside.
     """
 
     def __init__(self) -> None:
@@ -94,10 +94,10 @@ class _Timer(asyncio.TimerHandle):
 
 
 class Stopped:
-    """A room whose time stands still, for a ``with`` block in any thread."""
+    """A space whose time stands still, for a ``with`` block in any thread."""
 
-    def __init__(self, room: RadioSpace, timers: ManualTimers) -> None:
-        self._room, self._timers = room, timers
+    def __init__(self, space: RadioSpace, timers: ManualTimers) -> None:
+        self._room, self._timers = space, timers
 
     def __enter__(self) -> "Stopped":
         self._room.run(self._timers.stop())

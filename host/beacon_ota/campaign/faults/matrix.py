@@ -1,7 +1,7 @@
-"""The fault matrix: what can go wrong with an update, in four dimensions, and what has to follow.
+"""The fault matrix: faults of an update in four dimensions, and the outcomes that must follow.
 
-Pure. An outcome is not written down for each case but follows from rules: the first dimension
-that ends an attempt names it, in the order in which an attempt meets them.
+The module is pure. Expected outcomes follow from rules: of the faults of a case, the first one that
+an attempt meets ends the attempt.
 """
 
 import random
@@ -15,16 +15,16 @@ AttemptEnd = tuple[str, str, str]  # result, stage, code; the last two "" for a 
 
 @dataclass(frozen=True)
 class FaultValue:
-    """One thing that goes wrong.
+    """One fault.
 
     Args:
-        name: of it.
+        name: in the names of cases.
         ends: stage and code under which it ends an attempt; "" when an attempt survives it.
-        late: it is found out only after the sector that may fail was written.
-        early: it is met before anything is downloaded.
-        blind: while it lasts the beacon can write nothing down.
-        forgiven: an image that fails its trial like this may not be to blame: it is tried again.
-        rescued: it fails after its trial, and stage 0 finds it out.
+        late: the fault is met only after the write of the sector that may fail.
+        early: the fault is met before the download.
+        blind: the beacon can store nothing while the fault lasts.
+        forgiven: the image may not be at fault when its trial fails like this: it is tried again.
+        rescued: the image fails after its trial, and stage 0 notices.
     """
 
     name: str
@@ -59,9 +59,9 @@ SERVER = (
     FaultValue("lie", "download/http"),  # Content-Length says more than there is
     FaultValue("other", "verify/checksum", late=True),  # as many other bytes
     FaultValue("etag"),  # a proxy has changed it; the download breaks off once
-    # A stranger answers at its address, without its signature, every time in another way: the first
-    # times that a beacon asks for work, for the image, before it goes on, and with its last word;
-    # all through a trial. None of it ends anything.
+    # A stranger answers at the address of the orchestrator, without its signature, every time in
+    # another way: to the first polls, downloads, reports before the reboot, final reports, or all
+    # through a trial. No such answer ends an attempt.
     FaultValue("foreign-poll"),
     FaultValue("foreign-download"),
     FaultValue("foreign-verifying"),
@@ -74,17 +74,17 @@ FLASH = (
     FaultValue("program", "flash/write"),
     FaultValue("stuck", "flash/readback"),
     FaultValue("flip", "flash/readback"),  # bits read otherwise than they were written
-    # NVS, from before the first boot on: it is full; it takes no change at all.
+    # NVS, from before the first boot on: full; or refusing every change.
     FaultValue("nvs-full", "flash/write", early=True, blind=True),
     FaultValue("nvs-worn", "flash/write", early=True, blind=True),
-    FaultValue("nvs-fills", blind=True),  # it is full from the first trial boot on
+    FaultValue("nvs-fills", blind=True),  # full from the first trial boot on
 )
 IMAGE = (
     FaultValue(OK),
     FaultValue("import", "boot/crash"),
     FaultValue("task", "boot/crash"),
     FaultValue("hang", "boot/watchdog"),
-    FaultValue("hang-fed", "boot/crash"),  # the trial's time is up; the reset names no culprit
+    FaultValue("hang-fed", "boot/crash"),  # the trial times out; the reset does not name the image
     FaultValue("self-test", "boot/self_test"),
     FaultValue("offline", "boot/self_test", forgiven=True),  # or the access point was away
     FaultValue("memory", "boot/crash"),
@@ -102,7 +102,7 @@ ATTEMPTS = 3  # that the campaign's plan grants
 
 @dataclass(frozen=True)
 class FaultCase:
-    """One value of each dimension."""
+    """One case: a value of each dimension."""
 
     network: FaultValue
     server: FaultValue
@@ -111,12 +111,12 @@ class FaultCase:
 
     @property
     def name(self) -> str:
-        """All of it in one word."""
+        """The name of the case: the names of its values, joined by ``+``."""
         return "+".join(value.name for value in self.values)
 
     @property
     def values(self) -> tuple[FaultValue, ...]:
-        """In the order of the dimensions."""
+        """The values in the order of the dimensions."""
         return (self.network, self.server, self.flash, self.image)
 
     @classmethod
@@ -130,13 +130,13 @@ class FaultCase:
 
 
 def expected_ends(mix: FaultCase) -> list[AttemptEnd]:
-    """Return how the attempts of a case have to end, one after the other.
+    """Return the expected ends of the attempts of a case, in order.
 
-    What goes wrong outside of the image goes wrong in the first attempt only: the next one, which
-    is the documented retry, meets a sound world. A slot whose flash failed stays given up until
-    the power was away. An image that failed its trial is not offered again, unless something else
-    may have been to blame, or NVS did not take what the trial said: then only the last reset is
-    known, and unless the watchdog was it the image has one more trial.
+    Faults outside of the image act on the first attempt only; the next attempt, the documented
+    retry, meets none. A slot whose flash failed stays given up until a power cut. An image that
+    failed its trial is not offered again, with two exceptions: something else may have been at
+    fault; or NVS did not store the result of the trial, so that only the last reset is known, and
+    unless that was the watchdog the image has one more trial.
     """
     ends = _ends_before_trial(mix)
     if not mix.image.ends:
@@ -151,12 +151,12 @@ def expected_ends(mix: FaultCase) -> list[AttemptEnd]:
 
 
 def first_end_unjournaled(mix: FaultCase) -> bool:
-    """Tell whether the journal need not hold the first end: NVS took nothing then."""
+    """Return whether the journal may lack the first end, because NVS stored nothing then."""
     return mix.flash.blind and (mix.flash.early or not _ends_before_trial(mix))
 
 
 def _ends_before_trial(mix: FaultCase) -> list[AttemptEnd]:
-    """Return how attempts end before the image is tried."""
+    """Return the ends of attempts before the trial of the image."""
     ends: list[AttemptEnd] = []
     for value in (
         *((mix.flash,) if mix.flash.early else ()),
@@ -181,8 +181,8 @@ def _failed_end(word: str) -> AttemptEnd:
 def pairwise_cases(seed: int) -> list[FaultCase]:
     """Return cases in which every two values of different dimensions meet at least once.
 
-    Greedy: each case is the one of a number of candidates that covers the most pairs that are
-    left, the first of them built around a pair that is.
+    The choice is greedy: each case is the candidate that covers the most uncovered pairs, and all
+    candidates contain one uncovered pair.
     """
     chance = random.Random(seed)
     names = list(DIMENSIONS)
@@ -205,11 +205,11 @@ def pairwise_cases(seed: int) -> list[FaultCase]:
 
 
 def _case_with_pair(pair: tuple, chance: random.Random) -> FaultCase:
-    wanted = dict(pair)
+    fixed = dict(pair)
     return FaultCase(
         *(
-            next(value for value in values if value.name == wanted.get(name, value.name))
-            if name in wanted
+            next(value for value in values if value.name == fixed.get(name, value.name))
+            if name in fixed
             else chance.choice(values)
             for name, values in DIMENSIONS.items()
         )
@@ -222,7 +222,7 @@ def _covered_pairs(mix: FaultCase) -> set[tuple]:
 
 
 def single_fault_cases() -> Iterator[FaultCase]:
-    """Yield each fault on its own."""
+    """Yield one case for each fault alone."""
     for name, values in DIMENSIONS.items():
         for value in values[1:]:
             rest = {other: found[0] for other, found in DIMENSIONS.items()}

@@ -1,8 +1,8 @@
-"""The fault matrix, played on virtual beacons. A case is named by what goes wrong, in the order of
-the dimensions: ``stall+404+ok+hang``.
+"""Runs the cases of the fault matrix on virtual beacons.
 
-What goes wrong outside of the image does so until the first attempt has failed; the attempts that
-follow meet a sound world. A slot that was given up stays given up until the power was away.
+The name of a case has one value of each dimension, in their order: ``stall+404+ok+hang``. Faults
+outside of the image last until the first attempt has failed. A slot that was given up stays given
+up until a power cut.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Any
 
 from beacon_ota.campaign.faults import matrix
 from beacon_ota.campaign.faults.matrix import FaultCase
+from beacon_ota.campaign.faults.releases import FIRST, SECOND, THIRD, prepare_releases
 from beacon_ota.campaign.rig import builds, invariants
 from beacon_ota.campaign.rig.beacon_rig import LATEST, Rig, scratch_folder, set_up_rig
 from beacon_ota.campaign.rig.builds import ReleaseStore
@@ -26,42 +27,37 @@ from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from beacon_ota.wire.report import FINAL
 
 SCALE = 20.0
-DEADLINE = 60.0  # real seconds at that scale for all attempts, and for the update after them
-SLOWER = (4, 12)  # when something was wrong: the machine may be busy
-FIRST, SECOND, THIRD = "1.0.0", "2.0.0", "3.0.0"
-ROLLOUT = {**ONE_ATTEMPT_PLAN, "retry": {"limit": matrix.ATTEMPTS, "pauses": ["30s"]}}
-POLICY = {"stall_s": 10, "give_up_s": 600, "trial_s": 40}
-BAD = 2  # the sector of the slot that fails
-ETAG = 'W/"changed-gzip"'  # as a proxy leaves it that compresses
-RESUME = 20_000  # bytes after which a connection ends that has to be resumed
-FOREIGN_ANSWERS_MAX = 5  # unsigned answers in a row: fewer than the beacon has tries
-TRIAL_LIMIT = 40_000  # ms, in the place of stage 0's quarter of an hour
 
-_RUN = "def run():\n"
-_MAIN = {
-    "import": 'raise ValueError("broken release")\n',
-    "hang": _RUN + "    import time\n    while True:\n        time.sleep(1)\n",
-    "hang-fed": "import machine, time\n" + _RUN + "    dog = machine.WDT(timeout=30000)\n"
-    "    while True:\n        dog.feed()\n        time.sleep(1)\n",
-    "memory": _RUN + "    held = []\n    while True:\n        held.append(bytearray(1000))\n",
-    "resets": "import machine\n" + _RUN + "    machine.reset()\n",
-    "valid-then-dies": "from esp32 import Partition\n" + _RUN + "    Partition"
-    '.mark_app_valid_cancel_rollback()\n    raise ValueError("broken release")\n',
-}
-# Files of the app that are changed: (path, text found there once, what stands in for it).
-_CHANGED = {
-    "task": (
-        "main.py",
-        '        start("radio", self.radio.run)\n',
-        '        start("radio", self.radio.run)\n        start("broken", None)\n',
-    ),
-    "self-test": ("main.py", "        return settled and", "        return False and"),
-    "offline": (
-        "net/wifi.py",
-        "    async def run(self):\n",
-        "    async def run(self):\n        await asyncio.sleep(100000)\n",
-    ),
-}
+
+DEADLINE = 60.0  # real seconds at that scale for all attempts, and for the update after them
+
+
+SLOWER = (4, 12)  # factors of the repetitions after a violation: the machine may be busy
+
+
+ROLLOUT = {**ONE_ATTEMPT_PLAN, "retry": {"limit": matrix.ATTEMPTS, "pauses": ["30s"]}}
+
+
+POLICY = {"stall_s": 10, "give_up_s": 600, "trial_s": 40}
+
+
+BAD = 2  # the sector of the slot that fails
+
+
+ETAG = 'W/"changed-gzip"'  # as a compressing proxy changes it
+
+
+RESUME = 20_000  # bytes after which a connection ends that has to be resumed
+
+
+FOREIGN_ANSWERS_MAX = 5  # unsigned answers in a row: fewer than the beacon has tries
+# The firmware (ota/agent.py) sends a final report so often before it polls without it. It may send
+# some of them without a network, before this harness has restored the password.
+FINAL_REPORT_TRIES = 6
+LOST_REPORTS_MAX = 2
+
+
+TRIAL_LIMIT = 40_000  # ms, in the place of stage 0's quarter of an hour
 
 
 def plan_cases(folder: Path, options: CampaignOptions) -> CasePlan:
@@ -74,36 +70,8 @@ def plan_cases(folder: Path, options: CampaignOptions) -> CasePlan:
     return CasePlan(list(cases)[:: options.every], {"values": sizes, "cases": len(cases)})
 
 
-def prepare_releases(shelf: ReleaseStore, images: tuple[str, ...] | None = None) -> None:
-    """Build the releases: all of them, or some of the ones under test."""
-    if shelf.is_current(str(images)):
-        return
-    shelf.clear()
-    shelf.put(FIRST, builds.build_release(FIRST))
-    shelf.put(THIRD, builds.build_release(THIRD))
-    for value in matrix.IMAGE:
-        if images is None or value.name in images:
-            shelf.put(
-                f"{SECOND}-{value.name}", builds.build_release(SECOND, changed_files(value.name))
-            )
-    shelf.mark_current(str(images))
-
-
-def changed_files(image: str) -> dict[str, str]:
-    """Return the files of a broken release that differ from the app's."""
-    if image in _MAIN:
-        return {"main.py": _MAIN[image]}
-    if image in _CHANGED:
-        path, text, instead = _CHANGED[image]
-        whole = builds.read_source("app", *path.split("/"))
-        if whole.count(text) != 1:
-            raise UsageError("fault_text", f"{image}: nothing to change in {path}", found=text)
-        return {path: whole.replace(text, instead)}
-    return {}
-
-
 def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
-    """Run one case, and again more slowly when something was wrong: the machine may be busy."""
+    """Run one case; after a violation repeat it more slowly: the machine may be busy."""
     try:
         mix = FaultCase.parse(name)
     except (ValueError, KeyError):
@@ -120,13 +88,13 @@ def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
 
 
 def group_of(mix: FaultCase) -> str:
-    """Return what a case is counted under: by what its first attempt has to end."""
+    """Return the group of a case in the report: the expected end of its first attempt."""
     _, stage, code = matrix.expected_ends(mix)[0]
     return f"{stage}/{code}" if stage else "success"
 
 
 def play_case(mix: FaultCase, shelf: ReleaseStore, *, slower: float = 1) -> tuple[str, list[str]]:
-    """Play a case; return how its attempts ended, and what is wrong."""
+    """Run a case; return the ends of its attempts as text, and the violations."""
     limit = builds.read_source("stage0", "boot.py").replace("900_000", str(TRIAL_LIMIT))
     stage0 = {"boot.py": limit.encode()} if mix.image.name == "hang-fed" else None
     policy = {**POLICY, "give_up_s": 120} if mix.network.name == "wrong-network" else POLICY
@@ -139,7 +107,7 @@ def play_case(mix: FaultCase, shelf: ReleaseStore, *, slower: float = 1) -> tupl
 
 
 class _FaultRun:
-    """A case under way. What is called by the front runs in its loop."""
+    """A running case. Callbacks of the HTTP server run in its event loop."""
 
     def __init__(self, mix: FaultCase, shelf: ReleaseStore, b: Rig, deadline: float):
         self._mix, self._shelf, self._rig, self._deadline = mix, shelf, b, deadline
@@ -202,7 +170,7 @@ class _FaultRun:
             *invariants.check_services(evidence),
         ]
 
-    # -- in the front's loop
+    # -- in the event loop of the HTTP server
 
     def _choose_fault(self, request: HttpRequest) -> AnswerFault | None:
         foreign = self._choose_foreign_answer(request)
@@ -229,7 +197,7 @@ class _FaultRun:
         }.get(name)
 
     def _choose_foreign_answer(self, request: HttpRequest) -> AnswerFault | None:
-        """A stranger's answer, where one is due; each time another one."""
+        """Return an unsigned answer where one is due, another kind each time."""
         name = self._mix.server.name
         asked = _classify_request(request)
         if asked == "trial":
@@ -244,10 +212,10 @@ class _FaultRun:
         if asked not in when.get(name, ()):
             return None
         met = self._foreign_answers.get(asked, 0)
-        if self._faults_ended if asked == "trial" else met >= FOREIGN_ANSWERS_MAX:
+        if self._faults_ended if asked == "trial" else met >= foreign_answers(self._mix, asked):
             return None
         self._foreign_answers[asked] = met + 1
-        # Each of the answers is somewhere the first one, and the last one.
+        # Every kind of answer comes first, and comes last, in one of the cases.
         return FOREIGN_ANSWERS[(met + list(when).index(name)) % len(FOREIGN_ANSWERS)]
 
     def _note_report(self, doc: dict[str, Any]) -> None:
@@ -257,7 +225,7 @@ class _FaultRun:
     async def _before_answer(self, request: HttpRequest, status: int) -> None:
         if request.path.startswith(LATEST) and status == 200 and not self._offered:
             self._offered = True
-            if self._mix.flash.name == "flip":  # from here on: reading takes longer, imports too
+            if self._mix.flash.name == "flip":  # only from here on, because reading takes longer
                 self._rig.beacon.flip_bits({self._slot + BAD * SECTOR + 100: 0x10})
             self._rig.beacon.link.faults = {
                 "reset": LinkFaults(reset_after=30_000),
@@ -273,7 +241,7 @@ class _FaultRun:
             self._rig.beacon.wlan.lose_connection()
 
     def _fill_nvs_if_due(self) -> None:
-        """Let NVS be full from a trial on, where the case wants that."""
+        """Fill NVS from a trial on, in cases with ``nvs-fills``."""
         if self._mix.flash.name == "nvs-fills" and not self._faults_ended:
             self._rig.beacon.fill_nvs()
 
@@ -285,7 +253,7 @@ class _FaultRun:
         self._rig.beacon.link.faults = LinkFaults()
         self._rig.access_point.password = builds.PASSWORD.encode()
 
-    # -- in the campaign's thread
+    # -- in the thread of the campaign
 
     def _attempts_over(self) -> bool:
         b = self._rig
@@ -298,7 +266,7 @@ class _FaultRun:
         if not self._faults_ended and self._record_is_final():
             self._end_faults()
         if self._mix.network.name == "names-gone" and b.is_confirmed(1):
-            b.beacon.link.faults = LinkFaults()  # where NVS takes no end, it is over all the same
+            b.beacon.link.faults = LinkFaults()  # ends also where NVS stores no end
         rows = b.orchestrator.attempt_rows(self._firmware)
         ended = [row for row in rows if row["result"]]
         if ended and self._faults_ended:
@@ -310,7 +278,7 @@ class _FaultRun:
         return len(ended) >= len(self._expected) and b.nothing_to_report
 
     def _record_is_final(self) -> bool:
-        """Has the beacon ended an attempt, as far as its own memory says?"""
+        """Return whether the record of the attempt in NVS is final."""
         record = self._rig.beacon.setting("attempt")
         return isinstance(record, bytes) and json.loads(record).get("status") in FINAL
 
@@ -355,8 +323,14 @@ class _FaultRun:
         )
 
 
+def foreign_answers(case: FaultCase, asked: str) -> int:
+    """Return how many requests of a kind get an unsigned answer, one after the other."""
+    lost = case.network.name == "wrong-network" and asked in FINAL
+    return FOREIGN_ANSWERS_MAX - LOST_REPORTS_MAX * lost
+
+
 def _classify_request(request: HttpRequest) -> str:
-    """What a beacon wants: ``poll``, ``trial``, ``download``, or the word that it reports."""
+    """Return ``poll``, ``trial``, ``download``, or the status that a beacon reports."""
     if request.method == "POST":
         return json.loads(request.body).get("update_status", "")
     if request.path.startswith(LATEST):
@@ -365,7 +339,7 @@ def _classify_request(request: HttpRequest) -> str:
 
 
 def _set_flash_fault(b: Rig, kind: str, offset: int) -> None:
-    """Let a sector fail in one way; with "", let all be well."""
+    """Give a sector of the flash one fault; with ``kind`` "", remove all faults."""
     faults = b.flash.faults
     faults.fail_erase = {offset // SECTOR} if kind == "erase" else set()
     faults.fail_program = {offset // SECTOR} if kind == "program" else set()

@@ -1,1 +1,1 @@
-"""Fuzzing: bytes that no proper peer sends, guided by coverage."""
+"""Fuzzing: malformed bytes for every parser, guided by coverage."""

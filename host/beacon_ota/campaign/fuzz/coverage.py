@@ -1,4 +1,4 @@
-"""What guides the fuzzers: which lines of the watched files follow upon which."""
+"""Records coverage edges: pairs of consecutive lines of the watched files."""
 
 import sys
 from collections.abc import Callable, Collection
@@ -11,13 +11,13 @@ CoverageEdge = tuple[str, int, int]  # file, line before, line
 def trace_edges(
     run: Callable[[], object], watched: Collection[str | None]
 ) -> tuple[set[CoverageEdge], Exception | None]:
-    """Run something.
+    """Run a function and record its edges.
 
     Args:
-        watched: names of the files to look at.
+        watched: names of the files to trace.
 
     Returns:
-        What it reached, and the exception that ended it, if one did.
+        The edges, and the exception that ended the function, or None.
     """
     reached: set[CoverageEdge] = set()
     last = 0
@@ -36,7 +36,7 @@ def trace_edges(
     sys.settrace(call)
     try:
         run()
-    except Exception as error:  # any that has no name is what is looked for
+    except Exception as error:  # the fuzzers search for unexpected exceptions
         return reached, error
     finally:
         sys.settrace(before)

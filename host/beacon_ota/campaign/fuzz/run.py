@@ -1,7 +1,7 @@
-"""Fuzzing of everything that reads what others send, guided by the lines that a case reaches.
+"""Fuzzes every parser of input from peers, guided by coverage edges.
 
-A case is one target for its share of the time. What may come of an input: an answer, or a refusal
-with a name. Anything else is wrong, and written down with the input in hex.
+A case is one target for its share of the time. An input must lead to an answer or to a named
+refusal; any other exception is a violation, reported with the input in hex.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from beacon_ota.campaign.fuzz.coverage import CoverageEdge, trace_edges
 from beacon_ota.campaign.rig import builds
 from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome, CasePlan
 from beacon_ota.errors import BeaconOtaError, UsageError
-from beacon_ota.images import appfs, combined, esp, littlefs, partitions
+from beacon_ota.images import appfs, combined, esp, littlefs, littlefs_writer, partitions
 from beacon_ota.images import release as releases
 from beacon_ota.inspect import inspect
 from beacon_ota.orchestrator.beacon_api import report_parser
@@ -39,13 +39,13 @@ _WORDS = (b"", b"\0", b"\xff" * 4, b"{}", b"[]", b"null", b"-1", b"1e999", b"9" 
 
 @dataclass(frozen=True)
 class FuzzTarget:
-    """Something that reads.
+    """A parser to fuzz.
 
     Args:
-        seeds: inputs to begin with.
-        read: reads one.
-        refusals: exceptions that have a name.
-        watched: modules whose lines guide.
+        seeds: first inputs.
+        read: parses one input.
+        refusals: exceptions that are allowed.
+        watched: modules whose coverage guides the mutations.
     """
 
     seeds: Sequence[bytes]
@@ -79,7 +79,7 @@ def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
 def fuzz_target(
     target: FuzzTarget, seconds: float, chance: random.Random
 ) -> tuple[dict[str, int], list[str]]:
-    """Mutate inputs, and keep those that reach a step from line to line that is new."""
+    """Mutate inputs, and keep those that reach a new coverage edge."""
     watched = {module.__file__ for module in target.watched}
     seen: set[tuple[str, int, int]] = set()
     corpus: list[bytes] = []
@@ -114,7 +114,7 @@ def _trace_input(
 
 
 def mutate_input(data: bytes, corpus: Sequence[bytes], chance: random.Random) -> bytes:
-    """Return a relative of an input."""
+    """Return a mutation of an input."""
     found = bytearray(data)
     for _ in range(1 << chance.randrange(4)):
         at = chance.randrange(len(found) + 1)
@@ -218,7 +218,7 @@ def _report_target() -> FuzzTarget:
 
 def _upload_target() -> FuzzTarget:
     edge = "edge"
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of every byte
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs every byte
     fields = {"device_type": builds.DEVICE, "version": "1.0.0", "required": "true"}
     parts = [
         f'--{edge}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
@@ -249,18 +249,18 @@ def _image_target() -> FuzzTarget:
 
 
 def _build_small_release() -> bytes:
-    """Return a release with next to nothing in it."""
+    """Return a minimal release."""
     info = appfs.AppInfo(
         "1.0.0", builds.DEVICE, hashlib.sha256(builds.synthetic_core()).hexdigest(), insecure=True
     )
     files = {appfs.INFO: info.pack(), "main.mpy": b"M\x06\x00\x1f"}
     return releases.join_core_and_app(
-        builds.synthetic_core(), littlefs.build_filesystem(files, appfs.BLOCK)
+        builds.synthetic_core(), littlefs_writer.build_filesystem(files, appfs.BLOCK)
     )
 
 
 class _NotJson(ValueError):
-    """What no reader of ours is given: the JSON decoder refuses it."""
+    """Input that the JSON decoder refuses before the parser under test."""
 
 
 def _parse_json(data: bytes) -> Any:

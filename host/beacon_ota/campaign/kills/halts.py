@@ -1,9 +1,9 @@
-"""Two orchestrators on one database, and an administrator who halts through either of them.
+"""Halts rollouts through one of two orchestrators on one database.
 
-Both decide about the same rollout all the time: both answer beacons, one leads and opens stages,
-and whichever resumed a rollout opens the next stage at once. What has to hold: after a halt was
-acknowledged nothing is offered, no ``rebooting`` is acknowledged, and the rollout makes no move
-until somebody resumes it.
+Both orchestrators decide about the same rollout: both answer beacons, one leads and opens stages,
+and the one that resumed a rollout opens the next stage at once. The invariant: after the
+acknowledgement of a halt no offer is made, no ``rebooting`` is acknowledged, and the rollout makes
+no move until an administrator resumes it.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from beacon_ota.errors import BeaconOtaError, UsageError
 
 BEACONS = 10
 HALTS = 60  # of one case
-OF_ONE_RELEASE = 5  # then another one is rolled out
+OF_ONE_RELEASE = 5  # halts, then the next release is rolled out
 HALT_MIN_S = 0.15  # seconds that a halt lasts at least
 PATIENCE = 120.0
 STAGES = 20
@@ -39,7 +39,7 @@ FORBIDDEN = ("offered", "rebooting")
 
 
 class BeaconStep(NamedTuple):
-    """A beacon's request that was answered."""
+    """An answered request of a beacon."""
 
     begun: float  # seconds of the monotonic clock
     ended: float
@@ -48,14 +48,14 @@ class BeaconStep(NamedTuple):
 
 
 class HaltInterval(NamedTuple):
-    """The time in which a halt held: from its acknowledgement until somebody asked to resume."""
+    """The interval of a halt, from its acknowledgement to the request to resume."""
 
     since: float
     until: float
 
 
 class PollingFleet:
-    """Beacons in threads that turn to one orchestrator and the other in turn."""
+    """Beacons in threads that alternate between the orchestrators."""
 
     def __init__(self, sides: list[ServerProcess], chance: random.Random):
         self.servers = sides
@@ -100,7 +100,7 @@ class PollingFleet:
 def halt_repeatedly(
     folder: Path, chance: random.Random, count: int = HALTS
 ) -> tuple[str, list[str], Any]:
-    """Two orchestrators, one database: a halt that was acknowledged holds at both."""
+    """Halt and resume ``count`` times; return class, violations, numbers."""
     found = find_programs()
     if found is None:
         return "skipped: no PostgreSQL here", [], {}
@@ -185,9 +185,9 @@ def _halt_and_resume(
 
 
 def _move_rollout(side: ServerProcess, rollout: str, move: str) -> str:
-    """Give an order; return the code with which it is refused, "" when it is taken.
+    """Move a rollout; return the error code of a refusal, "" when the move is accepted.
 
-    A stop that a busy database has not taken yet holds at its own side only: it is waited for.
+    A stop that the database has not stored yet holds at its own orchestrator only: wait for it.
     """
     admin = side.admin_client()
     try:
@@ -216,7 +216,7 @@ def _wait_for_completion(
 
 
 def find_forbidden_steps(steps: list[BeaconStep], held: list[HaltInterval]) -> list[str]:
-    """Return what beacons were told while a halt held."""
+    """Return the forbidden answers that beacons got during a halt."""
     return [
         f"{step.beacon}: {step.word} {step.begun - halt.since:.3f} s after a halt was acknowledged"
         for halt in held
@@ -226,7 +226,7 @@ def find_forbidden_steps(steps: list[BeaconStep], held: list[HaltInterval]) -> l
 
 
 def _find_forbidden_moves(database: str) -> list[str]:
-    """Return the moves that rollouts made after a halt, and before they were resumed."""
+    """Return the moves of rollouts between a halt and its end."""
     engine = create_engine(database.replace("asyncpg", "psycopg"))
     query = "SELECT rollout_id, kind, actor, stage FROM transitions ORDER BY rollout_id, id"
     wrong = []

@@ -1,4 +1,4 @@
-"""The orchestrator as a process of its own, to be killed."""
+"""Runs the orchestrator as a process that a campaign can kill."""
 
 import contextlib
 import os
@@ -17,14 +17,14 @@ from beacon_ota.client import Client
 from beacon_ota.errors import ReachError
 
 START = 60.0  # seconds
-# A start takes a second, most of it imports: processes are forked from one that has them.
+# Imports take most of the second of a start: processes are forked from one that has them.
 _PRELOAD = ["beacon_ota.campaign.kills.server_process", "beacon_ota.orchestrator.api.app"]
 
 
 def _run_server(
     data: Path, token_file: Path, log_file: Path, ready: Connection, more: dict[str, Any]
 ) -> None:
-    """What ``beacon-ota serve --insecure --port 0`` does; ``more`` are settings."""
+    """Run ``beacon-ota serve --insecure --port 0`` with the settings ``more``."""
     from beacon_ota.orchestrator.server.listen import ListenOptions
     from beacon_ota.orchestrator.server.start import run_orchestrator
     from beacon_ota.orchestrator.settings import Settings
@@ -42,7 +42,7 @@ class ServerProcess:
     """``beacon-ota serve`` over a data folder, on a free port that changes with every start.
 
     Args:
-        token_file: of another one on the same database.
+        token_file: of another server on the same database.
         settings: of the service, such as ``database`` and ``images``.
     """
 
@@ -59,7 +59,7 @@ class ServerProcess:
             (self.data / "beacon-ota.db").write_bytes(empty_database())
 
     def start(self) -> None:
-        """Start it (ReachError ``server_start``)."""
+        """Start the server (ReachError ``server_start``)."""
         context = get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
         ready, told = context.Pipe(duplex=False)
@@ -88,7 +88,7 @@ class ServerProcess:
             self.url = ""
 
     def stop(self) -> int:
-        """End it gracefully; return its exit code."""
+        """Stop the server gracefully; return its exit code."""
         process = self.process
         if process is None or process.pid is None:
             return 0
@@ -103,18 +103,18 @@ class ServerProcess:
         return Client(self.url, self.token)
 
     def log_tail(self) -> str:
-        """Return the end of what it logged."""
+        """Return the last 4,000 characters of its log."""
         return self.log_file.read_text()[-4000:] if self.log_file.exists() else ""
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of memory that it has."""
+        """Resident memory of the process in bytes."""
         assert self.process is not None
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def query_rows(self, query: str) -> list[tuple[Any, ...]]:
-        """Return what a query says, past the orchestrator, of SQLite."""
+        """Return the rows of an SQL query on its SQLite file."""
         database = sqlite3.connect(
             f"file:{self.data / 'beacon-ota.db'}?mode=ro", uri=True, timeout=30
         )
@@ -132,7 +132,7 @@ class ServerProcess:
 
 
 def wait_until(condition, timeout: float, what: str) -> Any:
-    """Wait for a condition and return what it returned (ReachError ``not_in_time``)."""
+    """Wait for a condition and return its value (ReachError ``not_in_time``)."""
     end = time.monotonic() + timeout
     while not (found := condition()):
         if time.monotonic() > end:

@@ -1,7 +1,7 @@
-"""Beacons that are only their protocol: for crowding an orchestrator.
+"""Simulated beacons that implement only the protocol, to load an orchestrator.
 
-They keep the rules that counts depend on: an attempt's word is repeated until it is acknowledged,
-and journal entries stay until then. They sign what they send and check what they are told.
+They keep the rules that counts depend on: the result of an attempt is repeated until it is
+acknowledged, and journal entries are kept until then. They sign requests and check answers.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from urllib.parse import urlsplit
 from beacon_ota.wire import auth
 
 TIMEOUT = 60.0  # seconds for an answer
-AHEAD = 2  # seconds that its clock is ahead: what is signed before a start is not accepted
+AHEAD = 2  # seconds that its clock is ahead: signatures from before a start are refused
 CALL_ERRORS = (OSError, http.client.HTTPException, ValueError)
 
 
 class UnauthenticatedAnswer(ValueError):
-    """An answer that nobody who holds the key has made."""
+    """An answer without a valid signature."""
 
 
 @dataclass
 class SignedAnswer:
-    """An answer whose origin is proved."""
+    """An answer with a valid signature."""
 
     status: int
     headers: dict[str, str]
@@ -37,18 +37,18 @@ class SignedAnswer:
 
 @dataclass
 class AcknowledgedCounts:
-    """What the orchestrator has acknowledged to a beacon: none of it may ever be missing."""
+    """Results and journal entries that were acknowledged to a beacon and must never be lost."""
 
     ends: dict[str, str] = field(default_factory=dict)  # attempt -> result
     entries: set[int] = field(default_factory=set)  # of the journal
 
 
 class SimulatedBeacon:
-    """One beacon. Call :meth:`step` again and again; it raises :data:`FAILS` when nobody answers.
+    """One beacon. :meth:`step` does its next step, and raises :data:`CALL_ERRORS`.
 
     Args:
         beacon_id, key: as registered.
-        chance: of everything that happens at random.
+        chance: source of all random choices.
         lossy: share of requests after which the connection breaks before the answer is read.
         failing: share of attempts that fail.
     """
@@ -69,16 +69,14 @@ class SimulatedBeacon:
         self.url = ""
         self.acknowledged = AcknowledgedCounts()
         self._chance, self._lossy, self._failing = chance, lossy, failing
-        self._offer: dict[str, Any] | None = None  # of the attempt under way
-        self._unacknowledged: list[
-            dict[str, Any]
-        ] = []  # reports that have to be acknowledged, in order
+        self._offer: dict[str, Any] | None = None  # of the running attempt
+        self._unacknowledged: list[dict[str, Any]] = []  # reports to be acknowledged, in order
         self._previous = version
         self._seq = 0
         self._journal: list[list[Any]] = []
 
     def step(self) -> str:
-        """Do what comes next; return a word for it."""
+        """Do the next step; return its name."""
         if self._unacknowledged:
             return self._send_report()
         if self._offer is None:
@@ -87,7 +85,7 @@ class SimulatedBeacon:
 
     @property
     def busy(self) -> bool:
-        """Is an attempt under way, or a word of one not acknowledged?"""
+        """Whether an attempt runs, or one of its reports is not acknowledged."""
         return self._offer is not None or bool(self._unacknowledged)
 
     def add_journal_entry(self, stage: str, code: str) -> None:

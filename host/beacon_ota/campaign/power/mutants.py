@@ -1,16 +1,17 @@
-"""Firmware that was broken on purpose, which the power campaign has to notice.
+"""Mutants: firmware with one deliberate defect, which the power campaign has to notice.
 
-Each of these rules of the firmware looks superfluous as long as nothing fails. A case breaks one
-of them, cuts the power where it matters, and is wrong when the oracle finds nothing.
+Each mutated rule of the firmware seems superfluous as long as no part fails. A case breaks one
+rule, cuts the power where the rule matters, and fails when the invariants find no violation.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from beacon_ota.campaign.power import cuts
-from beacon_ota.campaign.power.cuts import CutCase, CutScenario
+from beacon_ota.campaign.power import cut_cases, cuts, scenarios
+from beacon_ota.campaign.power.cut_cases import CutCase
 from beacon_ota.campaign.power.recording import Recording
+from beacon_ota.campaign.power.scenarios import CutScenario
 from beacon_ota.campaign.rig import builds
 from beacon_ota.campaign.rig.builds import ReleaseStore
 from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome, CasePlan
@@ -23,11 +24,11 @@ class Mutant:
     """One change of one file.
 
     Args:
-        name: what it does wrong.
+        name: of the defect.
         path: below the firmware folder.
-        text, instead: what is replaced, found there exactly once, and by what.
-        scenario: the update in which it shows.
-        partition: only cuts in operations on this one are tried; "" for an update without a cut.
+        text, instead: replaced text, found exactly once, and its replacement.
+        scenario: the update in which the defect shows.
+        partition: whose operations are cut; "" for an update without a cut.
     """
 
     name: str
@@ -88,7 +89,7 @@ def plan_cases(folder: Path, options: CampaignOptions) -> CasePlan:
 
 
 def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
-    """Break a rule; wrong when nobody notices."""
+    """Break a rule; a violation when no cut shows it."""
     mutant = next((m for m in MUTANTS if m.name == name), None)
     if mutant is None:
         raise UsageError("case_name", "no such mutant", found=name)
@@ -99,19 +100,19 @@ def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
             return CaseOutcome(
                 name, "mutant", "caught", [], facts={"cuts": tried, "by": one, "as": found}
             )
-    return CaseOutcome(name, "mutant", "not noticed", [f"{tried} cuts, and nobody noticed"])
+    return CaseOutcome(name, "mutant", "not noticed", [f"{tried} cuts, and none shows the defect"])
 
 
 def _run_cuts(mutant: Mutant, shelf: ReleaseStore) -> Iterator[tuple[str, list[str]]]:
-    """Yield cases and what is wrong with them."""
+    """Yield cases and their violations."""
     kind, *rest = mutant.path
     text = mutant.changed_source()
     shelf.clear()
     if kind == "stage0":
-        cuts.prepare_releases(shelf, [mutant.scenario], stage0={rest[0]: text.encode()})
+        scenarios.prepare_releases(shelf, [mutant.scenario], stage0={rest[0]: text.encode()})
     else:
-        cuts.prepare_releases(shelf, [mutant.scenario], changes={"/".join(rest): text})
-    recording = cuts.load_recording(shelf, mutant.scenario)
+        scenarios.prepare_releases(shelf, [mutant.scenario], changes={"/".join(rest): text})
+    recording = scenarios.load_recording(shelf, mutant.scenario)
     for one in _cases_for(mutant, recording):
         yield one.name, cuts.run_until_certain(one, shelf, recording)[1]
 
@@ -123,7 +124,7 @@ def _cases_for(mutant: Mutant, recording: Recording) -> Iterator[CutCase]:
     table = boards.load_board(builds.DEVICE).table
     part = next(p for p in table if p.name == mutant.partition)
     states: set[str] = set()
-    for one, state in cuts.single_cuts(recording):
+    for one, state in cut_cases.single_cuts(recording):
         if state not in states and part.offset <= recording.ops[one.number].offset < part.end:
             states.add(state)
             yield one

@@ -1,8 +1,8 @@
-"""One whole update, recorded: what the flash did, and what the orchestrator knew meanwhile.
+"""Records one whole update: its flash operations, and the states of the orchestrator.
 
-A power cut leaves a beacon nothing but its flash. So the state after a cut at any operation is
-the flash content of the beginning with the operations up to there, and the orchestrator as the
-requests up to there had left it; nobody has to run the beginning again.
+After a power cut only the flash of a beacon remains. The state after a cut at any operation is the
+initial flash content with the operations up to the cut, and the orchestrator as the requests up to
+the cut have left it; no case has to run the update from the beginning.
 """
 
 import base64
@@ -26,11 +26,11 @@ CUT_MOMENTS: tuple[CutMoment, ...] = ("before", "inside", "after")
 
 @dataclass(frozen=True)
 class OrchestratorState:
-    """What the orchestrator knew when it had answered a request.
+    """The state of the orchestrator after an answered request.
 
     Args:
         ops: flash operations that the beacon had begun by then.
-        request: method and path, for people.
+        request: method and path, as text.
         now: its clock, UTC seconds.
         database: its database.
     """
@@ -49,8 +49,8 @@ class Recording:
         name: of the scenario.
         before: flash content when it began.
         ops: the flash operations, numbered from 0.
-        known: the orchestrator's states, the first from before any request.
-        images: version → name on the shelf, of all releases that the orchestrator has.
+        states: of the orchestrator, the first one before any request.
+        images: version → name in the store, of all releases that the orchestrator has.
         result: how the update ended when nothing failed.
     """
 
@@ -75,14 +75,14 @@ class Recording:
         return flash.snapshot()
 
     def state_index_at(self, number: int) -> int:
-        """Return which of ``known`` holds at a cut before, inside or after an operation.
+        """Return the index in ``states`` at a cut before, inside or after an operation.
 
-        Every request that came before the operation began was heard, and none that came after it.
+        Requests before the start of the operation have been answered, later ones have not.
         """
         return max(at for at, known in enumerate(self.states) if known.ops <= number or not at)
 
     def save(self, path: Path) -> None:
-        """Write it to a file."""
+        """Write the recording to a file."""
         data = asdict(self)
         data["before"] = _encode_bytes(self.before)
         data["ops"] = [[o.kind, o.offset, o.length, _encode_bytes(o.data)] for o in self.ops]
@@ -92,7 +92,7 @@ class Recording:
 
     @classmethod
     def load(cls, path: Path) -> "Recording":
-        """Read it back."""
+        """Read a recording."""
         data: dict[str, Any] = json.loads(path.read_text())
         data["before"] = _decode_bytes(data["before"])
         data["ops"] = tuple(
@@ -107,7 +107,7 @@ class Recording:
 
 
 def replay_operation(flash: Flash, op: FlashOperation) -> None:
-    """Do a recorded operation (PowerCut where the flash has one)."""
+    """Replay a recorded operation (PowerCut where the flash has one)."""
     if op.kind == "erase":
         flash.erase(op.offset, op.length)
     else:
@@ -129,8 +129,8 @@ def record_update(
     Args:
         name: of the scenario.
         content: flash of the beacon before.
-        first, second: versions that it runs and is to get.
-        images: version → name on the shelf, of all releases that the orchestrator is to have.
+        first, second: versions before and after the update.
+        images: version → name in the store, of all releases for the orchestrator.
 
     Raises:
         ReachError: ``recording_stuck``: the update did not come to an end by itself.

@@ -1,1 +1,1 @@
-"""What campaigns run on: releases, one beacon's network, orchestrators, invariants."""
+"""The rig of campaigns: releases, one beacon with its network, orchestrators, invariants."""

@@ -1,4 +1,4 @@
-"""One beacon, its network and its orchestrator."""
+"""The rig of a case: one beacon, its network and its orchestrator."""
 
 import contextlib
 import tempfile
@@ -21,7 +21,7 @@ MEMORY_DISK = Path("/dev/shm")  # a disk in memory, where there is one
 
 @dataclass
 class Rig:
-    """What a case works with."""
+    """One beacon with its flash, network and orchestrator."""
 
     flash: Flash
     beacon: VirtualBeacon
@@ -30,7 +30,7 @@ class Rig:
     orchestrator: InProcessOrchestrator
 
     def wait_for(self, condition: Callable[[], object], timeout: float, what: str) -> bool:
-        """Wait for the beacon or the orchestrator; False when it did not come in real seconds."""
+        """Wait for a condition; return False after ``timeout`` real seconds."""
         try:
             self.beacon.wait_for(condition, timeout, what)
         except ReachError:
@@ -38,7 +38,7 @@ class Rig:
         return True
 
     def attempt_over(self, firmware_id: str) -> bool:
-        """Has the beacon asked for work, and does nobody wait for the end of an attempt?"""
+        """Return whether an attempt has ended, is reported, and the beacon polls again."""
         requests = self.orchestrator.http_server.requests
         return (
             any(r.path.startswith(LATEST) and "state=valid" in r.target for r in requests)
@@ -47,7 +47,7 @@ class Rig:
         )
 
     def is_confirmed(self, slot: int) -> bool:
-        """Do the bootloader's entries say that the release in a slot is confirmed?"""
+        """Return whether otadata marks the release in a slot as confirmed."""
         place = boards.load_board(builds.DEVICE).otadata.offset
         entries = otadata.parse_entries(self.flash.read(place, otadata.SIZE))
         active = otadata.active_entry(entries)
@@ -59,13 +59,13 @@ class Rig:
 
     @property
     def nothing_to_report(self) -> bool:
-        """Has the beacon nothing more to say of any attempt?"""
+        """Whether NVS holds no attempt that is still to be reported."""
         return self.beacon.setting("attempt") is None
 
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Yield a folder for one case, in memory where possible; it is gone afterwards."""
+    """Yield a temporary folder for one case, in memory where possible."""
     if parent is None and MEMORY_DISK.is_dir():
         parent = MEMORY_DISK
     with tempfile.TemporaryDirectory(prefix="beacon-campaign-", dir=parent) as folder:
@@ -87,9 +87,9 @@ def set_up_rig(
 
     Args:
         folder: of the orchestrator's data.
-        database: what it knows already; nothing when absent.
-        now: the time that its clock goes on from, UTC seconds.
-        scale: how much faster both run than real time.
+        database: content of its database; empty by default.
+        now: start of its clock, UTC seconds.
+        scale: speed of both clocks relative to real time.
         record: keep the flash operations.
         options: further arguments of the virtual beacon.
     """

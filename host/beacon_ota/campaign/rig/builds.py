@@ -1,6 +1,6 @@
-"""What campaigns are made of: releases of the app in the tree, good and broken ones.
+"""Builds the releases and flash images of campaigns from the app in the tree.
 
-Everything is built once, by whoever starts a campaign, into a folder that the workers read.
+The main process of a campaign builds them once, into a folder that the workers read.
 """
 
 import functools
@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from beacon_ota import paths
-from beacon_ota.images import app_folder, appfs, boards, flash, littlefs, release, synthetic
+from beacon_ota.images import (
+    app_folder,
+    appfs,
+    boards,
+    flash,
+    littlefs_writer,
+    release,
+    synthetic,
+)
 from beacon_ota.images.appfs import AppInfo
 
 DEVICE = "esp32c3"
@@ -20,7 +28,7 @@ KEY = bytes(range(32))
 SSID, PASSWORD = "site", "correct horse"
 URL = "http://orchestrator.local:8080"
 CORE_SIZE = 16 * 1024  # bytes of the synthetic core
-# What ends a wait is short; what must not strike while the machine is busy is long.
+# Waits that a case has to sit out are short; timeouts that a busy machine could reach are long.
 POLICY = {
     "poll_s": 5,
     "stall_s": 60,
@@ -39,7 +47,7 @@ def _random_bytes(name: str, size: int) -> bytes:
     return random.Random(name).randbytes(size)
 
 
-# What a provisioned beacon was given; none of it may ever get lost.
+# The settings of a provisioned beacon; no fault may lose one of them.
 PROVISIONED: dict[str, int | bytes] = {
     "beacon_id": BEACON.encode(),
     "beacon_key": KEY,
@@ -66,7 +74,7 @@ def compile_app() -> Mapping[str, bytes]:
 
 @functools.cache
 def synthetic_core() -> bytes:
-    """Return a small core; nothing runs from it but the app behind it."""
+    """Return a small core without an interpreter; the app behind it runs."""
     return synthetic.app_image(CORE_SIZE)
 
 
@@ -84,7 +92,7 @@ def build_release(
     base = synthetic_core() if with_core is None else with_core
     info = AppInfo(version, DEVICE, hashlib.sha256(base).hexdigest(), insecure=True)
     files[appfs.INFO] = info.pack()
-    return release.join_core_and_app(base, littlefs.build_filesystem(files, appfs.BLOCK))
+    return release.join_core_and_app(base, littlefs_writer.build_filesystem(files, appfs.BLOCK))
 
 
 def build_flash(
@@ -113,7 +121,7 @@ def build_flash(
 
 
 def build_fingerprint() -> str:
-    """Return a word for the firmware and the kit: what was built from others is of no use."""
+    """Return a digest of firmware and settings: builds with another digest are outdated."""
     digest = hashlib.sha256(repr((sorted(PROVISIONED.items()), POLICY, CORE_SIZE)).encode())
     for files in (compile_app(), flash.stage0_files()):
         for name, content in sorted(files.items()):
@@ -122,27 +130,27 @@ def build_fingerprint() -> str:
 
 
 def read_source(*parts: str) -> str:
-    """Return a source file of the firmware, to be changed."""
+    """Return the text of a source file of the firmware."""
     return paths.data_path("firmware", *parts).read_text()
 
 
 class ReleaseStore:
-    """A folder of releases by name, and of the image files as the orchestrator keeps them."""
+    """A folder of releases and flash images by name."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def is_current(self, more: str = "") -> bool:
-        """Is everything here, made from the firmware as it is now (and from ``more``)?"""
+        """Return whether all builds are there, from the present firmware and ``more``."""
         mark = self.folder / MADE_FROM
         return mark.exists() and mark.read_text() == build_fingerprint() + more
 
     def mark_current(self, more: str = "") -> None:
-        """Everything is here."""
+        """Note that all builds are there."""
         (self.folder / MADE_FROM).write_text(build_fingerprint() + more)
 
     def clear(self) -> None:
-        """Remove what was made."""
+        """Remove all builds."""
         (self.folder / MADE_FROM).unlink(missing_ok=True)
         for path in (*self.folder.glob("*.bin"), *self.folder.glob("*.rec")):
             path.unlink()
@@ -154,12 +162,12 @@ class ReleaseStore:
         return data
 
     def copy_blobs(self, names: Iterable[str], folder: Path) -> None:
-        """Put releases where an orchestrator with this data folder keeps its images."""
+        """Copy releases into the image folder of an orchestrator's data folder."""
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         for name in names:
             data = self.get(name)
             (folder / "blobs" / hashlib.sha256(data).hexdigest()).write_bytes(data)
 
     def get(self, name: str) -> bytes:
-        """Return a release (FileNotFoundError when it was never built)."""
+        """Return a build (FileNotFoundError for an unknown name)."""
         return (self.folder / f"{name}.bin").read_bytes()

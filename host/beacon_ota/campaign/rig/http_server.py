@@ -1,8 +1,7 @@
-"""The socket before an orchestrator that runs in this process: HTTP/1.1, one request a connection.
+"""A faulty HTTP/1.1 server before an orchestrator in this process, one request per connection.
 
-It hands requests to an ASGI application, tells whoever wants to know, and misbehaves to order:
-with the right signature, as the orchestrator itself would if it went wrong, or as a stranger who
-has its address and none of its keys.
+It hands requests to an ASGI application and injects faults into the answers: with the right
+signature, as an orchestrator with a defect, or without one, as a stranger at its address.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ Headers = dict[str, str]
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """One request as it came."""
+    """One request."""
 
     method: str
     target: str
@@ -42,7 +41,7 @@ class HttpRequest:
 
 @dataclass(frozen=True)
 class AnswerFault:
-    """What goes wrong with one answer.
+    """The fault of one answer.
 
     Args:
         status: answer this instead.
@@ -52,7 +51,7 @@ class AnswerFault:
         more: send so many bytes more than there are, and say so.
         lie: announce so many bytes more than are sent (fewer, when negative).
         etag: send this ETag.
-        foreign: send exactly this instead, without a signature; the orchestrator hears nothing.
+        foreign: send exactly this instead, without a signature or a call of the application.
         silent: take the request and never answer.
     """
 
@@ -73,7 +72,7 @@ def _foreign_page(status: str, *headers: str) -> AnswerFault:
     return AnswerFault(foreign="\r\n".join([*head, *headers, "", ""]).encode() + body)
 
 
-# What a stranger answers: a captive portal, another web server, another service, nobody at all.
+# Answers of a stranger: a captive portal, another web server, another service, silence.
 FOREIGN_ANSWERS = (
     _foreign_page("200 OK"),
     _foreign_page("302 Found", "Location: http://portal.example/"),
@@ -88,7 +87,7 @@ FOREIGN_ANSWERS = (
 
 @dataclass
 class _Answer:
-    """An answer under way."""
+    """An answer that is being sent."""
 
     status: int = 0
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -102,8 +101,8 @@ class FaultyHttpServer:
     """A listener on 127.0.0.1; made and used in one event loop.
 
     Attributes:
-        app: the application, or None while nobody answers (connections are dropped).
-        judge: returns the fault of a request's answer, or None.
+        app: the application; without one, connections are dropped.
+        judge: returns the fault for a request, or None.
         seal: signs an answer that the front makes up.
         answering: awaited when an answer is about to leave; the request, its status.
         requests: everything that came.
@@ -148,7 +147,7 @@ class FaultyHttpServer:
                 self.requests.append(request)
                 await _Exchange(self, self.app, request, reader, writer).run()
         except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
-            pass  # the other side went away, or made no sense: that is what this is for
+            pass  # the peer disconnected, or sent a malformed request: campaigns cause both
         except asyncio.CancelledError:
             writer.transport.abort()
         finally:
@@ -176,7 +175,7 @@ class _Exchange:
 
     async def run(self) -> None:
         if self._fault.silent:
-            await self._reader.read(1)  # until the beacon has had enough
+            await self._reader.read(1)  # until the beacon disconnects
         elif self._fault.foreign is not None:
             self._writer.write(self._fault.foreign)
         elif self._fault.status:

@@ -1,7 +1,7 @@
-"""What must hold after whatever happened to an update.
+"""Checks the invariants of an update after faults of any kind.
 
-Pure: evidence in, violations out. What the firmware thinks of itself is no evidence; what its
-flash holds, what it advertises and what the orchestrator was told is.
+The module is pure: evidence in, violations out. Evidence is the content of the flash, the
+advertisement and the database of the orchestrator, not the state inside the firmware.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from beacon_ota.campaign.rig import builds
 from beacon_ota.images.otadata import ENTRY, PENDING, TRIALS, Entry
 from beacon_ota.virtual.flash.nor import SECTOR, FlashOperation
 
-IMAGE_AT_FAULT = ("crash", "watchdog", "self_test")  # codes that say something against an image
+IMAGE_AT_FAULT = ("crash", "watchdog", "self_test")  # codes that blame the image
 NO_FAULT = ("power", "not_booted")
-# How each kind of release may end its trial, when nobody takes the power away.
+# The codes with which each kind of release may end its trial without a power cut.
 EXPECTED_CODES = {"good": (), "crash": ("crash",), "hang": ("watchdog",)}
 DEFECT_PHASES = ("repl", "corrupt")  # phases that a beacon must never end up in
 
 
 @dataclass(frozen=True)
 class EndState:
-    """Where things stood when the attempt under test had come to its end."""
+    """The state at the end of the attempt under test."""
 
     slot: str | None  # that runs
     confirmed: bool  # otadata says so
@@ -32,7 +32,7 @@ class EndState:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a case left behind.
+    """The evidence of a case.
 
     Args:
         kind: of the release under test, see :data:`BLAME`.
@@ -71,7 +71,7 @@ class Evidence:
 
 
 def find_violations(e: Evidence) -> list[str]:
-    """Return everything that is wrong, [] when the beacon came through."""
+    """Return all violations, [] when the beacon has recovered."""
     wrong = [*check_boots(e), *check_settings(e), *e.mixtures]
     if e.end_state is None:
         return [*wrong, "the attempt came to no end"]
@@ -89,7 +89,7 @@ def classify_outcome(e: Evidence) -> str:
 
 
 def check_boots(e: Evidence) -> list[str]:
-    """A verified image boots unaided, every time, and a trial is granted three times at most."""
+    """Check that every boot finds a verified image, and that at most three trials are granted."""
     wrong = []
     for slot, ended, phase in e.boots:
         if slot is None and ended != "power" or ended == "unbootable":
@@ -106,7 +106,7 @@ def check_boots(e: Evidence) -> list[str]:
 
 
 def check_settings(e: Evidence) -> list[str]:
-    """What it was given is there, nothing is half written, and the floor is no lie."""
+    """Check that all settings are intact, and that the floor is that of a confirmed release."""
     wrong = [
         f"setting {key} is {'changed' if key in e.settings else 'lost'}"
         for key, value in e.provisioned.items()
@@ -124,7 +124,7 @@ def check_settings(e: Evidence) -> list[str]:
 
 
 def _check_report(e: Evidence, settled: EndState) -> list[str]:
-    """One attempt, one result, and the right one."""
+    """Check that there is one attempt with one result, the right one."""
     wrong = []
     if e.kind != "good" and settled.tried > TRIALS:
         wrong.append(f"{settled.tried} boots of a broken release")
@@ -161,7 +161,7 @@ def _check_report(e: Evidence, settled: EndState) -> list[str]:
 
 
 def check_next_update(e: Evidence) -> list[str]:
-    """The next release is installed as if nothing had been."""
+    """Check that the next release was installed."""
     results = [row["result"] for row in e.further]
     if not results or results[-1] != "success":
         return [f"the update after it: {results[-1] if results else 'never tried'}"]
@@ -169,7 +169,7 @@ def check_next_update(e: Evidence) -> list[str]:
 
 
 def check_services(e: Evidence) -> list[str]:
-    """On the air, on the network, with its positioning frame."""
+    """Check power, positioning frame, GATT services and WiFi."""
     wrong = []
     if not e.powered:
         wrong.append("no power")
@@ -183,10 +183,9 @@ def check_services(e: Evidence) -> list[str]:
 
 
 def find_mixed_slots(slots: Mapping[str, bytes], releases: Sequence[bytes]) -> list[str]:
-    """Return which slots would boot though what they hold is no whole release.
+    """Return the slots that would boot although they hold no whole release.
 
-    The hash that makes an image bootable is its core's; whether the app behind the core is whole,
-    nothing else would ask.
+    The hash that makes an image bootable covers its core only, not the app behind the core.
 
     Args:
         slots: label → content of those that the bootloader and stage 0 would take.
@@ -221,9 +220,10 @@ def count_trial_boots(ops: Sequence[FlashOperation], otadata: int) -> int:
 
 
 def may_be_overload(e: Evidence) -> bool:
-    """Could it be that the machine was too busy, and not the beacon that was wrong?
+    """Return whether a busy machine, not the beacon, may explain the violations.
 
-    Beacons' time runs fast here: what waits half a second for a core is reset by its watchdog.
+    The time of the beacon is scaled: a process that waits half a second for a CPU is reset by its
+    watchdog.
     """
     if e.end_state is None or not e.further or e.further[-1]["result"] is None:
         return True

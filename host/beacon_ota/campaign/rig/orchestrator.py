@@ -1,8 +1,8 @@
-"""The real orchestrator inside this process: its decisions, its database, its beacons' side.
+"""Runs the real orchestrator inside this process: decisions, database, beacon API.
 
-It runs in the virtual beacons' event loop, so that a flash operation and a request never happen
-at the same time: what it knew when an operation began is well defined. Its database can be
-copied at any moment and be given to another one, which goes on as after a kill.
+The orchestrator runs in the event loop of the virtual beacons, so that a flash operation and a
+request never overlap: its state at the start of an operation is well defined. A copy of its
+database can be given to another orchestrator, which goes on as after a kill.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 POLL_S = 5.0
 ACTOR = Actor("campaign", "campaign", "admin")
-# One attempt for each beacon, at any hour, whatever came of the others'.
+# One attempt per beacon, at any hour, without gates.
 ONE_ATTEMPT_PLAN: dict[str, Any] = {
     "preset": "all-at-once",
     "window": "00:00-24:00",
@@ -51,8 +51,8 @@ class InProcessOrchestrator:
     """An orchestrator over a folder; made and used from outside the event loop.
 
     Args:
-        folder: its data. Give it one on a fast disk.
-        scale: how much faster its clock runs.
+        folder: for its data, on a fast disk.
+        scale: speed of its clock relative to real time.
     """
 
     def __init__(self, folder: Path, scale: float):
@@ -106,13 +106,13 @@ class InProcessOrchestrator:
 
     @property
     def service(self) -> Service:
-        """What runs (RuntimeError while nothing does)."""
+        """The running service (RuntimeError while it is closed)."""
         if self._service is None:
             raise RuntimeError("the orchestrator is not running")
         return self._service
 
     def run_in_loop(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Run a coroutine of work in the loop and return its result."""
+        """Run a coroutine in the event loop and return its result."""
 
         async def run() -> T:
             return await work()
@@ -120,7 +120,7 @@ class InProcessOrchestrator:
         return self._reactor.run(run())
 
     async def copy_database(self) -> bytes:
-        """Return the database as a kill at this moment would leave it; in the loop."""
+        """Return the database as a kill would leave it now; call it in the loop."""
         await self.service.flush_last_seen()
         with sqlite3.connect(self.folder / "beacon-ota.db") as source:
             copy = sqlite3.connect(":memory:")
@@ -134,7 +134,7 @@ class InProcessOrchestrator:
     # The administrator's side
 
     def register_beacon(self, beacon_id: str, key: bytes, device_type: str) -> None:
-        """Make a beacon known."""
+        """Register a beacon."""
         row = {
             "id": beacon_id,
             "key": key,
@@ -159,7 +159,7 @@ class InProcessOrchestrator:
         self._reactor.run(change())
 
     def upload_release(self, image: bytes, version: str, device_type: str) -> str:
-        """Take a release in, as an upload; return its id."""
+        """Upload a release; return its id."""
         fields = {"device_type": device_type, "version": version, "channel": "stable"}
         kind, body = _encode_form(fields, image)
 
@@ -169,7 +169,7 @@ class InProcessOrchestrator:
         return self._reactor.run(take())
 
     def roll_out(self, firmware_id: str, plan: Mapping[str, Any] = ONE_ATTEMPT_PLAN) -> str:
-        """Begin a rollout to everybody; return its id."""
+        """Start a rollout to all beacons; return its id."""
         return self._reactor.run(self._roll_out(firmware_id, plan))
 
     async def _roll_out(self, firmware_id: str, plan: Mapping[str, Any]) -> str:
@@ -230,7 +230,7 @@ class InProcessOrchestrator:
         return self._reactor.run(look())
 
     def _sign_answer(self, request: HttpRequest, status: int, body: bytes) -> tuple[str, str]:
-        """Sign what the front makes up, as if it were our own answer."""
+        """Sign an answer that the HTTP server makes up, as the orchestrator does."""
         found = auth_header.parse_header(request.headers.get("authorization", ""))
         mac = ""
         node = None if found is None else self.service.fleet.beacons.get(found[0])
@@ -241,7 +241,7 @@ class InProcessOrchestrator:
 
 
 async def _answer_not_found(scope, receive, send) -> None:
-    """Answer what is none of the beacons' calls."""
+    """Answer 404 to requests outside of the beacon API."""
     await send({"type": "http.response.start", "status": 404, "headers": []})
     await send({"type": "http.response.body", "body": b""})
 
@@ -267,7 +267,7 @@ async def _iter_pieces(body: bytes) -> AsyncIterator[bytes]:
 
 @cache
 def empty_database() -> bytes:
-    """Return an empty database of the newest schema; making one takes a second."""
+    """Return an empty database of the newest schema, cached, because a migration takes a second."""
     from beacon_ota.orchestrator.db.database import connect, migrate_if_due
 
     with tempfile.TemporaryDirectory() as folder:

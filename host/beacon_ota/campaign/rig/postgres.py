@@ -1,4 +1,4 @@
-"""A PostgreSQL of our own: a private cluster on a socket in a folder, no port, no fsync."""
+"""Runs a private PostgreSQL cluster on a socket in a folder, without port and fsync."""
 
 import atexit
 import os
@@ -45,21 +45,21 @@ class PostgresCluster:
         return self._create_database(f"t{secrets.token_hex(6)}", " TEMPLATE beacon_template")
 
     def start(self) -> None:
-        """Start it, for the first time or after :meth:`pg_ctl` has stopped it."""
+        """Start the cluster, for the first time or after :meth:`pg_ctl` has stopped it."""
         self.pg_ctl("-o", self._options, "-l", str(self.folder / "log"), "-w", "start")
 
     def stop(self) -> None:
-        """End it, and leave nothing of it."""
+        """Stop the cluster and remove its folder."""
         atexit.unregister(self.stop)
         self.pg_ctl("-m", "immediate", "stop")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def pg_ctl(self, *arguments: str) -> None:
-        """Have the cluster's control program do something."""
+        """Run the control program of the cluster."""
         self._run_program("pg_ctl", "-D", str(self.folder / "data"), *arguments)
 
     def restart(self) -> None:
-        """Have every connection end, as after a failure of the database's machine."""
+        """Restart the cluster; every connection ends, as after a failure of its machine."""
         self.pg_ctl("-m", "immediate", "-w", "restart", "-l", str(self.folder / "log"))
 
     def database_url(self, name: str) -> str:

@@ -5,7 +5,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from beacon_ota.console import output
-from beacon_ota.inspect.facts import InspectionReport
+from beacon_ota.inspect.report import InspectionReport
 
 _MARKS = {
     "good": output.fill_markup("[green]✓[/]"),
@@ -28,7 +28,7 @@ _SIZES = (
 )
 
 
-def show(name: str, report: InspectionReport) -> None:
+def print_report(name: str, report: InspectionReport) -> None:
     """Print findings first, then the facts behind them."""
     output.print_markup(
         "[bold]{}[/]: [cyan]{}[/], {:,} bytes",
@@ -45,58 +45,58 @@ def show(name: str, report: InspectionReport) -> None:
         output.print_markup(" {} {}", _MARKS[finding.level], text, soft_wrap=True)
     output.print_markup("")
     for key, value in report.facts.items():
-        _fact(key, value)
+        _print_fact(key, value)
 
 
-def _fact(key: str, value: object) -> None:
-    if isinstance(value, list) and value and all(_flat(row) for row in value):
-        output.console.print(_table(key, value))
+def _print_fact(key: str, value: object) -> None:
+    if isinstance(value, list) and value and all(_is_flat(row) for row in value):
+        output.console.print(_build_table(key, value))
     elif isinstance(value, dict | list):
-        tree = Tree(output.fill_markup("[bold]{}[/]", _label(key)), guide_style="dim")
-        _grow(tree, key, value)
+        tree = Tree(output.fill_markup("[bold]{}[/]", _format_label(key)), guide_style="dim")
+        _add_branches(tree, key, value)
         output.console.print(tree, highlight=False, soft_wrap=True)
     else:
-        output.print_markup("[bold]{}[/] {}", _label(key), _text(key, value))
+        output.print_markup("[bold]{}[/] {}", _format_label(key), _format_value(key, value))
 
 
-def _grow(tree: Tree, parent: str, value: object) -> None:
+def _add_branches(tree: Tree, parent: str, value: object) -> None:
     rows = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
     for key, found in rows:
-        label = output.literal_text(key) if parent in _NAMED else _label(str(key))
-        if isinstance(found, list) and found and all(_flat(row) for row in found):
-            tree.add(_table(str(key), found))
+        label = output.literal_text(key) if parent in _NAMED else _format_label(str(key))
+        if isinstance(found, list) and found and all(_is_flat(row) for row in found):
+            tree.add(_build_table(str(key), found))
         elif isinstance(found, dict | list):
             if isinstance(found, dict) and "partition" in found:
                 label = output.literal_text(found["partition"])
-            _grow(
+            _add_branches(
                 tree.add(output.fill_markup("[bold]{}[/]", label)),
                 _VALUES if parent == "values" else str(key),
                 found,
             )
         else:
-            tree.add(output.fill_markup("{}: {}", label, _text(str(key), found)))
+            tree.add(output.fill_markup("{}: {}", label, _format_value(str(key), found)))
 
 
-def _flat(row: object) -> bool:
+def _is_flat(row: object) -> bool:
     if not isinstance(row, dict):
         return False
     return not any(isinstance(value, dict | list) for value in row.values())
 
 
-def _table(key: str, rows: list[dict[str, object]]) -> Table:
-    table = Table(title=_label(key), title_justify="left", title_style="bold")
+def _build_table(key: str, rows: list[dict[str, object]]) -> Table:
+    table = Table(title=_format_label(key), title_justify="left", title_style="bold")
     for name in rows[0]:
-        table.add_column(_label(name))
+        table.add_column(_format_label(name))
     for row in rows:
-        table.add_row(*(_text(name, value) for name, value in row.items()))
+        table.add_row(*(_format_value(name, value) for name, value in row.items()))
     return table
 
 
-def _label(key: str) -> Text:
+def _format_label(key: str) -> Text:
     return output.literal_text(key.replace("_", " "))
 
 
-def _text(key: str, value: object) -> str | Text:
+def _format_value(key: str, value: object) -> str | Text:
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -12,22 +12,22 @@ import typer.core
 import typer.main
 
 
-def command(app: typer.Typer) -> Any:
+def build_command(app: typer.Typer) -> Any:
     """Return the command of an application, with plain help throughout."""
     app.rich_markup_mode = None
     made = typer.main.get_command(app)
-    _arrange(made)
+    _use_plain_options(made)
     return made
 
 
-def _arrange(made: Any) -> None:
+def _use_plain_options(made: Any) -> None:
     for sub in getattr(made, "commands", {}).values():
-        _arrange(sub)
+        _use_plain_options(sub)
     if not isinstance(made, typer.core.TyperGroup):
-        made.format_options = partial(_options, made)
+        made.format_options = partial(_write_options, made)
 
 
-def _options(made: Any, ctx: Any, formatter: Any) -> None:
+def _write_options(made: Any, ctx: Any, formatter: Any) -> None:
     """Write the parameters of a command, in the order of their headings' first mention."""
     headings: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for param in made.get_params(ctx):

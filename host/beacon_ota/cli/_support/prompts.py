@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from beacon_ota.provision.session import SecretError
     from beacon_ota.virtual.radio.selection import RadioSelection
 
-_WORDS = {
+_STEP_LABELS = {
     "connecting": "Connecting to",
     "proving": "Proving the secret",
     "waiting": "Waiting",
@@ -32,24 +32,24 @@ _WORDS = {
     "again": "Once more:",
     "mistaken": "Not what you said:",
 }
-_LONG = ("registering", "configuring", "joining", "waiting")
+_SLOW_STEPS = ("registering", "configuring", "joining", "waiting")
 
 
-def terminal() -> bool:
+def is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def line(file: Path | None) -> str:
+def read_first_line(file: Path | None) -> str:
     """Return the first line of a file, "" without one."""
     return text_files.read_line(file) if file is not None else ""
 
 
-def password(ssid: str, file: Path | None, is_open: bool) -> str:
+def ask_password(ssid: str, file: Path | None, is_open: bool) -> str:
     if is_open and file is not None:
         raise UsageError("options", "--open and --password-file exclude each other")
     if is_open or file is not None:
-        return line(file)
-    if terminal():
+        return read_first_line(file)
+    if is_terminal():
         return typer.prompt(
             output.make_visible(f"Password of {ssid} (empty: none)"),
             "",
@@ -62,7 +62,7 @@ def password(ssid: str, file: Path | None, is_open: bool) -> str:
     )
 
 
-def secret(pin: str | None, file: Path | None, pop: str | None) -> "AskSecret":
+def secret_source(pin: str | None, file: Path | None, pop: str | None) -> "AskSecret":
     """Return how the secret is to be had: given, or asked for until it is right."""
     from beacon_ota.provision import flow
     from beacon_ota.provision.desired_config import Secret
@@ -72,8 +72,8 @@ def secret(pin: str | None, file: Path | None, pop: str | None) -> "AskSecret":
     if pop is not None:
         return flow.fixed_secret(Secret(pop=pop.encode()))
     if pin is not None or file is not None:
-        return flow.fixed_secret(Secret(pin=pin if pin is not None else line(file)))
-    if not terminal():
+        return flow.fixed_secret(Secret(pin=pin if pin is not None else read_first_line(file)))
+    if not is_terminal():
         raise UsageError("pin_missing", "which PIN? There is nobody to ask: --pin, --pin-file")
     return _ask_pin
 
@@ -93,7 +93,7 @@ async def _ask_pin(error: "SecretError | None") -> "Secret":
             )
 
 
-async def choose(networks: list[tuple[bytes, int]]) -> "Network":
+async def choose_network(networks: list[tuple[bytes, int]]) -> "Network":
     """Have somebody pick one of the networks that the beacon sees."""
     from beacon_ota.provision.desired_config import Network
 
@@ -123,13 +123,13 @@ async def choose(networks: list[tuple[bytes, int]]) -> "Network":
             output.print_markup("[yellow]{}[/]", refused.message, to=output.error_console)
 
 
-def find(
+def find_sighting(
     radio: "RadioSelection", wanted: str | None, seconds: float, quiet: bool, *, opened: bool = True
 ) -> "Sighting":
     """Return the beacon that is meant; at a terminal, ask which."""
     from beacon_ota.provision import scan as scans
 
-    if wanted is not None or quiet or not terminal():
+    if wanted is not None or quiet or not is_terminal():
         return asyncio.run(scans.find_beacon(radio, wanted, seconds, opened=opened))
     with output.error_console.status("Looking for beacons …"):
         found = asyncio.run(scans.collect_sightings(radio, min(seconds, 5)))
@@ -149,7 +149,7 @@ def find(
 
 
 @contextmanager
-def steps(quiet: bool) -> Iterator["OnStep"]:
+def show_steps(quiet: bool) -> Iterator["OnStep"]:
     """Show what is being done, and how long each step took."""
     import time
 
@@ -161,11 +161,11 @@ def steps(quiet: bool) -> Iterator["OnStep"]:
     try:
 
         def tell(step: str, detail: str) -> None:
-            line = output.literal_text(f"{_WORDS.get(step, step)} {detail}".strip())
+            line = output.literal_text(f"{_STEP_LABELS.get(step, step)} {detail}".strip())
             output.print_markup(
                 "[dim]{:6.1f} s[/]  {}", time.monotonic() - began, line, to=output.error_console
             )
-            if step in _LONG:
+            if step in _SLOW_STEPS:
                 status.start()
                 status.update(line)
             else:
@@ -177,7 +177,7 @@ def steps(quiet: bool) -> Iterator["OnStep"]:
 
 
 @contextmanager
-def counting(
+def show_batch_progress(
     total: int, quiet: bool
 ) -> Iterator[tuple[Callable[["Row"], None], Callable[["RowResult"], None]]]:
     """Show how far a batch is, and what became of each row."""
@@ -198,7 +198,7 @@ def counting(
         yield begun, done
 
 
-def report(outcome: "Outcome", as_json: bool) -> None:
+def print_outcome(outcome: "Outcome", as_json: bool) -> None:
     """Print what became of a beacon."""
     facts = outcome.as_dict()
     if as_json:
@@ -218,3 +218,17 @@ def report(outcome: "Outcome", as_json: bool) -> None:
     for name in ("beacon_id", "device_type", "version", "ssid", "rssi", "ip", "registered", "key"):
         if facts[name] is not None:
             output.print_markup("  {:10}  {}", name, facts[name])
+
+
+def confirm_action(question: str, yes: bool) -> None:
+    """Ask before an action that cannot be taken back; without a terminal, ``--yes`` is needed.
+
+    Raises:
+        UsageError: ``not_confirmed``: there is no terminal to ask at.
+        typer.Abort: the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("not_confirmed", f"{question} Say --yes to do it.", expected="--yes")
+    typer.confirm(output.make_visible(question), abort=True)

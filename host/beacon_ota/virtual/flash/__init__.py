@@ -1,1 +1,1 @@
-"""The flash chip and what is on it: NOR rules, partitions, otadata, NVS."""
+"""The flash chip and its content: NOR rules, partitions, otadata, NVS."""

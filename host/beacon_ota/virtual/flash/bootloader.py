@@ -1,4 +1,4 @@
-"""ROM and second-stage bootloader: which slot boots, and what that writes to flash.
+"""ROM and second-stage bootloader: the choice of the slot that boots, and its otadata writes.
 
 Exact for ESP-IDF 5.x with rollback, as the stock MicroPython builds have it. Sources:
 ``bootloader_support/src/bootloader_utility.c``, ``bootloader/subproject/main/bootloader_start.c``.
@@ -6,26 +6,25 @@ Exact for ESP-IDF 5.x with rollback, as the stock MicroPython builds have it. So
 
 from dataclasses import dataclass, replace
 
-from beacon_ota.images import esp as image
-from beacon_ota.images import partitions
-from beacon_ota.images.partitions import APP, TEST, Partition, PartitionError, Table
+from beacon_ota.images import esp_boot, partition_table, partitions
+from beacon_ota.images.partition_table import APP, TEST, Partition, PartitionError, Table
 from beacon_ota.virtual.flash import otadata
 from beacon_ota.virtual.flash.nor import Flash, FlashError
 from beacon_ota.virtual.flash.otadata import ABORTED, NEW, PENDING, VALID, Entry
 
 FACTORY = -1  # index of the factory app among the slots
-TEST_APP = partitions.SLOTS_MAX  # and of the test app
+TEST_APP = partition_table.SLOTS_MAX  # and of the test app
 LOADER = 0x0  # where the bootloader lies, and its largest size
 LOADER_SIZE = 0x8000
 
 
 class NotBootable(Exception):
-    """The chip resets for ever; the message says why."""
+    """The chip cannot boot and resets again and again; the message says why."""
 
 
 @dataclass(frozen=True)
 class BootResult:
-    """What the bootloader jumped to. ``lines`` are what it would have logged."""
+    """The partition that the bootloader started; ``lines`` are its log."""
 
     table: Table
     partition: Partition
@@ -39,7 +38,7 @@ def boot_from_flash(flash: Flash, *, rollback: bool = True) -> BootResult:
         NotBootable: no bootloader, no partition table, no image that verifies.
         PowerCut: the power failed at one of the writes.
     """
-    if not image.verify_bootable(flash.content, LOADER, LOADER_SIZE):
+    if not esp_boot.verify_bootable(flash.content, LOADER, LOADER_SIZE):
         raise NotBootable("invalid header: no bootloader at 0x0")
     table = read_table(flash)
     lines: list[str] = []
@@ -52,7 +51,7 @@ def boot_from_flash(flash: Flash, *, rollback: bool = True) -> BootResult:
 
 def read_table(flash: Flash) -> Table:
     """Read the partition table (:class:`NotBootable` when there is none)."""
-    raw = flash.read(partitions.TABLE_OFFSET, partitions.TABLE_SIZE)
+    raw = flash.read(partition_table.TABLE_OFFSET, partition_table.TABLE_SIZE)
     try:
         return partitions.parse_bin(raw, flash.size)
     except PartitionError as error:
@@ -60,8 +59,8 @@ def read_table(flash: Flash) -> Table:
 
 
 def verify_image(flash: Flash, part: Partition, *, load: bool = False) -> bool:
-    """Tell whether the image in a partition is whole; ``load`` asks as the bootloader does."""
-    return image.verify_bootable(flash.content, part.offset, part.size, load=load) is not None
+    """Return whether the image in a partition verifies; ``load`` checks as the bootloader does."""
+    return esp_boot.verify_bootable(flash.content, part.offset, part.size, load=load) is not None
 
 
 def choose_slot(

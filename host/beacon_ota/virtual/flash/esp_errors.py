@@ -1,4 +1,4 @@
-"""ESP-IDF's error numbers, and what MicroPython makes of them."""
+"""Error numbers of ESP-IDF, and the OSError that MicroPython raises for each."""
 
 OK = 0
 FAIL = -1
@@ -54,7 +54,7 @@ NAMES = {
     0x6002: "ESP_ERR_FLASH_OP_TIMEOUT",
 }
 
-# The three that MicroPython turns into its own errno values.
+# The three numbers that MicroPython maps to errno values.
 _ERRNO = {NO_MEM: 12, TIMEOUT: 116, NOT_SUPPORTED: 95}
 
 

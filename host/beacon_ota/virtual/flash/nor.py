@@ -1,4 +1,4 @@
-"""NOR flash: what a write does, what a power cut leaves behind, how long it takes.
+"""NOR flash: the effect of writes, of power cuts inside them, and their duration.
 
 Erasing sets a 4 KiB sector to FF; programming only clears bits. Every erase of a sector and
 every program call is one *operation*: it is counted, can be recorded, and power can be cut
@@ -43,7 +43,7 @@ class FlashError(Exception):
 class FlashOperation:
     """One operation: ``kind`` is ``erase`` or ``program``, offset and length in bytes.
 
-    ``data`` is what was to be programmed, so that a journal can be played again.
+    ``data`` are the bytes to program, so that a journal can be replayed.
     """
 
     number: int
@@ -68,12 +68,12 @@ class PowerCutPoint:
 
 @dataclass
 class FlashFaults:
-    """What is wrong with this flash. Sectors are named by number (offset // 4096).
+    """The defects of a flash chip. Sectors are given by number (offset // 4096).
 
     Args:
         fail_erase: sectors whose erase reports an error and changes nothing.
         fail_program: sectors in which a program reports an error and changes nothing.
-        stuck: offset → bits that stay 0 whatever is erased; only reading back finds them.
+        stuck: offset → bits that stay 0 after an erase; only reading back finds them.
         flips: offset → bits that read inverted.
     """
 
@@ -107,9 +107,9 @@ class Flash:
 
     Attributes:
         ops: operations begun so far.
-        busy: seconds the operations so far would take on the chip (see :class:`Timing`).
+        busy: seconds that the operations so far take on a chip (see :class:`Timing`).
         wear: erases per sector number.
-        cut: where the power fails next, or None.
+        cut: the next power cut, or None.
     """
 
     def __init__(self, content: bytes | bytearray | memoryview, *, record: bool = False):
@@ -140,11 +140,11 @@ class Flash:
 
     @classmethod
     def open(cls, path: Path, *, record: bool = False) -> "Flash":
-        """Return a chip whose content is the file: what is written lands in it at once.
+        """Return a chip whose content is the file; writes change the file at once.
 
         Raises:
             InputError: ``flash_size``.
-            UsageError: ``flash_busy`` when another chip has it.
+            UsageError: ``flash_busy`` when another chip uses the file.
         """
         flash = cls.__new__(cls)
         with path.open("r+b") as file:
@@ -167,7 +167,7 @@ class Flash:
         return self.size
 
     def fileno(self) -> int:
-        """Return a file descriptor on the content, shared with whoever inherits it."""
+        """Return a file descriptor of the content, which an interpreter process inherits."""
         if self._fd is None:
             fd = _open_anonymous()
             os.truncate(fd, self.size)
@@ -177,7 +177,7 @@ class Flash:
         return self._fd
 
     def close(self) -> None:
-        """Give the memory back. The flash cannot be used after this."""
+        """Release the memory. The flash cannot be used afterwards."""
         if isinstance(self._data, mmap.mmap):
             self._data.close()
         if self._fd is not None:
@@ -252,7 +252,7 @@ class Flash:
         return bytes(self._data)
 
     def restore(self, content: bytes) -> None:
-        """Make ``content`` the content, without any operation; ends cut and faults."""
+        """Replace the content without an operation; clears cut and faults."""
         if len(content) != self.size:
             raise ValueError("the snapshot is of another size")
         self._data[:] = content
@@ -261,7 +261,7 @@ class Flash:
         self.powered = True
 
     def overwrite(self, offset: int, data: bytes) -> None:
-        """Store ``data`` as it is, without any operation (for tests and tools)."""
+        """Replace bytes without an operation (for tests and tools)."""
         self._check_range(offset, len(data))
         self._data[offset : offset + len(data)] = data
 

@@ -1,4 +1,4 @@
-"""One page of NVS: items appended, marked, dropped, and found again after a power cut.
+"""One page of NVS: appends, finds and erases items, and recovers after a power cut.
 
 See :mod:`beacon_ota.virtual.flash.nvs` for how pages make up the settings.
 Source: ESP-IDF v5.5.1 ``components/nvs_flash/src/nvs_page.cpp``.
@@ -6,8 +6,8 @@ Source: ESP-IDF v5.5.1 ``components/nvs_flash/src/nvs_page.cpp``.
 
 from collections.abc import Iterator
 
-from beacon_ota.images import nvs as codec
-from beacon_ota.images.nvs import (
+from beacon_ota.images import nvs_format
+from beacon_ota.images.nvs_format import (
     CHUNK_ANY,
     CHUNK_MAX,
     ENTRIES,
@@ -58,7 +58,7 @@ class NvsPage:
 
     def write_header(self) -> None:
         """Write the header of a blank page."""
-        self._program(0, codec.pack_header(self.sequence))
+        self._program(0, nvs_format.pack_header(self.sequence))
         self.state, self.next = PageState.ACTIVE, 0
         self.states = [EntryState.EMPTY] * ENTRIES
 
@@ -78,7 +78,7 @@ class NvsPage:
         self.states = [EntryState.EMPTY] * ENTRIES
 
     def write_item(self, item: Item, payload: bytes = b"") -> None:
-        """Append an item that :meth:`fits`."""
+        """Append an item that fits, see :meth:`fits`."""
         if self.state == PageState.BLANK:
             self.write_header()
         self.append_entry(item.pack())
@@ -98,7 +98,7 @@ class NvsPage:
         return self.state == PageState.ACTIVE and self.next + span <= ENTRIES
 
     def erase_item(self, index: int) -> None:
-        """Mark the item at ``index`` erased, or the one entry when it makes no sense."""
+        """Mark the item at ``index`` erased, or the single entry when it is inconsistent."""
         item = self.read_item(index) if self.states[index] == EntryState.WRITTEN else None
         span = item.span if item is not None else 1
         self._set_entry_states(index, span, EntryState.ERASED)
@@ -188,7 +188,7 @@ class NvsPage:
 
     def _set_entry_states(self, index: int, count: int, state: EntryState) -> None:
         """Change entry states; ESP-IDF programs the words of the bitmap from the last back."""
-        for offset, word in reversed(list(codec.state_words(index, state, count))):
+        for offset, word in reversed(list(nvs_format.state_words(index, state, count))):
             self._program(offset, word)
         self.states[index : index + count] = [state] * count
 
@@ -201,17 +201,17 @@ class NvsPage:
 
     def _load_entries(self) -> None:
         raw = self._flash.read(self._base, PAGE)
-        header = codec.parse_header(raw)
+        header = nvs_format.parse_header(raw)
         if header.state == PageState.BLANK:
             blank = raw.count(0xFF) == PAGE
             self.state = PageState.BLANK if blank else PageState.CORRUPT
             return
         if not header.ok or header.state not in BUSY:
             return
-        if header.version < codec.VERSION:
+        if header.version < nvs_format.VERSION:
             raise EspError(esp_errors.NVS_NEW_VERSION_FOUND)
         self.state, self.sequence = PageState(header.state), header.sequence
-        self.states = [codec.entry_state(raw, index) for index in range(ENTRIES)]
+        self.states = [nvs_format.entry_state(raw, index) for index in range(ENTRIES)]
         if self.state == PageState.ACTIVE:
             self._recover_active(raw)
         else:
@@ -220,7 +220,7 @@ class NvsPage:
                     self.erase_item(index)
 
     def _recover_active(self, raw: bytes) -> None:
-        """Find the end of an active page, and undo what a power cut left half done."""
+        """Find the end of an active page, and erase items that a power cut left incomplete."""
         if EntryState.EMPTY in self.states:
             self.next = self.states.index(EntryState.EMPTY)
         while self.next < ENTRIES:

@@ -1,7 +1,7 @@
-"""otadata: which slot boots next. The app's side, exactly as ESP-IDF 5.x writes it.
+"""otadata, the choice of the slot that boots next, as an app writes it under ESP-IDF 5.x.
 
 Two 32-byte entries, each at the start of a sector of its own: sequence number, label,
-state, CRC of the sequence number. The traps are the original's: see :func:`set_boot` and
+state, CRC of the sequence number. The traps of ESP-IDF are modelled, see :func:`set_boot` and
 :func:`mark_valid`. Source: ESP-IDF ``app_update/esp_ota_ops.c``,
 ``bootloader_support/src/bootloader_common_loader.c``, v5.2 to v5.5.
 """
@@ -24,7 +24,7 @@ from beacon_ota.images.otadata import (
     make_entry,
     sequence_crc,
 )
-from beacon_ota.images.partitions import APP, FACTORY, TEST, Partition, Table
+from beacon_ota.images.partition_table import APP, FACTORY, TEST, Partition, Table
 from beacon_ota.virtual.flash import esp_errors
 from beacon_ota.virtual.flash.nor import SECTOR, Flash
 

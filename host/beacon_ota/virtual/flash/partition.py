@@ -1,4 +1,4 @@
-"""What ``esp32.Partition`` and ``esp32.NVS`` ask for, with ESP-IDF's checks and numbers.
+"""The operations behind ``esp32.Partition`` and ``esp32.NVS``, with the checks of ESP-IDF.
 
 Checks in their order: read-only row, start beyond the end, length beyond the end, alignment.
 Writing to the running app or to the flash's first 0x8C00 bytes is a panic, not an error.
@@ -6,7 +6,7 @@ Sources: ``esp_partition/partition_target.c``, ``spi_flash/esp_flash_api.c``, Mi
 ``ports/esp32/esp32_partition.c`` and ``esp32_nvs.c``.
 """
 
-from beacon_ota.images.partitions import APP, DATA, Partition, Table
+from beacon_ota.images.partition_table import APP, DATA, Partition, Table
 from beacon_ota.virtual.flash import bootloader, esp_errors, otadata
 from beacon_ota.virtual.flash.esp_errors import EspError, os_error
 from beacon_ota.virtual.flash.nor import SECTOR, Flash, FlashError
@@ -14,7 +14,7 @@ from beacon_ota.virtual.flash.nvs import Nvs
 from beacon_ota.virtual.process.channel import Operation, Value
 
 BOOT, RUNNING = 0, 1
-GUARDED = 0x8C00  # bootloader and partition table: nothing may write there
+GUARDED = 0x8C00  # bytes of bootloader and partition table, where no write is allowed
 FAT = 0x81
 READ_MAX = 0x10000  # bytes of one answer
 
@@ -46,7 +46,7 @@ class Partitions:
 
     @property
     def operations(self) -> dict[str, Operation]:
-        """What the stand-in ``esp32`` calls."""
+        """The operations that the ``esp32`` stub calls."""
         return {
             name: _translate_errors(operation)
             for name, operation in {

@@ -147,7 +147,7 @@ def transfer(args, blob):
     return x
 
 
-# Nobody is there any more to play the chip: end, whatever beacon code does about it.
+# The supervisor is gone: end, whatever beacon code does about it.
 def _lost():
     global gone
     gone = True

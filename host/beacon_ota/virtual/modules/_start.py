@@ -1,4 +1,4 @@
-# What happens between power and boot.py: load the stand-ins from the host, hide the host,
+# The start between power-on and boot.py: load the stubs from the host, hide the host,
 # mount the flash's own file system, then do what the esp32 port does at every start.
 
 import builtins
@@ -68,7 +68,7 @@ def _asyncio(modules):
     modules["select"] = select
 
 
-# Puts stand-ins over modules that cannot be loaded from files.
+# Replaces modules that cannot be loaded from files by stubs.
 def _replace(chip):
     m = chip.Namespace("micropython", micropython, ("mem_peak", "mem_total", "mem_current"))
     m.schedule = chip.schedule
@@ -84,8 +84,8 @@ def _replace(chip):
 
 
 # Names are kept in tables that double in size. On the chip those of the modules here are in ROM and
-# an app of 1,200 names of its own gets by with 9 KB of tables; with the stand-ins' names besides,
-# the next doubling would take 14 KB off beacon code's heap. So it comes now, at our expense.
+# an app of 1,200 names of its own gets by with 9 KB of tables; with the names of the stubs,
+# the next doubling would take 14 KB of the heap of beacon code. So it is forced now.
 def _names(chip):
     before = gc.mem_alloc()
     for i in range(2048):
@@ -110,7 +110,7 @@ class _implementation:
 
 
 # Import as on the chip: what only the unix port has is not there, and the old names with a
-# leading u lead to the stand-ins. Relative names are made absolute here, because the original
+# leading u lead to the stubs. Relative names are made absolute here, because the original
 # would take them relative to this module.
 def _import(modules):
     original = builtins.__import__

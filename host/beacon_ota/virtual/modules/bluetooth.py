@@ -67,7 +67,7 @@ def _digits(text):
     return bytes([int(text[i : i + 2], 16) for i in range(30, -1, -2)])
 
 
-# The bytes of whatever has some, strings and UUIDs included; TypeError for what has none.
+# The bytes of a buffer, string or UUID; TypeError for other objects.
 def _buffer(x):
     if isinstance(x, UUID):
         return x._raw
@@ -102,7 +102,7 @@ def _characteristic(c):
     return _uuid(c[0], "characteristic"), _int(c[1]), descriptors
 
 
-# The one BLE object; what it is told lives in the supervisor, the handler lives here, and so do
+# The one BLE object; its settings live in the supervisor, the handler lives here, and so do
 # buffers of the size that the port keeps on this heap.
 class BLE:
     _one = None

@@ -1,4 +1,4 @@
-# `machine`: what resets, counts, wakes and blinks. A reset never returns: the supervisor does
+# `machine`: resets, timers, pins, watchdog and clock. A reset never returns: the supervisor does
 # not answer that call, it ends this interpreter.
 
 import _chip

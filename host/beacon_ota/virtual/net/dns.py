@@ -1,4 +1,4 @@
-"""Answers to DNS and mDNS questions about the names of a virtual network."""
+"""Answers DNS and mDNS queries about the names of a virtual network."""
 
 import ipaddress
 import struct
@@ -11,7 +11,7 @@ NAME_MAX = 255
 
 
 class NameSource(Protocol):
-    """Where names lead, see :class:`beacon_ota.virtual.net.network.Network`."""
+    """A source of names, see :class:`beacon_ota.virtual.net.network.Network`."""
 
     services: dict[str, tuple[str, int]]
 
@@ -20,12 +20,12 @@ class NameSource(Protocol):
 
 
 def answer_query(query: bytes, names: NameSource, *, silent: bool) -> bytes | None:
-    """Return the reply to one question, None when there is nothing to say.
+    """Return the reply to a query with one question, None when there is no reply.
 
     Args:
         query: a DNS message.
-        names: what is known.
-        silent: do not answer what is unknown (multicast); else answer "no such name".
+        names: the known names.
+        silent: send no reply for unknown names (multicast); otherwise reply "no such name".
     """
     try:
         number, flags, questions = struct.unpack_from(">HHH", query)

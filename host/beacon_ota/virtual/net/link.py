@@ -1,7 +1,7 @@
-"""One beacon's way into the network: its sockets lead through here.
+"""The network link of one beacon: names resolve to local proxies.
 
 ``getaddrinfo`` returns the address of a local proxy, one per destination
-(:mod:`beacon_ota.virtual.net.proxy`), which shapes the traffic and injects the link's faults.
+(:mod:`beacon_ota.virtual.net.proxy`), which shapes the traffic and injects the faults of the link.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ DATAGRAM = 2  # SOCK_DGRAM
 
 
 class NetworkLink(TrafficShaper):
-    """One beacon's way into the network, up while its WiFi is connected.
+    """The link of one beacon to the network, up while its WiFi is connected.
 
     Attributes:
-        address: the beacon's, while it is connected.
+        address: IPv4 address of the beacon while it is connected.
     """
 
     def __init__(self, network: Network, clock: VirtualClock):
@@ -36,7 +36,7 @@ class NetworkLink(TrafficShaper):
         self._targets: dict[tuple[str, int, int], proxy.StreamProxy | proxy.DatagramProxy] = {}
 
     def set_up(self, up: bool) -> None:
-        """WiFi came or went: without it nothing flows, and nobody is reachable."""
+        """Open or close the proxies: WiFi is connected or lost."""
         if up == self.up.is_set():
             return
         if up:
@@ -47,7 +47,7 @@ class NetworkLink(TrafficShaper):
             target.open() if up else target.close()
 
     def drop_connections(self) -> None:
-        """The chip was reset: its connections are forgotten, and the others are not told."""
+        """Abandon all connections without closing them: the chip was reset."""
         for flow in list(self.flows):
             flow.abandon()
         for target in self._targets.values():

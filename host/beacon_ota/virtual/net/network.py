@@ -1,4 +1,4 @@
-"""What is in range of virtual beacons: access points, names, and what goes wrong with them.
+"""The network of virtual beacons: access points, host names, and faults of a link.
 
 A :class:`Network` is shared by the beacons of a site; each has a
 :class:`~beacon_ota.virtual.net.link.Link` to it.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 GATEWAY = "10.77.0.1"  # gateway and name server
 HOSTS = ipaddress.IPv4Address("10.77.2.1")  # the first address given to a name
 STATIONS = ipaddress.IPv4Address("10.77.16.2")  # the first address given to a beacon
-THROTTLE = 800_000  # bytes per second that a C3 takes from the air
+THROTTLE = 800_000  # bytes per second that a C3 receives over WiFi
 
 
 @dataclass
@@ -40,21 +40,21 @@ class AccessPoint:
 
 @dataclass
 class LinkFaults:
-    """What goes wrong on a link. Sizes in bytes, times in the beacon's seconds.
+    """The faults of a link. Sizes in bytes, times in seconds of the beacon.
 
-    The four ``…_after`` count the bytes that one connection brought to the beacon, act once
-    and are then cleared, unless ``again`` is set.
+    The four ``…_after`` count the bytes that one connection has brought to the beacon; each acts
+    once and is then cleared, unless ``again`` is set.
 
     Args:
         throttle: bytes per second, all connections together; None for no limit.
         latency: seconds each way.
-        loss: share of segments that are lost and come late.
+        loss: share of segments that are lost and arrive late, 0 to 1.
         names: False: name servers do not answer.
         refuse: connections are refused.
         black_hole: connections are neither accepted nor refused.
         stall_after: the connection goes silent.
-        reset_after: it is reset.
-        close_after: it is closed early, as if that were all.
+        reset_after: the connection is reset.
+        close_after: the connection is closed early.
         drop_after: WiFi is lost.
         again: the ``…_after`` act on every connection.
     """
@@ -72,7 +72,7 @@ class LinkFaults:
     again: bool = False
 
     def next_fault(self, brought: int) -> tuple[int, str] | None:
-        """Return the next of the ``…_after`` and how many bytes are left until then."""
+        """Return (bytes left, name) of the next ``…_after``, None when none is due."""
         due = [
             (limit - brought, name)
             for name in ("stall_after", "reset_after", "close_after", "drop_after")
@@ -83,11 +83,11 @@ class LinkFaults:
 
 @dataclass
 class Network:
-    """What is in range of the beacons, and where names lead.
+    """The access points in range of the beacons, and the addresses of names.
 
     Args:
         points: access points.
-        hosts: name → real (host, port); port None keeps the one asked for.
+        hosts: name → real (host, port); port None keeps the requested port.
         services: mDNS service type, e.g. ``_beacon-ota._tcp`` → (host name, port).
         outside: also resolve names that are not in ``hosts``, with this machine's resolver.
         join_time: seconds from connect to an address, or to the failure.
@@ -106,7 +106,7 @@ class Network:
     def add_access_point(
         self, ssid: str | bytes, password: str | bytes = b"", **more
     ) -> AccessPoint:
-        """Put up an access point."""
+        """Add an access point."""
         raw = ssid.encode() if isinstance(ssid, str) else ssid
         key = password.encode() if isinstance(password, str) else password
         point = AccessPoint(raw, key, **more)
@@ -126,11 +126,11 @@ class Network:
         return None
 
     def set_host(self, name: str, address: str, port: int | None = None) -> None:
-        """Let ``name`` lead to a real address."""
+        """Map ``name`` to a real address."""
         self.hosts[name.lower()] = (address, port)
 
     def move_host(self, name: str, address: str, port: int | None = None) -> None:
-        """Let ``name`` lead to an address it never had; the one it had leads where it led."""
+        """Map ``name`` to a new address; its former address keeps its destination."""
         name = name.lower()
         if name in self._addresses:
             left = f"{name}#{len(self._addresses)}"
@@ -139,12 +139,12 @@ class Network:
         self.set_host(name, address, port)
 
     def next_station(self) -> str:
-        """Return an address for another beacon."""
+        """Return the address of one more beacon."""
         self._stations += 1
         return str(STATIONS + self._stations - 1)
 
     def lookup_name(self, name: str) -> str | None:
-        """Return the address, on the beacons' side, of a known name."""
+        """Return the address that beacons see for a known name."""
         name = name.lower().rstrip(".")
         if name not in self.hosts:
             return None
@@ -153,7 +153,7 @@ class Network:
         return self._addresses[name]
 
     def real_address(self, address: str, port: int) -> tuple[str, int]:
-        """Return where an address on the beacons' side really leads."""
+        """Return the real (host, port) behind an address that beacons see."""
         for name, given in self._addresses.items():
             if given == address and name in self.hosts:
                 host, fixed = self.hosts[name]

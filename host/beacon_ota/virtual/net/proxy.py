@@ -1,6 +1,7 @@
-"""Local stand-ins for what a beacon connects to: listeners, connections, datagrams.
+"""Local proxies for the destinations of a beacon: listeners, connections, datagrams.
 
-A :class:`~beacon_ota.virtual.net.shaper.Shaper` paces their bytes; its faults are carried out here.
+A :class:`~beacon_ota.virtual.net.shaper.TrafficShaper` paces their bytes; this module injects its
+faults.
 """
 
 import asyncio
@@ -16,8 +17,8 @@ from beacon_ota.virtual.net.shaper import TrafficShaper
 
 CHUNK = 16 * 1024
 CONNECT_TIMEOUT = 3.0  # real seconds for a connection to the real destination
-DNS_TIME = 0.005  # seconds that a name server thinks
-HALF_OPEN = 30.0  # seconds a connection outlives the beacon that forgot it
+DNS_TIME = 0.005  # seconds until a name server answers
+HALF_OPEN = 30.0  # seconds that a connection outlives a reset of its beacon
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -25,7 +26,7 @@ _running: set[asyncio.Task] = set()  # the loop itself keeps no reference to its
 
 
 def spawn_task(coroutine: Coroutine) -> asyncio.Task:
-    """Start a task that runs to its end although nobody waits for it."""
+    """Start a task that runs to its end without being awaited."""
     task = asyncio.get_running_loop().create_task(coroutine)
     _running.add(task)
     task.add_done_callback(_finish_task)
@@ -33,7 +34,7 @@ def spawn_task(coroutine: Coroutine) -> asyncio.Task:
 
 
 def _finish_task(task: asyncio.Task) -> None:
-    """Forget a task. That a connection broke is what it was for; anything else is reported."""
+    """Drop a finished task; report its exception unless it is a broken connection."""
     _running.discard(task)
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, OSError):
@@ -42,7 +43,7 @@ def _finish_task(task: asyncio.Task) -> None:
 
 
 class StreamProxy:
-    """A destination of stream connections: a listener that is closed while nobody answers."""
+    """A proxy for stream connections: its listener is closed while the destination is down."""
 
     def __init__(self, shaper: TrafficShaper, real: tuple[str, int]):
         self._shaper, self._real = shaper, real
@@ -58,7 +59,7 @@ class StreamProxy:
         return "127.0.0.1", self._port
 
     async def probe_destination(self) -> None:
-        """Find out whether the destination answers; its connection serves the next client."""
+        """Open the listener if the destination answers, else close it; keep the connection."""
         if self._shaper.faults.refuse:
             self.close()
         elif (self._spare and not self._spare[0].at_eof()) or await self._open_spare():
@@ -77,14 +78,14 @@ class StreamProxy:
         if self._server is not None:
             self._server.cancel()
             self._server = None
-            # The cancelled accept takes its reader away a moment later, by number: whatever has
-            # got the number by then would lose its own.
+            # The cancelled accept removes its reader a moment later, by descriptor number: a new
+            # socket with the same number would lose its reader.
             if self._socket is not None:
                 asyncio.get_running_loop().remove_reader(self._socket)
             self._bind_socket()
 
     def release_port(self) -> None:
-        """Give the port back."""
+        """Release the port."""
         self.close()
         self._drop_spare()
         if self._socket is not None:
@@ -127,7 +128,7 @@ class StreamProxy:
             return None
 
     async def _open_spare(self) -> bool:
-        """Open a spare connection; False when nobody answers."""
+        """Open a spare connection; return False when the destination does not answer."""
         self._spare = await self._connect_destination()
         if self._spare is None:
             return False
@@ -181,7 +182,7 @@ class ProxiedConnection:
                 self._theirs[1].close()
 
     def abandon(self) -> None:
-        """The beacon is gone without a word; the other side finds out by itself, or never."""
+        """Stop forwarding without closing: the chip was reset, and its peer is not told."""
         self._orphan = True
         for task in self._tasks:
             task.cancel()
@@ -223,7 +224,7 @@ class ProxiedConnection:
             writer.write_eof()
 
     async def _inject_fault(self, name: str) -> bool:
-        """Let a fault happen; True when the connection is over."""
+        """Inject a fault; return True when the connection has ended."""
         shaper = self._shaper
         if not shaper.faults.again:
             setattr(shaper.faults, name, None)
@@ -243,7 +244,7 @@ class ProxiedConnection:
 
 
 class DatagramProxy(asyncio.DatagramProtocol):
-    """A destination of datagrams: each client gets an outer socket of its own."""
+    """A proxy for datagrams: each client has its own outer socket."""
 
     def __init__(self, shaper: TrafficShaper, real: tuple[str, int]):
         self._shaper, self._real = shaper, real
@@ -297,7 +298,7 @@ class _Outer(asyncio.DatagramProtocol):
 
 
 class NameServer(DatagramProxy):
-    """The name server, or whoever answers multicast questions (``silent``: only known ones)."""
+    """A name server, or with ``silent`` the responders to multicast queries."""
 
     def __init__(self, shaper: TrafficShaper, silent: bool):
         super().__init__(shaper, ("", 0))

@@ -1,4 +1,4 @@
-"""Shapes one beacon's traffic: pace, losses, counters, and the faults for its proxies."""
+"""Shapes the traffic of one beacon: pace, losses, counters, and the faults for its proxies."""
 
 import asyncio
 import random
@@ -9,7 +9,7 @@ from beacon_ota.virtual.clock import VirtualClock
 from beacon_ota.virtual.net.network import LinkFaults, Network
 
 SEGMENT = 1460
-RETRANSMIT = 0.25  # seconds that a lost segment costs
+RETRANSMIT = 0.25  # seconds that a lost segment takes longer
 
 
 class OpenConnection(Protocol):
@@ -21,10 +21,10 @@ class OpenConnection(Protocol):
 
 
 class TrafficShaper:
-    """What all connections of one beacon pass.
+    """The traffic shaper of all connections of one beacon.
 
     Attributes:
-        faults: what goes wrong.
+        faults: of the link.
         received, sent: bytes brought to the beacon and taken from it.
         connections: accepted so far.
         dropped: called when a fault takes WiFi away.

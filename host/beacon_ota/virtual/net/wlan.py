@@ -1,8 +1,8 @@
-"""WiFi station of one beacon: the state machine behind ``network.WLAN``.
+"""The WiFi station of one beacon: the state machine behind ``network.WLAN``.
 
-Status codes and errors as in MicroPython's ``ports/esp32/network_wlan.c``; like there, a
-failed or lost connection is tried again and again until ``disconnect()``, and the reason of
-the last failure stays the status meanwhile.
+Status codes and errors as in MicroPython's ``ports/esp32/network_wlan.c``; as there, the
+station retries a failed or lost connection until ``disconnect()``, and the reason of the last
+failure stays the status meanwhile.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ class WlanStation:
 
     Args:
         network: the access points in range.
-        link: what sockets go through while connected.
-        clock: the beacon's time.
-        mac: its address.
-        bluetooth: tells whether Bluetooth is on (both together forbid ``pm=PM_NONE``).
+        link: the network link that is up while the station is connected.
+        clock: the time of the beacon.
+        mac: address, 6 bytes.
+        bluetooth: returns whether Bluetooth is on (WiFi with it forbids ``pm=PM_NONE``).
         changed: called after every change of state.
     """
 
@@ -52,7 +52,7 @@ class WlanStation:
 
     @property
     def operations(self) -> dict[str, Operation]:
-        """What the stand-in ``network`` calls."""
+        """The operations that the ``network`` stub calls."""
         return {
             "wlan_active": self._set_active,
             "wlan_connect": self._connect,
@@ -76,7 +76,7 @@ class WlanStation:
         return self._task is not None and not self._task.done()
 
     def reset(self) -> None:
-        """The radio as it is after a reset of the chip."""
+        """Return to the state after a reset of the chip."""
         self._stop_joining()
         self.access_point: AccessPoint | None = None
         self.on = [False, False]
@@ -89,7 +89,7 @@ class WlanStation:
         self._changed()
 
     def lose_connection(self, reason: int = BEACON_TIMEOUT) -> None:
-        """Lose the connection, as when the access point falls silent."""
+        """Break the connection, as when the access point falls silent."""
         if self.connected:
             self._set_disconnected(reason)
             if self._connect_requested:
@@ -111,7 +111,7 @@ class WlanStation:
         self._task = asyncio.get_running_loop().create_task(self._join_network())
 
     async def _join_network(self) -> None:
-        """Try until it works, or as often as ``reconnects`` allows."""
+        """Try to join until it succeeds, or as often as ``reconnects`` allows."""
         tries = 0
         while True:
             await asyncio.sleep(self._clock.real_seconds(self._network.join_time))

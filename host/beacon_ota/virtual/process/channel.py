@@ -1,12 +1,12 @@
-"""The supervisor's end of the line to an interpreter (``modules/_chip.py`` is the other).
+"""The channel to an interpreter, on the side of the supervisor (peer: ``modules/_chip.py``).
 
 A stream socket carries calls and answers. A call is two lengths (u32 LE: of the encoded
 tuple, of a buffer that follows it), the tuple (name of the operation, arguments) and the
 buffer. An answer is a kind (0 value, else the class of exception), a length and a value.
 
-Events wait in a queue here; two pipes tell the interpreter that there are some: one wakes
-its polls, the other its interrupt thread. It then fetches them with the call ``event``, which
-carries the result of the handler before.
+Events wait in a queue; two pipes announce them: one wakes the polls of the interpreter, the other
+its interrupt thread. The interpreter fetches each event with the call ``event``, which carries the
+result of the handler of the previous event.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ _CALL_MAX = 0x10000  # bytes of an encoded call; buffers come separately
 _BLOB_MAX = 0x1000000
 _KINDS = {OSError: 1, ValueError: 2, RuntimeError: 3, TypeError: 4}
 PATIENCE = 0.02  # seconds until a waiting event interrupts a blocking call
-_QUEUE_MAX = 256  # events that wait; more are dropped, like interrupts that come too fast
+_QUEUE_MAX = 256  # queued events; further ones are dropped, like interrupts that come too fast
 
 
 class InterpreterGone(Exception):
-    """This call has no answer: the chip is no longer running the code that asked."""
+    """A call gets no answer: the chip no longer runs the code that called."""
 
 
 def pack_value(value: Any) -> bytes:
@@ -170,7 +170,7 @@ class InterpreterChannel(asyncio.Protocol):
         return self._append_event(event, None, once)
 
     def call_handler(self, *event: Value) -> asyncio.Future:
-        """Queue an event and return a future of what its handler returns (None if nobody)."""
+        """Queue an event and return a future of the result of its handler (None without one)."""
         waiting: asyncio.Future = asyncio.get_running_loop().create_future()
         if not self._append_event(event, waiting, False):
             waiting.set_result(None)
@@ -192,7 +192,7 @@ class InterpreterChannel(asyncio.Protocol):
         return True
 
     def _interrupt_again(self, waited: float) -> None:
-        """A blocking system call keeps the events waiting: interrupt it, again and again."""
+        """Interrupt a blocking system call that keeps events waiting, repeatedly."""
         if self._rung and not self._closed:
             self._nudge()
             waited = min(2 * waited, 1)
@@ -200,7 +200,7 @@ class InterpreterChannel(asyncio.Protocol):
             self._impatience = loop.call_later(waited, self._interrupt_again, waited)
 
     def cancel_events(self, *prefix: Value) -> None:
-        """Take back queued events that begin like this."""
+        """Remove queued events that begin with ``prefix``."""
         kept = [e for e in self._events if e[0][: len(prefix)] != prefix]
         self._events = deque(kept)
 
@@ -238,7 +238,7 @@ class InterpreterChannel(asyncio.Protocol):
         while len(self._buffer) >= _CALL.size:
             size, extra = _CALL.unpack_from(self._buffer)
             if size > _CALL_MAX or extra > _BLOB_MAX:
-                self._lost(ValueError("a message without measure"))
+                self._lost(ValueError("a message beyond the size limit"))
                 return
             end = _CALL.size + size + extra
             if len(self._buffer) < end:

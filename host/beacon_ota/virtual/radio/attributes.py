@@ -1,8 +1,8 @@
-"""The attribute database of a beacon, with the semantics of MicroPython's `bluetooth` over NimBLE.
+"""The GATT server of a beacon, with the semantics of MicroPython's `bluetooth` over NimBLE.
 
-bumble's GATT server does the protocol. Here is what the beacon's code sees of it: values in
-buffers that silently cut what is too long, access checked against the flags, and its handler asked
-before a read and told of a write while the other side waits.
+The GATT server of bumble implements the protocol; this class adds the view of beacon code: values
+in buffers that silently cut longer data, access checks by the flags, and a handler that is called
+before a read and after a write while the peer waits.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ _ANY = att.Attribute.Permissions.READABLE | att.Attribute.Permissions.WRITEABLE 
 
 _WRITES = (att.ATT_Write_Request, att.ATT_Write_Command, att.ATT_Prepare_Write_Request)
 
-# What a service is registered from: UUIDs as little-endian bytes (2, 4 or 16), flags, descriptors.
+# The definition of a service: UUIDs as little-endian bytes (2, 4 or 16), flags, descriptors.
 DescriptorSpec = tuple[bytes, int]
 CharacteristicSpec = tuple[bytes, int, list[DescriptorSpec]]
 ServiceSpec = tuple[bytes, list[CharacteristicSpec]]
@@ -63,24 +63,24 @@ class AttributeValue:
     append: bool = False
 
     def write_by_peer(self, data: bytes) -> None:
-        """A peer's write: what does not fit is cut off, and nobody learns of it."""
+        """Store data that a peer wrote; data beyond the capacity is cut off without an error."""
         start = self.data if self.append else b""
         self.data = (start + data)[: self.capacity]
 
     def read_by_beacon(self) -> bytes:
-        """The beacon's own read, which empties a buffer that appends."""
+        """Return the data to beacon code, and empty a buffer that appends."""
         data = self.data
         if self.append:
             self.data = b""
         return data
 
     def write_by_beacon(self, data: bytes) -> None:
-        """The beacon's own write, which makes room when it needs to."""
+        """Store data of beacon code, which may enlarge the buffer."""
         self.capacity = max(self.capacity, len(data))
         self.data = data
 
     def reset_buffer(self, capacity: int, append: bool) -> None:
-        """A new, empty buffer."""
+        """Replace the buffer by an empty one."""
         self.data, self.capacity, self.append = b"", capacity, append
 
 
@@ -88,9 +88,9 @@ class GattServer(Server):
     """The GATT server of one beacon.
 
     Args:
-        device: the host stack it answers for.
-        events: tells the beacon's code.
-        name: returns the device name of the moment.
+        device: the host stack.
+        events: the queue of calls to the IRQ handler of beacon code.
+        name: returns the current device name.
     """
 
     def __init__(self, device: Device, events: IrqQueue, name: Callable[[], bytes]) -> None:
@@ -139,13 +139,13 @@ class GattServer(Server):
         return characteristic
 
     def add_attribute(self, attribute: att.Attribute) -> None:
-        """bumble's, and what peers may do: read declarations, read and write subscriptions."""
+        """Add an attribute; peers may read declarations, and read and write subscriptions."""
         super().add_attribute(attribute)
         writable = FLAG_WRITE if attribute.type == CCCD else 0
         self._flags[attribute.handle] = FLAG_READ | writable
 
     def _add_standard_services(self, name: Callable[[], bytes]) -> None:
-        """The GAP and GATT services as NimBLE lays them out, handles 1 to 13."""
+        """Add the GAP and GATT services as NimBLE lays them out, handles 1 to 13."""
 
         def fixed(uuid: UUID, flags: int, value: bytes) -> gatt.Characteristic:
             return gatt.Characteristic(uuid, gatt.Characteristic.Properties(flags), _ANY, value)
@@ -167,9 +167,7 @@ class GattServer(Server):
             ]
         )
         for characteristic in (device_name, appearance, changed, server, client):
-            self.values[characteristic.handle] = (
-                AttributeValue()
-            )  # buffers nobody reads, as in the port
+            self.values[characteristic.handle] = AttributeValue()  # unused buffers, as in the port
 
     # Access by peers
 
@@ -195,22 +193,22 @@ class GattServer(Server):
 
         return att.AttributeValueV2(read, write)
 
-    def _access_error(self, handle: int, wanted: int, secure: int) -> int:
-        """The ATT error for an access that the flags do not allow, or 0."""
+    def _access_error(self, handle: int, access: int, secure: int) -> int:
+        """Return the ATT error for an access that the flags forbid, or 0."""
         flags = self._flags.get(handle)
         if flags is None:
             return 0  # bumble answers for handles that do not exist
-        if not flags & wanted:
-            reading = wanted == FLAG_READ
+        if not flags & access:
+            reading = access == FLAG_READ
             return (
                 att.ATT_READ_NOT_PERMITTED_ERROR if reading else att.ATT_WRITE_NOT_PERMITTED_ERROR
             )
-        if flags & secure:  # no link in the room is ever encrypted
+        if flags & secure:  # no link is ever encrypted
             return att.ATT_INSUFFICIENT_AUTHENTICATION_ERROR
         return 0
 
     def on_gatt_pdu(self, bearer: Any, att_pdu: att.ATT_PDU) -> None:
-        """bumble checks no permissions, and would let a peer write to declarations."""
+        """Check permissions of writes: bumble would let a peer write to declarations."""
         if isinstance(att_pdu, _WRITES):
             handle = att_pdu.attribute_handle
             error = self._access_error(
@@ -229,10 +227,10 @@ class GattServer(Server):
         )
         self.send_response(bearer, response)
 
-    # The beacon's own access
+    # Access by beacon code
 
     def buffer_of(self, handle: int) -> AttributeValue:
-        """The buffer of a handle.
+        """Return the buffer of a handle.
 
         Raises:
             OSError: EINVAL for a handle without one.
@@ -243,7 +241,7 @@ class GattServer(Server):
             raise OSError(errno.EINVAL) from None
 
     def write_value(self, handle: int, data: bytes, send_update: bool) -> None:
-        """Set a value, and tell subscribers if asked to.
+        """Set a value, and notify subscribers when ``send_update`` is true.
 
         Raises:
             OSError: EINVAL for a handle without a value.
@@ -276,20 +274,20 @@ class GattServer(Server):
             raise OSError(errno.ENOMEM)
         value.reset_buffer(capacity, append)
 
-    # What the beacon sends by itself
+    # Notifications and indications
 
     def send_notification(self, connection: Connection, handle: int, data: bytes | None) -> None:
-        """Send a notification, subscribed or not; what exceeds MTU - 3 is cut off.
+        """Send a notification, subscribed or not; data beyond MTU - 3 bytes is cut off.
 
         ``None`` sends the value of the handle.
 
         Raises:
-            OSError: EINVAL; ENOMEM while too many wait to be sent.
+            OSError: EINVAL; ENOMEM while too many are queued.
         """
         data = self._payload_for(handle, data)
         queue = connection.data_packet_queue
         assert queue is not None
-        # What the controller holds has left NimBLE's pools.
+        # Packets in the controller have left the pools of NimBLE.
         blocks = max(0, queue.pending - CREDITS) + 1 + len(data) // MBUF_PAYLOAD
         if blocks > MBUFS:
             raise OSError(errno.ENOMEM)
@@ -299,7 +297,7 @@ class GattServer(Server):
         connection.send_l2cap_pdu(att.ATT_CID, bytes(pdu))
 
     def send_indication(self, connection: Connection, handle: int, data: bytes | None) -> None:
-        """Send an indication; an event tells when it was confirmed, or could not be.
+        """Send an indication; an event reports its confirmation or its failure.
 
         Raises:
             OSError: EINVAL.

@@ -1,7 +1,7 @@
-"""The Bluetooth of a virtual beacon: between its `bluetooth` stand-in and a room.
+"""The Bluetooth backend of a virtual beacon: from its `bluetooth` stub to a radio space.
 
-The stand-in calls by name (:mod:`beacon_ota.virtual.radio.vhci`); errors travel as the exceptions
-that the port raises.
+The stub calls operations by name (:mod:`beacon_ota.virtual.radio.vhci`); errors are the exceptions
+that the MicroPython port raises.
 """
 
 import errno
@@ -20,10 +20,11 @@ SCAN_INTERVAL_US, SCAN_WINDOW_US = 1_280_000, 11_250  # NimBLE's background scan
 
 
 class SpaceBackend:
-    """One beacon's backend. It runs in the reactor's event loop.
+    """The backend of one beacon; all methods run in the event loop of the reactor.
 
     Args:
-        radio: :meth:`.room.Room.radio`, or :class:`.transport.Remote` for another process's room.
+        radio: from :meth:`.space.RadioSpace.make_radio`; a :class:`.transport.RemoteRadio` for a
+            space in another process.
     """
 
     def __init__(self, radio: ControllerSource) -> None:
@@ -32,7 +33,7 @@ class SpaceBackend:
         self._operations: dict[str, Callable[..., Any]] = {}
 
     def attach(self, port: BluetoothPort) -> None:
-        """Take the beacon's port, and with it its address."""
+        """Attach the port of the beacon, which has its address."""
 
         async def handler(event: int, data: tuple[Any, ...]) -> object:
             return await port.call_handler(event, *data)
@@ -61,15 +62,15 @@ class SpaceBackend:
 
     @property
     def advertising(self) -> Advertising | None:
-        """What the beacon advertises at the moment, if it does."""
+        """The current advertisement, None while there is none."""
         return self.peripheral.advertising
 
     def call(self, name: str, *args: Any) -> Any:
-        """Do what the stand-in asks; the result, or an awaitable of it.
+        """Run an operation of the stub; return the result, or an awaitable of it.
 
         Raises:
-            OSError: as the port does; EOPNOTSUPP for what the virtual radio does not do (the GATT
-                client, pairing, L2CAP channels); EIO, ETIMEDOUT when the room has gone.
+            OSError: as the port does; EOPNOTSUPP for operations that the virtual radio lacks (GATT
+                client, pairing, L2CAP channels); EIO, ETIMEDOUT after the end of the space.
         """
         operation = self._operations.get(name)
         if operation is None:
@@ -78,12 +79,12 @@ class SpaceBackend:
         return _translate_errors(result) if inspect.isawaitable(result) else result
 
     def reset(self) -> None:
-        """The chip was reset or lost its power: its radio falls silent."""
+        """Silence the radio: the chip was reset or lost its power."""
         if self._peripheral is not None:
             self._peripheral.lose_power()
 
     def close(self) -> None:
-        """The beacon is gone for good."""
+        """Silence the radio for good."""
         self.reset()
 
     def _set_active(self, on: bool | None) -> bool | Awaitable[bool]:
@@ -122,7 +123,7 @@ class SpaceBackend:
 
 
 async def _translate_errors(operation: Awaitable[Any]) -> Any:
-    """What goes wrong below the stack, as the errors of the port."""
+    """Raise the errors of the port for errors below the stack."""
     try:
         return await operation
     except ReachError as error:

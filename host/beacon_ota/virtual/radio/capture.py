@@ -1,7 +1,7 @@
-"""What an eavesdropper in the room hears, frame by frame, and a pcap file of it.
+"""Captures every frame on the simulated medium, and writes pcap files.
 
-A frame holds what a sniffer would have after dewhitening: nothing is hidden from it, for links
-in the room are not encrypted at the link layer. Wireshark opens the file as it is.
+A frame has the content that a sniffer has after dewhitening; links are never encrypted at the link
+layer. Wireshark opens the files.
 """
 
 import struct
@@ -34,13 +34,13 @@ _FLAGS = 0x0001 | 0x0002 | 0x0010 | 0x0400 | 0x0800  # dewhitened, signal, addre
 
 @dataclass(frozen=True, slots=True)
 class AirFrame:
-    """One frame on the air.
+    """One frame on the medium.
 
     Args:
         at: seconds since the capture began.
         kind: a name of ``PDU_TYPE``, ``DATA`` or ``LL_TERMINATE_IND``.
         sender: address of the transmitter, ``AA:BB:CC:DD:EE:FF``.
-        receiver: address it was meant for, ``None`` for an advertisement.
+        receiver: address of the receiver, ``None`` for an advertisement.
         payload: AD structures of an advertisement or scan response; the LLData of a CONNECT_IND;
             the L2CAP PDU (header included) of a data frame; the reason byte of a termination.
         sender_random, receiver_random: whether the addresses are random ones.
@@ -71,7 +71,7 @@ class AirFrame:
 
 
 class Capture:
-    """The last ``limit`` frames of a room, oldest first."""
+    """The last ``limit`` frames of a radio space, oldest first."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._frames: deque[AirFrame] = deque(maxlen=limit)
@@ -101,7 +101,7 @@ class Capture:
 
 
 def read_pcap(path: Path) -> list[tuple[float, bytes]]:
-    """Read back a file of :meth:`Capture.write_pcap`: (seconds, link-layer packet) each.
+    """Read a file of :meth:`Capture.write_pcap`; return (seconds, link-layer packet) pairs.
 
     The packet begins with the access address and ends with the CRC.
 
@@ -126,7 +126,7 @@ def read_pcap(path: Path) -> list[tuple[float, bytes]]:
 
 
 def crc24(init: int, data: bytes) -> bytes:
-    """The link layer's CRC of a PDU (Core vol 6, part B, 3.1.1), as the three bytes on the air."""
+    """Return the link-layer CRC of a PDU (Core vol 6, part B, 3.1.1), three bytes as sent."""
     # The register is kept bit-reversed, so that the bits of a byte enter least significant first.
     crc = int(f"{init:024b}"[::-1], 2)
     for byte in data:
@@ -166,10 +166,10 @@ def _advertising_pdu(frame: AirFrame) -> bytes:
 def _data_pdu(
     frame: AirFrame, llid: int, payload: bytes, sequence: dict[tuple[int, str], int]
 ) -> bytes:
-    # SN is the parity of what the sender sent before, NESN of what it has received.
-    mine = (frame.access_address, frame.sender)
-    sent = sequence.get(mine, 0)
-    sequence[mine] = sent + 1
+    # SN is the parity of the number of PDUs sent before, NESN of those received.
+    key = (frame.access_address, frame.sender)
+    sent = sequence.get(key, 0)
+    sequence[key] = sent + 1
     received = sequence.get((frame.access_address, frame.receiver or ""), 0)
     header = llid | (received & 1) << 2 | (sent & 1) << 3
     return bytes([header, len(payload)]) + payload

@@ -1,10 +1,10 @@
-"""bleak backends for a room: plain bleak code talks to virtual beacons as it does to real ones.
+"""bleak backends for a radio space: plain bleak code reaches virtual beacons as it does real ones.
 
-    BleakScanner(backend=RoomScanner, room=path)
-    BleakClient(device, backend=RoomClient, room=path)
+    BleakScanner(backend=SpaceScanner, space=path)
+    BleakClient(device, backend=SpaceClient, space=path)
 
-`room` is the path of the room's socket; :func:`beacon_ota.virtual.radio.selection.radio` makes
-these arguments from what a user says.
+`space` is the path of the socket of the space; :func:`.selection.select_radio` makes
+these arguments from the value of ``--radio``.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from beacon_ota.errors import ReachError
 from beacon_ota.virtual.radio.adapter import AdvertiserData, SpaceAdapter, format_uuid
 from beacon_ota.virtual.radio.transport import AdvertisingReport
 
-BLUEZ_MTU = 517  # what BlueZ asks for
+BLUEZ_MTU = 517  # MTU that BlueZ requests
 INTERVAL_MS = 15.0
 MAX_VALUE = 512
 COMMANDS_PENDING_MAX = 24
@@ -56,10 +56,10 @@ async def _acquire_adapter(path: str) -> SpaceAdapter:
 
 
 class SpaceScanner(BaseBleakScanner):
-    """A scanner in a room.
+    """A scanner in a radio space.
 
     Args:
-        room: path of the room's socket.
+        space: path of the socket of the space.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class SpaceScanner(BaseBleakScanner):
         service_uuids: list[str] | None,
         scanning_mode: str,
         *,
-        room: str,
+        space: str,
         **kwargs: Any,
     ) -> None:
         super().__init__(detection_callback, service_uuids)
         self._active = scanning_mode == "active"
-        self._path = room
+        self._path = space
         self._adapter: SpaceAdapter | None = None
         self._sightings: dict[hci.Address, AdvertiserData] = {}
 
@@ -106,18 +106,18 @@ class SpaceScanner(BaseBleakScanner):
             rssi=sighting.rssi,
             platform_data=(report,),
         )
-        details = {"address": report.address, "room": self._path}
+        details = {"address": report.address, "space": self._path}
         name = sighting.name or address.replace(":", "-")
         device = self.create_or_update_device(address, address, name, details, data)
         self.call_detection_callbacks(device, data)
 
 
 class SpaceClient(BaseBleakClient):
-    """A GATT client in a room.
+    """A GATT client in a radio space.
 
     Args:
-        room: path of the room's socket; a device found by a :class:`RoomScanner` brings it along.
-        mtu: what to ask for; 23 asks for nothing.
+        space: path of the socket of the space; a device that a :class:`SpaceScanner` found has it.
+        mtu: to request; 23 requests none.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class SpaceClient(BaseBleakClient):
         *,
         disconnected_callback: Callable[[], None] | None,
         timeout: float,
-        room: str | None = None,
+        space: str | None = None,
         mtu: int = BLUEZ_MTU,
         **kwargs: Any,
     ) -> None:
@@ -140,12 +140,12 @@ class SpaceClient(BaseBleakClient):
         if isinstance(address_or_ble_device, BLEDevice):
             self._peer = address_or_ble_device.details["address"]
             self._name = address_or_ble_device.name
-            room = room or address_or_ble_device.details["room"]
+            space = space or address_or_ble_device.details["space"]
         else:
             self._name = None
-        if room is None:
-            raise BleakError("A room client needs the path of its room.")
-        self._path = room
+        if space is None:
+            raise BleakError("A client needs the path of its radio space.")
+        self._path = space
         self._service_filter = services
         self._mtu = mtu
         self._adapter: SpaceAdapter | None = None
@@ -225,7 +225,7 @@ class SpaceClient(BaseBleakClient):
         raise BleakError("Virtual beacons do not pair.")
 
     async def _run_procedure(self, operation: Awaitable[T]) -> T:
-        """Do one ATT procedure; the end of the connection ends it, too."""
+        """Run one ATT procedure; the end of the connection ends it, too."""
         task = asyncio.ensure_future(operation)
         if not self.is_connected:
             task.cancel()

@@ -1,11 +1,11 @@
-"""A Bluetooth LE controller of the room: HCI above, the room's air below.
+"""A simulated Bluetooth LE controller: HCI above, the radio medium below.
 
-bumble's controller answers the commands that only ask for information. What touches the air is
-here, because bumble's stands in for it only roughly: it reports advertising data as scan responses,
-knows neither non-connectable advertising nor RSSI, and never loses a connection.
+The controller of bumble answers the commands that only ask for information. Commands that use the
+medium are implemented here, because the model of bumble is rough: it reports advertising data as
+scan responses, has neither non-connectable advertising nor RSSI, and never loses a connection.
 
-The controller offers what an ESP32-C3 or a plain USB adapter does: legacy advertising, 251-byte
-packets, no link-layer encryption (a host that asks for it is told so).
+The features are those of an ESP32-C3 or a plain USB adapter: legacy advertising, 251-byte packets,
+no link-layer encryption (a request for it is refused).
 """
 
 import asyncio
@@ -36,12 +36,12 @@ _Status = hci.HCI_StatusReturnParameters
 
 
 class SimulatedController(Controller):
-    """One radio of the room.
+    """One radio of the space.
 
     Args:
-        air: what it shares with the others.
-        address: its public address.
-        place: where it is.
+        medium: shared by all radios of the space.
+        address: the public address.
+        position: in the space; the origin by default.
         sink: takes HCI packets for the host.
     """
 
@@ -212,7 +212,7 @@ class SimulatedController(Controller):
         self._update_listening()
 
     def receive_advertisement(self, advertiser: Broadcast, rssi: int) -> None:
-        """An advertisement has reached this radio."""
+        """Report an advertisement, or connect to its advertiser when the host has asked for it."""
         command = self._initiating
         if command and advertiser.connectable and command.peer_address == advertiser.address:
             self._initiating = None
@@ -231,7 +231,7 @@ class SimulatedController(Controller):
                 self._request_scan_response(advertiser, rssi)
 
     def _request_scan_response(self, advertiser: Broadcast, rssi: int) -> None:
-        """An active scanner's request, and the scan response to it."""
+        """Send a scan request, and report the scan response."""
         me = self.public_address
         self.medium.log_frame("SCAN_REQ", self, me, advertiser.address, payload=b"")
         if self.medium.draw_loss(self, advertiser.controller):
@@ -257,11 +257,11 @@ class SimulatedController(Controller):
     # Connections
 
     def free_handle(self) -> int:
-        """The lowest handle not in use; the first connection's is 0, as on the ESP32."""
+        """Return the lowest free handle; the first connection has 0, as on the ESP32."""
         return next(handle for handle in range(0xF00) if handle not in self._links)
 
     def on_link(self, link: RadioLink) -> None:
-        """A connection begins."""
+        """Tell the host of a new connection."""
         end, peer = link.ends[self], link.peer_of(self)
         self._links[end.handle] = link
         self._connection_complete(
@@ -283,14 +283,14 @@ class SimulatedController(Controller):
         self._send_to_host(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
 
     def on_unlinked(self, handle: int, reason: int) -> None:
-        """A connection has ended."""
+        """Tell the host that a connection has ended."""
         self._links.pop(handle, None)
         self._partial.pop(handle, None)
         body = struct.pack("<BHB", _OK, handle, reason)
         self._send_to_host(bytes([hci.HCI_EVENT_PACKET, 0x05, len(body)]) + body)
 
     def on_parameters(self, handle: int, link: RadioLink) -> None:
-        """A connection has new parameters."""
+        """Tell the host of new connection parameters."""
         body = struct.pack("<BBHHHH", 0x03, _OK, handle, link.interval, link.latency, link.timeout)
         self._send_to_host(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
 
@@ -318,13 +318,13 @@ class SimulatedController(Controller):
             link.send_pdu(self, bytes(pdu[:whole]), packets + 1)
 
     def on_sent(self, handle: int, credits: int) -> None:
-        """Packets of this radio have reached the other end."""
+        """Return credits to the host: so many of its packets have arrived."""
         self._send_to_host(
             struct.pack("<BBBBHH", hci.HCI_EVENT_PACKET, 0x13, 5, 1, handle, credits)
         )
 
     def on_received(self, handle: int, pdu: bytes) -> None:
-        """An L2CAP PDU has arrived."""
+        """Hand an L2CAP PDU to the host."""
         self._send_to_host(
             struct.pack("<BHH", hci.HCI_ACL_DATA_PACKET, handle | 2 << 12, len(pdu)) + pdu
         )

@@ -1,4 +1,4 @@
-"""How a beacon's Bluetooth tells the beacon's code: one event at a time, and each is waited for."""
+"""Queue of calls to the IRQ handler of beacon code: one event at a time, each awaited."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -14,16 +14,16 @@ GATTS_INDICATE_DONE = 20
 MTU_EXCHANGED = 21
 CONNECTION_UPDATE = 27
 
-# Calls the beacon's handler in its interpreter; returns what it returned, None when there is none
-# or it failed.
+# Calls the handler of beacon code in its interpreter; returns its result, None without a handler
+# and after an exception.
 Handler = Callable[[int, tuple[Any, ...]], Awaitable[object]]
 
 
 class IrqQueue:
-    """NimBLE's one task: events wait for their turn, and for the handler to return.
+    """Events in the order of the single task of NimBLE, which waits for the handler each time.
 
     Args:
-        handler: runs the beacon's IRQ handler.
+        handler: runs the IRQ handler of beacon code.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -34,12 +34,12 @@ class IrqQueue:
     async def call_handler(
         self, event: int, *data: Any, before: Callable[[], None] | None = None
     ) -> object:
-        """Call the handler and return what it returned.
+        """Call the handler and return its result.
 
         Args:
-            event: its number.
+            event: number of the event.
             data: its tuple.
-            before: done when the event's turn has come, before the handler sees it.
+            before: called when the turn of the event has come, before the handler.
         """
         async with self._turn:
             if before is not None:
@@ -47,18 +47,18 @@ class IrqQueue:
             return await self._handler(event, data)
 
     def post_event(self, event: int, *data: Any, before: Callable[[], None] | None = None) -> None:
-        """The same without waiting here."""
+        """Queue a call of the handler without waiting for it."""
         self.spawn_task(self.call_handler(event, *data, before=before))
 
     def spawn_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run something on the side, until it is done or :meth:`clear`."""
+        """Run a coroutine until it is done or :meth:`cancel_all`."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def cancel_all(self) -> None:
-        """Drop what waits: there is nobody any more to tell."""
+        """Cancel all queued events and tasks: the interpreter is gone."""
         for task in tuple(self._tasks):
             task.cancel()
         self._tasks.clear()

@@ -1,7 +1,7 @@
-"""What the parts of a room's radio know of each other: its conditions, and interfaces.
+"""Interfaces between medium, controller, advertiser and links; conditions and positions.
 
-A controller has an advertiser and links, and all of them use the air. So that none of these modules
-has to import those above it, each is typed by what is needed of it.
+A controller has an advertiser and links, and all of them use the medium. Each is typed by the
+members that the other modules need, so that no module imports one above it.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ NEAREST_M = 0.1
 
 @dataclass
 class Conditions:
-    """The state of the room's air; change it through :class:`~.room.Room`.
+    """The conditions of the medium; :meth:`.space.RadioSpace.set_conditions` changes them.
 
     Args:
-        loss: probability that a packet is lost, 0..1. An advertisement is gone then, data is
+        loss: probability that a packet is lost, 0 to 1. A lost advertisement is gone, lost data is
             sent again at the next connection event.
-        latency: seconds added to the way of every data packet.
+        latency: seconds added to the travel time of every data packet.
         paced: data moves only at connection events of the negotiated interval, ``per_event``
             packets each, as on a real link. Otherwise as fast as the loop runs.
         per_event: packets of one direction in one connection event.
@@ -41,7 +41,7 @@ class Conditions:
 
 @dataclass
 class Position:
-    """Where a radio is, in metres, and how it fares there."""
+    """The position of a radio in metres, its power in dB, its own loss (0 to 1)."""
 
     x: float = 0.0
     y: float = 0.0
@@ -50,13 +50,13 @@ class Position:
     loss: float = 0.0
 
     def distance_to(self, other: "Position") -> float:
-        """Metres to another place, never less than the near field allows."""
+        """Return the distance in metres, at least :data:`NEAREST_M`."""
         metres = math.dist((self.x, self.y, self.z), (other.x, other.y, other.z))
         return max(metres, NEAREST_M)
 
 
 class Timers(Protocol):
-    """The clock of a room's air: an event loop's own, or one that somebody winds by hand."""
+    """The clock of the medium: an event loop, or a clock that a test advances."""
 
     def time(self) -> float: ...
 
@@ -72,7 +72,7 @@ class Timers(Protocol):
 
 
 class Broadcast(Protocol):
-    """What is advertised: an advertiser, seen by the air and by those who hear it."""
+    """An advertiser, as the medium and its receivers see it."""
 
     address: hci.Address
     adv_type: int
@@ -97,7 +97,7 @@ class Broadcast(Protocol):
 
 
 class MediumRadio(Protocol):
-    """A controller, seen by its advertiser, the air and links.
+    """A controller, as its advertiser, the medium and links see it.
 
     A ``link`` is a :class:`~beacon_ota.virtual.radio.link.Link`.
     """
@@ -127,7 +127,7 @@ class MediumRadio(Protocol):
 
 
 class Medium(Protocol):
-    """The air, seen by advertisers and links."""
+    """The medium, as advertisers and links see it."""
 
     conditions: Conditions
     timers: Timers

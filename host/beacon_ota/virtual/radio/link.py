@@ -1,4 +1,4 @@
-"""A connection in a room: two ends, and the packets on their way between them."""
+"""A connection on the radio medium: two ends, and the packets on their way between them."""
 
 import asyncio
 import math
@@ -10,7 +10,7 @@ from bumble import hci
 from beacon_ota.virtual.radio.interfaces import Broadcast, Medium, MediumRadio
 
 RETRY_S = 0.0075  # the shortest connection interval: the pause before a lost packet goes again
-MAX_QUEUED = 256  # packets a host may have pushed past its credits before its link is cut
+MAX_QUEUED = 256  # packets a host may queue beyond its credits before its link breaks
 
 SUPERVISION_TIMEOUT = hci.HCI_ErrorCode.CONNECTION_TIMEOUT_ERROR
 ENDED_LOCALLY = hci.HCI_ErrorCode.CONNECTION_TERMINATED_BY_LOCAL_HOST_ERROR
@@ -20,13 +20,13 @@ ENDED_LOCALLY = hci.HCI_ErrorCode.CONNECTION_TERMINATED_BY_LOCAL_HOST_ERROR
 class _Packet:
     payload: bytes  # an L2CAP PDU; for a termination the reason
     credits: int  # HCI packets to report as completed
-    ready: float  # loop time before which it has not crossed the room
+    ready: float  # loop time of its arrival
     ends_link: bool = False
 
 
 @dataclass(eq=False)
 class LinkEnd:
-    """One side of a link: its address there, its handle, what it has yet to send."""
+    """One end of a link: its address, its handle, the packets that it has not sent yet."""
 
     controller: MediumRadio
     address: hci.Address
@@ -70,7 +70,7 @@ class RadioLink:
         self._supervision: asyncio.TimerHandle | None = None
 
     def peer_of(self, controller: MediumRadio) -> LinkEnd:
-        """The end that ``controller`` is not."""
+        """Return the other end than that of ``controller``."""
         return next(end for key, end in self.ends.items() if key is not controller)
 
     @property
@@ -88,7 +88,7 @@ class RadioLink:
         self._enqueue(sender, _Packet(payload, credits, self._arrival_time()))
 
     def terminate(self, sender: MediumRadio, reason: int) -> None:
-        """Queue the end of the link behind what the sender has yet to send."""
+        """Queue the end of the link behind the packets of the sender."""
         self._enqueue(sender, _Packet(bytes([reason]), 0, self._arrival_time(), ends_link=True))
 
     def _arrival_time(self) -> float:
@@ -116,7 +116,7 @@ class RadioLink:
             end.timer = self._timers.call_at(when, self._run_event, end)
 
     def _run_event(self, end: LinkEnd) -> None:
-        """A connection event of one direction."""
+        """Run a connection event of one direction."""
         end.timer = None
         peer = self.peer_of(end.controller)
         conditions = self.medium.conditions
@@ -163,7 +163,7 @@ class RadioLink:
                 self.break_link(SUPERVISION_TIMEOUT)
 
     def update_parameters(self, interval: int, latency: int, timeout: int) -> None:
-        """New connection parameters, from the central; both hosts hear of it."""
+        """Set the connection parameters, as the central asked; both hosts get an event."""
         self.interval, self.latency, self.timeout = interval, latency, timeout
         for end in self.ends.values():
             end.controller.on_parameters(end.handle, self)
@@ -171,7 +171,7 @@ class RadioLink:
     # Ending
 
     def check_supervision(self) -> None:
-        """Begin or end the countdown of the supervision timeout."""
+        """Start the supervision timer while the ends are out of range, stop it otherwise."""
         one, other = self.ends.values()
         dead = (
             one.silent
@@ -187,7 +187,7 @@ class RadioLink:
             self._supervision = None
 
     def silence_end(self, controller: MediumRadio) -> None:
-        """One end is gone (power cut, crash): the other will find out by itself."""
+        """Silence one end (power cut, crash): the other end times out."""
         self.ends[controller].silent = True
         if all(end.silent for end in self.ends.values()):
             self._close({})
@@ -195,7 +195,7 @@ class RadioLink:
             self.check_supervision()
 
     def break_link(self, reason: int) -> None:
-        """The link breaks now, for both ends."""
+        """Break the link now, for both ends."""
         self._close(dict.fromkeys(self.ends.values(), reason))
 
     def _close(self, reasons: "dict[LinkEnd, int]") -> None:

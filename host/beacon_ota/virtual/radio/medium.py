@@ -1,11 +1,11 @@
-"""The air of a room: who hears whom, how loudly, and what gets lost on the way.
+"""The radio medium: reception, signal strength and loss between the radios of a space.
 
-bumble's link hands every advertisement to every controller at once. Here an advertisement reaches
-those who listen, a connection's data travels from one connection event to the next, and distance,
-loss and latency apply to both. While nobody listens nothing is sent and nothing costs time: an
-advertiser keeps its phase and goes on with its next event when somebody begins to.
+The link of bumble hands every advertisement to every controller at once. Here an advertisement
+reaches the controllers that listen, data travels from one connection event to the next, and
+distance, loss and latency apply to both. While no controller listens, advertisers send nothing and
+cost no time: an advertiser keeps its phase, and goes on with its next event when one listens again.
 
-Everything here runs in the room's event loop.
+All methods run in the event loop of the space.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ REFERENCE_DBM = -59  # at one metre, as iBeacon calibrates it
 
 
 class RadioMedium(LocalLink):
-    """The medium that all controllers of a room share."""
+    """The medium that all controllers of a radio space share."""
 
     def __init__(self, *, seed: int | None = None, timers: Timers | None = None) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class RadioMedium(LocalLink):
         self._capture_start = self.timers.time()
         self._listeners: set[MediumRadio] = set()
 
-    # Who is there, who listens
+    # Radios and listeners
 
     def remove_controller(self, controller: MediumRadio) -> None:  # type: ignore[override]
-        """Take a radio out of the room without a word: its peers time out."""
+        """Remove a radio without ending its links: they time out."""
         self.controllers.discard(controller)
         self._listeners.discard(controller)
         controller.advertiser.stop()
@@ -50,7 +50,7 @@ class RadioMedium(LocalLink):
         self._wake_advertisers()
 
     def set_listening(self, controller: MediumRadio, on: bool) -> None:
-        """A controller begins or ends to listen on the advertising channels."""
+        """Note that a controller begins or ends to listen on the advertising channels."""
         if on:
             self._listeners.add(controller)
         else:
@@ -58,21 +58,21 @@ class RadioMedium(LocalLink):
         self._wake_advertisers()
 
     def set_capture(self, capture: Capture | None) -> None:
-        """Begin or end a capture; a capture is a listener, too."""
+        """Begin or end a capture; a capture counts as a listener."""
         self.capture = capture
         self._capture_start = self.timers.time()
         self._wake_advertisers()
 
     @property
     def has_listeners(self) -> bool:
-        """Whether an advertisement sent now could make a difference to anybody."""
+        """Whether a controller or a capture would receive an advertisement sent now."""
         return bool(self._listeners) or self.capture is not None
 
     def _wake_advertisers(self) -> None:
         for controller in self.controllers:
-            controller.advertiser.wake()  # type: ignore[attr-defined]
+            controller.advertiser.update_timer()  # type: ignore[attr-defined]
 
-    # How well
+    # Signal
 
     def rssi(self, sender: MediumRadio, receiver: MediumRadio) -> int:
         """dBm at which ``receiver`` hears ``sender``: log-distance path loss plus noise."""
@@ -84,21 +84,21 @@ class RadioMedium(LocalLink):
         return max(-127, min(20, round(level)))
 
     def loss_probability(self, one: MediumRadio, other: MediumRadio) -> float:
-        """Probability that a packet between two radios is lost; 1 beyond their reach."""
+        """Return the probability, 0 to 1, that a packet is lost; 1 out of range."""
         if self.rssi(one, other) < SENSITIVITY_DBM or self.rssi(other, one) < SENSITIVITY_DBM:
             return 1.0
         kept = (1 - self.conditions.loss) * (1 - one.position.loss) * (1 - other.position.loss)
         return 1 - kept
 
     def recheck_links(self) -> None:
-        """Conditions or places changed: links out of reach begin to time out, others recover."""
+        """Apply changed conditions or positions: links out of range begin to time out."""
         for link in tuple(self.links):
             link.check_supervision()
 
     # Advertising
 
     def send_advertisement(self, advertiser: Broadcast) -> None:
-        """One advertising event, on all three channels at once."""
+        """Send one advertisement on all three channels at once."""
         sender = advertiser.controller
         self.log_frame(advertiser.kind, sender, advertiser.address, payload=advertiser.data)
         for listener in tuple(self._listeners):
@@ -109,7 +109,7 @@ class RadioMedium(LocalLink):
                 listener.receive_advertisement(advertiser, rssi)
 
     def draw_loss(self, sender: MediumRadio, receiver: MediumRadio) -> bool:
-        """Toss the coin for one packet."""
+        """Return whether one packet is lost, by chance."""
         return self.random.random() < self.loss_probability(sender, receiver)
 
     def open_link(
@@ -121,7 +121,7 @@ class RadioMedium(LocalLink):
         latency: int,
         timeout: int,
     ) -> None:
-        """Join a central to the advertiser it heard (interval in 1.25 ms, timeout in 10 ms)."""
+        """Connect a central to an advertiser (interval in units of 1.25 ms, timeout of 10 ms)."""
         link = RadioLink(self, central, central_address, advertiser, interval, latency, timeout)
         self.links.add(link)
         data = link.access_address.to_bytes(4, "little") + link.crc_init.to_bytes(3, "little")
@@ -146,7 +146,7 @@ class RadioMedium(LocalLink):
         crc_init: int = 0x555555,
         channel: int = 37,
     ) -> None:
-        """Add a frame to the capture, if there is one."""
+        """Add a frame to the capture, if one runs."""
         if self.capture is None:
             return
         self.capture.add_frame(
@@ -167,10 +167,10 @@ class RadioMedium(LocalLink):
 
 
 def find_links(links: Iterable[RadioLink], address: str) -> list[RadioLink]:
-    """The links that the radio with this address takes part in."""
-    wanted = address.upper()
+    """Return the links of the radio with this address."""
+    upper = address.upper()
     return [
         link
         for link in links
-        if any(end.address.to_string(False) == wanted for end in link.ends.values())
+        if any(end.address.to_string(False) == upper for end in link.ends.values())
     ]

@@ -1,4 +1,4 @@
-"""Scanning by a beacon: `gap_scan` of the port."""
+"""Scanning by a beacon: `gap_scan` of the MicroPython port."""
 
 import asyncio
 import errno
@@ -10,7 +10,7 @@ from beacon_ota.virtual.radio.events import SCAN_DONE, SCAN_RESULT, IrqQueue
 from beacon_ota.virtual.radio.transport import AdvertisingReport, RadioHost
 
 SCAN_UNIT_US = 625
-BACKLOG = 16  # results that wait for the handler; more are missed
+BACKLOG = 16  # queued results; further ones are dropped
 
 
 class ScanObserver:
@@ -18,7 +18,7 @@ class ScanObserver:
 
     Args:
         device: its host stack.
-        events: tells the beacon's code.
+        events: the queue of calls to the IRQ handler.
     """
 
     def __init__(self, device: Device, events: IrqQueue) -> None:

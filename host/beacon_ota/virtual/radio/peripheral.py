@@ -1,19 +1,17 @@
-"""A beacon's Bluetooth: what MicroPython's `bluetooth` does on an ESP32-C3, over a room's radio.
+"""The Bluetooth of a beacon: MicroPython's `bluetooth` of an ESP32-C3 over a simulated radio.
 
 The calls and their errors are those of `extmod/modbluetooth.c` over NimBLE, as the `bluetooth`
-stand-in forwards them; events go to the beacon's handler one at a time, and NimBLE's host waits for
-each (the port runs handlers synchronously on NimBLE's task).
+stub forwards them. Events go to the IRQ handler one at a time, and the host waits for each: the
+port runs handlers synchronously on the task of NimBLE.
 """
 
 import asyncio
 import errno
-import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bumble import hci
-from bumble.device import AdvertisingType, Connection, LegacyAdvertiser
+from bumble.device import Connection
 from bumble.hci import Role
 
 from beacon_ota.virtual.radio.attributes import GattServer, ServiceSpec
@@ -25,6 +23,7 @@ from beacon_ota.virtual.radio.events import (
     Handler,
     IrqQueue,
 )
+from beacon_ota.virtual.radio.gap_advertising import Advertising, GapAdvertiser
 from beacon_ota.virtual.radio.observer import ScanObserver
 from beacon_ota.virtual.radio.stack import HostStack
 from beacon_ota.virtual.radio.transport import RadioHost
@@ -33,51 +32,28 @@ DEFAULT_NAME = b"MPY ESP32"
 MAX_NAME = 31
 DEFAULT_MTU = 256
 MIN_MTU, MAX_MTU = 23, 527
-MAX_CONNECTIONS = 4
-MAX_ADV_DATA = 31
-ADV_UNIT_US = 625
-DEFAULT_INTERVALS = {True: 0x30, False: 0xA0}  # of 625 us: connectable, not connectable
 DISCONNECT_TIMEOUT_S = 0.5
 
-INVALID_HCI_PARAMETERS = 0x12
 
 _USER = hci.HCI_ErrorCode.REMOTE_USER_TERMINATED_CONNECTION_ERROR
 
 
 class ControllerSource(Protocol):
-    """Gives a host stack its controller, and takes it away again."""
+    """Gives a host stack its controller, and removes it."""
 
     async def open(self, address: bytes) -> RadioHost: ...
 
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class Advertising:
-    """What a beacon advertises.
-
-    Args:
-        interval_us: between two events.
-        data: AD structures of the advertisement; ``response``: of the scan response.
-    """
-
-    interval_us: int
-    connectable: bool
-    data: bytes
-    response: bytes
-
-
 class Peripheral:
     """The Bluetooth of one beacon. Every method runs in the event loop of its radio.
 
     Args:
-        radio: where its controllers come from.
-        address: public address, six bytes as they are written.
-        handler: runs the beacon's IRQ handler and waits for it.
-        changed: called when it goes on or off, or advertises something else.
-
-    Attributes:
-        advertising: what it advertises at the moment, if it does.
+        radio: source of its controllers.
+        address: public address, six bytes, most significant first.
+        handler: runs the IRQ handler of beacon code and waits for it.
+        changed: called when the stack starts or stops, or the advertisement changes.
     """
 
     def __init__(
@@ -95,21 +71,19 @@ class Peripheral:
         self._device: HostStack | None = None
         self._server: GattServer | None = None
         self._observer: ScanObserver | None = None
-        self._own_address_type = hci.OwnAddressType.PUBLIC
-        self.advertising: Advertising | None = None
+        self._advertiser: GapAdvertiser | None = None
         self._changed = changed
         self._terminating: set[int] = set()
-        self._payloads = (b"", b"")
-        self._power_cycles = 0  # grows with every loss of power
+        self._power_cycles = 0  # number of losses of power and resets
 
-    # Life
+    # Start and stop
 
     @property
     def active(self) -> bool:
         return self._device is not None
 
     async def set_active(self, on: bool) -> None:
-        """Start the stack (again: a second start restarts it), or stop it."""
+        """Start or restart the stack, or stop it."""
         await self._stop_stack()
         if on:
             await self._start_stack()
@@ -124,9 +98,8 @@ class Peripheral:
             raise OSError(errno.ENODEV)
         device.on(HostStack.EVENT_CONNECTION, self._on_connection)
         self.mtu = DEFAULT_MTU
-        self._own_address_type = hci.OwnAddressType.PUBLIC
-        self._payloads = (b"", b"")
         self._device = device
+        self._advertiser = GapAdvertiser(device, self._changed)
         self._observer = ScanObserver(device, self._irq_queue)
         self._make_server()
         self._changed()
@@ -156,15 +129,14 @@ class Peripheral:
         return not host.lost.is_set()
 
     def lose_power(self) -> None:
-        """The chip has lost its power, or was reset: nobody is told anything."""
+        """Silence the radio without ending links: the chip lost its power or was reset."""
         self._power_cycles += 1
         self._clear_stack()
         self.name = DEFAULT_NAME
         self._irq_queue.cancel_all()
 
     def _clear_stack(self) -> None:
-        self._device = self._server = self._observer = None
-        self.advertising = None
+        self._device = self._server = self._advertiser = self._observer = None
         self._radio.close()
 
     def _require_active(self) -> HostStack:
@@ -175,10 +147,10 @@ class Peripheral:
     # Settings
 
     def get_config(self, name: str) -> Any:
-        """The value of a setting.
+        """Return the value of a setting.
 
         Raises:
-            ValueError: there is no such setting (`rxbuf` among them: events are synchronous).
+            ValueError: unknown setting (`rxbuf` among them: events are synchronous).
             OSError: ENODEV while the stack is off.
         """
         if name == "gap_name":
@@ -188,12 +160,13 @@ class Peripheral:
         device = self._require_active()
         if name == "mtu":
             return self.mtu
-        if self._own_address_type == hci.OwnAddressType.PUBLIC:
+        assert self._advertiser is not None
+        if self._advertiser.own_address_type == hci.OwnAddressType.PUBLIC:
             return 0, self.address
         return 1, bytes(device.random_address)[::-1]
 
     async def set_config(self, name: str, value: Any) -> None:
-        """Change a setting; errors as :meth:`config`, and EINVAL for a value out of range."""
+        """Change a setting; errors as of :meth:`get_config`, and EINVAL out of range."""
         if name == "gap_name":
             if len(value) > MAX_NAME:
                 raise OSError(errno.EINVAL)
@@ -206,105 +179,39 @@ class Peripheral:
             if self._server is not None:
                 self._server.max_mtu = value
         elif name == "addr_mode":
-            await self._set_address_mode(value)
+            self._require_active()
+            assert self._advertiser is not None
+            await self._advertiser.set_address_mode(value)
         elif name not in ("bond", "mitm", "io", "le_secure"):  # accepted: pairing never happens
             raise ValueError("unknown config param")
 
-    async def _set_address_mode(self, mode: int) -> None:
-        device = self._require_active()
-        if mode == 0:
-            self._own_address_type = hci.OwnAddressType.PUBLIC
-            return
-        raw = bytearray(secrets.token_bytes(6))
-        top = {1: 0xC0, 2: 0x40}.get(mode, 0x00)  # static, resolvable, non-resolvable
-        raw[5] = raw[5] & 0x3F | top
-        device.random_address = hci.Address(bytes(raw), hci.Address.RANDOM_DEVICE_ADDRESS)
-        await device.send_sync_command(
-            hci.HCI_LE_Set_Random_Address_Command(random_address=device.random_address)
-        )
-        self._own_address_type = hci.OwnAddressType.RANDOM
-
     # Advertising
 
-    async def start_advertising(
-        self,
-        interval_us: int,
-        data: bytes | None,
-        response: bytes | None,
-        connectable: bool,
-    ) -> None:
-        """Advertise every ``interval_us`` (rounded down to 625); ``None`` reuses the last payload.
+    @property
+    def advertising(self) -> Advertising | None:
+        """The current advertisement, None while there is none."""
+        return self._advertiser.advertising if self._advertiser is not None else None
 
-        Raises:
-            OSError: ENODEV; -18 for more than 31 bytes; EINVAL outside 20 ms to 10.24 s;
-                ENOMEM connectable with four connections. Advertising has stopped then.
-        """
-        device = self._require_active()
-        await self.stop_advertising()
-        if data is not None:
-            _check_payload(data)
-            self._payloads = (data, self._payloads[1])
-            await device.send_sync_command(
-                hci.HCI_LE_Set_Advertising_Data_Command(advertising_data=data)
-            )
-        if response is not None:
-            _check_payload(response)
-            self._payloads = (self._payloads[0], response)
-            await device.send_sync_command(
-                hci.HCI_LE_Set_Scan_Response_Data_Command(scan_response_data=response)
-            )
-        interval = interval_us // ADV_UNIT_US
-        if interval and not 0x20 <= interval <= 0x4000:
-            raise OSError(errno.EINVAL)
-        if connectable and len(device.connections) >= MAX_CONNECTIONS:
-            raise OSError(errno.ENOMEM)
-        interval = interval or DEFAULT_INTERVALS[connectable]
-        await device.send_sync_command(
-            hci.HCI_LE_Set_Advertising_Parameters_Command(
-                advertising_interval_min=interval,
-                advertising_interval_max=interval,
-                # general discoverable and not connectable is scannable to NimBLE
-                advertising_type=0 if connectable else 2,
-                own_address_type=self._own_address_type,
-                peer_address_type=hci.AddressType.PUBLIC_DEVICE,
-                peer_address=hci.Address.ANY,
-                advertising_channel_map=7,
-                advertising_filter_policy=0,
-            )
-        )
-        await self._enable_advertising(device, True)
-        if self._device is device:
-            self.advertising = Advertising(interval * ADV_UNIT_US, connectable, *self._payloads)
-            self._changed()
+    async def start_advertising(
+        self, interval_us: int, data: bytes | None, response: bytes | None, connectable: bool
+    ) -> None:
+        """Advertise; arguments and errors as of :meth:`.GapAdvertiser.start`, and ENODEV."""
+        self._require_active()
+        assert self._advertiser is not None
+        await self._advertiser.start(interval_us, data, response, connectable)
 
     async def stop_advertising(self) -> None:
-        """Stop, if it runs and the stack does."""
-        device = self._device
-        if device is not None and self.advertising is not None:
-            await self._enable_advertising(device, False)
-            self.advertising = None
-            self._changed()
-
-    async def _enable_advertising(self, device: HostStack, on: bool) -> None:
-        await device.send_sync_command(
-            hci.HCI_LE_Set_Advertising_Enable_Command(advertising_enable=int(on))
-        )
-        device.legacy_advertiser = LegacyAdvertiser(  # tells bumble the address of a connection
-            device=device,
-            advertising_type=AdvertisingType.UNDIRECTED_CONNECTABLE_SCANNABLE,
-            own_address_type=self._own_address_type,
-            peer_address=hci.Address.ANY,
-            auto_restart=False,
-        )
+        """Stop advertising, if it runs and the stack does."""
+        if self._advertiser is not None:
+            await self._advertiser.stop()
 
     # Connections
 
     def _on_connection(self, connection: Connection) -> None:
         if connection.role != Role.PERIPHERAL:
             return
-        if self.advertising is not None and self.advertising.connectable:
-            self.advertising = None
-            self._changed()
+        if self._advertiser is not None and self.advertising and self.advertising.connectable:
+            self._advertiser.end()
         handle = connection.handle
         peer = (int(not connection.peer_address.is_public), bytes(connection.peer_address)[::-1])
         connection.on(
@@ -333,10 +240,10 @@ class Peripheral:
         return connection
 
     def disconnect(self, handle: int) -> bool:
-        """Begin to end a connection; whether there was one.
+        """Begin to end a connection; return whether it existed.
 
         Raises:
-            OSError: ENODEV; EALREADY when it is about to end.
+            OSError: ENODEV; EALREADY when it is already ending.
         """
         connection = self._require_active().connections.get(handle)
         if connection is None:
@@ -352,7 +259,7 @@ class Peripheral:
             async with asyncio.timeout(DISCONNECT_TIMEOUT_S):
                 await connection.disconnect(_USER)
         except (TimeoutError, hci.HCI_Error):
-            pass  # gone already, or out of reach: the supervision timeout ends it
+            pass  # ended already, or out of range: the supervision timeout ends it
 
     # Attributes
 
@@ -364,7 +271,7 @@ class Peripheral:
         return attributes
 
     def register_services(self, services: list[ServiceSpec]) -> list[list[int]]:
-        """Replace all services; the handles of each one's values and descriptors.
+        """Replace all services; return, per service, the handles of values and descriptors.
 
         Raises:
             OSError: ENODEV; EBUSY while advertising, scanning or connected; E2BIG.
@@ -376,25 +283,25 @@ class Peripheral:
         return [attributes.register_service(service) for service in services]
 
     def read_value(self, handle: int) -> bytes:
-        """The value of a handle; empty when there is none, as the port has it."""
+        """Return the value of a handle; empty for an unknown handle, as in the port."""
         if self._server is None or handle not in self._server.values:
             return b""
         return self._server.values[handle].read_by_beacon()
 
     def write_value(self, handle: int, data: bytes, send_update: bool) -> None:
-        """Set the value of a handle; errors as :meth:`.Attributes.write`, and ENODEV."""
+        """Set the value of a handle; errors as of :meth:`.GattServer.write_value`, and ENODEV."""
         self._require_server().write_value(handle, data, send_update)
 
     def set_buffer(self, handle: int, capacity: int, append: bool) -> None:
-        """Give a value a buffer; errors as :meth:`.Attributes.resize`, and ENODEV."""
+        """Give a value a buffer; errors as of :meth:`.GattServer.set_buffer`, and ENODEV."""
         self._require_server().set_buffer(handle, capacity, append)
 
     def send_notification(self, conn: int, handle: int, data: bytes | None) -> None:
-        """Send a notification; errors as :meth:`.Attributes.notify`, ENODEV and ENOTCONN."""
+        """Send a notification; errors as of :class:`.GattServer`, ENODEV and ENOTCONN."""
         self._require_server().send_notification(self._find_connection(conn), handle, data)
 
     def send_indication(self, conn: int, handle: int, data: bytes | None) -> None:
-        """Send an indication; errors as :meth:`notify`."""
+        """Send an indication; errors as of :meth:`send_notification`."""
         self._require_server().send_indication(self._find_connection(conn), handle, data)
 
     def _require_server(self) -> GattServer:
@@ -407,11 +314,11 @@ class Peripheral:
     async def start_scan(
         self, duration_ms: int, interval_us: int, window_us: int, active: bool
     ) -> None:
-        """Scan; errors as :meth:`.Observer.start`, and ENODEV."""
+        """Scan; errors as of :meth:`.ScanObserver.start`, and ENODEV."""
         self._require_active()
-        assert self._observer is not None
+        assert self._observer is not None and self._advertiser is not None
         await self._observer.start(
-            duration_ms, interval_us, window_us, active, self._own_address_type
+            duration_ms, interval_us, window_us, active, self._advertiser.own_address_type
         )
 
     async def stop_scan(self) -> None:
@@ -421,15 +328,10 @@ class Peripheral:
 
 
 def _connection_parameters(connection: Connection) -> tuple[int, int, int]:
-    """Connection parameters in the units of the air: 1.25 ms, events, 10 ms."""
+    """Return interval (1.25 ms), latency (events) and timeout (10 ms) of a connection."""
     parameters = connection.parameters
     return (
         round(parameters.connection_interval / 1.25),
         parameters.peripheral_latency,
         round(parameters.supervision_timeout / 10),
     )
-
-
-def _check_payload(data: bytes) -> None:
-    if len(data) > MAX_ADV_DATA:
-        raise OSError(-INVALID_HCI_PARAMETERS)

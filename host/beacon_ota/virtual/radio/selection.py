@@ -1,7 +1,7 @@
-"""Which radio a central uses: the computer's adapter, or a room of virtual beacons.
+"""Selects the radio of a central: an adapter of the computer, or a simulated radio space.
 
-A choice is written `hci1` (an adapter by name), `room:PATH` (a room's socket), or nothing (the
-computer's default adapter). `BEACON_OTA_RADIO` in the environment is the default.
+A selection is written `hci1` (an adapter by name), `room:PATH` (the socket of a space), or nothing
+(the default adapter of the computer). `BEACON_OTA_RADIO` in the environment is the default.
 """
 
 import os
@@ -16,13 +16,13 @@ SPACE_PREFIX = "room:"
 
 @dataclass(frozen=True)
 class RadioSelection:
-    """What to hand to bleak: ``BleakScanner(**radio.scanner)``, ``BleakClient(d, **radio.client)``.
+    """Arguments for bleak: ``BleakScanner(**radio.scanner)``, ``BleakClient(d, **radio.client)``.
 
     Args:
-        name: the choice, for people.
+        name: the selection as people write it.
         scanner: arguments for ``BleakScanner``.
         client: arguments for ``BleakClient``.
-        virtual: whether it is a room.
+        virtual: whether it is a simulated space.
     """
 
     name: str
@@ -32,10 +32,10 @@ class RadioSelection:
 
 
 def select_radio(choice: str | None = None) -> RadioSelection:
-    """Make sense of a choice; without one the environment decides.
+    """Parse a selection; by default, the one in the environment.
 
     Raises:
-        UsageError: ``radio_choice`` when it is neither an adapter's name nor a room.
+        UsageError: ``radio_choice`` when the text names neither an adapter nor a space.
     """
     text = (choice if choice is not None else os.environ.get(RADIO_VARIABLE, "")).strip()
     if not text:
@@ -48,8 +48,8 @@ def select_radio(choice: str | None = None) -> RadioSelection:
 
         return RadioSelection(
             text,
-            scanner={"backend": SpaceScanner, "room": path},
-            client={"backend": SpaceClient, "room": path},
+            scanner={"backend": SpaceScanner, "space": path},
+            client={"backend": SpaceClient, "space": path},
             virtual=True,
         )
     if "/" in text or ":" in text:

@@ -1,8 +1,8 @@
-"""A room: radios that can hear each other.
+"""The simulated radio space: radios that receive each other, and a socket for other processes.
 
-It lives in the event loop that the virtual beacons of a process share; its methods may be called
-from any other thread. Its socket lets other processes in: each connection speaks HCI and is a radio
-of its own (:mod:`.transport`).
+The space lives in the event loop that the virtual beacons of a process share; its methods may be
+called from any other thread. Each connection to its socket speaks HCI and is one more radio
+(:mod:`.transport`). On the command line a space is written ``room:PATH``.
 """
 
 import asyncio
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 MAX_RADIOS = 512
 CALL_TIMEOUT_S = 30.0
-_CENTRALS = 0x02B1E0000000  # locally administered addresses for those who bring none
+_CENTRALS = 0x02B1E0000000  # locally administered addresses for centrals without an address
 
 T = TypeVar("T")
 
 
 class RadioSpace:
-    """Start with ``with Room() as room`` or :meth:`start`; ``spec`` names it for other processes.
+    """A radio space. Start it with ``with RadioSpace() as space`` or :meth:`start`.
 
     Args:
-        path: of the socket; a temporary one when not given. At most 100 bytes.
-        seed: of everything that is random in the air.
-        timers: the air's clock, the event loop's when none is given.
+        path: of the socket, at most 100 bytes; a temporary one by default.
+        seed: of every random choice of the medium.
+        timers: clock of the medium; the event loop by default.
     """
 
     def __init__(
@@ -62,24 +62,24 @@ class RadioSpace:
 
     @property
     def spec(self) -> str:
-        """What ``--radio`` and ``BEACON_OTA_RADIO`` take to join this room."""
+        """The value of ``--radio`` and ``BEACON_OTA_RADIO`` that joins this space."""
         return f"{SPACE_PREFIX}{self.path}"
 
     # Life
 
     def start(self) -> Self:
-        """Begin, if it has not.
+        """Open the socket, unless it is open.
 
         Raises:
-            ReachError: ``radio_taken`` when a room listens there; ``radio_socket`` when the
-                socket cannot be made.
+            ReachError: ``radio_taken`` when another space listens at the path;
+                ``radio_socket`` when the socket cannot be made.
         """
         if self._server is None:
             self.reactor.run(self._open_socket())
         return self
 
     def close(self) -> None:
-        """End: every radio goes silent."""
+        """Close the socket; every radio falls silent."""
         if self._server is not None:
             self.reactor.call(self._close_socket)
         if self._folder is not None:
@@ -120,39 +120,39 @@ class RadioSpace:
     # Calls from other threads
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float = CALL_TIMEOUT_S) -> T:
-        """Run a coroutine in the room's thread and return its result."""
+        """Run a coroutine in the thread of the space and return its result."""
         return self.reactor.run(coroutine, timeout)
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function in the room's thread and return its result."""
+        """Call a function in the thread of the space and return its result."""
         return self.reactor.call(function, *args)
 
-    # In the room's thread
+    # In the thread of the space
 
     @property
     def medium(self) -> RadioMedium:
-        assert self._medium is not None, "the room has not been started"
+        assert self._medium is not None, "the radio space has not been started"
         return self._medium
 
     def add_radio(self, address: hci.Address, sink: Any = None) -> SimulatedController:
-        """A radio with this public address comes in (in the room's thread)."""
+        """Add a radio with this public address (in the thread of the space)."""
         if len(self.medium.controllers) >= MAX_RADIOS:
-            raise ReachError("radio_full", f"{MAX_RADIOS} radios are the room's limit.")
-        place = self._positions.setdefault(address, Position())
-        controller = SimulatedController(self.medium, address, place, sink)
+            raise ReachError("radio_full", f"{MAX_RADIOS} radios are the limit of a radio space.")
+        position = self._positions.setdefault(address, Position())
+        controller = SimulatedController(self.medium, address, position, sink)
         controller.on_address_change = lambda new: self._update_position(controller, new)
         return controller
 
     def remove_radio(self, controller: SimulatedController) -> None:
-        """A radio goes silent (in the room's thread); its peers will time out."""
+        """Silence a radio (in the thread of the space); its links time out."""
         self.medium.remove_controller(controller)
 
     def make_radio(self) -> "LocalRadio":
-        """A radio for a :class:`~.peripheral.Peripheral` that runs in the room's thread."""
+        """Return a radio for a :class:`~.peripheral.Peripheral` in the thread of the space."""
         return LocalRadio(self)
 
     def make_backend(self) -> "SpaceBackend":
-        """A backend for ``VirtualBeacon(..., bluetooth=room.make_backend())``."""
+        """Return a backend for ``VirtualBeacon(..., bluetooth=space.make_backend())``."""
         from beacon_ota.virtual.radio.backend import SpaceBackend
 
         return SpaceBackend(self.make_radio())
@@ -165,7 +165,7 @@ class RadioSpace:
     def _update_position(self, controller: SimulatedController, address: hci.Address) -> None:
         controller.position = self._positions.setdefault(address, Position())
 
-    # What happens to the air
+    # Conditions
 
     def move_radio(
         self,
@@ -177,24 +177,24 @@ class RadioSpace:
         tx_power: int = 0,
         loss: float = 0.0,
     ) -> None:
-        """Put a radio somewhere, metres; it may be one that comes in later.
+        """Set the position of a radio, in metres; also of a radio that is added later.
 
         Args:
             address: ``AA:BB:CC:DD:EE:FF``.
-            tx_power: dB above or below the others.
-            loss: probability that a packet from or to it is lost.
+            tx_power: dB above or below the other radios.
+            loss: probability that a packet from or to this radio is lost.
         """
 
         def body() -> None:
-            place = self._positions.setdefault(_parse_address(address), Position())
-            place.x, place.y, place.z = x, y, z
-            place.tx_power, place.loss = tx_power, loss
+            position = self._positions.setdefault(_parse_address(address), Position())
+            position.x, position.y, position.z = x, y, z
+            position.tx_power, position.loss = tx_power, loss
             self.medium.recheck_links()
 
         self.call(body)
 
     def set_conditions(self, **changes: Any) -> Conditions:
-        """Change fields of :class:`~.medium.Conditions`; return them as they are now."""
+        """Change fields of :class:`~.interfaces.Conditions`; return all of them."""
 
         def body() -> Conditions:
             self.medium.conditions = replace(self.medium.conditions, **changes)
@@ -204,7 +204,7 @@ class RadioSpace:
         return self.call(body)
 
     def break_links(self, address: str, after: int = 0) -> int:
-        """Break the links of a radio, now or after ``after`` more packets; return how many."""
+        """Break the links of a radio, now or after ``after`` more packets; return their number."""
 
         def body() -> int:
             links = find_links(self.medium.links, address)
@@ -218,17 +218,17 @@ class RadioSpace:
         return self.call(body)
 
     def start_capture(self, limit: int = 100_000) -> Capture:
-        """Begin to record everything on the air; the frames are in what is returned."""
+        """Record every frame from now on; return the capture that they go to."""
         capture = Capture(limit)
         self.call(self.medium.set_capture, capture)
         return capture
 
     def stop_capture(self) -> None:
-        """End the recording."""
+        """Stop the capture."""
         self.call(self.medium.set_capture, None)
 
     def list_radios(self) -> list[dict[str, Any]]:
-        """What is in the room: address, advertising, scanning, number of links; sorted."""
+        """Return one row per radio, sorted: address, advertising, scanning, number of links."""
 
         def body() -> list[dict[str, Any]]:
             found = []
@@ -249,10 +249,10 @@ class RadioSpace:
 
 
 class RemoteSpace:
-    """A room of another process, for beacons of this one.
+    """A radio space in another process, for the beacons of this process.
 
     Args:
-        path: of its socket.
+        path: of the socket of the space.
     """
 
     def __init__(self, path: Path) -> None:
@@ -260,17 +260,17 @@ class RemoteSpace:
 
     @property
     def spec(self) -> str:
-        """As :attr:`Room.spec`."""
+        """As :attr:`RadioSpace.spec`."""
         return f"{SPACE_PREFIX}{self.path}"
 
     def make_backend(self) -> "SpaceBackend":
-        """As :meth:`Room.backend`."""
+        """As :meth:`RadioSpace.make_backend`."""
         from beacon_ota.virtual.radio.backend import SpaceBackend
 
         return SpaceBackend(RemoteRadio(str(self.path)))
 
     def close(self) -> None:
-        """Nothing: the room is not ours, and beacons leave it by themselves."""
+        """Do nothing: the other process owns the space, and each beacon closes its own radio."""
 
     def __enter__(self) -> Self:
         return self
@@ -280,10 +280,10 @@ class RemoteSpace:
 
 
 def open_space(path: Path) -> RadioSpace | RemoteSpace:
-    """The room at this path: another process's that runs there, or a new one.
+    """Join the space that another process runs at this path, or start a new one.
 
     Raises:
-        ReachError: ``radio_socket`` when there can be none.
+        ReachError: ``radio_socket`` when the socket cannot be made.
         UsageError: ``radio_path`` when the path is too long.
     """
     with socket.socket(socket.AF_UNIX) as probe:
@@ -295,20 +295,20 @@ def open_space(path: Path) -> RadioSpace | RemoteSpace:
 
 
 class LocalRadio:
-    """A radio of the room's own process."""
+    """A radio in the process of its space."""
 
-    def __init__(self, room: RadioSpace) -> None:
-        self._space = room
+    def __init__(self, space: RadioSpace) -> None:
+        self._space = space
         self._controller: SimulatedController | None = None
 
     async def open(self, address: bytes) -> RadioHost:
-        """Come in with a public address (six bytes as they are written)."""
+        """Add a radio with a public address (six bytes, most significant first)."""
         public = hci.Address(address[::-1], hci.Address.PUBLIC_DEVICE_ADDRESS)
         self._controller = self._space.add_radio(public)
         return attach_host(self._controller)
 
     def close(self) -> None:
-        """Go silent."""
+        """Remove the radio."""
         controller, self._controller = self._controller, None
         if controller is not None:
             self._space.remove_radio(controller)

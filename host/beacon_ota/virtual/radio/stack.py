@@ -1,4 +1,4 @@
-"""bumble's host stack, set up as a beacon's or a central's."""
+"""The host stack of bumble, configured for beacons and centrals."""
 
 import struct
 from typing import Any
@@ -13,7 +13,7 @@ from beacon_ota.virtual.radio.transport import RadioHost
 
 
 class HostStack(Device):
-    """A host stack without services of its own; it never pairs."""
+    """A host stack without services; it never pairs."""
 
     def __init__(self, host: RadioHost) -> None:
         config = DeviceConfiguration(
@@ -23,7 +23,7 @@ class HostStack(Device):
         self.pairing_config_factory = lambda connection: PairingConfig(delegate=_NoPairing())
 
     def on_gatt_pdu(self, connection_handle: Any, pdu: bytes) -> None:
-        """bumble's, but a request that cannot be parsed is answered, as by NimBLE."""
+        """Handle a PDU; answer a malformed request with an error, as NimBLE does."""
         try:
             ATT_PDU.from_bytes(pdu)
         except (struct.error, IndexError, ValueError, InvalidPacketError):
@@ -37,7 +37,7 @@ class HostStack(Device):
 
 
 class _NoPairing(PairingDelegate):
-    """No link in the room is encrypted, so pairing would promise what it cannot keep."""
+    """Refuses pairing, because no link is encrypted."""
 
     async def accept(self) -> bool:
         return False

@@ -1,8 +1,8 @@
-"""The HCI between a host stack and its controller in the room: direct, or over a local socket.
+"""HCI between a host stack and its simulated controller: direct, or over a local socket.
 
-A host in the room's own process talks to its controller directly; one in another process connects
-to the room's socket and speaks H4, the framing of HCI over a serial line. Each connection to the
-socket is a radio of its own that leaves the room when the connection ends.
+A host in the process of the space calls its controller directly; a host in another process connects
+to the socket of the space and speaks H4, the framing of HCI over a serial line. Each connection to
+the socket is one radio, which is removed when the connection ends.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from bumble.transport.common import AsyncPipeSink, PacketParser, TransportLostEr
 from beacon_ota.errors import ReachError
 from beacon_ota.virtual.radio.controller import WRITE_BD_ADDR, SimulatedController
 
-# bumble warns of what is ordinary here, such as a notification nobody subscribed to.
+# bumble warns of ordinary events, such as a notification without a subscriber.
 logging.getLogger("bumble").setLevel(logging.ERROR)
 
 REPORT_BACKLOG = 64 * 1024  # bytes a slow host may leave unread before it misses advertisements
-BACKLOG = 1024 * 1024  # bytes after which it is taken for dead
+BACKLOG = 1024 * 1024  # unread bytes after which the host is disconnected
 CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class AdvertisingReport:
-    """One advertising report, as the controller gave it.
+    """One advertising report of a controller.
 
     Args:
         kind: 0 ADV_IND, 2 ADV_SCAN_IND, 3 ADV_NONCONN_IND, 4 SCAN_RSP.
@@ -46,7 +46,7 @@ class AdvertisingReport:
 
 
 class RadioHost(Host):
-    """bumble's host without its per-packet log lines, which cost more than the packets."""
+    """The host of bumble without its log lines per packet, which cost more than the packets."""
 
     def __init__(self, source: Any = None, sink: Any = None) -> None:
         self.on_report: Callable[[AdvertisingReport], None] | None = None
@@ -59,7 +59,7 @@ class RadioHost(Host):
 
     async def _send_command(self, *args: Any, **kwargs: Any) -> Any:
         if self.lost.is_set():
-            raise TransportLostError("the room is gone")
+            raise TransportLostError("the radio space is gone")
         return await super()._send_command(*args, **kwargs)
 
     def on_packet(self, packet: bytes) -> None:
@@ -76,15 +76,15 @@ class RadioHost(Host):
             self.on_hci_acl_data_packet(packet)
 
     def on_transport_lost(self) -> None:
-        """The room has gone: whoever waits for it is told."""
+        """Fail the pending command: the connection to the space has ended."""
         self.lost.set()
         if self.pending_response is not None and not self.pending_response.done():
-            self.pending_response.set_exception(TransportLostError("the room is gone"))
+            self.pending_response.set_exception(TransportLostError("the radio space is gone"))
         self.emit("flush")
 
 
 def _parse_report(packet: bytes) -> AdvertisingReport:
-    # 04 3e len 02 count kind address_type address[6] length data rssi; the room reports one each
+    # 04 3e len 02 count kind address_type address[6] length data rssi; one report per event
     length = packet[13]
     return AdvertisingReport(
         kind=packet[5],
@@ -95,17 +95,17 @@ def _parse_report(packet: bytes) -> AdvertisingReport:
 
 
 def attach_host(controller: SimulatedController) -> RadioHost:
-    """A host for a controller of the same event loop."""
+    """Return a host for a controller of the same event loop."""
     host = RadioHost(controller, AsyncPipeSink(controller))
     controller.host = host
     return host
 
 
 class RemoteRadio:
-    """A radio in a room of another process, for a :class:`~.peripheral.Peripheral`.
+    """A radio in the space of another process, for a :class:`~.peripheral.Peripheral`.
 
     Args:
-        path: of the room's socket.
+        path: of the socket of the space.
     """
 
     def __init__(self, path: str) -> None:
@@ -113,23 +113,23 @@ class RemoteRadio:
         self._client: HciClient | None = None
 
     async def open(self, address: bytes) -> RadioHost:
-        """Come in with a public address (six bytes as they are written)."""
+        """Connect, with a public address (six bytes, most significant first)."""
         self._client = await HciClient.open(self._path, address)
         return self._client.host
 
     def close(self) -> None:
-        """Go silent."""
+        """Disconnect."""
         line, self._client = self._client, None
         if line is not None:
             line.close()
 
 
 class HciServer(asyncio.Protocol):
-    """The room's side of one connection to its socket.
+    """The controller side of one connection to the socket of a space.
 
     Args:
         enter: makes the controller of a newly connected host.
-        leave: takes it out of the room again.
+        leave: removes the controller from the space.
     """
 
     def __init__(
@@ -162,12 +162,12 @@ class HciServer(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except InvalidPacketError:  # not H4, or out of step: nothing after it can be understood
+        except InvalidPacketError:  # not H4, or out of step: the following bytes cannot be parsed
             assert self._transport is not None
             self._transport.abort()
 
     def on_packet(self, packet: bytes) -> None:
-        """Take an HCI packet of the controller to the host."""
+        """Send an HCI packet of the controller to the host."""
         assert self._transport is not None
         if self._transport.get_write_buffer_size() > BACKLOG:
             self._transport.abort()
@@ -175,7 +175,7 @@ class HciServer(asyncio.Protocol):
             self._transport.write(packet)
 
     def close(self) -> None:
-        """Hang up."""
+        """Disconnect the host."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -185,7 +185,7 @@ class HciServer(asyncio.Protocol):
 
 
 class HciClient(asyncio.Protocol):
-    """A host's side of a connection to a room's socket."""
+    """The host side of a connection to the socket of a space."""
 
     def __init__(self) -> None:
         self.host = RadioHost(sink=self)
@@ -194,13 +194,13 @@ class HciClient(asyncio.Protocol):
 
     @classmethod
     async def open(cls, path: str, address: bytes | None = None) -> "HciClient":
-        """Connect to the room that listens at ``path``, with a public address of one's own.
+        """Connect to the space that listens at ``path``.
 
         Args:
-            address: six bytes as they are written; without one the room gives an address.
+            address: public address, six bytes, most significant first; assigned by default.
 
         Raises:
-            ReachError: ``radio_room`` when there is none.
+            ReachError: ``radio_room`` when no space listens there.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -231,7 +231,7 @@ class HciClient(asyncio.Protocol):
             self.close()
 
     def on_packet(self, packet: bytes) -> None:
-        """Take an HCI packet of the host to the controller."""
+        """Send an HCI packet of the host to the controller."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(packet)
 

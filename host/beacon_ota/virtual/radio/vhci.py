@@ -1,15 +1,15 @@
-"""What lies behind the stand-in ``bluetooth``: a backend that can be exchanged.
+"""The interface of Bluetooth backends, which the ``bluetooth`` stub calls.
 
-The stand-in forwards every call by name: ``active`` (None or bool), ``config_get`` (name),
+The stub forwards every call by name: ``active`` (None or bool), ``config_get`` (name),
 ``config_set`` (name, value), ``gap_advertise`` (interval in µs or None, data, response data,
 connectable), ``gap_disconnect``, ``gatts_register_services`` (nested tuples, UUIDs as little-endian
 bytes), ``gatts_read``, ``gatts_write`` (handle, data, update), ``gatts_notify``,
 ``gatts_indicate`` (connection, handle, data or None), ``gatts_set_buffer`` (handle, size, append),
-``gattc_exchange_mtu``, ``gap_scan``. What a backend returns, or an awaitable of it, is the call's
-result; OSError and ValueError reach beacon code.
+``gattc_exchange_mtu``, ``gap_scan``. A backend returns the result of the
+call, or an awaitable of it; OSError and ValueError reach beacon code.
 
-Events go the other way through :class:`Port`: they arrive between any two bytecodes, and
-``ask`` tells what the handler returned, which a GATT server may have to wait for.
+Events go the other way through :class:`BluetoothPort`: they arrive between any two bytecodes, and
+``call_handler`` returns the result of the handler, for which a GATT server may have to wait.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ MTU = (23, 527)
 
 
 class BluetoothPort:
-    """One beacon's connection between its interpreter and its backend.
+    """The connection between the interpreter of one beacon and its backend.
 
     Attributes:
         address: the Bluetooth address, 6 bytes, most significant first.
-        name: what the beacon is called, for logs.
+        name: of the beacon, for logs.
     """
 
     def __init__(self, address: bytes, name: str, changed: Callable[[], None]):
@@ -40,11 +40,11 @@ class BluetoothPort:
         self.channel: InterpreterChannel | None = None
 
     def send_event(self, event: int, *data: Value) -> bool:
-        """Deliver an event; False when no code runs that could take it."""
+        """Deliver an event; return False when no interpreter runs."""
         return self.channel is not None and self.channel.queue_event("ble", event, data)
 
     async def call_handler(self, event: int, *data: Value) -> Value:
-        """Deliver an event and wait for what the handler returns (None if there is none)."""
+        """Deliver an event and return the result of the handler (None without a handler)."""
         if self.channel is None:
             return None
         return await self.channel.call_handler("ble", event, data)
@@ -54,23 +54,23 @@ class BluetoothBackend(Protocol):
     """A Bluetooth controller and host for one beacon. All methods run in the reactor's loop."""
 
     def attach(self, port: BluetoothPort) -> None:
-        """Take the beacon's port; called once, before anything else."""
+        """Attach the port of the beacon; called once, before every other method."""
 
     def call(self, name: str, *args: Value) -> "Value | asyncio.Future":
-        """Do what the stand-in asks."""
+        """Run an operation of the stub."""
 
     def reset(self) -> None:
-        """Forget everything: the chip was reset, or its Python was."""
+        """Return to the initial state: the chip or its interpreter was reset."""
 
     def close(self) -> None:
-        """The beacon is gone for good."""
+        """Release everything; no call follows."""
 
 
 class RadiolessBackend:
-    """A backend without a radio: it keeps what beacon code sets, and nobody ever connects.
+    """A backend without a radio: it stores the settings of beacon code, and no central connects.
 
     Attributes:
-        advertising: interval in µs, None while not advertising.
+        advertising: interval in µs, None while advertising is off.
         data: advertising data; ``response``: scan response data.
     """
 
@@ -175,7 +175,7 @@ class RadiolessBackend:
         self._sizes[handle] = (size, append)
 
     def _gatts_notify(self, connection: int, handle: int, data: bytes | None) -> None:
-        raise OSError(128)  # ENOTCONN: nobody is ever connected
+        raise OSError(128)  # ENOTCONN: no central ever connects
 
     _gatts_indicate = _gatts_notify
 

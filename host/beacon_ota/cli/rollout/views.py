@@ -1,0 +1,141 @@
+"""Tables and lines that show a rollout: one row of a list, its waves, a plan's timeline."""
+
+from typing import TYPE_CHECKING, Any
+
+from beacon_ota.cli._support import unconfirmed
+from beacon_ota.cli._support.display import local_time
+from beacon_ota.console import output
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from beacon_ota.client import Json
+
+_WAVE_COLUMNS = (
+    "wave",
+    "stage",
+    "share",
+    "healthy",
+    "failed",
+    "open",
+    "waiting",
+    "away",
+    "waits_for",
+)
+
+
+def summarize_rollout(found: "Json") -> "Json":
+    """Return the row of a rollout in a list: its progress, and how many beacons came through."""
+    total = found["total"] or {}
+    waves = found["waves"]
+    return {
+        **found,
+        "progress": " ".join(f"{wave['share']:.0%}" for wave in waves),
+        "healthy": found["results"].get("success", 0),
+        "failed": total.get("failed"),
+        "created": local_time(found["created_at"]),
+    }
+
+
+def print_summary(found: "Json") -> None:
+    output.print_markup(
+        "[bold]{}[/]  {}  {}", found["name"], found["rollout_id"], format_status(found)
+    )
+
+
+def format_status(found: "Json") -> output.Text:
+    """Return status and reason of a rollout, coloured."""
+    colour = {"active": "green", "completed": "green", "halted": "bold red"}.get(
+        found["status"], "yellow"
+    )
+    return output.fill_markup(f"[{colour}]{{}}[/]  {{}}", found["status"], found["reason"])
+
+
+def build_view(found: "Json") -> "Group":
+    """Return a rollout as a table of its waves, with the mirrors that have not confirmed a stop."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table()
+    for name in _WAVE_COLUMNS:
+        table.add_column(name.replace("_", " "))
+    for wave in found["waves"]:
+        waits = wave.get("waits_for")
+        for stage, counts in enumerate(wave.get("counts") or [{}]):
+            here = stage == wave["stage"]
+            table.add_row(
+                output.literal_text(wave["name"]) if stage == 0 else "",
+                f"{'▶' if here and not wave['ended_at'] else ' '} {stage + 1}/{wave['stages']}",
+                f"{wave['share']:.0%}" if here else "",
+                *(str(counts.get(name, "–")) for name in _WAVE_COLUMNS[3:8]),
+                output.fill_markup("{}: {}", waits["reason"], waits["detail"])
+                if here and waits
+                else "",
+            )
+    head = output.fill_markup("[bold]{}[/]  {}", found["name"], format_status(found))
+    if found.get("unconfirmed"):
+        return Group(head, unconfirmed.describe_waiting(found["unconfirmed"]), table)
+    return Group(head, table)
+
+
+def print_uncovered(found: "Json", preset: str | None = None) -> None:
+    """Print how many beacons of other boards a rollout leaves out, and which rollout has them."""
+    missed = found.get("not_covered")  # absent once a rollout is over
+    if missed is None:
+        return
+    for one in missed["boards"]:
+        output.print_markup(
+            "[yellow]not covered: {} beacons of another board, {}[/]",
+            one["beacons"],
+            one["device_type"],
+        )
+        if one["rollout_id"] is not None:
+            output.print_markup("  beacon-ota rollout show {}   is theirs", one["rollout_id"])
+        elif one["release"] is not None:
+            more = f" --preset {preset}" if preset in ("emergency", "all-at-once") else ""
+            output.print_markup("  beacon-ota rollout create {}{}", one["release"], more)
+        else:
+            output.print_markup("  there is no release of this version for {}", one["device_type"])
+    if missed["questioned"]:
+        output.print_markup(
+            "[yellow]not covered: {} beacons that say they are another board than they are "
+            "registered as[/]",
+            missed["questioned"],
+        )
+        output.print_markup("  beacon-ota beacon list --questioned")
+
+
+def print_timeline(found: "Json", each: bool) -> None:
+    """Print when each stage of a plan begins and ends; with ``each``, every beacon as well."""
+    counts: dict[tuple[Any, Any], list[str]] = {}
+    for slot in found["beacons"]:
+        if slot["at"] is not None:
+            counts.setdefault((slot["wave"], slot["stage"]), []).append(slot["at"])
+    names = [wave["name"] for wave in found["plan"]["waves"]]
+    rows = [
+        {
+            "wave": names[wave],
+            "stage": stage + 1,
+            "beacons": len(times),
+            "first": local_time(min(times)),
+            "last": local_time(max(times)),
+        }
+        for (wave, stage), times in sorted(counts.items())
+    ]
+    output.print_rows(rows, ("wave", "stage", "beacons", "first", "last"), as_json=False)
+    if each:
+        slots = [
+            {
+                **slot,
+                "wave": "–" if slot["wave"] is None else names[slot["wave"]],
+                "stage": "–" if slot["stage"] is None else slot["stage"] + 1,
+                "at": local_time(slot["at"]),
+            }
+            for slot in sorted(found["beacons"], key=lambda it: (it["at"] or "~", it["beacon_id"]))
+        ]
+        output.print_rows(slots, ("beacon_id", "wave", "stage", "at", "reason"), as_json=False)
+    output.print_markup("ends {}", local_time(found["ends_at"]))
+    for reason, count in found["left_out"].items():
+        output.print_markup("left out: {} ({})", count, reason)
+    print_uncovered(found)
+    output.print_markup("--seed {} starts exactly this", found["seed"])

@@ -1,0 +1,123 @@
+"""Calls to the orchestrator over HTTP, and the named errors that refusals become."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from beacon_ota.client.configuration import load_configuration
+from beacon_ota.errors import (
+    BeaconOtaError,
+    DeniedError,
+    InputError,
+    ReachError,
+    UsageError,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+TIMEOUT_S = (5.0, 60.0)  # to connect, and between two bytes of an answer
+
+
+class Transport:
+    """A session with one orchestrator.
+
+    Args:
+        url: of the orchestrator.
+        token: bearer token.
+        ca: PEM file that the server's certificate is to be verified with.
+        timeout_s: seconds to connect, and seconds in which the server may say nothing.
+
+    Raises:
+        UsageError: ``config_file``, ``ca_missing``.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        ca: Path | None = None,
+        timeout_s: tuple[float, float] = TIMEOUT_S,
+    ):
+        given = {} if url and token else load_configuration()
+        self.url = (url or given.get("url") or DEFAULT_URL).rstrip("/")
+        self.token = token or given.get("token")
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._timeout_s = timeout_s
+        if pinned := ca or given.get("ca") or os.environ.get("BEACON_OTA_CA"):
+            if not Path(pinned).is_file():
+                raise UsageError("ca_missing", f"there is no certificate {pinned}")
+            self._session.verify = str(pinned)
+        if self.token:
+            self._session.headers["Authorization"] = f"Bearer {self.token}"
+
+    def call(self, method: str, path: str, **options: Any) -> Any:
+        """Make a call; returns the decoded answer, None when it is empty.
+
+        Raises:
+            ReachError: ``unreachable``, or what the server says for 5xx.
+            DeniedError: 401 and 403. InputError: 404, 413, 415, 422. UsageError: 409, 410.
+        """
+        answer = self.request(method, path, **options)
+        if answer.status_code == 204 or not answer.content:
+            return None
+        try:
+            return answer.json()
+        except ValueError:
+            raise ReachError(
+                "not_an_orchestrator", f"{self.url} answers, but not as an orchestrator"
+            ) from None
+
+    @contextmanager
+    def stream_response(self, path: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+        """Open an answer whose body is read piece by piece."""
+        with self.request("GET", path, headers=headers, stream=True) as answer:
+            yield answer
+
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
+        options.setdefault("timeout", self._timeout_s)
+        try:
+            answer = self._session.request(method, self.url + path, **options)
+        except requests.RequestException as error:
+            raise ReachError(
+                "unreachable",
+                f"cannot reach {self.url}: {describe_failure(error)}",
+                found=self.url,
+            ) from None
+        if answer.status_code >= 400:
+            raise error_from_response(answer)
+        return answer
+
+
+def error_from_response(answer: requests.Response) -> BeaconOtaError:
+    """Return the error that an answer of 400 and above stands for."""
+    try:
+        document = answer.json()
+        code, detail = str(document["code"]), str(document["detail"])
+    except (ValueError, KeyError, TypeError):
+        document = {}
+        code = "not_an_orchestrator"
+        detail = f"{answer.url} answers {answer.status_code}, but not as an orchestrator"
+    kind: type[BeaconOtaError]
+    if answer.status_code in (401, 403, 429):
+        kind = DeniedError
+    elif answer.status_code in (409, 410):
+        kind = UsageError
+    elif answer.status_code >= 500 or not document:
+        kind = ReachError
+    else:
+        kind = InputError
+    return kind(code, detail, found=document.get("found"), expected=document.get("expected"))
+
+
+def describe_failure(error: requests.RequestException) -> str:
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate does not verify"
+    if isinstance(error, requests.ConnectTimeout | requests.ReadTimeout):
+        return "no answer in time"
+    if isinstance(error, requests.ConnectionError):
+        return "nobody answers there"
+    return str(error)

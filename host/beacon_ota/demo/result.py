@@ -1,0 +1,44 @@
+"""The measured result of a demonstration."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class DemoResult:
+    """The result of a demonstration.
+
+    Attributes:
+        core: description of the interpreter in the releases.
+        count: number of beacons.
+        provisioned_s: seconds from connecting to the first authenticated poll, by beacon.
+        heap_idle, heap_update: bytes in use while idle; bytes more at the most during an update.
+        updates: seconds of the beacon from the offer to the confirmed release.
+        touched: beacons that were offered the bad release.
+        rolled_back: number of those beacons that rolled back by themselves.
+        trials: trial boots of the bad release, by beacon.
+        versions: beacons by the version they run at the end.
+        seconds: duration.
+    """
+
+    core: str = ""
+    count: int = 0
+    provisioned_s: list[float] = field(default_factory=list)
+    heap_idle: int = 0
+    heap_update: int = 0
+    updates: list[float] = field(default_factory=list)
+    touched: int = 0
+    rolled_back: int = 0
+    trials: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+    versions: dict[str, int] = field(default_factory=dict)
+    release_bytes: int = 0
+    app_bytes: int = 0
+    seconds: float = 0.0
+
+
+def attempt_seconds(row: dict[str, Any]) -> float:
+    from datetime import datetime
+
+    begin, end = (datetime.fromisoformat(row[name]) for name in ("offered_at", "ended_at"))
+    return (end - begin).total_seconds()
