@@ -3,7 +3,7 @@
 import pytest
 
 from beacon_ota.images import nvs as codec
-from beacon_ota.images.nvs import Item, PageState, Type
+from beacon_ota.images.nvs_format import Item, PageState, Type
 from beacon_ota.images.partitions import Partition
 from beacon_ota.virtual.flash import esp_errors
 from beacon_ota.virtual.flash.esp_errors import EspError
