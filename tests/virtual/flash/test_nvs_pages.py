@@ -2,7 +2,7 @@
 
 import pytest
 
-from beacon_ota.images import nvs as codec
+from beacon_ota.images import nvs_format as codec
 from beacon_ota.images.nvs_format import Item, PageState, Type
 from beacon_ota.images.partitions import Partition
 from beacon_ota.virtual.flash import esp_errors
