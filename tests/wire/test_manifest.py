@@ -280,7 +280,7 @@ def judge(fields=FIELDS, **changes):
         "running": "1.2.2",
         "floor": None,
         "now": 1_750_000_000,
-        "room": 0x1C0000,
+        "slot_size": 0x1C0000,
     }
     for name in changes:
         situation[name] = changes[name]
@@ -296,7 +296,7 @@ def test_accepted():
     assert judge(floor="1.2.3") is True
     assert judge(floor="") is True
     assert judge(running="1.0.0") is True
-    assert judge(room=1_638_400) is True
+    assert judge(slot_size=1_638_400) is True
     assert judge(now=1_799_999_999) is True
 
 
@@ -312,7 +312,7 @@ def test_refused():
     assert judged(running="10.0.0") == "downgrade"
     assert judged(floor="1.2.4-security") == "downgrade"
     assert judged(running="1.0.0-rc.1") == "image"
-    assert judged(room=1_638_399) == "image"
+    assert judged(slot_size=1_638_399) == "image"
     assert judged(now=1_800_000_000) == "expired"
     assert judged(now=1 << 40) == "expired"
 
@@ -345,7 +345,7 @@ def test_unsigned_offer_meets_the_same_rules():
     assert judge(fields) is True
     assert fields["required"] is True
     assert judged(fields, running="1.2.3") == "downgrade"
-    assert judged(fields, room=4095) == "image"
+    assert judged(fields, slot_size=4095) == "image"
     for name in ("checksum", "size", "version"):
         assert refused(manifest.unsigned_fields, but(offer, **{name: None}), "esp32c3") == "image"
     assert refused(manifest.unsigned_fields, {}, "esp32c3") == "image"

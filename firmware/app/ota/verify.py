@@ -20,7 +20,7 @@ from ota import denylist
 
 KEYS = "/app/keys.json"
 _NEEDED = const(("size", "checksum", "encryption"))
-_MAX_KEYS = const(8192)  # bytes of the file: eight keys and room to spare
+_MAX_KEYS = const(8192)  # bytes of the file: eight keys and some to spare
 
 
 # Verifies an offer against this beacon's state. Returns the manifest's fields for the download.
@@ -52,9 +52,12 @@ def _read_floor(store):
 
 # The manifest fields of the offer, once the signatures, the rules and the offer itself agree. The
 # envelope is taken out of the offer, so that memory does not hold it beside what was decoded.
-# `floor`, `now` and `room` are those of wire.manifest.check_rules(). An insecure app accepts an
-# offer without a manifest, and, as long as it holds no keys, one whose signatures it cannot judge.
-async def verify_manifest(offer, device_type, running, floor, now, room, insecure=False, keys=KEYS):
+# `floor`, `now` and `slot_size` are those of wire.manifest.check_rules(). An insecure app accepts
+# an offer without a manifest, and, as long as it holds no keys, one whose signatures it cannot
+# judge.
+async def verify_manifest(
+    offer, device_type, running, floor, now, slot_size, insecure=False, keys=KEYS
+):
     envelope = offer.pop("manifest", None)
     if envelope is None:
         if not insecure:
@@ -68,7 +71,7 @@ async def verify_manifest(offer, device_type, running, floor, now, room, insecur
         await _check_signatures(payload, missing, pairs)
         fields = manifest.decode_payload(payload)
         manifest.check_offer(fields, offer)
-    manifest.check_rules(fields, device_type, running, floor, now, room)
+    manifest.check_rules(fields, device_type, running, floor, now, slot_size)
     return fields
 
 

@@ -187,9 +187,9 @@ def unsigned_fields(offer, device_type):
 
 # Raises Refused unless a beacon of this type and version may install the release. `floor`
 # is the highest version ever confirmed on it (None: none yet), `now` an
-# authenticated time in UTC seconds (None: the clock is unset), `room` the bytes
+# authenticated time in UTC seconds (None: the clock is unset), `slot_size` the bytes
 # of the slot. Returns False when only the date could not be judged.
-def check_rules(fields, device_type, running, floor, now, room):
+def check_rules(fields, device_type, running, floor, now, slot_size):
     if fields["device_type"] != device_type:
         raise Refused("device_type", "for %s, this is %s" % (fields["device_type"], device_type))
     version = fields["version"]
@@ -203,8 +203,8 @@ def check_rules(fields, device_type, running, floor, now, room):
             raise Refused("image", "needs %s, running %s" % (lowest, running))
     except ValueError:
         raise Refused("downgrade", "own version or floor unreadable")
-    if fields["size"] > room:
-        raise Refused("image", "%d bytes, slot has %d" % (fields["size"], room))
+    if fields["size"] > slot_size:
+        raise Refused("image", "%d bytes, slot has %d" % (fields["size"], slot_size))
     if now is None:
         return False
     if now >= fields["expires_at"]:
