@@ -24,8 +24,8 @@ class Settings:
         self._beacon = server.beacon
         self._trusted = trusted
         self._network = server.network or Network(server)
-        self._reported_state = self._network.state
-        self._sent_state = None  # the last STATE that was sent unasked
+        self._reported = self._network.state
+        self._sent = None  # the last STATE that was sent unasked
         self._watched = False
 
     async def handle_message(self, message, send):
@@ -43,16 +43,16 @@ class Settings:
         if self._network.refused:
             self._push_state(send)  # the reason of a failed report
         state = self._network.state
-        if state != self._reported_state:
-            self._reported_state = state
+        if state != self._reported:
+            self._reported = state
             send(blufi.REPORT, self._network.build_report())
         self._push_state(send)
 
     def _push_state(self, send):
         if self._watched and self._trusted:
             state = self._build_state(self._network.refused)
-            if state != self._sent_state:
-                self._sent_state = state
+            if state != self._sent:
+                self._sent = state
                 send(blufi.CUSTOM, state)
 
     # The client has left. The window stays open unless the new settings work.
@@ -72,7 +72,7 @@ class Settings:
             elif kind == tlv.CREDENTIALS:
                 self._beacon.store.put("creds", fields["creds"] or None)
             elif kind == tlv.FORGET:
-                self._forget_all()
+                self._forget()
             elif kind != tlv.QUERY:
                 return self._build_state("message")
         except tlv.MalformedMessage as error:
@@ -102,10 +102,10 @@ class Settings:
         self._server.check_provisioned()
         beacon.on_provisioned()
 
-    def _forget_all(self):
+    def _forget(self):
         self._beacon.journal.write("blufi", "forgot")
         factory_reset.erase_provisioned(self._beacon.store)
-        asyncio.create_task(_reset_soon())
+        asyncio.create_task(_reset())
 
     def _build_state(self, refused=None):
         beacon = self._beacon
@@ -124,6 +124,6 @@ class Settings:
         )
 
 
-async def _reset_soon():
+async def _reset():
     await asyncio.sleep_ms(_FAREWELL)
     machine.reset()

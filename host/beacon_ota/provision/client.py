@@ -20,7 +20,7 @@ from beacon_ota.errors import DeniedError, InputError, ReachError
 from beacon_ota.provision.gatt import GattConnection
 from beacon_ota.provision.session import SEALED, Initiator, error_from_abort
 from beacon_ota.virtual.radio.selection import RadioSelection
-from beacon_ota.wire import blufi, ec1, tlv, wifi
+from beacon_ota.wire import blufi, ec1, tlv, wifi, wifi_reader
 from beacon_ota.wire.blufi_names import error_name, reason_name, type_name
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class BlufiClient:
         await self._send_message(blufi.GET_LIST)
         message = await self._expect_message(blufi.LIST, SCAN_TIMEOUT_S)
         try:
-            return wifi.parse_list(message.data)
+            return wifi_reader.parse_list(message.data)
         except blufi.BlufiError:
             raise self._protocol_error("a malformed list of networks") from None
 
@@ -379,7 +379,7 @@ class BlufiClient:
 
     def _record_report(self, data: bytes) -> None:
         try:
-            found = wifi.parse_report(data)
+            found = wifi_reader.parse_report(data)
         except blufi.BlufiError:
             raise self._protocol_error("a malformed report") from None
         word = _WIFI_STATES.get(found["state"], "unknown")
