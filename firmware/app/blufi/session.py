@@ -103,7 +103,7 @@ class Session:
         elif kind == blufi.DISCONNECT_BLE:
             self._ended = True
         elif kind not in (blufi.ACK, ERROR):
-            await self._handle_request(message)
+            await self._handle(message)
 
     def _permits(self, message):
         kind = message.type
@@ -217,7 +217,7 @@ class Session:
 
     # -- settings
 
-    async def _handle_request(self, message):
+    async def _handle(self, message):
         if self._settings is None:
             from blufi.settings import Settings
 

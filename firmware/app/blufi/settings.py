@@ -36,7 +36,7 @@ class Settings:
         elif not self._trusted:
             raise BlufiError(E_SECURITY)
         else:
-            send(blufi.CUSTOM, self._handle_custom(message.data))
+            send(blufi.CUSTOM, self._handle(message.data))
 
     # Sends changes that the client waits for.
     def push_changes(self, send):
@@ -64,9 +64,9 @@ class Settings:
 
     # -- custom data: a message, and the STATE that answers it
 
-    def _handle_custom(self, data):
+    def _handle(self, data):
         try:
-            kind, fields = tlv.decode_message(data)
+            kind, fields = tlv.decode(data)
             if kind == tlv.CONFIG:
                 self._configure(fields)
             elif kind == tlv.CREDENTIALS:
@@ -94,10 +94,10 @@ class Settings:
         if "wifi2_ssid" in fields and "wifi2_pass" not in fields:
             values["wifi2_pass"] = None
         if "beacon_key" in fields and not beacon.store.text("beacon_id"):
-            values["beacon_id"] = identity.read_id(beacon.store).encode()
+            values["beacon_id"] = identity.read(beacon.store).encode()
         beacon.store.put_all(values)
         if "ibeacon" in fields:
-            beacon.radio.set_ibeacon(positioning.build_frame(beacon.store))
+            beacon.radio.set_ibeacon(positioning.frame(beacon.store))
         self._watched = True
         self._server.check_provisioned()
         beacon.on_provisioned()
@@ -110,10 +110,10 @@ class Settings:
     def _build_state(self, refused=None):
         beacon = self._beacon
         up = beacon.wifi.state == "got_ip"
-        return tlv.encode_message(
+        return tlv.encode(
             tlv.STATE,
             {
-                "beacon_id": identity.read_id(beacon.store),
+                "beacon_id": identity.read(beacon.store),
                 "version": beacon.version[:64],
                 "image": unhexlify(beacon.image_sha256) if beacon.image_sha256 else None,
                 "ip": beacon.wifi.wlan.ifconfig()[0] if up else None,
