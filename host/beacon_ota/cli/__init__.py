@@ -35,6 +35,8 @@ TABLE = {
     "deploy": Entry("deploy", "Copy the app to a board that runs MicroPython (development)."),
     "keys": Entry("keys", "Make, list, export and rotate signing keys."),
     "serve": Entry("serve", "Run the orchestrator or a mirror."),
+    "backup": Entry("backup", "Copy an orchestrator's data, while it runs."),
+    "restore": Entry("restore", "Put a backup into an empty data folder."),
     "release": Entry("release", "Sign, upload, promote, deprecate, republish releases."),
     "rollout": Entry("rollout", "Plan, start, watch and stop rollouts."),
     "beacon": Entry("beacon", "List, show and manage beacons."),

@@ -186,16 +186,16 @@ def dump(value: object) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """Show a bar on stderr for long work with bytes.
 
     Args:
         what: goes before the bar.
-        total: bytes in all.
+        total: bytes in all; None when that is learnt on the way.
         quiet: show nothing.
 
     Yields:
-        A function to call with the bytes done so far.
+        A function to call with the bytes done so far, and the bytes in all where they change.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -207,7 +207,7 @@ def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable
     )
     with Progress(*columns, console=errors, disable=quiet) as bar:
         task = bar.add_task(quoted(what), total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)
 
 
 def fail(error: BeaconOtaError) -> None:
