@@ -4,6 +4,7 @@ Every result is written down as it comes, one line of JSON, so that a campaign t
 interrupted goes on where it was.
 """
 
+import atexit
 import importlib
 import json
 import os
@@ -13,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Protocol
 
+from beacon_ota import lifeline
 from beacon_ota.errors import ReachError
 
+_ending = False  # a worker was told to end
 RESULTS = "results.jsonl"
 TASKS = 100  # cases of one worker process before it is replaced
 MODULES = {
@@ -173,7 +176,7 @@ def _outcomes(
     try:
         while True:
             for case in todo:
-                running.add(pool.submit(_one, name, case, folder, options))
+                running.add(pool.submit(_work, name, case, folder, options))
                 if len(running) >= 2 * jobs:
                     break
             if not running:
@@ -183,6 +186,10 @@ def _outcomes(
                 yield future.result()
     except BrokenProcessPool:
         raise ReachError("worker_lost", "a worker process of the campaign died") from None
+    except BaseException:  # interrupted: nobody waits for what they are at
+        for worker in active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -190,6 +197,28 @@ def _outcomes(
 def _initialise() -> None:
     """An interrupt ends the campaign's main process, and that ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
+    lifeline.hold_on_to_parent()
+
+
+def _end(*_signal: object) -> None:
+    """End a worker: the case that it is at cleans up behind it."""
+    global _ending
+    if not _ending:
+        _ending = True
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def _work(name: str, case: str, folder: Path, options: Options) -> Outcome:
+    """Run a case in a worker process."""
+    try:
+        if not _ending:
+            return _one(name, case, folder, options)
+    except SystemExit:
+        if not _ending:
+            raise
+    atexit._run_exitfuncs()  # the pool would hand us the next case, or have us wait for it
+    os._exit(128 + signal.SIGTERM)
 
 
 def _one(name: str, case: str, folder: Path, options: Options) -> Outcome:

@@ -1,7 +1,7 @@
 """The command ``beacon-ota``: a table of lazily imported groups, one module each.
 
 Exit codes: 0 done · 1 refused input or a failed check · 2 wrong usage · 3 unreachable ·
-4 not permitted · 5 stopped, and not stored yet · 130 interrupted.
+4 not permitted · 5 stopped, and not stored yet · 130 interrupted, 143 and 129 told to end.
 """
 
 import importlib
@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 import typer.core
 
-from beacon_ota import __version__
-from beacon_ota.cli._support import plain_help
+from beacon_ota import __version__, lifeline
+from beacon_ota.cli._support import ends, plain_help
 from beacon_ota.errors import BeaconOtaError, UsageError
 
 
@@ -122,6 +122,12 @@ def main(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign
+    lifeline.hold_on_to_starter()
+    with ends.as_interrupts():
+        _run(args)
+
+
+def _run(args: list[str] | None) -> None:
     try:
         app(args=args, prog_name="beacon-ota")
     except BeaconOtaError as error:

@@ -371,6 +371,7 @@ class Play:
 
     def _hold(self) -> None:
         self._stage.title = "still running: Ctrl-C ends it"
+        self._stage.say(self._stage.title)
         try:
             self._stage.wait(lambda: False, float("inf"))
         except KeyboardInterrupt:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from beacon_ota import lifeline
 from beacon_ota.errors import BeaconOtaError, ReachError, UsageError
 from beacon_ota.orchestrator.db.tables import prepared
 from beacon_ota.orchestrator.limits import LIMITS
@@ -247,6 +248,7 @@ def migrate(engine: Engine) -> None:
         capture_output=True,
         text=True,
         check=False,
+        **lifeline.options(),
     )
     if done.returncode:
         last = (done.stdout.strip().splitlines() or ["it failed without a word"])[-1]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from beacon_ota import lifeline
 from beacon_ota.errors import ReachError
 
 START_S = 60.0
@@ -35,6 +36,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            **lifeline.options(),
         )
         try:
             said = json.loads(self._line() or "{}")

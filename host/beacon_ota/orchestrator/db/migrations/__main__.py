@@ -7,8 +7,10 @@ import sys
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from beacon_ota import lifeline
 from beacon_ota.orchestrator.db.database import connect, reason_of, upgrade
 
+lifeline.hold_on_to_starter()
 engine = connect(sys.stdin.readline().strip())
 try:
     upgrade(engine)
