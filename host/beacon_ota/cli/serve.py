@@ -33,6 +33,14 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="Where the first admin token goes (mode 0600).")
     ] = None,
+    forwarded_allow_ips: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESSES",
+            help="Proxies in front, e.g. 127.0.0.1: they say who a request is from.",
+            show_default=False,
+        ),
+    ] = "",
     poll: Annotated[float, typer.Option(min=1, help="Seconds between a beacon's polls.")] = 60.0,
     zone: Annotated[str, typer.Option(help="Time zone of beacons without a site.")] = "UTC",
     window: Annotated[str, typer.Option(help="Maintenance window, HH:MM-HH:MM.")] = "03:00-05:00",
@@ -86,6 +94,7 @@ def serve(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log refusals, too.")] = False,
 ) -> None:
     """Run the orchestrator until interrupted."""
+    from beacon_ota.orchestrator.http.forwarded import parse as parse_proxies
     from beacon_ota.orchestrator.rollout.windows import parse_window
     from beacon_ota.orchestrator.server.listen import Listen
     from beacon_ota.orchestrator.server.log_format import Format
@@ -131,6 +140,7 @@ def serve(
         tls_key=tls_key,
         announce=not loopback if announce is None else announce,
         token_file=token_file,
+        proxies=parse_proxies(forwarded_allow_ips),
         time_scale=time_scale,
         on_ready=ready,
     )

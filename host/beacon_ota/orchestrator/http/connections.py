@@ -11,8 +11,10 @@ share is answered, and its connection closed after the answer.
 
 import ipaddress
 import resource
+from collections.abc import Sequence
 from typing import Protocol
 
+from beacon_ota.orchestrator.http.forwarded import Network, among
 from beacon_ota.orchestrator.limits import LIMITS
 
 BEACON = "beacon"
@@ -36,9 +38,11 @@ class Connections:
 
     Args:
         capacity: connections at once; by default as many as limits and open files allow.
+        proxies: those of many clients come from there; they have no limit by address.
     """
 
-    def __init__(self, capacity: int | None = None):
+    def __init__(self, capacity: int | None = None, proxies: Sequence[Network] = ()):
+        self._is_proxy = among(proxies)
         self.capacity = room()[0] if capacity is None else capacity
         reserved = min(LIMITS.connections_reserved, self.capacity // 4)
         self._for_beacons = self.capacity - reserved
@@ -53,7 +57,8 @@ class Connections:
     def admit(self, connection: Connection) -> bool:
         """Enter a new connection; another one may go for it. False: it was dropped itself."""
         beside = self._by_address.get(network_of(connection.address), {})
-        if len(beside) >= LIMITS.connections_unproven_per_address:
+        many = len(beside) >= LIMITS.connections_unproven_per_address
+        if many and not self._is_proxy(connection.address):
             self._drop(next(iter(beside)))
         elif len(self._unproven) >= LIMITS.connections_unproven:
             self._drop(next(iter(self._unproven)))

@@ -18,6 +18,7 @@ from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.http.body_limit import Bounded
 from beacon_ota.orchestrator.http.connections import Connections, room
+from beacon_ota.orchestrator.http.forwarded import Forwarded
 from beacon_ota.orchestrator.http.head_method import HeadMethod
 from beacon_ota.orchestrator.http.protocol import Protocol
 from beacon_ota.orchestrator.http.secure_headers import SecureHeaders
@@ -110,7 +111,7 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
             MirrorWatch(service).start()
         certificate = _certificate(listen)
         capacity, backlog = room()
-        table = Connections(capacity)
+        table = Connections(capacity, listen.proxies)
         app = create_app(service, engine, telling)
         app.router.routes.extend(dashboard.routes())
 
@@ -119,7 +120,7 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
             app.state.previews.close()
 
         config = uvicorn.Config(
-            Hot(service, SecureHeaders(HeadMethod(Bounded(app)))),
+            Forwarded(listen.proxies, Hot(service, SecureHeaders(HeadMethod(Bounded(app))))),
             http=partial(_connection, table, certificate),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
