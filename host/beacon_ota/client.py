@@ -101,9 +101,10 @@ class Client:
         try:
             return answer.json()
         except ValueError:
-            raise ReachError(
-                "not_an_orchestrator", f"{self.url} answers, but not as an orchestrator"
-            ) from None
+            raise self._stranger() from None
+
+    def _stranger(self) -> ReachError:
+        return ReachError("not_an_orchestrator", f"{self.url} answers, but not as an orchestrator")
 
     @contextmanager
     def stream(self, path: str, headers: dict[str, str]) -> Iterator[requests.Response]:
@@ -378,11 +379,13 @@ class Client:
         """Open the stream of events; the block gets an iterator over them.
 
         Raises:
-            ReachError: ``unreachable``, also when the stream breaks off.
+            ReachError: ``unreachable``, also when the stream breaks off; ``not_an_orchestrator``.
         """
         params = {**_given({"after": after}), "kind": kind}
         options = {"params": params, "stream": True, "timeout": (5.0, 60.0)}
         with self._send("GET", "/api/events", **options) as answer:
+            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                raise self._stranger()
             yield self._events(answer)
 
     def _events(self, answer: requests.Response) -> Iterator[Json]:
@@ -392,6 +395,8 @@ class Client:
                     yield json.loads(line[6:])
         except requests.RequestException as error:
             raise ReachError("unreachable", f"the stream broke off: {_why(error)}") from None
+        except ValueError:
+            raise self._stranger() from None
 
 
 def refusal(answer: requests.Response) -> BeaconOtaError:
