@@ -33,7 +33,7 @@ demo: $(VENV)/.run  ## the whole pipeline on virtual beacons, nothing to set up
 	$(BIN)/beacon-ota demo $(ARGS)
 
 test: $(VENV)/.dev  ## the test suite
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 4 $(ARGS)
 
 lint: $(VENV)/.lint  ## ruff and pyright, host and device code
 	$(BIN)/ruff check .

@@ -38,7 +38,7 @@ def pytest_report_header(config) -> str:
 @pytest.fixture(scope="session")
 def small_core() -> bytes:
     """A small app image without an interpreter."""
-    return synthetic.app(SMALL)
+    return synthetic.app_image(SMALL)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def real_core() -> combined.Core:
     given = _given()
     if given is None:
         pytest.skip("BEACON_OTA_CORE names no core")
-    return combined.load(given.read_bytes())
+    return combined.parse_core(given.read_bytes())
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +77,7 @@ def release_factory(small_core) -> Callable[..., bytes]:
         extra: Mapping[str, bytes] | None = None,
     ) -> bytes:
         texts = sources or {"main.py": b"def run():\n    print('%s')\n" % version.encode()}
-        return release.make(
+        return release.build_release(
             small_core if core is None else core,
             texts,
             version,
@@ -104,7 +104,7 @@ def flash_factory(release_factory) -> Callable[..., bytes]:
         files: Mapping[str, bytes] | None = None,
     ) -> bytes:
         built = release_factory(device_type=board) if built is None else built
-        loader = synthetic.bootloader() if bootloader is None else bootloader
-        return flash.build(boards.load(board), loader, built, settings, files)
+        loader = synthetic.bootloader_image() if bootloader is None else bootloader
+        return flash.build_flash(boards.load_board(board), loader, built, settings, files)
 
     return make

@@ -66,7 +66,7 @@ def flash_image(place: Path) -> str:
 
     main = "def run():\n    while True:\n        pass\nrun()\n"
     file = place / "board.bin"
-    file.write_bytes(bytes(builds.flash_image(builds.build("1.0.0", {"main.py": main}))))
+    file.write_bytes(bytes(builds.build_flash(builds.build_release("1.0.0", {"main.py": main}))))
     return str(file)
 
 
@@ -88,8 +88,8 @@ def signer(place: Path) -> list[str]:
 
 def pg(place: Path) -> list[str]:
     script = (
-        "from beacon_ota.campaign.rig.postgres import Cluster, programs; import time\n"
-        "one = Cluster(programs()); time.sleep(600)\n"
+        "from beacon_ota.campaign.rig.postgres import PostgresCluster, find_programs; import time\n"
+        "one = PostgresCluster(find_programs()); time.sleep(600)\n"
     )
     return [sys.executable, "-c", script]
 
@@ -122,7 +122,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_goes_on(place, case, name):
     make, word = CASES[case]
-    if case == "postgres" and postgres.programs() is None:
+    if case == "postgres" and postgres.find_programs() is None:
         pytest.skip("no PostgreSQL here (Debian: apt-get install postgresql)")
     env = {**os.environ, "TMPDIR": str(place), "HOME": str(place), "BEACON_OTA_CONFIG": str(place)}
     env.pop("BEACON_OTA_CORE", None)

@@ -15,7 +15,7 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 if sys.argv[1] == "mapped":
-    malloc.one_arena()
+    malloc.limit_to_one_arena()
     malloc.map_buffers()
 bytearray(4 << 20)  # from now on glibc takes such buffers from its heap, too
 large = ["x" * size for size in range(2 << 20, (2 << 20) + 20)]
@@ -23,7 +23,7 @@ after = bytearray(100_000)
 before = resident()
 del large
 if sys.argv[1] == "trimmed":
-    malloc.trim()
+    malloc.trim_heap()
 print(before - resident())
 """
 

@@ -27,7 +27,7 @@ campaign/kills/simulated_beacon.py
 campaign/power/mutants.py
 campaign/power/recording.py
 campaign/report.py
-campaign/rig/bench.py
+campaign/rig/beacon_rig.py
 campaign/rig/builds.py
 campaign/rig/http_server.py
 campaign/rig/invariants.py
@@ -56,16 +56,16 @@ orchestrator/api/unconfirmed.py
 orchestrator/api/webhooks.py
 orchestrator/beacon_api/download.py
 orchestrator/core/health.py
-orchestrator/core/remembered.py
+orchestrator/core/credential_cache.py
 orchestrator/db/schema.py
 orchestrator/db/tables/attempts.py
 orchestrator/db/tables/beacons.py
-orchestrator/db/tables/books.py
+orchestrator/db/tables/mirror_books.py
 orchestrator/db/tables/changes.py
 orchestrator/db/tables/device_types.py
 orchestrator/db/tables/events.py
 orchestrator/db/tables/firmwares.py
-orchestrator/db/tables/former.py
+orchestrator/db/tables/former_beacons.py
 orchestrator/db/tables/mirror_watch.py
 orchestrator/db/tables/mirrors.py
 orchestrator/db/tables/outbox.py
@@ -97,7 +97,7 @@ orchestrator/server/start.py
 orchestrator/server/subprocess.py
 orchestrator/settings.py
 virtual/beacon.py
-virtual/board.py
+virtual/peripherals.py
 virtual/clock.py
 virtual/flash/esp_errors.py
 virtual/flash/nvs_page.py
@@ -117,7 +117,7 @@ virtual/radio/events.py
 virtual/radio/interfaces.py
 virtual/radio/link.py
 virtual/radio/observer.py
-virtual/radio/room.py
+virtual/radio/space.py
 virtual/radio/stack.py
 virtual/radio/transport.py
 virtual/reactor.py

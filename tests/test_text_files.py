@@ -17,7 +17,7 @@ TEXT = "Büro: ключ ✓\r\nsecond"
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, encoding):
     (tmp_path / "file").write_bytes(TEXT.encode(encoding))
-    assert text_files.read(tmp_path / "file") == TEXT
+    assert text_files.read_text(tmp_path / "file") == TEXT
     assert text_files.read_line(tmp_path / "file") == "Büro: ключ ✓"
 
 
@@ -35,24 +35,24 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, encoding):
 def test_another_encoding_is_refused_by_its_name(tmp_path, data, found):
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(InputError) as caught:
-        text_files.read(tmp_path / "file")
+        text_files.read_text(tmp_path / "file")
     assert (caught.value.code, caught.value.found) == ("file_encoding", found)
 
 
 def test_a_file_that_is_not_there_or_too_large(tmp_path):
     with pytest.raises(UsageError) as caught:
-        text_files.read(tmp_path / "file")
+        text_files.read_text(tmp_path / "file")
     assert caught.value.code == "file_missing"
     (tmp_path / "file").write_bytes(b"x" * 11)
     with pytest.raises(InputError) as caught:
-        text_files.read(tmp_path / "file", 10)
+        text_files.read_text(tmp_path / "file", 10)
     assert caught.value.code == "file_too_large"
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_text_or_a_named_error_prop(data):
     try:
-        found = text_files.decode(data, "file")
+        found = text_files.decode_text(data, "file")
     except BeaconOtaError as error:
         assert error.code == "file_encoding" and error.found
     else:

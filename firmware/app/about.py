@@ -10,7 +10,7 @@ _DESCRIPTION = const(48)  # where an image keeps its version text
 
 
 # (version, device type, is it built without signatures?)
-def read():
+def read_release():
     try:
         with open("/app/app.json") as f:
             about = json.load(f)

@@ -5,7 +5,7 @@ import sys
 
 
 # One line for a journal entry: the error, and where in our code.
-def describe(error):
+def describe_error(error):
     text = io.StringIO()
     sys.print_exception(error, text)
     lines = text.getvalue().strip().split("\n")

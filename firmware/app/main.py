@@ -7,8 +7,8 @@ import gc
 import time
 
 import machine
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import adverts
 
 _SETTLED = const(3000)  # ms that the services have to run before they count as running
@@ -22,8 +22,8 @@ class Beacon:
         from store import Store
         from supervise import Supervisor
 
-        self.cause = machine.reset_cause()
-        clock.begin()
+        self.reset_cause = machine.reset_cause()
+        clock.load_guess_mark()
         self.store = Store()
         self.journal = Journal(self.store)
         self.supervisor = Supervisor(self.journal)
@@ -32,20 +32,20 @@ class Beacon:
 
         from ota import returned
 
-        returned.note(self.store, self.journal, self.cause)
+        returned.record_return(self.store, self.journal, self.reset_cause)
         returned = None
-        forget("ota.returned")
+        unload("ota.returned")
         self.radio = Radio(self.store, self.journal)
-        self.radio.start(self.cause)
+        self.radio.start(self.reset_cause)
 
         from net.wifi import Wifi
 
         self.wifi = Wifi(self.store, self.journal)
         import about
 
-        self.version, self.device_type, self.insecure = about.read()
+        self.version, self.device_type, self.insecure = about.read_release()
         about = None
-        forget("about")
+        unload("about")
 
         from ota.slots import Slots
         from services import positioning
@@ -53,65 +53,65 @@ class Beacon:
         self.slots = Slots()
         import wiring
 
-        self.access, self.blufi, self.button = wiring.start(self)
+        self.access, self.blufi, self.button = wiring.start_services(self)
         wiring = None
-        forget("wiring")
-        self.announce()
-        self.radio.open(positioning.frame(self.store))
+        unload("wiring")
+        self.advertise_status()
+        self.radio.start_advertising(positioning.build_frame(self.store))
         positioning = None
-        forget("services.positioning")
+        unload("services.positioning")
 
         from net.api import Api
         from ota.agent import Agent
 
         self.api = Api(self.store, self.wifi)
         self.agent = Agent(self)
-        self.image = ""  # SHA-256 of the running release, once it is known
+        self.image_sha256 = ""  # SHA-256 of the running release, once it is known
         self._heap_min = 1 << 30
 
     # Says on the air what runs here, and how it is with provisioning; again when that has changed.
-    def announce(self):
+    def advertise_status(self):
         flags = 0
         if self.blufi:
             flags = adverts.PROVISIONED if self.blufi.provisioned else 0
-            if self.blufi.locked():
+            if self.blufi.is_locked():
                 flags |= adverts.LOCKED
-        if self.button and self.button.held:
-            flags |= adverts.HELD
-        if self.slots.on_trial():
+        if self.button and self.button.pressed:
+            flags |= adverts.PRESSED
+        if self.slots.is_on_trial():
             flags |= adverts.TRIAL
         if self.insecure:
             flags |= adverts.INSECURE
-        self.radio.about(adverts.status(flags, self.version))
+        self.radio.set_status(adverts.build_status(flags, self.version))
 
     # Somebody has provisioned it: the orchestrator is asked at once.
-    def settled(self):
-        self.announce()
+    def on_provisioned(self):
+        self.advertise_status()
         self.api.reload()
-        self.agent.poke()
+        self.agent.poll_now()
 
     # Do the services run? Asked by the health check of a release on trial; whether Bluetooth has
     # to be there at all is the radio's to say.
-    def fit(self):
+    def services_healthy(self):
         settled = time.ticks_diff(time.ticks_ms(), self._begun) > _SETTLED
-        served = self.access is None or self.access.up()
+        served = self.access is None or self.access.is_ready()
         return settled and served and not self.supervisor.deaths
 
     # The least that was free after a collection; every call looks again.
-    def heap(self):
+    def measure_heap(self):
         gc.collect()
         self._heap_min = min(self._heap_min, gc.mem_free())
         return self._heap_min
 
     # A confirmed release that runs for a while has not crashed: stage 0 counts from zero again.
-    async def _healthy(self):
+    async def _record_good_boot(self):
         await asyncio.sleep(self.store.policy("healthy_s"))
-        if not self.slots.on_trial():
-            self.forget_crashes()
-        self.radio.healthy()
+        if not self.slots.is_on_trial():
+            self.clear_crash_count()
+        self.radio.record_good_boot()
 
     # Stage 0 counts in NVS, and in RTC memory where NVS takes nothing.
-    def forget_crashes(self):
+    def clear_crash_count(self):
         if self.store.number("crashes"):
             self.store.try_put("crashes", None)
         memory = machine.RTC().memory
@@ -128,7 +128,7 @@ class Beacon:
             start("blufi", self.blufi.run)
         if self.button:
             start("button", self.button.run)
-        asyncio.create_task(self._healthy())
+        asyncio.create_task(self._record_good_boot())
         await self.supervisor.run()
 
 

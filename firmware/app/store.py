@@ -4,19 +4,19 @@
 import json
 
 from esp32 import NVS
-from lazy import forget
 from micropython import const
+from modules import unload
 
 _TEXT = const(128)  # bytes; the longest setting is a URL
 _RECORD = const(1024)
 _LOG = const(1536)
 _NOT_FOUND = const(-4354)
-_SPARE = "spare"
-_RING = "journal"  # whose places are made to be overwritten
+_SPARE = const("spare")
+_RING = const("journal")  # whose places are made to be overwritten
 
 # What a fleet may tune, in the NVS record `policy`: name, default, lowest, highest. A text, because
 # as many tuples take three times the memory.
-_TABLE = (
+_TABLE = const(
     " poll_s 300 5 86400 "  # between polls when the orchestrator names no time
     " stall_s 20 2 300 "  # without a byte before a download counts as stalled
     " give_up_s 300 10 86400 "  # for a whole download with its retries
@@ -54,7 +54,7 @@ POLICY = _Policy()
 
 # Stands in for an NVS that cannot be opened (damaged, or full before there was a namespace):
 # nothing is in it and nothing goes in, but the beacon runs.
-class _Closed:
+class _ClosedNvs:
     def __init__(self, code):
         self._code = code
 
@@ -73,8 +73,8 @@ class Store:
             self.nvs = NVS("beacon")  # one handle: they are never given back
         except OSError as error:
             print("settings:", error)
-            self.nvs = _Closed(error.errno)
-        self._recover()
+            self.nvs = _ClosedNvs(error.errno)
+        self._replay_log()
         self.load_policy()
 
     def blob(self, key, limit=_TEXT):
@@ -113,7 +113,7 @@ class Store:
         else:
             if not isinstance(value, (bytes, str)):
                 value = json.dumps(value)
-            self._replace(key, value if isinstance(value, bytes) else value.encode())
+            self._journalled_set(key, value if isinstance(value, bytes) else value.encode())
         self.nvs.commit()
 
     # The same for what the beacon can do without: False when NVS does not take it.
@@ -128,7 +128,7 @@ class Store:
     # ESP-IDF can lose a blob whose new value was cut off between its data and its index: at the
     # next start the old data pass for a duplicate. A value that is replaced therefore lies in
     # `spare`, a key of its own, until the replacement is whole.
-    def _replace(self, key, value):
+    def _journalled_set(self, key, value):
         old = self.blob(key, _RECORD)
         if old == value:
             return
@@ -140,13 +140,13 @@ class Store:
     # All of these, or none of them when the power fails before `spare` is written. Bytes, numbers,
     # and None to erase.
     def put_all(self, values):
-        import spare
+        import redo_log
 
         try:
-            spare.put_all(self, values)
+            redo_log.put_all(self, values)
         finally:
-            spare = None
-            forget("spare")
+            redo_log = None
+            unload("redo_log")
 
     def erase(self, key):
         try:
@@ -157,18 +157,18 @@ class Store:
 
     # What cannot be done again (a full NVS, bytes that are none of ours) must not keep the beacon
     # from starting.
-    def _recover(self):
+    def _replay_log(self):
         log = self.blob(_SPARE, _LOG)
         if log:
-            import spare
+            import redo_log
 
             try:
-                spare.redo(self, log)
+                redo_log.replay(self, log)
             except (OSError, ValueError, IndexError) as error:
                 print("settings:", repr(error))
                 self.try_put(_SPARE, None)
-            spare = None
-            forget("spare")
+            redo_log = None
+            unload("redo_log")
 
     # After somebody has changed it.
     def load_policy(self):

@@ -9,8 +9,8 @@ import sys
 import time
 
 import machine
-from lazy import forget
 from micropython import const
+from modules import unload
 
 WDT = const(30000)  # ms
 _FEED = const(2000)
@@ -30,9 +30,9 @@ class Supervisor:
 
     # `make` returns the task's coroutine; a task has no end of its own.
     def start(self, name, make):
-        asyncio.create_task(self._keep(name, make))
+        asyncio.create_task(self._run_forever(name, make))
 
-    async def _keep(self, name, make):
+    async def _run_forever(self, name, make):
         pause = 1000
         while True:
             begun = time.ticks_ms()
@@ -41,20 +41,20 @@ class Supervisor:
                 why = "returned"
             except Exception as error:
                 sys.print_exception(error)
-                from describe import describe
+                from describe import describe_error
 
-                why = describe(error)
-                forget("describe")
+                why = describe_error(error)
+                unload("describe")
             now = time.ticks_ms()
             self.deaths += 1
             self._journal.write("task", name, why)
-            self._count(name, now)
+            self._count_death(name, now)
             if not 0 <= time.ticks_diff(now, begun) < _MINUTE:  # ticks come round
                 pause = 1000
             await asyncio.sleep_ms(pause)
             pause = min(2 * pause, _MAX_PAUSE)
 
-    def _count(self, name, now):
+    def _count_death(self, name, now):
         self._recent = [one for one in self._recent if 0 <= time.ticks_diff(now, one[1]) < _MINUTE]
         self._recent.append((name, now))
         if sum(death[0] == name for death in self._recent) >= _DEATHS:

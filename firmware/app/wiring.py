@@ -2,17 +2,17 @@
 
 
 # (access control, provisioning, the button), None for what there is not.
-def start(beacon):
-    if not beacon.radio.on():
+def start_services(beacon):
+    if not beacon.radio.is_on():
         return None, None, None
     from blufi.server import Server
     from services.access import Access
 
     access = Access(beacon.store, beacon.radio)
-    return access, Server(beacon), _button(beacon)
+    return access, Server(beacon), _make_button(beacon)
 
 
-def _button(beacon):
+def _make_button(beacon):
     pin = beacon.store.policy("button_pin")
     if pin < 0:
         return None

@@ -1,11 +1,14 @@
-# Stage 0: the first Python of every boot. Written once at flashing and never again in the field, so
-# it is short, imports nothing from the app and trusts nothing it reads. In this order: start a
-# watchdog, put the boot on trial or not, give a trial its hard limits, find the running slot's app
-# and mount it.
-# An exception must never leave this file: the port would skip main.py, and the chip would stay at
-# the prompt. A trial that cannot be limited ends in a reset; whatever else fails (NVS above all) is
-# printed, and the app starts without it.
-# What it defines at the top stays for main.py, which runs in the same namespace.
+# Stage 0: the first Python of every boot. It is written once, at flashing, and cannot be updated in
+# the field, so it is short, imports nothing from the app and trusts nothing it reads. In order, it
+# starts a watchdog, finds out whether this boot is a trial, gives a trial its hard limits, and
+# mounts the app of the running slot.
+#
+# * An exception must never leave this file: the port would skip main.py, and the chip would stay at
+#   the prompt.
+# * A trial that cannot be limited ends in a reset.
+# * Any other failure (mostly of NVS) is printed, and the app starts all the same.
+#
+# main.py runs in the same namespace: it uses journal_write(), `crashes` and `failure`.
 
 import json
 import os
@@ -24,12 +27,13 @@ except ImportError:  # before MicroPython 1.23
 
 TRIALS = 3
 TRIAL_LIMIT = 900_000  # ms that an unconfirmed release may run
-WATCHDOG = 60_000  # ms until the app has to have its own, or to feed this one
-RESCUE = 8  # crashes in a row before the other slot gets its turn
+WATCHDOG = 60_000  # ms; by then the app has started a watchdog of its own, or fed this one
+RESCUE = 8  # crashes in a row before the other slot gets a trial
 
-# Before anything is read: a confirmed app that hangs at its start, a damaged filesystem or a Ctrl-C
-# out of noise on the console's pin would hold the chip for ever, and what never resets is never
-# rescued. Without one a confirmed app starts all the same; guard() insists.
+# The watchdog starts before anything is read: a confirmed app that hangs at its start, a damaged
+# filesystem, or noise on the console's pin that reads as Ctrl-C would hold the chip for ever, and a
+# chip that never resets is never rescued. A confirmed app also starts without a watchdog; a trial
+# does not (start_trial_deadline).
 try:
     machine.WDT(timeout=WATCHDOG)
 except Exception as error:
@@ -40,17 +44,18 @@ crashes = 0
 failure = None  # why there is no app to run
 
 
-# Is the clock's date only a guess of the app's? It says so in RTC memory, behind our eight bytes.
-def guessed():
+# Whether the clock's date is only a guess of the app (net/clock.py): the app notes that in RTC
+# memory, behind the eight bytes of stage 0.
+def clock_is_guessed():
     try:
         return machine.RTC().memory()[8:13] == b"guess"
     except Exception:
         return False
 
 
-# One line in the error journal: the same ring that the app keeps, because what stage 0 has to say
-# is said when no app is there to say it. It never raises: no reset waits for a reason.
-def note(code, detail):
+# Writes one entry into the error journal, the same ring that the app keeps: stage 0 has something
+# to say when there is no app to say it. Never raises, because a reset must not depend on it.
+def journal_write(code, detail):
     try:
         nvs = NVS("beacon")
         entry = bytearray(1024)
@@ -60,7 +65,7 @@ def note(code, detail):
             if 0 < found < 1 << 29:
                 seq = found
         except OSError:
-            pass  # nothing was delivered yet
+            pass  # no entry was delivered yet
         for i in range(8):
             try:
                 size = nvs.get_blob("journal%d" % i, entry)
@@ -68,10 +73,10 @@ def note(code, detail):
                 if isinstance(found, int) and found < 1 << 29:
                     seq = max(seq, found)
             except Exception:
-                continue  # an unused or unreadable place of the ring
+                continue  # this place of the ring is unused or unreadable
         seq += 1
         now = int(time.time()) + (946684800 if time.gmtime(0)[0] == 2000 else 0)
-        if now <= 1735689600 or guessed():
+        if now <= 1735689600 or clock_is_guessed():
             now = 0
         entry = json.dumps([seq, now, "boot", code, detail[:80]])
         place = "journal%d" % (seq % 8)
@@ -86,10 +91,10 @@ def note(code, detail):
         print("journal: not stored:", repr(error))
 
 
-# Counts this reset, and returns how many there were in a row. Where NVS does not keep the number,
-# RTC memory does, as long as there is power: a count that stands still would never bring a rescue,
-# or with every reset.
-def count():
+# Counts this reset, and returns how many crashes there were in a row. When NVS does not keep the
+# number, RTC memory does until the power is cut: with a number that never changes there would be no
+# rescue at all, or one at every reset.
+def count_crash():
     try:
         nvs = NVS("beacon")
         try:
@@ -105,7 +110,7 @@ def count():
         print("crashes: not stored:", repr(error))
     try:
         memory = machine.RTC().memory
-        kept = memory()  # what lies behind the first eight bytes is the app's
+        kept = memory()  # the app uses the bytes behind the first eight
         number = min(kept[7] + 1, 255) if kept[:7] == b"crashes" and len(kept) > 7 else 1
         memory(b"crashes" + bytes((number,)) + kept[8:])
         return number
@@ -114,9 +119,9 @@ def count():
     return 1
 
 
-# The active otadata entry as the bootloader picks it: (sector, slot number, state, its 32 bytes);
-# sector -1 when no entry counts.
-def active(ota, slots):
+# The active otadata entry, chosen as the bootloader chooses it: (sector, slot number, state, its 32
+# bytes); the sector is -1 when there is no valid entry.
+def find_active_entry(ota, slots):
     best = (-1, -1, -1, b"")
     top = -1
     for sector in (0, 1):
@@ -132,11 +137,11 @@ def active(ota, slots):
     return best
 
 
-# One of at most three trial boots: burn a mark in the entry's unused label, then turn PENDING back
-# to NEW by clearing one bit. Both only clear bits, so no erase puts the entry at risk, and a cut
-# anywhere leaves the bootloader either on another trial or on the old slot. The mark comes first:
-# a trial that is not counted would be a boot loop without end.
-def burn(ota, sector, entry):
+# Marks one of at most three trial boots in the entry's unused label, then turns PENDING back to NEW
+# by clearing one bit. Both writes only clear bits, so no erase puts the entry at risk, and after a
+# power cut anywhere the bootloader boots either another trial or the old slot. The mark is written
+# first: trials that are not counted would be an endless boot loop.
+def mark_trial_boot(ota, sector, entry):
     check = bytearray(32)
     for at in range(4, 3 + TRIALS):
         if entry[at] == 0xFF:
@@ -148,27 +153,28 @@ def burn(ota, sector, entry):
     # The last trial stays PENDING: its reset is the rollback.
 
 
-# Nobody feeds and nobody confirms: the chip resets by itself, whatever the app believes of itself.
-# The timer comes again, because the port drops a callback when too many wait for their turn; what
-# it needs is made now, because the app may have used up the heap by then.
-def guard(ota, sector):
+# Limits a trial by a watchdog and by a timer that resets the chip unless otadata says VALID by
+# then, whatever the app thinks of itself. The timer is periodic, because the port drops a callback
+# when too many are scheduled. Its buffer is made now, because the app may have used up the heap
+# when the timer fires.
+def start_trial_deadline(ota, sector):
     machine.WDT(timeout=WATCHDOG)
     state = bytearray(4)
 
-    def late(_):
+    def reset_unless_valid(_):
         try:
             ota.readblocks(sector, state, 24)
         except Exception:
-            state[0] = 0  # what cannot be read confirms nothing
+            state[0] = 0  # an entry that cannot be read does not confirm the release
         if state[0] != 2:
             machine.reset()
 
-    machine.Timer(0, mode=machine.Timer.PERIODIC, period=TRIAL_LIMIT, callback=late)
+    machine.Timer(0, mode=machine.Timer.PERIODIC, period=TRIAL_LIMIT, callback=reset_unless_valid)
 
 
-# The read-only block device of an app filesystem, behind the core. Its blocks are smaller than
-# sectors: nothing is ever erased here, and at 4 KiB a block dozens of small modules would not fit.
-class Tail:
+# The read-only block device of the app filesystem behind the core. Its blocks are smaller than
+# sectors, because dozens of small modules would not fit with 4 KiB a block; no block is erased.
+class AppBlockDevice:
     def __init__(self, part, start, block, count):
         self.part = part
         self.start = start
@@ -185,9 +191,9 @@ class Tail:
         return self.count if op == 4 else self.block if op == 5 else 0
 
 
-# Where a slot's app filesystem lies: behind the core's segments, checksum and hash, at the next
-# sector. None when there is no image, or no filesystem behind it.
-def tail(part):
+# The block device of a slot's app filesystem, which begins at the next sector behind the core's
+# segments, checksum and hash. None when there is no image, or no filesystem behind it.
+def find_app(part):
     size = part.info()[3]
     head = bytearray(32)
     part.readblocks(0, head, 0)
@@ -211,12 +217,13 @@ def tail(part):
         or not 2 <= count <= (size - at) // block
     ):
         return None
-    return Tail(part, at, block, count)
+    return AppBlockDevice(part, at, block, count)
 
 
-# The confirmed app crashes for ever: give another slot a trial, the factory app last. set_boot's
-# traps: never a slot that otadata selects already, and never onto stale trial marks. The entry that
-# counts is not touched before set_boot has checked the other image and written its entry whole.
+# Gives another slot a trial when the confirmed app keeps crashing; the factory app comes last.
+# set_boot() must not be called for a slot that otadata selects already, nor onto stale trial marks.
+# The active entry is not touched before set_boot() has checked the other image and written its
+# entry completely.
 def rescue(ota, slots, running, sector, slot):
     cause = machine.reset_cause()
     cause = "watchdog" if cause == machine.WDT_RESET else "cause %d" % cause
@@ -225,21 +232,21 @@ def rescue(ota, slots, running, sector, slot):
         if address == running.info()[2] or kind == 0x10 + slot:
             continue
         try:
-            if kind and not tail(part):
+            if kind and not find_app(part):
                 continue
             if kind:
                 ota.ioctl(6, 0 if sector < 0 else 1 - sector)
             part.set_boot()
         except Exception as error:
-            note("rescue", "%s: %r" % (label, error))
+            journal_write("rescue", "%s: %r" % (label, error))
             continue
-        note("rescue", "%s: %d resets, the last by %s" % (label, crashes, cause))
+        journal_write("rescue", "%s: %d resets, the last by %s" % (label, crashes, cause))
         machine.reset()
 
 
-# Is this boot a trial? Then it gets its limits, or ends: without them nothing would end it. Else
-# this reset may count as a crash.
-def judge(running):
+# Returns whether this boot is a trial. A trial gets its limits, or ends in a reset, because without
+# limits a hanging trial would never end. Otherwise this reset may count as a crash.
+def limit_trial_or_count_crash(running):
     global crashes
     slots = []
     while len(slots) < 16:
@@ -252,62 +259,73 @@ def judge(running):
     sector, slot, state, entry = (-1, -1, -1, b"")
     try:
         if ota:
-            sector, slot, state, entry = active(ota, len(slots))
+            sector, slot, state, entry = find_active_entry(ota, len(slots))
     except Exception as error:
         sys.print_exception(error)
-        ota = None  # unreadable: nothing is changed there
+        ota = None  # unreadable, so it is not changed
     if state in (0, 1) and running.info()[1] == 0x10 + slot:
         try:
             if state == 1:
-                burn(ota, sector, entry)
-            guard(ota, sector)
+                mark_trial_boot(ota, sector, entry)
+            start_trial_deadline(ota, sector)
         except Exception as error:
             sys.print_exception(error)
             machine.reset()
         return True
     if machine.reset_cause() not in (machine.PWRON_RESET, machine.DEEPSLEEP_RESET):
-        crashes = count()
-        # 8, 16, 32, ...: two broken slots that take turns must not wear out the flash.
+        crashes = count_crash()
+        # At 8, 16, 32, ... only: two broken slots that take turns must not wear out the flash.
         if ota and crashes >= RESCUE and not crashes & crashes - 1:
             rescue(ota, slots, running, sector, slot)
     return False
 
 
-# Mounts the app's filesystem, where there is one, and returns the folder to import from.
-def mount(running):
-    device = tail(running)
+# Mounts the app's filesystem, if there is one, and returns the folders to import from.
+def mount_app(running):
+    device = find_app(running)
     if device:
         vfs.mount(device, "/app", readonly=True)
-    elif "app" not in os.listdir("/"):  # where development puts it
+    elif "app" not in os.listdir("/"):  # a folder of sources, during development
         return []
     return ["/app"]
 
 
 # Puts the app's folder in front of everything else that can be imported. An app that is frozen into
-# the core may have a filesystem, too, for its keys. What cannot be mounted is main.py's to say.
-def start():
+# the core may have a filesystem as well, for its keys. main.py reports an app that cannot be
+# mounted.
+def prepare_app():
     global failure
     running = Partition(Partition.RUNNING)
     trial = False
     try:
-        trial = judge(running)
+        trial = limit_trial_or_count_crash(running)
     except Exception as error:
         sys.print_exception(error)
     sys.path[:] = [".frozen/app", ".frozen"]
     try:
-        sys.path[:0] = mount(running)
+        sys.path[:0] = mount_app(running)
     except Exception as error:
         if trial:
-            note("crash", "mount: %r" % error)
+            journal_write("crash", "mount: %r" % error)
             machine.reset()
         failure = error
 
 
 try:
-    start()
+    prepare_app()
 except Exception as error:
     failure = error
 
-# Nobody needs these any more, and they take memory for as long as the app runs.
-for name in ("active", "burn", "count", "guard", "judge", "mount", "rescue", "start", "tail"):
+# They are not needed any more, and would take memory for as long as the app runs.
+for name in (
+    "find_active_entry",
+    "mark_trial_boot",
+    "count_crash",
+    "start_trial_deadline",
+    "limit_trial_or_count_crash",
+    "mount_app",
+    "rescue",
+    "prepare_app",
+    "find_app",
+):
     globals().pop(name, None)

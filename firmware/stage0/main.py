@@ -1,7 +1,8 @@
-# Stage 0, second half: runs the app and sees to it that whatever ends it ends in a reset, with its
-# reason in the journal. Only a person at the console (Ctrl-C) gets the interpreter's prompt.
-# `note`, `crashes` and `failure` are boot.py's: the port runs both files in one namespace. Should
-# they be missing, or the reason impossible to tell, the reset comes all the same.
+# Stage 0, second half: runs the app, and resets the chip however the app ends, with the reason in
+# the journal. Only Ctrl-C at the console leads to the interpreter's prompt.
+#
+# `journal_write`, `crashes` and `failure` come from boot.py: the port runs both files in one
+# namespace. If they are missing, or the reason cannot be told, the chip is reset all the same.
 # pyright: reportUndefinedVariable=false
 
 import gc
@@ -22,7 +23,7 @@ except KeyboardInterrupt:
     raise
 except BaseException as error:
     try:
-        # The app may have used up the memory that telling takes.
+        # The app may have used up the memory that this needs.
         main = None
         sys.modules.clear()
         gc.collect()
@@ -33,11 +34,11 @@ except BaseException as error:
         text = text.split("\n")
         where = text[-2].strip() if len(text) > 1 else ""
         where = where.replace('File "', "").replace('", line ', ":")
-        note("crash", text[-1] + " " + where)
+        journal_write("crash", text[-1] + " " + where)
     except Exception as failed:
         print("journal:", repr(failed))
 
-# The more crashes in a row, the slower: an operator can then read the console.
+# The delay grows with the crashes in a row, so that an operator can read the console.
 try:
     time.sleep(min(crashes, 20))
 except Exception as failed:

@@ -33,23 +33,23 @@ TIMEOUT_S = (5.0, 60.0)
 Json = dict[str, Any]
 
 
-def config_file() -> Path:
+def config_path() -> Path:
     """Return where the configuration lies, whether it exists or not."""
     folder = os.environ.get("BEACON_OTA_CONFIG")
     return (Path(folder) if folder else Path.home() / ".config" / "beacon-ota") / "config.toml"
 
 
-def configured() -> dict[str, str]:
+def load_configuration() -> dict[str, str]:
     """Return ``url``, ``token`` and ``ca`` as the environment and the configuration give them.
 
     Raises:
         UsageError: ``config_file``.
     """
     found: dict[str, str] = {}
-    file = config_file()
+    file = config_path()
     if file.is_file():
         try:
-            found = {k: str(v) for k, v in tomllib.loads(text_files.read(file)).items()}
+            found = {k: str(v) for k, v in tomllib.loads(text_files.read_text(file)).items()}
         except (tomllib.TOMLDecodeError, BeaconOtaError) as error:
             raise UsageError("config_file", f"{file} cannot be read: {error}") from None
     for name in ("url", "token", "ca"):
@@ -75,7 +75,7 @@ class Client:
         ca: Path | None = None,
         timeout_s: tuple[float, float] = TIMEOUT_S,
     ):
-        given = {} if url and token else configured()
+        given = {} if url and token else load_configuration()
         self.url = (url or given.get("url") or DEFAULT_URL).rstrip("/")
         self.token = token or given.get("token")
         self._session = requests.Session()
@@ -95,7 +95,7 @@ class Client:
             ReachError: ``unreachable``, or what the server says for 5xx.
             DeniedError: 401 and 403. InputError: 404, 413, 415, 422. UsageError: 409, 410.
         """
-        answer = self._send(method, path, **options)
+        answer = self.request(method, path, **options)
         if answer.status_code == 204 or not answer.content:
             return None
         try:
@@ -107,12 +107,12 @@ class Client:
         return ReachError("not_an_orchestrator", f"{self.url} answers, but not as an orchestrator")
 
     @contextmanager
-    def stream(self, path: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+    def stream_response(self, path: str, headers: dict[str, str]) -> Iterator[requests.Response]:
         """Open an answer whose body is read piece by piece."""
-        with self._send("GET", path, headers=headers, stream=True) as answer:
+        with self.request("GET", path, headers=headers, stream=True) as answer:
             yield answer
 
-    def _send(self, method: str, path: str, **options: Any) -> requests.Response:
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
         options.setdefault("timeout", self._timeout_s)
         try:
             answer = self._session.request(
@@ -120,22 +120,24 @@ class Client:
             )
         except requests.RequestException as error:
             raise ReachError(
-                "unreachable", f"cannot reach {self.url}: {_why(error)}", found=self.url
+                "unreachable",
+                f"cannot reach {self.url}: {_describe_failure(error)}",
+                found=self.url,
             ) from None
         if answer.is_redirect:  # followed, a POST would become a GET, and the token travel on
             raise _moved(answer, path)
         if answer.status_code >= 400:
-            raise refusal(answer)
+            raise error_from_response(answer)
         return answer
 
     # ---- releases ----
 
-    def upload(self, image: Path | BinaryIO, **fields: str) -> Json:
+    def upload_firmware(self, image: Path | BinaryIO, **fields: str) -> Json:
         """Upload a release image; ``fields`` are those of the form."""
         if isinstance(image, Path):
             try:
                 with image.open("rb") as file:
-                    return self.upload(file, **fields)
+                    return self.upload_firmware(file, **fields)
             except OSError as error:
                 raise UsageError(
                     "file_unreadable", f"cannot read {image}: {error.strerror}"
@@ -144,18 +146,18 @@ class Client:
             "POST", "/api/firmwares/upload", data=fields, files={"binary": ("image", image)}
         )
 
-    def firmwares(self, **filters: Any) -> list[Json]:
+    def list_firmwares(self, **filters: Any) -> list[Json]:
         """Return the releases, newest first."""
-        return self.call("GET", "/api/firmwares", params=_given(filters))["firmwares"]
+        return self.call("GET", "/api/firmwares", params=_drop_none(filters))["firmwares"]
 
-    def firmware(self, name: str) -> Json:
+    def find_firmware(self, name: str) -> Json:
         """Return a release by its id, or by ``version`` or ``device_type/version``."""
         if len(name) == 24 and not name.strip("0123456789abcdef"):
             return self.call("GET", f"/api/firmwares/{name}")
         device_type, _, version = name.rpartition("/")
         found = [
             one
-            for one in self.firmwares(device_type=device_type or None)
+            for one in self.list_firmwares(device_type=device_type or None)
             if one["version"] == version
         ]
         if len(found) != 1:
@@ -167,21 +169,23 @@ class Client:
             )
         return found[0]
 
-    def download(self, firmware: Json, file: BinaryIO) -> None:
+    def download_firmware(self, firmware: Json, file: BinaryIO) -> None:
         """Write the bytes of a release that beacons get into a file.
 
         Raises:
             ReachError: ``download_damaged``: they are not the bytes that were uploaded.
         """
         digest = hashlib.sha256()
-        path = f"/firmwares/{_part(firmware['firmware_id'])}/download"
+        path = f"/firmwares/{_quote_segment(firmware['firmware_id'])}/download"
         try:
-            with self._send("GET", path, stream=True) as answer:
+            with self.request("GET", path, stream=True) as answer:
                 for piece in answer.iter_content(1 << 16):
                     digest.update(piece)
                     file.write(piece)
         except requests.RequestException as error:
-            raise ReachError("unreachable", f"the download broke off: {_why(error)}") from None
+            raise ReachError(
+                "unreachable", f"the download broke off: {_describe_failure(error)}"
+            ) from None
         if digest.hexdigest() != firmware["blob"]:
             raise ReachError(
                 "download_damaged",
@@ -190,63 +194,65 @@ class Client:
                 expected=firmware["blob"],
             )
 
-    def move_firmware(self, firmware_id: str, verb: str, reason: str = "") -> Json:
+    def post_firmware_action(self, firmware_id: str, verb: str, reason: str = "") -> Json:
         """``promote`` or ``deprecate`` a release."""
         params = {"reason": reason} if reason else {}
         return self.call("POST", f"/api/firmwares/{firmware_id}/{verb}", params=params)
 
     # ---- beacons ----
 
-    def beacons(self, **filters: Any) -> Iterator[Json]:
+    def list_beacons(self, **filters: Any) -> Iterator[Json]:
         """Yield the beacons that match, page by page."""
         after: str | None = ""
         while after is not None:
-            page = self.call("GET", "/api/beacons", params={**_given(filters), "after": after})
+            page = self.call("GET", "/api/beacons", params={**_drop_none(filters), "after": after})
             yield from page["beacons"]
             after = page["next"]
 
-    def beacon(self, beacon_id: str, limit: int = 50) -> Json:
+    def get_beacon(self, beacon_id: str, limit: int = 50) -> Json:
         """Return a beacon with its history."""
-        return self.call("GET", f"/api/beacons/{_part(beacon_id)}", params={"limit": limit})
+        return self.call(
+            "GET", f"/api/beacons/{_quote_segment(beacon_id)}", params={"limit": limit}
+        )
 
     def create_beacon(self, beacon_id: str, device_type: str, **fields: Any) -> Json:
         """Register a beacon: ``key`` (hex), ``site``, ``channel``, ``tags``."""
-        body = {"beacon_id": beacon_id, "device_type": device_type, **_given(fields)}
+        body = {"beacon_id": beacon_id, "device_type": device_type, **_drop_none(fields)}
         return self.call("POST", "/api/beacons", json=body)
 
     def change_beacon(self, beacon_id: str, **fields: Any) -> Json:
         """Change ``site``, ``channel`` or ``tags``."""
-        return self.call("PATCH", f"/api/beacons/{_part(beacon_id)}", json=fields)
+        return self.call("PATCH", f"/api/beacons/{_quote_segment(beacon_id)}", json=fields)
 
-    def do_beacon(self, beacon_id: str, verb: str, reason: str | None = None) -> Json:
+    def post_beacon_action(self, beacon_id: str, verb: str, reason: str | None = None) -> Json:
         """``rekey``, ``quarantine`` or ``unquarantine`` a beacon."""
         body = None if reason is None else {"reason": reason}
-        return self.call("POST", f"/api/beacons/{_part(beacon_id)}/{verb}", json=body)
+        return self.call("POST", f"/api/beacons/{_quote_segment(beacon_id)}/{verb}", json=body)
 
     def retype_beacon(
         self, beacon_id: str, device_type: str | None = None, reason: str = ""
     ) -> Json:
         """Register a beacon as another board: None is what it says itself."""
-        body = {"reason": reason, **_given({"device_type": device_type})}
-        return self.call("POST", f"/api/beacons/{_part(beacon_id)}/retype", json=body)
+        body = {"reason": reason, **_drop_none({"device_type": device_type})}
+        return self.call("POST", f"/api/beacons/{_quote_segment(beacon_id)}/retype", json=body)
 
-    def set_key(self, beacon_id: str, key: str) -> Json:
+    def set_beacon_key(self, beacon_id: str, key: str) -> Json:
         """Say which key (hex) a beacon was provisioned with again."""
-        return self.call("PUT", f"/api/beacons/{_part(beacon_id)}/key", json={"key": key})
+        return self.call("PUT", f"/api/beacons/{_quote_segment(beacon_id)}/key", json={"key": key})
 
     def remove_beacon(self, beacon_id: str) -> None:
         """Forget a beacon."""
-        self.call("DELETE", f"/api/beacons/{_part(beacon_id)}")
+        self.call("DELETE", f"/api/beacons/{_quote_segment(beacon_id)}")
 
     # ---- sites ----
 
-    def sites(self) -> list[Json]:
+    def list_sites(self) -> list[Json]:
         """Return the tree by path."""
         return self.call("GET", "/api/sites")["sites"]
 
     def create_site(self, path: str, **fields: Any) -> Json:
         """Add a site: ``name``, ``kind``, ``tz``, ``window``."""
-        return self.call("POST", "/api/sites", json={"path": path, **_given(fields)})
+        return self.call("POST", "/api/sites", json={"path": path, **_drop_none(fields)})
 
     def change_site(self, path: str, **fields: Any) -> Json:
         """Change a site; None takes the parent's."""
@@ -260,30 +266,32 @@ class Client:
 
     def create_rollout(self, firmware_id: str, plan: Json | None = None, **fields: Any) -> Json:
         """Start a rollout: ``name``, ``start_at``."""
-        return self.call("POST", "/api/rollouts", json=_order(firmware_id, plan, fields))
+        return self.call("POST", "/api/rollouts", json=_rollout_body(firmware_id, plan, fields))
 
     def plan_rollout(self, firmware_id: str, plan: Json | None = None, **fields: Any) -> Json:
         """Say what a rollout would do."""
-        return self.call("POST", "/api/rollouts/plan", json=_order(firmware_id, plan, fields))
+        return self.call(
+            "POST", "/api/rollouts/plan", json=_rollout_body(firmware_id, plan, fields)
+        )
 
-    def rollouts(self, **filters: Any) -> list[Json]:
+    def list_rollouts(self, **filters: Any) -> list[Json]:
         """Return the rollouts, newest first: ``status``, ``begins`` (of the id), ``limit``."""
-        return self.call("GET", "/api/rollouts", params=_given(filters))["rollouts"]
+        return self.call("GET", "/api/rollouts", params=_drop_none(filters))["rollouts"]
 
-    def rollout(self, rollout_id: str) -> Json:
+    def get_rollout(self, rollout_id: str) -> Json:
         """Return a rollout in full."""
-        return self.call("GET", f"/api/rollouts/{_part(rollout_id)}")
+        return self.call("GET", f"/api/rollouts/{_quote_segment(rollout_id)}")
 
-    def attempts(self, rollout_id: str) -> Iterator[Json]:
+    def list_attempts(self, rollout_id: str) -> Iterator[Json]:
         """Yield a rollout's attempts."""
         after: str | None = ""
         while after is not None:
-            path = f"/api/rollouts/{_part(rollout_id)}/attempts"
+            path = f"/api/rollouts/{_quote_segment(rollout_id)}/attempts"
             page = self.call("GET", path, params={"after": after})
             yield from page["attempts"]
             after = page["next"]
 
-    def move_rollout(
+    def post_rollout_action(
         self,
         rollout_id: str,
         verb: str,
@@ -296,73 +304,76 @@ class Client:
         Args:
             revision: resume, advance: as it was shown; it is refused when it has moved since.
         """
-        body = {"reason": reason, **_given({"wave": wave, "revision": revision})}
-        return self.call("POST", f"/api/rollouts/{_part(rollout_id)}/{verb}", json=body)
+        body = {"reason": reason, **_drop_none({"wave": wave, "revision": revision})}
+        return self.call("POST", f"/api/rollouts/{_quote_segment(rollout_id)}/{verb}", json=body)
 
     # ---- webhooks ----
 
-    def webhooks(self) -> list[Json]:
+    def list_webhooks(self) -> list[Json]:
         """Return the webhooks, without their secrets."""
         return self.call("GET", "/api/webhooks")["webhooks"]
 
-    def webhook(self, webhook_id: str, limit: int = 50) -> Json:
+    def get_webhook(self, webhook_id: str, limit: int = 50) -> Json:
         """Return a webhook and its newest deliveries (``log``)."""
         params = {"limit": limit}
-        return self.call("GET", f"/api/webhooks/{_part(webhook_id)}", params=params)
+        return self.call("GET", f"/api/webhooks/{_quote_segment(webhook_id)}", params=params)
 
     def create_webhook(self, name: str, url: str, kinds: list[str] | None = None) -> Json:
         """Make a webhook; ``secret`` in the answer is shown nowhere else."""
-        body = {"name": name, "url": url, **_given({"kinds": kinds})}
+        body = {"name": name, "url": url, **_drop_none({"kinds": kinds})}
         return self.call("POST", "/api/webhooks", json=body)
 
     def change_webhook(self, webhook_id: str, **fields: Any) -> Json:
         """Change ``name``, ``url``, ``kinds``, ``enabled``."""
-        return self.call("PATCH", f"/api/webhooks/{_part(webhook_id)}", json=_given(fields))
+        return self.call(
+            "PATCH", f"/api/webhooks/{_quote_segment(webhook_id)}", json=_drop_none(fields)
+        )
 
     def remove_webhook(self, webhook_id: str) -> None:
         """Remove a webhook and its log."""
-        self.call("DELETE", f"/api/webhooks/{_part(webhook_id)}")
+        self.call("DELETE", f"/api/webhooks/{_quote_segment(webhook_id)}")
 
-    def do_webhook(self, webhook_id: str, verb: str) -> Json:
+    def post_webhook_action(self, webhook_id: str, verb: str) -> Json:
         """``test`` a webhook, or ``rotate`` its secret."""
-        return self.call("POST", f"/api/webhooks/{_part(webhook_id)}/{verb}")
+        return self.call("POST", f"/api/webhooks/{_quote_segment(webhook_id)}/{verb}")
 
     def retry_delivery(self, webhook_id: str, delivery_id: str) -> Json:
         """Try a delivery again that was given up."""
-        path = f"/api/webhooks/{_part(webhook_id)}/deliveries/{_part(delivery_id)}/retry"
+        hook, delivery = _quote_segment(webhook_id), _quote_segment(delivery_id)
+        path = f"/api/webhooks/{hook}/deliveries/{delivery}/retry"
         return self.call("POST", path)
 
     # ---- tokens, audit, events ----
 
-    def tokens(self) -> list[Json]:
+    def list_tokens(self) -> list[Json]:
         """Return the tokens, without anything that could be used as one."""
         return self.call("GET", "/api/tokens")["tokens"]
 
     def create_token(self, name: str, role: str, days: float | None = None) -> Json:
         """Make a token; ``token`` in the answer is shown nowhere else."""
-        body = {"name": name, "role": role, **_given({"days": days})}
+        body = {"name": name, "role": role, **_drop_none({"days": days})}
         return self.call("POST", "/api/tokens", json=body)
 
     def revoke_token(self, token_id: str) -> Json:
         """Revoke a token."""
-        return self.call("DELETE", f"/api/tokens/{_part(token_id)}")
+        return self.call("DELETE", f"/api/tokens/{_quote_segment(token_id)}")
 
-    def audit(self, **filters: Any) -> list[Json]:
+    def list_audit_entries(self, **filters: Any) -> list[Json]:
         """Return entries of the audit log."""
-        return self.call("GET", "/api/audit", params=_given(filters))["entries"]
+        return self.call("GET", "/api/audit", params=_drop_none(filters))["entries"]
 
     def verify_audit(self, head: str | None = None) -> Json:
         """Verify the audit log's chain."""
-        return self.call("GET", "/api/audit/verify", params=_given({"head": head}))
+        return self.call("GET", "/api/audit/verify", params=_drop_none({"head": head}))
 
-    def latest_events(self, limit: int = 100, kind: str = "") -> list[Json]:
+    def list_latest_events(self, limit: int = 100, kind: str = "") -> list[Json]:
         """Return the newest stored events, only of kinds that begin so."""
         params = {"limit": limit, "kind": kind}
         return self.call("GET", "/api/events/latest", params=params)["events"]
 
     # ---- mirrors ----
 
-    def mirrors(self) -> list[Json]:
+    def list_mirrors(self) -> list[Json]:
         """Return the mirrors, by name."""
         return self.call("GET", "/api/mirrors")["mirrors"]
 
@@ -372,34 +383,36 @@ class Client:
 
     def remove_mirror(self, mirror_id: str) -> None:
         """Give a mirror up."""
-        self.call("DELETE", f"/api/mirrors/{_part(mirror_id)}")
+        self.call("DELETE", f"/api/mirrors/{_quote_segment(mirror_id)}")
 
     @contextmanager
-    def follow(self, after: int | None = None, kind: str = "") -> Iterator[Iterator[Json]]:
+    def follow_events(self, after: int | None = None, kind: str = "") -> Iterator[Iterator[Json]]:
         """Open the stream of events; the block gets an iterator over them.
 
         Raises:
             ReachError: ``unreachable``, also when the stream breaks off; ``not_an_orchestrator``.
         """
-        params = {**_given({"after": after}), "kind": kind}
+        params = {**_drop_none({"after": after}), "kind": kind}
         options = {"params": params, "stream": True, "timeout": (5.0, 60.0)}
-        with self._send("GET", "/api/events", **options) as answer:
+        with self.request("GET", "/api/events", **options) as answer:
             if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                 raise self._stranger()
-            yield self._events(answer)
+            yield self._read_events(answer)
 
-    def _events(self, answer: requests.Response) -> Iterator[Json]:
+    def _read_events(self, answer: requests.Response) -> Iterator[Json]:
         try:
             for line in answer.iter_lines(chunk_size=1):
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])
         except requests.RequestException as error:
-            raise ReachError("unreachable", f"the stream broke off: {_why(error)}") from None
+            raise ReachError(
+                "unreachable", f"the stream broke off: {_describe_failure(error)}"
+            ) from None
         except ValueError:
             raise self._stranger() from None
 
 
-def refusal(answer: requests.Response) -> BeaconOtaError:
+def error_from_response(answer: requests.Response) -> BeaconOtaError:
     """Return the error that an answer of 400 and above stands for."""
     try:
         document = answer.json()
@@ -460,7 +473,7 @@ def _between(answer: requests.Response) -> BeaconOtaError:
     return kind(code, detail, found=f"{status} from {answer.url}")
 
 
-def _why(error: requests.RequestException) -> str:
+def _describe_failure(error: requests.RequestException) -> str:
     if isinstance(error, requests.exceptions.SSLError):
         return "its certificate does not verify"
     if isinstance(error, requests.ConnectTimeout | requests.ReadTimeout):
@@ -470,14 +483,14 @@ def _why(error: requests.RequestException) -> str:
     return str(error)
 
 
-def _given(fields: dict[str, Any]) -> dict[str, Any]:
+def _drop_none(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _part(name: str) -> str:
+def _quote_segment(name: str) -> str:
     return quote(name, safe="")
 
 
-def _order(firmware_id: str, plan: Json | None, fields: dict[str, Any]) -> Json:
-    order = {"firmware_id": firmware_id, **_given(fields)}
+def _rollout_body(firmware_id: str, plan: Json | None, fields: dict[str, Any]) -> Json:
+    order = {"firmware_id": firmware_id, **_drop_none(fields)}
     return order if plan is None else {**order, "plan": plan}

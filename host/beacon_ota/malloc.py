@@ -8,13 +8,13 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
-def one_arena() -> None:
+def limit_to_one_arena() -> None:
     """Keep one heap for all threads, and give back what is free at its end.
 
     The threads hardly run at once, and each would keep its own free memory.
     """
-    _call("mallopt", _ARENA_MAX, 1)
-    _call("mallopt", _TRIM_THRESHOLD, 256 * 1024)
+    _call_libc("mallopt", _ARENA_MAX, 1)
+    _call_libc("mallopt", _TRIM_THRESHOLD, 256 * 1024)
 
 
 def map_buffers() -> None:
@@ -22,14 +22,14 @@ def map_buffers() -> None:
 
     By itself glibc stops doing so for buffers as large as one that was freed.
     """
-    _call("mallopt", _MMAP_THRESHOLD, 128 * 1024)
+    _call_libc("mallopt", _MMAP_THRESHOLD, 128 * 1024)
 
 
-def trim() -> None:
+def trim_heap() -> None:
     """Give back all pages that are free."""
-    _call("malloc_trim", 0)
+    _call_libc("malloc_trim", 0)
 
 
-def _call(name: str, *args: Any) -> None:
+def _call_libc(name: str, *args: Any) -> None:
     with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows
         getattr(ctypes.CDLL(None), name)(*args)

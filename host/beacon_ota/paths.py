@@ -5,7 +5,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def data(*parts: str) -> Path:
+def data_path(*parts: str) -> Path:
     """Return the path of a data file such as ``data("firmware", "app")``."""
     checkout = _PACKAGE.parent.parent
     root = checkout if (checkout / "firmware").is_dir() else _PACKAGE / "_data"

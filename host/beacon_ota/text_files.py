@@ -16,7 +16,7 @@ _UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # before UTF-16: it begins 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def decode(
+def decode_text(
     data: bytes,
     name: object,
     *,
@@ -51,7 +51,7 @@ def decode(
     raise error(code, f"{name} is not UTF-8 text", found=found, expected="a file saved as UTF-8")
 
 
-def read(
+def read_text(
     file: Path,
     limit: int = LIMIT,
     *,
@@ -63,7 +63,7 @@ def read(
     Args:
         file: where it is.
         limit: bytes that it may have.
-        code, error: of the refusal, see :func:`decode`.
+        code, error: of the refusal, see :func:`decode_text`.
 
     Raises:
         UsageError: ``file_missing``, with the system's reason.
@@ -82,9 +82,9 @@ def read(
             raise UsageError("file_missing", f"{name}: {why}.") from None
     if len(data) > limit:
         raise InputError("file_too_large", f"{name} is too large.", expected=f"≤ {limit} bytes")
-    return decode(data, name, code=code, error=error)
+    return decode_text(data, name, code=code, error=error)
 
 
 def read_line(file: Path, limit: int = 4096, **refusal) -> str:
     """Return the first line of a file without its end: a password, a PIN, a token."""
-    return read(file, limit, **refusal).partition("\n")[0].removesuffix("\r")
+    return read_text(file, limit, **refusal).partition("\n")[0].removesuffix("\r")

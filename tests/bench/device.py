@@ -83,7 +83,7 @@ PATH = (micropython.APP, HERE, HERE.parent / "firmware", Path(".frozen"))
 def loop(quick: bool) -> Iterator[Row]:
     """The download's loop against the bare one, on a virtual beacon's flash."""
     size = (16 if quick else 96) * SECTOR
-    app = paths.data("firmware", "app")
+    app = paths.data_path("firmware", "app")
     files = {f"app/{path.relative_to(app)}": path.read_text() for path in app.rglob("*.py")}
     files |= {name: (HERE / name).read_text() for name in ("device_loop.py", "device_beacon.py")}
     files["main.py"] = files.pop("device_beacon.py")
@@ -120,7 +120,7 @@ def memory(quick: bool) -> Iterator[Row]:
 
 def heap(_: bool) -> Iterator[Row]:
     """Heap when idle, and what a signed update takes over that, its code included."""
-    idle, update = measure_heap.update(synthetic.app(16384), signed=True)
+    idle, update = measure_heap.update(synthetic.app_image(16384), signed=True)
     yield Row(
         "heap of an update over idle, 64-bit objects", update / 1024, "KB", 24, "bare loop: 6.0"
     )
@@ -149,7 +149,7 @@ def crypto(_: bool) -> Iterator[Row]:
 
 def payload(_: bool) -> Iterator[Row]:
     """Compiled size of the app."""
-    files = appfs.compile_all(app_folder.read_sources(paths.data("firmware", "app")))
+    files = appfs.compile_sources(app_folder.read_sources(paths.data_path("firmware", "app")))
     yield Row("app, compiled", sum(map(len, files.values())) / 1024, "KB", 96, "room: 171.7")
 
 

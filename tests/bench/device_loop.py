@@ -34,7 +34,7 @@ def bare(flash, address, size):
 
 
 class Radio:
-    def progress(self, value):
+    def set_progress(self, value):
         pass
 
 
@@ -48,10 +48,13 @@ class Api:
         self.address = address
         self.begun = 0  # ticks when the body began: connecting is not the loop's
 
-    async def download(self, *_):
+    async def open_request(self, *_):
         connection = await http.request(self.address, "bench", "GET", "/", ())
         self.begun = time.ticks_us()
         return connection
+
+    def check_mac(self, connection, digest):
+        pass
 
 
 class Beacon:
@@ -63,7 +66,7 @@ class Beacon:
 
 
 class Attempt:
-    url = "/"
+    download_url = "/"
     record = {}
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from beacon_ota.swarm.http import Place
+from beacon_ota.swarm.http import ServerAddress
 
 _BUFFER = 1 << 20
 
@@ -109,7 +109,7 @@ async def hammer(
     url: str, requests: Iterable[bytes], connections: int, seconds: float
 ) -> dict[str, Any]:
     """Send requests over so many connections, each waiting for its answer; return the rates."""
-    place = Place.of(url)
+    place = ServerAddress.parse_url(url)
     loop = asyncio.get_running_loop()
     stock = iter(requests)
     began = time.perf_counter()
@@ -133,7 +133,7 @@ async def slow_readers(
         requests: one for each reader.
         look: returns a number that is watched for its peak.
     """
-    place = Place.of(url)
+    place = ServerAddress.parse_url(url)
     loop = asyncio.get_running_loop()
     before = peak = look()
     socks = []

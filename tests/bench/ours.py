@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from beacon_ota.client import Client
 from beacon_ota.swarm import enrol, release
-from beacon_ota.swarm.http import Connection, Place, Sink
-from beacon_ota.swarm.signing import sign
+from beacon_ota.swarm.http import Connection, DownloadSink, ServerAddress
+from beacon_ota.swarm.signing import sign_request
 from tests.bench.load import hammer, slow_readers
 from tests.bench.subject import Subject, Watched
 
@@ -47,7 +47,7 @@ class Ours:
 
     def __init__(self, server: Watched, token: str, fleet: Iterable[Any] = ()):
         self.server, self.token = server, token
-        self.place = Place.of(server.url)
+        self.place = ServerAddress.parse_url(server.url)
         self.client = Client(server.url, token)
         self.fleet = [Simple(one.id, one.key) for one in fleet]
         self.running = {one.id: (one.version, one.image) for one in fleet}
@@ -55,17 +55,17 @@ class Ours:
     async def register(self, count: int) -> None:
         names = [(f"b{number:05}", 0, "bench") for number in range(count)]
         self.client.create_site("bench")
-        made = await enrol.enrol(self.place, self.token, names, TYPE, TAG)
+        made = await enrol.enrol_beacons(self.place, self.token, names, TYPE, TAG)
         self.fleet = [Simple(one.id, one.key) for one in made]
-        self.running = {one.id: ("1.0.0", release.running("1.0.0")) for one in made}
+        self.running = {one.id: ("1.0.0", release.initial_checksum("1.0.0")) for one in made}
 
     def roll_out(self, version: str) -> str:
         """Upload a release of the full size and offer it to everybody; return the rollout's id."""
         import io
 
-        content = release.image(version, TYPE, SIZE)
+        content = release.build_image(version, TYPE, SIZE)
         assert len(content) == SIZE, len(content)
-        firmware = self.client.upload(
+        firmware = self.client.upload_firmware(
             io.BytesIO(content), device_type=TYPE, version=version, channel="stable"
         )
         plan = {"preset": "all-at-once", "window": "00:00-24:00"}
@@ -80,7 +80,7 @@ class Ours:
         self, beacon: Simple, method: str, target: str, body: bytes = b"", ts: int | None = None
     ) -> bytes:
         now = int(time.time()) if ts is None else ts
-        return sign(beacon.id, beacon.key, method, target, now, body=body, keep=True)[0]
+        return sign_request(beacon.id, beacon.key, method, target, now, body=body, keep=True)[0]
 
     async def polls(self, connections: int, seconds: float) -> dict[str, Any]:
         """Polls with an update due, over the fleet in turn."""
@@ -105,7 +105,7 @@ class Ours:
             nonlocal count
             while time.perf_counter() < began + seconds:
                 connection = await Connection.open(self.place, PATIENCE)
-                answer = await connection.ask(self.poll(next(todo)), PATIENCE)
+                answer = await connection.send_request(self.poll(next(todo)), PATIENCE)
                 connection.close()
                 assert answer.status == 200, answer
                 count += 1
@@ -126,7 +126,7 @@ class Ours:
         async def worker() -> None:
             connection = await Connection.open(self.place, PATIENCE)
             for beacon in todo:
-                answer = await connection.ask(self.poll(beacon), PATIENCE)
+                answer = await connection.send_request(self.poll(beacon), PATIENCE)
                 assert answer.status == 200, answer
                 found.append((beacon, json.loads(answer.body)))
             connection.close()
@@ -163,7 +163,7 @@ class Ours:
         used, began = self.server.cpu_s, time.perf_counter()
         await update(self, self.fleet[:count], at_once, twice=twice, download=download)
         took = time.perf_counter() - began
-        counted = self.client.rollout(rollout)["results"].get("success", 0)
+        counted = self.client.get_rollout(rollout)["results"].get("success", 0)
         return {
             "updates_per_s": round(count / took, 1),
             "beacons": count,
@@ -206,13 +206,13 @@ async def update(
 async def _go(
     ours: Ours, one: Connection, other: Connection, beacon: Simple, twice: bool, download: bool
 ) -> None:
-    answer = await one.ask(ours.poll(beacon), PATIENCE)
+    answer = await one.send_request(ours.poll(beacon), PATIENCE)
     assert answer.status == 200, answer
     offer = json.loads(answer.body)
     if download:
         digest = hashlib.sha256()
         request = ours.request(beacon, "GET", offer["download_url"])
-        answer = await one.ask(request, PATIENCE, Sink(digest.update))
+        answer = await one.send_request(request, PATIENCE, DownloadSink(digest.update))
         assert answer.status == 200 and digest.hexdigest() == offer["checksum"]
     version, image = ours.running[beacon.id]
     path = f"/api/beacons/{beacon.id}/ota_status"
@@ -227,9 +227,9 @@ async def _go(
             "image_sha256": offer["checksum"] if word == "success" else image,
         }
         raw = json.dumps(doc).encode()
-        asks = [one.ask(ours.request(beacon, "POST", path, raw), PATIENCE)]
+        asks = [one.send_request(ours.request(beacon, "POST", path, raw), PATIENCE)]
         if twice:
-            asks.append(other.ask(ours.request(beacon, "POST", path, raw), PATIENCE))
+            asks.append(other.send_request(ours.request(beacon, "POST", path, raw), PATIENCE))
         for answer in await asyncio.gather(*asks):
             # The repeated `rebooting` may come after `success`: then it is over.
             assert answer.status == 200 or (twice and answer.status == 409), answer

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from beacon_ota.orchestrator.server.subprocess import usage
+from beacon_ota.orchestrator.server.subprocess import process_usage
 
 START_S = 60.0
 
@@ -41,12 +41,12 @@ class Watched:
     @property
     def cpu_s(self) -> float:
         """CPU seconds until now."""
-        return usage(self.process.pid)["cpu_s"]
+        return process_usage(self.process.pid)["cpu_s"]
 
     @property
     def rss(self) -> int:
         """Memory in bytes."""
-        return int(usage(self.process.pid)["rss_mb"] * 1024 * 1024)
+        return int(process_usage(self.process.pid)["rss_mb"] * 1024 * 1024)
 
 
 class Subject(Watched):

@@ -10,8 +10,8 @@ import pytest
 
 from beacon_ota.campaign import report, runner, soak
 from beacon_ota.campaign.fuzz import run as fuzz
-from beacon_ota.campaign.report import Result
-from beacon_ota.campaign.runner import Options, Outcome
+from beacon_ota.campaign.report import CampaignResult
+from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome
 
 COMMAND = Path(sys.executable).with_name("beacon-ota")
 
@@ -22,11 +22,11 @@ class Fake:
     def __init__(self):
         self.ran: list[str] = []
 
-    def case(self, name: str, folder: Path, options: Options) -> Outcome:
+    def case(self, name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
         self.ran.append(name)
         if name == "raises":
             raise RuntimeError("no <b>good</b>")
-        return Outcome(name, "group", name, ["not good"] if name == "bad" else [])
+        return CaseOutcome(name, "group", name, ["not good"] if name == "bad" else [])
 
 
 @pytest.fixture
@@ -38,35 +38,37 @@ def fake(monkeypatch):
 
 def test_resume_runs_what_has_not_passed(fake, tmp_path):
     cases = ["good", "bad", "raises", "fine"]
-    first = runner.execute("fake", tmp_path, Options(), cases[:3], jobs=0)
+    first = runner.run_cases("fake", tmp_path, CampaignOptions(), cases[:3], jobs=0)
     assert [bool(outcome.wrong) for outcome in first] == [False, True, True]
     assert first[2].wrong == ["RuntimeError: no <b>good</b>"]
-    with (tmp_path / runner.RESULTS).open("a") as file:
+    with (tmp_path / runner.RESULTS_FILE).open("a") as file:
         file.write('{"name": "cut o')  # the power failed here
     fake.ran.clear()
     told = []
-    again = runner.execute(
-        "fake", tmp_path, Options(), cases, jobs=0, resume=True, told=told.append
+    again = runner.run_cases(
+        "fake", tmp_path, CampaignOptions(), cases, jobs=0, resume=True, on_outcome=told.append
     )
     assert fake.ran == ["bad", "raises", "fine"]
     assert [outcome.name for outcome in again] == cases and len(told) == 4
     fake.ran.clear()
-    runner.execute("fake", tmp_path, Options(), cases, jobs=0)
+    runner.run_cases("fake", tmp_path, CampaignOptions(), cases, jobs=0)
     assert fake.ran == cases, "without --resume everything is run again"
 
 
 def test_reports_say_what_went_wrong_and_how_to_see_it_again(fake, tmp_path):
-    outcomes = runner.execute("power", tmp_path, Options(7), ["good", "raises"], jobs=0)
-    result = Result("power", Options(7).shown(), {"x": {"operations": 5}}, outcomes, 61.0, 2)
-    page = report.write(tmp_path, [result], "now").read_text()
+    outcomes = runner.run_cases("power", tmp_path, CampaignOptions(7), ["good", "raises"], jobs=0)
+    result = CampaignResult(
+        "power", CampaignOptions(7).as_report(), {"x": {"operations": 5}}, outcomes, 61.0, 2
+    )
+    page = report.write_reports(tmp_path, [result], "now").read_text()
     doc = json.loads((tmp_path / report.JSON).read_text())
     assert doc["passed"] is False and doc["campaigns"][0]["cases"] == 2
     repro = "beacon-ota campaign power --seed 7 --case 'raises'"
     assert doc["campaigns"][0]["wrong"][0]["repro"] == repro
     assert "1 of 2 cases went wrong" in page and "no &lt;b&gt;good" in page
     assert "<script" not in page and "http" not in page.replace("http-equiv", "")
-    good = Result("power", Options().shown(), {}, outcomes[:1], 1.0, 2)
-    assert "all 1 cases passed" in report.write(tmp_path, [good], "now").read_text()
+    good = CampaignResult("power", CampaignOptions().as_report(), {}, outcomes[:1], 1.0, 2)
+    assert "all 1 cases passed" in report.write_reports(tmp_path, [good], "now").read_text()
 
 
 @pytest.mark.timeout(600)
@@ -94,7 +96,7 @@ def test_from_the_command_line(tmp_path):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", fuzz.TARGETS)
 def test_fuzz(name, tmp_path):
-    outcome = fuzz.case(name, tmp_path, Options(minutes=0.15))
+    outcome = fuzz.run_case(name, tmp_path, CampaignOptions(minutes=0.15))
     assert not outcome.wrong and outcome.facts["lines"] > 50
 
 
@@ -106,20 +108,20 @@ def test_fuzzing_notices_what_has_no_name():
 
     import random
 
-    target = fuzz.Target([b"good input"], read, (ValueError,), (runner,))
-    _, wrong = fuzz.guided(target, 5, random.Random(1))
+    target = fuzz.FuzzTarget([b"good input"], read, (ValueError,), (runner,))
+    _, wrong = fuzz.fuzz_target(target, 5, random.Random(1))
     assert wrong and wrong[0].startswith("KeyError")
 
 
 def test_leaks():
-    flat = soak.Memory([100.0] * 30, [1000] * 30)
-    assert not soak.leaks(flat)
-    assert soak.leaks(soak.Memory([100.0 - n for n in range(30)], [1000] * 30))
-    assert soak.leaks(soak.Memory([100.0] * 30, [1000 + 30 * n for n in range(30)]))
+    flat = soak.MemorySamples([100.0] * 30, [1000] * 30)
+    assert not soak.find_growth(flat)
+    assert soak.find_growth(soak.MemorySamples([100.0 - n for n in range(30)], [1000] * 30))
+    assert soak.find_growth(soak.MemorySamples([100.0] * 30, [1000 + 30 * n for n in range(30)]))
 
 
 @pytest.mark.timeout(600)
 def test_a_short_soak(tmp_path):
-    outcome = soak.case("5:0.15", tmp_path, Options())
+    outcome = soak.run_case("5:0.15", tmp_path, CampaignOptions())
     assert not outcome.wrong, outcome
     assert outcome.facts["successes"] >= 5 and outcome.facts["cuts"] > 0

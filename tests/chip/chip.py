@@ -147,7 +147,7 @@ class Chip:
     @property
     def parts(self) -> flashes.Flash:
         """The same, taken apart."""
-        return flashes.parse(self.content)
+        return flashes.parse_flash(self.content)
 
     @property
     def settings(self) -> dict[str, int | str | bytes]:
@@ -164,7 +164,7 @@ class Chip:
             part = bootloader.read_table(flash).nvs
             assert part is not None
             store = Nvs(flash, part)
-            store.set(store.open(settings.NAMESPACE), key, value)
+            store.set(store.open_namespace(settings.NAMESPACE), key, value)
             self._flash.write_bytes(flash.snapshot())
         finally:
             flash.close()

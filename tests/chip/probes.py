@@ -57,19 +57,24 @@ _MAIN = (
     ("        import about\n", "        probe.look('wifi_on')\n        import about\n"),
     ("    async def run(self):\n", "    async def run(self):\n        probe.look('wired')\n"),
     (
-        "        asyncio.create_task(self._healthy())\n",
-        "        asyncio.create_task(self._healthy())\n"
+        "        asyncio.create_task(self._record_good_boot())\n",
+        "        asyncio.create_task(self._record_good_boot())\n"
         "        asyncio.create_task(probe.{task}())\n",
     ),
 )
 _CHANGES = {
     "ota/agent.py": (
         (
-            "        await self._deliver()\n        status, offer, retry",
+            "        await self._deliver_report()\n        self._reset_if_out_of_memory()\n"
+            "        status, offer, retry",
             "        import probe\n        probe.look('ask')\n"
-            "        await self._deliver()\n        status, offer, retry",
+            "        await self._deliver_report()\n        self._reset_if_out_of_memory()\n"
+            "        status, offer, retry",
         ),
-        ('        self._say("ok")\n', '        self._say("ok")\n        probe.look("asked")\n'),
+        (
+            '        self._set_poll_result("ok")\n',
+            '        self._set_poll_result("ok")\n        probe.look("asked")\n',
+        ),
         (
             "        from ota import install\n",
             "        import probe\n        probe.look('idle')\n        probe.installing = True\n"
@@ -78,17 +83,17 @@ _CHANGES = {
     ),
     "ota/install.py": (
         (
-            "        part, slot = await self._fetch(fields)\n",
+            "        slot, head = await self._download(fields)\n",
             "        import probe, time\n        since = time.ticks_us()\n"
-            "        part, slot = await self._fetch(fields)\n"
+            "        slot, head = await self._download(fields)\n"
             "        probe.took('download', since)\n",
         ),
     ),
     "ota/verify.py": (
         (
-            "        await _judge(payload, missing, pairs)\n",
+            "        await _check_signatures(payload, missing, pairs)\n",
             "        import probe, time\n        since = time.ticks_us()\n"
-            "        await _judge(payload, missing, pairs)\n"
+            "        await _check_signatures(payload, missing, pairs)\n"
             "        probe.took('signature', since)\n",
         ),
     ),
@@ -100,7 +105,7 @@ def changes(task: str) -> dict[str, str]:
     found = {"probe.py": _PROBE}
     main = tuple((text, instead.replace("{task}", task)) for text, instead in _MAIN)
     for path, pairs in {**_CHANGES, "main.py": main}.items():
-        source = builds.source("app", *path.split("/"))
+        source = builds.read_source("app", *path.split("/"))
         for text, instead in pairs:
             assert source.count(text) == 1, (path, text)
             source = source.replace(text, instead)

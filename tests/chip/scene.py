@@ -68,9 +68,9 @@ class Shelf:
         plain = self.release(version)
         now = int(time.time())
         terms = Terms(now - 3600, now + 86_400)
-        manifest, data = releases.describe(plain.image, terms, fleet_key=fleet_key)
+        manifest, data = releases.describe_release(plain.image, terms, fleet_key=fleet_key)
         assert data is not None
-        return Release(version, data, manifest, dsse.sign(manifest.payload(), [self.key]))
+        return Release(version, data, manifest, dsse.sign_payload(manifest.payload(), [self.key]))
 
     def flash(
         self, release: Release, values: Mapping[str, int | bytes], stage0: Mapping[str, bytes]
@@ -78,8 +78,8 @@ class Shelf:
         """Return the flash of a chip that runs a release; ``stage0`` are files that are changed."""
         loader = self.core.bootloader
         assert loader is not None
-        files = {**flash.stage0(), **stage0}
-        return flash.build(boards.load(BOARD), loader, release.image, values, files)
+        files = {**flash.stage0_files(), **stage0}
+        return flash.build_flash(boards.load_board(BOARD), loader, release.image, values, files)
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Beacon:
     @property
     def shown(self) -> dict[str, Any]:
         """The orchestrator's page of it."""
-        return self.server.admin().beacon(self.name)
+        return self.server.admin().get_beacon(self.name)
 
     def attempts(self, firmware_id: str = "") -> list[dict[str, Any]]:
         """Return its attempts, the newest first: all, or those at one release."""

@@ -28,8 +28,8 @@ FAULTS = {
 def test_three_trials_and_back(scene, fault):
     code, detail = FAULTS[fault]
     number = 10 * (1 + list(FAULTS).index(fault))
-    bad = scene.shelf.release(f"2.{number}.0", faults.changes(fault))
-    boot = builds.source("stage0", "boot.py")
+    bad = scene.shelf.release(f"2.{number}.0", faults.changed_files(fault))
+    boot = builds.read_source("stage0", "boot.py")
     assert boot.count("WATCHDOG = 60_000") == 1
     stage0 = {"boot.py": boot.replace("60_000", WATCHDOG_MS).encode()}
     beacon = scene.beacon(policy=POLICY, stage0=stage0)

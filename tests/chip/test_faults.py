@@ -143,7 +143,7 @@ def test_bluetooth_that_crashes_the_chip(scene):
 
 def written(chip, image: bytes) -> int:
     """Return how many bytes of an image are in the second slot, whole sectors only."""
-    slot = boards.load(BOARD).table.slots[1]
+    slot = boards.load_board(BOARD).table.slots[1]
     content = chip.content[slot.offset : slot.end]
     for at in range(0, len(image), SECTOR):
         if content[at : at + SECTOR][: len(image) - at] != image[at : at + SECTOR]:

@@ -64,9 +64,9 @@ def test_cuts_at_random(scene, tell):
 
 def sound(chip, given) -> None:
     """Whatever was cut off, a bootable slot, stage 0 and every setting are there."""
-    report = inspect.inspect(chip.content)
+    report = inspect.inspect_file(chip.content)
     assert not [finding for finding in report.findings if finding.level == BAD], report.findings
     parts = chip.parts
-    assert parts.vfs is not None and parts.vfs.files == flash.stage0()
+    assert parts.vfs is not None and parts.vfs.files == flash.stage0_files()
     kept = chip.settings
     assert {key: kept.get(key) for key in given} == given

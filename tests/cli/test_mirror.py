@@ -25,7 +25,7 @@ def run(server, tmp_path, monkeypatch, capsys):
     """Run a command against the server; returns what it says, checks its exit code."""
     for name, value in environment(tmp_path, server).items():
         monkeypatch.setenv(name, value)
-    for console in (output.console, output.errors):
+    for console in (output.console, output.error_console):
         monkeypatch.setattr(console, "width", 300)
     monkeypatch.setattr(unconfirmed, "WAIT_S", 0.6)
 
@@ -54,7 +54,7 @@ def test_the_first_commands_of_the_page(server, run, tmp_path):
     # One that is there is not overwritten, and nothing is made that nobody has the token of.
     again = run("mirror", "add", "other", "--site", "hq", "--token-file", str(file), code=2)
     assert "file_exists" in again and file.read_text().strip() == token
-    assert [one["name"] for one in server.admin().mirrors()] == ["lan"]
+    assert [one["name"] for one in server.admin().list_mirrors()] == ["lan"]
     taken = run("mirror", "add", "lan", "--site", "hq", "--token-file", f"{file}2", code=2)
     assert "mirror_taken" in taken and not (tmp_path / "lan.token2").exists()
     made = run("mirror", "add", "third", "--site", "hq", "--token-file", f"{file}3", "--json")

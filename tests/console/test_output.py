@@ -29,7 +29,7 @@ HOST = Path(beacon_ota.__file__).parent
 def printed(show) -> str:
     """Return what ``show`` prints on a terminal, by a console without colours."""
     file = io.StringIO()
-    show(output._Terminal(file=file, width=10_000, color_system=None, force_terminal=False))
+    show(output.SafeConsole(file=file, width=10_000, color_system=None, force_terminal=False))
     return file.getvalue()
 
 
@@ -38,8 +38,10 @@ def printed(show) -> str:
 @example("ends in a backslash \\")
 def test_a_text_from_elsewhere_prop(text):
     text = text.replace("\t", " ").replace("\n", " ")
-    found = printed(lambda console: output.say("[bold]<{}>[/]", text, to=console, soft_wrap=True))
-    assert found == f"<{output.visible(text)}>\n"
+    found = printed(
+        lambda console: output.print_markup("[bold]<{}>[/]", text, to=console, soft_wrap=True)
+    )
+    assert found == f"<{output.make_visible(text)}>\n"
     found.encode()
 
 
@@ -47,34 +49,34 @@ def test_a_text_from_elsewhere_prop(text):
 @example(HOSTILE)
 def test_no_text_is_obeyed_however_it_is_printed_prop(text):
     def show(console) -> None:
-        console.print(output.table([{"name": text}], ("name",)))
+        console.print(output.build_table([{"name": text}], ("name",)))
         console.print(text, markup=False)
         console.print(output.Text(text))
 
-    assert not set(printed(show)) & {chr(code) for code in output._SEEN}
+    assert not set(printed(show)) & {chr(code) for code in output._CONTROL_ESCAPES}
 
 
 def test_signs_of_other_languages_are_left_alone():
     for text in ("Küche 2. OG", "会議室", "غرفة", "🚪 door", "naïve"):
-        assert output.visible(text) == text
+        assert output.make_visible(text) == text
 
 
 def test_a_bar_still_moves():
     def show(console) -> None:
         with Progress(console=console) as bar:
-            bar.update(bar.add_task(output.quoted("x"), total=1), completed=1)
+            bar.update(bar.add_task(output.escape_markup("x"), total=1), completed=1)
 
     file = io.StringIO()
-    show(output._Terminal(file=file, width=80, force_terminal=True))
+    show(output.SafeConsole(file=file, width=80, force_terminal=True))
     assert "\x1b[" in file.getvalue()
 
 
 def test_a_failure_shows_what_was_found(monkeypatch):
     def show(console) -> None:
-        monkeypatch.setattr(output, "errors", console)
-        output.fail(InputError("x", HOSTILE, found=HOSTILE, expected=HOSTILE))
+        monkeypatch.setattr(output, "error_console", console)
+        output.print_error(InputError("x", HOSTILE, found=HOSTILE, expected=HOSTILE))
 
-    assert printed(show).count(output.visible(HOSTILE)) == 3
+    assert printed(show).count(output.make_visible(HOSTILE)) == 3
 
 
 def test_nothing_is_printed_but_through_the_one_function():
@@ -110,7 +112,7 @@ def test_hostile_names_in_the_commands(server, tmp_path):
     )
     admin.create_beacon("b1", "esp32c3")
     rollout = admin.create_rollout(firmware["firmware_id"], name=HOSTILE)["rollout_id"]
-    admin.move_rollout(rollout, "halt", HOSTILE)
+    admin.post_rollout_action(rollout, "halt", HOSTILE)
     for command in (
         ("rollout", "list"),
         ("rollout", "show", rollout),
@@ -133,7 +135,7 @@ def test_hostile_names_in_the_commands(server, tmp_path):
         assert "Traceback" not in done.stderr, (command, done.stderr)
         assert (done.returncode == 0) == (command[0] != "beacon"), (command, done.stderr)
         shown = set(done.stdout + done.stderr)
-        assert not shown & {chr(code) for code in output._SEEN}, (command, done.stdout)
+        assert not shown & {chr(code) for code in output._CONTROL_ESCAPES}, (command, done.stdout)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp437", "utf-8"])
@@ -155,7 +157,7 @@ FORMULAS = ("=HYPERLINK(1)", "+1", "-1+2", "@SUM(A1)", "\t=1", " =1", "＝1")
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_a_field_of_a_csv_is_no_formula(text, capsys):
-    output.dump_csv([{"name": text, "rssi": -61, "none": None, "plain": "a,b"}])
+    output.print_csv([{"name": text, "rssi": -61, "none": None, "plain": "a,b"}])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert rows == [{"name": "'" + text, "rssi": "-61", "none": "", "plain": "a,b"}]
 

@@ -85,16 +85,16 @@ class Campus:
         """Sign and upload a release of a size as real ones have; returns its id."""
         data = image(version, size=1_600_000, seed=version, keys=self.keys.to_json())
         now = int(self.local.clock.now())
-        described, _ = releases.describe(data, Terms(now, now + 365 * 86400))
+        described, _ = releases.describe_release(data, Terms(now, now + 365 * 86400))
         file = self.tmp / f"{version}.bin"
         file.write_bytes(data)
-        made = self.admin.upload(
+        made = self.admin.upload_firmware(
             file,
             device_type="esp32c3",
             version=version,
             description=TEXTS[version],
             channel="stable",
-            manifest=dsse.sign(described.payload(), [self.key]),
+            manifest=dsse.sign_payload(described.payload(), [self.key]),
         )
         self.releases[version] = made
         return made["firmware_id"]
@@ -212,9 +212,9 @@ class Campus:
         self.local.step()
         made = self.admin.create_token("anna", "operator")
         anna = Client(self.local.url, made["token"])
-        anna.move_rollout(rollout["rollout_id"], "pause", TICKET)
+        anna.post_rollout_action(rollout["rollout_id"], "pause", TICKET)
         self.local.go_on(10 * MINUTE)
-        anna.move_rollout(rollout["rollout_id"], "resume", "the switches are back")
+        anna.post_rollout_action(rollout["rollout_id"], "resume", "the switches are back")
         self.local.step()
         hospital = self.offers(one for one in self.awake if one.id[:3] == "hos")
         self.update(hospital[::3])
@@ -267,7 +267,7 @@ def populate(tmp: Path) -> Campus:
     campus.beacons()
     campus.pass_by(2.5 * HOUR)
     for key in campus.dice.sample([one.id for one in campus.awake], 2):
-        campus.admin.do_beacon(key, "quarantine", "bench sample, keep as it is")
+        campus.admin.post_beacon_action(key, "quarantine", "bench sample, keep as it is")
     campus.pilot()
     campus.rollout_id = campus.wave()
     campus.trouble()
@@ -276,5 +276,5 @@ def populate(tmp: Path) -> Campus:
         if beacon.state == "valid" and campus.dice.random() < 0.97:
             beacon.poll()
     campus.local.step()
-    campus.local.call(campus.local.service.flush())
+    campus.local.call(campus.local.service.flush_last_seen())
     return campus

@@ -58,7 +58,9 @@ def test_a_beacon_that_is_refused_says_so_on_its_page(server, signed):
     (alarm,) = page.all("p", cls="alarm")
     assert "3 times" in alarm.text and "poll_query" in alarm.text
     until(lambda: "is refused at every poll, poll_query" in signed.get("/activity").text)
-    told = [one for one in server.admin().latest_events(1000) if one["kind"] == "beacon.refused"]
+    told = [
+        one for one in server.admin().list_latest_events(1000) if one["kind"] == "beacon.refused"
+    ]
     assert [one["subject"] for one in told] == [beacon.id]
     beacon.poll()
     page = signed.page(f"/beacons/{beacon.id}")

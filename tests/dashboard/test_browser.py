@@ -26,9 +26,9 @@ class Fleet:
         admin = self.admin = server.admin()
         self.tag = secrets.token_hex(2)
         for path in ("north", "north/1", "south"):
-            if path not in [site["path"] for site in admin.sites()]:
+            if path not in [site["path"] for site in admin.list_sites()]:
                 admin.create_site(path, name=f"{path} {EVIL}"[:64])
-        number = len(admin.firmwares())
+        number = len(admin.list_firmwares())
         self.old = upload(admin, f"1.{number}.0", tmp, description=EVIL, channel="stable")
         self.new = upload(admin, f"1.{number + 1}.0", tmp, description=EVIL, channel="stable")
         self.beacons = []
@@ -55,11 +55,11 @@ class Fleet:
 
     @property
     def status(self) -> str:
-        return self.admin.rollout(self.rollout)["status"]
+        return self.admin.get_rollout(self.rollout)["status"]
 
     def end(self) -> None:
         if self.status != "aborted":
-            self.admin.move_rollout(self.rollout, "abort", "the test is over")
+            self.admin.post_rollout_action(self.rollout, "abort", "the test is over")
         for beacon in self.beacons:
             self.admin.remove_beacon(beacon.id)
 
@@ -121,7 +121,7 @@ def test_nobody_polls(fleet, visit):
     began, beacon = time.monotonic(), fleet.beacons[0]
     for number in range(80):
         beacon.report("idle", heap_free_min=50_000 + number)
-    fleet.admin.do_beacon(beacon.id, "quarantine", "enough")
+    fleet.admin.post_beacon_action(beacon.id, "quarantine", "enough")
     page.wait_for_selector(f"#c-{beacon.id}.s-quarantined")
     assert len(asked) <= 4 + (time.monotonic() - began)
 
@@ -142,7 +142,7 @@ def test_halt_asks_first_and_then_halts(fleet, visit):
     page.wait_for_selector(".heading .b-halted")
     assert fleet.status == "halted" and unmoved(page)
     assert "smoke on floor 3 <b>" in page.inner_text(".alarm")
-    entries = fleet.admin.audit(target=fleet.rollout, newest=True)
+    entries = fleet.admin.list_audit_entries(target=fleet.rollout, newest=True)
     assert any("smoke on floor 3" in entry["reason"] for entry in entries)
     page.click("#do-resume")
     page.click("dialog#resume [data-confirm]")
@@ -161,7 +161,7 @@ def test_a_refusal_is_shown_where_it_was_asked(fleet, visit):
     page.fill("dialog#abort [name=reason]", "too late")
     page.route("**/live*", lambda route: route.abort())
     page.pardon("ERR_FAILED")
-    fleet.admin.move_rollout(fleet.rollout, "abort", "somebody was faster")
+    fleet.admin.post_rollout_action(fleet.rollout, "abort", "somebody was faster")
     page.click("dialog#abort [data-confirm]")
     page.wait_for_selector("dialog#abort .refused:visible")
     assert page.locator("dialog#abort").is_visible()
@@ -173,7 +173,7 @@ def test_a_question_stays_open_when_its_levers_go(fleet, visit):
     page.pardon("409")
     page.click("#do-abort")
     page.fill("dialog#abort [name=reason]", "too late")
-    fleet.admin.move_rollout(fleet.rollout, "abort", "somebody was faster")
+    fleet.admin.post_rollout_action(fleet.rollout, "abort", "somebody was faster")
     page.wait_for_selector(".heading .b-aborted", state="attached")
     page.click("dialog#abort [data-confirm]")
     page.wait_for_selector("dialog#abort .refused:visible")
@@ -188,7 +188,7 @@ def test_a_press_is_not_lost_when_the_page_follows(fleet, visit):
     page.fill("dialog#abort [name=reason]", "enough of it")
     page.hover("dialog#abort [data-confirm]")
     page.mouse.down()
-    fleet.admin.move_rollout(fleet.rollout, "halt", "somebody was faster")
+    fleet.admin.post_rollout_action(fleet.rollout, "halt", "somebody was faster")
     page.wait_for_selector(".heading .b-halted", state="attached")
     page.mouse.up()
     page.wait_for_selector(".heading .b-aborted", state="attached")
@@ -196,7 +196,7 @@ def test_a_press_is_not_lost_when_the_page_follows(fleet, visit):
 
 def test_what_two_decide_is_done_once(fleet, visit):
     def by_hand() -> list[str]:
-        made = fleet.admin.rollout(fleet.rollout)["transitions"]
+        made = fleet.admin.get_rollout(fleet.rollout)["transitions"]
         return [one["detail"] for one in made if one["reason"] == "by_hand"]
 
     page = visit(fleet.path)
@@ -204,13 +204,13 @@ def test_what_two_decide_is_done_once(fleet, visit):
     page.pardon("409")
     page.click("#do-advance-0")
     page.fill("dialog#advance-0 [name=reason]", "it looks good")
-    fleet.admin.move_rollout(fleet.rollout, "advance", "somebody was faster")
+    fleet.admin.post_rollout_action(fleet.rollout, "advance", "somebody was faster")
     page.wait_for_selector("main :text('somebody was faster')", state="attached")
     page.click("dialog#advance-0 [data-confirm]")
     page.wait_for_selector("dialog#advance-0 .refused:visible")
     assert by_hand() == ["somebody was faster"]
     page.click("dialog#advance-0 [data-close]")
-    revision = fleet.admin.rollout(fleet.rollout)["revision"]
+    revision = fleet.admin.get_rollout(fleet.rollout)["revision"]
     there = f"dialog#advance-0 [name=revision][value='{revision}']"
     page.wait_for_selector(there, state="attached")  # it follows as soon as it is closed
     page.click("#do-advance-0")
@@ -318,11 +318,11 @@ def test_every_page_in_every_light_and_width(fleet, visit, server):
         "idle", insecure=True, journal=[[1, 0, "wifi", "lost", EVIL[:60]]], heap_free_min=1
     )
     fleet.admin.change_beacon(beacon.id, tags=["doors"])
-    fleet.admin.do_beacon(beacon.id, "quarantine", EVIL)
+    fleet.admin.post_beacon_action(beacon.id, "quarantine", EVIL)
     fleet.admin.create_token(f"{fleet.tag}{EVIL}"[:60], "viewer")
     hook = {"name": EVIL[:64], "url": "https://a.example/?" + "x" * 300, "kinds": ["rollout."]}
     fleet.admin.call("POST", "/api/webhooks", json=hook)
-    fleet.admin.move_rollout(fleet.rollout, "halt", EVIL)
+    fleet.admin.post_rollout_action(fleet.rollout, "halt", EVIL)
     pages = [
         "/",
         "/?by=version",
@@ -373,7 +373,7 @@ def test_every_page_in_every_light_and_width(fleet, visit, server):
 def test_what_happens_is_said(fleet, visit):
     page = visit("/releases")
     mark(page)
-    fleet.admin.move_rollout(fleet.rollout, "halt", "heard in every room")
+    fleet.admin.post_rollout_action(fleet.rollout, "halt", "heard in every room")
     said = page.locator("#says[aria-live=polite] a:has-text('is halted')")
     said.first.wait_for()
     assert said.first.get_attribute("href") == fleet.path

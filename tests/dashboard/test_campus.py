@@ -28,7 +28,7 @@ def test_every_number_leads_to_its_beacons(campus: Campus):
     browser = Signed(campus.local.url, campus.local.token)
     seen: dict[str, str] = {}
     pages = {"/", "/?by=version", "/rollouts", "/releases", "/failures", "/beacons"}
-    pages |= {f"/rollouts/{one['rollout_id']}" for one in campus.admin.rollouts()}
+    pages |= {f"/rollouts/{one['rollout_id']}" for one in campus.admin.list_rollouts()}
     pages |= {f"/releases/{one['firmware_id']}" for one in campus.releases.values()}
     checked = 0
     for path in sorted(pages):

@@ -34,7 +34,7 @@ def test_a_mirror_is_seen_and_missed(tmp_path):
             until(lambda: "in step" in said(), deadline_s=WAIT_S)
             count = [one for one in signed.page("/").all("a", cls="n") if "north" in one["href"]]
             assert [one.text for one in count] == ["3"]
-            until(lambda: len(mirror.service.view.nodes) == 3, deadline_s=WAIT_S)
+            until(lambda: len(mirror.service.fleet.beacons) == 3, deadline_s=WAIT_S)
             its = Signed(mirror.url, mirror.token)
             note = its.page("/").all("p", role="note")[-1].text
             assert uplink.url in note and "Last exchange" in note
@@ -65,10 +65,10 @@ def test_a_rollouts_page_names_the_mirrors_that_have_not_confirmed_its_halt(tmp_
 
         given = {"upstream": uplink.url, "upstream_token": made["token"], "lease_s": 10800.0}
         with Local(tmp_path / "mirror", clock=primary.clock, **given) as mirror:
-            until(lambda: rollout in mirror.service.view.entries, deadline_s=WAIT_S)
+            until(lambda: rollout in mirror.service.fleet.rollouts, deadline_s=WAIT_S)
             uplink.cut()
             until(lambda: mirror.service.mirror.error is not None, deadline_s=WAIT_S)
-            admin.move_rollout(rollout, "halt", "enough")
+            admin.post_rollout_action(rollout, "halt", "enough")
             primary.clock.at += 7200
             (said,) = alarms()
             assert "lan-north" in said and "2 h ago" in said and "may hand the release out" in said

@@ -37,7 +37,7 @@ def test_a_session_begins_with_a_token(server):
     assert "; samesite=strict" in cookie and "; path=/" in cookie and "; secure" not in cookie
     assert server.token not in cookie
     assert browser.page("/rollouts?a=b").one("h1").text == "Rollouts"
-    entries = server.admin().audit(action="session.", newest=True)
+    entries = server.admin().list_audit_entries(action="session.", newest=True)
     assert entries and all(server.token not in str(entry) for entry in entries)
 
 
@@ -109,7 +109,7 @@ def test_an_origin_that_is_none_is_another_site(server, signed, origin):
 def test_what_no_page_of_ours_asked_for_is_refused(server, signed, headers, why):
     answer = signed.call("POST", "/api/tokens", {"name": "x", "role": "admin"}, **headers)
     assert (answer.status_code, answer.json()["code"]) == (403, "csrf"), why
-    assert "x" not in [one["name"] for one in server.admin().tokens()]
+    assert "x" not in [one["name"] for one in server.admin().list_tokens()]
     assert signed.call("POST", "/api/sites", {"path": f"s{len(why)}"}).status_code == 201
 
 
@@ -135,12 +135,12 @@ def test_roles(server, tmp_path):
             for verb in ("halt", "pause", "abort", "advance"):
                 answer = browser.call("POST", f"/api{path}/{verb}", {"reason": "because"})
                 assert (answer.status_code, answer.json()["code"]) == (403, "role_too_low")
-            assert admin.rollout(rollout)["status"] == "active"
+            assert admin.get_rollout(rollout)["status"] == "active"
     assert levers["viewer"] == []
     assert (
         levers["operator"] == levers["admin"] == ["do-advance-0", "do-pause", "do-halt", "do-abort"]
     )
-    admin.move_rollout(rollout, "abort", "over")
+    admin.post_rollout_action(rollout, "abort", "over")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_static_files_are_kept_for_as_long_as_they_stay_the_same(signed):
         assert "immutable" in answer.headers["cache-control"]
         assert "http" not in answer.text.replace("http://www.w3.org", "")  # nobody else is asked
         assert signed.get(address.partition("?")[0]).headers["cache-control"] == "no-cache"
-    assert signed.get("/static/../frame.py").status_code == 404
+    assert signed.get("/static/../page_base.py").status_code == 404
     assert signed.get("/static/nothing.css").status_code == 404
 
 

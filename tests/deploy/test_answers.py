@@ -1,4 +1,4 @@
-"""What a proxy says instead of the orchestrator is named as the proxy's, never as a failure here."""
+"""What a proxy says instead of the orchestrator is named as the proxy's, not as a failure here."""
 
 import http.server
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.provision.registry import Orchestrator
+from beacon_ota.provision.registry import OrchestratorRegistry
 from tests.orchestrator.world import COMMAND, DEADLINE_S
 
 PAGE = b"<html><head><title>%d</title></head><body><center>nginx \x1b[31m</center></body></html>"
@@ -73,9 +73,9 @@ def test_a_page_in_place_of_an_answer(stub, status, tmp_path):
     file = tmp_path / "image"
     file.write_bytes(b"x" * 1000)
     calls = {
-        "read": client.sites,
+        "read": client.list_sites,
         "change": lambda: client.create_beacon("b", "esp32c3"),
-        "upload": lambda: client.upload(file, version="1.0.0", device_type="x"),
+        "upload": lambda: client.upload_firmware(file, version="1.0.0", device_type="x"),
     }
     for name, call in calls.items():
         with pytest.raises(BeaconOtaError) as caught:
@@ -110,7 +110,7 @@ def test_a_command_and_provisioning_name_it(stub, status):
         assert done.returncode == exit_code and code in done.stderr, (words, done.stderr)
         assert "Traceback" not in done.stderr and "internal" not in done.stderr
     with pytest.raises(BeaconOtaError) as caught:
-        Orchestrator(Client(f"{stub}/{status}", "token")).check("hq")
+        OrchestratorRegistry(Client(f"{stub}/{status}", "token")).check_access("hq")
     assert caught.value.exit_code == ANSWERS[status][1]
     assert "operator's token" not in caught.value.message
 

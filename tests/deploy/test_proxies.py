@@ -82,12 +82,12 @@ def test_a_release_is_uploaded_and_comes_back(behind, tmp_path):
     admin = Client(proxy.url, server.token, proxy.ca)
     made = upload(admin, "3.0.0", tmp_path)
     with (tmp_path / "back").open("wb") as file:
-        admin.download(made, file)
+        admin.download_firmware(made, file)
     assert (tmp_path / "back").read_bytes() == image("3.0.0")
     too_large = tmp_path / "large"
     too_large.write_bytes(bytes(2_500_000))  # the orchestrator's word, not the proxy's
     with pytest.raises(BeaconOtaError) as caught:
-        admin.upload(too_large, device_type="esp32c3", version="3.0.1")
+        admin.upload_firmware(too_large, device_type="esp32c3", version="3.0.1")
     assert not caught.value.code.startswith("proxy"), caught.value
 
 
@@ -100,7 +100,9 @@ def test_what_is_too_large_is_named_by_whoever_refuses_it(behind, tmp_path):
     done = run(command, proxy, server, tmp_path)
     assert "Traceback" not in done.stderr and "internal" not in done.stderr
     with pytest.raises(BeaconOtaError) as caught:
-        Client(proxy.url, server.token, proxy.ca).upload(file, device_type="x", version="1.0.0")
+        Client(proxy.url, server.token, proxy.ca).upload_firmware(
+            file, device_type="x", version="1.0.0"
+        )
     if caught.value.code != "unreachable":  # the connection may be closed before all is sent
         assert (caught.value.code == "proxy_refused") == (proxy.kind == "nginx"), caught.value
         assert "larg" in caught.value.message or "2097152" in caught.value.message
@@ -139,7 +141,7 @@ def test_only_beacons_are_served_without_tls(behind):
         assert answer.status_code == 308, path
         assert answer.headers["location"].startswith("https://")
     with pytest.raises(BeaconOtaError) as caught:
-        Client(proxy.plain, server.token).beacons().__next__()
+        Client(proxy.plain, server.token).list_beacons().__next__()
     assert caught.value.code == "redirected" and "https://" in str(caught.value.expected)
     with pytest.raises(BeaconOtaError) as caught:  # not made into a GET
         Client(proxy.plain, server.token).create_beacon("redirected", "esp32c3")
@@ -158,10 +160,10 @@ def test_addresses_are_those_that_the_proxy_tells(behind):
     server.admin().create_beacon(beacon.id, "esp32c3", key=(b"o" * 32).hex())
     target = f"/firmwares/latest/esp32c3?version=1.0.0&image={'0' * 64}&state=valid"
     for lie in (None, "203.0.113.9", "203.0.113.9, 127.0.0.1"):
-        headers = {} if lie is None else {"X-Forwarded-For": lie}
+        headers = {} if lie is None else {"X-ForwardedMiddleware-For": lie}
         answer = beacon.call("GET", target, headers=headers, check=False)
         assert answer.status == 401 and answer.json["code"] == "bad_mac"
-        shown = server.admin().beacon(beacon.id)["unproven"]
+        shown = server.admin().get_beacon(beacon.id)["unproven"]
         assert shown["address"] == stranger, shown
 
 
@@ -175,7 +177,7 @@ def test_a_beacon_polls_downloads_and_reports(behind, released, tmp_path):  # no
         rollout = roll_out(server, firmware, one.name)
         one.runs("2.0.0")
         one.until(
-            lambda: server.admin().rollout(rollout)["results"] == {"success": 1}, "the success"
+            lambda: server.admin().get_rollout(rollout)["results"] == {"success": 1}, "the success"
         )
         assert not one.shown["refusals"] and not one.shown["unproven"]
 
@@ -189,7 +191,7 @@ def test_a_proxy_without_an_orchestrator(tmp_path):
         with proxy(kind, tmp_path / kind, port) as found:
             for client in (Client(found.url, "token", found.ca),):
                 with pytest.raises(BeaconOtaError) as caught:
-                    client.sites()
+                    client.list_sites()
                 assert caught.value.code == "proxy_unavailable" and caught.value.exit_code == 3
                 assert kind in caught.value.message.lower() or "proxy" in caught.value.message
 

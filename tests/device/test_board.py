@@ -66,7 +66,7 @@ class Board:
 
     def __init__(self, folder, blocks=64, files=None, before="", after=""):
         self.image = folder / "vfs.bin"
-        self.image.write_bytes(littlefs.build(files or {}, 4096, blocks))
+        self.image.write_bytes(littlefs.build_filesystem(files or {}, 4096, blocks))
         self.ends = pty.openpty()
         tty.setraw(self.ends[1])
         self.port = os.ttyname(self.ends[1])
@@ -84,7 +84,7 @@ class Board:
         return self.process.wait(60) == 0
 
     def files(self):
-        return littlefs.read(self.image.read_bytes()).files
+        return littlefs.read_filesystem(self.image.read_bytes()).files
 
     def close(self):
         self.process.kill()
@@ -111,8 +111,8 @@ TEXTS = {"main.py": b"def run():\n    pass\n", "pkg/__init__.py": b"", "pkg/deep
 
 
 def deploy(found, texts=TEXTS, **kwargs):
-    wanted = board.files(texts, "esp32c3")
-    return board.deploy(found.port, wanted, fresh=False, **kwargs), wanted
+    wanted = board.board_files(texts, "esp32c3")
+    return board.deploy_app(found.port, wanted, fresh=False, **kwargs), wanted
 
 
 def refuse(function, code):
@@ -126,7 +126,7 @@ def test_an_empty_board_gets_stage_0_and_the_app(plug):
     found, seen = plug(), []
     done, wanted = deploy(found, progress=seen.append)
     assert {f"/{path}": data for path, data in found.files().items()} == wanted
-    assert found.files()["boot.py"] == flash.stage0()["boot.py"]
+    assert found.files()["boot.py"] == flash.stage0_files()["boot.py"]
     assert b'"insecure":true' in found.files()["app/app.json"]
     assert set(done.written) == set(wanted) and done.removed == () and done.unchanged == 0
     assert seen == sorted(seen) and seen[-1] == done.size
@@ -134,7 +134,7 @@ def test_an_empty_board_gets_stage_0_and_the_app(plug):
 
 
 def test_only_what_differs_is_sent_and_leftovers_go(plug):
-    old = {path[1:]: data for path, data in board.files(TEXTS, "esp32c3").items()}
+    old = {path[1:]: data for path, data in board.board_files(TEXTS, "esp32c3").items()}
     mine = {"notes.txt": b"mine", "lib/x.py": b"mine"}
     gone = {"app/gone.mpy": b"x", "app/old/y.mpy": b"y"}
     found = plug(files={**old, **mine, **gone, "app/main.mpy": b"other"})
@@ -146,7 +146,7 @@ def test_only_what_differs_is_sent_and_leftovers_go(plug):
 
 
 def test_the_whole_app_of_the_project(plug):
-    texts = app_folder.read_sources(paths.data("firmware", "app"))
+    texts = app_folder.read_sources(paths.data_path("firmware", "app"))
     found = plug(blocks=112)
     _, wanted = deploy(found, texts)
     assert {f"/{path}": data for path, data in found.files().items()} == wanted
@@ -160,7 +160,7 @@ def test_a_board_without_room(plug):
 
 def test_a_board_that_runs_a_release_is_left_alone(plug, tmp_path):
     image = tmp_path / "app.bin"
-    image.write_bytes(littlefs.build({"main.mpy": b"x"}, 512))
+    image.write_bytes(littlefs.build_filesystem({"main.mpy": b"x"}, 512))
     blocks = image.stat().st_size // 512
     # The host's files are out of reach once the board's own are mounted.
     script = f"{RELEASE}\nopened = open({str(image)!r}, 'rb')\n"
@@ -220,7 +220,7 @@ def test_a_board_that_never_answers_is_reset_by_its_lines(monkeypatch):
             seen.append((line, getattr(self, f"_{line}_state")))
 
         monkeypatch.setattr(protocol_loop.Serial, f"_update_{line}_state", update)
-    refuse(lambda: board.deploy("loop://", {"/x": b""}, patience=1), "board_silent")
+    refuse(lambda: board.deploy_app("loop://", {"/x": b""}, patience=1), "board_silent")
     pulse = [("dtr", False), ("rts", True), ("rts", False)]
     assert any(seen[at : at + 3] == pulse for at in range(len(seen)))
 
@@ -247,7 +247,7 @@ def test_nobody_at_the_prompt(tmp_path):
     tty.setraw(theirs)
     try:
         error = refuse(
-            lambda: board.deploy(os.ttyname(theirs), {"/x": b""}, patience=1), "board_silent"
+            lambda: board.deploy_app(os.ttyname(theirs), {"/x": b""}, patience=1), "board_silent"
         )
         assert "MicroPython" in error.message
     finally:
@@ -256,9 +256,9 @@ def test_nobody_at_the_prompt(tmp_path):
 
 
 def test_a_port_that_is_not_there(tmp_path):
-    refuse(lambda: board.deploy(str(tmp_path / "tty"), {}), "port_missing")
+    refuse(lambda: board.deploy_app(str(tmp_path / "tty"), {}), "port_missing")
 
 
 def test_an_app_that_does_not_compile_never_gets_to_the_port():
-    refuse(lambda: board.files({"main.py": b"x = ("}, "esp32c3"), "app_syntax")
-    refuse(lambda: board.files(TEXTS, "esp32c3", "1"), "app_version")
+    refuse(lambda: board.board_files({"main.py": b"x = ("}, "esp32c3"), "app_syntax")
+    refuse(lambda: board.board_files(TEXTS, "esp32c3", "1"), "app_version")

@@ -34,7 +34,7 @@ SSID, PASSWORD = "site", "correct horse"
 
 @functools.cache
 def _compiled() -> dict[str, bytes]:
-    return appfs.compile_all(app_folder.read_sources(paths.data("firmware", "app")))
+    return appfs.compile_sources(app_folder.read_sources(paths.data_path("firmware", "app")))
 
 
 def make(
@@ -56,7 +56,7 @@ def make(
         extra: further files.
     """
     texts = {name: text.encode() for name, text in (changes or {}).items()}
-    files = _compiled() | appfs.compile_all(texts)
+    files = _compiled() | appfs.compile_sources(texts)
     sha = hashlib.sha256(core).hexdigest()
     info = AppInfo(version, device_type, sha, insecure=insecure)
     files[appfs.INFO] = info.pack()
@@ -66,12 +66,14 @@ def make(
     if filler:
         block = hashlib.sha256(version.encode()).digest()
         files["filler"] = (block * (filler // 32 + 1))[:filler]
-    return release.build(core, littlefs.build(files, appfs.BLOCK))
+    return release.join_core_and_app(core, littlefs.build_filesystem(files, appfs.BLOCK))
 
 
 def image(built: bytes, settings: Mapping[str, int | bytes], board: str = "esp32c3") -> bytes:
     """Return a flash image of a provisioned beacon with this release."""
-    return flash.build(boards.load(board), synthetic.bootloader(), built, settings)
+    return flash.build_flash(
+        boards.load_board(board), synthetic.bootloader_image(), built, settings
+    )
 
 
 @dataclass
@@ -132,8 +134,8 @@ def bench(
         server = stack.enter_context((server or Server()).run())
         server.scale = scale
         network = Network(join_time=0.5)
-        network.add(SSID, PASSWORD)
-        network.host("orchestrator.local", "127.0.0.1", server.port)
+        network.add_access_point(SSID, PASSWORD)
+        network.set_host("orchestrator.local", "127.0.0.1", server.port)
         rules = POLICY | (PATIENT if scale > SCALE else {}) | dict(policy or {})
         values: dict[str, int | bytes | None] = {
             "beacon_id": BEACON.encode(),

@@ -160,7 +160,7 @@ def test_read_into_buffers_of_any_size():
             got = b""
             buf = bytearray(size)
             while True:
-                n = await connection.fill(buf)
+                n = await connection.read_exactly(buf)
                 got += buf[:n]
                 if n < size:
                     return got

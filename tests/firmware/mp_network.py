@@ -19,7 +19,7 @@ class Station:
         self._error = error
         self.wlan = self
 
-    def up(self):
+    def is_up(self):
         return True
 
     def status(self, what):
@@ -36,5 +36,5 @@ class Server:
 # client's session must not end by it.
 def test_a_network_that_has_just_been_lost():
     for error in (OSError(12303), RuntimeError("Wifi Unknown Error 0x0101")):
-        report = Network(Server(error)).report()
+        report = Network(Server(error)).build_report()
         assert report == wifi.build_report(wifi.CONNECTED, ssid=b"site", rssi=wifi.UNKNOWN_RSSI)

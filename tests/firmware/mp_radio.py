@@ -71,8 +71,8 @@ def radio(more):
     made = Radio(Store(), Journal())
     made.start(1)
     owner = Owner(made, more)
-    made.add("service", owner)
-    made.open(b"frame")
+    made.add_service("service", owner)
+    made.start_advertising(b"frame")
     made._irq(CONNECT, (1, 0, bytes(6)))
     return made, owner
 
@@ -136,12 +136,12 @@ def cuts(connected, *steps):
     try:
         for link in range(2, connected + 1):
             made._irq(CONNECT, (link, 0, bytes(6)))
-        made._pump()
+        made._drain_events()
         for seconds, act in steps:
             act(made)
-            made._pump()
+            made._drain_events()
             clock.skipped += 1000 * seconds
-            made._look(clock.ticks_ms())
+            made._check_links(clock.ticks_ms())
             cut.append(sorted(set(made._ble.cuts)))
     finally:
         room.time = time
@@ -160,13 +160,13 @@ def test_a_link_that_speaks_has_a_minute():
 def test_a_link_that_proves_something_begins_again():
     def renew(made):
         say(made)
-        made.renew(1)
+        made.renew_timeouts(1)
 
     assert cuts(1, *[(20, renew)] * 9) == [[]] * 9
 
     # On the terms of somebody else it stays what it was.
     def session(made):
-        made.keep(1, 60_000, 60_000, 15_000)
+        made.set_idle_timeout(1, 60_000, 60_000, 15_000)
 
     assert cuts(1, (1, session), *[(20, renew)] * 3) == [[], [], [], [1]]
 
@@ -174,7 +174,7 @@ def test_a_link_that_proves_something_begins_again():
 def test_somebody_waits_for_the_place_of_a_link():
     def want(made):
         say(made)
-        made.wanted = 1
+        made.contested = 1
 
     assert cuts(1, (10, want), (6, say)) == [[], [1]]
     assert cuts(2, (10, want), (6, say)) == [[], [1]]
@@ -182,7 +182,7 @@ def test_somebody_waits_for_the_place_of_a_link():
     # Not of one that may take its time.
     def trust(made):
         want(made)
-        made.keep(1, 300_000, 1_800_000, 1_800_000)
+        made.set_idle_timeout(1, 300_000, 1_800_000, 1_800_000)
 
     assert cuts(1, *[(200, trust)] + [(200, say)] * 9) == [[]] * 9 + [[1]]
 
@@ -192,14 +192,14 @@ def test_with_all_links_taken_those_go_that_had_their_share():
     assert cuts(4, (10, say), (6, say)) == [[], [1, 2, 3, 4]]
 
     def prove(made):
-        made.renew(2)
+        made.renew_timeouts(2)
 
     assert cuts(4, (10, say), (6, prove)) == [[], [1, 3, 4]]
 
 
 def test_a_closed_door_is_not_kept_open_by_knocking():
     def refuse(made):
-        made.keep(1, 200, 0)
+        made.set_idle_timeout(1, 200, 0)
 
     assert cuts(1, (1, refuse)) == [[1]]
     assert cuts(1, *[(10, say)] * 6 + [(1, refuse)])[-1] == [1]

@@ -11,20 +11,20 @@ class Journal:
     def __init__(self, entries):
         self._entries = entries
 
-    def since(self):
+    def entries_since(self):
         return self._entries
 
 
 class Beacon:
     version = "1.0.0-" + "a" * 58
-    image = "ab" * 32
-    cause = 2
+    image_sha256 = "ab" * 32
+    reset_cause = 2
     insecure = True
 
     def __init__(self, entries):
         self.journal = Journal(entries)
 
-    def heap(self):
+    def measure_heap(self):
         return 60000
 
 

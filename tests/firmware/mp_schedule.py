@@ -11,9 +11,9 @@ def offer(**fields):
 
 
 def test_windows():
-    assert s.window("03:00-05:00") == (180, 300)
-    assert s.window("23:30-1:15") == (1410, 75)
-    assert s.window(" 00:00 - 23:59 ") == (0, 1439)
+    assert s.parse_window("03:00-05:00") == (180, 300)
+    assert s.parse_window("23:30-1:15") == (1410, 75)
+    assert s.parse_window(" 00:00 - 23:59 ") == (0, 1439)
     for bad in (
         "",
         "03:00",
@@ -28,40 +28,43 @@ def test_windows():
         "003:00-05:00",
         "03:00–05:00",
     ):
-        assert s.window(bad) is None, bad
+        assert s.parse_window(bad) is None, bad
 
 
 def test_now_when_nothing_holds_it_back():
-    assert s.wait(offer(), NIGHT, "", 0) == 0
-    assert s.wait(offer(not_before=NIGHT, not_after=NIGHT + 60), NIGHT, "", 0) == 0
-    assert s.wait(offer(not_before=NIGHT - 5), NIGHT, "", 0) == 0
+    assert s.seconds_until_install(offer(), NIGHT, "", 0) == 0
+    assert s.seconds_until_install(offer(not_before=NIGHT, not_after=NIGHT + 60), NIGHT, "", 0) == 0
+    assert s.seconds_until_install(offer(not_before=NIGHT - 5), NIGHT, "", 0) == 0
 
 
 def test_the_servers_window():
-    assert s.wait(offer(not_before=NIGHT + 100), NIGHT, "", 0) == 100
-    assert s.wait(offer(not_before=5, not_after=NIGHT), NIGHT, "", 0) == 60
+    assert s.seconds_until_install(offer(not_before=NIGHT + 100), NIGHT, "", 0) == 100
+    assert s.seconds_until_install(offer(not_before=5, not_after=NIGHT), NIGHT, "", 0) == 60
 
 
 def test_the_local_window_is_a_second_guard():
-    assert s.wait(offer(), NIGHT, "03:00-05:00", 0) == 0
-    assert s.wait(offer(), NIGHT + 7199, "03:00-05:00", 0) == 0
-    assert s.wait(offer(), NIGHT + 7200, "03:00-05:00", 0) == 22 * 3600
-    assert s.wait(offer(), NIGHT - 1, "03:00-05:00", 0) == 1
+    assert s.seconds_until_install(offer(), NIGHT, "03:00-05:00", 0) == 0
+    assert s.seconds_until_install(offer(), NIGHT + 7199, "03:00-05:00", 0) == 0
+    assert s.seconds_until_install(offer(), NIGHT + 7200, "03:00-05:00", 0) == 22 * 3600
+    assert s.seconds_until_install(offer(), NIGHT - 1, "03:00-05:00", 0) == 1
     # Berlin in winter: 03:00 UTC is 04:00 there; New York: 22:00 of the day before.
-    assert s.wait(offer(), NIGHT, "03:00-05:00", 60) == 0
-    assert s.wait(offer(), NIGHT, "03:00-05:00", -300) == 5 * 3600
+    assert s.seconds_until_install(offer(), NIGHT, "03:00-05:00", 60) == 0
+    assert s.seconds_until_install(offer(), NIGHT, "03:00-05:00", -300) == 5 * 3600
     # Over midnight.
-    assert s.wait(offer(), NIGHT, "22:00-04:00", 0) == 0
-    assert s.wait(offer(), NIGHT + 3600, "22:00-04:00", 0) == 18 * 3600
+    assert s.seconds_until_install(offer(), NIGHT, "22:00-04:00", 0) == 0
+    assert s.seconds_until_install(offer(), NIGHT + 3600, "22:00-04:00", 0) == 18 * 3600
     # The server's start counts first.
-    assert s.wait(offer(not_before=NIGHT + 7), NIGHT, "03:00-05:00", 0) == 7
+    assert s.seconds_until_install(offer(not_before=NIGHT + 7), NIGHT, "03:00-05:00", 0) == 7
     # A window that nobody can read holds nothing back.
-    assert s.wait(offer(), NIGHT, "garbage", 0) == 0
+    assert s.seconds_until_install(offer(), NIGHT, "garbage", 0) == 0
 
 
 def test_required_and_timeless_offers_do_not_wait():
-    assert s.wait(offer(required=True, not_before=NIGHT + 9), NIGHT, "10:00-11:00", 0) == 0
-    assert s.wait(offer(not_before=NIGHT), 0, "10:00-11:00", 0) == 0
+    assert (
+        s.seconds_until_install(offer(required=True, not_before=NIGHT + 9), NIGHT, "10:00-11:00", 0)
+        == 0
+    )
+    assert s.seconds_until_install(offer(not_before=NIGHT), 0, "10:00-11:00", 0) == 0
 
 
 def test_every_second_of_a_day():
@@ -70,7 +73,7 @@ def test_every_second_of_a_day():
         for second in range(0, 86400, 97):
             hour = second // 3600
             inside = opens <= hour < closes if opens < closes else hour >= opens or hour < closes
-            wait = s.wait(offer(), midnight + second, text, 0)
+            wait = s.seconds_until_install(offer(), midnight + second, text, 0)
             assert (wait == 0) == inside, (text, second, wait)
             assert (second + wait) % 86400 == opens * 3600 or inside
 
@@ -78,9 +81,9 @@ def test_every_second_of_a_day():
 def test_backoff():
     for n, base in enumerate((2000, 4000, 8000, 16000, 32000)):
         for _ in range(50):
-            assert 0.75 * base - 1 <= s.backoff(n, 2000) <= 1.25 * base
-    assert s.backoff(5, 2000) is None
-    assert len({s.jitter(10000) for _ in range(50)}) > 10
+            assert 0.75 * base - 1 <= s.retry_pause(n, 2000) <= 1.25 * base
+    assert s.retry_pause(5, 2000) is None
+    assert len({s.add_jitter(10000) for _ in range(50)}) > 10
 
 
 def test_poll_delay():
@@ -94,8 +97,8 @@ def test_poll_delay():
 
 
 def test_a_header_that_nothing_signs_delays_by_an_hour_at_most():
-    assert s.unsealed(None, 300) is None
+    assert s.cap_retry_after(None, 300) is None
     for asked in (0, 60, 3600):
-        assert s.unsealed(asked, 300) == asked
-    assert s.unsealed(9_999_999, 300) == 3600
-    assert s.unsealed(9_999_999, 40_000) == 40_000  # an operator's own choice
+        assert s.cap_retry_after(asked, 300) == asked
+    assert s.cap_retry_after(9_999_999, 300) == 3600
+    assert s.cap_retry_after(9_999_999, 40_000) == 40_000  # an operator's own choice

@@ -44,18 +44,18 @@ def test_never_the_running_slot():
     for running in (0, 1, 2):
         chip, s = fresh(running, slots=3)
         assert s.running == running and s.count == 3
-        targets = s.targets(4096, 0)
+        targets = s.target_slots(4096, 0)
         assert running not in targets and len(targets) == 2
         refuses("no_slot", s.arm, running)
     chip, s = fresh(slots=1)
-    assert s.targets(4096, 0) == [] and s.max_room() == 0
+    assert s.target_slots(4096, 0) == [] and s.max_capacity() == 0
 
 
 def test_targets_by_size_and_health():
     chip, s = fresh(1)
-    assert s.targets(4 * SECTOR, 0) == [0] and s.max_room() == 4 * SECTOR
-    assert s.targets(4 * SECTOR + 1, 0) == []
-    assert s.targets(1, 0b01) == [] and s.targets(1, 0b10) == [0]
+    assert s.target_slots(4 * SECTOR, 0) == [0] and s.max_capacity() == 4 * SECTOR
+    assert s.target_slots(4 * SECTOR + 1, 0) == []
+    assert s.target_slots(1, 0b01) == [] and s.target_slots(1, 0b10) == [0]
 
 
 def test_from_the_factory_app():
@@ -63,7 +63,7 @@ def test_from_the_factory_app():
     chip.flash[0 : 2 * SECTOR] = b"\xff" * (2 * SECTOR)
     chip.boot()
     s = on(chip)
-    assert s.running == -1 and s.targets(1, 0) == [0, 1]
+    assert s.running == -1 and s.target_slots(1, 0) == [0, 1]
     s.arm(0)
     assert chip.boot()[4] == "ota_0"
 
@@ -72,12 +72,12 @@ def test_arm_and_confirm():
     for running in (0, 1):
         chip, s = fresh(running)
         s.arm(1 - running)
-        assert s.armed() and not s.on_trial()
+        assert s.is_armed() and not s.is_on_trial()
         assert chip.boot()[1] == 0x10 + 1 - running
         s = slots.Slots()
-        assert s.on_trial() and s.trials() == 1
+        assert s.is_on_trial() and s.trial_number() == 1
         refuses("no_slot", s.arm, running)
-        assert s.confirm() and not s.on_trial() and not s.confirm()
+        assert s.confirm() and not s.is_on_trial() and not s.confirm()
         assert chip.boot()[1] == 0x10 + 1 - running
 
 
@@ -94,10 +94,10 @@ def test_nothing_stale_is_left_to_speak_of_a_slot():
             chip, s = fresh(running)
             other = entry(running + 2, state, b"\0\0" + b"\xff" * 18)
             chip.flash[SECTOR : SECTOR + 32] = other
-            s.erase_stale()
+            s.erase_stale_entries()
             assert chip.entries() == [entry(running + 1, VALID), b"\xff" * 32]
             before = chip.ops
-            s.erase_stale()
+            s.erase_stale_entries()
             assert chip.ops == before, "flash wears"
             s.arm(1 - running)
             assert chip.ops == before + 2, "set_boot's own erase and write"
@@ -108,7 +108,7 @@ def test_nothing_stale_is_left_to_speak_of_a_slot():
     chip.boot()
     s = on(chip)
     assert s.running == -1
-    s.erase_stale()
+    s.erase_stale_entries()
     assert chip.entries() == [b"\xff" * 32] * 2
 
 
@@ -125,8 +125,8 @@ def test_arming_what_a_fallback_left_selected():
     chip.store("ota_1", bytes(64))
     assert chip.boot()[4] == "ota_0" and chip.state(1) == PENDING
     s = slots.Slots()
-    assert not s.on_trial() and not s.armed()
-    s.unarm()
+    assert not s.is_on_trial() and not s.is_armed()
+    s.disarm()
     assert chip.entries() == [entry(1, VALID), b"\xff" * 32]
     chip.store("ota_1", image(APP))
     s.arm(1)

@@ -311,6 +311,6 @@ def test_the_journal_survives_rubbish_in_its_ring():
     chip.nvs[("beacon", "journal5")] = b'["x"]'
     chip.nvs[("beacon", "journal6")] = bytes(600)
     chip.nvs[("beacon", "journal1")] = b'[41, 0, "wifi", "drop", ""]'
-    scope["note"]("crash", "x" * 200)
+    scope["journal_write"]("crash", "x" * 200)
     seq, _, stage, code, detail = json.loads(chip.nvs[("beacon", "journal2")])
     assert (seq, stage, code, detail) == (42, "boot", "crash", "x" * 80)

@@ -40,8 +40,18 @@ def check_start(chip, scope):
     assert chip.path in (["/app"] + FROZEN, FROZEN), chip.path
     if chip.path != FROZEN:
         assert scope["failure"] is None and c.listdir("/app") is not None
-    assert scope["note"] and scope["crashes"] >= 0
-    for name in ("active", "burn", "count", "guard", "judge", "mount", "rescue", "start", "tail"):
+    assert scope["journal_write"] and scope["crashes"] >= 0
+    for name in (
+        "find_active_entry",
+        "mark_trial_boot",
+        "count_crash",
+        "start_trial_deadline",
+        "limit_trial_or_count_crash",
+        "mount_app",
+        "rescue",
+        "prepare_app",
+        "find_app",
+    ):
         assert name not in scope
 
 
@@ -116,7 +126,7 @@ def test_an_entry_is_newer_than_what_was_delivered():
     chip = fresh(0)
     scope = chip.start()
     chip.nvs[("beacon", "jrn_ack")] = 50
-    scope["note"]("crash", "x")
+    scope["journal_write"]("crash", "x")
     assert c.journal(chip)[-1][0] == 51
 
 
@@ -126,7 +136,7 @@ def test_a_full_journal_takes_a_crash_in_the_place_of_its_oldest():
     for seq in range(1, 9):
         chip.nvs[("beacon", "journal%d" % (seq % 8))] = json.dumps([seq, 0, "a", "b", ""]).encode()
     chip.nvs_full = True
-    scope["note"]("crash", "x")
+    scope["journal_write"]("crash", "x")
     assert [entry[0] for entry in c.journal(chip)] == list(range(2, 10))
     assert c.journal(chip)[-1][2:] == ["boot", "crash", "x"]
 
@@ -148,7 +158,7 @@ def test_entries_that_make_no_sense():
     for i, text in enumerate(rubbish):
         chip.nvs[("beacon", "journal%d" % i)] = text
     chip.nvs[("beacon", "journal7")] = json.dumps([7, 0, "a", "b", "\x01" * 80]).encode()
-    scope["note"]("crash", "x")
+    scope["journal_write"]("crash", "x")
     seq, _, stage, code, detail = json.loads(chip.nvs[("beacon", "journal0")])
     assert (seq, stage, code, detail) == (8, "boot", "crash", "x")
 
@@ -349,7 +359,12 @@ def test_errors_that_cannot_be_told():
 def test_main_without_what_boot_defines():
     chip = fresh(0)
     chip.boot()
-    for gone in (("note",), ("crashes",), ("failure",), ("note", "crashes", "failure")):
+    for gone in (
+        ("journal_write",),
+        ("crashes",),
+        ("failure",),
+        ("journal_write", "crashes", "failure"),
+    ):
         scope = chip.start()
         for name in gone:
             del scope[name]

@@ -9,7 +9,7 @@ c.modules(CHIP)
 
 import journal  # noqa: E402
 import store  # noqa: E402
-from ota import known  # noqa: E402
+from ota import denylist  # noqa: E402
 
 
 def fresh(**nvs):
@@ -96,10 +96,10 @@ def test_every_policy_default_is_within_its_bounds():
 def test_journal_ring():
     s = fresh()
     j = journal.Journal(s)
-    assert j.since() == [] and j.head() == 0
+    assert j.entries_since() == [] and j.newest == 0
     for i in range(11):
         j.write("wifi", "drop", "no %d" % i)
-    entries = journal.Journal(store.Store()).since()
+    entries = journal.Journal(store.Store()).entries_since()
     assert [e[0] for e in entries] == list(range(4, 12))
     assert entries[-1][2:] == ["wifi", "drop", "no 10"]
 
@@ -109,16 +109,16 @@ def test_journal_is_delivered_once():
     j = journal.Journal(s)
     j.write("a", "b")
     j.write("a", "c")
-    j.acked(1)
-    assert [e[0] for e in j.since()] == [2]
-    j.acked(99)  # a number it cannot know
-    j.acked(0)
-    assert [e[0] for e in j.since()] == [2]
-    j.acked(2)
-    assert j.since() == [] and journal.Journal(store.Store()).since() == []
+    j.acknowledge(1)
+    assert [e[0] for e in j.entries_since()] == [2]
+    j.acknowledge(99)  # a number it cannot know
+    j.acknowledge(0)
+    assert [e[0] for e in j.entries_since()] == [2]
+    j.acknowledge(2)
+    assert j.entries_since() == [] and journal.Journal(store.Store()).entries_since() == []
     j.write("a", "d")
-    assert [e[0] for e in j.since()] == [3]
-    assert [e[0] for e in j.since(1)] == [2, 3]
+    assert [e[0] for e in j.entries_since()] == [3]
+    assert [e[0] for e in j.entries_since(1)] == [2, 3]
 
 
 def test_journal_says_the_same_thing_once():
@@ -126,10 +126,10 @@ def test_journal_says_the_same_thing_once():
     j = journal.Journal(s)
     for _ in range(5):
         j.write("ble", "failed", "x" * 200)
-    assert len(j.since()) == 1 and len(j.since()[0][4]) == 80
-    j.acked(1)
+    assert len(j.entries_since()) == 1 and len(j.entries_since()[0][4]) == 80
+    j.acknowledge(1)
     j.write("ble", "failed", "x" * 200)
-    assert len(j.since()) == 1
+    assert len(j.entries_since()) == 1
 
 
 def test_journal_reads_rubbish_as_nothing():
@@ -142,7 +142,7 @@ def test_journal_reads_rubbish_as_nothing():
         journal5=7,
         journal6=b'[-6, 0, "a", "b", ""]',
     )
-    assert [e[0] for e in journal.Journal(s).since()] == [4]
+    assert [e[0] for e in journal.Journal(s).entries_since()] == [4]
 
 
 # What older releases, stage 0 or damaged flash left behind is delivered as the contract has it.
@@ -157,13 +157,13 @@ def test_journal_delivers_only_what_keeps_to_the_contract():
         journal6=b'[12.5, 0, "a", "b", ""]',
     )
     j = journal.Journal(s)
-    assert j.since() == [
+    assert j.entries_since() == [
         [8, 0, "wifi", "handshake_timeou", "x"],
         [9, 0, "boot", "crash", "y" * 80],
         [10, 0, "a", "b", "nul \ufffd here"],
     ]
-    j.acked(10)
-    assert j.since() == [] and journal.Journal(s).since() == []
+    j.acknowledge(10)
+    assert j.entries_since() == [] and journal.Journal(s).entries_since() == []
 
 
 def test_journal_stores_only_what_keeps_to_the_contract():
@@ -181,7 +181,7 @@ def test_journal_stores_only_what_keeps_to_the_contract():
         ["task", "two_words", "a\ufffdb"],
         ["task", "x", "z" * 80],
     ]
-    assert stored[0] is None and [e[2:] for e in j.since()] == [e[2:] for e in stored if e]
+    assert stored[0] is None and [e[2:] for e in j.entries_since()] == [e[2:] for e in stored if e]
 
 
 # However odd the characters, stage 0 can read it: it has 512 bytes for an entry.
@@ -202,18 +202,18 @@ def test_journal_numbers_that_came_to_their_end_begin_again():
             journal7=b'[%d, 0, "boot", "crash", "two"]' % last,
         )
         j = journal.Journal(s)
-        assert [e[4] for e in j.since()] == ["one", "two"]
-        assert [e[0] for e in j.since()] == [1, 2]
+        assert [e[4] for e in j.entries_since()] == ["one", "two"]
+        assert [e[0] for e in j.entries_since()] == [1, 2]
         j.write("wifi", "no_ap", "three")
-        j.acked(2)
-        assert [e[0] for e in journal.Journal(store.Store()).since()] == [3]
+        j.acknowledge(2)
+        assert [e[0] for e in journal.Journal(store.Store()).entries_since()] == [3]
         # Stage 0 counts from the ring.
         CHIP.store("ota_0", c.image({"x": "y"}))
         CHIP.boot(1)
         scope = CHIP.start()
         c.modules(CHIP)
         scope["note"]("crash", "four")
-        assert [e[0] for e in journal.Journal(store.Store()).since()] == [3, 4]
+        assert [e[0] for e in journal.Journal(store.Store()).entries_since()] == [3, 4]
 
 
 def test_journal_acknowledgement_beyond_the_ring_hides_nothing():
@@ -221,11 +221,11 @@ def test_journal_acknowledgement_beyond_the_ring_hides_nothing():
         s = fresh(jrn_ack=ack, journal3=b'[3, 0, "wifi", "no_ap", "one"]')
         j = journal.Journal(s)
         if ack > 0:
-            assert j.since() == []
+            assert j.entries_since() == []
         j.write("wifi", "no_ap", "two")
-        assert journal.Journal(store.Store()).since()[-1][:1] == [4]
-        j.acked(4)
-        assert journal.Journal(store.Store()).since() == []
+        assert journal.Journal(store.Store()).entries_since()[-1][:1] == [4]
+        j.acknowledge(4)
+        assert journal.Journal(store.Store()).entries_since() == []
 
 
 def test_journal_comes_up_on_a_full_nvs_that_is_damaged():
@@ -234,7 +234,7 @@ def test_journal_comes_up_on_a_full_nvs_that_is_damaged():
         CHIP.nvs_full = True
         j = journal.Journal(s)
         j.write("a", "b")
-        j.since()
+        j.entries_since()
         CHIP.nvs_full = False
 
 
@@ -244,9 +244,9 @@ def test_journal_goes_on_when_nvs_is_full():
     CHIP.nvs_full = True
     j.write("a", "b")
     CHIP.nvs_full = False
-    assert j.head() == 0
+    assert j.newest == 0
     j.write("a", "b")
-    assert j.head() == 1
+    assert j.newest == 1
 
 
 def test_words_that_are_not_news_are_news_of_a_trial():
@@ -254,10 +254,10 @@ def test_words_that_are_not_news_are_news_of_a_trial():
     j = journal.Journal(s)
     j.write("boot", "self_test", "wifi")
     j.write("boot", "self_test", "wifi")
-    assert j.head() == 1
+    assert j.newest == 1
     for _ in (0, 1):
         j.write("boot", "self_test", "wifi", 1)  # the slot was armed after entry 1
-        assert [e[0] for e in journal.Journal(store.Store()).since(1)] == [2]
+        assert [e[0] for e in journal.Journal(store.Store()).entries_since(1)] == [2]
 
 
 def test_stage_0_writes_into_the_same_ring():
@@ -270,24 +270,24 @@ def test_stage_0_writes_into_the_same_ring():
     c.modules(CHIP)
     scope["note"]("crash", "two")
     j = journal.Journal(store.Store())
-    assert [e[2:] for e in j.since()] == [["wifi", "drop", "one"], ["boot", "crash", "two"]]
+    assert [e[2:] for e in j.entries_since()] == [["wifi", "drop", "one"], ["boot", "crash", "two"]]
     j.write("wifi", "drop", "three")
-    assert [e[0] for e in j.since()] == [1, 2, 3]
+    assert [e[0] for e in j.entries_since()] == [1, 2, 3]
 
 
 def test_known_bad_images():
     s = fresh()
     names = ["%064x" % i for i in range(6)]
-    assert not known.bad(s, names[0])
+    assert not denylist.contains(s, names[0])
     for name in names:
-        known.remember(s, name)
-        known.remember(s, name)
-    assert [known.bad(s, name) for name in names] == [False, False, True, True, True, True]
+        denylist.add(s, name)
+        denylist.add(s, name)
+    assert [denylist.contains(s, name) for name in names] == [False, False, True, True, True, True]
     assert len(CHIP.nvs[("beacon", "bad_sha")]) == 128
-    assert not known.bad(fresh(bad_sha=b"short"), names[0])
+    assert not denylist.contains(fresh(bad_sha=b"short"), names[0])
     s = fresh()
     for nothing in (None, "", "ab", 5, "zz" * 32, "AB" * 32, names[0] + "00"):
-        known.remember(s, nothing)
+        denylist.add(s, nothing)
     assert not CHIP.nvs.get(("beacon", "bad_sha"))
 
 
@@ -374,7 +374,7 @@ def test_a_start_on_an_nvs_that_takes_nothing():
                 s = store.Store()
                 j = journal.Journal(s)
                 j.write("a", "b")
-                assert j.since() == []
+                assert j.entries_since() == []
                 assert s.policy("poll_s") == (300 if mode == "nvs_broken" else 60)
                 assert not s.try_put("new", 1)
             finally:
@@ -391,29 +391,31 @@ def test_a_full_journal_goes_on():
         j.write("a", "c")
     finally:
         healed()
-    assert [e[0] for e in j.since()] == list(range(3, 11))
+    assert [e[0] for e in j.entries_since()] == list(range(3, 11))
 
 
 def test_numbers_of_the_journal_are_bounded():
     s = fresh(journal1=b'[4294967297, 0, "a", "b", ""]', jrn_ack=(1 << 31) - 1)
     j = journal.Journal(s)
-    assert [e[0] for e in j.since()] == [1]  # the last words stay, under a number that counts
+    assert [e[0] for e in j.entries_since()] == [
+        1
+    ]  # the last words stay, under a number that counts
     j.write("a", "c")
-    j.acked(2)
+    j.acknowledge(2)
     assert s.number("jrn_ack") == 2
     s = fresh(jrn_ack=-7)
-    assert journal.Journal(s).head() == 0
+    assert journal.Journal(s).newest == 0
 
 
 def test_forgetting_needs_no_room():
-    import factory
+    import factory_reset
 
-    given = dict.fromkeys(factory._GIVEN, b"x")
+    given = dict.fromkeys(factory_reset.GIVEN, b"x")
     given["utc_off"] = 5
     for mode in ("nvs_full", "nvs_worn"):
         s = broken(mode, floor=b"1.0.0", **given)
         try:
-            assert refused(factory.forget, s) == (mode == "nvs_worn")
+            assert refused(factory_reset.erase_provisioned, s) == (mode == "nvs_worn")
         finally:
             healed()
         if mode == "nvs_full":

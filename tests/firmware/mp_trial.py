@@ -30,8 +30,8 @@ def back(second, cause, journal=(), first=None):
 
 
 def judged(about, second, cause, journal=(), first=None):
-    v = trial.verdict(about, entries(second, first), OLD, 2, cause, list(journal))
-    return v.status, v.code, v.trials, v.guilty()
+    v = trial.diagnose_previous_attempt(about, entries(second, first), OLD, 2, cause, list(journal))
+    return v.status, v.code, v.trials, v.image_at_fault()
 
 
 def said(code, stage="boot", seq=7, why="why"):
@@ -40,12 +40,17 @@ def said(code, stage="boot", seq=7, why="why"):
 
 def test_still_on_trial():
     for state in (o.NEW, o.PENDING):
-        assert trial.verdict(record(), entries(entry(2, state)), NEW, 2, RESET, []) is None
+        assert (
+            trial.diagnose_previous_attempt(record(), entries(entry(2, state)), NEW, 2, RESET, [])
+            is None
+        )
 
 
 def test_confirmed_and_cut_off():
-    v = trial.verdict(record(), entries(entry(2, o.VALID, label(2))), NEW, 2, POWER, [])
-    assert (v.status, v.trials, v.guilty()) == ("success", 2, False)
+    v = trial.diagnose_previous_attempt(
+        record(), entries(entry(2, o.VALID, label(2))), NEW, 2, POWER, []
+    )
+    assert (v.status, v.trials, v.image_at_fault()) == ("success", 2, False)
 
 
 def test_the_trials_own_words_come_first():
@@ -153,47 +158,65 @@ def test_what_lies_outside_of_the_image_does_not_convict_it():
 
 
 def test_rescued():
-    v = trial.rescued(record(), NEW, [])
-    assert (v.status, v.code, v.detail, v.guilty()) == ("rolled_back", "crash", "rescued", True)
+    v = trial.diagnose_rescue(record(), NEW, [])
+    assert (v.status, v.code, v.detail, v.image_at_fault()) == (
+        "rolled_back",
+        "crash",
+        "rescued",
+        True,
+    )
     for about, other in (
         (record(), OLD),  # of three slots, another one crashed
         (record(), None),
         ({"status": "rebooting", "slot": NEW}, NEW),
         ({"status": "rebooting", "slot": None}, None),
     ):
-        v = trial.rescued(about, other, [])
-        assert (v.status, v.code, v.trials, v.guilty()) == ("rolled_back", "not_booted", 0, False)
+        v = trial.diagnose_rescue(about, other, [])
+        assert (v.status, v.code, v.trials, v.image_at_fault()) == (
+            "rolled_back",
+            "not_booted",
+            0,
+            False,
+        )
     for last, code in (("watchdog", "watchdog"), ("cause 2", "crash")):
         said = [
             [3, 0, "boot", "rescue", "ota_1: 8 resets, the last by " + last],
             [4, 0, "a", "b", ""],
         ]
-        v = trial.rescued(record(), NEW, said)
-        assert (v.code, v.guilty()) == (code, True) and v.detail.endswith(last), v.detail
+        v = trial.diagnose_rescue(record(), NEW, said)
+        assert (v.code, v.image_at_fault()) == (code, True) and v.detail.endswith(last), v.detail
 
 
 def test_a_reset_while_downloading():
     for status in ("downloading", "verifying"):
         for cause, code in ((POWER, "power"), (WDT, "watchdog"), (RESET, "crash")):
-            v = trial.verdict(record(status), entries(BLANK), OLD, 2, cause, [])
-            assert (v.status, v.code, v.guilty()) == ("failed", code, False)
+            v = trial.diagnose_previous_attempt(record(status), entries(BLANK), OLD, 2, cause, [])
+            assert (v.status, v.code, v.image_at_fault()) == ("failed", code, False)
 
 
 def test_an_end_stays_an_end():
     for status in ("success", "failed", "rolled_back"):
-        assert trial.verdict(record(status), entries(BLANK), OLD, 2, RESET, []) is None
+        assert (
+            trial.diagnose_previous_attempt(record(status), entries(BLANK), OLD, 2, RESET, [])
+            is None
+        )
 
 
 def test_layouts_without_slots():
-    v = trial.verdict(record("downloading"), entries(BLANK, BLANK), -1, 0, POWER, [])
+    v = trial.diagnose_previous_attempt(
+        record("downloading"), entries(BLANK, BLANK), -1, 0, POWER, []
+    )
     assert v.code == "power"
-    assert trial.verdict(record(), entries(BLANK, BLANK), -1, 0, RESET, []).code == "not_booted"
+    assert (
+        trial.diagnose_previous_attempt(record(), entries(BLANK, BLANK), -1, 0, RESET, []).code
+        == "not_booted"
+    )
 
 
 def test_records_from_elsewhere():
     for junk in ({}, {"status": None}, {"status": 5, "slot": "x"}, {"status": "rebooting"}):
-        v = trial.verdict(junk, entries(BLANK), OLD, 2, RESET, [])
-        assert v.status in ("failed", "rolled_back") and not v.guilty()
+        v = trial.diagnose_previous_attempt(junk, entries(BLANK), OLD, 2, RESET, [])
+        assert v.status in ("failed", "rolled_back") and not v.image_at_fault()
 
 
 def health(**but):
@@ -209,7 +232,7 @@ def health(**but):
     for name in but:
         assert name in case
         case[name] = but[name]
-    return trial.health(
+    return trial.check_health(
         case["ble"],
         case["services"],
         case["wifi"],
@@ -242,13 +265,13 @@ def test_an_orchestrator_that_refuses_us_does():
 
 def test_otadata_as_the_bootloader_reads_it():
     e = o.Entry(entry(1, o.VALID))
-    assert e.good and e.intact and e.marks == 0 and e.slot(2) == 0 and e.slot(3) == 0
+    assert e.usable and e.intact and e.trial_marks == 0 and e.slot(2) == 0 and e.slot(3) == 0
     assert not o.Entry(BLANK).intact
-    assert not o.Entry(entry(1, o.ABORTED)).good and o.Entry(entry(1, o.ABORTED)).intact
+    assert not o.Entry(entry(1, o.ABORTED)).usable and o.Entry(entry(1, o.ABORTED)).intact
     assert not o.Entry(pack("<I", 1) + b"\xff" * 28).intact
-    assert o.active(entries(entry(2, o.NEW))) == 1
-    assert o.active(entries(entry(1, o.NEW))) == 0  # equal numbers: the first
-    assert o.active(entries(entry(2, o.ABORTED))) == 0
-    assert o.active(entries(BLANK, BLANK)) == -1
-    assert o.about(entries(entry(3, o.NEW)), 0, 2).seq == 3
-    assert o.about(entries(entry(2, o.NEW)), 5, 2) is None
+    assert o.active_index(entries(entry(2, o.NEW))) == 1
+    assert o.active_index(entries(entry(1, o.NEW))) == 0  # equal numbers: the first
+    assert o.active_index(entries(entry(2, o.ABORTED))) == 0
+    assert o.active_index(entries(BLANK, BLANK)) == -1
+    assert o.newest_entry_of(entries(entry(3, o.NEW)), 0, 2).seq == 3
+    assert o.newest_entry_of(entries(entry(2, o.NEW)), 5, 2) is None

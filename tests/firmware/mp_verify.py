@@ -114,7 +114,9 @@ def trust(keys=KEYS, threshold=2):
 
 
 def check(offer=OFFER, running="1.2.0", now=NOW, insecure=False, keys=FILE):
-    return verify.check(dict(offer), "esp32c3", running, "1.2.0", now, 0x1C0000, insecure, keys)
+    return verify.verify_manifest(
+        dict(offer), "esp32c3", running, "1.2.0", now, 0x1C0000, insecure, keys
+    )
 
 
 def refused(coroutine):

@@ -63,7 +63,7 @@ class Journal:
 
 
 # The pause after a failed round lasts for ever: what ends it is the call.
-wifi.jitter = lambda ms: _NEVER
+wifi.add_jitter = lambda ms: _NEVER
 
 
 async def until(condition):
@@ -143,6 +143,6 @@ def test_a_release_is_heard_too():
         station.wlan.there = True
         await station.claim()
         station.release()
-        await until(station.up)
+        await until(station.is_up)
 
     beside(act)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from beacon_ota.wire import auth, report
+from beacon_ota.wire import auth, auth_header, report
 
 BEACON = "beacon-1"
 KEY = bytes(range(32))
@@ -286,7 +286,7 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def _check(self, request: Request) -> str:
         """A refusal's code, or nothing."""
-        found = auth.parse(request.headers.get("authorization", ""))
+        found = auth_header.parse_header(request.headers.get("authorization", ""))
         if found is None or found[0] not in self.owner.keys:
             return "unknown_beacon"
         beacon, ts, request.nonce, mac = found
@@ -295,7 +295,7 @@ class _Handler(socketserver.StreamRequestHandler):
         text = auth.request_text(request.method, request.target, beacon, ts, request.nonce, digest)
         if not hmac.compare_digest(mac, hmac.new(self.key, text, hashlib.sha256).hexdigest()):
             return "bad_mac"
-        if abs(ts - self.owner.now()) > auth.MAX_SKEW or ts < self.owner.started:
+        if abs(ts - self.owner.now()) > auth_header.MAX_SKEW or ts < self.owner.started:
             return "clock_skew"
         return ""
 
@@ -393,7 +393,7 @@ class _Handler(socketserver.StreamRequestHandler):
         assert len(request.body) <= report.MAX_BODY
         doc = json.loads(request.body)
         try:
-            report.check(doc)
+            report.check_report(doc)
         except report.ReportError as error:
             owner.refused.append(f"report {error}")
             self._send(request, 422, {"code": "report"})

@@ -10,8 +10,8 @@ from bleak import BleakClient, BleakScanner
 from bleak.exc import BleakError
 
 from beacon_ota.provision import session
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
 from beacon_ota.wire import access
 from tests.firmware.beacons import bench
 from tests.firmware.server import BEACON
@@ -39,7 +39,7 @@ class Reader:
         begun = time.monotonic()
         await self.client.write_gatt_char(access.CONTROL, message, response=True)
         answer = await asyncio.wait_for(self.heard.get(), 60)
-        kind, payload = access.parse(answer)
+        kind, payload = access.parse_message(answer)
         return kind, bytes(payload), time.monotonic() - begun
 
     async def enter(
@@ -50,7 +50,7 @@ class Reader:
         Args:
             door: the id of the beacon that the proof is for; None: for anyone's, the old way.
         """
-        kind, nonce, first = await self.say(access.request(ident))
+        kind, nonce, first = await self.say(access.build_request(ident))
         assert kind == access.CHALLENGE and len(nonce) == access.NONCE
         kind, _, second = await self.say(prove(nonce, secret, door))
         return kind, max(first, second)
@@ -61,14 +61,14 @@ def prove(nonce: bytes, secret: bytes, door: str | None) -> bytes:
     key = secret
     if door is not None:
         key = hmac.digest(secret, b"beacon-ota access to the door " + door.encode(), "sha256")[:16]
-    return access.proof(hmac.digest(key, nonce, "sha256"))
+    return access.build_proof(hmac.digest(key, nonce, "sha256"))
 
 
-def at_the_door(room: Room, visit) -> None:
+def at_the_door(room: RadioSpace, visit) -> None:
     """Run ``visit(reader)`` connected to the beacon of the room."""
 
     async def main() -> None:
-        chosen = radio(room.spec)
+        chosen = select_radio(room.spec)
         device = await BleakScanner.find_device_by_filter(lambda *_: True, **chosen.scanner)
         assert device is not None
         async with BleakClient(device, **chosen.client) as client:
@@ -81,7 +81,7 @@ def at_the_door(room: Room, visit) -> None:
 
 @pytest.fixture
 def room():
-    with Room(seed=1) as room:
+    with RadioSpace(seed=1) as room:
         yield room
 
 
@@ -92,9 +92,9 @@ def test_who_may_enter(v1, room):
         assert (await reader.enter(ident=b"none", secret=bytes(16)))[0] == access.REFUSED
         assert (await reader.enter(OTHERS[20:24], OTHERS[24:40]))[0] == access.GRANTED
         # A proof without a challenge, and one that is used a second time.
-        assert (await reader.say(access.proof(bytes(32))))[0] == access.REFUSED
-        _, nonce, _ = await reader.say(access.request(IDENT))
-        proof = access.proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
+        assert (await reader.say(access.build_proof(bytes(32))))[0] == access.REFUSED
+        _, nonce, _ = await reader.say(access.build_request(IDENT))
+        proof = access.build_proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
         assert (await reader.say(proof))[0] == access.GRANTED
         assert (await reader.say(proof))[0] == access.REFUSED
         # Rubbish is not answered.
@@ -103,8 +103,8 @@ def test_who_may_enter(v1, room):
         assert (await reader.enter())[0] == access.GRANTED
 
     settings = {"creds": CREDENTIALS}
-    with bench(v1, settings=settings, scale=1, bluetooth=room.backend()) as b:
-        b.wait(lambda: room.radios(), what="on the air")
+    with bench(v1, settings=settings, scale=1, bluetooth=room.make_backend()) as b:
+        b.wait(lambda: room.list_radios(), what="on the air")
         at_the_door(room, visit)
 
 
@@ -128,8 +128,8 @@ def test_a_proof_is_for_one_door(v1, room):
     mine = access.door_key(session.hmac_sha256, SECRET, BEACON)
     other_key = access.door_key(session.hmac_sha256, SECRET, "beacon-2")
     settings = {"creds": IDENT + SECRET + b"mine" + mine}
-    with bench(v1, settings=settings, scale=1, bluetooth=room.backend()) as b:
-        b.wait(lambda: room.radios(), what="on the air")
+    with bench(v1, settings=settings, scale=1, bluetooth=room.make_backend()) as b:
+        b.wait(lambda: room.list_radios(), what="on the air")
         at_the_door(room, visit)
 
 
@@ -140,25 +140,25 @@ def test_a_door_without_an_id_goes_by_its_chip(v1, room):
 
     settings = {"creds": IDENT + SECRET, "beacon_id": None}
     mac = bytes.fromhex("7cdfa1a1b2c3")
-    with bench(v1, settings=settings, scale=1, bluetooth=room.backend(), mac=mac) as b:
-        b.wait(lambda: room.radios(), what="on the air")
+    with bench(v1, settings=settings, scale=1, bluetooth=room.make_backend(), mac=mac) as b:
+        b.wait(lambda: room.list_radios(), what="on the air")
         at_the_door(room, visit)
 
 
 def test_a_challenge_grows_old(v1, room):
     async def visit(reader: Reader) -> None:
-        _, nonce, _ = await reader.say(access.request(IDENT))
+        _, nonce, _ = await reader.say(access.build_request(IDENT))
         await asyncio.sleep(1.75)
-        proof = access.proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
+        proof = access.build_proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
         assert (await reader.say(proof))[0] == access.REFUSED
 
     settings = {"creds": CREDENTIALS}
-    with bench(v1, settings=settings, scale=4, bluetooth=room.backend()) as b:
-        b.wait(lambda: room.radios(), what="on the air")
+    with bench(v1, settings=settings, scale=4, bluetooth=room.make_backend()) as b:
+        b.wait(lambda: room.list_radios(), what="on the air")
         at_the_door(room, visit)
 
 
-def visits(v1, v2, room: Room) -> list[float]:
+def visits(v1, v2, room: RadioSpace) -> list[float]:
     """Ask to be let in again and again during an update; return all waits, in seconds.
 
     Flash takes its time, and the download comes at the chip's pace.
@@ -167,7 +167,7 @@ def visits(v1, v2, room: Room) -> list[float]:
 
     settings = {"creds": CREDENTIALS}
     with bench(
-        v1, settings=settings, scale=1, timing=True, bluetooth=room.backend(), power=False
+        v1, settings=settings, scale=1, timing=True, bluetooth=room.make_backend(), power=False
     ) as b:
         b.server.image, b.server.offering = v2, True
         b.beacon.link.faults.throttle = 30_000

@@ -17,22 +17,21 @@ UPDATE = 24 * 1024  # bytes over idle, lazily imported code included
 
 
 def test_compiled_size():
-    files = appfs.compile_all(app_folder.read_sources(paths.data("firmware", "app")))
+    files = appfs.compile_sources(app_folder.read_sources(paths.data_path("firmware", "app")))
     assert sum(map(len, files.values())) < PAYLOAD
 
 
 def test_an_image_holds_no_rules_that_only_the_host_applies():
-    texts = app_folder.read_sources(paths.data("firmware", "app"))
+    texts = app_folder.read_sources(paths.data_path("firmware", "app"))
     imported = set()
     for text in texts.values():
         for _, names in IMPORT.findall(text.decode()):
             imported.update(f"wire/{name.strip()}.py" for name in names.split(","))
         imported.update(f"wire/{name}.py" for name in NAMED.findall(text.decode()))
     rules = {name for name in texts if name.startswith("wire/")} - {"wire/__init__.py"}
-    # `auth` hands the reading of a header on to whoever applies it.
     assert rules <= imported
-    assert {name for name in imported if name in app_folder.HOST_ONLY} <= {"wire/auth_header.py"}
-    folder = paths.data("firmware", "app")
+    assert not imported & app_folder.HOST_ONLY
+    folder = paths.data_path("firmware", "app")
     assert all((folder / name).is_file() for name in app_folder.HOST_ONLY)
 
 

@@ -52,7 +52,7 @@ def receive(frame):
         elif message.type == blufi.GET_VERSION:
             link.send(blufi.VERSION, bytes((1, 3)))
         return message.type, message.data, message.sealed
-    except blufi.Refused as refused:
+    except blufi.BlufiError as refused:
         raise Error(refused.code)
 
 def transmit():
@@ -206,7 +206,7 @@ def test_secret_with_leading_zeros(device):
 def error(device, data: bytes) -> int:
     with pytest.raises(Raised) as raised:
         device.ask("v1.receive({})", data)
-    assert raised.value.name == "Refused", raised.value
+    assert raised.value.name == "BlufiError", raised.value
     return int(str(raised.value).split()[-1])
 
 
@@ -270,7 +270,7 @@ def test_nothing_unnamed_comes_of_any_bytes(device, payloads):
         try:
             device.ask("v1.receive({})", payload)
         except Raised as raised:
-            assert raised.name == "Refused"
+            assert raised.name == "BlufiError"
 
 
 def test_types_that_do_nothing(device):

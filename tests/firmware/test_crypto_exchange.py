@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from beacon_ota.errors import BeaconOtaError, DeniedError, UsageError
 from beacon_ota.provision import p256
-from beacon_ota.provision.session import SEALED, Initiator, enroll
+from beacon_ota.provision.session import SEALED, Initiator, enroll_pin
 from beacon_ota.wire import blufi, ec1
 from tests.firmware.interpreter import Interpreter, Raised
 from tests.provision.vectors import (
@@ -45,11 +45,11 @@ def begin(name, stored, pop, chunks):
     more = iter(chunks or ())
     random = (lambda n: next(more)) if chunks else exchange.urandom
     r = exchange.Responder(name, stored, pop, random)
-    p256.run(r.prepare())
+    p256.run_steps(r.prepare())
 
 def hello(message):
     reply = guarded(r.hello, message)
-    p256.run(r.work())
+    p256.run_steps(r.work())
     return reply
 
 def finish(message):
@@ -78,9 +78,9 @@ def run(device, client: Initiator):
 
 
 def test_vectors_of_the_beacon(device):
-    stored = enroll(PIN, NAME)
+    stored = enroll_pin(PIN, NAME)
     assert stored[:32].hex() == W
-    assert device.ask("exchange.enroll({}, {})", PIN.encode(), NAME) == stored
+    assert device.ask("exchange.derive_record({}, {})", PIN.encode(), NAME) == stored
     begin(device, stored=stored, random=DEVICE)
     assert device.ask("hello({})", bytes.fromhex(C_HELLO)).hex() == S_HELLO
     assert device.ask("finish({})", bytes.fromhex(C_FIN)).hex() == S_FIN
@@ -96,7 +96,7 @@ def test_vectors_of_the_beacon(device):
 )
 def test_both_suites_and_sealed_frames_both_ways(device, secret: dict[str, Any]):
     if "pin" in secret:
-        begin(device, stored=enroll(PIN, NAME))
+        begin(device, stored=enroll_pin(PIN, NAME))
     else:
         begin(device, pop=secret["pop"])
     link = blufi.Link(False)
@@ -120,7 +120,7 @@ def test_both_suites_and_sealed_frames_both_ways(device, secret: dict[str, Any])
 
 @pytest.mark.parametrize(("pin", "pop"), [(PIN, None), (None, POP)])
 def test_a_beacon_with_both_secrets_takes_either(device, pin, pop):
-    begin(device, stored=enroll(PIN, NAME), pop=POP)
+    begin(device, stored=enroll_pin(PIN, NAME), pop=POP)
     run(device, Initiator(NAME, pin=pin, pop=pop))
 
 
@@ -143,7 +143,7 @@ def over(device, expression: str, *values) -> tuple[int, bool]:
     ids=["pin", "name", "long", "short"],
 )
 def test_wrong_secret_is_found_by_the_beacon_first(device, client, stored, pop):
-    begin(device, stored=stored and enroll(stored, NAME), pop=pop)
+    begin(device, stored=stored and enroll_pin(stored, NAME), pop=pop)
     fin = client.answer(device.ask("hello({})", client.hello()))
     assert over(device, "finish({})", fin) == (ec1.A_CONFIRM, False)
     # That was the only try: the right tag could not be offered either.
@@ -154,20 +154,20 @@ def test_wrong_secret_is_found_by_the_beacon_first(device, client, stored, pop):
 def test_suite_that_the_beacon_does_not_have(device):
     begin(device, pop=POP)
     assert over(device, "hello({})", Initiator(NAME, pin=PIN).hello()) == (ec1.A_SUITE, False)
-    begin(device, stored=enroll(PIN, NAME))
+    begin(device, stored=enroll_pin(PIN, NAME))
     assert over(device, "hello({})", Initiator(NAME, pop=POP).hello()) == (ec1.A_SUITE, False)
 
 
 def test_points_that_give_nothing(device):
     """Off the curve, out of range, and the one that cancels the blinding."""
-    stored = enroll(PIN, NAME)
+    stored = enroll_pin(PIN, NAME)
     w_m = stored[32:96]
     hello = Initiator(NAME, pin=PIN).hello()
-    x, y = p256.decode(hello[20:])
+    x, y = p256.decode_point(hello[20:])
     for point in (
         w_m,
-        p256.encode((x, y ^ 1)),
-        p256.encode((y, x)),
+        p256.encode_point((x, y ^ 1)),
+        p256.encode_point((y, x)),
         bytes(64),
         b"\xff" * 64,
         p256.P.to_bytes(32, "big") + bytes(32),
@@ -176,18 +176,21 @@ def test_points_that_give_nothing(device):
         assert over(device, "hello({})", hello[:20] + point) == (ec1.A_POINT, False)
         assert over(device, "hello({})", hello) == (ec1.A_STATE, False)
     begin(device, stored=stored)
-    doubled = p256.encode(p256.negate(p256.decode(w_m)))  # K = y·(-2·w·M): a point, wrong secret
+    doubled = p256.encode_point(
+        p256.negate_point(p256.decode_point(w_m))
+    )  # K = y·(-2·w·M): a point, wrong secret
     reply = device.ask("hello({})", hello[:20] + doubled)
     assert (
-        over(device, "finish({})", ec1.build(ec1.C_FIN, ec1.SPAKE2, bytes(16)))[0] == ec1.A_CONFIRM
+        over(device, "finish({})", ec1.build_message(ec1.C_FIN, ec1.SPAKE2, bytes(16)))[0]
+        == ec1.A_CONFIRM
     )
     assert len(reply) == 84
 
 
 def test_messages_out_of_turn(device):
-    stored = enroll(PIN, NAME)
+    stored = enroll_pin(PIN, NAME)
     hello = Initiator(NAME, pin=PIN).hello()
-    fin = ec1.build(ec1.C_FIN, ec1.SPAKE2, bytes(16))
+    fin = ec1.build_message(ec1.C_FIN, ec1.SPAKE2, bytes(16))
     for first, code in (
         (fin, ec1.A_STATE),
         (hello[:-1], ec1.A_STATE),
@@ -203,7 +206,7 @@ def test_messages_out_of_turn(device):
         assert over(device, "hello({})", first) == (code, False), first.hex()
         assert over(device, "hello({})", hello) == (ec1.A_STATE, False)
     begin(device, stored=stored)
-    abort = ec1.build(ec1.ABORT, ec1.SPAKE2, b"\4")
+    abort = ec1.build_message(ec1.ABORT, ec1.SPAKE2, b"\4")
     assert over(device, "hello({})", abort) == (ec1.A_CONFIRM, True)
     begin(device, stored=stored)
     device.ask("hello({})", hello)
@@ -211,8 +214,8 @@ def test_messages_out_of_turn(device):
 
 
 def test_wrong_order_of_calls_is_the_callers_fault(device):
-    begin(device, stored=enroll(PIN, NAME))
-    for call in ("p256.run(r.work())", "p256.run(r.prepare())"):
+    begin(device, stored=enroll_pin(PIN, NAME))
+    for call in ("p256.run_steps(r.work())", "p256.run_steps(r.prepare())"):
         with pytest.raises(Raised, match="ValueError"):
             device.ask(call)
     for arguments in (
@@ -271,7 +274,7 @@ def test_scalars_out_of_range_are_drawn_again(device):
     assert device.ask("r._y") == 7
     more = iter([bytes(32), order, *good])
     hello = Initiator(NAME, pop=POP, random=lambda n: next(more)).hello()
-    assert p256.decode(hello[20:]) == p256.multiply(7, p256.GENERATOR)
+    assert p256.decode_point(hello[20:]) == p256.multiply_point(7, p256.GENERATOR)
 
 
 def test_an_impostor_that_has_seen_our_tag(device):
@@ -279,7 +282,7 @@ def test_an_impostor_that_has_seen_our_tag(device):
     client = Initiator(NAME, pop=POP)
     client.answer(device.ask("hello({})", client.hello()))
     with pytest.raises(DeniedError) as raised:
-        client.finish(ec1.build(ec1.S_FIN, ec1.ECDH, bytes(16)))
+        client.finish(ec1.build_message(ec1.S_FIN, ec1.ECDH, bytes(16)))
     assert raised.value.code == "wrong_secret"
     with pytest.raises(UsageError):
-        client.finish(ec1.build(ec1.S_FIN, ec1.ECDH, bytes(16)))
+        client.finish(ec1.build_message(ec1.S_FIN, ec1.ECDH, bytes(16)))

@@ -13,7 +13,7 @@ HEAP = 148_000  # bytes: what a chip has left once WiFi is up, with objects twic
 
 def moved(b, other: Server) -> None:
     """The orchestrator has another address; at the old one answers who is there now."""
-    b.network.move(ORCHESTRATOR, "127.0.0.1", other.port)
+    b.network.move_host(ORCHESTRATOR, "127.0.0.1", other.port)
 
 
 @pytest.mark.parametrize("kind", STRANGERS)

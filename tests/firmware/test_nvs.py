@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from tests.firmware.beacons import Bench, bench, make
 
 FRAME = bytes(range(20))
@@ -42,13 +42,13 @@ def reset(b: Bench, cause: str) -> None:
 
 def on_air(b: Bench) -> bool:
     radio = b.beacon.bluetooth
-    assert isinstance(radio, Advertiser)
+    assert isinstance(radio, RadiolessBackend)
     return radio.advertising is not None and bool(radio.values)
 
 
 def serves(b: Bench) -> bool:
     radio = b.beacon.bluetooth
-    assert isinstance(radio, Advertiser)
+    assert isinstance(radio, RadiolessBackend)
     return on_air(b) and FRAME in radio.data and b.beacon.wlan.connected
 
 
@@ -105,7 +105,7 @@ def test_an_nvs_that_cannot_be_opened(v1):
             reset(b, cause)
             b.wait(lambda: b.beacon.phase == "main.py" and on_air(b), what="on the air")
         boots = len(b.beacon.boots)
-        b.beacon.skip(600)
+        b.beacon.skip_time(600)
         time.sleep(1)
         assert len(b.beacon.boots) == boots
         b.beacon.nvs_broken = False

@@ -129,13 +129,13 @@ def test_the_pause_holds_when_the_beacon_is_told_to_hurry(v1, v2, small_core, ho
         "    async def nudge(self):\n"
         "        while True:\n"
         "            await asyncio.sleep(3)\n"
-        "            self.agent.poke()\n"
+        "            self.agent.poll_now()\n"
         "    async def run(self):\n"
         "        asyncio.create_task(self.nudge())\n"
         "        await super().run()\n"
         "def run():\n    asyncio.run(Beacon().run())\n"
     )
-    real = paths.data("firmware", "app", "main.py").read_text()
+    real = paths.data_path("firmware", "app", "main.py").read_text()
     hurried = make(small_core, "1.0.0", {"main.py": main, "real_main.py": real})
     with bench(hurried if how == "poke" else v1, scale=20, policy={"retry_s": RETRY}) as b:
         b.server.downloads = [Fault(status=404)]
@@ -166,7 +166,7 @@ def test_the_pause_is_over_in_a_week(v1, v2):
         b.server.offering = False
         for _ in range(28):
             polls = b.server.count("/firmwares/latest")
-            b.beacon.skip(6 * 3600)
+            b.beacon.skip_time(6 * 3600)
             b.wait(lambda polls=polls: b.server.count("/firmwares/latest") > polls + 1)
         b.server.offering = True
         b.reported("success")

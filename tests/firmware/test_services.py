@@ -4,12 +4,12 @@ import asyncio
 
 from beacon_ota import paths
 from beacon_ota.virtual import beacon
-from beacon_ota.virtual.net.wlan import Wlan
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.net.wlan import WlanStation
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from tests.firmware.beacons import PASSWORD, SSID, bench, make
 
 
-class Missing(Advertiser):
+class Missing(RadiolessBackend):
     """A chip whose Bluetooth cannot be activated, from the beginning or from some time on."""
 
     gone = True
@@ -20,7 +20,7 @@ class Missing(Advertiser):
         return super()._active(on)
 
 
-class Hanging(Advertiser):
+class Hanging(RadiolessBackend):
     """A chip on which activation never returns."""
 
     def _active(self, on):
@@ -85,9 +85,9 @@ def test_the_button_unlocks_nothing_a_week_after_power_on(v1):
     """The chip's ticks have come round by then: a time that is long past looks like one to come."""
     with bench(v1, scale=20, settings={"pin_fail": 10}) as b:
         b.wait(lambda: b.polled("1.0.0"))
-        b.beacon.skip(20)
+        b.beacon.skip_time(20)
         later(b, 5)
-        b.beacon.skip(7 * 86400)
+        b.beacon.skip_time(7 * 86400)
         b.beacon.press()
         later(b, 4)
         b.beacon.release()
@@ -110,14 +110,18 @@ def test_a_button_on_a_pin_that_is_none(v1):
 def test_what_the_driver_said_of_another_network(v1, monkeypatch):
     """The refusal of the first network still stands while the second one is being joined."""
     settings = {"wifi_ssid": b"gone", "wifi2_ssid": SSID.encode(), "wifi2_pass": PASSWORD.encode()}
-    leave = Wlan._lose
+    leave = WlanStation._set_disconnected
     monkeypatch.setattr(
-        Wlan, "_lose", lambda wlan, reason: leave(wlan, wlan._reason if reason == 8 else reason)
+        WlanStation,
+        "_lose",
+        lambda wlan, reason: leave(wlan, wlan._reason if reason == 8 else reason),
     )
     asked = []
-    connect = Wlan._connect
+    connect = WlanStation._connect
     monkeypatch.setattr(
-        Wlan, "_connect", lambda wlan, *args: [asked.append(args[0]), connect(wlan, *args)][1]
+        WlanStation,
+        "_connect",
+        lambda wlan, *args: [asked.append(args[0]), connect(wlan, *args)][1],
     )
     with bench(v1, settings=settings, power=False, policy={"join_s": 60}) as b:
         b.network.join_time = 8
@@ -192,7 +196,7 @@ def test_an_orchestrator_with_another_key(v1):
 
 def test_a_task_that_dies_is_started_again(small_core):
     main = "net/wifi.py"
-    real = paths.data("firmware", "app", main).read_text()
+    real = paths.data_path("firmware", "app", main).read_text()
     dying = real.replace(
         "    async def run(self):\n",
         "    async def run(self):\n"
@@ -239,7 +243,7 @@ class Beacon(real_main.Beacon):
 def run():
     asyncio.run(Beacon().run())
 """
-    real = paths.data("firmware", "app", "main.py").read_text()
+    real = paths.data_path("firmware", "app", "main.py").read_text()
     with bench(make(small_core, "1.0.0", {"main.py": crowded, "real_main.py": real})) as b:
         b.wait(lambda: b.server.count("/firmwares/latest") > 1)
         b.server.image, b.server.offering = v2, True

@@ -3,7 +3,7 @@
 import hashlib
 import time
 
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from beacon_ota.wire import adverts
 from tests.firmware.beacons import bench, make
 from tests.firmware.server import BEACON
@@ -12,7 +12,7 @@ PROGRESS = b"\x04\xff\x59\x00"
 SUCCESS = ["downloading", "verifying", "rebooting", "success"]
 
 
-class Air(Advertiser):
+class Air(RadiolessBackend):
     """Keeps everything that was advertised: (interval, data, response)."""
 
     def __init__(self):
@@ -67,14 +67,14 @@ def test_progress_is_on_the_air(v1, v2):
         b.wait(lambda: air.advertising == 100_000)
         assert air.data[:9] == b"\x02\x01\x06\x1a\xff\x4c\x00\x02\x15"
         frame = air.data
-        about = adverts.status(adverts.PROVISIONED | adverts.INSECURE, "1.0.0")
+        about = adverts.build_status(adverts.PROVISIONED | adverts.INSECURE, "1.0.0")
         assert air.response == about
         b.server.image, b.server.offering = v2, True
         b.reported("success")
         flags = adverts.PROVISIONED | adverts.INSECURE
-        b.wait(lambda: air.response == adverts.status(flags, "2.0.0"))
+        b.wait(lambda: air.response == adverts.build_status(flags, "2.0.0"))
     shown = [(i, d, r[4]) for i, d, r in air.history if r and r.startswith(PROGRESS)]
-    assert adverts.status(flags | adverts.TRIAL, "2.0.0") in [r for *_, r in air.history]
+    assert adverts.build_status(flags | adverts.TRIAL, "2.0.0") in [r for *_, r in air.history]
     assert all(d == frame for _, d, _ in shown), "positioning goes on"
     assert {i for i, _, _ in shown} == {400_000}
     values = [value for *_, value in shown]
@@ -137,7 +137,7 @@ def test_found_by_its_service(v1):
     """No name leads to it: only the announcement does."""
     with bench(v1, settings={"orch_url": None}, power=False) as b:
         b.network.hosts.clear()
-        b.network.host("box.local", "127.0.0.1", b.server.port)
+        b.network.set_host("box.local", "127.0.0.1", b.server.port)
         b.network.services["_beacon-ota._tcp"] = ("box.local", 8080)
         b.beacon.power_on()
         b.wait(lambda: b.polled("1.0.0"))

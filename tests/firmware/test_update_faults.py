@@ -10,7 +10,7 @@ import json
 import pytest
 
 from beacon_ota.images import boards
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from tests.firmware.beacons import bench
 from tests.firmware.server import Fault
 
@@ -201,7 +201,7 @@ def test_five_minutes_are_enough(v1, v2):
 
 
 def test_bluetooth_is_still_when_downloads_starve(v1, v2):
-    air = Advertiser()
+    air = RadiolessBackend()
     with bench(v1, bluetooth=air) as b:
         b.server.downloads = [Fault(stall=0)] * 3
         b.server.image, b.server.offering = v2, True
@@ -212,7 +212,7 @@ def test_bluetooth_is_still_when_downloads_starve(v1, v2):
 
 def test_a_download_that_never_comes_keeps_no_beacon_off_the_air(v1, v2):
     """Positioning stops for no longer than a reboot takes, whoever sits in between."""
-    air = Advertiser()
+    air = RadiolessBackend()
     silent = []  # the beacon's seconds, one number for each look at the air that found none
 
     def look() -> bool:
@@ -383,7 +383,7 @@ def test_what_was_called_off_boots_by_no_way(v1, v2, word):
 
 def test_what_could_not_be_armed_does_not_boot(v1, v2):
     """Bits of otadata are stuck: the choice is there, but not as it has to be."""
-    board = boards.load("esp32c3")
+    board = boards.load_board("esp32c3")
     with bench(v1, scale=20) as b:
         b.wait(lambda: b.polled("1.0.0"))
         at = board.otadata.offset

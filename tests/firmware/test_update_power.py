@@ -8,13 +8,13 @@ import random
 
 import pytest
 
-from beacon_ota.virtual.flash.nor import Cut
+from beacon_ota.virtual.flash.nor import PowerCutPoint
 from tests.firmware.beacons import bench, make
 
 ENDS = {"success", "failed", "rolled_back"}
 
 
-def check(b, cut: Cut | None) -> None:
+def check(b, cut: PowerCutPoint | None) -> None:
     """Every attempt that was begun has come to one end, and only one."""
     attempts: dict[str, set[str]] = {}
     for doc in b.server.reports:
@@ -24,7 +24,7 @@ def check(b, cut: Cut | None) -> None:
         assert len(words & ENDS) == 1, (cut, attempts)
 
 
-def update(v1, v2, cut: Cut | None, *, first: bytes | None = None) -> tuple[int, int]:
+def update(v1, v2, cut: PowerCutPoint | None, *, first: bytes | None = None) -> tuple[int, int]:
     """Update v1 to v2 with one power cut; return the operations before and after.
 
     With ``first`` the beacon is brought to v1 by an update from it, so that the update under
@@ -38,7 +38,7 @@ def update(v1, v2, cut: Cut | None, *, first: bytes | None = None) -> tuple[int,
         b.wait(lambda: b.polled("1.0.0"))
         begin = b.beacon.flash.ops
         if cut:
-            b.beacon.flash.cut = Cut(begin + cut.number, cut.when, cut.seed)
+            b.beacon.flash.cut = PowerCutPoint(begin + cut.number, cut.when, cut.seed)
         b.server.image, b.server.version, b.server.offering = v2, "2.0.0", True
         if cut:
             b.wait(lambda: not b.beacon.powered or b.server.last("success") and done(b))
@@ -59,7 +59,7 @@ def done(b) -> bool:
 @pytest.mark.parametrize("seed", range(10))
 def test_power_cuts(v1, v2, seed):
     chance = random.Random(seed)
-    cut = Cut(chance.randrange(120), chance.choice(["before", "inside", "after"]), seed)
+    cut = PowerCutPoint(chance.randrange(120), chance.choice(["before", "inside", "after"]), seed)
     update(v1, v2, cut)
 
 
@@ -70,4 +70,4 @@ def test_every_power_cut(small_core, v1, v2, slot):
     begin, end = update(v1, v2, None, first=first)
     for number in range(end - begin):
         for when in ("before", "inside", "after"):
-            update(v1, v2, Cut(number, when, number), first=first)
+            update(v1, v2, PowerCutPoint(number, when, number), first=first)

@@ -38,8 +38,10 @@ def new(small_core, trusted) -> bytes:
 def sign(b, data: bytes, signer: Key, *, fleet: bytes | None = None, **changes) -> None:
     """Let the orchestrator offer a signed release."""
     now = int(time.time())
-    manifest, sealed = releases.describe(data, Terms(now - 100, now + 10**6), fleet_key=fleet)
-    envelope = json.loads(dsse.sign(replace(manifest, **changes).payload(), [signer]))
+    manifest, sealed = releases.describe_release(
+        data, Terms(now - 100, now + 10**6), fleet_key=fleet
+    )
+    envelope = json.loads(dsse.sign_payload(replace(manifest, **changes).payload(), [signer]))
     b.server.plain, b.server.image = data, sealed or data
     b.server.manifest = lambda: envelope
     b.server.offering = True

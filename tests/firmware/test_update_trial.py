@@ -6,7 +6,7 @@ import json
 import pytest
 
 from beacon_ota import paths
-from beacon_ota.campaign.power.recording import play
+from beacon_ota.campaign.power.recording import replay_operation
 from beacon_ota.images import otadata
 from beacon_ota.virtual.flash import bootloader
 from beacon_ota.virtual.flash.nor import Flash
@@ -51,11 +51,11 @@ DEAF = """
 class Radio:
     def __init__(self, *_): pass
     def start(self, cause): pass
-    def on(self): return False
-    def open(self, frame): pass
-    def about(self, data): pass
-    def fit(self): return False
-    def progress(self, value): pass
+    def is_on(self): return False
+    def start_advertising(self, frame): pass
+    def set_status(self, data): pass
+    def is_healthy(self): return False
+    def set_progress(self, value): pass
     def resume(self): return 0
     async def run(self):
         import asyncio
@@ -64,7 +64,7 @@ class Radio:
 """
 FRAGILE = """
 from services import positioning
-def frame(store):
+def build_frame(store):
     return b""
 import net.wifi
 async def _run(self):
@@ -181,7 +181,7 @@ def test_a_stranger_is_no_orchestrator(v1, v2):
 
 def test_a_sealed_refusal_is_the_releases_own(small_core, v1):
     """A poll that the orchestrator cannot read: 422, sealed."""
-    source = paths.data("firmware", "app", "ota", "agent.py").read_text()
+    source = paths.data_path("firmware", "app", "ota", "agent.py").read_text()
     assert source.count("?version=") == 1
     bad = make(small_core, "1.5.0", {"ota/agent.py": source.replace("?version=", "?versoin=")})
     with bench(v1, scale=40) as b:
@@ -223,7 +223,7 @@ def test_an_orchestrator_whose_clock_is_not_set(v1, v2, year):
 
 def test_a_release_that_cannot_be_told_the_time(small_core, v1):
     """Refused for its time, and told one that every other release signs with."""
-    source = paths.data("firmware", "app", "net", "clock.py").read_text()
+    source = paths.data_path("firmware", "app", "net", "clock.py").read_text()
     bad = make(small_core, "1.5.0", {"net/clock.py": source + "def set(*_):\n    pass\n"})
     with bench(v1, scale=40) as b:
         b.server.image, b.server.version, b.server.offering = bad, "1.5.0", True
@@ -343,8 +343,8 @@ def test_an_image_that_breaks_after_it_was_armed(v1, v2):
         b.beacon.power_cut()
         # As if it had been cut before the first trial: armed, not booted, and broken.
         flash = b.beacon.flash
-        flash.poke(0xE000, otadata.entry(2, otadata.NEW).pack())
-        flash.poke(0x1D0000 + 200, bytes([flash.read(0x1D0000 + 200, 1)[0] ^ 1]))
+        flash.overwrite(0xE000, otadata.make_entry(2, otadata.NEW).pack())
+        flash.overwrite(0x1D0000 + 200, bytes([flash.read(0x1D0000 + 200, 1)[0] ^ 1]))
         b.beacon.power_on()
         back = b.reported("rolled_back")
         assert back["code"] in ("not_booted", "power") and b.running() == "ota_0"
@@ -364,7 +364,7 @@ def test_a_confirmed_release_that_crashes_for_ever(small_core, v1):
         "    except OSError:\n        import real_main\n        real_main.run()\n"
         "    raise MemoryError('rotten')\n"
     )
-    real = paths.data("firmware", "app", "main.py").read_text()
+    real = paths.data_path("firmware", "app", "main.py").read_text()
     late = make(small_core, "2.0.0", {"main.py": main, "real_main.py": real})
     with bench(v1, scale=100) as b:
         b.server.image, b.server.offering = late, True
@@ -410,15 +410,15 @@ def test_crashes_of_the_old_release_are_not_laid_to_the_new(v1, v2):
     table = bootloader.read_table(flash)
     assert table.nvs is not None and table.otadata is not None
     for op in ops:
-        play(flash, op)
-        entries = otadata.parse(flash.read(table.otadata.offset, otadata.SIZE))
-        a = otadata.active(entries)
+        replay_operation(flash, op)
+        entries = otadata.parse_entries(flash.read(table.otadata.offset, otadata.SIZE))
+        a = otadata.active_entry(entries)
         if a >= 0 and entries[a].slot(2) == 1 and entries[a].state == otadata.VALID:
             break
     else:
         raise AssertionError("never confirmed")
     store = Nvs(flash, table.nvs)
-    assert store.get(store.open("beacon"), "crashes", int) is None
+    assert store.get(store.open_namespace("beacon"), "crashes", int) is None
 
 
 def set_number(b, key: str, value: int) -> None:
@@ -427,7 +427,7 @@ def set_number(b, key: str, value: int) -> None:
     part = bootloader.read_table(b.beacon.flash).nvs
     assert part is not None
     store = Nvs(b.beacon.flash, part)
-    store.set(store.open("beacon"), key, value)
+    store.set(store.open_namespace("beacon"), key, value)
     b.beacon.flash.powered = False
 
 

@@ -10,12 +10,12 @@ import pytest
 from beacon_ota import paths
 from beacon_ota.wire import journal, report
 
-FIRMWARE = paths.data("firmware")
+FIRMWARE = paths.data_path("firmware")
 # What is called with words: the name of the function, and which of its arguments are some.
 CALLS = {
     "write": (0, 1),  # of the journal; a slot's writer has no text
-    "_cause": (0,),
-    "note": (0,),
+    "_code_of_reset": (0,),
+    "journal_write": (0,),
     "start": (0,),  # a task, journalled when it dies
     "Verdict": (0, 1),
     "HttpError": (0,),

@@ -21,12 +21,12 @@ def write(folder, **files):
 
 
 def mpy(tmp_path, text="x = 1\n"):
-    return appfs.compile_all({"m.py": text.encode()})["m.mpy"]
+    return appfs.compile_sources({"m.py": text.encode()})["m.mpy"]
 
 
 def refused(folder, *include):
     with pytest.raises(AppError) as caught:
-        app_folder.scan(folder, include)
+        app_folder.scan_folder(folder, include)
     return caught.value
 
 
@@ -47,7 +47,7 @@ def test_folders_of_tools_are_not_looked_into(tmp_path):
             "fonts/small.bin": "x",
         },
     )
-    found = app_folder.scan(tmp_path)
+    found = app_folder.scan_folder(tmp_path)
     assert list(found.sources) == ["lib/a.py", "main.py"] and not found.files
     assert found.left == {
         ".git/": "hidden",
@@ -63,7 +63,7 @@ def test_folders_of_tools_are_not_looked_into(tmp_path):
 
 def test_a_pattern_takes_further_files(tmp_path):
     write(tmp_path, **{"main.py": MAIN, "fonts/small.bin": "x", "logo.json": "{}"})
-    found = app_folder.scan(tmp_path, ["fonts/*", "*.json"])
+    found = app_folder.scan_folder(tmp_path, ["fonts/*", "*.json"])
     assert found.files == {"fonts/small.bin": b"x", "logo.json": b"{}"}
     assert refused(tmp_path, "*.png").found == "*.png"
 
@@ -71,7 +71,7 @@ def test_a_pattern_takes_further_files(tmp_path):
 def test_compiled_modules_go_in_as_they_are_when_a_beacon_can_load_them(tmp_path):
     code = mpy(tmp_path)
     write(tmp_path, **{"main.py": MAIN, "lib/sensor.mpy": code})
-    assert app_folder.scan(tmp_path).files == {"lib/sensor.mpy": code}
+    assert app_folder.scan_folder(tmp_path).files == {"lib/sensor.mpy": code}
     native = code[:2] + bytes([code[2] | 11 << 2]) + code[3:]
     wide = code[:3] + b"\x3f" + code[4:]
     for damaged in (b"M\x05" + code[2:], native, wide, b"", b"M"):
@@ -89,7 +89,7 @@ def test_compiled_modules_go_in_as_they_are_when_a_beacon_can_load_them(tmp_path
         ("from ota.agent import Agent\n", True),
         ("import other\n", True),
         ("def run():\n    from ota.agent import Agent\n", True),
-        ("from lazy import load\n\nload('ota.agent')\n", True),
+        ("from modules import preload\n\npreload('ota.agent')\n", True),
         ("print('hello')\n", False),
         ("import ota\n", False),
         ("import json, nowhere\n", False),
@@ -105,17 +105,17 @@ def test_a_main_that_starts_no_update_agent_is_noticed(tmp_path, main, agent):
             "other.py": "import ota.agent\n",
         },
     )
-    assert app_folder.scan(tmp_path).has_agent is agent
+    assert app_folder.scan_folder(tmp_path).has_agent is agent
 
 
 def test_an_agent_that_is_imported_but_missing_is_none(tmp_path):
     write(tmp_path, **{"main.py": "from ota import agent\n"})
-    assert not app_folder.scan(tmp_path).has_agent
+    assert not app_folder.scan_folder(tmp_path).has_agent
 
 
 def test_the_project_s_own_app_has_one(tmp_path):
-    shutil.copytree(paths.data("firmware", "app"), tmp_path / "app")
-    assert app_folder.scan(tmp_path / "app").has_agent
+    shutil.copytree(paths.data_path("firmware", "app"), tmp_path / "app")
+    assert app_folder.scan_folder(tmp_path / "app").has_agent
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_the_project_s_own_app_has_one(tmp_path):
 )
 def test_a_source_that_a_beacon_could_not_load_is_refused(text, found):
     with pytest.raises(AppError) as caught:
-        appfs.compile_all({"main.py": b"x = 1\n", "lib/a.py": text})
+        appfs.compile_sources({"main.py": b"x = 1\n", "lib/a.py": text})
     assert (caught.value.code, caught.value.found) == ("app_encoding", found)
     assert "lib/a.py" in caught.value.message
 
 
 def test_a_byte_order_mark_does_not_change_a_module():
-    marked = appfs.compile_all({"main.py": b"\xef\xbb\xbfx = 1\n"})
-    assert marked == appfs.compile_all({"main.py": b"x = 1\n"})
+    marked = appfs.compile_sources({"main.py": b"\xef\xbb\xbfx = 1\n"})
+    assert marked == appfs.compile_sources({"main.py": b"x = 1\n"})

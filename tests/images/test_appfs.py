@@ -29,8 +29,8 @@ def refuse(function, *args, code, **kwargs):
 
 
 def test_an_app_is_compiled_and_described():
-    app = appfs.build(SOURCES, INFO, keys=b'{"keys":{}}', extra={"ca.der": b"\x30"})
-    found, info = appfs.read(app.image)
+    app = appfs.build_app(SOURCES, INFO, keys=b'{"keys":{}}', extra={"ca.der": b"\x30"})
+    found, info = appfs.read_app(app.image)
     assert sorted(found.files) == [
         "app.json",
         "ca.der",
@@ -47,8 +47,8 @@ def test_an_app_is_compiled_and_described():
 
 
 def test_the_same_sources_give_the_same_bytes():
-    first = appfs.build(SOURCES, INFO)
-    again = appfs.build(dict(reversed(SOURCES.items())), INFO)
+    first = appfs.build_app(SOURCES, INFO)
+    again = appfs.build_app(dict(reversed(SOURCES.items())), INFO)
     assert first.image == again.image
 
 
@@ -82,7 +82,7 @@ except ValueError as error:
 
 def test_the_interpreter_runs_it_with_line_numbers_and_without_asserts(tmp_path):
     image = tmp_path / "app.img"
-    image.write_bytes(appfs.build(SOURCES, INFO).image)
+    image.write_bytes(appfs.build_app(SOURCES, INFO).image)
     done = subprocess.run(
         [
             Path(sys.executable).with_name("micropython"),
@@ -116,14 +116,14 @@ def test_a_folder_without_main_is_no_app(tmp_path):
 
 
 def test_what_does_not_compile_names_file_and_line():
-    error = refuse(appfs.compile_all, {"a/b.py": b"x = (\ny = 2\n"}, code="app_syntax")
+    error = refuse(appfs.compile_sources, {"a/b.py": b"x = (\ny = 2\n"}, code="app_syntax")
     assert "a/b.py" in error.message
     assert "line" in str(error.found) and "SyntaxError" in str(error.found)
 
 
 @pytest.mark.parametrize("name", ["main.mpy", "app.json"])
 def test_two_files_of_one_name(name):
-    refuse(appfs.build, SOURCES, INFO, extra={name: b""}, code="app_file")
+    refuse(appfs.build_app, SOURCES, INFO, extra={name: b""}, code="app_file")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_two_files_of_one_name(name):
     ],
 )
 def test_names_that_cannot_be(version, device_type, code):
-    refuse(appfs.build, SOURCES, AppInfo(version, device_type, "ab" * 32), code=code)
+    refuse(appfs.build_app, SOURCES, AppInfo(version, device_type, "ab" * 32), code=code)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,11 @@ def test_arbitrary_app_json_is_refused_by_name(text):
 
 def test_filesystems_that_are_no_apps():
     main = {"main.mpy": b""}
-    refuse(appfs.read, littlefs.build(main, 512), code="app_json")
-    refuse(appfs.read, littlefs.build({"app.json": INFO.pack()}, 512), code="app_main")
-    refuse(appfs.read, bytes(4096), code="app_mount")
+    refuse(appfs.read_app, littlefs.build_filesystem(main, 512), code="app_json")
+    refuse(
+        appfs.read_app, littlefs.build_filesystem({"app.json": INFO.pack()}, 512), code="app_main"
+    )
+    refuse(appfs.read_app, bytes(4096), code="app_mount")
 
 
 def test_the_time_of_a_build_can_be_fixed(tmp_path, monkeypatch):
@@ -194,7 +196,7 @@ def test_the_time_of_a_build_can_be_fixed(tmp_path, monkeypatch):
 
 
 def test_the_projects_own_app_fits():
-    texts = app_folder.read_sources(paths.data("firmware", "app"))
-    app = appfs.build(texts, INFO)
+    texts = app_folder.read_sources(paths.data_path("firmware", "app"))
+    app = appfs.build_app(texts, INFO)
     assert app.payload <= appfs.BUDGET
     assert len(app.image) <= 175_824

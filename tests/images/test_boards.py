@@ -40,28 +40,28 @@ LAYOUTS = {
 
 
 def test_the_boards_there_are():
-    assert set(boards.names()) == set(LAYOUTS)
+    assert set(boards.board_names()) == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(name):
-    board = boards.load(name)
+    board = boards.load_board(name)
     assert [(part.name, part.offset, part.size) for part in board.table] == LAYOUTS[name]
     assert board.device_type == name
     assert board.table.end == board.flash_size  # nothing wasted
-    assert boards.for_device_type(name) == board
+    assert boards.board_for_device_type(name) == board
 
 
 def test_room_for_an_app_behind_the_stock_core():
-    board = boards.load("esp32c3")
+    board = boards.load_board("esp32c3")
     board.check_fit(STOCK_CORE)
     assert board.slot_size - STOCK_CORE == 175_824
-    boards.load("esp32c3-8mb").check_fit(2 << 20)
+    boards.load_board("esp32c3-8mb").check_fit(2 << 20)
 
 
 def test_a_stock_core_is_refused_on_small_slots_with_the_numbers():
     with pytest.raises(boards.BoardError) as caught:
-        boards.load("esp32c3-1m").check_fit(STOCK_CORE, "the core")
+        boards.load_board("esp32c3-1m").check_fit(STOCK_CORE, "the core")
     error = caught.value
     assert (error.code, error.found, error.expected) == ("slot_too_small", STOCK_CORE, 1 << 20)
     assert "esp32c3-1m" in error.message and "1,659,184" in error.message
@@ -70,10 +70,10 @@ def test_a_stock_core_is_refused_on_small_slots_with_the_numbers():
 def test_unknown_boards():
     for name in ("esp32", "../boards", "nowhere/esp32c3", ""):
         with pytest.raises(BeaconOtaError) as caught:
-            boards.load(name)
+            boards.load_board(name)
         assert caught.value.code == "board_unknown"
     with pytest.raises(BeaconOtaError) as caught:
-        boards.for_device_type("esp32")
+        boards.board_for_device_type("esp32")
     assert caught.value.code == "device_type_unknown"
 
 
@@ -103,10 +103,10 @@ def make(folder, without=(), rows=ROWS, **fields):
 
 def test_a_board_of_ones_own(tmp_path, monkeypatch):
     make(tmp_path / "mine")
-    assert boards.load(tmp_path / "mine").slot_size == 0xC0000
+    assert boards.load_board(tmp_path / "mine").slot_size == 0xC0000
     monkeypatch.setenv(boards.FOLDERS, str(tmp_path))
-    assert "mine" in boards.names()
-    assert boards.for_device_type("mine").flash_size == 2 << 20
+    assert "mine" in boards.board_names()
+    assert boards.board_for_device_type("mine").flash_size == 2 << 20
 
 
 @pytest.mark.parametrize(
@@ -128,26 +128,26 @@ def test_a_board_of_ones_own(tmp_path, monkeypatch):
 )
 def test_boards_that_are_refused(tmp_path, change, code):
     with pytest.raises(BeaconOtaError) as caught:
-        boards.load(make(tmp_path / "mine", **change))
+        boards.load_board(make(tmp_path / "mine", **change))
     assert caught.value.code == code
 
 
 @pytest.mark.parametrize("seq, crc", [(1, 0x4743989A), (2, 0x55F63774), (3, 0xED4A5011)])
 def test_otadata_numbers_have_espressifs_crc(seq, crc):
-    assert otadata.crc(seq) == crc
+    assert otadata.sequence_crc(seq) == crc
 
 
 def test_an_otadata_entry_in_bytes():
-    entry = otadata.entry(1, otadata.VALID)
+    entry = otadata.make_entry(1, otadata.VALID)
     assert entry.pack().hex() == "01000000" + "ff" * 20 + "020000009a984347"
     assert str(entry) == "1/valid" and entry.good and entry.slot(2) == 0
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([*otadata.STATES, 77]), st.binary(max_size=20))
 def test_otadata_round_trip(seq, state, label):
-    entry = otadata.Entry(seq, label.ljust(20, b"\xff"), state, otadata.crc(seq))
-    assert otadata.parse(otadata.build(entry)) == (entry, otadata.Entry())
-    assert otadata.parse(otadata.build(None, entry)) == (otadata.Entry(), entry)
+    entry = otadata.Entry(seq, label.ljust(20, b"\xff"), state, otadata.sequence_crc(seq))
+    assert otadata.parse_entries(otadata.build_partition(entry)) == (entry, otadata.Entry())
+    assert otadata.parse_entries(otadata.build_partition(None, entry)) == (otadata.Entry(), entry)
     rejected = seq == otadata.BLANK or state in (otadata.INVALID, otadata.ABORTED)
     assert entry.good == (not rejected)
-    assert otadata.active((entry, otadata.Entry())) == (-1 if rejected else 0)
+    assert otadata.active_entry((entry, otadata.Entry())) == (-1 if rejected else 0)

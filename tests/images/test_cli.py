@@ -67,7 +67,7 @@ def test_a_release_built_inspected_and_flashed(run, app, tmp_path, keys_json):
     )
     assert (code, err) == (0, "")
     told = json.loads(out)
-    built = release.parse(Path(told["file"]).read_bytes())
+    built = release.parse_release(Path(told["file"]).read_bytes())
     assert told["file"] == "esp32c3-1.2.3.bin"
     assert (told["checksum"], told["size"]) == (built.checksum, built.size)
     assert told["room"] == 0x1C0000 - built.size
@@ -86,7 +86,7 @@ def test_a_release_built_inspected_and_flashed(run, app, tmp_path, keys_json):
     )  # fmt: skip
     assert (code, err) == (0, "")
     told = json.loads(out)
-    found = flash.parse(Path("b1.bin").read_bytes())
+    found = flash.parse_flash(Path("b1.bin").read_bytes())
     assert found.errors == {} and found.settings
     assert found.settings.namespace("beacon") == {
         "beacon_id": b"b1",
@@ -111,7 +111,7 @@ def test_what_the_command_builds_boots(run, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     network = Network()
-    network.add("hall", "correct horse")
+    network.add_access_point("hall", "correct horse")
     chip = Flash((tmp_path / "f.bin").read_bytes())
     with VirtualBeacon(chip, network=network, scale=10) as beacon:
         beacon.power_on()
@@ -127,16 +127,16 @@ def test_the_same_command_gives_the_same_bytes(run, app):
 
 def test_keys_for_a_frozen_app(run, tmp_path, keys_json):
     (tmp_path / "keys.json").write_bytes(keys_json)
-    (tmp_path / "core").write_bytes(synthetic.app(version="esp32c3 2.0.0"))
+    (tmp_path / "core").write_bytes(synthetic.app_image(version="esp32c3 2.0.0"))
     args = ("image", "build", "--core", "core", "--frozen", "--keys", "keys.json")
     assert run(*args, "-o", "r.bin")[0] == 0
-    found = release.parse((tmp_path / "r.bin").read_bytes())
+    found = release.parse_release((tmp_path / "r.bin").read_bytes())
     assert found.info.version == "2.0.0" and set(found.files) == {"app.json", "keys.json"}
     assert run("image", "inspect", "r.bin", "--check")[0] == 0
     assert run("image", "inspect", "core", "--check")[0] == 1  # it trusts nobody
     for more in (("--version", "2.0.1"), ("--board", "esp32c3-8mb"), ("--synthetic",)):
         assert run(*args, *more)[0] == 2
-    (tmp_path / "core").write_bytes(synthetic.app())
+    (tmp_path / "core").write_bytes(synthetic.app_image())
     assert "core_not_frozen" in run(*args)[2]
 
 
@@ -156,7 +156,7 @@ def test_secrets_come_from_files_too(run, app, tmp_path):
         "-o", "f.bin",
     )  # fmt: skip
     assert code == 0, err
-    found = flash.parse(Path("f.bin").read_bytes()).settings
+    found = flash.parse_flash(Path("f.bin").read_bytes()).settings
     assert found
     values = found.namespace("beacon")
     assert values["beacon_key"] == b"\xab" * 32 and values["wifi_pass"] == b"correct horse"
@@ -206,8 +206,8 @@ FLASH = ("image", "flash", "--synthetic")
 )
 def test_refusals(run, tmp_path, release_factory, args, exit_code, code):
     (tmp_path / "junk").write_bytes(b"junk of some length, and no image of any kind")
-    (tmp_path / "bare").write_bytes(synthetic.app())
-    big = synthetic.app(1_100_000)
+    (tmp_path / "bare").write_bytes(synthetic.app_image())
+    big = synthetic.app_image(1_100_000)
     (tmp_path / "other").write_bytes(release_factory(device_type="esp32c3-8mb", core=big))
     before = sorted(tmp_path.iterdir())
     status, out, err = run(*args)
@@ -217,7 +217,7 @@ def test_refusals(run, tmp_path, release_factory, args, exit_code, code):
 
 
 def test_a_missing_core_says_what_to_do(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cores, "cache", lambda: tmp_path)
+    monkeypatch.setattr(cores, "cache_folder", lambda: tmp_path)
     code, _, err = run("image", "build", "--version", "1.0.0", "--insecure")
     assert code == 2 and "core fetch" in err
 
@@ -229,7 +229,7 @@ def test_check_fails_on_what_is_bad(run, tmp_path, release_factory):
 
 
 def test_core_show(run, tmp_path, monkeypatch):
-    (tmp_path / "c.bin").write_bytes(synthetic.app(text=b"MicroPython v1.27.0 on 2025-12-09"))
+    (tmp_path / "c.bin").write_bytes(synthetic.app_image(text=b"MicroPython v1.27.0 on 2025-12-09"))
     monkeypatch.setenv(cores.ENV, "c.bin")
     code, out, _ = run("core", "show", "--json")
     told = json.loads(out)

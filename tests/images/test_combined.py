@@ -16,24 +16,24 @@ LAYOUTS = {
 def build(layout, app=b"", loader=b""):
     table = partitions.parse_csv(LAYOUTS[layout])
     slot = table.factory or table.slots[0]
-    image = (loader or synthetic.bootloader()).ljust(0x8000, b"\xff")
+    image = (loader or synthetic.bootloader_image()).ljust(0x8000, b"\xff")
     image = (image + table.to_bin()).ljust(slot.offset, b"\xff")
-    return image + (app or synthetic.app())
+    return image + (app or synthetic.app_image())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_core_and_bootloader_come_out_as_they_went_in(layout):
     data = build(layout)
     assert combined.is_combined(data)
-    core = combined.load(data)
-    assert core.data == synthetic.app()
-    assert core.bootloader == synthetic.bootloader()
-    assert core.table and core.table.named("nvs")
+    core = combined.parse_core(data)
+    assert core.data == synthetic.app_image()
+    assert core.bootloader == synthetic.bootloader_image()
+    assert core.table and core.table.find_name("nvs")
 
 
 def test_an_app_image_is_a_core_without_bootloader():
-    core = combined.load(synthetic.app() + b"trailing")
-    assert core.data == synthetic.app()
+    core = combined.parse_core(synthetic.app_image() + b"trailing")
+    assert core.data == synthetic.app_image()
     assert core.bootloader is None
 
 
@@ -41,21 +41,21 @@ def test_an_app_image_is_a_core_without_bootloader():
     "data, code",
     [
         (lambda: build("factory", app=b"\xff" * 100), "image_magic"),
-        (lambda: build("factory", app=synthetic.app()[:-1]), "image_truncated"),
+        (lambda: build("factory", app=synthetic.app_image()[:-1]), "image_truncated"),
         (lambda: build("factory", loader=b"\xff"), "image_magic"),
-        (lambda: build("factory", loader=synthetic.app()), "image_segment"),
+        (lambda: build("factory", loader=synthetic.app_image()), "image_segment"),
     ],
 )
 def test_damaged_parts_are_refused(data, code):
     with pytest.raises(ImageError) as caught:
-        combined.load(data())
+        combined.parse_core(data())
     assert caught.value.code == code
 
 
 def test_a_table_without_apps_is_refused():
     table = partitions.parse_csv("nvs,data,nvs,0x9000,0x6000\n")
     with pytest.raises(ImageError):
-        combined.split(synthetic.bootloader().ljust(0x8000, b"\xff") + table.to_bin())
+        combined.split_image(synthetic.bootloader_image().ljust(0x8000, b"\xff") + table.to_bin())
 
 
 def test_the_official_download(real_core):

@@ -11,9 +11,9 @@ import pytest
 
 from beacon_ota.errors import BeaconOtaError, InputError, ReachError, UsageError
 from beacon_ota.images import core, synthetic
-from beacon_ota.images.core import Stock
+from beacon_ota.images.core import StockCore
 
-DATA = synthetic.app(200_000)
+DATA = synthetic.app_image(200_000)
 
 
 class Server(ThreadingHTTPServer):
@@ -57,21 +57,21 @@ def server():
 
 def stock(server, path="good"):
     url = f"http://127.0.0.1:{server.server_address[1]}/{path}/core.bin"
-    return Stock("v1.2.3", url, len(DATA), hashlib.sha256(DATA).hexdigest())
+    return StockCore("v1.2.3", url, len(DATA), hashlib.sha256(DATA).hexdigest())
 
 
 def test_a_core_is_fetched_once(server, tmp_path):
     seen = []
     folder = tmp_path / "a" / "b"
-    file = core.fetch(stock(server), folder, lambda done, total: seen.append((done, total)))
+    file = core.fetch_core(stock(server), folder, lambda done, total: seen.append((done, total)))
     assert file.read_bytes() == DATA and file.name == "core.bin"
     assert seen[-1] == (len(DATA), len(DATA)) and len(seen) > 1
-    core.fetch(stock(server), folder)
+    core.fetch_core(stock(server), folder)
     assert server.hits == 1
-    core.fetch(stock(server), folder, again=True)
+    core.fetch_core(stock(server), folder, again=True)
     assert server.hits == 2
     file.write_bytes(b"damaged")
-    assert core.fetch(stock(server), folder).read_bytes() == DATA
+    assert core.fetch_core(stock(server), folder).read_bytes() == DATA
 
 
 @pytest.mark.parametrize(
@@ -86,46 +86,46 @@ def test_a_core_is_fetched_once(server, tmp_path):
 )
 def test_what_is_not_the_core_is_not_kept(server, tmp_path, path, kind, code):
     with pytest.raises(kind) as caught:
-        core.fetch(stock(server, path), tmp_path)
+        core.fetch_core(stock(server, path), tmp_path)
     assert caught.value.code == code
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bad_download_does_not_replace_a_good_file(server, tmp_path):
-    core.fetch(stock(server), tmp_path)
+    core.fetch_core(stock(server), tmp_path)
     with pytest.raises(InputError):
-        core.fetch(stock(server, "other"), tmp_path, again=True)
+        core.fetch_core(stock(server, "other"), tmp_path, again=True)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [DATA]
 
 
 def test_nobody_there(server, tmp_path):
     closed = replace(stock(server), url="http://127.0.0.1:1/core.bin")
     with pytest.raises(ReachError):
-        core.fetch(closed, tmp_path)
+        core.fetch_core(closed, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_who_is_asked_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(core, "cache", lambda: tmp_path)
+    monkeypatch.setattr(core, "cache_folder", lambda: tmp_path)
     monkeypatch.delenv(core.ENV, raising=False)
     with pytest.raises(UsageError) as caught:
-        core.locate()
+        core.locate_core()
     assert caught.value.code == "core_missing" and "core fetch" in caught.value.message
     (tmp_path / core.STOCK.name).write_bytes(DATA)
-    assert core.locate() == (tmp_path / core.STOCK.name, "cache")
+    assert core.locate_core() == (tmp_path / core.STOCK.name, "cache")
     monkeypatch.setenv(core.ENV, str(tmp_path / "mine.bin"))
-    assert core.locate() == (tmp_path / "mine.bin", "environment")
-    assert core.locate(tmp_path / "given.bin") == (tmp_path / "given.bin", "option")
+    assert core.locate_core() == (tmp_path / "mine.bin", "environment")
+    assert core.locate_core(tmp_path / "given.bin") == (tmp_path / "given.bin", "option")
 
 
 def test_loading(tmp_path):
     file = tmp_path / "core.bin"
     file.write_bytes(DATA)
-    assert core.load(file).data == DATA
+    assert core.read_core(file).data == DATA
     file.write_bytes(b"nothing of the kind, but long enough to be one")
     for path, code in ((file, "image_magic"), (tmp_path / "none", "file_missing")):
         with pytest.raises(BeaconOtaError) as caught:
-            core.load(path)
+            core.read_core(path)
         assert caught.value.code == code
 
 

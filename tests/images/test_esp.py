@@ -15,7 +15,7 @@ TABLE = partitions.parse_csv("nvs,data,nvs,0x9000,0x4000\nfactory,app,factory,0x
 
 def refuse(data, code, **kwargs):
     with pytest.raises(ImageError) as caught:
-        esp.parse(data, **kwargs)
+        esp.parse_app_image(data, **kwargs)
     assert caught.value.code == code, caught.value
     return caught.value
 
@@ -26,7 +26,7 @@ def seal(image):
     at, checksum = 24, 0xEF
     for _ in range(image[1]):
         (length,) = struct.unpack_from("<I", image, at + 4)
-        checksum ^= esp.xor(image[at + 8 : at + 8 + length])
+        checksum ^= esp.xor_bytes(image[at + 8 : at + 8 + length])
         at += 8 + length
     end = (at + 16) & ~15
     image[end - 1] = checksum
@@ -41,8 +41,8 @@ def changed(image, offset, form, *values):
 
 
 def test_an_app_image_tells_what_it_is():
-    data = synthetic.app(8192, version="1.2.3", project="probe")
-    image = esp.parse(data)
+    data = synthetic.app_image(8192, version="1.2.3", project="probe")
+    image = esp.parse_app_image(data)
     assert image.length == 8192
     assert image.sha256 == data[-32:].hex() == sha256(data[:-32]).hexdigest()
     assert image.checksum == data[-33]
@@ -57,33 +57,33 @@ def test_an_app_image_tells_what_it_is():
 
 def test_the_interpreters_version_is_found():
     banner = b"MicroPython v1.27.0-preview.4 on 2025-12-09; somewhere"
-    assert esp.parse(synthetic.app(text=banner)).interpreter == "v1.27.0-preview.4"
+    assert esp.parse_app_image(synthetic.app_image(text=banner)).interpreter == "v1.27.0-preview.4"
 
 
 def test_an_image_may_lie_anywhere_and_be_followed_by_anything():
-    data = synthetic.app()
+    data = synthetic.app_image()
     flash = b"\xff" * 0x10000 + data + b"\0" * 5000
-    assert esp.parse(flash, 0x10000) == esp.parse(data)
-    assert esp.parse(memoryview(flash), 0x10000, 0x20000) == esp.parse(data)
-    assert esp.length_of(flash, 0x10000) == len(data)
+    assert esp.parse_app_image(flash, 0x10000) == esp.parse_app_image(data)
+    assert esp.parse_app_image(memoryview(flash), 0x10000, 0x20000) == esp.parse_app_image(data)
+    assert esp.image_length(flash, 0x10000) == len(data)
 
 
 def test_the_same_arguments_give_the_same_bytes():
-    assert synthetic.app(9000, seed="a") == synthetic.app(9000, seed="a")
-    assert synthetic.app(9000, seed="a") != synthetic.app(9000, seed="b")
-    assert synthetic.bootloader() == synthetic.bootloader()
+    assert synthetic.app_image(9000, seed="a") == synthetic.app_image(9000, seed="a")
+    assert synthetic.app_image(9000, seed="a") != synthetic.app_image(9000, seed="b")
+    assert synthetic.bootloader_image() == synthetic.bootloader_image()
 
 
 @pytest.mark.parametrize("size", [2048, 4096, 4100, 65536, 200_000])
 def test_synthetic_sizes(size):
-    data = synthetic.app(size)
+    data = synthetic.app_image(size)
     assert len(data) == size // 16 * 16
-    assert esp.parse(data).length == len(data)
+    assert esp.parse_app_image(data).length == len(data)
 
 
 @pytest.mark.parametrize("size, code", [(1, 0), (2, 1), (4, 2), (8, 3), (16, 4), (128, 7)])
 def test_the_flash_size_in_a_header_can_be_changed(size, code):
-    loader = synthetic.bootloader()
+    loader = synthetic.bootloader_image()
     changed = esp.with_flash_size(loader, size << 20)
     assert changed[3] >> 4 == code and changed[3] & 15 == loader[3] & 15
     assert esp.parse_bootloader(changed).flash_size == size << 20
@@ -93,19 +93,19 @@ def test_the_flash_size_in_a_header_can_be_changed(size, code):
 def test_an_impossible_flash_size():
     for size in (0, 3 << 20, 256 << 20, 1000):
         with pytest.raises(ImageError) as caught:
-            esp.with_flash_size(synthetic.bootloader(), size)
+            esp.with_flash_size(synthetic.bootloader_image(), size)
         assert caught.value.code == "image_flash_size"
 
 
 def test_a_bootloader_is_an_image_but_no_app():
-    data = synthetic.bootloader()
+    data = synthetic.bootloader_image()
     assert esp.verify_bootable(data, 0, 0x8000) == len(data)
     loader = esp.parse_bootloader(data)
     assert loader.length == len(data) < partitions.TABLE_OFFSET
     assert loader.idf == "v5.5.1"
     refuse(data, "image_descriptor")
     with pytest.raises(ImageError) as caught:
-        esp.parse_bootloader(synthetic.app())
+        esp.parse_bootloader(synthetic.app_image())
     assert caught.value.code == "image_segment"
 
 
@@ -138,32 +138,32 @@ def test_a_bootloader_is_an_image_but_no_app():
     ],
 )
 def test_each_damage_has_its_name(break_it, code):
-    refuse(break_it(synthetic.app()), code)
+    refuse(break_it(synthetic.app_image()), code)
 
 
 def test_another_chips_image_is_named():
-    assert refuse(changed(synthetic.app(), 12, "<H", 9), "image_chip").found == "ESP32-S3"
+    assert refuse(changed(synthetic.app_image(), 12, "<H", 9), "image_chip").found == "ESP32-S3"
 
 
 def test_a_slots_end_truncates():
-    refuse(synthetic.app(8192), "image_truncated", limit=8000)
+    refuse(synthetic.app_image(8192), "image_truncated", limit=8000)
 
 
 def test_a_whole_flash_image_is_recognised():
     flash = bytearray(b"\xff" * 0x20000)
-    flash[: len(synthetic.bootloader())] = synthetic.bootloader()
+    flash[: len(synthetic.bootloader_image())] = synthetic.bootloader_image()
     flash[0x8000:0x8C00] = TABLE.to_bin()
-    flash[0x10000 : 0x10000 + 8192] = synthetic.app()
+    flash[0x10000 : 0x10000 + 8192] = synthetic.app_image()
     refuse(flash, "flash_image")
-    assert esp.parse(flash, 0x10000).length == 8192
+    assert esp.parse_app_image(flash, 0x10000).length == 8192
     flash[:0x8000] = b"\xff" * 0x8000  # other chips keep their bootloader elsewhere
     refuse(flash, "flash_image")
 
 
 def test_an_app_with_a_tables_magic_inside_is_an_app():
-    image = bytearray(synthetic.app(0xA000))
+    image = bytearray(synthetic.app_image(0xA000))
     image[0x8000:0x8002] = b"\xaa\x50"
-    assert esp.parse(seal(image)).length == 0xA000
+    assert esp.parse_app_image(seal(image)).length == 0xA000
 
 
 def model(flash, off, size, chip_rev=3, blk_rev=0):
@@ -274,7 +274,7 @@ def test_bootable_agrees_with_esp_idf(image, page, room, data):
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_valid_image_with_any_flaw(data):
-    image = bytearray(synthetic.app(2048))
+    image = bytearray(synthetic.app_image(2048))
     for _ in range(data.draw(st.integers(0, 2))):
         image[data.draw(st.integers(0, len(image) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     sealed = data.draw(st.booleans())
@@ -286,12 +286,12 @@ def test_a_valid_image_with_any_flaw(data):
     expected = verdict(image, 0, 0x10000)
     assert esp.verify_bootable(image, 0, 0x10000) == expected
     try:
-        parsed = esp.parse(image)
+        parsed = esp.parse_app_image(image)
     except ImageError:
         return
     if parsed.min_revision <= 3 and (parsed.max_revision or 3) >= 3:
         assert expected in (parsed.length, None)  # None: the eFuse block revisions
-    assert esp.length_of(image) == parsed.length
+    assert esp.image_length(image) == parsed.length
 
 
 @settings(max_examples=500, deadline=None)
@@ -299,15 +299,15 @@ def test_a_valid_image_with_any_flaw(data):
 def test_arbitrary_bytes_are_refused_by_name(data, as_image):
     if as_image:
         data = b"\xe9" + data
-    for function in (esp.parse, esp.parse_bootloader, esp.length_of):
+    for function in (esp.parse_app_image, esp.parse_bootloader, esp.image_length):
         with pytest.raises(ImageError):
             function(data)
     assert esp.verify_bootable(data, 0, 0x10000) == verdict(data, 0, 0x10000)
 
 
 def test_the_bootloader_also_wants_segments_in_ram():
-    image = seal(changed(synthetic.app(), 24 + 8, "<I", esp.DESCRIPTOR_MAGIC))
-    at = 24 + 8 + esp.parse(image).segments[0].length
+    image = seal(changed(synthetic.app_image(), 24 + 8, "<I", esp.DESCRIPTOR_MAGIC))
+    at = 24 + 8 + esp.parse_app_image(image).segments[0].length
     odd = seal(changed(image, at, "<I", 0x60000000))
     assert esp.verify_bootable(odd, 0, 0x10000) == len(odd)
     assert esp.verify_bootable(odd, 0, 0x10000, load=True) is None
@@ -315,7 +315,7 @@ def test_the_bootloader_also_wants_segments_in_ram():
 
 
 def test_revisions_outside_the_images_range_do_not_boot():
-    image = synthetic.app()
+    image = synthetic.app_image()
     assert esp.verify_bootable(image, 0, 0x10000, chip_rev=2) is None
     assert esp.verify_bootable(image, 0, 0x10000, chip_rev=200) is None
     flash = bytes(0x10000) + image
@@ -328,7 +328,7 @@ def test_xor_is_that_of_all_bytes(data):
     expected = 0
     for byte in data:
         expected ^= byte
-    assert esp.xor(data) == expected
+    assert esp.xor_bytes(data) == expected
 
 
 def test_a_real_core(real_core):
@@ -346,7 +346,7 @@ def check_with_esptool(data):
 
     theirs = LoadFirmwareImage("esp32c3", data)
     assert isinstance(theirs, ESP32C3FirmwareImage)
-    ours = esp.parse(data)
+    ours = esp.parse_app_image(data)
     assert theirs.entrypoint == ours.entry
     assert theirs.checksum == ours.checksum == theirs.calculate_checksum()
     assert theirs.stored_digest == theirs.calc_digest == bytes.fromhex(ours.sha256)
@@ -358,7 +358,7 @@ def check_with_esptool(data):
 
 def test_esptool_agrees(small_core):
     check_with_esptool(small_core)
-    check_with_esptool(synthetic.app(100_000, version="1.0.0"))
+    check_with_esptool(synthetic.app_image(100_000, version="1.0.0"))
 
 
 def test_esptool_agrees_on_a_real_core(real_core):

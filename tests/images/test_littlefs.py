@@ -33,23 +33,23 @@ def trees(draw):
 @settings(max_examples=30, deadline=None)
 @given(trees(), st.sampled_from([128, 256, 512, 1024, 4096]))
 def test_what_littlefs_writes_our_reader_reads(files, block_size):
-    image = littlefs.build(files, block_size)
-    found = littlefs.read(image)
+    image = littlefs.build_filesystem(files, block_size)
+    found = littlefs.read_filesystem(image)
     assert found.files == files
     assert (found.block_size, found.size) == (block_size, len(image))
     assert found.version == (2, 0)
-    assert littlefs.shape(image) == (block_size, len(image) // block_size)
+    assert littlefs.stored_geometry(image) == (block_size, len(image) // block_size)
     assert len(image) % 4096 == 0
-    assert littlefs.size_of(image) == len(image)
-    assert littlefs.build(files, block_size) == image
+    assert littlefs.filesystem_size(image) == len(image)
+    assert littlefs.build_filesystem(files, block_size) == image
 
 
 def test_an_image_is_as_small_as_it_can_be():
     files = {f"m{i}.mpy": bytes(900) for i in range(40)}
-    image = littlefs.build(files, 512)
+    image = littlefs.build_filesystem(files, 512)
     assert len(image) < 40 * 900 * 1.5
     with pytest.raises(LittlefsError) as caught:
-        littlefs.build(files, 512, (len(image) - 4096) // 512)
+        littlefs.build_filesystem(files, 512, (len(image) - 4096) // 512)
     assert caught.value.code == "fs_full"
 
 
@@ -71,7 +71,7 @@ def test_a_filesystem_with_a_past(block_size, upgraded):
 
     count = 200_000 // block_size
     if upgraded:  # begun by an older littlefs: the superblock moves when it is written to
-        old = littlefs.build({}, block_size, count)
+        old = littlefs.build_filesystem({}, block_size, count)
         fs = LittleFS(UserContext(buffer=bytearray(old)), block_size=block_size, block_count=count)
     else:
         fs = LittleFS(block_size=block_size, block_count=count)
@@ -89,7 +89,7 @@ def test_a_filesystem_with_a_past(block_size, upgraded):
             fs.mkdir(f"d{turn}")
         if turn % 10 == 5:
             fs.remove(f"d{turn - 5}")
-        found = littlefs.read(bytes(fs.context.buffer))
+        found = littlefs.read_filesystem(bytes(fs.context.buffer))
         assert found.files == listing(fs)
         assert (found.block_size, found.block_count) == (block_size, count)
 
@@ -121,7 +121,7 @@ walk("/x")
 def test_the_interpreter_reads_the_same(tmp_path):
     files = {"a.txt": b"alpha", "pkg/b.bin": bytes(5000), "pkg/deep/c": b"", "long": b"xy" * 9000}
     image = tmp_path / "fs.img"
-    image.write_bytes(littlefs.build(files, 512))
+    image.write_bytes(littlefs.build_filesystem(files, 512))
     script = READER.replace("IMAGE", repr(str(image)))
     script = script.replace("COUNT", str(image.stat().st_size // 512))
     done = subprocess.run(
@@ -141,17 +141,17 @@ def test_the_interpreter_reads_the_same(tmp_path):
 )
 def test_paths_that_cannot_be_stored(path):
     with pytest.raises(LittlefsError) as caught:
-        littlefs.build({path: b""}, 512)
+        littlefs.build_filesystem({path: b""}, 512)
     assert caught.value.code == "fs_name"
 
 
 def test_a_name_for_both_a_file_and_a_folder():
     with pytest.raises(LittlefsError) as caught:
-        littlefs.build({"a": b"", "a/b": b""}, 512)
+        littlefs.build_filesystem({"a": b"", "a/b": b""}, 512)
     assert caught.value.code == "fs_name"
 
 
-IMAGE = littlefs.build(
+IMAGE = littlefs.build_filesystem(
     {"a": b"inline", "b": bytes(3000), "d/c": bytes(700), "d/e": b"x", "d/f/g": b"y"}, 512
 )
 
@@ -167,7 +167,7 @@ IMAGE = littlefs.build(
 )
 def test_broken_images(break_it, code):
     with pytest.raises(LittlefsError) as caught:
-        littlefs.read(break_it(IMAGE))
+        littlefs.read_filesystem(break_it(IMAGE))
     assert caught.value.code == code
 
 
@@ -207,8 +207,8 @@ def forge(*tags, size=512, count=16, others=()):
 
 def test_a_forged_filesystem_is_read_when_it_is_sound():
     file = (0x401, 1, b""), (0x001, 1, b"f"), (0x201, 1, b"data")
-    assert littlefs.read(forge(*file)).files == {"f": b"data"}
-    assert littlefs.read(forge(*file, (0x4FF, 1, b""))).files == {}
+    assert littlefs.read_filesystem(forge(*file)).files == {"f": b"data"}
+    assert littlefs.read_filesystem(forge(*file, (0x4FF, 1, b""))).files == {}
 
 
 FOLDER = Log().tag(0x401, 0, b"").tag(0x002, 0, b"again").tag(0x200, 0, struct.pack("<II", 4, 5))
@@ -246,7 +246,7 @@ FOLDER = Log().tag(0x401, 0, b"").tag(0x002, 0, b"again").tag(0x200, 0, struct.p
 )
 def test_hostile_images_are_refused(tags, others):
     with pytest.raises(LittlefsError) as caught:
-        littlefs.read(forge(*tags, others=others))
+        littlefs.read_filesystem(forge(*tags, others=others))
     assert caught.value.code in ("fs_damaged", "fs_geometry")
 
 
@@ -255,7 +255,7 @@ def test_impossible_superblocks(size, count):
     log = Log().tag(0x0FF, 0, b"littlefs")
     log.tag(0x201, 0, struct.pack("<6I", 0x20000, size, count, 255, 0x7FFFFFFF, 1022))
     with pytest.raises(LittlefsError) as caught:
-        littlefs.read(log.commit(512) + b"\xff" * 7680)
+        littlefs.read_filesystem(log.commit(512) + b"\xff" * 7680)
     assert caught.value.code == "fs_geometry"
 
 
@@ -263,7 +263,7 @@ def test_another_version_is_refused():
     log = Log().tag(0x0FF, 0, b"littlefs")
     log.tag(0x201, 0, struct.pack("<6I", 0x30000, 512, 2, 255, 0x7FFFFFFF, 1022))
     with pytest.raises(LittlefsError) as caught:
-        littlefs.read(log.commit(512) + b"\xff" * 512)
+        littlefs.read_filesystem(log.commit(512) + b"\xff" * 512)
     assert caught.value.code == "fs_version"
 
 
@@ -284,7 +284,7 @@ def test_another_version_is_refused():
 )
 def test_arbitrary_logs_are_read_or_refused_by_name(tags, junk):
     try:
-        found = littlefs.read(forge(*tags, others=[(2, junk)]))
+        found = littlefs.read_filesystem(forge(*tags, others=[(2, junk)]))
     except LittlefsError:
         return
     assert sum(map(len, found.files.values())) <= found.size
@@ -297,6 +297,6 @@ def test_damage_anywhere_is_refused_or_harmless(data):
     for _ in range(data.draw(st.integers(1, 6))):
         image[data.draw(st.integers(0, len(image) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     try:
-        littlefs.read(image)
+        littlefs.read_filesystem(image)
     except LittlefsError:
         pass

@@ -9,7 +9,7 @@ import pytest
 from beacon_ota import paths
 from beacon_ota.images import littlefs
 
-BOARD = paths.data("boards", "micropython", "BEACON_C3")
+BOARD = paths.data_path("boards", "micropython", "BEACON_C3")
 
 # Runs a _boot.py over a filesystem in RAM, then says what there is and writes a file.
 RUN = """
@@ -63,7 +63,7 @@ def boot(tmp_path, image, works=True):
     return done.stdout.splitlines()
 
 
-GOOD = littlefs.build({"mine": b"kept"}, 4096, 16)
+GOOD = littlefs.build_filesystem({"mine": b"kept"}, 4096, 16)
 
 
 def test_a_good_filesystem_is_kept(tmp_path):

@@ -18,9 +18,9 @@ VALUES = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(KEYS, st.dictionaries(KEYS, VALUES, max_size=8), max_size=3))
 def test_what_the_generator_writes_reads_back(values):
-    image = nvs.generate(values, 0x20000)
+    image = nvs.generate_partition(values, 0x20000)
     assert len(image) == 0x20000
-    found = nvs.read(image)
+    found = nvs.read_partition(image)
     assert {name: found.namespace(name) for name in values} == values
     assert found.notes == ()
 
@@ -28,7 +28,7 @@ def test_what_the_generator_writes_reads_back(values):
 def test_a_blob_over_several_pages():
     blob = bytes(range(256)) * 40
     values = {"beacon": {"first": 1, "big": blob, "empty": b"", "last": -1}}
-    found = nvs.read(nvs.generate(values, 0x6000))
+    found = nvs.read_partition(nvs.generate_partition(values, 0x6000))
     assert found.namespace("beacon") == values["beacon"]
     assert [entry.type for entry in found.entries] == ["i32", "blob", "blob", "i32"]
     assert [page.state for page in found.pages[:2]] == ["full", "full"]
@@ -37,7 +37,7 @@ def test_a_blob_over_several_pages():
 
 def test_the_same_settings_give_the_same_bytes():
     values = {"beacon": {"wifi_ssid": b"hall", "utc_off": 60}}
-    assert nvs.generate(values, 0x4000) == nvs.generate(values, 0x4000)
+    assert nvs.generate_partition(values, 0x4000) == nvs.generate_partition(values, 0x4000)
 
 
 @pytest.mark.parametrize(
@@ -55,18 +55,18 @@ def test_the_same_settings_give_the_same_bytes():
 )
 def test_what_nvs_cannot_hold_is_refused(values, size, code):
     with pytest.raises(NvsError) as caught:
-        nvs.generate(values, size)
+        nvs.generate_partition(values, size)
     assert caught.value.code == code
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 3), st.data())
 def test_reading_a_damaged_partition_never_fails_unnamed(garbage, page, data):
-    image = bytearray(nvs.generate({"beacon": {"a": bytes(300), "b": 5}}, 0x4000))
+    image = bytearray(nvs.generate_partition({"beacon": {"a": bytes(300), "b": 5}}, 0x4000))
     at = page * nvs.PAGE + data.draw(st.integers(0, nvs.PAGE - len(garbage)))
     image[at : at + len(garbage)] = garbage
     try:
-        found = nvs.read(image)
+        found = nvs.read_partition(image)
     except NvsError as error:
         assert error.code == "nvs_version"
         return
@@ -111,7 +111,7 @@ class Partition:
             self.data[at + i] &= byte
 
     def mark(self, index, state, count=1):
-        for offset, word in nvs.state_word(index, state, count):
+        for offset, word in nvs.state_words(index, state, count):
             self.program(offset, word)
 
     def write(self, item, payload=b"", finish=True):
@@ -129,11 +129,11 @@ def test_of_two_values_the_newest_counts_and_an_erased_one_does_not():
     flash.write(Item.number(0, b"beacon", Type.U8, 1))
     old = flash.write(Item.number(1, b"n", Type.I32, 1))
     flash.write(Item.number(1, b"n", Type.I32, 2))
-    assert nvs.read(flash.data).get("beacon", "n") == 2
+    assert nvs.read_partition(flash.data).get("beacon", "n") == 2
     flash.mark(old, EntryState.ERASED)
-    assert nvs.read(flash.data).get("beacon", "n") == 2
+    assert nvs.read_partition(flash.data).get("beacon", "n") == 2
     flash.mark(old + 1, EntryState.ERASED)
-    assert nvs.read(flash.data).get("beacon", "n") is None
+    assert nvs.read_partition(flash.data).get("beacon", "n") is None
 
 
 def test_a_later_page_counts_more_than_an_earlier_one_wherever_it_lies():
@@ -143,7 +143,7 @@ def test_a_later_page_counts_more_than_an_earlier_one_wherever_it_lies():
     flash.open(6)
     flash.write(Item.number(0, b"beacon", Type.U8, 1))
     flash.write(Item.number(1, b"n", Type.I32, 6))
-    assert nvs.read(flash.data).get("beacon", "n") == 7
+    assert nvs.read_partition(flash.data).get("beacon", "n") == 7
 
 
 def test_a_blob_whose_new_chunks_are_incomplete_keeps_its_old_value():
@@ -154,11 +154,11 @@ def test_a_blob_whose_new_chunks_are_incomplete_keeps_its_old_value():
     flash.write(Item.index(1, b"b", 3, 1, 0))
     new = Item.variable(1, b"b", Type.CHUNK, b"newer", 0x80)
     flash.write(new, b"newer", finish=False)
-    assert nvs.read(flash.data).get("beacon", "b") == b"old"
+    assert nvs.read_partition(flash.data).get("beacon", "b") == b"old"
     flash.mark(flash.next - new.span, EntryState.WRITTEN, new.span)
-    assert nvs.read(flash.data).get("beacon", "b") == b"old"
+    assert nvs.read_partition(flash.data).get("beacon", "b") == b"old"
     flash.write(Item.index(1, b"b", 5, 1, 0x80))
-    assert nvs.read(flash.data).get("beacon", "b") == b"newer"
+    assert nvs.read_partition(flash.data).get("beacon", "b") == b"newer"
 
 
 def test_an_index_without_its_chunks_is_noted():
@@ -166,7 +166,7 @@ def test_an_index_without_its_chunks_is_noted():
     flash.open(0)
     flash.write(Item.number(0, b"beacon", Type.U8, 1))
     flash.write(Item.index(1, b"b", 5, 1, 0))
-    found = nvs.read(flash.data)
+    found = nvs.read_partition(flash.data)
     assert found.entries == ()
     assert "lacks chunks" in found.notes[0]
 
@@ -177,7 +177,7 @@ def test_strings_and_old_blobs_are_read():
     flash.write(Item.number(0, b"beacon", Type.U8, 1))
     flash.write(Item.variable(1, b"s", Type.STR, b"hello\0"), b"hello\0")
     flash.write(Item.variable(1, b"b", Type.BLOB, b"\1\2"), b"\1\2")
-    assert nvs.read(flash.data).namespace("beacon") == {"s": "hello", "b": b"\1\2"}
+    assert nvs.read_partition(flash.data).namespace("beacon") == {"s": "hello", "b": b"\1\2"}
 
 
 def test_pages_that_are_not_nvs_are_called_corrupt():
@@ -185,7 +185,7 @@ def test_pages_that_are_not_nvs_are_called_corrupt():
     flash.open(0)
     flash.data[nvs.PAGE : nvs.PAGE + 4] = b"\0\1\2\3"
     flash.data[-1] = 0
-    found = nvs.read(flash.data)
+    found = nvs.read_partition(flash.data)
     assert [page.state for page in found.pages] == ["active", "corrupt", "corrupt"]
     assert len(found.notes) == 2
 
@@ -195,7 +195,7 @@ def test_a_newer_format_is_refused_as_such():
     flash.page = 0
     flash.program(0, nvs.pack_header(0, version=0xFD))
     with pytest.raises(NvsError) as caught:
-        nvs.read(flash.data)
+        nvs.read_partition(flash.data)
     assert caught.value.code == "nvs_version"
 
 

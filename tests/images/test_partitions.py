@@ -39,13 +39,13 @@ def test_bytes_are_those_of_espressifs_generator():
 
 
 def test_the_projects_own_table():
-    table = partitions.parse_csv(paths.data("partitions.csv").read_text(), 4 << 20)
+    table = partitions.parse_csv(paths.data_path("partitions.csv").read_text(), 4 << 20)
     assert [part.name for part in table] == ["nvs", "otadata", "phy_init", "ota_0", "ota_1", "vfs"]
     assert table.end == 4 << 20
     assert [slot.size for slot in table.slots] == [0x1C0000, 0x1C0000]
     assert table.otadata and table.otadata.offset == 0xD000
     assert table.factory is None
-    vfs = table.named("vfs")
+    vfs = table.find_name("vfs")
     assert vfs and (vfs.type_name, vfs.subtype_name) == ("data", "littlefs")
 
 

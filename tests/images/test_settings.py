@@ -73,17 +73,17 @@ BAD = [
 
 def test_every_setting_has_its_form():
     given_values = {key: text for key, (text, _) in GOOD.items()}
-    found = settings.parse(given_values)
+    found = settings.parse_settings(given_values)
     assert found == {key: value for key, (_, value) in GOOD.items()}
     assert list(found) == sorted(found)
-    image = nvs.generate({settings.NAMESPACE: found}, 0x4000)
-    assert nvs.read(image).namespace("beacon") == found
+    image = nvs.generate_partition({settings.NAMESPACE: found}, 0x4000)
+    assert nvs.read_partition(image).namespace("beacon") == found
 
 
 @pytest.mark.parametrize("key, text", BAD)
 def test_what_a_setting_cannot_be(key, text):
     with pytest.raises(UsageError) as caught:
-        settings.parse({key: text})
+        settings.parse_settings({key: text})
     assert caught.value.code == "setting_value"
     assert key in caught.value.message
 
@@ -91,19 +91,19 @@ def test_what_a_setting_cannot_be(key, text):
 def test_secrets_are_not_repeated():
     for key, text in (("wifi_pass", "secret1"), ("beacon_key", "secret")):
         with pytest.raises(UsageError) as caught:
-            settings.parse({key: text})
+            settings.parse_settings({key: text})
         assert text not in str(caught.value.as_dict())
 
 
 def test_names_are_nvs_names():
     with pytest.raises(nvs.NvsError):
-        settings.parse({"a_name_that_is_long": "x"})
+        settings.parse_settings({"a_name_that_is_long": "x"})
 
 
 @given(st.sampled_from(sorted(GOOD)), st.text(max_size=80))
 def test_arbitrary_text_is_taken_or_refused_by_name(key, text):
     try:
-        value = settings.parse({key: text})[key]
+        value = settings.parse_settings({key: text})[key]
     except BeaconOtaError as error:
         assert error.code == "setting_value"
         return

@@ -10,7 +10,7 @@ from tests.orchestrator.world import Local, Server
 @pytest.fixture(autouse=True)
 def short_locks(monkeypatch):
     """A locked SQLite is given up sooner, in this process; what follows is the same."""
-    monkeypatch.setattr(database, "LOCK_S", 2.0)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 2.0)
 
 
 @pytest.fixture(scope="module")

@@ -62,8 +62,8 @@ class Elsewhere:
     def halt(self, rollout_id: str) -> None:
         """Halt a rollout, with its transition."""
         state = load_state(self.rollout(rollout_id)["state"])
-        (change,) = moves.halt(state, self._clock.at, "somebody")
-        self.move(rollout_id, moves.apply(state, change))
+        (change,) = moves.halt_rollout(state, self._clock.at, "somebody")
+        self.move(rollout_id, moves.apply_transition(state, change))
         self.execute(
             "INSERT INTO transitions (rollout_id, at, kind, reason, detail, actor)"
             " VALUES (?, ?, 'halted', '', '', 'somebody')",

@@ -4,13 +4,13 @@ from functools import cache
 
 import pytest
 
-from beacon_ota.campaign.rig.postgres import Cluster, programs
+from beacon_ota.campaign.rig.postgres import PostgresCluster, find_programs
 
 
 @cache
-def cluster() -> Cluster:
+def cluster() -> PostgresCluster:
     """Return the cluster of this process, or skip the test that asks where there is none."""
-    found = programs()
+    found = find_programs()
     if found is None:
         pytest.skip("no PostgreSQL here (Debian: apt-get install postgresql)")
-    return Cluster(found)
+    return PostgresCluster(found)

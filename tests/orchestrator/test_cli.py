@@ -20,7 +20,7 @@ def run(server, tmp_path, monkeypatch, capsys):
     for name, value in environment(tmp_path, server).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(output.console, "width", 200)
-    monkeypatch.setattr(output.errors, "width", 200)
+    monkeypatch.setattr(output.error_console, "width", 200)
 
     def go(*args: str, code: int = 0) -> str:
         with pytest.raises(SystemExit) as done:

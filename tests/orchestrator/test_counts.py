@@ -23,16 +23,16 @@ def test_500_updates_with_every_report_sent_twice_at_once(tmp_path):
 
         ours = Ours(Watched(server.url, server.process), server.token, fleet)
         uvloop.run(update(ours, ours.fleet, 32, twice=True))
-        shown = server.admin().rollout(rollout)
+        shown = server.admin().get_rollout(rollout)
         assert shown["results"] == {"success": 500}
         assert shown["total"]["healthy"] == 500
-        until(lambda: server.admin().rollout(rollout)["status"] == "completed")
-        text = server.admin()._send("GET", "/metrics").text
+        until(lambda: server.admin().get_rollout(rollout)["status"] == "completed")
+        text = server.admin().request("GET", "/metrics").text
         assert 'beacon_ota_attempts_total{device_type="esp32c3",result="success"' in text
         assert 'version="1.1.0"} 500.0' in text
         assert server.stop() == 0
         server.start()
-        assert server.admin().rollout(rollout)["results"] == {"success": 500}
+        assert server.admin().get_rollout(rollout)["results"] == {"success": 500}
         assert "Traceback" not in server.log()
 
 
@@ -102,7 +102,7 @@ def test_kills_at_random_lose_nothing_that_was_acknowledged(tmp_path):
                 server.start()
                 known = {
                     one["beacon_id"]
-                    for one in server.admin().attempts(rollout)
+                    for one in server.admin().list_attempts(rollout)
                     if one["result"] == "success"
                 }
                 assert promised <= known
@@ -112,7 +112,7 @@ def test_kills_at_random_lose_nothing_that_was_acknowledged(tmp_path):
             for life in lives:
                 life.over = True
             up.set()
-        rows = list(server.admin().attempts(rollout))
+        rows = list(server.admin().list_attempts(rollout))
         assert sorted(one["beacon_id"] for one in rows) == sorted(one.id for one in fleet)
         assert {one["result"] for one in rows} == {"success"}
         assert server.admin().verify_audit()["entries"] > 24
@@ -141,4 +141,4 @@ def test_reports_of_a_whole_fleet_at_once(tmp_path):
         for thread in threads:
             thread.join()
         assert not failures
-        assert all(one["first_seen"] for one in server.admin().beacons())
+        assert all(one["first_seen"] for one in server.admin().list_beacons())

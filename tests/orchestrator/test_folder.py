@@ -36,7 +36,7 @@ def test_a_second_orchestrator_on_a_folder_is_refused_and_the_first_goes_on(tmp_
 
 
 def test_workers_hold_it_together_and_no_longer_than_their_parent(tmp_path):
-    url = cluster().database()
+    url = cluster().create_database()
     with Server(tmp_path / "data", f"--database={url}", "--workers=2") as server:
         assert "data_in_use" in refused(server.data, f"--database={url}")
         server.kill()
@@ -46,13 +46,13 @@ def test_workers_hold_it_together_and_no_longer_than_their_parent(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="nothing is held there")
 def test_what_is_held_and_what_cannot_be(tmp_path):
-    with folder.held(tmp_path):
-        with pytest.raises(UsageError) as caught, folder.held(tmp_path):
+    with folder.lock_folder(tmp_path):
+        with pytest.raises(UsageError) as caught, folder.lock_folder(tmp_path):
             pass
         assert caught.value.code == "data_in_use"
-    (tmp_path / folder.FILE).unlink()
-    (tmp_path / folder.FILE).mkdir()
-    with pytest.raises(UsageError) as caught, folder.held(tmp_path):
+    (tmp_path / folder.LOCK_FILE).unlink()
+    (tmp_path / folder.LOCK_FILE).mkdir()
+    with pytest.raises(UsageError) as caught, folder.lock_folder(tmp_path):
         pass
     assert caught.value.code == "data_unusable"
 

@@ -26,13 +26,13 @@ def test_a_quarantine_stops_what_its_beacon_has_begun(local, release, begun):
     offer = beacon.offered()
     if begun == "downloading":
         assert beacon.download(offer).status == 200
-    local.admin().do_beacon(beacon.id, "quarantine", "it hangs over a patient")
+    local.admin().post_beacon_action(beacon.id, "quarantine", "it hangs over a patient")
     assert beacon.download(offer).status in (409, 410)
     assert beacon.report("rebooting", offer).status in (409, 410)
     assert beacon.offer() is None
     local.go_on(3600)
     assert status(local, rollout)["results"] == {"stopped": 1}  # no failure of the release
-    local.admin().do_beacon(beacon.id, "unquarantine", "")
+    local.admin().post_beacon_action(beacon.id, "unquarantine", "")
     beacon.update(beacon.offered())
 
 
@@ -42,7 +42,7 @@ def test_a_quarantine_lets_a_beacon_that_is_rebooting_say_how_it_went(local, rel
     offer = beacon.offered()
     assert beacon.download(offer).status == 200
     assert beacon.report("rebooting", offer).status == 200
-    local.admin().do_beacon(beacon.id, "quarantine", "too late")
+    local.admin().post_beacon_action(beacon.id, "quarantine", "too late")
     beacon.install(offer)
     assert beacon.report("success", offer, previous_version="1.0.0").json["recorded"] == "first"
     assert status(local, rollout)["results"] == {"success": 1}
@@ -54,7 +54,7 @@ def test_quarantining_those_under_way_halts_nothing(local, release):
     offers = ask(fleet)
     for beacon, offer in offers[:3]:
         beacon.download(offer)
-        local.admin().do_beacon(beacon.id, "quarantine", "to the workshop")
+        local.admin().post_beacon_action(beacon.id, "quarantine", "to the workshop")
     local.go_on(3600)
     assert status(local, rollout)["status"] == "active"
 
@@ -82,10 +82,10 @@ def test_a_halt_holds_for_an_older_rollout_of_the_same_release(local, release):
     fleet = local.beacons(6)
     start(local, release, quiet(ALL))
     newer = start(local, release, quiet(ALL))  # somebody pressed twice
-    local.admin().move_rollout(newer, "halt", "it is bad")
+    local.admin().post_rollout_action(newer, "halt", "it is bad")
     assert ask(fleet) == []
     assert fleet[0].poll().headers["x-reason"] == "halted"
-    local.admin().move_rollout(newer, "resume", "it is not")
+    local.admin().post_rollout_action(newer, "resume", "it is not")
     assert len(ask(fleet)) == 6
 
 
@@ -93,7 +93,7 @@ def test_what_was_made_twice_can_be_aborted_once(local, release):
     fleet = local.beacons(6)
     start(local, release, quiet(ALL))
     newer = start(local, release, quiet(ALL))
-    local.admin().move_rollout(newer, "abort", "once will do")
+    local.admin().post_rollout_action(newer, "abort", "once will do")
     assert len(ask(fleet)) == 6
 
 
@@ -113,14 +113,14 @@ def test_what_is_pressed_twice_opens_one_stage(local, release):
     rollout = start(local, release)
     seen = status(local, rollout)
     admin = local.admin()
-    admin.move_rollout(rollout, "advance", "it is fine", revision=seen["revision"])
+    admin.post_rollout_action(rollout, "advance", "it is fine", revision=seen["revision"])
     with pytest.raises(UsageError) as refused:
-        admin.move_rollout(rollout, "advance", "it is fine", revision=seen["revision"])
+        admin.post_rollout_action(rollout, "advance", "it is fine", revision=seen["revision"])
     assert refused.value.code == "rollout_moved"
     now = status(local, rollout)
     assert now["waves"][0]["stage"] == seen["waves"][0]["stage"] + 1
     assert now["revision"] > seen["revision"]
-    admin.move_rollout(rollout, "advance", "again", revision=now["revision"])
+    admin.post_rollout_action(rollout, "advance", "again", revision=now["revision"])
 
 
 def test_who_resumes_accepts_what_was_shown_and_nothing_later(local, release):
@@ -135,28 +135,28 @@ def test_who_resumes_accepts_what_was_shown_and_nothing_later(local, release):
     seen = status(local, rollout)
     assert seen["status"] == "halted"
     admin = local.admin()
-    admin.move_rollout(rollout, "resume", "one of two", revision=seen["revision"])
+    admin.post_rollout_action(rollout, "resume", "one of two", revision=seen["revision"])
     local.go_on(60)
     for beacon, offer in ask(fleet[5:9]):
         beacon.fail(offer)
     local.step()
     assert status(local, rollout)["status"] == "halted"
     with pytest.raises(UsageError) as refused:  # the other one still has the first page open
-        admin.move_rollout(rollout, "resume", "two of two", revision=seen["revision"])
+        admin.post_rollout_action(rollout, "resume", "two of two", revision=seen["revision"])
     assert refused.value.code == "rollout_moved"
     assert status(local, rollout)["status"] == "halted"
 
 
 def test_what_stops_a_rollout_does_so_however_it_was_shown(local, release):
     rollout = start(local, release, ALL)
-    local.admin().move_rollout(rollout, "pause")
-    local.admin().move_rollout(rollout, "halt", "at once", revision=0)
+    local.admin().post_rollout_action(rollout, "pause")
+    local.admin().post_rollout_action(rollout, "halt", "at once", revision=0)
     assert status(local, rollout)["status"] == "halted"
 
 
 def test_those_in_a_status_are_found_behind_many_others(local, release):
     first = start(local, release, ALL)
     for _ in range(3):
-        local.admin().move_rollout(start(local, release, ALL), "abort")
-    found = local.admin().rollouts(status="active", limit=2)
+        local.admin().post_rollout_action(start(local, release, ALL), "abort")
+    found = local.admin().list_rollouts(status="active", limit=2)
     assert [one["rollout_id"] for one in found] == [first]

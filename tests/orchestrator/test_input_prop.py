@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.orchestrator.beacon_api.poll import read_query
-from beacon_ota.orchestrator.beacon_api.report import read
-from beacon_ota.orchestrator.http.problems import document, status_of
-from beacon_ota.orchestrator.releases.multipart import Form
-from beacon_ota.orchestrator.releases.serve import _part
+from beacon_ota.orchestrator.beacon_api.poll import parse_poll_query
+from beacon_ota.orchestrator.beacon_api.report_parser import parse_report
+from beacon_ota.orchestrator.http.problems import problem_document, status_of
+from beacon_ota.orchestrator.releases.multipart import MultipartForm
+from beacon_ota.orchestrator.releases.serve import parse_range
 from beacon_ota.wire import journal, report
 from tests.orchestrator.world import TestBeacon, beacons, upload
 
@@ -44,7 +44,7 @@ def named(call, *args) -> object:
         return call(*args)
     except BeaconOtaError as error:
         assert error.code in ("report_syntax", "report_field", "poll_query")
-        assert json.loads(document(error))["status"] == status_of(error) == 422
+        assert json.loads(problem_document(error))["status"] == status_of(error) == 422
         return None
 
 
@@ -57,13 +57,13 @@ def test_reports(changes, word):
         assert len(doc.get("detail", "").encode()) <= report.MAX_DETAIL
         entries = doc.get("journal", [])
         assert len(entries) <= report.MAX_JOURNAL
-        assert all(journal.mend(entry) == entry for entry in entries)
+        assert all(journal.repair_entry(entry) == entry for entry in entries)
         assert all(entry[0] <= doc["journal_ack"] for entry in entries)
 
 
 def read_or_none(doc) -> dict | None:
     try:
-        return read(json.dumps(doc).encode("utf-8", "surrogatepass"))
+        return parse_report(json.dumps(doc).encode("utf-8", "surrogatepass"))
     except BeaconOtaError as error:
         assert error.code in ("report_syntax", "report_field"), error
         return None
@@ -71,12 +71,12 @@ def read_or_none(doc) -> dict | None:
 
 @given(st.binary(max_size=400))
 def test_bodies(body):
-    named(read, body)
+    named(parse_report, body)
 
 
 @given(st.binary(max_size=600))
 def test_queries(query):
-    found = named(read_query, query)
+    found = named(parse_poll_query, query)
     if found is not None:
         version, image, _trial = found  # type: ignore[misc]
         assert len(version) <= 64 and len(image) in (0, 64)
@@ -84,7 +84,7 @@ def test_queries(query):
 
 @given(st.text(max_size=40) | st.from_regex(r"bytes=[0-9]{0,14}-[0-9]{0,14}"), st.integers(0, 9999))
 def test_ranges(wanted, size):
-    part = _part(wanted, "", '"e"', size)
+    part = parse_range(wanted, "", '"e"', size)
     if part is not None:
         start, end = part
         assert 0 <= start <= end <= size
@@ -94,7 +94,7 @@ def test_ranges(wanted, size):
 def test_forms(pieces, begun):
     head = b'--xyz\r\nContent-Disposition: form-data; name="binary"; filename="f"\r\n\r\n'
     file = io.BytesIO()
-    form = Form("multipart/form-data; boundary=xyz", "binary", file, 300)
+    form = MultipartForm("multipart/form-data; boundary=xyz", "binary", file, 300)
     try:
         for piece in [head] * begun + pieces:
             form.feed(piece)
@@ -153,7 +153,7 @@ def test_no_report_changes_what_is_settled(server, settled, data):
     raw = json.dumps(doc).encode()
     answer = beacon.call("POST", f"/api/beacons/{beacon.id}/ota_status", raw)
     assert answer.status in (200, 409, 422), answer.body
-    after = server.admin().beacon(beacon.id)["attempts"]
+    after = server.admin().get_beacon(beacon.id)["attempts"]
     assert after == before
 
 
@@ -166,4 +166,4 @@ def settled(server, tmp_path_factory) -> tuple[TestBeacon, dict, list]:
     server.admin().create_rollout(firmware["firmware_id"], plan)
     offer = beacon.offered()
     beacon.fail(offer)
-    return beacon, offer, server.admin().beacon(beacon.id)["attempts"]
+    return beacon, offer, server.admin().get_beacon(beacon.id)["attempts"]

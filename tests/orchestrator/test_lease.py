@@ -18,7 +18,7 @@ class Times:
 
     def lease(self, span_s: float = DAY_S, kept: str | None = None) -> Lease:
         made = Lease(span_s, self.clock, lambda: self.steady)
-        made.begin(kept)
+        made.restore(kept)
         return made
 
     def go_on(self, seconds: float, *, utc: bool = True) -> None:
@@ -33,7 +33,7 @@ def times():
 
 def test_it_is_over_until_it_is_granted_and_after_its_span(times):
     lease = times.lease()
-    assert lease.is_over() and lease.left_s() == 0 and lease.to_keep() is None
+    assert lease.is_over() and lease.left_s() == 0 and lease.dump_if_due() is None
     lease.renew(times.clock.now())
     assert not lease.is_over() and lease.left_s() == DAY_S
     times.go_on(DAY_S)
@@ -76,8 +76,8 @@ def test_a_restart_does_not_begin_it_anew(times):
     lease = times.lease()
     lease.renew(times.clock.now())
     times.go_on(20 * 3600)
-    kept = lease.to_keep()
-    assert kept is not None and lease.to_keep() is None, "only now and then"
+    kept = lease.dump_if_due()
+    assert kept is not None and lease.dump_if_due() is None, "only now and then"
     times.go_on(3 * 3600)  # the process is away, or its machine
     times.steady = 5.0
     again = times.lease(kept=kept)
@@ -89,7 +89,7 @@ def test_a_restart_does_not_begin_it_anew(times):
 def test_a_restart_with_a_clock_behind_what_was_written_hands_out_nothing(times):
     lease = times.lease()
     lease.renew(times.clock.now())
-    kept = lease.to_keep()
+    kept = lease.dump_if_due()
     times.clock.at, times.steady = 86400.0, 1.0  # a machine without a clock of its own
     again = times.lease(kept=kept)
     assert again.is_over() and again.left_s() == 0
@@ -103,10 +103,10 @@ def test_a_restart_with_a_clock_behind_what_was_written_hands_out_nothing(times)
 def test_whoever_is_given_up_hands_out_nothing_also_after_a_restart(times):
     lease = times.lease()
     lease.renew(times.clock.now())
-    lease.to_keep()
-    lease.end("token_wrong")
+    lease.dump_if_due()
+    lease.revoke("token_wrong")
     assert lease.is_over()
-    kept = lease.to_keep()
+    kept = lease.dump_if_due()
     assert kept is not None and json.loads(kept)["ended"] == "token_wrong"
     again = times.lease(kept=kept)
     assert again.is_over()

@@ -40,7 +40,7 @@ def exported(tmp_path_factory) -> dict[str, set[str]]:
 
         def told() -> bool:
             nonlocal text
-            text = admin._send("GET", "/metrics").text
+            text = admin.request("GET", "/metrics").text
             return 'webhook_deliveries{state="pending",webhook="chat"}' in text
 
         until(told, deadline_s=180)

@@ -10,7 +10,7 @@ from sqlalchemy import event, text
 
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.core.engine import dump_state, load_state
-from beacon_ota.orchestrator.db.database import Database, connect, migrate, newest_revision
+from beacon_ota.orchestrator.db.database import Database, connect, migrate_if_due, newest_revision
 from beacon_ota.orchestrator.db.schema import metadata
 from beacon_ota.orchestrator.db.tables import audit, changes, events, rollouts
 from beacon_ota.orchestrator.rollout import advance as moves
@@ -34,20 +34,20 @@ from tests.orchestrator.world import Local, Server, TestBeacon, beacons, until, 
 
 @pytest.fixture
 def local(tmp_path, caplog):
-    with Local(tmp_path / "data", database=cluster().database()) as local:
-        until(lambda: local.service.leads)
+    with Local(tmp_path / "data", database=cluster().create_database()) as local:
+        until(lambda: local.service.is_leader)
         yield local
     failures = [record for record in caplog.records if record.exc_info]
     assert not failures, caplog.text
 
 
 def test_the_migrations_lead_to_the_schema():
-    engine = connect(cluster().database())
+    engine = connect(cluster().create_database())
     with engine.connect() as conn:
         context = MigrationContext.configure(conn)
         assert context.get_current_revision() == newest_revision()
         assert compare_metadata(context, metadata) == []
-    migrate(engine)
+    migrate_if_due(engine)
     engine.dispose()
 
 
@@ -61,7 +61,7 @@ def test_the_migrations_lead_to_the_schema():
 )
 def test_a_database_that_is_none(url, kind, code):
     with pytest.raises(kind) as caught:
-        migrate(connect(url))
+        migrate_if_due(connect(url))
     assert caught.value.code == code
 
 
@@ -82,7 +82,7 @@ def test_a_beacon_may_say_what_the_database_cannot_keep(local, tmp_path):
         journal=[[2**31 - 1, 2**39, "boot", "crash", "\0x"]],
     )
     assert answer.status == 200, answer.body
-    shown = local.admin().beacon(beacon.id)
+    shown = local.admin().get_beacon(beacon.id)
     assert shown["attempts"][0]["detail"] == "\ufffd" + "ä" * 99
     assert shown["attempts"][0]["duration_ms"] == 2**39
     assert shown["journal"][0]["detail"] == "\ufffdx"
@@ -122,12 +122,12 @@ def test_what_was_committed_and_its_answer_lost_is_known_all_the_same(local, los
     offer = beacon.offered()
     assert beacon.download(offer).status == 200 and beacon.offered() == offer
     lose()
-    assert admin.move_rollout(rollout, "halt")["status"] == "halted"  # in memory, if need be
+    assert admin.post_rollout_action(rollout, "halt")["status"] == "halted"  # in memory, if need be
     assert beacon.offer() is None
-    until(lambda: not local.service.stops.mine())
-    kinds = [one["kind"] for one in admin.rollout(rollout)["transitions"]]
+    until(lambda: not local.service.stops.to_store())
+    kinds = [one["kind"] for one in admin.get_rollout(rollout)["transitions"]]
     assert kinds.count("halted") == 1
-    assert admin.rollout(rollout)["status"] == "halted"
+    assert admin.get_rollout(rollout)["status"] == "halted"
     assert beacon.report("rebooting", offer).status in (409, 410)
 
 
@@ -152,9 +152,9 @@ def test_a_database_that_lost_its_last_commits_is_read_again(local, tmp_path):
         row = rollouts.get(conn, rollout)
         assert row is not None
         state = load_state(row["state"])
-        (halted,) = moves.halt(state, local.clock.at, "somebody")
-        values = {"status": "halted", "state": dump_state(moves.apply(state, halted))}
-        assert rollouts.advance(conn, rollout, row["revision"], values)
+        (halted,) = moves.halt_rollout(state, local.clock.at, "somebody")
+        values = {"status": "halted", "state": dump_state(moves.apply_transition(state, halted))}
+        assert rollouts.update_if_unmoved(conn, rollout, row["revision"], values)
     engine.dispose()
     assert beacon.offer() is None
     assert beacon.download(offer).status in (409, 410)
@@ -166,7 +166,7 @@ def put(conn, kind):
 
 def test_a_connection_that_is_cut_costs_one_answer_at_most():
     async def main() -> None:
-        url = cluster().database()
+        url = cluster().create_database()
         db = Database(url, worker="me")
         db.start()
         other = connect(url, readonly=True)
@@ -180,7 +180,7 @@ def test_a_connection_that_is_cut_costs_one_answer_at_most():
                     )
                 )
             await db.write(put, "after")
-            rows = await db.read(events.since, 0, 10)
+            rows = await db.read(events.list_after, 0, 10)
             assert [row["kind"] for row in rows] == ["before", "after"]
         finally:
             other.dispose()
@@ -195,7 +195,7 @@ def test_a_writer_that_dies_in_a_transaction_holds_up_nobody():
         conn.connection.driver_connection.close()
 
     async def main() -> None:
-        db = Database(cluster().database(), worker="me")
+        db = Database(cluster().create_database(), worker="me")
         db.start()
         try:
             done = await asyncio.gather(
@@ -203,7 +203,7 @@ def test_a_writer_that_dies_in_a_transaction_holds_up_nobody():
             )
             assert isinstance(done[1], ReachError)
             await db.write(put, "after")
-            kinds = [row["kind"] for row in await db.read(events.since, 0, 10)]
+            kinds = [row["kind"] for row in await db.read(events.list_after, 0, 10)]
             assert kinds[-1] == "after" and "lost" not in kinds
         finally:
             await db.stop()
@@ -215,7 +215,7 @@ def test_changes_come_in_the_order_of_the_commits_and_are_forgotten_with_a_note(
     monkeypatch.setattr(changes, "KEPT", 10)
 
     async def main() -> None:
-        url = cluster().database()
+        url = cluster().create_database()
         workers = [Database(url, worker=name) for name in ("one", "two", "three")]
         for db in workers:
             db.start()
@@ -223,13 +223,13 @@ def test_changes_come_in_the_order_of_the_commits_and_are_forgotten_with_a_note(
             writes = [db.write(put, f"k{n}") for n in range(40) for db in workers]
             await asyncio.gather(*writes)
             read = workers[0].read
-            news = await read(changes.read, 0, "one", True)
+            news = await read(changes.read_batch, 0, "one", True)
             assert len(news.rows["events"]) == 120 and news.kinds == {"events"}
             assert list(news.rows["events"]) == sorted(news.rows["events"], key=int)
-            assert not (await read(changes.read, 0, "one", False)).rows
-            await workers[1].write(changes.prune)
-            assert (await read(changes.read, 5, "one", True)).lost
-            left = await read(changes.read, news.seq - 10, "one", True)
+            assert not (await read(changes.read_batch, 0, "one", False)).rows
+            await workers[1].write(changes.prune_changes)
+            assert (await read(changes.read_batch, 5, "one", True)).lost
+            left = await read(changes.read_batch, news.seq - 10, "one", True)
             assert not left.lost and left.seq == news.seq
         finally:
             for db in workers:
@@ -240,7 +240,7 @@ def test_changes_come_in_the_order_of_the_commits_and_are_forgotten_with_a_note(
 
 def test_the_database_goes_away_and_comes_back(tmp_path):
     """Polls go on out of memory; what needs a commit is refused by name, and works again after."""
-    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+    with Server(tmp_path / "data", f"--database={cluster().create_database()}") as server:
         one, two = beacons(server, 2)
         assert one.poll().status == 204
         cluster().restart()
@@ -259,7 +259,7 @@ def test_the_database_goes_away_and_comes_back(tmp_path):
         for beacon in (one, two):
             beacon.update(beacon.offered())
         until(
-            lambda: server.admin().rollout(rollout)["status"] == "completed",
+            lambda: server.admin().get_rollout(rollout)["status"] == "completed",
             deadline_s=180,
             what="a leader to be there again",
         )
@@ -268,6 +268,6 @@ def test_the_database_goes_away_and_comes_back(tmp_path):
 
 def test_the_audit_log_holds_whatever_was_typed(local):
     (beacon,) = local.beacons(1)
-    local.admin().do_beacon(beacon.id, "quarantine", "a\0b")
+    local.admin().post_beacon_action(beacon.id, "quarantine", "a\0b")
     with local.service.db._engine.begin() as conn:  # what `audit verify` walks
-        assert audit.verify(conn)["entries"] > 1
+        assert audit.verify_chain(conn)["entries"] > 1

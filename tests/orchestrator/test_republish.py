@@ -73,7 +73,7 @@ def test_the_previous_release_comes_again(server, run, keys):
     got = json.loads(run("release", "download", "1.1.1", "-o", "again.bin", "--json"))
     again = Path("again.bin").read_bytes()
     assert got["sha256"] == hashlib.sha256(again).hexdigest() == done["checksum"]
-    found, before = release.parse(again), release.parse(old)
+    found, before = release.parse_release(again), release.parse_release(old)
     assert found.info.version == "1.1.1" and found.core_sha256 == before.core_sha256
     assert found.files["main.mpy"] == before.files["main.mpy"]
     assert found.files["keys.json"] == before.files["keys.json"]
@@ -84,7 +84,9 @@ def test_the_previous_release_comes_again(server, run, keys):
     plan = {"preset": "all-at-once", "window": "00:00-24:00"}
     server.admin().create_rollout(done["firmware_id"], plan)
     assert [beacon.offered()["version"] for beacon in fleet] == ["1.1.1"] * 2
-    actions = [entry["action"] for entry in server.admin().audit(target=done["firmware_id"])]
+    actions = [
+        entry["action"] for entry in server.admin().list_audit_entries(target=done["firmware_id"])
+    ]
     assert actions == ["firmware.uploaded", "firmware.promoted"]
 
 
@@ -99,7 +101,7 @@ def test_what_would_be_no_way_back(server, run, keys):
     assert refused("1.0.0", "--as", "1.x") == "app_version"
     assert refused("9.9.9", "--as", "10.0.0") == "firmware_unknown"
     assert run("release", "republish", "previous", "--as", "2.0.0", code=2) == "firmware_unknown"
-    assert len(server.admin().firmwares()) == 1
+    assert len(server.admin().list_firmwares()) == 1
     # The keys were rotated since: the old image would bring the retired one back.
     run("keys", "rotate", "release", "fresh")
     assert run("release", "republish", "1.0.0", "--as", "1.0.1", code=2) == "keys_old"
@@ -107,7 +109,7 @@ def test_what_would_be_no_way_back(server, run, keys):
     both = ("--key", "release", "--key", "fresh", "--keys", "fresh.json")
     made = json.loads(run("release", "republish", "1.0.0", "--as", "1.0.1", *both, "--json"))
     run("release", "download", "1.0.1", "-o", "again.bin")
-    inside = release.parse(Path("again.bin").read_bytes()).files["keys.json"]
+    inside = release.parse_release(Path("again.bin").read_bytes()).files["keys.json"]
     assert inside == KeySet.parse(Path("fresh.json").read_bytes()).to_json()
     assert made["version"] == "1.0.1"
 
@@ -121,7 +123,7 @@ def test_without_a_server(run, keys):
     assert run("release", "republish", frozen, "--as", "2.0.0", code=1).startswith("image_")
     unsigned = ("republish", "old.bin", "--as", "2.0.1", "--unsigned", "-o", "plain.bin")
     run("release", *unsigned)
-    assert release.parse(Path("plain.bin").read_bytes()).info.version == "2.0.1"
+    assert release.parse_release(Path("plain.bin").read_bytes()).info.version == "2.0.1"
     assert not Path("plain.bin.manifest.json").exists()
 
 
@@ -137,9 +139,12 @@ def test_an_encrypted_release(server, run, keys):
     assert done["checksum"] != done["blob"]
     run("release", "download", "1.0.1", "-o", "again.bin")
     sealed = Path("again.bin").read_bytes()
-    manifest = releases.claimed(Path("again.bin.manifest.json").read_bytes())
+    manifest = releases.claimed_manifest(Path("again.bin.manifest.json").read_bytes())
     fleet_key = encrypt.read_fleet_key(Path("fleet.key"))
-    opened = encrypt.crypt(sealed, fleet_key, manifest.checksum)
-    assert release.parse(opened).info.version == "1.0.1"
-    assert release.parse(opened).files["main.mpy"] == release.parse(plain).files["main.mpy"]
-    assert release.parse(opened).files["main.mpy"] not in sealed
+    opened = encrypt.crypt_image(sealed, fleet_key, manifest.checksum)
+    assert release.parse_release(opened).info.version == "1.0.1"
+    assert (
+        release.parse_release(opened).files["main.mpy"]
+        == release.parse_release(plain).files["main.mpy"]
+    )
+    assert release.parse_release(opened).files["main.mpy"] not in sealed

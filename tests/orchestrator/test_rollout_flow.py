@@ -6,7 +6,7 @@ import secrets
 import pytest
 
 from beacon_ota.errors import BeaconOtaError, InputError, UsageError
-from beacon_ota.orchestrator.clock import Leaps
+from beacon_ota.orchestrator.clock import ClockJumpDetector
 from beacon_ota.orchestrator.rollout.types import DAY, HOUR, MINUTE
 from tests.orchestrator.world import Local, upload
 
@@ -29,7 +29,7 @@ def start(local, release, plan=None, **fields):
 
 
 def status(local, rollout):
-    return local.admin().rollout(rollout)
+    return local.admin().get_rollout(rollout)
 
 
 def quiet(plan):
@@ -117,9 +117,11 @@ def test_silent_bricks_halt_in_the_first_stage(local, release):
         local.go_on(3 * DAY)
         assert ask(rest) == []
     assert {beacon.poll().headers["x-reason"] for beacon in rest} == {"halted"}
-    kinds = [event["kind"] for event in local.admin().latest_events()]
+    kinds = [event["kind"] for event in local.admin().list_latest_events()]
     assert kinds.count("attempt.lost") == len(touched) and "rollout.halted" in kinds
-    assert any(e["action"] == "rollout.halted" for e in local.admin().audit(newest=True))
+    assert any(
+        e["action"] == "rollout.halted" for e in local.admin().list_audit_entries(newest=True)
+    )
 
 
 def test_a_late_success_is_noted_and_changes_nothing(local, release):
@@ -135,10 +137,10 @@ def test_a_late_success_is_noted_and_changes_nothing(local, release):
     assert answer.status == 200 and answer.json["recorded"] == "late"
     again = beacon.report("success", offer, previous_version="1.0.0")
     assert again.json["recorded"] == "repeated"
-    (attempt,) = local.admin().beacon(beacon.id)["attempts"]
+    (attempt,) = local.admin().get_beacon(beacon.id)["attempts"]
     assert (attempt["result"], attempt["late_result"]) == ("lost", "success")
     assert status(local, rollout)["results"] == {"lost": 1}
-    assert beacon.version == local.admin().beacon(beacon.id)["version"] == "1.1.0"
+    assert beacon.version == local.admin().get_beacon(beacon.id)["version"] == "1.1.0"
 
 
 def test_a_beacon_whose_report_got_lost_is_not(local, release):
@@ -162,10 +164,10 @@ def test_back_on_the_old_image_without_a_word(local, release):
     beacon.report("rebooting", offer)
     local.clock.at += 60
     beacon.poll()
-    assert local.admin().beacon(beacon.id)["attempts"][0]["result"] is None
+    assert local.admin().get_beacon(beacon.id)["attempts"][0]["result"] is None
     local.clock.at += 130  # it had its time to say why
     beacon.poll()
-    attempt = local.admin().beacon(beacon.id)["attempts"][0]
+    attempt = local.admin().get_beacon(beacon.id)["attempts"][0]
     assert (attempt["result"], attempt["failed_in"], attempt["code"]) == (
         "rolled_back",
         "boot",
@@ -184,7 +186,7 @@ def test_its_own_word_for_it_comes_first(local, release):
     beacon.report("rolled_back", offer, previous_version="1.0.0", stage="boot", code="watchdog")
     local.clock.at += 300
     beacon.poll()
-    assert local.admin().beacon(beacon.id)["attempts"][-1]["code"] == "watchdog"
+    assert local.admin().get_beacon(beacon.id)["attempts"][-1]["code"] == "watchdog"
 
 
 def test_three_failures_in_a_row_halt_and_what_is_under_way_stops(local, release):
@@ -220,16 +222,16 @@ def test_halt_by_hand_and_resume(local, release):
     rollout = start(local, release, {"preset": "all-at-once", "window": ALWAYS})
     (beacon, offer), *_ = ask(fleet)
     beacon.download(offer)
-    admin.move_rollout(rollout, "halt", "we saw smoke")
+    admin.post_rollout_action(rollout, "halt", "we saw smoke")
     assert beacon.report("rebooting", offer).status in (409, 410)
     assert ask(fleet) == []
     shown = status(local, rollout)
     assert shown["status"] == "halted" and shown["by"] == "first"
     assert shown["transitions"][-1]["detail"] == "we saw smoke"
     with pytest.raises(UsageError) as caught:
-        admin.move_rollout(rollout, "pause")
+        admin.post_rollout_action(rollout, "pause")
     assert caught.value.code == "rollout_not_active"
-    admin.move_rollout(rollout, "resume", "it was the toaster")
+    admin.post_rollout_action(rollout, "resume", "it was the toaster")
     for beacon, offer in ask(fleet):
         beacon.update(offer)
     local.step()
@@ -243,11 +245,11 @@ def test_pause_lets_go_on_what_is_under_way(local, release):
     first, second = fleet[:2]
     begun, offered = first.offer(), second.offer()
     first.download(begun)
-    admin.move_rollout(rollout, "pause", "lunch")
+    admin.post_rollout_action(rollout, "pause", "lunch")
     assert second.download(offered).status == 410
     first.update(begun)
     assert ask(fleet[1:]) == [] and second.poll().headers["x-reason"] == "paused"
-    admin.move_rollout(rollout, "resume")
+    admin.post_rollout_action(rollout, "resume")
     assert len(ask(fleet[1:])) == 3
 
 
@@ -256,21 +258,21 @@ def test_abort_is_the_end(local, release):
     fleet = local.beacons(3)
     rollout = start(local, release, {"preset": "all-at-once", "window": ALWAYS})
     (beacon, offer), *_ = ask(fleet)
-    admin.move_rollout(rollout, "abort", "never mind")
+    admin.post_rollout_action(rollout, "abort", "never mind")
     assert beacon.download(offer).status in (409, 410) and ask(fleet) == []
     for verb in ("resume", "halt", "abort", "advance"):
         with pytest.raises(UsageError):
-            admin.move_rollout(rollout, verb)
+            admin.post_rollout_action(rollout, verb)
     assert status(local, rollout)["status"] == "aborted"
 
 
 def test_an_abort_seen_by_two_looks_is_put_away_once(local, release):
     rollout = start(local, release, {"preset": "all-at-once", "window": ALWAYS})
-    entry = local.service.view.entries[rollout]
-    local.admin().move_rollout(rollout, "abort", "never mind")
+    entry = local.service.fleet.rollouts[rollout]
+    local.admin().post_rollout_action(rollout, "abort", "never mind")
     for _ in range(2):  # the engine's own, and one that was waiting for it
-        local.call(local.engine.step(entry))
-    assert rollout not in local.service.view.entries
+        local.call(local.engine.evaluate_rollout(entry))
+    assert rollout not in local.service.fleet.rollouts
 
 
 def test_advance_by_hand(local, release):
@@ -278,7 +280,7 @@ def test_advance_by_hand(local, release):
     ask(fleet)
     rollout = start(local, release)
     few = ask(fleet)
-    local.admin().move_rollout(rollout, "advance", "in a hurry")
+    local.admin().post_rollout_action(rollout, "advance", "in a hurry")
     assert len(ask(fleet)) > len(few)
     assert status(local, rollout)["waves"][0]["stage"] == 1
 
@@ -288,7 +290,7 @@ def test_a_withdrawn_release_stops_everybody(local, release):
     fleet = local.beacons(3)
     rollout = start(local, release, {"preset": "all-at-once", "window": ALWAYS})
     (beacon, offer), *_ = ask(fleet)
-    admin.move_firmware(release, "deprecate", "bad")
+    admin.post_firmware_action(release, "deprecate", "bad")
     assert beacon.download(offer).status == 410
     assert ask(fleet) == []
     local.step()
@@ -301,7 +303,7 @@ def test_testing_releases_are_for_beta_beacons(local, tmp_path):
     (stable,), (beta,) = local.beacons(1, "s"), local.beacons(1, "t", channel="beta")
     start(local, firmware, {"preset": "all-at-once", "window": ALWAYS})
     assert beta.offer() and stable.poll().headers["x-reason"] == "channel"
-    admin.move_firmware(firmware, "promote")
+    admin.post_firmware_action(firmware, "promote")
     assert stable.offer()
 
 
@@ -320,17 +322,17 @@ def test_three_attempts_then_quarantine_until_forgiven(local, release):
             local.go_on(2)
     local.go_on(DAY)
     assert beacon.poll().headers["x-reason"] == "attempts"
-    local.admin().do_beacon(beacon.id, "unquarantine", "new power supply")
+    local.admin().post_beacon_action(beacon.id, "unquarantine", "new power supply")
     assert beacon.offer()
 
 
 def test_quarantine_by_hand(local, release):
     (beacon,) = local.beacons(1)
     start(local, release, {"preset": "all-at-once", "window": ALWAYS})
-    shown = local.admin().do_beacon(beacon.id, "quarantine", "on my desk")
+    shown = local.admin().post_beacon_action(beacon.id, "quarantine", "on my desk")
     assert shown["quarantined_at"] and shown["quarantine_reason"] == "on my desk"
     assert beacon.poll().headers["x-reason"] == "quarantined"
-    local.admin().do_beacon(beacon.id, "unquarantine", "")
+    local.admin().post_beacon_action(beacon.id, "unquarantine", "")
     assert beacon.offer()
 
 
@@ -402,7 +404,7 @@ def test_an_offer_nobody_takes_expires_and_counts_for_nothing(local, release):
         local.go_on(11 * MINUTE)
     beacon.update(beacon.offer())
     assert status(local, rollout)["results"] == {"success": 1}
-    (attempt,) = local.admin().beacon(beacon.id)["attempts"]
+    (attempt,) = local.admin().get_beacon(beacon.id)["attempts"]
     assert attempt["n"] == 1 and attempt["result"] == "success"
 
 
@@ -417,7 +419,7 @@ def test_a_word_that_comes_after_the_offer_expired(local, release):
     assert new["attempt_id"] != old["attempt_id"]
     beacon.update(new)
     assert status(local, rollout)["results"] == {"expired": 1, "success": 1}
-    assert [a["n"] for a in local.admin().beacon(beacon.id)["attempts"]] == [2, 1]
+    assert [a["n"] for a in local.admin().get_beacon(beacon.id)["attempts"]] == [2, 1]
 
 
 def test_an_abort_lets_those_who_reboot_come_to_their_end(local, release):
@@ -428,7 +430,7 @@ def test_an_abort_lets_those_who_reboot_come_to_their_end(local, release):
     for beacon, offer in offers:
         beacon.download(offer)
         beacon.report("rebooting", offer)
-    local.admin().move_rollout(rollout, "abort")
+    local.admin().post_rollout_action(rollout, "abort")
     local.stop()
     local.start()
     local.step()
@@ -497,7 +499,7 @@ def test_a_preview_starts_nothing(local, release):
     times = [slot["at"] for slot in found["beacons"]]
     assert len(times) == 50 and all(times) and found["ends_at"] >= max(times)
     assert [one["kind"] for one in found["transitions"]][-1] == "completed"
-    assert admin.rollouts() == [] and ask(fleet) == []
+    assert admin.list_rollouts() == [] and ask(fleet) == []
     rollout = start(local, release)
     first = {slot["beacon_id"] for slot in found["beacons"] if slot["stage"] == 0}
     # Buckets are drawn anew for each rollout; the shares are what the preview promises.
@@ -519,7 +521,7 @@ def test_a_preview_names_the_beacons_that_the_rollout_picks(local, release):
     with pytest.raises(UsageError) as caught:
         start(local, release, seed=seed)
     assert caught.value.code == "rollout_taken"
-    assert len(admin.rollouts()) == 1
+    assert len(admin.list_rollouts()) == 1
 
 
 def test_a_clock_that_jumps_loses_nobody_and_opens_nothing(local, release):
@@ -534,7 +536,9 @@ def test_a_clock_that_jumps_loses_nobody_and_opens_nothing(local, release):
         beacon.update(offer)
     local.step()
     offset = 0.0
-    local.engine.leaps = Leaps(lambda: local.clock.at, lambda: local.clock.at - offset)
+    local.engine.clock_jumps = ClockJumpDetector(
+        lambda: local.clock.at, lambda: local.clock.at - offset
+    )
     local.step()
     offset = 10 * 365 * DAY
     local.go_on(offset)
@@ -572,7 +576,7 @@ def test_wrong_plans_are_refused_by_their_codes(local, release, plan, code):
         with pytest.raises(InputError) as caught:
             call(release, plan)
         assert caught.value.code in (code, "time_syntax", "number_range"), caught.value.code
-    assert local.admin().rollouts() == []
+    assert local.admin().list_rollouts() == []
 
 
 def test_orders_for_what_is_not_there(local, release):
@@ -581,9 +585,9 @@ def test_orders_for_what_is_not_there(local, release):
         admin.create_rollout("0" * 24)
     assert caught.value.code == "firmware_unknown"
     with pytest.raises(InputError) as caught:
-        admin.rollout("0" * 24)
+        admin.get_rollout("0" * 24)
     assert caught.value.code == "rollout_unknown"
-    admin.move_firmware(release, "deprecate")
+    admin.post_firmware_action(release, "deprecate")
     with pytest.raises(BeaconOtaError) as caught:
         admin.create_rollout(release)
     assert caught.value.code == "firmware_state"
@@ -593,18 +597,18 @@ def test_moved_by_two_at_once_it_moves_once(local, release):
     """Two workers that decided upon the same revision: the second is told to look again."""
     local.beacons(1)
     rollout = start(local, release, {"preset": "all-at-once", "window": ALWAYS})
-    entry = local.service.view.entries[rollout]
+    entry = local.service.fleet.rollouts[rollout]
 
     async def race():
         from beacon_ota.orchestrator.rollout import advance as moves
 
         revision = entry.revision
-        made = moves.pause(entry.state, local.clock.at, "one")
-        async with local.engine.moving:
-            await local.engine.commit(entry, made)
+        made = moves.pause_rollout(entry.state, local.clock.at, "one")
+        async with local.engine.rollout_lock:
+            await local.engine.commit_transitions(entry, made)
             entry.revision = revision  # as another process would still have it
             with pytest.raises(UsageError) as caught:
-                await local.engine.commit(entry, made)
+                await local.engine.commit_transitions(entry, made)
         assert caught.value.code == "rollout_moved"
         return entry.revision, revision
 
@@ -633,22 +637,22 @@ def test_the_journal_of_a_fleet_survives_kills(tmp_path):
         beacon.report("idle", journal=[entry])
         local.stop()
         local.start()
-        shown = local.admin().beacon(beacon.id)["journal"]
+        shown = local.admin().get_beacon(beacon.id)["journal"]
         assert json.dumps(shown[0]["detail"]) == json.dumps(entry[4])
 
 
 def test_leaps():
     wall, steady = 1000.0, 5.0
-    leaps = Leaps(lambda: wall, lambda: steady)
-    assert leaps.take() == 0.0
+    leaps = ClockJumpDetector(lambda: wall, lambda: steady)
+    assert leaps.take_jump() == 0.0
     wall, steady = 1100.0, 105.0
-    assert leaps.take() == 0.0  # time passes
+    assert leaps.take_jump() == 0.0  # time passes
     wall += 59.0
-    assert leaps.take() == 0.0  # a clock that is disciplined
+    assert leaps.take_jump() == 0.0  # a clock that is disciplined
     wall += 3600.0
-    assert leaps.take() == 3600.0 and leaps.take() == 0.0
+    assert leaps.take_jump() == 3600.0 and leaps.take_jump() == 0.0
     wall -= 86_400.0
-    assert leaps.take() == -86_400.0
+    assert leaps.take_jump() == -86_400.0
 
 
 def test_reports_in_any_order_come_to_one_result(local, release):
@@ -667,9 +671,9 @@ def test_reports_in_any_order_come_to_one_result(local, release):
     # To reboot first, to download afterwards: it goes on rebooting.
     offer = offers[second.id]
     assert second.report("rebooting", offer).status == 200
-    rebooting_at = local.admin().beacon(second.id)["attempts"][0]["rebooting_at"]
+    rebooting_at = local.admin().get_beacon(second.id)["attempts"][0]["rebooting_at"]
     assert second.report("downloading", offer, progress=5).status == 200
-    attempt = local.admin().beacon(second.id)["attempts"][0]
+    attempt = local.admin().get_beacon(second.id)["attempts"][0]
     assert attempt["rebooting_at"] == rebooting_at and attempt["result"] is None
     # Failed, then a success of the same attempt.
     offer = offers[third.id]

@@ -27,12 +27,12 @@ from beacon_ota.images import appfs, littlefs, release, synthetic
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.db.database import connect, migrate, sqlite_url
-from beacon_ota.orchestrator.mirror.engine import LocalEngine
-from beacon_ota.orchestrator.server.listen import Listen
-from beacon_ota.orchestrator.server.run import run
+from beacon_ota.orchestrator.db.database import connect, migrate_if_due, sqlite_url
+from beacon_ota.orchestrator.mirror.engine import MirrorEngine
+from beacon_ota.orchestrator.server.listen import ListenOptions
+from beacon_ota.orchestrator.server.run import run_service
 from beacon_ota.orchestrator.settings import Settings
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 COMMAND = Path(sys.executable).with_name("beacon-ota")
 DEADLINE_S = 120.0  # a busy machine may be this slow
@@ -54,7 +54,7 @@ def template() -> bytes:
     """Return an empty database of the newest schema: making one takes a second each time."""
     with tempfile.TemporaryDirectory() as folder:
         engine = connect(sqlite_url(Path(folder)))
-        migrate(engine)
+        migrate_if_due(engine)
         engine.dispose()
         return (Path(folder) / "beacon-ota.db").read_bytes()
 
@@ -137,18 +137,18 @@ def image(
     """Return a release image: a synthetic core and a tiny app, small and valid."""
     core = _core(size, seed)
     info = appfs.AppInfo(version, device_type, hashlib.sha256(core).hexdigest())
-    return release.build(core, app_filesystem(info, keys))
+    return release.join_core_and_app(core, app_filesystem(info, keys))
 
 
 def app_filesystem(info: appfs.AppInfo, keys: bytes | None = None) -> bytes:
     """Return an app filesystem without a compiler's help."""
     files = {"app.json": info.pack(), "main.mpy": b"M\x06\x00\x1f"}
-    return littlefs.build(files if keys is None else {**files, "keys.json": keys}, 512)
+    return littlefs.build_filesystem(files if keys is None else {**files, "keys.json": keys}, 512)
 
 
 @cache
 def _core(size: int, seed: str) -> bytes:
-    return synthetic.app(size, seed=seed)
+    return synthetic.app_image(size, seed=seed)
 
 
 def upload(
@@ -157,7 +157,7 @@ def upload(
     """Build and upload a release."""
     file = tmp / f"{device_type}-{version}.bin"
     file.write_bytes(image(version, device_type=device_type))
-    return admin.upload(file, device_type=device_type, version=version, **fields)
+    return admin.upload_firmware(file, device_type=device_type, version=version, **fields)
 
 
 @dataclass
@@ -198,7 +198,7 @@ class TestBeacon:
         digest = hashlib.sha256(body).hexdigest()
         text = auth.request_text(method, target, self.id, ts, nonce, digest)
         mac = hmac.digest(self.key, text, "sha256").hex()
-        return auth.header(self.id, ts, nonce, mac)
+        return auth.build_header(self.id, ts, nonce, mac)
 
     def call(
         self,
@@ -224,7 +224,7 @@ class TestBeacon:
                     raise
         found = {key.lower(): value for key, value in response.getheaders()}
         if check:
-            nonce = auth.parse(given["Authorization"])[2]  # type: ignore[index]
+            nonce = auth_header.parse_header(given["Authorization"])[2]  # type: ignore[index]
             digest = hashlib.sha256(data).hexdigest()
             if target.startswith("/firmwares/") and response.status in (200, 206):
                 digest = found.get("etag", f'"{digest}"').strip('"')
@@ -338,7 +338,7 @@ class Local:
     loop: asyncio.AbstractEventLoop
     service: Service
     engine: Engine
-    listen: Listen
+    listen: ListenOptions
     url: str
     token: str
 
@@ -362,13 +362,13 @@ class Local:
             self.loop = asyncio.get_running_loop()
             self.service = Service(self._settings, self.clock)
             local = self._settings.upstream is not None
-            self.engine = (LocalEngine if local else Engine)(self.service)
+            self.engine = (MirrorEngine if local else Engine)(self.service)
             sock = socket.socket()
             sock.bind(("127.0.0.1", 0))
-            self.listen = Listen(
+            self.listen = ListenOptions(
                 token_file=self._token_file, on_ready=lambda url, _token: ready.put(url)
             )
-            await run(self.service, self.engine, sock, self.listen)
+            await run_service(self.service, self.engine, sock, self.listen)
 
         try:
             asyncio.run(main())
@@ -395,9 +395,9 @@ class Local:
 
     def step(self) -> None:
         async def everything() -> None:
-            for entry in list(self.service.view.entries.values()):
-                async with self.engine.moving:
-                    await self.engine.step(entry)
+            for entry in list(self.service.fleet.rollouts.values()):
+                async with self.engine.rollout_lock:
+                    await self.engine.evaluate_rollout(entry)
 
         self.call(everything())
 

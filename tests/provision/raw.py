@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from beacon_ota.errors import ReachError
-from beacon_ota.provision.gatt import Gatt
+from beacon_ota.provision.gatt import GattConnection
 from beacon_ota.wire import blufi
 from tests.provision.scene import Scene
 
@@ -39,7 +39,7 @@ def piece(kind: int, total: int, data: bytes, *, seq: int, fc: int = 0) -> bytes
 class Wire:
     """A connection on which anything can be sent."""
 
-    def __init__(self, gatt: Gatt):
+    def __init__(self, gatt: GattConnection):
         self.gatt = gatt
 
     async def say(self, *frames: bytes) -> None:
@@ -88,5 +88,5 @@ class Wire:
 async def wire(s: Scene) -> AsyncIterator[Wire]:
     """Connect to the beacon once it can be provisioned, without a word."""
     found = await s.find()
-    async with asyncio.timeout(60), Gatt(found.device, found.name, s.radio) as gatt:
+    async with asyncio.timeout(60), GattConnection(found.device, found.name, s.radio) as gatt:
         yield Wire(gatt)

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from beacon_ota.provision import flow, scan, session
-from beacon_ota.provision.client import Client, State
+from beacon_ota.provision.client import BlufiClient, StateReport
+from beacon_ota.provision.desired_config import DesiredConfig, Secret
+from beacon_ota.provision.desired_config import Network as Wifi
 from beacon_ota.provision.scan import Sighting
-from beacon_ota.provision.wanted import Network as Wifi
-from beacon_ota.provision.wanted import Secret, Wanted
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.net.network import Network
-from beacon_ota.virtual.radio.choice import Radio, radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import RadioSelection, select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
 from beacon_ota.wire import adverts
 from tests.firmware.beacons import POLICY, image
 from tests.firmware.server import Server
@@ -40,7 +40,7 @@ WIFI = Wifi.of(SSID, PASSWORD)
 
 @functools.cache
 def enrolled(pin: str = PIN, name: str = NAME) -> bytes:
-    return session.enroll(pin, name.encode())
+    return session.enroll_pin(pin, name.encode())
 
 
 @dataclass
@@ -48,9 +48,9 @@ class Book:
     """A registry that tells the orchestrator of the tests."""
 
     server: Server
-    entered: list[tuple[State, bytes, dict]] = field(default_factory=list)
+    entered: list[tuple[StateReport, bytes, dict]] = field(default_factory=list)
 
-    def enter(self, state: State, key: bytes, config, tags) -> str:
+    def register(self, state: StateReport, key: bytes, config, tags) -> str:
         self.entered.append((state, key, dict(config)))
         again = state.beacon_id in self.server.keys
         self.server.keys[state.beacon_id] = key
@@ -61,15 +61,15 @@ class Book:
 class Scene:
     """Everything a test needs. ``beacon`` is on unless ``power=False``."""
 
-    room: Room
+    room: RadioSpace
     server: Server
     network: Network
     flash: Flash
     beacon: VirtualBeacon
 
     @property
-    def radio(self) -> Radio:
-        return radio(self.room.spec)
+    def radio(self) -> RadioSelection:
+        return select_radio(self.room.spec)
 
     @property
     def book(self) -> Book:
@@ -79,15 +79,15 @@ class Scene:
         self.beacon.wait_for(condition, timeout, what)
 
     async def find(self, *, opened: bool = True, seconds: float = 60) -> Sighting:
-        return await scan.find(self.radio, NAME, seconds, opened=opened)
+        return await scan.find_beacon(self.radio, NAME, seconds, opened=opened)
 
     @contextlib.asynccontextmanager
     async def client(self, *, mtu: int | None = None, prove: bool = True):
         """Connect to the beacon once it can be provisioned, and prove the PIN."""
         found = await self.find()
-        async with Client(found.device, found.name, self.radio, mtu=mtu) as client:
+        async with BlufiClient(found.device, found.name, self.radio, mtu=mtu) as client:
             if prove:
-                await client.prove(pin=PIN)
+                await client.prove_secret(pin=PIN)
             yield client
 
     async def provision(
@@ -104,11 +104,11 @@ class Scene:
         """Do what ``beacon-ota provision wifi`` does."""
         found = await self.find()
         settings = {"orch_url": "http://orchestrator.local:8080", **(config or {})}
-        return await flow.provision(
+        return await flow.provision_beacon(
             found,
             self.radio,
-            flow.known(secret),
-            Wanted(wifi, settings, (), creds, bound),
+            flow.fixed_secret(secret),
+            DesiredConfig(wifi, settings, (), creds, bound),
             book or self.book,
             pace=self.beacon.clock.scale,
             **options,
@@ -121,11 +121,11 @@ class Scene:
     def press(self, seconds: float) -> None:
         """Hold the button until that shows, and for so many of the beacon's seconds."""
         self.beacon.press()
-        run(self.heard(lambda b: b.has(adverts.HELD)))
+        run(self.heard(lambda b: b.has(adverts.PRESSED)))
         self.skip(seconds)
         time.sleep(0.2 if seconds > 1 else 0)
         self.beacon.release()
-        run(self.heard(lambda b: not b.has(adverts.HELD)))
+        run(self.heard(lambda b: not b.has(adverts.PRESSED)))
 
     def unlock(self) -> None:
         """Open provisioning with the button: again, if that was no short press."""
@@ -137,7 +137,7 @@ class Scene:
 
     def skip(self, seconds: float) -> None:
         """Let the beacon's seconds pass at once, and the orchestrator's."""
-        self.beacon.skip(seconds)
+        self.beacon.skip_time(seconds)
         self.server.epoch += seconds
 
     def stays(self, condition: Callable[[], object], seconds: float = 0.5) -> bool:
@@ -149,10 +149,16 @@ class Scene:
             time.sleep(0.02)
         return True
 
-    async def heard(self, condition: Callable[[Sighting], object], seconds: float = 60) -> Sighting:
-        """Listen until an advertisement of the beacon meets the condition."""
+    async def heard(
+        self, condition: Callable[[Sighting], object], seconds: float = 150
+    ) -> Sighting:
+        """Listen until an advertisement of the beacon meets the condition.
+
+        A beacon whose orchestrator does not answer at the moment when its client goes stays open
+        for ``open_s``, and that may be so when the machine is busy: it is waited for here.
+        """
         end = time.monotonic() + seconds
-        async with scan.watching(self.radio) as watch:
+        async with scan.open_scanner(self.radio) as watch:
             while True:
                 for one in watch.beacons():
                     if one.address == ADDRESS and condition(one):
@@ -191,7 +197,7 @@ def scene(
     policy: Mapping[str, int] | None = None,
     scale: float = SCALE,
     power: bool = True,
-    room: Room | None = None,
+    room: RadioSpace | None = None,
     mac: bytes = MAC,
     pin: str = PIN,
     **options,
@@ -201,10 +207,10 @@ def scene(
         server = stack.enter_context(Server(keys={}).run())
         server.scale = scale
         network = Network(join_time=0.5, scan_time=0.5)
-        network.add(SSID, PASSWORD)
-        network.host("orchestrator.local", "127.0.0.1", server.port)
-        room = room or stack.enter_context(Room(seed=1))
-        name = adverts.name(mac[:5] + bytes([mac[5] + 2])).decode()
+        network.add_access_point(SSID, PASSWORD)
+        network.set_host("orchestrator.local", "127.0.0.1", server.port)
+        room = room or stack.enter_context(RadioSpace(seed=1))
+        name = adverts.device_name(mac[:5] + bytes([mac[5] + 2])).decode()
         values: dict[str, int | bytes | None] = {
             "beacon_id": ID.encode(),
             "pin_w": enrolled(pin, name),
@@ -216,7 +222,12 @@ def scene(
         stack.callback(flash.close)
         beacon = stack.enter_context(
             VirtualBeacon(
-                flash, mac=mac, network=network, scale=scale, bluetooth=room.backend(), **options
+                flash,
+                mac=mac,
+                network=network,
+                scale=scale,
+                bluetooth=room.make_backend(),
+                **options,
             )
         )
         if power:

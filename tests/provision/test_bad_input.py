@@ -11,7 +11,7 @@ import pytest
 from bleak import BleakClient
 
 from beacon_ota.errors import ReachError
-from beacon_ota.provision.gatt import Gatt
+from beacon_ota.provision.gatt import GattConnection
 from beacon_ota.provision.session import SEALED as MODE
 from beacon_ota.provision.session import Initiator
 from beacon_ota.wire import blufi, ec1, tlv
@@ -93,8 +93,8 @@ CLEAR = {
     "connect": ([frame(CONNECT)], [SECURITY, CUT]),
     "how is it": ([frame(GET_STATUS)], [SECURITY, CUT]),
     "which networks": ([frame(GET_LIST)], [SECURITY, CUT]),
-    "settings": ([frame(CUSTOM, tlv.encode(tlv.QUERY, {}))], [SECURITY, CUT]),
-    "forget": ([frame(CUSTOM, tlv.encode(tlv.FORGET, {}))], [SECURITY, CUT]),
+    "settings": ([frame(CUSTOM, tlv.encode_message(tlv.QUERY, {}))], [SECURITY, CUT]),
+    "forget": ([frame(CUSTOM, tlv.encode_message(tlv.FORGET, {}))], [SECURITY, CUT]),
     "an unknown request": ([frame(0xFC)], [SECURITY, CUT]),
     "unknown data": ([frame(0xFD, b"?")], [SECURITY, CUT]),
     "a certificate": ([frame(0x29, b"?")], [SECURITY, CUT]),
@@ -145,7 +145,7 @@ async def hung_up(line: Wire) -> None:
 async def works(s: scenes.Scene) -> None:
     """The proof that nothing was broken."""
     async with s.client() as client:
-        state = await client.query()
+        state = await client.query_state()
         assert (state.beacon_id, state.refused) == (scenes.ID, "")
 
 
@@ -251,7 +251,7 @@ def test_requests_that_make_no_sense(v1):
                 for code in errors:
                     assert await said_next(line, client._link) == code, name
                 if CUT not in errors:
-                    assert (await client.query()).beacon_id == scenes.ID, name
+                    assert (await client.query_state()).beacon_id == scenes.ID, name
         await works(s)
 
     async def said_next(line: Wire, link: blufi.Link) -> int:
@@ -359,7 +359,7 @@ def test_whoever_leaves(v1):
 
 
 def advertises(s: scenes.Scene) -> bool:
-    [found] = [one for one in s.room.radios() if one["address"] == scenes.ADDRESS]
+    [found] = [one for one in s.room.list_radios() if one["address"] == scenes.ADDRESS]
     return found["advertising"]
 
 
@@ -406,10 +406,10 @@ def test_one_at_a_time(v1):
     async def body(s: scenes.Scene) -> None:
         async with s.client() as client:
             found = await s.find(opened=False)
-            async with Gatt(found.device, found.name, s.radio) as second:
+            async with GattConnection(found.device, found.name, s.radio) as second:
                 await Wire(second).say(frame(GET_VERSION))
                 await hung_up(Wire(second))
-            assert (await client.query()).beacon_id == scenes.ID
+            assert (await client.query_state()).beacon_id == scenes.ID
 
     with scene(v1) as s:
         run(body(s))
@@ -423,13 +423,13 @@ def test_the_next_one_waits(v1):
         found = await s.find()
         pid = s.beacon.process
         assert pid is not None
-        async with Gatt(found.device, found.name, s.radio) as first:
+        async with GattConnection(found.device, found.name, s.radio) as first:
             await Wire(first).say(frame(GET_VERSION))
             assert (await Wire(first).hear())[0] == VERSION
             os.kill(pid, signal.SIGSTOP)
             try:
                 await Wire(first).leave()
-                async with Gatt(found.device, found.name, s.radio) as second:
+                async with GattConnection(found.device, found.name, s.radio) as second:
                     say = asyncio.create_task(Wire(second).say(frame(GET_VERSION)))
                     await asyncio.sleep(0.2)
                     os.kill(pid, signal.SIGCONT)

@@ -7,13 +7,13 @@ import pytest
 from beacon_ota import text_files
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.provision import batch, labels
-from beacon_ota.provision.wanted import Network
+from beacon_ota.provision.desired_config import Network
 
 HEADER = "beacon,pin,ssid,password\r\n"
 
 
 def parse(text, **common):
-    return batch.parse(text, {"orch_url": "http://orchestrator.local:8080", **common})
+    return batch.parse_rows(text, {"orch_url": "http://orchestrator.local:8080", **common})
 
 
 @pytest.mark.parametrize("sign", [",", ";", "\t"])
@@ -24,7 +24,7 @@ def test_columns_as_each_country_separates_them(tmp_path, sign, encoding):
     )
     text = text.replace(f"secret{sign}", "secret,").replace(f"comma{sign}", "comma;")
     (tmp_path / "beacons.csv").write_bytes(text.encode(encoding))
-    (row,) = parse(text_files.read(tmp_path / "beacons.csv"))
+    (row,) = parse(text_files.read_text(tmp_path / "beacons.csv"))
     assert row.beacon == "BLUFI_A1B2C5" and row.secret.pin == "73914826"
     assert row.wanted.network == Network.of("Büro", "secret, with comma; and semicolon")
 
@@ -80,8 +80,8 @@ def test_a_label_is_found_in_the_file_that_was_printed():
     head = "beacon,mac,address,name,pin,pop\n"
     one = "BLUFI_001124,7c:df:a1:00:11:22,7C:DF:A1:00:11:24,BLUFI_001124,73914826,9f86d081\n"
     two = one.replace("1124", "1125").replace("73914826", "12345678")
-    assert labels.pick(head + one).pin == "73914826"
-    assert labels.pick(head + one + two, "BLUFI_001125").pin == "12345678"
+    assert labels.pick_label(head + one).pin == "73914826"
+    assert labels.pick_label(head + one + two, "BLUFI_001125").pin == "12345678"
     for text, name, code in (
         (head + one + two, None, "label_choice"),
         (head + one, "BLUFI_001125", "label_choice"),
@@ -92,5 +92,5 @@ def test_a_label_is_found_in_the_file_that_was_printed():
         (head + one.replace("BLUFI_001124", "hall"), None, "ble_name"),
     ):
         with pytest.raises((InputError, UsageError)) as caught:
-            labels.pick(text, name)
+            labels.pick_label(text, name)
         assert caught.value.code == code

@@ -37,7 +37,7 @@ def go(server, tmp_path, monkeypatch, capsys):
     for name, value in environment(tmp_path, server).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(output.console, "width", 200)
-    monkeypatch.setattr(output.errors, "width", 200)
+    monkeypatch.setattr(output.error_console, "width", 200)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pin").write_text(PIN + "\n")
     (tmp_path / "wifi").write_text(PASSWORD)
@@ -56,7 +56,7 @@ def go(server, tmp_path, monkeypatch, capsys):
 def near(v1, server, monkeypatch, **options) -> Iterator[scenes.Scene]:
     """A beacon within reach of the command line, whose network leads to the real orchestrator."""
     with scene(v1, **options) as s:
-        s.network.host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
+        s.network.set_host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
         monkeypatch.setenv("BEACON_OTA_RADIO", s.room.spec)
         yield s
 
@@ -99,7 +99,7 @@ def test_one_beacon_from_a_script(v1, server, go, monkeypatch):
 def test_the_beacon_says_what_board_it_is(v1, server, go, monkeypatch):
     """What was typed when it was registered, or is typed now, gives way to its own word."""
     admin = server.admin()
-    if any(one["beacon_id"] == ID for one in admin.beacons()):
+    if any(one["beacon_id"] == ID for one in admin.list_beacons()):
         admin.remove_beacon(ID)
     admin.create_beacon(ID, "esp32c3-8mb")
     with near(v1, server, monkeypatch) as s:
@@ -109,7 +109,7 @@ def test_the_beacon_says_what_board_it_is(v1, server, go, monkeypatch):
         done = json.loads(go(*base, "--type", "esp32c3-1m", "--json"))
         assert (done["registered"], done["poll"]) == ("retyped", "ok")
         assert (done["device_type"], done["mistaken_for"]) == ("esp32c3", "esp32c3-1m")
-        known = admin.beacon(ID)
+        known = admin.get_beacon(ID)
         assert known["device_type"] == known["said_type"] == "esp32c3"
         s.unlock()
         said = go(*base, "--type", "esp32c3-1m")
@@ -143,13 +143,15 @@ def test_what_goes_wrong_has_words(v1, server, go, monkeypatch, tmp_path):
 
 def test_a_batch(v1, server, go, monkeypatch, tmp_path):
     """One label is wrong; the file is mended, and run again for that one only."""
-    name = adverts.name(OTHER[:5] + bytes([OTHER[5] + 2])).decode()
+    name = adverts.device_name(OTHER[:5] + bytes([OTHER[5] + 2])).decode()
     rows = "beacon,pin,tags\n{0},{2},a b\n{1},{3},\n"
     with (
         near(v1, server, monkeypatch, settings={"beacon_id": b"batch-1"}) as s,
         scene(v1, mac=OTHER, room=s.room, settings={"beacon_id": b"batch-2"}) as other,
     ):
-        other.network.host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
+        other.network.set_host(
+            "orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2])
+        )
         file = tmp_path / "batch.csv"
         file.write_text(rows.format(NAME, name, PIN, "55555555"))
         run = ("provision", "batch", str(file), *WIFI[:4], "--search", "60", "--jobs", "2")
@@ -182,7 +184,7 @@ def test_as_a_dialogue(v1, server, tmp_path, monkeypatch):
     """At a terminal: which PIN (once wrongly), which network of the beacon's, which password."""
     env = {**environment(tmp_path, server), "TERM": "xterm", "COLUMNS": "160"}
     with near(v1, server, monkeypatch, settings={"beacon_id": b"asked"}) as s:
-        s.network.add("weaker", "pass word", rssi=-80)
+        s.network.add_access_point("weaker", "pass word", rssi=-80)
         s.wait(s.opened)
         terminal, theirs = pty.openpty()
         process = subprocess.Popen(

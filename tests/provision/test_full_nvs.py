@@ -28,7 +28,7 @@ def heal(s: scenes.Scene) -> None:
 async def refused(s: scenes.Scene, pin: str) -> str:
     async with s.client(prove=False) as client:
         with pytest.raises(BeaconOtaError) as caught:
-            await client.prove(pin=pin)
+            await client.prove_secret(pin=pin)
         return caught.value.code
 
 
@@ -55,9 +55,9 @@ def test_what_cannot_be_stored_is_refused_by_name(v1, kind):
             before = s.beacon.settings()
             spoil(s, kind)
             for act in (
-                lambda: client.credentials(CREDENTIALS),
+                lambda: client.replace_credentials(CREDENTIALS),
                 lambda: client.configure(beacon_key=bytes(32), orch_url="http://x:8080"),
-                lambda: client.join(SSID.encode(), PASSWORD.encode()),
+                lambda: client.join_network(SSID.encode(), PASSWORD.encode()),
             ):
                 with pytest.raises(InputError) as caught:
                     await act()
@@ -67,8 +67,8 @@ def test_what_cannot_be_stored_is_refused_by_name(v1, kind):
                 k: v for k, v in before.items() if "journal" not in k[1]
             }
             heal(s)
-            await client.credentials(CREDENTIALS)
-            report = await client.join(SSID.encode(), PASSWORD.encode())
+            await client.replace_credentials(CREDENTIALS)
+            report = await client.join_network(SSID.encode(), PASSWORD.encode())
             assert report.word == "connected"
             assert s.beacon.setting("wifi_ssid") == SSID.encode()
 
@@ -88,11 +88,11 @@ def test_espressifs_app_is_let_in_once_or_not_at_all(v1):
             async with s.client() as client:
                 spoil(s, "full")
                 with pytest.raises(InputError):
-                    await client.join(SSID.encode(), PASSWORD.encode())
+                    await client.join_network(SSID.encode(), PASSWORD.encode())
                 assert s.beacon.setting("policy") == values
                 assert s.beacon.setting("wifi_ssid") is None
                 heal(s)
-                await client.join(SSID.encode(), PASSWORD.encode())
+                await client.join_network(SSID.encode(), PASSWORD.encode())
 
         run(body())
         found = s.beacon.setting("policy")
@@ -106,7 +106,7 @@ def test_the_button_makes_room(v1):
         spoil(s, "full")
         boots = len(s.beacon.boots)
         s.beacon.press()
-        run(s.heard(lambda b: b.has(adverts.HELD)))
+        run(s.heard(lambda b: b.has(adverts.PRESSED)))
         s.skip(11)
         s.wait(lambda: len(s.beacon.boots) > boots, what="reset")
         s.beacon.release()
@@ -122,10 +122,10 @@ def test_a_button_that_cannot_make_room(v1):
         assert s.online().poll == "ok"
         spoil(s, "worn")
         s.beacon.press()
-        run(s.heard(lambda b: b.has(adverts.HELD)))
+        run(s.heard(lambda b: b.has(adverts.PRESSED)))
         s.skip(11)
         s.wait(lambda: "button not_stored" in s.beacon.console, what="said")
         s.beacon.release()
-        run(s.heard(lambda b: not b.has(adverts.HELD)))
+        run(s.heard(lambda b: not b.has(adverts.PRESSED)))
         assert len(s.beacon.boots) == 1
         assert s.beacon.setting("wifi_ssid") == SSID.encode()

@@ -2,17 +2,17 @@
 
 import pytest
 
-from beacon_ota.provision.client import Client
+from beacon_ota.provision.client import BlufiClient
 from beacon_ota.provision.session import Initiator, SecretError
 from beacon_ota.wire import adverts, blufi
 from tests.provision import scene as scenes
 from tests.provision.scene import PIN, run, scene
 
 
-async def guess(client: Client, pin: str = "00000000") -> SecretError:
+async def guess(client: BlufiClient, pin: str = "00000000") -> SecretError:
     """Try a PIN that is wrong; returns how that was taken."""
     with pytest.raises(SecretError) as caught:
-        await client.prove(pin=pin)
+        await client.prove_secret(pin=pin)
     return caught.value
 
 
@@ -21,7 +21,7 @@ async def exhaust(s: scenes.Scene) -> list[SecretError]:
     said: list[SecretError] = []
     while not said or said[-1].code != "locked":
         found = await s.find()
-        async with Client(found.device, found.name, s.radio) as client:
+        async with BlufiClient(found.device, found.name, s.radio) as client:
             said.append(await guess(client))
         if said[-1].code == "wrong_secret":
             s.skip(said[-1].wait)
@@ -76,7 +76,7 @@ def test_too_soon_is_not_heard_and_not_counted(v1):
             assert (again.code, again.failures) == ("too_soon", 6) and 0 < again.wait <= 32
             assert s.beacon.setting("pin_fail") == 6
             s.skip(again.wait)
-            await client.prove(pin=PIN)
+            await client.prove_secret(pin=PIN)
             assert s.beacon.setting("pin_fail") is None
 
     with scene(v1, settings={"pin_fail": 5}, scale=1) as s:
@@ -123,7 +123,7 @@ def test_suites_count_together(v1):
     async def body(s: scenes.Scene) -> None:
         async with s.client(prove=False) as client:
             with pytest.raises(SecretError) as caught:
-                await client.prove(pop=b"not that one at all")
+                await client.prove_secret(pop=b"not that one at all")
             assert caught.value.failures == 1
             s.skip(1)
             assert (await guess(client)).failures == 2
@@ -147,7 +147,7 @@ def test_a_hello_that_is_none_is_no_guess(v1):
                     await client._expect(blufi.NEGOTIATE, 60)
                 assert getattr(caught.value, "code", "") in ("ec1_point", "ec1_state")
             assert s.beacon.setting("pin_fail") is None
-            await client.prove(pin=PIN)
+            await client.prove_secret(pin=PIN)
 
     with scene(v1) as s:
         run(body(s))

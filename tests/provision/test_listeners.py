@@ -10,10 +10,10 @@ import pytest
 
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.provision import flow, p256, session
-from beacon_ota.provision.client import Client
-from beacon_ota.provision.gatt import Gatt
+from beacon_ota.provision.client import BlufiClient
+from beacon_ota.provision.desired_config import DesiredConfig, parse_position
+from beacon_ota.provision.gatt import GattConnection
 from beacon_ota.provision.session import Initiator, SecretError, hkdf, hmac_sha256
-from beacon_ota.provision.wanted import Wanted, position
 from beacon_ota.virtual.radio.capture import Capture
 from beacon_ota.wire import blufi, ec1, spake2
 from beacon_ota.wire.records import Records
@@ -22,16 +22,16 @@ from tests.provision.scene import NAME, PASSWORD, PIN, SSID, WIFI, run, scene
 
 WRITE, NOTIFY = 0x12, 0x1B  # ATT
 PINS = 10_000
-M, N = p256.decode(spake2.M), p256.decode(spake2.N)
+M, N = p256.decode_point(spake2.M), p256.decode_point(spake2.N)
 CREDENTIALS = b"door" + bytes(range(16))
-POSITION = position("00112233-4455-6677-8899-aabbccddeeff:7:65535")
+POSITION = parse_position("00112233-4455-6677-8899-aabbccddeeff:7:65535")
 
 
 def messages(captured: Capture, opcode: int) -> Iterator[blufi.Message]:
     """Give what one side said before everything was sealed."""
     link = blufi.Link(opcode == WRITE)
     for one in captured:
-        pdu = one.att
+        pdu = one.att_pdu
         if pdu and pdu[0] == opcode and len(pdu) > 7 and not pdu[4] & 1:
             message = link.receive(pdu[3:])
             if message is not None:
@@ -49,17 +49,17 @@ def exchange(captured: Capture) -> tuple[bytes, bytes, bytes]:
 def fits(heard: tuple[bytes, bytes, bytes], w: int, k: bytes) -> bool:
     """Whether a PIN's w and a guess at K explain the client's proof: a dictionary's oracle."""
     c_hello, s_hello, c_fin = heard
-    tt, root = ec1.spake2(NAME.encode(), c_hello, s_hello, k, w.to_bytes(32, "big"))
-    mine, _, _ = ec1.schedule(hkdf, hmac_sha256, c_hello, s_hello, tt, root)
+    tt, root = ec1.derive_spake2(NAME.encode(), c_hello, s_hello, k, w.to_bytes(32, "big"))
+    mine, _, _ = ec1.derive_keys(hkdf, hmac_sha256, c_hello, s_hello, tt, root)
     return c_fin[4:] == mine
 
 
 def minus(point: p256.Point | None, other: p256.Point | None) -> p256.Point | None:
-    return p256.add(point, p256.negate(other) if other else None)
+    return p256.add_points(point, p256.negate_point(other) if other else None)
 
 
 def of(message: bytes) -> p256.Point:
-    return p256.decode(message[20:])
+    return p256.decode_point(message[20:])
 
 
 def test_an_eavesdropper_learns_nothing(v1, monkeypatch):
@@ -73,14 +73,14 @@ def test_an_eavesdropper_learns_nothing(v1, monkeypatch):
     config = {"site": "a secret place", "ibeacon": POSITION, "fleet_key": bytes(range(16, 32))}
     pin = "4711"
     with scene(v1, pin=pin) as s:
-        captured = s.room.capture()
+        captured = s.room.start_capture()
         book = s.book
         done = s.online(secret=scenes.Secret(pin=pin), config=config, creds=CREDENTIALS, book=book)
         assert done.poll == "ok"
         [(_, key, _)] = book.entered
-        stored = session.enroll(pin, NAME.encode())
+        stored = session.enroll_pin(pin, NAME.encode())
         sent = b"".join(one.payload for one in captured)
-        said = b"".join(one.att[7:] for one in captured if one.att and len(one.att) > 7)
+        said = b"".join(one.att_pdu[7:] for one in captured if one.att_pdu and len(one.att_pdu) > 7)
         heard = exchange(captured)
     # Nothing as it is, nor any eight bytes of it, whatever piece it was sent in.
     assert NAME.encode() in sent and len(said) > 1000
@@ -99,22 +99,28 @@ def test_an_eavesdropper_learns_nothing(v1, monkeypatch):
     assert pin.encode() not in said and b"\x02\x04" + SSID.encode() not in said
     # The proof on the air is explained by no PIN: what it hides behind is not there to be had.
     pa, pb = of(heard[0]), of(heard[1])
-    at_hand = [p256.encode(point) for point in (pa, pb, p256.GENERATOR, M, N)] + [bytes(64)]
+    at_hand = [p256.encode_point(point) for point in (pa, pb, p256.GENERATOR, M, N)] + [bytes(64)]
     for number in range(PINS):
-        w = session.password(f"{number:04}", NAME.encode())
+        w = session.pin_scalar(f"{number:04}", NAME.encode())
         assert not fits(heard, w, at_hand[number % len(at_hand)])
-    w = session.password(pin, NAME.encode())
-    x_g, y_g = minus(pa, p256.multiply(w, M)), minus(pb, p256.multiply(w, N))
-    derived = [x_g, y_g, p256.add(x_g, y_g), p256.multiply(w, x_g), p256.multiply(w, y_g)]
-    derived += [minus(x_g, y_g), p256.multiply(w, pa), p256.multiply(w, pb)]
+    w = session.pin_scalar(pin, NAME.encode())
+    x_g, y_g = minus(pa, p256.multiply_point(w, M)), minus(pb, p256.multiply_point(w, N))
+    derived = [
+        x_g,
+        y_g,
+        p256.add_points(x_g, y_g),
+        p256.multiply_point(w, x_g),
+        p256.multiply_point(w, y_g),
+    ]
+    derived += [minus(x_g, y_g), p256.multiply_point(w, pa), p256.multiply_point(w, pb)]
     for point in derived:
-        assert point is not None and not fits(heard, w, p256.encode(point))
+        assert point is not None and not fits(heard, w, p256.encode_point(point))
     for k in at_hand:
         assert not fits(heard, w, k)
     # With the client's scalar, which never left it, the same oracle finds the PIN.
     x = int.from_bytes(known, "big")
-    secret = p256.multiply(x, y_g)
-    assert secret is not None and fits(heard, w, p256.encode(secret))
+    secret = p256.multiply_point(x, y_g)
+    assert secret is not None and fits(heard, w, p256.encode_point(secret))
 
 
 class Impostor:
@@ -124,7 +130,7 @@ class Impostor:
     gone = False
 
     def __init__(self, guess: str):
-        self._w = session.password(guess, NAME.encode())
+        self._w = session.pin_scalar(guess, NAME.encode())
         self._y = random.Random(guess).randrange(1, p256.ORDER)
         self._link = blufi.Link(True)
         self._frames: asyncio.Queue[bytes] = asyncio.Queue()
@@ -162,30 +168,30 @@ class Impostor:
             self._frames.put_nowait(frame)
 
     def _hello(self, c_hello: bytes) -> bytes:
-        blind = p256.multiply(self._w, N)
-        point = p256.add(p256.multiply(self._y, p256.GENERATOR), blind)
+        blind = p256.multiply_point(self._w, N)
+        point = p256.add_points(p256.multiply_point(self._y, p256.GENERATOR), blind)
         assert point is not None
-        return ec1.build(ec1.S_HELLO, ec1.SPAKE2, bytes(16) + p256.encode(point))
+        return ec1.build_message(ec1.S_HELLO, ec1.SPAKE2, bytes(16) + p256.encode_point(point))
 
     def _fin(self, c_fin: bytes) -> bytes:
         c_hello, s_hello = self.heard
-        tt, root = ec1.spake2(
+        tt, root = ec1.derive_spake2(
             NAME.encode(), c_hello, s_hello, self.k(self._w), self._w.to_bytes(32, "big")
         )
-        theirs, mine, self._keys = ec1.schedule(hkdf, hmac_sha256, c_hello, s_hello, tt, root)
+        theirs, mine, self._keys = ec1.derive_keys(hkdf, hmac_sha256, c_hello, s_hello, tt, root)
         self.right = c_fin[4:] == theirs
-        return ec1.build(ec1.S_FIN, ec1.SPAKE2, mine)
+        return ec1.build_message(ec1.S_FIN, ec1.SPAKE2, mine)
 
     def k(self, w: int) -> bytes:
         """Return K as it would be with the PIN that w belongs to."""
-        point = p256.multiply(self._y, minus(of(self.heard[0]), p256.multiply(w, M)))
+        point = p256.multiply_point(self._y, minus(of(self.heard[0]), p256.multiply_point(w, M)))
         assert point is not None
-        return p256.encode(point)
+        return p256.encode_point(point)
 
 
-def between(stand: Any) -> Client:
+def between(stand: Any) -> BlufiClient:
     """Return a client that talks to this instead of to its beacon."""
-    client = Client("", NAME, None)  # type: ignore[arg-type]
+    client = BlufiClient("", NAME, None)  # type: ignore[arg-type]
     client._gatt = stand
     return client
 
@@ -195,7 +201,7 @@ def test_an_impostor_has_one_guess():
 
     async def meet(impostor: Impostor) -> None:
         async with between(impostor) as client:
-            await client.prove(pin=PIN)
+            await client.prove_secret(pin=PIN)
 
     wrong = Impostor("00000000")
     with pytest.raises(SecretError) as caught:
@@ -204,12 +210,12 @@ def test_an_impostor_has_one_guess():
     assert not wrong.right and not wrong.given
     heard = wrong.heard[0], wrong.heard[1], wrong.heard[2]
     for guess in [PIN, "00000000", *(f"{number:08}" for number in range(40))]:
-        w = session.password(guess, NAME.encode())
+        w = session.pin_scalar(guess, NAME.encode())
         assert not fits(heard, w, wrong.k(w)), guess
     # With the right guess it would know: the oracle is a good one.
     lucky = Impostor(PIN)
     run(meet(lucky))
-    w = session.password(PIN, NAME.encode())
+    w = session.pin_scalar(PIN, NAME.encode())
     assert [one.type for one in lucky.given] == [blufi.DISCONNECT_BLE]
     assert lucky.right and fits((lucky.heard[0], lucky.heard[1], lucky.heard[2]), w, lucky.k(w))
 
@@ -217,7 +223,7 @@ def test_an_impostor_has_one_guess():
 class Between:
     """Somebody on the way: lets frames through, some of them changed."""
 
-    def __init__(self, gatt: Gatt, change: Callable[[bool, bytes], bytes]):
+    def __init__(self, gatt: GattConnection, change: Callable[[bool, bytes], bytes]):
         self._gatt, self._change = gatt, change
         self.seen: list[bytes] = []
 
@@ -289,11 +295,11 @@ def test_who_changes_a_bit_changes_nothing(v1):
 
     async def body(s: scenes.Scene, change: Callable[[bool, bytes], bytes]) -> Between:
         found = await s.find()
-        stand = Between(Gatt(found.device, found.name, s.radio), change)
+        stand = Between(GattConnection(found.device, found.name, s.radio), change)
         with pytest.raises(BeaconOtaError):
             async with between(stand) as client:
-                await client.prove(pin=PIN)
-                await client.join(SSID.encode(), PASSWORD.encode())
+                await client.prove_secret(pin=PIN)
+                await client.join_network(SSID.encode(), PASSWORD.encode())
         return stand
 
     with scene(v1) as s:
@@ -314,12 +320,16 @@ def test_two_halves_of_an_attack(v1):
         impostor = Impostor("00000000")
         with pytest.raises(SecretError):
             async with between(impostor) as client:
-                await client.prove(pin=PIN)
+                await client.prove_secret(pin=PIN)
         assert not impostor.given
         found = await s.find()
         with pytest.raises(SecretError) as caught:
-            await flow.provision(
-                found, s.radio, flow.known(scenes.Secret(pin="00000000")), Wanted(WIFI), None
+            await flow.provision_beacon(
+                found,
+                s.radio,
+                flow.fixed_secret(scenes.Secret(pin="00000000")),
+                DesiredConfig(WIFI),
+                None,
             )
         assert caught.value.failures == 1
 

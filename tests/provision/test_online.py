@@ -8,14 +8,14 @@ import pytest
 from bleak import BleakClient
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.provision.scan import shown
+from beacon_ota.provision.desired_config import Network, Secret, parse_position
+from beacon_ota.provision.scan import format_position
 from beacon_ota.provision.session import hmac_sha256
-from beacon_ota.provision.wanted import Network, Secret, position
 from beacon_ota.wire import access, adverts
 from tests.provision import scene as scenes
 from tests.provision.scene import ID, NAME, PASSWORD, POP, SSID, WIFI, run, scene
 
-IDENTITY = position("00112233-4455-6677-8899-aabbccddeeff:7:65535")
+IDENTITY = parse_position("00112233-4455-6677-8899-aabbccddeeff:7:65535")
 CREDENTIALS = b"door" + bytes(range(16))
 
 
@@ -55,7 +55,9 @@ def test_a_beacon_out_of_its_box_goes_online(v1):
         # The door is shut behind it, and its frame says where it is.
         s.wait(lambda: not s.opened(), what="closed")
         after = run(s.heard(lambda b: b.position and b.has(adverts.PROVISIONED)))
-        assert shown(after.position or b"") == "00112233-4455-6677-8899-aabbccddeeff:7:65535"
+        assert (
+            format_position(after.position or b"") == "00112233-4455-6677-8899-aabbccddeeff:7:65535"
+        )
         # Next time it goes by itself.
         s.beacon.power_cut()
         s.server.requests.clear()
@@ -88,7 +90,7 @@ def test_every_mtu(v1, mtu):
     async def body(s: scenes.Scene) -> None:
         async with s.client(mtu=mtu) as client:
             assert client._link.mtu == min(mtu, 256)
-            networks = await client.networks()
+            networks = await client.list_networks()
             assert len(networks) == 24 and networks[0] == (SSID.encode(), -55)
             state = await client.configure(
                 orch_url="https://" + "h" * 56 + "." + "h" * 57 + ":65535",
@@ -99,15 +101,17 @@ def test_every_mtu(v1, mtu):
                 ibeacon=IDENTITY,
             )
             assert state.beacon_id == ID and len(state.image) == 64
-            await client.credentials(bytes(range(240)) + bytes(400))
-            assert (await client.join(SSID.encode(), PASSWORD.encode())).word == "connected"
+            await client.replace_credentials(bytes(range(240)) + bytes(400))
+            assert (await client.join_network(SSID.encode(), PASSWORD.encode())).word == "connected"
         stored = s.beacon.settings()
         assert stored["beacon", "wifi2_ssid"] == bytes(range(32))
         assert stored["beacon", "creds"] == bytes(range(240)) + bytes(400)
 
     with scene(v1) as s:
         for number in range(23):
-            s.network.add(f"neighbour-{number:02}" + "x" * number, "pass word", rssi=-60 - number)
+            s.network.add_access_point(
+                f"neighbour-{number:02}" + "x" * number, "pass word", rssi=-60 - number
+            )
         run(body(s))
 
 
@@ -125,7 +129,7 @@ def test_every_mtu(v1, mtu):
 def test_names_and_passwords(v1, ssid, password):
     with scene(v1) as s:
         wifi = Network.of(ssid, password)
-        s.network.add(wifi.ssid, wifi.password)
+        s.network.add_access_point(wifi.ssid, wifi.password)
         assert s.online(wifi=wifi).poll == "ok"
         assert s.beacon.setting("wifi_ssid") == wifi.ssid
         assert s.beacon.setting("wifi_pass") == (wifi.password or None)
@@ -139,7 +143,7 @@ def test_a_wrong_password_costs_nothing(v1):
     with scene(v1) as s:
         s.online()
         before = s.beacon.settings()
-        s.network.add("new", "other password")
+        s.network.add_access_point("new", "other password")
         s.unlock()
         with pytest.raises(BeaconOtaError) as caught:
             s.online(wifi=Network.of("new", "wrong password"))
@@ -157,7 +161,7 @@ def test_a_wrong_password_costs_nothing(v1):
 
 def test_a_network_that_is_not_there(v1):
     with scene(v1) as s:
-        s.network.add("Site", "with a capital", rssi=-70)
+        s.network.add_access_point("Site", "with a capital", rssi=-70)
         with pytest.raises(BeaconOtaError) as caught:
             s.online(wifi=Network.of("sitee", "pass word"))
         assert caught.value.code == "wifi_not_found"
@@ -192,7 +196,7 @@ def test_an_orchestrator_that_will_not_have_it(v1):
 def test_the_second_network_takes_over(v1):
     config = {"wifi2_ssid": b"spare", "wifi2_pass": b"spare password"}
     with scene(v1) as s:
-        s.network.add("spare", "spare password")
+        s.network.add_access_point("spare", "spare password")
         s.online(config=config)
         s.network.points[0].visible = False
         s.beacon.drop_wifi()
@@ -238,11 +242,13 @@ def test_what_it_was_given_opens_the_door(v1):
         async with BleakClient(found.device, **s.radio.client) as client:
             answers: asyncio.Queue[bytes] = asyncio.Queue()
             await client.start_notify(access.STATUS, lambda _, d: answers.put_nowait(bytes(d)))
-            await client.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
-            _, nonce = access.parse(await answers.get())
-            proof = access.proof(hmac.digest(key, nonce, "sha256"))
+            await client.write_gatt_char(
+                access.CONTROL, access.build_request(b"door"), response=True
+            )
+            _, nonce = access.parse_message(await answers.get())
+            proof = access.build_proof(hmac.digest(key, nonce, "sha256"))
             await client.write_gatt_char(access.CONTROL, proof, response=True)
-            return access.parse(await answers.get())[0]
+            return access.parse_message(await answers.get())[0]
 
     with scene(v1) as s:
         s.online(creds=CREDENTIALS)
@@ -278,7 +284,7 @@ def test_the_network_is_changed_while_nobody_listens(v1):
 def test_status_and_oblivion(v1):
     async def status(s: scenes.Scene):
         async with s.client() as client:
-            return await client.status(), await client.query()
+            return await client.wifi_status(), await client.query_state()
 
     async def forget(s: scenes.Scene) -> None:
         async with s.client() as client:
@@ -305,11 +311,11 @@ def visits(v1) -> list[float]:
 
     async def enter(reader: BleakClient, answers: asyncio.Queue[bytes]) -> float:
         begun = time.monotonic()
-        await reader.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
-        _, nonce = access.parse(await answers.get())
-        proof = access.proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
+        await reader.write_gatt_char(access.CONTROL, access.build_request(b"door"), response=True)
+        _, nonce = access.parse_message(await answers.get())
+        proof = access.build_proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
         await reader.write_gatt_char(access.CONTROL, proof, response=True)
-        assert access.parse(await answers.get())[0] == access.GRANTED
+        assert access.parse_message(await answers.get())[0] == access.GRANTED
         return (time.monotonic() - begun) / 2
 
     async def body(s: scenes.Scene) -> list[float]:

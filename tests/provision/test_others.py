@@ -11,7 +11,7 @@ import pytest
 from bleak.exc import BleakError
 from pyblufi import client as pyblufi
 
-from beacon_ota.provision.gatt import Gatt
+from beacon_ota.provision.gatt import GattConnection
 from beacon_ota.wire import blufi, wifi
 from tests.firmware.test_crypto_blufi_v1 import PRIME, AppCipher, params
 from tests.provision import scene as scenes
@@ -91,7 +91,7 @@ class App:
 async def app(s: scenes.Scene, **options) -> AsyncIterator[App]:
     found = await s.find()
     assert found.name.startswith("BLUFI"), "the app lists no others"
-    async with Gatt(found.device, found.name, s.radio) as gatt:
+    async with GattConnection(found.device, found.name, s.radio) as gatt:
         yield App(Wire(gatt), **options)
 
 

@@ -5,20 +5,20 @@ import secrets
 import pytest
 
 from beacon_ota.errors import InputError
-from beacon_ota.provision.client import State
-from beacon_ota.provision.registry import Orchestrator
+from beacon_ota.provision.client import StateReport
+from beacon_ota.provision.registry import OrchestratorRegistry
 from tests.orchestrator.conftest import local  # noqa: F401
 
 LARGE = "esp32c3-8mb"
 
 
 def enter(local, device_type: str, beacon_id: str = "b1") -> str:  # noqa: F811
-    state = State(beacon_id=beacon_id, device_type=device_type)
-    return Orchestrator(local.admin()).enter(state, secrets.token_bytes(32), {}, ())
+    state = StateReport(beacon_id=beacon_id, device_type=device_type)
+    return OrchestratorRegistry(local.admin()).register(state, secrets.token_bytes(32), {}, ())
 
 
 def registered(local, beacon_id: str = "b1") -> str:  # noqa: F811
-    return local.admin().beacon(beacon_id)["device_type"]
+    return local.admin().get_beacon(beacon_id)["device_type"]
 
 
 def test_a_beacon_is_registered_as_what_it_says(local):  # noqa: F811
@@ -31,7 +31,7 @@ def test_what_was_typed_before_is_corrected(local):  # noqa: F811
     local.admin().create_beacon("b1", "esp32c3")
     assert enter(local, LARGE) == "retyped"
     assert registered(local) == LARGE
-    [entry] = local.admin().audit(action="beacon.retyped")
+    [entry] = local.admin().list_audit_entries(action="beacon.retyped")
     assert entry["reason"] == "said when provisioned"
 
 

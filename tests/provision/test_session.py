@@ -3,7 +3,7 @@
 import pytest
 
 from beacon_ota.errors import BeaconOtaError, UsageError
-from beacon_ota.provision.session import SEALED, Ccm, Initiator, enroll, password
+from beacon_ota.provision.session import SEALED, Ccm, Initiator, enroll_pin, pin_scalar
 from beacon_ota.wire import blufi, ec1
 from tests.provision.vectors import (
     C_FIN,
@@ -20,8 +20,8 @@ from tests.provision.vectors import (
 
 
 def test_vectors():
-    assert password(PIN, NAME) == int(W, 16)
-    assert enroll(PIN, NAME)[:32].hex() == W
+    assert pin_scalar(PIN, NAME) == int(W, 16)
+    assert enroll_pin(PIN, NAME)[:32].hex() == W
     more = iter(CLIENT)
     client = Initiator(NAME, pin=PIN, random=lambda n: next(more))
     assert client.hello().hex() == C_HELLO
@@ -60,12 +60,12 @@ def test_each_step_once():
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (ec1.build(ec1.S_HELLO, ec1.ECDH, bytes(80)), "ec1_point"),
-        (ec1.build(ec1.S_HELLO, ec1.ECDH, b"\xff" * 80), "ec1_point"),
-        (ec1.build(ec1.S_HELLO, ec1.SPAKE2, bytes(80)), "ec1_suite"),
-        (ec1.build(ec1.S_HELLO, ec1.ECDH, bytes(79)), "ec1_state"),
-        (ec1.build(ec1.S_FIN, ec1.ECDH, bytes(16)), "ec1_state"),
-        (b"\xec\2" + ec1.build(ec1.S_HELLO, ec1.ECDH, bytes(80))[2:], "ec1_version"),
+        (ec1.build_message(ec1.S_HELLO, ec1.ECDH, bytes(80)), "ec1_point"),
+        (ec1.build_message(ec1.S_HELLO, ec1.ECDH, b"\xff" * 80), "ec1_point"),
+        (ec1.build_message(ec1.S_HELLO, ec1.SPAKE2, bytes(80)), "ec1_suite"),
+        (ec1.build_message(ec1.S_HELLO, ec1.ECDH, bytes(79)), "ec1_state"),
+        (ec1.build_message(ec1.S_FIN, ec1.ECDH, bytes(16)), "ec1_state"),
+        (b"\xec\2" + ec1.build_message(ec1.S_HELLO, ec1.ECDH, bytes(80))[2:], "ec1_version"),
         (bytes(128), "ec1_state"),  # another scheme's public value
         (b"", "ec1_state"),
     ],
@@ -83,9 +83,9 @@ def test_answers_that_end_it(answer, code):
 def test_a_point_that_cancels_the_blinding():
     client = Initiator(NAME, pin=PIN)
     client.hello()
-    w_n = enroll(PIN, NAME)[96:]
+    w_n = enroll_pin(PIN, NAME)[96:]
     with pytest.raises(BeaconOtaError) as raised:
-        client.answer(ec1.build(ec1.S_HELLO, ec1.SPAKE2, bytes(16) + w_n))
+        client.answer(ec1.build_message(ec1.S_HELLO, ec1.SPAKE2, bytes(16) + w_n))
     assert raised.value.code == "ec1_point"
 
 
@@ -97,7 +97,7 @@ def test_aborts_have_names(code, name, kind):
     client = Initiator(NAME, pin=PIN)
     client.hello()
     with pytest.raises(BeaconOtaError) as raised:
-        client.answer(ec1.build(ec1.ABORT, ec1.SPAKE2, bytes([code])))
+        client.answer(ec1.build_message(ec1.ABORT, ec1.SPAKE2, bytes([code])))
     assert (raised.value.code, raised.value.exit_code) == (name, kind)
 
 

@@ -10,7 +10,7 @@ from bleak import BleakClient
 from bleak.exc import BleakError
 
 from beacon_ota.errors import BeaconOtaError, ReachError
-from beacon_ota.provision.gatt import Gatt
+from beacon_ota.provision.gatt import GattConnection
 from beacon_ota.provision.session import Initiator, hmac_sha256
 from beacon_ota.wire import access, adverts, blufi
 from beacon_ota.wire.blufi import GET_VERSION, NEGOTIATE
@@ -80,7 +80,7 @@ def test_wrong_pins_are_no_way_to_stay(v1):
 
             async def guess(n: int) -> None:
                 with pytest.raises(BeaconOtaError) as caught:
-                    await client.prove(pin="00000000")
+                    await client.prove_secret(pin="00000000")
                 if caught.value.code == "disconnected":
                     raise caught.value
 
@@ -100,7 +100,7 @@ def test_half_an_exchange_is_no_way_to_stay(v1):
             await client._expect(NEGOTIATE, 60)
 
             async def ask(n: int) -> None:
-                await client.version()
+                await client.protocol_version()
 
             await outstays(s, ask)
 
@@ -113,14 +113,16 @@ def test_who_knows_the_pin_takes_his_time(v1):
 
     async def body(s: scenes.Scene) -> None:
         async with s.client() as client:
-            await client.query()  # its time runs from when the beacon has seen the proof through
+            await (
+                client.query_state()
+            )  # its time runs from when the beacon has seen the proof through
             for _ in range(PROVED // 250):
                 s.skip(250)
-                assert (await client.query()).beacon_id == scenes.ID
+                assert (await client.query_state()).beacon_id == scenes.ID
             s.skip(100)
             with pytest.raises(ReachError):
                 while True:  # until it looks
-                    await client.query()
+                    await client.query_state()
                     await asyncio.sleep(0.2)
 
     with scene(v1, scale=1) as s:
@@ -137,7 +139,7 @@ async def strangers(s: scenes.Scene, links: int) -> AsyncIterator[None]:
     async def one() -> None:
         while True:
             try:
-                async with Gatt(found.device, found.name, s.radio) as gatt:
+                async with GattConnection(found.device, found.name, s.radio) as gatt:
                     for n in range(1_000_000):
                         await Wire(gatt).say(frame(GET_VERSION, seq=n))
                         if await gatt.receive(0.2) is not None:
@@ -175,7 +177,7 @@ def test_who_waits_does_not_disturb_who_proves(v1):
         async with s.client() as client, strangers_try(s):
             for _ in range(4):
                 s.skip(SHARE)
-                assert (await client.query()).beacon_id == scenes.ID
+                assert (await client.query_state()).beacon_id == scenes.ID
 
     @contextlib.asynccontextmanager
     async def strangers_try(s: scenes.Scene) -> AsyncIterator[None]:
@@ -184,7 +186,7 @@ def test_who_waits_does_not_disturb_who_proves(v1):
         async def one() -> None:
             while True:
                 with contextlib.suppress(ReachError):
-                    async with Gatt(found.device, found.name, s.radio) as gatt:
+                    async with GattConnection(found.device, found.name, s.radio) as gatt:
                         await Wire(gatt).say(frame(GET_VERSION))
                         await gatt.receive(5)
 
@@ -205,8 +207,8 @@ def test_who_waits_when_the_window_closes_is_not_served(v1):
     async def body(s: scenes.Scene) -> None:
         found = await s.find()
         async with (
-            Gatt(found.device, found.name, s.radio) as first,
-            Gatt(found.device, found.name, s.radio) as second,
+            GattConnection(found.device, found.name, s.radio) as first,
+            GattConnection(found.device, found.name, s.radio) as second,
         ):
             await Wire(first).say(frame(GET_VERSION))
             assert (await Wire(first).hear())[0] == blufi.VERSION
@@ -238,12 +240,12 @@ def test_a_credential_for_the_door_keeps_no_session(v1):
                     pass
                 with contextlib.suppress(BleakError):
                     await client.write_gatt_char(
-                        access.CONTROL, access.request(b"door"), response=True
+                        access.CONTROL, access.build_request(b"door"), response=True
                     )
-                    _, nonce = access.parse(await heard.get())
-                    proof = access.proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
+                    _, nonce = access.parse_message(await heard.get())
+                    proof = access.build_proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
                     await client.write_gatt_char(access.CONTROL, proof, response=True)
-                    assert access.parse(await heard.get())[0] == access.GRANTED
+                    assert access.parse_message(await heard.get())[0] == access.GRANTED
 
             await outstays(s, enter)
 
@@ -269,7 +271,7 @@ def test_positioning_goes_on_while_all_links_are_taken(v1):
     async def body(s: scenes.Scene) -> None:
         async with taken(s) as clients:
             await s.heard(lambda b: b.position)
-            [shown] = [one for one in s.room.radios() if one["address"] == scenes.ADDRESS]
+            [shown] = [one for one in s.room.list_radios() if one["address"] == scenes.ADDRESS]
             assert shown["advertising"]
             assert all(client.is_connected for client in clients)
         await s.heard(lambda b: b.position)
@@ -287,7 +289,7 @@ def test_a_reader_finds_a_link(v1, rubbish):
             for client in clients:
                 with contextlib.suppress(BleakError):
                     await client.write_gatt_char(
-                        access.CONTROL, access.request(b"none"), response=True
+                        access.CONTROL, access.build_request(b"none"), response=True
                     )
             await asyncio.sleep(0.2)
 
@@ -296,12 +298,14 @@ def test_a_reader_finds_a_link(v1, rubbish):
         async with BleakClient(found.device, timeout=60, **s.radio.client) as client:
             heard: asyncio.Queue[bytes] = asyncio.Queue()
             await client.start_notify(access.STATUS, lambda _, d: heard.put_nowait(bytes(d)))
-            await client.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
-            _, nonce = access.parse(await heard.get())
+            await client.write_gatt_char(
+                access.CONTROL, access.build_request(b"door"), response=True
+            )
+            _, nonce = access.parse_message(await heard.get())
             key = access.door_key(hmac_sha256, bytes(range(16)), scenes.ID)
-            proof = access.proof(hmac.digest(key, nonce, "sha256"))
+            proof = access.build_proof(hmac.digest(key, nonce, "sha256"))
             await client.write_gatt_char(access.CONTROL, proof, response=True)
-            return access.parse(await heard.get())[0]
+            return access.parse_message(await heard.get())[0]
 
     async def body(s: scenes.Scene) -> None:
         async with taken(s) as clients:
@@ -327,11 +331,13 @@ def test_whoever_is_let_in_again_and_again_stays(v1):
             await client.start_notify(access.STATUS, lambda _, d: heard.put_nowait(bytes(d)))
 
             async def enter(key: bytes) -> int:
-                await client.write_gatt_char(access.CONTROL, access.request(b"door"), response=True)
-                _, nonce = access.parse(await heard.get())
-                proof = access.proof(hmac.digest(key, nonce, "sha256"))
+                await client.write_gatt_char(
+                    access.CONTROL, access.build_request(b"door"), response=True
+                )
+                _, nonce = access.parse_message(await heard.get())
+                proof = access.build_proof(hmac.digest(key, nonce, "sha256"))
                 await client.write_gatt_char(access.CONTROL, proof, response=True)
-                return access.parse(await heard.get())[0]
+                return access.parse_message(await heard.get())[0]
 
             for _ in range(2 * STAY // STEP):
                 assert await enter(bytes(range(16))) == access.GRANTED

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.provision.client import Client
+from beacon_ota.provision.client import BlufiClient
 from beacon_ota.wire import adverts
 from tests.provision import scene as scenes
 from tests.provision.scene import PIN, SSID, run, scene
@@ -25,9 +25,9 @@ def refusal(s: scenes.Scene) -> str:
 
     async def body() -> str:
         found = await s.find(opened=False)
-        async with Client(found.device, found.name, s.radio) as client:
+        async with BlufiClient(found.device, found.name, s.radio) as client:
             with pytest.raises(BeaconOtaError) as caught:
-                await client.prove(pin=PIN)
+                await client.prove_secret(pin=PIN)
             return caught.value.code
 
     return run(body())
@@ -49,9 +49,9 @@ def test_a_provisioned_beacon_is_closed(v1):
         # To everybody else, too: an error frame, and the link is cut.
 
         async def version() -> str:
-            async with Client(found.device, found.name, s.radio) as client:
+            async with BlufiClient(found.device, found.name, s.radio) as client:
                 with pytest.raises(BeaconOtaError) as caught:
-                    await client.version()
+                    await client.protocol_version()
                 with pytest.raises(BeaconOtaError) as after:
                     await client._next(0x41, 60)
                 return caught.value.code + " " + after.value.code
@@ -107,7 +107,7 @@ def test_a_lost_beacon_gets_another_network(v1):
         s.beacon.power_on()
         run(s.heard(lambda b: b.has(adverts.PROVISIONED)))
         s.skip(60)
-        s.network.add("moved", "other password")
+        s.network.add_access_point("moved", "other password")
         s.wait(s.opened, what="open")
         done = s.online(wifi=scenes.Wifi.of("moved", "other password"))
         assert done.poll == "ok"
@@ -122,7 +122,7 @@ def test_a_beacon_that_was_lost_for_hours_gets_another_network(v1):
         for _ in range(8):  # a failed round each time, and the pause after it
             s.skip(1000)
             s.stays(lambda: True, 0.7)
-        s.network.add("moved", "other password")
+        s.network.add_access_point("moved", "other password")
         s.wait(s.opened, what="open")
         done = s.online(wifi=scenes.Wifi.of("moved", "other password"))
         assert done.poll == "ok" and s.joined() == b"moved"
@@ -160,7 +160,7 @@ def test_ten_seconds_forget_everything_it_was_given(v1):
         run(s.heard(lambda b: b.has(adverts.PROVISIONED)))
         s.skip(12)  # too late to unlock anything
         s.beacon.press()
-        run(s.heard(lambda b: b.has(adverts.HELD)))
+        run(s.heard(lambda b: b.has(adverts.PRESSED)))
         assert s.stays(lambda: len(s.beacon.boots) == 1), "not before ten seconds"
         s.skip(10)
         s.wait(lambda: len(s.beacon.boots) == 2, what="reset")
@@ -186,7 +186,7 @@ def test_half_a_wish_does_nothing(v1):
 
 def test_a_cut_while_it_forgets(v1):
     """All or nothing, whichever flash operation the power fails at."""
-    from beacon_ota.virtual.flash.nor import Cut
+    from beacon_ota.virtual.flash.nor import PowerCutPoint
 
     cut_at = 0
     results = set()
@@ -195,9 +195,9 @@ def test_a_cut_while_it_forgets(v1):
             # Nobody knows it here, which it writes down; from then on its flash is still.
             s.wait(lambda: s.beacon.setting("journal1") is not None)
             before = s.flash.ops
-            s.flash.cut = Cut(before + cut_at, "inside", 7)
+            s.flash.cut = PowerCutPoint(before + cut_at, "inside", 7)
             s.beacon.press()
-            run(s.heard(lambda b: b.has(adverts.HELD)))
+            run(s.heard(lambda b: b.has(adverts.PRESSED)))
             s.skip(10)
             s.wait(lambda: not s.beacon.powered or len(s.beacon.boots) > 1)
             s.beacon.release()

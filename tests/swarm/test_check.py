@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from beacon_ota.swarm.check import compare
-from beacon_ota.swarm.ledger import Ledger, Standing, Try
+from beacon_ota.swarm.check import compare_counts
+from beacon_ota.swarm.expected_counts import ExpectedAttempt, ExpectedCounts, ReportedVersion
 
 A, B = "a" * 24, "b" * 24
 FIRMWARE = "f" * 24
@@ -33,10 +33,10 @@ def books(*rows: dict) -> dict:
     }
 
 
-def ledger(**fields) -> Ledger:
+def ledger(**fields) -> ExpectedCounts:
     """Return the swarm's side: one beacon, one attempt."""
-    found = Ledger(standings={"x": Standing("1.0.0", "i", True)})
-    found.tries[A] = Try("x", FIRMWARE, **fields)
+    found = ExpectedCounts(reported_versions={"x": ReportedVersion("1.0.0", "i", True)})
+    found.attempts[A] = ExpectedAttempt("x", FIRMWARE, **fields)
     return found
 
 
@@ -59,7 +59,7 @@ def ledger(**fields) -> Ledger:
     ],
 )
 def test_what_agrees(lived, booked):
-    assert compare(ledger(**lived), **books(booked)) == []
+    assert compare_counts(ledger(**lived), **books(booked)) == []
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_agrees(lived, booked):
     ],
 )
 def test_what_does_not(lived, booked, word):
-    found = compare(ledger(**lived), **books(booked))
+    found = compare_counts(ledger(**lived), **books(booked))
     assert any(word in line for line in found), found
 
 
@@ -84,17 +84,19 @@ def test_a_result_counted_twice():
     own = ledger(taken=True, said="success", recorded="first")
     theirs = books({"result": "success"})
     theirs["results"] = {"r": {"success": 2}}
-    assert len(compare(own, **theirs)) == 2  # the sum of the rows, and the sum of the successes
+    assert (
+        len(compare_counts(own, **theirs)) == 2
+    )  # the sum of the rows, and the sum of the successes
 
 
 def test_an_offer_that_nobody_heard_of_is_no_mismatch():
     own = ledger()
-    assert compare(own, **books({"taken_at": None}, {"id": B, "taken_at": None})) == []
+    assert compare_counts(own, **books({"taken_at": None}, {"id": B, "taken_at": None})) == []
 
 
 def test_a_beacon_in_another_version_than_it_said():
     own = ledger(taken=True)
-    own.standings["x"] = Standing("2.0.0", "i", True)
-    assert "runs 2.0.0" in compare(own, **books({}))[0]
-    own.standings["x"].sure = False
-    assert compare(own, **books({})) == []
+    own.reported_versions["x"] = ReportedVersion("2.0.0", "i", True)
+    assert "runs 2.0.0" in compare_counts(own, **books({}))[0]
+    own.reported_versions["x"].sure = False
+    assert compare_counts(own, **books({})) == []

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from beacon_ota.swarm import scenario
-from beacon_ota.swarm.fleet import Fleet, run
+from beacon_ota.swarm.fleet import Swarm, run_swarm
 from tests.orchestrator.world import COMMAND, Server
 
 MILD = {"failure_share": 1.0, "in_a_row": 1000, "healthy_share": 0.1}
@@ -24,10 +24,10 @@ def server(tmp_path_factory):
         assert "Traceback" not in server.log()
 
 
-def simulate(server: Server, **table) -> tuple[Fleet, dict]:
-    found = scenario.parse({**QUICK, "for": "15m", **table}, "test")
-    fleet = Fleet(found, server.url, server.token)
-    return fleet, run(fleet)
+def simulate(server: Server, **table) -> tuple[Swarm, dict]:
+    found = scenario.parse_scenario({**QUICK, "for": "15m", **table}, "test")
+    fleet = Swarm(found, server.url, server.token)
+    return fleet, run_swarm(fleet)
 
 
 def test_what_the_swarm_lived_through_is_what_was_counted(server):
@@ -62,25 +62,27 @@ def test_what_the_swarm_lived_through_is_what_was_counted(server):
     assert results["success"] >= 30
 
     # Its releases are for nobody else.
-    plan = fleet.client.rollout(next(iter(fleet.rollouts)))["plan"]
+    plan = fleet.client.get_rollout(next(iter(fleet.rollouts)))["plan"]
     assert [wave["tags"] for wave in plan["waves"]] == [[fleet.prefix]]
 
     # And a swarm that lies is noticed.
-    lied = next(one for one in fleet.world.ledger.tries.values() if one.said == "success")
-    lied.said = "failed"
+    lied = next(
+        one for one in fleet.world.expected.attempts.values() if one.final_status == "success"
+    )
+    lied.final_status = "failed"
     lied.recorded = "first"
     assert _compare(fleet)
 
 
-def _compare(fleet: Fleet) -> list[str]:
+def _compare(fleet: Swarm) -> list[str]:
     from beacon_ota.swarm import check
 
     client = fleet.client
-    return check.compare(
-        fleet.world.ledger,
-        [row for key in fleet.rollouts for row in client.attempts(key)],
-        client.beacons(tag=fleet.prefix),
-        {key: client.rollout(key)["results"] for key in fleet.rollouts},
+    return check.compare_counts(
+        fleet.world.expected,
+        [row for key in fleet.rollouts for row in client.list_attempts(key)],
+        client.list_beacons(tag=fleet.prefix),
+        {key: client.get_rollout(key)["results"] for key in fleet.rollouts},
     )
 
 

@@ -5,18 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.orchestrator.rollout.plans import parse as parse_plan
+from beacon_ota.orchestrator.rollout.plans import parse_plan as parse_plan
 from beacon_ota.orchestrator.rollout.types import Release
-from beacon_ota.swarm import fates, scenario
+from beacon_ota.swarm import outcome_model, scenario
 
 LEAST = {"beacons": 3, "for": "10s"}
 
 
 def test_the_packaged_ones_can_be_read_and_their_plans_are_plans():
-    names = scenario.packaged()
+    names = scenario.packaged_names()
     assert {"steady", "rollout", "silent-brick", "power-cut", "flaky"} <= set(names)
     for name in names:
-        found = scenario.load(name)
+        found = scenario.load_scenario(name)
         assert found.about and found.name == name
         for drop in found.releases:
             plan = {**drop.plan, "waves": [{"name": "swarm", "tags": ["x"]}]}
@@ -27,7 +27,7 @@ def test_the_packaged_ones_can_be_read_and_their_plans_are_plans():
 def test_a_file(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('beacons = 5\nfor = "1m"\n[air]\ncut = 0.5\n')
-    found = scenario.load(str(file))
+    found = scenario.load_scenario(str(file))
     assert (found.name, found.beacons, found.for_s, found.air.cut) == ("mine", 5, 60.0, 0.5)
 
 
@@ -56,13 +56,13 @@ def test_a_file(tmp_path):
 )
 def test_mistakes_are_named(changes, code):
     with pytest.raises(BeaconOtaError) as caught:
-        scenario.parse({**LEAST, **changes}, "x")
+        scenario.parse_scenario({**LEAST, **changes}, "x")
     assert caught.value.code == code
 
 
 def test_a_scenario_that_is_not_there():
     with pytest.raises(BeaconOtaError) as caught:
-        scenario.load("no-such")
+        scenario.load_scenario("no-such")
     assert caught.value.code == "scenario_unknown"
 
 
@@ -81,16 +81,18 @@ _VALUES = st.recursive(
 )
 def test_any_table_is_a_scenario_or_a_named_error(data):
     try:
-        scenario.parse(data, "x")
+        scenario.parse_scenario(data, "x")
     except BeaconOtaError as error:
         assert error.code
 
 
 def test_fates_come_in_their_shares_and_are_the_same_again():
-    shares = fates.Fates(failed=0.2, silent=0.1)
-    drawn = [fates.draw(shares, "seed", number, 1) for number in range(4000)]
-    assert drawn == [fates.draw(shares, "seed", number, 1) for number in range(4000)]
+    shares = outcome_model.OutcomeShares(failed=0.2, silent=0.1)
+    drawn = [outcome_model.draw_outcome(shares, "seed", number, 1) for number in range(4000)]
+    assert drawn == [
+        outcome_model.draw_outcome(shares, "seed", number, 1) for number in range(4000)
+    ]
     assert abs(drawn.count("failed") / 4000 - 0.2) < 0.03
     assert abs(drawn.count("silent") / 4000 - 0.1) < 0.03
     assert set(drawn) == {"failed", "silent", "success"}
-    assert fates.draw(fates.Fates(dead=1.0), "any") == "dead"
+    assert outcome_model.draw_outcome(outcome_model.OutcomeShares(dead=1.0), "any") == "dead"

@@ -31,8 +31,8 @@ class Release:
 def signed(data: bytes, key: Key) -> Release:
     """Sign a release image, good from an hour ago until tomorrow."""
     now = int(time.time())
-    manifest, _ = releases.describe(data, Terms(now - 3600, now + 86_400))
-    return Release(manifest.version, data, manifest, dsse.sign(manifest.payload(), [key]))
+    manifest, _ = releases.describe_release(data, Terms(now - 3600, now + 86_400))
+    return Release(manifest.version, data, manifest, dsse.sign_payload(manifest.payload(), [key]))
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +77,7 @@ def put(server, release: Release, folder: Path) -> dict:
     """Upload a release for everybody."""
     file = folder / f"{release.version}.bin"
     file.write_bytes(release.image)
-    return server.admin().upload(
+    return server.admin().upload_firmware(
         file,
         device_type="esp32c3",
         version=release.version,

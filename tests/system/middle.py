@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 TIMEOUT_S = 60.0
 
@@ -36,7 +36,7 @@ class Request:
 
     @property
     def nonce(self) -> str:
-        parsed = auth.parse(self.headers.get("authorization", ""))
+        parsed = auth_header.parse_header(self.headers.get("authorization", ""))
         return parsed[2] if parsed else ""
 
 

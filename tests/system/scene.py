@@ -49,7 +49,7 @@ class Pair:
     @property
     def shown(self) -> dict[str, Any]:
         """What the orchestrator knows of it."""
-        return self.server.admin().beacon(self.name)
+        return self.server.admin().get_beacon(self.name)
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
@@ -95,8 +95,8 @@ def pair(
     with contextlib.ExitStack() as stack:
         middle = stack.enter_context(Middle(server.url))
         network = Network(join_time=0.5)
-        network.add(SSID, PASSWORD)
-        network.host("orchestrator.local", "127.0.0.1", port or middle.port)
+        network.add_access_point(SSID, PASSWORD)
+        network.set_host("orchestrator.local", "127.0.0.1", port or middle.port)
         values: dict[str, int | bytes] = {
             "beacon_id": name.encode(),
             "beacon_key": key,
@@ -125,7 +125,7 @@ def roll_out(server: Server, firmware_id: str, tag: str) -> str:
 def problems(admin: Client) -> dict[str, float]:
     """Return how often which refusal was given, from the metrics."""
     found = {}
-    for line in admin._send("GET", "/metrics").text.splitlines():
+    for line in admin.request("GET", "/metrics").text.splitlines():
         if line.startswith("beacon_ota_problems_total{"):
             label, _, value = line.rpartition(" ")
             found[label.partition('"')[2].partition('"')[0]] = float(value)
@@ -134,7 +134,7 @@ def problems(admin: Client) -> dict[str, float]:
 
 def metric(admin: Client, line: str) -> float:
     """Return a metric by its name and labels, 0 when there is none."""
-    for found in admin._send("GET", "/metrics").text.splitlines():
+    for found in admin.request("GET", "/metrics").text.splitlines():
         label, _, value = found.rpartition(" ")
         if label == line:
             return float(value)
@@ -151,10 +151,12 @@ def everything(server: Server) -> dict[str, Any]:
     passing = ("last_seen", "address", "poll", "progress")
     passing += ("standing", "refused_code", "refused_at", "refusals")
     return {
-        "firmwares": admin.firmwares(),
-        "beacons": [{k: v for k, v in one.items() if k not in passing} for one in admin.beacons()],
+        "firmwares": admin.list_firmwares(),
+        "beacons": [
+            {k: v for k, v in one.items() if k not in passing} for one in admin.list_beacons()
+        ],
         "rollouts": [
-            (one["rollout_id"], one["status"], one["results"]) for one in admin.rollouts()
+            (one["rollout_id"], one["status"], one["results"]) for one in admin.list_rollouts()
         ],
         "audit": admin.verify_audit(),
         "blobs": sorted(file.name for file in (server.data / "blobs").iterdir()),

@@ -102,11 +102,11 @@ def test_answers_that_were_changed_change_nothing(server, released, tmp_path):
             one.until(lambda: one.middle.changed >= 2, name)
             assert not any(r.kind == "download" for r, _ in one.middle.seen), name
             assert [a["taken_at"] for a in one.attempts] == [None], name
-        assert admin.rollout(rollout)["results"] == {"open": 1}
+        assert admin.get_rollout(rollout)["results"] == {"open": 1}
         assert abs(one.beacon.clock.unix - time.time()) < YEAR
         one.middle.change = None
         one.runs("2.0.0")
-        one.until(lambda: admin.rollout(rollout)["results"] == {"success": 1}, "the success")
+        one.until(lambda: admin.get_rollout(rollout)["results"] == {"success": 1}, "the success")
         # It was noticed where it happened, and the orchestrator hears of it.
         one.until(
             lambda: (
@@ -192,7 +192,7 @@ def test_requests_that_were_changed(server, released):
             answer = one.middle.ask(request)
             assert answer.status == 401, answer
             assert json.loads(answer.body)["code"] in ("nonce_used", "bad_mac", "clock_skew")
-        assert admin.beacon("lan-bystander")["version"] is None
+        assert admin.get_beacon("lan-bystander")["version"] is None
 
 
 @pytest.mark.parametrize("years", [10, -10])
@@ -313,7 +313,7 @@ def test_reports_that_are_refused(server, released, known, tmp_path):
     assert (answer.status, answer.json["code"]) == (401, "nonce_used")
     expected.update(bad_mac=2, unknown_beacon=1, clock_skew=2, nonce_used=1)
     # What others did in its name is not counted as its own refusals.
-    assert not admin.beacon(victim.id)["refusals"]
+    assert not admin.get_beacon(victim.id)["refusals"]
     after, now = everything(server), problems(admin)
     assert after == before
     assert {code: now[code] - counted.get(code, 0) for code in expected} == dict(expected)
@@ -333,10 +333,10 @@ def test_reports_that_are_refused(server, released, known, tmp_path):
 def test_a_field_that_is_broken_costs_no_report(server, known, broken):
     admin = server.admin()
     known.report("idle")
-    before = admin.beacon(known.id)
+    before = admin.get_beacon(known.id)
     body = ('{"update_status":"idle",' + broken + "}").encode()
     assert known.call("POST", f"/api/beacons/{known.id}/ota_status", body).status == 200
-    after = admin.beacon(known.id)
+    after = admin.get_beacon(known.id)
     assert len(after["reports"]) == len(before["reports"]) + 1
     for name in ("version", "image", "journal"):
         assert after[name] == before[name]
@@ -350,15 +350,15 @@ def test_what_a_role_does_not_allow(server, known):
     look, work = Client(server.url, viewer), Client(server.url, operator)
     calls = (
         lambda: look.create_rollout("0" * 24),
-        lambda: look.move_rollout("0" * 24, "halt"),
-        lambda: look.do_beacon(known.id, "quarantine", "no"),
+        lambda: look.post_rollout_action("0" * 24, "halt"),
+        lambda: look.post_beacon_action(known.id, "quarantine", "no"),
         lambda: look.change_beacon(known.id, channel="beta"),
         lambda: look.create_site("anywhere"),
         lambda: look.call("POST", "/api/firmwares/upload"),
         lambda: work.create_token("more", "admin"),
-        lambda: work.do_beacon(known.id, "rekey"),
+        lambda: work.post_beacon_action(known.id, "rekey"),
         lambda: work.remove_beacon(known.id),
-        lambda: work.audit(),
+        lambda: work.list_audit_entries(),
     )
     for call in calls:
         with pytest.raises(BeaconOtaError) as caught:

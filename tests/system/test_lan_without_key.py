@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 from tests.system.conftest import put
 from tests.system.middle import Answer, Request
 from tests.system.scene import pair, roll_out
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(600)
 
 def asked_instead(url: str, request: Request) -> Answer:
     """Return what the orchestrator says to a beacon's id and nonce with too large a body."""
-    parsed = auth.parse(request.headers["authorization"])
+    parsed = auth_header.parse_header(request.headers["authorization"])
     assert parsed is not None
     beacon_id, ts, nonce, _mac = parsed
     parts = urlsplit(url)
@@ -26,7 +26,7 @@ def asked_instead(url: str, request: Request) -> Answer:
             "POST",
             f"/api/beacons/{beacon_id}/ota_status",
             b"x" * 9000,
-            {"Authorization": auth.header(beacon_id, ts, nonce, "0" * 64)},
+            {"Authorization": auth.build_header(beacon_id, ts, nonce, "0" * 64)},
         )
         response = connection.getresponse()
         headers = {key.lower(): value for key, value in response.getheaders()}
@@ -54,8 +54,8 @@ def test_a_halt_holds_whatever_is_put_in_the_place_of_its_answer(server, release
             return answer
 
         def forward(request: Request) -> Request:
-            if word_of(request) == "verifying" and admin.rollout(rollout)["status"] == "active":
-                admin.move_rollout(rollout, "halt", "bad release")
+            if word_of(request) == "verifying" and admin.get_rollout(rollout)["status"] == "active":
+                admin.post_rollout_action(rollout, "halt", "bad release")
             return request
 
         one.middle.change, one.middle.forward = change, forward

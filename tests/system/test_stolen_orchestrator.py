@@ -52,12 +52,12 @@ def attacks(release, old, same, other, key, stranger):
 
     def signed(by=key, offer=None, **changes):
         bent = replace(release.manifest, **changes)
-        envelope = json.loads(dsse.sign(bent.payload(), [by]))
+        envelope = json.loads(dsse.sign_payload(bent.payload(), [by]))
         fields = {"checksum": bent.checksum, "size": bent.size, "version": bent.version}
         return on_offer(lambda a: a.offer(manifest=envelope, **fields, **(offer or {})))
 
     def sealed(signature: bytes, payload: bytes = payload):
-        text = dsse.pack(payload, [(key.public.keyid, signature)])
+        text = dsse.pack_envelope(payload, [(key.public.keyid, signature)])
         return on_offer(lambda a: a.offer(manifest=json.loads(text)))
 
     def scheme(salt, hash_):
@@ -148,7 +148,7 @@ def test_signatures_decide(server, released, key, stranger, tmp_path):
             downloads = sum(request.kind == "download" for request, _ in one.middle.seen)
             assert bool(downloads) == ("image" in name.partition("the ")[2]), name
     admin = server.admin()
-    assert admin.rollout(rollout)["results"] == {"failed": len(tried)}
+    assert admin.get_rollout(rollout)["results"] == {"failed": len(tried)}
     for code in set(expected.values()):
         labels = 'code="%s",device_type="esp32c3",result="failed",stage="verify",version="2.0.0"'
         count = metric(admin, f"beacon_ota_failures_total{{{labels % code}}}")

@@ -28,10 +28,10 @@ def uploads(good, other, key, stranger) -> dict[str, tuple[bytes, str | None, di
     envelope = json.loads(good.envelope)
 
     def signed(by=key, **changes) -> str:
-        return dsse.sign(replace(good.manifest, **changes).payload(), [by])
+        return dsse.sign_payload(replace(good.manifest, **changes).payload(), [by])
 
     def sealed(signature: bytes, payload: bytes = payload) -> str:
-        return dsse.pack(payload, [(key.public.keyid, signature)])
+        return dsse.pack_envelope(payload, [(key.public.keyid, signature)])
 
     def scheme(salt: int, hash_) -> str:
         pss = padding.PSS(padding.MGF1(hash_), salt)
@@ -150,7 +150,7 @@ def test_bad_releases_are_refused_and_leave_nothing(server, released, key, stran
         if manifest is not None:
             fields["manifest"] = manifest
         with pytest.raises(BeaconOtaError) as caught:
-            admin.upload(file, **fields)
+            admin.upload_firmware(file, **fields)
         assert caught.value.code == code, (name, caught.value)
         assert caught.value.code not in ("internal", "not_an_orchestrator"), name
         refused[caught.value.code] += 1
@@ -159,16 +159,18 @@ def test_bad_releases_are_refused_and_leave_nothing(server, released, key, stran
     assert {code: now[code] - counted.get(code, 0) for code in refused} == dict(refused)
     # And the good one is taken.
     file.write_bytes(good.image)
-    done = admin.upload(file, device_type="esp32c3", version="3.0.0", manifest=good.envelope)
+    done = admin.upload_firmware(
+        file, device_type="esp32c3", version="3.0.0", manifest=good.envelope
+    )
     assert done["signed"]
     # Its version is not free any more, whoever signed what.
     with pytest.raises(BeaconOtaError) as caught:
         other = replace(good.manifest, checksum="0" * 64)
         file.write_bytes(flip(good.image, 1))
-        admin.upload(
+        admin.upload_firmware(
             file,
             device_type="esp32c3",
             version="3.0.0",
-            manifest=dsse.sign(other.payload(), [key]),
+            manifest=dsse.sign_payload(other.payload(), [key]),
         )
     assert caught.value.code == "manifest_mismatch"

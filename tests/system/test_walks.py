@@ -64,7 +64,10 @@ def test_keys_of_beacons(server, released, run, tmp_path, monkeypatch):
         one.runs("1.0.0")
         run("beacon", "rekey", one.name)
         one.beacon.reset()  # the new key travels with the answer to a report
-        one.until(lambda: admin.audit(target=one.name, action="beacon.rekeyed"), "the new key")
+        one.until(
+            lambda: admin.list_audit_entries(target=one.name, action="beacon.rekeyed"),
+            "the new key",
+        )
         fresh = one.beacon.setting("beacon_key")
         assert isinstance(fresh, bytes) and len(fresh) == 32 and fresh != one.key
         # It never crossed the wire in the clear, and the old one is worth nothing now.
@@ -121,11 +124,11 @@ def test_keys_rotate_and_releases_are_sealed(run, small_core, tmp_path, monkeypa
             one.runs("1.0.0")
             both = ("--key", "old", "--key", "new", *sealing, "1.1.0.sealed")
             plain = put(run, small_core, "1.1.0", Path("new.json"), *both).read_bytes()
-            roll_out(server, admin.firmware("1.1.0")["firmware_id"], one.name)
+            roll_out(server, admin.find_firmware("1.1.0")["firmware_id"], one.name)
             one.runs("1.1.0")
             # Whoever listened, or mirrored, has seen nothing but ciphertext.
             wire = b"".join(answer.body for _, answer in one.middle.seen)
-            code = release.parse(plain).files["main.mpy"]
+            code = release.parse_release(plain).files["main.mpy"]
             assert len(wire) > len(plain) and code not in wire and plain[:64] not in wire
             stored = next((server.data / "blobs").iterdir()).read_bytes()
             assert code not in stored and stored in wire
@@ -134,12 +137,12 @@ def test_keys_rotate_and_releases_are_sealed(run, small_core, tmp_path, monkeypa
             put(
                 run, small_core, "1.2.0", Path("new.json"), "--key", "old", *sealing, "1.2.0.sealed"
             )
-            roll_out(server, admin.firmware("1.2.0")["firmware_id"], one.name)
+            roll_out(server, admin.find_firmware("1.2.0")["firmware_id"], one.name)
             failed = one.until(
                 lambda: [a for a in one.attempts if a["result"] == "failed"], "the refusal"
             )
             assert (failed[0]["failed_in"], failed[0]["code"]) == ("verify", "signature")
-            admin.move_firmware(failed[0]["firmware_id"], "deprecate")
+            admin.post_firmware_action(failed[0]["firmware_id"], "deprecate")
 
             # The way back: 1.1.0 again, as 1.3.0.
             again = ("--as", "1.3.0", "--key", "new", "--fleet-key", "fleet.key", "--stable")

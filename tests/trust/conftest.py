@@ -28,6 +28,6 @@ def image(small_core):
     def build(version="1.0.0", keys=None, device_type="esp32c3", insecure=False) -> bytes:
         info = appfs.AppInfo(version, device_type, core_sha256, 0, insecure)
         data = None if keys is None else keys.to_json()
-        return release.build(small_core, appfs.build(app, info, keys=data).image)
+        return release.join_core_and_app(small_core, appfs.build_app(app, info, keys=data).image)
 
     return build

@@ -28,7 +28,9 @@ RELEASE = Manifest(
     expires_at=NOW + 365 * DAY,
 )
 
-BEACON = Situation(device_type="esp32c3", running="1.2.0", floor="1.2.0", now=NOW, room=0x1C0000)
+BEACON = Situation(
+    device_type="esp32c3", running="1.2.0", floor="1.2.0", now=NOW, slot_size=0x1C0000
+)
 
 
 class Key(KeySigner):
@@ -58,13 +60,13 @@ def offer(envelope: object, release: Manifest = RELEASE, **changes: object) -> d
 
 def signed(signers: Iterable[dsse.Signer], release: Manifest = RELEASE, **changes: object) -> str:
     """Return the envelope of a release with some fields changed, as text."""
-    return dsse.sign(replace(release, **changes).payload(), signers)  # type: ignore[arg-type]
+    return dsse.sign_payload(replace(release, **changes).payload(), signers)  # type: ignore[arg-type]
 
 
 def host_verdict(offer: dict, beacon: Situation, trusted: KeySet | None) -> object:
     """Return what the host's implementation says: the manifest's fields, or a code."""
     try:
-        return Verifier(trusted).judge(offer, beacon).fields()
+        return Verifier(trusted).judge_offer(offer, beacon).fields()
     except Refused as error:
         return error.code
 
@@ -76,7 +78,7 @@ from wire import manifest
 
 def judge(offer, own, keys):
     try:
-        return asyncio.run(verify.check(json.loads(offer), keys=keys, **own))
+        return asyncio.run(verify.verify_manifest(json.loads(offer), keys=keys, **own))
     except manifest.Refused as error:
         return error.code
 """

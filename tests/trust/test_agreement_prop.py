@@ -66,23 +66,23 @@ def test_bent_payloads_that_were_signed(device, keys, data):
         cut = data.draw(st.integers(0, 3))
         payload[at : at + cut] = data.draw(st.binary(max_size=3))
     payload = bytes(payload[:1024])
-    text = dsse.pack(payload, [(keys[0].public.keyid, keys[0].sign(wire.pae(payload)))])
+    text = dsse.pack_envelope(payload, [(keys[0].public.keyid, keys[0].sign(wire.pae(payload)))])
     agree(device, offer(text), BEACON, KeySet.of([keys[0].public]))
 
 
 @again
 @given(st.binary(max_size=64) | JSON.map(lambda v: json.dumps(v).encode()[:1024]))
 def test_any_bytes_that_were_signed(device, keys, payload):
-    text = dsse.pack(payload, [(keys[0].public.keyid, keys[0].sign(wire.pae(payload)))])
+    text = dsse.pack_envelope(payload, [(keys[0].public.keyid, keys[0].sign(wire.pae(payload)))])
     assert agree(device, offer(text), BEACON, KeySet.of([keys[0].public])) == "signature"
 
 
 @again
 @given(MANIFEST)
 def test_any_manifest_that_was_signed(device, keys, fields):
-    payload = wire.encode(fields)
+    payload = wire.encode_payload(fields)
     release = Manifest.of(fields)
-    text = dsse.pack(payload, [(keys[0].public.keyid, keys[0].sign(wire.pae(payload)))])
+    text = dsse.pack_envelope(payload, [(keys[0].public.keyid, keys[0].sign(wire.pae(payload)))])
     beacon = replace(BEACON, device_type=release.device_type, now=None, room=1 << 24, floor=None)
     agree(device, offer(text, release), beacon, KeySet.of([keys[0].public]))
 
@@ -93,7 +93,7 @@ def test_bent_signatures(device, keys, bit, other):
     payload = RELEASE.payload()
     good = keys[0].sign(wire.pae(payload))
     for signature in ((int.from_bytes(good) ^ 1 << bit).to_bytes(384), other):
-        text = dsse.pack(payload, [(keys[0].public.keyid, signature)])
+        text = dsse.pack_envelope(payload, [(keys[0].public.keyid, signature)])
         assert agree(device, offer(text), BEACON, KeySet.of([keys[0].public])) == "signature"
 
 

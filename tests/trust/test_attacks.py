@@ -31,7 +31,7 @@ def both(device, keys):
 
 def envelope(payload: bytes, *pairs: tuple[Key, bytes]) -> str:
     """Pack signatures that nobody would make."""
-    return dsse.pack(payload, [(key.public.keyid, signature) for key, signature in pairs])
+    return dsse.pack_envelope(payload, [(key.public.keyid, signature) for key, signature in pairs])
 
 
 def flip(data: bytes, bit: int) -> bytes:
@@ -213,7 +213,7 @@ def test_no_signature_at_all(both):
 def test_unknown_keys(both, keys):
     assert both(offer(signed(keys[1:2]))) == "signature"
     # Under the name of a trusted key it is no better.
-    forged = dsse.pack(PAYLOAD, [(keys[0].public.keyid, keys[1].sign(wire.pae(PAYLOAD)))])
+    forged = dsse.pack_envelope(PAYLOAD, [(keys[0].public.keyid, keys[1].sign(wire.pae(PAYLOAD)))])
     assert both(offer(forged)) == "signature"
     # Beside a good signature it does no harm.
     assert both(offer(signed([keys[1], keys[0], keys[2]]))) == RELEASE.fields()
@@ -247,7 +247,7 @@ def test_the_same_key_twice_is_not_two_keys(both, keys):
     )
     # Not under the other key's name either.
     pairs = [(keys[0].public.keyid, first), (keys[1].public.keyid, second)]
-    assert both(offer(dsse.pack(PAYLOAD, pairs)), trusted=two) == "signature"
+    assert both(offer(dsse.pack_envelope(PAYLOAD, pairs)), trusted=two) == "signature"
 
 
 HOSTILE = {

@@ -28,9 +28,11 @@ def build(small_core):
 def offer(server, image: bytes, signers, *, fleet_key: bytes | None = None, **changes) -> None:
     """Let the orchestrator offer a release, with some fields of the manifest changed."""
     now = server.now()
-    manifest, sealed = releases.describe(image, Terms(now - 60, now + 86_400), fleet_key=fleet_key)
+    manifest, sealed = releases.describe_release(
+        image, Terms(now - 60, now + 86_400), fleet_key=fleet_key
+    )
     manifest = replace(manifest, **changes)
-    envelope = json.loads(dsse.sign(manifest.payload(), signers))
+    envelope = json.loads(dsse.sign_payload(manifest.payload(), signers))
     server.image = sealed or image
     server.version = manifest.version
     server.extra = {"checksum": manifest.checksum}

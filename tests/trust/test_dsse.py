@@ -30,17 +30,17 @@ SIGNATURES = st.lists(
 
 def refused(value):
     with pytest.raises(wire.Refused) as caught:
-        dsse.unpack(value)
+        dsse.unpack_envelope(value)
     assert caught.value.code == "signature"
     return caught.value.detail
 
 
 @given(st.binary(max_size=1024), SIGNATURES)
 def test_text_and_back(payload, signatures):
-    text = dsse.pack(payload, signatures)
+    text = dsse.pack_envelope(payload, signatures)
     assert len(text) <= dsse.MAX_TEXT
     for form in (text, text.encode(), json.loads(text)):
-        assert dsse.unpack(form) == (payload, signatures)
+        assert dsse.unpack_envelope(form) == (payload, signatures)
 
 
 @given(st.text(max_size=400) | st.binary(max_size=400) | JSON | JSON.map(json.dumps))
@@ -50,21 +50,21 @@ def test_anything_else_is_refused(value):
 
 @given(st.data())
 def test_a_bent_text_is_another_envelope_or_none(data):
-    text = dsse.pack(PAYLOAD, PAIRS)
+    text = dsse.pack_envelope(PAYLOAD, PAIRS)
     at = data.draw(st.integers(0, len(text)))
     cut = data.draw(st.integers(0, 4))
     put = data.draw(st.text(alphabet='{}[]",:\\ \nAb=0é', max_size=4))
     bent = text[:at] + put + text[at + cut :]
     try:
-        found = dsse.unpack(bent)
+        found = dsse.unpack_envelope(bent)
     except wire.Refused as error:
         assert error.code == "signature"
     else:
-        assert dsse.pack(*found) == bent
+        assert dsse.pack_envelope(*found) == bent
 
 
 def test_text_has_one_form():
-    text = dsse.pack(PAYLOAD, PAIRS)
+    text = dsse.pack_envelope(PAYLOAD, PAIRS)
     body = json.loads(text)
     for other in (
         text + "\n",
@@ -91,34 +91,34 @@ def test_text_has_one_form():
 
 
 def test_length_comes_first():
-    text = dsse.pack(PAYLOAD, PAIRS)
+    text = dsse.pack_envelope(PAYLOAD, PAIRS)
     assert "long" in refused(text + " " * 1_000_000)
     assert "long" in refused(b"[" * 1_000_000)
 
 
 def test_signatures_add_up(keys):
     one = signed(keys[:1])
-    two = dsse.extend(one, keys[1:2])
-    payload, signatures = dsse.unpack(two)
+    two = dsse.add_signatures(one, keys[1:2])
+    payload, signatures = dsse.unpack_envelope(two)
     assert payload == PAYLOAD
-    assert signatures[0] == dsse.unpack(one)[1][0]
+    assert signatures[0] == dsse.unpack_envelope(one)[1][0]
     everybody = KeySet.of([key.public for key in keys])
-    assert dsse.good(payload, signatures, everybody) == [k.public.keyid for k in keys[:2]]
+    assert dsse.valid_signers(payload, signatures, everybody) == [k.public.keyid for k in keys[:2]]
     # Signing again replaces: a keyid comes once.
-    again = dsse.unpack(dsse.extend(two, keys[:1]))[1]
+    again = dsse.unpack_envelope(dsse.add_signatures(two, keys[:1]))[1]
     assert [k for k, _ in again] == [k for k, _ in signatures]
     assert again != signatures
     only = KeySet.of([keys[1].public])
-    assert dsse.good(payload, [*signatures, *signatures], only) == [keys[1].public.keyid]
+    assert dsse.valid_signers(payload, [*signatures, *signatures], only) == [keys[1].public.keyid]
 
 
 def test_an_envelope_carries_few_signatures(keys):
-    full = dsse.pack(PAYLOAD, [(f"{i:016x}", b"") for i in range(wire.MAX_SIGNATURES)])
+    full = dsse.pack_envelope(PAYLOAD, [(f"{i:016x}", b"") for i in range(wire.MAX_SIGNATURES)])
     with pytest.raises(UsageError) as caught:
-        dsse.extend(full, keys[:1])
+        dsse.add_signatures(full, keys[:1])
     assert caught.value.code == "signatures_count"
     with pytest.raises(UsageError) as caught:
-        dsse.sign(PAYLOAD, [])
+        dsse.sign_payload(PAYLOAD, [])
     assert caught.value.code == "signatures_count"
 
 
@@ -135,14 +135,14 @@ def test_what_a_signer_returns_is_checked(keys):
     good = keys[0].sign(wire.pae(PAYLOAD))
     for answer in (b"", good[:-1], keys[1].sign(wire.pae(PAYLOAD)), keys[0].sign(PAYLOAD)):
         with pytest.raises(InputError) as caught:
-            dsse.sign(PAYLOAD, [Liar(answer)])
+            dsse.sign_payload(PAYLOAD, [Liar(answer)])
         assert caught.value.code == "signer_wrong"
-    assert dsse.sign(PAYLOAD, [Liar(good)])
+    assert dsse.sign_payload(PAYLOAD, [Liar(good)])
 
 
 @needs_openssl
 def test_openssl_verifies_what_we_sign(keys, tmp_path):
-    payload, [(_, signature)] = dsse.unpack(signed(keys[:1]))
+    payload, [(_, signature)] = dsse.unpack_envelope(signed(keys[:1]))
     (tmp_path / "pae").write_bytes(wire.pae(payload))
     (tmp_path / "sig").write_bytes(signature)
     (tmp_path / "pub").write_bytes(keys[0].public.pem())
@@ -167,7 +167,7 @@ def test_pae_and_envelope_by_the_standard_library():
     assert wire.pae(PAYLOAD) == b" ".join(
         [b"DSSEv1", b"%d" % len(kind), kind, b"%d" % len(PAYLOAD), PAYLOAD]
     )
-    body = json.loads(dsse.pack(PAYLOAD, PAIRS))
+    body = json.loads(dsse.pack_envelope(PAYLOAD, PAIRS))
     assert base64.b64decode(body["payload"], validate=True) == PAYLOAD
     assert body["payloadType"] == kind.decode()
     assert list(body) == ["payload", "payloadType", "signatures"]

@@ -23,7 +23,7 @@ from wire import manifest
 
 def opened(checksum, key, parts):
     try:
-        run = decrypt.opener({"checksum": checksum}, key)
+        run = decrypt.make_decrypter({"checksum": checksum}, key)
         out = b""
         for offset, data in parts:
             buf = bytearray(data)
@@ -49,37 +49,37 @@ def test_known_answer():
 
     prk = hmac.digest(bytes.fromhex(CHECKSUM), FLEET, "sha256")
     okm = hmac.digest(prk, b"beacon-ota release\x01", "sha256")
-    assert encrypt.derive(FLEET, CHECKSUM) == (okm[:16], okm[16:])
+    assert encrypt.derive_key(FLEET, CHECKSUM) == (okm[:16], okm[16:])
     ecb = Cipher(algorithms.AES128(okm[:16]), modes.ECB()).encryptor()
     counter = int.from_bytes(okm[16:])
     blocks = [(counter + i) % (1 << 128) for i in range(3)]
     stream = b"".join(ecb.update(block.to_bytes(16)) for block in blocks)
     plain = IMAGE[:48]
-    assert encrypt.crypt(plain, FLEET, CHECKSUM) == bytes(
+    assert encrypt.crypt_image(plain, FLEET, CHECKSUM) == bytes(
         a ^ b for a, b in zip(plain, stream, strict=True)
     )
 
 
 def test_there_and_back():
-    sealed = encrypt.crypt(IMAGE, FLEET, CHECKSUM)
+    sealed = encrypt.crypt_image(IMAGE, FLEET, CHECKSUM)
     assert len(sealed) == len(IMAGE)
     assert sealed != IMAGE
-    assert encrypt.crypt(sealed, FLEET, CHECKSUM) == IMAGE
-    assert encrypt.crypt(IMAGE, FLEET, CHECKSUM) == sealed
+    assert encrypt.crypt_image(sealed, FLEET, CHECKSUM) == IMAGE
+    assert encrypt.crypt_image(IMAGE, FLEET, CHECKSUM) == sealed
     # Another fleet, another image: another keystream.
-    assert encrypt.crypt(IMAGE, bytes(16), CHECKSUM) != sealed
-    assert encrypt.derive(FLEET, "00" * 32) != encrypt.derive(FLEET, CHECKSUM)
+    assert encrypt.crypt_image(IMAGE, bytes(16), CHECKSUM) != sealed
+    assert encrypt.derive_key(FLEET, "00" * 32) != encrypt.derive_key(FLEET, CHECKSUM)
 
 
 def test_the_beacon_decrypts_sector_by_sector(device):
-    sealed = encrypt.crypt(IMAGE, FLEET, CHECKSUM)
+    sealed = encrypt.crypt_image(IMAGE, FLEET, CHECKSUM)
     parts = [(at, sealed[at : at + 4096]) for at in range(0, len(sealed), 4096)]
     assert device.ask("opened({}, {}, {})", CHECKSUM, FLEET, parts) == IMAGE
 
 
 def test_the_beacon_goes_on_anywhere(device):
     """A resumed download enters the stream in the middle."""
-    sealed = encrypt.crypt(IMAGE, FLEET, CHECKSUM)
+    sealed = encrypt.crypt_image(IMAGE, FLEET, CHECKSUM)
     rng = random.Random(2)
     for _ in range(20):
         at = rng.randrange(len(sealed))
@@ -89,7 +89,7 @@ def test_the_beacon_goes_on_anywhere(device):
 
 
 def test_the_beacon_knows_a_wrong_key_by_the_first_byte(device):
-    sealed = encrypt.crypt(IMAGE, FLEET, CHECKSUM)
+    sealed = encrypt.crypt_image(IMAGE, FLEET, CHECKSUM)
     refused = 0
     for i in range(32):
         key = bytes([i]) * 16
@@ -103,7 +103,7 @@ def test_the_beacon_knows_a_wrong_key_by_the_first_byte(device):
 
 @given(st.binary(max_size=200), st.binary(min_size=16, max_size=16))
 def test_any_data_comes_back(data, key):
-    assert encrypt.crypt(encrypt.crypt(data, key, CHECKSUM), key, CHECKSUM) == data
+    assert encrypt.crypt_image(encrypt.crypt_image(data, key, CHECKSUM), key, CHECKSUM) == data
 
 
 def test_key_files(tmp_path):
@@ -132,5 +132,5 @@ def test_key_files(tmp_path):
         encrypt.read_fleet_key(tmp_path / "none")
     assert caught.value.code == "file_missing"
     with pytest.raises(UsageError) as caught:
-        encrypt.derive(bytes(8), CHECKSUM)
+        encrypt.derive_key(bytes(8), CHECKSUM)
     assert caught.value.code == "fleet_key"

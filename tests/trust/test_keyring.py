@@ -40,9 +40,9 @@ def code(kind: type[BeaconOtaError], call, *args) -> str:
 def test_a_new_key_signs(made):
     entry = made.get("release")
     signer = made.signer("release", PASSWORD)
-    text = dsse.sign(RELEASE.payload(), [signer])
-    payload, signatures = dsse.unpack(text)
-    assert dsse.good(payload, signatures, made.trusted()) == [entry.keyid]
+    text = dsse.sign_payload(RELEASE.payload(), [signer])
+    payload, signatures = dsse.unpack_envelope(text)
+    assert dsse.valid_signers(payload, signatures, made.trusted()) == [entry.keyid]
     assert made.entries() == [entry]
 
 
@@ -186,9 +186,9 @@ def test_openssl_as_the_signing_program(made, ring, tmp_path):
     name = f"echo $BEACON_OTA_KEY $BEACON_OTA_KEYID > {tmp_path}/asked\n"
     entry = ring.add("card", made.public("release"), program(tmp_path, name + run))
     assert entry.kind == "program"
-    text = dsse.sign(RELEASE.payload(), [ring.signer("card", None)])
-    payload, signatures = dsse.unpack(text)
-    assert dsse.good(payload, signatures, ring.trusted()) == [entry.keyid]
+    text = dsse.sign_payload(RELEASE.payload(), [ring.signer("card", None)])
+    payload, signatures = dsse.unpack_envelope(text)
+    assert dsse.valid_signers(payload, signatures, ring.trusted()) == [entry.keyid]
     assert (tmp_path / "asked").read_text() == f"card {entry.keyid}\n"
     assert code(UsageError, ring.change_password, "card", "a", "long enough") == "key_kind"
 
@@ -208,7 +208,7 @@ def test_programs_that_do_not_sign(ring, made, tmp_path):
     # It need not read what it does not want.
     for body in ("true", "echo hello", "head -c 384 /dev/zero", "cat", "head -c 100000 /dev/zero"):
         program(tmp_path, body)
-        assert code(InputError, dsse.sign, RELEASE.payload(), [signer]) == "signer_wrong"
+        assert code(InputError, dsse.sign_payload, RELEASE.payload(), [signer]) == "signer_wrong"
     file.write_text("#!/nowhere/interpreter\n")
     assert code(ReachError, signer.sign, data) == "signer_missing"
     file.unlink()

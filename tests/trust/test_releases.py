@@ -28,69 +28,69 @@ def code(call, *args, **named) -> str:
 
 def test_the_image_speaks_for_itself(image, trusted):
     data = image("1.2.3", trusted)
-    manifest, sealed = releases.describe(data, TERMS)
+    manifest, sealed = releases.describe_release(data, TERMS)
     assert sealed is None
     assert (manifest.version, manifest.device_type) == ("1.2.3", "esp32c3")
     assert (manifest.size, manifest.checksum) == (len(data), hashlib.sha256(data).hexdigest())
-    assert manifest.core == release.parse(data).core_sha256
+    assert manifest.core == release.parse_release(data).core_sha256
     assert (manifest.min_version, manifest.required) == ("0.9.0", True)
     assert (manifest.issued_at, manifest.expires_at) == (NOW, NOW + DAY)
     # The same image and terms, the same bytes to sign.
-    assert releases.describe(data, TERMS)[0].payload() == manifest.payload()
+    assert releases.describe_release(data, TERMS)[0].payload() == manifest.payload()
 
 
 def test_what_is_signed_is_what_an_upload_is_held_to(image, keys, trusted):
     data = image("1.2.3", trusted)
-    manifest, _ = releases.describe(data, TERMS)
-    text = dsse.sign(manifest.payload(), keys[:1])
-    facts = releases.facts(data, releases.claimed(text))
-    assert Verifier(trusted).check(text, facts, now=NOW) == manifest
+    manifest, _ = releases.describe_release(data, TERMS)
+    text = dsse.sign_payload(manifest.payload(), keys[:1])
+    facts = releases.claims_for_image(data, releases.claimed_manifest(text))
+    assert Verifier(trusted).check_upload(text, facts, now=NOW) == manifest
     other = image("1.2.4", trusted)
-    facts = releases.facts(other, releases.claimed(text))
-    assert code(Verifier(trusted).check, text, facts, now=NOW) == "manifest_mismatch"
+    facts = releases.claims_for_image(other, releases.claimed_manifest(text))
+    assert code(Verifier(trusted).check_upload, text, facts, now=NOW) == "manifest_mismatch"
 
 
 def test_encrypted(image, keys, trusted):
     data = image("1.2.3", trusted)
-    manifest, sealed = releases.describe(data, TERMS, fleet_key=FLEET)
+    manifest, sealed = releases.describe_release(data, TERMS, fleet_key=FLEET)
     assert sealed is not None
     assert manifest.ciphertext_sha256 == hashlib.sha256(sealed).hexdigest()
     assert manifest.checksum == hashlib.sha256(data).hexdigest()
-    text = dsse.sign(manifest.payload(), keys[:1])
+    text = dsse.sign_payload(manifest.payload(), keys[:1])
     verifier = Verifier(trusted)
-    claimed = releases.claimed(text)
+    claimed = releases.claimed_manifest(text)
     # With the fleet key everything is looked at, without it what a server can see.
-    facts = releases.facts(sealed, claimed, fleet_key=FLEET)
+    facts = releases.claims_for_image(sealed, claimed, fleet_key=FLEET)
     assert facts.core == manifest.core
-    assert verifier.check(text, facts, now=NOW) == manifest
-    facts = releases.facts(sealed, claimed)
+    assert verifier.check_upload(text, facts, now=NOW) == manifest
+    facts = releases.claims_for_image(sealed, claimed)
     assert facts.core is None
-    assert verifier.check(text, facts, now=NOW) == manifest
-    assert code(releases.facts, sealed, claimed, fleet_key=bytes([1]) * 16) == "decrypt"
+    assert verifier.check_upload(text, facts, now=NOW) == manifest
+    assert code(releases.claims_for_image, sealed, claimed, fleet_key=bytes([1]) * 16) == "decrypt"
     # One byte changed on the way is no longer what was signed.
     bent = sealed[:-1] + bytes([sealed[-1] ^ 1])
-    facts = releases.facts(bent, claimed)
-    assert code(verifier.check, text, facts, now=NOW) == "manifest_mismatch"
+    facts = releases.claims_for_image(bent, claimed)
+    assert code(verifier.check_upload, text, facts, now=NOW) == "manifest_mismatch"
 
 
 def test_images_that_are_not_signed(image, trusted):
     good = image("1.2.3", trusted)
-    assert code(releases.describe, b"", TERMS) == "image_truncated"
-    assert code(releases.describe, bytes(5000), TERMS) == "image_magic"
-    assert code(releases.describe, good + b"x", TERMS) == "app_trailing"
+    assert code(releases.describe_release, b"", TERMS) == "image_truncated"
+    assert code(releases.describe_release, bytes(5000), TERMS) == "image_magic"
+    assert code(releases.describe_release, good + b"x", TERMS) == "app_trailing"
     unknown = image("1.2.3", trusted, device_type="toaster")
-    assert code(releases.describe, unknown, TERMS) == "device_type_unknown"
+    assert code(releases.describe_release, unknown, TERMS) == "device_type_unknown"
 
 
 def test_a_release_that_no_beacon_could_leave(image, trusted):
-    assert code(releases.describe, image("1.2.3"), TERMS) == "keys_missing"
-    assert releases.describe(image("1.2.3", insecure=True), TERMS)[0].version == "1.2.3"
+    assert code(releases.describe_release, image("1.2.3"), TERMS) == "keys_missing"
+    assert releases.describe_release(image("1.2.3", insecure=True), TERMS)[0].version == "1.2.3"
 
     class Broken:
         def to_json(self):
             return b'{"keys":{},"threshold":1}'
 
-    assert code(releases.describe, image("1.2.3", Broken()), TERMS) == "keys_file"
+    assert code(releases.describe_release, image("1.2.3", Broken()), TERMS) == "keys_file"
 
 
 def test_terms_that_cannot_be(image, trusted):
@@ -101,16 +101,16 @@ def test_terms_that_cannot_be(image, trusted):
         Terms(NOW, 1 << 60),
         replace(TERMS, min_version="1"),
     ):
-        assert code(releases.describe, data, terms) == "manifest_field"
+        assert code(releases.describe_release, data, terms) == "manifest_field"
 
 
 def test_adding_a_signature_to_the_right_manifest(image, keys, trusted):
     data = image("1.2.3", trusted)
-    manifest, sealed = releases.describe(data, TERMS, fleet_key=FLEET)
-    text = dsse.sign(manifest.payload(), keys[:1])
+    manifest, sealed = releases.describe_release(data, TERMS, fleet_key=FLEET)
+    text = dsse.sign_payload(manifest.payload(), keys[:1])
     assert sealed is not None
-    assert releases.existing(text, sealed) == manifest
-    assert code(releases.existing, text, data) == "manifest_mismatch"
-    assert code(releases.existing, signed(keys[:1]), data) == "manifest_mismatch"
+    assert releases.manifest_for_image(text, sealed) == manifest
+    assert code(releases.manifest_for_image, text, data) == "manifest_mismatch"
+    assert code(releases.manifest_for_image, signed(keys[:1]), data) == "manifest_mismatch"
     for bad in ("", "{}", b"\xff", text[:-1]):
-        assert code(releases.existing, bad, data) == "manifest_signature"
+        assert code(releases.manifest_for_image, bad, data) == "manifest_signature"

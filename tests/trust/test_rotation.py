@@ -23,14 +23,14 @@ class Beacon:
 
     def take(self, image: bytes, signers: list[Key]) -> object:
         """Offer a release; return True when it was installed, else the code of the refusal."""
-        manifest, _ = releases.describe(image, TERMS)
-        text = dsse.sign(manifest.payload(), signers)
+        manifest, _ = releases.describe_release(image, TERMS)
+        text = dsse.sign_payload(manifest.payload(), signers)
         situation = replace(BEACON, running=self.running, floor=self.running)
         verdict = self.device.verdict(offer(text, manifest), situation, self.keys)
         if not isinstance(verdict, dict):
             return verdict
         self.running = manifest.version
-        self.keys = release.parse(image).files["keys.json"]
+        self.keys = release.parse_release(image).files["keys.json"]
         return True
 
 

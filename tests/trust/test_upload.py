@@ -23,14 +23,14 @@ def trusted(keys):
 @pytest.fixture
 def sealed(image, keys, trusted) -> tuple[bytes, str]:
     """An encrypted release and its manifest."""
-    manifest, data = releases.describe(image("1.2.3", trusted), TERMS, fleet_key=FLEET)
+    manifest, data = releases.describe_release(image("1.2.3", trusted), TERMS, fleet_key=FLEET)
     assert data is not None
-    return data, dsse.sign(manifest.payload(), keys[:1])
+    return data, dsse.sign_payload(manifest.payload(), keys[:1])
 
 
 def upload(data: bytes, envelope: str | None, trusted, *, insecure=False, now=NOW, **claimed):
     fields = {"device_type": "esp32c3", "version": "1.2.3"} | claimed
-    claim = validate.Claim(
+    claim = validate.UploadClaim(
         **fields,
         description="",
         channel="beta",
@@ -39,7 +39,7 @@ def upload(data: bytes, envelope: str | None, trusted, *, insecure=False, now=NO
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    return validate.examine(io.BytesIO(data), claim, trusted, insecure, now)
+    return validate.examine_image(io.BytesIO(data), claim, trusted, insecure, now)
 
 
 def refused(*args, **named) -> str:
@@ -50,7 +50,7 @@ def refused(*args, **named) -> str:
 
 def test_plain(image, keys, trusted):
     data = image("1.2.3", trusted)
-    text = dsse.sign(releases.describe(data, TERMS)[0].payload(), keys[:1])
+    text = dsse.sign_payload(releases.describe_release(data, TERMS)[0].payload(), keys[:1])
     found = upload(data, text, trusted)
     assert (found.checksum, found.blob) == (hashlib.sha256(data).hexdigest(),) * 2
     assert found.info["signed"]
@@ -67,7 +67,7 @@ def test_encrypted_is_taken_for_its_signature(sealed, trusted):
     data, text = sealed
     found = upload(data, text, trusted)
     assert found.blob == hashlib.sha256(data).hexdigest()
-    assert found.checksum == releases.claimed(text).checksum != found.blob
+    assert found.checksum == releases.claimed_manifest(text).checksum != found.blob
     assert found.size == len(data)
     assert found.info == {"encrypted": True, "signed": True}
 
@@ -92,10 +92,10 @@ def test_ciphertext_needs_somebody_who_vouches(sealed, trusted):
 
 def test_encrypted_still_has_to_fit(image, keys, trusted):
     big = b"\0" * (0x1C0000 + 4096)
-    manifest = releases.describe(image("1.2.3", trusted), TERMS)[0]
+    manifest = releases.describe_release(image("1.2.3", trusted), TERMS)[0]
     fields = manifest.__dict__ | {
         "size": len(big),
         "ciphertext_sha256": hashlib.sha256(big).hexdigest(),
     }
-    text = dsse.sign(type(manifest)(**fields).payload(), keys[:1])
+    text = dsse.sign_payload(type(manifest)(**fields).payload(), keys[:1])
     assert refused(big, text, trusted) == "slot_too_small"

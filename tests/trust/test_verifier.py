@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from beacon_ota.errors import InputError
-from beacon_ota.trust import Facts, KeySet, Verifier
+from beacon_ota.trust import KeySet, ManifestClaims, Verifier
 from tests.trust.lab import NOW, RELEASE, signed
 
-FACTS = Facts(
+FACTS = ManifestClaims(
     device_type=RELEASE.device_type,
     version=RELEASE.version,
     size=RELEASE.size,
@@ -26,15 +26,17 @@ def verifier(keys):
 
 def refused(verifier, envelope, facts=FACTS, now: float | None = NOW) -> InputError:
     with pytest.raises(InputError) as caught:
-        verifier.check(envelope, facts, now=now)
+        verifier.check_upload(envelope, facts, now=now)
     return caught.value
 
 
 def test_accepted(verifier, keys):
     text = signed(keys[:1])
-    assert verifier.check(text, FACTS, now=NOW) == RELEASE
-    assert verifier.check(text.encode(), FACTS, now=NOW + 0.5) == RELEASE
-    assert verifier.check(text, replace(FACTS, core=None, required=None), now=None) == RELEASE
+    assert verifier.check_upload(text, FACTS, now=NOW) == RELEASE
+    assert verifier.check_upload(text.encode(), FACTS, now=NOW + 0.5) == RELEASE
+    assert (
+        verifier.check_upload(text, replace(FACTS, core=None, required=None), now=None) == RELEASE
+    )
 
 
 def test_missing(verifier):
@@ -73,13 +75,13 @@ def test_expired(verifier, keys):
     text = signed(keys[:1])
     assert refused(verifier, text, now=RELEASE.expires_at).code == "manifest_expired"
     assert refused(verifier, text, now=RELEASE.expires_at + 0.5).code == "manifest_expired"
-    assert verifier.check(text, FACTS, now=RELEASE.expires_at - 1) == RELEASE
+    assert verifier.check_upload(text, FACTS, now=RELEASE.expires_at - 1) == RELEASE
 
 
 def test_ciphertext_is_held_to_its_own_hash(verifier, keys):
     text = signed(keys[:1], SEALED)
     sealed = replace(FACTS, sha256="5e" * 32, core=None)
-    found = verifier.check(text, sealed, now=NOW)
+    found = verifier.check_upload(text, sealed, now=NOW)
     assert found.encrypted
     assert found.served_sha256 == "5e" * 32
     assert found.checksum == RELEASE.checksum

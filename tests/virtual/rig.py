@@ -8,7 +8,7 @@ from littlefs import LittleFS
 
 from beacon_ota.images import nvs, partitions, synthetic
 from beacon_ota.images.partitions import Table
-from beacon_ota.paths import data
+from beacon_ota.paths import data_path
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
 
@@ -19,13 +19,13 @@ WAIT = 60  # seconds: generous, for machines that do other things as well
 @cache
 def table(name: str = "partitions.csv") -> Table:
     """The default partition table, or another CSV's."""
-    return partitions.parse_csv(data(name).read_text(), SIZE)
+    return partitions.parse_csv(data_path(name).read_text(), SIZE)
 
 
 @cache
 def app(seed: str = "") -> bytes:
     """A small app image; another seed makes another."""
-    return synthetic.app(seed=seed)
+    return synthetic.app_image(seed=seed)
 
 
 def littlefs(files: Mapping[str, str | bytes], size: int) -> bytes:
@@ -60,14 +60,14 @@ def image(
     def put(offset: int, content: bytes) -> None:
         flash[offset : offset + len(content)] = content
 
-    put(0, synthetic.bootloader())
+    put(0, synthetic.bootloader_image())
     put(partitions.TABLE_OFFSET, rows.to_bin())
     for number, slot in enumerate(rows.slots[: 2 if both else 1]):
         put(slot.offset, app(str(number) if number else ""))
     if settings is not None:
         assert rows.nvs is not None
-        put(rows.nvs.offset, nvs.generate({"beacon": settings}, rows.nvs.size))
-    vfs = rows.named("vfs")
+        put(rows.nvs.offset, nvs.generate_partition({"beacon": settings}, rows.nvs.size))
+    vfs = rows.find_name("vfs")
     if files is not None and vfs is not None:
         put(vfs.offset, littlefs(files, vfs.size))
     return bytes(flash)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from beacon_ota import cli
-from beacon_ota.fleet.fleet import Fleet, address, personalise
+from beacon_ota.fleet.fleet import VirtualFleet, mac_from_name, write_settings
 from beacon_ota.virtual.flash.nor import Flash
 from tests.virtual import rig
 
@@ -161,13 +161,13 @@ def test_fleet(tmp_path):
     assert stat.S_IMODE(os.stat(roster).st_mode) == 0o600
     assert images[0].read_bytes() == rig.image({"main.py": main}, {"site": b"hall"})
 
-    with Fleet(images, 2, settings={"orch_url": "http://o.local:8080"}) as fleet:
+    with VirtualFleet(images, 2, settings={"orch_url": "http://o.local:8080"}) as fleet:
         fleet.power_on()
         for beacon, member in zip(fleet.beacons, fleet.members, strict=True):
             beacon.wait_for(lambda b=beacon: b.console.count("\n") == 3, rig.WAIT)
             assert beacon.console.split() == [member.beacon_id, "hall", "http://o.local:8080"]
             assert beacon.setting("beacon_key") == member.beacon_key
-            assert beacon.mac == member.mac == address(member.beacon_id)
+            assert beacon.mac == member.mac == mac_from_name(member.beacon_id)
 
 
 def test_fleet_shows_a_table(tmp_path):
@@ -192,7 +192,7 @@ def test_personalise_refuses(content, values, code):
 
     flash = Flash(content or rig.image({}))
     with pytest.raises(BeaconOtaError) as caught:
-        personalise(flash, values)
+        write_settings(flash, values)
     assert caught.value.code == code
 
 

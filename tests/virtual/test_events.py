@@ -55,8 +55,8 @@ def test_timer_interrupts_a_blocking_read():
     )
     with socket.create_server(("127.0.0.1", 0)) as silent:
         network = Network(join_time=0.01)
-        network.add("office")
-        network.host("silent.local", "127.0.0.1", silent.getsockname()[1])
+        network.add_access_point("office")
+        network.set_host("silent.local", "127.0.0.1", silent.getsockname()[1])
         with rig.running(main, network=network) as beacon:
             beacon.wait_for(lambda: len(beacon.boots) > 1, rig.WAIT)
             assert beacon.boots[0].ended == "reset"
@@ -288,11 +288,11 @@ def test_time_that_nobody_waits_for():
     with rig.running(main) as beacon:
         beacon.wait_for(lambda: beacon.console.endswith("0 0 .\n"), rig.WAIT)
         begun = beacon.clock.now()
-        beacon.skip(500)
+        beacon.skip_time(500)
         assert 500 <= beacon.clock.now() - begun < 600
         beacon.wait_for(lambda: beacon.console.endswith("5 5 .\n"), rig.WAIT)
         beacon.power_cut()
-        beacon.skip(500)
+        beacon.skip_time(500)
         beacon.power_on()
         beacon.wait_for(lambda: beacon.console.endswith("0 0 .\n"), rig.WAIT)
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from beacon_ota.fleet import fleet
-from beacon_ota.virtual.beacon import KEPT, VirtualBeacon
-from beacon_ota.virtual.flash.nor import Cut, Flash
+from beacon_ota.virtual.beacon import BOOTS_KEPT, VirtualBeacon
+from beacon_ota.virtual.flash.nor import Flash, PowerCutPoint
 from tests.virtual import rig
 
 # The first boot does what the test wants, the second prints why it was started.
@@ -211,7 +211,7 @@ def test_a_blank_vfs_is_formatted():
 
 def test_a_corrupt_vfs_ends_in_the_endless_loop():
     content = bytearray(rig.image({"main.py": "print('main')"}))
-    vfs = rig.table().named("vfs")
+    vfs = rig.table().find_name("vfs")
     assert vfs is not None
     start = vfs.offset
     content[start : start + 0x2000] = b"\x5a" * 0x2000
@@ -232,7 +232,7 @@ def test_blank_flash_is_not_bootable():
 @pytest.mark.parametrize("number", [0, 1])
 def test_power_may_fail_in_the_bootloader(number):
     flash = Flash(rig.image({"main.py": "print('up')"}))
-    flash.cut = Cut(number)
+    flash.cut = PowerCutPoint(number)
     with VirtualBeacon(flash) as beacon:
         beacon.power_on()
         beacon.wait_for(lambda: not beacon.powered, rig.WAIT)
@@ -247,7 +247,7 @@ def test_power_may_fail_in_the_recovery_of_nvs():
     content[0x9000:0xA000] = bytes(0x1000)
     content[0xA000:0xD000] = bytes(0x3000)
     flash = Flash(bytes(content))
-    flash.cut = Cut(2, "inside", seed=1)  # after two operations of the bootloader
+    flash.cut = PowerCutPoint(2, "inside", seed=1)  # after two operations of the bootloader
     with VirtualBeacon(flash) as beacon:
         beacon.power_on()
         beacon.wait_for(lambda: not beacon.powered, rig.WAIT)
@@ -268,8 +268,8 @@ def test_wifi_and_bluetooth_need_modem_sleep():
 
 def test_boots_of_long_ago_are_forgotten():
     with rig.running("import machine\nprint('up')\nmachine.reset()") as beacon:
-        beacon.wait_for(lambda: beacon.boots[-1].number > KEPT + 3, 60, "many boots")
+        beacon.wait_for(lambda: beacon.boots[-1].number > BOOTS_KEPT + 3, 60, "many boots")
     numbers = [boot.number for boot in beacon.boots]
-    assert numbers == list(range(numbers[-1] - KEPT + 1, numbers[-1] + 1))
+    assert numbers == list(range(numbers[-1] - BOOTS_KEPT + 1, numbers[-1] + 1))
     assert all("up" in boot.console for boot in beacon.boots[:-1])
-    assert fleet.status(beacon)["boots"] == numbers[-1]
+    assert fleet.describe_beacon(beacon)["boots"] == numbers[-1]

@@ -1,4 +1,4 @@
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 NONCE = "00112233aabbccdd"
 MAC = "ab" * 32
@@ -15,13 +15,13 @@ def test_answer_lines():
 
 
 def test_header_round_trip():
-    value = auth.header("beacon-1.x", 1700000000, NONCE, MAC)
+    value = auth.build_header("beacon-1.x", 1700000000, NONCE, MAC)
     assert value == "Beacon id=beacon-1.x, ts=1700000000, nonce=00112233aabbccdd, mac=" + MAC
-    assert auth.parse(value) == ("beacon-1.x", 1700000000, NONCE, MAC)
+    assert auth_header.parse_header(value) == ("beacon-1.x", 1700000000, NONCE, MAC)
 
 
 def test_other_spellings_are_refused():
-    good = auth.header("b1", 1700000000, NONCE, MAC)
+    good = auth.build_header("b1", 1700000000, NONCE, MAC)
     for bad in (
         "",
         "Bearer abc",
@@ -43,10 +43,10 @@ def test_other_spellings_are_refused():
         good.replace("mac=", "sig="),
         "Beacon id=" + "x" * 400,
     ):
-        assert auth.parse(bad) is None, bad
+        assert auth_header.parse_header(bad) is None, bad
 
 
 def test_identifiers():
-    assert auth.valid_id("a") and auth.valid_id("A-z_0.9") and auth.valid_id("x" * 64)
+    assert auth.is_valid_id("a") and auth.is_valid_id("A-z_0.9") and auth.is_valid_id("x" * 64)
     for bad in ("", "x" * 65, "a b", "a/b", "a\n", "é", "a,b"):
-        assert not auth.valid_id(bad), bad
+        assert not auth.is_valid_id(bad), bad

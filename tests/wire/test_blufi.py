@@ -3,7 +3,7 @@ from binascii import hexlify
 from binascii import unhexlify as unhex
 
 from beacon_ota.wire import blufi, blufi_names
-from beacon_ota.wire.blufi import Link, Refused, crc16
+from beacon_ota.wire.blufi import BlufiError, Link, crc16
 
 
 # Turns every byte and adds two, so that sealed frames are told from open ones; needs no crypto.
@@ -56,7 +56,7 @@ def sent(link):
 def code(link, text):
     try:
         feed(link, text)
-    except Refused as refused:
+    except BlufiError as refused:
         return refused.code
     return None
 
@@ -415,7 +415,7 @@ def test_any_buffer_will_do():
 def test_what_a_stranger_may_send():
     for type_ in range(256):
         open_to_all = type_ in (0x00, 0x01, 0x04, 0x1C, 0x20, 0x49)
-        assert blufi.in_clear(type_) is open_to_all
+        assert blufi.allowed_in_clear(type_) is open_to_all
 
 
 # The names are the constants' own, so neither list can drift from the other.

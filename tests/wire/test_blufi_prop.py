@@ -40,7 +40,7 @@ def test_any_bytes(frames):
     for frame in frames:
         try:
             link.receive(frame)
-        except blufi.Refused as refused:
+        except blufi.BlufiError as refused:
             assert 0 <= refused.code <= 13
 
 
@@ -69,7 +69,7 @@ class Hostile(RuleBasedStateMachine):
     def give(self, body):
         try:
             message = self.link.receive(body)
-        except blufi.Refused as refused:
+        except blufi.BlufiError as refused:
             assert 0 <= refused.code <= 13
             if refused.code == blufi.E_SEQUENCE or (
                 refused.code == blufi.E_FORMAT and self.link._rx_seq == self.seq
@@ -151,7 +151,7 @@ def test_sealed_frames_cannot_be_bent_moved_or_repeated(data, draw):
     try:
         theirs.receive(bytes(frame))
         raise AssertionError("taken")
-    except blufi.Refused as refused:
+    except blufi.BlufiError as refused:
         assert refused.code == blufi.E_DECRYPT
     # Nothing opens after that, not even the right frame.
     ours.send(blufi.CUSTOM, data)
@@ -160,5 +160,5 @@ def test_sealed_frames_cannot_be_bent_moved_or_repeated(data, draw):
     try:
         theirs.receive(bytes(following))
         raise AssertionError("taken")
-    except blufi.Refused as refused:
+    except blufi.BlufiError as refused:
         assert refused.code == blufi.E_DECRYPT

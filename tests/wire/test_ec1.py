@@ -5,13 +5,13 @@ from hashlib import sha256
 from beacon_ota.wire import ec1, spake2
 from beacon_ota.wire.ec1 import Abort
 
-HELLO = ec1.build(ec1.C_HELLO, ec1.SPAKE2, bytes(range(80)))
+HELLO = ec1.build_message(ec1.C_HELLO, ec1.SPAKE2, bytes(range(80)))
 BOTH = (ec1.SPAKE2, ec1.ECDH)
 
 
 def abort(data, type_=ec1.C_HELLO, suites=BOTH):
     try:
-        ec1.parse(data, type_, suites)
+        ec1.parse_message(data, type_, suites)
     except Abort as error:
         return error.code, error.by_peer
     return None
@@ -31,11 +31,11 @@ def hmac(key, *parts):
 
 def test_lengths_and_headers():
     assert HELLO[:4] == b"\xec\x01\x01\x21" and len(HELLO) == 84
-    assert ec1.parse(HELLO, ec1.C_HELLO, BOTH) == bytes(range(80))
-    fin = ec1.build(ec1.S_FIN, ec1.ECDH, bytes(16))
+    assert ec1.parse_message(HELLO, ec1.C_HELLO, BOTH) == bytes(range(80))
+    fin = ec1.build_message(ec1.S_FIN, ec1.ECDH, bytes(16))
     assert fin[:4] == b"\xec\x01\x04\x11" and len(fin) == 20
-    assert ec1.parse(fin, ec1.S_FIN, (ec1.ECDH,)) == bytes(16)
-    assert len(ec1.build(ec1.ABORT, ec1.ECDH, b"\1")) == 5
+    assert ec1.parse_message(fin, ec1.S_FIN, (ec1.ECDH,)) == bytes(16)
+    assert len(ec1.build_message(ec1.ABORT, ec1.ECDH, b"\1")) == 5
 
 
 def test_espressifs_own_messages_are_not_ours():
@@ -68,18 +68,18 @@ def test_refusals():
 
 def test_the_peers_abort():
     for code in (1, 4, 5, 200):
-        assert abort(ec1.build(ec1.ABORT, ec1.SPAKE2, bytes((code,)))) == (code, True)
+        assert abort(ec1.build_message(ec1.ABORT, ec1.SPAKE2, bytes((code,)))) == (code, True)
 
 
 def test_a_beacon_says_how_often_and_how_long():
-    message = ec1.refusal(Abort(ec1.A_CONFIRM, False, 3, 260), ec1.SPAKE2)
+    message = ec1.build_abort(Abort(ec1.A_CONFIRM, False, 3, 260), ec1.SPAKE2)
     assert message == b"\xec\x01\x7f\x21\x04\x03\x01\x04"
     try:
-        ec1.parse(message, ec1.S_FIN, BOTH)
+        ec1.parse_message(message, ec1.S_FIN, BOTH)
     except Abort as error:
         assert (error.code, error.by_peer, error.failures, error.wait) == (4, True, 3, 260)
-    assert ec1.refusal(Abort(ec1.A_POINT), ec1.ECDH) == b"\xec\x01\x7f\x11\x03"
-    assert ec1.refusal(Abort(5, False, 999, 1 << 20), ec1.ECDH)[-3:] == b"\xff\xff\xff"
+    assert ec1.build_abort(Abort(ec1.A_POINT), ec1.ECDH) == b"\xec\x01\x7f\x11\x03"
+    assert ec1.build_abort(Abort(5, False, 999, 1 << 20), ec1.ECDH)[-3:] == b"\xff\xff\xff"
 
 
 # RFC 9382 §4 gives them compressed; y is even for M and odd for N.
@@ -99,7 +99,7 @@ def test_points_of_the_rfc():
 # Every input of a schedule changes everything that comes out. Three bytes of each output are kept,
 # so that the device's heap holds them all.
 def test_nothing_is_left_out():
-    server = ec1.build(ec1.S_HELLO, ec1.SPAKE2, bytes(80))
+    server = ec1.build_message(ec1.S_HELLO, ec1.SPAKE2, bytes(80))
     seen = [set(), set(), set()]
     count = 0
 
@@ -110,12 +110,12 @@ def test_nothing_is_left_out():
         return 1
 
     def spake(name=b"n", client=HELLO, server=server, k=bytes(64), w=bytes(32)):
-        tt, root = ec1.spake2(name, client, server, k, w)
-        return note(ec1.schedule(hkdf, hmac, client, server, tt, root))
+        tt, root = ec1.derive_spake2(name, client, server, k, w)
+        return note(ec1.derive_keys(hkdf, hmac, client, server, tt, root))
 
     def ecdh(client=HELLO, server=server, z=bytes(32), pop=bytes(16)):
-        tt, root = ec1.ecdh(hkdf, client, server, z, pop)
-        return note(ec1.schedule(hkdf, hmac, client, server, tt, root))
+        tt, root = ec1.derive_ecdh(hkdf, client, server, z, pop)
+        return note(ec1.derive_keys(hkdf, hmac, client, server, tt, root))
 
     count += spake() + ecdh()
     for i in range(84):  # header, nonce and point alike
@@ -132,8 +132,8 @@ def test_nothing_is_left_out():
 
 # A long name must not be able to pass for another field of the transcript.
 def test_the_transcript_is_unambiguous():
-    server = ec1.build(ec1.S_HELLO, ec1.SPAKE2, bytes(80))
-    one = ec1.spake2(b"ab", HELLO, server, bytes(64), bytes(32))[0]
-    two = ec1.spake2(b"a", HELLO, server, bytes(64), bytes(32))[0]
+    server = ec1.build_message(ec1.S_HELLO, ec1.SPAKE2, bytes(80))
+    one = ec1.derive_spake2(b"ab", HELLO, server, bytes(64), bytes(32))[0]
+    two = ec1.derive_spake2(b"a", HELLO, server, bytes(64), bytes(32))[0]
     assert one[:20] == b"\x0c\0\0\0\0\0\0\0blufi-client" and one[20:30] == b"\2\0\0\0\0\0\0\0ab"
     assert len(one) == 6 * 8 + 12 + 2 + 3 * 65 + 32 == len(two) + 1

@@ -9,7 +9,7 @@ def test_good_entries_are_left_as_they_are():
         [journal.MAX_SEQ, journal.MAX_UTC, "a", "b" * 16, ""],
         [7, 1735689085, "wifi", "no_ap", "\u00e9" * 80],
     ):
-        assert journal.mend(entry) == entry
+        assert journal.repair_entry(entry) == entry
 
 
 def test_what_keeps_its_sense_is_cut():
@@ -24,7 +24,7 @@ def test_what_keeps_its_sense_is_cut():
         ([1, None, "a", "b", ""], [1, 0, "a", "b", ""]),
         ((1, 2, "a", "b", "c", "something new"), [1, 2, "a", "b", "c"]),
     ):
-        assert journal.mend(entry) == kept, entry
+        assert journal.repair_entry(entry) == kept, entry
 
 
 def test_what_says_nothing_is_dropped():
@@ -48,7 +48,7 @@ def test_what_says_nothing_is_dropped():
         [1, 0, "a", "b", None],
         [1, 0, "a", "b", 5],
     ):
-        assert journal.mend(entry) is None, entry
+        assert journal.repair_entry(entry) is None, entry
 
 
 def test_half_a_surrogate_pair():
@@ -56,8 +56,8 @@ def test_half_a_surrogate_pair():
         text = HALF.decode("utf-8", "surrogatepass")
     except (TypeError, NotImplementedError, UnicodeError):  # MicroPython makes none
         return
-    assert journal.mend([1, 0, "a", "b", text]) == [1, 0, "a", "b", "[\ufffd]"]
-    assert journal.mend([1, 0, text, "b", ""]) is None
+    assert journal.repair_entry([1, 0, "a", "b", text]) == [1, 0, "a", "b", "[\ufffd]"]
+    assert journal.repair_entry([1, 0, text, "b", ""]) is None
 
 
 def test_words():

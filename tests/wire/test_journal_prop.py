@@ -16,7 +16,7 @@ ENTRY = st.tuples(NUMBER, NUMBER, WORD, WORD, TEXT).map(list)
 
 @given(ENTRY | st.lists(JSON, max_size=7) | JSON)
 def test_entries(sent):
-    entry = journal.mend(sent)
+    entry = journal.repair_entry(sent)
     if entry is None:
         return
     seq, utc, stage, code, detail = entry
@@ -24,4 +24,4 @@ def test_entries(sent):
     assert journal.is_word(stage) and journal.is_word(code)
     assert len(detail) <= journal.MAX_DETAIL and "\0" not in detail
     assert len(json.dumps(entry, ensure_ascii=False).encode()) < 512  # what stage 0 reads of one
-    assert journal.mend(entry) == entry
+    assert journal.repair_entry(entry) == entry

@@ -43,26 +43,26 @@ def but(fields=None, **changes):
 
 
 def test_canonical_form():
-    assert manifest.encode(FIELDS) == CANONICAL
-    assert manifest.decode(CANONICAL) == FIELDS
+    assert manifest.encode_payload(FIELDS) == CANONICAL
+    assert manifest.decode_payload(CANONICAL) == FIELDS
     sealed = but(encryption=CIPHER)
-    text = manifest.encode(sealed)
+    text = manifest.encode_payload(sealed)
     assert b'"device_type":"esp32c3","encryption":{"ciphertext_sha256":"cdcd' in text
-    assert manifest.decode(text) == sealed
+    assert manifest.decode_payload(text) == sealed
 
 
 def test_every_field_is_needed():
     for name in FIELDS:
         fields = dict(FIELDS)
         del fields[name]
-        assert refused(manifest.encode, fields) == "signature"
+        assert refused(manifest.encode_payload, fields) == "signature"
 
 
 def test_no_field_more():
-    assert refused(manifest.encode, but(channel="beta")) == "signature"
+    assert refused(manifest.encode_payload, but(channel="beta")) == "signature"
     sealed = but(encryption=dict(CIPHER))
     sealed["encryption"]["iv"] = "00"
-    assert refused(manifest.encode, sealed) == "signature"
+    assert refused(manifest.encode_payload, sealed) == "signature"
 
 
 def test_types_and_ranges():
@@ -91,7 +91,10 @@ def test_types_and_ranges():
     }
     for name in wrong:
         for value in wrong[name]:
-            assert refused(manifest.encode, but(**{name: value})) == "signature", (name, value)
+            assert refused(manifest.encode_payload, but(**{name: value})) == "signature", (
+                name,
+                value,
+            )
 
 
 def test_ends_of_the_ranges():
@@ -105,7 +108,7 @@ def test_ends_of_the_ranges():
         {"version": "1.2.3-" + "a" * 58},
     ):
         fields = but(**changes)
-        assert manifest.decode(manifest.encode(fields)) == fields
+        assert manifest.decode_payload(manifest.encode_payload(fields)) == fields
 
 
 def test_longest_payload_fits():
@@ -118,7 +121,7 @@ def test_longest_payload_fits():
         expires_at=manifest.MAX_TIME,
         encryption=CIPHER,
     )
-    payload = manifest.encode(fields)
+    payload = manifest.encode_payload(fields)
     assert len(payload) <= manifest.MAX_PAYLOAD
 
 
@@ -158,13 +161,13 @@ def test_only_the_canonical_payload_is_read():
         b'{"a":"' + b"a" * 2000 + b'"}',
         b'{"a":{"b":{"c":1}}}',
     ):
-        assert refused(manifest.decode, payload) == "signature", payload
+        assert refused(manifest.decode_payload, payload) == "signature", payload
 
 
 def test_length_is_judged_before_anything_else():
     big = "A" * 20_000
-    assert refused(manifest.decode, b'{"a":"' + big.encode()) == "signature"
-    assert refused(manifest.unpack, envelope(payload=big)) == "signature"
+    assert refused(manifest.decode_payload, b'{"a":"' + big.encode()) == "signature"
+    assert refused(manifest.unpack_envelope, envelope(payload=big)) == "signature"
 
 
 # -- what is signed
@@ -201,10 +204,10 @@ def envelope(**changes):
 def test_envelopes():
     two = [(KEYID, SIGNATURE), ("f" * 16, b"\1")]
     for signatures in (two, two[:1], two[1:]):
-        assert manifest.unpack(pack(CANONICAL, signatures)) == (CANONICAL, signatures)
+        assert manifest.unpack_envelope(pack(CANONICAL, signatures)) == (CANONICAL, signatures)
     full = [(f"{i:016x}", bytes(manifest.MAX_SIGNATURE)) for i in range(manifest.MAX_SIGNATURES)]
     payload = bytes(manifest.MAX_PAYLOAD)
-    assert manifest.unpack(pack(payload, full)) == (payload, full)
+    assert manifest.unpack_envelope(pack(payload, full)) == (payload, full)
 
 
 def test_envelope_refusals():
@@ -258,14 +261,14 @@ def test_envelope_refusals():
         envelope(signatures=[but(entry, sig="A" * 688)]),
         envelope(signatures=[but(entry, keyid=f"{i:016x}") for i in range(9)]),
     ):
-        assert refused(manifest.unpack, value) == "signature", value
+        assert refused(manifest.unpack_envelope, value) == "signature", value
 
 
 def test_empty_payload_and_signature_are_envelopes_still():
     # Nothing is signed by nothing: the signature check and decode() refuse these.
-    assert manifest.unpack(envelope(payload="")) == (b"", [(KEYID, SIGNATURE)])
+    assert manifest.unpack_envelope(envelope(payload="")) == (b"", [(KEYID, SIGNATURE)])
     short = [{"keyid": KEYID, "sig": ""}]
-    assert manifest.unpack(envelope(signatures=short)) == (CANONICAL, [(KEYID, b"")])
+    assert manifest.unpack_envelope(envelope(signatures=short)) == (CANONICAL, [(KEYID, b"")])
 
 
 # -- rules
@@ -281,7 +284,7 @@ def judge(fields=FIELDS, **changes):
     }
     for name in changes:
         situation[name] = changes[name]
-    return manifest.check(fields, **situation)
+    return manifest.check_rules(fields, **situation)
 
 
 def judged(fields=FIELDS, **changes):
@@ -328,21 +331,21 @@ def test_unreadable_own_version_is_a_named_refusal():
 
 def test_offer_and_manifest_have_to_agree():
     offer = {"checksum": FIELDS["checksum"], "size": FIELDS["size"], "version": "1.2.3", "x": 1}
-    assert manifest.agree(FIELDS, offer) is None
+    assert manifest.check_offer(FIELDS, offer) is None
     for name in ("checksum", "size", "version"):
-        assert refused(manifest.agree, FIELDS, but(offer, **{name: "cd" * 32})) == "checksum"
+        assert refused(manifest.check_offer, FIELDS, but(offer, **{name: "cd" * 32})) == "checksum"
         less = dict(offer)
         del less[name]
-        assert refused(manifest.agree, FIELDS, less) == "checksum"
+        assert refused(manifest.check_offer, FIELDS, less) == "checksum"
 
 
 def test_unsigned_offer_meets_the_same_rules():
     offer = {"checksum": "ab" * 32, "size": 4096, "version": "1.2.3", "required": True}
-    fields = manifest.unsigned(offer, "esp32c3")
+    fields = manifest.unsigned_fields(offer, "esp32c3")
     assert judge(fields) is True
     assert fields["required"] is True
     assert judged(fields, running="1.2.3") == "downgrade"
     assert judged(fields, room=4095) == "image"
     for name in ("checksum", "size", "version"):
-        assert refused(manifest.unsigned, but(offer, **{name: None}), "esp32c3") == "image"
-    assert refused(manifest.unsigned, {}, "esp32c3") == "image"
+        assert refused(manifest.unsigned_fields, but(offer, **{name: None}), "esp32c3") == "image"
+    assert refused(manifest.unsigned_fields, {}, "esp32c3") == "image"

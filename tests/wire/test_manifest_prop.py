@@ -43,47 +43,47 @@ JSON = st.recursive(
 
 @given(MANIFEST)
 def test_round_trip_is_canonical_json(fields):
-    payload = manifest.encode(fields)
-    assert manifest.decode(payload) == fields
+    payload = manifest.encode_payload(fields)
+    assert manifest.decode_payload(payload) == fields
     assert payload == json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     assert len(payload) <= manifest.MAX_PAYLOAD
 
 
 @given(MANIFEST, st.data())
 def test_a_changed_byte_is_another_manifest_or_none(fields, data):
-    payload = bytearray(manifest.encode(fields))
+    payload = bytearray(manifest.encode_payload(fields))
     payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     try:
-        found = manifest.decode(bytes(payload))
+        found = manifest.decode_payload(bytes(payload))
     except manifest.Refused as error:
         assert error.code == "signature"
     else:
-        assert manifest.encode(found) == payload
+        assert manifest.encode_payload(found) == payload
 
 
 @given(st.binary(max_size=1200) | JSON.map(lambda v: json.dumps(v).encode()))
 def test_any_payload(payload):
     try:
-        fields = manifest.decode(payload)
+        fields = manifest.decode_payload(payload)
     except manifest.Refused as error:
         assert error.code == "signature"
     else:
-        assert manifest.encode(fields) == payload
+        assert manifest.encode_payload(fields) == payload
 
 
 @given(MANIFEST, st.sampled_from(["checksum", "size", "version", "required", "encryption"]), JSON)
 def test_any_value_in_a_field(fields, name, value):
     try:
-        payload = manifest.encode(fields | {name: value})
+        payload = manifest.encode_payload(fields | {name: value})
     except manifest.Refused:
         return
-    assert manifest.decode(payload) == fields | {name: value}
+    assert manifest.decode_payload(payload) == fields | {name: value}
 
 
 @given(JSON)
 def test_any_envelope(value):
     try:
-        payload, signatures = manifest.unpack(value)
+        payload, signatures = manifest.unpack_envelope(value)
     except manifest.Refused as error:
         assert error.code == "signature"
     else:
@@ -94,7 +94,7 @@ def test_any_envelope(value):
 @given(MANIFEST, MANIFEST.map(lambda m: m["version"]), st.none() | VERSION, st.integers(0, 1 << 25))
 def test_the_rules_never_let_a_version_down(fields, running, floor, room):
     try:
-        dated = manifest.check(fields, fields["device_type"], running, floor, None, room)
+        dated = manifest.check_rules(fields, fields["device_type"], running, floor, None, room)
     except manifest.Refused as error:
         assert error.code in ("downgrade", "image")
         return

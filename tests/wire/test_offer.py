@@ -24,17 +24,17 @@ def doc(**changes):
 
 def refused(fields):
     try:
-        offer.check(fields)
+        offer.check_offer(fields)
     except offer.OfferError as error:
         return error.field
     raise AssertionError(fields)
 
 
 def test_offers():
-    offer.check(doc())
-    offer.check(doc(required=True, manifest={"payload": ""}, not_before=5, not_after=9))
-    offer.check(doc(unknown=[1, 2]))
-    offer.check(doc(size=1 << 24, version="1.2.4-security"))
+    offer.check_offer(doc())
+    offer.check_offer(doc(required=True, manifest={"payload": ""}, not_before=5, not_after=9))
+    offer.check_offer(doc(unknown=[1, 2]))
+    offer.check_offer(doc(size=1 << 24, version="1.2.4-security"))
 
 
 def test_missing_fields():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.wire import adverts, ec1, scan, tlv, wifi
-from beacon_ota.wire.blufi import Refused
+from beacon_ota.wire.blufi import BlufiError
 
 shaped = st.lists(
     st.tuples(st.sampled_from([*range(12), 0x80, 0xFF]), st.binary(max_size=40)), max_size=8
@@ -15,12 +15,12 @@ shaped = st.lists(
 def test_tlv(kind, body):
     data = bytes((kind,)) + body
     try:
-        found, fields = tlv.decode(data)
-    except tlv.Malformed:
+        found, fields = tlv.decode_message(data)
+    except tlv.MalformedMessage:
         return
     assert found == kind and len(data) <= tlv.MAX_SIZE
     # What is accepted is canonical, but for the tags of later versions at its end.
-    again = tlv.encode(kind, fields)
+    again = tlv.encode_message(kind, fields)
     assert data.startswith(again)
     assert again == data or data[len(again)] >= 0x80
 
@@ -46,7 +46,7 @@ config = st.fixed_dictionaries(
 
 @given(config)
 def test_tlv_there_and_back(fields):
-    assert tlv.decode(tlv.encode(tlv.CONFIG, fields)) == (tlv.CONFIG, fields)
+    assert tlv.decode_message(tlv.encode_message(tlv.CONFIG, fields)) == (tlv.CONFIG, fields)
 
 
 @given(st.binary(max_size=200))
@@ -63,11 +63,11 @@ def test_reports_and_lists(data):
             "reason",
             "rssi",
         }
-    except Refused:
+    except BlufiError:
         pass
     try:
         assert wifi.build_list(wifi.parse_list(data)) == data
-    except Refused:
+    except BlufiError:
         pass
 
 
@@ -83,15 +83,15 @@ def test_lists_there_and_back(networks):
 )
 def test_ec1(data, type_):
     try:
-        body = ec1.parse(data, type_, (ec1.SPAKE2, ec1.ECDH))
+        body = ec1.parse_message(data, type_, (ec1.SPAKE2, ec1.ECDH))
     except ec1.Abort:
         return
-    assert ec1.build(type_, data[3], body) == data
+    assert ec1.build_message(type_, data[3], body) == data
 
 
 @given(st.binary(max_size=62), st.binary(max_size=31))
 def test_scan(first, second):
-    found = scan.read(first, second)
+    found = scan.read_payloads(first, second)
     assert set(found) <= {
         "ibeacon",
         "power",
@@ -107,9 +107,9 @@ def test_scan(first, second):
 
 @given(st.integers(0, 7), st.text("0123456789.-abc+", max_size=40), st.integers(0, 100))
 def test_scan_responses(flags, version, percent):
-    response = adverts.progress(percent) + adverts.status(flags, version)
+    response = adverts.build_progress(percent) + adverts.build_status(flags, version)
     assert len(response) <= adverts.MAX_PAYLOAD
-    assert scan.read(response) == {
+    assert scan.read_payloads(response) == {
         "progress": percent,
         "flags": flags,
         "version": version[: adverts.MAX_VERSION],

@@ -29,7 +29,7 @@ def idle(**changes):
 
 def refused(doc):
     try:
-        report.check(doc)
+        report.check_report(doc)
     except report.ReportError as error:
         assert str(error)
         return error.field
@@ -37,21 +37,23 @@ def refused(doc):
 
 
 def test_every_status_has_its_shape():
-    report.check(status())
-    report.check(idle())
-    report.check(status(update_status="downloading", progress=0))
-    report.check(status(update_status="downloading", progress=100, bytes=5, heap_free_min=9))
-    report.check(status(update_status="verifying"))
-    report.check(status(update_status="rebooting"))
-    report.check(status(update_status="failed", stage="download", code="stall", detail="x" * 200))
-    report.check(status(update_status="rolled_back", stage="boot", code="crash"))
-    report.check(status(something_new={"a": 1}))
+    report.check_report(status())
+    report.check_report(idle())
+    report.check_report(status(update_status="downloading", progress=0))
+    report.check_report(status(update_status="downloading", progress=100, bytes=5, heap_free_min=9))
+    report.check_report(status(update_status="verifying"))
+    report.check_report(status(update_status="rebooting"))
+    report.check_report(
+        status(update_status="failed", stage="download", code="stall", detail="x" * 200)
+    )
+    report.check_report(status(update_status="rolled_back", stage="boot", code="crash"))
+    report.check_report(status(something_new={"a": 1}))
 
 
 def test_every_code_belongs_to_its_stage():
     for stage in report.CODES:
         for code in report.CODES[stage]:
-            report.check(status(update_status="failed", stage=stage, code=code))
+            report.check_report(status(update_status="failed", stage=stage, code=code))
             for other in report.CODES:
                 if code not in report.CODES[other]:
                     doc = status(update_status="failed", stage=other, code=code)
@@ -101,9 +103,9 @@ def test_wrong_types_are_named():
 
 def test_journal():
     entry = [1, 0, "boot", "crash", "x" * 80]
-    report.check(idle(journal=[]))
-    report.check(idle(journal=[entry, [2, 1735689085, "wifi", "drop", ""]]))
-    report.check(idle(journal=[[i, 0, "a", "b", "é" * 80] for i in range(1, 9)]))
+    report.check_report(idle(journal=[]))
+    report.check_report(idle(journal=[entry, [2, 1735689085, "wifi", "drop", ""]]))
+    report.check_report(idle(journal=[[i, 0, "a", "b", "é" * 80] for i in range(1, 9)]))
     for bad in (
         None,
         {},
@@ -130,7 +132,7 @@ def test_journal():
 
 def test_a_final_report_survives_its_decoration():
     whole = status(update_status="failed", stage="flash", code="write", detail="sector 3", bytes=7)
-    assert report.read(whole) == (whole, [])
+    assert report.read_report(whole) == (whole, [])
     for name, values in (
         ("firmware_version", (None, "", "1", 5)),
         ("previous_version", (None, "x")),
@@ -143,7 +145,7 @@ def test_a_final_report_survives_its_decoration():
         for value in values:
             doc = dict(whole)
             doc[name] = value
-            fields, faults = report.read(doc)
+            fields, faults = report.read_report(doc)
             assert faults == [name] and name not in fields, (name, value)
             for other in whole:
                 assert other == name or fields[other] == whole[other]
@@ -160,7 +162,7 @@ def test_what_a_report_cannot_do_without():
         (status(image_sha256="", updated_at=-1), "image_sha256"),
     ):
         try:
-            report.read(doc)
+            report.read_report(doc)
         except report.ReportError as error:
             assert error.field == field
         else:
@@ -173,7 +175,7 @@ def test_details_are_cut():
         ("é" * 150, "é" * 100),
     ):
         doc = status(update_status="failed", stage="flash", code="write", detail=sent)
-        fields, faults = report.read(doc)
+        fields, faults = report.read_report(doc)
         assert fields["detail"] == kept and faults == ["detail"]
 
 
@@ -185,18 +187,18 @@ def test_a_reason_that_is_not_known_is_still_read_by_people():
         ("failed", 5, [], "as it was", "as it was"),
     ):
         doc = status(update_status=word, stage=stage, code=code, detail=detail)
-        fields, faults = report.read(doc)
+        fields, faults = report.read_report(doc)
         assert fields["detail"] == kept and faults[0] in ("stage", "code")
         assert "stage" not in fields and "code" not in fields
 
 
 def test_idle_lets_go_of_an_attempt():
-    fields, faults = report.read(idle(attempt_id=ID, firmware_id="x"))
+    fields, faults = report.read_report(idle(attempt_id=ID, firmware_id="x"))
     assert faults == ["attempt_id", "firmware_id"]
     assert "attempt_id" not in fields and "firmware_id" not in fields
 
 
 def test_the_journal_is_left_to_its_own_rule():
     for sent in (None, "x", [5], [[1, 0, "a", "b" * 17, ""]]):
-        fields, faults = report.read(idle(journal=sent))
+        fields, faults = report.read_report(idle(journal=sent))
         assert faults == ["journal"] and fields["journal"] == sent

@@ -49,7 +49,7 @@ OFFER = st.fixed_dictionaries(
 @given(REPORT | JSON)
 def test_reports(doc):
     try:
-        report.check(doc)
+        report.check_report(doc)
     except report.ReportError as error:
         assert error.field and error.reason
         return
@@ -61,13 +61,13 @@ def test_reports(doc):
 @given(REPORT | JSON)
 def test_what_is_read_of_a_report_is_within_the_bounds(doc):
     try:
-        fields, faults = report.read(doc)
+        fields, faults = report.read_report(doc)
     except report.ReportError as error:
         assert error.field in ("body", "update_status", "attempt_id", "firmware_id", "image_sha256")
         return
     assert fields["update_status"] in report.STATUSES
     fields.pop("journal", None)  # has a rule of its own
-    again, left = report.read(fields)
+    again, left = report.read_report(fields)
     assert again == fields and set(left) <= {*faults, "stage", "code"}
     assert not set(left) & set(again)  # what is still wrong is that it is not there
     if fields["update_status"] in ("failed", "rolled_back"):
@@ -77,7 +77,7 @@ def test_what_is_read_of_a_report_is_within_the_bounds(doc):
 @given(OFFER | JSON)
 def test_offers(doc):
     try:
-        offer.check(doc)
+        offer.check_offer(doc)
     except offer.OfferError as error:
         assert error.field
         return
@@ -87,7 +87,7 @@ def test_offers(doc):
 
 @given(st.text(), st.integers(0, 300))
 def test_clip(text, limit):
-    short = shapes.clip(text, limit)
+    short = shapes.clip_text(text, limit)
     assert text.startswith(short) and len(short.encode()) <= limit
     if short != text:
         assert len(text[: len(short) + 1].encode()) > limit

@@ -1,13 +1,13 @@
-from beacon_ota.wire.shapes import clip, is_hex, is_number
+from beacon_ota.wire.shapes import clip_text, is_hex, is_number
 
 
 def test_clip_cuts_between_characters():
-    assert clip("abc", 3) == "abc"
-    assert clip("abcd", 3) == "abc"
-    assert clip("aéé", 4) == "aé"
-    assert clip("aéé", 3) == "aé"
-    assert clip("€", 2) == ""
-    assert clip("", 0) == ""
+    assert clip_text("abc", 3) == "abc"
+    assert clip_text("abcd", 3) == "abc"
+    assert clip_text("aéé", 4) == "aé"
+    assert clip_text("aéé", 3) == "aé"
+    assert clip_text("€", 2) == ""
+    assert clip_text("", 0) == ""
 
 
 def test_hex_and_numbers():

@@ -60,13 +60,13 @@ BAD = (
 
 def test_what_a_beacon_can_use():
     for text, found in GOOD.items():
-        assert url.parse(text) == found, text
+        assert url.parse_url(text) == found, text
 
 
 def test_what_it_cannot():
     for text in BAD:
         try:
-            url.parse(text)
+            url.parse_url(text)
         except ValueError as error:
             assert str(error), text
         else:

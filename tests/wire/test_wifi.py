@@ -1,13 +1,13 @@
 from binascii import unhexlify as unhex
 
 from beacon_ota.wire import wifi
-from beacon_ota.wire.blufi import E_FORMAT, MAX_MESSAGE, Refused
+from beacon_ota.wire.blufi import E_FORMAT, MAX_MESSAGE, BlufiError
 
 
 def refused(call, data):
     try:
         call(data)
-    except Refused as error:
+    except BlufiError as error:
         return error.code == E_FORMAT
     return False
 

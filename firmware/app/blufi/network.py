@@ -6,7 +6,7 @@ import sys
 
 from net.wifi import DRIVER
 from wire import blufi, wifi
-from wire.blufi import E_FORMAT, E_SCAN, E_STATE, Refused
+from wire.blufi import E_FORMAT, E_SCAN, E_STATE, BlufiError
 
 
 class Network:
@@ -18,48 +18,48 @@ class Network:
         self.state = None  # of the attempt
         self.refused = None  # "storage" when NVS did not take a network that works
 
-    def trying(self):
+    def is_trying(self):
         return self.state == wifi.CONNECTING
 
     # Takes what has to do with networks; True when there is something to be told soon.
-    async def take(self, kind, data, send):
+    async def handle_message(self, kind, data, send):
         if kind == blufi.SET_OPMODE:
             if data != bytes((wifi.OPMODE_STA,)):
-                raise Refused(E_FORMAT)  # it is nobody's access point
+                raise BlufiError(E_FORMAT)  # it is nobody's access point
         elif kind == blufi.STA_SSID:
             if not 0 < len(data) <= wifi.MAX_SSID:
-                raise Refused(E_FORMAT)
+                raise BlufiError(E_FORMAT)
             self._ssid = data
             self._password = b""
         elif kind == blufi.STA_PASSWORD:
             if len(data) > wifi.MAX_PASSWORD:
-                raise Refused(E_FORMAT)
+                raise BlufiError(E_FORMAT)
             self._password = data
         elif kind == blufi.CONNECT:
             self._connect()
         elif kind == blufi.GET_STATUS:
-            send(blufi.REPORT, self.report())
+            send(blufi.REPORT, self.build_report())
         elif kind == blufi.GET_LIST:
-            send(blufi.LIST, await self._list())
+            send(blufi.LIST, await self._list_networks())
 
     def _connect(self):
         if not self._ssid:
-            raise Refused(E_FORMAT)
-        if self.trying():
-            raise Refused(E_STATE)
+            raise BlufiError(E_FORMAT)
+        if self.is_trying():
+            raise BlufiError(E_STATE)
         self.state = wifi.CONNECTING
         self.refused = None
         self._server.network = self
-        asyncio.create_task(self._attempt(self._ssid, self._password))
+        asyncio.create_task(self._try_network(self._ssid, self._password))
 
     # A task of its own without a supervisor: nothing may come out of it.
-    async def _attempt(self, ssid, password):
+    async def _try_network(self, ssid, password):
         beacon = self._server.beacon
         station = beacon.wifi
         store = beacon.store
         await station.claim()
         try:
-            known = ssid == station.ssid == store.blob("wifi_ssid") and station.up()
+            known = ssid == station.ssid == store.blob("wifi_ssid") and station.is_up()
             if known and password == store.blob("wifi_pass") or await station.join(ssid, password):
                 values = {"wifi_ssid": ssid, "wifi_pass": password or None}
                 if store.policy("legacy"):
@@ -67,8 +67,8 @@ class Network:
                 store.put_all(values)
                 store.load_policy()
                 self.state = wifi.CONNECTED
-                self._server.changed()
-                beacon.settled()
+                self._server.check_provisioned()
+                beacon.on_provisioned()
             else:
                 self._reason = station.reason
                 self.state = wifi.FAILED
@@ -85,13 +85,13 @@ class Network:
         self._server.network = None
 
     # How it stands: with the attempt while there was one, else with the network there is.
-    def report(self):
+    def build_report(self):
         station = self._server.beacon.wifi
-        if self.trying():
+        if self.is_trying():
             return wifi.build_report(wifi.CONNECTING, ssid=self._ssid)
         if self.state == wifi.FAILED:
             return wifi.build_report(wifi.FAILED, ssid=self._ssid, reason=self._reason)
-        if not station.up():
+        if not station.is_up():
             return wifi.build_report(wifi.FAILED, ssid=station.ssid, reason=station.reason)
         try:
             rssi = station.wlan.status("rssi")
@@ -99,25 +99,25 @@ class Network:
             rssi = wifi.UNKNOWN_RSSI  # it has just been lost
         return wifi.build_report(wifi.CONNECTED, ssid=station.ssid, rssi=rssi)
 
-    async def _list(self):
+    async def _list_networks(self):
         station = self._server.beacon.wifi
-        if self.trying():
-            raise Refused(E_SCAN)
+        if self.is_trying():
+            raise BlufiError(E_SCAN)
         await station.claim()
         try:
-            return wifi.build_list(_scan(station))
+            return wifi.build_list(_scan_networks(station))
         except DRIVER as error:
             print("wifi: scan:", error)
-            raise Refused(E_SCAN)
+            raise BlufiError(E_SCAN)
         finally:
             station.release()
 
 
 # [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s meanwhile, and
 # finds nothing while it is joining; raises DRIVER when it will not scan.
-def _scan(station):
-    if not station.up():
-        station.leave()
+def _scan_networks(station):
+    if not station.is_up():
+        station.disconnect()
     found = {}
     for one in station.wlan.scan():
         if one[0] and one[3] > found.get(one[0], -999):

@@ -7,8 +7,8 @@ import sys
 import time
 
 from event import AutoResetEvent
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import adverts
 
 _WRITE = const(0x0008)
@@ -30,7 +30,7 @@ _ALWAYS = const(2)
 
 # Why provisioning is open, "" while it is not. `fresh`: it was never provisioned; `button`: ms for
 # which somebody who is there opened it; `lost`: ms without any network, of `limit` seconds allowed.
-def opened(policy, fresh, button, lost, limit):
+def open_reason(policy, fresh, button, lost, limit):
     if policy == _NEVER:
         return ""
     if button > 0:
@@ -46,158 +46,160 @@ class Server:
 
         store = beacon.store
         self.beacon = beacon
-        self._rx = self.tx = 0
+        self._rx = self.tx_handle = 0
         self._link = None  # who is served
-        self.gone = True  # and has left
+        self.client_gone = True  # and has left
         self._frames = []
-        self.line = []  # (link, frames) of those who wait
-        self.proved = False  # who is served knows the secret
+        self.queue = []  # (link, frames) of those who wait
+        self.client_proved = False  # who is served knows the secret
         self._wake = AutoResetEvent()
-        self._why = ""
+        self._open_reason = ""
         self._button = 0  # ms
         self._lost = 0  # ms
-        self._looked = self.failed = time.ticks_ms()
+        self._checked_at = self.last_failure = time.ticks_ms()
         # Guesses at the PIN that were not right, and the ticks of the last: the handshake's.
         self.failures = store.number("pin_fail")
         self._suites = 1 if len(store.blob("pop")) else 0
         self._suites |= 2 if len(store.blob("pin_w", _ENROLLED)) else 0
         self.network = None  # an attempt to join one, which outlives the client
-        self.changed()
+        self.check_provisioned()
         service = (
             (bluetooth.UUID(0xFF01), _WRITE),
             (bluetooth.UUID(0xFF02), _READ_NOTIFY),
         )
-        beacon.radio.add((bluetooth.UUID(0xFFFF), service), self)
+        beacon.radio.add_service((bluetooth.UUID(0xFFFF), service), self)
 
     # -- the window
 
     # The settings may have. Provisioned is who has a network, and the key that the orchestrator
     # knows it by.
-    def changed(self):
+    def check_provisioned(self):
         store = self.beacon.store
-        key = store.blob("beacon_key")
-        self.provisioned = bool(store.blob("wifi_ssid")) and len(key) == _KEY
+        beacon_key = store.blob("beacon_key")
+        self.provisioned = bool(store.blob("wifi_ssid")) and len(beacon_key) == _KEY
 
-    def locked(self):
+    def is_locked(self):
         return self.failures >= _LOCK
 
     # Somebody is there: pressed the button, or left before all was well.
-    def open(self, still=True):
+    def open_window(self, still=True):
         self._button = 1000 * self.beacon.store.policy("open_s") if still else 0
-        self.look()
+        self.update_window()
 
-    def look(self):
+    def update_window(self):
         beacon = self.beacon
         policy = beacon.store.policy
-        passed = time.ticks_diff(time.ticks_ms(), self._looked)
+        passed = time.ticks_diff(time.ticks_ms(), self._checked_at)
         if passed >= _LOOK:
-            self._looked = time.ticks_ms()
+            self._checked_at = time.ticks_ms()
             self._button = max(0, self._button - passed)
             self._lost = min(self._lost + passed, _LONG)
         if beacon.wifi.state == "got_ip":
             self._lost = 0
         why = ""
         if self._suites or policy("legacy"):
-            why = opened(
+            why = open_reason(
                 policy("blufi"), not self.provisioned, self._button, self._lost, policy("lost_s")
             )
-        if why != self._why:
-            self._why = why
+        if why != self._open_reason:
+            self._open_reason = why
             print("provisioning:", why or "closed")
             name = beacon.radio.name
-            beacon.radio.offer(adverts.provisionable(name, self._suites) if why else b"")
+            beacon.radio.set_alternate_adv(
+                adverts.build_provisionable(name, self._suites) if why else b""
+            )
 
     # -- what the radio tells
 
     def on_handles(self, ble, handles):
-        self._rx, self.tx = handles
+        self._rx, self.tx_handle = handles
         ble.gatts_set_buffer(self._rx, _BUFFER)
 
     def on_disconnect(self, link):
-        if not self.gone and link == self._link:
-            self.gone = True
+        if not self.client_gone and link == self._link:
+            self.client_gone = True
             self._wake.set()
-        self.line = [one for one in self.line if one[0] != link]
-        self._press()
+        self.queue = [one for one in self.queue if one[0] != link]
+        self._mark_contested()
 
     def on_write(self, link, handle, data):
         if handle != self._rx:
             return
         part = 1
         frames = self._frames
-        if self.gone or link != self._link:
+        if self.client_gone or link != self._link:
             part = _OTHERS
-            frames = self._place(link, data)
+            frames = self._queue_frames(link, data)
         if frames is None:
             return
         waiting = sum([len(frame) for frame in frames]) + len(data)
         if len(frames) * part >= _FRAMES or waiting * part > _BYTES:
-            self.beacon.radio.cut(link)  # not too fast
+            self.beacon.radio.disconnect(link)  # not too fast
             return
         frames.append(data)
         self._wake.set()
 
     # Where the frames of somebody wait who is not served yet; None when he will not be.
-    def _place(self, link, data):
-        for one, frames in self.line:
+    def _queue_frames(self, link, data):
+        for one, frames in self.queue:
             if one == link:
                 return frames
-        from blufi import line
+        from blufi import queue
 
-        frames = line.join(self, link, data, bool(self._why))
-        line = None
-        forget("blufi.line")
-        self._press()
+        frames = queue.enqueue(self, link, data, bool(self._open_reason))
+        queue = None
+        unload("blufi.queue")
+        self._mark_contested()
         return frames
 
     # Is somebody waiting for the place of who is served?
-    def _press(self):
-        self.beacon.radio.wanted = None if self.gone or not self.line else self._link
+    def _mark_contested(self):
+        self.beacon.radio.contested = None if self.client_gone or not self.queue else self._link
 
     # -- the session
 
     # The next frame, None when there is none for `ms` or the client has gone.
-    async def frame(self, ms):
-        if not self._frames and not self.gone:
+    async def next_frame(self, ms):
+        if not self._frames and not self.client_gone:
             await self._wake.wait_ms(ms)
-        return self._frames.pop(0) if self._frames and not self.gone else None
+        return self._frames.pop(0) if self._frames and not self.client_gone else None
 
     async def run(self):
         while True:
-            self.look()
-            if not self.line:
+            self.update_window()
+            if not self.queue:
                 await self._wake.wait_ms(_LOOK)
                 continue
-            link, frames = self.line.pop(0)
-            if not self._why:  # closed meanwhile
-                self.beacon.radio.cut(link)
+            link, frames = self.queue.pop(0)
+            if not self._open_reason:  # closed meanwhile
+                self.beacon.radio.disconnect(link)
                 continue
             self._link, self._frames = link, frames
-            self.gone = self.proved = False
-            await self._serve(link)
+            self.client_gone = self.client_proved = False
+            await self._serve_client(link)
 
     # Whatever a client can make of it, the next one finds everything as it was. Dying is no way
     # out: a task that dies three times resets the chip, and no client may do that.
-    async def _serve(self, link):
-        modules = ()
-        self._press()
+    async def _serve_client(self, link):
+        loaded = "blufi.session"
+        self._mark_contested()
         try:
             from blufi import session
 
-            modules = session.MODULES
+            loaded = session.MODULES
             await session.Session(self, link).run()
         except Exception as error:
-            from describe import describe
+            from describe import describe_error
 
             sys.print_exception(error)
-            self.beacon.journal.write("blufi", "crash", describe(error))
+            self.beacon.journal.write("blufi", "crash", describe_error(error))
         session = None
         end = time.ticks_add(time.ticks_ms(), _GOODBYE)
-        while not self.gone and time.ticks_diff(end, time.ticks_ms()) > 0:
+        while not self.client_gone and time.ticks_diff(end, time.ticks_ms()) > 0:
             await self._wake.wait_ms(_GOODBYE // 4)
-        if not self.gone:
-            self.beacon.radio.cut(link)
+        if not self.client_gone:
+            self.beacon.radio.disconnect(link)
         self._frames = []
         self._link = None
-        self.gone = True
-        forget("blufi.session", *modules)
+        self.client_gone = True
+        unload(loaded)

@@ -10,8 +10,8 @@
 import asyncio
 import errno
 
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import blufi
 from wire.blufi import (
     E_DECRYPT,
@@ -19,32 +19,17 @@ from wire.blufi import (
     E_SECURITY,
     ERROR,
     NEGOTIATE,
+    BlufiError,
     Link,
-    Refused,
 )
 
 # What nobody needs any more once there are keys, and what nobody else needs at all.
-EXCHANGE = (
-    "blufi.handshake",
-    "crypto.exchange",
-    "crypto.p256",
-    "crypto.base",
-    "crypto.hkdf",
-    "wire.ec1",
-    "wire.spake2",
+_EXCHANGE = const(
+    "blufi.handshake crypto.exchange crypto.p256 crypto.base crypto.hkdf wire.ec1 wire.spake2"
 )
-MODULES = EXCHANGE + (
-    "blufi.settings",
-    "blufi.network",
-    "crypto.blufi_v1",
-    "crypto.ccm",
-    "factory",
-    "identity",
-    "wire.blufi",
-    "wire.records",
-    "wire.url",
-    "wire.tlv",
-    "wire.wifi",
+MODULES = _EXCHANGE + (
+    " blufi.session blufi.settings blufi.network crypto.blufi_v1 crypto.ccm factory_reset identity "
+    "wire.blufi wire.records wire.url wire.tlv wire.wifi"
 )
 
 _CLEAR = const(0)
@@ -72,7 +57,7 @@ class Session:
         self._negotiation = None
         self._settings = None
         self._mistakes = 0
-        self._over = False
+        self._ended = False
 
     async def run(self):
         radio = self._server.beacon.radio
@@ -80,34 +65,34 @@ class Session:
         # People with Espressif's app type passwords before they send the first one. With nothing to
         # prove, they have as long as that.
         if self._legacy:
-            radio.keep(self._peer, _FRIEND, _FRIEND, _STRANGER)
+            radio.set_idle_timeout(self._peer, _FRIEND, _FRIEND, _STRANGER)
         else:
-            radio.keep(self._peer, _STRANGER, _STRANGER, _SHARE)
-        while not self._over and not self._server.gone:
-            frame = await self._server.frame(_LOOK)
-            self._server.look()
+            radio.set_idle_timeout(self._peer, _STRANGER, _STRANGER, _SHARE)
+        while not self._ended and not self._server.client_gone:
+            frame = await self._server.next_frame(_LOOK)
+            self._server.update_window()
             if frame is None:
                 if self._settings:
-                    self._settings.tell(self.send)
+                    self._settings.push_changes(self.send)
             else:
-                await self._take(frame)
+                await self._handle_frame(frame)
             await self._flush()
             await asyncio.sleep_ms(0)  # frames that wait must not keep others waiting
         if self._settings:
-            self._settings.end()
+            self._settings.close()
 
-    async def _take(self, frame):
+    async def _handle_frame(self, frame):
         try:
             message = self._link.receive(frame)
-        except Refused as error:
+        except BlufiError as error:
             # After a frame that does not open, none will: the session is over.
-            self._error(error.code, error.code == E_DECRYPT)
+            self._send_error(error.code, error.code == E_DECRYPT)
             return
         if message is None:
             return
         kind = message.type
-        if not self._permitted(message):
-            self._error(E_SECURITY, True)
+        if not self._is_permitted(message):
+            self._send_error(E_SECURITY, True)
         elif kind == NEGOTIATE:
             await self._negotiate(message.data)
         elif kind == blufi.SET_SECURITY:
@@ -116,15 +101,15 @@ class Session:
         elif kind == blufi.GET_VERSION:
             self.send(blufi.VERSION, blufi.PROTOCOL)
         elif kind == blufi.DISCONNECT_BLE:
-            self._over = True
+            self._ended = True
         elif kind not in (blufi.ACK, ERROR):
-            await self._provision(message)
+            await self._handle_request(message)
 
-    def _permitted(self, message):
+    def _is_permitted(self, message):
         kind = message.type
         if self._level == _EC1:
             return message.sealed or kind in (blufi.ACK, ERROR, NEGOTIATE)
-        if blufi.in_clear(kind):
+        if blufi.allowed_in_clear(kind):
             return True
         # Espressif's app seals names and passwords, but not every request.
         return self._level == _V1 and (
@@ -132,14 +117,14 @@ class Session:
         )
 
     # What a peer did wrong. It may go on, unless that went too far, or too often.
-    def _error(self, code, fatal=False):
+    def _send_error(self, code, fatal=False):
         self.send(ERROR, bytes((code,)))
-        self._blame(fatal)
+        self._count_mistake(fatal)
 
-    def _blame(self, fatal):
+    def _count_mistake(self, fatal):
         self._mistakes += 1
         if fatal or self._mistakes > _MISTAKES:
-            self._over = True
+            self._ended = True
 
     def send(self, kind, data=b""):
         self._link.send(kind, data)
@@ -148,49 +133,49 @@ class Session:
     async def _flush(self):
         radio = self._server.beacon.radio
         self._link.mtu = radio.mtu(self._peer)
-        while not self._server.gone:
+        while not self._server.client_gone:
             frame = self._link.transmit()
             if frame is None:
                 return
             for _ in range(_TRIES):
                 try:
-                    radio.notify(self._peer, self._server.tx, frame)
+                    radio.notify(self._peer, self._server.tx_handle, frame)
                     break
                 except OSError as error:
                     if error.errno != errno.ENOMEM:
-                        self._over = True
+                        self._ended = True
                         return
                 await asyncio.sleep_ms(20)
             else:
-                self._over = True
+                self._ended = True
                 return
 
     # -- agreeing on a key
 
     async def _negotiate(self, data):
         if data and data[0] == _MAGIC:
-            await self._ec1(data)
+            await self._negotiate_ec1(data)
         elif self._legacy and self._level != _EC1:
-            await self._v1(data)
+            await self._negotiate_v1(data)
         elif data and data[0] <= 4:
             # Espressif's app. Left alone, it would send the password in the clear now.
-            self._error(E_SECURITY, True)
+            self._send_error(E_SECURITY, True)
             self.send(NEGOTIATE, b"\0")
         else:
-            self._error(E_FORMAT)
+            self._send_error(E_FORMAT)
 
-    async def _ec1(self, data):
+    async def _negotiate_ec1(self, data):
         if self._exchange is None:
             from blufi.handshake import Handshake
 
             self._exchange = Handshake(self._server, self._level != _CLEAR)
         exchange = self._exchange
-        reply = await exchange.take(data)
+        reply = await exchange.handle_message(data)
         if reply:
             self.send(NEGOTIATE, reply)
             await self._flush()
-        if exchange.pending():
-            await exchange.work()
+        if exchange.awaits_fin():
+            await exchange.compute_keys()
             return
         if exchange.keys:
             from crypto.ccm import Ccm
@@ -198,30 +183,30 @@ class Session:
 
             self._link.protect(_SEALED, Records(Ccm, exchange.keys, True))
             self._level = _EC1
-            self._trust()
+            self._trust_client()
         else:
-            self._blame(exchange.fatal)
+            self._count_mistake(exchange.fatal)
         self._exchange = exchange = None
-        forget(*EXCHANGE)
+        unload(_EXCHANGE)
 
     # Who has proved the secret takes his time, and nobody waits for so long.
-    def _trust(self):
+    def _trust_client(self):
         server = self._server
         radio = server.beacon.radio
-        server.proved = True
-        radio.keep(self._peer, _FRIEND, _LONGEST, _LONGEST)
-        for link, _ in server.line:
-            radio.cut(link)
+        server.client_proved = True
+        radio.set_idle_timeout(self._peer, _FRIEND, _LONGEST, _LONGEST)
+        for link, _ in server.queue:
+            radio.disconnect(link)
 
-    async def _v1(self, data):
+    async def _negotiate_v1(self, data):
         if self._negotiation is None:
             from crypto.blufi_v1 import Negotiation
 
             self._negotiation = Negotiation()
         try:
             public = self._negotiation.receive(data)
-        except Refused as error:
-            self._error(error.code)
+        except BlufiError as error:
+            self._send_error(error.code)
             return
         if public:
             self.send(NEGOTIATE, public)
@@ -231,12 +216,12 @@ class Session:
 
     # -- what it is all for
 
-    async def _provision(self, message):
+    async def _handle_request(self, message):
         if self._settings is None:
             from blufi.settings import Settings
 
             self._settings = Settings(self._server, self._level == _EC1)
         try:
-            await self._settings.take(message, self.send)
-        except Refused as error:
-            self._error(error.code)
+            await self._settings.handle_message(message, self.send)
+        except BlufiError as error:
+            self._send_error(error.code)

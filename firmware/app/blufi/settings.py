@@ -4,13 +4,13 @@
 import asyncio
 from binascii import unhexlify
 
-import factory
+import factory_reset
 import identity
 import machine
 from micropython import const
 from services import positioning
 from wire import blufi, tlv, wifi
-from wire.blufi import E_SECURITY, Refused
+from wire.blufi import E_SECURITY, BlufiError
 
 from blufi.network import Network
 
@@ -24,63 +24,63 @@ class Settings:
         self._beacon = server.beacon
         self._trusted = trusted
         self._network = server.network or Network(server)
-        self._told = self._network.state
-        self._state = None  # the last STATE that was sent unasked
+        self._reported_state = self._network.state
+        self._sent_state = None  # the last STATE that was sent unasked
         self._watched = False
 
-    async def take(self, message, send):
+    async def handle_message(self, message, send):
         kind = message.type
         if kind != blufi.CUSTOM:
-            await self._network.take(kind, message.data, send)
+            await self._network.handle_message(kind, message.data, send)
             self._watched = self._watched or kind == blufi.CONNECT
         elif not self._trusted:
-            raise Refused(E_SECURITY)
+            raise BlufiError(E_SECURITY)
         else:
-            send(blufi.CUSTOM, self._custom(message.data))
+            send(blufi.CUSTOM, self._handle_custom(message.data))
 
     # Anything new for a client who waits?
-    def tell(self, send):
+    def push_changes(self, send):
         if self._network.refused:
-            self._push(send)  # why the report says that it failed
+            self._push_state(send)  # why the report says that it failed
         state = self._network.state
-        if state != self._told:
-            self._told = state
-            send(blufi.REPORT, self._network.report())
-        self._push(send)
+        if state != self._reported_state:
+            self._reported_state = state
+            send(blufi.REPORT, self._network.build_report())
+        self._push_state(send)
 
-    def _push(self, send):
+    def _push_state(self, send):
         if self._watched and self._trusted:
-            state = self._describe(self._network.refused)
-            if state != self._state:
-                self._state = state
+            state = self._build_state(self._network.refused)
+            if state != self._sent_state:
+                self._sent_state = state
                 send(blufi.CUSTOM, state)
 
     # The client goes. Unless all is well, there is something left to be put right.
-    def end(self):
+    def close(self):
         if not self._watched or not self._trusted:
             return
         joined = self._network.state in (None, wifi.CONNECTED)
-        self._server.open(not joined or self._beacon.agent.word != "ok")
+        self._server.open_window(not joined or self._beacon.agent.last_poll_result != "ok")
 
     # -- custom data: a message, and the STATE that answers it
 
-    def _custom(self, data):
+    def _handle_custom(self, data):
         try:
-            kind, fields = tlv.decode(data)
+            kind, fields = tlv.decode_message(data)
             if kind == tlv.CONFIG:
                 self._configure(fields)
             elif kind == tlv.CREDENTIALS:
                 self._beacon.store.put("creds", fields["creds"] or None)
             elif kind == tlv.FORGET:
-                self._forget()
+                self._forget_all()
             elif kind != tlv.QUERY:
-                return self._describe("message")
-        except tlv.Malformed as error:
-            return self._describe(error.field or "message")
+                return self._build_state("message")
+        except tlv.MalformedMessage as error:
+            return self._build_state(error.field or "message")
         except OSError as error:
             print("settings:", error)
-            return self._describe("storage")
-        return self._describe()
+            return self._build_state("storage")
+        return self._build_state()
 
     # All of it or nothing. What is empty is taken away.
     def _configure(self, fields):
@@ -94,36 +94,36 @@ class Settings:
         if "wifi2_ssid" in fields and "wifi2_pass" not in fields:
             values["wifi2_pass"] = None
         if "beacon_key" in fields and not beacon.store.text("beacon_id"):
-            values["beacon_id"] = identity.read(beacon.store).encode()
+            values["beacon_id"] = identity.read_id(beacon.store).encode()
         beacon.store.put_all(values)
         if "ibeacon" in fields:
-            beacon.radio.position(positioning.frame(beacon.store))
+            beacon.radio.set_ibeacon(positioning.build_frame(beacon.store))
         self._watched = True
-        self._server.changed()
-        beacon.settled()
+        self._server.check_provisioned()
+        beacon.on_provisioned()
 
-    def _forget(self):
+    def _forget_all(self):
         self._beacon.journal.write("blufi", "forgot")
-        factory.forget(self._beacon.store)
-        asyncio.create_task(_reset())
+        factory_reset.erase_provisioned(self._beacon.store)
+        asyncio.create_task(_reset_soon())
 
-    def _describe(self, refused=None):
+    def _build_state(self, refused=None):
         beacon = self._beacon
         up = beacon.wifi.state == "got_ip"
-        return tlv.encode(
+        return tlv.encode_message(
             tlv.STATE,
             {
-                "beacon_id": identity.read(beacon.store),
+                "beacon_id": identity.read_id(beacon.store),
                 "version": beacon.version[:64],
-                "image": unhexlify(beacon.image) if beacon.image else None,
+                "image": unhexlify(beacon.image_sha256) if beacon.image_sha256 else None,
                 "ip": beacon.wifi.wlan.ifconfig()[0] if up else None,
-                "poll": beacon.agent.word,
+                "poll": beacon.agent.last_poll_result,
                 "device_type": beacon.device_type,
                 "refused": refused,
             },
         )
 
 
-async def _reset():
+async def _reset_soon():
     await asyncio.sleep_ms(_FAREWELL)
     machine.reset()

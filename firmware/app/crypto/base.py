@@ -12,7 +12,7 @@ _TOP = const(16)  # 1 << (_WIDTH - 1)
 
 # Entry i is (2^(_COLUMNS·(_WIDTH-1)) + the sum of ±2^(_COLUMNS·t), plus where bit t of i is set)·G,
 # 64 bytes each.
-_TABLE = (
+_TABLE = const(
     b"\x84\x29\xdf\xdd\x7f\xd0\x81\xc5\xc7\x0c\x60\xad\x4a\xcd\xa0\xcb"
     b"\xf8\x8c\x60\xc8\x3a\x22\xaa\xd4\xf9\x52\x76\xd2\xc7\xe5\x4b\xee"
     b"\xc0\x56\xe5\x44\x85\x18\x97\xe6\x8b\xae\x07\x1e\x20\xf9\xff\x59"
@@ -81,11 +81,11 @@ _TABLE = (
 
 
 def multiply(k, plus=None):
-    return p256.run(steps(k, plus))
+    return p256.run_steps(multiply_steps(k, plus))
 
 
 # k·G + plus. An even scalar has no such digits, so its negative is taken, which is odd.
-def steps(k, plus=None):
+def multiply_steps(k, plus=None):
     k %= p256.N
     if not k:
         return plus
@@ -97,27 +97,27 @@ def steps(k, plus=None):
     x, y, z = 0, 1, 0
     for column in range(_COLUMNS - 1, -1, -1):
         x, y, z = p256.double(x, y, z, 1)
-        x, y, z = p256.mixed(x, y, z, _column(signs >> column))
+        x, y, z = p256.add_mixed(x, y, z, _column_point(signs >> column))
         yield
     if even:
         y = p256.P - y
     if plus:
-        x, y, z = p256.mixed(x, y, z, plus)
-    return p256.affine((x, y, z))
+        x, y, z = p256.add_mixed(x, y, z, plus)
+    return p256.to_affine((x, y, z))
 
 
 # What the digits _COLUMNS apart from the lowest one stand for together. Half a table is enough:
 # where the top digit is -1 it is the negative of the entry for the opposite digits.
-def _column(signs):
+def _column_point(signs):
     index = 0
     for tooth in range(_WIDTH):
         index |= (signs >> _COLUMNS * tooth & 1) << tooth
     if index & _TOP:
-        return _entry(index & (_TOP - 1))
-    return p256.negate(_entry(~index & (_TOP - 1)))
+        return _table_point(index & (_TOP - 1))
+    return p256.negate(_table_point(~index & (_TOP - 1)))
 
 
-def _entry(index):
+def _table_point(index):
     at = index << 6
     x = int.from_bytes(_TABLE[at : at + 32], "big")
     return x, int.from_bytes(_TABLE[at + 32 : at + 64], "big")

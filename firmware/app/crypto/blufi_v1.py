@@ -8,7 +8,7 @@ from os import urandom
 
 from cryptolib import aes
 from micropython import const
-from wire.blufi import E_DH_PARAM, E_FORMAT, Refused
+from wire.blufi import E_DH_PARAM, E_FORMAT, BlufiError
 
 from . import xor
 
@@ -41,23 +41,23 @@ class Negotiation:
 
     def receive(self, data):
         if not data:
-            raise Refused(E_FORMAT)
+            raise BlufiError(E_FORMAT)
         if data[0] == 0:
             return self._announce(data)
         if data[0] == 1:
             return self._agree(data)
         if data[0] <= 4:  # P, G and K one by one: defined, and done by nobody
             return None
-        raise Refused(E_FORMAT)
+        raise BlufiError(E_FORMAT)
 
     def _announce(self, data):
         if len(data) < 3:
-            raise Refused(E_FORMAT)
+            raise BlufiError(E_FORMAT)
         self.cipher = None
         self._announced = data[1] << 8 | data[2]
         if not 0 < self._announced <= _MAX_PARAMS:
             self._announced = 0
-            raise Refused(E_DH_PARAM)
+            raise BlufiError(E_DH_PARAM)
         self._secret = int.from_bytes(self._random(32), "big")
         self._public = pow(2, self._secret, int.from_bytes(_PRIME, "big"))
 
@@ -65,14 +65,14 @@ class Negotiation:
         announced = self._announced
         self._announced = 0
         if not announced or len(data) - 1 < announced:
-            raise Refused(E_DH_PARAM)
-        p, at = _field(data, 1)
-        g, at = _field(data, at)
-        k, at = _field(data, at)
+            raise BlufiError(E_DH_PARAM)
+        p, at = _read_field(data, 1)
+        g, at = _read_field(data, at)
+        k, at = _read_field(data, at)
         prime = int.from_bytes(_PRIME, "big")
         peer = int.from_bytes(k, "big")
         if p != _PRIME or g != b"\2" or len(k) > _SIZE or not 2 <= peer <= prime - 2:
-            raise Refused(E_DH_PARAM)
+            raise BlufiError(E_DH_PARAM)
         shared = pow(peer, self._secret, prime)
         self._secret = 0
         # Leading zeros are left away, by the apps as by the original firmware.
@@ -80,12 +80,12 @@ class Negotiation:
         return self._public.to_bytes(_SIZE, "big")
 
 
-def _field(data, at):
+def _read_field(data, at):
     if at + 2 > len(data):
-        raise Refused(E_DH_PARAM)
+        raise BlufiError(E_DH_PARAM)
     end = at + 2 + (data[at] << 8 | data[at + 1])
     if end > len(data):
-        raise Refused(E_DH_PARAM)
+        raise BlufiError(E_DH_PARAM)
     return bytes(data[at + 2 : end]), end
 
 
@@ -99,13 +99,13 @@ class Cfb:
 
     # The input of each block is the ciphertext before it, all of which is here.
     def open(self, header, data):
-        before = _iv(header) + data
+        before = _build_iv(header) + data
         stream = self._ecb.encrypt(before[: len(data) + 15 & ~15])
         return xor(data, stream[: len(data)])
 
     def seal(self, header, data):
         sealed = b""
-        before = _iv(header)
+        before = _build_iv(header)
         for at in range(0, len(data), 16):
             part = data[at : at + 16]
             before = xor(part, self._ecb.encrypt(before)[: len(part)])
@@ -113,5 +113,5 @@ class Cfb:
         return sealed
 
 
-def _iv(header):
+def _build_iv(header):
     return header[2:3] + bytes(15)

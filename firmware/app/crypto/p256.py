@@ -22,7 +22,7 @@ _ODD = const(8)
 # The point that 64 bytes x ‖ y name, or ValueError: a coordinate that is no field element, or
 # a point off the curve, would let a peer learn our secret piece by piece. The cofactor is 1, so
 # every point of the curve is in the group; infinity has no such encoding.
-def decode(data):
+def decode_point(data):
     if len(data) != 64:
         raise ValueError("point length")
     x = int.from_bytes(data[:32], "big")
@@ -32,7 +32,7 @@ def decode(data):
     return x, y
 
 
-def encode(point):
+def encode_point(point):
     return point[0].to_bytes(32, "big") + point[1].to_bytes(32, "big")
 
 
@@ -44,12 +44,12 @@ def negate(point):
 def add(a, b):
     if a is None or b is None:
         return a or b
-    return affine(mixed(a[0], a[1], 1, b))
+    return to_affine(add_mixed(a[0], a[1], 1, b))
 
 
 # Runs a multiplication to its end. They are generators, so that a beacon that has other work to do
 # can go on with it every 10 ms or so: a quarter of a second is too long for a door.
-def run(steps):
+def run_steps(steps):
     try:
         while True:
             next(steps)
@@ -58,37 +58,37 @@ def run(steps):
 
 
 def multiply(k, point):
-    return run(steps(k, point))
+    return run_steps(multiply_steps(k, point))
 
 
 # k·point for any point of the curve: once its small odd multiples are affine there is one mixed
 # addition for every six doublings.
-def steps(k, point):
+def multiply_steps(k, point):
     k %= N
     if not k or point is None:
         return None
     table = _odd_multiples(point)
     yield
-    digits = _digits(k)
+    digits = _naf_digits(k)
     x, y = table[digits.pop() >> 1]
     z = 1
-    run = 0
+    doublings = 0
     while digits:
         digit = digits.pop()
-        run += 1
+        doublings += 1
         if digit:
-            x, y, z = double(x, y, z, run)
-            run = 0
+            x, y, z = double(x, y, z, doublings)
+            doublings = 0
             other = table[abs(digit) >> 1]
-            x, y, z = mixed(x, y, z, other if digit > 0 else negate(other))
+            x, y, z = add_mixed(x, y, z, other if digit > 0 else negate(other))
             yield
-    return affine(double(x, y, z, run))
+    return to_affine(double(x, y, z, doublings))
 
 
 # Width-5 non-adjacent form, least significant digit first: each is 0, or odd and below 16.
 # The scalar passes through a small integer byte by byte: shifting all of it for every bit would
 # cost as much as five additions of points.
-def _digits(k):
+def _naf_digits(k):
     digits = []
     low = have = 0
     for byte in k.to_bytes(34, "little"):
@@ -133,7 +133,7 @@ def _odd_multiples(point):
     table = [point]
     while found:
         u, v, d = found.pop()
-        table.insert(1, _scaled(u, v, inverse))
+        table.insert(1, _scale(u, v, inverse))
         inverse = inverse * d % p
     return table
 
@@ -158,7 +158,7 @@ def double(x, y, z, times):
 
 # (x, y, z) + point, the second one affine: eleven products. The sum of a point with itself or
 # with its negative has no chord, and both do occur: peers choose the points.
-def mixed(x, y, z, point):
+def add_mixed(x, y, z, point):
     if not z:
         return point[0], point[1], 1
     p = P
@@ -174,12 +174,12 @@ def mixed(x, y, z, point):
     return x, (r * (v - x) - y * hhh) % p, z * h % p
 
 
-def affine(jacobian):
+def to_affine(jacobian):
     x, y, z = jacobian
-    return _scaled(x, y, invert(z)) if z else None
+    return _scale(x, y, invert(z)) if z else None
 
 
-def _scaled(x, y, inverse):
+def _scale(x, y, inverse):
     square = inverse * inverse % P
     return x * square % P, square * inverse % P * y % P
 

@@ -19,7 +19,7 @@ _ABOVE = const(3103)  # bits: two digits of mpz above the modulus
 # True when `signature` (bytes) was made over the 32-byte `digest` by the holder of modulus `n`
 # (384 bytes or an integer). Anything malformed is False: a refusal needs no reason from here.
 def verify(n, digest, signature):
-    return list(steps(n, digest, signature))[-1]
+    return list(verify_steps(n, digest, signature))[-1]
 
 
 # The same in steps of about 11 ms on the C3, for a caller that has other work to do in between:
@@ -31,7 +31,7 @@ def verify(n, digest, signature):
 # from the modulus's first 16 bits and adds the modulus back while the guess was too high; behind
 # this one's first bit come 31 zeros, and the guess is right. It saves a tenth, and what a check
 # takes no longer depends on the key.
-def steps(n, digest, signature):
+def verify_steps(n, digest, signature):
     yield False
     if not isinstance(n, int):
         n = int.from_bytes(n, "big")
@@ -45,12 +45,12 @@ def steps(n, digest, signature):
     for _ in range(16):
         power = pow(power, 2, multiple)
         yield False
-    yield _matches((power * s % n).to_bytes(_SIZE, "big"), digest)
+    yield _check_encoding((power * s % n).to_bytes(_SIZE, "big"), digest)
 
 
 # EMSA-PSS-VERIFY with emBits = 3071: the leading bit is zero, the trailer is BC, and the data
 # block unmasks to zeros, 01 and a salt of exactly 32 bytes.
-def _matches(encoded, digest):
+def _check_encoding(encoded, digest):
     if encoded[_SIZE - 1] != 0xBC or encoded[0] & 0x80:
         return False
     seed = encoded[_DB : _DB + _HASH]

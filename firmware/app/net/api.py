@@ -8,8 +8,8 @@ from binascii import hexlify
 from hashlib import sha256
 
 from crypto.hmac import equal, hmac_sha256
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import auth
 
 from net import clock, http
@@ -39,8 +39,8 @@ class Api:
         self._store = store
         self._wifi = wifi
         self._address = None
-        self._proven = False  # was the orchestrator there, the last time?
-        self._unnamed = 0
+        self._address_proven = False  # was the orchestrator there, the last time?
+        self._failed_lookups = 0
         self.nonce = ""  # of the last request: a new key is tied to it
         self.reload()
 
@@ -49,29 +49,29 @@ class Api:
         self.id = self._store.text("beacon_id")
         self._key = self._store.blob("beacon_key")
         self._address = None
-        self._proven = False
+        self._address_proven = False
         text = self._store.text("orch_url", DEFAULT)
-        self._default = text == DEFAULT
+        self._is_default = text == DEFAULT
         from wire import url
 
         # Earlier releases took a path behind the host, and never used it.
         end = text.find("/", 8)
         try:
-            self._place = url.parse(text if end < 0 else text[:end])
+            self._server = url.parse_url(text if end < 0 else text[:end])
         except ValueError as error:
-            self._place = None
+            self._server = None
             print("orch_url:", error)
         url = None
-        forget("wire.url")
+        unload("wire.url")
 
     # What came of an answer that began well makes it doubtful who gives it: the name is looked up
     # again before the next one.
-    def doubt(self):
-        self._proven = False
+    def distrust_address(self):
+        self._address_proven = False
 
     # Can this beacon sign at all?
-    def ready(self):
-        return auth.valid_id(self.id) and len(self._key) == 32
+    def can_sign(self):
+        return auth.is_valid_id(self.id) and len(self._key) == 32
 
     # (status, decoded JSON or None, seconds of Retry-After or None). Raises HttpError; every
     # status that it returns is the orchestrator's own word.
@@ -82,7 +82,7 @@ class Api:
         for again in (True, False):
             status, answer, retry = await self._exchange(method, target, body)
             # The answer brought the right time; only once, or two clocks that disagree loop.
-            if not (again and status == 401 and skewed(answer)):
+            if not (again and status == 401 and is_clock_skew(answer)):
                 break
             if doc:  # it was written before that
                 del doc["clock_unset"]
@@ -91,21 +91,27 @@ class Api:
         return status, answer, retry
 
     async def _exchange(self, method, target, body):
-        ends = time.ticks_add(time.ticks_ms(), _TOTAL)
+        deadline = time.ticks_add(time.ticks_ms(), _TOTAL)
         limit = _WORD if body else _OFFER
-        return await self.reply(await self.open(method, target, body, (), _STALL, ends), limit)
+        return await self.read_answer(
+            await self.open_request(method, target, body, (), _STALL, deadline), limit
+        )
 
     # A small answer, whole: (status, decoded JSON or None, seconds of Retry-After or None).
-    async def reply(self, connection, limit=_WORD):
+    async def read_answer(self, connection, limit=_WORD):
         try:
             answer = await connection.read(limit)
         finally:
             connection.close()
-        self.check(connection, _hex(sha256(answer).digest()))
-        return connection.status, _told(answer) if answer else None, _retry(connection)
+        self.check_mac(connection, _hex(sha256(answer).digest()))
+        return (
+            connection.status,
+            _parse_answer(answer) if answer else None,
+            _parse_retry_after(connection),
+        )
 
     # `digest` as the orchestrator signed it, or nobody knows who this was.
-    def check(self, connection, digest):
+    def check_mac(self, connection, digest):
         status = connection.status
         given = connection.headers.get("x-beacon-mac", "")
         text = auth.answer_text(self.nonce, status, digest)
@@ -113,17 +119,17 @@ class Api:
             # A server in trouble may not get as far as signing; anything else is a stranger, or
             # a beacon that the orchestrator does not know.
             raise Unsealed("http", "status %d, not authentic" % status, status < 500)
-        self._proven = True
+        self._address_proven = True
 
-    async def open(self, method, target, body, headers, stall_ms, ends):
-        if self._place is None:
+    async def open_request(self, method, target, body, headers, idle_timeout_ms, deadline):
+        if self._server is None:
             raise HttpError("connect", "bad orch_url")
-        tls, host, port = self._place
-        if not self._proven:
-            await self._find(host, port)
+        tls, host, port = self._server
+        if not self._address_proven:
+            await self._resolve_server(host, port)
         # Only an authentic answer says that it is there still. Silence, a stranger's answer and
         # half of an answer do not: it may have moved.
-        self._proven = False
+        self._address_proven = False
         pinned = None
         if tls:
             from net import https
@@ -139,65 +145,66 @@ class Api:
                     (self._sign(method, target, body),) + headers,
                     body,
                     pinned,
-                    stall_ms,
-                    ends,
+                    idle_timeout_ms,
+                    deadline,
                 )
             except HttpError:
-                if not (pinned and pinned.later()):
+                if not (pinned and pinned.retry_later_date()):
                     raise
 
     # The header that proves who asks. Its nonce ties the answer to it.
     def _sign(self, method, target, body):
         self.nonce = _hex(os.urandom(8))
-        ts = clock.raw()
+        ts = clock.unchecked()
         digest = _hex(sha256(body).digest())
         text = auth.request_text(method, target, self.id, ts, self.nonce, digest)
         mac = _hex(hmac_sha256(self._key, text))
-        return "Authorization", auth.header(self.id, ts, self.nonce, mac)
+        return "Authorization", auth.build_header(self.id, ts, self.nonce, mac)
 
     # Names are looked up once in a long while: the modules for it go again.
-    async def _find(self, host, port):
+    async def _resolve_server(self, host, port):
         from net import locate
 
         try:
-            self._address = await locate.find(
+            self._address = await locate.find_orchestrator(
                 host,
                 port,
                 self._wifi.nameserver,
-                self._default,
-                self._unnamed % _STUBBORN == _STUBBORN - 1,
+                self._is_default,
+                self._failed_lookups % _STUBBORN == _STUBBORN - 1,
             )
-            self._unnamed = 0
+            self._failed_lookups = 0
         except OSError as error:
-            self._unnamed += 1
+            self._failed_lookups += 1
             # Nobody knows the name now: where it led before is as good as ever.
             if self._address is None:
                 raise HttpError("connect", str(error))
         finally:
             locate = None
-            forget("net.locate", "net.dns", "wire.url")
+            unload("net.locate net.dns wire.url")
 
 
 # The document of an authentic answer; the clock follows what it says.
-def _told(answer):
-    doc = _decode(answer)
-    clock.set(doc.get("server_time"), skewed(doc))
+def _parse_answer(answer):
+    doc = _decode_json(answer)
+    server_time = doc.get("server_time")
+    clock.set(server_time, is_clock_skew(doc))
     return doc
 
 
 # Was a request refused for its time?
-def skewed(doc):
+def is_clock_skew(doc):
     return doc is not None and doc.get("code") == "clock_skew"
 
 
 # Seconds of the Retry-After header; nothing signs it, so whoever uses it puts bounds on it.
-def _retry(connection):
+def _parse_retry_after(connection):
     value = connection.headers.get("retry-after", "")
     return int(value) if 0 < len(value) < 8 and not value.strip("0123456789") else None
 
 
 # The JSON object of an authenticated answer. Even a friend's JSON may not pile up on this heap.
-def _decode(answer):
+def _decode_json(answer):
     try:
         if answer.count(b"[") + answer.count(b"{") <= _BRACKETS:
             doc = json.loads(answer)

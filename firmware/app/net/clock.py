@@ -12,21 +12,21 @@ from micropython import const
 _EPOCH = 946684800 if time.gmtime(0)[0] == 2000 else 0
 _BUILT = const(1735689600)  # 2025: a clock that says less was never set
 _JITTER = const(2)  # seconds; a network is no better
-_MARK = b"guess"
+_MARK = const(b"guess")
 _STAGE0 = const(8)  # bytes of the RTC's memory that are stage 0's
 
 _guessed = False
 
 
 # After a reset, before anybody asks.
-def begin():
+def load_guess_mark():
     global _guessed
     from machine import RTC
 
     _guessed = RTC().memory()[_STAGE0:] == _MARK
 
 
-def _mark(mark):
+def _store_mark(mark):
     from machine import RTC
 
     memory = RTC().memory
@@ -41,22 +41,22 @@ def utc():
 
 
 # For a request's timestamp, which needs some number even when the clock is unset.
-def raw():
+def unchecked():
     return max(0, int(time.time()) + _EPOCH)
 
 
 # Lets a clock that is unset show a date. The mark comes first: without it a guess would be a time.
-def guess(now):
+def set_guess(now):
     global _guessed
     if utc() or not _EPOCH <= now < 1 << 33:
         return
-    _mark(_MARK)
+    _store_mark(_MARK)
     _guessed = True
-    _write(now)
+    _set_chip_clock(now)
 
 
 # Can this be the time? Before 2025, and after 2242, it is that of a clock that nobody has set.
-def takes(now):
+def is_plausible(now):
     return isinstance(now, int) and _BUILT < now < 1 << 33
 
 
@@ -64,17 +64,17 @@ def takes(now):
 # next request has to be from the time told, or later.
 def set(now, exact=False):
     global _guessed
-    if not takes(now):
+    if not is_plausible(now):
         return
-    if abs(now - raw()) < _JITTER and not exact and not _guessed:
+    if abs(now - unchecked()) < _JITTER and not exact and not _guessed:
         return
-    _write(now)
+    _set_chip_clock(now)
     if _guessed:
-        _mark(b"")
+        _store_mark(b"")
         _guessed = False
 
 
-def _write(now):
+def _set_chip_clock(now):
     from machine import RTC
 
     year, month, day, hour, minute, second, weekday, _ = time.gmtime(now - _EPOCH)[:8]

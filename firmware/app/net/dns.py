@@ -22,7 +22,7 @@ _LABELS = const(32)
 _TRIES = const(3)
 _TICK = const(20)
 _DATAGRAMS = const(8)  # at a time: who sends more and more must not keep the others waiting
-_MDNS = "224.0.0.251"
+_MDNS = const("224.0.0.251")
 
 WAIT = 1000  # ms for an answer
 
@@ -34,7 +34,7 @@ class NoAddress(OSError):
     pass
 
 
-def address(host, port, kind=socket.SOCK_STREAM):
+def socket_address(host, port, kind=socket.SOCK_STREAM):
     return socket.getaddrinfo(host, port, 0, kind)[0][-1]
 
 
@@ -44,30 +44,30 @@ async def resolve(host, server):
         return host
     if host.endswith(".local"):
         try:
-            return (await _ask(host, _A, _MDNS, 5353))[0]
+            return (await _query(host, _A, _MDNS, 5353))[0]
         except NoAddress:
             pass  # some sites have .local in a name server of their own
-    return (await _ask(host, _A, server, 53))[0]
+    return (await _query(host, _A, server, 53))[0]
 
 
 # The (host, port) of an orchestrator that announces itself on this network.
 async def discover():
-    found = await _ask(SERVICE, _PTR, _MDNS, 5353)
+    found = await _query(SERVICE, _PTR, _MDNS, 5353)
     return found[0], found[1]
 
 
 # One question, asked three times. The socket is looked at by the clock: an answer comes within
 # milliseconds or not at all. Each datagram is received by itself: the port's readinto() would go
 # on with the next one's bytes, and an answer behind somebody else's would be lost.
-async def _ask(name, kind, server, port):
+async def _query(name, kind, server, port):
     number = os.urandom(2)
-    query = _question(number, name, kind)
+    query = _build_query(number, name, kind)
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
         poll = select.poll()
         poll.register(sock, select.POLLIN)
-        target = address(server, port, socket.SOCK_DGRAM)
+        target = socket_address(server, port, socket.SOCK_DGRAM)
         for _ in range(_TRIES):
             sock.sendto(query, target)
             begun = time.ticks_ms()
@@ -77,7 +77,7 @@ async def _ask(name, kind, server, port):
                     if not poll.poll(0):
                         break
                     try:
-                        return parse(memoryview(sock.recv(_PACKET)), number, name, kind)
+                        return parse_answer(memoryview(sock.recv(_PACKET)), number, name, kind)
                     except (ValueError, IndexError):
                         continue  # somebody else's, or rubbish
     except OSError as error:
@@ -87,7 +87,7 @@ async def _ask(name, kind, server, port):
     raise NoAddress("%s: no answer from %s" % (name, server))
 
 
-def _question(number, name, kind):
+def _build_query(number, name, kind):
     query = number + b"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
     for label in name.split("."):
         label = label.encode()
@@ -99,19 +99,19 @@ def _question(number, name, kind):
 
 # What an answer says: [address] for an A question; [host or address, port] for a service. Raises
 # ValueError or IndexError for anything that is not an answer to this question.
-def parse(packet, number, name, kind):
+def parse_answer(packet, number, name, kind):
     flags, questions, answers, authority, additional = unpack_from(">5H", packet, 2)
     if packet[:2] != number or flags & 0x800F != 0x8000 or questions > 4:
         raise ValueError
     at = 12
     for _ in range(questions):
-        _, at = _name(packet, at)
+        _, at = _read_name(packet, at)
         at += 4
     host = port = None
     addresses = {}
     first = None
     for _ in range(min(answers + authority + additional, _RECORDS)):
-        owner, at = _name(packet, at)
+        owner, at = _read_name(packet, at)
         found, cls, _, size = unpack_from(">HHIH", packet, at)
         at += 10
         if at + size > len(packet):
@@ -122,7 +122,7 @@ def parse(packet, number, name, kind):
                 first = first or addresses[owner]
             elif found == _SRV and owner.endswith(SERVICE) and size > 6 and not host:
                 port = unpack_from(">H", packet, at + 4)[0]
-                host, _ = _name(packet, at + 6)
+                host, _ = _read_name(packet, at + 6)
         at += size
     if kind == _A:
         # Behind aliases the address carries another name; mDNS shouts about others, too.
@@ -135,7 +135,7 @@ def parse(packet, number, name, kind):
 
 
 # A name, and where the packet goes on behind it. Pointers only lead backwards, so they end.
-def _name(packet, at):
+def _read_name(packet, at):
     labels = []
     after = None
     lowest = at

@@ -23,12 +23,14 @@ _SPIN = const(3)  # ms for which a download looks again before it asks the polle
 # What sockets raise; a certificate that does not hold is a ValueError.
 _BROKEN = (OSError, ValueError)
 
-_KEPT = (
-    "content-length",
-    "content-range",
-    "retry-after",
-    "transfer-encoding",
-    "x-beacon-mac",
+_KEPT = const(
+    (
+        "content-length",
+        "content-range",
+        "retry-after",
+        "transfer-encoding",
+        "x-beacon-mac",
+    )
 )
 
 
@@ -46,7 +48,7 @@ class HttpError(Exception):
 
 
 # Waits until the socket can be read or written; asyncio keeps this to its streams.
-def _ready(sock, write):
+def _socket_ready(sock, write):
     if write:
         yield core._io_queue.queue_write(sock)
     else:
@@ -54,15 +56,15 @@ def _ready(sock, write):
 
 
 class Connection:
-    def __init__(self, sock, stall_ms):
+    def __init__(self, sock, idle_timeout_ms):
         self._sock = sock
-        self._stall = stall_ms
-        self.ends = None  # ticks after which nothing is waited for any more
+        self._idle_timeout = idle_timeout_ms
+        self.deadline = None  # ticks after which nothing is waited for any more
         self._buf = bytearray(_BUFFER)
         self._at = self._end = 0
         self._left = 0  # of the body or of the current chunk; -1: until the peer closes
         self._chunked = False
-        self._head = _HEAD  # bytes that the head may still have
+        self._head_left = _HEAD  # bytes that the head may still have
         self.status = 0
         self.headers = {}
 
@@ -70,15 +72,15 @@ class Connection:
         self._sock.close()
 
     async def _wait(self, write=False):
-        patience = self._stall
-        if self.ends is not None:
-            patience = min(patience, max(0, time.ticks_diff(self.ends, time.ticks_ms())))
+        patience = self._idle_timeout
+        if self.deadline is not None:
+            patience = min(patience, max(0, time.ticks_diff(self.deadline, time.ticks_ms())))
         try:
-            await asyncio.wait_for_ms(_ready(self._sock, write), patience)
+            await asyncio.wait_for_ms(_socket_ready(self._sock, write), patience)
         except asyncio.TimeoutError:
-            if patience < self._stall:
+            if patience < self._idle_timeout:
                 raise HttpError("timeout", "no time left")
-            raise HttpError("stall", "nothing for %d ms" % self._stall)
+            raise HttpError("stall", "nothing for %d ms" % self._idle_timeout)
 
     async def send(self, data):
         data = memoryview(data)
@@ -107,7 +109,7 @@ class Connection:
 
     # A line with its end, its first 512 bytes. A longer one is an error, unless what is more may be
     # dropped.
-    async def _line(self, drop=False):
+    async def _read_line(self, drop=False):
         line = b""
         while True:
             if self._at == self._end:
@@ -119,8 +121,8 @@ class Connection:
                     raise HttpError("truncated", "closed within the headers")
             found = self._buf.find(b"\n", self._at, self._end)
             stop = self._end if found < 0 else found + 1
-            self._head -= stop - self._at
-            if self._head < 0:
+            self._head_left -= stop - self._at
+            if self._head_left < 0:
                 raise HttpError("http", "head too long")
             room = _LINE - len(line)
             if stop - self._at > room and not drop:
@@ -130,14 +132,14 @@ class Connection:
             if found >= 0:
                 return line
 
-    async def head(self, bodyless=False):
+    async def read_head(self, bodyless=False):
         for _ in range(_INTERIM):
-            line = await self._line()
+            line = await self._read_line()
             parts = line.split(None, 2)
             if not line.startswith(b"HTTP/1.") or len(parts) < 2:
                 raise HttpError("http", "not HTTP: " + str(line[:40])[2:-1])
-            self.status = _number(parts[1], 10, 599)
-            await self._fields()
+            self.status = _parse_number(parts[1], 10, 599)
+            await self._read_headers()
             if self.status >= 200:
                 break
         else:
@@ -147,16 +149,16 @@ class Connection:
         elif "chunked" in self.headers.get("transfer-encoding", "").lower():
             self._chunked = True
         elif "content-length" in self.headers:
-            self._left = _number(self.headers["content-length"], 10, 0x3FFFFFFF)
+            self._left = _parse_number(self.headers["content-length"], 10, 0x3FFFFFFF)
         else:
             self._left = -1
 
     # Nobody has to write text into a header that is not read. A line that begins with a blank goes
     # on with the header before it, as some old proxies fold them, and is no header of its own.
-    async def _fields(self):
+    async def _read_headers(self):
         self.headers = {}
         while True:
-            line = await self._line(True)
+            line = await self._read_line(True)
             if not line.strip():
                 return
             name, _, value = line.partition(b":")
@@ -175,7 +177,7 @@ class Connection:
         return None if self._chunked or self._left < 0 else self._left
 
     # What only the head needed is given back: a long body comes.
-    def slim(self):
+    def drop_header_buffer(self):
         self.headers = {}
         if not self._chunked and self._at == self._end:
             self._buf = bytearray()
@@ -185,7 +187,7 @@ class Connection:
     # Fills some of `buf`; 0 at the end of the body, and only there.
     async def readinto(self, buf):
         if self._chunked and not self._left:
-            await self._chunk()
+            await self._begin_chunk()
         if not self._left:
             return 0
         if 0 < self._left < len(buf):
@@ -205,12 +207,12 @@ class Connection:
         if self._left > 0:
             self._left -= size
             if self._chunked and not self._left:
-                await self._line()
+                await self._read_line()
         return size
 
     # What is there of the body right now, without waiting. Nothing, if that takes more than one
     # socket call to say: fill() knows.
-    def grab(self, buf):
+    def read_available(self, buf):
         if self._chunked or self._left < len(buf) or self._at != self._end:
             return 0
         try:
@@ -224,10 +226,10 @@ class Connection:
     # download, a body of known length, this is one socket call for what one call brings. When
     # nothing is there it looks again a few times between the other tasks' turns: the port's poller
     # sleeps for up to 10 ms, and the next segment is mostly here before that.
-    async def fill(self, buf):
+    async def read_exactly(self, buf):
         size = len(buf)
         if self._chunked or self._left < size or self._at != self._end:
-            return await self._gather(buf)
+            return await self._read_pieces(buf)
         readinto = self._sock.readinto
         left = size
         since = None
@@ -254,7 +256,7 @@ class Connection:
                 await self._wait()
 
     # The same of any body, piece by piece.
-    async def _gather(self, buf):
+    async def _read_pieces(self, buf):
         got = 0
         while got < len(buf):
             read = await self.readinto(memoryview(buf)[got:])
@@ -263,13 +265,13 @@ class Connection:
             got += read
         return got
 
-    async def _chunk(self):
-        self._head = _HEAD
-        size = await self._line()
-        self._left = _number(size.split(b";")[0].strip(), 16, 0x3FFFFFFF)
+    async def _begin_chunk(self):
+        self._head_left = _HEAD
+        size = await self._read_line()
+        self._left = _parse_number(size.split(b";")[0].strip(), 16, 0x3FFFFFFF)
         if not self._left:
             self._chunked = False
-            while (await self._line(True)).strip():
+            while (await self._read_line(True)).strip():
                 pass  # trailers, bounded as a head is
 
     # A whole small body; one that is longer than `limit` is an error, not a cut, and so is one that
@@ -290,7 +292,7 @@ class Connection:
             raise HttpError("http", "no memory")
 
 
-def _number(text, base, limit):
+def _parse_number(text, base, limit):
     try:
         value = int(text, base)
     except ValueError:
@@ -304,7 +306,7 @@ def _number(text, base, limit):
 # net.https.Pinned, or None. The answer's head has been read when this returns; the caller closes.
 # `ends` are the ticks by which the whole answer has to be there, None for no such limit.
 async def request(
-    address, host, method, target, headers, body=b"", tls=None, stall_ms=15000, ends=None
+    address, host, method, target, headers, body=b"", tls=None, idle_timeout_ms=15000, deadline=None
 ):
     sock = None  # there is none while strangers do not let go of the last ones
     try:
@@ -316,7 +318,7 @@ async def request(
             if error.errno != errno.EINPROGRESS:
                 raise HttpError("connect", str(error))
         connection = Connection(sock, _CONNECT)
-        connection.ends = ends
+        connection.deadline = deadline
         try:
             await connection._wait(True)
         except HttpError:
@@ -328,7 +330,7 @@ async def request(
                 raise HttpError("connect", "tls: %s" % error)
             sock.setblocking(False)
             connection._sock = sock
-        connection._stall = stall_ms
+        connection._idle_timeout = idle_timeout_ms
         lines = ["%s %s HTTP/1.1" % (method, target), "Host: " + host, "Connection: close"]
         if body:
             lines.append("Content-Type: application/json")
@@ -340,7 +342,7 @@ async def request(
         await connection.send(lines)
         lines = None
         try:
-            await connection.head(method == "HEAD")
+            await connection.read_head(method == "HEAD")
         except HttpError as error:
             if error.code == "truncated":  # not one line of an answer
                 raise HttpError("connect", error.detail)

@@ -12,7 +12,7 @@ from micropython import const
 from net import clock
 from net.http import HttpError
 
-_CA = "/app/ca.der"
+_CA = const("/app/ca.der")
 _LONGEST = const(4096)  # bytes
 _SEQUENCE = const(0x30)
 _VERSION = const(0xA0)
@@ -34,44 +34,44 @@ class Pinned:
         except (ValueError, OSError) as error:
             raise HttpError("connect", "ca.der: %s" % error)
         self._begun = 0
-        self._again = False
-        self._shown(pinned, 0)
-        self._context.verify_callback = self._shown
+        self._retried = False
+        self._on_certificate(pinned, 0)
+        self._context.verify_callback = self._on_certificate
         # Always from the pinned one's date: what a stranger showed the last time moves nothing.
-        clock.guess(self._begun)
+        clock.set_guess(self._begun)
 
     def wrap_socket(self, sock, name):
         return self._context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
 
     # mbedTLS shows each certificate after it has judged it; 0: nothing to add.
-    def _shown(self, cert, depth):
+    def _on_certificate(self, cert, depth):
         try:
-            self._begun = max(self._begun, begins(cert))
+            self._begun = max(self._begun, read_not_before(cert))
         except (ValueError, IndexError):
             pass  # not one that mbedTLS would believe
         return 0
 
     # Was a certificate shown that begins after the date it was judged at? Then, once, it is worth
     # another try; whoever made it up is found out by the signatures.
-    def later(self):
-        if self._again or clock.utc() or self._begun <= clock.raw():
+    def retry_later_date(self):
+        if self._retried or clock.utc() or self._begun <= clock.unchecked():
             return False
-        self._again = True
-        clock.guess(self._begun)
+        self._retried = True
+        clock.set_guess(self._begun)
         return True
 
 
 # When a certificate in DER begins (RFC 5280, section 4.1.2.5), UTC seconds since 1970. ValueError
 # or IndexError for what is no certificate.
-def begins(der):
-    at, _ = _bounds(der, 0, _SEQUENCE)
-    at, _ = _bounds(der, at, _SEQUENCE)
+def read_not_before(der):
+    at, _ = _find_content(der, 0, _SEQUENCE)
+    at, _ = _find_content(der, at, _SEQUENCE)
     if der[at] == _VERSION:
-        _, at = _bounds(der, at)
+        _, at = _find_content(der, at)
     for _ in range(3):  # serial number, signature's algorithm, issuer
-        _, at = _bounds(der, at)
-    at, _ = _bounds(der, at, _SEQUENCE)
-    begin, end = _bounds(der, at)
+        _, at = _find_content(der, at)
+    at, _ = _find_content(der, at, _SEQUENCE)
+    begin, end = _find_content(der, at)
     text = bytes(der[begin:end])
     if der[at] == _UTC_TIME:
         text = (b"20" if text[:1] < b"5" else b"19") + text
@@ -85,7 +85,7 @@ def begins(der):
 
 
 # Where the content of the value at `at` begins and ends.
-def _bounds(der, at, tag=None):
+def _find_content(der, at, tag=None):
     size = der[at + 1]
     if tag not in (None, der[at]):
         raise ValueError

@@ -7,7 +7,7 @@ import time
 import network
 from event import AutoResetEvent
 from micropython import const
-from ota.schedule import jitter
+from ota.schedule import add_jitter
 
 _TICK = const(250)  # ms between looks at the driver
 _SETTLE = const(2000)  # ms before a refusal counts: the driver repeats itself
@@ -29,7 +29,7 @@ _WORDS = {
     204: "handshake",
 }
 
-_REFUSALS = ("wrong_password", "no_ap", "assoc_fail")
+_REFUSALS = const(("wrong_password", "no_ap", "assoc_fail"))
 
 
 class Wifi:
@@ -44,7 +44,7 @@ class Wifi:
         self._wake = AutoResetEvent()
         self._claimed = self._idle = False
 
-    def up(self):
+    def is_up(self):
         return self.wlan.isconnected()
 
     # The address of the network's name server.
@@ -52,9 +52,9 @@ class Wifi:
         return self.wlan.ifconfig()[3]
 
     # True as soon as there is a network, False after `ms` without.
-    async def wait(self, ms):
+    async def wait_until_up(self, ms):
         deadline = time.ticks_add(time.ticks_ms(), ms)
-        while not self.up():
+        while not self.is_up():
             if time.ticks_diff(deadline, time.ticks_ms()) <= 0:
                 return False
             await asyncio.sleep_ms(_TICK)
@@ -74,7 +74,7 @@ class Wifi:
         self._wake.set()
 
     # Names and passwords are bytes: the standard gives them no encoding.
-    def _networks(self):
+    def _stored_networks(self):
         found = []
         for name in ("wifi", "wifi2"):
             ssid = self._store.blob(name + "_ssid")
@@ -90,12 +90,12 @@ class Wifi:
                 fails = 0
                 await self._wake.wait_ms(4 * _TICK)
                 continue
-            if self.up():
+            if self.is_up():
                 self.state = "got_ip"
                 fails = 0
                 await self._wake.wait_ms(4 * _TICK)
                 continue
-            networks = self._networks()
+            networks = self._stored_networks()
             for ssid, password in networks:
                 if self._claimed or await self.join(ssid, password):
                     break
@@ -103,10 +103,10 @@ class Wifi:
                 fails += 1
                 if fails == 2 and networks:  # the first round may be the access point's reboot
                     self._journal.write("wifi", self.state)
-                await self._wake.wait_ms(jitter(2000 << min(fails, _PAUSES) - 1))
+                await self._wake.wait_ms(add_jitter(2000 << min(fails, _PAUSES) - 1))
 
     # The driver may be reconnecting by itself; it has to be stopped before it does anything else.
-    def leave(self):
+    def disconnect(self):
         try:
             self.wlan.disconnect()
         except DRIVER as error:
@@ -119,7 +119,7 @@ class Wifi:
         self.ssid = ssid
         begun = time.ticks_ms()
         claimed = self._claimed
-        self.leave()
+        self.disconnect()
         try:
             self.wlan.connect(ssid, password or None)
         except DRIVER as error:
@@ -127,7 +127,7 @@ class Wifi:
             print("wifi:", error)
             return False
         stale = self.wlan.status()  # of the network before, until it changes
-        while not self.up():
+        while not self.is_up():
             await asyncio.sleep_ms(_TICK)
             took = time.ticks_diff(time.ticks_ms(), begun)
             reason = self.wlan.status()

@@ -8,8 +8,8 @@ import time
 
 import machine
 from event import AutoResetEvent
-from lazy import forget
 from micropython import const
+from modules import unload
 from net import clock
 from net.api import Unsealed
 from net.http import HttpError
@@ -21,7 +21,7 @@ from ota.slots import FlashError
 _UNREADY = const(5)  # s between looks for credentials
 _PATIENCE = const(60000)  # ms for WiFi before a cycle is given up
 _TELLINGS = const(6)  # of what is due, before there is a poll without it
-_FINAL = ("success", "failed", "rolled_back")
+_FINAL = const(("success", "failed", "rolled_back"))
 
 
 # A number of seconds that has to pass, whatever happens meanwhile. Asked at every poll, so that the
@@ -37,7 +37,7 @@ class Pause:
         self._ends = None
 
     # Seconds, rounded up; 0 when it is over.
-    def left(self):
+    def seconds_left(self):
         if self._ends is None:
             return 0
         left = time.ticks_diff(self._ends, time.ticks_ms())
@@ -51,133 +51,141 @@ class Agent:
     def __init__(self, beacon):
         self._beacon = beacon
         self._reporter = report.Reporter(beacon)
-        self._fails = 0  # attempts in a row without the release
-        self._rest = Pause()  # after them: no attempt begins
-        self._untaken = 0  # reports in a row that were not taken
-        self._silence = Pause()  # after them: the orchestrator has heard it often enough
-        self._strange = False  # has a stranger's answer been written down?
-        self._misses = 0  # cycles in a row without an orchestrator
-        self._greeted = False  # has it heard from this boot?
-        self._unsaved = None  # an attempt's end that NVS would not take
-        self._reported = None  # the attempt whose end the orchestrator has
-        self._crowded = False  # did an attempt not find the memory it needs?
+        self._failed_attempts = 0  # attempts in a row without the release
+        self._attempt_pause = Pause()  # after them: no attempt begins
+        self._untaken_reports = 0  # reports in a row that were not taken
+        self._report_pause = Pause()  # after them: the orchestrator has heard it often enough
+        self._stranger_journalled = False  # has a stranger's answer been written down?
+        self._failed_polls = 0  # cycles in a row without an orchestrator
+        self._boot_reported = False  # has it heard from this boot?
+        self._unsaved_record = None  # an attempt's end that NVS would not take
+        self._reported_attempt = None  # the attempt whose end the orchestrator has
+        self._out_of_memory = False  # did an attempt not find the memory it needs?
         self._wake = AutoResetEvent()
-        self.asked = self._round = 0  # by whoever provisions; answered by the round
-        self.word = "none"  # how the last poll went, for whoever provisions
+        self.poll_requests = self._round = 0  # by whoever provisions; answered by the round
+        self.last_poll_result = "none"  # how the last poll went, for whoever provisions
 
     # Credentials were written: ask at once. What a round that is under way finds out belongs to
     # the old ones.
-    def poke(self):
-        self.asked += 1
-        self.word = "none"
+    def poll_now(self):
+        self.poll_requests += 1
+        self.last_poll_result = "none"
         self._wake.set()
 
-    def _say(self, word):
-        if self._round == self.asked:
-            self.word = word
+    def _set_poll_result(self, word):
+        if self._round == self.poll_requests:
+            self.last_poll_result = word
 
     async def run(self):
         beacon = self._beacon
-        if not beacon.image:
-            beacon.image = await beacon.slots.digest()
-        from ota import settle
+        if not beacon.image_sha256:
+            beacon.image_sha256 = await beacon.slots.digest()
+        from ota import boot_outcome
 
-        self._unsaved = await settle.run(beacon, self._ask)
-        settle = None
-        forget("ota.settle", "ota.trial", "ota.known", "wire.versions", "ota.choice", "ota.image")
-        record = report.kept(beacon.store)
+        self._unsaved_record = await boot_outcome.resolve_boot_outcome(beacon, self._request_offer)
+        loaded = boot_outcome.MODULES
+        boot_outcome = None
+        unload(loaded)
+        loaded = None
+        record = report.load_record(beacon.store)
         if record and record.get("status") in ("failed", "rolled_back"):
-            self._failed()  # its pause holds across a reset, too
+            self._count_failure()  # its pause holds across a reset, too
         while True:
-            self._round = self.asked
-            self._rest.left()  # or it wraps while nothing is offered
+            self._round = self.poll_requests
+            self._attempt_pause.seconds_left()  # or it wraps while nothing is offered
             try:
-                pause = await self._cycle()
-                self._misses = 0
+                pause = await self._poll_once()
+                self._failed_polls = 0
             except HttpError as error:
-                self._say("refused" if error.refused else error.code)
-                self._stranger(error)
-                pause = schedule.poll_delay(5 << min(self._misses, 10), 0)
+                self._set_poll_result("refused" if error.refused else error.code)
+                self._journal_stranger(error)
+                pause = schedule.poll_delay(5 << min(self._failed_polls, 10), 0)
                 pause = min(pause, beacon.store.policy("poll_s"))
-                self._misses += 1
+                self._failed_polls += 1
                 print("orchestrator:", error.code, error.detail, "- again in", pause)
             gc.collect()
-            pause = schedule.jitter(1000 * pause)
-            if self._silence.left():
-                pause = min(pause, 1000 * self._silence.left())
+            pause = schedule.add_jitter(1000 * pause)
+            if self._report_pause.seconds_left():
+                pause = min(pause, 1000 * self._report_pause.seconds_left())
             await self._wake.wait_ms(pause)
 
     # Somebody answers who is not the orchestrator: written down once, until that was delivered. His
     # words are his to choose, and neither NVS nor the other entries are his to wear out.
-    def _stranger(self, error):
-        if isinstance(error, Unsealed) and error.refused and not self._strange:
-            self._strange = True
+    def _journal_stranger(self, error):
+        if isinstance(error, Unsealed) and error.refused and not self._stranger_journalled:
+            self._stranger_journalled = True
             self._beacon.journal.write("answer", "unsealed", error.detail)
 
     # -- polling
 
-    def _ask(self, state):
+    def _request_offer(self, state):
         beacon = self._beacon
         target = "/firmwares/latest/%s?version=%s&image=%s&state=%s" % (
             beacon.device_type,
             beacon.version.replace("+", "%2B"),
-            beacon.image,
+            beacon.image_sha256,
             state,
         )
         return beacon.api.call("GET", target)
 
     # One round: deliver what is due, ask for work, do it. Returns seconds to the next round.
-    async def _cycle(self):
+    async def _poll_once(self):
         beacon = self._beacon
-        if not beacon.api.ready():
+        if not beacon.api.can_sign():
             return _UNREADY
-        if not await beacon.wifi.wait(_PATIENCE):
+        if not await beacon.wifi.wait_until_up(_PATIENCE):
             return 0
-        await self._deliver()
-        self._refresh()
-        status, offer, retry = await self._ask("valid")
+        await self._deliver_report()
+        self._reset_if_out_of_memory()
+        status, offer, retry = await self._request_offer("valid")
         default = beacon.store.policy("poll_s")
         if status not in (200, 204):
             raise HttpError("http", "status %d" % status, status < 500)
-        self._say("ok")
+        self._set_poll_result("ok")
         if status == 204:
-            self._fails = 0
-            return schedule.poll_delay(schedule.unsealed(retry, default), default)
-        return await self._consider(offer, default)
+            self._failed_attempts = 0
+            return schedule.poll_delay(schedule.cap_retry_after(retry, default), default)
+        return await self._handle_offer(offer, default)
 
-    async def _consider(self, doc, default):
+    async def _handle_offer(self, doc, default):
         beacon = self._beacon
         store = beacon.store
-        field = _malformed(doc)
+        field = _malformed_field(doc)
         if field:
             beacon.journal.write("offer", "malformed", field)
             return default
-        asked = doc.get("poll_after_s")
-        wait = schedule.wait(doc, clock.utc(), store.text("window"), store.number("utc_off"))
+        poll_after_s = doc.get("poll_after_s")
+        wait = schedule.seconds_until_install(
+            doc, clock.utc(), store.text("window"), store.number("utc_off")
+        )
         if wait:
-            return schedule.poll_delay(min(wait, asked or default), default)
-        rest = self._rest.left()
+            return schedule.poll_delay(min(wait, poll_after_s or default), default)
+        rest = self._attempt_pause.seconds_left()
         if rest:  # a poll between the times, because of a report or of new credentials
             return schedule.poll_delay(rest, default)
         if not await self._install(doc):
-            self._failed()
-        self._refresh()
-        await self._deliver()
-        pause = schedule.poll_delay(asked, default, self._fails, store.policy("retry_s"))
+            self._count_failure()
+        self._reset_if_out_of_memory()
+        await self._deliver_report()
+        pause = schedule.poll_delay(
+            poll_after_s, default, self._failed_attempts, store.policy("retry_s")
+        )
         # What jitter() leaves of it is no less than the rest.
-        return pause + pause // 3 + 1 if self._rest.left() else pause
+        return pause + pause // 3 + 1 if self._attempt_pause.seconds_left() else pause
 
     # An attempt ended without the release: the next one waits, whatever else happens.
-    def _failed(self):
-        self._fails += 1
-        self._rest.begin(schedule.growing(self._fails, self._beacon.store.policy("retry_s")))
-        self._untaken = 0
-        self._silence.end()
+    def _count_failure(self):
+        self._failed_attempts += 1
+        self._attempt_pause.begin(
+            schedule.failure_pause(self._failed_attempts, self._beacon.store.policy("retry_s"))
+        )
+        self._untaken_reports = 0
+        self._report_pause.end()
 
     # A heap in pieces does not heal by itself. What there is to say lies in NVS, and is said after
     # the reset; where NVS would not take it, before.
-    def _refresh(self):
-        if self._crowded and not self._unsaved:
+    def _reset_if_out_of_memory(self):
+        if self._out_of_memory and not self._unsaved_record:
             machine.reset()
 
     # An attempt. Returns only without the release: False when it failed, True when it was called
@@ -185,12 +193,13 @@ class Agent:
     async def _install(self, offer):
         from ota import install
 
+        loaded = install.MODULES
         beacon = self._beacon
         attempt = install.Install(beacon, self._reporter, offer)
         stage = None
         try:
             await attempt.run()
-        except install.Over:
+        except install.AttemptCancelled:
             pass  # the orchestrator has ended it
         except Refused as error:
             stage, code, detail = "verify", error.code, error.detail
@@ -199,31 +208,27 @@ class Agent:
         except HttpError as error:
             stage, code, detail = "download", error.code, error.detail
         except Exception as error:
-            from describe import describe
+            from describe import describe_error
 
             sys.print_exception(error)
-            stage, code, detail = "boot", "crash", describe(error)
-            self._crowded = isinstance(error, MemoryError)
+            stage, code, detail = "boot", "crash", describe_error(error)
+            self._out_of_memory = isinstance(error, MemoryError)
         if stage:
             attempt.record["stage"] = stage
             attempt.record["code"] = code
-            attempt.record["detail"] = report.detail(detail)
+            attempt.record["detail"] = report.attempt_detail(detail)
             try:
-                attempt.mark("failed")
+                attempt.save_status("failed")
             except FlashError as error:
-                self._unsaved = attempt.record  # said from here, as long as the power lasts
+                self._unsaved_record = attempt.record  # said from here, as long as the power lasts
                 print("attempt:", error.detail)
             beacon.journal.write(stage, code, detail)
-            beacon.radio.failed()
+            beacon.radio.show_failure()
         else:
             beacon.store.try_put("attempt", None)
-            beacon.radio.progress(None)
+            beacon.radio.set_progress(None)
         attempt = install = None
-        forget("ota.known", "ota.verify", "crypto.pss")
-        forget("wire.manifest", "wire.versions")
-        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt", "ota.image")
-        forget("crypto.ctr", "crypto.hkdf", "ota.choice", "ota.leave")
-        forget("ota.install")
+        unload(loaded)
         return not stage
 
     # The end of an attempt, until it is acknowledged; else the boot and the journal, once. It goes
@@ -231,47 +236,50 @@ class Agent:
     # in the way for ever: when it was said often enough the beacon polls all the same, and the next
     # attempt's record takes the place of the last one's. A report that the orchestrator itself
     # refuses is said again after pauses that grow; a stranger's refusal is as good as silence.
-    async def _deliver(self):
-        if self._silence.left():
+    async def _deliver_report(self):
+        if self._report_pause.seconds_left():
             return
         beacon = self._beacon
-        record = self._unsaved or report.kept(beacon.store)
+        record = self._unsaved_record or report.load_record(beacon.store)
         final = record and record.get("status") in _FINAL
-        if final and record.get("attempt_id") == self._reported:
+        attempt_id = record.get("attempt_id") if final else None
+        if final and attempt_id == self._reported_attempt:
             final = False  # NVS does not give it up: it is reported once
-        if not final and self._greeted and not beacon.journal.since():
+        if not final and self._boot_reported and not beacon.journal.entries_since():
             return
         status = record["status"] if final else "idle"
         try:
             await self._reporter.send(self._reporter.build(status, record if final else None))
         except HttpError as error:
-            self._untaken += 1
-            if self._untaken < _TELLINGS:
+            self._untaken_reports += 1
+            if self._untaken_reports < _TELLINGS:
                 raise
             print("report:", status, error.code, error.detail)
-            self._stranger(error)
+            self._journal_stranger(error)
             if error.status:
                 retry = beacon.store.policy("retry_s")
-                self._silence.begin(schedule.growing(self._untaken - _TELLINGS + 1, retry))
+                self._report_pause.begin(
+                    schedule.failure_pause(self._untaken_reports - _TELLINGS + 1, retry)
+                )
             return
         if final:
-            self._unsaved = None
-            self._reported = record.get("attempt_id")
+            self._unsaved_record = None
+            self._reported_attempt = attempt_id
             beacon.store.try_put("attempt", None)
-        self._greeted = True
-        self._strange = False
-        self._untaken = 0
+        self._boot_reported = True
+        self._stranger_journalled = False
+        self._untaken_reports = 0
 
 
 # The field that makes an offer unusable, None for a good one.
-def _malformed(doc):
+def _malformed_field(doc):
     from wire import offer
 
     try:
-        offer.check(doc)
+        offer.check_offer(doc)
     except offer.OfferError as error:
         return error.field
     finally:
         offer = None
-        forget("wire.offer", "wire.versions")
+        unload("wire.offer wire.versions")
     return None

@@ -11,7 +11,7 @@ from ota.slots import SECTOR, FlashError
 
 
 # A slot as it is going to be, for those who read partitions.
-class _Whole:
+class _CompletedSlot:
     def __init__(self, part, head):
         self._part = part
         self._head = memoryview(head)
@@ -27,9 +27,9 @@ class _Whole:
 
 # Is all there but the head? `head` is the image's first page, which is blank in the slot `part`;
 # `size` the whole image's.
-def check(part, size, head):
+def check_image(part, size, head):
     _erase_behind(part, size)
-    if image_length(_Whole(part, head)) != size:
+    if image_length(_CompletedSlot(part, head)) != size:
         raise Refused("image", "core and app do not fill the release")
 
 
@@ -68,10 +68,10 @@ def write_head(part, head):
 
 # The last step of an attempt, for which everything else has been taken: ends in a reset. Nothing
 # else runs meanwhile: what is journalled after this is the trial's.
-def arm(beacon, attempt, slot, head):
+def arm_slot(beacon, attempt, slot, head):
     attempt.record["armed"] = True
-    attempt.record["journal"] = beacon.journal.head()
-    attempt.mark("rebooting")
+    attempt.record["journal"] = beacon.journal.newest
+    attempt.save_status("rebooting")
     try:
         try:
             write_head(beacon.slots.partition(slot), head)
@@ -81,15 +81,15 @@ def arm(beacon, attempt, slot, head):
             raise
         change_otadata(beacon.slots.arm, slot)
     except Exception:
-        _give_up(beacon.slots, slot)
+        _discard_slot(beacon.slots, slot)
         raise
     machine.reset()
 
 
 # What is going to be told as failed must not boot by the next reset, nor by a rescue.
-def _give_up(slots, slot):
+def _discard_slot(slots, slot):
     try:
-        slots.give_up(slot)
+        slots.discard(slot)
     except OSError as error:
         print("flash:", error)
 

@@ -9,13 +9,13 @@ from crypto.hkdf import hkdf
 from micropython import const
 from wire.refused import Refused
 
-_INFO = b"beacon-ota release"
+_INFO = const(b"beacon-ota release")
 _MAGIC = const(0xE9)
 
 
 # A function of (buffer, offset in the image) that decrypts in place. Both halves of a fleet's
 # secret are used up by one release: its checksum is the salt, so no keystream serves twice.
-def opener(fields, fleet_key):
+def make_decrypter(fields, fleet_key):
     if not fleet_key or len(fleet_key) != 16:
         raise Refused("decrypt", "this beacon has no fleet key")
     secret = hkdf(unhexlify(fields["checksum"]), fleet_key, _INFO, 32)

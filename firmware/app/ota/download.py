@@ -6,9 +6,9 @@ import asyncio
 import gc
 import time
 
-from lazy import load
 from micropython import const
-from net.api import skewed
+from modules import preload
+from net.api import is_clock_skew
 from net.http import HttpError
 from wire.refused import Refused
 
@@ -40,12 +40,12 @@ class Download:
         failed = None
         while True:
             bad = beacon.store.number("bad_slot")
-            slots = beacon.slots.targets(self._size, bad)
+            slots = beacon.slots.target_slots(self._size, bad)
             if not slots:
                 raise failed or FlashError("no_slot", "bad slots: %x" % bad)
             part = beacon.slots.partition(slots[0])
             try:
-                return slots[0], await self._into(part)
+                return slots[0], await self._download_into(part)
             except FlashError as error:
                 failed = error
                 beacon.journal.write("flash", error.code, "slot %d: %s" % (slots[0], error.detail))
@@ -54,42 +54,42 @@ class Download:
                 except OSError:
                     raise failed
 
-    async def _into(self, part):
+    async def _download_into(self, part):
         fields = self._fields
         beacon = self._beacon
         record = self._attempt.record
         decrypt = None
-        sealed = fields.get("encryption")
-        if sealed:
+        encryption = fields.get("encryption")
+        if encryption:
             from ota import decrypt as opener
 
-            self._digest = sealed["ciphertext_sha256"]
-            decrypt = opener.opener(fields, beacon.store.blob("fleet_key"))
+            self._digest = encryption["ciphertext_sha256"]
+            decrypt = opener.make_decrypter(fields, beacon.store.blob("fleet_key"))
         from ota.writer import Writer
 
         writer = Writer(part, self._size, decrypt)
         self._begun = time.ticks_ms()
         try:
-            await self._persist(writer)
+            await self._retry_until_complete(writer)
         finally:
             record["bytes"] = writer.written
-            paused = beacon.radio.resume()
-            if paused:
-                record["advertising_paused_ms"] = paused
+            advertising_paused_ms = beacon.radio.resume()
+            if advertising_paused_ms:
+                record["advertising_paused_ms"] = advertising_paused_ms
         found = writer.digest()
         if found != fields["checksum"]:
             raise Refused("checksum", "flash holds " + found[:16])
         head = writer.head
         writer = None  # its buffers make room for what comes now
-        await load("ota.bootable")
+        await preload("ota.bootable")
         from ota import bootable
 
-        bootable.check(part, self._size, head)
+        bootable.check_image(part, self._size, head)
         return head
 
     # The whole image: pauses of 2, 4, 8, 16, 32 s between tries that brought nothing, and an end
     # to it all after five minutes.
-    async def _persist(self, writer):
+    async def _retry_until_complete(self, writer):
         beacon = self._beacon
         fruitless = 0
         while writer.written < self._size:
@@ -100,47 +100,51 @@ class Download:
                 await self._stream(writer)
             except HttpError as error:
                 if error.status in (409, 410):
-                    self._attempt.call_off()
-                if error.code == "timeout" or 400 <= error.status < 500 and not _passing(error):
+                    self._attempt.cancel()
+                if (
+                    error.code == "timeout"
+                    or 400 <= error.status < 500
+                    and not _is_transient(error)
+                ):
                     raise
                 if not error.status:
-                    beacon.api.doubt()
+                    beacon.api.distrust_address()
                 fruitless = 0 if writer.written > before else fruitless
-                pause = schedule.backoff(fruitless, beacon.store.policy("backoff_ms"))
+                pause = schedule.retry_pause(fruitless, beacon.store.policy("backoff_ms"))
                 if pause is None:
                     raise
                 fruitless += 1
                 pause = max(pause, 1000 * min(error.retry or 0, 3600))
-                if self._left() < pause:
+                if self._ms_left() < pause:
                     raise HttpError("timeout", "%s, then %s" % (error.code, error.detail))
                 print("download:", error.code, error.detail, "at", writer.written)
                 starved = error.code in ("stall", "truncated", "connect")
                 gc.collect()
                 await asyncio.sleep_ms(pause)
-                await beacon.wifi.wait(self._left())
+                await beacon.wifi.wait_until_up(self._ms_left())
                 if fruitless >= _QUIET and starved:
                     beacon.radio.pause()
 
     # Milliseconds until it is given up.
-    def _left(self):
+    def _ms_left(self):
         return self._budget - time.ticks_diff(time.ticks_ms(), self._begun)
 
     # One connection's worth of it. What is done for every sector is written out here: a call more
     # shows in how long an update takes.
     async def _stream(self, writer):
         beacon = self._beacon
-        source = await _ask(
+        source = await _open_download(
             beacon.api,
-            self._attempt.url,
+            self._attempt.download_url,
             self._digest,
             writer.written,
             1000 * beacon.store.policy("stall_s"),
             time.ticks_add(self._begun, self._budget),
         )
         try:
-            self._range(source, writer)
-            source.slim()
-            grab = source.grab
+            self._check_range(source, writer)
+            source.drop_header_buffer()
+            grab = source.read_available
             write = writer.write
             ticks = time.ticks_ms
             since = time.ticks_diff
@@ -153,29 +157,29 @@ class Download:
                     buf = memoryview(buf)[:left]
                 got = grab(buf)
                 if got < len(buf):
-                    got += await source.fill(memoryview(buf)[got:])
+                    got += await source.read_exactly(memoryview(buf)[got:])
                     if got < len(buf):
                         raise HttpError("truncated", "ended %d bytes early" % (left - got))
                 write(got)
                 left -= got
                 if since(ticks(), yielded) >= _TURN:
-                    if self._left() < 0:
+                    if self._ms_left() < 0:
                         raise HttpError("timeout", "given up after %d s" % (self._budget // 1000))
                     await asyncio.sleep_ms(0)
                     yielded = ticks()
                 if left <= mark:
                     percent = 100 * writer.written // self._size
                     mark = self._size - ((percent + 1) * self._size + 99) // 100
-                    self._beacon.radio.progress(percent)
+                    self._beacon.radio.set_progress(percent)
                     if since(ticks(), self._reported) > _PROGRESS:
-                        await self._report(writer, percent)
+                        await self._report_progress(writer, percent)
         finally:
             source.close()
 
     # The answer has to be the rest of this image and nothing else; a server that sends all of it
     # makes the writer begin again. Which file it is of, the mac has said: no ETag is asked, for
     # proxies weaken those of answers that they compress or change.
-    def _range(self, source, writer):
+    def _check_range(self, source, writer):
         first = writer.written
         if source.status == 200:
             if first:
@@ -191,35 +195,35 @@ class Download:
             code = "truncated" if length < self._size - first else "http"
             raise HttpError(code, "length %d, not %d" % (length, self._size - first))
 
-    async def _report(self, writer, percent):
+    async def _report_progress(self, writer, percent):
         self._reported = time.ticks_ms()
         self._attempt.record["bytes"] = writer.written
-        await self._attempt.tell("downloading", percent)
+        await self._attempt.report_best_effort(percent)
 
 
 # The open answer to a download whose bytes hash to `digest`, from byte `first` on. What comes back
 # is 200 (all of it) or 206 (from there); the orchestrator has vouched for the digest. At the ticks
 # `ends` nothing is waited for any more.
-async def _ask(api, target, digest, first, stall_ms, ends):
+async def _open_download(api, target, digest, first, idle_timeout_ms, deadline):
     headers = ()
     if first:
         headers = (("Range", "bytes=%d-" % first), ("If-Range", '"%s"' % digest))
     for again in (True, False):
-        connection = await api.open("GET", target, b"", headers, stall_ms, ends)
+        connection = await api.open_request("GET", target, b"", headers, idle_timeout_ms, deadline)
         if connection.status in (200, 206):
             try:
-                api.check(connection, digest)
+                api.check_mac(connection, digest)
             except BaseException:
                 connection.close()
                 raise
             return connection
-        status, answer, retry = await api.reply(connection)
+        status, answer, retry = await api.read_answer(connection)
         # An orchestrator that was started anew meanwhile; as in Api.call().
-        if not (again and status == 401 and skewed(answer)):
+        if not (again and status == 401 and is_clock_skew(answer)):
             break
     raise HttpError("http", "status %d" % status, False, status, retry)
 
 
 # Refusals of this request, not of the download: another one may be taken.
-def _passing(error):
+def _is_transient(error):
     return error.status in (401, 408, 429)

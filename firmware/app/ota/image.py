@@ -39,7 +39,7 @@ def image_length(part):
 
 # SHA-256 of a slot's release image as hex, "" when there is none. In steps of a sector, so
 # that the other tasks go on.
-async def digest_of(part):
+async def image_digest(part):
     length = image_length(part)
     if not length:
         return ""

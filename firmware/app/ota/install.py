@@ -6,18 +6,26 @@
 import asyncio
 import time
 
-from lazy import forget, load
 from micropython import const
+from modules import preload, unload
 from net.http import HttpError
 
 from ota.slots import FlashError
+
+# What is loaded to verify an offer, what to download the release (dependencies first), and all
+# that an attempt may leave behind.
+_VERIFICATION = const("wire.versions wire.manifest crypto.pss ota.denylist ota.verify")
+_DOWNLOAD = const(
+    "ota.writer ota.download ota.bootable ota.decrypt ota.image crypto.ctr crypto.hkdf"
+)
+MODULES = _VERIFICATION + " " + _DOWNLOAD + " ota.boot_slot ota.acknowledged ota.install"
 
 _FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
 REBOOTING = const(0xFF)
 
 
 # The orchestrator says that there is nothing more to do for this attempt.
-class Over(Exception):
+class AttemptCancelled(Exception):
     pass
 
 
@@ -27,7 +35,7 @@ class Install:
         self.reporter = reporter
         self._offer = offer
         self._begun = time.ticks_ms()
-        self.url = offer["download_url"]
+        self.download_url = offer["download_url"]
         self.record = {
             "status": "downloading",
             "attempt_id": offer["attempt_id"],
@@ -39,9 +47,10 @@ class Install:
 
     # Persists how far the attempt has come: what a boot that follows unannounced goes by. Without
     # that no attempt goes on.
-    def mark(self, status):
+    def save_status(self, status):
         self.record["status"] = status
-        self.record["duration_ms"] = time.ticks_diff(time.ticks_ms(), self._begun)
+        duration_ms = time.ticks_diff(time.ticks_ms(), self._begun)
+        self.record["duration_ms"] = duration_ms
         try:
             self._beacon.store.put("attempt", self.record)
         except OSError as error:
@@ -50,65 +59,66 @@ class Install:
     # Ends in a reset into the new release, or in the exception that says why not.
     async def run(self):
         beacon = self._beacon
-        self.mark("downloading")
-        beacon.radio.progress(0)
-        await self.tell("downloading", 0)
-        fields = await self._believe()
-        slot, head = await self._fetch(fields)
+        self.save_status("downloading")
+        beacon.radio.set_progress(0)
+        await self.report_best_effort(0)
+        fields = await self._verify_offer()
+        slot, head = await self._download(fields)
         self.record["bytes"] = fields["size"]
-        self.mark("verifying")
-        await load("ota.leave", "ota.bootable")
-        from ota import bootable, leave
+        self.save_status("verifying")
+        await preload("ota.acknowledged ota.bootable")
+        from ota import acknowledged, bootable
 
-        await leave.ask(beacon, self, "verifying")
+        await acknowledged.report_until_acknowledged(beacon, self, "verifying")
         # What otadata still says of an earlier trial must not be taken for this one's.
-        bootable.change_otadata(beacon.slots.erase_stale)
+        bootable.change_otadata(beacon.slots.erase_stale_entries)
         self.record["slot"] = slot
-        self.mark("rebooting")
-        await leave.ask(beacon, self, "rebooting")
-        beacon.radio.progress(REBOOTING)
+        self.save_status("rebooting")
+        await acknowledged.report_until_acknowledged(beacon, self, "rebooting")
+        beacon.radio.set_progress(REBOOTING)
         await asyncio.sleep_ms(_FAREWELL)
-        bootable.arm(beacon, self, slot, head)
+        bootable.arm_slot(beacon, self, slot, head)
 
     # Nothing is downloaded before this returns what a download needs of the signed manifest. From
     # here on that counts, and the offer is forgotten.
-    async def _believe(self):
-        await load("wire.versions", "wire.manifest", "crypto.pss", "ota.known", "ota.verify")
+    async def _verify_offer(self):
+        await preload(_VERIFICATION)
         from ota import verify
 
         offer, self._offer = self._offer, {}
-        fields = await verify.believe(self._beacon, offer)
-        self._beacon.heap()
+        fields = await verify.verify_offer(self._beacon, offer)
+        self._beacon.measure_heap()
         offer.clear()  # whoever still refers to it
         verify = None
-        forget("ota.known", "ota.verify", "crypto.pss")
-        forget("wire.manifest", "wire.versions")
+        unload(_VERIFICATION)
         return {name: fields.get(name) for name in ("size", "checksum", "encryption")}
 
-    async def _fetch(self, fields):
-        await load("ota.writer", "ota.download")
+    async def _download(self, fields):
+        await preload("ota.writer ota.download")
         from ota import download
 
         fetched = await download.Download(self._beacon, self, fields).run()
-        self._beacon.heap()
+        self._beacon.measure_heap()
         download = None
-        forget("ota.download", "ota.writer", "ota.bootable", "ota.decrypt", "ota.image")
-        forget("crypto.ctr", "crypto.hkdf")
+        unload(_DOWNLOAD)
         return fetched
 
     # -- reports
 
-    # A report that may get lost, but not be refused.
-    async def tell(self, status, progress=None):
+    # Reports progress, in percent. This report may get lost; when the orchestrator answers that the
+    # attempt is over, the attempt ends.
+    async def report_best_effort(self, progress):
+        record = self.record
         try:
-            taken = await self.reporter.send(self.reporter.build(status, self.record, progress))
+            doc = self.reporter.build(record["status"], record, progress)
+            taken = await self.reporter.send(doc)
         except HttpError as error:
             print("report:", error.code, error.detail)
             return
         if not taken:
-            self.call_off()
+            self.cancel()
 
     # The orchestrator has ended the attempt. A method, so that what an attempt loads on its way
     # need not import this module.
-    def call_off(self):
-        raise Over
+    def cancel(self):
+        raise AttemptCancelled

@@ -7,7 +7,7 @@ from wire import auth
 
 
 # `pad` is 64 hex digits: the new key under a mask that the old one and the last nonce make.
-def take(beacon, pad):
+def apply_key(beacon, pad):
     store = beacon.store
     mask = hmac_sha256(store.blob("beacon_key"), auth.rekey_text(beacon.api.nonce))
     pad = unhexlify(pad)

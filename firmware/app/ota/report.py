@@ -1,24 +1,25 @@
 # Status reports: sent with the journal's undelivered entries, and answered with what the
 # orchestrator wants known: journal acknowledgement, a new key, or that an attempt is over.
 
-from lazy import forget
 from micropython import const
+from modules import unload
 from net.http import HttpError
-from wire.journal import plain
-from wire.shapes import clip, is_hex
+from wire.journal import printable
+from wire.shapes import clip_text, is_hex
 
 _DETAIL = const(160)  # bytes of an attempt's record, which has to fit what is read of it
 
 
 # An attempt's record, None for what nothing can be told of: another release, older or newer than
 # this one, may have left it.
-def kept(store, key="attempt"):
+def load_record(store, key="attempt"):
     record = store.record(key)
     if not isinstance(record, dict):
         return None
-    for name in ("attempt_id", "firmware_id"):
-        if not is_hex(record.get(name), 24):
-            return None
+    attempt_id = record.get("attempt_id")
+    firmware_id = record.get("firmware_id")
+    if not is_hex(attempt_id, 24) or not is_hex(firmware_id, 24):
+        return None
     for name in ("version", "previous", "checksum"):
         if not isinstance(record.get(name), str):
             return None
@@ -27,8 +28,8 @@ def kept(store, key="attempt"):
 
 # The detail of an attempt's end for its record. Strangers choose some of its words, and what they
 # choose may take six bytes a character in JSON.
-def detail(text):
-    return clip(plain(text, _DETAIL), _DETAIL)
+def attempt_detail(text):
+    return clip_text(printable(text, _DETAIL), _DETAIL)
 
 
 class Reporter:
@@ -40,9 +41,9 @@ class Reporter:
     def build(self, status, record=None, progress=None):
         from ota import status_report
 
-        doc = status_report.build(self._beacon, status, record, progress)
+        doc = status_report.build_report(self._beacon, status, record, progress)
         status_report = None
-        forget("ota.status_report")
+        unload("ota.status_report")
         return doc
 
     # True when the orchestrator took it, False when it says that the attempt is over. Raises
@@ -60,14 +61,14 @@ class Reporter:
                 beacon.journal.write("report", "rejected", "status %d" % status)
             raise HttpError("http", "status %d" % status, status in (401, 403), status)
         if answer:
-            ack = answer.get("journal_ack")
-            if isinstance(ack, int):
-                beacon.journal.acked(ack)
+            journal_ack = answer.get("journal_ack")
+            if isinstance(journal_ack, int):
+                beacon.journal.acknowledge(journal_ack)
             pad = answer.get("rekey")
             if is_hex(pad, 64):
                 from ota import rekey
 
-                rekey.take(beacon, pad)
+                rekey.apply_key(beacon, pad)
                 rekey = None
-                forget("ota.rekey")
+                unload("ota.rekey")
         return True

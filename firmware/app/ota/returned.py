@@ -18,7 +18,7 @@ _SOFT = const(5)
 
 # `cause` is machine.reset_cause(). After a restart of the interpreter alone the trial is still to
 # come.
-def note(store, journal, cause):
+def record_return(store, journal, cause):
     record = store.record("attempt")
     if not isinstance(record, dict) or record.get("status") != "rebooting":
         return
@@ -28,23 +28,23 @@ def note(store, journal, cause):
     if Partition(Partition.RUNNING).info()[1] - _OTA == slot:
         return
     try:
-        ota, sector, entry = _find(slot)
-        if entry and entry.back is not None:
+        ota, sector, entry = _find_entry(slot)
+        if entry and entry.return_cause is not None:
             return
     except OSError as error:
         print("attempt: otadata:", error)
         entry = None
-    record["back"] = [cause, journal.head()]
+    record["back"] = [cause, journal.newest]
     try:
         store.put("attempt", record)
     except OSError as error:
         print("attempt: return not noted:", error)
         if entry and entry.state in (otadata.ABORTED, otadata.INVALID):
-            _burn(ota, sector, cause)
+            _write_return(ota, sector, cause)
 
 
 # What otadata says of a slot: (partition, sector, entry), the last one None for nothing.
-def _find(slot):
+def _find_entry(slot):
     count = 0
     while count < 16 and Partition.find(Partition.TYPE_APP, _OTA + count):
         count += 1
@@ -56,11 +56,11 @@ def _find(slot):
         raw = bytearray(otadata.SIZE)
         found[0].readblocks(sector, raw, 0)
         entries.append(otadata.Entry(raw))
-    entry = otadata.about(entries, slot, count)
+    entry = otadata.newest_entry_of(entries, slot, count)
     return found[0], entries.index(entry) if entry else 0, entry
 
 
-def _burn(ota, sector, cause):
+def _write_return(ota, sector, cause):
     try:
         ota.writeblocks(sector, bytes((cause, cause ^ 0xFF)), otadata.BACK)
     except OSError as error:

@@ -3,7 +3,7 @@
 import os
 
 from micropython import const
-from wire.shapes import window
+from wire.shapes import parse_window
 
 _DAY = const(1440)  # minutes
 RETRIES = const(5)
@@ -15,17 +15,17 @@ _MAX_FAIL = const(1920)  # s: 32 minutes between attempts (or reports) that keep
 
 
 # A quarter up or down: a building that comes back from a power cut must not act as one.
-def jitter(value):
+def add_jitter(value):
     return value * (192 + os.urandom(1)[0] // 2) // 256
 
 
 # The pause before retry n (0, 1, ...), None when there are no more.
-def backoff(n, first_ms):
-    return jitter(first_ms << n) if n < RETRIES else None
+def retry_pause(n, first_ms):
+    return add_jitter(first_ms << n) if n < RETRIES else None
 
 
 # Seconds after the n-th failure in a row (1, 2, ...): `first_s`, twice that, and so on.
-def growing(n, first_s):
+def failure_pause(n, first_s):
     return min(first_s << min(n - 1, 7), _MAX_FAIL)
 
 
@@ -34,27 +34,27 @@ def growing(n, first_s):
 def poll_delay(asked, default, fails=0, first_s=30):
     delay = default if asked is None else asked
     if fails:
-        delay = max(delay, growing(fails, first_s))
+        delay = max(delay, failure_pause(fails, first_s))
     return min(max(delay, _MIN_POLL), _MAX_POLL)
 
 
 # What a header asks for. Nothing signs it: who changes one answer must not send a beacon to sleep
 # for a day.
-def unsealed(asked, default):
+def cap_retry_after(asked, default):
     return asked if asked is None else min(asked, max(default, _UNSEALED))
 
 
 # Seconds until an offer may be installed, 0 for now. The server's window counts first; the local
 # one, from provisioning, is a second guard against a server that has its time zones wrong.
-def wait(offer, now, local, offset_min):
+def seconds_until_install(offer, now, local, offset_min):
     if offer["required"] or not now:
         return 0
-    start = offer.get("not_before", 0)
-    if now < start:
-        return start - now
+    not_before = offer.get("not_before", 0)
+    if now < not_before:
+        return not_before - now
     if now >= offer.get("not_after", now + 1):
         return _MISSED
-    local = window(local)
+    local = parse_window(local)
     if not local:
         return 0
     second = (now + 60 * offset_min) % (60 * _DAY)

@@ -1,5 +1,5 @@
 # The partitions an update works on. The slot that runs is never handed out to be written. What
-# changes otadata, and what is asked once in a boot, is in ota/choice.py: an idle beacon does
+# changes otadata, and what is asked once in a boot, is in ota/boot_slot.py: an idle beacon does
 # without it.
 
 from esp32 import Partition
@@ -22,7 +22,7 @@ class FlashError(Exception):
 
 class Slots:
     def __init__(self):
-        self.app = Partition(Partition.RUNNING)
+        self.running_app = Partition(Partition.RUNNING)
         self.parts = []
         while len(self.parts) < 16:
             found = Partition.find(Partition.TYPE_APP, _OTA + len(self.parts))
@@ -33,14 +33,14 @@ class Slots:
         self.ota = found[0] if found and self.parts else None
         self.count = len(self.parts)
         # The number of the slot that runs, -1 for the factory app.
-        kind = self.app.info()[1]
+        kind = self.running_app.info()[1]
         self.running = kind - _OTA if kind >= _OTA else _FACTORY
 
-    # The functions of ota/choice.py as methods; whoever is done with them forgets that module.
+    # The functions of ota/boot_slot.py as methods; whoever is done with them forgets that module.
     def __getattr__(self, name):
-        from ota import choice
+        from ota import boot_slot
 
-        found = getattr(choice, name)
+        found = getattr(boot_slot, name)
         return lambda *args: found(self, *args)
 
     def entries(self):
@@ -54,28 +54,25 @@ class Slots:
             entries.append(otadata.Entry(raw))
         return entries
 
-    def on_trial(self):
-        return bool(self.ota) and otadata.on_trial(self.entries(), self.running, self.count)
-
-    def info(self, slot):
-        return self.parts[slot].info()
+    def is_on_trial(self):
+        return bool(self.ota) and otadata.is_on_trial(self.entries(), self.running, self.count)
 
     def partition(self, slot):
         return self.parts[slot]
 
     # The slots that a release of `size` bytes could go into, the best first: never the one that
     # runs, and none of those in the bitmap `bad`.
-    def targets(self, size, bad):
+    def target_slots(self, size, bad):
         found = []
         for i in range(1, self.count + 1):
             slot = (self.running + i) % self.count
-            if slot != self.running and not bad >> slot & 1 and self.room(slot) >= size:
+            if slot != self.running and not bad >> slot & 1 and self.capacity(slot) >= size:
                 found.append(slot)
         return found
 
-    def room(self, slot):
+    def capacity(self, slot):
         return self.parts[slot].info()[3]
 
     # The largest release that fits anywhere.
-    def max_room(self):
-        return max([self.room(i) for i in range(self.count) if i != self.running] or [0])
+    def max_capacity(self):
+        return max([self.capacity(i) for i in range(self.count) if i != self.running] or [0])

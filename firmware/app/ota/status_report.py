@@ -4,67 +4,72 @@ import json
 
 from micropython import const
 from net import clock
-from wire.journal import plain
-from wire.shapes import clip
+from wire.journal import printable
+from wire.shapes import clip_text
 
 _BODY = const(8192)  # bytes that the orchestrator reads of a report: wire.report.MAX_BODY
 
 # What an attempt's record hands on to its reports under the same name.
-_COPIED = (
-    "attempt_id",
-    "firmware_id",
-    "stage",
-    "code",
-    "bytes",
-    "duration_ms",
-    "trials",
-    "advertising_paused_ms",
-    "acquitted",
+_COPIED = const(
+    (
+        "attempt_id",
+        "firmware_id",
+        "stage",
+        "code",
+        "bytes",
+        "duration_ms",
+        "trials",
+        "advertising_paused_ms",
+        "acquitted",
+    )
 )
 
 
 # The report of a status. `record` is the attempt's, None for an idle report.
-def build(beacon, status, record, progress):
-    now = clock.utc()
+def build_report(beacon, update_status, record, progress):
+    firmware_version = beacon.version
+    if record and update_status not in ("success", "rolled_back"):
+        firmware_version = record["version"]
+    updated_at = clock.utc()
+    heap_free_min = beacon.measure_heap()
     doc = {
-        "firmware_version": beacon.version,
-        "update_status": status,
-        "updated_at": now,
-        "image_sha256": beacon.image,
-        "reset_cause": beacon.cause,
-        "heap_free_min": beacon.heap(),
+        "firmware_version": firmware_version,
+        "update_status": update_status,
+        "updated_at": updated_at,
+        "image_sha256": beacon.image_sha256,
+        "reset_cause": beacon.reset_cause,
+        "heap_free_min": heap_free_min,
     }
     if record:
-        doc["previous_version"] = record["previous"]
-        if status not in ("success", "rolled_back"):
-            doc["firmware_version"] = record["version"]
+        previous_version = record["previous"]
+        doc["previous_version"] = previous_version
         for name in _COPIED:
             if name in record:
                 doc[name] = record[name]
         if record.get("detail"):
-            doc["detail"] = clip(plain(record["detail"], 200), 200)
+            doc["detail"] = clip_text(printable(record["detail"], 200), 200)
     if progress is not None:
         doc["progress"] = progress
-    if not now:
+    if not updated_at:
         doc["clock_unset"] = True
     if beacon.insecure:
         doc["insecure"] = True
-    journal = _fitting(beacon.journal.since(), _BODY - _size(doc))
+    journal = _take_fitting(beacon.journal.entries_since(), _BODY - _json_size(doc))
     if journal:
         doc["journal"] = journal
     return doc
 
 
 # Bytes of a value's JSON, and of the name and the commas around it.
-def _size(value):
+def _json_size(value):
     return len(json.dumps(value).encode()) + 16
 
 
 # The first entries that there is room for; the others come with the next report.
-def _fitting(entries, room):
+def _take_fitting(entries, room):
     found = []
     for entry in entries:
-        room -= _size(entry)
+        room -= _json_size(entry)
         if room < 0:
             break
         found.append(entry)

@@ -10,18 +10,18 @@ _WATCHDOG = const(3)
 
 # What the journal tells of a trial: its own last words, or what was found out of it before the
 # power failed.
-_WITNESS = ("crash", "self_test", "watchdog")
+_WITNESS = const(("crash", "self_test", "watchdog"))
 
 
 # What a trial may lack, or end by, without the image being to blame: an access point reboots, an
 # orchestrator is away, flash does not do as it is told, somebody at the USB port resets the chip
 # (which has no cause of its own). The release is rolled back all the same.
-_WIFI = "wifi"
+_WIFI = const("wifi")
 AWAY = "orchestrator away"  # also where somebody else answers in its place, who is named then
 UNCONFIRMED = "otadata would not confirm"
-_RESET_BY = "reset cause %d"
+_RESET_BY = const("reset cause %d")
 _OUTSIDE = (_WIFI, UNCONFIRMED, _RESET_BY % 0)
-_UNHEARD = ", nothing more was noted"
+_UNHEARD = const(", nothing more was noted")
 
 
 # An attempt's end: update_status, code of stage "boot", detail, trial boots.
@@ -35,7 +35,7 @@ class Verdict:
     # Is the image itself to blame, so that it must not be tried again? Never without a trial boot:
     # the orchestrator's limit of attempts bounds what a wrong acquittal costs, and a wrong
     # conviction has no end.
-    def guilty(self):
+    def image_at_fault(self):
         if self.status != "rolled_back" or not self.trials:
             return False
         if self.detail in _OUTSIDE or self.detail.startswith(AWAY):
@@ -51,47 +51,47 @@ class Verdict:
 #   running  slot number, -1 for the factory app
 #   cause    machine.reset_cause() of this boot
 #   journal  entries written since the slot was armed
-def verdict(record, entries, running, slots, cause, journal):
+def diagnose_previous_attempt(record, entries, running, slots, cause, journal):
     status = record.get("status")
     if status in ("success", "failed", "rolled_back"):
         return None
     if status != "rebooting":
-        return Verdict("failed", _cause(cause), "reset while " + str(status))
+        return Verdict("failed", _code_of_reset(cause), "reset while " + str(status))
     slot = record.get("slot")
-    entry = otadata.about(entries, slot, slots) if slots else None
+    entry = otadata.newest_entry_of(entries, slot, slots) if slots else None
     if running == slot:
-        if otadata.on_trial(entries, running, slots):
+        if otadata.is_on_trial(entries, running, slots):
             return None
         # Confirmed, and cut off before the record could say so.
-        return Verdict("success", trials=max(entry.marks, 1) if entry else 1)
+        return Verdict("success", trials=max(entry.trial_marks, 1) if entry else 1)
     if not record.get("armed"):
-        return _unbooted(cause, "not armed")
+        return _not_booted(cause, "not armed")
     back = record.get("back")
     if _is_return(back):
         cause, head = back
-        return _back(entry, cause, [said for said in journal if said[0] <= head])
-    if entry and entry.back is not None and entry.back >= 0:
-        found = _back(entry, entry.back, ())
+        return _diagnose_return(entry, cause, [said for said in journal if said[0] <= head])
+    if entry and entry.return_cause is not None and entry.return_cause >= 0:
+        found = _diagnose_return(entry, entry.return_cause, ())
         if found.code == "crash":
             # NVS took nothing: the words are lost that would tell a crash from a missing network.
             found.code = "not_booted"
             found.detail += _UNHEARD
         return found
     # Noted nowhere: whatever this boot knows may have happened to the old release.
-    return _unbooted(cause, "nothing is known of a trial")
+    return _not_booted(cause, "nothing is known of a trial")
 
 
 # Stage 0 gave the running release a trial. `other` is the slot of the one that crashed; it is the
 # attempt's when that one had confirmed itself before.
-def rescued(record, other, journal):
+def diagnose_rescue(record, other, journal):
     if not record.get("armed") or other != record.get("slot"):
         return Verdict("rolled_back", "not_booted", "another slot was rescued")
-    return crashed(journal)
+    return diagnose_crash(journal)
 
 
 # The end of a release that had confirmed itself. Stage 0 wrote down what the last of its resets
 # was; without that entry nothing tells a hang from a crash.
-def crashed(journal):
+def diagnose_crash(journal):
     for _, _, stage, code, detail in reversed(journal):
         if stage == "boot" and code == "rescue":
             code = "watchdog" if detail.endswith("watchdog") else "crash"
@@ -103,22 +103,22 @@ def _is_return(back):
     return isinstance(back, list) and len(back) == 2 and all(isinstance(n, int) for n in back)
 
 
-def _unbooted(cause, detail):
+def _not_booted(cause, detail):
     code = "power" if cause == _POWER_ON else "not_booted"
     return Verdict("rolled_back", code, detail)
 
 
-def _cause(cause):
+def _code_of_reset(cause):
     return {_POWER_ON: "power", _WATCHDOG: "watchdog"}.get(cause, "crash")
 
 
 # The old release runs again. What the trials wrote themselves is the best witness; the cause of
 # the reset that ended the last one is the next best. An entry that is gone or still armed, and no
 # word of any trial, mean that none came as far as Python, and say nothing against the image.
-def _back(entry, cause, journal):
+def _diagnose_return(entry, cause, journal):
     trials = 0
     if entry and entry.state in (otadata.ABORTED, otadata.INVALID):
-        trials = entry.marks + 1
+        trials = entry.trial_marks + 1
     for _, _, stage, code, detail in reversed(journal):
         if stage == "boot" and code in _WITNESS:
             if cause == _WATCHDOG:
@@ -126,10 +126,10 @@ def _back(entry, cause, journal):
             # The entry may be gone: power failed while the bootloader wrote that it was aborted.
             return Verdict("rolled_back", code, detail, trials or 1)
     if not trials:
-        return _unbooted(cause, "no trial boot")
-    if not entry.marks and cause != _POWER_ON:
+        return _not_booted(cause, "no trial boot")
+    if not entry.trial_marks and cause != _POWER_ON:
         return Verdict("rolled_back", "not_booted", "died before stage 0", trials)
-    return Verdict("rolled_back", _cause(cause), _RESET_BY % cause, trials)
+    return Verdict("rolled_back", _code_of_reset(cause), _RESET_BY % cause, trials)
 
 
 WAIT = const(0)
@@ -143,7 +143,7 @@ FAIL = const(2)
 # release. One that refuses us, in a sealed answer, means that this release cannot speak to it.
 #   ble      advertising as far as this board can: True, False
 #   services the beacon's services run and no task has died
-def health(ble, services, wifi, exchanged, refused, late, offline_ok):
+def check_health(ble, services, wifi, exchanged, refused, late, offline_ok):
     if ble and services and wifi and exchanged:
         return CONFIRM, ""
     if not ble:

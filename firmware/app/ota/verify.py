@@ -16,24 +16,24 @@ from wire import manifest, versions
 from wire.refused import Refused
 from wire.shapes import is_hex
 
-from ota import known
+from ota import denylist
 
 KEYS = "/app/keys.json"
-_NEEDED = ("size", "checksum", "encryption")
+_NEEDED = const(("size", "checksum", "encryption"))
 _MAX_KEYS = const(8192)  # bytes of the file: eight keys and room to spare
 
 
 # What this beacon makes of an offer: of its manifest, what the download needs.
-async def believe(beacon, offer):
-    if known.bad(beacon.store, offer["checksum"]):
+async def verify_offer(beacon, offer):
+    if denylist.contains(beacon.store, offer["checksum"]):
         raise Refused("known_bad", "rolled back on this beacon before")
-    fields = await check(
+    fields = await verify_manifest(
         offer,
         beacon.device_type,
         beacon.version,
-        _floor(beacon.store),
+        _read_floor(beacon.store),
         clock.utc() or None,
-        beacon.slots.max_room(),
+        beacon.slots.max_capacity(),
         beacon.insecure,
     )
     return {name: fields[name] for name in _NEEDED if name in fields}
@@ -41,7 +41,7 @@ async def believe(beacon, offer):
 
 # The highest version that was confirmed here, None for none. What is no version protects nothing,
 # and must not keep the beacon from updates for ever: the next one that is confirmed replaces it.
-def _floor(store):
+def _read_floor(store):
     floor = store.text("floor")
     try:
         versions.parse(floor)
@@ -50,30 +50,30 @@ def _floor(store):
     return floor
 
 
-# The offer's manifest fields, once the signatures, the rules and the offer itself agree. Takes the
-# envelope out of the offer: what was decoded is not kept in memory twice.
-# `floor`, `now` and `room` are those of wire.manifest.check(). An insecure app accepts an offer
-# without a manifest, and, as long as it holds no keys, one whose signatures it cannot judge.
-async def check(offer, device_type, running, floor, now, room, insecure=False, keys=KEYS):
+# The manifest fields of the offer, once the signatures, the rules and the offer itself agree. The
+# envelope is taken out of the offer, so that memory does not hold it beside what was decoded.
+# `floor`, `now` and `room` are those of wire.manifest.check_rules(). An insecure app accepts an
+# offer without a manifest, and, as long as it holds no keys, one whose signatures it cannot judge.
+async def verify_manifest(offer, device_type, running, floor, now, room, insecure=False, keys=KEYS):
     envelope = offer.pop("manifest", None)
     if envelope is None:
         if not insecure:
             raise Refused("signature", "no manifest")
-        fields = manifest.unsigned(offer, device_type)
+        fields = manifest.unsigned_fields(offer, device_type)
     else:
-        payload, signatures = manifest.unpack(envelope)
+        payload, signatures = manifest.unpack_envelope(envelope)
         envelope = None
-        missing, pairs = _pairs(keys, signatures, insecure)
+        missing, pairs = _match_keys(keys, signatures, insecure)
         signatures = None
-        await _judge(payload, missing, pairs)
-        fields = manifest.decode(payload)
-        manifest.agree(fields, offer)
-    manifest.check(fields, device_type, running, floor, now, room)
+        await _check_signatures(payload, missing, pairs)
+        fields = manifest.decode_payload(payload)
+        manifest.check_offer(fields, offer)
+    manifest.check_rules(fields, device_type, running, floor, now, room)
     return fields
 
 
 # The keys of the running app, or None when it was built without.
-def _load(path):
+def _load_keys(path):
     try:
         size = os.stat(path)[6]
     except OSError:
@@ -94,8 +94,8 @@ def _load(path):
 # How many good signatures it takes, and what there is to choose from: (modulus, signature) of
 # each that a trusted key claims to have made. unpack() lets a keyid through once only, so counting
 # signatures is counting keys.
-def _pairs(keys, signatures, insecure):
-    trusted = _load(keys)
+def _match_keys(keys, signatures, insecure):
+    trusted = _load_keys(keys)
     if not trusted:
         if not insecure:
             raise Refused("signature", "the app holds no keys")
@@ -109,21 +109,21 @@ def _pairs(keys, signatures, insecure):
 
 
 # As many different keys as the threshold asks for have to have signed.
-async def _judge(payload, missing, pairs):
+async def _check_signatures(payload, missing, pairs):
     digest = sha256(manifest.pae(payload)).digest()
     for n, signature in pairs:
         if not missing:
             return
-        if await _verify(n, digest, signature):
+        if await _verify_signature(n, digest, signature):
             missing -= 1
     if missing:
         raise Refused("signature", "%d more good signatures needed" % missing)
 
 
 # The modular power takes a fifth of a second on the chip: other tasks run between its steps.
-async def _verify(n, digest, signature):
+async def _verify_signature(n, digest, signature):
     good = False
-    for verdict in pss.steps(n, digest, signature):
+    for verdict in pss.verify_steps(n, digest, signature):
         good = verdict
         await asyncio.sleep(0)
     return good

@@ -5,8 +5,8 @@ import os
 import time
 
 from crypto.hmac import equal, hmac_sha256
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import access
 
 _WRITE = const(0x0008)
@@ -21,8 +21,8 @@ class Access:
         self._store = store
         self._radio = radio
         self._control = self._status = 0
-        self._open = {}  # link -> (nonce, credential id, ticks)
-        radio.add(
+        self._challenges = {}  # link -> (nonce, credential id, ticks)
+        radio.add_service(
             (
                 bluetooth.UUID(access.SERVICE),
                 (
@@ -33,7 +33,7 @@ class Access:
             self,
         )
 
-    def up(self):
+    def is_ready(self):
         return bool(self._control)
 
     # -- what the radio tells
@@ -42,48 +42,48 @@ class Access:
         self._control, self._status = handles
 
     def on_disconnect(self, link):
-        self._open.pop(link, None)
+        self._challenges.pop(link, None)
 
     def on_write(self, link, handle, data):
         if handle != self._control:
             return
-        kind, payload = access.parse(data)
+        kind, payload = access.parse_message(data)
         if kind == access.REQUEST:
             nonce = os.urandom(access.NONCE)
-            if link in self._open or len(self._open) < _LINKS:
-                self._open[link] = (nonce, payload, time.ticks_ms())
-            self._say(link, access.challenge(nonce))
+            if link in self._challenges or len(self._challenges) < _LINKS:
+                self._challenges[link] = (nonce, payload, time.ticks_ms())
+            self._notify(link, access.build_challenge(nonce))
         elif kind == access.PROOF:
-            granted = self._judge(self._open.pop(link, None), payload)
-            self._say(link, bytes((access.GRANTED if granted else access.REFUSED,)))
+            granted = self._check_proof(self._challenges.pop(link, None), payload)
+            self._notify(link, bytes((access.GRANTED if granted else access.REFUSED,)))
             if granted:
-                self._radio.renew(link)
+                self._radio.renew_timeouts(link)
                 from services import strike
 
-                strike.open(self._store)
+                strike.open_strike(self._store)
                 strike = None
-                forget("services.strike")
+                unload("services.strike")
 
     # A challenge serves once, whatever the answer. An unknown id takes as long as a wrong secret.
-    def _judge(self, opened, proof):
+    def _check_proof(self, opened, proof):
         if not opened:
             return False
         nonce, ident, since = opened
         size = access.MAX_CREDENTIALS * (access.ID + access.SECRET)
-        secret = access.find(self._store.blob("creds", size), ident)
+        secret = access.find_secret(self._store.blob("creds", size), ident)
         held = secret or bytes(access.SECRET)
         good = False
         import identity
 
-        name = identity.read(self._store)
+        name = identity.read_id(self._store)
         identity = None
-        forget("identity")
+        unload("identity")
         for key in (held, access.door_key(hmac_sha256, held, name)):
             good = equal(hmac_sha256(key, nonce)[: access.SECRET], proof) or good
         late = not 0 <= time.ticks_diff(time.ticks_ms(), since) <= access.LIFETIME
         return good and bool(secret) and not late
 
-    def _say(self, link, message):
+    def _notify(self, link, message):
         try:
             self._radio.notify(link, self._status, message)
         except OSError as error:

@@ -16,7 +16,7 @@ _WATCHDOG = const(3)
 # Bluetooth hangs or resets the chip, `ble` stays at "trying": that boot goes without, until
 # somebody has cut the power. Some chips call every reset a power-on: after a second time it goes
 # without whatever the cause, until Radio.healthy() says that this boot was a good one.
-def start(store, journal, cause, irq):
+def activate(store, journal, cause, irq):
     known = store.number("ble")
     if known == _AGAIN or known == _TRYING and cause != _POWER_ON:
         journal.write("ble", "skipped", "activation never came back")
@@ -33,7 +33,7 @@ def start(store, journal, cause, irq):
         ble = bluetooth.BLE()
         ble.active(True)
         ble.irq(irq)
-        name = adverts.name(ble.config("mac")[1])
+        name = adverts.device_name(ble.config("mac")[1])
         ble.config(gap_name=name)
     except Exception as error:
         if known == _WORKS or cause == _POWER_ON:

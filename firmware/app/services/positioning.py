@@ -9,8 +9,8 @@ _IDENTITY = const(20)
 
 # The advertising data; b"" while the beacon has no identity, for one that is made up would put
 # people in the wrong place.
-def frame(store):
+def build_frame(store):
     identity = store.blob("ibeacon", _IDENTITY)
     if len(identity) != _IDENTITY:
         return b""
-    return adverts.ibeacon(identity, _POWER)
+    return adverts.build_ibeacon(identity, _POWER)

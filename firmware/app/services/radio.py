@@ -9,8 +9,8 @@ import errno
 import sys
 import time
 
-from lazy import forget
 from micropython import const
+from modules import unload
 from wire import adverts
 
 _CONNECT = const(1)
@@ -48,58 +48,58 @@ class Radio:
         self._services = []  # (service as gatts_register_services takes it, its owner)
         self._owners = {}  # value handle -> owner
         self.name = b""  # under which it is provisioned
-        self._frame = b""
-        self._offer = b""
-        self._turn = False
-        self._about = b""
+        self._ibeacon = b""
+        self._alternate_adv = b""
+        self._show_alternate = False
+        self._status = b""
         self._progress = b""
         self._slow = False
-        self._paused = None  # ticks since when
-        self._quiet_ms = 0
-        self._clear = None  # ticks at which the failure notice ends
+        self._paused_at = None  # ticks since when
+        self._paused_ms = 0
+        self._failure_ends = None  # ticks at which the failure notice ends
         self._stale = True
         # The handler's, who runs at any moment: who is connected (link -> number of the connection,
         # MTU), what was written, who writes too much.
-        self._live = {}
+        self._connections = {}
         self._serial = 0
         self._events = []
-        self._flood = None
+        self._overflow = None
         self._flag = asyncio.ThreadSafeFlag()
         # What the owners know: link -> [number of the connection, ms of silence that are allowed,
         # ticks at which they are over, at which it has to go, and at which it goes for another's
         # sake].
-        self._links = {}
-        self.wanted = None  # the link whose place somebody waits for
+        self._limits = {}
+        self.contested = None  # the link whose place somebody waits for
 
     # First thing of all, before WiFi and before the heap grows.
     def start(self, cause):
         if self._allowed:
             from services import activation
 
-            found = activation.start(self._store, self._journal, cause, self._irq)
+            found = activation.activate(self._store, self._journal, cause, self._irq)
             if found:
                 self._ble, self.name = found
                 self._needed = True
             activation = None
-            forget("services.activation")
+            unload("services.activation")
 
     # The next power-on may try again.
-    def healthy(self):
+    def record_good_boot(self):
         if self._store.number("ble") == _AGAIN:
             self._store.try_put("ble", _TRYING)
 
-    def on(self):
+    def is_on(self):
         return self._ble is not None
 
     # An owner has on_write(link, handle, data) and on_disconnect(link), and learns its value
     # handles by on_handles(ble, handles).
-    def add(self, service, owner):
+    def add_service(self, service, owner):
         self._services.append((service, owner))
 
     # Registers what was added, and goes on the air. The services are the same in every mode:
     # phones and computers remember them.
-    def open(self, frame):
-        self._frame = frame
+    def start_advertising(self, frame):
+        self._ibeacon = frame
         if not self._ble:
             return
         if self._services:
@@ -108,132 +108,136 @@ class Radio:
                 for handle in handles:
                     self._owners[handle] = owner
                 owner.on_handles(self._ble, handles)
-        self._apply()
+        self._advertise()
 
     # Does Bluetooth do what this board has shown that it can do?
-    def fit(self):
+    def is_healthy(self):
         return self._ble is not None if self._needed else True
 
     # -- what is advertised
 
-    def _apply(self):
+    def _advertise(self):
         self._stale = False
         if not self._ble:
             return
-        if self._paused is not None:
+        if self._paused_at is not None:
             self._ble.gap_advertise(None)
             return
-        data = self._frame or adverts.FLAGS
-        if self._offer and (self._turn or not self._frame):
-            data = self._offer
+        data = self._ibeacon or adverts.FLAGS
+        if self._alternate_adv and (self._show_alternate or not self._ibeacon):
+            data = self._alternate_adv
         try:
             self._ble.gap_advertise(
                 _SLOW if self._slow else _NORMAL,
                 adv_data=data,
-                resp_data=self._progress + self._about,
+                resp_data=self._progress + self._status,
                 # With as many links as there can be, nobody else may connect, and asking for
                 # that would end all of it.
-                connectable=bool(self._services) and len(self._live) < _MOST,
+                connectable=bool(self._services) and len(self._connections) < _MOST,
             )
         except OSError as error:
             print("ble:", error)
 
     # The positioning frame, b"" for none.
-    def position(self, frame):
-        self._frame = frame
+    def set_ibeacon(self, frame):
+        self._ibeacon = frame
         self._stale = True
 
     # What else is to be found here for the time being, b"" for nothing.
-    def offer(self, data):
-        if data != self._offer:
-            self._offer = data
+    def set_alternate_adv(self, data):
+        if data != self._alternate_adv:
+            self._alternate_adv = data
             self._stale = True
 
     # What runs here, for the scan response.
-    def about(self, data):
-        if data != self._about:
-            self._about = data
+    def set_status(self, data):
+        if data != self._status:
+            self._status = data
             self._stale = True
 
     # 0-100, 0xFE failed, 0xFF rebooting; None when there is no update (any more).
-    def progress(self, value):
-        self._clear = None
+    def set_progress(self, value):
+        self._failure_ends = None
         self._slow = value is not None
-        self._progress = b"" if value is None else adverts.progress(value)
-        self._apply()
+        self._progress = b"" if value is None else adverts.build_progress(value)
+        self._advertise()
 
     # The update has failed, and the air says so for a moment.
-    def failed(self):
-        self.progress(_FAILED)
-        self._clear = time.ticks_add(time.ticks_ms(), _SHOWN)
+    def show_failure(self):
+        self.set_progress(_FAILED)
+        self._failure_ends = time.ticks_add(time.ticks_ms(), _SHOWN)
 
     # Off the air for a moment, for a download that Bluetooth keeps starving. No longer: whoever
     # keeps a download from ending could keep positioning off as well.
     def pause(self):
-        if self._paused is None:
-            self._paused = time.ticks_ms()
-            self._apply()
+        if self._paused_at is None:
+            self._paused_at = time.ticks_ms()
+            self._advertise()
 
     # Back on the air; returns for how many milliseconds it was off since this was last asked.
     def resume(self):
-        self._speak()
-        quiet = self._quiet_ms
-        self._quiet_ms = 0
+        self._unpause()
+        quiet = self._paused_ms
+        self._paused_ms = 0
         return quiet
 
-    def _speak(self):
-        if self._paused is not None:
-            self._quiet_ms += time.ticks_diff(time.ticks_ms(), self._paused)
-            self._paused = None
-            self._apply()
+    def _unpause(self):
+        if self._paused_at is not None:
+            self._paused_ms += time.ticks_diff(time.ticks_ms(), self._paused_at)
+            self._paused_at = None
+            self._advertise()
 
     # -- links
 
     # Bytes of a packet on this link.
     def mtu(self, link):
-        return self._live[link][1] if self._same(link) else _SMALLEST
+        return self._connections[link][1] if self._is_current(link) else _SMALLEST
 
     # The peer may be silent for so long before it is cut, and whatever it writes it has to go after
     # `stay` ms, after `share` if it is in another's way. For who has proved something, and for whom
     # it is the turn: no peer gets here by writing. Without `stay` that is as it was.
-    def keep(self, link, ms=_IDLE, stay=_STAY, share=_SHARE):
-        if link in self._links:
-            known = self._links[link]
+    def set_idle_timeout(self, link, ms=_IDLE, stay=_STAY, share=_SHARE):
+        if link in self._limits:
+            known = self._limits[link]
             known[1] = ms
             if stay:
                 now = time.ticks_ms()
                 known[3:] = (time.ticks_add(now, stay), time.ticks_add(now, share))
-            self._heard(link)
+            self._mark_active(link)
 
     # It has proved something: its time begins again, unless it stays on somebody's other terms.
-    def renew(self, link):
-        if link in self._links and self._links[link][1] == _IDLE:
-            self.keep(link)
+    def renew_timeouts(self, link):
+        if link in self._limits and self._limits[link][1] == _IDLE:
+            self.set_idle_timeout(link)
 
-    def _heard(self, link):
-        known = self._links[link]
+    def _mark_active(self, link):
+        known = self._limits[link]
         known[2] = time.ticks_add(time.ticks_ms(), known[1])
 
     # Raises OSError: ENOTCONN when the peer has gone (and nobody else gets to read what was for
     # it), ENOMEM while too much waits to be sent.
     def notify(self, link, handle, data):
-        if not self._same(link):
+        if not self._is_current(link):
             raise OSError(errno.ENOTCONN)
         self._ble.gatts_notify(link, handle, data)
 
-    def cut(self, link):
-        if self._same(link):
+    def disconnect(self, link):
+        if self._is_current(link):
             try:
                 self._ble.gap_disconnect(link)
             except OSError as error:
                 print("ble:", error)  # it was faster
 
     # Is this still the connection that the owners know? Handles are given out again.
-    def _same(self, link):
-        return link in self._links and link in self._live and self._of(link) == self._links[link][0]
+    def _is_current(self, link):
+        return (
+            link in self._limits
+            and link in self._connections
+            and self._serial_of(link) == self._limits[link][0]
+        )
 
-    def _of(self, link):
-        return self._live.get(link, (0, 0))[0]
+    def _serial_of(self, link):
+        return self._connections.get(link, (0, 0))[0]
 
     # -- events
 
@@ -248,20 +252,20 @@ class Radio:
                 value = self._ble.gatts_read(data[1])
                 waiting = [len(one[3]) for one in self._events if one[0] == link]
                 if len(waiting) >= _QUEUE or sum(waiting) + len(value) > _BYTES:
-                    self._flood = link
-                elif link in self._live:
-                    self._events.append((link, self._of(link), data[1], value))
+                    self._overflow = link
+                elif link in self._connections:
+                    self._events.append((link, self._serial_of(link), data[1], value))
             elif event == _CONNECT:
                 # The controller stops advertising when somebody connects: also when that one has
                 # gone again before anybody looks.
                 self._serial += 1
-                self._live[link] = (self._serial, _SMALLEST)
+                self._connections[link] = (self._serial, _SMALLEST)
                 self._stale = True
             elif event == _DISCONNECT:
-                self._live.pop(link, None)
+                self._connections.pop(link, None)
                 self._stale = True
-            elif event == _MTU and link in self._live:
-                self._live[link] = (self._of(link), data[1])
+            elif event == _MTU and link in self._connections:
+                self._connections[link] = (self._serial_of(link), data[1])
             else:
                 return
             self._flag.set()
@@ -271,13 +275,13 @@ class Radio:
     # One hop from the flag to the answer: each is a place where a sector may be written first, and
     # wait_for() takes three. So the looks are rung for, not waited for.
     async def run(self):
-        clock = asyncio.create_task(self._ring())
+        clock = asyncio.create_task(self._tick())
         try:
             await self._serve()
         finally:
             clock.cancel()
 
-    async def _ring(self):
+    async def _tick(self):
         while True:
             await asyncio.sleep_ms(_TURN)
             self._flag.set()
@@ -286,68 +290,68 @@ class Radio:
         turned = time.ticks_ms()
         while True:
             await self._flag.wait()
-            self._pump()
+            self._drain_events()
             now = time.ticks_ms()
             if time.ticks_diff(now, turned) >= _TURN:
                 turned = now
-                self._look(now)
+                self._check_links(now)
             if self._stale:
-                self._apply()
+                self._advertise()
             # A flag that is set already waits for nobody: whoever writes all the time would be all
             # that runs.
             await asyncio.sleep_ms(0)
 
-    def _look(self, now):
-        if self._paused is not None and time.ticks_diff(now, self._paused) > _STILL:
-            self._speak()
-        if self._frame and self._offer:
-            self._turn = not self._turn
+    def _check_links(self, now):
+        if self._paused_at is not None and time.ticks_diff(now, self._paused_at) > _STILL:
+            self._unpause()
+        if self._ibeacon and self._alternate_adv:
+            self._show_alternate = not self._show_alternate
             self._stale = True
-        if self._clear is not None and time.ticks_diff(now, self._clear) > 0:
-            self.progress(None)
-        full = len(self._links) >= _MOST
-        for link in list(self._links):
-            known = self._links[link]
-            for end in known[2 : 5 if full or link == self.wanted else 4]:
+        if self._failure_ends is not None and time.ticks_diff(now, self._failure_ends) > 0:
+            self.set_progress(None)
+        full = len(self._limits) >= _MOST
+        for link in list(self._limits):
+            known = self._limits[link]
+            for end in known[2 : 5 if full or link == self.contested else 4]:
                 if time.ticks_diff(now, end) > 0:
-                    self.cut(link)
+                    self.disconnect(link)
                     break
 
     # What was written first, then who came and went: the last words of somebody who has gone
     # still count.
-    def _pump(self):
+    def _drain_events(self):
         for _ in range(len(self._events)):  # what comes meanwhile has its turn after the others'
             link, serial, handle, value = self._events.pop(0)
-            if link not in self._links or self._links[link][0] != serial:
-                self._settle()
-            if link in self._links and self._links[link][0] == serial:
-                self._heard(link)
+            if link not in self._limits or self._limits[link][0] != serial:
+                self._sync_connections()
+            if link in self._limits and self._limits[link][0] == serial:
+                self._mark_active(link)
                 owner = self._owners.get(handle)
                 if owner:
-                    self._tell(owner.on_write, link, handle, value)
-        self._settle()
-        if self._flood is not None:
-            self.cut(self._flood)
-            self._flood = None
+                    self._call_owner(owner.on_write, link, handle, value)
+        self._sync_connections()
+        if self._overflow is not None:
+            self.disconnect(self._overflow)
+            self._overflow = None
 
-    def _settle(self):
-        live = dict(self._live)
-        for link in list(self._links):
-            if link not in live or live[link][0] != self._links[link][0]:
-                del self._links[link]
+    def _sync_connections(self):
+        live = dict(self._connections)
+        for link in list(self._limits):
+            if link not in live or live[link][0] != self._limits[link][0]:
+                del self._limits[link]
                 for _, owner in self._services:
-                    self._tell(owner.on_disconnect, link)
+                    self._call_owner(owner.on_disconnect, link)
         for link in live:
-            if link not in self._links:
-                self._links[link] = [live[link][0], 0, 0, 0, 0]
-                self.keep(link)
+            if link not in self._limits:
+                self._limits[link] = [live[link][0], 0, 0, 0, 0]
+                self.set_idle_timeout(link)
 
     # Nothing that a peer can write may end this task: that would take Bluetooth along.
-    def _tell(self, call, link, *args):
+    def _call_owner(self, call, link, *args):
         try:
             call(link, *args)
         except Exception as error:
-            from describe import describe
+            from describe import describe_error
 
-            self._journal.write("ble", "handler", describe(error))
-            self.cut(link)
+            self._journal.write("ble", "handler", describe_error(error))
+            self.disconnect(link)

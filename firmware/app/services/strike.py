@@ -3,7 +3,7 @@
 from machine import Pin, Timer
 
 
-def open(store):
+def open_strike(store):
     number = store.policy("strike_pin")
     if number < 0:
         return

@@ -12,13 +12,7 @@
 # A door holds that key and nothing more of a credential that is bound. Of one that is not it holds
 # the secret itself, and takes the old proof too, whose key is the secret.
 
-try:
-    from micropython import const
-except ImportError:
-
-    def const(value):
-        return value
-
+from . import const
 
 SERVICE = "b3ac0001-6f1d-4c0a-9b52-0e7a54d1c559"
 CONTROL = "b3ac0002-6f1d-4c0a-9b52-0e7a54d1c559"  # written by the reader
@@ -37,7 +31,7 @@ LIFETIME = const(5000)  # ms of a challenge
 MAX_CREDENTIALS = const(32)
 
 # Longer than a nonce: whatever an old reader can be asked to prove, it is never a door's key.
-_DOOR = b"beacon-ota access to the door "
+_DOOR = const(b"beacon-ota access to the door ")
 
 
 # The key with which a credential opens the door of this beacon.
@@ -46,21 +40,21 @@ def door_key(hmac_sha256, secret, beacon_id):
 
 
 # What the reader sends.
-def request(ident):
+def build_request(ident):
     return bytes((REQUEST,)) + ident
 
 
-def proof(mac):
+def build_proof(mac):
     return bytes((PROOF,)) + mac[:SECRET]
 
 
 # What the beacon sends.
-def challenge(nonce):
+def build_challenge(nonce):
     return bytes((CHALLENGE,)) + nonce
 
 
 # A message either way as (kind, payload); (0, b"") for one that is none of the above.
-def parse(data):
+def parse_message(data):
     if len(data) == 1 + ID and data[0] == REQUEST:
         return REQUEST, data[1:]
     if len(data) == 1 + SECRET and data[0] in (CHALLENGE, PROOF):
@@ -71,7 +65,7 @@ def parse(data):
 
 
 # The secret that belongs to an id, b"" for none. `blob` holds ids and secrets one after the other.
-def find(blob, ident):
+def find_secret(blob, ident):
     step = ID + SECRET
     for at in range(0, len(blob) - step + 1, step):
         if blob[at : at + ID] == ident:

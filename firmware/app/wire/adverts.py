@@ -2,6 +2,8 @@
 
 from struct import pack
 
+from . import const
+
 MAX_PAYLOAD = 31
 MAX_VERSION = 20  # what a scan response holds beside the progress
 
@@ -10,53 +12,55 @@ PROVISIONED = 1
 TRIAL = 2  # the running release is not confirmed
 INSECURE = 4  # a build that accepts unsigned releases
 LOCKED = 8  # too many wrong PINs
-HELD = 16  # its button is being held: at ten seconds it forgets everything
+PRESSED = 16  # its button is being held: at ten seconds it forgets everything
 
 FLAGS = b"\x02\x01\x06"  # general discoverable, no BR/EDR
-_MANUFACTURER = 0xFF
-_APPLE = b"\x4c\x00\x02\x15"  # company 0x004C, iBeacon, 21 bytes follow
-_PROGRESS = b"\x59\x00"  # company 0x0059
-_SERVICES = b"\x03\x03\xff\xff"  # complete list of 16-bit services: BluFi
-_NAME = 0x09
-_SERVICE_DATA = 0x16
-_STATUS = b"\xff\xff\xbe"  # company 0xFFFF, for whoever has no number
-_EC1 = b"\xff\xff\xec\x01"  # version 1
+_MANUFACTURER = const(0xFF)
+_APPLE = const(b"\x4c\x00\x02\x15")  # company 0x004C, iBeacon, 21 bytes follow
+_PROGRESS = const(b"\x59\x00")  # company 0x0059
+_SERVICES = const(b"\x03\x03\xff\xff")  # complete list of 16-bit services: BluFi
+_NAME = const(0x09)
+_SERVICE_DATA = const(0x16)
+_STATUS = const(b"\xff\xff\xbe")  # company 0xFFFF, for whoever has no number
+_EC1 = const(b"\xff\xff\xec\x01")  # version 1
 
 
 # One AD structure: length, kind, data.
-def structure(kind, data):
+def build_structure(kind, data):
     return bytes((len(data) + 1, kind)) + data
 
 
 # Advertising data with an iBeacon frame: `identity` is UUID, major and minor (20 bytes), `power`
 # the level in dBm measured at one metre.
-def ibeacon(identity, power):
-    return FLAGS + structure(_MANUFACTURER, _APPLE + identity + pack("b", power))
+def build_ibeacon(identity, power):
+    return FLAGS + build_structure(_MANUFACTURER, _APPLE + identity + pack("b", power))
 
 
 # Scan response with an update's progress: percent, 0xFE failed, 0xFF rebooting.
-def progress(value):
-    return structure(_MANUFACTURER, _PROGRESS + bytes((value,)))
+def build_progress(value):
+    return build_structure(_MANUFACTURER, _PROGRESS + bytes((value,)))
 
 
 # What runs here, for the scan response: flags and the release's version, as much as fits. It is no
 # service data, for computers merge both packets and keep one value per service, and per company.
-def status(flags, version):
-    return structure(_MANUFACTURER, _STATUS + bytes((flags,)) + version.encode()[:MAX_VERSION])
+def build_status(flags, version):
+    return build_structure(
+        _MANUFACTURER, _STATUS + bytes((flags,)) + version.encode()[:MAX_VERSION]
+    )
 
 
 # The name under which a beacon is provisioned, and by which both sides of the key exchange know
 # it: the last three bytes of its address. Espressif's apps look for the prefix.
-def name(address):
+def device_name(address):
     return b"BLUFI_%02X%02X%02X" % (address[-3], address[-2], address[-1])
 
 
 # Advertising data of a beacon that can be provisioned; `suites` has bit 0 for ECDH, bit 1 for
 # SPAKE2.
-def provisionable(name, suites):
+def build_provisionable(name, suites):
     return (
         FLAGS
         + _SERVICES
-        + structure(_NAME, name)
-        + structure(_SERVICE_DATA, _EC1 + bytes((suites,)))
+        + build_structure(_NAME, name)
+        + build_structure(_SERVICE_DATA, _EC1 + bytes((suites,)))
     )

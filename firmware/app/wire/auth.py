@@ -1,27 +1,17 @@
 # What a beacon and its orchestrator sign, and how the signature travels. Both sides build the same
-# bytes from the same fields here; the HMAC itself is each side's own. The order of the lines, the
+# bytes from the same fields here; each side computes the HMAC itself. The order of the lines, the
 # hex in lower case and the strict header syntax leave exactly one spelling for every request.
+# wire/auth_header.py reads the header: only the orchestrator loads that.
 
-try:
-    from micropython import const
-except ImportError:  # CPython
+from . import const
 
-    def const(value):
-        return value
+MAX_ID = const(64)  # characters of a beacon's id
 
-
-SCHEME = "Beacon"
-MAX_SKEW = const(300)  # seconds that a request's ts may be off
-MAX_ID = const(64)
-MAX_HEADER = const(256)
-NONCE_HEX = const(16)
-MAC_HEX = const(64)
-
-_ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+_ID = const("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
 # An identifier goes into URLs, headers and the signed lines: nothing that needs escaping.
-def valid_id(text):
+def is_valid_id(text):
     return 0 < len(text) <= MAX_ID and not text.strip(_ID)
 
 
@@ -43,12 +33,5 @@ def rekey_text(nonce):
 
 
 # The value of the Authorization header.
-def header(beacon_id, ts, nonce, mac):
-    return "%s id=%s, ts=%d, nonce=%s, mac=%s" % (SCHEME, beacon_id, ts, nonce, mac)
-
-
-# See auth_header: the orchestrator's half, which a beacon does not load.
-def parse(value):
-    from . import auth_header
-
-    return auth_header.parse(value)
+def build_header(beacon_id, ts, nonce, mac):
+    return "Beacon id=%s, ts=%d, nonce=%s, mac=%s" % (beacon_id, ts, nonce, mac)

@@ -6,13 +6,7 @@
 # beacon and the client use it. What it refuses is what ESP-IDF refuses, with the same error codes,
 # and mixed types inside one fragmented message besides; it never holds more than MAX_MESSAGE.
 
-try:
-    from micropython import const
-except ImportError:  # CPython
-
-    def const(value):
-        return value
-
+from . import const
 
 # Types: subtype << 2 | kind, kind 0 control, 1 data. Those that a beacon has to do with;
 # wire/blufi_names.py has them all.
@@ -58,7 +52,7 @@ _QUEUE = const(8)
 
 # Whether a message may come unsealed. Everything else waits for a session: no credentials in the
 # clear, and nobody joins a network, or reads what networks there are, for a stranger.
-def in_clear(type_):
+def allowed_in_clear(type_):
     return type_ in (ACK, NEGOTIATE, ERROR, SET_SECURITY, GET_VERSION, DISCONNECT_BLE)
 
 
@@ -73,7 +67,7 @@ def crc16(data, crc=0):
 
 
 # What is wrong with a frame, as the code for an ERROR frame.
-class Refused(Exception):
+class BlufiError(Exception):
     def __init__(self, code):
         super().__init__("blufi error %d" % code)
         self.code = code
@@ -133,25 +127,25 @@ class Link:
 
     def receive(self, frame):
         if len(frame) < 4:
-            raise Refused(E_FORMAT)
+            raise BlufiError(E_FORMAT)
         type_, fc, seq, size = frame[0], frame[1], frame[2], frame[3]
         if len(frame) != 4 + size + (2 if fc & _CHECKED else 0):
-            raise Refused(E_FORMAT)
+            raise BlufiError(E_FORMAT)
         if seq != self._rx_seq:
-            raise Refused(E_SEQUENCE)
+            raise BlufiError(E_SEQUENCE)
         self._rx_seq = seq + 1 & 0xFF
         data = bytes(frame[4 : 4 + size])
         if fc & _ENCRYPTED:
             data = self._cipher.open(bytes(frame[:4]), data)
             if data is None:
-                raise Refused(E_DECRYPT)
+                raise BlufiError(E_DECRYPT)
         if fc & _CHECKED:
             crc = crc16(data, crc16(frame[2:4]))
             if frame[4 + size] | frame[5 + size] << 8 != crc:
-                raise Refused(E_CHECKSUM)
+                raise BlufiError(E_CHECKSUM)
         if fc & _WANTS_ACK:
             if len(self._acks) >= _QUEUE:
-                raise Refused(E_MEMORY)
+                raise BlufiError(E_MEMORY)
             self._acks.append(seq)
         return self._assemble(type_, fc, data)
 
@@ -196,7 +190,7 @@ class Link:
 
     def _refuse(self, code):
         self._drop()
-        raise Refused(code)
+        raise BlufiError(code)
 
     # Queues a message. The queue is short: its sender takes the frames before it goes on.
     def send(self, type_, data=b"", ack=False):

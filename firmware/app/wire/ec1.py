@@ -14,13 +14,7 @@
 
 from hashlib import sha256
 
-try:
-    from micropython import const
-except ImportError:  # CPython
-
-    def const(value):
-        return value
-
+from . import const
 
 MAGIC = const(0xEC)
 VERSION = const(1)
@@ -72,20 +66,20 @@ def is_ec1(data):
     return len(data) > 0 and data[0] == MAGIC
 
 
-def build(type_, suite, body):
+def build_message(type_, suite, body):
     return bytes((MAGIC, VERSION, type_, suite)) + body
 
 
 # The message that tells the peer of an Abort.
-def refusal(abort, suite):
+def build_abort(abort, suite):
     body = bytes((abort.code,))
     if abort.failures is not None:
         body += bytes((min(abort.failures, 255),)) + min(abort.wait, 0xFFFF).to_bytes(2, "big")
-    return build(ABORT, suite, body)
+    return build_message(ABORT, suite, body)
 
 
 # The body of the one message that may come now, or Abort. `suites` are those acceptable.
-def parse(data, type_, suites):
+def parse_message(data, type_, suites):
     if len(data) < _HEADER or data[0] != MAGIC:
         raise Abort(A_STATE)
     if data[1] != VERSION:
@@ -103,19 +97,19 @@ def parse(data, type_, suites):
 
 
 # TH binds version, suite, nonces and points: nothing of the two hellos can be exchanged unseen.
-def hello_hash(c_hello, s_hello):
+def hash_hellos(c_hello, s_hello):
     digest = sha256(c_hello)
     digest.update(s_hello)
     return digest.digest()
 
 
 # The password as 48 bytes; w is this number modulo the group's order.
-def password(hkdf, pin, name):
+def derive_password(hkdf, pin, name):
     return hkdf(b"blufi-ec1 w", pin, name, _SECRET)
 
 
 # SPAKE2: TT of RFC 9382 §3.3 with points as x ‖ y, and Ke ‖ Ka out of it.
-def spake2(name, c_hello, s_hello, k, w):
+def derive_spake2(name, c_hello, s_hello, k, w):
     tt = b""
     for part in (
         b"blufi-client",
@@ -130,15 +124,15 @@ def spake2(name, c_hello, s_hello, k, w):
 
 
 # ECDH: z is the shared x coordinate, and the proof goes in with its length.
-def ecdh(hkdf, c_hello, s_hello, z, pop):
+def derive_ecdh(hkdf, c_hello, s_hello, z, pop):
     proof = z + bytes((len(pop),)) + pop
-    root = hkdf(hello_hash(c_hello, s_hello), proof, b"blufi-ec1 root", 32)
+    root = hkdf(hash_hellos(c_hello, s_hello), proof, b"blufi-ec1 root", 32)
     return c_hello + s_hello, root
 
 
 # The client's tag, the beacon's tag, and the KEYS bytes for the records.
-def schedule(hkdf, hmac, c_hello, s_hello, tt, root):
-    th = hello_hash(c_hello, s_hello)
+def derive_keys(hkdf, hmac, c_hello, s_hello, tt, root):
+    th = hash_hellos(c_hello, s_hello)
     confirm = hkdf(b"", root[16:], b"ConfirmationKeys" + th, 32)
     return (
         hmac(confirm[:16], tt)[:TAG],

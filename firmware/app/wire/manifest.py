@@ -12,17 +12,9 @@
 import json
 from binascii import a2b_base64, b2a_base64
 
-from . import versions
+from . import const, versions
 from .refused import Refused
 from .shapes import MAX_SIZE, is_hex, is_name, is_number
-
-try:
-    from micropython import const
-except ImportError:
-
-    def const(value):
-        return value
-
 
 TYPE = "application/vnd.beacon-ota.release+json"
 SCHEME = "aes-128-ctr"
@@ -101,7 +93,7 @@ _FIELDS = (
 
 
 # The payload of a dict of fields; only "encryption" may be missing.
-def encode(fields):
+def encode_payload(fields):
     parts = []
     for name, shape in _FIELDS:
         if name == "encryption" and name not in fields:
@@ -118,7 +110,7 @@ def encode(fields):
 
 
 # The fields of a payload. Call it with bytes whose signatures were found good.
-def decode(payload):
+def decode_payload(payload):
     if len(payload) > MAX_PAYLOAD or b"[" in payload or payload.count(b"{") > 2:
         raise _bad("payload: not canonical")
     try:
@@ -127,7 +119,7 @@ def decode(payload):
         raise _bad("payload: not JSON")
     if not isinstance(fields, dict):
         raise _bad("payload: not an object")
-    if encode(fields) != payload:
+    if encode_payload(fields) != payload:
         raise _bad("payload: not canonical")
     return fields
 
@@ -140,7 +132,7 @@ def pae(payload):
 
 # (payload, [(keyid, signature)]) of an envelope, the object that an offer holds. A keyid may come
 # once: that bounds the modular powers and keeps k-of-n from being k times the same one.
-def unpack(envelope):
+def unpack_envelope(envelope):
     if not isinstance(envelope, dict):
         raise _bad("envelope: not an object")
     if len(envelope) != 3 or envelope.get("payloadType") != TYPE:
@@ -165,7 +157,7 @@ def unpack(envelope):
 
 
 # Does the offer speak of the release that the manifest speaks of?
-def agree(fields, offer):
+def check_offer(fields, offer):
     for name in ("checksum", "size", "version"):
         if offer.get(name) != fields[name]:
             raise Refused("checksum", "offer and manifest differ: " + name)
@@ -173,7 +165,7 @@ def agree(fields, offer):
 
 # An offer without a manifest, as the fields that check() wants: what nobody
 # vouches for is what the rules then cannot refuse. For insecure fleets only.
-def unsigned(offer, device_type):
+def unsigned_fields(offer, device_type):
     fields = {
         "checksum": offer.get("checksum"),
         "core": "00" * 32,
@@ -186,7 +178,7 @@ def unsigned(offer, device_type):
         "version": offer.get("version"),
     }
     try:
-        encode(fields)
+        encode_payload(fields)
     except Refused as error:
         raise Refused("image", error.detail)
     return fields
@@ -196,7 +188,7 @@ def unsigned(offer, device_type):
 # is the highest version ever confirmed on it (None: none yet), `now` an
 # authenticated time in UTC seconds (None: the clock is unset), `room` the bytes
 # of the slot. Returns False when only the date could not be judged.
-def check(fields, device_type, running, floor, now, room):
+def check_rules(fields, device_type, running, floor, now, room):
     if fields["device_type"] != device_type:
         raise Refused("device_type", "for %s, this is %s" % (fields["device_type"], device_type))
     version = fields["version"]

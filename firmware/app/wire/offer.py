@@ -2,16 +2,8 @@
 # Nothing in it is believed because it is well formed; this only makes sure that the rest of the
 # update works with values of known types and sizes.
 
-from . import versions
+from . import const, versions
 from .shapes import MAX_SIZE, is_hex, is_number
-
-try:
-    from micropython import const
-except ImportError:
-
-    def const(value):
-        return value
-
 
 MAX_BODY = const(10240)  # bytes of JSON: the envelope's bound and the rest
 MAX_URL = const(200)
@@ -36,7 +28,7 @@ def _is_path(value):
 
 
 # Raises OfferError unless the decoded JSON is an offer. Unknown fields are passed over.
-def check(doc):
+def check_offer(doc):
     if not isinstance(doc, dict):
         raise OfferError("body")
     for name in ("firmware_id", "attempt_id"):

@@ -3,7 +3,9 @@
 # that a frame can be neither bent, moved, repeated nor turned around. A frame that does not open
 # ends the session: nothing opens after it.
 
-_PREFIX = 9
+from . import const
+
+_PREFIX = const(9)
 
 
 # `ccm(key)` has seal(nonce, aad, data) -> bytes and open(nonce, aad, data) -> bytes or None,

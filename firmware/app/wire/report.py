@@ -6,16 +6,8 @@
 # went. Everything else is decoration: what breaks the contract there is mended or left out, because
 # an attempt's end must not be lost for it.
 
-from . import journal, versions
-from .shapes import clip, is_hex, is_number
-
-try:
-    from micropython import const
-except ImportError:
-
-    def const(value):
-        return value
-
+from . import const, journal, versions
+from .shapes import clip_text, is_hex, is_number
 
 MAX_BODY = const(8192)  # bytes of JSON
 MAX_DETAIL = const(200)  # bytes of UTF-8
@@ -43,7 +35,7 @@ CODES = {
 }
 
 # An attempt's ends by which a beacon calls the image itself bad: it will not take it again.
-BLAMES = {
+IMAGE_FAULTS = {
     "rolled_back": (("boot", "self_test"), ("boot", "crash"), ("boot", "watchdog")),
     "failed": (("verify", "known_bad"),),
 }
@@ -70,30 +62,30 @@ class ReportError(ValueError):
 # Raises ReportError unless the decoded JSON is a report in every field: what a beacon of ours
 # sends. Fields that nobody defined are passed over: a newer beacon may say more than this side
 # understands.
-def check(doc):
-    for field, reason in _faults(doc):
+def check_report(doc):
+    for field, reason in _find_faults(doc):
         raise ReportError(field, reason)
 
 
 # (fields, faults): a report within the bounds, and the names of the fields that broke the contract
 # and were mended or left out. Raises ReportError for a field that it cannot do without.
-def read(doc):
+def read_report(doc):
     faults = []
     fields = {}
-    for field, reason in _faults(doc):
-        if field == "body" or field in _needed(doc.get("update_status")):
+    for field, reason in _find_faults(doc):
+        if field == "body" or field in _needed_fields(doc.get("update_status")):
             raise ReportError(field, reason)
         if not fields:
             fields.update(doc)
         if field not in faults:
             faults.append(field)
-        _mend(fields, field)
+        _repair_field(fields, field)
     return fields or doc, faults
 
 
 # What cannot be left out of a report with this status. Only the release's own image makes a
 # success.
-def _needed(status):
+def _needed_fields(status):
     needed = ["update_status"]
     if status != "idle":
         needed += ["attempt_id", "firmware_id"]
@@ -103,7 +95,7 @@ def _needed(status):
 
 
 # Every (field, what is wrong with it), the needed ones first.
-def _faults(doc):
+def _find_faults(doc):
     if not isinstance(doc, dict):
         yield "body", "not an object"
         return
@@ -127,11 +119,11 @@ def _faults(doc):
     if status == "downloading" and not is_number(doc.get("progress"), 0, 100):
         yield "progress", "not a percentage"
     if status == "failed" or status == "rolled_back":
-        reason = _reason(doc, status)
+        reason = _find_reason_fault(doc, status)
         if reason:
             yield reason
         detail = doc.get("detail", "")
-        if not isinstance(detail, str) or _detail(detail) != detail:
+        if not isinstance(detail, str) or _clean_detail(detail) != detail:
             yield "detail", "not text of at most %d bytes" % MAX_DETAIL
     for name in NUMBERS:
         if name in doc and not is_number(doc[name], 0, MAX_NUMBER):
@@ -140,7 +132,7 @@ def _faults(doc):
         if name in doc and doc[name] is not True:
             yield name, "present only when true"
     if "journal" in doc:
-        reason = _journal(doc["journal"])
+        reason = _find_journal_fault(doc["journal"])
         if reason:
             yield "journal", reason
 
@@ -154,7 +146,7 @@ def _is_version(value):
 
 
 # Why an attempt ended without the release: only a boot can be rolled back.
-def _reason(doc, status):
+def _find_reason_fault(doc, status):
     stage = doc.get("stage")
     if not isinstance(stage, str) or stage not in CODES:
         return "stage", "unknown word"
@@ -166,22 +158,22 @@ def _reason(doc, status):
     return None
 
 
-def _detail(text):
+def _clean_detail(text):
     try:
         text.encode()
     except ValueError:  # half of a surrogate pair, spelled out in the JSON
-        text = journal.plain(text, MAX_DETAIL)
-    return clip(text, MAX_DETAIL)
+        text = journal.printable(text, MAX_DETAIL)
+    return clip_text(text, MAX_DETAIL)
 
 
-def _journal(entries):
+def _find_journal_fault(entries):
     if not isinstance(entries, (list, tuple)) or len(entries) > MAX_JOURNAL:
         return "not a list of at most %d" % MAX_JOURNAL
     last = 0
     for entry in entries:
         if not isinstance(entry, (list, tuple)) or len(entry) != 5:
             return "an entry has five parts"
-        if journal.mend(entry) != list(entry):
+        if journal.repair_entry(entry) != list(entry):
             return "an entry is out of bounds"
         if entry[0] <= last:
             return "numbers out of order"
@@ -191,18 +183,18 @@ def _journal(entries):
 
 # Makes the best of a field that breaks the contract. A stage or code that this side does not know
 # is not counted as one, but a person may read it in the detail.
-def _mend(fields, field):
+def _repair_field(fields, field):
     if field == "journal":
-        return  # entry by entry: journal.mend
+        return  # entry by entry: journal.repair_entry
     if field == "stage" or field == "code":
         said = [fields.pop(name, None) for name in ("stage", "code")]
-        said = "/".join([name for name in map(journal.word, said) if name])
+        said = "/".join([name for name in map(journal.to_word, said) if name])
         detail = fields.get("detail")
         if said:
             if isinstance(detail, str) and detail:
                 said += ": " + detail
-            fields["detail"] = _detail(said)
+            fields["detail"] = _clean_detail(said)
     elif field == "detail" and isinstance(fields.get(field), str):
-        fields[field] = _detail(fields[field])
+        fields[field] = _clean_detail(fields[field])
     else:
         fields.pop(field, None)

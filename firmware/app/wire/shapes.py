@@ -1,7 +1,9 @@
 # Shapes of single values, shared by everything that reads or writes JSON between the two sides.
 
-_HEX = "0123456789abcdef"
-_NAME = "abcdefghijklmnopqrstuvwxyz0123456789-_"
+from . import const
+
+_HEX = const("0123456789abcdef")
+_NAME = const("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 MAX_SIZE = 0x1000000  # bytes of an image
 
@@ -24,7 +26,7 @@ def is_name(value, limit=32):
 
 
 # Text of at most `limit` bytes, cut between characters: what a detail is made to fit with.
-def clip(text, limit):
+def clip_text(text, limit):
     data = text.encode()
     if len(data) <= limit:
         return text
@@ -34,7 +36,7 @@ def clip(text, limit):
 
 
 # "HH:MM-HH:MM" as minutes of the day, None for anything else or for a window without length.
-def window(text):
+def parse_window(text):
     parts = text.split("-")
     if len(parts) != 2:
         return None

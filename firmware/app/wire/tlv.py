@@ -10,17 +10,9 @@
 # Fields come in rising order of their tags, each at most once, so there is one way to write a
 # message. A tag that this version does not know is refused below 80 and skipped from there on.
 
-from . import url
+from . import const, url
 from .access import ID, MAX_CREDENTIALS, SECRET
-from .shapes import window
-
-try:
-    from micropython import const
-except ImportError:  # CPython
-
-    def const(value):
-        return value
-
+from .shapes import parse_window
 
 CONFIG = const(0x01)
 QUERY = const(0x02)
@@ -64,7 +56,7 @@ _FIELDS = {
 
 
 # The message cannot be taken. `field` is the name of the field, or "" when it is the whole.
-class Malformed(ValueError):
+class MalformedMessage(ValueError):
     def __init__(self, what, field=""):
         super().__init__("%s: %s" % (field, what) if field else what)
         self.what = what
@@ -72,14 +64,14 @@ class Malformed(ValueError):
 
 
 # The message from a dictionary of fields; a field that is absent or None is left away.
-def encode(kind, fields):
+def encode_message(kind, fields):
     if kind == CREDENTIALS:
         return bytes((kind,)) + _credentials(fields["creds"])
     out = bytearray((kind,))
     known = _FIELDS[kind]
     for name in fields:
         if not any(name == row[1] for row in known):
-            raise Malformed("unknown", name)
+            raise MalformedMessage("unknown", name)
     for row in known:
         value = fields.get(row[1])
         if value is None:
@@ -88,25 +80,25 @@ def encode(kind, fields):
             value = value.encode()
         elif row[2] == _NUMBER:
             if not row[3] <= value <= row[4]:
-                raise Malformed("range", row[1])
+                raise MalformedMessage("range", row[1])
             value = (value & 0xFFFF).to_bytes(2, "big")
         _check(row, value)
         out += bytes((row[0], len(value)))
         out += value
     if len(out) > MAX_SIZE:
-        raise Malformed("size")
+        raise MalformedMessage("size")
     return bytes(out)
 
 
 # (kind, fields) of a message, or Malformed. Everything is checked before anything is given out.
-def decode(data):
+def decode_message(data):
     if not 1 <= len(data) <= MAX_SIZE:
-        raise Malformed("size")
+        raise MalformedMessage("size")
     kind = data[0]
     if kind == CREDENTIALS:
         return kind, {"creds": _credentials(bytes(data[1:]))}
     if kind not in _FIELDS:
-        raise Malformed("kind")
+        raise MalformedMessage("kind")
     known = _FIELDS[kind]
     fields = {}
     last = 0
@@ -114,10 +106,10 @@ def decode(data):
     while at < len(data):
         tag = data[at]
         if tag <= last:
-            raise Malformed("order")
+            raise MalformedMessage("order")
         last = tag
         if at + 2 > len(data) or at + 2 + data[at + 1] > len(data):
-            raise Malformed("cut off")
+            raise MalformedMessage("cut off")
         value = bytes(data[at + 2 : at + 2 + data[at + 1]])
         at += 2 + len(value)
         for row in known:
@@ -126,14 +118,14 @@ def decode(data):
                 break
         else:
             if tag < _SKIP:
-                raise Malformed("tag %d" % tag)
+                raise MalformedMessage("tag %d" % tag)
     return kind, fields
 
 
 # Not a field of its own: 32 of them are more than a length of one byte can say.
 def _credentials(blob):
     if len(blob) % (ID + SECRET) or len(blob) > MAX_CREDENTIALS * (ID + SECRET):
-        raise Malformed("length", "creds")
+        raise MalformedMessage("length", "creds")
     return blob
 
 
@@ -142,36 +134,36 @@ def _check(row, value):
     _, name, kind, low, high = row
     if kind == _NUMBER:
         if len(value) != 2:
-            raise Malformed("length", name)
+            raise MalformedMessage("length", name)
         number = value[0] << 8 | value[1]
         if number & 0x8000:
             number -= 0x10000
         if not low <= number <= high:
-            raise Malformed("range", name)
+            raise MalformedMessage("range", name)
         return number
     if not low <= len(value) <= high:
-        raise Malformed("length", name)
+        raise MalformedMessage("length", name)
     if kind == _BYTES:
         return value
     try:
         value = value.decode()
     except ValueError:  # UnicodeError
-        raise Malformed("text", name)
+        raise MalformedMessage("text", name)
     rule = _RULES.get(name)
     if rule and not rule(value):
-        raise Malformed("value", name)
+        raise MalformedMessage("value", name)
     return value
 
 
 def _is_url(text):
     try:
-        return bool(url.parse(text))
+        return bool(url.parse_url(text))
     except ValueError:
         return False
 
 
 _RULES = {
     "orch_url": _is_url,
-    "window": lambda text: not text or window(text) is not None,
+    "window": lambda text: not text or parse_window(text) is not None,
     "channel": lambda text: text in ("stable", "beta"),
 }

@@ -2,12 +2,14 @@
 # sides read it with this, so that no laptop hands on what its beacon cannot use. The host is a name
 # or an IPv4 address: the port's network knows no other.
 
-_DIGITS = "0123456789"
+from . import const
+
+_DIGITS = const("0123456789")
 _NAME = "abcdefghijklmnopqrstuvwxyz_-" + _DIGITS
 
 
 # (tls, host, port); ValueError with the reason. The host is lower case, without a dot at its end.
-def parse(text):
+def parse_url(text):
     scheme, colon, rest = text.partition("://")
     scheme = scheme.lower()
     if not colon or scheme not in ("http", "https"):

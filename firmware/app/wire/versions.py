@@ -1,18 +1,12 @@
 # Release versions: semver 2.0.0, strict. One order for everybody, because the
 # beacon's downgrade rule and the orchestrator's offer must never disagree.
 
-try:
-    from micropython import const
-except ImportError:
-
-    def const(value):
-        return value
-
+from . import const
 
 # Longer versions are refused before they are looked at.
 MAX = const(64)
 
-_DIGITS = "0123456789"
+_DIGITS = const("0123456789")
 _LABEL = _DIGITS + "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-"
 
 # The lowest version there is: what "no minimum" is written as.

@@ -1,15 +1,8 @@
 # BluFi's payloads about WiFi, beacon to client: how the connection stands, what networks there are.
 # Readers take fields in any order and skip codes they do not know, as the phone apps do.
 
-from .blufi import E_FORMAT, MAX_MESSAGE, Refused
-
-try:
-    from micropython import const
-except ImportError:  # CPython
-
-    def const(value):
-        return value
-
+from . import const
+from .blufi import E_FORMAT, MAX_MESSAGE, BlufiError
 
 OPMODE_STA = const(1)
 
@@ -56,12 +49,12 @@ def _byte(number):
 # as they are there. Refused when a field is cut off or has a length that its code cannot have.
 def parse_report(data):
     if len(data) < 3:
-        raise Refused(E_FORMAT)
+        raise BlufiError(E_FORMAT)
     found = {"opmode": data[0], "state": data[1], "clients": data[2]}
     at = 3
     while at < len(data):
         if at + 2 > len(data) or at + 2 + data[at + 1] > len(data):
-            raise Refused(E_FORMAT)
+            raise BlufiError(E_FORMAT)
         code = data[at]
         value = bytes(data[at + 2 : at + 2 + data[at + 1]])
         at += 2 + len(value)
@@ -73,7 +66,7 @@ def parse_report(data):
             name = ("retries", "reason", "rssi")[code - _RETRIES]
             found[name] = _signed(value[0]) if code == _RSSI else value[0]
         elif code in (_SSID, _BSSID, _RETRIES, _REASON, _RSSI):
-            raise Refused(E_FORMAT)
+            raise BlufiError(E_FORMAT)
     return found
 
 
@@ -95,7 +88,7 @@ def parse_list(data):
     while at < len(data):
         end = at + 1 + data[at]
         if end > len(data) or not 1 <= data[at] <= MAX_SSID + 1:
-            raise Refused(E_FORMAT)
+            raise BlufiError(E_FORMAT)
         networks.append((bytes(data[at + 2 : end]), _signed(data[at + 1])))
         at = end
     return networks

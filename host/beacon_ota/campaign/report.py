@@ -7,13 +7,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from beacon_ota.campaign.runner import Outcome
+from beacon_ota.campaign.runner import CaseOutcome
 
 JSON, HTML = "report.json", "report.html"
 
 
 @dataclass(frozen=True)
-class Result:
+class CampaignResult:
     """A campaign that was run.
 
     Args:
@@ -29,21 +29,21 @@ class Result:
     name: str
     options: Mapping[str, Any]
     facts: Mapping[str, Any]
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[CaseOutcome]
     seconds: float
     jobs: int
     notes: Sequence[str] = field(default_factory=list)
 
     @property
-    def wrong(self) -> list[Outcome]:
+    def wrong(self) -> list[CaseOutcome]:
         """The outcomes that must not be."""
         return [outcome for outcome in self.outcomes if outcome.wrong]
 
-    def repro(self, case: str) -> str:
+    def repro_command(self, case: str) -> str:
         """Return the command that runs one case again."""
         return f"beacon-ota campaign {self.name} --seed {self.options['seed']} --case '{case}'"
 
-    def document(self) -> dict[str, Any]:
+    def as_document(self) -> dict[str, Any]:
         """Return everything, with the outcomes counted by class."""
         return {
             "campaign": self.name,
@@ -55,9 +55,10 @@ class Result:
             "again": sum(bool(outcome.first) for outcome in self.outcomes),
             "facts": dict(self.facts),
             "notes": list(self.notes),
-            "classes": classes(self.outcomes),
+            "classes": count_classes(self.outcomes),
             "wrong": [
-                {**asdict(outcome), "repro": self.repro(outcome.name)} for outcome in self.wrong
+                {**asdict(outcome), "repro": self.repro_command(outcome.name)}
+                for outcome in self.wrong
             ],
             "measured": [
                 {"case": outcome.name, **outcome.facts}
@@ -67,7 +68,7 @@ class Result:
         }
 
 
-def classes(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+def count_classes(outcomes: Iterable[CaseOutcome]) -> list[dict[str, Any]]:
     """Count outcomes by group and class."""
     counts: dict[tuple[str, str], list[int]] = {}
     for outcome in outcomes:
@@ -80,27 +81,27 @@ def classes(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     ]
 
 
-def write(folder: Path, results: Sequence[Result], began: str) -> Path:
+def write_reports(folder: Path, results: Sequence[CampaignResult], began: str) -> Path:
     """Write both reports into a folder; return the page's path.
 
     Args:
         began: when the campaigns began, for people.
     """
-    documents = [result.document() for result in results]
+    documents = [result.as_document() for result in results]
     whole = {"began": began, "passed": all(doc["passed"] for doc in documents)}
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**whole, "campaigns": documents}, indent=1)
     (folder / JSON).write_text(text + "\n")
-    (folder / HTML).write_text(page(documents, began))
+    (folder / HTML).write_text(render_page(documents, began))
     return folder / HTML
 
 
-def page(documents: Sequence[Mapping[str, Any]], began: str) -> str:
+def render_page(documents: Sequence[Mapping[str, Any]], began: str) -> str:
     """Return one page that needs nothing else."""
     cases = sum(doc["cases"] for doc in documents)
     wrong = sum(len(doc["wrong"]) for doc in documents)
     verdict = f"{wrong} of {cases} cases went wrong" if wrong else f"all {cases} cases passed"
-    body = "".join(_campaign(doc) for doc in documents)
+    body = "".join(_render_campaign(doc) for doc in documents)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
@@ -110,21 +111,24 @@ def page(documents: Sequence[Mapping[str, Any]], began: str) -> str:
     )
 
 
-def _campaign(doc: Mapping[str, Any]) -> str:
+def _render_campaign(doc: Mapping[str, Any]) -> str:
     options = ", ".join(f"{name} {value}" for name, value in doc["options"].items())
     parts = [
         f"<h2>{escape(doc['campaign'])}</h2>",
-        f"<p>{doc['cases']} cases in {_duration(doc['seconds'])} on {doc['jobs'] or 1} processes; "
-        f"{escape(options)}.",
+        f"<p>{doc['cases']} cases in {_format_duration(doc['seconds'])}"
+        f" on {doc['jobs'] or 1} processes; {escape(options)}.",
         f" {doc['again']} were run a second time, more slowly: the machine was busy.</p>"
         if doc["again"]
         else "</p>",
         *(f"<p>{escape(note)}</p>" for note in doc["notes"]),
-        _facts(doc["facts"]),
-        _table(doc["classes"], ("group", "outcome", "cases", "wrong")),
+        _render_facts(doc["facts"]),
+        _render_table(doc["classes"], ("group", "outcome", "cases", "wrong")),
     ]
     if doc["measured"]:
-        parts += ["<h3>Measured</h3>", _table(doc["measured"], _columns(doc["measured"]))]
+        parts += [
+            "<h3>Measured</h3>",
+            _render_table(doc["measured"], _column_names(doc["measured"])),
+        ]
     for one in doc["wrong"]:
         found = "".join(f"<li>{escape(str(line))}</li>" for line in one["wrong"])
         parts.append(
@@ -134,7 +138,7 @@ def _campaign(doc: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
+def _render_facts(facts: Mapping[str, Any]) -> str:
     rows = [{"": name, **value} for name, value in facts.items() if isinstance(value, Mapping)]
     plain = [
         f"<li>{escape(name)}: {escape(str(value))}</li>"
@@ -142,30 +146,30 @@ def _facts(facts: Mapping[str, Any]) -> str:
         if not isinstance(value, Mapping)
     ]
     listed = f"<ul>{''.join(plain)}</ul>" if plain else ""
-    return (_table(rows, _columns(rows)) if rows else "") + listed
+    return (_render_table(rows, _column_names(rows)) if rows else "") + listed
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+def _render_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = "".join(
         f"<tr{' class=bad' if row.get('wrong') else ''}>"
-        + "".join(_cell(row.get(name, "")) for name in columns)
+        + "".join(_render_cell(row.get(name, "")) for name in columns)
         + "</tr>"
         for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(value: Any) -> str:
+def _render_cell(value: Any) -> str:
     kind = " class=n" if isinstance(value, int | float) else ""
     return f"<td{kind}>{escape(str(value))}</td>"
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 

@@ -22,9 +22,9 @@ from beacon_ota import lifeline
 from beacon_ota.errors import ReachError
 
 _ending = False  # a worker was told to end
-RESULTS = "results.jsonl"
-TASKS = 100  # cases of one worker process before it is replaced
-MODULES = {
+RESULTS_FILE = "results.jsonl"
+CASES_PER_WORKER = 100  # cases of one worker process before it is replaced
+CAMPAIGN_MODULES = {
     "power": "beacon_ota.campaign.power.cuts",
     "mutants": "beacon_ota.campaign.power.mutants",
     "faults": "beacon_ota.campaign.faults.run",
@@ -32,11 +32,11 @@ MODULES = {
     "soak": "beacon_ota.campaign.soak",
     "fuzz": "beacon_ota.campaign.fuzz.run",
 }
-NAMES = tuple(MODULES)
+CAMPAIGN_NAMES = tuple(CAMPAIGN_MODULES)
 
 
 @dataclass(frozen=True)
-class Options:
+class CampaignOptions:
     """What whoever starts a campaign chooses.
 
     Args:
@@ -53,13 +53,13 @@ class Options:
     kills: int = 1000
     core: str | None = None
 
-    def shown(self) -> dict[str, Any]:
+    def as_report(self) -> dict[str, Any]:
         """Return them for a report: a real core by its being there, not by its path."""
         return {**asdict(self), "core": "real and synthetic" if self.core else "synthetic"}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseOutcome:
     """What came of a case.
 
     Args:
@@ -82,7 +82,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CasePlan:
     """The cases of a campaign, in order, and what the report says of them all.
 
     Args:
@@ -99,43 +99,43 @@ class Plan:
 class Campaign(Protocol):
     """What a campaign's module has to offer; ``folder`` keeps whatever cases need."""
 
-    def plan(self, folder: Path, options: Options) -> Plan:
+    def plan_cases(self, folder: Path, options: CampaignOptions) -> CasePlan:
         """Make ready what is not ready yet, and list the cases."""
         ...
 
-    def case(self, name: str, folder: Path, options: Options) -> Outcome:
+    def run_case(self, name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
         """Run one case."""
         ...
 
 
-def find(name: str) -> Campaign:
+def load_campaign(name: str) -> Campaign:
     """Return a campaign by its name."""
-    return importlib.import_module(MODULES[name])  # type: ignore[return-value]
+    return importlib.import_module(CAMPAIGN_MODULES[name])  # type: ignore[return-value]
 
 
-def finished(folder: Path) -> dict[str, Outcome]:
+def load_passed(folder: Path) -> dict[str, CaseOutcome]:
     """Return what passed in an earlier run in this folder, by name."""
-    found: dict[str, Outcome] = {}
-    path = folder / RESULTS
+    found: dict[str, CaseOutcome] = {}
+    path = folder / RESULTS_FILE
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            outcome = Outcome(**json.loads(line))
+            outcome = CaseOutcome(**json.loads(line))
         except (ValueError, TypeError):
             continue  # cut off in the middle of a line
         found[outcome.name] = outcome
     return {name: outcome for name, outcome in found.items() if not outcome.wrong}
 
 
-def execute(
+def run_cases(
     name: str,
     folder: Path,
-    options: Options,
+    options: CampaignOptions,
     cases: Sequence[str],
     *,
     jobs: int,
     resume: bool = False,
-    told: Callable[[Outcome], None] = lambda outcome: None,
-) -> list[Outcome]:
+    on_outcome: Callable[[CaseOutcome], None] = lambda outcome: None,
+) -> list[CaseOutcome]:
     """Run cases and return their outcomes, in the order of the cases.
 
     Args:
@@ -148,35 +148,37 @@ def execute(
         ReachError: ``worker_lost``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = finished(folder) if resume else {}
+    known = load_passed(folder) if resume else {}
     known = {case: known[case] for case in cases if case in known}
     for outcome in known.values():
-        told(outcome)
+        on_outcome(outcome)
     due = [case for case in cases if case not in known]
-    with (folder / RESULTS).open("a" if resume else "w") as out:
-        for outcome in _outcomes(name, folder, options, due, jobs):
+    with (folder / RESULTS_FILE).open("a" if resume else "w") as out:
+        for outcome in _iter_outcomes(name, folder, options, due, jobs):
             known[outcome.name] = outcome
             out.write(json.dumps(asdict(outcome)) + "\n")
             out.flush()
-            told(outcome)
+            on_outcome(outcome)
     return [known[case] for case in cases]
 
 
-def _outcomes(
-    name: str, folder: Path, options: Options, cases: Iterable[str], jobs: int
-) -> Iterator[Outcome]:
+def _iter_outcomes(
+    name: str, folder: Path, options: CampaignOptions, cases: Iterable[str], jobs: int
+) -> Iterator[CaseOutcome]:
     if not jobs:
         for case in cases:
-            yield _one(name, case, folder, options)
+            yield _run_one(name, case, folder, options)
         return
     context = get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, initializer=_initialise, max_tasks_per_child=TASKS)
+    pool = ProcessPoolExecutor(
+        jobs, context, initializer=_prepare_worker, max_tasks_per_child=CASES_PER_WORKER
+    )
     todo = iter(cases)
     running = set()
     try:
         while True:
             for case in todo:
-                running.add(pool.submit(_work, name, case, folder, options))
+                running.add(pool.submit(_run_in_worker, name, case, folder, options))
                 if len(running) >= 2 * jobs:
                     break
             if not running:
@@ -194,7 +196,7 @@ def _outcomes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _initialise() -> None:
+def _prepare_worker() -> None:
     """An interrupt ends the campaign's main process, and that ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
@@ -209,11 +211,11 @@ def _end(*_signal: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
 
-def _work(name: str, case: str, folder: Path, options: Options) -> Outcome:
+def _run_in_worker(name: str, case: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
     """Run a case in a worker process."""
     try:
         if not _ending:
-            return _one(name, case, folder, options)
+            return _run_one(name, case, folder, options)
     except SystemExit:
         if not _ending:
             raise
@@ -221,18 +223,18 @@ def _work(name: str, case: str, folder: Path, options: Options) -> Outcome:
     os._exit(128 + signal.SIGTERM)
 
 
-def _one(name: str, case: str, folder: Path, options: Options) -> Outcome:
+def _run_one(name: str, case: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
     """Run a case; one that cannot be run is wrong, too."""
     began = time.monotonic()
     try:
-        outcome = find(name).case(case, folder, options)
+        outcome = load_campaign(name).run_case(case, folder, options)
     except Exception as error:
-        outcome = Outcome(case, "not run", "not run", [f"{type(error).__name__}: {error}"])
+        outcome = CaseOutcome(case, "not run", "not run", [f"{type(error).__name__}: {error}"])
     taken = time.monotonic() - began
-    return Outcome(**{**asdict(outcome), "seconds": round(taken, 3)})
+    return CaseOutcome(**{**asdict(outcome), "seconds": round(taken, 3)})
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -89,7 +89,7 @@ class Root(typer.core.TyperGroup):
         print = output.console.print
         print("[bold]beacon-ota[/] COMMAND …  (each takes --help)\n", highlight=False)
         for name, entry in TABLE.items():
-            output.say("  [cyan]{}[/]  {}", name.ljust(width), entry.help)
+            output.print_markup("  [cyan]{}[/]  {}", name.ljust(width), entry.help)
         print("\n  --version, --install-completion, --show-completion", highlight=False)
 
 
@@ -133,7 +133,7 @@ def _run(args: list[str] | None) -> None:
     except BeaconOtaError as error:
         from beacon_ota.console import output
 
-        output.fail(error)
+        output.print_error(error)
         sys.exit(error.exit_code)
     except UnicodeEncodeError as error:
         if not any("\ud800" <= sign <= "\udfff" for sign in error.object):
@@ -143,7 +143,7 @@ def _run(args: list[str] | None) -> None:
         wrong = UsageError(
             "argument_encoding", "an argument is not UTF-8 text", found=error.object[:80]
         )
-        output.fail(wrong)
+        output.print_error(wrong)
         sys.exit(wrong.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -30,16 +30,16 @@ def listing(
     """List entries; without --after the newest first."""
     newest = after is None
     if data is None:
-        rows = remote.client(url, token).audit(
+        rows = remote.client(url, token).list_audit_entries(
             action=action, by=by, target=target, limit=limit, after=after or 0, newest=newest
         )
     else:
-        from beacon_ota.orchestrator.api.audit import shown
-        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.api.audit import serialize_entry
+        from beacon_ota.orchestrator.db.database import open_offline
         from beacon_ota.orchestrator.db.tables import audit
 
-        with offline(data) as conn:
-            found = audit.entries(
+        with open_offline(data) as conn:
+            found = audit.list_entries(
                 conn,
                 after=after or 0,
                 limit=limit,
@@ -48,8 +48,8 @@ def listing(
                 target=target,
                 newest=newest,
             )
-        rows = [shown(entry) for entry in found]
-    output.emit(rows if json else remote.shorten(rows, "time"), _COLUMNS, as_json=json)
+        rows = [serialize_entry(entry) for entry in found]
+    output.print_rows(rows if json else remote.shorten(rows, "time"), _COLUMNS, as_json=json)
 
 
 @app.command()
@@ -66,13 +66,13 @@ def verify(
     if data is None:
         found = remote.client(url, token).verify_audit(head)
     else:
-        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.db.database import open_offline
         from beacon_ota.orchestrator.db.tables import audit
 
-        with offline(data) as conn:
-            found = audit.verify(conn, head)
+        with open_offline(data) as conn:
+            found = audit.verify_chain(conn, head)
     if json:
-        output.dump(found)
+        output.print_json(found)
         return
-    output.say("[green]whole[/]  {} entries", found["entries"])
-    output.say("  head  {}", found["head"], soft_wrap=True)
+    output.print_markup("[green]whole[/]  {} entries", found["entries"])
+    output.print_markup("  head  {}", found["head"], soft_wrap=True)

@@ -36,11 +36,11 @@ def backup(
     Whoever has a backup has the beacons' keys. Exit code 1: images were damaged, and are not in
     the backup; the rest is.
     """
-    from beacon_ota.orchestrator.backup.take import What, take
+    from beacon_ota.orchestrator.backup.create import BackupSource, create_backup
 
     refuse_postgresql(database, f"pg_dump --format=custom --file={shlex.quote(f'{target}.dump')}")
-    with output.progress("Backing up", None, quiet=json) as advance:
-        index = take(What(data, keys, images), target, advance)
+    with output.byte_progress("Backing up", None, quiet=json) as advance:
+        index = create_backup(BackupSource(data, keys, images), target, advance)
     found = {
         "backup": str(target),
         "made_at": index.made_at,
@@ -51,9 +51,9 @@ def backup(
         "missing": list(index.missing),
     }
     if json:
-        output.dump(found)
+        output.print_json(found)
     else:
-        output.say(
+        output.print_markup(
             "{}: the database (schema {}), {} images, {}; {:,} bytes, checked",
             target,
             index.schema,

@@ -76,7 +76,7 @@ def listing(
     client = remote.client(url, token)
 
     def found() -> list[dict[str, Any]]:
-        rows = client.beacons(
+        rows = client.list_beacons(
             site=site,
             version=version,
             device_type=device_type,
@@ -92,7 +92,7 @@ def listing(
         return list(islice(rows, limit))
 
     if json:
-        output.dump(found())
+        output.print_json(found())
         return
     remote.listing(lambda: [_row(row) for row in found()], _COLUMNS, watched=watch, every_s=every)
 
@@ -106,9 +106,9 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Show a beacon with its attempts and its error journal."""
-    found = remote.client(url, token).beacon(beacon_id, limit)
+    found = remote.client(url, token).get_beacon(beacon_id, limit)
     if json:
-        output.dump(found)
+        output.print_json(found)
         return
     plain = {key: value for key, value in found.items() if not isinstance(value, list)}
     for key in ("created_at", "first_seen", "last_seen", "quarantined_at", "refused_at"):
@@ -118,9 +118,9 @@ def show(
     remote.show(plain, beacon_id)
     _warn(found, claim)
     attempts = remote.shorten(found["attempts"], "offered_at", "ended_at")
-    output.emit(attempts, _ATTEMPT, as_json=False, title="attempts")
+    output.print_rows(attempts, _ATTEMPT, as_json=False, title="attempts")
     journal = remote.shorten(found["journal"], "at")
-    output.emit(journal, _JOURNAL, as_json=False, title="journal")
+    output.print_rows(journal, _JOURNAL, as_json=False, title="journal")
 
 
 @app.command()
@@ -142,11 +142,11 @@ def add(
         beacon_id, device_type, key=key, site=site, channel=channel, tags=tag or None
     )
     if json:
-        output.dump(done)
+        output.print_json(done)
         return
-    output.say("[green]registered[/] {}", beacon_id)
+    output.print_markup("[green]registered[/] {}", beacon_id)
     if "key" in done:
-        output.say("  key, shown this once  {}", done["key"])
+        output.print_markup("  key, shown this once  {}", done["key"])
 
 
 @app.command()
@@ -199,17 +199,17 @@ def retype(
     if beacon_id is not None:
         done = [client.retype_beacon(beacon_id, device_type, reason)]
     else:
-        rows = list(client.beacons(questioned=True, limit=1000))
+        rows = list(client.list_beacons(questioned=True, limit=1000))
         if not json:
-            output.emit(rows, ("beacon_id", "device_type", "said_type"), as_json=False)
+            output.print_rows(rows, ("beacon_id", "device_type", "said_type"), as_json=False)
         if rows:
             remote.confirm(f"Register these {len(rows)} as what they say?", yes)
         done = [client.retype_beacon(row["beacon_id"], row["said_type"], reason) for row in rows]
     if json:
-        output.dump(done[0] if beacon_id is not None else done)
+        output.print_json(done[0] if beacon_id is not None else done)
         return
     for one in done:
-        output.say("{} is registered as {}", one["beacon_id"], one["device_type"])
+        output.print_markup("{} is registered as {}", one["beacon_id"], one["device_type"])
 
 
 @app.command()
@@ -217,7 +217,7 @@ def rekey(
     beacon_id: Id, url: UrlOption = None, token: TokenOption = None, json: JsonOption = False
 ) -> None:
     """Give a beacon a new key with its next report."""
-    _told(remote.client(url, token).do_beacon(beacon_id, "rekey"), "will be rekeyed", json)
+    _told(remote.client(url, token).post_beacon_action(beacon_id, "rekey"), "will be rekeyed", json)
 
 
 @app.command()
@@ -229,7 +229,7 @@ def quarantine(
     json: JsonOption = False,
 ) -> None:
     """Offer a beacon nothing until it is released again; stop what is not rebooting yet."""
-    done = remote.client(url, token).do_beacon(beacon_id, "quarantine", reason)
+    done = remote.client(url, token).post_beacon_action(beacon_id, "quarantine", reason)
     _told(done, "in quarantine", json)
 
 
@@ -242,7 +242,7 @@ def unquarantine(
     json: JsonOption = False,
 ) -> None:
     """Release a beacon and forgive what failed so far: it may try again."""
-    done = remote.client(url, token).do_beacon(beacon_id, "unquarantine", reason)
+    done = remote.client(url, token).post_beacon_action(beacon_id, "unquarantine", reason)
     _told(done, "released", json)
 
 
@@ -253,26 +253,28 @@ def remove(
     """Forget a beacon and its key."""
     remote.confirm(f"Forget the beacon {beacon_id} and its key?", yes)
     remote.client(url, token).remove_beacon(beacon_id)
-    output.say("{} removed", beacon_id)
+    output.print_markup("{} removed", beacon_id)
 
 
 def _warn(found: dict[str, Any], claim: dict[str, Any] | None) -> None:
     """Say what is wrong with a beacon that may look fine otherwise."""
     if found["said_type"] not in (None, found["device_type"]):
-        output.say(
+        output.print_markup(
             "[yellow]it says that it is {}, and is registered as {}: it is offered nothing[/]",
             found["said_type"],
             found["device_type"],
         )
-        output.say("  beacon-ota beacon retype {}   accepts what it says", found["beacon_id"])
+        output.print_markup(
+            "  beacon-ota beacon retype {}   accepts what it says", found["beacon_id"]
+        )
     if found["refusals"]:
-        output.say(
+        output.print_markup(
             "[yellow]refused {} times since its last poll that was answered: {}[/]",
             found["refusals"],
             found["refused_code"],
         )
     if claim is not None:
-        output.say(
+        output.print_markup(
             "[yellow]{} requests in its name since it was heard, the last {} ({}) from {}: "
             "another key, another clock, or somebody else[/]",
             claim["count"],
@@ -288,12 +290,12 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "tags": " ".join(row["tags"]),
         "last_seen": remote.moment(row["last_seen"]),
         "quarantined": row["quarantined_at"] is not None,
-        "insecure": output.loud("insecure") if row["insecure"] else None,
+        "insecure": output.alert_cell("insecure") if row["insecure"] else None,
     }
 
 
 def _told(done: dict, what: str, json: bool) -> None:
     if json:
-        output.dump(done)
+        output.print_json(done)
     else:
-        output.say("{} {}", done["beacon_id"], what)
+        output.print_markup("{} {}", done["beacon_id"], what)

@@ -12,8 +12,8 @@ from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
-    from beacon_ota.campaign.report import Result
-    from beacon_ota.campaign.runner import Options, Outcome
+    from beacon_ota.campaign.report import CampaignResult
+    from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome
 
 app = typer.Typer(
     add_completion=False,
@@ -145,10 +145,10 @@ def everything(
     json: JsonOption = False,
 ) -> None:
     """Run all campaigns, one after the other."""
-    from beacon_ota.campaign.runner import NAMES
+    from beacon_ota.campaign.runner import CAMPAIGN_NAMES
 
     options = _options(seed, every, minutes=minutes, kills=kills, core=core)
-    _run(list(NAMES), options, jobs, resume, None, out, json)
+    _run(list(CAMPAIGN_NAMES), options, jobs, resume, None, out, json)
 
 
 def _options(
@@ -158,15 +158,15 @@ def _options(
     minutes: float = 10,
     kills: int = 1000,
     core: Path | None = None,
-) -> "Options":
-    from beacon_ota.campaign.runner import Options
+) -> "CampaignOptions":
+    from beacon_ota.campaign.runner import CampaignOptions
 
-    return Options(seed, every, minutes, kills, str(core.resolve()) if core else None)
+    return CampaignOptions(seed, every, minutes, kills, str(core.resolve()) if core else None)
 
 
 def _run(
     names: list[str],
-    options: "Options",
+    options: "CampaignOptions",
     jobs: int | None,
     resume: bool,
     cases: list[str] | None,
@@ -179,47 +179,47 @@ def _run(
     began = datetime.now(UTC).isoformat(" ", "seconds")
     results = []
     for name in names:
-        found = runner.cores() if jobs is None else jobs
+        found = runner.count_cores() if jobs is None else jobs
         results.append(_one(name, options, found, resume, cases, out, json))
-        page = report.write(out, results, began)
+        page = report.write_reports(out, results, began)
     if json:
-        output.dump([result.document() for result in results])
+        output.print_json([result.document() for result in results])
     else:
         for result in results:
             _tell(result)
-        output.say("report: {}", page)
+        output.print_markup("report: {}", page)
     if any(result.wrong for result in results):
         raise typer.Exit(1)
 
 
 def _one(
     name: str,
-    options: "Options",
+    options: "CampaignOptions",
     jobs: int,
     resume: bool,
     cases: list[str] | None,
     out: Path,
     quiet: bool,
-) -> "Result":
+) -> "CampaignResult":
     from beacon_ota.campaign import runner
-    from beacon_ota.campaign.report import Result
+    from beacon_ota.campaign.report import CampaignResult
 
     folder = out / name
     start = time.monotonic()
     if not quiet:
-        output.say("{}: preparing", name, to=output.errors)
-    campaign = runner.find(name)
-    plan = campaign.plan(folder, options)
+        output.print_markup("{}: preparing", name, to=output.error_console)
+    campaign = runner.load_campaign(name)
+    plan = campaign.plan_cases(folder, options)
     chosen = list(plan.cases) if cases is None else cases
     if not chosen:
         raise UsageError("no_cases", f"{name}: nothing to run", found=options.every)
     jobs = min(jobs, plan.jobs or jobs)
     with _bar(name, len(chosen), quiet) as told:
-        outcomes = runner.execute(
-            name, folder, options, chosen, jobs=jobs, resume=resume, told=told
+        outcomes = runner.run_cases(
+            name, folder, options, chosen, jobs=jobs, resume=resume, on_outcome=told
         )
     spent = time.monotonic() - start
-    return Result(name, options.shown(), plan.facts, outcomes, spent, jobs, plan.notes)
+    return CampaignResult(name, options.as_report(), plan.facts, outcomes, spent, jobs, plan.notes)
 
 
 class _bar:
@@ -237,35 +237,37 @@ class _bar:
             Elapsed(),
             Remaining(),
         )
-        self._bar = Progress(*columns, console=output.errors, disable=quiet)
+        self._bar = Progress(*columns, console=output.error_console, disable=quiet)
         self._task = self._bar.add_task(name, total=total)
         self._quiet = quiet
 
-    def __enter__(self) -> Callable[["Outcome"], None]:
+    def __enter__(self) -> Callable[["CaseOutcome"], None]:
         self._bar.__enter__()
         return self._told
 
     def __exit__(self, *error: object) -> None:
         self._bar.__exit__(*error)  # type: ignore[arg-type]
 
-    def _told(self, outcome: "Outcome") -> None:
+    def _told(self, outcome: "CaseOutcome") -> None:
         self._bar.advance(self._task)
         if outcome.wrong and not self._quiet:
             text = f"{outcome.name}: {'; '.join(outcome.wrong)}"
-            self._bar.console.print(output.fill("[bold red]wrong[/] {}", text), highlight=False)
+            self._bar.console.print(
+                output.fill_markup("[bold red]wrong[/] {}", text), highlight=False
+            )
 
 
-def _tell(result: "Result") -> None:
+def _tell(result: "CampaignResult") -> None:
 
-    from beacon_ota.campaign.report import classes
+    from beacon_ota.campaign.report import count_classes
 
     columns = ("group", "outcome", "cases", "wrong")
     title = f"{result.name}: {len(result.outcomes)} cases, {len(result.wrong)} wrong"
-    output.console.print(output.table(classes(result.outcomes), columns, title=title))
+    output.console.print(output.build_table(count_classes(result.outcomes), columns, title=title))
     for note in result.notes:
-        output.say("{}", note)
+        output.print_markup("{}", note)
     for outcome in result.wrong:
-        output.say("[bold red]wrong[/] {}", outcome.name)
+        output.print_markup("[bold red]wrong[/] {}", outcome.name)
         for line in outcome.wrong:
-            output.say("  {}", line)
-        output.say("  {}", result.repro(outcome.name))
+            output.print_markup("  {}", line)
+        output.print_markup("  {}", result.repro_command(outcome.name))

@@ -29,12 +29,14 @@ def fetch(
     stock = core.STOCK
     if url is not None and not url.startswith(("http://", "https://")):
         raise UsageError("core_url", "not a URL", found=url, expected="http:// or https://")
-    with output.progress(f"MicroPython {stock.version}", stock.size, quiet=json) as advance:
-        file = core.fetch(stock, progress=lambda done, total: advance(done), again=again, url=url)
+    with output.byte_progress(f"MicroPython {stock.version}", stock.size, quiet=json) as advance:
+        file = core.fetch_core(
+            stock, progress=lambda done, total: advance(done), again=again, url=url
+        )
     if json:
-        output.dump({"file": str(file), "version": stock.version, "sha256": stock.sha256})
+        output.print_json({"file": str(file), "version": stock.version, "sha256": stock.sha256})
     else:
-        output.say("{} is in [cyan]{}[/]", stock.version, file)
+        output.print_markup("{} is in [cyan]{}[/]", stock.version, file)
 
 
 @app.command()
@@ -47,11 +49,11 @@ def show(
     """Show which core would be used, and on which boards it fits."""
     from beacon_ota.images import boards, core, release
 
-    path, source = core.locate(file)
-    found = core.load(path)
+    path, source = core.locate_core(file)
+    found = core.read_core(path)
     rooms = {
-        name: boards.load(name).slot_size - release.app_offset(len(found.data))
-        for name in boards.names()
+        name: boards.load_board(name).slot_size - release.app_offset(len(found.data))
+        for name in boards.board_names()
     }
     facts = {
         "file": str(path),
@@ -63,12 +65,12 @@ def show(
         "room": rooms,
     }
     if json:
-        output.dump(facts)
+        output.print_json(facts)
         return
     for name in ("file", "source", "interpreter", "idf", "length", "bootloader"):
-        output.say("[bold]{:12}[/] {}", name, facts[name] or "–")
+        output.print_markup("[bold]{:12}[/] {}", name, facts[name] or "–")
     for name, room in rooms.items():
         text = (
             f"{room:,} bytes for the app" if room > 0 else f"[red]too large by {-room:,} bytes[/]"
         )
-        output.say("[bold]{:12}[/] {}", name, text)
+        output.print_markup("[bold]{:12}[/] {}", name, text)

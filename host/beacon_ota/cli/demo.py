@@ -13,7 +13,7 @@ from beacon_ota.console import output
 from beacon_ota.errors import InputError
 
 if TYPE_CHECKING:
-    from beacon_ota.demo.play import Result
+    from beacon_ota.demo.play import DemoResult
 
 app = typer.Typer(add_completion=False, help="Show the whole pipeline on virtual beacons.")
 HEAP_MAX = 24 * 1024
@@ -34,14 +34,14 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Provision beacons over Bluetooth, roll out a good release, see a bad one halted."""
-    from beacon_ota.demo.play import Play
+    from beacon_ota.demo.play import Demonstration
 
     with ExitStack() as stack:
         if data is None:
             data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="beacon-ota-")))
         data.mkdir(parents=True, exist_ok=True)
         play = stack.enter_context(
-            Play(
+            Demonstration(
                 data,
                 count=count,
                 scale=time_scale,
@@ -53,7 +53,7 @@ def demo(
         result = play.run(keep=keep)
     wrong = _check(result)
     if json:
-        output.dump({**asdict(result), "wrong": wrong})
+        output.print_json({**asdict(result), "wrong": wrong})
     else:
         _summary(result)
     if wrong:
@@ -61,16 +61,16 @@ def demo(
 
 
 def _announce(url: str, token: str) -> None:
-    output.say(
+    output.print_markup(
         "dashboard  [bold cyan]{}[/]   token  [bold]{}[/]",
         url,
         token,
-        to=output.errors,
+        to=output.error_console,
         soft_wrap=True,
     )
 
 
-def _check(result: "Result") -> list[str]:
+def _check(result: "DemoResult") -> list[str]:
     """Return what did not come out as it should."""
     from beacon_ota.demo.play import GOOD, LADDER
 
@@ -88,7 +88,7 @@ def _check(result: "Result") -> list[str]:
     return wrong
 
 
-def _summary(result: "Result") -> None:
+def _summary(result: "DemoResult") -> None:
     from rich.table import Table
 
     from beacon_ota.demo.play import BAD, GOOD, OLD

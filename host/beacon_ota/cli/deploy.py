@@ -33,18 +33,18 @@ def deploy(
     from beacon_ota import paths
     from beacon_ota.device import board as boards
     from beacon_ota.images import app_folder
-    from beacon_ota.images.boards import load
+    from beacon_ota.images.boards import load_board
 
-    texts = app_folder.read_sources(folder or paths.data("firmware", "app"))
-    wanted = boards.files(texts, load(board).device_type, version)
+    texts = app_folder.read_sources(folder or paths.data_path("firmware", "app"))
+    wanted = boards.board_files(texts, load_board(board).device_type, version)
     total = sum(map(len, wanted.values()))
-    with output.progress(f"Sending to {port}", total, quiet=json) as advance:
-        done = boards.deploy(port, wanted, baud=baud, fresh=fresh, progress=advance)
+    with output.byte_progress(f"Sending to {port}", total, quiet=json) as advance:
+        done = boards.deploy_app(port, wanted, baud=baud, fresh=fresh, progress=advance)
     if json:
-        output.dump(vars(done))
+        output.print_json(vars(done))
         return
     text = (
         f"{len(done.written)} files sent ({done.size:,} bytes), {len(done.removed)} removed, "
         f"{done.unchanged} unchanged, in {done.seconds:.1f} s"
     )
-    output.say("[green]✓[/] {}", text)
+    output.print_markup("[green]✓[/] {}", text)

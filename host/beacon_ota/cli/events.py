@@ -28,10 +28,10 @@ def events(
     """Follow events until interrupted; with --json one document a line."""
     client = remote.client(url, token)
     if latest is not None:
-        for event in client.latest_events(latest, kind):
+        for event in client.list_latest_events(latest, kind):
             _print(event, json)
         return
-    with client.follow(after, kind) as stream:
+    with client.follow_events(after, kind) as stream:
         for number, event in enumerate(stream, 1):
             _print(event, json)
             if number == count:

@@ -56,16 +56,18 @@ def flash(
     if address == (image is not None):
         raise UsageError("options", "name a flash image, or ask for the chip's --address")
     if image is None:
-        found = chip.read_address(port, before=before.value, after=after.value, attempts=attempts)
+        found = chip.read_mac_address(
+            port, before=before.value, after=after.value, attempts=attempts
+        )
         if json:
-            output.dump({"port": port, "address": found})
+            output.print_json({"port": port, "address": found})
         else:
             typer.echo(found)
         return
-    data = files.read(image, 32 << 20)
-    total = sum(length for _, length in chip.regions(data))
-    with output.progress(f"Writing to {port}", total, quiet=json) as advance:
-        done = chip.write(
+    data = files.read_file(image, 32 << 20)
+    total = sum(length for _, length in chip.flash_regions(data))
+    with output.byte_progress(f"Writing to {port}", total, quiet=json) as advance:
+        done = chip.write_image(
             port,
             data,
             baud=baud,
@@ -77,7 +79,7 @@ def flash(
             progress=advance,
         )
     if json:
-        output.dump(vars(done))
+        output.print_json(vars(done))
         return
     text = f"{done.chip} {done.mac}: {done.size:,} bytes in {done.seconds:.1f} s, verified"
-    output.say("[green]✓[/] {}", text)
+    output.print_markup("[green]✓[/] {}", text)

@@ -110,9 +110,9 @@ def inspect(
     """Say what a file is, and what is good and bad about it."""
     from beacon_ota.inspect import inspect as inspection
 
-    report = inspection.inspect(_read(file), secrets=secrets)
+    report = inspection.inspect_file(_read(file), secrets=secrets)
     if json:
-        output.dump({"file": str(file), **report.as_dict()})
+        output.print_json({"file": str(file), **report.as_dict()})
     else:
         from beacon_ota.cli._support import inspection as page
 
@@ -142,7 +142,7 @@ def build(
     from beacon_ota.images import boards, release
     from beacon_ota.trust import files
 
-    target = boards.load(board)
+    target = boards.load_board(board)
     found = _core(core, synthetic)
     data, content = _build(
         target,
@@ -157,9 +157,9 @@ def build(
         include,
         without_agent,
     )
-    built = release.parse(data)
+    built = release.parse_release(data)
     out = out or Path(f"{target.name}-{built.info.version}.bin")
-    files.write(out, data)
+    files.write_file(out, data)
     _tell(out, built, target, json, {}, content)
 
 
@@ -277,10 +277,10 @@ def flash(
     from beacon_ota.images import boards, settings
     from beacon_ota.images import flash as flashes
     from beacon_ota.images import release as releases
-    from beacon_ota.provision.wanted import position
+    from beacon_ota.provision.desired_config import parse_position
     from beacon_ota.trust import files
 
-    target = boards.load(board)
+    target = boards.load_board(board)
     made: dict[str, object] = {}
     if beacon_key == NEW:
         beacon_key = secrets.token_hex(32)
@@ -303,10 +303,12 @@ def flash(
         "utc_off": None if utc_off is None else str(utc_off),
         "pin_w": _pin(pin, ble_name),
         "pop": pop,
-        "ibeacon": None if ibeacon is None else position(ibeacon).hex(),
+        "ibeacon": None if ibeacon is None else parse_position(ibeacon).hex(),
         **dict(_pair(text, "--nvs") for text in nvs or ()),
     }
-    stored = settings.parse({key: value for key, value in values.items() if value is not None})
+    stored = settings.parse_settings(
+        {key: value for key, value in values.items() if value is not None}
+    )
     loader = _read(bootloader) if bootloader is not None else None
     found = content = None
     if release is None or loader is None:
@@ -341,11 +343,11 @@ def flash(
             "this core came without a bootloader: take the official download, or name one with "
             "--bootloader",
         )
-    image = flashes.build(target, loader, data, stored)
-    built = releases.parse(data)
+    image = flashes.build_flash(target, loader, data, stored)
+    built = releases.parse_release(data)
     name = beacon_id or f"{target.name}-{built.info.version}"
     out = out or Path(f"{name}-flash.bin")
-    files.write(out, image, mode=0o600 if settings.SECRETS & stored.keys() else 0o644)
+    files.write_file(out, image, mode=0o600 if settings.SECRETS & stored.keys() else 0o644)
     _tell(out, built, target, json, {**made, "settings": sorted(stored)}, content)
 
 
@@ -370,13 +372,13 @@ def _build(
     from beacon_ota.trust import KeySet
 
     found = AppFolder({})
-    folder = app or paths.data("firmware", "app")
+    folder = app or paths.data_path("firmware", "app")
     if frozen:
         if app is not None:
             raise UsageError("options", "--app and --frozen exclude each other")
         version = _frozen_version(core, board, version)
     else:
-        found = app_folder.scan(folder, include or ())
+        found = app_folder.scan_folder(folder, include or ())
         if not (found.has_agent or without_agent):
             raise AppError(
                 "app_agent",
@@ -392,13 +394,13 @@ def _build(
             "a beacon that trusts no keys can never be updated again: give --keys (beacon-ota "
             "keys export), or --insecure to install releases that nobody signed",
         )
-    data = release.make(
+    data = release.build_release(
         core.data,
         found.sources,
         version,
         board.device_type,
         built_at=appfs.build_time(folder) if built_at is None else built_at,
-        keys=KeySet.parse(text_files.read(keys), name=str(keys)).to_json() if keys else None,
+        keys=KeySet.parse(text_files.read_text(keys), name=str(keys)).to_json() if keys else None,
         insecure=insecure,
         extra={
             **found.files,
@@ -413,7 +415,7 @@ def _frozen_version(core: "Core", board: "Board", version: str | None) -> str:
     """Return the version of the app that is frozen into a core; check that it is what is asked."""
     from beacon_ota.images import release
 
-    said = release.frozen(core.image)
+    said = release.frozen_app(core.image)
     if said is None:
         raise UsageError("core_not_frozen", "no app is frozen into this core")
     if said[0] != board.device_type or version not in (None, said[1]):
@@ -431,11 +433,11 @@ def _core(given: Path | None, synthetic: bool) -> "Core":
     from beacon_ota.images import synthetic as stand_in
 
     if not synthetic:
-        return core.load(core.locate(given)[0])
+        return core.read_core(core.locate_core(given)[0])
     if given is not None:
         raise UsageError("options", "--core and --synthetic exclude each other")
-    found = combined.load(stand_in.app(64 * 1024))
-    return combined.Core(found.data, found.image, stand_in.bootloader())
+    found = combined.parse_core(stand_in.app_image(64 * 1024))
+    return combined.Core(found.data, found.image, stand_in.bootloader_image())
 
 
 def _tell(
@@ -472,9 +474,9 @@ def _tell(
             "left": dict(content.left),
         }
     if json:
-        output.dump(facts)
+        output.print_json(facts)
         return
-    say = partial(output.say, soft_wrap=True)
+    say = partial(output.print_markup, soft_wrap=True)
     say("[green]✓[/] [bold]{}[/]", out)
     say("  {} {}, SHA-256 {}", built.info.device_type, built.info.version, built.checksum)
     say("  core      {:>12,} bytes", built.core.length)
@@ -493,7 +495,7 @@ def _tell(
 
 
 def _show_content(content: "AppFolder") -> None:
-    say = partial(output.say, soft_wrap=True)
+    say = partial(output.print_markup, soft_wrap=True)
     say("  packed    {:>12,} modules, {} other files", len(content.sources), len(content.files))
     for name in sorted(content.files)[:_SHOWN]:
         say("            {}", name)
@@ -506,7 +508,7 @@ def _show_content(content: "AppFolder") -> None:
 def _read(file: Path) -> bytes:
     from beacon_ota.trust import files
 
-    return files.read(file, MAX_FILE)
+    return files.read_file(file, MAX_FILE)
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
@@ -539,7 +541,7 @@ def _label(
 
     if pin is not None or pop is not None:
         raise UsageError("options", "--label brings PIN and proof of possession itself")
-    found = labels.pick(text_files.read(file), name)
+    found = labels.pick_label(text_files.read_text(file), name)
     return found.name, found.pin, found.pop or None
 
 
@@ -551,4 +553,4 @@ def _pin(pin: str | None, name: str | None) -> str | None:
         raise UsageError("options", "--pin needs --ble-name: the PIN is bound to it")
     from beacon_ota.provision import labels, session
 
-    return session.enroll(labels.check_pin(pin), labels.check_name(name).encode()).hex()
+    return session.enroll_pin(labels.check_pin(pin), labels.check_name(name).encode()).hex()

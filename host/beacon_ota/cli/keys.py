@@ -12,7 +12,7 @@ from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
-    from beacon_ota.trust.keyring import Entry, Keyring
+    from beacon_ota.trust.keyring import KeyEntry, Keyring
 
 app = typer.Typer(
     add_completion=False,
@@ -50,7 +50,7 @@ def new(
     ring = open_ring(keyring)
     entry = ring.new(name, password(name, password_file, new=True))
     if json:
-        output.dump(_row(ring, entry))
+        output.print_json(_row(ring, entry))
         return
     _tell(ring, entry)
     others = [e for e in ring.entries() if e.name != name and not e.retired]
@@ -81,11 +81,11 @@ def add(
 
     if not os.access(signer, os.X_OK) or not signer.is_file():
         raise UsageError("signer_missing", f"{signer} is not a program that can be run.")
-    key = PublicKey.from_pem(text_files.read(public, 16384).encode(), name=str(public))
+    key = PublicKey.from_pem(text_files.read_text(public, 16384).encode(), name=str(public))
     ring = open_ring(keyring)
     entry = ring.add(name, key, signer)
     if json:
-        output.dump(_row(ring, entry))
+        output.print_json(_row(ring, entry))
     else:
         _tell(ring, entry)
 
@@ -96,7 +96,7 @@ def list_(keyring: KeyringOption = None, json: JsonOption = False) -> None:
     ring = open_ring(keyring)
     rows = [_row(ring, entry) for entry in ring.entries()]
     columns = ("name", "keyid", "state", "kind", "since", "replaced_by")
-    output.emit(rows, columns, as_json=json, title=None if json else str(ring.folder))
+    output.print_rows(rows, columns, as_json=json, title=None if json else str(ring.folder))
 
 
 @app.command()
@@ -119,7 +119,7 @@ def export(
     if out is None:
         sys.stdout.buffer.write(data)
         return
-    files.write(out, data)
+    files.write_file(out, data)
     _exported(out, len(trusted.keys), threshold)
 
 
@@ -136,10 +136,10 @@ def rotate(
     ring.get(old)
     retired, made = ring.rotate(old, new, password(new, password_file, new=True))
     if json:
-        output.dump({"retired": _row(ring, retired), "new": _row(ring, made)})
+        output.print_json({"retired": _row(ring, retired), "new": _row(ring, made)})
         return
     _tell(ring, made)
-    output.say(
+    output.print_markup(
         "\nBeacons still trust [cyan]{0}[/], and only that:\n"
         "  1. beacon-ota keys export -o keys.json      (without {0})\n"
         "  2. beacon-ota image build --keys keys.json  a release that brings the new set\n"
@@ -168,7 +168,7 @@ def password_(
     ring.signer(name, old)
     fresh = _first_line(new_password_file) if new_password_file else _prompt(name, new=True)
     ring.change_password(name, old, fresh)
-    output.say("The password of [cyan]{}[/] is changed.", name)
+    output.print_markup("The password of [cyan]{}[/] is changed.", name)
 
 
 @app.command()
@@ -179,7 +179,7 @@ def fleet(
     from beacon_ota.trust import encrypt
 
     encrypt.new_fleet_key(out)
-    output.say(
+    output.print_markup(
         "Fleet key in [cyan]{}[/], readable by you only. It goes into beacons when they are\n"
         "provisioned, and into release sign --encrypt. The orchestrator never needs it.",
         out,
@@ -221,7 +221,7 @@ def _first_line(file: Path) -> str:
     return text_files.read_line(file, code="key_password_file", error=UsageError)
 
 
-def _row(ring: "Keyring", entry: "Entry") -> dict[str, object]:
+def _row(ring: "Keyring", entry: "KeyEntry") -> dict[str, object]:
     return {
         "name": entry.name,
         "keyid": entry.keyid,
@@ -236,13 +236,13 @@ def _row(ring: "Keyring", entry: "Entry") -> dict[str, object]:
     }
 
 
-def _tell(ring: "Keyring", entry: "Entry") -> None:
+def _tell(ring: "Keyring", entry: "KeyEntry") -> None:
     row = _row(ring, entry)
 
     def say(label: str, text: object) -> None:
         output.console.print(f"  {label:8} {text}", highlight=False, soft_wrap=True, markup=False)
 
-    output.say("Key [cyan]{}[/] is ready.", entry.name)
+    output.print_markup("Key [cyan]{}[/] is ready.", entry.name)
     say("keyid", row["keyid"])
     say("public", row["public"])
     say("private" if not entry.program else "signer", row["held_by"])

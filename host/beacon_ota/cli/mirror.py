@@ -49,7 +49,7 @@ def add(
 
     client = remote.client(url, token)
     if token_file is not None:  # before there is a token that could not be kept
-        files.write(token_file, b"", mode=0o600, replace=False)
+        files.write_file(token_file, b"", mode=0o600, replace=False)
     try:
         done = client.create_mirror(name, site)
     except BaseException:
@@ -58,14 +58,14 @@ def add(
         raise
     if token_file is not None:
         try:
-            files.write(token_file, (done.pop("token") + "\n").encode(), mode=0o600)
+            files.write_file(token_file, (done.pop("token") + "\n").encode(), mode=0o600)
         except BaseException:  # nobody has the token
             client.remove_mirror(done["mirror_id"])
             raise
     if json:
-        output.dump(done)
+        output.print_json(done)
     elif token_file is not None:
-        output.say("mirror {} made; its token is in {}", name, token_file)
+        output.print_markup("mirror {} made; its token is in {}", name, token_file)
     else:
         output.console.print(done["token"], highlight=False, soft_wrap=True)
 
@@ -73,18 +73,21 @@ def add(
 @app.command("list")
 def listing(url: UrlOption = None, token: TokenOption = None, json: JsonOption = False) -> None:
     """List mirrors: what each serves, how it is and since when, how far it lags."""
-    rows = remote.client(url, token).mirrors()
+    rows = remote.client(url, token).list_mirrors()
     if json:
-        output.dump(rows)
+        output.print_json(rows)
         return
     shown = [
-        {**row, "health": row["health"] if row["health"] in _WELL else output.loud(row["health"])}
+        {
+            **row,
+            "health": row["health"] if row["health"] in _WELL else output.alert_cell(row["health"]),
+        }
         for row in remote.shorten(rows, "unhealthy_since", "hands_out_until")
     ]
-    output.emit(shown, _COLUMNS, as_json=False)
+    output.print_rows(shown, _COLUMNS, as_json=False)
     for row in rows:
         if row["problem"]:
-            output.say("[bold]{}[/]  {}", row["name"], row["problem"])
+            output.print_markup("[bold]{}[/]  {}", row["name"], row["problem"])
 
 
 @app.command()
@@ -96,9 +99,9 @@ def remove(
 ) -> None:
     """Give a mirror up: its token works no more, and its beacons are the primary's."""
     client = remote.client(url, token)
-    found = [one for one in client.mirrors() if name in (one["name"], one["mirror_id"])]
+    found = [one for one in client.list_mirrors() if name in (one["name"], one["mirror_id"])]
     if not found:
         raise InputError("mirror_unknown", "there is no such mirror", found=name)
     remote.confirm(f"Give up the mirror {name}?", yes)
     client.remove_mirror(found[0]["mirror_id"])
-    output.say("{} removed", name)
+    output.print_markup("{} removed", name)

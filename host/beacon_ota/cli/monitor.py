@@ -15,8 +15,8 @@ from beacon_ota.console import output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from beacon_ota.provision.scan import Sighting, Watch
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.provision.scan import BeaconScanner, Sighting
+    from beacon_ota.virtual.radio.selection import RadioSelection
 
 app = typer.Typer(add_completion=False, help="Watch beacons in Bluetooth range.")
 
@@ -46,37 +46,37 @@ def monitor(
 
     With --json a line whenever something changes: found, changed, gone.
     """
-    from beacon_ota.virtual.radio.choice import radio as choose
+    from beacon_ota.virtual.radio.selection import select_radio as choose
 
     end = time.monotonic() + seconds if seconds is not None else float("inf")
     asyncio.run((_lines if json else _live)(choose(radio), beacon, end))
 
 
-def _meant(watch: "Watch", wanted: str | None) -> "list[Sighting]":
+def _meant(watch: "BeaconScanner", wanted: str | None) -> "list[Sighting]":
     from beacon_ota.provision import scan
 
-    return [one for one in watch.beacons() if wanted is None or scan.matches(one, wanted)]
+    return [one for one in watch.beacons() if wanted is None or scan.matches_name(one, wanted)]
 
 
-async def _lines(radio: "Radio", wanted: str | None, end: float) -> None:
+async def _lines(radio: "RadioSelection", wanted: str | None, end: float) -> None:
     from beacon_ota.provision import scan
-    from beacon_ota.provision.monitor import Changes
+    from beacon_ota.provision.monitor import ChangeTracker
 
-    changes = Changes()
-    async with scan.watching(radio) as watch:
+    changes = ChangeTracker()
+    async with scan.open_scanner(radio) as watch:
         while time.monotonic() < end:
-            for found in changes.take(_meant(watch, wanted), time.monotonic()):
+            for found in changes.update(_meant(watch, wanted), time.monotonic()):
                 sys.stdout.write(encoder.dumps(found, separators=(",", ":")) + "\n")
             sys.stdout.flush()
             await asyncio.sleep(_LOOK)
 
 
-async def _live(radio: "Radio", wanted: str | None, end: float) -> None:
+async def _live(radio: "RadioSelection", wanted: str | None, end: float) -> None:
     from rich.live import Live
 
     from beacon_ota.provision import scan
 
-    async with scan.watching(radio) as watch:
+    async with scan.open_scanner(radio) as watch:
         with Live(console=output.console, auto_refresh=False) as live:
             while True:
                 live.update(_table(_meant(watch, wanted), time.monotonic()), refresh=True)

@@ -15,9 +15,9 @@ from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
     from beacon_ota.provision.flow import AskSecret
-    from beacon_ota.provision.registry import Orchestrator
+    from beacon_ota.provision.registry import OrchestratorRegistry
     from beacon_ota.provision.scan import Sighting
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.virtual.radio.selection import RadioSelection
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Bring beacons online over Bluetooth."
@@ -146,12 +146,12 @@ def scan(
     """List the beacons in range, the nearest first."""
     from beacon_ota.provision import scan as scans
 
-    found = _run(scans.listen(_radio(radio), seconds))
+    found = _run(scans.collect_sightings(_radio(radio), seconds))
     rows = [one.as_dict() for one in found if everybody or one.open]
-    output.emit(rows, _COLUMNS, as_json=json)
+    output.print_rows(rows, _COLUMNS, as_json=json)
     others = len(found) - len(rows)
     if others and not json:
-        output.say("and {} that cannot be provisioned now (--all)", others)
+        output.print_markup("and {} that cannot be provisioned now (--all)", others)
 
 
 @app.command()
@@ -189,8 +189,8 @@ def wifi(
     Asks for what is not given, at a terminal. Doing it again does no harm.
     """
     from beacon_ota.provision import flow
-    from beacon_ota.provision.wanted import Network, Wanted, config
-    from beacon_ota.provision.wanted import device_type as wanted_type
+    from beacon_ota.provision.desired_config import DesiredConfig, Network, config_fields
+    from beacon_ota.provision.desired_config import check_device_type as wanted_type
 
     chosen = _radio(radio)
     beacon, pin = _labelled(label, beacon, pin)
@@ -216,11 +216,13 @@ def wifi(
     values["orch_url"] = _address(orch_url, registry)
     creds, bound = _credentials(credentials_file)
     board = wanted_type(device_type)
-    wanted = Wanted(network, config(values, second), tuple(tag or ()), creds, bound, board)
+    wanted = DesiredConfig(
+        network, config_fields(values, second), tuple(tag or ()), creds, bound, board
+    )
     found = prompts.find(chosen, beacon, search, json)
     with prompts.steps(json) as tell:
         outcome = _run(
-            flow.provision(
+            flow.provision_beacon(
                 found, chosen, ask, wanted, registry, choose=choose, tell=tell, online_s=wait
             )
         )
@@ -249,7 +251,7 @@ def status(
     if pin or pin_file or pop:
         facts |= _run(_ask_status(found, chosen, prompts.secret(pin, pin_file, pop)))
     if json:
-        output.dump(facts)
+        output.print_json(facts)
     else:
         remote.show(facts, found.name)
 
@@ -273,9 +275,9 @@ def reset(
     remote.confirm(f"{found.name} will forget its network, keys and settings.", yes)
     _run(_forget(found, chosen, prompts.secret(pin, pin_file, pop)))
     if json:
-        output.dump({"name": found.name, "address": found.address, "reset": True})
+        output.print_json({"name": found.name, "address": found.address, "reset": True})
     else:
-        output.say("[green]✓[/] {} has forgotten what it was given", found.name)
+        output.print_markup("[green]✓[/] {} has forgotten what it was given", found.name)
 
 
 @app.command()
@@ -324,10 +326,10 @@ def batch(
         "orch_url": _address(orch_url, registry),
     }
     creds, bound = _credentials(credentials_file)
-    rows = batches.parse(text_files.read(file, batches.MAX_BYTES), common, creds, bound)
+    rows = batches.parse_rows(text_files.read_text(file, batches.MAX_BYTES), common, creds, bound)
     with prompts.counting(len(rows), json) as (begun, done):
         results = _run(
-            batches.run(
+            batches.provision_rows(
                 rows,
                 _radio(radio),
                 registry,
@@ -342,7 +344,7 @@ def batch(
     columns = (*columns, "ssid", "ip", "poll", "seconds", "detail")
     if no_register:
         columns = (*columns[:-1], "key", "detail")
-    output.emit([one.as_dict() for one in results], columns, as_json=json)
+    output.print_rows([one.as_dict() for one in results], columns, as_json=json)
     if not all(one.ok for one in results):
         raise typer.Exit(1)
 
@@ -357,11 +359,11 @@ def labels(
     """Draw PINs for beacons' labels. Prints CSV: keep it, batch reads it."""
     from beacon_ota.provision import labels as making
 
-    rows = [making.label(one).as_dict() for one in address]
+    rows = [making.make_label(one).as_dict() for one in address]
     if json:
-        output.dump(rows)
+        output.print_json(rows)
         return
-    output.dump_csv(rows)
+    output.print_csv(rows)
 
 
 def _labelled(
@@ -374,7 +376,7 @@ def _labelled(
 
     if pin is not None:
         raise UsageError("options", "one of --label and --pin is enough")
-    found = labels.pick(text_files.read(file), beacon)
+    found = labels.pick_label(text_files.read_text(file), beacon)
     return found.name, found.pin
 
 
@@ -382,58 +384,60 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def _radio(choice: str | None) -> "Radio":
-    from beacon_ota.virtual.radio.choice import radio
+def _radio(choice: str | None) -> "RadioSelection":
+    from beacon_ota.virtual.radio.selection import select_radio
 
-    return radio(choice)
+    return select_radio(choice)
 
 
-def _orchestrator(url: str | None, token: str | None, site: str | None) -> "Orchestrator":
-    from beacon_ota.provision.registry import Orchestrator
+def _orchestrator(url: str | None, token: str | None, site: str | None) -> "OrchestratorRegistry":
+    from beacon_ota.provision.registry import OrchestratorRegistry
 
-    registry = Orchestrator(remote.client(url, token))
-    registry.check(site)
+    registry = OrchestratorRegistry(remote.client(url, token))
+    registry.check_access(site)
     return registry
 
 
 def _credentials(file: Path | None) -> tuple[bytes | None, frozenset[bytes]]:
     """Read a file of credentials: what they are, and which of them are bound to each door."""
-    from beacon_ota.provision.wanted import bound, credentials
+    from beacon_ota.provision.desired_config import parse_bound_ids, parse_credentials
     from beacon_ota.wire import access
 
     if file is None:
         return None, frozenset()
-    text = text_files.read(file)
-    creds, only = credentials(text), bound(text)
+    text = text_files.read_text(file)
+    creds, only = parse_credentials(text), parse_bound_ids(text)
     size = access.ID + access.SECRET
     loose = sum(creds[at : at + access.ID] not in only for at in range(0, len(creds), size))
     if loose:
-        output.say(
+        output.print_markup(
             "{} of {} credentials are not bound: whoever gets a proof of one for any door can open "
             "this one with it (docs/security.md)",
             loose,
             len(creds) // size,
-            to=output.errors,
+            to=output.error_console,
         )
     return creds, only
 
 
-def _address(given: str | None, registry: "Orchestrator | None") -> str | None:
-    from beacon_ota.provision.wanted import reachable
+def _address(given: str | None, registry: "OrchestratorRegistry | None") -> str | None:
+    from beacon_ota.provision.desired_config import reachable_url
 
-    return given or (reachable(registry.url) if registry else None)
+    return given or (reachable_url(registry.url) if registry else None)
 
 
-async def _ask_status(found: "Sighting", radio: "Radio", ask: "AskSecret") -> dict[str, object]:
+async def _ask_status(
+    found: "Sighting", radio: "RadioSelection", ask: "AskSecret"
+) -> dict[str, object]:
     from beacon_ota.provision import flow
-    from beacon_ota.provision.client import Client
+    from beacon_ota.provision.client import BlufiClient
 
-    prover = flow.Prover(ask)
+    prover = flow.SecretProver(ask)
     await prover.ready()
-    async with Client(found.device, found.name, radio) as beacon:
+    async with BlufiClient(found.device, found.name, radio) as beacon:
         await prover.prove(beacon)
-        state = await beacon.query()
-        report = await beacon.status()
+        state = await beacon.query_state()
+        report = await beacon.wifi_status()
     return {
         **state.as_dict(),
         "wifi": report.word,
@@ -443,12 +447,12 @@ async def _ask_status(found: "Sighting", radio: "Radio", ask: "AskSecret") -> di
     }
 
 
-async def _forget(found: "Sighting", radio: "Radio", ask: "AskSecret") -> None:
+async def _forget(found: "Sighting", radio: "RadioSelection", ask: "AskSecret") -> None:
     from beacon_ota.provision import flow
-    from beacon_ota.provision.client import Client
+    from beacon_ota.provision.client import BlufiClient
 
-    prover = flow.Prover(ask)
+    prover = flow.SecretProver(ask)
     await prover.ready()
-    async with Client(found.device, found.name, radio) as beacon:
+    async with BlufiClient(found.device, found.name, radio) as beacon:
         await prover.prove(beacon)
         await beacon.forget()

@@ -54,7 +54,7 @@ def upload(
         fields["required"] = "true"
     done = republish.send(remote.client(url, token), image, fields, description, stable)
     if json:
-        output.dump(done)
+        output.print_json(done)
         return
     republish.tell(done)
 
@@ -74,10 +74,10 @@ def listing(
     json: JsonOption = False,
 ) -> None:
     """List releases, newest first."""
-    rows = remote.client(url, token).firmwares(device_type=device_type, state=state)
+    rows = remote.client(url, token).list_firmwares(device_type=device_type, state=state)
     if not json:
         rows = [{**row, "uploaded": remote.moment(row["uploaded_at"])} for row in rows]
-    output.emit(rows, _COLUMNS, as_json=json)
+    output.print_rows(rows, _COLUMNS, as_json=json)
 
 
 @app.command()
@@ -86,9 +86,9 @@ def show(
 ) -> None:
     """Show a release."""
     client = remote.client(url, token)
-    found = client.firmware(client.firmware(name)["firmware_id"])
+    found = client.find_firmware(client.find_firmware(name)["firmware_id"])
     if json:
-        output.dump(found)
+        output.print_json(found)
         return
     info, waits = found.pop("info"), found.pop("unconfirmed", [])
     found["manifest"] = "there" if found["manifest"] else "none"
@@ -115,12 +115,12 @@ def download(
 ) -> None:
     """Get a release as it is stored, its manifest beside it."""
     client = remote.client(url, token)
-    found = client.firmware(client.firmware(name)["firmware_id"])
+    found = client.find_firmware(client.find_firmware(name)["firmware_id"])
     file = out or Path(f"{found['device_type']}-{found['version']}.bin")
     manifest = republish.fetch(client, found, file)
     row = {"image": str(file), "manifest": manifest and str(manifest), "sha256": found["blob"]}
     if json:
-        output.dump(row)
+        output.print_json(row)
         return
     output.console.print(
         " and ".join(filter(None, (row["image"], row["manifest"]))),
@@ -156,11 +156,11 @@ def _move(
     name: str, verb: str, reason: str, url: str | None, token: str | None, json: bool
 ) -> None:
     client = remote.client(url, token)
-    done = client.move_firmware(client.firmware(name)["firmware_id"], verb, reason)
-    unconfirmed.wait(done, lambda: client.firmware(done["firmware_id"]))
+    done = client.post_firmware_action(client.find_firmware(name)["firmware_id"], verb, reason)
+    unconfirmed.wait(done, lambda: client.find_firmware(done["firmware_id"]))
     if json:
-        output.dump(done)
+        output.print_json(done)
         return
-    output.say("{} {} is {}", done["device_type"], done["version"], done["state"])
+    output.print_markup("{} {} is {}", done["device_type"], done["version"], done["state"])
     if done.get("unconfirmed"):
         output.console.print(unconfirmed.named(done["unconfirmed"]))

@@ -98,7 +98,7 @@ def republish(
             server = remote.client(url, token)
             plain, said = _stored(server, name, old, fleet_key)
         now = int(datetime.now(UTC).timestamp())
-        made = release.renumber(plain, version, built_at=now, keys=_keys(keys))
+        made = release.renumber_release(plain, version, built_at=now, keys=_keys(keys))
         if not unsigned:
             _check_signers(made, key, keyring)
         image = out or Path(folder) / f"{version}.bin"
@@ -120,7 +120,7 @@ def republish(
             again = description or f"{said} again"
             row = send(server or remote.client(url, token), image, fields, again, stable)
     if json:
-        output.dump(row)
+        output.print_json(row)
     elif "firmware_id" in row:
         tell(row)
     else:
@@ -131,13 +131,13 @@ def _stored(client: "Client", name: str, file: Path, fleet_key: Path | None) -> 
     """Return the plain image of a release on the server, and what it is called."""
     from beacon_ota.trust import encrypt
 
-    found = client.firmware(_previous(client) if name == PREVIOUS else name)
+    found = client.find_firmware(_previous(client) if name == PREVIOUS else name)
     fetch(client, found, file)
     data = file.read_bytes()
     if found["blob"] != found["checksum"]:
         if fleet_key is None:
             raise UsageError("fleet_key", "This release is encrypted.", expected="--fleet-key FILE")
-        data = encrypt.crypt(data, encrypt.read_fleet_key(fleet_key), found["checksum"])
+        data = encrypt.crypt_image(data, encrypt.read_fleet_key(fleet_key), found["checksum"])
         _check_plain(data, found["checksum"])
     return data, found["version"]
 
@@ -153,7 +153,7 @@ def _check_plain(data: bytes, checksum: str) -> None:
 
 def _previous(client: "Client") -> str:
     """Return the id of the only release that is the previous one of its device type."""
-    found = [row for row in client.firmwares() if row.get("role") == PREVIOUS]
+    found = [row for row in client.list_firmwares() if row.get("role") == PREVIOUS]
     if len(found) != 1:
         raise UsageError(
             "firmware_ambiguous" if found else "firmware_unknown",
@@ -172,7 +172,7 @@ def _keys(file: Path | None) -> bytes | None:
 
     if file is None:
         return None
-    return KeySet.parse(text_files.read(file, keys_.MAX_FILE), name=str(file)).to_json()
+    return KeySet.parse(text_files.read_text(file, keys_.MAX_FILE), name=str(file)).to_json()
 
 
 def _check_signers(made: bytes, names: list[str] | None, keyring: Path | None) -> None:
@@ -183,7 +183,7 @@ def _check_signers(made: bytes, names: list[str] | None, keyring: Path | None) -
     from beacon_ota.images import appfs, release
     from beacon_ota.trust import KeySet
 
-    inside = release.parse(made).files.get(appfs.KEYS)
+    inside = release.parse_release(made).files.get(appfs.KEYS)
     if inside is None:
         return  # which signing refuses, with its own words
     trusted = KeySet.parse(inside, name="keys.json of the image")
@@ -205,10 +205,10 @@ def _make(
     from beacon_ota.trust import files
 
     if unsigned:
-        files.write(image, made)
+        files.write_file(image, made)
         return {"image": str(image), "manifest": None}
     if fleet_key is None:
-        files.write(image, made)
+        files.write_file(image, made)
         return signing.signed(image, **terms)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.bin"
@@ -222,7 +222,7 @@ def fetch(client: "Client", found: dict[str, Any], file: Path) -> Path | None:
 
     try:
         with file.open("wb") as target:
-            client.download(found, target)
+            client.download_firmware(found, target)
         envelope = found.get("manifest")
         if not envelope:
             return None
@@ -244,11 +244,11 @@ def claims(
     beside = manifest or image.with_name(image.name + signing.SUFFIX)
     said: tuple[str, str] | None = None
     if manifest is not None or beside.is_file():
-        fields["manifest"] = text_files.read(beside).strip()
-        claimed = releases.claimed(fields["manifest"])
+        fields["manifest"] = text_files.read_text(beside).strip()
+        claimed = releases.claimed_manifest(fields["manifest"])
         said = claimed.version, claimed.device_type
     elif version is None or device_type is None:
-        info = release.parse(image.read_bytes()).info
+        info = release.parse_release(image.read_bytes()).info
         said = info.version, info.device_type
     fields["version"] = version or (said[0] if said else "")
     fields["device_type"] = device_type or (said[1] if said else "")
@@ -263,22 +263,22 @@ def send(
     if stable:
         more["channel"] = "stable"
     with _progress(image) as file:
-        return client.upload(file, **fields, **more)
+        return client.upload_firmware(file, **fields, **more)
 
 
 def tell(done: dict[str, Any]) -> None:
     """Say what was uploaded."""
-    output.say(
+    output.print_markup(
         "[green]uploaded[/] {} {} as {}, {}, {}",
         done["device_type"],
         done["version"],
         done["firmware_id"],
         done["state"],
-        "signed" if done["signed"] else output.loud("not signed"),
+        "signed" if done["signed"] else output.alert_cell("not signed"),
     )
 
 
 def _progress(image: Path):
     from rich.progress import open as watch
 
-    return watch(image, "rb", description="upload", console=output.errors, transient=True)
+    return watch(image, "rb", description="upload", console=output.error_console, transient=True)

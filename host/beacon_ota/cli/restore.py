@@ -35,11 +35,11 @@ def restore(
     Nothing is overwritten, and a backup that is damaged or too new leaves nothing behind. The next
     start of the server pauses every rollout: the database does not know what was halted since.
     """
-    from beacon_ota.orchestrator.backup.put_back import put_back
+    from beacon_ota.orchestrator.backup.restore import restore_backup
 
     refuse_postgresql(database, f"pg_restore --clean --if-exists {shlex.quote(str(backup))} -d")
-    with output.progress("Restoring", None, quiet=json) as advance:
-        index = put_back(backup, data, images=images, told=advance)
+    with output.byte_progress("Restoring", None, quiet=json) as advance:
+        index = restore_backup(backup, data, images=images, told=advance)
     keys = "keys.json" in index.files
     serve = f"beacon-ota serve --data {shlex.quote(str(data))}"
     if not keys:
@@ -54,7 +54,7 @@ def restore(
     if index.missing:
         steps.append(f"upload again: the backup lacks {len(index.missing)} damaged images")
     if json:
-        output.dump(
+        output.print_json(
             {
                 "data": str(data),
                 "made_at": index.made_at,
@@ -68,13 +68,13 @@ def restore(
             }
         )
         return
-    output.say(
+    output.print_markup(
         "{}: as it was at {}; {} images, {:,} bytes, checked",
         data,
         index.made_at,
         len(index.images),
         index.size,
     )
-    output.say("next:")
+    output.print_markup("next:")
     for step in steps:
-        output.say("  {}", step, soft_wrap=True)
+        output.print_markup("  {}", step, soft_wrap=True)

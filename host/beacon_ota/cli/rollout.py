@@ -83,12 +83,12 @@ def create(
     """Start a rollout."""
     client = remote.client(url, token)
     plan = _plan(preset, file, building, window, concurrency)
-    firmware = client.firmware(release)["firmware_id"]
+    firmware = client.find_firmware(release)["firmware_id"]
     done = client.create_rollout(
         firmware, plan, name=name or None, start_at=_start(start), seed=seed
     )
     if json:
-        output.dump(done)
+        output.print_json(done)
     else:
         _summary(done)
         _uncovered(done, preset if file is None else None)
@@ -112,10 +112,10 @@ def plan(
     """Show who would get a release when, if all went well; nothing is started."""
     client = remote.client(url, token)
     order = _plan(preset, file, building, window, concurrency)
-    firmware = client.firmware(release)["firmware_id"]
+    firmware = client.find_firmware(release)["firmware_id"]
     found = client.plan_rollout(firmware, order, start_at=_start(start), seed=seed)
     if json:
-        output.dump(found)
+        output.print_json(found)
         return
     _timeline(found, each)
 
@@ -140,11 +140,11 @@ def listing(
     """List rollouts, newest first."""
     client = remote.client(url, token)
     if json:
-        output.dump(client.rollouts(status=status))
+        output.print_json(client.list_rollouts(status=status))
         return
 
     def rows() -> list[dict[str, Any]]:
-        return [_row(row) for row in client.rollouts(status=status)]
+        return [_row(row) for row in client.list_rollouts(status=status)]
 
     remote.listing(rows, _COLUMNS, watched=watch, every_s=every)
 
@@ -161,22 +161,22 @@ def show(
     """Show a rollout: its waves, what each waits for, and what has happened."""
     client = remote.client(url, token)
     known = _find(client, rollout_id)
-    found = client.rollout(known)
+    found = client.get_rollout(known)
     if json:
-        output.dump(found)
+        output.print_json(found)
         return
     if watch:
 
         def draw():
             nonlocal found
-            found = client.rollout(known)
+            found = client.get_rollout(known)
             return _picture(found)
 
         remote.watch(draw, every_s=every, done=lambda: found["status"] not in _LIVE)
     else:
         output.console.print(_picture(found))
     _uncovered(found)
-    output.emit(
+    output.print_rows(
         remote.shorten(found["transitions"], "at"), _TRANSITION, as_json=False, title="history"
     )
 
@@ -187,9 +187,9 @@ def attempts(
 ) -> None:
     """List a rollout's attempts, for a report."""
     client = remote.client(url, token)
-    rows = list(client.attempts(_find(client, rollout_id)))
+    rows = list(client.list_attempts(_find(client, rollout_id)))
     columns = ("beacon_id", "wave", "stage", "n", "result", "failed_in", "code", "taken_at")
-    output.emit(rows if json else remote.shorten(rows, "taken_at"), columns, as_json=json)
+    output.print_rows(rows if json else remote.shorten(rows, "taken_at"), columns, as_json=json)
 
 
 @app.command()
@@ -215,7 +215,7 @@ def resume(
 ) -> None:
     """Go on after a pause or a halt; after a halt the failures so far are accepted."""
     client = remote.client(url, token)
-    known = client.rollout(_find(client, rollout_id))
+    known = client.get_rollout(_find(client, rollout_id))
     if known["status"] == "halted":
         remote.confirm(f"It was halted ({known['reason']}). Accept that and go on?", yes)
     _move(known["rollout_id"], "resume", reason, url, token, json, revision=known["revision"])
@@ -262,7 +262,7 @@ def advance(
 ) -> None:
     """Open the next stage now, without waiting for sample or soak."""
     client = remote.client(url, token)
-    known = client.rollout(_find(client, rollout_id))
+    known = client.get_rollout(_find(client, rollout_id))
     remote.confirm("Open the next stage without waiting?", yes)
     revision = known["revision"]
     _move(known["rollout_id"], "advance", reason, url, token, json, wave, revision)
@@ -279,24 +279,24 @@ def _move(
     revision: int | None = None,
 ) -> None:
     client = remote.client(url, token)
-    done = client.move_rollout(_find(client, rollout_id), verb, reason, wave, revision)
+    done = client.post_rollout_action(_find(client, rollout_id), verb, reason, wave, revision)
     if verb in _STOPS and done.get("stored", True):  # else there is nothing to confirm yet
-        unconfirmed.wait(done, lambda: client.rollout(done["rollout_id"]))
+        unconfirmed.wait(done, lambda: client.get_rollout(done["rollout_id"]))
     if json:
-        output.dump(done)
+        output.print_json(done)
     else:
         _summary(done)
         if done.get("unconfirmed"):
             output.console.print(unconfirmed.named(done["unconfirmed"]))
     if not done.get("stored", True):
         if not json:
-            output.say(
+            output.print_markup(
                 "[bold yellow]in memory only[/]  it holds; the database has not taken it yet, and "
                 "is asked again until it does. {}",
                 "A restart knows it, too."
                 if done.get("survives_restart")
                 else "A restart would forget it: the data folder cannot be written either.",
-                to=output.errors,
+                to=output.error_console,
             )
         raise typer.Exit(UNSTORED)
 
@@ -307,7 +307,7 @@ def _find(client: Any, rollout_id: str) -> str:
         return rollout_id
     found = [
         row["rollout_id"]
-        for row in client.rollouts(begins=rollout_id[:24], limit=1000)
+        for row in client.list_rollouts(begins=rollout_id[:24], limit=1000)
         if row["rollout_id"].startswith(rollout_id)
     ]
     if len(found) != 1:
@@ -361,14 +361,14 @@ def _row(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(found: dict[str, Any]) -> None:
-    output.say("[bold]{}[/]  {}  {}", found["name"], found["rollout_id"], _status(found))
+    output.print_markup("[bold]{}[/]  {}  {}", found["name"], found["rollout_id"], _status(found))
 
 
 def _status(found: dict[str, Any]) -> output.Text:
     colour = {"active": "green", "completed": "green", "halted": "bold red"}.get(
         found["status"], "yellow"
     )
-    return output.fill(f"[{colour}]{{}}[/]  {{}}", found["status"], found["reason"])
+    return output.fill_markup(f"[{colour}]{{}}[/]  {{}}", found["status"], found["reason"])
 
 
 def _picture(found: dict[str, Any]):
@@ -383,13 +383,15 @@ def _picture(found: dict[str, Any]):
         for stage, counts in enumerate(wave.get("counts") or [{}]):
             here = stage == wave["stage"]
             table.add_row(
-                output.plain(wave["name"]) if stage == 0 else "",
+                output.literal_text(wave["name"]) if stage == 0 else "",
                 f"{'▶' if here and not wave['ended_at'] else ' '} {stage + 1}/{wave['stages']}",
                 f"{wave['share']:.0%}" if here else "",
                 *(str(counts.get(name, "–")) for name in _WAVE[3:8]),
-                output.fill("{}: {}", waits["reason"], waits["detail"]) if here and waits else "",
+                output.fill_markup("{}: {}", waits["reason"], waits["detail"])
+                if here and waits
+                else "",
             )
-    head = output.fill("[bold]{}[/]  {}", found["name"], _status(found))
+    head = output.fill_markup("[bold]{}[/]  {}", found["name"], _status(found))
     if found.get("unconfirmed"):
         return Group(head, unconfirmed.named(found["unconfirmed"]), table)
     return Group(head, table)
@@ -401,25 +403,25 @@ def _uncovered(found: dict[str, Any], preset: str | None = None) -> None:
     if missed is None:
         return
     for one in missed["boards"]:
-        output.say(
+        output.print_markup(
             "[yellow]not covered: {} beacons of another board, {}[/]",
             one["beacons"],
             one["device_type"],
         )
         if one["rollout_id"] is not None:
-            output.say("  beacon-ota rollout show {}   is theirs", one["rollout_id"])
+            output.print_markup("  beacon-ota rollout show {}   is theirs", one["rollout_id"])
         elif one["release"] is not None:
             more = f" --preset {preset}" if preset in ("emergency", "all-at-once") else ""
-            output.say("  beacon-ota rollout create {}{}", one["release"], more)
+            output.print_markup("  beacon-ota rollout create {}{}", one["release"], more)
         else:
-            output.say("  there is no release of this version for {}", one["device_type"])
+            output.print_markup("  there is no release of this version for {}", one["device_type"])
     if missed["questioned"]:
-        output.say(
+        output.print_markup(
             "[yellow]not covered: {} beacons that say they are another board than they are "
             "registered as[/]",
             missed["questioned"],
         )
-        output.say("  beacon-ota beacon list --questioned")
+        output.print_markup("  beacon-ota beacon list --questioned")
 
 
 def _timeline(found: dict[str, Any], each: bool) -> None:
@@ -438,7 +440,7 @@ def _timeline(found: dict[str, Any], each: bool) -> None:
         }
         for (wave, stage), times in sorted(counts.items())
     ]
-    output.emit(rows, ("wave", "stage", "beacons", "first", "last"), as_json=False)
+    output.print_rows(rows, ("wave", "stage", "beacons", "first", "last"), as_json=False)
     if each:
         slots = [
             {
@@ -449,9 +451,9 @@ def _timeline(found: dict[str, Any], each: bool) -> None:
             }
             for slot in sorted(found["beacons"], key=lambda it: (it["at"] or "~", it["beacon_id"]))
         ]
-        output.emit(slots, ("beacon_id", "wave", "stage", "at", "reason"), as_json=False)
-    output.say("ends {}", remote.moment(found["ends_at"]))
+        output.print_rows(slots, ("beacon_id", "wave", "stage", "at", "reason"), as_json=False)
+    output.print_markup("ends {}", remote.moment(found["ends_at"]))
     for reason, count in found["left_out"].items():
-        output.say("left out: {} ({})", count, reason)
+        output.print_markup("left out: {} ({})", count, reason)
     _uncovered(found)
-    output.say("--seed {} starts exactly this", found["seed"])
+    output.print_markup("--seed {} starts exactly this", found["seed"])

@@ -96,14 +96,14 @@ def serve(
     """Run the orchestrator until interrupted."""
     from beacon_ota.orchestrator.http.forwarded import parse as parse_proxies
     from beacon_ota.orchestrator.rollout.windows import parse_window
-    from beacon_ota.orchestrator.server.listen import Listen
-    from beacon_ota.orchestrator.server.log_format import Format
-    from beacon_ota.orchestrator.server.start import serve as run
+    from beacon_ota.orchestrator.server.listen import ListenOptions
+    from beacon_ota.orchestrator.server.log_format import LogFormatter
+    from beacon_ota.orchestrator.server.start import run_orchestrator as run
     from beacon_ota.orchestrator.settings import Settings
 
     _open_standard_files()
     log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(Format())
+    log.setFormatter(LogFormatter())
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[log])
     parse_window(window, zone)
     if (tls_cert is None) != (tls_key is None):
@@ -133,7 +133,7 @@ def serve(
         upstream_ca=upstream_ca,
         lease_s=_lease(lease),
     )
-    listen = Listen(
+    listen = ListenOptions(
         host=host,
         port=port,
         tls_cert=tls_cert,
@@ -176,11 +176,11 @@ def _upstream_token(upstream: str | None, file: Path | None) -> str:
 
 
 def _lease(text: str) -> float:
-    from beacon_ota.orchestrator.lease import LEAST_S, MOST_S
+    from beacon_ota.orchestrator.lease import MAX_LEASE_S, MIN_LEASE_S
     from beacon_ota.orchestrator.rollout.fields import parse_duration
 
     found = parse_duration(text, "lease")
-    if not LEAST_S <= found <= MOST_S:
+    if not MIN_LEASE_S <= found <= MAX_LEASE_S:
         raise UsageError("lease", "this is no lease for a mirror", found=text, expected="1m to 30d")
     return found
 
@@ -193,16 +193,16 @@ def _trusted(data: Path, keys: Path | None):
     from beacon_ota import text_files
     from beacon_ota.trust import KeySet
 
-    return KeySet.parse(text_files.read(file), name=str(file))
+    return KeySet.parse(text_files.read_text(file), name=str(file))
 
 
 def _greet(url: str, token: str | None, token_file: Path | None, insecure: bool) -> None:
     print = output.console.print
-    output.say("[bold]Beacon OTA[/] on [cyan]{}[/]   API [cyan]{}/docs[/]", url, url)
+    output.print_markup("[bold]Beacon OTA[/] on [cyan]{}[/]   API [cyan]{}/docs[/]", url, url)
     if token is not None:
-        output.say("first admin token, shown this once:  [bold]{}[/]", token)
-        output.say("  export BEACON_OTA_URL={} BEACON_OTA_TOKEN={}", url, token)
+        output.print_markup("first admin token, shown this once:  [bold]{}[/]", token)
+        output.print_markup("  export BEACON_OTA_URL={} BEACON_OTA_TOKEN={}", url, token)
     elif token_file is not None and token_file.exists():
-        output.say("admin token in {}", token_file)
+        output.print_markup("admin token in {}", token_file)
     if insecure:
         print("[bold red]insecure[/]: releases without a signature are accepted", highlight=False)

@@ -81,7 +81,7 @@ def sign(
         append=append,
     )
     if json:
-        output.dump(row)
+        output.print_json(row)
         return
     _show(row)
 
@@ -111,28 +111,30 @@ def signed(
         )
     if append and encrypt:
         raise UsageError("options", "--append signs what is there; it encrypts nothing.")
-    data = files.read(image, MAX_IMAGE)
+    data = files.read_file(image, MAX_IMAGE)
     ring = open_ring(keyring)
     names = names or [only(ring)]
     file = manifest or _beside(out or image)
     sealed = text = None
     if append:
-        text = text_files.read(file, dsse.MAX_TEXT)
-        found = releases.existing(text, data)
+        text = text_files.read_text(file, dsse.MAX_TEXT)
+        found = releases.manifest_for_image(text, data)
     else:
         now = int(datetime.now(UTC).timestamp()) if issued_at is None else issued_at
         terms = releases.Terms(now, _expiry(expires, now), min_version, required)
-        found, sealed = releases.describe(data, terms, fleet_key=fleet_key_of(fleet_key))
+        found, sealed = releases.describe_release(data, terms, fleet_key=fleet_key_of(fleet_key))
     signers = [ring.signer(name, _password(ring, name, password_file)) for name in names]
-    text = dsse.extend(text, signers) if text else dsse.sign(found.payload(), signers)
+    text = (
+        dsse.add_signatures(text, signers) if text else dsse.sign_payload(found.payload(), signers)
+    )
     if sealed is not None and out is not None:
-        files.write(out, sealed)
-    files.write(file, text.encode())
+        files.write_file(out, sealed)
+    files.write_file(file, text.encode())
     return {
         **found.fields(),
         "image": str(out or image),
         "manifest": str(file),
-        "signed_by": [keyid for keyid, _ in dsse.unpack(text)[1]],
+        "signed_by": [keyid for keyid, _ in dsse.unpack_envelope(text)[1]],
     }
 
 
@@ -171,24 +173,24 @@ def verify(
     from beacon_ota.trust import Verifier, dsse, files, releases
     from beacon_ota.wire import manifest as wire
 
-    data = files.read(image, MAX_IMAGE)
-    text = text_files.read(manifest or _beside(image), dsse.MAX_TEXT)
+    data = files.read_file(image, MAX_IMAGE)
+    text = text_files.read_text(manifest or _beside(image), dsse.MAX_TEXT)
     trusted = _trusted(keys, keyring)
     now = int(datetime.now(UTC).timestamp()) if at is None else _seconds(at, "--at")
-    claimed = releases.claimed(text)
-    facts = releases.facts(data, claimed, fleet_key=fleet_key_of(fleet_key))
+    claimed = releases.claimed_manifest(text)
+    facts = releases.claims_for_image(data, claimed, fleet_key=fleet_key_of(fleet_key))
     verifier = Verifier(trusted)
-    found = verifier.check(text, facts, now=now)
+    found = verifier.check_upload(text, facts, now=now)
     if running is not None:
         _judge(verifier, text, found, running, floor, device_type, now)
-    payload, signatures = dsse.unpack(text)
-    good = dsse.good(payload, signatures, trusted)
+    payload, signatures = dsse.unpack_envelope(text)
+    good = dsse.valid_signers(payload, signatures, trusted)
     if pae_out:
-        files.write(pae_out, wire.pae(payload))
+        files.write_file(pae_out, wire.pae(payload))
     if sig_out:
-        files.write(sig_out, dict(signatures)[good[0]])
+        files.write_file(sig_out, dict(signatures)[good[0]])
     if pub_out:
-        files.write(pub_out, trusted.keys[good[0]].pem())
+        files.write_file(pub_out, trusted.keys[good[0]].pem())
     row = {
         **found.fields(),
         "image": str(image),
@@ -197,7 +199,7 @@ def verify(
         "threshold": trusted.threshold,
     }
     if json:
-        output.dump(row)
+        output.print_json(row)
         return
     _show(row)
 
@@ -219,10 +221,10 @@ def _judge(
     from beacon_ota.wire.manifest import Refused
 
     own = device_type or manifest.device_type
-    room = boards.for_device_type(own).slot_size
+    room = boards.board_for_device_type(own).slot_size
     offer = {**manifest.fields(), "manifest": json.loads(text)}
     try:
-        verifier.judge(offer, Situation(own, running, floor, now, room))
+        verifier.judge_offer(offer, Situation(own, running, floor, now, room))
     except Refused as error:
         raise InputError(error.code, f"A beacon would refuse it: {error.detail}.") from error
 
@@ -233,7 +235,7 @@ def _trusted(keys: Path | None, keyring: Path | None) -> "KeySet":
 
     if keys is None:
         return open_ring(keyring).trusted()
-    return KeySet.parse(text_files.read(keys, keys_.MAX_FILE), name=str(keys))
+    return KeySet.parse(text_files.read_text(keys, keys_.MAX_FILE), name=str(keys))
 
 
 def fleet_key_of(file: Path | None) -> bytes | None:
@@ -305,5 +307,5 @@ def _show(row: dict[str, object]) -> None:
         if name in shown:
             value = shown[name]
             text = ("no", "yes")[value] if isinstance(value, bool) else str(value)
-            table.add_row(name.replace("_", " "), output.plain(text))
+            table.add_row(name.replace("_", " "), output.literal_text(text))
     output.console.print(table)

@@ -25,10 +25,10 @@ _COLUMNS = ("path", "name", "building", "zone", "window", "opens_at", "beacons",
 @app.command("list")
 def listing(url: UrlOption = None, token: TokenOption = None, json: JsonOption = False) -> None:
     """List the tree, with the next opening of each window, and the mirrors that serve it."""
-    rows = remote.client(url, token).sites()
+    rows = remote.client(url, token).list_sites()
     if not json:
         rows = [{**row, "mirrors": _serving(row)} for row in remote.shorten(rows, "opens_at")]
-    output.emit(rows, _COLUMNS, as_json=json)
+    output.print_rows(rows, _COLUMNS, as_json=json)
 
 
 def _serving(row: dict[str, Any]) -> str:
@@ -78,11 +78,11 @@ def remove(
     """Remove a site without beacons."""
     remote.confirm(f"Remove the site {path}?", yes)
     remote.client(url, token).remove_site(path)
-    output.say("{} removed", path)
+    output.print_markup("{} removed", path)
 
 
 def _told(done: dict, what: str, json: bool) -> None:
     if json:
-        output.dump(done)
+        output.print_json(done)
     else:
-        output.say("{} {}", done["path"], what)
+        output.print_markup("{} {}", done["path"], what)

@@ -26,10 +26,10 @@ def listing(as_json: JsonOption = False) -> None:
 
     rows = [
         {"scenario": name, "beacons": one.beacons, "about": one.about}
-        for name in scenario.packaged()
-        for one in (scenario.load(name),)
+        for name in scenario.packaged_names()
+        for one in (scenario.load_scenario(name),)
     ]
-    output.emit(rows, ("scenario", "beacons", "about"), as_json=as_json)
+    output.print_rows(rows, ("scenario", "beacons", "about"), as_json=as_json)
 
 
 @app.command()
@@ -67,14 +67,14 @@ def run(
     releases are rolled out to that tag alone. Exit code 1: the counts do not agree, or the
     scenario's expectations did not come true.
     """
-    from beacon_ota.swarm import own as alone
-    from beacon_ota.swarm.fleet import Fleet
-    from beacon_ota.swarm.fleet import run as simulate
+    from beacon_ota.swarm import local_server as alone
+    from beacon_ota.swarm.fleet import Swarm
+    from beacon_ota.swarm.fleet import run_swarm as simulate
 
     plan = _changed(name, beacons, seconds, time_scale, own)
     if own and (url or token):
         raise UsageError("swarm_own", "--own starts an orchestrator: --url is of no use")
-    with alone.own(plan) if own else nullcontext() as started:
+    with alone.run_local_server(plan) if own else nullcontext() as started:
         if started is not None:
             url, token = started.url, started.token
         else:
@@ -84,22 +84,22 @@ def run(
             raise UsageError("token_missing", "registering beacons needs a token: --token")
         more: dict[str, Any] = {} if prefix is None else {"prefix": _valid(prefix)}
         with _Screen(plan, quiet=as_json) as screen:
-            fleet = Fleet(
+            fleet = Swarm(
                 plan,
                 url,
                 token,
                 device_type=device_type,
                 seed=seed,
-                told=screen.tell,
-                shown=screen.show,
-                enrolled=screen.enrolled,
+                on_message=screen.tell,
+                on_snapshot=screen.show,
+                on_enrolled=screen.enrolled,
                 **more,
             )
             summary = simulate(fleet)
         if started is not None:
             summary["orchestrator"] = started.usage()
     if as_json:
-        output.dump(summary)
+        output.print_json(summary)
     else:
         _tell(summary)
     wrong = [*summary["mismatches"], *summary["unexpected"]]
@@ -116,7 +116,7 @@ def _changed(
 
     from beacon_ota.swarm import scenario
 
-    found = scenario.load(name)
+    found = scenario.load_scenario(name)
     changes: dict[str, Any] = {"scale": scale or (found.scale if own else 1)}
     if beacons is not None:
         changes |= {"beacons": beacons, "buildings": min(found.buildings, beacons)}
@@ -141,7 +141,7 @@ class _Screen:
     def __init__(self, scenario: "Scenario", quiet: bool):
         from rich.live import Live
 
-        self._live = None if quiet else Live(console=output.errors, refresh_per_second=4)
+        self._live = None if quiet else Live(console=output.error_console, refresh_per_second=4)
         self._scenario = scenario
         self._what = ""
 
@@ -157,7 +157,7 @@ class _Screen:
     def tell(self, text: str) -> None:
         self._what = text
         if self._live is not None:
-            self._live.console.print(output.fill("[dim]──[/] {}", text), highlight=False)
+            self._live.console.print(output.fill_markup("[dim]──[/] {}", text), highlight=False)
 
     def enrolled(self, done: int) -> None:
         if self._live is not None and done % 50 == 0:
@@ -165,7 +165,7 @@ class _Screen:
 
     def show(self, snapshot: dict[str, Any]) -> None:
         if self._live is not None:
-            self._live.update(output.table(_rows(snapshot), ("what", "now")))
+            self._live.update(output.build_table(_rows(snapshot), ("what", "now")))
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, object]]:
@@ -195,7 +195,7 @@ def _rows(found: dict[str, Any]) -> list[dict[str, object]]:
 
 def _tell(summary: dict[str, Any]) -> None:
     from beacon_ota.cli._support.remote import show
-    from beacon_ota.swarm.check import SHOWN
+    from beacon_ota.swarm.check import MISMATCHES_SHOWN
 
     pairs: dict[str, Any] = {row["what"]: row["now"] for row in _rows(summary)}  # type: ignore
     pairs["polls per second"] = summary["polls_per_s"]
@@ -208,8 +208,8 @@ def _tell(summary: dict[str, Any]) -> None:
         f"{len(summary['mismatches'])} mismatches" if summary["mismatches"] else "agree"
     )
     show(pairs, f"{summary['scenario']} as {summary['prefix']}")
-    for line in [*summary["mismatches"], *summary["unexpected"]][:SHOWN]:
-        output.console.print(output.loud(f"  {line}"))
+    for line in [*summary["mismatches"], *summary["unexpected"]][:MISMATCHES_SHOWN]:
+        output.console.print(output.alert_cell(f"  {line}"))
 
 
 def _counts(found: dict[str, int]) -> str:

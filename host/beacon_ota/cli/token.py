@@ -41,7 +41,7 @@ def new(
     else:
         done = _new_offline(data, name, role, days)
     if json:
-        output.dump(done)
+        output.print_json(done)
     else:
         output.console.print(done["token"], highlight=False, soft_wrap=True)
 
@@ -55,16 +55,16 @@ def listing(
 ) -> None:
     """List tokens, without anything that could be used as one."""
     if data is None:
-        rows = remote.client(url, token).tokens()
+        rows = remote.client(url, token).list_tokens()
     else:
-        from beacon_ota.orchestrator.api.tokens import shown
-        from beacon_ota.orchestrator.db.database import offline
+        from beacon_ota.orchestrator.api.tokens import serialize_token
+        from beacon_ota.orchestrator.db.database import open_offline
         from beacon_ota.orchestrator.db.tables import tokens
 
-        with offline(data) as conn:
-            rows = [shown(row) for row in tokens.every(conn)]
+        with open_offline(data) as conn:
+            rows = [serialize_token(row) for row in tokens.list_all(conn)]
     times = ("created_at", "expires_at", "revoked_at")
-    output.emit(rows if json else remote.shorten(rows, *times), _COLUMNS, as_json=json)
+    output.print_rows(rows if json else remote.shorten(rows, *times), _COLUMNS, as_json=json)
 
 
 @app.command()
@@ -81,27 +81,27 @@ def revoke(
         remote.client(url, token).revoke_token(token_id)
     else:
         _revoke_offline(data, token_id)
-    output.say("{} revoked", token_id)
+    output.print_markup("{} revoked", token_id)
 
 
 def _new_offline(data: Path, name: str, role: str, days: float | None) -> dict:
-    from beacon_ota.orchestrator.api.tokens import shown
-    from beacon_ota.orchestrator.db.database import offline
+    from beacon_ota.orchestrator.api.tokens import serialize_token
+    from beacon_ota.orchestrator.db.database import open_offline
     from beacon_ota.orchestrator.db.tables import audit, tokens
 
     now = time.time()
-    with offline(data) as conn:
+    with open_offline(data) as conn:
         row, made = tokens.create(conn, name, role, now, days and now + days * 86400)
-        audit.add(conn, now, _OFFLINE, "token.created", name, "", {"role": role})
-    return {**shown(row), "token": made}
+        audit.append(conn, now, _OFFLINE, "token.created", name, "", {"role": role})
+    return {**serialize_token(row), "token": made}
 
 
 def _revoke_offline(data: Path, token_id: str) -> None:
-    from beacon_ota.orchestrator.db.database import offline
+    from beacon_ota.orchestrator.db.database import open_offline
     from beacon_ota.orchestrator.db.tables import audit, tokens
 
     now = time.time()
-    with offline(data) as conn:
+    with open_offline(data) as conn:
         if tokens.revoke(conn, token_id, now) is None:
             raise InputError("token_unknown", "there is no such token", found=token_id)
-        audit.add(conn, now, _OFFLINE, "token.revoked", token_id)
+        audit.append(conn, now, _OFFLINE, "token.revoked", token_id)

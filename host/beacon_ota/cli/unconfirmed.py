@@ -37,7 +37,7 @@ def named(rows: Rows) -> Group:
     """Return them in words, one a line: since when, and for how long each may hand out."""
     return Group(
         *(
-            output.fill(
+            output.fill_markup(
                 "[bold red]not confirmed[/] by mirror {} (site {}) since {}: last heard {}; {}",
                 one["mirror"],
                 one["site"] or "everything",

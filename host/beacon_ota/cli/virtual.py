@@ -74,7 +74,7 @@ def run(
     from beacon_ota.virtual.flash.nor import Flash
 
     chip = Flash.open(flash)
-    address = _mac(mac) if mac else fleet.address(str(flash.resolve()))
+    address = _mac(mac) if mac else fleet.mac_from_name(str(flash.resolve()))
     printed: list[str] = [""]
 
     def show(text: str) -> None:
@@ -92,7 +92,7 @@ def run(
             mac=address,
             name=flash.stem,
             network=network,
-            bluetooth=room.backend() if room else None,
+            bluetooth=room.make_backend() if room else None,
             scale=time_scale,
             heap=heap * 1024,
             timing=flash_timing,
@@ -117,7 +117,7 @@ def run(
     chip.close()
     last = beacon.boots[-1]
     if json:
-        output.dump({"phase": phase, "boots": [boot.as_dict() for boot in beacon.boots]})
+        output.print_json({"phase": phase, "boots": [boot.as_dict() for boot in beacon.boots]})
     if last.ended == "unbootable":
         raise InputError("not_bootable", f"{flash.name} does not boot: {last.detail}")
     if phase in ("repl", "corrupt"):
@@ -154,12 +154,12 @@ def fleet(
     json: JsonOption = False,
 ) -> None:
     """Run many beacons, each with a copy of an image, an id, a key and an address of its own."""
-    from beacon_ota.fleet.fleet import Fleet
+    from beacon_ota.fleet.fleet import VirtualFleet
 
     network, deadline = _network(wifi, host, outside), _deadline(seconds)
     with (
         _room(radio) as room,
-        Fleet(
+        VirtualFleet(
             flash,
             count,
             prefix=prefix,
@@ -176,12 +176,12 @@ def fleet(
             _write(roster, [member.as_dict() for member in beacons.members])
         beacons.power_on()
         try:
-            _watch(beacons.rows, deadline, quiet=json)
+            _watch(beacons.status_rows, deadline, quiet=json)
         except KeyboardInterrupt:
             pass
-        rows = beacons.rows()
+        rows = beacons.status_rows()
     if json:
-        output.dump(rows)
+        output.print_json(rows)
 
 
 _COLUMNS = ("beacon", "phase", "slot", "boots", "ended_before", "wifi", "received")
@@ -197,9 +197,9 @@ def _watch(rows, deadline: float, *, quiet: bool) -> None:
         return
     with Live(console=output.console, refresh_per_second=4) as live:
         while time.monotonic() < deadline:
-            live.update(output.table(rows(), _COLUMNS))
+            live.update(output.build_table(rows(), _COLUMNS))
             time.sleep(0.25)
-        live.update(output.table(rows(), _COLUMNS))
+        live.update(output.build_table(rows(), _COLUMNS))
 
 
 def _tell(beacon, shown: int) -> int:
@@ -211,7 +211,7 @@ def _tell(beacon, shown: int) -> int:
         if boot.ended:
             told.append(f"boot {boot.number} ended: {boot.ended} {boot.detail}".rstrip())
     for line in told[shown:]:
-        output.say("[dim]── {}[/]", line, to=output.errors)
+        output.print_markup("[dim]── {}[/]", line, to=output.error_console)
     return len(told)
 
 
@@ -223,13 +223,13 @@ def _network(wifi: list[str] | None, host: list[str] | None, outside: bool) -> "
         ssid, _, password = text.partition(":")
         if not ssid:
             raise UsageError("wifi_option", "--wifi needs a name", found=text)
-        network.add(ssid, password)
+        network.add_access_point(ssid, password)
     for text in host or ():
         name, address = _pair(text, "--host")
         where, _, port = address.partition(":")
         if port and not port.isdecimal():
             raise UsageError("host_option", "a port is a number", found=text)
-        network.host(name, where, int(port) if port else None)
+        network.set_host(name, where, int(port) if port else None)
         if name == "orchestrator.local" and port:
             network.services["_beacon-ota._tcp"] = (name, int(port))
     return network
@@ -258,9 +258,9 @@ def _room(path: Path | None):
         return nullcontext()
     from contextlib import closing
 
-    from beacon_ota.virtual.radio import room
+    from beacon_ota.virtual.radio import space
 
-    return closing(room.at(path))
+    return closing(space.open_space(path))
 
 
 def _deadline(seconds: float | None) -> float:

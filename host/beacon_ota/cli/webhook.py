@@ -30,8 +30,8 @@ _LOG = ("delivery_id", "created_at", "kind", "state", "tries", "answer", "next_a
 @app.command("list")
 def listing(url: UrlOption = None, token: TokenOption = None, json: JsonOption = False) -> None:
     """List webhooks, and how many of their deliveries are in which state."""
-    rows = remote.client(url, token).webhooks()
-    output.emit(rows if json else [_row(row) for row in rows], _COLUMNS, as_json=json)
+    rows = remote.client(url, token).list_webhooks()
+    output.print_rows(rows if json else [_row(row) for row in rows], _COLUMNS, as_json=json)
 
 
 @app.command()
@@ -46,7 +46,7 @@ def add(
     """Make a webhook; the secret that it signs with is printed once."""
     done = remote.client(url, token).create_webhook(name, to, kind)
     if json:
-        output.dump(done)
+        output.print_json(done)
     else:
         output.console.print(done["secret"], highlight=False, soft_wrap=True)
 
@@ -70,7 +70,7 @@ def change(
     fields = {"name": name, "url": to, "kinds": kind, "enabled": enable}
     done = client.change_webhook(_id(client, webhook), **fields)
     if json:
-        output.dump(done)
+        output.print_json(done)
     else:
         remote.show(_row(done), done["name"])
 
@@ -84,7 +84,7 @@ def remove(
     webhook_id = _id(client, webhook)
     remote.confirm(f"Remove the webhook {webhook}?", yes)
     client.remove_webhook(webhook_id)
-    output.say("{} removed", webhook)
+    output.print_markup("{} removed", webhook)
 
 
 @app.command()
@@ -97,11 +97,11 @@ def deliveries(
 ) -> None:
     """List what was delivered, what waits, and what was given up."""
     client = remote.client(url, token)
-    rows = client.webhook(_id(client, webhook), limit)["log"]
+    rows = client.get_webhook(_id(client, webhook), limit)["log"]
     if not json:
         rows = [{**row, "answer": row["status"] or row["error"]} for row in rows]
         rows = remote.shorten(rows, "created_at", "next_at")
-    output.emit(rows, _LOG, as_json=json)
+    output.print_rows(rows, _LOG, as_json=json)
 
 
 @app.command()
@@ -116,18 +116,20 @@ def retry(
     """Try again what was given up."""
     client = remote.client(url, token)
     webhook_id = _id(client, webhook)
-    wanted = [delivery_id] if delivery_id else _given_up(client.webhook(webhook_id, 1000)["log"])
+    wanted = (
+        [delivery_id] if delivery_id else _given_up(client.get_webhook(webhook_id, 1000)["log"])
+    )
     for one in wanted:
         client.retry_delivery(webhook_id, one)
-    output.say("{} queued again", len(wanted))
+    output.print_markup("{} queued again", len(wanted))
 
 
 @app.command()
 def test(webhook: Hook, url: UrlOption = None, token: TokenOption = None) -> None:
     """Deliver something that did not happen, to see whether it arrives."""
     client = remote.client(url, token)
-    done = client.do_webhook(_id(client, webhook), "test")
-    output.say("{} queued", done["delivery_id"])
+    done = client.post_webhook_action(_id(client, webhook), "test")
+    output.print_markup("{} queued", done["delivery_id"])
 
 
 @app.command()
@@ -141,13 +143,15 @@ def rotate(
     client = remote.client(url, token)
     webhook_id = _id(client, webhook)
     remote.confirm(f"What knows the secret of {webhook} now refuses what comes. Rotate?", yes)
-    done = client.do_webhook(webhook_id, "rotate")
+    done = client.post_webhook_action(webhook_id, "rotate")
     output.console.print(done["secret"], highlight=False, soft_wrap=True)
 
 
 def _id(client: Any, named: str) -> str:
     found = [
-        row["webhook_id"] for row in client.webhooks() if named in (row["webhook_id"], row["name"])
+        row["webhook_id"]
+        for row in client.list_webhooks()
+        if named in (row["webhook_id"], row["name"])
     ]
     if len(found) != 1:
         why = "no such webhook" if not found else "several webhooks have this name"

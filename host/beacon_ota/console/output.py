@@ -18,7 +18,7 @@ from beacon_ota.errors import BeaconOtaError
 
 # Characters that a terminal obeys, or that hide what is printed: C0 and C1 controls, marks of
 # direction, line and paragraph separators, zero-width characters, halves of surrogate pairs.
-_SEEN = {
+_CONTROL_ESCAPES = {
     code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
     for code in (
         *(code for code in range(32) if code not in (9, 10)),
@@ -32,12 +32,16 @@ _SEEN = {
     )
 }
 # Signs of this program for terminals whose encoding lacks them.
-_PLAIN = str.maketrans({"✓": "+", "✗": "x", "–": "-", "…": "...", "≤": "<=", "→": "->", "·": "-"})
+_ASCII_SIGNS = str.maketrans(
+    {"✓": "+", "✗": "x", "–": "-", "…": "...", "≤": "<=", "→": "->", "·": "-"}
+)
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-_PLACE = 0x100000  # the first of the private signs that hold a value's place in a template
+_FIRST_PLACEHOLDER = (
+    0x100000  # the first of the private signs that hold a value's place in a template
+)
 
 
-class _Terminal(Console):
+class SafeConsole(Console):
     """A console whose terminal obeys nobody but this program.
 
     What is printed came from the air, from beacons, other people or files. Rich's own control
@@ -49,7 +53,7 @@ class _Terminal(Console):
     ) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             if not segment.control:
-                text = self._writable(segment.text.translate(_SEEN))
+                text = self._writable(segment.text.translate(_CONTROL_ESCAPES))
                 if text != segment.text:
                     segment = Segment(text, segment.style)
             yield segment
@@ -61,42 +65,42 @@ class _Terminal(Console):
         try:
             text.encode(self.encoding)
         except UnicodeEncodeError:
-            data = text.translate(_PLAIN).encode(self.encoding, "backslashreplace")
+            data = text.translate(_ASCII_SIGNS).encode(self.encoding, "backslashreplace")
             return data.decode(self.encoding)
         except LookupError:
             return text
         return text
 
 
-console = _Terminal()
-errors = _Terminal(stderr=True)
+console = SafeConsole()
+error_console = SafeConsole(stderr=True)
 
 
-def visible(text: str) -> str:
+def make_visible(text: str) -> str:
     """Return a text with everything shown that a terminal would obey instead of printing it.
 
     Control characters, marks that turn the direction of what follows, and halves of surrogate
     pairs come out as ``\\x1b``; newline and tab stay.
     """
-    return text.translate(_SEEN)
+    return text.translate(_CONTROL_ESCAPES)
 
 
-def quoted(text: str) -> str:
+def escape_markup(text: str) -> str:
     """Return text from elsewhere for the few places where rich takes markup alone."""
-    return escape(visible(text))
+    return escape(make_visible(text))
 
 
-def plain(value: object) -> Text:
+def literal_text(value: object) -> Text:
     """Return text from elsewhere as it is printed: to the letter, neither markup nor control."""
-    return value if isinstance(value, Text) else Text(visible(str(value)))
+    return value if isinstance(value, Text) else Text(make_visible(str(value)))
 
 
-def fill(template: str, *values: object) -> Text:
+def fill_markup(template: str, *values: object) -> Text:
     """Return a template of our own, in rich's markup, with values put in.
 
     Args:
         values: one for each ``{}``, formatted as it says; :class:`~rich.text.Text` keeps its
-            styles, and everything else is put in as :func:`plain` returns it.
+            styles, and everything else is put in as :func:`literal_text` returns it.
     """
     pieces: list[Text] = []
 
@@ -104,29 +108,31 @@ def fill(template: str, *values: object) -> Text:
         def format_field(self, value: Any, spec: str) -> str:
             if not isinstance(value, Text):
                 found = format(value if isinstance(value, int | float) else str(value), spec)
-                value = Text(visible(found))
+                value = Text(make_visible(found))
             pieces.append(value)
-            return chr(_PLACE + len(pieces) - 1)
+            return chr(_FIRST_PLACEHOLDER + len(pieces) - 1)
 
         def convert_field(self, value: Any, conversion: str | None) -> Any:
             return value if conversion is None else super().convert_field(value, conversion)
 
     found = Text.from_markup(Pieces().format(template, *values))
-    for at in reversed([at for at, sign in enumerate(found.plain) if ord(sign) >= _PLACE]):
+    for at in reversed(
+        [at for at, sign in enumerate(found.plain) if ord(sign) >= _FIRST_PLACEHOLDER]
+    ):
         before, _sign, after = found.divide([at, at + 1])
-        piece = pieces[ord(_sign.plain) - _PLACE].copy()
+        piece = pieces[ord(_sign.plain) - _FIRST_PLACEHOLDER].copy()
         for span in _sign.spans:
             piece.stylize_before(span.style)
         found = before.append_text(piece).append_text(after)
     return found
 
 
-def say(template: str, *values: object, to: Console | None = None, **how: Any) -> None:
+def print_markup(template: str, *values: object, to: Console | None = None, **how: Any) -> None:
     """Print a filled template on stdout, or on another console."""
-    (to or console).print(fill(template, *values), highlight=False, **how)
+    (to or console).print(fill_markup(template, *values), highlight=False, **how)
 
 
-def emit(
+def print_rows(
     rows: Iterable[Mapping[str, object]],
     columns: Sequence[str],
     *,
@@ -136,36 +142,36 @@ def emit(
     """Print rows as a table of the given columns, or all their fields as a JSON array."""
     rows = list(rows)
     if as_json:
-        dump(rows)
+        print_json(rows)
         return
-    console.print(table(rows, columns, title=title))
+    console.print(build_table(rows, columns, title=title))
 
 
-def table(
+def build_table(
     rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, title: str | None = None
 ) -> Table:
-    """Return rows as a table of the given columns, for :func:`emit` or a live display."""
+    """Return rows as a table of the given columns, for :func:`print_rows` or a live display."""
     found = Table(title=title)
     for name in columns:
         found.add_column(name.replace("_", " "))
     for row in rows:
-        found.add_row(*(_cell(row.get(name)) for name in columns))
+        found.add_row(*(_table_cell(row.get(name)) for name in columns))
     return found
 
 
-def loud(text: str) -> Text:
+def alert_cell(text: str) -> Text:
     """Return a cell that nobody overlooks."""
-    return Text(visible(text), style="bold red")
+    return Text(make_visible(text), style="bold red")
 
 
-def dump_csv(rows: Sequence[Mapping[str, object]]) -> None:
+def print_csv(rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows as CSV with a header on stdout; no field is a formula to a spreadsheet."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(rows[0])
-    writer.writerows([cell(value) for value in row.values()] for row in rows)
+    writer.writerows([csv_field(value) for value in row.values()] for row in rows)
 
 
-def cell(value: object) -> str:
+def csv_field(value: object) -> str:
     """Return a field of a CSV: what a spreadsheet would take for a formula begins with a quote.
 
     Source: OWASP, "CSV Injection": a field that begins with ``= + - @``, tab or carriage return
@@ -173,20 +179,22 @@ def cell(value: object) -> str:
     """
     if value is None:
         return ""
-    text = visible(str(value))
+    text = make_visible(str(value))
     if isinstance(value, int | float) or not text.lstrip().startswith(_FORMULA):
         return text
     return "'" + text
 
 
-def dump(value: object) -> None:
+def print_json(value: object) -> None:
     """Print one JSON document on stdout."""
     json.dump(value, sys.stdout, indent=2, sort_keys=True, default=str)
     sys.stdout.write("\n")
 
 
 @contextmanager
-def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+def byte_progress(
+    what: str, total: int | None, *, quiet: bool = False
+) -> Iterator[Callable[..., None]]:
     """Show a bar on stderr for long work with bytes.
 
     Args:
@@ -205,26 +213,26 @@ def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[C
         DownloadColumn(),
         TransferSpeedColumn(),
     )
-    with Progress(*columns, console=errors, disable=quiet) as bar:
-        task = bar.add_task(quoted(what), total=total)
+    with Progress(*columns, console=error_console, disable=quiet) as bar:
+        task = bar.add_task(escape_markup(what), total=total)
         yield lambda done, total=None: bar.update(task, completed=done, total=total)
 
 
-def fail(error: BeaconOtaError) -> None:
+def print_error(error: BeaconOtaError) -> None:
     """Print a named failure on stderr: what, found, expected, code."""
-    say("[bold red]error[/] {}", error.message, to=errors)
+    print_markup("[bold red]error[/] {}", error.message, to=error_console)
     if error.found is not None:
-        say("  found     {}", error.found, to=errors)
+        print_markup("  found     {}", error.found, to=error_console)
     if error.expected is not None:
-        say("  expected  {}", error.expected, to=errors)
-    say("  code      {}", error.code, to=errors)
+        print_markup("  expected  {}", error.expected, to=error_console)
+    print_markup("  code      {}", error.code, to=error_console)
 
 
-def _cell(value: object) -> str | Text:
+def _table_cell(value: object) -> str | Text:
     if isinstance(value, Text):
         return value
     if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return plain(value)
+    return literal_text(value)

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota.client import Client
-from beacon_ota.demo.air import Listener
-from beacon_ota.demo.stage import Stage
-from beacon_ota.demo.workshop import BOARD, Made, Workshop
+from beacon_ota.demo.display import Display
+from beacon_ota.demo.fixtures import BOARD, ReleaseFixtures, SignedRelease
+from beacon_ota.demo.listener import BeaconListener
 from beacon_ota.errors import ReachError
-from beacon_ota.fleet.fleet import Fleet, Member
-from beacon_ota.orchestrator.server.subprocess import Child
+from beacon_ota.fleet.fleet import FleetMember, VirtualFleet
+from beacon_ota.orchestrator.server.subprocess import OrchestratorProcess
 from beacon_ota.provision import batch
-from beacon_ota.provision.registry import Orchestrator
-from beacon_ota.provision.wanted import Network as Wifi
-from beacon_ota.provision.wanted import Secret, Wanted
+from beacon_ota.provision.desired_config import DesiredConfig, Secret
+from beacon_ota.provision.desired_config import Network as Wifi
+from beacon_ota.provision.registry import OrchestratorRegistry
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.net.network import Network
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
 
 CAMPUS = "campus"
 BUILDINGS = ("north", "south", "west")
@@ -35,7 +35,7 @@ POLL_S = 20.0  # in the beacons' own time, as all that follows
 POLICY = {"poll_s": int(POLL_S), "retry_s": 5}
 LADDER = [{"share": 0.1, "soak": "1m"}, {"of_remaining": 0.5, "soak": "30s"}, {"share": 1}]
 GATE: dict[str, object] = {"silence": "6m", "presence": "15m"}
-_TOLD = {
+_TRANSITION_TEXTS = {
     "stage_opened": "opened",
     "sampled": "tried, now watched",
     "wave_completed": "served",
@@ -46,7 +46,7 @@ HEAP_POLLS = 3
 
 
 @dataclass
-class Result:
+class DemoResult:
     """What the play came to.
 
     Attributes:
@@ -78,7 +78,7 @@ class Result:
     seconds: float = 0.0
 
 
-class Play:
+class Demonstration:
     """One performance in a folder.
 
     Args:
@@ -100,46 +100,46 @@ class Play:
         port: int,
         say_url: Callable[[str, str], None],
     ):
-        self.result = Result(count=count)
+        self.result = DemoResult(count=count)
         self._folder, self._count, self._scale = folder, count, scale
-        self._plain, self._port, self._say_url = plain, port, say_url
+        self._plain, self._port, self._show_url = plain, port, say_url
         self._stack = ExitStack()
         self._begun = time.monotonic()
 
-    def __enter__(self) -> "Play":
+    def __enter__(self) -> "Demonstration":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def run(self, *, keep: bool = False) -> Result:
+    def run(self, *, keep: bool = False) -> DemoResult:
         """Play it to the end; with ``keep`` the curtain stays up until somebody interrupts."""
-        made = self._prepare()
-        with self._stage:
-            self._unbox()
-            self._good(made[GOOD])
-            self._bad(made[BAD])
-            self._count_up()
+        made = self._start_parts()
+        with self._display:
+            self._provision_beacons()
+            self._roll_out_good(made[GOOD])
+            self._roll_out_bad(made[BAD])
+            self._count_versions()
             self.result.seconds = time.monotonic() - self._begun
             if keep:
-                self._hold()
+                self._wait_for_interrupt()
         return self.result
 
     # ---- before the curtain ----
 
-    def _prepare(self) -> dict[str, Made]:
+    def _start_parts(self) -> dict[str, SignedRelease]:
         from beacon_ota.console import output
 
         with output.console.status("building and signing releases …"):
-            shop = Workshop(self._folder)
-            made = {version: shop.release(version) for version in (OLD, GOOD)}
-            made[BAD] = shop.release(BAD, broken=True)
-            image = shop.flash(made[OLD])
+            shop = ReleaseFixtures(self._folder)
+            made = {version: shop.build_release(version) for version in (OLD, GOOD)}
+            made[BAD] = shop.build_release(BAD, broken=True)
+            image = shop.build_flash(made[OLD])
         self.result.core = shop.interpreter.name
         self.result.release_bytes, self.result.app_bytes = made[GOOD].size, made[GOOD].app_size
         enter = self._stack.enter_context
         self._server = enter(
-            Child(
+            OrchestratorProcess(
                 self._folder,
                 f"--keys={shop.keys_file}",
                 f"--port={self._port}",
@@ -151,13 +151,13 @@ class Play:
         self._client = Client(self._server.url, self._server.token)
         for path in (CAMPUS, *(f"{CAMPUS}/{name}" for name in BUILDINGS)):
             self._client.create_site(path)
-        room = enter(Room(seed=1))
+        room = enter(RadioSpace(seed=1))
         network = Network(join_time=0.3, scan_time=0.3)
-        network.add(SSID, PASSWORD)
+        network.add_access_point(SSID, PASSWORD)
         port = int(self._server.url.rsplit(":", 1)[1])
-        network.host("orchestrator.local", "127.0.0.1", port)
+        network.set_host("orchestrator.local", "127.0.0.1", port)
         self._fleet = enter(
-            Fleet(
+            VirtualFleet(
                 [image],
                 self._count,
                 prefix="beacon-",
@@ -168,37 +168,42 @@ class Play:
                 scale=self._scale,
             )
         )
-        self._radio = radio(room.spec)
-        listener = enter(Listener(self._radio))
+        self._radio = select_radio(room.spec)
+        listener = enter(BeaconListener(self._radio))
         addresses: dict[str, list[str]] = {name: [] for name in BUILDINGS}
         for index, member in enumerate(self._fleet.members):
-            addresses[self._building(index)].append(member.label.address)
-        self._stage = Stage(addresses, (OLD, GOOD, BAD), listener.heard, plain=self._plain)
-        self._say_url(self._server.url, self._server.token)
+            addresses[self._building_of(index)].append(member.label.address)
+        self._display = Display(
+            addresses, (OLD, GOOD, BAD), listener.newest_sightings, plain=self._plain
+        )
+        self._show_url(self._server.url, self._server.token)
         return made
 
-    def _building(self, index: int) -> str:
+    def _building_of(self, index: int) -> str:
         return BUILDINGS[index * len(BUILDINGS) // self._count]
 
     # ---- first scene: out of the boxes ----
 
-    def _unbox(self) -> None:
-        stage = self._stage
+    def _provision_beacons(self) -> None:
+        stage = self._display
         stage.title = f"{self._count} beacons come out of their boxes"
         self._probe.heap_watch = True
         self._fleet.power_on()
-        stage.say(f"{self._count} virtual beacons powered on; nobody has told them any WiFi")
-        rows = [self._row(index, member) for index, member in enumerate(self._fleet.members)]
-        done: list[batch.Done] = []
+        stage.add_line(f"{self._count} virtual beacons powered on; nobody has told them any WiFi")
+        rows = [
+            self._provisioning_row(index, member)
+            for index, member in enumerate(self._fleet.members)
+        ]
+        done: list[batch.RowResult] = []
         failure: list[BaseException] = []
 
         def provision() -> None:
             try:
                 asyncio.run(
-                    batch.run(
+                    batch.provision_rows(
                         rows,
                         self._radio,
-                        Orchestrator(self._client),
+                        OrchestratorRegistry(self._client),
                         jobs=JOBS,
                         search_s=60,
                         online_s=60,
@@ -216,89 +221,93 @@ class Play:
             nonlocal said
             if len(done) - said >= max(1, self._count // 5):
                 said = len(done)
-                stage.say(f"{said} of {self._count} provisioned over Bluetooth, and online")
+                stage.add_line(f"{said} of {self._count} provisioned over Bluetooth, and online")
 
-        stage.wait(lambda: not thread.is_alive(), PATIENCE_S, tell)
+        stage.wait_until(lambda: not thread.is_alive(), PATIENCE_S, tell)
         bad = [one for one in done if not one.ok]
         if failure or bad or len(done) < self._count:
             why = failure or [f"{one.beacon}: {one.result}: {one.detail}" for one in bad]
             raise ReachError("demo_provision", f"not all beacons were provisioned: {why[:3]}")
         self.result.provisioned_s = [one.outcome.seconds for one in done if one.outcome]
         slowest = max(self.result.provisioned_s)
-        stage.say(
+        stage.add_line(
             f"[green]all {self._count} are online[/]; PIN, key and WiFi took "
             f"at most {slowest:.1f} s each, {JOBS} at a time"
         )
 
-    def _row(self, index: int, member: Member) -> batch.Row:
+    def _provisioning_row(self, index: int, member: FleetMember) -> batch.Row:
         assert member.pin is not None
         config = {
             "orch_url": "http://orchestrator.local",
-            "site": f"{CAMPUS}/{self._building(index)}",
+            "site": f"{CAMPUS}/{self._building_of(index)}",
             "channel": "stable",
         }
-        wanted = Wanted(Wifi.of(SSID, PASSWORD), config)
+        wanted = DesiredConfig(Wifi.of(SSID, PASSWORD), config)
         return batch.Row(index + 1, member.label.name, Secret(pin=member.pin), wanted)
 
     # ---- second scene: a good release ----
 
-    def _good(self, made: Made) -> None:
-        stage = self._stage
+    def _roll_out_good(self, made: SignedRelease) -> None:
+        stage = self._display
         stage.title = f"{GOOD} goes round, building by building"
-        firmware = self._upload(made, "smoother positioning")
-        self._idle()
+        firmware = self._upload_release(made, "smoother positioning")
+        self._measure_idle_heap()
         waves = [
             {
                 "name": name,
                 "sites": [f"{CAMPUS}/{name}"],
                 "opens": {"after": "previous_start", "wait": "1m" if index else "0s"},
             }
-            for index, name in enumerate(self._used())
+            for index, name in enumerate(self._used_buildings())
         ]
-        rollout = self._start(firmware, {"waves": waves, "ladder": LADDER, "gate": GATE}, GOOD)
-        self._follow(rollout, "completed", lambda: self._status == "completed")
+        rollout = self._start_rollout(
+            firmware, {"waves": waves, "ladder": LADDER, "gate": GATE}, GOOD
+        )
+        self._follow_rollout(rollout, "completed", lambda: self._status == "completed")
         boot = self._probe.boots[-2]
         self.result.heap_update = boot.heap_peak - self.result.heap_idle
-        for row in self._client.attempts(rollout):
-            self.result.updates.append(_seconds(row))
-        stage.say(f"[green]{GOOD} runs on all {self._count} beacons[/], confirmed by each of them")
+        for row in self._client.list_attempts(rollout):
+            self.result.updates.append(_attempt_seconds(row))
+        stage.add_line(
+            f"[green]{GOOD} runs on all {self._count} beacons[/], confirmed by each of them"
+        )
 
-    def _used(self) -> list[str]:
-        return list(dict.fromkeys(self._building(index) for index in range(self._count)))
+    def _used_buildings(self) -> list[str]:
+        return list(dict.fromkeys(self._building_of(index) for index in range(self._count)))
 
-    def _idle(self) -> None:
+    def _measure_idle_heap(self) -> None:
         """Look how much heap the probe needs while nothing happens."""
         boot = self._probe.boots[-1]
         boot.heap_low = 0
-        self._stage.wait(lambda: False, HEAP_POLLS * POLL_S / self._scale)
+        self._display.wait_until(lambda: False, HEAP_POLLS * POLL_S / self._scale)
         self.result.heap_idle, boot.heap_peak = boot.heap_low, 0
 
     # ---- third scene: a bad one ----
 
-    def _bad(self, made: Made) -> None:
-        stage = self._stage
+    def _roll_out_bad(self, made: SignedRelease) -> None:
+        stage = self._display
         stage.title = f"{BAD} comes up and fails its health check"
-        firmware = self._upload(made, "looked fine on the desk")
+        firmware = self._upload_release(made, "looked fine on the desk")
         # A small fleet has fewer canaries than it takes in a row by default.
         row = {"in_a_row": min(3, -(-self._count // 10))}
-        rollout = self._start(firmware, {"ladder": LADDER, "gate": GATE | row}, BAD)
-        self._follow(rollout, "halted", lambda: self._status == "halted")
-        stage.say("[bold red]halted by itself[/]: {}", self._reason)
+        rollout = self._start_rollout(firmware, {"ladder": LADDER, "gate": GATE | row}, BAD)
+        self._follow_rollout(rollout, "halted", lambda: self._status == "halted")
+        stage.add_line("[bold red]halted by itself[/]: {}", self._reason)
 
         def ended() -> bool:
-            rows = list(self._client.attempts(rollout))
+            rows = list(self._client.list_attempts(rollout))
             return all(row["result"] not in (None, "", "open") for row in rows)
 
-        if not stage.wait(ended, PATIENCE_S):
+        if not stage.wait_until(ended, PATIENCE_S):
             raise ReachError("demo_stuck", "attempts at the bad release did not end")
-        rows = list(self._client.attempts(rollout))
+        rows = list(self._client.list_attempts(rollout))
         self.result.touched = len({row["beacon_id"] for row in rows})
         back = [row for row in rows if row["result"] == "rolled_back"]
         self.result.rolled_back = len({row["beacon_id"] for row in back})
         self.result.trials = {row["beacon_id"]: row["trials"] for row in back}
         self.result.reason = self._reason
         for row in back:
-            stage.say(
+            stage.add_line(
                 f"{row['beacon_id']} tried {BAD} {row['trials']} times, "
                 f"[bold]went back to {GOOD}[/] and said why: {row['code']}: {row['detail']}"
             )
@@ -309,38 +318,40 @@ class Play:
     def _probe(self) -> VirtualBeacon:
         return self._fleet.beacons[0]
 
-    def _upload(self, made: Made, what: str) -> str:
-        found = self._client.upload(
+    def _upload_release(self, made: SignedRelease, what: str) -> str:
+        found = self._client.upload_firmware(
             made.image,
             device_type=BOARD,
             version=made.version,
             manifest=made.manifest,
             description=what,
         )
-        self._client.move_firmware(found["firmware_id"], "promote")
-        self._stage.say(f"{made.version} uploaded ({made.size / 1e6:.1f} MB, signed) and promoted")
+        self._client.post_firmware_action(found["firmware_id"], "promote")
+        self._display.add_line(
+            f"{made.version} uploaded ({made.size / 1e6:.1f} MB, signed) and promoted"
+        )
         return found["firmware_id"]
 
-    def _start(self, firmware: str, plan: dict[str, Any], version: str) -> str:
+    def _start_rollout(self, firmware: str, plan: dict[str, Any], version: str) -> str:
         found = self._client.create_rollout(firmware, plan, name=f"{version} for everybody")
-        self._stage.rollout = found
-        self._stage.say(f"rollout of {version} started")
+        self._display.rollout = found
+        self._display.add_line(f"rollout of {version} started")
         return found["rollout_id"]
 
-    def _follow(self, rollout: str, wanted: str, ready: Callable[[], bool]) -> None:
+    def _follow_rollout(self, rollout: str, wanted: str, ready: Callable[[], bool]) -> None:
         """Keep the picture of a rollout up to date until it is where it should get."""
         told: set[str] = set()
 
         def step() -> None:
-            found = self._stage.rollout = self._client.rollout(rollout)
+            found = self._display.rollout = self._client.get_rollout(rollout)
             for one in found["transitions"]:
                 if (key := json.dumps(one, sort_keys=True)) not in told:
                     told.add(key)
-                    self._tell(found, one)
+                    self._show_transition(found, one)
 
         step()
-        while not self._stage.wait(ready, PATIENCE_S, step):
-            detail = (self._stage.rollout or {}).get("reason")
+        while not self._display.wait_until(ready, PATIENCE_S, step):
+            detail = (self._display.rollout or {}).get("reason")
             raise ReachError(
                 "demo_stuck",
                 f"the rollout did not become {wanted}",
@@ -349,36 +360,38 @@ class Play:
         if self._status not in (wanted,):
             raise ReachError("demo_stuck", f"the rollout is {self._status}: {self._reason}")
 
-    def _tell(self, rollout: dict[str, Any], change: dict[str, Any]) -> None:
+    def _show_transition(self, rollout: dict[str, Any], change: dict[str, Any]) -> None:
         wave, stage = change.get("wave"), change.get("stage")
-        if isinstance(wave, int) and change["kind"] in _TOLD:
+        if isinstance(wave, int) and change["kind"] in _TRANSITION_TEXTS:
             where = rollout["waves"][wave]["name"]
             if isinstance(stage, int):
                 where += f", stage {stage + 1}"
-            self._stage.say("{}: {}: {}", rollout["version"], where, _TOLD[change["kind"]])
+            self._display.add_line(
+                "{}: {}: {}", rollout["version"], where, _TRANSITION_TEXTS[change["kind"]]
+            )
 
     @property
     def _status(self) -> str:
-        return str((self._stage.rollout or {}).get("status"))
+        return str((self._display.rollout or {}).get("status"))
 
     @property
     def _reason(self) -> str:
-        return str((self._stage.rollout or {}).get("reason"))
+        return str((self._display.rollout or {}).get("reason"))
 
-    def _count_up(self) -> None:
-        versions = Counter(str(row["version"]) for row in self._client.beacons())
+    def _count_versions(self) -> None:
+        versions = Counter(str(row["version"]) for row in self._client.list_beacons())
         self.result.versions = dict(sorted(versions.items()))
 
-    def _hold(self) -> None:
-        self._stage.title = "still running: Ctrl-C ends it"
-        self._stage.say(self._stage.title)
+    def _wait_for_interrupt(self) -> None:
+        self._display.title = "still running: Ctrl-C ends it"
+        self._display.add_line(self._display.title)
         try:
-            self._stage.wait(lambda: False, float("inf"))
+            self._display.wait_until(lambda: False, float("inf"))
         except KeyboardInterrupt:
             return
 
 
-def _seconds(row: dict[str, Any]) -> float:
+def _attempt_seconds(row: dict[str, Any]) -> float:
     from datetime import datetime
 
     begin, end = (datetime.fromisoformat(row[name]) for name in ("offered_at", "ended_at"))

@@ -85,20 +85,22 @@ class Deployed:
     seconds: float
 
 
-def files(texts: Mapping[str, bytes], device_type: str, version: str = VERSION) -> dict[str, bytes]:
+def board_files(
+    texts: Mapping[str, bytes], device_type: str, version: str = VERSION
+) -> dict[str, bytes]:
     """Return what a board gets: path → content.
 
     Raises:
-        AppError: as :func:`beacon_ota.images.appfs.compile_all`.
+        AppError: as :func:`beacon_ota.images.appfs.compile_sources`.
     """
     info = AppInfo(version, device_type, "0" * 64, insecure=True)
     appfs.check_version(version)
-    found = {f"/{name}": data for name, data in flash.stage0().items()}
-    app = {**appfs.compile_all(texts), appfs.INFO: info.pack()}
+    found = {f"/{name}": data for name, data in flash.stage0_files().items()}
+    app = {**appfs.compile_sources(texts), appfs.INFO: info.pack()}
     return found | {f"/{FOLDER}/{name}": data for name, data in app.items()}
 
 
-def deploy(
+def deploy_app(
     port: str,
     wanted: Mapping[str, bytes],
     *,
@@ -111,7 +113,7 @@ def deploy(
 
     Args:
         port: serial port, or a URL that pyserial knows.
-        wanted: as :func:`files` returns them.
+        wanted: as :func:`board_files` returns them.
         baud: speed.
         fresh: soft-reset the interpreter first, for an empty heap.
         patience: seconds to wait for the prompt.
@@ -124,10 +126,14 @@ def deploy(
     """
     from mpremote.transport import TransportError, TransportExecError
 
-    ports.check(port)
+    ports.check_port(port)
     begun = time.monotonic()
     try:
-        with ports.named(port), _quiet(), _connected(port, baud, fresh, patience) as board:
+        with (
+            ports.name_port_errors(port),
+            _quiet(),
+            _connected(port, baud, fresh, patience) as board,
+        ):
             there = _listing(board)
             changed = {
                 path: data
@@ -271,7 +277,7 @@ def _reopen(port: str) -> None:
     """Raise the named error for a port that cannot be opened."""
     from serial import serial_for_url
 
-    with ports.named(port):
+    with ports.name_port_errors(port):
         serial_for_url(port, exclusive=True).close()
 
 

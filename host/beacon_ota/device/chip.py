@@ -40,7 +40,7 @@ class Written:
     seconds: float
 
 
-def regions(image: bytes, *, whole: bool = False) -> list[tuple[int, int]]:
+def flash_regions(image: bytes, *, whole: bool = False) -> list[tuple[int, int]]:
     """Return the (offset, length) of all that has to be written of a flash image.
 
     Args:
@@ -57,8 +57,8 @@ def regions(image: bytes, *, whole: bool = False) -> list[tuple[int, int]]:
         )
     if whole:
         return [(0, len(image))]
-    table = flash.parse(image).table
-    wanted = flash.used(image)
+    table = flash.parse_flash(image).table
+    wanted = flash.used_regions(image)
     wanted += [(part.offset, part.size) for part in (table.nvs, table.otadata) if part]
     merged: list[tuple[int, int]] = []
     for offset, length in sorted(wanted):
@@ -70,7 +70,7 @@ def regions(image: bytes, *, whole: bool = False) -> list[tuple[int, int]]:
     return merged
 
 
-def write(
+def write_image(
     port: str,
     image: bytes,
     *,
@@ -104,14 +104,16 @@ def write(
             ``chip_silent``, ``chip_other``, ``chip_flash_small``, ``chip_write``,
             ``chip_verify``.
     """
-    wanted = regions(image, whole=erase_all and not stub)  # the ROM erases only what it writes
-    ports.check(port)
+    wanted = flash_regions(
+        image, whole=erase_all and not stub
+    )  # the ROM erases only what it writes
+    ports.check_port(port)
 
     from esptool.cmds import attach_flash, detect_flash_size, reset_chip, run_stub
     from esptool.util import FatalError, flash_size_bytes
 
     begun = time.monotonic()
-    with _quiet(progress) as log, ports.named(port):
+    with _quiet(progress) as log, ports.name_port_errors(port):
         esp = _connect(port, before, after, attempts)
         touched = False
         try:
@@ -152,24 +154,24 @@ def write(
     )
 
 
-def read_address(
+def read_mac_address(
     port: str, *, before: str = "default-reset", after: str = "hard-reset", attempts: int = 7
 ) -> str:
     """Return a chip's own address, ``7c:df:a1:00:11:22``; it runs on as it did before.
 
     Args:
-        port, before, after, attempts: as of :func:`write`.
+        port, before, after, attempts: as of :func:`write_image`.
 
     Raises:
         DeviceError: ``port_missing``, ``port_denied``, ``port_busy``, ``port_lost``,
             ``chip_silent``, ``chip_other``.
     """
-    ports.check(port)
+    ports.check_port(port)
 
     from esptool.cmds import reset_chip
     from esptool.util import FatalError
 
-    with _quiet(None), ports.named(port):
+    with _quiet(None), ports.name_port_errors(port):
         esp = _connect(port, before, after, attempts)
         try:
             _check_chip(esp, port)
@@ -190,7 +192,7 @@ def _connect(port: str, before: str, after: str, attempts: int) -> "ESPLoader":
         return detect_chip(port, ROM_BAUD, before, connect_attempts=attempts)
     except BaseException as error:
         if "no-reset" not in (before, after):
-            ports.reset(port)  # it may be in its loader, and not heard
+            ports.reset_chip(port)  # it may be in its loader, and not heard
         if isinstance(error, FatalError):
             raise _connection(port, error) from error
         raise
@@ -248,7 +250,7 @@ def _verify(esp: "ESPLoader", image: bytes, wanted: list[tuple[int, int]]) -> No
 def _connection(port: str, error: Exception) -> DeviceError:
     lines = str(error).split("\n")
     if "Could not open" in lines[0]:
-        return ports.explain(port, lines[1] if len(lines) > 1 else lines[0])
+        return ports.explain_port_error(port, lines[1] if len(lines) > 1 else lines[0])
     return DeviceError(
         "chip_silent",
         f"no ESP32 answers on {port}: hold BOOT (GPIO 9) while it is reset, then try again",

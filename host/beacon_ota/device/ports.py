@@ -21,14 +21,14 @@ class DeviceError(ReachError):
     """What is, or should be, on a serial port does not do what it should."""
 
 
-def names() -> list[str]:
+def port_names() -> list[str]:
     """Return the serial ports there are."""
     from serial.tools import list_ports
 
     return sorted(found.device for found in list_ports.comports())
 
 
-def check(port: str) -> None:
+def check_port(port: str) -> None:
     """Refuse a port that is not there (``port_missing``) or not ours (``port_denied``)."""
     if not port.startswith("/"):
         return  # COM3, socket://…, rfc2217://…: opening it will tell
@@ -43,7 +43,7 @@ def check(port: str) -> None:
 
 
 @contextlib.contextmanager
-def named(port: str) -> Iterator[None]:
+def name_port_errors(port: str) -> Iterator[None]:
     """Turn what pyserial raises into named errors.
 
     Raises:
@@ -54,10 +54,10 @@ def named(port: str) -> Iterator[None]:
     try:
         yield
     except (serial.SerialException, OSError) as error:
-        raise explain(port, str(error), error.errno) from error
+        raise explain_port_error(port, str(error), error.errno) from error
 
 
-def explain(port: str, text: str, number: int | None = None) -> DeviceError:
+def explain_port_error(port: str, text: str, number: int | None = None) -> DeviceError:
     """Return the named error for what an attempt to use a port said."""
     if number == errno.EBUSY or any(word in text.lower() for word in _BUSY):
         return DeviceError(
@@ -77,7 +77,7 @@ def pulse_reset(serial: "Serial") -> None:
         serial.rts = False
 
 
-def reset(port: str) -> None:
+def reset_chip(port: str) -> None:
     """Reset the chip on a port that nobody has open; nothing happens where that is impossible."""
     import serial
 
@@ -89,7 +89,7 @@ def reset(port: str) -> None:
 
 
 def _missing(port: str) -> DeviceError:
-    there = names()
+    there = port_names()
     return DeviceError(
         "port_missing",
         f"there is no port {port}",

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.images import settings
 from beacon_ota.provision import labels
-from beacon_ota.virtual.beacon import OUI, VirtualBeacon
+from beacon_ota.virtual.beacon import ESPRESSIF_OUI, VirtualBeacon
 from beacon_ota.virtual.flash import bootloader
 from beacon_ota.virtual.flash.bootloader import NotBootable
 from beacon_ota.virtual.flash.esp_errors import EspError
 from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.flash.nvs import Nvs
 from beacon_ota.virtual.net.network import Network
-from beacon_ota.virtual.radio.vhci import Backend
+from beacon_ota.virtual.radio.vhci import BluetoothBackend
 
 if TYPE_CHECKING:
-    from beacon_ota.virtual.radio.room import RemoteRoom, Room
+    from beacon_ota.virtual.radio.space import RadioSpace, RemoteSpace
 
 
 @dataclass(frozen=True)
-class Member:
+class FleetMember:
     """Who a beacon is: what an orchestrator has to know of it, and where its flash came from.
 
     ``pin`` is what its label says, when it comes out of a box: it has no key yet then.
@@ -49,21 +49,21 @@ class Member:
     @property
     def label(self) -> labels.Label:
         """What is printed on it: its address, the name that it is provisioned under, its PIN."""
-        return labels.label(self.mac.hex(), self.pin or "")
+        return labels.make_label(self.mac.hex(), self.pin or "")
 
 
-def personalise(flash: Flash, values: Mapping[str, str]) -> None:
+def write_settings(flash: Flash, values: Mapping[str, str]) -> None:
     """Put settings into a flash image's NVS, keeping what else is there.
 
     Args:
         flash: the image.
-        values: as :func:`beacon_ota.images.settings.parse` reads them.
+        values: as :func:`beacon_ota.images.settings.parse_settings` reads them.
 
     Raises:
         InputError: ``flash_no_nvs`` (no table or no NVS in it), ``nvs_full``.
         UsageError: ``setting_value``.
     """
-    wanted = settings.parse(values)
+    wanted = settings.parse_settings(values)
     try:
         part = bootloader.read_table(flash).nvs
     except NotBootable as error:
@@ -71,7 +71,7 @@ def personalise(flash: Flash, values: Mapping[str, str]) -> None:
     if part is None:
         raise InputError("flash_no_nvs", "the partition table has no NVS")
     nvs = Nvs(flash, part, faithful=False)
-    namespace = nvs.open(settings.NAMESPACE)
+    namespace = nvs.open_namespace(settings.NAMESPACE)
     try:
         for key, value in wanted.items():
             nvs.set(namespace, key, value)
@@ -79,29 +79,29 @@ def personalise(flash: Flash, values: Mapping[str, str]) -> None:
         raise InputError("nvs_full", f"the settings do not fit into NVS: {error}") from error
 
 
-def address(name: str) -> bytes:
+def mac_from_name(name: str) -> bytes:
     """Return the MAC address that a name always has."""
-    return OUI + hashlib.sha256(name.encode()).digest()[:3]
+    return ESPRESSIF_OUI + hashlib.sha256(name.encode()).digest()[:3]
 
 
-def _member(name: str, image: str, boxed: bool) -> Member:
-    mac = address(name)
+def _make_member(name: str, image: str, boxed: bool) -> FleetMember:
+    mac = mac_from_name(name)
     if not boxed:
-        return Member(name, secrets.token_bytes(32), mac, image)
-    return Member(name, b"", mac, image, labels.label(mac.hex()).pin)
+        return FleetMember(name, secrets.token_bytes(32), mac, image)
+    return FleetMember(name, b"", mac, image, labels.make_label(mac.hex()).pin)
 
 
-def _own(member: Member) -> dict[str, str]:
+def _unique_settings(member: FleetMember) -> dict[str, str]:
     """Return the settings that no other beacon has."""
     if member.pin is None:
         return {"beacon_id": member.beacon_id, "beacon_key": member.beacon_key.hex()}
-    from beacon_ota.provision.session import enroll
+    from beacon_ota.provision.session import enroll_pin
 
-    secret = enroll(member.pin, member.label.name.encode())
+    secret = enroll_pin(member.pin, member.label.name.encode())
     return {"beacon_id": member.beacon_id, "pin_w": secret.hex()}
 
 
-class Fleet:
+class VirtualFleet:
     """Virtual beacons that share a network, and a room if there is one.
 
     Args:
@@ -126,14 +126,14 @@ class Fleet:
         *,
         prefix: str = "virtual-",
         network: Network | None = None,
-        room: "Room | RemoteRoom | None" = None,
+        room: "RadioSpace | RemoteSpace | None" = None,
         settings: Mapping[str, str] | None = None,
         boxed: bool = False,
         **options,
     ):
         if not images or count < 1:
             raise UsageError("fleet_empty", "a fleet has an image and a beacon, or more")
-        self.members: list[Member] = []
+        self.members: list[FleetMember] = []
         self.beacons: list[VirtualBeacon] = []
         self._flashes: list[Flash] = []
         network = network or Network()
@@ -143,11 +143,11 @@ class Fleet:
             for number in range(1, count + 1):
                 index = (number - 1) % len(images)
                 name = f"{prefix}{number:0{width}}"
-                member = _member(name, images[index].name, boxed)
+                member = _make_member(name, images[index].name, boxed)
                 flash = Flash(contents[index])
                 self._flashes.append(flash)
-                personalise(flash, {**(settings or {}), **_own(member)})
-                backend: Backend | None = room.backend() if room is not None else None
+                write_settings(flash, {**(settings or {}), **_unique_settings(member)})
+                backend: BluetoothBackend | None = room.make_backend() if room is not None else None
                 beacon = VirtualBeacon(
                     flash,
                     mac=member.mac,
@@ -167,9 +167,9 @@ class Fleet:
         for beacon in self.beacons:
             beacon.power_on()
 
-    def rows(self) -> list[dict[str, object]]:
+    def status_rows(self) -> list[dict[str, object]]:
         """Return one row per beacon: what it is doing."""
-        return [status(beacon) for beacon in self.beacons]
+        return [describe_beacon(beacon) for beacon in self.beacons]
 
     def close(self) -> None:
         """Cut the power and give everything back."""
@@ -178,14 +178,14 @@ class Fleet:
         for flash in self._flashes:
             flash.close()
 
-    def __enter__(self) -> "Fleet":
+    def __enter__(self) -> "VirtualFleet":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def status(beacon: VirtualBeacon) -> dict[str, object]:
+def describe_beacon(beacon: VirtualBeacon) -> dict[str, object]:
     """Return what a beacon is doing, as a row for people and for JSON."""
     boot = beacon.boot
     before = beacon.boots[-2] if len(beacon.boots) > 1 else None

@@ -55,7 +55,7 @@ class AppFolder:
         return compiled or (there and AGENT in _reachable(self.sources))
 
 
-def scan(folder: Path, include: Sequence[str] = ()) -> AppFolder:
+def scan_folder(folder: Path, include: Sequence[str] = ()) -> AppFolder:
     """Look through an app's folder.
 
     Args:
@@ -102,9 +102,9 @@ def read_sources(folder: Path) -> dict[str, bytes]:
     """Return the sources of an app: path below ``folder`` with ``/`` → text, sorted.
 
     Raises:
-        AppError: as :func:`scan`.
+        AppError: as :func:`scan_folder`.
     """
-    return dict(scan(folder).sources)
+    return dict(scan_folder(folder).sources)
 
 
 def _sorted(found: dict[str, T]) -> dict[str, T]:
@@ -191,7 +191,7 @@ def _reachable(sources: Mapping[str, bytes]) -> set[str]:
             found.add(module)
             continue
         found.add(module)
-        queue.extend(_imports(text_files.decode(sources[file], file, error=AppError)))
+        queue.extend(_imports(text_files.decode_text(sources[file], file, error=AppError)))
     return found
 
 
@@ -209,9 +209,7 @@ def _imports(text: str) -> Iterator[str]:
             yield node.module
             for alias in node.names:
                 yield f"{node.module}.{alias.name}"
-        elif (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and all(part.isidentifier() for part in node.value.split("."))
-        ):
-            yield node.value  # modules that are loaded by their name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for name in node.value.split():  # modules that are loaded by their names
+                if all(part.isidentifier() for part in name.split(".")):
+                    yield name

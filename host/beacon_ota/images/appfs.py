@@ -2,9 +2,11 @@
 
 Sources become ``.mpy`` with asserts dropped and line numbers kept (``-O2``): they cost some 6 %
 of size, and a traceback in a beacon's journal is worth that. No native code (``-march``), small
-integers of 31 bits as on the C3. The same sources give the same bytes.
+integers of 31 bits as on the C3. The same sources give the same bytes. The import of ``const`` is
+left out where the compiler does not need it, which saves a beacon heap in every module.
 """
 
+import ast
 import json
 import os
 import subprocess
@@ -125,7 +127,7 @@ def check_device_type(name: object) -> None:
         )
 
 
-def compile_all(texts: Mapping[str, bytes]) -> dict[str, bytes]:
+def compile_sources(texts: Mapping[str, bytes]) -> dict[str, bytes]:
     """Compile sources: ``a/b.py`` → ``a/b.mpy``.
 
     Raises:
@@ -133,12 +135,53 @@ def compile_all(texts: Mapping[str, bytes]) -> dict[str, bytes]:
             not UTF-8: it would compile, and raise when the beacon loads it.
     """
     texts = {
-        name: text_files.decode(text, name, code="app_encoding", error=AppError).encode()
+        name: _drop_const_import(
+            text_files.decode_text(text, name, code="app_encoding", error=AppError)
+        ).encode()
         for name, text in texts.items()
     }
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_WORKERS) as pool:
         root = Path(folder)
         return dict(pool.map(lambda pair: _compile(root, *pair), sorted(texts.items())))
+
+
+def _drop_const_import(text: str) -> str:
+    """Return the source without its import of ``const``; every line keeps its number.
+
+    MicroPython's compiler replaces ``NAME = const(value)`` by the value whether ``const`` was
+    imported or not. The import stays in a source that uses the name in any other way.
+    """
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return text  # the compiler says what is wrong with it
+    uses = sum(isinstance(node, ast.Name) and node.id == "const" for node in ast.walk(tree))
+    lines = text.split("\n")
+    imports = [n for n in tree.body if isinstance(n, ast.ImportFrom) and _imports_const(n)]
+    if uses != sum(map(_declares_constant, tree.body)) or len(imports) != 1:
+        return text
+    [found] = imports
+    if found.lineno != found.end_lineno or lines[found.lineno - 1].strip() != ast.unparse(found):
+        return text
+    found.names = [name for name in found.names if name.name != "const"]
+    lines[found.lineno - 1] = ast.unparse(found) if found.names else ""
+    return "\n".join(lines)
+
+
+def _imports_const(node: ast.ImportFrom) -> bool:
+    known = (node.module, node.level) in (("micropython", 0), (None, 1))
+    return known and any((name.name, name.asname) == ("const", None) for name in node.names)
+
+
+def _declares_constant(node: ast.stmt) -> bool:
+    """Whether a statement is ``NAME = const(…)``."""
+    return (
+        isinstance(node, ast.Assign)
+        and [type(target) for target in node.targets] == [ast.Name]
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+        and node.value.func.id == "const"
+    )
 
 
 def _compile(root: Path, name: str, text: bytes) -> tuple[str, bytes]:
@@ -172,7 +215,7 @@ def _compile(root: Path, name: str, text: bytes) -> tuple[str, bytes]:
     return name.removesuffix(".py") + ".mpy", code
 
 
-def build(
+def build_app(
     texts: Mapping[str, bytes],
     info: AppInfo,
     *,
@@ -188,12 +231,12 @@ def build(
         extra: further files as they are.
 
     Raises:
-        AppError: as :func:`compile_all`, ``app_file`` for two files of one name.
+        AppError: as :func:`compile_sources`, ``app_file`` for two files of one name.
         LittlefsError: a name that cannot be stored.
     """
     check_version(info.version)
     check_device_type(info.device_type)
-    files = compile_all(texts)
+    files = compile_sources(texts)
     payload = sum(map(len, files.values()))
     for name, data in (*(extra or {}).items(), (INFO, info.pack()), (KEYS, keys)):
         if data is None:
@@ -201,10 +244,10 @@ def build(
         if name in files:
             raise AppError("app_file", "two files of one name", found=name)
         files[name] = data
-    return App(files, littlefs.build(files, BLOCK), payload)
+    return App(files, littlefs.build_filesystem(files, BLOCK), payload)
 
 
-def read(
+def read_app(
     data: Buffer, offset: int = 0, *, frozen: bool = False
 ) -> tuple[littlefs.Filesystem, AppInfo]:
     """Read an app filesystem and its ``app.json``.
@@ -216,7 +259,7 @@ def read(
         AppError: ``app_mount`` (the filesystem is damaged), ``app_json`` and the like.
     """
     try:
-        found = littlefs.read(data, offset)
+        found = littlefs.read_filesystem(data, offset)
     except littlefs.LittlefsError as error:
         raise AppError(
             "app_mount",
@@ -224,7 +267,7 @@ def read(
             found=error.found,
             expected=error.expected,
         ) from error
-    if littlefs.shape(data, offset) != (found.block_size, found.block_count):
+    if littlefs.stored_geometry(data, offset) != (found.block_size, found.block_count):
         raise AppError("app_mount", "the app filesystem's first block is damaged")
     if INFO not in found.files:
         raise AppError("app_json", "the app filesystem has no app.json")

@@ -44,19 +44,19 @@ class Board:
         return self.table.slots
 
     @property
-    def first(self) -> Partition:
+    def initial_app(self) -> Partition:
         """Where the first release goes: the factory app where there is one, else ota_0."""
         return self.table.factory or self.slots[0]
 
     @property
     def slot_size(self) -> int:
         """Bytes that every release has to fit into: the smallest of slots and factory."""
-        return min(part.size for part in (*self.slots, self.first))
+        return min(part.size for part in (*self.slots, self.initial_app))
 
     @property
     def vfs(self) -> Partition:
         """The filesystem that holds stage 0."""
-        return _need(self.table.named(VFS))
+        return _need(self.table.find_name(VFS))
 
     @property
     def nvs(self) -> Partition:
@@ -80,7 +80,7 @@ class Board:
             )
 
 
-def names() -> tuple[str, ...]:
+def board_names() -> tuple[str, ...]:
     """Return the names of all boards, the project's own first."""
     found: dict[str, None] = {}
     for root in _roots():
@@ -89,7 +89,7 @@ def names() -> tuple[str, ...]:
     return tuple(found)
 
 
-def load(name: str | Path) -> Board:
+def load_board(name: str | Path) -> Board:
     """Load a board by its name, or from the folder given.
 
     Raises:
@@ -104,31 +104,33 @@ def load(name: str | Path) -> Board:
                 return _load(root / folder)
     elif (folder / "board.toml").is_file():
         return _load(folder)
-    raise UsageError("board_unknown", "no such board", found=str(name), expected=", ".join(names()))
+    raise UsageError(
+        "board_unknown", "no such board", found=str(name), expected=", ".join(board_names())
+    )
 
 
-def for_device_type(device_type: str) -> Board:
+def board_for_device_type(device_type: str) -> Board:
     """Return the board of a device type (InputError ``device_type_unknown``)."""
-    if device_type not in names():
+    if device_type not in board_names():
         raise InputError(
             "device_type_unknown",
             "no board has this device type",
             found=device_type,
-            expected=", ".join(names()),
+            expected=", ".join(board_names()),
         )
-    return load(device_type)
+    return load_board(device_type)
 
 
 def _roots() -> list[Path]:
     more = os.environ.get(FOLDERS, "")
-    return [paths.data("boards"), *(Path(part) for part in more.split(os.pathsep) if part)]
+    return [paths.data_path("boards"), *(Path(part) for part in more.split(os.pathsep) if part)]
 
 
 @cache
 def _load(folder: Path) -> Board:
     file = folder / "board.toml"
     try:
-        fields = tomllib.loads(text_files.read(file))
+        fields = tomllib.loads(text_files.read_text(file))
     except (tomllib.TOMLDecodeError, BeaconOtaError) as error:
         raise BoardError("board_file", f"{file}: {error}") from error
     if set(fields) != _FIELDS or not all(isinstance(value, str) for value in fields.values()):
@@ -154,7 +156,7 @@ def _load(folder: Path) -> Board:
 
 def _read(csv: Path) -> str:
     try:
-        return text_files.read(csv)
+        return text_files.read_text(csv)
     except BeaconOtaError as error:
         raise BoardError("board_file", error.message, found=error.found) from error
 
@@ -162,7 +164,7 @@ def _read(csv: Path) -> str:
 def _check(table: Table, csv: Path) -> None:
     """Refuse a layout that cannot be updated over the air."""
     apps = len(table.slots) + (table.factory is not None)
-    vfs = table.named(VFS)
+    vfs = table.find_name(VFS)
     missing = [
         name
         for name, there in (

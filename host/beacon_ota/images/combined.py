@@ -26,10 +26,10 @@ class Core:
 
 def is_combined(data: Buffer) -> bool:
     """Tell a combined image from an app image, cheaply."""
-    return partitions.is_table(data, TABLE_OFFSET) and esp.holds_table(data)
+    return partitions.is_table(data, TABLE_OFFSET) and esp.is_flash_image(data)
 
 
-def split(data: Buffer) -> Core:
+def split_image(data: Buffer) -> Core:
     """Take a combined image apart.
 
     The app is the factory one, or the first OTA slot on a table without factory.
@@ -43,7 +43,7 @@ def split(data: Buffer) -> Core:
     slot = table.factory or next(iter(table.slots), None)
     if slot is None:
         raise esp.ImageError("image_magic", "the partition table of this image has no app")
-    image = esp.parse(data, slot.offset, slot.size)
+    image = esp.parse_app_image(data, slot.offset, slot.size)
     return Core(
         data=bytes(data[slot.offset : slot.offset + image.length]),
         image=image,
@@ -53,15 +53,16 @@ def split(data: Buffer) -> Core:
     )
 
 
-def load(data: Buffer) -> Core:
+def parse_core(data: Buffer) -> Core:
     """Read a core from an app image or a combined image.
 
     Bytes behind an app image are dropped: a release gives its core.
 
     Raises:
-        PartitionError, ImageError: as :func:`split` and :func:`beacon_ota.images.esp.parse`.
+        PartitionError, ImageError: as :func:`split_image` and
+            :func:`beacon_ota.images.esp.parse_app_image`.
     """
     if is_combined(data):
-        return split(data)
-    image = esp.parse(data)
+        return split_image(data)
+    image = esp.parse_app_image(data)
     return Core(data=bytes(data[: image.length]), image=image)

@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]  # bytes so far, bytes in all
 
 
 @dataclass(frozen=True)
-class Stock:
+class StockCore:
     """An official build: where it is, and what it is."""
 
     version: str
@@ -38,7 +38,7 @@ class Stock:
         return self.url.rpartition("/")[2]
 
 
-STOCK = Stock(
+STOCK = StockCore(
     version="v1.27.0",
     url="https://micropython.org/resources/firmware/ESP32_GENERIC_C3-20251209-v1.27.0.bin",
     size=1_724_720,
@@ -46,14 +46,14 @@ STOCK = Stock(
 )
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """Return the folder of fetched cores."""
     from platformdirs import user_cache_path
 
     return user_cache_path("beacon-ota", appauthor=False) / "cores"
 
 
-def locate(given: Path | None = None) -> tuple[Path, str]:
+def locate_core(given: Path | None = None) -> tuple[Path, str]:
     """Return a core's file and who named it: ``option``, ``environment`` or ``cache``.
 
     Raises:
@@ -64,7 +64,7 @@ def locate(given: Path | None = None) -> tuple[Path, str]:
     named = os.environ.get(ENV)
     if named:
         return Path(named), "environment"
-    fetched = cache() / STOCK.name
+    fetched = cache_folder() / STOCK.name
     if fetched.is_file():
         return fetched, "cache"
     raise UsageError(
@@ -74,7 +74,7 @@ def locate(given: Path | None = None) -> tuple[Path, str]:
     )
 
 
-def load(file: Path) -> Core:
+def read_core(file: Path) -> Core:
     """Read a core from a file: an app image, a combined image, or a release.
 
     Raises:
@@ -85,11 +85,11 @@ def load(file: Path) -> Core:
         data = file.read_bytes()
     except OSError as error:
         raise UsageError("file_missing", f"cannot read {file}: {error.strerror}") from error
-    return combined.load(data)
+    return combined.parse_core(data)
 
 
-def fetch(
-    stock: Stock = STOCK,
+def fetch_core(
+    stock: StockCore = STOCK,
     folder: Path | None = None,
     progress: Progress | None = None,
     *,
@@ -113,7 +113,7 @@ def fetch(
     """
     import requests
 
-    folder = cache() if folder is None else folder
+    folder = cache_folder() if folder is None else folder
     url = url or stock.url
     target = folder / stock.name
     if not again and target.is_file() and _sha256(target) == stock.sha256:
@@ -137,7 +137,7 @@ def fetch(
     return target
 
 
-def _copy(answer, out, stock: Stock, progress: Progress | None) -> None:
+def _copy(answer, out, stock: StockCore, progress: Progress | None) -> None:
     """Copy a response's body, bounded by the size expected, and check its hash."""
     digest, done = hashlib.sha256(), 0
     for chunk in answer.iter_content(_CHUNK):

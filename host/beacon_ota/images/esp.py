@@ -2,11 +2,12 @@
 
 An image is a 24-byte header, segments (load address, length, data), a checksum byte at the end
 of a 16-byte block, and the SHA-256 of everything before it. Its length comes from the headers
-alone; what follows in the slot is nobody's business. Flash-mapped segments are paged in by
+alone; bytes that follow in the slot do not matter. Flash-mapped segments are paged in by
 64 KiB, so their place in flash and their address agree in the low 16 bits.
 
-:func:`parse` is stricter than the chip: it is for files people hand in. :func:`verify_bootable`
-decides exactly as ESP-IDF 5.5 does. Source: ESP-IDF ``esp_image_format.c``, ``esp_app_desc.h``.
+:func:`parse_app_image` is stricter than the chip: it is for files that people hand in.
+:func:`verify_bootable` decides exactly as ESP-IDF 5.5 does. Source: ESP-IDF
+``esp_image_format.c``, ``esp_app_desc.h``.
 """
 
 import hashlib
@@ -144,7 +145,7 @@ class Bootloader(Image):
     built: str
 
 
-def parse(data: Buffer, offset: int = 0, limit: int | None = None) -> AppImage:
+def parse_app_image(data: Buffer, offset: int = 0, limit: int | None = None) -> AppImage:
     """Check the app image at ``offset`` in all its parts and return what it says.
 
     Args:
@@ -158,7 +159,7 @@ def parse(data: Buffer, offset: int = 0, limit: int | None = None) -> AppImage:
             for a whole flash image where an app image belongs.
     """
     view = _window(data, offset, limit)
-    if holds_table(view):
+    if is_flash_image(view):
         raise ImageError(
             "flash_image",
             "this is an image of the whole flash (bootloader, partition table and apps); "
@@ -172,7 +173,11 @@ def parse(data: Buffer, offset: int = 0, limit: int | None = None) -> AppImage:
 
 
 def parse_bootloader(data: Buffer, offset: int = 0, limit: int | None = None) -> Bootloader:
-    """Check the bootloader image at ``offset``; raises as :func:`parse`, no ``flash_image``."""
+    """Check the bootloader image at ``offset`` and return what it says.
+
+    Raises:
+        ImageError: as :func:`parse_app_image`, without ``flash_image``.
+    """
     view = _window(data, offset, limit)
     common, segments = _parse(view)
     for segment in segments:
@@ -190,7 +195,7 @@ def parse_bootloader(data: Buffer, offset: int = 0, limit: int | None = None) ->
     return Bootloader(**common, idf=idf, built=built)
 
 
-def length_of(data: Buffer, offset: int = 0, limit: int | None = None) -> int:
+def image_length(data: Buffer, offset: int = 0, limit: int | None = None) -> int:
     """Return the length of the image at ``offset`` from its headers alone.
 
     Raises:
@@ -202,7 +207,7 @@ def length_of(data: Buffer, offset: int = 0, limit: int | None = None) -> int:
     return _length(view)[0]
 
 
-def holds_table(data: Buffer) -> bool:
+def is_flash_image(data: Buffer) -> bool:
     """Tell a whole flash image: a partition table, MD5 and all, at 0x8000."""
     if not partitions.is_table(data, partitions.TABLE_OFFSET):
         return False
@@ -260,7 +265,7 @@ def verify_bootable(
         described = index == 0 and length and offset != BOOTLOADER_OFFSET
         if described and not _block_fits(flash, at, block_rev):
             return None
-        checksum ^= xor(view[at : at + length])
+        checksum ^= xor_bytes(view[at : at + length])
         at += length
     total = (at - offset + 16) & ~15
     if offset + total > len(flash) or flash[offset + total - 1] != checksum:
@@ -273,7 +278,7 @@ def verify_bootable(
     return total if total <= size else None
 
 
-def xor(data: Buffer) -> int:
+def xor_bytes(data: Buffer) -> int:
     """Return the XOR of all bytes, by folding one large integer in half again and again."""
     value, width = int.from_bytes(data, "little"), len(data)
     while width > 1:
@@ -303,7 +308,7 @@ def with_flash_size(image: bytes, size: int) -> bytes:
     code = (size >> 20).bit_length() - 1
     if size != (1 << 20) << max(code, 0) or code > 7:
         raise ImageError("image_flash_size", "no such flash size", found=size, expected="1M…128M")
-    length = length_of(image)
+    length = image_length(image)
     changed = bytearray(image)
     changed[3] = code << 4 | changed[3] & 0x0F
     if changed[HEADER.size - 1]:
@@ -370,7 +375,7 @@ def _parse(view: memoryview) -> tuple[dict, tuple[Segment, ...]]:
     total, body = _length(view)
     checksum = 0xEF
     for segment in segments:
-        checksum ^= xor(view[segment.offset : segment.offset + segment.length])
+        checksum ^= xor_bytes(view[segment.offset : segment.offset + segment.length])
     if view[body - 1] != checksum:
         raise ImageError(
             "image_checksum",

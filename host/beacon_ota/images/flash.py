@@ -32,7 +32,7 @@ class FlashError(InputError):
 
 
 @dataclass(frozen=True)
-class App:
+class AppSlot:
     """What an app partition holds: a release, or why there is none; ``blank`` when all FF."""
 
     partition: Partition
@@ -56,18 +56,18 @@ class Flash:
     table: Table
     settings: Nvs | None
     otadata: tuple[otadata.Entry, otadata.Entry] | None
-    apps: tuple[App, ...]
+    apps: tuple[AppSlot, ...]
     vfs: Filesystem | None
     errors: Mapping[str, InputError]
 
 
-def stage0() -> dict[str, bytes]:
+def stage0_files() -> dict[str, bytes]:
     """Return the files of the vfs: stage 0 as it is."""
-    folder = paths.data("firmware", "stage0")
+    folder = paths.data_path("firmware", "stage0")
     return {file.name: file.read_bytes() for file in sorted(folder.glob("*.py"))}
 
 
-def build(
+def build_flash(
     board: Board,
     bootloader: bytes,
     release: bytes,
@@ -79,7 +79,7 @@ def build(
     Args:
         bootloader: a bootloader image; its header gets the board's flash size.
         release: a release image for this board.
-        values: settings, as :func:`beacon_ota.images.settings.parse` returns them.
+        values: settings, as :func:`beacon_ota.images.settings.parse_settings` returns them.
         files: what the vfs holds; stage 0 by default.
 
     Raises:
@@ -88,7 +88,7 @@ def build(
         ImageError, AppError, NvsError, LittlefsError: a part is not acceptable.
     """
     board.check_fit(len(release))
-    found = releases.parse(release)
+    found = releases.parse_release(release)
     if found.info.device_type != board.device_type:
         raise FlashError(
             "device_type",
@@ -98,15 +98,17 @@ def build(
         )
     loader = esp.with_flash_size(bootloader, board.flash_size)
     esp.parse_bootloader(loader, 0, TABLE_OFFSET)
-    entry = None if board.table.factory else otadata.entry(1, otadata.VALID)
-    vfs = stage0() if files is None else files
+    entry = None if board.table.factory else otadata.make_entry(1, otadata.VALID)
+    vfs = stage0_files() if files is None else files
     parts = {
         0: loader,
         TABLE_OFFSET: board.table.to_bin(),
-        board.nvs.offset: nvs.generate({settings.NAMESPACE: values or {}}, board.nvs.size),
-        board.otadata.offset: otadata.build(entry),
-        board.first.offset: release,
-        board.vfs.offset: littlefs.build(vfs, SECTOR, board.vfs.size // SECTOR),
+        board.nvs.offset: nvs.generate_partition(
+            {settings.NAMESPACE: values or {}}, board.nvs.size
+        ),
+        board.otadata.offset: otadata.build_partition(entry),
+        board.initial_app.offset: release,
+        board.vfs.offset: littlefs.build_filesystem(vfs, SECTOR, board.vfs.size // SECTOR),
     }
     image = bytearray(b"\xff") * board.flash_size
     for offset, data in parts.items():
@@ -114,7 +116,7 @@ def build(
     return bytes(image)
 
 
-def parse(data: Buffer) -> Flash:
+def parse_flash(data: Buffer) -> Flash:
     """Take a flash image apart, as far as it goes.
 
     Raises:
@@ -132,14 +134,14 @@ def parse(data: Buffer) -> Flash:
         )
     stored = None
     if table.nvs is not None:
-        stored = _try(errors, table.nvs.name, nvs.read, _cut(data, table.nvs))
+        stored = _try(errors, table.nvs.name, nvs.read_partition, _cut(data, table.nvs))
     entries = None
     if table.otadata is not None and table.otadata.end <= len(data):
-        entries = otadata.parse(_cut(data, table.otadata))
-    vfs_part = table.named(boards.VFS)
+        entries = otadata.parse_entries(_cut(data, table.otadata))
+    vfs_part = table.find_name(boards.VFS)
     vfs = None
     if vfs_part is not None and not _blank(_cut(data, vfs_part)):
-        vfs = _try(errors, vfs_part.name, littlefs.read, _cut(data, vfs_part))
+        vfs = _try(errors, vfs_part.name, littlefs.read_filesystem, _cut(data, vfs_part))
     apps = tuple(_app(data, part) for part in table if part.type == partitions.APP)
     for app in apps:
         if app.error is not None:
@@ -149,7 +151,7 @@ def parse(data: Buffer) -> Flash:
     )
 
 
-def used(data: Buffer) -> list[tuple[int, int]]:
+def used_regions(data: Buffer) -> list[tuple[int, int]]:
     """Return the (offset, length) of all stretches of sectors that are not blank."""
     found: list[tuple[int, int]] = []
     blank = b"\xff" * SECTOR
@@ -163,12 +165,12 @@ def used(data: Buffer) -> list[tuple[int, int]]:
     return found
 
 
-def _app(data: Buffer, part: Partition) -> App:
+def _app(data: Buffer, part: Partition) -> AppSlot:
     if _blank(_cut(data, part)):
-        return App(part, None, None, True)
+        return AppSlot(part, None, None, True)
     errors: dict[str, InputError] = {}
-    found = _try(errors, "app", releases.parse, data, part.offset, part.size)
-    return App(part, found, errors.get("app"), False)
+    found = _try(errors, "app", releases.parse_release, data, part.offset, part.size)
+    return AppSlot(part, found, errors.get("app"), False)
 
 
 def _try(errors: dict[str, InputError], name: str, function, *args):
@@ -189,8 +191,8 @@ def _blank(data: bytes) -> bool:
 
 
 def _board(table: Table, size: int) -> Board | None:
-    for name in boards.names():
-        board = boards.load(name)
+    for name in boards.board_names():
+        board = boards.load_board(name)
         if board.table == table and board.flash_size == size:
             return board
     return None

@@ -76,7 +76,7 @@ def is_littlefs(data: Buffer, offset: int = 0) -> bool:
     return bytes(data[at : at + len(MAGIC)]) == MAGIC
 
 
-def shape(data: Buffer, offset: int = 0) -> tuple[int, int]:
+def stored_geometry(data: Buffer, offset: int = 0) -> tuple[int, int]:
     """Return block size and count from where they lie in an image as built: stage 0 looks there.
 
     littlefs moves them only when it writes to an image of an older version.
@@ -86,7 +86,7 @@ def shape(data: Buffer, offset: int = 0) -> tuple[int, int]:
     return block_size, count
 
 
-def size_of(data: Buffer, offset: int = 0) -> int:
+def filesystem_size(data: Buffer, offset: int = 0) -> int:
     """Return the bytes of the filesystem at ``offset`` from its first superblock alone.
 
     Raises:
@@ -96,7 +96,7 @@ def size_of(data: Buffer, offset: int = 0) -> int:
     return block_size * count
 
 
-def read(data: Buffer, offset: int = 0) -> Filesystem:
+def read_filesystem(data: Buffer, offset: int = 0) -> Filesystem:
     """Read all files of the filesystem at ``offset``.
 
     Raises:
@@ -116,7 +116,9 @@ def read(data: Buffer, offset: int = 0) -> Filesystem:
     return Filesystem(block_size, count, reader.version, files)
 
 
-def build(files: Mapping[str, bytes], block_size: int, block_count: int | None = None) -> bytes:
+def build_filesystem(
+    files: Mapping[str, bytes], block_size: int, block_count: int | None = None
+) -> bytes:
     """Return an image that holds ``files``; the same files give the same bytes.
 
     Args:
@@ -182,7 +184,7 @@ def _build(files: Mapping[str, bytes], block_size: int, block_count: int) -> tup
                 file.write(files[path])
         used = fs.used_block_count
         fs.unmount()
-        if shape(fs.context.buffer) != (block_size, block_count):
+        if stored_geometry(fs.context.buffer) != (block_size, block_count):
             raise LittlefsError("fs_build", "littlefs moved the superblock")
     except LittleFSError as error:
         if error.code == LittleFSError.Error.LFS_ERR_NOSPC:

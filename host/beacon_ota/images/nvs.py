@@ -10,7 +10,7 @@ A blob is an index entry and chunks of at most 4000 bytes; the index names the v
 one replaces the other.
 
 The codec (:class:`Item`, :func:`pack_header`, :func:`parse_header`, :func:`entry_state`,
-:func:`crc`) is what a writer needs as well. Source: ESP-IDF ``components/nvs_flash``, v5.x.
+:func:`crc32`) is what a writer needs as well. Source: ESP-IDF ``components/nvs_flash``, v5.x.
 """
 
 import struct
@@ -94,7 +94,7 @@ _NUMBERS = {
 _VARIABLE_TYPES = (Type.STR, Type.BLOB, Type.CHUNK)
 
 
-def crc(data: bytes, start: int = 0xFFFFFFFF) -> int:
+def crc32(data: bytes, start: int = 0xFFFFFFFF) -> int:
     """Return ESP-IDF's CRC-32 of ``data``: zlib's, entered with 0xFFFFFFFF."""
     return zlib.crc32(data, start) & 0xFFFFFFFF
 
@@ -102,7 +102,7 @@ def crc(data: bytes, start: int = 0xFFFFFFFF) -> int:
 def pack_header(sequence: int, state: int = PageState.ACTIVE, version: int = VERSION) -> bytes:
     """Return the 32 header bytes of a page."""
     head = _HEADER.pack(state, sequence, version, b"\xff" * 19, 0)
-    return head[:28] + struct.pack("<I", crc(head[4:28]))
+    return head[:28] + struct.pack("<I", crc32(head[4:28]))
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Header:
 def parse_header(page: Buffer) -> Header:
     """Read the header of ``page`` (at least 32 bytes)."""
     state, sequence, version, _, stored = _HEADER.unpack_from(page)
-    return Header(state, sequence, version, stored == crc(bytes(page[4:28])))
+    return Header(state, sequence, version, stored == crc32(bytes(page[4:28])))
 
 
 def entry_state(page: Buffer, index: int) -> EntryState:
@@ -126,7 +126,7 @@ def entry_state(page: Buffer, index: int) -> EntryState:
     return EntryState(page[BITMAP + index // 4] >> index % 4 * 2 & 3)
 
 
-def state_word(index: int, state: int, count: int = 1) -> Iterator[tuple[int, bytes]]:
+def state_words(index: int, state: int, count: int = 1) -> Iterator[tuple[int, bytes]]:
     """Yield (offset in the page, 4 bytes to program) that move entries to ``state``.
 
     NVS programs its bitmap in aligned 32-bit words; every bit not to be cleared is 1.
@@ -141,7 +141,7 @@ def state_word(index: int, state: int, count: int = 1) -> Iterator[tuple[int, by
         yield BITMAP + word * 4, struct.pack("<I", value)
 
 
-def spans(size: int) -> int:
+def entry_span(size: int) -> int:
     """Return how many entries an item with ``size`` bytes of variable data takes."""
     return 1 + (size + ENTRY - 1) // ENTRY
 
@@ -177,8 +177,8 @@ class Item:
         cls, namespace: int, key: bytes, type: Type, payload: bytes, chunk: int = CHUNK_ANY
     ) -> "Item":
         """Return the head of a string, a chunk or a format-1 blob."""
-        data = _VARIABLE.pack(len(payload), 0xFFFF, crc(payload))
-        return cls(namespace, type, spans(len(payload)), chunk, key, data)
+        data = _VARIABLE.pack(len(payload), 0xFFFF, crc32(payload))
+        return cls(namespace, type, entry_span(len(payload)), chunk, key, data)
 
     @classmethod
     def index(cls, namespace: int, key: bytes, size: int, chunks: int, first: int) -> "Item":
@@ -190,7 +190,7 @@ class Item:
         """Return the 32 bytes of the entry."""
         head = struct.pack("<BBBB", self.namespace, self.type, self.span, self.chunk)
         tail = struct.pack("<16s8s", self.key, self.data)
-        return head + struct.pack("<I", crc(tail, zlib.crc32(head, 0xFFFFFFFF))) + tail
+        return head + struct.pack("<I", crc32(tail, zlib.crc32(head, 0xFFFFFFFF))) + tail
 
     @classmethod
     def unpack(cls, raw: Buffer, room: int = ENTRIES) -> "Item | None":
@@ -202,13 +202,13 @@ class Item:
         """
         raw = bytes(raw)
         namespace, type, span, chunk, stored, key, data = _ITEM.unpack(raw)
-        if stored != crc(raw[8:], zlib.crc32(raw[:4], 0xFFFFFFFF)):
+        if stored != crc32(raw[8:], zlib.crc32(raw[:4], 0xFFFFFFFF)):
             return None
         item = cls(namespace, type, span, chunk, key.split(b"\0")[0], data)
         if type in _NUMBERS or type == Type.INDEX:
             return item if span == 1 else None
         if type in _VARIABLE_TYPES:
-            return item if span == spans(item.size) and span <= room else None
+            return item if span == entry_span(item.size) and span <= room else None
         return None
 
     @property
@@ -236,7 +236,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedItem:
     """An item of a page, with its variable data (empty for numbers and indices)."""
 
     index: int
@@ -244,7 +244,7 @@ class Placed:
     payload: bytes
 
 
-def items(page: Buffer) -> Iterator[Placed]:
+def page_items(page: Buffer) -> Iterator[PlacedItem]:
     """Yield the valid items of one page, in the order they were written.
 
     An item counts when all its entries are marked written and both its CRCs are right:
@@ -261,10 +261,10 @@ def items(page: Buffer) -> Iterator[Placed]:
                 payload = b""
                 if item.type in _VARIABLE_TYPES:
                     payload = bytes(page[at + ENTRY : at + ENTRY + item.size])
-                    if crc(payload) == item.data_crc:
-                        yield Placed(index, item, payload)
+                    if crc32(payload) == item.data_crc:
+                        yield PlacedItem(index, item, payload)
                 else:
-                    yield Placed(index, item, payload)
+                    yield PlacedItem(index, item, payload)
         index += step
 
 
@@ -317,7 +317,7 @@ class Nvs:
         return {entry.key: entry.value for entry in self.entries if entry.namespace == name}
 
 
-def read(data: Buffer) -> Nvs:
+def read_partition(data: Buffer) -> Nvs:
     """Read an NVS partition as a beacon would find it after start-up.
 
     Raises:
@@ -347,7 +347,7 @@ def read(data: Buffer) -> Nvs:
                 )
             alive.append((info.sequence, page))
     alive.sort(key=lambda pair: pair[0])
-    placed = [found for _, page in alive for found in items(page)]
+    placed = [found for _, page in alive for found in page_items(page)]
     return Nvs(tuple(infos), tuple(_entries(placed, notes)), tuple(notes))
 
 
@@ -370,11 +370,11 @@ def _page_info(number: int, page: bytes) -> PageInfo:
     )
 
 
-def _entries(placed: list[Placed], notes: list[str]) -> Iterator[Entry]:
+def _entries(placed: list[PlacedItem], notes: list[str]) -> Iterator[Entry]:
     """Join chunks to blobs; of several values under one key the newest whole one counts."""
     names: dict[int, str] = {}
     chunks: dict[tuple[int, bytes, int], bytes] = {}
-    values: dict[tuple[int, bytes], list[Placed]] = {}
+    values: dict[tuple[int, bytes], list[PlacedItem]] = {}
     for found in placed:
         item = found.item
         if item.namespace == NAMESPACES:
@@ -399,7 +399,7 @@ def _entries(placed: list[Placed], notes: list[str]) -> Iterator[Entry]:
 
 
 def _value(
-    found: Placed, chunks: Mapping[tuple[int, bytes, int], bytes]
+    found: PlacedItem, chunks: Mapping[tuple[int, bytes, int], bytes]
 ) -> int | str | bytes | None:
     item = found.item
     if item.type in _NUMBERS:
@@ -420,7 +420,7 @@ def _text(key: bytes) -> str:
     return key.decode("ascii", "replace")
 
 
-def generate(values: Mapping[str, Mapping[str, int | bytes]], size: int) -> bytes:
+def generate_partition(values: Mapping[str, Mapping[str, int | bytes]], size: int) -> bytes:
     """Return an NVS partition of ``size`` bytes, written by Espressif's own generator.
 
     Args:

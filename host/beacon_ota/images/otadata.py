@@ -55,7 +55,7 @@ class Entry:
     @property
     def good(self) -> bool:
         """May be the active entry."""
-        return not self.rejected and self.crc == crc(self.seq)
+        return not self.rejected and self.crc == sequence_crc(self.seq)
 
     @property
     def marks(self) -> int:
@@ -69,21 +69,21 @@ class Entry:
     def __str__(self) -> str:
         if self.seq == BLANK:
             return "blank"
-        mark = "" if self.crc == crc(self.seq) else " (bad CRC)"
+        mark = "" if self.crc == sequence_crc(self.seq) else " (bad CRC)"
         return f"{self.seq}/{STATES.get(self.state, hex(self.state))}{mark}"
 
 
-def crc(seq: int) -> int:
+def sequence_crc(seq: int) -> int:
     """Return the CRC that belongs to a sequence number."""
     return zlib.crc32(struct.pack("<I", seq), 0xFFFFFFFF)
 
 
-def entry(seq: int, state: int) -> Entry:
+def make_entry(seq: int, state: int) -> Entry:
     """Return an entry with the right CRC and a blank label."""
-    return Entry(seq, state=state, crc=crc(seq))
+    return Entry(seq, state=state, crc=sequence_crc(seq))
 
 
-def active(entries: tuple[Entry, Entry]) -> int:
+def active_entry(entries: tuple[Entry, Entry]) -> int:
     """Return which entry counts, 0 or 1, or -1; of equal numbers it is 0."""
     first, second = entries
     if first.good and second.good:
@@ -91,14 +91,14 @@ def active(entries: tuple[Entry, Entry]) -> int:
     return 0 if first.good else 1 if second.good else -1
 
 
-def parse(data: Buffer) -> tuple[Entry, Entry]:
+def parse_entries(data: Buffer) -> tuple[Entry, Entry]:
     """Read both entries of an otadata partition (at least 0x1020 bytes)."""
     first = bytes(data[:ENTRY])
     second = bytes(data[SECTOR : SECTOR + ENTRY])
     return Entry.unpack(first), Entry.unpack(second)
 
 
-def build(first: Entry | None = None, second: Entry | None = None) -> bytes:
+def build_partition(first: Entry | None = None, second: Entry | None = None) -> bytes:
     """Return an otadata partition of 0x2000 bytes; None is a blank entry."""
     sectors = ((found or Entry()).pack().ljust(SECTOR, b"\xff") for found in (first, second))
     return b"".join(sectors)

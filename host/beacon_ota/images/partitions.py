@@ -114,14 +114,14 @@ class Table:
     def __len__(self) -> int:
         return len(self.partitions)
 
-    def find(self, type: int, subtype: int) -> Partition | None:
+    def find_kind(self, type: int, subtype: int) -> Partition | None:
         """Return the first partition of this kind."""
         for part in self.partitions:
             if (part.type, part.subtype) == (type, subtype):
                 return part
         return None
 
-    def named(self, name: str) -> Partition | None:
+    def find_name(self, name: str) -> Partition | None:
         """Return the partition of this name."""
         for part in self.partitions:
             if part.name == name:
@@ -137,17 +137,17 @@ class Table:
     @property
     def factory(self) -> Partition | None:
         """The factory app."""
-        return self.find(APP, FACTORY)
+        return self.find_kind(APP, FACTORY)
 
     @property
     def otadata(self) -> Partition | None:
         """The two sectors from which the bootloader chooses a slot."""
-        return self.find(DATA, OTA)
+        return self.find_kind(DATA, OTA)
 
     @property
     def nvs(self) -> Partition | None:
         """The settings."""
-        return self.find(DATA, NVS)
+        return self.find_kind(DATA, NVS)
 
     @property
     def end(self) -> int:
@@ -187,7 +187,7 @@ def parse_csv(text: str, flash_size: int | None = None) -> Table:
         flash_size: bytes of flash, to check that the table fits.
 
     Raises:
-        PartitionError: ``table_csv`` (a field), or one of :func:`verify`.
+        PartitionError: ``table_csv`` (a field), or one of :func:`verify_table`.
     """
     parts: list[Partition] = []
     end = TABLE_OFFSET + TABLE_SECTOR
@@ -206,7 +206,7 @@ def parse_csv(text: str, flash_size: int | None = None) -> Table:
             )
         parts.append(part)
         end = part.end
-    return verify(Table(tuple(parts)), flash_size)
+    return verify_table(Table(tuple(parts)), flash_size)
 
 
 def parse_bin(data: Buffer, flash_size: int | None = None, offset: int = 0) -> Table:
@@ -214,7 +214,7 @@ def parse_bin(data: Buffer, flash_size: int | None = None, offset: int = 0) -> T
 
     Raises:
         PartitionError: ``table_magic`` (no table there), ``table_md5`` (wrong or absent),
-            ``table_end`` (no end mark), or one of :func:`verify`.
+            ``table_end`` (no end mark), or one of :func:`verify_table`.
     """
     data = bytes(data[offset : offset + TABLE_SIZE])
     rows: list[bytes] = []
@@ -231,7 +231,7 @@ def parse_bin(data: Buffer, flash_size: int | None = None, offset: int = 0) -> T
                 )
             if data[at + ROW : at + 2 * ROW] != b"\xff" * ROW:
                 break
-            return verify(Table(tuple(_unpack(row) for row in rows)), flash_size)
+            return verify_table(Table(tuple(_unpack(row) for row in rows)), flash_size)
         if row == b"\xff" * ROW and rows:
             # The bootloader would go on without it; ESP-IDF's partition API does not.
             raise PartitionError("table_md5", "the table has no MD5 row")
@@ -253,7 +253,7 @@ def is_table(data: Buffer, offset: int = 0) -> bool:
     return bytes(data[offset : offset + 2]) == ROW_MAGIC
 
 
-def verify(table: Table, flash_size: int | None = None) -> Table:
+def verify_table(table: Table, flash_size: int | None = None) -> Table:
     """Return ``table`` if it keeps the generator's rules.
 
     Raises:

@@ -60,12 +60,12 @@ def app_offset(core_length: int) -> int:
     return -(-core_length // SECTOR) * SECTOR
 
 
-def build(core: bytes, app: bytes) -> bytes:
+def join_core_and_app(core: bytes, app: bytes) -> bytes:
     """Join a core (an app image, nothing behind it) and an app filesystem."""
     return core.ljust(app_offset(len(core)), b"\xff") + app
 
 
-def make(
+def build_release(
     core: bytes,
     texts: Mapping[str, bytes],
     version: str,
@@ -79,13 +79,13 @@ def make(
     """Compile an app and put it behind a core: a release in one step.
 
     Raises:
-        AppError, LittlefsError: as :func:`beacon_ota.images.appfs.build`.
+        AppError, LittlefsError: as :func:`beacon_ota.images.appfs.build_app`.
     """
     info = AppInfo(version, device_type, hashlib.sha256(core).hexdigest(), built_at, insecure)
-    return build(core, appfs.build(texts, info, keys=keys, extra=extra).image)
+    return join_core_and_app(core, appfs.build_app(texts, info, keys=keys, extra=extra).image)
 
 
-def renumber(
+def renumber_release(
     data: bytes, version: str, *, built_at: int | None = None, keys: bytes | None = None
 ) -> bytes:
     """Return the same release under a higher version: core and code stay as they are.
@@ -97,10 +97,10 @@ def renumber(
 
     Raises:
         AppError: ``app_frozen`` (its version is part of the core), ``app_version``.
-        InputError: ``version_not_higher``; what :func:`parse` refuses.
+        InputError: ``version_not_higher``; what :func:`parse_release` refuses.
     """
-    found = parse(data)
-    if found.app_offset is None or frozen(found.core) is not None:
+    found = parse_release(data)
+    if found.app_offset is None or frozen_app(found.core) is not None:
         raise AppError(
             "app_frozen",
             "the app is frozen into the core, and so is its version: build it again",
@@ -120,10 +120,10 @@ def renumber(
     if keys is not None:
         files[appfs.KEYS] = keys
     core = bytes(data[: found.core.length])
-    return build(core, littlefs.build(files, appfs.BLOCK))
+    return join_core_and_app(core, littlefs.build_filesystem(files, appfs.BLOCK))
 
 
-def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
+def parse_release(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
     """Check a release image in all its parts.
 
     Args:
@@ -134,17 +134,17 @@ def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
             that one byte more would look like another release.
 
     Raises:
-        ImageError: the core, as :func:`beacon_ota.images.esp.parse`.
+        ImageError: the core, as :func:`beacon_ota.images.esp.parse_app_image`.
         AppError: ``app_missing``, ``app_mount``, ``app_json``, ``app_main``, ``app_version``,
             ``app_device_type``, ``app_core`` (built for another core), ``app_trailing``.
     """
-    core = esp.parse(data, offset, size)
+    core = esp.parse_app_image(data, offset, size)
     end = len(data) if size is None else min(len(data), offset + size)
     view = memoryview(data)[:end]
     core_sha256 = hashlib.sha256(view[offset : offset + core.length]).hexdigest()
     at = offset + app_offset(core.length)
     if littlefs.is_littlefs(view, at):
-        found, info = appfs.read(view, at, frozen=frozen(core) is not None)
+        found, info = appfs.read_app(view, at, frozen=frozen_app(core) is not None)
         files, length = found.files, found.size
         gap = bytes(data[offset + core.length : at])
         if gap.count(0xFF) != len(gap):
@@ -158,7 +158,7 @@ def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
             )
         last = at + length
     else:
-        info = _frozen(core, core_sha256)
+        info = _frozen_info(core, core_sha256)
         files, length, last = {}, 0, offset + core.length
     if size is None and last != end:
         raise AppError(
@@ -179,15 +179,15 @@ def parse(data: Buffer, offset: int = 0, size: int | None = None) -> Release:
     )
 
 
-def frozen(core: AppImage) -> tuple[str, str] | None:
+def frozen_app(core: AppImage) -> tuple[str, str] | None:
     """Return (device type, version) of the app that is frozen into a core, None without one."""
     device_type, space, version = core.descriptor.version.partition(" ")
     return (device_type, version) if space else None
 
 
-def _frozen(core: AppImage, core_sha256: str) -> AppInfo:
+def _frozen_info(core: AppImage, core_sha256: str) -> AppInfo:
     """Return what a core with a frozen app says of itself."""
-    said = frozen(core)
+    said = frozen_app(core)
     if said is None:
         raise AppError(
             "app_missing",

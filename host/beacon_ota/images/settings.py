@@ -18,7 +18,7 @@ SECRETS = frozenset(("wifi_pass", "wifi2_pass", "beacon_key", "fleet_key", "pin_
 _Check = Callable[[str], int | bytes]
 
 
-def parse(values: Mapping[str, str]) -> dict[str, int | bytes]:
+def parse_settings(values: Mapping[str, str]) -> dict[str, int | bytes]:
     """Turn settings as people write them into NVS values, in NVS's order of keys.
 
     Known keys are checked and have their type: text, hex for keys, numbers, JSON. Any other
@@ -85,14 +85,14 @@ def _password(value: str) -> bytes:
 
 def _url(value: str) -> bytes:
     try:
-        tls, host, port = url.parse(value.strip())
+        tls, host, port = url.parse_url(value.strip())
     except ValueError as error:
         raise ValueError(f"http://host:port or https://host:port ({error})") from None
     return f"{'https' if tls else 'http'}://{host}:{port}".encode()
 
 
 def _identifier(value: str) -> bytes:
-    if not auth.valid_id(value):
+    if not auth.is_valid_id(value):
         raise ValueError(f"1 to {auth.MAX_ID} of A-Z a-z 0-9 . _ -")
     return value.encode()
 

@@ -15,7 +15,7 @@ SIZE_MAX = 8 << 20
 _RAM = 512  # bytes of each RAM segment
 
 
-def app(
+def app_image(
     size: int = 8192, *, version: str = "", project: str = "", seed: str = "", text: bytes = b""
 ) -> bytes:
     """Return an app image of ``size`` bytes, rounded down to a multiple of 16.
@@ -67,7 +67,7 @@ def app(
     )
 
 
-def bootloader(seed: str = "") -> bytes:
+def bootloader_image(seed: str = "") -> bytes:
     """Return a bootloader image of 2–3 KB."""
     description = struct.pack(
         "<B3xI32s24s16x", esp.BOOTLOADER_MAGIC, 1, b"v5.5.1", b"Jan  1 2000 00:00:00"
@@ -94,7 +94,7 @@ def _image(entry: int, segments: list[tuple[int | None, bytes]]) -> bytes:
         if address is None:
             address = 0x42000000 + (len(out) + 8) % esp.PAGE
         out += struct.pack("<II", address, len(data)) + data
-        checksum ^= esp.xor(data)
+        checksum ^= esp.xor_bytes(data)
     out += bytes(15 - len(out) % 16) + bytes([checksum])
     return bytes(out) + hashlib.sha256(out).digest()
 

@@ -13,10 +13,10 @@ from beacon_ota.images.release import Release
 from beacon_ota.wire import versions
 
 GOOD, NOTE, WARN, BAD = "good", "note", "warn", "bad"
-OLDEST = "1.21.0"  # of stock MicroPython whose bootloader rolls back
+OLDEST_INTERPRETER = "1.21.0"  # of stock MicroPython whose bootloader rolls back
 _PROVISIONED = ("wifi_ssid", "beacon_id", "beacon_key")
 
-Facts = dict[str, object]
+Json = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Finding:
 
 
 @dataclass
-class Report:
+class InspectionReport:
     """What a file is. ``facts`` holds plain values, lists and dictionaries."""
 
     kind: str
     size: int
     sha256: str
-    facts: Facts = field(default_factory=dict)
+    facts: Json = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -43,29 +43,32 @@ class Report:
         """Nothing bad was found."""
         return all(finding.level != BAD for finding in self.findings)
 
-    def as_dict(self) -> Facts:
+    def as_dict(self) -> Json:
         """Return it for JSON."""
         findings = [vars(finding) for finding in self.findings]
         return {**vars(self), "findings": findings, "ok": self.ok}
 
-    def say(self, level: str, code: str, text: str) -> None:
+    def add_finding(self, level: str, code: str, text: str) -> None:
         """Add a finding."""
         self.findings.append(Finding(level, code, text))
 
-    def blame(self, part: str, error: InputError, level: str = BAD) -> None:
+    def add_error(self, part: str, error: InputError, level: str = BAD) -> None:
         """Add an error as a finding."""
         found = "" if error.found is None else f" (found {error.found})"
-        self.say(level, error.code, f"{part}: {error.message}{found}")
+        self.add_finding(level, error.code, f"{part}: {error.message}{found}")
 
 
-def core(report: Report, core: AppImage) -> Facts:
+def describe_core(report: InspectionReport, core: AppImage) -> Json:
     """Describe a core."""
     version = core.interpreter
     if version is None:
-        report.say(WARN, "interpreter", "no MicroPython in the core: it would run nothing")
-    elif _older(version):
-        text = f"MicroPython {version} is older than {OLDEST}: its bootloader may not roll back"
-        report.say(WARN, "interpreter", text)
+        report.add_finding(WARN, "interpreter", "no MicroPython in the core: it would run nothing")
+    elif _is_older(version):
+        text = (
+            f"MicroPython {version} is older than {OLDEST_INTERPRETER}:"
+            " its bootloader may not roll back"
+        )
+        report.add_finding(WARN, "interpreter", text)
     return {
         "interpreter": version,
         "idf": core.descriptor.idf,
@@ -81,14 +84,14 @@ def core(report: Report, core: AppImage) -> Facts:
     }
 
 
-def _older(version: str) -> bool:
+def _is_older(version: str) -> bool:
     try:
-        return versions.compare(version[1:], OLDEST) < 0
+        return versions.compare(version[1:], OLDEST_INTERPRETER) < 0
     except ValueError:
         return False
 
 
-def loader(loader: Bootloader) -> Facts:
+def describe_bootloader(loader: Bootloader) -> Json:
     """Describe a bootloader."""
     return {
         "idf": loader.idf,
@@ -99,9 +102,9 @@ def loader(loader: Bootloader) -> Facts:
     }
 
 
-def release(report: Report, found: Release, where: str) -> Facts:
+def describe_release(report: InspectionReport, found: Release, where: str) -> Json:
     """Describe a release; ``where`` goes before what is said about it."""
-    facts = info(report, found.info, where)
+    facts = describe_app_info(report, found.info, where)
     facts |= {
         "checksum": found.checksum,
         "size": found.size,
@@ -114,44 +117,44 @@ def release(report: Report, found: Release, where: str) -> Facts:
     }
     if found.payload > appfs.BUDGET:
         text = f"{where}{found.payload:,} bytes of code, more than {appfs.BUDGET:,}: RAM runs short"
-        report.say(WARN, "budget", text)
-    facts["keys"] = _keys(report, found, where)
+        report.add_finding(WARN, "budget", text)
+    facts["keys"] = _describe_keys(report, found, where)
     return facts
 
 
-def _keys(report: Report, found: Release, where: str) -> Facts | None:
+def _describe_keys(report: InspectionReport, found: Release, where: str) -> Json | None:
     """Describe the keys that the release trusts; without any it is the last one, or insecure."""
     data = found.files.get(appfs.KEYS)
     if data is None:
         if not found.info.insecure:
             text = f"{where}trusts no keys: a beacon that runs it could never be updated again"
-            report.say(BAD, "keys_missing", text)
+            report.add_finding(BAD, "keys_missing", text)
         return None
     from beacon_ota.trust import KeySet
 
     try:
         keys = KeySet.parse(data)
     except InputError as error:
-        report.blame(f"{where}{appfs.KEYS}", error)
+        report.add_error(f"{where}{appfs.KEYS}", error)
         return None
     return {"threshold": keys.threshold, "keyids": sorted(keys.keys)}
 
 
-def info(report: Report, info: appfs.AppInfo, where: str) -> Facts:
+def describe_app_info(report: InspectionReport, info: appfs.AppInfo, where: str) -> Json:
     """Describe an ``app.json``."""
     if info.insecure:
         text = f"{where}INSECURE: a beacon that runs it installs releases nobody signed"
-        report.say(WARN, "insecure", text)
+        report.add_finding(WARN, "insecure", text)
     built = datetime.fromtimestamp(info.built_at, UTC).isoformat() if info.built_at else None
     return {**vars(info), "built": built}
 
 
-def entries(
-    report: Report, entries: tuple[otadata.Entry, otadata.Entry], slots: int
-) -> list[Facts]:
+def describe_otadata(
+    report: InspectionReport, entries: tuple[otadata.Entry, otadata.Entry], slots: int
+) -> list[Json]:
     """Describe the two otadata entries."""
-    active = otadata.active(entries)
-    rows: list[Facts] = []
+    active = otadata.active_entry(entries)
+    rows: list[Json] = []
     for sector, entry in enumerate(entries):
         blank = entry.seq == otadata.BLANK
         rows.append(
@@ -160,42 +163,46 @@ def entries(
                 "seq": None if blank else entry.seq,
                 "slot": None if blank or not slots else f"ota_{entry.slot(slots)}",
                 "state": None if blank else otadata.STATES.get(entry.state, hex(entry.state)),
-                "crc": blank or entry.crc == otadata.crc(entry.seq),
+                "crc": blank or entry.crc == otadata.sequence_crc(entry.seq),
                 "trial_boots": entry.marks,
                 "active": sector == active,
             }
         )
-        if not blank and entry.crc != otadata.crc(entry.seq):
-            report.say(WARN, "otadata_crc", f"otadata {sector}: wrong CRC, it does not count")
+        if not blank and entry.crc != otadata.sequence_crc(entry.seq):
+            report.add_finding(
+                WARN, "otadata_crc", f"otadata {sector}: wrong CRC, it does not count"
+            )
     if active >= 0:
         row = rows[active]
-        report.say(GOOD, "otadata", f"otadata selects {row['slot']}, {row['state']}")
+        report.add_finding(GOOD, "otadata", f"otadata selects {row['slot']}, {row['state']}")
     else:
-        report.say(NOTE, "otadata", "otadata selects no slot: the factory app, or else ota_0")
+        report.add_finding(
+            NOTE, "otadata", "otadata selects no slot: the factory app, or else ota_0"
+        )
     if active >= 0 and entries[active].state in (otadata.NEW, otadata.PENDING):
-        report.say(NOTE, "trial", f"{rows[active]['slot']} is on trial, not confirmed yet")
+        report.add_finding(NOTE, "trial", f"{rows[active]['slot']} is on trial, not confirmed yet")
     return rows
 
 
-def settings(report: Report, found: nvs.Nvs, secrets: bool) -> Facts:
+def describe_settings(report: InspectionReport, found: nvs.Nvs, secrets: bool) -> Json:
     """Describe what NVS holds; passwords and keys only if ``secrets``."""
     for text in found.notes:
-        report.say(WARN, "nvs", f"nvs: {text}")
+        report.add_finding(WARN, "nvs", f"nvs: {text}")
     values: dict[str, dict[str, object]] = {}
     for entry in found.entries:
         hidden = not secrets and entry.namespace == schema.NAMESPACE and entry.key in schema.SECRETS
-        value = "(hidden)" if hidden else _value(entry.value)
+        value = "(hidden)" if hidden else _format_value(entry.value)
         values.setdefault(entry.namespace, {})[entry.key] = value
     own = values.get(schema.NAMESPACE, {})
     missing = [key for key in _PROVISIONED if key not in own]
     if missing:
         text = f"not provisioned: no {', '.join(missing)}"
-        report.say(NOTE, "provisioning", text)
+        report.add_finding(NOTE, "provisioning", text)
     entries = sum(page.written for page in found.pages)
     return {"values": values, "pages": len(found.pages), "entries": entries}
 
 
-def _value(value: int | str | bytes) -> object:
+def _format_value(value: int | str | bytes) -> object:
     """Return bytes as text where they are text, else as hex."""
     if not isinstance(value, bytes):
         return value
@@ -206,7 +213,7 @@ def _value(value: int | str | bytes) -> object:
     return text if text.isprintable() else f"hex:{value.hex()}"
 
 
-def files(found: littlefs.Filesystem) -> Facts:
+def describe_filesystem(found: littlefs.Filesystem) -> Json:
     """Describe a filesystem."""
     return {
         "block_size": found.block_size,
@@ -216,7 +223,7 @@ def files(found: littlefs.Filesystem) -> Facts:
     }
 
 
-def rows(table: Table) -> list[Facts]:
+def describe_partitions(table: Table) -> list[Json]:
     """Describe a partition table."""
     return [
         {
@@ -230,32 +237,32 @@ def rows(table: Table) -> list[Facts]:
     ]
 
 
-def fits(report: Report, size: int) -> None:
+def check_fit(report: InspectionReport, size: int) -> None:
     """Say on which boards a core has room, and for how large an app."""
-    for name in boards.names():
-        board = boards.load(name)
+    for name in boards.board_names():
+        board = boards.load_board(name)
         room = board.slot_size - releases.app_offset(size)
         if room > 0:
-            report.say(GOOD, "fits", f"{name}: fits, {room:,} bytes for the app")
+            report.add_finding(GOOD, "fits", f"{name}: fits, {room:,} bytes for the app")
         else:
-            report.say(NOTE, "slot_too_small", f"{name}: too large by {-room:,} bytes")
+            report.add_finding(NOTE, "slot_too_small", f"{name}: too large by {-room:,} bytes")
 
 
-def boots(report: Report, data: Buffer) -> str | None:
+def check_boot(report: InspectionReport, data: Buffer) -> str | None:
     """Let the virtual bootloader decide, on a copy, what a chip would start; return its name."""
     from beacon_ota.virtual.flash import bootloader
     from beacon_ota.virtual.flash.nor import Flash
 
     report.facts["boots"] = None
     if len(data) % flash.SECTOR:
-        report.say(WARN, "flash_size", "not a whole number of 4096-byte sectors")
+        report.add_finding(WARN, "flash_size", "not a whole number of 4096-byte sectors")
         return None
     try:
-        booted = bootloader.start(Flash(bytes(data)))
+        booted = bootloader.boot_from_flash(Flash(bytes(data)))
     except bootloader.NotBootable as error:
-        report.say(BAD, "not_bootable", f"does not boot: {error}")
+        report.add_finding(BAD, "not_bootable", f"does not boot: {error}")
         return None
     name = booted.partition.name
     report.facts["boots"] = name
-    report.say(GOOD, "boots", f"boots {name}")
+    report.add_finding(GOOD, "boots", f"boots {name}")
     return name

@@ -19,24 +19,26 @@ from beacon_ota.images import (
 )
 from beacon_ota.images.partitions import TABLE_OFFSET, Table
 from beacon_ota.inspect import facts
-from beacon_ota.inspect.facts import BAD, GOOD, NOTE, WARN, Facts, Report
+from beacon_ota.inspect.facts import BAD, GOOD, NOTE, WARN, InspectionReport, Json
 
 _TEXT_MAX = 64 * 1024  # bytes of a CSV
 
 
-def identify(data: Buffer) -> str:
+def identify_kind(data: Buffer) -> str:
     """Return the kind of a file, from its first bytes and its structure; ``unknown`` if none."""
     if partitions.is_table(data):
         return "partition table"
-    if esp.holds_table(data):
-        table = _table(data)
+    if esp.is_flash_image(data):
+        table = _parse_table(data)
         whole = table is None or table.otadata is not None or len(data) >= table.end
         return "flash image" if whole else "combined image"
     if len(data) and data[0] == esp.MAGIC:
-        return _image_kind(data)
+        return _identify_image(data)
     if littlefs.is_littlefs(data):
         return "littlefs"
-    if len(data) == otadata.SIZE and any(_plausible(entry) for entry in otadata.parse(data)):
+    if len(data) == otadata.SIZE and any(
+        _is_plausible(entry) for entry in otadata.parse_entries(data)
+    ):
         return "otadata"
     if len(data) and not len(data) % nvs.PAGE:
         headers = [
@@ -46,10 +48,10 @@ def identify(data: Buffer) -> str:
             return "nvs"
     if len(data) and bytes(data).count(0xFF) == len(data):
         return "blank flash"
-    return "partition csv" if _csv(data) is not None else "unknown"
+    return "partition csv" if _parse_csv(data) is not None else "unknown"
 
 
-def inspect(data: Buffer, *, secrets: bool = False) -> Report:
+def inspect_file(data: Buffer, *, secrets: bool = False) -> InspectionReport:
     """Look into a file.
 
     Args:
@@ -58,8 +60,8 @@ def inspect(data: Buffer, *, secrets: bool = False) -> Report:
     Raises:
         InputError: ``image_unknown``: nothing we know.
     """
-    kind = identify(data)
-    report = Report(kind, len(data), hashlib.sha256(data).hexdigest())
+    kind = identify_kind(data)
+    report = InspectionReport(kind, len(data), hashlib.sha256(data).hexdigest())
     if kind == "unknown":
         raise InputError(
             "image_unknown",
@@ -68,18 +70,18 @@ def inspect(data: Buffer, *, secrets: bool = False) -> Report:
             expected="an ESP32 image, a release, a flash image, a partition table, NVS, LittleFS",
         )
     if kind == "blank flash":
-        report.say(NOTE, "blank", "all bytes are FF: erased flash")
+        report.add_finding(NOTE, "blank", "all bytes are FF: erased flash")
         return report
     try:
         _DESCRIBE[kind](report, data, secrets)
     except InputError as error:
-        report.blame(kind, error)
+        report.add_error(kind, error)
     return report
 
 
-def _image_kind(data: Buffer) -> str:
+def _identify_image(data: Buffer) -> str:
     try:
-        core = esp.parse(data)
+        core = esp.parse_app_image(data)
     except InputError as error:
         if error.code in ("image_descriptor", "image_truncated"):
             try:
@@ -89,141 +91,153 @@ def _image_kind(data: Buffer) -> str:
                 pass
         return "app image"
     behind = littlefs.is_littlefs(data, release.app_offset(core.length))
-    return "release" if behind or release.frozen(core) else "app image"
+    return "release" if behind or release.frozen_app(core) else "app image"
 
 
-def _plausible(entry: otadata.Entry) -> bool:
-    return entry.seq != otadata.BLANK and entry.crc == otadata.crc(entry.seq)
+def _is_plausible(entry: otadata.Entry) -> bool:
+    return entry.seq != otadata.BLANK and entry.crc == otadata.sequence_crc(entry.seq)
 
 
-def _csv(data: Buffer) -> Table | None:
+def _parse_csv(data: Buffer) -> Table | None:
     try:
         return partitions.parse_csv(bytes(data[:_TEXT_MAX]).decode())
     except (UnicodeDecodeError, partitions.PartitionError):
         return None
 
 
-def _table(data: Buffer) -> Table | None:
+def _parse_table(data: Buffer) -> Table | None:
     try:
         return partitions.parse_bin(data, offset=TABLE_OFFSET)
     except partitions.PartitionError:
         return None
 
 
-def _describe_app(report: Report, data: Buffer, secrets: bool) -> None:
-    core = esp.parse(data)
-    report.facts["core"] = facts.core(report, core)
-    report.say(GOOD, "image", "checksum and SHA-256 match")
+def _describe_app(report: InspectionReport, data: Buffer, secrets: bool) -> None:
+    core = esp.parse_app_image(data)
+    report.facts["core"] = facts.describe_core(report, core)
+    report.add_finding(GOOD, "image", "checksum and SHA-256 match")
     if core.length != len(data):
-        report.say(NOTE, "trailing", f"{len(data) - core.length:,} bytes follow the image")
-    report.say(NOTE, "app_missing", "a core alone: beacon-ota image build makes a release of it")
-    facts.fits(report, core.length)
+        report.add_finding(NOTE, "trailing", f"{len(data) - core.length:,} bytes follow the image")
+    report.add_finding(
+        NOTE, "app_missing", "a core alone: beacon-ota image build makes a release of it"
+    )
+    facts.check_fit(report, core.length)
 
 
-def _describe_bootloader(report: Report, data: Buffer, secrets: bool) -> None:
-    report.facts["bootloader"] = facts.loader(esp.parse_bootloader(data))
-    report.say(GOOD, "image", "checksum and SHA-256 match")
+def _describe_bootloader(report: InspectionReport, data: Buffer, secrets: bool) -> None:
+    report.facts["bootloader"] = facts.describe_bootloader(esp.parse_bootloader(data))
+    report.add_finding(GOOD, "image", "checksum and SHA-256 match")
 
 
-def _describe_release(report: Report, data: Buffer, secrets: bool) -> None:
-    found = release.parse(data)
-    report.facts["core"] = facts.core(report, found.core)
-    report.facts["release"] = facts.release(report, found, "")
-    report.say(GOOD, "image", "core and app are whole and belong together")
+def _describe_release(report: InspectionReport, data: Buffer, secrets: bool) -> None:
+    found = release.parse_release(data)
+    report.facts["core"] = facts.describe_core(report, found.core)
+    report.facts["release"] = facts.describe_release(report, found, "")
+    report.add_finding(GOOD, "image", "core and app are whole and belong together")
     try:
-        board = boards.for_device_type(found.info.device_type)
+        board = boards.board_for_device_type(found.info.device_type)
     except InputError as error:
-        report.say(WARN, error.code, f"no board here has the device type {error.found}")
+        report.add_finding(WARN, error.code, f"no board here has the device type {error.found}")
         return
     try:
         board.check_fit(found.size)
     except InputError as error:
-        report.blame("size", error)
+        report.add_error("size", error)
         return
     room = board.slot_size - found.size
-    report.say(GOOD, "fits", f"fits a slot of {board.name}, {room:,} bytes to spare")
+    report.add_finding(GOOD, "fits", f"fits a slot of {board.name}, {room:,} bytes to spare")
 
 
-def _describe_combined(report: Report, data: Buffer, secrets: bool) -> None:
-    core = combined.split(data)
-    report.facts["table"] = facts.rows(partitions.parse_bin(data, offset=TABLE_OFFSET))
-    report.facts["core"] = facts.core(report, core.image)
+def _describe_combined(report: InspectionReport, data: Buffer, secrets: bool) -> None:
+    core = combined.split_image(data)
+    report.facts["table"] = facts.describe_partitions(
+        partitions.parse_bin(data, offset=TABLE_OFFSET)
+    )
+    report.facts["core"] = facts.describe_core(report, core.image)
     if core.bootloader_image is not None:
-        report.facts["bootloader"] = facts.loader(core.bootloader_image)
-    report.say(GOOD, "image", "bootloader and core are whole")
-    report.say(NOTE, "combined", "its own partition table is not used; --core takes it as it is")
-    facts.fits(report, core.image.length)
+        report.facts["bootloader"] = facts.describe_bootloader(core.bootloader_image)
+    report.add_finding(GOOD, "image", "bootloader and core are whole")
+    report.add_finding(
+        NOTE, "combined", "its own partition table is not used; --core takes it as it is"
+    )
+    facts.check_fit(report, core.image.length)
 
 
-def _describe_flash(report: Report, data: Buffer, secrets: bool) -> None:
-    found = flash.parse(data)
+def _describe_flash(report: InspectionReport, data: Buffer, secrets: bool) -> None:
+    found = flash.parse_flash(data)
     report.facts["board"] = found.board.name if found.board else None
-    report.facts["table"] = facts.rows(found.table)
+    report.facts["table"] = facts.describe_partitions(found.table)
     if found.board is None:
-        report.say(NOTE, "board_unknown", "no board here has this partition table and flash size")
+        report.add_finding(
+            NOTE, "board_unknown", "no board here has this partition table and flash size"
+        )
     if found.bootloader is not None:
-        report.facts["bootloader"] = facts.loader(found.bootloader)
-    boots = facts.boots(report, data)
+        report.facts["bootloader"] = facts.describe_bootloader(found.bootloader)
+    boots = facts.check_boot(report, data)
     if found.otadata is not None:
-        report.facts["otadata"] = facts.entries(report, found.otadata, len(found.table.slots))
-    report.facts["apps"] = [_app(report, app, boots) for app in found.apps]
+        report.facts["otadata"] = facts.describe_otadata(
+            report, found.otadata, len(found.table.slots)
+        )
+    report.facts["apps"] = [_describe_slot(report, app, boots) for app in found.apps]
     if found.settings is not None:
-        report.facts["settings"] = facts.settings(report, found.settings, secrets)
+        report.facts["settings"] = facts.describe_settings(report, found.settings, secrets)
     if found.vfs is not None:
-        report.facts["vfs"] = facts.files(found.vfs)
-        if found.vfs.files != flash.stage0():
-            report.say(NOTE, "stage0", "the vfs holds other files than this version's stage 0")
+        report.facts["vfs"] = facts.describe_filesystem(found.vfs)
+        if found.vfs.files != flash.stage0_files():
+            report.add_finding(
+                NOTE, "stage0", "the vfs holds other files than this version's stage 0"
+            )
     else:
-        report.say(WARN, "vfs", "the vfs is empty or damaged: nothing would start the app")
+        report.add_finding(WARN, "vfs", "the vfs is empty or damaged: nothing would start the app")
     slots = {app.partition.name for app in found.apps}
     for part, error in found.errors.items():
         if part not in slots:
-            report.blame(part, error)
+            report.add_error(part, error)
 
 
-def _app(report: Report, app: flash.App, boots: str | None) -> Facts:
+def _describe_slot(report: InspectionReport, app: flash.AppSlot, boots: str | None) -> Json:
     """Describe an app partition; what is in a slot that does not boot may be half a download."""
     name = app.partition.name
-    row: Facts = {"partition": name, "blank": app.blank, "boots": name == boots}
+    row: Json = {"partition": name, "blank": app.blank, "boots": name == boots}
     if app.error is not None:
-        report.blame(name, app.error, WARN if boots not in (None, name) else BAD)
+        report.add_error(name, app.error, WARN if boots not in (None, name) else BAD)
     if app.release is not None:
-        row["release"] = facts.release(report, app.release, f"{name}: ")
+        row["release"] = facts.describe_release(report, app.release, f"{name}: ")
         row["interpreter"] = app.release.core.interpreter
         info = app.release.info
-        report.say(GOOD, "release", f"{name}: {info.device_type} {info.version}")
+        report.add_finding(GOOD, "release", f"{name}: {info.device_type} {info.version}")
     return row
 
 
-def _describe_table(report: Report, data: Buffer, secrets: bool) -> None:
+def _describe_table(report: InspectionReport, data: Buffer, secrets: bool) -> None:
     binary = report.kind == "partition table"
     table = partitions.parse_bin(data) if binary else partitions.parse_csv(bytes(data).decode())
-    report.facts["table"] = facts.rows(table)
+    report.facts["table"] = facts.describe_partitions(table)
     report.facts["flash"] = table.end
-    report.say(GOOD, "table", "keeps all rules of ESP-IDF")
+    report.add_finding(GOOD, "table", "keeps all rules of ESP-IDF")
     if not table.slots or table.otadata is None:
-        report.say(WARN, "table_ota", "no OTA slots or no otadata: it cannot be updated")
+        report.add_finding(WARN, "table_ota", "no OTA slots or no otadata: it cannot be updated")
 
 
-def _describe_nvs(report: Report, data: Buffer, secrets: bool) -> None:
-    report.facts["settings"] = facts.settings(report, nvs.read(data), secrets)
+def _describe_nvs(report: InspectionReport, data: Buffer, secrets: bool) -> None:
+    report.facts["settings"] = facts.describe_settings(report, nvs.read_partition(data), secrets)
 
 
-def _describe_littlefs(report: Report, data: Buffer, secrets: bool) -> None:
-    found = littlefs.read(data)
-    report.facts["filesystem"] = facts.files(found)
+def _describe_littlefs(report: InspectionReport, data: Buffer, secrets: bool) -> None:
+    found = littlefs.read_filesystem(data)
+    report.facts["filesystem"] = facts.describe_filesystem(found)
     if appfs.INFO in found.files:
         report.kind = "app filesystem"
         info = appfs.AppInfo.parse(found.files[appfs.INFO])
-        report.facts["info"] = facts.info(report, info, "")
-    report.say(GOOD, "littlefs", "all files can be read")
+        report.facts["info"] = facts.describe_app_info(report, info, "")
+    report.add_finding(GOOD, "littlefs", "all files can be read")
 
 
-def _describe_otadata(report: Report, data: Buffer, secrets: bool) -> None:
-    report.facts["otadata"] = facts.entries(report, otadata.parse(data), 2)
+def _describe_otadata(report: InspectionReport, data: Buffer, secrets: bool) -> None:
+    report.facts["otadata"] = facts.describe_otadata(report, otadata.parse_entries(data), 2)
 
 
-_DESCRIBE: dict[str, Callable[[Report, Buffer, bool], None]] = {
+_DESCRIBE: dict[str, Callable[[InspectionReport, Buffer, bool], None]] = {
     "app image": _describe_app,
     "bootloader": _describe_bootloader,
     "release": _describe_release,

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 
-LEAP_S = 60.0  # a clock that is being disciplined moves by less
+JUMP_S = 60.0  # a clock that is being disciplined moves by less
 _LAST = 253402300799.0  # of the year 9999; a beacon's clock may be further
 
 
-class Leaps:
+class ClockJumpDetector:
     """Notices when UTC jumps: somebody has set the clock, or the machine was asleep.
 
     Args:
@@ -27,17 +27,17 @@ class Leaps:
         self._wall, self._steady = wall, steady
         self._seen = wall()
         self._offset = self._seen - steady()
-        self.landed = self._seen
+        self.landed_at = self._seen
 
-    def take(self) -> float:
+    def take_jump(self) -> float:
         """Return by how many seconds UTC has jumped since the last call; 0 for less than a leap."""
         wall = self._wall()
         offset = wall - self._steady()
         leap = offset - self._offset
         before, self._seen, self._offset = self._seen, wall, offset
-        if abs(leap) < LEAP_S:
+        if abs(leap) < JUMP_S:
             return 0.0
-        self.landed = min(before + leap, wall)
+        self.landed_at = min(before + leap, wall)
         return leap
 
 
@@ -60,12 +60,12 @@ class Clock:
             return time.time()
         return self._epoch + (time.monotonic() - self._start) * self.scale
 
-    def real(self, seconds: float) -> float:
+    def real_seconds(self, seconds: float) -> float:
         """Return how many wall-clock seconds pass while this clock runs ``seconds``."""
         return seconds / self.scale
 
 
-def iso(at: float | None) -> str | None:
+def format_iso(at: float | None) -> str | None:
     """Return UTC seconds in ISO 8601."""
     if at is None:
         return None

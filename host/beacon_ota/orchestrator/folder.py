@@ -13,11 +13,11 @@ from pathlib import Path
 
 from beacon_ota.errors import UsageError
 
-FILE = "in-use"  # in the data folder: locked, and empty
+LOCK_FILE = "in-use"  # in the data folder: locked, and empty
 RESTORING = "restoring"  # there while a backup is being put back
 
 
-def make(folder: Path, *, restoring: bool = False) -> None:
+def make_folder(folder: Path, *, restoring: bool = False) -> None:
     """Make the data folder, and see whether something can be made in it.
 
     Args:
@@ -33,11 +33,11 @@ def make(folder: Path, *, restoring: bool = False) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise unusable(folder, error) from None
+        raise data_unusable(folder, error) from None
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[int | None]:
+def lock_folder(folder: Path) -> Iterator[int | None]:
     """Hold a data folder for the duration of a block; the kernel lets go for who is killed.
 
     Yields:
@@ -52,9 +52,9 @@ def held(folder: Path) -> Iterator[int | None]:
         yield None
         return
     try:
-        fd = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise unusable(folder / FILE, error) from None
+        raise data_unusable(folder / LOCK_FILE, error) from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,7 +92,7 @@ def synchronise(folder: Path) -> None:
         os.close(descriptor)
 
 
-def unusable(folder: Path, error: OSError) -> UsageError:
+def data_unusable(folder: Path, error: OSError) -> UsageError:
     """Return what says that a data folder, or something in it, is of no use."""
     return UsageError(
         "data_unusable",

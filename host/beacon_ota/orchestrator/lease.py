@@ -11,11 +11,11 @@ import json
 import time
 from collections.abc import Callable
 
-from beacon_ota.orchestrator.clock import LEAP_S, Clock
+from beacon_ota.orchestrator.clock import JUMP_S, Clock
 
 DAY_S = 86400.0
-LEAST_S, MOST_S = 60.0, 30 * DAY_S  # what a lease may be
-KEEP_S = 60.0  # how far it has run is written down this often
+MIN_LEASE_S, MAX_LEASE_S = 60.0, 30 * DAY_S  # what a lease may be
+SAVE_INTERVAL_S = 60.0  # how far it has run is written down this often
 
 
 class Lease:
@@ -42,7 +42,7 @@ class Lease:
         """UTC seconds from which the lease runs; None: it was never granted."""
         return self._contact
 
-    def begin(self, kept: str | None) -> None:
+    def restore(self, kept: str | None) -> None:
         """Go on with a lease as an earlier process has written it down."""
         if kept is None:
             return
@@ -60,7 +60,7 @@ class Lease:
         self._not_before = 0.0
         self.ended = ""
 
-    def end(self, code: str) -> None:
+    def revoke(self, code: str) -> None:
         """The primary has given this mirror up: nothing is handed out until it takes it back."""
         if self.ended != code:
             self.ended, self._kept = code, 0.0
@@ -70,12 +70,12 @@ class Lease:
         if self._contact is None:
             return None
         ran = self._used + (self._steady() - self._since) * self._clock.scale
-        return max(self._clock.now() - self._contact, ran - LEAP_S)
+        return max(self._clock.now() - self._contact, ran - JUMP_S)
 
     def left_s(self) -> float:
         """Return the seconds for which releases may be handed out; 0: none may."""
         used = self.used_s()
-        if used is None or self.ended or self._clock.now() < self._not_before - LEAP_S:
+        if used is None or self.ended or self._clock.now() < self._not_before - JUMP_S:
             return 0.0
         return max(self.span_s - used, 0.0)
 
@@ -86,14 +86,14 @@ class Lease:
             used is None
             or bool(self.ended)
             or used > self.span_s
-            or self._clock.now() < self._not_before - LEAP_S
+            or self._clock.now() < self._not_before - JUMP_S
         )
 
-    def to_keep(self) -> str | None:
+    def dump_if_due(self) -> str | None:
         """Return what is to be written down, None while that would say nothing new."""
         used = self.used_s()
         now = self._clock.now()
-        if used is None or (self._kept and abs(now - self._kept) < KEEP_S):
+        if used is None or (self._kept and abs(now - self._kept) < SAVE_INTERVAL_S):
             return None
         self._kept = now
         return json.dumps({"contact": self._contact, "used": used, "at": now, "ended": self.ended})

@@ -1,6 +1,6 @@
 """Every bound of the orchestrator in one place; contracts.md names those that others see.
 
-docs/security.md has them as a table, which a test holds against this file.
+docs/limits.md has them as a table with their reasons; a test compares it with this file.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Limits:
     previews: int = 4  # of rollouts, computed or waited for at a time
     preview_s: float = 20.0  # of computing one
     write_batch: int = 512  # changes in one transaction
-    aside: int = 100  # pages, or readings of the metrics, that are made or wait to be
+    background_jobs: int = 100  # pages, or readings of the metrics, that are made or wait to be
     stop_patience: float = 3.0  # for the database to take a stop, before its answer says it has not
     worker_silence: float = 60.0  # of a worker's event loop, before it is killed and replaced
     worker_stop: float = 20.0  # between telling a worker to stop and killing it

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beacon_ota.errors import BeaconOtaError, InputError, ReachError, UsageError
-from beacon_ota.provision import flow, labels, scan, wanted
+from beacon_ota.provision import desired_config, flow, labels, scan
+from beacon_ota.provision.desired_config import DesiredConfig, Network, Secret
 from beacon_ota.provision.flow import Outcome
 from beacon_ota.provision.registry import Registry
-from beacon_ota.provision.wanted import Network, Secret, Wanted
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 from beacon_ota.wire import adverts
 
 MAX_ROWS = 10_000
@@ -51,11 +51,11 @@ class Row:
     line: int
     beacon: str
     secret: Secret = field(repr=False)
-    wanted: Wanted = field(repr=False)
+    wanted: DesiredConfig = field(repr=False)
 
 
 @dataclass
-class Done:
+class RowResult:
     """What became of a row: ``provisioned``, ``already`` (it was), or a code of what went wrong."""
 
     line: int
@@ -81,7 +81,7 @@ class Done:
         }
 
 
-def parse(
+def parse_rows(
     text: str,
     common: Mapping[str, str | None],
     creds: bytes | None = None,
@@ -165,12 +165,14 @@ def _row(
             else None
             for which in ("", "2")
         ]
-        board = wanted.device_type(given.get("type"))
-        config = wanted.config({name: given.get(name) for name in CONFIG}, networks[1])
+        board = desired_config.check_device_type(given.get("type"))
+        config = desired_config.config_fields(
+            {name: given.get(name) for name in CONFIG}, networks[1]
+        )
     except UsageError as error:
         raise InputError("batch_row", f"line {line}: {error.message}", found=error.found) from None
     tags = tuple((given.get("tags") or "").split())
-    return Row(line, beacon, secret, Wanted(networks[0], config, tags, creds, bound, board))
+    return Row(line, beacon, secret, DesiredConfig(networks[0], config, tags, creds, bound, board))
 
 
 def _delimiter(text: str) -> str:
@@ -196,9 +198,9 @@ def _check_number(line: int, name: str, value: str) -> None:
         )
 
 
-async def run(
+async def provision_rows(
     rows: list[Row],
-    radio: Radio,
+    radio: RadioSelection,
     registry: Registry | None,
     *,
     jobs: int = 1,
@@ -208,8 +210,8 @@ async def run(
     pace: float = 1,
     begun: Callable[[Row], None] = lambda row: None,
     tell: Callable[[Row, str, str], None] = lambda row, step, detail: None,
-    done: Callable[[Done], None] = lambda done: None,
-) -> list[Done]:
+    done: Callable[[RowResult], None] = lambda done: None,
+) -> list[RowResult]:
     """Provision all of them; one that fails stops no other.
 
     Args:
@@ -221,7 +223,7 @@ async def run(
     """
     turn = asyncio.Semaphore(jobs)
 
-    async def one(row: Row) -> Done:
+    async def one(row: Row) -> RowResult:
         async with turn:
             begun(row)
             found = await _one(
@@ -244,31 +246,31 @@ async def run(
 
 async def _one(
     row: Row,
-    radio: Radio,
+    radio: RadioSelection,
     registry: Registry | None,
     search_s: float,
     options: Mapping[str, Any],
-) -> Done:
+) -> RowResult:
     try:
-        sighting = await scan.find(radio, row.beacon, search_s, opened=False)
+        sighting = await scan.find_beacon(radio, row.beacon, search_s, opened=False)
         if not sighting.open:
             # Shut is the window behind those that are finished. It takes a while to be sure: the
             # frames take turns.
             try:
-                sighting = await scan.find(radio, row.beacon, 2 * scan.OPEN_S)
+                sighting = await scan.find_beacon(radio, row.beacon, 2 * scan.OPEN_S)
             except ReachError as error:
                 if error.code == "closed" and sighting.has(adverts.PROVISIONED):
-                    return Done(row.line, row.beacon, "already")
+                    return RowResult(row.line, row.beacon, "already")
                 raise
-        outcome = await flow.provision(
+        outcome = await flow.provision_beacon(
             sighting,
             radio,
-            flow.known(row.secret),
+            flow.fixed_secret(row.secret),
             row.wanted,
             registry,
             **options,
         )
         detail = f"it is no {outcome.mistaken_for}" if outcome.mistaken_for else ""
-        return Done(row.line, row.beacon, "provisioned", outcome, detail)
+        return RowResult(row.line, row.beacon, "provisioned", outcome, detail)
     except BeaconOtaError as error:
-        return Done(row.line, row.beacon, error.code, None, error.message)
+        return RowResult(row.line, row.beacon, error.code, None, error.message)

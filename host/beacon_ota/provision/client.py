@@ -1,11 +1,11 @@
 """A provisioning session with one beacon, message by message.
 
-    async with Client(sighting.device, sighting.name, radio) as beacon:
-        await beacon.prove(pin="73914826")
-        state = await beacon.query()
+    async with BlufiClient(sighting.device, sighting.name, radio) as beacon:
+        await beacon.prove_secret(pin="73914826")
+        state = await beacon.query_state()
         await beacon.configure(beacon_key=key, orch_url="http://orchestrator.local:8080")
-        await beacon.join(b"site", b"correct horse", tell=print)
-        await beacon.online()
+        await beacon.join_network(b"site", b"correct horse", tell=print)
+        await beacon.wait_online()
 
 What goes wrong has a name and says what to do. Nothing but the exchange of keys goes in the clear.
 """
@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from beacon_ota.errors import DeniedError, InputError, ReachError
-from beacon_ota.provision.gatt import Gatt
-from beacon_ota.provision.session import SEALED, Initiator, failure
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.provision.gatt import GattConnection
+from beacon_ota.provision.session import SEALED, Initiator, error_from_abort
+from beacon_ota.virtual.radio.selection import RadioSelection
 from beacon_ota.wire import blufi, ec1, tlv, wifi
 from beacon_ota.wire.blufi_names import error_name, reason_name, type_name
 
@@ -41,7 +41,7 @@ _UNSEEN = ("no_such_network", "beacon_timeout", "incompatible_security", "weak_s
 
 
 @dataclass(frozen=True)
-class State:
+class StateReport:
     """What a beacon says of itself (STATE of ``wire/tlv.py``)."""
 
     beacon_id: str = ""
@@ -58,7 +58,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Report:
+class WifiReport:
     """How it stands with its WiFi: ``connected``, ``connecting``, ``no_address``, ``failed``."""
 
     word: str
@@ -75,25 +75,25 @@ _WORDS = {
 }
 
 
-class Client:
+class BlufiClient:
     """A session; use it as ``async with``.
 
     Args:
         device: what a scan found, or an address.
         name: under which the beacon advertises: both sides of the exchange hash it.
         radio: which adapter or room.
-        mtu: see :class:`~beacon_ota.provision.gatt.Gatt`.
+        mtu: see :class:`~beacon_ota.provision.gatt.GattConnection`.
     """
 
     def __init__(
-        self, device: "BLEDevice | str", name: str, radio: Radio, *, mtu: int | None = None
+        self, device: "BLEDevice | str", name: str, radio: RadioSelection, *, mtu: int | None = None
     ):
         self.name = name
-        self._gatt = Gatt(device, name, radio, mtu=mtu)
+        self._gatt = GattConnection(device, name, radio, mtu=mtu)
         self._link = blufi.Link(False)
         self._sealed = self._transmitting = False
-        self.state = State()
-        self.report: Report | None = None
+        self.state = StateReport()
+        self.report: WifiReport | None = None
 
     async def __aenter__(self) -> Self:
         await self._gatt.__aenter__()
@@ -110,7 +110,7 @@ class Client:
 
     # -- the exchange of keys
 
-    async def version(self) -> tuple[int, int]:
+    async def protocol_version(self) -> tuple[int, int]:
         """Return the version of BluFi that the beacon speaks."""
         await self._send(blufi.GET_VERSION)
         data = (await self._expect(blufi.VERSION, ANSWER_S)).data
@@ -118,7 +118,7 @@ class Client:
             raise self._nonsense(f"a version of {len(data)} bytes")
         return data[0], data[1]
 
-    async def prove(self, *, pin: str | None = None, pop: bytes | None = None) -> None:
+    async def prove_secret(self, *, pin: str | None = None, pop: bytes | None = None) -> None:
         """Prove the PIN, or the proof of possession, and have the beacon prove it.
 
         Raises:
@@ -140,7 +140,7 @@ class Client:
 
     # -- requests
 
-    async def networks(self) -> list[tuple[bytes, int]]:
+    async def list_networks(self) -> list[tuple[bytes, int]]:
         """Return the networks the beacon sees, as (SSID, RSSI in dBm), the strongest first.
 
         Raises:
@@ -150,21 +150,21 @@ class Client:
         message = await self._expect(blufi.LIST, SCAN_S)
         try:
             return wifi.parse_list(message.data)
-        except blufi.Refused:
+        except blufi.BlufiError:
             raise self._nonsense("a malformed list of networks") from None
 
-    async def status(self) -> Report:
+    async def wifi_status(self) -> WifiReport:
         """Return how it stands with its WiFi."""
         await self._send(blufi.GET_STATUS)
         await self._expect(blufi.REPORT, ANSWER_S)
         assert self.report is not None
         return self.report
 
-    async def query(self) -> State:
+    async def query_state(self) -> StateReport:
         """Return what the beacon says of itself."""
         return await self._custom(tlv.QUERY, {})
 
-    async def configure(self, **fields: Any) -> State:
+    async def configure(self, **fields: Any) -> StateReport:
         """Give settings; fields by the names and types of CONFIG in ``wire/tlv.py``.
 
         Raises:
@@ -172,18 +172,18 @@ class Client:
         """
         return await self._custom(tlv.CONFIG, fields)
 
-    async def credentials(self, creds: bytes) -> State:
+    async def replace_credentials(self, creds: bytes) -> StateReport:
         """Replace what opens the door: ids of 4 and secrets of 16 bytes, in turn."""
         return await self._custom(tlv.CREDENTIALS, {"creds": creds})
 
-    async def forget(self) -> State:
+    async def forget(self) -> StateReport:
         """Have the beacon forget what it was given; it resets a second later."""
         return await self._custom(tlv.FORGET, {})
 
-    async def _custom(self, kind: int, fields: dict[str, Any]) -> State:
+    async def _custom(self, kind: int, fields: dict[str, Any]) -> StateReport:
         try:
-            data = tlv.encode(kind, fields)
-        except tlv.Malformed as error:
+            data = tlv.encode_message(kind, fields)
+        except tlv.MalformedMessage as error:
             raise InputError("setting_value", f"{error.field}: {error.what}") from None
         await self._send(blufi.CUSTOM, data)
         await self._expect(blufi.CUSTOM, ANSWER_S)
@@ -200,14 +200,14 @@ class Client:
 
     # -- going online
 
-    async def join(
+    async def join_network(
         self,
         ssid: bytes,
         password: bytes = b"",
         *,
-        tell: Callable[[Report], None] = lambda report: None,
+        tell: Callable[[WifiReport], None] = lambda report: None,
         seconds: float = JOIN_S,
-    ) -> Report:
+    ) -> WifiReport:
         """Have the beacon join a network; it stores it once that has worked.
 
         Args:
@@ -235,7 +235,7 @@ class Client:
                     raise self._refused()
                 raise self._not_joined(ssid, self.report)
 
-    def _not_joined(self, ssid: bytes, report: Report) -> DeniedError | ReachError:
+    def _not_joined(self, ssid: bytes, report: WifiReport) -> DeniedError | ReachError:
         name = ssid.decode("utf-8", "replace")
         kept = "what it had before is kept"
         if report.reason in _WRONG:
@@ -257,12 +257,12 @@ class Client:
             found=report.reason,
         )
 
-    async def online(
+    async def wait_online(
         self,
         *,
-        tell: Callable[[State], None] = lambda state: None,
+        tell: Callable[[StateReport], None] = lambda state: None,
         seconds: float = ONLINE_S,
-    ) -> State:
+    ) -> StateReport:
         """Wait for the result of the beacon's first authenticated poll.
 
         Raises:
@@ -344,7 +344,7 @@ class Client:
     def _read(self, frame: bytes) -> "blufi.Message | None":
         try:
             message = self._link.receive(frame)
-        except blufi.Refused as error:
+        except blufi.BlufiError as error:
             raise self._nonsense(f"a frame that is refused: {error_name(error.code)}") from None
         if message is None:
             return None
@@ -371,28 +371,28 @@ class Client:
     def _aborted(self, data: bytes) -> None:
         if len(data) > 2 and data[0] == ec1.MAGIC and data[2] == ec1.ABORT:
             try:
-                ec1.parse(data, ec1.S_HELLO, (ec1.SPAKE2, ec1.ECDH))
+                ec1.parse_message(data, ec1.S_HELLO, (ec1.SPAKE2, ec1.ECDH))
             except ec1.Abort as abort:
-                raise failure(abort) from None
+                raise error_from_abort(abort) from None
 
     def _reported(self, data: bytes) -> None:
         try:
             found = wifi.parse_report(data)
-        except blufi.Refused:
+        except blufi.BlufiError:
             raise self._nonsense("a malformed report") from None
         word = _WORDS.get(found["state"], "unknown")
         reason = str(reason_name(found["reason"])) if "reason" in found else ""
-        self.report = Report(word, found.get("ssid", b""), found.get("rssi"), reason)
+        self.report = WifiReport(word, found.get("ssid", b""), found.get("rssi"), reason)
 
     def _described(self, data: bytes) -> None:
         try:
-            kind, fields = tlv.decode(data)
-        except tlv.Malformed as error:
+            kind, fields = tlv.decode_message(data)
+        except tlv.MalformedMessage as error:
             raise self._nonsense(f"custom data: {error}") from None
         if kind == tlv.STATE:
             words: dict[str, Any] = dict(fields)
             words["image"] = words.get("image", b"").hex()
-            self.state = State(**words)
+            self.state = StateReport(**words)
 
     def _error(self, data: bytes) -> InputError | ReachError | DeniedError:
         name = error_name(data[0]) if data else "none"

@@ -11,19 +11,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from beacon_ota.errors import ReachError
-from beacon_ota.provision.client import ONLINE_S, Client, Report, State
+from beacon_ota.provision.client import ONLINE_S, BlufiClient, StateReport, WifiReport
+from beacon_ota.provision.desired_config import DesiredConfig, Network, Secret
 from beacon_ota.provision.registry import Registry
 from beacon_ota.provision.scan import Sighting
 from beacon_ota.provision.session import SecretError
-from beacon_ota.provision.wanted import Network, Secret, Wanted
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 
 ATTEMPTS = 3
 AGAIN_S = 0.5
 PATIENCE_S = 70  # that a beacon may ask for after wrong PINs before we give up waiting
 _AGAIN = ("disconnected", "no_answer", "out_of_range")
 
-Tell = Callable[[str, str], None]
+OnStep = Callable[[str, str], None]
 AskSecret = Callable[[SecretError | None], Awaitable[Secret]]
 ChooseNetwork = Callable[[list[tuple[bytes, int]]], Awaitable[Network]]
 
@@ -59,7 +59,7 @@ class Outcome:
         return found
 
 
-def known(secret: Secret) -> AskSecret:
+def fixed_secret(secret: Secret) -> AskSecret:
     """Answer with a secret that is at hand; a wrong one is the end."""
 
     async def ask(error: SecretError | None) -> Secret:
@@ -70,7 +70,7 @@ def known(secret: Secret) -> AskSecret:
     return ask
 
 
-class Prover:
+class SecretProver:
     """Has the secret, or asks for it: once before anybody connects, and after every wrong one.
 
     Args:
@@ -79,7 +79,7 @@ class Prover:
     """
 
     def __init__(
-        self, ask: AskSecret, tell: Tell = lambda step, detail: None, *, pace: float = 1
+        self, ask: AskSecret, tell: OnStep = lambda step, detail: None, *, pace: float = 1
     ) -> None:
         self._ask, self._tell, self._pace = ask, tell, pace
         self._secret: Secret | None = None
@@ -89,19 +89,19 @@ class Prover:
         if self._secret is None:
             self._secret = await self._ask(None)
 
-    async def prove(self, beacon: Client) -> None:
+    async def prove(self, beacon: BlufiClient) -> None:
         """Prove it; asks again after a wrong one, waits when it has to.
 
         Raises:
             SecretError: ``locked``, ``too_soon`` (longer than anybody waits), or what ``ask``
-                raises. And what :meth:`Client.prove` raises.
+                raises. And what :meth:`BlufiClient.prove_secret` raises.
         """
         await self.ready()
         assert self._secret is not None
         while True:
             self._tell("proving", "")
             try:
-                await beacon.prove(pin=self._secret.pin, pop=self._secret.pop)
+                await beacon.prove_secret(pin=self._secret.pin, pop=self._secret.pop)
                 return
             except SecretError as refusal:
                 if refusal.code == "too_soon" and refusal.wait <= PATIENCE_S:
@@ -113,15 +113,15 @@ class Prover:
                 self._secret = await self._ask(refusal)
 
 
-async def provision(
+async def provision_beacon(
     found: Sighting,
-    radio: Radio,
+    radio: RadioSelection,
     ask: AskSecret,
-    wanted: Wanted,
+    wanted: DesiredConfig,
     registry: Registry | None,
     *,
     choose: ChooseNetwork | None = None,
-    tell: Tell = lambda step, detail: None,
+    tell: OnStep = lambda step, detail: None,
     attempts: int = ATTEMPTS,
     online_s: float = ONLINE_S,
     pace: float = 1,
@@ -135,7 +135,7 @@ async def provision(
         tell: called with each step and a detail, for people.
         attempts: how often to begin again after a broken connection.
         online_s: seconds to wait for its first authenticated poll.
-        pace: see :class:`Prover`.
+        pace: see :class:`SecretProver`.
 
     Raises:
         BeaconOtaError: what went wrong, and what to do. What was done until then stays done;
@@ -143,7 +143,7 @@ async def provision(
     """
     began = time.monotonic()
     outcome = Outcome(found.name, found.address)
-    prover = Prover(ask, tell, pace=pace)
+    prover = SecretProver(ask, tell, pace=pace)
     await prover.ready()
     for attempt in range(1, attempts + 1):
         try:
@@ -160,19 +160,19 @@ async def provision(
 
 async def _once(
     found: Sighting,
-    radio: Radio,
-    prover: Prover,
-    wanted: Wanted,
+    radio: RadioSelection,
+    prover: SecretProver,
+    wanted: DesiredConfig,
     registry: Registry | None,
     choose: ChooseNetwork | None,
-    tell: Tell,
+    tell: OnStep,
     online_s: float,
     outcome: Outcome,
 ) -> None:
     tell("connecting", found.name)
-    async with Client(found.device, found.name, radio) as beacon:
+    async with BlufiClient(found.device, found.name, radio) as beacon:
         await prover.prove(beacon)
-        state = await beacon.query()
+        state = await beacon.query_state()
         _note(outcome, state)
         typed = wanted.device_type
         if not state.device_type:
@@ -183,36 +183,36 @@ async def _once(
         network = wanted.network
         if network is None and choose is not None:
             tell("looking", "for networks")
-            network = await choose(await beacon.networks())
+            network = await choose(await beacon.list_networks())
         key = secrets.token_bytes(32)
         outcome.device_type = state.device_type
         if registry is not None:
             tell("registering", f"{state.beacon_id} as {state.device_type or 'it is'}")
             outcome.registered = await asyncio.to_thread(
-                registry.enter, state, key, wanted.config, wanted.tags
+                registry.register, state, key, wanted.config, wanted.tags
             )
         else:
             outcome.key = key.hex()
         tell("configuring", "")
         await beacon.configure(**wanted.config, beacon_key=key)
         if wanted.creds is not None:
-            await beacon.credentials(wanted.creds_at(state.beacon_id))
+            await beacon.replace_credentials(wanted.credentials_for(state.beacon_id))
         if network is not None:
             await _join(beacon, network, tell, outcome)
         if registry is not None:
             tell("waiting", "for the orchestrator to hear it")
-            _note(outcome, await beacon.online(seconds=online_s))
+            _note(outcome, await beacon.wait_online(seconds=online_s))
 
 
-async def _join(beacon: Client, network: Network, tell: Tell, outcome: Outcome) -> None:
+async def _join(beacon: BlufiClient, network: Network, tell: OnStep, outcome: Outcome) -> None:
     name = network.ssid.decode("utf-8", "replace")
     tell("joining", name)
 
-    def on_report(report: Report) -> None:
+    def on_report(report: WifiReport) -> None:
         tell("joining", f"{name}: {report.word}")
 
     try:
-        report = await beacon.join(network.ssid, network.password, tell=on_report)
+        report = await beacon.join_network(network.ssid, network.password, tell=on_report)
     except ReachError as error:
         if error.code == "wifi_not_found":
             error.expected = await _seen(beacon)
@@ -220,17 +220,17 @@ async def _join(beacon: Client, network: Network, tell: Tell, outcome: Outcome) 
     outcome.ssid, outcome.rssi = name, report.rssi
 
 
-async def _seen(beacon: Client) -> str:
+async def _seen(beacon: BlufiClient) -> str:
     """Say which networks a beacon does see."""
     try:
-        found = await beacon.networks()
+        found = await beacon.list_networks()
     except ReachError:
         return "it cannot say what it sees"
     names = [f"{ssid.decode('utf-8', 'replace')} ({rssi} dBm)" for ssid, rssi in found]
     return "one of " + ", ".join(names) if names else "it sees no network at all"
 
 
-def _note(outcome: Outcome, state: State) -> None:
+def _note(outcome: Outcome, state: StateReport) -> None:
     outcome.beacon_id = state.beacon_id
     outcome.device_type = state.device_type or outcome.device_type
     outcome.version, outcome.ip, outcome.poll = state.version, state.ip, state.poll

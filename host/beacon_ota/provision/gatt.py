@@ -8,7 +8,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from beacon_ota.errors import ReachError
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 
 if TYPE_CHECKING:
     from bleak.backends.device import BLEDevice
@@ -21,7 +21,7 @@ ATTEMPTS = 3
 _QUEUE = 256  # frames that nobody has looked at
 
 
-class Gatt:
+class GattConnection:
     """An open connection; use it as ``async with``.
 
     Args:
@@ -32,7 +32,7 @@ class Gatt:
     """
 
     def __init__(
-        self, device: "BLEDevice | str", name: str, radio: Radio, *, mtu: int | None = None
+        self, device: "BLEDevice | str", name: str, radio: RadioSelection, *, mtu: int | None = None
     ):
         self.name = name
         self._device, self._radio = device, radio

@@ -62,7 +62,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def label(mac: str, pin: str | None = None) -> Label:
+def make_label(mac: str, pin: str | None = None) -> Label:
     """Make the label of a chip.
 
     Args:
@@ -82,13 +82,13 @@ def label(mac: str, pin: str | None = None) -> Label:
     return Label(
         raw.hex(":"),
         bluetooth.hex(":").upper(),
-        adverts.name(bluetooth).decode(),
+        adverts.device_name(bluetooth).decode(),
         draw_pin() if pin is None else check_pin(pin),
         secrets.token_hex(POP_BYTES),
     )
 
 
-def pick(text: str, name: str | None = None) -> Label:
+def pick_label(text: str, name: str | None = None) -> Label:
     """Return one label of a CSV as ``provision label`` prints it.
 
     Args:

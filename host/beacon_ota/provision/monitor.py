@@ -8,13 +8,13 @@ GONE_S = 10.0  # of silence, then a beacon counts as gone
 STEP_DB = 6  # by which the signal has to change to be worth a word
 
 
-class Changes:
+class ChangeTracker:
     """Remembers what was told, and gives what is new."""
 
     def __init__(self) -> None:
         self._told: dict[str, dict[str, object]] = {}
 
-    def take(self, beacons: Sequence[Sighting], now: float) -> Iterator[dict[str, object]]:
+    def update(self, beacons: Sequence[Sighting], now: float) -> Iterator[dict[str, object]]:
         """Give a dictionary for each beacon that came, changed or went.
 
         Args:

@@ -19,7 +19,7 @@ GENERATOR: Point = (
 )
 
 
-def decode(data: bytes) -> Point:
+def decode_point(data: bytes) -> Point:
     """Return the point that 64 bytes x ‖ y (big-endian) name.
 
     Raises:
@@ -34,17 +34,17 @@ def decode(data: bytes) -> Point:
     return x, y
 
 
-def encode(point: Point) -> bytes:
+def encode_point(point: Point) -> bytes:
     """Return x ‖ y, 64 bytes."""
     return point[0].to_bytes(32, "big") + point[1].to_bytes(32, "big")
 
 
-def negate(point: Point) -> Point:
+def negate_point(point: Point) -> Point:
     """Return the point with which ``point`` adds up to infinity."""
     return point[0], -point[1] % P
 
 
-def add(a: Point | None, b: Point | None) -> Point | None:
+def add_points(a: Point | None, b: Point | None) -> Point | None:
     """Return a + b: chord, tangent, or infinity."""
     if a is None or b is None:
         return a or b
@@ -58,11 +58,11 @@ def add(a: Point | None, b: Point | None) -> Point | None:
     return x, (slope * (a[0] - x) - a[1]) % P
 
 
-def multiply(k: int, point: Point | None) -> Point | None:
+def multiply_point(k: int, point: Point | None) -> Point | None:
     """Return k·point, for any integer k."""
     total: Point | None = None
     for bit in bin(k % ORDER)[2:]:
-        total = add(total, total)
+        total = add_points(total, total)
         if bit == "1":
-            total = add(total, point)
+            total = add_points(total, point)
     return total

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from beacon_ota.errors import DeniedError, InputError, ReachError, UsageError
-from beacon_ota.provision.client import State
+from beacon_ota.provision.client import StateReport
 
 if TYPE_CHECKING:
     from beacon_ota.client import Client
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Registry(Protocol):
     """Where beacons are entered."""
 
-    def enter(
-        self, state: State, key: bytes, config: Mapping[str, object], tags: tuple[str, ...]
+    def register(
+        self, state: StateReport, key: bytes, config: Mapping[str, object], tags: tuple[str, ...]
     ) -> str:
         """Enter a beacon under its key.
 
@@ -24,14 +24,14 @@ class Registry(Protocol):
         ...
 
 
-class Orchestrator:
+class OrchestratorRegistry:
     """Enters beacons through the API of an orchestrator. Doing it again changes nothing."""
 
     def __init__(self, client: "Client"):
         self._client = client
         self.url = client.url
 
-    def check(self, site: str | None) -> None:
+    def check_access(self, site: str | None) -> None:
         """Look whether it can be done, before a beacon is touched.
 
         Raises:
@@ -41,7 +41,7 @@ class Orchestrator:
         """
         try:
             self._client.call("GET", "/api/beacons", params={"limit": 1})
-            known = [one["path"] for one in self._client.sites()] if site else []
+            known = [one["path"] for one in self._client.list_sites()] if site else []
         except ReachError as error:
             raise ReachError(
                 "orchestrator_unreachable",
@@ -65,8 +65,8 @@ class Orchestrator:
                 expected=", ".join(known) or None,
             )
 
-    def enter(
-        self, state: State, key: bytes, config: Mapping[str, object], tags: tuple[str, ...]
+    def register(
+        self, state: StateReport, key: bytes, config: Mapping[str, object], tags: tuple[str, ...]
     ) -> str:
         """Register a beacon, or give the one that is registered its new key, place and type.
 
@@ -92,7 +92,7 @@ class Orchestrator:
                 if error.code != "beacon_taken":
                     raise
             known = self._registered_as(state.beacon_id)
-        self._client.set_key(state.beacon_id, key.hex())
+        self._client.set_beacon_key(state.beacon_id, key.hex())
         if place:
             self._client.change_beacon(state.beacon_id, **place)
         if state.device_type in ("", known):
@@ -103,7 +103,7 @@ class Orchestrator:
     def _registered_as(self, beacon_id: str) -> str | None:
         """Return the device type of a beacon, None for one that is not registered."""
         try:
-            return self._client.beacon(beacon_id, 1)["device_type"]
+            return self._client.get_beacon(beacon_id, 1)["device_type"]
         except InputError as error:
             if error.code != "beacon_unknown":
                 raise

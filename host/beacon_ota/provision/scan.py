@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.virtual.radio.choice import Radio
+from beacon_ota.virtual.radio.selection import RadioSelection
 from beacon_ota.wire import adverts, scan
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Sighting:
         """One word: what it is doing."""
         if self.progress is not None:
             return {FAILED: "failed", REBOOTING: "rebooting"}.get(self.progress, "updating")
-        if self.has(adverts.HELD):
+        if self.has(adverts.PRESSED):
             return "button"
         if self.open and self.has(adverts.LOCKED):
             return "locked"
@@ -95,30 +95,32 @@ class Sighting:
             "locked": self.has(adverts.LOCKED),
             "version": self.version or None,
             "progress": percent,
-            "position": shown(self.position) if self.position else None,
+            "position": format_position(self.position) if self.position else None,
         }
 
 
-def shown(position: bytes) -> str:
+def format_position(position: bytes) -> str:
     """Write an iBeacon identity as ``UUID:major:minor``."""
     major, minor = int.from_bytes(position[16:18], "big"), int.from_bytes(position[18:], "big")
     return f"{uuid.UUID(bytes=position[:16])}:{major}:{minor}"
 
 
-class Watch:
+class BeaconScanner:
     """Takes advertisements in, keeps beacons."""
 
     def __init__(self) -> None:
         self._devices: dict[str, Sighting] = {}
 
-    def take(self, device: "BLEDevice", data: "AdvertisementData") -> Sighting | None:
+    def record_advertisement(
+        self, device: "BLEDevice", data: "AdvertisementData"
+    ) -> Sighting | None:
         """Read one advertisement; returns the beacon, None when it is none of ours."""
         found: dict[str, object] = {}
         for company, payload in data.manufacturer_data.items():
-            found |= scan.manufacturer(company, payload)
+            found |= scan.parse_manufacturer(company, payload)
         for service, payload in data.service_data.items():
             if service.startswith("0000") and service.endswith(_UUID16):
-                found |= scan.service(int(service[4:8], 16), payload)
+                found |= scan.parse_service_data(int(service[4:8], 16), payload)
         known = self._devices.get(device.address)
         blufi = "suites" in found or (data.local_name or "").startswith("BLUFI_")
         if known is None and not blufi and "flags" not in found:
@@ -152,13 +154,13 @@ def _plain(text: str) -> str:
 
 def _named(device: "BLEDevice") -> str:
     try:
-        return adverts.name(bytes.fromhex(device.address.replace(":", ""))).decode()
+        return adverts.device_name(bytes.fromhex(device.address.replace(":", ""))).decode()
     except (ValueError, IndexError):
         return device.address  # macOS: the address is not to be had
 
 
 @asynccontextmanager
-async def watching(radio: Radio) -> AsyncIterator[Watch]:
+async def open_scanner(radio: RadioSelection) -> AsyncIterator[BeaconScanner]:
     """Scan for the length of the block.
 
     Raises:
@@ -167,10 +169,10 @@ async def watching(radio: Radio) -> AsyncIterator[Watch]:
     from bleak import BleakScanner
     from bleak.exc import BleakError
 
-    watch = Watch()
+    watch = BeaconScanner()
 
     def heard(device: "BLEDevice", data: "AdvertisementData") -> None:
-        watch.take(device, data)
+        watch.record_advertisement(device, data)
 
     scanner = BleakScanner(heard, **radio.scanner)
     try:
@@ -186,7 +188,7 @@ async def watching(radio: Radio) -> AsyncIterator[Watch]:
         await scanner.stop()
 
 
-def matches(beacon: Sighting, wanted: str) -> bool:
+def matches_name(beacon: Sighting, wanted: str) -> bool:
     """Whether a name, the last digits of one, or an address means this beacon."""
     text = wanted.upper()
     return text in (beacon.name.upper(), beacon.address.upper()) or (
@@ -194,15 +196,15 @@ def matches(beacon: Sighting, wanted: str) -> bool:
     )
 
 
-async def listen(radio: Radio, seconds: float) -> list[Sighting]:
+async def collect_sightings(radio: RadioSelection, seconds: float) -> list[Sighting]:
     """Return the beacons that are heard of within some seconds, the nearest first."""
-    async with watching(radio) as watch:
+    async with open_scanner(radio) as watch:
         await asyncio.sleep(seconds)
         return watch.beacons()
 
 
-async def find(
-    radio: Radio, wanted: str | None, seconds: float, *, opened: bool = True
+async def find_beacon(
+    radio: RadioSelection, wanted: str | None, seconds: float, *, opened: bool = True
 ) -> Sighting:
     """Return the one beacon that is meant, as soon as it is heard of.
 
@@ -218,10 +220,10 @@ async def find(
         UsageError: ``which_beacon`` when several could be meant.
     """
     end = time.monotonic() + seconds
-    async with watching(radio) as watch:
+    async with open_scanner(radio) as watch:
         while True:
             heard = watch.beacons()
-            meant = [b for b in heard if matches(b, wanted)] if wanted else heard
+            meant = [b for b in heard if matches_name(b, wanted)] if wanted else heard
             ready = [b for b in meant if b.open or not opened]
             late = time.monotonic() >= end
             if (wanted and ready) or late:

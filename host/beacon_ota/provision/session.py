@@ -59,7 +59,7 @@ class SecretError(DeniedError):
         self.failures, self.wait = failures, wait
 
 
-def failure(abort: ec1.Abort) -> BeaconOtaError:
+def error_from_abort(abort: ec1.Abort) -> BeaconOtaError:
     """Return the named error for an abort, ours or the beacon's."""
     if abort.code == ec1.A_LOCKED or (abort.failures or 0) >= MAX_FAILURES:
         return SecretError(
@@ -121,17 +121,17 @@ class Ccm:
             return None
 
 
-def password(pin: str, name: bytes) -> int:
+def pin_scalar(pin: str, name: bytes) -> int:
     """Return w, the PIN as a scalar bound to the beacon's name."""
-    return int.from_bytes(ec1.password(hkdf, pin.encode(), name), "big") % p256.ORDER
+    return int.from_bytes(ec1.derive_password(hkdf, pin.encode(), name), "big") % p256.ORDER
 
 
-def enroll(pin: str, name: bytes) -> bytes:
+def enroll_pin(pin: str, name: bytes) -> bytes:
     """Return what a beacon stores in place of its PIN: w ‖ w·M ‖ w·N, 160 bytes (NVS ``pin_w``)."""
-    w = password(pin, name)
+    w = pin_scalar(pin, name)
     stored = w.to_bytes(32, "big")
     for point in (spake2.M, spake2.N):
-        stored += _encode(p256.multiply(w, p256.decode(point)))
+        stored += _encode(p256.multiply_point(w, p256.decode_point(point)))
     return stored
 
 
@@ -168,7 +168,7 @@ class Initiator:
         self.suite = ec1.SPAKE2 if pop is None else ec1.ECDH
         self._name = name
         self._pop = pop or b""
-        self._w = 0 if pin is None else password(pin, name)
+        self._w = 0 if pin is None else pin_scalar(pin, name)
         self._random = random
         self._client = b""
         self._expected = self._keys = b""
@@ -181,10 +181,12 @@ class Initiator:
         while not 0 < self._x < p256.ORDER:
             self._x = int.from_bytes(self._random(32), "big")
         nonce = self._random(ec1.NONCE)
-        public = p256.multiply(self._x, p256.GENERATOR)
+        public = p256.multiply_point(self._x, p256.GENERATOR)
         if self.suite == ec1.SPAKE2:
-            public = p256.add(public, p256.multiply(self._w, p256.decode(spake2.M)))
-        self._client = ec1.build(ec1.C_HELLO, self.suite, nonce + _encode(public))
+            public = p256.add_points(
+                public, p256.multiply_point(self._w, p256.decode_point(spake2.M))
+            )
+        self._client = ec1.build_message(ec1.C_HELLO, self.suite, nonce + _encode(public))
         self._awaits = ec1.S_HELLO
         return self._client
 
@@ -192,32 +194,32 @@ class Initiator:
         """Take S_HELLO and return C_FIN.
 
         Raises:
-            BeaconOtaError: :func:`failure` of an abort; the exchange is over. With the beacon's
-                abort codes; ``ec1_point`` when its point is none.
+            BeaconOtaError: :func:`error_from_abort` of the beacon's abort, or ``ec1_point`` when
+                its point is not on the curve. The exchange is over.
         """
         self._turn(ec1.S_HELLO)
         body = self._parse(message, ec1.S_HELLO)
         try:
-            peer: p256.Point | None = p256.decode(body[ec1.NONCE :])
+            peer: p256.Point | None = p256.decode_point(body[ec1.NONCE :])
         except ValueError as error:
-            raise failure(ec1.Abort(ec1.A_POINT)) from error
+            raise error_from_abort(ec1.Abort(ec1.A_POINT)) from error
         if self.suite == ec1.SPAKE2:
-            blind = p256.multiply(self._w, p256.decode(spake2.N))
-            peer = p256.add(peer, p256.negate(blind)) if blind else peer
+            blind = p256.multiply_point(self._w, p256.decode_point(spake2.N))
+            peer = p256.add_points(peer, p256.negate_point(blind)) if blind else peer
         if peer is None:
-            raise failure(ec1.Abort(ec1.A_POINT))
-        shared = _encode(p256.multiply(self._x, peer))
+            raise error_from_abort(ec1.Abort(ec1.A_POINT))
+        shared = _encode(p256.multiply_point(self._x, peer))
         self._x = 0
         if self.suite == ec1.SPAKE2:
             w = self._w.to_bytes(32, "big")
-            tt, root = ec1.spake2(self._name, self._client, message, shared, w)
+            tt, root = ec1.derive_spake2(self._name, self._client, message, shared, w)
         else:
-            tt, root = ec1.ecdh(hkdf, self._client, message, shared[:32], self._pop)
-        mine, self._expected, self._keys = ec1.schedule(
+            tt, root = ec1.derive_ecdh(hkdf, self._client, message, shared[:32], self._pop)
+        mine, self._expected, self._keys = ec1.derive_keys(
             hkdf, hmac_sha256, self._client, message, tt, root
         )
         self._awaits = ec1.S_FIN
-        return ec1.build(ec1.C_FIN, self.suite, mine)
+        return ec1.build_message(ec1.C_FIN, self.suite, mine)
 
     def finish(self, message: bytes) -> Records:
         """Take S_FIN and return the record layer of the session.
@@ -230,7 +232,7 @@ class Initiator:
         keys, self._keys = self._keys, b""
         tag = self._parse(message, ec1.S_FIN)
         if not hmac.compare_digest(tag, self._expected):
-            raise failure(ec1.Abort(ec1.A_CONFIRM))
+            raise error_from_abort(ec1.Abort(ec1.A_CONFIRM))
         return Records(Ccm, keys, False)
 
     def _turn(self, step: int) -> None:
@@ -241,13 +243,13 @@ class Initiator:
 
     def _parse(self, message: bytes, type_: int) -> bytes:
         try:
-            return ec1.parse(message, type_, (self.suite,))
+            return ec1.parse_message(message, type_, (self.suite,))
         except ec1.Abort as abort:
-            raise failure(abort) from abort
+            raise error_from_abort(abort) from abort
 
 
 def _encode(point: p256.Point | None) -> bytes:
     # Infinity comes out of this exchange with probability 2^-256: a scalar of zero.
     if point is None:
-        raise failure(ec1.Abort(ec1.A_POINT))
-    return p256.encode(point)
+        raise error_from_abort(ec1.Abort(ec1.A_POINT))
+    return p256.encode_point(point)

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from beacon_ota.swarm.http import Broken, Connection, Sink
-from beacon_ota.swarm.ledger import Standing, Try
-from beacon_ota.swarm.signing import authentic, sign
+from beacon_ota.swarm.expected_counts import ExpectedAttempt, ReportedVersion
+from beacon_ota.swarm.http import Connection, DownloadSink, ExchangeError
+from beacon_ota.swarm.signing import is_authentic, sign_request
 from beacon_ota.swarm.world import World
 from beacon_ota.wire import auth
 
@@ -24,16 +24,16 @@ _FORGETS = 64  # releases known to be bad
 _LATER_S = 300.0  # from a success to the relapse
 
 
-class Over(Exception):
+class AttemptCancelled(Exception):
     """The orchestrator says that there is nothing more to do for this attempt."""
 
 
-class Dead(Exception):
+class BeaconDead(Exception):
     """Nothing will be heard of this beacon any more."""
 
 
 @dataclass(slots=True)
-class Attempt:
+class AttemptRecord:
     """The record of an attempt in NVS."""
 
     id: str
@@ -43,7 +43,7 @@ class Attempt:
     size: int
     url: str
     previous: str
-    fate: str
+    outcome: str
     status: str = "downloading"
     why: tuple[str, str] = ("", "")
     got: int = 0
@@ -51,7 +51,7 @@ class Attempt:
 
 
 @dataclass(slots=True)
-class Beacon:
+class SwarmBeacon:
     """A beacon; ``live`` is its power supply."""
 
     world: World
@@ -60,37 +60,37 @@ class Beacon:
     building: int
     version: str
     image: str
-    attempt: Attempt | None = None
-    bad: set[str] = field(default_factory=set)
+    attempt: AttemptRecord | None = None
+    denylist: set[str] = field(default_factory=set)
     tries: dict[str, int] = field(default_factory=dict)
     relapse: tuple[float, str, str] | None = None
     dead: bool = False
     cause: int = 1
     fresh: bool = False  # came back with its whole building, and has not polled since
     on_trial: bool = False
-    greeted: bool = False
-    fails: int = 0
+    presence_reported: bool = False
+    failed_attempts: int = 0
 
-    async def live(self) -> None:
+    async def run_until_cut(self) -> None:
         """Run until cancelled, or until the beacon is dead."""
         world = self.world
         world.stats.alive += 1
         misses = 0
         try:
-            await world.time.sleep(world.scenario.boot_s * world.vary())
-            self.greeted = False
+            await world.clock.sleep_s(world.scenario.boot_s * world.vary_factor())
+            self.presence_reported = False
             while True:
                 try:
                     if self.attempt is not None and self.attempt.status not in _FINAL:
-                        await self._settle(self.attempt)
-                    pause = await self._round()
+                        await self._resolve_boot_outcome(self.attempt)
+                    pause = await self._run_round()
                     misses = 0
-                except Broken as error:
+                except ExchangeError as error:
                     world.stats.broken[error.code] += 1
                     pause = min(5 << min(misses, 10), int(world.scenario.poll_s))
                     misses += 1
-                await world.time.sleep(pause * world.vary())
-        except Dead:
+                await world.clock.sleep_s(pause * world.vary_factor())
+        except BeaconDead:
             self.dead = True
         finally:
             world.stats.alive -= 1
@@ -99,58 +99,58 @@ class Beacon:
         """What flash held stays; the next boot tells from the record what had been under way."""
         self.cause, self.fresh, self.on_trial = 1, True, False
 
-    async def greet(self) -> None:
+    async def report_presence(self) -> None:
         """Say once that it is there: the first answer brings the orchestrator's time."""
-        await self._report("idle", None)
+        await self._send_report("idle", None)
 
     # ---- one round
 
-    async def _round(self) -> float:
+    async def _run_round(self) -> float:
         """Deliver what is due, ask for work, do it; return the seconds until the next round."""
         world = self.world
-        if self.relapse is not None and world.time.now() >= self.relapse[0]:
+        if self.relapse is not None and world.clock.now() >= self.relapse[0]:
             _, self.version, self.image = self.relapse
             self.relapse = None
-            self.greeted = False
-        await self._deliver()
+            self.presence_reported = False
+        await self._deliver_result()
         began = time.perf_counter()
-        status, doc, retry = await self._ask()
-        world.stats.polled(time.perf_counter() - began, self.fresh)
+        status, doc, retry = await self._poll_update()
+        world.stats.count_poll(time.perf_counter() - began, self.fresh)
         self.fresh = False
         if status == 204:
-            self.fails = 0
-            return self._pause(retry)
+            self.failed_attempts = 0
+            return self._next_pause(retry)
         if status != 200 or doc is None:
-            raise Broken("http")
+            raise ExchangeError("http")
         world.stats.offers += 1
-        entry = world.ledger.offered(doc["attempt_id"], self.id, doc["firmware_id"])
-        if await self._install(doc, entry):
-            await self._deliver()
-        return self._pause(doc["poll_after_s"])
+        entry = world.expected.add_offer(doc["attempt_id"], self.id, doc["firmware_id"])
+        if await self._install_offer(doc, entry):
+            await self._deliver_result()
+        return self._next_pause(doc["poll_after_s"])
 
-    async def _ask(self) -> tuple[int, dict[str, Any] | None, int | None]:
+    async def _poll_update(self) -> tuple[int, dict[str, Any] | None, int | None]:
         state = "trial" if self.on_trial else "valid"
         target = (
             f"/firmwares/latest/{self.world.device_type}?version={self.version.replace('+', '%2B')}"
             f"&image={self.image}&state={state}"
         )
-        return await self._call("GET", target)
+        return await self._call_orchestrator("GET", target)
 
-    def _pause(self, asked: float | None) -> float:
+    def _next_pause(self, asked: float | None) -> float:
         pause = self.world.scenario.poll_s if asked is None else asked
-        if self.fails:
-            pause = max(pause, min(30 << min(self.fails - 1, 7), 1920))
+        if self.failed_attempts:
+            pause = max(pause, min(30 << min(self.failed_attempts - 1, 7), 1920))
         return min(max(pause, 5), 86400)
 
     # ---- an attempt
 
-    async def _install(self, offer: dict[str, Any], entry: Try) -> bool:
+    async def _install_offer(self, offer: dict[str, Any], entry: ExpectedAttempt) -> bool:
         """Go through with an offer; False when there is nothing to report of it."""
         number = self.tries[offer["firmware_id"]] = self.tries.get(offer["firmware_id"], 0) + 1
-        fate = self.world.fate(offer["firmware_id"], self.id, number)
+        fate = self.world.draw_outcome(offer["firmware_id"], self.id, number)
         if fate == "ignored":
             return False
-        attempt = self.attempt = Attempt(
+        attempt = self.attempt = AttemptRecord(
             offer["attempt_id"],
             offer["firmware_id"],
             offer["version"],
@@ -161,29 +161,29 @@ class Beacon:
             fate,
         )
         try:
-            if attempt.checksum in self.bad:
-                self._end(attempt, "failed", "verify", "known_bad")
+            if attempt.checksum in self.denylist:
+                self._end_attempt(attempt, "failed", "verify", "known_bad")
                 return True
-            await self._tell(attempt, entry, "downloading")
-            await self._download(attempt, entry)
+            await self._report_best_effort(attempt, entry, "downloading")
+            await self._download_image(attempt, entry)
             if fate == "failed":
-                self._end(attempt, "failed", "verify", "checksum")
+                self._end_attempt(attempt, "failed", "verify", "checksum")
                 return True
-            await self._insist(attempt, entry, "verifying")
+            await self._report_until_acknowledged(attempt, entry, "verifying")
             attempt.status = "rebooting"
-            await self._insist(attempt, entry, "rebooting")
-            await self._trial(attempt)
-        except Over:
+            await self._report_until_acknowledged(attempt, entry, "rebooting")
+            await self._run_trial(attempt)
+        except AttemptCancelled:
             entry.over = True
             self.attempt = None
             return False
-        except Broken as error:
+        except ExchangeError as error:
             if attempt.status == "rebooting":  # not acknowledged: the release is not booted
                 attempt.status = "downloading"
-            self._end(attempt, "failed", "download", error.code)
+            self._end_attempt(attempt, "failed", "download", error.code)
         return True
 
-    async def _download(self, attempt: Attempt, entry: Try) -> None:
+    async def _download_image(self, attempt: AttemptRecord, entry: ExpectedAttempt) -> None:
         world = self.world
         digest = hashlib.sha256()
         got = 0
@@ -197,97 +197,101 @@ class Beacon:
 
         try:
             for number in range(_RESUMES):
-                stop = world.cut(attempt.size - got)
-                if attempt.fate == "dead":
+                stop = world.draw_break(attempt.size - got)
+                if attempt.outcome == "dead":
                     stop = max((attempt.size - got) // 2, 1)
-                sink = Sink(take, world.rate(), stop)
+                sink = DownloadSink(take, world.download_rate(), stop)
                 try:
-                    await self._fetch(attempt, entry, sink, got)
+                    await self._fetch_part(attempt, entry, sink, got)
                     break
-                except Broken as error:
+                except ExchangeError as error:
                     if got:
                         entry.taken = True
-                    if attempt.fate == "dead" and got:
-                        raise Dead from None
+                    if attempt.outcome == "dead" and got:
+                        raise BeaconDead from None
                     if number == _RESUMES - 1 or error.code not in ("truncated", "connect"):
                         raise
                     world.stats.resumed += 1
-                    await world.time.sleep(min(1 << number, 30) * world.vary())
+                    await world.clock.sleep_s(min(1 << number, 30) * world.vary_factor())
         finally:
             attempt.got = got
             world.stats.downloading -= 1
         if digest.hexdigest() != attempt.checksum:
-            raise Broken("checksum")  # would be a defect of the orchestrator: see the summary
+            raise ExchangeError(
+                "checksum"
+            )  # would be a defect of the orchestrator: see the summary
 
-    async def _fetch(self, attempt: Attempt, entry: Try, sink: Sink, first: int) -> None:
+    async def _fetch_part(
+        self, attempt: AttemptRecord, entry: ExpectedAttempt, sink: DownloadSink, first: int
+    ) -> None:
         more = ""
         if first:
             more = f'Range: bytes={first}-\r\nIf-Range: "{attempt.checksum}"\r\n'
-        answer, nonce = await self._exchange("GET", attempt.url, b"", more, sink)
+        answer, nonce = await self._exchange_signed("GET", attempt.url, b"", more, sink)
         if answer.status in (409, 410):
-            raise Over
+            raise AttemptCancelled
         if answer.status != (206 if first else 200):
-            raise Broken("http")
-        self._check(answer, nonce, attempt.checksum)
+            raise ExchangeError("http")
+        self._check_signature(answer, nonce, attempt.checksum)
         entry.taken = True
 
-    async def _trial(self, attempt: Attempt) -> None:
+    async def _run_trial(self, attempt: AttemptRecord) -> None:
         """From the reboot on: the new release, on trial, until it is confirmed or given up."""
         world = self.world
         old = self.version, self.image
-        if attempt.fate == "silent":
-            raise Dead
+        if attempt.outcome == "silent":
+            raise BeaconDead
         attempt.trials += 1
         self.cause = 3
-        await world.time.sleep(world.scenario.boot_s * world.vary())
-        if attempt.fate in ("rolled_back", "mute"):
+        await world.clock.sleep_s(world.scenario.boot_s * world.vary_factor())
+        if attempt.outcome in ("rolled_back", "mute"):
             attempt.trials = 3
-            await world.time.sleep(world.scenario.trial_s * 3)
-            self.bad = {*list(self.bad)[-_FORGETS:], attempt.checksum}
-            self.greeted = False
-            if attempt.fate == "mute":
+            await world.clock.sleep_s(world.scenario.trial_s * 3)
+            self.denylist = {*list(self.denylist)[-_FORGETS:], attempt.checksum}
+            self.presence_reported = False
+            if attempt.outcome == "mute":
                 self.attempt = None
             else:
-                self._end(attempt, "rolled_back", "boot", "self_test")
+                self._end_attempt(attempt, "rolled_back", "boot", "self_test")
             return
         self.version, self.image = attempt.version, attempt.checksum
         self.on_trial = True
         try:
-            await world.time.sleep(world.scenario.trial_s)
+            await world.clock.sleep_s(world.scenario.trial_s)
             for _ in range(_RETRIES):  # can this release talk to the orchestrator?
                 try:
-                    if (await self._ask())[0] in (200, 204):
+                    if (await self._poll_update())[0] in (200, 204):
                         break
-                except Broken as error:
+                except ExchangeError as error:
                     world.stats.broken[error.code] += 1
-                await world.time.sleep(5 * world.vary())
+                await world.clock.sleep_s(5 * world.vary_factor())
         finally:
             self.on_trial = False
         attempt.status = "success"
-        self.fails = 0
-        if attempt.fate == "relapse":
-            self.relapse = (world.time.now() + _LATER_S, *old)
+        self.failed_attempts = 0
+        if attempt.outcome == "relapse":
+            self.relapse = (world.clock.now() + _LATER_S, *old)
 
-    async def _settle(self, attempt: Attempt) -> None:
+    async def _resolve_boot_outcome(self, attempt: AttemptRecord) -> None:
         """Find out after a boot what the record means: as the firmware does."""
         if attempt.status == "rebooting":
-            await self._trial(attempt)
+            await self._run_trial(attempt)
         else:
-            self._end(attempt, "failed", "boot", "power")
+            self._end_attempt(attempt, "failed", "boot", "power")
 
-    def _end(self, attempt: Attempt, status: str, stage: str, code: str) -> None:
+    def _end_attempt(self, attempt: AttemptRecord, status: str, stage: str, code: str) -> None:
         attempt.status, attempt.why = status, (stage, code)
-        self.fails += 1
+        self.failed_attempts += 1
 
     # ---- reports
 
-    async def _deliver(self) -> None:
+    async def _deliver_result(self) -> None:
         """The end of an attempt, until it is acknowledged; else the boot, once."""
         attempt = self.attempt
         if attempt is not None and attempt.status in _FINAL:
-            entry = self.world.ledger.tries[attempt.id]
-            entry.said = attempt.status
-            status, answer = await self._report(attempt.status, attempt)
+            entry = self.world.expected.attempts[attempt.id]
+            entry.final_status = attempt.status
+            status, answer = await self._send_report(attempt.status, attempt)
             if status == 200 and answer is not None:
                 if entry.recorded != "first":
                     entry.recorded = answer.get("recorded", "")
@@ -295,44 +299,48 @@ class Beacon:
             elif status in (409, 410):
                 entry.over = True
             else:
-                raise Broken("http")
+                raise ExchangeError("http")
             self.attempt = None
-        elif not self.greeted and (await self._report("idle", None))[0] != 200:
-            raise Broken("http")
-        self.greeted = True
+        elif not self.presence_reported and (await self._send_report("idle", None))[0] != 200:
+            raise ExchangeError("http")
+        self.presence_reported = True
 
-    async def _tell(self, attempt: Attempt, entry: Try, word: str) -> None:
+    async def _report_best_effort(
+        self, attempt: AttemptRecord, entry: ExpectedAttempt, word: str
+    ) -> None:
         """A report that may get lost, but not be refused."""
         try:
-            status, _ = await self._report(word, attempt)
-        except Broken as error:
+            status, _ = await self._send_report(word, attempt)
+        except ExchangeError as error:
             self.world.stats.broken[error.code] += 1
             return
-        self._heed(status, entry)
+        self._check_report_status(status, entry)
 
-    async def _insist(self, attempt: Attempt, entry: Try, word: str) -> None:
+    async def _report_until_acknowledged(
+        self, attempt: AttemptRecord, entry: ExpectedAttempt, word: str
+    ) -> None:
         """A report that has to arrive before the next step."""
         for number in range(_RETRIES + 1):
             try:
-                status, _ = await self._report(word, attempt)
-                self._heed(status, entry)
+                status, _ = await self._send_report(word, attempt)
+                self._check_report_status(status, entry)
                 break
-            except Broken as error:
+            except ExchangeError as error:
                 self.world.stats.broken[error.code] += 1
                 if number == _RETRIES:
                     raise
-                await self.world.time.sleep((2 << number) * self.world.vary())
+                await self.world.clock.sleep_s((2 << number) * self.world.vary_factor())
         entry.rebooting = word == "rebooting"
 
-    def _heed(self, status: int, entry: Try) -> None:
+    def _check_report_status(self, status: int, entry: ExpectedAttempt) -> None:
         if status in (409, 410):
-            raise Over
+            raise AttemptCancelled
         if status != 200:
-            raise Broken("http")
+            raise ExchangeError("http")
         entry.taken = True
 
-    async def _report(self, word: str, attempt: Attempt | None) -> tuple[int, Any]:
-        now = int(self.world.time.now())
+    async def _send_report(self, word: str, attempt: AttemptRecord | None) -> tuple[int, Any]:
+        now = int(self.world.clock.now())
         doc: dict[str, Any] = {
             "firmware_version": self.version,
             "update_status": word,
@@ -352,68 +360,75 @@ class Beacon:
             if word in ("failed", "rolled_back"):
                 doc["stage"], doc["code"] = attempt.why
         body = json.dumps(doc).encode()
-        status, answer, _ = await self._call("POST", f"/api/beacons/{self.id}/ota_status", body)
+        status, answer, _ = await self._call_orchestrator(
+            "POST", f"/api/beacons/{self.id}/ota_status", body
+        )
         self.world.stats.reports += 1
         return status, answer
 
     # ---- calls
 
-    async def _call(
+    async def _call_orchestrator(
         self, method: str, target: str, body: bytes = b""
     ) -> tuple[int, dict[str, Any] | None, int | None]:
         """Make a call; returns status, JSON, Retry-After. A clock that is off is put right once."""
-        standing = self.world.ledger.standings.setdefault(
-            self.id, Standing(self.version, self.image)
+        standing = self.world.expected.reported_versions.setdefault(
+            self.id, ReportedVersion(self.version, self.image)
         )
         standing.sure = False
         for again in (True, False):
-            answer, nonce = await self._exchange(method, target, body)
-            self._check(answer, nonce, None)
+            answer, nonce = await self._exchange_signed(method, target, body)
+            self._check_signature(answer, nonce, None)
             doc = json.loads(answer.body) if answer.body else None
             if doc is not None and doc.get("code") == "clock_skew" and again:
-                self.world.time.set(doc["server_time"])
+                self.world.clock.set_utc(doc["server_time"])
                 continue
             break
         if answer.status < 300:
             standing.version, standing.image, standing.sure = self.version, self.image, True
         else:
-            self.world.stats.refused[_code(answer.status, doc)] += 1
+            self.world.stats.refused[_error_code(answer.status, doc)] += 1
         retry = answer.headers.get(b"retry-after", b"")
         return answer.status, doc, int(retry) if retry.isdigit() else None
 
-    async def _exchange(
-        self, method: str, target: str, body: bytes, more: str = "", sink: Sink | None = None
+    async def _exchange_signed(
+        self,
+        method: str,
+        target: str,
+        body: bytes,
+        more: str = "",
+        sink: DownloadSink | None = None,
     ):
         world = self.world
         world.stats.calls += 1
-        if world.luck(world.scenario.air.refused):
-            raise Broken("connect")
+        if world.happens(world.scenario.air.refused):
+            raise ExchangeError("connect")
         slow = sink is not None and sink.rate is not None
-        connection = await Connection.open(world.place, _CALL_S, slow)
+        connection = await Connection.open(world.server, _CALL_S, slow)
         try:
             # Signed when it can be sent: connecting may have taken a while.
-            request, nonce = sign(
-                self.id, self.key, method, target, int(world.time.now()), body=body, more=more
+            request, nonce = sign_request(
+                self.id, self.key, method, target, int(world.clock.now()), body=body, more=more
             )
-            answer = await connection.ask(request, _CALL_S, sink)
+            answer = await connection.send_request(request, _CALL_S, sink)
         finally:
             connection.close()
-        if sink is None and world.luck(world.scenario.air.deaf):
-            raise Broken("stall")
+        if sink is None and world.happens(world.scenario.air.deaf):
+            raise ExchangeError("stall")
         return answer, nonce
 
-    def _check(self, answer, nonce: str, digest: str | None) -> None:
+    def _check_signature(self, answer, nonce: str, digest: str | None) -> None:
         """Nothing is believed that the orchestrator has not signed."""
         seal = answer.headers.get(b"x-beacon-mac", b"")
-        if not authentic(self.key, nonce, answer.status, digest, answer.body, seal):
+        if not is_authentic(self.key, nonce, answer.status, digest, answer.body, seal):
             self.world.stats.forged += 1
-            raise Broken("http")
+            raise ExchangeError("http")
 
 
-def _code(status: int, doc: dict[str, Any] | None) -> str:
+def _error_code(status: int, doc: dict[str, Any] | None) -> str:
     return str(doc.get("code", status)) if doc else str(status)
 
 
 def valid_prefix(prefix: str) -> bool:
     """Can ids begin with this?"""
-    return auth.valid_id(f"{prefix}-00000") and prefix == prefix.lower()
+    return auth.is_valid_id(f"{prefix}-00000") and prefix == prefix.lower()

@@ -4,16 +4,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from beacon_ota.swarm.ledger import Ledger, Try
+from beacon_ota.swarm.expected_counts import ExpectedAttempt, ExpectedCounts
 
 GIVEN_UP = ("lost", "expired", "stopped")
-SHOWN = 20  # mismatches that are told in full
+MISMATCHES_SHOWN = 20  # mismatches that are told in full
 
 Row = Mapping[str, Any]
 
 
-def compare(
-    ledger: Ledger,
+def compare_counts(
+    ledger: ExpectedCounts,
     attempts: Iterable[Row],
     beacons: Iterable[Row],
     results: Mapping[str, Mapping[str, int]],
@@ -27,14 +27,14 @@ def compare(
     """
     rows = {row["id"]: row for row in attempts}
     return [
-        *_attempts(ledger, rows),
-        *_sums(ledger, rows, results),
-        *_standings(ledger, {row["beacon_id"]: row for row in beacons}),
+        *_compare_attempts(ledger, rows),
+        *_compare_sums(ledger, rows, results),
+        *_compare_versions(ledger, {row["beacon_id"]: row for row in beacons}),
     ]
 
 
-def _attempts(ledger: Ledger, rows: Mapping[str, Row]) -> Iterator[str]:
-    for key, one in ledger.tries.items():
+def _compare_attempts(ledger: ExpectedCounts, rows: Mapping[str, Row]) -> Iterator[str]:
+    for key, one in ledger.attempts.items():
         row = rows.get(key)
         if row is None:
             yield f"{one.beacon}: attempt {key} was offered, and is not in the books"
@@ -42,45 +42,49 @@ def _attempts(ledger: Ledger, rows: Mapping[str, Row]) -> Iterator[str]:
             yield f"{one.beacon}: attempt {key} is booked for {row['beacon_id']}"
         elif one.taken and not row["taken_at"]:
             yield f"{one.beacon}: attempt {key} was taken, and is not booked as taken"
-        elif not _fits(one, row["result"], row["late_result"]):
+        elif not _is_possible(one, row["result"], row["late_result"]):
             yield (
-                f"{one.beacon}: attempt {key} came to {one.said or 'no word'}"
+                f"{one.beacon}: attempt {key} came to {one.final_status or 'no word'}"
                 f" ({one.recorded or 'not acknowledged'}), booked is {row['result']}"
                 + (f", late {row['late_result']}" if row["late_result"] else "")
             )
     for key, row in rows.items():
-        if key in ledger.tries or row["beacon_id"] not in ledger.standings:
+        if key in ledger.attempts or row["beacon_id"] not in ledger.reported_versions:
             continue
         # An offer whose answer got lost on its way: nobody can have taken it.
         if row["taken_at"] or row["result"] not in (None, "expired", "stopped"):
             yield f"{row['beacon_id']}: attempt {key} is in the books, and was never offered"
 
 
-def _fits(one: Try, result: str | None, late: str | None) -> bool:
+def _is_possible(one: ExpectedAttempt, result: str | None, late: str | None) -> bool:
     """Can this result have come of what the beacon said?"""
     if one.recorded == "first":
-        return result == one.said
+        return result == one.final_status
     if one.recorded == "late":
-        return result in GIVEN_UP and late == one.said
+        return result in GIVEN_UP and late == one.final_status
     if one.recorded == "repeated":  # an earlier one, whose answer got lost, was the first
-        return one.said in (result, late)
-    if one.said:  # nobody knows whether it was heard
-        return result in (None, one.said, "rolled_back", *GIVEN_UP)
+        return one.final_status in (result, late)
+    if one.final_status:  # nobody knows whether it was heard
+        return result in (None, one.final_status, "rolled_back", *GIVEN_UP)
     # Without a word, only what the orchestrator concludes by itself; success it does not.
     return result in (None, "rolled_back", *GIVEN_UP)
 
 
-def _sums(
-    ledger: Ledger, rows: Mapping[str, Row], results: Mapping[str, Mapping[str, int]]
+def _compare_sums(
+    ledger: ExpectedCounts, rows: Mapping[str, Row], results: Mapping[str, Mapping[str, int]]
 ) -> Iterator[str]:
     for rollout, shown in results.items():
         mine = (row["result"] or "open" for row in rows.values() if row["rollout_id"] == rollout)
         counted = Counter(mine)
         if counted != Counter(shown):
             yield f"rollout {rollout}: counts {dict(shown)}, its attempts are {dict(counted)}"
-    least = sum(one.recorded == "first" and one.said == "success" for one in ledger.tries.values())
+    least = sum(
+        one.recorded == "first" and one.final_status == "success"
+        for one in ledger.attempts.values()
+    )
     most = least + sum(
-        one.said == "success" and one.recorded in ("", "repeated") for one in ledger.tries.values()
+        one.final_status == "success" and one.recorded in ("", "repeated")
+        for one in ledger.attempts.values()
     )
     booked = sum(counts.get("success", 0) for counts in results.values())
     if not least <= booked <= most:
@@ -88,8 +92,8 @@ def _sums(
         yield f"successes: {booked} in the books, {known} by the swarm's"
 
 
-def _standings(ledger: Ledger, rows: Mapping[str, Row]) -> Iterator[str]:
-    for beacon, one in ledger.standings.items():
+def _compare_versions(ledger: ExpectedCounts, rows: Mapping[str, Row]) -> Iterator[str]:
+    for beacon, one in ledger.reported_versions.items():
         row = rows.get(beacon)
         if row is None:
             yield f"{beacon}: is not registered any more"

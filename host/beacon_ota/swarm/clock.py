@@ -4,7 +4,7 @@ import asyncio
 import time
 
 
-class Time:
+class SwarmClock:
     """One clock for the whole swarm, in UTC seconds.
 
     Args:
@@ -13,16 +13,16 @@ class Time:
 
     def __init__(self, scale: float = 1.0):
         self.scale = scale
-        self.set(time.time())
+        self.set_utc(time.time())
 
     def now(self) -> float:
         """Return the present time."""
         return self._utc + (time.monotonic() - self._at) * self.scale
 
-    def set(self, utc: float) -> None:
+    def set_utc(self, utc: float) -> None:
         """Go on from here: an authenticated answer said so."""
         self._utc, self._at = utc, time.monotonic()
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep_s(self, seconds: float) -> None:
         """Wait for so many seconds of this clock."""
         await asyncio.sleep(seconds / self.scale)

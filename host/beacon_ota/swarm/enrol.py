@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.swarm.http import Broken, Connection, Place
+from beacon_ota.swarm.http import Connection, ExchangeError, ServerAddress
 
 _AT_ONCE = 16
 _PATIENCE_S = 60.0
 
 
-class Enrolled(NamedTuple):
+class EnrolledBeacon(NamedTuple):
     """A registered beacon; ``site`` is its building's path."""
 
     id: str
@@ -21,14 +21,14 @@ class Enrolled(NamedTuple):
     building: int
 
 
-async def enrol(
-    place: Place,
+async def enrol_beacons(
+    place: ServerAddress,
     token: str,
     names: list[tuple[str, int, str]],
     device_type: str,
     tag: str,
     progress: Callable[[int], object] = lambda done: None,
-) -> list[Enrolled]:
+) -> list[EnrolledBeacon]:
     """Register beacons.
 
     Args:
@@ -40,7 +40,7 @@ async def enrol(
         ReachError: ``unreachable``.
     """
     todo: Iterator[tuple[str, int, str]] = iter(names)
-    made: list[Enrolled] = []
+    made: list[EnrolledBeacon] = []
 
     async def worker() -> None:
         connection = await Connection.open(place, _PATIENCE_S)
@@ -54,10 +54,12 @@ async def enrol(
                     "tags": [tag],
                     "key": key.hex(),
                 }
-                answer = await connection.ask(_request(place, token, doc), _PATIENCE_S)
+                answer = await connection.send_request(
+                    _make_request(place, token, doc), _PATIENCE_S
+                )
                 if answer.status != 201:
-                    raise _refused(answer.status, answer.body)
-                made.append(Enrolled(name, key, building))
+                    raise _make_refusal(answer.status, answer.body)
+                made.append(EnrolledBeacon(name, key, building))
                 progress(len(made))
         finally:
             connection.close()
@@ -65,7 +67,7 @@ async def enrol(
     tasks = [asyncio.ensure_future(worker()) for _ in range(min(_AT_ONCE, len(names)))]
     try:
         await asyncio.gather(*tasks)
-    except Broken as error:
+    except ExchangeError as error:
         raise ReachError("unreachable", f"registering broke off: {error.code}") from None
     finally:
         for task in tasks:
@@ -75,7 +77,7 @@ async def enrol(
     return made
 
 
-def _request(place: Place, token: str, doc: dict) -> bytes:
+def _make_request(place: ServerAddress, token: str, doc: dict) -> bytes:
     body = json.dumps(doc).encode()
     head = (
         f"POST /api/beacons HTTP/1.1\r\nHost: {place.host}:{place.port}\r\n"
@@ -85,7 +87,7 @@ def _request(place: Place, token: str, doc: dict) -> bytes:
     return head.encode() + body
 
 
-def _refused(status: int, body: bytes) -> UsageError:
+def _make_refusal(status: int, body: bytes) -> UsageError:
     try:
         doc = json.loads(body)
         return UsageError(str(doc["code"]), str(doc["detail"]), found=doc.get("found"))

@@ -17,7 +17,7 @@ BODY = 10 * 1024  # bytes of an answer that is no download, as on the beacon
 _SLOW_BUFFER = 8 * 1024  # of the kernel, for readers that take their time
 
 
-class Broken(Exception):
+class ExchangeError(Exception):
     """An exchange that came to nothing; the word is one of stage ``download``."""
 
     def __init__(self, code: str):
@@ -25,7 +25,7 @@ class Broken(Exception):
         self.code = code
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """What came back; the body of a download went to its sink."""
 
     status: int
@@ -33,14 +33,14 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Place(NamedTuple):
+class ServerAddress(NamedTuple):
     """Where an orchestrator listens."""
 
     host: str
     port: int
 
     @classmethod
-    def of(cls, url: str) -> "Place":
+    def parse_url(cls, url: str) -> "ServerAddress":
         """Read an URL (UsageError ``swarm_url``); beacons on a LAN speak plain HTTP."""
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
@@ -48,7 +48,7 @@ class Place(NamedTuple):
         return cls(parts.hostname, parts.port or 80)
 
 
-class Sink:
+class DownloadSink:
     """Takes the body of a download, at a rate.
 
     Args:
@@ -63,7 +63,7 @@ class Sink:
         rate: float | None = None,
         stop_after: int | None = None,
     ):
-        self.take = take
+        self.on_piece = take
         self.rate = rate
         self.stop_after = stop_after
 
@@ -74,12 +74,14 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
-        self._waiter: asyncio.Future[Answer] | None = None
+        self._waiter: asyncio.Future[HttpAnswer] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._sink: Sink | None = None
+        self._sink: DownloadSink | None = None
 
     @classmethod
-    async def open(cls, place: Place, patience_s: float, slow: bool = False) -> "Connection":
+    async def open(
+        cls, place: ServerAddress, patience_s: float, slow: bool = False
+    ) -> "Connection":
         """Connect.
 
         Raises:
@@ -90,15 +92,15 @@ class Connection(asyncio.Protocol):
             async with asyncio.timeout(patience_s):
                 _, made = await loop.create_connection(cls, place.host, place.port)
         except (OSError, TimeoutError):
-            raise Broken("connect") from None
+            raise ExchangeError("connect") from None
         if slow:
             sock = made._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BUFFER)
         return made
 
-    def ask(
-        self, request: bytes, patience_s: float, sink: Sink | None = None
-    ) -> "asyncio.Future[Answer]":
+    def send_request(
+        self, request: bytes, patience_s: float, sink: DownloadSink | None = None
+    ) -> "asyncio.Future[HttpAnswer]":
         """Send a request; the future gets the answer.
 
         Args:
@@ -118,9 +120,9 @@ class Connection(asyncio.Protocol):
         self._head: tuple[int, dict[bytes, bytes]] | None = None
         self._left = 0
         if self._timer is None:
-            self._timer = self._loop.call_later(patience_s, self._look)
+            self._timer = self._loop.call_later(patience_s, self._check_timeout)
         if self._transport.is_closing():
-            self._fail("truncated")
+            self._reject_answer("truncated")
         else:
             self._transport.write(request)
         return self._waiter
@@ -138,7 +140,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail("truncated")
+        self._reject_answer("truncated")
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self._waiter.done():
@@ -149,21 +151,21 @@ class Connection(asyncio.Protocol):
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
                 if len(self._buffer) > HEAD:
-                    self._fail("http")
+                    self._reject_answer("http")
                 return
             data, head = self._buffer[end + 4 :], self._buffer[:end]
             self._buffer = b""
             if not self._read_head(head):
-                self._fail("http")
+                self._reject_answer("http")
                 return
             self._began = self._heard
         self._left -= len(data)
         if self._sink is None:
             self._buffer += data
         elif data:
-            self._pour(data)
+            self._feed_sink(data)
         if self._left <= 0:
-            self._finish()
+            self._resolve_answer()
 
     def _read_head(self, head: bytes) -> bool:
         lines = head.split(b"\r\n")
@@ -183,45 +185,45 @@ class Connection(asyncio.Protocol):
         self._head = (status, headers)
         return True
 
-    def _pour(self, data: bytes) -> None:
+    def _feed_sink(self, data: bytes) -> None:
         sink = self._sink
         assert sink is not None
         stop = sink.stop_after
         if stop is not None and self._got + len(data) >= stop:
-            sink.take(data[: stop - self._got])
-            self._fail("truncated")
+            sink.on_piece(data[: stop - self._got])
+            self._reject_answer("truncated")
             self._transport.abort()
             return
-        sink.take(data)
+        sink.on_piece(data)
         self._got += len(data)
         if sink.rate is not None:
             ahead = self._got / sink.rate - (self._heard - self._began)
             if ahead > 0.01 and self._left > 0:
                 self._transport.pause_reading()
                 self._heard += ahead  # it is we who wait
-                self._loop.call_later(ahead, self._resume)
+                self._loop.call_later(ahead, self._resume_reading)
 
-    def _resume(self) -> None:
+    def _resume_reading(self) -> None:
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _finish(self) -> None:
+    def _resolve_answer(self) -> None:
         assert self._head is not None
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(Answer(*self._head, self._buffer))
+            self._waiter.set_result(HttpAnswer(*self._head, self._buffer))
 
-    def _fail(self, code: str) -> None:
+    def _reject_answer(self, code: str) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(Broken(code))
+            self._waiter.set_exception(ExchangeError(code))
 
-    def _look(self) -> None:
+    def _check_timeout(self) -> None:
         """Has nothing come for too long? One timer per connection, however many pieces come."""
         self._timer = None
         if self._waiter is None or self._waiter.done():
             return
         rest = self._heard + self._patience - self._loop.time()
         if rest > 0:
-            self._timer = self._loop.call_later(rest, self._look)
+            self._timer = self._loop.call_later(rest, self._check_timeout)
         else:
-            self._fail("stall")
+            self._reject_answer("stall")
             self._transport.abort()

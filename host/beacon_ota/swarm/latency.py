@@ -7,7 +7,7 @@ _STEP = math.log(1.05)  # what is told is right to 5 %
 _SIZE = 400
 
 
-class Latency:
+class LatencyHistogram:
     """A histogram with buckets that widen by 5 %."""
 
     def __init__(self) -> None:
@@ -15,14 +15,14 @@ class Latency:
         self.count = 0
         self.longest = 0.0
 
-    def add(self, seconds: float) -> None:
+    def add_call(self, seconds: float) -> None:
         """Count one call."""
         index = int(math.log(seconds / _BASE) / _STEP) if seconds > _BASE else 0
         self._counts[min(index, _SIZE - 1)] += 1
         self.count += 1
         self.longest = max(self.longest, seconds)
 
-    def share(self, part: float) -> float:
+    def quantile(self, part: float) -> float:
         """Return the seconds within which so large a part of the calls was answered."""
         left = part * self.count
         for index, count in enumerate(self._counts):
@@ -35,7 +35,7 @@ class Latency:
         """Return count, and milliseconds of p50, p99 and the longest."""
         return {
             "count": self.count,
-            "p50_ms": round(self.share(0.5) * 1000, 2),
-            "p99_ms": round(self.share(0.99) * 1000, 2),
+            "p50_ms": round(self.quantile(0.5) * 1000, 2),
+            "p99_ms": round(self.quantile(0.99) * 1000, 2),
             "max_ms": round(self.longest * 1000, 2),
         }

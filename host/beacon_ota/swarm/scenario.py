@@ -48,7 +48,7 @@ from beacon_ota import text_files
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.orchestrator.rollout import fields as read
 from beacon_ota.orchestrator.rollout.fields import PlanError, Table
-from beacon_ota.swarm.fates import Fates
+from beacon_ota.swarm.outcome_model import OutcomeShares
 from beacon_ota.wire import versions
 
 BEACONS_MAX = 100_000
@@ -62,7 +62,7 @@ WINDOW = "00:00-24:00"
 
 
 @dataclass(frozen=True, slots=True)
-class Air:
+class CallLosses:
     """Shares of the calls that WiFi spoils."""
 
     refused: float = 0.0
@@ -71,7 +71,7 @@ class Air:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class ScenarioRelease:
     """A release that is uploaded and rolled out."""
 
     version: str
@@ -79,11 +79,11 @@ class Drop:
     at_s: float = 0.0
     channel: str = "stable"
     plan: Mapping[str, object] = field(default_factory=dict)
-    fates: Fates = Fates()
+    fates: OutcomeShares = OutcomeShares()
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class ScenarioEvent:
     """Something that happens to whole buildings."""
 
     at_s: float
@@ -93,7 +93,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class Expectations:
     """What the last rollout should have come to."""
 
     status: str | None = None
@@ -116,73 +116,73 @@ class Scenario:
     boot_s: float = 3.0
     trial_s: float = 10.0
     spread_s: float = 60.0
-    air: Air = Air()
-    releases: tuple[Drop, ...] = ()
-    events: tuple[Event, ...] = ()
-    expect: Expected = Expected()
+    air: CallLosses = CallLosses()
+    releases: tuple[ScenarioRelease, ...] = ()
+    events: tuple[ScenarioEvent, ...] = ()
+    expect: Expectations = Expectations()
 
 
-def packaged() -> list[str]:
+def packaged_names() -> list[str]:
     """Return the names of the scenarios that come with the program."""
     folder = resources.files("beacon_ota.swarm") / "scenarios"
     return sorted(one.name[:-5] for one in folder.iterdir() if one.name.endswith(".toml"))
 
 
-def load(name: str) -> Scenario:
+def load_scenario(name: str) -> Scenario:
     """Read a scenario: a packaged one by its name, else a file.
 
     Raises:
         UsageError: ``scenario_unknown``. InputError: ``scenario_file``, and as :func:`parse`.
     """
-    if name in packaged():
+    if name in packaged_names():
         text = (resources.files("beacon_ota.swarm") / "scenarios" / f"{name}.toml").read_text()
     else:
         try:
-            text = text_files.read(Path(name))
+            text = text_files.read_text(Path(name))
         except UsageError:
             raise UsageError(
                 "scenario_unknown",
                 "neither a scenario of ours nor a file",
                 found=name,
-                expected=", ".join(packaged()),
+                expected=", ".join(packaged_names()),
             ) from None
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError("scenario_file", f"{name} cannot be read: {error}") from None
-    return parse(data, Path(name).stem)
+    return parse_scenario(data, Path(name).stem)
 
 
-def parse(data: object, name: str) -> Scenario:
+def parse_scenario(data: object, name: str) -> Scenario:
     """Check a scenario's table.
 
     Raises:
         PlanError: the codes of rollout plans, naming the field.
     """
     table = Table(data, "")
-    beacons = table.need("beacons", _number(1, BEACONS_MAX))
+    beacons = table.required("beacons", _number_reader(1, BEACONS_MAX))
     found = Scenario(
         name=name,
         beacons=beacons,
-        for_s=table.need("for", read.positive),
-        about=table.take("about", read.text, ""),
-        buildings=table.take("buildings", _number(1, min(BUILDINGS_MAX, beacons)), 1),
-        scale=table.take("time_scale", _number(1, 1000), 1),
-        poll_s=table.take("poll", read.positive, 60.0),
-        speed=table.take("speed", _number(100, 1_000_000_000), None),
-        boot_s=table.take("boot", read.parse_duration, 3.0),
-        trial_s=table.take("trial", read.parse_duration, 10.0),
-        spread_s=table.take("spread", read.parse_duration, 60.0),
-        air=table.take("air", _air, Air()),
-        releases=table.take("releases", read.list_of(_drop, LIST_MAX), ()),
-        events=table.take("events", read.list_of(_event, LIST_MAX), ()),
-        expect=table.take("expect", _expected, Expected()),
+        for_s=table.required("for", read.read_positive_duration),
+        about=table.optional("about", read.read_text, ""),
+        buildings=table.optional("buildings", _number_reader(1, min(BUILDINGS_MAX, beacons)), 1),
+        scale=table.optional("time_scale", _number_reader(1, 1000), 1),
+        poll_s=table.optional("poll", read.read_positive_duration, 60.0),
+        speed=table.optional("speed", _number_reader(100, 1_000_000_000), None),
+        boot_s=table.optional("boot", read.parse_duration, 3.0),
+        trial_s=table.optional("trial", read.parse_duration, 10.0),
+        spread_s=table.optional("spread", read.parse_duration, 60.0),
+        air=table.optional("air", _read_losses, CallLosses()),
+        releases=table.optional("releases", read.read_list(_read_release, LIST_MAX), ()),
+        events=table.optional("events", read.read_list(_read_event, LIST_MAX), ()),
+        expect=table.optional("expect", _read_expectations, Expectations()),
     )
-    table.done()
+    table.reject_unknown()
     return found
 
 
-def _number(low: int, high: int) -> read.Reader[int]:
+def _number_reader(low: int, high: int) -> read.Reader[int]:
     def number(value: object, where: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise read.type_error(where, value, "whole number")
@@ -195,24 +195,26 @@ def _number(low: int, high: int) -> read.Reader[int]:
     return number
 
 
-def _air(value: object, where: str) -> Air:
+def _read_losses(value: object, where: str) -> CallLosses:
     table = Table(value, where)
-    found = Air(*(table.take(name, read.share, 0.0) for name in ("refused", "cut", "deaf")))
-    table.done()
+    found = CallLosses(
+        *(table.optional(name, read.read_share, 0.0) for name in ("refused", "cut", "deaf"))
+    )
+    table.reject_unknown()
     return found
 
 
-def _fates(value: object, where: str) -> Fates:
+def _read_outcomes(value: object, where: str) -> OutcomeShares:
     table = Table(value, where)
-    found = Fates(*(table.take(name, read.share, 0.0) for name in Fates.__slots__))
-    table.done()
+    found = OutcomeShares(*(table.optional(name, read.read_share, 0.0) for name in OutcomeShares.__slots__))
+    table.reject_unknown()
     if found.total > 1:
         raise PlanError("number_range", f"{where}: more than 1 in all", found=found.total)
     return found
 
 
-def _version(value: object, where: str) -> str:
-    text = read.text(value, where)
+def _read_version(value: object, where: str) -> str:
+    text = read.read_text(value, where)
     try:
         versions.parse(text)
     except ValueError:
@@ -220,7 +222,7 @@ def _version(value: object, where: str) -> str:
     return text
 
 
-def _plan(value: object, where: str) -> Mapping[str, object]:
+def _read_plan(value: object, where: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise read.type_error(where, value, "table")
     if "waves" in value:  # they would reach beacons that are none of ours
@@ -228,38 +230,40 @@ def _plan(value: object, where: str) -> Mapping[str, object]:
     return dict(value)
 
 
-def _drop(value: object, where: str) -> Drop:
+def _read_release(value: object, where: str) -> ScenarioRelease:
     table = Table(value, where)
-    found = Drop(
-        version=table.need("version", _version),
-        size=table.take("size", _number(SIZE_MIN, SIZE_MAX), 65536),
-        at_s=table.take("at", read.parse_duration, 0.0),
-        channel=table.take("channel", read.choice(("stable", "beta"), "channel_unknown"), "stable"),
-        plan=table.take("plan", _plan, {"preset": "all-at-once"}),
-        fates=table.take("fates", _fates, Fates()),
+    found = ScenarioRelease(
+        version=table.required("version", _read_version),
+        size=table.optional("size", _number_reader(SIZE_MIN, SIZE_MAX), 65536),
+        at_s=table.optional("at", read.parse_duration, 0.0),
+        channel=table.optional(
+            "channel", read.read_choice(("stable", "beta"), "channel_unknown"), "stable"
+        ),
+        plan=table.optional("plan", _read_plan, {"preset": "all-at-once"}),
+        fates=table.optional("fates", _read_outcomes, OutcomeShares()),
     )
-    table.done()
+    table.reject_unknown()
     return found
 
 
-def _event(value: object, where: str) -> Event:
+def _read_event(value: object, where: str) -> ScenarioEvent:
     table = Table(value, where)
-    found = Event(
-        at_s=table.need("at", read.parse_duration),
-        what=table.need("what", read.choice(EVENTS, "event_unknown")),
-        buildings=table.take("buildings", _number(1, BUILDINGS_MAX), 1),
-        off_s=table.take("off", read.parse_duration, 10.0),
+    found = ScenarioEvent(
+        at_s=table.required("at", read.parse_duration),
+        what=table.required("what", read.read_choice(EVENTS, "event_unknown")),
+        buildings=table.optional("buildings", _number_reader(1, BUILDINGS_MAX), 1),
+        off_s=table.optional("off", read.parse_duration, 10.0),
     )
-    table.done()
+    table.reject_unknown()
     return found
 
 
-def _expected(value: object, where: str) -> Expected:
+def _read_expectations(value: object, where: str) -> Expectations:
     table = Table(value, where)
-    found = Expected(
-        status=table.take("status", read.choice(STATUSES, "status_unknown"), None),
-        touched=table.take("touched", read.share, None),
-        serving=table.take("serving", read.share, None),
+    found = Expectations(
+        status=table.optional("status", read.read_choice(STATUSES, "status_unknown"), None),
+        touched=table.optional("touched", read.read_share, None),
+        serving=table.optional("serving", read.read_share, None),
     )
-    table.done()
+    table.reject_unknown()
     return found

@@ -9,7 +9,7 @@ from beacon_ota.wire import auth
 _EMPTY = hashlib.sha256(b"").hexdigest()
 
 
-def sign(
+def sign_request(
     beacon_id: str,
     key: bytes,
     method: str,
@@ -31,7 +31,7 @@ def sign(
     nonce = secrets.token_hex(8)
     digest = hashlib.sha256(body).hexdigest() if body else _EMPTY
     text = auth.request_text(method, target, beacon_id, ts, nonce, digest)
-    value = auth.header(beacon_id, ts, nonce, hmac.digest(key, text, "sha256").hex())
+    value = auth.build_header(beacon_id, ts, nonce, hmac.digest(key, text, "sha256").hex())
     length = f"Content-Length: {len(body)}\r\n" if body else ""
     close = "" if keep else "Connection: close\r\n"
     head = (
@@ -41,7 +41,7 @@ def sign(
     return head.encode() + body, nonce
 
 
-def authentic(
+def is_authentic(
     key: bytes, nonce: str, status: int, digest: str | None, body: bytes, seal: bytes
 ) -> bool:
     """Tell whether the orchestrator made this answer to the request with this nonce.

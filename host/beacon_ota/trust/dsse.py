@@ -39,7 +39,7 @@ class Signer(Protocol):
         ...
 
 
-def sign(payload: bytes, signers: Iterable[Signer]) -> str:
+def sign_payload(payload: bytes, signers: Iterable[Signer]) -> str:
     """Return the envelope of ``payload``, signed by each of ``signers``, as text.
 
     Raises:
@@ -49,47 +49,47 @@ def sign(payload: bytes, signers: Iterable[Signer]) -> str:
     return _sign(payload, {}, signers)
 
 
-def extend(envelope: Envelope, signers: Iterable[Signer]) -> str:
+def add_signatures(envelope: Envelope, signers: Iterable[Signer]) -> str:
     """Return ``envelope`` with more signatures; a key that signed before signs anew.
 
     Raises:
         beacon_ota.wire.manifest.Refused: it is no envelope.
-        InputError, UsageError: as :func:`sign`.
+        InputError, UsageError: as :func:`sign_payload`.
     """
-    payload, signatures = unpack(envelope)
+    payload, signatures = unpack_envelope(envelope)
     return _sign(payload, dict(signatures), signers)
 
 
-def pack(payload: bytes, signatures: Signatures) -> str:
+def pack_envelope(payload: bytes, signatures: Signatures) -> str:
     """Return the text of an envelope: compact JSON, names sorted, ASCII."""
     entries = [{"keyid": keyid, "sig": _base64(signature)} for keyid, signature in signatures]
     value = {"payload": _base64(payload), "payloadType": wire.TYPE, "signatures": entries}
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def unpack(envelope: Envelope) -> tuple[bytes, Signatures]:
+def unpack_envelope(envelope: Envelope) -> tuple[bytes, Signatures]:
     """Return the payload and the signatures of an envelope, none of them believed yet.
 
-    Text has to be exactly what :func:`pack` writes: there is one way to read it.
+    Text has to be exactly what :func:`pack_envelope` writes: there is one way to read it.
 
     Raises:
         beacon_ota.wire.manifest.Refused: ``signature``, it is no envelope of a release.
     """
     if not isinstance(envelope, str | bytes):
-        return wire.unpack(envelope)
+        return wire.unpack_envelope(envelope)
     if len(envelope) > MAX_TEXT:
         raise wire.Refused("signature", "envelope: too long")
     try:
         text = envelope if isinstance(envelope, str) else envelope.decode("ascii")
-        found = wire.unpack(json.loads(text))
+        found = wire.unpack_envelope(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise wire.Refused("signature", "envelope: not JSON") from error
-    if pack(*found) != text:
+    if pack_envelope(*found) != text:
         raise wire.Refused("signature", "envelope: not canonical")
     return found
 
 
-def good(payload: bytes, signatures: Signatures, trusted: KeySet) -> list[str]:
+def valid_signers(payload: bytes, signatures: Signatures, trusted: KeySet) -> list[str]:
     """Return the keyids of the trusted keys that really signed ``payload``, each once."""
     data = wire.pae(payload)
     found = dict.fromkeys(
@@ -119,7 +119,7 @@ def _sign(payload: bytes, found: dict[str, bytes], signers: Iterable[Signer]) ->
             found=len(found),
             expected=f"1–{wire.MAX_SIGNATURES}",
         )
-    return pack(payload, list(found.items()))
+    return pack_envelope(payload, list(found.items()))
 
 
 def _base64(data: bytes) -> str:

@@ -21,7 +21,7 @@ FLEET_KEY_SIZE = 16
 INFO = b"beacon-ota release"
 
 
-def derive(fleet_key: bytes, checksum: str) -> tuple[bytes, bytes]:
+def derive_key(fleet_key: bytes, checksum: str) -> tuple[bytes, bytes]:
     """Return the AES-128 key and the initial counter block of a release, 16 bytes each.
 
     Args:
@@ -39,9 +39,9 @@ def derive(fleet_key: bytes, checksum: str) -> tuple[bytes, bytes]:
     return secret[:16], secret[16:]
 
 
-def crypt(data: bytes, fleet_key: bytes, checksum: str) -> bytes:
+def crypt_image(data: bytes, fleet_key: bytes, checksum: str) -> bytes:
     """Encrypt a plain image, or decrypt a ciphertext: in CTR it is the same."""
-    key, counter = derive(fleet_key, checksum)
+    key, counter = derive_key(fleet_key, checksum)
     stream = Cipher(algorithms.AES128(key), modes.CTR(counter)).encryptor()
     return stream.update(data) + stream.finalize()
 
@@ -53,7 +53,7 @@ def new_fleet_key(file: Path) -> None:
         UsageError: ``file_exists``: a key that a fleet may be using is never overwritten.
     """
     text = secrets.token_hex(FLEET_KEY_SIZE) + "\n"
-    files.write(file, text.encode(), mode=0o600, replace=False)
+    files.write_file(file, text.encode(), mode=0o600, replace=False)
 
 
 def read_fleet_key(file: Path) -> bytes:
@@ -63,11 +63,11 @@ def read_fleet_key(file: Path) -> bytes:
         UsageError: ``file_missing``.
         InputError: ``fleet_key``, it holds something else.
     """
-    data = files.read(file, 1024)
+    data = files.read_file(file, 1024)
     if len(data) == FLEET_KEY_SIZE:
         return data
     try:
-        key = bytes.fromhex(text_files.decode(data, file).strip())
+        key = bytes.fromhex(text_files.decode_text(data, file).strip())
     except (ValueError, InputError):
         key = b""
     if len(key) != FLEET_KEY_SIZE:

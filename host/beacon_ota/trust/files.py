@@ -7,7 +7,7 @@ from pathlib import Path
 from beacon_ota.errors import InputError, UsageError
 
 
-def read(file: Path, limit: int) -> bytes:
+def read_file(file: Path, limit: int) -> bytes:
     """Return the content of a small file.
 
     Raises:
@@ -24,7 +24,7 @@ def read(file: Path, limit: int) -> bytes:
     return data
 
 
-def write(file: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
+def write_file(file: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
     """Write a file; replacing one is a single step: a crash leaves the old or the new.
 
     Args:

@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
-class Entry:
+class KeyEntry:
     """A key of the folder."""
 
     name: str
@@ -73,7 +73,7 @@ class Keyring:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def new(self, name: str, password: str) -> Entry:
+    def new(self, name: str, password: str) -> KeyEntry:
         """Make a key and write it, encrypted; under half a second.
 
         Raises:
@@ -82,23 +82,23 @@ class Keyring:
         check_password(password)
         self._free(name)
         key = rsa.generate_private_key(EXPONENT, BITS)
-        sealed = pkcs8.seal(key, password)
+        sealed = pkcs8.encrypt_key(key, password)
         self._prepare()
         # The private key first: an entry without its key would be worse than the reverse.
-        files.write(self._file(name, "key.pem"), sealed, mode=0o600, replace=False)
+        files.write_file(self._file(name, "key.pem"), sealed, mode=0o600, replace=False)
         return self._add(name, PublicKey.of(key), None)
 
-    def add(self, name: str, public: PublicKey, program: Path) -> Entry:
+    def add(self, name: str, public: PublicKey, program: Path) -> KeyEntry:
         """Enter a key whose private half a program holds."""
         self._free(name)
         self._prepare()
         return self._add(name, public, str(program.absolute()))
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[KeyEntry]:
         """Return all keys, oldest first."""
         return sorted(map(self.get, self._names()), key=lambda e: (e.created, e.name))
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str) -> KeyEntry:
         """Return one key's entry."""
         _check_name(name)
         file = self._file(name, "json")
@@ -110,7 +110,7 @@ class Keyring:
                 expected=", ".join(sorted(self._names())) or "beacon-ota keys new NAME",
             )
         try:
-            entry = Entry(**json.loads(files.read(file, MAX_FILE)))
+            entry = KeyEntry(**json.loads(files.read_file(file, MAX_FILE)))
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError("keyring_damaged", f"{file} is damaged: {error}") from error
         if entry.name != name or entry.keyid != self.public(name).keyid:
@@ -125,7 +125,7 @@ class Keyring:
     def public(self, name: str) -> PublicKey:
         """Return a key's public half."""
         file = self._file(name, "pub.pem")
-        return PublicKey.from_pem(files.read(file, MAX_FILE), name=str(file))
+        return PublicKey.from_pem(files.read_file(file, MAX_FILE), name=str(file))
 
     def signer(self, name: str, password: str | None) -> KeySigner | ProgramSigner:
         """Return what signs for a key; the password matters for key files only.
@@ -147,8 +147,8 @@ class Keyring:
         if self.get(name).program:
             raise UsageError("key_kind", f"A program holds {name}: it has no password here.")
         check_password(new)
-        sealed = pkcs8.seal(self._private(name, old), new)
-        files.write(self._file(name, "key.pem"), sealed, mode=0o600)
+        sealed = pkcs8.encrypt_key(self._private(name, old), new)
+        files.write_file(self._file(name, "key.pem"), sealed, mode=0o600)
 
     def trusted(self, names: list[str] | None = None, threshold: int = 1) -> KeySet:
         """Return the set that new apps should trust: the named keys, else all not retired."""
@@ -156,7 +156,7 @@ class Keyring:
             names = [entry.name for entry in self.entries() if not entry.retired]
         return KeySet.of([self.public(self.get(name).name) for name in names], threshold)
 
-    def rotate(self, old: str, new: str, password: str) -> tuple[Entry, Entry]:
+    def rotate(self, old: str, new: str, password: str) -> tuple[KeyEntry, KeyEntry]:
         """Make ``new`` and retire ``old``, which goes on being able to sign.
 
         Returns:
@@ -175,18 +175,20 @@ class Keyring:
         self._describe(entry)
         return entry, made
 
-    def _add(self, name: str, public: PublicKey, program: str | None) -> Entry:
-        entry = Entry(name, public.keyid, _now(), program)
+    def _add(self, name: str, public: PublicKey, program: str | None) -> KeyEntry:
+        entry = KeyEntry(name, public.keyid, _now(), program)
         self._describe(entry)
-        files.write(self._file(name, "pub.pem"), public.pem(), replace=False)
+        files.write_file(self._file(name, "pub.pem"), public.pem(), replace=False)
         return entry
 
-    def _describe(self, entry: Entry) -> None:
+    def _describe(self, entry: KeyEntry) -> None:
         text = json.dumps(asdict(entry), indent=2) + "\n"
-        files.write(self._file(entry.name, "json"), text.encode())
+        files.write_file(self._file(entry.name, "json"), text.encode())
 
     def _private(self, name: str, password: str) -> rsa.RSAPrivateKey:
-        return pkcs8.unseal(files.read(self._file(name, "key.pem"), MAX_FILE), password, name=name)
+        return pkcs8.decrypt_key(
+            files.read_file(self._file(name, "key.pem"), MAX_FILE), password, name=name
+        )
 
     def _prepare(self) -> None:
         try:
@@ -196,7 +198,7 @@ class Keyring:
         # A keyring inside a checkout must not end up in its history.
         ignore = self.folder / ".gitignore"
         if not ignore.exists():
-            files.write(ignore, b"*.key.pem\n")
+            files.write_file(ignore, b"*.key.pem\n")
 
     def _free(self, name: str) -> None:
         _check_name(name)

@@ -29,7 +29,7 @@ _AES_256_CBC = bytes.fromhex("060960864801650304012a")
 _LABEL = "ENCRYPTED PRIVATE KEY"
 
 
-def seal(key: rsa.RSAPrivateKey, password: str) -> bytes:
+def encrypt_key(key: rsa.RSAPrivateKey, password: str) -> bytes:
     """Return the PEM of ``key``, encrypted under ``password`` with AES-256-CBC and scrypt."""
     salt, iv = os.urandom(16), os.urandom(16)
     secret = Scrypt(salt, 32, COST_N, BLOCK_R, PARALLEL_P).derive(password.encode())
@@ -49,8 +49,8 @@ def seal(key: rsa.RSAPrivateKey, password: str) -> bytes:
     return f"-----BEGIN {_LABEL}-----\n{body}\n-----END {_LABEL}-----\n".encode()
 
 
-def unseal(pem: bytes, password: str, *, name: str) -> rsa.RSAPrivateKey:
-    """Return the private key of a PEM that :func:`seal` or OpenSSL wrote.
+def decrypt_key(pem: bytes, password: str, *, name: str) -> rsa.RSAPrivateKey:
+    """Return the private key of a PEM that :func:`encrypt_key` or OpenSSL wrote.
 
     Raises:
         DeniedError: ``key_password``, the password is wrong.

@@ -13,7 +13,7 @@ from beacon_ota.trust import dsse, encrypt
 from beacon_ota.trust.dsse import Envelope
 from beacon_ota.trust.keys import KeySet
 from beacon_ota.trust.manifest import Manifest
-from beacon_ota.trust.verifier import Facts
+from beacon_ota.trust.verifier import ManifestClaims
 from beacon_ota.wire import versions
 from beacon_ota.wire.manifest import Refused
 
@@ -30,7 +30,7 @@ class Terms:
     required: bool = False
 
 
-def describe(
+def describe_release(
     data: bytes, terms: Terms, *, fleet_key: bytes | None = None
 ) -> tuple[Manifest, bytes | None]:
     """Check a plain release image and say what is to be signed about it.
@@ -48,11 +48,11 @@ def describe(
             ``keys_file`` or ``keys_missing`` (beacons could never leave it again),
             ``manifest_field``.
     """
-    parsed = release.parse(data)
+    parsed = release.parse_release(data)
     info = parsed.info
-    boards.for_device_type(info.device_type).check_fit(parsed.size)
+    boards.board_for_device_type(info.device_type).check_fit(parsed.size)
     _check_keys(parsed.files.get(appfs.KEYS), info.insecure)
-    sealed = None if fleet_key is None else encrypt.crypt(data, fleet_key, parsed.checksum)
+    sealed = None if fleet_key is None else encrypt.crypt_image(data, fleet_key, parsed.checksum)
     manifest = Manifest(
         device_type=info.device_type,
         version=info.version,
@@ -69,7 +69,7 @@ def describe(
     return manifest, sealed
 
 
-def existing(envelope: Envelope, data: bytes) -> Manifest:
+def manifest_for_image(envelope: Envelope, data: bytes) -> Manifest:
     """Return the manifest of an envelope that others have signed for this image.
 
     Nobody's signature is checked: who adds one vouches for the image, not for the others.
@@ -77,7 +77,7 @@ def existing(envelope: Envelope, data: bytes) -> Manifest:
     Raises:
         InputError: ``manifest_signature`` (not a manifest), ``manifest_mismatch``.
     """
-    manifest = claimed(envelope)
+    manifest = claimed_manifest(envelope)
     found = hashlib.sha256(data).hexdigest()
     if found != manifest.served_sha256:
         raise InputError(
@@ -89,18 +89,20 @@ def existing(envelope: Envelope, data: bytes) -> Manifest:
     return manifest
 
 
-def claimed(envelope: Envelope) -> Manifest:
+def claimed_manifest(envelope: Envelope) -> Manifest:
     """Return what an envelope says, believed or not (InputError ``manifest_signature``)."""
     try:
-        return Manifest.read(dsse.unpack(envelope)[0])
+        return Manifest.read(dsse.unpack_envelope(envelope)[0])
     except Refused as error:
         raise InputError(
             "manifest_signature", f"This is no release manifest: {error.detail}."
         ) from error
 
 
-def facts(data: bytes, manifest: Manifest, *, fleet_key: bytes | None = None) -> Facts:
-    """Say what an image is, for :meth:`Verifier.check`.
+def claims_for_image(
+    data: bytes, manifest: Manifest, *, fleet_key: bytes | None = None
+) -> ManifestClaims:
+    """Say what an image is, for :meth:`Verifier.check_upload`.
 
     An encrypted image is looked into with the fleet key; without, only its size and hash are facts.
 
@@ -111,15 +113,15 @@ def facts(data: bytes, manifest: Manifest, *, fleet_key: bytes | None = None) ->
     plain = data
     if manifest.encrypted:
         if fleet_key is None:
-            return Facts(manifest.device_type, manifest.version, len(data), sha256)
-        plain = encrypt.crypt(data, fleet_key, manifest.checksum)
+            return ManifestClaims(manifest.device_type, manifest.version, len(data), sha256)
+        plain = encrypt.crypt_image(data, fleet_key, manifest.checksum)
         if hashlib.sha256(plain).hexdigest() != manifest.checksum:
             raise InputError(
                 "decrypt", "The image does not decrypt to what was signed: another fleet's key?"
             )
-    parsed = release.parse(plain)
+    parsed = release.parse_release(plain)
     info = parsed.info
-    return Facts(info.device_type, info.version, len(data), sha256, parsed.core_sha256)
+    return ManifestClaims(info.device_type, info.version, len(data), sha256, parsed.core_sha256)
 
 
 def _check_keys(keys: bytes | None, insecure: bool) -> None:

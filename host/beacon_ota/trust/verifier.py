@@ -8,12 +8,12 @@ Rules, in this order:
 * What the manifest says is what is there: the upload for an orchestrator, the offer and its own
   type, version, floor, slot and clock for a beacon.
 
-:meth:`Verifier.check` is the orchestrator's question at upload, with the upload's codes;
-:meth:`Verifier.judge` is the beacon's, with the beacon's codes, and the same answer as the
+:meth:`Verifier.check_upload` is the orchestrator's question at upload, with the upload's codes;
+:meth:`Verifier.judge_offer` is the beacon's, with the beacon's codes, and the same answer as the
 firmware's own ``ota/verify.py``::
 
     verifier = Verifier(KeySet.parse(Path("keys.json").read_bytes()))
-    manifest = verifier.check(envelope, Facts("esp32c3", "1.2.3", size, sha256), now=time.time())
+    manifest = verifier.check_upload(envelope, claims, now=time.time())
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from beacon_ota.wire.manifest import Refused
 
 
 @dataclass(frozen=True)
-class Facts:
+class ManifestClaims:
     """What an upload is, by its form and its bytes."""
 
     device_type: str
@@ -55,7 +55,7 @@ class Situation:
     """Highest version ever confirmed, None when there is none yet."""
     now: int | None
     """Authenticated time, UTC seconds; None when the clock is unset."""
-    room: int
+    slot_size: int
     """Bytes of the slot that would be written."""
     insecure: bool = False
     """Does the running app accept releases that nobody signed?"""
@@ -71,21 +71,25 @@ class Verifier:
     def __init__(self, trusted: KeySet | None):
         self.trusted = trusted
 
-    def open(self, envelope: Envelope) -> Manifest:
+    def open_envelope(self, envelope: Envelope) -> Manifest:
         """Return the manifest of an envelope that enough trusted keys signed.
 
         Raises:
             Refused: ``signature``, with the reason as its detail.
         """
-        payload, signatures = dsse.unpack(envelope)
+        payload, signatures = dsse.unpack_envelope(envelope)
         if self.trusted is None:
             raise Refused("signature", "no keys are trusted")
-        missing = self.trusted.threshold - len(dsse.good(payload, signatures, self.trusted))
+        missing = self.trusted.threshold - len(
+            dsse.valid_signers(payload, signatures, self.trusted)
+        )
         if missing > 0:
             raise Refused("signature", f"{missing} more good signatures needed")
         return Manifest.read(payload)
 
-    def check(self, envelope: Envelope | None, facts: Facts, *, now: float | None) -> Manifest:
+    def check_upload(
+        self, envelope: Envelope | None, expected: ManifestClaims, *, now: float | None
+    ) -> Manifest:
         """Return the manifest of an upload.
 
         Args:
@@ -100,12 +104,12 @@ class Verifier:
         if not envelope:
             raise InputError("manifest_missing", "The release comes without a signed manifest.")
         try:
-            manifest = self.open(envelope)
+            manifest = self.open_envelope(envelope)
         except Refused as error:
             raise InputError(
                 "manifest_signature", f"The manifest is not to be believed: {error.detail}."
             ) from error
-        _compare(manifest, facts)
+        _compare(manifest, expected)
         if now is not None and now >= manifest.expires_at:
             raise InputError(
                 "manifest_expired",
@@ -115,7 +119,7 @@ class Verifier:
             )
         return manifest
 
-    def judge(self, offer: Mapping[str, object], situation: Situation) -> Manifest:
+    def judge_offer(self, offer: Mapping[str, object], situation: Situation) -> Manifest:
         """Return the manifest that a beacon in this situation would act on.
 
         Raises:
@@ -126,20 +130,22 @@ class Verifier:
         if envelope is None:
             if not own.insecure:
                 raise Refused("signature", "no manifest")
-            manifest = Manifest.of(wire.unsigned(offer, own.device_type))
+            manifest = Manifest.of(wire.unsigned_fields(offer, own.device_type))
         else:
             if not isinstance(envelope, dict):
                 raise Refused("signature", "envelope: not an object")
             if self.trusted is None and own.insecure:
-                manifest = Manifest.read(dsse.unpack(envelope)[0])
+                manifest = Manifest.read(dsse.unpack_envelope(envelope)[0])
             else:
-                manifest = self.open(envelope)
-            wire.agree(manifest.fields(), offer)
-        wire.check(manifest.fields(), own.device_type, own.running, own.floor, own.now, own.room)
+                manifest = self.open_envelope(envelope)
+            wire.check_offer(manifest.fields(), offer)
+        wire.check_rules(
+            manifest.fields(), own.device_type, own.running, own.floor, own.now, own.slot_size
+        )
         return manifest
 
 
-def _compare(manifest: Manifest, facts: Facts) -> None:
+def _compare(manifest: Manifest, facts: ManifestClaims) -> None:
     pairs = {
         "device_type": (facts.device_type, manifest.device_type),
         "version": (facts.version, manifest.version),

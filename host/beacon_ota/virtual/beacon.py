@@ -21,42 +21,48 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.virtual import board
-from beacon_ota.virtual.board import Board, Pins, Rtc
-from beacon_ota.virtual.clock import EPOCH, Clock
+from beacon_ota.virtual import peripherals
+from beacon_ota.virtual.clock import EPOCH, VirtualClock
 from beacon_ota.virtual.flash import bootloader
-from beacon_ota.virtual.flash.bootloader import Booted, NotBootable
+from beacon_ota.virtual.flash.bootloader import BootResult, NotBootable
 from beacon_ota.virtual.flash.esp_errors import EspError
 from beacon_ota.virtual.flash.nor import Flash, FlashError, PowerCut
 from beacon_ota.virtual.flash.nvs import Nvs
 from beacon_ota.virtual.flash.partition import Panic, Partitions
-from beacon_ota.virtual.net.link import Link
+from beacon_ota.virtual.net.link import NetworkLink
 from beacon_ota.virtual.net.network import Network
-from beacon_ota.virtual.net.wlan import Wlan
-from beacon_ota.virtual.process.channel import Line, Operation, Value
-from beacon_ota.virtual.process.session import AGAIN, LOST, SOFT, Ran, Session
-from beacon_ota.virtual.radio.vhci import Advertiser, Backend, Port
+from beacon_ota.virtual.net.wlan import WlanStation
+from beacon_ota.virtual.peripherals import ChipPeripherals, GpioPins, RtcMemory
+from beacon_ota.virtual.process.channel import InterpreterChannel, Operation, Value
+from beacon_ota.virtual.process.session import (
+    HEAP_MISFIT,
+    PROCESS_ENDED,
+    SOFT_RESET,
+    CpuUsage,
+    InterpreterSession,
+)
+from beacon_ota.virtual.radio.vhci import BluetoothBackend, BluetoothPort, RadiolessBackend
 from beacon_ota.virtual.reactor import Reactor
 
 HEAP = 160 * 1024
 CONSOLE_MAX = 256 * 1024  # characters kept of one boot
-KEPT = 32  # boots that are remembered: a beacon may run for weeks
-OUI = b"\x7c\xdf\xa1"  # one of Espressif's
+BOOTS_KEPT = 32  # boots that are remembered: a beacon may run for weeks
+ESPRESSIF_OUI = b"\x7c\xdf\xa1"  # one of Espressif's
 
 # How a boot ended -> reset cause of the next one.
 CAUSES = {
-    "reset": board.HARD,
-    "panic": board.HARD,
-    "crash": board.HARD,
-    "watchdog": board.WATCHDOG,
-    "deepsleep": board.DEEP_SLEEP,
-    "pin": board.POWER_ON,
+    "reset": peripherals.HARD,
+    "panic": peripherals.HARD,
+    "crash": peripherals.HARD,
+    "watchdog": peripherals.WATCHDOG,
+    "deepsleep": peripherals.DEEP_SLEEP,
+    "pin": peripherals.POWER_ON,
 }
 FINAL = ("power", "unbootable")
 
 
 @dataclass
-class Boot:
+class BootRecord:
     """One run between two resets.
 
     Attributes:
@@ -103,15 +109,15 @@ class Boot:
 class _App:
     """What belongs to one boot of an app."""
 
-    boot: Boot
+    boot: BootRecord
     nvs: Nvs | None
-    board: Board
+    board: ChipPeripherals
     ended: asyncio.Future[tuple[str, str]]
-    session: Session | None = None
+    session: InterpreterSession | None = None
 
     @property
-    def line(self) -> Line | None:
-        return self.session.line if self.session is not None else None
+    def line(self) -> InterpreterChannel | None:
+        return self.session.channel if self.session is not None else None
 
 
 class VirtualBeacon:
@@ -145,7 +151,7 @@ class VirtualBeacon:
         mac: bytes | None = None,
         name: str = "beacon",
         network: Network | None = None,
-        bluetooth: Backend | None = None,
+        bluetooth: BluetoothBackend | None = None,
         scale: float = 1,
         uptime: float = 0,
         heap: int = HEAP,
@@ -156,7 +162,7 @@ class VirtualBeacon:
         console: Callable[[str], None] | None = None,
     ):
         self.flash = flash
-        self.mac = mac or OUI + secrets.token_bytes(3)
+        self.mac = mac or ESPRESSIF_OUI + secrets.token_bytes(3)
         self.name = name
         self.uptime = uptime
         self.heap = heap
@@ -166,12 +172,12 @@ class VirtualBeacon:
         self.faithful_nvs = faithful_nvs
         self.nvs_broken = False
         self._nvs_worn = 0.0
-        self.boots: list[Boot] = []
-        self.clock = Clock(scale)
-        self.rtc = Rtc()
-        self.pins = Pins()
-        self.port = Port(self.mac[:5] + bytes([self.mac[5] + 2 & 255]), name, self._notify)
-        self.bluetooth: Backend = bluetooth or Advertiser()
+        self.boots: list[BootRecord] = []
+        self.clock = VirtualClock(scale)
+        self.rtc = RtcMemory()
+        self.pins = GpioPins()
+        self.port = BluetoothPort(self.mac[:5] + bytes([self.mac[5] + 2 & 255]), name, self._notify)
+        self.bluetooth: BluetoothBackend = bluetooth or RadiolessBackend()
         self._reactor = Reactor.shared()
         self._console = console
         self._changed = threading.Condition()
@@ -182,9 +188,11 @@ class VirtualBeacon:
         self._reactor.call(self._build, network or Network())
 
     def _build(self, network: Network) -> None:
-        self.link = Link(network, self.clock)
-        self.wlan = Wlan(network, self.link, self.clock, self.mac, self._bluetooth_on, self._notify)
-        self.link.dropped = self.wlan.drop
+        self.link = NetworkLink(network, self.clock)
+        self.wlan = WlanStation(
+            network, self.link, self.clock, self.mac, self._bluetooth_on, self._notify
+        )
+        self.link.on_wifi_lost = self.wlan.lose_connection
         self.bluetooth.attach(self.port)
 
     # Power
@@ -218,7 +226,7 @@ class VirtualBeacon:
         return self._life is not None and not self._life.done()
 
     @property
-    def boot(self) -> Boot | None:
+    def boot(self) -> BootRecord | None:
         """The present boot, or the last one."""
         return self.boots[-1] if self.boots else None
 
@@ -273,11 +281,11 @@ class VirtualBeacon:
 
     # Acting
 
-    def press(self, pin: int = board.BUTTON, level: int = 0) -> None:
+    def press(self, pin: int = peripherals.BUTTON, level: int = 0) -> None:
         """Drive an input pin; the default presses the boot button."""
-        self._reactor.call(lambda: self.pins.drive(pin, level, self._line))
+        self._reactor.call(lambda: self.pins.drive_pin(pin, level, self._line))
 
-    def release(self, pin: int = board.BUTTON, level: int = 1) -> None:
+    def release(self, pin: int = peripherals.BUTTON, level: int = 1) -> None:
         """Drive it back."""
         self.press(pin, level)
 
@@ -287,13 +295,13 @@ class VirtualBeacon:
 
     def drop_wifi(self, reason: int = 200) -> None:
         """Let WiFi lose the connection once."""
-        self._reactor.call(self.wlan.drop, reason)
+        self._reactor.call(self.wlan.lose_connection, reason)
 
     def set_clock(self, unix: float) -> None:
         """Let the chip believe that it is this time (seconds since 1970), right or wrong."""
         self._reactor.call(self._set_clock, unix)
 
-    def skip(self, seconds: float) -> None:
+    def skip_time(self, seconds: float) -> None:
         """Let its clocks jump ahead, for tests that would otherwise wait long or race.
 
         Ticks and the wall clock show the time at once; what sleeps already sleeps on, and so do
@@ -307,11 +315,11 @@ class VirtualBeacon:
 
     def fill_nvs(self) -> None:
         """Let NVS be full, see :meth:`.nvs.Nvs.fill`."""
-        self._reactor.call(lambda: self._nvs().fill())
+        self._reactor.call(lambda: self._nvs().fill_space())
 
     def drain_nvs(self) -> None:
         """Let there be room in NVS again."""
-        self._reactor.call(lambda: self._nvs().drain())
+        self._reactor.call(lambda: self._nvs().free_space())
 
     def wear_nvs(self, share: float) -> None:
         """Let this share of all changes of NVS fail from now on, see :attr:`.nvs.Nvs.worn`."""
@@ -331,10 +339,10 @@ class VirtualBeacon:
     def _wear_nvs(self, share: float) -> None:
         self._nvs_worn = share
         if self._app is not None and self._app.nvs is not None:
-            self._app.nvs.worn = share
+            self._app.nvs.failure_share = share
 
     @property
-    def _line(self) -> Line | None:
+    def _line(self) -> InterpreterChannel | None:
         return self._app.line if self._app is not None else None
 
     def _bluetooth_on(self) -> bool:
@@ -353,27 +361,27 @@ class VirtualBeacon:
 
     def _settings(self) -> dict[tuple[str, str], int | bytes]:
         if self._app is not None and self._app.nvs is not None:
-            return self._app.nvs.all()
+            return self._app.nvs.read_all()
         part = bootloader.read_table(self.flash).nvs
         if part is None:
             return {}
-        return Nvs(Flash(self.flash.snapshot()), part, faithful=self.faithful_nvs).all()
+        return Nvs(Flash(self.flash.snapshot()), part, faithful=self.faithful_nvs).read_all()
 
     def _flip(self, flips: dict[int, int]) -> None:
         self.flash.faults.flips = flips
         if self._line is not None:
-            self._line.emit("reads", not flips)
+            self._line.queue_event("reads", not flips)
 
     def _set_clock(self, unix: float) -> None:
         self.clock.wall = unix - EPOCH
         if self._line is not None:
-            self._line.emit("clock", int(self.clock.wall * 1e6))
+            self._line.queue_event("clock", int(self.clock.wall * 1e6))
 
     def _skip(self, seconds: float) -> None:
-        self.clock.skip(seconds)
+        self.clock.skip_ahead(seconds)
         if self._app is not None and self._app.line is not None:
             times = self._uptime(self._app), int(self.clock.wall * 1e6)
-            self._app.line.emit("jump", *times)
+            self._app.line.queue_event("jump", *times)
 
     def _uptime(self, app: "_App") -> int:
         """Return the microseconds that its ticks show."""
@@ -383,7 +391,7 @@ class VirtualBeacon:
         if self._closed:
             raise ReachError("beacon_closed", f"{self.name} is closed")
         if not self.powered:
-            boot = self._new_boot(board.POWER_ON)
+            boot = self._new_boot(peripherals.POWER_ON)
             self._life = self._reactor.loop.create_task(self._live(boot))
             self._life.add_done_callback(self._died)
 
@@ -408,9 +416,9 @@ class VirtualBeacon:
         if self._app is not None and not self._app.ended.done():
             self._app.ended.set_result((how, detail))
 
-    def _ran(self) -> Ran:
+    def _ran(self) -> CpuUsage:
         session = self._app.session if self._app is not None else None
-        return session.ran if session is not None else Ran()
+        return session.cpu_usage if session is not None else CpuUsage()
 
     def _failed(self, error: Exception) -> None:
         """An operation cannot be answered: the chip fails, or the supervisor does."""
@@ -422,17 +430,20 @@ class VirtualBeacon:
             self._failure = error
             self._stop("power", f"the supervisor failed: {error!r}")
 
-    def _new_boot(self, cause: int) -> Boot:
+    def _new_boot(self, cause: int) -> BootRecord:
         number = self.boots[-1].number + 1 if self.boots else 1
-        boot = Boot(number, cause, self.clock.now(), self.flash.ops)
-        self.boots = [*self.boots[1 - KEPT :], boot]  # another list: others may be reading this one
+        boot = BootRecord(number, cause, self.clock.now(), self.flash.ops)
+        self.boots = [
+            *self.boots[1 - BOOTS_KEPT :],
+            boot,
+        ]  # another list: others may be reading this one
         return boot
 
-    async def _live(self, boot: Boot) -> None:
+    async def _live(self, boot: BootRecord) -> None:
         """From power on to power off: boot after boot."""
         self.flash.power_on()
         self.clock.wall = 0
-        self.rtc = Rtc()
+        self.rtc = RtcMemory()
         try:
             while True:
                 await self._pass(boot)
@@ -444,7 +455,7 @@ class VirtualBeacon:
         finally:
             self.flash.powered = False
 
-    async def _pass(self, boot: Boot) -> None:
+    async def _pass(self, boot: BootRecord) -> None:
         """One boot, from the bootloader to whatever ends it."""
         try:
             boot.ended, boot.detail = await self._boot(boot)
@@ -455,7 +466,7 @@ class VirtualBeacon:
         finally:
             boot.ended = boot.ended or "power"
             boot.duration = self.clock.now() - boot.began
-            self.link.cut()
+            self.link.drop_connections()
             self.wlan.reset()
             self.bluetooth.reset()
             self._notify()
@@ -463,9 +474,9 @@ class VirtualBeacon:
     async def _sleep(self, milliseconds: str) -> None:
         if not milliseconds:
             await asyncio.get_running_loop().create_future()  # until the power is cut
-        await asyncio.sleep(self.clock.real(int(milliseconds) / 1000))
+        await asyncio.sleep(self.clock.real_seconds(int(milliseconds) / 1000))
 
-    async def _boot(self, boot: Boot) -> tuple[str, str]:
+    async def _boot(self, boot: BootRecord) -> tuple[str, str]:
         booted = self._bootloader(boot)
         boot.slot, boot.log = booted.partition.name, booted.lines
         self.rtc.booted = booted
@@ -474,8 +485,10 @@ class VirtualBeacon:
             # As on the chip: what fails here shows when beacon code opens a namespace.
             with contextlib.suppress(EspError, FlashError):
                 nvs = Nvs(self.flash, booted.table.nvs, faithful=self.faithful_nvs)
-                nvs.worn = self._nvs_worn
-        parts = Board(self.clock, self.rtc, self.pins, self.mac, boot.cause, self._stop, self._ran)
+                nvs.failure_share = self._nvs_worn
+        parts = ChipPeripherals(
+            self.clock, self.rtc, self.pins, self.mac, boot.cause, self._stop, self._ran
+        )
         app = _App(boot, nvs, parts, asyncio.get_running_loop().create_future())
         partitions = Partitions(
             self.flash, booted.table, booted.partition, nvs, rollback=self.rollback
@@ -491,14 +504,14 @@ class VirtualBeacon:
             parts.close()
             self._app = None
 
-    def _bootloader(self, boot: Boot) -> Booted:
+    def _bootloader(self, boot: BootRecord) -> BootResult:
         """Choose the slot; a wake from deep sleep goes on where it was, without a look."""
-        if boot.cause == board.DEEP_SLEEP and self.rtc.booted is not None:
+        if boot.cause == peripherals.DEEP_SLEEP and self.rtc.booted is not None:
             return replace(self.rtc.booted, lines=("wake",))
         while True:
             operations = self.flash.ops
             try:
-                return bootloader.start(self.flash, rollback=self.rollback)
+                return bootloader.boot_from_flash(self.flash, rollback=self.rollback)
             except NotBootable:
                 # The chip resets for ever; once nothing is written any more, nothing changes.
                 if self.flash.ops == operations:
@@ -511,7 +524,7 @@ class VirtualBeacon:
             **timed,
             **app.board.operations,
             **self.wlan.operations,
-            "resolve": self.link.resolve,
+            "resolve": self.link.resolve_host,
             "ble": self.bluetooth.call,
             "heap": lambda used: self._heap(app, used),
             "phase": lambda phase: self._enter(app, phase),
@@ -537,7 +550,7 @@ class VirtualBeacon:
         async def call(*args: Value) -> Value:
             before = self.flash.busy
             result = operation(*args)
-            await asyncio.sleep(self.clock.real(self.flash.busy - before))
+            await asyncio.sleep(self.clock.real_seconds(self.flash.busy - before))
             return await result if inspect.isawaitable(result) else result
 
         return call
@@ -559,18 +572,20 @@ class VirtualBeacon:
                 self._console(text)
             self._notify()
 
-        session = Session(self.heap, self.flash.fileno(), operations, start, self._failed, printed)
+        session = InterpreterSession(
+            self.heap, self.flash.fileno(), operations, start, self._failed, printed
+        )
         app.session = session
-        app.board.line = self.port.line = session.line
+        app.board.channel = self.port.channel = session.channel
         try:
             how = await session.run(app.ended)
         finally:
-            app.session = app.board.line = self.port.line = None
-        if how == LOST:
+            app.session = app.board.channel = self.port.channel = None
+        if how == PROCESS_ENDED:
             self._stop("crash", f"the interpreter ended with {session.process.returncode}")
-        elif how == SOFT:
+        elif how == SOFT_RESET:
             app.boot.soft_resets += 1
             app.board.soft_reset()
             self.bluetooth.reset()
-        if how in (AGAIN, SOFT):
+        if how in (HEAP_MISFIT, SOFT_RESET):
             self._enter(app, "boot")

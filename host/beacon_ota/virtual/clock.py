@@ -6,7 +6,7 @@ from fractions import Fraction
 EPOCH = 946684800  # 2000-01-01, where the esp32 port counts from, in seconds since 1970
 
 
-class Clock:
+class VirtualClock:
     """Seconds of virtual time since it was made, ``scale`` times as fast as real time.
 
     Its wall clock is the chip's: it starts at 2000-01-01 and beacon code sets it.
@@ -25,11 +25,11 @@ class Clock:
         """Return virtual seconds since the clock was made."""
         return (time.monotonic() - self._start) * self.scale
 
-    def real(self, seconds: float) -> float:
+    def real_seconds(self, seconds: float) -> float:
         """Return how many real seconds ``seconds`` of virtual time take."""
         return seconds / self.scale
 
-    def skip(self, seconds: float) -> None:
+    def skip_ahead(self, seconds: float) -> None:
         """Jump ahead by so many virtual seconds."""
         self._start -= seconds / self.scale
 

@@ -21,7 +21,7 @@ class Reactor:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._main, name="virtual-beacons", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name="virtual-beacons", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -43,13 +43,13 @@ class Reactor:
             return function(*args)
         done: concurrent.futures.Future[T] = concurrent.futures.Future()
 
-        def work() -> None:
+        def call_and_resolve() -> None:
             try:
                 done.set_result(function(*args))
             except BaseException as error:
                 done.set_exception(error)
 
-        self.loop.call_soon_threadsafe(work)
+        self.loop.call_soon_threadsafe(call_and_resolve)
         return done.result()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
@@ -63,6 +63,6 @@ class Reactor:
             future.cancel()
             raise
 
-    def _main(self) -> None:
+    def _run_loop(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()

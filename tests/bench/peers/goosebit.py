@@ -11,7 +11,7 @@ from typing import Any
 
 import requests
 
-from beacon_ota.swarm.http import Connection, Place, Sink
+from beacon_ota.swarm.http import Connection, DownloadSink, ServerAddress
 from tests.bench.load import hammer
 from tests.bench.peers.environment import python
 from tests.bench.subject import Subject, free_port
@@ -34,7 +34,7 @@ class Goosebit:
         self.server = Subject(
             NAME, [*command, str(devices)], f"http://127.0.0.1:{port}", folder / "goosebit.log"
         )
-        self.place = Place.of(self.server.url)
+        self.place = ServerAddress.parse_url(self.server.url)
         self._ids = [f"b{number:05}" for number in range(devices)]
 
     def _get(self, path: str) -> bytes:
@@ -90,7 +90,9 @@ class Goosebit:
             raw = b"" if body is None else json.dumps(body).encode()
             head = f"{method} {path} HTTP/1.1\r\nHost: o\r\nContent-Type: application/json\r\n"
             request = f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw
-            answer = await connection.ask(request, _PATIENCE, Sink(lambda piece: None))
+            answer = await connection.send_request(
+                request, _PATIENCE, DownloadSink(lambda piece: None)
+            )
             wrong += answer.status >= 300
         return wrong
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from beacon_ota.swarm.http import Connection, Place, Sink
+from beacon_ota.swarm.http import Connection, DownloadSink, ServerAddress
 from tests.bench.load import hammer
 from tests.bench.peers.environment import python
 from tests.bench.subject import Subject, free_port
@@ -31,7 +31,7 @@ class Openmv:
         script = Path(__file__).with_name("openmv_server.py")
         command = [str(interpreter), "-P", str(script), str(port), str(self._folder), str(image)]
         self.server = Subject(NAME, command, f"http://127.0.0.1:{port}", folder / "openmv.log")
-        self.place = Place.of(self.server.url)
+        self.place = ServerAddress.parse_url(self.server.url)
         self._ids = [f"b{number:05}" for number in range(devices)]
 
     def _check(self, one: str, version: int) -> bytes:
@@ -57,7 +57,7 @@ class Openmv:
 
     async def downloads(self, readers: int, seconds: float) -> dict[str, Any]:
         connection = await Connection.open(self.place, _PATIENCE)
-        answer = await connection.ask(self._check(self._ids[0], 1), _PATIENCE)
+        answer = await connection.send_request(self._check(self._ids[0], 1), _PATIENCE)
         connection.close()
         path = urlsplit(json.loads(answer.body)["manifest_url"]).path
         path = path.replace("manifest.bin", "image.bin")
@@ -73,11 +73,13 @@ class Openmv:
             nonlocal wrong
             connection = await Connection.open(self.place, _PATIENCE)
             for one in todo:
-                answer = await connection.ask(self._check(one, 1), _PATIENCE)
+                answer = await connection.send_request(self._check(one, 1), _PATIENCE)
                 path = urlsplit(json.loads(answer.body)["manifest_url"]).path
                 request = f"GET {path} HTTP/1.1\r\nHost: o\r\n\r\n".encode()
-                found = await connection.ask(request, _PATIENCE, Sink(lambda piece: None))
-                last = await connection.ask(self._check(one, 2), _PATIENCE)
+                found = await connection.send_request(
+                    request, _PATIENCE, DownloadSink(lambda piece: None)
+                )
+                last = await connection.send_request(self._check(one, 2), _PATIENCE)
                 wrong += sum(each.status != 200 for each in (answer, found, last))
             connection.close()
 

@@ -6,9 +6,9 @@ import pytest
 
 from beacon_ota.campaign.faults import matrix
 from beacon_ota.campaign.faults import run as faults
-from beacon_ota.campaign.faults.matrix import DIMENSIONS, Mix
-from beacon_ota.campaign.rig.builds import Shelf
-from beacon_ota.campaign.runner import Options
+from beacon_ota.campaign.faults.matrix import DIMENSIONS, FaultCase
+from beacon_ota.campaign.rig.builds import ReleaseStore
+from beacon_ota.campaign.runner import CampaignOptions
 
 # One for each way in which an attempt ends, and the ones that found something.
 CASES = (
@@ -38,14 +38,14 @@ CASES = (
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", CASES)
 def test_cases(name, tmp_path):
-    faults.prepare(Shelf(tmp_path), (Mix.parse(name).image.name,))
-    outcome = faults.case(name, tmp_path, Options())
+    faults.prepare_releases(ReleaseStore(tmp_path), (FaultCase.parse(name).image.name,))
+    outcome = faults.run_case(name, tmp_path, CampaignOptions())
     assert not outcome.wrong, outcome
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_pair_meets(seed):
-    mixes = matrix.pairs(seed)
+    mixes = matrix.pairwise_cases(seed)
     met = {
         pair
         for mix in mixes
@@ -57,7 +57,7 @@ def test_every_pair_meets(seed):
         for one, two in product(DIMENSIONS[a], DIMENSIONS[b]):
             assert ((a, one.name), (b, two.name)) in met
     assert len(mixes) <= 1.5 * len(matrix.SERVER) * len(matrix.IMAGE)
-    assert mixes == matrix.pairs(seed)
+    assert mixes == matrix.pairwise_cases(seed)
 
 
 @pytest.mark.parametrize(
@@ -91,5 +91,5 @@ def test_every_pair_meets(seed):
     ],
 )
 def test_what_has_to_follow(name, ends):
-    found = matrix.chain(Mix.parse(name))
+    found = matrix.expected_ends(FaultCase.parse(name))
     assert [f"{result} {stage}/{code}".removesuffix(" /") for result, stage, code in found] == ends

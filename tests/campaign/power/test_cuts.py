@@ -4,8 +4,8 @@ import pytest
 
 from beacon_ota.campaign.power import cuts, mutants
 from beacon_ota.campaign.rig import builds, invariants
-from beacon_ota.campaign.rig.builds import Shelf
-from beacon_ota.campaign.runner import Options
+from beacon_ota.campaign.rig.builds import ReleaseStore
+from beacon_ota.campaign.runner import CampaignOptions
 from beacon_ota.errors import UsageError
 from beacon_ota.images import boards
 
@@ -13,28 +13,28 @@ from beacon_ota.images import boards
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("scenario", cuts.SCENARIOS, ids=lambda scenario: scenario.name)
 def test_every_30th_cut(scenario, tmp_path):
-    shelf = Shelf(tmp_path)
-    cuts.prepare(shelf, [scenario])
-    recording = cuts.recorded(shelf, scenario)
-    cases, facts = cuts.distinct(recording)
+    shelf = ReleaseStore(tmp_path)
+    cuts.prepare_releases(shelf, [scenario])
+    recording = cuts.load_recording(shelf, scenario)
+    cases, facts = cuts.distinct_cuts(recording)
     assert facts["operations"] > 100 and facts["cuts"] > 3 * facts["operations"]
     expected = {"good": "success", "crash": "rolled_back crash", "hang": "rolled_back watchdog"}
     assert facts["uncut"] == expected[scenario.kind]
-    every = [*cases, *cuts.twice(cases, len(cases) // 6, 1)][::30]
+    every = [*cases, *cuts.choose_double_cuts(cases, len(cases) // 6, 1)][::30]
     assert len(every) >= 15
-    wrong = {case.name: cuts.examine(case, shelf, recording)[1] for case in every}
+    wrong = {case.name: cuts.run_until_certain(case, shelf, recording)[1] for case in every}
     assert not {name: found for name, found in wrong.items() if found}
 
 
 @pytest.mark.timeout(900)
 def test_crashes_after_a_cut(tmp_path):
     """Stage 0 looks for another release than the one that crashes, and finds no half of one."""
-    shelf = Shelf(tmp_path)
-    cuts.prepare(shelf, [cuts.RESCUE])
-    recording = cuts.recorded(shelf, cuts.RESCUE)
-    cases, facts = cuts.distinct(recording)
+    shelf = ReleaseStore(tmp_path)
+    cuts.prepare_releases(shelf, [cuts.RESCUE])
+    recording = cuts.load_recording(shelf, cuts.RESCUE)
+    cases, facts = cuts.distinct_cuts(recording)
     assert facts["uncut"] == "success"
-    slot = boards.load(builds.DEVICE).table.slots[0]
+    slot = boards.load_board(builds.DEVICE).table.slots[0]
     writing = [
         case
         for case in cases
@@ -43,22 +43,22 @@ def test_crashes_after_a_cut(tmp_path):
     ]
     assert len(writing) > 60
     every = [cases[0], *writing[::10], *writing[-2:]]
-    wrong = {case.name: cuts.examine(case, shelf, recording)[1] for case in every}
+    wrong = {case.name: cuts.run_until_certain(case, shelf, recording)[1] for case in every}
     assert not {name: found for name, found in wrong.items() if found}
 
 
 def test_what_boots_is_a_whole_release():
     one, two = b"\xe9core" + b"one", b"\xe9core" + b"two"
-    assert invariants.mixtures({"ota_0": one + b"\xff" * 9, "ota_1": two}, [one, two]) == []
-    assert invariants.mixtures({}, [one]) == []
+    assert invariants.find_mixed_slots({"ota_0": one + b"\xff" * 9, "ota_1": two}, [one, two]) == []
+    assert invariants.find_mixed_slots({}, [one]) == []
     for mixture in (b"\xe9core" + b"tne", one[:-1], b"", two):
-        assert len(invariants.mixtures({"ota_0": one, "ota_1": mixture}, [one])) == 1
+        assert len(invariants.find_mixed_slots({"ota_0": one, "ota_1": mixture}, [one])) == 1
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [mutant.name for mutant in mutants.MUTANTS])
 def test_broken_firmware_is_noticed(name, tmp_path):
-    outcome = mutants.case(name, tmp_path, Options())
+    outcome = mutants.run_case(name, tmp_path, CampaignOptions())
     assert not outcome.wrong and outcome.facts["as"]
 
 
@@ -67,14 +67,14 @@ def test_broken_firmware_is_noticed(name, tmp_path):
 )
 def test_names_of_no_case(name):
     with pytest.raises(UsageError) as error:
-        cuts.Case.parse(name)
+        cuts.CutCase.parse(name)
     assert error.value.code == "case_name"
 
 
 def test_names_say_everything():
     for case in (
-        cuts.Case("good-1", 17, "inside", 2),
-        cuts.Case("hang-0", 3, cuts.ANSWERED),
-        cuts.Case("crash-0", 170, "after", 1, 31, "before", 999),
+        cuts.CutCase("good-1", 17, "inside", 2),
+        cuts.CutCase("hang-0", 3, cuts.ANSWERED),
+        cuts.CutCase("crash-0", 170, "after", 1, 31, "before", 999),
     ):
-        assert cuts.Case.parse(case.name) == case
+        assert cuts.CutCase.parse(case.name) == case

@@ -40,7 +40,7 @@ def write(w, data):
 
 # The end of an update: the sector behind the image, then the image's head.
 def finish(w):
-    bootable.check(w._part, w.size, w.head)
+    bootable.check_image(w._part, w.size, w.head)
     bootable.write_head(w._part, w.head)
 
 

@@ -28,22 +28,25 @@ def test_roles(server, admin):
     made = {role: admin.create_token(role, role) for role in ("viewer", "operator", "admin")}
     viewer, operator = (Client(server.url, made[r]["token"]) for r in ("viewer", "operator"))
     assert viewer.call("GET", "/api/tokens/me")["role"] == "viewer"
-    assert list(viewer.beacons(limit=1)) is not None
+    assert list(viewer.list_beacons(limit=1)) is not None
     for call in (
         lambda: viewer.create_beacon("x1", "esp32c3"),
         lambda: viewer.create_site("x1"),
         lambda: viewer.create_rollout("0" * 24),
         lambda: viewer.call("POST", "/api/firmwares/upload"),
-        lambda: operator.tokens(),
-        lambda: operator.audit(),
+        lambda: operator.list_tokens(),
+        lambda: operator.list_audit_entries(),
         lambda: operator.remove_beacon("x1"),
-        lambda: operator.do_beacon("x1", "rekey"),
+        lambda: operator.post_beacon_action("x1", "rekey"),
     ):
         with pytest.raises(DeniedError) as caught:
             call()
         assert caught.value.code == "role_too_low"
     operator.create_beacon("by-operator", "esp32c3")
-    assert any(e["actor"] == "operator" for e in admin.audit(newest=True, action="beacon.created"))
+    assert any(
+        e["actor"] == "operator"
+        for e in admin.list_audit_entries(newest=True, action="beacon.created")
+    )
 
 
 def test_no_token_and_wrong_ones(server):
@@ -52,7 +55,7 @@ def test_no_token_and_wrong_ones(server):
         assert answer.status_code == 401 and answer.json()["code"] == "token_missing", path
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.headers["www-authenticate"] == "Bearer"
-    assert code(Client(server.url, "bota_no").beacon, "x") == "token_wrong"
+    assert code(Client(server.url, "bota_no").get_beacon, "x") == "token_wrong"
     assert requests.get(server.url + "/health", timeout=60).json()["status"] == "ok"
 
 
@@ -71,21 +74,21 @@ def test_tokens_expire_and_are_revoked(server, admin):
     client = Client(server.url, gone["token"])
     assert client.call("GET", "/api/tokens/me")["name"] == "gone"
     admin.revoke_token(gone["id"])
-    assert code(client.rollouts) == "token_wrong"
-    until(lambda: refused(Client(server.url, short["token"]).rollouts) == "token_wrong")
-    listed = {one["id"]: one for one in admin.tokens()}
+    assert code(client.list_rollouts) == "token_wrong"
+    until(lambda: refused(Client(server.url, short["token"]).list_rollouts) == "token_wrong")
+    listed = {one["id"]: one for one in admin.list_tokens()}
     assert listed[gone["id"]]["revoked_at"] and not any("token" in one for one in listed.values())
-    assert gone["token"] not in json.dumps(admin.audit(limit=1000))
+    assert gone["token"] not in json.dumps(admin.list_audit_entries(limit=1000))
 
 
 def test_the_last_admin_token_stays(tmp_path):
     with Server(tmp_path / "data") as server:
         admin = server.admin()
-        (first,) = admin.tokens()
+        (first,) = admin.list_tokens()
         assert code(admin.revoke_token, first["id"]) == "last_admin"
         second = admin.create_token("second", "admin")
         admin.revoke_token(first["id"])
-        assert Client(server.url, second["token"]).tokens()
+        assert Client(server.url, second["token"]).list_tokens()
         assert (server.token_file.stat().st_mode & 0o777) == 0o600
         assert (server.data.stat().st_mode & 0o077) in (0, 0o055)
 
@@ -141,7 +144,7 @@ def test_bodies_are_bounded(server, admin):
 def test_create_and_its_refusals(admin):
     made = admin.create_beacon("c1", "esp32c3", tags=["b", "a", "a"], channel="beta")
     assert len(made["key"]) == 64 and made["tags"] == ["a", "b"] and made["channel"] == "beta"
-    assert "key" not in admin.beacon("c1")
+    assert "key" not in admin.get_beacon("c1")
     assert code(admin.create_beacon, "c1", "esp32c3") == "beacon_taken"
     for fields, expected in (
         ({"beacon_id": "a b", "device_type": "esp32c3"}, "request_invalid"),
@@ -154,8 +157,8 @@ def test_create_and_its_refusals(admin):
         ({"beacon_id": "c2", "device_type": "esp32c3", "site": "nowhere"}, "site_unknown"),
     ):
         assert code(admin.call, "POST", "/api/beacons", json=fields) == expected, fields
-    assert code(admin.beacon, "c2") == "beacon_unknown"
-    assert code(admin.do_beacon, "c2", "quarantine", "x") == "beacon_unknown"
+    assert code(admin.get_beacon, "c2") == "beacon_unknown"
+    assert code(admin.post_beacon_action, "c2", "quarantine", "x") == "beacon_unknown"
 
 
 def test_a_refused_change_leaves_no_trace_in_the_log(admin):
@@ -170,15 +173,15 @@ def test_pages_and_filters(server, admin):
     fleet = beacons(server, 25, prefix="page-", site="pages/x", tags=["lobby"])
     first = admin.call("GET", "/api/beacons", params={"search": "page-", "limit": 10})
     assert first["total"] == 25 and len(first["beacons"]) == 10
-    ids = [one["beacon_id"] for one in admin.beacons(search="page-", limit=10)]
+    ids = [one["beacon_id"] for one in admin.list_beacons(search="page-", limit=10)]
     assert ids == sorted(beacon.id for beacon in fleet)
     fleet[0].report("idle")
     fleet[1].report("idle", firmware_version="2.0.0")
     admin.change_beacon(fleet[2].id, channel="beta", tags=["roof", "1_0"])
-    admin.do_beacon(fleet[3].id, "quarantine", "x")
+    admin.post_beacon_action(fleet[3].id, "quarantine", "x")
 
     def found(**filters) -> list[str]:
-        return [one["beacon_id"] for one in admin.beacons(search="page-", **filters)]
+        return [one["beacon_id"] for one in admin.list_beacons(search="page-", **filters)]
 
     assert found(version="2.0.0") == [fleet[1].id]
     assert found(channel="beta") == [fleet[2].id] == found(tag="roof") == found(tag="1_0")
@@ -205,7 +208,7 @@ def test_the_site_tree(admin):
     admin.create_site("tree", tz="Europe/Berlin", window="22:00-04:00", name="The tree")
     admin.create_site("tree/a")
     admin.create_site("tree/a/2", window="00:00-24:00")
-    sites = {one["path"]: one for one in admin.sites()}
+    sites = {one["path"]: one for one in admin.list_sites()}
     assert sites["tree/a"]["zone"] == "Europe/Berlin" and sites["tree/a"]["window"] is None
     assert sites["tree/a"]["building"] == "tree/a" == sites["tree/a/2"]["building"]
     assert sites["tree/a"]["opens_at"] and sites["tree/a/2"]["opens_at"] is None
@@ -239,7 +242,7 @@ def test_events_live_and_resumed(server, admin):
     ready = threading.Event()
 
     def follow() -> None:
-        with server.admin().follow(kind="beacon.") as stream:
+        with server.admin().follow_events(kind="beacon.") as stream:
             ready.set()
             for event in stream:
                 got.append(event)
@@ -254,7 +257,7 @@ def test_events_live_and_resumed(server, admin):
     thread.join(60)
     assert [event["subject"] for event in got] == [f"{name}-{n}" for n in range(3)]
     assert got[0]["data"]["by"] == "first" and got[0]["kind"] == "beacon.created"
-    with admin.follow(after=got[0]["id"], kind="beacon.") as stream:
+    with admin.follow_events(after=got[0]["id"], kind="beacon.") as stream:
         assert [next(stream)["id"] for _ in range(2)] == [got[1]["id"], got[2]["id"]]
     answer = requests.get(
         server.url + "/api/events",
@@ -266,11 +269,11 @@ def test_events_live_and_resumed(server, admin):
     text = b"\n".join(next(lines) for _ in range(5)).decode()
     assert f"id: {got[2]['id']}" in text and "event: beacon.created" in text
     answer.close()
-    assert admin.latest_events(1000)[-1]["id"] == got[2]["id"]
+    assert admin.list_latest_events(1000)[-1]["id"] == got[2]["id"]
 
 
 def test_followers_end_when_the_server_stops(tmp_path):
-    with Server(tmp_path / "data") as server, server.admin().follow() as stream:
+    with Server(tmp_path / "data") as server, server.admin().follow_events() as stream:
         assert server.stop() == 0
         with pytest.raises((StopIteration, ReachError)):
             next(stream)
@@ -278,12 +281,12 @@ def test_followers_end_when_the_server_stops(tmp_path):
 
 def test_the_audit_log_tells_who_did_what(admin):
     admin.create_beacon("logged", "esp32c3")
-    admin.do_beacon("logged", "quarantine", "it smells")
-    entries = admin.audit(target="logged")
+    admin.post_beacon_action("logged", "quarantine", "it smells")
+    entries = admin.list_audit_entries(target="logged")
     assert [e["action"] for e in entries] == ["beacon.created", "beacon.quarantined"]
     assert entries[1]["reason"] == "it smells" and entries[1]["actor"] == "first"
     head = admin.verify_audit()["head"]
-    admin.do_beacon("logged", "unquarantine", "")
+    admin.post_beacon_action("logged", "unquarantine", "")
     assert admin.verify_audit(head)["head"] != head
     assert code(admin.verify_audit, "f" * 64) == "audit_truncated"
 
@@ -291,8 +294,8 @@ def test_the_audit_log_tells_who_did_what(admin):
 def test_metrics(server, admin):
     (beacon,) = beacons(server, 1, prefix="metric-")
     beacon.report("idle", insecure=True)
-    until(lambda: admin.beacon(beacon.id)["version"] == "1.0.0")  # seen is written in batches
-    text = admin._send("GET", "/metrics").text
+    until(lambda: admin.get_beacon(beacon.id)["version"] == "1.0.0")  # seen is written in batches
+    text = admin.request("GET", "/metrics").text
     for name in (
         'beacon_ota_reports_total{status="idle"}',
         'beacon_ota_beacons{building="",device_type="esp32c3",state="valid",version="1.0.0"}',
@@ -336,7 +339,7 @@ def test_no_keys_no_start(tmp_path):
 def test_the_client_names_what_it_cannot_reach(monkeypatch, tmp_path):
     monkeypatch.setenv("BEACON_OTA_CONFIG", str(tmp_path))
     monkeypatch.delenv("BEACON_OTA_URL", raising=False)
-    assert code(Client("http://127.0.0.1:1", "t").beacons().__next__) == "unreachable"
+    assert code(Client("http://127.0.0.1:1", "t").list_beacons().__next__) == "unreachable"
     (tmp_path / "config.toml").write_text('url = "http://127.0.0.1:2"\ntoken = "abc"\n')
     client = Client()
     assert client.url == "http://127.0.0.1:2" and client.token == "abc"
@@ -349,7 +352,7 @@ def test_the_client_names_what_it_cannot_reach(monkeypatch, tmp_path):
 
 def test_errors_by_fault(admin):
     with pytest.raises(InputError):
-        admin.beacon("nobody-here")
+        admin.get_beacon("nobody-here")
     admin.create_site("dup")
     with pytest.raises(UsageError):
         admin.create_site("dup")
@@ -367,7 +370,7 @@ def test_a_client_that_talks_to_something_else(tmp_path):
     thread = threading.Thread(target=answer)
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    assert code(Client(url, "t").rollouts) == "not_an_orchestrator"
+    assert code(Client(url, "t").list_rollouts) == "not_an_orchestrator"
     thread.join()
     until(lambda: not thread.is_alive())
     listener.close()

@@ -107,7 +107,7 @@ def tried(server: Server, values: tuple[str, ...]) -> tuple[str, ...]:
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def world(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("numbers")
-    where = [] if request.param == "sqlite" else [f"--database={cluster().database()}"]
+    where = [] if request.param == "sqlite" else [f"--database={cluster().create_database()}"]
     with Server(folder / "data", *where) as server:
         admin = server.admin()
         admin.create_site("hq")

@@ -34,7 +34,7 @@ class Slow:
 @pytest.fixture
 def slow(monkeypatch):
     computing = Slow()
-    monkeypatch.setattr(rollouts, "preview", computing)
+    monkeypatch.setattr(rollouts, "simulate_rollout", computing)
     return computing
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from beacon_ota.errors import InputError
-from beacon_ota.orchestrator.backup.contents import DATABASE, Entry, Index
+from beacon_ota.orchestrator.backup.contents import DATABASE, BackupIndex, Entry
 
 DIGEST = "ab" * 32
 GOOD = {
@@ -22,8 +22,8 @@ GOOD = {
 
 
 def test_it_is_the_same_again():
-    index = Index.parse(json.dumps(GOOD).encode())
-    assert json.loads(index.text()) == GOOD and Index.parse(index.text()) == index
+    index = BackupIndex.parse(json.dumps(GOOD).encode())
+    assert json.loads(index.text()) == GOOD and BackupIndex.parse(index.text()) == index
     assert index.images == [DIGEST] and index.size == 4105
     assert index.files[DATABASE] == Entry(4096, "0" * 64)
 
@@ -59,18 +59,18 @@ FILES = GOOD["files"]
 )
 def test_a_field_that_is_none(change):
     with pytest.raises(InputError) as caught:
-        Index.parse(json.dumps({**GOOD, **change}).encode())
+        BackupIndex.parse(json.dumps({**GOOD, **change}).encode())
     assert caught.value.code == "backup_damaged"
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"null", b"1", b"[" * 99_999, b"{}"])
 def test_what_is_no_index(text):
     with pytest.raises(InputError) as caught:
-        Index.parse(text)
+        BackupIndex.parse(text)
     assert caught.value.code == "backup_damaged"
 
 
 def test_a_format_of_the_future_is_named():
     with pytest.raises(InputError) as caught:
-        Index.parse(json.dumps({**GOOD, "format": 2, "files": 7}).encode())
+        BackupIndex.parse(json.dumps({**GOOD, "format": 2, "files": 7}).encode())
     assert (caught.value.code, caught.value.found) == ("backup_newer", 2)

@@ -12,7 +12,7 @@ import pytest
 from beacon_ota.orchestrator.beacon_api import poll
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 from tests.orchestrator.world import Answer, TestBeacon
 
 POLL = "/firmwares/latest/esp32c3?version=1.0.0"
@@ -26,13 +26,13 @@ def report_target(beacon: TestBeacon) -> str:
 def forge(beacon: TestBeacon, method: str, target: str, body: bytes = b"", **changed) -> Answer:
     """Ask in a beacon's name without its key."""
     who = changed.get("who", beacon.id)
-    header = changed.get("header", auth.header(who, int(beacon.clock()), NONCE, "0" * 64))
+    header = changed.get("header", auth.build_header(who, int(beacon.clock()), NONCE, "0" * 64))
     return beacon.call(method, target, body, {"Authorization": header}, check=False)
 
 
 def sealed(beacon: TestBeacon, answer: Answer, key: bytes | None = None) -> bool:
     """Whether an answer proves itself under the nonce of a beacon's last request."""
-    found = auth.parse(beacon.last_header)
+    found = auth_header.parse_header(beacon.last_header)
     assert found is not None
     text = auth.answer_text(found[2], answer.status, hashlib.sha256(answer.body).hexdigest())
     expected = hmac.digest(key or beacon.key, text, "sha256").hex()
@@ -57,7 +57,7 @@ def test_without_the_key_nothing_is_sealed(local, beacon):
     # In time or not, in its syntax or not, whichever call: whoever has no key gets no seal.
     answers = [
         *refused.values(),
-        forge(beacon, "GET", POLL, header=auth.header(beacon.id, 1, NONCE, "0" * 64)),
+        forge(beacon, "GET", POLL, header=auth.build_header(beacon.id, 1, NONCE, "0" * 64)),
         forge(beacon, "GET", "/firmwares/0/download?attempt=0"),
         forge(beacon, "GET", "/firmwares/latest/other"),
         forge(beacon, "POST", report_target(beacon), b"{"),
@@ -136,10 +136,10 @@ def test_a_failure_is_sealed_after_the_mac_was_verified_only(
     def fail(*_given):
         raise error
 
-    monkeypatch.setattr(poll, "read_query", fail)
+    monkeypatch.setattr(poll, "parse_poll_query", fail)
     answer = beacon.call("GET", POLL)
     assert answer.status == status and sealed(beacon, answer)
-    monkeypatch.setattr("beacon_ota.orchestrator.beacon_api.app.identify", fail)
+    monkeypatch.setattr("beacon_ota.orchestrator.beacon_api.app.authenticate_request", fail)
     answer = beacon.call("GET", POLL, check=False)
     assert answer.status == status and "x-beacon-mac" not in answer.headers
     caplog.clear()
@@ -182,7 +182,7 @@ def test_whom_a_refused_request_names_is_told(local, beacon):
 
 
 async def _follow(local):
-    return local.service.hub.follow()
+    return local.service.hub.subscribe()
 
 
 def test_a_building_that_lost_its_clocks_is_told_the_time_every_beacon_of_it(local):

@@ -10,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beacon_ota.orchestrator.beacon_api.auth import Refused, identify, rekey
-from beacon_ota.orchestrator.core.replay import ReplayGuard, Slot
+from beacon_ota.orchestrator.beacon_api.auth import (
+    AuthenticationError,
+    authenticate_request,
+    wrap_new_key,
+)
+from beacon_ota.orchestrator.core.replay import ReplayGuard, ReplaySlot
 from beacon_ota.wire import auth
 
 NOW = 1_800_000_000
@@ -24,27 +28,27 @@ class Known:
     key: bytes = KEY
     next_key: bytes | None = None
     given_keys: tuple[bytes, ...] = ()
-    replay: Slot = field(default_factory=lambda: slot())
+    replay: ReplaySlot = field(default_factory=lambda: slot())
 
 
-def slot() -> Slot:
+def slot() -> ReplaySlot:
     """What is remembered of a beacon that nobody has heard of yet."""
     with tempfile.TemporaryDirectory() as folder:
-        return ReplayGuard(Path(folder) / "replays", NOW, fresh=True).of("b1")
+        return ReplayGuard(Path(folder) / "replays", NOW, fresh=True).slot_for("b1")
 
 
 def header(key=KEY, method="GET", target="/x?a=b", body=b"", ts=NOW, nonce=NONCE, who="b1") -> str:
     digest = hashlib.sha256(body).hexdigest()
     text = auth.request_text(method, target, who, ts, nonce, digest)
-    return auth.header(who, ts, nonce, hmac.digest(key, text, "sha256").hex())
+    return auth.build_header(who, ts, nonce, hmac.digest(key, text, "sha256").hex())
 
 
 def ask(known, value, method="GET", target="/x?a=b", body=b"", now=NOW):
-    return identify({"b1": known}.get, value, method, target, body, now)
+    return authenticate_request({"b1": known}.get, value, method, target, body, now)
 
 
 def code(known, value, **given) -> str:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(AuthenticationError) as caught:
         ask(known, value, **given)
     assert caught.value.status == 401
     return caught.value.code
@@ -86,10 +90,10 @@ def test_a_refusal_can_be_sealed_for_who_signed_it_and_for_nobody_else():
         (header(ts=NOW - 400), KEY),
         (header(ts=NOW + 400, key=OTHER), OTHER),
     ):
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(AuthenticationError) as caught:
             ask(known, value)
-        assert caught.value.caller is not None and caught.value.claimed_id == "b1"
-        name, seal = caught.value.caller.seal(401, "ab")
+        assert caught.value.caller is not None and caught.value.claimed_sender == "b1"
+        name, seal = caught.value.caller.sign_response(401, "ab")
         expected = hmac.digest(key, f"{NONCE}\n401\nab".encode(), "sha256").hex()
         assert (name, seal) == (b"x-beacon-mac", expected.encode())
     for value, claimed in (
@@ -98,9 +102,9 @@ def test_a_refusal_can_be_sealed_for_who_signed_it_and_for_nobody_else():
         (header(who="b2"), ""),
         ("", ""),
     ):
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(AuthenticationError) as caught:
             ask(known, value)
-        assert caught.value.caller is None and caught.value.claimed_id == claimed
+        assert caught.value.caller is None and caught.value.claimed_sender == claimed
 
 
 def test_a_wrong_mac_uses_no_nonce():
@@ -117,7 +121,7 @@ def test_the_next_key_is_accepted_beside_the_old_one():
 
 def test_a_new_key_travels_under_the_old_one():
     pad = hmac.digest(KEY, b"rekey\n" + NONCE.encode(), "sha256")
-    sent = bytes.fromhex(rekey(KEY, OTHER, NONCE))
+    sent = bytes.fromhex(wrap_new_key(KEY, OTHER, NONCE))
     assert bytes(a ^ b for a, b in zip(sent, pad, strict=True)) == OTHER
 
 
@@ -127,7 +131,7 @@ def test_a_request_that_is_too_old_to_know_is_told_when_to_sign():
         value = header(nonce=f"{number:016x}")
         try:
             ask(known, value)
-        except Refused as error:
+        except AuthenticationError as error:
             assert error.code == "clock_skew" and error.sign_at is not None
             assert NOW < error.sign_at <= NOW + 16
             ask(known, header(nonce=f"{number:016x}", ts=error.sign_at))

@@ -52,11 +52,11 @@ def beacon(server):
 
 
 def results(server, release):
-    return server.admin().rollout(release["rollout_id"])["results"]
+    return server.admin().get_rollout(release["rollout_id"])["results"]
 
 
 def history(server, beacon):
-    return server.admin().beacon(beacon.id)
+    return server.admin().get_beacon(beacon.id)
 
 
 # ---- poll ----
@@ -83,21 +83,21 @@ def test_the_largest_offer_is_one_that_a_beacon_reads(tmp_path):
         keys = [Key(f"k{n}") for n in range(2)]
         data = image("1.1.0", keys=KeySet.of([key.public for key in keys]).to_json())
         terms = Terms(int(local.clock.at), int(local.clock.at) + 86_400)
-        payload = releases.describe(data, terms)[0].payload()
+        payload = releases.describe_release(data, terms)[0].payload()
         file = tmp_path / "image.bin"
         file.write_bytes(data)
-        local.admin().upload(
+        local.admin().upload_firmware(
             file,
             device_type="esp32c3",
             version="1.1.0",
             channel="stable",
             description="[{" * 4 + "\U0001f600" * 120,
-            manifest=dsse.sign(payload, keys),
+            manifest=dsse.sign_payload(payload, keys),
         )
-        firmware = local.admin().firmware("1.1.0")["firmware_id"]
+        firmware = local.admin().find_firmware("1.1.0")["firmware_id"]
         local.admin().create_rollout(firmware, ANY_TIME)
         answer = beacon.poll()
-        offer_rules.check(answer.json)
+        offer_rules.check_offer(answer.json)
         # Six signatures more would fit an envelope, and then the offer still has to.
         assert len(answer.body) + 6 * 560 <= offer_rules.MAX_BODY
         opened = answer.body.count(b"[") + answer.body.count(b"{")
@@ -188,7 +188,7 @@ def test_a_report_in_anothers_name_is_refused(server, release, beacon):
 
 def test_rekey(server, release, beacon):
     admin = server.admin()
-    admin.do_beacon(beacon.id, "rekey")
+    admin.post_beacon_action(beacon.id, "rekey")
     answer = beacon.report("idle")
     assert "rekey" in answer.json
     again = beacon.report("idle")  # the answer may have got lost: it comes again
@@ -224,12 +224,12 @@ def test_a_beacon_that_is_provisioned_again(server, beacon):
     """Either key is good until the new one is used, whether the beacon got it or not."""
     admin = server.admin()
     old, new = beacon.key, secrets.token_bytes(32)
-    admin.set_key(beacon.id, new.hex())
+    admin.set_beacon_key(beacon.id, new.hex())
     assert "rekey" in beacon.report("idle").json
-    admin.set_key(beacon.id, old.hex())  # the one it has: nothing is pending any more
+    admin.set_beacon_key(beacon.id, old.hex())  # the one it has: nothing is pending any more
     assert "rekey" not in beacon.report("idle").json
-    admin.set_key(beacon.id, new.hex())
-    admin.set_key(beacon.id, new.hex())  # again, as whoever tries again does
+    admin.set_beacon_key(beacon.id, new.hex())
+    admin.set_beacon_key(beacon.id, new.hex())  # again, as whoever tries again does
     beacon.key = new
     assert "rekey" not in beacon.report("idle").json
     beacon.key = old
@@ -237,7 +237,7 @@ def test_a_beacon_that_is_provisioned_again(server, beacon):
     assert answer.status == 401 and answer.json["code"] == "bad_mac"
     for name, key, code in (("nobody", new.hex(), 404), (beacon.id, "00", 422)):
         with pytest.raises(BeaconOtaError) as caught:
-            admin.set_key(name, key)
+            admin.set_beacon_key(name, key)
         assert caught.value.code == {404: "beacon_unknown", 422: "request_invalid"}[code]
 
 
@@ -439,7 +439,7 @@ def test_reports_out_of_bounds_are_refused_and_change_nothing(server, release, b
 
 
 def counted(server, name):
-    text = server.admin()._send("GET", "/metrics").text
+    text = server.admin().request("GET", "/metrics").text
     lines = [line for line in text.splitlines() if line.startswith(f"beacon_ota_{name} ")]
     return float(lines[0].split()[1])
 
@@ -606,7 +606,7 @@ def test_readers_that_go_away_in_the_middle_leave_nothing(server, release, beaco
         sock.sendall(head.encode() + b"\r\n\r\n")
         sock.recv(10)
         sock.close()
-    metrics = server.admin()._send("GET", "/metrics")
+    metrics = server.admin().request("GET", "/metrics")
     assert "beacon_ota_downloads_open 0.0" in metrics.text
     assert hashlib.sha256(beacon.download(offer).body).hexdigest() == offer["checksum"]
 
@@ -618,7 +618,7 @@ def test_a_reader_that_stands_still_is_dropped(tmp_path, monkeypatch, caplog):
         file = tmp_path / "big.bin"
         file.write_bytes(image("1.1.0", size=1_600_000))
         fields = {"device_type": "esp32c3", "version": "1.1.0", "channel": "stable"}
-        firmware = local.admin().upload(file, **fields)["firmware_id"]
+        firmware = local.admin().upload_firmware(file, **fields)["firmware_id"]
         local.admin().create_rollout(firmware, PATIENT)
         target = beacon.offered()["download_url"]
         parts = urlsplit(local.url)

@@ -10,11 +10,11 @@ SMALL, LARGE = "esp32c3", "esp32c3-8mb"
 
 
 def told(local, kind):
-    return [one for one in local.admin().latest_events(1000) if one["kind"] == kind]
+    return [one for one in local.admin().list_latest_events(1000) if one["kind"] == kind]
 
 
 def entries(local, action):
-    return [one for one in local.admin().audit(limit=1000) if one["action"] == action]
+    return [one for one in local.admin().list_audit_entries(limit=1000) if one["action"] == action]
 
 
 def order(local, tmp_path, device_type, version="1.1.0"):
@@ -31,7 +31,7 @@ def proven(local, beacon):
 
 
 def shown(local, beacon):
-    return local.admin().beacon(beacon.id)
+    return local.admin().get_beacon(beacon.id)
 
 
 def reason(beacon):
@@ -46,7 +46,7 @@ def test_what_was_typed_gives_way_to_the_first_word_of_the_beacon(local, tmp_pat
     (beacon,) = local.beacons(1)
     beacon.device_type = LARGE
     offer = beacon.offered()  # at the first poll, and of its own board
-    assert local.service.view.open[offer["attempt_id"]].rollout_id == large
+    assert local.service.fleet.open_attempts[offer["attempt_id"]].rollout_id == large
     beacon.update(offer)
     after = shown(local, beacon)
     assert after["device_type"] == after["said_type"] == LARGE
@@ -75,19 +75,19 @@ def test_another_word_than_before_is_questioned_and_nothing_is_offered(local, tm
     assert after["standing"] == "board" and after["last_seen"]
     (event,) = until(lambda: told(local, "beacon.questioned"))
     assert (event["data"]["device_type"], event["data"]["says"]) == (SMALL, LARGE)
-    listed = list(local.admin().beacons(questioned=True))
+    listed = list(local.admin().list_beacons(questioned=True))
     assert [one["beacon_id"] for one in listed] == [beacon.id]
     assert listed[0]["standing"] == "board"
     local.step()
     for rollout in rollouts:
-        found = local.admin().rollout(rollout)
+        found = local.admin().get_rollout(rollout)
         assert found["total"]["waiting"] == found["total"]["away"] == 0
         assert found["not_covered"]["questioned"] == 1
     # It says again what it said before: nothing was decided, and nothing has to be.
     beacon.device_type = SMALL
     assert beacon.poll().status == 200
     assert shown(local, beacon)["standing"] != "board"
-    assert not list(local.admin().beacons(questioned=True))
+    assert not list(local.admin().list_beacons(questioned=True))
 
 
 def test_two_devices_under_one_name_fill_no_log(local):
@@ -186,7 +186,7 @@ def test_an_attempt_is_called_off_when_its_beacon_becomes_another_board(local, t
     answer = beacon.report("rebooting", offer)
     assert answer.status == 409
     local.step()
-    found = local.admin().rollout(rollout)
+    found = local.admin().get_rollout(rollout)
     assert found["results"] == {"stopped": 1} and found["total"]["failed"] == 0
     (attempt,) = shown(local, beacon)["attempts"]
     assert attempt["detail"] == "its beacon is another board"
@@ -202,7 +202,7 @@ def test_an_attempt_that_is_rebooting_keeps_its_own_end(local, tmp_path):
     local.step()
     beacon.install(offer)
     assert beacon.report("success", offer, previous_version="1.0.0").status == 200
-    assert local.admin().rollout(rollout)["results"] == {"success": 1}
+    assert local.admin().get_rollout(rollout)["results"] == {"success": 1}
 
 
 def test_what_a_beacon_did_as_another_board_is_no_failure_of_that_release(local, tmp_path):
@@ -214,7 +214,7 @@ def test_what_a_beacon_did_as_another_board_is_no_failure_of_that_release(local,
     beacon.poll()
     local.admin().retype_beacon(beacon.id)
     local.go_on(60)
-    total = local.admin().rollout(rollout)["total"]
+    total = local.admin().get_rollout(rollout)["total"]
     assert (total["healthy"], total["failed"]) == (1, 0)
 
 

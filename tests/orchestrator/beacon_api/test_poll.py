@@ -32,7 +32,10 @@ def test_nothing_is_offered_after_a_change_elsewhere(local, elsewhere, beacon, c
     answer = beacon.poll()
     assert answer.status == 204 and answer.headers["retry-after"] == "1"
     assert not elsewhere.execute("SELECT id FROM attempts")
-    assert not local.service.view.open and not local.service.view.nodes[beacon.id].attempts
+    assert (
+        not local.service.fleet.open_attempts
+        and not local.service.fleet.beacons[beacon.id].attempts
+    )
 
 
 def test_an_offer_that_expired_is_not_renewed_after_a_halt_elsewhere(local, elsewhere, beacon):
@@ -42,7 +45,7 @@ def test_an_offer_that_expired_is_not_renewed_after_a_halt_elsewhere(local, else
     elsewhere.execute(CHANGES["moved"])
     assert beacon.poll().status == 204
     assert elsewhere.attempt(offer["attempt_id"])["result"] == "expired"
-    (known,) = local.service.view.nodes[beacon.id].attempts
+    (known,) = local.service.fleet.beacons[beacon.id].attempts
     assert known.result == "expired"  # as before: the next one goes on with it
     elsewhere.execute("UPDATE rollouts SET revision = revision - 1")
     assert beacon.offered()["attempt_id"] == offer["attempt_id"]
@@ -54,9 +57,9 @@ def test_an_open_offer_is_looked_at_again_before_it_is_handed_out(local, elsewhe
 
     async def catch_up() -> None:
         heard.append(1)
-        local.engine.take(elsewhere.rollout(rollout))
+        local.engine.apply_row(elsewhere.rollout(rollout))
 
-    (rollout,) = local.service.view.entries
+    (rollout,) = local.service.fleet.rollouts
     local.service.catch_up = catch_up
     elsewhere.halt(rollout)
     answer = beacon.poll()

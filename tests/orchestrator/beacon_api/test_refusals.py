@@ -6,7 +6,7 @@ BAD = "/firmwares/latest/esp32c3?version=no-version"
 
 
 def shown(local, beacon):
-    return local.admin().beacon(beacon.id)
+    return local.admin().get_beacon(beacon.id)
 
 
 def test_a_beacon_whose_polls_are_refused_is_shown_with_the_reason(local):
@@ -18,14 +18,14 @@ def test_a_beacon_whose_polls_are_refused_is_shown_with_the_reason(local):
         assert after["refused_at"].startswith("2030-")
     assert after["standing"] == "refused"
     assert after["last_seen"] is None and after["state"] is None and after["version"] is None
-    [listed] = local.admin().beacons(refused=True)
+    [listed] = local.admin().list_beacons(refused=True)
     assert listed["beacon_id"] == beacon.id
     # A poll that is answered ends it; what it was stays for people.
     assert beacon.poll().status == 204
     after = shown(local, beacon)
     assert (after["refused_code"], after["refusals"]) == ("poll_query", 0)
     assert after["standing"] == "valid"
-    assert not list(local.admin().beacons(refused=True))
+    assert not list(local.admin().list_beacons(refused=True))
 
 
 def test_refusals_survive_a_restart(local):
@@ -91,7 +91,7 @@ def test_the_word_of_the_beacon_ends_what_strangers_said_in_its_name(local):
 
 def test_it_is_told_once_in_a_while_that_a_beacon_is_refused(local):
     def told():
-        events = local.admin().latest_events(1000)
+        events = local.admin().list_latest_events(1000)
         return [one for one in events if one["kind"] == "beacon.refused"]
 
     (beacon,) = local.beacons(1)

@@ -22,7 +22,7 @@ def test_a_bad_journal_entry_costs_no_outcome(local, tmp_path):
         answer = beacon.report("failed", offer, stage="flash", code="erase", journal=journal)
         assert answer.status == 200, answer.body
     local.go_on(31 * 60)
-    assert admin.rollout(rollout)["results"] == {"failed": 1}
+    assert admin.get_rollout(rollout)["results"] == {"failed": 1}
 
 
 # ---- what a beacon has called bad ----
@@ -81,12 +81,12 @@ def test_a_release_that_was_called_bad_is_offered_to_that_beacon_no_more(local, 
     assert back(beacon, offer, code).json["recorded"] == "first"
     local.go_on(3600)
     assert reason(beacon) == "blamed" and other.offer() is not None
-    shown = local.admin().beacon(beacon.id)["attempts"]
+    shown = local.admin().get_beacon(beacon.id)["attempts"]
     assert [(one["result"], one["code"]) for one in shown] == [("rolled_back", code)]
     assert shown[0]["blamed_at"]
 
     # Also in another rollout of it, after a restart, and when the first rollout is over.
-    local.admin().move_rollout(rollout, "abort")
+    local.admin().post_rollout_action(rollout, "abort")
     local.step()
     local.admin().create_rollout(release, FOREVER)
     assert reason(beacon) == "blamed"
@@ -96,7 +96,7 @@ def test_a_release_that_was_called_bad_is_offered_to_that_beacon_no_more(local, 
     assert reason(beacon) == "blamed"
     # By hand it is lifted; a release that is not the bad one is offered in any case.
     local.clock.at += 60
-    local.admin().do_beacon(beacon.id, "unquarantine", "the power supply it was")
+    local.admin().post_beacon_action(beacon.id, "unquarantine", "the power supply it was")
     assert beacon.offer() is not None
 
 
@@ -137,7 +137,7 @@ def test_a_success_that_does_not_last_is_told_as_undone(local, tmp_path):
     offer = beacon.offered()
     beacon.update(offer)
     local.go_on(7200)
-    assert local.admin().rollout(rollout)["status"] != "halted"
+    assert local.admin().get_rollout(rollout)["status"] != "halted"
     assert back(beacon, offer, detail="rescued").json["recorded"] == "undone"
     assert back(beacon, offer, detail="rescued").json["recorded"] == "repeated"
     (event,) = told(local, "attempt.undone")
@@ -145,16 +145,16 @@ def test_a_success_that_does_not_last_is_told_as_undone(local, tmp_path):
     (withheld,) = told(local, "beacon.withheld")
     assert (withheld["subject"], withheld["data"]["why"]) == (beacon.id, "blamed")
     local.step()
-    shown = local.admin().rollout(rollout)
+    shown = local.admin().get_rollout(rollout)
     assert shown["status"] == "halted" and shown["results"] == {"undone": 1}
-    attempt = local.admin().beacon(beacon.id)["attempts"][0]
+    attempt = local.admin().get_beacon(beacon.id)["attempts"][0]
     assert (attempt["result"], attempt["late_result"]) == ("success", "rolled_back")
     assert (attempt["failed_in"], attempt["code"], attempt["detail"]) == (
         "boot",
         "crash",
         "rescued",
     )
-    local.admin().move_rollout(rollout, "resume")
+    local.admin().post_rollout_action(rollout, "resume")
     assert reason(beacon) == "blamed"
 
 

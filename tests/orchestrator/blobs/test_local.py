@@ -6,14 +6,14 @@ import resource
 import pytest
 
 from beacon_ota.errors import ReachError
-from beacon_ota.orchestrator.blobs.local import BlobDamaged, Blobs
+from beacon_ota.orchestrator.blobs.local import BlobDamaged, LocalBlobStore
 from tests.orchestrator.world import until, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}
 
 
 def test_what_says_nothing_about_the_bytes_is_no_damage(tmp_path):
-    blobs = Blobs(tmp_path)
+    blobs = LocalBlobStore(tmp_path)
     (tmp_path / "blobs" / ("ab" * 32)).write_bytes(b"x")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = os.open("/dev/null", os.O_RDONLY)
@@ -37,7 +37,7 @@ def test_what_says_nothing_about_the_bytes_is_no_damage(tmp_path):
 
 
 def test_what_is_not_there_is_damaged(tmp_path):
-    blobs = Blobs(tmp_path)
+    blobs = LocalBlobStore(tmp_path)
     with pytest.raises(BlobDamaged) as caught:
         blobs.read("ab" * 32)
     blobs.close()
@@ -55,7 +55,7 @@ def test_images_that_come_after_their_database_give_the_releases_back(local, tmp
     local.start()
 
     def damaged() -> bool:
-        return local.admin().firmware(made["firmware_id"])["damaged_at"] is not None
+        return local.admin().find_firmware(made["firmware_id"])["damaged_at"] is not None
 
     until(damaged)
     beacon.connect(local.url)
@@ -68,5 +68,5 @@ def test_images_that_come_after_their_database_give_the_releases_back(local, tmp
     beacon.connect(local.url)
     local.clock.at += 1
     beacon.update(beacon.offered())
-    (entry,) = local.admin().audit(action="firmware.renewed")
+    (entry,) = local.admin().list_audit_entries(action="firmware.renewed")
     assert entry["actor"] == "orchestrator"

@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.blobs.local import BlobDamaged, Blobs
-from beacon_ota.orchestrator.blobs.object_store import open_blobs
+from beacon_ota.orchestrator.blobs.local import BlobDamaged, LocalBlobStore
+from beacon_ota.orchestrator.blobs.object_store import open_blob_store
 from tests.orchestrator.world import Local, image, until, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}
@@ -75,33 +75,33 @@ def bucket(s3, monkeypatch, request):
 
 
 @pytest.fixture(params=["folder", "s3"])
-def blobs(request, tmp_path) -> Blobs:
+def blobs(request, tmp_path) -> LocalBlobStore:
     where = tmp_path / "other"
     url = str(where) if request.param == "folder" else request.getfixturevalue("bucket")
-    return open_blobs(tmp_path / "data", url)
+    return open_blob_store(tmp_path / "data", url)
 
 
-def put(blobs: Blobs, data: bytes) -> str:
+def put(blobs: LocalBlobStore, data: bytes) -> str:
     digest = hashlib.sha256(data).hexdigest()
-    with blobs.incoming() as file:
+    with blobs.open_incoming() as file:
         file.write(data)
-        blobs.keep(file, digest)
+        blobs.commit(file, digest)
     return digest
 
 
 def test_what_is_kept_is_there(blobs):
     data = os.urandom(300_000)
     digest = put(blobs, data)
-    assert blobs.has(digest) and blobs.check(digest) == data
+    assert blobs.has(digest) and blobs.read_verified(digest) == data
     assert put(blobs, data) == digest
-    with blobs.incoming() as file:
+    with blobs.open_incoming() as file:
         file.write(data)
-        assert blobs.keep(file, digest) is False
+        assert blobs.commit(file, digest) is False
     blobs.remove(digest)
     blobs.remove(digest)
     assert not blobs.has(digest)
     with pytest.raises(BlobDamaged) as caught:
-        blobs.check(digest)
+        blobs.read_verified(digest)
     assert caught.value.code == "blob_missing"
 
 
@@ -115,12 +115,12 @@ def test_what_nobody_refers_to_is_swept_when_it_is_old(blobs):
 @pytest.mark.parametrize("url", ["ftp://x/y", "http://x/y", "file://elsewhere/y"])
 def test_where_images_cannot_be_kept(tmp_path, url):
     with pytest.raises(UsageError) as caught:
-        open_blobs(tmp_path, url)
+        open_blob_store(tmp_path, url)
     assert caught.value.code == "images_url"
 
 
 def test_file_urls_are_folders(tmp_path):
-    digest = put(open_blobs(tmp_path / "data", f"file://{tmp_path}/a%20b"), b"x")
+    digest = put(open_blob_store(tmp_path / "data", f"file://{tmp_path}/a%20b"), b"x")
     assert (tmp_path / "a b" / "blobs" / digest).read_bytes() == b"x"
 
 
@@ -153,12 +153,12 @@ def test_a_rollout_out_of_a_bucket(bucket, tmp_path):
 
 
 def test_a_store_that_does_not_answer_withdraws_nothing(bucket, tmp_path, monkeypatch):
-    blobs = open_blobs(tmp_path / "data", bucket)
+    blobs = open_blob_store(tmp_path / "data", bucket)
     digest = put(blobs, b"x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    away = open_blobs(tmp_path / "data", bucket)
-    for work in (away.check, away.has, away.remove):
+    away = open_blob_store(tmp_path / "data", bucket)
+    for work in (away.read_verified, away.has, away.remove):
         with pytest.raises(ReachError) as caught:
             work(digest)
         assert caught.value.code == "images_unreachable"
-    assert blobs.check(digest) == b"x"
+    assert blobs.read_verified(digest) == b"x"

@@ -25,17 +25,19 @@ def begun(local, tmp_path, plan) -> str:
 def test_a_move_decided_before_a_halt_elsewhere_does_not_undo_it(local, elsewhere, tmp_path):
     local.beacons(20)
     rollout = begun(local, tmp_path, CANARY)
-    entry = local.service.view.entries[rollout]
+    entry = local.service.fleet.rollouts[rollout]
 
     async def race() -> str:
         now, engine, db = local.clock.at, local.engine, local.service.db
         elsewhere.halt(rollout)
         # What the other process did is being read, as by a worker that follows …
-        following = db.read_in_order(rollouts.get, rollout, then=engine.take)
+        following = db.read_in_order(rollouts.get, rollout, then=engine.apply_row)
         # … while this one has decided upon what it knew, and waits for the database.
-        made = moves.step(entry.rollout, entry.state, engine.count(entry, now), now, "engine")
-        async with engine.moving:
-            committing = asyncio.ensure_future(engine.commit(entry, made))
+        made = moves.open_next_stage(
+            entry.rollout, entry.state, engine.count_outcomes(entry, now), now, "engine"
+        )
+        async with engine.rollout_lock:
+            committing = asyncio.ensure_future(engine.commit_transitions(entry, made))
             elsewhere.hold()
             await following
             elsewhere.let_go()
@@ -54,11 +56,11 @@ def test_what_the_engine_concludes_upon_an_old_state_is_not_recorded(local, else
     rollout = begun(local, tmp_path, EVERYBODY)
     offer = beacon.offered()
     assert beacon.download(offer).status == 200
-    local.admin().move_rollout(rollout, "pause")
-    entry = local.service.view.entries[rollout]
+    local.admin().post_rollout_action(rollout, "pause")
+    entry = local.service.fleet.rollouts[rollout]
     # Halted and resumed elsewhere: this process has heard of the halt alone.
-    state, halt = entry.state, moves.halt(entry.state, local.clock.at, "somebody")
-    elsewhere.move(rollout, moves.apply(state, halt[0]))
+    state, halt = entry.state, moves.halt_rollout(entry.state, local.clock.at, "somebody")
+    elsewhere.move(rollout, moves.apply_transition(state, halt[0]))
     local.call(_take(local, elsewhere.rollout(rollout)))
     elsewhere.move(rollout, state)
     local.step()
@@ -67,7 +69,7 @@ def test_what_the_engine_concludes_upon_an_old_state_is_not_recorded(local, else
 
 
 async def _take(local, row) -> None:
-    local.engine.take(row)
+    local.engine.apply_row(row)
 
 
 @pytest.mark.parametrize("result", [Result.STOPPED, Result.EXPIRED])
@@ -79,7 +81,7 @@ def test_who_has_gone_on_elsewhere_is_not_given_up(local, elsewhere, tmp_path, r
     if result is Result.STOPPED:
         assert beacon.download(offer).status == 200
         elsewhere.attempt(offer["attempt_id"], rebooting_at=local.clock.at)
-        local.admin().move_rollout(rollout, "halt")
+        local.admin().post_rollout_action(rollout, "halt")
     else:
         elsewhere.attempt(offer["attempt_id"], taken_at=local.clock.at)
         local.go_on(900.0)
@@ -90,17 +92,19 @@ def test_who_has_gone_on_elsewhere_is_not_given_up(local, elsewhere, tmp_path, r
 def test_who_resumes_has_to_have_seen_the_halt(local, elsewhere, tmp_path):
     """What widens a rollout is not decided again upon what others did; what stops it is."""
     rollout = begun(local, tmp_path, CANARY)
-    local.admin().move_rollout(rollout, "pause")
+    local.admin().post_rollout_action(rollout, "pause")
     elsewhere.halt(rollout)
     with pytest.raises(UsageError) as caught:
-        local.admin().move_rollout(rollout, "resume", "the pause is over")
+        local.admin().post_rollout_action(rollout, "resume", "the pause is over")
     assert caught.value.code == "rollout_moved"
     assert elsewhere.rollout(rollout)["status"] == "halted"
-    local.admin().move_rollout(rollout, "resume", "the halt is known")
-    paused = moves.pause(local.service.view.entries[rollout].state, local.clock.at, "somebody")
-    state = moves.apply(local.service.view.entries[rollout].state, paused[0])
+    local.admin().post_rollout_action(rollout, "resume", "the halt is known")
+    paused = moves.pause_rollout(
+        local.service.fleet.rollouts[rollout].state, local.clock.at, "somebody"
+    )
+    state = moves.apply_transition(local.service.fleet.rollouts[rollout].state, paused[0])
     elsewhere.move(rollout, state)
-    local.admin().move_rollout(rollout, "halt", "whatever it is")
+    local.admin().post_rollout_action(rollout, "halt", "whatever it is")
     assert elsewhere.rollout(rollout)["status"] == "halted"
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.clock import Leaps
+from beacon_ota.orchestrator.clock import ClockJumpDetector
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.db.tables import rollouts
 from beacon_ota.orchestrator.limits import LIMITS
@@ -53,11 +53,11 @@ def test_a_rollout_for_each_of_twelve_buildings(local, release):
         beacon.poll()
     made = [admin.create_rollout(release, building(n))["rollout_id"] for n in range(12)]
     assert all(beacon.offer() for beacon in fleet)
-    admin.move_rollout(made[0], "halt", "smoke")
+    admin.post_rollout_action(made[0], "halt", "smoke")
     assert fleet[0].poll().headers["x-reason"] == "halted"
     restart(local, *fleet)
     assert fleet[0].poll().headers["x-reason"] == "halted" and fleet[1].offer()
-    local.admin().move_rollout(made[0], "resume")
+    local.admin().post_rollout_action(made[0], "resume")
     assert fleet[0].offer()
 
 
@@ -69,17 +69,17 @@ def test_whatever_is_not_complete_stays_under_newer_ones(local, tmp_path, releas
     first = admin.create_rollout(release, EVERYBODY)["rollout_id"]
     later = admin.create_rollout(release, EVERYBODY, start_at=local.clock.at + 9 * DAY)
     if verb:
-        admin.move_rollout(first, verb)
+        admin.post_rollout_action(first, verb)
     for number in range(2, 6):
         newer = upload(admin, f"1.{number}.0", tmp_path, channel="stable")["firmware_id"]
         made = admin.create_rollout(newer, EVERYBODY)["rollout_id"]
         beacon.update(beacon.offered())
         local.step()
-        assert admin.rollout(made)["status"] == "completed"
+        assert admin.get_rollout(made)["status"] == "completed"
     local.step()
     for rollout in (first, later["rollout_id"]):
-        assert rollout in local.service.view.entries
-        admin.move_rollout(rollout, "abort", "never mind")
+        assert rollout in local.service.fleet.rollouts
+        admin.post_rollout_action(rollout, "abort", "never mind")
 
 
 def test_a_completed_rollout_with_nobody_left_to_serve_is_over_for_good(local, tmp_path, release):
@@ -93,15 +93,15 @@ def test_a_completed_rollout_with_nobody_left_to_serve_is_over_for_good(local, t
         beacon.update(beacon.offered())
         local.step()
     local.step()
-    shown = admin.rollout(made[0])
+    shown = admin.get_rollout(made[0])
     assert shown["status"] == "completed" and shown["transitions"][-1]["kind"] == "retired"
-    assert sorted(local.service.view.entries) == sorted(made[1:])
+    assert sorted(local.service.fleet.rollouts) == sorted(made[1:])
     for rollout in made[1:]:
-        admin.move_rollout(rollout, "abort")
+        admin.post_rollout_action(rollout, "abort")
     restart(local, beacon)
-    assert not local.service.view.entries  # what was over does not serve again
+    assert not local.service.fleet.rollouts  # what was over does not serve again
     with pytest.raises(UsageError) as caught:
-        local.admin().move_rollout(made[0], "halt")
+        local.admin().post_rollout_action(made[0], "halt")
     assert caught.value.code == "rollout_not_active" and caught.value.found == "completed"
     (late,) = local.beacons(1, "late")
     assert late.poll().headers["x-reason"] == "no_release"
@@ -123,7 +123,7 @@ def test_a_completed_rollout_stays_for_those_whom_no_newer_one_selects(local, tm
         fleet[1].update(fleet[1].offered())
         local.step()
     local.step()
-    assert sorted(local.service.view.entries) == sorted([everybody, *made[2:]])
+    assert sorted(local.service.fleet.rollouts) == sorted([everybody, *made[2:]])
     (late,) = local.beacons(1, "late", site="hq/b0")
     assert late.offered()["version"] == "1.1.0"
 
@@ -136,8 +136,8 @@ def test_too_many_rollouts_are_refused_by_name(local, release, monkeypatch):
         with pytest.raises(UsageError) as caught:
             admin.create_rollout(release, EVERYBODY)
         assert caught.value.code == "rollouts_too_many" and caught.value.found == 2
-    assert sorted(local.service.view.entries) == sorted(made)
-    admin.move_rollout(made[0], "abort")
+    assert sorted(local.service.fleet.rollouts) == sorted(made)
+    admin.post_rollout_action(made[0], "abort")
     admin.create_rollout(release, EVERYBODY)
 
 
@@ -152,9 +152,9 @@ def test_a_rollout_made_after_the_clock_went_back_is_the_newest(local, tmp_path,
     restart(local, beacon)
     admin = local.admin()
     made = admin.create_rollout(urgent, EVERYBODY)["rollout_id"]
-    assert admin.rollouts()[0]["rollout_id"] == made
+    assert admin.list_rollouts()[0]["rollout_id"] == made
     assert beacon.offered()["version"] == "1.2.0"
-    assert admin.move_rollout(made, "pause")["status"] == "paused"
+    assert admin.post_rollout_action(made, "pause")["status"] == "paused"
     assert beacon.poll().headers["x-reason"] == "paused"
     restart(local, beacon)
     assert beacon.poll().headers["x-reason"] == "paused"
@@ -176,16 +176,20 @@ def test_reading_again_leaves_nothing_open_that_has_ended(local, release):
         row = rollouts.get(conn, rollout)
         assert row is not None
         state = json.dumps({**json.loads(row["state"]), "status": "aborted"})
-        rollouts.advance(conn, rollout, row["revision"], {"status": "aborted", "state": state})
+        rollouts.update_if_unmoved(
+            conn, rollout, row["revision"], {"status": "aborted", "state": state}
+        )
 
     async def read_again() -> None:
         await local.service.db.write(end)
-        local.service.reload()
-        local.engine.reload()
+        local.service.reload_fleet()
+        local.engine.reload_rollouts()
 
     local.call(read_again())
-    view = local.service.view
-    assert not view.open and view.busy("hq/b0", view.nodes[fleet[1].id]) == 0
+    view = local.service.fleet
+    assert (
+        not view.open_attempts and view.updates_in_building("hq/b0", view.beacons[fleet[1].id]) == 0
+    )
     assert fleet[0].download(offer).status == 409
     admin.create_rollout(release, {**EVERYBODY, "concurrency": 1})
     assert fleet[1].offer()
@@ -194,21 +198,21 @@ def test_reading_again_leaves_nothing_open_that_has_ended(local, release):
 def test_reading_again_keeps_an_offer_that_is_being_committed(local, release):
     (beacon,) = local.beacons(1)
     local.admin().create_rollout(release, EVERYBODY)
-    put_attempt = local.service.view.put_attempt
+    put_attempt = local.service.fleet.put_attempt
 
     def put_and_read_again(attempt) -> None:
         put_attempt(attempt)
         if not again:
             again.append(attempt.id)  # once the offer is on its way to the writer
-            local.loop.call_soon(local.engine.reload)
+            local.loop.call_soon(local.engine.reload_rollouts)
 
     again: list[str] = []
-    local.service.view.put_attempt = put_and_read_again
+    local.service.fleet.put_attempt = put_and_read_again
     offer = beacon.offered()
     assert again == [offer["attempt_id"]]
     beacon.update(offer)
     local.step()
-    assert local.admin().rollouts()[0]["results"] == {"success": 1}
+    assert local.admin().list_rollouts()[0]["results"] == {"success": 1}
 
 
 # ---- beacons that are removed ----
@@ -228,7 +232,7 @@ def test_a_confirmed_beacon_that_is_removed_holds_up_nobody(local, release):
         local.go_on(3 * HOUR)
         for beacon in rest:
             beacon.poll()
-    shown = local.admin().rollout(rollout["rollout_id"])
+    shown = local.admin().get_rollout(rollout["rollout_id"])
     assert shown["status"] == "active" and shown["waves"][0]["stage"] == 1
     assert shown["total"]["healthy"] == len(canaries)
 
@@ -248,7 +252,7 @@ def test_a_confirmed_beacon_that_is_replaced_under_its_name_holds_up_nobody(loca
             if beacon is not canary:
                 beacon.poll()
     assert new["last_seen"] is None
-    shown = local.admin().rollout(rollout["rollout_id"])
+    shown = local.admin().get_rollout(rollout["rollout_id"])
     assert shown["status"] == "active" and shown["waves"][0]["stage"] == 1
 
 
@@ -264,10 +268,10 @@ def test_who_is_removed_in_an_update_gives_its_place_back(local, release, word):
     assert fleet[1].poll().headers["x-reason"] == "busy"
     admin.remove_beacon(fleet[0].id)
     local.step()
-    assert admin.rollout(rollout)["results"] == {"stopped": 1}
+    assert admin.get_rollout(rollout)["results"] == {"stopped": 1}
     fleet[1].update(fleet[1].offered())
     local.step()
-    assert admin.rollout(rollout)["status"] == "completed"
+    assert admin.get_rollout(rollout)["status"] == "completed"
 
 
 def test_three_that_are_removed_in_their_updates_are_no_three_failures(local, release):
@@ -277,7 +281,7 @@ def test_three_that_are_removed_in_their_updates_are_no_three_failures(local, re
         assert beacon.report("rebooting", beacon.offered()).status == 200
         local.admin().remove_beacon(beacon.id)
     local.go_on(HOUR)
-    shown = local.admin().rollout(rollout)
+    shown = local.admin().get_rollout(rollout)
     assert (shown["status"], shown["results"]) == ("active", {"stopped": 4})
 
 
@@ -294,10 +298,10 @@ def test_a_name_that_comes_back_is_the_same_before_and_after_a_restart(local, re
     assert beacon.poll().headers["x-reason"] == "attempts"
 
     def replace_it() -> None:
-        local.call(local.engine.moving.acquire())  # faster than the engine looks
+        local.call(local.engine.rollout_lock.acquire())  # faster than the engine looks
         local.admin().remove_beacon(beacon.id)
         local.admin().create_beacon(beacon.id, "esp32c3", key=beacon.key.hex(), site="hq/b0")
-        local.loop.call_soon_threadsafe(local.engine.moving.release)
+        local.loop.call_soon_threadsafe(local.engine.rollout_lock.release)
 
     replace_it()
     beacon.report("rebooting", beacon.offered())
@@ -305,7 +309,7 @@ def test_a_name_that_comes_back_is_the_same_before_and_after_a_restart(local, re
     seen = []
     for _ in range(2):
         seen.append((beacon.poll().headers["x-reason"], other.poll().headers["x-reason"]))
-        seen.append(local.admin().rollout(rollout)["total"])
+        seen.append(local.admin().get_rollout(rollout)["total"])
         restart(local, beacon, other)
     assert seen[:2] == seen[2:] and seen[0] == ("rebooting", "busy")
     local.go_on(2 * HOUR)
@@ -317,7 +321,7 @@ def test_forgiven_by_a_clock_that_was_ahead_it_still_has_three_attempts(local, r
     local.admin().create_rollout(release, plan)
     (beacon,) = local.beacons(1)
     local.clock.at += 9 * DAY
-    local.admin().do_beacon(beacon.id, "unquarantine", "once more")
+    local.admin().post_beacon_action(beacon.id, "unquarantine", "once more")
     local.clock.at -= 9 * DAY
     for pause in (130.0, 250.0, 490.0):
         beacon.fail(beacon.offered(), "download", "stall")
@@ -332,11 +336,11 @@ def test_a_rollout_of_a_deprecated_release_does_not_stay_active(local, release):
     made.append(admin.create_rollout(release, EVERYBODY, start_at=local.clock.at + DAY))
     made[1] = made[1]["rollout_id"]
     assert fleet[0].report("rebooting", fleet[0].offered()).status == 200
-    admin.move_firmware(release, "deprecate", "bad")
+    admin.post_firmware_action(release, "deprecate", "bad")
     admin.remove_beacon(fleet[0].id)
     local.step()
     for rollout in made:
-        shown = admin.rollout(rollout)
+        shown = admin.get_rollout(rollout)
         assert (shown["status"], shown["reason"]) == ("halted", "withdrawn")
     assert fleet[1].poll().headers["x-reason"] == "withdrawn"
 
@@ -347,7 +351,9 @@ def test_a_rollout_of_a_deprecated_release_does_not_stay_active(local, release):
 def soaking(local, release):
     """Start a rollout whose canaries are watched; returns its id, and a way to set the clock."""
     offset = [0.0]
-    local.engine.leaps = Leaps(lambda: local.clock.at, lambda: local.clock.at - offset[0])
+    local.engine.clock_jumps = ClockJumpDetector(
+        lambda: local.clock.at, lambda: local.clock.at - offset[0]
+    )
     fleet = local.beacons(20)
     rollout = local.admin().create_rollout(release, {"preset": "canary", "window": ALWAYS})
     for beacon in fleet:
@@ -363,38 +369,42 @@ def soaking(local, release):
 
 
 def times_restarted(local, rollout) -> int:
-    history = local.admin().rollout(rollout)["transitions"]
+    history = local.admin().get_rollout(rollout)["transitions"]
     return [one["kind"] for one in history].count("clock_ahead")
 
 
 def test_who_takes_the_lead_deals_with_no_leap_that_the_one_before_dealt_with(local, release):
     rollout, leap = soaking(local, release)
-    entry = local.service.view.entries[rollout]
+    entry = local.service.fleet.rollouts[rollout]
     follower = Engine(local.service)
-    follower.leaps = Leaps(lambda: local.clock.at, local.engine.leaps._steady)
+    follower.clock_jumps = ClockJumpDetector(
+        lambda: local.clock.at, local.engine.clock_jumps._steady
+    )
     leap(9 * DAY)
     local.step()
     assert times_restarted(local, rollout) == 1
     local.clock.at += 11 * HOUR  # the follower has looked at nothing all the while, …
-    local.call(follower.step(entry))  # … and leads from here
-    local.call(follower.step(entry))
+    local.call(follower.evaluate_rollout(entry))  # … and leads from here
+    local.call(follower.evaluate_rollout(entry))
     assert times_restarted(local, rollout) == 1
 
 
 def test_who_takes_the_lead_deals_with_a_leap_that_the_one_before_did_not_live_to(local, release):
     rollout, leap = soaking(local, release)
-    entry = local.service.view.entries[rollout]
+    entry = local.service.fleet.rollouts[rollout]
     follower = Engine(local.service)
-    follower.leaps = Leaps(lambda: local.clock.at, local.engine.leaps._steady)
+    follower.clock_jumps = ClockJumpDetector(
+        lambda: local.clock.at, local.engine.clock_jumps._steady
+    )
     leap(9 * DAY)
     local.clock.at += 1
-    local.call(follower.step(entry))
+    local.call(follower.evaluate_rollout(entry))
     assert times_restarted(local, rollout) == 1
-    assert local.admin().rollout(rollout)["waves"][0]["stage"] == 0
+    assert local.admin().get_rollout(rollout)["waves"][0]["stage"] == 0
     leap(-9 * DAY)  # and back again: nothing is restarted over and over
     for _ in range(3):
         local.clock.at += 60
-        local.call(follower.step(entry))
+        local.call(follower.evaluate_rollout(entry))
     assert times_restarted(local, rollout) == 1
 
 
@@ -405,7 +415,9 @@ YEAR = 365 * 86400
 def by_hand(local):
     """The clock as its owner sets it, beside the time that passes."""
     offset = [0.0]
-    local.engine.leaps = Leaps(lambda: local.clock.at, lambda: local.clock.at - offset[0])
+    local.engine.clock_jumps = ClockJumpDetector(
+        lambda: local.clock.at, lambda: local.clock.at - offset[0]
+    )
 
     def set_back(seconds: float) -> None:
         local.clock.at -= seconds
@@ -427,10 +439,10 @@ def test_what_began_before_the_clock_was_set_back_by_a_year_holds_no_place_for_a
     assert third.offer() is None  # two are under way in its building
     by_hand(YEAR)
     local.go_on(11 * 60)
-    assert local.admin().rollout(rollout)["results"]["expired"] == 1
+    assert local.admin().get_rollout(rollout)["results"]["expired"] == 1
     assert third.offer() is not None
     local.go_on(20 * 60)
-    assert local.admin().rollout(rollout)["results"]["lost"] == 1
+    assert local.admin().get_rollout(rollout)["results"]["lost"] == 1
 
 
 def test_an_offer_that_is_renewed_after_the_clock_was_set_back_is_under_way(
@@ -442,14 +454,14 @@ def test_an_offer_that_is_renewed_after_the_clock_was_set_back_is_under_way(
     rollout = local.admin().create_rollout(made, plan)["rollout_id"]
     first = beacon.offered()
     local.go_on(11 * 60)
-    assert local.admin().rollout(rollout)["results"] == {"expired": 1}
+    assert local.admin().get_rollout(rollout)["results"] == {"expired": 1}
     by_hand(YEAR)
     offer = beacon.offered()
     assert offer["attempt_id"] == first["attempt_id"]
     assert beacon.download(offer).status == 200
-    assert local.admin().rollout(rollout)["results"] == {"open": 1}
+    assert local.admin().get_rollout(rollout)["results"] == {"open": 1}
     local.go_on(31 * 60)
-    assert local.admin().rollout(rollout)["results"] == {"lost": 1}
+    assert local.admin().get_rollout(rollout)["results"] == {"lost": 1}
 
 
 def test_failures_count_after_a_resume_by_a_clock_that_was_ahead(local, tmp_path, by_hand):
@@ -461,16 +473,16 @@ def test_failures_count_after_a_resume_by_a_clock_that_was_ahead(local, tmp_path
     for beacon in fleet[:3]:
         beacon.fail(beacon.offered())
     local.step()
-    assert local.admin().rollout(rollout)["status"] == "halted"
-    local.admin().move_rollout(rollout, "resume")
+    assert local.admin().get_rollout(rollout)["status"] == "halted"
+    local.admin().post_rollout_action(rollout, "resume")
     by_hand(YEAR)
     local.step()
-    assert local.admin().rollout(rollout)["status"] == "active"
+    assert local.admin().get_rollout(rollout)["status"] == "active"
     local.clock.at += 1
     for beacon in fleet[3:6]:
         beacon.fail(beacon.offered())
     local.step()
-    assert local.admin().rollout(rollout)["status"] == "halted"
+    assert local.admin().get_rollout(rollout)["status"] == "halted"
 
 
 def test_a_beacon_forgiven_by_a_clock_that_was_ahead_may_fail_no_more_often(
@@ -482,7 +494,7 @@ def test_a_beacon_forgiven_by_a_clock_that_was_ahead_may_fail_no_more_often(
     plan = {"preset": "all-at-once", "window": ALWAYS, "gate": {"in_a_row": 99}}
     admin.create_rollout(made, plan)
     beacon.fail(beacon.offered())
-    admin.do_beacon(beacon.id, "unquarantine", "once more")
+    admin.post_beacon_action(beacon.id, "unquarantine", "once more")
     by_hand(YEAR)
     offers = 0
     for _ in range(6):

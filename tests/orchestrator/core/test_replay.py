@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from beacon_ota.errors import ReachError
 from beacon_ota.orchestrator.core import replay
-from beacon_ota.orchestrator.core.replay import _SLOTS, _TABLE, _WORD, ReplayGuard, Verdict
+from beacon_ota.orchestrator.core.replay import _SLOTS, _TABLE, _WORD, ReplayGuard, ReplayVerdict
 from beacon_ota.orchestrator.http.problems import status_of
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.wire.auth import MAX_SKEW
+from beacon_ota.wire.auth_header import MAX_SKEW
 from tests.orchestrator.world import upload
 
 NOW = 1_900_000_000
 HOUR = 3600
-NEW, USED, SKEWED = Verdict.NEW, Verdict.USED, Verdict.SKEWED
+NEW, USED, SKEWED = ReplayVerdict.NEW, ReplayVerdict.USED, ReplayVerdict.SKEWED
 
 
 @pytest.fixture
@@ -42,16 +42,16 @@ def nonces():
 
 
 def test_a_request_is_new_once(guard):
-    slot, fresh = guard.of("b1"), nonces()
+    slot, fresh = guard.slot_for("b1"), nonces()
     one = next(fresh)
-    assert slot.use(one, NOW, NOW) is NEW
-    assert slot.use(one, NOW, NOW) is USED and guard.of("b1").use(one, NOW, NOW) is USED
-    assert slot.use(next(fresh), NOW, NOW) is NEW
-    assert guard.of("b2").use(one, NOW, NOW) is NEW  # another beacon's
+    assert slot.accept(one, NOW, NOW) is NEW
+    assert slot.accept(one, NOW, NOW) is USED and guard.slot_for("b1").accept(one, NOW, NOW) is USED
+    assert slot.accept(next(fresh), NOW, NOW) is NEW
+    assert guard.slot_for("b2").accept(one, NOW, NOW) is NEW  # another beacon's
 
 
 def test_the_clock_s_bounds(guard):
-    slot, fresh = guard.of("b1"), nonces()
+    slot, fresh = guard.slot_for("b1"), nonces()
     for ts, verdict in (
         (NOW - MAX_SKEW - 1, SKEWED),
         (NOW + MAX_SKEW + 1, SKEWED),
@@ -60,69 +60,69 @@ def test_the_clock_s_bounds(guard):
         (NOW - MAX_SKEW, NEW),
         (NOW + MAX_SKEW, NEW),
     ):
-        assert slot.use(next(fresh), ts, NOW) is verdict, ts
+        assert slot.accept(next(fresh), ts, NOW) is verdict, ts
     assert slot.time_to_sign(NOW) == NOW
 
 
 def test_a_thousand_requests_in_a_second(guard):
     """None is called used that is not; what is too much for the memory is told when to sign."""
-    slot, fresh = guard.of("b1"), nonces()
+    slot, fresh = guard.slot_for("b1"), nonces()
     taken, told = [], 0
     ts = NOW
     for _ in range(1000):
         one = next(fresh)
-        verdict = slot.use(one, ts, NOW)
+        verdict = slot.accept(one, ts, NOW)
         if verdict is SKEWED:
             told += 1
             ts = slot.time_to_sign(NOW)
             assert NOW <= ts <= NOW + 64
-            verdict = slot.use(one, ts, NOW)
+            verdict = slot.accept(one, ts, NOW)
         assert verdict is NEW
         taken.append((one, ts))
     assert told < 10
-    assert not any(slot.use(one, ts, NOW) is NEW for one, ts in taken)
+    assert not any(slot.accept(one, ts, NOW) is NEW for one, ts in taken)
 
 
 @pytest.mark.parametrize("period", [1, 5, 60, 300])
 def test_a_beacon_that_asks_and_asks_is_never_refused(guard, period):
-    slot, fresh = guard.of("b1"), nonces()
+    slot, fresh = guard.slot_for("b1"), nonces()
     for now in range(NOW, NOW + 2000 * period, period):
-        assert slot.use(next(fresh), now, now) is NEW
+        assert slot.accept(next(fresh), now, now) is NEW
 
 
 @pytest.mark.parametrize("back", [301, HOUR, 3 * HOUR, 86_400, 400 * 86_400])
 def test_a_clock_that_is_set_back_keeps_nobody_out(guard, back):
-    slot, fresh = guard.of("b1"), nonces()
+    slot, fresh = guard.slot_for("b1"), nonces()
     taken = []
     for now in range(NOW, NOW + 5 * HOUR, 60):
         taken.append((next(fresh), now))
-        assert slot.use(*taken[-1], now) is NEW
+        assert slot.accept(*taken[-1], now) is NEW
     for now in range(NOW + 5 * HOUR - back, NOW + 5 * HOUR - back + 1800, 60):
         one, ts = next(fresh), now
-        if slot.use(one, ts, now) is SKEWED:
+        if slot.accept(one, ts, now) is SKEWED:
             ts = slot.time_to_sign(now)  # it asked in this very second before
-            assert slot.use(one, ts, now) is NEW and ts - now <= 8
+            assert slot.accept(one, ts, now) is NEW and ts - now <= 8
         taken.append((one, ts))
-        assert not any(slot.use(*old, now) is NEW for old in taken)
+        assert not any(slot.accept(*old, now) is NEW for old in taken)
 
 
 def test_a_fast_clock_keeps_out_nobody_else_and_itself_not_for_long(guard):
     fresh = nonces()
-    rogue, other = guard.of("rogue"), guard.of("other")
+    rogue, other = guard.slot_for("rogue"), guard.slot_for("other")
     for _ in range(3 * LIMITS.nonces):
         one = next(fresh)
-        if rogue.use(one, NOW + MAX_SKEW, NOW) is SKEWED:
-            rogue.use(one, rogue.time_to_sign(NOW), NOW)
-    assert other.use(next(fresh), NOW, NOW) is NEW
-    assert rogue.use(next(fresh), rogue.time_to_sign(NOW), NOW) is NEW  # its clock put right
+        if rogue.accept(one, NOW + MAX_SKEW, NOW) is SKEWED:
+            rogue.accept(one, rogue.time_to_sign(NOW), NOW)
+    assert other.accept(next(fresh), NOW, NOW) is NEW
+    assert rogue.accept(next(fresh), rogue.time_to_sign(NOW), NOW) is NEW  # its clock put right
     assert rogue.time_to_sign(NOW) - NOW <= 16
 
 
 def test_a_year_ahead_and_back(guard):
-    slot, fresh = guard.of("b1"), nonces()
+    slot, fresh = guard.slot_for("b1"), nonces()
     for start in (NOW, NOW + 365 * 86_400, NOW + 3600):
         for now in range(start, start + 400 * 5, 5):
-            assert slot.use(next(fresh), now, now) is NEW, (start, now)
+            assert slot.accept(next(fresh), now, now) is NEW, (start, now)
 
 
 # ---- its file ----
@@ -132,21 +132,21 @@ def test_no_beacon_carries_the_others_away_with_it(tmp_path):
     """One that asks and asks uses up its seconds; after a reset nobody has to sign far ahead."""
     path, fresh = tmp_path / "replays", nonces()
     guard = ReplayGuard(path, NOW, fresh=True, boot="a")
-    greedy, ts = guard.of("greedy"), NOW
+    greedy, ts = guard.slot_for("greedy"), NOW
     for _ in range(3000):
-        if greedy.use(next(fresh), ts, NOW) is SKEWED:
+        if greedy.accept(next(fresh), ts, NOW) is SKEWED:
             ts = greedy.time_to_sign(NOW)
         else:
             ts += 8
     guard.close()
     guard = ReplayGuard(path, NOW + 60, fresh=False, boot="b")
-    other = guard.of("other")
+    other = guard.slot_for("other")
     told = other.time_to_sign(NOW + 60)
     assert told <= NOW + 3 * MAX_SKEW
-    assert other.use(next(fresh), told, NOW + 60) is NEW
+    assert other.accept(next(fresh), told, NOW + 60) is NEW
     later = NOW + 3 * MAX_SKEW  # all that is over then, for the greedy one, too
-    assert other.use(next(fresh), later, later) is NEW
-    assert guard.of("greedy").use(next(fresh), later, later) is NEW
+    assert other.accept(next(fresh), later, later) is NEW
+    assert guard.slot_for("greedy").accept(next(fresh), later, later) is NEW
     guard.close()
 
 
@@ -154,25 +154,25 @@ def test_killed_and_started_again_it_knows_what_it_knew(tmp_path):
     path, fresh = tmp_path / "replays", nonces()
     taken = [(next(fresh), NOW + n) for n in range(2 * LIMITS.nonces)]
     guard = ReplayGuard(path, NOW, fresh=True)
-    assert all(guard.of("b1").use(one, ts, ts) is NEW for one, ts in taken)
+    assert all(guard.slot_for("b1").accept(one, ts, ts) is NEW for one, ts in taken)
     again = ReplayGuard(path, NOW - HOUR, fresh=False)  # nobody closed it
     now = taken[-1][1]
-    assert not any(again.of("b1").use(one, ts, now) is NEW for one, ts in taken)
-    assert again.of("b1").use(next(fresh), now, now) is NEW
-    assert again.of("b2").use(next(fresh), now - 60, now) is NEW
+    assert not any(again.slot_for("b1").accept(one, ts, now) is NEW for one, ts in taken)
+    assert again.slot_for("b1").accept(next(fresh), now, now) is NEW
+    assert again.slot_for("b2").accept(next(fresh), now - 60, now) is NEW
 
 
 def test_after_a_reset_of_the_machine_what_may_be_lost_is_not_accepted(tmp_path):
     path, fresh = tmp_path / "replays", nonces()
     guard = ReplayGuard(path, NOW, fresh=True, boot="one")
     lost = [(next(fresh), NOW + ahead) for ahead in (0, 5, MAX_SKEW)]
-    assert all(guard.of("b1").use(one, ts, NOW) is NEW for one, ts in lost)
+    assert all(guard.slot_for("b1").accept(one, ts, NOW) is NEW for one, ts in lost)
     guard.close()
     again = ReplayGuard(path, NOW, fresh=False, boot="two")
-    slot = again.of("b1")
-    assert not any(slot.use(one, ts, NOW) is NEW for one, ts in lost)
+    slot = again.slot_for("b1")
+    assert not any(slot.accept(one, ts, NOW) is NEW for one, ts in lost)
     told = slot.time_to_sign(NOW)
-    assert slot.use(next(fresh), told, NOW) is NEW and told - NOW < 2 * MAX_SKEW
+    assert slot.accept(next(fresh), told, NOW) is NEW and told - NOW < 2 * MAX_SKEW
     later = NOW + 2 * MAX_SKEW
     assert slot.time_to_sign(later) == later  # by itself, soon
 
@@ -191,14 +191,14 @@ def test_a_file_that_is_gone_or_a_copy_or_no_such_file(tmp_path):
         path = tmp_path / str(number)
         guard = ReplayGuard(path, NOW, fresh=True)
         one = next(fresh)
-        assert guard.of("b1").use(one, NOW, NOW) is NEW
+        assert guard.slot_for("b1").accept(one, NOW, NOW) is NEW
         guard.close()
         damage(path)
         again = ReplayGuard(path, NOW + 1, fresh=False)
-        slot = again.of("b1")
-        assert slot.use(one, NOW, NOW + 1) is not NEW, number
+        slot = again.slot_for("b1")
+        assert slot.accept(one, NOW, NOW + 1) is not NEW, number
         told = slot.time_to_sign(NOW + 1)
-        assert slot.use(next(fresh), told, NOW + 1) is NEW and told <= NOW + 62
+        assert slot.accept(next(fresh), told, NOW + 1) is NEW and told <= NOW + 62
         again.close()
 
 
@@ -210,8 +210,8 @@ def _copy(path: Path) -> None:
 
 def test_a_full_disk_is_named_and_those_who_are_known_go_on(guard, monkeypatch):
     fresh = nonces()
-    known = guard.of("b1")
-    assert known.use(next(fresh), NOW, NOW) is NEW
+    known = guard.slot_for("b1")
+    assert known.accept(next(fresh), NOW, NOW) is NEW
 
     def full(*_given) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -219,21 +219,21 @@ def test_a_full_disk_is_named_and_those_who_are_known_go_on(guard, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(ReachError) as caught:
         for number in range(1000):
-            guard.of(f"n{number}").use(next(fresh), NOW, NOW)
+            guard.slot_for(f"n{number}").accept(next(fresh), NOW, NOW)
     assert (status_of(caught.value), caught.value.code) == (503, "storage")
-    assert known.use(next(fresh), NOW, NOW) is NEW
+    assert known.accept(next(fresh), NOW, NOW) is NEW
 
 
 def test_memory_is_bounded_per_beacon(tmp_path):
     path, fresh = tmp_path / "replays", nonces()
     guard = ReplayGuard(path, NOW, fresh=True)
-    slots = [guard.of(f"b{n}") for n in range(200)]
+    slots = [guard.slot_for(f"b{n}") for n in range(200)]
     for slot in slots:
-        slot.use(next(fresh), NOW, NOW)
+        slot.accept(next(fresh), NOW, NOW)
     size = path.stat().st_size
     assert size < 200 * 3000
     for now in range(NOW, NOW + 3000):
-        slots[now % 3].use(next(fresh), now, now)
+        slots[now % 3].accept(next(fresh), now, now)
     assert path.stat().st_size == size
 
 
@@ -247,14 +247,14 @@ def test_processes_share_it(tmp_path):
     children = []
     for _ in range(3):
         if (pid := os.fork()) == 0:
-            taken = sum(guard.of(who).use(one, NOW, NOW) is NEW for who, one in wanted)
+            taken = sum(guard.slot_for(who).accept(one, NOW, NOW) is NEW for who, one in wanted)
             os.write(writing, bytes([taken]))
             os._exit(0)
         children.append(pid)
     for pid in children:
         os.waitpid(pid, 0)
     assert sum(os.read(reading, 16)) == len(wanted)
-    assert all(guard.of(who).use(one, NOW, NOW) is USED for who, one in wanted)
+    assert all(guard.slot_for(who).accept(one, NOW, NOW) is USED for who, one in wanted)
 
 
 def test_processes_that_make_slots_at_once_make_one_for_each_beacon(tmp_path):
@@ -267,7 +267,7 @@ def test_processes_that_make_slots_at_once_make_one_for_each_beacon(tmp_path):
         if (pid := os.fork()) == 0:
             os.close(together[1])
             os.read(together[0], 1)  # until all are there
-            news = [guard.of(name).use("11" * 8, NOW, NOW) is NEW for name in mine]
+            news = [guard.slot_for(name).accept("11" * 8, NOW, NOW) is NEW for name in mine]
             os._exit(not all(news))
         children.append(pid)
     os.close(together[1])
@@ -275,7 +275,7 @@ def test_processes_that_make_slots_at_once_make_one_for_each_beacon(tmp_path):
     os.close(together[0])
     again = ReplayGuard(tmp_path / "replays", NOW, fresh=True, shared=True)
     for mine in names:
-        assert all(again.of(name).use("11" * 8, NOW, NOW) is USED for name in mine)
+        assert all(again.slot_for(name).accept("11" * 8, NOW, NOW) is USED for name in mine)
     again.close()
     guard.close()
 
@@ -302,7 +302,7 @@ def test_a_slot_is_made_under_a_lock_that_holds_while_the_file_grows(tmp_path, m
         SimpleNamespace(pack=_WORD.pack, pack_into=look, unpack_from=_WORD.unpack_from),
     )
     for number in range(150):  # it grows twice
-        assert guard.of(f"b{number}").use("11" * 8, NOW, NOW) is NEW
+        assert guard.slot_for(f"b{number}").accept("11" * 8, NOW, NOW) is NEW
     assert free == [0] * 150
     guard.close()
 
@@ -317,11 +317,11 @@ def test_a_process_killed_anywhere_leaves_nothing_to_be_accepted_twice(tmp_path)
         reading, writing = os.pipe()
         if (pid := os.fork()) == 0:
             try:
-                slot = parent.of("b1")
+                slot = parent.slot_for("b1")
                 while True:
                     now += 3
                     one = secrets.token_hex(8)
-                    if slot.use(one, now, now) is NEW:
+                    if slot.accept(one, now, now) is NEW:
                         os.write(writing, f"{one} {now}\n".encode())
             finally:
                 os._exit(1)
@@ -337,9 +337,9 @@ def test_a_process_killed_anywhere_leaves_nothing_to_be_accepted_twice(tmp_path)
                     one, ts = line.split()
                     accepted.add((one.decode(), int(ts)))
         now = max(ts for _, ts in accepted)
-        slot = parent.of("b1")
-        assert not any(slot.use(one, ts, ts) is NEW for one, ts in accepted)
-        assert slot.use(secrets.token_hex(8), now + 3, now + 3) is NEW
+        slot = parent.slot_for("b1")
+        assert not any(slot.accept(one, ts, ts) is NEW for one, ts in accepted)
+        assert slot.accept(secrets.token_hex(8), now + 3, now + 3) is NEW
 
 
 # ---- against a model ----
@@ -379,8 +379,8 @@ class Model:
             ReplayGuard(self.path, self.now, fresh=fresh, shared=True, boot=boot) for _ in range(2)
         ]
 
-    def use(self, worker: int, nonce: str, ts: int) -> Verdict:
-        verdict = self.workers[worker].of("b1").use(nonce, ts, self.now)
+    def use(self, worker: int, nonce: str, ts: int) -> ReplayVerdict:
+        verdict = self.workers[worker].slot_for("b1").accept(nonce, ts, self.now)
         if verdict is NEW:
             assert (nonce, ts) not in self.accepted
             self.accepted.append((nonce, ts))
@@ -390,7 +390,7 @@ class Model:
         """A beacon signs by a clock that is off, and once more with the time that it is told."""
         nonce = next(self.fresh)
         if self.use(worker, nonce, max(0, self.now + off)) is SKEWED:
-            told = self.workers[worker].of("b1").time_to_sign(self.now)
+            told = self.workers[worker].slot_for("b1").time_to_sign(self.now)
             assert told >= self.now
             assert self.use(worker, nonce, told) is NEW
 

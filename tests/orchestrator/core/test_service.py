@@ -9,15 +9,15 @@ from beacon_ota.orchestrator.db.tables import beacons, keys
 def test_a_new_key_is_adopted_once_by_requests_that_overlap(local):
     (beacon,) = local.beacons(1)
     service = local.service
-    node = service.view.nodes[beacon.id]
+    node = service.fleet.beacons[beacon.id]
 
     def give(conn, key: bytes):
         row = beacons.get(conn, beacon.id)
         assert row is not None
-        return keys.give(conn, row, key)
+        return keys.add_key(conn, row, key)
 
     async def overlap(key: bytes, after: float) -> None:
-        service.view.put_beacon(await service.db.write(give, key))
+        service.fleet.put_beacon(await service.db.write(give, key))
         first = asyncio.ensure_future(service.adopt_key(node, key))
         await asyncio.sleep(after)
         await asyncio.gather(first, service.adopt_key(node, key))
@@ -26,7 +26,11 @@ def test_a_new_key_is_adopted_once_by_requests_that_overlap(local):
         key = os.urandom(32)
         local.call(overlap(key, (number % 8) * 0.0005))
         assert (node.key, node.next_key, node.given_keys) == (key, None, ())
-    done = [one for one in local.admin().audit(limit=1000) if one["action"] == "beacon.rekeyed"]
+    done = [
+        one
+        for one in local.admin().list_audit_entries(limit=1000)
+        if one["action"] == "beacon.rekeyed"
+    ]
     assert len(done) == 40
 
 
@@ -39,7 +43,7 @@ def test_a_key_that_was_replaced_elsewhere_is_not_adopted(local, elsewhere):
     answer = beacon.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False)
     assert (answer.status, answer.json["code"]) == (401, "bad_mac")
     assert "x-beacon-mac" not in answer.headers
-    node = local.service.view.nodes[beacon.id]
+    node = local.service.fleet.beacons[beacon.id]
     assert (node.key, node.next_key) == (old, new)
     for key in (old, new):
         beacon.key = key
@@ -55,4 +59,4 @@ def test_the_key_of_a_beacon_that_was_removed_elsewhere_is_not_adopted(local, el
     beacon.key = given
     answer = beacon.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False)
     assert answer.status == 401
-    assert beacon.id not in local.service.view.nodes
+    assert beacon.id not in local.service.fleet.beacons

@@ -26,9 +26,9 @@ from beacon_ota.orchestrator.db.database import (
     Database,
     StorageError,
     connect,
-    migrate,
+    migrate_if_due,
     newest_revision,
-    offline,
+    open_offline,
     sqlite_url,
 )
 from beacon_ota.orchestrator.db.schema import metadata
@@ -46,16 +46,16 @@ def engine(tmp_path):
 
 
 def test_the_migrations_lead_to_the_schema(engine):
-    migrate(engine)
+    migrate_if_due(engine)
     with engine.connect() as conn:
         context = MigrationContext.configure(conn)
         assert context.get_current_revision() == newest_revision()
         assert compare_metadata(context, metadata) == []
-    migrate(engine)  # and stay there
+    migrate_if_due(engine)  # and stay there
 
 
 def test_the_migrations_can_be_taken_back(engine):
-    migrate(engine)
+    migrate_if_due(engine)
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as conn:
@@ -69,7 +69,7 @@ def test_the_migrations_can_be_taken_back(engine):
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty(request, tmp_path):
     """An engine of a database without a schema."""
-    url = sqlite_url(tmp_path) if request.param == "sqlite" else cluster().database()
+    url = sqlite_url(tmp_path) if request.param == "sqlite" else cluster().create_database()
     engine = connect(url)
     if request.param == "postgresql":  # it comes with the newest schema
         with engine.begin() as conn:
@@ -129,7 +129,7 @@ def test_a_database_of_a_release_before_is_brought_up_with_all_that_is_in_it(emp
     with empty.begin() as conn:
         before = fill(conn)
         assert set(before) >= set(metadata.tables) - ADDED
-    migrate(empty)
+    migrate_if_due(empty)
     with empty.begin() as conn:
         context = MigrationContext.configure(conn)
         assert compare_metadata(context, metadata) == []
@@ -153,11 +153,11 @@ ADDED = {"mirror_books", "mirror_halts", "former_beacons"}
 
 
 def test_a_database_of_a_newer_release_is_named_and_left_alone(empty):
-    migrate(empty)
+    migrate_if_due(empty)
     with empty.begin() as conn:
         conn.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'")
     with pytest.raises(StorageError) as caught:
-        migrate(empty)
+        migrate_if_due(empty)
     assert caught.value.code == "database_newer"
     assert "0999" in str(caught.value) and newest_revision() in str(caught.value)
     with empty.begin() as conn:
@@ -167,12 +167,12 @@ def test_a_database_of_a_newer_release_is_named_and_left_alone(empty):
 def test_a_failed_migration_is_named(tmp_path):
     (tmp_path / "beacon-ota.db").write_bytes(b"this is no database, and long enough to tell" * 99)
     with pytest.raises(Exception) as caught:
-        migrate(connect(sqlite_url(tmp_path)))
+        migrate_if_due(connect(sqlite_url(tmp_path)))
     assert "not a database" in str(caught.value)
 
 
 def test_offline_needs_data(tmp_path):
-    with pytest.raises(ReachError) as caught, offline(tmp_path):
+    with pytest.raises(ReachError) as caught, open_offline(tmp_path):
         pass
     assert caught.value.code == "data_missing"
 
@@ -219,7 +219,7 @@ def test_one_that_fails_leaves_the_others_and_nothing_of_itself(tmp_path):
         futures = [db.write(refuse if n % 10 == 3 else put, f"k{n}") for n in range(100)]
         done = await asyncio.gather(*futures, return_exceptions=True)
         assert sum(isinstance(one, InputError) for one in done) == 10
-        return {row["kind"] for row in await db.read(events.since, 0, 1000)}
+        return {row["kind"] for row in await db.read(events.list_after, 0, 1000)}
 
     kinds = in_database(tmp_path, work)
     assert kinds == {f"k{n}" for n in range(100) if n % 10 != 3}
@@ -228,8 +228,8 @@ def test_one_that_fails_leaves_the_others_and_nothing_of_itself(tmp_path):
 def test_what_is_acknowledged_is_there_for_everybody_else(tmp_path):
     async def work(db):
         await db.write(put, "one")
-        with offline(tmp_path) as conn:
-            return [row["kind"] for row in events.latest(conn, 5)]
+        with open_offline(tmp_path) as conn:
+            return [row["kind"] for row in events.list_latest(conn, 5)]
 
     assert in_database(tmp_path, work) == ["one"]
 
@@ -239,7 +239,7 @@ def test_a_waiter_that_goes_away_changes_nothing(tmp_path):
         future = db.write(put, "dropped")
         future.cancel()
         await db.write(put, "after")
-        return [row["kind"] for row in await db.read(events.since, 0, 10)]
+        return [row["kind"] for row in await db.read(events.list_after, 0, 10)]
 
     assert in_database(tmp_path, work) == ["dropped", "after"]
 
@@ -281,7 +281,7 @@ def test_a_zone_that_this_machine_does_not_know_keeps_nobody_from_starting(local
         beacon.connect(local.url)
     assert elsewhere.offered()
     assert there.poll().headers["x-reason"] == "window"  # at no hour that may be a wrong one
-    shown = {one["path"]: one for one in local.admin().sites()}
+    shown = {one["path"]: one for one in local.admin().list_sites()}
     assert shown["hq/a"]["tz"] == "Mars/Olympus" and shown["hq/a"]["opens_at"] is None
     assert "no such time zone here" in Signed(local.url, local.token).get("/").text
     local.admin().change_site("hq/a", tz="Europe/Berlin")

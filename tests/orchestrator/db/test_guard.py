@@ -1,4 +1,4 @@
-"""What the database's writer runs reads nothing of the view: by the source, and as it runs."""
+"""The database's writer reads nothing of the fleet's state: by the source, and as it runs."""
 
 import ast
 from collections.abc import Iterator
@@ -11,10 +11,13 @@ from beacon_ota.orchestrator.db.guard import ReadByWriter
 
 SOURCE = Path(beacon_ota.orchestrator.__file__).parent
 # Objects that go on while the writer runs: by their usual names, by annotation, by where they are.
-NAMES = {"self", "service", "view", "engine", "node", "entry", "caller", "hub", "clock", "request"}
-KINDS = {"View", "Node", "Entry", "Release", "Service", "Engine", "Webhooks", "Mirror", "Caller"}
-HOLDERS = {"view", "nodes", "releases", "entries", "beacon"}
-QUEUES = {"write": ("db",), "read_in_order": ("db",), "change": ("service", "self")}
+NAMES = {"self", "service", "fleet", "engine", "node", "entry", "caller", "hub", "clock", "request"}
+KINDS = {
+    *("FleetState", "BeaconState", "RolloutEntry", "Release", "Service", "Attempts", "Engine"),
+    *("WebhookDispatcher", "Mirror", "Caller"),
+}
+HOLDERS = {"fleet", "beacons", "releases", "rollouts", "beacon"}
+QUEUES = {"write": ("db",), "read_in_order": ("db",), "change_audited": ("service", "self")}
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
@@ -23,6 +26,11 @@ def last_name(node: ast.AST) -> str:
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
+
+
+def is_holder(node: ast.AST) -> bool:
+    """Tell whether an expression is one of the fleet's tables (a module may be called so, too)."""
+    return isinstance(node, ast.Attribute) and node.attr in HOLDERS
 
 
 def moving(node: ast.AST | None, known: set[str]) -> bool:
@@ -34,12 +42,11 @@ def moving(node: ast.AST | None, known: set[str]) -> bool:
     if isinstance(node, ast.IfExp):
         return moving(node.body, known) or moving(node.orelse, known)
     if isinstance(node, ast.Attribute):
-        return node.attr in HOLDERS
+        return is_holder(node)
     if isinstance(node, ast.Subscript):
-        return last_name(node.value) in HOLDERS
+        return is_holder(node.value)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        inside = node.func.value
-        return node.func.attr in ("get", "values") and last_name(inside) in HOLDERS
+        return node.func.attr in ("get", "values") and is_holder(node.func.value)
     return False
 
 
@@ -69,8 +76,8 @@ def reads(function: Function, known: set[str]) -> Iterator[str]:
     for node in ast.walk(function):
         if isinstance(node, ast.Name) and node.id in known - own:
             yield f"line {node.lineno}: reads {node.id}"
-        elif isinstance(node, ast.Attribute) and node.attr == "view":
-            yield f"line {node.lineno}: reads the view"
+        elif isinstance(node, ast.Attribute) and node.attr == "fleet":
+            yield f"line {node.lineno}: reads the fleet's state"
 
 
 def faults(node: ast.AST, known: set[str]) -> Iterator[str]:
@@ -93,7 +100,7 @@ def goes_in(call: ast.Call, queue: ast.Attribute, known: set[str]) -> Iterator[s
         return
     for number, given in enumerate(call.args):
         method = isinstance(given, ast.Attribute) and last_name(given.value) in known
-        bound = method and number == (3 if queue.attr == "change" else 0)
+        bound = method and number == (3 if queue.attr == "change_audited" else 0)
         if moving(given, known) or bound:
             yield f"line {given.lineno}: {ast.unparse(given)} goes to the writer"
 
@@ -114,29 +121,29 @@ async def commit(self, entry):
         return advance(conn, entry.revision)
     await self.service.db.write(work)
 """,
-    "a node's key": """
-async def adopt(self, one: Node):
-    await self.change("a", "b", "c", lambda conn: change(conn, one.next_key))
+    "a beacon's key": """
+async def adopt(self, one: BeaconState):
+    await self.change_audited("a", "b", "c", lambda conn: change(conn, one.next_key))
 """,
     "by another name": """
 async def settle(service, attempt):
-    found = service.view.releases[attempt.firmware_id]
+    found = service.fleet.releases[attempt.firmware_id]
     def work(conn):
         return found.row
     await service.db.write(work)
 """,
     "as an argument": """
 async def settle(service, attempt):
-    release = service.view.releases.get(attempt.firmware_id)
+    release = service.fleet.releases.get(attempt.firmware_id)
     await service.db.write(record, release)
 """,
     "looked up in the call": """
 async def settle(service, attempt):
-    await service.db.write(record, service.view.nodes[attempt.beacon_id])
+    await service.db.write(record, service.fleet.beacons[attempt.beacon_id])
 """,
     "perhaps": """
 async def settle(service, attempt):
-    await service.db.write(record, None if attempt is None else service.view.nodes[attempt.id])
+    await service.db.write(record, None if attempt is None else service.fleet.beacons[attempt.id])
 """,
     "a method": """
 async def settle(self):
@@ -148,10 +155,10 @@ async def settle(self):
 """,
     "from a loop": """
 async def settle(service):
-    for one in service.view.entries.values():
+    for one in service.fleet.rollouts.values():
         def work(conn):
             return one.state
-        await service.change("a", "b", "c", work)
+        await service.change_audited("a", "b", "c", work)
 """,
 }
 
@@ -164,7 +171,7 @@ def test_the_source_is_searched_for_reads(source):
 def test_values_may_go_to_the_writer():
     assert not found_in(
         """
-async def commit(self, entry: Entry):
+async def commit(self, entry: RolloutEntry):
     revision, state = entry.revision, entry.state
     def work(conn, name=None):
         return advance(conn, revision, state)
@@ -175,13 +182,17 @@ async def commit(self, entry: Entry):
 
 def test_a_read_by_the_writer_raises_and_one_by_the_loop_does_not(local, tmp_path):
     (beacon,) = local.beacons(1)
-    view = local.service.view
-    node = view.nodes[beacon.id]
+    view = local.service.fleet
+    node = view.beacons[beacon.id]
 
     async def write(work):
         return await local.service.db.write(work)
 
-    for read in (lambda _conn: node.key, lambda _conn: view.nodes, lambda _conn: view.lives("x")):
+    for read in (
+        lambda _conn: node.key,
+        lambda _conn: view.beacons,
+        lambda _conn: view.active_rollouts("x"),
+    ):
         with pytest.raises(ReadByWriter):
             local.call(write(read))
     assert node.key == beacon.key and beacon.poll().status == 204

@@ -13,9 +13,9 @@ from beacon_ota.orchestrator.db.database import (
     Database,
     StorageError,
     connect,
-    migrate,
-    offline,
-    reason_of,
+    describe_error,
+    migrate_if_due,
+    open_offline,
     sqlite_url,
     storage_errors,
 )
@@ -55,7 +55,7 @@ def test_errors_of_statements_are_named_by_kind_only(tmp_path, where, work, capl
         (tmp_path / "beacon-ota.db").write_bytes(template())
         url = sqlite_url(tmp_path)
     else:
-        url = cluster().database()
+        url = cluster().create_database()
 
     async def main() -> None:
         db = Database(url)
@@ -93,7 +93,7 @@ def test_engines_hide_parameters():
 
 def test_reasons_are_words():
     error = sqlite3.OperationalError(f"near {SECRET!r}: syntax error")
-    assert SECRET not in reason_of(error)
+    assert SECRET not in describe_error(error)
     with pytest.raises(StorageError) as caught, storage_errors():
         raise error
     assert SECRET not in str(caught.value)
@@ -104,14 +104,15 @@ def test_reasons_are_words():
 
 
 def test_secrets_are_in_no_repr(tmp_path):
-    from beacon_ota.orchestrator.core.view import Node
+    from beacon_ota.orchestrator.core.fleet_state import BeaconState
     from beacon_ota.orchestrator.rollout.types import Beacon
 
     settings = Settings(
         tmp_path, database="postgresql://u:hunter2@h/x", upstream_token="bota_1_hunter2"
     )
     assert "hunter2" not in repr(settings)
-    node = Node(Beacon("b", "esp32c3", "1.0.0"), b"hunter2", b"hunter2", (b"hunter2",), None, None)  # type: ignore[arg-type]
+    beacon = Beacon("b", "esp32c3", "1.0.0")
+    node = BeaconState(beacon, b"hunter2", b"hunter2", (b"hunter2",), None, None)  # type: ignore[arg-type]
     assert "hunter2" not in repr(node)
 
 
@@ -124,11 +125,11 @@ def test_a_damaged_database_is_named(tmp_path, size):
     if size:
         code = refused_start(tmp_path)
         assert "database" in code or "storage" in code or "migration" in code, code
-        with pytest.raises(StorageError), offline(data) as conn:
+        with pytest.raises(StorageError), open_offline(data) as conn:
             conn.exec_driver_sql("SELECT count(*) FROM tokens, audit, events, beacons").scalar()
     else:
         with pytest.raises(StorageError):
-            migrate(connect(sqlite_url(data)))
+            migrate_if_due(connect(sqlite_url(data)))
 
 
 def refused_start(tmp_path) -> str:
@@ -154,7 +155,7 @@ def test_folders_that_are_of_no_use_are_named(tmp_path):
 
 def test_authentication_while_the_database_restarts(tmp_path):
     """Refused by name while it is away, and right again when it is back."""
-    with Server(tmp_path / "data", f"--database={cluster().database()}") as server:
+    with Server(tmp_path / "data", f"--database={cluster().create_database()}") as server:
         admin = server.admin()
         (beacon,) = beacons(server, 1)
         cluster().pg_ctl("-m", "immediate", "-w", "stop")
@@ -169,7 +170,7 @@ def test_authentication_while_the_database_restarts(tmp_path):
         finally:
             cluster().start()
         until(lambda: admin_get(server, "/api/tokens/me").status_code == 200)
-        assert admin.tokens()
+        assert admin.list_tokens()
         assert "Traceback" not in server.log()
         assert not [word for word in WORDS if word in server.log()]
 
@@ -183,8 +184,8 @@ def admin_get(server, path: str, cookie: str = ""):
 
 def test_a_token_of_before_is_found(tmp_path):
     (tmp_path / "beacon-ota.db").write_bytes(template())
-    with offline(tmp_path) as conn:
+    with open_offline(tmp_path) as conn:
         _row, token = tokens.create(conn, "a", "viewer", 1.0)
-    with offline(tmp_path) as conn:
+    with open_offline(tmp_path) as conn:
         found = tokens.find(conn, token, 2.0)
         assert found is not None and found.name == "a"

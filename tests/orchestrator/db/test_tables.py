@@ -32,7 +32,7 @@ def conn(request, tmp_path):
         (tmp_path / "beacon-ota.db").write_bytes(template())
         engine = connect(sqlite_url(tmp_path))
     else:
-        engine = connect(cluster().database())
+        engine = connect(cluster().create_database())
     with engine.connect() as conn, conn.begin():
         release = {
             "id": "f",
@@ -53,7 +53,7 @@ def conn(request, tmp_path):
     engine.dispose()
 
 
-OFFERED = attempts.Times(1.0, None, None)
+OFFERED = attempts.Progress(1.0, None, None)
 
 
 def attempt(attempt_id: str, **values):
@@ -76,34 +76,37 @@ def beacon(beacon_id: str):
 
 
 def test_the_first_word_of_an_attempt_takes_it(conn):
-    assert attempts.take(conn, "a", 5.0)["taken_at"] == 5.0
-    assert attempts.take(conn, "a", 6.0)["taken_at"] == 5.0
-    row = attempts.rebooting(conn, "a", 7.0)
+    assert attempts.start(conn, "a", 5.0)["taken_at"] == 5.0
+    assert attempts.start(conn, "a", 6.0)["taken_at"] == 5.0
+    row = attempts.mark_rebooting(conn, "a", 7.0)
     assert (row["taken_at"], row["rebooting_at"]) == (5.0, 7.0)
-    assert attempts.rebooting(conn, "a", 8.0)["rebooting_at"] == 7.0
-    assert attempts.take(conn, "nowhere", 1.0) is None
+    assert attempts.mark_rebooting(conn, "a", 8.0)["rebooting_at"] == 7.0
+    assert attempts.start(conn, "nowhere", 1.0) is None
 
 
 def test_a_result_is_set_once(conn):
-    how, row = attempts.finish(conn, 9.0, {**REPORT, "bytes": 77})
+    how, row = attempts.record_result(conn, 9.0, {**REPORT, "bytes": 77})
     assert how == "first" and row["result"] == "success" and row["bytes"] == 77
     assert row["taken_at"] == 9.0  # a final report takes what nothing took before
     for again in (REPORT, FAILURE):
-        how, row = attempts.finish(conn, 10.0, again)
+        how, row = attempts.record_result(conn, 10.0, again)
         assert how == "repeated" and row["result"] == "success" and row["ended_at"] == 9.0
-    assert attempts.conclude(conn, "a", 11.0, "lost", upon=OFFERED) == (False, row)
-    assert attempts.take(conn, "a", 12.0)["ended_at"] == 9.0
-    assert attempts.finish(conn, 1.0, {**REPORT, "attempt_id": "nowhere"}) == ("repeated", None)
+    assert attempts.conclude(conn, "a", 11.0, "lost", progress=OFFERED) == (False, row)
+    assert attempts.start(conn, "a", 12.0)["ended_at"] == 9.0
+    assert attempts.record_result(conn, 1.0, {**REPORT, "attempt_id": "nowhere"}) == (
+        "repeated",
+        None,
+    )
 
 
 @pytest.mark.parametrize("given_up", attempts.GIVEN_UP)
 def test_what_comes_late_is_kept_beside(conn, given_up):
-    settled, row = attempts.conclude(conn, "a", 5.0, given_up, upon=OFFERED, detail="d")
+    settled, row = attempts.conclude(conn, "a", 5.0, given_up, progress=OFFERED, detail="d")
     assert settled and row["result"] == given_up
-    how, row = attempts.finish(conn, 9.0, {**FAILURE, "trials": 3})
+    how, row = attempts.record_result(conn, 9.0, {**FAILURE, "trials": 3})
     assert how == "late" and row["trials"] == 3
     assert (row["result"], row["late_result"], row["late_at"]) == (given_up, "failed", 9.0)
-    how, row = attempts.finish(conn, 10.0, REPORT)
+    how, row = attempts.record_result(conn, 10.0, REPORT)
     assert how == "repeated" and row["late_result"] == "failed"
 
 
@@ -111,29 +114,31 @@ BACK = {**REPORT, "update_status": "rolled_back", "stage": "boot", "code": "cras
 
 
 def test_a_beacon_that_goes_back_undoes_its_success(conn):
-    attempts.finish(conn, 5.0, {**REPORT, "bytes": 77})
-    how, row = attempts.finish(conn, 9.0, BACK)
+    attempts.record_result(conn, 5.0, {**REPORT, "bytes": 77})
+    how, row = attempts.record_result(conn, 9.0, BACK)
     assert how == "undone" and row["result"] == "success" and row["ended_at"] == 5.0
     assert (row["late_result"], row["late_at"], row["blamed_at"]) == ("rolled_back", 9.0, 9.0)
     assert (row["failed_in"], row["code"], row["detail"]) == ("boot", "crash", "d")
     assert row["bytes"] == 77
     for again in (BACK, REPORT, FAILURE):
-        assert attempts.finish(conn, 10.0, again) == ("repeated", row)
-    assert attempts.results_of(conn, "r") == {"undone": 1}
-    which = outcomes.Which()
-    assert outcomes.beacons(conn, which) == outcomes.beacons(conn, which._replace(result="undone"))
-    assert outcomes.beacons(conn, which._replace(since=8.0)) == {"ba"}
-    (reason,) = outcomes.reasons(conn, which)
+        assert attempts.record_result(conn, 10.0, again) == ("repeated", row)
+    assert attempts.count_results(conn, "r") == {"undone": 1}
+    which = outcomes.OutcomeFilter()
+    assert outcomes.list_beacons(conn, which) == outcomes.list_beacons(
+        conn, which._replace(result="undone")
+    )
+    assert outcomes.list_beacons(conn, which._replace(since=8.0)) == {"ba"}
+    (reason,) = outcomes.count_by_reason(conn, which)
     assert (reason["result"], reason["failed_in"], reason["code"]) == ("undone", "boot", "crash")
-    found = statistics.read(conn)
+    found = statistics.read_statistics(conn)
     assert found.failures == {("f", "undone", "boot", "crash"): 1}
     assert found.results == {("f", "success"): 1}  # a counter never goes back
 
 
 def test_a_success_that_came_late_is_undone_too(conn):
-    attempts.conclude(conn, "a", 5.0, "lost", upon=OFFERED)
-    attempts.finish(conn, 9.0, REPORT)
-    how, row = attempts.finish(conn, 12.0, BACK)
+    attempts.conclude(conn, "a", 5.0, "lost", progress=OFFERED)
+    attempts.record_result(conn, 9.0, REPORT)
+    how, row = attempts.record_result(conn, 12.0, BACK)
     assert how == "undone" and row["result"] == "lost" and row["failed_in"] is None
     assert (row["late_result"], row["late_at"], row["blamed_at"]) == ("rolled_back", 12.0, 12.0)
 
@@ -154,13 +159,13 @@ def test_a_success_that_came_late_is_undone_too(conn):
     ],
 )
 def test_what_calls_a_release_bad(conn, report, blamed):
-    assert (attempts.finish(conn, 9.0, report)[1]["blamed_at"] == 9.0) == blamed
-    assert attempts.finish(conn, 10.0, report)[1]["blamed_at"] in (9.0, None)
+    assert (attempts.record_result(conn, 9.0, report)[1]["blamed_at"] == 9.0) == blamed
+    assert attempts.record_result(conn, 10.0, report)[1]["blamed_at"] in (9.0, None)
 
 
 def test_a_verdict_that_comes_late_counts(conn):
-    attempts.conclude(conn, "a", 5.0, "lost", upon=OFFERED)
-    how, row = attempts.finish(conn, 9.0, BACK)
+    attempts.conclude(conn, "a", 5.0, "lost", progress=OFFERED)
+    how, row = attempts.record_result(conn, 9.0, BACK)
     assert how == "late" and row["blamed_at"] == 9.0 and row["failed_in"] is None
 
 
@@ -170,8 +175,8 @@ def test_the_end_of_another_attempt_undoes_earlier_successes(conn):
     attempts.offer(conn, attempt("c", n=3, offered_at=30.0, **mine))
     attempts.offer(conn, attempt("d", offered_at=1.0))
     for key in "acd":
-        attempts.finish(conn, 40.0, {**REPORT, "attempt_id": key})
-    _, row = attempts.finish(conn, 50.0, {**BACK, "attempt_id": "b"})
+        attempts.record_result(conn, 40.0, {**REPORT, "attempt_id": key})
+    _, row = attempts.record_result(conn, 50.0, {**BACK, "attempt_id": "b"})
     assert row is not None
     for harmless in ({**FAILURE, "attempt_id": "b"}, {**REPORT, "attempt_id": "b"}):
         assert attempts.undo_earlier(conn, 50.0, harmless, row) == []
@@ -181,23 +186,23 @@ def test_the_end_of_another_attempt_undoes_earlier_successes(conn):
     assert attempts.undo_earlier(conn, 51.0, {**BACK, "attempt_id": "b"}, row) == []
 
 
-@pytest.mark.parametrize("go_on", [attempts.take, attempts.rebooting])
+@pytest.mark.parametrize("go_on", [attempts.start, attempts.mark_rebooting])
 def test_who_has_gone_on_is_not_given_up(conn, go_on):
     assert (row := go_on(conn, "a", 4.0)) is not None
-    assert attempts.conclude(conn, "a", 5.0, "stopped", upon=OFFERED) == (False, row)
-    upon = attempts.Times(1.0, row["taken_at"], row["rebooting_at"])
-    settled, row = attempts.conclude(conn, "a", 5.0, "lost", upon=upon)
+    assert attempts.conclude(conn, "a", 5.0, "stopped", progress=OFFERED) == (False, row)
+    upon = attempts.Progress(1.0, row["taken_at"], row["rebooting_at"])
+    settled, row = attempts.conclude(conn, "a", 5.0, "lost", progress=upon)
     assert settled and row["result"] == "lost"
 
 
 def test_an_offer_is_made_upon_what_is_committed(conn):
     conn.execute(insert(beacon_table), {**beacon("bn"), "channel": "stable"})
-    basis = rollout_store.basis(conn, "r")
+    basis = rollout_store.read_basis(conn, "r")
     assert basis is not None and basis == (0, "active", "stable")
     row = attempt("n")
     for other in (basis._replace(revision=1), basis._replace(status="paused")):
-        assert attempts.offer_upon(conn, other, ("stable", "esp32c3"), row, False) is None
-    assert attempts.offer_upon(conn, basis, ("beta", "esp32c3"), row, False) is None
+        assert attempts.offer_if_unchanged(conn, other, ("stable", "esp32c3"), row, False) is None
+    assert attempts.offer_if_unchanged(conn, basis, ("beta", "esp32c3"), row, False) is None
     for table, name, value, was in (
         (rollouts, "status", "halted", "active"),
         (rollouts, "revision", 1, 0),
@@ -207,54 +212,58 @@ def test_an_offer_is_made_upon_what_is_committed(conn):
         (beacon_table, "channel", "beta", "stable"),
     ):
         conn.execute(update(table).values({name: value}))
-        assert attempts.offer_upon(conn, basis, ("stable", "esp32c3"), row, False) is None
+        assert attempts.offer_if_unchanged(conn, basis, ("stable", "esp32c3"), row, False) is None
         conn.execute(update(table).values({name: was}))
-    assert attempts.offer_upon(conn, basis, ("stable", "esp32c3"), row, False) == row
+    assert attempts.offer_if_unchanged(conn, basis, ("stable", "esp32c3"), row, False) == row
     assert (
-        attempts.offer_upon(conn, basis, ("stable", "esp32c3"), attempt("x"), False) is None
+        attempts.offer_if_unchanged(conn, basis, ("stable", "esp32c3"), attempt("x"), False) is None
     )  # removed
 
 
 def test_statistics(conn):
     for number, (taken, ended) in enumerate([(0, 4), (0, 14), (0, 4000)]):
         attempts.offer(conn, attempt(f"s{number}", taken_at=taken))
-        attempts.finish(conn, ended, {**REPORT, "attempt_id": f"s{number}"})
-    attempts.finish(conn, 2.0, FAILURE)
-    found = statistics.read(conn)
+        attempts.record_result(conn, ended, {**REPORT, "attempt_id": f"s{number}"})
+    attempts.record_result(conn, 2.0, FAILURE)
+    found = statistics.read_statistics(conn)
     assert found.results == {("f", "success"): 3, ("f", "failed"): 1}
     assert found.failures == {("f", "failed", "verify", "image"): 1} and found.late == {}
     buckets, total = found.durations["f"]
     assert total == 4018 and dict(buckets)["5.0"] == 1 and dict(buckets)["15.0"] == 2
     assert buckets[-1] == ("+Inf", 3.0)
-    assert attempts.results_of(conn, "r") == {"success": 3, "failed": 1}
+    assert attempts.count_results(conn, "r") == {"success": 3, "failed": 1}
 
 
 def test_histories_are_bounded_per_beacon(conn):
     for name in ("one", "two"):
         beacons.add(conn, beacon(name))
     for number in range(LIMITS.report_rows + 20):
-        beacons.report(conn, "one", None, float(number), "idle", "{}")
-    beacons.report(conn, "two", None, 0.0, "idle", "{}")
-    prepared.flush(conn)
+        beacons.add_report(conn, "one", None, float(number), "idle", "{}")
+    beacons.add_report(conn, "two", None, 0.0, "idle", "{}")
+    prepared.flush_deferred(conn)
     for number in range(LIMITS.journal_rows + 20):
-        beacons.keep_journal(conn, "one", [[number + 1, 0, "boot", "crash", ""]], float(number))
-    beacons.keep_journal(conn, "two", [[1, 0, "boot", "crash", ""]] * 3, 0.0)
-    beacons.prune(conn)
-    kept = beacons.reports_of(conn, "one", 1000)
+        beacons.add_journal_entries(
+            conn, "one", [[number + 1, 0, "boot", "crash", ""]], float(number)
+        )
+    beacons.add_journal_entries(conn, "two", [[1, 0, "boot", "crash", ""]] * 3, 0.0)
+    beacons.prune_history(conn)
+    kept = beacons.list_reports(conn, "one", 1000)
     assert len(kept) == LIMITS.report_rows and kept[0]["at"] == LIMITS.report_rows + 19
-    journal = beacons.journal_of(conn, "one", 1000)
+    journal = beacons.list_journal(conn, "one", 1000)
     assert len(journal) == LIMITS.journal_rows and journal[0]["seq"] == LIMITS.journal_rows + 20
-    assert len(beacons.reports_of(conn, "two", 9)) == len(beacons.journal_of(conn, "two", 9)) == 1
-    beacons.prune(conn)
-    assert len(beacons.reports_of(conn, "one", 1000)) == LIMITS.report_rows
+    assert (
+        len(beacons.list_reports(conn, "two", 9)) == len(beacons.list_journal(conn, "two", 9)) == 1
+    )
+    beacons.prune_history(conn)
+    assert len(beacons.list_reports(conn, "one", 1000)) == LIMITS.report_rows
 
 
 def test_events_are_bounded_and_numbered_once(conn, monkeypatch):
     monkeypatch.setattr(events, "LIMITS", type("L", (), {"event_rows": 10}))
     first = [events.add(conn, 1.0, "k", "s", {"n": n})["id"] for n in range(30)]
-    events.prune(conn)
-    assert [one["id"] for one in events.since(conn, 0, 100)] == first[-10:]
-    assert [one["data"]["n"] for one in events.latest(conn, 3)] == [27, 28, 29]
+    events.prune_events(conn)
+    assert [one["id"] for one in events.list_after(conn, 0, 100)] == first[-10:]
+    assert [one["data"]["n"] for one in events.list_latest(conn, 3)] == [27, 28, 29]
     assert events.add(conn, 1.0, "k", "s", {})["id"] == first[-1] + 1
 
 
@@ -263,7 +272,7 @@ def test_seen_keeps_the_first_time(conn):
     for at in (5.0, 9.0):
         said = {"running": "1.0.0", "running_image": "i", "running_state": "valid"}
         said |= {"says_type": None, "times_refused": 0}
-        beacons.seen(conn, [{"beacon": "one", "at": at, "from_address": "a", **said}])
+        beacons.record_seen(conn, [{"beacon": "one", "at": at, "from_address": "a", **said}])
     row = beacons.get(conn, "one")
     assert (row["first_seen"], row["last_seen"], row["version"]) == (5.0, 9.0, "1.0.0")
 
@@ -273,7 +282,7 @@ def test_tokens_are_found_by_nothing_but_themselves(conn):
     assert tokens.find(conn, token, 19.9) == (row["id"], "ann", "viewer")
     assert tokens.find(conn, token, 20.0) is None
     assert tokens.find(conn, token[:-1], 10.0) is None
-    assert all(token not in str(one) and "digest" not in one for one in tokens.every(conn))
+    assert all(token not in str(one) and "digest" not in one for one in tokens.list_all(conn))
     tokens.revoke(conn, row["id"], 15.0)
     assert tokens.find(conn, token, 16.0) is None
     assert tokens.revoke(conn, "nowhere", 1.0) is None
@@ -284,14 +293,14 @@ def test_pruning_takes_no_statement_for_each_row(conn):
     bound = LIMITS.journal_rows
     for number in range(bound // 8 + 50):
         entries = [[number * 8 + n + 1, 0, "boot", "crash", "again"] for n in range(8)]
-        beacons.keep_journal(conn, "b1", entries, float(number))
+        beacons.add_journal_entries(conn, "b1", entries, float(number))
     statements = []
     event.listen(
         conn, "before_cursor_execute", lambda _c, _cursor, said, *_more: statements.append(said)
     )
-    assert beacons.prune(conn, 300) == 300
-    assert beacons.prune(conn, 300) == 100
-    assert beacons.prune(conn, 300) == 0
+    assert beacons.prune_history(conn, 300) == 300
+    assert beacons.prune_history(conn, 300) == 100
+    assert beacons.prune_history(conn, 300) == 0
     assert len(statements) <= 6
-    kept = beacons.journal_of(conn, "b1", 10_000)
+    kept = beacons.list_journal(conn, "b1", 10_000)
     assert len(kept) == bound and kept[-1]["stored_at"] == 50.0

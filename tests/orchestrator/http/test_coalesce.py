@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 import uvloop
 
-from beacon_ota.orchestrator.http.coalesce import Joined
+from beacon_ota.orchestrator.http.coalesce import CoalescingTransport
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
 
@@ -39,7 +39,7 @@ class Wire:
 def test_what_leaves_when(factory):
     async def main() -> None:
         wire = Wire()
-        joined = Joined(wire, asyncio.get_running_loop())
+        joined = CoalescingTransport(wire, asyncio.get_running_loop())
         joined.write(HEAD)
         assert wire.calls == []
         joined.write(b"hello")
@@ -73,7 +73,7 @@ def test_what_leaves_when(factory):
         assert joined.get_extra_info("peername") == "peername"
 
         dropped = Wire()
-        joined = Joined(dropped, asyncio.get_running_loop())
+        joined = CoalescingTransport(dropped, asyncio.get_running_loop())
         joined.write(HEAD)
         joined.abort()
         await asyncio.sleep(0)

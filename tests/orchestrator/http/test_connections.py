@@ -40,7 +40,7 @@ STEPS = st.lists(
 
 @given(STEPS, st.integers(16, 200))
 def test_the_table_is_bounded_and_administrators_stay(steps, capacity):
-    table = connections.Connections(capacity)
+    table = connections.ConnectionTable(capacity)
     there: list[Fake] = []
     administrators: list[Fake] = []
     pick = count()
@@ -56,12 +56,12 @@ def test_the_table_is_bounded_and_administrators_stay(steps, capacity):
         elif there:
             one = there[next(pick) * 7 % len(there)]
             if what == "prove":
-                if table.prove(one, str(how)) and how == "administrator":
+                if table.mark_proven(one, str(how)) and how == "administrator":
                     administrators.append(one)
             elif what == "work":
                 one.idle = bool(how)
             else:
-                table.leave(one)
+                table.remove(one)
                 there.remove(one)
                 administrators = [other for other in administrators if other is not one]
         assert len(table) <= capacity
@@ -69,22 +69,22 @@ def test_the_table_is_bounded_and_administrators_stay(steps, capacity):
     alive = [one for one in there if not one.dropped]
     assert len(alive) == len(table)
     for one in alive:
-        table.leave(one)
-        table.leave(one)
+        table.remove(one)
+        table.remove(one)
     assert len(table) == 0 and not table._by_address
 
 
 def test_beacons_leave_a_reserve():
-    table = connections.Connections(100)
+    table = connections.ConnectionTable(100)
     fleet = [Fake(f"10.0.{n}.1", idle=False) for n in range(100)]
-    kept = [table.admit(one) and table.prove(one, "beacon") for one in fleet]
+    kept = [table.admit(one) and table.mark_proven(one, "beacon") for one in fleet]
     assert kept.count(True) == 75 and not any(one.dropped for one in fleet[:75])
     admin = Fake("10.9.9.9")
-    assert table.admit(admin) and table.prove(admin, "administrator")
+    assert table.admit(admin) and table.mark_proven(admin, "administrator")
 
 
 def test_a_silent_address_displaces_its_own():
-    table = connections.Connections(10_000)
+    table = connections.ConnectionTable(10_000)
     other = Fake("10.0.0.9")
     assert table.admit(other)
     most = LIMITS.connections_unproven_per_address
@@ -93,7 +93,7 @@ def test_a_silent_address_displaces_its_own():
     assert len(table) == most + 1 and not other.dropped
     assert [one.dropped for one in silent] == [True] * 2 * most + [False] * most
     proven = Fake("10.0.0.1")  # a building behind one address: who is known does not count
-    assert table.admit(proven) and table.prove(proven, "beacon")
+    assert table.admit(proven) and table.mark_proven(proven, "beacon")
     assert table.admit(Fake("10.0.0.1")) and not proven.dropped
 
 
@@ -116,7 +116,7 @@ def test_what_counts_as_one_address(address, network):
 def test_room_fits_into_the_open_files(monkeypatch):
     for soft in (32, 100, 256, 1024, 20_000, 1_000_000):
         monkeypatch.setattr(connections.resource, "getrlimit", lambda _what, n=soft: (n, n))
-        capacity, backlog = connections.room()
+        capacity, backlog = connections.connection_capacity()
         assert 16 <= capacity <= LIMITS.connections and 16 <= backlog <= LIMITS.backlog
         assert soft < 200 or capacity + backlog + LIMITS.own_files <= soft
 
@@ -124,7 +124,7 @@ def test_room_fits_into_the_open_files(monkeypatch):
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """An orchestrator with room for 60 connections."""
-    monkeypatch.setattr("beacon_ota.orchestrator.server.run.room", lambda: (60, 64))
+    monkeypatch.setattr("beacon_ota.orchestrator.server.run.connection_capacity", lambda: (60, 64))
     with Local(tmp_path / "data") as local:
         yield local
 
@@ -154,5 +154,5 @@ def test_silent_connections_refuse_nobody(small, said):
 def test_beacons_that_stay_connected_leave_room_for_an_administrator(small):
     fleet = small.beacons(100)
     assert all(beacon.poll().status == 204 for beacon in fleet)
-    assert small.admin().tokens()
+    assert small.admin().list_tokens()
     assert all(beacon.poll().status == 204 for beacon in fleet)

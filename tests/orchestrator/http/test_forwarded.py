@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.http.connections import Connections
-from beacon_ota.orchestrator.http.forwarded import Forwarded, parse, read
+from beacon_ota.orchestrator.http.connections import ConnectionTable
+from beacon_ota.orchestrator.http.forwarded import ForwardedMiddleware, parse, read
 from beacon_ota.orchestrator.limits import LIMITS
 from tests.orchestrator.world import Server
 
@@ -31,11 +31,11 @@ def seen(client: str, *headers: tuple[str, str]) -> tuple[str, str]:
         "scheme": "http",
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers],
     }
-    asyncio.run(Forwarded(PROXIES, app)(scope, None, None))  # type: ignore[arg-type]
+    asyncio.run(ForwardedMiddleware(PROXIES, app)(scope, None, None))  # type: ignore[arg-type]
     return found["client"][0], found["scheme"]
 
 
-FOR = "X-Forwarded-For"
+FOR = "X-ForwardedMiddleware-For"
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_who_a_request_is_from(client, given, expected):
 
 
 def test_over_what_it_came():
-    assert seen("192.0.2.1", ("X-Forwarded-Proto", "https"))[1] == "https"
-    assert seen("192.0.2.1", ("X-Forwarded-Proto", "gopher"))[1] == "http"
-    assert seen("203.0.113.5", ("X-Forwarded-Proto", "https"))[1] == "http"
+    assert seen("192.0.2.1", ("X-ForwardedMiddleware-Proto", "https"))[1] == "https"
+    assert seen("192.0.2.1", ("X-ForwardedMiddleware-Proto", "gopher"))[1] == "http"
+    assert seen("203.0.113.5", ("X-ForwardedMiddleware-Proto", "https"))[1] == "http"
 
 
 @given(st.text(max_size=200), st.text(max_size=80))
@@ -98,7 +98,7 @@ class Plain:
 
 def test_a_proxy_has_no_limit_by_address():
     for proxies, left in ((PROXIES, 0), ((), 10)):
-        table = Connections(4096, proxies)
+        table = ConnectionTable(4096, proxies)
         those = [Plain() for _ in range(LIMITS.connections_unproven_per_address + 10)]
         for one in those:
             table.admit(one)
@@ -130,7 +130,7 @@ def test_what_counts_failures_counts_the_clients(tmp_path):
         from beacon_ota.wire import auth
 
         global AUTH
-        AUTH = auth.header("nobody", 1, "0" * 16, "0" * 64)
+        AUTH = auth.build_header("nobody", 1, "0" * 16, "0" * 64)
         first = wrong_tokens(server.url, "127.0.0.1", {FOR: "198.51.100.7"})
         assert first[-1] == 429 and first[0] == 401, first
         other = wrong_tokens(server.url, "127.0.0.1", {FOR: "198.51.100.8"})

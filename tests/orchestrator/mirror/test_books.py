@@ -33,7 +33,7 @@ class Books(Scene):
         return copy_data(self.folder / name, self.folder / to)
 
     def has_lease(self) -> bool:
-        kept = self.mirror.service.db.read(changes.noted, mirrors._LEASE)
+        kept = self.mirror.service.db.read(changes.get_setting, mirrors._LEASE)
         return self.mirror.call(kept) is not None
 
     def put_back_mirror(self, kept: str | None, fleet=()) -> None:
@@ -73,7 +73,7 @@ class Books(Scene):
         )
 
     def results(self, rollout: str) -> dict[str, int]:
-        return self.admin.rollout(rollout)["results"]
+        return self.admin.get_rollout(rollout)["results"]
 
     def counted(self, rollout: str, **results: int) -> None:
         """Wait until the primary has counted exactly this."""
@@ -88,7 +88,7 @@ class Books(Scene):
         return [one["kind"] for one in told["events"]]
 
     def status(self, rollout: str) -> str:
-        return self.admin.rollout(rollout)["status"]
+        return self.admin.get_rollout(rollout)["status"]
 
     def hours(self, count: int, fleet=()) -> None:
         """Let hours pass, with polls, and everybody's engine at work."""
@@ -130,7 +130,7 @@ def test_a_mirror_put_back_from_an_older_copy_is_believed(scene):
     scene.even()
     scene.counted(rollout, success=4)
     until(
-        lambda: scene.mirror.admin().rollout(rollout)["results"] == {"success": 4},
+        lambda: scene.mirror.admin().get_rollout(rollout)["results"] == {"success": 4},
         deadline_s=DEADLINE_S,
         what="the mirror to be given back what it had told",
     )
@@ -214,7 +214,7 @@ def test_a_copy_taken_between_an_exchange_and_its_answer(scene):
     scene.uplink.restore()
     scene.counted(rollout, success=6)
     for beacon in fleet:
-        found = scene.admin.beacon(beacon.id)
+        found = scene.admin.get_beacon(beacon.id)
         assert [one["status"] for one in found["reports"]] == ["success", "rebooting"]
     assert scene.kinds().count("attempt.success") == 6
 
@@ -235,7 +235,7 @@ def test_an_attempt_that_an_older_copy_has_open_is_not_given_up_there(scene):
     scene.counted(rollout, success=1)
     scene.put_back_mirror("kept", [beacon])
     until(
-        lambda: scene.mirror.admin().rollout(rollout)["results"] == {"success": 1},
+        lambda: scene.mirror.admin().get_rollout(rollout)["results"] == {"success": 1},
         deadline_s=DEADLINE_S,
     )
     scene.hours(3)
@@ -268,7 +268,7 @@ def test_a_primary_put_back_hears_again_what_it_has_forgotten(scene):
         beacon.update(beacon.offered())
     scene.even()
     scene.counted(rollout, success=4)
-    found = scene.admin.beacon(fleet[1].id)
+    found = scene.admin.get_beacon(fleet[1].id)
     assert [one["status"] for one in found["reports"]] == ["success", "rebooting"]
 
 
@@ -310,18 +310,18 @@ def test_a_wiped_mirror_is_given_its_attempts_back_however_late_the_image_comes(
         download(self, row, part)
 
     monkeypatch.setattr(Images, "_download", slow)
-    answers, read = [], state.read
+    answers, read = [], state.read_answer
 
     def reads(reply):
         answers.append(reply)
         return read(reply)
 
-    monkeypatch.setattr(state, "read", reads)
+    monkeypatch.setattr(state, "read_answer", reads)
     scene.put_back_mirror(None, [beacon])
     until(lambda: len(answers) >= 4, deadline_s=DEADLINE_S)
     come.set()
     scene.here(rollout)
-    assert scene.mirror.admin().rollout(rollout)["results"] == {"open": 1}
+    assert scene.mirror.admin().get_rollout(rollout)["results"] == {"open": 1}
     beacon.report("rebooting", begun)
     beacon.install(begun)
     beacon.report("success", begun, previous_version="1.0.0")
@@ -355,16 +355,16 @@ def test_a_primary_put_back_to_before_a_halt_of_its_own(scene):
     scene.here(rollout)
     scene.even()
     scene.copy("primary", "kept")
-    scene.admin.move_rollout(rollout, "halt", "it burns")
+    scene.admin.post_rollout_action(rollout, "halt", "it burns")
     scene.here(rollout, "halted")
     scene.put_back_primary("kept")
     until(lambda: scene.status(rollout) == "halted", deadline_s=DEADLINE_S)
-    assert scene.admin.rollout(rollout)["by"] == "mirror lan-a"
+    assert scene.admin.get_rollout(rollout)["by"] == "mirror lan-a"
     scene.here(rollout, "halted")
     other.connect(scene.primary.url)
     assert fleet[0].offer() is None and other.offer() is None
     # Who has seen it resumes it, and that holds, too.
-    scene.admin.move_rollout(rollout, "resume", "looked at it")
+    scene.admin.post_rollout_action(rollout, "resume", "looked at it")
     scene.here(rollout)
     scene.even()
     assert scene.status(rollout) == "active"
@@ -381,13 +381,13 @@ def test_a_forgotten_halt_is_told_by_every_mirror_and_done_once(scene):
     rollout = scene.release(plan=CALM)
 
     def there(status: str) -> bool:
-        entry = second.service.view.entries.get(rollout)
+        entry = second.service.fleet.rollouts.get(rollout)
         return entry is not None and entry.state.status == status
 
     scene.here(rollout)
     scene.even()
     scene.copy("primary", "kept")
-    scene.admin.move_rollout(rollout, "halt", "it burns")
+    scene.admin.post_rollout_action(rollout, "halt", "it burns")
     scene.here(rollout, "halted")
     until(lambda: there("halted"), deadline_s=DEADLINE_S)
     line.cut()
@@ -396,7 +396,7 @@ def test_a_forgotten_halt_is_told_by_every_mirror_and_done_once(scene):
     line.lead_to(scene.primary.url)
     until(lambda: scene.status(rollout) == "halted", deadline_s=DEADLINE_S)
     scene.clock.at += 60
-    scene.admin.move_rollout(rollout, "resume", "looked at it")
+    scene.admin.post_rollout_action(rollout, "resume", "looked at it")
     scene.here(rollout)
     line.restore()
     until(lambda: there("active"), deadline_s=DEADLINE_S, what="the second mirror to go on")
@@ -433,7 +433,7 @@ def test_a_primary_put_back_is_told_of_its_own_beacons_by_the_mirror(scene):
     beacon.update(beacon.offered())
     scene.counted(rollout, success=1)
     until(
-        lambda: scene.mirror.admin().rollout(rollout)["results"] == {"success": 1},
+        lambda: scene.mirror.admin().get_rollout(rollout)["results"] == {"success": 1},
         deadline_s=DEADLINE_S,
     )
     scene.put_back_primary("kept")
@@ -456,7 +456,7 @@ def test_a_resumed_rollout_is_not_halted_again_by_an_older_copy(scene):
     until(lambda: scene.status(rollout) == "halted", deadline_s=DEADLINE_S)
     scene.even()
     scene.clock.at += 60
-    scene.admin.move_rollout(rollout, "resume", "looked at it")
+    scene.admin.post_rollout_action(rollout, "resume", "looked at it")
     scene.here(rollout)
     scene.put_back_mirror("kept", fleet)
     scene.even()
@@ -479,7 +479,7 @@ def test_begun_at_the_primary_and_finished_at_the_mirror(scene):
     offer = beacon.offered()
     assert beacon.download(offer).status == 200
     until(
-        lambda: offer["attempt_id"] in scene.mirror.service.view.open,
+        lambda: offer["attempt_id"] in scene.mirror.service.fleet.open_attempts,
         deadline_s=DEADLINE_S,
         what="the mirror to know of the attempt",
     )
@@ -505,7 +505,10 @@ def test_a_success_beats_what_was_concluded_from_silence(scene):
     beacon.connect(scene.primary.url)
     offer = beacon.offered()
     assert beacon.download(offer).status == 200
-    until(lambda: offer["attempt_id"] in scene.mirror.service.view.open, deadline_s=DEADLINE_S)
+    until(
+        lambda: offer["attempt_id"] in scene.mirror.service.fleet.open_attempts,
+        deadline_s=DEADLINE_S,
+    )
     scene.down()
     scene.to_mirror(beacon)
     assert beacon.report("rebooting", offer).status == 200
@@ -517,7 +520,7 @@ def test_a_success_beats_what_was_concluded_from_silence(scene):
     scene.uplink.restore()
     scene.even()
     scene.counted(rollout, success=1)
-    (row,) = scene.admin.attempts(rollout)
+    (row,) = scene.admin.list_attempts(rollout)
     assert row["late_result"] is None
 
 
@@ -633,10 +636,10 @@ def test_what_ends_during_an_exchange_is_told_before_a_halt_that_rests_on_it(sce
             await settled(entry, now)
 
     async def tell(*given):
-        entry = scene.mirror.service.view.entries[rollout]
+        entry = scene.mirror.service.fleet.rollouts[rollout]
         if not scene.uplink._down and not ended:
             ended.extend(entry.open_ids)
-            async with engine.moving:
+            async with engine.rollout_lock:
                 await settle(entry, scene.clock.at)
         return await told(*given)
 
@@ -680,7 +683,7 @@ def halts_in_memory(mirror, elsewhere, rollout: str) -> None:
     until(lambda: rollout in mirror.service.stops.current(), what="a halt in memory")
     elsewhere.let_go()
     stepping.join(DEADLINE_S)
-    until(lambda: not mirror.service.stops.mine(), what="the halt to be stored")
+    until(lambda: not mirror.service.stops.to_store(), what="the halt to be stored")
 
 
 def steps(local) -> None:
@@ -778,7 +781,7 @@ def test_a_beacon_moved_out_of_the_site_keeps_its_success(scene):
     scene.known(1)
     scene.even()
     scene.counted(rollout, success=1)
-    shown = scene.admin.beacon(beacon.id)
+    shown = scene.admin.get_beacon(beacon.id)
     assert shown["version"] == "1.1.0"
     assert [one["status"] for one in shown["reports"]] == ["success", "rebooting"]
     other.update(other.offered())
@@ -816,7 +819,7 @@ def test_a_mirror_tells_nothing_of_a_former_beacon_with_another_key(scene):
     beacon.update(beacon.offered())
     scene.admin.change_beacon(beacon.id, site="b")
     beacon.connect(scene.primary.url)
-    scene.admin.set_key(beacon.id, "5" * 64)
+    scene.admin.set_beacon_key(beacon.id, "5" * 64)
     beacon.key = bytes.fromhex("5" * 64)
     assert beacon.poll().status == 204
     scene.uplink.restore()

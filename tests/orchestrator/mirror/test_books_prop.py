@@ -175,7 +175,7 @@ class Walk:
         """Wait until everything has been told, and what came of it taken."""
         for mirror in (self.scene.mirror, self.twin) * 2:
             if mirror is not None:
-                until(lambda m=mirror: not m.call(m.service.db.read(outbox.waiting)))
+                until(lambda m=mirror: not m.call(m.service.db.read(outbox.backlog_size)))
                 exchange: Any = mirror.service.mirror
                 count = exchange.rounds
                 until(lambda one=exchange, n=count: one.rounds > n + 1)
@@ -251,12 +251,12 @@ class Walk:
         )
         self.scene.even()
         self.steps()
-        rows = list(self.scene.admin.attempts(self.rollout))
+        rows = list(self.scene.admin.list_attempts(self.rollout))
         won = [row["beacon_id"] for row in rows if row["result"] == "success"]
         assert len(won) == len(set(won)), "a beacon has succeeded twice"
         ends = {row["id"]: row["result"] for row in rows}
         assert "lost" not in ends.values(), ends
-        shown = self.scene.admin.rollout(self.rollout)
+        shown = self.scene.admin.get_rollout(self.rollout)
         assert shown["status"] != "halted", shown["reason"]
         self.scene.here(self.rollout, shown["status"])
 

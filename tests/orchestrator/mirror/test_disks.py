@@ -44,32 +44,35 @@ class Site:
         firmware = upload(self.admin, "1.1.0", folder, channel="stable")["firmware_id"]
         self.rollout = self.admin.create_rollout(firmware, plan)["rollout_id"]
         self.serves(self.mirror)
-        until(lambda: len(list(self.mirror.admin().beacons())) == count, deadline_s=DEADLINE_S)
+        until(lambda: len(list(self.mirror.admin().list_beacons())) == count, deadline_s=DEADLINE_S)
         self.even()
 
     def serves(self, mirror: Server, status: str = "active") -> None:
         until(
-            lambda: [one["status"] for one in mirror.admin().rollouts()] == [status],
+            lambda: [one["status"] for one in mirror.admin().list_rollouts()] == [status],
             deadline_s=DEADLINE_S,
             what=f"the mirror to have the rollout {status}",
         )
 
     def even(self) -> None:
         until(
-            lambda: self.admin.mirrors()[0]["backlog"] == 0,
+            lambda: self.admin.list_mirrors()[0]["backlog"] == 0,
             deadline_s=DEADLINE_S,
             what="the mirror to have told everything",
         )
 
     def counted(self, **results: int) -> None:
         until(
-            lambda: self.admin.rollout(self.rollout)["results"] == results,
+            lambda: self.admin.get_rollout(self.rollout)["results"] == results,
             deadline_s=DEADLINE_S,
             what=f"the primary to count {results}",
         )
 
     def halted(self) -> None:
-        until(lambda: self.admin.rollout(self.rollout)["status"] == "halted", deadline_s=DEADLINE_S)
+        until(
+            lambda: self.admin.get_rollout(self.rollout)["status"] == "halted",
+            deadline_s=DEADLINE_S,
+        )
 
     def quiet(self) -> None:
         for server in (self.primary, self.mirror):
@@ -150,7 +153,7 @@ def test_a_killed_primary_on_an_older_disk_is_told_again(tmp_path, stack):
     site.fleet[0].report("success", begun, previous_version="1.0.0")
     site.fleet[1].update(site.fleet[1].offered())
     site.counted(success=2)
-    site.admin.move_rollout(site.rollout, "halt", "it burns")
+    site.admin.post_rollout_action(site.rollout, "halt", "it burns")
     site.serves(site.mirror, "halted")
     site.uplink.cut()
     _again(site.primary, kept)
@@ -178,11 +181,11 @@ def test_begun_here_and_gone_on_with_there_while_the_line_was_down(tmp_path, sta
     site.serves(site.mirror, "halted")  # it has to take the beacon for lost
     site.uplink.restore()
     site.counted(success=2, stopped=1)
-    assert site.admin.rollout(site.rollout)["status"] != "halted"
+    assert site.admin.get_rollout(site.rollout)["status"] != "halted"
     until(
-        lambda: site.mirror.admin().rollouts()[0]["status"] in ("active", "completed"),
+        lambda: site.mirror.admin().list_rollouts()[0]["status"] in ("active", "completed"),
         deadline_s=DEADLINE_S,
         what="the mirror to go on",
     )
-    assert site.admin.rollout(site.rollout)["status"] != "halted"
+    assert site.admin.get_rollout(site.rollout)["status"] != "halted"
     site.quiet()

@@ -44,13 +44,15 @@ class Campus:
     def everywhere(self, rollout: str) -> None:
         for mirror in self.mirrors:
             until(
-                lambda m=mirror: [one["rollout_id"] for one in m.admin().rollouts()] == [rollout],
+                lambda m=mirror: (
+                    [one["rollout_id"] for one in m.admin().list_rollouts()] == [rollout]
+                ),
                 deadline_s=DEADLINE_S,
                 what="every mirror to have the rollout",
             )
 
     def results(self, rollout: str) -> dict[str, int]:
-        return self.admin.rollout(rollout)["results"]
+        return self.admin.get_rollout(rollout)["results"]
 
 
 @pytest.fixture
@@ -93,16 +95,18 @@ def test_counts_are_exact_through_cut_uplinks_and_a_killed_mirror(tmp_path, stac
         for up in ups:
             up.set()
     until(lambda: campus.results(rollout).get("success") == 4, deadline_s=DEADLINE_S)
-    assert not any(one["beacon_id"].startswith("site0") for one in campus.admin.attempts(rollout))
+    assert not any(
+        one["beacon_id"].startswith("site0") for one in campus.admin.list_attempts(rollout)
+    )
     for uplink in campus.uplinks[:2]:
         uplink.restore()
     until(lambda: campus.results(rollout) == {"success": 12}, deadline_s=DEADLINE_S)
-    until(lambda: campus.admin.rollout(rollout)["status"] == "completed", deadline_s=DEADLINE_S)
-    rows = list(campus.admin.attempts(rollout))
+    until(lambda: campus.admin.get_rollout(rollout)["status"] == "completed", deadline_s=DEADLINE_S)
+    rows = list(campus.admin.list_attempts(rollout))
     everybody = sorted(beacon.id for fleet in campus.fleets for beacon in fleet)
     assert sorted(one["beacon_id"] for one in rows) == everybody
     until(
-        lambda: all(one["connected"] and not one["backlog"] for one in campus.admin.mirrors()),
+        lambda: all(one["connected"] and not one["backlog"] for one in campus.admin.list_mirrors()),
         deadline_s=DEADLINE_S,
         what="every mirror to have told everything",
     )
@@ -127,9 +131,9 @@ def test_a_beacon_with_its_own_code_behind_a_mirror(tmp_path, stack, small_core)
     name, key = "real-0", secrets.token_bytes(32)
     campus.admin.create_beacon(name, "esp32c3", key=key.hex(), site="site0")
     network = Network(join_time=0.5)
-    network.add(SSID, PASSWORD)
+    network.add_access_point(SSID, PASSWORD)
     port = int(campus.mirrors[0].url.rpartition(":")[2])
-    network.host("orchestrator.local", "127.0.0.1", port)
+    network.set_host("orchestrator.local", "127.0.0.1", port)
     settings: dict[str, int | bytes] = {
         "beacon_id": name.encode(),
         "beacon_key": key,
@@ -143,19 +147,19 @@ def test_a_beacon_with_its_own_code_behind_a_mirror(tmp_path, stack, small_core)
     file = tmp_path / "1.1.0.bin"
     file.write_bytes(make(small_core, "1.1.0"))
     fields = {"device_type": "esp32c3", "version": "1.1.0", "channel": "stable"}
-    firmware = campus.admin.upload(file, **fields)["firmware_id"]
+    firmware = campus.admin.upload_firmware(file, **fields)["firmware_id"]
     rollout = campus.admin.create_rollout(firmware, EVERYBODY)["rollout_id"]
-    until(lambda: campus.mirrors[0].admin().rollouts(), deadline_s=DEADLINE_S)
+    until(lambda: campus.mirrors[0].admin().list_rollouts(), deadline_s=DEADLINE_S)
     campus.uplinks[0].cut()
     beacon = stack.enter_context(VirtualBeacon(memory, network=network, scale=SCALE))
     beacon.power_on()
     until(
-        lambda: campus.mirrors[0].admin().rollout(rollout)["results"] == {"success": 1},
+        lambda: campus.mirrors[0].admin().get_rollout(rollout)["results"] == {"success": 1},
         deadline_s=150,
         what="the beacon to run 1.1.0",
     )
     assert campus.results(rollout) == {}
     campus.uplinks[0].restore()
     until(lambda: campus.results(rollout) == {"success": 1}, deadline_s=DEADLINE_S)
-    shown = campus.admin.beacon(name)
+    shown = campus.admin.get_beacon(name)
     assert shown["version"] == "1.1.0" and shown["reports"][0]["status"]

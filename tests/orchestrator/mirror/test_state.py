@@ -6,7 +6,7 @@ import pytest
 
 from beacon_ota import __version__
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.mirror.state import PROTOCOL, read
+from beacon_ota.orchestrator.mirror.state import PROTOCOL, read_answer
 from tests.orchestrator.world import Local, upload
 
 EVERYBODY = {"preset": "all-at-once", "window": "00:00-24:00"}
@@ -35,16 +35,16 @@ def reply(given):
 
 
 def test_this_releases_answer_is_read_to_the_letter(reply):
-    found = read(reply)
+    found = read_answer(reply)
     assert found.state == reply["state"] and not found.unread and found.fault() == ""
     assert (found.seq, found.etag, found.moves) == (0, reply["etag"], reply["moves"])
     assert found.version == __version__ and found.server_time
 
 
 def test_an_answer_to_tell_all_again_gives_nothing(reply):
-    assert not read(reply).again
+    assert not read_answer(reply).again
     reply |= {"again": True, "etag": "", "moves": "", "state": None}
-    found = read(reply)
+    found = read_answer(reply)
     assert found.again and (found.state, found.moves) == (None, "")
 
 
@@ -55,7 +55,7 @@ def test_an_older_primary_says_less(reply):
         del row["given_keys"]
     for row in reply["state"]["attempts"]:
         del row["blamed_at"]
-    found = read(reply)
+    found = read_answer(reply)
     assert found.moves == "" and found.server_time is None and not found.unread
     assert not found.again
 
@@ -67,7 +67,7 @@ def test_fields_and_tables_that_are_unknown_are_let_go(reply):
     for rows in reply["state"].values():
         for row in rows:
             row["colour"] = {"of": ["any", 1.5, None]}
-    found = read(reply)
+    found = read_answer(reply)
     assert found.state == known and not found.unread
 
 
@@ -99,7 +99,7 @@ def test_a_row_that_cannot_be_read_is_named_with_both_releases(reply, table, cha
     if "status" in change:
         row["state"] = json.dumps({**json.loads(row["state"]), **change})
     ident = row["path" if table == "sites" else "id"]
-    found = read(reply)
+    found = read_answer(reply)
     assert ident in found.unread[table]
     assert found.state is not None and ident not in json.dumps(found.state[table])
     assert word in found.unread[table][ident]
@@ -112,7 +112,7 @@ def test_a_row_that_cannot_be_read_is_named_with_both_releases(reply, table, cha
 def test_another_protocol_is_named_with_both_releases(reply, protocol):
     reply |= {"version": "9.9.9", "protocol": protocol}
     with pytest.raises(UsageError) as caught:
-        read(reply)
+        read_answer(reply)
     assert caught.value.code == "mirror_protocol"
     assert "9.9.9" in str(caught.value) and __version__ in str(caught.value)
     assert caught.value.expected == PROTOCOL
@@ -133,5 +133,5 @@ def test_another_protocol_is_named_with_both_releases(reply, protocol):
 def test_what_is_no_answer_is_refused_as_a_whole(reply, change):
     for given in (reply | change, None, [], "x"):
         with pytest.raises(ReachError) as caught:
-            read(given)
+            read_answer(given)
         assert caught.value.code == "not_an_orchestrator"

@@ -9,8 +9,8 @@ import pytest
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, UsageError
 from beacon_ota.orchestrator.db.tables import outbox
 from beacon_ota.orchestrator.mirror import sync as mirrors
-from beacon_ota.orchestrator.server.listen import Listen
-from beacon_ota.orchestrator.server.start import serve
+from beacon_ota.orchestrator.server.listen import ListenOptions
+from beacon_ota.orchestrator.server.start import run_orchestrator
 from beacon_ota.orchestrator.settings import Settings
 from tests.orchestrator.db.tables.test_keys import heard, take
 from tests.orchestrator.uplinks import Uplink
@@ -59,19 +59,19 @@ class Scene:
         """Wait until the mirror serves a rollout as it is."""
 
         def there() -> bool:
-            entry = self.mirror.service.view.entries.get(rollout)
+            entry = self.mirror.service.fleet.rollouts.get(rollout)
             return entry is not None and entry.state.status == status
 
         until(there, deadline_s=DEADLINE_S, what=f"the mirror to have the rollout {status}")
 
     def known(self, count: int) -> None:
-        until(lambda: len(self.mirror.service.view.nodes) == count, deadline_s=DEADLINE_S)
+        until(lambda: len(self.mirror.service.fleet.beacons) == count, deadline_s=DEADLINE_S)
 
     def even(self) -> None:
         """Wait until the primary has heard everything."""
-        self.mirror.call(self.mirror.service.flush())
+        self.mirror.call(self.mirror.service.flush_last_seen())
         until(
-            lambda: not self.mirror.call(self.mirror.service.db.read(outbox.waiting)),
+            lambda: not self.mirror.call(self.mirror.service.db.read(outbox.backlog_size)),
             deadline_s=DEADLINE_S,
             what="the mirror to have told everything",
         )
@@ -95,7 +95,7 @@ def test_a_whole_update_through_a_mirror(scene):
     (elsewhere,) = scene.beacons(1, site="b", prefix="other")
     rollout = scene.release()
     scene.here(rollout)
-    assert list(scene.mirror.service.view.nodes) == [beacon.id]
+    assert list(scene.mirror.service.fleet.beacons) == [beacon.id]
     refused = elsewhere.call("GET", "/firmwares/latest/esp32c3?version=1.0.0", check=False)
     assert refused.json["code"] == "unknown_beacon"
     offer = beacon.offered()
@@ -106,7 +106,7 @@ def test_a_whole_update_through_a_mirror(scene):
     assert beacon.report("success", offer, previous_version="1.0.0").status == 200
     beacon.poll()
     scene.even()
-    shown = scene.admin.beacon(beacon.id)
+    shown = scene.admin.get_beacon(beacon.id)
     assert shown["version"] == "1.1.0" and shown["last_seen"]
     assert [one["result"] for one in shown["attempts"]] == ["success"]
     assert [one["status"] for one in shown["reports"]] == ["success", "rebooting"]
@@ -119,16 +119,16 @@ def test_a_whole_update_through_a_mirror(scene):
     elsewhere.connect(scene.primary.url)
     elsewhere.update(elsewhere.offered())
     scene.primary.step()
-    found = scene.admin.rollout(rollout)
+    found = scene.admin.get_rollout(rollout)
     assert found["results"] == {"success": 2} and found["status"] == "completed"
     scene.here(rollout, "completed")
-    (listed,) = scene.admin.mirrors()
+    (listed,) = scene.admin.list_mirrors()
     assert (
         listed["connected"] and listed["backlog"] == 0 and listed["releases"] == ["esp32c3/1.1.0"]
     )
     assert listed["url"] == scene.mirror.url
     for where, name in ((scene.primary, "lan-a"), (scene.mirror, "")):
-        text = where.admin()._send("GET", "/metrics").text
+        text = where.admin().request("GET", "/metrics").text
         assert f'beacon_ota_mirror_backlog{{mirror="{name}"}} 0.0' in text
         assert f'beacon_ota_mirror_silent_seconds{{mirror="{name}"}}' in text
 
@@ -150,20 +150,20 @@ def test_a_day_without_uplink_and_a_restart(scene, tmp_path):
         scene.clock.at += 3600
         scene.primary.step()
     scene.mirror.start()
-    shown = scene.admin.rollout(rollout)
+    shown = scene.admin.get_rollout(rollout)
     assert shown["results"] == {"open": 1}, "the primary gives up nobody that a mirror hears"
-    (listed,) = scene.admin.mirrors()
+    (listed,) = scene.admin.list_mirrors()
     assert not listed["connected"] and listed["silent_s"] >= 86400
     late, last = scene.to_mirror(fleet[0]), scene.to_mirror(fleet[5])
     late.install(under_way)
     assert late.report("success", under_way, previous_version="1.0.0").status == 200
     last.update(last.offered())
-    assert scene.mirror.call(scene.mirror.service.db.read(outbox.waiting)) > 10
+    assert scene.mirror.call(scene.mirror.service.db.read(outbox.backlog_size)) > 10
     scene.uplink.restore()
     scene.even()
-    shown = scene.admin.rollout(rollout)
+    shown = scene.admin.get_rollout(rollout)
     assert shown["results"] == {"success": 5, "failed": 1}
-    rows = list(scene.admin.attempts(rollout))
+    rows = list(scene.admin.list_attempts(rollout))
     assert sorted(one["beacon_id"] for one in rows) == sorted(beacon.id for beacon in fleet)
     events = [
         one
@@ -173,7 +173,7 @@ def test_a_day_without_uplink_and_a_restart(scene, tmp_path):
     assert len(events) == 6
     assert [one["at"] for one in events] == sorted(one["at"] for one in events)
     for beacon in fleet:
-        found = scene.admin.beacon(beacon.id)
+        found = scene.admin.get_beacon(beacon.id)
         words = [one["status"] for one in found["reports"]][::-1]
         assert len(words) == len(set(words)) and words[-1] in ("success", "failed")
 
@@ -191,9 +191,9 @@ def test_an_exchange_whose_answer_is_lost_is_told_again_and_taken_once(scene):
         until(lambda: scene.uplink.budget == 0, deadline_s=DEADLINE_S)
     scene.uplink.restore()
     scene.even()
-    found = scene.admin.beacon(beacon.id)
+    found = scene.admin.get_beacon(beacon.id)
     assert [one["status"] for one in found["reports"]] == ["success", "rebooting"]
-    assert scene.admin.rollout(rollout)["results"] == {"success": 1}
+    assert scene.admin.get_rollout(rollout)["results"] == {"success": 1}
     kinds = [one["kind"] for one in scene.admin.call("GET", "/api/events/latest")["events"]]
     assert kinds.count("attempt.success") == 1
 
@@ -216,7 +216,7 @@ def test_the_mirror_opens_no_stage_and_stops_by_itself(scene):
     assert 4 < len(touched) < 40
     scene.clock.at += 86400
     scene.mirror.step()
-    assert scene.mirror.service.view.entries[rollout].state.waves[0].stage == 0
+    assert scene.mirror.service.fleet.rollouts[rollout].state.waves[0].stage == 0
     # A failing release stops here although nobody can be asked.
     for beacon, _ in touched[:3]:
         offer = beacon.offered()
@@ -224,17 +224,17 @@ def test_the_mirror_opens_no_stage_and_stops_by_itself(scene):
         beacon.report("failed", offer, stage="verify", code="image", detail="x")
     scene.here(rollout, "halted")
     assert touched[-1][0].offer() is None
-    assert scene.admin.rollout(rollout)["status"] == "active"
+    assert scene.admin.get_rollout(rollout)["status"] == "active"
     scene.mirror.stop()
     scene.mirror.start()  # and it stays so
     scene.here(rollout, "halted")
     scene.uplink.restore()
-    until(lambda: scene.admin.rollout(rollout)["status"] == "halted", deadline_s=DEADLINE_S)
+    until(lambda: scene.admin.get_rollout(rollout)["status"] == "halted", deadline_s=DEADLINE_S)
     scene.even()
-    shown = scene.admin.rollout(rollout)
+    shown = scene.admin.get_rollout(rollout)
     assert shown["by"] == "mirror lan-a" and shown["results"]["failed"] == 3
     scene.even()
-    scene.admin.move_rollout(rollout, "resume", "looked at it")
+    scene.admin.post_rollout_action(rollout, "resume", "looked at it")
     scene.here(rollout)
     scene.to_mirror(touched[-1][0])
     until(lambda: touched[-1][0].offer(), deadline_s=DEADLINE_S)
@@ -246,12 +246,14 @@ def test_what_is_done_at_the_primary_reaches_the_mirror(scene):
     scene.here(rollout)
     offer = one.offered()
     assert one.download(offer).status == 200
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     scene.here(rollout, "halted")
     assert one.report("rebooting", offer).status in (409, 410)
-    until(lambda: scene.admin.rollout(rollout)["results"] == {"stopped": 1}, deadline_s=DEADLINE_S)
-    scene.admin.move_rollout(rollout, "abort", "over")
-    until(lambda: rollout not in scene.mirror.service.view.entries, deadline_s=DEADLINE_S)
+    until(
+        lambda: scene.admin.get_rollout(rollout)["results"] == {"stopped": 1}, deadline_s=DEADLINE_S
+    )
+    scene.admin.post_rollout_action(rollout, "abort", "over")
+    until(lambda: rollout not in scene.mirror.service.fleet.rollouts, deadline_s=DEADLINE_S)
     scene.admin.call("DELETE", f"/api/beacons/{two.id}")
     scene.known(1)
     (three,) = scene.beacons(1, site="b", prefix="moved")
@@ -264,19 +266,19 @@ def test_a_new_key_learned_at_the_mirror(scene):
     (beacon,) = scene.beacons(1)
     scene.known(1)
     scene.admin.call("POST", f"/api/beacons/{beacon.id}/rekey")
-    until(lambda: scene.mirror.service.view.nodes[beacon.id].next_key, deadline_s=DEADLINE_S)
+    until(lambda: scene.mirror.service.fleet.beacons[beacon.id].next_key, deadline_s=DEADLINE_S)
     scene.down()
-    from beacon_ota.orchestrator.beacon_api.auth import rekey
-    from beacon_ota.wire import auth
+    from beacon_ota.orchestrator.beacon_api.auth import wrap_new_key
+    from beacon_ota.wire import auth_header
 
     answer = beacon.report("idle")
     new = answer.json["rekey"]
-    nonce = auth.parse(beacon.last_header)[2]  # type: ignore[index]
-    beacon.key = bytes.fromhex(rekey(beacon.key, bytes.fromhex(new), nonce))
+    nonce = auth_header.parse_header(beacon.last_header)[2]  # type: ignore[index]
+    beacon.key = bytes.fromhex(wrap_new_key(beacon.key, bytes.fromhex(new), nonce))
     assert beacon.poll().status == 204
     scene.uplink.restore()
     scene.even()
-    until(lambda: not scene.admin.beacon(beacon.id)["rekeying"], deadline_s=DEADLINE_S)
+    until(lambda: not scene.admin.get_beacon(beacon.id)["rekeying"], deadline_s=DEADLINE_S)
     beacon.connect(scene.primary.url)
     assert beacon.poll().status == 204
     scene.to_mirror(beacon)
@@ -288,23 +290,23 @@ def test_keys_given_while_a_mirror_hands_one_out(scene, heard_by):
     """The beacon has the first; the primary has given two more meanwhile, and knows nothing."""
     (beacon,) = scene.beacons(1)
     scene.known(1)
-    scene.admin.do_beacon(beacon.id, "rekey")
-    until(lambda: scene.mirror.service.view.nodes[beacon.id].next_key, deadline_s=DEADLINE_S)
+    scene.admin.post_beacon_action(beacon.id, "rekey")
+    until(lambda: scene.mirror.service.fleet.beacons[beacon.id].next_key, deadline_s=DEADLINE_S)
     scene.down()
     take(beacon, beacon.report("idle"))
     assert beacon.poll().status == 204
     put = secrets.token_bytes(32)
-    scene.admin.do_beacon(beacon.id, "rekey")
-    scene.admin.set_key(beacon.id, put.hex())
+    scene.admin.post_beacon_action(beacon.id, "rekey")
+    scene.admin.set_beacon_key(beacon.id, put.hex())
     if heard_by == "primary":
         beacon.connect(scene.primary.url)
         assert beacon.poll().status == 204
     scene.uplink.restore()
     scene.even()
     scene.to_mirror(beacon)
-    until(lambda: scene.mirror.service.view.nodes[beacon.id].next_key, deadline_s=DEADLINE_S)
+    until(lambda: scene.mirror.service.fleet.beacons[beacon.id].next_key, deadline_s=DEADLINE_S)
     assert heard(beacon) == put
-    until(lambda: not scene.admin.beacon(beacon.id)["rekeying"], deadline_s=DEADLINE_S)
+    until(lambda: not scene.admin.get_beacon(beacon.id)["rekeying"], deadline_s=DEADLINE_S)
     beacon.connect(scene.primary.url)
     assert beacon.poll().status == 204
 
@@ -316,7 +318,7 @@ def test_an_image_is_fetched_from_where_it_broke_off(scene):
     firmware = upload(scene.admin, "1.1.0", scene.folder, channel="stable")
     rollout = scene.admin.create_rollout(firmware["firmware_id"], EVERYBODY)["rollout_id"]
     sent = scene.primary.service.counts
-    part = scene.mirror.service.blobs.part(firmware["blob"])
+    part = scene.mirror.service.blobs.partial_path(firmware["blob"])
     seen = set()
     for _ in range(30):
         scene.uplink.restore()
@@ -340,7 +342,7 @@ def test_an_image_is_fetched_from_where_it_broke_off(scene):
 
 
 def _has(scene, rollout: str) -> bool:
-    return rollout in scene.mirror.service.view.entries
+    return rollout in scene.mirror.service.fleet.rollouts
 
 
 def test_who_may_what(scene):
@@ -367,7 +369,7 @@ def test_who_may_what(scene):
     with pytest.raises(InputError):
         admin.create_mirror("lan-c", "nowhere")
     admin.remove_mirror(scene.id)
-    assert admin.mirrors() == []
+    assert admin.list_mirrors() == []
     with pytest.raises(DeniedError):
         stolen.call("POST", "/api/mirror/sync", json=body)
     assert admin.create_mirror("lan-a", "b")["site"] == "b"
@@ -378,7 +380,7 @@ def test_a_mirror_tells_of_its_own_beacons_alone(scene):
     scene.down()
     (other,) = scene.beacons(1, site="b", prefix="other")
     rollout = scene.release()
-    firmware = scene.admin.rollout(rollout)["firmware_id"]
+    firmware = scene.admin.get_rollout(rollout)["firmware_id"]
     stolen = type(scene.admin)(scene.primary.url, scene.token)
     row = {
         "id": secrets.token_hex(12),
@@ -402,8 +404,8 @@ def test_a_mirror_tells_of_its_own_beacons_alone(scene):
     tell(3, "reports", {"beacon_id": other.id, "at": 1.0, "status": "idle", "body": "{}", "id": 1})
     tell(4, "events", {"id": 1, "at": 1.0, "kind": "token.created", "subject": "x", "data": "{}"})
     tell(5, "halts", {"rollout_id": "nowhere", "reason": "x"})
-    assert scene.admin.rollout(rollout)["results"] == {}
-    shown = scene.admin.beacon(other.id)
+    assert scene.admin.get_rollout(rollout)["results"] == {}
+    shown = scene.admin.get_beacon(other.id)
     assert shown["version"] is None and shown["reports"] == []
     kinds = [one["kind"] for one in scene.admin.call("GET", "/api/events/latest")["events"]]
     assert "token.created" not in kinds
@@ -419,7 +421,7 @@ def test_a_mirror_tells_of_its_own_beacons_alone(scene):
         with pytest.raises(InputError) as caught:
             tell(6, what, bad)
         assert caught.value.code == "mirror_change", (what, bad)
-    assert scene.admin.mirrors()[0]["taken"] == 5
+    assert scene.admin.list_mirrors()[0]["taken"] == 5
 
 
 WRONG = {
@@ -480,7 +482,7 @@ def test_what_a_stolen_mirror_tells_is_checked_field_by_field(scene):
     scene.down()
     (beacon,) = scene.beacons(1)
     rollout = scene.release()
-    firmware = scene.admin.rollout(rollout)["firmware_id"]
+    firmware = scene.admin.get_rollout(rollout)["firmware_id"]
     stolen = type(scene.admin)(scene.primary.url, scene.token)
     attempt_id = secrets.token_hex(12)
     good = {
@@ -522,7 +524,7 @@ def test_what_a_stolen_mirror_tells_is_checked_field_by_field(scene):
         change = {"seq": seq, "what": what, "row": row}
         body = json.dumps({"epoch": "1" * 24, "changes": [change], **more})
         headers = {"Content-Type": "application/json"}
-        stolen._send("POST", "/api/mirror/sync", data=body, headers=headers)
+        stolen.request("POST", "/api/mirror/sync", data=body, headers=headers)
 
     def pages() -> None:
         for path in (
@@ -535,26 +537,26 @@ def test_what_a_stolen_mirror_tells_is_checked_field_by_field(scene):
             "/api/mirrors",
             "/metrics",
         ):
-            assert scene.admin._send("GET", path).status_code == 200, path
+            assert scene.admin.request("GET", path).status_code == 200, path
 
     for what, changes in WRONG.items():
         for change in changes:
             with pytest.raises(InputError) as caught:
                 tell(1, what, {**good[what], **change})
             assert caught.value.code == "mirror_change", (what, change)
-    assert scene.admin.rollout(rollout)["results"] == {}
+    assert scene.admin.get_rollout(rollout)["results"] == {}
     wrong = {"backlog": "x", "lag_s": [], "releases": [{}], "version": {"a": 1}, "url": 1}
     for seq, what in enumerate(good, 1):
         tell(seq, what, good[what], status=wrong)
     pages()
-    (listed,) = scene.admin.mirrors()
+    (listed,) = scene.admin.list_mirrors()
     assert listed["taken"] == len(good)
     assert (listed["backlog"], listed["url"], listed["releases"]) == (None, None, [])
     scene.primary.stop()
     scene.primary.start()
     scene.admin = scene.primary.admin()
     pages()
-    assert scene.admin.rollout(rollout)["results"] == {"failed": 1}
+    assert scene.admin.get_rollout(rollout)["results"] == {"failed": 1}
 
 
 def test_a_mirror_makes_no_events_about_others(scene):
@@ -601,7 +603,7 @@ def test_nobody_was_heard_in_the_future(scene):
     tell(1, "1.0.0", scene.clock.at + 86400)
     scene.clock.at += 60
     tell(2, "1.1.0", scene.clock.at)
-    assert scene.admin.beacon(beacon.id)["version"] == "1.1.0"
+    assert scene.admin.get_beacon(beacon.id)["version"] == "1.1.0"
 
 
 @pytest.mark.parametrize(
@@ -611,7 +613,7 @@ def test_nobody_was_heard_in_the_future(scene):
 def test_a_mirror_keeps_sqlite_and_one_process(tmp_path, settings, code):
     given = Settings(tmp_path / "d", insecure=True, upstream="http://127.0.0.1:9", **settings)
     with pytest.raises(BeaconOtaError) as caught:
-        serve(given, Listen(port=0))
+        run_orchestrator(given, ListenOptions(port=0))
     assert caught.value.code == code
 
 
@@ -623,15 +625,15 @@ def test_a_mirror_without_a_primary_serves_what_it_has(scene):
     scene.mirror.stop()
     scene.mirror.start()
     scene.to_mirror(beacon).update(beacon.offered())
-    row = scene.mirror.admin().rollout(rollout)
+    row = scene.mirror.admin().get_rollout(rollout)
     assert row["results"] == {"success": 1}
     # What waits to be told is counted, also after the restart; and told when the line is back.
     until(lambda: _backlog(scene) > 0, deadline_s=DEADLINE_S, what="the backlog to be counted")
-    assert scene.admin.rollout(rollout)["results"] == {}
+    assert scene.admin.get_rollout(rollout)["results"] == {}
     scene.uplink.restore()
     scene.even()
     until(lambda: _backlog(scene) == 0, deadline_s=DEADLINE_S, what="the backlog to be told")
-    assert scene.admin.rollout(rollout)["results"] == {"success": 1}
+    assert scene.admin.get_rollout(rollout)["results"] == {"success": 1}
 
 
 def _backlog(scene) -> int:
@@ -657,7 +659,7 @@ def test_a_mirror_gets_the_images_of_what_it_serves_and_no_others(scene):
     assert image_of(unused) == 404
     rollout = scene.admin.create_rollout(unused, EVERYBODY)["rollout_id"]
     assert image_of(unused) == 200
-    scene.admin.move_rollout(rollout, "abort", "no")
+    scene.admin.post_rollout_action(rollout, "abort", "no")
     assert image_of(unused) == 404
     withdrawn = upload(scene.admin, "2.1.0", scene.folder, channel="stable")["firmware_id"]
     scene.admin.create_rollout(withdrawn, EVERYBODY)
@@ -680,14 +682,14 @@ def test_a_beacon_that_asked_both_while_the_line_was_down(scene):
     scene.uplink.restore()
     scene.even()
     until(
-        lambda: len(scene.admin.beacon(beacon.id)["attempts"]) == 2,
+        lambda: len(scene.admin.get_beacon(beacon.id)["attempts"]) == 2,
         what="the primary to hear of both attempts",
     )
     until(
-        lambda: len(scene.mirror.admin().beacon(beacon.id)["attempts"]) == 2,
+        lambda: len(scene.mirror.admin().get_beacon(beacon.id)["attempts"]) == 2,
         what="the mirror to hear of both attempts",
     )
-    scene.admin.move_rollout(rollout, "halt")
+    scene.admin.post_rollout_action(rollout, "halt")
     scene.here(rollout, "halted")
     assert other.offer() is None
 
@@ -702,25 +704,25 @@ def test_a_beacon_whose_first_attempt_its_primary_has_not_taken_is_offered_the_n
     assert beacon.fail(beacon.offered()).json["recorded"] == "first"
     _move(scene, beacon, "b")
     beacon.key = secrets.token_bytes(32)
-    scene.admin.set_key(beacon.id, beacon.key.hex())
+    scene.admin.set_beacon_key(beacon.id, beacon.key.hex())
     beacon.connect(scene.primary.url)
     assert beacon.report("idle").status == 200
     scene.uplink.restore()
     scene.known(0)
     scene.even()
-    assert scene.admin.beacon(beacon.id)["attempts"] == []
+    assert scene.admin.get_beacon(beacon.id)["attempts"] == []
     _move(scene, beacon, "a/x")
     scene.known(1)
     scene.to_mirror(beacon)
     scene.clock.at += 600
     assert beacon.fail(beacon.offered()).json["recorded"] == "first"
     scene.even()
-    assert [one["n"] for one in scene.admin.beacon(beacon.id)["attempts"]] == [2]
+    assert [one["n"] for one in scene.admin.get_beacon(beacon.id)["attempts"]] == [2]
     _move(scene, beacon, "b")
     beacon.connect(scene.primary.url)
     scene.clock.at += 600
     beacon.update(beacon.offered())
-    assert [one["n"] for one in scene.admin.beacon(beacon.id)["attempts"]] == [3, 2]
+    assert [one["n"] for one in scene.admin.get_beacon(beacon.id)["attempts"]] == [3, 2]
 
 
 def _move(scene, beacon: TestBeacon, site: str) -> None:
@@ -735,14 +737,16 @@ def test_the_first_word_of_a_board_reaches_the_primary_and_comes_back(scene):
     beacon.device_type = "esp32c3-8mb"
     assert beacon.poll().headers["x-reason"] == "board"  # a mirror decides nothing about it
     scene.even()
-    assert scene.admin.beacon(beacon.id)["device_type"] == "esp32c3-8mb"
-    [event] = [one for one in scene.admin.latest_events(100) if one["kind"] == "beacon.retyped"]
+    assert scene.admin.get_beacon(beacon.id)["device_type"] == "esp32c3-8mb"
+    [event] = [
+        one for one in scene.admin.list_latest_events(100) if one["kind"] == "beacon.retyped"
+    ]
     assert event["data"]["by"] == "mirror lan-a"
     scene.here(rollout)
     scene.clock.at += 1
     beacon.update(beacon.offered())
     scene.even()
-    assert scene.admin.rollout(rollout)["results"] == {"success": 1}
+    assert scene.admin.get_rollout(rollout)["results"] == {"success": 1}
 
 
 def test_a_board_that_is_questioned_and_accepted_behind_a_mirror(scene):
@@ -754,17 +758,17 @@ def test_a_board_that_is_questioned_and_accepted_behind_a_mirror(scene):
     beacon.device_type = "esp32c3-8mb"
     assert beacon.poll().headers["x-reason"] == "board"
     scene.even()
-    assert scene.admin.beacon(beacon.id)["standing"] == "board"
+    assert scene.admin.get_beacon(beacon.id)["standing"] == "board"
 
     def told():
-        events = scene.admin.latest_events(100)
+        events = scene.admin.list_latest_events(100)
         return [one for one in events if one["kind"] == "beacon.questioned"]
 
     [event] = until(told, deadline_s=DEADLINE_S)
     assert event["subject"] == beacon.id
     scene.admin.retype_beacon(beacon.id)
-    node = scene.mirror.service.view.nodes[beacon.id]
-    until(lambda: node.facts.device_type == "esp32c3-8mb", deadline_s=DEADLINE_S)
+    node = scene.mirror.service.fleet.beacons[beacon.id]
+    until(lambda: node.beacon.device_type == "esp32c3-8mb", deadline_s=DEADLINE_S)
     assert beacon.poll().headers["x-reason"] == "no_release"
 
 
@@ -775,11 +779,11 @@ def test_a_change_of_board_calls_off_what_a_mirror_has_begun(scene):
     assert beacon.download(beacon.offered()).status == 200
     scene.even()  # its own word has arrived: what is set by hand stays
     scene.admin.retype_beacon(beacon.id, "esp32c3-8mb")
-    node = scene.mirror.service.view.nodes[beacon.id]
-    until(lambda: node.facts.device_type == "esp32c3-8mb", deadline_s=DEADLINE_S)
+    node = scene.mirror.service.fleet.beacons[beacon.id]
+    until(lambda: node.beacon.device_type == "esp32c3-8mb", deadline_s=DEADLINE_S)
     scene.mirror.step()
     scene.even()
-    assert scene.admin.rollout(rollout)["results"] == {"stopped": 1}
+    assert scene.admin.get_rollout(rollout)["results"] == {"stopped": 1}
 
 
 def test_refusals_behind_a_mirror_are_shown_at_the_primary(scene):
@@ -788,6 +792,6 @@ def test_refusals_behind_a_mirror_are_shown_at_the_primary(scene):
     for _ in range(3):
         assert beacon.call("GET", "/firmwares/latest/esp32c3?version=odd").status == 422
     scene.even()
-    shown = scene.admin.beacon(beacon.id)
+    shown = scene.admin.get_beacon(beacon.id)
     assert (shown["refused_code"], shown["refusals"]) == ("poll_query", 3)
     assert shown["standing"] == "refused"

@@ -9,13 +9,13 @@ import requests
 
 from beacon_ota import __version__
 from beacon_ota.errors import BeaconOtaError, InputError, UsageError
-from beacon_ota.orchestrator.db.tables import books, outbox
+from beacon_ota.orchestrator.db.tables import mirror_books, outbox
 from beacon_ota.orchestrator.db.tables import mirrors as primary_store
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.mirror import sync as mirrors
 from beacon_ota.orchestrator.mirror.images import Images
 from beacon_ota.orchestrator.mirror.watch import MirrorWatch
-from tests.orchestrator.core.test_stopping import signed_in
+from tests.orchestrator.core.test_stop_manager import signed_in
 from tests.orchestrator.elsewhere import Elsewhere
 from tests.orchestrator.mirror.test_sync import CALM, EVERYBODY, Scene
 from tests.orchestrator.uplinks import Uplink
@@ -36,7 +36,7 @@ def scene(tmp_path, monkeypatch):
 
 
 def waited_for(scene, rollout: str) -> list[str]:
-    return [one["mirror"] for one in scene.admin.rollout(rollout)["unconfirmed"]]
+    return [one["mirror"] for one in scene.admin.get_rollout(rollout)["unconfirmed"]]
 
 
 def confirmed(scene, rollout: str) -> None:
@@ -44,7 +44,7 @@ def confirmed(scene, rollout: str) -> None:
 
 
 def listed(scene):
-    (one,) = scene.admin.mirrors()
+    (one,) = scene.admin.list_mirrors()
     return one
 
 
@@ -65,7 +65,7 @@ def look(scene) -> None:
 
 
 def told(scene, kind: str):
-    rows = scene.admin.latest_events(500)
+    rows = scene.admin.list_latest_events(500)
     return [one for one in rows if one["kind"] == kind]
 
 
@@ -81,13 +81,13 @@ def test_a_stop_names_the_mirrors_that_have_not_confirmed_it(scene, verb):
     scene.down()
     at = scene.clock.now()
     scene.clock.at += 600
-    done = scene.admin.move_rollout(rollout, verb, "enough")
+    done = scene.admin.post_rollout_action(rollout, verb, "enough")
     (one,) = done["unconfirmed"]
     assert (one["mirror"], one["mirror_id"], one["site"]) == ("lan-a", scene.id, "a")
     assert one["since"][:19] == done["changed_at"][:19] and one["hands_out"]
 
     def agree() -> bool:
-        (one,) = scene.admin.rollout(rollout)["unconfirmed"]
+        (one,) = scene.admin.get_rollout(rollout)["unconfirmed"]
         known = listed(scene)
         return all(known[name] == one[name] for name in ("seen_at", "hands_out_until"))
 
@@ -95,7 +95,7 @@ def test_a_stop_names_the_mirrors_that_have_not_confirmed_it(scene, verb):
     until(agree, deadline_s=DEADLINE_S, what="one word about when the mirror was heard")
     assert waited_for(scene, rollout) == ["lan-a"]
     scene.clock.at = at + 600 + DAY + 1
-    (one,) = scene.admin.rollout(rollout)["unconfirmed"]
+    (one,) = scene.admin.get_rollout(rollout)["unconfirmed"]
     assert not one["hands_out"], "its lease is over, and it still has confirmed nothing"
     scene.uplink.restore()
     confirmed(scene, rollout)
@@ -105,14 +105,14 @@ def test_a_release_that_is_withdrawn_names_them_too(scene):
     scene.beacons(1)
     rollout = scene.release()
     scene.here(rollout)
-    firmware = scene.admin.rollout(rollout)["firmware_id"]
-    assert scene.admin.firmware(firmware)["unconfirmed"] == []
+    firmware = scene.admin.get_rollout(rollout)["firmware_id"]
+    assert scene.admin.find_firmware(firmware)["unconfirmed"] == []
     scene.down()
-    done = scene.admin.move_firmware(firmware, "deprecate", "bad")
+    done = scene.admin.post_firmware_action(firmware, "deprecate", "bad")
     assert [one["mirror"] for one in done["unconfirmed"]] == ["lan-a"]
     scene.uplink.restore()
-    until(lambda: not scene.admin.firmware(firmware)["unconfirmed"], deadline_s=DEADLINE_S)
-    assert scene.mirror.service.view.releases[firmware].state == "deprecated"
+    until(lambda: not scene.admin.find_firmware(firmware)["unconfirmed"], deadline_s=DEADLINE_S)
+    assert scene.mirror.service.fleet.releases[firmware].state == "deprecated"
 
 
 def test_bytes_that_arrived_confirm_nothing(scene, monkeypatch):
@@ -121,29 +121,29 @@ def test_bytes_that_arrived_confirm_nothing(scene, monkeypatch):
     (beacon,) = scene.beacons(1)
     rollout = scene.release()
     scene.here(rollout)
-    real = outbox.take
+    real = outbox.import_state
 
     def fails(conn, *args):
         raise RuntimeError("the disk is odd")
 
-    monkeypatch.setattr(outbox, "take", fails)
+    monkeypatch.setattr(outbox, "import_state", fails)
     renewed = scene.mirror.service.lease.contact
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     until(lambda: scene.mirror.service.mirror.error == "internal", deadline_s=DEADLINE_S)
     one = is_listed(scene, "failing")
     assert one["connected"] and one["error"]["code"] == "internal"
     assert "the disk is odd" in one["problem"]
     assert waited_for(scene, rollout) == ["lan-a"]
-    entry = scene.mirror.service.view.entries[rollout]
+    entry = scene.mirror.service.fleet.rollouts[rollout]
     assert (entry.stored.status, entry.state.status) == ("active", "halted")
     found = health(scene)
     assert found["status"] == "stops_unstored" and found["mirror"]["error"] == "internal"
     scene.clock.at += DAY + 1  # it answers all the time, and its lease is over nevertheless
     assert scene.mirror.service.lease.contact == renewed
     assert not scene.mirror.service.mirror.hands_out and beacon.offer() is None
-    monkeypatch.setattr(outbox, "take", real)
+    monkeypatch.setattr(outbox, "import_state", real)
     confirmed(scene, rollout)
-    assert scene.mirror.service.view.entries[rollout].state.status == "halted"
+    assert scene.mirror.service.fleet.rollouts[rollout].state.status == "halted"
     is_listed(scene, "ok")
     assert health(scene)["status"] == "ok"
 
@@ -158,8 +158,8 @@ def test_a_stop_that_is_not_stored_is_confirmed_by_nobody(scene):
     page = f"{scene.primary.url}/rollouts/{rollout}"
     with Elsewhere(scene.primary) as elsewhere:
         elsewhere.hold()
-        done = scene.admin.move_rollout(rollout, "halt", "enough")
-        found = scene.admin.rollout(rollout)
+        done = scene.admin.post_rollout_action(rollout, "halt", "enough")
+        found = scene.admin.get_rollout(rollout)
         text = browser.get(page, timeout=DEADLINE_S).text
         elsewhere.let_go()
     assert (done["stored"], found["stored"], found["status"]) == (False, False, "halted")
@@ -187,10 +187,10 @@ def test_a_halt_does_not_wait_for_an_image(scene, monkeypatch):
     monkeypatch.setattr(Images, "_download", slow)
     later = scene.release("1.2.0")
     until(lambda: scene.mirror.service.mirror.images._wanted, deadline_s=DEADLINE_S)
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     scene.here(rollout, "halted")
     confirmed(scene, rollout)
-    assert beacon.offer() is None and later not in scene.mirror.service.view.entries
+    assert beacon.offer() is None and later not in scene.mirror.service.fleet.rollouts
     assert scene.mirror.service.mirror.error is None
     goes_on.set()
     scene.here(later)
@@ -208,7 +208,7 @@ def test_a_mirror_that_cannot_write_says_so(scene):
     scene.here(rollout)
     scene.known(1)
     scene.even()
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     confirmed(scene, rollout)
     with Elsewhere(scene.mirror) as elsewhere:
         elsewhere.hold()
@@ -250,21 +250,21 @@ def test_a_mirror_that_cannot_write_holds_what_its_primary_stopped(scene, verb):
     status = STATUSES[verb]
     with Elsewhere(scene.mirror) as elsewhere:
         elsewhere.hold()
-        scene.admin.move_rollout(rollout, verb, "enough")
+        scene.admin.post_rollout_action(rollout, verb, "enough")
         scene.here(rollout, status)
         assert beacon.offer() is None
         assert waited_for(scene, rollout) == ["lan-a"]  # a restart might lose it
         assert elsewhere.rollout(rollout)["status"] == "active"
         if verb != "abort":
-            scene.admin.move_rollout(rollout, "resume", "on")
+            scene.admin.post_rollout_action(rollout, "resume", "on")
             scene.here(rollout)
-            scene.admin.move_rollout(rollout, verb, "enough")
+            scene.admin.post_rollout_action(rollout, verb, "enough")
             scene.here(rollout, status)
         elsewhere.let_go()
     confirmed(scene, rollout)
     with Elsewhere(scene.mirror) as elsewhere:
         assert elsewhere.rollout(rollout)["status"] == status
-    assert not scene.mirror.service.stops.mine()
+    assert not scene.mirror.service.stops.to_store()
 
 
 def test_what_a_mirror_holds_for_its_primary_holds_after_a_restart(scene):
@@ -275,10 +275,10 @@ def test_what_a_mirror_holds_for_its_primary_holds_after_a_restart(scene):
     scene.even()
     with Elsewhere(scene.mirror) as elsewhere:
         elsewhere.hold()
-        scene.admin.move_rollout(rollout, "halt", "enough")
+        scene.admin.post_rollout_action(rollout, "halt", "enough")
         scene.here(rollout, "halted")
         board = scene.mirror.service.stops
-        until(lambda: board.survives, deadline_s=DEADLINE_S, what="the note of it")
+        until(lambda: board.survives_restart, deadline_s=DEADLINE_S, what="the note of it")
         scene.uplink.cut()
         scene.mirror.stop()
         elsewhere.let_go()
@@ -291,29 +291,29 @@ def test_what_a_mirror_holds_for_its_primary_holds_after_a_restart(scene):
     assert not told(scene, "mirror.halted")  # it was not the mirror's to say
     scene.uplink.restore()
     confirmed(scene, rollout)
-    assert not told(scene, "mirror.halted") and not scene.mirror.service.stops.mine()
+    assert not told(scene, "mirror.halted") and not scene.mirror.service.stops.to_store()
 
 
 def test_a_halt_reaches_a_mirror_whose_image_is_damaged(scene, monkeypatch):
     scene.beacons(1)
     rollout = scene.release()
     scene.here(rollout)
-    firmware = scene.admin.rollout(rollout)["firmware_id"]
-    row = scene.mirror.service.view.releases[firmware].row
+    firmware = scene.admin.get_rollout(rollout)["firmware_id"]
+    row = scene.mirror.service.fleet.releases[firmware].row
     scene.down()
     monkeypatch.setattr(Images, "_download", no_image)  # nowhere to be had again
     scene.mirror.service.blobs.path(row["blob"]).write_bytes(b"rot")
     scene.mirror.stop()
     scene.mirror.start()
     until(
-        lambda: scene.mirror.service.view.releases[firmware].row["damaged_at"],
+        lambda: scene.mirror.service.fleet.releases[firmware].row["damaged_at"],
         deadline_s=DEADLINE_S,
     )
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     scene.uplink.restore()
     scene.here(rollout, "halted")
     confirmed(scene, rollout)
-    assert scene.mirror.service.view.releases[firmware].state == "deprecated"
+    assert scene.mirror.service.fleet.releases[firmware].state == "deprecated"
     assert is_listed(scene, "failing")["error"]["code"] == "image_sha256"
 
 
@@ -321,13 +321,13 @@ def test_a_mirror_that_starts_again_says_what_it_acts_on(scene):
     scene.beacons(1)
     rollout = scene.release()
     scene.here(rollout)
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     confirmed(scene, rollout)
     scene.mirror.stop()
     assert waited_for(scene, rollout) == []
     scene.mirror.start()
     until(lambda: scene.mirror.service.mirror._have, deadline_s=DEADLINE_S)
-    assert scene.mirror.service.view.entries[rollout].state.status == "halted"
+    assert scene.mirror.service.fleet.rollouts[rollout].state.status == "halted"
     assert waited_for(scene, rollout) == []
 
 
@@ -337,7 +337,7 @@ def test_entries_of_another_history_confirm_nothing(scene):
     rollout = scene.release()
     scene.here(rollout)
     scene.mirror.stop()
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     mirror = type(scene.admin)(scene.primary.url, scene.token)
     for moves in ("999.0123456789abcdef", "3.0123456789abcdef", "", "x", "-1.", "9" * 40, 7, None):
         body = {"epoch": "0" * 24, "status": {"moves": moves}}
@@ -353,7 +353,7 @@ def test_a_mirror_of_the_release_before_confirms_with_the_digest_of_what_it_has(
     rollout = scene.release()
     scene.here(rollout)
     scene.mirror.stop()
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     mirror = type(scene.admin)(scene.primary.url, scene.token)
     body = {"epoch": "0" * 24, "have": "1", "status": {"backlog": 0, "version": "0.0.9"}}
     mirror.call("POST", "/api/mirror/sync", json=body)
@@ -429,9 +429,9 @@ def test_how_long_a_lease_is_can_be_chosen(tmp_path, scene):
     rollout = scene.release()
     given = {"upstream": scene.uplink.url, "upstream_token": made["token"], "lease_s": 600.0}
     with Local(tmp_path / "short", clock=scene.clock, **given) as short:
-        until(lambda: rollout in short.service.view.entries, deadline_s=DEADLINE_S)
+        until(lambda: rollout in short.service.fleet.rollouts, deadline_s=DEADLINE_S)
         until(
-            lambda: any(one["lease_s"] == 600 for one in scene.admin.mirrors()),
+            lambda: any(one["lease_s"] == 600 for one in scene.admin.list_mirrors()),
             deadline_s=DEADLINE_S,
         )
         scene.uplink.cut()
@@ -472,15 +472,15 @@ def test_a_mirror_that_falls_silent_becomes_an_event_once_and_its_return_another
     assert event["subject"] == "lan-a" and event["data"]["word"] == "silent"
     one = listed(scene)
     assert (one["health"], one["unhealthy_since"]) == ("silent", since)
-    assert {site["path"]: site["mirrors"] for site in scene.admin.sites()} == {
+    assert {site["path"]: site["mirrors"] for site in scene.admin.list_sites()} == {
         "a": [{"name": "lan-a", "health": "silent"}],
         "a/x": [{"name": "lan-a", "health": "silent"}],
         "b": [],
     }
-    text = scene.admin._send("GET", "/metrics").text
+    text = scene.admin.request("GET", "/metrics").text
     assert 'beacon_ota_mirror_healthy{mirror="lan-a"} 0.0' in text
     assert f'beacon_ota_mirror_lease_seconds{{mirror="lan-a"}} {DAY - 61}' in text
-    own = scene.mirror.admin()._send("GET", "/metrics").text
+    own = scene.mirror.admin().request("GET", "/metrics").text
     assert 'beacon_ota_mirror_healthy{mirror=""} 0.0' in own
     scene.uplink.restore()
     is_listed(scene, "ok")
@@ -488,7 +488,7 @@ def test_a_mirror_that_falls_silent_becomes_an_event_once_and_its_return_another
     look(scene)
     assert len(told(scene, "mirror.healthy")) == 1
     assert 'beacon_ota_mirror_healthy{mirror="lan-a"} 1.0' in (
-        scene.admin._send("GET", "/metrics").text
+        scene.admin.request("GET", "/metrics").text
     )
 
 
@@ -497,22 +497,22 @@ def test_what_is_refused_of_a_mirror_is_seen_and_halts_arrive_all_the_same(scene
     (beacon,) = scene.beacons(1)
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
-    real = outbox.batch
+    real = outbox.read_batch
 
     def newer(conn, limit):
         return [*real(conn, limit), outbox.Item(1 << 40, "telemetry", {"x": 1})]
 
-    monkeypatch.setattr(outbox, "batch", newer)
+    monkeypatch.setattr(outbox, "read_batch", newer)
     one = is_listed(scene, "refused")
     assert one["refused"]["code"] == "mirror_change" and one["connected"]
     assert "telemetry" in one["problem"] and __version__ in one["problem"]
     assert health(scene)["mirror"]["error"] == "mirror_change"
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     confirmed(scene, rollout)
     assert beacon.poll().headers["x-reason"] == "halted"
     look(scene)
     assert told(scene, "mirror.unhealthy")[-1]["data"]["word"] in ("refused", "failing")
-    monkeypatch.setattr(outbox, "batch", real)
+    monkeypatch.setattr(outbox, "read_batch", real)
     is_listed(scene, "ok")
 
 
@@ -527,21 +527,21 @@ def test_a_halt_that_is_told_in_vain_is_done_once(scene, monkeypatch):
         beacon.fail(beacon.offered())
     scene.mirror.step()
     scene.here(rollout, "halted")
-    real, told_again = outbox.batch, []
+    real, told_again = outbox.read_batch, []
 
     def newer(conn, limit):
         told_again.append(0)
         return [*real(conn, limit), outbox.Item(1 << 40, "telemetry", {"x": 1})]
 
-    monkeypatch.setattr(outbox, "batch", newer)
+    monkeypatch.setattr(outbox, "read_batch", newer)
     scene.uplink.restore()
-    until(lambda: scene.admin.rollout(rollout)["status"] == "halted", deadline_s=DEADLINE_S)
-    scene.admin.move_rollout(rollout, "resume", "looked at it")
+    until(lambda: scene.admin.get_rollout(rollout)["status"] == "halted", deadline_s=DEADLINE_S)
+    scene.admin.post_rollout_action(rollout, "resume", "looked at it")
     told_again.clear()
     until(lambda: len(told_again) >= 3, deadline_s=DEADLINE_S)
-    kinds = [one["kind"] for one in scene.admin.rollout(rollout)["transitions"]]
+    kinds = [one["kind"] for one in scene.admin.get_rollout(rollout)["transitions"]]
     assert kinds.count("halted") == 1 and kinds[-1] == "resumed"
-    monkeypatch.setattr(outbox, "batch", real)
+    monkeypatch.setattr(outbox, "read_batch", real)
     scene.here(rollout)
     is_listed(scene, "ok")
 
@@ -550,20 +550,20 @@ def test_a_primary_that_fails_at_what_it_is_told_halts_all_the_same(scene, monke
     (beacon,) = scene.beacons(1)
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
-    real = primary_store.take
+    real = primary_store.import_changes
 
     def fails(conn, mirror_id, epoch, changes, *args):
         if changes:
             raise RuntimeError("a defect")
         return real(conn, mirror_id, epoch, changes, *args)
 
-    monkeypatch.setattr(primary_store, "take", fails)
+    monkeypatch.setattr(primary_store, "import_changes", fails)
     beacon.report("idle")
     assert is_listed(scene, "failing")["error"]["code"] == "internal"
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     confirmed(scene, rollout)
     assert beacon.poll().headers["x-reason"] == "halted"
-    monkeypatch.setattr(primary_store, "take", real)
+    monkeypatch.setattr(primary_store, "import_changes", real)
     scene.even()
     is_listed(scene, "ok")
 
@@ -574,10 +574,10 @@ def test_a_mirror_whose_image_does_not_come_says_so(scene, monkeypatch):
     monkeypatch.setattr(Images, "_download", no_image)
     rollout = scene.release()
     one = is_listed(scene, "failing")
-    firmware = scene.admin.rollout(rollout)["firmware_id"]
+    firmware = scene.admin.get_rollout(rollout)["firmware_id"]
     assert firmware in one["problem"] and "odd bytes came" in one["problem"]
     assert health(scene)["mirror"]["error"] == "image_sha256"
-    scene.admin.move_rollout(rollout, "abort", "bad")  # nobody wants it any more
+    scene.admin.post_rollout_action(rollout, "abort", "bad")  # nobody wants it any more
     is_listed(scene, "ok")
 
 
@@ -596,14 +596,14 @@ def test_a_clock_that_is_off_is_told_and_shown(tmp_path, monkeypatch, lead):
 
             def listed_as(word: str):
                 return until(
-                    lambda: (one := admin.mirrors()[0])["health"] == word and one,
+                    lambda: (one := admin.list_mirrors()[0])["health"] == word and one,
                     deadline_s=DEADLINE_S,
                     what=f"the mirror to be {word}",
                 )
 
             one = listed_as("clock")
             assert one["skew_s"] == lead and f"{lead:+.0f} s" in one["problem"]
-            text = admin._send("GET", "/metrics").text
+            text = admin.request("GET", "/metrics").text
             assert f'beacon_ota_mirror_clock_skew_seconds{{mirror="lan"}} {lead}' in text
             found = requests.get(mirror.url + "/health", timeout=60).json()
             assert found["status"] == "degraded" and found["mirror"]["skew_s"] == lead
@@ -644,7 +644,7 @@ def test_a_newer_primary_and_this_mirror(scene, monkeypatch, caplog):
     rollout, known = scene.release(), scene.release("1.2.0", {**EVERYBODY, "window": "03:00-04:00"})
     scene.here(rollout)
     scene.here(known)
-    real = primary_store.state
+    real = primary_store.export_state
 
     def newer(conn, mirror, fresh):
         found = real(conn, mirror, fresh)
@@ -654,10 +654,10 @@ def test_a_newer_primary_and_this_mirror(scene, monkeypatch, caplog):
                 row["colour"] = "blue"
         return found
 
-    monkeypatch.setattr(primary_store, "state", newer)
+    monkeypatch.setattr(primary_store, "export_state", newer)
     scene.admin.change_beacon(other.id, tags=["lobby"])
     until(
-        lambda: scene.mirror.service.view.nodes[other.id].facts.tags, deadline_s=DEADLINE_S
+        lambda: scene.mirror.service.fleet.beacons[other.id].beacon.tags, deadline_s=DEADLINE_S
     )  # what is unknown is let go
     assert scene.mirror.service.mirror.error is None
 
@@ -669,19 +669,19 @@ def test_a_newer_primary_and_this_mirror(scene, monkeypatch, caplog):
                 row["state"] = json.dumps({**json.loads(row["state"]), "status": "frozen"})
         return found
 
-    monkeypatch.setattr(primary_store, "state", newest)
+    monkeypatch.setattr(primary_store, "export_state", newest)
     one = is_listed(scene, "failing")
     assert one["error"]["code"] == "state_unread" and rollout in one["problem"]
     assert "frozen" in one["problem"] and __version__ in one["problem"]
     assert beacon.offer() is None, "what cannot be read is not handed out"
-    scene.admin.move_rollout(known, "halt", "enough")
+    scene.admin.post_rollout_action(known, "halt", "enough")
     scene.here(known, "halted")  # and the rest is taken
     confirmed(scene, known)
     scene.mirror.stop()
     scene.mirror.start()  # nothing that it has written down keeps it from starting
     is_listed(scene, "failing")
     assert scene.to_mirror(beacon).offer() is None
-    monkeypatch.setattr(primary_store, "state", real)  # this mirror was upgraded
+    monkeypatch.setattr(primary_store, "export_state", real)  # this mirror was upgraded
     scene.here(rollout)
     is_listed(scene, "ok")
     assert beacon.offered()["version"] == "1.1.0"
@@ -703,16 +703,16 @@ def test_a_primary_that_speaks_another_protocol_is_named_not_traced(scene, monke
 def test_a_limit_counts_what_is_asked_for(scene):
     firmware = upload(scene.admin, "1.1.0", scene.folder, channel="stable")["firmware_id"]
     made = [scene.admin.create_rollout(firmware, EVERYBODY)["rollout_id"] for _ in range(4)]
-    scene.admin.move_rollout(made[0], "halt", "enough")
-    rows = scene.admin.rollouts(status="halted", limit=2)
+    scene.admin.post_rollout_action(made[0], "halt", "enough")
+    rows = scene.admin.list_rollouts(status="halted", limit=2)
     assert [one["rollout_id"] for one in rows] == [made[0]]
-    rows = scene.admin.rollouts(begins=made[0][:10], limit=1)
+    rows = scene.admin.list_rollouts(begins=made[0][:10], limit=1)
     assert [one["rollout_id"] for one in rows] == [made[0]]
-    assert scene.admin.rollouts(begins="%", limit=1) == []
+    assert scene.admin.list_rollouts(begins="%", limit=1) == []
     with pytest.raises(BeaconOtaError):
-        scene.admin.rollouts(begins="x" * 25)
+        scene.admin.list_rollouts(begins="x" * 25)
     scene.admin.create_site("later")
-    kinds = [one["kind"] for one in scene.admin.latest_events(1, "rollout.halted")]
+    kinds = [one["kind"] for one in scene.admin.list_latest_events(1, "rollout.halted")]
     assert kinds == ["rollout.halted"], "what is asked for is counted, not what came since"
 
 
@@ -724,25 +724,25 @@ def test_an_answer_to_tell_all_again_renews_no_lease_and_confirms_nothing(scene,
     scene.beacons(1)
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
-    pages, real = [], books.look_up
+    pages, real = [], mirror_books.compare_page
 
     def parted(conn, mirror_id, page):
         pages.append(page)
-        return books.Stand(0, False, True, False)
+        return mirror_books.BookComparison(0, False, True, False)
 
     mirror = scene.mirror.service.mirror
-    monkeypatch.setattr(books, "look_up", parted)
+    monkeypatch.setattr(mirror_books, "compare_page", parted)
     until(lambda: mirror.error == "mirror_parted", deadline_s=DEADLINE_S)
     contact, moves, applied = mirror.lease.contact, moves_at(scene), listed(scene)["applied"]
     scene.clock.at += 5
-    scene.admin.move_rollout(rollout, "halt", "enough")
+    scene.admin.post_rollout_action(rollout, "halt", "enough")
     count = len(pages)
     until(lambda: len(pages) > count + 8, deadline_s=DEADLINE_S)
     assert (mirror.lease.contact, moves_at(scene)) == (contact, moves)
-    assert scene.mirror.service.view.entries[rollout].state.status == "active"
+    assert scene.mirror.service.fleet.rollouts[rollout].state.status == "active"
     one = is_listed(scene, "failing")
     assert one["error"]["code"] == "mirror_parted" and one["applied"] == applied
-    monkeypatch.setattr(books, "look_up", real)
+    monkeypatch.setattr(mirror_books, "compare_page", real)
     scene.here(rollout, "halted")
     confirmed(scene, rollout)
     is_listed(scene, "ok")
@@ -754,7 +754,7 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
     rollout = scene.release(plan=CALM)
     scene.here(rollout)
     scene.even()
-    epoch, real, failed = scene.mirror.service.mirror._epoch, primary_store.take, []
+    epoch, real, failed = scene.mirror.service.mirror._epoch, primary_store.import_changes, []
 
     def take(conn, mirror_id, page, changes, *args):
         found = real(conn, mirror_id, page, changes, *args)
@@ -762,7 +762,7 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
             failed.append(page.mark)
         return found
 
-    state = primary_store.state
+    state = primary_store.export_state
 
     def gives(*args):
         if len(failed) == 1:
@@ -770,15 +770,17 @@ def test_what_was_taken_though_the_answer_failed_is_told_again_not_anew(scene, m
             raise Problem(503, "busy", "a defect")
         return state(*args)
 
-    monkeypatch.setattr(primary_store, "take", take)
-    monkeypatch.setattr(primary_store, "state", gives)
+    monkeypatch.setattr(primary_store, "import_changes", take)
+    monkeypatch.setattr(primary_store, "export_state", gives)
     beacon.update(beacon.offered())
     until(lambda: len(failed) == 2, deadline_s=DEADLINE_S)
     scene.even()
-    until(lambda: scene.admin.rollout(rollout)["results"] == {"success": 1}, deadline_s=DEADLINE_S)
+    until(
+        lambda: scene.admin.get_rollout(rollout)["results"] == {"success": 1}, deadline_s=DEADLINE_S
+    )
     assert scene.mirror.service.mirror._epoch == epoch
     is_listed(scene, "ok")
 
 
 def moves_at(scene) -> str:
-    return scene.mirror.call(scene.mirror.service.db.read(outbox.moves))
+    return scene.mirror.call(scene.mirror.service.db.read(outbox.get_moves))

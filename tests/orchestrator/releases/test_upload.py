@@ -43,7 +43,7 @@ def files(server: Server) -> set[str]:
 
 
 def state(server: Server) -> tuple:
-    return files(server), [one["firmware_id"] for one in server.admin().firmwares()]
+    return files(server), [one["firmware_id"] for one in server.admin().list_firmwares()]
 
 
 def send(server: Server, data: bytes, version="9.9.9", device_type="esp32c3", **fields) -> dict:
@@ -89,10 +89,10 @@ def changed(at: int, value: bytes, **options) -> bytes:
 
 
 def with_app(info: appfs.AppInfo) -> bytes:
-    return release.build(synthetic.app(8192), app_filesystem(info))
+    return release.join_core_and_app(synthetic.app_image(8192), app_filesystem(info))
 
 
-CORE = hashlib.sha256(synthetic.app(8192)).hexdigest()
+CORE = hashlib.sha256(synthetic.app_image(8192)).hexdigest()
 CASES = {
     "image_truncated": lambda: good()[:5000],
     "image_magic": lambda: b"\x7fELF" + good()[4:],
@@ -100,7 +100,7 @@ CASES = {
     "image_segment": lambda: fixed(changed(24, struct.pack("<I", 0x10000000))),
     "image_checksum": lambda: changed(1000, b"\x55\xaa\x12"),
     "image_sha256": lambda: changed(8192 - 1, b"\0"),
-    "app_missing": lambda: synthetic.app(8192),
+    "app_missing": lambda: synthetic.app_image(8192),
     "app_mount": lambda: changed(8192 + 32, bytes(992)),
     "app_version": lambda: with_app(appfs.AppInfo("9.9.8", "esp32c3", CORE)),
     "app_device_type": lambda: with_app(appfs.AppInfo("9.9.9", "esp32c3-1m", CORE)),
@@ -123,9 +123,9 @@ def test_an_image_without_a_descriptor(server):
 
 
 def test_a_whole_flash_image_is_told_by_its_name(server):
-    table = boards.load("esp32c3").table
+    table = boards.load_board("esp32c3").table
     flash = bytearray(b"\xff" * (4 << 20))
-    boot = synthetic.bootloader()
+    boot = synthetic.bootloader_image()
     flash[: len(boot)] = boot
     rows = table.to_bin()
     flash[0x8000 : 0x8000 + len(rows)] = rows
@@ -286,7 +286,7 @@ def test_the_same_version_at_once_has_one_winner(server):
     assert len({one["firmware_id"] for one in done}) == 1 and len(done) == 2
     assert errors == ["version_taken"] * 6
     assert done[0]["blob"] in files(server) and len(files(server) - {done[0]["blob"]}) == len(
-        {one["blob"] for one in server.admin().firmwares()} - {done[0]["blob"]}
+        {one["blob"] for one in server.admin().list_firmwares()} - {done[0]["blob"]}
     )
 
 
@@ -295,25 +295,25 @@ def test_roles_and_states(server):
     for version in ("4.0.0", "4.1.0"):
         send(server, good(version), version=version, channel="stable")
     testing = send(server, good("4.2.0"), version="4.2.0")
-    listed = {one["version"]: one for one in admin.firmwares()}
+    listed = {one["version"]: one for one in admin.list_firmwares()}
     assert listed["4.1.0"]["role"] == "current" and listed["4.0.0"]["role"] == "previous"
     assert "role" not in listed["4.2.0"]
-    admin.move_firmware(testing["firmware_id"], "promote")
-    listed = {one["version"]: one for one in admin.firmwares(state="stable")}
+    admin.post_firmware_action(testing["firmware_id"], "promote")
+    listed = {one["version"]: one for one in admin.list_firmwares(state="stable")}
     assert listed["4.2.0"]["role"] == "current" and listed["4.1.0"]["role"] == "previous"
     with pytest.raises(BeaconOtaError, match="cannot be promoted"):
-        admin.move_firmware(testing["firmware_id"], "promote")
-    admin.move_firmware(testing["firmware_id"], "deprecate", "crashes")
-    listed = {one["version"]: one for one in admin.firmwares()}
+        admin.post_firmware_action(testing["firmware_id"], "promote")
+    admin.post_firmware_action(testing["firmware_id"], "deprecate", "crashes")
+    listed = {one["version"]: one for one in admin.list_firmwares()}
     assert listed["4.2.0"]["state"] == "deprecated" and listed["4.1.0"]["role"] == "current"
 
 
 def test_an_administrator_can_download(server):
     data = good("5.0.0")
     one = send(server, data, version="5.0.0")
-    answer = server.admin()._send("GET", f"/firmwares/{one['firmware_id']}/download")
+    answer = server.admin().request("GET", f"/firmwares/{one['firmware_id']}/download")
     assert answer.content == data and answer.headers["etag"] == f'"{one["blob"]}"'
-    part = server.admin()._send(
+    part = server.admin().request(
         "GET", f"/firmwares/{one['firmware_id']}/download", headers={"Range": "bytes=10-19"}
     )
     assert part.status_code == 206 and part.content == data[10:20]
@@ -325,7 +325,7 @@ def test_an_administrator_can_download(server):
 def manifest(data: bytes, key: Key, expires_s: int = 86_400, **changes) -> str:
     now = int(time.time())
     terms = Terms(now, now + expires_s, **changes)
-    return dsse.sign(releases.describe(data, terms)[0].payload(), [key])
+    return dsse.sign_payload(releases.describe_release(data, terms)[0].payload(), [key])
 
 
 def test_signed_releases(signed_server, key):
@@ -342,7 +342,7 @@ def test_signed_releases(signed_server, key):
     assert error.code == "manifest_mismatch"
     done = send(signed_server, data, version="1.0.0", manifest=text)
     assert done["signed"] and done["expires_at"] and done["info"]["signed"]
-    shown = signed_server.admin().firmware(done["firmware_id"])
+    shown = signed_server.admin().find_firmware(done["firmware_id"])
     assert shown["manifest"]["payloadType"].startswith("application/vnd.beacon-ota")
 
 
@@ -358,14 +358,14 @@ def test_a_release_signed_again_keeps_its_bytes(signed_server, key):
 def test_encrypted_releases_are_served_as_they_came(signed_server, key):
     data = good("1.2.0", keys=KeySet.of([key.public]).to_json())
     now = int(time.time())
-    described, sealed = releases.describe(data, Terms(now, now + 9999), fleet_key=bytes(16))
+    described, sealed = releases.describe_release(data, Terms(now, now + 9999), fleet_key=bytes(16))
     assert sealed is not None
-    text = dsse.sign(described.payload(), [key])
+    text = dsse.sign_payload(described.payload(), [key])
     done = send(signed_server, sealed, version="1.2.0", manifest=text)
     assert done["checksum"] == hashlib.sha256(data).hexdigest()
     assert done["blob"] == hashlib.sha256(sealed).hexdigest() and done["info"]["encrypted"]
     admin = signed_server.admin()
-    answer = admin._send("GET", f"/firmwares/{done['firmware_id']}/download")
+    answer = admin.request("GET", f"/firmwares/{done['firmware_id']}/download")
     assert answer.content == sealed and answer.headers["etag"] == f'"{done["blob"]}"'
 
 
@@ -393,7 +393,7 @@ def test_after_a_kill_no_half_of_an_upload_is_there(tmp_path):
             for thread in threads:
                 thread.join()
             server.start()
-            known = server.admin().firmwares()
+            known = server.admin().list_firmwares()
             stored = {one["firmware_id"] for one in known}
             assert {one["firmware_id"] for one in done} <= stored
             # What was stored without its row is whole, and kept for a while.
@@ -426,7 +426,9 @@ def test_damaged_bytes_withdraw_a_release_until_they_are_uploaded_again(tmp_path
         admin = server.admin()
         for number, how in enumerate(("changed", "cut", "gone")):
             one = ids[how]["firmware_id"]
-            until(lambda one=one: admin.firmware(one)["damaged_at"], what=f"{how} to be noticed")
+            until(
+                lambda one=one: admin.find_firmware(one)["damaged_at"], what=f"{how} to be noticed"
+            )
             with pytest.raises(BeaconOtaError) as caught:
                 admin.create_rollout(one)
             assert caught.value.code == "firmware_state"
@@ -435,8 +437,8 @@ def test_damaged_bytes_withdraw_a_release_until_they_are_uploaded_again(tmp_path
             assert caught.value.code == "firmware_damaged"
             again = send(server, data[how], version=f"1.0.{number}")
             assert again["firmware_id"] == one and again["damaged_at"] is None
-            assert admin._send("GET", f"/firmwares/{one}/download").content == data[how]
-        assert admin.firmware(ids["untouched"]["firmware_id"])["damaged_at"] is None
+            assert admin.request("GET", f"/firmwares/{one}/download").content == data[how]
+        assert admin.find_firmware(ids["untouched"]["firmware_id"])["damaged_at"] is None
 
 
 def test_what_arrives_after_its_token_was_revoked_is_no_release(server, admin):

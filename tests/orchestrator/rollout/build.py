@@ -3,10 +3,10 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from beacon_ota.orchestrator.rollout.advance import advance, apply, begin
-from beacon_ota.orchestrator.rollout.decide import Live
-from beacon_ota.orchestrator.rollout.gates import members, tally
-from beacon_ota.orchestrator.rollout.plans import parse
+from beacon_ota.orchestrator.rollout.advance import advance, apply_transition, initial_state
+from beacon_ota.orchestrator.rollout.decide import ActiveRollout
+from beacon_ota.orchestrator.rollout.gates import count_outcomes, locate_beacons
+from beacon_ota.orchestrator.rollout.plans import parse_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
     Attempt,
@@ -45,16 +45,16 @@ def utc(*when: int) -> float:
 
 def rollout(rollout_id: str = "r1", release: Release = NEW, **fields) -> Rollout:
     """A rollout from the fields of a plan's table."""
-    return Rollout(parse(fields, rollout_id=rollout_id, release=release))
+    return Rollout(parse_plan(fields, rollout_id=rollout_id, release=release))
 
 
-def live(rollout: Rollout, status: Status = Status.ACTIVE, *stages: int, **fields) -> Live:
+def live(rollout: Rollout, status: Status = Status.ACTIVE, *stages: int, **fields) -> ActiveRollout:
     """A rollout with each wave open up to a stage; by default the last."""
     stages = stages or tuple(len(ladder) - 1 for ladder in rollout.ladders)
     waves = tuple(
         WaveState() if stage < 0 else WaveState(stage, MONDAY, MONDAY) for stage in stages
     )
-    return Live(rollout, RolloutState(MONDAY, waves, status), **fields)
+    return ActiveRollout(rollout, RolloutState(MONDAY, waves, status), **fields)
 
 
 def beacon(name: str = "b1", version: str = "1.2.2", **fields) -> Beacon:
@@ -121,16 +121,16 @@ class Bench:
         self.beacons = {one.id: one for one in beacons}
         self.attempts: dict[str, list[Attempt]] = {}
         self.seen = {one.id: float("inf") for one in beacons}
-        self.state = begin(rollout, start)
+        self.state = initial_state(rollout, start)
         self.now = start
         self.made: list[Transition] = []
         self.listening_since = 0.0
 
     def tally(self):
-        return self._look(tally)
+        return self._look(count_outcomes)
 
     def members(self):
-        return self._look(members)
+        return self._look(locate_beacons)
 
     def _look(self, how):
         return how(
@@ -150,7 +150,7 @@ class Bench:
 
     def apply(self, changes) -> list[str]:
         for change in changes:
-            self.state = apply(self.state, change)
+            self.state = apply_transition(self.state, change)
         self.made += changes
         return [change.kind.value for change in changes]
 

@@ -6,18 +6,18 @@ import pytest
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.rollout.advance import (
-    abort,
+    abort_rollout,
     advance,
-    apply,
-    begin,
-    clock_ahead,
-    due,
-    halt,
-    pause,
-    resume,
-    step,
+    apply_transition,
+    halt_rollout,
+    initial_state,
+    next_due_at,
+    open_next_stage,
+    pause_rollout,
+    restart_soaks,
+    resume_rollout,
 )
-from beacon_ota.orchestrator.rollout.gates import judge
+from beacon_ota.orchestrator.rollout.gates import judge_stage
 from beacon_ota.orchestrator.rollout.types import (
     DAY,
     HOUR,
@@ -55,7 +55,7 @@ def serve(bench: Bench, cell, result=OK) -> None:
 
 
 def waits(bench: Bench, wave: int = 0) -> str:
-    return judge(bench.rollout, bench.state, bench.tally(), wave, bench.now)[1]
+    return judge_stage(bench.rollout, bench.state, bench.tally(), wave, bench.now)[1]
 
 
 def test_the_ladder_of_the_specification():
@@ -78,7 +78,7 @@ def test_it_starts_when_it_is_told_to():
     bench = Bench(rollout(), fleet(30), start=MONDAY)
     bench.now = MONDAY - 10
     assert bench.tick() == []
-    assert due(bench.rollout, bench.state, bench.tally(), bench.now) == MONDAY
+    assert next_due_at(bench.rollout, bench.state, bench.tally(), bench.now) == MONDAY
     assert bench.tick(10) == ["started", "wave_opened", "stage_opened"]
 
 
@@ -403,7 +403,7 @@ def test_late_joiners_can_halt_what_is_completed():
     bench.beacons.update((one.id, one) for one in late)
     serve(bench, late, BAD)
     assert bench.tick() == ["halted"]
-    bench.apply(resume(bench.state, bench.now, "ada"))
+    bench.apply(resume_rollout(bench.state, bench.now, "ada"))
     assert bench.state.status is Status.COMPLETED
 
 
@@ -427,7 +427,7 @@ def test_waves_open_one_after_the_other():
     serve(bench, [one for one in fleet(30) if one.site == "hq/a/1"])
     assert bench.tick() == ["sampled", "wave_completed"]
     ended = bench.now
-    assert due(made, bench.state, bench.tally(), bench.now) == ended + DAY
+    assert next_due_at(made, bench.state, bench.tally(), bench.now) == ended + DAY
     assert bench.tick(DAY) == ["wave_opened", "stage_opened"]
     assert bench.tick(HOUR) == ["wave_opened", "stage_opened"]
     assert bench.stages == [0, 0, 0]
@@ -479,17 +479,17 @@ def test_pause_and_resume():
     bench, cells = climb()
     serve(bench, cells[0])
     bench.tick()
-    assert bench.apply(pause(bench.state, bench.now, "ada", "lunch")) == ["paused"]
+    assert bench.apply(pause_rollout(bench.state, bench.now, "ada", "lunch")) == ["paused"]
     assert (bench.state.by, bench.made[-1].detail) == ("ada", "lunch")
     assert bench.tick(2 * DAY) == []
-    assert bench.apply(resume(bench.state, bench.now, "ada")) == ["resumed"]
+    assert bench.apply(resume_rollout(bench.state, bench.now, "ada")) == ["resumed"]
     assert bench.state.since == 0.0  # nothing was accepted by that
     assert bench.tick() == ["stage_opened"]
 
 
 def test_a_paused_rollout_can_still_halt():
     bench, cells = climb()
-    bench.apply(pause(bench.state, bench.now, "ada"))
+    bench.apply(pause_rollout(bench.state, bench.now, "ada"))
     serve(bench, cells[0][:3], BAD)
     assert bench.tick() == ["halted"]
 
@@ -497,8 +497,8 @@ def test_a_paused_rollout_can_still_halt():
 def test_paused_before_the_start():
     bench = Bench(rollout(), fleet(10))
     bench.now = MONDAY - DAY
-    bench.apply(pause(bench.state, bench.now, "ada"))
-    bench.apply(resume(bench.state, bench.now, "ada"))
+    bench.apply(pause_rollout(bench.state, bench.now, "ada"))
+    bench.apply(resume_rollout(bench.state, bench.now, "ada"))
     assert bench.state.status is Status.SCHEDULED
     assert bench.tick(DAY)[0] == "started"
 
@@ -507,7 +507,7 @@ def test_resuming_after_a_halt_accepts_what_has_failed():
     bench, cells = climb()
     serve(bench, cells[0][:3], BAD)
     assert bench.tick() == ["halted"]
-    bench.apply(resume(bench.state, bench.now, "ada", "they were unplugged"))
+    bench.apply(resume_rollout(bench.state, bench.now, "ada", "they were unplugged"))
     assert bench.tick() == []
     serve(bench, cells[0][3:])
     assert bench.tick(1) == ["sampled"]
@@ -518,7 +518,7 @@ def test_after_resuming_it_halts_again_for_new_failures():
     bench, cells = climb(400)
     serve(bench, cells[0][:3], BAD)
     bench.tick()
-    bench.apply(resume(bench.state, bench.now, "ada"))
+    bench.apply(resume_rollout(bench.state, bench.now, "ada"))
     bench.now += 60
     serve(bench, cells[0][3:6], BAD)
     assert bench.tick() == ["halted"]
@@ -526,10 +526,10 @@ def test_after_resuming_it_halts_again_for_new_failures():
 
 def test_halt_and_abort_by_hand():
     bench, _ = climb()
-    assert bench.apply(halt(bench.state, bench.now, "ada", "smoke")) == ["halted"]
+    assert bench.apply(halt_rollout(bench.state, bench.now, "ada", "smoke")) == ["halted"]
     assert (bench.state.reason, bench.state.by) == ("by_hand", "ada")
-    assert bench.apply(abort(bench.state, bench.now, "ada")) == ["aborted"]
-    for verb in (pause, resume, halt, abort):
+    assert bench.apply(abort_rollout(bench.state, bench.now, "ada")) == ["aborted"]
+    for verb in (pause_rollout, resume_rollout, halt_rollout, abort_rollout):
         with pytest.raises(UsageError):
             verb(bench.state, bench.now, "ada")
     assert bench.tick(DAY) == []
@@ -537,11 +537,15 @@ def test_halt_and_abort_by_hand():
 
 @pytest.mark.parametrize(
     ("verb", "code"),
-    [(resume, "rollout_not_stopped"), (pause, "rollout_not_active"), (halt, "rollout_not_active")],
+    [
+        (resume_rollout, "rollout_not_stopped"),
+        (pause_rollout, "rollout_not_active"),
+        (halt_rollout, "rollout_not_active"),
+    ],
 )
 def test_verbs_at_the_wrong_time(verb, code):
     bench, _ = climb()
-    state = bench.state if verb is resume else replace(bench.state, status=Status.HALTED)
+    state = bench.state if verb is resume_rollout else replace(bench.state, status=Status.HALTED)
     with pytest.raises(UsageError) as error:
         verb(state, bench.now, "ada")
     assert error.value.code == code
@@ -551,7 +555,9 @@ def test_a_step_by_hand_skips_the_waiting():
     bench, cells = climb()
     steps = []
     for _ in range(3):
-        made = step(bench.rollout, bench.state, bench.tally(), bench.now, "ada", reason="sure")
+        made = open_next_stage(
+            bench.rollout, bench.state, bench.tally(), bench.now, "ada", reason="sure"
+        )
         steps.append(bench.apply(made))
     assert steps == [["stage_opened"], ["stage_opened"], ["wave_completed", "completed"]]
     assert {change.by for change in bench.made[3:]} == {"ada"}
@@ -559,7 +565,7 @@ def test_a_step_by_hand_skips_the_waiting():
 
 def test_a_step_opens_a_wave_early():
     bench, _ = climb(preset="geographic", buildings=["hq/a"])
-    made = step(bench.rollout, bench.state, bench.tally(), bench.now, "ada", wave=1)
+    made = open_next_stage(bench.rollout, bench.state, bench.tally(), bench.now, "ada", wave=1)
     assert bench.apply(made) == ["wave_opened", "stage_opened"]
     assert bench.stages == [0, 0]
 
@@ -568,7 +574,7 @@ def test_a_step_does_not_go_over_failures():
     bench, cells = climb()
     serve(bench, cells[0][:3], BAD)
     with pytest.raises(UsageError) as error:
-        step(bench.rollout, bench.state, bench.tally(), bench.now, "ada")
+        open_next_stage(bench.rollout, bench.state, bench.tally(), bench.now, "ada")
     assert error.value.code == "gate_tripped"
 
 
@@ -576,15 +582,17 @@ def test_a_step_does_not_go_over_failures():
 def test_a_step_into_the_unknown(wave, code):
     bench, _ = climb()
     with pytest.raises(UsageError) as error:
-        step(bench.rollout, bench.state, bench.tally(), bench.now, "ada", wave=wave)
+        open_next_stage(bench.rollout, bench.state, bench.tally(), bench.now, "ada", wave=wave)
     assert error.value.code == code
 
 
 def test_a_step_in_a_wave_that_has_ended():
     bench, _ = climb(preset="geographic", buildings=["hq/a"], ladder=[{"share": 1}])
-    bench.apply(step(bench.rollout, bench.state, bench.tally(), bench.now, "ada", wave=0))
+    bench.apply(
+        open_next_stage(bench.rollout, bench.state, bench.tally(), bench.now, "ada", wave=0)
+    )
     with pytest.raises(UsageError) as error:
-        step(bench.rollout, bench.state, bench.tally(), bench.now, "ada", wave=0)
+        open_next_stage(bench.rollout, bench.state, bench.tally(), bench.now, "ada", wave=0)
     assert error.value.code == "wave_ended"
 
 
@@ -608,9 +616,9 @@ def test_a_clock_that_goes_back_while_halted():
     bench, cells = climb()
     serve(bench, cells[0][:3], BAD)
     bench.tick()
-    bench.apply(resume(bench.state, bench.now, "ada"))
+    bench.apply(resume_rollout(bench.state, bench.now, "ada"))
     assert bench.state.since == bench.now
-    bench.apply(halt(bench.state, bench.now, "ada"))
+    bench.apply(halt_rollout(bench.state, bench.now, "ada"))
     bench.now -= DAY
     assert bench.tick() == ["clock_back"]
     assert bench.state.since == bench.now and bench.state.status is Status.HALTED
@@ -621,13 +629,15 @@ def test_a_clock_that_is_set_ahead_restarts_the_watch_too():
     serve(bench, cells[0])
     bench.tick()
     bench.now += 10 * 365 * DAY
-    assert bench.apply(clock_ahead(bench.state, bench.now)) == ["clock_ahead"]
+    assert bench.apply(restart_soaks(bench.state, bench.now)) == ["clock_ahead"]
     assert bench.tick() == ["sampled"]
     assert bench.tick(DAY - 1) == []
     assert bench.tick(1) == ["stage_opened"]
-    assert clock_ahead(begin(bench.rollout, bench.now), bench.now) == ()  # nothing soaks yet
+    assert (
+        restart_soaks(initial_state(bench.rollout, bench.now), bench.now) == ()
+    )  # nothing soaks yet
     ended = replace(bench.state, status=Status.ABORTED)
-    assert clock_ahead(ended, bench.now) == ()
+    assert restart_soaks(ended, bench.now) == ()
 
 
 def test_asking_twice_gives_the_same_answer_and_applying_it_ends_it():
@@ -645,16 +655,16 @@ def test_due_is_when_something_happens():
     serve(bench, cells[0])
     bench.tick()
     for kind in ("stage_opened",):
-        at = due(bench.rollout, bench.state, bench.tally(), bench.now)
+        at = next_due_at(bench.rollout, bench.state, bench.tally(), bench.now)
         while at is not None:
             bench.now = at
             if kind in bench.tick():
                 break
-            at = due(bench.rollout, bench.state, bench.tally(), bench.now)
+            at = next_due_at(bench.rollout, bench.state, bench.tally(), bench.now)
     assert bench.now == MONDAY + DAY
     for status in (Status.PAUSED, Status.HALTED, Status.COMPLETED, Status.ABORTED):
         state = replace(bench.state, status=status)
-        assert due(bench.rollout, state, bench.tally(), bench.now) is None
+        assert next_due_at(bench.rollout, state, bench.tally(), bench.now) is None
 
 
 @pytest.mark.parametrize("wave", [None, 0])
@@ -662,5 +672,5 @@ def test_transitions_that_are_none(wave):
     bench, _ = climb()
     kind = Kind.SAMPLED if wave is None else Kind.CLOCK_BACK
     with pytest.raises(UsageError) as error:
-        apply(bench.state, Transition(MONDAY, kind, wave))
+        apply_transition(bench.state, Transition(MONDAY, kind, wave))
     assert error.value.code == "transition_kind"

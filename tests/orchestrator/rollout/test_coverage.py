@@ -3,7 +3,7 @@
 from beacon_ota.orchestrator.rollout.coverage import count_uncovered
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.simulate import preview
+from beacon_ota.orchestrator.rollout.simulate import simulate_rollout
 from beacon_ota.orchestrator.rollout.types import (
     Beacon,
     Plan,
@@ -51,13 +51,13 @@ def test_only_those_that_a_wave_selects_are_left_out():
 
 def test_a_doubted_beacon_is_offered_nothing_and_wanted_by_nobody():
     plan = rollout()
-    assert [one.id for one in FLEET if plan.wants(one)] == ["own", "own-proven"]
+    assert [one.id for one in FLEET if plan.targets(one)] == ["own", "own-proven"]
     for one in FLEET:
         said = decide([], one, 0.0)
         assert (said.reason is Reason.BOARD) == one.questioned
 
 
 def test_a_preview_says_who_is_left_out():
-    timeline = preview(rollout(), FLEET, Places(), 1e9)
+    timeline = simulate_rollout(rollout(), FLEET, Places(), 1e9)
     assert timeline.left_out[Reason.BOARD] == 3
     assert timeline.left_out[Reason.NO_RELEASE] == 2

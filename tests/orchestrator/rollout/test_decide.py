@@ -4,7 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from beacon_ota.orchestrator.rollout.decide import decide, expired, lost, may_go_on, withdrawn
+from beacon_ota.orchestrator.rollout.decide import (
+    decide,
+    expired_attempts,
+    lost_attempts,
+    may_continue,
+    revocable_attempts,
+)
 from beacon_ota.orchestrator.rollout.types import (
     DAY,
     HOUR,
@@ -145,7 +151,7 @@ def test_a_scheduled_rollout_says_when():
 
 
 def test_outside_the_window_it_waits_for_the_next():
-    place = PLACES.of("hq/a/1")
+    place = PLACES.place_of("hq/a/1")
     answer = ask([live(rollout())], place=place)
     assert (answer.reason, answer.again_at) == (Reason.WINDOW, utc(2026, 3, 3, 2))
     inside = ask([live(rollout())], now=utc(2026, 3, 3, 3), place=place)
@@ -157,14 +163,14 @@ def test_required_skips_the_window_but_not_the_stage():
     made = rollout(required=True, ladder=SHARE)
     early, late = by_stage(made, fleet(50))
     lives = [live(made, Status.ACTIVE, 0)]
-    answer = ask(lives, early[0], place=PLACES.of("hq/a"))
+    answer = ask(lives, early[0], place=PLACES.place_of("hq/a"))
     assert answer.offered and answer.required and answer.not_before is None
     assert ask(lives, late[0]).reason is Reason.STAGE
 
 
 def test_the_plan_s_own_window_goes_first():
     made = rollout(window="11:00-12:00")
-    answer = ask([live(made)], place=PLACES.of("hq/a"))
+    answer = ask([live(made)], place=PLACES.place_of("hq/a"))
     assert (answer.reason, answer.not_before) == (Reason.OFFER, MONDAY)
 
 
@@ -177,9 +183,9 @@ def test_a_moved_beacon_lives_by_its_new_building():
     assert ask(lives, one).offered
     assert ask(lives, replace(one, site="hq/c/1")).reason is Reason.WAVE
     now = utc(2026, 3, 2, 19)  # 04:00 in Tokyo
-    assert ask([live(made)], one, now=now, place=PLACES.of("hq/a/1")).reason is Reason.WINDOW
+    assert ask([live(made)], one, now=now, place=PLACES.place_of("hq/a/1")).reason is Reason.WINDOW
     moved = replace(one, site="hq/c/1")
-    assert ask([live(made)], moved, now=now, place=PLACES.of(moved.site)).offered
+    assert ask([live(made)], moved, now=now, place=PLACES.place_of(moved.site)).offered
 
 
 # ---- places in a building ----
@@ -205,7 +211,7 @@ def test_an_offer_that_was_made_keeps_its_place():
 def test_what_was_begun_goes_on_at_any_hour():
     made = rollout(concurrency=1)
     begun = attempt(beacon(), made)
-    answer = ask([live(made)], attempts=[begun], place=PLACES.of("hq/a"), busy=5)
+    answer = ask([live(made)], attempts=[begun], place=PLACES.place_of("hq/a"), busy=5)
     assert (answer.reason, answer.attempt_id, answer.not_after) == (Reason.OFFER, begun.id, None)
     assert ask([live(made, Status.PAUSED)], attempts=[begun]).attempt_id == begun.id
     assert ask([live(made, Status.HALTED)], attempts=[begun]).reason is Reason.HALTED
@@ -378,9 +384,9 @@ def test_who_may_go_on(status, offered, taken, rebooting):
         attempt(beacon(), made),
         attempt(beacon(), made, rebooting_at=MONDAY),
     ]
-    allowed = [may_go_on(status, "stable", one) for one in open_attempts]
+    allowed = [may_continue(status, "stable", one) for one in open_attempts]
     assert allowed == [offered, taken, rebooting]
-    assert not may_go_on(status, "stable", attempt(beacon(), made, Result.STOPPED))
+    assert not may_continue(status, "stable", attempt(beacon(), made, Result.STOPPED))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +403,7 @@ def test_what_is_withheld_from_a_beacon_stops_it_unless_it_reboots(release_state
     made = rollout()
     for taken, rebooting_at in ((None, None), (MONDAY, None), (MONDAY, MONDAY)):
         one = attempt(beacon(), made, taken=taken, rebooting_at=rebooting_at)
-        may = may_go_on(Status.ACTIVE, release_state, one, channel=channel)
+        may = may_continue(Status.ACTIVE, release_state, one, channel=channel)
         assert may is (goes or rebooting_at is not None)
 
 
@@ -416,8 +422,8 @@ def test_a_halt_holds_for_older_rollouts_of_its_release():
 
 def test_a_withdrawn_release_stops_who_has_not_rebooted():
     made = rollout()
-    assert not may_go_on(Status.ACTIVE, "deprecated", attempt(beacon(), made))
-    assert may_go_on(Status.ACTIVE, "deprecated", attempt(beacon(), made, rebooting_at=MONDAY))
+    assert not may_continue(Status.ACTIVE, "deprecated", attempt(beacon(), made))
+    assert may_continue(Status.ACTIVE, "deprecated", attempt(beacon(), made, rebooting_at=MONDAY))
 
 
 def test_silence_is_a_loss():
@@ -429,12 +435,12 @@ def test_silence_is_a_loss():
         attempt(beacon(), made, Result.SUCCESS),
         attempt(beacon(), other),
     ]
-    assert lost(made, quiet, MONDAY + 1799) == []
-    assert lost(made, quiet, MONDAY + 1800) == [taken]
+    assert lost_attempts(made, quiet, MONDAY + 1799) == []
+    assert lost_attempts(made, quiet, MONDAY + 1800) == [taken]
     # What happened while nobody listened is not held against a beacon.
-    assert lost(made, quiet, MONDAY + 7200, listening_since=MONDAY + 7000) == []
-    assert lost(made, quiet, MONDAY + 8800, listening_since=MONDAY + 7000) == [taken]
-    assert lost(made, quiet, MONDAY - DAY) == []
+    assert lost_attempts(made, quiet, MONDAY + 7200, listening_since=MONDAY + 7000) == []
+    assert lost_attempts(made, quiet, MONDAY + 8800, listening_since=MONDAY + 7000) == [taken]
+    assert lost_attempts(made, quiet, MONDAY - DAY) == []
 
 
 def test_silence_by_wave():
@@ -445,15 +451,15 @@ def test_silence_by_wave():
         ]
     )
     one, other = attempt(beacon("b1"), made), attempt(beacon("b2", site="hq/b"), made)
-    assert lost(made, [one, other], MONDAY + 1800) == [other]
+    assert lost_attempts(made, [one, other], MONDAY + 1800) == [other]
 
 
 def test_offers_nobody_takes():
     made = rollout(offer="5m")
     offered = attempt(beacon(), made, taken=None)
     others = [offered, attempt(beacon(), made), attempt(beacon(), rollout("r2"), taken=None)]
-    assert expired(made, others, MONDAY + 299) == []
-    assert expired(made, others, MONDAY + 300) == [offered]
+    assert expired_attempts(made, others, MONDAY + 299) == []
+    assert expired_attempts(made, others, MONDAY + 300) == [offered]
 
 
 def test_what_a_halt_ends():
@@ -463,4 +469,4 @@ def test_what_a_halt_ends():
         attempt(beacon(), made, rebooting_at=MONDAY),
         attempt(beacon(), made, Result.FAILED),
     ]
-    assert withdrawn(ends + stays) == ends
+    assert revocable_attempts(ends + stays) == ends

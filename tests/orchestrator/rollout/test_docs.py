@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 from beacon_ota.orchestrator.rollout import advance, fields, gates, plans, windows
-from beacon_ota.orchestrator.rollout.plans import PRESETS, parse
+from beacon_ota.orchestrator.rollout.plans import PRESETS, parse_plan
 from beacon_ota.orchestrator.rollout.types import LADDER, Gate, Reason, Retry
 from tests.orchestrator.rollout.build import NEW
 
@@ -34,8 +34,8 @@ def test_every_error_is_there():
 def test_the_plan_in_full_has_the_defaults():
     text = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     assert text is not None
-    plan = parse(tomllib.loads(text[1]), rollout_id="r1", release=NEW)
-    default = parse({}, rollout_id="r1", release=NEW)
+    plan = parse_plan(tomllib.loads(text[1]), rollout_id="r1", release=NEW)
+    default = parse_plan({}, rollout_id="r1", release=NEW)
     assert plan.gate == Gate() and plan.ladder == LADDER and plan.retry == Retry()
     assert (plan.required, plan.offer_s) == (default.required, default.offer_s)
     assert len(plan.waves) == 2

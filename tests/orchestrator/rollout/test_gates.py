@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from beacon_ota.orchestrator.rollout.gates import tally, tripped
-from beacon_ota.orchestrator.rollout.roam import CLOCKS_S
-from beacon_ota.orchestrator.rollout.types import HOUR, Cell, Gate, Result
+from beacon_ota.orchestrator.rollout.gates import count_outcomes, tripped_limit
+from beacon_ota.orchestrator.rollout.roaming import MAX_CLOCK_DIFFERENCE_S
+from beacon_ota.orchestrator.rollout.types import HOUR, Gate, Result, StageCounts
 from tests.orchestrator.rollout.build import (
     MONDAY,
     NEW,
@@ -31,7 +31,7 @@ def count(made, beacons, attempts=(), *, now=MONDAY + HOUR, seen=None, since=0.0
         by_beacon.setdefault(one.beacon_id, []).append(one)
     state = replace(live(made).state, since=since)
     seen = {one.id: ALWAYS for one in beacons} if seen is None else seen
-    return tally(made, state, beacons, by_beacon, seen, now, **how)
+    return count_outcomes(made, state, beacons, by_beacon, seen, now, **how)
 
 
 def test_waiting_by_wave_and_stage():
@@ -42,7 +42,7 @@ def test_waiting_by_wave_and_stage():
     counts = count(made, beacons)
     for wave in range(2):
         sizes = [len(cell) for cell in by_stage(made, beacons, wave)]
-        assert [cell.waiting for cell in counts.cells[wave]] == sizes
+        assert [cell.waiting for cell in counts.stages[wave]] == sizes
     assert counts.total.waiting == counts.total.members == 200  # building c is in no wave
 
 
@@ -58,14 +58,14 @@ def test_waiting_by_wave_and_stage():
     ],
 )
 def test_those_the_release_is_not_for(one):
-    assert count(rollout(), [one]).total == Cell()
+    assert count(rollout(), [one]).total == StageCounts()
 
 
 def test_those_who_have_not_said_yet_what_they_run():
     one, now = beacon(version=""), MONDAY + 10 * HOUR
-    assert count(rollout(), [one], seen={}, now=now).total == Cell(away=1)
+    assert count(rollout(), [one], seen={}, now=now).total == StageCounts(away=1)
     early = count(rollout(), [one], seen={}, now=now, listening_since=now)
-    assert early.total == Cell(waiting=1)
+    assert early.total == StageCounts(waiting=1)
 
 
 def test_a_testing_release_waits_for_beta_beacons_only():
@@ -91,38 +91,40 @@ def test_each_beacon_counts_once_under_its_latest_outcome():
     again = attempt(one, made, Result.ROLLED_BACK, taken=MONDAY + 200)
     good = attempt(one, made, Result.SUCCESS, taken=MONDAY + 500)
     assert count(made, [one], [failed]).total.failed == 1
-    assert count(made, [one], [failed, again]).total == Cell(failed=1, row=1)
+    assert count(made, [one], [failed, again]).total == StageCounts(failed=1, failure_streak=1)
     done = updated(one, made, MONDAY + 560)
     for order in ([failed, again, good], [good, again, failed]):
-        assert count(made, [done], order).total == Cell(healthy=1)
+        assert count(made, [done], order).total == StageCounts(healthy=1)
 
 
 def test_a_retry_under_way_does_not_hide_the_failure():
     made = rollout(ladder=FLAT)
     one = beacon()
     tries = [attempt(one, made, Result.LOST), attempt(one, made, taken=MONDAY + 900)]
-    assert count(made, [one], tries).total == Cell(failed=1, row=1)
+    assert count(made, [one], tries).total == StageCounts(failed=1, failure_streak=1)
 
 
 def test_open_and_untaken():
     made = rollout(ladder=FLAT)
     one, other = beacon("b1"), beacon("b2")
     tries = [attempt(one, made), attempt(other, made, taken=None)]
-    assert count(made, [one, other], tries).total == Cell(open=1, waiting=1)
+    assert count(made, [one, other], tries).total == StageCounts(open=1, waiting=1)
 
 
 @pytest.mark.parametrize("result", [Result.EXPIRED, Result.STOPPED])
 def test_what_counts_for_nothing(result):
     made = rollout(ladder=FLAT)
-    assert count(made, [beacon()], [attempt(beacon(), made, result)]).total == Cell(waiting=1)
+    assert count(made, [beacon()], [attempt(beacon(), made, result)]).total == StageCounts(
+        waiting=1
+    )
 
 
 def test_other_rollouts_of_the_same_release():
     made, other = rollout(ladder=FLAT), rollout("r0", ladder=FLAT)
     one = beacon()
     failures = [attempt(one, other, Result.FAILED) for _ in range(3)]
-    assert count(made, [one], failures[:2]).total == Cell(waiting=1)
-    assert count(made, [one], failures).total == Cell()  # it has used up its attempts
+    assert count(made, [one], failures[:2]).total == StageCounts(waiting=1)
+    assert count(made, [one], failures).total == StageCounts()  # it has used up its attempts
 
 
 def test_other_releases_use_up_nothing():
@@ -130,7 +132,7 @@ def test_other_releases_use_up_nothing():
     one = beacon()
     for result in Result:
         tries = [attempt(one, earlier, result) for _ in range(3)]
-        assert count(made, [one], tries).total == Cell(waiting=1)
+        assert count(made, [one], tries).total == StageCounts(waiting=1)
 
 
 def test_an_outcome_stays_where_it_was_made():
@@ -138,7 +140,7 @@ def test_an_outcome_stays_where_it_was_made():
     one = beacon(site="hq/a/1")
     failed = attempt(one, made, Result.FAILED)
     counts = count(made, [replace(one, site="hq/b/1")], [failed])
-    assert sum(cell.failed for cell in counts.cells[0]) == 1
+    assert sum(cell.failed for cell in counts.stages[0]) == 1
     assert counts.total.members == 1
 
 
@@ -151,37 +153,43 @@ def test_confirmed_and_then_silent():
     made, one = rollout(ladder=FLAT), beacon()
     good = attempt(one, made, Result.SUCCESS)
     done, now = updated(one, made, MONDAY + 60), MONDAY + 10 * HOUR
-    assert count(made, [done], [good], now=now, seen={"b1": MONDAY + 60}).total == Cell(gone=1)
-    assert count(made, [done], [good], now=now, seen={"b1": now - 60}).total == Cell(healthy=1)
+    assert count(made, [done], [good], now=now, seen={"b1": MONDAY + 60}).total == StageCounts(
+        gone=1
+    )
+    assert count(made, [done], [good], now=now, seen={"b1": now - 60}).total == StageCounts(
+        healthy=1
+    )
 
 
 def test_confirmed_and_then_back_on_the_old_release():
     made, one = rollout(ladder=FLAT), beacon()
     good = attempt(one, made, Result.SUCCESS)
     back = replace(one, version_at=MONDAY + HOUR)
-    assert count(made, [back], [good]).total == Cell(failed=1, row=1)
+    assert count(made, [back], [good]).total == StageCounts(failed=1, failure_streak=1)
     # What it said before the outcome proves nothing.
-    assert count(made, [replace(one, version_at=MONDAY)], [good]).total == Cell(healthy=1)
+    assert count(made, [replace(one, version_at=MONDAY)], [good]).total == StageCounts(healthy=1)
     # Newer than the release is not back.
     newer = replace(one, version="1.4.0", version_at=MONDAY + HOUR)
-    assert count(made, [newer], [good]).total == Cell(healthy=1)
+    assert count(made, [newer], [good]).total == StageCounts(healthy=1)
 
 
 def test_a_success_that_another_clock_has_dated_is_older_than_it_says():
     made, one = rollout(ladder=FLAT), beacon()
-    good = replace(attempt(one, made, Result.SUCCESS), remote=True)
+    good = replace(attempt(one, made, Result.SUCCESS), is_remote=True)
     ended = good.final_at
-    ahead = replace(one, version_at=ended + CLOCKS_S)
-    assert count(made, [ahead], [good], now=ended + HOUR).total == Cell(healthy=1)
-    assert count(made, [ahead], [replace(good, remote=False)], now=ended + HOUR).total.failed == 1
-    back = replace(one, version_at=ended + CLOCKS_S + 1)
+    ahead = replace(one, version_at=ended + MAX_CLOCK_DIFFERENCE_S)
+    assert count(made, [ahead], [good], now=ended + HOUR).total == StageCounts(healthy=1)
+    assert (
+        count(made, [ahead], [replace(good, is_remote=False)], now=ended + HOUR).total.failed == 1
+    )
+    back = replace(one, version_at=ended + MAX_CLOCK_DIFFERENCE_S + 1)
     assert count(made, [back], [good], now=ended + HOUR).total.failed == 1
 
 
 def test_a_success_that_was_undone_is_a_failure():
     made, one = rollout(ladder=FLAT), beacon(version="1.2.2")
     undone = attempt(one, made, Result.SUCCESS, ended=MONDAY, undone_at=MONDAY + 600)
-    assert count(made, [one], [undone]).total == Cell(failed=1, row=1)
+    assert count(made, [one], [undone]).total == StageCounts(failed=1, failure_streak=1)
     # Also while it has not said yet what it runs now, and while it runs the release once more.
     for now in (updated(one, made), replace(one, version="")):
         assert count(made, [now], [undone]).total.failed == 1
@@ -193,9 +201,9 @@ def test_nobody_waits_for_those_who_called_the_release_bad():
     made, other = rollout(ladder=FLAT), rollout("r2", ladder=FLAT)
     one = beacon()
     bad = attempt(one, other, Result.ROLLED_BACK, ended=MONDAY, blamed_at=MONDAY)
-    assert count(made, [one], [bad]).total == Cell()
+    assert count(made, [one], [bad]).total == StageCounts()
     cleared = replace(one, cleared_at=MONDAY + 1)
-    assert count(made, [cleared], [bad]).total == Cell(waiting=1)
+    assert count(made, [cleared], [bad]).total == StageCounts(waiting=1)
     # A stage whose failures may be tried again first: not by this one.
     patient = rollout(ladder=FLAT, gate={"retry_first": ["boot"]})
     mine = attempt(
@@ -215,8 +223,8 @@ def test_failures_that_were_accepted():
         attempt(third, made, Result.SUCCESS, ended=MONDAY + 60),
     ]
     beacons = [one, other, updated(third, made)]
-    assert count(made, beacons, tries, since=MONDAY + 60).total == Cell(
-        healthy=1, failed=1, accepted=1, row=1
+    assert count(made, beacons, tries, since=MONDAY + 60).total == StageCounts(
+        healthy=1, failed=1, accepted=1, failure_streak=1
     )
     retrying = [*tries, attempt(one, made, taken=MONDAY + 700)]
     assert count(made, beacons, retrying, since=MONDAY + 60).total.open == 1
@@ -227,16 +235,16 @@ def test_failures_that_may_be_tried_again_first():
     one, now = beacon(), MONDAY + 600
     stall = attempt(one, made, Result.FAILED, taken=MONDAY, failed_in="download")
     crash = attempt(one, made, Result.FAILED, taken=MONDAY, failed_in="boot")
-    assert count(made, [one], [stall], now=now).total == Cell(open=1)
+    assert count(made, [one], [stall], now=now).total == StageCounts(open=1)
     assert count(made, [one], [crash], now=now).total.failed == 1
     # Not for ever: when it does not try again in time, and when it has tried three times.
     assert count(made, [one], [stall], now=MONDAY + 60 + 1800).total.failed == 1
     assert count(made, [one], [stall] * 3, now=now).total.failed == 1
     # Nor is time held against it in which nobody was there to listen.
     deaf = count(made, [one], [stall], now=MONDAY + 9000, listening_since=MONDAY + 8000)
-    assert deaf.total == Cell(open=1)
+    assert deaf.total == StageCounts(open=1)
     under_way = attempt(one, made, taken=MONDAY + 1800)
-    assert count(made, [one], [stall, under_way], now=MONDAY + 2400).total == Cell(open=1)
+    assert count(made, [one], [stall, under_way], now=MONDAY + 2400).total == StageCounts(open=1)
 
 
 # ---- limits ----
@@ -291,15 +299,15 @@ def test_one_beacon_that_flaps_is_not_a_row():
     for _ in range(6):
         bench.now += 300
         bench.end(bench.beacons["b0000"], Result.FAILED)
-    assert bench.tally().total.row == 1
+    assert bench.tally().total.failure_streak == 1
     assert bench.tick() == []
 
 
 def test_limits_are_the_gate_s():
-    gate = Gate(failure_share=0.5, failure_sample=2, in_a_row=4)
-    assert tripped(Cell(healthy=1, failed=1, row=1), gate) is None
-    assert tripped(Cell(healthy=1, failed=2, row=2), gate)
-    assert tripped(Cell(failed=4, healthy=9, row=4), gate)
+    gate = Gate(failure_share=0.5, failure_sample=2, max_consecutive_failures=4)
+    assert tripped_limit(StageCounts(healthy=1, failed=1, failure_streak=1), gate) is None
+    assert tripped_limit(StageCounts(healthy=1, failed=2, failure_streak=2), gate)
+    assert tripped_limit(StageCounts(failed=4, healthy=9, failure_streak=4), gate)
 
 
 def test_small_waves_do_not_hide_a_pattern():

@@ -10,7 +10,7 @@ import pytest
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.rollout import plans
 from beacon_ota.orchestrator.rollout.fields import format_duration, parse_duration
-from beacon_ota.orchestrator.rollout.plans import PRESETS, dump, parse
+from beacon_ota.orchestrator.rollout.plans import PRESETS, dump_plan, parse_plan
 from beacon_ota.orchestrator.rollout.types import (
     DAY,
     HOUR,
@@ -30,7 +30,7 @@ SITES = {"hq", "hq/a", "hq/a/1", "hq/b", "depot"}
 
 
 def read(data, **how) -> Plan:
-    return parse(data, rollout_id="r1", release=NEW, **{"sites": SITES, **how})
+    return parse_plan(data, rollout_id="r1", release=NEW, **{"sites": SITES, **how})
 
 
 def code_of(data, **how) -> str:
@@ -92,7 +92,7 @@ def test_a_wave_s_gate_starts_from_the_plan_s():
             ],
         }
     )
-    assert plan.waves[0].gate == Gate(min_sample=7, in_a_row=2)
+    assert plan.waves[0].gate == Gate(min_sample=7, max_consecutive_failures=2)
     assert plan.waves[0].ladder == (Stage(1.0),)
 
 
@@ -116,7 +116,7 @@ def test_openings(said, opening):
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p != "geographic"])
 def test_presets_round_trip(preset):
     plan = read({"preset": preset})
-    assert parse(json.loads(json.dumps(dump(plan)))) == plan
+    assert parse_plan(json.loads(json.dumps(dump_plan(plan)))) == plan
 
 
 ONE = {"name": "x", "rest": True}
@@ -210,7 +210,7 @@ ONE = {"name": "x", "rest": True}
         ({"preset": "geographic", "buildings": "hq/a"}, "field_type"),
         ({"preset": "geographic", "buildings": [[]]}, "wave_empty"),
         ({"rollout_id": "other"}, "field_mismatch"),
-        ({"release": dump(Plan("r1", NEWER))["release"]}, "field_mismatch"),
+        ({"release": dump_plan(Plan("r1", NEWER))["release"]}, "field_mismatch"),
         ({"release": {}}, "field_missing"),
     ],
 )
@@ -247,15 +247,15 @@ def test_without_a_site_tree_any_path_will_do():
 def test_the_release_must_come_from_somewhere():
     for rollout_id, release in (("r1", None), (None, NEW)):
         with pytest.raises(InputError) as error:
-            parse({}, rollout_id=rollout_id, release=release)
+            parse_plan({}, rollout_id=rollout_id, release=release)
         assert error.value.code == "field_missing"
 
 
 def test_a_release_whose_version_is_none():
-    data = dump(Plan("r1", NEW))
+    data = dump_plan(Plan("r1", NEW))
     data["release"] = {**data["release"], "version": "1.2"}  # type: ignore[dict-item]
     with pytest.raises(InputError) as error:
-        parse(data)
+        parse_plan(data)
     assert error.value.code == "version_syntax"
 
 

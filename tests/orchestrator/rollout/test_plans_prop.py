@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
-from beacon_ota.orchestrator.rollout.plans import FAILURE_STAGES, dump, parse
+from beacon_ota.orchestrator.rollout.plans import FAILURE_STAGES, dump_plan, parse_plan
 from beacon_ota.orchestrator.rollout.types import (
     Base,
     Gate,
@@ -89,7 +89,7 @@ PLANS = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(PLANS)
 def test_round_trip_through_json(plan):
-    assert parse(json.loads(json.dumps(dump(plan)))) == plan
+    assert parse_plan(json.loads(json.dumps(dump_plan(plan)))) == plan
 
 
 JUNK = st.recursive(
@@ -115,17 +115,17 @@ FIELDS += ["buildings", "every", "rollout_id", "release"]
 @given(JUNK | st.dictionaries(st.sampled_from(FIELDS), JUNK))
 def test_junk_is_a_named_error_or_a_plan(data):
     try:
-        plan = parse(data, rollout_id="r1", release=NEW)
+        plan = parse_plan(data, rollout_id="r1", release=NEW)
     except InputError as error:
         assert error.code and len(str(error.as_dict())) < 2000
     else:
-        assert parse(dump(plan)) == plan
+        assert parse_plan(dump_plan(plan)) == plan
 
 
 @st.composite
 def damaged(draw):
     """A good plan with one field somewhere replaced."""
-    data = json.loads(json.dumps(dump(draw(PLANS))))
+    data = json.loads(json.dumps(dump_plan(draw(PLANS))))
     spots = []
 
     def walk(node):
@@ -144,8 +144,8 @@ def damaged(draw):
 @given(damaged())
 def test_one_bad_field_is_a_named_error_or_still_a_plan(data):
     try:
-        plan = parse(data)
+        plan = parse_plan(data)
     except InputError as error:
         assert error.code
     else:
-        assert parse(dump(plan)) == plan
+        assert parse_plan(dump_plan(plan)) == plan

@@ -3,13 +3,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beacon_ota.orchestrator.rollout.polling import FLOOR_S, PERIOD_S, SPREAD_S, poll_delay, unit
+from beacon_ota.orchestrator.rollout.polling import (
+    FLOOR_S,
+    PERIOD_S,
+    SPREAD_S,
+    hash_to_unit,
+    poll_delay,
+)
 from tests.orchestrator.rollout.build import MONDAY
 
 
 def test_the_same_question_has_the_same_answer():
     assert poll_delay("b1", MONDAY) == poll_delay("b1", MONDAY)
-    assert unit("a", 1) != unit("a", 2)
+    assert hash_to_unit("a", 1) != hash_to_unit("a", 2)
 
 
 def test_after_a_power_cut_the_second_poll_is_spread_over_the_period():

@@ -12,28 +12,28 @@ from hypothesis import strategies as st
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.rollout.advance import (
-    abort,
+    abort_rollout,
     advance,
-    begin,
-    due,
-    halt,
-    pause,
-    resume,
-    step,
+    halt_rollout,
+    initial_state,
+    next_due_at,
+    open_next_stage,
+    pause_rollout,
+    resume_rollout,
 )
-from beacon_ota.orchestrator.rollout.decide import OUTCOMES, Live, decide, lost
-from beacon_ota.orchestrator.rollout.gates import margin, tripped
-from beacon_ota.orchestrator.rollout.rules import bucket, selects
-from beacon_ota.orchestrator.rollout.simulate import Fate, Simulation, preview
+from beacon_ota.orchestrator.rollout.decide import OUTCOMES, ActiveRollout, decide, lost_attempts
+from beacon_ota.orchestrator.rollout.gates import failures_to_limit, tripped_limit
+from beacon_ota.orchestrator.rollout.rules import bucket_of, selector_matches
+from beacon_ota.orchestrator.rollout.simulate import AttemptOutcome, Simulation, simulate_rollout
 from beacon_ota.orchestrator.rollout.types import (
     DAY,
     HOUR,
     MINUTE,
-    Cell,
     Gate,
     Kind,
     Reason,
     Result,
+    StageCounts,
     Status,
 )
 from tests.orchestrator.rollout.build import (
@@ -96,11 +96,11 @@ class Watched(Simulation):
         plan, state = live.rollout.plan, live.state
         assert state.status in (Status.ACTIVE, Status.COMPLETED)
         wave = plan.waves[answer.wave]
-        assert wave.selector.rest or selects(wave.selector, one.site, one.tags)
+        assert wave.selector.rest or selector_matches(wave.selector, one.site, one.tags)
         # No share is exceeded: the beacon's bucket is below what is open.
         reached = state.waves[answer.wave].stage
         assert reached >= answer.stage
-        assert bucket(plan.rollout_id, one.id) < live.rollout.ladders[answer.wave][reached].share
+        assert bucket_of(plan.rollout_id, one.id) < live.rollout.ladders[answer.wave][reached].share
         assert one.version == "1.2.2"
         ends = [a for a in self.attempts.get(one.id, ()) if a.result in OUTCOMES]
         assert len(ends) < plan.retry.limit and answer.number == len(ends) + 1
@@ -108,14 +108,16 @@ class Watched(Simulation):
             pause = plan.retry.pauses_s[len(ends) - 1]
             assert self.now >= max(a.ended_at or 0.0 for a in ends) + pause
         if plan.concurrency is not None:
-            building = PLACES.of(one.site).building
-            busy = [n for n in self._open if PLACES.of(self.beacons[n].site).building == building]
+            building = PLACES.place_of(one.site).building
+            busy = [
+                n for n in self._open if PLACES.place_of(self.beacons[n].site).building == building
+            ]
             assert len(busy) < plan.concurrency
         if not plan.required:
             self.check_window(plan, one)
 
     def check_window(self, plan, one):
-        own = PLACES.of(one.site).window
+        own = PLACES.place_of(one.site).window
         local = datetime.fromtimestamp(self.now, ZoneInfo(own.zone)).strftime("%H:%M")
         opens, closes = (plan.window or "03:00-05:00").split("-")
         inside = opens <= local < closes if opens < closes else local >= opens or local < closes
@@ -158,7 +160,7 @@ class Watched(Simulation):
 def run_of(rollout_id, fields, size, behave, days=40, joins=None):
     made = rollout(rollout_id, **fields)
     run = Watched(
-        [Live(made, begin(made, MONDAY))],
+        [ActiveRollout(made, initial_state(made, MONDAY))],
         fleet(size),
         PLACES,
         MONDAY,
@@ -178,7 +180,7 @@ def test_a_healthy_fleet_is_served_whoever_comes_when(rollout_id, fields, size, 
         rollout_id,
         fields,
         size,
-        lambda *_: Fate(Result.SUCCESS, rng.uniform(10, 1000)),
+        lambda *_: AttemptOutcome(Result.SUCCESS, rng.uniform(10, 1000)),
         days=90,
         joins=late,
     )
@@ -202,12 +204,12 @@ def test_whatever_the_fates(rollout_id, fields, size, seed, shares):
     def behave(one, number, now):
         dice = rng.random()
         if dice < failed:
-            return Fate(Result.FAILED, rng.uniform(1, 300), "download")
+            return AttemptOutcome(Result.FAILED, rng.uniform(1, 300), "download")
         if dice < failed + rolled_back:
-            return Fate(Result.ROLLED_BACK, rng.uniform(60, 600), "boot")
+            return AttemptOutcome(Result.ROLLED_BACK, rng.uniform(60, 600), "boot")
         if dice < failed + rolled_back + bricked:
-            return Fate(None, rng.uniform(10, 60))
-        return Fate(Result.SUCCESS, rng.uniform(10, 100))
+            return AttemptOutcome(None, rng.uniform(10, 60))
+        return AttemptOutcome(Result.SUCCESS, rng.uniform(10, 100))
 
     run = run_of(rollout_id, fields, size, behave)
     halted = next((c for _, c in run.transitions if c.kind is Kind.HALTED), None)
@@ -230,7 +232,7 @@ def test_the_same_fleet_and_fates_give_the_same_rollout(rollout_id, fields, size
                 rollout_id,
                 fields,
                 size,
-                lambda *_, rng=rng: Fate(rng.choice(list(Result)[:3]), 30, "boot"),
+                lambda *_, rng=rng: AttemptOutcome(rng.choice(list(Result)[:3]), 30, "boot"),
                 days=10,
             )
         )
@@ -242,15 +244,17 @@ def test_the_same_fleet_and_fates_give_the_same_rollout(rollout_id, fields, size
 def test_decide_says_what_the_preview_said(rollout_id, fields, size):
     fields.pop("concurrency", None)  # who else is busy is not in a slot
     made = rollout(rollout_id, **fields)
-    timeline = preview(made, fleet(size), PLACES, MONDAY, horizon_s=90 * DAY)
-    run = Simulation([Live(made, begin(made, MONDAY))], fleet(size), PLACES, MONDAY)
+    timeline = simulate_rollout(made, fleet(size), PLACES, MONDAY, horizon_s=90 * DAY)
+    run = Simulation(
+        [ActiveRollout(made, initial_state(made, MONDAY))], fleet(size), PLACES, MONDAY
+    )
     beacons = {one.id: one for one in fleet(size)}
     for slot in timeline.slots:
         assert slot.at is not None
         one = beacons[slot.beacon_id]
         # Before the rollout has come to it: not now. When its time has come: yes.
         run.run(slot.at)
-        place = PLACES.of(one.site)
+        place = PLACES.place_of(one.site)
         answer = decide(run.rollouts, one, slot.at, place=place)
         assert answer.offered and (answer.wave, answer.stage) == (slot.wave, slot.stage)
         opened = next(
@@ -260,7 +264,7 @@ def test_decide_says_what_the_preview_said(rollout_id, fields, size):
             and (change.wave, change.stage) == (slot.wave, slot.stage)
         )
         assert slot.at >= opened
-        start = Live(made, begin(made, MONDAY))
+        start = ActiveRollout(made, initial_state(made, MONDAY))
         assert decide([start], one, MONDAY, place=place).reason is Reason.SCHEDULED
 
 
@@ -277,7 +281,7 @@ def test_who_is_in_stays_in_while_the_stage_grows(rollout_id, ladder, number):
     ]
     assert offered == sorted(offered) and offered[-1]
     first = offered.index(True)
-    share = bucket(rollout_id, one.id)
+    share = bucket_of(rollout_id, one.id)
     assert share < ladder[first]["share"]
     assert first == 0 or share >= ladder[first - 1]["share"]
 
@@ -318,9 +322,9 @@ def test_any_beacon_gets_an_answer(one, stands, tries, now, busy):
         attempt(one, made, result, taken=at, ended=None if result is None else at)
         for result, at in tries
     ]
-    answer = decide(lives, one, now, attempts=attempts, place=PLACES.of(one.site), busy=busy)
+    answer = decide(lives, one, now, attempts=attempts, place=PLACES.place_of(one.site), busy=busy)
     assert answer == decide(
-        lives, one, now, attempts=attempts, place=PLACES.of(one.site), busy=busy
+        lives, one, now, attempts=attempts, place=PLACES.place_of(one.site), busy=busy
     )
     if answer.again_at is not None:
         assert answer.again_at > now or answer.reason in (Reason.SCHEDULED, Reason.WAVE)
@@ -351,13 +355,18 @@ MOVES = st.lists(
 @given(IDS, PLANS, MOVES)
 def test_any_history(rollout_id, fields, moves):
     bench = Bench(rollout(rollout_id, **fields), fleet(40))
-    verbs = {"pause": pause, "resume": resume, "halt": halt, "abort": abort}
+    verbs = {
+        "pause": pause_rollout,
+        "resume": resume_rollout,
+        "halt": halt_rollout,
+        "abort": abort_rollout,
+    }
     for move, value in moves:
         before, made = bench.state, len(bench.made)
         if move == "tick":
             bench.now = max(bench.now + value, 0.0)
             quiet = [a for tries in bench.attempts.values() for a in tries]
-            for gone in lost(bench.rollout, quiet, bench.now):
+            for gone in lost_attempts(bench.rollout, quiet, bench.now):
                 mine = bench.attempts[gone.beacon_id]
                 mine[mine.index(gone)] = replace(gone, result=Result.LOST, ended_at=bench.now)
             bench.tick()
@@ -366,7 +375,9 @@ def test_any_history(rollout_id, fields, moves):
         elif move in verbs or move == "step":
             try:
                 if move == "step":
-                    changes = step(bench.rollout, before, bench.tally(), bench.now, "ada")
+                    changes = open_next_stage(
+                        bench.rollout, before, bench.tally(), bench.now, "ada"
+                    )
                 else:
                     changes = verbs[move](before, bench.now, "ada")
             except UsageError:
@@ -397,13 +408,13 @@ def check_history(bench, before, changes):
         opened = [change for change in changes if change.kind is Kind.STAGE_OPENED]
         assert not opened
     tally = bench.tally()
-    assert tally.total.members == sum(cell.members for row in tally.cells for cell in row)
+    assert tally.total.members == sum(cell.members for row in tally.stages for cell in row)
     behind = Counter(bench.members().values())
-    for wave, cells in enumerate(tally.cells):
+    for wave, cells in enumerate(tally.stages):
         for stage, cell in enumerate(cells):
             for name in ("healthy", "gone", "failed", "accepted", "open", "waiting", "away"):
                 assert getattr(cell, name) == behind[wave, stage, name]
-    at = due(bench.rollout, state, tally, bench.now)
+    at = next_due_at(bench.rollout, state, tally, bench.now)
     assert at is None or at >= bench.now
 
 
@@ -429,12 +440,12 @@ def test_counting_does_not_depend_on_the_order(outcomes, data):
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 50), st.floats(0, 0.99))
 def test_the_margin_is_the_number_of_failures_that_trips(healthy, failed, sample, share):
-    gate = Gate(failure_share=share, failure_sample=sample, in_a_row=10**9)
+    gate = Gate(failure_share=share, failure_sample=sample, max_consecutive_failures=10**9)
 
     def after(more):
-        return tripped(Cell(healthy=healthy, failed=failed + more), gate)
+        return tripped_limit(StageCounts(healthy=healthy, failed=failed + more), gate)
 
-    more = margin(Cell(healthy=healthy, failed=failed), gate)
+    more = failures_to_limit(StageCounts(healthy=healthy, failed=failed), gate)
     if more is None:
         assert after(10**6) is None
     else:

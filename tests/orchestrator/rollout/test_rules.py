@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
-from beacon_ota.orchestrator.rollout.rules import Rollout, bucket, covers, stage_of
+from beacon_ota.orchestrator.rollout.rules import Rollout, bucket_of, plan_covers, stage_of
 from beacon_ota.orchestrator.rollout.types import LADDER, Plan, Release, Selector, Wave, Window
 from tests.orchestrator.rollout.build import NEW, NEWER, beacon, fleet, rollout
 
 
 def test_the_bucket_is_the_contract_s():
     digest = hashlib.sha256(b"r1\nb1").digest()
-    assert bucket("r1", "b1") == pytest.approx(int.from_bytes(digest[:8], "big") / 2**64)
-    assert bucket("r1", "b1") != bucket("r2", "b1")
+    assert bucket_of("r1", "b1") == pytest.approx(int.from_bytes(digest[:8], "big") / 2**64)
+    assert bucket_of("r1", "b1") != bucket_of("r2", "b1")
 
 
 def test_the_highest_bucket_is_below_one():
@@ -38,7 +38,7 @@ def test_stages_by_share():
 def test_compiled_stage_agrees_with_the_bucket():
     made = rollout()
     for one in fleet(2000):
-        assert made.stage_of(one.id, 0) == stage_of(LADDER, bucket("r1", one.id))
+        assert made.stage_of(one.id, 0) == stage_of(LADDER, bucket_of("r1", one.id))
 
 
 def test_shares_come_out_as_ordered():
@@ -84,8 +84,8 @@ def test_the_rest_may_stand_anywhere():
 
 def test_the_plan_s_window_in_each_zone():
     made = rollout(window="01:00-02:00")
-    assert made.window(Window(180, 300, "Asia/Tokyo")) == Window(60, 120, "Asia/Tokyo")
-    assert rollout().window(Window(1, 2, "UTC")) == Window(1, 2, "UTC")
+    assert made.window_in(Window(180, 300, "Asia/Tokyo")) == Window(60, 120, "Asia/Tokyo")
+    assert rollout().window_in(Window(1, 2, "UTC")) == Window(1, 2, "UTC")
 
 
 def test_a_version_that_is_none():
@@ -98,7 +98,7 @@ def test_memory_stays_bounded():
     made = rollout(waves=[{"name": "b", "sites": ["hq/b"]}, {"name": "rest", "rest": True}])
     for n in range(10_000):
         made.wave_of(beacon(site=f"hq/b/{n}"))
-        made.window(Window(n % 1440, 1, "UTC"))
+        made.window_in(Window(n % 1440, 1, "UTC"))
     assert len(made._waves) <= 4096
 
 
@@ -127,7 +127,10 @@ def _plan(selectors, rollout_id="r1", release=NEW, required=False) -> Plan:
 )
 def test_what_covers_selects_everybody(newer, older, site, tags):
     one = beacon(site=site, tags=tags)
-    if covers(_plan(newer, "r2"), _plan(older)) and Rollout(_plan(older)).wave_of(one) is not None:
+    if (
+        plan_covers(_plan(newer, "r2"), _plan(older))
+        and Rollout(_plan(older)).wave_of(one) is not None
+    ):
         assert Rollout(_plan(newer, "r2")).wave_of(one) is not None
 
 
@@ -135,10 +138,10 @@ def test_what_covers_and_what_does_not():
     everybody, building = [Selector(rest=True)], [Selector(("hq/a",))]
     floor = [Selector(("hq/a/1",), ("t1",), ("t2",))]
     for wide, narrow in ((everybody, building), (everybody, everybody), (building, floor)):
-        assert covers(_plan(wide), _plan(narrow))
+        assert plan_covers(_plan(wide), _plan(narrow))
     for wide, narrow in ((building, everybody), (floor, building), (building, [Selector()])):
-        assert not covers(_plan(wide), _plan(narrow))
-    assert covers(_plan(everybody, release=NEWER), _plan(everybody))
-    assert not covers(_plan(everybody), _plan(everybody, release=NEWER))  # an older version
-    assert not covers(_plan(everybody), _plan(everybody, required=True))  # whatever the hour
-    assert covers(_plan(everybody, required=True), _plan(everybody))
+        assert not plan_covers(_plan(wide), _plan(narrow))
+    assert plan_covers(_plan(everybody, release=NEWER), _plan(everybody))
+    assert not plan_covers(_plan(everybody), _plan(everybody, release=NEWER))  # an older version
+    assert not plan_covers(_plan(everybody), _plan(everybody, required=True))  # whatever the hour
+    assert plan_covers(_plan(everybody, required=True), _plan(everybody))

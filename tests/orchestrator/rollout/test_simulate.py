@@ -10,10 +10,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from beacon_ota.orchestrator.rollout.advance import begin, halt, pause, resume
-from beacon_ota.orchestrator.rollout.decide import Live, decide
+from beacon_ota.orchestrator.rollout.advance import (
+    halt_rollout,
+    initial_state,
+    pause_rollout,
+    resume_rollout,
+)
+from beacon_ota.orchestrator.rollout.decide import ActiveRollout, decide
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.simulate import Fate, Simulation, preview
+from beacon_ota.orchestrator.rollout.simulate import AttemptOutcome, Simulation, simulate_rollout
 from beacon_ota.orchestrator.rollout.types import (
     DAY,
     HOUR,
@@ -28,15 +33,17 @@ from beacon_ota.orchestrator.rollout.types import (
 from beacon_ota.orchestrator.rollout.windows import Places, next_window
 from tests.orchestrator.rollout.build import MONDAY, NEWER, PLACES, beacon, fleet, rollout, utc
 
-HEALTHY = Fate()
-BRICK = Fate(None)
-CRASH = Fate(Result.ROLLED_BACK, 5 * MINUTE, "boot")
-STALL = Fate(Result.FAILED, 4 * MINUTE, "download")
+HEALTHY = AttemptOutcome()
+BRICK = AttemptOutcome(None)
+CRASH = AttemptOutcome(Result.ROLLED_BACK, 5 * MINUTE, "boot")
+STALL = AttemptOutcome(Result.FAILED, 4 * MINUTE, "download")
 BUILDINGS = {"preset": "geographic", "buildings": ["hq/a", "hq/b"]}
 
 
 def simulation(made: Rollout, beacons: list[Beacon], **how) -> Simulation:
-    return Simulation([Live(made, begin(made, MONDAY))], beacons, PLACES, MONDAY, **how)
+    return Simulation(
+        [ActiveRollout(made, initial_state(made, MONDAY))], beacons, PLACES, MONDAY, **how
+    )
 
 
 def status(run: Simulation) -> Status:
@@ -65,8 +72,8 @@ def test_a_month_of_a_thousand_beacons_in_three_buildings():
     # One in twenty is switched off for days or weeks when it begins.
     joins = {one.id: MONDAY + rng.random() * 28 * DAY for one in rng.sample(beacons, 50)}
 
-    def behave(one: Beacon, number: int, now: float) -> Fate:
-        return Fate(Result.SUCCESS, rng.uniform(15, 90))
+    def behave(one: Beacon, number: int, now: float) -> AttemptOutcome:
+        return AttemptOutcome(Result.SUCCESS, rng.uniform(15, 90))
 
     run = simulation(made, beacons, behave=behave, joins=joins)
     run.run(MONDAY + 31 * DAY)
@@ -78,7 +85,7 @@ def test_a_month_of_a_thousand_beacons_in_three_buildings():
     weeks = {wave: Counter() for wave in range(3)}
     for offer in run.offers:
         weeks[offer.decision.wave or 0][int((offer.at - MONDAY) // WEEK)] += 1
-        span = next_window(PLACES.of(run.beacons[offer.beacon_id].site).window, offer.at)
+        span = next_window(PLACES.place_of(run.beacons[offer.beacon_id].site).window, offer.at)
         assert span[0] <= offer.at < span[1]
     for wave, counts in weeks.items():
         assert counts[wave] > 0.9 * counts.total() and min(counts) == wave
@@ -146,7 +153,7 @@ def test_a_release_that_dies_a_day_later_goes_no_further():
             run.vanish(name)
 
     for hour in range(24 * 30):
-        run.at(MONDAY + hour * HOUR, die)
+        run.schedule(MONDAY + hour * HOUR, die)
     run.run(MONDAY + 30 * DAY)
     assert status(run) is Status.HALTED and run.transitions[-1][1].reason == "gone"
     assert len(touched(run)) <= 0.13 * 600
@@ -162,17 +169,17 @@ def test_a_flapping_beacon_neither_loops_nor_halts_the_fleet():
             run.join(replace(one, version="1.2.2", image="", version_at=run.now))
 
     for hour in range(24 * 14):
-        run.at(MONDAY + hour * HOUR, falls_back)
+        run.schedule(MONDAY + hour * HOUR, falls_back)
     run.run(MONDAY + 14 * DAY)
     assert Counter(offer.beacon_id for offer in run.offers)[canary] == 3
-    assert run.said[canary].reason is Reason.ATTEMPTS
+    assert run.last_decisions[canary].reason is Reason.ATTEMPTS
     assert status(run) is Status.COMPLETED and len(served(run)) == 399
 
 
 def test_failures_that_heal_when_retried():
     rng = random.Random(5)
 
-    def behave(one: Beacon, number: int, now: float) -> Fate:
+    def behave(one: Beacon, number: int, now: float) -> AttemptOutcome:
         return STALL if number == 1 and rng.random() < 0.05 else HEALTHY
 
     made = rollout(gate={"retry_first": ["download"]})
@@ -186,11 +193,11 @@ def test_failures_that_heal_when_retried():
 def test_pause_and_resume():
     run = simulation(rollout(window="00:00-24:00"), fleet(300))
     run.run(MONDAY + 25 * HOUR)  # in the second stage
-    run.apply("r1", pause(run.rollouts[0].state, run.now, "ada"))
+    run.apply_changes("r1", pause_rollout(run.rollouts[0].state, run.now, "ada"))
     before = len(run.offers)
     run.run(run.now + 3 * DAY)
     assert len(run.offers) == before < 300
-    run.apply("r1", resume(run.rollouts[0].state, run.now, "ada"))
+    run.apply_changes("r1", resume_rollout(run.rollouts[0].state, run.now, "ada"))
     run.run(run.now + 3 * DAY)
     assert len(served(run)) == 300
 
@@ -199,12 +206,12 @@ def test_a_halt_stops_those_who_are_downloading():
     run = simulation(
         rollout(preset="emergency", ladder=[{"share": 1}]),
         fleet(300),
-        behave=lambda *_: Fate(Result.SUCCESS, 10 * MINUTE),
+        behave=lambda *_: AttemptOutcome(Result.SUCCESS, 10 * MINUTE),
     )
     run.run(MONDAY + 13 * MINUTE)
     downloading = {one for one, tries in run.attempts.items() if tries[-1].rebooting_at is None}
     rebooting = set(run.attempts) - downloading
-    run.apply("r1", halt(run.rollouts[0].state, run.now, "ada"))
+    run.apply_changes("r1", halt_rollout(run.rollouts[0].state, run.now, "ada"))
     run.run(MONDAY + DAY)
     assert downloading and rebooting
     assert served(run) == rebooting
@@ -214,7 +221,10 @@ def test_a_halt_stops_those_who_are_downloading():
 def test_a_newer_release_on_the_way_takes_over():
     run = simulation(rollout(), fleet(300))
     newer = rollout("r2", NEWER)
-    run.at(MONDAY + 36 * HOUR, lambda: run.start(Live(newer, begin(newer, run.now))))
+    run.schedule(
+        MONDAY + 36 * HOUR,
+        lambda: run.add_rollout(ActiveRollout(newer, initial_state(newer, run.now))),
+    )
     run.run(MONDAY + 21 * DAY)
     assert {one.version for one in run.beacons.values()} == {"1.3.0"}
     assert [live.state.status for live in run.rollouts] == [Status.COMPLETED] * 2
@@ -229,9 +239,9 @@ def test_release_after_release():
             NEWER, firmware_id=f"{n:024x}", version=f"1.{n + 2}.0", checksum=f"{n:064x}"
         )
         made = rollout(f"r{n + 1}", release)
-        run.at(
+        run.schedule(
             MONDAY + n * WEEK,
-            lambda made=made: run.start(Live(made, begin(made, run.now))),
+            lambda made=made: run.add_rollout(ActiveRollout(made, initial_state(made, run.now))),
         )
     run.run(MONDAY + 7 * WEEK)
     assert {live.state.status for live in run.rollouts} == {Status.COMPLETED}
@@ -254,7 +264,7 @@ def test_a_beacon_that_moves_is_served_with_its_new_building():
     made = rollout(**BUILDINGS, ladder=[{"share": 1}])
     run = simulation(made, fleet(30))
     moving = next(one for one in fleet(30) if one.site == "hq/a/1")
-    run.at(MONDAY + HOUR, lambda: run.join(replace(moving, site="hq/c/1")))
+    run.schedule(MONDAY + HOUR, lambda: run.join(replace(moving, site="hq/c/1")))
     run.run(MONDAY + 31 * DAY)
     offer = next(offer for offer in run.offers if offer.beacon_id == moving.id)
     assert offer.decision.wave == 2 and offer.at > MONDAY + 2 * WEEK
@@ -262,7 +272,7 @@ def test_a_beacon_that_moves_is_served_with_its_new_building():
 
 def test_the_cap_of_a_building_is_never_exceeded():
     made = rollout(preset="all-at-once", concurrency=5, window="00:00-24:00")
-    run = simulation(made, fleet(150), behave=lambda *_: Fate(Result.SUCCESS, 7 * MINUTE))
+    run = simulation(made, fleet(150), behave=lambda *_: AttemptOutcome(Result.SUCCESS, 7 * MINUTE))
     run.run(MONDAY + 10 * DAY)
     assert len(served(run)) == 150
     for building in "abc":
@@ -280,7 +290,7 @@ def test_over_the_change_of_the_clocks():
     start = utc(2026, 3, 28, 12)
     made = rollout(preset="all-at-once")
     beacons = fleet(60, site="hq/a/1")
-    run = Simulation([Live(made, begin(made, start))], beacons, PLACES, start)
+    run = Simulation([ActiveRollout(made, initial_state(made, start))], beacons, PLACES, start)
     run.run(start + 2 * DAY)
     assert len(served(run)) == 60
     assert {int(offer.at // HOUR * HOUR) for offer in run.offers} == {int(utc(2026, 3, 29, 1))}
@@ -301,7 +311,7 @@ def test_two_runs_are_the_same():
 def test_the_preview_is_what_decide_then_says():
     made = rollout(**BUILDINGS)
     beacons = fleet(200)
-    timeline = preview(made, beacons, PLACES, MONDAY)
+    timeline = simulate_rollout(made, beacons, PLACES, MONDAY)
     assert len(timeline.slots) == 200 and not timeline.left_out
     assert timeline.ends_at is not None and timeline.ends_at < MONDAY + 31 * DAY
     run = simulation(made, beacons)
@@ -310,7 +320,7 @@ def test_the_preview_is_what_decide_then_says():
         assert slot.at is not None
         run.run(slot.at)
         one = by_id[slot.beacon_id]
-        answer = decide(run.rollouts, one, slot.at, place=PLACES.of(one.site))
+        answer = decide(run.rollouts, one, slot.at, place=PLACES.place_of(one.site))
         assert answer.offered and (answer.wave, answer.stage) == (slot.wave, slot.stage)
     assert [change for _, change in run.transitions] == list(
         timeline.transitions[: len(run.transitions)]
@@ -326,7 +336,7 @@ def test_the_preview_says_who_is_left_out_and_why():
         beacon("kept", quarantined=True),
         replace(beacon("other"), device_type="esp32"),
     ]
-    timeline = preview(made, beacons, PLACES, MONDAY)
+    timeline = simulate_rollout(made, beacons, PLACES, MONDAY)
     reasons = {slot.beacon_id: slot.reason.value for slot in timeline.slots}
     assert reasons == {
         "gets-it": "offer",
@@ -340,7 +350,7 @@ def test_the_preview_says_who_is_left_out_and_why():
 
 def test_the_preview_of_a_testing_release():
     beacons = [beacon("b1"), beacon("b2", channel="beta")]
-    timeline = preview(rollout(), beacons, PLACES, MONDAY, release_state="testing")
+    timeline = simulate_rollout(rollout(), beacons, PLACES, MONDAY, release_state="testing")
     assert {slot.beacon_id: slot.reason for slot in timeline.slots} == {
         "b1": Reason.CHANNEL,
         "b2": Reason.OFFER,
@@ -348,14 +358,14 @@ def test_the_preview_of_a_testing_release():
 
 
 def test_the_preview_ends_with_its_horizon():
-    timeline = preview(rollout(**BUILDINGS), fleet(30), PLACES, MONDAY, horizon_s=8 * DAY)
+    timeline = simulate_rollout(rollout(**BUILDINGS), fleet(30), PLACES, MONDAY, horizon_s=8 * DAY)
     assert timeline.ends_at is None
     later = [slot for slot in timeline.slots if slot.at is None]
     assert later and {slot.reason for slot in later} <= {Reason.WAVE, Reason.STAGE, Reason.WINDOW}
 
 
 def test_the_preview_starts_in_the_future():
-    timeline = preview(rollout(), fleet(30), Places(), MONDAY + 30 * DAY)
+    timeline = simulate_rollout(rollout(), fleet(30), Places(), MONDAY + 30 * DAY)
     assert all(slot.at is not None and slot.at > MONDAY + 30 * DAY for slot in timeline.slots)
 
 
@@ -375,7 +385,9 @@ def test_a_preview_gets_on_whenever_it_starts_prop(start, size, plan):
         assert looks["events"] < 100 * size, "it turns in circles"
         return False
 
-    timeline = preview(rollout(**plan), fleet(size), PLACES, start, horizon_s=2 * DAY, stop=stop)
+    timeline = simulate_rollout(
+        rollout(**plan), fleet(size), PLACES, start, horizon_s=2 * DAY, stop=stop
+    )
     assert any(slot.at is not None for slot in timeline.slots)
     assert timeline.transitions[0].at == start
 
@@ -387,6 +399,6 @@ def test_a_preview_ends_when_it_is_told_to():
         seen.append(1)
         return len(seen) > 10
 
-    timeline = preview(rollout(), fleet(30), PLACES, MONDAY, stop=stop)
+    timeline = simulate_rollout(rollout(), fleet(30), PLACES, MONDAY, stop=stop)
     assert len(seen) == 11
     assert timeline.ends_at is None

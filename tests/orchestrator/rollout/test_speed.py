@@ -42,7 +42,7 @@ def test_one_decision():
     beacons = fleet(1000)
     tries = {one.id: [attempt(one, made, Result.FAILED)] for one in beacons}
     old = [live(rollout(f"old{n}"), Status.COMPLETED) for n in range(8)]
-    closed = PLACES.of("hq/a/1")
+    closed = PLACES.place_of("hq/a/1")
     done = [updated(one, made) for one in beacons]
     cases = {
         "offer": ([live(made)], beacons, ANY_TIME, Reason.OFFER),

@@ -153,16 +153,16 @@ def test_places_inherit_from_above():
         ],
         zone="Europe/London",
     )
-    assert places.of("hq/a/1").building == "hq/a"
-    assert places.of("hq/a/1").window == Window(120, 240, "Europe/Berlin")
-    assert places.of("hq/a/lab").window == Window(0, 1440, "Europe/Berlin")
-    assert places.of("hq/a/lab").building == "hq/a"
-    assert places.of("hq/b/7/x").window == Window(120, 240, "Asia/Tokyo")
-    assert places.of("hq").building == "hq"
-    assert places.of("depot/floor-1").building == "depot"
-    assert places.of("depot/floor-1").window == Window(300, 360, "Europe/London")
-    assert places.of("").window == Window(180, 300, "Europe/London")
-    assert places.of("elsewhere/x").building == "elsewhere/x"
+    assert places.place_of("hq/a/1").building == "hq/a"
+    assert places.place_of("hq/a/1").window == Window(120, 240, "Europe/Berlin")
+    assert places.place_of("hq/a/lab").window == Window(0, 1440, "Europe/Berlin")
+    assert places.place_of("hq/a/lab").building == "hq/a"
+    assert places.place_of("hq/b/7/x").window == Window(120, 240, "Asia/Tokyo")
+    assert places.place_of("hq").building == "hq"
+    assert places.place_of("depot/floor-1").building == "depot"
+    assert places.place_of("depot/floor-1").window == Window(300, 360, "Europe/London")
+    assert places.place_of("").window == Window(180, 300, "Europe/London")
+    assert places.place_of("elsewhere/x").building == "elsewhere/x"
     assert {"hq", "hq/a", "hq/a/lab"} <= places.paths
 
 
@@ -182,5 +182,5 @@ def test_a_kind_that_is_none():
 def test_places_remember_a_bounded_number_of_paths():
     places = Places([Site("hq/a", zone="Asia/Tokyo")])
     for n in range(10_000):
-        assert places.of(f"hq/a/{n}").window.zone == "Asia/Tokyo"
+        assert places.place_of(f"hq/a/{n}").window.zone == "Asia/Tokyo"
     assert len(places._resolved) <= 4097

@@ -29,7 +29,7 @@ def places(tmp_path: Path, where: str) -> list[str]:
     if where == "sqlite":
         return []
     workers = ["--workers=2"] if where == "workers" else []
-    return [f"--database={cluster().database()}", *workers]
+    return [f"--database={cluster().create_database()}", *workers]
 
 
 @pytest.mark.parametrize("where", ["sqlite", "postgresql", "workers"])
@@ -43,7 +43,7 @@ def test_a_start_that_fails_costs_no_token(tmp_path, where):
     assert "token_file" in fails(tmp_path / "data", *options, f"--token-file={nowhere}")
     assert "token_file" in fails(tmp_path / "data", *options, f"--token-file={tmp_path}")
     with Server(tmp_path / "data", *options) as server:
-        (token,) = server.admin().tokens()
+        (token,) = server.admin().list_tokens()
         assert token["name"] == "first"
 
 
@@ -69,8 +69,8 @@ def test_nobody_reads_standard_output(tmp_path, where):
     log.close()
     assert "Traceback" not in (tmp_path / "log").read_text()
     with Server(tmp_path / "data", *options) as server:
-        names = {one["name"]: one["revoked_at"] for one in server.admin().tokens()}
-        assert len(server.admin().tokens()) == 2 and None in names.values()
+        names = {one["name"]: one["revoked_at"] for one in server.admin().list_tokens()}
+        assert len(server.admin().list_tokens()) == 2 and None in names.values()
 
 
 def test_standard_files_that_are_closed_are_no_database(tmp_path):
@@ -98,7 +98,7 @@ def test_it_is_shown_once(tmp_path):
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
         if said["token"]:
-            assert Client(said["url"], said["token"]).tokens()
+            assert Client(said["url"], said["token"]).list_tokens()
         process.terminate()
         process.wait(DEADLINE_S)
         process.stdout.close()

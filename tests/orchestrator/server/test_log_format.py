@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from beacon_ota.orchestrator.server.log_format import Format, escape
+from beacon_ota.orchestrator.server.log_format import LogFormatter, escape_unprintable
 from tests.orchestrator.raw import Raw
 from tests.orchestrator.world import Server, until
 
@@ -18,7 +18,7 @@ def logged(work) -> str:
     """Return what a logger with our format writes."""
     out = io.StringIO()
     handler = logging.StreamHandler(out)
-    handler.setFormatter(Format())
+    handler.setFormatter(LogFormatter())
     log = logging.Logger("test")
     log.addHandler(handler)
     work(log)
@@ -35,7 +35,7 @@ def test_a_record_is_one_printable_line(said):
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=50))
 def test_what_is_printable_stays(said):
-    assert escape(said) == said
+    assert escape_unprintable(said) == said
 
 
 def test_an_exception_forges_no_record():

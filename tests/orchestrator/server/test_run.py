@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from beacon_ota.client import Client
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.clock import Clock
-from beacon_ota.orchestrator.server.listen import Listen
-from beacon_ota.orchestrator.server.mdns import TYPE, addresses, announced
+from beacon_ota.orchestrator.server.listen import ListenOptions
+from beacon_ota.orchestrator.server.mdns import SERVICE_TYPE, mdns_announcement, reachable_addresses
 from tests.orchestrator.world import DEADLINE_S, Server, beacons, until, upload
 
 
@@ -62,12 +62,12 @@ def test_tls(tmp_path, certificate, monkeypatch):
         admin = Client(server.url, server.token, ca=cert)
         assert admin.call("GET", "/health")["status"] == "ok"
         firmware = upload(admin, "1.1.0", tmp_path)
-        answer = admin._send("GET", f"/firmwares/{firmware['firmware_id']}/download")
+        answer = admin.request("GET", f"/firmwares/{firmware['firmware_id']}/download")
         assert len(answer.content) == firmware["size"]
         with pytest.raises(ReachError, match="certificate"):
-            Client(server.url, server.token).beacon("x")
+            Client(server.url, server.token).get_beacon("x")
         monkeypatch.setenv("BEACON_OTA_CA", str(cert))
-        assert Client(server.url, server.token).tokens()
+        assert Client(server.url, server.token).list_tokens()
         monkeypatch.setenv("BEACON_OTA_CA", str(tmp_path / "none.pem"))
         with pytest.raises(UsageError) as caught:
             Client(server.url, server.token)
@@ -103,12 +103,13 @@ def test_a_rollout_in_fast_motion(tmp_path):
             for beacon in fleet:
                 if offer := beacon.offer():
                     beacon.update(offer)
-            return admin.rollout(rollout)["status"] == "completed"
+            return admin.get_rollout(rollout)["status"] == "completed"
 
         until(all_done, what="the rollout to complete")
-        kinds = [one["kind"] for one in admin.rollout(rollout)["transitions"]]
+        kinds = [one["kind"] for one in admin.get_rollout(rollout)["transitions"]]
         assert (
-            kinds.count("stage_opened") == 2 and admin.rollout(rollout)["results"]["success"] == 4
+            kinds.count("stage_opened") == 2
+            and admin.get_rollout(rollout)["results"]["success"] == 4
         )
 
 
@@ -120,7 +121,7 @@ def test_a_graceful_end(tmp_path, number):
         server.process.send_signal(number)
         assert server._gone() == 0
         server.start()
-        shown = server.admin().beacon(beacon.id)
+        shown = server.admin().get_beacon(beacon.id)
         assert shown["version"] == "1.0.0" and shown["last_seen"]
         assert "Traceback" not in server.log()
 
@@ -133,7 +134,7 @@ def test_the_clock_runs_as_fast_as_it_should():
     time.sleep(0.05)
     passed = clock.now() - began
     assert 50 <= passed <= (time.monotonic() - real) * 1000 + 1
-    assert clock.real(1000.0) == 1.0
+    assert clock.real_seconds(1000.0) == 1.0
     wall = time.time()
     assert wall <= Clock().now() <= time.time()
 
@@ -144,8 +145,8 @@ def test_the_announcement_is_found():
 
     async def main() -> object:
         with socket.create_server(("127.0.0.1", 0)) as sock:
-            listen = Listen(host="127.0.0.1", announce=True)
-            async with announced(listen, sock):
+            listen = ListenOptions(host="127.0.0.1", announce=True)
+            async with mdns_announcement(listen, sock):
                 found: asyncio.Future = asyncio.get_running_loop().create_future()
                 browser = zeroconf.asyncio.AsyncZeroconf()
 
@@ -155,11 +156,11 @@ def test_the_announcement_is_found():
 
                 from zeroconf.asyncio import AsyncServiceBrowser
 
-                watch = AsyncServiceBrowser(browser.zeroconf, TYPE, handlers=[changed])
+                watch = AsyncServiceBrowser(browser.zeroconf, SERVICE_TYPE, handlers=[changed])
                 try:
                     async with asyncio.timeout(DEADLINE_S):
                         name = await found
-                    info = await browser.async_get_service_info(TYPE, name)
+                    info = await browser.async_get_service_info(SERVICE_TYPE, name)
                     assert info is not None and info.port == sock.getsockname()[1]
                     assert info.parsed_addresses() == ["127.0.0.1"]
                     return info.properties[b"scheme"]
@@ -174,6 +175,6 @@ def test_the_announcement_is_found():
 
 
 def test_addresses_of_a_listener():
-    assert addresses("192.0.2.7") == ["192.0.2.7"]
-    found = addresses("0.0.0.0")
+    assert reachable_addresses("192.0.2.7") == ["192.0.2.7"]
+    found = reachable_addresses("0.0.0.0")
     assert found and all(socket.inet_aton(one) for one in found)

@@ -125,11 +125,15 @@ def test_a_hangup_signal_exchanges_the_certificate(tmp_path, workers):
         return x509.load_pem_x509_certificate(files[0].read_bytes()).serial_number
 
     before = put(first)
-    more = [] if workers == 1 else [f"--workers={workers}", f"--database={cluster().database()}"]
+    more = (
+        []
+        if workers == 1
+        else [f"--workers={workers}", f"--database={cluster().create_database()}"]
+    )
     with Server(tmp_path / "data", *options(used), *more) as server:
         assert serial(server) == before
         admin = Client(server.url, server.token, ca=first[0])
-        assert admin.tokens()
+        assert admin.list_tokens()
         used[1].write_text("damaged")
         server.process.send_signal(signal.SIGHUP)
         until(lambda: server.log().count("the old TLS certificate stays") == workers)
@@ -138,7 +142,7 @@ def test_a_hangup_signal_exchanges_the_certificate(tmp_path, workers):
         server.process.send_signal(signal.SIGHUP)
         until(lambda: server.log().count("was read again") == workers)
         assert {serial(server) for _ in range(8)} == {after}
-        assert admin.tokens()  # on the connection that was there
+        assert admin.list_tokens()  # on the connection that was there
         assert "Traceback" not in server.log()
         assert server.stop() == 0
 
@@ -146,7 +150,7 @@ def test_a_hangup_signal_exchanges_the_certificate(tmp_path, workers):
 def test_a_hangup_signal_without_tls_means_nothing(tmp_path):
     with Server(tmp_path / "data") as server:
         server.process.send_signal(signal.SIGHUP)
-        assert server.admin().tokens()
+        assert server.admin().list_tokens()
         assert server.stop() == 0
 
 
@@ -154,11 +158,11 @@ def test_who_never_finishes_a_handshake_refuses_nobody(tmp_path):
     files = certificate(tmp_path, "good")
     with Server(tmp_path / "data", *options(files)) as server:
         admin = Client(server.url, server.token, ca=files[0])
-        assert admin.tokens()
+        assert admin.list_tokens()
         silent = [Raw(server).send(said) for said in (b"", b"\x16\x03\x01", b"GET /") * 100]
         try:
             assert requests.get(server.url + "/health", timeout=60, verify=str(files[0])).ok
-            assert admin.tokens()
+            assert admin.list_tokens()
             dropped = 0
             for raw in silent[:100]:  # the oldest had to go
                 raw.read_to_end()

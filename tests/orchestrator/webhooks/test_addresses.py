@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from beacon_ota.orchestrator.webhooks.addresses import allowed
+from beacon_ota.orchestrator.webhooks.addresses import is_allowed_address
 
 PRIVATE = [ip_network(x) for x in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")]
 LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1")]
@@ -85,7 +85,7 @@ def inside(network: IPv4Network | IPv6Network) -> st.SearchStrategy[str]:
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("address", METADATA)
 def test_metadata_of_clouds(address, local):
-    assert not allowed(address, local=local)
+    assert not is_allowed_address(address, local=local)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_metadata_of_clouds(address, local):
     ],
 )
 def test_receivers(address):
-    assert allowed(address, local=False) and allowed(address, local=True)
+    assert is_allowed_address(address, local=False) and is_allowed_address(address, local=True)
 
 
 @given(address=st.sampled_from(SPECIAL).flatmap(inside), local=st.booleans())
@@ -128,28 +128,28 @@ def test_special_purposes(address, local):
         IPv6Address(address) in network if ":" in address else IPv4Address(address) in network
         for network in LOOPBACK
     )
-    assert not allowed(address, local=local) or (loopback and local)
+    assert not is_allowed_address(address, local=local) or (loopback and local)
 
 
 @given(address=st.sampled_from(PRIVATE).flatmap(inside))
 def test_private_networks(address):
     assume(address not in METADATA and not address.startswith("fd00:ec2:"))
-    assert allowed(address, local=False)
+    assert is_allowed_address(address, local=False)
 
 
 @given(address=st.sampled_from(LOOPBACK).flatmap(inside), local=st.booleans())
 def test_this_machine(address, local):
-    assert allowed(address, local=local) is local
+    assert is_allowed_address(address, local=local) is local
 
 
 @given(address=st.ip_addresses(v=4), local=st.booleans())
 def test_ipv4_in_ipv6(address, local):
     """Mapped addresses are what they map; translated ones have to be global besides."""
-    itself = allowed(str(address), local=local)
-    assert allowed(f"::ffff:{address}", local=local) is itself
+    itself = is_allowed_address(str(address), local=local)
+    assert is_allowed_address(f"::ffff:{address}", local=local) is itself
     private = any(address in network for network in (*PRIVATE[:3], LOOPBACK[0]))
     translated = str(IPv6Address(int(IPv6Address("64:ff9b::")) | int(address)))
-    assert allowed(translated, local=local) is (itself and not private)
+    assert is_allowed_address(translated, local=local) is (itself and not private)
     for wrapped in (
         IPv6Address(int(IPv6Address("2002::")) | int(address) << 80),
         IPv6Address(int(IPv6Address("2001::")) | 0xFFFFFFFF ^ int(address)),
@@ -157,9 +157,11 @@ def test_ipv4_in_ipv6(address, local):
         IPv6Address(int(IPv6Address("64:ff9b:1::")) | int(address)),
         IPv6Address(int(IPv6Address("::ffff:0:0:0")) | int(address)),
     ):
-        assert not allowed(str(wrapped), local=local)
+        assert not is_allowed_address(str(wrapped), local=local)
 
 
 @given(address=st.ip_addresses(v=6), local=st.booleans())
 def test_a_scope_changes_nothing(address, local):
-    assert allowed(f"{address}%eth0", local=local) is allowed(str(address), local=local)
+    assert is_allowed_address(f"{address}%eth0", local=local) is is_allowed_address(
+        str(address), local=local
+    )

@@ -18,8 +18,8 @@ from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, UsageError
 from beacon_ota.orchestrator.db.tables import events
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.webhooks.dispatcher import PAUSES_S, wants
-from beacon_ota.orchestrator.webhooks.sender import sign, target
+from beacon_ota.orchestrator.webhooks.dispatcher import PAUSES_S, matches_kind
+from beacon_ota.orchestrator.webhooks.sender import parse_target, sign_message
 from tests.orchestrator.world import COMMAND, Local, ManualClock, Server, environment, until, upload
 
 WAIT_S = 60.0
@@ -99,7 +99,7 @@ def happen(local: Local, kind: str, subject: str = "thing", **data: Any) -> None
 
 
 def hook(admin: Client, webhook_id: str) -> dict[str, Any]:
-    return next(one for one in admin.webhooks() if one["webhook_id"] == webhook_id)
+    return next(one for one in admin.list_webhooks() if one["webhook_id"] == webhook_id)
 
 
 def counted(admin: Client, webhook_id: str, **states: int) -> Callable[[], bool]:
@@ -114,7 +114,7 @@ def test_a_halt_is_told_and_signed(local, receiver, tmp_path):
     made = admin.create_webhook("chat", receiver.url)
     firmware = upload(admin, "1.0.0", tmp_path)
     rollout = admin.create_rollout(firmware["firmware_id"], name="first")["rollout_id"]
-    admin.move_rollout(rollout, "halt", "smells of smoke")
+    admin.post_rollout_action(rollout, "halt", "smells of smoke")
     until(lambda: receiver.came, deadline_s=WAIT_S)
     headers, body = receiver.came[0]
     key = base64.b64decode(made["secret"].removeprefix("whsec_"))
@@ -127,11 +127,11 @@ def test_a_halt_is_told_and_signed(local, receiver, tmp_path):
     assert told["type"] == "rollout.halted" and told["data"]["subject"] == rollout
     assert "smells of smoke" in body and "first" not in receiver.kinds
     until(counted(admin, made["webhook_id"], delivered=1, pending=0), deadline_s=WAIT_S)
-    row = admin.webhook(made["webhook_id"])["log"][0]
+    row = admin.get_webhook(made["webhook_id"])["log"][0]
     assert (row["state"], row["status"], row["tries"]) == ("delivered", 204, 1)
     assert row["body"] == told
-    assert "secret" not in json.dumps(admin.webhooks())
-    assert made["secret"] not in json.dumps(admin.audit())
+    assert "secret" not in json.dumps(admin.list_webhooks())
+    assert made["secret"] not in json.dumps(admin.list_audit_entries())
 
 
 def test_only_what_was_asked_for_and_in_order(local, receiver):
@@ -157,7 +157,7 @@ def test_again_until_it_arrives(local, receiver):
     for count, pause in ((2, PAUSES_S[0]), (3, PAUSES_S[1]), (4, PAUSES_S[2])):
 
         def waits(tries=count - 1) -> bool:
-            row = admin.webhook(made["webhook_id"])["log"][0]
+            row = admin.get_webhook(made["webhook_id"])["log"][0]
             return row["tries"] == tries and row["status"] is not None
 
         until(waits, deadline_s=WAIT_S)
@@ -203,10 +203,10 @@ def test_given_up_visibly_and_taken_up_again(local, receiver):
 
     until(over, deadline_s=2 * WAIT_S)
     assert len(receiver.came) == len(PAUSES_S) + 1
-    event = admin.latest_events(1)[0]
+    event = admin.list_latest_events(1)[0]
     assert event["kind"] == "webhook.given_up" and event["data"]["kind"] == "rollout.halted"
     receiver.answer = lambda: 200
-    delivery = admin.webhook(webhook_id)["log"][0]
+    delivery = admin.get_webhook(webhook_id)["log"][0]
     assert delivery["error"] == "http" and delivery["next_at"] is None
     admin.retry_delivery(webhook_id, delivery["delivery_id"])
     until(counted(admin, webhook_id, delivered=1, given_up=0), deadline_s=WAIT_S)
@@ -224,7 +224,7 @@ def test_who_is_gone_for_good_is_left_alone(local, receiver):
     happen(local, "rollout.halted", "r2")
     receiver.answer = lambda: 200
     with pytest.raises(UsageError):
-        admin.do_webhook(made["webhook_id"], "test")
+        admin.post_webhook_action(made["webhook_id"], "test")
     admin.change_webhook(made["webhook_id"], enabled=True)
     happen(local, "rollout.halted", "r3")
     until(lambda: len(receiver.came) == 2, deadline_s=WAIT_S)
@@ -257,7 +257,7 @@ def test_nonsense_for_an_answer_is_no_answer(local):
             connection.recv(4096)
             connection.sendall(b"\xff" * 200_000 + b"\r\n")
             until(
-                lambda: admin.webhook(made["webhook_id"])["log"][0]["error"] == "answer",
+                lambda: admin.get_webhook(made["webhook_id"])["log"][0]["error"] == "answer",
                 deadline_s=WAIT_S,
             )
 
@@ -297,7 +297,7 @@ def test_a_queue_has_an_end(local):
             counted(admin, made["webhook_id"], pending=LIMITS.webhook_pending, given_up=25),
             deadline_s=WAIT_S,
         )
-        log = admin.webhook(made["webhook_id"], 50)["log"]
+        log = admin.get_webhook(made["webhook_id"], 50)["log"]
         assert {row["error"] for row in log if row["state"] == "given_up"} == {"queue_full"}
 
 
@@ -324,7 +324,7 @@ def test_a_queue_has_an_end(local):
 )
 def test_addresses_that_are_none(url):
     with pytest.raises(InputError) as caught:
-        target(url)
+        parse_target(url)
     assert caught.value.code == "webhook_url"
 
 
@@ -340,7 +340,7 @@ def test_a_name_for_this_machine_is_found_out(tmp_path):
         happen(local, "rollout.halted", "r1")
 
         def tried() -> bool:
-            log = admin.webhook(made["webhook_id"])["log"]
+            log = admin.get_webhook(made["webhook_id"])["log"]
             return bool(log) and log[0]["error"] == "webhook_address"
 
         until(tried, deadline_s=WAIT_S)
@@ -350,17 +350,19 @@ def test_a_name_for_this_machine_is_found_out(tmp_path):
 
 
 def test_kinds():
-    assert wants(["rollout.halted"], "rollout.halted")
-    assert not wants(["rollout.halted"], "rollout.halted.x")
-    assert wants(["rollout."], "rollout.paused") and not wants(["rollout."], "rollouts.x")
-    assert wants(["*"], "beacon.created") and not wants(["*"], "webhook.given_up")
+    assert matches_kind(["rollout.halted"], "rollout.halted")
+    assert not matches_kind(["rollout.halted"], "rollout.halted.x")
+    assert matches_kind(["rollout."], "rollout.paused") and not matches_kind(
+        ["rollout."], "rollouts.x"
+    )
+    assert matches_kind(["*"], "beacon.created") and not matches_kind(["*"], "webhook.given_up")
 
 
 def test_the_signature_is_that_of_the_standard():
     # The example of the specification, standardwebhooks.com.
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     body = '{"test": 2432232314}'
-    found = sign(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+    found = sign_message(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
     assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
@@ -369,15 +371,15 @@ def test_only_administrators(local, receiver):
     made = admin.create_webhook("chat", receiver.url)
     operator = Client(local.url, admin.create_token("anna", "operator")["token"])
     for attempt in (
-        operator.webhooks,
+        operator.list_webhooks,
         lambda: operator.create_webhook("x", receiver.url),
-        lambda: operator.webhook(made["webhook_id"]),
-        lambda: operator.do_webhook(made["webhook_id"], "rotate"),
+        lambda: operator.get_webhook(made["webhook_id"]),
+        lambda: operator.post_webhook_action(made["webhook_id"], "rotate"),
         lambda: operator.remove_webhook(made["webhook_id"]),
     ):
         with pytest.raises(DeniedError):
             attempt()
-    assert len(admin.webhooks()) == 1
+    assert len(admin.list_webhooks()) == 1
 
 
 def test_changed_rotated_removed(local, receiver):
@@ -386,17 +388,21 @@ def test_changed_rotated_removed(local, receiver):
     webhook_id = made["webhook_id"]
     changed = admin.change_webhook(webhook_id, name="talk", kinds=["*"], enabled=False)
     assert (changed["name"], changed["kinds"], changed["enabled"]) == ("talk", ["*"], False)
-    assert admin.do_webhook(webhook_id, "rotate")["secret"] != made["secret"]
+    assert admin.post_webhook_action(webhook_id, "rotate")["secret"] != made["secret"]
     for kinds in ([], ["nonsense"], ["Rollout.halted"], ["rollout.x"] * 33):
         with pytest.raises(InputError):
             admin.change_webhook(webhook_id, kinds=kinds)
     admin.remove_webhook(webhook_id)
-    assert admin.webhooks() == []
-    for call in (admin.webhook, admin.remove_webhook, lambda w: admin.do_webhook(w, "test")):
+    assert admin.list_webhooks() == []
+    for call in (
+        admin.get_webhook,
+        admin.remove_webhook,
+        lambda w: admin.post_webhook_action(w, "test"),
+    ):
         with pytest.raises(BeaconOtaError) as caught:
             call(webhook_id)
         assert caught.value.code == "webhook_unknown"
-    actions = [entry["action"] for entry in admin.audit(action="webhook.")]
+    actions = [entry["action"] for entry in admin.list_audit_entries(action="webhook.")]
     assert actions == ["webhook.created", "webhook.changed", "webhook.rotated", "webhook.removed"]
 
 
@@ -418,7 +424,7 @@ def test_from_the_command_line(tmp_path, receiver):
         until(lambda: receiver.came, deadline_s=WAIT_S)
         headers, body = receiver.came[0]
         stamp = int(headers["webhook-timestamp"])
-        signature = sign(secret.strip(), headers["webhook-id"], stamp, body)
+        signature = sign_message(secret.strip(), headers["webhook-id"], stamp, body)
         assert headers["webhook-signature"] == signature
         until(lambda: "delivered" in run("deliveries", "chat"), deadline_s=WAIT_S)
         assert "0 queued again" in run("retry", "chat")
@@ -439,8 +445,8 @@ def test_an_auditor_sees_where_webhooks_go_and_who_had_them_try(local, receiver)
     there = receiver.url.partition("/in?")[0]
     other = there.replace("127.0.0.1", "localhost")
     admin.change_webhook(made["webhook_id"], url=other + "/secret-path")
-    admin.do_webhook(made["webhook_id"], "test")
-    told = admin.audit(action="webhook.")
+    admin.post_webhook_action(made["webhook_id"], "test")
+    told = admin.list_audit_entries(action="webhook.")
     assert [one["action"] for one in told] == [
         "webhook.created",
         "webhook.changed",

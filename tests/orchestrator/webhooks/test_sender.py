@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from beacon_ota.orchestrator.webhooks import sender
-from beacon_ota.orchestrator.webhooks.sender import Outcome, send
+from beacon_ota.orchestrator.webhooks.sender import DeliveryOutcome, send_webhook
 
 SECRET = sender.new_secret()
 
@@ -76,9 +76,9 @@ def resolve(monkeypatch):
     return use
 
 
-def post(port: int, *, local: bool = True, scheme: str = "http") -> Outcome:
+def post(port: int, *, local: bool = True, scheme: str = "http") -> DeliveryOutcome:
     url = f"{scheme}://receiver.test:{port}/in"
-    return asyncio.run(send(url, SECRET, "msg_1", 1_700_000_000, "{}", local=local))
+    return asyncio.run(send_webhook(url, SECRET, "msg_1", 1_700_000_000, "{}", local=local))
 
 
 @pytest.mark.parametrize("dead", ["::1", "127.0.0.2"])

@@ -9,7 +9,7 @@ from beacon_ota.images import partitions, synthetic
 from beacon_ota.images.partitions import Partition, Table
 from beacon_ota.virtual.flash import bootloader, otadata
 from beacon_ota.virtual.flash.bootloader import NotBootable
-from beacon_ota.virtual.flash.nor import Cut, Flash, FlashError, PowerCut
+from beacon_ota.virtual.flash.nor import Flash, FlashError, PowerCut, PowerCutPoint
 from tests.virtual import oracle
 
 OTADATA = 0x2000
@@ -22,7 +22,7 @@ STATES = {
     "aborted": 4,
     "undefined": 0xFFFFFFFF,
 }
-APP = synthetic.app(2048)
+APP = synthetic.app_image(2048)
 
 
 def layout(slots: int, factory: bool = False, has_otadata: bool = True) -> Table:
@@ -41,11 +41,11 @@ def layout(slots: int, factory: bool = False, has_otadata: bool = True) -> Table
 def chip(table: Table, sectors: bytes, ok) -> Flash:
     """A flash with this otadata, and images in the slots of ``ok`` (-1 is factory)."""
     flash = Flash.blank(SLOT * (len(table) + 2), record=True)
-    flash.poke(OTADATA, sectors)
+    flash.overwrite(OTADATA, sectors)
     for part in table:
         number = -1 if part.subtype == 0 else part.slot
         if part.type == 0 and number in ok:
-            flash.poke(part.offset, APP)
+            flash.overwrite(part.offset, APP)
     return flash
 
 
@@ -68,7 +68,7 @@ BAD = struct.pack("<I20sII", 1, b"\xff" * 20, 2, 0x12345678)
 
 
 def shown(flash: Flash) -> list[str]:
-    return [str(entry) for entry in otadata.read(flash, OTADATA)]
+    return [str(entry) for entry in otadata.read_entries(flash, OTADATA)]
 
 
 # Random cases against the oracle.
@@ -115,7 +115,7 @@ def prepare(case):
     table = layout(slots, case["factory"], case["has_otadata"])
     flash = chip(table, raw, ok)
     if case["cut"] >= 0:
-        flash.cut = Cut(case["cut"])
+        flash.cut = PowerCutPoint(case["cut"])
     return oracle.Sectors(raw, case["cut"]), table, flash, ok
 
 
@@ -141,7 +141,7 @@ def boots(case):
         model,
         flash,
         lambda: oracle.boot(model, case["slots"], case["factory"], ok, how, case["has_otadata"]),
-        lambda: bootloader.choose(flash, table, [], rollback=how),
+        lambda: bootloader.choose_slot(flash, table, [], rollback=how),
     )
 
 
@@ -214,7 +214,7 @@ def test_outcomes(row, factory):
     before, plain, plain_after, with_factory, factory_after = row
     table = layout(2, factory)
     flash = chip(table, sectors(*before), {-1, 0, 1})
-    index = bootloader.choose(flash, table, [])
+    index = bootloader.choose_slot(flash, table, [])
     name = "factory" if index == -1 else f"ota_{index}"
     if factory:
         assert name == with_factory
@@ -227,7 +227,7 @@ def test_outcomes(row, factory):
 def test_blank_otadata_and_only_the_second_image_good():
     table = layout(2)
     flash = chip(table, sectors(None, None), {1})
-    assert bootloader.choose(flash, table, []) == 1
+    assert bootloader.choose_slot(flash, table, []) == 1
     assert shown(flash) == ["2/valid", "blank"]
 
 
@@ -235,14 +235,14 @@ def test_a_pending_entry_alone_boots_again_and_again():
     table = layout(2)
     flash = chip(table, sectors((1, "pending"), None), {0, 1})
     for _ in range(3):
-        assert bootloader.choose(flash, table, []) == 0
+        assert bootloader.choose_slot(flash, table, []) == 0
         assert shown(flash) == ["1/aborted", "blank"]
 
 
 def test_a_bad_image_is_on_trial_before_it_is_looked_at():
     table = layout(2)
     flash = chip(table, sectors((1, "valid"), (2, "new")), {0})
-    assert bootloader.choose(flash, table, []) == 0
+    assert bootloader.choose_slot(flash, table, []) == 0
     assert shown(flash) == ["1/valid", "2/pending"]
     # The documented start-up call then marks the broken slot valid.
     assert otadata.mark_valid(flash, table) == 0
@@ -255,14 +255,14 @@ def cuts(operation, before) -> list[tuple[list[str], int]]:
     for number in range(3):
         table = layout(2)
         flash = chip(table, sectors(*before), {0, 1})
-        flash.cut = Cut(number)
+        flash.cut = PowerCutPoint(number)
         try:
             operation(flash, table)
         except PowerCut:
             flash.power_on()
         flash.cut = None
         state = shown(flash)
-        found.append((state, bootloader.choose(flash, table, [])))
+        found.append((state, bootloader.choose_slot(flash, table, [])))
     return found
 
 
@@ -271,7 +271,7 @@ def update(flash, table):
 
 
 def start(flash, table):
-    bootloader.choose(flash, table, [])
+    bootloader.choose_slot(flash, table, [])
 
 
 def confirm(flash, table):
@@ -298,24 +298,24 @@ def test_cut_inside_the_first_write():
     table = layout(2)
     for number in range(2):
         flash = chip(table, sectors(None, None), {0, 1})
-        flash.cut = Cut(number)
+        flash.cut = PowerCutPoint(number)
         with pytest.raises(PowerCut):
-            bootloader.choose(flash, table, [])
+            bootloader.choose_slot(flash, table, [])
         flash.power_on()
         assert shown(flash) == ["blank", "blank"]
-        assert bootloader.choose(flash, table, []) == 0
+        assert bootloader.choose_slot(flash, table, []) == 0
         assert shown(flash) == ["1/valid", "blank"]
 
 
 def test_cut_inside_the_next_updates_set_boot():
     table = layout(2)
     flash = chip(table, sectors((1, "valid"), (2, "valid")), {0, 1})
-    flash.cut = Cut(1)
+    flash.cut = PowerCutPoint(1)
     with pytest.raises(PowerCut):
         otadata.set_boot(flash, table, table.slots[0], lambda _: True)
     flash.power_on()
     assert shown(flash) == ["blank", "2/valid"]
-    assert bootloader.choose(flash, table, []) == 1
+    assert bootloader.choose_slot(flash, table, []) == 1
 
 
 def test_write_errors_are_logged_and_boot_goes_on():
@@ -323,7 +323,7 @@ def test_write_errors_are_logged_and_boot_goes_on():
     flash = chip(table, sectors((1, "valid"), (2, "new")), {0, 1})
     flash.faults.fail_erase = {OTADATA // 0x1000 + 1}
     lines: list[str] = []
-    assert bootloader.choose(flash, table, lines) == 1
+    assert bootloader.choose_slot(flash, table, lines) == 1
     assert "otadata not written" in lines[0]
     with pytest.raises(FlashError):
         otadata.mark_valid(flash, table)
@@ -333,7 +333,7 @@ def test_write_errors_are_logged_and_boot_goes_on():
 
 
 def go(flash, table) -> int | None:
-    return bootloader.choose(flash, table, [])
+    return bootloader.choose_slot(flash, table, [])
 
 
 def arm(flash, table, slot) -> None:
@@ -378,8 +378,8 @@ def test_a_trial_that_arms_the_old_slot_puts_it_on_trial():
 
 def rearm(flash: Flash, table: Table) -> None:
     """Count a trial in the label, then turn PENDING into NEW by clearing one bit."""
-    entries = otadata.read(flash, OTADATA)
-    current = otadata.active(entries)
+    entries = otadata.read_entries(flash, OTADATA)
+    current = otadata.active_entry(entries)
     entry = entries[current]
     used = sum(byte != 0xFF for byte in entry.label[:3])
     if entry.state != otadata.PENDING or used >= 2:
@@ -414,7 +414,7 @@ def test_three_trials_survive_a_cut_anywhere(number, new, when):
     start = ((2, "valid"), (3, "new")) if new == 0 else ((1, "valid"), (2, "new"))
     for seed in range(8):
         flash = chip(table, sectors(*start), {0, 1})
-        flash.cut = Cut(number, when, seed)
+        flash.cut = PowerCutPoint(number, when, seed)
         trials, last = 0, None
         for _ in range(7):
             flash.power_on()
@@ -445,16 +445,16 @@ def whole(slots=("ota_0",)) -> Flash:
         )
     )
     flash = Flash.blank(0x40000)
-    flash.poke(0, synthetic.bootloader())
-    flash.poke(partitions.TABLE_OFFSET, table.to_bin())
+    flash.overwrite(0, synthetic.bootloader_image())
+    flash.overwrite(partitions.TABLE_OFFSET, table.to_bin())
     for part in table:
         if part.name in slots:
-            flash.poke(part.offset, APP)
+            flash.overwrite(part.offset, APP)
     return flash
 
 
 def test_start():
-    booted = bootloader.start(whole())
+    booted = bootloader.boot_from_flash(whole())
     assert booted.partition.name == "ota_0"
     assert booted.lines == ("otadata 0: 1/valid", "booting ota_0 at 0x10000")
 
@@ -464,21 +464,21 @@ def test_start():
 )
 def test_what_is_missing_is_named(offset, word):
     flash = whole()
-    flash.poke(offset, b"\xff" * 0x1000)
+    flash.overwrite(offset, b"\xff" * 0x1000)
     with pytest.raises(NotBootable, match=word):
-        bootloader.start(flash)
+        bootloader.boot_from_flash(flash)
 
 
 def test_a_flipped_bit_makes_the_other_slot_boot():
     flash = whole(("ota_0", "ota_1"))
     flash.faults.flips = {0x10100: 4}
-    assert bootloader.start(flash).partition.name == "ota_1"
+    assert bootloader.boot_from_flash(flash).partition.name == "ota_1"
 
 
 def test_the_test_app_comes_last():
     table = Table((*layout(1), Partition("test", 0, 0x20, 4 * SLOT, SLOT)))
     flash = Flash.blank(8 * SLOT)
-    flash.poke(4 * SLOT, APP)
-    assert bootloader.choose(flash, table, []) == bootloader.TEST_APP
-    flash.poke(SLOT, APP)
-    assert bootloader.choose(flash, table, []) == 0
+    flash.overwrite(4 * SLOT, APP)
+    assert bootloader.choose_slot(flash, table, []) == bootloader.TEST_APP
+    flash.overwrite(SLOT, APP)
+    assert bootloader.choose_slot(flash, table, []) == 0

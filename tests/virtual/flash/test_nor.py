@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
-from beacon_ota.virtual.flash.nor import Cut, Flash, FlashError, Op, PowerCut, Timing
+from beacon_ota.virtual.flash.nor import (
+    Flash,
+    FlashError,
+    FlashOperation,
+    PowerCut,
+    PowerCutPoint,
+    Timing,
+)
 
 SECTOR = 0x1000
 
@@ -51,9 +58,9 @@ def test_journal_counts_operations():
     flash.program(16, b"abc")
     flash.program(16, b"")
     assert flash.journal == [
-        Op(0, "erase", 0, SECTOR),
-        Op(1, "erase", SECTOR, SECTOR),
-        Op(2, "program", 16, 3, b"abc"),
+        FlashOperation(0, "erase", 0, SECTOR),
+        FlashOperation(1, "erase", SECTOR, SECTOR),
+        FlashOperation(2, "program", 16, 3, b"abc"),
     ]
 
 
@@ -69,7 +76,7 @@ def test_timing():
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_cut_around_an_operation(when):
     flash = Flash.blank(SECTOR)
-    flash.cut = Cut(1, when)
+    flash.cut = PowerCutPoint(1, when)
     flash.program(0, b"\x00")
     with pytest.raises(PowerCut):
         flash.program(1, b"\x00")
@@ -84,7 +91,7 @@ def test_cut_around_an_operation(when):
 @given(st.integers(0, 1000))
 def test_torn_program_is_a_prefix(seed):
     flash = Flash.blank(SECTOR)
-    flash.cut = Cut(0, "inside", seed)
+    flash.cut = PowerCutPoint(0, "inside", seed)
     with pytest.raises(PowerCut):
         flash.program(10, bytes(range(32)))
     data = flash.read(10, 32)
@@ -96,7 +103,7 @@ def test_torn_program_is_a_prefix(seed):
 def test_torn_erase_only_sets_bits(seed):
     before = bytes(range(256)) * 16
     flash = Flash(before)
-    flash.cut = Cut(0, "inside", seed)
+    flash.cut = PowerCutPoint(0, "inside", seed)
     with pytest.raises(PowerCut):
         flash.erase(0)
     after = flash.snapshot()
@@ -151,7 +158,7 @@ def test_snapshots():
     start = flash.snapshot()
     flash.fileno()  # from here on the content is shared memory
     flash.program(0, b"x")
-    flash.cut = Cut(flash.ops)
+    flash.cut = PowerCutPoint(flash.ops)
     flash.restore(start)
     assert flash.snapshot() == start
     flash.program(0, b"y")

@@ -8,7 +8,7 @@ from beacon_ota.images import nvs as codec
 from beacon_ota.images.partitions import Partition
 from beacon_ota.virtual.flash import esp_errors
 from beacon_ota.virtual.flash.esp_errors import EspError
-from beacon_ota.virtual.flash.nor import FLASH_OP_FAIL, Cut, Flash, PowerCut, When
+from beacon_ota.virtual.flash.nor import FLASH_OP_FAIL, CutMoment, Flash, PowerCut, PowerCutPoint
 from beacon_ota.virtual.flash.nvs import Nvs
 
 PAGES = 4
@@ -22,11 +22,11 @@ def blank() -> Flash:
 
 def opened(flash: Flash, faithful: bool = False) -> tuple[Nvs, int]:
     nvs = Nvs(flash, PART, faithful=faithful)
-    return nvs, nvs.open("beacon")
+    return nvs, nvs.open_namespace("beacon")
 
 
 def values(nvs: Nvs) -> Values:
-    return {key: value for (_, key), value in nvs.all().items()}
+    return {key: value for (_, key), value in nvs.read_all().items()}
 
 
 def code(function, *args) -> int:
@@ -50,17 +50,17 @@ def test_values_last():
     }
     assert values(nvs) == want
     assert values(opened(flash)[0]) == want
-    assert codec.read(flash.snapshot()).namespace("beacon") == want
+    assert codec.read_partition(flash.snapshot()).namespace("beacon") == want
 
 
 def test_reads_what_the_generator_wrote_and_goes_on():
     start = {"orch_url": b"http://orchestrator.local:8080", "window": b"03:00-05:00", "n": 7}
-    flash = Flash(codec.generate({"beacon": {**start, "big": bytes(5000)}}, PART.size))
+    flash = Flash(codec.generate_partition({"beacon": {**start, "big": bytes(5000)}}, PART.size))
     nvs, n = opened(flash)
     assert values(nvs) == {**start, "big": bytes(5000)}
     nvs.set(n, "n", 8)
     nvs.set(n, "window", b"")
-    assert codec.read(flash.snapshot()).namespace("beacon") == {
+    assert codec.read_partition(flash.snapshot()).namespace("beacon") == {
         **start,
         "n": 8,
         "window": b"",
@@ -94,29 +94,29 @@ def test_names():
     nvs, n = opened(blank())
     assert code(nvs.set, n, "k" * 16, 1) == esp_errors.NVS_KEY_TOO_LONG
     assert code(nvs.set, n, "k" * 16, b"1") == esp_errors.NVS_KEY_TOO_LONG
-    assert code(nvs.open, "n" * 16) == esp_errors.NVS_KEY_TOO_LONG
+    assert code(nvs.open_namespace, "n" * 16) == esp_errors.NVS_KEY_TOO_LONG
     nvs.set(n, "k" * 15, 1)
     assert nvs.get(n, "k" * 16, int) == 1  # only 15 characters are compared
-    first = nvs.open("n" * 15)
-    assert nvs.open("n" * 15 + "x") == first
+    first = nvs.open_namespace("n" * 15)
+    assert nvs.open_namespace("n" * 15 + "x") == first
     assert code(nvs.erase, n, "absent") == esp_errors.NVS_NOT_FOUND
 
 
 def test_at_most_254_namespaces():
     nvs, _ = opened(blank())
     for number in range(253):
-        nvs.open(f"n{number}")
-    assert code(nvs.open, "one more") == esp_errors.NVS_NOT_ENOUGH_SPACE
+        nvs.open_namespace(f"n{number}")
+    assert code(nvs.open_namespace, "one more") == esp_errors.NVS_NOT_ENOUGH_SPACE
 
 
 def test_namespaces_do_not_mix():
     nvs, n = opened(blank())
-    other = nvs.open("other")
+    other = nvs.open_namespace("other")
     nvs.set(n, "k", 1)
     nvs.set(other, "k", b"x")
     assert nvs.get(n, "k", int) == 1
     assert nvs.get(n, "k", bytes) is None
-    assert nvs.all() == {("beacon", "k"): 1, ("other", "k"): b"x"}
+    assert nvs.read_all() == {("beacon", "k"): 1, ("other", "k"): b"x"}
 
 
 def test_too_large_and_too_full():
@@ -145,22 +145,22 @@ def test_filled_by_somebody_else():
     nvs, n = opened(flash)
     nvs.set(n, "number", 1)
     nvs.set(n, "blob", b"x" * 200)
-    before = {key: value for key, value in nvs.all().items() if key[0] == "beacon"}
-    nvs.fill()
+    before = {key: value for key, value in nvs.read_all().items() if key[0] == "beacon"}
+    nvs.fill_space()
     for key, value in (("number", 2), ("blob", b"y" * 200), ("new", 1), ("other", b"z")):
         assert code(nvs.set, n, key, value) == esp_errors.NVS_NOT_ENOUGH_SPACE
     for again in (nvs, opened(flash)[0]):
-        assert before.items() <= again.all().items()
+        assert before.items() <= again.read_all().items()
     nvs, n = opened(flash)
     nvs.set(n, "number", 1)  # the same again writes nothing
-    assert code(nvs.open, "namespace") == esp_errors.NVS_NOT_ENOUGH_SPACE
+    assert code(nvs.open_namespace, "namespace") == esp_errors.NVS_NOT_ENOUGH_SPACE
     nvs.erase(n, "number")
     nvs.set(n, "number", 2)
     assert code(nvs.set, n, "number", 3) == esp_errors.NVS_NOT_ENOUGH_SPACE
-    nvs.drain()
+    nvs.free_space()
     nvs.set(n, "blob", b"y" * 200)
-    assert nvs.all() == {("beacon", "number"): 2, ("beacon", "blob"): b"y" * 200}
-    nvs.drain()
+    assert nvs.read_all() == {("beacon", "number"): 2, ("beacon", "blob"): b"y" * 200}
+    nvs.free_space()
 
 
 def test_worn_out():
@@ -168,17 +168,17 @@ def test_worn_out():
     nvs, n = opened(flash)
     nvs.set(n, "number", 1)
     nvs.set(n, "blob", b"x")
-    nvs.worn = 1.0
+    nvs.failure_share = 1.0
     operations = flash.ops
     assert code(nvs.set, n, "number", 2) == FLASH_OP_FAIL
     assert code(nvs.set, n, "blob", b"y") == FLASH_OP_FAIL
     assert code(nvs.erase, n, "blob") == FLASH_OP_FAIL
-    assert code(nvs.open, "namespace") == FLASH_OP_FAIL
+    assert code(nvs.open_namespace, "namespace") == FLASH_OP_FAIL
     assert code(nvs.erase, n, "absent") == esp_errors.NVS_NOT_FOUND
     nvs.set(n, "number", 1)
     assert flash.ops == operations
-    assert nvs.all() == {("beacon", "number"): 1, ("beacon", "blob"): b"x"}
-    nvs.worn = 0.5
+    assert nvs.read_all() == {("beacon", "number"): 1, ("beacon", "blob"): b"x"}
+    nvs.failure_share = 0.5
     failed = 0
     for number in range(100):
         try:
@@ -216,14 +216,14 @@ def test_a_full_partition_of_garbage_is_erased():
 def test_a_newer_format_is_erased():
     flash = blank()
     page = bytearray(codec.pack_header(0, version=0xFD))
-    flash.poke(0, bytes(page))
+    flash.overwrite(0, bytes(page))
     assert values(opened(flash)[0]) == {}
 
 
 def test_no_free_page_erases_everything():
     flash = blank()
     for number in range(PAGES):
-        flash.poke(number * 0x1000, codec.pack_header(number))
+        flash.overwrite(number * 0x1000, codec.pack_header(number))
     nvs, _ = opened(flash)
     assert values(nvs) == {}
 
@@ -273,8 +273,8 @@ def lives(seed: int, faithful: bool):
     for _ in range(rng.randrange(10, 80)):
         key, value = change(rng, now)
         if rng.random() < 0.3:
-            when: When = rng.choice(["before", "inside", "after"])
-            flash.cut = Cut(flash.ops + rng.randrange(12), when, rng.getrandbits(30))
+            when: CutMoment = rng.choice(["before", "inside", "after"])
+            flash.cut = PowerCutPoint(flash.ops + rng.randrange(12), when, rng.getrandbits(30))
         wanted = after(now, key, value)
         try:
             apply(nvs, n, key, value)
@@ -282,7 +282,9 @@ def lives(seed: int, faithful: bool):
         except PowerCut:
             for _ in range(rng.randrange(3)):
                 flash.power_on()
-                flash.cut = Cut(flash.ops + rng.randrange(6), "inside", rng.getrandbits(30))
+                flash.cut = PowerCutPoint(
+                    flash.ops + rng.randrange(6), "inside", rng.getrandbits(30)
+                )
                 try:
                     Nvs(flash, PART, faithful=faithful)
                 except PowerCut:
@@ -296,7 +298,7 @@ def lives(seed: int, faithful: bool):
         flash.cut = None
         assert values(nvs) == now
     assert values(opened(flash, faithful)[0]) == now
-    assert codec.read(flash.snapshot()).namespace("beacon") == now
+    assert codec.read_partition(flash.snapshot()).namespace("beacon") == now
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -322,14 +324,14 @@ def test_esp_idf_can_lose_the_blob_that_is_written():
     assert lost
 
 
-def trace(when: When, faithful: bool) -> list[str]:
+def trace(when: CutMoment, faithful: bool) -> list[str]:
     """Replace a blob by another, cut around every operation: old, new or lost."""
     outcome = []
     for number in range(100):
         flash = blank()
         nvs, n = opened(flash, faithful)
         nvs.set(n, "k", b"old" * 20)
-        flash.cut = Cut(flash.ops + number, when, seed=number)
+        flash.cut = PowerCutPoint(flash.ops + number, when, seed=number)
         try:
             nvs.set(n, "k", b"new" * 20)
         except PowerCut:

@@ -4,7 +4,7 @@ import pytest
 
 from beacon_ota.images import partitions
 from beacon_ota.virtual.beacon import VirtualBeacon
-from beacon_ota.virtual.flash.nor import Cut, Flash
+from beacon_ota.virtual.flash.nor import Flash, PowerCutPoint
 from tests.virtual import rig
 
 TRY = """
@@ -261,10 +261,10 @@ def test_power_cut_at_any_of_the_beacons_own_operations():
         writes = [op.number for op in flash.journal if op.offset >= 0x1D0000]
         assert len(writes) == 8
         for number in (writes[0], writes[3], writes[7]):
-            flash.poke(0x1D0000, b"\xff" * 0x4000)
+            flash.overwrite(0x1D0000, b"\xff" * 0x4000)
             beacon.power_cut()
             base = flash.ops
-            flash.cut = Cut(base + number - writes[0])
+            flash.cut = PowerCutPoint(base + number - writes[0])
             beacon.power_on()
             beacon.wait_for(lambda: not beacon.powered, rig.WAIT)
             assert beacon.boots[-1].ended == "power"
@@ -371,7 +371,7 @@ def test_settings_of_the_image_are_there_and_seen_from_outside():
 @pytest.mark.parametrize("fault", ["program", "erase"])
 def test_nvs_without_working_flash(fault):
     flash = Flash(rig.image({"main.py": TRY + "t(NVS, 'beacon')\n"}))
-    flash.poke(0x9000, bytes(0x4000))
+    flash.overwrite(0x9000, bytes(0x4000))
     getattr(flash.faults, f"fail_{fault}").update(range(9, 13))
     with VirtualBeacon(flash) as beacon:
         beacon.power_on()

@@ -41,8 +41,8 @@ def port():
 @pytest.fixture
 def network(port):
     site = Network(join_time=0.05, scan_time=0.05)
-    site.add("office", "secret")
-    site.host("orchestrator.local", "127.0.0.1", port)
+    site.add_access_point("office", "secret")
+    site.set_host("orchestrator.local", "127.0.0.1", port)
     site.services["_beacon-ota._tcp"] = ("orchestrator.local", 8080)
     return site
 
@@ -123,7 +123,7 @@ def test_inactive(network):
 
 
 def test_scan_lists_access_points(network):
-    network.add("lobby", rssi=-80, channel=11)
+    network.add_access_point("lobby", rssi=-80, channel=11)
     lines = run("for ap in wlan.scan():\n    print(ap[0], ap[2], ap[3], ap[4])", network)
     assert lines == ["b'office' 6 -55 3", "b'lobby' 11 -80 0"]
 
@@ -248,7 +248,7 @@ def test_wifi_lost_in_the_middle_comes_back_and_goes_on(network):
 
 
 def test_refused(network):
-    network.host("orchestrator.local", "127.0.0.1", 1)
+    network.set_host("orchestrator.local", "127.0.0.1", 1)
     code = (
         "join()\ntry:\n    fetch()\nexcept OSError as e:\n    print(e.errno == errno.ECONNREFUSED)"
     )
@@ -273,7 +273,7 @@ def test_a_server_that_dies_between_requests_is_refused(network):
     gone = socket.socket()
     gone.bind(("127.0.0.1", 0))
     gone.listen()
-    network.host("orchestrator.local", "127.0.0.1", gone.getsockname()[1])
+    network.set_host("orchestrator.local", "127.0.0.1", gone.getsockname()[1])
     main = (
         JOIN
         + "join()\na = address()\nprint('resolved')\n"
@@ -358,7 +358,7 @@ def test_names_gone(network):
 
 def test_a_reset_does_not_tell_the_other_side(port, network):
     listener = socket.create_server(("127.0.0.1", 0))
-    network.host("orchestrator.local", "127.0.0.1", listener.getsockname()[1])
+    network.set_host("orchestrator.local", "127.0.0.1", listener.getsockname()[1])
     main = (
         JOIN
         + "join()\ns = socket.socket()\ns.connect(address())\ns.write(b'hello')\nprint('sent')\n"

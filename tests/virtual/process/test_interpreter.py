@@ -203,7 +203,7 @@ def test_relative_imports_in_packages():
 def run_tree(files: dict[str, str]) -> list[str]:
     from littlefs import LittleFS
 
-    vfs = rig.table().named("vfs")
+    vfs = rig.table().find_name("vfs")
     assert vfs is not None
     fs = LittleFS(block_size=4096, block_count=vfs.size // 4096, disk_version=0x00020000)
     for name, content in files.items():

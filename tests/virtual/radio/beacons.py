@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from bleak import BleakClient
 
-from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.peripheral import Peripheral
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
 
 WAIT = 60.0  # seconds: for machines that do other things as well
 FLAG_READ, FLAG_WRITE_NO_RESPONSE, FLAG_WRITE = 0x0002, 0x0004, 0x0008
@@ -33,13 +33,13 @@ class Beacon:
         number: last byte of its address.
     """
 
-    def __init__(self, room: Room, number: int = 1) -> None:
+    def __init__(self, room: RadioSpace, number: int = 1) -> None:
         self.room = room
         self.mac = bytes.fromhex("d4f98d0000") + bytes([number])
         self.address = ":".join(f"{byte:02X}" for byte in self.mac)
         self.events: list[tuple[int, tuple[Any, ...]]] = []
         self.on_irq: Callable[[int, tuple[Any, ...]], object] = lambda event, data: None
-        self.peripheral = Peripheral(room.radio(), self.mac, self._irq)
+        self.peripheral = Peripheral(room.make_radio(), self.mac, self._irq)
         self.handles: list[list[int]] = []
 
     async def _irq(self, event: int, data: tuple[Any, ...]) -> object:
@@ -98,7 +98,7 @@ async def until(condition: Callable[[], Any], timeout: float = WAIT) -> Any:
 
 def client(beacon: Beacon, **arguments: Any) -> BleakClient:
     """A central's client of a beacon."""
-    return BleakClient(beacon.address, **radio(beacon.room.spec).client, **arguments)
+    return BleakClient(beacon.address, **select_radio(beacon.room.spec).client, **arguments)
 
 
 def talk(beacon: Beacon, body: Any, **arguments: Any) -> Any:

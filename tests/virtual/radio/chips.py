@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from beacon_ota.images import boards, littlefs, otadata, synthetic
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
-from beacon_ota.virtual.radio.room import RemoteRoom, Room
+from beacon_ota.virtual.radio.space import RadioSpace, RemoteSpace
 
 TABLE = 0x8000
 SECTOR = 4096
@@ -38,15 +38,15 @@ async def forever():
 
 def flash(program: str) -> Flash:
     """A flash that boots and runs ``program`` as main.py."""
-    board = boards.load("esp32c3")
+    board = boards.load_board("esp32c3")
     files = {"boot.py": b"", "main.py": (PRELUDE + program).encode()}
     image = bytearray(b"\xff") * board.flash_size
     for offset, data in {
-        0: synthetic.bootloader(),
+        0: synthetic.bootloader_image(),
         TABLE: board.table.to_bin(),
-        board.otadata.offset: otadata.build(otadata.entry(1, otadata.VALID)),
-        board.first.offset: synthetic.app(16 * 1024),
-        board.vfs.offset: littlefs.build(files, SECTOR, board.vfs.size // SECTOR),
+        board.otadata.offset: otadata.build_partition(otadata.make_entry(1, otadata.VALID)),
+        board.initial_app.offset: synthetic.app_image(16 * 1024),
+        board.vfs.offset: littlefs.build_filesystem(files, SECTOR, board.vfs.size // SECTOR),
     }.items():
         image[offset : offset + len(data)] = data
     return Flash(image)
@@ -59,13 +59,13 @@ def address(number: int) -> str:
 
 @contextmanager
 def running(
-    room: Room | RemoteRoom, program: str, number: int = 0, ready: str = ""
+    room: RadioSpace | RemoteSpace, program: str, number: int = 0, ready: str = ""
 ) -> Iterator[VirtualBeacon]:
     """A beacon that has power and runs ``program``; waits for a line it prints, if given."""
     mac = bytes.fromhex("d4f98d0000") + bytes([number])
     content = flash(program)
     try:
-        with VirtualBeacon(content, mac=mac, bluetooth=room.backend()) as beacon:
+        with VirtualBeacon(content, mac=mac, bluetooth=room.make_backend()) as beacon:
             beacon.power_on()
             if ready:
                 beacon.wait_for(lambda: ready in beacon.console, 10, ready)

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import RadioSpace
 from tests.virtual.radio.timers import ManualTimers
 
 
@@ -13,6 +13,6 @@ def timers() -> ManualTimers:
 
 
 @pytest.fixture
-def room(timers: ManualTimers) -> Iterator[Room]:
-    with Room(seed=1, timers=timers) as room:
+def room(timers: ManualTimers) -> Iterator[RadioSpace]:
+    with RadioSpace(seed=1, timers=timers) as room:
         yield room

@@ -10,24 +10,24 @@ from bleak import BleakClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beacon_ota.virtual.radio.backend import RoomBackend
-from beacon_ota.virtual.radio.choice import radio
+from beacon_ota.virtual.radio.backend import SpaceBackend
 from beacon_ota.virtual.radio.peripheral import Advertising
-from beacon_ota.virtual.radio.room import Room
-from beacon_ota.virtual.radio.vhci import Port
+from beacon_ota.virtual.radio.selection import select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
+from beacon_ota.virtual.radio.vhci import BluetoothPort
 
 MAC = bytes.fromhex("d4f98d0000aa")
 SERVICE = (b"\xff\xff", ((b"\x01\xff", 0x08), (b"\x02\xff", 0x12, ((b"\x01\x29", 0x02),))))
 
 
-def attached(room: Room) -> RoomBackend:
+def attached(room: RadioSpace) -> SpaceBackend:
     """A backend whose interpreter never listens."""
-    backend = RoomBackend(room.radio())
-    backend.attach(Port(MAC, "beacon", lambda: None))
+    backend = SpaceBackend(room.make_radio())
+    backend.attach(BluetoothPort(MAC, "beacon", lambda: None))
     return backend
 
 
-def ask(room: Room, bluetooth: RoomBackend, name: str, *args: Any) -> Any:
+def ask(room: RadioSpace, bluetooth: SpaceBackend, name: str, *args: Any) -> Any:
     async def body() -> Any:
         result = bluetooth.call(name, *args)
         return await result if inspect.isawaitable(result) else result
@@ -35,7 +35,7 @@ def ask(room: Room, bluetooth: RoomBackend, name: str, *args: Any) -> Any:
     return room.run(body())
 
 
-def test_the_calls_of_a_session(room: Room) -> None:
+def test_the_calls_of_a_session(room: RadioSpace) -> None:
     bluetooth = attached(room)
     assert ask(room, bluetooth, "active", None) is False
     assert ask(room, bluetooth, "active", True) is True
@@ -46,17 +46,17 @@ def test_the_calls_of_a_session(room: Room) -> None:
     ask(room, bluetooth, "gatts_write", 18, b"value", False)
     assert ask(room, bluetooth, "gatts_read", 18) == b"value"
     ask(room, bluetooth, "gap_advertise", 100_000, b"\x02\x01\x06", None, True)
-    assert room.radios()[0]["advertising"]
+    assert room.list_radios()[0]["advertising"]
     assert bluetooth.advertising == Advertising(100_000, True, b"\x02\x01\x06", b"")
     ask(room, bluetooth, "gap_advertise", None, None, None, True)
-    assert not room.radios()[0]["advertising"]
+    assert not room.list_radios()[0]["advertising"]
     ask(room, bluetooth, "gap_scan", 50)
     ask(room, bluetooth, "gap_scan", None)
     assert ask(room, bluetooth, "gap_disconnect", 0) is False
     assert ask(room, bluetooth, "active", False) is False
 
 
-def test_what_the_virtual_radio_does_not_do(room: Room) -> None:
+def test_what_the_virtual_radio_does_not_do(room: RadioSpace) -> None:
     bluetooth = attached(room)
     ask(room, bluetooth, "active", True)
     for name in ("gattc_read", "gap_pair", "l2cap_listen", "__class__", "nonsense"):
@@ -94,7 +94,7 @@ CALLS = st.one_of(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(calls=st.lists(CALLS, max_size=25))
-def test_any_calls_in_any_order(room: Room, calls: list[tuple[Any, ...]]) -> None:
+def test_any_calls_in_any_order(room: RadioSpace, calls: list[tuple[Any, ...]]) -> None:
     """Only the port's errors, also while somebody is connected; and it works afterwards."""
     bluetooth = attached(room)
     ask(room, bluetooth, "active", True)
@@ -103,7 +103,7 @@ def test_any_calls_in_any_order(room: Room, calls: list[tuple[Any, ...]]) -> Non
 
     async def body() -> None:
         address = ":".join(f"{byte:02X}" for byte in MAC)
-        client = BleakClient(address, **radio(room.spec).client)
+        client = BleakClient(address, **select_radio(room.spec).client)
         await client.connect()
         for call in calls:
             try:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
-from beacon_ota.virtual.radio.capture import Capture, Frame, crc24, read_pcap
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.capture import AirFrame, Capture, crc24, read_pcap
+from beacon_ota.virtual.radio.selection import select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
 from tests.virtual.radio.beacons import (
     FF01,
     NAME,
@@ -23,14 +23,16 @@ from tests.virtual.radio.beacons import (
 ADVERTISING = 0x8E89BED6
 
 
-def conversation(room: Room, beacon: Beacon, secret: bytes) -> Capture:
+def conversation(room: RadioSpace, beacon: Beacon, secret: bytes) -> Capture:
     """Scan, connect, write a secret, disconnect; all of it recorded."""
-    capture = room.capture()
+    capture = room.start_capture()
 
     async def body() -> None:
-        device = await BleakScanner.find_device_by_name("BLUFI_A1B2C3", **radio(room.spec).scanner)
+        device = await BleakScanner.find_device_by_name(
+            "BLUFI_A1B2C3", **select_radio(room.spec).scanner
+        )
         assert device is not None
-        async with BleakClient(device, **radio(room.spec).client) as connected:
+        async with BleakClient(device, **select_radio(room.spec).client) as connected:
             await connected.write_gatt_char(FF01, secret, response=True)
 
     asyncio.run(body())
@@ -38,7 +40,7 @@ def conversation(room: Room, beacon: Beacon, secret: bytes) -> Capture:
     return capture
 
 
-def test_everything_on_the_air_is_recorded(room: Room) -> None:
+def test_everything_on_the_air_is_recorded(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     beacon.do("resize", beacon.handles[0][0], 512, False)
     secret = b"correct horse battery staple " * 10  # longer than one link-layer packet
@@ -53,12 +55,12 @@ def test_everything_on_the_air_is_recorded(room: Room) -> None:
     assert (response.sender, response.payload) == (beacon.address, NAME)
     assert [frame.at for frame in capture] == sorted(frame.at for frame in capture)
     written = b"".join(
-        frame.att[5:] for frame in capture if frame.att and frame.att[0] == 0x16
+        frame.att_pdu[5:] for frame in capture if frame.att_pdu and frame.att_pdu[0] == 0x16
     )  # prepared writes
     assert written == secret
 
 
-def test_the_pcap_file_holds_link_layer_packets(room: Room, tmp_path: Path) -> None:
+def test_the_pcap_file_holds_link_layer_packets(room: RadioSpace, tmp_path: Path) -> None:
     beacon = Beacon(room).start().advertise()
     capture = conversation(room, beacon, bytes(range(200)))
     path = tmp_path / "air.pcap"
@@ -92,7 +94,7 @@ def test_an_empty_capture_is_a_file(tmp_path: Path) -> None:
 def test_a_capture_is_bounded() -> None:
     capture = Capture(limit=10)
     for n in range(25):
-        capture.add(Frame(n, "ADV_IND", "AA:BB:CC:DD:EE:FF", None, b""))
+        capture.add_frame(AirFrame(n, "ADV_IND", "AA:BB:CC:DD:EE:FF", None, b""))
     assert [frame.at for frame in capture] == list(range(15, 25))
 
 

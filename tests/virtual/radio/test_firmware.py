@@ -10,8 +10,8 @@ from bleak import BleakClient, BleakScanner
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
 
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.selection import select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
 from beacon_ota.wire import access
 from tests.firmware.beacons import Bench, bench, make
 from tests.virtual.radio.beacons import until
@@ -37,8 +37,10 @@ def positioned(device: BLEDevice, data: AdvertisementData) -> bool:
     return frame[:22] == b"\x02\x15" + bytes(range(20))
 
 
-async def find(room: Room, wanted: Callable[[BLEDevice, AdvertisementData], bool]) -> BLEDevice:
-    device = await BleakScanner.find_device_by_filter(wanted, **radio(room.spec).scanner)
+async def find(
+    room: RadioSpace, wanted: Callable[[BLEDevice, AdvertisementData], bool]
+) -> BLEDevice:
+    device = await BleakScanner.find_device_by_filter(wanted, **select_radio(room.spec).scanner)
     assert device is not None
     return device
 
@@ -47,33 +49,33 @@ async def knock(client: BleakClient, ident: bytes, secret: bytes) -> int:
     """Ask to be let in; the kind of the answer."""
     answers: asyncio.Queue[bytes] = asyncio.Queue()
     await client.start_notify(access.STATUS, lambda c, data: answers.put_nowait(bytes(data)))
-    await client.write_gatt_char(access.CONTROL, access.request(ident), response=True)
-    kind, nonce = access.parse(await asyncio.wait_for(answers.get(), 60))
+    await client.write_gatt_char(access.CONTROL, access.build_request(ident), response=True)
+    kind, nonce = access.parse_message(await asyncio.wait_for(answers.get(), 60))
     assert kind == access.CHALLENGE
-    proof = access.proof(hmac.digest(secret, nonce, "sha256"))
+    proof = access.build_proof(hmac.digest(secret, nonce, "sha256"))
     await client.write_gatt_char(access.CONTROL, proof, response=True)
-    answer = access.parse(await asyncio.wait_for(answers.get(), 60))[0]
+    answer = access.parse_message(await asyncio.wait_for(answers.get(), 60))[0]
     await client.stop_notify(access.STATUS)
     return answer
 
 
-def test_a_reader_is_let_in_or_not(room: Room, v1: bytes) -> None:
+def test_a_reader_is_let_in_or_not(room: RadioSpace, v1: bytes) -> None:
     async def body() -> None:
         device = await find(room, positioned)
-        async with BleakClient(device, **radio(room.spec).client) as client:
+        async with BleakClient(device, **select_radio(room.spec).client) as client:
             assert await knock(client, IDENT, SECRET) == access.GRANTED
             assert await knock(client, IDENT, bytes(16)) == access.REFUSED
             assert await knock(client, b"\0\0\0\0", SECRET) == access.REFUSED
             assert await knock(client, IDENT, SECRET) == access.GRANTED
 
-    capture = room.capture()
-    with bench(v1, bluetooth=room.backend(), settings={"creds": IDENT + SECRET}, scale=1):
+    capture = room.start_capture()
+    with bench(v1, bluetooth=room.make_backend(), settings={"creds": IDENT + SECRET}, scale=1):
         asyncio.run(body())
-    heard = b"".join(frame.att for frame in capture if frame.att)
+    heard = b"".join(frame.att_pdu for frame in capture if frame.att_pdu)
     assert IDENT in heard and SECRET not in heard
 
 
-def test_an_update_is_seen_and_stops_nothing(room: Room, v1: bytes, v2: bytes) -> None:
+def test_an_update_is_seen_and_stops_nothing(room: RadioSpace, v1: bytes, v2: bytes) -> None:
     seen: list[AdvertisementData] = []
 
     async def body(b: Bench) -> None:
@@ -81,11 +83,11 @@ def test_an_update_is_seen_and_stops_nothing(room: Room, v1: bytes, v2: bytes) -
             seen.append(data)
 
         device = await find(room, positioned)
-        async with BleakScanner(callback, **radio(room.spec).scanner):
+        async with BleakScanner(callback, **select_radio(room.spec).scanner):
             await until(lambda: seen)
             b.server.image, b.server.offering = v2, True
             await until(lambda: any(NORDIC in data.manufacturer_data for data in seen))
-            async with BleakClient(device, **radio(room.spec).client) as client:
+            async with BleakClient(device, **select_radio(room.spec).client) as client:
                 assert await knock(client, IDENT, SECRET) == access.GRANTED
             await asyncio.to_thread(b.reported, "success")
             new = len(seen)
@@ -93,7 +95,7 @@ def test_an_update_is_seen_and_stops_nothing(room: Room, v1: bytes, v2: bytes) -
 
     settings = {"creds": IDENT + SECRET}
     # a slow network, so that there is time to watch
-    with bench(v1, bluetooth=room.backend(), settings=settings, scale=4) as b:
+    with bench(v1, bluetooth=room.make_backend(), settings=settings, scale=4) as b:
         b.beacon.link.faults.throttle = 20_000
         asyncio.run(body(b))
     progress = [

@@ -8,7 +8,7 @@ import pytest
 from bleak import BleakClient
 from bleak.exc import BleakError, BleakGATTProtocolError
 
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import RadioSpace
 from tests.virtual.radio.beacons import (
     BLUFI,
     FF01,
@@ -31,7 +31,7 @@ DISCONNECT, WRITE, READ, INDICATE_DONE, MTU, UPDATE = 2, 3, 4, 20, 21, 27
 # Values
 
 
-def test_the_default_buffer_cuts_at_20_bytes(room: Room) -> None:
+def test_the_default_buffer_cuts_at_20_bytes(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body(connected: BleakClient) -> None:
@@ -41,7 +41,7 @@ def test_the_default_buffer_cuts_at_20_bytes(room: Room) -> None:
     assert beacon.do("read", beacon.handles[0][0]) == bytes(range(20))
 
 
-def test_a_bigger_buffer_takes_more(room: Room) -> None:
+def test_a_bigger_buffer_takes_more(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     handle = beacon.handles[0][0]
     beacon.do("write", handle, b"before", False)
@@ -56,7 +56,7 @@ def test_a_bigger_buffer_takes_more(room: Room) -> None:
     assert beacon.do("read", handle) == bytes(range(40))
 
 
-def test_an_appending_buffer_collects_until_read(room: Room) -> None:
+def test_an_appending_buffer_collects_until_read(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     handle = beacon.handles[0][0]
     beacon.do("resize", handle, 10, True)
@@ -72,7 +72,7 @@ def test_an_appending_buffer_collects_until_read(room: Room) -> None:
     assert beacon.do("read", handle) == b""
 
 
-def test_own_writes_grow_the_buffer(room: Room) -> None:
+def test_own_writes_grow_the_buffer(room: RadioSpace) -> None:
     beacon = Beacon(room).start()
     handle = beacon.handles[0][1]
     beacon.do("write", handle, bytes(100), False)
@@ -86,7 +86,7 @@ def test_own_writes_grow_the_buffer(room: Room) -> None:
 
 @pytest.mark.parametrize(("asked", "offered", "result"), [(23, 256, 23), (185, 256, 185),
                          (517, 256, 256), (517, 517, 517), (256, 256, 256)])  # fmt: skip
-def test_mtu(room: Room, asked: int, offered: int, result: int) -> None:
+def test_mtu(room: RadioSpace, asked: int, offered: int, result: int) -> None:
     beacon = Beacon(room).start()
     beacon.do("set_config", "mtu", offered)
     beacon.do("resize", beacon.handles[0][0], 512, False)
@@ -118,7 +118,7 @@ def test_mtu(room: Room, asked: int, offered: int, result: int) -> None:
     assert beacon.seen(MTU) == ([(0, result)] if asked > 23 else [])
 
 
-def test_long_values_are_read_whole(room: Room) -> None:
+def test_long_values_are_read_whole(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     value = bytes(n & 0xFF for n in range(500))
     beacon.do("write", beacon.handles[0][1], value, False)
@@ -130,14 +130,14 @@ def test_long_values_are_read_whole(room: Room) -> None:
     assert len(beacon.seen(READ)) == 8  # the handler is asked before every part
 
 
-def test_a_read_can_be_answered_or_denied(room: Room) -> None:
+def test_a_read_can_be_answered_or_denied(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     answers = iter([None, 0x05])
 
     def on_irq(event: int, data: tuple[Any, ...]) -> object:
         if event != READ:
             return None
-        beacon.peripheral.write(data[1], b"fresh", False)
+        beacon.peripheral.write_value(data[1], b"fresh", False)
         return next(answers)
 
     beacon.on_irq = on_irq
@@ -151,7 +151,7 @@ def test_a_read_can_be_answered_or_denied(room: Room) -> None:
     talk(beacon, body)
 
 
-def test_flags_are_permissions(room: Room) -> None:
+def test_flags_are_permissions(room: RadioSpace) -> None:
     secure = (b"\x0e\x18", [(b"\x03\xff", FLAG_READ | 0x0200, []), (b"\x04\xff", 0x1008, [])])
     beacon = Beacon(room).start(SERVICE, secure).advertise()
 
@@ -175,7 +175,7 @@ def test_flags_are_permissions(room: Room) -> None:
     assert beacon.seen(WRITE) == []
 
 
-def test_descriptors_have_values(room: Room) -> None:
+def test_descriptors_have_values(room: RadioSpace) -> None:
     service = (BLUFI, [(TX, FLAG_READ, [(b"\x01\x29", FLAG_READ | FLAG_WRITE)])])
     beacon = Beacon(room).start(service).advertise()
     beacon.do("write", beacon.handles[0][1], b"status", False)
@@ -193,7 +193,7 @@ def test_descriptors_have_values(room: Room) -> None:
 # Events
 
 
-def test_the_write_response_waits_for_the_handler(room: Room) -> None:
+def test_the_write_response_waits_for_the_handler(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     order: list[str] = []
 
@@ -212,7 +212,7 @@ def test_the_write_response_waits_for_the_handler(room: Room) -> None:
     assert order == ["handled", "answered"]
 
 
-def test_events_come_one_at_a_time_and_each_finds_its_value(room: Room) -> None:
+def test_events_come_one_at_a_time_and_each_finds_its_value(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     found: list[bytes] = []
     inside = 0
@@ -223,7 +223,7 @@ def test_events_come_one_at_a_time_and_each_finds_its_value(room: Room) -> None:
         assert inside == 1
         await asyncio.sleep(0.005)
         if event == WRITE:
-            found.append(beacon.peripheral.read(data[1]))
+            found.append(beacon.peripheral.read_value(data[1]))
         inside -= 1
 
     beacon.on_irq = slow
@@ -238,7 +238,7 @@ def test_events_come_one_at_a_time_and_each_finds_its_value(room: Room) -> None:
     assert found == sent
 
 
-def test_parameter_updates_are_told(room: Room) -> None:
+def test_parameter_updates_are_told(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body(connected: BleakClient) -> None:
@@ -253,18 +253,18 @@ def test_parameter_updates_are_told(room: Room) -> None:
 # Notifications
 
 
-def test_notifications_need_no_subscription(room: Room) -> None:
+def test_notifications_need_no_subscription(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
-    capture = room.capture()
+    capture = room.start_capture()
 
     async def body(connected: BleakClient) -> None:
         await asyncio.to_thread(beacon.do, "notify", 0, beacon.handles[0][1], b"out")
-        await until(lambda: b"\x1b\x12\x00out" in [frame.att for frame in capture])
+        await until(lambda: b"\x1b\x12\x00out" in [frame.att_pdu for frame in capture])
 
     talk(beacon, body)
 
 
-def test_notify_without_data_sends_the_value(room: Room) -> None:
+def test_notify_without_data_sends_the_value(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     beacon.do("write", beacon.handles[0][1], b"value", False)
 
@@ -287,7 +287,7 @@ def test_notify_without_data_sends_the_value(room: Room) -> None:
     talk(beacon, wrong)
 
 
-def test_notify_after_the_end(room: Room) -> None:
+def test_notify_after_the_end(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     refused(errno.ENOTCONN, beacon.do, "notify", 0, beacon.handles[0][1], b"")
 
@@ -300,9 +300,9 @@ def test_notify_after_the_end(room: Room) -> None:
     assert beacon.do("disconnect", 0) is False
 
 
-def test_a_flood_is_refused_and_nothing_is_lost(room: Room) -> None:
+def test_a_flood_is_refused_and_nothing_is_lost(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
-    room.conditions(paced=True, per_event=2)
+    room.set_conditions(paced=True, per_event=2)
     sent: list[bytes] = []
 
     async def flood() -> int:
@@ -311,7 +311,7 @@ def test_a_flood_is_refused_and_nothing_is_lost(room: Room) -> None:
             data = number.to_bytes(2, "big")
             while True:
                 try:
-                    beacon.peripheral.notify(0, beacon.handles[0][1], data)
+                    beacon.peripheral.send_notification(0, beacon.handles[0][1], data)
                     break
                 except OSError as error:
                     assert error.args[0] == errno.ENOMEM
@@ -331,7 +331,7 @@ def test_a_flood_is_refused_and_nothing_is_lost(room: Room) -> None:
     assert talk(beacon, body) > 0
 
 
-def test_send_update_reaches_subscribers_only(room: Room) -> None:
+def test_send_update_reaches_subscribers_only(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     handle = beacon.handles[0][1]
 
@@ -350,7 +350,7 @@ def test_send_update_reaches_subscribers_only(room: Room) -> None:
     assert (0xFFFF, handle) in beacon.seen(READ)  # NimBLE reads the value for itself
 
 
-def test_indications_are_confirmed(room: Room) -> None:
+def test_indications_are_confirmed(room: RadioSpace) -> None:
     service = (BLUFI, [(TX, FLAG_INDICATE, [])])
     beacon = Beacon(room).start(service).advertise()
     handle = beacon.handles[0][0]
@@ -367,14 +367,14 @@ def test_indications_are_confirmed(room: Room) -> None:
     assert beacon.seen(INDICATE_DONE) == [(0, handle, 0)] * 2
 
 
-def test_an_indication_ends_with_the_connection(room: Room) -> None:
+def test_an_indication_ends_with_the_connection(room: RadioSpace) -> None:
     service = (BLUFI, [(TX, FLAG_INDICATE, [])])
     beacon = Beacon(room).start(service).advertise()
 
     async def body(connected: BleakClient) -> None:
-        room.conditions(latency=0.3)
+        room.set_conditions(latency=0.3)
         await asyncio.to_thread(beacon.do, "indicate", 0, beacon.handles[0][0], b"x")
-        room.disconnect(beacon.address)
+        room.break_links(beacon.address)
         await until(lambda: beacon.seen(INDICATE_DONE))
 
     talk(beacon, body)

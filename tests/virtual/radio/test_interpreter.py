@@ -12,8 +12,8 @@ from bleak import BleakClient
 from bleak.exc import BleakError, BleakGATTProtocolError
 
 from beacon_ota.virtual.beacon import VirtualBeacon
-from beacon_ota.virtual.radio.choice import radio
-from beacon_ota.virtual.radio.room import RemoteRoom, Room, at
+from beacon_ota.virtual.radio.selection import select_radio
+from beacon_ota.virtual.radio.space import RadioSpace, RemoteSpace, open_space
 from tests.virtual.radio.beacons import (
     FF01,
     FF02,
@@ -39,8 +39,8 @@ asyncio.run(forever())
 """
 
 
-def client(room: Room, number: int = 0, **arguments: Any) -> BleakClient:
-    return BleakClient(address(number), **radio(room.spec).client, **arguments)
+def client(room: RadioSpace, number: int = 0, **arguments: Any) -> BleakClient:
+    return BleakClient(address(number), **select_radio(room.spec).client, **arguments)
 
 
 async def collect(connected: BleakClient) -> list[bytes]:
@@ -55,7 +55,7 @@ def lines(beacon: VirtualBeacon, start: str) -> list[str]:
     return [line for line in beacon.console.splitlines() if line.startswith(start)]
 
 
-def test_a_session(room: Room) -> None:
+def test_a_session(room: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event in (1, 2):
@@ -89,7 +89,7 @@ asyncio.run(forever())
         assert beacon.bluetooth.advertising is None  # type: ignore[attr-defined]
 
 
-def test_the_errors_of_the_port(room: Room) -> None:
+def test_the_errors_of_the_port(room: RadioSpace) -> None:
     program = """
 def attempt(name, call, *args, **kw):
     try:
@@ -168,7 +168,7 @@ name b'beacon'
         assert found == expected.strip().splitlines()
 
 
-def test_uuids(room: Room) -> None:
+def test_uuids(room: RadioSpace) -> None:
     program = """
 long = UUID("6E400001-B5A3-F393-E0A9-E50E24DCCA9E")
 print("uuid", UUID(0xFFFF), UUID(b"\\x01\\x02"), UUID(b"\\x01\\x02\\x03\\x04"), long)
@@ -198,7 +198,7 @@ print("done")
 
 
 @pytest.mark.parametrize("mtu", [23, 185, 256, 517])
-def test_echo_at_every_mtu(room: Room, mtu: int) -> None:
+def test_echo_at_every_mtu(room: RadioSpace, mtu: int) -> None:
     sent = bytes(n & 0xFF for n in range(512))
 
     async def body() -> None:
@@ -214,7 +214,7 @@ def test_echo_at_every_mtu(room: Room, mtu: int) -> None:
         asyncio.run(body())
 
 
-def test_buffers(room: Room) -> None:
+def test_buffers(room: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event == 3:
@@ -242,7 +242,7 @@ asyncio.run(forever())
         assert lines(beacon, "value") == ["value 20"] + ["value kept"] * 4
 
 
-def test_an_exception_removes_the_handler(room: Room) -> None:
+def test_an_exception_removes_the_handler(room: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event == 3:
@@ -265,7 +265,7 @@ asyncio.run(forever())
         assert "ZeroDivisionError" in console
 
 
-def test_addresses_are_valid_only_during_the_call(room: Room) -> None:
+def test_addresses_are_valid_only_during_the_call(room: RadioSpace) -> None:
     program = """
 lent = None
 def irq(event, data):
@@ -289,7 +289,7 @@ asyncio.run(forever())
         assert lines(beacon, "after") == ["after 000000000000"]
 
 
-def test_the_response_waits_for_the_handler(room: Room) -> None:
+def test_the_response_waits_for_the_handler(room: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event == 3:
@@ -322,7 +322,7 @@ MAINS = pytest.mark.parametrize(
 )
 
 
-def echoes(room: Room, main: str) -> float:
+def echoes(room: RadioSpace, main: str) -> float:
     """Have forty writes echoed; return the least seconds that one took."""
     program = ECHO.replace("asyncio.run(forever())", main)
 
@@ -343,17 +343,17 @@ def echoes(room: Room, main: str) -> float:
 
 
 @MAINS
-def test_handlers_run_at_any_moment(room: Room, main: str) -> None:
+def test_handlers_run_at_any_moment(room: RadioSpace, main: str) -> None:
     assert echoes(room, main)
 
 
 @pytest.mark.slow
 @MAINS
-def test_handlers_run_at_once(room: Room, main: str) -> None:
+def test_handlers_run_at_once(room: RadioSpace, main: str) -> None:
     assert echoes(room, main) < 0.02  # there, the handler with three calls, and back
 
 
-def woken(room: Room) -> float:
+def woken(room: RadioSpace) -> float:
     """Have a flag wake a task thirty times; return the least seconds that one took."""
     program = """
 flag = asyncio.ThreadSafeFlag()
@@ -384,16 +384,16 @@ asyncio.run(main())
         return asyncio.run(body())
 
 
-def test_a_flag_wakes_asyncio(room: Room) -> None:
+def test_a_flag_wakes_asyncio(room: RadioSpace) -> None:
     assert woken(room)
 
 
 @pytest.mark.slow
-def test_a_flag_wakes_asyncio_at_once(room: Room) -> None:
+def test_a_flag_wakes_asyncio_at_once(room: RadioSpace) -> None:
     assert woken(room) < 0.03
 
 
-def test_a_flood_of_notifications(room: Room) -> None:
+def test_a_flood_of_notifications(room: RadioSpace) -> None:
     program = """
 start = asyncio.ThreadSafeFlag()
 def irq(event, data):
@@ -427,13 +427,13 @@ asyncio.run(main())
             assert got == [n.to_bytes(2, "big") * 100 for n in range(150)]
 
     with running(room, program, ready="up") as beacon:
-        room.conditions(paced=True, per_event=4)
+        room.set_conditions(paced=True, per_event=4)
         asyncio.run(body())
         beacon.wait_for(lambda: lines(beacon, "refused"))
         assert int(lines(beacon, "refused")[0].split()[1]) > 0
 
 
-def test_reads_are_asked_for(room: Room) -> None:
+def test_reads_are_asked_for(room: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event == 4:
@@ -466,7 +466,7 @@ asyncio.run(forever())
         assert lines(beacon, "read") == ["read (0, 18)", "read (0, 18)", "read (65535, 18)"]
 
 
-def test_two_beacons_one_central(room: Room) -> None:
+def test_two_beacons_one_central(room: RadioSpace) -> None:
     async def one(number: int) -> None:
         async with client(room, number) as connected:
             got = await collect(connected)
@@ -483,10 +483,10 @@ def test_two_beacons_one_central(room: Room) -> None:
 
 
 @pytest.mark.parametrize("after", [1, 2, 4, 7, 11, 16, 40])
-def test_the_end_at_any_moment(room: Room, after: int) -> None:
+def test_the_end_at_any_moment(room: RadioSpace, after: int) -> None:
     async def broken() -> None:
         async with client(room) as connected:
-            room.disconnect(address(0), after=after)
+            room.break_links(address(0), after=after)
             await collect(connected)
             for n in range(40):
                 await connected.write_gatt_char(FF01, bytes([n]), response=True)
@@ -503,7 +503,7 @@ def test_the_end_at_any_moment(room: Room, after: int) -> None:
         asyncio.run(body())
 
 
-def test_a_reset_is_silence_and_a_new_start(room: Room) -> None:
+def test_a_reset_is_silence_and_a_new_start(room: RadioSpace) -> None:
     program = ECHO.replace('print("up")', 'print("up", machine.reset_cause())').replace(
         "    if event == 3:",
         "    if event == 3 and ble.gatts_read(rx) == b'r': machine.reset()\n    if event == 3:",
@@ -525,7 +525,7 @@ def test_a_reset_is_silence_and_a_new_start(room: Room) -> None:
         asyncio.run(body(beacon))
 
 
-def test_switching_off_ends_links_at_once(room: Room) -> None:
+def test_switching_off_ends_links_at_once(room: RadioSpace) -> None:
     """The peer is told; it does not have to find out by waiting."""
     program = """
 off = False
@@ -550,16 +550,16 @@ asyncio.run(forever())
             await connected.write_gatt_char(FF01, b"off", response=True)
         await asyncio.wait_for(gone.wait(), 30)
 
-    capture = room.capture()
+    capture = room.start_capture()
     with running(room, program, ready="up") as beacon:
         asyncio.run(body())
         beacon.wait_for(lambda: "off False" in beacon.console)
         beacon.wait_for(lambda: "irq 2\n" in beacon.console)
-        wait_until(lambda: room.radios() == [])
+        wait_until(lambda: room.list_radios() == [])
     assert any(frame.kind == "LL_TERMINATE_IND" for frame in capture)
 
 
-def test_a_beacon_hears_another(room: Room) -> None:
+def test_a_beacon_hears_another(room: RadioSpace) -> None:
     program = """
 def irq(event, data):
     if event == 5:
@@ -570,7 +570,7 @@ ble.irq(irq)
 ble.gap_scan(300, 30_000, 30_000, True)
 asyncio.run(forever())
 """
-    room.place(address(1), 10.0)
+    room.move_radio(address(1), 10.0)
     with running(room, ECHO, 1, ready="up"), running(room, program, 2, ready="over") as beacon:
         heard = set(lines(beacon, "heard"))
         mac = address(1).replace(":", "").lower()
@@ -580,7 +580,7 @@ asyncio.run(forever())
         }
 
 
-def test_the_eavesdropper_hears_the_values(room: Room) -> None:
+def test_the_eavesdropper_hears_the_values(room: RadioSpace) -> None:
     async def body() -> None:
         async with client(room) as connected:
             got = await collect(connected)
@@ -588,33 +588,35 @@ def test_the_eavesdropper_hears_the_values(room: Room) -> None:
             await until(lambda: got)
 
     with running(room, ECHO, ready="up"):
-        capture = room.capture()
+        capture = room.start_capture()
         asyncio.run(body())
-        heard = [frame for frame in capture if frame.att and frame.att[3:] == b"in the clear"]
+        heard = [
+            frame for frame in capture if frame.att_pdu and frame.att_pdu[3:] == b"in the clear"
+        ]
         assert [frame.sender == address(0) for frame in heard] == [False, True]
 
 
-def test_a_beacon_joins_the_room_of_another_process(room: Room) -> None:
+def test_a_beacon_joins_the_room_of_another_process(room: RadioSpace) -> None:
     async def body() -> None:
         async with client(room) as connected:
             got = await collect(connected)
             await connected.write_gatt_char(FF01, b"through two sockets", response=True)
             await until(lambda: got == [b"through two sockets"])
 
-    joined = at(room.path)
-    assert isinstance(joined, RemoteRoom) and joined.spec == room.spec
+    joined = open_space(room.path)
+    assert isinstance(joined, RemoteSpace) and joined.spec == room.spec
     with running(joined, ECHO, ready="up"):
-        assert [radio["address"] for radio in room.radios()] == [address(0)]
+        assert [radio["address"] for radio in room.list_radios()] == [address(0)]
         asyncio.run(body())
-    wait_until(lambda: room.radios() == [])
+    wait_until(lambda: room.list_radios() == [])
 
 
 def test_without_a_room_a_new_one_is_made(tmp_path: Path) -> None:
-    with at(tmp_path / "room") as made, running(made, ECHO, ready="up"):
-        assert isinstance(made, Room)
-        assert len(made.radios()) == 1
-        with at(made.path) as joined, running(joined, ECHO, 1, ready="up"):
-            assert len(made.radios()) == 2
+    with open_space(tmp_path / "room") as made, running(made, ECHO, ready="up"):
+        assert isinstance(made, RadioSpace)
+        assert len(made.list_radios()) == 1
+        with open_space(made.path) as joined, running(joined, ECHO, 1, ready="up"):
+            assert len(made.list_radios()) == 2
     assert not made.path.exists()
 
 
@@ -629,7 +631,7 @@ except OSError as error:
     print("no radio", error.errno == errno.ETIMEDOUT, ble.active())
 print("goes on")
 """
-    with Room() as room, running(RemoteRoom(room.path), program, ready="up") as beacon:
+    with RadioSpace() as room, running(RemoteSpace(room.path), program, ready="up") as beacon:
         room.close()
         beacon.wait_for(lambda: "goes on" in beacon.console)
         assert "no radio True False" in beacon.console

@@ -15,10 +15,10 @@ from bleak import BleakClient, BleakScanner
 from bleak.exc import BleakBluetoothNotAvailableError, BleakDeviceNotFoundError, BleakError
 
 from beacon_ota.errors import ReachError
-from beacon_ota.virtual.radio.choice import radio
 from beacon_ota.virtual.radio.peripheral import Peripheral
-from beacon_ota.virtual.radio.room import Room
-from beacon_ota.virtual.radio.transport import Remote
+from beacon_ota.virtual.radio.selection import select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
+from beacon_ota.virtual.radio.transport import RemoteRadio
 from tests.virtual.radio.beacons import (
     FF01,
     FF02,
@@ -36,19 +36,23 @@ from tests.virtual.radio.timers import ManualTimers, Stopped
 CONNECT, DISCONNECT, WRITE = 1, 2, 3
 
 
-def test_a_found_device_brings_its_room_along(room: Room) -> None:
+def test_a_found_device_brings_its_room_along(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
-        device = await BleakScanner.find_device_by_name("BLUFI_A1B2C3", **radio(room.spec).scanner)
+        device = await BleakScanner.find_device_by_name(
+            "BLUFI_A1B2C3", **select_radio(room.spec).scanner
+        )
         assert device is not None and device.address == beacon.address
-        async with BleakClient(device, backend=radio(room.spec).client["backend"]) as connected:
+        async with BleakClient(
+            device, backend=select_radio(room.spec).client["backend"]
+        ) as connected:
             assert connected.is_connected and connected.name == "BLUFI_A1B2C3"
 
     asyncio.run(body())
 
 
-def test_a_random_address_is_found_too(room: Room) -> None:
+def test_a_random_address_is_found_too(room: RadioSpace) -> None:
     beacon = Beacon(room).start()
     beacon.do("set_config", "addr_mode", 1)
     kind, mac = beacon.do("config", "mac")
@@ -57,21 +61,21 @@ def test_a_random_address_is_found_too(room: Room) -> None:
 
     async def body() -> None:
         address = ":".join(f"{byte:02X}" for byte in mac)
-        async with BleakClient(address, **radio(room.spec).client) as connected:
+        async with BleakClient(address, **select_radio(room.spec).client) as connected:
             await connected.write_gatt_char(FF01, b"x", response=True)
 
     asyncio.run(body())
     assert len(beacon.seen(WRITE)) == 1
 
 
-def test_nobody_there(room: Room) -> None:
+def test_nobody_there(room: RadioSpace) -> None:
     beacon = Beacon(room).start()  # silent
 
     async def body() -> None:
         with pytest.raises(BleakDeviceNotFoundError):
             await client(beacon, timeout=0.3).connect()
         beacon.advertise(connectable=False)
-        chosen = radio(room.spec)
+        chosen = select_radio(room.spec)
         found = await BleakScanner.find_device_by_address(beacon.address, WAIT, **chosen.scanner)
         assert found is not None
         with pytest.raises(TimeoutError):
@@ -84,32 +88,32 @@ def test_nobody_there(room: Room) -> None:
     asyncio.run(body())
 
 
-def test_giving_up_at_the_moment_of_success_leaves_nothing_behind(room: Room) -> None:
+def test_giving_up_at_the_moment_of_success_leaves_nothing_behind(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def again(event: int, data: tuple[Any, ...]) -> None:
         if event == DISCONNECT:
-            await beacon.peripheral.advertise(20_000, None, None, True)
+            await beacon.peripheral.start_advertising(20_000, None, None, True)
 
     beacon.on_irq = again
 
     async def body() -> int:
         given_up = 0
         device = await BleakScanner.find_device_by_address(
-            beacon.address, **radio(room.spec).scanner
+            beacon.address, **select_radio(room.spec).scanner
         )
         assert device is not None
-        async with BleakScanner(**radio(room.spec).scanner):  # keeps the adapter open
+        async with BleakScanner(**select_radio(room.spec).scanner):  # keeps the adapter open
             for attempt in range(60):
-                connected = BleakClient(device, **radio(room.spec).client)
+                connected = BleakClient(device, **select_radio(room.spec).client)
                 try:
                     async with asyncio.timeout(attempt / 2000):
                         await connected.connect()
                 except TimeoutError:
                     given_up += 1
                 await connected.disconnect()
-                await until(lambda: not room.call(lambda: room.air.links))
-            async with BleakClient(device, **radio(room.spec).client) as last:
+                await until(lambda: not room.call(lambda: room.medium.links))
+            async with BleakClient(device, **select_radio(room.spec).client) as last:
                 await last.write_gatt_char(FF01, b"x", response=True)
         return given_up
 
@@ -119,16 +123,16 @@ def test_giving_up_at_the_moment_of_success_leaves_nothing_behind(room: Room) ->
 def test_no_room(tmp_path: Any) -> None:
     async def body() -> None:
         with pytest.raises(BleakBluetoothNotAvailableError):
-            await BleakScanner.discover(0.1, **radio(f"room:{tmp_path}/none").scanner)
+            await BleakScanner.discover(0.1, **select_radio(f"room:{tmp_path}/none").scanner)
 
     asyncio.run(body())
 
 
-def test_two_beacons_one_central(room: Room) -> None:
+def test_two_beacons_one_central(room: RadioSpace) -> None:
     beacons = [Beacon(room, n).start().advertise() for n in (1, 2)]
     for beacon in beacons:
         beacon.on_irq = lambda event, data, b=beacon: (
-            b.peripheral.notify(0, b.handles[0][1], b.mac) if event == WRITE else None
+            b.peripheral.send_notification(0, b.handles[0][1], b.mac) if event == WRITE else None
         )
 
     async def one(beacon: Beacon) -> list[bytes]:
@@ -146,7 +150,7 @@ def test_two_beacons_one_central(room: Room) -> None:
     assert asyncio.run(body()) == [[beacon.mac] * 5 for beacon in beacons]
 
 
-def test_ten_at_once(room: Room) -> None:
+def test_ten_at_once(room: RadioSpace) -> None:
     beacons = [Beacon(room, n).start().advertise() for n in range(10)]
 
     async def one(beacon: Beacon) -> None:
@@ -161,7 +165,7 @@ def test_ten_at_once(room: Room) -> None:
     assert all(len(beacon.seen(WRITE)) == 20 for beacon in beacons)
 
 
-def test_four_connections_are_the_limit(room: Room) -> None:
+def test_four_connections_are_the_limit(room: RadioSpace) -> None:
     beacon = Beacon(room).start()
 
     async def body() -> None:
@@ -186,7 +190,7 @@ def test_four_connections_are_the_limit(room: Room) -> None:
     wait_until(lambda: len(beacon.seen(DISCONNECT)) == 4)
 
 
-def _central(room: Room, beacon: Beacon) -> Any:
+def _central(room: RadioSpace, beacon: Beacon) -> Any:
     """A connected central in an event loop of its own; a function that ends it."""
     loop = asyncio.new_event_loop()
     connected = client(beacon)
@@ -200,10 +204,10 @@ def _central(room: Room, beacon: Beacon) -> Any:
     return close
 
 
-def test_each_connection_gets_its_own(room: Room) -> None:
+def test_each_connection_gets_its_own(room: RadioSpace) -> None:
     beacon = Beacon(room).start()
     beacon.on_irq = lambda event, data: (
-        beacon.peripheral.notify(data[0], beacon.handles[0][1], bytes([data[0]]))
+        beacon.peripheral.send_notification(data[0], beacon.handles[0][1], bytes([data[0]]))
         if event == WRITE
         else None
     )
@@ -234,12 +238,12 @@ def test_each_connection_gets_its_own(room: Room) -> None:
 # The way there
 
 
-def test_latency_delays_and_keeps_order(room: Room) -> None:
+def test_latency_delays_and_keeps_order(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
         async with client(beacon) as connected:
-            room.conditions(latency=0.05)
+            room.set_conditions(latency=0.05)
             start = time.monotonic()
             for n in range(3):
                 await connected.write_gatt_char(FF01, bytes([n]), response=True)
@@ -250,31 +254,31 @@ def test_latency_delays_and_keeps_order(room: Room) -> None:
                 beacon.do("notify", 0, beacon.handles[0][1], bytes([n]))
             await until(lambda: len(got) == 20)
             assert got == [bytes([n]) for n in range(20)]
-            room.conditions(latency=0.0)
+            room.set_conditions(latency=0.0)
 
     asyncio.run(body())
 
 
-def test_loss_is_only_delay(room: Room) -> None:
+def test_loss_is_only_delay(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
         async with client(beacon) as connected:
-            room.conditions(loss=0.3)
+            room.set_conditions(loss=0.3)
             for n in range(30):
                 await connected.write_gatt_char(FF01, bytes([n]), response=True)
-            room.conditions(loss=0.0)
+            room.set_conditions(loss=0.0)
 
     asyncio.run(body())
     assert len(beacon.seen(WRITE)) == 30
 
 
-def test_a_paced_link_takes_its_intervals(room: Room) -> None:
+def test_a_paced_link_takes_its_intervals(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
         async with client(beacon) as connected:
-            room.conditions(paced=True)
+            room.set_conditions(paced=True)
             start = time.monotonic()
             for _ in range(10):
                 await connected.write_gatt_char(FF01, b"x", response=True)
@@ -299,11 +303,11 @@ async def notified(beacon: Beacon, data: bytes) -> None:
 def test_what_arrives_is_what_was_sent(seed: int) -> None:
     """Both ways at once over a bad link: nothing lost, doubled or out of order."""
     chance = random.Random(seed)
-    with Room(seed=seed) as room:
+    with RadioSpace(seed=seed) as room:
         beacon = Beacon(room).start().advertise()
         received: list[bytes] = []
         beacon.on_irq = lambda event, data: (
-            received.append(beacon.peripheral.read(data[1])) if event == WRITE else None
+            received.append(beacon.peripheral.read_value(data[1])) if event == WRITE else None
         )
         parts = [n.to_bytes(2, "big") * chance.randrange(1, 10) for n in range(60)]
 
@@ -311,7 +315,7 @@ def test_what_arrives_is_what_was_sent(seed: int) -> None:
             async with client(beacon) as connected:
                 got: list[bytes] = []
                 await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
-                room.conditions(
+                room.set_conditions(
                     loss=chance.uniform(0, 0.5),
                     latency=chance.uniform(0, 0.02),
                     paced=seed % 2 == 0,
@@ -322,7 +326,7 @@ def test_what_arrives_is_what_was_sent(seed: int) -> None:
                     await connected.write_gatt_char(FF01, part, response=False)
                 await until(lambda: len(got) == len(received) == len(parts))
                 assert got == received == parts
-                room.conditions(loss=0.0, latency=0.0, paced=False)
+                room.set_conditions(loss=0.0, latency=0.0, paced=False)
 
         asyncio.run(body())
 
@@ -330,7 +334,7 @@ def test_what_arrives_is_what_was_sent(seed: int) -> None:
 # Ends
 
 
-def ended(room: Room, beacon: Beacon, how: Callable[[], object]) -> None:
+def ended(room: RadioSpace, beacon: Beacon, how: Callable[[], object]) -> None:
     """Wait until a connected client learns of what ``how()`` does."""
 
     async def body() -> None:
@@ -344,23 +348,23 @@ def ended(room: Room, beacon: Beacon, how: Callable[[], object]) -> None:
     asyncio.run(body())
 
 
-def links(room: Room) -> int:
-    return room.call(lambda: len(room.air.links))
+def links(room: RadioSpace) -> int:
+    return room.call(lambda: len(room.medium.links))
 
 
-def test_a_break_is_known_to_both_at_once(room: Room, timers: ManualTimers) -> None:
+def test_a_break_is_known_to_both_at_once(room: RadioSpace, timers: ManualTimers) -> None:
     beacon = Beacon(room).start().advertise()
 
     def breaks() -> None:
         with Stopped(room, timers):
-            room.disconnect(beacon.address)
+            room.break_links(beacon.address)
             assert links(room) == 0
             wait_until(lambda: beacon.seen(DISCONNECT))
 
     ended(room, beacon, breaks)
 
 
-def test_a_power_cut_is_silence(room: Room, timers: ManualTimers) -> None:
+def test_a_power_cut_is_silence(room: RadioSpace, timers: ManualTimers) -> None:
     """Until the supervision timeout, which is two seconds."""
     beacon = Beacon(room).start().advertise()
 
@@ -376,12 +380,12 @@ def test_a_power_cut_is_silence(room: Room, timers: ManualTimers) -> None:
     assert beacon.seen(DISCONNECT) == []
 
 
-def test_walking_away_ends_in_a_timeout_for_both(room: Room, timers: ManualTimers) -> None:
+def test_walking_away_ends_in_a_timeout_for_both(room: RadioSpace, timers: ManualTimers) -> None:
     beacon = Beacon(room).start().advertise()
 
     def leaves() -> None:
         with Stopped(room, timers) as stopped:
-            room.place(beacon.address, 900.0)
+            room.move_radio(beacon.address, 900.0)
             stopped.advance(1.99)
             assert links(room) == 1
             stopped.advance(0.02)
@@ -391,27 +395,27 @@ def test_walking_away_ends_in_a_timeout_for_both(room: Room, timers: ManualTimer
     wait_until(lambda: beacon.seen(DISCONNECT))
 
 
-def test_coming_back_in_time_saves_the_link(room: Room, timers: ManualTimers) -> None:
+def test_coming_back_in_time_saves_the_link(room: RadioSpace, timers: ManualTimers) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
         async with client(beacon) as connected:
             with Stopped(room, timers) as stopped:
-                room.place(beacon.address, 900.0)
+                room.move_radio(beacon.address, 900.0)
                 writing = asyncio.create_task(
                     connected.write_gatt_char(FF01, b"late", response=True)
                 )
                 for _ in range(19):
                     await asyncio.to_thread(stopped.advance, 0.1)
                 assert not writing.done() and links(room) == 1
-                room.place(beacon.address, 1.0)
+                room.move_radio(beacon.address, 1.0)
             await asyncio.wait_for(writing, WAIT)
 
     asyncio.run(body())
     assert len(beacon.seen(WRITE)) == 1
 
 
-def test_a_central_that_dies_is_noticed(room: Room) -> None:
+def test_a_central_that_dies_is_noticed(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body() -> None:
@@ -427,23 +431,25 @@ def test_a_central_that_dies_is_noticed(room: Room) -> None:
 
 
 def test_the_room_closes_under_a_client() -> None:
-    with Room() as room:
+    with RadioSpace() as room:
         beacon = Beacon(room).start().advertise()
         ended(room, beacon, room.close)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 13, 21, 34])
-def test_the_end_at_any_moment(room: Room, after: int) -> None:
+def test_the_end_at_any_moment(room: RadioSpace, after: int) -> None:
     """Cut after so many packets, wherever in a conversation that is: both sides stay usable."""
     beacon = Beacon(room).start().advertise()
     beacon.on_irq = lambda event, data: (
-        beacon.peripheral.notify(0, beacon.handles[0][1], b"!") if event == WRITE else None
+        beacon.peripheral.send_notification(0, beacon.handles[0][1], b"!")
+        if event == WRITE
+        else None
     )
 
     async def talk() -> int:
         done = 0
         async with client(beacon) as connected:
-            room.disconnect(beacon.address, after=after)
+            room.break_links(beacon.address, after=after)
             await connected.start_notify(FF02, lambda c, data: None)
             for _ in range(30):
                 await connected.write_gatt_char(FF01, b"x", response=True)
@@ -465,7 +471,7 @@ def test_the_end_at_any_moment(room: Room, after: int) -> None:
 # Bad neighbours
 
 
-def test_garbage_on_the_socket_disturbs_nobody(room: Room) -> None:
+def test_garbage_on_the_socket_disturbs_nobody(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     chance = random.Random(7)
 
@@ -485,10 +491,12 @@ def test_garbage_on_the_socket_disturbs_nobody(room: Room) -> None:
             await connected.write_gatt_char(FF01, b"still here", response=True)
 
     asyncio.run(body())
-    wait_until(lambda: len(room.radios()) == 1)
+    wait_until(lambda: len(room.list_radios()) == 1)
 
 
-def test_a_host_that_ignores_its_credits_loses_its_link(room: Room, timers: ManualTimers) -> None:
+def test_a_host_that_ignores_its_credits_loses_its_link(
+    room: RadioSpace, timers: ManualTimers
+) -> None:
     """Before a single packet has crossed the room."""
     beacon = Beacon(room).start().advertise()
 
@@ -498,7 +506,7 @@ def test_a_host_that_ignores_its_credits_loses_its_link(room: Room, timers: Manu
         await connected.connect()
         adapter = connected._backend._adapter  # type: ignore[attr-defined]
         with Stopped(room, timers):
-            room.conditions(latency=1.0)
+            room.set_conditions(latency=1.0)
             for _ in range(1000):
                 adapter._line.on_packet(bytes.fromhex("020020090005000400521000" + "6162"))
             await until(lambda: beacon.seen(DISCONNECT))
@@ -513,9 +521,9 @@ async def _nothing(connection: Any) -> Any:
     return BleakGATTServiceCollection()
 
 
-def test_malformed_requests_are_answered(room: Room) -> None:
+def test_malformed_requests_are_answered(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
-    capture = room.capture()
+    capture = room.start_capture()
     chance = random.Random(3)
 
     async def body() -> None:
@@ -524,7 +532,7 @@ def test_malformed_requests_are_answered(room: Room) -> None:
             for request in (b"\x0a", b"\x12\x10", b"\x16\x10\x00\x00", b"\x08\x01", b"\x02\x17"):
                 connection.send_l2cap_pdu(4, request)
                 expected = b"\x01" + request[:1] + b"\x00\x00\x04"  # invalid PDU
-                await until(lambda e=expected: e in [frame.att for frame in capture])
+                await until(lambda e=expected: e in [frame.att_pdu for frame in capture])
             for _ in range(200):
                 connection.send_l2cap_pdu(4, chance.randbytes(chance.randrange(12)))
             connection.send_l2cap_pdu(4, b"")
@@ -537,7 +545,7 @@ def test_malformed_requests_are_answered(room: Room) -> None:
     asyncio.run(body())
 
 
-def test_a_beacon_of_another_process_may_join(room: Room) -> None:
+def test_a_beacon_of_another_process_may_join(room: RadioSpace) -> None:
     """The same peripheral over the socket, here in another event loop."""
     events: list[int] = []
 
@@ -546,32 +554,32 @@ def test_a_beacon_of_another_process_may_join(room: Room) -> None:
 
     async def body() -> None:
         mac = bytes.fromhex("d4f98d0000ee")
-        peripheral = Peripheral(Remote(str(room.path)), mac, handler)
+        peripheral = Peripheral(RemoteRadio(str(room.path)), mac, handler)
         await peripheral.set_active(True)
-        peripheral.register([SERVICE])
-        await peripheral.advertise(20_000, PROVISIONABLE, NAME, True)
-        room.place("D4:F9:8D:00:00:EE", 10.0)
+        peripheral.register_services([SERVICE])
+        await peripheral.start_advertising(20_000, PROVISIONABLE, NAME, True)
+        room.move_radio("D4:F9:8D:00:00:EE", 10.0)
         heard: dict[str, int] = {}
 
         def callback(device: Any, data: Any) -> None:
             heard[device.address] = data.rssi
 
-        async with BleakScanner(callback, **radio(room.spec).scanner):
+        async with BleakScanner(callback, **select_radio(room.spec).scanner):
             await until(lambda: heard)
         assert heard == {"D4:F9:8D:00:00:EE": -81}
-        async with BleakClient("D4:F9:8D:00:00:EE", **radio(room.spec).client) as connected:
+        async with BleakClient("D4:F9:8D:00:00:EE", **select_radio(room.spec).client) as connected:
             await connected.write_gatt_char(FF01, b"x", response=True)
         await until(lambda: DISCONNECT in events)
-        peripheral.vanish()
+        peripheral.lose_power()
 
     asyncio.run(body())
     assert events == [CONNECT, 21, WRITE, DISCONNECT]
-    wait_until(lambda: room.radios() == [])
+    wait_until(lambda: room.list_radios() == [])
 
 
-def test_a_path_of_another_room_is_taken(room: Room) -> None:
+def test_a_path_of_another_room_is_taken(room: RadioSpace) -> None:
     with pytest.raises(ReachError) as caught:
-        Room(room.path).start()
+        RadioSpace(room.path).start()
     assert caught.value.code == "radio_taken"
 
 
@@ -579,6 +587,6 @@ def test_a_socket_left_behind_is_not_in_the_way(tmp_path: Any) -> None:
     path = tmp_path / "room"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    with Room(path) as room:
+    with RadioSpace(path) as room:
         Beacon(room).start().advertise()
     assert not path.exists()

@@ -7,7 +7,7 @@ import pytest
 from bleak import BleakClient
 from bleak.exc import BleakError
 
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import RadioSpace
 from tests.virtual.radio.beacons import (
     FF01,
     FF02,
@@ -29,7 +29,7 @@ CONNECT, DISCONNECT = 1, 2
 # Off
 
 
-def test_everything_needs_an_active_stack(room: Room) -> None:
+def test_everything_needs_an_active_stack(room: RadioSpace) -> None:
     beacon = Beacon(room)
     for call in (
         ("advertise", 100_000, b"", b"", True),
@@ -48,7 +48,7 @@ def test_everything_needs_an_active_stack(room: Room) -> None:
     assert beacon.do("config", "gap_name") == b"MPY ESP32"
 
 
-def test_settings(room: Room) -> None:
+def test_settings(room: RadioSpace) -> None:
     beacon = Beacon(room).start()
     assert beacon.do("config", "mac") == (0, beacon.mac)
     assert beacon.do("config", "mtu") == 256
@@ -66,39 +66,41 @@ def test_settings(room: Room) -> None:
             beacon.do("set_config", name, 1)
 
 
-def test_a_second_activation_restarts_the_stack(room: Room) -> None:
+def test_a_second_activation_restarts_the_stack(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     beacon.do("set_config", "mtu", 100)
     beacon.do("set_active", True)
     assert beacon.do("config", "mtu") == 256
-    assert not room.radios()[0]["advertising"]
+    assert not room.list_radios()[0]["advertising"]
     refused(errno.EINVAL, beacon.do, "write", beacon.handles[0][0], b"", False)
 
 
 # Advertising
 
 
-def test_advertising_refuses_and_stops(room: Room) -> None:
+def test_advertising_refuses_and_stops(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     refused(-18, beacon.do, "advertise", 100_000, bytes(32), None, True)
-    assert not room.radios()[0]["advertising"]
+    assert not room.list_radios()[0]["advertising"]
     refused(-18, beacon.do, "advertise", 100_000, None, bytes(32), True)
     for interval in (625, 19_999, 10_240_625):
         refused(errno.EINVAL, beacon.do, "advertise", interval, None, None, True)
     for interval in (0, 20_000, 10_240_000):
         beacon.do("advertise", interval, None, None, True)
-        assert room.radios()[0]["advertising"]
+        assert room.list_radios()[0]["advertising"]
 
 
-def test_a_connection_ends_advertising(room: Room) -> None:
+def test_a_connection_ends_advertising(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
 
     async def body(connected: BleakClient) -> None:
-        assert not next(r for r in room.radios() if r["address"] == beacon.address)["advertising"]
+        assert not next(r for r in room.list_radios() if r["address"] == beacon.address)[
+            "advertising"
+        ]
 
     talk(beacon, body)
     wait_until(lambda: beacon.seen(DISCONNECT))
-    assert not room.radios()[0]["advertising"]
+    assert not room.list_radios()[0]["advertising"]
     (handle, kind, address), (again, _, _) = beacon.seen(CONNECT)[0], beacon.seen(DISCONNECT)[0]
     assert (handle, kind, again) == (0, 0, 0) and len(address) == 6
 
@@ -106,14 +108,14 @@ def test_a_connection_ends_advertising(room: Room) -> None:
 # Registering
 
 
-def test_handles_are_numbered_as_by_nimble(room: Room) -> None:
+def test_handles_are_numbered_as_by_nimble(room: RadioSpace) -> None:
     battery = (b"\x0f\x18", [(b"\x19\x2a", FLAG_READ | FLAG_NOTIFY, [(b"\x01\x29", FLAG_READ)])])
     beacon = Beacon(room).start(battery, SERVICE)
     # 14 service, 15 declaration, 16 value, 17 subscription, 18 description, 19 service, ...
     assert beacon.handles == [[16, 18], [21, 23]]
 
 
-def test_registering_replaces_everything(room: Room) -> None:
+def test_registering_replaces_everything(room: RadioSpace) -> None:
     beacon = Beacon(room).start()
     beacon.do("write", beacon.handles[0][0], b"old", False)
     assert beacon.do("register", [SERVICE]) == beacon.handles
@@ -127,7 +129,7 @@ def test_registering_replaces_everything(room: Room) -> None:
     assert talk(beacon, body) == ["1800", "1801", "180f"]
 
 
-def test_registering_needs_quiet(room: Room) -> None:
+def test_registering_needs_quiet(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     refused(errno.EBUSY, beacon.do, "register", [SERVICE])
 
@@ -137,14 +139,14 @@ def test_registering_needs_quiet(room: Room) -> None:
     talk(beacon, body)
 
 
-def test_eight_services_are_the_limit(room: Room) -> None:
+def test_eight_services_are_the_limit(room: RadioSpace) -> None:
     services = [(bytes([n, 0xF0]), [(RX, FLAG_READ, [])]) for n in range(9)]
     beacon = Beacon(room).start(*services[:8])
     assert len(beacon.handles) == 8
     refused(errno.E2BIG, beacon.do, "register", services)
 
 
-def test_uuids_of_every_size(room: Room) -> None:
+def test_uuids_of_every_size(room: RadioSpace) -> None:
     long = bytes(range(16))
     beacon = Beacon(room).start((long, [(long[::-1], FLAG_READ, [])])).advertise()
 
@@ -161,7 +163,7 @@ def test_uuids_of_every_size(room: Room) -> None:
 # Ending
 
 
-def test_the_beacon_hangs_up(room: Room) -> None:
+def test_the_beacon_hangs_up(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     ended: list[BleakClient] = []
 
@@ -187,7 +189,7 @@ def test_the_beacon_hangs_up(room: Room) -> None:
     assert beacon.do("disconnect", 0) is False
 
 
-def test_switching_off_drops_everything(room: Room) -> None:
+def test_switching_off_drops_everything(room: RadioSpace) -> None:
     beacon = Beacon(room).start().advertise()
     ended: list[BleakClient] = []
 
@@ -200,7 +202,7 @@ def test_switching_off_drops_everything(room: Room) -> None:
     asyncio.run(run())
     assert not beacon.peripheral.active
     assert len(beacon.seen(DISCONNECT)) == 1
-    wait_until(lambda: room.radios() == [])
+    wait_until(lambda: room.list_radios() == [])
     refused(errno.ENODEV, beacon.do, "advertise", 100_000, None, None, True)
     beacon.start().advertise()
 
@@ -213,7 +215,7 @@ def test_switching_off_drops_everything(room: Room) -> None:
 # Scanning by a beacon
 
 
-def test_a_beacon_can_scan(room: Room) -> None:
+def test_a_beacon_can_scan(room: RadioSpace) -> None:
     other = Beacon(room, 2).start().advertise()
     beacon = Beacon(room, 1).start()
     beacon.do("scan", 150, 30_000, 30_000, True)
@@ -229,7 +231,7 @@ def test_a_beacon_can_scan(room: Room) -> None:
 
 
 @pytest.mark.parametrize("name", ["on", "off", "advertise"])
-def test_the_power_may_fail_inside_any_call(room: Room, name: str) -> None:
+def test_the_power_may_fail_inside_any_call(room: RadioSpace, name: str) -> None:
     """After so many turns of the loop, wherever in the call that is."""
     beacon = Beacon(room)
     peripheral = beacon.peripheral
@@ -237,17 +239,17 @@ def test_the_power_may_fail_inside_any_call(room: Room, name: str) -> None:
     async def body(turns: int) -> bool:
         if name != "on":
             await peripheral.set_active(True)
-            await peripheral.advertise(20_000, b"", b"", True)
+            await peripheral.start_advertising(20_000, b"", b"", True)
         call = {
             "on": lambda: peripheral.set_active(True),
             "off": lambda: peripheral.set_active(False),
-            "advertise": lambda: peripheral.advertise(30_000, b"", b"", True),
+            "advertise": lambda: peripheral.start_advertising(30_000, b"", b"", True),
         }[name]
         task = asyncio.ensure_future(call())
         for _ in range(turns):
             await asyncio.sleep(0)
         done = task.done()
-        peripheral.vanish()
+        peripheral.lose_power()
         await asyncio.wait([task], timeout=0.05)  # it may never end
         task.cancel()
         await asyncio.wait([task])
@@ -258,8 +260,8 @@ def test_the_power_may_fail_inside_any_call(room: Room, name: str) -> None:
 
     turns = 1  # the call has begun
     while not room.run(body(turns)):
-        assert room.radios() == []
+        assert room.list_radios() == []
         turns += 1
     assert turns > 4
     beacon.start().advertise()
-    assert len(room.radios()) == 1
+    assert len(room.list_radios()) == 1

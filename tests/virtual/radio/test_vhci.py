@@ -1,6 +1,6 @@
 """The backend without a radio: beacon code can advertise, and hears what the test says."""
 
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from beacon_ota.virtual.reactor import Reactor
 from tests.virtual import rig
 
@@ -25,7 +25,7 @@ def test_advertising_is_seen():
     with rig.running(main) as beacon:
         assert rig.finish(beacon) == "b'beacon' 0 True\n"
         found = beacon.bluetooth
-        assert isinstance(found, Advertiser)
+        assert isinstance(found, RadiolessBackend)
         assert found.advertising == 250000
         assert found.data == b"\x02\x01\x06"
         assert found.response == b"\x03\xff\x59\x00"
@@ -78,12 +78,14 @@ def test_events_reach_the_handler_and_bring_its_answer():
     with rig.running(main) as beacon:
         beacon.wait_for(lambda: "ready\n" in beacon.console, rig.WAIT)
         reactor = Reactor.shared()
-        assert reactor.run(beacon.port.ask(4, 1, 16), rig.WAIT) == 8
-        reactor.call(beacon.port.irq, 1, 0, 0, b"\x01\x02\x03\x04\x05\x06")
+        assert reactor.run(beacon.port.call_handler(4, 1, 16), rig.WAIT) == 8
+        reactor.call(beacon.port.send_event, 1, 0, 0, b"\x01\x02\x03\x04\x05\x06")
         beacon.wait_for(lambda: "1 [0, 0, b'\\x01" in beacon.console, rig.WAIT)
-        assert reactor.run(beacon.port.ask(99), rig.WAIT) is None
-        assert reactor.run(beacon.port.ask(4, 1, 16), rig.WAIT) is None  # the handler is gone
+        assert reactor.run(beacon.port.call_handler(99), rig.WAIT) is None
+        assert (
+            reactor.run(beacon.port.call_handler(4, 1, 16), rig.WAIT) is None
+        )  # the handler is gone
         beacon.wait_for(lambda: "ValueError: in irq" in beacon.console, rig.WAIT)
         beacon.power_cut()
-        assert reactor.run(beacon.port.ask(4), rig.WAIT) is None
-        assert reactor.call(beacon.port.irq, 4) is False
+        assert reactor.run(beacon.port.call_handler(4), rig.WAIT) is None
+        assert reactor.call(beacon.port.send_event, 4) is False

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from beacon_ota.virtual.radio.room import Room
+from beacon_ota.virtual.radio.space import RadioSpace
 
 
 class ManualTimers:
@@ -96,7 +96,7 @@ class _Timer(asyncio.TimerHandle):
 class Stopped:
     """A room whose time stands still, for a ``with`` block in any thread."""
 
-    def __init__(self, room: Room, timers: ManualTimers) -> None:
+    def __init__(self, room: RadioSpace, timers: ManualTimers) -> None:
         self._room, self._timers = room, timers
 
     def __enter__(self) -> "Stopped":

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 OK = "ok"
-End = tuple[str, str, str]  # result, stage, code; the last two "" for a success
+AttemptEnd = tuple[str, str, str]  # result, stage, code; the last two "" for a success
 
 
 @dataclass(frozen=True)
-class Value:
+class FaultValue:
     """One thing that goes wrong.
 
     Args:
@@ -37,59 +37,61 @@ class Value:
 
 
 NETWORK = (
-    Value(OK),
-    Value("reset"),  # the connection is reset at a byte
-    Value("stall"),  # it goes silent
-    Value("slow"),
-    Value("loss"),
-    Value("wifi-off"),  # WiFi is lost while flash is written, and comes back
-    Value("names-gone"),  # from the offer on, until the attempt is over: addresses are remembered
-    Value("wrong-network", "download/timeout"),  # the password was changed
+    FaultValue(OK),
+    FaultValue("reset"),  # the connection is reset at a byte
+    FaultValue("stall"),  # it goes silent
+    FaultValue("slow"),
+    FaultValue("loss"),
+    FaultValue("wifi-off"),  # WiFi is lost while flash is written, and comes back
+    FaultValue(
+        "names-gone"
+    ),  # from the offer on, until the attempt is over: addresses are remembered
+    FaultValue("wrong-network", "download/timeout"),  # the password was changed
 )
 SERVER = (
-    Value(OK),
-    Value("restart"),  # of the orchestrator, in the middle of the download
-    Value("404", "download/http"),
-    Value("500", "download/http"),
-    Value("503", "download/http"),  # with Retry-After
-    Value("short", "download/truncated"),  # 200, and closed before the first byte
-    Value("long", "download/http"),
-    Value("lie", "download/http"),  # Content-Length says more than there is
-    Value("other", "verify/checksum", late=True),  # as many other bytes
-    Value("etag"),  # a proxy has changed it; the download breaks off once
+    FaultValue(OK),
+    FaultValue("restart"),  # of the orchestrator, in the middle of the download
+    FaultValue("404", "download/http"),
+    FaultValue("500", "download/http"),
+    FaultValue("503", "download/http"),  # with Retry-After
+    FaultValue("short", "download/truncated"),  # 200, and closed before the first byte
+    FaultValue("long", "download/http"),
+    FaultValue("lie", "download/http"),  # Content-Length says more than there is
+    FaultValue("other", "verify/checksum", late=True),  # as many other bytes
+    FaultValue("etag"),  # a proxy has changed it; the download breaks off once
     # A stranger answers at its address, without its signature, every time in another way: the first
     # times that a beacon asks for work, for the image, before it goes on, and with its last word;
     # all through a trial. None of it ends anything.
-    Value("foreign-poll"),
-    Value("foreign-download"),
-    Value("foreign-verifying"),
-    Value("foreign-trial"),
-    Value("foreign-final"),
+    FaultValue("foreign-poll"),
+    FaultValue("foreign-download"),
+    FaultValue("foreign-verifying"),
+    FaultValue("foreign-trial"),
+    FaultValue("foreign-final"),
 )
 FLASH = (
-    Value(OK),
-    Value("erase", "flash/erase"),
-    Value("program", "flash/write"),
-    Value("stuck", "flash/readback"),
-    Value("flip", "flash/readback"),  # bits read otherwise than they were written
+    FaultValue(OK),
+    FaultValue("erase", "flash/erase"),
+    FaultValue("program", "flash/write"),
+    FaultValue("stuck", "flash/readback"),
+    FaultValue("flip", "flash/readback"),  # bits read otherwise than they were written
     # NVS, from before the first boot on: it is full; it takes no change at all.
-    Value("nvs-full", "flash/write", early=True, blind=True),
-    Value("nvs-worn", "flash/write", early=True, blind=True),
-    Value("nvs-fills", blind=True),  # it is full from the first trial boot on
+    FaultValue("nvs-full", "flash/write", early=True, blind=True),
+    FaultValue("nvs-worn", "flash/write", early=True, blind=True),
+    FaultValue("nvs-fills", blind=True),  # it is full from the first trial boot on
 )
 IMAGE = (
-    Value(OK),
-    Value("import", "boot/crash"),
-    Value("task", "boot/crash"),
-    Value("hang", "boot/watchdog"),
-    Value("hang-fed", "boot/crash"),  # the trial's time is up; the reset names no culprit
-    Value("self-test", "boot/self_test"),
-    Value("offline", "boot/self_test", forgiven=True),  # or the access point was away
-    Value("memory", "boot/crash"),
-    Value("resets", "boot/crash"),
-    Value("valid-then-dies", "boot/crash", rescued=True),
+    FaultValue(OK),
+    FaultValue("import", "boot/crash"),
+    FaultValue("task", "boot/crash"),
+    FaultValue("hang", "boot/watchdog"),
+    FaultValue("hang-fed", "boot/crash"),  # the trial's time is up; the reset names no culprit
+    FaultValue("self-test", "boot/self_test"),
+    FaultValue("offline", "boot/self_test", forgiven=True),  # or the access point was away
+    FaultValue("memory", "boot/crash"),
+    FaultValue("resets", "boot/crash"),
+    FaultValue("valid-then-dies", "boot/crash", rescued=True),
 )
-DIMENSIONS: Mapping[str, Sequence[Value]] = {
+DIMENSIONS: Mapping[str, Sequence[FaultValue]] = {
     "network": NETWORK,
     "server": SERVER,
     "flash": FLASH,
@@ -99,13 +101,13 @@ ATTEMPTS = 3  # that the campaign's plan grants
 
 
 @dataclass(frozen=True)
-class Mix:
+class FaultCase:
     """One value of each dimension."""
 
-    network: Value
-    server: Value
-    flash: Value
-    image: Value
+    network: FaultValue
+    server: FaultValue
+    flash: FaultValue
+    image: FaultValue
 
     @property
     def name(self) -> str:
@@ -113,12 +115,12 @@ class Mix:
         return "+".join(value.name for value in self.values)
 
     @property
-    def values(self) -> tuple[Value, ...]:
+    def values(self) -> tuple[FaultValue, ...]:
         """In the order of the dimensions."""
         return (self.network, self.server, self.flash, self.image)
 
     @classmethod
-    def parse(cls, name: str) -> "Mix":
+    def parse(cls, name: str) -> "FaultCase":
         """Read a name (ValueError, KeyError)."""
         found = [
             {value.name: value for value in values}[word]
@@ -127,7 +129,7 @@ class Mix:
         return cls(*found)
 
 
-def chain(mix: Mix) -> list[End]:
+def expected_ends(mix: FaultCase) -> list[AttemptEnd]:
     """Return how the attempts of a case have to end, one after the other.
 
     What goes wrong outside of the image goes wrong in the first attempt only: the next one, which
@@ -136,11 +138,11 @@ def chain(mix: Mix) -> list[End]:
     may have been to blame, or NVS did not take what the trial said: then only the last reset is
     known, and unless the watchdog was it the image has one more trial.
     """
-    ends = _outside(mix)
+    ends = _ends_before_trial(mix)
     if not mix.image.ends:
         return [*ends, ("success", "", "")]
     stage, _, code = mix.image.ends.partition("/")
-    back: End = ("rolled_back", stage, code)
+    back: AttemptEnd = ("rolled_back", stage, code)
     tried = [back] * (ATTEMPTS if mix.image.forgiven else 1)
     silent = mix.flash.blind and not ends and not mix.image.rescued
     if silent and code != "watchdog":
@@ -148,14 +150,14 @@ def chain(mix: Mix) -> list[End]:
     return [*ends, *tried][:ATTEMPTS]
 
 
-def unwritten(mix: Mix) -> bool:
+def first_end_unjournaled(mix: FaultCase) -> bool:
     """Tell whether the journal need not hold the first end: NVS took nothing then."""
-    return mix.flash.blind and (mix.flash.early or not _outside(mix))
+    return mix.flash.blind and (mix.flash.early or not _ends_before_trial(mix))
 
 
-def _outside(mix: Mix) -> list[End]:
+def _ends_before_trial(mix: FaultCase) -> list[AttemptEnd]:
     """Return how attempts end before the image is tried."""
-    ends: list[End] = []
+    ends: list[AttemptEnd] = []
     for value in (
         *((mix.flash,) if mix.flash.early else ()),
         mix.network,
@@ -164,19 +166,19 @@ def _outside(mix: Mix) -> list[End]:
         *((mix.server,) if mix.server.late else ()),
     ):
         if value.ends:
-            ends.append(_failed(value.ends))
+            ends.append(_failed_end(value.ends))
             if value is mix.flash and not value.early:
-                ends.append(_failed("flash/no_slot"))
+                ends.append(_failed_end("flash/no_slot"))
             break
     return ends
 
 
-def _failed(word: str) -> End:
+def _failed_end(word: str) -> AttemptEnd:
     stage, _, code = word.partition("/")
     return "failed", stage, code
 
 
-def pairs(seed: int) -> list[Mix]:
+def pairwise_cases(seed: int) -> list[FaultCase]:
     """Return cases in which every two values of different dimensions meet at least once.
 
     Greedy: each case is the one of a number of candidates that covers the most pairs that are
@@ -191,20 +193,20 @@ def pairs(seed: int) -> list[Mix]:
     }
     order = sorted(left)
     chance.shuffle(order)
-    found = [Mix(*(values[0] for values in DIMENSIONS.values()))]
-    left -= _covered(found[0])
+    found = [FaultCase(*(values[0] for values in DIMENSIONS.values()))]
+    left -= _covered_pairs(found[0])
     for pair in order:
         if pair in left:
-            candidates = [_around(pair, chance) for _ in range(40)]
-            best = max(candidates, key=lambda mix: len(_covered(mix) & left))
-            left -= _covered(best)
+            candidates = [_case_with_pair(pair, chance) for _ in range(40)]
+            best = max(candidates, key=lambda mix: len(_covered_pairs(mix) & left))
+            left -= _covered_pairs(best)
             found.append(best)
     return found
 
 
-def _around(pair: tuple, chance: random.Random) -> Mix:
+def _case_with_pair(pair: tuple, chance: random.Random) -> FaultCase:
     wanted = dict(pair)
-    return Mix(
+    return FaultCase(
         *(
             next(value for value in values if value.name == wanted.get(name, value.name))
             if name in wanted
@@ -214,14 +216,14 @@ def _around(pair: tuple, chance: random.Random) -> Mix:
     )
 
 
-def _covered(mix: Mix) -> set[tuple]:
+def _covered_pairs(mix: FaultCase) -> set[tuple]:
     named = [(name, value.name) for name, value in zip(DIMENSIONS, mix.values, strict=True)]
     return set(combinations(named, 2))
 
 
-def singles() -> Iterator[Mix]:
+def single_fault_cases() -> Iterator[FaultCase]:
     """Yield each fault on its own."""
     for name, values in DIMENSIONS.items():
         for value in values[1:]:
             rest = {other: found[0] for other, found in DIMENSIONS.items()}
-            yield Mix(**{**rest, name: value})
+            yield FaultCase(**{**rest, name: value})

@@ -10,31 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota.campaign.faults import matrix
-from beacon_ota.campaign.faults.matrix import Mix
+from beacon_ota.campaign.faults.matrix import FaultCase
 from beacon_ota.campaign.rig import builds, invariants
-from beacon_ota.campaign.rig.bench import LATEST, Bench, bench, scratch
-from beacon_ota.campaign.rig.builds import Shelf
-from beacon_ota.campaign.rig.http_server import FOREIGN, Fault, Request
-from beacon_ota.campaign.rig.invariants import Evidence, Settled
-from beacon_ota.campaign.rig.orchestrator import PLAN
-from beacon_ota.campaign.runner import Options, Outcome, Plan
+from beacon_ota.campaign.rig.beacon_rig import LATEST, Rig, scratch_folder, set_up_rig
+from beacon_ota.campaign.rig.builds import ReleaseStore
+from beacon_ota.campaign.rig.http_server import FOREIGN_ANSWERS, AnswerFault, HttpRequest
+from beacon_ota.campaign.rig.invariants import EndState, Evidence
+from beacon_ota.campaign.rig.orchestrator import ONE_ATTEMPT_PLAN
+from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome, CasePlan
 from beacon_ota.errors import UsageError
 from beacon_ota.images import boards
 from beacon_ota.virtual.flash.nor import SECTOR
-from beacon_ota.virtual.net.network import Faults
-from beacon_ota.virtual.radio.vhci import Advertiser
+from beacon_ota.virtual.net.network import LinkFaults
+from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from beacon_ota.wire.report import FINAL
 
 SCALE = 20.0
 DEADLINE = 60.0  # real seconds at that scale for all attempts, and for the update after them
 SLOWER = (4, 12)  # when something was wrong: the machine may be busy
 FIRST, SECOND, THIRD = "1.0.0", "2.0.0", "3.0.0"
-ROLLOUT = {**PLAN, "retry": {"limit": matrix.ATTEMPTS, "pauses": ["30s"]}}
+ROLLOUT = {**ONE_ATTEMPT_PLAN, "retry": {"limit": matrix.ATTEMPTS, "pauses": ["30s"]}}
 POLICY = {"stall_s": 10, "give_up_s": 600, "trial_s": 40}
 BAD = 2  # the sector of the slot that fails
 ETAG = 'W/"changed-gzip"'  # as a proxy leaves it that compresses
 RESUME = 20_000  # bytes after which a connection ends that has to be resumed
-STRANGE = 5  # answers that are a stranger's: fewer than the beacon has tries
+FOREIGN_ANSWERS_MAX = 5  # unsigned answers in a row: fewer than the beacon has tries
 TRIAL_LIMIT = 40_000  # ms, in the place of stage 0's quarter of an hour
 
 _RUN = "def run():\n"
@@ -64,122 +64,126 @@ _CHANGED = {
 }
 
 
-def plan(folder: Path, options: Options) -> Plan:
+def plan_cases(folder: Path, options: CampaignOptions) -> CasePlan:
     """Build the releases; list cases that cover all pairs, and every fault alone."""
-    prepare(Shelf(folder))
-    cases = dict.fromkeys(mix.name for mix in (*matrix.singles(), *matrix.pairs(options.seed)))
+    prepare_releases(ReleaseStore(folder))
+    cases = dict.fromkeys(
+        mix.name for mix in (*matrix.single_fault_cases(), *matrix.pairwise_cases(options.seed))
+    )
     sizes = {name: len(values) for name, values in matrix.DIMENSIONS.items()}
-    return Plan(list(cases)[:: options.every], {"values": sizes, "cases": len(cases)})
+    return CasePlan(list(cases)[:: options.every], {"values": sizes, "cases": len(cases)})
 
 
-def prepare(shelf: Shelf, images: tuple[str, ...] | None = None) -> None:
+def prepare_releases(shelf: ReleaseStore, images: tuple[str, ...] | None = None) -> None:
     """Build the releases: all of them, or some of the ones under test."""
-    if shelf.fresh(str(images)):
+    if shelf.is_current(str(images)):
         return
     shelf.clear()
-    shelf.put(FIRST, builds.build(FIRST))
-    shelf.put(THIRD, builds.build(THIRD))
+    shelf.put(FIRST, builds.build_release(FIRST))
+    shelf.put(THIRD, builds.build_release(THIRD))
     for value in matrix.IMAGE:
         if images is None or value.name in images:
-            shelf.put(f"{SECOND}-{value.name}", builds.build(SECOND, changes(value.name)))
-    shelf.finish(str(images))
+            shelf.put(
+                f"{SECOND}-{value.name}", builds.build_release(SECOND, changed_files(value.name))
+            )
+    shelf.mark_current(str(images))
 
 
-def changes(image: str) -> dict[str, str]:
+def changed_files(image: str) -> dict[str, str]:
     """Return the files of a broken release that differ from the app's."""
     if image in _MAIN:
         return {"main.py": _MAIN[image]}
     if image in _CHANGED:
         path, text, instead = _CHANGED[image]
-        whole = builds.source("app", *path.split("/"))
+        whole = builds.read_source("app", *path.split("/"))
         if whole.count(text) != 1:
             raise UsageError("fault_text", f"{image}: nothing to change in {path}", found=text)
         return {path: whole.replace(text, instead)}
     return {}
 
 
-def case(name: str, folder: Path, options: Options) -> Outcome:
+def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
     """Run one case, and again more slowly when something was wrong: the machine may be busy."""
     try:
-        mix = Mix.parse(name)
+        mix = FaultCase.parse(name)
     except (ValueError, KeyError):
         raise UsageError(
             "case_name", "no such case", found=name, expected="network+server+flash+image"
         ) from None
-    shelf = Shelf(folder)
-    word, wrong = run(mix, shelf)
+    shelf = ReleaseStore(folder)
+    word, wrong = play_case(mix, shelf)
     first = wrong
     for slower in SLOWER:
         if wrong:
-            word, wrong = run(mix, shelf, slower=slower)
-    return Outcome(name, group(mix), word, wrong, first=first)
+            word, wrong = play_case(mix, shelf, slower=slower)
+    return CaseOutcome(name, group_of(mix), word, wrong, first=first)
 
 
-def group(mix: Mix) -> str:
+def group_of(mix: FaultCase) -> str:
     """Return what a case is counted under: by what its first attempt has to end."""
-    _, stage, code = matrix.chain(mix)[0]
+    _, stage, code = matrix.expected_ends(mix)[0]
     return f"{stage}/{code}" if stage else "success"
 
 
-def run(mix: Mix, shelf: Shelf, *, slower: float = 1) -> tuple[str, list[str]]:
+def play_case(mix: FaultCase, shelf: ReleaseStore, *, slower: float = 1) -> tuple[str, list[str]]:
     """Play a case; return how its attempts ended, and what is wrong."""
-    limit = builds.source("stage0", "boot.py").replace("900_000", str(TRIAL_LIMIT))
+    limit = builds.read_source("stage0", "boot.py").replace("900_000", str(TRIAL_LIMIT))
     stage0 = {"boot.py": limit.encode()} if mix.image.name == "hang-fed" else None
     policy = {**POLICY, "give_up_s": 120} if mix.network.name == "wrong-network" else POLICY
-    content = builds.flash_image(shelf.get(FIRST), stage0=stage0, policy=policy)
+    content = builds.build_flash(shelf.get(FIRST), stage0=stage0, policy=policy)
     with (
-        scratch() as folder,
-        bench(content, folder, scale=SCALE / slower, record=True) as b,
+        scratch_folder() as folder,
+        set_up_rig(content, folder, scale=SCALE / slower, record=True) as b,
     ):
-        return _Run(mix, shelf, b, DEADLINE * slower).judged()
+        return _FaultRun(mix, shelf, b, DEADLINE * slower).play_and_check()
 
 
-class _Run:
+class _FaultRun:
     """A case under way. What is called by the front runs in its loop."""
 
-    def __init__(self, mix: Mix, shelf: Shelf, b: Bench, deadline: float):
-        self._mix, self._shelf, self._b, self._deadline = mix, shelf, b, deadline
-        self._chain = matrix.chain(mix)
-        self._sound = self._offered = self._restart = False
-        self._strange: dict[str, int] = {}  # answers of a stranger's, by what was asked
-        self._cycle = any(code == "no_slot" for _, _, code in self._chain)
+    def __init__(self, mix: FaultCase, shelf: ReleaseStore, b: Rig, deadline: float):
+        self._mix, self._shelf, self._rig, self._deadline = mix, shelf, b, deadline
+        self._expected = matrix.expected_ends(mix)
+        self._faults_ended = self._offered = self._restart = False
+        self._foreign_answers: dict[str, int] = {}  # answers of a stranger's, by what was asked
+        self._cycle = any(code == "no_slot" for _, _, code in self._expected)
         self._firmware = ""
         self._slot = next(
-            part.offset for part in boards.load(builds.DEVICE).table if part.name == "ota_1"
+            part.offset for part in boards.load_board(builds.DEVICE).table if part.name == "ota_1"
         )
-        b.orchestrator.front.judge = self._judge
-        b.orchestrator.front.answering = self._answering
-        _wear(b, mix.flash.name, self._slot + BAD * SECTOR)
+        b.orchestrator.http_server.choose_fault = self._choose_fault
+        b.orchestrator.http_server.before_answer = self._before_answer
+        _set_flash_fault(b, mix.flash.name, self._slot + BAD * SECTOR)
         if mix.flash.name == "nvs-full":
             b.beacon.fill_nvs()
         elif mix.flash.name == "nvs-worn":
             b.beacon.wear_nvs(1)
 
-    def judged(self) -> tuple[str, list[str]]:
-        b, mix = self._b, self._mix
+    def play_and_check(self) -> tuple[str, list[str]]:
+        b, mix = self._rig, self._mix
         orchestrator = b.orchestrator
-        orchestrator.register(builds.BEACON, builds.KEY, builds.DEVICE)
+        orchestrator.register_beacon(builds.BEACON, builds.KEY, builds.DEVICE)
         image = self._shelf.get(f"{SECOND}-{mix.image.name}")
-        self._firmware = orchestrator.upload(image, SECOND, builds.DEVICE)
-        further = orchestrator.upload(self._shelf.get(THIRD), THIRD, builds.DEVICE)
+        self._firmware = orchestrator.upload_release(image, SECOND, builds.DEVICE)
+        further = orchestrator.upload_release(self._shelf.get(THIRD), THIRD, builds.DEVICE)
         orchestrator.roll_out(self._firmware, ROLLOUT)
         b.beacon.power_on()
-        b.wait(self._over, self._deadline, "")
-        rows = orchestrator.attempts(self._firmware)
+        b.wait_for(self._attempts_over, self._deadline, "")
+        rows = orchestrator.attempt_rows(self._firmware)
         ends = [(row["result"] or "", row["failed_in"] or "", row["code"] or "") for row in rows]
-        settled = self._settled(rows)
+        settled = self._take_end_state(rows)
         orchestrator.roll_out(further, ROLLOUT)
-        b.wait(lambda: self._updated(further), self._deadline, "")
+        b.wait_for(lambda: self._further_installed(further), self._deadline, "")
         word = ", then ".join(" ".join(filter(None, end)) for end in ends) or "nothing"
-        return word, self._wrong(ends, settled, further)
+        return word, self._find_violations(ends, settled, further)
 
-    def _wrong(self, ends: list, settled: Settled, further: str) -> list[str]:
-        evidence = self._evidence(settled, further)
+    def _find_violations(self, ends: list, settled: EndState, further: str) -> list[str]:
+        evidence = self._collect_evidence(settled, further)
         wrong = []
-        if ends != self._chain:
-            wrong.append(f"expected {self._chain}, found {ends}")
+        if ends != self._expected:
+            wrong.append(f"expected {self._expected}, found {ends}")
         said = {(entry[2], entry[3]) for entry in settled.journal}
-        written = self._chain[matrix.unwritten(self._mix) :]
+        written = self._expected[matrix.first_end_unjournaled(self._mix) :]
         wrong += [
             f"the journal never said {stage}/{code}"
             for _, stage, code in written
@@ -192,44 +196,44 @@ class _Run:
             wrong.append("a journal entry was taken twice")
         return [
             *wrong,
-            *invariants.booted(evidence),
-            *invariants.intact(evidence),
-            *invariants.goes_on(evidence),
-            *invariants.serves(evidence),
+            *invariants.check_boots(evidence),
+            *invariants.check_settings(evidence),
+            *invariants.check_next_update(evidence),
+            *invariants.check_services(evidence),
         ]
 
     # -- in the front's loop
 
-    def _judge(self, request: Request) -> Fault | None:
-        foreign = self._foreign(request)
+    def _choose_fault(self, request: HttpRequest) -> AnswerFault | None:
+        foreign = self._choose_foreign_answer(request)
         if foreign is not None:
             return foreign
         if request.method == "POST" and request.path.endswith("/ota_status"):
-            self._reported(json.loads(request.body))
-        if self._sound or not request.path.endswith("/download"):
+            self._note_report(json.loads(request.body))
+        if self._faults_ended or not request.path.endswith("/download"):
             return None
         resumed = "range" in request.headers
         name = self._mix.server.name
         if name == "restart" and not resumed:
             self._restart = True
-            return Fault(close=RESUME)
+            return AnswerFault(close=RESUME)
         return {
-            "404": Fault(status=404),
-            "500": Fault(status=500),
-            "503": Fault(status=503, retry_after=1),
-            "short": Fault(close=0),
-            "long": Fault(more=1000),
-            "lie": Fault(lie=1000),
-            "other": Fault(other=True),
-            "etag": Fault(etag=ETAG) if resumed else Fault(close=RESUME, etag=ETAG),
+            "404": AnswerFault(status=404),
+            "500": AnswerFault(status=500),
+            "503": AnswerFault(status=503, retry_after=1),
+            "short": AnswerFault(close=0),
+            "long": AnswerFault(more=1000),
+            "lie": AnswerFault(lie=1000),
+            "other": AnswerFault(other=True),
+            "etag": AnswerFault(etag=ETAG) if resumed else AnswerFault(close=RESUME, etag=ETAG),
         }.get(name)
 
-    def _foreign(self, request: Request) -> Fault | None:
+    def _choose_foreign_answer(self, request: HttpRequest) -> AnswerFault | None:
         """A stranger's answer, where one is due; each time another one."""
         name = self._mix.server.name
-        asked = _asked(request)
+        asked = _classify_request(request)
         if asked == "trial":
-            self._fill()
+            self._fill_nvs_if_due()
         when = {
             "foreign-poll": ("poll",),
             "foreign-download": ("download",),
@@ -239,101 +243,103 @@ class _Run:
         }
         if asked not in when.get(name, ()):
             return None
-        met = self._strange.get(asked, 0)
-        if self._sound if asked == "trial" else met >= STRANGE:
+        met = self._foreign_answers.get(asked, 0)
+        if self._faults_ended if asked == "trial" else met >= FOREIGN_ANSWERS_MAX:
             return None
-        self._strange[asked] = met + 1
+        self._foreign_answers[asked] = met + 1
         # Each of the answers is somewhere the first one, and the last one.
-        return FOREIGN[(met + list(when).index(name)) % len(FOREIGN)]
+        return FOREIGN_ANSWERS[(met + list(when).index(name)) % len(FOREIGN_ANSWERS)]
 
-    def _reported(self, doc: dict[str, Any]) -> None:
+    def _note_report(self, doc: dict[str, Any]) -> None:
         if doc.get("update_status") in FINAL:
-            self._heal()
+            self._end_faults()
 
-    async def _answering(self, request: Request, status: int) -> None:
+    async def _before_answer(self, request: HttpRequest, status: int) -> None:
         if request.path.startswith(LATEST) and status == 200 and not self._offered:
             self._offered = True
             if self._mix.flash.name == "flip":  # from here on: reading takes longer, imports too
-                self._b.beacon.flip_bits({self._slot + BAD * SECTOR + 100: 0x10})
-            self._b.beacon.link.faults = {
-                "reset": Faults(reset_after=30_000),
-                "stall": Faults(stall_after=30_000),
-                "slow": Faults(throttle=60_000),
-                "loss": Faults(loss=0.05),
-                "wifi-off": Faults(drop_after=40_000),
-                "names-gone": Faults(names=False),
-            }.get(self._mix.network.name, Faults())
-        lost = self._mix.network.name == "wrong-network" and not self._sound
+                self._rig.beacon.flip_bits({self._slot + BAD * SECTOR + 100: 0x10})
+            self._rig.beacon.link.faults = {
+                "reset": LinkFaults(reset_after=30_000),
+                "stall": LinkFaults(stall_after=30_000),
+                "slow": LinkFaults(throttle=60_000),
+                "loss": LinkFaults(loss=0.05),
+                "wifi-off": LinkFaults(drop_after=40_000),
+                "names-gone": LinkFaults(names=False),
+            }.get(self._mix.network.name, LinkFaults())
+        lost = self._mix.network.name == "wrong-network" and not self._faults_ended
         if lost and request.path.endswith("/download"):
-            self._b.point.password = b"changed"
-            self._b.beacon.wlan.drop()
+            self._rig.access_point.password = b"changed"
+            self._rig.beacon.wlan.lose_connection()
 
-    def _fill(self) -> None:
+    def _fill_nvs_if_due(self) -> None:
         """Let NVS be full from a trial on, where the case wants that."""
-        if self._mix.flash.name == "nvs-fills" and not self._sound:
-            self._b.beacon.fill_nvs()
+        if self._mix.flash.name == "nvs-fills" and not self._faults_ended:
+            self._rig.beacon.fill_nvs()
 
-    def _heal(self) -> None:
-        self._sound = True
+    def _end_faults(self) -> None:
+        self._faults_ended = True
         if self._mix.flash.blind:
-            self._b.beacon.drain_nvs()
-            self._b.beacon.wear_nvs(0)
-        self._b.beacon.link.faults = Faults()
-        self._b.point.password = builds.PASSWORD.encode()
+            self._rig.beacon.drain_nvs()
+            self._rig.beacon.wear_nvs(0)
+        self._rig.beacon.link.faults = LinkFaults()
+        self._rig.access_point.password = builds.PASSWORD.encode()
 
     # -- in the campaign's thread
 
-    def _over(self) -> bool:
-        b = self._b
+    def _attempts_over(self) -> bool:
+        b = self._rig
         if b.beacon.boot and b.beacon.boot.slot == "ota_1":
-            self._fill()
+            self._fill_nvs_if_due()
         if self._restart:
             self._restart = False
             b.orchestrator.close()
             b.orchestrator.open()
-        if not self._sound and self._ended():
-            self._heal()
-        if self._mix.network.name == "names-gone" and b.confirmed(1):
-            b.beacon.link.faults = Faults()  # where NVS takes no end, it is over all the same
-        rows = b.orchestrator.attempts(self._firmware)
+        if not self._faults_ended and self._record_is_final():
+            self._end_faults()
+        if self._mix.network.name == "names-gone" and b.is_confirmed(1):
+            b.beacon.link.faults = LinkFaults()  # where NVS takes no end, it is over all the same
+        rows = b.orchestrator.attempt_rows(self._firmware)
         ended = [row for row in rows if row["result"]]
-        if ended and self._sound:
-            _wear(b, "", 0)
+        if ended and self._faults_ended:
+            _set_flash_fault(b, "", 0)
         if self._cycle and ended and ended[-1]["code"] == "no_slot":
             self._cycle = False
             b.beacon.power_cut()
             b.beacon.power_on()
-        return len(ended) >= len(self._chain) and b.quiet
+        return len(ended) >= len(self._expected) and b.nothing_to_report
 
-    def _ended(self) -> bool:
+    def _record_is_final(self) -> bool:
         """Has the beacon ended an attempt, as far as its own memory says?"""
-        record = self._b.beacon.setting("attempt")
+        record = self._rig.beacon.setting("attempt")
         return isinstance(record, bytes) and json.loads(record).get("status") in FINAL
 
-    def _updated(self, further: str) -> bool:
-        rows = self._b.orchestrator.attempts(further)
-        radio = self._b.beacon.bluetooth
-        up = isinstance(radio, Advertiser) and radio.advertising is not None
-        return any(row["result"] == "success" for row in rows) and self._b.quiet and up
+    def _further_installed(self, further: str) -> bool:
+        rows = self._rig.orchestrator.attempt_rows(further)
+        radio = self._rig.beacon.bluetooth
+        up = isinstance(radio, RadiolessBackend) and radio.advertising is not None
+        return (
+            any(row["result"] == "success" for row in rows) and self._rig.nothing_to_report and up
+        )
 
-    def _settled(self, rows: list[dict[str, Any]]) -> Settled:
-        b = self._b
+    def _take_end_state(self, rows: list[dict[str, Any]]) -> EndState:
+        b = self._rig
         slot = b.beacon.boot.slot if b.beacon.boot else None
         tried = sum(boot.slot == "ota_1" for boot in b.beacon.boots)
-        return Settled(slot, False, tried, rows, b.orchestrator.journal(builds.BEACON))
+        return EndState(slot, False, tried, rows, b.orchestrator.journal_entries(builds.BEACON))
 
-    def _evidence(self, settled: Settled, further: str) -> Evidence:
-        b = self._b
+    def _collect_evidence(self, settled: EndState, further: str) -> Evidence:
+        b = self._rig
         radio = b.beacon.bluetooth
-        assert isinstance(radio, Advertiser)
+        assert isinstance(radio, RadiolessBackend)
         return Evidence(
             "broken" if self._mix.image.ends else "good",
             "ota_0",
             "ota_1",
-            b.orchestrator.firmware(SECOND)["checksum"],
+            b.orchestrator.firmware_row(SECOND)["checksum"],
             (FIRST, SECOND, THIRD),
             settled,
-            b.orchestrator.attempts(further),
+            b.orchestrator.attempt_rows(further),
             [(boot.slot, boot.ended, boot.phase) for boot in b.beacon.boots],
             0,
             {
@@ -345,11 +351,11 @@ class _Run:
             len(radio.values),
             b.beacon.wlan.connected,
             b.beacon.powered,
-            {key: value for key, value in builds.GIVEN.items() if key != "policy"},
+            {key: value for key, value in builds.PROVISIONED.items() if key != "policy"},
         )
 
 
-def _asked(request: Request) -> str:
+def _classify_request(request: HttpRequest) -> str:
     """What a beacon wants: ``poll``, ``trial``, ``download``, or the word that it reports."""
     if request.method == "POST":
         return json.loads(request.body).get("update_status", "")
@@ -358,7 +364,7 @@ def _asked(request: Request) -> str:
     return "download" if request.path.endswith("/download") else ""
 
 
-def _wear(b: Bench, kind: str, offset: int) -> None:
+def _set_flash_fault(b: Rig, kind: str, offset: int) -> None:
     """Let a sector fail in one way; with "", let all be well."""
     faults = b.flash.faults
     faults.fail_erase = {offset // SECTOR} if kind == "erase" else set()

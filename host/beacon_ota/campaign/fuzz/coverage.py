@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection
 from types import FrameType
 from typing import Any
 
-Edge = tuple[str, int, int]  # file, line before, line
+CoverageEdge = tuple[str, int, int]  # file, line before, line
 
 
-def trace(
+def trace_edges(
     run: Callable[[], object], watched: Collection[str | None]
-) -> tuple[set[Edge], Exception | None]:
+) -> tuple[set[CoverageEdge], Exception | None]:
     """Run something.
 
     Args:
@@ -19,7 +19,7 @@ def trace(
     Returns:
         What it reached, and the exception that ended it, if one did.
     """
-    reached: set[Edge] = set()
+    reached: set[CoverageEdge] = set()
     last = 0
 
     def line(frame: FrameType, event: str, _: Any) -> Callable | None:

@@ -19,14 +19,14 @@ from types import ModuleType
 from typing import Any
 
 from beacon_ota.campaign.fuzz import blufi
-from beacon_ota.campaign.fuzz.coverage import Edge, trace
+from beacon_ota.campaign.fuzz.coverage import CoverageEdge, trace_edges
 from beacon_ota.campaign.rig import builds
-from beacon_ota.campaign.runner import Options, Outcome, Plan
+from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome, CasePlan
 from beacon_ota.errors import BeaconOtaError, UsageError
 from beacon_ota.images import appfs, combined, esp, littlefs, partitions
 from beacon_ota.images import release as releases
 from beacon_ota.inspect import inspect
-from beacon_ota.orchestrator.beacon_api import report as status
+from beacon_ota.orchestrator.beacon_api import report_parser
 from beacon_ota.orchestrator.releases import multipart, validate
 from beacon_ota.trust import dsse
 from beacon_ota.wire import manifest, offer, refused, report, shapes, versions
@@ -38,7 +38,7 @@ _WORDS = (b"", b"\0", b"\xff" * 4, b"{}", b"[]", b"null", b"-1", b"1e999", b"9" 
 
 
 @dataclass(frozen=True)
-class Target:
+class FuzzTarget:
     """Something that reads.
 
     Args:
@@ -54,30 +54,30 @@ class Target:
     watched: Sequence[ModuleType]
 
 
-def plan(folder: Path, options: Options) -> Plan:
+def plan_cases(folder: Path, options: CampaignOptions) -> CasePlan:
     """List the targets; they share the minutes."""
-    return Plan(["blufi", *TARGETS][:: options.every], {"minutes": options.minutes})
+    return CasePlan(["blufi", *TARGETS][:: options.every], {"minutes": options.minutes})
 
 
-def case(name: str, folder: Path, options: Options) -> Outcome:
+def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
     """Fuzz one target for its share."""
     seconds = 60 * options.minutes / (1 + len(TARGETS))
     if name == "blufi":
-        found = blufi.fuzz(seconds, options.seed)
+        found = blufi.fuzz_provisioning(seconds, options.seed)
         facts = {"inputs": found.cases, "lines": found.steps, "kept": found.corpus}
-        return Outcome(name, "fuzz", "named or answered", found.wrong, facts=facts)
+        return CaseOutcome(name, "fuzz", "named or answered", found.wrong, facts=facts)
     if name not in TARGETS:
         raise UsageError("case_name", "no such target", found=name, expected=", ".join(TARGETS))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    facts, wrong = guided(TARGETS[name](), seconds, random.Random(options.seed))
+    facts, wrong = fuzz_target(TARGETS[name](), seconds, random.Random(options.seed))
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     if grown > GROWTH:
         wrong.append(f"{grown} bytes more memory")
-    return Outcome(name, "fuzz", "named or answered", wrong, facts=facts)
+    return CaseOutcome(name, "fuzz", "named or answered", wrong, facts=facts)
 
 
-def guided(
-    target: Target, seconds: float, chance: random.Random
+def fuzz_target(
+    target: FuzzTarget, seconds: float, chance: random.Random
 ) -> tuple[dict[str, int], list[str]]:
     """Mutate inputs, and keep those that reach a step from line to line that is new."""
     watched = {module.__file__ for module in target.watched}
@@ -88,9 +88,9 @@ def guided(
     end = time.monotonic() + seconds
     count = 0
     while waiting or (time.monotonic() < end and len(wrong) < WRONG):
-        data = waiting.pop() if waiting else mutated(chance.choice(corpus), corpus, chance)
+        data = waiting.pop() if waiting else mutate_input(chance.choice(corpus), corpus, chance)
         begun = time.monotonic()
-        reached, error = _traced(target, data, watched)
+        reached, error = _trace_input(target, data, watched)
         count += 1
         if error is None and time.monotonic() - begun > SLOW:
             error = f"took {time.monotonic() - begun:.1f} s"
@@ -102,16 +102,18 @@ def guided(
     return {"inputs": count, "lines": len(seen), "kept": len(corpus)}, wrong
 
 
-def _traced(target: Target, data: bytes, watched: set[str | None]) -> tuple[set[Edge], str | None]:
+def _trace_input(
+    target: FuzzTarget, data: bytes, watched: set[str | None]
+) -> tuple[set[CoverageEdge], str | None]:
     def read() -> None:
         with contextlib.suppress(*target.refusals):
             target.read(data)
 
-    reached, error = trace(read, watched)
+    reached, error = trace_edges(read, watched)
     return reached, f"{type(error).__name__} {error}" if error else None
 
 
-def mutated(data: bytes, corpus: Sequence[bytes], chance: random.Random) -> bytes:
+def mutate_input(data: bytes, corpus: Sequence[bytes], chance: random.Random) -> bytes:
     """Return a relative of an input."""
     found = bytearray(data)
     for _ in range(1 << chance.randrange(4)):
@@ -138,7 +140,7 @@ def mutated(data: bytes, corpus: Sequence[bytes], chance: random.Random) -> byte
 # -- the targets
 
 
-def _offers() -> Target:
+def _offer_target() -> FuzzTarget:
     seed = {
         "attempt_id": "a" * 24,
         "firmware_id": "b" * 24,
@@ -155,15 +157,17 @@ def _offers() -> Target:
     }
 
     def read(data: bytes) -> None:
-        doc = _json(data)
-        offer.check(doc)
-        manifest.unsigned(doc, builds.DEVICE)
+        doc = _parse_json(data)
+        offer.check_offer(doc)
+        manifest.unsigned_fields(doc, builds.DEVICE)
 
     refusals = (offer.OfferError, refused.Refused, _NotJson)
-    return Target([json.dumps(seed).encode()], read, refusals, (offer, manifest, shapes, versions))
+    return FuzzTarget(
+        [json.dumps(seed).encode()], read, refusals, (offer, manifest, shapes, versions)
+    )
 
 
-def _manifests() -> Target:
+def _manifest_target() -> FuzzTarget:
     fields = {
         "checksum": "c" * 64,
         "core": "d" * 64,
@@ -175,21 +179,21 @@ def _manifests() -> Target:
         "size": 4096,
         "version": "1.2.3",
     }
-    payload = manifest.encode(fields)
-    envelope = dsse.pack(payload, [("0" * 16, bytes(384))]).encode()
+    payload = manifest.encode_payload(fields)
+    envelope = dsse.pack_envelope(payload, [("0" * 16, bytes(384))]).encode()
 
     def read(data: bytes) -> None:
         if data[:1] == b"{" and b"payloadType" in data[:64] + data[-200:]:
-            manifest.unpack(_json(data))
-            dsse.unpack(data.decode("utf-8", "replace"))
-        found = manifest.decode(data)
-        manifest.check(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
+            manifest.unpack_envelope(_parse_json(data))
+            dsse.unpack_envelope(data.decode("utf-8", "replace"))
+        found = manifest.decode_payload(data)
+        manifest.check_rules(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
 
     refusals = (refused.Refused, BeaconOtaError, _NotJson)
-    return Target([payload, envelope], read, refusals, (manifest, dsse, shapes, versions))
+    return FuzzTarget([payload, envelope], read, refusals, (manifest, dsse, shapes, versions))
 
 
-def _reports() -> Target:
+def _report_target() -> FuzzTarget:
     seed = {
         "firmware_version": "1.1.0",
         "update_status": "failed",
@@ -204,10 +208,15 @@ def _reports() -> Target:
         "journal": [[1, 2, "boot", "crash", "d"]],
     }
     seeds = [json.dumps({**seed, "update_status": word}).encode() for word in report.STATUSES]
-    return Target(seeds, status.read, (BeaconOtaError,), (report, status, shapes, versions))
+    return FuzzTarget(
+        seeds,
+        report_parser.parse_report,
+        (BeaconOtaError,),
+        (report, report_parser, shapes, versions),
+    )
 
 
-def _uploads() -> Target:
+def _upload_target() -> FuzzTarget:
     edge = "edge"
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of every byte
     fields = {"device_type": builds.DEVICE, "version": "1.0.0", "required": "true"}
@@ -216,51 +225,55 @@ def _uploads() -> Target:
         for name, value in fields.items()
     ]
     head = f'--{edge}\r\nContent-Disposition: form-data; name="binary"; filename="x"\r\n\r\n'
-    body = b"".join([*parts, head.encode(), _small(), f"\r\n--{edge}--\r\n".encode()])
+    body = b"".join([*parts, head.encode(), _build_small_release(), f"\r\n--{edge}--\r\n".encode()])
 
     def read(data: bytes) -> None:
         file = io.BytesIO()
-        form = multipart.Form(f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21)
+        form = multipart.MultipartForm(
+            f"multipart/form-data; boundary={edge}", "binary", file, 1 << 21
+        )
         for at in range(0, len(data), 1000):
             form.feed(data[at : at + 1000])
         form.close()
-        validate.examine(file, validate.claim(form), None, True, 1.0)
+        validate.examine_image(file, validate.read_claim(form), None, True, 1.0)
 
     watched = (multipart, validate, esp, appfs, littlefs, releases)
-    return Target([body], read, (BeaconOtaError,), watched)
+    return FuzzTarget([body], read, (BeaconOtaError,), watched)
 
 
-def _images() -> Target:
-    small = _small()
-    seeds = [small, builds.flash_image(small)[:0x20000], small[: builds.CORE]]
+def _image_target() -> FuzzTarget:
+    small = _build_small_release()
+    seeds = [small, builds.build_flash(small)[:0x20000], small[: builds.CORE_SIZE]]
     watched = (inspect, esp, appfs, littlefs, releases, combined, partitions)
-    return Target(seeds, inspect.inspect, (BeaconOtaError,), watched)
+    return FuzzTarget(seeds, inspect.inspect_file, (BeaconOtaError,), watched)
 
 
-def _small() -> bytes:
+def _build_small_release() -> bytes:
     """Return a release with next to nothing in it."""
     info = appfs.AppInfo(
-        "1.0.0", builds.DEVICE, hashlib.sha256(builds.core()).hexdigest(), insecure=True
+        "1.0.0", builds.DEVICE, hashlib.sha256(builds.synthetic_core()).hexdigest(), insecure=True
     )
     files = {appfs.INFO: info.pack(), "main.mpy": b"M\x06\x00\x1f"}
-    return releases.build(builds.core(), littlefs.build(files, appfs.BLOCK))
+    return releases.join_core_and_app(
+        builds.synthetic_core(), littlefs.build_filesystem(files, appfs.BLOCK)
+    )
 
 
 class _NotJson(ValueError):
     """What no reader of ours is given: the JSON decoder refuses it."""
 
 
-def _json(data: bytes) -> Any:
+def _parse_json(data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
         raise _NotJson from None
 
 
-TARGETS: dict[str, Callable[[], Target]] = {
-    "offers": _offers,
-    "manifests": _manifests,
-    "reports": _reports,
-    "uploads": _uploads,
-    "images": _images,
+TARGETS: dict[str, Callable[[], FuzzTarget]] = {
+    "offers": _offer_target,
+    "manifests": _manifest_target,
+    "reports": _report_target,
+    "uploads": _upload_target,
+    "images": _image_target,
 }

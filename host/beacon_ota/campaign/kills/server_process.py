@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota import lifeline
-from beacon_ota.campaign.rig.orchestrator import empty
+from beacon_ota.campaign.rig.orchestrator import empty_database
 from beacon_ota.client import Client
 from beacon_ota.errors import ReachError
 
@@ -22,22 +22,25 @@ START = 60.0  # seconds
 _PRELOAD = ["beacon_ota.campaign.kills.server_process", "beacon_ota.orchestrator.api.app"]
 
 
-def _serve(
+def _run_server(
     data: Path, token_file: Path, log_file: Path, ready: Connection, more: dict[str, Any]
 ) -> None:
     """What ``beacon-ota serve --insecure --port 0`` does; ``more`` are settings."""
-    from beacon_ota.orchestrator.server.listen import Listen
-    from beacon_ota.orchestrator.server.start import serve
+    from beacon_ota.orchestrator.server.listen import ListenOptions
+    from beacon_ota.orchestrator.server.start import run_orchestrator
     from beacon_ota.orchestrator.settings import Settings
 
     lifeline.hold_on_to_parent(signal.SIGKILL)
     log = os.open(log_file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(log, sys.stderr.fileno())
     settings = Settings(data, 1.0, insecure=True, **more)
-    serve(settings, Listen(port=0, token_file=token_file, on_ready=lambda url, _: ready.send(url)))
+    run_orchestrator(
+        settings,
+        ListenOptions(port=0, token_file=token_file, on_ready=lambda url, _: ready.send(url)),
+    )
 
 
-class Served:
+class ServerProcess:
     """``beacon-ota serve`` over a data folder, on a free port that changes with every start.
 
     Args:
@@ -55,7 +58,7 @@ class Served:
         if not self.data.exists():
             self.data.mkdir(parents=True)
         if "database" not in settings and not (self.data / "beacon-ota.db").exists():
-            (self.data / "beacon-ota.db").write_bytes(empty())
+            (self.data / "beacon-ota.db").write_bytes(empty_database())
 
     def start(self) -> None:
         """Start it (ReachError ``server_start``)."""
@@ -63,7 +66,7 @@ class Served:
         context.set_forkserver_preload(_PRELOAD)
         ready, told = context.Pipe(duplex=False)
         self.process = context.Process(
-            target=_serve,
+            target=_run_server,
             args=(self.data, self.token_file, self.log_file, told, self.settings),
             daemon=True,
         )
@@ -73,7 +76,9 @@ class Served:
             self.url = ready.recv() if ready.poll(START) else ""
         if not self.url:
             self.kill()
-            raise ReachError("server_start", "the orchestrator did not start", found=self.log())
+            raise ReachError(
+                "server_start", "the orchestrator did not start", found=self.log_tail()
+            )
         self.token = self.token_file.read_text().strip()
 
     def kill(self) -> None:
@@ -95,22 +100,22 @@ class Served:
         self.kill()
         return -1 if code is None else code
 
-    def admin(self) -> Client:
+    def admin_client(self) -> Client:
         """Return an administrator's client."""
         return Client(self.url, self.token)
 
-    def log(self) -> str:
+    def log_tail(self) -> str:
         """Return the end of what it logged."""
         return self.log_file.read_text()[-4000:] if self.log_file.exists() else ""
 
     @property
-    def rss(self) -> int:
+    def memory_bytes(self) -> int:
         """Bytes of memory that it has."""
         assert self.process is not None
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
+    def query_rows(self, query: str) -> list[tuple[Any, ...]]:
         """Return what a query says, past the orchestrator, of SQLite."""
         database = sqlite3.connect(
             f"file:{self.data / 'beacon-ota.db'}?mode=ro", uri=True, timeout=30
@@ -120,7 +125,7 @@ class Served:
         finally:
             database.close()
 
-    def __enter__(self) -> "Served":
+    def __enter__(self) -> "ServerProcess":
         self.start()
         return self
 
@@ -128,7 +133,7 @@ class Served:
         self.kill()
 
 
-def until(condition, timeout: float, what: str) -> Any:
+def wait_until(condition, timeout: float, what: str) -> Any:
     """Wait for a condition and return what it returned (ReachError ``not_in_time``)."""
     end = time.monotonic() + timeout
     while not (found := condition()):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beacon_ota.campaign.power import cuts
-from beacon_ota.campaign.power.cuts import Case, Scenario
+from beacon_ota.campaign.power.cuts import CutCase, CutScenario
 from beacon_ota.campaign.power.recording import Recording
 from beacon_ota.campaign.rig import builds
-from beacon_ota.campaign.rig.builds import Shelf
-from beacon_ota.campaign.runner import Options, Outcome, Plan
+from beacon_ota.campaign.rig.builds import ReleaseStore
+from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome, CasePlan
 from beacon_ota.errors import UsageError
 from beacon_ota.images import boards
 
@@ -34,12 +34,12 @@ class Mutant:
     path: tuple[str, ...]
     text: str
     instead: str
-    scenario: Scenario
+    scenario: CutScenario
     partition: str
 
-    def source(self) -> str:
+    def changed_source(self) -> str:
         """Return the changed file (UsageError ``mutant_text`` when the rule is not there)."""
-        whole = builds.source(*self.path)
+        whole = builds.read_source(*self.path)
         if whole.count(self.text) != 1:
             raise UsageError("mutant_text", f"{self.name}: nothing to change", found=self.text)
         return whole.replace(self.text, self.instead)
@@ -49,9 +49,9 @@ MUTANTS = (
     Mutant(
         "valid-before-the-health-check",
         ("stage0", "boot.py"),
-        "        guard(ota, sector)\n",
+        "        start_trial_deadline(ota, sector)\n",
         "        Partition.mark_app_valid_cancel_rollback()\n",
-        Scenario("crash", 1),
+        CutScenario("crash", 1),
         "",
     ),
     Mutant(
@@ -60,15 +60,15 @@ MUTANTS = (
         '            ota.writeblocks(sector, b"\\0", at)\n',
         '            ota.writeblocks(sector, b"\\0\\0\\0\\0", 24)\n'
         '            ota.writeblocks(sector, b"\\0", at)\n',
-        Scenario("crash", 1),
+        CutScenario("crash", 1),
         "otadata",
     ),
     Mutant(
         "erases-the-wrong-entry",
-        ("app", "ota", "choice.py"),
+        ("app", "ota", "boot_slot.py"),
         "i != a and not entries[i].blank",
         "i == a and not entries[i].blank",
-        Scenario("good", 0),
+        CutScenario("good", 0),
         "otadata",
     ),
     Mutant(
@@ -76,54 +76,54 @@ MUTANTS = (
         ("app", "ota", "writer.py"),
         "            data = memoryview(buf)[_PAGE:]\n            start = _PAGE\n",
         "            page[:] = self.head\n",
-        Scenario("good", 0),
+        CutScenario("good", 0),
         "ota_0",
     ),
 )
 
 
-def plan(folder: Path, options: Options) -> Plan:
+def plan_cases(folder: Path, options: CampaignOptions) -> CasePlan:
     """List the mutants."""
-    return Plan([mutant.name for mutant in MUTANTS[:: options.every]])
+    return CasePlan([mutant.name for mutant in MUTANTS[:: options.every]])
 
 
-def case(name: str, folder: Path, options: Options) -> Outcome:
+def run_case(name: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
     """Break a rule; wrong when nobody notices."""
     mutant = next((m for m in MUTANTS if m.name == name), None)
     if mutant is None:
         raise UsageError("case_name", "no such mutant", found=name)
     tried = 0
-    for one, found in _judged(mutant, Shelf(folder / name)):
+    for one, found in _run_cuts(mutant, ReleaseStore(folder / name)):
         tried += 1
         if found:
-            return Outcome(
+            return CaseOutcome(
                 name, "mutant", "caught", [], facts={"cuts": tried, "by": one, "as": found}
             )
-    return Outcome(name, "mutant", "not noticed", [f"{tried} cuts, and nobody noticed"])
+    return CaseOutcome(name, "mutant", "not noticed", [f"{tried} cuts, and nobody noticed"])
 
 
-def _judged(mutant: Mutant, shelf: Shelf) -> Iterator[tuple[str, list[str]]]:
+def _run_cuts(mutant: Mutant, shelf: ReleaseStore) -> Iterator[tuple[str, list[str]]]:
     """Yield cases and what is wrong with them."""
     kind, *rest = mutant.path
-    text = mutant.source()
+    text = mutant.changed_source()
     shelf.clear()
     if kind == "stage0":
-        cuts.prepare(shelf, [mutant.scenario], stage0={rest[0]: text.encode()})
+        cuts.prepare_releases(shelf, [mutant.scenario], stage0={rest[0]: text.encode()})
     else:
-        cuts.prepare(shelf, [mutant.scenario], changes={"/".join(rest): text})
-    recording = cuts.recorded(shelf, mutant.scenario)
-    for one in _cases(mutant, recording):
-        yield one.name, cuts.examine(one, shelf, recording)[1]
+        cuts.prepare_releases(shelf, [mutant.scenario], changes={"/".join(rest): text})
+    recording = cuts.load_recording(shelf, mutant.scenario)
+    for one in _cases_for(mutant, recording):
+        yield one.name, cuts.run_until_certain(one, shelf, recording)[1]
 
 
-def _cases(mutant: Mutant, recording: Recording) -> Iterator[Case]:
+def _cases_for(mutant: Mutant, recording: Recording) -> Iterator[CutCase]:
     if not mutant.partition:
-        yield Case(recording.name, 0, "before")  # the same as no cut at all
+        yield CutCase(recording.name, 0, "before")  # the same as no cut at all
         return
-    table = boards.load(builds.DEVICE).table
+    table = boards.load_board(builds.DEVICE).table
     part = next(p for p in table if p.name == mutant.partition)
     states: set[str] = set()
-    for one, state in cuts.cuts(recording):
+    for one, state in cuts.single_cuts(recording):
         if state not in states and part.offset <= recording.ops[one.number].offset < part.end:
             states.add(state)
             yield one

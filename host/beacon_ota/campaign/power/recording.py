@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota.campaign.rig import builds
-from beacon_ota.campaign.rig.bench import SCALE, Bench, bench, scratch
-from beacon_ota.campaign.rig.builds import Shelf
-from beacon_ota.campaign.rig.http_server import Request
+from beacon_ota.campaign.rig.beacon_rig import SCALE, Rig, scratch_folder, set_up_rig
+from beacon_ota.campaign.rig.builds import ReleaseStore
+from beacon_ota.campaign.rig.http_server import HttpRequest
 from beacon_ota.errors import ReachError
-from beacon_ota.virtual.flash.nor import Cut, Flash, Op, PowerCut, When
+from beacon_ota.virtual.flash.nor import CutMoment, Flash, FlashOperation, PowerCut, PowerCutPoint
 
 DEADLINE = 120.0  # real seconds for a whole update
-WHENS: tuple[When, ...] = ("before", "inside", "after")
+CUT_MOMENTS: tuple[CutMoment, ...] = ("before", "inside", "after")
 
 
 @dataclass(frozen=True)
-class Known:
+class OrchestratorState:
     """What the orchestrator knew when it had answered a request.
 
     Args:
@@ -58,35 +58,35 @@ class Recording:
     first: str
     second: str
     before: bytes
-    ops: tuple[Op, ...]
-    known: tuple[Known, ...]
+    ops: tuple[FlashOperation, ...]
+    states: tuple[OrchestratorState, ...]
     images: dict[str, str]
     result: str
 
-    def flash(self, number: int, when: When, seed: int) -> bytes:
+    def flash_after_cut(self, number: int, when: CutMoment, seed: int) -> bytes:
         """Return the flash content after a power cut at an operation."""
         flash = Flash(self.before)
-        flash.cut = Cut(number, when, seed)
+        flash.cut = PowerCutPoint(number, when, seed)
         for op in self.ops:
             try:
-                play(flash, op)
+                replay_operation(flash, op)
             except PowerCut:
                 break
         return flash.snapshot()
 
-    def known_at(self, number: int) -> int:
+    def state_index_at(self, number: int) -> int:
         """Return which of ``known`` holds at a cut before, inside or after an operation.
 
         Every request that came before the operation began was heard, and none that came after it.
         """
-        return max(at for at, known in enumerate(self.known) if known.ops <= number or not at)
+        return max(at for at, known in enumerate(self.states) if known.ops <= number or not at)
 
     def save(self, path: Path) -> None:
         """Write it to a file."""
         data = asdict(self)
-        data["before"] = _text(self.before)
-        data["ops"] = [[o.kind, o.offset, o.length, _text(o.data)] for o in self.ops]
-        data["known"] = [[k.ops, k.request, k.now, _text(k.database)] for k in self.known]
+        data["before"] = _encode_bytes(self.before)
+        data["ops"] = [[o.kind, o.offset, o.length, _encode_bytes(o.data)] for o in self.ops]
+        data["known"] = [[k.ops, k.request, k.now, _encode_bytes(k.database)] for k in self.states]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(data))
 
@@ -94,18 +94,19 @@ class Recording:
     def load(cls, path: Path) -> "Recording":
         """Read it back."""
         data: dict[str, Any] = json.loads(path.read_text())
-        data["before"] = _bytes(data["before"])
+        data["before"] = _decode_bytes(data["before"])
         data["ops"] = tuple(
-            Op(number, kind, offset, length, _bytes(text))
+            FlashOperation(number, kind, offset, length, _decode_bytes(text))
             for number, (kind, offset, length, text) in enumerate(data["ops"])
         )
         data["known"] = tuple(
-            Known(ops, request, now, _bytes(text)) for ops, request, now, text in data["known"]
+            OrchestratorState(ops, request, now, _decode_bytes(text))
+            for ops, request, now, text in data["known"]
         )
         return cls(**data)
 
 
-def play(flash: Flash, op: Op) -> None:
+def replay_operation(flash: Flash, op: FlashOperation) -> None:
     """Do a recorded operation (PowerCut where the flash has one)."""
     if op.kind == "erase":
         flash.erase(op.offset, op.length)
@@ -113,13 +114,13 @@ def play(flash: Flash, op: Op) -> None:
         flash.program(op.offset, op.data)
 
 
-def record(
+def record_update(
     name: str,
     content: bytes,
     first: str,
     second: str,
     images: dict[str, str],
-    shelf: Shelf,
+    shelf: ReleaseStore,
     *,
     scale: float = SCALE,
 ) -> Recording:
@@ -134,24 +135,24 @@ def record(
     Raises:
         ReachError: ``recording_stuck``: the update did not come to an end by itself.
     """
-    with scratch() as folder, bench(content, folder, scale=scale, record=True) as b:
-        states: list[Known] = []
+    with scratch_folder() as folder, set_up_rig(content, folder, scale=scale, record=True) as b:
+        states: list[OrchestratorState] = []
         orchestrator = b.orchestrator
-        orchestrator.register(builds.BEACON, builds.KEY, builds.DEVICE)
+        orchestrator.register_beacon(builds.BEACON, builds.KEY, builds.DEVICE)
         for version, image in images.items():
-            orchestrator.upload(shelf.get(image), version, builds.DEVICE)
-        target = orchestrator.firmware(second)["id"]
+            orchestrator.upload_release(shelf.get(image), version, builds.DEVICE)
+        target = orchestrator.firmware_row(second)["id"]
         orchestrator.roll_out(target)
 
-        async def answering(request: Request, _status: int) -> None:
-            await _remember(b, states, f"{request.method} {request.path}")
+        async def answering(request: HttpRequest, _status: int) -> None:
+            await _append_state(b, states, f"{request.method} {request.path}")
 
-        orchestrator.call(lambda: _remember(b, states, ""))
-        orchestrator.front.answering = answering
+        orchestrator.run_in_loop(lambda: _append_state(b, states, ""))
+        orchestrator.http_server.before_answer = answering
         b.beacon.power_on()
-        done = b.wait(lambda: b.over(target), DEADLINE, "the end of the update")
+        done = b.wait_for(lambda: b.attempt_over(target), DEADLINE, "the end of the update")
         b.beacon.power_cut()
-        ends = orchestrator.attempts(target)
+        ends = orchestrator.attempt_rows(target)
         if not done:
             raise ReachError("recording_stuck", f"{name}: {b.beacon.console[-2000:]}", found=ends)
         result = " ".join(str(ends[-1][field] or "") for field in ("result", "code")).strip()
@@ -159,12 +160,14 @@ def record(
         return Recording(name, first, second, content, ops, tuple(states), images, result)
 
 
-async def _remember(b: Bench, states: list[Known], request: str) -> None:
-    database = await b.orchestrator.copy()
-    states.append(Known(b.flash.ops, request, b.orchestrator.service.clock.now(), database))
+async def _append_state(b: Rig, states: list[OrchestratorState], request: str) -> None:
+    database = await b.orchestrator.copy_database()
+    states.append(
+        OrchestratorState(b.flash.ops, request, b.orchestrator.service.clock.now(), database)
+    )
 
 
-def stretches(ops: tuple[Op, ...]) -> Iterator[tuple[str, int]]:
+def stretches(ops: tuple[FlashOperation, ...]) -> Iterator[tuple[str, int]]:
     """Yield (kind, count) of operations, for the report."""
     counts: dict[str, int] = {}
     for op in ops:
@@ -172,9 +175,9 @@ def stretches(ops: tuple[Op, ...]) -> Iterator[tuple[str, int]]:
     yield from sorted(counts.items())
 
 
-def _text(data: bytes) -> str:
+def _encode_bytes(data: bytes) -> str:
     return base64.b85encode(zlib.compress(data, 1)).decode()
 
 
-def _bytes(text: str) -> bytes:
+def _decode_bytes(text: str) -> bytes:
     return zlib.decompress(base64.b85decode(text))

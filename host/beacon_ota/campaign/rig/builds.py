@@ -19,7 +19,7 @@ BEACON = "campaign-1"
 KEY = bytes(range(32))
 SSID, PASSWORD = "site", "correct horse"
 URL = "http://orchestrator.local:8080"
-CORE = 16 * 1024  # bytes of the synthetic core
+CORE_SIZE = 16 * 1024  # bytes of the synthetic core
 # What ends a wait is short; what must not strike while the machine is busy is long.
 POLICY = {
     "poll_s": 5,
@@ -32,18 +32,18 @@ POLICY = {
     "healthy_s": 5,
 }
 MADE_FROM = "made-from"
-FRAME = bytes(range(20))  # UUID, major, minor of the iBeacon frame
+IBEACON_FRAME = bytes(range(20))  # UUID, major, minor of the iBeacon frame
 
 
-def _noise(name: str, size: int) -> bytes:
+def _random_bytes(name: str, size: int) -> bytes:
     return random.Random(name).randbytes(size)
 
 
 # What a provisioned beacon was given; none of it may ever get lost.
-GIVEN: dict[str, int | bytes] = {
+PROVISIONED: dict[str, int | bytes] = {
     "beacon_id": BEACON.encode(),
     "beacon_key": KEY,
-    "fleet_key": _noise("fleet", 16),
+    "fleet_key": _random_bytes("fleet", 16),
     "orch_url": URL.encode(),
     "wifi_ssid": SSID.encode(),
     "wifi_pass": PASSWORD.encode(),
@@ -52,25 +52,25 @@ GIVEN: dict[str, int | bytes] = {
     "site": b"campus/building-a/1",
     "utc_off": 60,
     "channel": b"stable",
-    "ibeacon": FRAME,
-    "pin_w": _noise("pin", 160),
-    "creds": _noise("credentials", 5 * 20),
+    "ibeacon": IBEACON_FRAME,
+    "pin_w": _random_bytes("pin", 160),
+    "creds": _random_bytes("credentials", 5 * 20),
 }
 
 
 @functools.cache
-def app() -> Mapping[str, bytes]:
+def compile_app() -> Mapping[str, bytes]:
     """Return the app in the tree, compiled."""
-    return appfs.compile_all(app_folder.read_sources(paths.data("firmware", "app")))
+    return appfs.compile_sources(app_folder.read_sources(paths.data_path("firmware", "app")))
 
 
 @functools.cache
-def core() -> bytes:
+def synthetic_core() -> bytes:
     """Return a small core; nothing runs from it but the app behind it."""
-    return synthetic.app(CORE)
+    return synthetic.app_image(CORE_SIZE)
 
 
-def build(
+def build_release(
     version: str, changes: Mapping[str, str] | None = None, *, with_core: bytes | None = None
 ) -> bytes:
     """Return a release of the app.
@@ -80,14 +80,14 @@ def build(
         with_core: the core; a small synthetic one by default.
     """
     texts = {name: text.encode() for name, text in (changes or {}).items()}
-    files = {**app(), **appfs.compile_all(texts)}
-    base = core() if with_core is None else with_core
+    files = {**compile_app(), **appfs.compile_sources(texts)}
+    base = synthetic_core() if with_core is None else with_core
     info = AppInfo(version, DEVICE, hashlib.sha256(base).hexdigest(), insecure=True)
     files[appfs.INFO] = info.pack()
-    return release.build(base, littlefs.build(files, appfs.BLOCK))
+    return release.join_core_and_app(base, littlefs.build_filesystem(files, appfs.BLOCK))
 
 
-def flash_image(
+def build_flash(
     first: bytes,
     *,
     board: str = DEVICE,
@@ -102,40 +102,44 @@ def flash_image(
         policy: what differs from :data:`POLICY`.
         given: what differs from :data:`GIVEN`.
     """
-    values = {**GIVEN, **(given or {}), "policy": json.dumps({**POLICY, **(policy or {})}).encode()}
-    files = {**flash.stage0(), **(stage0 or {})}
-    found = boards.load(board)
-    return flash.build(found, synthetic.bootloader(), first, values, files)
+    values = {
+        **PROVISIONED,
+        **(given or {}),
+        "policy": json.dumps({**POLICY, **(policy or {})}).encode(),
+    }
+    files = {**flash.stage0_files(), **(stage0 or {})}
+    found = boards.load_board(board)
+    return flash.build_flash(found, synthetic.bootloader_image(), first, values, files)
 
 
-def fingerprint() -> str:
+def build_fingerprint() -> str:
     """Return a word for the firmware and the kit: what was built from others is of no use."""
-    digest = hashlib.sha256(repr((sorted(GIVEN.items()), POLICY, CORE)).encode())
-    for files in (app(), flash.stage0()):
+    digest = hashlib.sha256(repr((sorted(PROVISIONED.items()), POLICY, CORE_SIZE)).encode())
+    for files in (compile_app(), flash.stage0_files()):
         for name, content in sorted(files.items()):
             digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
-def source(*parts: str) -> str:
+def read_source(*parts: str) -> str:
     """Return a source file of the firmware, to be changed."""
-    return paths.data("firmware", *parts).read_text()
+    return paths.data_path("firmware", *parts).read_text()
 
 
-class Shelf:
+class ReleaseStore:
     """A folder of releases by name, and of the image files as the orchestrator keeps them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def fresh(self, more: str = "") -> bool:
+    def is_current(self, more: str = "") -> bool:
         """Is everything here, made from the firmware as it is now (and from ``more``)?"""
         mark = self.folder / MADE_FROM
-        return mark.exists() and mark.read_text() == fingerprint() + more
+        return mark.exists() and mark.read_text() == build_fingerprint() + more
 
-    def finish(self, more: str = "") -> None:
+    def mark_current(self, more: str = "") -> None:
         """Everything is here."""
-        (self.folder / MADE_FROM).write_text(fingerprint() + more)
+        (self.folder / MADE_FROM).write_text(build_fingerprint() + more)
 
     def clear(self) -> None:
         """Remove what was made."""
@@ -149,7 +153,7 @@ class Shelf:
         (self.folder / f"{name}.bin").write_bytes(data)
         return data
 
-    def blobs(self, names: Iterable[str], folder: Path) -> None:
+    def copy_blobs(self, names: Iterable[str], folder: Path) -> None:
         """Put releases where an orchestrator with this data folder keeps its images."""
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         for name in names:

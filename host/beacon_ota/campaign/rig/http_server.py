@@ -10,7 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from beacon_ota.orchestrator.http.asgi import ABORT, App, Disconnected, Message, Scope
+from beacon_ota.orchestrator.http.asgi import (
+    ABORT_EXTENSION,
+    App,
+    ClientDisconnected,
+    Message,
+    Scope,
+)
 
 HEAD = 8 * 1024  # bytes of a request's head
 BODY = 64 * 1024
@@ -20,7 +26,7 @@ Headers = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Request:
+class HttpRequest:
     """One request as it came."""
 
     method: str
@@ -35,7 +41,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Fault:
+class AnswerFault:
     """What goes wrong with one answer.
 
     Args:
@@ -61,22 +67,22 @@ class Fault:
     silent: bool = False
 
 
-def _page(status: str, *headers: str) -> Fault:
+def _foreign_page(status: str, *headers: str) -> AnswerFault:
     body = b"<h1>Sign in</h1>"
     head = [f"HTTP/1.1 {status}", "Content-Type: text/html", f"Content-Length: {len(body)}"]
-    return Fault(foreign="\r\n".join([*head, *headers, "", ""]).encode() + body)
+    return AnswerFault(foreign="\r\n".join([*head, *headers, "", ""]).encode() + body)
 
 
 # What a stranger answers: a captive portal, another web server, another service, nobody at all.
-FOREIGN = (
-    _page("200 OK"),
-    _page("302 Found", "Location: http://portal.example/"),
-    _page("403 Forbidden"),
-    Fault(silent=True),
-    _page("404 Not Found"),
-    Fault(foreign=b"SSH-2.0-OpenSSH_9.2p1\r\n"),
-    _page("409 Conflict"),
-    Fault(foreign=b""),
+FOREIGN_ANSWERS = (
+    _foreign_page("200 OK"),
+    _foreign_page("302 Found", "Location: http://portal.example/"),
+    _foreign_page("403 Forbidden"),
+    AnswerFault(silent=True),
+    _foreign_page("404 Not Found"),
+    AnswerFault(foreign=b"SSH-2.0-OpenSSH_9.2p1\r\n"),
+    _foreign_page("409 Conflict"),
+    AnswerFault(foreign=b""),
 )
 
 
@@ -89,10 +95,10 @@ class _Answer:
     sent: int = 0
 
 
-Seal = Callable[[Request, int, bytes], tuple[str, str]]
+SignAnswer = Callable[[HttpRequest, int, bytes], tuple[str, str]]
 
 
-class Front:
+class FaultyHttpServer:
     """A listener on 127.0.0.1; made and used in one event loop.
 
     Attributes:
@@ -105,10 +111,10 @@ class Front:
 
     def __init__(self) -> None:
         self.app: App | None = None
-        self.judge: Callable[[Request], Fault | None] = lambda request: None
-        self.seal: Seal | None = None
-        self.answering: Callable[[Request, int], Awaitable[None]] | None = None
-        self.requests: list[Request] = []
+        self.choose_fault: Callable[[HttpRequest], AnswerFault | None] = lambda request: None
+        self.sign_answer: SignAnswer | None = None
+        self.before_answer: Callable[[HttpRequest, int], Awaitable[None]] | None = None
+        self.requests: list[HttpRequest] = []
         self.port = 0
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
@@ -116,7 +122,7 @@ class Front:
     async def listen(self) -> None:
         """Accept connections, at the same port as before."""
         self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, limit=HEAD, backlog=256
+            self._serve_connection, "127.0.0.1", self.port, limit=HEAD, backlog=256
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -129,13 +135,15 @@ class Front:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
         try:
             async with asyncio.timeout(PATIENCE):
-                request = await _read(reader)
+                request = await _read_request(reader)
             if request is not None and self.app is not None:
                 self.requests.append(request)
                 await _Exchange(self, self.app, request, reader, writer).run()
@@ -153,17 +161,17 @@ class _Exchange:
 
     def __init__(
         self,
-        front: Front,
+        front: FaultyHttpServer,
         app: App,
-        request: Request,
+        request: HttpRequest,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         self._front, self._app = front, app
         self._request, self._reader, self._writer = request, reader, writer
-        self._fault = front.judge(request) or Fault()
+        self._fault = front.choose_fault(request) or AnswerFault()
         self._answer = _Answer()
-        self._given = False
+        self._body_received = False
         self._left = self._fault.close
 
     async def run(self) -> None:
@@ -172,26 +180,26 @@ class _Exchange:
         elif self._fault.foreign is not None:
             self._writer.write(self._fault.foreign)
         elif self._fault.status:
-            await self._instead()
+            await self._send_made_up()
         else:
-            await self._app(_scope(self._request, self._writer), self._receive, self._send)
+            await self._app(_make_scope(self._request, self._writer), self._receive, self._send)
         await self._writer.drain()
 
-    async def _instead(self) -> None:
+    async def _send_made_up(self) -> None:
         fault = self._fault
         body = b'{"code":"fault","status":%d}' % fault.status
         headers = [("Content-Type", "application/problem+json"), ("Content-Length", str(len(body)))]
         if fault.retry_after is not None:
             headers.append(("Retry-After", str(fault.retry_after)))
-        if self._front.seal is not None:
-            headers.append(self._front.seal(self._request, fault.status, body))
-        await self._head(fault.status, headers)
+        if self._front.sign_answer is not None:
+            headers.append(self._front.sign_answer(self._request, fault.status, body))
+        await self._write_head(fault.status, headers)
         self._writer.write(body)
 
     async def _receive(self) -> Message:
-        if self._given:
+        if self._body_received:
             await asyncio.get_running_loop().create_future()
-        self._given = True
+        self._body_received = True
         return {"type": "http.request", "body": self._request.body, "more_body": False}
 
     async def _send(self, message: Message) -> None:
@@ -200,16 +208,16 @@ class _Exchange:
                 (name.decode("latin-1"), value.decode("latin-1"))
                 for name, value in message["headers"]
             ]
-            await self._head(message["status"], self._changed(headers))
+            await self._write_head(message["status"], self._change_headers(headers))
             return
         body = bytes(message.get("body", b""))
         if self._fault.other:
             body = bytes(255 - byte for byte in body)
         if not message.get("more_body"):
             body += b"\xa5" * self._fault.more
-        await self._write(body)
+        await self._write_body(body)
 
-    def _changed(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    def _change_headers(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         fault = self._fault
         changed = []
         for name, value in headers:
@@ -220,25 +228,25 @@ class _Exchange:
             changed.append((name, value))
         return changed
 
-    async def _head(self, status: int, headers: list[tuple[str, str]]) -> None:
-        if self._front.answering is not None:
-            await self._front.answering(self._request, status)
+    async def _write_head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        if self._front.before_answer is not None:
+            await self._front.before_answer(self._request, status)
         lines = [f"HTTP/1.1 {status} -", *(f"{name}: {value}" for name, value in headers)]
         self._writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1"))
 
-    async def _write(self, body: bytes) -> None:
+    async def _write_body(self, body: bytes) -> None:
         if self._left is not None:
             body, self._left = body[: self._left], self._left - len(body)
         self._writer.write(body)
         try:
             await self._writer.drain()
         except ConnectionError:
-            raise Disconnected from None
+            raise ClientDisconnected from None
         if self._left is not None and self._left <= 0:
-            raise Disconnected  # the application need not go on
+            raise ClientDisconnected  # the application need not go on
 
 
-async def _read(reader: asyncio.StreamReader) -> Request | None:
+async def _read_request(reader: asyncio.StreamReader) -> HttpRequest | None:
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     except (asyncio.LimitOverrunError, asyncio.IncompleteReadError):
@@ -251,10 +259,10 @@ async def _read(reader: asyncio.StreamReader) -> Request | None:
     length = int(headers.get("content-length", "0"))
     if not 0 <= length <= BODY:
         return None
-    return Request(method, target, headers, await reader.readexactly(length))
+    return HttpRequest(method, target, headers, await reader.readexactly(length))
 
 
-def _scope(request: Request, writer: asyncio.StreamWriter) -> Scope:
+def _make_scope(request: HttpRequest, writer: asyncio.StreamWriter) -> Scope:
     path, _, query = request.target.partition("?")
     return {
         "type": "http",
@@ -270,5 +278,5 @@ def _scope(request: Request, writer: asyncio.StreamWriter) -> Scope:
             for name, value in request.headers.items()
         ],
         "client": writer.get_extra_info("peername"),
-        "extensions": {ABORT: writer.transport.abort},
+        "extensions": {ABORT_EXTENSION: writer.transport.abort},
     }

@@ -10,17 +10,17 @@ from typing import Any
 
 from beacon_ota.campaign.rig import builds
 from beacon_ota.images.otadata import ENTRY, PENDING, TRIALS, Entry
-from beacon_ota.virtual.flash.nor import SECTOR, Op
+from beacon_ota.virtual.flash.nor import SECTOR, FlashOperation
 
-GUILTY = ("crash", "watchdog", "self_test")  # codes that say something against an image
-INNOCENT = ("power", "not_booted")
+IMAGE_AT_FAULT = ("crash", "watchdog", "self_test")  # codes that say something against an image
+NO_FAULT = ("power", "not_booted")
 # How each kind of release may end its trial, when nobody takes the power away.
-BLAME = {"good": (), "crash": ("crash",), "hang": ("watchdog",)}
-DEFECTS = ("repl", "corrupt")  # phases that a beacon must never end up in
+EXPECTED_CODES = {"good": (), "crash": ("crash",), "hang": ("watchdog",)}
+DEFECT_PHASES = ("repl", "corrupt")  # phases that a beacon must never end up in
 
 
 @dataclass(frozen=True)
-class Settled:
+class EndState:
     """Where things stood when the attempt under test had come to its end."""
 
     slot: str | None  # that runs
@@ -57,7 +57,7 @@ class Evidence:
     new: str
     checksum: str
     versions: tuple[str, str, str]
-    settled: Settled | None
+    end_state: EndState | None
     further: Sequence[Mapping[str, Any]]
     boots: Sequence[tuple[str | None, str | None, str]]
     trials: int
@@ -66,35 +66,35 @@ class Evidence:
     services: int
     wifi: bool
     powered: bool
-    given: Mapping[str, int | bytes] = field(default_factory=lambda: builds.GIVEN)
+    provisioned: Mapping[str, int | bytes] = field(default_factory=lambda: builds.PROVISIONED)
     mixtures: Sequence[str] = ()
 
 
-def judge(e: Evidence) -> list[str]:
+def find_violations(e: Evidence) -> list[str]:
     """Return everything that is wrong, [] when the beacon came through."""
-    wrong = [*booted(e), *intact(e), *e.mixtures]
-    if e.settled is None:
+    wrong = [*check_boots(e), *check_settings(e), *e.mixtures]
+    if e.end_state is None:
         return [*wrong, "the attempt came to no end"]
-    return [*wrong, *_report(e, e.settled), *goes_on(e), *serves(e)]
+    return [*wrong, *_check_report(e, e.end_state), *check_next_update(e), *check_services(e)]
 
 
-def word(e: Evidence) -> str:
+def classify_outcome(e: Evidence) -> str:
     """Return the class of outcome that a case belongs to."""
-    if e.settled is None:
+    if e.end_state is None:
         return "no end"
-    row = e.settled.attempts[-1]
-    where = "new release" if e.settled.confirmed else "old release"
+    row = e.end_state.attempts[-1]
+    where = "new release" if e.end_state.confirmed else "old release"
     what = "/".join(str(row[name]) for name in ("failed_in", "code") if row[name])
     return ", ".join(filter(None, (where, str(row["result"]), what)))
 
 
-def booted(e: Evidence) -> list[str]:
+def check_boots(e: Evidence) -> list[str]:
     """A verified image boots unaided, every time, and a trial is granted three times at most."""
     wrong = []
     for slot, ended, phase in e.boots:
         if slot is None and ended != "power" or ended == "unbootable":
             wrong.append("nothing bootable")
-        if phase in DEFECTS:
+        if phase in DEFECT_PHASES:
             wrong.append(f"{slot} ended in {phase}")
         if ended in ("panic", "crash"):
             wrong.append(f"{slot} ended by {ended}")
@@ -105,11 +105,11 @@ def booted(e: Evidence) -> list[str]:
     return wrong
 
 
-def intact(e: Evidence) -> list[str]:
+def check_settings(e: Evidence) -> list[str]:
     """What it was given is there, nothing is half written, and the floor is no lie."""
     wrong = [
         f"setting {key} is {'changed' if key in e.settings else 'lost'}"
-        for key, value in e.given.items()
+        for key, value in e.provisioned.items()
         if e.settings.get(key) != value
     ]
     if "spare" in e.settings:
@@ -123,7 +123,7 @@ def intact(e: Evidence) -> list[str]:
     return wrong
 
 
-def _report(e: Evidence, settled: Settled) -> list[str]:
+def _check_report(e: Evidence, settled: EndState) -> list[str]:
     """One attempt, one result, and the right one."""
     wrong = []
     if e.kind != "good" and settled.tried > TRIALS:
@@ -144,21 +144,23 @@ def _report(e: Evidence, settled: Settled) -> list[str]:
         wrong.append(f"it runs the old release, reported {result}")
     if settled.slot != e.old:
         wrong.append(f"{settled.slot} runs unconfirmed")
-    if stage != "boot" or code not in (*INNOCENT, *BLAME[e.kind]):
+    if stage != "boot" or code not in (*NO_FAULT, *EXPECTED_CODES[e.kind]):
         wrong.append(f"reported {stage}/{code}")
     if row["detail"] == "polled from the old image":
         wrong.append("the beacon never said what happened")
-    witness = [entry[3] for entry in settled.journal if entry[2] == "boot" and entry[3] in GUILTY]
-    if witness and code not in GUILTY:
+    witness = [
+        entry[3] for entry in settled.journal if entry[2] == "boot" and entry[3] in IMAGE_AT_FAULT
+    ]
+    if witness and code not in IMAGE_AT_FAULT:
         wrong.append(f"the journal says {witness[-1]}, the report {code}")
     bad = e.settings.get("bad_sha", b"")
-    known = isinstance(bad, bytes) and bytes.fromhex(e.checksum) in _digests(bad)
-    if known != (result == "rolled_back" and code in GUILTY):
+    known = isinstance(bad, bytes) and bytes.fromhex(e.checksum) in _split_digests(bad)
+    if known != (result == "rolled_back" and code in IMAGE_AT_FAULT):
         wrong.append("known as bad" if known else "not known as bad")
     return wrong
 
 
-def goes_on(e: Evidence) -> list[str]:
+def check_next_update(e: Evidence) -> list[str]:
     """The next release is installed as if nothing had been."""
     results = [row["result"] for row in e.further]
     if not results or results[-1] != "success":
@@ -166,12 +168,12 @@ def goes_on(e: Evidence) -> list[str]:
     return []
 
 
-def serves(e: Evidence) -> list[str]:
+def check_services(e: Evidence) -> list[str]:
     """On the air, on the network, with its positioning frame."""
     wrong = []
     if not e.powered:
         wrong.append("no power")
-    if bytes(builds.FRAME) not in e.advertising:
+    if bytes(builds.IBEACON_FRAME) not in e.advertising:
         wrong.append("the positioning frame is not on the air")
     if not e.services:
         wrong.append("no GATT services")
@@ -180,7 +182,7 @@ def serves(e: Evidence) -> list[str]:
     return wrong
 
 
-def mixtures(slots: Mapping[str, bytes], releases: Sequence[bytes]) -> list[str]:
+def find_mixed_slots(slots: Mapping[str, bytes], releases: Sequence[bytes]) -> list[str]:
     """Return which slots would boot though what they hold is no whole release.
 
     The hash that makes an image bootable is its core's; whether the app behind the core is whole,
@@ -197,11 +199,11 @@ def mixtures(slots: Mapping[str, bytes], releases: Sequence[bytes]) -> list[str]
     ]
 
 
-def _digests(blob: bytes) -> list[bytes]:
+def _split_digests(blob: bytes) -> list[bytes]:
     return [blob[at : at + 32] for at in range(0, len(blob), 32)]
 
 
-def trials(ops: Sequence[Op], otadata: int) -> int:
+def count_trial_boots(ops: Sequence[FlashOperation], otadata: int) -> int:
     """Count the trial boots that the bootloader granted: NEW turned into PENDING.
 
     Args:
@@ -218,12 +220,12 @@ def trials(ops: Sequence[Op], otadata: int) -> int:
     )
 
 
-def doubtful(e: Evidence) -> bool:
+def may_be_overload(e: Evidence) -> bool:
     """Could it be that the machine was too busy, and not the beacon that was wrong?
 
     Beacons' time runs fast here: what waits half a second for a core is reset by its watchdog.
     """
-    if e.settled is None or not e.further or e.further[-1]["result"] is None:
+    if e.end_state is None or not e.further or e.further[-1]["result"] is None:
         return True
-    slow = any(row["failed_in"] == "download" for row in (*e.settled.attempts, *e.further))
+    slow = any(row["failed_in"] == "download" for row in (*e.end_state.attempts, *e.further))
     return slow or any(ended == "watchdog" for _, ended, _ in e.boots)

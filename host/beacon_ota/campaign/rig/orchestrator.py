@@ -17,29 +17,29 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, select
 
-from beacon_ota.campaign.rig.http_server import Front, Request
-from beacon_ota.orchestrator.beacon_api.app import Hot
+from beacon_ota.campaign.rig.http_server import FaultyHttpServer, HttpRequest
+from beacon_ota.orchestrator.beacon_api.app import BeaconApp
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core.engine import Engine, dump_state
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import schema
 from beacon_ota.orchestrator.db.tables import Fields, beacons, new_id
 from beacon_ota.orchestrator.db.tables.tokens import Actor
-from beacon_ota.orchestrator.releases.upload import upload
-from beacon_ota.orchestrator.rollout.advance import begin
-from beacon_ota.orchestrator.rollout.plans import dump, parse
+from beacon_ota.orchestrator.releases.upload import accept_upload
+from beacon_ota.orchestrator.rollout.advance import initial_state
+from beacon_ota.orchestrator.rollout.plans import dump_plan, parse_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import Release
 from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.virtual.reactor import Reactor
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 T = TypeVar("T")
 
 POLL_S = 5.0
 ACTOR = Actor("campaign", "campaign", "admin")
 # One attempt for each beacon, at any hour, whatever came of the others'.
-PLAN: dict[str, Any] = {
+ONE_ATTEMPT_PLAN: dict[str, Any] = {
     "preset": "all-at-once",
     "window": "00:00-24:00",
     "retry": {"limit": 1, "pauses": ["1s"]},
@@ -47,7 +47,7 @@ PLAN: dict[str, Any] = {
 }
 
 
-class Orchestrator:
+class InProcessOrchestrator:
     """An orchestrator over a folder; made and used from outside the event loop.
 
     Args:
@@ -57,7 +57,7 @@ class Orchestrator:
 
     def __init__(self, folder: Path, scale: float):
         self.folder, self.scale = folder, scale
-        self.front = Front()
+        self.http_server = FaultyHttpServer()
         self._reactor = Reactor.shared()
         self._service: Service | None = None
         self._engine: Engine | None = None
@@ -85,20 +85,20 @@ class Orchestrator:
         await service.start()
         self._service, self._engine = service, Engine(service)
         self._engine.start()
-        self.front.app = Hot(service, _nobody)
-        self.front.seal = self._seal
-        await self.front.listen()
+        self.http_server.app = BeaconApp(service, _answer_not_found)
+        self.http_server.sign_answer = self._sign_answer
+        await self.http_server.listen()
 
     async def stop(self) -> None:
         """Like :meth:`close`, in the loop."""
-        await self.front.close()
-        self.front.app = None
+        await self.http_server.close()
+        self.http_server.app = None
         if self._service is not None:
             self.now = self._service.clock.now()
             await self._service.stop()
             self._service = self._engine = None
 
-    def __enter__(self) -> "Orchestrator":
+    def __enter__(self) -> "InProcessOrchestrator":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,7 +111,7 @@ class Orchestrator:
             raise RuntimeError("the orchestrator is not running")
         return self._service
 
-    def call(self, work: Callable[[], Awaitable[T]]) -> T:
+    def run_in_loop(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine of work in the loop and return its result."""
 
         async def run() -> T:
@@ -119,9 +119,9 @@ class Orchestrator:
 
         return self._reactor.run(run())
 
-    async def copy(self) -> bytes:
+    async def copy_database(self) -> bytes:
         """Return the database as a kill at this moment would leave it; in the loop."""
-        await self.service.flush()
+        await self.service.flush_last_seen()
         with sqlite3.connect(self.folder / "beacon-ota.db") as source:
             copy = sqlite3.connect(":memory:")
             source.backup(copy)
@@ -133,7 +133,7 @@ class Orchestrator:
 
     # The administrator's side
 
-    def register(self, beacon_id: str, key: bytes, device_type: str) -> None:
+    def register_beacon(self, beacon_id: str, key: bytes, device_type: str) -> None:
         """Make a beacon known."""
         row = {
             "id": beacon_id,
@@ -151,74 +151,74 @@ class Orchestrator:
             return found
 
         async def change() -> None:
-            view = self.service.view
-            await self.service.change(
+            view = self.service.fleet
+            await self.service.change_audited(
                 ACTOR.name, "beacon.created", beacon_id, work, then=view.put_beacon
             )
 
         self._reactor.run(change())
 
-    def upload(self, image: bytes, version: str, device_type: str) -> str:
+    def upload_release(self, image: bytes, version: str, device_type: str) -> str:
         """Take a release in, as an upload; return its id."""
         fields = {"device_type": device_type, "version": version, "channel": "stable"}
-        kind, body = _form(fields, image)
+        kind, body = _encode_form(fields, image)
 
         async def take() -> str:
-            return (await upload(self.service, ACTOR, kind, _pieces(body))).row["id"]
+            return (await accept_upload(self.service, ACTOR, kind, _iter_pieces(body))).row["id"]
 
         return self._reactor.run(take())
 
-    def roll_out(self, firmware_id: str, plan: Mapping[str, Any] = PLAN) -> str:
+    def roll_out(self, firmware_id: str, plan: Mapping[str, Any] = ONE_ATTEMPT_PLAN) -> str:
         """Begin a rollout to everybody; return its id."""
         return self._reactor.run(self._roll_out(firmware_id, plan))
 
     async def _roll_out(self, firmware_id: str, plan: Mapping[str, Any]) -> str:
         service, engine = self.service, self._engine
         assert engine is not None
-        row = service.view.releases[firmware_id].row
+        row = service.fleet.releases[firmware_id].row
         rollout_id = new_id()
         release = Release(firmware_id, row["version"], row["device_type"], row["checksum"])
-        rollout = Rollout(parse(dict(plan), rollout_id=rollout_id, release=release))
+        rollout = Rollout(parse_plan(dict(plan), rollout_id=rollout_id, release=release))
         now = service.clock.now()
-        state = begin(rollout, now)
+        state = initial_state(rollout, now)
         made: Fields = {
             "id": rollout_id,
             "firmware_id": firmware_id,
             "name": row["version"],
             "status": state.status.value,
-            "plan": json.dumps(dump(rollout.plan)),
+            "plan": json.dumps(dump_plan(rollout.plan)),
             "state": dump_state(state),
             "revision": 0,
             "created_at": now,
             "created_by": ACTOR.name,
         }
-        entry = await engine.create(made, rollout, state, ACTOR.name)
-        async with engine.moving:
-            await engine.step(entry)
+        entry = await engine.create_rollout(made, rollout, state, ACTOR.name)
+        async with engine.rollout_lock:
+            await engine.evaluate_rollout(entry)
         return rollout_id
 
     # Looking
 
-    def firmware(self, version: str) -> Fields:
+    def firmware_row(self, version: str) -> Fields:
         """Return a release's row (KeyError when there is none)."""
-        for row in self.rows(schema.firmwares):
+        for row in self.table_rows(schema.firmwares):
             if row["version"] == version:
                 return row
         raise KeyError(version)
 
-    def attempts(self, firmware_id: str | None = None) -> list[Fields]:
+    def attempt_rows(self, firmware_id: str | None = None) -> list[Fields]:
         """Return attempts, oldest first: of one release, or all."""
-        rows = self.rows(schema.attempts)
+        rows = self.table_rows(schema.attempts)
         rows.sort(key=lambda row: row["offered_at"])
         return [row for row in rows if firmware_id in (None, row["firmware_id"])]
 
-    def journal(self, beacon_id: str) -> list[list[Any]]:
+    def journal_entries(self, beacon_id: str) -> list[list[Any]]:
         """Return the journal entries it has of a beacon: seq, at, stage, code, detail."""
-        rows = [r for r in self.rows(schema.journal) if r["beacon_id"] == beacon_id]
+        rows = [r for r in self.table_rows(schema.journal) if r["beacon_id"] == beacon_id]
         rows.sort(key=lambda row: row["seq"])
         return [[r["seq"], r["utc"], r["stage"], r["code"], r["detail"]] for r in rows]
 
-    def rows(self, table: Any) -> list[Fields]:
+    def table_rows(self, table: Any) -> list[Fields]:
         """Return all rows of a table."""
 
         def read(conn: Connection) -> list[Fields]:
@@ -229,24 +229,24 @@ class Orchestrator:
 
         return self._reactor.run(look())
 
-    def _seal(self, request: Request, status: int, body: bytes) -> tuple[str, str]:
+    def _sign_answer(self, request: HttpRequest, status: int, body: bytes) -> tuple[str, str]:
         """Sign what the front makes up, as if it were our own answer."""
-        found = auth.parse(request.headers.get("authorization", ""))
+        found = auth_header.parse_header(request.headers.get("authorization", ""))
         mac = ""
-        node = None if found is None else self.service.view.nodes.get(found[0])
+        node = None if found is None else self.service.fleet.beacons.get(found[0])
         if found is not None and node is not None:
             text = auth.answer_text(found[2], status, hashlib.sha256(body).hexdigest())
             mac = hmac.digest(node.key, text, "sha256").hex()
         return "X-Beacon-Mac", mac
 
 
-async def _nobody(scope, receive, send) -> None:
+async def _answer_not_found(scope, receive, send) -> None:
     """Answer what is none of the beacons' calls."""
     await send({"type": "http.response.start", "status": 404, "headers": []})
     await send({"type": "http.response.body", "body": b""})
 
 
-def _form(fields: Mapping[str, str], image: bytes) -> tuple[str, bytes]:
+def _encode_form(fields: Mapping[str, str], image: bytes) -> tuple[str, bytes]:
     edge = "campaign-form-edge"
     parts = []
     for name, value in fields.items():
@@ -260,18 +260,18 @@ def _form(fields: Mapping[str, str], image: bytes) -> tuple[str, bytes]:
     return f"multipart/form-data; boundary={edge}", b"".join(parts)
 
 
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+async def _iter_pieces(body: bytes) -> AsyncIterator[bytes]:
     for at in range(0, len(body), 1 << 16):
         yield body[at : at + (1 << 16)]
 
 
 @cache
-def empty() -> bytes:
+def empty_database() -> bytes:
     """Return an empty database of the newest schema; making one takes a second."""
-    from beacon_ota.orchestrator.db.database import connect, migrate
+    from beacon_ota.orchestrator.db.database import connect, migrate_if_due
 
     with tempfile.TemporaryDirectory() as folder:
         engine = connect(f"sqlite:///{folder}/beacon-ota.db")
-        migrate(engine)
+        migrate_if_due(engine)
         engine.dispose()
         return (Path(folder) / "beacon-ota.db").read_bytes()

@@ -11,13 +11,13 @@ from pathlib import Path
 from sqlalchemy import create_engine
 
 from beacon_ota import lifeline
-from beacon_ota.orchestrator.db.database import connect, migrate
+from beacon_ota.orchestrator.db.database import connect, migrate_if_due
 
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
 _USER = "beacon"
 
 
-class Cluster:
+class PostgresCluster:
     """A running cluster; ``database()`` makes a fresh database of the newest schema."""
 
     def __init__(self, programs: Path):
@@ -28,7 +28,9 @@ class Cluster:
         if self._user is not None:
             shutil.chown(self.folder, "nobody")
         data = str(self.folder / "data")
-        self._call("initdb", "-D", data, "-A", "trust", "-U", _USER, "-E", "UTF8", "--no-sync")
+        self._run_program(
+            "initdb", "-D", data, "-A", "trust", "-U", _USER, "-E", "UTF8", "--no-sync"
+        )
         self._options = (
             f"-c listen_addresses= -c unix_socket_directories={self.folder} -c fsync=off"
             " -c full_page_writes=off -c max_connections=150"
@@ -36,13 +38,13 @@ class Cluster:
         self._guard = self._watch()
         self.start()
         atexit.register(self.stop)
-        engine = connect(self._make("beacon_template"))
-        migrate(engine)
+        engine = connect(self._create_database("beacon_template"))
+        migrate_if_due(engine)
         engine.dispose()
 
-    def database(self) -> str:
+    def create_database(self) -> str:
         """Return the URL of a new database, in the form that the option takes."""
-        return self._make(f"t{secrets.token_hex(6)}", " TEMPLATE beacon_template")
+        return self._create_database(f"t{secrets.token_hex(6)}", " TEMPLATE beacon_template")
 
     def start(self) -> None:
         """Start it, for the first time or after :meth:`pg_ctl` has stopped it."""
@@ -75,25 +77,25 @@ class Cluster:
 
     def pg_ctl(self, *arguments: str) -> None:
         """Have the cluster's control program do something."""
-        self._call("pg_ctl", "-D", str(self.folder / "data"), *arguments)
+        self._run_program("pg_ctl", "-D", str(self.folder / "data"), *arguments)
 
     def restart(self) -> None:
         """Have every connection end, as after a failure of the database's machine."""
         self.pg_ctl("-m", "immediate", "-w", "restart", "-l", str(self.folder / "log"))
 
-    def url(self, name: str) -> str:
+    def database_url(self, name: str) -> str:
         """Return the URL of a database by its name."""
         return f"postgresql+asyncpg://{_USER}@/{name}?host={self.folder}"
 
-    def _make(self, name: str, how: str = "") -> str:
-        url = self.url("postgres").replace("asyncpg", "psycopg")
+    def _create_database(self, name: str, how: str = "") -> str:
+        url = self.database_url("postgres").replace("asyncpg", "psycopg")
         engine = create_engine(url, isolation_level="AUTOCOMMIT")
         with engine.connect() as conn:
             conn.exec_driver_sql(f"CREATE DATABASE {name}{how}")
         engine.dispose()
-        return self.url(name)
+        return self.database_url(name)
 
-    def _call(self, program: str, *arguments: str) -> None:
+    def _run_program(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
             [str(self._programs / program), *arguments],
             stdin=subprocess.DEVNULL,
@@ -107,7 +109,7 @@ class Cluster:
         assert not done.returncode, f"{program}: {done.stderr}"
 
 
-def programs() -> Path | None:
+def find_programs() -> Path | None:
     """Return the folder of the newest server's programs, None where there is no PostgreSQL."""
     found = [file for place in PLACES for file in Path("/").glob(f"{place[1:]}/initdb")]
     if not found:

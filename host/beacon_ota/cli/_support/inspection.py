@@ -5,13 +5,13 @@ from rich.text import Text
 from rich.tree import Tree
 
 from beacon_ota.console import output
-from beacon_ota.inspect.facts import Report
+from beacon_ota.inspect.facts import InspectionReport
 
 _MARKS = {
-    "good": output.fill("[green]✓[/]"),
-    "note": output.fill("[blue]·[/]"),
-    "warn": output.fill("[bold yellow]![/]"),
-    "bad": output.fill("[bold red]✗[/]"),
+    "good": output.fill_markup("[green]✓[/]"),
+    "note": output.fill_markup("[blue]·[/]"),
+    "warn": output.fill_markup("[bold yellow]![/]"),
+    "bad": output.fill_markup("[bold red]✗[/]"),
 }
 _VALUES = "(values)"
 _NAMED = ("files", "values", _VALUES)  # below these, keys are names of their own
@@ -28,22 +28,22 @@ _SIZES = (
 )
 
 
-def show(name: str, report: Report) -> None:
+def show(name: str, report: InspectionReport) -> None:
     """Print findings first, then the facts behind them."""
-    output.say(
+    output.print_markup(
         "[bold]{}[/]: [cyan]{}[/], {:,} bytes",
         name,
         report.kind,
         report.size,
         soft_wrap=True,
     )
-    output.say("SHA-256 {}\n", report.sha256, soft_wrap=True)
+    output.print_markup("SHA-256 {}\n", report.sha256, soft_wrap=True)
     for finding in report.findings:
-        text = output.plain(finding.text)
+        text = output.literal_text(finding.text)
         if finding.code == "insecure":
-            text = output.fill("[bold red]{}[/]", text)
-        output.say(" {} {}", _MARKS[finding.level], text, soft_wrap=True)
-    output.say("")
+            text = output.fill_markup("[bold red]{}[/]", text)
+        output.print_markup(" {} {}", _MARKS[finding.level], text, soft_wrap=True)
+    output.print_markup("")
     for key, value in report.facts.items():
         _fact(key, value)
 
@@ -52,29 +52,29 @@ def _fact(key: str, value: object) -> None:
     if isinstance(value, list) and value and all(_flat(row) for row in value):
         output.console.print(_table(key, value))
     elif isinstance(value, dict | list):
-        tree = Tree(output.fill("[bold]{}[/]", _label(key)), guide_style="dim")
+        tree = Tree(output.fill_markup("[bold]{}[/]", _label(key)), guide_style="dim")
         _grow(tree, key, value)
         output.console.print(tree, highlight=False, soft_wrap=True)
     else:
-        output.say("[bold]{}[/] {}", _label(key), _text(key, value))
+        output.print_markup("[bold]{}[/] {}", _label(key), _text(key, value))
 
 
 def _grow(tree: Tree, parent: str, value: object) -> None:
     rows = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
     for key, found in rows:
-        label = output.plain(key) if parent in _NAMED else _label(str(key))
+        label = output.literal_text(key) if parent in _NAMED else _label(str(key))
         if isinstance(found, list) and found and all(_flat(row) for row in found):
             tree.add(_table(str(key), found))
         elif isinstance(found, dict | list):
             if isinstance(found, dict) and "partition" in found:
-                label = output.plain(found["partition"])
+                label = output.literal_text(found["partition"])
             _grow(
-                tree.add(output.fill("[bold]{}[/]", label)),
+                tree.add(output.fill_markup("[bold]{}[/]", label)),
                 _VALUES if parent == "values" else str(key),
                 found,
             )
         else:
-            tree.add(output.fill("{}: {}", label, _text(str(key), found)))
+            tree.add(output.fill_markup("{}: {}", label, _text(str(key), found)))
 
 
 def _flat(row: object) -> bool:
@@ -93,7 +93,7 @@ def _table(key: str, rows: list[dict[str, object]]) -> Table:
 
 
 def _label(key: str) -> Text:
-    return output.plain(key.replace("_", " "))
+    return output.literal_text(key.replace("_", " "))
 
 
 def _text(key: str, value: object) -> str | Text:
@@ -105,4 +105,4 @@ def _text(key: str, value: object) -> str | Text:
         return f"0x{value:X}"
     if isinstance(value, int) and key in _SIZES:
         return f"{value:,}"
-    return output.plain(value)
+    return output.literal_text(value)

@@ -14,12 +14,12 @@ from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
-    from beacon_ota.provision.batch import Done, Row
-    from beacon_ota.provision.flow import AskSecret, Outcome, Tell
+    from beacon_ota.provision.batch import Row, RowResult
+    from beacon_ota.provision.desired_config import Network, Secret
+    from beacon_ota.provision.flow import AskSecret, OnStep, Outcome
     from beacon_ota.provision.scan import Sighting
     from beacon_ota.provision.session import SecretError
-    from beacon_ota.provision.wanted import Network, Secret
-    from beacon_ota.virtual.radio.choice import Radio
+    from beacon_ota.virtual.radio.selection import RadioSelection
 
 _WORDS = {
     "connecting": "Connecting to",
@@ -51,7 +51,7 @@ def password(ssid: str, file: Path | None, is_open: bool) -> str:
         return line(file)
     if terminal():
         return typer.prompt(
-            output.visible(f"Password of {ssid} (empty: none)"),
+            output.make_visible(f"Password of {ssid} (empty: none)"),
             "",
             hide_input=True,
             show_default=False,
@@ -65,39 +65,43 @@ def password(ssid: str, file: Path | None, is_open: bool) -> str:
 def secret(pin: str | None, file: Path | None, pop: str | None) -> "AskSecret":
     """Return how the secret is to be had: given, or asked for until it is right."""
     from beacon_ota.provision import flow
-    from beacon_ota.provision.wanted import Secret
+    from beacon_ota.provision.desired_config import Secret
 
     if sum(value is not None for value in (pin, file, pop)) > 1:
         raise UsageError("options", "one of --pin, --pin-file and --pop is enough")
     if pop is not None:
-        return flow.known(Secret(pop=pop.encode()))
+        return flow.fixed_secret(Secret(pop=pop.encode()))
     if pin is not None or file is not None:
-        return flow.known(Secret(pin=pin if pin is not None else line(file)))
+        return flow.fixed_secret(Secret(pin=pin if pin is not None else line(file)))
     if not terminal():
         raise UsageError("pin_missing", "which PIN? There is nobody to ask: --pin, --pin-file")
     return _ask_pin
 
 
 async def _ask_pin(error: "SecretError | None") -> "Secret":
-    from beacon_ota.provision.wanted import Secret
+    from beacon_ota.provision.desired_config import Secret
 
     if error is not None:
-        output.say("[yellow]{}[/]", error.message, to=output.errors)
+        output.print_markup("[yellow]{}[/]", error.message, to=output.error_console)
     while True:
         text = await asyncio.to_thread(typer.prompt, "PIN on the label", err=True)
         try:
             return Secret(pin=text.strip())
         except UsageError as refused:
-            output.say("[yellow]{}: {}[/]", refused.message, refused.expected, to=output.errors)
+            output.print_markup(
+                "[yellow]{}: {}[/]", refused.message, refused.expected, to=output.error_console
+            )
 
 
 async def choose(networks: list[tuple[bytes, int]]) -> "Network":
     """Have somebody pick one of the networks that the beacon sees."""
-    from beacon_ota.provision.wanted import Network
+    from beacon_ota.provision.desired_config import Network
 
     for number, (ssid, rssi) in enumerate(networks, 1):
         name = ssid.decode("utf-8", "replace")
-        output.say("  {:2}  {}  [dim]{} dBm[/]", number, name, rssi, to=output.errors)
+        output.print_markup(
+            "  {:2}  {}  [dim]{} dBm[/]", number, name, rssi, to=output.error_console
+        )
     while True:
         text = await asyncio.to_thread(
             typer.prompt, "Network (number or name)", "1" if networks else None, err=True
@@ -116,32 +120,36 @@ async def choose(networks: list[tuple[bytes, int]]) -> "Network":
         try:
             return Network.of(ssid, password)
         except UsageError as refused:
-            output.say("[yellow]{}[/]", refused.message, to=output.errors)
+            output.print_markup("[yellow]{}[/]", refused.message, to=output.error_console)
 
 
 def find(
-    radio: "Radio", wanted: str | None, seconds: float, quiet: bool, *, opened: bool = True
+    radio: "RadioSelection", wanted: str | None, seconds: float, quiet: bool, *, opened: bool = True
 ) -> "Sighting":
     """Return the beacon that is meant; at a terminal, ask which."""
     from beacon_ota.provision import scan as scans
 
     if wanted is not None or quiet or not terminal():
-        return asyncio.run(scans.find(radio, wanted, seconds, opened=opened))
-    with output.errors.status("Looking for beacons …"):
-        found = asyncio.run(scans.listen(radio, min(seconds, 5)))
+        return asyncio.run(scans.find_beacon(radio, wanted, seconds, opened=opened))
+    with output.error_console.status("Looking for beacons …"):
+        found = asyncio.run(scans.collect_sightings(radio, min(seconds, 5)))
     ready = [one for one in found if one.open or not opened]
     if len(ready) < 2:
-        return ready[0] if ready else asyncio.run(scans.find(radio, None, seconds, opened=opened))
+        return (
+            ready[0]
+            if ready
+            else asyncio.run(scans.find_beacon(radio, None, seconds, opened=opened))
+        )
     for number, one in enumerate(ready, 1):
-        output.say(
-            "  {:2}  {}  {} dBm  {}", number, one.name, one.rssi, one.state, to=output.errors
+        output.print_markup(
+            "  {:2}  {}  {} dBm  {}", number, one.name, one.rssi, one.state, to=output.error_console
         )
     which = typer.prompt("Beacon", 1, type=typer.IntRange(1, len(ready)), err=True)  # type: ignore[attr-defined]
     return ready[which - 1]
 
 
 @contextmanager
-def steps(quiet: bool) -> Iterator["Tell"]:
+def steps(quiet: bool) -> Iterator["OnStep"]:
     """Show what is being done, and how long each step took."""
     import time
 
@@ -149,12 +157,14 @@ def steps(quiet: bool) -> Iterator["Tell"]:
         yield lambda step, detail: None
         return
     began = time.monotonic()
-    status = output.errors.status("…")
+    status = output.error_console.status("…")
     try:
 
         def tell(step: str, detail: str) -> None:
-            line = output.plain(f"{_WORDS.get(step, step)} {detail}".strip())
-            output.say("[dim]{:6.1f} s[/]  {}", time.monotonic() - began, line, to=output.errors)
+            line = output.literal_text(f"{_WORDS.get(step, step)} {detail}".strip())
+            output.print_markup(
+                "[dim]{:6.1f} s[/]  {}", time.monotonic() - began, line, to=output.error_console
+            )
             if step in _LONG:
                 status.start()
                 status.update(line)
@@ -169,20 +179,20 @@ def steps(quiet: bool) -> Iterator["Tell"]:
 @contextmanager
 def counting(
     total: int, quiet: bool
-) -> Iterator[tuple[Callable[["Row"], None], Callable[["Done"], None]]]:
+) -> Iterator[tuple[Callable[["Row"], None], Callable[["RowResult"], None]]]:
     """Show how far a batch is, and what became of each row."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=output.errors, disable=quiet) as bar:
+    with Progress(*columns, console=output.error_console, disable=quiet) as bar:
         task = bar.add_task("Provisioning", total=total)
 
         def begun(row: "Row") -> None:
-            bar.update(task, description=output.quoted(f"Provisioning {row.beacon}"))
+            bar.update(task, description=output.escape_markup(f"Provisioning {row.beacon}"))
 
-        def done(one: "Done") -> None:
-            mark = output.fill("[green]✓[/]" if one.ok else "[red]✗[/]")
-            bar.print(output.fill("{} {}  {}  {}", mark, one.beacon, one.result, one.detail))
+        def done(one: "RowResult") -> None:
+            mark = output.fill_markup("[green]✓[/]" if one.ok else "[red]✗[/]")
+            bar.print(output.fill_markup("{} {}  {}  {}", mark, one.beacon, one.result, one.detail))
             bar.advance(task)
 
         yield begun, done
@@ -192,17 +202,19 @@ def report(outcome: "Outcome", as_json: bool) -> None:
     """Print what became of a beacon."""
     facts = outcome.as_dict()
     if as_json:
-        output.dump(facts)
+        output.print_json(facts)
         return
     online = "online" if outcome.poll == "ok" else "provisioned"
-    output.say("[green]✓[/] {} is {}, after {:.1f} s", outcome.name, online, outcome.seconds)
+    output.print_markup(
+        "[green]✓[/] {} is {}, after {:.1f} s", outcome.name, online, outcome.seconds
+    )
     if outcome.mistaken_for:
-        output.say(
+        output.print_markup(
             "  [yellow]--type {}: it is no such board; what it says itself counts[/]",
             outcome.mistaken_for,
         )
     if outcome.registered == "retyped":
-        output.say("  [yellow]it was registered as another board; that is corrected[/]")
+        output.print_markup("  [yellow]it was registered as another board; that is corrected[/]")
     for name in ("beacon_id", "device_type", "version", "ssid", "rssi", "ip", "registered", "key"):
         if facts[name] is not None:
-            output.say("  {:10}  {}", name, facts[name])
+            output.print_markup("  {:10}  {}", name, facts[name])

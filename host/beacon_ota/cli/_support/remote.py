@@ -58,7 +58,7 @@ def known(kind: str) -> Callable[[typer.Context, str], list[str]]:
 
 
 def _releases(client: "Client", incomplete: str) -> list[str]:
-    rows = client.firmwares()
+    rows = client.list_firmwares()
     if "/" in incomplete:
         return [f"{row['device_type']}/{row['version']}" for row in rows]
     return list(dict.fromkeys(row["version"] for row in rows))
@@ -67,13 +67,13 @@ def _releases(client: "Client", incomplete: str) -> list[str]:
 _NAMES: dict[str, Callable[["Client", str], list[str]]] = {
     "release": _releases,
     "rollout": lambda client, text: [
-        row["rollout_id"] for row in client.rollouts(begins=text[:24])
+        row["rollout_id"] for row in client.list_rollouts(begins=text[:24])
     ],
     "beacon": lambda client, text: [
         row["beacon_id"]
         for row in client.call("GET", "/api/beacons", params={"search": text or None})["beacons"]
     ],
-    "site": lambda client, _: [row["path"] for row in client.sites()],
+    "site": lambda client, _: [row["path"] for row in client.list_sites()],
 }
 
 
@@ -90,7 +90,7 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError("not_confirmed", f"{question} Say --yes to do it.", expected="--yes")
-    typer.confirm(output.visible(question), abort=True)
+    typer.confirm(output.make_visible(question), abort=True)
 
 
 def moment(text: str | None) -> str:
@@ -112,11 +112,11 @@ def ident(text: str | None) -> str:
 
 def show(pairs: dict[str, Any], title: str) -> None:
     """Print names and values, one a line."""
-    output.say("[bold]{}[/]", title)
+    output.print_markup("[bold]{}[/]", title)
     width = max(map(len, pairs), default=0)
     for name, value in pairs.items():
         text = "–" if value is None or value == "" else value
-        output.say("  {}  {}", name.ljust(width), text)
+        output.print_markup("  {}  {}", name.ljust(width), text)
 
 
 def watch(draw: Callable[[], Any], *, every_s: float, done: Callable[[], bool]) -> None:
@@ -138,9 +138,9 @@ def listing(
 ) -> None:
     """Print rows as a table, once or live until interrupted."""
     if watched:
-        watch(lambda: output.table(rows(), columns), every_s=every_s, done=lambda: False)
+        watch(lambda: output.build_table(rows(), columns), every_s=every_s, done=lambda: False)
     else:
-        output.emit(rows(), columns, as_json=False)
+        output.print_rows(rows(), columns, as_json=False)
 
 
 def read_table(file: Path) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def read_table(file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        text = text_files.read(file)
+        text = text_files.read_text(file)
         return json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError("plan_file", f"{file} cannot be read: {error}") from None

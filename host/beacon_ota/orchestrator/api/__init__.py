@@ -1,1 +1,1 @@
-"""The administrators' side: FastAPI under ``/api``, one module per noun."""
+"""The administrators' API: FastAPI under ``/api``, one module per resource."""

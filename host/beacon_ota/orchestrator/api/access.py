@@ -1,4 +1,7 @@
-"""Who may do what: bearer tokens and sessions, and what a wrong token costs."""
+"""Authenticates administrators by bearer token or session, and checks their role.
+
+Wrong tokens are delayed and counted by address; a right token is never refused for them.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -8,6 +11,7 @@ from fastapi import Depends, Request
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.api import session
+from beacon_ota.orchestrator.api.dependencies import service_of
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import sessions, tokens
@@ -18,23 +22,23 @@ from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.http.throttle import Throttle
 from beacon_ota.orchestrator.limits import LIMITS
 
-_WRONG = {"www-authenticate": "Bearer"}
+_BEARER_CHALLENGE = {"www-authenticate": "Bearer"}
 
 
-def service_of(request: Request) -> Service:
-    """Return the orchestrator that a request came to."""
-    return request.app.state.service
+class RequireRole:
+    """A dependency that returns the actor of a request, if its role is high enough.
 
-
-class Access:
-    """A dependency: the actor behind a request, of at least the given role."""
+    Args:
+        role: the least role.
+        stops: the endpoint stops a rollout (see ``authenticate_actor``).
+    """
 
     def __init__(self, role: str, stops: bool = False):
         self._rank = ROLES.index(role)
         self._stops = stops
 
     async def __call__(self, request: Request) -> Actor:
-        actor = await actor_of(request, self._stops)
+        actor = await authenticate_actor(request, self._stops)
         if actor.role not in ROLES[self._rank :]:
             raise Problem(
                 403,
@@ -46,46 +50,53 @@ class Access:
         return actor
 
 
-async def actor_of(request: Request, stops: bool = False) -> Actor:
-    """Return who asks: by bearer token, or by the session of a browser.
+async def authenticate_actor(request: Request, stops: bool = False) -> Actor:
+    """Return the actor of a request: by bearer token, or by the session of a browser.
 
     Args:
-        stops: it is to stop a rollout: while the database does not answer, who was good a moment
-            before may do that.
+        stops: the request stops a rollout. While the database does not answer, tokens and sessions
+            that were valid seconds ago are accepted from memory for that.
 
     Raises:
-        Problem: ``token_missing``, those of :func:`holder`, ``session_over``, ``csrf``.
+        Problem: ``token_missing``, those of :func:`authenticate_token`, ``session_over``, ``csrf``.
     """
     token = token_of(request)
     if token is not None:
-        return await holder(request, token, stops)
-    secret = _session_of(request)
+        return await authenticate_token(request, token, stops)
+    secret = _session_secret_of(request)
     if secret is None:
         raise Problem(
-            401, "token_missing", "this needs an Authorization: Bearer header", headers=_WRONG
+            401,
+            "token_missing",
+            "this needs an Authorization: Bearer header",
+            headers=_BEARER_CHALLENGE,
         )
     service = service_of(request)
     if stops:
-        actor = await _look_up(service, sessions.find, secret, service.remembered.session)
+        actor = await _find_or_remembered(
+            service, sessions.find, secret, service.credentials.find_session
+        )
     else:
         actor = await service.db.read(sessions.find, secret, service.clock.now())
     if actor is None:
-        raise Problem(401, "session_over", "the session is over; sign in again", headers=_WRONG)
-    if request.method not in session.SAFE:
+        raise Problem(
+            401, "session_over", "the session is over; sign in again", headers=_BEARER_CHALLENGE
+        )
+    if request.method not in session.SAFE_METHODS:
         session.check_csrf(request, secret)
-    asgi.prove(request.scope, ADMINISTRATOR)
-    if service.remembered.session(secret, service.clock.now()) is None:
-        service.remember_soon()
+    asgi.mark_proven(request.scope, ADMINISTRATOR)
+    if service.credentials.find_session(secret, service.clock.now()) is None:
+        service.refresh_credentials_soon()
     return actor
 
 
-async def _look_up(
+async def _find_or_remembered(
     service: Service,
     find: Callable[[Connection, str, float], Actor | None],
     secret: str,
     remembered: Callable[[str, float], Actor | None],
 ) -> Actor | None:
-    """Return whose secret this is, by the database, or by memory when that does not answer."""
+    """Return the actor of a secret, from the database or, if it does not answer, from memory."""
     now = service.clock.now()
     try:
         async with asyncio.timeout(LIMITS.stop_patience):
@@ -97,70 +108,74 @@ async def _look_up(
         return actor
 
 
-async def holder(request: Request, token: str, stops: bool = False) -> Actor:
-    """Return whose token this is.
+async def authenticate_token(request: Request, token: str, stops: bool = False) -> Actor:
+    """Return the actor of a token.
 
-    A right token is never refused for the failures of others at its address: it is looked up
-    first. Wrong ones cost time, more with each, and are counted by address.
+    A right token is looked up first, so that failures of other clients at its address do not
+    matter. Each wrong token of an address delays the next answer (50 ms, doubled up to 2 s).
 
     Raises:
-        Problem: ``token_wrong``, ``too_many_refusals``.
+        Problem: 401 ``token_wrong``; 429 ``too_many_refusals``; 403 ``role_too_low`` for a
+            mirror's token outside of ``/api/mirror/``.
     """
     service = service_of(request)
     if stops:
-        actor = await _look_up(service, tokens.find, token, service.remembered.token)
+        actor = await _find_or_remembered(
+            service, tokens.find, token, service.credentials.find_token
+        )
     else:
         actor = await service.db.read(tokens.find, token, service.clock.now())
     if actor is None:
         throttle: Throttle = request.app.state.throttle
         address = network_of(request.client.host if request.client else "")
-        failures = throttle.count(address)
-        over = throttle.over(address)
+        failures = throttle.failures_of(address)
+        over_limit = throttle.count_failure(address)
         service.counts.refused["token_wrong"] += 1
         await asyncio.sleep(min(0.05 * 2 ** min(failures, 6), 2.0))
-        if over:
+        if over_limit:
             raise Problem(
                 429, "too_many_refusals", "too many wrong tokens", headers={"retry-after": "60"}
             )
         raise Problem(
-            401, "token_wrong", "the token is unknown, expired or revoked", headers=_WRONG
+            401,
+            "token_wrong",
+            "the token is unknown, expired or revoked",
+            headers=_BEARER_CHALLENGE,
         )
-    asgi.prove(request.scope, ADMINISTRATOR)
-    if service.remembered.token(token, service.clock.now()) is None:
-        service.remember_soon()
+    asgi.mark_proven(request.scope, ADMINISTRATOR)
+    if service.credentials.find_token(token, service.clock.now()) is None:
+        service.refresh_credentials_soon()
     if actor.role == MIRROR and not request.url.path.startswith("/api/mirror/"):
         raise Problem(403, "role_too_low", "a mirror's token is for a mirror", found=actor.role)
     return actor
 
 
-async def is_still(request: Request, actor: Actor) -> bool:
-    """Tell whether a request that goes on for long is still of whom it was, with the same role.
-
-    Its token may be revoked or expired by now, its session over.
-    """
+async def is_still_authorized(request: Request, actor: Actor) -> bool:
+    """Tell whether the token or session of a long request is still valid, with the same role."""
     service = service_of(request)
     token = token_of(request)
-    find, secret = (sessions.find, _session_of(request)) if token is None else (tokens.find, token)
+    find, secret = (
+        (sessions.find, _session_secret_of(request)) if token is None else (tokens.find, token)
+    )
     try:
         found = await service.db.read(find, secret or "", service.clock.now())
     except StorageError:
-        return False  # nobody can tell; whoever follows asks again
+        return False  # unknown: the client connects again
     return found == actor
 
 
-def _session_of(request: Request) -> str | None:
+def _session_secret_of(request: Request) -> str | None:
     return None if "authorization" in request.headers else session.secret_of(request)
 
 
 def token_of(request: Request) -> str | None:
-    """Return the bearer token of a request."""
+    """Return the bearer token of a request, None without one."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     token = token.strip()
     return token if scheme.lower() == "bearer" and 0 < len(token) <= 128 else None
 
 
-On = Annotated[Service, Depends(service_of)]
-Viewer = Annotated[Actor, Depends(Access("viewer"))]
-Operator = Annotated[Actor, Depends(Access("operator"))]
-Admin = Annotated[Actor, Depends(Access("admin"))]
-Stopper = Annotated[Actor, Depends(Access("operator", stops=True))]
+Viewer = Annotated[Actor, Depends(RequireRole("viewer"))]
+Operator = Annotated[Actor, Depends(RequireRole("operator"))]
+Admin = Annotated[Actor, Depends(RequireRole("admin"))]
+Stopper = Annotated[Actor, Depends(RequireRole("operator", stops=True))]

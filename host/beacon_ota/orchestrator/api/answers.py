@@ -1,4 +1,4 @@
-"""How the API answers: plain JSON, refusals as problem documents."""
+"""Builds the API's answers: JSON, and problem documents for refusals."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from beacon_ota.orchestrator.http.problems import Problem
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return a JSON answer."""
     return Response(
         json.dumps(value, separators=(",", ":")),
@@ -25,43 +25,45 @@ def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None)
     )
 
 
-def page(name: str, rows: list[Fields], **more: Any) -> Response:
-    """Return a listing: the rows under their name, and what belongs to the page."""
-    return answer({name: rows, **more})
+def listing_response(name: str, rows: list[Fields], **more: Any) -> Response:
+    """Return a listing: the rows under their name, and more fields about the page."""
+    return json_response({name: rows, **more})
 
 
-def install(app: FastAPI) -> None:
-    """Answer every refusal as a problem document."""
+def install_error_handlers(app: FastAPI) -> None:
+    """Make the application answer every error with a problem document."""
 
     @app.exception_handler(BeaconOtaError)
-    async def _named(request: Request, error: BeaconOtaError) -> Response:
-        return problem(error, request)
+    async def handle_named_error(request: Request, error: BeaconOtaError) -> Response:
+        return problem_response(error, request)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    async def handle_invalid_request(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         message = f"{where}: {first['msg']}"
-        return problem(Problem(422, "request_invalid", message, found=where or "body"), request)
+        return problem_response(
+            Problem(422, "request_invalid", message, found=where or "body"), request
+        )
 
     @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> Response:
+    async def handle_http_error(request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "http")
-        headers = dict(error.headers or {})  # of a 405: which methods there are
+        headers = dict(error.headers or {})  # "allow" of a 405
         refused = Problem(error.status_code, code, str(error.detail), headers=headers)
-        return problem(refused, request)
+        return problem_response(refused, request)
 
     @app.exception_handler(Exception)
-    async def _defect(request: Request, _error: Exception) -> Response:
+    async def handle_defect(request: Request, _error: Exception) -> Response:
         failed = Problem(500, "internal", "the orchestrator failed; the log says how")
-        return problem(failed, request)
+        return problem_response(failed, request)
 
 
-def problem(error: BeaconOtaError, request: Request) -> Response:
-    """Return a refusal, and count it."""
+def problem_response(error: BeaconOtaError, request: Request) -> Response:
+    """Return the problem document of an error, and count it."""
     request.app.state.service.counts.problems[error.code] += 1
     return Response(
-        problems.document(error),
+        problems.problem_document(error),
         problems.status_of(error),
         headers=problems.headers_of(error),
         media_type=problems.MEDIA_TYPE,

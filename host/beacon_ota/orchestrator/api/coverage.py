@@ -1,18 +1,18 @@
-"""What a rollout does not cover, as the API shows it: other boards, and what there is for them."""
+"""Describes the beacons that a rollout selects but does not cover: those of other boards."""
 
-from beacon_ota.orchestrator.core.view import View
+from beacon_ota.orchestrator.core.fleet_state import FleetState
 from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.rollout.coverage import count_uncovered
 from beacon_ota.orchestrator.rollout.rules import Rollout
 
 
-def not_covered(view: View, rollout: Rollout) -> Fields:
-    """Return how many beacons of other boards a rollout's waves select; from any thread.
+def describe_uncovered(view: FleetState, rollout: Rollout) -> Fields:
+    """Return the number of selected beacons by other board; may be called from any thread.
 
-    ``release`` is the same version for that board, None when nobody has uploaded it;
-    ``rollout_id`` the newest rollout of that release which is not over.
+    ``release`` is the same version for that board, None without one; ``rollout_id`` is the newest
+    rollout of that release that is not over.
     """
-    beacons = [node.facts for node in view.nodes.copy().values()]
+    beacons = [node.beacon for node in view.beacons.copy().values()]
     found = count_uncovered(rollout, beacons)
     version = rollout.plan.release.version
     releases = {
@@ -23,7 +23,7 @@ def not_covered(view: View, rollout: Rollout) -> Fields:
     boards = []
     for device_type, count in found.boards.items():
         row = releases.get(device_type)
-        lives = [] if row is None else view.look_up(device_type)
+        lives = [] if row is None else view.build_active_rollouts(device_type)
         boards.append(
             {
                 "device_type": device_type,

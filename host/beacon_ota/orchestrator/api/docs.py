@@ -1,4 +1,4 @@
-"""``/docs``: the API's description, readable without anything from elsewhere."""
+"""``/docs``: shows the API's description, without loading anything from other hosts."""
 
 import base64
 import hashlib
@@ -15,28 +15,31 @@ _PAGE = Path(__file__).with_name("docs.html")
 
 
 @router.get("/docs")
-async def docs() -> Response:
-    """Return the page; it reads ``/api/openapi.json``."""
-    return Response(_page(), headers={"content-security-policy": _policy()}, media_type="text/html")
+async def show_api_docs() -> Response:
+    """Return the page, which reads ``/api/openapi.json``."""
+    return Response(
+        _read_page(), headers={"content-security-policy": _content_policy()}, media_type="text/html"
+    )
 
 
 @cache
-def _page() -> str:
+def _read_page() -> str:
     return _PAGE.read_text("utf-8")
 
 
 @cache
-def _policy() -> str:
-    """Return a policy under which the page's own script and style run, and no others."""
+def _content_policy() -> str:
+    """Return a policy that allows the page's own script and style, and no others."""
     return (
-        f"default-src 'none'; script-src {_hash('script')}; style-src {_hash('style')}; "
-        "connect-src 'self'; img-src 'self' data:; form-action 'none'; base-uri 'none'; "
+        f"default-src 'none'; script-src {_inline_hash('script')}; "
+        f"style-src {_inline_hash('style')}; connect-src 'self'; img-src 'self' data:; "
+        "form-action 'none'; base-uri 'none'; "
         "frame-ancestors 'none'"
     )
 
 
-def _hash(tag: str) -> str:
-    found = re.search(f"<{tag}>(.*?)</{tag}>", _page(), re.DOTALL)
+def _inline_hash(tag: str) -> str:
+    found = re.search(f"<{tag}>(.*?)</{tag}>", _read_page(), re.DOTALL)
     assert found is not None
     digest = hashlib.sha256(found[1].encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"

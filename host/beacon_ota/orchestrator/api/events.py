@@ -1,4 +1,4 @@
-"""``/api/events``: what happens, live, as server-sent events that can be resumed."""
+"""``/api/events``: streams events as server-sent events that can be resumed."""
 
 import asyncio
 import json
@@ -9,10 +9,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from beacon_ota.orchestrator.api.access import On, Viewer, is_still
-from beacon_ota.orchestrator.api.answers import page
+from beacon_ota.orchestrator.api.access import Viewer, is_still_authorized
+from beacon_ota.orchestrator.api.answers import listing_response
+from beacon_ota.orchestrator.api.dependencies import ServiceDep
 from beacon_ota.orchestrator.api.numbers import RowId
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, events
 from beacon_ota.orchestrator.db.tables.tokens import Actor
@@ -25,44 +26,43 @@ _BATCH = 500
 
 
 @router.get("")
-async def follow(
+async def follow_events(
     request: Request,
-    service: On,
+    service: ServiceDep,
     actor: Viewer,
     last_event_id: Annotated[RowId | None, Header()] = None,
     after: Annotated[RowId | None, Query(description="instead of Last-Event-ID")] = None,
     kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
-    """Follow events from now on, or from the one after the id given.
+    """Follow events from now on, or from the event after the given id.
 
-    Stored events have an id to resume from. Those of the moment (offers, progress, refusals)
-    have none, and whoever was not there has missed them. The stream ends when the token is
-    revoked, expires, or has another role.
+    Stored events have an id to resume from. Transient ones (offers, progress, refusals) have none,
+    and are not repeated. The stream ends when the token is revoked, expires, or changes its role.
     """
     start = after if last_event_id is None else last_event_id
-    service.hub.check_room(actor.id)
-    stream = _stream(service, request, actor, start, kind)
+    service.hub.check_capacity(actor.id)
+    stream = _stream_events(service, request, actor, start, kind)
     return StreamingResponse(
         stream, media_type="text/event-stream", headers={"cache-control": "no-store"}
     )
 
 
 @router.get("/latest")
-async def latest(
-    service: On,
+async def list_latest_events(
+    service: ServiceDep,
     actor: Viewer,
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 100,
     kind: Annotated[str, Query(max_length=48, description="only kinds beginning so")] = "",
 ) -> Response:
-    """List the newest stored events, oldest first; ``limit`` counts those that are asked for."""
-    rows = await service.db.read(events.before, None, kind, limit)
-    return page("events", [_shown(row) for row in rows])
+    """List the newest stored events, oldest first; at most ``limit``."""
+    rows = await service.db.read(events.list_before, None, kind, limit)
+    return listing_response("events", [_serialize_event(row) for row in rows])
 
 
-async def _stream(
+async def _stream_events(
     service: Service, request: Request, actor: Actor, start: int | None, kind: str
 ) -> AsyncIterator[str]:
-    queue = service.hub.follow(actor.id)
+    queue = service.hub.subscribe(actor.id)
     if queue is None:
         return
     try:
@@ -70,15 +70,15 @@ async def _stream(
         last = 0
         if start is not None:
             last = start
-            while rows := await service.db.read(events.since, last, _BATCH):
+            while rows := await service.db.read(events.list_after, last, _BATCH):
                 for row in rows:
                     if row["kind"].startswith(kind):
-                        yield _line(row)
+                        yield _format_sse(row)
                 last = rows[-1]["id"]
         said = looked = monotonic()
         while True:
             if monotonic() - looked >= LIMITS.subscriber_check:
-                if not await is_still(request, actor):
+                if not await is_still_authorized(request, actor):
                     return
                 looked = monotonic()
             try:
@@ -90,23 +90,23 @@ async def _stream(
                     yield ": still here\n\n"
                 continue
             if event is None:
-                return  # begin again from the last id
+                return  # the client resumes from its last id
             if event["id"] is not None:
                 if event["id"] <= last:
-                    continue  # told from the table already
+                    continue  # sent from the table already
                 last = event["id"]
             if event["kind"].startswith(kind):
                 said = monotonic()
-                yield _line(event)
+                yield _format_sse(event)
     finally:
-        service.hub.leave(queue)
+        service.hub.unsubscribe(queue)
 
 
-def _shown(event: Fields) -> Fields:
-    return {**event, "at": iso(event["at"])}
+def _serialize_event(event: Fields) -> Fields:
+    return {**event, "at": format_iso(event["at"])}
 
 
-def _line(event: Fields) -> str:
-    data = json.dumps(_shown(event), separators=(",", ":"))
+def _format_sse(event: Fields) -> str:
+    data = json.dumps(_serialize_event(event), separators=(",", ":"))
     number = "" if event["id"] is None else f"id: {event['id']}\n"
     return f"{number}event: {event['kind']}\ndata: {data}\n\n"

@@ -1,4 +1,4 @@
-"""``/api/firmwares``: upload, list, promote, deprecate."""
+"""``/api/firmwares``: uploads, lists, promotes and withdraws releases."""
 
 import asyncio
 import json
@@ -11,22 +11,22 @@ from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.api import unconfirmed
-from beacon_ota.orchestrator.api.access import Access, On, Operator, Viewer
-from beacon_ota.orchestrator.api.answers import answer, page
-from beacon_ota.orchestrator.api.rollouts import Moving
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.api.access import Operator, RequireRole, Viewer
+from beacon_ota.orchestrator.api.answers import json_response, listing_response
+from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, firmwares
-from beacon_ota.orchestrator.http.problems import missing
+from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.releases.serve import load, transmit
-from beacon_ota.orchestrator.releases.upload import upload as take
+from beacon_ota.orchestrator.releases.serve import load_image, send_image
+from beacon_ota.orchestrator.releases.upload import accept_upload as take
 from beacon_ota.wire import versions
 
 router = APIRouter(prefix="/api/firmwares", tags=["releases"])
 
-_FORM = {
+_UPLOAD_FORM = {
     "requestBody": {
         "required": True,
         "content": {
@@ -50,11 +50,11 @@ _FORM = {
 }
 
 
-def shown(row: Fields) -> Fields:
-    """Return a release as the API shows it."""
+def serialize_firmware(row: Fields) -> Fields:
+    """Return a release as JSON."""
     public = {key: value for key, value in row.items() if not key.endswith("_at")}
     for key in ("uploaded_at", "promoted_at", "deprecated_at", "damaged_at", "expires_at"):
-        public[key] = iso(row[key])
+        public[key] = format_iso(row[key])
     public["info"] = json.loads(row["info"])
     public["signed"] = row["manifest"] is not None
     public["firmware_id"] = public.pop("id")
@@ -62,73 +62,74 @@ def shown(row: Fields) -> Fields:
     return public
 
 
-@router.post("/upload", status_code=201, openapi_extra=_FORM)
-async def upload(request: Request, service: On, actor: Operator) -> Response:
-    """Upload a release image; it is examined before anything is stored."""
+@router.post("/upload", status_code=201, openapi_extra=_UPLOAD_FORM)
+async def upload_firmware(request: Request, service: ServiceDep, actor: Operator) -> Response:
+    """Upload a release image; it is validated before anything is stored."""
     content_type = request.headers.get("content-type", "")
 
     async def may_still() -> None:
-        """It may have taken its time to arrive: the token may be revoked by now."""
-        await Access("operator")(request)
+        """Check the token again: it may have been revoked during the upload."""
+        await RequireRole("operator")(request)
 
     try:
         done = await take(service, actor, content_type, request.stream(), may_still)
     except ClientDisconnect:
-        return Response(status_code=400)  # nobody is there to read it
-    return answer(shown(done.row), 201 if done.created else 200)
+        return Response(status_code=400)  # the client is gone
+    return json_response(serialize_firmware(done.row), 201 if done.created else 200)
 
 
 @router.get("")
-async def listing(
-    service: On,
+async def list_firmwares(
+    service: ServiceDep,
     actor: Viewer,
     device_type: Annotated[str | None, Query(max_length=64)] = None,
     state: Annotated[str | None, Query(max_length=16)] = None,
 ) -> Response:
     """List releases, newest first; ``previous`` marks the stable one before the current one."""
-    rows = await service.db.read(firmwares.every, device_type, state)
-    public = [shown(row) for row in rows]
-    for one, role in roles(rows).items():
+    rows = await service.db.read(firmwares.list_all, device_type, state)
+    public = [serialize_firmware(row) for row in rows]
+    for one, role in find_release_roles(rows).items():
         next(row for row in public if row["firmware_id"] == one)["role"] = role
-    return page("firmwares", public)
+    return listing_response("firmwares", public)
 
 
 @router.get("/{firmware_id}")
-async def show(firmware_id: str, service: On, actor: Viewer) -> Response:
-    """Show a release; a withdrawn one with the mirrors that have not confirmed that."""
+async def show_firmware(firmware_id: str, service: ServiceDep, actor: Viewer) -> Response:
+    """Show a release; a withdrawn one with the mirrors that have not confirmed the withdrawal."""
     row = await service.db.read(firmwares.get, firmware_id)
     if row is None:
-        raise missing("firmware", firmware_id)
-    found = {**shown(row), "manifest": row["manifest"] and json.loads(row["manifest"])}
-    return answer({**found, "unconfirmed": await _unconfirmed(service, row)})
+        raise not_found("firmware", firmware_id)
+    found = {**serialize_firmware(row), "manifest": row["manifest"] and json.loads(row["manifest"])}
+    return json_response({**found, "unconfirmed": await _list_unconfirmed(service, row)})
 
 
 @router.post("/{firmware_id}/promote")
-async def promote(firmware_id: str, service: On, actor: Operator) -> Response:
-    """Move a release from ``testing`` to ``stable``: it is for every beacon then."""
-    return await _move(service, actor, firmware_id, "testing", "stable", "promoted")
+async def promote_firmware(firmware_id: str, service: ServiceDep, actor: Operator) -> Response:
+    """Move a release from ``testing`` to ``stable``, for beacons of all channels."""
+    return await _change_state(service, actor, firmware_id, "testing", "stable", "promoted")
 
 
 @router.post("/{firmware_id}/deprecate")
-async def deprecate(
+async def deprecate_firmware(
     firmware_id: str,
-    service: On,
+    service: ServiceDep,
     actor: Operator,
-    engine: Moving,
+    engine: EngineDep,
     reason: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
-    """Withdraw a release: no beacon is offered it any more, and none under way goes on.
+    """Withdraw a release: beacons are not offered it any more, and running attempts are called off.
 
-    While the database does not take that, its rollouts are halted in memory, and it is refused.
+    If the database does not store that in time, its rollouts are halted in memory, and the answer
+    is 503.
     """
-    work = asyncio.ensure_future(
-        _move(service, actor, firmware_id, None, "deprecated", "deprecated", reason)
+    withdrawing = asyncio.ensure_future(
+        _change_state(service, actor, firmware_id, None, "deprecated", "deprecated", reason)
     )
-    await asyncio.wait((work,), timeout=LIMITS.stop_patience)
-    if work.done() and not isinstance(work.exception(), StorageError):
-        return work.result()
-    halted = engine.stopping.withdraw(firmware_id, actor.name)
-    work.add_done_callback(lambda done: done.exception())
+    await asyncio.wait((withdrawing,), timeout=LIMITS.stop_patience)
+    if withdrawing.done() and not isinstance(withdrawing.exception(), StorageError):
+        return withdrawing.result()
+    halted = engine.stop_manager.halt_release(firmware_id, actor.name)
+    withdrawing.add_done_callback(lambda done: done.exception())
     raise StorageError(
         "storage",
         f"the database has not taken that; {halted} rollouts of the release are halted. Say it "
@@ -136,15 +137,15 @@ async def deprecate(
     )
 
 
-async def _move(
+async def _change_state(
     service, actor, firmware_id: str, before: str | None, after: str, action: str, reason: str = ""
 ) -> Response:
     now = service.clock.now()
 
-    def work(conn: Connection) -> Fields:
+    def write_state(conn: Connection) -> Fields:
         row = firmwares.get(conn, firmware_id)
         if row is None:
-            raise missing("firmware", firmware_id)
+            raise not_found("firmware", firmware_id)
         if row["state"] == after or (before is not None and row["state"] != before):
             raise UsageError(
                 "firmware_state",
@@ -152,27 +153,29 @@ async def _move(
                 found=row["state"],
                 expected=before,
             )
-        changed = firmwares.change(conn, firmware_id, state=after, **{f"{action}_at": now})
+        changed = firmwares.update_columns(conn, firmware_id, state=after, **{f"{action}_at": now})
         assert changed is not None
         return changed
 
-    row = await service.change(
+    row = await service.change_audited(
         actor.name,
         f"firmware.{action}",
         firmware_id,
-        work,
-        then=service.view.put_release,
+        write_state,
+        then=service.fleet.put_release,
         reason=reason,
     )
-    return answer({**shown(row), "unconfirmed": await _unconfirmed(service, row)})
+    return json_response(
+        {**serialize_firmware(row), "unconfirmed": await _list_unconfirmed(service, row)}
+    )
 
 
-async def _unconfirmed(service: Service, row: Fields) -> list[Fields]:
-    return await service.db.read(unconfirmed.of_release, row, service.clock.now())
+async def _list_unconfirmed(service: Service, row: Fields) -> list[Fields]:
+    return await service.db.read(unconfirmed.list_for_release, row, service.clock.now())
 
 
-def roles(rows: list[Fields]) -> dict[str, str]:
-    """Return which releases are ``current`` and ``previous``: the highest stable versions."""
+def find_release_roles(rows: list[Fields]) -> dict[str, str]:
+    """Return by id the ``current`` and ``previous`` release of each board."""
     stable: dict[str, list[Fields]] = {}
     for row in rows:
         if row["state"] == "stable" and row["damaged_at"] is None:
@@ -188,8 +191,8 @@ def roles(rows: list[Fields]) -> dict[str, str]:
 download_router = APIRouter(tags=["releases"])
 
 
-class Image(Response):
-    """The bytes of a release, sent as the beacons get them."""
+class ImageResponse(Response):
+    """The bytes of a release, sent in the same way as to beacons."""
 
     def __init__(self, service, release, data):
         super().__init__()
@@ -197,13 +200,13 @@ class Image(Response):
 
     async def __call__(self, scope, receive, send) -> None:
         service, data, digest = self._parts
-        await transmit(service, scope, send, data, digest, None)
+        await send_image(service, scope, send, data, digest, None)
 
 
 @download_router.get("/firmwares/{firmware_id}/download")
-async def download(firmware_id: str, service: On, actor: Viewer) -> Response:
-    """Download the bytes that beacons get, with a bearer token instead of a beacon's key."""
-    release = service.view.releases.get(firmware_id)
+async def download_firmware(firmware_id: str, service: ServiceDep, actor: Viewer) -> Response:
+    """Download the image that beacons get, with a bearer token instead of a beacon's key."""
+    release = service.fleet.releases.get(firmware_id)
     if release is None:
-        raise missing("firmware", firmware_id)
-    return Image(service, release, await load(service, release))
+        raise not_found("firmware", firmware_id)
+    return ImageResponse(service, release, await load_image(service, release))

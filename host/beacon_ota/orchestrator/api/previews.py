@@ -1,8 +1,8 @@
-"""Runs the previews of rollouts: one at a time, and only for as long as its client waits.
+"""Computes previews of rollouts in one thread, each only while its client waits.
 
-A preview is seconds of computing on a large fleet. It has a thread of its own, so that it takes
-none that uploads, downloads or sign-in need; those that wait for it are few, and the next one is
-refused by name. It ends early when its client leaves, when the server stops, or after a deadline.
+A preview of a large fleet takes seconds. Its own thread keeps the threads of uploads, downloads
+and sign-in free. Few previews may wait; the next is refused. A preview ends early when its client
+leaves, when the server stops, or after ``LIMITS.preview_s`` seconds.
 """
 
 import asyncio
@@ -18,66 +18,69 @@ from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
 
 T = TypeVar("T")
-_LOOK_S = 0.1  # between two looks at whether the client is still there
+_CLIENT_CHECK_S = 0.1  # between two checks whether the client is still there
 
 
 class ClientLeft(Exception):
-    """Nobody waits for the preview any more."""
+    """The client of the preview has disconnected."""
 
 
 class _Stopped(Exception):
-    """A preview was told to end before it had an answer."""
+    """A preview was stopped before it had a result."""
 
 
 class Previews:
-    """The one thread of previews, and those that wait for it."""
+    """The thread of previews, and the previews that wait for it."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="preview")
-        self._asked = 0
+        self._unfinished = 0
         self._closed = False
 
     def close(self) -> None:
-        """End what is computed or waited for: the server stops."""
+        """Stop all previews, because the server stops."""
         self._closed = True
 
     async def run(self, request: Request, compute: Callable[[Callable[[], bool]], T]) -> T:
-        """Return ``compute(stop)``, computed in the thread; ``stop()`` tells it to give up.
+        """Return the result of ``compute(stop)``, computed in the thread.
+
+        Args:
+            compute: ends early when ``stop()`` returns True.
 
         Raises:
-            Problem: 503 ``previews_busy`` when ``LIMITS.previews`` are waited for already,
-                503 ``stopping`` when the server stops, 422 ``preview_too_long`` after
+            Problem: 503 ``previews_busy`` when ``LIMITS.previews`` are waiting already;
+                503 ``stopping`` when the server stops; 422 ``preview_too_long`` after
                 ``LIMITS.preview_s`` seconds of computing.
-            ClientLeft: nobody is there to be answered.
+            ClientLeft: the client has disconnected.
         """
-        if self._asked >= LIMITS.previews:
+        if self._unfinished >= LIMITS.previews:
             raise Problem(
                 503,
                 "previews_busy",
                 "other previews are being computed; ask again in a moment",
                 expected=LIMITS.previews,
             )
-        gone = threading.Event()
-        late = threading.Event()
+        client_gone = threading.Event()
+        deadline_passed = threading.Event()
 
-        def work() -> T:
+        def compute_until_stopped() -> T:
             ends = time.monotonic() + LIMITS.preview_s
 
-            def stop() -> bool:
+            def should_stop() -> bool:
                 if time.monotonic() > ends:
-                    late.set()
-                return gone.is_set() or late.is_set()
+                    deadline_passed.set()
+                return client_gone.is_set() or deadline_passed.is_set()
 
-            found = compute(stop)
-            if gone.is_set() or late.is_set():
+            found = compute(should_stop)
+            if client_gone.is_set() or deadline_passed.is_set():
                 raise _Stopped
             return found
 
-        self._asked += 1
-        computing = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        computing.add_done_callback(self._done)
+        self._unfinished += 1
+        computing = asyncio.get_running_loop().run_in_executor(self._thread, compute_until_stopped)
+        computing.add_done_callback(self._on_computed)
         try:
-            while not (await asyncio.wait((computing,), timeout=_LOOK_S))[0]:
+            while not (await asyncio.wait((computing,), timeout=_CLIENT_CHECK_S))[0]:
                 if self._closed:
                     raise Problem(503, "stopping", "the orchestrator is being stopped")
                 if await request.is_disconnected():
@@ -91,10 +94,10 @@ class Previews:
                 expected=LIMITS.preview_s,
             ) from None
         finally:
-            gone.set()
-            computing.cancel()  # one that waits for the thread never begins
+            client_gone.set()
+            computing.cancel()  # a waiting preview never begins
 
-    def _done(self, computing: "asyncio.Future[T]") -> None:
-        self._asked -= 1
+    def _on_computed(self, computing: "asyncio.Future[T]") -> None:
+        self._unfinished -= 1
         if not computing.cancelled():
-            computing.exception()  # nobody may be left to read it
+            computing.exception()  # marks the exception as retrieved

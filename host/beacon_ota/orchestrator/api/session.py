@@ -1,8 +1,7 @@
-"""The session of a browser: a cookie that no script and no other site can use.
+"""The session cookie of a browser, which no script and no other site can use.
 
-The cookie is HttpOnly and SameSite=Strict, and Secure wherever the browser came over TLS. What
-changes something also carries a token that only a page of ours can know, and must not come from
-a page of somebody else's.
+The cookie is HttpOnly and SameSite=Strict, and Secure over TLS. A request that changes something
+also needs the CSRF token of the session's own pages, and must not come from another site's page.
 """
 
 import hashlib
@@ -12,33 +11,33 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from beacon_ota.orchestrator.db.tables.sessions import LIFE_S
+from beacon_ota.orchestrator.db.tables.sessions import SESSION_LIFETIME_S
 from beacon_ota.orchestrator.http.problems import Problem
 
 CSRF_HEADER = "x-csrf-token"
-SAFE = frozenset(("GET", "HEAD"))
+SAFE_METHODS = frozenset(("GET", "HEAD"))
 _PLAIN, _SECURE = "beacon_ota", "__Host-beacon_ota"
 
 
 def secret_of(request: HTTPConnection) -> str | None:
-    """Return what the session's cookie holds, None without one."""
+    """Return the secret in the session cookie, None without one."""
     found = request.cookies.get(_SECURE) or request.cookies.get(_PLAIN)
     return found if found and len(found) <= 128 else None
 
 
 def csrf_of(secret: str) -> str:
-    """Return the token that the pages of a session carry; it does not give the session away."""
+    """Return the CSRF token of a session: a digest, which does not reveal the secret."""
     return hashlib.sha256(f"csrf\n{secret}".encode()).hexdigest()
 
 
 def check_csrf(request: HTTPConnection, secret: str, given: str | None = None) -> None:
-    """Refuse a change that none of the session's own pages asked for.
+    """Refuse a change that does not come from the session's own pages.
 
     Args:
-        given: the token when it does not come in its header.
+        given: the CSRF token, if it is not in its header.
 
     Raises:
-        Problem: ``csrf``.
+        Problem: 403 ``csrf``.
     """
     check_origin(request)
     given = request.headers.get(CSRF_HEADER, "") if given is None else given
@@ -47,7 +46,7 @@ def check_csrf(request: HTTPConnection, secret: str, given: str | None = None) -
 
 
 def check_origin(request: HTTPConnection) -> None:
-    """Refuse what a browser says comes from a page of another site (Problem ``csrf``)."""
+    """Refuse a request that, as the browser says, comes from another site's page (403 ``csrf``)."""
     site = request.headers.get("sec-fetch-site", "same-origin")
     origin = request.headers.get("origin")
     if site not in ("same-origin", "none") or (
@@ -57,20 +56,20 @@ def check_origin(request: HTTPConnection) -> None:
 
 
 def _host_of(origin: str) -> str | None:
-    """Return host and port of an origin, None of what is none."""
+    """Return host and port of an origin, None if it is malformed."""
     try:
         return urlsplit(origin).netloc
     except ValueError:
         return None
 
 
-def begin(response: Response, request: HTTPConnection, secret: str) -> None:
-    """Give the browser its session."""
+def set_session_cookie(response: Response, request: HTTPConnection, secret: str) -> None:
+    """Set the session cookie."""
     secure = _over_tls(request)
     response.set_cookie(
         _SECURE if secure else _PLAIN,
         secret,
-        max_age=int(LIFE_S),
+        max_age=int(SESSION_LIFETIME_S),
         path="/",
         secure=secure,
         httponly=True,
@@ -78,8 +77,8 @@ def begin(response: Response, request: HTTPConnection, secret: str) -> None:
     )
 
 
-def end(response: Response) -> None:
-    """Take it away."""
+def clear_session_cookie(response: Response) -> None:
+    """Remove the session cookie."""
     for name in (_PLAIN, _SECURE):
         response.delete_cookie(
             name, path="/", secure=name == _SECURE, httponly=True, samesite="strict"
@@ -87,5 +86,5 @@ def end(response: Response) -> None:
 
 
 def _over_tls(request: HTTPConnection) -> bool:
-    """Tell whether the browser's side is TLS: ours, or that of a proxy in front of us."""
+    """Tell whether the browser uses TLS, with this server or with a proxy in front of it."""
     return request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")

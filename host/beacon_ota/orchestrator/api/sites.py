@@ -1,4 +1,4 @@
-"""``/api/sites``: the tree of sites, buildings and floors, their time zones and windows."""
+"""``/api/sites``: the tree of sites, buildings and floors, with time zones and windows."""
 
 import math
 from typing import Annotated, Literal
@@ -9,16 +9,17 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.api.access import On, Operator, Viewer
-from beacon_ota.orchestrator.api.answers import answer, page
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.api.access import Operator, Viewer
+from beacon_ota.orchestrator.api.answers import json_response, listing_response
+from beacon_ota.orchestrator.api.dependencies import ServiceDep
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, sites
-from beacon_ota.orchestrator.http.problems import missing
-from beacon_ota.orchestrator.mirror.watch import judged
+from beacon_ota.orchestrator.http.problems import not_found
+from beacon_ota.orchestrator.mirror.watch import judge_mirrors
 from beacon_ota.orchestrator.rollout.windows import (
     check_path,
-    known_zone,
+    load_zone,
     next_window,
     parse_window,
 )
@@ -31,7 +32,7 @@ Kind = Literal["site", "building", "floor"] | None
 
 
 class NewSite(BaseModel):
-    """A node of the tree; zone and window are its parent's when absent."""
+    """A node of the tree; absent zone and window are those of its parent."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,7 +44,7 @@ class NewSite(BaseModel):
 
 
 class Change(BaseModel):
-    """What of a site is to change; null takes the parent's."""
+    """The fields of a site to change; null takes the parent's value."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,97 +55,105 @@ class Change(BaseModel):
 
 
 @router.get("")
-async def listing(service: On, actor: Viewer) -> Response:
-    """List the tree by path: the building and the window in force, and which mirrors serve it."""
+async def list_sites(service: ServiceDep, actor: Viewer) -> Response:
+    """List the tree by path, with building, window in force, and the mirrors that serve it."""
     now = service.clock.now()
-    rows, known = await service.db.read(lambda conn: (sites.every(conn), judged(conn, now)))
+    rows, mirrors_with_verdict = await service.db.read(
+        lambda conn: (sites.list_all(conn), judge_mirrors(conn, now))
+    )
     found = []
     for row in rows:
         serving = [
             {"name": mirror["name"], "health": verdict.word}
-            for mirror, verdict in known
+            for mirror, verdict in mirrors_with_verdict
             if f"{row['path']}/".startswith(f"{mirror['site']}/") or not mirror["site"]
         ]
-        found.append({**_shown(service, row), "mirrors": serving})
-    return page("sites", found)
+        found.append({**_serialize_site(service, row), "mirrors": serving})
+    return listing_response("sites", found)
 
 
 @router.post("", status_code=201)
-async def create(new: NewSite, service: On, actor: Operator) -> Response:
+async def create_site(new: NewSite, service: ServiceDep, actor: Operator) -> Response:
     """Add a site below its parent."""
     check_path(new.path)
-    _check(new.tz, new.window)
+    _check_window(new.tz, new.window)
     row = {**new.model_dump(), "created_at": service.clock.now()}
 
-    def work(conn: Connection) -> list[Fields]:
+    def insert_site(conn: Connection) -> list[Fields]:
         parent = new.path.rpartition("/")[0]
         if parent and sites.get(conn, parent) is None:
-            raise missing("site", parent)
+            raise not_found("site", parent)
         if sites.get(conn, new.path) is not None:
             raise UsageError("site_taken", "this site is there", found=new.path)
         sites.add(conn, row)
-        return sites.every(conn)
+        return sites.list_all(conn)
 
-    return await _do(service, actor, "site.created", new.path, work, new.model_dump(), 201)
+    return await _apply_change(
+        service, actor, "site.created", new.path, insert_site, new.model_dump(), 201
+    )
 
 
 @router.patch("/{path:path}")
-async def change(path: str, wanted: Change, service: On, actor: Operator) -> Response:
+async def change_site(path: str, changes: Change, service: ServiceDep, actor: Operator) -> Response:
     """Change a site's name, kind, zone or window."""
-    values = wanted.model_dump(exclude_unset=True)
-    _check(values.get("tz"), values.get("window"))
+    values = changes.model_dump(exclude_unset=True)
+    _check_window(values.get("tz"), values.get("window"))
 
-    def work(conn: Connection) -> list[Fields]:
+    def write_change(conn: Connection) -> list[Fields]:
         if sites.get(conn, path) is None:
-            raise missing("site", path)
+            raise not_found("site", path)
         if values:
-            sites.change(conn, path, **values)
-        return sites.every(conn)
+            sites.update_columns(conn, path, **values)
+        return sites.list_all(conn)
 
-    return await _do(service, actor, "site.changed", path, work, values)
+    return await _apply_change(service, actor, "site.changed", path, write_change, values)
 
 
 @router.delete("/{path:path}", status_code=204)
-async def remove(path: str, service: On, actor: Operator) -> Response:
-    """Remove a site that has nothing below it and no beacons."""
+async def remove_site(path: str, service: ServiceDep, actor: Operator) -> Response:
+    """Remove a site without children and without beacons."""
 
-    def work(conn: Connection) -> list[Fields]:
+    def delete_site(conn: Connection) -> list[Fields]:
         why = sites.in_use(conn, path)
         if why is not None:
             raise UsageError("site_in_use", f"the site is in use: {why}", found=path)
         if not sites.remove(conn, path):
-            raise missing("site", path)
-        return sites.every(conn)
+            raise not_found("site", path)
+        return sites.list_all(conn)
 
-    await service.change(actor.name, "site.removed", path, work, then=service.view.put_sites)
+    await service.change_audited(
+        actor.name, "site.removed", path, delete_site, then=service.fleet.put_sites
+    )
     return Response(status_code=204)
 
 
-def _check(zone: str | None, hours: str | None) -> None:
+def _check_window(zone: str | None, hours: str | None) -> None:
     if zone is not None:
-        known_zone(zone)
+        load_zone(zone)
     if hours is not None:
         parse_window(hours)
 
 
-async def _do(
-    service: Service, actor, action: str, path: str, work, detail: Fields, status: int = 200
+async def _apply_change(
+    service: Service, actor, action: str, path: str, write, detail: Fields, status: int = 200
 ) -> Response:
-    rows = await service.change(
-        actor.name, action, path, work, then=service.view.put_sites, detail=detail
+    rows = await service.change_audited(
+        actor.name, action, path, write, then=service.fleet.put_sites, detail=detail
     )
-    return answer(_shown(service, next(row for row in rows if row["path"] == path)), status)
+    return json_response(
+        _serialize_site(service, next(row for row in rows if row["path"] == path)), status
+    )
 
 
-def _shown(service: Service, row: Fields) -> Fields:
-    place = service.view.places.of(row["path"])
+def _serialize_site(service: Service, row: Fields) -> Fields:
+    place = service.fleet.places.place_of(row["path"])
     start, end = next_window(place.window, service.clock.now())
     always_or_never = math.isinf(start)
     return {
         **row,
-        "created_at": iso(row["created_at"]),
+        "created_at": format_iso(row["created_at"]),
         "building": place.building,
         "zone": place.window.zone,
-        "opens_at": None if always_or_never else iso(start),
-        "closes_at": None if always_or_never else iso(end),
+        "opens_at": None if always_or_never else format_iso(start),
+        "closes_at": None if always_or_never else format_iso(end),
     }

@@ -1,4 +1,4 @@
-"""``/api/tokens``: administrators' access."""
+"""``/api/tokens``: creates, lists and revokes the tokens of administrators."""
 
 from typing import Annotated, Literal
 
@@ -8,17 +8,18 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.api.access import Admin, On, Viewer
-from beacon_ota.orchestrator.api.answers import answer, page
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.api.access import Admin, Viewer
+from beacon_ota.orchestrator.api.answers import json_response, listing_response
+from beacon_ota.orchestrator.api.dependencies import ServiceDep
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.db.tables import Fields, tokens
-from beacon_ota.orchestrator.http.problems import missing
+from beacon_ota.orchestrator.http.problems import not_found
 
 router = APIRouter(prefix="/api/tokens", tags=["tokens"])
 
 
 class NewToken(BaseModel):
-    """A token to make."""
+    """A token to create."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,50 +28,56 @@ class NewToken(BaseModel):
     days: Annotated[float | None, Field(gt=0, le=3650)] = None
 
 
-def shown(row: Fields) -> Fields:
-    """Return a token as the API shows it."""
-    return {key: iso(row[key]) if key.endswith("_at") else row[key] for key in row}
+def serialize_token(row: Fields) -> Fields:
+    """Return a token as JSON, without its secret."""
+    return {key: format_iso(row[key]) if key.endswith("_at") else row[key] for key in row}
 
 
 @router.get("/me")
-async def me(service: On, actor: Viewer) -> Response:
-    """Tell whose token this is."""
-    return answer(actor._asdict())
+async def show_own_token(service: ServiceDep, actor: Viewer) -> Response:
+    """Show name and role of the token that makes the request."""
+    return json_response(actor._asdict())
 
 
 @router.get("")
-async def listing(service: On, actor: Admin) -> Response:
-    """List tokens; the tokens themselves are known to nobody but their holders."""
-    return page("tokens", [shown(row) for row in await service.db.read(tokens.every)])
+async def list_tokens(service: ServiceDep, actor: Admin) -> Response:
+    """List tokens, without their secrets, which are not stored."""
+    return listing_response(
+        "tokens", [serialize_token(row) for row in await service.db.read(tokens.list_all)]
+    )
 
 
 @router.post("", status_code=201)
-async def create(new: NewToken, service: On, actor: Admin) -> Response:
-    """Make a token; the answer is the only place where it is ever shown."""
+async def create_token(new: NewToken, service: ServiceDep, actor: Admin) -> Response:
+    """Create a token; only this answer shows its secret."""
     now = service.clock.now()
     expires_at = None if new.days is None else now + new.days * 86400
 
-    def work(conn: Connection) -> tuple[Fields, str]:
+    def insert_token(conn: Connection) -> tuple[Fields, str]:
         return tokens.create(conn, new.name, new.role, now, expires_at)
 
-    row, token = await service.change(
-        actor.name, "token.created", new.name, work, detail={"role": new.role}
+    row, token = await service.change_audited(
+        actor.name, "token.created", new.name, insert_token, detail={"role": new.role}
     )
-    return answer({**shown(row), "token": token}, 201)
+    return json_response({**serialize_token(row), "token": token}, 201)
 
 
 @router.delete("/{token_id}")
-async def revoke(token_id: str, service: On, actor: Admin) -> Response:
-    """Revoke a token, for good. The last usable admin token stays."""
+async def revoke_token(token_id: str, service: ServiceDep, actor: Admin) -> Response:
+    """Revoke a token for good. The last usable admin token cannot be revoked."""
 
     now = service.clock.now()
 
-    def work(conn: Connection) -> Fields:
+    def mark_revoked(conn: Connection) -> Fields:
         row = tokens.revoke(conn, token_id, now)
         if row is None:
-            raise missing("token", token_id)
+            raise not_found("token", token_id)
         if not tokens.usable_admins(conn, now):
             raise UsageError("last_admin", "this is the last admin token: nobody could make others")
         return row
 
-    return answer(shown(await service.change(actor.name, "token.revoked", token_id, work)))
+    return json_response(
+        serialize_token(
+            await service.change_audited(actor.name, "token.revoked", token_id, mark_revoked)
+        )
+    )

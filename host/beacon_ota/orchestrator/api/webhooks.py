@@ -1,25 +1,26 @@
-"""``/api/webhooks``: who is told what happens."""
+"""``/api/webhooks``: creates, changes, tests and removes webhooks, and shows their deliveries."""
 
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 from starlette.responses import Response
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.api.access import Admin, On
-from beacon_ota.orchestrator.api.answers import answer, page
-from beacon_ota.orchestrator.clock import iso
+from beacon_ota.orchestrator.api.access import Admin
+from beacon_ota.orchestrator.api.answers import json_response, listing_response
+from beacon_ota.orchestrator.api.dependencies import DispatcherDep, ServiceDep
+from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.tables import Fields, events, webhooks
 from beacon_ota.orchestrator.db.tables.tokens import Actor
-from beacon_ota.orchestrator.http.problems import missing
+from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.webhooks.dispatcher import ALERTS, Webhooks
-from beacon_ota.orchestrator.webhooks.sender import Target, new_secret, target
+from beacon_ota.orchestrator.webhooks.dispatcher import ALERTS, WebhookDispatcher
+from beacon_ota.orchestrator.webhooks.sender import WebhookTarget, new_secret, parse_target
 
 router = APIRouter(prefix="/api/webhooks", tags=["webhooks"])
 
@@ -30,16 +31,8 @@ Name = Annotated[str, Field(min_length=1, max_length=64)]
 Url = Annotated[str, Field(max_length=1024, examples=["https://chat.example.org/hooks/beacons"])]
 
 
-def told_of(request: Request) -> Webhooks:
-    """Return what delivers, of the orchestrator that a request came to."""
-    return request.app.state.webhooks
-
-
-Telling = Annotated[Webhooks, Depends(told_of)]
-
-
 class NewWebhook(BaseModel):
-    """A webhook to make; kinds are ``rollout.halted``, or ``rollout.`` for a group, or ``*``."""
+    """A webhook to create; kinds are ``rollout.halted``, ``rollout.`` for a group, or ``*``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,7 +42,7 @@ class NewWebhook(BaseModel):
 
 
 class Change(BaseModel):
-    """What of a webhook is to change; what is absent stays."""
+    """The fields of a webhook to change; absent fields stay."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,10 +52,10 @@ class Change(BaseModel):
     enabled: bool | None = None
 
 
-def shown(row: Fields) -> Fields:
-    """Return a webhook as the API shows it, without its secret."""
+def serialize_webhook(row: Fields) -> Fields:
+    """Return a webhook as JSON, without its secret."""
     public = {key: row[key] for key in ("name", "url", "kinds", "created_by")}
-    public |= {key: iso(row[key]) for key in _TIMES}
+    public |= {key: format_iso(row[key]) for key in _TIMES}
     counts = row["counts"]
     return {
         "webhook_id": row["id"],
@@ -75,24 +68,28 @@ def shown(row: Fields) -> Fields:
     }
 
 
-def shown_delivery(row: Fields) -> Fields:
-    """Return a delivery as the API shows it."""
+def serialize_delivery(row: Fields) -> Fields:
+    """Return a delivery as JSON."""
     public = {key: row[key] for key in ("kind", "state", "tries", "status", "error", "took_ms")}
     for key in ("created_at", "next_at", "ended_at"):
-        public[key] = iso(row[key])
+        public[key] = format_iso(row[key])
     return {"delivery_id": row["id"], **public, "body": json.loads(row["body"])}
 
 
 @router.get("")
-async def listing(service: On, actor: Admin) -> Response:
-    """List webhooks, and how many of their deliveries are in which state."""
-    return page("webhooks", [shown(row) for row in await service.db.read(webhooks.every)])
+async def list_webhooks(service: ServiceDep, actor: Admin) -> Response:
+    """List webhooks with their numbers of deliveries by state."""
+    return listing_response(
+        "webhooks", [serialize_webhook(row) for row in await service.db.read(webhooks.list_all)]
+    )
 
 
 @router.post("", status_code=201)
-async def create(new: NewWebhook, service: On, telling: Telling, actor: Admin) -> Response:
-    """Make a webhook for what happens from now on. Its secret is shown this once."""
-    where = target(new.url, local=service.settings.webhook_local)
+async def create_webhook(
+    new: NewWebhook, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
+) -> Response:
+    """Create a webhook for events from now on. Its secret is shown this once."""
+    where = parse_target(new.url, local=service.settings.webhook_local)
     row: Fields = {
         "id": tables.new_id(),
         "name": new.name,
@@ -103,49 +100,53 @@ async def create(new: NewWebhook, service: On, telling: Telling, actor: Admin) -
         "created_by": actor.name,
     }
 
-    def work(conn: Connection) -> Fields:
+    def insert_webhook(conn: Connection) -> Fields:
         webhooks.add(conn, {**row, "seen": events.last_id(conn)})
-        return _found(conn, row["id"])
+        return _get_webhook(conn, row["id"])
 
-    detail = {"name": new.name, "to": _place(where), "kinds": new.kinds}
-    made = await _do(service, telling, actor, "created", row["id"], work, detail)
-    return answer({**shown(made), "secret": row["secret"]}, 201)
+    detail = {"name": new.name, "to": _describe_target(where), "kinds": new.kinds}
+    made = await _apply_change(
+        service, dispatcher, actor, "created", row["id"], insert_webhook, detail
+    )
+    return json_response({**serialize_webhook(made), "secret": row["secret"]}, 201)
 
 
 @router.get("/{webhook_id}")
-async def show(
+async def show_webhook(
     webhook_id: str,
-    service: On,
+    service: ServiceDep,
     actor: Admin,
     limit: Annotated[int, Query(ge=1, le=LIMITS.page)] = 50,
 ) -> Response:
     """Show a webhook and its newest deliveries."""
 
-    def read(conn: Connection) -> Fields:
-        row = _found(conn, webhook_id)
-        log = [shown_delivery(one) for one in webhooks.log(conn, webhook_id, limit)]
-        return {**shown(row), "log": log}
+    def read_webhook(conn: Connection) -> Fields:
+        row = _get_webhook(conn, webhook_id)
+        log = [serialize_delivery(one) for one in webhooks.list_deliveries(conn, webhook_id, limit)]
+        return {**serialize_webhook(row), "log": log}
 
-    return answer(await service.db.read(read))
+    return json_response(await service.db.read(read_webhook))
 
 
 @router.patch("/{webhook_id}")
-async def change(
-    webhook_id: str, wanted: Change, service: On, telling: Telling, actor: Admin
+async def change_webhook(
+    webhook_id: str, changes: Change, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
-    """Change a webhook; one that is enabled again hears of what happens from now on."""
-    values: Fields = {k: v for k, v in wanted.model_dump().items() if v is not None}
+    """Change a webhook; when it is enabled again, it gets events from now on."""
+    values: Fields = {k: v for k, v in changes.model_dump().items() if v is not None}
     detail = {key: value for key, value in values.items() if key != "url"}
     if "url" in values:
-        detail["to"] = _place(target(values["url"], local=service.settings.webhook_local))
+        detail["to"] = _describe_target(
+            parse_target(values["url"], local=service.settings.webhook_local)
+        )
     if "kinds" in values:
         values["kinds"] = json.dumps(values["kinds"])
     enabled = values.pop("enabled", None)
     now = service.clock.now()
 
-    def work(conn: Connection) -> Fields:
-        row = _found(conn, webhook_id)
-        changed = dict(values)  # it is run again when another change of its transaction fails
+    def write_change(conn: Connection) -> Fields:
+        row = _get_webhook(conn, webhook_id)
+        changed = dict(values)  # this function may run again, alone, if its group of changes fails
         if enabled is False:
             changed["disabled_at"] = row["disabled_at"] or now
         elif enabled and row["disabled_at"] is not None:
@@ -153,108 +154,122 @@ async def change(
                 disabled_at=None, failing_since=None, rests_until=None, seen=events.last_id(conn)
             )
         if changed:
-            webhooks.change(conn, webhook_id, **changed)
-        return _found(conn, webhook_id)
+            webhooks.update_columns(conn, webhook_id, **changed)
+        return _get_webhook(conn, webhook_id)
 
-    return answer(shown(await _do(service, telling, actor, "changed", webhook_id, work, detail)))
+    return json_response(
+        serialize_webhook(
+            await _apply_change(
+                service, dispatcher, actor, "changed", webhook_id, write_change, detail
+            )
+        )
+    )
 
 
 @router.post("/{webhook_id}/rotate")
-async def rotate(webhook_id: str, service: On, telling: Telling, actor: Admin) -> Response:
-    """Give a webhook a new secret, at once. It is shown this once."""
+async def rotate_webhook_secret(
+    webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
+) -> Response:
+    """Give a webhook a new secret at once. The secret is shown this once."""
     secret = new_secret()
 
-    def work(conn: Connection) -> Fields:
-        _found(conn, webhook_id)
-        webhooks.change(conn, webhook_id, secret=secret)
-        return _found(conn, webhook_id)
+    def write_secret(conn: Connection) -> Fields:
+        _get_webhook(conn, webhook_id)
+        webhooks.update_columns(conn, webhook_id, secret=secret)
+        return _get_webhook(conn, webhook_id)
 
-    row = await _do(service, telling, actor, "rotated", webhook_id, work)
-    return answer({**shown(row), "secret": secret})
+    row = await _apply_change(service, dispatcher, actor, "rotated", webhook_id, write_secret)
+    return json_response({**serialize_webhook(row), "secret": secret})
 
 
 @router.post("/{webhook_id}/test", status_code=202)
-async def test(webhook_id: str, service: On, telling: Telling, actor: Admin) -> Response:
-    """Deliver something that did not happen, to see whether it arrives."""
+async def test_webhook(
+    webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
+) -> Response:
+    """Deliver a test event."""
     now = service.clock.now()
-    body = {"type": "webhook.test", "timestamp": iso(now), "data": {"by": actor.name}}
+    body = {"type": "webhook.test", "timestamp": format_iso(now), "data": {"by": actor.name}}
 
-    def work(conn: Connection) -> Fields:
-        if _found(conn, webhook_id)["disabled_at"] is not None:
+    def enqueue_test(conn: Connection) -> Fields:
+        if _get_webhook(conn, webhook_id)["disabled_at"] is not None:
             raise UsageError("webhook_disabled", "the webhook is disabled", found=webhook_id)
-        webhooks.change(conn, webhook_id, rests_until=None)
+        webhooks.update_columns(conn, webhook_id, rests_until=None)
         return webhooks.enqueue_test(conn, webhook_id, json.dumps(body), now)
 
-    row = await service.change(actor.name, "webhook.tested", webhook_id, work, event=False)
-    telling.wake()
-    return answer({"delivery_id": row["id"]}, 202)
+    row = await service.change_audited(
+        actor.name, "webhook.tested", webhook_id, enqueue_test, event=False
+    )
+    dispatcher.wake()
+    return json_response({"delivery_id": row["id"]}, 202)
 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/retry", status_code=202)
-async def retry(
-    webhook_id: str, delivery_id: str, service: On, telling: Telling, actor: Admin
+async def retry_delivery(
+    webhook_id: str, delivery_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
 ) -> Response:
     """Try a delivery again that was given up."""
     now = service.clock.now()
 
-    def work(conn: Connection) -> Fields:
-        _found(conn, webhook_id)
-        row = webhooks.again(conn, webhook_id, delivery_id, now)
+    def requeue_delivery(conn: Connection) -> Fields:
+        _get_webhook(conn, webhook_id)
+        row = webhooks.retry_delivery(conn, webhook_id, delivery_id, now)
         if row is None:
-            raise missing("delivery", delivery_id)
+            raise not_found("delivery", delivery_id)
         return row
 
     detail = {"delivery": delivery_id}
-    row = await service.change(
-        actor.name, "webhook.retried", webhook_id, work, event=False, detail=detail
+    row = await service.change_audited(
+        actor.name, "webhook.retried", webhook_id, requeue_delivery, event=False, detail=detail
     )
-    telling.wake()
-    return answer({"delivery_id": row["id"]}, 202)
+    dispatcher.wake()
+    return json_response({"delivery_id": row["id"]}, 202)
 
 
 @router.delete("/{webhook_id}", status_code=204)
-async def remove(webhook_id: str, service: On, telling: Telling, actor: Admin) -> Response:
-    """Remove a webhook and its log; what was not delivered is not."""
+async def remove_webhook(
+    webhook_id: str, service: ServiceDep, dispatcher: DispatcherDep, actor: Admin
+) -> Response:
+    """Remove a webhook and its log; pending deliveries are dropped."""
 
-    def work(conn: Connection) -> Fields:
-        row = _found(conn, webhook_id)
+    def delete_webhook(conn: Connection) -> Fields:
+        row = _get_webhook(conn, webhook_id)
         webhooks.remove(conn, webhook_id)
         return row
 
-    await _do(service, telling, actor, "removed", webhook_id, work)
+    await _apply_change(service, dispatcher, actor, "removed", webhook_id, delete_webhook)
     return Response(status_code=204)
 
 
-def _place(where: Target) -> str:
-    """Return where a webhook goes, for the audit log: its path and query may be a secret."""
+def _describe_target(where: WebhookTarget) -> str:
+    """Return scheme, host and port of a webhook for the audit log; the path may be a secret."""
     return f"{where.scheme}://{where.host}:{where.port}"
 
 
-def _found(conn: Connection, webhook_id: str) -> Fields:
-    rows = [row for row in webhooks.every(conn) if row["id"] == webhook_id]
+def _get_webhook(conn: Connection, webhook_id: str) -> Fields:
+    rows = [row for row in webhooks.list_all(conn) if row["id"] == webhook_id]
     if not rows:
-        raise missing("webhook", webhook_id)
+        raise not_found("webhook", webhook_id)
     return rows[0]
 
 
-async def _do(
+async def _apply_change(
     service: Service,
-    telling: Webhooks,
+    dispatcher: WebhookDispatcher,
     actor: Actor,
     verb: str,
     webhook_id: str,
-    work,
+    write,
     detail: Fields | None = None,
 ) -> Fields:
-    def both(conn: Connection) -> tuple[Fields, list[Fields]]:
-        return work(conn), webhooks.every(conn)
+    def write_and_list(conn: Connection) -> tuple[Fields, list[Fields]]:
+        return write(conn), webhooks.list_all(conn)
 
-    row, _ = await service.change(
+    row, _ = await service.change_audited(
         actor.name,
         f"webhook.{verb}",
         webhook_id,
-        both,
-        then=lambda done: telling.reload(done[1]),
+        write_and_list,
+        then=lambda done: dispatcher.reload(done[1]),
         detail=detail,
     )
     return row

@@ -38,7 +38,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class BackupIndex:
     """What a backup says of itself.
 
     Attributes:
@@ -80,7 +80,7 @@ class Index:
         return (json.dumps(fields, indent=1) + "\n").encode()
 
     @classmethod
-    def parse(cls, data: bytes) -> "Index":
+    def parse(cls, data: bytes) -> "BackupIndex":
         """Return what an index says (InputError ``backup_damaged``, ``backup_newer``)."""
         try:
             fields = json.loads(data)
@@ -132,10 +132,10 @@ def damaged(what: str, *, found: object = None, expected: object = None) -> Inpu
     )
 
 
-class Source:
+class BackupReader:
     """A backup that is read."""
 
-    def __init__(self, index: Index, open_: Callable[[str], IO[bytes]]):
+    def __init__(self, index: BackupIndex, open_: Callable[[str], IO[bytes]]):
         self.index = index
         self._open = open_
 
@@ -166,14 +166,16 @@ class Source:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Source]:
+def open_backup(path: Path) -> Iterator[BackupReader]:
     """Open a backup.
 
     Raises:
         InputError: ``backup_missing``, ``backup_damaged``, ``backup_newer``.
     """
     if path.is_dir():
-        yield Source(_index(lambda: _regular(path / INDEX)), lambda name: _regular(path / name))
+        yield BackupReader(
+            _index(lambda: _regular(path / INDEX)), lambda name: _regular(path / name)
+        )
         return
     if not path.exists():
         raise InputError("backup_missing", f"there is no backup at {path}", found=str(path))
@@ -190,7 +192,7 @@ def opened(path: Path) -> Iterator[Source]:
                 raise OSError
             return file
 
-        yield Source(_index(lambda: member(INDEX)), member)
+        yield BackupReader(_index(lambda: member(INDEX)), member)
 
 
 def _regular(path: Path) -> IO[bytes]:
@@ -199,7 +201,7 @@ def _regular(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _index(open_: Callable[[], IO[bytes]]) -> Index:
+def _index(open_: Callable[[], IO[bytes]]) -> BackupIndex:
     try:
         with open_() as file:
             data = file.read(_INDEX_MOST + 1)
@@ -207,4 +209,4 @@ def _index(open_: Callable[[], IO[bytes]]) -> Index:
         raise damaged(f"it has no {INDEX}; it is not complete, or something else") from None
     if len(data) > _INDEX_MOST:
         raise damaged(f"{INDEX} is too large")
-    return Index.parse(data)
+    return BackupIndex.parse(data)

@@ -1,1 +1,1 @@
-"""The calls of beacons: poll, download, report. Plain ASGI, no framework."""
+"""The beacons' API: poll, download, report. Plain ASGI, without a framework."""

@@ -1,97 +1,102 @@
-"""Which board a beacon is: what it says of itself, against what it is registered as.
+"""Compares the device type that a beacon reports with the type that it is registered as.
 
-  * Somebody typed it, and the beacon has never said: its first word is taken, and told.
-  * It has said what it is registered as before: another word is *questioned*. It is told, shown
-    and counted, and the beacon is offered nothing, until somebody accepts the word, or the beacon
-    says again what it said before.
-  * It says nothing: it stays what it is registered as.
-  * An image on trial speaks for no beacon. One that is of another board than the beacon has been
-    is refused, so that the beacon goes back to what it ran before.
+Rules:
+  * A beacon that never reported a type: its first report is adopted, with an event.
+  * A beacon that has reported its registered type before: another type makes it *questioned*.
+    It is shown and counted as such, and is offered nothing, until an operator accepts the type
+    (``retype``) or the beacon reports the registered type again.
+  * A poll without a type changes nothing.
+  * An image on trial does not count. If it is for another board than the beacon has been until
+    now, its poll is refused, so that the beacon rolls back.
 
-Only a request that was authenticated, and is new, is a word. A mirror registers nobody: it
-questions, and its primary decides when it hears the word.
+Only authenticated requests that are new count. A mirror adopts nothing: it marks the beacon as
+questioned, and the primary decides when the mirror's changes arrive.
 """
 
 import asyncio
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.beacon_api.auth import Refused
+from beacon_ota.orchestrator.beacon_api.auth import AuthenticationError
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.db.tables import Fields, beacons, device_types, events
 from beacon_ota.orchestrator.http.problems import Problem
 
-TELL_S = 3600.0  # two devices under one name contradict each other at every poll
+REPEAT_EVENT_S = 3600.0  # between two events about one beacon: two devices may share its name
 
 
-async def hear_device_type(service: Service, node: Node, said: str, *, on_trial: bool) -> str:
-    """Take a beacon's word that it is another board than it is registered as.
+async def record_reported_type(
+    service: Service, node: BeaconState, reported: str, *, on_trial: bool
+) -> str:
+    """Compare a reported device type with the registered one, and adopt or question it.
 
     Args:
-        said: the last segment of its poll's path; "" where it says nothing.
+        reported: the last segment of the poll's path; "" if the beacon reports none.
+        on_trial: the beacon runs an image on trial.
 
     Returns:
-        The word to note as its own, "" for none.
+        The type to store as the beacon's own report, "" for none.
 
     Raises:
-        Problem: 422 ``poll_query`` for what is no device type; 409 ``device_type_mismatch`` for an
-            image on trial of another board.
-        Refused: the beacon was removed meanwhile.
+        Problem: 422 ``poll_query`` for a malformed type; 409 ``device_type_mismatch`` for an
+            image on trial for another board.
+        AuthenticationError: the beacon was removed in the meantime.
     """
-    facts = node.facts
-    if not said:
+    facts = node.beacon
+    if not reported:
         return ""
-    if device_types.DEVICE_TYPE.fullmatch(said) is None:
-        raise Problem(422, "poll_query", "the device type is none", found=said[:80])
+    if device_types.DEVICE_TYPE.fullmatch(reported) is None:
+        raise Problem(422, "poll_query", "the device type is none", found=reported[:80])
     if on_trial:
         if facts.said_type == facts.device_type:
             raise Problem(
                 409,
                 "device_type_mismatch",
                 "the image on trial is of another board",
-                found=said,
+                found=reported,
                 expected=facts.device_type,
             )
         return ""
     if service.settings.upstream:
-        return said
+        return reported
     if not facts.said_type:
-        await _adopt(service, node, said)
-    elif facts.said_type != said:
-        tell_of_question(service, node, said)
-    return said
+        await _adopt_reported_type(service, node, reported)
+    elif facts.said_type != reported:
+        publish_type_mismatch(service, node, reported)
+    return reported
 
 
-async def _adopt(service: Service, node: Node, said: str) -> None:
-    beacon_id, now = node.facts.id, service.clock.now()
+async def _adopt_reported_type(service: Service, node: BeaconState, reported: str) -> None:
+    """Register a beacon as the type that it reports first."""
+    beacon_id, now = node.beacon.id, service.clock.now()
 
-    def then(done: tuple[Fields | None, Fields | None]) -> None:
+    def apply_adoption(done: tuple[Fields | None, Fields | None]) -> None:
         row, event = done
         if row is None:
-            service.view.drop_beacon(beacon_id)
+            service.fleet.drop_beacon(beacon_id)
         else:
-            service.view.put_beacon(row)
+            service.fleet.put_beacon(row)
         if event is not None:
             service.hub.publish(event)
 
-    def work(conn: Connection) -> tuple[Fields | None, Fields | None]:
-        event = device_types.adopt(conn, beacon_id, said, now, "orchestrator")
+    def write_type(conn: Connection) -> tuple[Fields | None, Fields | None]:
+        event = device_types.adopt_stated_type(conn, beacon_id, reported, now, "orchestrator")
         return beacons.get(conn, beacon_id), event
 
-    await asyncio.shield(service.db.write(work, then=then))
-    if service.view.nodes.get(beacon_id) is not node:
-        raise Refused("unknown_beacon", f"no beacon {beacon_id!r} is registered")
+    await asyncio.shield(service.db.write(write_type, then=apply_adoption))
+    if service.fleet.beacons.get(beacon_id) is not node:
+        raise AuthenticationError("unknown_beacon", f"no beacon {beacon_id!r} is registered")
 
 
-def tell_of_question(service: Service, node: Node, said: str) -> None:
-    """Tell that a beacon contradicts itself: now and then, however often it does."""
+def publish_type_mismatch(service: Service, node: BeaconState, reported: str) -> None:
+    """Publish ``beacon.questioned``, at most once per ``REPEAT_EVENT_S`` for a beacon."""
     now = service.clock.now()
-    told_at = node.questioned_at
-    if told_at is not None and 0 <= now - told_at < TELL_S:
+    published_at = node.questioned_at
+    if published_at is not None and 0 <= now - published_at < REPEAT_EVENT_S:
         return
     node.questioned_at = now
-    beacon_id, data = node.facts.id, {"device_type": node.facts.device_type, "says": said}
+    beacon_id, data = node.beacon.id, {"device_type": node.beacon.device_type, "says": reported}
     service.db.write(
         events.add, now, "beacon.questioned", beacon_id, data, then=service.hub.publish
     )

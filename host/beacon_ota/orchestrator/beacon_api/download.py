@@ -1,49 +1,49 @@
-"""``GET /firmwares/{firmware_id}/download``: the image, from memory, whole or from an offset."""
+"""``GET /firmwares/{firmware_id}/download``: sends a release's image, whole or a byte range."""
 
 import asyncio
 
-from beacon_ota.orchestrator.beacon_api.auth import EMPTY, Caller
-from beacon_ota.orchestrator.beacon_api.report import check_going_on
+from beacon_ota.orchestrator.beacon_api.auth import EMPTY_SHA256, Caller
+from beacon_ota.orchestrator.beacon_api.continuation import check_may_continue
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Node
 from beacon_ota.orchestrator.http.asgi import Header, Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem
-from beacon_ota.orchestrator.releases.serve import load, transmit
+from beacon_ota.orchestrator.releases.serve import load_image, send_image
 
 
-async def download(
-    service: Service, caller: Caller[Node], _body: bytes, scope: Scope, send: Send
+async def serve_download(
+    service: Service, caller: Caller[BeaconState], _body: bytes, scope: Scope, send: Send
 ) -> None:
-    """Send the release of an attempt; the first call takes the offer."""
+    """Send the image of an attempt's release; the first call takes the offer."""
     firmware_id = scope["path"].split("/")[2]
-    attempt_id = _attempt_id(scope["query_string"])
-    await service.catch_up()  # offered by another process, or halted there, a moment ago
-    service.heed()
-    attempt = service.view.open.get(attempt_id)
+    attempt_id = _parse_attempt_id(scope["query_string"])
+    await service.catch_up()  # another process may just have made the offer, or halted it
+    service.sync_stops()
+    attempt = service.fleet.open_attempts.get(attempt_id)
     if (
         attempt is None
-        or attempt.beacon_id != caller.beacon.facts.id
+        or attempt.beacon_id != caller.beacon.beacon.id
         or attempt.firmware_id != firmware_id
     ):
         raise Problem(409, "attempt_over", "no such attempt is under way", found=attempt_id)
-    check_going_on(service, attempt, caller.beacon)
-    release = service.view.releases[firmware_id]
-    data = await load(service, release)
-    if attempt.taken_at is None and not await asyncio.shield(service.take(attempt)):
+    check_may_continue(service, attempt, caller.beacon)
+    release = service.fleet.releases[firmware_id]
+    data = await load_image(service, release)
+    if attempt.taken_at is None and not await asyncio.shield(service.start_attempt(attempt)):
         raise Problem(409, "attempt_over", "the attempt has ended", found=attempt_id)
-    service.heed()
-    check_going_on(service, service.view.open.get(attempt_id, attempt), caller.beacon)
+    service.sync_stops()
+    check_may_continue(service, service.fleet.open_attempts.get(attempt_id, attempt), caller.beacon)
 
-    def goes_on() -> bool:
-        service.heed()
-        return not service.view.is_called_off(attempt.rollout_id, firmware_id)
+    def may_continue() -> bool:
+        service.sync_stops()
+        return not service.fleet.is_called_off(attempt.rollout_id, firmware_id)
 
-    def seal(status: int) -> Header:
-        return caller.seal(status, EMPTY if status == 416 else release.row["blob"])
+    def sign_response(status: int) -> Header:
+        return caller.sign_response(status, EMPTY_SHA256 if status == 416 else release.row["blob"])
 
-    await transmit(service, scope, send, data, release.row["blob"], seal, goes_on)
+    await send_image(service, scope, send, data, release.row["blob"], sign_response, may_continue)
 
 
-def _attempt_id(query: bytes) -> str:
+def _parse_attempt_id(query: bytes) -> str:
     name, _, value = query.partition(b"=")
     return value.decode("latin-1") if name == b"attempt" else ""

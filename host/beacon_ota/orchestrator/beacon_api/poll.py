@@ -1,13 +1,13 @@
-"""``GET /firmwares/latest/{device_type}``: is there something for me?"""
+"""``GET /firmwares/latest/{device_type}``: answers a poll with an offer, or with the next time."""
 
 import asyncio
 import hashlib
 from urllib.parse import parse_qsl
 
-from beacon_ota.orchestrator.beacon_api.auth import EMPTY, Caller
-from beacon_ota.orchestrator.beacon_api.device_types import hear_device_type
-from beacon_ota.orchestrator.core.service import BACK_GRACE_S, Service
-from beacon_ota.orchestrator.core.view import Node
+from beacon_ota.orchestrator.beacon_api.auth import EMPTY_SHA256, Caller
+from beacon_ota.orchestrator.beacon_api.device_types import record_reported_type
+from beacon_ota.orchestrator.core.fleet_state import BeaconState
+from beacon_ota.orchestrator.core.service import ROLLBACK_GRACE_S, Service
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem
@@ -17,53 +17,55 @@ from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Result
 from beacon_ota.wire import versions
 from beacon_ota.wire.report import is_hex
 
-_TRIES = 3  # to make an offer while others move its rollout
+_OFFER_TRIES = 3  # to make an offer while its rollout moves
 
 
-async def poll(
-    service: Service, caller: Caller[Node], _body: bytes, scope: Scope, send: Send
+async def answer_poll(
+    service: Service, caller: Caller[BeaconState], _body: bytes, scope: Scope, send: Send
 ) -> None:
-    """Answer a poll: 200 with an offer, or 204 with the seconds until the next one."""
+    """Answer a poll: 200 with an offer, or 204 with the seconds until the next poll."""
     node = caller.beacon
     now = service.clock.now()
-    view = service.view
+    view = service.fleet
     query = scope["query_string"]
-    facts = node.facts
+    facts = node.beacon
     version, image, on_trial = facts.version, facts.image, facts.on_trial
     if query != node.query or not query:
-        version, image, on_trial = read_query(query)
+        version, image, on_trial = parse_poll_query(query)
     said_type = scope["path"].rpartition("/")[2]
     if on_trial and said_type == facts.device_type:
-        said_type = ""  # an image on trial speaks for no beacon
+        said_type = ""  # an image on trial does not count as the beacon's report
     elif said_type != facts.device_type:
-        said_type = await hear_device_type(service, node, said_type, on_trial=on_trial)
-        facts = node.facts
-    view.heard(
+        said_type = await record_reported_type(service, node, said_type, on_trial=on_trial)
+        facts = node.beacon
+    view.mark_seen(
         node,
         now,
         version or facts.version,
         image or facts.image,
         on_trial,
-        asgi.address(scope),
+        asgi.client_address(scope),
         said_type,
     )
     node.query = query
     node.refusals = 0
-    await _look_back(service, node, now)
+    await _conclude_silent_rollback(service, node, now)
 
-    decision, attempt = await _decide(service, node, now)
+    decision, attempt = await _decide_offer(service, node, now)
     service.counts.polls[decision.reason.value] += 1
     delay = poll_delay(
-        node.facts.id, now, until=decision.again_at, period_s=service.settings.poll_s
+        node.beacon.id, now, until=decision.again_at, period_s=service.settings.poll_s
     )
     if not decision.offered:
         wait = (b"retry-after", b"%d" % max(1, round(delay)))
         reason = (b"x-reason", decision.reason.value.encode())
-        await asgi.respond(send, 204, b"", (wait, reason, caller.seal(204, EMPTY)))
+        await asgi.send_response(
+            send, 204, b"", (wait, reason, caller.sign_response(204, EMPTY_SHA256))
+        )
         return
-    if attempt is None or attempt.result is not None:  # others are moving it, or have ended it
+    if attempt is None or attempt.result is not None:  # the rollout moves, or the attempt has ended
         soon = (b"retry-after", b"1")
-        await asgi.respond(send, 204, b"", (soon, caller.seal(204, EMPTY)))
+        await asgi.send_response(send, 204, b"", (soon, caller.sign_response(204, EMPTY_SHA256)))
         return
     release = view.releases[attempt.firmware_id]
     window = ""
@@ -75,49 +77,53 @@ async def poll(
         f'"required":{"true" if decision.required else "false"},{window}'
         f'"poll_after_s":{max(1, round(delay))},"server_time":{int(now)},{release.static}}}'
     ).encode()
-    seal = caller.seal(200, hashlib.sha256(body).hexdigest())
-    await asgi.respond(send, 200, body, (asgi.JSON, seal))
+    signature = caller.sign_response(200, hashlib.sha256(body).hexdigest())
+    await asgi.send_response(send, 200, body, (asgi.JSON_TYPE, signature))
 
 
-async def _decide(service: Service, node: Node, now: float) -> tuple[Decision, Attempt | None]:
-    """Decide about a beacon; an offer's attempt is durable, and made upon what is committed.
+async def _decide_offer(
+    service: Service, node: BeaconState, now: float
+) -> tuple[Decision, Attempt | None]:
+    """Return the decision for a beacon, and the attempt of an offer.
 
-    None for the attempt of an offer: what it was decided upon changed each time.
+    The attempt is durable, and is made from committed state. It is None without an offer, and when
+    the state changed during each of ``_OFFER_TRIES`` tries.
     """
-    decision = _look(service, node, now)
-    for _ in range(_TRIES):
+    decision = _decide_from_view(service, node, now)
+    for _ in range(_OFFER_TRIES):
         if not decision.offered:
             return decision, None
-        await service.catch_up()  # no process hands out what another has halted
-        decision = _look(service, node, now)
+        await service.catch_up()  # another process may have halted the rollout
+        decision = _decide_from_view(service, node, now)
         if decision.offered:
-            attempt = await service.offer(node, decision)
-            service.heed()
-            if attempt is not None and not service.view.is_stopped(attempt):
+            attempt = await service.commit_offer(node, decision)
+            service.sync_stops()
+            if attempt is not None and not service.fleet.is_stopped(attempt):
                 return decision, attempt
-            decision = _look(service, node, now)
+            decision = _decide_from_view(service, node, now)
     return decision, None
 
 
-def _look(service: Service, node: Node, now: float) -> Decision:
-    view = service.view
-    place = view.place(node)
+def _decide_from_view(service: Service, node: BeaconState, now: float) -> Decision:
+    """Return the decision for a beacon from the state in memory."""
+    view = service.fleet
+    place = view.place_of(node)
     found = decide(
-        view.lives_for(node.facts),
-        node.facts,
+        view.active_rollouts_for(node.beacon),
+        node.beacon,
         now,
         attempts=node.attempts,
         place=place,
-        busy=view.busy(place.building, node),
+        busy=view.updates_in_building(place.building, node),
     )
     return service.within_lease(found)
 
 
-def read_query(query: bytes) -> tuple[str, str, bool]:
-    """Return (version, image, on trial) of a poll's query; the first two "" when absent.
+def parse_poll_query(query: bytes) -> tuple[str, str, bool]:
+    """Return (version, image SHA-256, on trial) of a poll's query; absent texts are "".
 
     Raises:
-        Problem: ``poll_query``, naming the field.
+        Problem: 422 ``poll_query``, with the field's name.
     """
     if len(query) > 512:
         raise Problem(422, "poll_query", "the query is too long", found=len(query), expected=512)
@@ -143,29 +149,29 @@ def read_query(query: bytes) -> tuple[str, str, bool]:
     return version, image, state == "trial"
 
 
-async def _look_back(service: Service, node: Node, now: float) -> None:
-    """Conclude a rollback from where the beacon is, if it never says so itself.
+async def _conclude_silent_rollback(service: Service, node: BeaconState, now: float) -> None:
+    """Conclude that a beacon rolled back, if it polls from another image and never reports it.
 
-    A poll in state ``valid`` from another image than the release's, after ``rebooting``, means
-    that the release is not running. The beacon's own report, which knows why, has a moment to
-    arrive first.
+    A poll in state ``valid`` from another image than the release's, after ``rebooting``, means that
+    the release does not run. The beacon's own report has ``BACK_GRACE_S`` seconds to arrive first,
+    because it knows the reason.
     """
     rebooted = next(
         (a for a in node.attempts if a.result is None and a.rebooting_at is not None), None
     )
-    if rebooted is None or node.facts.on_trial or not node.facts.image:
+    if rebooted is None or node.beacon.on_trial or not node.beacon.image:
         node.back_at = None
         return
-    release = service.view.releases[rebooted.firmware_id]
-    if node.facts.image == release.row["checksum"]:
+    release = service.fleet.releases[rebooted.firmware_id]
+    if node.beacon.image == release.row["checksum"]:
         node.back_at = None
         return
     if node.back_at is None or node.back_at > now:  # the clock was set back
         node.back_at = now
-    elif now - node.back_at >= BACK_GRACE_S:
+    elif now - node.back_at >= ROLLBACK_GRACE_S:
         node.back_at = None
         await asyncio.shield(
-            service.settle(
+            service.conclude_attempt(
                 rebooted,
                 Result.ROLLED_BACK,
                 stage="boot",

@@ -1,9 +1,9 @@
-"""Image files, named by the SHA-256 of their bytes: written once, never changed.
+"""Stores image files by their SHA-256: written once, never changed.
 
-A file is written beside, synchronised, and renamed before the row that refers to it is
-committed. So a row always has its bytes, and what a crash leaves over is a file without a row,
-removed after a while (``store.orphans``). What is served comes from memory, where it got by
-being hashed: bytes that changed on the disk are noticed before the first of them leaves.
+A file is written under a temporary name, synchronised and linked before the row that refers to it
+is committed. So every row has its bytes, and a crash leaves only files without a row, which are
+removed later (``sweep``). Images are served from memory and hashed on the way there: damage on the
+disk is noticed before the first byte is sent.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from beacon_ota.errors import InputError, ReachError
-from beacon_ota.orchestrator.folder import unusable
+from beacon_ota.orchestrator.folder import data_unusable
 from beacon_ota.orchestrator.limits import LIMITS
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-_PART = ".part"
+_PART_SUFFIX = ".part"
 _DIGEST = re.compile("[0-9a-f]{64}")
-# What says nothing about the bytes: too little of something, a right that is missing, a file system
-# elsewhere that does not answer. It withdraws no release; it is tried again.
-_PASSING = frozenset(
+# Errors that say nothing about the bytes: missing resources or permissions, a network file system
+# that does not answer. They withdraw no release; the read is tried again.
+_TRANSIENT_ERRNOS = frozenset(
     number
     for number, name in errno.errorcode.items()
     if name
@@ -40,15 +40,15 @@ _PASSING = frozenset(
         *("ENETUNREACH", "ENFILE", "ENOMEM", "ENOTCONN", "EPERM", "ESTALE", "ETIMEDOUT"),
     }
 )
-_READERS = 4  # images read at once; few are asked for, and each stays in memory
+_READERS = 4  # images read at once; few are needed, and each stays in memory
 
 
 class BlobDamaged(InputError):
-    """The file is gone, or its bytes are not those that were stored."""
+    """The file is missing, or its bytes have changed."""
 
 
-class Blobs:
-    """A folder of files by digest, and the few in use in memory."""
+class LocalBlobStore:
+    """A folder of files by digest, and a cache of those in use."""
 
     def __init__(self, folder: Path):
         self._folder = folder / "blobs"
@@ -58,43 +58,43 @@ class Blobs:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 next(path.iterdir(), None)
             except OSError as error:
-                raise unusable(path, error) from None
+                raise data_unusable(path, error) from None
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._loading: dict[str, asyncio.Future[bytes]] = {}
-        # The beacons' own: whatever administrators have in work, a cold download waits for none.
+        # Threads for beacons only, so that downloads do not wait for administrators' work.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="images")
 
     def path(self, digest: str) -> Path:
-        """Return where the bytes with this digest lie."""
+        """Return the path of the file with a digest."""
         return self._folder / digest
 
     def has(self, digest: str) -> bool:
-        """Tell whether the bytes with this digest are here."""
+        """Tell whether the file with a digest exists."""
         return self.path(digest).exists()
 
-    def part(self, digest: str) -> Path:
-        """Return where bytes that are being fetched grow; they are left alone by a start."""
-        return self._incoming / f"{digest}{_PART}"
+    def partial_path(self, digest: str) -> Path:
+        """Return the path of a download in progress, which a start of the server keeps."""
+        return self._incoming / f"{digest}{_PART_SUFFIX}"
 
-    def incoming(self) -> BinaryIO:
-        """Return a new file for bytes that arrive; it is gone when closed, unless kept."""
+    def open_incoming(self) -> BinaryIO:
+        """Return a new temporary file; it is removed when closed, unless committed."""
         return tempfile.NamedTemporaryFile(  # type: ignore[return-value]
             dir=self._incoming, prefix="upload-", delete=True
         )
 
-    def keep(self, file: BinaryIO, digest: str) -> bool:
-        """Give an incoming file its name; durable when this returns.
+    def commit(self, file: BinaryIO, digest: str) -> bool:
+        """Store a temporary file under its digest; durable on return.
 
         Returns:
-            False when bytes with this digest are there already.
+            False if the digest is stored already.
         """
         path = self.path(digest)
         if path.exists():
             return False
         file.flush()
         os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # another process had the same
-            os.link(file.name, path)  # the incoming name goes when the file is closed
+        with contextlib.suppress(FileExistsError):  # another process stored the same bytes
+            os.link(file.name, path)  # the temporary name is removed when the file is closed
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -103,42 +103,48 @@ class Blobs:
         return True
 
     def remove(self, digest: str) -> None:
-        """Remove bytes that no release refers to."""
-        self.forget(digest)
+        """Remove a file that no release refers to."""
+        self.evict(digest)
         self.path(digest).unlink(missing_ok=True)
 
-    def forget(self, digest: str) -> None:
-        """Have bytes read again when they are asked for."""
+    def evict(self, digest: str) -> None:
+        """Remove an image from the cache."""
         self._cache.pop(digest, None)
 
     def sweep(self, known: set[str], age_s: float = 0.0) -> list[str]:
-        """Remove what a crash left over: unfinished uploads, and files without a release.
+        """Remove unfinished uploads and files without a release.
 
         Args:
-            age_s: what was written later than so many seconds ago is left alone.
+            known: digests of all releases.
+            age_s: files that were written in the last so many seconds stay.
+
+        Returns:
+            The digests of the removed files.
         """
         horizon = time.time() - age_s
         for file in self._incoming.iterdir():
-            if file.suffix != _PART and _written(file) <= horizon:
-                with _left_where_it_is(file):
+            if file.suffix != _PART_SUFFIX and _modified_at(file) <= horizon:
+                with _log_failed_removal(file):
                     file.unlink(missing_ok=True)
         removed = []
         for digest in self.orphans(known, horizon):
-            with _left_where_it_is(self.path(digest)):
+            with _log_failed_removal(self.path(digest)):
                 self.remove(digest)
                 removed.append(digest)
         return removed
 
     def orphans(self, known: set[str], horizon: float) -> list[str]:
-        """Return what no release refers to, and was written before ``horizon``."""
+        """Return the digests without a release, written before ``horizon`` (UTC seconds)."""
         return [
             file.name
             for file in self._folder.iterdir()
-            if _DIGEST.fullmatch(file.name) and file.name not in known and _written(file) <= horizon
+            if _DIGEST.fullmatch(file.name)
+            and file.name not in known
+            and _modified_at(file) <= horizon
         ]
 
     async def load(self, digest: str) -> bytes:
-        """Return the bytes with this digest.
+        """Return an image from the cache, or read and verify it.
 
         Raises:
             BlobDamaged: ``blob_missing`` or ``blob_damaged``. ReachError: ``images_unreachable``.
@@ -148,15 +154,15 @@ class Blobs:
             self._cache.move_to_end(digest)
             return data
         task = self._loading.get(digest)
-        if task is None:  # readers that come meanwhile wait for the same one
+        if task is None:  # concurrent readers share one task
             loop = asyncio.get_running_loop()
-            task = loop.run_in_executor(self._readers, self.check, digest)
+            task = loop.run_in_executor(self._readers, self.read_verified, digest)
             self._loading[digest] = task
-            task.add_done_callback(lambda done: self._loaded(digest, done))
+            task.add_done_callback(lambda done: self._cache_loaded(digest, done))
         return await asyncio.shield(task)
 
-    def check(self, digest: str) -> bytes:
-        """Read a file and compare its digest; blocks."""
+    def read_verified(self, digest: str) -> bytes:
+        """Read a file and verify its digest; blocks."""
         data = self.read(digest)
         found = hashlib.sha256(data).hexdigest()
         if found != digest:
@@ -178,15 +184,15 @@ class Blobs:
             return self.path(digest).read_bytes()
         except OSError as error:
             why = f"the image file cannot be read: {error.strerror or error}"
-            if error.errno in _PASSING:
+            if error.errno in _TRANSIENT_ERRNOS:
                 raise ReachError("images_unreachable", why, found=digest) from None
             raise BlobDamaged("blob_missing", why) from None
 
     def close(self) -> None:
-        """Read nothing more."""
+        """Cancel reads that have not begun."""
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    def _loaded(self, digest: str, task: "asyncio.Future[bytes]") -> None:
+    def _cache_loaded(self, digest: str, task: "asyncio.Future[bytes]") -> None:
         del self._loading[digest]
         if task.cancelled() or task.exception() is not None:
             return
@@ -196,16 +202,16 @@ class Blobs:
 
 
 @contextlib.contextmanager
-def _left_where_it_is(file: Path) -> Iterator[None]:
-    """What is left over and cannot be removed keeps no server from starting."""
+def _log_failed_removal(file: Path) -> Iterator[None]:
+    """Log a file that cannot be removed: it must not keep the server from starting."""
     try:
         yield
     except OSError as error:
         log.warning("%s is left over and cannot be removed: %s", file, error.strerror)
 
 
-def _written(file: Path) -> float:
+def _modified_at(file: Path) -> float:
     try:
         return file.stat().st_mtime
     except FileNotFoundError:
-        return float("inf")  # gone already: another process sweeps, too
+        return float("inf")  # another process has removed it

@@ -1,8 +1,7 @@
-"""Images in an object store (S3 and what speaks like it, Google, Azure), or in another folder.
+"""Stores images in an object store (S3-compatible, Google, Azure), or in another folder.
 
-The same promises as a folder of files: whole before the row that refers to it, hashed on the way
-into memory. A store that does not answer says nothing about what is in it: that withdraws no
-release, it is asked again.
+The guarantees are those of ``blobs.local``: complete before the row that refers to it, hashed on
+the way into memory. A store that does not answer withdraws no release: the request is repeated.
 """
 
 import os
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.blobs.local import BlobDamaged, Blobs
+from beacon_ota.orchestrator.blobs.local import BlobDamaged, LocalBlobStore
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -22,19 +21,19 @@ _TIMEOUT = timedelta(seconds=20)
 _RETRIES = 3
 
 
-def open_blobs(data: Path, images: str | None) -> Blobs:
-    """Return where the images are: ``images`` is a URL or a folder; None is the data folder.
+def open_blob_store(data: Path, images: str | None) -> LocalBlobStore:
+    """Return the store for ``images``: a URL or a folder; None is the data folder.
 
     Raises:
-        UsageError: ``images_url``, ``images_support`` when what reads object stores is missing.
+        UsageError: ``images_url``; ``images_support`` without the package for object stores.
     """
     if not images:
-        return Blobs(data)
+        return LocalBlobStore(data)
     parts = urlsplit(images)
     if parts.scheme in SCHEMES:
-        return ObjectBlobs(data, images)
+        return ObjectBlobStore(data, images)
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return Blobs(Path(unquote(parts.path)))
+        return LocalBlobStore(Path(unquote(parts.path)))
     if parts.scheme and len(parts.scheme) > 1:
         raise UsageError(
             "images_url",
@@ -42,14 +41,15 @@ def open_blobs(data: Path, images: str | None) -> Blobs:
             found=images,
             expected=[*(f"{scheme}://" for scheme in SCHEMES), "a folder"],
         )
-    return Blobs(Path(images))
+    return LocalBlobStore(Path(images))
 
 
-class ObjectBlobs(Blobs):
-    """Images as objects named by their digest; what arrives grows in the data folder.
+class ObjectBlobStore(LocalBlobStore):
+    """Images as objects named by their digest; uploads and downloads grow in the data folder.
 
     Credentials and endpoint come from the environment, in the names of the store's own tools
-    (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS`` …).
+    (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS`` …). All methods
+    block.
     """
 
     def __init__(self, data: Path, url: str):
@@ -66,7 +66,7 @@ class ObjectBlobs(Blobs):
         self._url = url
         plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
         self._errors = exceptions
-        with self._named():
+        with self._translate_errors():
             self._objects: Any = from_url(
                 url,
                 client_options={
@@ -78,36 +78,36 @@ class ObjectBlobs(Blobs):
             )
 
     def has(self, digest: str) -> bool:
-        """Tell whether the bytes with this digest are here; blocks, as all of these do."""
+        """Tell whether the object with a digest exists."""
         try:
-            with self._named():
+            with self._translate_errors():
                 self._objects.head(digest)
         except FileNotFoundError:
             return False
         return True
 
-    def keep(self, file: BinaryIO, digest: str) -> bool:
-        """Store an incoming file; durable when this returns. False when it is there already."""
+    def commit(self, file: BinaryIO, digest: str) -> bool:
+        """Store a temporary file; durable on return. False if the digest is stored already."""
         if self.has(digest):
             return False
         file.seek(0)
-        with self._named():
+        with self._translate_errors():
             self._objects.put(digest, file.read())
         return True
 
     def remove(self, digest: str) -> None:
-        """Remove bytes that no release refers to."""
-        self.forget(digest)
+        """Remove an object that no release refers to."""
+        self.evict(digest)
         try:
-            with self._named():
+            with self._translate_errors():
                 self._objects.delete(digest)
         except FileNotFoundError:
             pass
 
     def orphans(self, known: set[str], horizon: float) -> list[str]:
-        """Return what no release refers to, and was written before ``horizon``."""
+        """Return the digests without a release, stored before ``horizon`` (UTC seconds)."""
         before = datetime.fromtimestamp(horizon, UTC)
-        with self._named():
+        with self._translate_errors():
             return [
                 one["path"]
                 for some in self._objects.list()
@@ -122,13 +122,14 @@ class ObjectBlobs(Blobs):
             BlobDamaged: ``blob_missing``. ReachError: ``images_unreachable``.
         """
         try:
-            with self._named():
+            with self._translate_errors():
                 return bytes(self._objects.get(digest).bytes())
         except FileNotFoundError:
             raise BlobDamaged("blob_missing", "the image is not in its store") from None
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
+        """Turn the store's errors into FileNotFoundError and ReachError."""
         try:
             yield
         except (FileNotFoundError, self._errors.NotFoundError) as error:

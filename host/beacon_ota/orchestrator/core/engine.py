@@ -21,36 +21,41 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Connection
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.clock import Leaps
-from beacon_ota.orchestrator.core.service import Service, outcome_event
-from beacon_ota.orchestrator.core.stopping import Decide, Stopping, unstored
-from beacon_ota.orchestrator.core.view import Entry, attempt_of, times_of
+from beacon_ota.orchestrator.clock import ClockJumpDetector
+from beacon_ota.orchestrator.core.fleet_state import RolloutEntry, attempt_from_row, progress_of
+from beacon_ota.orchestrator.core.service import Service, record_outcome_event
+from beacon_ota.orchestrator.core.stop_manager import DecideTransitions, StopManager, stop_unstored
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import (
     Fields,
     attempts,
     audit,
-    books,
     events,
     firmwares,
-    former,
+    former_beacons,
+    mirror_books,
     rollouts,
 )
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout import decide as rules
-from beacon_ota.orchestrator.rollout import roam
+from beacon_ota.orchestrator.rollout import roaming
 from beacon_ota.orchestrator.rollout import stopping as stops
-from beacon_ota.orchestrator.rollout.advance import advance, apply, clock_ahead, due
-from beacon_ota.orchestrator.rollout.gates import members, tally
-from beacon_ota.orchestrator.rollout.plans import parse
-from beacon_ota.orchestrator.rollout.rules import Rollout, covers
+from beacon_ota.orchestrator.rollout.advance import (
+    advance,
+    apply_transition,
+    next_due_at,
+    restart_soaks,
+)
+from beacon_ota.orchestrator.rollout.gates import count_outcomes, locate_beacons
+from beacon_ota.orchestrator.rollout.plans import parse_plan
+from beacon_ota.orchestrator.rollout.rules import Rollout, plan_covers
 from beacon_ota.orchestrator.rollout.types import (
     Attempt,
     Kind,
+    OutcomeCounts,
     Result,
     RolloutState,
     Status,
-    Tally,
     Transition,
     WaveState,
 )
@@ -58,9 +63,9 @@ from beacon_ota.orchestrator.rollout.types import (
 T = TypeVar("T")
 log = logging.getLogger("beacon_ota.orchestrator")
 
-TICK_S = 30.0  # beacons come and go without anybody telling the engine
+EVALUATION_INTERVAL_S = 30.0  # beacons come and go without anybody telling the engine
 AGAIN_S = 1.0  # of the wall clock, until a change that the database refused is tried again
-REST_S = 0.2  # of the wall clock, between two rounds at least
+MIN_ROUND_PAUSE_S = 0.2  # of the wall clock, between two rounds at least
 _CALLED_OFF = (Status.HALTED, Status.ABORTED)
 _LAST = (Kind.ABORTED, Kind.RETIRED)
 _BEGUN = (Status.SCHEDULED, Status.ACTIVE, Status.PAUSED)
@@ -75,23 +80,23 @@ class Engine:
     def __init__(self, service: Service):
         self.service = service
         self._wake = asyncio.Event()
-        self.leaps = Leaps()
+        self.clock_jumps = ClockJumpDetector()
         self._landed = 0.0  # UTC after the last leap ahead; soaks that are older begin anew
         self._failed = ""  # why the database last refused a move
-        self.moving = asyncio.Lock()  # from looking at a rollout to committing what follows
-        self.stopping = Stopping(self)
+        self.rollout_lock = asyncio.Lock()  # from looking at a rollout to committing what follows
+        self.stop_manager = StopManager(self)
         self._even: Sequence[tuple[str, float]] = ()  # how far mirrors had told, as read last
         self._presumed: dict[str, set[str]] = {}  # attempts that a halt in memory took for lost
 
     def start(self) -> None:
         """Load the rollouts and begin to watch them."""
         self.service.db.read_now(self._load)
-        self._even = self.service.db.read_now(books.evenness)
-        self.service.view.on_change = self._wake.set
-        self.stopping.start()
+        self._even = self.service.db.read_now(mirror_books.read_sync_times)
+        self.service.fleet.on_change = self._wake.set
+        self.stop_manager.start()
         if self.service.restored:
             self._hold_restored()
-        self.service.run(self._watch())
+        self.service.run_in_background(self._watch())
 
     def _hold_restored(self) -> None:
         """Pause what a database from a backup hands out: it does not know what was halted since.
@@ -101,14 +106,14 @@ class Engine:
         log.warning("the database is older than what was done with it; its rollouts are paused")
         why = "the database was restored; see what was done since its backup, and resume"
         change = Transition(self.service.clock.now(), Kind.PAUSED, None, None, "restored", why)
-        view = self.service.view
-        held = [key for key, one in view.entries.items() if one.state.status in _SERVING]
-        self.stopping.hold_all(held, change)
-        self.service.run(self._pause(held))
+        view = self.service.fleet
+        held = [key for key, one in view.rollouts.items() if one.state.status in _SERVING]
+        self.stop_manager.stop_all_in_memory(held, change)
+        self.service.run_in_background(self._pause(held))
 
     async def _pause(self, held: Sequence[str]) -> None:
         for key in held:
-            await self.stopping.until_stored(key)
+            await self.stop_manager.wait_until_stored(key)
         self.service.restored = False
 
     def wake(self) -> None:
@@ -121,17 +126,17 @@ class Engine:
         clock = self.service.clock
         while True:
             self._wake.clear()
-            again_at = clock.now() + TICK_S
+            again_at = clock.now() + EVALUATION_INTERVAL_S
             self._mind_the_clock(clock.now())
-            for entry in list(self.service.view.entries.values()):
+            for entry in list(self.service.fleet.rollouts.values()):
                 began = time.monotonic()
-                if not (self.service.leads or self.service.cut_off):
+                if not (self.service.is_leader or self.service.cut_off):
                     self._put_away(entry)
                     continue
                 try:
-                    async with self.moving:
-                        if self.service.leads:
-                            await self.step(entry)
+                    async with self.rollout_lock:
+                        if self.service.is_leader:
+                            await self.evaluate_rollout(entry)
                         else:
                             await self._stop_alone(entry)
                 except StorageError as error:
@@ -145,29 +150,29 @@ class Engine:
                 # Counting takes time in proportion to the fleet, for every rollout anew; it gets a
                 # tenth of it at most, and the beacons' calls come in between.
                 await asyncio.sleep(9 * (time.monotonic() - began))
-            await asyncio.sleep(REST_S)
+            await asyncio.sleep(MIN_ROUND_PAUSE_S)
             try:
-                async with asyncio.timeout(max(clock.real(again_at - clock.now()), 0.0)):
+                async with asyncio.timeout(max(clock.real_seconds(again_at - clock.now()), 0.0)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
 
-    async def step(self, entry: Entry) -> None:
+    async def evaluate_rollout(self, entry: RolloutEntry) -> None:
         """Do everything that is due for one rollout; the caller holds ``moving``."""
         try:
-            await self._step(entry)
+            await self._evaluate_rollout(entry)
         except UsageError as error:
             if error.code != "rollout_moved":
                 raise  # else another process has done it
 
-    async def _step(self, entry: Entry) -> None:
+    async def _evaluate_rollout(self, entry: RolloutEntry) -> None:
         now = self.service.clock.now()
         self._mind_the_clock(now)
-        if self.stopping.is_pending(entry.rollout.plan.rollout_id):
+        if self.stop_manager.is_pending(entry.rollout.plan.rollout_id):
             return  # nothing is built upon what is not committed; it is stored by itself
         try:
-            if made := clock_ahead(entry.state, now, self._landed):
-                await self.commit(entry, made)
+            if made := restart_soaks(entry.state, now, self._landed):
+                await self.commit_transitions(entry, made)
             if entry.open_ids:
                 await self._settle(entry, now)
         except StorageError:
@@ -181,67 +186,68 @@ class Engine:
         if self._is_withdrawn(entry):
             await self._halt_withdrawn(entry, now)
             return
-        counts = self.count(entry, now, self._unrecorded(entry))
+        counts = self.count_outcomes(entry, now, self._unrecorded(entry))
         made = advance(entry.rollout, entry.state, counts, now)
         if any(change.kind is Kind.HALTED for change in made):
-            await self.stopping.automatic(entry, made)
+            await self.stop_manager.halt_automatically(entry, made)
         elif made:
-            await self.commit(entry, made)
+            await self.commit_transitions(entry, made)
         if made and entry.state.status in _CALLED_OFF:
             await self._settle(entry, now)
-        entry.due = due(entry.rollout, entry.state, counts, now)
+        entry.due = next_due_at(entry.rollout, entry.state, counts, now)
 
-    async def _stop_alone(self, entry: Entry) -> None:
+    async def _stop_alone(self, entry: RolloutEntry) -> None:
         """Halt in memory what the gates would halt, by what is known here; nothing else moves.
 
         For the time when the database takes nothing: what beacons reported meanwhile counts, and
         who was silent for too long, although neither can be recorded.
         """
         rollout_id = entry.rollout.plan.rollout_id
-        if self.stopping.is_pending(rollout_id) or entry.retired:
+        if self.stop_manager.is_pending(rollout_id) or entry.retired:
             return
         now = self.service.clock.now()
         silent = self._silent(entry, now)
         assumed = {**silent, **self._unrecorded(entry)}
-        made = advance(entry.rollout, entry.state, self.count(entry, now, assumed), now)
+        made = advance(entry.rollout, entry.state, self.count_outcomes(entry, now, assumed), now)
         if halts := [change for change in made if self._halts(change)]:
             self._presumed[rollout_id] = set(silent)
-            self.stopping.hold(rollout_id, halts)
-            await self.stopping.settle(rollout_id)
+            self.stop_manager.stop_in_memory(rollout_id, halts)
+            await self.stop_manager.await_stored(rollout_id)
 
     def _halts(self, change: Transition) -> bool:
         """Tell whether a change is a halt that is ours to make."""
         return change.kind is Kind.HALTED
 
-    def _unrecorded(self, entry: Entry) -> dict[str, Attempt]:
+    def _unrecorded(self, entry: RolloutEntry) -> dict[str, Attempt]:
         """Return what open attempts came to that the database has not taken, by attempt id."""
         now = self.service.clock.now()
         return {
             key: dataclasses.replace(attempt, result=result, ended_at=now)
             for key, result in self.service.unrecorded.items()
-            if key in entry.open_ids and (attempt := self.service.view.open.get(key)) is not None
+            if key in entry.open_ids
+            and (attempt := self.service.fleet.open_attempts.get(key)) is not None
         }
 
-    def _silent(self, entry: Entry, now: float) -> dict[str, Attempt]:
+    def _silent(self, entry: RolloutEntry, now: float) -> dict[str, Attempt]:
         """Return the attempts of beacons that were not heard at all for the gate's silence."""
-        view, since = self.service.view, self.service.listening_since
-        mine = [one for key in entry.open_ids if not (one := view.open[key]).remote]
+        view, since = self.service.fleet, self.service.listening_since
+        mine = [one for key in entry.open_ids if not (one := view.open_attempts[key]).is_remote]
         found = {}
-        lost = rules.lost(entry.rollout, mine, now, listening_since=since)
+        lost = rules.lost_attempts(entry.rollout, mine, now, listening_since=since)
         for attempt in self._unheard(entry, lost, now) if lost else ():
-            node = view.nodes.get(attempt.beacon_id)
-            silence = entry.rollout.gates[attempt.wave].silence_s
+            node = view.beacons.get(attempt.beacon_id)
+            silence = entry.rollout.gates[attempt.wave].report_timeout_s
             if node is not None and now - (node.last_seen or 0.0) >= silence:
                 found[attempt.id] = dataclasses.replace(attempt, result=Result.LOST, ended_at=now)
         return found
 
-    def _put_away(self, entry: Entry) -> bool:
+    def _put_away(self, entry: RolloutEntry) -> bool:
         """Let go of a rollout that is over."""
         rollout_id = entry.rollout.plan.rollout_id
         if entry.open_ids or not (entry.retired or entry.stored.status is Status.ABORTED):
             return False
-        if rollout_id in self.service.view.entries:
-            self.service.view.drop_rollout(rollout_id)
+        if rollout_id in self.service.fleet.rollouts:
+            self.service.fleet.drop_rollout(rollout_id)
         return True
 
     def _mind_the_clock(self, now: float) -> None:
@@ -251,36 +257,36 @@ class Engine:
         the rollouts that the one before had not come to. A scaled clock goes by one that nobody
         sets.
         """
-        leap = self.leaps.take()
+        leap = self.clock_jumps.take_jump()
         if not leap or self.service.clock.scale != 1.0:
             return
         log.warning("the clock has jumped by %.0f s; silence and soaks count from now on", leap)
         self.service.listening_since = now
-        self._landed = self.leaps.landed if leap > 0 else 0.0
+        self._landed = self.clock_jumps.landed_at if leap > 0 else 0.0
 
-    def count(
-        self, entry: Entry, now: float, assumed: Mapping[str, Attempt] | None = None
-    ) -> Tally:
+    def count_outcomes(
+        self, entry: RolloutEntry, now: float, assumed: Mapping[str, Attempt] | None = None
+    ) -> OutcomeCounts:
         """Count a rollout's beacons as they stand; from any thread.
 
         Args:
             assumed: attempts as they are to be taken instead, by id.
         """
-        return self._look(tally, entry, now, assumed)
+        return self._look(count_outcomes, entry, now, assumed)
 
-    def members(self, entry: Entry, now: float) -> dict[str, tuple[int, int, str]]:
+    def locate_beacons(self, entry: RolloutEntry, now: float) -> dict[str, tuple[int, int, str]]:
         """Return who is behind the counts, by beacon id: wave, stage, count; from any thread."""
-        return self._look(members, entry, now)
+        return self._look(locate_beacons, entry, now)
 
     def _look(
         self,
         how: Callable[..., T],
-        entry: Entry,
+        entry: RolloutEntry,
         now: float,
         assumed: Mapping[str, Attempt] | None = None,
     ) -> T:
-        view = self.service.view
-        nodes = view.nodes.copy()  # at once, whatever the event loop does meanwhile
+        view = self.service.fleet
+        nodes = view.beacons.copy()  # at once, whatever the event loop does meanwhile
         tries: dict[str, Sequence[Attempt]] = {
             key: tuple(node.attempts) for key, node in nodes.items() if node.attempts
         }
@@ -297,7 +303,7 @@ class Engine:
         return how(
             entry.rollout,
             entry.state,
-            [node.facts for node in nodes.values()],
+            [node.beacon for node in nodes.values()],
             tries,
             {key: node.last_seen for key, node in nodes.items() if node.last_seen},
             now,
@@ -305,79 +311,85 @@ class Engine:
             listening_since=self.service.listening_since,
         )
 
-    async def _settle(self, entry: Entry, now: float) -> None:
+    async def _settle(self, entry: RolloutEntry, now: float) -> None:
         """End the attempts that are called off, silent for too long, or never taken."""
-        view = self.service.view
-        mine = [one for key in entry.open_ids if not (one := view.open[key]).remote]
+        view = self.service.fleet
+        mine = [one for key in entry.open_ids if not (one := view.open_attempts[key]).is_remote]
         release = view.releases[entry.rollout.plan.release.firmware_id]
         ends: dict[str, _End] = {}
         since = self.service.listening_since
-        for attempt in rules.expired(entry.rollout, mine, now, listening_since=since):
-            ends[attempt.id] = _End(Result.EXPIRED, times_of(attempt))
-        silent = rules.lost(entry.rollout, mine, now, listening_since=since)
+        for attempt in rules.expired_attempts(entry.rollout, mine, now, listening_since=since):
+            ends[attempt.id] = _End(Result.EXPIRED, progress_of(attempt))
+        silent = rules.lost_attempts(entry.rollout, mine, now, listening_since=since)
         for attempt in self._unheard(entry, silent, now) if silent else ():
-            node = view.nodes.get(attempt.beacon_id)
+            node = view.beacons.get(attempt.beacon_id)
             others = () if node is None else node.attempts
-            if roam.went_on(roam.times_of(attempt), map(roam.times_of, others), now):
-                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), roam.WENT_ON)
+            if roaming.moved_on(roaming.row_of(attempt), map(roaming.row_of, others), now):
+                ends[attempt.id] = _End(
+                    Result.STOPPED, progress_of(attempt), roaming.DETAIL_MOVED_ON
+                )
                 continue
             # The report got lost, the beacon did not: it has polled from the new image since.
             runs = (
                 node is not None
-                and not node.facts.on_trial
-                and node.facts.image == release.row["checksum"]
-                and node.facts.version_at > (attempt.taken_at or now)
+                and not node.beacon.on_trial
+                and node.beacon.image == release.row["checksum"]
+                and node.beacon.version_at > (attempt.taken_at or now)
             )
-            result, detail = (Result.SUCCESS, roam.RUNS) if runs else (Result.LOST, None)
-            ends[attempt.id] = _End(result, times_of(attempt), detail)
+            result, detail = (
+                (Result.SUCCESS, roaming.DETAIL_RUNNING) if runs else (Result.LOST, None)
+            )
+            ends[attempt.id] = _End(result, progress_of(attempt), detail)
         called_off = entry.state.status in _CALLED_OFF
         # Upon what a halt in memory rests stays what it was taken for: a beacon that was silent is
         # lost, and one that could not say why it failed says it again.
         rollout_id = entry.rollout.plan.rollout_id
         presumed = self._presumed.get(rollout_id)
         gone = presumed & self._silent(entry, now).keys() if presumed else ()
-        for attempt in rules.withdrawn(mine):
+        for attempt in rules.revocable_attempts(mine):
             if attempt.id in self.service.unrecorded or (attempt.id in ends and attempt.id in gone):
                 continue
-            node = view.nodes.get(attempt.beacon_id)
-            if called_off or (node and rules.is_kept_from(release.state, node.facts)):
-                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt))
+            node = view.beacons.get(attempt.beacon_id)
+            if called_off or (node and rules.is_blocked_from(release.state, node.beacon)):
+                ends[attempt.id] = _End(Result.STOPPED, progress_of(attempt))
         for attempt in mine:
-            node = view.nodes.get(attempt.beacon_id)
+            node = view.beacons.get(attempt.beacon_id)
             if node is None:  # nobody will hear from it
-                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), _REMOVED)
+                ends[attempt.id] = _End(Result.STOPPED, progress_of(attempt), _REMOVED)
             elif attempt.rebooting_at is None and rules.is_other_board(
-                node.facts, release.row["device_type"]
+                node.beacon, release.row["device_type"]
             ):
-                ends[attempt.id] = _End(Result.STOPPED, times_of(attempt), _OTHER_BOARD)
+                ends[attempt.id] = _End(Result.STOPPED, progress_of(attempt), _OTHER_BOARD)
         if ends:
             await self._end(entry, ends, now)
-        if not self.stopping.is_pending(rollout_id):
+        if not self.stop_manager.is_pending(rollout_id):
             self._presumed.pop(rollout_id, None)
 
-    def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
+    def _unheard(self, entry: RolloutEntry, silent: list[Attempt], now: float) -> list[Attempt]:
         """Return those of the silent of whom no mirror may have heard what it has yet to tell.
 
         A beacon may have gone on at its site's mirror while that is cut off. It is waited for as
         long as a stage waits for anybody.
         """
         with contextlib.suppress(StorageError):  # nor can a mirror tell anything meanwhile
-            self._even = self.service.db.read_now(books.evenness)
+            self._even = self.service.db.read_now(mirror_books.read_sync_times)
         even = self._even
         found = []
         for attempt in silent:
             gate = entry.rollout.gates[attempt.wave]
             began = attempt.taken_at or now
-            node = self.service.view.nodes.get(attempt.beacon_id)
-            site = "" if node is None else node.facts.site
-            until = min(began + gate.silence_s, now)
-            if now >= began + gate.patience_s or all(
-                even_at >= until for where, even_at in even if former.covers(where, site)
+            node = self.service.fleet.beacons.get(attempt.beacon_id)
+            site = "" if node is None else node.beacon.site
+            until = min(began + gate.report_timeout_s, now)
+            if now >= began + gate.stage_timeout_s or all(
+                even_at >= until
+                for where, even_at in even
+                if former_beacons.site_covers(where, site)
             ):
                 found.append(attempt)
         return found
 
-    async def _end(self, entry: Entry, ends: "dict[str, _End]", now: float) -> None:
+    async def _end(self, entry: RolloutEntry, ends: "dict[str, _End]", now: float) -> None:
         """Record what was concluded just now.
 
         Raises:
@@ -385,22 +397,22 @@ class Engine:
         """
         rollout_id = entry.rollout.plan.rollout_id
         version = entry.rollout.plan.release.version
-        basis = self.service.view.basis(entry)
+        basis = self.service.fleet.basis_of(entry)
         told: list[Fields] = []
 
         def work(conn: Connection) -> list[Fields] | None:
             told.clear()
-            if rollouts.basis(conn, rollout_id) != basis:
+            if rollouts.read_basis(conn, rollout_id) != basis:
                 return None
             rows = []
             for attempt_id, (result, upon, detail) in ends.items():
                 settled, row = attempts.conclude(
-                    conn, attempt_id, now, str(result), upon=upon, detail=detail
+                    conn, attempt_id, now, str(result), progress=upon, detail=detail
                 )
                 if row is not None:
                     rows.append(row)
                     if settled and result is not Result.EXPIRED:
-                        told.append(outcome_event(conn, now, row, version))
+                        told.append(record_outcome_event(conn, now, row, version))
             return rows
 
         def after(rows: list[Fields] | None) -> None:
@@ -414,7 +426,9 @@ class Engine:
 
     # ---- moves ----
 
-    def commit(self, entry: Entry, made: Sequence[Transition]) -> Awaitable[None]:
+    def commit_transitions(
+        self, entry: RolloutEntry, made: Sequence[Transition]
+    ) -> Awaitable[None]:
         """Record transitions and apply them; the caller holds ``moving``.
 
         Args:
@@ -423,19 +437,19 @@ class Engine:
         Raises:
             UsageError: ``rollout_moved``: it was moved by somebody else meanwhile.
         """
-        return self._commit(entry, entry.stored, entry.revision, made)
+        return self._commit_transitions(entry, entry.stored, entry.revision, made)
 
-    async def _commit(
-        self, entry: Entry, state: RolloutState, revision: int, made: Sequence[Transition]
+    async def _commit_transitions(
+        self, entry: RolloutEntry, state: RolloutState, revision: int, made: Sequence[Transition]
     ) -> None:
         rollout_id = entry.rollout.plan.rollout_id
         for change in made:
-            state = apply(state, change)
+            state = apply_transition(state, change)
         told: list[Fields] = []
 
         def work(conn: Connection) -> bool:
             told.clear()
-            moved = rollouts.advance(
+            moved = rollouts.update_if_unmoved(
                 conn,
                 rollout_id,
                 revision,
@@ -457,7 +471,7 @@ class Engine:
             if moved:
                 self._put(rollout_id, state, revision + 1)
                 if made and made[-1].kind is Kind.RETIRED:
-                    self.service.view.retire_rollout(rollout_id)
+                    self.service.fleet.retire_rollout(rollout_id)
                 for one in told:
                     self.service.hub.publish(one)
 
@@ -465,7 +479,9 @@ class Engine:
             raise self._moved(entry)
         self.wake()
 
-    async def move(self, rollout_id: str, decide: Decide, tries: int = 1) -> None:
+    async def move_rollout(
+        self, rollout_id: str, decide: DecideTransitions, tries: int = 1
+    ) -> None:
         """Decide about a rollout by hand, and commit it.
 
         Args:
@@ -477,26 +493,28 @@ class Engine:
             UsageError: ``rollout_moved``, ``rollout_not_active``; what ``decide`` raises.
             StorageError: ``stop_unstored``: it was stopped, and that is to be stored first.
         """
-        if self.stopping.is_pending(rollout_id) and not await self.stopping.settle(rollout_id):
-            raise unstored()
+        if self.stop_manager.is_pending(rollout_id) and not await self.stop_manager.await_stored(
+            rollout_id
+        ):
+            raise stop_unstored()
         while True:
             tries -= 1
-            async with self.moving:
-                entry = self.service.view.entries.get(rollout_id)
+            async with self.rollout_lock:
+                entry = self.service.fleet.rollouts.get(rollout_id)
                 if entry is None:
                     raise UsageError("rollout_not_active", "the rollout is over", expected="active")
-                if self.stopping.is_pending(rollout_id):  # since we waited
-                    raise unstored()
+                if self.stop_manager.is_pending(rollout_id):  # since we waited
+                    raise stop_unstored()
                 try:
-                    await self.commit(entry, decide(entry, self.service.clock.now()))
+                    await self.commit_transitions(entry, decide(entry, self.service.clock.now()))
                 except UsageError as error:
                     if tries <= 0 or error.code != "rollout_moved":
                         raise
                 else:
-                    await self.step(entry)
+                    await self.evaluate_rollout(entry)
                     return
 
-    def stop_work(
+    def stop_writer(
         self, rollout_id: str, changes: Sequence[Transition]
     ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
         """Return what stores stops over whatever is committed, and what takes its result."""
@@ -506,10 +524,10 @@ class Engine:
             if row is None or row["ended_at"] is not None:
                 return row, []
             state = load_state(row["state"])
-            made = stops.due(state, changes)
+            made = stops.missing_stops(state, changes)
             if not made:
                 return row, []
-            state = stops.stopped(state, changes)
+            state = stops.apply_stops(state, changes)
             row |= {
                 "status": state.status.value,
                 "state": dump_state(state),
@@ -518,7 +536,7 @@ class Engine:
             }
             names = ("status", "state", "reason", "ended_at")
             values = {name: row[name] for name in names}
-            rollouts.advance(conn, rollout_id, row["revision"], values)
+            rollouts.update_if_unmoved(conn, rollout_id, row["revision"], values)
             rollouts.add_transitions(conn, [_row(rollout_id, change) for change in made])
             row["revision"] += 1
             return row, [_trace(conn, rollout_id, change) for change in made]
@@ -532,27 +550,29 @@ class Engine:
         for one in told:
             self.service.hub.publish(one)
 
-    def _moved(self, entry: Entry) -> UsageError:
+    def _moved(self, entry: RolloutEntry) -> UsageError:
         """Read a rollout again that somebody else has moved; return what says so."""
         self.service.db.read_now(self._reload, entry)
         self.wake()
-        return moved()
+        return rollout_moved()
 
-    async def create(self, row: Fields, rollout: Rollout, state: RolloutState, actor: str) -> Entry:
+    async def create_rollout(
+        self, row: Fields, rollout: Rollout, state: RolloutState, actor: str
+    ) -> RolloutEntry:
         """Store a rollout and begin to watch it."""
-        view = self.service.view
+        view = self.service.fleet
         before: list[Any] = []  # what came of this release in rollouts that are over
-        if not view.hands_out(row["firmware_id"]):
-            before = await self.service.db.read(attempts.of_firmwares, [row["firmware_id"]])
+        if not view.has_rollout_of(row["firmware_id"]):
+            before = await self.service.db.read(attempts.list_for_releases, [row["firmware_id"]])
 
-        made: list[Entry] = []
+        made: list[RolloutEntry] = []
 
         def put(stored: Fields) -> None:
             made.append(view.put_rollout(rollout, state, 0, stored["created_at"]))
             for attempt in before:
-                view.put_attempt(attempt_of(attempt._mapping))
+                view.put_attempt(attempt_from_row(attempt._mapping))
 
-        await self.service.change(
+        await self.service.change_audited(
             actor,
             "rollout.created",
             row["id"],
@@ -566,51 +586,51 @@ class Engine:
 
     # ---- memory ----
 
-    def take(self, row: Fields) -> None:
+    def apply_row(self, row: Fields) -> None:
         """Take a rollout's row as another process has left it."""
-        view = self.service.view
+        view = self.service.fleet
         state = load_state(row["state"])
-        entry = view.entries.get(row["id"])
+        entry = view.rollouts.get(row["id"])
         if entry is not None:
             self._put(row["id"], state, row["revision"])
             if row["ended_at"] is not None and row["revision"] >= entry.revision:
                 view.retire_rollout(row["id"])
         elif state.status is not Status.ABORTED and row["ended_at"] is None:
             before: list[Any] = []
-            if not view.hands_out(row["firmware_id"]):
-                before = self.service.db.read_now(attempts.of_firmwares, [row["firmware_id"]])
-            rollout = Rollout(parse(json.loads(row["plan"])))
+            if not view.has_rollout_of(row["firmware_id"]):
+                before = self.service.db.read_now(attempts.list_for_releases, [row["firmware_id"]])
+            rollout = Rollout(parse_plan(json.loads(row["plan"])))
             view.put_rollout(rollout, state, row["revision"], row["created_at"])
             for attempt in before:
-                view.put_attempt(attempt_of(attempt._mapping))
+                view.put_attempt(attempt_from_row(attempt._mapping))
 
-    def reload(self) -> None:
+    def reload_rollouts(self) -> None:
         """Read all rollouts and their attempts again."""
-        unwritten = self.service.view.drop_rollouts()
+        unwritten = self.service.fleet.drop_rollouts()
         self.service.db.read_now(self._load)
         for attempt in unwritten:
-            if attempt.id not in self.service.view.open:
-                self.service.view.put_attempt(attempt)
+            if attempt.id not in self.service.fleet.open_attempts:
+                self.service.fleet.put_attempt(attempt)
 
     def _load(self, conn: Connection) -> None:
-        view = self.service.view
-        for row in rollouts.under_way(conn):
-            rollout = Rollout(parse(json.loads(row["plan"])))
+        view = self.service.fleet
+        for row in rollouts.list_under_way(conn):
+            rollout = Rollout(parse_plan(json.loads(row["plan"])))
             state = load_state(row["state"])
             entry = view.put_rollout(rollout, state, row["revision"], row["created_at"])
             entry.retired = row["ended_at"] is not None
-        used = {entry.rollout.plan.release.firmware_id for entry in view.entries.values()}
-        for attempt in attempts.of_firmwares(conn, list(used)):
-            view.put_attempt(attempt_of(attempt._mapping))
+        used = {entry.rollout.plan.release.firmware_id for entry in view.rollouts.values()}
+        for attempt in attempts.list_for_releases(conn, list(used)):
+            view.put_attempt(attempt_from_row(attempt._mapping))
 
-    def _reload(self, conn: Connection, entry: Entry) -> None:
+    def _reload(self, conn: Connection, entry: RolloutEntry) -> None:
         row = rollouts.get(conn, entry.rollout.plan.rollout_id)
         assert row is not None
         state = load_state(row["state"])
         self._put(row["id"], state, row["revision"], same=True)
         firmware = firmwares.get(conn, row["firmware_id"])
         if firmware is not None:
-            self.service.view.put_release(firmware)
+            self.service.fleet.put_release(firmware)
 
     def _put(self, rollout_id: str, state: RolloutState, revision: int, same: bool = False) -> None:
         """Let a rollout in memory follow, never back.
@@ -618,11 +638,11 @@ class Engine:
         Args:
             same: also to the revision that it has: a mirror's own halt leaves that as it is.
         """
-        entry = self.service.view.entries.get(rollout_id)
+        entry = self.service.fleet.rollouts.get(rollout_id)
         if entry is not None and revision + same > entry.revision:
-            self.service.view.put_rollout(entry.rollout, state, revision, entry.created_at)
+            self.service.fleet.put_rollout(entry.rollout, state, revision, entry.created_at)
 
-    def _is_superseded(self, entry: Entry) -> bool:
+    def _is_superseded(self, entry: RolloutEntry) -> bool:
         """Tell whether a completed rollout has nobody left to serve.
 
         A completed rollout serves those who come late, and those for whom a newer one stands aside.
@@ -631,41 +651,43 @@ class Engine:
         """
         if entry.state.status is not Status.COMPLETED or entry.open_ids:
             return False
-        view = self.service.view
+        view = self.service.fleet
         newer = 0
-        for other in view.entries.values():
+        for other in view.rollouts.values():
             if (
                 other.created_at > entry.created_at
                 and other.state.status is Status.COMPLETED
                 and not other.retired
                 and view.releases[other.rollout.plan.release.firmware_id].state == "stable"
-                and covers(other.rollout.plan, entry.rollout.plan)
+                and plan_covers(other.rollout.plan, entry.rollout.plan)
             ):
                 newer += 1
         return newer >= LIMITS.completed_rollouts
 
-    def _is_withdrawn(self, entry: Entry) -> bool:
+    def _is_withdrawn(self, entry: RolloutEntry) -> bool:
         """Tell whether a rollout waits for beacons that will never get its release."""
-        release = self.service.view.releases[entry.rollout.plan.release.firmware_id]
+        release = self.service.fleet.releases[entry.rollout.plan.release.firmware_id]
         return entry.state.status in _BEGUN and release.row["state"] == "deprecated"
 
-    async def _halt_withdrawn(self, entry: Entry, now: float) -> None:
+    async def _halt_withdrawn(self, entry: RolloutEntry, now: float) -> None:
         """Halt a rollout whose release was deprecated; it would stay active for nothing."""
         detail = "the release is deprecated"
         change = Transition(now, Kind.HALTED, None, None, "withdrawn", detail)
-        await self.stopping.automatic(entry, (change,))
+        await self.stop_manager.halt_automatically(entry, (change,))
 
-    async def _retire(self, entry: Entry, now: float) -> None:
+    async def _retire(self, entry: RolloutEntry, now: float) -> None:
         """Let go of a rollout that has nobody left to serve: recorded, so that it stays over."""
         detail = "newer rollouts serve everybody that it was for"
-        await self.commit(entry, (Transition(now, Kind.RETIRED, None, None, "superseded", detail),))
+        await self.commit_transitions(
+            entry, (Transition(now, Kind.RETIRED, None, None, "superseded", detail),)
+        )
 
 
 class _End(NamedTuple):
     """What is concluded of an attempt."""
 
     result: Result
-    upon: attempts.Times
+    upon: attempts.Progress
     detail: str | None = None
 
 
@@ -676,19 +698,19 @@ def _add(conn: Connection, row: Fields) -> Fields:
         UsageError: ``firmware_state``, and those of ``rollouts.add``.
     """
     firmware = firmwares.get(conn, row["firmware_id"])
-    if firmware is None or firmwares.state_of(firmware) == "deprecated":
-        raise withdrawn(None if firmware is None else firmware["state"])
+    if firmware is None or firmwares.effective_state(firmware) == "deprecated":
+        raise release_withdrawn(None if firmware is None else firmware["state"])
     return rollouts.add(conn, row)
 
 
-def moved() -> UsageError:
+def rollout_moved() -> UsageError:
     """Return the refusal to move a rollout that is not as it was when somebody decided so."""
     return UsageError(
         "rollout_moved", "the rollout has just been moved by somebody else; look again"
     )
 
 
-def withdrawn(state: str | None) -> UsageError:
+def release_withdrawn(state: str | None) -> UsageError:
     """Return the refusal to roll out a release that was withdrawn."""
     return UsageError(
         "firmware_state",
@@ -733,6 +755,6 @@ def _trace(conn: Connection, rollout_id: str, change: Transition) -> Fields:
         if value is not None
     }
     reason = ": ".join(filter(None, (change.reason, change.detail)))
-    audit.add(conn, change.at, change.by, kind, rollout_id, reason, data)
+    audit.append(conn, change.at, change.by, kind, rollout_id, reason, data)
     told = {"by": change.by, "reason": change.reason, "detail": change.detail, **data}
     return events.add(conn, change.at, kind, rollout_id, told)

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-from beacon_ota.orchestrator.core.view import Node, Release
+from beacon_ota.orchestrator.core.fleet_state import BeaconState, Release
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES
 from beacon_ota.orchestrator.rollout.types import Attempt, Result
 
-SILENT_S = 3600.0
-REFUSED_FROM = 2  # in a row: one alone may be an accident
+SILENT_AFTER_S = 3600.0
+REFUSED_AFTER = 2  # in a row: one alone may be an accident
 
 # The first that applies is the one: what keeps us from knowing comes before what we know.
-STANDINGS = {
+HEALTH_LABELS = {
     "quarantined": "withheld from updates by hand",
     "refused": "its polls are refused",
     "board": "says that it is another board than it is registered as; offered nothing",
@@ -23,12 +23,12 @@ STANDINGS = {
 }
 
 
-def standing(node: Node, releases: Mapping[str, Release], now: float) -> str:
+def health_label(node: BeaconState, releases: Mapping[str, Release], now: float) -> str:
     """Return the word for a beacon."""
-    facts = node.facts
+    facts = node.beacon
     if facts.quarantined:
         return "quarantined"
-    if node.refusals >= REFUSED_FROM and now - (node.refused_at or 0.0) <= SILENT_S:
+    if node.refusals >= REFUSED_AFTER and now - (node.refused_at or 0.0) <= SILENT_AFTER_S:
         return "refused"
     if facts.questioned and not _is_silent(node, now):
         return "board"
@@ -41,15 +41,15 @@ def standing(node: Node, releases: Mapping[str, Release], now: float) -> str:
         return "updating"
     if facts.on_trial:
         return "trial"
-    return "valid" if failure(node, attempts, releases) is None else "failed"
+    return "valid" if unresolved_failure(node, attempts, releases) is None else "failed"
 
 
-def _is_silent(node: Node, now: float) -> bool:
-    return node.last_seen is not None and now - node.last_seen > SILENT_S
+def _is_silent(node: BeaconState, now: float) -> bool:
+    return node.last_seen is not None and now - node.last_seen > SILENT_AFTER_S
 
 
-def failure(
-    node: Node, attempts: tuple[Attempt, ...], releases: Mapping[str, Release]
+def unresolved_failure(
+    node: BeaconState, attempts: tuple[Attempt, ...], releases: Mapping[str, Release]
 ) -> Attempt | None:
     """Return the failure that a beacon has not got over; None when there is none."""
     latest = None
@@ -58,8 +58,8 @@ def failure(
             latest = one
     if latest is None or (latest.result is Result.SUCCESS and latest.undone_at is None):
         return None
-    if latest.final_at <= node.facts.cleared_at:
+    if latest.final_at <= node.beacon.cleared_at:
         return None
     release = releases.get(latest.firmware_id)
-    runs = release is not None and node.facts.image == release.row["checksum"]
+    runs = release is not None and node.beacon.image == release.row["checksum"]
     return None if runs else latest

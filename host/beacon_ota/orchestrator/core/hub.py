@@ -9,7 +9,7 @@ from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.limits import LIMITS
 
 
-class Hub:
+class EventHub:
     """Followers, each with a bounded queue; whoever lags too far is told to begin again."""
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class Hub:
         self.on_stored: Callable[[], object] = lambda: None  # there is one more to resume from
         self._tell: Callable[[Fields], object] | None = None
 
-    def check_room(self, token_id: str = "") -> None:
+    def check_capacity(self, token_id: str = "") -> None:
         """Refuse one follower too many.
 
         Raises:
@@ -33,7 +33,7 @@ class Hub:
         if len(self._followers) >= LIMITS.subscribers and self._crowding(token_id) is None:
             raise ReachError("followers", "too many follow the events already")
 
-    def follow(self, token_id: str = "") -> "asyncio.Queue[Fields | None] | None":
+    def subscribe(self, token_id: str = "") -> "asyncio.Queue[Fields | None] | None":
         """Return a queue of events from now on; None in it means: you lost some, or it is over.
 
         When all places are taken, a token with several gives one of them to one with fewer.
@@ -67,16 +67,16 @@ class Hub:
             queue.get_nowait()
         queue.put_nowait(None)
 
-    def leave(self, queue: "asyncio.Queue[Fields | None]") -> None:
+    def unsubscribe(self, queue: "asyncio.Queue[Fields | None]") -> None:
         """Stop following."""
         self._followers.pop(queue, None)
 
     @property
-    def followed(self) -> bool:
+    def has_subscribers(self) -> bool:
         """Tell whether anybody follows."""
         return bool(self._followers)
 
-    def hand_on(self, tell: Callable[[Fields], object]) -> None:
+    def forward_to(self, tell: Callable[[Fields], object]) -> None:
         """There are other processes: ``tell`` them of the moment.
 
         Stored events come back, with theirs, through :meth:`deliver`: in one order for all.
@@ -86,9 +86,9 @@ class Hub:
     def publish(self, event: Fields) -> None:
         """Hand an event that was committed to everybody."""
         if self._tell is None:
-            self.deliver(event)
+            self.dispatch(event)
 
-    def deliver(self, event: Fields) -> None:
+    def dispatch(self, event: Fields) -> None:
         """Hand an event to the followers."""
         if event["id"] is not None:
             self.on_stored()
@@ -98,12 +98,12 @@ class Hub:
             else:
                 queue.put_nowait(event)
 
-    def tell(self, at: float, kind: str, subject: str, data: Fields) -> None:
+    def broadcast_transient(self, at: float, kind: str, subject: str, data: Fields) -> None:
         """Hand on something of the moment (progress): not stored, so without an id."""
         if not self._followers and self._tell is None:
             return
         event = {"id": None, "at": at, "kind": kind, "subject": subject, "data": data}
-        self.deliver(event)
+        self.dispatch(event)
         if self._tell is not None:
             self._tell(event)
 

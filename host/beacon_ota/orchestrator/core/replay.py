@@ -32,11 +32,11 @@ from enum import Enum
 from pathlib import Path
 
 from beacon_ota.errors import ReachError
-from beacon_ota.orchestrator.folder import unusable
+from beacon_ota.orchestrator.folder import data_unusable
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.wire import auth
+from beacon_ota.wire.auth_header import MAX_SKEW
 
-FILE = "replays"  # in the data folder
+REPLAYS_FILE = "replays"  # in the data folder
 _MAGIC = b"BOTARPL1"
 _HEAD = 64  # bytes: magic, boot (16), inode (u64), then words
 _BOOT, _INODE, _SLOTS, _WRITTEN, _RESERVED, _LOST, _LAYOUT, _CLOCK = 8, 24, 32, 36, 40, 44, 48, 52
@@ -54,7 +54,7 @@ _LAST = 0xFFFFFFFF - _SLICE_S
 _TABLE = 1 << 40  # the byte whose lock is for all slots
 
 
-class Verdict(Enum):
+class ReplayVerdict(Enum):
     """What the guard says of a request with a right signature."""
 
     NEW = "new"  # and remembered from now on
@@ -89,12 +89,12 @@ class ReplayGuard:
             _take_blocks(self._fd, size)
             self._map = mmap.mmap(self._fd, size)
         except OSError as error:
-            raise unusable(path, error) from None
+            raise data_unusable(path, error) from None
         self._begin(hashlib.sha256((boot or _boot_id()).encode()).digest()[:16], now, fresh)
 
-    def of(self, beacon_id: str) -> "Slot":
+    def slot_for(self, beacon_id: str) -> "ReplaySlot":
         """Return what is remembered of a beacon; its slot is made with its first request."""
-        return Slot(self, beacon_id)
+        return ReplaySlot(self, beacon_id)
 
     def reserve(self, now: float) -> None:
         """Write down durably that requests of the next minute may be accepted; may wait."""
@@ -204,7 +204,7 @@ class ReplayGuard:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, place)
 
 
-class Slot:
+class ReplaySlot:
     """What is remembered of one beacon's requests."""
 
     __slots__ = ("_at", "_digest", "_guard")
@@ -214,7 +214,7 @@ class Slot:
         self._digest = hashlib.sha256(beacon_id.encode()).digest()[:16]
         self._at = 0
 
-    def use(self, nonce: str, ts: int, now: float) -> Verdict:
+    def accept(self, nonce: str, ts: int, now: float) -> ReplayVerdict:
         """Take a request with a right signature, once.
 
         Args:
@@ -226,20 +226,20 @@ class Slot:
         guard = self._guard
         at = self._at = self._at or guard._find(self._digest)
         if not 0 <= ts <= _LAST:
-            return Verdict.SKEWED
+            return ReplayVerdict.SKEWED
         if guard._word(_CLOCK) < now <= _LAST:
             _WORD.pack_into(guard._map, _CLOCK, int(now))
-        if abs(now - ts) > auth.MAX_SKEW and not self._is_told(ts, now):
-            return Verdict.SKEWED
+        if abs(now - ts) > MAX_SKEW and not self._is_told(ts, now):
+            return ReplayVerdict.SKEWED
         with guard._locked(at):
             memory = guard._map
             wanted = bytes.fromhex(nonce)
             used = _WORD.unpack_from(memory, at + _USED)[0]
             start = at + _ENTRIES
             if _is_remembered(memory, wanted, start, start + _ENTRY * min(used, LIMITS.nonces)):
-                return Verdict.USED
+                return ReplayVerdict.USED
             if self._is_forgotten(memory, ts):
-                return Verdict.SKEWED
+                return ReplayVerdict.SKEWED
             if ts > guard._word(_RESERVED):
                 guard._reserve(ts)
             entry = start + _ENTRY * (used % LIMITS.nonces)
@@ -250,7 +250,7 @@ class Slot:
             if used >= 1 << 31:
                 used = LIMITS.nonces + used % LIMITS.nonces
             _WORD.pack_into(memory, at + _USED, used)  # last: a kill leaves all or nothing
-        return Verdict.NEW
+        return ReplayVerdict.NEW
 
     def time_to_sign(self, now: float) -> int:
         """Return the first second, from now on, at which a request of this beacon is accepted."""
@@ -276,7 +276,7 @@ class Slot:
         """
         later = self.time_to_sign(now)
         known = max(now, self._guard._word(_CLOCK), self._guard._word(_LOST))
-        return later > now and 0 <= ts - later <= auth.MAX_SKEW and ts <= known + 2 * auth.MAX_SKEW
+        return later > now and 0 <= ts - later <= MAX_SKEW and ts <= known + 2 * MAX_SKEW
 
     def _is_forgotten(self, memory: mmap.mmap, ts: int) -> bool:
         """Tell whether a request from this second may have been accepted, and is forgotten."""

@@ -20,7 +20,7 @@ _SLOT = 2 * _HALF + 8
 _HEAD = struct.Struct("<II")  # which half, and how much of it
 
 
-class SharedTallies:
+class SharedCounters:
     """Made before the processes part, and inherited."""
 
     def __init__(self, places: int):
@@ -29,7 +29,7 @@ class SharedTallies:
         # Of no file: on a full disk, a page without a block would kill who writes it.
         self._map = mmap.mmap(-1, places * _SLOT)
 
-    def put(self, place: int, counts: Fields) -> None:
+    def write(self, place: int, counts: Fields) -> None:
         """Write what a process has counted; a kill in between leaves what was there."""
         data = json.dumps(counts).encode()
         if len(data) > _HALF:
@@ -40,7 +40,7 @@ class SharedTallies:
             self._map[start : start + len(data)] = data
             _HEAD.pack_into(self._map, at, half, len(data))
 
-    def get(self, place: int) -> Fields:
+    def read(self, place: int) -> Fields:
         """Return what a process has counted."""
         with self._locked(place) as at:
             half, length = _HEAD.unpack_from(self._map, at)
@@ -48,9 +48,9 @@ class SharedTallies:
             data = bytes(self._map[start : start + length])
         return json.loads(data) if data else {}
 
-    def others(self, place: int) -> list[Fields]:
+    def read_others(self, place: int) -> list[Fields]:
         """Return what all but one have counted."""
-        return [self.get(other) for other in range(self._places) if other != place]
+        return [self.read(other) for other in range(self._places) if other != place]
 
     @contextmanager
     def _locked(self, place: int) -> Iterator[int]:

@@ -1,17 +1,18 @@
-"""The dashboard: the fleet in a browser, live, and the levers of its rollouts.
+"""The dashboard: web pages that show the fleet live, and control its rollouts.
 
-Pages are rendered here, by plain functions of what the orchestrator has in memory and in its
-tables; the one script keeps them up to date and asks before it does what cannot be undone. What
-it does goes through the API, with the rights of whoever signed in.
+Pages are rendered by plain functions from memory and tables. The one script keeps them up to date,
+and asks before it makes a change that cannot be undone. Changes go through the API, with the rights
+of the signed-in user.
 
-Nothing of this is imported before the first page is asked for, and pages are rendered one at a
-time in a thread of their own, so that beacons do not wait for them.
+No page module is imported before the first request for a page, and pages are rendered one at a time
+in a thread, so that beacons do not wait for them.
 
-frame.py       how a page is asked for, rendered, sent
-login.py       tokens for sessions
-live.py        what has changed, pushed
-fleet.py       the fleet as rows; selection.py: which of them
-words.py       events as sentences
+page_base.py   request, template and answer of a page
+login.py       exchanges tokens for sessions
+live.py        pushes what has changed
+fleet.py       the fleet as rows; selection.py: filters
+messages.py    numbers, times and events in words
+gauges.py      how far gates are from passing or tripping
 overview.py, beacons.py, rollouts.py, releases.py, failures.py, logs.py    the pages
 """
 
@@ -22,49 +23,50 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-# Path -> module and function. A page is a function of a frame.Ask; a handler takes the request.
+# Path -> module and function. A page function takes a page_base.PageRequest, a handler takes the
+# HTTP request.
 PAGES = {
-    "/": ("overview", "page"),
-    "/beacons": ("beacons", "listing"),
-    "/beacons/{beacon_id}": ("beacons", "page"),
-    "/rollouts": ("rollouts", "listing"),
-    "/rollouts/{rollout_id}": ("rollouts", "page"),
-    "/releases": ("releases", "listing"),
-    "/releases/{firmware_id}": ("releases", "page"),
-    "/failures": ("failures", "page"),
-    "/activity": ("logs", "activity"),
-    "/webhooks": ("logs", "hooks"),
-    "/audit": ("logs", "audit_log"),
+    "/": ("overview", "show_overview"),
+    "/beacons": ("beacons", "list_beacons"),
+    "/beacons/{beacon_id}": ("beacons", "show_beacon"),
+    "/rollouts": ("rollouts", "list_rollouts"),
+    "/rollouts/{rollout_id}": ("rollouts", "show_rollout"),
+    "/releases": ("releases", "list_releases"),
+    "/releases/{firmware_id}": ("releases", "show_release"),
+    "/failures": ("failures", "show_failures"),
+    "/activity": ("logs", "show_activity"),
+    "/webhooks": ("logs", "show_webhooks"),
+    "/audit": ("logs", "show_audit_log"),
 }
 HANDLERS = {
-    "/login": ("login", "login", ["GET", "POST"]),
-    "/logout": ("login", "logout", ["POST"]),
-    "/live": ("live", "live", ["GET"]),
-    "/static/{name}": ("frame", "static", ["GET"]),
+    "/login": ("login", "handle_login", ["GET", "POST"]),
+    "/logout": ("login", "handle_logout", ["POST"]),
+    "/live": ("live", "follow_changes", ["GET"]),
+    "/static/{name}": ("page_base", "serve_static", ["GET"]),
 }
 
 
-def routes() -> list[Route]:
-    """Return the dashboard's routes; what is behind them is imported when it is asked for."""
+def dashboard_routes() -> list[Route]:
+    """Return the dashboard's routes; their modules are imported with the first request."""
 
-    def page(module: str, name: str):
+    def page_endpoint(module: str, name: str):
         async def endpoint(request: Request) -> Response:
-            frame = await _module("frame")
-            return await frame.show(request, getattr(await _module(module), name))
+            page_base = await _import_page("page_base")
+            return await page_base.show_page(request, getattr(await _import_page(module), name))
 
         return endpoint
 
-    def handler(module: str, name: str):
+    def handler_endpoint(module: str, name: str):
         async def endpoint(request: Request) -> Response:
-            return await getattr(await _module(module), name)(request)
+            return await getattr(await _import_page(module), name)(request)
 
         return endpoint
 
-    found = [Route(path, page(*where)) for path, where in PAGES.items()]
+    found = [Route(path, page_endpoint(*where)) for path, where in PAGES.items()]
     for path, (module, name, methods) in HANDLERS.items():
-        found.append(Route(path, handler(module, name), methods=methods))
+        found.append(Route(path, handler_endpoint(module, name), methods=methods))
     return found
 
 
-async def _module(name: str):
+async def _import_page(name: str):
     return await asyncio.to_thread(importlib.import_module, f"{__name__}.{name}")

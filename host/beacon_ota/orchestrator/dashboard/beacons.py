@@ -1,17 +1,17 @@
-"""Beacons: the listing behind every number, and one beacon's page."""
+"""The pages of beacons: the filtered listing behind every number, and one beacon's history."""
 
 import json
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.core.health import STANDINGS, standing
-from beacon_ota.orchestrator.dashboard.fleet import FLAGS, LOOKS, fleet
-from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.core.health import HEALTH_LABELS, health_label
+from beacon_ota.orchestrator.dashboard.fleet import BADGES, FLAGS, load_fleet
 from beacon_ota.orchestrator.dashboard.logs import versions_of
-from beacon_ota.orchestrator.dashboard.selection import PAGE, SORTS, Selection, arrange
+from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
+from beacon_ota.orchestrator.dashboard.selection import PAGE, SORTS, Selection, sort_rows
 from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons, sites
-from beacon_ota.orchestrator.http.asgi import decimal
-from beacon_ota.orchestrator.http.problems import missing
+from beacon_ota.orchestrator.http.asgi import parse_decimal
+from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.types import Reason
 from beacon_ota.orchestrator.rollout.windows import format_window
@@ -21,7 +21,7 @@ _HISTORY = 50
 # machine.reset_cause() of the ESP32-C3's MicroPython.
 RESET_CAUSES = {1: "power-on", 2: "hard", 3: "watchdog", 4: "deep sleep", 5: "soft"}
 
-# What a beacon would be told if it asked now, for people; docs/rollouts.md has the table.
+# The answer to a poll now, in words; docs/rollouts.md has the table.
 REASONS = {
     Reason.OFFER: "it would be offered the release now",
     Reason.NO_RELEASE: "no rollout is for it",
@@ -48,13 +48,13 @@ REASONS = {
 }
 
 
-def listing(ask: Ask) -> Page:
-    """Beacons, narrowed down in any way that a number on another page counts them."""
+def list_beacons(ask: PageRequest) -> Page:
+    """The listing of beacons, with the filters that the numbers on other pages link to."""
     chosen = Selection.of(ask.query)
-    seen = fleet(ask.service, ask.now)
+    seen = load_fleet(ask.service, ask.now)
     sort = ask.query.get("sort", "")
     sort = sort if sort.removeprefix("-") in SORTS else "id"
-    rows = arrange(chosen.apply(seen, ask), sort)
+    rows = sort_rows(chosen.apply(seen, ask), sort)
     pages = max(1, -(-len(rows) // PAGE))
     number = max(1, ask.number("page", 1, pages))
     return Page(
@@ -62,48 +62,48 @@ def listing(ask: Ask) -> Page:
         "Beacons",
         {
             "chosen": chosen,
-            "told": _told(chosen, ask, seen.releases),
+            "told": _describe_filters(chosen, ask, seen.releases),
             "rows": rows[(number - 1) * PAGE : number * PAGE],
             "total": len(rows),
             "all": len(seen.rows),
             "page": number,
             "pages": pages,
             "sort": sort,
-            "states": list(STANDINGS),
+            "states": list(HEALTH_LABELS),
             "flags": FLAGS,
-            "sites": [site["path"] for site in ask.read(sites.every)],
+            "sites": [site["path"] for site in ask.read(sites.list_all)],
             "versions": [one.version for one in seen.versions if one.version],
         },
         live="*",
     )
 
 
-def page(ask: Ask) -> Page:
-    """One beacon: what it runs, what it would be told, and everything it went through."""
+def show_beacon(ask: PageRequest) -> Page:
+    """One beacon: what it runs, what a poll would be answered now, and its history."""
     beacon_id = ask.path["beacon_id"]
-    node = ask.service.view.nodes.get(beacon_id)
-    found = ask.read(_history, beacon_id)
+    node = ask.service.fleet.beacons.get(beacon_id)
+    found = ask.read(_read_history, beacon_id)
     if node is None or found is None:
-        raise missing("beacon", beacon_id)
+        raise not_found("beacon", beacon_id)
     row, tries, reports, journal = found
-    view = ask.service.view
-    place = view.place(node)
+    view = ask.service.fleet
+    place = view.place_of(node)
     decision = decide(
-        view.look_up(node.facts.device_type),
-        node.facts,
+        view.build_active_rollouts(node.beacon.device_type),
+        node.beacon,
         ask.now,
         attempts=tuple(node.attempts),
         place=place,
-        busy=view.busy(place.building, node),
+        busy=view.updates_in_building(place.building, node),
     )
     decision = ask.service.within_lease(decision)
-    state = standing(node, view.releases, ask.now)
+    state = health_label(node, view.releases, ask.now)
     release = next(
         (
             one.row
             for one in view.releases.copy().values()
             if (one.row["device_type"], one.row["version"])
-            == (node.facts.device_type, node.facts.version)
+            == (node.beacon.device_type, node.beacon.version)
         ),
         None,
     )
@@ -115,8 +115,8 @@ def page(ask: Ask) -> Page:
             "row": row,
             "tags": json.loads(row["tags"]),
             "state": state,
-            "standing": STANDINGS[state],
-            "looks": LOOKS,
+            "standing": HEALTH_LABELS[state],
+            "badges": BADGES,
             "place": place,
             "hours": format_window(place.window),
             "decision": decision,
@@ -132,7 +132,7 @@ def page(ask: Ask) -> Page:
     )
 
 
-def _history(
+def _read_history(
     conn: Connection, beacon_id: str
 ) -> tuple[Fields, list[Fields], list[Fields], list[Fields]] | None:
     row = beacons.get(conn, beacon_id)
@@ -140,39 +140,41 @@ def _history(
         return None
     return (
         row,
-        attempts.of_beacon(conn, beacon_id, _HISTORY),
-        beacons.reports_of(conn, beacon_id, _HISTORY),
-        beacons.journal_of(conn, beacon_id, _HISTORY),
+        attempts.list_for_beacon(conn, beacon_id, _HISTORY),
+        beacons.list_reports(conn, beacon_id, _HISTORY),
+        beacons.list_journal(conn, beacon_id, _HISTORY),
     )
 
 
-def _counted(what: str, text: str) -> str:
-    """Return "wave 1" for wave 0, "" for what is no number."""
-    number = decimal(text, 10**6)
+def _number_label(what: str, text: str) -> str:
+    """Return "wave 1" for wave 0, "" for text that is no number."""
+    number = parse_decimal(text, 10**6)
     return "" if number is None else f"{what} {number + 1}"
 
 
-def _told(chosen: Selection, ask: Ask, releases: dict) -> list[tuple[str, str, str]]:
-    """Return what narrows a listing in words: name, value, address without it."""
+def _describe_filters(
+    chosen: Selection, ask: PageRequest, releases: dict
+) -> list[tuple[str, str, str]]:
+    """Return the filters of a listing: name, value, and the address without the filter."""
     found = []
     for name, value in chosen.given.items():
         if name == "cell" or (name == "hours" and not chosen.tried):
             continue
         shown, without = value, {name: None}
         if name == "rollout":
-            entry = ask.service.view.entries.get(value)
+            entry = ask.service.fleet.rollouts.get(value)
             shown = f"of {entry.rollout.plan.release.version}" if entry else value[:8]
             without["cell"] = None
             if chosen.cell:
                 wave, stage, count = (chosen.cell.split(".") + ["", "", ""])[:3]
-                where = [_counted("wave", wave), _counted("stage", stage)]
+                where = [_number_label("wave", wave), _number_label("stage", stage)]
                 shown = ", ".join(filter(None, (shown, *where, count)))
         elif name == "release" and value in releases:
             shown = releases[value].row["version"]
         elif name == "hours":
             shown = f"last {value}"
         elif name == "cause":
-            number = decimal(value, 1000)
+            number = parse_decimal(value, 1000)
             shown = value if number is None else RESET_CAUSES.get(number, value)
         found.append((name.replace("_", " "), shown, chosen.href(**without)))
     return found

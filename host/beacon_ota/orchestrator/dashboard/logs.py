@@ -1,10 +1,10 @@
-"""What happened: the events for everybody; webhooks and the audit log for administrators."""
+"""The pages of the past: events for every role; webhooks and audit log for administrators."""
 
 from typing import Any
 
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.dashboard import words
-from beacon_ota.orchestrator.dashboard.frame import Ask, Page
+from beacon_ota.orchestrator.dashboard import messages
+from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
 from beacon_ota.orchestrator.db.tables import Fields, audit, events, webhooks
 from beacon_ota.orchestrator.db.tables.audit import AuditError
 from beacon_ota.orchestrator.http.problems import Problem
@@ -13,17 +13,17 @@ _PAGE = 100
 _GROUPS = ("rollout", "attempt", "beacon", "firmware", "site", "token", "webhook", "mirror")
 
 
-def activity(ask: Ask) -> Page:
-    """All stored events, newest first."""
+def show_activity(ask: PageRequest) -> Page:
+    """The stored events, newest first."""
     group = ask.query.get("kind", "")
     group = group if group in _GROUPS else ""
     before = ask.number("before", 0)
-    rows = ask.read(events.before, before or None, f"{group}." if group else "", _PAGE)
+    rows = ask.read(events.list_before, before or None, f"{group}." if group else "", _PAGE)
     return Page(
         "activity.html",
         "Activity",
         {
-            "news": said(rows, versions_of(ask)),
+            "news": describe_events(rows, versions_of(ask)),
             "group": group,
             "groups": _GROUPS,
             "before": before,
@@ -33,16 +33,16 @@ def activity(ask: Ask) -> Page:
     )
 
 
-def audit_log(ask: Ask) -> Page:
-    """Who did what, and whether the log is whole."""
-    _admins(ask)
+def show_audit_log(ask: PageRequest) -> Page:
+    """The audit log, and on request the verification of its chain."""
+    _require_admin(ask)
     given = {name: ask.query.get(name, "") for name in ("action", "by", "target")}
     before = ask.number("before", 0)
-    rows = ask.read(_entries, before, {key: value or None for key, value in given.items()})
+    rows = ask.read(_read_entries, before, {key: value or None for key, value in given.items()})
     verified: Any = None
     if "verify" in ask.query:
         try:
-            verified = ask.read(audit.verify)
+            verified = ask.read(audit.verify_chain)
         except AuditError as error:
             verified = error
     return Page(
@@ -61,22 +61,26 @@ def audit_log(ask: Ask) -> Page:
     )
 
 
-def hooks(ask: Ask) -> Page:
-    """Webhooks and their deliveries."""
-    _admins(ask)
-    rows = ask.read(webhooks.every)
-    logs = {row["id"]: ask.read(webhooks.log, row["id"], 20) for row in rows}
+def show_webhooks(ask: PageRequest) -> Page:
+    """Webhooks with their deliveries."""
+    _require_admin(ask)
+    rows = ask.read(webhooks.list_all)
+    logs = {row["id"]: ask.read(webhooks.list_deliveries, row["id"], 20) for row in rows}
     return Page("webhooks.html", "Webhooks", {"hooks": rows, "logs": logs}, live="*")
 
 
-def said(rows: list[Fields], versions: dict[str, str]) -> list[tuple[Fields, words.Said]]:
-    """Return events with their sentences, the newest first."""
-    return [(row, words.say(row, versions)) for row in reversed(rows)]
+def describe_events(
+    rows: list[Fields], versions: dict[str, str]
+) -> list[tuple[Fields, messages.EventDescription]]:
+    """Return events with their descriptions, newest first."""
+    return [(row, messages.describe_event(row, versions)) for row in reversed(rows)]
 
 
-def folded(rows: list[tuple[Fields, words.Said]]) -> list[tuple[Fields, words.Said]]:
-    """Return the same with those that say one thing of several beacons in a row as one line."""
-    found: list[tuple[Fields, words.Said]] = []
+def collapse_events(
+    rows: list[tuple[Fields, messages.EventDescription]],
+) -> list[tuple[Fields, messages.EventDescription]]:
+    """Return the same list with equal good events of several beacons in a row as one line."""
+    found: list[tuple[Fields, messages.EventDescription]] = []
     counts: list[int] = []
     for event, one in rows:
         if found and one.level == "good" and not one.because:
@@ -87,33 +91,38 @@ def folded(rows: list[tuple[Fields, words.Said]]) -> list[tuple[Fields, words.Sa
         found.append((event, one))
         counts.append(0)
     return [
-        (event, one._replace(then=f"and {words.plural(count, 'other')} {_of_many(one.then)}"))
+        (
+            event,
+            one._replace(
+                then=f"and {messages.format_plural(count, 'other')} {_pluralize(one.then)}"
+            ),
+        )
         if count
         else (event, one)
         for (event, one), count in zip(found, counts, strict=True)
     ]
 
 
-def _of_many(then: str) -> str:
+def _pluralize(then: str) -> str:
     return then.replace("runs ", "run ", 1)
 
 
-def versions_of(ask: Ask) -> dict[str, str]:
+def versions_of(ask: PageRequest) -> dict[str, str]:
     """Return the versions of releases and rollouts, by their ids."""
     return known_versions(ask.service)
 
 
 def known_versions(service: Service) -> dict[str, str]:
-    """Return the versions of releases and of the rollouts in memory, by their ids."""
-    view = service.view
+    """Return by id the versions of releases, and of the rollouts in memory."""
+    view = service.fleet
     found = {key: release.row["version"] for key, release in view.releases.copy().items()}
-    for key, entry in view.entries.copy().items():
+    for key, entry in view.rollouts.copy().items():
         found[key] = entry.rollout.plan.release.version
     return found
 
 
-def _entries(conn, before: int, given: Fields) -> list[Fields]:
-    return audit.entries(
+def _read_entries(conn, before: int, given: Fields) -> list[Fields]:
+    return audit.list_entries(
         conn,
         before=before or None,
         limit=_PAGE,
@@ -124,7 +133,7 @@ def _entries(conn, before: int, given: Fields) -> list[Fields]:
     )
 
 
-def _admins(ask: Ask) -> None:
+def _require_admin(ask: PageRequest) -> None:
     if not ask.admin:
         raise Problem(
             403,

@@ -34,10 +34,10 @@ from beacon_ota.orchestrator.db.tables import prepared
 from beacon_ota.orchestrator.limits import LIMITS
 
 T = TypeVar("T")
-LOCK_S = 30.0  # for which a call waits for SQLite's lock while another process holds it
+LOCK_TIMEOUT_S = 30.0  # for which a call waits for SQLite's lock while another process holds it
 MIGRATIONS = Path(__file__).with_name("migrations")
-WRITER = "db-writer"  # the name of the thread that writes
-WRITING = 0x62656163  # the advisory lock of the transaction that writes
+WRITER_THREAD = "db-writer"  # the name of the thread that writes
+WRITE_LOCK_ID = 0x62656163  # the advisory lock of the transaction that writes
 # A process that stops in the middle of a transaction holds the others up for no longer than this.
 _PG_OPTIONS = (
     ("lock_timeout", "30s"),
@@ -52,7 +52,7 @@ class StorageError(ReachError):
     """The database refused a transaction: disk full, locked, damaged."""
 
 
-def reason_of(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return in a few words why a database refused, with nothing of statements or their values.
 
     What drivers say about an error quotes rows and parameters: digests of tokens, secrets of
@@ -100,7 +100,7 @@ def storage_errors(what: str = "the database cannot be used") -> Iterator[None]:
         if not is_driver_error(error):
             raise
         # Without its cause: a traceback would show the statement.
-        raise StorageError("storage", f"{what}: {reason_of(error)}") from None
+        raise StorageError("storage", f"{what}: {describe_error(error)}") from None
 
 
 def is_driver_error(error: BaseException) -> bool:
@@ -171,14 +171,16 @@ def _postgresql(url: str, readonly: bool, worker: str) -> Engine:
 
         @event.listens_for(engine, "begin")
         def _begin(conn: Connection) -> None:
-            conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING})")
+            conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK_ID})")
 
     return engine
 
 
 def _sqlite(url: str, readonly: bool) -> Engine:
     engine = create_engine(
-        url, hide_parameters=True, connect_args={"timeout": LOCK_S, "check_same_thread": False}
+        url,
+        hide_parameters=True,
+        connect_args={"timeout": LOCK_TIMEOUT_S, "check_same_thread": False},
     )
 
     @event.listens_for(engine, "connect")
@@ -223,7 +225,7 @@ def _revisions() -> set[str]:
     return {file.stem.split("_")[0] for file in MIGRATIONS.glob("versions/[0-9]*.py")}
 
 
-def migrate(engine: Engine) -> None:
+def migrate_if_due(engine: Engine) -> None:
     """Bring the schema to the newest revision; the work of a moment when it is there already.
 
     Raises:
@@ -235,7 +237,7 @@ def migrate(engine: Engine) -> None:
             if inspect(conn).has_table("alembic_version"):
                 found = conn.scalar(text("SELECT version_num FROM alembic_version"))
     except SQLAlchemyError as error:
-        named = StorageError("database", f"the database cannot be used: {reason_of(error)}")
+        named = StorageError("database", f"the database cannot be used: {describe_error(error)}")
         raise named from None
     if found == newest:
         return
@@ -268,7 +270,7 @@ def check_revision(found: str) -> None:
         )
 
 
-def upgrade(engine: Engine) -> None:
+def run_migrations(engine: Engine) -> None:
     """Run the migrations that are due, in one transaction."""
     from alembic import command
     from alembic.config import Config
@@ -281,13 +283,13 @@ def upgrade(engine: Engine) -> None:
 
 
 @contextmanager
-def offline(folder: Path) -> Iterator[Connection]:
+def open_offline(folder: Path) -> Iterator[Connection]:
     """Open the database of a data folder for one transaction, with or without a server running."""
     if not (folder / "beacon-ota.db").is_file():
         raise ReachError("data_missing", f"{folder} holds no orchestrator data", found=str(folder))
     engine = connect(sqlite_url(folder))
     try:
-        migrate(engine)
+        migrate_if_due(engine)
         with storage_errors(), engine.begin() as conn:
             yield conn
     finally:
@@ -321,16 +323,18 @@ class Database:
                     "data_unusable", f"cannot write {path}: {error.strerror}", found=str(path)
                 ) from None
         self._engine = connect(url, worker=worker)
-        migrate(self._engine)
+        migrate_if_due(self._engine)
         self._reading = connect(url, readonly=True)
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-reader")
         self._beacons_reader = ThreadPoolExecutor(1, thread_name_prefix="db-beacons")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._run, name=WRITER, daemon=True)
+        self._writer = threading.Thread(target=self._run, name=WRITER_THREAD, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.commits = 0
         self.writes = 0
-        self.doubt = False  # a commit of ours may have been made without our knowing; the writer's
+        self.commit_in_doubt = (
+            False  # a commit of ours may have been made without our knowing; the writer's
+        )
 
     def start(self) -> None:
         """Start the writer; the running loop is the one that results come back to."""
@@ -424,16 +428,16 @@ class Database:
         try:
             with conn.begin():
                 done = [_Done(job, job.work(conn, *job.args), True) for job in batch]
-                prepared.flush(conn)
+                prepared.flush_deferred(conn)
             self.commits += 1
             self.writes += len(batch)
             return done
         except Exception as error:
             if _is_lost(conn):  # whether the commit was made nobody knows: nothing twice
-                self.doubt = True
+                self.commit_in_doubt = True
                 conn.invalidate()
                 return [_Done(job, self._named(error), False) for job in batch]
-            prepared.discard(conn)
+            prepared.discard_deferred(conn)
             if len(batch) == 1:
                 return [_Done(batch[0], self._named(error), False)]
             return [result for job in batch for result in self._transact(conn, [job])]
@@ -449,7 +453,7 @@ class Database:
 
     def _named(self, error: Exception) -> Exception:
         if is_driver_error(error) and not isinstance(error, BeaconOtaError):
-            reason = reason_of(error)
+            reason = describe_error(error)
             return StorageError("storage", f"the database refused the change: {reason}")
         return error
 

@@ -8,7 +8,7 @@ import os
 import threading
 from typing import Any
 
-from beacon_ota.orchestrator.db.database import WRITER
+from beacon_ota.orchestrator.db.database import WRITER_THREAD
 
 SWITCH = "BEACON_OTA_GUARD"
 
@@ -21,14 +21,14 @@ def keep_from_writer(*kinds: type) -> None:
     """Have every attribute of these classes' objects refuse to be read by a writer's thread."""
     if os.environ.get(SWITCH):
         for kind in kinds:
-            _keep(kind)
+            _refuse_reads(kind)
 
 
-def _keep(kind: Any) -> None:
+def _refuse_reads(kind: Any) -> None:
     plain = kind.__getattribute__
 
     def read(self: Any, name: str) -> Any:
-        if threading.current_thread().name == WRITER:
+        if threading.current_thread().name == WRITER_THREAD:
             raise ReadByWriter(f"the database's writer reads {kind.__name__}.{name}")
         return plain(self, name)
 

@@ -1,1 +1,1 @@
-"""HTTP without the application: protocol, bounds, headers, refusals."""
+"""HTTP below the application: protocol, bounds, headers, problem documents."""

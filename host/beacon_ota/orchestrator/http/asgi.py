@@ -1,4 +1,4 @@
-"""The little of HTTP that the beacons' side needs, straight on ASGI."""
+"""Reads requests and sends answers directly on ASGI, for the beacons' API."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -14,19 +14,19 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-# The server's extensions: drop the connection; note that it has shown who it is (connections.py).
-ABORT = "beacon_ota.abort"
-PROVE = "beacon_ota.prove"
-JSON: Header = (b"content-type", b"application/json")
-PROBLEM: Header = (b"content-type", b"application/problem+json")
+# Extensions of the server: drop the connection; mark it as proven (connections.py).
+ABORT_EXTENSION = "beacon_ota.abort"
+PROVE_EXTENSION = "beacon_ota.prove"
+JSON_TYPE: Header = (b"content-type", b"application/json")
+PROBLEM_TYPE: Header = (b"content-type", b"application/problem+json")
 
 
-class Disconnected(Exception):
-    """The other side went away in the middle of its request; there is nobody to answer."""
+class ClientDisconnected(Exception):
+    """The client went away in the middle of its request, so that no answer is sent."""
 
 
-def header(scope: Scope, name: bytes) -> str:
-    """Return a request header, "" when it is absent or repeated: repeated ones mean no good."""
+def get_header(scope: Scope, name: bytes) -> str:
+    """Return a request header, "" if it is absent or repeated."""
     found = ""
     for key, value in scope["headers"]:
         if key == name:
@@ -36,23 +36,23 @@ def header(scope: Scope, name: bytes) -> str:
     return found
 
 
-def target(scope: Scope) -> str:
-    """Return the path with its query, exactly as the request line had it."""
+def request_target(scope: Scope) -> str:
+    """Return path and query exactly as in the request line."""
     path = scope.get("raw_path") or scope["path"].encode()
     query = scope["query_string"]
     return (path + b"?" + query if query else path).decode("latin-1")
 
 
-def address(scope: Scope) -> str:
-    """Return the address that the request came from."""
+def client_address(scope: Scope) -> str:
+    """Return the IP address of the client, "" if unknown."""
     client = scope.get("client")
     return client[0] if client else ""
 
 
-def decimal(text: str, most: int) -> int | None:
-    """Return a number written in decimal digits, None when it is none or above ``most``.
+def parse_decimal(text: str, most: int) -> int | None:
+    """Return a number of decimal digits, None if the text is no such number or above ``most``.
 
-    The length is looked at first: Python refuses to convert thousands of digits, by an exception.
+    The length is checked first, because Python raises an exception for thousands of digits.
     """
     if not text.isascii() or not text.isdecimal() or len(text) > 4 + len(str(most)):
         return None
@@ -60,15 +60,16 @@ def decimal(text: str, most: int) -> int | None:
     return value if value <= most else None
 
 
-async def body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Read a request body of at most ``limit`` bytes.
 
     Raises:
-        Problem: ``body_too_large``, or ``body_stalled`` when nothing comes for a while.
-        Disconnected: the sender went away.
+        Problem: 413 ``body_too_large``; 408 ``body_stalled`` after ``LIMITS.body_stall`` seconds
+            without a byte.
+        ClientDisconnected: the client went away.
     """
-    length = header(scope, b"content-length")
-    if length and (decimal(length, limit) is None):
+    length = get_header(scope, b"content-length")
+    if length and (parse_decimal(length, limit) is None):
         raise Problem(413, "body_too_large", f"at most {limit} bytes", expected=limit)
     parts = b""
     while True:
@@ -78,7 +79,7 @@ async def body(scope: Scope, receive: Receive, limit: int) -> bytes:
         except TimeoutError:
             raise Problem(408, "body_stalled", "the request body stopped arriving") from None
         if message["type"] == "http.disconnect":
-            raise Disconnected
+            raise ClientDisconnected
         part = message.get("body", b"")
         if len(parts) + len(part) > limit:
             raise Problem(413, "body_too_large", f"at most {limit} bytes", expected=limit)
@@ -87,25 +88,29 @@ async def body(scope: Scope, receive: Receive, limit: int) -> bytes:
             return parts
 
 
-def prove(scope: Scope, kind: str) -> None:
-    """Note that a right signature, token or session came over this connection."""
-    noted = scope.get("extensions", {}).get(PROVE)
+def mark_proven(scope: Scope, kind: str) -> None:
+    """Tell the connection table that this connection carried a right signature, token or session.
+
+    Args:
+        kind: ``connections.BEACON`` or ``connections.ADMINISTRATOR``.
+    """
+    noted = scope.get("extensions", {}).get(PROVE_EXTENSION)
     if noted is not None:
         noted(kind)
 
 
-async def hang_up(scope: Scope) -> None:
-    """Drop a connection in the middle of an answer: the other side takes none of it."""
-    abort = scope.get("extensions", {}).get(ABORT)
+async def abort_connection(scope: Scope) -> None:
+    """Drop a connection in the middle of an answer, so that the client does not use any of it."""
+    abort = scope.get("extensions", {}).get(ABORT_EXTENSION)
     if abort is not None:
         abort()
-        await asyncio.sleep(0)  # until the server has noticed
+        await asyncio.sleep(0)  # the server handles the abort first
 
 
-async def respond(
+async def send_response(
     send: Send, status: int, payload: bytes = b"", headers: Iterable[Header] = ()
 ) -> None:
-    """Send a whole answer."""
+    """Send an answer with its whole body."""
     lines = [*headers]
     if status != 204:
         lines.append((b"content-length", b"%d" % len(payload)))

@@ -1,12 +1,13 @@
-"""Which connections are open, and which one goes when there are too many.
+"""The table of open connections: decides which connection is closed when there are too many.
 
-A connection is *unproven* until a right signature, token or session came over it. Unproven ones
-are few per address and few in all, and the oldest makes room for the newest: somebody who opens
-connections and says nothing displaces their own. A building behind one NAT address, or a proxy in
-front of us, is not held up by that: what has proven itself does not count towards the address.
-
-Beacons never take the whole table: a reserve stays for those who administer. A beacon beyond its
-share is answered, and its connection closed after the answer.
+Rules:
+  * A connection is *unproven* until a right signature, token or session came over it.
+  * Unproven connections are few per address and few in all; the oldest makes room for the
+    newest. A client that opens connections and sends nothing displaces its own.
+  * Proven connections do not count towards their address: neither a building behind one NAT
+    address nor a reverse proxy is limited.
+  * Beacons never take the whole table: a reserve is kept for administrators. A beacon over its
+    share gets its answer, and its connection is closed after it.
 """
 
 import ipaddress
@@ -19,11 +20,11 @@ from beacon_ota.orchestrator.limits import LIMITS
 
 BEACON = "beacon"
 ADMINISTRATOR = "administrator"
-_LEAST = 16
+_CAPACITY_MIN = 16
 
 
-class Connection(Protocol):
-    """What the table knows of a connection."""
+class TrackedConnection(Protocol):
+    """The attributes of a connection that the table needs."""
 
     address: str
 
@@ -33,8 +34,8 @@ class Connection(Protocol):
     def drop(self) -> None: ...
 
 
-class Connections:
-    """The table of one process.
+class ConnectionTable:
+    """The connections of one process.
 
     Args:
         capacity: connections at once; by default as many as limits and open files allow.
@@ -43,23 +44,23 @@ class Connections:
 
     def __init__(self, capacity: int | None = None, proxies: Sequence[Network] = ()):
         self._is_proxy = among(proxies)
-        self.capacity = room()[0] if capacity is None else capacity
+        self.capacity = connection_capacity()[0] if capacity is None else capacity
         reserved = min(LIMITS.connections_reserved, self.capacity // 4)
         self._for_beacons = self.capacity - reserved
-        self._unproven: dict[Connection, None] = {}  # oldest first, like those below
-        self._by_address: dict[str, dict[Connection, None]] = {}
-        self._beacons: dict[Connection, None] = {}
-        self._administrators: dict[Connection, None] = {}
+        self._unproven: dict[TrackedConnection, None] = {}  # all of these: oldest first
+        self._by_address: dict[str, dict[TrackedConnection, None]] = {}
+        self._beacons: dict[TrackedConnection, None] = {}
+        self._administrators: dict[TrackedConnection, None] = {}
 
     def __len__(self) -> int:
         return len(self._unproven) + len(self._beacons) + len(self._administrators)
 
-    def admit(self, connection: Connection) -> bool:
-        """Enter a new connection; another one may go for it. False: it was dropped itself."""
-        beside = self._by_address.get(network_of(connection.address), {})
-        many = len(beside) >= LIMITS.connections_unproven_per_address
+    def admit(self, connection: TrackedConnection) -> bool:
+        """Add a new connection, dropping another if necessary; False if the new one was dropped."""
+        of_network = self._by_address.get(network_of(connection.address), {})
+        many = len(of_network) >= LIMITS.connections_unproven_per_address
         if many and not self._is_proxy(connection.address):
-            self._drop(next(iter(beside)))
+            self._drop(next(iter(of_network)))
         elif len(self._unproven) >= LIMITS.connections_unproven:
             self._drop(next(iter(self._unproven)))
         if len(self) >= self.capacity:
@@ -68,72 +69,72 @@ class Connections:
                 connection.drop()
                 return False
             self._drop(victim)
-        self._enter(connection)
+        self._add(connection)
         return True
 
-    def _enter(self, connection: Connection) -> None:
+    def _add(self, connection: TrackedConnection) -> None:
         self._unproven[connection] = None
         self._by_address.setdefault(network_of(connection.address), {})[connection] = None
 
-    def prove(self, connection: Connection, kind: str) -> bool:
-        """Note that a connection has shown who it is; False: there is no room for it to stay."""
+    def mark_proven(self, connection: TrackedConnection, kind: str) -> bool:
+        """Move a connection to the proven ones; False if it must be closed after its answer."""
         if connection in self._administrators or connection in self._beacons:
             return True
         if connection not in self._unproven:
-            return False  # dropped a moment ago
+            return False  # was dropped before
         if kind == BEACON:
             if len(self._beacons) >= self._for_beacons:
                 victim = self._idle_beacon()
                 if victim is None:
                     return False
                 self._drop(victim)
-            self.leave(connection)
+            self.remove(connection)
             self._beacons[connection] = None
         else:
-            self.leave(connection)
+            self.remove(connection)
             self._administrators[connection] = None
         return True
 
-    def replace(self, before: Connection, after: Connection) -> bool:
-        """Let an unproven connection go on as another object; False when it had to leave."""
+    def replace(self, before: TrackedConnection, after: TrackedConnection) -> bool:
+        """Replace an unproven connection by another object; False if it was dropped before."""
         if before not in self._unproven:
             return False
-        self.leave(before)
+        self.remove(before)
         after.address = before.address
-        self._enter(after)
+        self._add(after)
         return True
 
-    def leave(self, connection: Connection) -> None:
-        """Take a connection out; one that is not there is no error."""
+    def remove(self, connection: TrackedConnection) -> None:
+        """Remove a connection; an unknown one is no error."""
         for table in (self._unproven, self._beacons, self._administrators):
             table.pop(connection, None)
         network = network_of(connection.address)
-        beside = self._by_address.get(network)
-        if beside is not None:
-            beside.pop(connection, None)
-            if not beside:
+        of_network = self._by_address.get(network)
+        if of_network is not None:
+            of_network.pop(connection, None)
+            if not of_network:
                 del self._by_address[network]
 
-    def _idle_beacon(self) -> Connection | None:
+    def _idle_beacon(self) -> TrackedConnection | None:
         return next((one for one in self._beacons if one.idle), None)
 
-    def _drop(self, connection: Connection) -> None:
-        self.leave(connection)
+    def _drop(self, connection: TrackedConnection) -> None:
+        self.remove(connection)
         connection.drop()
 
 
-def room() -> tuple[int, int]:
-    """Return how many connections fit into the open files we may have, and how many may queue."""
+def connection_capacity() -> tuple[int, int]:
+    """Return (connections, backlog) that the process may have, from its limit of open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return LIMITS.connections, LIMITS.backlog
-    files = max(soft - LIMITS.own_files, 2 * _LEAST)
-    capacity = min(LIMITS.connections, max(files * 3 // 4, _LEAST))
-    return capacity, min(LIMITS.backlog, max(files - capacity, _LEAST))
+    files = max(soft - LIMITS.own_files, 2 * _CAPACITY_MIN)
+    capacity = min(LIMITS.connections, max(files * 3 // 4, _CAPACITY_MIN))
+    return capacity, min(LIMITS.backlog, max(files - capacity, _CAPACITY_MIN))
 
 
 def network_of(address: str) -> str:
-    """Return what counts as one address: an IPv4 address, the /64 of an IPv6 one."""
+    """Return the unit that counts as one address: an IPv4 address, the /64 of an IPv6 address."""
     if ":" not in address:
         return address
     try:

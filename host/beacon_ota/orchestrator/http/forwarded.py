@@ -38,7 +38,7 @@ def parse(text: str) -> tuple[Network, ...]:
     return tuple(found)
 
 
-class Forwarded:
+class ForwardedMiddleware:
     """An ASGI application around another.
 
     Args:

@@ -1,15 +1,15 @@
-"""HEAD wherever there is GET: the same head, and no body."""
+"""Middleware that answers HEAD wherever there is GET: with the same head, and no body."""
 
 import asyncio
 
 from beacon_ota.orchestrator.http.asgi import App, Message, Receive, Scope, Send
 
 
-class HeadMethod:
-    """An ASGI application that has another one answer GET, and keeps its head.
+class HeadMethodMiddleware:
+    """Calls the application with GET and sends the head of its answer.
 
-    The answer is over with its head, and the application is told that nobody is there any more:
-    a stream would never end by itself.
+    After the head, the application is told that the client has disconnected: a stream would
+    otherwise never end.
     """
 
     def __init__(self, app: App):

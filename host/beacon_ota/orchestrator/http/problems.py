@@ -1,4 +1,4 @@
-"""Refusals as problem documents (RFC 9457): every one has a stable code."""
+"""Problem documents (RFC 9457) for refusals, each with a stable code."""
 
 import json
 from http import HTTPStatus
@@ -13,7 +13,7 @@ from beacon_ota.errors import (
 
 MEDIA_TYPE = "application/problem+json"
 
-# Where the class of an error does not say the status.
+# HTTP status by code, where the class of the error does not determine it.
 STATUS = {
     "not_multipart": 415,
     "image_too_large": 413,
@@ -24,12 +24,12 @@ STATUS = {
     "storage": 503,
 }
 
-# Seconds after which another try makes sense, where the error itself has no headers.
+# Seconds until another try makes sense, for errors without headers of their own.
 RETRY_AFTER = {"followers_of_token": "10"}
 
 
 class Problem(BeaconOtaError):
-    """A refusal with an HTTP status of its own."""
+    """A refusal with its own HTTP status and headers."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class Problem(BeaconOtaError):
         self.headers = headers or {}
 
 
-def missing(what: str, name: str) -> Problem:
-    """Return the refusal for something that does not exist."""
+def not_found(what: str, name: str) -> Problem:
+    """Return the refusal (404) for an object that does not exist."""
     return Problem(404, f"{what}_unknown", f"there is no {what} {name!r}", found=name)
 
 
@@ -74,7 +74,7 @@ def headers_of(error: BeaconOtaError) -> dict[str, str]:
     return {} if after is None else {"retry-after": after}
 
 
-def document(error: BeaconOtaError, **more: object) -> bytes:
+def problem_document(error: BeaconOtaError, **more: object) -> bytes:
     """Return the JSON document of a refusal; ``more`` adds fields such as ``server_time``."""
     status = status_of(error)
     fields = {

@@ -1,8 +1,8 @@
-"""Headers that every answer of the administrators' side carries, unless it says otherwise."""
+"""Middleware that adds security headers to every answer of the administrators' side."""
 
 from beacon_ota.orchestrator.http.asgi import App, Header, Message, Receive, Scope, Send
 
-# Keys, tokens and secrets are in some answers, and who may see which is decided anew each time.
+# no-store: some answers contain keys, tokens or secrets, and roles are checked for each request.
 _DEFAULTS: tuple[Header, ...] = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -14,8 +14,8 @@ _STREAM = b"text/event-stream"
 _UNBUFFERED: Header = (b"x-accel-buffering", b"no")  # a proxy hands on each event as it comes
 
 
-class SecureHeaders:
-    """An ASGI application around another."""
+class SecureHeadersMiddleware:
+    """Adds each header of ``_DEFAULTS`` that the answer does not have itself."""
 
     def __init__(self, app: App):
         self._app = app

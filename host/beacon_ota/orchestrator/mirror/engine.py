@@ -13,12 +13,12 @@ from typing import Any
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.core.engine import Engine, dump_state, load_state
-from beacon_ota.orchestrator.core.view import Entry
+from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, audit, events, outbox, rollouts
-from beacon_ota.orchestrator.rollout.advance import advance, apply, due
-from beacon_ota.orchestrator.rollout.stopping import due as due_stops
-from beacon_ota.orchestrator.rollout.stopping import stopped
+from beacon_ota.orchestrator.rollout.advance import advance, apply_transition, next_due_at
+from beacon_ota.orchestrator.rollout.stopping import apply_stops
+from beacon_ota.orchestrator.rollout.stopping import missing_stops as due_stops
 from beacon_ota.orchestrator.rollout.types import (
     Attempt,
     Kind,
@@ -33,13 +33,13 @@ log = logging.getLogger("beacon_ota.orchestrator")
 _FAILURES = ("failures_in_a_row", "failure_share")
 
 
-class LocalEngine(Engine):
+class MirrorEngine(Engine):
     """The engine of a mirror: settles the attempts of its own beacons, and may stop, not go on."""
 
-    async def _step(self, entry: Entry) -> None:
+    async def _evaluate_rollout(self, entry: RolloutEntry) -> None:
         now = self.service.clock.now()
         self._mind_the_clock(now)
-        if self.stopping.is_pending(entry.rollout.plan.rollout_id):
+        if self.stop_manager.is_pending(entry.rollout.plan.rollout_id):
             return
         try:
             if entry.open_ids:
@@ -49,56 +49,56 @@ class LocalEngine(Engine):
             raise
         if self._put_away(entry) or entry.state.status is Status.ABORTED:
             return
-        counts = self.count(entry, now, self._unrecorded(entry))
+        counts = self.count_outcomes(entry, now, self._unrecorded(entry))
         for change in advance(entry.rollout, entry.state, counts, now):
             if self._halts(change):
                 await self._halt_here(entry, change)
                 await self._settle(entry, now)
                 break
         # What the primary would do is no reason to look: only what comes of silence.
-        entry.due = due(entry.rollout, entry.state, counts, now)
+        entry.due = next_due_at(entry.rollout, entry.state, counts, now)
         if entry.due is not None and entry.due <= now:
             entry.due = None
 
     def _halts(self, change: Transition) -> bool:
         return change.kind is Kind.HALTED and change.reason in _FAILURES
 
-    async def _halt_here(self, entry: Entry, change: Transition) -> None:
+    async def _halt_here(self, entry: RolloutEntry, change: Transition) -> None:
         """Halt a rollout here, in memory first (UsageError ``rollout_moved``, StorageError)."""
-        await self.stopping.automatic(entry, (change,))
+        await self.stop_manager.halt_automatically(entry, (change,))
         why = f"{change.reason}: {change.detail}"
         log.warning("rollout %s is halted here: %s", entry.rollout.plan.rollout_id, why)
 
-    async def _commit(
-        self, entry: Entry, state: RolloutState, revision: int, made: Sequence[Transition]
+    async def _commit_transitions(
+        self, entry: RolloutEntry, state: RolloutState, revision: int, made: Sequence[Transition]
     ) -> None:
         """Record a halt of ours; the rollout's revision stays the primary's."""
         rollout_id = entry.rollout.plan.rollout_id
-        release = self.service.view.releases[entry.rollout.plan.release.firmware_id]
+        release = self.service.fleet.releases[entry.rollout.plan.release.firmware_id]
         basis = rollouts.Basis(revision, state.status.value, release.state)
         lost = sorted(self._lost(entry))
         told: list[Fields] = []
 
         def work(conn: Connection) -> bool:
             told.clear()
-            if rollouts.basis(conn, rollout_id) != basis:
+            if rollouts.read_basis(conn, rollout_id) != basis:
                 return False
             told.extend(_record_halts(conn, rollout_id, state, made, lost))
             return True
 
         def after(halted: bool) -> None:
             if halted:
-                self._put(rollout_id, stopped(state, made), revision, same=True)
+                self._put(rollout_id, apply_stops(state, made), revision, same=True)
             for one in told:
                 self.service.hub.publish(one)
 
         if not await asyncio.shield(self.service.db.write(work, then=after)):
             raise self._moved(entry)
 
-    def stop_work(
+    def stop_writer(
         self, rollout_id: str, changes: Sequence[Transition]
     ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
-        entry = self.service.view.entries.get(rollout_id)
+        entry = self.service.fleet.rollouts.get(rollout_id)
         presumed = self._presumed.get(rollout_id, set())
         lost = sorted(presumed if entry is None else presumed | self._lost(entry))
 
@@ -118,10 +118,10 @@ class LocalEngine(Engine):
 
         return work, put
 
-    def _unheard(self, entry: Entry, silent: list[Attempt], now: float) -> list[Attempt]:
+    def _unheard(self, entry: RolloutEntry, silent: list[Attempt], now: float) -> list[Attempt]:
         return silent  # what stops a release here cannot wait for the primary
 
-    async def review(self, rollout_id: str, doubt: outbox.Doubt) -> None:
+    async def review_halt(self, rollout_id: str, doubt: outbox.HaltReview) -> None:
         """Look again at a halt of ours, now that the primary has said what it knows.
 
         It holds unless beacons that had been given up here went on elsewhere, and what is left
@@ -131,17 +131,17 @@ class LocalEngine(Engine):
             doubt: what it rests on, as it was before the exchange. What has ended since, by
                 whomever, the primary has not heard: it is told first.
         """
-        entry = self.service.view.entries.get(rollout_id)
+        entry = self.service.fleet.rollouts.get(rollout_id)
         lost, why = doubt.lost, None
         if entry is not None and (lost & entry.open_ids):
-            async with self.moving:
+            async with self.rollout_lock:
                 await self._settle(entry, self.service.clock.now())
         if entry is not None and doubt.open - entry.open_ids:
             return
         if entry is not None and lost - self._lost(entry):
             now = self.service.clock.now()
             going = replace(entry.state, status=Status.ACTIVE)
-            counts = self.count(entry, now, self._unrecorded(entry))
+            counts = self.count_outcomes(entry, now, self._unrecorded(entry))
             made = advance(entry.rollout, going, counts, now)
             trips = [one for one in made if one.kind is Kind.HALTED and one.reason in _FAILURES]
             if not trips:
@@ -149,10 +149,10 @@ class LocalEngine(Engine):
                 await self.service.db.write(outbox.lift_halt, rollout_id)
                 return
             why = f"{trips[0].reason}: {trips[0].detail}"
-        await self.service.db.write(outbox.tell_halt, rollout_id, why)
+        await self.service.db.write(outbox.queue_halt, rollout_id, why)
 
     @staticmethod
-    def _lost(entry: Entry) -> set[str]:
+    def _lost(entry: RolloutEntry) -> set[str]:
         return {one.id for one in entry.attempts.values() if one.result is Result.LOST}
 
 
@@ -170,14 +170,14 @@ def _record_halts(
     """
     told = []
     for change in due_stops(state, changes):
-        state = apply(state, change)
+        state = apply_transition(state, change)
         why = f"{change.reason}: {change.detail}"
         values = {
             "status": state.status.value,
             "state": dump_state(state),
             "reason": state.reason,
         }
-        outbox.halt(conn, rollout_id, why, values, lost)
-        audit.add(conn, change.at, "mirror", "mirror.halted", rollout_id, why)
+        outbox.record_halt(conn, rollout_id, why, values, lost)
+        audit.append(conn, change.at, "mirror", "mirror.halted", rollout_id, why)
         told.append(events.add(conn, change.at, "mirror.halted", rollout_id, {"reason": why}))
     return told

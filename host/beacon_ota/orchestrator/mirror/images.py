@@ -45,7 +45,7 @@ class Images:
 
     def start(self) -> None:
         """Begin; the service runs."""
-        self.service.run(self._fetching())
+        self.service.run_in_background(self._fetching())
 
     def want(self, rows: list[Fields]) -> None:
         """Fetch these releases' images, and forget others that were wanted."""
@@ -57,7 +57,7 @@ class Images:
         """Tell whether the image of a release is not here, or is damaged here."""
         if row["id"] in self.fetched:
             return False
-        mine = self.service.view.releases.get(row["id"])
+        mine = self.service.fleet.releases.get(row["id"])
         if mine is not None and mine.row["damaged_at"] is not None:
             return True
         return not await asyncio.to_thread(self.service.blobs.has, row["blob"])
@@ -108,16 +108,16 @@ class Images:
     async def _fetch(self, row: Fields) -> None:
         """Have the image of a release here, examined like an upload."""
         blobs = self.service.blobs
-        mine = self.service.view.releases.get(row["id"])
+        mine = self.service.fleet.releases.get(row["id"])
         if mine is not None and mine.row["damaged_at"] is not None:
             await asyncio.to_thread(blobs.remove, row["blob"])
         if await asyncio.to_thread(blobs.has, row["blob"]):
             return
-        part = blobs.part(row["blob"])
+        part = blobs.partial_path(row["blob"])
         await asyncio.to_thread(self._download, row, part)
         try:
             with part.open("rb") as file:
-                claim = validate.Claim(
+                claim = validate.UploadClaim(
                     device_type=row["device_type"],
                     version=row["version"],
                     description=row["description"],
@@ -129,7 +129,7 @@ class Images:
                 )
                 settings = self.service.settings
                 found = await asyncio.to_thread(
-                    validate.examine,
+                    validate.examine_image,
                     file,
                     claim,
                     settings.trusted,
@@ -143,7 +143,7 @@ class Images:
                         found=found.blob,
                         expected=row["blob"],
                     )
-                await asyncio.to_thread(blobs.keep, file, found.blob)
+                await asyncio.to_thread(blobs.commit, file, found.blob)
         finally:
             part.unlink(missing_ok=True)
 
@@ -158,7 +158,7 @@ class Images:
             if done == size:
                 return
             headers = {"Range": f"bytes={done}-", "If-Range": f'"{row["blob"]}"'} if done else {}
-            with self._client.stream(f"/api/mirror/images/{row['id']}", headers) as answer:
+            with self._client.stream_response(f"/api/mirror/images/{row['id']}", headers) as answer:
                 if answer.status_code == 200:
                     out.truncate(0)
                     done = 0

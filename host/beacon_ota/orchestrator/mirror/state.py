@@ -15,7 +15,7 @@ from beacon_ota.errors import BeaconOtaError, ReachError, UsageError
 from beacon_ota.orchestrator.core.engine import load_state
 from beacon_ota.orchestrator.db import schema
 from beacon_ota.orchestrator.db.tables import Fields
-from beacon_ota.orchestrator.rollout.plans import parse
+from beacon_ota.orchestrator.rollout.plans import parse_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import Result, Site
 from beacon_ota.orchestrator.rollout.windows import Places
@@ -34,7 +34,7 @@ _TABLES = {
 _FAULTS = (BeaconOtaError, ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 
-class Given(NamedTuple):
+class PrimaryAnswer(NamedTuple):
     """What a primary has answered.
 
     Attributes:
@@ -69,7 +69,7 @@ class Given(NamedTuple):
         return ""
 
 
-def read(reply: Any) -> Given:
+def read_answer(reply: Any) -> PrimaryAnswer:
     """Read an answer.
 
     Raises:
@@ -102,7 +102,7 @@ def read(reply: Any) -> Given:
     unread: dict[str, dict[str, str]] = {}
     found = None if state is None else _state(state, unread)
     again = reply.get("again") is True  # an older primary does not say it
-    return Given(seq, etag, found, moves, when, version, unread, again)
+    return PrimaryAnswer(seq, etag, found, moves, when, version, unread, again)
 
 
 def _state(state: Fields, unread: dict[str, dict[str, str]]) -> Fields:
@@ -206,7 +206,7 @@ def _firmware(row: Fields) -> None:
 
 
 def _rollout(row: Fields) -> None:
-    plan = parse(json.loads(row["plan"]))
+    plan = parse_plan(json.loads(row["plan"]))
     state = load_state(row["state"])
     Rollout(plan)
     if (plan.rollout_id, plan.release.firmware_id) != (row["id"], row["firmware_id"]):

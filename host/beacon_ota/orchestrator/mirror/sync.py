@@ -19,9 +19,9 @@ from beacon_ota import __version__
 from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, ReachError, UsageError
 from beacon_ota.orchestrator.core.engine import load_state
+from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.stops import PRIMARY
-from beacon_ota.orchestrator.core.view import attempt_of
+from beacon_ota.orchestrator.core.stop_board import PRIMARY
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import (
     Fields,
@@ -36,7 +36,7 @@ from beacon_ota.orchestrator.db.tables import (
 from beacon_ota.orchestrator.db.tables.mirror_watch import SKEW_S
 from beacon_ota.orchestrator.lease import Lease
 from beacon_ota.orchestrator.mirror import state as mirror_state
-from beacon_ota.orchestrator.mirror.engine import LocalEngine
+from beacon_ota.orchestrator.mirror.engine import MirrorEngine
 from beacon_ota.orchestrator.mirror.images import Images
 from beacon_ota.orchestrator.rollout.types import Kind, Status, Transition
 
@@ -64,7 +64,7 @@ class Mirror:
         skew_s: this clock's lead over the primary's; 0 while the line hides it.
     """
 
-    def __init__(self, service: Service, engine: LocalEngine):
+    def __init__(self, service: Service, engine: MirrorEngine):
         self.service, self.engine = service, engine
         self.address = ""  # where this mirror listens
         given = service.settings
@@ -77,7 +77,7 @@ class Mirror:
         self._have = ""
         self._news = True  # something was given that the primary may forget: that is to be noticed
         self._moves = ""  # up to which move of the primary's rollouts this mirror acts
-        self._given: mirror_state.Given | None = None  # and not wholly taken yet
+        self._given: mirror_state.PrimaryAnswer | None = None  # and not wholly taken yet
         self._lacking: set[str] = set()  # releases of it that wait for their images
         self._sound_there: set[str] = set()  # releases, as the primary said last
         self._wake = asyncio.Event()
@@ -97,11 +97,11 @@ class Mirror:
         if self.contact is not None:
             self._say_the_lease()
         self.images.start()
-        self.service.run(self._going())
+        self.service.run_in_background(self._going())
 
     def _load(self, conn: Connection) -> None:
-        self.lease.begin(changes.noted(conn, _LEASE))
-        self._moves = outbox.moves(conn)
+        self.lease.restore(changes.get_setting(conn, _LEASE))
+        self._moves = outbox.get_moves(conn)
         self.contact = self.lease.contact
 
     def wake(self) -> None:
@@ -140,7 +140,7 @@ class Mirror:
         lag = self.lag_s()
         # Whoever hears this is not out of reach.
         trouble = self._lasting() if self.error == "unreachable" else self.trouble()
-        releases = list(self.service.view.releases.values())
+        releases = list(self.service.fleet.releases.values())
         releases.sort(key=lambda one: one.row["uploaded_at"])  # those of all types, newest last
         return {
             "backlog": self.backlog,
@@ -171,7 +171,7 @@ class Mirror:
         }
 
     async def _going(self) -> None:
-        self._epoch = await self.service.db.write(outbox.prepare)
+        self._epoch = await self.service.db.write(outbox.install_triggers)
         pause = 0.0
         while True:
             try:
@@ -192,7 +192,7 @@ class Mirror:
                     what = "is out of reach" if away else "and this mirror are not in step"
                     log.warning("the primary %s: %s (%s)", what, error, error.code)
                 if error.code in _NEVER:
-                    self.lease.end(error.code)
+                    self.lease.revoke(error.code)
                 if isinstance(error, DeniedError | UsageError | InputError):
                     pause = 10 * SYNC_S  # it will not be otherwise in a moment
             except Exception as error:
@@ -223,10 +223,10 @@ class Mirror:
 
     async def _mind_the_lease(self) -> None:
         self._say_the_lease()
-        kept = self.lease.to_keep()
+        kept = self.lease.dump_if_due()
         if kept is not None:
             try:
-                await self.service.db.write(changes.note, _LEASE, kept)
+                await self.service.db.write(changes.set_setting, _LEASE, kept)
             except Exception:
                 log.exception("the lease could not be written down")
 
@@ -247,34 +247,34 @@ class Mirror:
         db = self.service.db
         if self._given is not None and self.images.fetched:
             await self._take(self._given)
-        await self.service.flush()
+        await self.service.flush_last_seen()
         begun = confirmed = False
         more = True
         while more:
-            doubted = await db.read(outbox.doubted)  # before what they rest on is read
-            self.backlog = await db.read(outbox.waiting)
-            items, more = _fitting(await db.read(outbox.batch, _ITEMS))
+            doubted = await db.read(outbox.halts_to_review)  # before what they rest on is read
+            self.backlog = await db.read(outbox.backlog_size)
+            items, more = _fitting(await db.read(outbox.read_batch, _ITEMS))
             telling = bool(items) or self._news
-            after, mark = await (db.write if telling else db.read)(outbox.page, telling)
+            after, mark = await (db.write if telling else db.read)(outbox.next_exchange, telling)
             if any(item.what == "halts" for item in items):
                 self._have = ""  # what comes of them is to be heard, whatever it is
             moves = self._moves
             began = self.service.clock.now()
             reply, refused = await self._tell(items, after, mark)
-            given = await asyncio.to_thread(mirror_state.read, reply)
+            given = await asyncio.to_thread(mirror_state.read_answer, reply)
             if given.again:  # before anything of it is in force: it gives nothing
                 if refused is not None and not isinstance(refused, InputError):
                     raise refused  # it may have been taken all the same: told again by its mark
                 if begun:
                     raise ReachError("mirror_parted", "the primary takes nothing of what is told")
                 log.warning("the primary has not taken what it should have; all is told again")
-                self._epoch = await db.write(outbox.begin_again)
+                self._epoch = await db.write(outbox.restart_book)
                 self._have, begun, more = "", True, True
                 continue
             self._measure(began, given)
             if mark and refused is None:
                 seq = min(given.seq, items[-1].seq) if items else 0
-                await db.write(outbox.told, seq, mark)
+                await db.write(outbox.acknowledge, seq, mark)
                 self._news = False
             if given.state is not None:
                 rows = given.state["firmwares"]
@@ -286,7 +286,7 @@ class Mirror:
             elif self._given is None and self._damaged():
                 self._have = ""  # ask for everything: it is to be fetched again
             if given.moves and given.moves != self._moves and given.state is None:
-                await db.write(outbox.note_moves, given.moves)  # of what does not concern us
+                await db.write(outbox.set_moves, given.moves)  # of what does not concern us
                 self._moves = given.moves
             # What was told at `began` was answered, and is in force here.
             self.contact = self.service.clock.now()
@@ -298,7 +298,7 @@ class Mirror:
             more = more or moves != self._moves  # that it is done is told at once
             if self._news and not confirmed:
                 more = confirmed = True
-        self.backlog = await db.read(outbox.waiting)
+        self.backlog = await db.read(outbox.backlog_size)
         if not self.backlog:
             self.told_at = self.service.clock.now()
 
@@ -308,20 +308,20 @@ class Mirror:
         Nothing else is told, and there is more to tell than what waits.
         """
         self._fails(error.code, str(error))
-        self.backlog = await self.service.db.read(outbox.waiting) + 1
+        self.backlog = await self.service.db.read(outbox.backlog_size) + 1
         # An exchange that waits for its end here may have been taken there: it is named again.
-        after, mark = await self.service.db.read(outbox.page, False)
-        given = await asyncio.to_thread(mirror_state.read, await self._call([], after, mark))
+        after, mark = await self.service.db.read(outbox.next_exchange, False)
+        given = await asyncio.to_thread(mirror_state.read_answer, await self._call([], after, mark))
         if not given.again and given.state is not None:
             await self._take(given)
 
-    async def _review(self, doubted: dict[str, outbox.Doubt]) -> bool:
+    async def _review(self, doubted: dict[str, outbox.HaltReview]) -> bool:
         """Look at halts that were not told yet, all else being told; True: go on at once."""
         for rollout_id, doubt in doubted.items():
-            await self.engine.review(rollout_id, doubt)
+            await self.engine.review_halt(rollout_id, doubt)
         if doubted:
             self._have = ""
-        return bool(doubted) or await self.service.db.read(outbox.has_halts)
+        return bool(doubted) or await self.service.db.read(outbox.has_queued_halts)
 
     async def _tell(
         self, items: list[outbox.Item], after: str, mark: str
@@ -351,7 +351,7 @@ class Mirror:
         }
         return await asyncio.to_thread(self._client.call, "POST", "/api/mirror/sync", json=body)
 
-    def _measure(self, began: float, given: mirror_state.Given) -> None:
+    def _measure(self, began: float, given: mirror_state.PrimaryAnswer) -> None:
         """Compare the clocks: the answer was dated somewhere between question and arrival."""
         clock = self.service.clock
         if given.server_time is None or clock.scale != 1.0:
@@ -370,12 +370,12 @@ class Mirror:
         """Tell whether an image is damaged here that is sound, as far as we know, elsewhere."""
         return any(
             one.row["damaged_at"] is not None and one.row["id"] in self._sound_there
-            for one in self.service.view.releases.values()
+            for one in self.service.fleet.releases.values()
         )
 
     # ---- what the primary gives ----
 
-    async def _take(self, given: mirror_state.Given) -> None:
+    async def _take(self, given: mirror_state.PrimaryAnswer) -> None:
         """Write down what the primary gives, and act on it; images that lack come later.
 
         A rollout that is here already is moved at once, whatever lacks: no halt waits for that.
@@ -386,7 +386,7 @@ class Mirror:
         without: set[str] = set()
         for row in state["firmwares"]:
             if not _is_sound(row):
-                if row["id"] not in self.service.view.releases:
+                if row["id"] not in self.service.fleet.releases:
                     without.add(row["id"])  # withdrawn before it was here: nothing to wait for
             elif await self.images.lacks(row):
                 lacking.append(row)
@@ -410,7 +410,7 @@ class Mirror:
         self._news |= not lacking
         self.engine.wake()
 
-    def _owes(self, given: mirror_state.Given) -> bool:
+    def _owes(self, given: mirror_state.PrimaryAnswer) -> bool:
         """Tell whether attempts of our own wait for their image: they are given only to who asks
         for everything, so that is asked for until they are taken.
         """
@@ -427,46 +427,48 @@ class Mirror:
         """
         board = self.service.stops
         given = {row["id"]: load_state(row["state"]).status for row in state["rollouts"]}
-        held = {key: one for key, those in board.mine().items() for one in those if _is_its(one)}
+        held = {
+            key: one for key, those in board.to_store().items() for one in those if _is_its(one)
+        }
         for key, change in held.items():
             if _STOPPED.get(given.get(key, Status.ABORTED)) != change.kind:
                 board.drop(key, (change,))
         now = self.service.clock.now()
-        for key, entry in self.service.view.entries.items():
+        for key, entry in self.service.fleet.rollouts.items():
             kind = _STOPPED.get(given.get(key, Status.ABORTED))
             if kind is not None and entry.stored.status is not given.get(key, Status.ABORTED):
                 board.put(key, (Transition(now, kind, None, None, by=PRIMARY),))
-        self.service.heed()
+        self.service.sync_stops()
 
     def _let_go(self) -> None:
         """What the primary has stopped is written down, and holds by itself."""
         board = self.service.stops
-        for key, those in board.mine().items():
+        for key, those in board.to_store().items():
             board.drop(key, [one for one in those if _is_its(one)])
-        self.service.heed()
+        self.service.sync_stops()
 
     def _put(self, rows: Fields) -> None:
-        view = self.service.view
+        view = self.service.fleet
         view.put_sites(rows["sites"])
         for row in rows["beacons"]:
             view.put_beacon(row)
-        for beacon_id in set(view.nodes) - {row["id"] for row in rows["beacons"]}:
+        for beacon_id in set(view.beacons) - {row["id"] for row in rows["beacons"]}:
             view.drop_beacon(beacon_id)
         for row in rows["firmwares"]:
             view.put_release(row)
         for row in rows["rollouts"]:
-            entry = view.entries.get(row["id"])
+            entry = view.rollouts.get(row["id"])
             if entry is None:
-                self.engine.take(row)
+                self.engine.apply_row(row)
             else:
                 state = load_state(row["state"])
                 view.put_rollout(entry.rollout, state, row["revision"], entry.created_at)
-        for key in set(view.entries) - {row["id"] for row in rows["rollouts"]}:
-            entry = view.entries[key]  # over, with nothing under way
+        for key in set(view.rollouts) - {row["id"] for row in rows["rollouts"]}:
+            entry = view.rollouts[key]  # over, with nothing under way
             over = replace(entry.state, status=Status.ABORTED)
             view.put_rollout(entry.rollout, over, entry.revision, entry.created_at)
         for row in rows["attempts"]:
-            view.put_attempt(attempt_of(row))
+            view.put_attempt(attempt_from_row(row))
         self._let_go()
 
 
@@ -490,18 +492,18 @@ def _fitting(items: list[outbox.Item]) -> tuple[list[outbox.Item], bool]:
 
 
 def _written(
-    conn: Connection, given: mirror_state.Given, without: set[str], fetched: set[str]
+    conn: Connection, given: mirror_state.PrimaryAnswer, without: set[str], fetched: set[str]
 ) -> Fields:
     """Write down what the primary gave; returns all rows as they are now."""
     assert given.state is not None
-    outbox.take(conn, given.state, without, fetched, given.unread)
+    outbox.import_state(conn, given.state, without, fetched, given.unread)
     if given.moves:
-        outbox.note_moves(conn, given.moves)
-    releases = [row["id"] for row in firmwares.every(conn)]
+        outbox.set_moves(conn, given.moves)
+    releases = [row["id"] for row in firmwares.list_all(conn)]
     return {
-        "sites": sites.every(conn),
-        "beacons": [dict(row._mapping) for row in beacons.every(conn)],
-        "firmwares": firmwares.every(conn),
-        "rollouts": rollouts.under_way(conn),
-        "attempts": [dict(row._mapping) for row in attempts.of_firmwares(conn, releases)],
+        "sites": sites.list_all(conn),
+        "beacons": [dict(row._mapping) for row in beacons.list_all(conn)],
+        "firmwares": firmwares.list_all(conn),
+        "rollouts": rollouts.list_under_way(conn),
+        "attempts": [dict(row._mapping) for row in attempts.list_for_releases(conn, releases)],
     }

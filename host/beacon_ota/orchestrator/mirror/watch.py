@@ -18,7 +18,7 @@ class Turn(NamedTuple):
     """A mirror that has become well, or is not any more."""
 
     name: str
-    verdict: mirror_watch.Verdict
+    verdict: mirror_watch.MirrorHealth
     event: Fields
 
 
@@ -30,12 +30,12 @@ class MirrorWatch:
 
     def start(self) -> None:
         """Begin to watch; the service runs."""
-        self.service.run(self._watch())
+        self.service.run_in_background(self._watch())
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            if self.service.leads:
+            if self.service.is_leader:
                 try:
                     await self.look()
                 except asyncio.CancelledError:
@@ -65,26 +65,28 @@ class MirrorWatch:
         await self.service.db.write(_turn, now, then=after)
 
 
-def judged(conn: Connection, now: float) -> list[tuple[Fields, mirror_watch.Verdict]]:
+def judge_mirrors(conn: Connection, now: float) -> list[tuple[Fields, mirror_watch.MirrorHealth]]:
     """Return the mirrors in use, by name, and how each is."""
-    every = mirrors.every(conn)
+    every = mirrors.list_all(conn)
     needed = mirror_watch.settled(conn, now) if every else 0
-    return [(row, mirror_watch.judge(row, now, needed)) for row in every]
+    return [(row, mirror_watch.judge_mirror(row, now, needed)) for row in every]
 
 
 def _has_news(conn: Connection, now: float) -> bool:
-    return any(verdict.word != row["watch"].get("health") for row, verdict in judged(conn, now))
+    return any(
+        verdict.word != row["watch"].get("health") for row, verdict in judge_mirrors(conn, now)
+    )
 
 
 def _turn(conn: Connection, now: float) -> list[Turn]:
     turns = []
-    for row, verdict in judged(conn, now):
+    for row, verdict in judge_mirrors(conn, now):
         before = row["watch"].get("health")
         if verdict.word == before:
             continue
         # A mirror that was silent has been so since it was last heard.
         since = row["seen_at"] if verdict.word == "silent" else now
-        mirror_watch.change(conn, row["id"], health=verdict.word, since=since)
+        mirror_watch.update_watch(conn, row["id"], health=verdict.word, since=since)
         was_well = before in (None, mirror_watch.OK, mirror_watch.NEVER)
         if verdict.well and was_well:
             continue

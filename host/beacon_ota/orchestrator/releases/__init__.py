@@ -1,1 +1,1 @@
-"""Release images on their way in and out: uploads, checks, byte ranges."""
+"""Release images on their way in and out: uploads, validation, byte ranges."""

@@ -1,12 +1,12 @@
-"""Sends a release's bytes from memory, whole or the part that a Range header asks for."""
+"""Sends a release's image from memory, whole or the range of a Range header."""
 
 import asyncio
 import re
 from collections.abc import Callable
 
 from beacon_ota.orchestrator.blobs.local import BlobDamaged
+from beacon_ota.orchestrator.core.fleet_state import Release
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import Release
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Header, Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem
@@ -15,33 +15,44 @@ from beacon_ota.orchestrator.limits import LIMITS
 _RANGE = re.compile(r"bytes=([0-9]{0,12})-([0-9]{0,12})")
 
 
-async def load(service: Service, release: Release) -> bytes:
-    """Return a release's bytes; when they are damaged, it is withdrawn and this refused."""
+async def load_image(service: Service, release: Release) -> bytes:
+    """Return the bytes of a release's image.
+
+    Raises:
+        Problem: 410 ``firmware_damaged``; the release is withdrawn then.
+    """
     try:
         return await service.blobs.load(release.row["blob"])
     except BlobDamaged as error:
         if release.row["damaged_at"] is None:
-            await service.damaged(release, error)
+            await service.withdraw_damaged(release, error)
         raise Problem(410, "firmware_damaged", "the stored image is damaged") from None
 
 
-async def transmit(
+async def send_image(
     service,
     scope: Scope,
     send: Send,
     data: bytes,
     digest: str,
-    seal,
-    goes_on: Callable[[], bool] = lambda: True,
+    sign_response,
+    may_continue: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Send bytes, or the part of them that was asked for.
+    """Send an image, or the requested range of it.
 
-    The pieces are views of one object in memory: a slow reader costs its connection and nothing
-    else. There is no time limit but on standing still; it is broken off when it may not go on.
+    The pieces are views of one object in memory, so that a slow reader costs only its connection.
+    A transfer has no time limit, except ``LIMITS.send_stall`` without progress.
+
+    Args:
+        digest: SHA-256 of the bytes, for the ETag.
+        sign_response: returns the signature header for a status; None: unsigned.
+        may_continue: asked before each piece; False drops the connection.
     """
     etag = f'"{digest}"'
     size = len(data)
-    part = _part(asgi.header(scope, b"range"), asgi.header(scope, b"if-range"), etag, size)
+    part = parse_range(
+        asgi.get_header(scope, b"range"), asgi.get_header(scope, b"if-range"), etag, size
+    )
     headers: list[Header] = [
         (b"content-type", b"application/octet-stream"),
         (b"etag", etag.encode()),
@@ -58,8 +69,8 @@ async def transmit(
     if status == 416:
         start = end = 0
     headers.append((b"content-length", b"%d" % (end - start)))
-    if seal is not None:
-        headers.append(seal(status))
+    if sign_response is not None:
+        headers.append(sign_response(status))
     counts = service.counts
     counts.downloads[str(status)] += 1
     counts.reading += 1
@@ -67,8 +78,8 @@ async def transmit(
         await send({"type": "http.response.start", "status": status, "headers": headers})
         view = memoryview(data)
         while start < end:
-            if not goes_on():
-                await asgi.hang_up(scope)
+            if not may_continue():
+                await asgi.abort_connection(scope)
                 return
             stop = min(start + LIMITS.chunk, end)
             async with asyncio.timeout(LIMITS.send_stall):
@@ -84,18 +95,18 @@ async def transmit(
         if status == 416 or not size:
             await send({"type": "http.response.body", "body": b""})
     except TimeoutError:
-        await asgi.hang_up(scope)
+        await asgi.abort_connection(scope)
     finally:
         counts.reading -= 1
 
 
-def _part(wanted: str, if_range: str, etag: str, size: int) -> tuple[int, int] | None:
-    """Return the (start, end) that a Range header asks for, start == end if it cannot be had.
+def parse_range(range_header: str, if_range: str, etag: str, size: int) -> tuple[int, int] | None:
+    """Return the (start, end) of a Range header; start == end if it is not satisfiable.
 
-    None sends everything: no range, more than one, one that cannot be read, or one for other
-    bytes than these.
+    None sends the whole image: for no range, several ranges, a malformed header, or an If-Range
+    with another ETag.
     """
-    match = _RANGE.fullmatch(wanted) if wanted else None
+    match = _RANGE.fullmatch(range_header) if range_header else None
     if match is None or (if_range and if_range != etag):
         return None
     first, last = match.groups()

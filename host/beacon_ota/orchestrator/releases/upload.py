@@ -1,7 +1,7 @@
-"""Takes a release in: streamed to the disk under a bound, looked at from all sides, then stored.
+"""Accepts uploads: streams the image to the disk, validates it, stores the release.
 
-Nothing of a refused upload stays: its bytes lie in a file without a lasting name until every
-check has passed, and the row that makes them a release comes last.
+A refused upload leaves nothing behind: its bytes are in a temporary file until every check has
+passed, and the row that makes a release of them is written last.
 """
 
 import asyncio
@@ -20,68 +20,70 @@ from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.releases import validate
-from beacon_ota.orchestrator.releases.multipart import Form
+from beacon_ota.orchestrator.releases.multipart import MultipartForm
 
 
 class Uploaded(NamedTuple):
-    """A release, and whether this upload made it."""
+    """A release, and whether this upload created it."""
 
     row: Fields
     created: bool
 
 
-class _TakenError(Exception):
-    """The version has got its release meanwhile."""
+class _VersionTakenError(Exception):
+    """Another process has stored this version in the meantime."""
 
     def __init__(self, row: Fields):
         super().__init__(row["id"])
         self.row = row
 
 
-async def _always() -> None:
-    """Nobody's token is in question."""
+async def _always_allowed() -> None:
+    """Accept the upload whatever has happened to the token since its beginning."""
 
 
-async def upload(
+async def accept_upload(
     service: Service,
     actor: Actor,
     content_type: str,
     body: AsyncIterator[bytes],
-    may_still: Callable[[], Awaitable[object]] = _always,
+    may_still: Callable[[], Awaitable[object]] = _always_allowed,
 ) -> Uploaded:
-    """Take an upload.
+    """Receive, validate and store a release.
 
     Args:
-        may_still: refuses, when all of it has arrived, for an actor who may not any more.
+        content_type: the request's header.
+        body: the request's body.
+        may_still: raises if the actor has lost the right to upload since the request began.
 
     Raises:
         InputError: with a code of contracts.md §3.
-        StorageError: ``storage``: the disk is full, for example; nothing is kept of it.
+        StorageError: ``storage``, when the disk is full, for example; nothing is kept.
     """
     try:
-        return await _take(service, actor, content_type, body, may_still)
+        return await _receive_and_store(service, actor, content_type, body, may_still)
     except OSError as error:
         why = error.strerror or str(error)
         raise StorageError("storage", f"the image cannot be stored: {why}") from None
 
 
-async def _take(
+async def _receive_and_store(
     service: Service,
     actor: Actor,
     content_type: str,
     body: AsyncIterator[bytes],
     may_still: Callable[[], Awaitable[object]],
 ) -> Uploaded:
-    with service.blobs.incoming() as file:
-        form = Form(content_type, "binary", file, LIMITS.upload_image)
+    with service.blobs.open_incoming() as file:
+        form = MultipartForm(content_type, "binary", file, LIMITS.upload_image)
         try:
-            await _receive(form, body)
+            await _receive_form(form, body)
         except InputError as error:
-            raise _what_it_is(file, error) from None
-        claim = validate.claim(form)
+            raise _name_refusal(file, error) from None
+        claim = validate.read_claim(form)
         file.flush()
         found = await asyncio.to_thread(
-            validate.examine,
+            validate.examine_image,
             file,
             claim,
             service.settings.trusted,
@@ -90,10 +92,10 @@ async def _take(
         )
         async with service.uploads:
             await may_still()
-            return await _store(service, actor, file, claim, found)
+            return await _store_release(service, actor, file, claim, found)
 
 
-async def _receive(form: Form, body: AsyncIterator[bytes]) -> None:
+async def _receive_form(form: MultipartForm, body: AsyncIterator[bytes]) -> None:
     total = 0
     bound = LIMITS.upload_image + LIMITS.upload_parts * LIMITS.upload_field
     pieces = aiter(body)
@@ -112,21 +114,25 @@ async def _receive(form: Form, body: AsyncIterator[bytes]) -> None:
     form.close()
 
 
-def _what_it_is(file: BinaryIO, error: InputError) -> InputError:
-    """Return the refusal of what is too large, with its mistake named where we know it."""
+def _name_refusal(file: BinaryIO, error: InputError) -> InputError:
+    """Return the refusal of an image that is too large; a flash image gets its own."""
     if error.code != "image_too_large":
         return error
     file.seek(0)
-    return validate.whole_flash(file.read(36 * 1024)) or error
+    return validate.detect_flash_image(file.read(36 * 1024)) or error
 
 
-async def _store(
-    service: Service, actor: Actor, file: BinaryIO, claim: validate.Claim, found: validate.Found
+async def _store_release(
+    service: Service,
+    actor: Actor,
+    file: BinaryIO,
+    claim: validate.UploadClaim,
+    found: validate.ExaminedImage,
 ) -> Uploaded:
-    """Give the bytes their name and the release its row."""
-    same = await service.db.read(firmwares.named, claim.device_type, claim.version)
+    """Store image and row of a validated release."""
+    same = await service.db.read(firmwares.get_by_version, claim.device_type, claim.version)
     if same is not None:
-        return await _again(service, actor, same, file, found)
+        return await _renew_release(service, actor, same, file, found)
     now = service.clock.now()
     row: Fields = {
         "id": tables.new_id(),
@@ -146,21 +152,21 @@ async def _store(
         "promoted_at": now if claim.channel == "stable" else None,
     }
 
-    def add(conn: Connection) -> Fields:
-        there = firmwares.named(conn, claim.device_type, claim.version)
-        if there is not None:
-            raise _TakenError(there)
+    def insert_release(conn: Connection) -> Fields:
+        existing = firmwares.get_by_version(conn, claim.device_type, claim.version)
+        if existing is not None:
+            raise _VersionTakenError(existing)
         return firmwares.add(conn, row)
 
-    new = await asyncio.to_thread(service.blobs.keep, file, found.blob)
+    new = await asyncio.to_thread(service.blobs.commit, file, found.blob)
     try:
         stored = await asyncio.shield(
-            service.change(
+            service.change_audited(
                 actor.name,
                 "firmware.uploaded",
                 row["id"],
-                add,
-                then=service.view.put_release,
+                insert_release,
+                then=service.fleet.put_release,
                 detail={
                     "device_type": claim.device_type,
                     "version": claim.version,
@@ -169,19 +175,19 @@ async def _store(
                 },
             )
         )
-    except _TakenError as error:  # by an upload to another process
-        return await _again(service, actor, error.row, file, found)
+    except _VersionTakenError as error:  # an upload to another process was faster
+        return await _renew_release(service, actor, error.row, file, found)
     except Exception:
-        if new and not service.shared:  # else another process may just have found them there
+        if new and not service.shared:  # another process might just have found the bytes
             await asyncio.to_thread(service.blobs.remove, found.blob)
         raise
     return Uploaded(stored, True)
 
 
-async def _again(
-    service: Service, actor: Actor, same: Fields, file: BinaryIO, found: validate.Found
+async def _renew_release(
+    service: Service, actor: Actor, same: Fields, file: BinaryIO, found: validate.ExaminedImage
 ) -> Uploaded:
-    """The version is there: fine with the same bytes, and then they are repaired if need be."""
+    """Accept the same bytes for an existing version: repair the image, take a new manifest."""
     if same["checksum"] != found.checksum or same["blob"] != found.blob:
         raise InputError(
             "version_taken",
@@ -192,24 +198,24 @@ async def _again(
     values: Fields = {}
     if same["damaged_at"] is not None:
         await asyncio.to_thread(service.blobs.remove, found.blob)
-        await asyncio.to_thread(service.blobs.keep, file, found.blob)
+        await asyncio.to_thread(service.blobs.commit, file, found.blob)
         values["damaged_at"] = None
     if found.manifest is not None and found.manifest != same["manifest"]:
         values |= {"manifest": found.manifest, "expires_at": found.expires_at}
     if not values:
         return Uploaded(same, False)
 
-    def work(conn: Connection) -> Fields:
-        row = firmwares.change(conn, same["id"], **values)
+    def write_renewal(conn: Connection) -> Fields:
+        row = firmwares.update_columns(conn, same["id"], **values)
         assert row is not None
         return row
 
-    row = await service.change(
+    row = await service.change_audited(
         actor.name,
         "firmware.renewed",
         same["id"],
-        work,
-        then=service.view.put_release,
+        write_renewal,
+        then=service.fleet.put_release,
         detail={"what": sorted(values)},
     )
     return Uploaded(row, False)

@@ -1,4 +1,4 @@
-"""What an upload must be before it becomes a release. Fed with values and an open file."""
+"""Validates an upload before it becomes a release: the fields of the form, then the image."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.db.tables import Fields
-from beacon_ota.orchestrator.releases.multipart import Form
+from beacon_ota.orchestrator.releases.multipart import MultipartForm
 from beacon_ota.wire import versions
 
-if TYPE_CHECKING:  # what follows is imported with the first upload: it takes memory
+if TYPE_CHECKING:  # imported with the first upload, to save memory until then
     from beacon_ota.trust import KeySet, Manifest
 
 _FIELDS = ("device_type", "version", "description", "channel", "required", "manifest")
 _BOOLS = {"": False, "false": False, "0": False, "true": True, "1": True}
-_DESCRIPTION = 500  # bytes: it travels in every offer
-_BRACKETS = 8
+_DESCRIPTION_MAX = 500  # bytes; every offer contains it
+_BRACKETS_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What the form says about the image."""
+class UploadClaim:
+    """The fields of the form, and the size and SHA-256 of the received file."""
 
     device_type: str
     version: str
@@ -33,11 +33,11 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What the image is.
+class ExaminedImage:
+    """The result of the validation.
 
-    ``checksum`` is the SHA-256 of the plain image, ``blob`` of the bytes uploaded; they differ
-    for an encrypted release.
+    ``checksum`` is the SHA-256 of the plain image, ``blob`` of the uploaded bytes; they differ for
+    an encrypted release.
     """
 
     checksum: str
@@ -49,12 +49,11 @@ class Found:
     info: Fields = field(default_factory=dict)
 
 
-def claim(form: Form) -> Claim:
-    """Read the form.
+def read_claim(form: MultipartForm) -> UploadClaim:
+    """Read the fields of the form.
 
     Raises:
-        InputError: ``form_field`` for a field that is missing, unknown or malformed,
-            ``version_syntax``.
+        InputError: ``form_field`` for a missing, unknown or malformed field; ``version_syntax``.
     """
     fields = form.fields
     for name in fields:
@@ -86,21 +85,21 @@ def claim(form: Form) -> Claim:
         )
     description = fields.get("description", "")
     size = len(description.encode())
-    if size > _DESCRIPTION or not description.isprintable():
+    if size > _DESCRIPTION_MAX or not description.isprintable():
         raise InputError(
             "form_field",
-            f"the description is one line of at most {_DESCRIPTION} bytes",
+            f"the description is one line of at most {_DESCRIPTION_MAX} bytes",
             found=size,
-            expected=_DESCRIPTION,
+            expected=_DESCRIPTION_MAX,
         )
-    # A beacon counts these before it parses an offer, so that nobody can have it nest too deep.
-    if description.count("[") + description.count("{") > _BRACKETS:
+    # A beacon counts the brackets of an offer before it parses it, against deep nesting.
+    if description.count("[") + description.count("{") > _BRACKETS_MAX:
         raise InputError(
             "form_field",
-            f"the description opens more than {_BRACKETS} brackets",
-            expected=_BRACKETS,
+            f"the description opens more than {_BRACKETS_MAX} brackets",
+            expected=_BRACKETS_MAX,
         )
-    return Claim(
+    return UploadClaim(
         device_type=fields["device_type"],
         version=fields["version"],
         description=description,
@@ -112,11 +111,11 @@ def claim(form: Form) -> Claim:
     )
 
 
-def whole_flash(head: bytes) -> InputError | None:
-    """Return the refusal of a flash image, told by its first 36 KiB; None when it is none."""
+def detect_flash_image(head: bytes) -> InputError | None:
+    """Return the refusal of a whole flash image, from its first 36 KiB; None for another file."""
     from beacon_ota.images import esp
 
-    if not esp.holds_table(head):
+    if not esp.is_flash_image(head):
         return None
     return InputError(
         "flash_image",
@@ -125,38 +124,39 @@ def whole_flash(head: bytes) -> InputError | None:
     )
 
 
-def examine(
-    file: BinaryIO, claim: Claim, trusted: "KeySet | None", insecure: bool, now: float
-) -> Found:
-    """Examine the image that a claim is about; takes a fraction of a second, blocks.
+def examine_image(
+    file: BinaryIO, claim: UploadClaim, trusted: "KeySet | None", insecure: bool, now: float
+) -> ExaminedImage:
+    """Validate the image against its claim; blocks for a fraction of a second.
 
     Args:
-        trusted: the keys whose signatures count (``trust.KeySet``), None for a fleet without.
-        insecure: a release without manifest is accepted, one with is still verified if it can be.
+        trusted: the trusted keys; None for a fleet without signatures.
+        insecure: accept a release without manifest; a manifest is verified if keys are there.
+        now: UTC seconds.
 
     Raises:
         InputError: with a code of contracts.md §3.
     """
     from beacon_ota.images import boards
 
-    board = boards.for_device_type(claim.device_type)
+    board = boards.board_for_device_type(claim.device_type)
     file.seek(0)
     data = file.read()
     if hashlib.sha256(data).hexdigest() != claim.sha256:
         raise InputError("image_truncated", "the bytes on the disk are not those that arrived")
     info: Fields = {}
-    sealed = _encrypted(claim.manifest)
-    if not sealed:
-        info = _look_inside(data, claim, board)
+    encrypted = _claims_encryption(claim.manifest)
+    if not encrypted:
+        info = _examine_plain_image(data, claim, board)
     else:
         board.check_fit(claim.size)
     manifest = None
-    if claim.manifest is not None and trusted is None and insecure and not sealed:
-        _opened(claim.manifest)  # nobody vouches for it, but it must be one
+    if claim.manifest is not None and trusted is None and insecure and not encrypted:
+        _open_envelope(claim.manifest)  # unverified, but it must be a manifest
     elif claim.manifest is not None:
-        from beacon_ota.trust import Facts, Verifier
+        from beacon_ota.trust import ManifestClaims, Verifier
 
-        facts = Facts(
+        facts = ManifestClaims(
             claim.device_type,
             claim.version,
             claim.size,
@@ -164,43 +164,43 @@ def examine(
             core=info.get("core_sha256"),
             required=claim.required,
         )
-        manifest = Verifier(trusted).check(claim.manifest, facts, now=now)
+        manifest = Verifier(trusted).check_upload(claim.manifest, facts, now=now)
     elif not insecure:
         raise InputError(
             "manifest_missing",
             "the release comes without a signed manifest",
             expected="beacon-ota release sign",
         )
-    return Found(
+    return ExaminedImage(
         checksum=manifest.checksum if manifest else claim.sha256,
         blob=claim.sha256,
         size=claim.size,
         required=manifest.required if manifest else bool(claim.required),
         manifest=claim.manifest,
         expires_at=manifest.expires_at if manifest else None,
-        info={**info, "encrypted": sealed, "signed": manifest is not None},
+        info={**info, "encrypted": encrypted, "signed": manifest is not None},
     )
 
 
-def _look_inside(data: bytes, claim: Claim, board: Any) -> Fields:
-    """Examine a plain image: the core, then the app behind it, then that they are what is said."""
+def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:
+    """Examine a plain image: the core, the app behind it, and that both match the claim."""
     from beacon_ota.images import release
 
-    found = release.parse(data)
+    found = release.parse_release(data)
     board.check_fit(len(data))
     info = found.info
     for name, code in (("version", "app_version"), ("device_type", "app_device_type")):
-        said = getattr(info, name)
-        if said != getattr(claim, name):
+        stated = getattr(info, name)
+        if stated != getattr(claim, name):
             raise InputError(
                 code,
                 f"the app in the image says another {name.replace('_', ' ')}",
-                found=said,
+                found=stated,
                 expected=getattr(claim, name),
             )
     return {
         "core_sha256": found.checksum if found.frozen else found.core_sha256,
-        # A stock core describes itself as what ESP-IDF calls it; its banner says what it is.
+        # The descriptor of a stock core has the name of ESP-IDF; its banner has the version.
         "core_version": found.core.interpreter or found.core.descriptor.version,
         "built_at": info.built_at,
         "insecure": info.insecure,
@@ -209,17 +209,18 @@ def _look_inside(data: bytes, claim: Claim, board: Any) -> Fields:
     }
 
 
-def _encrypted(envelope: str | None) -> bool:
-    """Does a manifest, whoever signed it, say that the image is encrypted?"""
+def _claims_encryption(envelope: str | None) -> bool:
+    """Tell whether a manifest, verified or not, says that the image is encrypted."""
     if envelope is None:
         return False
     try:
-        return _opened(envelope).encrypted
+        return _open_envelope(envelope).encrypted
     except InputError:
-        return False  # which is refused as soon as it is verified
+        return False  # the verification refuses it later
 
 
-def _opened(envelope: str) -> "Manifest":
+def _open_envelope(envelope: str) -> "Manifest":
+    """Return an envelope's manifest without verifying its signatures."""
     from beacon_ota.trust import releases
 
-    return releases.claimed(envelope)
+    return releases.claimed_manifest(envelope)

@@ -10,9 +10,9 @@ from dataclasses import replace
 from beacon_ota.errors import UsageError
 
 from .decide import opens_at
-from .gates import SKEW_S, Verdict, judge, soak_of, tripped
+from .gates import SKEW_S, GateVerdict, judge_stage, soak_time, tripped_limit
 from .rules import Rollout
-from .types import Kind, RolloutState, Status, Tally, Transition, WaveState
+from .types import Kind, OutcomeCounts, RolloutState, Status, Transition, WaveState
 
 ENDED = frozenset((Status.ABORTED,))
 WATCHED = frozenset((Status.ACTIVE, Status.PAUSED, Status.COMPLETED))
@@ -26,12 +26,12 @@ _STATUS = {
 }
 
 
-def begin(rollout: Rollout, start_at: float) -> RolloutState:
+def initial_state(rollout: Rollout, start_at: float) -> RolloutState:
     """Return the state of a rollout that is to start at ``start_at``, UTC seconds."""
     return RolloutState(start_at, tuple(WaveState() for _ in rollout.plan.waves))
 
 
-def apply(state: RolloutState, change: Transition) -> RolloutState:
+def apply_transition(state: RolloutState, change: Transition) -> RolloutState:
     """Return the state after a transition."""
     kind = change.kind
     if change.wave is not None and kind not in _STATUS:
@@ -140,7 +140,7 @@ class _Moves:
     ) -> None:
         change = Transition(self.now, kind, wave, stage, reason, detail, self.by)
         self.made.append(change)
-        self.state = apply(self.state, change)
+        self.state = apply_transition(self.state, change)
 
     def next_stage(self, rollout: Rollout, wave: int, reason: str, detail: str) -> bool:
         """Open the wave's next stage, or end the wave after its last; False when it ended."""
@@ -158,7 +158,7 @@ class _Moves:
 
 
 def advance(
-    rollout: Rollout, state: RolloutState, tally: Tally, now: float
+    rollout: Rollout, state: RolloutState, tally: OutcomeCounts, now: float
 ) -> tuple[Transition, ...]:
     """Return what the rollout does by itself at ``now``: in order, often nothing.
 
@@ -186,20 +186,20 @@ def advance(
     return tuple(moves.made)
 
 
-def _halt_if_tripped(rollout: Rollout, tally: Tally, moves: _Moves) -> bool:
-    for wave, cells in enumerate(tally.cells):
+def _halt_if_tripped(rollout: Rollout, tally: OutcomeCounts, moves: _Moves) -> bool:
+    for wave, cells in enumerate(tally.stages):
         for stage, cell in enumerate(cells):
-            if (why := tripped(cell, rollout.gates[wave])) is not None:
+            if (why := tripped_limit(cell, rollout.gates[wave])) is not None:
                 moves.add(Kind.HALTED, wave, stage, *why)
                 return True
     # Waves and stages of a handful each must not hide what they have in common.
-    if (why := tripped(tally.common, rollout.plan.gate)) is not None:
+    if (why := tripped_limit(tally.common, rollout.plan.gate)) is not None:
         moves.add(Kind.HALTED, None, None, *why)
         return True
     return False
 
 
-def _climb(rollout: Rollout, tally: Tally, moves: _Moves, wave: int) -> None:
+def _climb(rollout: Rollout, tally: OutcomeCounts, moves: _Moves, wave: int) -> None:
     """Open a wave that is due, and take it up the ladder as far as its gates let it."""
     now = moves.now
     if moves.state.waves[wave].ended_at is not None:
@@ -210,14 +210,14 @@ def _climb(rollout: Rollout, tally: Tally, moves: _Moves, wave: int) -> None:
             return
         _open(rollout, moves, wave, "due", "its time has come")
     while True:
-        verdict, reason, detail = judge(rollout, moves.state, tally, wave, now)
-        if verdict is Verdict.WAIT:
+        verdict, reason, detail = judge_stage(rollout, moves.state, tally, wave, now)
+        if verdict is GateVerdict.WAIT:
             return
         stage = moves.state.waves[wave].stage
-        if verdict is Verdict.HALT:
+        if verdict is GateVerdict.HALT:
             moves.add(Kind.HALTED, wave, stage, reason, detail)
             return
-        if verdict is Verdict.SAMPLED:
+        if verdict is GateVerdict.SAMPLED:
             moves.add(Kind.SAMPLED, wave, stage, reason, detail)
         elif not moves.next_stage(rollout, wave, reason, detail):
             return
@@ -228,7 +228,7 @@ def _open(rollout: Rollout, moves: _Moves, wave: int, reason: str, detail: str) 
     moves.next_stage(rollout, wave, reason, detail)
 
 
-def clock_ahead(
+def restart_soaks(
     state: RolloutState, now: float, landed: float = math.inf
 ) -> tuple[Transition, ...]:
     """Return what a clock that was set ahead does: what was soaking soaks anew.
@@ -249,7 +249,9 @@ def clock_ahead(
     return (Transition(now, Kind.CLOCK_AHEAD, None, None, "clock_ahead", detail, "engine"),)
 
 
-def due(rollout: Rollout, state: RolloutState, tally: Tally, now: float) -> float | None:
+def next_due_at(
+    rollout: Rollout, state: RolloutState, tally: OutcomeCounts, now: float
+) -> float | None:
     """Return when time alone will next let :func:`advance` do something, UTC seconds.
 
     None when it takes an outcome or an administrator. Beacons that come or go may be earlier.
@@ -266,19 +268,21 @@ def due(rollout: Rollout, state: RolloutState, tally: Tally, now: float) -> floa
             moments.append(opens_at(rollout, state, index))
             continue
         gate = rollout.gates[index]
-        soak = soak_of(rollout, tally, index, wave.stage)
-        moments += [wave.stage_at + gate.patience_s, wave.stage_at + gate.silence_s]
+        soak = soak_time(rollout, tally, index, wave.stage)
+        moments += [wave.stage_at + gate.stage_timeout_s, wave.stage_at + gate.report_timeout_s]
         if wave.sampled_at is None:
             moments.append(wave.stage_at + soak)
         else:
-            moments += [wave.sampled_at + soak, wave.sampled_at + gate.silence_s]
+            moments += [wave.sampled_at + soak, wave.sampled_at + gate.report_timeout_s]
     return min((at for at in moments if at is not None and at > now), default=None)
 
 
 # ---- by hand ----
 
 
-def pause(state: RolloutState, now: float, by: str, reason: str = "") -> tuple[Transition, ...]:
+def pause_rollout(
+    state: RolloutState, now: float, by: str, reason: str = ""
+) -> tuple[Transition, ...]:
     """Offer the release to nobody new; what is under way goes on.
 
     Raises:
@@ -288,7 +292,9 @@ def pause(state: RolloutState, now: float, by: str, reason: str = "") -> tuple[T
     return (Transition(now, Kind.PAUSED, reason="by_hand", detail=reason, by=by),)
 
 
-def halt(state: RolloutState, now: float, by: str, reason: str = "") -> tuple[Transition, ...]:
+def halt_rollout(
+    state: RolloutState, now: float, by: str, reason: str = ""
+) -> tuple[Transition, ...]:
     """Withhold the release from everybody who is not rebooting yet.
 
     Raises:
@@ -298,7 +304,9 @@ def halt(state: RolloutState, now: float, by: str, reason: str = "") -> tuple[Tr
     return (Transition(now, Kind.HALTED, reason="by_hand", detail=reason, by=by),)
 
 
-def resume(state: RolloutState, now: float, by: str, reason: str = "") -> tuple[Transition, ...]:
+def resume_rollout(
+    state: RolloutState, now: float, by: str, reason: str = ""
+) -> tuple[Transition, ...]:
     """Go on after a pause or a halt; after a halt, the failures so far are thereby accepted.
 
     Raises:
@@ -314,7 +322,9 @@ def resume(state: RolloutState, now: float, by: str, reason: str = "") -> tuple[
     return (Transition(now, Kind.RESUMED, reason="by_hand", detail=reason, by=by),)
 
 
-def abort(state: RolloutState, now: float, by: str, reason: str = "") -> tuple[Transition, ...]:
+def abort_rollout(
+    state: RolloutState, now: float, by: str, reason: str = ""
+) -> tuple[Transition, ...]:
     """End a rollout for good.
 
     Raises:
@@ -324,10 +334,10 @@ def abort(state: RolloutState, now: float, by: str, reason: str = "") -> tuple[T
     return (Transition(now, Kind.ABORTED, reason="by_hand", detail=reason, by=by),)
 
 
-def step(
+def open_next_stage(
     rollout: Rollout,
     state: RolloutState,
-    tally: Tally,
+    tally: OutcomeCounts,
     now: float,
     by: str,
     *,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .rules import Rollout, order
+from .rules import Rollout, version_key
 from .types import (
     Attempt,
     Base,
@@ -21,14 +21,14 @@ from .types import (
     RolloutState,
     Status,
 )
-from .windows import DEFAULT, next_window
+from .windows import DEFAULT_WINDOW, next_window
 
 OUTCOMES = frozenset((Result.SUCCESS, Result.FAILED, Result.ROLLED_BACK, Result.LOST))
-ANYWHERE = Place("", DEFAULT)
+ANYWHERE = Place("", DEFAULT_WINDOW)
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class ActiveRollout:
     """A rollout as it stands. ``release_state`` is ``testing``, ``stable`` or ``deprecated``."""
 
     rollout: Rollout
@@ -57,7 +57,7 @@ _VERSION = Decision(Reason.VERSION)
 
 
 def decide(
-    rollouts: Sequence[Live],
+    rollouts: Sequence[ActiveRollout],
     beacon: Beacon,
     now: float,
     *,
@@ -83,7 +83,7 @@ def decide(
         return _BOARD
     if beacon.on_trial:
         return _TRIAL
-    running = order(beacon.version)
+    running = version_key(beacon.version)
     if running is None:
         return _VERSION
     held = aside = None
@@ -110,7 +110,7 @@ def decide(
 
 
 def _ask(
-    live: Live,
+    live: ActiveRollout,
     beacon: Beacon,
     running: tuple,
     now: float,
@@ -127,11 +127,11 @@ def _ask(
     wave = rollout.wave_of(beacon)
     if wave is None:
         return None
-    if rollout.order <= running or release.checksum == beacon.image:
+    if rollout.version_key <= running or release.checksum == beacon.image:
         return rollout.up_to_date
     rollout_id = plan.rollout_id
     firmware_id = release.firmware_id
-    if (reason := withheld(live.release_state, beacon.channel)) is not None:
+    if (reason := blocked_by_channel(live.release_state, beacon.channel)) is not None:
         return Decision(reason, rollout_id, firmware_id, wave)
     state = live.state
     status = state.status
@@ -161,7 +161,7 @@ def _ask(
             if attempt.rollout_id == rollout_id:
                 current = attempt
             continue
-        blamed = blamed or blames(attempt, beacon)
+        blamed = blamed or is_blamed_by(attempt, beacon)
         if attempt.result in OUTCOMES and attempt.final_at > beacon.cleared_at:
             tries += 1
             last = max(last, attempt.final_at)
@@ -196,7 +196,7 @@ def _ask(
             )
     not_before = not_after = None
     if not plan.required:
-        start, end = next_window(rollout.window(place.window), now)
+        start, end = next_window(rollout.window_in(place.window), now)
         if now < start:
             return Decision(Reason.WINDOW, rollout_id, firmware_id, wave, stage, start)
         if end < math.inf:
@@ -218,21 +218,21 @@ def _ask(
     )
 
 
-def blames(attempt: Attempt, beacon: Beacon) -> bool:
+def is_blamed_by(attempt: Attempt, beacon: Beacon) -> bool:
     """Tell whether a beacon calls an attempt's release bad, and nobody has cleared that since."""
     return attempt.blamed_at is not None and attempt.blamed_at > beacon.cleared_at
 
 
-def withheld(release_state: str, channel: str) -> Reason | None:
+def blocked_by_channel(release_state: str, channel: str) -> Reason | None:
     """Return why a release in this state is not for a channel, None when it is."""
     if release_state == "stable" or (release_state == "testing" and channel == "beta"):
         return None
     return Reason.CHANNEL if release_state == "testing" else Reason.WITHDRAWN
 
 
-def is_kept_from(release_state: str, beacon: Beacon) -> bool:
+def is_blocked_from(release_state: str, beacon: Beacon) -> bool:
     """Tell whether a release is withheld from a beacon, whatever its rollout says."""
-    return beacon.quarantined or withheld(release_state, beacon.channel) is not None
+    return beacon.quarantined or blocked_by_channel(release_state, beacon.channel) is not None
 
 
 def opens_at(rollout: Rollout, state: RolloutState, wave: int) -> float | None:
@@ -258,11 +258,11 @@ def opens_at(rollout: Rollout, state: RolloutState, wave: int) -> float | None:
     return max(base + opening.seconds, state.start_at)
 
 
-def _opens(live: Live, wave: int) -> float | None:
+def _opens(live: ActiveRollout, wave: int) -> float | None:
     return opens_at(live.rollout, live.state, wave)
 
 
-def may_go_on(
+def may_continue(
     status: Status, release_state: str, attempt: Attempt, *, channel: str | None = "beta"
 ) -> bool:
     """Tell whether an open attempt may go on towards ``set_boot``; False is a 409 or 410.
@@ -277,12 +277,16 @@ def may_go_on(
         return False
     if attempt.rebooting_at is not None:
         return True
-    if status in _STOPPED or channel is None or withheld(release_state, channel) is not None:
+    if (
+        status in _STOPPED
+        or channel is None
+        or blocked_by_channel(release_state, channel) is not None
+    ):
         return False
     return status is not Status.PAUSED or attempt.taken_at is not None
 
 
-def lost(
+def lost_attempts(
     rollout: Rollout, attempts: Iterable[Attempt], now: float, *, listening_since: float = 0.0
 ) -> list[Attempt]:
     """Return a rollout's open attempts that have been silent for too long: a failure each.
@@ -301,7 +305,7 @@ def lost(
         and attempt.taken_at is not None
         and _is_over(
             max(attempt.taken_at, listening_since),
-            rollout.gates[attempt.wave].silence_s,
+            rollout.gates[attempt.wave].report_timeout_s,
             now,
             listening_since,
         )
@@ -319,7 +323,7 @@ def _is_over(began: float, span_s: float, now: float, listening_since: float) ->
     return now >= began + span_s
 
 
-def expired(
+def expired_attempts(
     rollout: Rollout, attempts: Iterable[Attempt], now: float, *, listening_since: float = 0.0
 ) -> list[Attempt]:
     """Return a rollout's offers that nobody took in time; they count for nothing.
@@ -343,7 +347,7 @@ def is_other_board(beacon: Beacon, device_type: str) -> bool:
     return beacon.device_type != device_type or beacon.questioned
 
 
-def withdrawn(attempts: Iterable[Attempt]) -> list[Attempt]:
+def revocable_attempts(attempts: Iterable[Attempt]) -> list[Attempt]:
     """Return the open attempts that can be called off: all that are not rebooting yet."""
     return [
         attempt for attempt in attempts if attempt.result is None and attempt.rebooting_at is None

@@ -37,14 +37,14 @@ class Table:
             raise PlanError(
                 "field_type",
                 f"{where or 'plan'}: not a table",
-                found=shown(data),
+                found=printable_value(data),
                 expected="table",
             )
         self.where = where
         self._left = dict(data)
         self._known: list[str] = []
 
-    def at(self, field: str) -> str:
+    def path_of(self, field: str) -> str:
         """Return the name of a field's place."""
         return f"{self.where}.{field}" if self.where else field
 
@@ -52,33 +52,33 @@ class Table:
         """True when the field is there."""
         return field in self._left
 
-    def take(self, field: str, read: Reader[T], default: D) -> T | D:
+    def optional(self, field: str, read: Reader[T], default: D) -> T | D:
         """Return a field, or the default where it is left out."""
         self._known.append(field)
         if field not in self._left:
             return default
-        return read(self._left.pop(field), self.at(field))
+        return read(self._left.pop(field), self.path_of(field))
 
-    def need(self, field: str, read: Reader[T]) -> T:
+    def required(self, field: str, read: Reader[T]) -> T:
         """Return a field that may not be left out."""
         self._known.append(field)
         if field not in self._left:
-            raise PlanError("field_missing", f"{self.at(field)}: is missing", expected=field)
-        return read(self._left.pop(field), self.at(field))
+            raise PlanError("field_missing", f"{self.path_of(field)}: is missing", expected=field)
+        return read(self._left.pop(field), self.path_of(field))
 
-    def done(self) -> None:
+    def reject_unknown(self) -> None:
         """Refuse what nobody has asked for."""
         if self._left:
             name = str(next(iter(self._left)))[:TEXT_MAX]
             raise PlanError(
                 "field_unknown",
-                f"{self.at(name)}: no such field",
+                f"{self.path_of(name)}: no such field",
                 found=name,
                 expected=" ".join(self._known),
             )
 
 
-def shown(value: object) -> object:
+def printable_value(value: object) -> object:
     """Return what an error may show of a value that somebody else chose."""
     if value is None or isinstance(value, (bool, int)):
         return value if not isinstance(value, int) or abs(value) < 2**63 else "a huge number"
@@ -88,25 +88,25 @@ def shown(value: object) -> object:
 def type_error(where: str, value: object, expected: str) -> PlanError:
     """Return the error for a value of another kind than expected."""
     return PlanError(
-        "field_type", f"{where}: not a {expected}", found=shown(value), expected=expected
+        "field_type", f"{where}: not a {expected}", found=printable_value(value), expected=expected
     )
 
 
-def text(value: object, where: str) -> str:
+def read_text(value: object, where: str) -> str:
     """Printable text that is not empty."""
     if not isinstance(value, str) or not 0 < len(value) <= TEXT_MAX or not value.isprintable():
         raise type_error(where, value, f"text of at most {TEXT_MAX} characters")
     return value
 
 
-def flag(value: object, where: str) -> bool:
+def read_flag(value: object, where: str) -> bool:
     """True or false, and nothing that passes for it."""
     if not isinstance(value, bool):
         raise type_error(where, value, "true or false")
     return value
 
 
-def choice(words: Collection[str], code: str) -> Reader[str]:
+def read_choice(words: Collection[str], code: str) -> Reader[str]:
     """One of the words; anything else is an error of that code."""
 
     def read(value: object, where: str) -> str:
@@ -114,7 +114,7 @@ def choice(words: Collection[str], code: str) -> Reader[str]:
             raise PlanError(
                 code,
                 f"{where}: not one of the words",
-                found=shown(value),
+                found=printable_value(value),
                 expected=" ".join(words),
             )
         return value
@@ -122,7 +122,7 @@ def choice(words: Collection[str], code: str) -> Reader[str]:
     return read
 
 
-def count(value: object, where: str) -> int:
+def read_count(value: object, where: str) -> int:
     """A whole number from 1."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise type_error(where, value, "whole number")
@@ -130,7 +130,7 @@ def count(value: object, where: str) -> int:
     return value
 
 
-def share(value: object, where: str) -> float:
+def read_share(value: object, where: str) -> float:
     """A number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise type_error(where, value, "number")
@@ -143,20 +143,22 @@ def _in_range(value: float, where: str, low: float, high: float) -> None:
         raise PlanError(
             "number_range",
             f"{where}: out of range",
-            found=shown(value),
+            found=printable_value(value),
             expected=f"{low:g} to {high:g}",
         )
 
 
-def positive(value: object, where: str) -> float:
+def read_positive_duration(value: object, where: str) -> float:
     """A duration that is not zero."""
     seconds = parse_duration(value, where)
     if seconds == 0:
-        raise PlanError("time_range", f"{where}: must be longer than nothing", found=shown(value))
+        raise PlanError(
+            "time_range", f"{where}: must be longer than nothing", found=printable_value(value)
+        )
     return seconds
 
 
-def list_of(item: Reader[T], most: int) -> Reader[tuple[T, ...]]:
+def read_list(item: Reader[T], most: int) -> Reader[tuple[T, ...]]:
     """A list of at most ``most`` items, each read by ``item``."""
 
     def read(value: object, where: str) -> tuple[T, ...]:
@@ -177,22 +179,34 @@ def parse_duration(value: object, where: str = "time") -> float:
     """
     if isinstance(value, str):
         if value.startswith("-"):
-            raise PlanError("time_negative", f"{where}: a time is not negative", found=shown(value))
+            raise PlanError(
+                "time_negative", f"{where}: a time is not negative", found=printable_value(value)
+            )
         if not _DURATION.fullmatch(value):
             raise PlanError(
-                "time_syntax", f"{where}: not a duration", found=shown(value), expected="90s 24h"
+                "time_syntax",
+                f"{where}: not a duration",
+                found=printable_value(value),
+                expected="90s 24h",
             )
         seconds = sum(float(count) * _UNITS[unit] for count, unit in _PART.findall(value))
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         seconds = value
     else:
         raise PlanError(
-            "time_syntax", f"{where}: not a duration", found=shown(value), expected="90s 24h"
+            "time_syntax",
+            f"{where}: not a duration",
+            found=printable_value(value),
+            expected="90s 24h",
         )
     if seconds < 0:
-        raise PlanError("time_negative", f"{where}: a time is not negative", found=shown(value))
+        raise PlanError(
+            "time_negative", f"{where}: a time is not negative", found=printable_value(value)
+        )
     if not seconds <= TIME_MAX:  # NaN, too
-        raise PlanError("time_range", f"{where}: longer than ten years", found=shown(value))
+        raise PlanError(
+            "time_range", f"{where}: longer than ten years", found=printable_value(value)
+        )
     return float(seconds)
 
 

@@ -9,11 +9,20 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 
-from .decide import OUTCOMES, blames, is_other_board, withheld
+from .decide import OUTCOMES, blocked_by_channel, is_blamed_by, is_other_board
 from .fields import format_duration
-from .roam import CLOCKS_S
-from .rules import Rollout, order
-from .types import Attempt, Beacon, Cell, Gate, Result, RolloutState, Tally, WaveState
+from .roaming import MAX_CLOCK_DIFFERENCE_S
+from .rules import Rollout, version_key
+from .types import (
+    Attempt,
+    Beacon,
+    Gate,
+    OutcomeCounts,
+    Result,
+    RolloutState,
+    StageCounts,
+    WaveState,
+)
 
 SKEW_S = 60.0  # a clock that is being disciplined goes back by less
 
@@ -22,7 +31,7 @@ _FIELDS = ("healthy", "gone", "failed", "accepted", "open", "waiting", "away")
 _HEALTHY, _GONE, _FAILED, _ACCEPTED, _OPEN, _WAITING, _AWAY = range(len(_FIELDS))
 
 
-def tally(
+def count_outcomes(
     rollout: Rollout,
     state: RolloutState,
     beacons: Iterable[Beacon],
@@ -32,7 +41,7 @@ def tally(
     *,
     release_state: str = "stable",
     listening_since: float = 0.0,
-) -> Tally:
+) -> OutcomeCounts:
     """Count a rollout's beacons by wave and stage.
 
     Args:
@@ -46,7 +55,7 @@ def tally(
     return counting.result()
 
 
-def members(
+def locate_beacons(
     rollout: Rollout,
     state: RolloutState,
     beacons: Iterable[Beacon],
@@ -115,7 +124,7 @@ class _Counting:
         for attempt in attempts:
             if attempt.firmware_id != firmware_id:
                 continue
-            blamed = blamed or (beacon is not None and blames(attempt, beacon))
+            blamed = blamed or (beacon is not None and is_blamed_by(attempt, beacon))
             if attempt.result in OUTCOMES:
                 if attempt.final_at > cleared_at:
                     tries += 1
@@ -162,7 +171,8 @@ class _Counting:
             and not undone
             and tries < self.rollout.plan.retry.limit
             and (
-                current is not None or self.now < max(ended, self.listening_since) + gate.silence_s
+                current is not None
+                or self.now < max(ended, self.listening_since) + gate.report_timeout_s
             )
         ):
             field = _OPEN
@@ -177,7 +187,10 @@ class _Counting:
 
     def _count_waiting(self, beacon: Beacon) -> None:
         rollout = self.rollout
-        if not rollout.wants(beacon) or withheld(self.release_state, beacon.channel) is not None:
+        if (
+            not rollout.targets(beacon)
+            or blocked_by_channel(self.release_state, beacon.channel) is not None
+        ):
             return
         wave = rollout.wave_of(beacon)
         if wave is None:
@@ -191,7 +204,7 @@ class _Counting:
 
     def _present(self, beacon_id: str, gate: Gate) -> bool:
         heard = self.seen.get(beacon_id, 0.0)
-        return max(heard, self.listening_since) > self.now - gate.presence_s
+        return max(heard, self.listening_since) > self.now - gate.liveness_window_s
 
     def _stands(self, beacon_id: str, beacon: Beacon | None, gate: Gate) -> bool:
         """True for a beacon whose silence is no reason to doubt what it has confirmed.
@@ -207,19 +220,19 @@ class _Counting:
         When the attempt's end was dated by another orchestrator's clock, "since" waits for as much
         as two clocks may differ by: the beacon states what it runs with every poll.
         """
-        since = latest.final_at + (CLOCKS_S if latest.remote else 0.0)
+        since = latest.final_at + (MAX_CLOCK_DIFFERENCE_S if latest.is_remote else 0.0)
         if beacon is None or beacon.version_at <= since:
             return False
         if is_other_board(beacon, self.rollout.plan.release.device_type):
             return False  # what it runs as that says nothing about this release
-        running = order(beacon.version)
+        running = version_key(beacon.version)
         return (
             running is not None
-            and running < self.rollout.order
+            and running < self.rollout.version_key
             and beacon.image != self.rollout.plan.release.checksum
         )
 
-    def result(self) -> Tally:
+    def result(self) -> OutcomeCounts:
         cells = tuple(
             tuple(_cell(*cell) for cell in zip(counts, ends, strict=True))
             for counts, ends in zip(self.counts, self.ends, strict=True)
@@ -227,9 +240,11 @@ class _Counting:
         everything = range(len(cells))
         common = [w for w in everything if self.rollout.plan.waves[w].gate is None]
         total = self._sum(everything)
-        return Tally(cells, total, total if len(common) == len(cells) else self._sum(common))
+        return OutcomeCounts(
+            cells, total, total if len(common) == len(cells) else self._sum(common)
+        )
 
-    def _sum(self, waves: Iterable[int]) -> Cell:
+    def _sum(self, waves: Iterable[int]) -> StageCounts:
         waves = tuple(waves)
         ends = [end for wave in waves for stage in self.ends[wave] for end in stage]
         counts = [0] * len(_FIELDS)
@@ -239,13 +254,13 @@ class _Counting:
         return _cell(counts, ends)
 
 
-def _cell(counts: Sequence[int], ends: list) -> Cell:
+def _cell(counts: Sequence[int], ends: list) -> StageCounts:
     # The order matters only where more than one has failed.
-    row = longest_row(ends) if counts[_FAILED] > 1 else counts[_FAILED]
-    return Cell(**dict(zip(_FIELDS, counts, strict=True)), row=row)
+    row = longest_failure_streak(ends) if counts[_FAILED] > 1 else counts[_FAILED]
+    return StageCounts(**dict(zip(_FIELDS, counts, strict=True)), failure_streak=row)
 
 
-def longest_row(ends: Collection[tuple[float, float, str, bool]]) -> int:
+def longest_failure_streak(ends: Collection[tuple[float, float, str, bool]]) -> int:
     """Return the longest run of failures among (taken, ended, attempt id, failed).
 
     In the order in which the offers were taken: a ``lost`` is known half an hour after its
@@ -265,10 +280,10 @@ def _later(attempt: Attempt, other: Attempt) -> bool:
     )
 
 
-def tripped(cell: Cell, gate: Gate) -> tuple[str, str] | None:
+def tripped_limit(cell: StageCounts, gate: Gate) -> tuple[str, str] | None:
     """Return why a cell's failures stop the rollout, as (word, sentence); None if they do not."""
-    if cell.row >= gate.in_a_row:
-        return "failures_in_a_row", f"{cell.row} beacons failed one after another"
+    if cell.failure_streak >= gate.max_consecutive_failures:
+        return "failures_in_a_row", f"{cell.failure_streak} beacons failed one after another"
     if _over(cell.failed, cell.decided, gate):
         return (
             "failure_share",
@@ -282,7 +297,7 @@ def _over(failed: int, decided: int, gate: Gate) -> bool:
     return decided >= gate.failure_sample and failed / decided > gate.failure_share
 
 
-def margin(cell: Cell, gate: Gate) -> int | None:
+def failures_to_limit(cell: StageCounts, gate: Gate) -> int | None:
     """Return how many failures more would take the share of failures over its limit.
 
     Those that come next, with nothing else in between; 0 when it is over, None when no number
@@ -297,7 +312,7 @@ def margin(cell: Cell, gate: Gate) -> int | None:
     return more
 
 
-class Verdict(StrEnum):
+class GateVerdict(StrEnum):
     """What a gate says about a stage."""
 
     WAIT = "wait"
@@ -306,89 +321,91 @@ class Verdict(StrEnum):
     HALT = "halt"
 
 
-def judge(
-    rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float
-) -> tuple[Verdict, str, str]:
+def judge_stage(
+    rollout: Rollout, state: RolloutState, tally: OutcomeCounts, wave: int, now: float
+) -> tuple[GateVerdict, str, str]:
     """Judge the present stage of an open wave, and with the last stage the wave.
 
     Returns:
         The verdict; a stable word; a sentence with the numbers.
     """
-    found = _judge_stage(rollout, state, tally, wave, now)
-    if found[0] is Verdict.PASS and state.waves[wave].stage == len(rollout.ladders[wave]) - 1:
+    found = _judge_present_stage(rollout, state, tally, wave, now)
+    if found[0] is GateVerdict.PASS and state.waves[wave].stage == len(rollout.ladders[wave]) - 1:
         return _judge_end(rollout, state, tally, wave, now) or found
     return found
 
 
-def _judge_stage(
-    rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float
-) -> tuple[Verdict, str, str]:
+def _judge_present_stage(
+    rollout: Rollout, state: RolloutState, tally: OutcomeCounts, wave: int, now: float
+) -> tuple[GateVerdict, str, str]:
     own = state.waves[wave]
     stage = own.stage
     gate = rollout.gates[wave]
-    cell = tally.cells[wave][stage]
+    cell = tally.stages[wave][stage]
     stage_at = now if own.stage_at is None else own.stage_at
     patient = _patient(own, gate, now)
-    if not any(other.reach for other in tally.cells[wave]):
-        verdict = Verdict.WAIT if patient else Verdict.PASS
-        if any(other.members for other in tally.cells[wave]):
+    if not any(other.reach for other in tally.stages[wave]):
+        verdict = GateVerdict.WAIT if patient else GateVerdict.PASS
+        if any(other.members for other in tally.stages[wave]):
             return verdict, "nobody_there", "nobody in this wave can be reached"
         return verdict, "empty", "nobody in this wave is due for the release"
-    soak = soak_of(rollout, tally, wave, stage)
-    tried = any(other.tried for other in tally.cells[wave])
+    soak = soak_time(rollout, tally, wave, stage)
+    tried = any(other.tried for other in tally.stages[wave])
     if cell.members == 0:
         # Before anybody has tried the release, a stage that is empty may yet fill: a fleet that is
         # being set up must not find its ladder climbed.
         if tried or now - stage_at >= soak:
-            return Verdict.PASS, "empty", "nobody in this stage"
-        return Verdict.WAIT, "empty", "nobody in this stage so far"
+            return GateVerdict.PASS, "empty", "nobody in this stage"
+        return GateVerdict.WAIT, "empty", "nobody in this stage so far"
     if cell.reach == 0:
         if now - stage_at >= soak:
-            return Verdict.PASS, "nobody_there", f"{cell.members} in this stage, none reachable"
-        return Verdict.WAIT, "soak", "nobody in this stage can be reached so far"
+            return GateVerdict.PASS, "nobody_there", f"{cell.members} in this stage, none reachable"
+        return GateVerdict.WAIT, "soak", "nobody in this stage can be reached so far"
     if not patient and cell.attempted == 0 and tried:
-        return Verdict.PASS, "nobody_took", f"{cell.waiting} in this stage never took the offer"
-    need = sample_of(rollout, state, tally, wave, now)
+        return GateVerdict.PASS, "nobody_took", f"{cell.waiting} in this stage never took the offer"
+    need = required_sample(rollout, state, tally, wave, now)
     if cell.decided < need:
-        return Verdict.WAIT, "sample", f"{cell.decided} of the {need} outcomes needed"
+        return GateVerdict.WAIT, "sample", f"{cell.decided} of the {need} outcomes needed"
     sampled_at = own.sampled_at
     if sampled_at is None:
-        return Verdict.SAMPLED, "sample", f"{cell.decided} outcomes, {need} needed"
+        return GateVerdict.SAMPLED, "sample", f"{cell.decided} outcomes, {need} needed"
     if now - sampled_at < soak:
-        return Verdict.WAIT, "soak", f"watched for {format_duration(soak)}"
+        return GateVerdict.WAIT, "soak", f"watched for {format_duration(soak)}"
     says = f"{cell.healthy} of {cell.attempted} confirmed healthy"
     if cell.healthy / cell.attempted >= gate.healthy_share:
-        return Verdict.PASS, "healthy", says
+        return GateVerdict.PASS, "healthy", says
     if cell.open:
-        return Verdict.WAIT, "open", f"{cell.open} under way"
-    if cell.failed and now - sampled_at < gate.silence_s:
-        return Verdict.WAIT, "retries", f"{cell.failed} failed and may try again"
+        return GateVerdict.WAIT, "open", f"{cell.open} under way"
+    if cell.failed and now - sampled_at < gate.report_timeout_s:
+        return GateVerdict.WAIT, "retries", f"{cell.failed} failed and may try again"
     if (cell.healthy + cell.gone) / cell.attempted >= gate.healthy_share:
         if patient:
-            return Verdict.WAIT, "gone", f"{cell.gone} confirmed and not heard from since"
-        return Verdict.HALT, "gone", f"{cell.gone} confirmed and not heard from since"
-    return Verdict.HALT, "healthy_share", f"{says}, {gate.healthy_share:.0%} needed"
+            return GateVerdict.WAIT, "gone", f"{cell.gone} confirmed and not heard from since"
+        return GateVerdict.HALT, "gone", f"{cell.gone} confirmed and not heard from since"
+    return GateVerdict.HALT, "healthy_share", f"{says}, {gate.healthy_share:.0%} needed"
 
 
-def sample_of(rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float) -> int:
+def required_sample(
+    rollout: Rollout, state: RolloutState, tally: OutcomeCounts, wave: int, now: float
+) -> int:
     """Return how many outcomes the present stage of an open wave needs before it is judged.
 
     Those who keep asking and never begin are waited for, too, but not for ever.
     """
     own = state.waves[wave]
     gate = rollout.gates[wave]
-    cell = tally.cells[wave][own.stage]
+    cell = tally.stages[wave][own.stage]
     reach = cell.reach if _patient(own, gate, now) else cell.attempted
     return min(gate.min_sample, reach or cell.reach)
 
 
 def _patient(own: WaveState, gate: Gate, now: float) -> bool:
-    return own.stage_at is None or now - own.stage_at < gate.patience_s
+    return own.stage_at is None or now - own.stage_at < gate.stage_timeout_s
 
 
 def _judge_end(
-    rollout: Rollout, state: RolloutState, tally: Tally, wave: int, now: float
-) -> tuple[Verdict, str, str] | None:
+    rollout: Rollout, state: RolloutState, tally: OutcomeCounts, wave: int, now: float
+) -> tuple[GateVerdict, str, str] | None:
     """Return what keeps a wave from ending after its last stage, None when nothing does.
 
     It ends when everybody who is there has been served, stragglers of earlier stages included,
@@ -397,24 +414,24 @@ def _judge_end(
     gate = rollout.gates[wave]
     stage_at = state.waves[wave].stage_at
     age = 0.0 if stage_at is None else now - stage_at
-    under_way = sum(cell.open for cell in tally.cells[wave])
-    to_come = sum(cell.waiting for cell in tally.cells[wave])
-    if age < gate.patience_s and under_way + to_come:
-        return Verdict.WAIT, "serving", f"{under_way} under way, {to_come} to come"
-    attempted = sum(cell.attempted for cell in tally.cells[wave])
-    healthy = sum(cell.healthy + cell.gone for cell in tally.cells[wave])
+    under_way = sum(cell.open for cell in tally.stages[wave])
+    to_come = sum(cell.waiting for cell in tally.stages[wave])
+    if age < gate.stage_timeout_s and under_way + to_come:
+        return GateVerdict.WAIT, "serving", f"{under_way} under way, {to_come} to come"
+    attempted = sum(cell.attempted for cell in tally.stages[wave])
+    healthy = sum(cell.healthy + cell.gone for cell in tally.stages[wave])
     if attempted == 0 or healthy / attempted >= gate.healthy_share:
         return None
-    if under_way or age < gate.silence_s:
-        return Verdict.WAIT, "retries", f"{attempted - healthy} failed and may try again"
+    if under_way or age < gate.report_timeout_s:
+        return GateVerdict.WAIT, "retries", f"{attempted - healthy} failed and may try again"
     return (
-        Verdict.HALT,
+        GateVerdict.HALT,
         "healthy_share",
         f"{healthy} of {attempted} confirmed healthy, {gate.healthy_share:.0%} needed",
     )
 
 
-def soak_of(rollout: Rollout, tally: Tally, wave: int, stage: int) -> float:
+def soak_time(rollout: Rollout, tally: OutcomeCounts, wave: int, stage: int) -> float:
     """Return how long a stage is watched, seconds.
 
     A stage in which nobody was tried hands its watch on: the first beacons of a small building
@@ -425,7 +442,7 @@ def soak_of(rollout: Rollout, tally: Tally, wave: int, stage: int) -> float:
     ladder = rollout.ladders[wave]
     soak = ladder[stage].soak_s
     for before in range(stage - 1, -1, -1):
-        if tally.cells[wave][before].tried:
+        if tally.stages[wave][before].tried:
             break
         soak = max(soak, ladder[before].soak_s)
     return soak

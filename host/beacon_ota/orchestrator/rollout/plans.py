@@ -38,17 +38,17 @@ from .fields import (
     Reader,
     T,
     Table,
-    choice,
-    count,
-    flag,
     format_duration,
     is_duration,
-    list_of,
     parse_duration,
-    positive,
-    share,
-    shown,
-    text,
+    printable_value,
+    read_choice,
+    read_count,
+    read_flag,
+    read_list,
+    read_positive_duration,
+    read_share,
+    read_text,
 )
 from .rules import Rollout
 from .types import (
@@ -78,7 +78,7 @@ PAUSES_MAX = 16
 LATEST = 7_258_118_400.0  # the year 2200
 
 
-def parse(
+def parse_plan(
     data: object,
     *,
     rollout_id: str | None = None,
@@ -102,26 +102,26 @@ def parse(
         InputError: ``site_path``, ``window_syntax``, ``window_empty``, ``version_syntax``.
     """
     table = Table(data, "")
-    preset = table.take("preset", choice(PRESETS, "preset_unknown"), "canary")
+    preset = table.optional("preset", read_choice(PRESETS, "preset_unknown"), "canary")
     base = Plan(
-        _named(table, "rollout_id", text, rollout_id),
+        _named(table, "rollout_id", read_text, rollout_id),
         _named(table, "release", _release, release),
         required=preset == "emergency",
         ladder=(Stage(1.0),) if preset == "all-at-once" else LADDER,
     )
-    gate = table.take("gate", lambda v, at: _gate(v, at, base.gate), base.gate)
+    gate = table.optional("gate", lambda v, at: _gate(v, at, base.gate), base.gate)
     plan = replace(
         base,
         waves=_waves(table, preset, gate, sites),
-        ladder=table.take("ladder", _ladder, base.ladder),
+        ladder=table.optional("ladder", _ladder, base.ladder),
         gate=gate,
-        retry=table.take("retry", _retry, base.retry),
-        required=table.take("required", flag, base.required),
-        window=table.take("window", _hours, None),
-        concurrency=table.take("concurrency", count, None),
-        offer_s=table.take("offer", positive, base.offer_s),
+        retry=table.optional("retry", _retry, base.retry),
+        required=table.optional("required", read_flag, base.required),
+        window=table.optional("window", _hours, None),
+        concurrency=table.optional("concurrency", read_count, None),
+        offer_s=table.optional("offer", read_positive_duration, base.offer_s),
     )
-    table.done()
+    table.reject_unknown()
     Rollout(plan)
     return plan
 
@@ -129,14 +129,14 @@ def parse(
 def _named(table: Table, field: str, read: Reader[T], given: T | None) -> T:
     """Return what the caller gave or the table names; it must be there, and the same if both."""
     if given is None:
-        return table.need(field, read)
-    named = table.take(field, read, given)
+        return table.required(field, read)
+    named = table.optional(field, read, given)
     if named != given:
         raise PlanError("field_mismatch", f"{field}: not the one asked for", expected=field)
     return given
 
 
-def dump(plan: Plan) -> dict[str, object]:
+def dump_plan(plan: Plan) -> dict[str, object]:
     """Write a plan in full, in JSON's types; :func:`parse` gives it back."""
     release = plan.release
     data: dict[str, object] = {
@@ -168,7 +168,7 @@ def dump(plan: Plan) -> dict[str, object]:
 
 
 def _hours(value: object, where: str) -> str:
-    hours = text(value, where)
+    hours = read_text(value, where)
     parse_window(hours)
     return hours
 
@@ -176,30 +176,37 @@ def _hours(value: object, where: str) -> str:
 def _release(value: object, where: str) -> Release:
     table = Table(value, where)
     release = Release(
-        *(table.need(name, text) for name in ("firmware_id", "version", "device_type", "checksum"))
+        *(
+            table.required(name, read_text)
+            for name in ("firmware_id", "version", "device_type", "checksum")
+        )
     )
-    table.done()
+    table.reject_unknown()
     return release
 
 
 def _gate(value: object, where: str, base: Gate) -> Gate:
     table = Table(value, where)
     gate = Gate(
-        min_sample=table.take("min_sample", count, base.min_sample),
-        healthy_share=table.take("healthy_share", share, base.healthy_share),
-        failure_share=table.take("failure_share", share, base.failure_share),
-        failure_sample=table.take("failure_sample", count, base.failure_sample),
-        in_a_row=table.take("in_a_row", count, base.in_a_row),
-        silence_s=table.take("silence", positive, base.silence_s),
-        presence_s=table.take("presence", positive, base.presence_s),
-        patience_s=table.take("patience", positive, base.patience_s),
-        retry_first=table.take(
+        min_sample=table.optional("min_sample", read_count, base.min_sample),
+        healthy_share=table.optional("healthy_share", read_share, base.healthy_share),
+        failure_share=table.optional("failure_share", read_share, base.failure_share),
+        failure_sample=table.optional("failure_sample", read_count, base.failure_sample),
+        max_consecutive_failures=table.optional(
+            "in_a_row", read_count, base.max_consecutive_failures
+        ),
+        report_timeout_s=table.optional("silence", read_positive_duration, base.report_timeout_s),
+        liveness_window_s=table.optional(
+            "presence", read_positive_duration, base.liveness_window_s
+        ),
+        stage_timeout_s=table.optional("patience", read_positive_duration, base.stage_timeout_s),
+        retry_first=table.optional(
             "retry_first",
-            list_of(choice(FAILURE_STAGES, "field_type"), len(FAILURE_STAGES)),
+            read_list(read_choice(FAILURE_STAGES, "field_type"), len(FAILURE_STAGES)),
             base.retry_first,
         ),
     )
-    table.done()
+    table.reject_unknown()
     return gate
 
 
@@ -209,10 +216,10 @@ def _dump_gate(gate: Gate) -> dict[str, object]:
         "healthy_share": gate.healthy_share,
         "failure_share": gate.failure_share,
         "failure_sample": gate.failure_sample,
-        "in_a_row": gate.in_a_row,
-        "silence": format_duration(gate.silence_s),
-        "presence": format_duration(gate.presence_s),
-        "patience": format_duration(gate.patience_s),
+        "in_a_row": gate.max_consecutive_failures,
+        "silence": format_duration(gate.report_timeout_s),
+        "presence": format_duration(gate.liveness_window_s),
+        "patience": format_duration(gate.stage_timeout_s),
         "retry_first": list(gate.retry_first),
     }
 
@@ -221,10 +228,10 @@ def _retry(value: object, where: str) -> Retry:
     table = Table(value, where)
     base = Retry()
     retry = Retry(
-        table.take("limit", count, base.limit),
-        table.take("pauses", list_of(parse_duration, PAUSES_MAX), base.pauses_s),
+        table.optional("limit", read_count, base.limit),
+        table.optional("pauses", read_list(parse_duration, PAUSES_MAX), base.pauses_s),
     )
-    table.done()
+    table.reject_unknown()
     if not retry.pauses_s:
         raise PlanError("field_missing", f"{where}.pauses: at least one", expected="2m")
     return retry
@@ -233,10 +240,10 @@ def _retry(value: object, where: str) -> Retry:
 def _ladder(value: object, where: str) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     reached = 0.0
-    for table in list_of(Table, STAGES_MAX)(value, where):
+    for table in read_list(Table, STAGES_MAX)(value, where):
         reached = _rung(table, reached)
-        stages.append(Stage(reached, table.take("soak", parse_duration, 0.0)))
-        table.done()
+        stages.append(Stage(reached, table.optional("soak", parse_duration, 0.0)))
+        table.reject_unknown()
     if not stages:
         raise PlanError("ladder_empty", f"{where}: at least one stage", expected="share = 1")
     if reached != 1.0:
@@ -258,9 +265,9 @@ def _rung(table: Table, reached: float) -> float:
             expected="share = 0.1",
         )
     if table.has("share"):
-        opened = table.need("share", share)
+        opened = table.required("share", read_share)
     else:
-        opened = round(reached + (1 - reached) * table.need("of_remaining", share), 12)
+        opened = round(reached + (1 - reached) * table.required("of_remaining", read_share), 12)
     if opened <= reached:
         raise PlanError(
             "ladder_not_rising",
@@ -285,7 +292,9 @@ def _waves(
         waves = _geographic(table)
     else:
         everybody = (Wave("all", Selector(rest=True)),)
-        waves = table.take("waves", list_of(lambda v, at: _wave(v, at, gate), WAVES_MAX), everybody)
+        waves = table.optional(
+            "waves", read_list(lambda v, at: _wave(v, at, gate), WAVES_MAX), everybody
+        )
     _check_waves(waves, sites)
     return waves
 
@@ -296,10 +305,10 @@ def _geographic(table: Table) -> tuple[Wave, ...]:
     def group(value: object, where: str) -> tuple[str, ...]:
         if isinstance(value, str):
             return (_site(value, where),)
-        return list_of(_site, SITES_MAX)(value, where)
+        return read_list(_site, SITES_MAX)(value, where)
 
-    groups = table.need("buildings", list_of(group, WAVES_MAX - 1))
-    every = table.take("every", positive, WEEK)
+    groups = table.required("buildings", read_list(group, WAVES_MAX - 1))
+    every = table.optional("every", read_positive_duration, WEEK)
     named = [
         Wave(" ".join(paths)[:TEXT_MAX], Selector(sites=paths), Opening(Base.START, every * index))
         for index, paths in enumerate(groups)
@@ -311,18 +320,18 @@ def _geographic(table: Table) -> tuple[Wave, ...]:
 def _wave(value: object, where: str, gate: Gate) -> Wave:
     table = Table(value, where)
     wave = Wave(
-        table.need("name", text),
+        table.required("name", read_text),
         Selector(
-            table.take("sites", list_of(_site, SITES_MAX), ()),
-            table.take("tags", list_of(text, TAGS_MAX), ()),
-            table.take("without", list_of(text, TAGS_MAX), ()),
-            table.take("rest", flag, False),
+            table.optional("sites", read_list(_site, SITES_MAX), ()),
+            table.optional("tags", read_list(read_text, TAGS_MAX), ()),
+            table.optional("without", read_list(read_text, TAGS_MAX), ()),
+            table.optional("rest", read_flag, False),
         ),
-        table.take("opens", _opening, Opening()),
-        table.take("ladder", _ladder, None),
-        table.take("gate", lambda v, at: _gate(v, at, gate), None),
+        table.optional("opens", _opening, Opening()),
+        table.optional("ladder", _ladder, None),
+        table.optional("gate", lambda v, at: _gate(v, at, gate), None),
     )
-    table.done()
+    table.reject_unknown()
     return wave
 
 
@@ -340,7 +349,7 @@ def _opening(value: object, where: str) -> Opening:
             raise PlanError(
                 "time_syntax",
                 f"{where}: neither a time nor a duration",
-                found=shown(value),
+                found=printable_value(value),
                 expected="2026-03-02T00:00:00Z or 7d",
             ) from None
     if not isinstance(value, Mapping):
@@ -348,10 +357,10 @@ def _opening(value: object, where: str) -> Opening:
     table = Table(value, where)
     bases = [base.value for base in Base if base is not Base.TIME]
     opening = Opening(
-        Base(table.take("after", choice(bases, "field_type"), Base.START.value)),
-        table.take("wait", parse_duration, 0.0),
+        Base(table.optional("after", read_choice(bases, "field_type"), Base.START.value)),
+        table.optional("wait", parse_duration, 0.0),
     )
-    table.done()
+    table.reject_unknown()
     return opening
 
 

@@ -30,16 +30,16 @@ def poll_delay(
         spread_s: over how long those who wait for the same moment are spread.
         floor_s: the shortest delay, unless the period is shorter.
     """
-    phase = unit(beacon_id) * period_s
+    phase = hash_to_unit(beacon_id) * period_s
     delay = (phase - now) % period_s
     if delay < period_s / 2:  # its own moment is close: take the next one
         delay += period_s
     if until is not None and until - now < delay:
-        delay = max(until - now, 0.0) + unit(beacon_id, math.floor(until)) * spread_s
+        delay = max(until - now, 0.0) + hash_to_unit(beacon_id, math.floor(until)) * spread_s
     return max(delay, min(floor_s, period_s))
 
 
-def unit(*words: object) -> float:
+def hash_to_unit(*words: object) -> float:
     """Return a number in [0, 1) drawn from the words, the same for the same words."""
     digest = hashlib.sha256("\n".join(map(str, words)).encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

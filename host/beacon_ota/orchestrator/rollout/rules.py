@@ -15,7 +15,7 @@ _WHOLE = 2**64
 _MEMO_MAX = 4096
 
 
-def bucket(rollout_id: str, beacon_id: str) -> float:
+def bucket_of(rollout_id: str, beacon_id: str) -> float:
     """Return where a beacon stands in a rollout, in [0, 1): fixed, and different per rollout."""
     return (_draw(_seed(rollout_id), beacon_id) >> 11) / 2**53
 
@@ -26,7 +26,7 @@ def stage_of(ladder: tuple[Stage, ...], share: float) -> int:
 
 
 @lru_cache(maxsize=4096)
-def order(version: str) -> tuple | None:
+def version_key(version: str) -> tuple | None:
     """Return the sort key of a version, None for what is not semver."""
     try:
         return versions.parse(version)
@@ -61,7 +61,7 @@ class Rollout:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        key = order(plan.release.version)
+        key = version_key(plan.release.version)
         if key is None:
             raise InputError(
                 "version_syntax",
@@ -69,7 +69,7 @@ class Rollout:
                 found=plan.release.version,
                 expected="1.2.3 or 1.2.3-label",
             )
-        self.order = key
+        self.version_key = key
         self.ladders = tuple(wave.ladder or plan.ladder for wave in plan.waves)
         self.gates: tuple[Gate, ...] = tuple(wave.gate or plan.gate for wave in plan.waves)
         self.up_to_date = Decision(Reason.UP_TO_DATE, plan.rollout_id, plan.release.firmware_id)
@@ -82,7 +82,7 @@ class Rollout:
         self._windows: dict[Window, Window] = {}
         self._waves: dict[tuple[str, frozenset[str]], int | None] = {}
 
-    def wants(self, beacon: Beacon) -> bool:
+    def targets(self, beacon: Beacon) -> bool:
         """True for a beacon that the release is meant for and that does not run it yet.
 
         One that has never been heard from is taken for such: a stage is not empty because its
@@ -96,8 +96,8 @@ class Rollout:
             or beacon.image == release.checksum
         ):
             return False
-        running = order(beacon.version)
-        return not beacon.version if running is None else running < self.order
+        running = version_key(beacon.version)
+        return not beacon.version if running is None else running < self.version_key
 
     def wave_of(self, beacon: Beacon) -> int | None:
         """Return the index of the beacon's wave, None when no wave selects it."""
@@ -119,7 +119,7 @@ class Rollout:
                 return stage
         raise InputError("ladder_not_whole", "a ladder ends at share 1.0")
 
-    def window(self, own: Window) -> Window:
+    def window_in(self, own: Window) -> Window:
         """Return the window in force in a place: the plan's hours, or the place's own."""
         if self._hours is None:
             return own
@@ -136,16 +136,16 @@ class Rollout:
         for index, wave in enumerate(self.plan.waves):
             if wave.selector.rest:
                 rest = index
-            elif selects(wave.selector, beacon.site, beacon.tags):
+            elif selector_matches(wave.selector, beacon.site, beacon.tags):
                 return index
         return rest
 
 
-def covers(newer: Plan, older: Plan) -> bool:
+def plan_covers(newer: Plan, older: Plan) -> bool:
     """True when every beacon that an older rollout is for is for a newer one to decide about."""
     if newer.release.device_type != older.release.device_type:
         return False
-    before, after = order(older.release.version), order(newer.release.version)
+    before, after = version_key(older.release.version), version_key(newer.release.version)
     if before is None or after is None or after < before or (older.required > newer.required):
         return False
     wide = [wave.selector for wave in newer.waves]
@@ -168,7 +168,7 @@ def _includes(wide: Selector, narrow: Selector) -> bool:
     )
 
 
-def selects(selector: Selector, site: str, tags: frozenset[str]) -> bool:
+def selector_matches(selector: Selector, site: str, tags: frozenset[str]) -> bool:
     """True when a beacon at this path with these tags is selected by name (``rest`` is not)."""
     return (
         (not selector.sites or any(path in selector.sites for path in ancestors(site)))

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from .advance import advance, apply, begin, due
-from .decide import Live, decide, lost, withdrawn
-from .gates import tally
+from .advance import advance, apply_transition, initial_state, next_due_at
+from .decide import ActiveRollout, decide, lost_attempts, revocable_attempts
+from .gates import count_outcomes
 from .polling import PERIOD_S, poll_delay
 from .rules import Rollout
 from .types import (
@@ -22,11 +22,11 @@ from .types import (
     Beacon,
     Decision,
     Kind,
+    OutcomeCounts,
+    PreviewSlot,
     Reason,
     Result,
-    Slot,
     Status,
-    Tally,
     Timeline,
     Transition,
 )
@@ -47,7 +47,7 @@ _HEARD = frozenset(Kind) - {  # by beacons
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class AttemptOutcome:
     """What becomes of one attempt: a result after some seconds; None is silence for ever."""
 
     result: Result | None = Result.SUCCESS
@@ -55,12 +55,12 @@ class Fate:
     failed_in: str | None = None
 
 
-Behave = Callable[[Beacon, int, float], Fate]
+OutcomeModel = Callable[[Beacon, int, float], AttemptOutcome]
 
 
-def all_goes_well(beacon: Beacon, number: int, now: float) -> Fate:
+def always_succeeds(beacon: Beacon, number: int, now: float) -> AttemptOutcome:
     """The fate of every attempt in a preview."""
-    return Fate()
+    return AttemptOutcome()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,12 @@ class Simulation:
 
     def __init__(
         self,
-        rollouts: Iterable[Live],
+        rollouts: Iterable[ActiveRollout],
         beacons: Iterable[Beacon],
         places: Places,
         start_at: float,
         *,
-        behave: Behave = all_goes_well,
+        behave: OutcomeModel = always_succeeds,
         joins: Mapping[str, float] | None = None,
         period_s: float = PERIOD_S,
     ):
@@ -106,7 +106,7 @@ class Simulation:
         self.attempts: dict[str, list[Attempt]] = {}
         self.offers: list[Offer] = []
         self.transitions: list[tuple[str, Transition]] = []
-        self.said: dict[str, Decision] = {}
+        self.last_decisions: dict[str, Decision] = {}
         self._places = places
         self._behave = behave
         self._period_s = period_s
@@ -125,13 +125,13 @@ class Simulation:
         for beacon_id in self.beacons:
             at = max(start_at, joins.get(beacon_id, start_at))
             first = at + poll_delay(beacon_id, at, period_s=period_s)
-            self.at(first, lambda beacon_id=beacon_id: self._arrive(beacon_id))
+            self.schedule(first, lambda beacon_id=beacon_id: self._arrive(beacon_id))
             if at <= start_at:
                 self._seen[beacon_id] = _ALWAYS
         self._ticks.add(start_at)  # the first look comes before anybody polls, on no grid
-        self.at(start_at, self._tick)
+        self.schedule(start_at, self._tick)
 
-    def at(self, when: float, event: Callable[[], None]) -> None:
+    def schedule(self, when: float, event: Callable[[], None]) -> None:
         """Have something happen at a time."""
         heapq.heappush(self._events, (max(when, self.now), next(self._serial), event))
 
@@ -144,7 +144,7 @@ class Simulation:
             event()
         self.now = max(self.now, until)
 
-    def apply(self, rollout_id: str, changes: Sequence[Transition]) -> None:
+    def apply_changes(self, rollout_id: str, changes: Sequence[Transition]) -> None:
         """Apply transitions to a rollout, as an administrator's calls do."""
         self._apply(rollout_id, changes)
         self._tick_at(self.now)
@@ -153,17 +153,17 @@ class Simulation:
         live = self._live(rollout_id)
         state = live.state
         for change in changes:
-            state = apply(state, change)
+            state = apply_transition(state, change)
             self.transitions.append((rollout_id, change))
         self.rollouts[self.rollouts.index(live)] = replace(live, state=state)
         if state.status in (Status.HALTED, Status.ABORTED):
             mine = [a for a in self._open.values() if a.rollout_id == rollout_id]
-            for attempt in withdrawn(mine):
+            for attempt in revocable_attempts(mine):
                 self._end(attempt, Result.STOPPED)
         if any(change.kind in _HEARD for change in changes):
             self._wake()
 
-    def start(self, live: Live) -> None:
+    def add_rollout(self, live: ActiveRollout) -> None:
         """Add a rollout, newer than all others."""
         self.rollouts.insert(0, live)
         self._tick_at(self.now)
@@ -180,9 +180,9 @@ class Simulation:
         self.beacons[beacon.id] = beacon
         self._arrive(beacon.id)
 
-    def tally(self, live: Live) -> Tally:
+    def count_outcomes(self, live: ActiveRollout) -> OutcomeCounts:
         """Count a rollout as it stands now."""
-        return tally(
+        return count_outcomes(
             live.rollout,
             live.state,
             self.beacons.values(),
@@ -212,16 +212,16 @@ class Simulation:
             if self._next.get(beacon_id) == when:
                 self._poll(beacon_id)
 
-        self.at(when, poll)
+        self.schedule(when, poll)
 
     def _poll(self, beacon_id: str) -> None:
         self._next.pop(beacon_id, None)
         if self._seen.get(beacon_id) != _ALWAYS:
             return
         beacon = self.beacons[beacon_id]
-        place = self._places.of(beacon.site)
+        place = self._places.place_of(beacon.site)
         own = self._open.get(beacon_id)
-        answer = self.said[beacon_id] = decide(
+        answer = self.last_decisions[beacon_id] = decide(
             self.rollouts,
             beacon,
             self.now,
@@ -244,7 +244,7 @@ class Simulation:
         """A place is free, and of the many who keep asking for it one is the first."""
         if queue := self._queues.get(building):
             beacon_id = queue.popleft()
-            self.at(self.now + 1.0, lambda: self._poll(beacon_id))
+            self.schedule(self.now + 1.0, lambda: self._poll(beacon_id))
 
     def _wake(self) -> None:
         """Something has changed: everybody who waits asks again at its own moment."""
@@ -271,15 +271,15 @@ class Simulation:
         )
         self.attempts.setdefault(beacon.id, []).append(attempt)
         self._open[beacon.id] = attempt
-        building = self._building[attempt.id] = self._places.of(beacon.site).building
+        building = self._building[attempt.id] = self._places.place_of(beacon.site).building
         self._busy[building] += 1
         fate = self._behave(beacon, answer.number, self.now)
         if fate.result is not Result.FAILED:
             reboots = self.now + _REBOOT * fate.after_s
-            self.at(reboots, lambda: self._reboot(attempt.id, beacon.id, fate))
-        self.at(self.now + fate.after_s, lambda: self._report(attempt.id, beacon.id, fate))
+            self.schedule(reboots, lambda: self._reboot(attempt.id, beacon.id, fate))
+        self.schedule(self.now + fate.after_s, lambda: self._report(attempt.id, beacon.id, fate))
 
-    def _reboot(self, attempt_id: str, beacon_id: str, fate: Fate) -> None:
+    def _reboot(self, attempt_id: str, beacon_id: str, fate: AttemptOutcome) -> None:
         attempt = self._open.get(beacon_id)
         if attempt is None or attempt.id != attempt_id:
             return
@@ -288,7 +288,7 @@ class Simulation:
             self.vanish(beacon_id)
             self._tick_at(attempt.offered_at + self._silence_s(attempt))
 
-    def _report(self, attempt_id: str, beacon_id: str, fate: Fate) -> None:
+    def _report(self, attempt_id: str, beacon_id: str, fate: AttemptOutcome) -> None:
         attempt = self._open.get(beacon_id)
         if attempt is None or attempt.id != attempt_id or fate.result is None:
             return
@@ -322,34 +322,34 @@ class Simulation:
     # ---- rollouts ----
 
     def _silence_s(self, attempt: Attempt) -> float:
-        return self._live(attempt.rollout_id).rollout.gates[attempt.wave].silence_s
+        return self._live(attempt.rollout_id).rollout.gates[attempt.wave].report_timeout_s
 
-    def _live(self, rollout_id: str) -> Live:
+    def _live(self, rollout_id: str) -> ActiveRollout:
         return next(live for live in self.rollouts if live.rollout.plan.rollout_id == rollout_id)
 
     def _tick_at(self, when: float) -> None:
         when = -(-when // self._tick_s) * self._tick_s
         if when not in self._ticks:
             self._ticks.add(when)
-            self.at(when, self._tick)
+            self.schedule(when, self._tick)
 
     def _tick(self) -> None:
         self._ticks.discard(self.now)
         for live in tuple(self.rollouts):
-            for attempt in lost(live.rollout, self._open.values(), self.now):
+            for attempt in lost_attempts(live.rollout, self._open.values(), self.now):
                 self._end(attempt, Result.LOST)
             if live.state.status in (Status.HALTED, Status.ABORTED):
                 continue
-            counts = self.tally(live)
+            counts = self.count_outcomes(live)
             if changes := advance(live.rollout, live.state, counts, self.now):
                 self._apply(live.rollout.plan.rollout_id, changes)
             state = self._live(live.rollout.plan.rollout_id).state
-            at = due(live.rollout, state, counts, self.now)
+            at = next_due_at(live.rollout, state, counts, self.now)
             if at is not None:
                 self._tick_at(at)
 
 
-def preview(
+def simulate_rollout(
     rollout: Rollout,
     beacons: Iterable[Beacon],
     places: Places,
@@ -370,7 +370,7 @@ def preview(
         The timeline; what comes later than the horizon has no time and keeps its reason.
     """
     beacons = list(beacons)
-    live = Live(rollout, begin(rollout, start_at), release_state)
+    live = ActiveRollout(rollout, initial_state(rollout, start_at), release_state)
     run = Simulation([live], beacons, places, start_at)
     run.run(
         start_at + horizon_s,
@@ -383,10 +383,12 @@ def preview(
     for beacon in beacons:
         offer = first.get(beacon.id)
         if offer is None:
-            said = run.said.get(beacon.id, Decision(Reason.NO_RELEASE))
-            slots.append(Slot(beacon.id, said.wave, said.stage, None, said.reason))
+            said = run.last_decisions.get(beacon.id, Decision(Reason.NO_RELEASE))
+            slots.append(PreviewSlot(beacon.id, said.wave, said.stage, None, said.reason))
         else:
-            slots.append(Slot(beacon.id, offer.decision.wave, offer.decision.stage, offer.at))
+            slots.append(
+                PreviewSlot(beacon.id, offer.decision.wave, offer.decision.stage, offer.at)
+            )
     slots.sort(key=lambda slot: (slot.at is None, slot.at or 0.0, slot.beacon_id))
     changes = tuple(change for _, change in run.transitions)
     return Timeline(

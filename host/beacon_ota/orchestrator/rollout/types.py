@@ -60,10 +60,10 @@ class Gate:
     healthy_share: float = 0.9
     failure_share: float = 0.05
     failure_sample: int = 5
-    in_a_row: int = 3
-    silence_s: float = 30 * MINUTE
-    presence_s: float = 6 * HOUR
-    patience_s: float = WEEK
+    max_consecutive_failures: int = 3
+    report_timeout_s: float = 30 * MINUTE
+    liveness_window_s: float = 6 * HOUR
+    stage_timeout_s: float = WEEK
     retry_first: tuple[str, ...] = ("download",)
 
 
@@ -254,7 +254,7 @@ class Attempt:
     ended_at: float | None = None
     result: Result | None = None
     failed_in: str | None = None
-    remote: bool = False
+    is_remote: bool = False
     undone_at: float | None = None
     blamed_at: float | None = None
 
@@ -346,7 +346,7 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class StageCounts:
     """Beacons of one wave and stage; each counts once, under its latest outcome.
 
     Attributes:
@@ -366,7 +366,7 @@ class Cell:
     open: int = 0
     waiting: int = 0
     away: int = 0
-    row: int = 0
+    failure_streak: int = 0
 
     @property
     def decided(self) -> int:
@@ -395,15 +395,15 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class OutcomeCounts:
     """Counts by wave and stage (``cells[wave][stage]``), and their sums.
 
     ``common`` leaves out the waves that have a gate of their own.
     """
 
-    cells: tuple[tuple[Cell, ...], ...]
-    total: Cell
-    common: Cell
+    stages: tuple[tuple[StageCounts, ...], ...]
+    total: StageCounts
+    common: StageCounts
 
 
 # ---- what a beacon is told ----
@@ -469,7 +469,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class PreviewSlot:
     """When one beacon would be offered the release; ``at`` is None if never, for ``reason``."""
 
     beacon_id: str
@@ -483,7 +483,7 @@ class Slot:
 class Timeline:
     """A preview: who would get the release when, and what the rollout would do by itself."""
 
-    slots: tuple[Slot, ...]
+    slots: tuple[PreviewSlot, ...]
     transitions: tuple[Transition, ...]
     ends_at: float | None
     left_out: Mapping[Reason, int] = field(default_factory=dict)

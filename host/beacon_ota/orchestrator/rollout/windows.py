@@ -20,7 +20,7 @@ from .types import Place, Site, Window
 
 DAY_MIN = 1440
 WHOLE_DAY = "00:00-24:00"
-DEFAULT = Window()
+DEFAULT_WINDOW = Window()
 ANY_TIME = (-math.inf, math.inf)
 NEVER = (math.inf, math.inf)
 SITE_DEPTH_MAX = 8
@@ -43,16 +43,16 @@ def parse_window(text: str, zone: str = "UTC") -> Window:
     Raises:
         InputError: ``window_syntax``, ``window_empty``, ``time_zone_unknown``.
     """
-    known_zone(zone)
+    load_zone(zone)
     if text == WHOLE_DAY:
         return Window(0, DAY_MIN, zone)
     if isinstance(text, str):
-        ends = shapes.window(text.replace("-24:00", "-00:00"))
+        ends = shapes.parse_window(text.replace("-24:00", "-00:00"))
         if ends is not None:
             return Window(ends[0], ends[1], zone)
         opens, _, closes = text.partition("-")
         if opens.strip() == closes.strip() and any(
-            shapes.window(f"{opens}-{other}") for other in ("00:00", "12:00")
+            shapes.parse_window(f"{opens}-{other}") for other in ("00:00", "12:00")
         ):
             raise InputError(
                 "window_empty",
@@ -73,7 +73,7 @@ def format_window(window: Window) -> str:
 
 
 @lru_cache(maxsize=1024)
-def known_zone(name: str) -> ZoneInfo:
+def load_zone(name: str) -> ZoneInfo:
     """Return the zone of an IANA name, ``Europe/Berlin``.
 
     Raises:
@@ -93,10 +93,10 @@ def known_zone(name: str) -> ZoneInfo:
     )
 
 
-def is_known(zone: str) -> bool:
+def is_known_zone(zone: str) -> bool:
     """Tell whether this machine knows a zone; its files may be older than a database."""
     try:
-        known_zone(zone)
+        load_zone(zone)
     except InputError:
         return False
     return True
@@ -125,7 +125,7 @@ def _find(window: Window, now: float) -> tuple[float, float, float]:
     """Return (since, start, end): the next span, the right answer from ``since`` to ``end``."""
     if (window.end - window.start) % DAY_MIN == 0:
         return -math.inf, *ANY_TIME
-    if not is_known(window.zone):
+    if not is_known_zone(window.zone):
         return -math.inf, *NEVER
     since = now
     start = end = -math.inf
@@ -145,7 +145,7 @@ def _pieces(window: Window, now: int) -> Iterator[tuple[int, int]]:
     """Yield the window's spans in order, cut where the zone's offset changes."""
     opens = window.start * 60
     length = (window.end - window.start) % DAY_MIN * 60
-    for begin, stop, offset in _offsets(known_zone(window.zone), now):
+    for begin, stop, offset in _offsets(load_zone(window.zone), now):
         day = (begin + offset) // _DAY - 1
         while (start := day * _DAY + opens - offset) < stop:
             if start + length > begin:
@@ -213,7 +213,7 @@ class Places:
         """All paths of the tree, inner nodes included."""
         return frozenset(part for path in self._known for part in ancestors(path))
 
-    def of(self, path: str) -> Place:
+    def place_of(self, path: str) -> Place:
         """Return the place of a path, which need not be in the tree itself."""
         place = self._resolved.get(path)
         if place is None:
@@ -237,7 +237,7 @@ class Places:
             window = parse_window(hours, window.zone)
         if zone is not None:
             if not self._stored:
-                known_zone(zone)
+                load_zone(zone)
             window = replace(window, zone=zone)
         return Place(building, window)
 

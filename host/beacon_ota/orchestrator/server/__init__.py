@@ -1,1 +1,1 @@
-"""Processes and sockets: one process or several workers, TLS, the log."""
+"""Processes and sockets: one process or several workers, TLS, the first token, the log."""

@@ -1,9 +1,9 @@
-"""Several processes on one PostgreSQL: each follows what the others commit; one of them leads.
+"""Keeps several processes on one PostgreSQL in step, and elects the leader.
 
-The database writes down what changed (triggers, ``changes``) and wakes who listens. A notice is a
-hint, no more: what is missing is read by its number, in the order of the commits, also after the
-connection was lost. The leader holds a lock for as long as its connection lives; it moves the
-rollouts, delivers webhooks and sweeps. Two that lead for a moment do no harm: a move is made from
+Triggers write every change down (table ``changes``) and notify the listeners. A notice is only a
+hint: each process reads the changes by number, in the order of the commits, also after a lost
+connection. The leader holds an advisory lock for as long as its connection lives; it moves the
+rollouts, delivers webhooks and sweeps. Two leaders for a moment do no harm: a move is made from
 a revision, an attempt has one result.
 """
 
@@ -17,54 +17,59 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.view import attempt_of
-from beacon_ota.orchestrator.db.database import WRITING, Database, connect, reason_of
+from beacon_ota.orchestrator.db.database import WRITE_LOCK_ID, Database, connect, describe_error
 from beacon_ota.orchestrator.db.tables import Fields, changes
-from beacon_ota.orchestrator.db.tables.changes import News
+from beacon_ota.orchestrator.db.tables.changes import ChangeBatch
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-LEADING = 0x6C656164  # the advisory lock of the one that leads
+LEADER_LOCK_ID = 0x6C656164  # number of the advisory lock that the leader holds
 CHANNEL = "beacon_ota"
-LOOK_S = 1.0  # of the wall clock, between two looks at what no notice told of, and at the lead
-_AGAIN_S = 0.5  # between two tries at a connection
-_TELL_S = 0.25
-_TELL_ROOM = 200  # things of the moment that wait to be told; what is beyond was not that urgent
-_NOTICE_BYTES = 7000  # PostgreSQL takes 8000
+# Real seconds between two readings of changes without a notice, and two tries to lead.
+POLL_INTERVAL_S = 1.0
+RECONNECT_DELAY_S = 0.5  # between two tries to connect the listener
+_NOTIFY_INTERVAL_S = 0.25
+_NOTIFY_BACKLOG = 200  # transient events that wait for the next notice; more are dropped
+_NOTICE_BYTES = 7000  # of a payload; PostgreSQL takes 8000
 
 
 class Cluster:
-    """One process's part: its copy follows, and its followers hear of everybody's events."""
+    """The part of one process: follows the changes of the others, and forwards transient events.
 
-    def __init__(self, service: Service, engine: Any, telling: Any):
-        self.service, self.engine, self.telling = service, engine, telling
+    Args:
+        dispatcher: the webhook dispatcher.
+    """
+
+    def __init__(self, service: Service, engine: Any, dispatcher: Any):
+        self.service, self.engine, self.dispatcher = service, engine, dispatcher
         self.seq = 0
-        self._turn = asyncio.Lock()
-        self._next: asyncio.Task[None] | None = None
+        self._read_lock = asyncio.Lock()
+        self._next_read: asyncio.Task[None] | None = None
         self._stopping = threading.Event()
-        self._told: list[Fields] = []
+        self._outgoing: list[Fields] = []
         self._loop: asyncio.AbstractEventLoop
 
     # ---- life ----
 
-    def begin(self) -> None:
-        """Note where the changes are, before anything is read that they would change."""
-        self.seq = self.service.db.read_now(changes.last)
+    def note_position(self) -> None:
+        """Remember the number of the last change, before any table is read."""
+        self.seq = self.service.db.read_now(changes.newest_seq)
 
     def start(self) -> None:
-        """Follow from there."""
+        """Follow the changes after that number, in a thread and two tasks."""
         service = self.service
         self._loop = asyncio.get_running_loop()
-        service.leads = False
+        service.is_leader = False
         service.catch_up = self.catch_up
-        service.hub.hand_on(self._tell)
-        self._thread = threading.Thread(target=self._listen, name="db-listener", daemon=True)
+        service.hub.forward_to(self._queue_notice)
+        self._thread = threading.Thread(target=self._run_listener, name="db-listener", daemon=True)
         self._thread.start()
-        service.run(self._telling())
-        service.run(self._closing())
+        service.run_in_background(self._send_notices())
+        service.run_in_background(self._stop_with_service())
 
-    async def _closing(self) -> None:
+    async def _stop_with_service(self) -> None:
         try:
             await asyncio.Event().wait()
         finally:
@@ -73,29 +78,35 @@ class Cluster:
     # ---- following ----
 
     async def catch_up(self) -> None:
-        """Return when everything committed before the call is in the view."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._round())
-        await asyncio.shield(self._next)
+        """Return when the view has every change that was committed before the call."""
+        if self._next_read is None:
+            self._next_read = asyncio.create_task(self._read_new_changes())
+        await asyncio.shield(self._next_read)
 
-    async def _round(self) -> None:
-        async with self._turn:
-            self._next = None  # who asks from now on is served by the next one
+    async def _read_new_changes(self) -> None:
+        async with self._read_lock:
+            self._next_read = None  # later callers wait for the next round
             more = True
             while more:
                 db, hub = self.service.db, self.service.hub
                 news = await db.read_in_order(
-                    _read, db, self.seq, self.service.worker, hub.followed, then=self._take
+                    _read_changes,
+                    db,
+                    self.seq,
+                    self.service.worker,
+                    hub.has_subscribers,
+                    then=self._apply_changes,
                 )
                 more = news.more
 
-    def _take(self, news: News) -> None:
+    def _apply_changes(self, news: ChangeBatch) -> None:
+        """Bring view, engine and dispatcher up to date with a batch of changes."""
         if news.lost:
             log.warning("too far behind the others; everything is read again")
-            self.service.reload()
-            self.engine.reload()
+            self.service.reload_fleet()
+            self.engine.reload_rollouts()
         self.seq = news.seq
-        view = self.service.view
+        view = self.service.fleet
         rows = news.rows
         if news.sites is not None:
             view.put_sites(news.sites)
@@ -109,56 +120,56 @@ class Cluster:
                 view.put_beacon(row)
         for row in rows.get("rollouts", {}).values():
             if row is not None:
-                self.engine.take(row)
+                self.engine.apply_row(row)
         for row in rows.get("attempts", {}).values():
             if row is not None:
-                view.put_attempt(attempt_of(row))
+                view.put_attempt(attempt_from_row(row))
         for row in rows.get("events", {}).values():
             if row is not None:
-                self.service.hub.deliver({**row, "data": json.loads(row["data"])})
+                self.service.hub.dispatch({**row, "data": json.loads(row["data"])})
         if "webhooks" in news.kinds:
-            self.telling.refresh()
+            self.dispatcher.refresh()
         if news.kinds & {"events", "deliveries"}:
-            self.telling.wake()
+            self.dispatcher.wake()
         if news.kinds & {"rollouts", "firmwares", "beacons"}:
             self.engine.wake()
 
     # ---- things of the moment ----
 
-    def _tell(self, event: Fields) -> None:
-        if len(self._told) < _TELL_ROOM:
-            self._told.append(event)
+    def _queue_notice(self, event: Fields) -> None:
+        if len(self._outgoing) < _NOTIFY_BACKLOG:
+            self._outgoing.append(event)
 
-    async def _telling(self) -> None:
+    async def _send_notices(self) -> None:
         while True:
-            await asyncio.sleep(_TELL_S)
-            told, self._told = self._told, []
-            if told:
+            await asyncio.sleep(_NOTIFY_INTERVAL_S)
+            transient, self._outgoing = self._outgoing, []
+            if transient:
                 try:
-                    await self.service.db.write(_notify, self.service.worker, told)
+                    await self.service.db.write(_notify_workers, self.service.worker, transient)
                 except Exception as error:
                     log.warning("progress is not told to the other workers: %s", error)
 
-    def _hear(self, payload: str) -> None:
-        """A notice: something was committed, or others tell of the moment."""
+    def _on_notice(self, payload: str) -> None:
+        """Handle a notice: "" for a commit, or the transient events of another process."""
         if not payload:
-            asyncio.ensure_future(self._guarded())
+            asyncio.ensure_future(self._catch_up_logged())
             return
-        told = json.loads(payload)
-        if told["worker"] == self.service.worker:
+        transient = json.loads(payload)
+        if transient["worker"] == self.service.worker:
             return
-        for event in told["events"]:
-            node = self.service.view.nodes.get(event["data"].get("beacon", ""))
+        for event in transient["events"]:
+            node = self.service.fleet.beacons.get(event["data"].get("beacon", ""))
             if node is not None and "progress" in event["data"]:
                 node.progress = event["data"]["progress"]
             if event["kind"] == "auth.refused":
                 data = event["data"]
-                self.service.view.claimed(
+                self.service.fleet.mark_claimed(
                     event["subject"], event["at"], data["code"], data["address"]
                 )
-            self.service.hub.deliver(event)
+            self.service.hub.dispatch(event)
 
-    async def _guarded(self) -> None:
+    async def _catch_up_logged(self) -> None:
         try:
             await self.catch_up()
         except Exception as error:
@@ -166,85 +177,88 @@ class Cluster:
 
     # ---- the connection that listens and leads; a thread ----
 
-    def _listen(self) -> None:
+    def _run_listener(self) -> None:
+        """Hold the connection that listens and leads, and replace it when it is lost. A thread."""
         engine = connect(self.service.db.url, readonly=True, worker=self.service.worker)
         while not self._stopping.is_set():
             try:
                 raw = engine.raw_connection()
                 try:
-                    self._follow(raw.driver_connection)
+                    self._follow_notices(raw.driver_connection)
                 finally:
-                    raw.invalidate()  # what listens and leads is nobody else's
+                    raw.invalidate()  # never back into the pool
             except Exception as error:
-                log.warning("the database does not answer: %s", reason_of(error))
-                self._call(self._cut, True)
-                self._stopping.wait(_AGAIN_S)
+                log.warning("the database does not answer: %s", describe_error(error))
+                self._call_in_loop(self._set_cut_off, True)
+                self._stopping.wait(RECONNECT_DELAY_S)
             finally:
-                self._call(self._lead, False)
+                self._call_in_loop(self._set_leading, False)
         engine.dispose()
 
-    def _follow(self, conn: Any) -> None:
+    def _follow_notices(self, conn: Any) -> None:
         conn.autocommit = True
         conn.execute(f"LISTEN {CHANNEL}")
-        self._call(self._cut, False)
+        self._call_in_loop(self._set_cut_off, False)
         leads = False
         while not self._stopping.is_set():
             if not leads:
-                row = conn.execute("SELECT pg_try_advisory_lock(%s)", (LEADING,)).fetchone()
+                row = conn.execute("SELECT pg_try_advisory_lock(%s)", (LEADER_LOCK_ID,)).fetchone()
                 leads = row[0]
                 if leads:
-                    self._call(self._lead, True)
+                    self._call_in_loop(self._set_leading, True)
             else:
-                conn.execute("SELECT 1")  # nobody leads over a connection that is gone
-            self._call(self._hear, "")
-            end = time.monotonic() + LOOK_S
+                conn.execute("SELECT 1")  # raises if the connection, and with it the lock, is lost
+            self._call_in_loop(self._on_notice, "")
+            end = time.monotonic() + POLL_INTERVAL_S
             while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
                 seen: set[str] = set()
                 for notice in conn.notifies(timeout=min(left, 0.25), stop_after=1):
                     seen.add(notice.payload)
                 for payload in seen:
-                    self._call(self._hear, payload)
+                    self._call_in_loop(self._on_notice, payload)
 
-    def _call(self, work: Any, *args: Any) -> None:
+    def _call_in_loop(self, work: Any, *args: Any) -> None:
         if not self._stopping.is_set():
             try:
                 self._loop.call_soon_threadsafe(work, *args)
             except RuntimeError:
-                self._stopping.set()  # the loop is gone
+                self._stopping.set()  # the loop is closed
 
-    def _cut(self, off: bool) -> None:
+    def _set_cut_off(self, off: bool) -> None:
         self.service.cut_off = off
         if off:
             self.engine.wake()
 
-    def _lead(self, leads: bool) -> None:
-        if leads != self.service.leads:
+    def _set_leading(self, leads: bool) -> None:
+        if leads != self.service.is_leader:
             log.info("worker %d %s", os.getpid(), "leads" if leads else "leads no more")
-        self.service.leads = leads
+        self.service.is_leader = leads
         if leads:
             self.engine.wake()
-            self.telling.refresh()
+            self.dispatcher.refresh()
 
 
-def _read(conn: Connection, db: Database, seq: int, worker: str, followed: bool) -> News:
-    """Read what is new, between two commits of ours.
+def _read_changes(
+    conn: Connection, db: Database, seq: int, worker: str, followed: bool
+) -> ChangeBatch:
+    """Read the new changes, between two commits of this process.
 
-    When the answer to one of those was lost, its changes are as unknown here as another process's:
-    they are read like those, once the database has come to its end with it.
+    When the answer to a commit of this process was lost, its changes are unknown here, too. Those
+    are read like the changes of other processes, once the database has finished that transaction.
     """
-    if not db.doubt:
-        return changes.read(conn, seq, worker, followed)
-    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING})")
-    news = changes.read(conn, seq, "", followed)
-    db.doubt = news.more
+    if not db.commit_in_doubt:
+        return changes.read_batch(conn, seq, worker, followed)
+    conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK_ID})")
+    news = changes.read_batch(conn, seq, "", followed)
+    db.commit_in_doubt = news.more
     return news
 
 
-def _notify(conn: Connection, worker: str, told: list[Fields]) -> None:
-    """Tell the other processes, as much at a time as a notice holds."""
+def _notify_workers(conn: Connection, worker: str, transient: list[Fields]) -> None:
+    """Send transient events to the other processes, in notices of ``_NOTICE_BYTES`` at most."""
     pieces: list[list[str]] = [[]]
     size = 0
-    for event in told:
+    for event in transient:
         line = json.dumps(event, separators=(",", ":"))
         if size + len(line) > _NOTICE_BYTES:
             pieces.append([])

@@ -1,4 +1,4 @@
-"""Where to listen, and the socket bound there."""
+"""The options of a listener, and its bound socket."""
 
 import asyncio
 import socket
@@ -11,8 +11,15 @@ from beacon_ota.orchestrator.http.forwarded import Network
 
 
 @dataclass(frozen=True, slots=True)
-class Listen:
-    """Where and how to listen."""
+class ListenOptions:
+    """Where and how the orchestrator listens.
+
+    Attributes:
+        token_file: file for the first admin token; None: it is passed to ``on_ready``.
+        first_token: make an admin token if no usable one exists.
+        on_ready: called with URL and first token (None if there is none to show).
+        stop: ends the server when set.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -27,12 +34,14 @@ class Listen:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-def bind(listen: Listen, *, port: int | None = None, many: bool = False) -> socket.socket:
-    """Return a socket bound to where we listen.
+def bind_socket(
+    listen: ListenOptions, *, port: int | None = None, many: bool = False
+) -> socket.socket:
+    """Return a socket bound to the address of the options.
 
     Args:
-        port: instead of the one asked for.
-        many: others of ours are bound there, too; the kernel shares the connections out.
+        port: instead of the port of the options.
+        many: several sockets share the port; the kernel distributes the connections.
 
     Raises:
         ReachError: ``address_in_use``, ``address_unusable``.
@@ -53,8 +62,8 @@ def bind(listen: Listen, *, port: int | None = None, many: bool = False) -> sock
         ) from None
 
 
-def url_of(listen: Listen, sock: socket.socket) -> str:
-    """Return where a bound socket is reached."""
+def url_of(listen: ListenOptions, sock: socket.socket) -> str:
+    """Return the URL at which a bound socket is reached."""
     scheme = "https" if listen.tls_cert else "http"
     host = f"[{listen.host}]" if ":" in listen.host else listen.host
     return f"{scheme}://{host}:{sock.getsockname()[1]}"

@@ -1,69 +1,71 @@
-"""How lines of the log are written: what came from outside cannot forge one, or hide in one.
+"""Formats the log, so that no input can forge a line or hide in one.
 
-A path, a header, an id, a host name or another system's error message may hold line breaks,
-terminal escapes, or text that runs backwards. Every record passes :func:`escape`. What a database
-says about an error quotes statements and rows (digests of tokens, secrets of webhooks): of that
-only the kind is written.
+A path, a header, an id, a host name or an error message of another system may contain line
+breaks, terminal escapes, or text that runs backwards. Every record passes
+:func:`escape_unprintable`. Database errors quote statements and rows (digests of tokens, secrets
+of webhooks): only their kind is written.
 """
 
 import logging
 import traceback
 from types import TracebackType
 
-from beacon_ota.orchestrator.db.database import is_driver_error, reason_of
+from beacon_ota.orchestrator.db.database import describe_error, is_driver_error
 
-_MARGIN = "  | "  # before each line of a traceback: none of them looks like a record
-_MOST = 4096  # characters of a message
+_MARGIN = "  | "  # so that no line of a traceback looks like a record
+_MESSAGE_MAX = 4096  # characters of a message
 
 
-def escape(text: str) -> str:
-    """Return text with everything that is not plainly printable as an escape sequence."""
+def escape_unprintable(text: str) -> str:
+    """Return text with each unprintable character as an escape sequence."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
-class Format(logging.Formatter):
-    """Time, level and message, each record in one line; a traceback follows, indented."""
+class LogFormatter(logging.Formatter):
+    """Formats time, level and message as one line; a traceback follows, indented."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        message = escape(record.message)
-        if len(message) > _MOST:
-            message = message[:_MOST] + "…"
+        message = escape_unprintable(record.message)
+        if len(message) > _MESSAGE_MAX:
+            message = message[:_MESSAGE_MAX] + "…"
         return f"{record.asctime} {record.levelname} {message}"
 
     def format(self, record: logging.LogRecord) -> str:
-        record.exc_text = None  # of another handler's format
+        record.exc_text = None  # cached by another handler's formatter
         return super().format(record)
 
     def formatException(self, ei: tuple) -> str:
-        lines = _told(ei[1], ei[2], set()) if ei[1] is not None else []
-        return "\n".join(_MARGIN + escape(line) for line in lines)
+        lines = _format_traceback(ei[1], ei[2], set()) if ei[1] is not None else []
+        return "\n".join(_MARGIN + escape_unprintable(line) for line in lines)
 
     def formatStack(self, stack_info: str) -> str:
-        return "\n".join(_MARGIN + escape(line) for line in stack_info.splitlines())
+        return "\n".join(_MARGIN + escape_unprintable(line) for line in stack_info.splitlines())
 
 
-def _told(error: BaseException, trace: TracebackType | None, seen: set[int]) -> list[str]:
-    """Return the lines of a traceback, with those of what led to it before."""
+def _format_traceback(
+    error: BaseException, trace: TracebackType | None, seen: set[int]
+) -> list[str]:
+    """Return the lines of a traceback, after those of its causes."""
     seen.add(id(error))
     lines: list[str] = []
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if before is not None and id(before) not in seen:
-        lines += [*_told(before, before.__traceback__, seen), "and then:"]
+        lines += [*_format_traceback(before, before.__traceback__, seen), "and then:"]
     if trace is not None:
         lines.append("Traceback (most recent call last):")
         for frame in traceback.format_tb(trace):
             lines += frame.rstrip("\n").split("\n")
     kind = type(error).__qualname__
     if is_driver_error(error):
-        lines.append(f"{kind}: {reason_of(error)}")
+        lines.append(f"{kind}: {describe_error(error)}")
     else:
         lines += f"{kind}: {error}".split("\n")
     for one in getattr(error, "exceptions", ()):  # of an ExceptionGroup
         if id(one) not in seen:
-            lines += _told(one, one.__traceback__, seen)
+            lines += _format_traceback(one, one.__traceback__, seen)
     return lines

@@ -1,4 +1,4 @@
-"""Says over mDNS where the orchestrator is: ``_beacon-ota._tcp``, and ``orchestrator.local``."""
+"""Announces the orchestrator over mDNS: ``_beacon-ota._tcp`` and ``orchestrator.local``."""
 
 import contextlib
 import logging
@@ -7,19 +7,19 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from beacon_ota.orchestrator.server.listen import Listen
+    from beacon_ota.orchestrator.server.listen import ListenOptions
 
-TYPE = "_beacon-ota._tcp.local."
-HOST = "orchestrator.local."
+SERVICE_TYPE = "_beacon-ota._tcp.local."
+SERVICE_HOST = "orchestrator.local."
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
 
 @contextlib.asynccontextmanager
-async def announced(listen: "Listen", sock: socket.socket) -> AsyncIterator[None]:
-    """Announce for the duration of the block, if that is wanted.
+async def mdns_announcement(listen: "ListenOptions", sock: socket.socket) -> AsyncIterator[None]:
+    """Announce the service for the duration of the block, if the options ask for it.
 
-    A network without multicast is no reason not to serve: that is logged, and all.
+    A network without multicast does not stop the server: the failure is logged.
     """
     if not listen.announce:
         yield
@@ -30,17 +30,17 @@ async def announced(listen: "Listen", sock: socket.socket) -> AsyncIterator[None
     port = sock.getsockname()[1]
     scheme = "https" if listen.tls_cert else "http"
     info = AsyncServiceInfo(
-        TYPE,
-        f"Beacon OTA {socket.gethostname()} {port}.{TYPE}",
-        addresses=[socket.inet_aton(address) for address in addresses(listen.host)],
+        SERVICE_TYPE,
+        f"Beacon OTA {socket.gethostname()} {port}.{SERVICE_TYPE}",
+        addresses=[socket.inet_aton(address) for address in reachable_addresses(listen.host)],
         port=port,
         properties={"path": "/firmwares/latest/", "scheme": scheme},
-        server=HOST,
+        server=SERVICE_HOST,
     )
     try:
         zeroconf = AsyncZeroconf(ip_version=IPVersion.V4Only)
         await zeroconf.async_register_service(info, allow_name_change=True)
-    except Exception as error:  # of many kinds, and none of them ours to act upon
+    except Exception as error:  # of many kinds; none is a reason not to serve
         log.warning("not announced over mDNS: %s", error)
         yield
         return
@@ -51,8 +51,8 @@ async def announced(listen: "Listen", sock: socket.socket) -> AsyncIterator[None
         await zeroconf.async_close()
 
 
-def addresses(host: str) -> list[str]:
-    """Return the IPv4 addresses under which a listener on ``host`` is reached."""
+def reachable_addresses(host: str) -> list[str]:
+    """Return the IPv4 addresses at which a listener on ``host`` is reached."""
     if host not in ("0.0.0.0", "::", ""):
         return [host]
     import ifaddr

@@ -1,4 +1,4 @@
-"""Runs the orchestrator on a bound socket: uvicorn, the tasks beside it, the first token."""
+"""Serves the orchestrator on a bound socket: uvicorn, background tasks, the first token."""
 
 import asyncio
 import contextlib
@@ -13,34 +13,39 @@ import uvicorn
 
 from beacon_ota.orchestrator import dashboard
 from beacon_ota.orchestrator.api.app import create_app
-from beacon_ota.orchestrator.beacon_api.app import Hot
+from beacon_ota.orchestrator.beacon_api.app import BeaconApp
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.http.body_limit import Bounded
-from beacon_ota.orchestrator.http.connections import Connections, room
-from beacon_ota.orchestrator.http.forwarded import Forwarded
-from beacon_ota.orchestrator.http.head_method import HeadMethod
-from beacon_ota.orchestrator.http.protocol import Protocol
-from beacon_ota.orchestrator.http.secure_headers import SecureHeaders
+from beacon_ota.orchestrator.http.body_limit import BodySizeLimitMiddleware
+from beacon_ota.orchestrator.http.connections import ConnectionTable, connection_capacity
+from beacon_ota.orchestrator.http.forwarded import ForwardedMiddleware
+from beacon_ota.orchestrator.http.head_method import HeadMethodMiddleware
+from beacon_ota.orchestrator.http.protocol import BoundedHttpProtocol
+from beacon_ota.orchestrator.http.secure_headers import SecureHeadersMiddleware
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.mirror.watch import MirrorWatch
 from beacon_ota.orchestrator.server.cluster import Cluster
 from beacon_ota.orchestrator.server.first_token import FirstToken
-from beacon_ota.orchestrator.server.listen import Listen, url_of
-from beacon_ota.orchestrator.server.mdns import announced
-from beacon_ota.orchestrator.server.tls import Certificate, Door
-from beacon_ota.orchestrator.webhooks.dispatcher import Webhooks
+from beacon_ota.orchestrator.server.listen import ListenOptions, url_of
+from beacon_ota.orchestrator.server.mdns import mdns_announcement
+from beacon_ota.orchestrator.server.tls import HandshakeProtocol, ReloadableCertificate
+from beacon_ota.orchestrator.webhooks.dispatcher import WebhookDispatcher
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's, that says when it listens, and lets us clean up after a signal."""
+class _UvicornServer(uvicorn.Server):
+    """uvicorn's server, which reports when it listens, and leaves the cleaning up to its caller.
+
+    Args:
+        ready: set when the server listens.
+        stopping: called before the graceful shutdown, to end streams.
+    """
 
     def __init__(
         self,
         config: uvicorn.Config,
         ready: asyncio.Event,
         stopping: Callable[[], None],
-        certificate: Certificate | None,
+        certificate: ReloadableCertificate | None,
     ):
         super().__init__(config)
         self._ready = ready
@@ -51,11 +56,11 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         if threading.current_thread() is not threading.main_thread():
-            yield  # whoever runs us in a thread stops us by hand
+            yield  # signal handlers need the main thread; the caller stops the server
             return
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._exit)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_certificate)
         try:
             yield
         finally:
@@ -64,17 +69,17 @@ class _Server(uvicorn.Server):
             loop.remove_signal_handler(signal.SIGHUP)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def _reload(self) -> None:
-        """Read the certificate again; without one there is nothing that a SIGHUP could mean."""
+    def _reload_certificate(self) -> None:
+        """Read the certificate again; without TLS, SIGHUP does nothing."""
         if self._certificate is not None:
             self._certificate.reload()
 
-    def _exit(self) -> None:
-        self.force_exit = self.should_exit  # the second time means at once
+    def _on_stop_signal(self) -> None:
+        self.force_exit = self.should_exit  # a second signal ends at once
         self.stop()
 
     def stop(self) -> None:
-        """Take nothing new, and end what would go on for ever."""
+        """Accept no new connection, and end the streams."""
         self.should_exit = True
         self._stopping()
 
@@ -83,45 +88,53 @@ class _Server(uvicorn.Server):
         self._ready.set()
 
 
-def _mirror(service: Service, engine: Engine, address: str) -> None:
-    from beacon_ota.orchestrator.mirror.engine import LocalEngine
+def _start_mirror(service: Service, engine: Engine, address: str) -> None:
+    from beacon_ota.orchestrator.mirror.engine import MirrorEngine
     from beacon_ota.orchestrator.mirror.sync import Mirror
 
-    assert isinstance(engine, LocalEngine)
+    assert isinstance(engine, MirrorEngine)
     service.mirror = mirror = Mirror(service, engine)
     mirror.address = address
     mirror.start()
 
 
-async def run(service: Service, engine: Engine, sock: socket.socket, listen: Listen) -> None:
-    """Start a service, serve it on a bound socket until told to stop, and stop it."""
-    telling = Webhooks(service)
-    cluster = Cluster(service, engine, telling) if service.shared else None
+async def run_service(
+    service: Service, engine: Engine, sock: socket.socket, listen: ListenOptions
+) -> None:
+    """Start a service, serve it on a bound socket until it is told to stop, and stop it."""
+    dispatcher = WebhookDispatcher(service)
+    cluster = Cluster(service, engine, dispatcher) if service.shared else None
     if cluster is not None:
-        cluster.begin()
+        cluster.note_position()
     await service.start()
     try:
         engine.start()
-        telling.start()
+        dispatcher.start()
         if cluster is not None:
             cluster.start()
         if service.settings.upstream:
-            _mirror(service, engine, url_of(listen, sock))
+            _start_mirror(service, engine, url_of(listen, sock))
         else:
             MirrorWatch(service).start()
-        certificate = _certificate(listen)
-        capacity, backlog = room()
-        table = Connections(capacity, listen.proxies)
-        app = create_app(service, engine, telling)
-        app.router.routes.extend(dashboard.routes())
+        certificate = _load_certificate(listen)
+        capacity, backlog = connection_capacity()
+        table = ConnectionTable(capacity, listen.proxies)
+        app = create_app(service, engine, dispatcher)
+        app.router.routes.extend(dashboard.dashboard_routes())
 
-        def end_what_goes_on() -> None:
+        def end_streams() -> None:
             service.hub.close()
             app.state.previews.close()
 
         config = uvicorn.Config(
-            Forwarded(listen.proxies, Hot(service, SecureHeaders(HeadMethod(Bounded(app))))),
-            http=partial(_connection, table, certificate),  # type: ignore[arg-type]
+            ForwardedMiddleware(
+                listen.proxies,
+                BeaconApp(
+                    service,
+                    SecureHeadersMiddleware(HeadMethodMiddleware(BodySizeLimitMiddleware(app))),
+                ),
+            ),
+            http=partial(_make_protocol, table, certificate),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             access_log=False,
@@ -133,15 +146,15 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
             backlog=backlog,
         )
         ready = asyncio.Event()
-        server = _Server(config, ready, end_what_goes_on, certificate)
+        server = _UvicornServer(config, ready, end_streams, certificate)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         try:
             if ready.is_set():
-                async with announced(listen, sock):
-                    await _greet(service, listen, url_of(listen, sock))
+                async with mdns_announcement(listen, sock):
+                    await _announce_ready(service, listen, url_of(listen, sock))
                     stopping = asyncio.create_task(listen.stop.wait())
                     await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
                     stopping.cancel()
@@ -152,23 +165,27 @@ async def run(service: Service, engine: Engine, sock: socket.socket, listen: Lis
         await service.stop()
 
 
-async def _greet(service: Service, listen: Listen, url: str) -> None:
-    """Say that we listen; the first admin token is made when there is somebody to show it to."""
+async def _announce_ready(service: Service, listen: ListenOptions, url: str) -> None:
+    """Announce the URL; the first admin token is made now, when it can be shown."""
     first = FirstToken(listen.token_file)
     if listen.first_token:
-        await service.db.write(first.make, service.clock.now())
+        await service.db.write(first.create, service.clock.now())
     if not first.show(lambda token: listen.on_ready(url, token)):
         await service.db.write(first.take_back)
 
 
-def _certificate(listen: Listen) -> Certificate | None:
+def _load_certificate(listen: ListenOptions) -> ReloadableCertificate | None:
     if listen.tls_cert is None or listen.tls_key is None:
         return None
-    return Certificate(listen.tls_cert, listen.tls_key)
+    return ReloadableCertificate(listen.tls_cert, listen.tls_key)
 
 
-def _connection(table: Connections, certificate: Certificate | None, **named: Any) -> Any:
-    """Return what handles a new connection: HTTP, or the handshake before it."""
+def _make_protocol(
+    table: ConnectionTable, certificate: ReloadableCertificate | None, **named: Any
+) -> Any:
+    """Return the protocol of a new connection: HTTP, or the TLS handshake before it."""
     if certificate is None:
-        return Protocol(table=table, **named)
-    return Door(certificate, table, partial(Protocol, table=table, admitted=True, **named))
+        return BoundedHttpProtocol(table=table, **named)
+    return HandshakeProtocol(
+        certificate, table, partial(BoundedHttpProtocol, table=table, admitted=True, **named)
+    )

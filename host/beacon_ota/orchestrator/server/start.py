@@ -1,4 +1,4 @@
-"""Starts the orchestrator: one process, or several workers, set up as a server should be."""
+"""Starts the orchestrator: checks the settings, prepares the process, serves in one or several."""
 
 import asyncio
 import contextlib
@@ -8,24 +8,25 @@ import sys
 import threading
 
 from beacon_ota.errors import UsageError
-from beacon_ota.malloc import one_arena
+from beacon_ota.malloc import limit_to_one_arena
 from beacon_ota.orchestrator import folder
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.database import is_shared
 from beacon_ota.orchestrator.server import tls
-from beacon_ota.orchestrator.server.listen import Listen, bind
-from beacon_ota.orchestrator.server.run import run
+from beacon_ota.orchestrator.server.listen import ListenOptions, bind_socket
+from beacon_ota.orchestrator.server.run import run_service
 from beacon_ota.orchestrator.settings import Settings
 
 
-def serve(settings: Settings, listen: Listen) -> None:
-    """Run until interrupted.
+def run_orchestrator(settings: Settings, listen: ListenOptions) -> None:
+    """Serve until interrupted.
 
     Raises:
-        ReachError: ``address_in_use`` and the like.
-        UsageError: ``keys_missing`` for a secure fleet that trusts no key.
+        ReachError: ``address_in_use``, ``address_unusable``, ``worker_failed``.
+        UsageError: ``keys_missing`` for a secure fleet without trusted keys; ``workers_sqlite``,
+            ``mirror_database``; those of ``tls.load_tls_context`` and ``FirstToken.create``.
     """
     if settings.workers > 1 and not is_shared(settings.database or "sqlite"):
         raise UsageError(
@@ -43,24 +44,28 @@ def serve(settings: Settings, listen: Listen) -> None:
             expected="--keys keys.json, or --insecure for a fleet that runs unsigned releases",
         )
     if listen.tls_cert is not None and listen.tls_key is not None:
-        tls.load(listen.tls_cert, listen.tls_key)  # before anything is made that would be lost
+        tls.load_tls_context(
+            listen.tls_cert, listen.tls_key
+        )  # fails before a database or token is made
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # later: read the certificate again
-    # The writer gives the interpreter's lock away at every statement, and would wait for it this
-    # long each time while requests keep the event loop busy.
+        signal.signal(
+            signal.SIGHUP, signal.SIG_IGN
+        )  # until the server listens; then it reloads the certificate
+    # The writer thread releases the GIL at every statement. While requests keep the event loop
+    # busy, it waits this long (seconds) for the GIL each time.
     sys.setswitchinterval(0.0005)
-    one_arena()
+    limit_to_one_arena()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    folder.make(settings.data)
-    with folder.held(settings.data) as hold:
+    folder.make_folder(settings.data)
+    with folder.lock_folder(settings.data) as hold:
         if settings.workers > 1:
-            from beacon_ota.orchestrator.server.workers import supervise
+            from beacon_ota.orchestrator.server.workers import run_workers
 
-            supervise(settings, listen, hold)
+            run_workers(settings, listen, hold)
             return
-        work = _serve(settings, listen)
+        work = _run_single_process(settings, listen)
         if sys.platform == "win32":
             asyncio.run(work)
         else:
@@ -69,12 +74,12 @@ def serve(settings: Settings, listen: Listen) -> None:
             uvloop.run(work)
 
 
-async def _serve(settings: Settings, listen: Listen) -> None:
-    sock = bind(listen)
+async def _run_single_process(settings: Settings, listen: ListenOptions) -> None:
+    sock = bind_socket(listen)
     service = Service(settings, Clock(listen.time_scale))
     engine = Engine(service)
     if settings.upstream:
-        from beacon_ota.orchestrator.mirror.engine import LocalEngine  # with what it takes: 5 MB
+        from beacon_ota.orchestrator.mirror.engine import MirrorEngine  # costs 5 MB of memory
 
-        engine = LocalEngine(service)
-    await run(service, engine, sock, listen)
+        engine = MirrorEngine(service)
+    await run_service(service, engine, sock, listen)

@@ -1,4 +1,4 @@
-"""An orchestrator in a process of its own, as ``beacon-ota serve`` runs it."""
+"""Starts ``beacon-ota serve`` in a process of its own, for demonstrations and measurements."""
 
 import json
 import os
@@ -10,22 +10,23 @@ from pathlib import Path
 from beacon_ota import lifeline
 from beacon_ota.errors import ReachError
 
-START_S = 60.0
-STOP_S = 20.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
 
 
-class Child:
-    """Starts with data and log in a folder; ends with the context.
+class OrchestratorProcess:
+    """A running orchestrator with data and log in a folder; ends with the context.
 
     Args:
-        folder: an empty one.
-        options: of ``beacon-ota serve``; the port is a free one unless they say another.
+        folder: an empty folder.
+        options: options of ``beacon-ota serve``; the port is a free one by default.
 
     Attributes:
-        url, token: what it announced.
+        url: the URL that the server announced.
+        token: the admin token that it announced.
 
     Raises:
-        ReachError: ``orchestrator_start``, with the last line of its log.
+        ReachError: ``orchestrator_start``, with the last line of the log.
     """
 
     def __init__(self, folder: Path, *options: str):
@@ -39,8 +40,8 @@ class Child:
             **lifeline.options(),
         )
         try:
-            said = json.loads(self._line() or "{}")
-            self.url, self.token = str(said["url"]), str(said["token"])
+            announced = json.loads(self._read_line() or "{}")
+            self.url, self.token = str(announced["url"]), str(announced["token"])
         except (KeyError, ValueError):
             self.close()
             last = self.log().strip().splitlines()[-1:] or ["it said nothing"]
@@ -48,26 +49,26 @@ class Child:
                 "orchestrator_start", f"the orchestrator did not start: {last[0]}"
             ) from None
 
-    def _line(self) -> str:
+    def _read_line(self) -> str:
         out = self._process.stdout
         assert out is not None
         with selectors.DefaultSelector() as selector:
             selector.register(out, selectors.EVENT_READ)
-            return out.readline() if selector.select(START_S) else ""
+            return out.readline() if selector.select(START_TIMEOUT_S) else ""
 
     def log(self) -> str:
-        """Return what it has logged."""
+        """Return the text of the log."""
         return Path(self._log.name).read_text()
 
     def usage(self) -> dict[str, float]:
-        """Return its CPU seconds and memory (RSS, MB) until now; nothing where nobody tells."""
-        return usage(self._process.pid)
+        """Return CPU seconds and RSS (MB) of the process until now; empty without /proc."""
+        return process_usage(self._process.pid)
 
     def close(self) -> None:
-        """End the process, gracefully if it lets itself be asked."""
+        """Terminate the process; kill it after ``STOP_TIMEOUT_S`` seconds."""
         self._process.terminate()
         try:
-            self._process.wait(STOP_S)
+            self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -75,15 +76,15 @@ class Child:
         self._process.stdout.close()
         self._log.close()
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> "OrchestratorProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def usage(pid: int) -> dict[str, float]:
-    """Return CPU seconds and RSS in MB of a process; empty where there is no /proc."""
+def process_usage(pid: int) -> dict[str, float]:
+    """Return CPU seconds and RSS (MB) of a process; empty without /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         status = Path(f"/proc/{pid}/status").read_text()

@@ -1,4 +1,4 @@
-"""TLS: the certificate, exchanged while the server runs; and the door in front of a handshake."""
+"""TLS: loads and reloads the certificate, and counts connections during their handshake."""
 
 import asyncio
 import contextlib
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.http.connections import Connections
-from beacon_ota.orchestrator.http.protocol import Protocol
+from beacon_ota.orchestrator.http.connections import ConnectionTable
+from beacon_ota.orchestrator.http.protocol import BoundedHttpProtocol
 from beacon_ota.orchestrator.limits import LIMITS
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-_SOON = datetime.timedelta(days=14)
+_EXPIRY_WARNING = datetime.timedelta(days=14)
 
 
-def load(cert: Path, key: Path) -> ssl.SSLContext:
-    """Return a context with a certificate chain and its key; it warns of one that is not valid.
+def load_tls_context(cert: Path, key: Path) -> ssl.SSLContext:
+    """Return a context with a certificate chain and its key; log a warning if it is not valid now.
 
     Raises:
         UsageError: ``tls_unreadable``, ``tls_certificate``, ``tls_key``, each with the file.
@@ -34,7 +34,7 @@ def load(cert: Path, key: Path) -> ssl.SSLContext:
             ) from None
     _check_validity(cert)
 
-    def refuse() -> str:  # else OpenSSL asks at the terminal, and the server hangs
+    def refuse_password() -> str:  # otherwise OpenSSL prompts at the terminal
         raise UsageError(
             "tls_key", f"{key} has a password", found=str(key), expected="a key without one"
         )
@@ -42,7 +42,7 @@ def load(cert: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(cert, key, refuse)
+        context.load_cert_chain(cert, key, refuse_password)
     except (OSError, ValueError) as error:  # SSLError is an OSError
         reason = getattr(error, "reason", None) or "it holds no private key in PEM"
         words = str(reason).lower().replace("_", " ")
@@ -71,35 +71,40 @@ def _check_validity(cert: Path) -> None:
         elif now < one.not_valid_before_utc:
             begin = one.not_valid_before_utc
             log.warning("the TLS certificate %s is not valid before %s", cert, begin)
-        elif end - now < _SOON:
+        elif end - now < _EXPIRY_WARNING:
             log.warning("the TLS certificate %s expires on %s", cert, end)
 
 
-class Certificate:
-    """The files, and the context that new connections get."""
+class ReloadableCertificate:
+    """Certificate and key files, and the context for new connections."""
 
     def __init__(self, cert: Path, key: Path):
         self._files = (cert, key)
-        self.context = load(cert, key)
+        self.context = load_tls_context(cert, key)
 
     def reload(self) -> None:
-        """Read the files again; when they are of no use, the old certificate stays."""
+        """Read the files again; the old certificate stays if they are unusable."""
         try:
-            self.context = load(*self._files)
+            self.context = load_tls_context(*self._files)
         except UsageError as error:
             log.error("the old TLS certificate stays: %s", error.message)
         else:
             log.warning("the TLS certificate was read again")
 
 
-class Door(asyncio.Protocol):
-    """A TCP connection until its TLS handshake is done; it counts from the first packet on."""
+class HandshakeProtocol(asyncio.Protocol):
+    """A TCP connection until its TLS handshake is done; the table counts it from the start."""
 
-    def __init__(self, certificate: Certificate, table: Connections, make: Callable[[], Protocol]):
-        self._certificate, self._table, self._make = certificate, table, make
+    def __init__(
+        self,
+        certificate: ReloadableCertificate,
+        table: ConnectionTable,
+        make_protocol: Callable[[], BoundedHttpProtocol],
+    ):
+        self._certificate, self._table, self._make_protocol = certificate, table, make_protocol
         self.address = ""
         self._transport: Any = None
-        self._early = b""
+        self._early_bytes = b""
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -110,22 +115,22 @@ class Door(asyncio.Protocol):
             self._task = asyncio.get_running_loop().create_task(self._shake_hands())
 
     def data_received(self, data: bytes) -> None:
-        self._early += data  # before the handshake took over: a read or two
+        self._early_bytes += data  # one or two reads, before the handshake takes over
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._table.leave(self)
+        self._table.remove(self)
 
     @property
     def idle(self) -> bool:
-        """Nothing was asked for yet."""
+        """True: nothing was requested yet."""
         return True
 
     def drop(self) -> None:
-        """Close at once: the place is needed."""
+        """Close at once, because the table needs the place."""
         self._transport.abort()
 
     async def _shake_hands(self) -> None:
-        inside = self._make()
+        inside = self._make_protocol()
         loop = asyncio.get_running_loop()
         handshake = loop.create_task(
             loop.start_tls(
@@ -136,14 +141,16 @@ class Door(asyncio.Protocol):
                 ssl_handshake_timeout=LIMITS.handshake,
             )
         )
-        # The handshake's protocol takes over in the turn that follows, and is told of the
-        # connection in the one after that; then, before anything else is read, it gets the rest.
+        # start_tls replaces the protocol in the next turn of the loop and calls connection_made in
+        # the one after it. Then, before the next read, it gets the early bytes.
         loop.call_soon(loop.call_soon, self._hand_over)
         secured = None
-        with contextlib.suppress(OSError, asyncio.CancelledError):  # not TLS, too slow, gone
+        with contextlib.suppress(
+            OSError, asyncio.CancelledError
+        ):  # not TLS, too slow, disconnected
             secured = await handshake
         if secured is None or secured.is_closing():
-            self._table.leave(self)
+            self._table.remove(self)
             self._transport.abort()
         elif self._table.replace(self, inside):
             inside.connection_made(secured)
@@ -151,11 +158,11 @@ class Door(asyncio.Protocol):
             secured.abort()
 
     def _hand_over(self) -> None:
-        """Give the handshake what was read before it began."""
+        """Pass the bytes that arrived before the handshake began on to it."""
         takes = self._transport.get_protocol()
-        while self._early and takes is not self and not self._transport.is_closing():
-            room = takes.get_buffer(len(self._early))
-            count = min(len(room), len(self._early))
-            room[:count] = self._early[:count]
-            self._early = self._early[count:]
+        while self._early_bytes and takes is not self and not self._transport.is_closing():
+            room = takes.get_buffer(len(self._early_bytes))
+            count = min(len(room), len(self._early_bytes))
+            room[:count] = self._early_bytes[:count]
+            self._early_bytes = self._early_bytes[count:]
             takes.buffer_updated(count)

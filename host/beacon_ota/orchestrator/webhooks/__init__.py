@@ -1,1 +1,1 @@
-"""Tells other systems what happens, again until they have it."""
+"""Delivers events to other systems, signed and with retries."""

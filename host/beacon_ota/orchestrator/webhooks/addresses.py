@@ -1,16 +1,16 @@
-"""Which IP addresses webhooks are sent to: what is global or private, and nothing else.
+"""Decides to which IP addresses webhooks are sent: global and private ones, and no others.
 
-Networks of one's own are where receivers are. What answers on the link, in a cloud's own network
-or only to this machine trusts its callers by where they are. Special purposes are those of IANA's
-registries iana-ipv4-special-registry and iana-ipv6-special-registry, as of 2025: written out here
-because what Python's ``ipaddress`` calls global changes with its version.
+Receivers are on the internet or in private networks. Services on the link, in a cloud's internal
+network or on this machine trust every caller that reaches them, so they are excluded. The special
+purposes are those of IANA's registries iana-ipv4-special-registry and iana-ipv6-special-registry
+as of 2025, written out because ``ipaddress.is_global`` changes with Python's version.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 _PRIVATE4 = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 _PRIVATE6 = IPv6Network("fc00::/7")
-_GLOBAL6 = IPv6Network("2000::/3")  # all of IPv6 that IANA gives out as global unicast
+_GLOBAL6 = IPv6Network("2000::/3")  # IANA assigns global unicast addresses from here
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _TRANSLATED = IPv6Network("64:ff9b::/96")  # RFC 6052: IPv4 behind NAT64
@@ -49,7 +49,7 @@ _SPECIAL6 = tuple(
     )
 )
 
-# What clouds answer at to their own machines only, where no special purpose covers it.
+# Addresses of cloud metadata services that no special purpose covers.
 _METADATA4 = (IPv4Address("168.63.129.16"),)  # Azure
 _METADATA6 = tuple(
     map(
@@ -64,23 +64,23 @@ _METADATA6 = tuple(
 )
 
 
-def allowed(address: str, *, local: bool) -> bool:
+def is_allowed_address(address: str, *, local: bool) -> bool:
     """Tell whether webhooks are sent to an IP address.
 
     Args:
         address: IPv4 or IPv6, with or without a scope.
-        local: this machine itself is allowed (loopback addresses).
+        local: loopback addresses are allowed.
 
     Raises:
-        ValueError: this is no IP address.
+        ValueError: the text is no IP address.
     """
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv4Address):
-        return _allowed4(ip, local)
+        return _is_allowed_ipv4(ip, local)
     if ip in _MAPPED:
-        return _allowed4(_embedded(ip), local)
+        return _is_allowed_ipv4(_embedded_ipv4(ip), local)
     if ip in _TRANSLATED:
-        return _global4(_embedded(ip))
+        return _is_global_ipv4(_embedded_ipv4(ip))
     if ip.is_loopback:
         return local
     if any(ip in network for network in _METADATA6):
@@ -90,17 +90,17 @@ def allowed(address: str, *, local: bool) -> bool:
     return ip in _GLOBAL6 and not any(ip in network for network in _SPECIAL6)
 
 
-def _allowed4(ip: IPv4Address, local: bool) -> bool:
+def _is_allowed_ipv4(ip: IPv4Address, local: bool) -> bool:
     if ip.is_loopback:
         return local
-    return _global4(ip) or any(ip in network for network in _PRIVATE4)
+    return _is_global_ipv4(ip) or any(ip in network for network in _PRIVATE4)
 
 
-def _global4(ip: IPv4Address) -> bool:
+def _is_global_ipv4(ip: IPv4Address) -> bool:
     if ip.is_loopback or ip in _METADATA4:
         return False
     return not any(ip in network for network in _PRIVATE4 + _SPECIAL4)
 
 
-def _embedded(ip: IPv6Address) -> IPv4Address:
+def _embedded_ipv4(ip: IPv6Address) -> IPv4Address:
     return IPv4Address(int(ip) & 0xFFFF_FFFF)

@@ -24,7 +24,7 @@ class NotBootable(Exception):
 
 
 @dataclass(frozen=True)
-class Booted:
+class BootResult:
     """What the bootloader jumped to. ``lines`` are what it would have logged."""
 
     table: Table
@@ -32,7 +32,7 @@ class Booted:
     lines: tuple[str, ...]
 
 
-def start(flash: Flash, *, rollback: bool = True) -> Booted:
+def boot_from_flash(flash: Flash, *, rollback: bool = True) -> BootResult:
     """Boot from flash: ROM, bootloader, partition table, otadata, image.
 
     Raises:
@@ -43,11 +43,11 @@ def start(flash: Flash, *, rollback: bool = True) -> Booted:
         raise NotBootable("invalid header: no bootloader at 0x0")
     table = read_table(flash)
     lines: list[str] = []
-    index = choose(flash, table, lines, rollback=rollback)
-    part = None if index is None else _partition(table, index)
+    index = choose_slot(flash, table, lines, rollback=rollback)
+    part = None if index is None else _partition_at(table, index)
     if part is None:
         raise NotBootable("No bootable app partitions in the partition table")
-    return Booted(table, part, tuple(lines))
+    return BootResult(table, part, tuple(lines))
 
 
 def read_table(flash: Flash) -> Table:
@@ -59,12 +59,14 @@ def read_table(flash: Flash) -> Table:
         raise NotBootable(f"Failed to verify partition table: {error}") from error
 
 
-def verify(flash: Flash, part: Partition, *, load: bool = False) -> bool:
+def verify_image(flash: Flash, part: Partition, *, load: bool = False) -> bool:
     """Tell whether the image in a partition is whole; ``load`` asks as the bootloader does."""
     return image.verify_bootable(flash.content, part.offset, part.size, load=load) is not None
 
 
-def choose(flash: Flash, table: Table, lines: list[str], *, rollback: bool = True) -> int | None:
+def choose_slot(
+    flash: Flash, table: Table, lines: list[str], *, rollback: bool = True
+) -> int | None:
     """Return the slot that boots (``FACTORY``, 0…, ``TEST_APP``), or None when none can.
 
     Writes otadata as the bootloader does: before any image is looked at.
@@ -72,28 +74,28 @@ def choose(flash: Flash, table: Table, lines: list[str], *, rollback: bool = Tru
     slots, place = table.slots, table.otadata
     index, blank = FACTORY, False
     if place is not None:
-        entries = list(otadata.read(flash, place.offset))
+        entries = list(otadata.read_entries(flash, place.offset))
         if rollback:
             for sector in (0, 1):
                 if entries[sector].state == PENDING:
                     entries[sector] = replace(entries[sector], state=ABORTED)
-                    _write(flash, place, sector, entries[sector], lines)
-        index, blank = _select(flash, table, entries, lines, rollback)
-    for candidate in _order(index, len(slots)):
-        part = _partition(table, candidate)
+                    _write_otadata(flash, place, sector, entries[sector], lines)
+        index, blank = _select_first(flash, table, entries, lines, rollback)
+    for candidate in _trial_order(index, len(slots)):
+        part = _partition_at(table, candidate)
         if part is None:
             continue
-        if not verify(flash, part, load=True):
+        if not verify_image(flash, part, load=True):
             lines.append(f"image at {part.offset:#x} does not verify: {part.name}")
             continue
         if place is not None and blank and candidate not in (FACTORY, TEST_APP):
-            _write(flash, place, 0, otadata.entry(candidate + 1, VALID), lines)
+            _write_otadata(flash, place, 0, otadata.make_entry(candidate + 1, VALID), lines)
         lines.append(f"booting {part.name} at {part.offset:#x}")
         return candidate
     return None
 
 
-def _select(
+def _select_first(
     flash: Flash, table: Table, entries: list[Entry], lines: list[str], rollback: bool
 ) -> tuple[int, bool]:
     """Return the slot to try first, and whether otadata is blank and is to be initialised."""
@@ -103,32 +105,36 @@ def _select(
     if (first.rejected and second.rejected) or not count:
         if table.factory is not None:
             return FACTORY, False
-        return 0, all(e.seq == otadata.BLANK or e.crc != otadata.crc(e.seq) for e in entries)
-    active = otadata.active((first, second))
+        return 0, all(
+            e.seq == otadata.BLANK or e.crc != otadata.sequence_crc(e.seq) for e in entries
+        )
+    active = otadata.active_entry((first, second))
     if active < 0:
         return FACTORY, False
     chosen = entries[active]
     if rollback and chosen.state == NEW:
-        _write(flash, place, active, replace(chosen, state=PENDING), lines)
+        _write_otadata(flash, place, active, replace(chosen, state=PENDING), lines)
     return chosen.slot(count), False
 
 
-def _order(index: int, count: int) -> list[int]:
+def _trial_order(index: int, count: int) -> list[int]:
     """Slots in the order of trial: down to the factory app, then up, then the test app."""
     return [*range(index, FACTORY - 1, -1), *range(index + 1, count), TEST_APP]
 
 
-def _partition(table: Table, index: int) -> Partition | None:
+def _partition_at(table: Table, index: int) -> Partition | None:
     if index == FACTORY:
         return table.factory
     if index == TEST_APP:
-        return table.find(APP, TEST)
+        return table.find_kind(APP, TEST)
     return table.slots[index] if index < len(table.slots) else None
 
 
-def _write(flash: Flash, place: Partition, sector: int, entry: Entry, lines: list[str]) -> None:
+def _write_otadata(
+    flash: Flash, place: Partition, sector: int, entry: Entry, lines: list[str]
+) -> None:
     try:
-        otadata.write(flash, place.offset, sector, entry)
+        otadata.write_entry(flash, place.offset, sector, entry)
     except FlashError as error:
         lines.append(f"otadata not written: {error}")  # as the bootloader: log, and go on
     else:

@@ -24,7 +24,7 @@ SECTOR = 0x1000
 PAGE = 0x100  # bytes the chip programs at a time
 FLASH_OP_FAIL = 0x6001  # ESP_ERR_FLASH_OP_FAIL
 
-When = Literal["before", "inside", "after"]
+CutMoment = Literal["before", "inside", "after"]
 
 
 class PowerCut(Exception):
@@ -40,7 +40,7 @@ class FlashError(Exception):
 
 
 @dataclass(frozen=True)
-class Op:
+class FlashOperation:
     """One operation: ``kind`` is ``erase`` or ``program``, offset and length in bytes.
 
     ``data`` is what was to be programmed, so that a journal can be played again.
@@ -54,7 +54,7 @@ class Op:
 
 
 @dataclass
-class Cut:
+class PowerCutPoint:
     """Cut the power at operation ``number`` (counted like :attr:`Flash.ops`, from 0).
 
     ``inside`` leaves a torn operation, chosen by ``seed``: of a program a prefix of the bytes,
@@ -62,12 +62,12 @@ class Cut:
     """
 
     number: int
-    when: When = "before"
+    when: CutMoment = "before"
     seed: int = 0
 
 
 @dataclass
-class Faults:
+class FlashFaults:
     """What is wrong with this flash. Sectors are named by number (offset // 4096).
 
     Args:
@@ -90,7 +90,7 @@ class Timing:
     erase: float = 0.045  # a sector
     program: float = 0.0007  # a page of 256 bytes, or a part of one
 
-    def of(self, kind: str, offset: int, length: int) -> float:
+    def duration_of(self, kind: str, offset: int, length: int) -> float:
         """Return the seconds one operation takes."""
         if kind == "erase":
             return self.erase
@@ -123,12 +123,12 @@ class Flash:
         self._data: bytearray | mmap.mmap = bytearray(content)
         self._fd: int | None = None
         self.size = len(content)
-        self.faults = Faults()
+        self.faults = FlashFaults()
         self.timing = Timing()
-        self.cut: Cut | None = None
+        self.cut: PowerCutPoint | None = None
         self.powered = True
         self.record = record
-        self.journal: list[Op] = []
+        self.journal: list[FlashOperation] = []
         self.ops = 0
         self.busy = 0.0
         self.wear: Counter[int] = Counter()
@@ -157,7 +157,7 @@ class Flash:
                     expected="a multiple of 4096 bytes",
                 )
             cls.__init__(flash, b"\xff" * SECTOR, record=record)
-            _lock(file.fileno(), path)
+            _lock_file(file.fileno(), path)
             flash._fd = os.dup(file.fileno())
             flash._data = mmap.mmap(flash._fd, size)
         flash.size = size
@@ -169,7 +169,7 @@ class Flash:
     def fileno(self) -> int:
         """Return a file descriptor on the content, shared with whoever inherits it."""
         if self._fd is None:
-            fd = _anonymous()
+            fd = _open_anonymous()
             os.truncate(fd, self.size)
             shared = mmap.mmap(fd, self.size)
             shared[:] = bytes(self._data)
@@ -190,7 +190,7 @@ class Flash:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes, with the flips of :attr:`faults`."""
-        self._check(offset, length)
+        self._check_range(offset, length)
         data = self._data[offset : offset + length]
         if not self.faults.flips:
             return bytes(data)
@@ -212,11 +212,11 @@ class Flash:
             PowerCut: see :attr:`cut`.
             FlashError: a sector of ``faults.fail_erase``.
         """
-        self._check(offset, length)
+        self._check_range(offset, length)
         if offset % SECTOR or length % SECTOR:
             raise ValueError("an erase begins and ends at a sector")
         for start in range(offset, offset + length, SECTOR):
-            with self._operation("erase", start, SECTOR) as torn:
+            with self._begin_operation("erase", start, SECTOR) as torn:
                 if start // SECTOR in self.faults.fail_erase:
                     raise FlashError
                 self.wear[start // SECTOR] += 1
@@ -225,7 +225,7 @@ class Flash:
                 else:
                     old = int.from_bytes(self._data[start : start + SECTOR], "little")
                     new = (old | torn.getrandbits(SECTOR * 8)).to_bytes(SECTOR, "little")
-                self._store(start, new)
+                self._store_bytes(start, new)
 
     def program(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Program ``data``: stored becomes old AND new. One operation.
@@ -235,17 +235,17 @@ class Flash:
             FlashError: a sector of ``faults.fail_program``.
         """
         length = len(data)
-        self._check(offset, length)
+        self._check_range(offset, length)
         if not length:
             return
-        with self._operation("program", offset, length, data) as torn:
+        with self._begin_operation("program", offset, length, data) as torn:
             for sector in range(offset // SECTOR, (offset + length - 1) // SECTOR + 1):
                 if sector in self.faults.fail_program:
                     raise FlashError
             if torn is not None:
                 length = torn.randrange(length + 1)
                 data = bytes(data[:length])
-            self._store(offset, _and(self._data[offset : offset + length], data))
+            self._store_bytes(offset, _and_bytes(self._data[offset : offset + length], data))
 
     def snapshot(self) -> bytes:
         """Return the whole content."""
@@ -257,16 +257,16 @@ class Flash:
             raise ValueError("the snapshot is of another size")
         self._data[:] = content
         self.cut = None
-        self.faults = Faults()
+        self.faults = FlashFaults()
         self.powered = True
 
-    def poke(self, offset: int, data: bytes) -> None:
+    def overwrite(self, offset: int, data: bytes) -> None:
         """Store ``data`` as it is, without any operation (for tests and tools)."""
-        self._check(offset, len(data))
+        self._check_range(offset, len(data))
         self._data[offset : offset + len(data)] = data
 
     @contextlib.contextmanager
-    def _operation(
+    def _begin_operation(
         self, kind: str, offset: int, length: int, data: Buffer = b""
     ) -> Iterator[random.Random | None]:
         if not self.powered:
@@ -274,45 +274,45 @@ class Flash:
         number = self.ops
         cut = self.cut if self.cut is not None and self.cut.number == number else None
         if cut is not None and cut.when == "before":
-            self._fail()
+            self._cut_power()
         self.ops += 1
-        self.busy += self.timing.of(kind, offset, length)
+        self.busy += self.timing.duration_of(kind, offset, length)
         if self.record:
-            self.journal.append(Op(number, kind, offset, length, bytes(data)))
+            self.journal.append(FlashOperation(number, kind, offset, length, bytes(data)))
         yield random.Random(cut.seed) if cut is not None and cut.when == "inside" else None
         if cut is not None:
-            self._fail()
+            self._cut_power()
 
-    def _fail(self) -> None:
+    def _cut_power(self) -> None:
         self.cut = None
         self.powered = False
         raise PowerCut
 
-    def _store(self, offset: int, data: bytes) -> None:
+    def _store_bytes(self, offset: int, data: bytes) -> None:
         stored = bytearray(data)
         for at, bits in self.faults.stuck.items():
             if offset <= at < offset + len(stored):
                 stored[at - offset] &= ~bits
         self._data[offset : offset + len(stored)] = stored
 
-    def _check(self, offset: int, length: int) -> None:
+    def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"{offset:#x}+{length:#x} lies outside the flash")
 
 
-def _and(old: bytes | bytearray, new: bytes | bytearray | memoryview) -> bytes:
+def _and_bytes(old: bytes | bytearray, new: bytes | bytearray | memoryview) -> bytes:
     both = int.from_bytes(old, "little") & int.from_bytes(new, "little")
     return both.to_bytes(len(old), "little")
 
 
-def _lock(fd: int, path: Path) -> None:
+def _lock_file(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise UsageError("flash_busy", f"{path} is in use by another beacon") from None
 
 
-def _anonymous() -> int:
+def _open_anonymous() -> int:
     """Return a file descriptor of a file without a name, in memory where that exists."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("flash", os.MFD_CLOEXEC)

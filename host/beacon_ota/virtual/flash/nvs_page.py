@@ -28,7 +28,7 @@ BUSY = (PageState.ACTIVE, PageState.FULL, PageState.FREEING)
 _VARIABLE = (Type.STR, Type.BLOB, Type.CHUNK)
 
 
-class Page:
+class NvsPage:
     """One page, with its entry states in RAM."""
 
     def __init__(self, flash: Flash, base: int, faithful: bool):
@@ -37,7 +37,7 @@ class Page:
         self.sequence = 0
         self.states = [EntryState.EMPTY] * ENTRIES
         self.next = ENTRIES  # first free entry; ENTRIES when there is none
-        self._load()
+        self._load_entries()
 
     @property
     def used(self) -> int:
@@ -48,7 +48,7 @@ class Page:
         return next((i for i, s in enumerate(self.states) if s == EntryState.WRITTEN), None)
 
     @property
-    def room(self) -> int:
+    def free_bytes(self) -> int:
         """Bytes of variable data that one item can still take here."""
         if self.state == PageState.BLANK:
             return CHUNK_MAX
@@ -56,13 +56,13 @@ class Page:
             return 0
         return (ENTRIES - self.next - 1) * ENTRY
 
-    def begin(self) -> None:
+    def write_header(self) -> None:
         """Write the header of a blank page."""
         self._program(0, codec.pack_header(self.sequence))
         self.state, self.next = PageState.ACTIVE, 0
         self.states = [EntryState.EMPTY] * ENTRIES
 
-    def mark(self, state: PageState) -> None:
+    def set_state(self, state: PageState) -> None:
         """Change the page's state, which only clears a bit."""
         self._program(0, state.to_bytes(4, "little"))
         self.state = state
@@ -77,19 +77,19 @@ class Page:
         self.state, self.next = PageState.BLANK, ENTRIES
         self.states = [EntryState.EMPTY] * ENTRIES
 
-    def write(self, item: Item, payload: bytes = b"") -> None:
+    def write_item(self, item: Item, payload: bytes = b"") -> None:
         """Append an item that :meth:`fits`."""
         if self.state == PageState.BLANK:
-            self.begin()
-        self.append(item.pack())
+            self.write_header()
+        self.append_entry(item.pack())
         whole = len(payload) // ENTRY * ENTRY
         if whole:
             count = whole // ENTRY
             self._program(FIRST + self.next * ENTRY, payload[:whole])
-            self._mark(self.next, count, EntryState.WRITTEN)
+            self._set_entry_states(self.next, count, EntryState.WRITTEN)
             self.next += count
         if payload[whole:]:
-            self.append(payload[whole:].ljust(ENTRY, b"\xff"))
+            self.append_entry(payload[whole:].ljust(ENTRY, b"\xff"))
 
     def fits(self, span: int) -> bool:
         """Tell whether an item of ``span`` entries can be appended."""
@@ -97,15 +97,15 @@ class Page:
             return True
         return self.state == PageState.ACTIVE and self.next + span <= ENTRIES
 
-    def drop(self, index: int) -> None:
+    def erase_item(self, index: int) -> None:
         """Mark the item at ``index`` erased, or the one entry when it makes no sense."""
-        item = self.item(index) if self.states[index] == EntryState.WRITTEN else None
+        item = self.read_item(index) if self.states[index] == EntryState.WRITTEN else None
         span = item.span if item is not None else 1
-        self._mark(index, span, EntryState.ERASED)
+        self._set_entry_states(index, span, EntryState.ERASED)
         if self.next < index + span:
             self.next = index + span
 
-    def item(self, index: int) -> Item | None:
+    def read_item(self, index: int) -> Item | None:
         """Return the item that begins at an entry, None when it is not consistent."""
         at = self._base + FIRST + index * ENTRY
         item = Item.unpack(self._flash.read(at, ENTRY), ENTRIES - index)
@@ -113,7 +113,7 @@ class Page:
             return item
         return item if (item.type == Type.INDEX) == (item.chunk == CHUNK_ANY) else None
 
-    def payload(self, index: int, item: Item) -> bytes:
+    def read_payload(self, index: int, item: Item) -> bytes:
         """Return the variable data of an item."""
         return self._flash.read(self._base + FIRST + (index + 1) * ENTRY, item.size)
 
@@ -123,15 +123,15 @@ class Page:
         while index < min(self.next, ENTRIES):
             step = 1
             if self.states[index] == EntryState.WRITTEN:
-                item = self.item(index)
+                item = self.read_item(index)
                 if item is None:
-                    self.drop(index)
+                    self.erase_item(index)
                 else:
                     step = item.span
                     yield index, item
             index += step
 
-    def find(
+    def find_item(
         self,
         namespace: int,
         type: Type | None,
@@ -162,33 +162,33 @@ class Page:
             return (index, item) if type in (None, item.type) else None
         return None
 
-    def copy_to(self, other: "Page") -> None:
+    def copy_to(self, other: "NvsPage") -> None:
         """Copy all written items to another page."""
         if self.first is None:
             return
         if other.state == PageState.BLANK:
-            other.begin()
+            other.write_header()
         index = self.first
         while index < ENTRIES:
             if self.states[index] != EntryState.WRITTEN:
                 index += 1
                 continue
-            item = self.item(index)
+            item = self.read_item(index)
             span = item.span if item is not None else 1
             for entry in range(index, index + span):
                 at = self._base + FIRST + entry * ENTRY
-                other.append(self._flash.read(at, ENTRY))
+                other.append_entry(self._flash.read(at, ENTRY))
             index += span
 
-    def append(self, entry: bytes) -> None:
+    def append_entry(self, entry: bytes) -> None:
         """Write one entry and mark it written."""
         self._program(FIRST + self.next * ENTRY, entry)
-        self._mark(self.next, 1, EntryState.WRITTEN)
+        self._set_entry_states(self.next, 1, EntryState.WRITTEN)
         self.next += 1
 
-    def _mark(self, index: int, count: int, state: EntryState) -> None:
+    def _set_entry_states(self, index: int, count: int, state: EntryState) -> None:
         """Change entry states; ESP-IDF programs the words of the bitmap from the last back."""
-        for offset, word in reversed(list(codec.state_word(index, state, count))):
+        for offset, word in reversed(list(codec.state_words(index, state, count))):
             self._program(offset, word)
         self.states[index : index + count] = [state] * count
 
@@ -199,7 +199,7 @@ class Page:
             self.state = PageState.CORRUPT
             raise EspError(error.code) from error
 
-    def _load(self) -> None:
+    def _load_entries(self) -> None:
         raw = self._flash.read(self._base, PAGE)
         header = codec.parse_header(raw)
         if header.state == PageState.BLANK:
@@ -213,13 +213,13 @@ class Page:
         self.state, self.sequence = PageState(header.state), header.sequence
         self.states = [codec.entry_state(raw, index) for index in range(ENTRIES)]
         if self.state == PageState.ACTIVE:
-            self._resume(raw)
+            self._recover_active(raw)
         else:
-            for index, item in self._whole():
-                if not self._complete(index, item):
-                    self.drop(index)
+            for index, item in self._all_items():
+                if not self._is_complete(index, item):
+                    self.erase_item(index)
 
-    def _resume(self, raw: bytes) -> None:
+    def _recover_active(self, raw: bytes) -> None:
         """Find the end of an active page, and undo what a power cut left half done."""
         if EntryState.EMPTY in self.states:
             self.next = self.states.index(EntryState.EMPTY)
@@ -227,7 +227,7 @@ class Page:
             at = FIRST + self.next * ENTRY
             if raw[at : at + 4] == b"\xff" * 4:
                 break
-            self._mark(self.next, 1, EntryState.ERASED)
+            self._set_entry_states(self.next, 1, EntryState.ERASED)
             self.next += 1
         seen: dict[tuple[int, bytes, int], int] = {}
         last: tuple[int, Item] | None = None
@@ -236,34 +236,34 @@ class Page:
             state, item, at = self.states[index], None, index
             index += 1
             if state != EntryState.ERASED:
-                item = self.item(at) if state == EntryState.WRITTEN else None
+                item = self.read_item(at) if state == EntryState.WRITTEN else None
                 if item is None:
-                    self.drop(at)
+                    self.erase_item(at)
             if item is None:
                 last = None
                 continue
             name = (item.namespace, item.key, item.chunk)
             if item.type in _VARIABLE:
                 index = at + item.span
-                if not self._complete(at, item):
-                    self.drop(at)
+                if not self._is_complete(at, item):
+                    self.erase_item(at)
                     last = None
                     continue
             last = (at, item)
             if name in seen and self.states[seen[name]] == EntryState.WRITTEN:
-                self.drop(seen[name])
+                self.erase_item(seen[name])
             seen[name] = at
         if last is not None:
             at, item = last
             chunk = CHUNK_ANY if self._faithful else item.chunk
-            twin = self.find(item.namespace, Type(item.type), item.key, chunk)
+            twin = self.find_item(item.namespace, Type(item.type), item.key, chunk)
             if twin is not None and twin[0] < at:
-                self.drop(twin[0])
+                self.erase_item(twin[0])
 
-    def _whole(self) -> Iterator[tuple[int, Item]]:
+    def _all_items(self) -> Iterator[tuple[int, Item]]:
         self.next = ENTRIES
         return self.items(self.first if self.first is not None else ENTRIES)
 
-    def _complete(self, index: int, item: Item) -> bool:
+    def _is_complete(self, index: int, item: Item) -> bool:
         states = self.states[index : index + item.span]
         return all(state == EntryState.WRITTEN for state in states)

@@ -20,9 +20,9 @@ from beacon_ota.images.otadata import (
     UNDEFINED,
     VALID,
     Entry,
-    active,
-    crc,
-    entry,
+    active_entry,
+    make_entry,
+    sequence_crc,
 )
 from beacon_ota.images.partitions import APP, FACTORY, TEST, Partition, Table
 from beacon_ota.virtual.flash import esp_errors
@@ -38,21 +38,21 @@ __all__ = [
     "UNDEFINED",
     "VALID",
     "Entry",
-    "active",
+    "active_entry",
     "boot_partition",
-    "crc",
-    "entry",
+    "sequence_crc",
+    "make_entry",
     "mark_valid",
     "next_update",
-    "read",
+    "read_entries",
     "set_boot",
-    "write",
+    "write_entry",
 ]
 
 Verify = Callable[[Partition], bool]
 
 
-def read(flash: Flash, offset: int) -> tuple[Entry, Entry]:
+def read_entries(flash: Flash, offset: int) -> tuple[Entry, Entry]:
     """Read both entries of the otadata partition at flash ``offset``."""
     return (
         Entry.unpack(flash.read(offset, ENTRY)),
@@ -60,7 +60,7 @@ def read(flash: Flash, offset: int) -> tuple[Entry, Entry]:
     )
 
 
-def write(flash: Flash, offset: int, sector: int, value: Entry) -> None:
+def write_entry(flash: Flash, offset: int, sector: int, value: Entry) -> None:
     """Rewrite an entry: one erase, one program of 32 bytes."""
     flash.erase(offset + sector * SECTOR)
     flash.program(offset + sector * SECTOR, value.pack())
@@ -87,8 +87,8 @@ def set_boot(
     slot, count = target.subtype & 0x0F, len(table.slots)
     if slot >= count:
         return esp_errors.INVALID_ARG
-    entries = read(flash, otadata.offset)
-    current = active(entries)
+    entries = read_entries(flash, otadata.offset)
+    current = active_entry(entries)
     if current < 0:
         sector, seq = 0, slot + 1
     else:
@@ -97,8 +97,8 @@ def set_boot(
         seq = base if seq <= base else base + -(-(seq - base) // count) * count
     seq &= 0xFFFFFFFF
     state = NEW if rollback else UNDEFINED
-    value = replace(entries[sector], seq=seq, state=state, crc=crc(seq))
-    write(flash, otadata.offset, sector, value)
+    value = replace(entries[sector], seq=seq, state=state, crc=sequence_crc(seq))
+    write_entry(flash, otadata.offset, sector, value)
     return esp_errors.OK
 
 
@@ -110,13 +110,15 @@ def mark_valid(flash: Flash, table: Table) -> int:
     otadata = table.otadata
     if otadata is None:
         return esp_errors.NOT_FOUND
-    entries = read(flash, otadata.offset)
-    current = active(entries)
+    entries = read_entries(flash, otadata.offset)
+    current = active_entry(entries)
     if current < 0 or not table.slots:
         return esp_errors.FAIL
     found = entries[current]
     if found.state != VALID:
-        write(flash, otadata.offset, current, replace(found, state=VALID, crc=crc(found.seq)))
+        write_entry(
+            flash, otadata.offset, current, replace(found, state=VALID, crc=sequence_crc(found.seq))
+        )
     return esp_errors.OK
 
 
@@ -125,13 +127,13 @@ def boot_partition(flash: Flash, table: Table) -> Partition | None:
     otadata = table.otadata
     if otadata is None:
         return None
-    entries = read(flash, otadata.offset)
-    current = active(entries) if table.slots else -1
+    entries = read_entries(flash, otadata.offset)
+    current = active_entry(entries) if table.slots else -1
     if current >= 0:
         return table.slots[entries[current].slot(len(table.slots))]
     if table.factory is not None:
         return table.factory
-    return table.slots[0] if table.slots else table.find(APP, TEST)
+    return table.slots[0] if table.slots else table.find_kind(APP, TEST)
 
 
 def next_update(table: Table, running: Partition) -> Partition | None:

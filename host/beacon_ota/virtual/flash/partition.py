@@ -48,13 +48,13 @@ class Partitions:
     def operations(self) -> dict[str, Operation]:
         """What the stand-in ``esp32`` calls."""
         return {
-            name: _translated(operation)
+            name: _translate_errors(operation)
             for name, operation in {
-                "partition": self.partition,
-                "partitions": self.find,
-                "read": self.read,
-                "write": self.write,
-                "erase": self.erase,
+                "partition": self.get_partition,
+                "partitions": self.find_partitions,
+                "read": self.read_range,
+                "write": self.write_blocks,
+                "erase": self.erase_range,
                 "set_boot": self.set_boot,
                 "next_update": self.next_update,
                 "mark_valid": self.mark_valid,
@@ -74,7 +74,7 @@ class Partitions:
                 return label
         return None
 
-    def partition(self, which: int | str) -> Value:
+    def get_partition(self, which: int | str) -> Value:
         """``Partition(id)``: a number (boot, running) or a label."""
         found: Partition | None = None
         if which == RUNNING:
@@ -90,42 +90,44 @@ class Partitions:
                         found = row
         if found is None:
             raise OSError(2)
-        return self._describe(self._index(found))
+        return self._describe_row(self._index_of(found))
 
-    def find(self, type: int, subtype: int, label: str | None) -> Value:
+    def find_partitions(self, type: int, subtype: int, label: str | None) -> Value:
         """``Partition.find``, in the order of the table."""
         if type == 0xFF and subtype != 0xFF:
             return ()
         return tuple(
-            self._describe(index)
+            self._describe_row(index)
             for index, row in enumerate(self.rows)
             if type in (0xFF, row.type)
             and subtype in (0xFF, row.subtype)
             and label in (None, row.name)
         )
 
-    def read(self, index: int, start: int, length: int) -> bytes:
+    def read_range(self, index: int, start: int, length: int) -> bytes:
         """Read at most 64 KiB."""
         part = self.rows[index]
-        _within(part, start, length)
+        _check_range(part, start, length)
         return self._flash.read(part.offset + start, min(length, READ_MAX))
 
-    def write(self, index: int, start: int, erasing: bool, block: int, data: bytes = b"") -> None:
+    def write_blocks(
+        self, index: int, start: int, erasing: bool, block: int, data: bytes = b""
+    ) -> None:
         """``writeblocks``: with two arguments it erases first, with three it only programs."""
         part = self.rows[index]
         if erasing and block < SECTOR:
-            self._rewrite(part, start, data)
+            self._rewrite_block(part, start, data)
             return
         if erasing:
-            self.erase(index, start, len(data))
-        self._program(part, start, data)
+            self.erase_range(index, start, len(data))
+        self._program_range(part, start, data)
 
-    def erase(self, index: int, start: int, length: int) -> None:
+    def erase_range(self, index: int, start: int, length: int) -> None:
         """Erase whole sectors."""
         part = self.rows[index]
         if part.readonly:
             raise EspError(esp_errors.NOT_ALLOWED)
-        _within(part, start, length)
+        _check_range(part, start, length)
         if length % SECTOR:
             raise EspError(esp_errors.INVALID_SIZE)
         if start % SECTOR:
@@ -140,7 +142,7 @@ class Partitions:
                 self._flash,
                 self._table,
                 self.rows[index],
-                lambda part: bootloader.verify(self._flash, part),
+                lambda part: bootloader.verify_image(self._flash, part),
                 rollback=self._rollback,
             )
         )
@@ -150,7 +152,7 @@ class Partitions:
         found = otadata.next_update(self._table, self.rows[index])
         if found is None:
             raise OSError(2)
-        return self._describe(self._index(found))
+        return self._describe_row(self._index_of(found))
 
     def mark_valid(self) -> None:
         """``Partition.mark_app_valid_cancel_rollback``."""
@@ -158,7 +160,7 @@ class Partitions:
 
     def nvs_open(self, name: str) -> int:
         """``NVS(namespace)``."""
-        return self._settings.open(name)
+        return self._settings.open_namespace(name)
 
     def nvs_set(self, handle: int, key: str, value: int | bytes) -> None:
         """``set_i32`` and ``set_blob``."""
@@ -192,28 +194,28 @@ class Partitions:
             raise EspError(esp_errors.NVS_NOT_FOUND)
         return value
 
-    def _program(self, part: Partition, start: int, data: bytes) -> None:
+    def _program_range(self, part: Partition, start: int, data: bytes) -> None:
         if part.readonly:
             raise EspError(esp_errors.NOT_ALLOWED)
-        _within(part, start, len(data))
+        _check_range(part, start, len(data))
         if data:
             self._guard(part, start, len(data))
             self._flash.program(part.offset + start, data)
 
-    def _rewrite(self, part: Partition, start: int, data: bytes) -> None:
+    def _rewrite_block(self, part: Partition, start: int, data: bytes) -> None:
         """A block smaller than a sector: what lies around it is kept, in RAM meanwhile."""
         if not data:
             return
-        _within(part, start, len(data))
+        _check_range(part, start, len(data))
         for sector in range(start // SECTOR * SECTOR, start + len(data), SECTOR):
             old = self._flash.read(part.offset + sector, SECTOR)
             head, tail = max(start - sector, 0), max(sector + SECTOR - start - len(data), 0)
-            self.erase(self._index(part), sector, SECTOR)
+            self.erase_range(self._index_of(part), sector, SECTOR)
             if head:
-                self._program(part, sector, old[:head])
+                self._program_range(part, sector, old[:head])
             if tail:
-                self._program(part, sector + SECTOR - tail, old[-tail:])
-        self._program(part, start, data)
+                self._program_range(part, sector + SECTOR - tail, old[-tail:])
+        self._program_range(part, start, data)
 
     def _guard(self, part: Partition, start: int, length: int) -> None:
         begin, end = part.offset + start, part.offset + start + length
@@ -221,15 +223,15 @@ class Partitions:
         if begin < GUARDED or (begin < running.end and end > running.offset):
             raise Panic(f"abort() was called: write to {begin:#x}, which the app runs from")
 
-    def _index(self, part: Partition) -> int:
+    def _index_of(self, part: Partition) -> int:
         return next(i for i, row in enumerate(self.rows) if row.offset == part.offset)
 
-    def _describe(self, index: int) -> Value:
+    def _describe_row(self, index: int) -> Value:
         row = self.rows[index]
         return (index, row.type, row.subtype, row.offset, row.size, row.name, row.encrypted)
 
 
-def _within(part: Partition, start: int, length: int) -> None:
+def _check_range(part: Partition, start: int, length: int) -> None:
     if start < 0 or start > part.size:
         raise EspError(esp_errors.INVALID_ARG)
     if length > part.size - start:
@@ -241,7 +243,7 @@ def _check(code: int) -> None:
         raise EspError(code)
 
 
-def _translated(operation: Operation) -> Operation:
+def _translate_errors(operation: Operation) -> Operation:
     """Turn errors of the model into what beacon code sees."""
 
     def call(*args):

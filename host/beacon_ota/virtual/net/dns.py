@@ -10,16 +10,16 @@ TTL = 120
 NAME_MAX = 255
 
 
-class Names(Protocol):
+class NameSource(Protocol):
     """Where names lead, see :class:`beacon_ota.virtual.net.network.Network`."""
 
     services: dict[str, tuple[str, int]]
 
-    def lookup(self, name: str) -> str | None:
+    def lookup_name(self, name: str) -> str | None:
         """Return the IPv4 address of a name."""
 
 
-def answer(query: bytes, names: Names, *, silent: bool) -> bytes | None:
+def answer_query(query: bytes, names: NameSource, *, silent: bool) -> bytes | None:
     """Return the reply to one question, None when there is nothing to say.
 
     Args:
@@ -31,12 +31,12 @@ def answer(query: bytes, names: Names, *, silent: bool) -> bytes | None:
         number, flags, questions = struct.unpack_from(">HHH", query)
         if flags & 0x8000 or questions != 1:
             return None
-        name, at = _name(query, 12)
+        name, at = _parse_name(query, 12)
         kind, _ = struct.unpack_from(">HH", query, at)
     except (struct.error, ValueError):
         return None
     question = query[12 : at + 4]
-    records = _records(name, kind, names)
+    records = _find_records(name, kind, names)
     if not records and silent:
         return None
     code = 0x8400 if records else 0x8403
@@ -44,32 +44,32 @@ def answer(query: bytes, names: Names, *, silent: bool) -> bytes | None:
     return head + question + b"".join(records)
 
 
-def _records(name: str, kind: int, names: Names) -> list[bytes]:
-    address = names.lookup(name)
+def _find_records(name: str, kind: int, names: NameSource) -> list[bytes]:
+    address = names.lookup_name(name)
     if address is not None and kind in (A, ANY):
-        return [_record(name, A, ipaddress.IPv4Address(address).packed)]
+        return [_pack_record(name, A, ipaddress.IPv4Address(address).packed)]
     service = name.removesuffix(".local")
     if service in names.services and kind in (PTR, ANY):
         host, port = names.services[service]
         instance = f"orchestrator.{name}"
         found = [
-            _record(name, PTR, _labels(instance)),
-            _record(instance, SRV, struct.pack(">HHH", 0, 0, port) + _labels(host)),
+            _pack_record(name, PTR, _pack_name(instance)),
+            _pack_record(instance, SRV, struct.pack(">HHH", 0, 0, port) + _pack_name(host)),
         ]
-        return found + _records(host, A, names)
+        return found + _find_records(host, A, names)
     return []
 
 
-def _record(name: str, kind: int, data: bytes) -> bytes:
-    return _labels(name) + struct.pack(">HHIH", kind, IN, TTL, len(data)) + data
+def _pack_record(name: str, kind: int, data: bytes) -> bytes:
+    return _pack_name(name) + struct.pack(">HHIH", kind, IN, TTL, len(data)) + data
 
 
-def _labels(name: str) -> bytes:
+def _pack_name(name: str) -> bytes:
     parts = [part.encode()[:63] for part in name.split(".") if part]
     return b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
 
 
-def _name(message: bytes, at: int) -> tuple[str, int]:
+def _parse_name(message: bytes, at: int) -> tuple[str, int]:
     """Read a name without compression (ValueError when there is none)."""
     parts, length = [], 0
     while True:

@@ -39,7 +39,7 @@ class AccessPoint:
 
 
 @dataclass
-class Faults:
+class LinkFaults:
     """What goes wrong on a link. Sizes in bytes, times in the beacon's seconds.
 
     The four ``…_after`` count the bytes that one connection brought to the beacon, act once
@@ -71,7 +71,7 @@ class Faults:
     drop_after: int | None = None
     again: bool = False
 
-    def next(self, brought: int) -> tuple[int, str] | None:
+    def next_fault(self, brought: int) -> tuple[int, str] | None:
         """Return the next of the ``…_after`` and how many bytes are left until then."""
         due = [
             (limit - brought, name)
@@ -103,7 +103,9 @@ class Network:
     _addresses: dict[str, str] = field(default_factory=dict)
     _stations: int = 0
 
-    def add(self, ssid: str | bytes, password: str | bytes = b"", **more) -> AccessPoint:
+    def add_access_point(
+        self, ssid: str | bytes, password: str | bytes = b"", **more
+    ) -> AccessPoint:
         """Put up an access point."""
         raw = ssid.encode() if isinstance(ssid, str) else ssid
         key = password.encode() if isinstance(password, str) else password
@@ -116,32 +118,32 @@ class Network:
         """Access points that answer, strongest first."""
         return sorted((p for p in self.points if p.visible), key=lambda p: -p.rssi)
 
-    def find(self, ssid: bytes, bssid: bytes | None = None) -> AccessPoint | None:
+    def find_access_point(self, ssid: bytes, bssid: bytes | None = None) -> AccessPoint | None:
         """Return the strongest access point of this name."""
         for point in self.visible:
             if point.ssid == ssid and bssid in (None, point.bssid):
                 return point
         return None
 
-    def host(self, name: str, address: str, port: int | None = None) -> None:
+    def set_host(self, name: str, address: str, port: int | None = None) -> None:
         """Let ``name`` lead to a real address."""
         self.hosts[name.lower()] = (address, port)
 
-    def move(self, name: str, address: str, port: int | None = None) -> None:
+    def move_host(self, name: str, address: str, port: int | None = None) -> None:
         """Let ``name`` lead to an address it never had; the one it had leads where it led."""
         name = name.lower()
         if name in self._addresses:
             left = f"{name}#{len(self._addresses)}"
             self._addresses[left] = self._addresses.pop(name)
             self.hosts[left] = self.hosts[name]
-        self.host(name, address, port)
+        self.set_host(name, address, port)
 
-    def station(self) -> str:
+    def next_station(self) -> str:
         """Return an address for another beacon."""
         self._stations += 1
         return str(STATIONS + self._stations - 1)
 
-    def lookup(self, name: str) -> str | None:
+    def lookup_name(self, name: str) -> str | None:
         """Return the address, on the beacons' side, of a known name."""
         name = name.lower().rstrip(".")
         if name not in self.hosts:
@@ -150,7 +152,7 @@ class Network:
             self._addresses[name] = str(HOSTS + len(self._addresses))
         return self._addresses[name]
 
-    def real(self, address: str, port: int) -> tuple[str, int]:
+    def real_address(self, address: str, port: int) -> tuple[str, int]:
         """Return where an address on the beacons' side really leads."""
         for name, given in self._addresses.items():
             if given == address and name in self.hosts:

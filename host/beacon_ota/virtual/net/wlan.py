@@ -8,9 +8,9 @@ the last failure stays the status meanwhile.
 import asyncio
 from collections.abc import Callable
 
-from beacon_ota.virtual.clock import Clock
+from beacon_ota.virtual.clock import VirtualClock
 from beacon_ota.virtual.flash.partition import Panic
-from beacon_ota.virtual.net.link import Link
+from beacon_ota.virtual.net.link import NetworkLink
 from beacon_ota.virtual.net.network import GATEWAY, AccessPoint, Network
 from beacon_ota.virtual.process.channel import Operation, Value
 
@@ -23,7 +23,7 @@ AGAIN = "Wifi Internal Error"
 NOT_CONNECTED = "Wifi Not Connected"
 
 
-class Wlan:
+class WlanStation:
     """The station interface.
 
     Args:
@@ -38,8 +38,8 @@ class Wlan:
     def __init__(
         self,
         network: Network,
-        link: Link,
-        clock: Clock,
+        link: NetworkLink,
+        clock: VirtualClock,
         mac: bytes,
         bluetooth: Callable[[], bool],
         changed: Callable[[], None],
@@ -54,16 +54,16 @@ class Wlan:
     def operations(self) -> dict[str, Operation]:
         """What the stand-in ``network`` calls."""
         return {
-            "wlan_active": self._active,
+            "wlan_active": self._set_active,
             "wlan_connect": self._connect,
             "wlan_disconnect": self._disconnect,
             "wlan_connected": lambda interface: interface == 0 and self.connected,
-            "wlan_status": self._status,
-            "wlan_scan": self._scan,
-            "wlan_get": self._get,
-            "wlan_set": self._set,
-            "wlan_ifconfig": self._ifconfig,
-            "hostname": self._hostname,
+            "wlan_status": self._get_status,
+            "wlan_scan": self._scan_networks,
+            "wlan_get": self._get_config,
+            "wlan_set": self._set_config,
+            "wlan_ifconfig": self._get_ifconfig,
+            "hostname": self._set_hostname,
         }
 
     @property
@@ -77,47 +77,47 @@ class Wlan:
 
     def reset(self) -> None:
         """The radio as it is after a reset of the chip."""
-        self._stop()
+        self._stop_joining()
         self.access_point: AccessPoint | None = None
         self.on = [False, False]
-        self._wanted: tuple[bytes, bytes, bytes | None] | None = None
-        self._requested = False
+        self._credentials: tuple[bytes, bytes, bytes | None] | None = None
+        self._connect_requested = False
         self._reason = 0
         self._reconnects = 0
         self._settings: dict[str, Value] = {"pm": 1, "txpower": 80, "protocol": 7, "channel": 1}
         self._link.set_up(False)
         self._changed()
 
-    def drop(self, reason: int = BEACON_TIMEOUT) -> None:
+    def lose_connection(self, reason: int = BEACON_TIMEOUT) -> None:
         """Lose the connection, as when the access point falls silent."""
         if self.connected:
-            self._lose(reason)
-            if self._requested:
-                self._start()
+            self._set_disconnected(reason)
+            if self._connect_requested:
+                self._start_joining()
 
-    def _lose(self, reason: int) -> None:
+    def _set_disconnected(self, reason: int) -> None:
         self.access_point = None
         self._reason = reason
         self._link.set_up(False)
         self._changed()
 
-    def _stop(self) -> None:
+    def _stop_joining(self) -> None:
         if self._task is not None:
             self._task.cancel()
             self._task = None
 
-    def _start(self) -> None:
-        self._stop()
-        self._task = asyncio.get_running_loop().create_task(self._join())
+    def _start_joining(self) -> None:
+        self._stop_joining()
+        self._task = asyncio.get_running_loop().create_task(self._join_network())
 
-    async def _join(self) -> None:
+    async def _join_network(self) -> None:
         """Try until it works, or as often as ``reconnects`` allows."""
         tries = 0
         while True:
-            await asyncio.sleep(self._clock.real(self._network.join_time))
-            assert self._wanted is not None
-            ssid, key, bssid = self._wanted
-            found = self._network.find(ssid, bssid)
+            await asyncio.sleep(self._clock.real_seconds(self._network.join_time))
+            assert self._credentials is not None
+            ssid, key, bssid = self._credentials
+            found = self._network.find_access_point(ssid, bssid)
             if found is not None and found.accepts(key):
                 self.access_point = found
                 self._reason = 0
@@ -130,13 +130,13 @@ class Wlan:
             if self._reconnects and tries > self._reconnects:
                 return
 
-    def _active(self, interface: int, on: bool | None) -> bool:
+    def _set_active(self, interface: int, on: bool | None) -> bool:
         if on is not None and on != self.on[interface]:
             self.on[interface] = on
             if interface == 0 and not on:
-                self._stop()
-                self._requested = False
-                self._lose(ASSOC_LEAVE)
+                self._stop_joining()
+                self._connect_requested = False
+                self._set_disconnected(ASSOC_LEAVE)
             self._changed()
         return self.on[interface]
 
@@ -148,22 +148,22 @@ class Wlan:
         if ssid is not None:
             if bssid is not None and len(bssid) != 6:
                 raise ValueError
-            self._wanted = (ssid[:32], (key or b"")[:64], bssid)
+            self._credentials = (ssid[:32], (key or b"")[:64], bssid)
         if self.connected:
             raise OSError(AGAIN)
-        if self._wanted is None:
+        if self._credentials is None:
             raise OSError("Wifi SSID Invalid")
-        self._requested = True
-        self._start()
+        self._connect_requested = True
+        self._start_joining()
 
     def _disconnect(self) -> None:
-        self._requested = False
+        self._connect_requested = False
         if not any(self.on):
             raise OSError(NOT_STARTED)
-        self._stop()
-        self._lose(ASSOC_LEAVE)
+        self._stop_joining()
+        self._set_disconnected(ASSOC_LEAVE)
 
-    def _status(self, interface: int, param: str | None) -> Value:
+    def _get_status(self, interface: int, param: str | None) -> Value:
         if param == "rssi":
             if interface:
                 raise OSError("STA required")
@@ -182,26 +182,26 @@ class Wlan:
             return self._reason
         if self._reason == ASSOC_LEAVE:
             return IDLE
-        if self._requested:
+        if self._connect_requested:
             return CONNECTING
         return self._reason or IDLE
 
-    async def _scan(self) -> Value:
+    async def _scan_networks(self) -> Value:
         if not self.on[0]:
             raise OSError("STA must be active")
         if self._connecting:
             return ()
-        await asyncio.sleep(self._clock.real(self._network.scan_time))
+        await asyncio.sleep(self._clock.real_seconds(self._network.scan_time))
         return tuple(
             (point.ssid, point.bssid, point.channel, point.rssi, point.security, False)
             for point in self._network.visible
         )
 
-    def _get(self, interface: int, name: str) -> Value:
+    def _get_config(self, interface: int, name: str) -> Value:
         if name == "mac":
             return self._mac if not interface else self._mac[:5] + bytes([self._mac[5] + 1 & 255])
         if name in ("ssid", "essid"):
-            return (self._wanted or (b"", b"", None))[0].decode("utf-8", "replace")
+            return (self._credentials or (b"", b"", None))[0].decode("utf-8", "replace")
         if name in ("hostname", "dhcp_hostname"):
             return self.hostname
         if name == "reconnects":
@@ -212,7 +212,7 @@ class Wlan:
             raise ValueError("unknown config param")
         return self._settings[name]
 
-    def _set(self, interface: int, name: str, value: Value) -> None:
+    def _set_config(self, interface: int, name: str, value: Value) -> None:
         if name in ("hostname", "dhcp_hostname"):
             self.hostname = str(value)
         elif name == "reconnects" and isinstance(value, int):
@@ -228,14 +228,14 @@ class Wlan:
         elif name not in ("ssid", "essid", "key", "password", "security", "authmode", "hidden"):
             raise ValueError("unknown config param")
 
-    def _ifconfig(self, config: Value) -> Value:
+    def _get_ifconfig(self, config: Value) -> Value:
         if config is not None:
             return None
         if not self.connected:
             return ("0.0.0.0", "0.0.0.0", "0.0.0.0", "0.0.0.0")
         return (self._link.address, "255.255.0.0", GATEWAY, GATEWAY)
 
-    def _hostname(self, name: str | None) -> str | None:
+    def _set_hostname(self, name: str | None) -> str | None:
         if name is None:
             return self.hostname
         if len(name) > 32:

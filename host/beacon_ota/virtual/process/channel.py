@@ -31,11 +31,11 @@ PATIENCE = 0.02  # seconds until a waiting event interrupts a blocking call
 _QUEUE_MAX = 256  # events that wait; more are dropped, like interrupts that come too fast
 
 
-class Gone(Exception):
+class InterpreterGone(Exception):
     """This call has no answer: the chip is no longer running the code that asked."""
 
 
-def pack(value: Any) -> bytes:
+def pack_value(value: Any) -> bytes:
     """Encode what travels; dicts, floats and the like do not."""
     if value is None:
         return b"N"
@@ -46,7 +46,7 @@ def pack(value: Any) -> bytes:
     if isinstance(value, int):
         return b"I" + struct.pack("<q", value)
     if isinstance(value, tuple | list):
-        return b"(" + bytes([len(value)]) + b"".join(map(pack, value))
+        return b"(" + bytes([len(value)]) + b"".join(map(pack_value, value))
     if isinstance(value, str):
         raw, kind = value.encode(), b"S"
     elif isinstance(value, bytes | bytearray | memoryview):
@@ -56,7 +56,7 @@ def pack(value: Any) -> bytes:
     return kind + struct.pack("<I", len(raw)) + raw
 
 
-def unpack(raw: bytes) -> Any:
+def unpack_value(raw: bytes) -> Any:
     """Decode one value (ValueError when it is malformed)."""
     try:
         value, end = _unpack(raw, 0, 0)
@@ -91,7 +91,7 @@ def _unpack(raw: bytes, at: int, depth: int) -> tuple[Any, int]:
     raise IndexError(f"no value begins with {kind!r}")
 
 
-class Line(asyncio.Protocol):
+class InterpreterChannel(asyncio.Protocol):
     """One interpreter's line. Made in the loop; the interpreter inherits :attr:`passed`.
 
     Args:
@@ -110,7 +110,7 @@ class Line(asyncio.Protocol):
         nudge: Callable[[], None],
         called: Callable[[], None],
     ):
-        self._operations = {**operations, "event": self._event}
+        self._operations = {**operations, "event": self._next_event}
         self._lost, self._nudge, self._called = lost, nudge, called
         self._impatience: asyncio.TimerHandle | None = None
         self._buffer = bytearray()
@@ -154,29 +154,29 @@ class Line(asyncio.Protocol):
             os.close(fd)
         if self._impatience is not None:
             self._impatience.cancel()
-        self._resolve(None)
+        self._resolve_waiting(None)
         while self._events:
             _, waiting = self._events.popleft()
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
 
-    def emit(self, *event: Value, once: bool = False) -> bool:
+    def queue_event(self, *event: Value, once: bool = False) -> bool:
         """Queue an event for the interpreter; False when it was dropped.
 
         Args:
             event: kind and fields.
             once: drop it when the same event still waits.
         """
-        return self._queue(event, None, once)
+        return self._append_event(event, None, once)
 
-    def ask(self, *event: Value) -> asyncio.Future:
+    def call_handler(self, *event: Value) -> asyncio.Future:
         """Queue an event and return a future of what its handler returns (None if nobody)."""
         waiting: asyncio.Future = asyncio.get_running_loop().create_future()
-        if not self._queue(event, waiting, False):
+        if not self._append_event(event, waiting, False):
             waiting.set_result(None)
         return waiting
 
-    def _queue(self, event: tuple, waiting: asyncio.Future | None, once: bool) -> bool:
+    def _append_event(self, event: tuple, waiting: asyncio.Future | None, once: bool) -> bool:
         if self._closed or len(self._events) >= _QUEUE_MAX:
             return False
         if once and any(queued == event for queued, _ in self._events):
@@ -188,29 +188,29 @@ class Line(asyncio.Protocol):
                 os.write(self._wake_out, b"!")
                 os.write(self._bell_out, b"!")
             loop = asyncio.get_running_loop()
-            self._impatience = loop.call_later(PATIENCE, self._hurry, PATIENCE)
+            self._impatience = loop.call_later(PATIENCE, self._interrupt_again, PATIENCE)
         return True
 
-    def _hurry(self, waited: float) -> None:
+    def _interrupt_again(self, waited: float) -> None:
         """A blocking system call keeps the events waiting: interrupt it, again and again."""
         if self._rung and not self._closed:
             self._nudge()
             waited = min(2 * waited, 1)
             loop = asyncio.get_running_loop()
-            self._impatience = loop.call_later(waited, self._hurry, waited)
+            self._impatience = loop.call_later(waited, self._interrupt_again, waited)
 
-    def forget(self, *prefix: Value) -> None:
+    def cancel_events(self, *prefix: Value) -> None:
         """Take back queued events that begin like this."""
         kept = [e for e in self._events if e[0][: len(prefix)] != prefix]
         self._events = deque(kept)
 
     @property
-    def waiting(self) -> int:
+    def pending_events(self) -> int:
         """Events that the interpreter has not fetched."""
         return len(self._events)
 
-    def _event(self, result: Value) -> Value:
-        self._resolve(result)
+    def _next_event(self, result: Value) -> Value:
+        self._resolve_waiting(result)
         if not self._events:
             self._rung = False
             if self._impatience is not None:
@@ -219,7 +219,7 @@ class Line(asyncio.Protocol):
         event, self._answering = self._events.popleft()
         return event
 
-    def _resolve(self, result: Value) -> None:
+    def _resolve_waiting(self, result: Value) -> None:
         waiting, self._answering = self._answering, None
         if waiting is not None and not waiting.done():
             waiting.set_result(result)
@@ -246,32 +246,32 @@ class Line(asyncio.Protocol):
             head = bytes(self._buffer[_CALL.size : _CALL.size + size])
             blob = bytes(self._buffer[_CALL.size + size : end])
             del self._buffer[:end]
-            self._call(head, blob)
+            self._handle_call(head, blob)
 
-    def _call(self, head: bytes, blob: bytes) -> None:
+    def _handle_call(self, head: bytes, blob: bytes) -> None:
         self._called()
         try:
-            name, *args = unpack(head)
+            name, *args = unpack_value(head)
             operation = self._operations[name]
             result = operation(*args, blob) if blob else operation(*args)
             if inspect.isawaitable(result):
-                self._asking = asyncio.ensure_future(self._later(result))
+                self._asking = asyncio.ensure_future(self._answer_later(result))
                 return
         except Exception as error:
-            self._fail(error)
+            self._answer_error(error)
         else:
-            self._answer(0, result)
+            self._send_answer(0, result)
 
-    async def _later(self, result: Awaitable[Value]) -> None:
+    async def _answer_later(self, result: Awaitable[Value]) -> None:
         try:
             value = await result
         except Exception as error:
-            self._fail(error)
+            self._answer_error(error)
         else:
-            self._answer(0, value)
+            self._send_answer(0, value)
 
-    def _fail(self, error: Exception) -> None:
-        if isinstance(error, Gone):
+    def _answer_error(self, error: Exception) -> None:
+        if isinstance(error, InterpreterGone):
             return
         kind = _KINDS.get(type(error))
         if kind is None and isinstance(error, OSError):
@@ -279,10 +279,10 @@ class Line(asyncio.Protocol):
         if kind is None:
             self._lost(error)
         else:
-            self._answer(kind, tuple(error.args))
+            self._send_answer(kind, tuple(error.args))
 
-    def _answer(self, kind: int, value: Value) -> None:
+    def _send_answer(self, kind: int, value: Value) -> None:
         if self._transport is None or self._closed:
             return
-        body = pack(value)
+        body = pack_value(value)
         self._transport.write(_ANSWER.pack(kind, len(body)) + body)

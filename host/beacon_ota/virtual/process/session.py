@@ -7,14 +7,14 @@ import subprocess
 from collections.abc import Callable
 from typing import NamedTuple
 
-from beacon_ota.virtual.process.channel import Gone, Line, Operation, Value
-from beacon_ota.virtual.process.interpreter import NUDGE, Interpreter
+from beacon_ota.virtual.process.channel import InterpreterChannel, InterpreterGone, Operation, Value
+from beacon_ota.virtual.process.interpreter import INTERRUPT_SIGNAL, Interpreter
 
-AGAIN, SOFT, LOST = "again", "soft_reset", "lost"
+HEAP_MISFIT, SOFT_RESET, PROCESS_ENDED = "again", "soft_reset", "lost"
 _READ = 0x10000
 
 
-class Ran(NamedTuple):
+class CpuUsage(NamedTuple):
     """A process as the machine's scheduler sees it.
 
     Attributes:
@@ -28,7 +28,7 @@ class Ran(NamedTuple):
     ready: bool = False
 
 
-class Session:
+class InterpreterSession:
     """A running interpreter.
 
     Args:
@@ -53,20 +53,22 @@ class Session:
         self._overhead = 0
         self._cpu = -1
         self._failed, self._printed = failed, printed
-        self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._run_end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._interpreter = Interpreter.shared()
-        self._size = self._interpreter.size(heap)
-        own = {"start": self._begin, "soft_reset": self._soft_reset}
-        self.line = Line({**operations, **own}, self._hung_up, self._nudge, self._print)
+        self._size = self._interpreter.heap_size(heap)
+        own = {"start": self._start_interpreter, "soft_reset": self._soft_reset}
+        self.channel = InterpreterChannel(
+            {**operations, **own}, self._on_hang_up, self._interrupt_call, self._read_console
+        )
         self._console, write = os.pipe()
         os.set_blocking(self._console, False)
         try:
-            fds = (*self.line.passed, flash)
-            self._process = self._interpreter.spawn(self._size, fds, write)
+            fds = (*self.channel.passed, flash)
+            self._process = self._interpreter.spawn_process(self._size, fds, write)
         finally:
             os.close(write)
-            self.line.inherited()
+            self.channel.inherited()
 
     async def run(self, ended: asyncio.Future) -> str | None:
         """Serve the interpreter until it is over or ``ended`` is done, then end it.
@@ -76,18 +78,18 @@ class Session:
             ``lost`` (it ended by itself), None when ``ended`` came first.
         """
         loop = asyncio.get_running_loop()
-        await self.line.open()
-        loop.add_reader(self._console, self._print)
+        await self.channel.open()
+        loop.add_reader(self._console, self._read_console)
         try:
-            await asyncio.wait((ended, self._over), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((ended, self._run_end), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._process.kill()
-            self.line.close()
+            self.channel.close()
             self._process.wait()
             loop.remove_reader(self._console)
-            self._print()
+            self._read_console()
             os.close(self._console)
-        return None if ended.done() else self._over.result()
+        return None if ended.done() else self._run_end.result()
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -100,50 +102,50 @@ class Session:
         return self._overhead
 
     @property
-    def ran(self) -> Ran:
+    def cpu_usage(self) -> CpuUsage:
         """How much of a CPU the interpreter has had; nothing where nobody tells."""
         pid = self._process.pid
         try:
             with open(f"/proc/{pid}/task/{pid}/stat") as file:
                 ready = file.read().rpartition(")")[2].split()[0] == "R"
         except (OSError, IndexError):
-            return Ran()
-        cpu, waited = _schedule(pid)
-        return Ran(cpu / 1e9, waited / 1e9, ready)
+            return CpuUsage()
+        cpu, waited = _scheduler_times(pid)
+        return CpuUsage(cpu / 1e9, waited / 1e9, ready)
 
-    def _begin(self, free: int, used: int) -> Value:
+    def _start_interpreter(self, free: int, used: int) -> Value:
         self._overhead = used
-        if not self._interpreter.calibrate(self._heap, self._size, free):
-            self._end(AGAIN)
-            raise Gone
+        if not self._interpreter.calibrate_overhead(self._heap, self._size, free):
+            self._end_run(HEAP_MISFIT)
+            raise InterpreterGone
         return self._start()
 
     def _soft_reset(self) -> Value:
-        self._end(SOFT)
-        raise Gone
+        self._end_run(SOFT_RESET)
+        raise InterpreterGone
 
-    def _hung_up(self, error: Exception | None) -> None:
+    def _on_hang_up(self, error: Exception | None) -> None:
         if error is not None:
             self._failed(error)
         else:
-            self._end(LOST)
+            self._end_run(PROCESS_ENDED)
 
-    def _end(self, how: str) -> None:
-        if not self._over.done():
-            self._over.set_result(how)
+    def _end_run(self, how: str) -> None:
+        if not self._run_end.done():
+            self._run_end.set_result(how)
 
-    def _nudge(self) -> None:
+    def _interrupt_call(self) -> None:
         """Interrupt a blocking call: only when the interpreter did nothing since the last look.
 
         One that computes takes its events by itself, and while it collects garbage a signal
         would do harm.
         """
-        done, _ = _schedule(self._process.pid)
+        done, _ = _scheduler_times(self._process.pid)
         if not done or done == self._cpu:
-            self._process.send_signal(NUDGE)
+            self._process.send_signal(INTERRUPT_SIGNAL)
         self._cpu = done
 
-    def _print(self) -> None:
+    def _read_console(self) -> None:
         """Take what is in the console; also before every call, so that nothing overtakes it."""
         while True:
             try:
@@ -156,7 +158,7 @@ class Session:
             self._printed(self._decoder.decode(data))
 
 
-def _schedule(pid: int) -> tuple[int, int]:
+def _scheduler_times(pid: int) -> tuple[int, int]:
     """Return nanoseconds that a process's main thread ran, and that it waited for a CPU.
 
     Zeros where nobody tells.

@@ -12,9 +12,9 @@ from bumble import hci
 from bumble.core import BaseBumbleError
 from bumble.device import Connection, ConnectionParametersPreferences
 
-from beacon_ota.virtual.radio.stack import Stack
-from beacon_ota.virtual.radio.transport import Line, Report
-from beacon_ota.wire.scan import structures
+from beacon_ota.virtual.radio.stack import HostStack
+from beacon_ota.virtual.radio.transport import AdvertisingReport, HciClient
+from beacon_ota.wire.scan import split_structures
 
 SCAN_RSP = 4
 
@@ -25,7 +25,7 @@ _SERVICE_DATA = {0x16: 2, 0x20: 4, 0x21: 16}
 
 
 @dataclass
-class Sighting:
+class AdvertiserData:
     """What is known of one advertiser from its advertisement and its scan response.
 
     Args:
@@ -43,7 +43,7 @@ class Sighting:
     _advertisement: bytes = b""
     _response: bytes = b""
 
-    def update(self, report: Report) -> None:
+    def add_report(self, report: AdvertisingReport) -> None:
         """Take a report in; a field of the scan response wins over the advertisement's."""
         self.rssi = report.rssi
         if report.kind == SCAN_RSP:
@@ -53,10 +53,10 @@ class Sighting:
         self.name = self.tx_power = None
         self.uuids, self.service_data, self.manufacturer_data = [], {}, {}
         for payload in (self._advertisement, self._response):
-            for kind, value in structures(payload):
-                self._take(kind, value)
+            for kind, value in split_structures(payload):
+                self._add_structure(kind, value)
 
-    def _take(self, kind: int, value: bytes) -> None:
+    def _add_structure(self, kind: int, value: bytes) -> None:
         if kind in (_SHORT_NAME, _COMPLETE_NAME):
             if kind == _COMPLETE_NAME or self.name is None:
                 self.name = value.decode("utf-8", "replace")
@@ -65,16 +65,16 @@ class Sighting:
         elif kind == _MANUFACTURER and len(value) >= 2:
             self.manufacturer_data[int.from_bytes(value[:2], "little")] = value[2:]
         elif kind in _SERVICE_DATA and len(value) >= (size := _SERVICE_DATA[kind]):
-            self.service_data[uuid_text(value[:size])] = value[size:]
+            self.service_data[format_uuid(value[:size])] = value[size:]
         elif kind in _UUID_LISTS:
             size = _UUID_LISTS[kind]
             for start in range(0, len(value) - size + 1, size):
-                uuid = uuid_text(value[start : start + size])
+                uuid = format_uuid(value[start : start + size])
                 if uuid not in self.uuids:
                     self.uuids.append(uuid)
 
 
-def uuid_text(raw: bytes) -> str:
+def format_uuid(raw: bytes) -> str:
     """A UUID of 2, 4 or 16 little-endian bytes, written out in full as bleak does."""
     text = raw[::-1].hex()
     if len(raw) != 16:
@@ -82,17 +82,17 @@ def uuid_text(raw: bytes) -> str:
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
-class Adapter:
+class SpaceAdapter:
     """One central's radio in a room. Get it with :meth:`acquire`, give it back with `release`."""
 
-    _shared: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str], "Adapter"]] = {}
+    _shared: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str], "SpaceAdapter"]] = {}
 
-    def __init__(self, path: str, line: Line, device: Stack) -> None:
+    def __init__(self, path: str, line: HciClient, device: HostStack) -> None:
         self.device = device
         self._path = path
-        self._line = line
+        self._client = line
         self._users = 0
-        self._scanners: dict[Callable[[Report], None], bool] = {}
+        self._scanners: dict[Callable[[AdvertisingReport], None], bool] = {}
         self._connecting = asyncio.Lock()
         self._scan_change = asyncio.Lock()
         line.host.on_report = self._on_report
@@ -113,7 +113,7 @@ class Adapter:
             # somebody else may have opened it meanwhile
             current = cls._shared.get((loop, path))
             if current is not None and not current.lost:
-                adapter._line.close()
+                adapter._client.close()
                 adapter = current
             cls._shared[(loop, path)] = adapter
         adapter._users += 1
@@ -121,9 +121,9 @@ class Adapter:
         return adapter
 
     @classmethod
-    async def _open(cls, path: str) -> "Adapter":
-        line = await Line.open(path)
-        device = Stack(line.host)
+    async def _open(cls, path: str) -> "SpaceAdapter":
+        line = await HciClient.open(path)
+        device = HostStack(line.host)
         await device.power_on()
         return cls(path, line, device)
 
@@ -135,26 +135,26 @@ class Adapter:
         key = (asyncio.get_running_loop(), self._path)
         if self._shared.get(key) is self:
             del self._shared[key]
-        self._line.close()
+        self._client.close()
 
     @property
     def lost(self) -> bool:
         """Whether the room has gone."""
-        return self._line.host.lost.is_set()
+        return self._client.host.lost.is_set()
 
     # Scanning
 
-    async def scan(self, listener: Callable[[Report], None], active: bool) -> None:
+    async def start_scan(self, listener: Callable[[AdvertisingReport], None], active: bool) -> None:
         """Hand every advertising report to ``listener`` until :meth:`stop_scan`."""
         self._scanners[listener] = active
-        await self._apply()
+        await self._apply_scanners()
 
-    async def stop_scan(self, listener: Callable[[Report], None]) -> None:
+    async def stop_scan(self, listener: Callable[[AdvertisingReport], None]) -> None:
         self._scanners.pop(listener, None)
         if not self.lost:
-            await self._apply()
+            await self._apply_scanners()
 
-    async def _apply(self) -> None:
+    async def _apply_scanners(self) -> None:
         async with self._scan_change:
             if self.device.is_scanning:
                 await self.device.stop_scanning(legacy=True)
@@ -165,19 +165,19 @@ class Adapter:
                     own_address_type=hci.OwnAddressType.PUBLIC,
                 )
 
-    def _on_report(self, report: Report) -> None:
+    def _on_report(self, report: AdvertisingReport) -> None:
         for listener in tuple(self._scanners):
             listener(report)
 
-    async def find(self, address: str, timeout: float) -> hci.Address | None:
+    async def find_advertiser(self, address: str, timeout: float) -> hci.Address | None:
         """The advertiser with this address, kind of address included; ``None`` after a while."""
         found: asyncio.Future[hci.Address] = asyncio.get_running_loop().create_future()
 
-        def listener(report: Report) -> None:
+        def listener(report: AdvertisingReport) -> None:
             if report.address.to_string(False) == address.upper() and not found.done():
                 found.set_result(report.address)
 
-        await self.scan(listener, False)
+        await self.start_scan(listener, False)
         try:
             async with asyncio.timeout(timeout):
                 return await found
@@ -211,10 +211,10 @@ class Adapter:
             except BaseBumbleError as error:
                 raise TimeoutError(str(error)) from error
             except asyncio.CancelledError:
-                await self._give_up(connecting)
+                await self._cancel_connecting(connecting)
                 raise
 
-    async def _give_up(self, connecting: "asyncio.Future[Connection]") -> None:
+    async def _cancel_connecting(self, connecting: "asyncio.Future[Connection]") -> None:
         """Take back an attempt; it may have succeeded at the same moment."""
         if self.lost:
             connecting.cancel()

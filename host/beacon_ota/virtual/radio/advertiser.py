@@ -3,7 +3,7 @@
 import asyncio
 import math
 
-from beacon_ota.virtual.radio.interfaces import Radio
+from beacon_ota.virtual.radio.interfaces import MediumRadio
 
 MAX_EVENT_DELAY_S = 0.010  # advDelay of every event (Core vol 6, part B, 4.4.2.2.1)
 
@@ -17,7 +17,7 @@ class Advertiser:
     there is no timer; :meth:`wake` picks the rhythm up again.
     """
 
-    def __init__(self, controller: Radio) -> None:
+    def __init__(self, controller: MediumRadio) -> None:
         self.controller = controller
         self.adv_type = 0
         self.address = controller.public_address
@@ -26,7 +26,7 @@ class Advertiser:
         self.response = b""
         self.enabled = False
         self.events = 0
-        self._timers = controller.air.timers
+        self._timers = controller.medium.timers
         self._anchor = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -47,36 +47,36 @@ class Advertiser:
         self.stop()
         self.enabled = True
         self._anchor = self._timers.time()
-        if self.controller.air.heard:
-            self._plan(0)
+        if self.controller.medium.has_listeners:
+            self._schedule_event(0)
 
     def stop(self) -> None:
         """End."""
         self.enabled = False
-        self.wake()
+        self.update_timer()
 
-    def wake(self) -> None:
+    def update_timer(self) -> None:
         """Run the timer if, and only if, it has something to do."""
-        if self.enabled and self.controller.air.heard:
+        if self.enabled and self.controller.medium.has_listeners:
             if self._timer is None:
-                self._plan(self._next())
+                self._schedule_event(self._next_event())
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _next(self) -> int:
+    def _next_event(self) -> int:
         """Number of the first event that is still to come."""
         return math.ceil((self._timers.time() - self._anchor) / self.interval)
 
-    def _plan(self, number: int) -> None:
-        delay = self.controller.air.random.random() * MAX_EVENT_DELAY_S
+    def _schedule_event(self, number: int) -> None:
+        delay = self.controller.medium.random.random() * MAX_EVENT_DELAY_S
         when = self._anchor + number * self.interval + delay
-        self._timer = self._timers.call_at(when, self._event, number)
+        self._timer = self._timers.call_at(when, self._send_event, number)
 
-    def _event(self, number: int) -> None:
+    def _send_event(self, number: int) -> None:
         self._timer = None
         self.events += 1
-        self.controller.air.advertise(self)
+        self.controller.medium.send_advertisement(self)
         # whoever heard it may have connected, or changed what is advertised
-        if self.enabled and self._timer is None and self.controller.air.heard:
-            self._plan(max(number + 1, self._next()))
+        if self.enabled and self._timer is None and self.controller.medium.has_listeners:
+            self._schedule_event(max(number + 1, self._next_event()))

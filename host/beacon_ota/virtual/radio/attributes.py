@@ -21,7 +21,7 @@ from beacon_ota.virtual.radio.events import (
     GATTS_INDICATE_DONE,
     GATTS_READ_REQUEST,
     GATTS_WRITE,
-    Events,
+    IrqQueue,
 )
 
 DEFAULT_BUFFER = 20
@@ -55,36 +55,36 @@ ServiceSpec = tuple[bytes, list[CharacteristicSpec]]
 
 
 @dataclass
-class Value:
+class AttributeValue:
     """The buffer of one attribute."""
 
     data: bytes = b""
-    room: int = DEFAULT_BUFFER
+    capacity: int = DEFAULT_BUFFER
     append: bool = False
 
-    def receive(self, data: bytes) -> None:
+    def write_by_peer(self, data: bytes) -> None:
         """A peer's write: what does not fit is cut off, and nobody learns of it."""
         start = self.data if self.append else b""
-        self.data = (start + data)[: self.room]
+        self.data = (start + data)[: self.capacity]
 
-    def read(self) -> bytes:
+    def read_by_beacon(self) -> bytes:
         """The beacon's own read, which empties a buffer that appends."""
         data = self.data
         if self.append:
             self.data = b""
         return data
 
-    def write(self, data: bytes) -> None:
+    def write_by_beacon(self, data: bytes) -> None:
         """The beacon's own write, which makes room when it needs to."""
-        self.room = max(self.room, len(data))
+        self.capacity = max(self.capacity, len(data))
         self.data = data
 
-    def resize(self, room: int, append: bool) -> None:
+    def reset_buffer(self, capacity: int, append: bool) -> None:
         """A new, empty buffer."""
-        self.data, self.room, self.append = b"", room, append
+        self.data, self.capacity, self.append = b"", capacity, append
 
 
-class Attributes(Server):
+class GattServer(Server):
     """The GATT server of one beacon.
 
     Args:
@@ -93,16 +93,16 @@ class Attributes(Server):
         name: returns the device name of the moment.
     """
 
-    def __init__(self, device: Device, events: Events, name: Callable[[], bytes]) -> None:
+    def __init__(self, device: Device, events: IrqQueue, name: Callable[[], bytes]) -> None:
         super().__init__(device)
-        self.values: dict[int, Value] = {}
+        self.values: dict[int, AttributeValue] = {}
         self._flags: dict[int, int] = {}
-        self._irqs = events
+        self._irq_queue = events
         self._add_standard_services(name)
 
     # Building
 
-    def register(self, service: ServiceSpec) -> list[int]:
+    def register_service(self, service: ServiceSpec) -> list[int]:
         """Add a service; return the handles of its values and descriptors, in the order given.
 
         Raises:
@@ -114,24 +114,24 @@ class Attributes(Server):
         characteristics = []
         handles: list[tuple[att.Attribute, int]] = []
         for characteristic_uuid, flags, descriptors in specs:
-            characteristic = self._characteristic(characteristic_uuid, flags)
+            characteristic = self._make_characteristic(characteristic_uuid, flags)
             characteristics.append(characteristic)
             handles.append((characteristic, flags))
             for descriptor_uuid, descriptor_flags in descriptors:
                 descriptor = gatt.Descriptor(UUID.from_bytes(descriptor_uuid), _ANY)
-                descriptor.value = self._access(descriptor)
+                descriptor.value = self._make_access(descriptor)
                 characteristic.descriptors = [*characteristic.descriptors, descriptor]
                 handles.append((descriptor, descriptor_flags & _PROPERTIES))
         self.add_service(gatt.Service(UUID.from_bytes(uuid), characteristics))
         for attribute, flags in handles:
             self._flags[attribute.handle] = flags
-            self.values[attribute.handle] = Value()
+            self.values[attribute.handle] = AttributeValue()
         return [attribute.handle for attribute, _ in handles]
 
-    def _characteristic(self, uuid: bytes, flags: int) -> gatt.Characteristic:
+    def _make_characteristic(self, uuid: bytes, flags: int) -> gatt.Characteristic:
         properties = gatt.Characteristic.Properties(flags & _PROPERTIES)
         characteristic = gatt.Characteristic(UUID.from_bytes(uuid), properties, _ANY)
-        characteristic.value = self._access(characteristic)
+        characteristic.value = self._make_access(characteristic)
         if flags & (FLAG_NOTIFY | FLAG_INDICATE):
             # NimBLE puts it right behind the value, before the application's own descriptors.
             subscription = self.make_descriptor_value(characteristic)
@@ -167,31 +167,35 @@ class Attributes(Server):
             ]
         )
         for characteristic in (device_name, appearance, changed, server, client):
-            self.values[characteristic.handle] = Value()  # buffers nobody reads, as in the port
+            self.values[characteristic.handle] = (
+                AttributeValue()
+            )  # buffers nobody reads, as in the port
 
     # Access by peers
 
-    def _access(self, attribute: att.Attribute) -> att.AttributeValueV2:
+    def _make_access(self, attribute: att.Attribute) -> att.AttributeValueV2:
         async def read(bearer: Any) -> bytes:
-            if error := self._refusal(attribute.handle, FLAG_READ, FLAGS_READ_SECURE):
+            if error := self._access_error(attribute.handle, FLAG_READ, FLAGS_READ_SECURE):
                 raise att.ATT_Error(att.ErrorCode(error), attribute.handle)
-            answer = await self._irqs.ask(GATTS_READ_REQUEST, bearer.handle, attribute.handle)
+            answer = await self._irq_queue.call_handler(
+                GATTS_READ_REQUEST, bearer.handle, attribute.handle
+            )
             if isinstance(answer, int) and answer:
                 raise att.ATT_Error(att.ErrorCode(answer & 0xFF), attribute.handle)
             return self.values[attribute.handle].data
 
         async def write(bearer: Any, data: bytes) -> None:
             value = self.values[attribute.handle]
-            await self._irqs.ask(
+            await self._irq_queue.call_handler(
                 GATTS_WRITE,
                 bearer.handle,
                 attribute.handle,
-                before=lambda: value.receive(data),
+                before=lambda: value.write_by_peer(data),
             )
 
         return att.AttributeValueV2(read, write)
 
-    def _refusal(self, handle: int, wanted: int, secure: int) -> int:
+    def _access_error(self, handle: int, wanted: int, secure: int) -> int:
         """The ATT error for an access that the flags do not allow, or 0."""
         flags = self._flags.get(handle)
         if flags is None:
@@ -209,14 +213,16 @@ class Attributes(Server):
         """bumble checks no permissions, and would let a peer write to declarations."""
         if isinstance(att_pdu, _WRITES):
             handle = att_pdu.attribute_handle
-            error = self._refusal(handle, FLAG_WRITE | FLAG_WRITE_NO_RESPONSE, FLAGS_WRITE_SECURE)
+            error = self._access_error(
+                handle, FLAG_WRITE | FLAG_WRITE_NO_RESPONSE, FLAGS_WRITE_SECURE
+            )
             if error:
                 if att_pdu.op_code in att.ATT_REQUESTS:  # a command has no answer
-                    self.refuse(bearer, att_pdu.op_code, handle, error)
+                    self.send_error(bearer, att_pdu.op_code, handle, error)
                 return
         super().on_gatt_pdu(bearer, att_pdu)
 
-    def refuse(self, bearer: Any, op_code: int, handle: int, error: int) -> None:
+    def send_error(self, bearer: Any, op_code: int, handle: int, error: int) -> None:
         """Send an error response."""
         response = att.ATT_Error_Response(
             request_opcode_in_error=op_code, attribute_handle_in_error=handle, error_code=error
@@ -225,7 +231,7 @@ class Attributes(Server):
 
     # The beacon's own access
 
-    def value(self, handle: int) -> Value:
+    def buffer_of(self, handle: int) -> AttributeValue:
         """The buffer of a handle.
 
         Raises:
@@ -236,43 +242,43 @@ class Attributes(Server):
         except KeyError:
             raise OSError(errno.EINVAL) from None
 
-    def write(self, handle: int, data: bytes, send_update: bool) -> None:
+    def write_value(self, handle: int, data: bytes, send_update: bool) -> None:
         """Set a value, and tell subscribers if asked to.
 
         Raises:
             OSError: EINVAL for a handle without a value.
         """
-        self.value(handle).write(data)
+        self.buffer_of(handle).write_by_beacon(data)
         if send_update:
-            self._irqs.spawn(self._update(handle))
+            self._irq_queue.spawn_task(self._notify_subscribers(handle))
 
-    async def _update(self, handle: int) -> None:
+    async def _notify_subscribers(self, handle: int) -> None:
         for bearer, subscriptions in tuple(self.subscribers.items()):
             assert isinstance(bearer, Connection)
             wanted = subscriptions.get(handle, b"\0\0")[0]
             if not wanted:
                 continue
-            await self._irqs.ask(GATTS_READ_REQUEST, NO_CONNECTION, handle)
-            send = self.notify if wanted & 1 else self.indicate
+            await self._irq_queue.call_handler(GATTS_READ_REQUEST, NO_CONNECTION, handle)
+            send = self.send_notification if wanted & 1 else self.send_indication
             try:
                 send(bearer, handle, None)
             except OSError:
                 pass  # NimBLE drops an update that it has no memory for
 
-    def resize(self, handle: int, room: int, append: bool) -> None:
+    def set_buffer(self, handle: int, capacity: int, append: bool) -> None:
         """Give a value a new, empty buffer.
 
         Raises:
             OSError: EINVAL for a handle without a value; ENOMEM for no possible size.
         """
-        value = self.value(handle)
-        if not 0 <= room <= MAX_BUFFER:
+        value = self.buffer_of(handle)
+        if not 0 <= capacity <= MAX_BUFFER:
             raise OSError(errno.ENOMEM)
-        value.resize(room, append)
+        value.reset_buffer(capacity, append)
 
     # What the beacon sends by itself
 
-    def notify(self, connection: Connection, handle: int, data: bytes | None) -> None:
+    def send_notification(self, connection: Connection, handle: int, data: bytes | None) -> None:
         """Send a notification, subscribed or not; what exceeds MTU - 3 is cut off.
 
         ``None`` sends the value of the handle.
@@ -280,7 +286,7 @@ class Attributes(Server):
         Raises:
             OSError: EINVAL; ENOMEM while too many wait to be sent.
         """
-        data = self._payload(handle, data)
+        data = self._payload_for(handle, data)
         queue = connection.data_packet_queue
         assert queue is not None
         # What the controller holds has left NimBLE's pools.
@@ -292,23 +298,27 @@ class Attributes(Server):
         )
         connection.send_l2cap_pdu(att.ATT_CID, bytes(pdu))
 
-    def indicate(self, connection: Connection, handle: int, data: bytes | None) -> None:
+    def send_indication(self, connection: Connection, handle: int, data: bytes | None) -> None:
         """Send an indication; an event tells when it was confirmed, or could not be.
 
         Raises:
             OSError: EINVAL.
         """
-        data = self._payload(handle, data)
+        data = self._payload_for(handle, data)
         attribute = self.get_attribute(handle)
         if attribute is None:
             raise OSError(errno.EINVAL)
-        self._irqs.spawn(self._indicate(connection, attribute, data))
+        self._irq_queue.spawn_task(self._await_confirmation(connection, attribute, data))
 
-    async def _indicate(self, connection: Connection, attribute: Any, data: bytes) -> None:
+    async def _await_confirmation(
+        self, connection: Connection, attribute: Any, data: bytes
+    ) -> None:
         gone = asyncio.Event()
         connection.once(Connection.EVENT_DISCONNECTION, lambda reason: gone.set())
-        sending = self._irqs.spawn(self.indicate_subscriber(connection, attribute, data, True))
-        ending = self._irqs.spawn(_wait(gone))
+        sending = self._irq_queue.spawn_task(
+            self.indicate_subscriber(connection, attribute, data, True)
+        )
+        ending = self._irq_queue.spawn_task(_wait_for(gone))
         await asyncio.wait((sending, ending), return_when=asyncio.FIRST_COMPLETED)
         status = 0
         if gone.is_set():
@@ -317,13 +327,15 @@ class Attributes(Server):
             status = STATUS_TIMEOUT
         sending.cancel()
         ending.cancel()
-        await self._irqs.ask(GATTS_INDICATE_DONE, connection.handle, attribute.handle, status)
+        await self._irq_queue.call_handler(
+            GATTS_INDICATE_DONE, connection.handle, attribute.handle, status
+        )
 
-    def _payload(self, handle: int, data: bytes | None) -> bytes:
+    def _payload_for(self, handle: int, data: bytes | None) -> bytes:
         if not 0 < handle <= 0xFFFF:
             raise OSError(errno.EINVAL)
-        return self.value(handle).data if data is None else data
+        return self.buffer_of(handle).data if data is None else data
 
 
-async def _wait(event: asyncio.Event) -> None:
+async def _wait_for(event: asyncio.Event) -> None:
     await event.wait()

@@ -13,45 +13,45 @@ from bumble.core import BaseBumbleError
 
 from beacon_ota.errors import ReachError
 from beacon_ota.virtual.radio.attributes import CharacteristicSpec, ServiceSpec
-from beacon_ota.virtual.radio.peripheral import Advertising, Peripheral, Radio
-from beacon_ota.virtual.radio.vhci import Port
+from beacon_ota.virtual.radio.peripheral import Advertising, ControllerSource, Peripheral
+from beacon_ota.virtual.radio.vhci import BluetoothPort
 
 SCAN_INTERVAL_US, SCAN_WINDOW_US = 1_280_000, 11_250  # NimBLE's background scan
 
 
-class RoomBackend:
+class SpaceBackend:
     """One beacon's backend. It runs in the reactor's event loop.
 
     Args:
         radio: :meth:`.room.Room.radio`, or :class:`.transport.Remote` for another process's room.
     """
 
-    def __init__(self, radio: Radio) -> None:
+    def __init__(self, radio: ControllerSource) -> None:
         self._radio = radio
         self._peripheral: Peripheral | None = None
         self._operations: dict[str, Callable[..., Any]] = {}
 
-    def attach(self, port: Port) -> None:
+    def attach(self, port: BluetoothPort) -> None:
         """Take the beacon's port, and with it its address."""
 
         async def handler(event: int, data: tuple[Any, ...]) -> object:
-            return await port.ask(event, *data)
+            return await port.call_handler(event, *data)
 
         peripheral = Peripheral(self._radio, port.address, handler, port.changed)
         self._peripheral = peripheral
         self._operations = {
-            "active": self._active,
-            "config_get": peripheral.config,
+            "active": self._set_active,
+            "config_get": peripheral.get_config,
             "config_set": peripheral.set_config,
-            "gap_advertise": self._advertise,
+            "gap_advertise": self._set_advertising,
             "gap_disconnect": peripheral.disconnect,
-            "gap_scan": self._scan,
-            "gatts_register_services": self._register,
-            "gatts_read": peripheral.read,
-            "gatts_write": peripheral.write,
-            "gatts_notify": peripheral.notify,
-            "gatts_indicate": peripheral.indicate,
-            "gatts_set_buffer": peripheral.resize,
+            "gap_scan": self._set_scanning,
+            "gatts_register_services": self._register_services,
+            "gatts_read": peripheral.read_value,
+            "gatts_write": peripheral.write_value,
+            "gatts_notify": peripheral.send_notification,
+            "gatts_indicate": peripheral.send_indication,
+            "gatts_set_buffer": peripheral.set_buffer,
         }
 
     @property
@@ -75,18 +75,18 @@ class RoomBackend:
         if operation is None:
             raise OSError(errno.EOPNOTSUPP)
         result = operation(*args)
-        return _port_errors(result) if inspect.isawaitable(result) else result
+        return _translate_errors(result) if inspect.isawaitable(result) else result
 
     def reset(self) -> None:
         """The chip was reset or lost its power: its radio falls silent."""
         if self._peripheral is not None:
-            self._peripheral.vanish()
+            self._peripheral.lose_power()
 
     def close(self) -> None:
         """The beacon is gone for good."""
         self.reset()
 
-    def _active(self, on: bool | None) -> bool | Awaitable[bool]:
+    def _set_active(self, on: bool | None) -> bool | Awaitable[bool]:
         if on is None:
             return self.peripheral.active
 
@@ -96,14 +96,14 @@ class RoomBackend:
 
         return switch()
 
-    def _advertise(
+    def _set_advertising(
         self, interval_us: int | None, data: bytes | None, response: bytes | None, connectable: bool
     ) -> Awaitable[None]:
         if interval_us is None:
             return self.peripheral.stop_advertising()
-        return self.peripheral.advertise(interval_us, data, response, connectable)
+        return self.peripheral.start_advertising(interval_us, data, response, connectable)
 
-    def _scan(
+    def _set_scanning(
         self,
         duration_ms: int | None = 0,
         interval_us: int = SCAN_INTERVAL_US,
@@ -112,14 +112,16 @@ class RoomBackend:
     ) -> Awaitable[None]:
         if duration_ms is None:
             return self.peripheral.stop_scan()
-        return self.peripheral.scan(duration_ms, interval_us, window_us, active)
+        return self.peripheral.start_scan(duration_ms, interval_us, window_us, active)
 
-    def _register(self, services: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
-        handles = self.peripheral.register([_service(service) for service in services])
+    def _register_services(self, services: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
+        handles = self.peripheral.register_services(
+            [_parse_service(service) for service in services]
+        )
         return tuple(map(tuple, handles))
 
 
-async def _port_errors(operation: Awaitable[Any]) -> Any:
+async def _translate_errors(operation: Awaitable[Any]) -> Any:
     """What goes wrong below the stack, as the errors of the port."""
     try:
         return await operation
@@ -129,12 +131,12 @@ async def _port_errors(operation: Awaitable[Any]) -> Any:
         raise OSError(errno.EIO) from error
 
 
-def _service(raw: tuple[Any, ...]) -> ServiceSpec:
+def _parse_service(raw: tuple[Any, ...]) -> ServiceSpec:
     uuid, characteristics = raw
-    return uuid, [_characteristic(*characteristic) for characteristic in characteristics]
+    return uuid, [_parse_characteristic(*characteristic) for characteristic in characteristics]
 
 
-def _characteristic(
+def _parse_characteristic(
     uuid: bytes, flags: int, descriptors: tuple[tuple[bytes, int], ...] = ()
 ) -> CharacteristicSpec:
     return uuid, flags, [(descriptor, access) for descriptor, access in descriptors]

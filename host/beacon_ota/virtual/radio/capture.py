@@ -33,7 +33,7 @@ _FLAGS = 0x0001 | 0x0002 | 0x0010 | 0x0400 | 0x0800  # dewhitened, signal, addre
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class AirFrame:
     """One frame on the air.
 
     Args:
@@ -63,7 +63,7 @@ class Frame:
     rssi: int = -59
 
     @property
-    def att(self) -> bytes | None:
+    def att_pdu(self) -> bytes | None:
         """The ATT PDU that a data frame carries, if it carries one."""
         if self.kind != "DATA" or int.from_bytes(self.payload[2:4], "little") != ATT_CID:
             return None
@@ -74,12 +74,12 @@ class Capture:
     """The last ``limit`` frames of a room, oldest first."""
 
     def __init__(self, limit: int = 100_000) -> None:
-        self._frames: deque[Frame] = deque(maxlen=limit)
+        self._frames: deque[AirFrame] = deque(maxlen=limit)
 
-    def add(self, frame: Frame) -> None:
+    def add_frame(self, frame: AirFrame) -> None:
         self._frames.append(frame)
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[AirFrame]:
         return iter(tuple(self._frames))
 
     def __len__(self) -> int:
@@ -92,8 +92,8 @@ class Capture:
             file.write(struct.pack("<IHHiIII", _MAGIC, 2, 4, 0, 0, 65535, _LINKTYPE))
             sequence: dict[tuple[int, str], int] = {}
             for frame in self:
-                for pdu in _link_layer(frame, sequence):
-                    body = _physical_header(frame) + _on_air(frame, pdu)
+                for pdu in _link_layer_pdus(frame, sequence):
+                    body = _physical_header(frame) + _air_bytes(frame, pdu)
                     seconds, micros = divmod(round(frame.at * 1_000_000), 1_000_000)
                     file.write(struct.pack("<IIII", seconds, micros, len(body), len(body)) + body)
                     packets += 1
@@ -136,15 +136,15 @@ def crc24(init: int, data: bytes) -> bytes:
     return crc.to_bytes(3, "little")
 
 
-def _physical_header(frame: Frame) -> bytes:
+def _physical_header(frame: AirFrame) -> bytes:
     return struct.pack("<BbbBIH", frame.channel, frame.rssi, -128, 0, frame.access_address, _FLAGS)
 
 
-def _on_air(frame: Frame, pdu: bytes) -> bytes:
+def _air_bytes(frame: AirFrame, pdu: bytes) -> bytes:
     return frame.access_address.to_bytes(4, "little") + pdu + crc24(frame.crc_init, pdu)
 
 
-def _link_layer(frame: Frame, sequence: dict[tuple[int, str], int]) -> Iterator[bytes]:
+def _link_layer_pdus(frame: AirFrame, sequence: dict[tuple[int, str], int]) -> Iterator[bytes]:
     if frame.kind in PDU_TYPE:
         yield _advertising_pdu(frame)
     elif frame.kind == "LL_TERMINATE_IND":
@@ -155,16 +155,16 @@ def _link_layer(frame: Frame, sequence: dict[tuple[int, str], int]) -> Iterator[
             yield _data_pdu(frame, 0b01 if start else 0b10, part, sequence)
 
 
-def _advertising_pdu(frame: Frame) -> bytes:
-    body = _address(frame.sender) + frame.payload
+def _advertising_pdu(frame: AirFrame) -> bytes:
+    body = _address_bytes(frame.sender) + frame.payload
     header = PDU_TYPE[frame.kind] | frame.sender_random << 6 | frame.receiver_random << 7
     if frame.receiver is not None and frame.kind in ("SCAN_REQ", "CONNECT_IND"):
-        body = _address(frame.sender) + _address(frame.receiver) + frame.payload
+        body = _address_bytes(frame.sender) + _address_bytes(frame.receiver) + frame.payload
     return bytes([header, len(body)]) + body
 
 
 def _data_pdu(
-    frame: Frame, llid: int, payload: bytes, sequence: dict[tuple[int, str], int]
+    frame: AirFrame, llid: int, payload: bytes, sequence: dict[tuple[int, str], int]
 ) -> bytes:
     # SN is the parity of what the sender sent before, NESN of what it has received.
     mine = (frame.access_address, frame.sender)
@@ -175,5 +175,5 @@ def _data_pdu(
     return bytes([header, len(payload)]) + payload
 
 
-def _address(text: str) -> bytes:
+def _address_bytes(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))[::-1]

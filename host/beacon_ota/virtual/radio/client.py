@@ -3,8 +3,8 @@
     BleakScanner(backend=RoomScanner, room=path)
     BleakClient(device, backend=RoomClient, room=path)
 
-`room` is the path of the room's socket; :func:`beacon_ota.virtual.radio.choice.radio` makes these
-arguments from what a user says.
+`room` is the path of the room's socket; :func:`beacon_ota.virtual.radio.selection.radio` makes
+these arguments from what a user says.
 """
 
 import asyncio
@@ -36,26 +36,26 @@ from bumble.core import BaseBumbleError
 from bumble.device import Connection
 
 from beacon_ota.errors import ReachError
-from beacon_ota.virtual.radio.adapter import Adapter, Sighting, uuid_text
-from beacon_ota.virtual.radio.transport import Report
+from beacon_ota.virtual.radio.adapter import AdvertiserData, SpaceAdapter, format_uuid
+from beacon_ota.virtual.radio.transport import AdvertisingReport
 
 BLUEZ_MTU = 517  # what BlueZ asks for
 INTERVAL_MS = 15.0
 MAX_VALUE = 512
-COMMANDS_UNDER_WAY = 24
+COMMANDS_PENDING_MAX = 24
 
 T = TypeVar("T")
 
 
-async def _adapter(path: str) -> Adapter:
+async def _acquire_adapter(path: str) -> SpaceAdapter:
     try:
-        return await Adapter.acquire(path)
+        return await SpaceAdapter.acquire(path)
     except ReachError as error:
         reason = BleakBluetoothNotAvailableReason.NO_BLUETOOTH
         raise BleakBluetoothNotAvailableError(error.message, reason) from error
 
 
-class RoomScanner(BaseBleakScanner):
+class SpaceScanner(BaseBleakScanner):
     """A scanner in a room.
 
     Args:
@@ -73,17 +73,17 @@ class RoomScanner(BaseBleakScanner):
     ) -> None:
         super().__init__(detection_callback, service_uuids)
         self._active = scanning_mode == "active"
-        self._room = room
-        self._adapter: Adapter | None = None
-        self._sightings: dict[hci.Address, Sighting] = {}
+        self._path = room
+        self._adapter: SpaceAdapter | None = None
+        self._sightings: dict[hci.Address, AdvertiserData] = {}
 
     async def start(self) -> None:
         if self._adapter is not None:
             raise BleakError("Scanner is already started")
         self.seen_devices = {}
         self._sightings = {}
-        self._adapter = await _adapter(self._room)
-        await self._adapter.scan(self._on_report, self._active)
+        self._adapter = await _acquire_adapter(self._path)
+        await self._adapter.start_scan(self._on_report, self._active)
 
     async def stop(self) -> None:
         adapter, self._adapter = self._adapter, None
@@ -91,9 +91,9 @@ class RoomScanner(BaseBleakScanner):
             await adapter.stop_scan(self._on_report)
             adapter.release()
 
-    def _on_report(self, report: Report) -> None:
-        sighting = self._sightings.setdefault(report.address, Sighting(report.address))
-        sighting.update(report)
+    def _on_report(self, report: AdvertisingReport) -> None:
+        sighting = self._sightings.setdefault(report.address, AdvertiserData(report.address))
+        sighting.add_report(report)
         if not self.is_allowed_uuid(sighting.uuids):
             return
         address = report.address.to_string(False)
@@ -106,13 +106,13 @@ class RoomScanner(BaseBleakScanner):
             rssi=sighting.rssi,
             platform_data=(report,),
         )
-        details = {"address": report.address, "room": self._room}
+        details = {"address": report.address, "room": self._path}
         name = sighting.name or address.replace(":", "-")
         device = self.create_or_update_device(address, address, name, details, data)
         self.call_detection_callbacks(device, data)
 
 
-class RoomClient(BaseBleakClient):
+class SpaceClient(BaseBleakClient):
     """A GATT client in a room.
 
     Args:
@@ -145,10 +145,10 @@ class RoomClient(BaseBleakClient):
             self._name = None
         if room is None:
             raise BleakError("A room client needs the path of its room.")
-        self._room = room
-        self._wanted = services
+        self._path = room
+        self._service_filter = services
         self._mtu = mtu
-        self._adapter: Adapter | None = None
+        self._adapter: SpaceAdapter | None = None
         self._connection: Connection | None = None
         self._gone = asyncio.Event()
         self._subscribers: dict[int, Callable[[bytes], None]] = {}
@@ -173,11 +173,11 @@ class RoomClient(BaseBleakClient):
         if self.is_connected:
             raise BleakError("Client is already connected")
         timeout = kwargs.get("timeout", self._timeout)
-        self._adapter = await _adapter(self._room)
+        self._adapter = await _acquire_adapter(self._path)
         try:
             async with asyncio.timeout(timeout):
                 if self._peer is None:
-                    self._peer = await self._adapter.find(self.address, timeout * 0.9)
+                    self._peer = await self._adapter.find_advertiser(self.address, timeout * 0.9)
                 if self._peer is None:
                     raise BleakDeviceNotFoundError(
                         self.address, f"Device with address {self.address} was not found."
@@ -186,16 +186,16 @@ class RoomClient(BaseBleakClient):
                 self._connection = await self._adapter.connect(self._peer, INTERVAL_MS, timeout)
                 self._connection.on(Connection.EVENT_DISCONNECTION, self._on_disconnection)
                 if self._mtu > ATT_DEFAULT_MTU:
-                    await self._run(self._connection.gatt_client.request_mtu(self._mtu))
-                self.services = await self._run(self._discover(self._connection))
+                    await self._run_procedure(self._connection.gatt_client.request_mtu(self._mtu))
+                self.services = await self._run_procedure(self._discover_services(self._connection))
         except BaseException:
-            await self._leave()
+            await self._end_connection()
             raise
 
     async def disconnect(self) -> None:
-        await self._leave()
+        await self._end_connection()
 
-    async def _leave(self) -> None:
+    async def _end_connection(self) -> None:
         connection, adapter = self._connection, self._adapter
         if connection is not None and not self._gone.is_set() and adapter and not adapter.lost:
             try:
@@ -203,16 +203,16 @@ class RoomClient(BaseBleakClient):
                     await connection.disconnect()
             except (TimeoutError, BaseBumbleError):
                 pass  # it has ended by itself
-        self._release()
+        self._release_adapter()
 
-    def _release(self) -> None:
+    def _release_adapter(self) -> None:
         adapter, self._adapter = self._adapter, None
         if adapter is not None:
             adapter.release()
 
     def _on_disconnection(self, reason: int) -> None:
         self._gone.set()
-        self._release()
+        self._release_adapter()
         self.services = None
         self._subscribers.clear()
         if self._disconnected_callback is not None:
@@ -224,7 +224,7 @@ class RoomClient(BaseBleakClient):
     async def unpair(self) -> None:
         raise BleakError("Virtual beacons do not pair.")
 
-    async def _run(self, operation: Awaitable[T]) -> T:
+    async def _run_procedure(self, operation: Awaitable[T]) -> T:
         """Do one ATT procedure; the end of the connection ends it, too."""
         task = asyncio.ensure_future(operation)
         if not self.is_connected:
@@ -246,12 +246,12 @@ class RoomClient(BaseBleakClient):
 
     # Services
 
-    async def _discover(self, connection: Connection) -> BleakGATTServiceCollection:
+    async def _discover_services(self, connection: Connection) -> BleakGATTServiceCollection:
         collection = BleakGATTServiceCollection()
         client = connection.gatt_client
         for service in await client.discover_services():
-            uuid = uuid_text(service.uuid.to_bytes())
-            if self._wanted is not None and uuid not in self._wanted:
+            uuid = format_uuid(service.uuid.to_bytes())
+            if self._service_filter is not None and uuid not in self._service_filter:
                 continue
             parent = BleakGATTService(service, service.handle, uuid)
             collection.add_service(parent)
@@ -259,14 +259,14 @@ class RoomClient(BaseBleakClient):
                 child = BleakGATTCharacteristic(
                     characteristic,
                     characteristic.handle,
-                    uuid_text(characteristic.uuid.to_bytes()),
+                    format_uuid(characteristic.uuid.to_bytes()),
                     list(gatt_char_props_to_strs(int(characteristic.properties))),
                     lambda: connection.att_mtu - 3,
                     parent,
                 )
                 collection.add_characteristic(child)
                 for descriptor in await client.discover_descriptors(characteristic):
-                    text = uuid_text(descriptor.type.to_bytes())
+                    text = format_uuid(descriptor.type.to_bytes())
                     collection.add_descriptor(
                         BleakGATTDescriptor(descriptor, descriptor.handle, text, child)
                     )
@@ -277,38 +277,38 @@ class RoomClient(BaseBleakClient):
     async def read_gatt_char(
         self, characteristic: BleakGATTCharacteristic, *, use_cached: bool = False, **kwargs: Any
     ) -> bytearray:
-        return await self._read(characteristic.handle)
+        return await self._read_value(characteristic.handle)
 
     async def read_gatt_descriptor(
         self, descriptor: BleakGATTDescriptor, *, use_cached: bool = False, **kwargs: Any
     ) -> bytearray:
-        return await self._read(descriptor.handle)
+        return await self._read_value(descriptor.handle)
 
-    async def _read(self, handle: int) -> bytearray:
-        client = self._client()
-        return bytearray(await self._run(client.read_value(handle)))
+    async def _read_value(self, handle: int) -> bytearray:
+        client = self._gatt_client()
+        return bytearray(await self._run_procedure(client.read_value(handle)))
 
     async def write_gatt_char(
         self, characteristic: BleakGATTCharacteristic, data: SizedBuffer, response: bool
     ) -> None:
-        await self._write(characteristic.handle, bytes(data), response)
+        await self._write_value(characteristic.handle, bytes(data), response)
 
     async def write_gatt_descriptor(
         self, descriptor: BleakGATTDescriptor, data: SizedBuffer
     ) -> None:
-        await self._write(descriptor.handle, bytes(data), True)
+        await self._write_value(descriptor.handle, bytes(data), True)
 
-    async def _write(self, handle: int, data: bytes, response: bool) -> None:
-        client = self._client()
+    async def _write_value(self, handle: int, data: bytes, response: bool) -> None:
+        client = self._gatt_client()
         limit = MAX_VALUE if response else min(self.mtu_size - 3, MAX_VALUE)
         if len(data) > limit:
             raise BleakError(f"{len(data)} bytes are too many; this write takes {limit}.")
-        await self._run(client.write_value(handle, data, with_response=response))
+        await self._run_procedure(client.write_value(handle, data, with_response=response))
         queue = client.connection.data_packet_queue
-        if not response and queue is not None and queue.pending > COMMANDS_UNDER_WAY:
-            await self._run(client.connection.drain())
+        if not response and queue is not None and queue.pending > COMMANDS_PENDING_MAX:
+            await self._run_procedure(client.connection.drain())
 
-    def _client(self) -> Any:
+    def _gatt_client(self) -> Any:
         if self._connection is None or self._gone.is_set():
             raise BleakError("Not connected")
         return self._connection.gatt_client
@@ -323,7 +323,7 @@ class RoomClient(BaseBleakClient):
             raise BleakError("Characteristic notifications already started")
         self._subscribers[characteristic.handle] = subscriber
         try:
-            await self._run(self._client().subscribe(characteristic.obj, subscriber))
+            await self._run_procedure(self._gatt_client().subscribe(characteristic.obj, subscriber))
         except BaseException:
             self._subscribers.pop(characteristic.handle, None)
             raise
@@ -331,4 +331,6 @@ class RoomClient(BaseBleakClient):
     async def stop_notify(self, characteristic: BleakGATTCharacteristic) -> None:
         subscriber = self._subscribers.pop(characteristic.handle, None)
         if subscriber is not None:
-            await self._run(self._client().unsubscribe(characteristic.obj, subscriber))
+            await self._run_procedure(
+                self._gatt_client().unsubscribe(characteristic.obj, subscriber)
+            )

@@ -18,9 +18,9 @@ from bumble.controller import Controller
 from bumble.transport.common import TransportSink
 
 from beacon_ota.virtual.radio.advertiser import TYPES, Advertiser
-from beacon_ota.virtual.radio.air import Air
-from beacon_ota.virtual.radio.interfaces import Broadcast, Place
-from beacon_ota.virtual.radio.link import Link
+from beacon_ota.virtual.radio.interfaces import Broadcast, Position
+from beacon_ota.virtual.radio.link import RadioLink
+from beacon_ota.virtual.radio.medium import RadioMedium
 
 ADV_UNIT_S = 0.000625
 CREDITS = 12  # ACL packets a host may have under way
@@ -35,7 +35,7 @@ _OK = hci.HCI_ErrorCode.SUCCESS
 _Status = hci.HCI_StatusReturnParameters
 
 
-class RoomController(Controller):
+class SimulatedController(Controller):
     """One radio of the room.
 
     Args:
@@ -55,27 +55,27 @@ class RoomController(Controller):
 
     def __init__(
         self,
-        air: Air,
+        medium: RadioMedium,
         address: hci.Address,
-        place: Place | None = None,
+        position: Position | None = None,
         sink: TransportSink | None = None,
     ) -> None:
         super().__init__(str(address), host_sink=sink, public_address=address)
-        self.air = self.link = air
-        self.place = place or Place()
+        self.medium = self.link = medium
+        self.position = position or Position()
         self.advertiser = Advertiser(self)
         self.scanning = False
-        self.room_for_reports: Callable[[], bool] = lambda: True
-        self.on_moved: Callable[[hci.Address], None] = lambda address: None
+        self.can_take_reports: Callable[[], bool] = lambda: True
+        self.on_address_change: Callable[[hci.Address], None] = lambda address: None
         self.on_garbage: Callable[[Exception], None] = _raise
         self._active = False
         self._duty = 1.0
         self._unique = False
         self._reported: set[tuple[hci.Address, int]] = set()
         self._initiating: hci.HCI_LE_Create_Connection_Command | None = None
-        self._links: dict[int, Link] = {}
+        self._links: dict[int, RadioLink] = {}
         self._partial: dict[int, tuple[bytearray, int]] = {}
-        air.add_controller(self)
+        medium.add_controller(self)
 
     # Host side
 
@@ -93,33 +93,33 @@ class RoomController(Controller):
 
     def on_hci_command_packet(self, command: hci.HCI_Command) -> None:
         if command.op_code == WRITE_BD_ADDR:
-            self._complete(WRITE_BD_ADDR, bytes([self._write_address(command.parameters)]))
+            self._complete_command(WRITE_BD_ADDR, bytes([self._write_address(command.parameters)]))
         else:
             super().on_hci_command_packet(command)
 
     def on_hci_command(self, command: hci.HCI_Command) -> Any:
         unknown = bytes([hci.HCI_ErrorCode.UNKNOWN_HCI_COMMAND_ERROR])
-        self._complete(command.op_code, unknown)
+        self._complete_command(command.op_code, unknown)
 
     def send_hci_packet(self, packet: hci.HCI_Packet) -> None:
-        self._emit(bytes(packet))
+        self._send_to_host(bytes(packet))
 
-    def _emit(self, packet: bytes) -> None:
+    def _send_to_host(self, packet: bytes) -> None:
         if self.host:
             asyncio.get_running_loop().call_soon(self.host.on_packet, packet)
 
-    def _complete(self, op_code: int, parameters: bytes) -> None:
+    def _complete_command(self, op_code: int, parameters: bytes) -> None:
         body = struct.pack("<BH", 1, op_code) + parameters
-        self._emit(bytes([hci.HCI_EVENT_PACKET, 0x0E, len(body)]) + body)
+        self._send_to_host(bytes([hci.HCI_EVENT_PACKET, 0x0E, len(body)]) + body)
 
     def _write_address(self, parameters: bytes) -> int:
         if len(parameters) != 6 or self.advertiser.enabled or self._links:
             return hci.HCI_ErrorCode.COMMAND_DISALLOWED_ERROR
         self.public_address = hci.Address(parameters, hci.Address.PUBLIC_DEVICE_ADDRESS)
-        self.on_moved(self.public_address)
+        self.on_address_change(self.public_address)
         return _OK
 
-    def _own(self, address_type: int) -> hci.Address:
+    def _own_address(self, address_type: int) -> hci.Address:
         return self.random_address if address_type & 1 else self.public_address
 
     def on_hci_reset_command(self, _command: hci.HCI_Reset_Command) -> _Status:
@@ -127,7 +127,7 @@ class RoomController(Controller):
         self.advertiser.data = self.advertiser.response = b""
         self._stop_listening()
         for link in set(self._links.values()):
-            link.silence(self)
+            link.silence_end(self)
         self._links.clear()
         self._partial.clear()
         return _Status(_OK)
@@ -143,7 +143,7 @@ class RoomController(Controller):
             return _Status(hci.HCI_ErrorCode.INVALID_COMMAND_PARAMETERS_ERROR)
         self.advertiser.adv_type = command.advertising_type
         self.advertiser.interval = command.advertising_interval_min * ADV_UNIT_S
-        self.advertiser.address = self._own(command.own_address_type)
+        self.advertiser.address = self._own_address(command.own_address_type)
         return _Status(_OK)
 
     def on_hci_le_set_advertising_data_command(self, command: Any) -> _Status:
@@ -176,7 +176,7 @@ class RoomController(Controller):
         self.scanning = bool(command.le_scan_enable)
         self._unique = bool(command.filter_duplicates)
         self._reported.clear()
-        self._listen()
+        self._update_listening()
         return _Status(_OK)
 
     def on_hci_le_create_connection_command(
@@ -188,7 +188,7 @@ class RoomController(Controller):
             return
         self._send_hci_command_status(hci.HCI_COMMAND_STATUS_PENDING, command.op_code)
         self._initiating = command
-        self._listen()
+        self._update_listening()
 
     def on_hci_le_create_connection_cancel_command(
         self, _command: hci.HCI_LE_Create_Connection_Cancel_Command
@@ -196,63 +196,63 @@ class RoomController(Controller):
         command, self._initiating = self._initiating, None
         if command is None:
             return _Status(hci.HCI_ErrorCode.COMMAND_DISALLOWED_ERROR)
-        self._listen()
+        self._update_listening()
         unknown = hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR
         asyncio.get_running_loop().call_soon(
             self._connection_complete, unknown, 0, hci.Role.CENTRAL, command.peer_address, 0, 0, 0
         )
         return _Status(_OK)
 
-    def _listen(self) -> None:
-        self.air.listen(self, self.scanning or self._initiating is not None)
+    def _update_listening(self) -> None:
+        self.medium.set_listening(self, self.scanning or self._initiating is not None)
 
     def _stop_listening(self) -> None:
         self.scanning = False
         self._initiating = None
-        self._listen()
+        self._update_listening()
 
-    def hear(self, advertiser: Broadcast, rssi: int) -> None:
+    def receive_advertisement(self, advertiser: Broadcast, rssi: int) -> None:
         """An advertisement has reached this radio."""
         command = self._initiating
         if command and advertiser.connectable and command.peer_address == advertiser.address:
             self._initiating = None
-            self._listen()
-            self.air.connect(
+            self._update_listening()
+            self.medium.open_link(
                 self,
-                self._own(command.own_address_type),
+                self._own_address(command.own_address_type),
                 advertiser,
                 command.connection_interval_min,
                 command.max_latency,
                 command.supervision_timeout,
             )
-        elif self.scanning and (self._duty >= 1 or self.air.random.random() < self._duty):
-            self._report(advertiser.adv_type, advertiser, advertiser.data, rssi)
+        elif self.scanning and (self._duty >= 1 or self.medium.random.random() < self._duty):
+            self._send_report(advertiser.adv_type, advertiser, advertiser.data, rssi)
             if self._active and advertiser.scannable:
-                self._ask(advertiser, rssi)
+                self._request_scan_response(advertiser, rssi)
 
-    def _ask(self, advertiser: Broadcast, rssi: int) -> None:
+    def _request_scan_response(self, advertiser: Broadcast, rssi: int) -> None:
         """An active scanner's request, and the scan response to it."""
         me = self.public_address
-        self.air.log("SCAN_REQ", self, me, advertiser.address, payload=b"")
-        if self.air.lost(self, advertiser.controller):
+        self.medium.log_frame("SCAN_REQ", self, me, advertiser.address, payload=b"")
+        if self.medium.draw_loss(self, advertiser.controller):
             return
-        self.air.log(
+        self.medium.log_frame(
             "SCAN_RSP", advertiser.controller, advertiser.address, payload=advertiser.response
         )
-        if not self.air.lost(advertiser.controller, self):
-            self._report(_SCAN_RSP, advertiser, advertiser.response, rssi)
+        if not self.medium.draw_loss(advertiser.controller, self):
+            self._send_report(_SCAN_RSP, advertiser, advertiser.response, rssi)
 
-    def _report(self, kind: int, advertiser: Broadcast, data: bytes, rssi: int) -> None:
+    def _send_report(self, kind: int, advertiser: Broadcast, data: bytes, rssi: int) -> None:
         if self._unique:
             if (advertiser.address, kind) in self._reported:
                 return
             self._reported.add((advertiser.address, kind))
-        if not self.room_for_reports():  # a host that reads too slowly misses some, as on hardware
+        if not self.can_take_reports():  # a host that reads too slowly misses some, as on hardware
             return
         address = advertiser.address
         body = struct.pack("<BBBB", 0x02, 1, kind, not address.is_public)
         body += bytes(address) + bytes([len(data)]) + data + struct.pack("b", rssi)
-        self._emit(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
+        self._send_to_host(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
 
     # Connections
 
@@ -260,9 +260,9 @@ class RoomController(Controller):
         """The lowest handle not in use; the first connection's is 0, as on the ESP32."""
         return next(handle for handle in range(0xF00) if handle not in self._links)
 
-    def on_link(self, link: Link) -> None:
+    def on_link(self, link: RadioLink) -> None:
         """A connection begins."""
-        end, peer = link.ends[self], link.other(self)
+        end, peer = link.ends[self], link.peer_of(self)
         self._links[end.handle] = link
         self._connection_complete(
             _OK, end.handle, end.role, peer.address, link.interval, link.latency, link.timeout
@@ -280,19 +280,19 @@ class RoomController(Controller):
     ) -> None:
         body = struct.pack("<BBHBB", 0x01, status, handle, role, not peer.is_public)
         body += bytes(peer) + struct.pack("<HHHB", interval, latency, timeout, 0)
-        self._emit(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
+        self._send_to_host(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
 
     def on_unlinked(self, handle: int, reason: int) -> None:
         """A connection has ended."""
         self._links.pop(handle, None)
         self._partial.pop(handle, None)
         body = struct.pack("<BHB", _OK, handle, reason)
-        self._emit(bytes([hci.HCI_EVENT_PACKET, 0x05, len(body)]) + body)
+        self._send_to_host(bytes([hci.HCI_EVENT_PACKET, 0x05, len(body)]) + body)
 
-    def on_parameters(self, handle: int, link: Link) -> None:
+    def on_parameters(self, handle: int, link: RadioLink) -> None:
         """A connection has new parameters."""
         body = struct.pack("<BBHHHH", 0x03, _OK, handle, link.interval, link.latency, link.timeout)
-        self._emit(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
+        self._send_to_host(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
 
     def _on_acl(self, packet: bytes) -> None:
         """Collect the fragments of an L2CAP PDU and send it when it is whole."""
@@ -315,15 +315,19 @@ class RoomController(Controller):
         whole = 4 + int.from_bytes(pdu[:2], "little")
         if len(pdu) >= whole:
             del self._partial[handle]
-            link.send(self, bytes(pdu[:whole]), packets + 1)
+            link.send_pdu(self, bytes(pdu[:whole]), packets + 1)
 
     def on_sent(self, handle: int, credits: int) -> None:
         """Packets of this radio have reached the other end."""
-        self._emit(struct.pack("<BBBBHH", hci.HCI_EVENT_PACKET, 0x13, 5, 1, handle, credits))
+        self._send_to_host(
+            struct.pack("<BBBBHH", hci.HCI_EVENT_PACKET, 0x13, 5, 1, handle, credits)
+        )
 
     def on_received(self, handle: int, pdu: bytes) -> None:
         """An L2CAP PDU has arrived."""
-        self._emit(struct.pack("<BHH", hci.HCI_ACL_DATA_PACKET, handle | 2 << 12, len(pdu)) + pdu)
+        self._send_to_host(
+            struct.pack("<BHH", hci.HCI_ACL_DATA_PACKET, handle | 2 << 12, len(pdu)) + pdu
+        )
 
     def on_hci_disconnect_command(self, command: hci.HCI_Disconnect_Command) -> None:
         link = self._links.get(command.connection_handle)
@@ -343,7 +347,7 @@ class RoomController(Controller):
             self._send_hci_command_status(unknown, command.op_code)
             return
         self._send_hci_command_status(hci.HCI_COMMAND_STATUS_PENDING, command.op_code)
-        link.update(
+        link.update_parameters(
             command.connection_interval_max, command.max_latency, command.supervision_timeout
         )
 
@@ -353,7 +357,7 @@ class RoomController(Controller):
         return hci.HCI_Read_RSSI_ReturnParameters(
             status=_OK if link else unknown,
             handle=command.handle,
-            rssi=self.air.rssi(link.other(self).controller, self) if link else 127,
+            rssi=self.medium.rssi(link.peer_of(self).controller, self) if link else 127,
         )
 
     def on_hci_le_enable_encryption_command(

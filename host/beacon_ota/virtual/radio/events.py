@@ -19,7 +19,7 @@ CONNECTION_UPDATE = 27
 Handler = Callable[[int, tuple[Any, ...]], Awaitable[object]]
 
 
-class Events:
+class IrqQueue:
     """NimBLE's one task: events wait for their turn, and for the handler to return.
 
     Args:
@@ -31,7 +31,9 @@ class Events:
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, event: int, *data: Any, before: Callable[[], None] | None = None) -> object:
+    async def call_handler(
+        self, event: int, *data: Any, before: Callable[[], None] | None = None
+    ) -> object:
         """Call the handler and return what it returned.
 
         Args:
@@ -44,18 +46,18 @@ class Events:
                 before()
             return await self._handler(event, data)
 
-    def tell(self, event: int, *data: Any, before: Callable[[], None] | None = None) -> None:
+    def post_event(self, event: int, *data: Any, before: Callable[[], None] | None = None) -> None:
         """The same without waiting here."""
-        self.spawn(self.ask(event, *data, before=before))
+        self.spawn_task(self.call_handler(event, *data, before=before))
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def spawn_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something on the side, until it is done or :meth:`clear`."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def clear(self) -> None:
+    def cancel_all(self) -> None:
         """Drop what waits: there is nobody any more to tell."""
         for task in tuple(self._tasks):
             task.cancel()

@@ -40,7 +40,7 @@ class Conditions:
 
 
 @dataclass
-class Place:
+class Position:
     """Where a radio is, in metres, and how it fares there."""
 
     x: float = 0.0
@@ -49,7 +49,7 @@ class Place:
     tx_power: int = 0
     loss: float = 0.0
 
-    def distance(self, other: "Place") -> float:
+    def distance_to(self, other: "Position") -> float:
         """Metres to another place, never less than the near field allows."""
         metres = math.dist((self.x, self.y, self.z), (other.x, other.y, other.z))
         return max(metres, NEAREST_M)
@@ -80,7 +80,7 @@ class Broadcast(Protocol):
     response: bytes
 
     @property
-    def controller(self) -> "Radio": ...
+    def controller(self) -> "MediumRadio": ...
 
     @property
     def kind(self) -> str: ...
@@ -93,27 +93,27 @@ class Broadcast(Protocol):
 
     def stop(self) -> None: ...
 
-    def wake(self) -> None: ...
+    def update_timer(self) -> None: ...
 
 
-class Radio(Protocol):
+class MediumRadio(Protocol):
     """A controller, seen by its advertiser, the air and links.
 
     A ``link`` is a :class:`~beacon_ota.virtual.radio.link.Link`.
     """
 
-    place: Place
+    position: Position
     public_address: hci.Address
 
     @property
-    def air(self) -> "Medium": ...
+    def medium(self) -> "Medium": ...
 
     @property
     def advertiser(self) -> Broadcast: ...
 
     def free_handle(self) -> int: ...
 
-    def hear(self, advertiser: Broadcast, rssi: int) -> None: ...
+    def receive_advertisement(self, advertiser: Broadcast, rssi: int) -> None: ...
 
     def on_link(self, link: Any) -> None: ...
 
@@ -135,18 +135,18 @@ class Medium(Protocol):
     links: Any  # those that are open
 
     @property
-    def heard(self) -> bool: ...
+    def has_listeners(self) -> bool: ...
 
-    def advertise(self, advertiser: Broadcast) -> None: ...
+    def send_advertisement(self, advertiser: Broadcast) -> None: ...
 
-    def lost(self, sender: Radio, receiver: Radio) -> bool: ...
+    def draw_loss(self, sender: MediumRadio, receiver: MediumRadio) -> bool: ...
 
-    def loss(self, one: Radio, other: Radio) -> float: ...
+    def loss_probability(self, one: MediumRadio, other: MediumRadio) -> float: ...
 
-    def log(
+    def log_frame(
         self,
         kind: str,
-        sender: Radio,
+        sender: MediumRadio,
         address: hci.Address,
         receiver: hci.Address | None = None,
         *,

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from bumble import hci
 
-from beacon_ota.virtual.radio.interfaces import Broadcast, Medium, Radio
+from beacon_ota.virtual.radio.interfaces import Broadcast, Medium, MediumRadio
 
 RETRY_S = 0.0075  # the shortest connection interval: the pause before a lost packet goes again
 MAX_QUEUED = 256  # packets a host may have pushed past its credits before its link is cut
 
-TIMEOUT = hci.HCI_ErrorCode.CONNECTION_TIMEOUT_ERROR
-LOCAL_HOST = hci.HCI_ErrorCode.CONNECTION_TERMINATED_BY_LOCAL_HOST_ERROR
+SUPERVISION_TIMEOUT = hci.HCI_ErrorCode.CONNECTION_TIMEOUT_ERROR
+ENDED_LOCALLY = hci.HCI_ErrorCode.CONNECTION_TERMINATED_BY_LOCAL_HOST_ERROR
 
 
 @dataclass
@@ -25,10 +25,10 @@ class _Packet:
 
 
 @dataclass(eq=False)
-class End:
+class LinkEnd:
     """One side of a link: its address there, its handle, what it has yet to send."""
 
-    controller: Radio
+    controller: MediumRadio
     address: hci.Address
     handle: int
     role: hci.Role
@@ -38,13 +38,13 @@ class End:
     silent: bool = False
 
 
-class Link:
+class RadioLink:
     """A connection: two ends, and the packets on their way between them."""
 
     def __init__(
         self,
-        air: Medium,
-        central: Radio,
+        medium: Medium,
+        central: MediumRadio,
         central_address: hci.Address,
         advertiser: Broadcast,
         interval: int,
@@ -52,24 +52,24 @@ class Link:
         timeout: int,
     ) -> None:
         peripheral = advertiser.controller
-        self.air = air
+        self.medium = medium
         self.interval = interval
         self.latency = latency
         self.timeout = timeout
-        self.access_address = air.random.getrandbits(32)
-        self.crc_init = air.random.getrandbits(24)
-        self.fuse: int | None = None
+        self.access_address = medium.random.getrandbits(32)
+        self.crc_init = medium.random.getrandbits(24)
+        self.packets_until_break: int | None = None
         self.ends = {
-            central: End(central, central_address, central.free_handle(), hci.Role.CENTRAL),
-            peripheral: End(
+            central: LinkEnd(central, central_address, central.free_handle(), hci.Role.CENTRAL),
+            peripheral: LinkEnd(
                 peripheral, advertiser.address, peripheral.free_handle(), hci.Role.PERIPHERAL
             ),
         }
-        self._timers = air.timers
+        self._timers = medium.timers
         self._anchor = self._timers.time()
         self._supervision: asyncio.TimerHandle | None = None
 
-    def other(self, controller: Radio) -> End:
+    def peer_of(self, controller: MediumRadio) -> LinkEnd:
         """The end that ``controller`` is not."""
         return next(end for key, end in self.ends.items() if key is not controller)
 
@@ -83,52 +83,52 @@ class Link:
 
     # Sending
 
-    def send(self, sender: Radio, payload: bytes, credits: int) -> None:
+    def send_pdu(self, sender: MediumRadio, payload: bytes, credits: int) -> None:
         """Queue an L2CAP PDU that took ``credits`` HCI packets."""
-        self._enqueue(sender, _Packet(payload, credits, self._ready()))
+        self._enqueue(sender, _Packet(payload, credits, self._arrival_time()))
 
-    def terminate(self, sender: Radio, reason: int) -> None:
+    def terminate(self, sender: MediumRadio, reason: int) -> None:
         """Queue the end of the link behind what the sender has yet to send."""
-        self._enqueue(sender, _Packet(bytes([reason]), 0, self._ready(), ends_link=True))
+        self._enqueue(sender, _Packet(bytes([reason]), 0, self._arrival_time(), ends_link=True))
 
-    def _ready(self) -> float:
-        return self._timers.time() + self.air.conditions.latency
+    def _arrival_time(self) -> float:
+        return self._timers.time() + self.medium.conditions.latency
 
-    def _enqueue(self, sender: Radio, packet: _Packet) -> None:
+    def _enqueue(self, sender: MediumRadio, packet: _Packet) -> None:
         end = self.ends[sender]
         if not end.queue:
             end.waiting_since = self._timers.time()
         end.queue.append(packet)
         if len(end.queue) > MAX_QUEUED:
-            self.lose(TIMEOUT)
+            self.break_link(SUPERVISION_TIMEOUT)
         elif end.timer is None:
             self._schedule(end)
 
-    def _schedule(self, end: End, not_before: float = 0.0) -> None:
+    def _schedule(self, end: LinkEnd, not_before: float = 0.0) -> None:
         now = self._timers.time()
         when = max(not_before, end.queue[0].ready, now)
-        if self.air.conditions.paced:
+        if self.medium.conditions.paced:
             passed = math.ceil((when - self._anchor) / self.interval_s)
             when = self._anchor + max(passed, 1) * self.interval_s
         if when <= now:
-            end.timer = self._timers.call_soon(self._event, end)
+            end.timer = self._timers.call_soon(self._run_event, end)
         else:
-            end.timer = self._timers.call_at(when, self._event, end)
+            end.timer = self._timers.call_at(when, self._run_event, end)
 
-    def _event(self, end: End) -> None:
+    def _run_event(self, end: LinkEnd) -> None:
         """A connection event of one direction."""
         end.timer = None
-        peer = self.other(end.controller)
-        conditions = self.air.conditions
+        peer = self.peer_of(end.controller)
+        conditions = self.medium.conditions
         budget = conditions.per_event if conditions.paced else MAX_QUEUED
         now = self._timers.time()
         while end.queue and budget > 0:
             packet = end.queue[0]
             if packet.ready > now:
                 break
-            if end.silent or peer.silent or self.air.lost(end.controller, peer.controller):
+            if end.silent or peer.silent or self.medium.draw_loss(end.controller, peer.controller):
                 if now - end.waiting_since > self.timeout_s:
-                    self.lose(TIMEOUT)
+                    self.break_link(SUPERVISION_TIMEOUT)
                     return
                 self._schedule(end, now + (self.interval_s / 2 if conditions.paced else RETRY_S))
                 return
@@ -136,13 +136,13 @@ class Link:
             end.waiting_since = now
             budget -= max(packet.credits, 1)
             self._deliver(end, peer, packet)
-            if self not in self.air.links:
+            if self not in self.medium.links:
                 return
         if end.queue:
             self._schedule(end, now + self.interval_s / 2 if conditions.paced else 0.0)
 
-    def _deliver(self, end: End, peer: End, packet: _Packet) -> None:
-        self.air.log(
+    def _deliver(self, end: LinkEnd, peer: LinkEnd, packet: _Packet) -> None:
+        self.medium.log_frame(
             "LL_TERMINATE_IND" if packet.ends_link else "DATA",
             end.controller,
             end.address,
@@ -153,16 +153,16 @@ class Link:
             channel=self.access_address % 37,
         )
         if packet.ends_link:
-            self._close({end: LOCAL_HOST, peer: packet.payload[0]})
+            self._close({end: ENDED_LOCALLY, peer: packet.payload[0]})
             return
         end.controller.on_sent(end.handle, packet.credits)
         peer.controller.on_received(peer.handle, packet.payload)
-        if self.fuse is not None:
-            self.fuse -= 1
-            if self.fuse <= 0:
-                self.lose(TIMEOUT)
+        if self.packets_until_break is not None:
+            self.packets_until_break -= 1
+            if self.packets_until_break <= 0:
+                self.break_link(SUPERVISION_TIMEOUT)
 
-    def update(self, interval: int, latency: int, timeout: int) -> None:
+    def update_parameters(self, interval: int, latency: int, timeout: int) -> None:
         """New connection parameters, from the central; both hosts hear of it."""
         self.interval, self.latency, self.timeout = interval, latency, timeout
         for end in self.ends.values():
@@ -170,32 +170,38 @@ class Link:
 
     # Ending
 
-    def check(self) -> None:
+    def check_supervision(self) -> None:
         """Begin or end the countdown of the supervision timeout."""
         one, other = self.ends.values()
-        dead = one.silent or other.silent or self.air.loss(one.controller, other.controller) >= 1
+        dead = (
+            one.silent
+            or other.silent
+            or self.medium.loss_probability(one.controller, other.controller) >= 1
+        )
         if dead and self._supervision is None:
-            self._supervision = self._timers.call_later(self.timeout_s, self.lose, TIMEOUT)
+            self._supervision = self._timers.call_later(
+                self.timeout_s, self.break_link, SUPERVISION_TIMEOUT
+            )
         elif not dead and self._supervision is not None:
             self._supervision.cancel()
             self._supervision = None
 
-    def silence(self, controller: Radio) -> None:
+    def silence_end(self, controller: MediumRadio) -> None:
         """One end is gone (power cut, crash): the other will find out by itself."""
         self.ends[controller].silent = True
         if all(end.silent for end in self.ends.values()):
             self._close({})
         else:
-            self.check()
+            self.check_supervision()
 
-    def lose(self, reason: int) -> None:
+    def break_link(self, reason: int) -> None:
         """The link breaks now, for both ends."""
         self._close(dict.fromkeys(self.ends.values(), reason))
 
-    def _close(self, reasons: "dict[End, int]") -> None:
-        if self not in self.air.links:
+    def _close(self, reasons: "dict[LinkEnd, int]") -> None:
+        if self not in self.medium.links:
             return
-        self.air.links.discard(self)
+        self.medium.links.discard(self)
         if self._supervision is not None:
             self._supervision.cancel()
         for end in self.ends.values():

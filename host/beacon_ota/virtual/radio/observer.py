@@ -6,14 +6,14 @@ import errno
 from bumble import hci
 from bumble.device import Device
 
-from beacon_ota.virtual.radio.events import SCAN_DONE, SCAN_RESULT, Events
-from beacon_ota.virtual.radio.transport import RadioHost, Report
+from beacon_ota.virtual.radio.events import SCAN_DONE, SCAN_RESULT, IrqQueue
+from beacon_ota.virtual.radio.transport import AdvertisingReport, RadioHost
 
 SCAN_UNIT_US = 625
 BACKLOG = 16  # results that wait for the handler; more are missed
 
 
-class Observer:
+class ScanObserver:
     """The scanner of one beacon, for one activation of its stack.
 
     Args:
@@ -21,11 +21,11 @@ class Observer:
         events: tells the beacon's code.
     """
 
-    def __init__(self, device: Device, events: Events) -> None:
+    def __init__(self, device: Device, events: IrqQueue) -> None:
         self._device = device
-        self._events = events
+        self._irq_queue = events
         self._task: asyncio.Task[None] | None = None
-        self._waiting = 0
+        self._queued = 0
         host = device.host
         assert isinstance(host, RadioHost)
         host.on_report = self._on_report
@@ -60,10 +60,10 @@ class Observer:
                 scanning_filter_policy=0,
             )
         )
-        await self._enable(True)
-        self._task = self._events.spawn(self._end(duration_ms))
+        await self._enable_scan(True)
+        self._task = self._irq_queue.spawn_task(self._end_after(duration_ms))
 
-    async def _end(self, duration_ms: int) -> None:
+    async def _end_after(self, duration_ms: int) -> None:
         if duration_ms == 0:
             await asyncio.Event().wait()  # until it is cancelled
         await asyncio.sleep(duration_ms / 1000)
@@ -74,26 +74,26 @@ class Observer:
         task, self._task = self._task, None
         if task is None:
             return
-        await self._enable(False)
-        self._events.tell(SCAN_DONE)
+        await self._enable_scan(False)
+        self._irq_queue.post_event(SCAN_DONE)
         if task is not asyncio.current_task():
             task.cancel()
 
-    async def _enable(self, on: bool) -> None:
+    async def _enable_scan(self, on: bool) -> None:
         await self._device.send_sync_command(
             hci.HCI_LE_Set_Scan_Enable_Command(le_scan_enable=int(on), filter_duplicates=0)
         )
 
-    def _on_report(self, report: Report) -> None:
-        if self._task is None or self._waiting >= BACKLOG:
+    def _on_report(self, report: AdvertisingReport) -> None:
+        if self._task is None or self._queued >= BACKLOG:
             return
 
         def taken() -> None:
-            self._waiting -= 1
+            self._queued -= 1
 
-        self._waiting += 1
+        self._queued += 1
         address = bytes(report.address)[::-1]
         random = int(not report.address.is_public)
-        self._events.tell(
+        self._irq_queue.post_event(
             SCAN_RESULT, random, address, report.kind, report.rssi, report.data, before=taken
         )

@@ -16,17 +16,17 @@ from bumble import hci
 from bumble.device import AdvertisingType, Connection, LegacyAdvertiser
 from bumble.hci import Role
 
-from beacon_ota.virtual.radio.attributes import Attributes, ServiceSpec
+from beacon_ota.virtual.radio.attributes import GattServer, ServiceSpec
 from beacon_ota.virtual.radio.events import (
     CENTRAL_CONNECT,
     CENTRAL_DISCONNECT,
     CONNECTION_UPDATE,
     MTU_EXCHANGED,
-    Events,
     Handler,
+    IrqQueue,
 )
-from beacon_ota.virtual.radio.observer import Observer
-from beacon_ota.virtual.radio.stack import Stack
+from beacon_ota.virtual.radio.observer import ScanObserver
+from beacon_ota.virtual.radio.stack import HostStack
 from beacon_ota.virtual.radio.transport import RadioHost
 
 DEFAULT_NAME = b"MPY ESP32"
@@ -44,7 +44,7 @@ INVALID_HCI_PARAMETERS = 0x12
 _USER = hci.HCI_ErrorCode.REMOTE_USER_TERMINATED_CONNECTION_ERROR
 
 
-class Radio(Protocol):
+class ControllerSource(Protocol):
     """Gives a host stack its controller, and takes it away again."""
 
     async def open(self, address: bytes) -> RadioHost: ...
@@ -82,7 +82,7 @@ class Peripheral:
 
     def __init__(
         self,
-        radio: Radio,
+        radio: ControllerSource,
         address: bytes,
         handler: Handler,
         changed: Callable[[], None] = lambda: None,
@@ -91,16 +91,16 @@ class Peripheral:
         self.name = DEFAULT_NAME
         self.mtu = DEFAULT_MTU
         self._radio = radio
-        self._events = Events(handler)
-        self._device: Stack | None = None
-        self._attributes: Attributes | None = None
-        self._observer: Observer | None = None
+        self._irq_queue = IrqQueue(handler)
+        self._device: HostStack | None = None
+        self._server: GattServer | None = None
+        self._observer: ScanObserver | None = None
         self._own_address_type = hci.OwnAddressType.PUBLIC
         self.advertising: Advertising | None = None
         self._changed = changed
         self._terminating: set[int] = set()
         self._payloads = (b"", b"")
-        self._life = 0  # grows with every loss of power
+        self._power_cycles = 0  # grows with every loss of power
 
     # Life
 
@@ -110,69 +110,71 @@ class Peripheral:
 
     async def set_active(self, on: bool) -> None:
         """Start the stack (again: a second start restarts it), or stop it."""
-        await self._stop()
+        await self._stop_stack()
         if on:
-            await self._start()
+            await self._start_stack()
 
-    async def _start(self) -> None:
-        life = self._life
+    async def _start_stack(self) -> None:
+        life = self._power_cycles
         host = await self._radio.open(self.address)
-        device = Stack(host)
+        device = HostStack(host)
         await device.power_on()
-        if self._life != life:  # the power has failed meanwhile
+        if self._power_cycles != life:  # the power has failed meanwhile
             self._radio.close()
             raise OSError(errno.ENODEV)
-        device.on(Stack.EVENT_CONNECTION, self._on_connection)
+        device.on(HostStack.EVENT_CONNECTION, self._on_connection)
         self.mtu = DEFAULT_MTU
         self._own_address_type = hci.OwnAddressType.PUBLIC
         self._payloads = (b"", b"")
         self._device = device
-        self._observer = Observer(device, self._events)
-        self._new_attributes()
+        self._observer = ScanObserver(device, self._irq_queue)
+        self._make_server()
         self._changed()
 
-    async def _stop(self) -> None:
+    async def _stop_stack(self) -> None:
         device = self._device
         if device is None:
             return
-        if not self._reachable(device):
-            self._off()
+        if not self._is_reachable(device):
+            self._clear_stack()
             return
         await self.stop_scan()
         await self.stop_advertising()
-        gone = [self._end(connection) for connection in tuple(device.connections.values())]
+        gone = [
+            self._end_connection(connection) for connection in tuple(device.connections.values())
+        ]
         if gone:
             await asyncio.wait([asyncio.ensure_future(end) for end in gone])
         if self._device is device:
-            self._off()
+            self._clear_stack()
             self._changed()
 
     @staticmethod
-    def _reachable(device: Stack) -> bool:
+    def _is_reachable(device: HostStack) -> bool:
         host = device.host
         assert isinstance(host, RadioHost)
         return not host.lost.is_set()
 
-    def vanish(self) -> None:
+    def lose_power(self) -> None:
         """The chip has lost its power, or was reset: nobody is told anything."""
-        self._life += 1
-        self._off()
+        self._power_cycles += 1
+        self._clear_stack()
         self.name = DEFAULT_NAME
-        self._events.clear()
+        self._irq_queue.cancel_all()
 
-    def _off(self) -> None:
-        self._device = self._attributes = self._observer = None
+    def _clear_stack(self) -> None:
+        self._device = self._server = self._observer = None
         self.advertising = None
         self._radio.close()
 
-    def _need(self) -> Stack:
+    def _require_active(self) -> HostStack:
         if self._device is None:
             raise OSError(errno.ENODEV)
         return self._device
 
     # Settings
 
-    def config(self, name: str) -> Any:
+    def get_config(self, name: str) -> Any:
         """The value of a setting.
 
         Raises:
@@ -183,7 +185,7 @@ class Peripheral:
             return self.name
         if name not in ("mac", "mtu"):
             raise ValueError("unknown config param")
-        device = self._need()
+        device = self._require_active()
         if name == "mtu":
             return self.mtu
         if self._own_address_type == hci.OwnAddressType.PUBLIC:
@@ -197,19 +199,19 @@ class Peripheral:
                 raise OSError(errno.EINVAL)
             self.name = bytes(value).partition(b"\0")[0]
         elif name == "mtu":
-            self._need()
+            self._require_active()
             if not MIN_MTU <= value <= MAX_MTU:
                 raise OSError(errno.EINVAL)
             self.mtu = value
-            if self._attributes is not None:
-                self._attributes.max_mtu = value
+            if self._server is not None:
+                self._server.max_mtu = value
         elif name == "addr_mode":
             await self._set_address_mode(value)
         elif name not in ("bond", "mitm", "io", "le_secure"):  # accepted: pairing never happens
             raise ValueError("unknown config param")
 
     async def _set_address_mode(self, mode: int) -> None:
-        device = self._need()
+        device = self._require_active()
         if mode == 0:
             self._own_address_type = hci.OwnAddressType.PUBLIC
             return
@@ -224,7 +226,7 @@ class Peripheral:
 
     # Advertising
 
-    async def advertise(
+    async def start_advertising(
         self,
         interval_us: int,
         data: bytes | None,
@@ -237,7 +239,7 @@ class Peripheral:
             OSError: ENODEV; -18 for more than 31 bytes; EINVAL outside 20 ms to 10.24 s;
                 ENOMEM connectable with four connections. Advertising has stopped then.
         """
-        device = self._need()
+        device = self._require_active()
         await self.stop_advertising()
         if data is not None:
             _check_payload(data)
@@ -270,7 +272,7 @@ class Peripheral:
                 advertising_filter_policy=0,
             )
         )
-        await self._enable(device, True)
+        await self._enable_advertising(device, True)
         if self._device is device:
             self.advertising = Advertising(interval * ADV_UNIT_US, connectable, *self._payloads)
             self._changed()
@@ -279,11 +281,11 @@ class Peripheral:
         """Stop, if it runs and the stack does."""
         device = self._device
         if device is not None and self.advertising is not None:
-            await self._enable(device, False)
+            await self._enable_advertising(device, False)
             self.advertising = None
             self._changed()
 
-    async def _enable(self, device: Stack, on: bool) -> None:
+    async def _enable_advertising(self, device: HostStack, on: bool) -> None:
         await device.send_sync_command(
             hci.HCI_LE_Set_Advertising_Enable_Command(advertising_enable=int(on))
         )
@@ -310,20 +312,22 @@ class Peripheral:
         )
         connection.on(
             Connection.EVENT_CONNECTION_ATT_MTU_UPDATE,
-            lambda: self._events.tell(MTU_EXCHANGED, handle, connection.att_mtu),
+            lambda: self._irq_queue.post_event(MTU_EXCHANGED, handle, connection.att_mtu),
         )
         connection.on(
             Connection.EVENT_CONNECTION_PARAMETERS_UPDATE,
-            lambda: self._events.tell(CONNECTION_UPDATE, handle, *_parameters(connection), 0),
+            lambda: self._irq_queue.post_event(
+                CONNECTION_UPDATE, handle, *_connection_parameters(connection), 0
+            ),
         )
-        self._events.tell(CENTRAL_CONNECT, handle, *peer)
+        self._irq_queue.post_event(CENTRAL_CONNECT, handle, *peer)
 
     def _on_disconnection(self, handle: int, peer: tuple[int, bytes]) -> None:
         self._terminating.discard(handle)
-        self._events.tell(CENTRAL_DISCONNECT, handle, *peer)
+        self._irq_queue.post_event(CENTRAL_DISCONNECT, handle, *peer)
 
-    def _connection(self, handle: int) -> Connection:
-        connection = self._need().connections.get(handle)
+    def _find_connection(self, handle: int) -> Connection:
+        connection = self._require_active().connections.get(handle)
         if connection is None:
             raise OSError(errno.ENOTCONN)
         return connection
@@ -334,16 +338,16 @@ class Peripheral:
         Raises:
             OSError: ENODEV; EALREADY when it is about to end.
         """
-        connection = self._need().connections.get(handle)
+        connection = self._require_active().connections.get(handle)
         if connection is None:
             return False
         if handle in self._terminating:
             raise OSError(errno.EALREADY)
         self._terminating.add(handle)
-        self._events.spawn(self._end(connection))
+        self._irq_queue.spawn_task(self._end_connection(connection))
         return True
 
-    async def _end(self, connection: Connection) -> None:
+    async def _end_connection(self, connection: Connection) -> None:
         try:
             async with asyncio.timeout(DISCONNECT_TIMEOUT_S):
                 await connection.disconnect(_USER)
@@ -352,57 +356,59 @@ class Peripheral:
 
     # Attributes
 
-    def _new_attributes(self) -> Attributes:
-        device = self._need()
-        attributes = Attributes(device, self._events, lambda: self.name)
+    def _make_server(self) -> GattServer:
+        device = self._require_active()
+        attributes = GattServer(device, self._irq_queue, lambda: self.name)
         attributes.max_mtu = self.mtu
-        device.gatt_server = self._attributes = attributes
+        device.gatt_server = self._server = attributes
         return attributes
 
-    def register(self, services: list[ServiceSpec]) -> list[list[int]]:
+    def register_services(self, services: list[ServiceSpec]) -> list[list[int]]:
         """Replace all services; the handles of each one's values and descriptors.
 
         Raises:
             OSError: ENODEV; EBUSY while advertising, scanning or connected; E2BIG.
         """
-        device = self._need()
+        device = self._require_active()
         if self.advertising or device.connections or (self._observer and self._observer.active):
             raise OSError(errno.EBUSY)
-        attributes = self._new_attributes()
-        return [attributes.register(service) for service in services]
+        attributes = self._make_server()
+        return [attributes.register_service(service) for service in services]
 
-    def read(self, handle: int) -> bytes:
+    def read_value(self, handle: int) -> bytes:
         """The value of a handle; empty when there is none, as the port has it."""
-        if self._attributes is None or handle not in self._attributes.values:
+        if self._server is None or handle not in self._server.values:
             return b""
-        return self._attributes.values[handle].read()
+        return self._server.values[handle].read_by_beacon()
 
-    def write(self, handle: int, data: bytes, send_update: bool) -> None:
+    def write_value(self, handle: int, data: bytes, send_update: bool) -> None:
         """Set the value of a handle; errors as :meth:`.Attributes.write`, and ENODEV."""
-        self._values().write(handle, data, send_update)
+        self._require_server().write_value(handle, data, send_update)
 
-    def resize(self, handle: int, room: int, append: bool) -> None:
+    def set_buffer(self, handle: int, capacity: int, append: bool) -> None:
         """Give a value a buffer; errors as :meth:`.Attributes.resize`, and ENODEV."""
-        self._values().resize(handle, room, append)
+        self._require_server().set_buffer(handle, capacity, append)
 
-    def notify(self, conn: int, handle: int, data: bytes | None) -> None:
+    def send_notification(self, conn: int, handle: int, data: bytes | None) -> None:
         """Send a notification; errors as :meth:`.Attributes.notify`, ENODEV and ENOTCONN."""
-        self._values().notify(self._connection(conn), handle, data)
+        self._require_server().send_notification(self._find_connection(conn), handle, data)
 
-    def indicate(self, conn: int, handle: int, data: bytes | None) -> None:
+    def send_indication(self, conn: int, handle: int, data: bytes | None) -> None:
         """Send an indication; errors as :meth:`notify`."""
-        self._values().indicate(self._connection(conn), handle, data)
+        self._require_server().send_indication(self._find_connection(conn), handle, data)
 
-    def _values(self) -> Attributes:
-        self._need()
-        assert self._attributes is not None
-        return self._attributes
+    def _require_server(self) -> GattServer:
+        self._require_active()
+        assert self._server is not None
+        return self._server
 
     # Scanning
 
-    async def scan(self, duration_ms: int, interval_us: int, window_us: int, active: bool) -> None:
+    async def start_scan(
+        self, duration_ms: int, interval_us: int, window_us: int, active: bool
+    ) -> None:
         """Scan; errors as :meth:`.Observer.start`, and ENODEV."""
-        self._need()
+        self._require_active()
         assert self._observer is not None
         await self._observer.start(
             duration_ms, interval_us, window_us, active, self._own_address_type
@@ -414,7 +420,7 @@ class Peripheral:
             await self._observer.stop()
 
 
-def _parameters(connection: Connection) -> tuple[int, int, int]:
+def _connection_parameters(connection: Connection) -> tuple[int, int, int]:
     """Connection parameters in the units of the air: 1.25 ms, events, 10 ms."""
     parameters = connection.parameters
     return (

@@ -8,11 +8,11 @@ from bumble.core import InvalidPacketError
 from bumble.device import Device, DeviceConfiguration
 from bumble.pairing import PairingConfig, PairingDelegate
 
-from beacon_ota.virtual.radio.attributes import Attributes
+from beacon_ota.virtual.radio.attributes import GattServer
 from beacon_ota.virtual.radio.transport import RadioHost
 
 
-class Stack(Device):
+class HostStack(Device):
     """A host stack without services of its own; it never pairs."""
 
     def __init__(self, host: RadioHost) -> None:
@@ -30,8 +30,8 @@ class Stack(Device):
             connection = self.connections.get(connection_handle)
             if connection is not None and pdu and pdu[0] in ATT_REQUESTS:
                 attributes = self.gatt_server
-                assert isinstance(attributes, Attributes)
-                attributes.refuse(connection, pdu[0], 0, ATT_INVALID_PDU_ERROR)
+                assert isinstance(attributes, GattServer)
+                attributes.send_error(connection, pdu[0], 0, ATT_INVALID_PDU_ERROR)
             return
         super().on_gatt_pdu(connection_handle, pdu)
 

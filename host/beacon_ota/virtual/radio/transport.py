@@ -18,7 +18,7 @@ from bumble.host import Host
 from bumble.transport.common import AsyncPipeSink, PacketParser, TransportLostError
 
 from beacon_ota.errors import ReachError
-from beacon_ota.virtual.radio.controller import WRITE_BD_ADDR, RoomController
+from beacon_ota.virtual.radio.controller import WRITE_BD_ADDR, SimulatedController
 
 # bumble warns of what is ordinary here, such as a notification nobody subscribed to.
 logging.getLogger("bumble").setLevel(logging.ERROR)
@@ -29,7 +29,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AdvertisingReport:
     """One advertising report, as the controller gave it.
 
     Args:
@@ -49,7 +49,7 @@ class RadioHost(Host):
     """bumble's host without its per-packet log lines, which cost more than the packets."""
 
     def __init__(self, source: Any = None, sink: Any = None) -> None:
-        self.on_report: Callable[[Report], None] | None = None
+        self.on_report: Callable[[AdvertisingReport], None] | None = None
         self.lost = asyncio.Event()
         super().__init__(source, sink)
 
@@ -65,7 +65,7 @@ class RadioHost(Host):
     def on_packet(self, packet: bytes) -> None:
         if packet[:2] == b"\x04\x3e" and packet[3] == 0x02:
             if self.on_report is not None:
-                self.on_report(_report(packet))
+                self.on_report(_parse_report(packet))
             return
         super().on_packet(packet)
 
@@ -83,10 +83,10 @@ class RadioHost(Host):
         self.emit("flush")
 
 
-def _report(packet: bytes) -> Report:
+def _parse_report(packet: bytes) -> AdvertisingReport:
     # 04 3e len 02 count kind address_type address[6] length data rssi; the room reports one each
     length = packet[13]
-    return Report(
+    return AdvertisingReport(
         kind=packet[5],
         address=hci.Address(packet[7:13], hci.AddressType(packet[6])),
         data=packet[14 : 14 + length],
@@ -94,14 +94,14 @@ def _report(packet: bytes) -> Report:
     )
 
 
-def attach(controller: RoomController) -> RadioHost:
+def attach_host(controller: SimulatedController) -> RadioHost:
     """A host for a controller of the same event loop."""
     host = RadioHost(controller, AsyncPipeSink(controller))
     controller.host = host
     return host
 
 
-class Remote:
+class RemoteRadio:
     """A radio in a room of another process, for a :class:`~.peripheral.Peripheral`.
 
     Args:
@@ -110,21 +110,21 @@ class Remote:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._line: Line | None = None
+        self._client: HciClient | None = None
 
     async def open(self, address: bytes) -> RadioHost:
         """Come in with a public address (six bytes as they are written)."""
-        self._line = await Line.open(self._path, address)
-        return self._line.host
+        self._client = await HciClient.open(self._path, address)
+        return self._client.host
 
     def close(self) -> None:
         """Go silent."""
-        line, self._line = self._line, None
+        line, self._client = self._client, None
         if line is not None:
             line.close()
 
 
-class Port(asyncio.Protocol):
+class HciServer(asyncio.Protocol):
     """The room's side of one connection to its socket.
 
     Args:
@@ -134,12 +134,12 @@ class Port(asyncio.Protocol):
 
     def __init__(
         self,
-        enter: Callable[["Port"], RoomController],
-        leave: Callable[[RoomController], None],
+        enter: Callable[["HciServer"], SimulatedController],
+        leave: Callable[[SimulatedController], None],
     ) -> None:
-        self._enter = enter
-        self._leave = leave
-        self._controller: RoomController | None = None
+        self._add_radio = enter
+        self._remove_radio = leave
+        self._controller: SimulatedController | None = None
         self._transport: asyncio.Transport | None = None
         self._parser = PacketParser()
 
@@ -147,17 +147,17 @@ class Port(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         try:
-            self._controller = self._enter(self)
+            self._controller = self._add_radio(self)
         except ReachError:
             transport.abort()
             return
-        self._controller.room_for_reports = self._room_for_reports
+        self._controller.can_take_reports = self._can_take_reports
         self._controller.on_garbage = lambda error: self.close()
         self._parser.set_packet_sink(self._controller)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._controller is not None:
-            self._leave(self._controller)
+            self._remove_radio(self._controller)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -179,12 +179,12 @@ class Port(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _room_for_reports(self) -> bool:
+    def _can_take_reports(self) -> bool:
         assert self._transport is not None
         return self._transport.get_write_buffer_size() < REPORT_BACKLOG
 
 
-class Line(asyncio.Protocol):
+class HciClient(asyncio.Protocol):
     """A host's side of a connection to a room's socket."""
 
     def __init__(self) -> None:
@@ -193,7 +193,7 @@ class Line(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     @classmethod
-    async def open(cls, path: str, address: bytes | None = None) -> "Line":
+    async def open(cls, path: str, address: bytes | None = None) -> "HciClient":
         """Connect to the room that listens at ``path``, with a public address of one's own.
 
         Args:

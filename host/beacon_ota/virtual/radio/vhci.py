@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from beacon_ota.virtual.process.channel import Line, Value
+from beacon_ota.virtual.process.channel import InterpreterChannel, Value
 
 ENODEV = 19
 EINVAL = 22
@@ -25,7 +25,7 @@ BUFFER = 20  # default size of an attribute's value
 MTU = (23, 527)
 
 
-class Port:
+class BluetoothPort:
     """One beacon's connection between its interpreter and its backend.
 
     Attributes:
@@ -37,23 +37,23 @@ class Port:
         self.address = address
         self.name = name
         self.changed = changed
-        self.line: Line | None = None
+        self.channel: InterpreterChannel | None = None
 
-    def irq(self, event: int, *data: Value) -> bool:
+    def send_event(self, event: int, *data: Value) -> bool:
         """Deliver an event; False when no code runs that could take it."""
-        return self.line is not None and self.line.emit("ble", event, data)
+        return self.channel is not None and self.channel.queue_event("ble", event, data)
 
-    async def ask(self, event: int, *data: Value) -> Value:
+    async def call_handler(self, event: int, *data: Value) -> Value:
         """Deliver an event and wait for what the handler returns (None if there is none)."""
-        if self.line is None:
+        if self.channel is None:
             return None
-        return await self.line.ask("ble", event, data)
+        return await self.channel.call_handler("ble", event, data)
 
 
-class Backend(Protocol):
+class BluetoothBackend(Protocol):
     """A Bluetooth controller and host for one beacon. All methods run in the reactor's loop."""
 
-    def attach(self, port: Port) -> None:
+    def attach(self, port: BluetoothPort) -> None:
         """Take the beacon's port; called once, before anything else."""
 
     def call(self, name: str, *args: Value) -> "Value | asyncio.Future":
@@ -66,7 +66,7 @@ class Backend(Protocol):
         """The beacon is gone for good."""
 
 
-class Advertiser:
+class RadiolessBackend:
     """A backend without a radio: it keeps what beacon code sets, and nobody ever connects.
 
     Attributes:
@@ -75,10 +75,10 @@ class Advertiser:
     """
 
     def __init__(self) -> None:
-        self._port: Port | None = None
+        self._port: BluetoothPort | None = None
         self.reset()
 
-    def attach(self, port: Port) -> None:
+    def attach(self, port: BluetoothPort) -> None:
         self._port = port
 
     def reset(self) -> None:

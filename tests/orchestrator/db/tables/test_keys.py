@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.orchestrator.db.tables import keys
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.wire import auth
+from beacon_ota.wire import auth, auth_header
 
 
 def take(beacon, answer) -> None:
     """Store the key that comes with an answer, as a beacon does."""
     pad = bytes.fromhex(answer.json["rekey"])
-    nonce = auth.parse(beacon.last_header)[2]  # type: ignore[index]
+    nonce = auth_header.parse_header(beacon.last_header)[2]  # type: ignore[index]
     mask = hmac.digest(beacon.key, auth.rekey_text(nonce), "sha256")
     beacon.key = bytes(a ^ b for a, b in zip(pad, mask, strict=True))
 
@@ -35,12 +35,12 @@ def heard(beacon) -> bytes:
 def test_a_second_rekey_before_the_next_request(local):
     admin = local.admin()
     (beacon,) = local.beacons(1)
-    admin.do_beacon(beacon.id, "rekey")
+    admin.post_beacon_action(beacon.id, "rekey")
     take(beacon, beacon.report("idle"))
     first = beacon.key
-    admin.do_beacon(beacon.id, "rekey")
-    assert beacon.poll().status == 204 and admin.beacon(beacon.id)["rekeying"]
-    assert heard(beacon) != first and not admin.beacon(beacon.id)["rekeying"]
+    admin.post_beacon_action(beacon.id, "rekey")
+    assert beacon.poll().status == 204 and admin.get_beacon(beacon.id)["rekeying"]
+    assert heard(beacon) != first and not admin.get_beacon(beacon.id)["rekeying"]
 
 
 @pytest.mark.parametrize("has", ["old", "rekeyed", "put"])
@@ -48,13 +48,13 @@ def test_a_rekey_and_then_another_key_by_a_cable(local, has):
     """Whichever of the two arrived."""
     admin = local.admin()
     (beacon,) = local.beacons(1)
-    admin.do_beacon(beacon.id, "rekey")
+    admin.post_beacon_action(beacon.id, "rekey")
     before = beacon.key
     answer = beacon.report("idle")
     if has == "rekeyed":
         take(beacon, answer)
     put = secrets.token_bytes(32)
-    admin.set_key(beacon.id, put.hex())
+    admin.set_beacon_key(beacon.id, put.hex())
     if has == "put":
         beacon.key = put
     assert beacon.poll().status == 204
@@ -69,7 +69,7 @@ def test_two_keys_by_cable(local, has):
     (beacon,) = local.beacons(1)
     given = [beacon.key, secrets.token_bytes(32), secrets.token_bytes(32)]
     for key in given[1:]:
-        admin.set_key(beacon.id, key.hex())
+        admin.set_beacon_key(beacon.id, key.hex())
     beacon.key = given[has]
     assert beacon.poll().status == 204
     assert heard(beacon) == given[2]
@@ -80,9 +80,9 @@ def test_the_old_key_again_by_cable_while_a_new_one_may_have_arrived(local):
     for arrived in (False, True):
         (beacon,) = local.beacons(1, prefix=f"again{arrived}")
         old = beacon.key
-        admin.do_beacon(beacon.id, "rekey")
+        admin.post_beacon_action(beacon.id, "rekey")
         answer = beacon.report("idle")
-        admin.set_key(beacon.id, old.hex())
+        admin.set_beacon_key(beacon.id, old.hex())
         if arrived:
             take(beacon, answer)
         assert beacon.poll().status == 204
@@ -92,9 +92,9 @@ def test_the_old_key_again_by_cable_while_a_new_one_may_have_arrived(local):
 def test_given_keys_outlive_a_restart_and_end_with_the_beacon(local):
     admin = local.admin()
     (beacon,) = local.beacons(1)
-    admin.do_beacon(beacon.id, "rekey")
+    admin.post_beacon_action(beacon.id, "rekey")
     take(beacon, beacon.report("idle"))
-    admin.do_beacon(beacon.id, "rekey")
+    admin.post_beacon_action(beacon.id, "rekey")
     local.stop()
     local.start()
     beacon.connect(local.url)
@@ -110,41 +110,45 @@ def test_given_keys_outlive_a_restart_and_end_with_the_beacon(local):
 def test_too_many_keys_are_refused_by_name_and_cost_no_key(local):
     admin = local.admin()
     (beacon,) = local.beacons(1)
-    admin.do_beacon(beacon.id, "rekey")
+    admin.post_beacon_action(beacon.id, "rekey")
     take(beacon, beacon.report("idle"))
     for _ in range(LIMITS.given_keys - 1):
-        admin.do_beacon(beacon.id, "rekey")
+        admin.post_beacon_action(beacon.id, "rekey")
     for call in (
-        lambda: admin.do_beacon(beacon.id, "rekey"),
-        lambda: admin.set_key(beacon.id, "cd" * 32),
+        lambda: admin.post_beacon_action(beacon.id, "rekey"),
+        lambda: admin.set_beacon_key(beacon.id, "cd" * 32),
     ):
         with pytest.raises(BeaconOtaError) as caught:
             call()
         assert caught.value.code == "keys_outstanding"
     assert beacon.poll().status == 204
     heard(beacon)
-    assert not admin.beacon(beacon.id)["rekeying"]
-    admin.do_beacon(beacon.id, "rekey")
+    assert not admin.get_beacon(beacon.id)["rekeying"]
+    admin.post_beacon_action(beacon.id, "rekey")
 
 
 def test_one_change_of_keys_is_told_once(local):
     admin = local.admin()
     (beacon,) = local.beacons(1)
-    admin.do_beacon(beacon.id, "rekey")
+    admin.post_beacon_action(beacon.id, "rekey")
     take(beacon, beacon.report("idle"))
-    node = local.service.view.nodes[beacon.id]
+    node = local.service.fleet.beacons[beacon.id]
     for _ in range(3):  # as several processes that have not heard of each other's
         local.call(local.service.adopt_key(node, beacon.key))
     local.call(local.service.adopt_key(node, bytes(32)))  # no key of its
-    told = [one for one in admin.audit(target=beacon.id) if one["action"] == "beacon.rekeyed"]
+    told = [
+        one
+        for one in admin.list_audit_entries(target=beacon.id)
+        if one["action"] == "beacon.rekeyed"
+    ]
     assert len(told) == 1 and beacon.poll().status == 204
 
 
 def test_keys_are_shown_to_nobody(local):
     admin = local.admin()
     (beacon,) = local.beacons(1)
-    admin.set_key(beacon.id, "cd" * 32)
-    for shown in (admin.beacon(beacon.id), admin.call("GET", "/api/beacons")["beacons"][0]):
+    admin.set_beacon_key(beacon.id, "cd" * 32)
+    for shown in (admin.get_beacon(beacon.id), admin.call("GET", "/api/beacons")["beacons"][0]):
         assert not {"key", "next_key", "given_keys"} & set(shown)
         assert "cd" * 32 not in str(shown)
 
@@ -163,19 +167,21 @@ def test_no_order_of_events_locks_a_beacon_out(data):
         step = data.draw(st.sampled_from(["give", "arrive", "use"]))
         if step == "give":
             new = data.draw(KEY)
-            row |= keys.given(row, new)
+            row |= keys.columns_after_add(row, new)
             on_its_way.append(new)
         elif step == "arrive" and on_its_way:
             # In the order in which they were given; what is passed over never comes.
             index = data.draw(st.integers(0, len(on_its_way) - 1))
             has, on_its_way = on_its_way[index], on_its_way[index + 1 :]
         elif step == "use":
-            assert has in keys.of(row)
-            newest = has == keys.of(row)[-1]
-            if news := keys.used(row, has):
+            assert has in keys.usable_keys(row)
+            newest = has == keys.usable_keys(row)[-1]
+            if news := keys.columns_after_use(row, has):
                 row |= news
                 if newest:
                     on_its_way.clear()  # that was the last to arrive
-        assert {has, *on_its_way} <= set(keys.of(row))
+        assert {has, *on_its_way} <= set(keys.usable_keys(row))
         wanted = row["next_key"]
-        assert wanted == (None if keys.of(row)[-1] == row["key"] else keys.of(row)[-1])
+        assert wanted == (
+            None if keys.usable_keys(row)[-1] == row["key"] else keys.usable_keys(row)[-1]
+        )

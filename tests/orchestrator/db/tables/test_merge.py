@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from beacon_ota.orchestrator.db.schema import attempts
 from beacon_ota.orchestrator.db.tables.attempts import MEASURED
-from beacon_ota.orchestrator.db.tables.merge import MERGED, knows, merge
+from beacon_ota.orchestrator.db.tables.merge import MERGED, merge_attempts, says_all_of
 
 BLANK = {
     **dict.fromkeys(attempts.c.keys()),
@@ -55,26 +55,26 @@ def said(row: dict) -> dict:
 
 @given(rows(), rows())
 def test_both_sides_come_to_the_same(one, other):
-    assert said(merge(one, other)) == said(merge(other, one))
+    assert said(merge_attempts(one, other)) == said(merge_attempts(other, one))
 
 
 @given(rows(), rows())
 def test_what_is_told_again_changes_nothing(one, other):
-    merged = merge(one, other)
-    assert merge(merged, other) == merged
-    assert said(merge(other, merged)) == said(merged)
-    assert knows(merged, one) and knows(merged, other)
+    merged = merge_attempts(one, other)
+    assert merge_attempts(merged, other) == merged
+    assert said(merge_attempts(other, merged)) == said(merged)
+    assert says_all_of(merged, one) and says_all_of(merged, other)
 
 
 @given(rows())
 def test_a_row_is_what_it_is(row):
-    assert merge(row, row) == row
+    assert merge_attempts(row, row) == row
 
 
 @given(rows(), rows())
 def test_no_success_is_lost(one, other):
     """What somebody acknowledged as a success is one, or is known to be undone or contradicted."""
-    merged = merge(one, other)
+    merged = merge_attempts(one, other)
     if "success" in (one["result"], other["result"]):
         words = {one["result"], other["result"]} - {"success"}
         contradicted = bool(words & {"failed", "rolled_back"})
@@ -84,7 +84,7 @@ def test_no_success_is_lost(one, other):
 
 @given(rows(), rows())
 def test_nobody_is_given_up_of_whom_something_was_heard(one, other):
-    merged = merge(one, other)
+    merged = merge_attempts(one, other)
     heard = {one["result"], other["result"]} & {"success", "failed", "rolled_back", "stopped"}
     if heard:
         assert merged["result"] in heard
@@ -93,7 +93,7 @@ def test_nobody_is_given_up_of_whom_something_was_heard(one, other):
 def test_whose_it_is_and_its_number_stay():
     mine = {**BLANK, "mirror": "m" * 24, "n": 3}
     theirs = {**BLANK, "mirror": None, "n": 1, "result": "success", "ended_at": 20.0}
-    merged = merge(mine, theirs)
+    merged = merge_attempts(mine, theirs)
     assert (merged["mirror"], merged["n"], merged["result"]) == ("m" * 24, 3, "success")
 
 
@@ -106,7 +106,7 @@ def test_a_success_that_was_undone_elsewhere_says_why():
         "failed_in": "boot",
         "code": "crash",
     }
-    merged = merge(one, other)
+    merged = merge_attempts(one, other)
     assert (merged["result"], merged["late_result"], merged["code"]) == (
         "success",
         "rolled_back",
@@ -117,6 +117,6 @@ def test_a_success_that_was_undone_elsewhere_says_why():
 def test_an_offer_that_had_expired_and_was_made_again_is_open():
     one = {**BLANK, "result": "expired", "ended_at": 20.0}
     other = {**BLANK, "offered_at": 30.0}
-    assert merge(one, other)["result"] is None
+    assert merge_attempts(one, other)["result"] is None
     taken = {**BLANK, "taken_at": 12.0}
-    assert merge(one, taken)["result"] is None
+    assert merge_attempts(one, taken)["result"] is None

@@ -35,7 +35,7 @@ ANYTHING = st.recursive(
 @given(name=st.sampled_from(sorted(ATTEMPT)), value=ANYTHING)
 def test_any_value_in_any_field_prop(name, value):
     try:
-        found = mirror_rows.attempt({**ATTEMPT, name: value, "more": value})
+        found = mirror_rows.check_attempt({**ATTEMPT, name: value, "more": value})
     except InputError as error:
         assert error.code == "mirror_change"
         return
@@ -48,23 +48,29 @@ def test_any_value_in_any_field_prop(name, value):
 @given(ANYTHING)
 def test_any_row_at_all_prop(row):
     for check in (
-        mirror_rows.attempt,
-        mirror_rows.beacon_report,
-        mirror_rows.journal_entry,
-        mirror_rows.event,
+        mirror_rows.check_attempt,
+        mirror_rows.check_report,
+        mirror_rows.check_journal_entry,
+        mirror_rows.check_event,
     ):
         with pytest.raises(InputError):
             check(row)
     try:
-        mirror_rows.heard(row, 1.0)
+        mirror_rows.check_beacon(row, 1.0)
     except InputError as error:
         assert error.code == "mirror_change"
-    assert mirror_rows.status(row).keys() <= {"backlog", "lag_s", "releases", "version", "url"}
+    assert mirror_rows.check_status(row).keys() <= {
+        "backlog",
+        "lag_s",
+        "releases",
+        "version",
+        "url",
+    }
 
 
 @given(st.floats())
 def test_times_are_finite_and_of_this_world_prop(at):
     try:
-        mirror_rows.attempt({**ATTEMPT, "offered_at": at})
+        mirror_rows.check_attempt({**ATTEMPT, "offered_at": at})
     except InputError:
         assert not (math.isfinite(at) and 0 <= at <= mirror_rows.LAST_TIME)

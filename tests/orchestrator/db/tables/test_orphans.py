@@ -6,7 +6,7 @@ import sqlite3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beacon_ota.orchestrator.db.tables.orphans import GRACE_S, judge
+from beacon_ota.orchestrator.db.tables.orphans import GRACE_S, select_due
 from tests.orchestrator.world import Local, template, upload
 
 DAY = 86400.0
@@ -43,7 +43,7 @@ def test_a_new_database_deletes_no_image(local, tmp_path):
     put_back(local, tmp_path / "empty.db")
     for _ in range(2):
         local.start()
-        assert local.admin().firmwares() == []
+        assert local.admin().list_firmwares() == []
         local.stop()
         local.clock.at += 2 * GRACE_S
     token = local._token_file
@@ -87,9 +87,9 @@ def test_an_older_database_deletes_none_for_a_while(local, tmp_path):
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1e10)), DIGESTS, st.floats(0, 1e10))
 def test_what_is_removed_was_found_long_ago_prop(marks, found, now):
-    due, kept = judge(marks, found, now)
+    due, kept = select_due(marks, found, now)
     assert due <= found and due | set(kept) == found and not due & set(kept)
     for digest in due:
         assert now - marks[digest] >= GRACE_S
     assert all(at <= now for at in kept.values())
-    assert judge(kept, found, now)[0] == set()
+    assert select_due(kept, found, now)[0] == set()

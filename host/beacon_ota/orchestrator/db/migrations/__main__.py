@@ -8,14 +8,14 @@ import sys
 from sqlalchemy.exc import SQLAlchemyError
 
 from beacon_ota import lifeline
-from beacon_ota.orchestrator.db.database import connect, reason_of, upgrade
+from beacon_ota.orchestrator.db.database import connect, describe_error, run_migrations
 
 lifeline.hold_on_to_starter()
 engine = connect(sys.stdin.readline().strip())
 try:
-    upgrade(engine)
+    run_migrations(engine)
 except SQLAlchemyError as error:
-    sys.exit(print(reason_of(error)) or 1)
+    sys.exit(print(describe_error(error)) or 1)
 except Exception as error:
     sys.exit(print(f"{type(error).__name__}: {error}") or 1)
 finally:

@@ -19,9 +19,9 @@ from sqlalchemy import (
 from beacon_ota.orchestrator.db.schema import attempts
 from beacon_ota.orchestrator.db.schema import beacons as _beacons
 from beacon_ota.orchestrator.db.tables import Fields, beacons, new_id, rollouts
-from beacon_ota.orchestrator.db.tables.prepared import Prepared
+from beacon_ota.orchestrator.db.tables.prepared import PreparedStatement
 from beacon_ota.orchestrator.db.tables.rollouts import Basis
-from beacon_ota.wire.report import BLAMES
+from beacon_ota.wire.report import IMAGE_FAULTS
 
 REPORTED = ("success", "failed", "rolled_back")  # a beacon said so; the others we concluded
 GIVEN_UP = ("lost", "expired", "stopped")
@@ -34,10 +34,10 @@ MEASURED = (
     "advertising_paused_ms",
 )
 COLUMNS = tuple(attempts.c.keys())
-_OFFER = Prepared(insert(attempts), COLUMNS)
+_OFFER = PreparedStatement(insert(attempts), COLUMNS)
 _a = attempts.c
-_GET = Prepared(select(attempts).where(_a.id == bindparam("attempt")))
-_NEWEST = Prepared(
+_GET = PreparedStatement(select(attempts).where(_a.id == bindparam("attempt")))
+_NEWEST = PreparedStatement(
     select(attempts)
     .where(_a.rollout_id == bindparam("rollout"), _a.beacon_id == bindparam("beacon"))
     .order_by(_a.n.desc())
@@ -50,14 +50,14 @@ UNDONE = (_a.result == literal_column("'success'")) & (
 SHOWN = case((UNDONE, literal_column("'undone'")), else_=_a.result).label("result")
 _OPEN = (_a.id == bindparam("attempt")) & _a.result.is_(None)
 _TAKEN = func.coalesce(_a.taken_at, bindparam("at"))
-_TAKE = Prepared(update(attempts).where(_OPEN).values(taken_at=_TAKEN).returning(attempts))
-_REBOOTING = Prepared(
+_TAKE = PreparedStatement(update(attempts).where(_OPEN).values(taken_at=_TAKEN).returning(attempts))
+_REBOOTING = PreparedStatement(
     update(attempts)
     .where(_OPEN)
     .values(taken_at=_TAKEN, rebooting_at=func.coalesce(_a.rebooting_at, bindparam("at")))
     .returning(attempts)
 )
-_AGAIN = Prepared(
+_AGAIN = PreparedStatement(
     update(attempts)
     .where(
         _a.id == bindparam("id"),
@@ -89,14 +89,16 @@ _UNCHANGED = (
     & _a.taken_at.is_not_distinct_from(bindparam("was_taken"))
     & _a.rebooting_at.is_not_distinct_from(bindparam("was_rebooting"))
 )
-_CONCLUDE = Prepared(update(attempts).where(_OPEN & _UNCHANGED).values(**_END).returning(attempts))
-_FINISH = Prepared(
+_CONCLUDE = PreparedStatement(
+    update(attempts).where(_OPEN & _UNCHANGED).values(**_END).returning(attempts)
+)
+_FINISH = PreparedStatement(
     update(attempts)
     .where(_OPEN)
     .values(taken_at=_TAKEN, **_END, **_MEASURED, **_BLAMED)
     .returning(attempts)
 )
-_LATE = Prepared(
+_LATE = PreparedStatement(
     update(attempts)
     .where(
         _a.id == bindparam("attempt"),
@@ -106,14 +108,14 @@ _LATE = Prepared(
     .values(late_result=bindparam("how"), late_at=bindparam("at"), **_MEASURED, **_BLAMED)
     .returning(attempts)
 )
-_UNDO = Prepared(
+_UNDO = PreparedStatement(
     update(attempts)
     .where(_a.id == bindparam("attempt"), text("result = 'success'"), _a.late_result.is_(None))
     .values(late_result=bindparam("how"), late_at=bindparam("at"), **_CAUSE, **_BLAMED)
     .returning(attempts)
 )
 # It was given up before, and counts as that.
-_UNDO_LATE = Prepared(
+_UNDO_LATE = PreparedStatement(
     update(attempts)
     .where(_a.id == bindparam("attempt"), text("late_result = 'success'"))
     .values(late_result=bindparam("how"), late_at=bindparam("at"), **_BLAMED)
@@ -121,7 +123,7 @@ _UNDO_LATE = Prepared(
 )
 
 
-_FORGIVEN = Prepared(
+_FORGIVEN = PreparedStatement(
     select(_beacons.c.cleared_at).where(
         _a.id == bindparam("attempt"),
         _beacons.c.id == _a.beacon_id,
@@ -131,7 +133,7 @@ _FORGIVEN = Prepared(
 _STEP_S = 0.001
 
 
-class Times(NamedTuple):
+class Progress(NamedTuple):
     """How far an attempt has come, when it is concluded from silence or called off."""
 
     offered_at: float
@@ -139,7 +141,7 @@ class Times(NamedTuple):
     rebooting_at: float | None
 
 
-def offer_upon(
+def offer_if_unchanged(
     conn: Connection,
     basis: Basis,
     beacon: tuple[str, str],
@@ -160,9 +162,9 @@ def offer_upon(
         The attempt's row; None when it is to be decided again: somebody else has moved or halted
         the rollout, withdrawn the release, or changed the beacon.
     """
-    if rollouts.basis(conn, row["rollout_id"]) != basis:
+    if rollouts.read_basis(conn, row["rollout_id"]) != basis:
         return None
-    if beacons.open_to(conn, row["beacon_id"]) != beacon:
+    if beacons.offer_scope(conn, row["beacon_id"]) != beacon:
         return None
     return (offer_again if again else offer)(conn, row, known)
 
@@ -176,12 +178,12 @@ def offer(conn: Connection, row: Fields, known: Collection[str] = ()) -> Fields:
         ``row``; or what another process has offered the beacon since ``row`` was decided upon.
     """
     who = {"beacon": row["beacon_id"], "rollout": row["rollout_id"]}
-    newest = _NEWEST.first(conn, who)
+    newest = _NEWEST.fetch_first(conn, who)
     if newest is not None and newest["n"] >= row["n"]:
         if newest["id"] not in known:
             return newest
         row = {**row, "n": newest["n"] + 1}
-    _OFFER.first(conn, row)
+    _OFFER.fetch_first(conn, row)
     return row
 
 
@@ -191,7 +193,7 @@ def offer_again(conn: Connection, row: Fields, known: Collection[str] = ()) -> F
     So a beacon that asks and asks and never begins has one row, not one for every ten minutes.
     When its word has arrived after all, the attempt is over, and ``row`` is a new one.
     """
-    if (renewed := _AGAIN.first(conn, row)) is not None:
+    if (renewed := _AGAIN.fetch_first(conn, row)) is not None:
         return renewed
     now = get(conn, row["id"])
     if now is not None and now["result"] is None:
@@ -199,14 +201,14 @@ def offer_again(conn: Connection, row: Fields, known: Collection[str] = ()) -> F
     return offer(conn, {**row, "id": new_id(), "n": row["n"] + 1}, known)
 
 
-def take(conn: Connection, attempt_id: str, at: float) -> Fields | None:
+def start(conn: Connection, attempt_id: str, at: float) -> Fields | None:
     """Record the first authenticated download or report of an attempt."""
-    return _TAKE.first(conn, {"attempt": attempt_id, "at": at}) or get(conn, attempt_id)
+    return _TAKE.fetch_first(conn, {"attempt": attempt_id, "at": at}) or get(conn, attempt_id)
 
 
-def rebooting(conn: Connection, attempt_id: str, at: float) -> Fields | None:
+def mark_rebooting(conn: Connection, attempt_id: str, at: float) -> Fields | None:
     """Record that a beacon is about to boot the release: from here on nothing calls it back."""
-    return _REBOOTING.first(conn, {"attempt": attempt_id, "at": at}) or get(conn, attempt_id)
+    return _REBOOTING.fetch_first(conn, {"attempt": attempt_id, "at": at}) or get(conn, attempt_id)
 
 
 def free_number(conn: Connection, row: Fields) -> int:
@@ -222,7 +224,7 @@ def conclude(
     at: float,
     result: str,
     *,
-    upon: Times,
+    progress: Progress,
     stage: str | None = None,
     code: str | None = None,
     detail: str | None = None,
@@ -235,24 +237,26 @@ def conclude(
     Returns:
         Whether this settled it, and its row as it is now.
     """
-    at = dated(conn, attempt_id, at)
+    at = end_time(conn, attempt_id, at)
     end = {"in_stage": stage, "in_code": code, "said": detail}
-    was = dict(zip(("was_offered", "was_taken", "was_rebooting"), upon, strict=True))
-    row = _CONCLUDE.first(conn, {"attempt": attempt_id, "at": at, "how": result, **end, **was})
+    was = dict(zip(("was_offered", "was_taken", "was_rebooting"), progress, strict=True))
+    row = _CONCLUDE.fetch_first(
+        conn, {"attempt": attempt_id, "at": at, "how": result, **end, **was}
+    )
     return row is not None, row or get(conn, attempt_id)
 
 
-def dated(conn: Connection, attempt_id: str, at: float) -> float:
+def end_time(conn: Connection, attempt_id: str, at: float) -> float:
     """Return when an attempt that ends now is to have ended.
 
     What its beacon was forgiven by a clock that was ahead came before: an end now is dated behind
     that, if need be in the future, or no failure would count until the clock has caught up.
     """
-    forgiven = _FORGIVEN.first(conn, {"attempt": attempt_id, "at": at})
+    forgiven = _FORGIVEN.fetch_first(conn, {"attempt": attempt_id, "at": at})
     return at if forgiven is None else forgiven["cleared_at"] + _STEP_S
 
 
-def finish(conn: Connection, at: float, report: Fields) -> tuple[str, Fields | None]:
+def record_result(conn: Connection, at: float, report: Fields) -> tuple[str, Fields | None]:
     """Settle an attempt by what its beacon says, once.
 
     Args:
@@ -267,27 +271,27 @@ def finish(conn: Connection, at: float, report: Fields) -> tuple[str, Fields | N
     failed = word != "success"
     values = {"attempt": attempt_id, "at": at, "how": word}
     values |= {f"new_{name}": report.get(name) for name in MEASURED}
-    values["blamed"] = at if blames(report) else None
+    values["blamed"] = at if blames_release(report) else None
     end = {
         "in_stage": report.get("stage") if failed else None,
         "in_code": report.get("code") if failed else None,
         "said": report.get("detail") if failed else None,
     }
-    if row := _FINISH.first(conn, {**values, **end}):
+    if row := _FINISH.fetch_first(conn, {**values, **end}):
         return "first", row
-    if row := _LATE.first(conn, values):
+    if row := _LATE.fetch_first(conn, values):
         return "late", row
     if word == "rolled_back" and (
-        row := _UNDO.first(conn, {**values, **end}) or _UNDO_LATE.first(conn, values)
+        row := _UNDO.fetch_first(conn, {**values, **end}) or _UNDO_LATE.fetch_first(conn, values)
     ):
         return "undone", row
     return "repeated", get(conn, attempt_id)
 
 
-def blames(report: Fields) -> bool:
+def blames_release(report: Fields) -> bool:
     """Tell whether a beacon says with this report that the release itself is bad."""
     reason = (report.get("stage"), report.get("code"))
-    return not report.get("acquitted") and reason in BLAMES.get(report["update_status"], ())
+    return not report.get("acquitted") and reason in IMAGE_FAULTS.get(report["update_status"], ())
 
 
 def undo_earlier(conn: Connection, at: float, report: Fields, row: Fields) -> list[Fields]:
@@ -300,7 +304,7 @@ def undo_earlier(conn: Connection, at: float, report: Fields, row: Fields) -> li
     Returns:
         The rows that this changed.
     """
-    if report["update_status"] != "rolled_back" and not blames(report):
+    if report["update_status"] != "rolled_back" and not blames_release(report):
         return []
     values: Fields = {
         "late_result": "rolled_back",
@@ -308,7 +312,7 @@ def undo_earlier(conn: Connection, at: float, report: Fields, row: Fields) -> li
         "failed_in": report.get("stage"),
         "code": report.get("code"),
         "detail": report.get("detail"),
-        "blamed_at": at if blames(report) else None,
+        "blamed_at": at if blames_release(report) else None,
     }
     earlier = (
         (_a.beacon_id == row["beacon_id"])
@@ -324,15 +328,15 @@ def undo_earlier(conn: Connection, at: float, report: Fields, row: Fields) -> li
 
 def get(conn: Connection, attempt_id: str) -> Fields | None:
     """Return an attempt."""
-    return _GET.first(conn, {"attempt": attempt_id})
+    return _GET.fetch_first(conn, {"attempt": attempt_id})
 
 
-def last_end(conn: Connection, beacon_id: str) -> float:
+def last_end_of(conn: Connection, beacon_id: str) -> float:
     """Return when the last of a beacon's attempts ended, UTC seconds; 0 when none has."""
     return conn.scalar(select(func.max(_a.ended_at)).where(_a.beacon_id == beacon_id)) or 0.0
 
 
-def of_beacon(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
+def list_for_beacon(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     """Return a beacon's attempts, newest first."""
     query = (
         select(attempts)
@@ -343,13 +347,13 @@ def of_beacon(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
-def of_firmwares(conn: Connection, firmwares: list[str]) -> list[Any]:
+def list_for_releases(conn: Connection, firmwares: list[str]) -> list[Any]:
     """Return every attempt at the given releases, in the order of the offers."""
     query = select(attempts).where(_a.firmware_id.in_(firmwares)).order_by(_a.offered_at, _a.id)
     return list(conn.execute(query))
 
 
-def results_of(conn: Connection, rollout_id: str) -> dict[str, int]:
+def count_results(conn: Connection, rollout_id: str) -> dict[str, int]:
     """Return how many of a rollout's attempts came to what.
 
     ``open`` for those under way, ``undone`` for successes that did not last.
@@ -358,7 +362,9 @@ def results_of(conn: Connection, rollout_id: str) -> dict[str, int]:
     return {result or "open": count for result, count in conn.execute(query)}
 
 
-def of_rollout(conn: Connection, rollout_id: str, limit: int, after: str = "") -> list[Fields]:
+def list_for_rollout(
+    conn: Connection, rollout_id: str, limit: int, after: str = ""
+) -> list[Fields]:
     """Return a rollout's attempts by id, those after ``after``."""
     query = (
         select(attempts)

@@ -15,7 +15,7 @@ from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.db.schema import audit
 from beacon_ota.orchestrator.db.tables import Fields
 
-START = "0" * 64
+EMPTY_HASH = "0" * 64
 _LAST = select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
 _SIGNED = ("seq", "at", "actor", "action", "target", "reason", "detail")
 
@@ -24,7 +24,7 @@ class AuditError(InputError):
     """The log does not say what it said when it was written."""
 
 
-def add(
+def append(
     conn: Connection,
     at: float,
     actor: str,
@@ -49,8 +49,8 @@ def add(
         "reason": _as_kept(reason),
         "detail": json.dumps(detail or {}, sort_keys=True, separators=(",", ":"), default=str),
     }
-    entry["previous"] = last.hash if last else START
-    entry["hash"] = digest(entry)
+    entry["previous"] = last.hash if last else EMPTY_HASH
+    entry["hash"] = entry_hash(entry)
     conn.execute(insert(audit), entry)
     return entry
 
@@ -60,24 +60,24 @@ def _as_kept(text: str) -> str:
     return text.replace("\0", "\ufffd")
 
 
-def last(conn: Connection) -> tuple[int, str]:
+def read_head(conn: Connection) -> tuple[int, str]:
     """Return number and hash of the last entry; those of an empty log are 0 and ``START``."""
     found = conn.execute(_LAST).first()
-    return (found.seq, found.hash) if found else (0, START)
+    return (found.seq, found.hash) if found else (0, EMPTY_HASH)
 
 
 def hash_of(conn: Connection, seq: int) -> str | None:
     """Return an entry's hash, None when there is no such entry."""
-    return START if seq == 0 else conn.scalar(select(audit.c.hash).where(audit.c.seq == seq))
+    return EMPTY_HASH if seq == 0 else conn.scalar(select(audit.c.hash).where(audit.c.seq == seq))
 
 
-def digest(entry: Fields) -> str:
+def entry_hash(entry: Fields) -> str:
     """Return the hash that an entry must carry."""
     text = json.dumps({name: entry[name] for name in _SIGNED}, sort_keys=True)
     return hashlib.sha256(f"{entry['previous']}\n{text}".encode()).hexdigest()
 
 
-def entries(
+def list_entries(
     conn: Connection,
     *,
     after: int = 0,
@@ -101,7 +101,7 @@ def entries(
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
-def verify(conn: Connection, head: str | None = None) -> Fields:
+def verify_chain(conn: Connection, head: str | None = None) -> Fields:
     """Walk the whole chain.
 
     Args:
@@ -115,12 +115,12 @@ def verify(conn: Connection, head: str | None = None) -> Fields:
             when ``head`` is not there any more.
     """
     rows = conn.execution_options(yield_per=500).execute(select(audit).order_by(audit.c.seq))
-    return check((dict(row._mapping) for row in rows), head)
+    return verify_entries((dict(row._mapping) for row in rows), head)
 
 
-def check(chain: Iterable[Fields], head: str | None = None) -> Fields:
+def verify_entries(chain: Iterable[Fields], head: str | None = None) -> Fields:
     """Verify entries as :meth:`verify` does, wherever they come from."""
-    previous, seq, found = START, 0, head in (None, START)
+    previous, seq, found = EMPTY_HASH, 0, head in (None, EMPTY_HASH)
     for entry in chain:
         if entry["seq"] != seq + 1 or entry["previous"] != previous:
             raise AuditError(
@@ -129,11 +129,11 @@ def check(chain: Iterable[Fields], head: str | None = None) -> Fields:
                 found=entry["previous"],
                 expected=previous,
             )
-        if digest(entry) != entry["hash"]:
+        if entry_hash(entry) != entry["hash"]:
             raise AuditError(
                 "audit_broken",
                 f"entry {entry['seq']} was changed after it was written",
-                found=digest(entry),
+                found=entry_hash(entry),
                 expected=entry["hash"],
             )
         previous, seq = entry["hash"], entry["seq"]

@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_, update
 
 from beacon_ota.orchestrator.db.schema import beacons, journal, reports
-from beacon_ota.orchestrator.db.tables import Fields, fields, former, insert_or_ignore
-from beacon_ota.orchestrator.db.tables.prepared import Prepared, append
+from beacon_ota.orchestrator.db.tables import Fields, fields, former_beacons, insert_or_ignore
+from beacon_ota.orchestrator.db.tables.prepared import PreparedStatement, defer_insert
 from beacon_ota.orchestrator.limits import LIMITS
 
 _b = beacons.c
-_SEEN = Prepared(
+_SEEN = PreparedStatement(
     update(beacons)
     .where(_b.id == bindparam("beacon"))
     .values(
@@ -27,7 +27,7 @@ _SEEN = Prepared(
         refusals=func.coalesce(bindparam("times_refused"), _b.refusals),
     )
 )
-_REFUSED = Prepared(
+_REFUSED = PreparedStatement(
     update(beacons)
     .where(_b.id == bindparam("beacon"))
     .values(
@@ -36,7 +36,7 @@ _REFUSED = Prepared(
         refusals=bindparam("times_refused"),
     )
 )
-_SAID = Prepared(
+_SAID = PreparedStatement(
     update(beacons)
     .where(_b.id == bindparam("beacon"))
     .values(
@@ -46,8 +46,8 @@ _SAID = Prepared(
         heap_free_min=func.coalesce(bindparam("heap"), _b.heap_free_min),
     )
 )
-_REPORT = Prepared(insert(reports), ("beacon_id", "attempt_id", "at", "status", "body"))
-_OPEN_TO = Prepared(
+_REPORT = PreparedStatement(insert(reports), ("beacon_id", "attempt_id", "at", "status", "body"))
+_OPEN_TO = PreparedStatement(
     select(_b.channel, _b.device_type, _b.quarantined_at).where(_b.id == bindparam("beacon"))
 )
 # What a listing shows: never a key.
@@ -64,21 +64,21 @@ def get(conn: Connection, beacon_id: str) -> Fields | None:
     return fields(conn.execute(select(beacons).where(_b.id == beacon_id)).first())
 
 
-def open_to(conn: Connection, beacon_id: str) -> tuple[str, str] | None:
+def offer_scope(conn: Connection, beacon_id: str) -> tuple[str, str] | None:
     """Return a beacon's channel and device type, which say what it may be offered.
 
     None when that is nothing: it is quarantined, or removed.
     """
-    row = _OPEN_TO.first(conn, {"beacon": beacon_id})
+    row = _OPEN_TO.fetch_first(conn, {"beacon": beacon_id})
     if row is None or row["quarantined_at"] is not None:
         return None
     return row["channel"], row["device_type"]
 
 
-def change(conn: Connection, beacon_id: str, **values: Any) -> Fields | None:
+def update_columns(conn: Connection, beacon_id: str, **values: Any) -> Fields | None:
     """Set columns of a beacon; None when it does not exist."""
     if "site" in values:
-        former.note(conn, beacon_id, values["site"])
+        former_beacons.record_departure(conn, beacon_id, values["site"])
     conn.execute(update(beacons).where(_b.id == beacon_id).values(**values))
     return get(conn, beacon_id)
 
@@ -87,11 +87,11 @@ def remove(conn: Connection, beacon_id: str) -> bool:
     """Forget a beacon, its reports and its journal; its attempts stay, they were counted."""
     for table in (reports, journal):
         conn.execute(delete(table).where(table.c.beacon_id == beacon_id))
-    former.forget(conn, beacon_id=beacon_id)
+    former_beacons.remove_former(conn, beacon_id=beacon_id)
     return bool(conn.execute(delete(beacons).where(_b.id == beacon_id)).rowcount)
 
 
-def every(conn: Connection) -> list[Any]:
+def list_all(conn: Connection) -> list[Any]:
     """Return all beacons with their keys."""
     return list(conn.execute(select(beacons)))
 
@@ -101,19 +101,19 @@ def count(conn: Connection) -> int:
     return conn.scalar(select(func.count()).select_from(beacons)) or 0
 
 
-def seen(conn: Connection, rows: list[Fields], refused: Sequence[Fields] = ()) -> None:
+def record_seen(conn: Connection, rows: list[Fields], refused: Sequence[Fields] = ()) -> None:
     """Write what a batch of polls said: ``beacon``, ``at``, ``running``, …
 
     Args:
         refused: of those that were refused: ``beacon``, ``why_refused``, …
     """
     if refused:
-        _REFUSED.many(conn, list(refused))
+        _REFUSED.execute_many(conn, list(refused))
     if rows:
-        _SEEN.many(conn, rows)
+        _SEEN.execute_many(conn, rows)
 
 
-def said(conn: Connection, beacon_id: str, report: Fields) -> None:
+def record_self_report(conn: Connection, beacon_id: str, report: Fields) -> None:
     """Keep what a report outside any attempt says of the beacon itself."""
     values = {
         "beacon": beacon_id,
@@ -122,10 +122,10 @@ def said(conn: Connection, beacon_id: str, report: Fields) -> None:
         "cause": report.get("reset_cause"),
         "heap": report.get("heap_free_min"),
     }
-    _SAID.first(conn, values)
+    _SAID.fetch_first(conn, values)
 
 
-def page(
+def list_page(
     conn: Connection,
     *,
     after: str = "",
@@ -181,11 +181,11 @@ def page(
     return total, [dict(zip(names, row, strict=True)) for row in conn.execute(query)]
 
 
-def report(
+def add_report(
     conn: Connection, beacon_id: str, attempt_id: str | None, at: float, status: str, body: str
 ) -> None:
     """Keep a report."""
-    append(
+    defer_insert(
         conn,
         _REPORT,
         {
@@ -198,7 +198,7 @@ def report(
     )
 
 
-def reports_of(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
+def list_reports(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     """Return a beacon's reports, newest first."""
     query = (
         select(reports)
@@ -209,7 +209,9 @@ def reports_of(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     return [{**row._mapping, "body": json.loads(row.body)} for row in conn.execute(query)]
 
 
-def keep_journal(conn: Connection, beacon_id: str, entries: list[list[Any]], at: float) -> None:
+def add_journal_entries(
+    conn: Connection, beacon_id: str, entries: list[list[Any]], at: float
+) -> None:
     """Store journal entries ``[seq, utc, stage, code, detail]``, each once."""
     rows: list[Fields] = [
         {
@@ -227,7 +229,7 @@ def keep_journal(conn: Connection, beacon_id: str, entries: list[list[Any]], at:
     insert_or_ignore(conn, journal, rows)
 
 
-def journal_of(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
+def list_journal(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     """Return a beacon's journal, newest first."""
     query = (
         select(journal)
@@ -238,7 +240,7 @@ def journal_of(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
-def prune(conn: Connection, most: int | None = None) -> int:
+def prune_history(conn: Connection, most: int | None = None) -> int:
     """Keep the newest reports and journal entries of every beacon, within the bounds.
 
     A beacon that says as much as it can fills a hundred thousand rows between two of these.

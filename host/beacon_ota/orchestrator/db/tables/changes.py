@@ -28,7 +28,7 @@ _TABLES = {
 }
 
 
-class News(NamedTuple):
+class ChangeBatch(NamedTuple):
     """What others have changed: rows as they are now, None for those that are gone.
 
     Attributes:
@@ -46,12 +46,12 @@ class News(NamedTuple):
     sites: list[Fields] | None = None
 
 
-def last(conn: Connection) -> int:
+def newest_seq(conn: Connection) -> int:
     """Return the number of the newest change."""
     return max(conn.scalar(select(func.max(_c.seq))) or 0, _forgotten(conn))
 
 
-def read(conn: Connection, after: int, own: str, with_events: bool) -> News:
+def read_batch(conn: Connection, after: int, own: str, with_events: bool) -> ChangeBatch:
     """Return what changed after the change ``after``; of rows, what others than ``own`` changed.
 
     Args:
@@ -68,9 +68,9 @@ def read(conn: Connection, after: int, own: str, with_events: bool) -> News:
     if rows and rows[0].seq == after:
         del rows[0]
     elif after != forgotten:  # pruned; or the database went back, and counts from there again
-        return News(last(conn), lost=True)
+        return ChangeBatch(newest_seq(conn), lost=True)
     if not rows:
-        return News(after)
+        return ChangeBatch(after)
     del rows[BATCH:]
     keys: dict[str, dict[str, None]] = {}
     for row in rows:
@@ -79,38 +79,38 @@ def read(conn: Connection, after: int, own: str, with_events: bool) -> News:
         ):
             keys.setdefault(row.what, {})[row.key] = None
     found = {what: _rows(conn, what, list(those)) for what, those in keys.items()}
-    return News(
+    return ChangeBatch(
         rows[-1].seq,
         more=len(rows) == BATCH,
         kinds=frozenset(row.what for row in rows),
         rows=found,
-        sites=sites.every(conn)
+        sites=sites.list_all(conn)
         if any(row.what == "sites" and row.worker != own for row in rows)
         else None,
     )
 
 
-def prune(conn: Connection) -> None:
+def prune_changes(conn: Connection) -> None:
     """Drop what is beyond the bound, and note that it is gone."""
-    horizon = last(conn) - KEPT
+    horizon = newest_seq(conn) - KEPT
     if conn.execute(delete(changes).where(_c.seq <= horizon)).rowcount:
-        note(conn, _FORGOTTEN, str(horizon))
+        set_setting(conn, _FORGOTTEN, str(horizon))
 
 
-def note(conn: Connection, key: str, value: str) -> None:
+def set_setting(conn: Connection, key: str, value: str) -> None:
     """Keep a setting."""
     done = conn.execute(update(settings).where(settings.c.key == key).values(value=value))
     if not done.rowcount:
         conn.execute(insert(settings).values(key=key, value=value))
 
 
-def noted(conn: Connection, key: str) -> str | None:
+def get_setting(conn: Connection, key: str) -> str | None:
     """Return a setting."""
     return conn.scalar(select(settings.c.value).where(settings.c.key == key))
 
 
 def _forgotten(conn: Connection) -> int:
-    return int(noted(conn, _FORGOTTEN) or 0)
+    return int(get_setting(conn, _FORGOTTEN) or 0)
 
 
 def _rows(conn: Connection, what: str, keys: list[str]) -> dict[str, Fields | None]:

@@ -10,7 +10,9 @@ from beacon_ota.orchestrator.db.tables import Fields, audit, beacons, events
 DEVICE_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
-def adopt(conn: Connection, beacon_id: str, said: str, now: float, actor: str) -> Fields | None:
+def adopt_stated_type(
+    conn: Connection, beacon_id: str, said: str, now: float, actor: str
+) -> Fields | None:
     """Register a beacon as what it says, if it has never said before what it is.
 
     Returns:
@@ -19,7 +21,7 @@ def adopt(conn: Connection, beacon_id: str, said: str, now: float, actor: str) -
     row = beacons.get(conn, beacon_id)
     if row is None or row["said_type"] is not None or row["device_type"] == said:
         return None
-    beacons.change(conn, beacon_id, device_type=said, said_type=said)
+    beacons.update_columns(conn, beacon_id, device_type=said, said_type=said)
     return _told(conn, row, said, now, actor, "the beacon says so")
 
 
@@ -43,7 +45,7 @@ def retype(
         raise UsageError(
             "type_unsaid", "the beacon has not said yet what it is; name the type", found=row["id"]
         )
-    found = beacons.change(conn, row["id"], device_type=wanted)
+    found = beacons.update_columns(conn, row["id"], device_type=wanted)
     assert found is not None
     return found, _told(conn, row, wanted, now, actor, reason)
 
@@ -53,6 +55,6 @@ def _told(
 ) -> Fields:
     """Record a change of type in the audit log and as an event."""
     detail = {"device_type": device_type, "was": row["device_type"]}
-    audit.add(conn, now, actor, "beacon.retyped", row["id"], reason, detail)
+    audit.append(conn, now, actor, "beacon.retyped", row["id"], reason, detail)
     data = {**detail, "by": actor, **({"reason": reason} if reason else {})}
     return events.add(conn, now, "beacon.retyped", row["id"], data)

@@ -7,33 +7,33 @@ from sqlalchemy import Connection, delete, func, insert, select
 
 from beacon_ota.orchestrator.db.schema import events
 from beacon_ota.orchestrator.db.tables import Fields
-from beacon_ota.orchestrator.db.tables.prepared import Prepared
+from beacon_ota.orchestrator.db.tables.prepared import PreparedStatement
 from beacon_ota.orchestrator.limits import LIMITS
 
-_ADD = Prepared(insert(events).returning(events.c.id), ("at", "kind", "subject", "data"))
+_ADD = PreparedStatement(insert(events).returning(events.c.id), ("at", "kind", "subject", "data"))
 
 
 def add(conn: Connection, at: float, kind: str, subject: str, data: Fields) -> Fields:
     """Append an event and return it as followers see it."""
     row: Fields = {"at": at, "kind": kind, "subject": subject}
-    done = _ADD.first(conn, {**row, "data": json.dumps(data, separators=(",", ":"))})
+    done = _ADD.fetch_first(conn, {**row, "data": json.dumps(data, separators=(",", ":"))})
     assert done is not None
     return {"id": done["id"], **row, "data": data}
 
 
-def since(conn: Connection, last: int, limit: int) -> list[Fields]:
+def list_after(conn: Connection, last: int, limit: int) -> list[Fields]:
     """Return up to ``limit`` events after the one with the id ``last``."""
     rows = conn.execute(select(events).where(events.c.id > last).order_by(events.c.id).limit(limit))
     return [_event(row) for row in rows]
 
 
-def latest(conn: Connection, limit: int) -> list[Fields]:
+def list_latest(conn: Connection, limit: int) -> list[Fields]:
     """Return the newest ``limit`` events, oldest first."""
     rows = conn.execute(select(events).order_by(events.c.id.desc()).limit(limit))
     return [_event(row) for row in rows][::-1]
 
 
-def before(conn: Connection, last: int | None, kind: str, limit: int) -> list[Fields]:
+def list_before(conn: Connection, last: int | None, kind: str, limit: int) -> list[Fields]:
     """Return the ``limit`` events before the one with the id ``last``, oldest first.
 
     Args:
@@ -52,7 +52,7 @@ def last_id(conn: Connection) -> int:
     return conn.scalar(select(func.max(events.c.id))) or 0
 
 
-def prune(conn: Connection) -> None:
+def prune_events(conn: Connection) -> None:
     """Drop what is beyond the bound."""
     conn.execute(delete(events).where(events.c.id <= last_id(conn) - LIMITS.event_rows))
 

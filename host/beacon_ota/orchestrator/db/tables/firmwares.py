@@ -4,9 +4,9 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from beacon_ota.orchestrator.db.schema import firmwares
 from beacon_ota.orchestrator.db.tables import Fields, fields
-from beacon_ota.orchestrator.db.tables.prepared import Prepared
+from beacon_ota.orchestrator.db.tables.prepared import PreparedStatement
 
-_DEVICE_TYPE = Prepared(
+_DEVICE_TYPE = PreparedStatement(
     select(firmwares.c.device_type).where(firmwares.c.id == bindparam("firmware"))
 )
 
@@ -26,11 +26,11 @@ def get(conn: Connection, firmware_id: str) -> Fields | None:
 
 def device_type_of(conn: Connection, firmware_id: str) -> str | None:
     """Return for which board a release is."""
-    row = _DEVICE_TYPE.first(conn, {"firmware": firmware_id})
+    row = _DEVICE_TYPE.fetch_first(conn, {"firmware": firmware_id})
     return None if row is None else row["device_type"]
 
 
-def named(conn: Connection, device_type: str, version: str) -> Fields | None:
+def get_by_version(conn: Connection, device_type: str, version: str) -> Fields | None:
     """Return the release of a version."""
     return fields(
         conn.execute(
@@ -41,13 +41,13 @@ def named(conn: Connection, device_type: str, version: str) -> Fields | None:
     )
 
 
-def change(conn: Connection, firmware_id: str, **values: object) -> Fields | None:
+def update_columns(conn: Connection, firmware_id: str, **values: object) -> Fields | None:
     """Set columns of a release; None when it does not exist."""
     conn.execute(update(firmwares).where(firmwares.c.id == firmware_id).values(**values))
     return get(conn, firmware_id)
 
 
-def every(
+def list_all(
     conn: Connection, device_type: str | None = None, state: str | None = None
 ) -> list[Fields]:
     """Return releases, newest first."""
@@ -59,7 +59,7 @@ def every(
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
-def state_of(row: Fields) -> str:
+def effective_state(row: Fields) -> str:
     """Return the release state that decisions see: damaged bytes are for nobody.
 
     Args:
@@ -68,7 +68,7 @@ def state_of(row: Fields) -> str:
     return "deprecated" if row["damaged_at"] is not None else row["state"]
 
 
-def blobs(conn: Connection) -> set[str]:
+def list_blobs(conn: Connection) -> set[str]:
     """Return the digests of all bytes that a release refers to."""
     return set(conn.scalars(select(firmwares.c.blob).distinct()))
 

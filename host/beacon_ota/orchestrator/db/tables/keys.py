@@ -15,52 +15,52 @@ from beacon_ota.orchestrator.limits import LIMITS
 SIZE = 32  # bytes of a key
 
 
-def split(given: bytes | None) -> tuple[bytes, ...]:
+def split_keys(given: bytes | None) -> tuple[bytes, ...]:
     """Return the keys of a column, oldest first."""
     given = bytes(given or b"")
     return tuple(given[at : at + SIZE] for at in range(0, len(given), SIZE))
 
 
-def of(row: Fields) -> tuple[bytes, ...]:
+def usable_keys(row: Fields) -> tuple[bytes, ...]:
     """Return every key that a beacon may sign with, the one that it last used first."""
-    return (bytes(row["key"]), *split(row["given_keys"]))
+    return (bytes(row["key"]), *split_keys(row["given_keys"]))
 
 
-def give(conn: Connection, row: Fields, new: bytes) -> Fields | None:
+def add_key(conn: Connection, row: Fields, new: bytes) -> Fields | None:
     """Have a beacon know a new key, besides all that it may have; return its row.
 
     Raises:
         UsageError: ``keys_outstanding``: too many wait to be used.
     """
-    values = given(row, new)
-    if len(split(values["given_keys"])) > LIMITS.given_keys:
+    values = columns_after_add(row, new)
+    if len(split_keys(values["given_keys"])) > LIMITS.given_keys:
         raise UsageError(
             "keys_outstanding",
             "this beacon has been given many keys and has used none of them: let it be heard, or "
             "remove and register it again",
-            found=len(split(row["given_keys"])),
+            found=len(split_keys(row["given_keys"])),
             expected=LIMITS.given_keys,
         )
-    return beacons.change(conn, row["id"], **values)
+    return beacons.update_columns(conn, row["id"], **values)
 
 
-def given(row: Fields, new: bytes) -> Fields:
+def columns_after_add(row: Fields, new: bytes) -> Fields:
     """Return the columns when a beacon was given a key.
 
     One that was given before is written down again at its new place: what was given in between
     may still arrive after the first and before the second.
     """
-    known = of(row)
+    known = usable_keys(row)
     return _columns(known if known[-1] == new else (*known, new))
 
 
-def used(row: Fields, key: bytes) -> Fields:
+def columns_after_use(row: Fields, key: bytes) -> Fields:
     """Return the columns that change when a beacon has used a key; none when it is no news.
 
     Those given before it for the first time cannot be the beacon's any more; by the newest, none
     of the others can.
     """
-    known = of(row)
+    known = usable_keys(row)
     if key == known[0] or key not in known:
         return {}
     return _columns((key,) if key == known[-1] else known[known.index(key) :])
@@ -74,8 +74,8 @@ def _columns(known: tuple[bytes, ...]) -> Fields:
     }
 
 
-def use(conn: Connection, beacon_id: str, key: bytes) -> Fields | None:
+def record_use(conn: Connection, beacon_id: str, key: bytes) -> Fields | None:
     """Note that a beacon has used a key; return its row, None when that is no news."""
     row = beacons.get(conn, beacon_id)
-    values = {} if row is None else used(row, key)
-    return beacons.change(conn, beacon_id, **values) if values else None
+    values = {} if row is None else columns_after_use(row, key)
+    return beacons.update_columns(conn, beacon_id, **values) if values else None

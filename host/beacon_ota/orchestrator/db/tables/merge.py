@@ -25,7 +25,7 @@ MERGED = (
 )
 
 
-def merge(mine: Fields, theirs: Fields) -> Fields:
+def merge_attempts(mine: Fields, theirs: Fields) -> Fields:
     """Return ``mine`` with what ``theirs`` knows besides; both are rows of the same attempt.
 
     Whose it is (``mirror``) and its number stay those of ``mine``.
@@ -54,9 +54,9 @@ def merge(mine: Fields, theirs: Fields) -> Fields:
     return {**mine, **found}
 
 
-def knows(row: Fields, other: Fields) -> bool:
+def says_all_of(row: Fields, other: Fields) -> bool:
     """Tell whether a row says all that another one of the same attempt says."""
-    merged = merge(row, other)
+    merged = merge_attempts(row, other)
     return all(merged[name] == row[name] for name in MERGED)
 
 

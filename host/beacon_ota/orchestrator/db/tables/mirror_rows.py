@@ -87,7 +87,7 @@ def _is_version(value: Any) -> bool:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and auth.valid_id(value)
+    return isinstance(value, str) and auth.is_valid_id(value)
 
 
 def _whole(low: int, high: int) -> Check:
@@ -195,7 +195,7 @@ HEARD: dict[str, Check] = {
 }
 
 
-def attempt(row: Any) -> Fields:
+def check_attempt(row: Any) -> Fields:
     """Return an attempt's row; what has not ended has no end, and a code is one of its stage."""
     found = _fields("attempts", _ATTEMPT, row)
     for how, when in (("result", "ended_at"), ("late_result", "late_at")):
@@ -207,24 +207,24 @@ def attempt(row: Any) -> Fields:
     return found
 
 
-def beacon_report(row: Any) -> Fields:
+def check_report(row: Any) -> Fields:
     """Return a report's row, without the number that it had there."""
     found = _fields("reports", _REPORT, row)
     _document("reports.body", found["body"])
     return found
 
 
-def journal_entry(row: Any) -> Fields:
+def check_journal_entry(row: Any) -> Fields:
     """Return the row of a journal's entry."""
     return _fields("journal", _JOURNAL, row)
 
 
-def halt(row: Any) -> Fields:
+def check_halt(row: Any) -> Fields:
     """Return a halt: of which rollout and why; ``id`` or ``at`` say which one it is."""
     return _fields("halts", _HALT, row)
 
 
-def event(row: Any) -> Fields | None:
+def check_event(row: Any) -> Fields | None:
     """Return an event's row with ``data`` decoded, None when a mirror makes no such event."""
     found = _fields("events", _EVENT, row)
     data = _document("events.data", found["data"])
@@ -238,13 +238,13 @@ def event(row: Any) -> Fields | None:
     return {**found, "data": said}
 
 
-def heard_of(row: Any) -> str | None:
+def beacon_id_of(row: Any) -> str | None:
     """Return which beacon a row is about, None when that is no beacon's id."""
     ident = row.get("id")
     return ident if _is_id(ident) else None
 
 
-def heard(row: Any, now: float) -> Fields:
+def check_beacon(row: Any, now: float) -> Fields:
     """Return what a mirror heard of a beacon.
 
     Args:
@@ -257,7 +257,7 @@ def heard(row: Any, now: float) -> Fields:
     return found
 
 
-def status(said: Any) -> Fields:
+def check_status(said: Any) -> Fields:
     """Return what a mirror says of itself; a field that is none is left out."""
     wanted: dict[str, Check] = {
         "backlog": _whole(0, _MAX_INT),
@@ -279,9 +279,9 @@ def status(said: Any) -> Fields:
     }
 
 
-def is_all(said: Any, count: int) -> bool:
+def is_last_batch(said: Any, count: int) -> bool:
     """Tell whether a mirror that tells ``count`` changes says that there are no more."""
-    backlog = status(said).get("backlog")
+    backlog = check_status(said).get("backlog")
     return backlog is not None and backlog <= count
 
 

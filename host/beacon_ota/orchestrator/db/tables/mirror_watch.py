@@ -25,7 +25,7 @@ _HASH = 16
 _m, _a = mirrors.c, audit.c
 
 
-class Verdict(NamedTuple):
+class MirrorHealth(NamedTuple):
     """How a mirror is: one of ``WORDS``, and a sentence ("" when it is well)."""
 
     word: str
@@ -37,13 +37,13 @@ class Verdict(NamedTuple):
         return self.word in (OK, NEVER)
 
 
-def newest(conn: Connection) -> str:
+def newest_entry(conn: Connection) -> str:
     """Return the name of the newest entry; a state that is read afterwards has all up to it."""
-    seq, found = log.last(conn)
+    seq, found = log.read_head(conn)
     return f"{seq}.{found[:_HASH]}"
 
 
-def number(conn: Connection, name: Any) -> int | None:
+def entry_number(conn: Connection, name: Any) -> int | None:
     """Return the number of the entry that is called so, None when there is none."""
     seq, _, sign = name.partition(".") if isinstance(name, str) else ("", "", "")
     if not (seq.isascii() and seq.isdecimal()) or len(seq) > 18:
@@ -52,43 +52,45 @@ def number(conn: Connection, name: Any) -> int | None:
     return int(seq) if known is not None and known[:_HASH] == sign else None
 
 
-def noted(conn: Connection, mirror: Fields, says: Any) -> str:
+def build_status(conn: Connection, mirror: Fields, says: Any) -> str:
     """Return the document that is kept of a mirror that has just told something."""
-    status = rows.status(says)
-    watch = {**mirror["watch"], "refused": None, "moves": number(conn, status.get("moves"))}
+    status = rows.check_status(says)
+    watch = {**mirror["watch"], "refused": None, "moves": entry_number(conn, status.get("moves"))}
     return json.dumps({**status, "watch": watch})
 
 
-def watched(document: Any) -> Fields:
+def watch_of(document: Any) -> Fields:
     """Return what a primary has kept itself of a mirror."""
     watch = document.get("watch") if isinstance(document, dict) else None
     return watch if isinstance(watch, dict) else {}
 
 
-def change(conn: Connection, mirror_id: str, **values: Any) -> None:
+def update_watch(conn: Connection, mirror_id: str, **values: Any) -> None:
     """Keep something of a mirror that it has not told itself."""
     text = conn.scalar(select(_m.status).where(_m.id == mirror_id))
     if text is None:
         return
     document = json.loads(text)
-    document["watch"] = {**watched(document), **values}
+    document["watch"] = {**watch_of(document), **values}
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(status=json.dumps(document)))
 
 
-def refuse(conn: Connection, mirror_id: str, now: float, code: str, detail: str, says: Any) -> None:
+def record_refusal(
+    conn: Connection, mirror_id: str, now: float, code: str, detail: str, says: Any
+) -> None:
     """Note that what a mirror told was refused; it was heard all the same."""
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(seen_at=now))
-    version = rows.status(says).get("version")
+    version = rows.check_status(says).get("version")
     refused = {"code": code, "detail": detail[:300], "at": now, "version": version}
-    change(conn, mirror_id, refused=refused)
+    update_watch(conn, mirror_id, refused=refused)
 
 
-def confirm(conn: Connection, mirror_id: str, name: str) -> None:
+def record_confirmation(conn: Connection, mirror_id: str, name: str) -> None:
     """Note what a mirror acts on that does not say it itself: it has all that it was given."""
-    change(conn, mirror_id, moves=number(conn, name))
+    update_watch(conn, mirror_id, moves=entry_number(conn, name))
 
 
-def hands_out_until(row: Fields) -> float | None:
+def lease_ends_at(row: Fields) -> float | None:
     """Return until when a mirror may hand releases out if it hears nothing more, UTC seconds.
 
     None: for as long as it likes; it knows of no lease.
@@ -97,7 +99,7 @@ def hands_out_until(row: Fields) -> float | None:
     return None if lease is None or row["seen_at"] is None else row["seen_at"] + lease
 
 
-def unconfirmed(
+def list_unconfirmed(
     conn: Connection, every: list[Fields], target: str, actions: tuple[str, ...], since: float
 ) -> list[Fields]:
     """Return the mirrors that are not known to act on what was done last to something.
@@ -120,12 +122,12 @@ def unconfirmed(
         return []
     return [
         {**row, "stopped_at": entry.at}
-        for row in heard(every, since)
+        for row in heard_since(every, since)
         if row["watch"].get("moves") is None or row["watch"]["moves"] < entry.seq
     ]
 
 
-def heard(every: list[Fields], since: float) -> list[Fields]:
+def heard_since(every: list[Fields], since: float) -> list[Fields]:
     """Return the mirrors that may have what came to be at a time: heard from since then."""
     return [row for row in every if row["seen_at"] is not None and row["seen_at"] + LOST_S >= since]
 
@@ -135,7 +137,7 @@ def settled(conn: Connection, now: float) -> int:
     return conn.scalar(select(func.max(_a.seq)).where(_a.at < now - LOST_S)) or 0
 
 
-def judge(row: Fields, now: float, needed: int) -> Verdict:
+def judge_mirror(row: Fields, now: float, needed: int) -> MirrorHealth:
     """Say how a mirror is.
 
     Args:
@@ -143,20 +145,22 @@ def judge(row: Fields, now: float, needed: int) -> Verdict:
     """
     says, watch, seen = row["status"], row["watch"], row["seen_at"]
     if seen is None:
-        return Verdict(NEVER)
+        return MirrorHealth(NEVER)
     if now - seen >= LOST_S:
-        return Verdict("silent", "nothing was heard of it")
+        return MirrorHealth("silent", "nothing was heard of it")
     if (refused := watch.get("refused")) is not None:
         version = refused.get("version") or says.get("version") or "unknown release"
-        return Verdict(
+        return MirrorHealth(
             "refused", f"what it tells is refused: {refused['detail']} (it is {version})"
         )
     if (error := says.get("error")) is not None and error["code"] != "clock_skew":
-        return Verdict("failing", f"{error['code']}: {error['detail']}")
+        return MirrorHealth("failing", f"{error['code']}: {error['detail']}")
     moves = watch.get("moves")
     if moves is not None and moves < needed:
-        return Verdict("behind", "it answers, but what it was given last is not in force there")
+        return MirrorHealth(
+            "behind", "it answers, but what it was given last is not in force there"
+        )
     skew = says.get("skew_s")
     if skew is not None and abs(skew) >= SKEW_S:
-        return Verdict("clock", f"its clock is {skew:+.0f} s off this one's")
-    return Verdict(OK)
+        return MirrorHealth("clock", f"its clock is {skew:+.0f} s off this one's")
+    return MirrorHealth(OK)

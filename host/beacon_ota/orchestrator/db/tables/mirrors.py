@@ -21,12 +21,12 @@ from beacon_ota.orchestrator.db.schema import (
 from beacon_ota.orchestrator.db.tables import (
     Fields,
     audit,
-    books,
     device_types,
     fields,
-    former,
+    former_beacons,
     insert_or_ignore,
     keys,
+    mirror_books,
     mirror_watch,
     roaming,
 )
@@ -34,15 +34,15 @@ from beacon_ota.orchestrator.db.tables import attempts as tries_of
 from beacon_ota.orchestrator.db.tables import events as told
 from beacon_ota.orchestrator.db.tables import mirror_rows as rows
 from beacon_ota.orchestrator.db.tables import rollouts as orders_of
-from beacon_ota.orchestrator.db.tables.former import digest
-from beacon_ota.orchestrator.db.tables.merge import knows, merge
+from beacon_ota.orchestrator.db.tables.former_beacons import key_digest
+from beacon_ota.orchestrator.db.tables.merge import merge_attempts, says_all_of
 
 _m, _a, _b, _r = mirrors.c, attempts.c, beacons.c, rollouts.c
 # What a mirror may tell of besides beacons and events: how each row is checked.
 _CHECKS = {
-    "attempts": rows.attempt,
-    "reports": rows.beacon_report,
-    "journal": rows.journal_entry,
+    "attempts": rows.check_attempt,
+    "reports": rows.check_report,
+    "journal": rows.check_journal_entry,
 }
 HEARD = tuple(rows.HEARD)  # what of a beacon a mirror knows better than we do
 _PARTED = (
@@ -52,7 +52,7 @@ _PARTED = (
 UPSTREAM = "upstream"  # whose an attempt is that a mirror was given, and does not settle
 
 
-class Told(NamedTuple):
+class ImportResult(NamedTuple):
     """What a mirror's changes came to: rows as they are now, and events.
 
     ``parted``: its books do not go on from what was taken; nothing of this was.
@@ -78,27 +78,27 @@ def get(conn: Connection, mirror_id: str) -> Fields | None:
     return _read(conn.execute(select(mirrors).where(_m.id == mirror_id)).first())
 
 
-def every(conn: Connection) -> list[Fields]:
+def list_all(conn: Connection) -> list[Fields]:
     """Return the mirrors that are in use, by name."""
     query = select(mirrors).where(_m.removed_at.is_(None)).order_by(_m.name)
     return [found for row in conn.execute(query) if (found := _read(row)) is not None]
 
 
-def by_token(conn: Connection, token_id: str) -> Fields | None:
+def get_by_token(conn: Connection, token_id: str) -> Fields | None:
     """Return the mirror that a token is for, None when it was removed."""
     query = select(mirrors).where(_m.token_id == token_id, _m.removed_at.is_(None))
     return _read(conn.execute(query).first())
 
 
-def remove(conn: Connection, mirror_id: str, now: float) -> list[Fields]:
+def remove_mirror(conn: Connection, mirror_id: str, now: float) -> list[Fields]:
     """Give a mirror up; its attempts under way are ours to settle. Returns those."""
     row = get(conn, mirror_id)
     assert row is not None
     name = f"{row['name'][:50]} ({mirror_id[:8]})"  # the name is free again
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(removed_at=now, name=name))
     conn.execute(update(attempts).where(_a.mirror == mirror_id).values(mirror=None))
-    books.forget(conn, mirror_id)
-    former.forget(conn, mirror_id)
+    mirror_books.remove_books(conn, mirror_id)
+    former_beacons.remove_former(conn, mirror_id)
     mine = select(attempts).where(_a.result.is_(None))
     return [dict(row._mapping) for row in conn.execute(mine)]
 
@@ -113,7 +113,7 @@ def _below(column: Any, site: str) -> Any:
 # ---- what a mirror is given ----
 
 
-def state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
+def export_state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
     """Return all that a mirror needs to serve its beacons by itself.
 
     Args:
@@ -124,7 +124,7 @@ def state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
     above = ["/".join(parts[:n]) for n in range(1, len(parts))]
     tree = select(sites).where(_below(sites.c.path, site) | sites.c.path.in_(above))
     fleet = [dict(row._mapping) for row in conn.execute(_fleet(site).order_by(_b.id))]
-    orders = {row["id"]: row for row in orders_of.live(conn)}
+    orders = {row["id"]: row for row in orders_of.list_active(conn)}
     types = {row["device_type"] for row in fleet}
     releases = {row["firmware_id"] for row in orders.values()}
     releases = set(
@@ -163,12 +163,12 @@ def state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
     }
 
 
-def serves(conn: Connection, mirror: Fields, firmware_id: str) -> Fields | None:
+def get_served_release(conn: Connection, mirror: Fields, firmware_id: str) -> Fields | None:
     """Return the release if a mirror may have it: one that it is told of (:func:`state`)."""
     row = fields(conn.execute(select(firmwares).where(firmwares.c.id == firmware_id)).first())
     if row is None or row["state"] == "deprecated":
         return None
-    if all(order["firmware_id"] != firmware_id for order in orders_of.live(conn)):
+    if all(order["firmware_id"] != firmware_id for order in orders_of.list_active(conn)):
         return None
     query = _fleet(mirror["site"]).where(_b.device_type == row["device_type"]).limit(1)
     return row if conn.execute(query).first() else None
@@ -181,14 +181,14 @@ def _fleet(site: str) -> Any:
 # ---- what a mirror tells ----
 
 
-def take(
+def import_changes(
     conn: Connection,
     mirror_id: str,
-    page: books.Page,
+    page: mirror_books.BookPage,
     changes: list[Fields],
     now: float,
     says: Fields,
-) -> Told:
+) -> ImportResult:
     """Take over what a mirror tells, each change once and in its order.
 
     What was told before changes nothing when it is told again, whatever its number is.
@@ -202,12 +202,12 @@ def take(
     """
     mirror = get(conn, mirror_id)
     assert mirror is not None
-    stand = books.look_up(conn, mirror_id, page)
-    values: Fields = {"seen_at": now, "status": mirror_watch.noted(conn, mirror, says)}
+    stand = mirror_books.compare_page(conn, mirror_id, page)
+    values: Fields = {"seen_at": now, "status": mirror_watch.build_status(conn, mirror, says)}
     if stand.parted:
         conn.execute(update(mirrors).where(_m.id == mirror_id).values(**values))
         data = {"mirror": mirror["name"], "site": mirror["site"], "detail": _PARTED}
-        return Told(
+        return ImportResult(
             stand.seq, [], [], [told.add(conn, now, "mirror.parted", mirror_id, data)], parted=True
         )
     seq = stand.seq
@@ -222,8 +222,8 @@ def take(
         if row is None:  # pruned since
             continue
         if what == "halts":  # done before, by the engine
-            if (name := books.name_of(rows.halt(row))) is not None:
-                books.note_halt(conn, mirror_id, name, now)
+            if (name := mirror_books.halt_name(rows.check_halt(row))) is not None:
+                mirror_books.record_halt(conn, mirror_id, name, now)
         elif what == "beacons":
             if (event := _hear(conn, mirror, row, now, fleet)) is not None:
                 heard.append(event)
@@ -240,14 +240,14 @@ def take(
                 expected=["beacons", "events", "halts", *_CHECKS],
             )
     whose = {row["beacon_id"] for row in tries.values()} | set(fleet)
-    corrected, ends = roaming.correct(conn, sorted(whose), now)
+    corrected, ends = roaming.correct_given_up(conn, sorted(whose), now)
     tries |= {row["id"]: row for row in corrected}
-    if rows.is_all(says, len(changes)):
+    if rows.is_last_batch(says, len(changes)):
         values["even_at"] = now
     values |= {"epoch": page.epoch, "seq": seq}
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(**values))
-    books.turn(conn, mirror_id, page, seq, now)
-    return Told(seq, list(tries.values()), list(fleet.values()), heard + ends)
+    mirror_books.record_exchange(conn, mirror_id, page, seq, now)
+    return ImportResult(seq, list(tries.values()), list(fleet.values()), heard + ends)
 
 
 def _take_back(conn: Connection, mirror: Fields, tries: dict[str, Fields]) -> None:
@@ -270,7 +270,7 @@ def _take(
     sure: bool,
 ) -> None:
     theirs = _theirs(conn, mirror, row["beacon_id"])
-    if not theirs and not former.may_tell(conn, mirror["id"], row["beacon_id"]):
+    if not theirs and not former_beacons.may_report(conn, mirror["id"], row["beacon_id"]):
         return  # removed, or none of its own
     if what == "attempts":
         if (found := _take_attempt(conn, mirror, row, theirs)) is not None:
@@ -289,7 +289,7 @@ def _is_there(conn: Connection, table: Any, row: Fields) -> bool:
 
 def _take_event(conn: Connection, mirror: Fields, told_row: Any, sure: bool) -> Fields | None:
     """Take an event over: of the mirror's own kinds, and about beacons and rollouts of its own."""
-    row = rows.event(told_row)
+    row = rows.check_event(told_row)
     if row is None:
         return None
     subject, data = row["subject"], row["data"]
@@ -304,7 +304,7 @@ def _take_event(conn: Connection, mirror: Fields, told_row: Any, sure: bool) -> 
         data["beacon"] = known.beacon_id
     else:
         order = conn.execute(select(_r.firmware_id).where(_r.id == subject)).first()
-        if order is None or serves(conn, mirror, order.firmware_id) is None:
+        if order is None or get_served_release(conn, mirror, order.firmware_id) is None:
             return None
     data = {**data, "mirror": mirror["name"]}
     if not sure:
@@ -341,8 +341,8 @@ def _take_attempt(conn: Connection, mirror: Fields, row: Fields, theirs: bool) -
     if (row["wave"], row["stage"]) != (known["wave"], known["stage"]):
         order = conn.execute(select(rollouts).where(_r.id == row["rollout_id"])).one()
         _check_place(row, json.loads(order.plan))
-    merged = merge(known, row)
-    if given_up or (merged["result"] is not None and not knows(row, merged)):
+    merged = merge_attempts(known, row)
+    if given_up or (merged["result"] is not None and not says_all_of(row, merged)):
         merged["mirror"] = None  # the mirror is to hear of it
     if merged != known:
         conn.execute(update(attempts).where(_a.id == row["id"]).values(**merged))
@@ -369,8 +369,8 @@ def _hear(
     Returns:
         The event that it is another board than it was registered as.
     """
-    given = rows.heard(row, now)
-    beacon_id = rows.heard_of(row)
+    given = rows.check_beacon(row, now)
+    beacon_id = rows.beacon_id_of(row)
     if beacon_id is None or not _may_tell(conn, mirror, beacon_id):
         return None
     known = conn.execute(select(beacons).where(_b.id == row["id"])).one()._mapping
@@ -380,15 +380,19 @@ def _hear(
         values.pop("first_seen", None)
         values["first_seen"] = known["first_seen"] or given["first_seen"] or given["last_seen"]
     told = row.get("key_digest")
-    proven = next((key for key in keys.of(dict(known))[1:] if digest(key) == told), None)
+    proven = next(
+        (key for key in keys.usable_keys(dict(known))[1:] if key_digest(key) == told), None
+    )
     if proven is not None:
-        values |= keys.used(dict(known), proven)
+        values |= keys.columns_after_use(dict(known), proven)
         if not _theirs(conn, mirror, row["id"]):
-            former.use(conn, mirror["id"], row["id"], proven)
-        audit.add(conn, now, f"mirror {mirror['name']}", "beacon.rekeyed", row["id"])
+            former_beacons.set_last_key(conn, mirror["id"], row["id"], proven)
+        audit.append(conn, now, f"mirror {mirror['name']}", "beacon.rekeyed", row["id"])
     event = None
     if (said := values.get("said_type")) is not None:
-        event = device_types.adopt(conn, row["id"], said, now, f"mirror {mirror['name']}")
+        event = device_types.adopt_stated_type(
+            conn, row["id"], said, now, f"mirror {mirror['name']}"
+        )
     if values:
         conn.execute(update(beacons).where(_b.id == row["id"]).values(**values))
         fleet[row["id"]] = dict(
@@ -403,12 +407,17 @@ def _theirs(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
 
 
 def _may_tell(conn: Connection, mirror: Fields, beacon_id: str) -> bool:
-    return _theirs(conn, mirror, beacon_id) or former.may_tell(conn, mirror["id"], beacon_id)
+    return _theirs(conn, mirror, beacon_id) or former_beacons.may_report(
+        conn, mirror["id"], beacon_id
+    )
 
 
 def _read(row: Any) -> Fields | None:
     found = fields(row)
     if found is not None:
         document = json.loads(found["status"])
-        found["status"], found["watch"] = rows.status(document), mirror_watch.watched(document)
+        found["status"], found["watch"] = (
+            rows.check_status(document),
+            mirror_watch.watch_of(document),
+        )
     return found

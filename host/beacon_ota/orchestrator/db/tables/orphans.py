@@ -5,20 +5,20 @@ import math
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.db.tables.changes import note, noted
+from beacon_ota.orchestrator.db.tables.changes import get_setting, set_setting
 
 GRACE_S = 30 * 86400.0  # from the first start that found one to the one that removes it
 _KEY = "images.orphans"  # the setting: JSON, digest -> UTC seconds of when it was found first
 
 
-def mark(conn: Connection, found: set[str], now: float) -> set[str]:
+def mark_orphans(conn: Connection, found: set[str], now: float) -> set[str]:
     """Note the orphans of this start; return those whose time is over."""
-    due, marks = judge(_marks(noted(conn, _KEY)), found, now)
-    note(conn, _KEY, json.dumps(marks, sort_keys=True))
+    due, marks = select_due(_marks(get_setting(conn, _KEY)), found, now)
+    set_setting(conn, _KEY, json.dumps(marks, sort_keys=True))
     return due
 
 
-def judge(
+def select_due(
     marks: dict[str, float], found: set[str], now: float
 ) -> tuple[set[str], dict[str, float]]:
     """Return which orphans are to be removed, and the marks to keep.

@@ -26,16 +26,18 @@ from beacon_ota.orchestrator.db.schema import (
 )
 from beacon_ota.orchestrator.db.tables import Fields, keys, new_id
 from beacon_ota.orchestrator.db.tables import attempts as tries_of
-from beacon_ota.orchestrator.db.tables.changes import note, noted
-from beacon_ota.orchestrator.db.tables.merge import knows, merge
-from beacon_ota.orchestrator.db.tables.mirrors import HEARD, digest
+from beacon_ota.orchestrator.db.tables.changes import get_setting, set_setting
+from beacon_ota.orchestrator.db.tables.merge import merge_attempts, says_all_of
+from beacon_ota.orchestrator.db.tables.mirrors import HEARD, key_digest
 from beacon_ota.orchestrator.rollout.types import Status
 
 _c, _a, _r, _s = changes.c, attempts.c, rollouts.c, settings.c
 _EPOCH = "mirror.epoch"
 _AFTER = "mirror.after"  # mark of the last exchange that the primary has taken
 _MARK = "mirror.mark"  # of the one that is being told: it is the same until it was taken
-_QUIET = "mirror.quiet"  # there while the primary's word is written down: that is no news to it
+SUPPRESS_TRIGGERS = (
+    "mirror.quiet"  # there while the primary's word is written down: that is no news to it
+)
 _HALT = "mirror.halt."  # … of a rollout that is halted here, until the primary has heard of it
 _ASKED = "mirror.asked."  # … when it was halted that the primary has heard of
 _MOVES = "mirror.moves"  # up to which move of its rollouts the primary's word is in force here
@@ -56,37 +58,37 @@ class Item(NamedTuple):
     row: Fields | None
 
 
-def prepare(conn: Connection) -> str:
+def install_triggers(conn: Connection) -> str:
     """Set the triggers up; returns the epoch of this data."""
     for table, (key, *kinds) in _KEYS.items():
         for kind in kinds:
             name = f"mirror_{table}_{kind.lower()}"
             conn.exec_driver_sql(
                 f"CREATE TRIGGER IF NOT EXISTS {name} AFTER {kind} ON {table}"
-                f" WHEN NOT EXISTS (SELECT 1 FROM settings WHERE key = '{_QUIET}') BEGIN"
+                f" WHEN NOT EXISTS (SELECT 1 FROM settings WHERE key = '{SUPPRESS_TRIGGERS}') BEGIN"
                 f" DELETE FROM changes WHERE what = '{table}' AND key = {key};"
                 f" INSERT INTO changes (what, key) VALUES ('{table}', {key}); END"
             )
-    conn.execute(delete(settings).where(_s.key == _QUIET))
-    epoch = noted(conn, _EPOCH)
+    conn.execute(delete(settings).where(_s.key == SUPPRESS_TRIGGERS))
+    epoch = get_setting(conn, _EPOCH)
     if epoch is None:
         epoch = new_id()
-        note(conn, _EPOCH, epoch)
+        set_setting(conn, _EPOCH, epoch)
     return epoch
 
 
-def waiting(conn: Connection) -> int:
+def backlog_size(conn: Connection) -> int:
     """Return how much is still to be told."""
     return conn.scalar(select(func.count()).select_from(changes)) or 0
 
 
-def batch(conn: Connection, limit: int) -> list[Item]:
+def read_batch(conn: Connection, limit: int) -> list[Item]:
     """Return what is to be told next, oldest first."""
     rows = conn.execute(select(changes).order_by(_c.seq).limit(limit)).all()
     return [Item(row.seq, row.what, _row(conn, row.what, row.key)) for row in rows]
 
 
-def page(conn: Connection, telling: bool) -> tuple[str, str]:
+def next_exchange(conn: Connection, telling: bool) -> tuple[str, str]:
     """Return where the next exchange stands in our book: the mark of the one before, and its own.
 
     Its own is on the disk before it is sent. So one that is told again is known for what it is, and
@@ -96,32 +98,32 @@ def page(conn: Connection, telling: bool) -> tuple[str, str]:
     Args:
         telling: there is something to tell; otherwise the exchange may have no mark ("").
     """
-    mark = noted(conn, _MARK) or ""
+    mark = get_setting(conn, _MARK) or ""
     if telling and not mark:
         mark = new_id()
-        note(conn, _MARK, mark)
-    return noted(conn, _AFTER) or "", mark
+        set_setting(conn, _MARK, mark)
+    return get_setting(conn, _AFTER) or "", mark
 
 
-def told(conn: Connection, seq: int, mark: str) -> None:
+def acknowledge(conn: Connection, seq: int, mark: str) -> None:
     """Forget what the primary has taken, in the exchange of this mark."""
     done = (_c.seq <= seq) & (_c.what == "halts")
     for rollout_id in conn.scalars(select(_c.key).where(done)).all():
         lift_halt(conn, rollout_id)
     conn.execute(delete(changes).where(_c.seq <= seq))
     if mark:
-        note(conn, _AFTER, mark)
+        set_setting(conn, _AFTER, mark)
         conn.execute(delete(settings).where(_s.key == _MARK))
 
 
-def begin_again(conn: Connection) -> str:
+def restart_book(conn: Connection) -> str:
     """Begin a new book, in which all is told that is known here; returns its epoch.
 
     Events are history and told once: only those that wait are told, and halts, after the attempts
     that they are about.
     """
     epoch = new_id()
-    note(conn, _EPOCH, epoch)
+    set_setting(conn, _EPOCH, epoch)
     conn.execute(delete(settings).where(_s.key.in_((_AFTER, _MARK))))
     later = _c.what.in_(("events", "halts"))
     waiting = conn.execute(select(_c.what, _c.key).where(later).order_by(_c.seq)).all()
@@ -140,7 +142,9 @@ def begin_again(conn: Connection) -> str:
 # ---- halts ----
 
 
-def halt(conn: Connection, rollout_id: str, reason: str, values: Fields, lost: list[str]) -> None:
+def record_halt(
+    conn: Connection, rollout_id: str, reason: str, values: Fields, lost: list[str]
+) -> None:
     """Note that a rollout is halted here, until the primary has heard of it.
 
     Args:
@@ -149,17 +153,17 @@ def halt(conn: Connection, rollout_id: str, reason: str, values: Fields, lost: l
     """
     conn.execute(update(rollouts).where(_r.id == rollout_id).values(**values))
     said = {"reason": reason, "id": new_id(), "lost": lost}
-    note(conn, _HALT + rollout_id, json.dumps(said))
+    set_setting(conn, _HALT + rollout_id, json.dumps(said))
     if not lost:
         _tell(conn, "halts", rollout_id)
 
 
-def tell_halt(conn: Connection, rollout_id: str, reason: str | None = None) -> None:
+def queue_halt(conn: Connection, rollout_id: str, reason: str | None = None) -> None:
     """Have the primary told of a halt that rests on attempts that were given up."""
     said = _said(conn, rollout_id)
     if said is not None:
         said |= {"lost": []} | ({} if reason is None else {"reason": reason})
-        note(conn, _HALT + rollout_id, json.dumps(said))
+        set_setting(conn, _HALT + rollout_id, json.dumps(said))
         _tell(conn, "halts", rollout_id)
 
 
@@ -168,16 +172,16 @@ def lift_halt(conn: Connection, rollout_id: str) -> None:
     conn.execute(delete(settings).where(_s.key == _HALT + rollout_id))
     text = conn.scalar(select(_r.state).where(_r.id == rollout_id))
     if text is not None:
-        note(conn, _ASKED + rollout_id, repr(json.loads(text)["changed_at"]))
+        set_setting(conn, _ASKED + rollout_id, repr(json.loads(text)["changed_at"]))
 
 
-def halted(conn: Connection) -> set[str]:
+def pending_halts(conn: Connection) -> set[str]:
     """Return the rollouts that are halted here, and the primary does not know it yet."""
     keys = select(_s.key).where(_s.key.startswith(_HALT, autoescape=True))
     return {key.removeprefix(_HALT) for key in conn.scalars(keys)}
 
 
-class Doubt(NamedTuple):
+class HaltReview(NamedTuple):
     """A halt that is still to be looked at.
 
     Attributes:
@@ -189,23 +193,23 @@ class Doubt(NamedTuple):
     open: set[str]
 
 
-def doubted(conn: Connection) -> dict[str, Doubt]:
+def halts_to_review(conn: Connection) -> dict[str, HaltReview]:
     """Return the halts that are still to be looked at, by rollout."""
     found = {}
-    for key in halted(conn):
+    for key in pending_halts(conn):
         if lost := (_said(conn, key) or {}).get("lost"):
             going = select(_a.id).where(_a.id.in_(lost), _a.result.is_(None))
-            found[key] = Doubt(set(lost), set(conn.scalars(going)))
+            found[key] = HaltReview(set(lost), set(conn.scalars(going)))
     return found
 
 
-def has_halts(conn: Connection) -> bool:
+def has_queued_halts(conn: Connection) -> bool:
     """Tell whether there are halts to be told."""
     return conn.execute(select(_c.seq).where(_c.what == "halts").limit(1)).first() is not None
 
 
 def _said(conn: Connection, rollout_id: str) -> Fields | None:
-    text = noted(conn, _HALT + rollout_id)
+    text = get_setting(conn, _HALT + rollout_id)
     if text is None:
         return None
     try:
@@ -224,17 +228,17 @@ def _tell(conn: Connection, what: str, key: str) -> None:
 # ---- what the primary gives ----
 
 
-def moves(conn: Connection) -> str:
+def get_moves(conn: Connection) -> str:
     """Return up to which move of its rollouts the primary's word is in force here."""
-    return noted(conn, _MOVES) or ""
+    return get_setting(conn, _MOVES) or ""
 
 
-def note_moves(conn: Connection, word: str) -> None:
+def set_moves(conn: Connection, word: str) -> None:
     """Keep that."""
-    note(conn, _MOVES, word)
+    set_setting(conn, _MOVES, word)
 
 
-def take(
+def import_state(
     conn: Connection,
     state: Fields,
     without: set[str],
@@ -250,7 +254,7 @@ def take(
         unread: ids by table of what is there but cannot be read: it stays as it was here, but for
             rollouts, which are over.
     """
-    note(conn, _QUIET, "1")
+    set_setting(conn, SUPPRESS_TRIGGERS, "1")
     for row in state["sites"]:  # parents come first
         _put(conn, sites, "path", row)
     _take_beacons(conn, state["beacons"], unread.get("beacons", ()))
@@ -262,7 +266,7 @@ def take(
             kept = row["damaged_at"] is None and row["id"] not in fetched
             _put(conn, firmwares, "id", row, "damaged_at" if kept else "")
     _hold_halts(conn, state["rollouts"])
-    mine = halted(conn)
+    mine = pending_halts(conn)
     there: set[str] = set(conn.scalars(select(rollouts.c.id)))
     for row in state["rollouts"]:
         if (row["firmware_id"] not in without or row["id"] in there) and row["id"] not in mine:
@@ -273,7 +277,7 @@ def take(
         if row["rollout_id"] in there and row["firmware_id"] not in without:
             _take_attempt(conn, row)
     _tell_missing(conn, state, without)
-    conn.execute(delete(settings).where(_s.key == _QUIET))
+    conn.execute(delete(settings).where(_s.key == SUPPRESS_TRIGGERS))
 
 
 def _hold_halts(conn: Connection, given: list[Fields]) -> None:
@@ -286,13 +290,13 @@ def _hold_halts(conn: Connection, given: list[Fields]) -> None:
         if known is None or known.status != "halted" or row["status"] in ("halted", "aborted"):
             continue
         state = json.loads(known.state)
-        if noted(conn, _HALT + row["id"]) is not None:
+        if get_setting(conn, _HALT + row["id"]) is not None:
             continue  # a halt of ours, or asked for already
-        if noted(conn, _ASKED + row["id"]) == repr(state["changed_at"]):
+        if get_setting(conn, _ASKED + row["id"]) == repr(state["changed_at"]):
             continue
         reason = f"halted before, by {state['by']}: {state['reason']}"
         said = {"reason": reason, "at": state["changed_at"]}
-        note(conn, _HALT + row["id"], json.dumps(said))
+        set_setting(conn, _HALT + row["id"], json.dumps(said))
         _tell(conn, "halts", row["id"])
 
 
@@ -325,7 +329,7 @@ def _take_beacons(conn: Connection, rows: list[Fields], unread: Collection[str])
         if mine is None:
             conn.execute(insert(beacons), row)
             continue
-        row |= keys.used(row, mine.key)  # what it uses here, and we have told so
+        row |= keys.columns_after_use(row, mine.key)  # what it uses here, and we have told so
         for name in HEARD:
             row.pop(name, None)
         if any(getattr(mine, name) != value for name, value in row.items()):
@@ -358,10 +362,10 @@ def _take_attempt(conn: Connection, row: Fields) -> None:
         conn.execute(insert(attempts), {**row, "n": tries_of.free_number(conn, row)})
         return
     known = dict(found._mapping)
-    merged = {**merge(known, row), "mirror": row["mirror"]}
+    merged = {**merge_attempts(known, row), "mirror": row["mirror"]}
     if merged != known:
         conn.execute(update(attempts).where(_a.id == row["id"]).values(**merged))
-    if not knows(row, merged):
+    if not says_all_of(row, merged):
         _tell(conn, "attempts", row["id"])
 
 
@@ -395,5 +399,5 @@ def _row(conn: Connection, what: str, key: str) -> Fields | None:
         return None
     row = dict(found._mapping)
     if what == "beacons":
-        row = {"id": row["id"], "key_digest": digest(row["key"]), **{k: row[k] for k in HEARD}}
+        row = {"id": row["id"], "key_digest": key_digest(row["key"]), **{k: row[k] for k in HEARD}}
     return row

@@ -13,7 +13,7 @@ _a = attempts.c
 FAILURES = ("failed", "rolled_back", "lost", "undone")
 
 
-class Which(NamedTuple):
+class OutcomeFilter(NamedTuple):
     """Attempts that ended: every field that is given narrows them down.
 
     Attributes:
@@ -55,7 +55,7 @@ class Which(NamedTuple):
         return found
 
 
-def reasons(conn: Connection, which: Which) -> list[Fields]:
+def count_by_reason(conn: Connection, which: OutcomeFilter) -> list[Fields]:
     """Return failures by result, stage, code and release, the most beacons first."""
     keys = (SHOWN, _a.failed_in, _a.code, _a.firmware_id)
     beacons = func.count(distinct(_a.beacon_id)).label("beacons")
@@ -68,18 +68,18 @@ def reasons(conn: Connection, which: Which) -> list[Fields]:
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
-def beacons(conn: Connection, which: Which) -> set[str]:
+def list_beacons(conn: Connection, which: OutcomeFilter) -> set[str]:
     """Return the beacons that have such an attempt."""
     return set(conn.scalars(select(_a.beacon_id).distinct().where(*which.clauses())))
 
 
-def latest(conn: Connection, which: Which, limit: int) -> list[Fields]:
+def list_latest(conn: Connection, which: OutcomeFilter, limit: int) -> list[Fields]:
     """Return such attempts, the last to end first."""
     query = select(attempts).where(*which.clauses()).order_by(_a.ended_at.desc()).limit(limit)
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
-def of_firmwares(conn: Connection) -> dict[str, Counter[str]]:
+def count_by_release(conn: Connection) -> dict[str, Counter[str]]:
     """Return for each release its attempts by result, and ``mean_s``: how long a success takes."""
     found: dict[str, Counter[str]] = {}
     query = select(_a.firmware_id, _a.result, func.count()).group_by(_a.firmware_id, _a.result)
@@ -96,7 +96,7 @@ def of_firmwares(conn: Connection) -> dict[str, Counter[str]]:
     return found
 
 
-def causes(conn: Connection, which: Which) -> list[Any]:
+def count_reset_causes(conn: Connection, which: OutcomeFilter) -> list[Any]:
     """Return (reset cause, beacons) of such attempts, the most first."""
     count = func.count(distinct(_a.beacon_id))
     query = (

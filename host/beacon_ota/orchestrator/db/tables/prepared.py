@@ -13,7 +13,7 @@ from sqlalchemy.sql import ClauseElement
 from beacon_ota.orchestrator.db.tables import Fields
 
 
-class Prepared:
+class PreparedStatement:
     """A statement with named parameters; values and results are plain (no column types).
 
     Args:
@@ -26,7 +26,7 @@ class Prepared:
         self._columns = columns
         self._compiled: dict[str, tuple[str, Callable[[Fields], Any]]] = {}
 
-    def first(self, conn: Connection, values: Fields) -> Fields | None:
+    def fetch_first(self, conn: Connection, values: Fields) -> Fields | None:
         """Execute in the connection's transaction; return the first row, if there is one."""
         sql, bind = self._for(conn)
         cursor = conn.connection.cursor()
@@ -39,7 +39,7 @@ class Prepared:
         finally:
             cursor.close()
 
-    def many(self, conn: Connection, rows: Sequence[Fields]) -> None:
+    def execute_many(self, conn: Connection, rows: Sequence[Fields]) -> None:
         """Execute once for each row."""
         sql, bind = self._for(conn)
         cursor = conn.connection.cursor()
@@ -68,7 +68,7 @@ def _binder(order: list[str] | None) -> Callable[[Fields], Any]:
     return lambda values: tuple([values[name] for name in names])
 
 
-def append(conn: Connection, statement: Prepared, row: Fields) -> None:
+def defer_insert(conn: Connection, statement: PreparedStatement, row: Fields) -> None:
     """Insert a row when the transaction ends, together with the others of its kind.
 
     For history that nothing in the transaction reads; the writer calls :func:`flush`.
@@ -76,12 +76,12 @@ def append(conn: Connection, statement: Prepared, row: Fields) -> None:
     conn.info.setdefault("appended", {}).setdefault(statement, []).append(row)
 
 
-def flush(conn: Connection) -> None:
+def flush_deferred(conn: Connection) -> None:
     """Write what was appended."""
     for statement, rows in conn.info.pop("appended", {}).items():
-        statement.many(conn, rows)
+        statement.execute_many(conn, rows)
 
 
-def discard(conn: Connection) -> None:
+def discard_deferred(conn: Connection) -> None:
     """Forget what was appended by a transaction that failed."""
     conn.info.pop("appended", None)

@@ -10,12 +10,14 @@ from sqlalchemy import Connection, select, update
 
 from beacon_ota.orchestrator.db.schema import attempts, beacons, firmwares
 from beacon_ota.orchestrator.db.tables import Fields, events
-from beacon_ota.orchestrator.rollout.roam import RUNS, WENT_ON, went_on
+from beacon_ota.orchestrator.rollout.roaming import DETAIL_MOVED_ON, DETAIL_RUNNING, moved_on
 
 _a, _b, _f = attempts.c, beacons.c, firmwares.c
 
 
-def correct(conn: Connection, beacon_ids: Iterable[str], now: float) -> tuple[list[Fields], list]:
+def correct_given_up(
+    conn: Connection, beacon_ids: Iterable[str], now: float
+) -> tuple[list[Fields], list]:
     """Take back what was given up of beacons that went on elsewhere.
 
     Returns:
@@ -46,8 +48,8 @@ def correct(conn: Connection, beacon_ids: Iterable[str], now: float) -> tuple[li
 
 def _found(conn: Connection, row: Fields, rows: list[Fields]) -> Fields | None:
     """Return how an attempt ended that was given up; None when it is as lost as it was."""
-    if went_on(row, rows, row["ended_at"]):
-        return {"result": "stopped", "detail": WENT_ON}
+    if moved_on(row, rows, row["ended_at"]):
+        return {"result": "stopped", "detail": DETAIL_MOVED_ON}
     same = [one for one in rows if one["firmware_id"] == row["firmware_id"] and one is not row]
     if row["taken_at"] is None or any(one["result"] == "success" for one in same):
         return None
@@ -60,7 +62,7 @@ def _found(conn: Connection, row: Fields, rows: list[Fields]) -> Fields | None:
     )
     if conn.execute(select(_b.id).where(runs)).first() is None:
         return None
-    return {"result": "success", "detail": RUNS}
+    return {"result": "success", "detail": DETAIL_RUNNING}
 
 
 def _event(conn: Connection, row: Fields, now: float) -> Fields:

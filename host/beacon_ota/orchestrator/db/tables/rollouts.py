@@ -7,15 +7,15 @@ from sqlalchemy import Connection, Select, bindparam, func, insert, select, upda
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.db.schema import attempts, firmwares, rollouts, transitions
 from beacon_ota.orchestrator.db.tables import Fields, fields
-from beacon_ota.orchestrator.db.tables.firmwares import state_of
-from beacon_ota.orchestrator.db.tables.prepared import Prepared
+from beacon_ota.orchestrator.db.tables.firmwares import effective_state
+from beacon_ota.orchestrator.db.tables.prepared import PreparedStatement
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout.types import Status
 
 _r, _f = rollouts.c, firmwares.c
 _LIVES = (_r.status != Status.ABORTED.value) & _r.ended_at.is_(None)
 _STEP_S = 0.001  # between two rollouts at least, by which their order is kept
-_BASIS = Prepared(
+_BASIS = PreparedStatement(
     select(_r.revision, _r.status, _f.state, _f.damaged_at).where(
         _r.id == bindparam("rollout"), _f.id == _r.firmware_id
     )
@@ -36,10 +36,10 @@ class Basis(NamedTuple):
     release_state: str
 
 
-def basis(conn: Connection, rollout_id: str) -> Basis | None:
+def read_basis(conn: Connection, rollout_id: str) -> Basis | None:
     """Return what decisions about a rollout are to be made upon, as it is committed."""
-    row = _BASIS.first(conn, {"rollout": rollout_id})
-    return None if row is None else Basis(row["revision"], row["status"], state_of(row))
+    row = _BASIS.fetch_first(conn, {"rollout": rollout_id})
+    return None if row is None else Basis(row["revision"], row["status"], effective_state(row))
 
 
 def add(conn: Connection, row: Fields) -> Fields:
@@ -85,7 +85,7 @@ def get(conn: Connection, rollout_id: str) -> Fields | None:
     return fields(conn.execute(select(rollouts).where(_r.id == rollout_id)).first())
 
 
-def every(
+def list_all(
     conn: Connection, limit: int, status: str | None = None, begins: str = ""
 ) -> list[Fields]:
     """Return rollouts, newest first; with ``status`` only those that have it.
@@ -101,18 +101,18 @@ def every(
     return _newest_first(conn, query.limit(limit))
 
 
-def live(conn: Connection) -> list[Fields]:
+def list_active(conn: Connection) -> list[Fields]:
     """Return all rollouts that are not over, newest first: not aborted and not retired."""
     return _newest_first(conn, select(rollouts).where(_LIVES))
 
 
-def under_way(conn: Connection) -> list[Fields]:
+def list_under_way(conn: Connection) -> list[Fields]:
     """Return all that are not over or have attempts under way, newest first."""
     open_ids = select(attempts.c.rollout_id).where(attempts.c.result.is_(None))
     return _newest_first(conn, select(rollouts).where(_LIVES | _r.id.in_(open_ids)))
 
 
-def of_firmware(conn: Connection, firmware_id: str, limit: int) -> list[Fields]:
+def list_for_release(conn: Connection, firmware_id: str, limit: int) -> list[Fields]:
     """Return the rollouts of a release, newest first."""
     query = select(rollouts).where(_r.firmware_id == firmware_id)
     return _newest_first(conn, query.limit(limit))
@@ -123,7 +123,7 @@ def _newest_first(conn: Connection, query: Select[Any]) -> list[Fields]:
     return [dict(row._mapping) for row in rows]
 
 
-def advance(conn: Connection, rollout_id: str, revision: int, values: Fields) -> bool:
+def update_if_unmoved(conn: Connection, rollout_id: str, revision: int, values: Fields) -> bool:
     """Move a rollout on from the revision that was decided upon.
 
     Returns:
@@ -143,7 +143,7 @@ def add_transitions(conn: Connection, rows: list[Fields]) -> None:
         conn.execute(insert(transitions), rows)
 
 
-def transitions_of(conn: Connection, rollout_id: str, limit: int = 1000) -> list[Fields]:
+def list_transitions(conn: Connection, rollout_id: str, limit: int = 1000) -> list[Fields]:
     """Return what happened to a rollout, in order."""
     query = (
         select(transitions)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, insert, select
 from beacon_ota.orchestrator.db.schema import sessions, tokens
 from beacon_ota.orchestrator.db.tables.tokens import Actor
 
-LIFE_S = 12 * 3600.0
+SESSION_LIFETIME_S = 12 * 3600.0
 
 
 def create(conn: Connection, token_id: str, now: float) -> str:
@@ -19,7 +19,7 @@ def create(conn: Connection, token_id: str, now: float) -> str:
         "digest": _digest(secret),
         "token_id": token_id,
         "created_at": now,
-        "expires_at": now + LIFE_S,
+        "expires_at": now + SESSION_LIFETIME_S,
     }
     conn.execute(insert(sessions), row)
     return secret

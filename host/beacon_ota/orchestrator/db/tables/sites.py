@@ -8,7 +8,7 @@ from beacon_ota.orchestrator.db.schema import beacons, sites
 from beacon_ota.orchestrator.db.tables import Fields, fields
 
 
-def every(conn: Connection) -> list[Fields]:
+def list_all(conn: Connection) -> list[Fields]:
     """Return all sites by path, each with the number of beacons right there."""
     here = select(beacons.c.site, func.count()).group_by(beacons.c.site)
     counts = {row[0]: row[1] for row in conn.execute(here)}
@@ -26,7 +26,7 @@ def add(conn: Connection, row: Fields) -> None:
     conn.execute(insert(sites), row)
 
 
-def change(conn: Connection, path: str, **values: Any) -> Fields | None:
+def update_columns(conn: Connection, path: str, **values: Any) -> Fields | None:
     """Set columns of a site; None when it does not exist."""
     conn.execute(update(sites).where(sites.c.path == path).values(**values))
     return get(conn, path)

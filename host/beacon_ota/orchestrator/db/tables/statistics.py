@@ -23,7 +23,7 @@ class Statistics(NamedTuple):
     deliveries: dict[tuple[str, str], int]  # of webhooks, by name and state
 
 
-def read(conn: Connection) -> Statistics:
+def read_statistics(conn: Connection) -> Statistics:
     """Count."""
     count = func.count()
     results = select(_a.firmware_id, _a.result, count).group_by(_a.firmware_id, _a.result)

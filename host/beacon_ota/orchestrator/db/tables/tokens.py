@@ -91,7 +91,7 @@ def find(conn: Connection, token: str, now: float) -> Actor | None:
     return Actor(row.id, row.name, row.role)
 
 
-def every(conn: Connection) -> list[Fields]:
+def list_all(conn: Connection) -> list[Fields]:
     """Return all tokens, without anything that could be used as one."""
     return [dict(row._mapping) for row in conn.execute(select(*_SHOWN).order_by("created_at"))]
 

@@ -28,7 +28,7 @@ def get(conn: Connection, webhook_id: str) -> Fields | None:
     return _read(conn.execute(select(webhooks).where(_w.id == webhook_id)).first())
 
 
-def every(conn: Connection) -> list[Fields]:
+def list_all(conn: Connection) -> list[Fields]:
     """Return all webhooks, with how many deliveries are in each state."""
     count = func.count()
     query = select(_d.webhook_id, _d.state, count).group_by(_d.webhook_id, _d.state)
@@ -39,7 +39,7 @@ def every(conn: Connection) -> list[Fields]:
     return [{**(_read(row) or {}), "counts": counts.get(row.id, Counter())} for row in rows]
 
 
-def change(conn: Connection, webhook_id: str, **values: Any) -> Fields | None:
+def update_columns(conn: Connection, webhook_id: str, **values: Any) -> Fields | None:
     """Set columns of a webhook; None when it does not exist."""
     conn.execute(update(webhooks).where(_w.id == webhook_id).values(**values))
     return get(conn, webhook_id)
@@ -136,7 +136,7 @@ def _is_due(now: float, waits: Sequence[float]) -> Any:
     return (_d.next_at <= now) | (_d.next_at > now + longest)
 
 
-def claim(
+def claim_delivery(
     conn: Connection, webhook_id: str, now: float, lease_s: float, waits: Sequence[float]
 ) -> Fields | None:
     """Take a webhook's next delivery, oldest event first; nobody else gets it for a while.
@@ -155,13 +155,15 @@ def claim(
     return row
 
 
-def settle(conn: Connection, delivery_id: str, **values: Any) -> Fields | None:
+def update_delivery(conn: Connection, delivery_id: str, **values: Any) -> Fields | None:
     """Record what came of a try; None when the webhook was removed meanwhile."""
     conn.execute(update(deliveries).where(_d.id == delivery_id).values(**values))
     return fields(conn.execute(select(deliveries).where(_d.id == delivery_id)).first())
 
 
-def again(conn: Connection, webhook_id: str, delivery_id: str, now: float) -> Fields | None:
+def retry_delivery(
+    conn: Connection, webhook_id: str, delivery_id: str, now: float
+) -> Fields | None:
     """Queue a delivery that was given up once more; None when there is none such."""
     done = conn.execute(
         update(deliveries)
@@ -177,7 +179,7 @@ def again(conn: Connection, webhook_id: str, delivery_id: str, now: float) -> Fi
 # ---- the log ----
 
 
-def log(conn: Connection, webhook_id: str, limit: int) -> list[Fields]:
+def list_deliveries(conn: Connection, webhook_id: str, limit: int) -> list[Fields]:
     """Return a webhook's deliveries, newest first."""
     query = (
         select(deliveries)
@@ -188,12 +190,12 @@ def log(conn: Connection, webhook_id: str, limit: int) -> list[Fields]:
     return [dict(row._mapping) for row in conn.execute(query)]
 
 
-def given_up(conn: Connection) -> int:
+def count_given_up(conn: Connection) -> int:
     """Return how many deliveries were given up, and nobody has looked after them since."""
     return conn.scalar(select(func.count()).where(_d.state == GIVEN_UP)) or 0
 
 
-def prune(conn: Connection) -> None:
+def prune_deliveries(conn: Connection) -> None:
     """Keep the newest deliveries that are over, of every webhook."""
     for webhook_id in conn.scalars(select(_w.id)).all():
         over = (_d.webhook_id == webhook_id) & (_d.state != PENDING)

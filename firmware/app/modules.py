@@ -1,0 +1,26 @@
+# Loads modules that are needed now and then, and unloads them again: bytecode from a filesystem is
+# held in RAM. A module stays in memory, unloaded or not, as long as a function or a class of it is
+# still referred to.
+#
+# Several names are one text, separated by blanks: each string of a tuple would take 64 bytes.
+
+import asyncio
+import gc
+import sys
+
+
+# Loads modules one after the other, dependencies first, and gives the other tasks their turn in
+# between: reading one from the app's filesystem takes a chip 10 ms and more.
+async def preload(names):
+    for name in names.split():
+        __import__(name)
+        await asyncio.sleep_ms(0)
+
+
+def unload(names):
+    for name in names.split():
+        module = sys.modules.pop(name, None)
+        package, _, last = name.rpartition(".")
+        if module and package in sys.modules and hasattr(sys.modules[package], last):
+            delattr(sys.modules[package], last)
+    gc.collect()

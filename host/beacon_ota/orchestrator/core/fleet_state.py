@@ -1,0 +1,578 @@
+"""What decisions need, in memory: rebuilt from the database at start, then follows its commits.
+
+Nothing here is a truth of its own. Every ``put_…`` takes what was committed, in that order, and
+only the event loop's thread calls them. What was stopped and is not committed yet (``stops``) is
+held over it, whatever is read again.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from beacon_ota.orchestrator.core.replay import ReplayGuard, ReplaySlot
+from beacon_ota.orchestrator.core.stop_board import Stops, stops_of_rollout
+from beacon_ota.orchestrator.db.guard import keep_from_writer
+from beacon_ota.orchestrator.db.tables import Fields, keys
+from beacon_ota.orchestrator.db.tables.attempts import Progress
+from beacon_ota.orchestrator.db.tables.firmwares import effective_state
+from beacon_ota.orchestrator.db.tables.rollouts import Basis
+from beacon_ota.orchestrator.rollout import decide as rules
+from beacon_ota.orchestrator.rollout.rules import Rollout
+from beacon_ota.orchestrator.rollout.stopping import apply_stops
+from beacon_ota.orchestrator.rollout.types import (
+    Attempt,
+    Beacon,
+    Place,
+    Result,
+    RolloutState,
+    Site,
+    Status,
+    Transition,
+)
+from beacon_ota.orchestrator.rollout.windows import Places, is_known_zone
+
+log = logging.getLogger("beacon_ota.orchestrator")
+
+_PLACES_MAX = 4096  # sites and tags whose rollouts are remembered
+_REFUSALS_MAX = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class UnprovenClaim:
+    """Requests in a beacon's name since it was last heard that nothing proves to be its own.
+
+    Kept in memory only: strangers write nothing down.
+
+    Attributes:
+        code, at, address: of the last one; count: how many were told.
+    """
+
+    code: str
+    at: float
+    address: str
+    count: int
+
+
+@dataclass(slots=True, eq=False)
+class BeaconState:
+    """A registered beacon."""
+
+    beacon: Beacon
+    key: bytes = field(repr=False)
+    next_key: bytes | None = field(repr=False)
+    given_keys: tuple[bytes, ...] = field(repr=False)
+    replay: ReplaySlot
+    last_seen: float | None
+    address: str = ""
+    query: bytes = b""  # of the last poll: the same one need not be read again
+    attempts: list[Attempt] = field(default_factory=list)  # of the rollouts in memory
+    offering: Any = None  # the future of an offer that is being committed
+    back_at: float | None = None  # first poll from the old image after it went to reboot
+    progress: int | None = None
+    questioned_at: float | None = None  # when it was last told that it says it is another board
+    refused_code: str | None = None  # of its last authenticated request that was refused
+    refused_at: float | None = None
+    refusals: int = 0  # since its last poll that was answered
+    refusal_told_at: float | None = None
+    claim: UnprovenClaim | None = None  # what came in its name, and could not be its own
+
+
+@dataclass(slots=True, eq=False)
+class Release:
+    """A stored release, with the part of its offer that is the same for everybody."""
+
+    row: Fields
+    static: str  # JSON members, without the braces
+
+    @property
+    def state(self) -> str:
+        """The release state that decisions see."""
+        return effective_state(self.row)
+
+
+@dataclass(slots=True, eq=False)
+class RolloutEntry:
+    """A rollout that may still hand out its release, and its attempts."""
+
+    rollout: Rollout
+    state: RolloutState  # as it holds: what is committed, and what was stopped since
+    stored: RolloutState  # as it is committed
+    revision: int
+    created_at: float
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+    open_ids: set[str] = field(default_factory=set)
+    due: float | None = None  # when it wants to look again by itself
+    retired: bool = False  # it hands out nothing any more; what is under way comes to its end
+
+
+class FleetState:
+    """The fleet as the last commit left it."""
+
+    def __init__(
+        self,
+        replays: ReplayGuard,
+        *,
+        zone: str = "UTC",
+        window: str = "03:00-05:00",
+    ):
+        self._replays = replays
+        self._zone, self._window = zone, window
+        self.beacons: dict[str, BeaconState] = {}
+        self.releases: dict[str, Release] = {}
+        self.rollouts: dict[str, RolloutEntry] = {}
+        self.open_attempts: dict[str, Attempt] = {}
+        self.places = Places(zone=zone, window=window)
+        self.on_change: Callable[[], object] = lambda: None  # an attempt came to its end, or has to
+        self.unflushed: dict[str, BeaconState] = {}  # heard from since the last flush
+        self.stops: Stops = {}  # not stored yet; they hold over whatever is read
+        self._refused: dict[str, BeaconState] = {}  # refused since then
+        self._lives: dict[str, list[rules.ActiveRollout]] = {}
+        self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[rules.ActiveRollout]] = {}
+        self._busy: dict[str, int] = {}
+        self._where: dict[str, str] = {}  # open attempt -> the building it counts in
+        self._left: dict[str, list[Attempt]] = {}  # of beacons that are not registered, by id
+
+    # ---- beacons ----
+
+    def put_beacon(self, row: Fields) -> BeaconState:
+        """Take a beacon's row, new or changed."""
+        known = self.beacons.get(row["id"])
+        facts = Beacon(
+            id=row["id"],
+            device_type=row["device_type"],
+            version=row["version"] or "",
+            image=row["image"] or "",
+            version_at=row["last_seen"] or 0.0,
+            channel=row["channel"],
+            site=row["site"] or "",
+            tags=frozenset(json.loads(row["tags"])),
+            on_trial=row["state"] == "trial",
+            quarantined=row["quarantined_at"] is not None,
+            cleared_at=row["cleared_at"],
+            said_type=row["said_type"] or "",
+        )
+        if known is None:
+            node = BeaconState(
+                facts,
+                row["key"],
+                row["next_key"],
+                keys.split_keys(row["given_keys"]),
+                self._replays.slot_for(row["id"]),
+                row["last_seen"],
+                refused_code=row["refused_code"],
+                refused_at=row["refused_at"],
+                refusals=row["refusals"] or 0,
+            )
+            node.attempts = self._left.pop(row["id"], [])  # a name that was removed, and is back
+            self.beacons[row["id"]] = node
+            for attempt in node.attempts:
+                if attempt.result is None:
+                    self._occupy(attempt, node)
+            return node
+        if known.last_seen is None or known.last_seen <= (row["last_seen"] or 0.0):
+            known.last_seen = row["last_seen"]
+        else:
+            facts = replace(  # the row is older than what it said since
+                facts,
+                version=known.beacon.version,
+                image=known.beacon.image,
+                version_at=known.beacon.version_at,
+                on_trial=known.beacon.on_trial,
+                said_type=known.beacon.said_type,
+            )
+        if (row["refused_at"] or 0.0) >= (known.refused_at or 0.0):  # by another process
+            known.refused_code, known.refused_at = row["refused_code"], row["refused_at"]
+            known.refusals = row["refusals"] or 0
+        retyped = facts.device_type != known.beacon.device_type
+        moved = facts.open_channel != known.beacon.open_channel
+        known.beacon, known.key, known.next_key = facts, row["key"], row["next_key"]
+        known.given_keys = keys.split_keys(row["given_keys"])
+        known.query = b""
+        if retyped or (moved and any(attempt.result is None for attempt in known.attempts)):
+            self.on_change()  # what it has begun, or as another board, may be called off
+        return known
+
+    def drop_beacon(self, beacon_id: str) -> None:
+        """Forget a beacon."""
+        node = self.beacons.pop(beacon_id, None)
+        self.unflushed.pop(beacon_id, None)
+        self._refused.pop(beacon_id, None)
+        if node is None or not node.attempts:
+            return
+        self._left[beacon_id] = node.attempts
+        for attempt in node.attempts:
+            self._vacate(attempt.id)  # nobody is waited for
+        self.on_change()
+
+    def mark_seen(
+        self,
+        node: BeaconState,
+        now: float,
+        version: str,
+        image: str,
+        on_trial: bool,
+        address: str,
+        said_type: str = "",
+    ) -> None:
+        """Note what a beacon said of itself; written with the next flush.
+
+        Args:
+            said_type: the device type; "" where it says none.
+        """
+        facts = node.beacon
+        node.beacon = Beacon(
+            facts.id,
+            facts.device_type,
+            version,
+            image,
+            now,
+            facts.channel,
+            facts.site,
+            facts.tags,
+            on_trial,
+            facts.quarantined,
+            facts.cleared_at,
+            said_type or facts.said_type,
+        )
+        node.last_seen = now
+        node.address = address
+        node.claim = None
+        self.unflushed[facts.id] = node
+
+    def mark_refused(self, node: BeaconState, now: float, code: str) -> None:
+        """Note that a beacon's own request was refused; written with the next flush."""
+        node.refused_code, node.refused_at = code, now
+        node.refusals = min(node.refusals + 1, _REFUSALS_MAX)
+        self._refused[node.beacon.id] = node
+
+    def mark_claimed(self, beacon_id: str, now: float, code: str, address: str) -> None:
+        """Note a request in a beacon's name that nothing proves to be its own."""
+        node = self.beacons.get(beacon_id)
+        if node is not None:
+            count = min(1 if node.claim is None else node.claim.count + 1, _REFUSALS_MAX)
+            node.claim = UnprovenClaim(code, now, address, count)
+
+    def take_seen_rows(self) -> list[Fields]:
+        """Return the rows of a flush, and begin anew."""
+        dirty, self.unflushed = self.unflushed, {}
+        return [
+            {
+                "beacon": beacon_id,
+                "at": node.last_seen,
+                "running": node.beacon.version,
+                "running_image": node.beacon.image,
+                "running_state": "trial" if node.beacon.on_trial else "valid",
+                "from_address": node.address,
+                "says_type": node.beacon.said_type or None,
+                "times_refused": None if node.refusals else 0,
+            }
+            for beacon_id, node in dirty.items()
+        ]
+
+    def take_refused_rows(self) -> list[Fields]:
+        """Return the rows of those refused since the last flush, and begin anew."""
+        refused, self._refused = self._refused, {}
+        return [
+            {
+                "beacon": beacon_id,
+                "why_refused": node.refused_code,
+                "when_refused": node.refused_at,
+                "times_refused": node.refusals,
+            }
+            for beacon_id, node in refused.items()
+        ]
+
+    def restore_rows(self, heard: list[Fields], refused: list[Fields]) -> None:
+        """Put back the rows of a flush that could not be written."""
+        for rows, kept in ((heard, self.unflushed), (refused, self._refused)):
+            for row in rows:
+                if (node := self.beacons.get(row["beacon"])) is not None:
+                    kept.setdefault(row["beacon"], node)
+
+    # ---- places ----
+
+    def put_sites(self, rows: Iterable[Fields]) -> None:
+        """Take the whole site tree."""
+        sites = [Site(r["path"], zone=r["tz"], window=r["window"], kind=r["kind"]) for r in rows]
+        for zone in sorted(
+            {site.zone for site in sites if site.zone and not is_known_zone(site.zone)}
+        ):
+            log.error("no file here says what time it is in %s: its windows do not open", zone)
+        self.places = Places(sites, zone=self._zone, window=self._window, stored=True)
+
+    def place_of(self, node: BeaconState) -> Place:
+        """Return where a beacon is: its building and window."""
+        return self.places.place_of(node.beacon.site)
+
+    def updates_in_building(self, building: str, node: BeaconState) -> int:
+        """Return how many attempts are under way in a building, the beacon's own not counted."""
+        count = self._busy.get(building, 0)
+        if count:
+            count -= sum(self._where.get(attempt.id) == building for attempt in node.attempts)
+        return count
+
+    # ---- releases ----
+
+    def put_release(self, row: Fields) -> None:
+        """Take a release's row, new or changed."""
+        manifest = row["manifest"]
+        static = {
+            "firmware_id": row["id"],
+            "version": row["version"],
+            "checksum": row["checksum"],
+            "size": row["size"],
+            "description": row["description"],
+            "manifest": None if manifest is None else json.loads(manifest),
+        }
+        text = json.dumps(static, separators=(",", ":"), ensure_ascii=False)
+        self.releases[row["id"]] = Release(row, text[1:-1])
+        self._forget_lives()
+
+    # ---- rollouts and attempts ----
+
+    def put_rollout(
+        self, rollout: Rollout, state: RolloutState, revision: int, created_at: float
+    ) -> RolloutEntry:
+        """Take a rollout, new or moved on."""
+        key = rollout.plan.rollout_id
+        entry = self.rollouts.get(key)
+        holds = apply_stops(state, self.stops_of(key))
+        if entry is None:
+            entry = self.rollouts[key] = RolloutEntry(rollout, holds, state, revision, created_at)
+        else:
+            entry.state, entry.stored, entry.revision = holds, state, revision
+        self._forget_lives()
+        return entry
+
+    def put_stops(self, stops: Stops) -> None:
+        """Take what is stopped and not stored yet, all of it."""
+        self.stops = stops
+        for key, entry in self.rollouts.items():
+            entry.state = apply_stops(entry.stored, self.stops_of(key))
+        self._forget_lives()
+        self.on_change()
+
+    def stops_of(self, rollout_id: str) -> tuple[Transition, ...]:
+        """Return the stops of a rollout that are not stored yet."""
+        return stops_of_rollout(self.stops, rollout_id)
+
+    def is_called_off(self, rollout_id: str, firmware_id: str) -> bool:
+        """Tell whether nobody may go on who is not rebooting yet, stored or not."""
+        entry = self.rollouts.get(rollout_id)
+        return (
+            entry is None
+            or entry.state.status in (Status.HALTED, Status.ABORTED)
+            or self.releases[firmware_id].state == "deprecated"
+        )
+
+    def is_stopped(self, attempt: Attempt) -> bool:
+        """Tell whether an attempt may not go on for a stop that is not stored yet."""
+        if not self.stops_of(attempt.rollout_id):
+            return False
+        entry = self.rollouts.get(attempt.rollout_id)
+        release = self.releases[attempt.firmware_id]
+        return entry is None or not rules.may_continue(entry.state.status, release.state, attempt)
+
+    def basis_of(self, entry: RolloutEntry) -> Basis:
+        """Return what a decision about a rollout is made upon now."""
+        release = self.releases[entry.rollout.plan.release.firmware_id]
+        return Basis(entry.revision, entry.state.status.value, release.state)
+
+    def retire_rollout(self, rollout_id: str) -> None:
+        """Have a rollout hand out nothing any more; it goes when nothing of it is under way."""
+        entry = self.rollouts.get(rollout_id)
+        if entry is not None:
+            entry.retired = True
+            self._forget_lives()
+            if not entry.open_ids:
+                self.drop_rollout(rollout_id)
+
+    def active_rollouts_for(self, facts: Beacon) -> list[rules.ActiveRollout]:
+        """Return the rollouts that select a beacon, newest first.
+
+        One rollout per building is an ordinary fleet, and each beacon has to do with a few of them:
+        a poll does not ask all.
+        """
+        key = (facts.device_type, facts.site, facts.tags)
+        lives = self._lives_by_place.get(key)
+        if lives is None:
+            if len(self._lives_by_place) >= _PLACES_MAX:
+                self._lives_by_place.clear()
+            lives = self._lives_by_place[key] = [
+                live
+                for live in self.active_rollouts(facts.device_type)
+                if live.rollout.wave_of(facts) is not None
+            ]
+        return lives
+
+    def _forget_lives(self) -> None:
+        self._lives.clear()
+        self._lives_by_place.clear()
+
+    def active_rollouts(self, device_type: str) -> list[rules.ActiveRollout]:
+        """Return the rollouts for a device type, newest first."""
+        lives = self._lives.get(device_type)
+        if lives is None:
+            lives = self._lives[device_type] = self.build_active_rollouts(device_type)
+        return lives
+
+    def build_active_rollouts(self, device_type: str) -> list[rules.ActiveRollout]:
+        """Return the same, made anew; from any thread."""
+        entries = [
+            entry
+            for entry in self.rollouts.copy().values()
+            if entry.rollout.plan.release.device_type == device_type
+        ]
+        entries.sort(key=lambda entry: entry.created_at, reverse=True)
+        return [
+            rules.ActiveRollout(
+                entry.rollout,
+                entry.state,
+                self.releases[entry.rollout.plan.release.firmware_id].state,
+            )
+            for entry in entries
+            if entry.state.status is not Status.ABORTED and not entry.retired
+        ]
+
+    def drop_rollout(self, rollout_id: str) -> None:
+        """Let go of a rollout that hands out nothing any more."""
+        entry = self.rollouts.pop(rollout_id, None)
+        if entry is None:
+            return  # somebody else has, between two looks
+        firmware_id = entry.rollout.plan.release.firmware_id
+        if not self.has_rollout_of(firmware_id):
+            for attempt in entry.attempts.values():
+                node = self.beacons.get(attempt.beacon_id)
+                if node is not None:
+                    node.attempts = [a for a in node.attempts if a.firmware_id != firmware_id]
+            self._left = {
+                beacon_id: others
+                for beacon_id, left in self._left.items()
+                if (others := [a for a in left if a.firmware_id != firmware_id])
+            }
+        self._forget_lives()
+
+    def drop_rollouts(self) -> list[Attempt]:
+        """Let go of all rollouts and attempts, to read them again.
+
+        Returns:
+            The offers that are being committed: what is read may not have them yet.
+        """
+        unwritten = [
+            attempt
+            for node in self.beacons.values()
+            if node.offering is not None
+            for attempt in node.attempts
+            if attempt.id in self.open_attempts
+        ]
+        for node in self.beacons.values():
+            node.attempts = []
+        for held in (self.rollouts, self.open_attempts, self._where, self._busy, self._left):
+            held.clear()
+        self._forget_lives()
+        return unwritten
+
+    def has_rollout_of(self, firmware_id: str) -> bool:
+        """Tell whether a rollout in memory is of this release."""
+        return any(
+            entry.rollout.plan.release.firmware_id == firmware_id
+            for entry in self.rollouts.values()
+        )
+
+    def put_attempt(self, attempt: Attempt) -> None:
+        """Take an attempt, new or changed. A settled one opens again only if it had expired.
+
+        It was offered again at another time then, by a clock that may have been set back.
+        """
+        entry = self.rollouts.get(attempt.rollout_id)
+        if entry is not None:
+            known = entry.attempts.get(attempt.id)
+            if known is not None and known.result is not None and attempt.result is None:
+                renewed = known.result is Result.EXPIRED and attempt.offered_at != known.offered_at
+                if not renewed:
+                    return
+            entry.attempts[attempt.id] = attempt
+            if attempt.result is None:
+                entry.open_ids.add(attempt.id)
+            elif attempt.id in entry.open_ids:
+                entry.open_ids.discard(attempt.id)
+                self.on_change()
+        node = self.beacons.get(attempt.beacon_id)
+        if entry is not None or self.has_rollout_of(attempt.firmware_id):
+            if node is not None:
+                mine = node.attempts
+            else:
+                mine = self._left.setdefault(attempt.beacon_id, [])
+            for index, other in enumerate(mine):
+                if other.id == attempt.id:
+                    mine[index] = attempt
+                    break
+            else:
+                mine.append(attempt)
+        if attempt.result is None:
+            self.open_attempts[attempt.id] = attempt
+            if node is not None:
+                self._occupy(attempt, node)
+        else:
+            self.close_attempt(attempt.id)
+
+    def _occupy(self, attempt: Attempt, node: BeaconState) -> None:
+        """Count an attempt that is under way in its beacon's building."""
+        if attempt.id not in self._where:
+            building = self.place_of(node).building
+            self._where[attempt.id] = building
+            self._busy[building] = self._busy.get(building, 0) + 1
+
+    def _vacate(self, attempt_id: str) -> None:
+        building = self._where.pop(attempt_id, None)
+        if building is not None:
+            self._busy[building] -= 1
+
+    def close_attempt(self, attempt_id: str) -> None:
+        """An attempt is not under way any more."""
+        self.open_attempts.pop(attempt_id, None)
+        self._vacate(attempt_id)
+
+    def cancel_attempt(self, attempt: Attempt) -> None:
+        """Take back an offer that could not be committed: it never was."""
+        self.close_attempt(attempt.id)
+        if (entry := self.rollouts.get(attempt.rollout_id)) is not None:
+            entry.attempts.pop(attempt.id, None)
+            entry.open_ids.discard(attempt.id)
+        if (node := self.beacons.get(attempt.beacon_id)) is not None:
+            node.attempts = [other for other in node.attempts if other.id != attempt.id]
+        elif (left := self._left.get(attempt.beacon_id)) is not None:
+            left[:] = [other for other in left if other.id != attempt.id]
+
+
+keep_from_writer(FleetState, BeaconState, Release, RolloutEntry)
+
+
+def progress_of(attempt: Attempt) -> Progress:
+    """Return how far an attempt has come."""
+    return Progress(attempt.offered_at, attempt.taken_at, attempt.rebooting_at)
+
+
+def attempt_from_row(row: Mapping[Any, Any]) -> Attempt:
+    """Return a row of the table as decisions see it."""
+    return Attempt(
+        id=row["id"],
+        beacon_id=row["beacon_id"],
+        rollout_id=row["rollout_id"],
+        firmware_id=row["firmware_id"],
+        wave=row["wave"],
+        stage=row["stage"],
+        offered_at=row["offered_at"],
+        taken_at=row["taken_at"],
+        rebooting_at=row["rebooting_at"],
+        ended_at=row["ended_at"],
+        result=None if row["result"] is None else Result(row["result"]),
+        failed_in=row["failed_in"],
+        is_remote=row["mirror"] is not None,
+        undone_at=row["late_at"]
+        if row["result"] == "success" and row["late_result"] == "rolled_back"
+        else None,
+        blamed_at=row["blamed_at"],
+    )
