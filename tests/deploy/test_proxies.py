@@ -160,7 +160,7 @@ def test_addresses_are_those_that_the_proxy_tells(behind):
     server.admin().create_beacon(beacon.id, "esp32c3", key=(b"o" * 32).hex())
     target = f"/firmwares/latest/esp32c3?version=1.0.0&image={'0' * 64}&state=valid"
     for lie in (None, "203.0.113.9", "203.0.113.9, 127.0.0.1"):
-        headers = {} if lie is None else {"X-ForwardedMiddleware-For": lie}
+        headers = {} if lie is None else {"X-Forwarded-For": lie}
         answer = beacon.call("GET", target, headers=headers, check=False)
         assert answer.status == 401 and answer.json["code"] == "bad_mac"
         shown = server.admin().get_beacon(beacon.id)["unproven"]

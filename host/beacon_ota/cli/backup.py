@@ -54,12 +54,13 @@ def backup(
         output.print_json(found)
     else:
         output.print_markup(
-            "{}: the database (schema {}), {} images, {}; {:,} bytes, checked",
+            "{}: database (schema {}), images: {}, {}; {:,} bytes, checked",
             target,
             index.schema,
             len(index.images),
             "keys.json" if found["keys"] else "no keys.json",
             index.size,
+            soft_wrap=True,
         )
     if index.missing:
         raise InputError(

@@ -69,11 +69,12 @@ def restore(
         )
         return
     output.print_markup(
-        "{}: as it was at {}; {} images, {:,} bytes, checked",
+        "{}: as it was at {}; images: {}, {:,} bytes, checked",
         data,
         index.made_at,
         len(index.images),
         index.size,
+        soft_wrap=True,
     )
     output.print_markup("next:")
     for step in steps:

@@ -269,4 +269,4 @@ def test_two_backups_at_once(filled, tmp_path):
 def test_what_a_person_sees(filled, tmp_path):
     env = environment(tmp_path, filled)
     done = call("backup", tmp_path / "b.tar", "--data", filled.data, COLUMNS=env["COLUMNS"])
-    assert "2 images" in done.stdout and newest_revision() in done.stdout
+    assert "images: 2" in done.stdout and newest_revision() in done.stdout

@@ -35,7 +35,7 @@ def seen(client: str, *headers: tuple[str, str]) -> tuple[str, str]:
     return found["client"][0], found["scheme"]
 
 
-FOR = "X-ForwardedMiddleware-For"
+FOR = "X-Forwarded-For"
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_who_a_request_is_from(client, given, expected):
 
 
 def test_over_what_it_came():
-    assert seen("192.0.2.1", ("X-ForwardedMiddleware-Proto", "https"))[1] == "https"
-    assert seen("192.0.2.1", ("X-ForwardedMiddleware-Proto", "gopher"))[1] == "http"
-    assert seen("203.0.113.5", ("X-ForwardedMiddleware-Proto", "https"))[1] == "http"
+    assert seen("192.0.2.1", ("X-Forwarded-Proto", "https"))[1] == "https"
+    assert seen("192.0.2.1", ("X-Forwarded-Proto", "gopher"))[1] == "http"
+    assert seen("203.0.113.5", ("X-Forwarded-Proto", "https"))[1] == "http"
 
 
 @given(st.text(max_size=200), st.text(max_size=80))
