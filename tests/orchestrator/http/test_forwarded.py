@@ -116,7 +116,7 @@ def wrong_tokens(url: str, source: str, headers: dict[str, str]) -> list[int]:
             "GET", "/firmwares/latest/esp32c3", headers={"Authorization": AUTH, **headers}
         )
         answer = connection.getresponse()
-        answer.read_address()
+        answer.read()
         found.append(answer.status)
     return found
 
