@@ -50,6 +50,8 @@ class OrchestratorRegistry:
                 found=error.found,
             ) from None
         except DeniedError as error:
+            if error.code == "proxy_refused":
+                raise  # no token would help
             raise DeniedError(
                 error.code,
                 f"{error.message}: beacons are registered with an operator's token "
