@@ -1,5 +1,5 @@
 from beacon_ota.wire import tlv
-from beacon_ota.wire.tlv import CONFIG, CREDENTIALS, QUERY, STATE, MalformedMessage
+from beacon_ota.wire.tlv import CONFIG, CREDENTIALS, QUERY, STATE, TlvError
 
 CONFIGURED = {
     "orch_url": "http://orchestrator.local:8080",
@@ -27,7 +27,7 @@ STATED = {
 def refusal(data):
     try:
         tlv.decode(data)
-    except MalformedMessage as error:
+    except TlvError as error:
         return error.field or error.what
     return None
 
@@ -35,7 +35,7 @@ def refusal(data):
 def cannot_encode(kind, **fields):
     try:
         tlv.encode(kind, fields)
-    except MalformedMessage as error:
+    except TlvError as error:
         return error.field
     return None
 

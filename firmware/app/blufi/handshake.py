@@ -15,7 +15,7 @@ _SUITES = (ec1.SPAKE2, ec1.ECDH)
 
 # Seconds from the n-th failure until the next guess is accepted: 1, 2, 4, … 256. Ten guesses take
 # at least eight minutes, and there is no eleventh.
-def guess_delay_s(failures):
+def delay_s(failures):
     return 1 << min(failures - 1, _LONGEST) if failures > 0 else 0
 
 
@@ -28,8 +28,8 @@ class Handshake:
         self.fatal = False  # the session has to end
 
     # The answer to a client's message, None for none. After the answer to C_HELLO was sent,
-    # compute_keys() has to be called.
-    async def handle_message(self, message):
+    # compute() has to be called.
+    async def handle(self, message):
         try:
             if self._used:
                 raise ec1.Abort(ec1.A_STATE)
@@ -95,7 +95,7 @@ class Handshake:
     # Seconds until the next guess is accepted.
     def seconds_left(self):
         passed = time.ticks_diff(time.ticks_ms(), self._server.last_failure) // 1000
-        wait = guess_delay_s(self._server.failures)
+        wait = delay_s(self._server.failures)
         return wait - passed if 0 <= passed < wait else 0
 
     # Whether the client's C_FIN is the next message.
@@ -103,7 +103,7 @@ class Handshake:
         return self._responder is not None and self.keys is None
 
     # Computes the keys, while the client computes them as well.
-    async def compute_keys(self):
+    async def compute(self):
         await self.run_steps(self._responder.work())
 
     # A step takes 5 to 15 ms. Stops when the client has left, because the next one waits.

@@ -22,7 +22,7 @@ class Network:
         return self.state == wifi.CONNECTING
 
     # Handles the messages about networks.
-    async def handle_message(self, kind, data, send):
+    async def handle(self, kind, data, send):
         if kind == blufi.SET_OPMODE:
             if data != bytes((wifi.OPMODE_STA,)):
                 raise BlufiError(E_FORMAT)  # the beacon is no access point

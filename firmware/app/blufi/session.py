@@ -73,7 +73,7 @@ class Session:
             self._server.update_window()
             if frame is None:
                 if self._settings:
-                    self._settings.push_changes(self.send)
+                    self._settings.push(self.send)
             else:
                 await self._receive(frame)
             await self._flush()
@@ -86,13 +86,13 @@ class Session:
             message = self._link.receive(frame)
         except BlufiError as error:
             # After a frame that does not decrypt, no later one will: the session is over.
-            self._send_error(error.code, error.code == E_DECRYPT)
+            self._error(error.code, error.code == E_DECRYPT)
             return
         if message is None:
             return
         kind = message.type
         if not self._permits(message):
-            self._send_error(E_SECURITY, True)
+            self._error(E_SECURITY, True)
         elif kind == NEGOTIATE:
             await self._negotiate(message.data)
         elif kind == blufi.SET_SECURITY:
@@ -109,7 +109,7 @@ class Session:
         kind = message.type
         if self._level == _EC1:
             return message.sealed or kind in (blufi.ACK, ERROR, NEGOTIATE)
-        if blufi.allowed_in_clear(kind):
+        if blufi.in_clear(kind):
             return True
         # Espressif's app encrypts names and passwords, but not every request.
         return self._level == _V1 and (
@@ -117,7 +117,7 @@ class Session:
         )
 
     # Reports a mistake of the client, and ends the session when it is fatal or one too many.
-    def _send_error(self, code, fatal=False):
+    def _error(self, code, fatal=False):
         self.send(ERROR, bytes((code,)))
         self._count_failure(fatal)
 
@@ -159,10 +159,10 @@ class Session:
             await self._run_v1(data)
         elif data and data[0] <= 4:
             # Espressif's app would send the password in the clear after this, unless it is stopped.
-            self._send_error(E_SECURITY, True)
+            self._error(E_SECURITY, True)
             self.send(NEGOTIATE, b"\0")
         else:
-            self._send_error(E_FORMAT)
+            self._error(E_FORMAT)
 
     async def _run_ec1(self, data):
         if self._exchange is None:
@@ -170,12 +170,12 @@ class Session:
 
             self._exchange = Handshake(self._server, self._level != _CLEAR)
         exchange = self._exchange
-        reply = await exchange.handle_message(data)
+        reply = await exchange.handle(data)
         if reply:
             self.send(NEGOTIATE, reply)
             await self._flush()
         if exchange.awaits_fin():
-            await exchange.compute_keys()
+            await exchange.compute()
             return
         if exchange.keys:
             from crypto.ccm import Ccm
@@ -207,7 +207,7 @@ class Session:
         try:
             public = self._negotiation.receive(data)
         except BlufiError as error:
-            self._send_error(error.code)
+            self._error(error.code)
             return
         if public:
             self.send(NEGOTIATE, public)
@@ -223,6 +223,6 @@ class Session:
 
             self._settings = Settings(self._server, self._level == _EC1)
         try:
-            await self._settings.handle_message(message, self.send)
+            await self._settings.handle(message, self.send)
         except BlufiError as error:
-            self._send_error(error.code)
+            self._error(error.code)

@@ -28,10 +28,10 @@ class Settings:
         self._sent = None  # the last STATE that was sent unasked
         self._watched = False
 
-    async def handle_message(self, message, send):
+    async def handle(self, message, send):
         kind = message.type
         if kind != blufi.CUSTOM:
-            await self._network.handle_message(kind, message.data, send)
+            await self._network.handle(kind, message.data, send)
             self._watched = self._watched or kind == blufi.CONNECT
         elif not self._trusted:
             raise BlufiError(E_SECURITY)
@@ -39,16 +39,16 @@ class Settings:
             send(blufi.CUSTOM, self._handle(message.data))
 
     # Sends changes that the client waits for.
-    def push_changes(self, send):
+    def push(self, send):
         if self._network.refused:
-            self._push_state(send)  # the reason of a failed report
+            self._push(send)  # the reason of a failed report
         state = self._network.state
         if state != self._reported:
             self._reported = state
             send(blufi.REPORT, self._network.build_report())
-        self._push_state(send)
+        self._push(send)
 
-    def _push_state(self, send):
+    def _push(self, send):
         if self._watched and self._trusted:
             state = self._build_state(self._network.refused)
             if state != self._sent:
@@ -75,7 +75,7 @@ class Settings:
                 self._forget()
             elif kind != tlv.QUERY:
                 return self._build_state("message")
-        except tlv.MalformedMessage as error:
+        except tlv.TlvError as error:
             return self._build_state(error.field or "message")
         except OSError as error:
             print("settings:", error)

@@ -183,7 +183,7 @@ class BlufiClient:
     async def _exchange_custom(self, kind: int, fields: dict[str, Any]) -> StateReport:
         try:
             data = tlv.encode(kind, fields)
-        except tlv.MalformedMessage as error:
+        except tlv.TlvError as error:
             raise InputError("setting_value", f"{error.field}: {error.what}") from None
         await self._send_message(blufi.CUSTOM, data)
         await self._expect_message(blufi.CUSTOM, ANSWER_TIMEOUT_S)
@@ -389,7 +389,7 @@ class BlufiClient:
     def _record_state(self, data: bytes) -> None:
         try:
             kind, fields = tlv.decode(data)
-        except tlv.MalformedMessage as error:
+        except tlv.TlvError as error:
             raise self._protocol_error(f"custom data: {error}") from None
         if kind == tlv.STATE:
             words: dict[str, Any] = dict(fields)

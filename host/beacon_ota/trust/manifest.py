@@ -61,7 +61,7 @@ class Manifest:
 
     @classmethod
     def of(cls, fields: dict) -> "Manifest":
-        """Return the manifest of the fields that ``wire.manifest.decode_payload`` returned."""
+        """Return the manifest of the fields that ``wire.manifest.decode`` returned."""
         fields = dict(fields)
         encryption = fields.pop("encryption", None)
         sealed = encryption["ciphertext_sha256"] if encryption else None

@@ -120,7 +120,7 @@ def _feed_link(link: blufi.Link, case: FrameCase) -> None:
 def _parse_message(message: blufi.Message) -> None:
     data = message.data
     for reader, refusal in (
-        (tlv.decode, tlv.MalformedMessage),
+        (tlv.decode, tlv.TlvError),
         (wifi_reader.parse_report, blufi.BlufiError),
         (wifi_reader.parse_list, blufi.BlufiError),
         (lambda data: ec1.parse_message(data, ec1.C_HELLO, (ec1.SPAKE2, ec1.ECDH)), ec1.Abort),

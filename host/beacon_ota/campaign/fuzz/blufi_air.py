@@ -158,7 +158,7 @@ async def _send_sealed(client: Any, frame: bytes) -> None:
     kind, data = (frame[0] if frame else blufi.CUSTOM), frame[4:]
     try:
         harmful = kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode(data)[0] == tlv.FORGET
-    except tlv.MalformedMessage:
+    except tlv.TlvError:
         harmful = False
     if harmful:
         return
