@@ -10,10 +10,10 @@ def start(beacon):
     from services.access import Access
 
     access = Access(beacon.store, beacon.radio)
-    return access, Server(beacon), _make_button(beacon)
+    return access, Server(beacon), _button(beacon)
 
 
-def _make_button(beacon):
+def _button(beacon):
     pin = beacon.store.policy("button_pin")
     if pin < 0:
         return None

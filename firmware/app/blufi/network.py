@@ -18,9 +18,6 @@ class Network:
         self.state = None  # of the attempt
         self.refused = None  # "storage" when NVS did not take a network that works
 
-    def is_trying(self):
-        return self.state == wifi.CONNECTING
-
     # Handles the messages about networks.
     async def handle(self, kind, data, send):
         if kind == blufi.SET_OPMODE:
@@ -45,7 +42,7 @@ class Network:
     def _connect(self):
         if not self._ssid:
             raise BlufiError(E_FORMAT)
-        if self.is_trying():
+        if self.state == wifi.CONNECTING:
             raise BlufiError(E_STATE)
         self.state = wifi.CONNECTING
         self.refused = None
@@ -87,7 +84,7 @@ class Network:
     # A REPORT of the attempt, or of the current network when there was none.
     def build_report(self):
         station = self._server.beacon.wifi
-        if self.is_trying():
+        if self.state == wifi.CONNECTING:
             return wifi.build_report(wifi.CONNECTING, ssid=self._ssid)
         if self.state == wifi.FAILED:
             return wifi.build_report(wifi.FAILED, ssid=self._ssid, reason=self._reason)
@@ -101,11 +98,11 @@ class Network:
 
     async def _scan(self):
         station = self._server.beacon.wifi
-        if self.is_trying():
+        if self.state == wifi.CONNECTING:
             raise BlufiError(E_SCAN)
         await station.claim()
         try:
-            return wifi.build_list(_scan_networks(station))
+            return wifi.build_list(_scan(station))
         except DRIVER as error:
             print("wifi: scan:", error)
             raise BlufiError(E_SCAN)
@@ -115,7 +112,7 @@ class Network:
 
 # [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s, and finds nothing
 # while it is joining a network; raises DRIVER when it cannot scan.
-def _scan_networks(station):
+def _scan(station):
     if not station.is_up():
         station.disconnect()
     found = {}

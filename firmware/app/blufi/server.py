@@ -148,7 +148,7 @@ class Server:
                 return frames
         from blufi import queue
 
-        frames = queue.enqueue(self, link, data, bool(self._reason))
+        frames = queue.add(self, link, data, bool(self._reason))
         queue = None
         unload("blufi.queue")
         self._mark_contested()

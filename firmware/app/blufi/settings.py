@@ -104,7 +104,7 @@ class Settings:
 
     def _forget(self):
         self._beacon.journal.write("blufi", "forgot")
-        factory_reset.erase_provisioned(self._beacon.store)
+        factory_reset.erase(self._beacon.store)
         asyncio.create_task(_reset())
 
     def _build_state(self, refused=None):

@@ -155,12 +155,12 @@ class Agent:
         if field:
             beacon.journal.write("offer", "malformed", field)
             return default
-        poll_after_s = doc.get("poll_after_s")
+        asked = doc.get("poll_after_s")
         wait = schedule.seconds_until_install(
             doc, clock.utc(), store.text("window"), store.number("utc_off")
         )
         if wait:
-            return schedule.poll_delay(min(wait, poll_after_s or default), default)
+            return schedule.poll_delay(min(wait, asked or default), default)
         rest = self._attempt_pause.seconds_left()
         if rest:  # this poll came early, because of a report or of new credentials
             return schedule.poll_delay(rest, default)
@@ -168,9 +168,7 @@ class Agent:
             self._count_failure()
         self._reset_if_out_of_memory()
         await self._deliver_report()
-        pause = schedule.poll_delay(
-            poll_after_s, default, self._failed_attempts, store.policy("retry_s")
-        )
+        pause = schedule.poll_delay(asked, default, self._failed_attempts, store.policy("retry_s"))
         # Long enough that what add_jitter() leaves of it covers the pause after a failed attempt.
         return pause + pause // 3 + 1 if self._attempt_pause.seconds_left() else pause
 

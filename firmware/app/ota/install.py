@@ -26,7 +26,7 @@ _DOWNLOAD = const(
 MODULES = _VERIFICATION + " " + _DOWNLOAD + " ota.boot_slot ota.acknowledged ota.install"
 
 _FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
-REBOOTING = const(0xFF)
+_REBOOTING = const(0xFF)
 
 
 # The orchestrator has ended this attempt; there is nothing to report.
@@ -80,7 +80,7 @@ class Install:
         self.record["slot"] = slot
         self.save_status("rebooting")
         await acknowledged.report_until_acknowledged(beacon, self, "rebooting")
-        beacon.radio.set_progress(REBOOTING)
+        beacon.radio.set_progress(_REBOOTING)
         await asyncio.sleep_ms(_FAREWELL)
         bootable.arm_slot(beacon, self, slot, head)
 

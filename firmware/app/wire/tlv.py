@@ -157,7 +157,7 @@ def _check(row, value):
 
 def _is_url(text):
     try:
-        return bool(url.parse_url(text))
+        return bool(url.parse(text))
     except ValueError:
         return False
 
