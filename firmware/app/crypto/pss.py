@@ -1,5 +1,5 @@
 # RSA-3072 PSS verification, SHA-256, salt 32 (RFC 8017 §8.1.2 and §9.1.2; the scheme of ESP32
-# Secure Boot v2). The exponent is 65537 and not a parameter, so nobody can weaken it.
+# Secure Boot v2). The exponent is 65537 and not a parameter, so it cannot be weakened.
 
 from hashlib import sha256
 
