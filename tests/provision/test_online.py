@@ -36,7 +36,7 @@ def test_a_beacon_out_of_its_box_goes_online(v1):
             config={**config, "ibeacon": IDENTITY},
             creds=CREDENTIALS,
             book=book,
-            tell=lambda step, detail: steps.append(step),
+            on_step=lambda step, detail: steps.append(step),
         )
         print(f"from connect to online: {done.seconds:.2f} s")
         assert (done.beacon_id, done.device_type, done.poll) == (ID, "esp32c3", "ok")

@@ -4,7 +4,7 @@
         await beacon.prove_secret(pin="73914826")
         state = await beacon.query_state()
         await beacon.configure(beacon_key=key, orch_url="http://orchestrator.local:8080")
-        await beacon.join_network(b"site", b"correct horse", tell=print)
+        await beacon.join_network(b"site", b"correct horse", on_report=print)
         await beacon.wait_online()
 
 Every failure is a named error that says what to do. Only the exchange of keys is not encrypted.
