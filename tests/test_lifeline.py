@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from beacon_ota import lifeline
 from beacon_ota.campaign.rig import postgres
 from tests.orchestrator.world import COMMAND
 
@@ -178,7 +179,7 @@ STARTS = {
     " of the stand-ins ends by itself",
     "campaign/runner.py": "worker processes: hold on to their parent",
     "campaign/kills/server_process.py": "orchestrators: hold on to their parent",
-    "campaign/kills/run.py": "mount, umount: end by themselves",
+    "campaign/kills/starvation.py": "mount, umount: end by themselves",
     "campaign/rig/postgres.py": "its control program ends by itself; a guard ends the cluster",
     "images/appfs.py": "the compiler: ends by itself; git: ten seconds",
     "trust/signers.py": "a program that signs: started by lifeline.run",
@@ -216,3 +217,23 @@ def test_every_place_that_starts_a_process_is_known():
         if "modules" not in path.parts and starts(path)
     }
     assert found == set(STARTS)
+
+
+def test_a_program_that_cannot_be_executed_is_named_by_its_error(tmp_path):
+    """Also one whose interpreter is missing: only executing it tells."""
+    program = tmp_path / "program"
+    with pytest.raises(FileNotFoundError):
+        lifeline.run([str(program)])
+    program.write_text("#!/nowhere/interpreter\n")
+    with pytest.raises(PermissionError):
+        lifeline.run([str(program)])
+    program.chmod(0o700)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError) as caught:
+            lifeline.run([str(program)], capture_output=True)
+        assert caught.value.filename == str(program)
+    program.write_text("#!/bin/sh\nexit 127\n")
+    assert lifeline.run([str(program)]).returncode == 127
+    before = len(os.listdir("/proc/self/fd"))
+    assert lifeline.run(["cat"], input=b"data", capture_output=True).stdout == b"data"
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -18,12 +18,18 @@ VARIABLE = "BEACON_OTA_LIFELINE"  # the descriptor that a process of ours was gi
 _SET_SIGNAL = 10  # F_SETSIG of Linux
 _ends: tuple[int, int] | None = None  # of the pipe that closes with this process
 
-# For any program: hold on, then become it. Its arguments: the descriptor, the signal, the program.
+# For any program: hold on, then become it. Its arguments: the descriptor, the signal, a descriptor
+# for the number of the error when the program cannot be executed, and the program.
 LAUNCH = """
 import os, sys, fcntl
-line, number = int(sys.argv[1]), int(sys.argv[2])
+line, number, failed = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+os.set_inheritable(failed, False)
 {hold}
-os.execvp(sys.argv[3], sys.argv[3:])
+try:
+    os.execvp(sys.argv[4], sys.argv[4:])
+except OSError as error:
+    os.write(failed, b"%d" % error.errno)
+    os._exit(127)
 """
 # With a descriptor in ``line`` and a signal in ``number``; the flags are those of an opened file,
 # so each process opens the pipe anew. For interpreters that import nothing of this package.
@@ -112,15 +118,27 @@ def run(
     """Run any program like :func:`subprocess.run`; it gets a signal when this process ends.
 
     Raises:
-        OSError: there is no such program, or it is none.
+        OSError: there is no such program, or it cannot be executed: it is none, or its interpreter
+            is missing.
     """
     if os.name == "nt":
         return subprocess.run(command, **how)
     _refuse(command[0])
     line = end()
     launch = LAUNCH.format(hold=HOLD)
-    starting = [sys.executable, "-S", "-I", "-c", launch, str(line), str(int(number))]
-    return subprocess.run([*starting, *command], pass_fds=(line,), **how)
+    reader, failed = os.pipe()
+    try:
+        numbers = map(str, (line, int(number), failed))
+        starting = [sys.executable, "-S", "-I", "-c", launch, *numbers]
+        done = subprocess.run([*starting, *command], pass_fds=(line, failed), **how)
+        os.set_blocking(reader, False)
+        with contextlib.suppress(BlockingIOError):
+            if said := os.read(reader, 16):
+                raise OSError(int(said), os.strerror(int(said)), command[0])
+        return done
+    finally:
+        os.close(reader)
+        os.close(failed)
 
 
 def _refuse(program: str) -> None:

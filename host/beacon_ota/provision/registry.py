@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from beacon_ota.errors import DeniedError, InputError, ReachError, UsageError
-from beacon_ota.provision.client import StateReport
+from beacon_ota.provision.reports import StateReport
 
 if TYPE_CHECKING:
     from beacon_ota.client import Client
