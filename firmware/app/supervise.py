@@ -41,9 +41,9 @@ class Supervisor:
                 why = "returned"
             except Exception as error:
                 sys.print_exception(error)
-                from describe import describe_error
+                from describe import describe
 
-                why = describe_error(error)
+                why = describe(error)
                 unload("describe")
             now = time.ticks_ms()
             self.deaths += 1

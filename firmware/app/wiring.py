@@ -3,8 +3,8 @@
 
 
 # Returns (access control, provisioning, button), each None when the beacon does not have it.
-def start_services(beacon):
-    if not beacon.radio.is_on():
+def start(beacon):
+    if not beacon.radio.is_up():
         return None, None, None
     from blufi.server import Server
     from services.access import Access

@@ -1,10 +1,10 @@
-"""The errors of the host package say who is at fault, and carry a stable code.
+"""Named errors of the host package: each says who is at fault, and carries a stable code.
 
 BeaconOtaError
-├── InputError     what they sent: a file, a message, a field (exit 1)
-├── UsageError     what the caller did: an option, an order of calls (exit 2)
-├── ReachError     what we could not reach: a server, a port, a beacon (exit 3)
-└── DeniedError    who may not: credentials, roles, locks (exit 4)
+├── InputError     wrong input: a file, a message, a field (exit 1)
+├── UsageError     wrong use: an option, an order of calls (exit 2)
+├── ReachError     out of reach: a server, a port, a beacon (exit 3)
+└── DeniedError    not permitted: credentials, roles, locks (exit 4)
 
 Exit 5 is no error: a rollout is stopped, and the orchestrator's database has not taken that yet.
 """
@@ -40,7 +40,7 @@ class BeaconOtaError(Exception):
 
 
 class InputError(BeaconOtaError):
-    """What they sent is not acceptable."""
+    """The input is not acceptable."""
 
     exit_code = 1
 
@@ -52,12 +52,12 @@ class UsageError(BeaconOtaError):
 
 
 class ReachError(BeaconOtaError):
-    """Something outside could not be reached in time."""
+    """A server, a port or a beacon could not be reached in time."""
 
     exit_code = 3
 
 
 class DeniedError(BeaconOtaError):
-    """The other side knows who asks, and refuses."""
+    """The other side knows the caller, and refuses."""
 
     exit_code = 4

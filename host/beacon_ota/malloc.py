@@ -1,4 +1,4 @@
-"""What glibc's malloc keeps for itself. Elsewhere there are no such settings: nothing happens."""
+"""Limits the memory that glibc's malloc keeps; other C libraries are left as they are."""
 
 import contextlib
 import ctypes
@@ -9,7 +9,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def limit_to_one_arena() -> None:
-    """Keep one heap for all threads, and give back what is free at its end.
+    """Keep one heap for all threads, and give back its free end.
 
     The threads hardly run at once, and each would keep its own free memory.
     """
@@ -18,7 +18,7 @@ def limit_to_one_arena() -> None:
 
 
 def map_buffers() -> None:
-    """Map what is larger than 128 KiB, always, so that it leaves no hole when it is freed.
+    """Map every buffer above 128 KiB, so that it leaves no hole when it is freed.
 
     By itself glibc stops doing so for buffers as large as one that was freed.
     """

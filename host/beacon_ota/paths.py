@@ -1,4 +1,4 @@
-"""Where the project's own data (firmware, boards) lies: a checkout or an installed wheel."""
+"""Paths of the project's own data (firmware, boards), in a checkout or an installed wheel."""
 
 from pathlib import Path
 

@@ -1,8 +1,9 @@
-"""Text files as people's editors and spreadsheets write them: UTF-8, with a byte order mark or not.
+"""Reads text files of editors and spreadsheets: UTF-8, with a byte order mark or without.
 
-Every text that a person hands over (options' files, CSV, TOML, passwords, PINs, sources, manifests)
-is read here. Notepad and spreadsheets put a byte order mark in front of UTF-8, and "Unicode text"
-is UTF-16 to them: the mark goes, and an encoding that is not UTF-8 is refused by its name.
+Every text file that a person hands over (options' files, CSV, TOML, passwords, PINs, sources,
+manifests) is read by this module. Notepad and spreadsheets put a byte order mark in front of
+UTF-8, and "Unicode text" is UTF-16 to them: the mark is dropped, and an encoding that is not UTF-8
+is refused by its name.
 """
 
 import codecs

@@ -115,6 +115,38 @@ def test_a_folder_without_main_is_no_app(tmp_path):
     refuse(app_folder.read_sources, tmp_path / "nowhere", code="app_main")
 
 
+@pytest.mark.parametrize(
+    ("source", "without"),
+    [
+        ("from micropython import const\n\n_A = const(5)\nB = const(6)\n", "\n\n_A = 5\nB = 6\n"),
+        ("from . import const, other\n\nB = const(b'x')\n", "from . import other\n\nB = b'x'\n"),
+    ],
+)
+def test_an_import_of_const_costs_nothing(source, without):
+    """Names and line numbers stay; a private constant is no name at all."""
+    plain = without.replace("_A = 5", "")
+    compiled = [appfs.compile_sources({"m.py": text.encode()}) for text in (source, plain)]
+    assert compiled[0] == compiled[1]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from micropython import const\n\ndef f(x):\n    return const(x)\n",
+        "from micropython import const\n\nf = const\n",
+        "from micropython import const as c\n\nA = 5\n",
+        "from elsewhere import const\n\nA = const(5)\n",
+        "from micropython import (\n    const,\n)\n\nA = const(5)\n",
+    ],
+)
+def test_an_import_of_const_that_may_be_needed_stays(source):
+    head, _, rest = source.partition("\n\n")
+    bare = "\n" * head.count("\n") + "\n\n" + rest
+    texts = [text.encode() for text in (source, bare)]
+    compiled = [appfs.compile_sources({"m.py": text})["m.mpy"] for text in texts]
+    assert len(compiled[0]) > len(compiled[1]), "the import is gone"
+
+
 def test_what_does_not_compile_names_file_and_line():
     error = refuse(appfs.compile_sources, {"a/b.py": b"x = (\ny = 2\n"}, code="app_syntax")
     assert "a/b.py" in error.message

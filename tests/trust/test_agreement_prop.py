@@ -80,7 +80,7 @@ def test_any_bytes_that_were_signed(device, keys, payload):
 @again
 @given(MANIFEST)
 def test_any_manifest_that_was_signed(device, keys, fields):
-    payload = wire.encode_payload(fields)
+    payload = wire.encode(fields)
     release = Manifest.of(fields)
     text = dsse.pack_envelope(payload, [(keys[0].public.keyid, keys[0].sign(wire.pae(payload)))])
     beacon = replace(BEACON, device_type=release.device_type, now=None, room=1 << 24, floor=None)

@@ -43,26 +43,26 @@ def but(fields=None, **changes):
 
 
 def test_canonical_form():
-    assert manifest.encode_payload(FIELDS) == CANONICAL
-    assert manifest.decode_payload(CANONICAL) == FIELDS
+    assert manifest.encode(FIELDS) == CANONICAL
+    assert manifest.decode(CANONICAL) == FIELDS
     sealed = but(encryption=CIPHER)
-    text = manifest.encode_payload(sealed)
+    text = manifest.encode(sealed)
     assert b'"device_type":"esp32c3","encryption":{"ciphertext_sha256":"cdcd' in text
-    assert manifest.decode_payload(text) == sealed
+    assert manifest.decode(text) == sealed
 
 
 def test_every_field_is_needed():
     for name in FIELDS:
         fields = dict(FIELDS)
         del fields[name]
-        assert refused(manifest.encode_payload, fields) == "signature"
+        assert refused(manifest.encode, fields) == "signature"
 
 
 def test_no_field_more():
-    assert refused(manifest.encode_payload, but(channel="beta")) == "signature"
+    assert refused(manifest.encode, but(channel="beta")) == "signature"
     sealed = but(encryption=dict(CIPHER))
     sealed["encryption"]["iv"] = "00"
-    assert refused(manifest.encode_payload, sealed) == "signature"
+    assert refused(manifest.encode, sealed) == "signature"
 
 
 def test_types_and_ranges():
@@ -91,7 +91,7 @@ def test_types_and_ranges():
     }
     for name in wrong:
         for value in wrong[name]:
-            assert refused(manifest.encode_payload, but(**{name: value})) == "signature", (
+            assert refused(manifest.encode, but(**{name: value})) == "signature", (
                 name,
                 value,
             )
@@ -108,7 +108,7 @@ def test_ends_of_the_ranges():
         {"version": "1.2.3-" + "a" * 58},
     ):
         fields = but(**changes)
-        assert manifest.decode_payload(manifest.encode_payload(fields)) == fields
+        assert manifest.decode(manifest.encode(fields)) == fields
 
 
 def test_longest_payload_fits():
@@ -121,7 +121,7 @@ def test_longest_payload_fits():
         expires_at=manifest.MAX_TIME,
         encryption=CIPHER,
     )
-    payload = manifest.encode_payload(fields)
+    payload = manifest.encode(fields)
     assert len(payload) <= manifest.MAX_PAYLOAD
 
 
@@ -161,12 +161,12 @@ def test_only_the_canonical_payload_is_read():
         b'{"a":"' + b"a" * 2000 + b'"}',
         b'{"a":{"b":{"c":1}}}',
     ):
-        assert refused(manifest.decode_payload, payload) == "signature", payload
+        assert refused(manifest.decode, payload) == "signature", payload
 
 
 def test_length_is_judged_before_anything_else():
     big = "A" * 20_000
-    assert refused(manifest.decode_payload, b'{"a":"' + big.encode()) == "signature"
+    assert refused(manifest.decode, b'{"a":"' + big.encode()) == "signature"
     assert refused(manifest.unpack_envelope, envelope(payload=big)) == "signature"
 
 

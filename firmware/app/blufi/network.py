@@ -40,7 +40,7 @@ class Network:
         elif kind == blufi.GET_STATUS:
             send(blufi.REPORT, self.build_report())
         elif kind == blufi.GET_LIST:
-            send(blufi.LIST, await self._list_networks())
+            send(blufi.LIST, await self._scan())
 
     def _connect(self):
         if not self._ssid:
@@ -50,10 +50,10 @@ class Network:
         self.state = wifi.CONNECTING
         self.refused = None
         self._server.network = self
-        asyncio.create_task(self._try_network(self._ssid, self._password))
+        asyncio.create_task(self._try(self._ssid, self._password))
 
     # This task has no supervisor, so no exception may leave it.
-    async def _try_network(self, ssid, password):
+    async def _try(self, ssid, password):
         beacon = self._server.beacon
         station = beacon.wifi
         store = beacon.store
@@ -99,7 +99,7 @@ class Network:
             rssi = wifi.UNKNOWN_RSSI  # the network has just been lost
         return wifi.build_report(wifi.CONNECTED, ssid=station.ssid, rssi=rssi)
 
-    async def _list_networks(self):
+    async def _scan(self):
         station = self._server.beacon.wifi
         if self.is_trying():
             raise BlufiError(E_SCAN)

@@ -75,13 +75,13 @@ class Session:
                 if self._settings:
                     self._settings.push_changes(self.send)
             else:
-                await self._handle_frame(frame)
+                await self._receive(frame)
             await self._flush()
             await asyncio.sleep_ms(0)  # waiting frames must not stop other tasks
         if self._settings:
             self._settings.close()
 
-    async def _handle_frame(self, frame):
+    async def _receive(self, frame):
         try:
             message = self._link.receive(frame)
         except BlufiError as error:
@@ -91,7 +91,7 @@ class Session:
         if message is None:
             return
         kind = message.type
-        if not self._is_permitted(message):
+        if not self._permits(message):
             self._send_error(E_SECURITY, True)
         elif kind == NEGOTIATE:
             await self._negotiate(message.data)
@@ -103,9 +103,9 @@ class Session:
         elif kind == blufi.DISCONNECT_BLE:
             self._ended = True
         elif kind not in (blufi.ACK, ERROR):
-            await self._handle_request(message)
+            await self._handle(message)
 
-    def _is_permitted(self, message):
+    def _permits(self, message):
         kind = message.type
         if self._level == _EC1:
             return message.sealed or kind in (blufi.ACK, ERROR, NEGOTIATE)
@@ -119,9 +119,9 @@ class Session:
     # Reports a mistake of the client, and ends the session when it is fatal or one too many.
     def _send_error(self, code, fatal=False):
         self.send(ERROR, bytes((code,)))
-        self._count_mistake(fatal)
+        self._count_failure(fatal)
 
-    def _count_mistake(self, fatal):
+    def _count_failure(self, fatal):
         self._mistakes += 1
         if fatal or self._mistakes > _MISTAKES:
             self._ended = True
@@ -154,9 +154,9 @@ class Session:
 
     async def _negotiate(self, data):
         if data and data[0] == _MAGIC:
-            await self._negotiate_ec1(data)
+            await self._run_ec1(data)
         elif self._legacy and self._level != _EC1:
-            await self._negotiate_v1(data)
+            await self._run_v1(data)
         elif data and data[0] <= 4:
             # Espressif's app would send the password in the clear after this, unless it is stopped.
             self._send_error(E_SECURITY, True)
@@ -164,7 +164,7 @@ class Session:
         else:
             self._send_error(E_FORMAT)
 
-    async def _negotiate_ec1(self, data):
+    async def _run_ec1(self, data):
         if self._exchange is None:
             from blufi.handshake import Handshake
 
@@ -183,15 +183,15 @@ class Session:
 
             self._link.protect(_SEALED, Records(Ccm, exchange.keys, True))
             self._level = _EC1
-            self._trust_client()
+            self._trust()
         else:
-            self._count_mistake(exchange.fatal)
+            self._count_failure(exchange.fatal)
         self._exchange = exchange = None
         unload(_EXCHANGE)
 
     # The client has proved the secret and gets more time; waiting clients are disconnected, because
     # none would wait for so long.
-    def _trust_client(self):
+    def _trust(self):
         server = self._server
         radio = server.beacon.radio
         server.client_proved = True
@@ -199,7 +199,7 @@ class Session:
         for link, _ in server.queue:
             radio.disconnect(link)
 
-    async def _negotiate_v1(self, data):
+    async def _run_v1(self, data):
         if self._negotiation is None:
             from crypto.blufi_v1 import Negotiation
 
@@ -217,7 +217,7 @@ class Session:
 
     # -- settings
 
-    async def _handle_request(self, message):
+    async def _handle(self, message):
         if self._settings is None:
             from blufi.settings import Settings
 

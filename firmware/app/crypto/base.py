@@ -81,11 +81,11 @@ _TABLE = const(
 
 
 def multiply(k, plus=None):
-    return p256.run_steps(multiply_steps(k, plus))
+    return p256.run_steps(steps(k, plus))
 
 
 # k·G + plus. An even scalar has no such digits, so its negative is taken, which is odd.
-def multiply_steps(k, plus=None):
+def steps(k, plus=None):
     k %= p256.N
     if not k:
         return plus

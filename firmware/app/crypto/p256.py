@@ -22,7 +22,7 @@ _ODD = const(8)
 # The point that 64 bytes x ‖ y name, or ValueError: a coordinate that is no field element, or
 # a point off the curve, would let a peer learn the secret piece by piece. The cofactor is 1, so
 # every point of the curve is in the group; infinity has no such encoding.
-def decode_point(data):
+def decode(data):
     if len(data) != 64:
         raise ValueError("point length")
     x = int.from_bytes(data[:32], "big")
@@ -32,7 +32,7 @@ def decode_point(data):
     return x, y
 
 
-def encode_point(point):
+def encode(point):
     return point[0].to_bytes(32, "big") + point[1].to_bytes(32, "big")
 
 
@@ -58,12 +58,12 @@ def run_steps(steps):
 
 
 def multiply(k, point):
-    return run_steps(multiply_steps(k, point))
+    return run_steps(steps(k, point))
 
 
 # k·point for any point of the curve: once its small odd multiples are affine there is one mixed
 # addition for every six doublings.
-def multiply_steps(k, point):
+def steps(k, point):
     k %= N
     if not k or point is None:
         return None

@@ -106,7 +106,7 @@ class Api:
         self.check_mac(connection, _hex(sha256(answer).digest()))
         return (
             connection.status,
-            _parse_answer(answer) if answer else None,
+            parse_answer(answer) if answer else None,
             _parse_retry_after(connection),
         )
 
@@ -185,7 +185,7 @@ class Api:
 
 
 # The JSON object of an authentic answer; sets the clock by it.
-def _parse_answer(answer):
+def parse_answer(answer):
     doc = _decode_json(answer)
     server_time = doc.get("server_time")
     clock.set(server_time, is_clock_skew(doc))

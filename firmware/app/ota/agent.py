@@ -210,10 +210,10 @@ class Agent:
         except HttpError as error:
             stage, code, detail = "download", error.code, error.detail
         except Exception as error:
-            from describe import describe_error
+            from describe import describe
 
             sys.print_exception(error)
-            stage, code, detail = "boot", "crash", describe_error(error)
+            stage, code, detail = "boot", "crash", describe(error)
             self._out_of_memory = isinstance(error, MemoryError)
         if stage:
             attempt.record["stage"] = stage

@@ -67,7 +67,7 @@ class Install:
         self.save_status("downloading")
         beacon.radio.set_progress(0)
         await self.report_best_effort(0)
-        fields = await self._verify_offer()
+        fields = await self.verify_offer()
         slot, head = await self._download(fields)
         self.record["bytes"] = fields["size"]
         self.save_status("verifying")
@@ -86,7 +86,7 @@ class Install:
 
     # Returns the fields of the signed manifest that the download needs. Nothing is downloaded
     # before, and from here on the manifest counts, not the offer.
-    async def _verify_offer(self):
+    async def verify_offer(self):
         await preload(_VERIFICATION)
         from ota import verify
 

@@ -54,14 +54,14 @@ def build_report(beacon, update_status, record, progress):
         doc["clock_unset"] = True
     if beacon.insecure:
         doc["insecure"] = True
-    journal = _take_fitting(beacon.journal.entries_since(), _BODY - _json_size(doc))
+    journal = _take_fitting(beacon.journal.entries_since(), _BODY - _size(doc))
     if journal:
         doc["journal"] = journal
     return doc
 
 
 # Bytes of a value's JSON, with an allowance for the name and the commas around it.
-def _json_size(value):
+def _size(value):
     return len(json.dumps(value).encode()) + 16
 
 
@@ -69,7 +69,7 @@ def _json_size(value):
 def _take_fitting(entries, room):
     found = []
     for entry in entries:
-        room -= _json_size(entry)
+        room -= _size(entry)
         if room < 0:
             break
         found.append(entry)

@@ -20,7 +20,7 @@ from ota import denylist
 
 KEYS = "/app/keys.json"
 _NEEDED = const(("size", "checksum", "encryption"))
-_MAX_KEYS = const(8192)  # bytes of the file: eight keys and room to spare
+_MAX_KEYS = const(8192)  # bytes of the file: eight keys and some to spare
 
 
 # Verifies an offer against this beacon's state. Returns the manifest's fields for the download.
@@ -52,8 +52,9 @@ def _read_floor(store):
 
 # The manifest fields of the offer, once the signatures, the rules and the offer itself agree. The
 # envelope is taken out of the offer, so that memory does not hold it beside what was decoded.
-# `floor`, `now` and `room` are those of wire.manifest.check_rules(). An insecure app accepts an
-# offer without a manifest, and, as long as it holds no keys, one whose signatures it cannot judge.
+# `floor`, `now` and `room` are those of wire.manifest.check_rules(). An insecure app accepts
+# an offer without a manifest, and, as long as it holds no keys, one whose signatures it cannot
+# judge.
 async def verify_manifest(offer, device_type, running, floor, now, room, insecure=False, keys=KEYS):
     envelope = offer.pop("manifest", None)
     if envelope is None:
@@ -66,7 +67,7 @@ async def verify_manifest(offer, device_type, running, floor, now, room, insecur
         missing, pairs = _match_keys(keys, signatures, insecure)
         signatures = None
         await _check_signatures(payload, missing, pairs)
-        fields = manifest.decode_payload(payload)
+        fields = manifest.decode(payload)
         manifest.check_offer(fields, offer)
     manifest.check_rules(fields, device_type, running, floor, now, room)
     return fields
@@ -122,7 +123,7 @@ async def _check_signatures(payload, missing, pairs):
 # The modular power takes a fifth of a second on the chip: other tasks run between its steps.
 async def _verify_signature(n, digest, signature):
     good = False
-    for verdict in pss.verify_steps(n, digest, signature):
+    for verdict in pss.steps(n, digest, signature):
         good = verdict
         await asyncio.sleep(0)
     return good

@@ -93,7 +93,7 @@ _FIELDS = (
 
 
 # Encodes a dict of fields; only "encryption" may be missing.
-def encode_payload(fields):
+def encode(fields):
     parts = []
     for name, shape in _FIELDS:
         if name == "encryption" and name not in fields:
@@ -110,7 +110,7 @@ def encode_payload(fields):
 
 
 # Decodes the fields of a payload. Its signatures have to be verified before.
-def decode_payload(payload):
+def decode(payload):
     if len(payload) > MAX_PAYLOAD or b"[" in payload or payload.count(b"{") > 2:
         raise _bad("payload: not canonical")
     try:
@@ -119,7 +119,7 @@ def decode_payload(payload):
         raise _bad("payload: not JSON")
     if not isinstance(fields, dict):
         raise _bad("payload: not an object")
-    if encode_payload(fields) != payload:
+    if encode(fields) != payload:
         raise _bad("payload: not canonical")
     return fields
 
@@ -179,7 +179,7 @@ def unsigned_fields(offer, device_type):
         "version": offer.get("version"),
     }
     try:
-        encode_payload(fields)
+        encode(fields)
     except Refused as error:
         raise Refused("image", error.detail)
     return fields

@@ -64,7 +64,7 @@ class MalformedMessage(ValueError):
 
 
 # Encodes a dictionary of fields; a field that is absent or None is left out.
-def encode_message(kind, fields):
+def encode(kind, fields):
     if kind == CREDENTIALS:
         return bytes((kind,)) + _credentials(fields["creds"])
     out = bytearray((kind,))
@@ -91,7 +91,7 @@ def encode_message(kind, fields):
 
 
 # Decodes a message into (kind, fields). Raises MalformedMessage. All fields are checked first.
-def decode_message(data):
+def decode(data):
     if not 1 <= len(data) <= MAX_SIZE:
         raise MalformedMessage("size")
     kind = data[0]

@@ -201,10 +201,10 @@ def open_keyring(folder: Path | None) -> "Keyring":
 
 
 def read_password(name: str, file: Path | None, *, new: bool = False) -> str:
-    """Return a key's password: from the file, the environment, or whoever sits there.
+    """Return a key's password: from the file, the environment, or a prompt.
 
     Raises:
-        UsageError: ``key_password_missing``, there is nobody to ask.
+        UsageError: ``key_password_missing``, there is no terminal to ask at.
     """
     if file:
         return _read_password_file(file)

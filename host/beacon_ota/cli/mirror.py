@@ -61,7 +61,7 @@ def add_mirror(
     if token_file is not None:
         try:
             files.write_file(token_file, (done.pop("token") + "\n").encode(), mode=0o600)
-        except BaseException:  # nobody has the token
+        except BaseException:  # the token is lost: withdraw the mirror
             client.remove_mirror(done["mirror_id"])
             raise
     if json:

@@ -1,4 +1,4 @@
-"""What every command prints: tables for people, JSON for scripts, one line for a failure."""
+"""Prints tables for people, JSON and CSV for scripts, and named errors; no text is obeyed."""
 
 import csv
 import json
@@ -42,9 +42,9 @@ _FIRST_PLACEHOLDER = (
 
 
 class SafeConsole(Console):
-    """A console whose terminal obeys nobody but this program.
+    """A console that shows control characters in place of sending them to the terminal.
 
-    What is printed came from the air, from beacons, other people or files. Rich's own control
+    Printed texts come from the air, from beacons, other people or files. Rich's own control
     segments (a bar that moves, a live display) pass; a control character in a text is shown.
     """
 
@@ -77,26 +77,26 @@ error_console = SafeConsole(stderr=True)
 
 
 def make_visible(text: str) -> str:
-    """Return a text with everything shown that a terminal would obey instead of printing it.
+    """Return a text whose control characters are visible.
 
-    Control characters, marks that turn the direction of what follows, and halves of surrogate
-    pairs come out as ``\\x1b``; newline and tab stay.
+    Control characters, marks that turn the writing direction, and halves of surrogate pairs
+    come out as ``\\x1b``; newline and tab stay.
     """
     return text.translate(_CONTROL_ESCAPES)
 
 
 def escape_markup(text: str) -> str:
-    """Return text from elsewhere for the few places where rich takes markup alone."""
+    """Return text from outside, escaped for the places where rich takes markup alone."""
     return escape(make_visible(text))
 
 
 def literal_text(value: object) -> Text:
-    """Return text from elsewhere as it is printed: to the letter, neither markup nor control."""
+    """Return text from outside as it is printed: neither markup nor control characters."""
     return value if isinstance(value, Text) else Text(make_visible(str(value)))
 
 
 def fill_markup(template: str, *values: object) -> Text:
-    """Return a template of our own, in rich's markup, with values put in.
+    """Return a template in rich's markup with values put in, which are no markup.
 
     Args:
         values: one for each ``{}``, formatted as it says; :class:`~rich.text.Text` keeps its
@@ -160,7 +160,7 @@ def build_table(
 
 
 def alert_cell(text: str) -> Text:
-    """Return a cell that nobody overlooks."""
+    """Return a cell in bold red."""
     return Text(make_visible(text), style="bold red")
 
 
@@ -172,7 +172,7 @@ def print_csv(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def csv_field(value: object) -> str:
-    """Return a field of a CSV: what a spreadsheet would take for a formula begins with a quote.
+    """Return a field of a CSV file; a quote goes before text that a spreadsheet would run.
 
     Source: OWASP, "CSV Injection": a field that begins with ``= + - @``, tab or carriage return
     is run, also when it came from a beacon or another person. Numbers stay numbers.
@@ -193,17 +193,17 @@ def print_json(value: object) -> None:
 
 @contextmanager
 def byte_progress(
-    label: str, total: int, *, quiet: bool = False
-) -> Iterator[Callable[[int], None]]:
+    label: str, total: int | None, *, quiet: bool = False
+) -> Iterator[Callable[..., None]]:
     """Show a bar on stderr for long work with bytes.
 
     Args:
-        what: goes before the bar.
-        total: bytes in all.
+        label: text before the bar.
+        total: bytes in all; None while that is not known.
         quiet: show nothing.
 
     Yields:
-        A function to call with the bytes done so far.
+        A function to call with the bytes done so far, and the bytes in all where they change.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -215,7 +215,7 @@ def byte_progress(
     )
     with Progress(*columns, console=error_console, disable=quiet) as bar:
         task = bar.add_task(escape_markup(label), total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)
 
 
 def print_error(error: BeaconOtaError) -> None:

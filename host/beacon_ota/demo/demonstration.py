@@ -1,8 +1,6 @@
 """Runs the demonstration: beacons are provisioned, a good release rolls out, a bad one halts."""
 
-import asyncio
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from beacon_ota.client import Client
 from beacon_ota.demo.display import Display
 from beacon_ota.demo.fixtures import BOARD, ReleaseFixtures, SignedRelease
 from beacon_ota.demo.listener import BeaconListener
+from beacon_ota.demo.provisioning import JOBS, PATIENCE_S, provision_all
 from beacon_ota.demo.result import DemoResult, attempt_seconds
 from beacon_ota.errors import ReachError
 from beacon_ota.fleet.fleet import FleetMember, VirtualFleet
@@ -21,7 +20,6 @@ from beacon_ota.orchestrator.server.subprocess import OrchestratorProcess
 from beacon_ota.provision import batch
 from beacon_ota.provision.desired_config import DesiredConfig, Secret
 from beacon_ota.provision.desired_config import Network as Wifi
-from beacon_ota.provision.registry import OrchestratorRegistry
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.net.network import Network
 from beacon_ota.virtual.radio.selection import select_radio
@@ -56,12 +54,6 @@ _TRANSITION_TEXTS = {
     "sampled": "tried, now watched",
     "wave_completed": "served",
 }
-
-
-JOBS = 6
-
-
-PATIENCE_S = 180.0  # real seconds, for one scene
 
 
 HEAP_POLLS = 3
@@ -174,54 +166,20 @@ class Demonstration:
     # ---- first scene: provisioning ----
 
     def _provision_beacons(self) -> None:
-        stage = self._display
-        stage.title = f"{self._count} beacons come out of their boxes"
+        display = self._display
+        display.title = f"{self._count} beacons come out of their boxes"
         self._probe.heap_watch = True
         self._fleet.power_on()
-        stage.add_line(f"{self._count} virtual beacons powered on; nobody has told them any WiFi")
+        display.add_line(f"{self._count} virtual beacons powered on; nobody has told them any WiFi")
         rows = [
             self._provisioning_row(index, member)
             for index, member in enumerate(self._fleet.members)
         ]
-        done: list[batch.RowResult] = []
-        failure: list[BaseException] = []
-
-        def provision() -> None:
-            try:
-                asyncio.run(
-                    batch.provision_rows(
-                        rows,
-                        self._radio,
-                        OrchestratorRegistry(self._client),
-                        jobs=JOBS,
-                        search_s=60,
-                        online_s=60,
-                        on_result=done.append,
-                    )
-                )
-            except BaseException as error:
-                failure.append(error)
-
-        thread = threading.Thread(target=provision, name="laptop", daemon=True)
-        thread.start()
-        said = 0
-
-        def tell() -> None:
-            nonlocal said
-            if len(done) - said >= max(1, self._count // 5):
-                said = len(done)
-                stage.add_line(f"{said} of {self._count} provisioned over Bluetooth, and online")
-
-        stage.wait_until(lambda: not thread.is_alive(), PATIENCE_S, tell)
-        bad = [one for one in done if not one.ok]
-        if failure or bad or len(done) < self._count:
-            why = failure or [f"{one.beacon}: {one.result}: {one.detail}" for one in bad]
-            raise ReachError("demo_provision", f"not all beacons were provisioned: {why[:3]}")
-        self.result.provisioned_s = [one.outcome.seconds for one in done if one.outcome]
-        slowest = max(self.result.provisioned_s)
-        stage.add_line(
+        seconds = provision_all(rows, self._radio, self._client, display)
+        self.result.provisioned_s = seconds
+        display.add_line(
             f"[green]all {self._count} are online[/]; PIN, key and WiFi took "
-            f"at most {slowest:.1f} s each, {JOBS} at a time"
+            f"at most {max(seconds):.1f} s each, {JOBS} at a time"
         )
 
     def _provisioning_row(self, index: int, member: FleetMember) -> batch.Row:
@@ -237,8 +195,8 @@ class Demonstration:
     # ---- second scene: a good release ----
 
     def _roll_out_good(self, made: SignedRelease) -> None:
-        stage = self._display
-        stage.title = f"{GOOD} goes round, building by building"
+        display = self._display
+        display.title = f"{GOOD} goes round, building by building"
         firmware = self._upload_release(made, "smoother positioning")
         self._measure_idle_heap()
         waves = [
@@ -257,7 +215,7 @@ class Demonstration:
         self.result.heap_update = boot.heap_peak - self.result.heap_idle
         for row in self._client.list_attempts(rollout):
             self.result.updates.append(attempt_seconds(row))
-        stage.add_line(
+        display.add_line(
             f"[green]{GOOD} runs on all {self._count} beacons[/], confirmed by each of them"
         )
 
@@ -274,20 +232,20 @@ class Demonstration:
     # ---- third scene: a bad one ----
 
     def _roll_out_bad(self, made: SignedRelease) -> None:
-        stage = self._display
-        stage.title = f"{BAD} comes up and fails its health check"
+        display = self._display
+        display.title = f"{BAD} comes up and fails its health check"
         firmware = self._upload_release(made, "looked fine on the desk")
         # A small fleet has fewer canaries than the default limit of failures in a row.
         row = {"in_a_row": min(3, -(-self._count // 10))}
         rollout = self._start_rollout(firmware, {"ladder": LADDER, "gate": GATE | row}, BAD)
         self._follow_rollout(rollout, "halted", lambda: self._status == "halted")
-        stage.add_line("[bold red]halted by itself[/]: {}", self._reason)
+        display.add_line("[bold red]halted by itself[/]: {}", self._reason)
 
         def ended() -> bool:
             rows = list(self._client.list_attempts(rollout))
             return all(row["result"] not in (None, "", "open") for row in rows)
 
-        if not stage.wait_until(ended, PATIENCE_S):
+        if not display.wait_until(ended, PATIENCE_S):
             raise ReachError("demo_stuck", "attempts at the bad release did not end")
         rows = list(self._client.list_attempts(rollout))
         self.result.touched = len({row["beacon_id"] for row in rows})
@@ -296,7 +254,7 @@ class Demonstration:
         self.result.trials = {row["beacon_id"]: row["trials"] for row in back}
         self.result.reason = self._reason
         for row in back:
-            stage.add_line(
+            display.add_line(
                 f"{row['beacon_id']} tried {BAD} {row['trials']} times, "
                 f"[bold]went back to {GOOD}[/] and said why: {row['code']}: {row['detail']}"
             )
@@ -373,6 +331,7 @@ class Demonstration:
 
     def _wait_for_interrupt(self) -> None:
         self._display.title = "still running: Ctrl-C ends it"
+        self._display.add_line(self._display.title)
         try:
             self._display.wait_until(lambda: False, float("inf"))
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Put the app on a board that runs MicroPython, over its REPL, for development.
+"""Copies the app to a board that runs MicroPython, over its REPL, for development.
 
 Stage 0 goes to ``/``, the compiled app to ``/app``; stage 0 finds it there when no release with
 an app filesystem is in the running slot. Only files that differ are sent, and those that the app
@@ -32,7 +32,7 @@ _ANSWER_S = 30
 _READ_S = 2  # between two bytes of a handshake
 _DRAIN_S = 0.1  # until what the board was saying is here
 _TAKEN = b">OK"  # the raw prompt, and that it executes what it was sent
-_OWN = ("boot.py", "main.py")  # what we own of /
+_OWN = ("boot.py", "main.py")  # files of / that a deployment replaces
 
 Progress = Callable[[int], None]  # bytes sent so far
 
@@ -75,7 +75,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Deployed:
-    """What happened: paths on the board, and the bytes that were sent."""
+    """The result of a deployment: paths on the board, and the bytes that were sent."""
 
     port: str
     written: tuple[str, ...]
@@ -283,6 +283,6 @@ def _raise_port_error(port: str) -> None:
 
 @contextlib.contextmanager
 def _silence_output() -> Iterator[None]:
-    """Keep what mpremote prints about failures from our output; they come as exceptions."""
+    """Drop mpremote's messages about failures, which come as exceptions as well."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

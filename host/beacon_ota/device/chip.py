@@ -1,7 +1,7 @@
 """Write flash images onto a chip with esptool, and verify what was written.
 
 Only what the image uses is written: its stretches that are not blank, and the whole of settings
-and otadata, where leftovers of another life would matter. Slots that the image leaves empty
+and otadata, where leftovers of an earlier use would matter. Slots that the image leaves empty
 keep whatever is in them; the bootloader does not look there.
 """
 
@@ -29,7 +29,7 @@ Progress = Callable[[int], None]  # bytes written so far
 
 @dataclass(frozen=True)
 class Written:
-    """What happened: ``regions`` are (offset, length) in flash, ``seconds`` the whole time."""
+    """The result of a write: ``regions`` are (offset, length), ``seconds`` is the duration."""
 
     port: str
     chip: str
@@ -85,7 +85,7 @@ def write_image(
     """Write a flash image and verify it by the MD5 that the chip computes of its flash.
 
     A chip that was not written to after all runs on as it did before. One that was written to in
-    part stays in its loader: what is in its flash belongs to two different lives.
+    part stays in its loader: its flash holds parts of two images.
 
     Args:
         port: serial port, or a URL that pyserial knows.
@@ -300,9 +300,9 @@ class _ProgressLog:
 
 @contextlib.contextmanager
 def _capture_messages(progress: Progress | None) -> Iterator[_ProgressLog]:
-    """Take esptool's messages for the time of one job: its progress is ours, the rest is dropped.
+    """Replace esptool's logger for one job: its progress is passed on, its messages are dropped.
 
-    What matters comes as an exception.
+    Failures come as exceptions.
     """
     from esptool.logger import EsptoolLogger, TemplateLogger, log
     from esptool.reset import ResetStrategy

@@ -1,4 +1,4 @@
-"""Serial ports: which there are, and what it means when one cannot be used."""
+"""Serial ports: their names, resets, and named errors for ports that cannot be used."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ _BUSY = ("exclusively lock", "in use", "resource busy", "access is denied")
 
 
 class DeviceError(ReachError):
-    """What is, or should be, on a serial port does not do what it should."""
+    """A device on a serial port is missing, or does not do what it should."""
 
 
 def port_names() -> list[str]:
@@ -29,7 +29,7 @@ def port_names() -> list[str]:
 
 
 def check_port(port: str) -> None:
-    """Refuse a port that is not there (``port_missing``) or not ours (``port_denied``)."""
+    """Refuse a port that is missing (``port_missing``) or not permitted (``port_denied``)."""
     if not port.startswith("/"):
         return  # COM3, socket://…, rfc2217://…: opening it will tell
     if not Path(port).exists():
@@ -78,7 +78,7 @@ def pulse_reset(serial: "Serial") -> None:
 
 
 def reset_chip(port: str) -> None:
-    """Reset the chip on a port that nobody has open; nothing happens where that is impossible."""
+    """Reset the chip on a port that is not open; nothing happens where that is impossible."""
     import serial
 
     with (

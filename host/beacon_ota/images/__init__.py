@@ -1,6 +1,6 @@
 """Files a beacon boots from: ESP images, partition tables, NVS, LittleFS, releases, whole flash.
 
-Everything here is a function of bytes; reading and writing files is the caller's affair.
+Everything here is a function of bytes; the caller reads and writes the files.
 """
 
 from mmap import mmap

@@ -1,4 +1,4 @@
-"""What of an app's folder goes into a release, what stays behind, and why.
+"""Sorts the files of an app's folder: those for the release, and those left out, with reasons.
 
 Sources are compiled. A module that is compiled already (``.mpy``) goes in as it is, when beacons
 can load it. Nothing else goes in by itself: each file that stays behind is named with its reason,
@@ -29,7 +29,7 @@ _TOOLS = frozenset(("__pycache__", "node_modules", "site-packages", "venv", "env
 
 # Of the rules that beacons share with the host: those that only the host applies.
 HOST_ONLY = frozenset(
-    f"wire/{name}.py" for name in ("auth_header", "blufi_names", "report", "scan")
+    f"wire/{name}.py" for name in ("auth_header", "blufi_names", "report", "scan", "wifi_reader")
 )
 
 
@@ -200,7 +200,7 @@ def _list_imports(text: str) -> Iterator[str]:
     try:
         tree = ast.parse(text)
     except SyntaxError:
-        return  # the compiler says it better
+        return  # the compiler reports it
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -47,7 +47,7 @@ class AppInfo:
         version: semver.
         device_type: the board's.
         core_sha256: SHA-256 of the core in front of it, hex.
-        built_at: UTC seconds, 0 if nobody knows.
+        built_at: UTC seconds, 0 when unknown.
         insecure: unsigned releases are accepted by a beacon that runs this one.
     """
 
@@ -107,7 +107,7 @@ class App:
 
 
 def check_version(version: object) -> None:
-    """Refuse what is not semver (``app_version``)."""
+    """Refuse a version that is not semver (``app_version``)."""
     try:
         versions.parse(version)
     except ValueError as error:
@@ -117,7 +117,7 @@ def check_version(version: object) -> None:
 
 
 def check_device_type(name: object) -> None:
-    """Refuse what is no device type (``app_device_type``)."""
+    """Refuse a name that is no device type (``app_device_type``)."""
     if not is_name(name):
         raise AppError(
             "app_device_type",

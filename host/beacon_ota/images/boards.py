@@ -1,4 +1,4 @@
-"""Boards: what a device type's flash looks like. ``boards/<name>/board.toml`` and its CSV.
+"""Boards: the flash layout of each device type, from ``boards/<name>/board.toml`` and its CSV.
 
 The device type that releases, beacons and the orchestrator speak of is the board's name.
 More boards are found in the folders that ``BEACON_OTA_BOARDS`` lists.
@@ -69,7 +69,7 @@ class Board:
         return _require(self.table.otadata)
 
     def check_fit(self, size: int, what: str = "the release") -> None:
-        """Refuse what is larger than a slot (``slot_too_small``)."""
+        """Refuse an image larger than a slot (``slot_too_small``)."""
         if size > self.slot_size:
             raise BoardError(
                 "slot_too_small",

@@ -1,4 +1,4 @@
-"""Cores: where one comes from. ``--core FILE``, else BEACON_OTA_CORE, else the fetched one.
+"""Finds, reads and fetches cores: ``--core FILE``, else BEACON_OTA_CORE, else the fetched one.
 
 The stock MicroPython for the C3 is fetched once into the user's cache, checked against the
 SHA-256 below.
@@ -10,10 +10,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from beacon_ota.errors import InputError, ReachError, UsageError
 from beacon_ota.images import combined
 from beacon_ota.images.combined import Core
+
+if TYPE_CHECKING:
+    import requests
 
 ENV = "BEACON_OTA_CORE"
 _CONNECT_S = 10
@@ -54,10 +58,10 @@ def cache_folder() -> Path:
 
 
 def locate_core(given: Path | None = None) -> tuple[Path, str]:
-    """Return a core's file and who named it: ``option``, ``environment`` or ``cache``.
+    """Return a core's file and the source of its name: ``option``, ``environment`` or ``cache``.
 
     Raises:
-        UsageError: ``core_missing``: nobody named one and none was fetched.
+        UsageError: ``core_missing``: no core was named and none was fetched.
     """
     if given is not None:
         return given, "option"
@@ -137,7 +141,9 @@ def fetch_core(
     return target
 
 
-def _copy_body(answer, out, stock: StockCore, progress: Progress | None) -> None:
+def _copy_body(
+    answer: "requests.Response", out: BinaryIO, stock: StockCore, progress: Progress | None
+) -> None:
     """Copy a response's body, bounded by the size expected, and check its hash."""
     digest, done = hashlib.sha256(), 0
     for chunk in answer.iter_content(_CHUNK):

@@ -1,4 +1,4 @@
-"""Release images: what travels in an OTA slot.
+"""Release images, the content of an OTA slot: built, renumbered and checked.
 
 Core, FF to the next 4 KiB, app filesystem: one file, one hash, one signature. The bootloader
 stops reading where the core ends; the beacon finds the app by walking the core's headers.

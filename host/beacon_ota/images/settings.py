@@ -1,4 +1,4 @@
-"""Settings of a beacon, as they lie in NVS (docs/contracts.md, section 7), checked before use."""
+"""Checks the settings of a beacon and converts them to NVS values (contracts.md, section 7)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Many beacons from one CSV file: a row each, in any order, as often as it takes.
+"""Provisions many beacons from a CSV file, a row each; it can be run again for the rest.
 
 Columns: ``beacon`` (name, last digits of it, or address) and ``pin`` or ``pop``; optional ``ssid``
 ``password`` ``ssid2`` ``password2`` ``site`` ``channel`` ``window`` ``utc_off`` ``ibeacon``
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass
 class RowResult:
-    """What became of a row: ``provisioned``, ``already`` (it was), or a code of what went wrong."""
+    """The result of a row: ``provisioned``, ``already`` (it was), or the code of an error."""
 
     line: int
     beacon: str
@@ -219,7 +219,7 @@ async def provision_rows(
     Args:
         jobs: how many at a time; most adapters are happiest with one.
         search_s: seconds to look for each.
-        pace: how many times faster than ours the beacons' clocks run; virtual ones may.
+        pace: how many times faster than real time the beacons' clocks run (virtual ones only).
         begun, tell, done: called in the event loop: when a row's turn comes, at each of its steps
             (a word of :mod:`~beacon_ota.provision.flow`, and a detail), and when it is over.
     """
@@ -234,7 +234,7 @@ async def provision_rows(
                 registry,
                 search_s,
                 {
-                    "tell": lambda step, detail: on_step(row, step, detail),
+                    "on_step": lambda step, detail: on_step(row, step, detail),
                     "online_s": online_s,
                     "attempts": attempts,
                     "pace": pace,

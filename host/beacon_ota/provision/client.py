@@ -1,4 +1,4 @@
-"""A provisioning session with one beacon, message by message.
+"""A BluFi session with one beacon, message by message.
 
     async with BlufiClient(sighting.device, sighting.name, radio) as beacon:
         await beacon.prove_secret(pin="73914826")
@@ -7,7 +7,7 @@
         await beacon.join_network(b"site", b"correct horse", tell=print)
         await beacon.wait_online()
 
-What goes wrong has a name and says what to do. Nothing but the exchange of keys goes in the clear.
+Every failure is a named error that says what to do. Only the exchange of keys is not encrypted.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from beacon_ota.errors import DeniedError, InputError, ReachError
 from beacon_ota.provision.gatt import GattConnection
 from beacon_ota.provision.session import SEALED, Initiator, error_from_abort
 from beacon_ota.virtual.radio.selection import RadioSelection
-from beacon_ota.wire import blufi, ec1, tlv, wifi
+from beacon_ota.wire import blufi, ec1, tlv, wifi, wifi_reader
 from beacon_ota.wire.blufi_names import error_name, reason_name, type_name
 
 if TYPE_CHECKING:
     from bleak.backends.device import BLEDevice
 
-ANSWER_TIMEOUT_S = 10.0  # for anything that takes the beacon no thought
-EXCHANGE_TIMEOUT_S = 20.0  # for its part of the exchange
-QUEUE_TIMEOUT_S = 60.0  # until those who came before have had their time, and proved nothing
+ANSWER_TIMEOUT_S = 10.0  # for answers without a computation
+EXCHANGE_TIMEOUT_S = 20.0  # for the beacon's computations in the key exchange
+QUEUE_TIMEOUT_S = 60.0  # for earlier clients, which prove no secret, to time out
 SCAN_TIMEOUT_S = 25.0
 JOIN_TIMEOUT_S = 60.0  # for a network, attempts and DHCP included
 ONLINE_TIMEOUT_S = 90.0  # for the first authenticated poll
@@ -42,7 +42,7 @@ _NOT_FOUND_REASONS = ("no_such_network", "beacon_timeout", "incompatible_securit
 
 @dataclass(frozen=True)
 class StateReport:
-    """What a beacon says of itself (STATE of ``wire/tlv.py``)."""
+    """The state that a beacon reports of itself (STATE of ``wire/tlv.py``)."""
 
     beacon_id: str = ""
     version: str = ""
@@ -59,7 +59,7 @@ class StateReport:
 
 @dataclass(frozen=True)
 class WifiReport:
-    """How it stands with its WiFi: ``connected``, ``connecting``, ``no_address``, ``failed``."""
+    """The state of the beacon's WiFi: ``connected``, ``connecting``, ``no_address``, ``failed``."""
 
     word: str
     ssid: bytes = b""
@@ -105,7 +105,7 @@ class BlufiClient:
             try:
                 await self._send_message(blufi.DISCONNECT_BLE)
             except ReachError:
-                pass  # it was faster
+                pass  # the beacon disconnected first
         await self._gatt.__aexit__()
 
     # -- the exchange of keys
@@ -149,19 +149,19 @@ class BlufiClient:
         await self._send_message(blufi.GET_LIST)
         message = await self._expect_message(blufi.LIST, SCAN_TIMEOUT_S)
         try:
-            return wifi.parse_list(message.data)
+            return wifi_reader.parse_list(message.data)
         except blufi.BlufiError:
             raise self._protocol_error("a malformed list of networks") from None
 
     async def wifi_status(self) -> WifiReport:
-        """Return how it stands with its WiFi."""
+        """Return the state of the beacon's WiFi."""
         await self._send_message(blufi.GET_STATUS)
         await self._expect_message(blufi.REPORT, ANSWER_TIMEOUT_S)
         assert self.wifi_report is not None
         return self.wifi_report
 
     async def query_state(self) -> StateReport:
-        """Return what the beacon says of itself."""
+        """Ask the beacon for its state."""
         return await self._exchange_custom(tlv.QUERY, {})
 
     async def configure(self, **fields: Any) -> StateReport:
@@ -173,16 +173,16 @@ class BlufiClient:
         return await self._exchange_custom(tlv.CONFIG, fields)
 
     async def replace_credentials(self, creds: bytes) -> StateReport:
-        """Replace what opens the door: ids of 4 and secrets of 16 bytes, in turn."""
+        """Replace the credentials that open the door: ids of 4 and secrets of 16 bytes, in turn."""
         return await self._exchange_custom(tlv.CREDENTIALS, {"creds": creds})
 
     async def forget(self) -> StateReport:
-        """Have the beacon forget what it was given; it resets a second later."""
+        """Have the beacon forget its settings; it resets a second later."""
         return await self._exchange_custom(tlv.FORGET, {})
 
     async def _exchange_custom(self, kind: int, fields: dict[str, Any]) -> StateReport:
         try:
-            data = tlv.encode_message(kind, fields)
+            data = tlv.encode(kind, fields)
         except tlv.MalformedMessage as error:
             raise InputError("setting_value", f"{error.field}: {error.what}") from None
         await self._send_message(blufi.CUSTOM, data)
@@ -329,7 +329,7 @@ class BlufiClient:
         return message
 
     async def _next_message(self, kind: int, seconds: float) -> "blufi.Message | None":
-        """Return the next message of a kind; what else comes is taken note of."""
+        """Return the next message of a kind, None in time; other messages update the state."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             frame = await self._gatt.receive(left)
@@ -379,7 +379,7 @@ class BlufiClient:
 
     def _record_report(self, data: bytes) -> None:
         try:
-            found = wifi.parse_report(data)
+            found = wifi_reader.parse_report(data)
         except blufi.BlufiError:
             raise self._protocol_error("a malformed report") from None
         word = _WIFI_STATES.get(found["state"], "unknown")
@@ -388,7 +388,7 @@ class BlufiClient:
 
     def _record_state(self, data: bytes) -> None:
         try:
-            kind, fields = tlv.decode_message(data)
+            kind, fields = tlv.decode(data)
         except tlv.MalformedMessage as error:
             raise self._protocol_error(f"custom data: {error}") from None
         if kind == tlv.STATE:

@@ -1,4 +1,4 @@
-"""What a beacon is to be given, as people write it, checked before anybody connects."""
+"""The desired configuration of a beacon: parsed from text, and checked before a connection."""
 
 import re
 import uuid
@@ -18,7 +18,7 @@ _TEXTS = ("orch_url", "site", "window", "channel")
 
 @dataclass(frozen=True)
 class Secret:
-    """What is on a beacon's label: a PIN, or a proof of possession; exactly one of them."""
+    """The secret of a beacon's label: a PIN or a proof of possession, exactly one of them."""
 
     pin: str | None = field(default=None, repr=False)
     pop: bytes | None = field(default=None, repr=False)
@@ -67,7 +67,7 @@ class Network:
 
 @dataclass(frozen=True)
 class DesiredConfig:
-    """Everything for one beacon.
+    """The desired configuration of one beacon.
 
     Attributes:
         network: to join; None leaves it as it is, or to be chosen from what the beacon sees.
@@ -75,7 +75,7 @@ class DesiredConfig:
         tags: for the orchestrator.
         creds: what opens the door, see :func:`parse_credentials`; None leaves it as it is.
         bound: ids among them of which a beacon gets its own key only, see :func:`parse_bound_ids`.
-        device_type: what somebody takes it for. The beacon's own word counts, where it says one.
+        device_type: the board as given by the caller. A board that the beacon itself names counts.
     """
 
     network: Network | None = None
@@ -98,7 +98,7 @@ class DesiredConfig:
 
 
 def check_device_type(text: str | None) -> str:
-    """Return a device type as somebody gives it, "" for none (UsageError ``type_syntax``)."""
+    """Return a given device type, "" for none (UsageError ``type_syntax``)."""
     if text and _DEVICE_TYPE.fullmatch(text) is None:
         raise UsageError("type_syntax", "that is no device type", found=text, expected="esp32c3")
     return text or ""

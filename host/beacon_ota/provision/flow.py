@@ -1,4 +1,4 @@
-"""From a beacon in range to a beacon online, in one go; doing it again does no harm.
+"""Provisions a beacon in range until it is online; provisioning it again does no harm.
 
 connect → prove the PIN → ask who it is → register it → give it key and settings
         → have it join the network → wait until the orchestrator has heard it
@@ -30,10 +30,10 @@ ChooseNetwork = Callable[[list[tuple[bytes, int]]], Awaitable[Network]]
 
 @dataclass
 class Outcome:
-    """What became of a beacon.
+    """The outcome of provisioning a beacon.
 
-    ``key`` (hex) only when nobody has registered it; ``mistaken_for`` is the device type that was
-    given for it, when it says another one.
+    ``key`` (hex) is set only when the beacon was not registered; ``mistaken_for`` is the given
+    device type, when the beacon names another one.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def fixed_secret(secret: Secret) -> AskSecret:
-    """Answer with a secret that is at hand; a wrong one is the end."""
+    """Return a source of a fixed secret, which fails when the secret is wrong."""
 
     async def give_secret(error: SecretError | None) -> Secret:
         if error is not None:
@@ -71,11 +71,11 @@ def fixed_secret(secret: Secret) -> AskSecret:
 
 
 class SecretProver:
-    """Has the secret, or asks for it: once before anybody connects, and after every wrong one.
+    """Proves the secret; asks for it once before the connection, and after every wrong one.
 
     Args:
         ask: gives the secret.
-        pace: how many times faster than ours the beacon's clock runs; virtual ones may.
+        pace: how many times faster than real time the beacon's clock runs (virtual beacons only).
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SecretProver:
         """Prove it; asks again after a wrong one, waits when it has to.
 
         Raises:
-            SecretError: ``locked``, ``too_soon`` (longer than anybody waits), or what ``ask``
+            SecretError: ``locked``, ``too_soon`` (longer than ``MAX_WAIT_S``), or what ``ask``
                 raises. And what :meth:`BlufiClient.prove_secret` raises.
         """
         await self.ready()
@@ -225,7 +225,7 @@ async def _join_network(
 
 
 async def _list_seen_networks(beacon: BlufiClient) -> str:
-    """Say which networks a beacon does see."""
+    """Return the networks that a beacon sees, as text for an error."""
     try:
         found = await beacon.list_networks()
     except ReachError:

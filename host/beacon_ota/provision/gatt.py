@@ -1,7 +1,7 @@
 """A connection to one beacon: BluFi frames over bleak, in order, with deadlines.
 
 One frame is one write with response or one notification. The beacon hangs up by disconnecting;
-whatever waits then gets a :class:`~beacon_ota.errors.ReachError`.
+a pending call then raises :class:`~beacon_ota.errors.ReachError`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ NOTIFY_UUID = "0000ff02-0000-1000-8000-00805f9b34fb"
 CONNECT_S = 15.0
 WRITE_S = 10.0
 ATTEMPTS = 3
-_MAX_QUEUED = 256  # frames that nobody has looked at
+_MAX_QUEUED = 256  # frames not yet received by the caller
 
 
 class GattConnection:

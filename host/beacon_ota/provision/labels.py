@@ -1,4 +1,4 @@
-"""What is printed on beacons' labels, and put into their flash images: names and PINs."""
+"""Labels of beacons: the name, the PIN and the proof of possession that are printed on them."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ class Label:
         address: its Bluetooth address.
         name: under which it can be provisioned.
         pin: eight digits.
-        pop: a proof of possession of 128 bits, for a QR code: whoever reads that need not type.
+        pop: a proof of possession of 128 bits, for a QR code, which saves typing.
     """
 
     mac: str

@@ -1,4 +1,4 @@
-"""What there is to tell about the beacons in range, as it changes."""
+"""Reports changes of the beacons in range: found, changed, gone."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +9,7 @@ MIN_RSSI_CHANGE_DB = 6  # by which the signal has to change to be worth a word
 
 
 class ChangeTracker:
-    """Remembers what was told, and gives what is new."""
+    """Compares the beacons with what was reported before, and reports the differences."""
 
     def __init__(self) -> None:
         self._last_reported: dict[str, dict[str, object]] = {}
@@ -18,7 +18,7 @@ class ChangeTracker:
         """Give a dictionary for each beacon that came, changed or went.
 
         Args:
-            beacons: all that were ever heard of.
+            beacons: all that were heard since the scan began.
             now: ``time.monotonic()``.
 
         Yields:

@@ -1,4 +1,4 @@
-"""The orchestrator's side of provisioning: beacons are registered as they are given their key."""
+"""Registers beacons with the orchestrator while they are provisioned."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -32,7 +32,7 @@ class OrchestratorRegistry:
         self.url = client.url
 
     def check_access(self, site: str | None) -> None:
-        """Look whether it can be done, before a beacon is touched.
+        """Check that beacons can be registered, before one of them is changed.
 
         Raises:
             ReachError: ``unreachable`` from here.
@@ -50,6 +50,8 @@ class OrchestratorRegistry:
                 found=error.found,
             ) from None
         except DeniedError as error:
+            if error.code == "proxy_refused":
+                raise  # no token would help
             raise DeniedError(
                 error.code,
                 f"{error.message}: beacons are registered with an operator's token "
@@ -69,7 +71,7 @@ class OrchestratorRegistry:
         """Register a beacon, or give the one that is registered its new key, place and type.
 
         Raises:
-            InputError: ``type_unsaid``: it does not say what it is, and nobody else does.
+            InputError: ``type_unsaid``: neither the beacon nor ``--type`` names the board.
             DeniedError, ReachError, InputError: as the API has them.
         """
         place = {name: config[name] for name in ("site", "channel") if name in config}

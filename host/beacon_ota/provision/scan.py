@@ -1,4 +1,4 @@
-"""Who is in range: beacons, and what their advertisements say of them.
+"""Scans for beacons in range, and keeps what their advertisements say.
 
 The payloads are read by :mod:`beacon_ota.wire.scan`; this module keeps the newest of each beacon
 and forgets nothing by itself. Addresses are what the operating system calls a device: a Bluetooth
@@ -106,7 +106,7 @@ def format_position(position: bytes) -> str:
 
 
 class BeaconScanner:
-    """Takes advertisements in, keeps beacons."""
+    """Keeps the newest state of every beacon whose advertisements it is given."""
 
     def __init__(self) -> None:
         self._devices: dict[str, Sighting] = {}
@@ -114,7 +114,7 @@ class BeaconScanner:
     def record_advertisement(
         self, device: "BLEDevice", data: "AdvertisementData"
     ) -> Sighting | None:
-        """Read one advertisement; returns the beacon, None when it is none of ours."""
+        """Read one advertisement; returns the beacon, None for other devices."""
         found: dict[str, object] = {}
         for company, payload in data.manufacturer_data.items():
             found |= scan.parse_manufacturer(company, payload)
@@ -152,7 +152,7 @@ class BeaconScanner:
 
 
 def _printable(text: str) -> str:
-    """Return what anybody may have sent as something that does a terminal no harm."""
+    """Return received text with everything unprintable replaced by question marks."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -210,7 +210,7 @@ async def collect_sightings(radio: RadioSelection, seconds: float) -> list[Sight
 async def find_beacon(
     radio: RadioSelection, wanted: str | None, seconds: float, *, opened: bool = True
 ) -> Sighting:
-    """Return the one beacon that is meant, as soon as it is heard of.
+    """Return the beacon that is meant, as soon as one of its advertisements is received.
 
     Args:
         wanted: a name, the last digits of one, or an address; None for the only one that can be
@@ -219,8 +219,8 @@ async def find_beacon(
         opened: wait until it can be provisioned.
 
     Raises:
-        ReachError: ``no_beacon`` with who was heard instead; ``closed`` when it is there, but
-            cannot be provisioned now.
+        ReachError: ``no_beacon``, with the beacons heard instead; ``closed`` when the beacon is in
+            range, but cannot be provisioned now.
         UsageError: ``which_beacon`` when several could be meant.
     """
     end = time.monotonic() + seconds

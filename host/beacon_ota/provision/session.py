@@ -60,7 +60,7 @@ class SecretError(DeniedError):
 
 
 def error_from_abort(abort: ec1.Abort) -> BeaconOtaError:
-    """Return the named error for an abort, ours or the beacon's."""
+    """Return the named error for an abort of either side."""
     if abort.code == ec1.A_LOCKED or (abort.failures or 0) >= MAX_FAILURES:
         return SecretError(
             "locked",
@@ -226,7 +226,7 @@ class Initiator:
 
         Raises:
             BeaconOtaError: as :meth:`answer`; ``wrong_secret`` when the beacon's tag does not fit,
-                in which case it is an impostor, for it has seen ours.
+                in which case the peer is an impostor: it has seen this side's tag.
         """
         self._take_turn(ec1.S_FIN)
         keys, self._keys = self._keys, b""

@@ -10,6 +10,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from beacon_ota.swarm.attempt import (
+    AttemptCancelled,
+    AttemptRecord,
+    BeaconDead,
+    report_fields,
+)
 from beacon_ota.swarm.expected_counts import ExpectedAttempt, ReportedVersion
 from beacon_ota.swarm.http import DownloadSink, ExchangeError
 from beacon_ota.swarm.signed_calls import check_signature, exchange_signed
@@ -17,36 +23,18 @@ from beacon_ota.swarm.world import World
 from beacon_ota.wire import auth
 
 _RESUMES = 6  # attempts to continue a download
+
+
 _RETRIES = 5  # of a report that must be acknowledged
+
+
 _FINAL = ("success", "failed", "rolled_back")
+
+
 _FORGETS = 64  # releases known to be bad
+
+
 _LATER_S = 300.0  # from a success to the relapse
-
-
-class AttemptCancelled(Exception):
-    """The orchestrator has ended this attempt."""
-
-
-class BeaconDead(Exception):
-    """The beacon is dead: it sends nothing any more."""
-
-
-@dataclass(slots=True)
-class AttemptRecord:
-    """The record of an attempt in NVS."""
-
-    id: str
-    firmware: str
-    version: str
-    checksum: str
-    size: int
-    url: str
-    previous: str
-    outcome: str
-    status: str = "downloading"
-    why: tuple[str, str] = ("", "")
-    got: int = 0
-    trials: int = 0
 
 
 @dataclass(slots=True)
@@ -339,25 +327,15 @@ class SwarmBeacon:
         entry.taken = True
 
     async def _send_report(self, word: str, attempt: AttemptRecord | None) -> tuple[int, Any]:
-        now = int(self.world.clock.now())
-        doc: dict[str, Any] = {
+        doc = {
             "firmware_version": self.version,
             "update_status": word,
-            "updated_at": now,
+            "updated_at": int(self.world.clock.now()),
             "image_sha256": self.image,
             "reset_cause": self.cause,
             "heap_free_min": 60_000,
+            **(report_fields(attempt, word) if attempt is not None else {}),
         }
-        if attempt is not None:
-            doc["previous_version"] = attempt.previous
-            doc["attempt_id"], doc["firmware_id"] = attempt.id, attempt.firmware
-            doc["bytes"], doc["trials"] = attempt.got, attempt.trials
-            if word not in ("success", "rolled_back"):
-                doc["firmware_version"] = attempt.version
-            if word == "downloading":
-                doc["progress"] = 0
-            if word in ("failed", "rolled_back"):
-                doc["stage"], doc["code"] = attempt.why
         body = json.dumps(doc).encode()
         status, answer, _ = await self._call_orchestrator(
             "POST", f"/api/beacons/{self.id}/ota_status", body

@@ -1,4 +1,4 @@
-"""DSSE envelopes: who signs, and whose signatures under one are good.
+"""DSSE envelopes: packed, signed, and searched for valid signatures.
 
 What may be in an envelope and what exactly is signed are the shared rules of
 :mod:`beacon_ota.wire.manifest`; its one form as text is here, because a beacon meets envelopes only

@@ -8,7 +8,7 @@ from beacon_ota.wire import manifest as wire
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a release's signers vouch for.
+    """The claims about a release that its signers vouch for.
 
     Sizes are bytes, hashes 64 lower-case hex, times UTC seconds.
     """
@@ -53,7 +53,7 @@ class Manifest:
             InputError: ``manifest_field``, naming the field that cannot be.
         """
         try:
-            return wire.encode_payload(self.fields())
+            return wire.encode(self.fields())
         except wire.Refused as error:
             raise InputError(
                 "manifest_field", f"No manifest can say this: {error.detail}."
@@ -74,4 +74,4 @@ class Manifest:
         Raises:
             beacon_ota.wire.manifest.Refused: ``signature``, it is not canonical.
         """
-        return cls.of(wire.decode_payload(payload))
+        return cls.of(wire.decode(payload))

@@ -1,4 +1,4 @@
-"""From a release image to its manifest, and back: everything that needs the image itself.
+"""Makes the manifest of a release image, and reads an image's claims for its verification.
 
 Signing looks into the plain image once, with all checks that an upload would make; of an encrypted
 release nobody without the fleet key can make them again.
@@ -20,7 +20,7 @@ from beacon_ota.wire.manifest import Refused
 
 @dataclass(frozen=True)
 class Terms:
-    """What signers decide about a release; the rest the image says of itself."""
+    """The terms that signers set for a release; the image itself gives the rest."""
 
     issued_at: int
     """UTC seconds."""
@@ -33,7 +33,7 @@ class Terms:
 def describe_release(
     data: bytes, terms: Terms, *, fleet_key: bytes | None = None
 ) -> tuple[Manifest, bytes | None]:
-    """Check a plain release image and say what is to be signed about it.
+    """Check a plain release image and make the manifest that is signed for it.
 
     Args:
         data: the image.
@@ -65,14 +65,14 @@ def describe_release(
         expires_at=terms.expires_at,
         ciphertext_sha256=None if sealed is None else hashlib.sha256(sealed).hexdigest(),
     )
-    manifest.payload()  # so that a term that cannot be is named before anybody is asked to sign
+    manifest.payload()  # names an impossible term before a password is asked for
     return manifest, sealed
 
 
 def manifest_for_image(envelope: Envelope, data: bytes) -> Manifest:
-    """Return the manifest of an envelope that others have signed for this image.
+    """Return the manifest of an envelope that was signed for this image before.
 
-    Nobody's signature is checked: who adds one vouches for the image, not for the others.
+    Signatures are not checked: a further signer vouches for the image, not for other signers.
 
     Raises:
         InputError: ``manifest_signature`` (not a manifest), ``manifest_mismatch``.
@@ -90,7 +90,11 @@ def manifest_for_image(envelope: Envelope, data: bytes) -> Manifest:
 
 
 def claimed_manifest(envelope: Envelope) -> Manifest:
-    """Return what an envelope says, believed or not (InputError ``manifest_signature``)."""
+    """Return the manifest of an envelope without any check of its signatures.
+
+    Raises:
+        InputError: ``manifest_signature``: it is no envelope of a manifest.
+    """
     try:
         return Manifest.read(dsse.unpack_envelope(envelope)[0])
     except Refused as error:
@@ -102,9 +106,10 @@ def claimed_manifest(envelope: Envelope) -> Manifest:
 def claims_for_image(
     data: bytes, manifest: Manifest, *, fleet_key: bytes | None = None
 ) -> ManifestClaims:
-    """Say what an image is, for :meth:`Verifier.check_upload`.
+    """Return the claims of an image, for :meth:`Verifier.check_upload`.
 
-    An encrypted image is looked into with the fleet key; without, only its size and hash are facts.
+    An encrypted image is looked into with the fleet key; without
+    it, only size and hash are known.
 
     Raises:
         InputError: the image's own codes; ``decrypt``, the fleet key is another one.

@@ -1,12 +1,12 @@
-"""Decide whether a release is believed. Pure: fed with values, no file and no clock.
+"""Decides whether a release is trusted, from values alone: it reads no file and no clock.
 
 Rules, in this order:
 
-* The envelope is one of ours, bounded, in its one form.
+* The envelope is bounded and in its only form.
 * At least ``threshold`` *different* trusted keys signed the payload; unknown keys do not count.
 * The payload is the canonical form of exactly the manifest's fields.
-* What the manifest says is what is there: the upload for an orchestrator, the offer and its own
-  type, version, floor, slot and clock for a beacon.
+* The manifest's claims are true: of the upload for an orchestrator; of the offer and its own type,
+  version, floor, slot and clock for a beacon.
 
 :meth:`Verifier.check_upload` is the orchestrator's question at upload, with the upload's codes;
 :meth:`Verifier.judge_offer` is the beacon's, with the beacon's codes, and the same answer as the
@@ -30,7 +30,7 @@ from beacon_ota.wire.manifest import Refused
 
 @dataclass(frozen=True)
 class ManifestClaims:
-    """What an upload is, by its form and its bytes."""
+    """The claims that a manifest has to make about an upload: those of its form and its bytes."""
 
     device_type: str
     version: str
@@ -46,7 +46,7 @@ class ManifestClaims:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a beacon knows of itself when an offer comes."""
+    """The state of a beacon when it gets an offer."""
 
     device_type: str
     running: str
@@ -58,11 +58,11 @@ class Situation:
     room: int
     """Bytes of the slot that would be written."""
     insecure: bool = False
-    """Does the running app accept releases that nobody signed?"""
+    """Whether the running app accepts unsigned releases."""
 
 
 class Verifier:
-    """Believes what enough of its keys have signed.
+    """Verifies releases against a set of trusted keys.
 
     Args:
         trusted: the keys that count, or None for a fleet without any.
@@ -94,7 +94,7 @@ class Verifier:
 
         Args:
             envelope: the form field ``manifest``; None when there was none.
-            facts: what was uploaded.
+            expected: the claims that the manifest has to make.
             now: UTC seconds, None to leave the dates unjudged.
 
         Raises:

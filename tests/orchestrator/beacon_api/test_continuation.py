@@ -37,7 +37,7 @@ def test_an_attempt_under_way_may_go_on(local, attempt):
 def test_an_attempt_that_has_a_result_is_over(local, attempt):
     beacon, offer, under_way = attempt
     assert beacon.report("failed", offer, stage="flash", code="erase").status == 200
-    attempts = local.service.view.nodes[beacon.id].attempts
+    attempts = local.service.fleet.beacons[beacon.id].attempts
     (ended,) = [one for one in attempts if one.id == under_way.id]
     assert refusal(local, ended) == (409, "attempt_over")
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from beacon_ota.images import nvs as codec
-from beacon_ota.images.nvs import Item, PageState, Type
-from beacon_ota.images.partitions import Partition
+from beacon_ota.images import nvs_format
+from beacon_ota.images.nvs_format import Item, PageState, Type
+from beacon_ota.images.partition_table import Partition
 from beacon_ota.virtual.flash import esp_errors
 from beacon_ota.virtual.flash.esp_errors import EspError
 from beacon_ota.virtual.flash.nor import Flash, PowerCut, PowerCutPoint
@@ -52,7 +52,7 @@ def test_pages_keep_their_order():
 def test_no_free_page_is_an_error():
     flash = Flash.blank(PART.size)
     for index in range(4):
-        flash.overwrite(index * 0x1000, codec.pack_header(index))
+        flash.overwrite(index * 0x1000, nvs_format.pack_header(index))
     with pytest.raises(EspError) as caught:
         manager(flash)
     assert caught.value.code == esp_errors.NVS_NO_FREE_PAGES

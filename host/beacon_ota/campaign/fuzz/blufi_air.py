@@ -157,9 +157,7 @@ async def _send_sealed(client: Any, frame: bytes) -> None:
     """Send a frame as a sealed message, except commands that would end the session."""
     kind, data = (frame[0] if frame else blufi.CUSTOM), frame[4:]
     try:
-        harmful = (
-            kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode_message(data)[0] == tlv.FORGET
-        )
+        harmful = kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode(data)[0] == tlv.FORGET
     except tlv.MalformedMessage:
         harmful = False
     if harmful:

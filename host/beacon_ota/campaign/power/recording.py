@@ -86,7 +86,7 @@ class Recording:
         data = asdict(self)
         data["before"] = _encode_bytes(self.before)
         data["ops"] = [[o.kind, o.offset, o.length, _encode_bytes(o.data)] for o in self.ops]
-        data["known"] = [[k.ops, k.request, k.now, _encode_bytes(k.database)] for k in self.states]
+        data["states"] = [[k.ops, k.request, k.now, _encode_bytes(k.database)] for k in self.states]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(data))
 
@@ -99,9 +99,9 @@ class Recording:
             FlashOperation(number, kind, offset, length, _decode_bytes(text))
             for number, (kind, offset, length, text) in enumerate(data["ops"])
         )
-        data["known"] = tuple(
+        data["states"] = tuple(
             OrchestratorState(ops, request, now, _decode_bytes(text))
-            for ops, request, now, text in data["known"]
+            for ops, request, now, text in data["states"]
         )
         return cls(**data)
 

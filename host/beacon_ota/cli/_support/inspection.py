@@ -1,4 +1,4 @@
-"""How ``image inspect`` shows a report to a person."""
+"""Prints the report of ``image inspect`` for people."""
 
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +14,7 @@ _MARKS = {
     "bad": output.fill_markup("[bold red]✗[/]"),
 }
 _VALUES = "(values)"
-_NAMED = ("files", "values", _VALUES)  # below these, keys are names of their own
+_NAMED = ("files", "values", _VALUES)  # the keys below these are names, and are not relabelled
 _ADDRESSES = ("offset", "app_offset")
 _SIZES = (
     "size",

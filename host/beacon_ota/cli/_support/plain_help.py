@@ -1,4 +1,4 @@
-"""Plain help: what stands in a help text is what is shown, options under their headings.
+"""Help texts without markup: every word is shown, and options stand under their headings.
 
 Markup would take ``[default: …]`` for a tag, and importing what draws boxes costs a third of the
 time that ``--help`` takes.

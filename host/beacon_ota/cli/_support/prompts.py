@@ -1,4 +1,4 @@
-"""What ``provision`` asks for and shows: at a terminal as a dialogue, in scripts not at all."""
+"""Prompts, step lines and progress of the commands; scripts without a terminal are never asked."""
 
 import asyncio
 import sys
@@ -40,7 +40,7 @@ def is_terminal() -> bool:
 
 
 def read_first_line(file: Path | None) -> str:
-    """Return the first line of a file, "" without one."""
+    """Return the first line of a file, "" when no file is given."""
     return text_files.read_line(file) if file is not None else ""
 
 
@@ -63,7 +63,7 @@ def ask_password(ssid: str, file: Path | None, is_open: bool) -> str:
 
 
 def secret_source(pin: str | None, file: Path | None, pop: str | None) -> "AskSecret":
-    """Return how the secret is to be had: given, or asked for until it is right."""
+    """Return a source of the secret: the given one, or a prompt until the secret is right."""
     from beacon_ota.provision import flow
     from beacon_ota.provision.desired_config import Secret
 
@@ -94,7 +94,7 @@ async def _ask_pin(error: "SecretError | None") -> "Secret":
 
 
 async def choose_network(networks: list[tuple[bytes, int]]) -> "Network":
-    """Have somebody pick one of the networks that the beacon sees."""
+    """Ask which of the networks that the beacon sees it joins."""
     from beacon_ota.provision.desired_config import Network
 
     for number, (ssid, rssi) in enumerate(networks, 1):
@@ -126,7 +126,7 @@ async def choose_network(networks: list[tuple[bytes, int]]) -> "Network":
 def find_sighting(
     radio: "RadioSelection", wanted: str | None, seconds: float, quiet: bool, *, opened: bool = True
 ) -> "Sighting":
-    """Return the beacon that is meant; at a terminal, ask which."""
+    """Return the beacon that is meant; at a terminal, ask which one it is."""
     from beacon_ota.provision import scan as scans
 
     if wanted is not None or quiet or not is_terminal():
@@ -150,7 +150,7 @@ def find_sighting(
 
 @contextmanager
 def show_steps(quiet: bool) -> Iterator["OnStep"]:
-    """Show what is being done, and how long each step took."""
+    """Print each step with the seconds since the start; yields the callback for steps."""
     import time
 
     if quiet:
@@ -180,7 +180,7 @@ def show_steps(quiet: bool) -> Iterator["OnStep"]:
 def show_batch_progress(
     total: int, quiet: bool
 ) -> Iterator[tuple[Callable[["Row"], None], Callable[["RowResult"], None]]]:
-    """Show how far a batch is, and what became of each row."""
+    """Show a bar and the result of each row; yields the callbacks for a row's start and result."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -199,7 +199,7 @@ def show_batch_progress(
 
 
 def print_outcome(outcome: "Outcome", as_json: bool) -> None:
-    """Print what became of a beacon."""
+    """Print the outcome of provisioning a beacon."""
     facts = outcome.as_dict()
     if as_json:
         output.print_json(facts)

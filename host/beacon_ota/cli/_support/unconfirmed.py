@@ -1,4 +1,4 @@
-"""Mirrors that have not confirmed a stop: waiting for them a moment, and naming the rest."""
+"""Waits for mirrors to confirm a stop, and names those that have not confirmed it in time."""
 
 import time
 from collections.abc import Callable
@@ -17,10 +17,10 @@ Rows = list[dict[str, Any]]
 
 
 def wait_for_mirrors(done: dict[str, Any], again: Callable[[], dict[str, Any]]) -> None:
-    """Wait a moment for those that are in contact; ``unconfirmed`` of ``done`` follows.
+    """Wait up to ``WAIT_S`` for the mirrors in contact; keeps ``done["unconfirmed"]`` current.
 
     Args:
-        again: asks the orchestrator once more.
+        again: fetches the object from the orchestrator once more.
     """
     end = time.monotonic() + WAIT_S
     while any(one["silent_s"] < WAIT_S for one in done.get("unconfirmed", ())):
@@ -30,11 +30,11 @@ def wait_for_mirrors(done: dict[str, Any], again: Callable[[], dict[str, Any]]) 
         try:
             done["unconfirmed"] = again().get("unconfirmed", [])
         except BeaconOtaError:
-            return  # the stop is done all the same; who was to confirm it last is known
+            return  # the stop holds all the same; the last known list is shown
 
 
 def describe_waiting(rows: Rows) -> Group:
-    """Return them in words, one a line: since when, and for how long each may hand out."""
+    """Return a line for each mirror: unconfirmed since when, and until when it may hand out."""
     return Group(
         *(
             output.fill_markup(

@@ -275,7 +275,7 @@ def _post_action(
     full_id = _find_rollout_id(client, rollout_id)
     done = client.post_rollout_action(full_id, action, reason, wave, revision)
     stored = done.get("stored", True)
-    if action in _STOP_ACTIONS and stored:  # what is not stored cannot be confirmed yet
+    if action in _STOP_ACTIONS and stored:  # an unstored stop cannot be confirmed yet
         unconfirmed.wait_for_mirrors(done, lambda: client.get_rollout(done["rollout_id"]))
     if json:
         output.print_json(done)

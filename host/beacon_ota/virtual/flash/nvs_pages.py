@@ -3,8 +3,8 @@
 Source: ESP-IDF v5.5.1 ``components/nvs_flash/src/nvs_pagemanager.cpp``.
 """
 
-from beacon_ota.images.nvs import CHUNK_ANY, ENTRIES, PAGE, Item, PageState, Type
-from beacon_ota.images.partitions import Partition
+from beacon_ota.images.nvs_format import CHUNK_ANY, ENTRIES, PAGE, Item, PageState, Type
+from beacon_ota.images.partition_table import Partition
 from beacon_ota.virtual.flash import esp_errors
 from beacon_ota.virtual.flash.esp_errors import EspError
 from beacon_ota.virtual.flash.nor import Flash
