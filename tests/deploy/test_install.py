@@ -98,9 +98,9 @@ def test_the_table_of_exit_codes_is_the_programs(tmp_path):
         for kind in vars(errors).values()
         if isinstance(kind, type) and issubclass(kind, errors.BeaconOtaError)
     }
-    from beacon_ota.cli import rollout
+    from beacon_ota.cli.rollout import commands
 
-    assert "5" in Path(str(rollout.__file__)).read_text()
+    assert "5" in Path(str(commands.__file__)).read_text()
     ended = {128 + int(one) for one in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
     assert set(codes()) == {0, 5} | kinds | ended
     env = {

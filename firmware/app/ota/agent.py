@@ -247,7 +247,7 @@ class Agent:
             final = False  # NVS did not erase the record: it is reported once in each boot
         if not final and self._boot_reported and not beacon.journal.entries_since():
             return
-        status = record["status"] if final else "idle"
+        status = record["status"] if record and final else "idle"
         try:
             await self._reporter.send(self._reporter.build(status, record if final else None))
         except HttpError as error:
