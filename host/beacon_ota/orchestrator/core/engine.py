@@ -1,10 +1,10 @@
 """The rollout engine: concludes attempts, counts outcomes, and moves rollouts by their gates.
 
 Every move is decided by the pure functions of ``rollout`` and committed as one transaction with
-its transitions, its audit entries and its events, from the revision that it was decided upon; so
-that two of these never both make the same move. The same holds for what is concluded of attempts.
+its transitions, its audit entries and its events, from the revision that it was decided upon, so
+that two processes never both make the same move. Conclusions about attempts work alike.
 
-1. What a decision is made upon is taken from the view, on the event loop, together with it.
+1. The decision and the state that it is based on are taken from the view, on the event loop.
 2. The transaction compares that with what is committed, and does nothing when it has changed.
 3. Then the rollout is read again (``rollout_moved``), and decided about anew.
 """
@@ -38,9 +38,9 @@ from beacon_ota.orchestrator.db.tables import (
     rollouts,
 )
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.rollout import decide as rules
+from beacon_ota.orchestrator.rollout import decide
 from beacon_ota.orchestrator.rollout import roaming
-from beacon_ota.orchestrator.rollout import stopping as stops
+from beacon_ota.orchestrator.rollout import stopping
 from beacon_ota.orchestrator.rollout.advance import (
     advance,
     apply_transition,
@@ -234,7 +234,7 @@ class Engine:
         view, since = self.service.fleet, self.service.listening_since
         mine = [one for key in entry.open_ids if not (one := view.open_attempts[key]).is_remote]
         found = {}
-        lost = rules.lost_attempts(entry.rollout, mine, now, listening_since=since)
+        lost = decide.lost_attempts(entry.rollout, mine, now, listening_since=since)
         for attempt in self._unheard(entry, lost, now) if lost else ():
             node = view.beacons.get(attempt.beacon_id)
             silence = entry.rollout.gates[attempt.wave].report_timeout_s
@@ -252,11 +252,11 @@ class Engine:
         return True
 
     def _mind_the_clock(self, now: float) -> None:
-        """Let nothing follow from a clock that jumped: nobody was silent in time that never was.
+        """After a jump of the clock, restart the counting of silence, and the soaks.
 
-        Every process does, whether it leads or not: whoever takes the lead later has to do with
-        the rollouts that the one before had not come to. A scaled clock goes by one that nobody
-        sets.
+        Every process does, whether it leads or not: a process that becomes the leader later
+        handles the rollouts that the previous leader had not come to. A scaled clock runs on the
+        monotonic clock and cannot jump.
         """
         leap = self.clock_jumps.take_jump()
         if not leap or self.service.clock.scale != 1.0:
@@ -319,9 +319,9 @@ class Engine:
         release = view.releases[entry.rollout.plan.release.firmware_id]
         ends: dict[str, _End] = {}
         since = self.service.listening_since
-        for attempt in rules.expired_attempts(entry.rollout, mine, now, listening_since=since):
+        for attempt in decide.expired_attempts(entry.rollout, mine, now, listening_since=since):
             ends[attempt.id] = _End(Result.EXPIRED, progress_of(attempt))
-        silent = rules.lost_attempts(entry.rollout, mine, now, listening_since=since)
+        silent = decide.lost_attempts(entry.rollout, mine, now, listening_since=since)
         for attempt in self._unheard(entry, silent, now) if silent else ():
             node = view.beacons.get(attempt.beacon_id)
             others = () if node is None else node.attempts
@@ -342,24 +342,24 @@ class Engine:
             )
             ends[attempt.id] = _End(result, progress_of(attempt), detail)
         called_off = entry.state.status in _CALLED_OFF
-        # Upon what a halt in memory rests stays what it was taken for: a beacon that was silent is
-        # lost, and one that could not say why it failed says it again.
+        # Attempts on which a halt in memory was based keep the result assumed then: a silent beacon
+        # is lost, and one whose failure was not stored reports it again.
         rollout_id = entry.rollout.plan.rollout_id
         presumed = self._presumed.get(rollout_id)
         gone = presumed & self._silent(entry, now).keys() if presumed else ()
-        for attempt in rules.revocable_attempts(mine):
+        for attempt in decide.revocable_attempts(mine):
             if attempt.id in self.service.attempts.unrecorded or (
                 attempt.id in ends and attempt.id in gone
             ):
                 continue
             node = view.beacons.get(attempt.beacon_id)
-            if called_off or (node and rules.is_blocked_from(release.state, node.beacon)):
+            if called_off or (node and decide.is_blocked_from(release.state, node.beacon)):
                 ends[attempt.id] = _End(Result.STOPPED, progress_of(attempt))
         for attempt in mine:
             node = view.beacons.get(attempt.beacon_id)
             if node is None:  # nobody will hear from it
                 ends[attempt.id] = _End(Result.STOPPED, progress_of(attempt), _REMOVED)
-            elif attempt.rebooting_at is None and rules.is_other_board(
+            elif attempt.rebooting_at is None and decide.is_other_board(
                 node.beacon, release.row["device_type"]
             ):
                 ends[attempt.id] = _End(Result.STOPPED, progress_of(attempt), _OTHER_BOARD)
@@ -369,7 +369,7 @@ class Engine:
             self._presumed.pop(rollout_id, None)
 
     def _unheard(self, entry: RolloutEntry, silent: list[Attempt], now: float) -> list[Attempt]:
-        """Return those of the silent of whom no mirror may have heard what it has yet to tell.
+        """Return the silent attempts about which no mirror can still have news that it has not sent.
 
         A beacon may have gone on at its site's mirror while that is cut off. It is waited for as
         long as a stage waits for anybody.
@@ -435,7 +435,7 @@ class Engine:
         """Record transitions and apply them; the caller holds ``rollout_lock``.
 
         Args:
-            entry: as it is now, they were decided upon: nothing was awaited since.
+            entry: the one on which ``made`` was decided; nothing was awaited since.
 
         Raises:
             UsageError: ``rollout_moved``: it was moved by somebody else meanwhile.
@@ -527,10 +527,10 @@ class Engine:
             if row is None or row["ended_at"] is not None:
                 return row, []
             state = load_state(row["state"])
-            made = stops.missing_stops(state, changes)
+            made = stopping.missing_stops(state, changes)
             if not made:
                 return row, []
-            state = stops.apply_stops(state, changes)
+            state = stopping.apply_stops(state, changes)
             row |= {
                 "status": state.status.value,
                 "state": dump_state(state),
@@ -636,7 +636,7 @@ class Engine:
             self.service.fleet.put_release(firmware)
 
     def _put(self, rollout_id: str, state: RolloutState, revision: int, same: bool = False) -> None:
-        """Let a rollout in memory follow, never back.
+        """Update a rollout in memory from the database, never to an older revision.
 
         Args:
             same: also to the revision that it has: a mirror's own halt leaves that as it is.
