@@ -10,7 +10,7 @@ _DESCRIPTION = const(48)  # offset of an image's version text
 
 
 # Returns (version, device type, whether it accepts unsigned releases).
-def read_release():
+def read():
     try:
         with open("/app/app.json") as f:
             about = json.load(f)

@@ -5,7 +5,7 @@ import sys
 
 
 # One line: the error, and the file and line at which it was raised.
-def describe_error(error):
+def describe(error):
     text = io.StringIO()
     sys.print_exception(error, text)
     lines = text.getvalue().strip().split("\n")

@@ -27,7 +27,7 @@ GIVEN = const(
 # Erases all or nothing, even when the power fails. A full NVS has no room for the redo log: then
 # the values are erased one by one, the key first, and after a power cut the erasure has to be asked
 # for again.
-def erase_provisioned(store):
+def erase(store):
     try:
         store.put_all(dict.fromkeys(GIVEN))
     except OSError:

@@ -5,5 +5,5 @@ from binascii import hexlify
 from machine import unique_id
 
 
-def read_id(store):
+def read(store):
     return store.text("beacon_id") or "beacon-" + hexlify(unique_id()).decode()

@@ -15,7 +15,7 @@ _LAST = const(0x1FFFFFFF)  # stage 0 ignores larger numbers
 class Journal:
     def __init__(self, store):
         self._store = store
-        entries = self._read_ring(True)
+        entries = self._read(True)
         self.newest = entries[-1][0] if entries else 0  # number of the newest entry
         self.newest_words = entries[-1][2:] if entries else None
         ack = store.number("jrn_ack")
@@ -23,7 +23,7 @@ class Journal:
         if self.newest >= _LAST:
             import renumber
 
-            renumber.restart_numbers(self, store, entries)
+            renumber.restart(self, store, entries)
             renumber = None
             unload("renumber")
         elif self.delivered != ack:
@@ -53,7 +53,7 @@ class Journal:
     def entries_since(self, seq=None):
         if seq is None:
             seq = self.delivered
-        return [entry for entry in self._read_ring() if entry[0] > seq]
+        return [entry for entry in self._read() if entry[0] > seq]
 
     # The orchestrator has stored all entries up to `seq`. A number that it cannot know is ignored.
     def acknowledge(self, seq):
@@ -64,7 +64,7 @@ class Journal:
     # The entries, oldest first, each number once, as the orchestrator requires it. Only damage
     # makes numbers beyond the last one: with `damaged` they count as the last one, else they are
     # skipped.
-    def _read_ring(self, damaged=False):
+    def _read(self, damaged=False):
         entries = []
         known = []
         for i in range(_PLACES):
@@ -75,9 +75,5 @@ class Journal:
             if entry and (damaged or entry[0] not in known):
                 known.append(entry[0])
                 entries.append(entry)
-        entries.sort(key=_entry_seq)
+        entries.sort(key=lambda entry: entry[0])
         return entries
-
-
-def _entry_seq(entry):
-    return entry[0]

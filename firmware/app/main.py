@@ -23,7 +23,7 @@ class Beacon:
         from supervise import Supervisor
 
         self.reset_cause = machine.reset_cause()
-        clock.load_guess_mark()
+        clock.begin()
         self.store = Store()
         self.journal = Journal(self.store)
         self.supervisor = Supervisor(self.journal)
@@ -43,7 +43,7 @@ class Beacon:
         self.wifi = Wifi(self.store, self.journal)
         import about
 
-        self.version, self.device_type, self.insecure = about.read_release()
+        self.version, self.device_type, self.insecure = about.read()
         about = None
         unload("about")
 
@@ -53,11 +53,11 @@ class Beacon:
         self.slots = Slots()
         import wiring
 
-        self.access, self.blufi, self.button = wiring.start_services(self)
+        self.access, self.blufi, self.button = wiring.start(self)
         wiring = None
         unload("wiring")
         self.advertise_status()
-        self.radio.start_advertising(positioning.build_frame(self.store))
+        self.radio.start_advertising(positioning.frame(self.store))
         positioning = None
         unload("services.positioning")
 
@@ -92,9 +92,9 @@ class Beacon:
 
     # Whether the services run, for the health check of a release on trial. Radio.is_healthy() says
     # whether Bluetooth has to work at all.
-    def services_healthy(self):
+    def is_healthy(self):
         settled = time.ticks_diff(time.ticks_ms(), self._begun) > _SETTLED
-        served = self.access is None or self.access.is_ready()
+        served = self.access is None or self.access.is_up()
         return settled and served and not self.supervisor.deaths
 
     # The least free memory after a garbage collection, in bytes; every call measures again.
@@ -104,7 +104,7 @@ class Beacon:
         return self._heap_min
 
     # A confirmed release that has run for `healthy_s` has not crashed: the count starts again.
-    async def _record_good_boot(self):
+    async def record_good_boot(self):
         await asyncio.sleep(self.store.policy("healthy_s"))
         if not self.slots.is_on_trial():
             self.clear_crash_count()
@@ -128,7 +128,7 @@ class Beacon:
             start("blufi", self.blufi.run)
         if self.button:
             start("button", self.button.run)
-        asyncio.create_task(self._record_good_boot())
+        asyncio.create_task(self.record_good_boot())
         await self.supervisor.run()
 
 

@@ -25,7 +25,7 @@ def put_all(store, values):
             kind, value = _NUMBER, pack(">i", value)
         log += bytes((len(key),)) + key.encode() + pack(">BH", kind, len(value)) + value
     if log:
-        old = {key: _read_value(store, key) for key in values}
+        old = {key: _read(store, key) for key in values}
         store.nvs.set_blob(_KEY, log)
         try:
             replay(store, log)
@@ -34,7 +34,7 @@ def put_all(store, values):
             raise
 
 
-def _read_value(store, key):
+def _read(store, key):
     try:
         return store.nvs.get_i32(key)
     except OSError:

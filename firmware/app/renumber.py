@@ -7,7 +7,7 @@ _PLACES = const(8)  # of the ring
 
 # Stage 0 counts on from the highest number in the ring, so every old entry is erased first. A power
 # cut here can only lose entries of a ring that was damaged before.
-def restart_numbers(journal, store, entries):
+def restart(journal, store, entries):
     for key in ["journal%d" % i for i in range(_PLACES)] + ["jrn_ack"]:
         if not store.try_put(key, None):
             return

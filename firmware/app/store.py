@@ -74,7 +74,7 @@ class Store:
         except OSError as error:
             print("settings:", error)
             self.nvs = _ClosedNvs(error.errno)
-        self._replay_log()
+        self.replay()
         self.load_policy()
 
     def blob(self, key, limit=_TEXT):
@@ -157,7 +157,7 @@ class Store:
 
     # If the redo log cannot be replayed (NVS full, foreign bytes), it is dropped: the beacon must
     # still start.
-    def _replay_log(self):
+    def replay(self):
         log = self.blob(_SPARE, _LOG)
         if log:
             import redo_log

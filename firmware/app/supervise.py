@@ -12,7 +12,7 @@ import machine
 from micropython import const
 from modules import unload
 
-WDT = const(30000)  # ms
+_WDT = const(30000)  # ms
 _FEED = const(2000)
 _DEATHS = const(3)
 _MINUTE = const(60000)
@@ -23,7 +23,7 @@ _GARBAGE = const(24576)  # bytes between collections, or the heap grows into the
 class Supervisor:
     def __init__(self, journal):
         self._journal = journal
-        self._wdt = machine.WDT(timeout=WDT)
+        self._wdt = machine.WDT(timeout=_WDT)
         self._recent = []
         self.deaths = 0  # of all tasks since boot; the health check requires 0
         gc.threshold(_GARBAGE)
@@ -41,20 +41,20 @@ class Supervisor:
                 why = "returned"
             except Exception as error:
                 sys.print_exception(error)
-                from describe import describe_error
+                from describe import describe
 
-                why = describe_error(error)
+                why = describe(error)
                 unload("describe")
             now = time.ticks_ms()
             self.deaths += 1
             self._journal.write("task", name, why)
-            self._count_death(name, now)
+            self._count(name, now)
             if not 0 <= time.ticks_diff(now, begun) < _MINUTE:  # ticks wrap around
                 pause = 1000
             await asyncio.sleep_ms(pause)
             pause = min(2 * pause, _MAX_PAUSE)
 
-    def _count_death(self, name, now):
+    def _count(self, name, now):
         self._recent = [one for one in self._recent if 0 <= time.ticks_diff(now, one[1]) < _MINUTE]
         self._recent.append((name, now))
         if sum(death[0] == name for death in self._recent) >= _DEATHS:

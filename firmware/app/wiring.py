@@ -3,17 +3,17 @@
 
 
 # Returns (access control, provisioning, button), each None when the beacon does not have it.
-def start_services(beacon):
-    if not beacon.radio.is_on():
+def start(beacon):
+    if not beacon.radio.is_up():
         return None, None, None
     from blufi.server import Server
     from services.access import Access
 
     access = Access(beacon.store, beacon.radio)
-    return access, Server(beacon), _make_button(beacon)
+    return access, Server(beacon), _button(beacon)
 
 
-def _make_button(beacon):
+def _button(beacon):
     pin = beacon.store.policy("button_pin")
     if pin < 0:
         return None

@@ -94,7 +94,7 @@ def journal_write(code, detail):
 # Counts this reset, and returns how many crashes there were in a row. When NVS does not keep the
 # number, RTC memory does until the power is cut: with a number that never changes there would be no
 # rescue at all, or one at every reset.
-def count_crash():
+def count():
     try:
         nvs = NVS("beacon")
         try:
@@ -121,7 +121,7 @@ def count_crash():
 
 # The active otadata entry, chosen as the bootloader chooses it: (sector, slot number, state, its 32
 # bytes); the sector is -1 when there is no valid entry.
-def find_active_entry(ota, slots):
+def active(ota, slots):
     best = (-1, -1, -1, b"")
     top = -1
     for sector in (0, 1):
@@ -161,7 +161,7 @@ def start_trial_deadline(ota, sector):
     machine.WDT(timeout=WATCHDOG)
     state = bytearray(4)
 
-    def reset_unless_valid(_):
+    def callback(_):
         try:
             ota.readblocks(sector, state, 24)
         except Exception:
@@ -169,7 +169,7 @@ def start_trial_deadline(ota, sector):
         if state[0] != 2:
             machine.reset()
 
-    machine.Timer(0, mode=machine.Timer.PERIODIC, period=TRIAL_LIMIT, callback=reset_unless_valid)
+    machine.Timer(0, mode=machine.Timer.PERIODIC, period=TRIAL_LIMIT, callback=callback)
 
 
 # The read-only block device of the app filesystem behind the core. Its blocks are smaller than
@@ -259,7 +259,7 @@ def limit_trial_or_count_crash(running):
     sector, slot, state, entry = (-1, -1, -1, b"")
     try:
         if ota:
-            sector, slot, state, entry = find_active_entry(ota, len(slots))
+            sector, slot, state, entry = active(ota, len(slots))
     except Exception as error:
         sys.print_exception(error)
         ota = None  # unreadable, so it is not changed
@@ -273,7 +273,7 @@ def limit_trial_or_count_crash(running):
             machine.reset()
         return True
     if machine.reset_cause() not in (machine.PWRON_RESET, machine.DEEPSLEEP_RESET):
-        crashes = count_crash()
+        crashes = count()
         # At 8, 16, 32, ... only: two broken slots that take turns must not wear out the flash.
         if ota and crashes >= RESCUE and not crashes & crashes - 1:
             rescue(ota, slots, running, sector, slot)
@@ -281,7 +281,7 @@ def limit_trial_or_count_crash(running):
 
 
 # Mounts the app's filesystem, if there is one, and returns the folders to import from.
-def mount_app(running):
+def mount(running):
     device = find_app(running)
     if device:
         vfs.mount(device, "/app", readonly=True)
@@ -293,7 +293,7 @@ def mount_app(running):
 # Puts the app's folder in front of everything else that can be imported. An app that is frozen into
 # the core may have a filesystem as well, for its keys. main.py reports an app that cannot be
 # mounted.
-def prepare_app():
+def start():
     global failure
     running = Partition(Partition.RUNNING)
     trial = False
@@ -303,7 +303,7 @@ def prepare_app():
         sys.print_exception(error)
     sys.path[:] = [".frozen/app", ".frozen"]
     try:
-        sys.path[:0] = mount_app(running)
+        sys.path[:0] = mount(running)
     except Exception as error:
         if trial:
             journal_write("crash", "mount: %r" % error)
@@ -312,20 +312,20 @@ def prepare_app():
 
 
 try:
-    prepare_app()
+    start()
 except Exception as error:
     failure = error
 
 # They are not needed any more, and would take memory for as long as the app runs.
 for name in (
-    "find_active_entry",
+    "active",
     "mark_trial_boot",
-    "count_crash",
+    "count",
     "start_trial_deadline",
     "limit_trial_or_count_crash",
-    "mount_app",
+    "mount",
     "rescue",
-    "prepare_app",
+    "start",
     "find_app",
 ):
     globals().pop(name, None)

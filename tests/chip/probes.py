@@ -57,8 +57,8 @@ _MAIN = (
     ("        import about\n", "        probe.look('wifi_on')\n        import about\n"),
     ("    async def run(self):\n", "    async def run(self):\n        probe.look('wired')\n"),
     (
-        "        asyncio.create_task(self._record_good_boot())\n",
-        "        asyncio.create_task(self._record_good_boot())\n"
+        "        asyncio.create_task(self.record_good_boot())\n",
+        "        asyncio.create_task(self.record_good_boot())\n"
         "        asyncio.create_task(probe.{task}())\n",
     ),
 )

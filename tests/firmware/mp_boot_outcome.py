@@ -45,9 +45,6 @@ class Beacon:
     def is_healthy(self):
         return True
 
-    def services_healthy(self):
-        return True
-
     def advertise_status(self):
         pass
 

@@ -120,7 +120,7 @@ def ask(make):
     async def main():
         task = asyncio.create_task(server())
         try:
-            return await dns._query("a.example", 1, "127.0.0.1", port)
+            return await dns._exchange("a.example", 1, "127.0.0.1", port)
         finally:
             task.cancel()
 
@@ -178,18 +178,18 @@ def test_a_flood_lets_others_run():
     async def main():
         task = asyncio.create_task(others())
         try:
-            await dns._query("a.example", 1, "127.0.0.1", 53)
+            await dns._exchange("a.example", 1, "127.0.0.1", 53)
         except dns.NoAddress:
             return turns[0]
         finally:
             task.cancel()
 
-    kept = dns.socket, dns.select, dns.socket_address
-    dns.socket, dns.select, dns.socket_address = Net, Select, lambda *_: None
+    kept = dns.socket, dns.select, dns.address
+    dns.socket, dns.select, dns.address = Net, Select, lambda *_: None
     try:
         assert asyncio.run(main()) > 100
     finally:
-        dns.socket, dns.select, dns.socket_address = kept
+        dns.socket, dns.select, dns.address = kept
 
 
 def test_rubbish_before_the_answer():
@@ -236,7 +236,7 @@ def test_names_that_cannot_be_asked_for():
 # Some sites have .local names in a name server of their own, and nobody who answers mDNS.
 def test_local_names_are_asked_of_everybody_and_then_of_the_name_server():
     asked = []
-    real = dns._query
+    real = dns._exchange
 
     async def ask(name, kind, server, port):
         asked.append((server, port))
@@ -244,7 +244,7 @@ def test_local_names_are_asked_of_everybody_and_then_of_the_name_server():
             raise dns.NoAddress(name)
         return ["10.0.0.9"]
 
-    dns._query = ask
+    dns._exchange = ask
     try:
         assert asyncio.run(dns.resolve("orch.local", "10.0.0.1")) == "10.0.0.9"
         assert asked == [("224.0.0.251", 5353), ("10.0.0.1", 53)]
@@ -252,4 +252,4 @@ def test_local_names_are_asked_of_everybody_and_then_of_the_name_server():
         assert asyncio.run(dns.resolve("orch.example", "10.0.0.1")) == "10.0.0.9"
         assert asked == [("10.0.0.1", 53)]
     finally:
-        dns._query = real
+        dns._exchange = real

@@ -1,11 +1,11 @@
 # How long a beacon waits after guesses that were wrong, and when it is open at all.
 
-from blufi.handshake import guess_delay_s
+from blufi.handshake import delay_s
 from blufi.server import open_reason
 
 
 def test_each_failure_doubles_the_wait():
-    assert [guess_delay_s(n) for n in range(11)] == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 256]
+    assert [delay_s(n) for n in range(11)] == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 256]
 
 
 def test_windows():

@@ -42,14 +42,14 @@ def check_start(chip, scope):
         assert scope["failure"] is None and c.listdir("/app") is not None
     assert scope["journal_write"] and scope["crashes"] >= 0
     for name in (
-        "find_active_entry",
+        "active",
         "mark_trial_boot",
-        "count_crash",
+        "count",
         "start_trial_deadline",
         "limit_trial_or_count_crash",
-        "mount_app",
+        "mount",
         "rescue",
-        "prepare_app",
+        "start",
         "find_app",
     ):
         assert name not in scope

@@ -415,7 +415,7 @@ def test_forgetting_needs_no_room():
     for mode in ("nvs_full", "nvs_worn"):
         s = broken(mode, floor=b"1.0.0", **given)
         try:
-            assert refused(factory_reset.erase_provisioned, s) == (mode == "nvs_worn")
+            assert refused(factory_reset.erase, s) == (mode == "nvs_worn")
         finally:
             healed()
         if mode == "nvs_full":

@@ -12,7 +12,7 @@ from bleak.exc import BleakError
 from beacon_ota.provision import session
 from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.space import RadioSpace
-from beacon_ota.wire import access
+from beacon_ota.wire import access, access_reader
 from tests.firmware.beacons import bench
 from tests.firmware.server import BEACON
 
@@ -50,7 +50,7 @@ class Reader:
         Args:
             door: the id of the beacon that the proof is for; None: for anyone's, the old way.
         """
-        kind, nonce, first = await self.say(access.build_request(ident))
+        kind, nonce, first = await self.say(access_reader.build_request(ident))
         assert kind == access.CHALLENGE and len(nonce) == access.NONCE
         kind, _, second = await self.say(prove(nonce, secret, door))
         return kind, max(first, second)
@@ -61,7 +61,7 @@ def prove(nonce: bytes, secret: bytes, door: str | None) -> bytes:
     key = secret
     if door is not None:
         key = hmac.digest(secret, b"beacon-ota access to the door " + door.encode(), "sha256")[:16]
-    return access.build_proof(hmac.digest(key, nonce, "sha256"))
+    return access_reader.build_proof(hmac.digest(key, nonce, "sha256"))
 
 
 def at_the_door(space: RadioSpace, visit) -> None:
@@ -92,9 +92,9 @@ def test_who_may_enter(v1, space):
         assert (await reader.enter(ident=b"none", secret=bytes(16)))[0] == access.REFUSED
         assert (await reader.enter(OTHERS[20:24], OTHERS[24:40]))[0] == access.GRANTED
         # A proof without a challenge, and one that is used a second time.
-        assert (await reader.say(access.build_proof(bytes(32))))[0] == access.REFUSED
-        _, nonce, _ = await reader.say(access.build_request(IDENT))
-        proof = access.build_proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
+        assert (await reader.say(access_reader.build_proof(bytes(32))))[0] == access.REFUSED
+        _, nonce, _ = await reader.say(access_reader.build_request(IDENT))
+        proof = access_reader.build_proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
         assert (await reader.say(proof))[0] == access.GRANTED
         assert (await reader.say(proof))[0] == access.REFUSED
         # Rubbish is not answered.
@@ -147,9 +147,9 @@ def test_a_door_without_an_id_goes_by_its_chip(v1, space):
 
 def test_a_challenge_grows_old(v1, space):
     async def visit(reader: Reader) -> None:
-        _, nonce, _ = await reader.say(access.build_request(IDENT))
+        _, nonce, _ = await reader.say(access_reader.build_request(IDENT))
         await asyncio.sleep(1.75)
-        proof = access.build_proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
+        proof = access_reader.build_proof(hmac.new(SECRET, nonce, hashlib.sha256).digest())
         assert (await reader.say(proof))[0] == access.REFUSED
 
     settings = {"creds": CREDENTIALS}

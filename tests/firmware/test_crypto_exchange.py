@@ -80,7 +80,7 @@ def run(device, client: Initiator):
 def test_vectors_of_the_beacon(device):
     stored = enroll_pin(PIN, NAME)
     assert stored[:32].hex() == W
-    assert device.ask("exchange.derive_record({}, {})", PIN.encode(), NAME) == stored
+    assert device.ask("exchange.enroll({}, {})", PIN.encode(), NAME) == stored
     begin(device, stored=stored, random=DEVICE)
     assert device.ask("hello({})", bytes.fromhex(C_HELLO)).hex() == S_HELLO
     assert device.ask("finish({})", bytes.fromhex(C_FIN)).hex() == S_FIN

@@ -16,7 +16,7 @@ from tests.firmware.server import STRANGERS, Fault
 
 # What a stock core makes of an app without app.json.
 NOBODY = """
-def read_release():
+def read():
     return "", "v1.27.0", True
 """
 YEAR = 365.2425 * 86_400  # s
@@ -51,7 +51,7 @@ DEAF = """
 class Radio:
     def __init__(self, *_): pass
     def start(self, cause): pass
-    def is_on(self): return False
+    def is_up(self): return False
     def start_advertising(self, frame): pass
     def set_status(self, data): pass
     def is_healthy(self): return False
@@ -64,7 +64,7 @@ class Radio:
 """
 FRAGILE = """
 from services import positioning
-def build_frame(store):
+def frame(store):
     return b""
 import net.wifi
 async def _run(self):

@@ -8,7 +8,7 @@ import ast
 import pytest
 
 from beacon_ota import paths
-from beacon_ota.wire import journal, report
+from beacon_ota.wire import report
 
 FIRMWARE = paths.data_path("firmware")
 # What is called with words: the name of the function, and which of its arguments are some.
@@ -62,7 +62,7 @@ FOUND = list(words())
 
 @pytest.mark.parametrize(("file", "line", "word"), FOUND, ids=lambda part: str(part))
 def test_a_word_is_one(file, line, word):
-    assert journal.is_word(word), f"{file}:{line}: {word!r}"
+    assert report.is_word(word), f"{file}:{line}: {word!r}"
 
 
 def test_the_words_are_found():

@@ -3,7 +3,7 @@
 import sqlite3
 from typing import Any
 
-from beacon_ota.orchestrator.core.engine import dump_state, load_state
+from beacon_ota.orchestrator.core.rollout_records import dump_state, load_state
 from beacon_ota.orchestrator.rollout import advance as moves
 from beacon_ota.orchestrator.rollout.types import RolloutState
 from tests.orchestrator.world import Local

@@ -9,7 +9,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import event, text
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.orchestrator.core.engine import dump_state, load_state
+from beacon_ota.orchestrator.core.rollout_records import dump_state, load_state
 from beacon_ota.orchestrator.db.database import Database, connect, migrate_if_due, newest_revision
 from beacon_ota.orchestrator.db.schema import metadata
 from beacon_ota.orchestrator.db.tables import audit, changes, events, rollouts

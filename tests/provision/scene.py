@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from beacon_ota.provision import flow, scan, session
-from beacon_ota.provision.client import BlufiClient, StateReport
+from beacon_ota.provision.client import BlufiClient
 from beacon_ota.provision.desired_config import DesiredConfig, Secret
 from beacon_ota.provision.desired_config import Network as Wifi
+from beacon_ota.provision.reports import StateReport
 from beacon_ota.provision.scan import Sighting
 from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash

@@ -153,7 +153,7 @@ def test_what_a_beacon_can_take_fits_what_is_wanted():
     }
     second = desired_config.Network.of("x" * 32, "p" * 63)
     fields = desired_config.config_fields(values, second)
-    assert len(tlv.encode_message(tlv.CONFIG, {**fields, "beacon_key": bytes(32)})) <= 1024
+    assert len(tlv.encode(tlv.CONFIG, {**fields, "beacon_key": bytes(32)})) <= 1024
     with pytest.raises(UsageError):
         desired_config.config_fields({**values, "site": "s" * 65})
 

@@ -11,7 +11,7 @@ from beacon_ota.errors import BeaconOtaError
 from beacon_ota.provision.desired_config import Network, Secret, parse_position
 from beacon_ota.provision.scan import format_position
 from beacon_ota.provision.session import hmac_sha256
-from beacon_ota.wire import access, adverts
+from beacon_ota.wire import access, access_reader, adverts
 from tests.provision import scene as scenes
 from tests.provision.scene import ID, NAME, PASSWORD, POP, SSID, WIFI, run, scene
 
@@ -36,7 +36,7 @@ def test_a_beacon_out_of_its_box_goes_online(v1):
             config={**config, "ibeacon": IDENTITY},
             creds=CREDENTIALS,
             book=book,
-            tell=lambda step, detail: steps.append(step),
+            on_step=lambda step, detail: steps.append(step),
         )
         print(f"from connect to online: {done.seconds:.2f} s")
         assert (done.beacon_id, done.device_type, done.poll) == (ID, "esp32c3", "ok")
@@ -243,10 +243,10 @@ def test_what_it_was_given_opens_the_door(v1):
             answers: asyncio.Queue[bytes] = asyncio.Queue()
             await client.start_notify(access.STATUS, lambda _, d: answers.put_nowait(bytes(d)))
             await client.write_gatt_char(
-                access.CONTROL, access.build_request(b"door"), response=True
+                access.CONTROL, access_reader.build_request(b"door"), response=True
             )
             _, nonce = access.parse_message(await answers.get())
-            proof = access.build_proof(hmac.digest(key, nonce, "sha256"))
+            proof = access_reader.build_proof(hmac.digest(key, nonce, "sha256"))
             await client.write_gatt_char(access.CONTROL, proof, response=True)
             return access.parse_message(await answers.get())[0]
 
@@ -311,9 +311,11 @@ def visits(v1) -> list[float]:
 
     async def enter(reader: BleakClient, answers: asyncio.Queue[bytes]) -> float:
         begun = time.monotonic()
-        await reader.write_gatt_char(access.CONTROL, access.build_request(b"door"), response=True)
+        await reader.write_gatt_char(
+            access.CONTROL, access_reader.build_request(b"door"), response=True
+        )
         _, nonce = access.parse_message(await answers.get())
-        proof = access.build_proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
+        proof = access_reader.build_proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
         await reader.write_gatt_char(access.CONTROL, proof, response=True)
         assert access.parse_message(await answers.get())[0] == access.GRANTED
         return (time.monotonic() - begun) / 2

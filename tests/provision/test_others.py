@@ -12,7 +12,7 @@ from bleak.exc import BleakError
 from pyblufi import client as pyblufi
 
 from beacon_ota.provision.gatt import GattConnection
-from beacon_ota.wire import blufi, wifi
+from beacon_ota.wire import blufi, wifi, wifi_reader
 from tests.firmware.test_crypto_blufi_v1 import PRIME, AppCipher, params
 from tests.provision import scene as scenes
 from tests.provision.raw import CUT, Wire, frame
@@ -77,7 +77,7 @@ class App:
         while True:
             message = await self.hear(blufi.REPORT)
             assert message.sealed
-            found = wifi.parse_report(message.data)
+            found = wifi_reader.parse_report(message.data)
             if found["state"] != wifi.CONNECTING:
                 return found
 
@@ -110,7 +110,9 @@ def test_espressifs_app_provisions_once(v1, checked):
             await phone.configure(SSID.encode(), PASSWORD.encode())
             assert (await phone.report())["ssid"] == SSID.encode()
             await phone.say(blufi.GET_LIST)
-            assert (SSID.encode(), -55) in wifi.parse_list((await phone.hear(blufi.LIST)).data)
+            assert (SSID.encode(), -55) in wifi_reader.parse_list(
+                (await phone.hear(blufi.LIST)).data
+            )
             await phone.goodbye()
 
     async def again(s: scenes.Scene) -> None:

@@ -5,8 +5,8 @@ import secrets
 import pytest
 
 from beacon_ota.errors import InputError
-from beacon_ota.provision.client import StateReport
 from beacon_ota.provision.registry import OrchestratorRegistry
+from beacon_ota.provision.reports import StateReport
 from tests.orchestrator.conftest import local  # noqa: F401
 
 LARGE = "esp32c3-8mb"

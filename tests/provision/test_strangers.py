@@ -12,7 +12,7 @@ from bleak.exc import BleakError
 from beacon_ota.errors import BeaconOtaError, ReachError
 from beacon_ota.provision.gatt import GattConnection
 from beacon_ota.provision.session import Initiator, hmac_sha256
-from beacon_ota.wire import access, adverts, blufi
+from beacon_ota.wire import access, access_reader, adverts, blufi
 from beacon_ota.wire.blufi import GET_VERSION, NEGOTIATE
 from tests.provision import scene as scenes
 from tests.provision.raw import FRAGMENT, Wire, frame, wire
@@ -240,10 +240,12 @@ def test_a_credential_for_the_door_keeps_no_session(v1):
                     pass
                 with contextlib.suppress(BleakError):
                     await client.write_gatt_char(
-                        access.CONTROL, access.build_request(b"door"), response=True
+                        access.CONTROL, access_reader.build_request(b"door"), response=True
                     )
                     _, nonce = access.parse_message(await heard.get())
-                    proof = access.build_proof(hmac.digest(bytes(range(16)), nonce, "sha256"))
+                    proof = access_reader.build_proof(
+                        hmac.digest(bytes(range(16)), nonce, "sha256")
+                    )
                     await client.write_gatt_char(access.CONTROL, proof, response=True)
                     assert access.parse_message(await heard.get())[0] == access.GRANTED
 
@@ -289,7 +291,7 @@ def test_a_reader_finds_a_link(v1, rubbish):
             for client in clients:
                 with contextlib.suppress(BleakError):
                     await client.write_gatt_char(
-                        access.CONTROL, access.build_request(b"none"), response=True
+                        access.CONTROL, access_reader.build_request(b"none"), response=True
                     )
             await asyncio.sleep(0.2)
 
@@ -299,11 +301,11 @@ def test_a_reader_finds_a_link(v1, rubbish):
             heard: asyncio.Queue[bytes] = asyncio.Queue()
             await client.start_notify(access.STATUS, lambda _, d: heard.put_nowait(bytes(d)))
             await client.write_gatt_char(
-                access.CONTROL, access.build_request(b"door"), response=True
+                access.CONTROL, access_reader.build_request(b"door"), response=True
             )
             _, nonce = access.parse_message(await heard.get())
             key = access.door_key(hmac_sha256, bytes(range(16)), scenes.ID)
-            proof = access.build_proof(hmac.digest(key, nonce, "sha256"))
+            proof = access_reader.build_proof(hmac.digest(key, nonce, "sha256"))
             await client.write_gatt_char(access.CONTROL, proof, response=True)
             return access.parse_message(await heard.get())[0]
 
@@ -332,10 +334,10 @@ def test_whoever_is_let_in_again_and_again_stays(v1):
 
             async def enter(key: bytes) -> int:
                 await client.write_gatt_char(
-                    access.CONTROL, access.build_request(b"door"), response=True
+                    access.CONTROL, access_reader.build_request(b"door"), response=True
                 )
                 _, nonce = access.parse_message(await heard.get())
-                proof = access.build_proof(hmac.digest(key, nonce, "sha256"))
+                proof = access_reader.build_proof(hmac.digest(key, nonce, "sha256"))
                 await client.write_gatt_char(access.CONTROL, proof, response=True)
                 return access.parse_message(await heard.get())[0]
 

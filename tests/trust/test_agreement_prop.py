@@ -22,7 +22,7 @@ SITUATION = st.builds(
     running=st.sampled_from(["1.0.0", "1.2.0", "1.3.0-rc.1", "1.3.0", "2.0.0"]) | VERSION,
     floor=st.none() | st.sampled_from(["", "1.2.0", "1.3.0", "1.3.1"]) | VERSION,
     now=st.none() | st.integers(NOW - 10, NOW + 10),
-    slot_size=st.sampled_from([RELEASE.size - 1, RELEASE.size, 0x1C0000]),
+    room=st.sampled_from([RELEASE.size - 1, RELEASE.size, 0x1C0000]),
     insecure=st.booleans(),
 )
 RELEASES = st.builds(
@@ -80,12 +80,10 @@ def test_any_bytes_that_were_signed(device, keys, payload):
 @again
 @given(MANIFEST)
 def test_any_manifest_that_was_signed(device, keys, fields):
-    payload = wire.encode_payload(fields)
+    payload = wire.encode(fields)
     release = Manifest.of(fields)
     text = dsse.pack_envelope(payload, [(keys[0].public.keyid, keys[0].sign(wire.pae(payload)))])
-    beacon = replace(
-        BEACON, device_type=release.device_type, now=None, slot_size=1 << 24, floor=None
-    )
+    beacon = replace(BEACON, device_type=release.device_type, now=None, room=1 << 24, floor=None)
     agree(device, offer(text, release), beacon, KeySet.of([keys[0].public]))
 
 

@@ -135,8 +135,8 @@ def test_the_manifest_of_one_release_with_the_image_of_another(both, keys):
 
 
 def test_an_image_larger_than_the_slot(both, keys):
-    assert both(offer(signed(keys[:1])), replace(BEACON, slot_size=RELEASE.size - 1)) == "image"
-    assert isinstance(both(offer(signed(keys[:1])), replace(BEACON, slot_size=RELEASE.size)), dict)
+    assert both(offer(signed(keys[:1])), replace(BEACON, room=RELEASE.size - 1)) == "image"
+    assert isinstance(both(offer(signed(keys[:1])), replace(BEACON, room=RELEASE.size)), dict)
 
 
 def pss(salt: int, hash_: hashes.HashAlgorithm, mgf: hashes.HashAlgorithm):

@@ -1,4 +1,5 @@
 from beacon_ota.wire import access as a
+from beacon_ota.wire import access_reader
 
 IDS = [bytes([i, 0, 0, 1]) for i in range(32)]
 SECRETS = [bytes([i]) * 16 for i in range(32)]
@@ -6,8 +7,8 @@ BLOB = b"".join([IDS[i] + SECRETS[i] for i in range(32)])
 
 
 def test_messages():
-    assert a.parse_message(a.build_request(b"abcd")) == (a.REQUEST, b"abcd")
-    assert a.parse_message(a.build_proof(bytes(32))) == (a.PROOF, bytes(16))
+    assert a.parse_message(access_reader.build_request(b"abcd")) == (a.REQUEST, b"abcd")
+    assert a.parse_message(access_reader.build_proof(bytes(32))) == (a.PROOF, bytes(16))
     assert a.parse_message(a.build_challenge(bytes(16))) == (a.CHALLENGE, bytes(16))
     assert a.parse_message(b"\x02") == (a.GRANTED, b"") and a.parse_message(b"\x03") == (
         a.REFUSED,
@@ -17,8 +18,8 @@ def test_messages():
 
 def test_everything_fits_the_smallest_packet():
     for message in (
-        a.build_request(IDS[0]),
-        a.build_proof(bytes(32)),
+        access_reader.build_request(IDS[0]),
+        access_reader.build_proof(bytes(32)),
         a.build_challenge(bytes(16)),
     ):
         assert len(message) <= 20

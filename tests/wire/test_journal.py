@@ -1,4 +1,4 @@
-from beacon_ota.wire import journal
+from beacon_ota.wire import journal, report
 
 HALF = b"[\xed\xa0\x80]"  # half a surrogate pair, as MicroPython writes it
 
@@ -61,6 +61,6 @@ def test_half_a_surrogate_pair():
 
 
 def test_words():
-    assert journal.is_word("no_slot") and journal.is_word("x" * 16) and journal.is_word("80211")
+    assert report.is_word("no_slot") and report.is_word("x" * 16) and report.is_word("80211")
     for value in ("", "x" * 17, "No", "a b", "\u00e9", None, 5, ["a"]):
-        assert not journal.is_word(value)
+        assert not report.is_word(value)

@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beacon_ota.wire import journal
+from beacon_ota.wire import journal, report
 from tests.wire.test_report_prop import JSON, LEAVES
 
 NUMBER = st.integers(-2, 3) | st.integers() | st.just(journal.MAX_SEQ) | LEAVES
@@ -21,7 +21,7 @@ def test_entries(sent):
         return
     seq, utc, stage, code, detail = entry
     assert 0 < seq <= journal.MAX_SEQ and 0 <= utc <= journal.MAX_UTC
-    assert journal.is_word(stage) and journal.is_word(code)
+    assert report.is_word(stage) and report.is_word(code)
     assert len(detail) <= journal.MAX_DETAIL and "\0" not in detail
     assert len(json.dumps(entry, ensure_ascii=False).encode()) < 512  # what stage 0 reads of one
     assert journal.repair_entry(entry) == entry

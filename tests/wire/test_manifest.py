@@ -43,26 +43,26 @@ def but(fields=None, **changes):
 
 
 def test_canonical_form():
-    assert manifest.encode_payload(FIELDS) == CANONICAL
-    assert manifest.decode_payload(CANONICAL) == FIELDS
+    assert manifest.encode(FIELDS) == CANONICAL
+    assert manifest.decode(CANONICAL) == FIELDS
     sealed = but(encryption=CIPHER)
-    text = manifest.encode_payload(sealed)
+    text = manifest.encode(sealed)
     assert b'"device_type":"esp32c3","encryption":{"ciphertext_sha256":"cdcd' in text
-    assert manifest.decode_payload(text) == sealed
+    assert manifest.decode(text) == sealed
 
 
 def test_every_field_is_needed():
     for name in FIELDS:
         fields = dict(FIELDS)
         del fields[name]
-        assert refused(manifest.encode_payload, fields) == "signature"
+        assert refused(manifest.encode, fields) == "signature"
 
 
 def test_no_field_more():
-    assert refused(manifest.encode_payload, but(channel="beta")) == "signature"
+    assert refused(manifest.encode, but(channel="beta")) == "signature"
     sealed = but(encryption=dict(CIPHER))
     sealed["encryption"]["iv"] = "00"
-    assert refused(manifest.encode_payload, sealed) == "signature"
+    assert refused(manifest.encode, sealed) == "signature"
 
 
 def test_types_and_ranges():
@@ -91,7 +91,7 @@ def test_types_and_ranges():
     }
     for name in wrong:
         for value in wrong[name]:
-            assert refused(manifest.encode_payload, but(**{name: value})) == "signature", (
+            assert refused(manifest.encode, but(**{name: value})) == "signature", (
                 name,
                 value,
             )
@@ -108,7 +108,7 @@ def test_ends_of_the_ranges():
         {"version": "1.2.3-" + "a" * 58},
     ):
         fields = but(**changes)
-        assert manifest.decode_payload(manifest.encode_payload(fields)) == fields
+        assert manifest.decode(manifest.encode(fields)) == fields
 
 
 def test_longest_payload_fits():
@@ -121,7 +121,7 @@ def test_longest_payload_fits():
         expires_at=manifest.MAX_TIME,
         encryption=CIPHER,
     )
-    payload = manifest.encode_payload(fields)
+    payload = manifest.encode(fields)
     assert len(payload) <= manifest.MAX_PAYLOAD
 
 
@@ -161,12 +161,12 @@ def test_only_the_canonical_payload_is_read():
         b'{"a":"' + b"a" * 2000 + b'"}',
         b'{"a":{"b":{"c":1}}}',
     ):
-        assert refused(manifest.decode_payload, payload) == "signature", payload
+        assert refused(manifest.decode, payload) == "signature", payload
 
 
 def test_length_is_judged_before_anything_else():
     big = "A" * 20_000
-    assert refused(manifest.decode_payload, b'{"a":"' + big.encode()) == "signature"
+    assert refused(manifest.decode, b'{"a":"' + big.encode()) == "signature"
     assert refused(manifest.unpack_envelope, envelope(payload=big)) == "signature"
 
 
@@ -280,7 +280,7 @@ def judge(fields=FIELDS, **changes):
         "running": "1.2.2",
         "floor": None,
         "now": 1_750_000_000,
-        "slot_size": 0x1C0000,
+        "room": 0x1C0000,
     }
     for name in changes:
         situation[name] = changes[name]
@@ -296,7 +296,7 @@ def test_accepted():
     assert judge(floor="1.2.3") is True
     assert judge(floor="") is True
     assert judge(running="1.0.0") is True
-    assert judge(slot_size=1_638_400) is True
+    assert judge(room=1_638_400) is True
     assert judge(now=1_799_999_999) is True
 
 
@@ -312,7 +312,7 @@ def test_refused():
     assert judged(running="10.0.0") == "downgrade"
     assert judged(floor="1.2.4-security") == "downgrade"
     assert judged(running="1.0.0-rc.1") == "image"
-    assert judged(slot_size=1_638_399) == "image"
+    assert judged(room=1_638_399) == "image"
     assert judged(now=1_800_000_000) == "expired"
     assert judged(now=1 << 40) == "expired"
 
@@ -345,7 +345,7 @@ def test_unsigned_offer_meets_the_same_rules():
     assert judge(fields) is True
     assert fields["required"] is True
     assert judged(fields, running="1.2.3") == "downgrade"
-    assert judged(fields, slot_size=4095) == "image"
+    assert judged(fields, room=4095) == "image"
     for name in ("checksum", "size", "version"):
         assert refused(manifest.unsigned_fields, but(offer, **{name: None}), "esp32c3") == "image"
     assert refused(manifest.unsigned_fields, {}, "esp32c3") == "image"

@@ -43,41 +43,41 @@ JSON = st.recursive(
 
 @given(MANIFEST)
 def test_round_trip_is_canonical_json(fields):
-    payload = manifest.encode_payload(fields)
-    assert manifest.decode_payload(payload) == fields
+    payload = manifest.encode(fields)
+    assert manifest.decode(payload) == fields
     assert payload == json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     assert len(payload) <= manifest.MAX_PAYLOAD
 
 
 @given(MANIFEST, st.data())
 def test_a_changed_byte_is_another_manifest_or_none(fields, data):
-    payload = bytearray(manifest.encode_payload(fields))
+    payload = bytearray(manifest.encode(fields))
     payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     try:
-        found = manifest.decode_payload(bytes(payload))
+        found = manifest.decode(bytes(payload))
     except manifest.Refused as error:
         assert error.code == "signature"
     else:
-        assert manifest.encode_payload(found) == payload
+        assert manifest.encode(found) == payload
 
 
 @given(st.binary(max_size=1200) | JSON.map(lambda v: json.dumps(v).encode()))
 def test_any_payload(payload):
     try:
-        fields = manifest.decode_payload(payload)
+        fields = manifest.decode(payload)
     except manifest.Refused as error:
         assert error.code == "signature"
     else:
-        assert manifest.encode_payload(fields) == payload
+        assert manifest.encode(fields) == payload
 
 
 @given(MANIFEST, st.sampled_from(["checksum", "size", "version", "required", "encryption"]), JSON)
 def test_any_value_in_a_field(fields, name, value):
     try:
-        payload = manifest.encode_payload(fields | {name: value})
+        payload = manifest.encode(fields | {name: value})
     except manifest.Refused:
         return
-    assert manifest.decode_payload(payload) == fields | {name: value}
+    assert manifest.decode(payload) == fields | {name: value}
 
 
 @given(JSON)

@@ -1,5 +1,5 @@
 from beacon_ota.wire import tlv
-from beacon_ota.wire.tlv import CONFIG, CREDENTIALS, QUERY, STATE, MalformedMessage
+from beacon_ota.wire.tlv import CONFIG, CREDENTIALS, QUERY, STATE, TlvError
 
 CONFIGURED = {
     "orch_url": "http://orchestrator.local:8080",
@@ -26,37 +26,37 @@ STATED = {
 
 def refusal(data):
     try:
-        tlv.decode_message(data)
-    except MalformedMessage as error:
+        tlv.decode(data)
+    except TlvError as error:
         return error.field or error.what
     return None
 
 
 def cannot_encode(kind, **fields):
     try:
-        tlv.encode_message(kind, fields)
-    except MalformedMessage as error:
+        tlv.encode(kind, fields)
+    except TlvError as error:
         return error.field
     return None
 
 
 def test_there_and_back():
     for kind, fields in ((CONFIG, CONFIGURED), (STATE, STATED), (QUERY, {}), (CONFIG, {})):
-        data = tlv.encode_message(kind, fields)
+        data = tlv.encode(kind, fields)
         assert data[0] == kind
-        assert tlv.decode_message(data) == (kind, fields)
+        assert tlv.decode(data) == (kind, fields)
         for name in fields:
-            assert tlv.decode_message(tlv.encode_message(kind, {name: fields[name]})) == (
+            assert tlv.decode(tlv.encode(kind, {name: fields[name]})) == (
                 kind,
                 {name: fields[name]},
             )
 
 
 def test_the_bytes():
-    data = tlv.encode_message(CONFIG, {"utc_off": -210, "site": "Z", "channel": None})
+    data = tlv.encode(CONFIG, {"utc_off": -210, "site": "Z", "channel": None})
     assert data == b"\x01" + b"\x04\x01Z" + b"\x06\x02\xff\x2e"
-    assert tlv.encode_message(STATE, {"ip": "10.0.0.1"}) == b"\x81\x04\x0810.0.0.1"
-    assert tlv.encode_message(QUERY, {}) == b"\x02"
+    assert tlv.encode(STATE, {"ip": "10.0.0.1"}) == b"\x81\x04\x0810.0.0.1"
+    assert tlv.encode(QUERY, {}) == b"\x02"
 
 
 def test_everything_at_once_is_one_message():
@@ -65,8 +65,8 @@ def test_everything_at_once_is_one_message():
     longest["site"] = "s" * 64
     longest["wifi2_ssid"] = bytes(32)
     longest["wifi2_pass"] = bytes(64)
-    data = tlv.encode_message(CONFIG, longest)
-    assert len(data) < 450 and tlv.decode_message(data) == (CONFIG, longest)
+    data = tlv.encode(CONFIG, longest)
+    assert len(data) < 450 and tlv.decode(data) == (CONFIG, longest)
 
 
 def test_form():
@@ -90,7 +90,7 @@ def test_form():
 
 
 def test_tags_of_later_versions_are_skipped():
-    assert tlv.decode_message(b"\x01\x04\x01Z\x80\x02ab\xff\x00") == (CONFIG, {"site": "Z"})
+    assert tlv.decode(b"\x01\x04\x01Z\x80\x02ab\xff\x00") == (CONFIG, {"site": "Z"})
     assert refusal(b"\x01\x80\x02a") == "cut off"
     assert refusal(b"\x01\x81\x00\x80\x00") == "order"
 
@@ -138,7 +138,7 @@ def test_values():
         (field(0x06, b"\xfd\x30"), -720),
         (field(0x07, b"stable"), "stable"),
     ):
-        assert list(tlv.decode_message(data)[1].values()) == [value]
+        assert list(tlv.decode(data)[1].values()) == [value]
 
 
 def test_what_is_written_is_held_to_the_same_rules():
@@ -156,7 +156,7 @@ def test_what_is_written_is_held_to_the_same_rules():
 def test_credentials():
     for count in (0, 1, 32):
         blob = bytes(range(20)) * count
-        data = tlv.encode_message(CREDENTIALS, {"creds": blob})
-        assert data == b"\x03" + blob and tlv.decode_message(data) == (CREDENTIALS, {"creds": blob})
+        data = tlv.encode(CREDENTIALS, {"creds": blob})
+        assert data == b"\x03" + blob and tlv.decode(data) == (CREDENTIALS, {"creds": blob})
     for size in (1, 19, 21, 660):
         assert refusal(b"\x03" + bytes(size)) == "creds"

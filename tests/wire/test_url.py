@@ -60,13 +60,13 @@ BAD = (
 
 def test_what_a_beacon_can_use():
     for text, found in GOOD.items():
-        assert url.parse_url(text) == found, text
+        assert url.parse(text) == found, text
 
 
 def test_what_it_cannot():
     for text in BAD:
         try:
-            url.parse_url(text)
+            url.parse(text)
         except ValueError as error:
             assert str(error), text
         else:

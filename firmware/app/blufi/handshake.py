@@ -15,7 +15,7 @@ _SUITES = (ec1.SPAKE2, ec1.ECDH)
 
 # Seconds from the n-th failure until the next guess is accepted: 1, 2, 4, … 256. Ten guesses take
 # at least eight minutes, and there is no eleventh.
-def guess_delay_s(failures):
+def delay_s(failures):
     return 1 << min(failures - 1, _LONGEST) if failures > 0 else 0
 
 
@@ -28,8 +28,8 @@ class Handshake:
         self.fatal = False  # the session has to end
 
     # The answer to a client's message, None for none. After the answer to C_HELLO was sent,
-    # compute_keys() has to be called.
-    async def handle_message(self, message):
+    # compute() has to be called.
+    async def handle(self, message):
         try:
             if self._used:
                 raise ec1.Abort(ec1.A_STATE)
@@ -46,7 +46,7 @@ class Handshake:
         if server.is_locked():
             server.beacon.journal.write("blufi", "locked")
             raise ec1.Abort(ec1.A_LOCKED, False, server.failures)
-        wait = self._seconds_left()
+        wait = self.seconds_left()
         if wait:
             raise ec1.Abort(ec1.A_WAIT, False, server.failures, wait)
         blob = server.beacon.store.blob
@@ -57,14 +57,14 @@ class Handshake:
         except ValueError as error:
             print("blufi: PIN record:", error)
             raise ec1.Abort(ec1.A_SUITE)
-        await self._run_steps(responder.prepare())
+        await self.run_steps(responder.prepare())
         if server.client_gone:
             raise ec1.Abort(ec1.A_STATE, True)
         reply = responder.hello(message)
         # With this answer the client can make a guess. It counts as wrong until it is proved right,
         # so that neither a power cut nor a disconnection gives a free guess. If NVS cannot count
         # it, no answer is sent.
-        if not self._store_failures(server.failures + 1):
+        if not self._count(server.failures + 1):
             raise ec1.Abort(ec1.A_STATE)
         self._responder = responder
         return reply
@@ -76,14 +76,14 @@ class Handshake:
         except ec1.Abort as abort:
             if abort.code == ec1.A_CONFIRM:
                 server.last_failure = time.ticks_ms()
-                abort.failures, abort.wait = server.failures, self._seconds_left()
+                abort.failures, abort.wait = server.failures, self.seconds_left()
             raise
-        self._store_failures(0)
+        self._count(0)
         self.keys = self._responder.keys
         return reply
 
     # When NVS does not take a lower number, the higher one is back after a reset: the safe side.
-    def _store_failures(self, failures):
+    def _count(self, failures):
         server = self._server
         kept = server.beacon.store.try_put("pin_fail", failures or None)
         if kept or not failures:
@@ -93,9 +93,9 @@ class Handshake:
         return kept
 
     # Seconds until the next guess is accepted.
-    def _seconds_left(self):
+    def seconds_left(self):
         passed = time.ticks_diff(time.ticks_ms(), self._server.last_failure) // 1000
-        wait = guess_delay_s(self._server.failures)
+        wait = delay_s(self._server.failures)
         return wait - passed if 0 <= passed < wait else 0
 
     # Whether the client's C_FIN is the next message.
@@ -103,11 +103,11 @@ class Handshake:
         return self._responder is not None and self.keys is None
 
     # Computes the keys, while the client computes them as well.
-    async def compute_keys(self):
-        await self._run_steps(self._responder.work())
+    async def compute(self):
+        await self.run_steps(self._responder.work())
 
     # A step takes 5 to 15 ms. Stops when the client has left, because the next one waits.
-    async def _run_steps(self, steps):
+    async def run_steps(self, steps):
         for _ in steps:
             await asyncio.sleep_ms(0)
             if self._server.client_gone:

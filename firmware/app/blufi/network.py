@@ -18,11 +18,8 @@ class Network:
         self.state = None  # of the attempt
         self.refused = None  # "storage" when NVS did not take a network that works
 
-    def is_trying(self):
-        return self.state == wifi.CONNECTING
-
     # Handles the messages about networks.
-    async def handle_message(self, kind, data, send):
+    async def handle(self, kind, data, send):
         if kind == blufi.SET_OPMODE:
             if data != bytes((wifi.OPMODE_STA,)):
                 raise BlufiError(E_FORMAT)  # the beacon is no access point
@@ -40,20 +37,20 @@ class Network:
         elif kind == blufi.GET_STATUS:
             send(blufi.REPORT, self.build_report())
         elif kind == blufi.GET_LIST:
-            send(blufi.LIST, await self._list_networks())
+            send(blufi.LIST, await self._scan())
 
     def _connect(self):
         if not self._ssid:
             raise BlufiError(E_FORMAT)
-        if self.is_trying():
+        if self.state == wifi.CONNECTING:
             raise BlufiError(E_STATE)
         self.state = wifi.CONNECTING
         self.refused = None
         self._server.network = self
-        asyncio.create_task(self._try_network(self._ssid, self._password))
+        asyncio.create_task(self._try(self._ssid, self._password))
 
     # This task has no supervisor, so no exception may leave it.
-    async def _try_network(self, ssid, password):
+    async def _try(self, ssid, password):
         beacon = self._server.beacon
         station = beacon.wifi
         store = beacon.store
@@ -87,7 +84,7 @@ class Network:
     # A REPORT of the attempt, or of the current network when there was none.
     def build_report(self):
         station = self._server.beacon.wifi
-        if self.is_trying():
+        if self.state == wifi.CONNECTING:
             return wifi.build_report(wifi.CONNECTING, ssid=self._ssid)
         if self.state == wifi.FAILED:
             return wifi.build_report(wifi.FAILED, ssid=self._ssid, reason=self._reason)
@@ -99,13 +96,13 @@ class Network:
             rssi = wifi.UNKNOWN_RSSI  # the network has just been lost
         return wifi.build_report(wifi.CONNECTED, ssid=station.ssid, rssi=rssi)
 
-    async def _list_networks(self):
+    async def _scan(self):
         station = self._server.beacon.wifi
-        if self.is_trying():
+        if self.state == wifi.CONNECTING:
             raise BlufiError(E_SCAN)
         await station.claim()
         try:
-            return wifi.build_list(_scan_networks(station))
+            return wifi.build_list(_scan(station))
         except DRIVER as error:
             print("wifi: scan:", error)
             raise BlufiError(E_SCAN)
@@ -115,7 +112,7 @@ class Network:
 
 # [(ssid, RSSI)], the strongest first, each name once. The driver blocks for 2 s, and finds nothing
 # while it is joining a network; raises DRIVER when it cannot scan.
-def _scan_networks(station):
+def _scan(station):
     if not station.is_up():
         station.disconnect()
     found = {}

@@ -12,10 +12,10 @@ _CLOSED_EC1 = const(b"\x01\x04\x00\x05\xec\x01\x7f\x21\x07")
 
 
 # Returns the list for the frames of a client that has a place now, None when it gets none.
-def enqueue(server, link, data, is_open):
+def add(server, link, data, is_open):
     radio = server.beacon.radio
     if not is_open:
-        _refuse_client(radio, link, server.tx_handle, data)
+        _refuse(radio, link, server.tx_handle, data)
     elif server.client_proved and not server.client_gone:
         radio.disconnect(link)
     else:
@@ -26,7 +26,7 @@ def enqueue(server, link, data, is_open):
     return None
 
 
-def _refuse_client(radio, link, handle, frame):
+def _refuse(radio, link, handle, frame):
     at = 6 if len(frame) > 1 and frame[1] & 0x10 else 4
     is_ec1 = frame[:1] == b"\x01" and frame[at : at + 1] == b"\xec"
     try:

@@ -54,7 +54,7 @@ class Server:
         self.queue = []  # (link, frames) of waiting clients
         self.client_proved = False  # the client being served knows the secret
         self._wake = AutoResetEvent()
-        self._open_reason = ""
+        self._reason = ""
         self._button = 0  # ms
         self._lost = 0  # ms
         self._checked_at = self.last_failure = time.ticks_ms()
@@ -103,8 +103,8 @@ class Server:
             why = open_reason(
                 policy("blufi"), not self.provisioned, self._button, self._lost, policy("lost_s")
             )
-        if why != self._open_reason:
-            self._open_reason = why
+        if why != self._reason:
+            self._reason = why
             print("provisioning:", why or "closed")
             name = beacon.radio.name
             beacon.radio.set_alternate_adv(
@@ -148,7 +148,7 @@ class Server:
                 return frames
         from blufi import queue
 
-        frames = queue.enqueue(self, link, data, bool(self._open_reason))
+        frames = queue.add(self, link, data, bool(self._reason))
         queue = None
         unload("blufi.queue")
         self._mark_contested()
@@ -173,16 +173,16 @@ class Server:
                 await self._wake.wait_ms(_LOOK)
                 continue
             link, frames = self.queue.pop(0)
-            if not self._open_reason:  # closed meanwhile
+            if not self._reason:  # closed meanwhile
                 self.beacon.radio.disconnect(link)
                 continue
             self._link, self._frames = link, frames
             self.client_gone = self.client_proved = False
-            await self._serve_client(link)
+            await self._serve(link)
 
     # Serves one client, and cleans up for the next one however the session ends. No exception may
     # end this task: a task that dies three times resets the chip, and no client may cause that.
-    async def _serve_client(self, link):
+    async def _serve(self, link):
         loaded = "blufi.session"
         self._mark_contested()
         try:
@@ -191,10 +191,10 @@ class Server:
             loaded = session.MODULES
             await session.Session(self, link).run()
         except Exception as error:
-            from describe import describe_error
+            from describe import describe
 
             sys.print_exception(error)
-            self.beacon.journal.write("blufi", "crash", describe_error(error))
+            self.beacon.journal.write("blufi", "crash", describe(error))
         session = None
         end = time.ticks_add(time.ticks_ms(), _GOODBYE)
         while not self.client_gone and time.ticks_diff(end, time.ticks_ms()) > 0:

@@ -73,26 +73,26 @@ class Session:
             self._server.update_window()
             if frame is None:
                 if self._settings:
-                    self._settings.push_changes(self.send)
+                    self._settings.push(self.send)
             else:
-                await self._handle_frame(frame)
+                await self._receive(frame)
             await self._flush()
             await asyncio.sleep_ms(0)  # waiting frames must not stop other tasks
         if self._settings:
             self._settings.close()
 
-    async def _handle_frame(self, frame):
+    async def _receive(self, frame):
         try:
             message = self._link.receive(frame)
         except BlufiError as error:
             # After a frame that does not decrypt, no later one will: the session is over.
-            self._send_error(error.code, error.code == E_DECRYPT)
+            self._error(error.code, error.code == E_DECRYPT)
             return
         if message is None:
             return
         kind = message.type
-        if not self._is_permitted(message):
-            self._send_error(E_SECURITY, True)
+        if not self._permits(message):
+            self._error(E_SECURITY, True)
         elif kind == NEGOTIATE:
             await self._negotiate(message.data)
         elif kind == blufi.SET_SECURITY:
@@ -103,13 +103,13 @@ class Session:
         elif kind == blufi.DISCONNECT_BLE:
             self._ended = True
         elif kind not in (blufi.ACK, ERROR):
-            await self._handle_request(message)
+            await self._handle(message)
 
-    def _is_permitted(self, message):
+    def _permits(self, message):
         kind = message.type
         if self._level == _EC1:
             return message.sealed or kind in (blufi.ACK, ERROR, NEGOTIATE)
-        if blufi.allowed_in_clear(kind):
+        if blufi.in_clear(kind):
             return True
         # Espressif's app encrypts names and passwords, but not every request.
         return self._level == _V1 and (
@@ -117,11 +117,11 @@ class Session:
         )
 
     # Reports a mistake of the client, and ends the session when it is fatal or one too many.
-    def _send_error(self, code, fatal=False):
+    def _error(self, code, fatal=False):
         self.send(ERROR, bytes((code,)))
-        self._count_mistake(fatal)
+        self._count_failure(fatal)
 
-    def _count_mistake(self, fatal):
+    def _count_failure(self, fatal):
         self._mistakes += 1
         if fatal or self._mistakes > _MISTAKES:
             self._ended = True
@@ -154,28 +154,28 @@ class Session:
 
     async def _negotiate(self, data):
         if data and data[0] == _MAGIC:
-            await self._negotiate_ec1(data)
+            await self._run_ec1(data)
         elif self._legacy and self._level != _EC1:
-            await self._negotiate_v1(data)
+            await self._run_v1(data)
         elif data and data[0] <= 4:
             # Espressif's app would send the password in the clear after this, unless it is stopped.
-            self._send_error(E_SECURITY, True)
+            self._error(E_SECURITY, True)
             self.send(NEGOTIATE, b"\0")
         else:
-            self._send_error(E_FORMAT)
+            self._error(E_FORMAT)
 
-    async def _negotiate_ec1(self, data):
+    async def _run_ec1(self, data):
         if self._exchange is None:
             from blufi.handshake import Handshake
 
             self._exchange = Handshake(self._server, self._level != _CLEAR)
         exchange = self._exchange
-        reply = await exchange.handle_message(data)
+        reply = await exchange.handle(data)
         if reply:
             self.send(NEGOTIATE, reply)
             await self._flush()
         if exchange.awaits_fin():
-            await exchange.compute_keys()
+            await exchange.compute()
             return
         if exchange.keys:
             from crypto.ccm import Ccm
@@ -183,15 +183,15 @@ class Session:
 
             self._link.protect(_SEALED, Records(Ccm, exchange.keys, True))
             self._level = _EC1
-            self._trust_client()
+            self._trust()
         else:
-            self._count_mistake(exchange.fatal)
+            self._count_failure(exchange.fatal)
         self._exchange = exchange = None
         unload(_EXCHANGE)
 
     # The client has proved the secret and gets more time; waiting clients are disconnected, because
     # none would wait for so long.
-    def _trust_client(self):
+    def _trust(self):
         server = self._server
         radio = server.beacon.radio
         server.client_proved = True
@@ -199,7 +199,7 @@ class Session:
         for link, _ in server.queue:
             radio.disconnect(link)
 
-    async def _negotiate_v1(self, data):
+    async def _run_v1(self, data):
         if self._negotiation is None:
             from crypto.blufi_v1 import Negotiation
 
@@ -207,7 +207,7 @@ class Session:
         try:
             public = self._negotiation.receive(data)
         except BlufiError as error:
-            self._send_error(error.code)
+            self._error(error.code)
             return
         if public:
             self.send(NEGOTIATE, public)
@@ -217,12 +217,12 @@ class Session:
 
     # -- settings
 
-    async def _handle_request(self, message):
+    async def _handle(self, message):
         if self._settings is None:
             from blufi.settings import Settings
 
             self._settings = Settings(self._server, self._level == _EC1)
         try:
-            await self._settings.handle_message(message, self.send)
+            await self._settings.handle(message, self.send)
         except BlufiError as error:
-            self._send_error(error.code)
+            self._error(error.code)

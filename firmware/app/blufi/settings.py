@@ -24,35 +24,35 @@ class Settings:
         self._beacon = server.beacon
         self._trusted = trusted
         self._network = server.network or Network(server)
-        self._reported_state = self._network.state
-        self._sent_state = None  # the last STATE that was sent unasked
+        self._reported = self._network.state
+        self._sent = None  # the last STATE that was sent unasked
         self._watched = False
 
-    async def handle_message(self, message, send):
+    async def handle(self, message, send):
         kind = message.type
         if kind != blufi.CUSTOM:
-            await self._network.handle_message(kind, message.data, send)
+            await self._network.handle(kind, message.data, send)
             self._watched = self._watched or kind == blufi.CONNECT
         elif not self._trusted:
             raise BlufiError(E_SECURITY)
         else:
-            send(blufi.CUSTOM, self._handle_custom(message.data))
+            send(blufi.CUSTOM, self._handle(message.data))
 
     # Sends changes that the client waits for.
-    def push_changes(self, send):
+    def push(self, send):
         if self._network.refused:
-            self._push_state(send)  # the reason of a failed report
+            self._push(send)  # the reason of a failed report
         state = self._network.state
-        if state != self._reported_state:
-            self._reported_state = state
+        if state != self._reported:
+            self._reported = state
             send(blufi.REPORT, self._network.build_report())
-        self._push_state(send)
+        self._push(send)
 
-    def _push_state(self, send):
+    def _push(self, send):
         if self._watched and self._trusted:
             state = self._build_state(self._network.refused)
-            if state != self._sent_state:
-                self._sent_state = state
+            if state != self._sent:
+                self._sent = state
                 send(blufi.CUSTOM, state)
 
     # The client has left. The window stays open unless the new settings work.
@@ -64,18 +64,18 @@ class Settings:
 
     # -- custom data: a message, and the STATE that answers it
 
-    def _handle_custom(self, data):
+    def _handle(self, data):
         try:
-            kind, fields = tlv.decode_message(data)
+            kind, fields = tlv.decode(data)
             if kind == tlv.CONFIG:
                 self._configure(fields)
             elif kind == tlv.CREDENTIALS:
                 self._beacon.store.put("creds", fields["creds"] or None)
             elif kind == tlv.FORGET:
-                self._forget_all()
+                self._forget()
             elif kind != tlv.QUERY:
                 return self._build_state("message")
-        except tlv.MalformedMessage as error:
+        except tlv.TlvError as error:
             return self._build_state(error.field or "message")
         except OSError as error:
             print("settings:", error)
@@ -94,26 +94,26 @@ class Settings:
         if "wifi2_ssid" in fields and "wifi2_pass" not in fields:
             values["wifi2_pass"] = None
         if "beacon_key" in fields and not beacon.store.text("beacon_id"):
-            values["beacon_id"] = identity.read_id(beacon.store).encode()
+            values["beacon_id"] = identity.read(beacon.store).encode()
         beacon.store.put_all(values)
         if "ibeacon" in fields:
-            beacon.radio.set_ibeacon(positioning.build_frame(beacon.store))
+            beacon.radio.set_ibeacon(positioning.frame(beacon.store))
         self._watched = True
         self._server.check_provisioned()
         beacon.on_provisioned()
 
-    def _forget_all(self):
+    def _forget(self):
         self._beacon.journal.write("blufi", "forgot")
-        factory_reset.erase_provisioned(self._beacon.store)
-        asyncio.create_task(_reset_soon())
+        factory_reset.erase(self._beacon.store)
+        asyncio.create_task(_reset())
 
     def _build_state(self, refused=None):
         beacon = self._beacon
         up = beacon.wifi.state == "got_ip"
-        return tlv.encode_message(
+        return tlv.encode(
             tlv.STATE,
             {
-                "beacon_id": identity.read_id(beacon.store),
+                "beacon_id": identity.read(beacon.store),
                 "version": beacon.version[:64],
                 "image": unhexlify(beacon.image_sha256) if beacon.image_sha256 else None,
                 "ip": beacon.wifi.wlan.ifconfig()[0] if up else None,
@@ -124,6 +124,6 @@ class Settings:
         )
 
 
-async def _reset_soon():
+async def _reset():
     await asyncio.sleep_ms(_FAREWELL)
     machine.reset()

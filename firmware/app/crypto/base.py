@@ -81,11 +81,11 @@ _TABLE = const(
 
 
 def multiply(k, plus=None):
-    return p256.run_steps(multiply_steps(k, plus))
+    return p256.run_steps(steps(k, plus))
 
 
 # k·G + plus. An even scalar has no such digits, so its negative is taken, which is odd.
-def multiply_steps(k, plus=None):
+def steps(k, plus=None):
     k %= p256.N
     if not k:
         return plus
@@ -97,27 +97,27 @@ def multiply_steps(k, plus=None):
     x, y, z = 0, 1, 0
     for column in range(_COLUMNS - 1, -1, -1):
         x, y, z = p256.double(x, y, z, 1)
-        x, y, z = p256.add_mixed(x, y, z, _column_point(signs >> column))
+        x, y, z = p256.add_mixed(x, y, z, _column(signs >> column))
         yield
     if even:
         y = p256.P - y
     if plus:
         x, y, z = p256.add_mixed(x, y, z, plus)
-    return p256.to_affine((x, y, z))
+    return p256.affine((x, y, z))
 
 
 # What the digits _COLUMNS apart from the lowest one stand for together. Half a table is enough:
 # where the top digit is -1 it is the negative of the entry for the opposite digits.
-def _column_point(signs):
+def _column(signs):
     index = 0
     for tooth in range(_WIDTH):
         index |= (signs >> _COLUMNS * tooth & 1) << tooth
     if index & _TOP:
-        return _table_point(index & (_TOP - 1))
-    return p256.negate(_table_point(~index & (_TOP - 1)))
+        return _entry(index & (_TOP - 1))
+    return p256.negate(_entry(~index & (_TOP - 1)))
 
 
-def _table_point(index):
+def _entry(index):
     at = index << 6
     x = int.from_bytes(_TABLE[at : at + 32], "big")
     return x, int.from_bytes(_TABLE[at + 32 : at + 64], "big")

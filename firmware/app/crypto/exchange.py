@@ -30,13 +30,13 @@ _STORED = const(160)
 
 # The record that a beacon stores in place of its PIN: w, w·M and w·N. For this beacon's name it is
 # worth as much as the PIN, so it is stored with the keys.
-def derive_record(pin, name):
+def enroll(pin, name):
     from wire import spake2
 
     w = int.from_bytes(ec1.derive_password(hkdf, pin, name), "big") % p256.N
     stored = w.to_bytes(32, "big")
     for point in (spake2.M, spake2.N):
-        stored += p256.encode_point(p256.multiply(w, p256.decode_point(point)))
+        stored += p256.encode(p256.multiply(w, p256.decode(point)))
     return stored
 
 
@@ -53,8 +53,8 @@ class Responder:
             if len(stored) != _STORED:
                 raise ValueError("stored password")
             self._w = stored[:32]
-            self._wm = p256.decode_point(stored[32:96])
-            self._wn = p256.decode_point(stored[96:])
+            self._wm = p256.decode(stored[32:96])
+            self._wn = p256.decode(stored[96:])
             self._suites.append(ec1.SPAKE2)
         if pop is not None:
             if not ec1.MIN_POP <= len(pop) <= ec1.MAX_POP:
@@ -70,7 +70,7 @@ class Responder:
         while not 0 < y < p256.N:
             y = int.from_bytes(self._random(32), "big")
         self._nonce = self._random(ec1.NONCE)
-        self._public = yield from base.multiply_steps(y)
+        self._public = yield from base.steps(y)
         self._y = y
         self._state = _PREPARED
 
@@ -78,7 +78,7 @@ class Responder:
         body = self._expect(message, ec1.C_HELLO, _PREPARED)
         self._suites = [message[3]]
         try:
-            peer = p256.decode_point(body[ec1.NONCE :])
+            peer = p256.decode(body[ec1.NONCE :])
         except ValueError:
             self._abort(ec1.A_POINT)
         public = self._public
@@ -89,9 +89,7 @@ class Responder:
             self._abort(ec1.A_POINT)
         self._peer = peer
         self._client = bytes(message)
-        self._server = ec1.build_message(
-            ec1.S_HELLO, message[3], self._nonce + p256.encode_point(public)
-        )
+        self._server = ec1.build_message(ec1.S_HELLO, message[3], self._nonce + p256.encode(public))
         self._state = _GREETED
         return self._server
 
@@ -100,7 +98,7 @@ class Responder:
             raise ValueError("no hello")
         y = self._y
         self._y = None
-        shared = p256.encode_point((yield from p256.multiply_steps(y, self._peer)))
+        shared = p256.encode((yield from p256.steps(y, self._peer)))
         if self._suites[0] == ec1.SPAKE2:
             tt, root = ec1.derive_spake2(self._name, self._client, self._server, shared, self._w)
         else:

@@ -22,7 +22,7 @@ _ODD = const(8)
 # The point that 64 bytes x ‖ y name, or ValueError: a coordinate that is no field element, or
 # a point off the curve, would let a peer learn the secret piece by piece. The cofactor is 1, so
 # every point of the curve is in the group; infinity has no such encoding.
-def decode_point(data):
+def decode(data):
     if len(data) != 64:
         raise ValueError("point length")
     x = int.from_bytes(data[:32], "big")
@@ -32,7 +32,7 @@ def decode_point(data):
     return x, y
 
 
-def encode_point(point):
+def encode(point):
     return point[0].to_bytes(32, "big") + point[1].to_bytes(32, "big")
 
 
@@ -44,7 +44,7 @@ def negate(point):
 def add(a, b):
     if a is None or b is None:
         return a or b
-    return to_affine(add_mixed(a[0], a[1], 1, b))
+    return affine(add_mixed(a[0], a[1], 1, b))
 
 
 # Runs a multiplication to its end. Multiplications are generators, so that other tasks can run
@@ -58,18 +58,18 @@ def run_steps(steps):
 
 
 def multiply(k, point):
-    return run_steps(multiply_steps(k, point))
+    return run_steps(steps(k, point))
 
 
 # k·point for any point of the curve: once its small odd multiples are affine there is one mixed
 # addition for every six doublings.
-def multiply_steps(k, point):
+def steps(k, point):
     k %= N
     if not k or point is None:
         return None
     table = _odd_multiples(point)
     yield
-    digits = _naf_digits(k)
+    digits = _digits(k)
     x, y = table[digits.pop() >> 1]
     z = 1
     doublings = 0
@@ -82,13 +82,13 @@ def multiply_steps(k, point):
             other = table[abs(digit) >> 1]
             x, y, z = add_mixed(x, y, z, other if digit > 0 else negate(other))
             yield
-    return to_affine(double(x, y, z, doublings))
+    return affine(double(x, y, z, doublings))
 
 
 # Width-5 non-adjacent form, least significant digit first: each is 0, or odd and below 16.
 # The scalar passes through a small integer byte by byte: shifting all of it for every bit would
 # cost as much as five additions of points.
-def _naf_digits(k):
+def _digits(k):
     digits = []
     low = have = 0
     for byte in k.to_bytes(34, "little"):
@@ -174,7 +174,7 @@ def add_mixed(x, y, z, point):
     return x, (r * (v - x) - y * hhh) % p, z * h % p
 
 
-def to_affine(jacobian):
+def affine(jacobian):
     x, y, z = jacobian
     return _scale(x, y, invert(z)) if z else None
 

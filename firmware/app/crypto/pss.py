@@ -1,5 +1,5 @@
 # RSA-3072 PSS verification, SHA-256, salt 32 (RFC 8017 §8.1.2 and §9.1.2; the scheme of ESP32
-# Secure Boot v2). The exponent is 65537 and not a parameter, so nobody can weaken it.
+# Secure Boot v2). The exponent is 65537 and not a parameter, so it cannot be weakened.
 
 from hashlib import sha256
 
@@ -19,7 +19,7 @@ _ABOVE = const(3103)  # bits: two digits of mpz above the modulus
 # True when `signature` (bytes) was made over the 32-byte `digest` by the holder of modulus `n` (384
 # bytes or an integer). Malformed input is False.
 def verify(n, digest, signature):
-    return list(verify_steps(n, digest, signature))[-1]
+    return list(steps(n, digest, signature))[-1]
 
 
 # The same in steps of about 11 ms on the C3, between which other tasks can run; the last value
@@ -31,7 +31,7 @@ def verify(n, digest, signature):
 # from the modulus's first 16 bits and adds the modulus back while the guess was too high; behind
 # this one's first bit come 31 zeros, and the guess is right. It saves a tenth, and what a check
 # takes no longer depends on the key.
-def verify_steps(n, digest, signature):
+def steps(n, digest, signature):
     yield False
     if not isinstance(n, int):
         n = int.from_bytes(n, "big")

@@ -57,7 +57,7 @@ class Api:
         # Earlier releases took a path behind the host, and never used it.
         end = text.find("/", 8)
         try:
-            self._server = url.parse_url(text if end < 0 else text[:end])
+            self._server = url.parse(text if end < 0 else text[:end])
         except ValueError as error:
             self._server = None
             print("orch_url:", error)
@@ -106,7 +106,7 @@ class Api:
         self.check_mac(connection, _hex(sha256(answer).digest()))
         return (
             connection.status,
-            _parse_answer(answer) if answer else None,
+            parse_answer(answer) if answer else None,
             _parse_retry_after(connection),
         )
 
@@ -166,7 +166,7 @@ class Api:
         from net import locate
 
         try:
-            self._address = await locate.find_orchestrator(
+            self._address = await locate.find(
                 host,
                 port,
                 self._wifi.nameserver,
@@ -185,10 +185,9 @@ class Api:
 
 
 # The JSON object of an authentic answer; sets the clock by it.
-def _parse_answer(answer):
+def parse_answer(answer):
     doc = _decode_json(answer)
-    server_time = doc.get("server_time")
-    clock.set(server_time, is_clock_skew(doc))
+    clock.set(doc.get("server_time"), is_clock_skew(doc))
     return doc
 
 

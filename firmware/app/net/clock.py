@@ -19,7 +19,7 @@ _guessed = False
 
 
 # Called once after a reset, before utc().
-def load_guess_mark():
+def begin():
     global _guessed
     from machine import RTC
 

@@ -34,7 +34,7 @@ class NoAddress(OSError):
     pass
 
 
-def socket_address(host, port, kind=socket.SOCK_STREAM):
+def address(host, port, kind=socket.SOCK_STREAM):
     return socket.getaddrinfo(host, port, 0, kind)[0][-1]
 
 
@@ -44,22 +44,22 @@ async def resolve(host, server):
         return host
     if host.endswith(".local"):
         try:
-            return (await _query(host, _A, _MDNS, 5353))[0]
+            return (await _exchange(host, _A, _MDNS, 5353))[0]
         except NoAddress:
             pass  # some sites serve .local from their own name server
-    return (await _query(host, _A, server, 53))[0]
+    return (await _exchange(host, _A, server, 53))[0]
 
 
 # The (host, port) of an orchestrator that announces itself on this network.
 async def discover():
-    found = await _query(SERVICE, _PTR, _MDNS, 5353)
+    found = await _exchange(SERVICE, _PTR, _MDNS, 5353)
     return found[0], found[1]
 
 
 # Asks one question up to three times. The socket is polled at intervals, because an answer arrives
 # within milliseconds or not at all. Each datagram is received on its own: the port's readinto()
 # would continue with the bytes of the next one, and an answer behind a foreign one would be lost.
-async def _query(name, kind, server, port):
+async def _exchange(name, kind, server, port):
     number = os.urandom(2)
     query = _build_query(number, name, kind)
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -67,7 +67,7 @@ async def _query(name, kind, server, port):
         sock.setblocking(False)
         poll = select.poll()
         poll.register(sock, select.POLLIN)
-        target = socket_address(server, port, socket.SOCK_DGRAM)
+        target = address(server, port, socket.SOCK_DGRAM)
         for _ in range(_TRIES):
             sock.sendto(query, target)
             begun = time.ticks_ms()
@@ -105,13 +105,13 @@ def parse_answer(packet, number, name, kind):
         raise ValueError
     at = 12
     for _ in range(questions):
-        _, at = _read_name(packet, at)
+        _, at = _read(packet, at)
         at += 4
     host = port = None
     addresses = {}
     first = None
     for _ in range(min(answers + authority + additional, _RECORDS)):
-        owner, at = _read_name(packet, at)
+        owner, at = _read(packet, at)
         found, cls, _, size = unpack_from(">HHIH", packet, at)
         at += 10
         if at + size > len(packet):
@@ -122,7 +122,7 @@ def parse_answer(packet, number, name, kind):
                 first = first or addresses[owner]
             elif found == _SRV and owner.endswith(SERVICE) and size > 6 and not host:
                 port = unpack_from(">H", packet, at + 4)[0]
-                host, _ = _read_name(packet, at + 6)
+                host, _ = _read(packet, at + 6)
         at += size
     if kind == _A:
         # Behind an alias the address has another name; mDNS answers also name other hosts.
@@ -135,7 +135,7 @@ def parse_answer(packet, number, name, kind):
 
 
 # Reads a name; returns it and the position behind it. Pointers lead backwards only, so they end.
-def _read_name(packet, at):
+def _read(packet, at):
     labels = []
     after = None
     lowest = at

@@ -136,7 +136,7 @@ class Connection:
             parts = line.split(None, 2)
             if not line.startswith(b"HTTP/1.") or len(parts) < 2:
                 raise HttpError("http", "not HTTP: " + str(line[:40])[2:-1])
-            self.status = _parse_number(parts[1], 10, 599)
+            self.status = _number(parts[1], 10, 599)
             await self._read_headers()
             if self.status >= 200:
                 break
@@ -147,7 +147,7 @@ class Connection:
         elif "chunked" in self.headers.get("transfer-encoding", "").lower():
             self._chunked = True
         elif "content-length" in self.headers:
-            self._left = _parse_number(self.headers["content-length"], 10, 0x3FFFFFFF)
+            self._left = _number(self.headers["content-length"], 10, 0x3FFFFFFF)
         else:
             self._left = -1
 
@@ -266,7 +266,7 @@ class Connection:
     async def _begin_chunk(self):
         self._head_left = _HEAD
         size = await self._read_line()
-        self._left = _parse_number(size.split(b";")[0].strip(), 16, 0x3FFFFFFF)
+        self._left = _number(size.split(b";")[0].strip(), 16, 0x3FFFFFFF)
         if not self._left:
             self._chunked = False
             while (await self._read_line(True)).strip():
@@ -290,7 +290,7 @@ class Connection:
             raise HttpError("http", "no memory")
 
 
-def _parse_number(text, base, limit):
+def _number(text, base, limit):
     try:
         value = int(text, base)
     except ValueError:

@@ -6,16 +6,16 @@ from net import dns
 # The address in the form of getaddrinfo; raises OSError. `nameserver()` returns the network's name
 # server. `anyone`: the beacon was given no name, so any orchestrator that announces itself will do.
 # `stubborn`: the port's own resolver, which blocks, is asked at the end.
-async def find_orchestrator(host, port, nameserver, anyone, stubborn):
+async def find(host, port, nameserver, anyone, stubborn):
     try:
         try:
-            return dns.socket_address(await dns.resolve(host, nameserver()), port)
+            return dns.address(await dns.resolve(host, nameserver()), port)
         except dns.NoAddress:
             if not anyone:
                 raise
         name, announced = await dns.discover()
-        return dns.socket_address(await dns.resolve(name, nameserver()), announced)
+        return dns.address(await dns.resolve(name, nameserver()), announced)
     except OSError:
         if not stubborn:
             raise
-        return dns.socket_address(host, port)
+        return dns.address(host, port)

@@ -155,12 +155,12 @@ class Agent:
         if field:
             beacon.journal.write("offer", "malformed", field)
             return default
-        poll_after_s = doc.get("poll_after_s")
+        asked = doc.get("poll_after_s")
         wait = schedule.seconds_until_install(
             doc, clock.utc(), store.text("window"), store.number("utc_off")
         )
         if wait:
-            return schedule.poll_delay(min(wait, poll_after_s or default), default)
+            return schedule.poll_delay(min(wait, asked or default), default)
         rest = self._attempt_pause.seconds_left()
         if rest:  # this poll came early, because of a report or of new credentials
             return schedule.poll_delay(rest, default)
@@ -168,9 +168,7 @@ class Agent:
             self._count_failure()
         self._reset_if_out_of_memory()
         await self._deliver_report()
-        pause = schedule.poll_delay(
-            poll_after_s, default, self._failed_attempts, store.policy("retry_s")
-        )
+        pause = schedule.poll_delay(asked, default, self._failed_attempts, store.policy("retry_s"))
         # Long enough that what add_jitter() leaves of it covers the pause after a failed attempt.
         return pause + pause // 3 + 1 if self._attempt_pause.seconds_left() else pause
 
@@ -210,10 +208,10 @@ class Agent:
         except HttpError as error:
             stage, code, detail = "download", error.code, error.detail
         except Exception as error:
-            from describe import describe_error
+            from describe import describe
 
             sys.print_exception(error)
-            stage, code, detail = "boot", "crash", describe_error(error)
+            stage, code, detail = "boot", "crash", describe(error)
             self._out_of_memory = isinstance(error, MemoryError)
         if stage:
             attempt.record["stage"] = stage
@@ -249,7 +247,7 @@ class Agent:
             final = False  # NVS did not erase the record: it is reported once in each boot
         if not final and self._boot_reported and not beacon.journal.entries_since():
             return
-        status = record["status"] if final else "idle"
+        status = record["status"] if record and final else "idle"
         try:
             await self._reporter.send(self._reporter.build(status, record if final else None))
         except HttpError as error:

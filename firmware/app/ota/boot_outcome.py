@@ -124,7 +124,7 @@ async def _run_trial(beacon, record, ask):
         late = time.ticks_diff(time.ticks_ms(), begun) > deadline
         decision, missing = trial.check_health(
             beacon.radio.is_healthy(),
-            beacon.services_healthy(),
+            beacon.is_healthy(),
             beacon.wifi.is_up(),
             exchanged,
             refused,
@@ -220,7 +220,7 @@ async def _try_exchange(ask):
         status, answer, _ = await ask("trial")
     except Unsealed as error:
         print("trial:", error.detail)
-        return False, not _can_sign(), error.detail
+        return False, not can_sign(), error.detail
     except HttpError as error:
         print("trial:", error.code, error.detail)
         return False, False, ""
@@ -232,6 +232,6 @@ async def _try_exchange(ask):
 
 # Whether this release computes HMAC correctly (RFC 4231, test case 2). If not, every answer looks
 # unauthenticated to it.
-def _can_sign():
+def can_sign():
     mac = hmac_sha256(b"Jefe", b"what do ya want for nothing?")
     return hexlify(mac) == b"5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"

@@ -2,8 +2,7 @@
 # needed once in a boot. Two operations are always refused: arming a slot during a trial, and arming
 # a slot that otadata selects already (the port's set_boot would overwrite the old release's entry).
 
-from ota import otadata
-from ota.image import image_digest
+from ota import image, otadata
 from ota.slots import FlashError
 
 
@@ -89,4 +88,4 @@ def confirm(slots):
 
 # SHA-256 of a slot's release image, of the running one's by default.
 async def digest(slots, slot=None):
-    return await image_digest(slots.running_app if slot is None else slots.parts[slot])
+    return await image.digest(slots.running_app if slot is None else slots.parts[slot])

@@ -11,13 +11,13 @@ _SHA = const(32)
 _PLACES = const(4)
 
 
-def _read_digests(store):
+def _read(store):
     blob = store.blob(_KEY, _SHA * _PLACES)
     return [blob[i : i + _SHA] for i in range(0, len(blob) - _SHA + 1, _SHA)]
 
 
 def contains(store, checksum):
-    return unhexlify(checksum) in _read_digests(store)
+    return unhexlify(checksum) in _read(store)
 
 
 # Puts an image first; the oldest of four is dropped. If NVS does not take it, only the
@@ -26,6 +26,6 @@ def add(store, checksum):
     if not is_hex(checksum, 64):
         return  # there is no image, or its hash is unknown
     digest = unhexlify(checksum)
-    known = _read_digests(store)
+    known = _read(store)
     if digest not in known:
         store.try_put(_KEY, b"".join([digest] + known[: _PLACES - 1]))

@@ -44,7 +44,7 @@ class Download:
                 raise failed or FlashError("no_slot", "bad slots: %x" % bad)
             part = beacon.slots.partition(slots[0])
             try:
-                return slots[0], await self._download_into(part)
+                return slots[0], await self._download(part)
             except FlashError as error:
                 failed = error
                 beacon.journal.write("flash", error.code, "slot %d: %s" % (slots[0], error.detail))
@@ -53,7 +53,7 @@ class Download:
                 except OSError:
                     raise failed
 
-    async def _download_into(self, part):
+    async def _download(self, part):
         fields = self._fields
         beacon = self._beacon
         record = self._attempt.record
@@ -172,7 +172,9 @@ class Download:
                     mark = self._size - ((percent + 1) * self._size + 99) // 100
                     self._beacon.radio.set_progress(percent)
                     if since(ticks(), self._reported) > _PROGRESS:
-                        await self._report_progress(writer, percent)
+                        self._reported = ticks()
+                        self._attempt.record["bytes"] = writer.written
+                        await self._attempt.report_best_effort(percent)
         finally:
             source.close()
 
@@ -194,11 +196,6 @@ class Download:
         if length is not None and length != self._size - first:
             code = "truncated" if length < self._size - first else "http"
             raise HttpError(code, "length %d, not %d" % (length, self._size - first))
-
-    async def _report_progress(self, writer, percent):
-        self._reported = time.ticks_ms()
-        self._attempt.record["bytes"] = writer.written
-        await self._attempt.report_best_effort(percent)
 
 
 # Requests the file with SHA-256 `digest` from byte `first` on. Returns the connection with an

@@ -39,7 +39,7 @@ def image_length(part):
 
 # SHA-256 of a slot's release image in hex, "" when there is none. Other tasks run after each
 # sector.
-async def image_digest(part):
+async def digest(part):
     length = image_length(part)
     if not length:
         return ""

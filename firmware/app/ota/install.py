@@ -26,7 +26,7 @@ _DOWNLOAD = const(
 MODULES = _VERIFICATION + " " + _DOWNLOAD + " ota.boot_slot ota.acknowledged ota.install"
 
 _FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
-REBOOTING = const(0xFF)
+_REBOOTING = const(0xFF)
 
 
 # The orchestrator has ended this attempt; there is nothing to report.
@@ -67,7 +67,7 @@ class Install:
         self.save_status("downloading")
         beacon.radio.set_progress(0)
         await self.report_best_effort(0)
-        fields = await self._verify_offer()
+        fields = await self.verify_offer()
         slot, head = await self._download(fields)
         self.record["bytes"] = fields["size"]
         self.save_status("verifying")
@@ -80,13 +80,13 @@ class Install:
         self.record["slot"] = slot
         self.save_status("rebooting")
         await acknowledged.report_until_acknowledged(beacon, self, "rebooting")
-        beacon.radio.set_progress(REBOOTING)
+        beacon.radio.set_progress(_REBOOTING)
         await asyncio.sleep_ms(_FAREWELL)
         bootable.arm_slot(beacon, self, slot, head)
 
     # Returns the fields of the signed manifest that the download needs. Nothing is downloaded
     # before, and from here on the manifest counts, not the offer.
-    async def _verify_offer(self):
+    async def verify_offer(self):
         await preload(_VERIFICATION)
         from ota import verify
 

@@ -61,9 +61,9 @@ class Reporter:
                 beacon.journal.write("report", "rejected", "status %d" % status)
             raise HttpError("http", "status %d" % status, status in (401, 403), status)
         if answer:
-            journal_ack = answer.get("journal_ack")
-            if isinstance(journal_ack, int):
-                beacon.journal.acknowledge(journal_ack)
+            ack = answer.get("journal_ack")
+            if isinstance(ack, int):
+                beacon.journal.acknowledge(ack)
             pad = answer.get("rekey")
             if is_hex(pad, 64):
                 from ota import rekey

@@ -6,7 +6,7 @@ from micropython import const
 from wire.shapes import parse_window
 
 _DAY = const(1440)  # minutes
-RETRIES = const(5)
+_RETRIES = const(5)
 _MISSED = const(60)  # s to the next poll, which names the next window
 _MIN_POLL = const(5)  # s
 _MAX_POLL = const(86400)
@@ -22,7 +22,7 @@ def add_jitter(value):
 
 # The pause before retry n (0, 1, ...), None when there are no more.
 def retry_pause(n, first_ms):
-    return add_jitter(first_ms << n) if n < RETRIES else None
+    return add_jitter(first_ms << n) if n < _RETRIES else None
 
 
 # Seconds after the n-th failure in a row (1, 2, ...): `first_s`, twice that, and so on.

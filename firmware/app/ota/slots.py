@@ -36,7 +36,7 @@ class Slots:
         kind = self.running_app.info()[1]
         self.running = kind - _OTA if kind >= _OTA else _FACTORY
 
-    # The functions of ota/boot_slot.py as methods; whoever is done with them forgets that module.
+    # The functions of ota/boot_slot.py as methods; their callers unload that module afterwards.
     def __getattr__(self, name):
         from ota import boot_slot
 

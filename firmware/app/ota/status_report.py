@@ -27,22 +27,20 @@ _COPIED = const(
 
 # The report of a status. `record` is the attempt's, None for an idle report.
 def build_report(beacon, update_status, record, progress):
-    firmware_version = beacon.version
+    version = beacon.version
     if record and update_status not in ("success", "rolled_back"):
-        firmware_version = record["version"]
-    updated_at = clock.utc()
-    heap_free_min = beacon.measure_heap()
+        version = record["version"]
+    now = clock.utc()
     doc = {
-        "firmware_version": firmware_version,
+        "firmware_version": version,
         "update_status": update_status,
-        "updated_at": updated_at,
+        "updated_at": now,
         "image_sha256": beacon.image_sha256,
         "reset_cause": beacon.reset_cause,
-        "heap_free_min": heap_free_min,
+        "heap_free_min": beacon.measure_heap(),
     }
     if record:
-        previous_version = record["previous"]
-        doc["previous_version"] = previous_version
+        doc["previous_version"] = record["previous"]
         for name in _COPIED:
             if name in record:
                 doc[name] = record[name]
@@ -50,18 +48,18 @@ def build_report(beacon, update_status, record, progress):
             doc["detail"] = clip_text(printable(record["detail"], 200), 200)
     if progress is not None:
         doc["progress"] = progress
-    if not updated_at:
+    if not now:
         doc["clock_unset"] = True
     if beacon.insecure:
         doc["insecure"] = True
-    journal = _take_fitting(beacon.journal.entries_since(), _BODY - _json_size(doc))
+    journal = _take_fitting(beacon.journal.entries_since(), _BODY - _size(doc))
     if journal:
         doc["journal"] = journal
     return doc
 
 
 # Bytes of a value's JSON, with an allowance for the name and the commas around it.
-def _json_size(value):
+def _size(value):
     return len(json.dumps(value).encode()) + 16
 
 
@@ -69,7 +67,7 @@ def _json_size(value):
 def _take_fitting(entries, room):
     found = []
     for entry in entries:
-        room -= _json_size(entry)
+        room -= _size(entry)
         if room < 0:
             break
         found.append(entry)

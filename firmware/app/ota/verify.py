@@ -52,12 +52,10 @@ def _read_floor(store):
 
 # The manifest fields of the offer, once the signatures, the rules and the offer itself agree. The
 # envelope is taken out of the offer, so that memory does not hold it beside what was decoded.
-# `floor`, `now` and `slot_size` are those of wire.manifest.check_rules(). An insecure app accepts
+# `floor`, `now` and `room` are those of wire.manifest.check_rules(). An insecure app accepts
 # an offer without a manifest, and, as long as it holds no keys, one whose signatures it cannot
 # judge.
-async def verify_manifest(
-    offer, device_type, running, floor, now, slot_size, insecure=False, keys=KEYS
-):
+async def verify_manifest(offer, device_type, running, floor, now, room, insecure=False, keys=KEYS):
     envelope = offer.pop("manifest", None)
     if envelope is None:
         if not insecure:
@@ -69,9 +67,9 @@ async def verify_manifest(
         missing, pairs = _match_keys(keys, signatures, insecure)
         signatures = None
         await _check_signatures(payload, missing, pairs)
-        fields = manifest.decode_payload(payload)
+        fields = manifest.decode(payload)
         manifest.check_offer(fields, offer)
-    manifest.check_rules(fields, device_type, running, floor, now, slot_size)
+    manifest.check_rules(fields, device_type, running, floor, now, room)
     return fields
 
 
@@ -125,7 +123,7 @@ async def _check_signatures(payload, missing, pairs):
 # The modular power takes a fifth of a second on the chip: other tasks run between its steps.
 async def _verify_signature(n, digest, signature):
     good = False
-    for verdict in pss.verify_steps(n, digest, signature):
+    for verdict in pss.steps(n, digest, signature):
         good = verdict
         await asyncio.sleep(0)
     return good

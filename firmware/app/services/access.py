@@ -34,7 +34,7 @@ class Access:
             self,
         )
 
-    def is_ready(self):
+    def is_up(self):
         return bool(self._control)
 
     # -- called by the radio
@@ -53,15 +53,15 @@ class Access:
             nonce = os.urandom(access.NONCE)
             if link in self._challenges or len(self._challenges) < _LINKS:
                 self._challenges[link] = (nonce, payload, time.ticks_ms())
-            self._notify(link, access.build_challenge(nonce))
+            self.notify(link, access.build_challenge(nonce))
         elif kind == access.PROOF:
             granted = self._check_proof(self._challenges.pop(link, None), payload)
-            self._notify(link, bytes((access.GRANTED if granted else access.REFUSED,)))
+            self.notify(link, bytes((access.GRANTED if granted else access.REFUSED,)))
             if granted:
                 self._radio.renew_timeouts(link)
                 from services import strike
 
-                strike.open_strike(self._store)
+                strike.open(self._store)
                 strike = None
                 unload("services.strike")
 
@@ -76,7 +76,7 @@ class Access:
         good = False
         import identity
 
-        name = identity.read_id(self._store)
+        name = identity.read(self._store)
         identity = None
         unload("identity")
         for key in (held, access.door_key(hmac_sha256, held, name)):
@@ -84,7 +84,7 @@ class Access:
         late = not 0 <= time.ticks_diff(time.ticks_ms(), since) <= access.LIFETIME
         return good and bool(secret) and not late
 
-    def _notify(self, link, message):
+    def notify(self, link, message):
         try:
             self._radio.notify(link, self._status, message)
         except OSError as error:

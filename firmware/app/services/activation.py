@@ -16,7 +16,7 @@ _WATCHDOG = const(3)
 # resets the chip, `ble` stays at "trying", and the next boots leave Bluetooth off until the power
 # is cut. Some chips report every reset as a power-on, so after a second failure Bluetooth stays off
 # whatever the cause, until Radio.record_good_boot().
-def activate(store, journal, cause, irq):
+def start(store, journal, cause, irq):
     known = store.number("ble")
     if known == _AGAIN or known == _TRYING and cause != _POWER_ON:
         journal.write("ble", "skipped", "activation never came back")

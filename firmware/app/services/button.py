@@ -59,6 +59,6 @@ class Button:
             if self.is_down():
                 from services import button_press
 
-                await button_press.follow_press(self._beacon, self, early)
+                await button_press.run(self._beacon, self, early)
                 button_press = None
                 unload("services.button_press")

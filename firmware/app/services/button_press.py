@@ -17,7 +17,7 @@ _POWER_ON = const(1)
 
 
 # `early`: the press began within ten seconds of the start.
-async def follow_press(beacon, button, early):
+async def run(beacon, button, early):
     since = time.ticks_ms()
     early = early and beacon.reset_cause == _POWER_ON
     held = 0
@@ -32,7 +32,7 @@ async def follow_press(beacon, button, early):
 
             beacon.journal.write("button", "forgot")
             try:
-                factory_reset.erase_provisioned(beacon.store)
+                factory_reset.erase(beacon.store)
             except OSError as error:
                 beacon.journal.write("button", "not_stored", str(error))
                 break

@@ -9,7 +9,7 @@ _IDENTITY = const(20)
 
 # The advertising data; b"" while the beacon has no iBeacon identity, because an invented one would
 # show people at a wrong place.
-def build_frame(store):
+def frame(store):
     identity = store.blob("ibeacon", _IDENTITY)
     if len(identity) != _IDENTITY:
         return b""

@@ -76,7 +76,7 @@ class Radio:
         if self._allowed:
             from services import activation
 
-            found = activation.activate(self._store, self._journal, cause, self._irq)
+            found = activation.start(self._store, self._journal, cause, self._irq)
             if found:
                 self._ble, self.name = found
                 self._needed = True
@@ -88,7 +88,7 @@ class Radio:
         if self._store.number("ble") == _AGAIN:
             self._store.try_put("ble", _TRYING)
 
-    def is_on(self):
+    def is_up(self):
         return self._ble is not None
 
     # An owner has on_write(link, handle, data), on_disconnect(link) and on_handles(ble, handles),
@@ -351,7 +351,7 @@ class Radio:
         try:
             call(link, *args)
         except Exception as error:
-            from describe import describe_error
+            from describe import describe
 
-            self._journal.write("ble", "handler", describe_error(error))
+            self._journal.write("ble", "handler", describe(error))
             self.disconnect(link)

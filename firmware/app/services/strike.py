@@ -3,7 +3,7 @@
 from machine import Pin, Timer
 
 
-def open_strike(store):
+def open(store):
     number = store.policy("strike_pin")
     if number < 0:
         return

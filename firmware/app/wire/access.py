@@ -39,15 +39,6 @@ def door_key(hmac_sha256, secret, beacon_id):
     return hmac_sha256(secret, _DOOR, beacon_id.encode())[:SECRET]
 
 
-# Sent by the reader.
-def build_request(ident):
-    return bytes((REQUEST,)) + ident
-
-
-def build_proof(mac):
-    return bytes((PROOF,)) + mac[:SECRET]
-
-
 # Sent by the beacon.
 def build_challenge(nonce):
     return bytes((CHALLENGE,)) + nonce

@@ -53,7 +53,7 @@ _QUEUE = const(8)
 
 # Whether a message may be unsealed. All others need a session: no credentials are sent in the
 # clear, and no network is joined or listed for a stranger.
-def allowed_in_clear(type_):
+def in_clear(type_):
     return type_ in (ACK, NEGOTIATE, ERROR, SET_SECURITY, GET_VERSION, DISCONNECT_BLE)
 
 

@@ -15,11 +15,6 @@ MAX_UTC = const(0xFFFFFFFFFF)
 _WORD = const("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
-# Whether a value can be a stage or a code.
-def is_word(value):
-    return value != "" and to_word(value) == value
-
-
 # Makes a stage or code of any value: cut to its length, with `_` in place of characters that are
 # not allowed. "" when nothing recognisable is left.
 def to_word(value):

@@ -93,7 +93,7 @@ _FIELDS = (
 
 
 # Encodes a dict of fields; only "encryption" may be missing.
-def encode_payload(fields):
+def encode(fields):
     parts = []
     for name, shape in _FIELDS:
         if name == "encryption" and name not in fields:
@@ -110,7 +110,7 @@ def encode_payload(fields):
 
 
 # Decodes the fields of a payload. Its signatures have to be verified before.
-def decode_payload(payload):
+def decode(payload):
     if len(payload) > MAX_PAYLOAD or b"[" in payload or payload.count(b"{") > 2:
         raise _bad("payload: not canonical")
     try:
@@ -119,7 +119,7 @@ def decode_payload(payload):
         raise _bad("payload: not JSON")
     if not isinstance(fields, dict):
         raise _bad("payload: not an object")
-    if encode_payload(fields) != payload:
+    if encode(fields) != payload:
         raise _bad("payload: not canonical")
     return fields
 
@@ -179,7 +179,7 @@ def unsigned_fields(offer, device_type):
         "version": offer.get("version"),
     }
     try:
-        encode_payload(fields)
+        encode(fields)
     except Refused as error:
         raise Refused("image", error.detail)
     return fields
@@ -187,9 +187,9 @@ def unsigned_fields(offer, device_type):
 
 # Raises Refused unless a beacon of this type and version may install the release. `floor`
 # is the highest version ever confirmed on it (None: none yet), `now` an
-# authenticated time in UTC seconds (None: the clock is unset), `slot_size` the bytes
+# authenticated time in UTC seconds (None: the clock is unset), `room` the bytes
 # of the slot. Returns False when only the date could not be judged.
-def check_rules(fields, device_type, running, floor, now, slot_size):
+def check_rules(fields, device_type, running, floor, now, room):
     if fields["device_type"] != device_type:
         raise Refused("device_type", "for %s, this is %s" % (fields["device_type"], device_type))
     version = fields["version"]
@@ -203,8 +203,8 @@ def check_rules(fields, device_type, running, floor, now, slot_size):
             raise Refused("image", "needs %s, running %s" % (lowest, running))
     except ValueError:
         raise Refused("downgrade", "own version or floor unreadable")
-    if fields["size"] > slot_size:
-        raise Refused("image", "%d bytes, slot has %d" % (fields["size"], slot_size))
+    if fields["size"] > room:
+        raise Refused("image", "%d bytes, slot has %d" % (fields["size"], room))
     if now is None:
         return False
     if now >= fields["expires_at"]:

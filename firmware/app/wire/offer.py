@@ -6,8 +6,8 @@ from . import const, versions
 from .shapes import MAX_SIZE, is_hex, is_number
 
 MAX_BODY = const(10240)  # bytes of JSON: the envelope's bound and the rest
-MAX_URL = const(200)
-MAX_TIME = const(0xFFFFFFFFFF)
+_MAX_URL = const(200)
+_MAX_TIME = const(0xFFFFFFFFFF)
 MAX_BRACKETS = const(24)  # bounds the nesting and the memory of a JSON parser
 
 
@@ -20,7 +20,7 @@ class OfferError(ValueError):
 
 # Whether a value is a path on the same server, without characters that could end a request line.
 def _is_path(value):
-    if not isinstance(value, str) or not 1 < len(value) <= MAX_URL:
+    if not isinstance(value, str) or not 1 < len(value) <= _MAX_URL:
         return False
     if value[0] != "/" or value[1] == "/":
         return False
@@ -50,5 +50,5 @@ def check_offer(doc):
     if manifest is not None and not isinstance(manifest, dict):
         raise OfferError("manifest")
     for name in ("not_before", "not_after", "poll_after_s", "server_time"):
-        if name in doc and not is_number(doc[name], 0, MAX_TIME):
+        if name in doc and not is_number(doc[name], 0, _MAX_TIME):
             raise OfferError(name)

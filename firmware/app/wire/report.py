@@ -57,6 +57,11 @@ class ReportError(ValueError):
         self.reason = reason
 
 
+# Whether a value can be a stage or a code of the journal.
+def is_word(value):
+    return value != "" and journal.to_word(value) == value
+
+
 # Raises ReportError unless every field of the decoded JSON keeps the contract. Unknown fields are
 # ignored: a newer beacon may send more than this side understands.
 def check_report(doc):

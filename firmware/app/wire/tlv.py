@@ -56,7 +56,7 @@ _FIELDS = {
 
 
 # A message breaks the contract. `field` is the name of the field, "" for the whole message.
-class MalformedMessage(ValueError):
+class TlvError(ValueError):
     def __init__(self, what, field=""):
         super().__init__("%s: %s" % (field, what) if field else what)
         self.what = what
@@ -64,14 +64,14 @@ class MalformedMessage(ValueError):
 
 
 # Encodes a dictionary of fields; a field that is absent or None is left out.
-def encode_message(kind, fields):
+def encode(kind, fields):
     if kind == CREDENTIALS:
         return bytes((kind,)) + _credentials(fields["creds"])
     out = bytearray((kind,))
     known = _FIELDS[kind]
     for name in fields:
         if not any(name == row[1] for row in known):
-            raise MalformedMessage("unknown", name)
+            raise TlvError("unknown", name)
     for row in known:
         value = fields.get(row[1])
         if value is None:
@@ -80,25 +80,25 @@ def encode_message(kind, fields):
             value = value.encode()
         elif row[2] == _NUMBER:
             if not row[3] <= value <= row[4]:
-                raise MalformedMessage("range", row[1])
+                raise TlvError("range", row[1])
             value = (value & 0xFFFF).to_bytes(2, "big")
         _check(row, value)
         out += bytes((row[0], len(value)))
         out += value
     if len(out) > MAX_SIZE:
-        raise MalformedMessage("size")
+        raise TlvError("size")
     return bytes(out)
 
 
 # Decodes a message into (kind, fields). Raises MalformedMessage. All fields are checked first.
-def decode_message(data):
+def decode(data):
     if not 1 <= len(data) <= MAX_SIZE:
-        raise MalformedMessage("size")
+        raise TlvError("size")
     kind = data[0]
     if kind == CREDENTIALS:
         return kind, {"creds": _credentials(bytes(data[1:]))}
     if kind not in _FIELDS:
-        raise MalformedMessage("kind")
+        raise TlvError("kind")
     known = _FIELDS[kind]
     fields = {}
     last = 0
@@ -106,10 +106,10 @@ def decode_message(data):
     while at < len(data):
         tag = data[at]
         if tag <= last:
-            raise MalformedMessage("order")
+            raise TlvError("order")
         last = tag
         if at + 2 > len(data) or at + 2 + data[at + 1] > len(data):
-            raise MalformedMessage("cut off")
+            raise TlvError("cut off")
         value = bytes(data[at + 2 : at + 2 + data[at + 1]])
         at += 2 + len(value)
         for row in known:
@@ -118,14 +118,14 @@ def decode_message(data):
                 break
         else:
             if tag < _SKIP:
-                raise MalformedMessage("tag %d" % tag)
+                raise TlvError("tag %d" % tag)
     return kind, fields
 
 
 # Credentials are not a field: 32 of them exceed a length of one byte.
 def _credentials(blob):
     if len(blob) % (ID + SECRET) or len(blob) > MAX_CREDENTIALS * (ID + SECRET):
-        raise MalformedMessage("length", "creds")
+        raise TlvError("length", "creds")
     return blob
 
 
@@ -134,30 +134,30 @@ def _check(row, value):
     _, name, kind, low, high = row
     if kind == _NUMBER:
         if len(value) != 2:
-            raise MalformedMessage("length", name)
+            raise TlvError("length", name)
         number = value[0] << 8 | value[1]
         if number & 0x8000:
             number -= 0x10000
         if not low <= number <= high:
-            raise MalformedMessage("range", name)
+            raise TlvError("range", name)
         return number
     if not low <= len(value) <= high:
-        raise MalformedMessage("length", name)
+        raise TlvError("length", name)
     if kind == _BYTES:
         return value
     try:
         value = value.decode()
     except ValueError:  # UnicodeError
-        raise MalformedMessage("text", name)
+        raise TlvError("text", name)
     rule = _RULES.get(name)
     if rule and not rule(value):
-        raise MalformedMessage("value", name)
+        raise TlvError("value", name)
     return value
 
 
 def _is_url(text):
     try:
-        return bool(url.parse_url(text))
+        return bool(url.parse(text))
     except ValueError:
         return False
 

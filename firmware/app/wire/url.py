@@ -9,7 +9,7 @@ _NAME = "abcdefghijklmnopqrstuvwxyz_-" + _DIGITS
 
 
 # (tls, host, port); ValueError with the reason. The host is lower case, without a dot at its end.
-def parse_url(text):
+def parse(text):
     scheme, colon, rest = text.partition("://")
     scheme = scheme.lower()
     if not colon or scheme not in ("http", "https"):

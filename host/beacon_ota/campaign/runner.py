@@ -4,6 +4,7 @@ Every outcome is written as one line of JSON as soon as it is known, so that an 
 can be resumed.
 """
 
+import atexit
 import importlib
 import json
 import os
@@ -13,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Protocol
 
+from beacon_ota import lifeline
 from beacon_ota.errors import ReachError
 
+_ending = False  # a worker was told to end
 RESULTS_FILE = "results.jsonl"
 CASES_PER_WORKER = 100  # cases of one worker process before it is replaced
 CAMPAIGN_MODULES = {
@@ -168,14 +171,14 @@ def _iter_outcomes(
         return
     context = get_context("spawn")
     pool = ProcessPoolExecutor(
-        jobs, context, initializer=_ignore_interrupts, max_tasks_per_child=CASES_PER_WORKER
+        jobs, context, initializer=_prepare_worker, max_tasks_per_child=CASES_PER_WORKER
     )
     todo = iter(cases)
     running = set()
     try:
         while True:
             for case in todo:
-                running.add(pool.submit(_run_one, name, case, folder, options))
+                running.add(pool.submit(_run_in_worker, name, case, folder, options))
                 if len(running) >= 2 * jobs:
                     break
             if not running:
@@ -185,13 +188,39 @@ def _iter_outcomes(
                 yield future.result()
     except BrokenProcessPool:
         raise ReachError("worker_lost", "a worker process of the campaign died") from None
+    except BaseException:  # interrupted: nobody waits for what they are at
+        for worker in active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
+def _prepare_worker() -> None:
     """Ignore SIGINT in a worker: the main process handles it and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
+    lifeline.hold_on_to_parent()
+
+
+def _end(*_signal: object) -> None:
+    """End a worker: the case that it is at cleans up behind it."""
+    global _ending
+    if not _ending:
+        _ending = True
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def _run_in_worker(name: str, case: str, folder: Path, options: CampaignOptions) -> CaseOutcome:
+    """Run a case in a worker process."""
+    try:
+        if not _ending:
+            return _run_one(name, case, folder, options)
+    except SystemExit:
+        if not _ending:
+            raise
+    atexit._run_exitfuncs()  # the pool would hand us the next case, or have us wait for it
+    os._exit(128 + signal.SIGTERM)
 
 
 def _run_one(name: str, case: str, folder: Path, options: CampaignOptions) -> CaseOutcome:

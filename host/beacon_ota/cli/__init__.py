@@ -1,7 +1,7 @@
 """The command ``beacon-ota``: a table of lazily imported groups, one module each.
 
 Exit codes: 0 done · 1 refused input or a failed check · 2 wrong usage · 3 unreachable ·
-4 not permitted · 5 stopped, and not stored yet · 130 interrupted.
+4 not permitted · 5 stopped, and not stored yet · 130 interrupted, 143 and 129 told to end.
 """
 
 import importlib
@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 import typer.core
 
-from beacon_ota import __version__
-from beacon_ota.cli._support import plain_help
+from beacon_ota import __version__, lifeline
+from beacon_ota.cli._support import ends, plain_help
 from beacon_ota.errors import BeaconOtaError, UsageError
 
 
@@ -35,6 +35,8 @@ TABLE = {
     "deploy": Entry("deploy", "Copy the app to a board that runs MicroPython (development)."),
     "keys": Entry("keys", "Make, list, export and rotate signing keys."),
     "serve": Entry("serve", "Run the orchestrator or a mirror."),
+    "backup": Entry("backup", "Copy an orchestrator's data, while it runs."),
+    "restore": Entry("restore", "Put a backup into an empty data folder."),
     "release": Entry("release", "Sign, upload, promote, deprecate, republish releases."),
     "rollout": Entry("rollout", "Plan, start, watch and stop rollouts."),
     "beacon": Entry("beacon", "List, show and manage beacons."),
@@ -120,6 +122,12 @@ def main(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign
+    lifeline.hold_on_to_starter()
+    with ends.as_interrupts():
+        _run(args)
+
+
+def _run(args: list[str] | None) -> None:
     try:
         app(args=args, prog_name="beacon-ota")
     except BeaconOtaError as error:

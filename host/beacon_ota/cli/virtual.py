@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from beacon_ota.console import output
 from beacon_ota.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from beacon_ota.virtual.beacon import VirtualBeacon
     from beacon_ota.virtual.net.network import Network
 
 app = typer.Typer(
@@ -187,8 +189,10 @@ def run_fleet(
 _COLUMNS = ("beacon", "phase", "slot", "boots", "ended_before", "wifi", "received")
 
 
-def _show_rows(rows, deadline: float, *, quiet: bool) -> None:
-    """Show the rows until the deadline."""
+def _show_rows(
+    list_rows: Callable[[], list[dict[str, object]]], deadline: float, *, quiet: bool
+) -> None:
+    """Show the rows, again and again, until the deadline (``time.monotonic()``)."""
     from rich.live import Live
 
     if quiet:
@@ -197,12 +201,12 @@ def _show_rows(rows, deadline: float, *, quiet: bool) -> None:
         return
     with Live(console=output.console, refresh_per_second=4) as live:
         while time.monotonic() < deadline:
-            live.update(output.build_table(rows(), _COLUMNS))
+            live.update(output.build_table(list_rows(), _COLUMNS))
             time.sleep(0.25)
-        live.update(output.build_table(rows(), _COLUMNS))
+        live.update(output.build_table(list_rows(), _COLUMNS))
 
 
-def _print_boots(beacon, shown: int) -> int:
+def _print_boots(beacon: "VirtualBeacon", shown: int) -> int:
     """Print the boots' events since the last call; returns the number of events printed so far."""
     told: list[str] = []
     for boot in beacon.boots:

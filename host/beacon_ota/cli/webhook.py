@@ -1,6 +1,6 @@
 """``beacon-ota webhook``: who is told what happens, and whether it arrived."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +9,9 @@ from beacon_ota.cli._support.options import JsonOption, Server, YesOption, expan
 from beacon_ota.cli._support.prompts import confirm_action
 from beacon_ota.console import output
 from beacon_ota.errors import InputError
+
+if TYPE_CHECKING:
+    from beacon_ota.client import Client
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Tell other systems what happens."
@@ -156,7 +159,7 @@ def rotate_secret(
     output.console.print(done["secret"], highlight=False, soft_wrap=True)
 
 
-def _find_webhook_id(client: Any, named: str) -> str:
+def _find_webhook_id(client: "Client", named: str) -> str:
     found = [
         row["webhook_id"]
         for row in client.list_webhooks()

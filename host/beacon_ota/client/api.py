@@ -282,11 +282,13 @@ class Client(Transport):
         """Open the stream of events; the block gets an iterator over them.
 
         Raises:
-            ReachError: ``unreachable``, also when the stream breaks off.
+            ReachError: ``unreachable``, also when the stream breaks off; ``not_an_orchestrator``.
         """
         params = {**_drop_none({"after": after}), "kind": kind}
         options = {"params": params, "stream": True, "timeout": (5.0, 60.0)}
         with self.request("GET", "/api/events", **options) as answer:
+            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                raise self._foreign_answer()
             yield self._read_events(answer)
 
     def _read_events(self, answer: requests.Response) -> Iterator[Json]:
@@ -298,6 +300,8 @@ class Client(Transport):
             raise ReachError(
                 "unreachable", f"the stream broke off: {describe_failure(error)}"
             ) from None
+        except ValueError:
+            raise self._foreign_answer() from None
 
 
 def _drop_none(fields: dict[str, Any]) -> dict[str, Any]:

@@ -67,9 +67,10 @@ class Transport:
         try:
             return answer.json()
         except ValueError:
-            raise ReachError(
-                "not_an_orchestrator", f"{self.url} answers, but not as an orchestrator"
-            ) from None
+            raise self._foreign_answer() from None
+
+    def _foreign_answer(self) -> ReachError:
+        return ReachError("not_an_orchestrator", f"{self.url} answers, but not as an orchestrator")
 
     @contextmanager
     def stream_response(self, path: str, headers: dict[str, str]) -> Iterator[requests.Response]:
@@ -80,13 +81,17 @@ class Transport:
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         options.setdefault("timeout", self._timeout_s)
         try:
-            answer = self._session.request(method, self.url + path, **options)
+            answer = self._session.request(
+                method, self.url + path, allow_redirects=False, **options
+            )
         except requests.RequestException as error:
             raise ReachError(
                 "unreachable",
                 f"cannot reach {self.url}: {describe_failure(error)}",
                 found=self.url,
             ) from None
+        if answer.is_redirect:  # followed, a POST would become a GET, and the token travel on
+            raise _redirection_error(answer, path)
         if answer.status_code >= 400:
             raise error_from_response(answer)
         return answer
@@ -98,19 +103,59 @@ def error_from_response(answer: requests.Response) -> BeaconOtaError:
         document = answer.json()
         code, detail = str(document["code"]), str(document["detail"])
     except (ValueError, KeyError, TypeError):
-        document = {}
-        code = "not_an_orchestrator"
-        detail = f"{answer.url} answers {answer.status_code}, but not as an orchestrator"
+        return _foreign_error(answer)
     kind: type[BeaconOtaError]
     if answer.status_code in (401, 403, 429):
         kind = DeniedError
     elif answer.status_code in (409, 410):
         kind = UsageError
-    elif answer.status_code >= 500 or not document:
+    elif answer.status_code >= 500:
         kind = ReachError
     else:
         kind = InputError
     return kind(code, detail, found=document.get("found"), expected=document.get("expected"))
+
+
+def _redirection_error(answer: requests.Response, path: str) -> BeaconOtaError:
+    """Return the error of a redirection: the address that the answer names."""
+    there = "".join(filter(str.isprintable, answer.headers.get("location", "")))[:200]
+    inside = there.partition("?")[0].removesuffix(path)
+    return ReachError(
+        "redirected",
+        f"{answer.url} answers that the orchestrator is at another address: name that one",
+        found=f"{answer.status_code} to {there}",
+        expected=f"--url {inside}" if inside.startswith("http") else None,
+    )
+
+
+_PROXY = {
+    401: "asks for a login of its own",
+    403: "forbids it",
+    404: "does not know this address: is the path of --url right?",
+    413: "takes no body as large as this: it needs a higher limit (nginx: client_max_body_size)",
+    429: "says that there are too many requests",
+    502: "gets no answer from the orchestrator behind it: is it running?",
+    503: "says that the orchestrator behind it is not available",
+    504: "gets no answer in time from the orchestrator behind it",
+}
+
+
+def _foreign_error(answer: requests.Response) -> BeaconOtaError:
+    """Return the error of an answer by a proxy or another server, not the orchestrator.
+
+    The page that it sent is for browsers; its name and its status are shown here.
+    """
+    status = answer.status_code
+    server = "".join(filter(str.isprintable, answer.headers.get("server", "")))[:40]
+    who = f"a proxy ({server})" if server else "a proxy, or another server,"
+    if status in _PROXY:
+        code = "proxy_refused" if status < 500 else "proxy_unavailable"
+        detail = f"{who} in front of the orchestrator {_PROXY[status]}"
+    else:
+        code = "not_an_orchestrator"
+        detail = f"{answer.url} answers {status}, but not as an orchestrator"
+    kind = DeniedError if status in (401, 403, 429) else ReachError
+    return kind(code, detail, found=f"{status} from {answer.url}")
 
 
 def describe_failure(error: requests.RequestException) -> str:

@@ -193,17 +193,17 @@ def print_json(value: object) -> None:
 
 @contextmanager
 def byte_progress(
-    label: str, total: int, *, quiet: bool = False
-) -> Iterator[Callable[[int], None]]:
+    label: str, total: int | None, *, quiet: bool = False
+) -> Iterator[Callable[..., None]]:
     """Show a bar on stderr for long work with bytes.
 
     Args:
-        what: goes before the bar.
-        total: bytes in all.
+        label: text before the bar.
+        total: bytes in all; None while that is not known.
         quiet: show nothing.
 
     Yields:
-        A function to call with the bytes done so far.
+        A function to call with the bytes done so far, and the bytes in all where they change.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -215,7 +215,7 @@ def byte_progress(
     )
     with Progress(*columns, console=error_console, disable=quiet) as bar:
         task = bar.add_task(escape_markup(label), total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)
 
 
 def print_error(error: BeaconOtaError) -> None:

@@ -331,6 +331,7 @@ class Demonstration:
 
     def _wait_for_interrupt(self) -> None:
         self._display.title = "still running: Ctrl-C ends it"
+        self._display.add_line(self._display.title)
         try:
             self._display.wait_until(lambda: False, float("inf"))
         except KeyboardInterrupt:

@@ -15,7 +15,7 @@ YEAR_S = 365 * 86400
 SYNTHETIC_SIZE = 1 << 20
 
 # The defect of release 1.2.0: it boots, and its health check raises an error.
-_HEALTHY = b"    def services_healthy(self):\n"
+_HEALTHY = b"    def is_healthy(self):\n"
 _BROKEN = _HEALTHY + b'        raise RuntimeError("positioning table lost")\n'
 
 

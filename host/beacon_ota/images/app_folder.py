@@ -29,7 +29,8 @@ _TOOLS = frozenset(("__pycache__", "node_modules", "site-packages", "venv", "env
 
 # Of the rules that beacons share with the host: those that only the host applies.
 HOST_ONLY = frozenset(
-    f"wire/{name}.py" for name in ("auth_header", "blufi_names", "report", "scan")
+    f"wire/{name}.py"
+    for name in ("access_reader", "auth_header", "blufi_names", "report", "scan", "wifi_reader")
 )
 
 

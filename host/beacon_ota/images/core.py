@@ -10,10 +10,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from beacon_ota.errors import InputError, ReachError, UsageError
 from beacon_ota.images import combined
 from beacon_ota.images.combined import Core
+
+if TYPE_CHECKING:
+    import requests
 
 ENV = "BEACON_OTA_CORE"
 _CONNECT_S = 10
@@ -137,7 +141,9 @@ def fetch_core(
     return target
 
 
-def _copy_body(answer, out, stock: StockCore, progress: Progress | None) -> None:
+def _copy_body(
+    answer: "requests.Response", out: BinaryIO, stock: StockCore, progress: Progress | None
+) -> None:
     """Copy a response's body, bounded by the size expected, and check its hash."""
     digest, done = hashlib.sha256(), 0
     for chunk in answer.iter_content(_CHUNK):

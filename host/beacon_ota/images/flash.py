@@ -10,8 +10,9 @@ would write that by itself on the first boot, and a power cut inside that write 
 entry that it neither counts nor writes again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from beacon_ota import paths
 from beacon_ota.errors import InputError
@@ -34,6 +35,9 @@ from beacon_ota.images.littlefs import Filesystem
 from beacon_ota.images.nvs import Nvs
 from beacon_ota.images.partition_table import TABLE_OFFSET, Partition, Table
 from beacon_ota.images.release import Release
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SECTOR = 4096
 
@@ -188,10 +192,12 @@ def _parse_slot(data: Buffer, part: Partition) -> AppSlot:
     return AppSlot(part, found, errors.get("app"), False)
 
 
-def _keep_error(errors: dict[str, InputError], name: str, function, *args):
-    """Call ``function``; an InputError is kept under ``name``, and None returned."""
+def _keep_error(
+    errors: dict[str, InputError], name: str, parse: Callable[P, T], *args: P.args, **more: P.kwargs
+) -> T | None:
+    """Return what ``parse`` returns; None after an InputError, which is kept under ``name``."""
     try:
-        return function(*args)
+        return parse(*args, **more)
     except InputError as error:
         errors[name] = error
         return None

@@ -85,7 +85,7 @@ def _parse_password(value: str) -> bytes:
 
 def _parse_url(value: str) -> bytes:
     try:
-        tls, host, port = url.parse_url(value.strip())
+        tls, host, port = url.parse(value.strip())
     except ValueError as error:
         raise ValueError(f"http://host:port or https://host:port ({error})") from None
     return f"{'https' if tls else 'http'}://{host}:{port}".encode()

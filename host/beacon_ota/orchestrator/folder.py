@@ -14,14 +14,20 @@ from pathlib import Path
 from beacon_ota.errors import UsageError
 
 LOCK_FILE = "in-use"  # in the data folder: locked, and empty
+RESTORING = "restoring"  # there while a backup is being put back
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, restoring: bool = False) -> None:
     """Make the data folder, and see whether something can be made in it.
 
+    Args:
+        restoring: it is to be filled from a backup.
+
     Raises:
-        UsageError: ``data_unusable``.
+        UsageError: ``data_unusable``, ``restore_unfinished``.
     """
+    if not restoring:
+        refuse_unfinished(folder)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -64,6 +70,26 @@ def lock_folder(folder: Path) -> Iterator[int | None]:
         yield fd
     finally:
         os.close(fd)
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse a folder that holds half a backup (UsageError ``restore_unfinished``)."""
+    if (folder / RESTORING).exists():
+        raise UsageError(
+            "restore_unfinished",
+            f"a backup was being put back into {folder}, and that did not come to its end:"
+            " remove what is in the folder, and put the backup back again",
+            found=str(folder / RESTORING),
+        )
+
+
+def synchronise(folder: Path) -> None:
+    """Have the names in a folder survive a power cut (OSError)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def data_unusable(folder: Path, error: OSError) -> UsageError:

@@ -12,9 +12,8 @@ import asyncio
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from beacon_ota.errors import BeaconOtaError, InputError, ReachError, UsageError
 from beacon_ota.provision import desired_config, flow, labels, scan
@@ -220,58 +219,53 @@ async def provision_rows(
         jobs: how many at a time; most adapters are happiest with one.
         search_s: seconds to look for each.
         pace: how many times faster than real time the beacons' clocks run (virtual ones only).
-        begun, tell, done: called in the event loop: when a row's turn comes, at each of its steps
-            (a word of :mod:`~beacon_ota.provision.flow`, and a detail), and when it is over.
+        on_start, on_step, on_result: called in the event loop: when a row's turn comes, at each of
+            its steps (a word of :mod:`~beacon_ota.provision.flow`, and a detail), and when it is
+            over.
     """
     turn = asyncio.Semaphore(jobs)
 
     async def provision_row(row: Row) -> RowResult:
+        def provision(sighting: scan.Sighting) -> Awaitable[Outcome]:
+            return flow.provision_beacon(
+                sighting,
+                radio,
+                flow.fixed_secret(row.secret),
+                row.desired,
+                registry,
+                on_step=lambda step, detail: on_step(row, step, detail),
+                attempts=attempts,
+                online_s=online_s,
+                pace=pace,
+            )
+
         async with turn:
             on_start(row)
-            found = await _provision_row(
-                row,
-                radio,
-                registry,
-                search_s,
-                {
-                    "on_step": lambda step, detail: on_step(row, step, detail),
-                    "online_s": online_s,
-                    "attempts": attempts,
-                    "pace": pace,
-                },
-            )
+            found = await _find_and_provision(row, radio, search_s, provision)
             on_result(found)
             return found
 
     return await asyncio.gather(*map(provision_row, rows))
 
 
-async def _provision_row(
+async def _find_and_provision(
     row: Row,
     radio: RadioSelection,
-    registry: Registry | None,
     search_s: float,
-    options: Mapping[str, Any],
+    provision: Callable[[scan.Sighting], Awaitable[Outcome]],
 ) -> RowResult:
     try:
         sighting = await scan.find_beacon(radio, row.beacon, search_s, opened=False)
         if not sighting.open:
-            # Shut is the window behind those that are finished. It takes a while to be sure: the
-            # frames take turns.
+            # A provisioned beacon has closed its window. One frame does not tell: the provisionable
+            # frame takes turns with the positioning frame.
             try:
                 sighting = await scan.find_beacon(radio, row.beacon, 2 * scan.OPEN_S)
             except ReachError as error:
                 if error.code == "closed" and sighting.has(adverts.PROVISIONED):
                     return RowResult(row.line, row.beacon, "already")
                 raise
-        outcome = await flow.provision_beacon(
-            sighting,
-            radio,
-            flow.fixed_secret(row.secret),
-            row.desired,
-            registry,
-            **options,
-        )
+        outcome = await provision(sighting)
         detail = f"it is no {outcome.mistaken_for}" if outcome.mistaken_for else ""
         return RowResult(row.line, row.beacon, "provisioned", outcome, detail)
     except BeaconOtaError as error:

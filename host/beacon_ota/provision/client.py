@@ -4,7 +4,7 @@
         await beacon.prove_secret(pin="73914826")
         state = await beacon.query_state()
         await beacon.configure(beacon_key=key, orch_url="http://orchestrator.local:8080")
-        await beacon.join_network(b"site", b"correct horse", tell=print)
+        await beacon.join_network(b"site", b"correct horse", on_report=print)
         await beacon.wait_online()
 
 Every failure is a named error that says what to do. Only the exchange of keys is not encrypted.
@@ -13,15 +13,23 @@ Every failure is a named error that says what to do. Only the exchange of keys i
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from beacon_ota.errors import DeniedError, InputError, ReachError
+from beacon_ota.errors import InputError, ReachError
 from beacon_ota.provision.gatt import GattConnection
+from beacon_ota.provision.reports import (
+    StateReport,
+    WifiReport,
+    join_error,
+    peer_error,
+    poll_error,
+    setting_refused,
+)
 from beacon_ota.provision.session import SEALED, Initiator, error_from_abort
 from beacon_ota.virtual.radio.selection import RadioSelection
-from beacon_ota.wire import blufi, ec1, tlv, wifi
-from beacon_ota.wire.blufi_names import error_name, reason_name, type_name
+from beacon_ota.wire import blufi, ec1, tlv, wifi, wifi_reader
+from beacon_ota.wire.blufi_names import error_name, type_name
 
 if TYPE_CHECKING:
     from bleak.backends.device import BLEDevice
@@ -35,44 +43,6 @@ ONLINE_TIMEOUT_S = 90.0  # for the first authenticated poll
 
 _BURST = 8  # packets in a row
 _WANTS_ACK = 0x08
-
-_WRONG_PASSWORD_REASONS = ("wrong_password", "handshake_timeout")
-_NOT_FOUND_REASONS = ("no_such_network", "beacon_timeout", "incompatible_security", "weak_signal")
-
-
-@dataclass(frozen=True)
-class StateReport:
-    """The state that a beacon reports of itself (STATE of ``wire/tlv.py``)."""
-
-    beacon_id: str = ""
-    version: str = ""
-    image: str = ""
-    ip: str = ""
-    poll: str = "none"
-    device_type: str = ""
-    refused: str = ""
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the fields for ``--json``."""
-        return {key: value or None for key, value in vars(self).items()}
-
-
-@dataclass(frozen=True)
-class WifiReport:
-    """The state of the beacon's WiFi: ``connected``, ``connecting``, ``no_address``, ``failed``."""
-
-    word: str
-    ssid: bytes = b""
-    rssi: int | None = None
-    reason: str = ""
-
-
-_WIFI_STATES = {
-    wifi.CONNECTED: "connected",
-    wifi.FAILED: "failed",
-    wifi.CONNECTING: "connecting",
-    wifi.NO_ADDRESS: "no_address",
-}
 
 
 class BlufiClient:
@@ -149,7 +119,7 @@ class BlufiClient:
         await self._send_message(blufi.GET_LIST)
         message = await self._expect_message(blufi.LIST, SCAN_TIMEOUT_S)
         try:
-            return wifi.parse_list(message.data)
+            return wifi_reader.parse_list(message.data)
         except blufi.BlufiError:
             raise self._protocol_error("a malformed list of networks") from None
 
@@ -182,21 +152,14 @@ class BlufiClient:
 
     async def _exchange_custom(self, kind: int, fields: dict[str, Any]) -> StateReport:
         try:
-            data = tlv.encode_message(kind, fields)
-        except tlv.MalformedMessage as error:
+            data = tlv.encode(kind, fields)
+        except tlv.TlvError as error:
             raise InputError("setting_value", f"{error.field}: {error.what}") from None
         await self._send_message(blufi.CUSTOM, data)
         await self._expect_message(blufi.CUSTOM, ANSWER_TIMEOUT_S)
         if self.state.refused:
-            raise self._setting_refused()
+            raise setting_refused(self.name, self.state)
         return self.state
-
-    def _setting_refused(self) -> InputError:
-        return InputError(
-            "setting_refused",
-            f"{self.name} refuses {self.state.refused}: nothing of that message was stored",
-            found=self.state.refused,
-        )
 
     # -- going online
 
@@ -211,7 +174,7 @@ class BlufiClient:
         """Have the beacon join a network; it stores it once that has worked.
 
         Args:
-            tell: called with every report on the way.
+            on_report: called with every report on the way.
 
         Raises:
             DeniedError: ``wifi_wrong_password``.
@@ -232,30 +195,8 @@ class BlufiClient:
                 return self.wifi_report
             if self.wifi_report.word == "failed":
                 if self.state.refused:
-                    raise self._setting_refused()
-                raise self._join_error(ssid, self.wifi_report)
-
-    def _join_error(self, ssid: bytes, report: WifiReport) -> DeniedError | ReachError:
-        name = ssid.decode("utf-8", "replace")
-        kept = "what it had before is kept"
-        if report.reason in _WRONG_PASSWORD_REASONS:
-            return DeniedError(
-                "wifi_wrong_password",
-                f"{name!r} does not take this password; {kept}",
-                found=report.reason,
-            )
-        if report.reason in _NOT_FOUND_REASONS:
-            return ReachError(
-                "wifi_not_found",
-                f"{self.name} sees no network {name!r} that it could join: it has 2.4 GHz only, "
-                f"and upper and lower case count; {kept}",
-                found=report.reason,
-            )
-        return ReachError(
-            "wifi_failed",
-            f"{name!r} would not have {self.name}, or gave it no address; {kept}",
-            found=report.reason,
-        )
+                    raise setting_refused(self.name, self.state)
+                raise join_error(self.name, ssid, self.wifi_report)
 
     async def wait_online(
         self,
@@ -272,29 +213,12 @@ class BlufiClient:
         end = time.monotonic() + seconds
         while self.state.poll != "ok":
             if self.state.poll == "refused":
-                raise self._poll_error()
+                raise poll_error(self.name, self.state)
             message = await self._next_message(blufi.CUSTOM, end - time.monotonic())
             if message is None:
-                raise self._poll_error()
+                raise poll_error(self.name, self.state)
             on_state(self.state)
         return self.state
-
-    def _poll_error(self) -> DeniedError | ReachError:
-        word = self.state.poll
-        address = f"(its address is {self.state.ip}) " if self.state.ip else ""
-        if word == "refused":
-            return DeniedError(
-                "poll_refused",
-                f"the orchestrator does not take {self.name}: it is not registered as "
-                f"{self.state.beacon_id}, or with another key; provision it again",
-                found=word,
-            )
-        return ReachError(
-            "poll_" + word,
-            f"{self.name} {address}is on WiFi, but does not reach the orchestrator: check the "
-            "address it was given, and whether that network leads there",
-            found=word,
-        )
 
     # -- frames
 
@@ -350,18 +274,10 @@ class BlufiClient:
             ) from None
         if message is None:
             return None
-        if (
-            self._sealed
-            and not message.sealed
-            and message.type
-            not in (
-                blufi.ACK,
-                blufi.ERROR,
-            )
-        ):
+        if self._sealed and not message.sealed and message.type not in (blufi.ACK, blufi.ERROR):
             raise self._protocol_error(f"{type_name(message.type)} in the clear")
         if message.type == blufi.ERROR:
-            raise self._peer_error(message.data)
+            raise peer_error(self.name, message.data)
         if message.type == blufi.NEGOTIATE:
             self._check_abort(message.data)
         elif message.type == blufi.REPORT:
@@ -379,35 +295,18 @@ class BlufiClient:
 
     def _record_report(self, data: bytes) -> None:
         try:
-            found = wifi.parse_report(data)
+            found = wifi_reader.parse_report(data)
         except blufi.BlufiError:
             raise self._protocol_error("a malformed report") from None
-        word = _WIFI_STATES.get(found["state"], "unknown")
-        reason = str(reason_name(found["reason"])) if "reason" in found else ""
-        self.wifi_report = WifiReport(word, found.get("ssid", b""), found.get("rssi"), reason)
+        self.wifi_report = WifiReport.of(found)
 
     def _record_state(self, data: bytes) -> None:
         try:
-            kind, fields = tlv.decode_message(data)
-        except tlv.MalformedMessage as error:
+            kind, fields = tlv.decode(data)
+        except tlv.TlvError as error:
             raise self._protocol_error(f"custom data: {error}") from None
         if kind == tlv.STATE:
-            words: dict[str, Any] = dict(fields)
-            words["image"] = words.get("image", b"").hex()
-            self.state = StateReport(**words)
-
-    def _peer_error(self, data: bytes) -> InputError | ReachError | DeniedError:
-        name = error_name(data[0]) if data else "none"
-        if name == "scan":
-            return ReachError("wifi_scan", f"{self.name} cannot look for networks now: try again")
-        if name == "security":
-            return DeniedError(
-                "closed",
-                f"{self.name} will not be provisioned now: press its button shortly and try again",
-            )
-        return InputError(
-            f"blufi_{name}", f"{self.name} refuses what it was sent", found=f"error {name}"
-        )
+            self.state = StateReport.of(fields)
 
     def _protocol_error(self, what: str) -> InputError:
         return InputError("blufi_protocol", f"{self.name} sends {what}", found=what)

@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from beacon_ota.errors import ReachError
-from beacon_ota.provision.client import ONLINE_TIMEOUT_S, BlufiClient, StateReport, WifiReport
+from beacon_ota.provision.client import ONLINE_TIMEOUT_S, BlufiClient
 from beacon_ota.provision.desired_config import DesiredConfig, Network, Secret
 from beacon_ota.provision.registry import Registry
+from beacon_ota.provision.reports import StateReport, WifiReport
 from beacon_ota.provision.scan import Sighting
 from beacon_ota.provision.session import SecretError
 from beacon_ota.virtual.radio.selection import RadioSelection

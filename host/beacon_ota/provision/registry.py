@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from beacon_ota.errors import DeniedError, InputError, ReachError, UsageError
-from beacon_ota.provision.client import StateReport
+from beacon_ota.provision.reports import StateReport
 
 if TYPE_CHECKING:
     from beacon_ota.client import Client
@@ -50,6 +50,8 @@ class OrchestratorRegistry:
                 found=error.found,
             ) from None
         except DeniedError as error:
+            if error.code == "proxy_refused":
+                raise  # no token would help
             raise DeniedError(
                 error.code,
                 f"{error.message}: beacons are registered with an operator's token "

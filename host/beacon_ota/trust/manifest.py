@@ -53,7 +53,7 @@ class Manifest:
             InputError: ``manifest_field``, naming the field that cannot be.
         """
         try:
-            return wire.encode_payload(self.fields())
+            return wire.encode(self.fields())
         except wire.Refused as error:
             raise InputError(
                 "manifest_field", f"No manifest can say this: {error.detail}."
@@ -61,7 +61,7 @@ class Manifest:
 
     @classmethod
     def of(cls, fields: dict) -> "Manifest":
-        """Return the manifest of the fields that ``wire.manifest.decode_payload`` returned."""
+        """Return the manifest of the fields that ``wire.manifest.decode`` returned."""
         fields = dict(fields)
         encryption = fields.pop("encryption", None)
         sealed = encryption["ciphertext_sha256"] if encryption else None
@@ -74,4 +74,4 @@ class Manifest:
         Raises:
             beacon_ota.wire.manifest.Refused: ``signature``, it is not canonical.
         """
-        return cls.of(wire.decode_payload(payload))
+        return cls.of(wire.decode(payload))

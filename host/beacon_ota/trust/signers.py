@@ -22,6 +22,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from beacon_ota import lifeline
 from beacon_ota.errors import DeniedError, ReachError
 from beacon_ota.trust.keys import PSS, PublicKey
 
@@ -59,7 +60,7 @@ class ProgramSigner:
         """
         names = {"BEACON_OTA_KEY": self.name, "BEACON_OTA_KEYID": self.public.keyid}
         try:
-            done = subprocess.run(
+            done = lifeline.run(
                 [str(self.program)],
                 input=data,
                 capture_output=True,

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from beacon_ota.orchestrator.core.engine import load_state
+from beacon_ota.orchestrator.core.rollout_records import load_state
 from beacon_ota.orchestrator.core.service import FLUSH_S
 from beacon_ota.orchestrator.rollout import advance as moves
 from tests.orchestrator.postgres import cluster

@@ -628,7 +628,7 @@ def test_what_ends_during_an_exchange_is_told_before_a_halt_that_rests_on_it(sce
     beacon.update(beacon.offered())
     scene.clock.at += 3 * 3600
     mirror, engine = scene.mirror.service.mirror, scene.mirror.engine
-    told, settled = mirror._tell, engine._settle
+    told, settled = mirror._tell, engine._conclude_attempts
     ended = []
 
     async def settle(entry, now) -> None:
@@ -643,7 +643,7 @@ def test_what_ends_during_an_exchange_is_told_before_a_halt_that_rests_on_it(sce
                 await settle(entry, scene.clock.at)
         return await told(*given)
 
-    engine._settle = settle
+    engine._conclude_attempts = settle
     with Elsewhere(scene.mirror) as elsewhere:
         halts_in_memory(scene.mirror, elsewhere, rollout)
     scene.here(rollout, "halted")

@@ -12,7 +12,7 @@ from bleak.backends.scanner import AdvertisementData
 
 from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.space import RadioSpace
-from beacon_ota.wire import access
+from beacon_ota.wire import access, access_reader
 from tests.firmware.beacons import Bench, bench, make
 from tests.virtual.radio.beacons import until
 
@@ -49,10 +49,10 @@ async def knock(client: BleakClient, ident: bytes, secret: bytes) -> int:
     """Ask to be let in; the kind of the answer."""
     answers: asyncio.Queue[bytes] = asyncio.Queue()
     await client.start_notify(access.STATUS, lambda c, data: answers.put_nowait(bytes(data)))
-    await client.write_gatt_char(access.CONTROL, access.build_request(ident), response=True)
+    await client.write_gatt_char(access.CONTROL, access_reader.build_request(ident), response=True)
     kind, nonce = access.parse_message(await asyncio.wait_for(answers.get(), 60))
     assert kind == access.CHALLENGE
-    proof = access.build_proof(hmac.digest(secret, nonce, "sha256"))
+    proof = access_reader.build_proof(hmac.digest(secret, nonce, "sha256"))
     await client.write_gatt_char(access.CONTROL, proof, response=True)
     answer = access.parse_message(await asyncio.wait_for(answers.get(), 60))[0]
     await client.stop_notify(access.STATUS)

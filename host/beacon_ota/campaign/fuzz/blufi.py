@@ -24,10 +24,10 @@ from beacon_ota.campaign.fuzz.coverage import CoverageEdge, trace_edges
 from beacon_ota.errors import BeaconOtaError
 from beacon_ota.provision import session
 from beacon_ota.provision.session import Initiator
-from beacon_ota.wire import blufi, ec1, records, spake2, tlv, wifi
+from beacon_ota.wire import blufi, ec1, records, spake2, tlv, wifi_reader
 from beacon_ota.wire.records import Records
 
-_WATCHED = {module.__file__ for module in (blufi, ec1, records, spake2, tlv, wifi)}
+_WATCHED = {module.__file__ for module in (blufi, ec1, records, spake2, tlv, wifi_reader)}
 
 
 _ACKS = 8
@@ -120,9 +120,9 @@ def _feed_link(link: blufi.Link, case: FrameCase) -> None:
 def _parse_message(message: blufi.Message) -> None:
     data = message.data
     for reader, refusal in (
-        (tlv.decode_message, tlv.MalformedMessage),
-        (wifi.parse_report, blufi.BlufiError),
-        (wifi.parse_list, blufi.BlufiError),
+        (tlv.decode, tlv.TlvError),
+        (wifi_reader.parse_report, blufi.BlufiError),
+        (wifi_reader.parse_list, blufi.BlufiError),
         (lambda data: ec1.parse_message(data, ec1.C_HELLO, (ec1.SPAKE2, ec1.ECDH)), ec1.Abort),
         (lambda data: ec1.parse_message(data, ec1.C_FIN, (ec1.SPAKE2,)), ec1.Abort),
     ):

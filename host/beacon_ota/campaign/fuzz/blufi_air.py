@@ -157,10 +157,8 @@ async def _send_sealed(client: Any, frame: bytes) -> None:
     """Send a frame as a sealed message, except commands that would end the session."""
     kind, data = (frame[0] if frame else blufi.CUSTOM), frame[4:]
     try:
-        harmful = (
-            kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode_message(data)[0] == tlv.FORGET
-        )
-    except tlv.MalformedMessage:
+        harmful = kind in _HARMFUL or kind == blufi.CUSTOM and tlv.decode(data)[0] == tlv.FORGET
+    except tlv.TlvError:
         harmful = False
     if harmful:
         return

@@ -42,8 +42,8 @@ def fixed_bytes(size: int) -> bytes:
 def proper_conversations() -> Iterator[FrameCase]:
     """Yield the conversations of a proper client and a proper beacon."""
     hello = ec1.build_message(ec1.C_HELLO, ec1.SPAKE2, bytes(16) + spake2_point())
-    config = tlv.encode_message(tlv.CONFIG, {"site": "hq", "beacon_key": bytes(32), "utc_off": -60})
-    state = tlv.encode_message(tlv.STATE, {"beacon_id": "b", "version": "1.0.0", "poll": "ok"})
+    config = tlv.encode(tlv.CONFIG, {"site": "hq", "beacon_key": bytes(32), "utc_off": -60})
+    state = tlv.encode(tlv.STATE, {"beacon_id": "b", "version": "1.0.0", "poll": "ok"})
     up = [
         (blufi.GET_VERSION, b""),
         (blufi.NEGOTIATE, hello),
@@ -54,7 +54,7 @@ def proper_conversations() -> Iterator[FrameCase]:
         (blufi.STA_SSID, b"site"),
         (blufi.STA_PASSWORD, b"correct horse"),
         (blufi.CUSTOM, config),
-        (blufi.CUSTOM, tlv.encode_message(tlv.QUERY, {})),
+        (blufi.CUSTOM, tlv.encode(tlv.QUERY, {})),
         (blufi.CUSTOM, bytes(700)),
         (blufi.CONNECT, b""),
     ]

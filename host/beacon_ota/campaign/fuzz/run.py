@@ -179,14 +179,14 @@ def _manifest_target() -> FuzzTarget:
         "size": 4096,
         "version": "1.2.3",
     }
-    payload = manifest.encode_payload(fields)
+    payload = manifest.encode(fields)
     envelope = dsse.pack_envelope(payload, [("0" * 16, bytes(384))]).encode()
 
     def read(data: bytes) -> None:
         if data[:1] == b"{" and b"payloadType" in data[:64] + data[-200:]:
             manifest.unpack_envelope(_parse_json(data))
             dsse.unpack_envelope(data.decode("utf-8", "replace"))
-        found = manifest.decode_payload(data)
+        found = manifest.decode(data)
         manifest.check_rules(found, builds.DEVICE, "1.0.0", None, 1, 1 << 21)
 
     refusals = (refused.Refused, BeaconOtaError, _NotJson)

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from beacon_ota import lifeline
 from beacon_ota.campaign.rig.orchestrator import empty_database
 from beacon_ota.client import Client
 from beacon_ota.errors import ReachError
@@ -29,6 +30,7 @@ def _run_server(
     from beacon_ota.orchestrator.server.start import run_orchestrator
     from beacon_ota.orchestrator.settings import Settings
 
+    lifeline.hold_on_to_parent(signal.SIGKILL)
     log = os.open(log_file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(log, sys.stderr.fileno())
     settings = Settings(data, 1.0, insecure=True, **more)

@@ -20,7 +20,8 @@ from sqlalchemy import Connection, select
 from beacon_ota.campaign.rig.http_server import FaultyHttpServer, HttpRequest
 from beacon_ota.orchestrator.beacon_api.app import BeaconApp
 from beacon_ota.orchestrator.clock import Clock
-from beacon_ota.orchestrator.core.engine import Engine, dump_state
+from beacon_ota.orchestrator.core.engine import Engine
+from beacon_ota.orchestrator.core.rollout_records import dump_state
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import schema
 from beacon_ota.orchestrator.db.tables import Fields, beacons, new_id

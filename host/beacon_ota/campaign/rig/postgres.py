@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine
 
+from beacon_ota import lifeline
 from beacon_ota.orchestrator.db.database import connect, migrate_if_due
 
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
@@ -34,6 +35,7 @@ class PostgresCluster:
             f"-c listen_addresses= -c unix_socket_directories={self.folder} -c fsync=off"
             " -c full_page_writes=off -c max_connections=150"
         )
+        self._guard = self._watch()
         self.start()
         atexit.register(self.stop)
         engine = connect(self._create_database("beacon_template"))
@@ -51,8 +53,27 @@ class PostgresCluster:
     def stop(self) -> None:
         """Stop the cluster and remove its folder."""
         atexit.unregister(self.stop)
+        self._guard.kill()
+        self._guard.wait()
         self.pg_ctl("-m", "immediate", "stop")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _watch(self) -> "subprocess.Popen[bytes]":
+        """Start what ends the cluster when this process ends without :meth:`stop`."""
+        data, folder = self.folder / "data", self.folder
+        script = (
+            f"cat <&{lifeline.end()} >/dev/null; cd /; '{self._programs / 'pg_ctl'}' -D '{data}'"
+            f" -m immediate stop; rm -rf '{folder}'"
+        )
+        return subprocess.Popen(
+            ["sh", "-c", script],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(lifeline.end(),),
+            start_new_session=True,
+            user=self._user,
+        )
 
     def pg_ctl(self, *arguments: str) -> None:
         """Run the control program of the cluster."""

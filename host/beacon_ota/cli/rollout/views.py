@@ -1,6 +1,6 @@
 """Tables and lines that show a rollout: one row of a list, its waves, a plan's timeline."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from beacon_ota.cli._support import unconfirmed
 from beacon_ota.cli._support.display import local_time
@@ -107,7 +107,7 @@ def print_uncovered(found: "Json", preset: str | None = None) -> None:
 
 def print_timeline(found: "Json", each: bool) -> None:
     """Print when each stage of a plan begins and ends; with ``each``, every beacon as well."""
-    counts: dict[tuple[Any, Any], list[str]] = {}
+    counts: dict[tuple[int, int], list[str]] = {}
     for slot in found["beacons"]:
         if slot["at"] is not None:
             counts.setdefault((slot["wave"], slot["stage"]), []).append(slot["at"])

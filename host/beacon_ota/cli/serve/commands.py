@@ -47,6 +47,7 @@ def serve_orchestrator(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log refusals, too.")] = False,
 ) -> None:
     """Run the orchestrator until interrupted."""
+    from beacon_ota.orchestrator.http.forwarded import parse_proxies
     from beacon_ota.orchestrator.rollout.windows import parse_window
     from beacon_ota.orchestrator.server.listen import ListenOptions
     from beacon_ota.orchestrator.server.start import run_orchestrator
@@ -89,6 +90,7 @@ def serve_orchestrator(
             tls_key=listen.tls_key,
             announce=listen.announced,
             token_file=token_file,
+            proxies=parse_proxies(listen.forwarded_allow_ips),
             time_scale=time_scale,
             on_ready=announce_start,
         ),

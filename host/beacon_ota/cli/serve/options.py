@@ -27,6 +27,14 @@ class AddressOptions(OptionGroup):
         bool | None,
         typer.Option(help="Announce over mDNS; default: unless on a loopback address."),
     ] = None
+    forwarded_allow_ips: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESSES",
+            help="Proxies in front, e.g. 127.0.0.1: they say who a request is from.",
+            show_default=False,
+        ),
+    ] = ""
 
     def check_tls(self) -> None:
         """Refuse half a TLS identity (UsageError ``tls_incomplete``)."""

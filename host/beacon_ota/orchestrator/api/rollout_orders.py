@@ -6,9 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from beacon_ota.orchestrator.core.engine import (
-    release_withdrawn,
-)
+from beacon_ota.orchestrator.core.rollout_records import release_withdrawn
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.http.problems import not_found

@@ -17,6 +17,11 @@ _LINE = re.compile(rb"([0-9]{1,15}) ([0-9a-f]{64})\n")
 NOTE_FILE = "audit-head"  # in the data folder: number and hash of an entry
 
 
+def note_restored(folder: Path) -> None:
+    """Note in a data folder what no audit log has: its database was put back (OSError)."""
+    (folder / NOTE_FILE).write_text(f"{10**15 - 1} {'0' * 64}\n", "ascii")
+
+
 class AuditHeadNote:
     """The note in a data folder."""
 

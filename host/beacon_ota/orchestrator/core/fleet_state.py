@@ -363,7 +363,7 @@ class FleetState:
         return stops_of_rollout(self.stops, rollout_id)
 
     def is_called_off(self, rollout_id: str, firmware_id: str) -> bool:
-        """Tell whether attempts that are not rebooting yet are called off by a stop, stored or not."""
+        """Tell whether a stop, stored or not, calls off attempts that are not rebooting yet."""
         entry = self.rollouts.get(rollout_id)
         return (
             entry is None

@@ -3,8 +3,8 @@
 Every beacon has a slot in a file that the orchestrator's processes map into memory. It holds the
 nonces of the beacon's last requests in the order of their arrival. When a newer one takes the room
 of one of them, the time at which that was signed is marked as *forgotten*: in slices of 8 s for
-the last 4½ hours; anything older as one span from earliest to latest. A request that is neither remembered
-nor from a forgotten time is certainly new. So the memory is bounded, and nothing depends on clocks
+the last 4½ hours; anything older as one span from earliest to latest. A request that is neither
+remembered nor from a forgotten time is certainly new. So the memory is bounded, and nothing depends on clocks
 that only go forward: when the clock was set back, requests from a time from which none was
 accepted are accepted at once.
 

@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from beacon_ota import lifeline
 from beacon_ota.errors import BeaconOtaError, ReachError, UsageError
 from beacon_ota.orchestrator.db.tables import prepared
 from beacon_ota.orchestrator.limits import LIMITS
@@ -204,6 +205,17 @@ def sqlite_url(folder: Path) -> str:
     return f"sqlite:///{folder / 'beacon-ota.db'}"
 
 
+def keep_private(path: Path) -> None:
+    """Make a database file, or what is there, nobody else's: it holds keys (OSError).
+
+    Its WAL gets the same mode, whatever the umask; one from before is changed like it.
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        with suppress(FileNotFoundError, PermissionError):  # somebody else's file
+            os.chmod(path.with_name(name), 0o600)
+
+
 def newest_revision() -> str:
     """Return the revision that the packaged migrations lead to."""
     return max(_revisions())
@@ -229,14 +241,8 @@ def migrate_if_due(engine: Engine) -> None:
         raise named from None
     if found == newest:
         return
-    if found is not None and found not in _revisions():
-        raise StorageError(
-            "database_newer",
-            f"the database is one of a newer release (its schema is {found}, this release knows"
-            f" {newest} at most): start that release again, or put back a backup from before it",
-            found=found,
-            expected=newest,
-        )
+    if found is not None:
+        check_revision(found)
     # In a process of its own: what it takes is needed once, and would stay in memory for good.
     done = subprocess.run(
         [sys.executable, "-m", "beacon_ota.orchestrator.db.migrations"],
@@ -244,10 +250,24 @@ def migrate_if_due(engine: Engine) -> None:
         capture_output=True,
         text=True,
         check=False,
+        **lifeline.options(),
     )
     if done.returncode:
         last = (done.stdout.strip().splitlines() or ["it failed without a word"])[-1]
         raise StorageError("migration", f"the database could not be brought up to date: {last}")
+
+
+def check_revision(found: str) -> None:
+    """Refuse a database that a newer release has migrated (StorageError ``database_newer``)."""
+    newest = newest_revision()
+    if found not in _revisions():
+        raise StorageError(
+            "database_newer",
+            f"the database is one of a newer release (its schema is {found}, this release knows"
+            f" {newest} at most): start that release again, or put back a backup from before it",
+            found=found,
+            expected=newest,
+        )
 
 
 def run_migrations(engine: Engine) -> None:
@@ -297,7 +317,7 @@ class Database:
         if url.startswith("sqlite:///"):
             path = Path(url.removeprefix("sqlite:///"))
             try:
-                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # it holds keys
+                keep_private(path)
             except OSError as error:
                 raise StorageError(
                     "data_unusable", f"cannot write {path}: {error.strerror}", found=str(path)

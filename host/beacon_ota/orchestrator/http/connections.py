@@ -12,8 +12,10 @@ Rules:
 
 import ipaddress
 import resource
+from collections.abc import Sequence
 from typing import Protocol
 
+from beacon_ota.orchestrator.http.forwarded import Network, make_membership_test
 from beacon_ota.orchestrator.limits import LIMITS
 
 BEACON = "beacon"
@@ -37,9 +39,11 @@ class ConnectionTable:
 
     Args:
         capacity: connections at once; by default as many as limits and open files allow.
+        proxies: those of many clients come from there; they have no limit by address.
     """
 
-    def __init__(self, capacity: int | None = None):
+    def __init__(self, capacity: int | None = None, proxies: Sequence[Network] = ()):
+        self._is_proxy = make_membership_test(proxies)
         self.capacity = connection_capacity()[0] if capacity is None else capacity
         reserved = min(LIMITS.connections_reserved, self.capacity // 4)
         self._for_beacons = self.capacity - reserved
@@ -54,7 +58,8 @@ class ConnectionTable:
     def admit(self, connection: TrackedConnection) -> bool:
         """Add a new connection, dropping another if necessary; False if the new one was dropped."""
         of_network = self._by_address.get(network_of(connection.address), {})
-        if len(of_network) >= LIMITS.connections_unproven_per_address:
+        many = len(of_network) >= LIMITS.connections_unproven_per_address
+        if many and not self._is_proxy(connection.address):
             self._drop(next(iter(of_network)))
         elif len(self._unproven) >= LIMITS.connections_unproven:
             self._drop(next(iter(self._unproven)))

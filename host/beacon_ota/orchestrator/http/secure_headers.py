@@ -10,6 +10,8 @@ _DEFAULTS: tuple[Header, ...] = (
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
+_STREAM = b"text/event-stream"
+_UNBUFFERED: Header = (b"x-accel-buffering", b"no")  # a proxy hands on each event as it comes
 
 
 class SecureHeadersMiddleware:
@@ -28,6 +30,10 @@ class SecureHeadersMiddleware:
                 given = list(message.get("headers", ()))
                 names = {name.lower() for name, _ in given}
                 given += [one for one in _DEFAULTS if one[0] not in names]
+                if any(
+                    name.lower() == b"content-type" and _STREAM in value for name, value in given
+                ):
+                    given.append(_UNBUFFERED)
                 message = {**message, "headers": given}
             await send(message)
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.core.engine import Engine, dump_state, load_state
+from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
+from beacon_ota.orchestrator.core.rollout_records import dump_state, load_state
 from beacon_ota.orchestrator.db.database import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, audit, events, outbox, rollouts
 from beacon_ota.orchestrator.rollout.advance import advance, apply_transition, next_due_at
@@ -38,29 +39,29 @@ class MirrorEngine(Engine):
 
     async def _evaluate_rollout(self, entry: RolloutEntry) -> None:
         now = self.service.clock.now()
-        self._mind_the_clock(now)
+        self._check_for_clock_jump(now)
         if self.stop_manager.is_pending(entry.rollout.plan.rollout_id):
             return
         try:
             if entry.open_ids:
-                await self._settle(entry, now)
+                await self._conclude_attempts(entry, now)
         except StorageError:
-            await self._stop_alone(entry)
+            await self._halt_in_memory(entry)
             raise
-        if self._put_away(entry) or entry.state.status is Status.ABORTED:
+        if self._drop_if_over(entry) or entry.state.status is Status.ABORTED:
             return
-        counts = self.count_outcomes(entry, now, self._unrecorded(entry))
+        counts = self.count_outcomes(entry, now, self._unrecorded_ends(entry))
         for change in advance(entry.rollout, entry.state, counts, now):
-            if self._halts(change):
+            if self._is_own_halt(change):
                 await self._halt_here(entry, change)
-                await self._settle(entry, now)
+                await self._conclude_attempts(entry, now)
                 break
         # What the primary would do is no reason to look: only what comes of silence.
         entry.due = next_due_at(entry.rollout, entry.state, counts, now)
         if entry.due is not None and entry.due <= now:
             entry.due = None
 
-    def _halts(self, change: Transition) -> bool:
+    def _is_own_halt(self, change: Transition) -> bool:
         return change.kind is Kind.HALTED and change.reason in _FAILURES
 
     async def _halt_here(self, entry: RolloutEntry, change: Transition) -> None:
@@ -88,18 +89,18 @@ class MirrorEngine(Engine):
 
         def after(halted: bool) -> None:
             if halted:
-                self._put(rollout_id, apply_stops(state, made), revision, same=True)
+                self._put_state(rollout_id, apply_stops(state, made), revision, same=True)
             for one in told:
                 self.service.hub.publish(one)
 
         if not await asyncio.shield(self.service.db.write(work, then=after)):
-            raise self._moved(entry)
+            raise self._reload_moved(entry)
 
     def stop_writer(
         self, rollout_id: str, changes: Sequence[Transition]
     ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
         entry = self.service.fleet.rollouts.get(rollout_id)
-        presumed = self._presumed.get(rollout_id, set())
+        presumed = self._presumed_lost.get(rollout_id, set())
         lost = sorted(presumed if entry is None else presumed | self._lost(entry))
 
         def work(conn: Connection) -> tuple[Fields | None, list[Fields]]:
@@ -112,13 +113,15 @@ class MirrorEngine(Engine):
         def put(done: tuple[Fields | None, list[Fields]]) -> None:
             row, told = done
             if row is not None:
-                self._put(row["id"], load_state(row["state"]), row["revision"], same=True)
+                self._put_state(row["id"], load_state(row["state"]), row["revision"], same=True)
             for one in told:
                 self.service.hub.publish(one)
 
         return work, put
 
-    def _unheard(self, entry: RolloutEntry, silent: list[Attempt], now: float) -> list[Attempt]:
+    def _not_at_mirrors(
+        self, entry: RolloutEntry, silent: list[Attempt], now: float
+    ) -> list[Attempt]:
         return silent  # what stops a release here cannot wait for the primary
 
     async def review_halt(self, rollout_id: str, doubt: outbox.HaltReview) -> None:
@@ -135,13 +138,13 @@ class MirrorEngine(Engine):
         lost, why = doubt.lost, None
         if entry is not None and (lost & entry.open_ids):
             async with self.rollout_lock:
-                await self._settle(entry, self.service.clock.now())
+                await self._conclude_attempts(entry, self.service.clock.now())
         if entry is not None and doubt.open - entry.open_ids:
             return
         if entry is not None and lost - self._lost(entry):
             now = self.service.clock.now()
             going = replace(entry.state, status=Status.ACTIVE)
-            counts = self.count_outcomes(entry, now, self._unrecorded(entry))
+            counts = self.count_outcomes(entry, now, self._unrecorded_ends(entry))
             made = advance(entry.rollout, going, counts, now)
             trips = [one for one in made if one.kind is Kind.HALTED and one.reason in _FAILURES]
             if not trips:

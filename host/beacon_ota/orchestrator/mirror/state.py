@@ -12,7 +12,7 @@ from sqlalchemy import Boolean, Double, Integer, LargeBinary, String, Table, Tex
 
 from beacon_ota import __version__
 from beacon_ota.errors import BeaconOtaError, ReachError, UsageError
-from beacon_ota.orchestrator.core.engine import load_state
+from beacon_ota.orchestrator.core.rollout_records import load_state
 from beacon_ota.orchestrator.db import schema
 from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.rollout.plans import parse_plan

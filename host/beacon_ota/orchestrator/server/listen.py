@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from beacon_ota.errors import ReachError
+from beacon_ota.orchestrator.http.forwarded import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class ListenOptions:
     tls_key: Path | None = None
     announce: bool = False
     token_file: Path | None = None
+    proxies: tuple[Network, ...] = ()  # in front of us: they say who a request is from
     first_token: bool = True  # made here when there is no admin token that works
     time_scale: float = 1.0
     on_ready: Callable[[str, str | None], None] = field(default=lambda url, token: None)

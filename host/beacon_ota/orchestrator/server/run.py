@@ -18,6 +18,7 @@ from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.http.body_limit import BodySizeLimitMiddleware
 from beacon_ota.orchestrator.http.connections import ConnectionTable, connection_capacity
+from beacon_ota.orchestrator.http.forwarded import ForwardedMiddleware
 from beacon_ota.orchestrator.http.head_method import HeadMethodMiddleware
 from beacon_ota.orchestrator.http.protocol import BoundedHttpProtocol
 from beacon_ota.orchestrator.http.secure_headers import SecureHeadersMiddleware
@@ -117,7 +118,7 @@ async def run_service(
             MirrorWatch(service).start()
         certificate = _load_certificate(listen)
         capacity, backlog = connection_capacity()
-        table = ConnectionTable(capacity)
+        table = ConnectionTable(capacity, listen.proxies)
         app = create_app(service, engine, dispatcher)
         app.router.routes.extend(dashboard.dashboard_routes())
 
@@ -126,8 +127,12 @@ async def run_service(
             app.state.previews.close()
 
         config = uvicorn.Config(
-            BeaconApp(
-                service, SecureHeadersMiddleware(HeadMethodMiddleware(BodySizeLimitMiddleware(app)))
+            ForwardedMiddleware(
+                listen.proxies,
+                BeaconApp(
+                    service,
+                    SecureHeadersMiddleware(HeadMethodMiddleware(BodySizeLimitMiddleware(app))),
+                ),
             ),
             http=partial(_make_protocol, table, certificate),  # type: ignore[arg-type]
             ws="none",

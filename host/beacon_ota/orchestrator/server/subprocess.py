@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from beacon_ota import lifeline
 from beacon_ota.errors import ReachError
 
 START_TIMEOUT_S = 60.0
@@ -36,6 +37,7 @@ class OrchestratorProcess:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            **lifeline.options(),
         )
         try:
             announced = json.loads(self._read_line() or "{}")

@@ -8,12 +8,14 @@ import atexit
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
+from beacon_ota import lifeline
 from beacon_ota.errors import UsageError
 
 STUBS = Path(__file__).parents[1] / "modules"
@@ -23,7 +25,9 @@ TOLERANCE = 256
 
 # The empty handler makes blocking calls return, so that pending events are handled.
 _LAUNCH = """
-import sys, _signal
+import sys, posix as os, fcntl, _signal
+line, number = {line}, {kill}
+{hold}
 _signal.signal({nudge}, lambda *_: None)
 sys.path.append({folder!r})
 import micropython_run
@@ -79,15 +83,22 @@ class Interpreter:
             console: descriptor for its output.
         """
         script = _SCRIPT.format(folder=str(self.folder), fds=", ".join(map(str, fds)))
+        line = lifeline.end()
         program = _LAUNCH.format(
-            nudge=INTERRUPT_SIGNAL, folder=self._library, heap=size, script=script
+            line=line,
+            kill=int(signal.SIGKILL),
+            hold=lifeline.HOLD,
+            nudge=INTERRUPT_SIGNAL,
+            folder=self._library,
+            heap=size,
+            script=script,
         )
         return subprocess.Popen(
             [sys.executable, "-S", "-I", "-c", program],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
-            pass_fds=fds,
+            pass_fds=(*fds, line),
             start_new_session=True,
             env={"TZ": "UTC", "HOME": os.devnull, "PYTHONHASHSEED": "0"},
         )

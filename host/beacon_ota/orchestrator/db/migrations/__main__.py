@@ -7,8 +7,10 @@ import sys
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from beacon_ota import lifeline
 from beacon_ota.orchestrator.db.database import connect, describe_error, run_migrations
 
+lifeline.hold_on_to_starter()
 engine = connect(sys.stdin.readline().strip())
 try:
     run_migrations(engine)
