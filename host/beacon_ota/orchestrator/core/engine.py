@@ -194,7 +194,7 @@ class Engine(AttemptConclusions):
         return True
 
     def _check_for_clock_jump(self, now: float) -> None:
-        """Let nothing follow from a clock that jumped: nobody was silent in time that never was.
+        """After a jump of the clock, restart the counting of silence, and the soaks.
 
         Every process does, whether it leads or not: whoever takes the lead later has to do with
         the rollouts that the one before had not come to. A scaled clock goes by one that nobody
