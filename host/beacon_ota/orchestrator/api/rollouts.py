@@ -33,7 +33,7 @@ from beacon_ota.orchestrator.core.engine import DecideTransitions, Engine
 from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.core.rollout_records import dump_state, rollout_moved
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, rollouts
 from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.http.problems import not_found

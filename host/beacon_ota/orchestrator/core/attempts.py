@@ -22,7 +22,8 @@ from beacon_ota.orchestrator.core.fleet_state import (
 from beacon_ota.orchestrator.core.hub import EventHub
 from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db import tables
-from beacon_ota.orchestrator.db.database import Database, StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
+from beacon_ota.orchestrator.db.database import Database
 from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons, events, firmwares, rollouts
 from beacon_ota.orchestrator.lease import Lease
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide, may_continue

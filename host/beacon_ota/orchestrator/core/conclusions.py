@@ -12,7 +12,7 @@ from beacon_ota.orchestrator.core.fleet_state import RolloutEntry, progress_of
 from beacon_ota.orchestrator.core.rollout_store import RolloutStore
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_manager import StopManager
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import (
     Fields,
     attempts,

@@ -17,7 +17,7 @@ from beacon_ota.orchestrator.core.conclusions import AttemptConclusions
 from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_manager import DecideTransitions, stop_unstored
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import (
     mirror_books,
 )
@@ -27,7 +27,7 @@ from beacon_ota.orchestrator.rollout.advance import (
     next_due_at,
     restart_soaks,
 )
-from beacon_ota.orchestrator.rollout.gates import count_outcomes, locate_beacons
+from beacon_ota.orchestrator.rollout.counting import count_outcomes, locate_beacons
 from beacon_ota.orchestrator.rollout.rules import plan_covers
 from beacon_ota.orchestrator.rollout.types import (
     Attempt,

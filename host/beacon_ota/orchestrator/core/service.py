@@ -32,7 +32,8 @@ from beacon_ota.orchestrator.core.replay import REPLAYS_FILE, ReplayGuard
 from beacon_ota.orchestrator.core.shared_counters import ServedCounts, SharedCounters
 from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db import tables
-from beacon_ota.orchestrator.db.database import Database, StorageError, is_shared, sqlite_url
+from beacon_ota.orchestrator.db.connection import StorageError, is_shared, sqlite_url
+from beacon_ota.orchestrator.db.database import Database
 from beacon_ota.orchestrator.db.tables import (
     Fields,
     audit,
