@@ -67,7 +67,7 @@ class InProcessOrchestrator:
     # Life
 
     def open(self, database: bytes | None = None, now: float | None = None) -> None:
-        """Start; with ``database``, with what a :meth:`copy` kept and at that time."""
+        """Start; with ``database``, with what a :meth:`copy_database` kept and at that time."""
         self._reactor.run(self.start(database, now))
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ _USER = "beacon"
 
 
 class PostgresCluster:
-    """A running cluster; ``database()`` makes a fresh database of the newest schema."""
+    """A running cluster; ``create_database()`` makes a fresh database of the newest schema."""
 
     def __init__(self, programs: Path):
         self.folder = Path(tempfile.mkdtemp(prefix="beacon-pg-"))
