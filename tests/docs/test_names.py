@@ -26,6 +26,7 @@ SPAN = re.compile(r"(?<!`)(``?)([^`\n]+)\1(?!`)")
 NAME = re.compile(r"[A-Za-z_][\w.]*")
 FORM = re.compile(r"[A-Za-z_][\w.]*(\(.*\)|(\[.*\])+)?")  # name, name(…), name[…]
 INDEX = re.compile(r"^ {4}([a-z_]\w*)\(")
+MODULES = re.compile(r"^\| (`[a-z_]+/[\w/]*`(?:[, ]+`\w+`)*) \|", re.MULTILINE)
 PLAIN_CALL = re.compile(r"(?<![`\w.])([A-Za-z_]\w*(?:\.\w+)*)\(\)")
 FILE = re.compile(r"(?<![\w./*<-])((?:[\w-]+/)*[A-Za-z_]\w*\.py)\b")
 # A name of ours by its look, though it is not called: _PRIVATE, UPPER_CASE, CamelCase.
@@ -232,8 +233,22 @@ def wrong_in_python(path: Path, where: str) -> list[str]:
     return wrong
 
 
+def missing_modules(text: str) -> Iterator[str]:
+    """Yield the modules that do not exist in first cells such as ``| `net/wifi` `dns` |``."""
+    stems = {name.removesuffix(".py") for name in files()}
+    folders = {"/".join(Path(name).parts[:-1]) for name in files()}
+    for cell in MODULES.findall(text):
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", cell):
+            if "/" in name:
+                folder = name.rsplit("/", 1)[0] + "/"
+            full = name if "/" in name else folder + name
+            if full.rstrip("/") not in stems | folders | files():
+                yield full
+
+
 def wrong_in_page(text: str) -> list[str]:
-    wrong = [*missing_files(text)]
+    wrong = [*missing_files(text), *missing_modules(text)]
     wrong += [name for name in PLAIN_CALL.findall(text) if not exists(name, names("all"), "all")]
     for _, span in SPAN.findall(text):
         name = span.removesuffix("()")
@@ -281,6 +296,11 @@ def test_a_name_that_has_gone_is_found(monkeypatch, path, prose):
     monkeypatch.setattr(f"{__name__}.docstrings", lambda _: iter([f"Text.{prose}"]))
     monkeypatch.setattr(f"{__name__}.comments", lambda _: iter(()))
     assert len(wrong_in_python(module, "all")) == 1
+
+
+def test_a_module_that_has_gone_is_found_in_a_table():
+    table = "| `ota/agent` | polling |\n| `ota/settle` `trial` `known` | this boot |\n"
+    assert wrong_in_page(table) == ["ota/settle", "ota/known"]
 
 
 def test_a_name_that_has_gone_is_found_in_a_page():
