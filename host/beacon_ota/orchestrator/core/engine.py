@@ -196,9 +196,9 @@ class Engine(AttemptConclusions):
     def _check_for_clock_jump(self, now: float) -> None:
         """After a jump of the clock, restart the counting of silence, and the soaks.
 
-        Every process does, whether it leads or not: whoever takes the lead later has to do with
-        the rollouts that the one before had not come to. A scaled clock goes by one that nobody
-        sets.
+        Every process does, whether it leads or not: a process that becomes the leader later
+        handles the rollouts that the previous leader had not come to. A scaled clock runs on the
+        monotonic clock and cannot jump.
         """
         leap = self.clock_jumps.take_jump()
         if not leap or self.service.clock.scale != 1.0:
