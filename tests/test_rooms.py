@@ -114,7 +114,6 @@ virtual/radio/link.py
 virtual/radio/observer.py
 virtual/radio/space.py
 virtual/radio/stack.py
-virtual/radio/transport.py
 virtual/reactor.py
 """
 

@@ -291,7 +291,8 @@ def test_a_withdrawn_release_stops_everybody(local, release):
     rollout = start(local, release, {"preset": "all-at-once", "window": ALWAYS})
     (beacon, offer), *_ = ask(fleet)
     admin.post_firmware_action(release, "deprecate", "bad")
-    assert beacon.download(offer).status == 410
+    # 409 when the attempt has been ended by then, which is the engine's work and in its own time.
+    assert beacon.download(offer).status in (409, 410)
     assert ask(fleet) == []
     local.step()
     assert status(local, rollout)["results"] == {"stopped": 3}

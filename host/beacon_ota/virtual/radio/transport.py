@@ -23,6 +23,18 @@ from beacon_ota.virtual.radio.controller import WRITE_BD_ADDR, SimulatedControll
 # bumble warns of ordinary events, such as a notification without a subscriber.
 logging.getLogger("bumble").setLevel(logging.ERROR)
 
+
+def is_other_failure(record: logging.LogRecord) -> bool:
+    """Tell whether a record of bumble's log is not about a radio space that has gone.
+
+    A space goes when the program that has it ends, and commands that wait then fail with an
+    exception; whoever waits for one gets that anyway, and a traceback would only look like a fault.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], TransportLostError))
+
+
+logging.getLogger("bumble.host").addFilter(is_other_failure)
+
 REPORT_BACKLOG = 64 * 1024  # bytes a slow host may leave unread before it misses advertisements
 BACKLOG = 1024 * 1024  # unread bytes after which the host is disconnected
 CONNECT_TIMEOUT_S = 5.0
