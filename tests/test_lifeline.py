@@ -174,7 +174,7 @@ def test_a_demonstration_that_is_kept(place, name):
 STARTS = {
     "orchestrator/server/subprocess.py": "Child: holds on by its environment",
     "orchestrator/server/workers.py": "workers: a pipe to their parent",
-    "orchestrator/db/database.py": "the migration: holds on by its environment",
+    "orchestrator/db/schema_version.py": "the migration: holds on by its environment",
     "virtual/process/interpreter.py": "interpreters: hold on by their first lines; the compiler"
     " of the stand-ins ends by itself",
     "campaign/runner.py": "worker processes: hold on to their parent",

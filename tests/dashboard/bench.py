@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from beacon_ota.orchestrator.db.database import connect, sqlite_url
+from beacon_ota.orchestrator.db.connection import connect, sqlite_url
 from tests.bench.orchestrator_subject import OrchestratorSubject
 from tests.bench.subject import MeasuredProcess
 from tests.dashboard.conftest import ARGUMENTS, CHROMIUM, sign_in

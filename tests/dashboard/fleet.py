@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from beacon_ota.client import Client
-from beacon_ota.orchestrator.rollout.types import HOUR, MINUTE
+from beacon_ota.orchestrator.rollout.plan_types import HOUR, MINUTE
 from beacon_ota.trust import dsse, releases
 from beacon_ota.trust.keys import KeySet
 from beacon_ota.trust.releases import Terms

@@ -6,7 +6,7 @@ import time
 import pytest
 from sqlalchemy import Connection
 
-from beacon_ota.orchestrator.db.database import connect, sqlite_url
+from beacon_ota.orchestrator.db.connection import connect, sqlite_url
 from beacon_ota.orchestrator.db.tables import beacons, sites
 from tests.dashboard.web import Signed
 from tests.orchestrator.world import Server, TestBeacon, template, until

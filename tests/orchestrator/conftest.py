@@ -2,7 +2,7 @@
 
 import pytest
 
-from beacon_ota.orchestrator.db import database
+from beacon_ota.orchestrator.db import connection
 from tests.orchestrator.elsewhere import Elsewhere
 from tests.orchestrator.world import Local, Server
 
@@ -10,7 +10,7 @@ from tests.orchestrator.world import Local, Server
 @pytest.fixture(autouse=True)
 def short_locks(monkeypatch):
     """A locked SQLite is given up sooner, in this process; what follows is the same."""
-    monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(connection, "LOCK_TIMEOUT_S", 2.0)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,10 @@ from sqlalchemy import event, text
 
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.core.rollout_records import dump_state, load_state
-from beacon_ota.orchestrator.db.database import Database, connect, migrate_if_due, newest_revision
+from beacon_ota.orchestrator.db.connection import connect
+from beacon_ota.orchestrator.db.database import Database
 from beacon_ota.orchestrator.db.schema import metadata
+from beacon_ota.orchestrator.db.schema_version import migrate_if_due, newest_revision
 from beacon_ota.orchestrator.db.tables import audit, changes, events, rollouts
 from beacon_ota.orchestrator.rollout import advance as moves
 from tests.orchestrator.postgres import cluster

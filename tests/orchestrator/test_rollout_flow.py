@@ -7,7 +7,7 @@ import pytest
 
 from beacon_ota.errors import BeaconOtaError, InputError, UsageError
 from beacon_ota.orchestrator.clock import ClockJumpDetector
-from beacon_ota.orchestrator.rollout.types import DAY, HOUR, MINUTE
+from beacon_ota.orchestrator.rollout.plan_types import DAY, HOUR, MINUTE
 from tests.orchestrator.world import Local, upload
 
 ALWAYS = "00:00-24:00"

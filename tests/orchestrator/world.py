@@ -27,7 +27,8 @@ from beacon_ota.images import appfs, littlefs_writer, release, synthetic
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.db.database import connect, migrate_if_due, sqlite_url
+from beacon_ota.orchestrator.db.connection import connect, sqlite_url
+from beacon_ota.orchestrator.db.schema_version import migrate_if_due
 from beacon_ota.orchestrator.mirror.engine import MirrorEngine
 from beacon_ota.orchestrator.server.listen import ListenOptions
 from beacon_ota.orchestrator.server.run import run_service

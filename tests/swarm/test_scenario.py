@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import BeaconOtaError
+from beacon_ota.orchestrator.rollout.plan_types import Release
 from beacon_ota.orchestrator.rollout.plans import parse_plan as parse_plan
-from beacon_ota.orchestrator.rollout.types import Release
 from beacon_ota.swarm import outcome_model, scenario
 
 LEAST = {"beacons": 3, "for": "10s"}

@@ -1,6 +1,6 @@
 # Sends reports that have to be acknowledged before the attempt goes on: a halted rollout stops
-# here. Only a 2xx answer lets the attempt go on; 409 and 410 cancel it, and any other answer is an
-# error.
+# here. Only a 2xx answer allows the next step. 409 and 410 cancel the attempt; every other answer
+# is retried, then fails.
 
 import asyncio
 

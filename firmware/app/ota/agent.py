@@ -20,7 +20,7 @@ from ota.slots import FlashError
 
 _UNREADY = const(5)  # s between looks for credentials
 _PATIENCE = const(60000)  # ms to wait for WiFi in one round
-_TELLINGS = const(6)  # tries to deliver a report before the beacon polls without it
+_REPORT_TRIES = const(6)  # reports tried before polling anyway
 _FINAL = const(("success", "failed", "rolled_back"))
 
 
@@ -233,7 +233,7 @@ class Agent:
 
     # Reports the end of an attempt until it is acknowledged; otherwise the boot and the journal,
     # once. The report comes before the poll, because a poll alone would be taken for the attempt's
-    # end. After _TELLINGS tries the beacon polls without it, so that a report can never block
+    # end. After _REPORT_TRIES tries the beacon polls without it, so that a report can never block
     # updates; the next attempt's record then replaces this one. A report that the orchestrator
     # itself refuses is repeated after growing pauses; a stranger's refusal counts as no answer.
     async def _deliver_report(self):
@@ -252,14 +252,14 @@ class Agent:
             await self._reporter.send(self._reporter.build(status, record if final else None))
         except HttpError as error:
             self._untaken_reports += 1
-            if self._untaken_reports < _TELLINGS:
+            if self._untaken_reports < _REPORT_TRIES:
                 raise
             print("report:", status, error.code, error.detail)
             self._journal_stranger(error)
             if error.status:
                 retry = beacon.store.policy("retry_s")
                 self._report_pause.begin(
-                    schedule.failure_pause(self._untaken_reports - _TELLINGS + 1, retry)
+                    schedule.failure_pause(self._untaken_reports - _REPORT_TRIES + 1, retry)
                 )
             return
         if final:

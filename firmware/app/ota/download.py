@@ -86,8 +86,9 @@ class Download:
         bootable.check_image(part, self._size, head)
         return head
 
-    # Downloads the whole image. Between tries without progress there are pauses of 2, 4, 8, 16 and
-    # 32 s; after `give_up_s` (five minutes) the download is given up.
+    # Downloads the whole image. Between tries without progress there are pauses from `backoff_ms`
+    # on, doubling (2 to 32 s by default). After `give_up_s` (five minutes by default) without
+    # progress the download is given up.
     async def _retry_until_complete(self, writer):
         beacon = self._beacon
         fruitless = 0

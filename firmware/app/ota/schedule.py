@@ -10,7 +10,7 @@ _RETRIES = const(5)
 _MISSED = const(60)  # s to the next poll, which names the next window
 _MIN_POLL = const(5)  # s
 _MAX_POLL = const(86400)
-_UNSEALED = const(3600)  # s
+_MAX_RETRY_AFTER = const(3600)  # s
 _MAX_FAIL = const(1920)  # s: 32 minutes between attempts (or reports) that keep failing
 
 
@@ -42,7 +42,7 @@ def poll_delay(asked, default, fails=0, first_s=30):
 # Bounds the seconds of a Retry-After header. It is not signed: changing one answer must not make a
 # beacon sleep for a day.
 def cap_retry_after(asked, default):
-    return asked if asked is None else min(asked, max(default, _UNSEALED))
+    return asked if asked is None else min(asked, max(default, _MAX_RETRY_AFTER))
 
 
 # Seconds until an offer may be installed, 0 for now. The server's window counts first; the local

@@ -49,6 +49,7 @@ class Verdict:
 #            back (see ota/returned.py)
 #   entries  otadata, which may record the return, too
 #   running  slot number, -1 for the factory app
+#   slots    number of app slots, 0 without an A/B layout
 #   cause    machine.reset_cause() of this boot
 #   journal  entries written since the slot was armed
 def diagnose_previous_attempt(record, entries, running, slots, cause, journal):

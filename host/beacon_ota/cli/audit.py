@@ -36,7 +36,7 @@ def list_entries(
         )
     else:
         from beacon_ota.orchestrator.api.audit import serialize_entry
-        from beacon_ota.orchestrator.db.database import open_offline
+        from beacon_ota.orchestrator.db.schema_version import open_offline
         from beacon_ota.orchestrator.db.tables import audit
 
         with open_offline(data) as conn:
@@ -68,7 +68,7 @@ def verify_chain(
     if data is None:
         result = server.client.verify_audit(head)
     else:
-        from beacon_ota.orchestrator.db.database import open_offline
+        from beacon_ota.orchestrator.db.schema_version import open_offline
         from beacon_ota.orchestrator.db.tables import audit
 
         with open_offline(data) as conn:

@@ -62,7 +62,7 @@ def list_tokens(
         rows = server.client.list_tokens()
     else:
         from beacon_ota.orchestrator.api.tokens import serialize_token
-        from beacon_ota.orchestrator.db.database import open_offline
+        from beacon_ota.orchestrator.db.schema_version import open_offline
         from beacon_ota.orchestrator.db.tables import tokens
 
         with open_offline(data) as conn:
@@ -91,7 +91,7 @@ def revoke_token(
 
 def _make_offline(data: Path, name: str, role: str, days: float | None) -> dict:
     from beacon_ota.orchestrator.api.tokens import serialize_token
-    from beacon_ota.orchestrator.db.database import open_offline
+    from beacon_ota.orchestrator.db.schema_version import open_offline
     from beacon_ota.orchestrator.db.tables import audit, tokens
 
     now = time.time()
@@ -102,7 +102,7 @@ def _make_offline(data: Path, name: str, role: str, days: float | None) -> dict:
 
 
 def _revoke_offline(data: Path, token_id: str) -> None:
-    from beacon_ota.orchestrator.db.database import open_offline
+    from beacon_ota.orchestrator.db.schema_version import open_offline
     from beacon_ota.orchestrator.db.tables import audit, tokens
 
     now = time.time()

@@ -53,7 +53,7 @@ ROW_FORMAT = struct.Struct("<2sBBII16sI")
 
 
 class PartitionError(InputError):
-    """A partition table breaks a rule. Codes start with ``table_``."""
+    """A partition table breaks a rule. Codes start with ``table_…``."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Release images, the content of an OTA slot: built, renumbered and checked.
 
-Core, FF to the next 4 KiB, app filesystem: one file, one hash, one signature. The bootloader
+Core, FF to the next 4 KiB, app filesystem: one file, one hash, which is signed. The bootloader
 stops reading where the core ends; the beacon finds the app by walking the core's headers.
 A core with the app frozen in says what it is in the version of its app description,
 ``<device type> <version>``. It is a release as it is; the filesystem behind it, if there is one,

@@ -47,7 +47,7 @@ class Manifest:
         return fields
 
     def payload(self) -> bytes:
-        """Return the canonical bytes that are signed.
+        """Return the canonical payload; the signatures are over its PAE.
 
         Raises:
             InputError: ``manifest_field``, naming the field that cannot be.

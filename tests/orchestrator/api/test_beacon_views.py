@@ -2,7 +2,7 @@
 
 import json
 
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 
 
 def listed(local, query=""):

@@ -79,11 +79,13 @@ def test_too_many_are_refused_by_name_and_others_are_served(local, release, slow
     until(lambda: slow.begun == 1)
 
     def refused():
+        """Ask once more: one that was in before the others waits as they do."""
+        waiting.append(ask(local, release))
+        waiting[-1].sock.settimeout(1)
         try:
-            local.admin().plan_rollout(release)
-        except BeaconOtaError as error:
-            return error.code == "previews_busy"
-        return False
+            return json.loads(waiting[-1].getresponse().read())["code"] == "previews_busy"
+        except TimeoutError:
+            return False
 
     assert until(refused)
     assert beacon.poll().status == 204

@@ -16,7 +16,7 @@ import pytest
 from beacon_ota.orchestrator.backup import create as creating
 from beacon_ota.orchestrator.backup.contents import DATABASE, INDEX, open_backup
 from beacon_ota.orchestrator.backup.create import BackupSource, create_backup
-from beacon_ota.orchestrator.db.database import newest_revision
+from beacon_ota.orchestrator.db.schema_version import newest_revision
 from tests.orchestrator.world import COMMAND, DEADLINE_S, Server, beacons, environment, upload
 
 

@@ -18,7 +18,7 @@ from beacon_ota.orchestrator.backup import restore as restoring
 from beacon_ota.orchestrator.backup.contents import DATABASE, INDEX
 from beacon_ota.orchestrator.backup.create import BackupSource, create_backup
 from beacon_ota.orchestrator.backup.restore import restore_backup
-from beacon_ota.orchestrator.db.database import newest_revision
+from beacon_ota.orchestrator.db.schema_version import newest_revision
 from tests.orchestrator.backup.test_create import call
 from tests.orchestrator.world import Server, beacons, until, upload
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from beacon_ota.orchestrator.beacon_api import poll
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.wire import auth, auth_header
 from tests.orchestrator.world import Answer, TestBeacon

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.types import Result
 from tests.orchestrator.world import upload

@@ -4,7 +4,8 @@ import pytest
 
 from beacon_ota.orchestrator.clock import ClockJumpDetector
 from beacon_ota.orchestrator.rollout import advance as moves
-from beacon_ota.orchestrator.rollout.types import HOUR, Result
+from beacon_ota.orchestrator.rollout.plan_types import HOUR
+from beacon_ota.orchestrator.rollout.types import Result
 from tests.orchestrator.world import upload
 
 CANARY = {"preset": "canary", "window": "00:00-24:00"}

@@ -10,7 +10,7 @@ from beacon_ota.orchestrator.clock import ClockJumpDetector
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.db.tables import rollouts
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.rollout.types import DAY, HOUR
+from beacon_ota.orchestrator.rollout.plan_types import DAY, HOUR
 from tests.orchestrator.world import upload
 
 ALWAYS = "00:00-24:00"

@@ -5,7 +5,7 @@
 import pytest
 from sqlalchemy import event, insert, update
 
-from beacon_ota.orchestrator.db.database import connect, sqlite_url
+from beacon_ota.orchestrator.db.connection import connect, sqlite_url
 from beacon_ota.orchestrator.db.schema import beacons as beacon_table
 from beacon_ota.orchestrator.db.schema import firmwares, rollouts
 from beacon_ota.orchestrator.db.tables import (

@@ -4,15 +4,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from beacon_ota.orchestrator.rollout.advance import advance, apply_transition, initial_state
+from beacon_ota.orchestrator.rollout.counting import count_outcomes, locate_beacons
 from beacon_ota.orchestrator.rollout.decide import ActiveRollout
-from beacon_ota.orchestrator.rollout.gates import count_outcomes, locate_beacons
+from beacon_ota.orchestrator.rollout.plan_types import Release
 from beacon_ota.orchestrator.rollout.plans import parse_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import (
     Attempt,
     Beacon,
     Place,
-    Release,
     Result,
     RolloutState,
     Site,

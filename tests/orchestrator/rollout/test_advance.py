@@ -18,16 +18,8 @@ from beacon_ota.orchestrator.rollout.advance import (
     resume_rollout,
 )
 from beacon_ota.orchestrator.rollout.gates import judge_stage
-from beacon_ota.orchestrator.rollout.types import (
-    DAY,
-    HOUR,
-    MINUTE,
-    WEEK,
-    Kind,
-    Result,
-    Status,
-    Transition,
-)
+from beacon_ota.orchestrator.rollout.plan_types import DAY, HOUR, MINUTE, WEEK
+from beacon_ota.orchestrator.rollout.types import Kind, Result, Status, Transition
 from tests.orchestrator.rollout.build import (
     MONDAY,
     Bench,

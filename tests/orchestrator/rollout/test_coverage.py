@@ -2,16 +2,10 @@
 
 from beacon_ota.orchestrator.rollout.coverage import count_uncovered
 from beacon_ota.orchestrator.rollout.decide import decide
+from beacon_ota.orchestrator.rollout.plan_types import Plan, Release, Selector, Wave
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.simulate import simulate_rollout
-from beacon_ota.orchestrator.rollout.types import (
-    Beacon,
-    Plan,
-    Reason,
-    Release,
-    Selector,
-    Wave,
-)
+from beacon_ota.orchestrator.rollout.types import Beacon, Reason
 from beacon_ota.orchestrator.rollout.windows import Places
 
 RELEASE = Release("f" * 24, "1.1.0", "esp32c3", "a" * 64)

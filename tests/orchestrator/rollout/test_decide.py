@@ -11,15 +11,8 @@ from beacon_ota.orchestrator.rollout.decide import (
     may_continue,
     revocable_attempts,
 )
-from beacon_ota.orchestrator.rollout.types import (
-    DAY,
-    HOUR,
-    Beacon,
-    Reason,
-    Result,
-    Status,
-    WaveState,
-)
+from beacon_ota.orchestrator.rollout.plan_types import DAY, HOUR
+from beacon_ota.orchestrator.rollout.types import Beacon, Reason, Result, Status, WaveState
 from tests.orchestrator.rollout.build import (
     ANY_TIME,
     MONDAY,

@@ -5,8 +5,9 @@ import tomllib
 from pathlib import Path
 
 from beacon_ota.orchestrator.rollout import advance, fields, gates, plans, windows
+from beacon_ota.orchestrator.rollout.plan_types import LADDER, Gate, Retry
 from beacon_ota.orchestrator.rollout.plans import PRESETS, parse_plan
-from beacon_ota.orchestrator.rollout.types import LADDER, Gate, Reason, Retry
+from beacon_ota.orchestrator.rollout.types import Reason
 from tests.orchestrator.rollout.build import NEW
 
 PAGE = (Path(__file__).parents[3] / "docs" / "rollouts.md").read_text()

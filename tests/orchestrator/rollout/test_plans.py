@@ -10,8 +10,7 @@ import pytest
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.rollout import plans
 from beacon_ota.orchestrator.rollout.fields import format_duration, parse_duration
-from beacon_ota.orchestrator.rollout.plans import PRESETS, dump_plan, parse_plan
-from beacon_ota.orchestrator.rollout.types import (
+from beacon_ota.orchestrator.rollout.plan_types import (
     DAY,
     HOUR,
     LADDER,
@@ -24,6 +23,7 @@ from beacon_ota.orchestrator.rollout.types import (
     Stage,
     Wave,
 )
+from beacon_ota.orchestrator.rollout.plans import PRESETS, dump_plan, parse_plan
 from tests.orchestrator.rollout.build import NEW, NEWER, utc
 
 SITES = {"hq", "hq/a", "hq/a/1", "hq/b", "depot"}

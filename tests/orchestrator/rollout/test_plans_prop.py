@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
-from beacon_ota.orchestrator.rollout.plans import FAILURE_STAGES, dump_plan, parse_plan
-from beacon_ota.orchestrator.rollout.types import (
+from beacon_ota.orchestrator.rollout.plan_types import (
     Base,
     Gate,
     Opening,
@@ -17,6 +16,7 @@ from beacon_ota.orchestrator.rollout.types import (
     Stage,
     Wave,
 )
+from beacon_ota.orchestrator.rollout.plans import FAILURE_STAGES, dump_plan, parse_plan
 from tests.orchestrator.rollout.build import NEW
 
 SECONDS = st.one_of(

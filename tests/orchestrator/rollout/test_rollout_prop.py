@@ -23,19 +23,10 @@ from beacon_ota.orchestrator.rollout.advance import (
 )
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, ActiveRollout, decide, lost_attempts
 from beacon_ota.orchestrator.rollout.gates import failures_to_limit, tripped_limit
+from beacon_ota.orchestrator.rollout.plan_types import DAY, HOUR, MINUTE, Gate
 from beacon_ota.orchestrator.rollout.rules import bucket_of, selector_matches
 from beacon_ota.orchestrator.rollout.simulate import AttemptOutcome, Simulation, simulate_rollout
-from beacon_ota.orchestrator.rollout.types import (
-    DAY,
-    HOUR,
-    MINUTE,
-    Gate,
-    Kind,
-    Reason,
-    Result,
-    StageCounts,
-    Status,
-)
+from beacon_ota.orchestrator.rollout.types import Kind, Reason, Result, StageCounts, Status
 from tests.orchestrator.rollout.build import (
     ANY_TIME,
     MONDAY,

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beacon_ota.errors import InputError
+from beacon_ota.orchestrator.rollout.plan_types import LADDER, Plan, Release, Selector, Wave
 from beacon_ota.orchestrator.rollout.rules import Rollout, bucket_of, plan_covers, stage_of
-from beacon_ota.orchestrator.rollout.types import LADDER, Plan, Release, Selector, Wave, Window
+from beacon_ota.orchestrator.rollout.types import Window
 from tests.orchestrator.rollout.build import NEW, NEWER, beacon, fleet, rollout
 
 

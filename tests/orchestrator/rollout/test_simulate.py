@@ -17,19 +17,10 @@ from beacon_ota.orchestrator.rollout.advance import (
     resume_rollout,
 )
 from beacon_ota.orchestrator.rollout.decide import ActiveRollout, decide
+from beacon_ota.orchestrator.rollout.plan_types import DAY, HOUR, MINUTE, WEEK
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.simulate import AttemptOutcome, Simulation, simulate_rollout
-from beacon_ota.orchestrator.rollout.types import (
-    DAY,
-    HOUR,
-    MINUTE,
-    WEEK,
-    Beacon,
-    Kind,
-    Reason,
-    Result,
-    Status,
-)
+from beacon_ota.orchestrator.rollout.types import Beacon, Kind, Reason, Result, Status
 from beacon_ota.orchestrator.rollout.windows import Places, next_window
 from tests.orchestrator.rollout.build import MONDAY, NEWER, PLACES, beacon, fleet, rollout, utc
 

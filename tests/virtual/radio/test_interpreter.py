@@ -80,7 +80,7 @@ asyncio.run(forever())
 
     with running(space, program, ready="handles 16 18") as beacon:
         asyncio.run(body())
-        beacon.wait_for(lambda: "irq 2 0" in beacon.console)
+        beacon.wait_for(lambda: re.search(r"irq 2 0 0 \w{12}", beacon.console))
         assert re.fullmatch(
             r"irq 1 0 0 02b1e00000\w\w\nirq 21 \(0, 256\)\nirq 3 \(0, 16\)\n"
             r"value b'hello'\nirq 2 0 0 02b1e00000\w\w",

@@ -45,7 +45,7 @@ def fuzz_provisioning(seconds: float, seed: int = 1, *, air_share: float = 0.5) 
 
 
 def replay_case(text: str) -> None:
-    """Run a case of :func:`parsers` again.
+    """Run a case of :func:`fuzz_parsers` again.
 
     Raises:
         AssertionError: the violation.

@@ -108,7 +108,7 @@ def build_flash(
     Args:
         stage0: files that stand in for stage 0's own.
         policy: what differs from :data:`POLICY`.
-        given: what differs from :data:`GIVEN`.
+        given: what differs from :data:`PROVISIONED`.
     """
     values = {
         **PROVISIONED,

@@ -35,7 +35,7 @@ class Evidence:
     """The evidence of a case.
 
     Args:
-        kind: of the release under test, see :data:`BLAME`.
+        kind: of the release under test, see :data:`EXPECTED_CODES`.
         old, new: slots of the release before and of the one under test.
         checksum: of the release under test, hex.
         versions: before, under test, and the one after.

@@ -28,9 +28,9 @@ from beacon_ota.orchestrator.db.tables import Fields, beacons, new_id
 from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.releases.upload import accept_upload
 from beacon_ota.orchestrator.rollout.advance import initial_state
+from beacon_ota.orchestrator.rollout.plan_types import Release
 from beacon_ota.orchestrator.rollout.plans import dump_plan, parse_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.types import Release
 from beacon_ota.orchestrator.settings import Settings
 from beacon_ota.virtual.reactor import Reactor
 from beacon_ota.wire import auth, auth_header
@@ -67,7 +67,7 @@ class InProcessOrchestrator:
     # Life
 
     def open(self, database: bytes | None = None, now: float | None = None) -> None:
-        """Start; with ``database``, with what a :meth:`copy` kept and at that time."""
+        """Start; with ``database``, with what a :meth:`copy_database` kept and at that time."""
         self._reactor.run(self.start(database, now))
 
     def close(self) -> None:
@@ -269,7 +269,8 @@ async def _iter_pieces(body: bytes) -> AsyncIterator[bytes]:
 @cache
 def empty_database() -> bytes:
     """Return an empty database of the newest schema, cached, because a migration takes a second."""
-    from beacon_ota.orchestrator.db.database import connect, migrate_if_due
+    from beacon_ota.orchestrator.db.connection import connect
+    from beacon_ota.orchestrator.db.schema_version import migrate_if_due
 
     with tempfile.TemporaryDirectory() as folder:
         engine = connect(f"sqlite:///{folder}/beacon-ota.db")

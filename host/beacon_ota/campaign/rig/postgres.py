@@ -11,14 +11,15 @@ from pathlib import Path
 from sqlalchemy import create_engine
 
 from beacon_ota import lifeline
-from beacon_ota.orchestrator.db.database import connect, migrate_if_due
+from beacon_ota.orchestrator.db.connection import connect
+from beacon_ota.orchestrator.db.schema_version import migrate_if_due
 
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
 _USER = "beacon"
 
 
 class PostgresCluster:
-    """A running cluster; ``database()`` makes a fresh database of the newest schema."""
+    """A running cluster; ``create_database()`` makes a fresh database of the newest schema."""
 
     def __init__(self, programs: Path):
         self.folder = Path(tempfile.mkdtemp(prefix="beacon-pg-"))

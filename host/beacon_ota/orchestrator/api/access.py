@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from beacon_ota.orchestrator.api import session
 from beacon_ota.orchestrator.api.dependencies import service_of
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import sessions, tokens
 from beacon_ota.orchestrator.db.tables.tokens import MIRROR, ROLES, Actor
 from beacon_ota.orchestrator.http import asgi

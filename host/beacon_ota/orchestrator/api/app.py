@@ -24,7 +24,7 @@ from beacon_ota.orchestrator.api.answers import json_response
 from beacon_ota.orchestrator.api.previews import Previews
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields
 from beacon_ota.orchestrator.http import problems
 from beacon_ota.orchestrator.http.throttle import Throttle

@@ -19,7 +19,7 @@ from beacon_ota.orchestrator.api.dependencies import ServiceDep
 from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.health import health_label
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.schema import beacons as table
 from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons
 from beacon_ota.orchestrator.http.problems import not_found

@@ -16,7 +16,7 @@ from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
 from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, firmwares
 from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.limits import LIMITS

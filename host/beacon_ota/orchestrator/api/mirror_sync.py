@@ -32,7 +32,7 @@ from beacon_ota.orchestrator.db.tables import (
 from beacon_ota.orchestrator.http.problems import Problem, not_found
 from beacon_ota.orchestrator.mirror.state import PROTOCOL
 from beacon_ota.orchestrator.releases.serve import load_image
-from beacon_ota.orchestrator.rollout import advance as moves
+from beacon_ota.orchestrator.rollout import advance
 
 log = logging.getLogger("beacon_ota.orchestrator")
 router = APIRouter(tags=["mirrors"])
@@ -222,7 +222,7 @@ async def _halt_everywhere(service: Service, engine: Engine, mirror: Fields, row
     by, why = f"mirror {mirror['name']}", (row["reason"] or "")[:200]
     try:
         stored = await engine.stop_manager.stop_by_hand(
-            rollout_id, lambda entry, now: moves.halt_rollout(entry.state, now, by, why)
+            rollout_id, lambda entry, now: advance.halt_rollout(entry.state, now, by, why)
         )
     except UsageError:
         stored = True  # halted already, or over

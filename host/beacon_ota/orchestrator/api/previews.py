@@ -42,10 +42,10 @@ class Previews:
         self._closed = True
 
     async def run(self, request: Request, compute: Callable[[Callable[[], bool]], T]) -> T:
-        """Return the result of ``compute(stop)``, computed in the thread.
+        """Return the result of ``compute(should_stop)``, computed in the thread.
 
         Args:
-            compute: ends early when ``stop()`` returns True.
+            compute: ends early when ``should_stop()`` returns True.
 
         Raises:
             Problem: 503 ``previews_busy`` when ``LIMITS.previews`` are waiting already;

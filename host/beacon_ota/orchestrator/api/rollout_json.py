@@ -14,7 +14,7 @@ from beacon_ota.orchestrator.core.rollout_records import load_state
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, attempts, rollouts
 from beacon_ota.orchestrator.http.problems import not_found
-from beacon_ota.orchestrator.rollout import advance as moves
+from beacon_ota.orchestrator.rollout import advance
 from beacon_ota.orchestrator.rollout.gates import judge_stage
 from beacon_ota.orchestrator.rollout.plans import dump_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
@@ -169,7 +169,7 @@ def _serialize_wave(
     }
     if entry is not None and counts is not None:
         public["counts"] = [_serialize_counts(cell) for cell in counts.stages[index]]
-        public["opens_at"] = format_iso(moves.opens_at(entry.rollout, state, index))
+        public["opens_at"] = format_iso(advance.opens_at(entry.rollout, state, index))
         if wave.stage >= 0 and wave.ended_at is None and state.status is Status.ACTIVE:
             verdict, word, sentence = judge_stage(entry.rollout, state, counts, index, now)
             public["waits_for"] = {"verdict": verdict.value, "reason": word, "detail": sentence}

@@ -10,14 +10,11 @@ from beacon_ota.orchestrator.core.rollout_records import release_withdrawn
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.http.problems import not_found
+from beacon_ota.orchestrator.rollout.plan_types import Plan, Release
 from beacon_ota.orchestrator.rollout.plans import PRESETS, parse_plan
 from beacon_ota.orchestrator.rollout.rollout_ids import choose_rollout_id
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.types import (
-    Beacon,
-    Plan,
-    Release,
-)
+from beacon_ota.orchestrator.rollout.types import Beacon
 
 
 class RolloutOrder(BaseModel):

@@ -33,12 +33,12 @@ from beacon_ota.orchestrator.core.engine import DecideTransitions, Engine
 from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.core.rollout_records import dump_state, rollout_moved
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, rollouts
 from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.rollout import advance as moves
+from beacon_ota.orchestrator.rollout import advance
 from beacon_ota.orchestrator.rollout.plans import dump_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.simulate import simulate_rollout
@@ -76,7 +76,7 @@ async def create_rollout(
     """Start a rollout, now or at the time given."""
     rollout, start_at = compile_order(service, order)
     plan = rollout.plan
-    state = moves.initial_state(rollout, start_at)
+    state = advance.initial_state(rollout, start_at)
     row: Fields = {
         "id": plan.rollout_id,
         "firmware_id": order.firmware_id,
@@ -184,7 +184,7 @@ async def pause_rollout(
 ) -> Response:
     """Offer the release to no further beacon; attempts under way go on. 202: not stored yet."""
     return await _stop_rollout(
-        service, engine, rollout_id, _decide_by_state(moves.pause_rollout, by, why)
+        service, engine, rollout_id, _decide_by_state(advance.pause_rollout, by, why)
     )
 
 
@@ -197,7 +197,7 @@ async def resume_rollout(
         service,
         engine,
         rollout_id,
-        _require_revision(why, _decide_by_state(moves.resume_rollout, by, why)),
+        _require_revision(why, _decide_by_state(advance.resume_rollout, by, why)),
     )
 
 
@@ -207,7 +207,7 @@ async def halt_rollout(
 ) -> Response:
     """Call off every attempt that is not rebooting yet, and offer nothing. 202: not stored yet."""
     return await _stop_rollout(
-        service, engine, rollout_id, _decide_by_state(moves.halt_rollout, by, why)
+        service, engine, rollout_id, _decide_by_state(advance.halt_rollout, by, why)
     )
 
 
@@ -217,7 +217,7 @@ async def abort_rollout(
 ) -> Response:
     """End a rollout for good. 202: not stored yet."""
     return await _stop_rollout(
-        service, engine, rollout_id, _decide_by_state(moves.abort_rollout, by, why)
+        service, engine, rollout_id, _decide_by_state(advance.abort_rollout, by, why)
     )
 
 
@@ -228,7 +228,7 @@ async def advance_rollout(
     """Open the next stage now, without waiting for sample or soak."""
 
     def decide_next_stage(entry: RolloutEntry, now: float) -> tuple[Transition, ...]:
-        return moves.open_next_stage(
+        return advance.open_next_stage(
             entry.rollout,
             entry.state,
             engine.count_outcomes(entry, now),

@@ -35,7 +35,7 @@ from beacon_ota.orchestrator.backup.contents import (
 )
 from beacon_ota.orchestrator.blobs.local import BlobDamaged
 from beacon_ota.orchestrator.blobs.object_store import open_blob_store
-from beacon_ota.orchestrator.db.database import (
+from beacon_ota.orchestrator.db.connection import (
     LOCK_TIMEOUT_S,
     StorageError,
     describe_error,

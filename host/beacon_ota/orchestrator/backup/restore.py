@@ -27,7 +27,8 @@ from beacon_ota.orchestrator.backup.contents import (
 from beacon_ota.orchestrator.backup.create import check_database, revision
 from beacon_ota.orchestrator.blobs.object_store import open_blob_store
 from beacon_ota.orchestrator.core.audit_note import note_restored
-from beacon_ota.orchestrator.db.database import StorageError, check_revision, storage_errors
+from beacon_ota.orchestrator.db.connection import StorageError, storage_errors
+from beacon_ota.orchestrator.db.schema_version import check_revision
 
 _IGNORED = {
     folder.LOCK_FILE,

@@ -153,8 +153,8 @@ async def _conclude_silent_rollback(service: Service, node: BeaconState, now: fl
     """Conclude that a beacon rolled back, if it polls from another image and never reports it.
 
     A poll in state ``valid`` from another image than the release's, after ``rebooting``, means that
-    the release does not run. The beacon's own report has ``BACK_GRACE_S`` seconds to arrive first,
-    because it knows the reason.
+    the release does not run. The beacon's own report has ``ROLLBACK_GRACE_S`` seconds to arrive
+    first, because it knows the reason.
     """
     rebooted = next(
         (a for a in node.attempts if a.result is None and a.rebooting_at is not None), None

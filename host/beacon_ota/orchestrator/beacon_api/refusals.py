@@ -1,7 +1,7 @@
 """Records that the requests of a beacon are refused, and publishes it when that repeats.
 
 Only authenticated, new requests count. A wrong signature or a replayed request may come from a
-stranger: it is kept in memory (``View.claimed``), and writes nothing.
+stranger: it is kept in memory (``BeaconState.claim``), and writes nothing.
 """
 
 from beacon_ota.orchestrator.core.fleet_state import BeaconState
@@ -13,7 +13,7 @@ REPEAT_EVENT_S = 3600.0  # between two events about one beacon
 
 
 def record_refusal(service: Service, node: BeaconState, code: str) -> None:
-    """Record one refusal; from ``REFUSED_FROM`` in a row on, publish ``beacon.refused``."""
+    """Record one refusal; from ``REFUSED_AFTER`` in a row on, publish ``beacon.refused``."""
     now = service.clock.now()
     service.fleet.mark_refused(node, now, code)
     published_at = node.refusal_told_at

@@ -21,7 +21,7 @@ from beacon_ota.orchestrator.core.attempts import may_attempt_continue, record_o
 from beacon_ota.orchestrator.core.fleet_state import BeaconState, attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_board import StopBoard
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Scope, Send

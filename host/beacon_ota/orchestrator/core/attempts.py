@@ -22,7 +22,8 @@ from beacon_ota.orchestrator.core.fleet_state import (
 from beacon_ota.orchestrator.core.hub import EventHub
 from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db import tables
-from beacon_ota.orchestrator.db.database import Database, StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
+from beacon_ota.orchestrator.db.database import Database
 from beacon_ota.orchestrator.db.tables import Fields, attempts, beacons, events, firmwares, rollouts
 from beacon_ota.orchestrator.lease import Lease
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES, decide, may_continue
@@ -247,7 +248,7 @@ class Attempts:
             raise
 
     def note_unrecorded(self, attempt: Attempt, result: Result) -> None:
-        """An open attempt has failed, and the database did not take it: the gates count it."""
+        """Note a failure that the database did not take, so that the gates count it."""
         if attempt.id in self._fleet.open_attempts and result is not Result.SUCCESS:
             self.unrecorded[attempt.id] = result
             self._fleet.on_change()
@@ -258,8 +259,8 @@ def may_attempt_continue(
 ) -> tuple[bool, Fields | None]:
     """Tell whether an attempt may go on, by what is committed or stopped; and its row.
 
-    So a halt, a quarantine or another device type holds that another process has committed, and
-    this one has not heard of yet; and one that was made while this waited for the database.
+    This honours halts, quarantines and type changes that another process committed and that this
+    one has not seen, and stops made while waiting for the database.
     """
     row = attempts.get(conn, attempt_id)
     basis = None if row is None else rollouts.read_basis(conn, row["rollout_id"])

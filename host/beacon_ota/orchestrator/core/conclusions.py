@@ -12,7 +12,7 @@ from beacon_ota.orchestrator.core.fleet_state import RolloutEntry, progress_of
 from beacon_ota.orchestrator.core.rollout_store import RolloutStore
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_manager import StopManager
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import (
     Fields,
     attempts,
@@ -20,8 +20,7 @@ from beacon_ota.orchestrator.db.tables import (
     mirror_books,
     rollouts,
 )
-from beacon_ota.orchestrator.rollout import decide as rules
-from beacon_ota.orchestrator.rollout import roaming
+from beacon_ota.orchestrator.rollout import decide, roaming
 from beacon_ota.orchestrator.rollout.types import (
     Attempt,
     Result,
@@ -65,7 +64,7 @@ class AttemptConclusions(RolloutStore):
         view, since = self.service.fleet, self.service.listening_since
         mine = [one for key in entry.open_ids if not (one := view.open_attempts[key]).is_remote]
         found = {}
-        lost = rules.lost_attempts(entry.rollout, mine, now, listening_since=since)
+        lost = decide.lost_attempts(entry.rollout, mine, now, listening_since=since)
         for attempt in self._not_at_mirrors(entry, lost, now) if lost else ():
             node = view.beacons.get(attempt.beacon_id)
             silence = entry.rollout.gates[attempt.wave].report_timeout_s
@@ -80,9 +79,9 @@ class AttemptConclusions(RolloutStore):
         release = view.releases[entry.rollout.plan.release.firmware_id]
         ends: dict[str, AttemptEnd] = {}
         since = self.service.listening_since
-        for attempt in rules.expired_attempts(entry.rollout, mine, now, listening_since=since):
+        for attempt in decide.expired_attempts(entry.rollout, mine, now, listening_since=since):
             ends[attempt.id] = AttemptEnd(Result.EXPIRED, progress_of(attempt))
-        silent = rules.lost_attempts(entry.rollout, mine, now, listening_since=since)
+        silent = decide.lost_attempts(entry.rollout, mine, now, listening_since=since)
         for attempt in self._not_at_mirrors(entry, silent, now) if silent else ():
             node = view.beacons.get(attempt.beacon_id)
             others = () if node is None else node.attempts
@@ -103,24 +102,24 @@ class AttemptConclusions(RolloutStore):
             )
             ends[attempt.id] = AttemptEnd(result, progress_of(attempt), detail)
         called_off = entry.state.status in _CALLED_OFF
-        # Upon what a halt in memory rests stays what it was taken for: a beacon that was silent is
-        # lost, and one that could not say why it failed says it again.
+        # Attempts on which a halt in memory was based keep the result assumed then: a silent
+        # beacon is lost, and a beacon whose failure was not stored reports it again.
         rollout_id = entry.rollout.plan.rollout_id
         presumed = self._presumed_lost.get(rollout_id)
         gone = presumed & self._find_silent(entry, now).keys() if presumed else ()
-        for attempt in rules.revocable_attempts(mine):
+        for attempt in decide.revocable_attempts(mine):
             if attempt.id in self.service.attempts.unrecorded or (
                 attempt.id in ends and attempt.id in gone
             ):
                 continue
             node = view.beacons.get(attempt.beacon_id)
-            if called_off or (node and rules.is_blocked_from(release.state, node.beacon)):
+            if called_off or (node and decide.is_blocked_from(release.state, node.beacon)):
                 ends[attempt.id] = AttemptEnd(Result.STOPPED, progress_of(attempt))
         for attempt in mine:
             node = view.beacons.get(attempt.beacon_id)
             if node is None:  # nobody will hear from it
                 ends[attempt.id] = AttemptEnd(Result.STOPPED, progress_of(attempt), _REMOVED)
-            elif attempt.rebooting_at is None and rules.is_other_board(
+            elif attempt.rebooting_at is None and decide.is_other_board(
                 node.beacon, release.row["device_type"]
             ):
                 ends[attempt.id] = AttemptEnd(Result.STOPPED, progress_of(attempt), _OTHER_BOARD)
@@ -132,7 +131,7 @@ class AttemptConclusions(RolloutStore):
     def _not_at_mirrors(
         self, entry: RolloutEntry, silent: list[Attempt], now: float
     ) -> list[Attempt]:
-        """Return those of the silent of whom no mirror may have heard what it has yet to tell.
+        """Return the silent attempts about which no mirror can still have news to send.
 
         A beacon may have gone on at its site's mirror while that is cut off. It is waited for as
         long as a stage waits for anybody.

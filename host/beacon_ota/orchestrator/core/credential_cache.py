@@ -1,7 +1,7 @@
 """Who may stop a rollout while the database cannot be asked: a copy in memory, seconds old.
 
-It is looked into for stops only, when the database does not answer. A token that was revoked
-through another machine in the last moment before could so still stop a rollout, and nothing else.
+It is used for stops only, when the database does not answer. A token revoked from another machine
+a moment before the outage can therefore still stop a rollout; nothing else.
 """
 
 import hashlib

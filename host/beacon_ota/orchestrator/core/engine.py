@@ -17,7 +17,7 @@ from beacon_ota.orchestrator.core.conclusions import AttemptConclusions
 from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_manager import DecideTransitions, stop_unstored
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import (
     mirror_books,
 )
@@ -27,7 +27,7 @@ from beacon_ota.orchestrator.rollout.advance import (
     next_due_at,
     restart_soaks,
 )
-from beacon_ota.orchestrator.rollout.gates import count_outcomes, locate_beacons
+from beacon_ota.orchestrator.rollout.counting import count_outcomes, locate_beacons
 from beacon_ota.orchestrator.rollout.rules import plan_covers
 from beacon_ota.orchestrator.rollout.types import (
     Attempt,
@@ -194,11 +194,11 @@ class Engine(AttemptConclusions):
         return True
 
     def _check_for_clock_jump(self, now: float) -> None:
-        """Let nothing follow from a clock that jumped: nobody was silent in time that never was.
+        """After a jump of the clock, restart the counting of silence, and the soaks.
 
-        Every process does, whether it leads or not: whoever takes the lead later has to do with
-        the rollouts that the one before had not come to. A scaled clock goes by one that nobody
-        sets.
+        Every process does, whether it leads or not: a process that becomes the leader later
+        handles the rollouts that the previous leader had not come to. A scaled clock runs on the
+        monotonic clock and cannot jump.
         """
         leap = self.clock_jumps.take_jump()
         if not leap or self.service.clock.scale != 1.0:

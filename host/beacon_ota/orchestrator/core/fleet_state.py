@@ -1,5 +1,9 @@
 """The fleet's state in memory, for decisions: read at the start, then follows the commits.
 
+Other modules call it the *view*. A variable ``node`` is a :class:`BeaconState`, ``facts`` the
+:class:`Beacon` in it that decisions see, ``entry`` a :class:`RolloutEntry`, and ``lives`` are
+``ActiveRollout``: what ``decide`` needs of the rollouts that may offer something.
+
 Nothing here is a truth of its own. Every ``put_…`` takes what was committed, in that order, and
 only the event loop's thread calls them. What was stopped and is not committed yet (``stops``) is
 held over it, whatever is read again.
@@ -18,7 +22,7 @@ from beacon_ota.orchestrator.db.tables import Fields, keys
 from beacon_ota.orchestrator.db.tables.attempts import Progress
 from beacon_ota.orchestrator.db.tables.firmwares import effective_state
 from beacon_ota.orchestrator.db.tables.rollouts import Basis
-from beacon_ota.orchestrator.rollout import decide as rules
+from beacon_ota.orchestrator.rollout import decide
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.stopping import apply_stops
 from beacon_ota.orchestrator.rollout.types import (
@@ -128,8 +132,8 @@ class FleetState:
         self.unflushed: dict[str, BeaconState] = {}  # heard from since the last flush
         self.stops: Stops = {}  # not stored yet; they hold over whatever is read
         self._refused: dict[str, BeaconState] = {}  # refused since then
-        self._lives: dict[str, list[rules.ActiveRollout]] = {}
-        self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[rules.ActiveRollout]] = {}
+        self._lives: dict[str, list[decide.ActiveRollout]] = {}
+        self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[decide.ActiveRollout]] = {}
         self._busy: dict[str, int] = {}
         self._where: dict[str, str] = {}  # open attempt -> the building it counts in
         self._left: dict[str, list[Attempt]] = {}  # of beacons that are not registered, by id
@@ -359,7 +363,7 @@ class FleetState:
         return stops_of_rollout(self.stops, rollout_id)
 
     def is_called_off(self, rollout_id: str, firmware_id: str) -> bool:
-        """Tell whether nobody may go on who is not rebooting yet, stored or not."""
+        """Tell whether a stop, stored or not, calls off attempts that are not rebooting yet."""
         entry = self.rollouts.get(rollout_id)
         return (
             entry is None
@@ -373,7 +377,7 @@ class FleetState:
             return False
         entry = self.rollouts.get(attempt.rollout_id)
         release = self.releases[attempt.firmware_id]
-        return entry is None or not rules.may_continue(entry.state.status, release.state, attempt)
+        return entry is None or not decide.may_continue(entry.state.status, release.state, attempt)
 
     def basis_of(self, entry: RolloutEntry) -> Basis:
         """Return what a decision about a rollout is made upon now."""
@@ -389,7 +393,7 @@ class FleetState:
             if not entry.open_ids:
                 self.drop_rollout(rollout_id)
 
-    def active_rollouts_for(self, facts: Beacon) -> list[rules.ActiveRollout]:
+    def active_rollouts_for(self, facts: Beacon) -> list[decide.ActiveRollout]:
         """Return the rollouts that select a beacon, newest first.
 
         One rollout per building is an ordinary fleet, and each beacon has to do with a few of them:
@@ -411,15 +415,15 @@ class FleetState:
         self._lives.clear()
         self._lives_by_place.clear()
 
-    def active_rollouts(self, device_type: str) -> list[rules.ActiveRollout]:
+    def active_rollouts(self, device_type: str) -> list[decide.ActiveRollout]:
         """Return the rollouts for a device type, newest first."""
         lives = self._lives.get(device_type)
         if lives is None:
             lives = self._lives[device_type] = self.build_active_rollouts(device_type)
         return lives
 
-    def build_active_rollouts(self, device_type: str) -> list[rules.ActiveRollout]:
-        """Return the same, made anew; from any thread."""
+    def build_active_rollouts(self, device_type: str) -> list[decide.ActiveRollout]:
+        """Build the list without the cache; from any thread."""
         entries = [
             entry
             for entry in self.rollouts.copy().values()
@@ -427,7 +431,7 @@ class FleetState:
         ]
         entries.sort(key=lambda entry: entry.created_at, reverse=True)
         return [
-            rules.ActiveRollout(
+            decide.ActiveRollout(
                 entry.rollout,
                 entry.state,
                 self.releases[entry.rollout.plan.release.firmware_id].state,

@@ -79,7 +79,7 @@ class EventHub:
     def forward_to(self, tell: Callable[[Fields], object]) -> None:
         """Forward transient (unstored) events to the other processes through ``tell``.
 
-        Stored events come back, with theirs, through :meth:`dispatch`: in one order for all.
+        Stored events come back, in one order for all, through :meth:`dispatch`.
         """
         self._tell = tell
 

@@ -2,11 +2,11 @@
 
 Every beacon has a slot in a file that the orchestrator's processes map into memory. It holds the
 nonces of the beacon's last requests in the order of their arrival. When a newer one takes the room
-of one of them, the time at which that was signed is marked as *forgotten*: eight seconds each for
-the last hours, and before them from the first to the last. A request that is neither remembered
-nor from a forgotten time is certainly new. So the memory is bounded, and nothing depends on clocks
-that only go forward: when the clock was set back, requests from a time from which none was
-accepted are accepted at once.
+of one of them, the time at which that was signed is marked as *forgotten*: in slices of 8 s for
+the last 4½ hours; anything older as one span from earliest to latest. A request that is neither
+remembered nor from a forgotten time is certainly new. So the memory is bounded, and nothing depends
+on clocks that only go forward: when the clock was set back, requests from a time from which none
+was accepted are accepted at once.
 
 The file outlives the processes: killed and started again they know what they knew. After a reset
 of the machine the file may be older than what was accepted; up to which time that can be is
@@ -221,7 +221,7 @@ class ReplaySlot:
             nonce: 16 hex digits; ts: when it says it was signed, UTC seconds.
 
         Raises:
-            ReachError: ``storage``: there is no room for another beacon.
+            ReachError: ``storage``: the guard's file cannot be extended or synchronised.
         """
         guard = self._guard
         at = self._at = self._at or guard._find(self._digest)

@@ -30,7 +30,7 @@ from beacon_ota.orchestrator.db.tables import (
     firmwares,
     rollouts,
 )
-from beacon_ota.orchestrator.rollout import stopping as stops
+from beacon_ota.orchestrator.rollout import stopping
 from beacon_ota.orchestrator.rollout.advance import (
     apply_transition,
 )
@@ -63,7 +63,7 @@ class RolloutStore:
         """Record transitions and apply them; the caller holds ``rollout_lock``.
 
         Args:
-            entry: as it is now, they were decided upon: nothing was awaited since.
+            entry: the entry on which ``made`` was decided; nothing was awaited since.
 
         Raises:
             UsageError: ``rollout_moved``: it was moved by somebody else meanwhile.
@@ -120,10 +120,10 @@ class RolloutStore:
             if row is None or row["ended_at"] is not None:
                 return row, []
             state = load_state(row["state"])
-            made = stops.missing_stops(state, changes)
+            made = stopping.missing_stops(state, changes)
             if not made:
                 return row, []
-            state = stops.apply_stops(state, changes)
+            state = stopping.apply_stops(state, changes)
             row |= {
                 "status": state.status.value,
                 "state": dump_state(state),
@@ -229,7 +229,7 @@ class RolloutStore:
     def _put_state(
         self, rollout_id: str, state: RolloutState, revision: int, same: bool = False
     ) -> None:
-        """Let a rollout in memory follow, never back.
+        """Update a rollout in memory from the database, never to an older revision.
 
         Args:
             same: also to the revision that it has: a mirror's own halt leaves that as it is.

@@ -32,7 +32,8 @@ from beacon_ota.orchestrator.core.replay import REPLAYS_FILE, ReplayGuard
 from beacon_ota.orchestrator.core.shared_counters import ServedCounts, SharedCounters
 from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db import tables
-from beacon_ota.orchestrator.db.database import Database, StorageError, is_shared, sqlite_url
+from beacon_ota.orchestrator.db.connection import StorageError, is_shared, sqlite_url
+from beacon_ota.orchestrator.db.database import Database
 from beacon_ota.orchestrator.db.tables import (
     Fields,
     audit,
@@ -76,7 +77,7 @@ class Service:
         self.lease = Lease(settings.lease_s, self.clock) if settings.upstream else None
         self.worker = tables.new_id()
         self.shared = is_shared(settings.database or "sqlite")
-        self.is_leader = True  # unless there are other processes, and one of those does
+        self.is_leader = True  # False while another process is the leader
         self.db = Database(settings.database or sqlite_url(settings.data), worker=self.worker)
         self.hub = EventHub()
         self.counts = ServedCounts()
@@ -223,7 +224,7 @@ class Service:
         return await self.db.write(both, then=after)
 
     async def adopt_key(self, node: BeaconState, key: bytes) -> None:
-        """A beacon has used a key that it was given: earlier ones are of no use to anybody now.
+        """Drop the keys older than the one the beacon used.
 
         Another process may have noted it, seen a later one, or removed the beacon: that holds.
         """

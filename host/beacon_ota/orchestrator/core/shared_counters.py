@@ -58,7 +58,7 @@ class ServedCounts:
 
 
 class SharedCounters:
-    """Made before the processes part, and inherited."""
+    """The counters of all processes, in shared memory. Create it before forking."""
 
     def __init__(self, places: int):
         self._places = places

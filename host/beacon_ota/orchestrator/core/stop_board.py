@@ -44,7 +44,7 @@ Stops = Mapping[str, tuple[Transition, ...]]
 
 
 class StopBoard:
-    """Made before the workers part, and inherited."""
+    """The stops of all workers, in shared memory. Create it before forking."""
 
     def __init__(self, folder: Path, places: int = 1):
         self._path = folder / STOPS_FILE

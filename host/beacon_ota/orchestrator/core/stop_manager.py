@@ -17,7 +17,7 @@ from beacon_ota.errors import BeaconOtaError, UsageError
 from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_board import ALL_ROLLOUTS, PRIMARY
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.rollout.stopping import apply_stops, is_stopped_by
 from beacon_ota.orchestrator.rollout.types import Kind, Transition

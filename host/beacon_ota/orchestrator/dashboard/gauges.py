@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from beacon_ota.orchestrator.dashboard import messages
 from beacon_ota.orchestrator.rollout.gates import failures_to_limit, required_sample, soak_time
+from beacon_ota.orchestrator.rollout.plan_types import Gate
 from beacon_ota.orchestrator.rollout.rules import Rollout
-from beacon_ota.orchestrator.rollout.types import Gate, OutcomeCounts, RolloutState, StageCounts
+from beacon_ota.orchestrator.rollout.types import OutcomeCounts, RolloutState, StageCounts
 
 
 class Gauge(NamedTuple):

@@ -14,195 +14,30 @@ them as values: they run later, in another thread, and the view has gone on by t
 import asyncio
 import os
 import queue
-import sqlite3
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy import Connection
 
-from beacon_ota import lifeline
-from beacon_ota.errors import BeaconOtaError, ReachError, UsageError
+from beacon_ota.errors import BeaconOtaError
+from beacon_ota.orchestrator.db.connection import (
+    StorageError,
+    connect,
+    describe_error,
+    is_driver_error,
+    storage_errors,
+)
+from beacon_ota.orchestrator.db.schema_version import migrate_if_due
 from beacon_ota.orchestrator.db.tables import prepared
 from beacon_ota.orchestrator.limits import LIMITS
 
 T = TypeVar("T")
-LOCK_TIMEOUT_S = 30.0  # for which a call waits for SQLite's lock while another process holds it
-MIGRATIONS = Path(__file__).with_name("migrations")
 WRITER_THREAD = "db-writer"  # the name of the thread that writes
-WRITE_LOCK_ID = 0x62656163  # the advisory lock of the transaction that writes
-# A process that stops in the middle of a transaction holds the others up for no longer than this.
-_PG_OPTIONS = (
-    ("lock_timeout", "30s"),
-    ("idle_in_transaction_session_timeout", "20s"),
-    ("tcp_keepalives_idle", "10"),
-    ("tcp_keepalives_interval", "5"),
-    ("tcp_keepalives_count", "3"),
-)
-
-
-class StorageError(ReachError):
-    """The database refused a transaction: disk full, locked, damaged."""
-
-
-def describe_error(error: BaseException) -> str:
-    """Return in a few words why a database refused, with nothing of statements or their values.
-
-    What drivers say about an error quotes rows and parameters: digests of tokens, secrets of
-    webhooks, keys of beacons. So their words are not used, only their names for errors.
-    """
-    origin: Any = getattr(error, "orig", None) or error
-    name = getattr(origin, "sqlite_errorname", None) or getattr(origin, "sqlstate", None)
-    if name is None:
-        diag = getattr(origin, "diag", None)
-        name = getattr(diag, "sqlstate", None)
-    if name in _WORDS:
-        return _WORDS[name]
-    kind = type(origin).__name__
-    return f"{kind} ({name})" if name else kind
-
-
-_WORDS = {
-    "SQLITE_FULL": "its disk is full",
-    "SQLITE_BUSY": "it is locked by another process",
-    "SQLITE_LOCKED": "it is locked by another process",
-    "SQLITE_NOTADB": "the file is not a database",
-    "SQLITE_CORRUPT": "the file is damaged",
-    "SQLITE_READONLY": "it is readonly",
-    "SQLITE_READONLY_DIRECTORY": "its folder is readonly",
-    "SQLITE_CANTOPEN": "the file cannot be opened",
-    "53100": "its disk is full",
-    "55P03": "it is locked by another process",
-    "57P01": "it is being shut down",
-    "57P03": "it is starting or stopping",
-    "28P01": "user or password are wrong",
-    "28000": "this user may not use it",
-    "3D000": "there is no such database",
-    "25006": "it is readonly",
-}
-
-
-@contextmanager
-def storage_errors(what: str = "the database cannot be used") -> Iterator[None]:
-    """Name what a database raises (StorageError ``storage``)."""
-    try:
-        yield
-    except BeaconOtaError:
-        raise
-    except Exception as error:
-        if not is_driver_error(error):
-            raise
-        # Without its cause: a traceback would show the statement.
-        raise StorageError("storage", f"{what}: {describe_error(error)}") from None
-
-
-def is_driver_error(error: BaseException) -> bool:
-    """Tell whether a database's driver raised this; prepared statements raise it bare."""
-    psycopg = sys.modules.get("psycopg")  # 5 MB that only PostgreSQL needs
-    drivers = (SQLAlchemyError, sqlite3.Error, *([psycopg.Error] if psycopg else []))
-    return isinstance(error, drivers)
-
-
-def connect(url: str, *, readonly: bool = False, worker: str = "") -> Engine:
-    """Return an engine for ``url``.
-
-    SQLite runs in WAL mode with full synchronisation: a commit that returned survives a power
-    cut. A writing transaction takes the write lock when it begins, so what it reads stays true.
-
-    Args:
-        worker: the name under which PostgreSQL notes who changed something.
-
-    Raises:
-        UsageError: ``database_url``.
-    """
-    try:
-        backend = make_url(url).get_backend_name()
-    except (ArgumentError, ValueError):
-        backend = ""
-    if backend == "postgresql":
-        return _postgresql(url, readonly, worker)
-    if backend != "sqlite":
-        raise UsageError(
-            "database_url", "this is no database", expected="postgresql://user@host/name"
-        )
-    return _sqlite(url, readonly)
-
-
-def is_shared(url: str) -> bool:
-    """Tell whether other processes may work on a database, too."""
-    return not url.startswith("sqlite")
-
-
-def _postgresql(url: str, readonly: bool, worker: str) -> Engine:
-    """Whatever driver the URL names, it is psycopg: half the time of asyncpg for our statements."""
-    options = [*_PG_OPTIONS, ("beacon_ota.worker", worker)]
-    if readonly:
-        options.append(("default_transaction_read_only", "on"))
-    engine = create_engine(
-        make_url(url).set(drivername="postgresql+psycopg"),
-        pool_pre_ping=True,
-        hide_parameters=True,
-        connect_args={
-            "options": " ".join(f"-c {name}={value}" for name, value in options),
-            "application_name": "beacon-ota",
-            "connect_timeout": 10,
-        },
-    )
-    from psycopg.types.string import StrDumper
-
-    class Text(StrDumper):
-        """What SQLite keeps and PostgreSQL cannot: a beacon may well say NUL."""
-
-        def dump(self, obj: str) -> Any:
-            return super().dump(obj.replace("\0", "\ufffd") if "\0" in obj else obj)
-
-    @event.listens_for(engine, "connect")
-    def _text(raw: Any, _record: Any) -> None:
-        raw.adapters.register_dumper(str, Text)
-
-    if not readonly:
-
-        @event.listens_for(engine, "begin")
-        def _begin(conn: Connection) -> None:
-            conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK_ID})")
-
-    return engine
-
-
-def _sqlite(url: str, readonly: bool) -> Engine:
-    engine = create_engine(
-        url,
-        hide_parameters=True,
-        connect_args={"timeout": LOCK_TIMEOUT_S, "check_same_thread": False},
-    )
-
-    @event.listens_for(engine, "connect")
-    def _pragmas(raw: Any, _record: Any) -> None:
-        raw.isolation_level = None  # transactions begin where we say so, below
-        raw.execute("PRAGMA journal_mode=WAL")
-        raw.execute("PRAGMA synchronous=FULL")
-        raw.execute("PRAGMA foreign_keys=ON")
-        raw.execute("PRAGMA cache_size=-8000")
-        if readonly:
-            raw.execute("PRAGMA query_only=ON")
-
-    @event.listens_for(engine, "begin")
-    def _begin(conn: Connection) -> None:
-        conn.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def sqlite_url(folder: Path) -> str:
-    """Return the URL of the database in a data folder."""
-    return f"sqlite:///{folder / 'beacon-ota.db'}"
 
 
 def keep_private(path: Path) -> None:
@@ -214,86 +49,6 @@ def keep_private(path: Path) -> None:
     for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
         with suppress(FileNotFoundError, PermissionError):  # somebody else's file
             os.chmod(path.with_name(name), 0o600)
-
-
-def newest_revision() -> str:
-    """Return the revision that the packaged migrations lead to."""
-    return max(_revisions())
-
-
-def _revisions() -> set[str]:
-    return {file.stem.split("_")[0] for file in MIGRATIONS.glob("versions/[0-9]*.py")}
-
-
-def migrate_if_due(engine: Engine) -> None:
-    """Bring the schema to the newest revision; the work of a moment when it is there already.
-
-    Raises:
-        StorageError: ``migration``; ``database_newer``: a newer release has brought it further.
-    """
-    newest, found = newest_revision(), None
-    try:
-        with engine.connect() as conn:
-            if inspect(conn).has_table("alembic_version"):
-                found = conn.scalar(text("SELECT version_num FROM alembic_version"))
-    except SQLAlchemyError as error:
-        named = StorageError("database", f"the database cannot be used: {describe_error(error)}")
-        raise named from None
-    if found == newest:
-        return
-    if found is not None:
-        check_revision(found)
-    # In a process of its own: what it takes is needed once, and would stay in memory for good.
-    done = subprocess.run(
-        [sys.executable, "-m", "beacon_ota.orchestrator.db.migrations"],
-        input=engine.url.render_as_string(hide_password=False),
-        capture_output=True,
-        text=True,
-        check=False,
-        **lifeline.options(),
-    )
-    if done.returncode:
-        last = (done.stdout.strip().splitlines() or ["it failed without a word"])[-1]
-        raise StorageError("migration", f"the database could not be brought up to date: {last}")
-
-
-def check_revision(found: str) -> None:
-    """Refuse a database that a newer release has migrated (StorageError ``database_newer``)."""
-    newest = newest_revision()
-    if found not in _revisions():
-        raise StorageError(
-            "database_newer",
-            f"the database is one of a newer release (its schema is {found}, this release knows"
-            f" {newest} at most): start that release again, or put back a backup from before it",
-            found=found,
-            expected=newest,
-        )
-
-
-def run_migrations(engine: Engine) -> None:
-    """Run the migrations that are due, in one transaction."""
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with engine.begin() as conn:
-        config.attributes["connection"] = conn
-        command.upgrade(config, "head")
-
-
-@contextmanager
-def open_offline(folder: Path) -> Iterator[Connection]:
-    """Open the database of a data folder for one transaction, with or without a server running."""
-    if not (folder / "beacon-ota.db").is_file():
-        raise ReachError("data_missing", f"{folder} holds no orchestrator data", found=str(folder))
-    engine = connect(sqlite_url(folder))
-    try:
-        migrate_if_due(engine)
-        with storage_errors(), engine.begin() as conn:
-            yield conn
-    finally:
-        engine.dispose()
 
 
 class _Job(NamedTuple):

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
 from beacon_ota.orchestrator.core.rollout_records import dump_state, load_state
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, audit, events, outbox, rollouts
 from beacon_ota.orchestrator.rollout.advance import advance, apply_transition, next_due_at
 from beacon_ota.orchestrator.rollout.stopping import apply_stops

@@ -22,7 +22,7 @@ from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
 from beacon_ota.orchestrator.core.rollout_records import load_state
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_board import PRIMARY
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import (
     Fields,
     attempts,

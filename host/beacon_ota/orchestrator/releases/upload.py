@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from beacon_ota.errors import InputError
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db import tables
-from beacon_ota.orchestrator.db.database import StorageError
+from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, firmwares
 from beacon_ota.orchestrator.db.tables.tokens import Actor
 from beacon_ota.orchestrator.http.problems import Problem

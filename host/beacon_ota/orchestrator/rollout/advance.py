@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from beacon_ota.errors import UsageError
 
+from .counting import SKEW_S
 from .decide import opens_at
-from .gates import SKEW_S, GateVerdict, judge_stage, soak_time, tripped_limit
+from .gates import GateVerdict, judge_stage, soak_time, tripped_limit
 from .rules import Rollout
 from .types import Kind, OutcomeCounts, RolloutState, Status, Transition, WaveState
 

@@ -9,18 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .plan_types import Base
 from .rules import Rollout, version_key
-from .types import (
-    Attempt,
-    Base,
-    Beacon,
-    Decision,
-    Place,
-    Reason,
-    Result,
-    RolloutState,
-    Status,
-)
+from .types import Attempt, Beacon, Decision, Place, Reason, Result, RolloutState, Status
 from .windows import DEFAULT_WINDOW, next_window
 
 OUTCOMES = frozenset((Result.SUCCESS, Result.FAILED, Result.ROLLED_BACK, Result.LOST))

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from beacon_ota.errors import InputError
 
-from .types import DAY, HOUR, MINUTE, WEEK
+from .plan_types import DAY, HOUR, MINUTE, WEEK
 
 T = TypeVar("T")
 D = TypeVar("D")

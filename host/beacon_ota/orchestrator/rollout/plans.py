@@ -50,8 +50,7 @@ from .fields import (
     read_share,
     read_text,
 )
-from .rules import Rollout
-from .types import (
+from .plan_types import (
     LADDER,
     WEEK,
     Base,
@@ -64,6 +63,7 @@ from .types import (
     Stage,
     Wave,
 )
+from .rules import Rollout
 from .windows import ancestors, check_path, parse_window
 
 PRESETS = ("canary", "geographic", "emergency", "all-at-once")

@@ -26,7 +26,8 @@ def poll_delay(
 
     Args:
         until: when the answer may change by itself (``Decision.again_at``).
-        period_s: the ordinary pause between two polls; the delay never exceeds 1.5 times it.
+        period_s: the ordinary pause between two polls. Without ``until`` the delay is at most 1.5
+            times it; with ``until``, at most ``spread_s`` more.
         spread_s: over how long those who wait for the same moment are spread.
         floor_s: the shortest delay, unless the period is shorter.
     """

@@ -20,7 +20,7 @@ def moved_on(attempt: Mapping[str, Any], others: Iterable[Mapping[str, Any]], en
     beacon that runs it does not begin with it again.
 
     Args:
-        attempt: what :func:`times_of` gives, or a row.
+        attempt: what :func:`row_of` gives, or a row.
         others: of any beacon; this attempt may be among them.
         end: when it was given up, UTC seconds.
     """

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from .decide import blocked_by_channel
+from .plan_types import Plan
 from .rules import Rollout
-from .types import Beacon, Plan
+from .types import Beacon
 
 TRIES_MAX = 1500
 TRIES_MIN = 8

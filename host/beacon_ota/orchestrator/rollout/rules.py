@@ -8,7 +8,8 @@ from functools import lru_cache
 from beacon_ota.errors import InputError
 from beacon_ota.wire import versions
 
-from .types import Beacon, Decision, Gate, Plan, Reason, Selector, Stage, Window
+from .plan_types import Gate, Plan, Selector, Stage
+from .types import Beacon, Decision, Reason, Window
 from .windows import ancestors, parse_window
 
 _WHOLE = 2**64

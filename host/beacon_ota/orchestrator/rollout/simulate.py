@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from .advance import advance, apply_transition, initial_state, next_due_at
+from .counting import count_outcomes
 from .decide import ActiveRollout, decide, lost_attempts, revocable_attempts
-from .gates import count_outcomes
+from .plan_types import DAY
 from .polling import PERIOD_S, poll_delay
 from .rules import Rollout
 from .types import (
-    DAY,
     Attempt,
     Beacon,
     Decision,

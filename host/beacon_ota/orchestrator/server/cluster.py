@@ -19,7 +19,8 @@ from sqlalchemy import Connection, text
 
 from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.db.database import WRITE_LOCK_ID, Database, connect, describe_error
+from beacon_ota.orchestrator.db.connection import WRITE_LOCK_ID, connect, describe_error
+from beacon_ota.orchestrator.db.database import Database
 from beacon_ota.orchestrator.db.tables import Fields, changes
 from beacon_ota.orchestrator.db.tables.changes import ChangeBatch
 

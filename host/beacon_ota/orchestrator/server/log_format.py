@@ -10,7 +10,7 @@ import logging
 import traceback
 from types import TracebackType
 
-from beacon_ota.orchestrator.db.database import describe_error, is_driver_error
+from beacon_ota.orchestrator.db.connection import describe_error, is_driver_error
 
 _MARGIN = "  | "  # so that no line of a traceback looks like a record
 _MESSAGE_MAX = 4096  # characters of a message

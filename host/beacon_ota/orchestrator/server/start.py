@@ -13,7 +13,7 @@ from beacon_ota.orchestrator import folder
 from beacon_ota.orchestrator.clock import Clock
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.db.database import is_shared
+from beacon_ota.orchestrator.db.connection import is_shared
 from beacon_ota.orchestrator.server import tls
 from beacon_ota.orchestrator.server.listen import ListenOptions, bind_socket
 from beacon_ota.orchestrator.server.run import run_service

@@ -31,7 +31,8 @@ from beacon_ota.orchestrator.core.replay import REPLAYS_FILE, ReplayGuard
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.shared_counters import SharedCounters
 from beacon_ota.orchestrator.core.stop_board import StopBoard
-from beacon_ota.orchestrator.db.database import connect, migrate_if_due, storage_errors
+from beacon_ota.orchestrator.db.connection import connect, storage_errors
+from beacon_ota.orchestrator.db.schema_version import migrate_if_due
 from beacon_ota.orchestrator.db.tables import beacons
 from beacon_ota.orchestrator.limits import LIMITS
 from beacon_ota.orchestrator.server.first_token import FirstToken

@@ -97,7 +97,7 @@ class InterpreterChannel(asyncio.Protocol):
     Args:
         operations: name → function of the arguments, called in the loop. It may return an
             awaitable. OSError, ValueError, RuntimeError and TypeError reach beacon code with
-            their arguments; :class:`Gone` leaves the caller without an answer.
+            their arguments; :class:`InterpreterGone` leaves the caller without an answer.
         lost: called when the interpreter hangs up, or with the error that an operation raised.
         nudge: called when events wait although the interpreter was told.
         called: called before every operation.

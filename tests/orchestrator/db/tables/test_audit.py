@@ -5,7 +5,7 @@ import json
 import pytest
 from sqlalchemy import delete, update
 
-from beacon_ota.orchestrator.db.database import connect, sqlite_url
+from beacon_ota.orchestrator.db.connection import connect, sqlite_url
 from beacon_ota.orchestrator.db.schema import audit as table
 from beacon_ota.orchestrator.db.tables import audit
 from beacon_ota.orchestrator.db.tables.audit import AuditError

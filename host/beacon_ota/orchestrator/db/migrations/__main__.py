@@ -8,7 +8,8 @@ import sys
 from sqlalchemy.exc import SQLAlchemyError
 
 from beacon_ota import lifeline
-from beacon_ota.orchestrator.db.database import connect, describe_error, run_migrations
+from beacon_ota.orchestrator.db.connection import connect, describe_error
+from beacon_ota.orchestrator.db.schema_version import run_migrations
 
 lifeline.hold_on_to_starter()
 engine = connect(sys.stdin.readline().strip())

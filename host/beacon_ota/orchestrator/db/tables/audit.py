@@ -17,7 +17,7 @@ from beacon_ota.orchestrator.db.tables import Fields
 
 EMPTY_HASH = "0" * 64
 _LAST = select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
-_SIGNED = ("seq", "at", "actor", "action", "target", "reason", "detail")
+_HASHED = ("seq", "at", "actor", "action", "target", "reason", "detail")
 
 
 class AuditError(InputError):
@@ -61,7 +61,8 @@ def _as_kept(text: str) -> str:
 
 
 def read_head(conn: Connection) -> tuple[int, str]:
-    """Return number and hash of the last entry; those of an empty log are 0 and ``START``."""
+    """Return number and hash of the last entry; those of an empty log are 0 and
+    ``EMPTY_HASH``."""
     found = conn.execute(_LAST).first()
     return (found.seq, found.hash) if found else (0, EMPTY_HASH)
 
@@ -73,7 +74,7 @@ def hash_of(conn: Connection, seq: int) -> str | None:
 
 def entry_hash(entry: Fields) -> str:
     """Return the hash that an entry must carry."""
-    text = json.dumps({name: entry[name] for name in _SIGNED}, sort_keys=True)
+    text = json.dumps({name: entry[name] for name in _HASHED}, sort_keys=True)
     return hashlib.sha256(f"{entry['previous']}\n{text}".encode()).hexdigest()
 
 

@@ -9,16 +9,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from beacon_ota.errors import BeaconOtaError
-from beacon_ota.orchestrator.db.database import (
-    Database,
+from beacon_ota.orchestrator.db.connection import (
     StorageError,
     connect,
     describe_error,
-    migrate_if_due,
-    open_offline,
     sqlite_url,
     storage_errors,
 )
+from beacon_ota.orchestrator.db.database import Database
+from beacon_ota.orchestrator.db.schema_version import migrate_if_due, open_offline
 from beacon_ota.orchestrator.db.tables import tokens
 from beacon_ota.orchestrator.settings import Settings
 from tests.orchestrator.postgres import cluster
