@@ -11,6 +11,10 @@ HANDLE = 7
 class Ble:
     def __init__(self):
         self.cuts = []
+        self.aired = []
+
+    def gap_advertise(self, _, adv_data=None, resp_data=None, connectable=True):
+        self.aired.append((adv_data, resp_data))
 
     def __getattr__(self, _):
         return lambda *_, **__: None
@@ -203,3 +207,35 @@ def test_a_closed_door_is_not_kept_open_by_knocking():
 
     assert cuts(1, (1, refuse)) == [[1]]
     assert cuts(1, *[(10, say)] * 6 + [(1, refuse)])[-1] == [1]
+
+
+# A computer may see one of the two frames only, and remembers what no packet repeats.
+def test_both_frames_say_what_the_beacon_does():
+    from wire import adverts, scan
+
+    made, _ = radio(lambda: False)
+    aired = made._ble.aired
+
+    def shown():
+        aired.clear()
+        for _ in range(2):
+            made._check_links(time.ticks_ms())
+            made._advertise()
+        said = [scan.read_payloads(response) for _, response in aired]
+        assert said[0] == said[1]
+        return {data for data, _ in aired}, said[0]
+
+    made.set_status(adverts.PROVISIONED, "1.0.0")
+    idle = {"flags": adverts.PROVISIONED, "version": "1.0.0"}
+    assert shown() == ({b"frame"}, idle)
+    made.set_alternate_adv(b"open")
+    opened = {"flags": adverts.PROVISIONED | adverts.OPEN, "version": "1.0.0"}
+    assert shown() == ({b"frame", b"open"}, opened)
+    for value in (0, 100, 0xFE, 0xFF):
+        made.set_progress(value)
+        flags = opened["flags"] | adverts.UPDATING
+        assert shown()[1] == {"flags": flags, "version": "1.0.0", "progress": value}
+    made.set_progress(None)
+    assert shown()[1] == opened
+    made.set_alternate_adv(b"")
+    assert shown() == ({b"frame"}, idle)

@@ -51,7 +51,7 @@ class Radio:
         self._ibeacon = b""
         self._alternate_adv = b""
         self._show_alternate = False
-        self._status = b""
+        self._status = (0, "")  # flags, version
         self._progress = b""
         self._slow = False
         self._paused_at = None  # ticks since when
@@ -124,13 +124,20 @@ class Radio:
             self._ble.gap_advertise(None)
             return
         data = self._ibeacon or adverts.FLAGS
-        if self._alternate_adv and (self._show_alternate or not self._ibeacon):
-            data = self._alternate_adv
+        # Computers remember what a beacon has stopped to send, and may see one of two frames only:
+        # what is not in this packet is said in it.
+        flags, version = self._status
+        if self._progress:
+            flags |= adverts.UPDATING
+        if self._alternate_adv:
+            flags |= adverts.OPEN
+            if self._show_alternate or not self._ibeacon:
+                data = self._alternate_adv
         try:
             self._ble.gap_advertise(
                 _SLOW if self._slow else _NORMAL,
                 adv_data=data,
-                resp_data=self._progress + self._status,
+                resp_data=self._progress + adverts.build_status(flags, version),
                 # With all links taken, connectable advertising would fail altogether.
                 connectable=bool(self._services) and len(self._connections) < _MOST,
             )
@@ -148,10 +155,10 @@ class Radio:
             self._alternate_adv = data
             self._stale = True
 
-    # Status for the scan response.
-    def set_status(self, data):
-        if data != self._status:
-            self._status = data
+    # Status for the scan response, OPEN and UPDATING aside.
+    def set_status(self, flags, version):
+        if (flags, version) != self._status:
+            self._status = flags, version
             self._stale = True
 
     # 0-100 percent, 0xFE failed, 0xFF rebooting; None without an update.
