@@ -204,12 +204,12 @@ class BusPeer(asyncio.Protocol):
 
     def _reply(self, call: Message, signature: str = "", body: list[Any] | None = None) -> None:
         answer = Message.new_method_return(call, signature, body or [])
-        answer.sender, answer.destination = call.destination, self.name
+        answer.sender, answer.destination = call.destination or BUS, self.name
         self.send(answer)
 
     def _refuse(self, call: Message, error: CallError) -> None:
         answer = Message.new_error(call, error.name, error.text)
-        answer.sender, answer.destination = call.destination, self.name
+        answer.sender, answer.destination = call.destination or BUS, self.name
         self.send(answer)
 
     def _answer_bus_call(self, call: Message) -> Answer:

@@ -92,6 +92,11 @@ class VirtualBluez:
         assert self._daemon is not None
         self._reactor.call(self._daemon.skip, seconds)
 
+    def fail_calls(self, member: str, error: str) -> None:
+        """Have every call of this name fail with an error of this name, ``org.bluez.Error.…``."""
+        assert self._daemon is not None
+        self._daemon.failing[member] = error
+
     def device(self, address: str) -> dict[str, Any] | None:
         """Return the properties of a device object, None when there is none."""
         assert self._daemon is not None
@@ -115,6 +120,7 @@ class Daemon:
         self._skipped = 0.0
         self._cycle_ends = 0.0
         self.sessions: set[str] = set()  # programs that scan
+        self.failing: dict[str, str] = {}
         self._change = asyncio.Lock()
         self._clock = asyncio.get_running_loop().create_task(self._run_clock())
 
@@ -250,6 +256,8 @@ class Daemon:
         if self._objects.properties(path) is None:
             text = f'Method "{member}" with signature "{call.signature}" doesn\'t exist'
             raise CallError(_UNKNOWN_OBJECT, text)
+        if member in self.failing:
+            raise CallError(self.failing[member], "Operation failed")
         if path == HCI0:
             await self._answer_adapter(sender, str(member))
             return "", []
