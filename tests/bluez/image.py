@@ -1,8 +1,8 @@
 """The machine's kernel and RAM file system: Debian's packages, Python's, and this project's code.
 
-Nothing is installed on the computer, and nothing is run as root: debootstrap downloads the packages,
-they are unpacked, and the little that their scripts would do is done here. What was downloaded and
-unpacked is kept in ``build/bluez``.
+Nothing is installed on the computer, and nothing is run as root: debootstrap downloads the
+packages, they are unpacked, and the little that their scripts would do is done here. What was
+downloaded and unpacked is kept in ``build/bluez``.
 """
 
 import hashlib
@@ -82,6 +82,7 @@ def build_image() -> Image:
             archive.add(name, stat.S_IFREG | 0o644, text.encode())
         for name in ("dev", "proc", "sys", "run/dbus", "tmp", "root", "var/lib/bluetooth"):
             archive.add_folder(name)
+        archive.add("var/run", stat.S_IFLNK | 0o777, b"/run")
         archive.add("init", stat.S_IFREG | 0o755, (GUEST / "init").read_bytes())
         _add_modules(archive, system)
         archive.add_tree(system, "", _SKIP)

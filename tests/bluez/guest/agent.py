@@ -54,7 +54,7 @@ class Agent:
             self._running[asked["id"]].send_signal(asked["signal"])
             return
         for name, text in asked.get("files", {}).items():
-            with open(name, "w") as file:
+            with open("/root/" + name, "w") as file:
                 file.write(text)
         threading.Thread(target=self._run, args=(asked,), daemon=True).start()
 
@@ -97,7 +97,7 @@ def main():
     while not os.path.exists("/run/dbus/system_bus_socket"):
         time.sleep(0.05)
     run_bridge(find_port("hci"))
-    start("bluetoothd", "-n")
+    start("/guest/bluetoothd")
     agent = Agent(find_port("control"))
     while True:  # until there is an adapter that is on
         shown = subprocess.run(
