@@ -11,15 +11,19 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from bumble import hci
+from bumble.core import BaseBumbleError
 from bumble.device import Connection
 from bumble.hci import Role
+from bumble.pairing import PairingConfig, PairingDelegate
 
-from beacon_ota.virtual.radio.attributes import GattServer, ServiceSpec
+from beacon_ota.virtual.radio.attributes import GattServer, ServiceSpec, secret_key
 from beacon_ota.virtual.radio.events import (
     CENTRAL_CONNECT,
     CENTRAL_DISCONNECT,
     CONNECTION_UPDATE,
-    MTU_EXCHANGED,
+    ENCRYPTION_UPDATE,
+    GET_SECRET,
+    SET_SECRET,
     Handler,
     IrqQueue,
 )
@@ -33,8 +37,11 @@ MAX_NAME = 31
 DEFAULT_MTU = 256
 MIN_MTU, MAX_MTU = 23, 527
 DISCONNECT_TIMEOUT_S = 0.5
+OUR_SECRET, PEER_SECRET = 1, 2  # types of keys
+SECRET_SIZE = 80  # bytes of a ``struct ble_store_value_sec``, which beacon code does not look into
+NO_INPUT_OUTPUT = 3  # of setting `io`: what the port begins with
 
-
+_FAILED = hci.HCI_ErrorCode.CONNECTION_FAILED_TO_BE_ESTABLISHED_ERROR
 _USER = hci.HCI_ErrorCode.REMOTE_USER_TERMINATED_CONNECTION_ERROR
 
 
@@ -75,6 +82,8 @@ class Peripheral:
         self._changed = changed
         self._terminating: set[int] = set()
         self._power_cycles = 0  # number of losses of power and resets
+        self._pairing = _default_pairing()
+        self._leftovers = False  # definitions of services of a registration that failed
 
     # Start and stop
 
@@ -96,7 +105,11 @@ class Peripheral:
         if self._power_cycles != life:  # the power has failed meanwhile
             self._radio.close()
             raise OSError(errno.ENODEV)
+        device.keystore = None  # keys are beacon code's to keep, by its handler
+        device.pairing_config_factory = self._make_pairing_config
+        device.on_missing_key = self._ask_for_key
         device.on(HostStack.EVENT_CONNECTION, self._on_connection)
+        self._leftovers = False
         self.mtu = DEFAULT_MTU
         self._device = device
         self._advertiser = GapAdvertiser(device, self._changed)
@@ -133,7 +146,27 @@ class Peripheral:
         self._power_cycles += 1
         self._clear_stack()
         self.name = DEFAULT_NAME
+        self._pairing = _default_pairing()
         self._irq_queue.cancel_all()
+
+    async def reset_host(self) -> None:
+        """Reset the host, as NimBLE does when it loses its controller's answers.
+
+        Links are reported as ended, advertising ends without a word, and services remain.
+        """
+        device = self._require_active()
+        assert self._advertiser is not None
+        ended = list(device.connections)
+        await device.send_sync_command(hci.HCI_Reset_Command())
+        for handle in ended:
+            device.host.on_hci_disconnection_complete_event(
+                hci.HCI_Disconnection_Complete_Event(
+                    status=0,
+                    connection_handle=handle,
+                    reason=hci.HCI_ErrorCode.HARDWARE_FAILURE_ERROR,
+                )
+            )
+        self._advertiser.forget()
 
     def _clear_stack(self) -> None:
         self._device = self._server = self._advertiser = self._observer = None
@@ -182,7 +215,9 @@ class Peripheral:
             self._require_active()
             assert self._advertiser is not None
             await self._advertiser.set_address_mode(value)
-        elif name not in ("bond", "mitm", "io", "le_secure"):  # accepted: pairing never happens
+        elif name in self._pairing:
+            self._pairing[name] = value
+        else:
             raise ValueError("unknown config param")
 
     # Advertising
@@ -215,12 +250,21 @@ class Peripheral:
         handle = connection.handle
         peer = (int(not connection.peer_address.is_public), bytes(connection.peer_address)[::-1])
         connection.on(
-            Connection.EVENT_DISCONNECTION, lambda reason: self._on_disconnection(handle, peer)
+            Connection.EVENT_DISCONNECTION,
+            lambda reason: self._on_disconnection(connection, reason, peer),
         )
         connection.on(
-            Connection.EVENT_CONNECTION_ATT_MTU_UPDATE,
-            lambda: self._irq_queue.post_event(MTU_EXCHANGED, handle, connection.att_mtu),
+            Connection.EVENT_CONNECTION_ENCRYPTION_CHANGE,
+            lambda: self._irq_queue.post_event(
+                ENCRYPTION_UPDATE,
+                handle,
+                int(connection.is_encrypted),
+                0,  # "Just Works" authenticates nobody
+                int(connection.is_encrypted and bool(self._pairing["bond"])),
+                connection.encryption_key_size or 16,
+            ),
         )
+        connection.on(Connection.EVENT_PAIRING, lambda keys: self._offer_keys(connection))
         connection.on(
             Connection.EVENT_CONNECTION_PARAMETERS_UPDATE,
             lambda: self._irq_queue.post_event(
@@ -229,9 +273,25 @@ class Peripheral:
         )
         self._irq_queue.post_event(CENTRAL_CONNECT, handle, *peer)
 
-    def _on_disconnection(self, handle: int, peer: tuple[int, bytes]) -> None:
+    def _on_disconnection(
+        self, connection: Connection, reason: int, peer: tuple[int, bytes]
+    ) -> None:
+        handle = connection.handle
         self._terminating.discard(handle)
-        self._irq_queue.post_event(CENTRAL_DISCONNECT, handle, *peer)
+        if self._server is not None:
+            self._server.indications.fail_all(connection)
+        if reason == _FAILED:
+            self._irq_queue.run_in_turn(self._resume_advertising)
+        else:
+            self._irq_queue.post_event(CENTRAL_DISCONNECT, handle, *peer)
+
+    async def _resume_advertising(self) -> None:
+        """Do what esp-nimble does after a connection that failed to be established: no event."""
+        if self._advertiser is not None:
+            try:
+                await self._advertiser.resume_empty()
+            except (OSError, BaseBumbleError):
+                pass  # it logs that, and advertises no more
 
     def _find_connection(self, handle: int) -> Connection:
         connection = self._require_active().connections.get(handle)
@@ -261,6 +321,27 @@ class Peripheral:
         except (TimeoutError, hci.HCI_Error):
             pass  # ended already, or out of range: the supervision timeout ends it
 
+    # Pairing
+
+    def _make_pairing_config(self, connection: Connection) -> PairingConfig:
+        settings = self._pairing
+        return PairingConfig(
+            sc=bool(settings["le_secure"]),
+            mitm=bool(settings["mitm"]),
+            bonding=bool(settings["bond"]),
+            delegate=PairingDelegate(),
+        )
+
+    def _offer_keys(self, connection: Connection) -> None:
+        """Ask beacon code to keep the keys of a pairing; whatever it says, they are gone."""
+        if self._pairing["bond"]:
+            for kind in (OUR_SECRET, PEER_SECRET):
+                key = secret_key(connection)
+                self._irq_queue.post_event(SET_SECRET, kind, key, key.ljust(SECRET_SIZE, b"\0"))
+
+    async def _ask_for_key(self, connection: Connection) -> None:
+        await self._irq_queue.call_handler(GET_SECRET, OUR_SECRET, 0, secret_key(connection))
+
     # Attributes
 
     def _make_server(self) -> GattServer:
@@ -274,13 +355,30 @@ class Peripheral:
         """Replace all services; return, per service, the handles of values and descriptors.
 
         Raises:
-            OSError: ENODEV; EBUSY while advertising, scanning or connected; E2BIG.
+            OSError: ENODEV; EBUSY while advertising, scanning or connected; E2BIG; ENOMEM once
+                after a registration that failed, whose definitions NimBLE has kept.
         """
+        attributes = self._begin_registration()
+        try:
+            if self._leftovers:
+                raise OSError(errno.ENOMEM)
+            found = [attributes.register_service(service) for service in services]
+        except OSError as error:
+            self._leftovers = error.args[0] != errno.ENOMEM
+            self._make_server()
+            raise
+        return found
+
+    def fail_registration(self) -> None:
+        """Note that the definitions of services could not be read; errors as those above."""
+        self._begin_registration()
+        self._leftovers = True
+
+    def _begin_registration(self) -> GattServer:
         device = self._require_active()
         if self.advertising or device.connections or (self._observer and self._observer.active):
             raise OSError(errno.EBUSY)
-        attributes = self._make_server()
-        return [attributes.register_service(service) for service in services]
+        return self._make_server()
 
     def read_value(self, handle: int) -> bytes:
         """Return the value of a handle; empty for an unknown handle, as in the port."""
@@ -325,6 +423,10 @@ class Peripheral:
         """Stop scanning, if it runs."""
         if self._observer is not None:
             await self._observer.stop()
+
+
+def _default_pairing() -> dict[str, Any]:
+    return {"bond": False, "mitm": False, "io": NO_INPUT_OUTPUT, "le_secure": True}
 
 
 def _connection_parameters(connection: Connection) -> tuple[int, int, int]:
