@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 
 import pytest
-from bleak import BleakClient, BleakScanner
+from bleak import BleakClient
 from bleak.exc import BleakError
 from bumble import att
 
@@ -17,6 +17,7 @@ from beacon_ota.virtual.radio.space import RadioSpace
 from beacon_ota.wire import access
 from tests.firmware.beacons import bench
 from tests.firmware.test_access import CREDENTIALS, Reader, at_the_door
+from tests.virtual.radio.beacons import until
 
 MAC = bytes.fromhex("7cdfa1a1b2c3")
 ADDRESS = "7C:DF:A1:A1:B2:C5"
@@ -69,7 +70,7 @@ def air(v1) -> Iterator[Air]:
 
 
 def test_positioning_returns_after_a_failed_connection(air):
-    """NimBLE says nothing, and advertises without data: until the advertisement is applied again."""
+    """NimBLE says nothing, and advertises without data until the beacon applies its own again."""
     capture = air.space.start_capture()
     air.fail_connection()
     air.wait(lambda: any(f.kind == "ADV_IND" and not f.payload for f in list(capture)))
@@ -109,27 +110,25 @@ def test_a_reset_of_nimble_is_cured(air):
 
 
 def test_a_stranger_who_only_prepares_writes_is_cut_early(air):
-    """His parts hold all the memory of the host, so that nobody can write: not for half a minute."""
+    """His parts hold all the memory of the host, so that nobody can write: not for 30 s."""
 
     async def prepare() -> float:
-        scanned = await BleakScanner.find_device_by_address(
-            ADDRESS, **select_radio(air.space.spec).scanner
-        )
-        async with BleakClient(scanned, mtu=23, **select_radio(air.space.spec).client) as stranger:
-            handle = stranger.services.get_characteristic(access.CONTROL).handle
-            link = stranger._backend._connection
+        async with air.client(mtu=23) as stranger:
+            control = stranger.services.get_characteristic(access.CONTROL)
+            assert control is not None
+            link = stranger._backend._connection  # type: ignore[attr-defined]
             for offset in range(14):
                 await link.gatt_client.send_request(
                     att.ATT_Prepare_Write_Request(
-                        attribute_handle=handle, value_offset=offset, part_attribute_value=b"x"
+                        attribute_handle=control.handle,
+                        value_offset=offset,
+                        part_attribute_value=b"x",
                     )
                 )
             begun = air.bench.beacon.clock.now()
             with pytest.raises(BleakError):
                 await stranger.write_gatt_char(access.CONTROL, b"\x09", response=True)
-            async with asyncio.timeout(60):
-                while stranger.is_connected:
-                    await asyncio.sleep(0.01)
+            await until(lambda: not stranger.is_connected)
             return air.bench.beacon.clock.now() - begun
 
     took = asyncio.run(prepare())
@@ -162,9 +161,7 @@ def test_an_answer_that_finds_no_memory_comes_a_little_later(air):
 
         async def visit(reader: Reader) -> None:
             await reader.client.write_gatt_char(access.CONTROL, b"\x01door", response=True)
-            async with asyncio.timeout(60):
-                while len(refused) < 2:
-                    await asyncio.sleep(0.01)
+            await until(lambda: len(refused) == 2)
             assert (await reader.enter())[0] == access.GRANTED
             assert reader.heard.empty()
 

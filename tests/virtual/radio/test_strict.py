@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from bleak import BleakClient
 from bleak.exc import BleakError, BleakGATTProtocolError
 from bumble import att
 
+from beacon_ota import paths
+from beacon_ota.virtual.radio import prepared
 from beacon_ota.virtual.radio.space import RadioSpace
 from tests.virtual.radio.beacons import (
     BLUFI,
@@ -386,3 +389,28 @@ def test_pairing_succeeds_and_is_not_kept(space: RadioSpace, bond: bool) -> None
     if bond:
         talk(beacon, later)
         assert [data[:2] for data in beacon.seen(GET_SECRET)] == [(2, 0), (1, 0)]
+
+
+def test_on_the_own_core_a_stranger_cannot_take_all_memory(space: RadioSpace, monkeypatch) -> None:
+    config = paths.data_path("boards", "micropython", "BEACON_C3", "sdkconfig.board").read_text()
+    [entries] = re.findall(r"^CONFIG_BT_NIMBLE_ATT_MAX_PREP_ENTRIES=(\d+)$", config, re.M)
+    monkeypatch.setattr(prepared, "MAX_ENTRIES", int(entries))
+    beacon = Beacon(space).start().advertise()
+
+    async def run() -> None:
+        async with client(beacon) as stranger:
+            said = []
+            for number in range(14):
+                part = att.ATT_Prepare_Write_Request(
+                    attribute_handle=beacon.handles[0][0],
+                    value_offset=number,
+                    part_attribute_value=bytes(251),
+                )
+                said.append((await answer(stranger, part)).op_code)
+            assert said == [0x17] * int(entries) + [0x01] * (14 - int(entries))
+            beacon.advertise()
+            async with client(beacon) as other:
+                await other.write_gatt_char(FF01, b"x", response=True)
+
+    asyncio.run(run())
+    assert beacon.seen(WRITE) == [(1, beacon.handles[0][0])]

@@ -463,6 +463,6 @@ class GattServer(Server):
 
 
 def secret_key(connection: Connection) -> bytes:
-    """Return the key under which NimBLE looks for the keys of a peer: its ``ble_addr_t``."""
+    """Return the key under which NimBLE looks for the keys of a peer: kind, address."""
     address = connection.peer_address
     return bytes([not address.is_public]) + bytes(address)
