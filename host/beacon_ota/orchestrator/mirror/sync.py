@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from beacon_ota import __version__
 from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, ReachError, UsageError
-from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
+from beacon_ota.orchestrator.core.fleet_records import attempt_from_row
 from beacon_ota.orchestrator.core.rollout_records import load_state
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_board import PRIMARY
