@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.core.attempts import record_outcome_event
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry, progress_of
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry, progress_of
 from beacon_ota.orchestrator.core.rollout_store import RolloutStore
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_manager import StopManager

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection
 
 from beacon_ota.errors import BeaconOtaError, UsageError
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_board import ALL_ROLLOUTS, PRIMARY
 from beacon_ota.orchestrator.db.connection import StorageError

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.core.engine import Engine
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry
 from beacon_ota.orchestrator.core.rollout_records import dump_state, load_state
 from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, audit, events, outbox, rollouts

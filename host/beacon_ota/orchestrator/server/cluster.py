@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
+from beacon_ota.orchestrator.core.fleet_records import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.connection import WRITE_LOCK_ID, connect, describe_error
 from beacon_ota.orchestrator.db.database import Database
@@ -165,7 +165,7 @@ class Cluster:
                 node.progress = event["data"]["progress"]
             if event["kind"] == "auth.refused":
                 data = event["data"]
-                self.service.fleet.mark_claimed(
+                self.service.fleet.contacts.mark_claimed(
                     event["subject"], event["at"], data["code"], data["address"]
                 )
             self.service.hub.dispatch(event)
