@@ -1,8 +1,8 @@
 """The data folder: made at the start, and locked for one orchestrator at a time.
 
 Two orchestrators on one folder would decide from different states: neither would hear of the
-other's halts, registrations and keys. On PostgreSQL they would also share the replay
-guard's file without knowing it. The workers of one orchestrator share the folder: their parent holds the lock.
+other's halts, registrations and keys. On PostgreSQL they would also share the replay guard's file
+without knowing it. The workers of one orchestrator share the folder: their parent holds the lock.
 """
 
 import contextlib
