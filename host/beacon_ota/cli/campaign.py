@@ -1,4 +1,4 @@
-"""``beacon-ota campaign``: let everything fail, and see what becomes of it."""
+"""``beacon-ota campaign``: runs failure campaigns, and writes their reports."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Ends attempts by what is known without a report: called off, silent for too long, never taken."""
+"""Ends attempts without a report: those called off, silent for too long, or never taken."""
 
 import contextlib
 import dataclasses

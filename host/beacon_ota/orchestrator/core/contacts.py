@@ -1,7 +1,7 @@
-"""What beacons were heard to say since the last flush: nothing of it is stored by itself.
+"""Collects what beacons say in polls, and writes it to the database in batches.
 
-A poll costs no write. What it says of the beacon goes into memory at once, and into the database
-with the next flush, many beacons in one transaction.
+A poll costs no write of its own. What it says of the beacon goes into memory at once, and into the
+database with the next flush, many beacons in one transaction.
 """
 
 from beacon_ota.orchestrator.core.fleet_records import BeaconState, UnprovenClaim

@@ -4,9 +4,9 @@ Other modules call it the *view*. A variable ``node`` is a :class:`BeaconState`,
 :class:`Beacon` in it that decisions see, ``entry`` a :class:`RolloutEntry`, and ``lives`` are
 ``ActiveRollout``: what ``decide`` needs of the rollouts that may offer something.
 
-Nothing here is a truth of its own. Every ``put_…`` takes what was committed, in that order, and
-only the event loop's thread calls them. What was stopped and is not committed yet (``stops``) is
-held over it, whatever is read again.
+The view is a copy of the database. Every ``put_…`` takes what was committed, in that order, and
+only the event loop's thread calls them. Stops that are not committed yet (``stops``) are applied
+on top, whatever is read again.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""The engine of a mirror: it settles what its own beacons do, and may stop, not go on.
+"""The engine of a mirror: ends the attempts of its own beacons, and may halt a rollout.
 
-Stages are opened by the primary alone. A halt made here holds here at once; it is told, with what
-it rests on, when the primary can be reached.
+Only the primary opens stages. A halt that is made here holds here at once; the primary is told of
+it, with the failures behind it, when it can be reached.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Writes down what the primary gives a mirror, and acts on it.
+"""Writes down what the primary sends to a mirror, and acts on it.
 
-What the primary has stopped is stopped here in memory first, so that a disk that takes nothing
-keeps no halt from holding. A rollout whose image is not here yet waits for it; its stops do not.
+Stops of the primary take effect here in memory first, so that they hold even if the disk takes
+nothing. A rollout whose image is not here yet waits for it; its stops do not.
 """
 
 import asyncio

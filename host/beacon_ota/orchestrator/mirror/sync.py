@@ -1,10 +1,10 @@
-"""``serve --upstream URL``: a distribution point on a site's LAN.
+"""``serve --upstream URL``: a mirror, the orchestrator on a site's LAN.
 
-An orchestrator with a database of its own that serves the beacons of its site by the same code,
-within the stages that the primary has opened. It opens none itself; what it decides alone is to
-stop: when failures among its own beacons trip a gate, the release is withheld here at once, and
-everywhere as soon as the primary hears of it. All that its beacons do is told to the primary in
-order and once; while the uplink is down it waits in the database, through restarts and for days.
+A mirror has a database of its own, and serves the beacons of its site by the same code as the
+primary, within the stages that the primary has opened. It opens none itself, but it can stop: when
+failures among its own beacons trip a gate, it withholds the release at once, and the primary halts
+the rollout everywhere as soon as it hears of that. The mirror reports all that its beacons do, in
+order and once; while the uplink is down the reports wait in the database, also through restarts.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """Keeps several processes on one PostgreSQL in step, and elects the leader.
 
-Triggers write every change down (table ``changes``) and notify the listeners. A notice is only a
+Triggers write every change into the table ``changes`` and notify the listeners. A notice is only a
 hint: each process reads the changes by number, in the order of the commits, also after a lost
 connection. The leader holds an advisory lock for as long as its connection lives; it moves the
-rollouts, delivers webhooks and sweeps. Two leaders for a moment do no harm: a move is made from
+rollouts, delivers webhooks and cleans up. Two leaders for a moment do no harm: a move is made from
 a revision, an attempt has one result.
 """
 
