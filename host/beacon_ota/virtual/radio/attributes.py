@@ -1,43 +1,33 @@
 """The GATT server of a beacon, with the semantics of MicroPython's `bluetooth` over NimBLE.
 
-The GATT server of bumble builds the answers; this class has the view of beacon code: values in
-buffers that silently cut longer data, access checks by the flags, and a handler that is called
-before a read and after a write while the peer waits. Packets are handled one at a time, in turn
-with the events, within NimBLE's memory (:mod:`.blocks`).
+This is the view of beacon code: values in buffers that silently cut longer data, access checks by
+the flags, and a handler that is called before a read and after a write while the peer waits.
+:mod:`.packets` handles the packets of peers.
 """
 
-import asyncio
 import errno
-import inspect
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from bumble import att, gatt
-from bumble.core import UUID, InvalidPacketError
+from bumble.core import UUID
 from bumble.device import Connection, Device
-from bumble.gatt_server import Server
 
-from beacon_ota.virtual.radio.blocks import BlockPool, Outbox
 from beacon_ota.virtual.radio.events import (
-    GATTC_INDICATE,
-    GATTC_NOTIFY,
     GATTS_READ_REQUEST,
     GATTS_WRITE,
     GET_SECRET,
-    MTU_EXCHANGED,
     IrqQueue,
 )
-from beacon_ota.virtual.radio.indications import Indications
-from beacon_ota.virtual.radio.prepared import PreparedWrites
+from beacon_ota.virtual.radio.packets import PacketServer
+from beacon_ota.virtual.radio.pairing import PEER_SECRET, secret_key
 
 DEFAULT_BUFFER = 20
 MAX_SERVICES = 8
 
 MAX_BUFFER = 0xFFFF
 NO_CONNECTION = 0xFFFF
-PEER_SECRET = 2  # type of a key that a peer gave (BLE_STORE_OBJ_TYPE_PEER_SEC)
 CLIENT_FEATURES = 0x07  # robust caching, EATT, multiple notifications
 
 FLAG_READ = 0x0002
@@ -52,14 +42,6 @@ _PROPERTIES = 0x7F
 
 CCCD = gatt.GATT_CLIENT_CHARACTERISTIC_CONFIGURATION_DESCRIPTOR
 _ANY = att.Attribute.Permissions.READABLE | att.Attribute.Permissions.WRITEABLE  # checked here
-
-_WRITES = (att.ATT_Write_Request, att.ATT_Write_Command, att.ATT_Prepare_Write_Request)
-# Requests whose response uses the packet that the request came in; every other takes a block.
-_REUSED = (
-    att.ATT_Exchange_MTU_Request,
-    att.ATT_Prepare_Write_Request,
-    att.ATT_Execute_Write_Request,
-)
 
 # The definition of a service: UUIDs as little-endian bytes (2, 4 or 16), flags, descriptors.
 DescriptorSpec = tuple[bytes, int]
@@ -97,7 +79,7 @@ class AttributeValue:
         self.data, self.capacity, self.append = b"", capacity, append
 
 
-class GattServer(Server):
+class GattServer(PacketServer):
     """The GATT server of one beacon.
 
     Args:
@@ -107,16 +89,9 @@ class GattServer(Server):
     """
 
     def __init__(self, device: Device, events: IrqQueue, name: Callable[[], bytes]) -> None:
-        super().__init__(device)
+        super().__init__(device, events)
         self.values: dict[int, AttributeValue] = {}
         self._flags: dict[int, int] = {}
-        self._irq_queue = events
-        self._blocks = BlockPool()
-        self._outbox = Outbox(self._blocks)
-        self._prepared = PreparedWrites(
-            self._blocks, asyncio.get_running_loop().call_later, self._disconnect
-        )
-        self.indications = Indications(events, self._disconnect)
         self._client_features: dict[Any, int] = {}
         self._add_standard_services(name)
 
@@ -195,122 +170,10 @@ class GattServer(Server):
         for characteristic in (device_name, appearance, changed, server, client):
             self.values[characteristic.handle] = AttributeValue()  # unused buffers, as in the port
 
-    # Packets of peers
-
-    def on_pdu(self, bearer: Connection, pdu: bytes) -> None:
-        """Handle an ATT PDU of a peer when everything before it is done."""
-        self._irq_queue.run_in_turn(lambda: self._handle_pdu(bearer, pdu))
-
-    async def _handle_pdu(self, bearer: Connection, pdu: bytes) -> None:
-        if len(pdu) > bearer.att_mtu:
-            return  # NimBLE drops it, and the peer waits in vain
-        try:
-            parsed = att.ATT_PDU.from_bytes(pdu)
-        except (struct.error, IndexError, ValueError, InvalidPacketError):
-            if pdu and pdu[0] in att.ATT_REQUESTS:
-                self.send_error(bearer, pdu[0], 0, att.ATT_INVALID_PDU_ERROR)
-            return
-        if isinstance(parsed, att.ATT_Handle_Value_Notification):
-            await self._pass_on(GATTC_NOTIFY, bearer, parsed)
-        elif isinstance(parsed, att.ATT_Handle_Value_Indication):
-            await self._pass_on(GATTC_INDICATE, bearer, parsed)
-            self.send_response(bearer, att.ATT_Handle_Value_Confirmation())
-        elif not parsed.op_code & 1:  # what is left are answers to requests that nobody made
-            await self._answer(bearer, parsed)
-
-    async def _pass_on(self, event: int, bearer: Connection, pdu: Any) -> None:
-        await self._irq_queue.call_in_turn(
-            event, bearer.handle, pdu.attribute_handle, pdu.attribute_value
-        )
-
-    async def _answer(self, bearer: Connection, pdu: att.ATT_PDU) -> None:
-        held = int(pdu.op_code in att.ATT_REQUESTS and not isinstance(pdu, _REUSED))
-        self._release_sent(bearer)
-        if not self._blocks.take(held):
-            self.send_error(bearer, pdu.op_code, 0, att.ATT_INSUFFICIENT_RESOURCES_ERROR)
-            return
-        try:
-            if isinstance(pdu, _WRITES):
-                await self._check_write(bearer, pdu)
-            await self._run_handler(bearer, pdu)
-        except att.ATT_Error as error:
-            if pdu.op_code in att.ATT_REQUESTS:  # a command has no answer
-                self.send_error(bearer, pdu.op_code, error.att_handle, error.error_code)
-        finally:
-            self._blocks.give_back(held)
-
-    async def _run_handler(self, bearer: Connection, pdu: att.ATT_PDU) -> None:
-        handler = getattr(type(self), f"on_{pdu.name.lower()}", None)
-        if handler is None:
-            if pdu.op_code in att.ATT_REQUESTS:
-                self.on_att_request(bearer, pdu)
-            return
-        result = inspect.unwrap(handler)(self, bearer, pdu)  # without the task that bumble makes
-        if inspect.isawaitable(result):
-            await result
-
-    async def on_att_exchange_mtu_request(  # type: ignore[override]
-        self, bearer: Any, request: att.ATT_Exchange_MTU_Request
-    ) -> None:
-        """Agree on the MTU; an event tells of it, also when it stays at 23."""
-        self.send_response(bearer, att.ATT_Exchange_MTU_Response(server_rx_mtu=self.max_mtu))
-        mtu = min(self.max_mtu, max(request.client_rx_mtu, att.ATT_DEFAULT_MTU))
-        bearer.on_att_mtu_update(mtu)
-        await self._irq_queue.call_in_turn(MTU_EXCHANGED, bearer.handle, mtu)
-
-    def on_att_prepare_write_request(
-        self, bearer: Any, request: att.ATT_Prepare_Write_Request
-    ) -> None:
-        """Keep a part of a long value, in the memory that all links share."""
-        handle, offset = request.attribute_handle, request.value_offset
-        if self.get_attribute(handle) is None:
-            raise att.ATT_Error(att.ATT_INVALID_HANDLE_ERROR, handle)
-        if self.device.connections.get(bearer.handle) is not bearer:
-            return
-        error = self._prepared.add(bearer, handle, offset, request.part_attribute_value)
-        if error:
-            raise att.ATT_Error(error, handle)
-        self.send_response(
-            bearer,
-            att.ATT_Prepare_Write_Response(
-                attribute_handle=handle,
-                value_offset=offset,
-                part_attribute_value=request.part_attribute_value,
-            ),
-        )
-
-    async def on_att_execute_write_request(  # type: ignore[override]
-        self, bearer: Any, request: att.ATT_Execute_Write_Request
-    ) -> None:
-        """Write the prepared values, or drop them."""
-        if not request.flags:
-            self._prepared.drop(bearer)
-        else:
-            for handle, value in self._prepared.pop_values(bearer):
-                attribute = self.get_attribute(handle)
-                assert attribute is not None
-                await attribute.write_value(bearer, value)
-        self.send_response(bearer, att.ATT_Execute_Write_Response())
-
-    async def on_att_handle_value_confirmation(  # type: ignore[override]
-        self, bearer: Any, confirmation: att.ATT_Handle_Value_Confirmation
-    ) -> None:
-        """Report the end of an indication."""
-        await self.indications.confirm(bearer)
-
     def on_disconnection(self, bearer: att.Bearer) -> None:
-        """Forget a peer that has gone, and give back what it held."""
+        """Forget a peer that has gone."""
         super().on_disconnection(bearer)
-        self._prepared.drop(bearer)
         self._client_features.pop(bearer, None)
-
-    def _disconnect(self, bearer: Any) -> None:
-        self._irq_queue.spawn_task(bearer.disconnect())
-
-    def _release_sent(self, bearer: Connection) -> None:
-        queue = bearer.data_packet_queue
-        if queue is not None:
-            self._outbox.release_sent(queue)
 
     # Access by peers
 
@@ -372,13 +235,6 @@ class GattServer(Server):
         if held & ~features:
             raise att.ATT_Error(att.ErrorCode.VALUE_NOT_ALLOWED)
         self._client_features[bearer] = features
-
-    def send_error(self, bearer: Any, op_code: int, handle: int, error: int) -> None:
-        """Send an error response."""
-        response = att.ATT_Error_Response(
-            request_opcode_in_error=op_code, attribute_handle_in_error=handle, error_code=error
-        )
-        self.send_response(bearer, response)
 
     # Access by beacon code
 
@@ -460,9 +316,3 @@ class GattServer(Server):
         if queue is None or not self._outbox.take_blocks(queue, data, len(pdu)):
             raise OSError(errno.ENOMEM)
         connection.send_l2cap_pdu(att.ATT_CID, pdu)
-
-
-def secret_key(connection: Connection) -> bytes:
-    """Return the key under which NimBLE looks for the keys of a peer: kind, address."""
-    address = connection.peer_address
-    return bytes([not address.is_public]) + bytes(address)

@@ -14,21 +14,18 @@ from bumble import hci
 from bumble.core import BaseBumbleError
 from bumble.device import Connection
 from bumble.hci import Role
-from bumble.pairing import PairingConfig, PairingDelegate
 
-from beacon_ota.virtual.radio.attributes import GattServer, ServiceSpec, secret_key
+from beacon_ota.virtual.radio.attributes import GattServer, ServiceSpec
 from beacon_ota.virtual.radio.events import (
     CENTRAL_CONNECT,
     CENTRAL_DISCONNECT,
     CONNECTION_UPDATE,
-    ENCRYPTION_UPDATE,
-    GET_SECRET,
-    SET_SECRET,
     Handler,
     IrqQueue,
 )
 from beacon_ota.virtual.radio.gap_advertising import Advertising, GapAdvertiser
 from beacon_ota.virtual.radio.observer import ScanObserver
+from beacon_ota.virtual.radio.pairing import Pairing
 from beacon_ota.virtual.radio.stack import HostStack
 from beacon_ota.virtual.radio.transport import RadioHost
 
@@ -37,9 +34,6 @@ MAX_NAME = 31
 DEFAULT_MTU = 256
 MIN_MTU, MAX_MTU = 23, 527
 DISCONNECT_TIMEOUT_S = 0.5
-OUR_SECRET, PEER_SECRET = 1, 2  # types of keys
-SECRET_SIZE = 80  # bytes of a ``struct ble_store_value_sec``, which beacon code does not look into
-NO_INPUT_OUTPUT = 3  # of setting `io`: what the port begins with
 
 _FAILED = hci.HCI_ErrorCode.CONNECTION_FAILED_TO_BE_ESTABLISHED_ERROR
 _USER = hci.HCI_ErrorCode.REMOTE_USER_TERMINATED_CONNECTION_ERROR
@@ -82,7 +76,7 @@ class Peripheral:
         self._changed = changed
         self._terminating: set[int] = set()
         self._power_cycles = 0  # number of losses of power and resets
-        self._pairing = _default_pairing()
+        self._pairing = Pairing(self._irq_queue)
         self._leftovers = False  # definitions of services of a registration that failed
 
     # Start and stop
@@ -105,9 +99,7 @@ class Peripheral:
         if self._power_cycles != life:  # the power has failed meanwhile
             self._radio.close()
             raise OSError(errno.ENODEV)
-        device.keystore = None  # keys are beacon code's to keep, by its handler
-        device.pairing_config_factory = self._make_pairing_config
-        device.on_missing_key = self._ask_for_key
+        self._pairing.attach(device)
         device.on(HostStack.EVENT_CONNECTION, self._on_connection)
         self._leftovers = False
         self.mtu = DEFAULT_MTU
@@ -146,7 +138,7 @@ class Peripheral:
         self._power_cycles += 1
         self._clear_stack()
         self.name = DEFAULT_NAME
-        self._pairing = _default_pairing()
+        self._pairing = Pairing(self._irq_queue)
         self._irq_queue.cancel_all()
 
     async def reset_host(self) -> None:
@@ -215,8 +207,8 @@ class Peripheral:
             self._require_active()
             assert self._advertiser is not None
             await self._advertiser.set_address_mode(value)
-        elif name in self._pairing:
-            self._pairing[name] = value
+        elif name in self._pairing.settings:
+            self._pairing.settings[name] = value
         else:
             raise ValueError("unknown config param")
 
@@ -253,18 +245,7 @@ class Peripheral:
             Connection.EVENT_DISCONNECTION,
             lambda reason: self._on_disconnection(connection, reason, peer),
         )
-        connection.on(
-            Connection.EVENT_CONNECTION_ENCRYPTION_CHANGE,
-            lambda: self._irq_queue.post_event(
-                ENCRYPTION_UPDATE,
-                handle,
-                int(connection.is_encrypted),
-                0,  # "Just Works" authenticates nobody
-                int(connection.is_encrypted and bool(self._pairing["bond"])),
-                connection.encryption_key_size or 16,
-            ),
-        )
-        connection.on(Connection.EVENT_PAIRING, lambda keys: self._offer_keys(connection))
+        self._pairing.watch(connection)
         connection.on(
             Connection.EVENT_CONNECTION_PARAMETERS_UPDATE,
             lambda: self._irq_queue.post_event(
@@ -320,27 +301,6 @@ class Peripheral:
                 await connection.disconnect(_USER)
         except (TimeoutError, hci.HCI_Error):
             pass  # ended already, or out of range: the supervision timeout ends it
-
-    # Pairing
-
-    def _make_pairing_config(self, connection: Connection) -> PairingConfig:
-        settings = self._pairing
-        return PairingConfig(
-            sc=bool(settings["le_secure"]),
-            mitm=bool(settings["mitm"]),
-            bonding=bool(settings["bond"]),
-            delegate=PairingDelegate(),
-        )
-
-    def _offer_keys(self, connection: Connection) -> None:
-        """Ask beacon code to keep the keys of a pairing; whatever it says, they are gone."""
-        if self._pairing["bond"]:
-            for kind in (OUR_SECRET, PEER_SECRET):
-                key = secret_key(connection)
-                self._irq_queue.post_event(SET_SECRET, kind, key, key.ljust(SECRET_SIZE, b"\0"))
-
-    async def _ask_for_key(self, connection: Connection) -> None:
-        await self._irq_queue.call_handler(GET_SECRET, OUR_SECRET, 0, secret_key(connection))
 
     # Attributes
 
@@ -423,10 +383,6 @@ class Peripheral:
         """Stop scanning, if it runs."""
         if self._observer is not None:
             await self._observer.stop()
-
-
-def _default_pairing() -> dict[str, Any]:
-    return {"bond": False, "mitm": False, "io": NO_INPUT_OUTPUT, "le_secure": True}
 
 
 def _connection_parameters(connection: Connection) -> tuple[int, int, int]:
