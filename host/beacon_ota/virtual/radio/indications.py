@@ -70,6 +70,11 @@ class Indications:
                 GATTS_INDICATE_DONE, link.handle, one.handle, STATUS_NOT_CONNECTED
             )
 
+    def stop_timers(self) -> None:
+        """Wait for no confirmation any more."""
+        for one in tuple(self._sent):
+            self._remove(one)
+
     def _expire(self, one: _Indication) -> None:
         self._remove(one)
         self._irq_queue.post_event(GATTS_INDICATE_DONE, one.link.handle, one.handle, STATUS_TIMEOUT)

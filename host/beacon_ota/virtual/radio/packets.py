@@ -157,6 +157,11 @@ class PacketServer(Server):
         super().on_disconnection(bearer)
         self._prepared.drop(bearer)
 
+    def stop_timers(self) -> None:
+        """Forget what waits for peers: the stack ends."""
+        self._prepared.stop_timers()
+        self.indications.stop_timers()
+
     async def _check_write(self, bearer: Connection, pdu: Any) -> None:
         """Raise the ATT error of a write that is not permitted."""
 

@@ -161,6 +161,8 @@ class Peripheral:
         self._advertiser.forget()
 
     def _clear_stack(self) -> None:
+        if self._server is not None:
+            self._server.stop_timers()
         self._device = self._server = self._advertiser = self._observer = None
         self._radio.close()
 

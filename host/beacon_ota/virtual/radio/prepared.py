@@ -77,6 +77,11 @@ class PreparedWrites:
         self._pool.give_back(sum(count_blocks(len(part.data)) for part in parts))
         return parts
 
+    def stop_timers(self) -> None:
+        """Wait for no part any more."""
+        for link in tuple(self._timers):
+            self._stop_timer(link)
+
     def _stop_timer(self, link: Any) -> None:
         timer = self._timers.pop(link, None)
         if timer is not None:
