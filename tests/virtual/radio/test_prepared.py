@@ -127,3 +127,18 @@ def test_on_the_own_core_a_stranger_cannot_take_all_memory(space: RadioSpace, mo
 
     asyncio.run(run())
     assert beacon.seen(WRITE) == [(1, beacon.handles[0][0])]
+
+
+def test_who_never_executes_is_disconnected(space: RadioSpace, monkeypatch) -> None:
+    monkeypatch.setattr(prepared, "TIMEOUT_S", 0.1)
+    beacon = Beacon(space).start().advertise()
+
+    async def body(connected: BleakClient) -> None:
+        part = att.ATT_Prepare_Write_Request(
+            attribute_handle=beacon.handles[0][0], value_offset=0, part_attribute_value=b"x"
+        )
+        await answer(connected, part)
+        await until(lambda: not connected.is_connected)
+
+    talk(beacon, body)
+    wait_until(lambda: beacon.seen(DISCONNECT))
