@@ -15,7 +15,7 @@ from beacon_ota.provision.client import ONLINE_TIMEOUT_S, BlufiClient
 from beacon_ota.provision.contact import ATTEMPTS, OnStep, talk_to_beacon
 from beacon_ota.provision.desired_config import DesiredConfig, Network, Secret
 from beacon_ota.provision.registry import Registry
-from beacon_ota.provision.reports import StateReport, WifiReport
+from beacon_ota.provision.reports import StateReport, WifiReport, listed_error
 from beacon_ota.provision.scan import BeaconFinder
 from beacon_ota.provision.session import SecretError
 from beacon_ota.provision.sighting import Sighting
@@ -208,22 +208,40 @@ async def _join_network(
     def on_report(report: WifiReport) -> None:
         on_step("joining", f"{name}: {report.word}")
 
+    async def join() -> WifiReport:
+        return await beacon.join_network(network.ssid, network.password, on_report=on_report)
+
     try:
-        report = await beacon.join_network(network.ssid, network.password, on_report=on_report)
+        report = await join()
     except ReachError as error:
-        if error.code == "wifi_not_found":
-            error.expected = await _list_seen_networks(beacon)
-        raise
+        if error.code != "wifi_not_found":
+            raise
+        seen = await _list_seen_networks(beacon)
+        if seen is None or network.ssid not in dict(seen):
+            error.expected = _describe_networks(seen)
+            raise
+        on_step("joining", f"{name}, which it sees: once more")
+        try:
+            report = await join()
+        except ReachError as again:
+            if again.code == "wifi_not_found":
+                raise listed_error(beacon.name, network.ssid, dict(seen)[network.ssid]) from None
+            raise
     outcome.ssid, outcome.rssi = name, report.rssi
 
 
-async def _list_seen_networks(beacon: BlufiClient) -> str:
-    """Return the networks that a beacon sees, as text for an error."""
+async def _list_seen_networks(beacon: BlufiClient) -> list[tuple[bytes, int]] | None:
+    """Return the networks that a beacon sees, None when it cannot say."""
     try:
-        found = await beacon.list_networks()
+        return await beacon.list_networks()
     except ReachError:
+        return None
+
+
+def _describe_networks(seen: list[tuple[bytes, int]] | None) -> str:
+    if seen is None:
         return "it cannot say what it sees"
-    names = [f"{ssid.decode('utf-8', 'replace')} ({rssi} dBm)" for ssid, rssi in found]
+    names = [f"{ssid.decode('utf-8', 'replace')} ({rssi} dBm)" for ssid, rssi in seen]
     return "one of " + ", ".join(names) if names else "it sees no network at all"
 
 

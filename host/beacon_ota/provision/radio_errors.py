@@ -18,6 +18,8 @@ _DBUS_ADVICE = {
     "NotReady": "turn Bluetooth on",
     "Disconnected": "the D-Bus service has ended: start it, and Bluetooth",
 }
+# Parts of the names of errors by which D-Bus says that it could not start the service.
+_NOT_STARTED = ("org.freedesktop.DBus.Error.Spawn", "org.freedesktop.systemd1")
 _BUSY = ("InProgress", "Busy")
 
 
@@ -94,6 +96,8 @@ def _advice(radio: "RadioSelection", error: Exception | None) -> str:
             return "allow this program to use Bluetooth, in the system's settings for privacy"
     if (word := _dbus_word(error)) in _DBUS_ADVICE:
         return _DBUS_ADVICE[word]
+    if any(part in str(error) for part in _NOT_STARTED):
+        return _DBUS_ADVICE["ServiceUnknown"]
     if isinstance(error, (FileNotFoundError, ConnectionRefusedError)) and radio.on_bluez:
         return "there is no D-Bus: install and start dbus and bluez"
     if isinstance(error, (EOFError, ConnectionError, AssertionError)) and radio.on_bluez:

@@ -51,12 +51,17 @@ class Agent:
 
     def _take(self, asked):
         if "signal" in asked:
-            self._running[asked["id"]].send_signal(asked["signal"])
+            threading.Thread(target=self._signal, args=(asked,), daemon=True).start()
             return
         for name, text in asked.get("files", {}).items():
             with open("/root/" + name, "w") as file:
                 file.write(text)
         threading.Thread(target=self._run, args=(asked,), daemon=True).start()
+
+    def _signal(self, asked):
+        while asked["id"] not in self._running:  # it is being started
+            time.sleep(0.05)
+        self._running[asked["id"]].send_signal(asked["signal"])
 
     def _run(self, asked):
         begun = time.monotonic()
