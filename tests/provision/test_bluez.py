@@ -252,6 +252,20 @@ def test_a_scan_that_cannot_be_stopped_has_found_what_it_has(v1, server, go, mon
         assert found["name"] == NAME
 
 
+def test_an_adapter_that_is_busy_for_a_moment(v1, server, go, monkeypatch):
+    """The kernel goes on with the scan of a daemon that was killed until the cycle is over."""
+    monkeypatch.setattr(scan, "BUSY_PAUSE_S", 0.05)
+    with near_bluez(v1, server, monkeypatch) as (s, bluez):
+        run(s.heard(lambda b: b.open))
+        bluez.fail_calls("StartDiscovery", "org.bluez.Error.InProgress", 3)
+        [found] = json.loads(go("provision", "scan", "--seconds", "1.5", "--json"))
+        assert found["name"] == NAME
+        monkeypatch.setattr(scan, "BUSY_S", 0.2)
+        bluez.fail_calls("StartDiscovery", "org.bluez.Error.InProgress")
+        said = go("provision", "scan", code=3)
+        assert "bluetooth_busy" in said and "another program" in said
+
+
 def test_bluetooth_is_off(v1, server, go, monkeypatch):
     """The message says what to do, and shows no tuple."""
     with near_bluez(v1, server, monkeypatch) as (_, bluez):

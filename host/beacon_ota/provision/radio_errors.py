@@ -51,8 +51,7 @@ def bluetooth_error(radio: "RadioSelection", error: Exception | None, doing: str
         ``bluetooth_busy`` when another program has it for the moment, else ``bluetooth_off``.
     """
     found = None if error is None else _describe(error)
-    word = _dbus_word(error)
-    if word in _BUSY:
+    if error is not None and is_busy(error):
         return ReachError(
             "bluetooth_busy",
             f"{doing} with {radio.name} does not work: Bluetooth is busy, with another program or "
@@ -64,6 +63,11 @@ def bluetooth_error(radio: "RadioSelection", error: Exception | None, doing: str
         f"{doing} with {radio.name} does not work: {_advice(radio, error)}",
         found=found,
     )
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether an adapter may be free again in a moment."""
+    return _dbus_word(error) in _BUSY
 
 
 def _describe(error: Exception) -> str:

@@ -1,9 +1,9 @@
 """Scans for beacons in range.
 
 However many tasks of a program look for beacons, there is one scanner (:class:`BeaconFinder`):
-BlueZ refuses a second one. Where reports come once per cycle (BlueZ), the scan begins anew every
-few seconds: each beacon in range is then reported every few seconds, with the frame that it sends
-at that moment, and a beacon that is not reported is not in range.
+BlueZ refuses a second one. Where a beacon may be reported once (BlueZ, CoreBluetooth), the scan
+begins anew every few seconds: each beacon in range is then reported every few seconds, with the
+frame that it sends at that moment, and a beacon that is not reported is not in range.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from beacon_ota.errors import ReachError, UsageError
-from beacon_ota.provision.radio_errors import bluetooth_error, radio_failures
+from beacon_ota.provision.radio_errors import bluetooth_error, is_busy, radio_failures
 from beacon_ota.provision.sighting import BeaconTable, Sighting
 from beacon_ota.virtual.radio.selection import RadioSelection
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from bleak.backends.scanner import AdvertisementData
 
 RENEW_S = 4.0  # after which a scan begins anew; BlueZ's own cycle is 10.24 s
+BUSY_S = 12.0  # for which a busy adapter is waited for
+BUSY_PAUSE_S = 0.5
 LOOK_S = 0.05  # between looks at what was heard
 
 
@@ -68,7 +70,7 @@ async def open_scanner(radio: RadioSelection) -> AsyncIterator[BeaconScanner]:
 
     try:
         scanner = BleakScanner(on_advertisement, **radio.scanner)
-        await scanner.start()
+        await _start_scan(scanner)
     except radio_failures() as error:
         raise bluetooth_error(radio, error, "scanning") from None
     ending = asyncio.Event()
@@ -84,11 +86,27 @@ async def open_scanner(radio: RadioSelection) -> AsyncIterator[BeaconScanner]:
             await scanner.stop()
 
 
+async def _start_scan(scanner: "BleakScanner") -> None:
+    """Start to scan, as soon as an adapter that is busy is free.
+
+    Linux is, until the end of a cycle, when the program or the daemon that scanned was killed.
+    """
+    end = time.monotonic() + BUSY_S
+    while True:
+        try:
+            await scanner.start()
+            return
+        except radio_failures() as error:
+            if not is_busy(error) or time.monotonic() > end:
+                raise
+        await asyncio.sleep(BUSY_PAUSE_S)
+
+
 async def _renew_scan(
     scanner: "BleakScanner", heard: BeaconScanner, radio: RadioSelection, ending: asyncio.Event
 ) -> None:
     """Begin the scan anew every few seconds, where that is necessary, until ``ending`` is set."""
-    while radio.on_bluez:
+    while radio.remembers:
         try:
             async with asyncio.timeout(RENEW_S):
                 await ending.wait()
@@ -98,7 +116,7 @@ async def _renew_scan(
         with contextlib.suppress(*radio_failures()):
             await scanner.stop()
         try:
-            await scanner.start()
+            await _start_scan(scanner)
         except radio_failures() as error:
             heard.failure = bluetooth_error(radio, error, "scanning")
             return

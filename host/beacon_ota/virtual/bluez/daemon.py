@@ -92,10 +92,10 @@ class VirtualBluez:
         assert self._daemon is not None
         self._reactor.call(self._daemon.skip, seconds)
 
-    def fail_calls(self, member: str, error: str) -> None:
-        """Have every call of this name fail with an error of this name, ``org.bluez.Error.…``."""
+    def fail_calls(self, member: str, error: str, times: int = 1000) -> None:
+        """Have the next calls of this name fail with an error, ``org.bluez.Error.…``."""
         assert self._daemon is not None
-        self._daemon.failing[member] = error
+        self._daemon.failing[member] = [error] * times
 
     def device(self, address: str) -> dict[str, Any] | None:
         """Return the properties of a device object, None when there is none."""
@@ -120,7 +120,7 @@ class Daemon:
         self._skipped = 0.0
         self._cycle_ends = 0.0
         self.sessions: set[str] = set()  # programs that scan
-        self.failing: dict[str, str] = {}
+        self.failing: dict[str, list[str]] = {}
         self._change = asyncio.Lock()
         self._clock = asyncio.get_running_loop().create_task(self._run_clock())
 
@@ -256,8 +256,8 @@ class Daemon:
         if self._objects.properties(path) is None:
             text = f'Method "{member}" with signature "{call.signature}" doesn\'t exist'
             raise CallError(_UNKNOWN_OBJECT, text)
-        if member in self.failing:
-            raise CallError(self.failing[member], "Operation failed")
+        if errors := self.failing.get(str(member)):
+            raise CallError(errors.pop(), "Operation failed")
         if path == HCI0:
             await self._answer_adapter(sender, str(member))
             return "", []

@@ -35,15 +35,16 @@ class RadioSelection:
 
     @property
     def on_bluez(self) -> bool:
-        """Whether bleak talks to BlueZ.
-
-        Its reports come once per cycle of ten seconds, and say nothing when nothing has changed.
-        """
+        """Whether bleak talks to BlueZ."""
         return not self.virtual and sys.platform == "linux"
 
     @property
     def remembers(self) -> bool:
-        """Whether a report may hold what a beacon has stopped to send: BlueZ and CoreBluetooth."""
+        """Whether reports are those of BlueZ or CoreBluetooth.
+
+        They may hold what a beacon has stopped to send, and a beacon that says the same all the
+        time may be reported once per scan.
+        """
         return not self.virtual and sys.platform in ("linux", "darwin")
 
 
