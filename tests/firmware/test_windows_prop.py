@@ -1,4 +1,4 @@
-"""A beacon and its orchestrator agree about windows, in every zone, on both sides of each change."""
+"""Beacon and orchestrator agree about windows, in every zone, on both sides of each change."""
 
 from collections.abc import Iterator
 
@@ -55,7 +55,7 @@ def seconds_until_install(device: Interpreter, offer: dict, now: int, hours: str
 def test_a_beacon_installs_when_the_buildings_clock_says_so(
     device, start, length, zone, now, stored
 ):
-    """Whatever offset was stored when it was provisioned, and whatever time of the year that was."""
+    """Whatever offset was stored when it was provisioned, whatever time of the year that was."""
     end = (start + length) % 1440
     hours = f"{start // 60:02}:{start % 60:02}-{end // 60:02}:{end % 60:02}"
     opens, closes = windows.next_window(windows.parse_window(hours, zone), now)

@@ -38,7 +38,7 @@ def test_what_was_typed_before_is_corrected(local):  # noqa: F811
 
 
 def test_a_window_takes_the_clock_of_its_site(local):  # noqa: F811
-    """Today's offset: the orchestrator says it again with offers, for the other half of the year."""
+    """Today's offset: the orchestrator says it again with offers, in the other half of the year."""
     local.admin().create_site("syd", tz="Australia/Sydney")
     local.admin().create_site("syd/a")
     registry = OrchestratorRegistry(local.admin())

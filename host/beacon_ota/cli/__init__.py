@@ -32,6 +32,7 @@ TABLE = {
     "image": Entry("image", "Build and inspect release and flash images."),
     "core": Entry("core", "Fetch and show MicroPython cores."),
     "flash": Entry("flash", "Write a flash image to a chip and verify it."),
+    "flash-batch": Entry("flash_batch", "Label, build and flash boards as they are plugged in."),
     "deploy": Entry("deploy", "Copy the app to a board that runs MicroPython (development)."),
     "keys": Entry("keys", "Make, list, export and rotate signing keys."),
     "serve": Entry("serve", "Run the orchestrator or a mirror."),
