@@ -106,7 +106,8 @@ def flash_boards(
         "after": after.value,
         "attempts": attempts,
     }
-    flashed, failed = 0, set()
+    flashed: list[str] = []
+    failed: set[str] = set()
     with board_log.open_log(file) as log:
         batch = board_batch.BoardBatch(log, build_image, version, again=again, how=how)
         find = functools.partial(board_batch.find_ports, port or [])
@@ -114,16 +115,17 @@ def flash_boards(
             output.print_markup("Plug in a board; Ctrl-C ends this. Labels are in {}", file)
         try:
             for name, mac in board_batch.new_ports(
-                find, go_on=lambda: count is None or flashed < count
+                find, go_on=lambda: count is None or len(flashed) < count
             ):
                 if mac and batch.is_done(mac):
                     continue
                 with output.byte_progress(f"{name}", None, quiet=json) as advance:
                     result = batch.flash_board(name, advance)
-                flashed += result.done
                 who = result.row.label.mac if result.row else name
                 failed.discard(name)
                 (failed.add if result.error else failed.discard)(who)
+                if result.done:
+                    flashed.append(who)
                 if not json:
                     _print_result(result)
         except KeyboardInterrupt:
@@ -132,7 +134,7 @@ def flash_boards(
     if json:
         output.print_json(rows)
     else:
-        output.print_markup("{} flashed, {} failed", flashed, len(failed))
+        output.print_markup("{} flashed, {} failed", len(flashed), len(failed))
     if failed:
         raise typer.Exit(1)
 

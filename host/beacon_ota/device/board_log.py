@@ -20,7 +20,18 @@ from beacon_ota.provision.labels import Label
 from beacon_ota.text_files import read_text_file
 
 BEGUN, FLASHED = "begun", "flashed"
-COLUMNS = ("beacon", "mac", "address", "name", "pin", "pop", "result", "version", "at", "detail")
+COLUMNS: tuple[str, ...] = (
+    "beacon",
+    "mac",
+    "address",
+    "name",
+    "pin",
+    "pop",
+    "result",
+    "version",
+    "at",
+    "detail",
+)
 _MAX_BYTES = 16 << 20
 
 
