@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 from beacon_ota import __version__, lifeline
-from beacon_ota.cli._support import ends, plain_help
+from beacon_ota.cli._support import ends, plain_help, suggestions
 from beacon_ota.errors import BeaconOtaError, UsageError
 
 
@@ -73,6 +73,10 @@ class Root(typer.core.TyperGroup):
         command = plain_help.build_command(module.app)
         command.name = cmd_name
         return command
+
+    def resolve_command(self, ctx, args: list[str]):
+        """Find a command; a name that is none is answered with those that were meant."""
+        return suggestions.resolve_command(self, ctx, args)
 
     def shell_complete(self, ctx, incomplete: str):
         """Complete names out of the table: a shell waits for this at every Tab."""

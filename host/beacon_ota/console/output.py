@@ -2,13 +2,14 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from string import Formatter
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
@@ -36,6 +37,7 @@ _ASCII_SIGNS = str.maketrans(
     {"✓": "+", "✗": "x", "–": "-", "…": "...", "≤": "<=", "→": "->", "·": "-"}
 )
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_UNBOUNDED = 10_000  # columns of what is no terminal
 _FIRST_PLACEHOLDER = (
     0x100000  # the first of the private signs that hold a value's place in a template
 )
@@ -70,6 +72,18 @@ class SafeConsole(Console):
         except LookupError:
             return text
         return text
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """The terminal's size; what goes into a pipe or a file has lines as long as they are."""
+        found = super().size
+        if self.is_terminal or "COLUMNS" in os.environ:
+            return found
+        return ConsoleDimensions(_UNBOUNDED, found.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        Console.size.fset(self, new_size)  # type: ignore[attr-defined]
 
 
 console = SafeConsole()
@@ -147,13 +161,16 @@ def print_rows(
     console.print(build_table(rows, columns, title=title))
 
 
+_COPIED = frozenset(("beacon_id", "rollout_id", "firmware_id", "mirror_id", "webhook_id", "id"))
+
+
 def build_table(
     rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, title: str | None = None
 ) -> Table:
     """Return rows as a table of the given columns, for :func:`print_rows` or a live display."""
     found = Table(title=title)
-    for name in columns:
-        found.add_column(name.replace("_", " "))
+    for name in columns:  # nothing is cut; an id, which is copied, is not even broken
+        found.add_column(name.replace("_", " "), overflow="fold", no_wrap=name in _COPIED)
     for row in rows:
         found.add_row(*(_table_cell(row.get(name)) for name in columns))
     return found

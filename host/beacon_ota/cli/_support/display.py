@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def local_time(text: str | None) -> str:
-    """Return a time of the API, ISO 8601, as people read it in the local time zone."""
+    """Return a time of the API, ISO 8601, as people read it in the local time zone, named."""
     if not text:
         return "–"
-    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def localize_times(rows: Sequence["Json"], *columns: str) -> list["Json"]:

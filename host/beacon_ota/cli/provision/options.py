@@ -244,6 +244,13 @@ class RegistrationOptions(OptionGroup):
         from beacon_ota.provision.registry import OrchestratorRegistry
 
         registry = OrchestratorRegistry(server.client)
+        if self.beacon_url(registry) is None:
+            output.print_markup(
+                "[yellow]{} is this computer to a beacon, too: it will look for orchestrator.local "
+                "and announcements on its network. --orch-url names an address[/]",
+                registry.url,
+                to=output.error_console,
+            )
         registry.check_access(site)
         return registry
 
