@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from string import Formatter
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.markup import escape
@@ -182,8 +182,13 @@ def alert_cell(text: str) -> Text:
 
 
 def print_csv(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows as CSV with a header on stdout; no field is a formula to a spreadsheet."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    """Print rows as CSV with a header on stdout."""
+    write_csv(rows, sys.stdout)
+
+
+def write_csv(rows: Sequence[Mapping[str, object]], stream: TextIO) -> None:
+    """Write rows as CSV with a header; no field is a formula to a spreadsheet."""
+    writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(rows[0])
     writer.writerows([csv_field(value) for value in row.values()] for row in rows)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from beacon_ota.console.output import csv_field
+from beacon_ota.console.output import write_csv
 from beacon_ota.errors import InputError, UsageError
 from beacon_ota.provision import labels
 from beacon_ota.provision.labels import Label
@@ -73,10 +73,7 @@ class BoardLog:
         """Put a row into the file (UsageError ``file_unwritable``)."""
         self.rows[row.label.mac] = row
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for one in self.rows.values():
-            writer.writerow({name: csv_field(value) for name, value in one.as_dict().items()})
+        write_csv([one.as_dict() for one in self.rows.values()], text)
         new = self.file.with_name(f".{self.file.name}.{secrets.token_hex(4)}")
         try:
             descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -9,7 +9,7 @@ from beacon_ota.cli._support.display import local_time
 from beacon_ota.console import output
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, RenderableType
 
     from beacon_ota.client import Json
 
@@ -75,7 +75,7 @@ def build_view(found: "Json") -> "Group":
                 else "",
             )
     head = output.fill_markup("[bold]{}[/]  {}", found["name"], format_status(found))
-    parts = [head]
+    parts: list[RenderableType] = [head]
     if found.get("unconfirmed"):
         parts.append(unconfirmed.describe_waiting(found["unconfirmed"]))
     return Group(*parts, table, *map(output.literal_text, describe_waits(found)))
