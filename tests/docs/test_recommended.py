@@ -39,9 +39,8 @@ def texts(file: Path) -> Iterator[str]:
             yield "".join(
                 str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
             )
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node not in hidden and node not in parts:
-                yield node.value
+        elif isinstance(node, ast.Constant) and node not in hidden | parts:
+            yield from [node.value] if isinstance(node.value, str) else []
 
 
 def recommended(file: Path) -> Iterator[str]:
@@ -52,7 +51,7 @@ def recommended(file: Path) -> Iterator[str]:
 
 
 def find_fault(line: str) -> str:
-    """Return what is wrong with a command, "" for nothing: a name or an option that is not there."""
+    """Return the name or the options of a command that are not there, "" for none."""
     command = typer.main.get_command(app)
     context = typer.Context(command)
     words = line.split()
