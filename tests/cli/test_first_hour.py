@@ -69,6 +69,25 @@ def test_https_to_a_server_without_tls(run, local):  # noqa: F811
     assert code == 3 and "no TLS" in err and "http://" in err
 
 
+def test_http_to_a_server_with_tls(run, tmp_path):
+    from tests.orchestrator.server.test_tls import certificate
+    from tests.orchestrator.world import Server
+
+    files = certificate(tmp_path, "own")
+    with Server(tmp_path / "data", f"--tls-cert={files[0]}", f"--tls-key={files[1]}") as server:
+        url = server.url.replace("https://", "http://")
+        code, _, err = run("beacon", "list", "--url", url, "--token", "x")
+    assert code == 3 and "https:// in place of http://" in err
+
+
+def test_columns_that_say_nothing_are_left_out(call, local):  # noqa: F811
+    local.admin().create_beacon("b1", "esp32c3")
+    assert "quarantined" not in call("beacon", "list")[1]
+    local.admin().post_beacon_action("b1", "quarantine", "looks odd")
+    out = call("beacon", "list")[1]
+    assert "quarantined" in out and "tags" not in out
+
+
 def test_a_release_that_is_not_there(call):
     for args in (
         ("rollout", "create", "9.9.9"),

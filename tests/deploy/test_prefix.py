@@ -141,6 +141,13 @@ def test_the_command_line(below, tmp_path):
     assert caught.value.code == "proxy_refused" and "path" in caught.value.message
 
 
+def test_http_to_the_proxys_port_for_tls(below):
+    server, proxy = below
+    with pytest.raises(BeaconOtaError) as caught:
+        Client(proxy.url.replace("https://", "http://"), server.token).list_sites()
+    assert caught.value.code == "not_an_orchestrator" and "https://" in caught.value.message
+
+
 def test_a_mirror_of_a_primary_below_a_path(below, tmp_path):
     server, proxy = below
     name = f"m{urlsplit(proxy.url).port}"

@@ -161,6 +161,9 @@ def _foreign_error(answer: requests.Response) -> BeaconOtaError:
     if status in _PROXY:
         code = "proxy_refused" if status < 500 else "proxy_unavailable"
         detail = f"{who} in front of the orchestrator {_PROXY[status]}"
+    elif status == 400 and b"plain HTTP request was sent" in answer.content:
+        code = "not_an_orchestrator"
+        detail = f"{answer.url} is a port for TLS: name it with https://"
     else:
         code = "not_an_orchestrator"
         detail = f"{answer.url} answers {status}, but not as an orchestrator"
@@ -186,6 +189,9 @@ def _check_url(text: str) -> str:
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL")
 
 
+_CLOSED = ("RemoteDisconnected", "ConnectionResetError", "BadStatusLine")
+
+
 def describe_failure(error: requests.RequestException) -> str:
     if isinstance(error, requests.exceptions.SSLError):
         if any(word in str(error).upper().replace(" ", "_") for word in _NO_TLS):
@@ -194,5 +200,7 @@ def describe_failure(error: requests.RequestException) -> str:
     if isinstance(error, requests.ConnectTimeout | requests.ReadTimeout):
         return "no answer in time"
     if isinstance(error, requests.ConnectionError):
+        if any(word in str(error) for word in _CLOSED):
+            return "what answers there closes the connection: is it https:// in place of http://?"
         return "nobody answers there"
     return str(error)

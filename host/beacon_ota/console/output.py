@@ -165,10 +165,23 @@ _COPIED = frozenset(("beacon_id", "rollout_id", "firmware_id", "mirror_id", "web
 
 
 def build_table(
-    rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, title: str | None = None
+    rows: Iterable[Mapping[str, object]],
+    columns: Sequence[str],
+    *,
+    title: str | None = None,
+    optional: Sequence[str] = (),
 ) -> Table:
-    """Return rows as a table of the given columns, for :func:`print_rows` or a live display."""
+    """Return rows as a table, for :func:`print_rows` or a live display.
+
+    Args:
+        columns: in their order.
+        title: above the table.
+        optional: columns that are left out when no row has anything to say there.
+    """
+    rows = list(rows)
     found = Table(title=title)
+    empty = {name for name in optional if not any(row.get(name) for row in rows)}
+    columns = [name for name in columns if name not in empty]
     for name in columns:  # nothing is cut; an id, which is copied, is not even broken
         found.add_column(name.replace("_", " "), overflow="fold", no_wrap=name in _COPIED)
     for row in rows:

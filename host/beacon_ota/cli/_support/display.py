@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
+from rich.table import Table
 
 from beacon_ota.console import output
 
@@ -52,11 +53,17 @@ def print_listing(
     *,
     watch: bool,
     every_s: float,
+    optional: Sequence[str] = (),
 ) -> None:
-    """Print rows as a table, once, or live until interrupted."""
+    """Print rows as a table, once, or live until interrupted.
+
+    ``optional`` columns are left out when no row has anything to say there.
+    """
+
+    def draw() -> Table:
+        return output.build_table(list_rows(), columns, optional=optional)
+
     if watch:
-        redraw_until(
-            lambda: False, lambda: output.build_table(list_rows(), columns), every_s=every_s
-        )
+        redraw_until(lambda: False, draw, every_s=every_s)
     else:
-        output.print_rows(list_rows(), columns, as_json=False)
+        output.console.print(draw())
