@@ -87,8 +87,8 @@ class Download:
         return head
 
     # Downloads the whole image. Between tries without progress there are pauses from `backoff_ms`
-    # on, doubling (2 to 32 s by default). After `give_up_s` (five minutes by default) without
-    # progress the download is given up.
+    # on, doubling (2 to 32 s by default). The download is given up after `give_up_s` in all (five
+    # minutes by default), also if it makes progress.
     async def _retry_until_complete(self, writer):
         beacon = self._beacon
         fruitless = 0

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 from beacon_ota.orchestrator.blobs.local import BlobDamaged
-from beacon_ota.orchestrator.core.fleet_state import Release
+from beacon_ota.orchestrator.core.fleet_records import Release
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Header, Scope, Send
