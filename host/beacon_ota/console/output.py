@@ -185,8 +185,11 @@ def build_table(
     found = Table(title=title)
     empty = {name for name in optional if not any(row.get(name) for row in rows)}
     columns = [name for name in columns if name not in empty]
+    room = console.width - 4 * len(columns)  # for one column, with some letters for each other
     for name in columns:  # nothing is cut; an id, which is copied, is not even broken
-        found.add_column(name.replace("_", " "), overflow="fold", no_wrap=name in _COPIED)
+        longest = max((len(str(row.get(name))) for row in rows), default=0)
+        whole = name in _COPIED and longest <= room
+        found.add_column(name.replace("_", " "), overflow="fold", no_wrap=whole)
     for row in rows:
         found.add_row(*(_table_cell(row.get(name)) for name in columns))
     return found
