@@ -1,6 +1,7 @@
 """The commands of ``beacon-ota provision``."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,6 +114,7 @@ def provision_wifi(
         bound,
         desired_config.check_device_type(settings.device_type),
     )
+    [desired] = registration.complete_offsets(registry, [desired])
     found = choice.find_sighting(opened, json)
     with prompts.show_steps(json) as on_step:
         outcome = asyncio.run(
@@ -205,6 +207,8 @@ def provision_batch(
     }
     creds, bound = settings.read_credentials()
     rows = batch.parse_rows(text_files.read_text_file(file, batch.MAX_BYTES), common, creds, bound)
+    wanted = registration.complete_offsets(registry, [row.desired for row in rows])
+    rows = [replace(row, desired=one) for row, one in zip(rows, wanted, strict=True)]
     with prompts.show_batch_progress(len(rows), json) as (on_start, on_result):
         results = asyncio.run(
             batch.provision_rows(
