@@ -16,7 +16,6 @@ from beacon_ota.images import (
     appfs,
     boards,
     flash,
-    littlefs_writer,
     release,
     synthetic,
 )
@@ -92,7 +91,7 @@ def build_release(
     base = synthetic_core() if with_core is None else with_core
     info = AppInfo(version, DEVICE, hashlib.sha256(base).hexdigest(), insecure=True)
     files[appfs.INFO] = info.pack()
-    return release.join_core_and_app(base, littlefs_writer.build_filesystem(files, appfs.BLOCK))
+    return release.join_core_and_app(base, appfs.pack_app(files))
 
 
 def build_flash(

@@ -267,6 +267,7 @@ class _Collector:
             ("refused", "Requests refused for who they say they are", "code", counts.refused),
             ("problems", "Requests refused for whatever reason", "code", counts.problems),
             ("downloads", "Downloads begun, by HTTP status", "status", counts.downloads),
+            ("block_indexes", "Block indexes sent, by HTTP status", "status", counts.block_indexes),
         ):
             family = CounterMetricFamily(_PREFIX + name, text, labels=[label])
             for value, count in values.items():

@@ -45,6 +45,7 @@ firmwares = Table(
     Column("state", String(16), nullable=False),  # testing, stable, deprecated
     Column("manifest", Text),  # DSSE envelope, null when the fleet runs unsigned
     Column("expires_at", Double),  # of the manifest
+    Column("blocks", Text),  # base64: block index that came with an encrypted image
     Column("info", Text, nullable=False, default="{}"),  # JSON: what the checks read in the image
     Column("uploaded_at", Double, nullable=False),
     Column("uploaded_by", String(64), nullable=False),
