@@ -2,7 +2,6 @@
 that is there is not what it seems to be: one whole download, in the same attempt."""
 
 import hashlib
-import time
 
 import pytest
 
@@ -369,9 +368,7 @@ def test_an_index_that_does_not_come(old, new, key, fault):
         b.wait(lambda: adapted(b, "index"))
 
 
-@pytest.mark.parametrize(
-    "fault", [Fault(chunked=True), Fault(length=None), Fault(length=4097)]
-)
+@pytest.mark.parametrize("fault", [Fault(chunked=True), Fault(length=None), Fault(length=4097)])
 def test_an_index_from_a_server_that_is_only_different(old, new, key, fault):
     with bench(old) as b:
         b.server.indexes = [fault]
