@@ -84,6 +84,7 @@ class Download:
             except Refused as error:
                 if error.code != "checksum" or not self._drop_plan(error):
                     raise
+                head = None
 
     # Nothing of what is in flash is used any more: all of the release is downloaded. False when
     # that was so already.
@@ -111,7 +112,7 @@ class Download:
                 try:
                     if self._plan[before // SECTOR]:
                         slots = part, beacon.slots.running_app
-                        await call("ota.plan", "take_sectors", self, self._plan, writer, slots)
+                        await call("ota.take", "take_sectors", self, self._plan, writer, slots)
                     else:
                         await self._stream(writer)
                     fruitless = 0

@@ -20,8 +20,8 @@ from ota.slots import FlashError
 # that an attempt may leave behind.
 _VERIFICATION = const("wire.versions wire.manifest crypto.pss ota.denylist ota.verify")
 _DOWNLOAD = const(
-    "ota.plan ota.writer ota.download ota.fetch ota.retry ota.bootable ota.decrypt ota.image"
-    " crypto.ctr crypto.hkdf"
+    "ota.plan ota.take ota.writer ota.download ota.fetch ota.retry ota.bootable ota.decrypt"
+    " ota.image crypto.ctr crypto.hkdf"
 )
 MODULES = _VERIFICATION + " " + _DOWNLOAD + " ota.boot_slot ota.acknowledged ota.install"
 
