@@ -40,6 +40,9 @@ IMAGE_FAULTS = {
 
 NUMBERS = (
     "bytes",
+    "bytes_fetched",
+    "sectors_kept",
+    "sectors_written",
     "duration_ms",
     "trials",
     "reset_cause",

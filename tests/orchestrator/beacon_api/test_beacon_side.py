@@ -363,6 +363,9 @@ def test_what_was_measured_is_kept(server, release, beacon):
         offer,
         previous_version="1.0.0",
         bytes=offer["size"],
+        bytes_fetched=8192,
+        sectors_kept=1,
+        sectors_written=2,
         duration_ms=21_000,
         trials=1,
         reset_cause=3,
@@ -373,6 +376,17 @@ def test_what_was_measured_is_kept(server, release, beacon):
     attempt = shown["attempts"][0]
     assert attempt["bytes"] == offer["size"] and attempt["duration_ms"] == 21_000
     assert attempt["trials"] == 1 and attempt["heap_free_min"] == 50_000
+    assert attempt["bytes_fetched"] == 8192
+    assert (attempt["sectors_kept"], attempt["sectors_written"]) == (1, 2)
+    metrics = server.admin().request("GET", "/metrics").text
+    labels = f'device_type="esp32c3",version="{offer["version"]}"'
+    assert f"beacon_ota_update_bytes_fetched_total{{{labels}}} 8192.0" in metrics
+    saved = float(offer["size"] - 8192)
+    assert f"beacon_ota_update_bytes_saved_total{{{labels}}} {saved}" in metrics
+    assert (
+        f"beacon_ota_update_sectors_total{{{labels.replace(',', ',how=' + chr(34) + 'written' + chr(34) + ',')}}} 2.0"
+        in metrics
+    )
     assert attempt["taken_at"] and attempt["rebooting_at"]
     assert [one["status"] for one in shown["reports"]] == ["success", "rebooting", "verifying"]
     assert shown["version"] == "1.1.0" and shown["image"] == offer["checksum"]

@@ -142,6 +142,9 @@ attempts = Table(
     Column("late_at", Double),
     Column("blamed_at", Double),  # when the beacon called the release bad
     Column("bytes", BigInteger),
+    Column("bytes_fetched", BigInteger),
+    Column("sectors_kept", BigInteger),
+    Column("sectors_written", BigInteger),
     Column("duration_ms", BigInteger),
     Column("trials", BigInteger),
     Column("reset_cause", BigInteger),

@@ -27,6 +27,9 @@ REPORTED = ("success", "failed", "rolled_back")  # a beacon said so; the others 
 GIVEN_UP = ("lost", "expired", "stopped")
 MEASURED = (
     "bytes",
+    "bytes_fetched",
+    "sectors_kept",
+    "sectors_written",
     "duration_ms",
     "trials",
     "reset_cause",
