@@ -24,3 +24,12 @@ def unload(names):
         if module and package in sys.modules and hasattr(sys.modules[package], last):
             delattr(sys.modules[package], last)
     gc.collect()
+
+
+# Loads modules for one call of an async function of the last one.
+async def call(names, function, *args):
+    await preload(names)
+    try:
+        return await getattr(sys.modules[names.split()[-1]], function)(*args)
+    finally:
+        unload(names)

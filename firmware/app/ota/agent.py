@@ -249,7 +249,7 @@ class Agent:
             return
         status = record["status"] if record and final else "idle"
         try:
-            await self._reporter.send(self._reporter.build(status, record if final else None))
+            await self._reporter.send(status, record if final else None)
         except HttpError as error:
             self._untaken_reports += 1
             if self._untaken_reports < _REPORT_TRIES:

@@ -8,11 +8,10 @@
 # * HttpError: an exchange failed (stage "download");
 # * AttemptCancelled: the orchestrator has ended the attempt.
 
-import asyncio
 import time
 
 from micropython import const
-from modules import preload, unload
+from modules import call, preload, unload
 from net.http import HttpError
 
 from ota.slots import FlashError
@@ -21,12 +20,10 @@ from ota.slots import FlashError
 # that an attempt may leave behind.
 _VERIFICATION = const("wire.versions wire.manifest crypto.pss ota.denylist ota.verify")
 _DOWNLOAD = const(
-    "ota.writer ota.download ota.bootable ota.decrypt ota.image crypto.ctr crypto.hkdf"
+    "ota.plan ota.writer ota.download ota.fetch ota.retry ota.bootable ota.decrypt ota.image"
+    " crypto.ctr crypto.hkdf"
 )
 MODULES = _VERIFICATION + " " + _DOWNLOAD + " ota.boot_slot ota.acknowledged ota.install"
-
-_FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
-_REBOOTING = const(0xFF)
 
 
 # The orchestrator has ended this attempt; there is nothing to report.
@@ -61,7 +58,8 @@ class Install:
         except OSError as error:
             raise FlashError("write", "nvs: %s" % error)
 
-    # Ends in a reset into the new release, or raises the exception that says why not.
+    # Ends in a reset into the new release, or raises the exception that says why not. Each step has
+    # a module of its own, so that the longest one, the download, has the most memory.
     async def run(self):
         beacon = self._beacon
         self.save_status("downloading")
@@ -70,19 +68,9 @@ class Install:
         fields = await self.verify_offer()
         slot, head = await self._download(fields)
         self.record["bytes"] = fields["size"]
-        self.save_status("verifying")
-        await preload("ota.acknowledged ota.bootable")
-        from ota import acknowledged, bootable
-
-        await acknowledged.report_until_acknowledged(beacon, self, "verifying")
-        # Traces of an earlier trial in otadata must not be taken for this attempt's.
-        bootable.change_otadata(beacon.slots.erase_stale_entries)
-        self.record["slot"] = slot
-        self.save_status("rebooting")
-        await acknowledged.report_until_acknowledged(beacon, self, "rebooting")
-        beacon.radio.set_progress(_REBOOTING)
-        await asyncio.sleep_ms(_FAREWELL)
-        bootable.arm_slot(beacon, self, slot, head)
+        await call(
+            "ota.image ota.bootable ota.acknowledged", "boot_release", beacon, self, slot, head
+        )
 
     # Returns the fields of the signed manifest that the download needs. Nothing is downloaded
     # before, and from here on the manifest counts, not the offer.
@@ -96,7 +84,7 @@ class Install:
         offer.clear()  # callers still refer to it
         verify = None
         unload(_VERIFICATION)
-        return {name: fields.get(name) for name in ("size", "checksum", "encryption")}
+        return {name: fields.get(name) for name in ("size", "checksum", "encryption", "core")}
 
     async def _download(self, fields):
         await preload("ota.writer ota.download")
@@ -115,8 +103,7 @@ class Install:
     async def report_best_effort(self, progress):
         record = self.record
         try:
-            doc = self.reporter.build(record["status"], record, progress)
-            taken = await self.reporter.send(doc)
+            taken = await self.reporter.send(record["status"], record, progress)
         except HttpError as error:
             print("report:", error.code, error.detail)
             return

@@ -46,14 +46,13 @@ class Reporter:
         unload("ota.status_report")
         return doc
 
-    # True when the orchestrator acknowledged the report, False when it answered that the attempt is
-    # over. Raises HttpError for every other answer: only 2xx acknowledges a report.
-    async def send(self, doc):
+    # Sends the report that build() makes. True when the orchestrator acknowledged it, False when it
+    # answered that the attempt is over. Raises HttpError for every other answer: only 2xx
+    # acknowledges a report.
+    async def send(self, *report):
         beacon = self._beacon
-        call = beacon.api.call("POST", "/api/beacons/%s/ota_status" % beacon.api.id, doc)
-        doc = None  # not kept in memory beside the encoded body
-        status, answer, _ = await call
-        call = None
+        target = "/api/beacons/%s/ota_status" % beacon.api.id
+        status, answer, _ = await beacon.api.call("POST", target, self.build, *report)
         if status in (409, 410):
             return False
         if not 200 <= status < 300:

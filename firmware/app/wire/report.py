@@ -40,14 +40,14 @@ IMAGE_FAULTS = {
 
 NUMBERS = (
     "bytes",
-    "bytes_fetched",
-    "sectors_kept",
-    "sectors_written",
     "duration_ms",
     "trials",
     "reset_cause",
     "heap_free_min",
     "advertising_paused_ms",
+    "bytes_fetched",
+    "sectors_kept",
+    "sectors_written",
 )
 FLAGS = ("clock_unset", "insecure", "acquitted")
 

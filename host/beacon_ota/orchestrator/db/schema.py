@@ -142,14 +142,14 @@ attempts = Table(
     Column("late_at", Double),
     Column("blamed_at", Double),  # when the beacon called the release bad
     Column("bytes", BigInteger),
-    Column("bytes_fetched", BigInteger),
-    Column("sectors_kept", BigInteger),
-    Column("sectors_written", BigInteger),
     Column("duration_ms", BigInteger),
     Column("trials", BigInteger),
     Column("reset_cause", BigInteger),
     Column("heap_free_min", BigInteger),
     Column("advertising_paused_ms", BigInteger),
+    Column("bytes_fetched", BigInteger),  # of the image; null: it did not say
+    Column("sectors_kept", BigInteger),
+    Column("sectors_written", BigInteger),
     UniqueConstraint("rollout_id", "beacon_id", "n"),
     Index(None, "beacon_id", "offered_at"),
     Index(None, "firmware_id", "result"),

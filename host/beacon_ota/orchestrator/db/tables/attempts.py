@@ -27,14 +27,14 @@ REPORTED = ("success", "failed", "rolled_back")  # a beacon said so; the others 
 GIVEN_UP = ("lost", "expired", "stopped")
 MEASURED = (
     "bytes",
-    "bytes_fetched",
-    "sectors_kept",
-    "sectors_written",
     "duration_ms",
     "trials",
     "reset_cause",
     "heap_free_min",
     "advertising_paused_ms",
+    "bytes_fetched",
+    "sectors_kept",
+    "sectors_written",
 )
 COLUMNS = tuple(attempts.c.keys())
 _OFFER = PreparedStatement(insert(attempts), COLUMNS)
