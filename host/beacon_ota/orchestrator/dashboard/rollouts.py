@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.coverage import describe_uncovered
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry
 from beacon_ota.orchestrator.core.rollout_records import load_state
 from beacon_ota.orchestrator.dashboard import messages
 from beacon_ota.orchestrator.dashboard.gauges import (

@@ -1,4 +1,4 @@
-"""Counts over the attempts, each time anew: what metrics and reports show."""
+"""Counts over the attempts for metrics and reports, computed anew each time."""
 
 from typing import NamedTuple
 
