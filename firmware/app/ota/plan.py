@@ -63,6 +63,7 @@ async def _fetch_index(beacon, attempt, sectors):
                 await connection.read_exactly(index)
                 # The index has the right length, too, if this is its hash.
                 api.check_mac(connection, hexlify(sha256(index).digest()).decode())
+                attempt.record["cost"][0] += len(index)
                 return index
         finally:
             connection.close()
