@@ -147,7 +147,7 @@ attempts = Table(
     Column("reset_cause", BigInteger),
     Column("heap_free_min", BigInteger),
     Column("advertising_paused_ms", BigInteger),
-    Column("bytes_fetched", BigInteger),  # of the image; null: it did not say
+    Column("bytes_fetched", BigInteger),  # of the image and its block index; null: it did not say
     Column("sectors_kept", BigInteger),
     Column("sectors_written", BigInteger),
     UniqueConstraint("rollout_id", "beacon_id", "n"),
